@@ -1,0 +1,36 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check bench clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp per set of extras: a changed pyproject or constraints file installs again.
+$(VENV)/.demo: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo]"
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(VENV)/.demo   ## quantize a real trained model and print the report
+	$(BIN)/omgoptim quantize examples/digits_cnn.py:build --data examples/digits_cnn.py:load --max-quality-drop 0.01
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check           ## lint, types and tests
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.dev   ## the measured claims, about ten minutes on two cores
+	$(BIN)/python benchmarks/timing.py
+	$(BIN)/python benchmarks/quantize.py
+	$(BIN)/python benchmarks/server_start.py
+
+clean:
+	rm -rf $(VENV) .omgoptim build dist *.egg-info

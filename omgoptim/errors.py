@@ -1,0 +1,102 @@
+"""What can go wrong, in the words that reach the person or the agent.
+
+OmgoptimError            what happened, why, and what to do next
+├── RequestError         the request itself: unknown name, bound broken, path outside the project     exit 2
+├── SetupError           the Python that would do the work lacks something                             exit 3
+├── ModelError           the model, its checkpoint or its inputs                                       exit 3
+├── DataError            the data or the metric                                                        exit 3
+├── UserCodeError        the user's own code raised, exited or hung                                    exit 3
+├── TechniqueError       a technique or an engine could not take the model                             exit 3
+├── ArtifactError        an artifact is damaged or does not give what it was saved with                exit 3
+└── RunError             a run that is gone, was cancelled or whose worker died                        exit 3
+
+Every error crosses process boundaries as `to_dict()` and comes back with `from_dict()`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+MAX_TEXT = 2000
+"""Longest text, in characters, that an error carries: messages from models and libraries are unbounded."""
+
+
+class OmgoptimError(Exception):
+    """An error that says what happened, why, and what to do next.
+
+    Args:
+        what: one sentence, what failed.
+        why: the cause, with what was received; may be empty.
+        fix: what to do next, ready to run where possible; may be empty.
+    """
+
+    exit_code = 3
+
+    def __init__(self, what: str, why: str = "", fix: str = "") -> None:
+        self.what, self.why, self.fix = clip(what), clip(why), clip(fix)
+        super().__init__(self.what)
+
+    def __str__(self) -> str:
+        parts = [self.what]
+        if self.why:
+            parts.append(f"Why: {self.why}")
+        if self.fix:
+            parts.append(f"Fix: {self.fix}")
+        return "\n".join(parts)
+
+    def to_dict(self) -> dict[str, str]:
+        return {"kind": type(self).__name__, "what": self.what, "why": self.why, "fix": self.fix}
+
+    @staticmethod
+    def from_dict(record: dict[str, str]) -> OmgoptimError:
+        kinds = {kind.__name__: kind for kind in OmgoptimError.__subclasses__()}
+        kind = kinds.get(record.get("kind", ""), OmgoptimError)
+        return kind(record["what"], record.get("why", ""), record.get("fix", ""))
+
+
+class RequestError(OmgoptimError):
+    """The request is wrong; nothing was started."""
+
+    exit_code = 2
+
+
+class SetupError(OmgoptimError):
+    """The Python that would do the work lacks a package, an engine or a device."""
+
+
+class ModelError(OmgoptimError):
+    """The model source, its checkpoint or its inputs do not work."""
+
+
+class DataError(OmgoptimError):
+    """The data or the metric does not work."""
+
+
+class UserCodeError(OmgoptimError):
+    """The user's own code raised, exited or did not come back."""
+
+
+class TechniqueError(OmgoptimError):
+    """A technique or an engine could not take this model."""
+
+
+class ArtifactError(OmgoptimError):
+    """An artifact is damaged, or does not give what it gave when it was saved."""
+
+
+class RunError(OmgoptimError):
+    """A run is unknown, was cancelled, or its worker died."""
+
+
+def clip(text: str, limit: int = MAX_TEXT) -> str:
+    """`text` cut to `limit` characters, its end kept: the last line of a traceback says most."""
+    return text if len(text) <= limit else "… " + text[-limit:]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence that lists what is known and, if one is near, the likely intention."""
+    options = sorted(known)
+    near = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
+    listed = f"Known: {', '.join(options)}." if options else ""
+    return f"Did you mean '{near[0]}'? {listed}" if near else listed

@@ -1,0 +1,150 @@
+"""What may be asked. Torch-free: both faces import it, and the server must start fast.
+
+`VERBS` maps a verb to its request. `parse` is the one way from raw arguments (MCP, CLI, Python, request.json) to a
+request, so that every face accepts the same and refuses in the same words.
+"""
+
+from __future__ import annotations
+
+import typing
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from omgoptim.errors import OmgoptimError, RequestError, did_you_mean
+from omgoptim.requests.base import DTYPES, InputSpec, ModelRequest, Params, Request
+from omgoptim.requests.compare import CompareRequest
+from omgoptim.requests.profile import ProfileRequest
+from omgoptim.requests.quantize import QuantizeRequest
+from omgoptim.requests.runs import DoctorRequest, RunsRequest
+
+VERBS: dict[str, type[Request]] = {
+    "profile": ProfileRequest,
+    "quantize": QuantizeRequest,
+    "compare": CompareRequest,
+}
+"""Verbs that start a run."""
+
+QUERIES: dict[str, type[Request]] = {"runs": RunsRequest, "doctor": DoctorRequest}
+"""Verbs that answer at once."""
+
+__all__ = [
+    "DTYPES",
+    "QUERIES",
+    "VERBS",
+    "CompareRequest",
+    "DoctorRequest",
+    "InputSpec",
+    "ModelRequest",
+    "Params",
+    "ProfileRequest",
+    "QuantizeRequest",
+    "Request",
+    "RunsRequest",
+    "parse",
+    "technique_field",
+    "techniques",
+]
+
+
+def technique_field(request: type[Request]) -> str | None:
+    """Name of the field that holds the technique's own parameters (`scheme` for quantize), or None."""
+    return next((name for name, field in request.model_fields.items() if _union_members(field)), None)
+
+
+def techniques(request: type[Request]) -> dict[str, type[Params]]:
+    """The techniques of a verb: name to params class, in the order of the union. Empty if the verb has none."""
+    key = technique_field(request)
+    if key is None:
+        return {}
+    return {member.model_fields[key].default: member for member in _union_members(request.model_fields[key])}
+
+
+def parse(verb: str, raw: dict[str, Any]) -> Request:
+    """Turn raw arguments into a request.
+
+    A technique's parameters may stand beside the common arguments (`scheme="static", calibration_samples=64`) or in
+    an object of their own (`scheme={"scheme": "static", "calibration_samples": 64}`).
+
+    Raises:
+        RequestError: an unknown verb or argument (with the nearest known one), a missing argument, a broken bound.
+    """
+    known = VERBS | QUERIES
+    if verb not in known:
+        raise RequestError(f"'{verb}' is no verb of omgoptim", did_you_mean(verb, known))
+    request = known[verb]
+    arguments = _gather_technique_arguments(verb, request, dict(raw))
+    try:
+        return request.model_validate(arguments)
+    except OmgoptimError:
+        raise
+    except ValidationError as error:
+        raise _rephrase(verb, error) from None
+
+
+def _union_members(field: FieldInfo) -> list[type[Params]]:
+    members = typing.get_args(field.annotation)
+    return [m for m in members if isinstance(m, type) and issubclass(m, Params)] if field.discriminator else []
+
+
+def _gather_technique_arguments(verb: str, request: type[Request], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Move a technique's parameters into the technique's object; refuse names that nobody knows."""
+    key = technique_field(request)
+    loose = [name for name in arguments if name not in request.model_fields]
+    if not loose:
+        return arguments
+    if key is None:
+        raise _unknown(loose[0], verb, request.model_fields)
+    chosen = arguments.get(key, request.model_fields[key].get_default().model_dump()[key])
+    nested = {key: chosen} if isinstance(chosen, str) else dict(chosen)
+    kinds = techniques(request)
+    technique = kinds.get(str(nested.get(key)))
+    if technique is None:
+        return arguments | {key: chosen}  # the union's own error lists the known names
+    for name in loose:
+        if name not in technique.model_fields:
+            holders = [other for other, kind in kinds.items() if name in kind.model_fields]
+            if holders:
+                raise RequestError(
+                    f"{key} '{nested[key]}' has no parameter '{name}'",
+                    f"'{name}' belongs to {key} {' and '.join(holders)}",
+                    f"give {key}={holders[0]}, or leave '{name}' out",
+                )
+            raise _unknown(name, verb, {**request.model_fields, **technique.model_fields})
+        nested[name] = arguments.pop(name)
+    return arguments | {key: nested}
+
+
+def _unknown(name: str, verb: str, known: dict[str, Any]) -> RequestError:
+    return RequestError(f"{verb} has no argument '{name}'", did_you_mean(name, known))
+
+
+def _rephrase(verb: str, error: ValidationError) -> RequestError:
+    """The first problem in our own words: pydantic's text is for the programmer of a model, not for its user."""
+    problem = error.errors(include_url=False)[0]
+    known = VERBS | QUERIES
+    where = [part for part in problem["loc"] if not _is_union_tag(part, known[verb])]
+    name = ".".join(str(part) for part in where) or verb
+    received = repr(problem["input"])
+    received = received if len(received) <= 80 else received[:80] + "…"
+    match problem["type"]:
+        case "missing":
+            return RequestError(f"{verb} needs '{name}'", "it was not given", f"give {name}=…")
+        case "extra_forbidden":
+            technique = techniques(known[verb]).get(str(problem["loc"][1])) if len(problem["loc"]) > 2 else None
+            return _unknown(str(where[-1]), verb, dict((technique or known[verb]).model_fields))
+        case "union_tag_invalid":
+            key = str(where[-1])
+            value = problem["ctx"]["tag"]
+            return RequestError(f"'{value}' is no {key} of {verb}", did_you_mean(str(value), techniques(known[verb])))
+        case "literal_error":
+            choices = [part.strip("' ") for part in problem["ctx"]["expected"].replace(" or ", ",").split(",")]
+            return RequestError(f"'{problem['input']}' is no {name}", did_you_mean(str(problem["input"]), choices))
+        case "value_error":
+            return RequestError(problem["msg"].removeprefix("Value error, "))
+    return RequestError(f"'{name}' of {verb} is not valid", f"{problem['msg']}; received {received}")
+
+
+def _is_union_tag(part: object, request: type[Request]) -> bool:
+    return part in techniques(request)

@@ -1,0 +1,102 @@
+"""What every request shares: the common arguments and the shape of an input."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from omgoptim.errors import RequestError, did_you_mean
+
+Runtime = Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino"]
+Timing = Literal["quick", "standard", "careful"]
+
+DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+
+
+class Request(BaseModel):
+    """Base of everything that can be asked: immutable, closed, its docstrings are its schema's descriptions."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Params(Request):
+    """Base of a technique's own parameters: one class per technique, one literal field that names it."""
+
+
+class ModelRequest(Request):
+    """The arguments that every verb on a model shares."""
+
+    model: str = Field(min_length=1)
+    """What to load: file.py:callable, package.module:callable, an artifact folder or run id, model.pt2, model.onnx, hf:FOLDER, timm:NAME, torchvision:NAME."""  # noqa: E501
+    checkpoint: str | None = None
+    """Weights for it: a .safetensors file, or a .pt/.pth state dict."""
+    model_kwargs: dict[str, Any] = {}
+    """Keyword arguments for the callable."""
+    data: str | None = None
+    """file.py:callable that takes split=train|calibration|eval, or a .npz/.safetensors file of named arrays."""
+    inputs: list[str] = []
+    """Without data: input shapes, batch first, such as 1x3x224x224 or input_ids:int64:1x128."""
+    metric: str = "auto"
+    """auto, top1, r2, cosine, a torchmetrics name, or file.py:callable giving a float, higher is better."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run and measure; auto is cpu unless the runtime asked for needs another."""
+    timing: Timing = "standard"
+    """quick: one launch, a point estimate; standard: five, with an interval; careful: until it is narrow."""
+    batch: int = Field(32, ge=1, le=4096)
+    """Batch size of the throughput measurement; latency is always at batch 1."""
+    threads: int | None = Field(None, ge=1, le=512)
+    """CPU threads for every measured process; default: the cores this process may use."""
+    samples: int = Field(2000, ge=1, le=1_000_000)
+    """Most evaluation samples to use."""
+    seed: int = Field(0, ge=0)
+    """Seed of every random choice."""
+    time_limit_s: float = Field(300, gt=0)
+    """Longest time, in seconds, that one call into the user's code (build, load, metric) may take."""
+    project: str | None = None
+    """Absolute path of the user's project; model, checkpoint and data must lie inside it."""
+    python: str | None = None
+    """Python that has the model's packages; default: the project's .venv, else the active environment."""
+    allow_path: list[str] = []
+    """Further folders that may be read from."""
+
+    @field_validator("inputs")
+    @classmethod
+    def _inputs_parse(cls, inputs: list[str]) -> list[str]:
+        for text in inputs:
+            InputSpec.parse(text)
+        return inputs
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """One input of a model: name (None for positional), dtype, and shape with the batch first."""
+
+    name: str | None
+    dtype: str
+    shape: tuple[int, ...]
+
+    @staticmethod
+    def parse(text: str) -> InputSpec:
+        """Read `SHAPE`, `DTYPE:SHAPE` or `NAME:DTYPE:SHAPE`, where SHAPE is like 1x3x224x224.
+
+        Raises:
+            RequestError: the text is none of the three, or names an unknown dtype.
+        """
+        name: str | None
+        *head, last = text.split(":")
+        if not re.fullmatch(r"\d+(x\d+)*", last) or len(head) > 2:
+            raise RequestError(
+                f"'{text}' is no input shape",
+                "an input is SHAPE, DTYPE:SHAPE or NAME:DTYPE:SHAPE, sizes joined by x, the batch first",
+                "for instance --inputs 1x3x224x224 or --inputs input_ids:int64:1x128",
+            )
+        name, dtype = (head[0], head[1]) if len(head) == 2 else (None, head[0] if head else "float32")
+        if dtype not in DTYPES:
+            raise RequestError(f"'{dtype}' in '{text}' is no dtype", did_you_mean(dtype, DTYPES))
+        shape = tuple(int(size) for size in last.split("x"))
+        if 0 in shape:
+            raise RequestError(f"'{text}' has a dimension of size 0", "every size is at least 1")
+        return InputSpec(name, dtype, shape)

@@ -1,0 +1,93 @@
+"""What may be asked of `quantize`: the request, and one params class per technique."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from omgoptim.requests.base import ModelRequest, Params, Runtime
+from omgoptim.requests.bare_name import bare_name
+
+
+class Auto(Params):
+    """Try what this machine can run and keep the fastest candidate whose quality drop is within the guard."""
+
+    scheme: Literal["auto"] = "auto"
+    calibration_samples: int = Field(256, ge=1)
+    """Samples of the calibration split that static quantization reads its ranges from."""
+
+
+class Dynamic(Params):
+    """Int8 weights, activations quantized on the fly: Linear, MatMul, LSTM and GRU. Needs no data."""
+
+    scheme: Literal["dynamic"] = "dynamic"
+    num_bits: Literal[8] = 8
+    granularity: Literal["per_channel", "per_tensor"] = "per_channel"
+    """One scale per output channel of a weight, or one for the whole weight."""
+    targets: list[str] = []
+    """Globs on module paths: quantize only these."""
+    ignore: list[str] = []
+    """Globs on module paths: leave these in float."""
+
+
+class Static(Params):
+    """Int8 weights and activations, ranges read from calibration data: convolutions and Linear."""
+
+    scheme: Literal["static"] = "static"
+    num_bits: Literal[8] = 8
+    granularity: Literal["per_channel", "per_tensor"] = "per_channel"
+    """One scale per output channel of a weight, or one for the whole weight."""
+    symmetric: bool = False
+    """Whether activations use a zero point of 0."""
+    algorithm: Literal["auto", "onnxruntime", "nncf"] = "auto"
+    """Whose calibration writes the program; auto tries each that is installed."""
+    range_method: Literal["minmax", "entropy", "percentile"] = "minmax"
+    """How a range is read from the calibration data (algorithm onnxruntime)."""
+    calibration_samples: int = Field(256, ge=1)
+    """Samples of the calibration split to read ranges from."""
+    targets: list[str] = []
+    """Globs on module paths: quantize only these."""
+    ignore: list[str] = []
+    """Globs on module paths: leave these in float."""
+
+
+class Bf16(Params):
+    """Weights stored in bfloat16, half the bytes; computed in bfloat16 where the engine can."""
+
+    scheme: Literal["bf16"] = "bf16"
+
+
+class Fp16(Params):
+    """Weights stored in float16, half the bytes; computed in float16 on a GPU, in float32 on most CPUs."""
+
+    scheme: Literal["fp16"] = "fp16"
+
+
+class Fp32(Params):
+    """No quantization: the float32 program on another engine. What the engine alone brings."""
+
+    scheme: Literal["fp32"] = "fp32"
+
+
+Scheme = Annotated[
+    Auto | Dynamic | Static | Bf16 | Fp16 | Fp32, Field(discriminator="scheme"), BeforeValidator(bare_name("scheme"))
+]
+
+
+class QuantizeRequest(ModelRequest):
+    """Quantize a model and keep the fastest candidate that holds the quality guard, measured from the saved artifact.
+
+    The first thing to try when a model must get smaller or faster. Runs the user's model code with the user's rights.
+    """
+
+    scheme: Scheme = Auto()
+    """auto, or one technique: its name, or an object with its parameters."""
+    runtime: Runtime = "auto"
+    """Engine that will run the artifact; auto tries each that is installed."""
+    max_quality_drop: float = Field(0.01, ge=0, le=1)
+    """The guard: most quality that may be lost, before minus after."""
+    output: str | None = None
+    """Folder to put a copy of the artifact in; must not exist yet."""
+    plan: bool = False
+    """Say what would be tried, on which layers and at what cost, and do nothing."""

@@ -1,0 +1,35 @@
+"""What may be asked about runs and about the set-up."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from omgoptim.requests.base import Request
+
+
+class RunsRequest(Request):
+    """List runs, show one, wait for one, or cancel one. A run goes on when the client goes away."""
+
+    action: Literal["list", "show", "wait", "cancel"] = "list"
+    run_id: str | None = None
+    """The run to show, wait for or cancel."""
+    project: str | None = None
+    """Absolute path of the user's project."""
+
+    @model_validator(mode="after")
+    def _run_id_where_needed(self) -> Self:
+        if self.action != "list" and not self.run_id:
+            raise ValueError(f"action '{self.action}' needs run_id; action 'list' shows the ids")
+        return self
+
+
+class DoctorRequest(Request):
+    """Say which engines, devices and extras the project's Python has, and what to install for the rest."""
+
+    project: str | None = None
+    """Absolute path of the user's project."""
+    python: str | None = Field(None)
+    """Python to look at; default: the project's .venv, else the active environment."""

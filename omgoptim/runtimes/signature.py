@@ -1,0 +1,133 @@
+"""How a model is called: names, dtypes and shapes of its inputs, and the structure of its outputs. No torch.
+
+A batch is a mapping of input name to array, everywhere in omgoptim. A signature turns it into the positional and
+keyword arguments of the original `forward`, and turns the flat list of output arrays back into what `forward` returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+Array = TypeVar("Array")
+
+BATCH = "batch"
+"""Name of the free dimension."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputTensor:
+    """One input: `shape` holds sizes, or the names of free dimensions (`"batch"`)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    keyword: bool
+    """Whether `forward` takes it by name (a dict batch) rather than by position."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """The inputs in call order, and the outputs' structure as `structure_of` writes it."""
+
+    inputs: tuple[InputTensor, ...]
+    outputs: Any
+
+    @property
+    def input_names(self) -> list[str]:
+        return [tensor.name for tensor in self.inputs]
+
+    @property
+    def output_names(self) -> list[str]:
+        return leaf_names(self.outputs)
+
+    def to_call(self, batch: Mapping[str, Array]) -> tuple[tuple[Array, ...], dict[str, Array]]:
+        """Positional and keyword arguments of the original forward for a batch."""
+        args = tuple(batch[tensor.name] for tensor in self.inputs if not tensor.keyword)
+        kwargs = {tensor.name: batch[tensor.name] for tensor in self.inputs if tensor.keyword}
+        return args, kwargs
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "inputs": [
+                {"name": t.name, "dtype": t.dtype, "shape": list(t.shape), "keyword": t.keyword} for t in self.inputs
+            ],
+            "outputs": self.outputs,
+        }
+
+    @staticmethod
+    def from_json(record: dict[str, Any]) -> Signature:
+        inputs = tuple(InputTensor(t["name"], t["dtype"], tuple(t["shape"]), t["keyword"]) for t in record["inputs"])
+        return Signature(inputs, record["outputs"])
+
+
+class Outputs(dict[str, Any]):
+    """A dict of outputs that also reads as attributes, as Hugging Face's outputs do."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def structure_of(value: Any) -> Any:
+    """The JSON structure of a forward's return value.
+
+    A tensor is `"tensor"`, None is None; tuples, lists and mappings nest as `{"tuple": [...]}`, `{"list": [...]}` and
+    `{"dict": {...}}`.
+
+    Raises:
+        TypeError: a leaf that is neither a tensor nor None.
+    """
+    if value is None:
+        return None
+    if isinstance(value, Mapping):  # Hugging Face's ModelOutput is one
+        return {"dict": {str(key): structure_of(item) for key, item in value.items()}}
+    if isinstance(value, (tuple, list)):
+        kind = "list" if isinstance(value, list) else "tuple"
+        return {kind: [structure_of(item) for item in value]}
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return "tensor"
+    raise TypeError(f"forward returned a {type(value).__name__}, which is no tensor, tuple, list or dict of tensors")
+
+
+def flatten(value: Any) -> list[Any]:
+    """The tensors in a forward's return value, in the order of `structure_of`."""
+    if value is None:
+        return []
+    if isinstance(value, Mapping):
+        return [leaf for item in value.values() for leaf in flatten(item)]
+    if isinstance(value, (tuple, list)):
+        return [leaf for item in value for leaf in flatten(item)]
+    return [value]
+
+
+def unflatten(structure: Any, leaves: Sequence[Any]) -> Any:
+    """The inverse of `flatten`: `leaves` put back into `structure`."""
+    remaining = iter(leaves)
+
+    def build(node: Any) -> Any:
+        if node is None:
+            return None
+        if node == "tensor":
+            return next(remaining)
+        ((kind, items),) = node.items()
+        if kind == "dict":
+            return Outputs({key: build(item) for key, item in items.items()})
+        return (tuple if kind == "tuple" else list)(build(item) for item in items)
+
+    return build(structure)
+
+
+def leaf_names(structure: Any, prefix: str = "") -> list[str]:
+    """One name per output tensor: `output` for a single one, else the keys and positions on its way."""
+    if structure is None:
+        return []
+    if structure == "tensor":
+        return [prefix or "output"]
+    ((kind, items),) = structure.items()
+    pairs = items.items() if kind == "dict" else enumerate(items)
+    names = [name for key, item in pairs for name in leaf_names(item, f"{prefix}_{key}" if prefix else str(key))]
+    return [f"output_{name}" if name.isdigit() else name for name in names]
