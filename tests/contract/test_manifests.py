@@ -1,0 +1,344 @@
+"""Every manifest, command and skill says the same as the code: names, versions, verbs, arguments, nothing missing."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+import omgoptim
+from omgoptim.requests import QUERIES, VERBS, Request, techniques
+
+ROOT = Path(__file__).parents[2]
+ALL = VERBS | QUERIES
+COMMANDS = sorted((ROOT / "commands").glob("*.md"))
+SKILLS = [ROOT / "SKILL.md", *sorted((ROOT / "skills").glob("*/SKILL.md"))]
+PAGES = [*COMMANDS, *SKILLS, ROOT / "README.md", ROOT / "docs" / "timing.md"]
+
+FACE_ARGUMENTS = {"wait_s", "detail"}
+"""What the MCP face adds to a request."""
+FACE_OPTIONS = {"json", "html", "http", "port", "help", "version"}
+"""What the shell adds to a request."""
+PORTABLE_KEYS = {"name", "description", "license", "compatibility", "metadata", "allowed-tools"}
+COMMAND_KEYS = {"description", "argument-hint", "allowed-tools", "disable-model-invocation"}
+TOOL_FORMS = ("mcp__plugin_omgoptim_omgoptim__", "mcp__omgoptim__")
+"""Names of a tool in Claude Code: started by the plugin, and added by hand."""
+
+CLOSED = {"type": "object", "additionalProperties": False}
+TEXT = {"type": "string", "minLength": 1}
+AUTHOR = CLOSED | {"properties": {"name": TEXT, "email": TEXT, "url": TEXT}, "required": ["name"]}
+KEBAB = {"type": "string", "pattern": r"^[a-z0-9]+(-[a-z0-9]+)*$", "maxLength": 64}
+ABOUT = {"name": KEBAB, "version": TEXT, "description": TEXT, "license": TEXT, "keywords": {"items": TEXT}}
+STDIO = {"command": TEXT, "args": {"items": TEXT}, "env": {"additionalProperties": TEXT}}
+AGENT_PLUGINS = "https://agent-plugins.org/schemas/1.0.0"
+
+SCHEMAS: dict[str, dict[str, Any]] = {
+    ".claude-plugin/plugin.json": CLOSED
+    | {
+        "properties": ABOUT | {"displayName": TEXT, "author": AUTHOR, "skills": {"items": TEXT}, "icon": TEXT},
+        "required": [*ABOUT, "author", "skills"],
+    },
+    ".claude-plugin/marketplace.json": CLOSED
+    | {
+        "properties": {
+            "name": KEBAB,
+            "description": TEXT,
+            "owner": AUTHOR,
+            "plugins": {
+                "minItems": 1,
+                "maxItems": 1,
+                "items": CLOSED
+                | {"properties": ABOUT | {"source": {"const": "./"}, "category": TEXT}, "required": ["name", "source"]},
+            },
+        },
+        "required": ["name", "description", "owner", "plugins"],
+    },
+    ".mcp.json": CLOSED
+    | {
+        "properties": {"mcpServers": {"additionalProperties": CLOSED | {"properties": STDIO, "required": ["command"]}}},
+        "required": ["mcpServers"],
+    },
+    "plugin.json": CLOSED
+    | {
+        "properties": ABOUT | {"$schema": {"const": f"{AGENT_PLUGINS}/plugin.schema.json"}, "author": AUTHOR},
+        "required": ["$schema", *ABOUT],
+    },
+    "mcp.json": CLOSED
+    | {
+        "properties": {
+            "$schema": {"const": f"{AGENT_PLUGINS}/mcp.schema.json"},
+            "mcpServers": {
+                "additionalProperties": CLOSED
+                | {"properties": STDIO | {"type": {"const": "stdio"}}, "required": ["type", "command"]}
+            },
+        },
+        "required": ["$schema", "mcpServers"],
+    },
+    "server.json": CLOSED
+    | {
+        "properties": {
+            "$schema": {"pattern": r"^https://static\.modelcontextprotocol\.io/schemas/\d{4}-\d\d-\d\d/server\.schema\.json$"},
+            "name": {"pattern": r"^[a-zA-Z0-9.-]+/[a-zA-Z0-9._-]+$"},
+            "title": TEXT,
+            "description": TEXT | {"maxLength": 100},
+            "version": TEXT,
+            "packages": {"minItems": 1, "items": {"required": ["registryType", "identifier", "version", "transport"]}},
+        },
+        "required": ["$schema", "name", "description", "version", "packages"],
+    },
+}  # fmt: skip
+
+
+def manifest(name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((ROOT / name).read_text())
+    return loaded
+
+
+def page(path: Path) -> tuple[dict[str, Any], str]:
+    """Frontmatter and body of a command or skill."""
+    match = re.fullmatch(r"---\n(.*?)\n---\n(.*)", path.read_text(), re.DOTALL)
+    assert match, f"{path} has no frontmatter"
+    return yaml.safe_load(match[1]), match[2]
+
+
+def arguments_of(request: type[Request]) -> set[str]:
+    """What a verb accepts: its own arguments and those of its techniques, which may stand beside them."""
+    return {*request.model_fields, *(name for kind in techniques(request).values() for name in kind.model_fields)}
+
+
+ARGUMENTS = {name for request in ALL.values() for name in arguments_of(request)} | FACE_ARGUMENTS
+
+
+def fences(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def inline_code(text: str) -> list[str]:
+    return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+
+
+def shell_lines(text: str) -> list[list[str]]:
+    """Words of every line, in a block or inline, that calls omgoptim."""
+    blocks = [
+        line
+        for language in ("", "sh", "shell", "console")
+        for block in fences(text, language)
+        for line in block.splitlines()
+    ]
+    lines = [line.strip().removeprefix("$ ") for line in blocks + inline_code(text)]
+    return [line.partition("  #")[0].split() for line in lines if re.match(r"omgoptim( |$)", line)]  # fmt: skip
+
+
+def page_id(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+# Manifests
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_a_manifest_has_the_form_its_readers_accept(name: str) -> None:
+    jsonschema.validate(manifest(name), SCHEMAS[name])
+
+
+def test_every_manifest_carries_the_version_of_the_package() -> None:
+    server = manifest("server.json")
+    versions = {
+        ".claude-plugin/plugin.json": manifest(".claude-plugin/plugin.json")["version"],
+        ".claude-plugin/marketplace.json": manifest(".claude-plugin/marketplace.json")["plugins"][0]["version"],
+        "plugin.json": manifest("plugin.json")["version"],
+        "server.json": server["version"],
+        "server.json, package": server["packages"][0]["version"],
+    }
+    assert versions == dict.fromkeys(versions, omgoptim.__version__)
+
+
+def test_every_manifest_describes_the_plugin_in_the_same_words() -> None:
+    ours = manifest(".claude-plugin/plugin.json")
+    keys = ("name", "description", "license", "keywords")
+    for other in (manifest("plugin.json"), manifest(".claude-plugin/marketplace.json")["plugins"][0]):
+        assert {key: other[key] for key in keys} == {key: ours[key] for key in keys}
+    project = (ROOT / "pyproject.toml").read_text()
+    assert f'license = "{ours["license"]}"' in project
+    assert "Apache License" in (ROOT / "LICENSE").read_text()
+
+
+def test_both_server_entries_start_the_launcher_under_the_same_short_name() -> None:
+    claude, portable = manifest(".mcp.json")["mcpServers"], manifest("mcp.json")["mcpServers"]
+    assert list(claude) == list(portable) == ["omgoptim"]
+    for entry, root in ((claude["omgoptim"], "${CLAUDE_PLUGIN_ROOT}"), (portable["omgoptim"], "${PLUGIN_ROOT}")):
+        assert entry["command"] == "uv"
+        *how, script = entry["args"]
+        assert how == ["run", "--script"]
+        assert script.startswith(f"{root}/")
+        assert (ROOT / script.removeprefix(f"{root}/")).is_file()
+    assert "PLUGIN_DATA" not in portable["omgoptim"].get("env", {}), "reserved by Agent Plugins"
+
+
+def test_the_registry_entry_and_the_readme_name_the_same_server() -> None:
+    server = manifest("server.json")
+    assert f"<!-- mcp-name: {server['name']} -->" in (ROOT / "README.md").read_text()
+    assert server["packages"][0]["identifier"] == "omgoptim"
+    assert server["packages"][0]["transport"] == {"type": "stdio"}
+
+
+def test_the_skill_folders_of_the_plugin_hold_every_skill() -> None:
+    folders = [(ROOT / folder).resolve() for folder in manifest(".claude-plugin/plugin.json")["skills"]]
+    found = {
+        path.resolve() for folder in folders for pattern in ("SKILL.md", "*/SKILL.md") for path in folder.glob(pattern)
+    }
+    assert found == {path.resolve() for path in SKILLS}  # fmt: skip
+
+
+def test_the_icon_is_a_square_image_of_an_accepted_size() -> None:
+    head = (ROOT / "assets" / "icon.png").read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", head[16:24])
+    assert width == height
+    assert 512 <= width <= 2048
+
+
+def test_the_launcher_needs_only_light_packages_in_the_versions_of_the_project() -> None:
+    header = re.search(
+        r"^# /// script\n(.*?)^# ///$", (ROOT / "plugin" / "server.py").read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert header  # fmt: skip
+    wanted = re.findall(r'^#   "(.+)",$', header[1], re.MULTILINE)
+    names = {re.split(r"[<>=]", item)[0] for item in wanted}
+    assert names == {"mcp", "pydantic", "filelock", "psutil", "typing-extensions"}
+    listed = re.findall(r'^  "([^"]+)",', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    shared = {item for item in listed if re.split(r"[<>=]", item)[0] in names}
+    assert shared <= set(wanted)
+
+
+# Commands
+
+
+def test_every_verb_has_one_command_and_every_command_a_verb() -> None:
+    assert {path.stem for path in COMMANDS} == set(ALL)
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=page_id)
+def test_a_command_has_only_known_keys_and_a_quoted_hint(path: Path) -> None:
+    head, body = page(path)
+    assert set(head) == COMMAND_KEYS
+    assert re.search(r'^argument-hint: ".+"$', path.read_text(), re.MULTILINE)
+    assert 20 <= len(head["description"]) <= 200
+    assert body.count("$ARGUMENTS") == 1
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=page_id)
+def test_a_command_allows_its_own_tools_under_both_names_and_only_when_a_person_calls_it(path: Path) -> None:
+    head, body = page(path)
+    allowed = [tool.strip() for tool in head["allowed-tools"].split(",")]
+    verbs = [{tool.removeprefix(form) for tool in allowed if tool.startswith(form)} for form in TOOL_FORMS]
+    assert verbs[0] == verbs[1]
+    assert len(allowed) == 2 * len(verbs[0])
+    assert path.stem in verbs[0]
+    assert verbs[0] <= set(ALL)
+    assert verbs[0] == {verb for verb in ALL if re.search(rf"[Cc]all `{verb}`", body)} | {path.stem}
+    assert head["disable-model-invocation"] is True
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=page_id)
+def test_the_hint_of_a_command_names_real_options_of_its_verb(path: Path) -> None:
+    options = re.findall(r"--([a-z-]+)", page(path)[0]["argument-hint"])
+    assert {option.replace("-", "_") for option in options} <= arguments_of(ALL[path.stem])
+
+
+# Skills
+
+
+@pytest.mark.parametrize("path", SKILLS, ids=page_id)
+def test_a_skill_has_only_the_portable_keys_and_says_when_to_use_it(path: Path) -> None:
+    head, body = page(path)
+    assert {"name", "description"} <= set(head) <= PORTABLE_KEYS
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", head["name"])
+    assert len(head["name"]) <= 64
+    assert "Use when" in head["description"]
+    assert len(head["description"]) <= 1024
+    assert len(body.splitlines()) <= 300
+    if path.parent != ROOT:
+        assert head["name"] == path.parent.name
+
+
+def test_no_skill_shares_its_name_with_a_command_or_another_skill() -> None:
+    names = [page(path)[0]["name"] for path in SKILLS] + [path.stem for path in COMMANDS]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_a_skill_that_a_page_points_to_exists(path: Path) -> None:
+    named = set(re.findall(r"skill `([^`]+)`", path.read_text()))
+    assert named <= {page(skill)[0]["name"] for skill in SKILLS}
+
+
+@pytest.mark.parametrize("path", SKILLS, ids=page_id)
+def test_a_method_that_is_not_here_is_marked_and_one_that_is_here_is_not(path: Path) -> None:
+    rows = [line.split("|") for line in path.read_text().splitlines() if line.startswith("|")][2:]
+    schemes = {name for request in VERBS.values() for name in techniques(request)}
+    for row in rows:
+        named = set(re.findall(r"`scheme=(\w+)`", row[-2]))
+        assert named <= schemes
+        assert bool(named) != (row[-2].strip() == "not in this version")
+
+
+# What the pages say to call
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_an_argument_in_backticks_exists(path: Path) -> None:
+    code = inline_code(path.read_text())
+    named = {name for text in code for name in re.findall(r"(?<![\w-])([a-z_]+)=", text)}
+    keys = {key for text in code if text.startswith("{") for key in json.loads(text)}
+    options = {name.replace("-", "_") for text in code for name in re.findall(r"^--([a-z-]+)", text)}
+    assert named | keys | options <= ARGUMENTS | FACE_OPTIONS
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_a_call_in_a_shell_line_names_a_verb_and_its_options(path: Path) -> None:
+    for _, *words in shell_lines(path.read_text()):
+        verb = words[0] if words else "doctor"
+        known = arguments_of(ALL[verb]) if verb in ALL else set()
+        assert verb in {*ALL, "mcp"}
+        options = {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
+        assert options <= known | FACE_ARGUMENTS | FACE_OPTIONS, " ".join(words)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_a_call_in_python_uses_real_names(path: Path) -> None:
+    for block in fences(path.read_text(), "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "omgoptim":
+                assert node.attr in omgoptim.__all__
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ALL:
+                assert {word.arg for word in node.keywords} <= arguments_of(ALL[node.func.attr])
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "AGENTS.md", "SKILL.md", "docs/timing.md"])
+def test_a_file_of_this_repository_that_a_page_names_exists(name: str) -> None:
+    text = (ROOT / name).read_text()
+    tops = "omgoptim|tests|commands|skills|plugin|docs|examples|benchmarks"
+    named = {code for code in inline_code(text) if re.fullmatch(rf"({tops})/[\w./-]*", code)}
+    linked = {target for target in re.findall(r"\]\(([^)#]+)\)", text) if not target.startswith("http")}
+    there = [ROOT / path for path in named] + [(ROOT / name).parent / path for path in linked]
+    assert [path for path in there if not path.exists()] == []
+
+
+def test_the_readme_shows_every_verb_as_a_shell_line() -> None:
+    shown = {words[1] for words in shell_lines((ROOT / "README.md").read_text()) if len(words) > 1}
+    assert shown == {*ALL, "mcp"}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=page_id)
+def test_no_page_promises_a_speed(path: Path) -> None:
+    text = re.sub(r"<!-- demo:start -->.*<!-- demo:end -->", "", path.read_text(), flags=re.DOTALL)
+    assert re.findall(r"\b\d+(?:\.\d+)?\s?(?:x|×|times)\s(?:faster|smaller|speed)", text) == []
+    assert re.findall(r"\b\d+(?:\.\d+)?\s?ms\b", text) == []
