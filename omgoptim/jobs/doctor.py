@@ -1,0 +1,209 @@
+"""What this machine and the project's Python can do, and what to install for the rest."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from omgoptim.errors import SetupError, clip
+from omgoptim.jobs.interpreter import (
+    OLDEST,
+    PACKAGE_FILE,
+    REQUIRED,
+    Interpreter,
+    clean_environment,
+    find_interpreter,
+    is_new_enough,
+)
+from omgoptim.jobs.logs import printable
+from omgoptim.jobs.project import find_project
+from omgoptim.measure.hardware import cpu_features, cpu_name, usable_cores
+from omgoptim.reports import DoctorReport, PackageState
+from omgoptim.requests import DoctorRequest
+
+INSPECT_LIMIT_S = 180.0
+INSPECT = (
+    "import runpy, sys; sys.path[:] = [p for p in sys.path if p]; runpy.run_path(sys.argv[1], run_name='__main__')"
+)
+
+ENGINES = {"onnxruntime": "running ONNX programs, int8 included", "openvino": "the OpenVINO engine, often the fastest"}
+EXTRAS = {
+    "nncf": "static quantization with NNCF, which keeps more quality on transformers and depthwise convolutions",
+    "transformers": "models from Hugging Face: hf:FOLDER",
+    "timm": "models from timm: timm:NAME",
+    "torchvision": "models from torchvision: torchvision:NAME",
+    "torchmetrics": "torchmetrics names as metric",
+}
+DRAGGED_DOWN = ("torchmetrics", "transformers", "timm", "peft")
+"""Packages that import torchvision where it is installed, and so break when it is broken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a Python answered about itself."""
+
+    packages: dict[str, dict[str, str | None]]
+    compiler: dict[str, str | None]
+    cuda_devices: list[str]
+    crash: str | None = None
+    """How it ended when it imported everything, if it did not survive that."""
+
+
+def doctor(request: DoctorRequest) -> DoctorReport:
+    """Look at the machine and at the Python that would run the project's models.
+
+    Raises:
+        RequestError: the project folder does not exist.
+        SetupError: there is no Python where one was named, or it does not run.
+    """
+    project = find_project(request.project)
+    interpreter = find_interpreter(project, request.python)
+    inspection = _inspect(interpreter, project)
+    runtimes = _runtimes(interpreter, inspection)
+    extras = [_state(interpreter, inspection, name, unlocks) for name, unlocks in EXTRAS.items()]
+    lacking = [_state(interpreter, inspection, name, "every run") for name in _unusable(interpreter, inspection)]
+    needed = [runtime for runtime in runtimes if runtime.name in ("torch_eager", "onnxruntime")]
+    ready = is_new_enough(interpreter) and not lacking and all(runtime.state == "ok" for runtime in needed)
+    return DoctorReport(
+        outcome="ok" if ready else "incomplete",
+        summary=_summary(interpreter, inspection, runtimes, extras),
+        python=str(interpreter.path),
+        python_found_by=interpreter.found_by,
+        python_version=interpreter.version,
+        cpu=cpu_name(),
+        cpu_features=cpu_features(),
+        cores=usable_cores(),
+        gpu=", ".join(inspection.cuda_devices) or None,
+        runtimes=runtimes,
+        extras=lacking + extras,
+        project=str(project),
+        mcp_entry=mcp_entry(project),
+    )
+
+
+def mcp_entry(project: Path) -> dict[str, Any]:
+    """The entry to paste into an MCP client's configuration."""
+    script = Path(sys.executable).with_name("omgoptim-mcp.exe" if sys.platform == "win32" else "omgoptim-mcp")
+    environment = {"OMGOPTIM_PROJECT": str(project)}
+    if script.is_file():
+        entry = {"command": str(script), "args": []}
+    else:
+        entry = {"command": sys.executable, "args": ["-m", "omgoptim.server"]}
+        if not _is_installed():
+            environment["PYTHONPATH"] = str(PACKAGE_FILE.parent.parent)
+    return {"mcpServers": {"omgoptim": {**entry, "env": environment}}}
+
+
+def _is_installed() -> bool:
+    try:
+        metadata.version("omgoptim")
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _inspect(interpreter: Interpreter, project: Path) -> Inspection:
+    """Ask a Python what it has; if importing everything crashes it, ask again without importing."""
+    answer = _ask(interpreter, project)
+    crash = None
+    if not answer.stdout:
+        log = clip(printable(answer.stderr.decode("utf-8", errors="replace")).strip(), 500)
+        crash = f"exit status {answer.returncode}: {log}"
+        answer = _ask(interpreter, project, "--no-imports")
+    try:
+        found = json.loads(answer.stdout)
+    except ValueError:
+        raise SetupError(
+            f"the Python at {interpreter.path} cannot say what it has", crash or "", "repair that environment"
+        ) from None
+    return Inspection(found["packages"], found["compiler"], found["cuda_devices"], crash)
+
+
+def _ask(interpreter: Interpreter, project: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    script = PACKAGE_FILE.parent / "operations" / "inspect_python.py"
+    command = [str(interpreter.path), "-c", INSPECT, str(script), *arguments]
+    try:
+        return subprocess.run(
+            command, capture_output=True, stdin=subprocess.DEVNULL, cwd=project, env=clean_environment(),
+            timeout=INSPECT_LIMIT_S, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 124, b"", b"importing its packages took too long")
+
+
+def _unusable(interpreter: Interpreter, inspection: Inspection) -> list[str]:
+    """What every run needs and cannot be used; torch and onnxruntime stand among the runtimes already."""
+    states = inspection.packages
+    broken = [name for name in REQUIRED if states.get(name, {}).get("state") == "broken"]
+    wanted = dict.fromkeys([*interpreter.missing, *broken])
+    return [name for name in wanted if name not in ("torch", "onnxruntime")]
+
+
+def _runtimes(interpreter: Interpreter, inspection: Inspection) -> list[PackageState]:
+    eager = _state(interpreter, inspection, "torch", "running any torch module", shown="torch_eager")
+    compiled = _state(interpreter, inspection, "torch", "torch modules with fused kernels", shown="torch_compile")
+    problem = inspection.compiler["error"]
+    if compiled.state == "ok" and problem is not None:
+        advice = "install g++ or clang" if inspection.compiler["path"] is None else "install this Python's -dev package"
+        compiled = compiled.model_copy(
+            update={"state": "missing", "unlocks": f"{compiled.unlocks}. Not usable: {problem}", "fix": advice}
+        )
+    return [eager, compiled, *(_state(interpreter, inspection, name, what) for name, what in ENGINES.items())]
+
+
+def _state(
+    interpreter: Interpreter, inspection: Inspection, name: str, unlocks: str, shown: str | None = None
+) -> PackageState:
+    found = inspection.packages.get(name, {"state": "missing", "version": None, "error": None})
+    state, fix = found["state"], None
+    if state == "missing":
+        fix = interpreter.install_command(name)
+    elif state == "broken":
+        fix = _repair(interpreter, inspection, name)
+        unlocks = f"{unlocks}. Broken: {printable(found['error'] or '')}"
+        if name == "torchvision":
+            unlocks += f". While it is installed, {', '.join(DRAGGED_DOWN)} can break with it"
+    return PackageState.model_validate(
+        {"name": shown or name, "state": state, "version": found["version"], "unlocks": unlocks, "fix": fix}
+    )
+
+
+def _repair(interpreter: Interpreter, inspection: Inspection, name: str) -> str:
+    vision_is_broken = inspection.packages["torchvision"]["state"] == "broken"
+    if vision_is_broken and name in ("torchvision", *DRAGGED_DOWN):
+        return interpreter.uninstall_command("torchvision") + "  # or install the build made for this torch"
+    return interpreter.install_command("--force-reinstall", "--no-deps", name)
+
+
+def _summary(
+    interpreter: Interpreter,
+    inspection: Inspection,
+    runtimes: list[PackageState],
+    extras: list[PackageState],
+) -> str:
+    usable = [runtime.name for runtime in runtimes if runtime.state == "ok"]
+    engines = f"Engines: {', '.join(usable)}." if usable else "No engine can be used."
+    broken = [extra.name for extra in extras if extra.state == "broken"]
+    parts = []
+    if not is_new_enough(interpreter):
+        parts.append(f"Python {interpreter.version} is too old: {OLDEST[0]}.{OLDEST[1]} or newer is needed.")
+    absent = list(interpreter.missing)
+    unusable = [package for package in REQUIRED if inspection.packages.get(package, {}).get("state") == "broken"]
+    if absent:
+        parts.append(f"Runs cannot start: missing {', '.join(absent)}. {interpreter.install_command(*absent)}")
+    if unusable:
+        parts.append(f"Runs cannot start: broken {', '.join(unusable)}.")
+    parts = parts or ["Runs can start."]
+    parts.append(engines)
+    if broken:
+        parts.append(f"Broken: {', '.join(broken)}.")
+    if inspection.packages["torchvision"]["state"] == "broken":
+        parts.append(f"The broken torchvision also breaks packages that import it: {', '.join(DRAGGED_DOWN)}.")
+    if inspection.crash:
+        parts.append(f"Importing its packages crashed this Python ({inspection.crash}); states are by file only.")
+    return " ".join(parts)

@@ -1,0 +1,186 @@
+"""Which Python does the work, and whether it has what the work needs.
+
+The user's model needs the user's packages, so the worker runs in the user's Python. Only omgoptim itself is brought
+along: `IMPORT_OMGOPTIM` loads it from its own folder without opening the rest of that folder to the user's Python.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import omgoptim
+from omgoptim.errors import SetupError, clip
+
+PACKAGE_FILE = Path(omgoptim.__file__).resolve()
+
+REQUIRED = (
+    "torch", "numpy", "pydantic", "safetensors", "onnx", "onnxscript", "onnxruntime", "thop", "sympy", "filelock",
+    "psutil", "typing_extensions",
+)  # fmt: skip
+OLDEST = (3, 10)
+CHECK_LIMIT_S = 10.0
+
+IMPORT_OMGOPTIM = """\
+import importlib.util, sys
+sys.path[:] = [entry for entry in sys.path if entry]
+spec = importlib.util.spec_from_file_location("omgoptim", sys.argv[1])
+module = sys.modules["omgoptim"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+"""
+"""First lines of a `python -c` whose first argument is `PACKAGE_FILE`: `import omgoptim...` works afterwards, and
+neither the working directory nor the packages beside omgoptim can stand in for this Python's own."""
+
+_CHECK = """\
+import sys
+sys.path[:] = [entry for entry in sys.path if entry]
+print("omgoptim:version %d.%d.%d" % sys.version_info[:3])
+import importlib.util
+for name in sys.argv[1:]:
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        print("omgoptim:missing " + name)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Interpreter:
+    """A Python that was asked for its version and its packages."""
+
+    path: Path
+    found_by: str
+    """How it was chosen, for instance `the project's .venv`."""
+    version: str
+    missing: tuple[str, ...]
+    """What a run needs and this Python lacks, by the names to install."""
+    has_pip: bool = True
+
+    def install_command(self, *packages: str) -> str:
+        """The one command that installs packages into this Python."""
+        python = _quoted(str(self.path))
+        wanted = " ".join(_quoted(package) for package in packages)
+        if self.has_pip:
+            return f"{python} -m pip install {wanted}"
+        if shutil.which("uv"):
+            return f"uv pip install --python {python} {wanted}"
+        return f"{python} -m ensurepip && {python} -m pip install {wanted}"
+
+    def uninstall_command(self, package: str) -> str:
+        """The one command that removes a package from this Python."""
+        python = _quoted(str(self.path))
+        pip = f"{python} -m pip uninstall" if self.has_pip else f"uv pip uninstall --python {python}"
+        return f"{pip} {_quoted(package)}"
+
+
+def find_interpreter(project: Path, explicit: str | None) -> Interpreter:
+    """The Python for a project's runs.
+
+    In this order: the argument, OMGOPTIM_PYTHON, the project's .venv, VIRTUAL_ENV, CONDA_PREFIX, the Python that runs
+    this code.
+
+    Raises:
+        SetupError: the Python that was named does not exist, or the one that was found does not run.
+    """
+    path, found_by = _choose(project, explicit)
+    try:
+        answer = subprocess.run(
+            [str(path), "-c", _CHECK, *REQUIRED, "setuptools", "pip"],
+            capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL, env=clean_environment(),
+            cwd=project, timeout=CHECK_LIMIT_S, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _does_not_run(path, found_by, str(error)) from None
+    lines = answer.stdout.splitlines()
+    version = next((line.split()[1] for line in lines if line.startswith("omgoptim:version ")), None)
+    if version is None or (answer.returncode != 0 and _parsed(version) >= OLDEST):
+        raise _does_not_run(path, found_by, answer.stderr.strip() or f"exit status {answer.returncode}")
+    missing = [line.split()[1] for line in lines if line.startswith("omgoptim:missing ")]
+    needs_setuptools = _parsed(version) >= (3, 12)  # thop imports distutils
+    wanted = [name for name in missing if name != "pip" and (name != "setuptools" or needs_setuptools)]
+    return Interpreter(path, found_by, version, tuple(wanted), "pip" not in missing)
+
+
+def require(interpreter: Interpreter) -> None:
+    """Refuse a Python that cannot do the work.
+
+    Raises:
+        SetupError: it is too old, or lacks packages; `fix` is the one command that installs them.
+    """
+    if not is_new_enough(interpreter):
+        raise SetupError(
+            f"Python {interpreter.version} is too old",
+            f"{interpreter.path} ({interpreter.found_by}); omgoptim needs {OLDEST[0]}.{OLDEST[1]} or newer",
+            "give python=<path of a newer Python that has the model's packages>",
+        )
+    if interpreter.missing:
+        raise SetupError(
+            f"the Python that would run the model lacks {', '.join(interpreter.missing)}",
+            f"{interpreter.path} ({interpreter.found_by}, Python {interpreter.version})",
+            interpreter.install_command(*interpreter.missing),
+        )
+
+
+def is_new_enough(interpreter: Interpreter) -> bool:
+    return _parsed(interpreter.version) >= OLDEST
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment without what would make another Python load this one's files."""
+    ours = ("PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONSTARTUP", "__PYVENV_LAUNCHER__")
+    return {name: value for name, value in os.environ.items() if name not in ours}
+
+
+def _choose(project: Path, explicit: str | None) -> tuple[Path, str]:
+    for value, source in ((explicit, "the argument 'python'"), (os.environ.get("OMGOPTIM_PYTHON"), "OMGOPTIM_PYTHON")):
+        if value:
+            return _named(project, value, source), source
+    folders = [(str(project / ".venv"), "the project's .venv")]
+    folders += [(os.environ.get(name, ""), name) for name in ("VIRTUAL_ENV", "CONDA_PREFIX")]
+    for folder, source in folders:
+        found = _python_in(Path(folder)) if folder else None
+        if found:
+            return found, source
+    return Path(sys.executable), "the Python that omgoptim itself runs in"
+
+
+def _named(project: Path, value: str, source: str) -> Path:
+    """A path (a relative one belongs to the project), the folder of an environment, or a command on the PATH."""
+    path = project / Path(value).expanduser()
+    found = _python_in(path) if path.is_dir() else path if path.is_file() else None
+    if found is None and os.sep not in value:
+        on_path = shutil.which(value)
+        found = Path(on_path) if on_path else None
+    if found is None:
+        raise SetupError(
+            f"there is no Python at '{value}'",
+            f"it came from {source}; looked at {path}",
+            "give the path of an existing Python, or leave it out to use the project's .venv or the active environment",
+        )
+    return found
+
+
+def _python_in(folder: Path) -> Path | None:
+    """The Python of an environment; not resolved, since the link's place is what makes it the environment's."""
+    places = ("bin/python", "Scripts/python.exe", "python.exe")
+    return next((folder / place for place in places if (folder / place).is_file()), None)
+
+
+def _does_not_run(path: Path, found_by: str, reason: str) -> SetupError:
+    return SetupError(
+        f"the Python at {path} does not run",
+        f"chosen through {found_by}; {clip(reason, 500)}",
+        "repair that environment, or give python=<path of another>",
+    )
+
+
+def _parsed(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+def _quoted(text: str) -> str:
+    return shlex.quote(text) if os.name == "posix" else f'"{text}"' if " " in text else text

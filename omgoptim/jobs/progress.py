@@ -1,0 +1,112 @@
+"""How far a run is: told by the worker, written to its folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from types import TracebackType
+from typing import Any
+
+from omgoptim.errors import clip
+from omgoptim.jobs.folder import RunFolder, now
+from omgoptim.jobs.logs import printable, trim
+from omgoptim.reports import RunState
+
+HEARTBEAT_S = 5.0
+SHORTEST_STEP_S = 0.2
+"""A state that only moved its fraction is written at most this often."""
+
+
+class Progress:
+    """The state of a running run and the thread that keeps it fresh; the worker's only writer of `state.json`.
+
+    Its lock is reentrant, since a signal handler runs in the middle of whatever the main thread does.
+    """
+
+    def __init__(self, folder: RunFolder, state: RunState) -> None:
+        self._folder = folder
+        self._state = state
+        self._events = os.open(folder.events_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)  # never inherited
+        self._lock = threading.RLock()
+        self._closed = threading.Event()
+        self._began = self._written = time.monotonic()
+        self._stale = False
+        self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Progress:
+        self._heart.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+        self._heart.join()
+        os.close(self._events)
+
+    def change(self, status: str, stage: str) -> None:
+        """Enter a new status. `running` starts the clock that the eta is reckoned from."""
+        with self._lock:
+            if status == "running":
+                self._began = time.monotonic()
+            self._set({"status": status, "stage": stage}, write=True)
+
+    def report(self, stage: str, fraction: float | None) -> None:
+        """What is being done now, and the fraction of the run that is done; None leaves the fraction as it was."""
+        with self._lock:
+            stage = clip(printable(stage).replace("\n", " "), 200)
+            changes: dict[str, Any] = {"stage": stage}
+            if fraction is not None and fraction == fraction:
+                changes["progress"] = min(1.0, max(0.0, fraction))
+            recent = time.monotonic() - self._written < SHORTEST_STEP_S
+            self._set(changes, write=stage != self._state.stage or not recent)
+
+    def end(self, ended: RunState) -> None:
+        """Write how the run ended; nothing is written after it."""
+        with self._lock:
+            self._closed.set()
+            self._state = ended
+            self._write()
+
+    def close(self) -> None:
+        """Write nothing more."""
+        with self._lock:
+            self._closed.set()
+
+    @property
+    def state(self) -> RunState:
+        return self._state
+
+    def _set(self, changes: dict[str, Any], write: bool) -> None:
+        if self._closed.is_set():
+            return
+        self._state = self._state.model_copy(update=changes)
+        self._stale = True
+        if write:
+            self._write()
+
+    def _write(self) -> None:
+        changes: dict[str, Any] = {"updated": now()}
+        if self._state.status == "running":
+            changes["eta_s"] = self._eta()
+        self._state = self._state.model_copy(update=changes)
+        event = {"t": self._state.updated, **self._state.model_dump(include={"status", "stage", "progress", "eta_s"})}
+        os.write(self._events, json.dumps(event).encode() + b"\n")
+        self._folder.write_state(self._state)
+        self._written, self._stale = time.monotonic(), False
+
+    def _eta(self) -> float | None:
+        done = self._state.progress
+        elapsed = time.monotonic() - self._began
+        return round(elapsed * (1 - done) / done, 1) if done else None
+
+    def _beat(self) -> None:
+        while not self._closed.wait(1.0):
+            with self._lock:
+                quiet = time.monotonic() - self._written >= HEARTBEAT_S
+                if not self._closed.is_set() and (self._stale or quiet):
+                    self._write()
+            if quiet:
+                trim(self._folder.log_file)

@@ -1,0 +1,148 @@
+"""Where runs stand, made true on every read.
+
+A worker holds its run's lock for its whole life. A run whose worker is gone is not running, whatever its state file
+says: whoever reads it first takes the lock and writes the truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from omgoptim.errors import OmgoptimError, RunError
+from omgoptim.jobs.folder import RunFolder, now, run_folders
+from omgoptim.jobs.logs import log_tail, printable
+from omgoptim.jobs.processes import end_family, is_alive
+from omgoptim.reports import EfficiencyReport, RunState
+from omgoptim.requests import parse
+from omgoptim.requests.command import command_of
+
+ENDED = ("done", "failed", "cancelled")
+
+START_GRACE_S = 10.0
+"""How long a run may be without a process: between its folder and its worker."""
+
+
+def read_state(folder: RunFolder) -> RunState:
+    """The true state of a run."""
+    state = folder.stored_state()
+    if state.status in ENDED or _has_worker(folder, state):
+        return state
+    try:
+        with FileLock(folder.worker_lock, timeout=0):
+            return _bury(folder)
+    except Timeout:  # another reader is writing the truth, or the worker lives where its process can't be seen
+        return folder.stored_state()
+
+
+def list_runs(project: Path) -> list[RunState]:
+    """The runs of a project, newest first."""
+    states = [read_state(folder) for folder in run_folders(project)]
+    return sorted(states, key=lambda state: state.started, reverse=True)
+
+
+def load_report(folder: RunFolder) -> EfficiencyReport:
+    """The report of a run that is done.
+
+    Raises:
+        RunError: the run has not ended yet, was cancelled, or its report is damaged.
+        OmgoptimError: the error that the run failed with, as its kind.
+    """
+    state = read_state(folder)
+    if state.status == "failed" and state.error is not None:
+        raise OmgoptimError.from_dict(state.error)
+    if state.status == "cancelled":
+        raise RunError(f"run {folder.id} was cancelled", "it has no report", repeat_hint(folder))
+    if state.status != "done":
+        wait = f"omgoptim runs wait {folder.id} (tool: runs, action wait)"
+        raise RunError(f"run {folder.id} has not ended", f"it is {state.status}: {state.stage}", wait)
+    report = _whole_report(folder)
+    if report is None:
+        raise RunError(
+            f"the report of run {folder.id} is gone or damaged", str(folder.report_file), repeat_hint(folder)
+        )
+    return report
+
+
+def as_done(state: RunState, report: EfficiencyReport) -> RunState:
+    """The state of a run that gave this report."""
+    ended = {"status": "done", "stage": "done", "progress": 1.0, "eta_s": None, "updated": now(), "error": None}
+    return state.model_copy(update={**ended, "outcome": report.outcome, "summary": report.summary})
+
+
+def as_failed(state: RunState, error: OmgoptimError) -> RunState:
+    """The state of a run that ended with this error; its stage stays the one it failed in."""
+    return state.model_copy(
+        update={"status": "failed", "eta_s": None, "updated": now(), "summary": error.what, "error": error.to_dict()}
+    )
+
+
+def as_cancelled(state: RunState) -> RunState:
+    error = RunError("the run was cancelled", f"in stage '{state.stage}'" if state.stage else "before it began")
+    return as_failed(state, error).model_copy(update={"status": "cancelled"})
+
+
+def settle(folder: RunFolder, verdict: Callable[[RunState], RunState]) -> RunState:
+    """Write how a run ended: as it says itself, done if it left a report, else as `verdict` has it.
+
+    The caller holds the run's lock, and no process of the run lives.
+    """
+    state = folder.stored_state()
+    if state.status in ENDED:
+        return state
+    report = _whole_report(folder)
+    if report is not None:  # it ended between its report and its state
+        folder.discard_scratch()
+        ended = as_done(state, report)
+    else:
+        folder.discard_unproved()
+        ended = verdict(state)
+    folder.write_state(ended)
+    return ended
+
+
+def repeat_hint(folder: RunFolder) -> str:
+    """What to do after a run that gave no result: where its log is, and the command that repeats it."""
+    hint = f"see {folder.log_file}" if folder.log_file.exists() else ""
+    try:
+        submission = folder.read_request()
+        command = command_of(submission.verb, parse(submission.verb, submission.request))
+    except OmgoptimError:
+        return hint or "start the run again"
+    return f"{hint}; run again: {command}" if hint else f"run again: {command}"
+
+
+def _whole_report(folder: RunFolder) -> EfficiencyReport | None:
+    try:
+        return EfficiencyReport.model_validate_json(folder.report_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _has_worker(folder: RunFolder, state: RunState) -> bool:
+    process = folder.read_worker()
+    if process is not None:
+        return is_alive(process)
+    age = datetime.now(timezone.utc) - datetime.fromisoformat(state.started)
+    return age.total_seconds() < START_GRACE_S
+
+
+def _bury(folder: RunFolder) -> RunState:
+    """Write how a run without a worker ended. The caller holds the run's lock, so the state cannot change meanwhile."""
+    process = folder.read_worker()
+    if process is not None:
+        if is_alive(process):  # it was just started
+            return folder.stored_state()
+        end_family(process, folder.path, grace_s=0)
+    return settle(folder, lambda state: as_failed(state, _death(folder, state)))
+
+
+def _death(folder: RunFolder, state: RunState) -> RunError:
+    where = f"in stage '{printable(state.stage)}'" if state.stage else "before it began"
+    tail = log_tail(folder.log_file)
+    last_words = f"\nIts log ends:\n{tail}" if tail else ""
+    why = f"it was killed (by the system when memory ran out, perhaps) or crashed {where}{last_words}"
+    return RunError("the worker died", why, repeat_hint(folder))

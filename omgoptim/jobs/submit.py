@@ -1,0 +1,98 @@
+"""Starting a run: a folder, and a worker process that outlives whoever started it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from omgoptim.errors import SetupError
+from omgoptim.jobs.folder import RunFolder, Submission, WorkerProcess, new_run, now
+from omgoptim.jobs.interpreter import (
+    IMPORT_OMGOPTIM,
+    PACKAGE_FILE,
+    Interpreter,
+    clean_environment,
+    find_interpreter,
+    require,
+)
+from omgoptim.jobs.processes import MARK, birth
+from omgoptim.jobs.states import as_failed
+from omgoptim.reports import RunState
+from omgoptim.requests import Request
+
+WORKER = IMPORT_OMGOPTIM + "from omgoptim.jobs.worker import main\nmain(sys.argv[2])\n"
+
+
+def submit(verb: str, request: Request, project: Path) -> RunFolder:
+    """Start a run and return at once.
+
+    Raises:
+        SetupError: no Python was found that can do the work; nothing is left behind.
+    """
+    interpreter = find_interpreter(project, getattr(request, "python", None))
+    require(interpreter)
+    return launch(verb, request, project, interpreter)
+
+
+def launch(verb: str, request: Request, project: Path, interpreter: Interpreter, program: str = WORKER) -> RunFolder:
+    """Start a run in a Python that is known to do.
+
+    Raises:
+        SetupError: the operating system refuses to start the process; the run's state says so.
+    """
+    folder = new_run(project, verb)
+    arguments = request.model_dump(mode="json")
+    python = str(interpreter.path)
+    folder.write_request(Submission(verb, arguments, project, python, interpreter.found_by, interpreter.version))
+    state = _starting(folder, verb, arguments)
+    folder.write_state(state)
+    try:
+        worker = _spawn(python, program, folder, project)
+    except OSError as error:
+        failure = SetupError("the worker could not be started", f"{python}: {error}", "see `omgoptim doctor`")
+        folder.write_state(as_failed(state, failure))
+        raise failure from None
+    born = birth(worker.pid)
+    if born is not None and not folder.worker_file.exists():
+        folder.write_worker(WorkerProcess(worker.pid, born))
+    threading.Thread(target=worker.wait, name=f"reap {folder.id}", daemon=True).start()
+    return folder
+
+
+def _starting(folder: RunFolder, verb: str, arguments: dict[str, Any]) -> RunState:
+    time = now()
+    return RunState(
+        run_id=folder.id,
+        verb=verb,
+        status="starting",
+        stage="starting the worker",
+        started=time,
+        updated=time,
+        folder=str(folder.path),
+        model=arguments.get("model") or f"{arguments.get('a')} and {arguments.get('b')}",
+    )
+
+
+def _spawn(python: str, program: str, folder: RunFolder, project: Path) -> subprocess.Popen[bytes]:
+    """The worker, in a session of its own: no terminal, no pipe and no signal ties it to this process."""
+    environment = clean_environment() | {
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONIOENCODING": "utf-8:backslashreplace",  # what user code prints must not fail to print
+        "OMGOPTIM_PROJECT": str(project),
+        MARK: str(folder.path),
+    }
+    command = [python, "-c", program, str(PACKAGE_FILE), str(folder.path)]
+    with folder.log_file.open("ab") as log:
+        if sys.platform == "win32":
+            flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.DETACHED_PROCESS
+            return subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=project, env=environment,
+                creationflags=flags,
+            )  # fmt: skip
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=project, env=environment,
+            start_new_session=True,
+        )  # fmt: skip

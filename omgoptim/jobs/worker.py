@@ -1,0 +1,166 @@
+"""The worker: the process that does one run, in the user's Python.
+
+Whatever happens here ends in a true state. What cannot be caught (a kill, a crash of the interpreter) leaves the
+run's lock free, and the next reader writes the truth.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
+
+from omgoptim.errors import OmgoptimError
+from omgoptim.jobs.folder import RunFolder, write_whole
+from omgoptim.jobs.interpreter import PACKAGE_FILE
+from omgoptim.jobs.locks import device_lock, device_of
+from omgoptim.jobs.logs import printable
+from omgoptim.jobs.processes import end_family, this_process
+from omgoptim.jobs.progress import Progress
+from omgoptim.jobs.states import ENDED, as_cancelled, as_done, as_failed, settle
+from omgoptim.reports import EfficiencyReport
+from omgoptim.requests import Request, parse
+
+if TYPE_CHECKING:
+    from omgoptim.operations.context import RunContext
+
+    RunVerb = Callable[[str, Request, RunContext], EfficiencyReport]
+
+LOCK_LIMIT_S = 10.0
+EXIT_LIMIT_S = 10.0
+"""How long threads that the user's code left behind may delay the end of the process."""
+
+
+def main(run_path: str) -> None:
+    """Do the run of a folder, then end. Standard output and standard error are the run's log already."""
+    faulthandler.enable()
+    folder = RunFolder(Path(run_path))
+    execute(folder, _operations)
+    end_family(this_process(), folder.path, grace_s=0)  # what the user's code left running
+    last_resort = threading.Timer(EXIT_LIMIT_S, os._exit, (0,))
+    last_resort.daemon = True
+    last_resort.start()
+
+
+def execute(folder: RunFolder, run_verb: RunVerb) -> None:
+    """Do the run of a folder with `run_verb`, and write how it ended."""
+    with FileLock(folder.worker_lock, timeout=LOCK_LIMIT_S):
+        state = folder.stored_state()
+        if state.status in ENDED:  # cancelled before it began
+            return
+        process = this_process()
+        folder.write_worker(process)
+        with Progress(folder, state.model_copy(update={"pid": process.pid})) as progress:
+            before = signal.signal(signal.SIGTERM, _cancelled(folder, progress))
+            _do(folder, run_verb, progress)
+            signal.signal(signal.SIGTERM, before)
+
+
+def _do(folder: RunFolder, run_verb: RunVerb, progress: Progress) -> None:
+    worker = os.getpid()
+    try:
+        report = _run(folder, run_verb, progress)
+        _keep(folder, report)
+        ended = as_done(progress.state, report)
+        folder.discard_scratch()
+    except BaseException as error:  # noqa: BLE001 the user's code may raise anything; a run always ends in a state
+        if os.getpid() != worker:  # a child that the user's code forked came up to here: the run is not its own
+            os._exit(1)
+        _log(folder, error)
+        ended = as_failed(progress.state, _as_omgoptim_error(folder, error))
+        folder.discard_unproved()
+    progress.end(ended)
+
+
+def _run(folder: RunFolder, run_verb: RunVerb, progress: Progress) -> EfficiencyReport:
+    from omgoptim.operations.context import RunContext  # from here on an import that fails is a failed run
+
+    submission = folder.read_request()
+    request = parse(submission.verb, submission.request)
+    _see_project(submission.project)
+    context = RunContext(
+        folder.path, folder.id, submission.project, submission.python, submission.found_by, progress.report
+    )
+    with ExitStack() as held:
+        device = device_of(request)
+        if device is not None:
+            _wait_for(device, held, progress)
+        progress.change("running", "getting ready")
+        folder.work.mkdir(exist_ok=True)
+        return run_verb(submission.verb, request, context)
+
+
+def _wait_for(device: str, held: ExitStack, progress: Progress) -> None:
+    lock = device_lock(device)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress.change("queued", f"waiting for {device}: another run is measuring")
+        lock.acquire(poll_interval=0.25)
+    held.callback(lock.release)
+
+
+def _see_project(project: Path) -> None:
+    """Let the user's own modules be imported, as `python -c` in the project would; omgoptim's checkout comes last."""
+    sys.path.insert(0, str(project))
+    beside = PACKAGE_FILE.parent.parent
+    if beside.name not in ("site-packages", "dist-packages"):  # another Python's packages must not leak into this one
+        sys.path.append(str(beside))
+
+
+def _operations(verb: str, request: Request, context: RunContext) -> EfficiencyReport:
+    from omgoptim.operations import run_verb  # the first import of torch
+
+    return run_verb(verb, request, context)
+
+
+def _keep(folder: RunFolder, report: EfficiencyReport) -> None:
+    """Write the page, then the report: a run that has a report is done."""
+    try:
+        from omgoptim.render.html import report_html
+
+        write_whole(folder.html_file, report_html(report))
+    except Exception as error:  # noqa: BLE001 a page that cannot be drawn must not lose what was measured
+        _log(folder, error)
+    write_whole(folder.report_file, report.model_dump_json(indent=2))
+
+
+def _as_omgoptim_error(folder: RunFolder, error: BaseException) -> OmgoptimError:
+    if isinstance(error, OmgoptimError):
+        return error
+    last_line = printable(traceback.format_exception_only(type(error), error)[-1].strip())
+    fix = f"see {folder.log_file}; if it is not your model or your machine's memory, report it with that file"
+    return OmgoptimError(f"omgoptim itself failed: {last_line}", f"in run {folder.id}", fix)
+
+
+def _log(folder: RunFolder, error: BaseException) -> None:
+    """Append the traceback to the log; the user's code may have closed or replaced sys.stderr."""
+    with folder.log_file.open("a", encoding="utf-8", errors="backslashreplace") as log:
+        traceback.print_exception(type(error), error, error.__traceback__, file=log)
+
+
+def _cancelled(folder: RunFolder, progress: Progress) -> Callable[[int, FrameType | None], None]:
+    """A handler for SIGTERM: write that the run was cancelled, end its processes, end."""
+    process = this_process()
+
+    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 the signature of a handler
+        if os.getpid() != process.pid:  # a forked child inherits the handler, not the run
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        progress.close()
+        end_family(process, folder.path, grace_s=0)
+        settle(folder, as_cancelled)
+        os._exit(128 + number)
+
+    return handle

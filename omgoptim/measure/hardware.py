@@ -1,0 +1,118 @@
+"""The machine that gives the numbers: its processor, its cores, and who else uses them. No torch."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from pathlib import Path
+
+import psutil
+
+FEATURES = {
+    "avx2": "avx2",
+    "avx512_vnni": "avx512_vnni",
+    "avx_vnni": "avx_vnni",
+    "avx512_bf16": "avx512_bf16",
+    "amx_int8": "amx_int8",
+    "asimddp": "dotprod",
+    "i8mm": "i8mm",
+    "bf16": "bf16",
+}
+"""Instruction sets that decide what low precision gains: the kernel's name (x86, then Arm) to the name we print."""
+
+
+def cpu_name() -> str:
+    """The processor's name as its maker gives it, or the architecture where the system does not tell."""
+    for key in ("model name", "Model", "Hardware"):
+        if name := _cpuinfo().get(key):
+            return name
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def cpu_features() -> list[str]:
+    """Which of `FEATURES` this processor has; empty where the system does not tell (macOS, Windows)."""
+    info = _cpuinfo()
+    flags = set((info.get("flags") or info.get("Features") or "").split())
+    return [name for flag, name in FEATURES.items() if flag in flags]
+
+
+def usable_cores() -> int:
+    """Cores this process may use: its affinity, and a container's quota, rounded down to at least 1."""
+    allowed = len(_allowed_cores())
+    quota = _container_quota()
+    return allowed if quota is None else max(1, min(allowed, int(quota)))
+
+
+def other_load(seconds: float = 0.3) -> float:
+    """CPU time that was used by processes outside this process's group, as a fraction of the cores it may use, 0..1.
+
+    Watches for `seconds` seconds. Time that a hypervisor gave to other machines counts as used.
+    """
+    cores = _allowed_cores()
+    busy_before, total_before = _cpu_seconds(cores)
+    own_before = _own_seconds()
+    time.sleep(seconds)
+    own_after = _own_seconds()
+    busy_after, total_after = _cpu_seconds(cores)
+    total = total_after - total_before
+    if total <= 0:  # the system gives no such counters
+        return 0.0
+    own = sum(max(0.0, own_after[pid] - own_before.get(pid, 0.0)) for pid in own_after)
+    return min(1.0, max(0.0, (busy_after - busy_before - own) / total))
+
+
+def _cpuinfo() -> dict[str, str]:
+    """The first value of each key of /proc/cpuinfo; empty where there is none."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return {}
+    pairs = [line.partition(":")[::2] for line in text.splitlines() if ":" in line]
+    return {key.strip(): value.strip() for key, value in reversed(pairs)}
+
+
+def _allowed_cores() -> list[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _container_quota() -> float | None:
+    """Cores that a container's quota allows, None without one."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()  # cgroup 2
+    except (OSError, ValueError):
+        try:  # cgroup 1
+            quota = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text().strip()
+            period = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    return float(quota) / float(period) if quota not in ("max", "-1") else None
+
+
+def _cpu_seconds(cores: list[int]) -> tuple[float, float]:
+    """Busy and total seconds of the given cores since boot."""
+    busy = total = 0.0
+    per_core = psutil.cpu_times(percpu=True)
+    for core in cores:
+        if core >= len(per_core):
+            continue
+        times = per_core[core]._asdict()
+        everything = sum(value for name, value in times.items() if not name.startswith("guest"))  # counted in user
+        total += everything
+        busy += everything - times["idle"] - times.get("iowait", 0.0)
+    return busy, total
+
+
+def _own_seconds() -> dict[int, float]:
+    """CPU seconds so far of every process of this process's group, by process id."""
+    seconds = {}
+    for pid in psutil.pids() if hasattr(os, "getpgid") else [os.getpid()]:
+        try:
+            if pid == os.getpid() or os.getpgid(pid) == os.getpgrp():
+                times = psutil.Process(pid).cpu_times()
+                seconds[pid] = times.user + times.system
+        except (psutil.Error, OSError):  # ended meanwhile
+            continue
+    return seconds

@@ -1,0 +1,34 @@
+"""What an operation gets besides its request: where it works, whose Python it is, and whom it tells how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """One run, as its operation sees it."""
+
+    folder: Path
+    """The run's folder."""
+    run_id: str
+    project: Path
+    python: str
+    """Path of the Python that does the work."""
+    found_by: str
+    """How that Python was chosen, for instance `the project's .venv`."""
+    progress: Callable[[str, float | None], None]
+    """`progress(stage, fraction)`: what is being done now, and the fraction of the whole run that is done, 0..1.
+    `None` leaves the fraction as it was."""
+
+    @property
+    def work(self) -> Path:
+        """Scratch space: removed when the run ends, however it ends."""
+        return self.folder / "work"
+
+    @property
+    def artifact(self) -> Path:
+        """Where the artifact ends, put there in one rename."""
+        return self.folder / "artifact"
