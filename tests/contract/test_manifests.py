@@ -11,9 +11,11 @@ from typing import Any
 
 import jsonschema
 import pytest
+import typer
 import yaml
 
 import omgoptim
+from omgoptim import cli
 from omgoptim.requests import QUERIES, VERBS, Request, techniques
 
 ROOT = Path(__file__).parents[2]
@@ -24,8 +26,6 @@ PAGES = [*COMMANDS, *SKILLS, ROOT / "README.md", ROOT / "docs" / "timing.md"]
 
 FACE_ARGUMENTS = {"wait_s", "detail"}
 """What the MCP face adds to a request."""
-FACE_OPTIONS = {"json", "html", "http", "port", "help", "version"}
-"""What the shell adds to a request."""
 PORTABLE_KEYS = {"name", "description", "license", "compatibility", "metadata", "allowed-tools"}
 COMMAND_KEYS = {"description", "argument-hint", "allowed-tools", "disable-model-invocation"}
 TOOL_FORMS = ("mcp__plugin_omgoptim_omgoptim__", "mcp__omgoptim__")
@@ -114,6 +114,15 @@ def arguments_of(request: type[Request]) -> set[str]:
 
 
 ARGUMENTS = {name for request in ALL.values() for name in arguments_of(request)} | FACE_ARGUMENTS
+
+
+SHELL = typer.main.get_command(cli.application()).commands
+"""The shell's commands by name."""
+
+
+def options_of(command: str) -> set[str]:
+    """`--option`s of a command of the shell."""
+    return {option for parameter in SHELL[command].params for option in (*parameter.opts, *parameter.secondary_opts)}
 
 
 def fences(text: str, language: str) -> list[str]:
@@ -222,7 +231,7 @@ def test_the_launcher_needs_only_light_packages_in_the_versions_of_the_project()
 
 
 def test_every_verb_has_one_command_and_every_command_a_verb() -> None:
-    assert {path.stem for path in COMMANDS} == set(ALL)
+    assert {path.stem for path in COMMANDS} == set(ALL) == set(SHELL) - {"mcp"}
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=page_id)
@@ -249,8 +258,8 @@ def test_a_command_allows_its_own_tools_under_both_names_and_only_when_a_person_
 
 @pytest.mark.parametrize("path", COMMANDS, ids=page_id)
 def test_the_hint_of_a_command_names_real_options_of_its_verb(path: Path) -> None:
-    options = re.findall(r"--([a-z-]+)", page(path)[0]["argument-hint"])
-    assert {option.replace("-", "_") for option in options} <= arguments_of(ALL[path.stem])
+    options = re.findall(r"--[a-z-]+", page(path)[0]["argument-hint"])
+    assert set(options) <= options_of(path.stem)
 
 
 # Skills
@@ -298,18 +307,18 @@ def test_an_argument_in_backticks_exists(path: Path) -> None:
     code = inline_code(path.read_text())
     named = {name for text in code for name in re.findall(r"(?<![\w-])([a-z_]+)=", text)}
     keys = {key for text in code if text.startswith("{") for key in json.loads(text)}
-    options = {name.replace("-", "_") for text in code for name in re.findall(r"^--([a-z-]+)", text)}
-    assert named | keys | options <= ARGUMENTS | FACE_OPTIONS
+    assert named | keys <= ARGUMENTS
+    options = {option for text in code for option in re.findall(r"^--[a-z-]+", text)}
+    assert options <= {option for command in SHELL for option in options_of(command)}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
-def test_a_call_in_a_shell_line_names_a_verb_and_its_options(path: Path) -> None:
+def test_a_shell_line_names_a_command_and_its_options(path: Path) -> None:
     for _, *words in shell_lines(path.read_text()):
-        verb = words[0] if words else "doctor"
-        known = arguments_of(ALL[verb]) if verb in ALL else set()
-        assert verb in {*ALL, "mcp"}
-        options = {word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")}
-        assert options <= known | FACE_ARGUMENTS | FACE_OPTIONS, " ".join(words)
+        command = words[0] if words else "doctor"
+        options = {word.partition("=")[0] for word in words if word.startswith("--")} - {"--help"}
+        assert command in SHELL
+        assert options <= options_of(command), " ".join(words)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
