@@ -23,6 +23,7 @@ class SentenceEmbedding(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.encoder = AutoModel.from_pretrained(MODEL_DIR, dtype=torch.float32)
+        self.encoder.pooler = None  # the embedding is a mean: what the pooler makes would not be used
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state

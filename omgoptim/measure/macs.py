@@ -1,0 +1,229 @@
+"""Multiply-accumulates of one sample, counted twice and independently: by operator, and by module with thop.
+
+The headline is the operators' count (`torch.utils.flop_counter`, its FLOPs / 2), because it sees what a model computes
+however it is written: matmul, einsum, functional attention. It is completed in two places. PyTorch's attention kernel
+for the CPU has no formula there (pytorch/pytorch#195460), and recurrent layers run in kernels that it does not see, so
+theirs is computed from their weights. Biases, activations, normalisation and pooling are no multiply-accumulates here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from omgoptim.measure.own_cost import evaluating, module_paths, own_cost
+from omgoptim.reports import CountDisagreement, MacsCheck
+
+TOLERANCE = 0.01
+"""Largest relative difference between the two counters that is not worth an entry."""
+
+CELLS = (nn.RNNCell, nn.LSTMCell, nn.GRUCell)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class MacsCount:
+    """The multiply-accumulates of one sample, on the float model."""
+
+    macs: int | None
+    """The headline; None if the model could not be counted by operator."""
+    check: MacsCheck
+    by_path: dict[str, int]
+    """Path to multiply-accumulates for every module that ran, children not included; they add up to `macs`."""
+
+
+@dataclass(frozen=True, slots=True)
+class _OperatorCount:
+    seen: dict[str, int]
+    """Path to multiply-accumulates as the dispatcher sees them."""
+    full: dict[str, int]
+    """The same with recurrent layers by formula."""
+
+
+def count_macs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> MacsCount:
+    """Count a model on example inputs, each time on a copy in eval mode; the model itself is not touched.
+
+    Args:
+        module: the float model.
+        args: positional example inputs, the batch first.
+        kwargs: example inputs by name, the batch first. The counts are divided by the batch.
+
+    Returns:
+        Both counts and where they disagree. A counter that cannot take the model gives None and a line in the log.
+    """
+    batch = batch_of(args, kwargs)
+    operators = _attempt("torch.utils.flop_counter", _count_operators, module, args, kwargs)
+    by_thop = _attempt("thop", _count_with_thop, module, args, kwargs)
+    seen = {path: round(count / batch) for path, count in operators.seen.items()} if operators else {}
+    full = {path: round(count / batch) for path, count in operators.full.items()} if operators else {}
+    thop = {path: round(count / batch) for path, count in by_thop.items()} if by_thop is not None else {}
+    check = MacsCheck(
+        thop=sum(thop.values()) if by_thop is not None else None,
+        dispatcher=sum(seen.values()) if operators else None,
+        disagreements=_disagreements(module, thop, seen) if operators and by_thop is not None else [],
+    )
+    return MacsCount(macs=sum(full.values()) if operators else None, check=check, by_path=full)
+
+
+def batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Size of the first dimension of the first input that has one; 1 if none has."""
+    tensors = (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.dim() > 0)
+    return max(1, next((tensor.shape[0] for tensor in tensors), 1))
+
+
+def _attempt(name: str, counter: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """What a counter gives on a copy of the model and of its inputs, or None if it raises."""
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):  # a model may print, so may thop
+            warnings.simplefilter("ignore")
+            twin = copy.deepcopy(module)
+            own_args, own_kwargs = tree_map(_twin_of, (args, kwargs))
+            with evaluating(twin):
+                return counter(twin, own_args, own_kwargs)
+    except Exception as error:  # noqa: BLE001 - a counter runs the user's forward under hooks: a count less, not a crash
+        log.warning("%s cannot count this model: %s: %s", name, type(error).__name__, error)
+        return None
+
+
+def _twin_of(leaf: Any) -> Any:
+    return leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf
+
+
+# By operator
+
+
+def _count_operators(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _OperatorCount:
+    """Multiply-accumulates per path, as the dispatcher sees them, and with recurrent layers by formula."""
+    counter = FlopCounterMode(display=False, custom_mapping=_missing_formulas())
+    with counter, _recurrent_layers(module) as recurrent, own_cost(module, counter.get_total_flops) as flops:
+        module(*args, **kwargs)
+    seen = {path: int(cost) // 2 for path, cost in flops.items()}
+    return _OperatorCount(seen, seen | recurrent)
+
+
+def _missing_formulas() -> dict[Any, Callable[..., int]]:
+    """FLOPs of the operators that this torch has no formula for, from the shapes of their arguments."""
+    aten = torch.ops.aten
+    formulas: dict[Any, Callable[..., int]] = {
+        aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+        aten.mv: _vector_flops,
+        aten.dot: _vector_flops,
+    }
+    return {operator: formula for operator, formula in formulas.items() if operator not in flop_registry}
+
+
+def _attention_flops(
+    query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *_: object, **__: object
+) -> int:
+    """Scores and their product with the values. Shapes: query (B, H, L, E), key (B, G, S, E), value (B, G, S, V)."""
+    *heads, length, width = query
+    return 2 * prod(heads) * length * key[-2] * (width + value[-1])
+
+
+def _vector_flops(first: tuple[int, ...], *_: object, **__: object) -> int:
+    """A matrix (M, N) or a vector (N,) times a vector (N,)."""
+    return 2 * prod(first)
+
+
+@contextlib.contextmanager
+def _recurrent_layers(module: nn.Module) -> Iterator[dict[str, int]]:
+    """A dict that fills with path to multiply-accumulates of RNN, LSTM and GRU as the model is called."""
+    counts: dict[str, int] = {}
+
+    def counting(path: str) -> Callable[..., None]:
+        def hook(layer: nn.RNNBase, args: tuple[Any, ...], kwargs: dict[str, Any], _: object) -> None:
+            steps = args[0] if args else kwargs["input"]
+            counts[path] = counts.get(path, 0) + recurrent_macs(layer, steps)
+
+        return hook
+
+    with contextlib.ExitStack() as stack:
+        for path, part in module_paths(module):
+            if isinstance(part, nn.RNNBase):
+                stack.callback(part.register_forward_hook(counting(path), with_kwargs=True).remove)
+        yield counts
+
+
+def recurrent_macs(layer: nn.RNNBase, steps: torch.Tensor | PackedSequence) -> int:
+    """Multiply-accumulates of an RNN, LSTM or GRU: at every step of every sequence each weight is used exactly once.
+
+    Args:
+        layer: any number of layers, one or both directions, with or without projection.
+        steps: its input, (L, B, I), (B, L, I) or (L, I), or packed; padding that packing removed is not counted.
+    """
+    data = steps.data if isinstance(steps, PackedSequence) else steps
+    matrices = [weight for weights in layer.all_weights for weight in weights if weight.dim() == 2]
+    return (data.numel() // data.shape[-1]) * sum(weight.numel() for weight in matrices)
+
+
+# By module
+
+
+def _count_with_thop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, int]:
+    """thop's own rules, one hook per module; its `profile` takes no keyword arguments and gives no paths."""
+    rules = _thop_rules()
+    ruled = [(path, part, rules[type(part)]) for path, part in module_paths(module) if type(part) in rules]
+    for _, part, rule in ruled:
+        part.register_buffer("total_ops", torch.zeros(1, dtype=torch.float64))
+        part.register_forward_hook(_with_all_inputs(rule), with_kwargs=True)
+    module(*args, **kwargs)
+    return {path: round(part.get_buffer("total_ops").item()) for path, part, _ in ruled}
+
+
+def _with_all_inputs(rule: Callable[..., None]) -> Callable[..., None]:
+    """thop reads the positional inputs only: those given by name follow them."""
+    return lambda part, args, kwargs, output: rule(part, (*args, *kwargs.values()), output)
+
+
+def _thop_rules() -> dict[type[nn.Module], Callable[..., None]]:
+    with contextlib.suppress(ImportError):
+        importlib.import_module("setuptools")  # brings the distutils that thop imports, which Python 3.12 lacks
+    rules: dict[type[nn.Module], Callable[..., None]] = importlib.import_module("thop.profile").register_hooks
+    return rules
+
+
+# The two against each other
+
+
+def _disagreements(module: nn.Module, thop: dict[str, int], seen: dict[str, int]) -> list[CountDisagreement]:
+    """The modules where the counters differ by more than `TOLERANCE`, the largest difference first."""
+    found = []
+    for path, part in module_paths(module):
+        by_thop, by_operator = thop.get(path, 0), seen.get(path, 0)
+        if abs(by_thop - by_operator) > TOLERANCE * max(by_thop, by_operator):
+            reason = _reason(part, by_thop, by_operator)
+            kind = type(part).__name__
+            found.append(CountDisagreement(path=path, kind=kind, thop=by_thop, dispatcher=by_operator, reason=reason))
+    return sorted(found, key=lambda entry: -abs(entry.thop - entry.dispatcher))
+
+
+def _reason(part: nn.Module, by_thop: int, by_operator: int) -> str:
+    if isinstance(part, nn.RNNBase) and by_operator == 0:
+        return "the dispatcher does not see the recurrent kernel; macs has it, computed from the layer's weights"
+    if isinstance(part, (nn.RNNBase, *CELLS)):
+        return "thop adds biases and the element-wise work of the gates"
+    if isinstance(part, TRANSPOSED):
+        return "thop counts a transposed convolution at its output positions; its work is done at its input positions"
+    if by_operator == 0:
+        return (
+            "thop counts normalisation, activation, pooling and resizing as multiply-adds; there is no matrix product"
+        )
+    if by_thop == 0:
+        return "thop does not see it: it has no rule for this type, or the work is functional (attention, matmul)"
+    return "the forward does work that thop's rule for this type does not describe"

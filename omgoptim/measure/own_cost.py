@@ -1,0 +1,87 @@
+"""What each module of a model costs by itself, without its children: the shared part of counting and timing.
+
+A cost is anything that only grows while the model runs and can be read at any moment: a clock, a counter of operations.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+
+ROOT = "(model)"
+"""Path of the model itself: the work that its own forward does outside its children."""
+
+
+def module_paths(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Path and module for every module, each once; a module that is used in several places has its first path."""
+    return ((path or ROOT, part) for path, part in module.named_modules())
+
+
+@contextlib.contextmanager
+def own_cost(module: nn.Module, read: Callable[[], float]) -> Iterator[dict[str, float]]:
+    """Charge the growth of `read()` to the module whose forward is running, while the context is open.
+
+    Yields:
+        A dict of path to cost that fills as the model is called. Modules that are not called are not in it. A module
+        whose children are bypassed (attention that hands its projection's weight to a kernel) carries the cost itself.
+    """
+    costs: dict[str, float] = defaultdict(float)
+    running: list[_Call] = []
+
+    def enter(*_: object) -> None:
+        running.append(_Call(read()))
+
+    def leave(path: str) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            end, call = read(), running.pop()
+            costs[path] += end - call.start - call.in_children
+            if running:
+                running[-1].in_children += end - call.start
+
+        return hook
+
+    with contextlib.ExitStack() as stack:
+        for path, part in module_paths(module):
+            # First in, last out: other hooks of the module, if it has any, count as the module's own work.
+            stack.callback(part.register_forward_pre_hook(enter, prepend=True).remove)
+            stack.callback(part.register_forward_hook(leave(path), always_call=True).remove)
+        yield costs
+
+
+class _Call:
+    """A forward that is running: what `read` gave at its start, and the part its children took since."""
+
+    __slots__ = ("in_children", "start")
+
+    def __init__(self, start: float) -> None:
+        self.start = start
+        self.in_children = 0.0
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Every part in eval mode, no gradients; the modes are put back. Exported programs, which refuse `eval()`, too."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        for part, _ in modes:
+            part.training = False
+        with torch.no_grad(), _plain_attention():
+            yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+@contextlib.contextmanager
+def _plain_attention() -> Iterator[None]:
+    """nn.Transformer's fused inference path off: it hides its layers from hooks and its operations from counters."""
+    enabled: bool = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
