@@ -17,6 +17,7 @@ import yaml
 import omgoptim
 from omgoptim import cli
 from omgoptim.requests import QUERIES, VERBS, Request, techniques
+from omgoptim.server.tools import tools
 
 ROOT = Path(__file__).parents[2]
 ALL = VERBS | QUERIES
@@ -24,8 +25,6 @@ COMMANDS = sorted((ROOT / "commands").glob("*.md"))
 SKILLS = [ROOT / "SKILL.md", *sorted((ROOT / "skills").glob("*/SKILL.md"))]
 PAGES = [*COMMANDS, *SKILLS, ROOT / "README.md", ROOT / "docs" / "timing.md"]
 
-FACE_ARGUMENTS = {"wait_s", "detail"}
-"""What the MCP face adds to a request."""
 PORTABLE_KEYS = {"name", "description", "license", "compatibility", "metadata", "allowed-tools"}
 COMMAND_KEYS = {"description", "argument-hint", "allowed-tools", "disable-model-invocation"}
 TOOL_FORMS = ("mcp__plugin_omgoptim_omgoptim__", "mcp__omgoptim__")
@@ -113,7 +112,9 @@ def arguments_of(request: type[Request]) -> set[str]:
     return {*request.model_fields, *(name for kind in techniques(request).values() for name in kind.model_fields)}
 
 
-ARGUMENTS = {name for request in ALL.values() for name in arguments_of(request)} | FACE_ARGUMENTS
+TOOLS = {tool.name: set(tool.input_schema["properties"]) for tool in tools()}
+"""The MCP tools by name, with the arguments that they list."""
+ARGUMENTS = set().union(*TOOLS.values())
 
 
 SHELL = typer.main.get_command(cli.application()).commands
@@ -231,7 +232,7 @@ def test_the_launcher_needs_only_light_packages_in_the_versions_of_the_project()
 
 
 def test_every_verb_has_one_command_and_every_command_a_verb() -> None:
-    assert {path.stem for path in COMMANDS} == set(ALL) == set(SHELL) - {"mcp"}
+    assert {path.stem for path in COMMANDS} == set(ALL) == set(TOOLS) == set(SHELL) - {"mcp"}
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=page_id)
@@ -260,6 +261,12 @@ def test_a_command_allows_its_own_tools_under_both_names_and_only_when_a_person_
 def test_the_hint_of_a_command_names_real_options_of_its_verb(path: Path) -> None:
     options = re.findall(r"--[a-z-]+", page(path)[0]["argument-hint"])
     assert set(options) <= options_of(path.stem)
+
+
+@pytest.mark.parametrize("verb", ALL)
+def test_a_tool_takes_the_arguments_of_its_request_and_few_of_its_own(verb: str) -> None:
+    assert arguments_of(ALL[verb]) <= TOOLS[verb]
+    assert TOOLS[verb] - arguments_of(ALL[verb]) <= {"wait_s", "detail"}
 
 
 # Skills
