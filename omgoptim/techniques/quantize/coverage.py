@@ -1,0 +1,56 @@
+"""What a rewrite really changed, read off the program it wrote. Registers no technique."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from onnx import ModelProto
+
+from omgoptim.reports import Change, Skip
+from omgoptim.techniques.quantize.onnx_graph import Layer, layers
+from omgoptim.techniques.registry import Outcome
+
+IGNORED = "left in float by targets or ignore"
+ALREADY = "already quantized in the source"
+EMBEDDING = "int8 weight, computed in float"
+NOT_TAKEN = "the quantizer left it in float"
+
+RENAMES = ("_quant", "_MatMul_quant", "_MatMul", "_quantized_rows")
+"""What a rewrite appends to the name of the node it replaces."""
+
+
+def outcome(
+    before: Sequence[Layer],
+    chosen: Sequence[Layer],
+    after: ModelProto,
+    reasons: Mapping[str, str],
+    precision: str,
+) -> Outcome:
+    """Compare the layers before with those of the written program.
+
+    Args:
+        before: every layer of the float program.
+        chosen: those that targets and ignore leave to be quantized.
+        after: the program that was written.
+        reasons: op type to the reason why the quantizer leaves it in float.
+        precision: what a changed layer is now, for people.
+    """
+    quantized = _quantized_nodes(after)
+    names = {layer.node for layer in chosen}
+    changed: list[Change] = []
+    skipped: list[Skip] = []
+    for layer in before:
+        if layer.is_quantized:
+            skipped.append(Skip(path=layer.path, reason=ALREADY))
+        elif any(layer.node + suffix in quantized for suffix in ("", *RENAMES)):
+            now = EMBEDDING if layer.op == "Gather" else precision
+            changed.append(Change(path=layer.path, what=layer.what, before="float32", after=now))
+        elif layer.node not in names:
+            skipped.append(Skip(path=layer.path, reason=IGNORED))
+        else:
+            skipped.append(Skip(path=layer.path, reason=reasons.get(layer.op, NOT_TAKEN)))
+    return Outcome(changed, skipped)
+
+
+def _quantized_nodes(model: ModelProto) -> Collection[str]:
+    return {layer.node for layer in layers(model) if layer.is_quantized}

@@ -1,0 +1,131 @@
+"""Quantize weights to int8 and, at run time, activations: Linear, MatMul, LSTM and embeddings.
+
+What it does: a weight w becomes round(w / s), s = max|w| / 127 over an output channel; activations get an unsigned
+8-bit range anew in each call, and the product is computed in integers (MatMulInteger, DynamicQuantizeLSTM). Embeddings
+are stored in int8 with a scale per row. Constants are folded first: an exported LSTM's weights may be no constants.
+Use when: the time goes into Linear or LSTM layers (transformers, recurrent nets). Needs no data and takes seconds.
+What you really get: storage and memory about a quarter; speed 2-3x with VNNI for large layers, in ONNX Runtime.
+The embeddings' int8 is storage only: the rows looked up are computed in float.
+Limits: convolutions stay float (ONNX Runtime's ConvInteger is 4-6x slower than float: use static); GRU stays float (no
+int8 GRU in ONNX Runtime: runtime torch_eager has one); products of two activations, as in attention, stay float.
+Source: onnxruntime.quantization.quantize_dynamic; differs in folding first, in per-channel weights by default, in the
+embeddings (own code, scale per row), and in proving from the written program what was quantized.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+
+from omgoptim.errors import TechniqueError
+from omgoptim.requests.quantize import Dynamic
+from omgoptim.techniques.quantize.coverage import outcome
+from omgoptim.techniques.quantize.embeddings import quantize_embeddings
+from omgoptim.techniques.quantize.onnx_file import (
+    as_technique_error,
+    finish,
+    fold,
+    graphs,
+    is_large,
+    lacks_int8_dot_product,
+    load,
+)
+from omgoptim.techniques.quantize.onnx_graph import CONV, Layer, layers, module_paths, select
+from omgoptim.techniques.registry import Outcome, ProgramRun, technique
+
+CONV_REASON = "a dynamic int8 convolution is slower than float in ONNX Runtime; scheme static quantizes it, with data"
+REASONS = {
+    **dict.fromkeys(CONV, CONV_REASON),
+    "GRU": "ONNX Runtime has no int8 GRU; runtime torch_eager has one",
+    "RNN": "ONNX Runtime has no int8 RNN",
+    "Gemm": "a Gemm that scales or transposes its input has no int8 form",
+    "MatMul": "its weight is no plain constant on the right-hand side",
+    "LSTM": "its weights are no constants, are shared with another LSTM, or its layout is batch first",
+}
+
+
+@technique(
+    Dynamic,
+    runtimes=("onnxruntime",),
+    needs_data=False,
+    source="https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html",
+    torch_precision="int8_dynamic",
+)
+def apply(source: Path, target: Path, params: Dynamic, run: ProgramRun) -> Outcome:
+    """Read the float program `source`, write the quantized one to `target`.
+
+    Raises:
+        TechniqueError: nothing in it can be quantized this way, or a glob names no layer.
+    """
+    original = load(source)
+    per_channel = params.granularity == "per_channel"
+    with tempfile.TemporaryDirectory(dir=run.scratch) as scratch:
+        folded = fold(original, Path(scratch), run.threads)
+        model = load(folded)
+        before = layers(model, module_paths(original))
+        chosen = [layer for layer in select(before, params.targets, params.ignore) if not layer.is_quantized]
+        quantized = _quantize(model, before, chosen, per_channel, Path(scratch))
+    quantize_embeddings(quantized, chosen, per_channel)
+    precision = f"int8 weight {params.granularity.replace('_', ' ')}, 8-bit activations at run time"
+    result = outcome(before, chosen, quantized, REASONS, precision)
+    if not result.changed:
+        raise _nothing_changed(before, chosen)
+    finish(quantized, original, target)
+    return result
+
+
+def _quantize(
+    model: onnx.ModelProto, before: Sequence[Layer], chosen: Sequence[Layer], per_channel: bool, scratch: Path
+) -> onnx.ModelProto:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+
+    taken = {layer.node for layer in chosen if layer.op in ("MatMul", "Gemm", "LSTM")} - _batch_first(model)
+    kept = [layer.node for layer in before if layer.node not in taken]
+    add_pre_process_metadata(model)  # it was folded: no advice to do so
+    prepared, written = scratch / "prepared.onnx", scratch / "quantized.onnx"
+    onnx.save_model(model, str(prepared), save_as_external_data=is_large(model), location="prepared.onnx.data")
+    with as_technique_error("ONNX Runtime could not quantize the program"):
+        quantize_dynamic(
+            prepared,
+            written,
+            op_types_to_quantize=["MatMul", "LSTM"],  # a Gemm is taken apart to MatMul and Add before
+            per_channel=per_channel,
+            reduce_range=lacks_int8_dot_product(),
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=kept + [f"{name}_MatMul" for name in kept],
+            use_external_data_format=is_large(model),
+        )
+    return load(written)
+
+
+def _batch_first(model: onnx.ModelProto) -> set[str]:
+    """LSTM nodes with layout=1, an attribute that the rewrite to DynamicQuantizeLSTM would lose."""
+    return {
+        node.name
+        for graph in graphs(model.graph)
+        for node in graph.node
+        if node.op_type == "LSTM" and any(a.name == "layout" and a.i == 1 for a in node.attribute)
+    }
+
+
+def _nothing_changed(before: Sequence[Layer], chosen: Sequence[Layer]) -> TechniqueError:
+    what = "dynamic quantization would change no layer"
+    ops = {layer.op for layer in chosen}
+    if not before:
+        return TechniqueError(what, "the program has no layer with weights", "scheme fp32 tries other engines")
+    if all(layer.is_quantized for layer in before):
+        return TechniqueError(what, "the program is quantized already", "start from the float model")
+    if not chosen:
+        return TechniqueError(what, "targets and ignore leave no layer to quantize", "widen targets or narrow ignore")
+    reasons = "; ".join(sorted({REASONS.get(op, op) for op in ops}))
+    if ops & {"GRU", "RNN"}:
+        fix = "scheme dynamic with runtime torch_eager quantizes a GRU; or scheme bf16"
+    elif ops & set(CONV):
+        fix = "scheme static, with data, quantizes convolutions"
+    else:
+        fix = "scheme static with data, or scheme bf16"
+    return TechniqueError(what, reasons, fix)

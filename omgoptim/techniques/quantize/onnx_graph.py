@@ -1,0 +1,304 @@
+"""Read an ONNX graph: its layers with weights, their module paths, what it is made of. Registers no technique."""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+
+from omgoptim.errors import TechniqueError, did_you_mean
+from omgoptim.techniques.quantize.onnx_file import SCOPES, bodies, graphs, load, tensor_bytes
+
+FLOAT_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+INT_TYPES = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4)
+
+WEIGHT_INPUTS = {
+    "Conv": (1,), "ConvTranspose": (1,), "ConvInteger": (1,), "QLinearConv": (3,),
+    "Gemm": (1,), "MatMul": (1, 0), "MatMulInteger": (1,), "QLinearMatMul": (3,),
+    "LSTM": (1, 2), "DynamicQuantizeLSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2),
+    "Gather": (0,),
+}  # fmt: skip
+"""Which inputs of an op are weights, the likelier first."""
+
+SCALE_INPUTS = {
+    "QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2), "DynamicQuantizeLSTM": (8, 9, 10, 11),
+    "MatMulInteger": (2, 3), "ConvInteger": (2, 3),
+    "DynamicQuantizeMatMul": (2, 3), "MatMulIntegerToFloat": (2, 3, 4, 5),
+    "QLinearConv": (1, 2, 4, 5, 6, 7), "QLinearMatMul": (1, 2, 4, 5, 6, 7),
+}  # fmt: skip
+"""Which inputs of an op are scales or zero points."""
+
+ZERO_POINT_OF = {("DequantizeLinear", 0): 2, ("MatMulInteger", 1): 3, ("ConvInteger", 1): 3,
+                 ("DynamicQuantizeLSTM", 1): 9, ("DynamicQuantizeLSTM", 2): 11}  # fmt: skip
+"""(op, input) of an integer weight to the input that is its zero point."""
+
+CONV = ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv")
+MATMUL = ("Gemm", "MatMul", "MatMulInteger", "QLinearMatMul")
+RECURRENT = ("LSTM", "DynamicQuantizeLSTM", "GRU", "RNN")
+ATTENTION = ("Attention", "MultiHeadAttention", "QAttention", "GroupQueryAttention")
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A node that computes with stored weights."""
+
+    node: str
+    op: str
+    path: str
+    """Module path, for instance `encoder.0.linear`; else the weight's or the node's name."""
+    weight: str
+    """Name of the (largest) stored tensor behind the weight."""
+    weights: tuple[str, ...]
+    """All of them: a recurrent layer has two."""
+    shape: tuple[int, ...]
+    data_type: int
+    weight_bytes: int
+
+    @property
+    def is_quantized(self) -> bool:
+        return self.data_type in INT_TYPES
+
+    @property
+    def what(self) -> str:
+        return f"{self.op} {'x'.join(str(size) for size in self.shape)}"
+
+
+@dataclass(frozen=True, slots=True)
+class GraphTraits:
+    """What decides which techniques are worth trying. Bytes are those stored, shared weights once."""
+
+    has_conv: bool
+    has_attention: bool
+    has_lstm: bool
+    has_gru: bool
+    matmul_weight_bytes: int
+    conv_weight_bytes: int
+    recurrent_weight_bytes: int
+    total_weight_bytes: int
+
+
+def graph_traits(path: Path) -> GraphTraits:
+    """Look at the program at `path`; external data is not read.
+
+    Raises:
+        ModelError: the file is no readable ONNX.
+    """
+    model = load(path, weights=False)
+    ops = {node.op_type for graph in graphs(model.graph) for node in graph.node}
+    found = layers(model)
+
+    def weight_bytes(kinds: Sequence[str]) -> int:
+        return sum({layer.weight: layer.weight_bytes for layer in found if layer.op in kinds}.values())
+
+    return GraphTraits(
+        has_conv=bool(ops & set(CONV)),
+        has_attention=has_attention(model),
+        has_lstm=bool(ops & {"LSTM", "DynamicQuantizeLSTM"}),
+        has_gru="GRU" in ops,
+        matmul_weight_bytes=weight_bytes(MATMUL),
+        conv_weight_bytes=weight_bytes(CONV),
+        recurrent_weight_bytes=weight_bytes(RECURRENT),
+        total_weight_bytes=sum(tensor_bytes(tensor) for tensor, _ in _parameters(model)),
+    )
+
+
+def count_params(path: Path) -> tuple[int, int]:
+    """Parameters and non-zero parameters stored in the program: float and integer weights, no scales or zero points.
+
+    An integer weight is zero where it equals its zero point.
+    """
+    params = nonzero = 0
+    for tensor, zero_point in _parameters(load(path)):
+        values = onnx.numpy_helper.to_array(tensor)
+        params += int(values.size)
+        nonzero += int(np.count_nonzero(values.astype(np.float32) if zero_point is None else values != zero_point))
+    return params, nonzero
+
+
+def has_attention(model: ModelProto) -> bool:
+    """Whether the graph has an attention op, or a Softmax whose result multiplies another activation."""
+    constants = constant_roots(model.graph)
+    passes = ("Cast", "DequantizeLinear", "Dropout", "Identity", "QuantizeLinear", "Reshape", "Transpose", "Where")
+    found = False
+    for graph in graphs(model.graph):
+        weights: set[str] = set()  # tensors that are a softmax, perhaps moved about
+        for node in graph.node:
+            if node.op_type in ATTENTION:
+                return True
+            if node.op_type == "Softmax" or (node.op_type in passes and weights.intersection(node.input)):
+                weights.update(node.output)
+            elif node.op_type in ("MatMul", "Einsum") and weights.intersection(node.input):
+                found = found or not any(name in constants for name in node.input)
+    return found
+
+
+def constant_roots(graph: GraphProto, outer: Mapping[str, tuple[str, ...]] | None = None) -> dict[str, tuple[str, ...]]:
+    """Tensors computed from stored tensors only, each with the names of those; bodies of control flow included.
+
+    Of a DequantizeLinear only the values count, not the scale and the zero point.
+    """
+    roots = dict(outer or {})
+    roots.update({tensor.name: (tensor.name,) for tensor in graph.initializer})
+    for node in graph.node:
+        inside = bodies(node)
+        for body in inside:
+            roots.update(constant_roots(body, roots))
+        inputs = [name for name in node.input if name]
+        if node.op_type == "Constant":
+            made_of: tuple[str, ...] = ()
+        elif inputs and not inside and not node.op_type.startswith("Random") and all(n in roots for n in inputs):
+            named = inputs[:1] if node.op_type == "DequantizeLinear" else inputs
+            made_of = tuple(dict.fromkeys(itertools.chain.from_iterable(roots[name] for name in named)))
+        else:
+            continue
+        roots.update(dict.fromkeys(node.output, made_of))
+    return roots
+
+
+def module_paths(model: ModelProto) -> dict[str, str]:
+    """Node name and output name to module path, as torch's exporter wrote it; empty for a file from elsewhere.
+
+    A rewrite keeps one or the other of a node's names, so both lead to its path.
+    """
+    paths: dict[str, str] = {}
+    for graph in graphs(model.graph):
+        for node in graph.node:
+            scopes = _scopes(node)
+            if len(scopes) > 1 and scopes[-2]:
+                paths.update(dict.fromkeys((*node.output, node.name), scopes[-2]))
+    return paths
+
+
+def layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> list[Layer]:
+    """The nodes with weights, in graph order. `paths` are those of the source, if `model` is a rewrite of it."""
+    paths = module_paths(model) if paths is None else paths
+    tensors = {tensor.name: tensor for graph in graphs(model.graph) for tensor in graph.initializer}
+    roots = constant_roots(model.graph)
+    found: list[tuple[NodeProto, list[TensorProto]]] = []
+    for graph in graphs(model.graph):
+        for node in graph.node:
+            weights = _weights_of(node, roots, tensors)
+            if weights:
+                found.append((node, weights))
+    uses = Counter(weight.name for _, weights in found for weight in weights)
+    result = []
+    for node, weights in found:
+        largest = max(weights, key=tensor_bytes)
+        result.append(
+            Layer(
+                node=node.name,
+                op=node.op_type,
+                path=_path_of(node, largest.name, uses[largest.name], paths),
+                weight=largest.name,
+                weights=tuple(weight.name for weight in weights),
+                shape=tuple(largest.dims),
+                data_type=largest.data_type,
+                weight_bytes=sum(tensor_bytes(weight) for weight in weights),
+            )
+        )
+    return result
+
+
+def select(found: Sequence[Layer], targets: Sequence[str], ignore: Sequence[str]) -> list[Layer]:
+    """The layers that `targets` names (all, if empty) less those that `ignore` names.
+
+    A glob names a layer by its path, or by the path of a module around it: `encoder` is all of the encoder.
+
+    Raises:
+        TechniqueError: a glob names no layer.
+    """
+    for glob in (*targets, *ignore):
+        if not any(_names(glob, layer) for layer in found):
+            raise TechniqueError(
+                f"'{glob}' names no layer of this model", did_you_mean(glob, {layer.path for layer in found})
+            )
+    return [
+        layer
+        for layer in found
+        if (not targets or any(_names(glob, layer) for glob in targets))
+        and not any(_names(glob, layer) for glob in ignore)
+    ]
+
+
+def _names(glob: str, layer: Layer) -> bool:
+    parts = layer.path.split(".")
+    around = (".".join(parts[:length]) for length in range(1, len(parts) + 1))
+    return layer.node == glob or any(fnmatch.fnmatchcase(path, glob) for path in around)
+
+
+def _scopes(node: NodeProto) -> list[str]:
+    text = next((entry.value for entry in node.metadata_props if entry.key == SCOPES), "[]")
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return []
+    return [str(item) for item in value] if isinstance(value, list) else []
+
+
+def _path_of(node: NodeProto, weight: str, uses: int, paths: Mapping[str, str]) -> str:
+    """A weight that one layer reads names its module best: a convolution fused with its norm has the norm's scope."""
+    module, _, leaf = weight.rpartition(".")
+    if uses == 1 and module and leaf == "weight":
+        return module
+    known = next((paths[name] for name in (node.name, *node.output) if name in paths), "")
+    return known or (module if leaf == "weight" else "") or node.name or weight
+
+
+def _weights_of(
+    node: NodeProto, roots: Mapping[str, tuple[str, ...]], tensors: Mapping[str, TensorProto]
+) -> list[TensorProto]:
+    positions = WEIGHT_INPUTS.get(node.op_type, ())
+    if node.op_type == "Gather":  # an embedding: rows of a matrix, chosen by an input
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        if axis != 0 or len(node.input) < 2 or node.input[1] in roots:
+            return []
+    weights: list[TensorProto] = []
+    for position in positions:
+        name = node.input[position] if position < len(node.input) else ""
+        stored = [tensors[root] for root in roots.get(name, ()) if root in tensors]
+        stored = [
+            t
+            for t in stored
+            if t.data_type in FLOAT_TYPES + INT_TYPES and (node.op_type != "Gather" or len(t.dims) == 2)
+        ]
+        weights += [tensor for tensor in stored if tensor not in weights]
+        if weights and node.op_type == "MatMul":
+            break
+    return weights
+
+
+def _parameters(model: ModelProto) -> Iterator[tuple[TensorProto, np.ndarray | None]]:
+    """Stored parameters, each once, with the zero point of an integer one in a shape that broadcasts to it."""
+    nodes = [node for graph in graphs(model.graph) for node in graph.node]
+    tensors = {tensor.name: tensor for graph in graphs(model.graph) for tensor in graph.initializer}
+    scales = {node.input[i] for node in nodes for i in SCALE_INPUTS.get(node.op_type, ()) if i < len(node.input)} | {
+        name.removesuffix("_quantized") + "_scale" for name in tensors if name.endswith("_quantized")
+    }
+    biases = {node.input[0] for node in nodes if node.op_type == "DequantizeLinear"}
+    zero_points = dict(_zero_points(nodes, tensors))
+    for name, tensor in tensors.items():
+        integer = tensor.data_type in INT_TYPES or (tensor.data_type == TensorProto.INT32 and name in biases)
+        if name not in scales and (integer or tensor.data_type in FLOAT_TYPES):
+            yield tensor, zero_points.get(name, np.zeros((), np.int32)) if integer else None
+
+
+def _zero_points(nodes: Iterable[NodeProto], tensors: Mapping[str, TensorProto]) -> Iterator[tuple[str, np.ndarray]]:
+    for node in nodes:
+        for (op, position), at in ZERO_POINT_OF.items():
+            if op != node.op_type or at >= len(node.input) or node.input[at] not in tensors:
+                continue
+            zero = onnx.numpy_helper.to_array(tensors[node.input[at]])
+            if zero.size == 1 or not zero.any():
+                yield node.input[position], zero.reshape(-1)[:1] if zero.size else zero
+            elif op == "DequantizeLinear" and node.input[position] in tensors:
+                axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+                rank = len(tensors[node.input[position]].dims)
+                yield node.input[position], zero.reshape([-1 if d == axis % rank else 1 for d in range(rank)])

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from omgoptim.errors import ModelError, TechniqueError
+from omgoptim.requests.quantize import Bf16, Dynamic, Static
+from omgoptim.techniques.quantize.onnx_file import load
+from omgoptim.techniques.quantize.onnx_graph import count_params, graph_traits, layers, select
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "lstm", "gru", "encoder"])
+def test_traits_say_what_the_network_is_made_of(program, name):
+    traits = graph_traits(program(name).path)
+    assert traits.has_conv == (name == "cnn")
+    assert traits.has_attention == (name == "encoder")
+    assert traits.has_lstm == (name == "lstm")
+    assert traits.has_gru == (name == "gru")
+
+
+def test_weight_bytes_are_those_of_the_modules(program):
+    cnn = graph_traits(program("cnn").path)
+    assert cnn.conv_weight_bytes == 4 * (16 * 9 + 32 * 16 * 9)
+    assert cnn.matmul_weight_bytes == 4 * 10 * 32
+    lstm = graph_traits(program("lstm").path)
+    assert lstm.recurrent_weight_bytes == 4 * 4 * 128 * (16 + 128)
+    assert lstm.matmul_weight_bytes == 4 * 5 * 128
+    assert lstm.total_weight_bytes >= lstm.recurrent_weight_bytes + lstm.matmul_weight_bytes
+
+
+@pytest.mark.parametrize("params", [Dynamic(), Static(algorithm="onnxruntime"), Bf16()])
+def test_parameters_are_counted_alike_before_and_after_quantization(program, apply, params):
+    before, _ = count_params(program("mlp").path)
+    assert before == 32 * 64 + 64 + 64 * 64 + 64 + 64 * 10 + 10
+    target, _ = apply(program("mlp"), params)
+    after, nonzero = count_params(target)
+    assert after == before
+    assert before * 0.98 < nonzero <= before
+
+
+def test_zeros_are_not_counted_as_nonzero_in_float_nor_at_an_integers_zero_point(tmp_path):
+    graph = helper.make_graph(
+        [
+            helper.make_node("DequantizeLinear", ["q", "s", "z"], ["w"], axis=0),
+            helper.make_node("MatMul", ["x", "w"], ["h"]),
+            helper.make_node("Add", ["h", "b"], ["output"]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 2])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", 3])],
+        [
+            numpy_helper.from_array(np.array([[7, 7, 1], [9, 0, 9]], np.uint8), "q"),
+            numpy_helper.from_array(np.ones(2, np.float32), "s"),
+            numpy_helper.from_array(np.array([7, 9], np.uint8), "z"),
+            numpy_helper.from_array(np.array([0, 1, 2], np.float32), "b"),
+        ],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    assert count_params(tmp_path / "m.onnx") == (9, 4)  # q: 1 of row 0 and 0 of row 1 differ; b: 1 and 2
+
+
+def test_a_softmax_at_the_end_is_no_attention(tmp_path):
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "w"], ["h"]),
+            helper.make_node("Softmax", ["h"], ["p"]),
+            helper.make_node("MatMul", ["p", "w"], ["output"]),  # a stored matrix, no other activation
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 2])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", 2])],
+        [numpy_helper.from_array(np.eye(2, dtype=np.float32), "w")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    assert not graph_traits(tmp_path / "m.onnx").has_attention
+
+
+def test_layers_carry_the_paths_of_the_modules(program):
+    found = layers(load(program("encoder").path))
+    assert [(layer.op, layer.path) for layer in found if layer.op in ("Gather", "Gemm")] == [
+        ("Gather", "emb"),
+        ("Gemm", "layer.self_attn.out_proj"),
+        ("Gemm", "head"),
+    ]
+
+
+def test_select_matches_a_path_or_a_module_around_it_and_ignore_wins(program):
+    found = layers(load(program("encoder").path))
+    paths = {layer.path for layer in select(found, ["layer", "head"], ["layer.linear?"])}
+    assert paths == {"layer.self_attn", "layer.self_attn.out_proj", "head"}
+    with pytest.raises(TechniqueError, match="names no layer"):
+        select(found, ["decoder"], [])
+
+
+def test_a_file_that_is_no_onnx_is_a_model_error(tmp_path):
+    (tmp_path / "m.onnx").write_bytes(b"not a program")
+    with pytest.raises(ModelError, match="no readable ONNX"):
+        graph_traits(tmp_path / "m.onnx")
