@@ -107,7 +107,8 @@ def _wait_for(device: str, held: ExitStack, progress: Progress) -> None:
     except Timeout:
         progress.change("queued", f"waiting for {device}: another run is measuring")
         lock.acquire(poll_interval=0.25)
-    held.callback(lock.release)
+    owner = os.getpid()
+    held.callback(lambda: lock.release() if os.getpid() == owner else None)  # a forked child has no say
 
 
 def _see_project(project: Path) -> None:
