@@ -1,0 +1,249 @@
+"""The shell face: parse, submit, follow, print. No logic of its own.
+
+Exit codes: 0 ok and no gain, 2 a bad request, 3 the model, the data, the set-up or the run, 4 the quality guard failed,
+130 interrupted. Results go to standard output, everything else to standard error.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import typer
+
+from omgoptim import __version__, requests
+from omgoptim.cli import options
+from omgoptim.errors import OmgoptimError, RequestError, RunError
+from omgoptim.jobs.cancel import cancel
+from omgoptim.jobs.doctor import doctor
+from omgoptim.jobs.folder import RunFolder, find_run
+from omgoptim.jobs.follow import follow
+from omgoptim.jobs.project import find_project
+from omgoptim.jobs.states import list_runs, load_report, read_state
+from omgoptim.jobs.submit import submit
+from omgoptim.render import brief
+from omgoptim.reports import DoctorReport, EfficiencyReport
+
+GUARD_FAILED = 4
+INTERRUPTED = 130
+_WIDTH_OF_A_PIPE = 110
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the command `omgoptim`."""
+    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code."""
+    as_json = "--json" in arguments
+    try:
+        return int(application()(args=arguments, prog_name="omgoptim", standalone_mode=False) or 0)
+    except OmgoptimError as error:
+        return _tell_error(error, as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001 the outermost frame: a fault of ours must still answer in the promised form
+        if hasattr(error, "format_message"):  # a usage error, of Typer's or of click's, whichever Typer was built on
+            return _tell_error(_usage_error(error), as_json)
+        traceback.print_exc()
+        fault = OmgoptimError(
+            f"omgoptim itself failed: {error}", type(error).__name__, "please report the traceback above"
+        )
+        return _tell_error(fault, as_json)
+
+
+def application() -> typer.Typer:
+    """The Typer application: one command per verb, and runs, doctor, mcp."""
+    app = typer.Typer(name="omgoptim", pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="rich")
+    app.callback(invoke_without_command=True)(_root)
+    for verb, request in requests.VERBS.items():
+        app.command(verb)(_verb_command(verb, request))
+    app.command("runs")(_runs)
+    app.command("doctor")(_doctor)
+    app.command("mcp")(_mcp)
+    return app
+
+
+def _root(ctx: typer.Context, version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+    """Make a PyTorch model smaller and faster, and prove it on the saved artifact."""
+    if version:
+        typer.echo(__version__)
+    elif ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
+
+
+def _verb_command(verb: str, request: type[requests.Request]) -> Callable[..., int]:
+    """The function of a verb, with the signature that Typer reads its options from."""
+
+    def command(**given: Any) -> int:
+        as_json, no_wait, detail = (given.pop(name) for name in ("as_json", "no_wait", "detail"))
+        parsed = requests.parse(verb, options.given_arguments(request, given))
+        full = _wants_full(detail, as_json)
+        folder = submit(verb, parsed, find_project(getattr(parsed, "project", None)))
+        if no_wait:
+            _print_json(brief.to_json(read_state(folder))) if as_json else typer.echo(folder.id)
+            return 0
+        return _await_report(folder, as_json, full)
+
+    own = [option.parameter() for option in options.options_of(request)]
+    parameters = [*own, *_FACE_PARAMETERS]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__doc__ = request.__doc__
+    return command
+
+
+_AS_JSON = typer.Option(False, "--json", help="Print one JSON object on standard output, and nothing else there.")
+_DETAIL = typer.Option(None, "--detail", metavar="brief|full", help="How much to show: brief, or full.")
+_PROJECT = typer.Option(None, "--project", metavar="TEXT", help="The user's project; default: the working directory.")
+
+
+def _face_parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+_FACE_PARAMETERS = [
+    _face_parameter("as_json", bool, _AS_JSON),
+    _face_parameter("detail", str | None, _DETAIL),
+    _face_parameter("no_wait", bool, typer.Option(False, "--no-wait", help="Print the run's id and go.")),
+]
+
+
+def _runs(
+    action: str = typer.Argument("list", metavar="[list|show|wait|cancel]", help="What to do."),
+    run_id: str | None = typer.Argument(None, metavar="[ID]", help="The run; the start or end of its id will do."),
+    project: str | None = _PROJECT,
+    as_json: bool = _AS_JSON,
+    detail: str | None = _DETAIL,
+) -> int:
+    """List runs, show one, wait for one, or cancel one."""
+    given = {"action": action, "run_id": run_id, "project": project}
+    request = requests.parse("runs", {name: value for name, value in given.items() if value is not None})
+    assert isinstance(request, requests.RunsRequest)  # what parse gives for this verb
+    root = find_project(request.project)
+    if request.action == "list":
+        states = list_runs(root)
+        return _show({"runs": [brief.to_json(state) for state in states]}, lambda term: term.runs_view(states), as_json)
+    folder = find_run(root, request.run_id or "")
+    if request.action == "cancel":
+        state = cancel(folder)
+        return _show(brief.to_json(state), lambda term: term.state_view(state), as_json)
+    full = _wants_full(detail, as_json)
+    if request.action == "wait":
+        return _await_report(folder, as_json, full)
+    state = read_state(folder)
+    if state.status in ("starting", "queued", "running"):
+        return _show(brief.to_json(state), lambda term: term.state_view(state), as_json)
+    return _show_report(load_report(folder), folder, as_json, full)
+
+
+def _doctor(
+    project: str | None = _PROJECT,
+    python: str | None = typer.Option(None, "--python", metavar="TEXT", help="Python to look at."),
+    as_json: bool = _AS_JSON,
+) -> int:
+    """Say which engines, devices and extras the project's Python has, and what to install for the rest."""
+    given = {"project": project, "python": python}
+    request = requests.parse("doctor", {name: value for name, value in given.items() if value is not None})
+    assert isinstance(request, requests.DoctorRequest)  # what parse gives for this verb
+    report: DoctorReport = doctor(request)
+    return _show(brief.to_json(report), lambda term: term.doctor_view(report), as_json)
+
+
+def _mcp(
+    http: bool = typer.Option(False, "--http", help="Serve HTTP on the loopback interface instead of stdio."),
+    port: int = typer.Option(8377, "--port", help="Port for --http; 0 takes a free one.", min=0, max=65535),
+) -> None:
+    """Start the MCP server: over stdio, or over HTTP with a bearer token ($OMGOPTIM_TOKEN, else a new one)."""
+    from omgoptim import server  # the one command that needs mcp
+
+    server.serve_http(port) if http else server.main()
+
+
+def _await_report(folder: RunFolder, as_json: bool, full: bool) -> int:
+    """Follow a run to its end, showing where it stands, and print its report."""
+    from omgoptim.cli.progress import display
+
+    console = _console(sys.stderr)
+    console.print(f"run {folder.id}", style="dim", markup=False, highlight=False, soft_wrap=True)
+    try:
+        with display(console) as shown:
+            for state in follow(folder, timeout_s=None):
+                shown.show(state)
+    except KeyboardInterrupt:
+        state = cancel(folder)
+        if state.status == "cancelled":
+            _tell_error(RunError(f"cancelled run {folder.id}", "it was interrupted", ""), as_json)
+            return INTERRUPTED
+    report = load_report(folder)
+    _show_report(report, folder, as_json, full)
+    return GUARD_FAILED if report.outcome == "guard_failed" else 0
+
+
+def _show_report(report: EfficiencyReport, folder: RunFolder, as_json: bool, full: bool) -> int:
+    content = brief.to_json(report) if full else brief.brief_report(report, folder.path)
+    return _show(content, lambda term: term.report_view(report, full=full, folder=folder.path), as_json)
+
+
+def _show(content: dict[str, Any], view: Callable[[Any], Any], as_json: bool) -> int:
+    """Print an answer: as JSON, or as what `view` makes of it with `omgoptim.render.terminal`."""
+    if as_json:
+        _print_json(content)
+    else:
+        from omgoptim.render import terminal
+
+        _console(sys.stdout).print(view(terminal))
+    return 0
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    typer.echo(json.dumps(content, indent=2))
+
+
+def _tell_error(error: OmgoptimError, as_json: bool) -> int:
+    from omgoptim.render.terminal import error_view
+
+    if as_json:
+        _print_json({"error": error.to_dict()})
+    _console(sys.stderr).print(error_view(error), soft_wrap=True)
+    return error.exit_code
+
+
+def _usage_error(error: Exception) -> RequestError:
+    """A usage error in the words of the request where the request has words for it."""
+    context = getattr(error, "ctx", None)
+    verb = context.info_name if context is not None else ""
+    message = error.format_message()  # type: ignore[attr-defined]
+    request = (requests.VERBS | requests.QUERIES).get(verb)
+    option = getattr(error, "option_name", None)
+    missing = getattr(getattr(error, "param", None), "name", None)
+    raw: dict[str, Any] | None = None
+    if option and message.startswith("No such option"):
+        raw = {option.lstrip("-").replace("-", "_"): ""}
+    elif request is not None and missing in request.model_fields:
+        raw = {name: "?" for name, field in request.model_fields.items() if field.is_required() and name != missing}
+    try:
+        if request is not None and raw is not None:
+            requests.parse(verb, raw)
+    except RequestError as told:
+        return told
+    command = f"omgoptim {verb}" if request is not None else "omgoptim"
+    return RequestError(message.rstrip("."), "", f"{command} --help shows what is possible")
+
+
+def _wants_full(detail: str | None, as_json: bool) -> bool:
+    if detail not in (None, "brief", "full"):
+        raise RequestError(f"'{detail}' is no detail", "Known: brief, full.")
+    return as_json if detail is None else detail == "full"
+
+
+def _console(stream: Any) -> Any:
+    from rich.console import Console
+
+    width = None if stream.isatty() else _WIDTH_OF_A_PIPE
+    return Console(file=stream, width=width, highlight=False)

@@ -1,0 +1,80 @@
+"""Where a run stands, on standard error: a live bar on a terminal, one line a stage elsewhere."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from typing_extensions import Self
+
+from omgoptim.render import facts
+from omgoptim.reports import RunState
+
+
+class Display(Protocol):
+    """Something that shows the states of a run as they come."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def show(self, state: RunState) -> None: ...
+
+
+def display(console: Console) -> Display:
+    """The display that fits where standard error goes."""
+    return LiveBar(console) if console.is_terminal else StageLines(console)
+
+
+class LiveBar:
+    """Stage, bar, percent and remaining time on one line that goes away when the run ends."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TextColumn("{task.fields[numbers]}", markup=False),
+        )
+        self._progress = Progress(*columns, console=console, transient=True)
+        self._task: TaskID = self._progress.add_task("starting", total=None, numbers="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def show(self, state: RunState) -> None:
+        total, done = (None, None) if state.progress is None else (1.0, state.progress)
+        numbers = ", ".join(facts.progress_numbers(state))
+        stage = facts.stage_text(state)
+        self._progress.update(self._task, description=stage, total=total, completed=done, numbers=numbers)
+
+
+class StageLines:
+    """One line whenever the stage changes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._stage: str | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def show(self, state: RunState) -> None:
+        if state.stage != self._stage and state.status in ("starting", "queued", "running"):
+            self._stage = state.stage
+            self._console.print(facts.progress_text(state), markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,116 @@
+"""A report cut to what an agent needs for its next decision: at most about 2,000 tokens, the verdict first.
+
+Several clients show a model only the structured answer, others only the text: this is the structured one,
+`markdown.py` the text, and each stands alone.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omgoptim.render import facts
+from omgoptim.reports import Candidate, EfficiencyReport, Record
+
+MAX_CHARACTERS = 8_000
+"""About 2,000 tokens."""
+
+MAX_FULL_CHARACTERS = 40_000
+"""About 10,000 tokens: the most that `detail="full"` puts into a context."""
+
+Json = dict[str, Any]
+
+
+def report_files(folder: Path) -> dict[str, str]:
+    """Where the whole report is."""
+    return {"report": str(folder / "report.json"), "page": str(folder / "report.html")}
+
+
+def to_json(record: Record) -> Json:
+    """A record as plain JSON values; what is no number becomes null."""
+    values: Json = json.loads(record.model_dump_json())
+    return values
+
+
+def brief_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
+    """The head, before, after, gains, the best candidates, and where the rest is. Lists are bounded."""
+    answer: Json = {
+        "outcome": report.outcome,
+        "summary": facts.plain(report.summary, 1200),
+        "warnings": _bounded_texts(report.warnings, 6, 300),
+        "next_steps": [_dump(step) for step in report.next_steps[:4]],
+        "verb": report.verb,
+        "run_id": report.run_id,
+        "before": _dump(report.before),
+        "after": _dump(report.after),
+        "gains": _dump(report.gains),
+        "artifact": {"path": report.artifact.path, "load": report.artifact.load} if report.artifact else None,
+        "files": report_files(folder) if folder else None,
+        "candidates": [_candidate(one) for one in facts.ranked_candidates(report)[:6]],
+        "layers": [_dump(layer, 120) for layer in report.layers[:6]],
+        "changed_layers": len(report.changed),
+        "skipped": [
+            {
+                "reason": facts.plain(group.reason, 160),
+                "layers": len(group.paths),
+                "first": facts.plain(group.paths[0], 80),
+            }
+            for group in facts.skip_groups(report.skipped)[:3]
+        ],
+        "repeat": report.repeat,
+    }
+    answer = {key: value for key, value in answer.items() if value not in (None, [], {})} | {
+        "warnings": answer["warnings"],
+        "next_steps": answer["next_steps"],
+    }
+    return _cut(
+        answer, MAX_CHARACTERS, [("skipped", 0), ("layers", 0), ("candidates", 2), ("warnings", 2), ("next_steps", 1)]
+    )
+
+
+def full_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
+    """The whole report as in report.json; a giant one has its lists cut, and says so; the short form if that is not
+    enough."""
+    answer = to_json(report)
+    if folder:
+        answer["files"] = report_files(folder)
+    lists = ("changed", "skipped", "layers", "candidates")
+    answer = _cut(answer, MAX_FULL_CHARACTERS, [(key, keep) for keep in (100, 20, 5) for key in lists])
+    return answer if _length(answer) <= MAX_FULL_CHARACTERS else brief_report(report, folder)
+
+
+def _candidate(one: Candidate) -> Json:
+    fields = ("status", "runtime", "size_bytes", "speedup", "quality_drop")
+    told = {key: value for key in fields if (value := getattr(one, key)) is not None}
+    return {"name": facts.plain(one.name, 80)} | told | {"why": facts.plain(one.why, 160)}
+
+
+def _dump(record: Record | None, limit: int = 600) -> Json | None:
+    """A record without what was not measured; its texts on one line."""
+    if record is None:
+        return None
+    values = {key: value for key, value in to_json(record).items() if value is not None}
+    return {key: facts.plain(value, limit) if isinstance(value, str) else value for key, value in values.items()}
+
+
+def _bounded_texts(texts: list[str], most: int, limit: int) -> list[str]:
+    shown = [facts.plain(text, limit) for text in texts[:most]]
+    return [*shown, f"and {len(texts) - most} more in report.json"] if len(texts) > most else shown
+
+
+def _length(answer: Json) -> int:
+    return len(json.dumps(answer, ensure_ascii=False))
+
+
+def _cut(answer: Json, limit: int, cuts: list[tuple[str, int]]) -> Json:
+    """Shorten lists in the order given until the answer fits, and say what was cut."""
+    cut: Json = {}
+    for key, keep in cuts:
+        if _length(answer) <= limit:
+            break
+        items = answer.get(key, [])
+        if len(items) > keep:
+            cut[key] = cut.get(key, len(items))
+            answer = answer | {key: items[:keep]}
+    return answer | {"cut": {"total": cut, "rest": "in report.json"}} if cut else answer

@@ -1,0 +1,246 @@
+"""A report as one self-contained page for a person: no scripts, nothing loaded, every text escaped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from html import escape
+
+from omgoptim.render import charts, facts
+from omgoptim.render.html_style import CSS
+from omgoptim.reports import EfficiencyReport, Gains, Measurement
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_FADED = ("dropped", "failed", "skipped")
+
+
+def report_html(report: EfficiencyReport) -> str:
+    """The page: verdict, big numbers, table, candidates and layers as pictures, warnings, next steps, how to repeat."""
+    body = "\n".join(
+        part(report)
+        for part in (
+            _header,
+            _tiles,
+            _warnings,
+            _comparison,
+            _candidates,
+            _layers,
+            _next_steps,
+            _artifact,
+            _layers_changed,
+            _environment,
+            _repeat,
+        )
+    )
+    title = escape(f"omgoptim {report.verb}: {facts.verdict(report).lower()}")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{title}</title>\n<style>{CSS}</style>\n</head>\n<body><main>\n{body}\n</main></body>\n</html>\n"
+    )
+
+
+def _text(value: str, limit: int = 400) -> str:
+    return escape(facts.plain(value, limit))
+
+
+def _section(title: str, body: str, note: str = "", kind: str = "") -> str:
+    small = f" <small>{note}</small>" if note else ""
+    return f'<section class="{kind}"><h2>{title}{small}</h2>{body}</section>'
+
+
+def _table(header: Iterable[tuple[str, bool]], rows: Iterable[str]) -> str:
+    head = "".join(f'<th class="{"n" if number else ""}">{name}</th>' for name, number in header)
+    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
+
+
+def _header(report: EfficiencyReport) -> str:
+    model = str(report.request.get("model") or " and ".join(str(report.request.get(k, "")) for k in ("a", "b")))
+    badge = f'<span class="badge {report.outcome}">{facts.verdict(report)}</span>'
+    kicker = f"{badge}<span>{_text(report.verb)}</span><code>{_text(model)}</code><span>{_text(report.run_id)}</span>"
+    first, stop, rest = facts.plain(report.summary, 1200).partition(". ")
+    lead = f'<p class="lead">{escape(rest)}</p>' if rest else ""
+    return f'<header><p class="kicker">{kicker}</p><h1>{escape(first + stop.strip())}</h1>{lead}</header>'
+
+
+def _tiles(report: EfficiencyReport) -> str:
+    two = report.before is not None and report.after is not None
+    tiles = _gain_tiles(report) if two else _measured_tiles(report.before or report.after)
+    return f'<div class="tiles">{"".join(tiles)}</div>' if tiles else ""
+
+
+def _tile(big: str, label: str, small: str = "", tone: str = "") -> str:
+    lines = f'<b class="{tone}">{escape(big)}</b><span>{escape(label)}</span><small>{escape(small)}</small>'
+    return f'<div class="tile">{lines}</div>'
+
+
+def _gain_tiles(report: EfficiencyReport) -> list[str]:
+    gains, before, after = report.gains or Gains(), report.before, report.after
+    tiles = []
+    claim, tone = facts.speed_claim(gains)
+    if claim:
+        big, _, rest = claim.partition(" ")
+        times = _arrow(before, after, lambda m: m.latency_ms_p50, facts.time_text)
+        tiles.append(_tile(big.rstrip(","), rest, times, tone))
+    for row in facts.comparison_rows(report):
+        if row.label in ("size", "peak memory") and row.gain:
+            big, _, rest = row.gain.partition(" ")
+            tiles.append(_tile(big, f"{rest} {row.label}".strip(), f"{row.before} → {row.after}", row.tone))
+    if after and after.quality is not None:
+        drop, tone = facts.quality_claim(report)
+        tiles.append(_tile(f"{after.quality:.4f}", facts.quality_label(after), drop, tone))
+    return tiles
+
+
+def _measured_tiles(measured: Measurement | None) -> list[str]:
+    if measured is None:
+        return []
+    tiles = []
+    if measured.latency_ms_p50 is not None:
+        p90 = f"p90 {facts.time_text(measured.latency_ms_p90)}" if measured.latency_ms_p90 is not None else ""
+        tiles.append(_tile(facts.time_text(measured.latency_ms_p50), f"latency on {measured.runtime}", p90))
+    if measured.size_bytes is not None:
+        params = f"{facts.count_text(measured.params)} parameters" if measured.params is not None else ""
+        tiles.append(_tile(facts.size_text(measured.size_bytes), "on disk", params))
+    if measured.macs is not None:
+        tiles.append(_tile(facts.count_text(measured.macs), "MACs per sample", "1 MAC = 2 FLOPs"))
+    if measured.quality is not None:
+        tiles.append(_tile(f"{measured.quality:.4f}", facts.quality_label(measured)))
+    return tiles
+
+
+def _arrow(
+    before: Measurement | None,
+    after: Measurement | None,
+    pick: Callable[[Measurement], float | None],
+    show: Callable[[float], str],
+) -> str:
+    values = [pick(side) if side else None for side in (before, after)]
+    return " → ".join(show(value) for value in values if value is not None)
+
+
+def _warnings(report: EfficiencyReport) -> str:
+    items = "".join(f"<li>{_text(text, 600)}</li>" for text in report.warnings)
+    return _section("Warnings", f"<ul>{items}</ul>", kind="warnings") if items else ""
+
+
+def _comparison(report: EfficiencyReport) -> str:
+    rows = facts.comparison_rows(report)
+    if not rows:
+        return ""
+    two = report.before is not None and report.after is not None
+    if not two:
+        title = facts.side_title("measured", report.before or report.after)
+        cells = (f'<tr><td>{_text(r.label)}</td><td class="n">{_text(r.before or r.after)}</td></tr>' for r in rows)
+        return _section("Measured", _table((("", False), (_text(title), True)), cells))
+    header = (
+        ("", False),
+        (_text(facts.side_title("before", report.before)), True),
+        (_text(facts.side_title("after", report.after)), True),
+        ("gain", False),
+    )
+    cells = (
+        f'<tr><td>{_text(r.label)}</td><td class="n">{_text(r.before)}</td><td class="n">{_text(r.after)}</td>'
+        f'<td class="{r.tone}">{_text(r.gain)}</td></tr>'
+        for r in rows
+    )
+    launches = report.gains.launches if report.gains else None
+    note = f"latency ratio over {launches} fresh launches of both" if launches else ""
+    return _section("Before and after", _table(header, cells), note)
+
+
+def _candidates(report: EfficiencyReport) -> str:
+    candidates = facts.ranked_candidates(report)
+    if not candidates:
+        return ""
+    header = (
+        ("", False),
+        ("candidate", False),
+        ("", False),
+        ("speedup", True),
+        ("size", True),
+        ("drop", True),
+        ("why", False),
+    )
+    rows = []
+    for number, one in enumerate(candidates, start=1):
+        kind = "chosen" if one.status == "chosen" else "faded" if one.status in _FADED else ""
+        speedup = "" if one.speedup is None else facts.ratio_text(one.speedup)
+        size = "" if one.size_bytes is None else facts.size_text(one.size_bytes)
+        drop = "" if one.quality_drop is None else f"{one.quality_drop:.4f}"
+        rows.append(
+            f'<tr class="{kind}"><td>{number}</td><td>{_text(one.name, 80)}</td><td>{one.status}</td>'
+            f'<td class="n">{speedup}</td>'
+            f'<td class="n">{size}</td><td class="n">{drop}</td><td>{_text(one.why)}</td></tr>'
+        )
+    picture = charts.candidate_scatter(report)
+    note = "as screened, on the selection split" if picture else ""
+    return _section("Candidates", picture + _table(header, rows), note)
+
+
+def _layers(report: EfficiencyReport) -> str:
+    picture = charts.layer_bars(report.layers)
+    return _section("Costliest layers", picture, "one call at batch 1") if picture else ""
+
+
+def _next_steps(report: EfficiencyReport) -> str:
+    items = "".join(f"<li>{_text(step.why)}<pre>{_text(step.command, 1500)}</pre></li>" for step in report.next_steps)
+    return _section("Next", f"<ul>{items}</ul>") if items else ""
+
+
+def _artifact(report: EfficiencyReport) -> str:
+    artifact = report.artifact
+    if artifact is None:
+        return ""
+    files = ", ".join(f"{_text(name, 80)} ({facts.size_text(size)})" for name, size in artifact.files.items())
+    where = f'<p><code>{_text(artifact.path, 600)}</code></p><p class="note">{files}</p>'
+    return _section("Artifact", f"{where}<pre>{_text(artifact.load, 600)}</pre>")
+
+
+def _layers_changed(report: EfficiencyReport) -> str:
+    if not report.changed and not report.skipped:
+        return ""
+    changed = (
+        f"<tr><td><code>{_text(c.path, 120)}</code></td><td>{_text(c.what, 80)}</td>"
+        f"<td>{_text(c.before, 120)} → {_text(c.after, 120)}</td></tr>"
+        for c in report.changed
+    )
+    skipped = "".join(
+        f"<li>{_text(group.reason)}<br><code>{', '.join(_text(path, 120) for path in group.paths[:40])}</code>"
+        f"{f' and {len(group.paths) - 40} more' if len(group.paths) > 40 else ''}</li>"
+        for group in facts.skip_groups(report.skipped)
+    )
+    body = ""
+    if report.changed:
+        table = _table((("layer", False), ("what", False), ("", False)), changed)
+        body += f"<details><summary>{len(report.changed)} changed</summary>{table}</details>"
+    if report.skipped:
+        body += (
+            f"<details><summary>{len(report.skipped)} left as they are, and why</summary><ul>{skipped}</ul></details>"
+        )
+    return _section("Layers", body)
+
+
+def _environment(report: EfficiencyReport) -> str:
+    here = report.environment
+    features = f" ({', '.join(here.cpu_features)})" if here.cpu_features else ""
+    facts_of = {
+        "cpu": f"{here.cpu}{features}",
+        "gpu": here.gpu or "none",
+        "device": f"{here.device}, {here.threads} threads",
+        "python": here.python,
+        "versions": ", ".join(f"{name} {version}" for name, version in here.versions.items()),
+        "seed": str(here.seed),
+        "load before timing": "" if here.load is None else f"{here.load:.0%} of the machine",
+        "lineage": " → ".join(report.lineage),
+    }
+    items = "".join(f"<dt>{name}</dt><dd>{_text(value, 800)}</dd>" for name, value in facts_of.items() if value)
+    return _section("Where these numbers come from", f"<dl>{items}</dl>")
+
+
+def _repeat(report: EfficiencyReport) -> str:
+    request = escape(json.dumps(report.request, indent=2, ensure_ascii=True)[:8000])
+    whole = f"<details><summary>the whole request</summary><pre>{request}</pre></details>"
+    return _section("Repeat", f"<pre>{_text(report.repeat, 2000)}</pre>{whole}")

@@ -1,0 +1,185 @@
+"""A report as markdown for an agent: the same facts as the structured answer, complete on its own.
+
+Text that comes from a model, a log or a data set is put on one line, bounded, and stripped of what could close a
+code span or hide: control characters and backticks (and pipes in a table).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from omgoptim.errors import OmgoptimError
+from omgoptim.render import facts
+from omgoptim.reports import DoctorReport, EfficiencyReport, RunState
+
+Detail = Literal["brief", "full"]
+
+MAX_BRIEF = 8_000
+"""Characters of the brief form, about 2,000 tokens."""
+
+MAX_FULL = 40_000
+"""Characters of the full form, about 10,000 tokens."""
+
+
+def report_markdown(report: EfficiencyReport, detail: Detail = "brief", folder: Path | None = None) -> str:
+    """The report for an agent. `folder` is the run's folder, to say where report.json and report.html are."""
+    full = detail == "full"
+    sections = [
+        [f"**{facts.verdict(report)}** {safe(report.summary, 1200)}"],
+        _bulleted("Warnings", [safe(text, 300) for text in report.warnings], 50 if full else 6),
+        _comparison(report),
+        _next_steps(report),
+        _places(report, folder),
+        _candidates(report, 100 if full else 6),
+        _layers(report, 100 if full else 6),
+        _bulleted(f"Changed ({len(report.changed)} layers)", _changes(report), 200 if full else 3),
+        _skipped(report, 50 if full else 3, 20 if full else 2),
+        _environment(report) if full else [],
+        [f"Repeat: `{safe(report.repeat, 600)}`"],
+    ]
+    text = "\n\n".join("\n".join(lines) for lines in sections if lines)
+    limit = MAX_FULL if full else MAX_BRIEF
+    return text if len(text) <= limit else text[: limit - 40].rstrip() + "\n… cut; the rest is in report.json"
+
+
+def state_markdown(state: RunState) -> str:
+    """A run without a report: where it stands, or how it ended."""
+    head = f"**{state.status.upper()}** run `{safe(state.run_id)}` ({safe(state.verb)})"
+    if state.error:
+        return (
+            f"{head}\n{error_markdown(OmgoptimError.from_dict(state.error))}\nLog: `{safe(state.folder, 300)}/log.txt`"
+        )
+    if state.status in ("starting", "queued", "running"):
+        return f"{head}: {safe(facts.progress_text(state))}"
+    return f"{head}: {safe(state.summary or '')}\nFolder: `{safe(state.folder, 300)}`"
+
+
+def runs_markdown(states: list[RunState], total: int) -> str:
+    """The newest runs of a project, one line each."""
+    if not states:
+        return "No runs yet in this project."
+    lines = []
+    for state in states:
+        what = state.summary or (state.error or {}).get("what", "") or facts.progress_text(state)
+        model = f" {safe(state.model, 60)}" if state.model else ""
+        lines.append(f"- `{safe(state.run_id)}` {state.outcome or state.status}{model}: {safe(what, 140)}")
+    more = [f"… {total - len(states)} older ones in .omgoptim/runs"] if total > len(states) else []
+    return "\n".join(lines + more)
+
+
+def doctor_markdown(report: DoctorReport) -> str:
+    """What this machine and the project's Python can do, and what to install for the rest."""
+    features = f" ({', '.join(report.cpu_features)})" if report.cpu_features else ""
+    lines = [
+        f"**{report.outcome.upper()}** {safe(report.summary, 600)}",
+        "",
+        f"- python: `{safe(report.python)}` {report.python_version}, {safe(report.python_found_by)}",
+        f"- cpu: {safe(report.cpu)}, {report.cores} cores{features}; gpu: {safe(report.gpu or 'none')}",
+        f"- project: `{safe(report.project)}`",
+    ]
+    for package in (*report.runtimes, *report.extras):
+        version = f" {package.version}" if package.version else ""
+        fix = f"; `{safe(package.fix)}`" if package.fix else ""
+        lines.append(f"- {package.name}{version}: {package.state} ({safe(package.unlocks, 120)}){fix}")
+    return "\n".join([*lines, "", f"MCP entry: `{json.dumps(report.mcp_entry)}`"])
+
+
+def error_markdown(error: OmgoptimError) -> str:
+    """What happened, why, and what to do next."""
+    parts = [("Error", error.what), ("Why", error.why), ("Fix", error.fix)]
+    return "\n".join(f"{name}: {facts.block(text)}" for name, text in parts if text)
+
+
+def safe(text: str, limit: int = 200) -> str:
+    """Bounded text on one line that cannot close a code span."""
+    return facts.plain(text, limit).replace("`", "'")
+
+
+def _comparison(report: EfficiencyReport) -> list[str]:
+    rows = facts.comparison_rows(report)
+    if not rows:
+        return []
+    if report.before is None or report.after is None:
+        title = facts.side_title("measured", report.before or report.after)
+        return [f"| | {title} |", "| --- | --- |", *(f"| {_cell(r.label)} | {r.before or r.after} |" for r in rows)]
+    titles = facts.side_title("before", report.before), facts.side_title("after", report.after)
+    head = [f"| | {titles[0]} | {titles[1]} | gain |", "| --- | --- | --- | --- |"]
+    return head + [f"| {_cell(r.label)} | {r.before} | {r.after} | {r.gain} |" for r in rows]
+
+
+def _cell(text: str) -> str:
+    return safe(text).replace("|", "/")
+
+
+def _next_steps(report: EfficiencyReport) -> list[str]:
+    if not report.next_steps:
+        return []
+    lines = ["Next:"]
+    for step in report.next_steps[:4]:
+        call = json.dumps(step.arguments, ensure_ascii=False)
+        lines.append(
+            f"- {safe(step.why)}: tool `{safe(step.tool)}` with `{safe(call, 800)}`, or `{safe(step.command, 800)}`"
+        )
+    return lines
+
+
+def _places(report: EfficiencyReport, folder: Path | None) -> list[str]:
+    lines = [f"Run: `{safe(report.run_id)}`"]
+    if report.artifact:
+        lines.append(f"Artifact: `{safe(report.artifact.path, 400)}`; open it with `{safe(report.artifact.load, 400)}`")
+    if folder:
+        lines.append(f"Whole report: `{safe(str(folder / 'report.json'), 400)}`, as a page: report.html beside it")
+    return lines
+
+
+def _candidates(report: EfficiencyReport, most: int) -> list[str]:
+    lines = []
+    for one in facts.ranked_candidates(report):
+        numbers = [facts.ratio_text(one.speedup)] if one.speedup is not None else []
+        numbers += [facts.size_text(one.size_bytes)] if one.size_bytes is not None else []
+        numbers += [f"drop {one.quality_drop:.4f}"] if one.quality_drop is not None else []
+        told = f" ({', '.join(numbers)})" if numbers else ""
+        lines.append(f"{safe(one.name, 60)}: {one.status}{told}. {safe(one.why, 160)}")
+    return _bulleted("Candidates", lines, most)
+
+
+def _layers(report: EfficiencyReport, most: int) -> list[str]:
+    lines = []
+    for layer in report.layers:
+        numbers = [facts.time_text(layer.time_ms)] if layer.time_ms is not None else []
+        numbers += [f"{layer.time_share:.0%} of the time"] if layer.time_share is not None else []
+        numbers += [f"{facts.count_text(layer.macs)} MACs"] if layer.macs is not None else []
+        numbers += [facts.size_text(layer.size_bytes)] if layer.size_bytes is not None else []
+        lines.append(f"`{safe(layer.path, 80)}` {safe(layer.kind, 40)}: {', '.join(numbers)}")
+    return _bulleted("Costliest layers", lines, most)
+
+
+def _changes(report: EfficiencyReport) -> list[str]:
+    return [
+        f"`{safe(c.path, 80)}` {safe(c.what, 60)}: {safe(c.before, 60)} -> {safe(c.after, 60)}" for c in report.changed
+    ]
+
+
+def _skipped(report: EfficiencyReport, most: int, named: int) -> list[str]:
+    lines = []
+    for group in facts.skip_groups(report.skipped):
+        paths = ", ".join(f"`{safe(path, 60)}`" for path in group.paths[:named])
+        more = f" and {len(group.paths) - named} more" if len(group.paths) > named else ""
+        lines.append(f"{safe(group.reason, 160)}: {paths}{more}")
+    return _bulleted(f"Skipped ({len(report.skipped)} layers)", lines, most)
+
+
+def _environment(report: EfficiencyReport) -> list[str]:
+    here = report.environment
+    versions = ", ".join(f"{name} {version}" for name, version in list(here.versions.items())[:20])
+    cpu = f"{safe(here.cpu)}, {here.threads} threads, device {here.device}, gpu {safe(here.gpu or 'none')}"
+    return [f"Measured on {cpu}; python {safe(here.python)}; {safe(versions, 400)}; seed {here.seed}"]
+
+
+def _bulleted(title: str, lines: list[str], most: int) -> list[str]:
+    if not lines:
+        return []
+    more = [f"- … {len(lines) - most} more in report.json"] if len(lines) > most else []
+    return [f"{title}:", *(f"- {line}" for line in lines[:most]), *more]

@@ -1,0 +1,45 @@
+"""The MCP face: parse, submit, wait, return. No logic of its own, and nothing heavy: it must start in about a second.
+
+`main` serves over stdio, `serve_http` over HTTP. Both protocol eras (2025-11-25 and 2026-07-28) are served.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+import anyio
+from mcp.server.stdio import stdio_server
+
+from omgoptim.server.handlers import build_server
+
+
+def main() -> None:
+    """Entry point of `omgoptim-mcp`: serve over stdio until standard input ends."""
+    try:
+        anyio.run(_serve_stdio)
+    except KeyboardInterrupt:
+        _leave(130)
+    _leave(0)
+
+
+def serve_http(port: int) -> None:
+    """Serve over HTTP on the loopback interface, with a bearer token."""
+    from omgoptim.server.http import serve
+
+    serve(build_server(), port)
+
+
+async def _serve_stdio() -> None:
+    server = build_server()
+    async with stdio_server() as (incoming, outgoing):
+        await server.run(incoming, outgoing, server.create_initialization_options())
+
+
+def _leave(code: int) -> None:
+    """Exit at once: a thread that still reads standard input or a run's state must not hold the process."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code or threading.active_count() > 1:
+        os._exit(code)

@@ -1,0 +1,106 @@
+"""What a tool answers, twice: as structured content and as text. Clients show a model one or the other, so each stands
+alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from mcp.types import CallToolResult, TextContent
+
+from omgoptim.errors import OmgoptimError
+from omgoptim.jobs.folder import RunFolder
+from omgoptim.jobs.states import ENDED
+from omgoptim.render import brief, facts, markdown
+from omgoptim.reports import DoctorReport, EfficiencyReport, NextStep, RunState
+
+Json = dict[str, Any]
+Detail = Literal["brief", "full"]
+
+LISTED = 10
+"""How many runs a list shows."""
+
+
+def report_answer(report: EfficiencyReport, folder: RunFolder, detail: Detail) -> CallToolResult:
+    """A finished run."""
+    make = brief.full_report if detail == "full" else brief.brief_report
+    return _result(make(report, folder.path), markdown.report_markdown(report, detail, folder.path))
+
+
+def unfinished_answer(state: RunState, project: Path, wait_s: float) -> CallToolResult:
+    """A run that is still going: where it stands, and the call that waits on."""
+    left = "" if state.eta_s is None else f", about {facts.wait_text(state.eta_s)} left"
+    summary = f"The run goes on by itself: {facts.stage_text(state)}{left}. Wait for it with the call in next_steps."
+    arguments = {"action": "wait", "run_id": state.run_id, "project": str(project), "wait_s": wait_s}
+    wait = NextStep(
+        tool="runs", arguments=arguments, command=f"omgoptim runs wait {state.run_id}", why="wait for the report"
+    )
+    content: Json = {
+        "status": state.status,
+        "summary": summary,
+        "warnings": [],
+        "next_steps": [brief.to_json(wait)],
+        "run_id": state.run_id,
+        "verb": state.verb,
+        "stage": facts.stage_text(state),
+        "progress": state.progress,
+        "eta_s": state.eta_s,
+    }
+    call = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+    return _result(content, f"{markdown.state_markdown(state)}\n{summary}\nNext: runs({call})")
+
+
+def cancelled_answer(state: RunState) -> CallToolResult:
+    """What became of a run that was to be cancelled."""
+    ended = {
+        "cancelled": f"Run {state.run_id} is cancelled.",
+        "done": f"Run {state.run_id} had ended before; its report is there.",
+    }
+    summary = ended.get(state.status, f"Run {state.run_id} had ended before: {state.status}.")
+    content: Json = {
+        "status": state.status,
+        "summary": summary,
+        "warnings": [],
+        "next_steps": [],
+        "run_id": state.run_id,
+    }
+    return _result(content, summary)
+
+
+def runs_answer(states: Sequence[RunState], project: Path) -> CallToolResult:
+    """The newest runs of a project."""
+    shown = states[:LISTED]
+    going = sum(state.status not in ENDED for state in states)
+    summary = f"{len(states)} runs in {project}, {going} not ended." if states else f"No runs yet in {project}."
+    content: Json = {
+        "status": "ok",
+        "summary": summary,
+        "warnings": [],
+        "next_steps": [],
+        "runs": [_listed(state) for state in shown],
+    }
+    return _result(content, f"{summary}\n{markdown.runs_markdown(list(shown), len(states))}")
+
+
+def doctor_answer(report: DoctorReport) -> CallToolResult:
+    return _result(brief.to_json(report), markdown.doctor_markdown(report))
+
+
+def error_answer(error: OmgoptimError, run_id: str | None = None) -> CallToolResult:
+    """A refusal or a failed run, as text and as structure; the model is meant to read it and do better."""
+    record = {name: facts.block(text) for name, text in error.to_dict().items()}
+    content: Json = {"error": record} | ({"run_id": run_id} if run_id else {})
+    return _result(content, markdown.error_markdown(error), is_error=True)
+
+
+def _listed(state: RunState) -> Json:
+    names = ("run_id", "verb", "status", "outcome", "started", "progress", "eta_s")
+    told = {name: value for name in names if (value := getattr(state, name)) is not None}
+    if state.status not in ENDED:
+        told["stage"] = facts.stage_text(state)
+    return told | {"model": facts.plain(state.model, 120), "summary": facts.plain(state.summary or "", 200)}
+
+
+def _result(content: Json, text: str, is_error: bool = False) -> CallToolResult:
+    return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=content, is_error=is_error)

@@ -1,0 +1,113 @@
+"""What the server lets a client read beside its tools: the slash commands as prompts, the reports as resources."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from anyio.to_thread import run_sync
+from mcp.server.context import ServerRequestContext
+from mcp.shared.exceptions import MCPError
+from mcp.types import (
+    INVALID_PARAMS,
+    GetPromptRequestParams,
+    GetPromptResult,
+    ListPromptsResult,
+    ListResourcesResult,
+    ListResourceTemplatesResult,
+    PaginatedRequestParams,
+    Prompt,
+    PromptArgument,
+    PromptMessage,
+    ReadResourceRequestParams,
+    ReadResourceResult,
+    Resource,
+    ResourceTemplate,
+    TextContent,
+    TextResourceContents,
+)
+
+from omgoptim.errors import OmgoptimError, did_you_mean
+from omgoptim.jobs.folder import find_run
+from omgoptim.jobs.project import find_project
+from omgoptim.jobs.states import list_runs, load_report
+from omgoptim.render.markdown import report_markdown
+from omgoptim.server.prompts import commands
+
+Context = ServerRequestContext[Any, Any]
+REPORT_URI = "omgoptim://runs/{run_id}/report"
+_PREFIX, _SUFFIX = REPORT_URI.split("{run_id}")
+_LISTED_REPORTS = 10
+
+
+async def list_prompts(_context: Context, _params: PaginatedRequestParams | None) -> ListPromptsResult:
+    return ListPromptsResult(
+        prompts=[
+            Prompt(
+                name=command.name,
+                description=command.description,
+                arguments=[PromptArgument(name="arguments", description=command.argument_hint, required=False)],
+            )
+            for command in commands()
+        ]
+    )
+
+
+async def get_prompt(_context: Context, params: GetPromptRequestParams) -> GetPromptResult:
+    known = {command.name: command for command in commands()}
+    command = known.get(params.name)
+    if command is None:
+        raise MCPError(
+            code=INVALID_PARAMS, message=f"There is no prompt '{params.name}'. {did_you_mean(params.name, known)}"
+        )
+    text = command.text((params.arguments or {}).get("arguments", ""))
+    content = TextContent(type="text", text=text)
+    return GetPromptResult(description=command.description, messages=[PromptMessage(role="user", content=content)])
+
+
+async def list_resources(_context: Context, _params: PaginatedRequestParams | None) -> ListResourcesResult:
+    """The newest reports of the project, if there is one."""
+    try:
+        states = await run_sync(list_runs, find_project(None))
+    except OmgoptimError:  # no project is known: there is nothing to list
+        states = []
+    done = [state for state in states if state.status == "done"][:_LISTED_REPORTS]
+    return ListResourcesResult(
+        resources=[
+            Resource(
+                uri=f"{_PREFIX}{state.run_id}{_SUFFIX}",
+                name=state.run_id,
+                description=state.summary,
+                mime_type="text/markdown",
+            )
+            for state in done
+        ]
+    )
+
+
+async def list_resource_templates(
+    _context: Context, _params: PaginatedRequestParams | None
+) -> ListResourceTemplatesResult:
+    template = ResourceTemplate(
+        uri_template=REPORT_URI,
+        name="report",
+        title="Report of a run",
+        description="The whole report of a finished run.",
+        mime_type="text/markdown",
+    )
+    return ListResourceTemplatesResult(resource_templates=[template])
+
+
+async def read_resource(_context: Context, params: ReadResourceRequestParams) -> ReadResourceResult:
+    uri = str(params.uri)
+    if not (uri.startswith(_PREFIX) and uri.endswith(_SUFFIX)):
+        raise MCPError(code=INVALID_PARAMS, message=f"There is no resource {uri}. Known: {REPORT_URI}")
+    try:
+        text = await run_sync(_report_of, uri[len(_PREFIX) : -len(_SUFFIX)])
+    except OmgoptimError as error:
+        raise MCPError(code=INVALID_PARAMS, message=str(error)) from None
+    return ReadResourceResult(contents=[TextResourceContents(uri=uri, mime_type="text/markdown", text=text)])
+
+
+def _report_of(run_id: str) -> str:
+    folder = find_run(find_project(None), run_id)
+    return report_markdown(load_report(folder), "full", folder.path)

@@ -1,0 +1,109 @@
+"""What the server does with a call: parse, submit, wait, answer."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, cast
+
+from anyio.to_thread import run_sync
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel import Server
+from mcp.types import CallToolRequestParams, CallToolResult, ListToolsResult, PaginatedRequestParams
+
+from omgoptim import __version__, requests
+from omgoptim.errors import OmgoptimError, RequestError, did_you_mean
+from omgoptim.jobs.cancel import cancel
+from omgoptim.jobs.doctor import doctor
+from omgoptim.jobs.folder import RunFolder, find_run
+from omgoptim.jobs.project import find_project
+from omgoptim.jobs.states import ENDED, list_runs, load_report
+from omgoptim.jobs.submit import submit
+from omgoptim.server import answers, documents
+from omgoptim.server.tools import INSTRUCTIONS, tools
+from omgoptim.server.waiting import longest_wait, wait_for, wait_seconds
+
+Context = ServerRequestContext[Any, Any]
+
+_log = logging.getLogger(__name__)
+
+
+def build_server() -> Server[Any]:
+    """The server with its tools, prompts and resources."""
+    return Server(
+        "omgoptim",
+        version=__version__,
+        title="omgoptim: smaller, faster PyTorch models",
+        instructions=INSTRUCTIONS,
+        on_list_tools=_list_tools,
+        on_call_tool=_call_tool,
+        on_list_prompts=documents.list_prompts,
+        on_get_prompt=documents.get_prompt,
+        on_list_resources=documents.list_resources,
+        on_list_resource_templates=documents.list_resource_templates,
+        on_read_resource=documents.read_resource,
+    )
+
+
+async def _list_tools(_context: Context, _params: PaginatedRequestParams | None) -> ListToolsResult:
+    return ListToolsResult(tools=tools())
+
+
+async def _call_tool(context: Context, params: CallToolRequestParams) -> CallToolResult:
+    """Answer a call. Whatever goes wrong is an answer that says what to do; the server lives on."""
+    try:
+        return await _answer(context, params.name, dict(params.arguments or {}))
+    except OmgoptimError as error:
+        return answers.error_answer(error)
+    except Exception as error:  # the outermost frame of a call  # noqa: BLE001
+        _log.exception("tool %s failed", params.name)
+        fault = OmgoptimError(
+            f"omgoptim itself failed: {error}", type(error).__name__, "see the server's standard error"
+        )
+        return answers.error_answer(fault)
+
+
+async def _answer(context: Context, name: str, arguments: dict[str, Any]) -> CallToolResult:
+    known = requests.VERBS | requests.QUERIES
+    if name not in known:
+        raise RequestError(f"there is no tool '{name}'", did_you_mean(name, known))
+    face = {key: arguments.pop(key) for key in ("wait_s", "detail") if name != "doctor" and key in arguments}
+    request = requests.parse(name, arguments)
+    wait_s, detail = wait_seconds(face.get("wait_s")), _detail(face.get("detail"))
+    if isinstance(request, requests.DoctorRequest):
+        return answers.doctor_answer(await run_sync(doctor, request))
+    if isinstance(request, requests.RunsRequest):
+        return await _runs(context, request, wait_s, detail)
+    project = await run_sync(find_project, getattr(request, "project", None))
+    folder = await run_sync(submit, name, request, project)
+    return await _wait_and_answer(context, folder, wait_s, detail)
+
+
+async def _runs(
+    context: Context, request: requests.RunsRequest, wait_s: float, detail: answers.Detail
+) -> CallToolResult:
+    project = await run_sync(find_project, request.project)
+    if request.action == "list":
+        return answers.runs_answer(await run_sync(list_runs, project), project)
+    folder = await run_sync(find_run, project, request.run_id or "")
+    if request.action == "cancel":
+        return answers.cancelled_answer(await run_sync(cancel, folder))
+    return await _wait_and_answer(context, folder, wait_s if request.action == "wait" else 0, detail)
+
+
+async def _wait_and_answer(
+    context: Context, folder: RunFolder, wait_s: float, detail: answers.Detail
+) -> CallToolResult:
+    """The report of a run if it ends in time, its error if it failed, else where it stands."""
+    state = await wait_for(folder, wait_s, context.session.report_progress)
+    if state.status not in ENDED:
+        return answers.unfinished_answer(state, folder.path.parents[2], longest_wait())
+    try:
+        return answers.report_answer(await run_sync(load_report, folder), folder, detail)
+    except OmgoptimError as error:
+        return answers.error_answer(error, folder.id)
+
+
+def _detail(given: Any) -> answers.Detail:
+    if given not in (None, "brief", "full"):
+        raise RequestError(f"'{given}' is no detail", "Known: brief, full.")
+    return cast(answers.Detail, given or "brief")

@@ -1,0 +1,74 @@
+"""Waiting for a run inside a call: bounded, with progress notifications, and without any hold on the run."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+from anyio.to_thread import run_sync
+
+from omgoptim.errors import RequestError
+from omgoptim.jobs.folder import RunFolder
+from omgoptim.jobs.states import ENDED, read_state
+from omgoptim.render import facts
+from omgoptim.reports import RunState
+
+DEFAULT_WAIT_S = 45.0
+"""Several clients cut a call at 60 s."""
+
+HIGHEST_DEFAULT_S = 55.0
+HEARTBEAT_S = 8.0
+"""Longest silence while waiting: some clients end a call that shows no progress."""
+
+INTERVAL_S = 0.25
+
+Report = Callable[[float, float | None, str | None], Awaitable[None]]
+"""`report(progress, total, message)`"""
+
+
+def longest_wait() -> float:
+    """Seconds that a call may wait at most: OMGOPTIM_MAX_WAIT_S, for clients that are patient or are not."""
+    text = os.environ.get("OMGOPTIM_MAX_WAIT_S", "")
+    try:
+        return max(0.0, float(text)) if text else HIGHEST_DEFAULT_S
+    except ValueError:
+        return HIGHEST_DEFAULT_S
+
+
+def default_wait() -> float:
+    return min(DEFAULT_WAIT_S, longest_wait())
+
+
+def wait_seconds(given: Any) -> float:
+    """How long to wait, from what was given.
+
+    Raises:
+        RequestError: it is no number of seconds.
+    """
+    if given is None:
+        return default_wait()
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not given >= 0:
+        raise RequestError(f"'{given}' is no wait_s", "wait_s is a number of seconds, 0 or more", "leave it out")
+    return min(float(given), longest_wait())
+
+
+async def wait_for(folder: RunFolder, seconds: float, report: Report) -> RunState:
+    """The state of a run when it has ended, or after `seconds`. Cancelling the call leaves the run alone."""
+    deadline = time.monotonic() + seconds
+    told: tuple[object, ...] | None = None
+    told_at = 0.0
+    shown = 0.0
+    while True:
+        state = await run_sync(read_state, folder)
+        now = time.monotonic()
+        key = (state.status, state.stage, state.progress)
+        if key != told or now - told_at >= HEARTBEAT_S:
+            shown = min(100.0, max(shown + 0.01, 100 * (state.progress or 0.0)))  # it must grow with every notification
+            await report(shown, 100.0, facts.progress_text(state))
+            told, told_at = key, now
+        if state.status in ENDED or now >= deadline:
+            return state
+        await anyio.sleep(min(INTERVAL_S, deadline - now))

@@ -1,0 +1,47 @@
+"""Reports written by hand: a quantize run that gained, a profile, and a plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from omgoptim.reports import EfficiencyReport
+
+REPORTS = Path(__file__).parent / "reports"
+
+HOSTILE = "x`\u202e\x1b[31m|\n</title><script>alert(1)</script>\u200b[bold]" + "y" * 5000
+"""What a layer of somebody's model may be called."""
+
+
+def stored(name: str) -> EfficiencyReport:
+    return EfficiencyReport.model_validate_json((REPORTS / f"{name}.json").read_text())
+
+
+@pytest.fixture
+def quantized() -> EfficiencyReport:
+    return stored("quantized")
+
+
+@pytest.fixture
+def profiled() -> EfficiencyReport:
+    return stored("profiled")
+
+
+@pytest.fixture
+def planned() -> EfficiencyReport:
+    return stored("planned")
+
+
+@pytest.fixture
+def hostile(quantized: EfficiencyReport) -> EfficiencyReport:
+    """A giant report whose every free text is hostile."""
+    record = quantized.model_dump()
+    record["warnings"] = [HOSTILE] * 40
+    record["summary"] = HOSTILE
+    record["request"]["model"] = HOSTILE
+    record["skipped"] = [{"path": f"{HOSTILE}{i}", "reason": f"{HOSTILE}{i % 50}"} for i in range(3000)]
+    record["changed"] = [{"path": HOSTILE, "what": HOSTILE, "before": HOSTILE, "after": HOSTILE}] * 500
+    record["layers"] = [{"path": HOSTILE, "kind": HOSTILE, "time_ms": 1.0}] * 300
+    record["candidates"] = [c | {"why": HOSTILE, "name": HOSTILE} for c in record["candidates"]] * 20
+    return EfficiencyReport.model_validate(record)

@@ -1,0 +1,45 @@
+"""Tests of the structured answer in its short and its full form."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from omgoptim.render import brief
+from omgoptim.reports import EfficiencyReport, Skip
+
+
+def test_the_verdict_comes_first_and_the_evidence_after_it(quantized: EfficiencyReport) -> None:
+    answer = brief.brief_report(quantized, Path("/p/run"))
+    assert list(answer)[:6] == ["outcome", "summary", "warnings", "next_steps", "verb", "run_id"]
+    assert answer["gains"]["speedup"] == 5.79
+    assert answer["artifact"]["path"] == quantized.artifact.path if quantized.artifact else False
+    assert answer["files"]["report"] == "/p/run/report.json"
+
+
+def test_what_was_not_measured_is_left_out_of_the_short_form(planned: EfficiencyReport) -> None:
+    answer = brief.brief_report(planned)
+    assert {"before", "after", "gains", "artifact"}.isdisjoint(answer)
+    assert answer["warnings"] == []
+
+
+def test_the_full_form_is_the_report_itself(quantized: EfficiencyReport) -> None:
+    assert brief.full_report(quantized) == json.loads(quantized.model_dump_json())
+
+
+def test_a_giant_report_has_its_lists_cut_and_says_so(quantized: EfficiencyReport) -> None:
+    skipped = [Skip(path=f"layer.{i}", reason="too small to be worth it") for i in range(5000)]
+    answer = brief.full_report(quantized.model_copy(update={"skipped": skipped}))
+    assert len(json.dumps(answer)) <= brief.MAX_FULL_CHARACTERS
+    assert len(answer["skipped"]) == 100
+    assert answer["cut"] == {"total": {"skipped": 5000}, "rest": "in report.json"}
+
+
+def test_the_full_form_of_a_hostile_report_falls_back_to_the_short_one(hostile: EfficiencyReport) -> None:
+    assert brief.full_report(hostile) == brief.brief_report(hostile)
+
+
+def test_the_short_form_of_a_hostile_report_is_bounded_and_has_no_control_characters(hostile: EfficiencyReport) -> None:
+    text = json.dumps(brief.brief_report(hostile), ensure_ascii=False)
+    assert len(text) <= brief.MAX_CHARACTERS
+    assert not any(char in text for char in ("\x1b", "\u202e", "\u200b", "\\u001b"))

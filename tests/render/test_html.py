@@ -1,0 +1,97 @@
+"""Tests of the page for a person."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from omgoptim.render.html import report_html
+from omgoptim.reports import EfficiencyReport
+
+VOID = {"meta", "br", "line", "circle", "rect"}
+
+
+class Outline(HTMLParser):
+    """Tags in order, whether they nest, and the text between them."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.words: list[str] = []
+        self.links: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+@pytest.mark.parametrize("name", ["quantized", "profiled", "planned", "hostile"])
+def test_the_page_is_well_formed_and_loads_nothing(name: str, request: pytest.FixtureRequest) -> None:
+    page = report_html(request.getfixturevalue(name))
+    outline = Outline(page)
+    assert outline.open == []
+    assert outline.links == []
+    assert {"script", "link", "img", "iframe"}.isdisjoint(outline.tags)
+    assert "url(" not in page
+    assert "@import" not in page
+
+
+def test_the_page_says_what_the_report_says(quantized: EfficiencyReport) -> None:
+    text = " ".join(Outline(report_html(quantized)).words)
+    for needed in ("OK", "5.79x", "3.76x", "faster (5.41 to 6.18)", "0.9833", "guard", *quantized.warnings):
+        assert needed in text
+    assert quantized.repeat in text
+    assert quantized.next_steps[0].command in text
+
+
+def test_no_text_of_a_model_becomes_markup(hostile: EfficiencyReport) -> None:
+    page = report_html(hostile)
+    assert "<script" not in page
+    assert "\x1b" not in page
+    assert "\u202e" not in page
+
+
+def test_the_chosen_candidate_is_marked_and_one_below_the_guard_is_red(quantized: EfficiencyReport) -> None:
+    page = report_html(quantized)
+    assert page.count('class="pick"') == 1
+    assert page.count('class="out"') == 1
+    assert page.count('class="dot"') == 3
+    assert page.count('class="guard"') == 1
+
+
+def test_a_better_quality_lies_higher_and_a_faster_candidate_further_right(quantized: EfficiencyReport) -> None:
+    page = report_html(quantized)
+    chosen, dropped = (
+        re.search(rf'class="{kind}" cx="([\d.]+)" cy="([\d.]+)"', page) for kind in ("pick", "out")
+    )  # fmt: skip
+    assert chosen
+    assert dropped
+    assert float(chosen[1]) > float(dropped[1])
+    assert float(chosen[2]) < float(dropped[2])
+
+
+def test_one_candidate_with_numbers_is_no_picture(quantized: EfficiencyReport) -> None:
+    page = report_html(quantized.model_copy(update={"candidates": quantized.candidates[:1]}))
+    assert "<svg" not in page
+
+
+def test_the_bars_of_the_layers_are_in_proportion_to_their_time(profiled: EfficiencyReport) -> None:
+    widths = [float(width) for width in re.findall(r'class="bar"[^>]* width="([\d.]+)"', report_html(profiled))]
+    times = [layer.time_ms or 0 for layer in profiled.layers]
+    assert [round(width / widths[0], 2) for width in widths] == [round(time / times[0], 2) for time in times]

@@ -1,0 +1,75 @@
+"""Tests of what an agent reads."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from omgoptim.errors import ModelError
+from omgoptim.render import markdown
+from omgoptim.reports import EfficiencyReport, RunState
+
+
+def test_the_text_alone_holds_everything_that_is_needed(quantized: EfficiencyReport) -> None:
+    text = markdown.report_markdown(quantized, folder=Path("/p/run"))
+    assert text.startswith("**OK** ")
+    for needed in (
+        quantized.summary,
+        quantized.warnings[0],
+        "5.79x faster (5.41 to 6.18)",
+        "3.76x smaller",
+        "drop 0.0028 (-0.0041 to 0.0083)",
+        quantized.next_steps[0].command,
+        '"a": "quantize-20261124-1053-k3f9"',
+        "tool `compare`",
+        "/artifact",
+        quantized.run_id,
+        "/p/run/report.json",
+        quantized.repeat,
+    ):
+        assert needed in text
+
+
+@pytest.mark.parametrize("name", ["quantized", "profiled", "planned", "hostile"])
+def test_the_short_form_stays_under_two_thousand_tokens(name: str, request: pytest.FixtureRequest) -> None:
+    assert len(markdown.report_markdown(request.getfixturevalue(name))) <= 8_000
+
+
+def test_the_full_form_has_the_layers_that_changed_and_stays_bounded(
+    quantized: EfficiencyReport, hostile: EfficiencyReport
+) -> None:
+    assert "`classifier` weights and activations to int8" in markdown.report_markdown(quantized, "full")
+    assert len(markdown.report_markdown(hostile, "full")) <= markdown.MAX_FULL
+
+
+def test_text_of_a_model_can_close_no_code_span_and_hide_nothing(hostile: EfficiencyReport) -> None:
+    text = markdown.report_markdown(hostile, "full")
+    assert not re.search("[\x00-\x09\x0b-\x1f\u200b\u202e]", text)
+    assert all(line.count("`") % 2 == 0 for line in text.splitlines()[:-1])
+    assert "\n</title>" not in text
+
+
+def test_a_plan_and_a_profile_have_no_empty_table(planned: EfficiencyReport, profiled: EfficiencyReport) -> None:
+    assert "| --- |" not in markdown.report_markdown(planned)
+    assert markdown.report_markdown(planned).startswith("**PLAN** ")
+    assert "| latency p50 | 0.412 ms |" in markdown.report_markdown(profiled)
+    assert "`features.3` Conv2d: 0.151 ms, 37% of the time" in markdown.report_markdown(profiled)
+
+
+def test_a_failed_run_shows_its_error_and_its_log() -> None:
+    error = ModelError("it broke", "because", "do this").to_dict()
+    text = markdown.state_markdown(_state("failed").model_copy(update={"error": error}))
+    assert "Error: it broke\nWhy: because\nFix: do this" in text
+    assert "/p/.omgoptim/runs/r/log.txt" in text
+
+
+def test_a_running_run_shows_stage_percent_and_time_left() -> None:
+    state = _state("running").model_copy(update={"stage": "measuring", "progress": 0.4, "eta_s": 12.0})
+    assert markdown.state_markdown(state) == "**RUNNING** run `r` (profile): measuring, 40%, 12 s left"
+
+
+def _state(status: str) -> RunState:
+    record = {"run_id": "r", "verb": "profile", "status": status, "started": "t", "updated": "t"}
+    return RunState.model_validate(record | {"folder": "/p/.omgoptim/runs/r"})

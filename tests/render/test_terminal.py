@@ -1,0 +1,78 @@
+"""Tests of what a person sees in a terminal."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console, RenderableType
+
+from omgoptim.errors import DataError
+from omgoptim.render import terminal
+from omgoptim.reports import EfficiencyReport, RunState, Skip
+
+
+def shown(view: RenderableType, width: int = 120) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(view)
+    output = console.file
+    assert isinstance(output, io.StringIO)
+    return output.getvalue()
+
+
+def test_the_verdict_is_the_first_thing_and_the_places_the_last(quantized: EfficiencyReport) -> None:
+    lines = shown(terminal.report_view(quantized, folder=Path("/p/run"))).splitlines()
+    assert "OK" in lines[0]
+    assert "5.79x faster" in lines[1]
+    assert lines[-1].startswith("repeat") or lines[-2].startswith("repeat")
+    assert any("/p/run/report.html" in line for line in lines)
+
+
+def test_the_table_has_before_after_and_gain(quantized: EfficiencyReport) -> None:
+    text = shown(terminal.report_view(quantized))
+    row = next(line for line in text.splitlines() if line.strip().startswith("latency p50"))
+    assert row.split() == ["latency", "p50", "0.412", "ms", "0.0712", "ms", "5.79x", "faster", "(5.41", "to", "6.18)"]
+
+
+def test_a_profile_shows_one_column_and_its_costliest_layers(profiled: EfficiencyReport) -> None:
+    text = shown(terminal.report_view(profiled))
+    assert "gain" not in text
+    assert "features.3" in text
+
+
+def test_a_plan_shows_what_would_be_tried_and_no_empty_columns(planned: EfficiencyReport) -> None:
+    text = shown(terminal.report_view(planned))
+    assert "PLAN" in text
+    assert "planned" in text
+    assert "speedup" not in text
+
+
+def test_the_short_form_is_short_and_the_full_one_names_every_layer(hostile: EfficiencyReport) -> None:
+    assert len(shown(terminal.report_view(hostile)).splitlines()) < 200
+    many = hostile.model_copy(update={"skipped": [Skip(path=f"layer.{i}", reason="r") for i in range(40)]})
+    assert "layer.39" not in shown(terminal.report_view(many))
+    assert "layer.39" in shown(terminal.report_view(many, full=True))
+
+
+def test_text_of_a_model_is_read_neither_as_markup_nor_as_terminal_codes(hostile: EfficiencyReport) -> None:
+    text = shown(terminal.report_view(hostile, full=True))
+    assert "\x1b" not in text
+    assert "[bold]" in text.replace("\n", "")
+
+
+def test_an_error_is_told_as_what_why_and_fix_without_control_characters() -> None:
+    text = shown(terminal.error_view(DataError("no \x1b[2Jdata", "[red]empty[/red]", "give some")))
+    assert text == "error: no [2Jdata\n  why: [red]empty[/red]\n  fix: give some\n"
+
+
+@pytest.mark.parametrize("status", ["running", "failed", "cancelled"])
+def test_a_run_without_a_report_says_how_it_stands(status: str) -> None:
+    record = {"run_id": "run-1", "verb": "profile", "status": status, "started": "2026-11-24T10:53", "updated": "t"}
+    error = {"kind": "RunError", "what": "the worker died", "why": "", "fix": ""} if status == "failed" else None
+    state = RunState.model_validate(record | {"folder": "/p", "stage": "measuring", "error": error})
+    text = shown(terminal.state_view(state))
+    assert status in text
+    assert ("measuring" in text) == (status == "running")
+    assert ("the worker died" in text) == (status == "failed")
+    assert "run-1" in shown(terminal.runs_view([state]))
