@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import ModelProto
 
@@ -41,6 +42,7 @@ def quantize(
     """
     if not is_installed():
         raise SetupError("algorithm nncf needs nncf", "it is not installed", 'pip install "omgoptim[openvino]"')
+    _keep_dims_of_means(model)
     taken = {layer.node for layer in chosen}
     ignored = [layer.node for layer in layers(model) if layer.node not in taken]
     with as_technique_error("NNCF could not quantize the program", "algorithm onnxruntime"), quiet_stdout():
@@ -65,6 +67,33 @@ def quantize(
             ignored_scope=nncf.IgnoredScope(names=ignored),
             advanced_parameters=advanced,
         )
+
+
+def _keep_dims_of_means(model: ModelProto) -> None:
+    """Write a mean that drops its axes as a mean that keeps them and a Squeeze, in place.
+
+    SmoothQuant may multiply the mean by a vector, and OpenVINO's CPU plugin (2026.4) fuses that product into the mean
+    with the wrong axis: cosine 0.75 with the float output for an encoder with mean pooling, 0.999 with the Squeeze.
+    """
+    nodes = []
+    for node in model.graph.node:
+        nodes.append(node)
+        keep = next((a for a in node.attribute if a.name == "keepdims"), None)
+        if node.op_type != "ReduceMean" or keep is None or keep.i != 0:
+            continue
+        axes = next((list(a.ints) for a in node.attribute if a.name == "axes"), None)
+        name = f"{node.output[0]}_axes" if axes else (node.input[1] if len(node.input) > 1 else "")
+        if not name:  # over all axes: a scalar
+            continue
+        if axes:
+            model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(axes, np.int64), name))
+        squeeze = onnx.helper.make_node(
+            "Squeeze", [f"{node.output[0]}_kept", name], [node.output[0]], f"{node.name}_sq"
+        )
+        keep.i, node.output[0] = 1, f"{node.output[0]}_kept"
+        nodes.append(squeeze)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def _import_without_telemetry() -> Any:

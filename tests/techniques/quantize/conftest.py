@@ -55,14 +55,16 @@ class Recurrent(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, pooled: bool = False) -> None:
         super().__init__()
+        self.pooled = pooled
         self.emb = nn.Embedding(50, 32)
         self.layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, dropout=0.0)
         self.head = nn.Linear(32, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.layer(self.emb(x))[:, 0])
+        tokens = self.layer(self.emb(x))
+        return self.head(tokens.mean(1) if self.pooled else tokens[:, 0])
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int, int], Array]]] =
     "gru": (lambda: Recurrent(nn.GRU), _floats(7, 16)),
     "gru_only": (lambda: Recurrent(nn.GRU, head=False), _floats(7, 16)),
     "encoder": (Encoder, _ids),
+    "pooled_encoder": (lambda: Encoder(pooled=True), _ids),
 }
 
 

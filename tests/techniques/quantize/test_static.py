@@ -109,10 +109,12 @@ def test_onnxruntime_refuses_attention_and_names_what_helps(program, apply):
 
 
 @needs_nncf
-def test_auto_takes_nncf_for_attention(program, apply, cosine):
-    target, outcome = apply(program("encoder"), Static())
+@pytest.mark.parametrize("name", ["encoder", "pooled_encoder"])
+def test_auto_takes_nncf_for_attention_and_both_engines_stay_close(program, apply, cosine, name):
+    target, outcome = apply(program(name), Static())
     assert {"layer.linear1", "layer.linear2", "layer.self_attn"} <= {change.path for change in outcome.changed}
-    assert cosine(program("encoder"), target) > 0.99
+    assert cosine(program(name), target) > 0.99
+    assert cosine(program(name), target, "openvino") > 0.99
 
 
 QUIET = """
