@@ -10,10 +10,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from omgoptim.bootstrap import PACKAGE_FILE
 from omgoptim.errors import SetupError, clip
 from omgoptim.jobs.interpreter import (
     OLDEST,
-    PACKAGE_FILE,
     REQUIRED,
     Interpreter,
     clean_environment,
@@ -22,9 +22,9 @@ from omgoptim.jobs.interpreter import (
 )
 from omgoptim.jobs.logs import printable
 from omgoptim.jobs.project import find_project
-from omgoptim.measure.hardware import cpu_features, cpu_name, usable_cores
 from omgoptim.reports import DoctorReport, PackageState
 from omgoptim.requests import DoctorRequest
+from omgoptim.runtimes.hardware import cpu_features, cpu_name, usable_cores
 
 INSPECT_LIMIT_S = 180.0
 INSPECT = (

@@ -1,7 +1,7 @@
 """Which Python does the work, and whether it has what the work needs.
 
 The user's model needs the user's packages, so the worker runs in the user's Python. Only omgoptim itself is brought
-along: `IMPORT_OMGOPTIM` loads it from its own folder without opening the rest of that folder to the user's Python.
+along: `bootstrap.py` loads it from its own folder without opening the rest of that folder to the user's Python.
 """
 
 from __future__ import annotations
@@ -14,10 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import omgoptim
 from omgoptim.errors import SetupError, clip
-
-PACKAGE_FILE = Path(omgoptim.__file__).resolve()
 
 REQUIRED = (
     "torch", "numpy", "pydantic", "safetensors", "onnx", "onnxscript", "onnxruntime", "thop", "sympy", "filelock",
@@ -25,16 +22,6 @@ REQUIRED = (
 )  # fmt: skip
 OLDEST = (3, 10)
 CHECK_LIMIT_S = 10.0
-
-IMPORT_OMGOPTIM = """\
-import importlib.util, sys
-sys.path[:] = [entry for entry in sys.path if entry]
-spec = importlib.util.spec_from_file_location("omgoptim", sys.argv[1])
-module = sys.modules["omgoptim"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-"""
-"""First lines of a `python -c` whose first argument is `PACKAGE_FILE`: `import omgoptim...` works afterwards, and
-neither the working directory nor the packages beside omgoptim can stand in for this Python's own."""
 
 _CHECK = """\
 import sys

@@ -8,11 +8,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from omgoptim.bootstrap import IMPORT_OMGOPTIM, PACKAGE_FILE
 from omgoptim.errors import SetupError
 from omgoptim.jobs.folder import RunFolder, Submission, WorkerProcess, new_run, now
 from omgoptim.jobs.interpreter import (
-    IMPORT_OMGOPTIM,
-    PACKAGE_FILE,
     Interpreter,
     clean_environment,
     find_interpreter,
@@ -43,17 +42,13 @@ def launch(verb: str, request: Request, project: Path, interpreter: Interpreter,
     Raises:
         SetupError: the operating system refuses to start the process; the run's state says so.
     """
-    folder = new_run(project, verb)
-    arguments = request.model_dump(mode="json")
+    folder = open_run(verb, request, project, interpreter)
     python = str(interpreter.path)
-    folder.write_request(Submission(verb, arguments, project, python, interpreter.found_by, interpreter.version))
-    state = _starting(folder, verb, arguments)
-    folder.write_state(state)
     try:
         worker = _spawn(python, program, folder, project)
     except OSError as error:
         failure = SetupError("the worker could not be started", f"{python}: {error}", "see `omgoptim doctor`")
-        folder.write_state(as_failed(state, failure))
+        folder.write_state(as_failed(folder.stored_state(), failure))
         raise failure from None
     born = birth(worker.pid)
     if born is not None and not folder.worker_file.exists():
@@ -62,9 +57,14 @@ def launch(verb: str, request: Request, project: Path, interpreter: Interpreter,
     return folder
 
 
-def _starting(folder: RunFolder, verb: str, arguments: dict[str, Any]) -> RunState:
+def open_run(verb: str, request: Request, project: Path, interpreter: Interpreter) -> RunFolder:
+    """The folder of a new run: its request written, its state `starting`."""
+    folder = new_run(project, verb)
+    arguments: dict[str, Any] = request.model_dump(mode="json")
+    python = str(interpreter.path)
+    folder.write_request(Submission(verb, arguments, project, python, interpreter.found_by, interpreter.version))
     time = now()
-    return RunState(
+    state = RunState(
         run_id=folder.id,
         verb=verb,
         status="starting",
@@ -74,6 +74,8 @@ def _starting(folder: RunFolder, verb: str, arguments: dict[str, Any]) -> RunSta
         folder=str(folder.path),
         model=arguments.get("model") or f"{arguments.get('a')} and {arguments.get('b')}",
     )
+    folder.write_state(state)
+    return folder
 
 
 def _spawn(python: str, program: str, folder: RunFolder, project: Path) -> subprocess.Popen[bytes]:

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
+from omgoptim.bootstrap import PACKAGE_FILE
 from omgoptim.errors import OmgoptimError
 from omgoptim.jobs.folder import RunFolder, write_whole
-from omgoptim.jobs.interpreter import PACKAGE_FILE
 from omgoptim.jobs.locks import device_lock, device_of
 from omgoptim.jobs.logs import printable
 from omgoptim.jobs.processes import end_family, this_process
@@ -52,8 +52,12 @@ def main(run_path: str) -> None:
     last_resort.start()
 
 
-def execute(folder: RunFolder, run_verb: RunVerb) -> None:
-    """Do the run of a folder with `run_verb`, and write how it ended."""
+def execute(folder: RunFolder, run_verb: RunVerb, *, owns_process: bool = True) -> None:
+    """Do the run of a folder with `run_verb`, and write how it ended.
+
+    Args:
+        owns_process: False where the process is a caller's, whose signals and imports are left alone.
+    """
     with FileLock(folder.worker_lock, timeout=LOCK_LIMIT_S):
         state = folder.stored_state()
         if state.status in ENDED:  # cancelled before it began
@@ -61,7 +65,11 @@ def execute(folder: RunFolder, run_verb: RunVerb) -> None:
         process = this_process()
         folder.write_worker(process)
         with Progress(folder, state.model_copy(update={"pid": process.pid})) as progress:
+            if not owns_process:
+                _do(folder, run_verb, progress)
+                return
             before = signal.signal(signal.SIGTERM, _cancelled(folder, progress))
+            _see_project(folder.read_request().project)
             _do(folder, run_verb, progress)
             signal.signal(signal.SIGTERM, before)
 
@@ -73,12 +81,15 @@ def _do(folder: RunFolder, run_verb: RunVerb, progress: Progress) -> None:
         _keep(folder, report)
         ended = as_done(progress.state, report)
         folder.discard_scratch()
-    except BaseException as error:  # noqa: BLE001 the user's code may raise anything; a run always ends in a state
+    except BaseException as error:
         if os.getpid() != worker:  # a child that the user's code forked came up to here: the run is not its own
             os._exit(1)
         _log(folder, error)
         ended = as_failed(progress.state, _as_omgoptim_error(folder, error))
         folder.discard_unproved()
+        if isinstance(error, KeyboardInterrupt):  # only where the process is a caller's
+            progress.end(as_cancelled(progress.state))
+            raise
     progress.end(ended)
 
 
@@ -87,7 +98,6 @@ def _run(folder: RunFolder, run_verb: RunVerb, progress: Progress) -> Efficiency
 
     submission = folder.read_request()
     request = parse(submission.verb, submission.request)
-    _see_project(submission.project)
     context = RunContext(
         folder.path, folder.id, submission.project, submission.python, submission.found_by, progress.report
     )

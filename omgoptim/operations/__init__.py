@@ -1,0 +1,31 @@
+"""One function per verb: load, apply, save, measure in fresh processes, report."""
+
+from __future__ import annotations
+
+from omgoptim.errors import RequestError
+from omgoptim.operations.context import RunContext
+from omgoptim.reports import EfficiencyReport
+from omgoptim.requests import CompareRequest, ProfileRequest, QuantizeRequest, Request
+
+__all__ = ["RunContext", "run_verb"]
+
+
+def run_verb(verb: str, request: Request, context: RunContext) -> EfficiencyReport:
+    """Do what a request asks. Torch is imported here, not before.
+
+    Raises:
+        OmgoptimError: of the kind that fits: see `errors.py`.
+    """
+    if isinstance(request, ProfileRequest):
+        from omgoptim.operations.profile import profile
+
+        return profile(request, context)
+    if isinstance(request, QuantizeRequest):
+        from omgoptim.operations.quantize import quantize
+
+        return quantize(request, context)
+    if isinstance(request, CompareRequest):
+        from omgoptim.operations.compare import compare
+
+        return compare(request, context)
+    raise RequestError(f"'{verb}' starts no run")

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from omgoptim.requests.base import ModelRequest, Params, Runtime
 from omgoptim.requests.bare_name import bare_name
+from omgoptim.requests.base import ModelRequest, Params, Runtime
 
 
 class Auto(Params):

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "omgoptim"
 
 STOREYS = (
-    ("errors",),
+    ("errors", "bootstrap"),
     ("reports",),
     ("requests",),
     ("runtimes",),
@@ -28,7 +28,7 @@ STOREYS = (
     ("jobs",),
     ("cli", "server", "api"),
 )
-"""From the ground up. Rooms of one storey may import each other; only the top storey has more than one.
+"""From the ground up. Rooms of one storey may import each other; the lowest and the top storey have more than one.
 
 `render` is below `jobs`, because a run's worker writes the page of its report.
 """

@@ -12,7 +12,8 @@ import pytest
 from omgoptim.jobs.cancel import cancel
 from omgoptim.jobs.folder import RunFolder
 from omgoptim.jobs.follow import follow
-from omgoptim.jobs.interpreter import IMPORT_OMGOPTIM, Interpreter
+from omgoptim.bootstrap import IMPORT_OMGOPTIM
+from omgoptim.jobs.interpreter import Interpreter
 from omgoptim.jobs.submit import launch
 from omgoptim.reports import RunState
 from omgoptim.requests import parse

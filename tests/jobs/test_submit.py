@@ -76,7 +76,8 @@ def test_a_python_that_cannot_be_started_is_a_failed_run_and_an_error(project: P
 SUBMITTER = """
 import signal, sys
 from pathlib import Path
-from omgoptim.jobs.interpreter import IMPORT_OMGOPTIM, Interpreter
+from omgoptim.bootstrap import IMPORT_OMGOPTIM
+from omgoptim.jobs.interpreter import Interpreter
 from omgoptim.jobs.submit import launch
 from omgoptim.requests import parse
 project, program = Path(sys.argv[1]), sys.argv[2]

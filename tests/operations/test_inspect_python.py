@@ -6,7 +6,7 @@ import sys
 import venv
 from pathlib import Path
 
-from omgoptim.jobs.interpreter import PACKAGE_FILE
+from omgoptim.bootstrap import PACKAGE_FILE
 
 SCRIPT = PACKAGE_FILE.parent / "operations" / "inspect_python.py"
 

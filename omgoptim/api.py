@@ -1,0 +1,158 @@
+"""The Python face: the same verbs on a source or a live module, in this process, measured from the reopened artifact.
+
+report = omgoptim.quantize(model, data=load, max_quality_drop=0.01)
+small = omgoptim.open_artifact(report.artifact.path)
+small(images)                                  # the original's forward signature
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omgoptim.errors import RequestError
+from omgoptim.jobs.folder import runs_root
+from omgoptim.jobs.inline import run_inline
+from omgoptim.jobs.project import find_project
+from omgoptim.models.opened import OpenedModel
+from omgoptim.models.opened import open_artifact as open_folder
+from omgoptim.reports import EfficiencyReport
+from omgoptim.requests import CompareRequest, ProfileRequest, QuantizeRequest, Request, parse
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from omgoptim.operations.subject import Live
+
+LIVE = "(live module)"
+"""What a report names as the model where the caller gave an object."""
+
+
+def profile(model: str | nn.Module, *, data: Any = None, metric: Any = "auto", **arguments: Any) -> EfficiencyReport:
+    """Measure a model as it is.
+
+    Args:
+        model: a source, as for the other faces, or a module of this process; it is not changed.
+        data: a source; or a callable taking `split`; or a mapping of split name to a DataLoader or list of batches.
+        metric: a name or source; or a callable `metric(outputs, targets) -> float`, higher is better.
+        arguments: any other field of `ProfileRequest`.
+
+    Raises:
+        OmgoptimError: of the kind that fits: see `omgoptim.errors`.
+    """
+    request, live = _request("profile", model, data, metric, arguments)
+
+    def operation(resolved: Request, context: Any) -> EfficiencyReport:
+        from omgoptim.operations.profile import profile
+
+        if not isinstance(resolved, ProfileRequest):
+            raise RequestError("this is no profile request")
+        return profile(resolved, context, live)
+
+    return run_inline("profile", request, find_project(arguments.get("project")), operation)
+
+
+def quantize(model: str | nn.Module, *, data: Any = None, metric: Any = "auto", **arguments: Any) -> EfficiencyReport:
+    """Quantize a model and keep the fastest candidate that holds the quality guard.
+
+    Args:
+        model: a source, as for the other faces, or a module of this process; it is not changed.
+        data: a source; or a callable taking `split`; or a mapping of split name to a DataLoader or list of batches.
+        metric: a name or source; or a callable `metric(outputs, targets) -> float`, higher is better.
+        arguments: any other field of `QuantizeRequest`, and the parameters of its scheme.
+
+    Raises:
+        OmgoptimError: of the kind that fits: see `omgoptim.errors`.
+    """
+    request, live = _request("quantize", model, data, metric, arguments)
+
+    def operation(resolved: Request, context: Any) -> EfficiencyReport:
+        from omgoptim.operations.quantize import quantize
+
+        if not isinstance(resolved, QuantizeRequest):
+            raise RequestError("this is no quantize request")
+        return quantize(resolved, context, live)
+
+    return run_inline("quantize", request, find_project(arguments.get("project")), operation)
+
+
+def compare(a: str, b: str, **arguments: Any) -> EfficiencyReport:
+    """Measure artifact or run `b` against `a`; `arguments` are any other field of `CompareRequest`.
+
+    Raises:
+        OmgoptimError: of the kind that fits: see `omgoptim.errors`.
+    """
+    request = parse("compare", {"a": a, "b": b, **arguments})
+
+    def operation(resolved: Request, context: Any) -> EfficiencyReport:
+        from omgoptim.operations.compare import compare
+
+        if not isinstance(resolved, CompareRequest):
+            raise RequestError("this is no compare request")
+        return compare(resolved, context)
+
+    return run_inline("compare", request, find_project(arguments.get("project")), operation)
+
+
+def open_artifact(path: str | Path, *, threads: int | None = None) -> OpenedModel:
+    """Open an artifact folder, or a run id of this project, as a callable with the original's forward signature.
+
+    Tensors in give tensors out, arrays in give arrays out. Every file is checked against its recorded sha256.
+
+    Args:
+        path: the artifact folder, or a run id.
+        threads: CPU threads; default: the cores this process may use.
+
+    Raises:
+        ArtifactError: it is no artifact, is damaged, or its engine is not installed.
+    """
+    folder = Path(path)
+    if not folder.is_dir() and len(folder.parts) == 1:
+        folder = runs_root(find_project(None)) / folder / "artifact"
+    return open_folder(folder, threads)
+
+
+def _request(
+    verb: str, model: str | nn.Module, data: Any, metric: Any, arguments: dict[str, Any]
+) -> tuple[Request, Live]:
+    """The request that names what can be named, and the live objects beside it."""
+    from omgoptim.operations.subject import Live
+
+    is_source = isinstance(model, str)
+    named: dict[str, Any] = {"model": model if is_source else LIVE, **arguments}
+    if isinstance(data, str):
+        named["data"] = data
+    if isinstance(metric, str):
+        named["metric"] = metric
+    live = Live(
+        module=None if isinstance(model, str) else _copy(model),
+        data=None if data is None or isinstance(data, str) else _by_split(data),
+        metric=None if isinstance(metric, str) else metric,
+    )
+    return parse(verb, named), live
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    import copy
+
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        raise RequestError(f"the model is a {type(model).__name__}", "a source (text) or a torch.nn.Module is needed")
+    return copy.deepcopy(model).cpu().eval()
+
+
+def _by_split(data: Any) -> Callable[..., Iterable[Any]]:
+    """The data as a callable taking `split`."""
+    if callable(data):
+        loaded: Callable[..., Iterable[Any]] = data
+        return loaded
+    if isinstance(data, dict) and "eval" in data:
+        splits: dict[str, Iterable[Any]] = data
+        return lambda split: splits.get(split, splits.get("calibration", splits.get("train", [])))
+    raise RequestError(
+        "the data is neither a source, a callable nor a mapping of splits",
+        f"received a {type(data).__name__}",
+        "give {'calibration': loader, 'eval': loader}: choices are never made on evaluation data",
+    )

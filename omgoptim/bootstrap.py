@@ -1,0 +1,19 @@
+"""How a fresh Python process gets omgoptim: by its file, whichever Python and whichever packages it runs with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import omgoptim
+
+PACKAGE_FILE = Path(omgoptim.__file__).resolve()
+
+IMPORT_OMGOPTIM = """\
+import importlib.util, sys
+sys.path[:] = [entry for entry in sys.path if entry]
+spec = importlib.util.spec_from_file_location("omgoptim", sys.argv[1])
+module = sys.modules["omgoptim"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+"""
+"""First lines of a `python -c` whose first argument is `PACKAGE_FILE`: `import omgoptim...` works afterwards, and
+neither the working directory nor the packages beside omgoptim can stand in for this Python's own."""

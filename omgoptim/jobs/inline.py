@@ -1,0 +1,33 @@
+"""A run in the caller's own process, for the Python face: the same folder, states and locks, no worker."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omgoptim.jobs.interpreter import Interpreter
+from omgoptim.jobs.states import load_report
+from omgoptim.jobs.submit import open_run
+from omgoptim.jobs.worker import execute
+from omgoptim.reports import EfficiencyReport
+from omgoptim.requests import Request
+
+if TYPE_CHECKING:
+    from omgoptim.operations.context import RunContext
+
+    Operation = Callable[[Request, RunContext], EfficiencyReport]
+
+
+def run_inline(verb: str, request: Request, project: Path, operation: Operation) -> EfficiencyReport:
+    """Do a run here and now.
+
+    Raises:
+        OmgoptimError: what the operation raised; the run's folder has it too.
+    """
+    here = Interpreter(Path(sys.executable), "the caller's own process", platform.python_version(), ())
+    folder = open_run(verb, request, project, here)
+    execute(folder, lambda _verb, resolved, context: operation(resolved, context), owns_process=False)
+    return load_report(folder)

@@ -1,0 +1,141 @@
+"""Starting measuring processes and speaking with them, from the process that compares; see `probe.py`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from omgoptim.bootstrap import IMPORT_OMGOPTIM, PACKAGE_FILE
+from omgoptim.errors import ArtifactError, OmgoptimError
+
+START = IMPORT_OMGOPTIM + "from omgoptim.measure.probe import main\nmain()\n"
+
+
+class Process:
+    """One fresh process that holds one artifact. A context manager: the process is gone afterwards.
+
+    Args:
+        artifact: the artifact folder.
+        threads: CPU threads for the engine.
+        batches: prepared batches by name, as .npz files.
+        cwd: the user's project, from which their code is imported.
+        limit_s: longest time one command may take.
+        device: overrides the artifact's own.
+    """
+
+    def __init__(
+        self,
+        artifact: Path,
+        *,
+        threads: int,
+        batches: Mapping[str, Path],
+        cwd: Path,
+        limit_s: float = 900.0,
+        device: str | None = None,
+    ) -> None:
+        self.artifact = artifact
+        self._limit_s = limit_s
+        self._open = {
+            "artifact": str(artifact),
+            "threads": threads,
+            "device": device,
+            "batches": {name: str(path) for name, path in batches.items()},
+        }
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", START, str(PACKAGE_FILE)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=cwd,
+            env=environment,
+        )
+        self._answers: queue.Queue[str] = queue.Queue()
+        self._reader = threading.Thread(target=self._read_answers, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._process.kill()
+        if self._process.stdin:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join()
+        if self._process.stdout:
+            self._process.stdout.close()
+
+    def begin_open(self) -> None:
+        """Ask the process to open its artifact, without waiting: several open side by side."""
+        self._send("open", self._open)
+
+    def end_open(self) -> dict[str, Any]:
+        """Wait until it has opened, checked against its record."""
+        return self._receive("open")
+
+    def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
+        """Send one command and wait for its answer.
+
+        Raises:
+            OmgoptimError: as the process reports it.
+            ArtifactError: the process died or did not answer in time.
+        """
+        self._send(command, arguments)
+        return self._receive(command)
+
+    def _send(self, command: str, arguments: Mapping[str, Any]) -> None:
+        if self._process.stdin is None:
+            raise RuntimeError("the measuring process has no input pipe")
+        with contextlib.suppress(BrokenPipeError):  # its death is told when the answer is read
+            self._process.stdin.write(json.dumps({"command": command, **arguments}) + "\n")
+            self._process.stdin.flush()
+
+    def _receive(self, command: str) -> dict[str, Any]:
+        try:
+            line = self._answers.get(timeout=self._limit_s)
+        except queue.Empty:
+            self._process.kill()
+            raise ArtifactError(
+                f"the measuring process did not answer '{command}' within {self._limit_s:g} s",
+                f"artifact {self.artifact}",
+            ) from None
+        if not line:
+            code = self._process.wait()
+            reason = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+            raise ArtifactError(
+                f"the measuring process died during '{command}'",
+                f"{reason}; artifact {self.artifact}" + ("; signal 9 is often lack of memory" if code == -9 else ""),
+                "the run's log has what it printed",
+            )
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise OmgoptimError.from_dict(answer["error"])
+        return answer
+
+    def _read_answers(self) -> None:
+        if self._process.stdout:
+            for line in self._process.stdout:
+                self._answers.put(line)
+        self._answers.put("")

@@ -1,0 +1,161 @@
+"""The measuring process: one artifact, opened fresh, alone in its process, commanded line by line over a pipe.
+
+Commands and answers are JSON objects. An ONNX artifact's process imports no torch, so that its peak memory is the
+model's own. What the user's code prints goes to the run's log. The process ends when its input is closed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omgoptim.errors import ArtifactError, ModelError, OmgoptimError
+from omgoptim.models.artifact import Manifest, open_session, verify_outputs
+from omgoptim.runtimes import Session
+
+SHORTEST_SAMPLE_S = 1e-4
+"""A call shorter than this is timed several at a time: the clock itself would be part of it."""
+
+DROPPED = 0.25
+"""Fraction at the start of a turn that is not counted: caches and thread pools wake up in it."""
+
+
+class Probe:
+    """State of the measuring process: the opened session and its prepared batches."""
+
+    def __init__(self) -> None:
+        self.manifest: Manifest
+        self.session: Session
+        self.prepared: dict[str, Any] = {}
+
+    def open(self, artifact: str, threads: int, device: str | None, batches: dict[str, str]) -> dict[str, Any]:
+        """Open the artifact, check it against its record, and prepare the named batches (.npz files)."""
+        start = time.perf_counter()
+        self.manifest, self.session = open_session(Path(artifact), threads, device)
+        opened = time.perf_counter() - start
+        difference = verify_outputs(Path(artifact), self.manifest, self.session)
+        for name, path in batches.items():
+            self.prepared[name] = self.session.prepare(_read(Path(path)))
+        return {"open_s": opened, "max_difference": difference}
+
+    def warm(self, batch: str) -> dict[str, Any]:
+        """Call until the time per call settles; returns seconds per call."""
+        once = self.session.seconds(self.prepared[batch], 1)
+        budget, spent, last = 3.0, once, once
+        while spent < budget:
+            calls = max(1, int(0.05 / max(last, 1e-6)))
+            now = self.session.seconds(self.prepared[batch], calls)
+            spent += now * calls
+            if abs(now - last) < 0.1 * last:
+                return {"call_s": now}
+            last = now
+        return {"call_s": last}
+
+    def turn(self, batch: str, seconds: float) -> dict[str, Any]:
+        """Call for `seconds`; the first quarter is dropped. Returns the median and 90th percentile, in seconds."""
+        prepared, clock = self.prepared[batch], self.session.seconds
+        first = clock(prepared, 1)
+        calls = max(1, round(SHORTEST_SAMPLE_S / max(first, 1e-9))) if first < SHORTEST_SAMPLE_S else 1
+        times: list[float] = []
+        kept_from = 0
+        start = time.perf_counter()
+        while (elapsed := time.perf_counter() - start) < seconds or len(times) == kept_from:
+            if elapsed < seconds * DROPPED:
+                kept_from = len(times) + 1
+            times.append(clock(prepared, calls))
+        kept = times[kept_from:]
+        return {"p50": float(np.median(kept)), "p90": float(np.quantile(kept, 0.9)), "calls": len(kept) * calls}
+
+    def memory(self) -> dict[str, Any]:
+        """Peak memory so far, in bytes."""
+        return {"peak_bytes": self.session.peak_device_bytes() or peak_resident_bytes()}
+
+    def outputs(self, inputs: str, target: str) -> dict[str, Any]:
+        """Run every batch file of the folder `inputs`, in name order, and write the outputs to `target`."""
+        folder = Path(target)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(Path(inputs).glob("*.npz")):
+            arrays = self.session.run(_read(path))
+            for index, array in enumerate(arrays):
+                if np.issubdtype(array.dtype, np.floating) and np.isnan(array).any():
+                    raise ModelError(
+                        f"the {self.manifest.runtime} artifact gives NaN on the evaluation data",
+                        f"output {index} of batch {path.stem}: {int(np.isnan(array).sum())} of {array.size} values",
+                    )
+            np.savez(folder / path.name, **{str(index): array for index, array in enumerate(arrays)})  # type: ignore[arg-type]
+        return {}
+
+    def layers(self, batch: str, macs_by_path: dict[str, int], top: int) -> dict[str, Any]:
+        """The costliest layers of a torch module."""
+        from omgoptim.measure.layers import costliest_layers
+
+        args, kwargs = self.prepared[batch]
+        found = costliest_layers(self.session.module, args, kwargs, macs_by_path, top=top)
+        return {"layers": [layer.model_dump() for layer in found]}
+
+
+def peak_resident_bytes() -> int | None:
+    """Peak resident memory of this process.
+
+    Linux keeps it in VmHWM, which starts anew with the program; `ru_maxrss` would be the parent's where the child was
+    forked from a larger process.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM:")), None)
+        return int(line.split()[1]) * 1024 if line else None
+    import psutil
+
+    info = psutil.Process().memory_info()
+    return int(getattr(info, "peak_wset", 0)) or _maxrss()
+
+
+def _maxrss() -> int:
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _read(path: Path) -> dict[str, NDArray[Any]]:
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def serve(commands: TextIO, answers: TextIO) -> None:
+    """Answer commands until the input ends."""
+    probe = Probe()
+    for line in commands:
+        request = json.loads(line)
+        command: Callable[..., dict[str, Any]] = getattr(probe, request.pop("command"))
+        try:
+            answer = command(**request)
+        except OmgoptimError as error:
+            answer = {"error": error.to_dict()}
+        except Exception as error:  # noqa: BLE001  an engine's own failure must reach the report, not end it
+            import traceback
+
+            traceback.print_exc()
+            text = str(error).strip().splitlines()
+            answer = {
+                "error": ArtifactError(
+                    "the engine failed on the artifact", f"{type(error).__name__}: {text[0] if text else ''}"
+                ).to_dict()
+            }
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def main() -> None:
+    """Speak on the original stdout; everything that prints goes to stderr, which is the run's log."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    serve(sys.stdin, answers)

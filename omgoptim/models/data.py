@@ -1,0 +1,234 @@
+"""The user's data: three splits of batches, whatever they come as, or random inputs when there are none."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from omgoptim.errors import DataError
+from omgoptim.models.trust import Reach
+from omgoptim.models.user_code import call_user, load_callable
+from omgoptim.requests import InputSpec
+
+Split = Literal["train", "calibration", "eval"]
+TARGET_KEYS = ("labels", "label", "target", "targets", "y")
+
+
+@dataclass(frozen=True, slots=True)
+class RawBatch:
+    """One batch as the user's data gives it: inputs in any form, target or None."""
+
+    inputs: Any
+    target: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class DataSource:
+    """Where batches come from. `real` is False for random inputs, whose quality is no accuracy."""
+
+    batches: Callable[[Split], Iterator[RawBatch]]
+    real: bool
+    notes: list[str] = field(default_factory=list)
+
+
+def open_data(spec: str, reach: Reach, batch: int, limit_s: float, seed: int) -> DataSource:
+    """The data that `spec` names: `file.py:callable`, `.npz` or `.safetensors`.
+
+    Raises:
+        DataError: no such file or callable, or it gives nothing usable.
+        UserCodeError: the callable failed.
+    """
+    if spec.endswith((".npz", ".safetensors")):
+        return _from_arrays(reach.file(spec, "data"), batch, seed)
+    load = load_callable(spec, reach, "data", limit_s)
+    return from_callable(load, batch, limit_s)
+
+
+def from_callable(load: Callable[..., Any], batch: int, limit_s: float) -> DataSource:
+    """Data from a callable that takes `split`."""
+    if not callable(load):
+        raise DataError(f"the data is a {type(load).__name__}", "a callable that takes split= is needed")
+    parameters = inspect.signature(load).parameters
+    if "split" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        raise DataError(
+            "the data callable takes no argument 'split'",
+            f"it takes ({', '.join(parameters)})",
+            "write it as def load(split): …, for split 'train', 'calibration' and 'eval'",
+        )
+
+    def batches(split: Split) -> Iterator[RawBatch]:
+        loaded = call_user(f"loading the {split} data", limit_s, load, split=split)
+        iterator = as_batches(loaded, batch)
+        while True:
+            raw = call_user(f"reading the {split} data", limit_s, next, iterator, None)
+            if raw is None:
+                return
+            yield raw
+
+    return DataSource(batches, real=True)
+
+
+def as_batches(loaded: Any, batch: int) -> Iterator[RawBatch]:
+    """Batches of a DataLoader, a Dataset (collated here), or any iterable of batches."""
+    if isinstance(loaded, Dataset) and not isinstance(loaded, (DataLoader, IterableDataset)):
+        loaded = DataLoader(loaded, batch_size=batch, shuffle=False)
+    if not isinstance(loaded, Iterable):
+        raise DataError(
+            f"the data callable returned a {type(loaded).__name__}",
+            "a Dataset, a DataLoader or an iterable of batches is needed",
+        )
+    return map(split_target, loaded)
+
+
+def split_target(item: Any) -> RawBatch:
+    """Inputs and target of a batch: `(inputs, target)`, `(x1, x2, …, target)`, a dict with labels, or inputs alone."""
+    if isinstance(item, Mapping):
+        key = next((key for key in TARGET_KEYS if key in item), None)
+        return RawBatch({k: v for k, v in item.items() if k != key}, item[key] if key else None)
+    if isinstance(item, (tuple, list)):
+        if len(item) == 1:
+            return RawBatch(item[0])
+        if len(item) == 2:
+            inputs = tuple(item[0]) if isinstance(item[0], list) else item[0]
+            return RawBatch(inputs, item[1])
+        return RawBatch(tuple(item[:-1]), item[-1])
+    return RawBatch(item)
+
+
+def random_data(specs: Sequence[str], module: nn.Module | None, count: int, seed: int) -> DataSource:
+    """Random batches of the given shapes. Token ids stay below the smallest embedding table; masks are ones."""
+    inputs = [InputSpec.parse(text) for text in specs]
+    tables = [layer.num_embeddings for layer in module.modules() if isinstance(layer, nn.Embedding)] if module else []
+    top = min(tables) if tables else 10
+
+    def draw(spec: InputSpec, generator: torch.Generator, samples: int) -> torch.Tensor:
+        shape = (samples, *spec.shape[1:])
+        dtype: torch.dtype = getattr(torch, spec.dtype)
+        if dtype.is_floating_point:
+            return torch.randn(shape, generator=generator).to(dtype)
+        if "mask" in (spec.name or ""):
+            return torch.ones(shape, dtype=dtype)
+        high = 2 if "type" in (spec.name or "") or dtype is torch.bool else top
+        return torch.randint(0, high, shape, generator=generator).to(dtype)
+
+    def batches(split: Split) -> Iterator[RawBatch]:
+        offset = ("train", "calibration", "eval").index(split)
+        generator = torch.Generator().manual_seed(seed * 3 + offset)
+        for _ in range(count):
+            drawn = [draw(spec, generator, 8) for spec in inputs]
+            named = all(spec.name for spec in inputs)
+            yield RawBatch({str(s.name): t for s, t in zip(inputs, drawn, strict=True)} if named else tuple(drawn))
+
+    note = "no data was given: inputs are random, and quality is agreement with the original, not accuracy"
+    return DataSource(batches, real=False, notes=[note])
+
+
+def _from_arrays(path: Path, batch: int, seed: int) -> DataSource:
+    arrays = _read_arrays(path)
+    suffixed = {
+        name: name.rpartition("_")[::2] for name in arrays if name.endswith(("_train", "_calibration", "_eval"))
+    }
+    notes = []
+    if suffixed:
+        by_split: dict[str, dict[str, NDArray[Any]]] = {}
+        for name, (base, split) in suffixed.items():
+            by_split.setdefault(split, {})[base] = arrays[name]
+        if "eval" not in by_split:
+            raise DataError(
+                f"{path.name} has arrays per split but none that ends in _eval", f"it has {', '.join(arrays)}"
+            )
+        by_split.setdefault("calibration", by_split.get("train", {}))
+    else:
+        count = len(next(iter(arrays.values())))
+        order = np.random.default_rng(seed).permutation(count)
+        cut = max(1, min(512, count // 4))
+        calibration, evaluation = order[:cut], order[cut:]
+        by_split = {
+            "calibration": {name: array[calibration] for name, array in arrays.items()},
+            "eval": {name: array[evaluation] for name, array in arrays.items()},
+        }
+        notes.append(f"{path.name} has no splits: {cut} of its {count} samples calibrate, the others evaluate")
+    by_split.setdefault("train", by_split["calibration"])
+
+    def batches(split: Split) -> Iterator[RawBatch]:
+        chosen = by_split[split]
+        target = next((key for key in TARGET_KEYS if key in chosen), None)
+        names = [name for name in chosen if name != target]
+        for start in range(0, len(next(iter(chosen.values()), ())), batch):
+            part = {name: torch.from_numpy(chosen[name][start : start + batch]) for name in names}
+            inputs = next(iter(part.values())) if len(names) == 1 else part
+            yield RawBatch(inputs, chosen[target][start : start + batch] if target else None)
+
+    return DataSource(batches, real=True, notes=notes)
+
+
+def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    if path.suffix == ".npz":
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+        except (ValueError, OSError, EOFError) as error:
+            raise DataError(f"data {path.name} cannot be read", str(error)) from error
+    else:
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            arrays = load_file(path)
+        except SafetensorError as error:
+            raise DataError(f"data {path.name} cannot be read", str(error)) from error
+    lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
+    if (
+        not arrays
+        or 0 in lengths.values()
+        or (len(set(lengths.values())) != 1 and not any(name.endswith("_eval") for name in arrays))
+    ):
+        raise DataError(f"data {path.name} does not hold arrays of one length", f"lengths: {lengths}")
+    return arrays
+
+
+def take(batches: Iterable[RawBatch], samples: int) -> list[RawBatch]:
+    """Batches until `samples` samples are reached; the last one is cut."""
+    taken: list[RawBatch] = []
+    count = 0
+    for raw in batches:
+        size = batch_size(raw.inputs)
+        keep = min(size, samples - count)
+        taken.append(raw if keep == size else RawBatch(cut(raw.inputs, keep), cut(raw.target, keep)))
+        count += keep
+        if count >= samples:
+            break
+    return taken
+
+
+def batch_size(inputs: Any) -> int:
+    """Samples in a batch: the length of its first input."""
+    first = inputs
+    while isinstance(first, (Mapping, tuple, list)):
+        if not first:
+            raise DataError("a batch of the data holds no inputs")
+        first = next(iter(first.values())) if isinstance(first, Mapping) else first[0]
+    if not hasattr(first, "shape") or not first.shape:
+        raise DataError(f"a batch's first input is a {type(first).__name__}", "a tensor with the batch first is needed")
+    return int(first.shape[0])
+
+
+def cut(value: Any, start: int, stop: int | None = None) -> Any:
+    """The first `start` samples of a batch's part (or samples start..stop)."""
+    window = slice(start) if stop is None else slice(start, stop)
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        return {key: cut(item, start, stop) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(cut(item, start, stop) for item in value)
+    return value[window]

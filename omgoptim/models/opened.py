@@ -1,0 +1,83 @@
+"""An artifact as a callable: the original's forward signature, on whichever engine. No torch unless it is fed torch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omgoptim.errors import ModelError
+from omgoptim.models.artifact import Manifest, open_session, verify_outputs
+from omgoptim.runtimes import Session
+from omgoptim.runtimes.hardware import usable_cores
+from omgoptim.runtimes.signature import unflatten
+
+
+class OpenedModel:
+    """A callable artifact.
+
+    Attributes:
+        manifest: what the artifact says about itself: engine, precision, signature.
+    """
+
+    def __init__(self, manifest: Manifest, session: Session) -> None:
+        self.manifest = manifest
+        self._session = session
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model: inputs by position or by name, the batch first; outputs in the original's structure.
+
+        Raises:
+            ModelError: an input is missing, unknown, or given twice.
+        """
+        names = self.manifest.signature.input_names
+        if len(args) > len(names):
+            raise ModelError(f"the model takes {len(names)} inputs and was given {len(args)}", ", ".join(names))
+        given = dict(zip(names, args, strict=False))
+        twice, unknown = given.keys() & kwargs.keys(), kwargs.keys() - set(names)
+        given |= kwargs
+        missing = [name for name in names if name not in given]
+        if twice or unknown or missing:
+            problems = f"missing {missing}, unknown {sorted(unknown)}, given twice {sorted(twice)}"
+            raise ModelError("the inputs do not fit the model", f"{problems}; it takes {', '.join(names)}")
+        torch_in = any(_is_tensor(value) for value in given.values())
+        outputs = self._session.run({name: _to_array(value) for name, value in given.items()})
+        leaves = [_to_tensor(array) for array in outputs] if torch_in else outputs
+        return unflatten(self.manifest.signature.outputs, leaves)
+
+    def __repr__(self) -> str:
+        takes = ", ".join(f"{t.name}: {t.dtype}{list(t.shape)}" for t in self.manifest.signature.inputs)
+        return f"<omgoptim model on {self.manifest.runtime}, {self.manifest.precision}: {takes}>"
+
+
+def open_artifact(folder: Path, threads: int | None = None) -> OpenedModel:
+    """Open an artifact folder; its files are checked against their sha256, its outputs against the recorded ones.
+
+    Raises:
+        ArtifactError: it is no artifact, is damaged, or its engine is not installed.
+    """
+    manifest, session = open_session(folder, threads or usable_cores())
+    verify_outputs(folder, manifest, session)
+    return OpenedModel(manifest, session)
+
+
+def _is_tensor(value: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _to_array(value: Any) -> NDArray[Any]:
+    if _is_tensor(value):
+        tensor = value.detach().cpu()
+        array: NDArray[Any] = (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+        return array
+    return np.asarray(value)
+
+
+def _to_tensor(array: NDArray[Any]) -> Any:
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(array))

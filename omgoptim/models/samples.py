@@ -1,0 +1,119 @@
+"""Batches as measuring takes them: arrays by input name, the target beside; and synthetic ones of the same kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from omgoptim.errors import DataError
+from omgoptim.models.calls import NamedBatch, to_numpy
+from omgoptim.models.data import RawBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Named batches and their targets (None without labels)."""
+
+    batches: list[NamedBatch]
+    targets: list[Any]
+
+    @property
+    def count(self) -> int:
+        return sum(batch_length(batch) for batch in self.batches)
+
+    def split(self, first: int) -> tuple[Samples, Samples]:
+        """The first `first` samples, and the others."""
+        head, tail = Samples([], []), Samples([], [])
+        left = first
+        for batch, target in zip(self.batches, self.targets, strict=True):
+            size = batch_length(batch)
+            here = min(left, size)
+            for part, window in ((head, slice(0, here)), (tail, slice(here, size))):
+                if window.stop > window.start:
+                    part.batches.append({name: array[window] for name, array in batch.items()})
+                    part.targets.append(None if target is None else target[window])
+            left -= here
+        return head, tail
+
+    def write(self, folder: Path) -> Path:
+        """One .npz file per batch, named in order."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for index, batch in enumerate(self.batches):
+            np.savez(folder / f"{index:06d}.npz", **batch)  # type: ignore[arg-type]
+        return folder
+
+
+def batch_length(batch: NamedBatch) -> int:
+    return len(next(iter(batch.values())))
+
+
+def named_samples(named: Sequence[Sequence[tuple[str, Tensor, bool]]], raw: Sequence[RawBatch]) -> Samples:
+    """Samples of batches whose inputs have been named.
+
+    Raises:
+        DataError: inputs of one batch have different lengths, or a target has another length than its batch.
+    """
+    batches = [{name: to_numpy(tensor) for name, tensor, _ in batch} for batch in named]
+    targets = []
+    for batch, item in zip(batches, raw, strict=True):
+        lengths = {name: len(array) for name, array in batch.items()}
+        if len(set(lengths.values())) != 1:
+            raise DataError("the inputs of a batch have different lengths", f"{lengths}; dimension 0 is the batch")
+        targets.append(_target(item.target, batch_length(batch)))
+    return Samples(batches, targets)
+
+
+def _target(target: Any, length: int) -> Any:
+    """A target as an array where it is one, else as the user's own object."""
+    if target is None:
+        return None
+    if isinstance(target, Tensor):
+        target = to_numpy(target)
+    array = np.asarray(target) if isinstance(target, (list, tuple, np.ndarray, int, float)) else None
+    if array is None or array.dtype == object:
+        return target
+    if array.ndim == 0:
+        array = array[None]
+    if len(array) != length:
+        raise DataError(
+            f"a batch of {length} samples has a target of length {len(array)}",
+            "inputs and target need the same first dimension",
+            "yield (inputs, target); three or more elements are read as (input, input, …, target)",
+        )
+    return array
+
+
+def of_size(samples: Samples, size: int) -> NamedBatch:
+    """One batch of exactly `size` samples out of the first batch, repeated as often as needed."""
+    first = samples.batches[0]
+    rows = np.arange(size) % batch_length(first)
+    return {name: np.ascontiguousarray(array[rows]) for name, array in first.items()}
+
+
+def synthetic_like(batch: NamedBatch, seed: int) -> NamedBatch:
+    """Random inputs with the range of real ones: what an artifact may carry without carrying anyone's data."""
+    random = np.random.default_rng(seed)
+
+    def draw(array: NDArray[Any]) -> NDArray[Any]:
+        if np.issubdtype(array.dtype, np.floating):
+            drawn = random.normal(float(array.mean()), float(array.std()) or 1.0, array.shape)
+            return np.asarray(drawn.clip(float(array.min()), float(array.max())), array.dtype)
+        if array.size and array.min() == array.max():
+            return array.copy()
+        if set(np.unique(array)) <= {0, 1}:
+            return np.ones_like(array)  # a mask: all real
+        return np.asarray(random.integers(int(array.min()), int(array.max()) + 1, array.shape), array.dtype)
+
+    return {name: draw(array) for name, array in batch.items()}
+
+
+def as_tensors(batch: NamedBatch, dtypes: dict[str, str]) -> dict[str, Tensor]:
+    """Torch tensors of a numpy batch in the signature's dtypes."""
+    return {name: torch.from_numpy(array).to(getattr(torch, dtypes[name])) for name, array in batch.items()}

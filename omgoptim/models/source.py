@@ -1,0 +1,241 @@
+"""Getting a model: from a callable, an artifact or run, a .pt2 or .onnx file, timm, torchvision or Hugging Face."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from omgoptim.errors import ModelError, SetupError
+from omgoptim.models.checkpoint import load_checkpoint
+from omgoptim.models.trust import Reach
+from omgoptim.models.user_code import call_user, load_callable
+
+RUNS = Path(".omgoptim") / "runs"
+MANIFEST = "manifest.json"
+PRETRAINED = {"timm": ("pretrained", False, True), "torchvision": ("weights", None, "DEFAULT")}
+"""The argument that asks a model library for weights: its name, its value without and with them."""
+
+PICKLE = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to build a module again in a fresh process; plain data."""
+
+    kind: str
+    """callable, pt2, hf, timm or torchvision."""
+    spec: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    project: str = "."
+    allowed: tuple[str, ...] = ()
+    limit_s: float = 300.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__} | {"allowed": list(self.allowed)}
+
+    @staticmethod
+    def from_json(record: Mapping[str, Any]) -> Recipe:
+        return Recipe(**(dict(record) | {"allowed": tuple(record["allowed"])}))
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A loaded model: a module with its recipe, or an ONNX program; and what was understood on the way."""
+
+    module: nn.Module | None = None
+    recipe: Recipe | None = None
+    program: Path | None = None
+    artifact: Path | None = None
+    """The artifact folder it came from, if it did."""
+    notes: list[str] = field(default_factory=list)
+
+
+def load_source(
+    model: str,
+    reach: Reach,
+    *,
+    checkpoint: str | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    limit_s: float = 300.0,
+) -> Source:
+    """Load what `model` names; see the request's `model` field for the forms.
+
+    Raises:
+        RequestError: a path outside the project.
+        ModelError: it does not exist, is no module, or its checkpoint does not fit.
+        UserCodeError, SetupError: building it failed.
+    """
+    artifact = find_artifact(model, reach)
+    if artifact is not None:
+        if checkpoint:
+            raise ModelError("an artifact carries its own weights", "a checkpoint was given with it", "leave it out")
+        return Source(artifact=artifact)
+    prefix, _, name = model.partition(":")
+    recipe = Recipe("", "", dict(kwargs or {}), str(reach.project), tuple(map(str, reach.allowed)), limit_s)
+    if prefix == "hf":
+        local = name.startswith((".", "/", "~")) or (reach.project / name).exists()
+        recipe = replace(recipe, kind=prefix, spec=str(reach.file(name, "model")) if local else name)
+    elif prefix in PRETRAINED:
+        option, untrained, trained = PRETRAINED[prefix]
+        weights = {option: untrained if checkpoint else trained}
+        recipe = replace(recipe, kind=prefix, spec=name, kwargs=weights | recipe.kwargs)
+    elif model.endswith(".onnx"):
+        return Source(program=reach.file(model, "model"))
+    elif model.endswith(".pt2"):
+        recipe = replace(recipe, kind="pt2", spec=str(reach.file(model, "model")))
+    elif model.endswith(PICKLE):
+        raise _refused_pickle(model)
+    elif prefix and name:
+        recipe = replace(recipe, kind="callable", spec=model)
+    else:
+        raise ModelError(
+            f"'{model}' names no model",
+            "no run, artifact folder or file of that name was found in the project",
+            "give path/to/file.py:callable, package.module:callable, model.pt2, model.onnx, hf:…, timm:… or a run id",
+        )
+    module = build(recipe)
+    notes = load_checkpoint(module, reach.file(checkpoint, "checkpoint")) if checkpoint else []
+    return Source(module=module, recipe=recipe, notes=notes)
+
+
+def build(recipe: Recipe) -> nn.Module:
+    """Build the module that a recipe describes, in eval mode where the module has modes."""
+    module = _BUILDERS[recipe.kind](recipe)
+    return module if recipe.kind == "pt2" else module.eval()
+
+
+def find_artifact(model: str, reach: Reach) -> Path | None:
+    """The artifact folder that `model` names, as a folder or as a run id; None if it names none."""
+    if "/" not in model and "\\" not in model:
+        run = reach.project / RUNS / model
+        if (run / "artifact" / MANIFEST).is_file():
+            return run / "artifact"
+        if run.is_dir():
+            raise ModelError(f"run '{model}' has no artifact", _run_status(run), f"omgoptim runs show {model}")
+    folder = reach.project / Path(model).expanduser()
+    if folder.is_dir():
+        folder = reach.file(model, "model")
+        if (folder / MANIFEST).is_file():
+            return folder
+        raise ModelError(
+            f"'{model}' is a folder without {MANIFEST}", "so it is no artifact", "for Hugging Face: hf:FOLDER"
+        )
+    return None
+
+
+def _run_status(run: Path) -> str:
+    try:
+        return f"its status is {json.loads((run / 'state.json').read_text())['status']}"
+    except (OSError, ValueError, KeyError):
+        return "it has not finished"
+
+
+def _refused_pickle(model: str) -> ModelError:
+    return ModelError(
+        f"'{model}' is a pickle: opening it as a whole model would run whatever code it holds",
+        "omgoptim never unpickles a model",
+        "name the class that builds it and give the weights as checkpoint: "
+        f"omgoptim profile net.py:Net --checkpoint {model}; or export it once with torch.export.save(…, 'model.pt2')",
+    )
+
+
+def _build_callable(recipe: Recipe) -> nn.Module:
+    reach = Reach.of(Path(recipe.project), recipe.allowed)
+    target = load_callable(recipe.spec, reach, "model", recipe.limit_s)
+    name = recipe.spec.rpartition(":")[2]
+    if isinstance(target, nn.Module):
+        return target
+    if not callable(target):
+        raise ModelError(
+            f"'{recipe.spec}' is a {type(target).__name__}", "a callable that returns an nn.Module is needed"
+        )
+    built = call_user(f"calling {name}", recipe.limit_s, target, **recipe.kwargs)
+    if not isinstance(built, nn.Module):
+        raise ModelError(
+            f"{name} returned a {type(built).__name__}, not a torch.nn.Module",
+            f"the model was given as '{recipe.spec}'",
+            "name the class, or a function that builds and returns the module",
+        )
+    return built
+
+
+def _build_pt2(recipe: Recipe) -> nn.Module:
+    path = Path(recipe.spec)
+    try:
+        module: nn.Module = torch.export.load(path).module()
+    except Exception as error:  # torch.export raises kinds of its own on a damaged archive
+        raise ModelError(f"{path.name} cannot be opened", str(error).splitlines()[0] if str(error) else "") from error
+    return module
+
+
+def _build_hf(recipe: Recipe) -> nn.Module:
+    transformers = _optional("transformers", "hf")
+
+    def pretrained() -> nn.Module:
+        config = transformers.AutoConfig.from_pretrained(recipe.spec)
+        named = [getattr(transformers, kind, None) for kind in getattr(config, "architectures", None) or []]
+        kind = next(filter(None, named), transformers.AutoModel)
+        made: nn.Module = kind.from_pretrained(recipe.spec, **recipe.kwargs)
+        return made
+
+    return call_user(f"loading {recipe.spec} with transformers", recipe.limit_s, pretrained)
+
+
+def _build_timm(recipe: Recipe) -> nn.Module:
+    return _named("timm", _optional("timm", "timm").create_model, recipe)
+
+
+def _build_torchvision(recipe: Recipe) -> nn.Module:
+    return _named("torchvision", _optional("torchvision", "vision").models.get_model, recipe)
+
+
+def _named(package: str, create: Callable[..., nn.Module], recipe: Recipe) -> nn.Module:
+    return call_user(f"loading {recipe.spec} with {package}", recipe.limit_s, create, recipe.spec, **recipe.kwargs)
+
+
+def _optional(package: str, extra: str) -> Any:
+    """An optional package, imported; one that is installed but broken is said to be so."""
+    import importlib
+
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise SetupError(
+            f"this model source needs {package}",
+            f"{error.name} is not installed in {sys.executable}",
+            f'{sys.executable} -m pip install "omgoptim[{extra}]"',
+        ) from error
+    except (ImportError, RuntimeError, AttributeError) as error:
+        raise SetupError(
+            f"{package} is installed but does not import", str(error).splitlines()[0], "omgoptim doctor says what fits"
+        ) from error
+
+
+_BUILDERS = {
+    "callable": _build_callable,
+    "pt2": _build_pt2,
+    "hf": _build_hf,
+    "timm": _build_timm,
+    "torchvision": _build_torchvision,
+}
+
+
+def default_inputs(recipe: Recipe | None, module: nn.Module | None) -> Sequence[str]:
+    """Input shapes that a well-known source implies, or nothing."""
+    if recipe is None or module is None:
+        return []
+    if recipe.kind == "timm":
+        channels, height, width = getattr(module, "default_cfg", {}).get("input_size", (3, 224, 224))
+        return [f"1x{channels}x{height}x{width}"]
+    if recipe.kind == "torchvision":
+        return ["1x3x224x224"]
+    if recipe.kind == "hf" and getattr(module, "main_input_name", "") == "input_ids":
+        return ["input_ids:int64:1x128", "attention_mask:int64:1x128"]
+    return []

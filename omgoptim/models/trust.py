@@ -1,0 +1,52 @@
+"""Which files may be read: those inside the project, and those in folders that the request allows. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from omgoptim.errors import ModelError, RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """The project and the further folders that a request may read from."""
+
+    project: Path
+    allowed: tuple[Path, ...] = ()
+
+    @staticmethod
+    def of(project: Path, allow_path: Sequence[str]) -> Reach:
+        return Reach(project.resolve(), tuple(Path(folder).expanduser().resolve() for folder in allow_path))
+
+    def file(self, text: str, what: str) -> Path:
+        """An existing file or folder that `text` names, relative to the project, links resolved.
+
+        Raises:
+            RequestError: it lies outside of the project and of the allowed folders.
+            ModelError: it does not exist.
+        """
+        path = self.inside(text, what)
+        if not path.exists():
+            raise ModelError(
+                f"{what} '{text}' does not exist",
+                f"looked for {path}",
+                "paths are relative to the project; give another project with --project",
+            )
+        return path
+
+    def inside(self, text: str, what: str) -> Path:
+        """The resolved path that `text` names, which may not exist yet.
+
+        Raises:
+            RequestError: it lies outside of the project and of the allowed folders.
+        """
+        path = (self.project / Path(text).expanduser()).resolve()
+        if not any(path.is_relative_to(folder) for folder in (self.project, *self.allowed)):
+            raise RequestError(
+                f"{what} '{text}' lies outside the project",
+                f"{path} is not under {self.project}",
+                f"allow its folder with --allow-path {path.parent}, or give another --project",
+            )
+        return path

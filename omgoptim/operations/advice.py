@@ -1,0 +1,68 @@
+"""Next steps: calls that are worth making, each with the fact that speaks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from omgoptim.operations.subject import Subject
+from omgoptim.reports import Layer, NextStep
+from omgoptim.requests import ModelRequest, QuantizeRequest, parse
+from omgoptim.requests.command import command_of
+
+
+def step(tool: str, arguments: dict[str, Any], why: str) -> NextStep:
+    """A next step whose command is made from its arguments."""
+    return NextStep(tool=tool, arguments=arguments, command=command_of(tool, parse(tool, arguments)), why=why)
+
+
+def common_arguments(request: ModelRequest) -> dict[str, Any]:
+    """What another verb needs to look at the same model: the arguments that were given."""
+    names = ("model", "checkpoint", "model_kwargs", "data", "inputs", "metric", "project", "python", "allow_path")
+    fields = type(request).model_fields
+    given = {name: getattr(request, name) for name in names}
+    return {
+        name: value
+        for name, value in given.items()
+        if name == "model" or value != fields[name].get_default(call_default_factory=True)
+    }
+
+
+def profile_steps(request: ModelRequest, subject: Subject, layers: Sequence[Layer]) -> list[NextStep]:
+    """After a profile: quantize, and give data if there was none."""
+    arguments = common_arguments(request)
+    costly = layers[0] if layers and layers[0].time_share else None
+    share = f"{costly.path} ({costly.kind}) takes {costly.time_share:.0%} of the time; " if costly else ""
+    why = f"{share}quantization is the cheapest way to smaller and faster"
+    if not subject.data.real:
+        why += "; without data only dynamic quantization and half precision can be tried"
+    return [step("quantize", arguments, why)]
+
+
+def quantize_steps(
+    request: QuantizeRequest, outcome: str, run_id: str, has_interval: bool, decided: bool, real_data: bool
+) -> list[NextStep]:
+    """After a quantize: what helps with what is still open."""
+    arguments = common_arguments(request)
+    steps = []
+    if outcome == "guard_failed":
+        loose = arguments | {"scheme": "bf16", "max_quality_drop": request.max_quality_drop}
+        steps.append(step("quantize", loose, "bfloat16 loses far less than int8 and is half the size"))
+        if request.scheme.scheme in ("auto", "static"):
+            more = arguments | {"scheme": request.scheme.scheme, "calibration_samples": 1000}
+            steps.append(step("quantize", more, "more calibration samples give truer ranges"))
+    if outcome == "no_gain":
+        steps.append(step("profile", arguments, "see where the time goes: small models are dominated by overhead"))
+    if outcome == "ok" and not has_interval:
+        careful = arguments | {"scheme": request.scheme.model_dump(), "timing": "standard"}
+        steps.append(step("quantize", careful, "a single launch gives no interval: standard timing proves the speedup"))
+    if outcome == "ok" and not real_data:
+        known = {key: value for key, value in arguments.items() if key != "inputs"} | {"data": "file.py:load"}
+        steps.append(step("quantize", known, "with your data static quantization can be tried, and accuracy measured"))
+    if outcome == "ok" and real_data and not decided:
+        larger = arguments | {"scheme": request.scheme.model_dump(), "samples": request.samples * 4}
+        steps.append(step("quantize", larger, "more evaluation samples decide whether the guard holds"))
+    if outcome == "ok":
+        again = {key: value for key, value in arguments.items() if key in ("data", "metric", "project", "python")}
+        steps.append(step("profile", {"model": run_id, **again}, "profile the artifact on the hardware it will run on"))
+    return steps[:3]

@@ -1,0 +1,175 @@
+"""What can be tried: technique x engine, for this model, on this machine; and making one candidate's artifact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from omgoptim.errors import OmgoptimError, RequestError, SetupError
+from omgoptim.operations.subject import Subject
+from omgoptim.reports import Candidate
+from omgoptim.requests import Params, QuantizeRequest
+from omgoptim.requests.quantize import Auto, Bf16, Dynamic, Fp32, Static
+from omgoptim.runtimes import ENGINES
+from omgoptim.runtimes.hardware import cpu_features
+from omgoptim.techniques.quantize.onnx_graph import GraphTraits
+from omgoptim.techniques.quantize.static import variants
+from omgoptim.techniques.registry import technique_of
+
+if TYPE_CHECKING:
+    pass
+
+Result = TypeVar("Result")
+
+BF16_UNITS = ("avx512_bf16", "amx_bf16", "bf16")
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One thing that can be tried."""
+
+    params: Params
+    runtime: str
+
+    @property
+    def scheme(self) -> str:
+        return str(getattr(self.params, "scheme"))  # noqa: B009  every technique of this verb has it
+
+    @property
+    def name(self) -> str:
+        algorithm = getattr(self.params, "algorithm", "auto")
+        return f"{self.scheme}{'' if algorithm == 'auto' else f'-{algorithm}'} on {self.runtime}"
+
+    @property
+    def on_module(self) -> bool:
+        return ENGINES[self.runtime].runs == "module"
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What will be tried, and what will not with the reason."""
+
+    options: list[Option]
+    passed_over: list[Candidate]
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """The one export that all program candidates start from, or why the model has none."""
+
+    path: Path | None
+    traits: GraphTraits | None
+    error: OmgoptimError | None = None
+
+
+def propose(request: QuantizeRequest, subject: Subject, program: Program) -> Proposal:
+    """Techniques x engines for this request, with what is passed over and why.
+
+    Raises:
+        SetupError: the engine that was asked for is not installed.
+        RequestError: the scheme that was asked for does not exist on that engine.
+    """
+    passed_over: list[Candidate] = []
+    options: list[Option] = []
+    automatic = isinstance(request.scheme, Auto)
+    for params in _schemes(request, program, passed_over):
+        for runtime in _runtimes_of(params, request, subject):
+            option = Option(params, runtime)
+            reason = _why_not(option, subject, program, automatic)
+            if reason is None:
+                options.append(option)
+            else:
+                passed_over.append(_candidate(option, "skipped", reason))
+    if request.runtime != "auto":
+        reason = ENGINES[request.runtime].missing(subject.device)
+        if reason:
+            raise SetupError(f"runtime {request.runtime} cannot be used", reason, "omgoptim doctor lists what can")
+    if not options:
+        why = "; ".join(f"{c.name}: {c.why}" for c in passed_over)
+        if program.error is not None and request.runtime not in ("torch_eager", "torch_compile"):
+            raise program.error
+        raise RequestError(
+            "nothing can be tried for this request",
+            why or "no engine runs this scheme",
+            "use scheme auto, runtime auto",
+        )
+    return Proposal(options, passed_over)
+
+
+def _schemes(request: QuantizeRequest, program: Program, passed_over: list[Candidate]) -> list[Params]:
+    """The concrete params of a request: `auto` stands for all that the model could gain from."""
+    asked = request.scheme
+    if isinstance(asked, Static) and program.path is not None:
+        return list(variants(asked, program.path))
+    if not isinstance(asked, Auto):
+        return [asked]
+    schemes: list[Params] = []
+    if program.path is not None:
+        schemes += variants(Static(calibration_samples=asked.calibration_samples), program.path)
+    schemes += [Dynamic(), Bf16(), Fp32()]
+    passed_over.append(
+        Candidate(
+            name="fp32 on torch_compile",
+            scheme="fp32",
+            runtime="torch_compile",
+            status="skipped",
+            why="compiles for 10-40 s in every process; ask for it with runtime torch_compile",
+        )
+    )
+    return schemes
+
+
+def _runtimes_of(params: Params, request: QuantizeRequest, subject: Subject) -> list[str]:
+    technique = technique_of(params)
+    runtimes = list(technique.runtimes)
+    if subject.module is not None:
+        if technique.torch_precision is not None:
+            runtimes.append("torch_eager")
+        if request.runtime == "torch_compile" and technique.torch_precision != "int8_dynamic":
+            runtimes.append("torch_compile")
+    if request.runtime == "auto":
+        return runtimes
+    if request.runtime not in runtimes and not isinstance(request.scheme, Auto):
+        raise RequestError(
+            f"scheme '{getattr(params, 'scheme', '')}' does not exist on runtime {request.runtime}",
+            f"it runs on {', '.join(runtimes)}",
+            f"give runtime {runtimes[0]}, or leave it out",
+        )
+    return [runtime for runtime in runtimes if runtime == request.runtime]
+
+
+def _why_not(option: Option, subject: Subject, program: Program, automatic: bool) -> str | None:
+    """Why an option is not tried, or None. What was asked for by name is tried wherever it can be."""
+    missing = ENGINES[option.runtime].missing(subject.device)
+    if missing:
+        return missing
+    if not option.on_module and program.error is not None:
+        return f"{program.error.what}: {program.error.why}"
+    if not automatic:
+        return None
+    return _hopeless(option, subject, program.traits)
+
+
+def _hopeless(option: Option, subject: Subject, traits: GraphTraits | None) -> str | None:
+    """What `auto` does not even build, because it is known to bring nothing."""
+    params = option.params
+    if isinstance(params, Static):
+        if not subject.data.real:
+            return "static ranges need real data: give data"
+        if traits and traits.conv_weight_bytes + traits.matmul_weight_bytes == 0:
+            return "no convolution or Linear in the model"
+    if isinstance(params, Dynamic):
+        if traits and traits.matmul_weight_bytes + traits.recurrent_weight_bytes == 0:
+            return "no Linear, LSTM or GRU in the model"
+        if traits and traits.conv_weight_bytes > traits.matmul_weight_bytes + traits.recurrent_weight_bytes:
+            return "most weights are in convolutions, which dynamic quantization only slows down"
+        if option.on_module and traits and not traits.has_gru:
+            return "torch's own dynamic int8 is slower than ONNX Runtime's, except that only it has a GRU"
+    if isinstance(params, Bf16) and subject.device == "cpu" and not set(cpu_features()) & set(BF16_UNITS):
+        return "this processor has no bfloat16 instructions"
+    return None
+
+
+def _candidate(option: Option, status: Literal["skipped", "planned"], why: str) -> Candidate:
+    return Candidate(name=option.name, scheme=option.scheme, runtime=option.runtime, status=status, why=why)

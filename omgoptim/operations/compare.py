@@ -1,0 +1,116 @@
+"""compare: two artifacts side by side, on the same samples, in turns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from omgoptim.errors import ArtifactError, DataError, ModelError
+from omgoptim.measure.launch import Process
+from omgoptim.measure.metrics import resolve_metric
+from omgoptim.measure.quality import compare_quality, read_outputs
+from omgoptim.measure.race import LATENCY, THROUGHPUT, Bench
+from omgoptim.models.artifact import Manifest, verify_files
+from omgoptim.models.calls import name_inputs
+from omgoptim.models.data import DataSource, open_data, random_data, take
+from omgoptim.models.samples import named_samples, of_size
+from omgoptim.models.source import find_artifact
+from omgoptim.models.trust import Reach
+from omgoptim.operations.context import RunContext
+from omgoptim.operations.measured import environment, gains, measurement, shown_request
+from omgoptim.operations.timing import full_race
+from omgoptim.operations.verdict import is_gain, load_warnings, quality_warnings, quality_words, size_words, speed_words
+from omgoptim.reports import EfficiencyReport
+from omgoptim.requests import CompareRequest
+from omgoptim.requests.command import command_of
+from omgoptim.runtimes.hardware import usable_cores
+
+
+def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
+    """Measure B against A. See `CompareRequest`."""
+    reach = Reach.of(context.project, request.allow_path)
+    folders = [_artifact(name, reach) for name in (request.a, request.b)]
+    manifests = [Manifest.read(folder) for folder in folders]
+    for folder, manifest in zip(folders, manifests, strict=True):
+        verify_files(folder, manifest)
+    names = [manifest.signature.input_names for manifest in manifests]
+    if names[0] != names[1]:
+        raise ModelError("the two artifacts take different inputs", f"A takes {names[0]}, B takes {names[1]}")
+    past = _past_request(folders[0])
+    data = _data(request, past, reach, manifests[0])
+    raw = take(data.batches("eval"), request.samples if data.real else 256)
+    if not raw:
+        raise DataError("the eval data is empty", "the data gave no batch for split 'eval'", "give at least one sample")
+    named = [name_inputs(None, item.inputs, names[0]) for item in raw]
+    samples = named_samples(named, raw)
+    threads = request.threads or usable_cores()
+    context.work.mkdir(parents=True, exist_ok=True)
+    batches = {}
+    for name, size in ((LATENCY, 1), (THROUGHPUT, request.batch)):
+        batches[name] = context.work / f"{name}.npz"
+        np.savez(batches[name], **of_size(samples, size))  # type: ignore[arg-type]
+    bench = Bench(batches, request.batch, threads, context.project, manifests[0].device)
+    inputs = samples.write(context.work / "eval")
+    targets = [context.work / "outputs" / str(index) for index in range(2)]
+
+    def outputs(index: int, process: Process) -> None:
+        process.ask("outputs", inputs=str(inputs), target=str(targets[index]))
+
+    raced = full_race(
+        folders, bench, request.timing, request.seed, context, (0.05, 0.98), "measuring in turns", outputs
+    )
+    original = read_outputs(targets[0])
+    metric_name = request.metric or str(past.get("metric", "auto"))
+    metric = resolve_metric(metric_name, manifests[0].signature, original, samples.targets, reach, request.time_limit_s)
+    quality = compare_quality(metric, original, read_outputs(targets[1]), samples.targets, request.seed)
+    before = measurement(folders[0], raced.timing(0), bench, quality.before, quality.metric, samples.count)
+    after = measurement(folders[1], raced.timing(1), bench, quality.after, quality.metric, samples.count)
+    gained = gains(before, after, raced.timing(1), quality, raced.load)
+    return EfficiencyReport(
+        outcome="ok" if is_gain(gained) else "no_gain",
+        summary=f"B against A: {size_words(gained)}, {speed_words(gained)}. {quality_words(before, quality)}",
+        warnings=[*data.notes, *quality_warnings(quality, 0.01, data.real), *load_warnings(raced.load)],
+        verb="compare",
+        run_id=context.run_id,
+        request=shown_request(request),
+        environment=environment(context, bench, request.seed, manifests[0].device, raced.load),
+        before=before,
+        after=after,
+        gains=gained,
+        lineage=[request.a, request.b],
+        repeat=command_of("compare", request),
+    )
+
+
+def _artifact(name: str, reach: Reach) -> Path:
+    folder = find_artifact(name, reach)
+    if folder is None:
+        raise ArtifactError(
+            f"'{name}' names no artifact",
+            "it is neither a run of this project nor an artifact folder",
+            "omgoptim runs list",
+        )
+    return folder
+
+
+def _past_request(folder: Path) -> dict[str, Any]:
+    """What the run that made an artifact was asked; nothing if the artifact stands elsewhere."""
+    path = folder.parent / "request.json"
+    try:
+        return dict(json.loads(path.read_text())["request"])
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def _data(request: CompareRequest, past: dict[str, Any], reach: Reach, manifest: Manifest) -> DataSource:
+    spec = request.data or past.get("data")
+    if spec:
+        return open_data(str(spec), reach, request.batch, request.time_limit_s, request.seed)
+    shapes = past.get("inputs") or [
+        f"{t.name}:{t.dtype}:{'x'.join(str(s) if isinstance(s, int) else '1' for s in t.shape)}"
+        for t in manifest.signature.inputs
+    ]
+    return random_data([str(shape) for shape in shapes], None, 64, request.seed)

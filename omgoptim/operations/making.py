@@ -1,0 +1,212 @@
+"""Making candidates: the one export, a technique applied, an artifact saved with what it gave in memory."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from omgoptim.errors import OmgoptimError, TechniqueError
+from omgoptim.models import artifact as artifacts
+from omgoptim.models.artifact import Check, Manifest
+from omgoptim.models.samples import Samples, as_tensors
+from omgoptim.operations.candidates import Option, Program
+from omgoptim.operations.context import RunContext
+from omgoptim.operations.subject import Subject, recipe_of
+from omgoptim.reports import Change, Skip
+from omgoptim.requests import Params
+from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Fp32, Static
+from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.techniques.quantize.onnx_graph import graph_traits
+from omgoptim.techniques.registry import Outcome, ProgramRun, technique_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Result = TypeVar("Result")
+
+PRECISIONS: dict[type[Params], str] = {
+    Static: "int8",
+    Dynamic: "int8",
+    Bf16: "bfloat16",
+    Fp16: "float16",
+    Fp32: "float32",
+}
+"""What an engine is told a technique's program is in: OpenVINO computes bfloat16 only when it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A candidate's saved artifact, or why there is none."""
+
+    option: Option
+    folder: Path | None = None
+    outcome: Outcome | None = None
+    error: OmgoptimError | None = None
+
+    @property
+    def size_bytes(self) -> int | None:
+        return Manifest.read(self.folder).size_bytes if self.folder else None
+
+
+def float_program(subject: Subject, context: RunContext) -> Program:
+    """The model as a float32 ONNX file: exported once, and checked against the module it came from."""
+    if subject.program is not None:
+        return Program(subject.program, graph_traits(subject.program))
+    if subject.module is None:
+        raise TechniqueError("there is neither a module nor a program")
+    from omgoptim.runtimes.export import export_onnx
+
+    path = context.work / "float" / artifacts.PROGRAM
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        dtypes = {tensor.name: tensor.dtype for tensor in subject.signature.inputs}
+        export_onnx(subject.module, as_tensors(subject.example, dtypes), subject.signature, path)
+        _check_export(subject, path)
+    except OmgoptimError as error:
+        return Program(None, None, error)
+    return Program(path, graph_traits(path))
+
+
+def _check_export(subject: Subject, path: Path) -> None:
+    """The program must give what the module gives, on one real sample: a batch size that it was not exported with."""
+    settings = Settings(threads=subject.bench.threads)
+    one = {name: array[:1] for name, array in subject.evaluation.batches[0].items()}
+    expected = ENGINES["torch_eager"].open(subject.module, subject.signature, settings).run(one)
+    try:
+        actual = ENGINES["onnxruntime"].open(path, subject.signature, settings).run(one)
+    except Exception as error:  # ONNX Runtime's errors have no common base
+        raise TechniqueError("ONNX Runtime cannot run the exported model", str(error).splitlines()[0]) from error
+    worst = artifacts.max_difference(expected, actual)
+    if not worst <= artifacts.TOLERANCE["float32"]:
+        raise TechniqueError(
+            "the exported model does not give what the module gives",
+            f"its outputs differ by {worst:.3g} of their scale on one sample",
+            "the forward likely branches on values or keeps state; torch runtimes still work",
+        )
+
+
+def make(
+    option: Option,
+    subject: Subject,
+    program: Program,
+    calibration: Samples,
+    context: RunContext,
+    seed: int,
+    twin: Made | None = None,
+) -> Made:
+    """Apply one option and save its artifact. A technique or engine that cannot take the model is a recorded failure.
+
+    Args:
+        twin: the same technique made for another engine: its program is used again.
+    """
+    folder = context.work / "candidates" / option.name.replace(" ", "_")
+    try:
+        if option.on_module:
+            return Made(option, folder, _make_module(option, folder, subject))
+        return Made(option, folder, _make_program(option, folder, subject, program, calibration, seed, twin))
+    except OmgoptimError as error:
+        return Made(option, error=error)
+
+
+def _make_program(
+    option: Option,
+    folder: Path,
+    subject: Subject,
+    program: Program,
+    calibration: Samples,
+    seed: int,
+    twin: Made | None,
+) -> Outcome:
+    if program.path is None:
+        raise program.error or TechniqueError("the model has no program")
+    if twin is not None and twin.folder is not None and twin.outcome is not None:
+        target, outcome = twin.folder / artifacts.PROGRAM, twin.outcome
+    else:
+        scratch = folder.with_name(folder.name + ".scratch")
+        scratch.mkdir(parents=True, exist_ok=True)
+        run = ProgramRun(calibration.batches, scratch, seed, subject.bench.threads)
+        target = scratch / artifacts.PROGRAM
+        outcome = technique_of(option.params).apply(program.path, target, option.params, run)
+    manifest = _manifest(option, subject, PRECISIONS[type(option.params)])
+    settings = Settings(subject.bench.threads, subject.device, manifest.precision)
+    outputs = _in_memory(lambda: ENGINES[option.runtime].open(target, subject.signature, settings).run(subject.example))
+    artifacts.save_program(folder, target, manifest, Check(subject.example, outputs))
+    return outcome
+
+
+def _make_module(option: Option, folder: Path, subject: Subject) -> Outcome:
+    from omgoptim.runtimes.torch_precision import convert
+
+    if subject.module is None:
+        raise TechniqueError("the model is a program, and torch runs modules")
+    precision = technique_of(option.params).torch_precision or "float32"
+    float_module = copy.deepcopy(subject.module)
+    module = _in_memory(lambda: convert(float_module, precision))
+    outcome = _module_outcome(module, precision)
+    manifest = _manifest(option, subject, precision)
+    settings = Settings(subject.bench.threads, subject.device, precision)
+    # The check is what the module gives eagerly: compiling it here as well would only repeat 10-40 s of work.
+    session = ENGINES["torch_eager"].open(module.to(subject.device), subject.signature, settings)
+    outputs = _in_memory(lambda: session.run(subject.example))
+    artifacts.save_module(folder, module.cpu(), recipe_of(subject), manifest, Check(subject.example, outputs))
+    return outcome
+
+
+def _module_outcome(module: nn.Module, precision: str) -> Outcome:
+    from omgoptim.runtimes.torch_precision import converted_layers
+
+    if precision == "float32":
+        return Outcome([])
+    if precision == "int8_dynamic":
+        changed = [
+            Change(path=path, what="dynamic int8", before=kind, after="int8") for path, kind in converted_layers(module)
+        ]
+        if not changed:
+            raise TechniqueError(
+                "dynamic quantization found no layer to change",
+                "the model has no Linear, LSTM or GRU module",
+                "for convolutions: scheme static with data",
+            )
+        done = {change.path for change in changed}
+        left = [
+            Skip(path=path, reason=f"torch has no dynamic int8 {type(layer).__name__}")
+            for path, layer in module.named_modules()
+            if path not in done and "weight" in layer._parameters
+        ]
+        return Outcome(changed, left)
+    return Outcome(
+        [
+            Change(path=path, what=f"weights in {precision}", before="float32", after=precision)
+            for path, layer in module.named_modules()
+            if any(parameter.is_floating_point() for parameter in layer.parameters(recurse=False))
+        ]
+    )
+
+
+def _manifest(option: Option, subject: Subject, precision: str) -> Manifest:
+    baseline = Manifest.read(subject.baseline)
+    return replace(
+        baseline,
+        runtime=option.runtime,
+        precision=precision,
+        signature=subject.signature,
+        lineage=subject.lineage,
+        device=subject.device,
+        files={},
+    )
+
+
+def _in_memory(action: Callable[[], Result]) -> Result:
+    """Run an engine here; whatever it raises is that candidate's recorded failure."""
+    try:
+        return action()
+    except OmgoptimError:
+        raise
+    except Exception as error:  # engines raise kinds of their own without a common base
+        first = str(error).strip().splitlines()
+        raise TechniqueError(
+            "the engine cannot run it", f"{type(error).__name__}: {first[0] if first else ''}"
+        ) from error

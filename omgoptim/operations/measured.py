@@ -1,0 +1,111 @@
+"""From timings and outputs of measuring processes to the records of a report."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import platform
+from pathlib import Path
+from typing import Any
+
+import omgoptim
+from omgoptim.measure.quality import Quality
+from omgoptim.measure.race import Bench, Timing
+from omgoptim.models.artifact import Manifest, load_line
+from omgoptim.operations.context import RunContext
+from omgoptim.operations.timing import OVERLOADED
+from omgoptim.reports import Artifact, Environment, Gains, Measurement
+from omgoptim.runtimes.hardware import cpu_features, cpu_name
+
+VERSIONS = ("torch", "onnxruntime", "openvino", "nncf", "onnx", "numpy")
+
+
+def measurement(
+    folder: Path, timing: Timing, bench: Bench, quality: float | None, metric: str | None, samples: int | None
+) -> Measurement:
+    """One artifact's numbers."""
+    manifest = Manifest.read(folder)
+    return Measurement(
+        runtime=manifest.runtime,
+        precision=manifest.precision,
+        size_bytes=manifest.size_bytes,
+        params=manifest.params,
+        nonzero_params=manifest.nonzero_params,
+        macs=manifest.macs,
+        flops=None if manifest.macs is None else 2 * manifest.macs,
+        latency_ms_p50=timing.latency_ms_p50,
+        latency_ms_p90=timing.latency_ms_p90,
+        throughput_per_s=timing.throughput_per_s,
+        batch=bench.batch,
+        peak_memory_bytes=timing.peak_memory_bytes,
+        quality=quality,
+        metric=metric,
+        samples=samples,
+    )
+
+
+def gains(before: Measurement, after: Measurement, timing: Timing, quality: Quality | None, load: float) -> Gains:
+    """After against before; no ratio of times from an overloaded machine."""
+    trusted = load <= OVERLOADED
+    speedup = timing.speedup if trusted else None
+    return Gains(
+        size_ratio=_ratio(before.size_bytes, after.size_bytes),
+        speedup=speedup.value if speedup else None,
+        speedup_low=speedup.low if speedup else None,
+        speedup_high=speedup.high if speedup else None,
+        throughput_ratio=timing.throughput_ratio if trusted else None,
+        memory_ratio=_ratio(before.peak_memory_bytes, after.peak_memory_bytes),
+        macs_ratio=_ratio(before.macs, after.macs),
+        quality_drop=quality.drop if quality else None,
+        quality_drop_low=_finite(quality.low) if quality else None,
+        quality_drop_high=_finite(quality.high) if quality else None,
+        agreement=_finite(quality.agreement) if quality else None,
+        launches=timing.launches,
+    )
+
+
+def _ratio(before: int | None, after: int | None) -> float | None:
+    return before / after if before and after else None
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def environment(context: RunContext, bench: Bench, seed: int, device: str, load: float | None) -> Environment:
+    """The machine and versions behind the numbers."""
+    versions = {"omgoptim": omgoptim.__version__, "python": platform.python_version()}
+    for name in VERSIONS:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return Environment(
+        cpu=cpu_name(),
+        cpu_features=cpu_features(),
+        gpu=_gpu_name() if device == "cuda" else None,
+        device=device,
+        threads=bench.threads,
+        python=f"{context.python} ({context.found_by})",
+        versions=versions,
+        seed=seed,
+        load=load,
+    )
+
+
+def _gpu_name() -> str | None:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
+def artifact_record(folder: Path) -> Artifact:
+    """What a report says of a saved artifact."""
+    manifest = Manifest.read(folder)
+    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    return Artifact(path=str(folder), files=files, load=load_line(folder, manifest))
+
+
+def shown_request(verb_request: Any) -> dict[str, Any]:
+    """The request as it was resolved, as plain data."""
+    return dict(verb_request.model_dump(mode="json"))

@@ -1,0 +1,113 @@
+"""`plan`: what would be tried, on which layers and at what cost. Nothing is made and nothing is measured."""
+
+from __future__ import annotations
+
+import time
+
+from omgoptim.models.samples import as_tensors, of_size
+from omgoptim.operations.candidates import Program, Proposal
+from omgoptim.operations.context import RunContext
+from omgoptim.operations.measured import environment, shown_request
+from omgoptim.operations.subject import Subject
+from omgoptim.reports import Candidate, Change, EfficiencyReport
+from omgoptim.requests import Params, QuantizeRequest
+from omgoptim.requests.command import command_of
+from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Static
+from omgoptim.techniques.quantize.onnx_file import load
+from omgoptim.techniques.quantize.onnx_graph import layers, select
+
+INT8_OPS: dict[type[Params], tuple[str, ...]] = {
+    Static: ("Conv", "ConvTranspose", "MatMul", "Gemm"),
+    Dynamic: ("MatMul", "Gemm", "LSTM"),
+}
+"""What each technique quantizes, as far as a plan needs to know."""
+
+OPEN_S = {"module": 3.5, "program": 0.6}
+"""About how long a fresh process takes to open an artifact and warm up, by what its engine runs."""
+
+
+def plan_report(
+    request: QuantizeRequest, context: RunContext, subject: Subject, program: Program, proposal: Proposal
+) -> EfficiencyReport:
+    """The plan as a report: planned candidates, the layers they would touch, and an estimate of time and size."""
+    launches = {"quick": 1, "standard": 5, "careful": 12}[request.timing]
+    samples = subject.evaluation.count + getattr(request.scheme, "calibration_samples", 0) + 256
+    making = 2 * samples * _seconds_per_sample(subject) + 3.0
+    seconds = len(proposal.options) * making + launches * (OPEN_S["module"] + OPEN_S["program"] + 4.0)
+    planned = [
+        Candidate(
+            name=option.name,
+            scheme=option.scheme,
+            runtime=option.runtime,
+            size_bytes=_estimated_bytes(option.params, program),
+            status="planned",
+            why="would be made, screened, and measured in full if it is among the fastest; the size is an estimate",
+        )
+        for option in proposal.options
+    ]
+    touched = _touched(proposal, program)
+    return EfficiencyReport(
+        outcome="ok",
+        summary=f"Plan only, nothing was done: {len(planned)} candidates would be tried on {len(touched)} layers, "
+        f"in about {max(10, round(seconds, -1)):.0f} s.",
+        warnings=list(subject.notes),
+        verb="quantize",
+        run_id=context.run_id,
+        request=shown_request(request),
+        environment=environment(context, subject.bench, request.seed, subject.device, None),
+        changed=touched,
+        candidates=[*planned, *proposal.passed_over],
+        macs_check=subject.macs.check if subject.macs else None,
+        lineage=list(subject.lineage[:-1]),
+        repeat=command_of("quantize", request),
+    )
+
+
+def _seconds_per_sample(subject: Subject) -> float:
+    """One forward in this process: good enough for an estimate of the whole."""
+    if subject.module is None:
+        return 0.02
+    dtypes = {tensor.name: tensor.dtype for tensor in subject.signature.inputs}
+    args, kwargs = subject.signature.to_call(as_tensors(of_size(subject.evaluation, 1), dtypes))
+    import torch
+
+    with torch.inference_mode():
+        subject.module(*args, **kwargs)
+        start = time.perf_counter()
+        subject.module(*args, **kwargs)
+    return time.perf_counter() - start
+
+
+def _estimated_bytes(params: Params, program: Program) -> int | None:
+    """Float bytes with the part that the technique covers at a quarter or a half."""
+    traits = program.traits
+    if traits is None:
+        return None
+    total = traits.total_weight_bytes
+    covered = {
+        Static: traits.conv_weight_bytes + traits.matmul_weight_bytes,
+        Dynamic: traits.matmul_weight_bytes + traits.recurrent_weight_bytes,
+    }.get(type(params), 0)
+    if isinstance(params, (Bf16, Fp16)):
+        return total // 2
+    return total - covered * 3 // 4
+
+
+def _touched(proposal: Proposal, program: Program) -> list[Change]:
+    """Layers that at least one planned int8 candidate would quantize."""
+    if program.path is None:
+        return []
+    found = layers(load(program.path, weights=False))
+    changes: dict[str, Change] = {}
+    for option in proposal.options:
+        if isinstance(option.params, (Static, Dynamic)):
+            kinds = (
+                ("Conv", "ConvTranspose", "MatMul", "Gemm")
+                if isinstance(option.params, Static)
+                else ("MatMul", "Gemm", "LSTM")
+            )
+            for layer in select(found, option.params.targets, option.params.ignore):
+                if layer.op in kinds:
+                    what = f"planned: {option.scheme}"
+                    changes.setdefault(layer.path, Change(path=layer.path, what=what, before="float32", after="int8"))
+    return list(changes.values())

@@ -1,0 +1,119 @@
+"""profile: one artifact, measured as it is; and what that says about what is worth trying."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from omgoptim.errors import ModelError, SetupError
+from omgoptim.measure.launch import Process
+from omgoptim.measure.metrics import resolve_metric
+from omgoptim.measure.quality import read_outputs, score
+from omgoptim.measure.race import LATENCY
+from omgoptim.models import artifact as artifacts
+from omgoptim.models.artifact import Check, Manifest
+from omgoptim.operations.advice import profile_steps
+from omgoptim.operations.candidates import Option
+from omgoptim.operations.context import RunContext
+from omgoptim.operations.making import float_program
+from omgoptim.operations.measured import environment, measurement, shown_request
+from omgoptim.operations.subject import Live, Subject, prepare, recipe_of
+from omgoptim.operations.timing import full_race
+from omgoptim.operations.verdict import load_warnings
+from omgoptim.reports import EfficiencyReport, Layer, Measurement
+from omgoptim.requests import ProfileRequest
+from omgoptim.requests.command import command_of
+from omgoptim.requests.quantize import Fp32
+from omgoptim.runtimes import ENGINES, Settings
+
+
+def profile(request: ProfileRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
+    """Measure a model as it is. See `ProfileRequest`."""
+    subject = prepare(request, context, live)
+    folder = _on_runtime(request, subject, context)
+    layers: list[Layer] = []
+
+    def more(_: int, process: Process) -> None:
+        context.progress("running the evaluation data", None)
+        process.ask("outputs", inputs=str(subject.eval_folder), target=str(context.work / "outputs"))
+        if ENGINES[Manifest.read(folder).runtime].runs == "module" and subject.macs:
+            context.progress("timing the layers", None)
+            answer = process.ask("layers", batch=LATENCY, macs_by_path=subject.macs.by_path, top=10)
+            layers.extend(Layer.model_validate(record) for record in answer["layers"])
+
+    raced = full_race([folder], subject.bench, request.timing, request.seed, context, (0.2, 0.95), "measuring", more)
+    timing = raced.timing(0)
+    quality, metric_name = _quality(request, subject, context, live)
+    before = measurement(
+        folder, timing, subject.bench, quality, metric_name, subject.evaluation.count if metric_name else None
+    )
+    warnings = [*subject.notes, *load_warnings(raced.load)]
+    if subject.macs is None:
+        warnings.append("multiply-accumulates were not counted: the model is a program, not a module")
+    return EfficiencyReport(
+        outcome="ok",
+        summary=_summary(request.model, before),
+        warnings=warnings,
+        next_steps=profile_steps(request, subject, layers),
+        verb="profile",
+        run_id=context.run_id,
+        request=shown_request(request),
+        environment=environment(context, subject.bench, request.seed, subject.device, raced.load),
+        before=before,
+        layers=layers,
+        macs_check=subject.macs.check if subject.macs else None,
+        lineage=list(subject.lineage[:-1]),
+        repeat=command_of("profile", request),
+    )
+
+
+def _on_runtime(request: ProfileRequest, subject: Subject, context: RunContext) -> Path:
+    """The artifact to measure: the baseline, or the float model on the engine that was asked for."""
+    manifest = Manifest.read(subject.baseline)
+    if request.runtime in ("auto", manifest.runtime):
+        return subject.baseline
+    option = Option(Fp32(), request.runtime)
+    reason = ENGINES[request.runtime].missing(subject.device)
+    if reason:
+        raise SetupError(f"runtime {request.runtime} cannot be used", reason, "omgoptim doctor lists what can")
+    folder = context.work / option.runtime
+    other = replace(manifest, runtime=request.runtime, files={})
+    settings = Settings(subject.bench.threads, subject.device)
+    if option.on_module:
+        if subject.module is None:
+            raise ModelError("a program does not run on torch", "the model was given as ONNX", "use onnxruntime")
+        outputs = ENGINES["torch_eager"].open(subject.module, subject.signature, settings).run(subject.example)
+        artifacts.save_module(folder, subject.module, recipe_of(subject), other, Check(subject.example, outputs))
+        return folder
+    program = float_program(subject, context)
+    if program.path is None:
+        raise program.error or ModelError("the model has no program")
+    outputs = ENGINES[request.runtime].open(program.path, subject.signature, settings).run(subject.example)
+    artifacts.save_program(folder, program.path, other, Check(subject.example, outputs))
+    return folder
+
+
+def _quality(
+    request: ProfileRequest, subject: Subject, context: RunContext, live: Live | None
+) -> tuple[float | None, str | None]:
+    """The model's quality where the data has targets; agreement with itself would say nothing."""
+    outputs = read_outputs(context.work / "outputs")
+    targets = subject.evaluation.targets
+    name = live.metric if live and live.metric else request.metric
+    if targets[0] is None and name == "auto":
+        return None, None
+    metric = resolve_metric(name, subject.signature, outputs, targets, subject.reach, request.time_limit_s)
+    return score(metric, outputs, targets, outputs), metric.name
+
+
+def _summary(model: str, measured: Measurement) -> str:
+    facts = {
+        "{:.3g} ms at batch 1": measured.latency_ms_p50,
+        "{:.3g} MB on disk": measured.size_bytes and measured.size_bytes / 1e6,
+        "{:,} parameters": measured.params,
+        "{:,.4g} M multiply-accumulates": measured.macs and measured.macs / 1e6,
+    }
+    summary = f"{model}: {', '.join(text.format(value) for text, value in facts.items() if value)}."
+    if measured.metric and measured.quality is not None:
+        summary += f" {measured.metric.replace('_', ' ')} {measured.quality:.4f} on {measured.samples} samples."
+    return summary

@@ -1,0 +1,284 @@
+"""quantize: propose candidates, make them, screen them cheaply, race the finalists, and report the reopened winner."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from omgoptim.errors import ArtifactError, DataError, RequestError, TechniqueError
+from omgoptim.measure.launch import Process
+from omgoptim.measure.metrics import resolve_metric
+from omgoptim.measure.quality import Quality, read_outputs
+from omgoptim.measure.race import Timing
+from omgoptim.models import artifact as artifacts
+from omgoptim.models.samples import Samples
+from omgoptim.models.trust import Reach
+from omgoptim.operations.advice import quantize_steps
+from omgoptim.operations.candidates import Program, Proposal, propose
+from omgoptim.operations.context import RunContext
+from omgoptim.operations.making import Made, float_program, make
+from omgoptim.operations.measured import artifact_record, environment, gains, measurement, shown_request
+from omgoptim.operations.planning import plan_report
+from omgoptim.operations.screening import Attempt, choose_finalists, compare_outputs, screen, within
+from omgoptim.operations.subject import Live, Subject, prepare
+from omgoptim.operations.timing import full_race
+from omgoptim.operations.verdict import (
+    is_gain,
+    load_warnings,
+    quality_warnings,
+    quality_words,
+    size_words,
+    speed_words,
+)
+from omgoptim.reports import Candidate, EfficiencyReport
+from omgoptim.requests import QuantizeRequest
+from omgoptim.requests.command import command_of
+from omgoptim.techniques.registry import technique_of
+
+SELECTION_SAMPLES = 256
+"""Samples that candidates are chosen on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """What calibrates and what selects; neither is evaluation data."""
+
+    calibration: Samples
+    selection: Samples
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Final:
+    """The end of the race: who won, both timings, and the quality on the evaluation data."""
+
+    winner: Attempt
+    before: Timing
+    after: Timing
+    quality: Quality
+    load: float
+
+
+def quantize(request: QuantizeRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
+    """Quantize a model and keep the fastest candidate that holds the guard. See `QuantizeRequest`."""
+    output = _free_output(request, context)
+    subject = prepare(request, context, live)
+    context.progress("exporting the model", 0.08)
+    program = float_program(subject, context)
+    proposal = propose(request, subject, program)
+    if request.plan:
+        return plan_report(request, context, subject, program, proposal)
+    splits = _splits(request, subject, proposal)
+    attempts = _make_all(request, context, subject, program, proposal, splits)
+    metric_name = live.metric if live and live.metric else request.metric
+    screen(request, context, subject, attempts, splits.selection, metric_name)
+    finalists = choose_finalists(attempts, request.max_quality_drop)
+    final = _final_race(request, context, subject, finalists, metric_name)
+    final.winner.status, final.winner.why = "chosen", "the fastest of the finalists"
+    if not within(final.winner, request.max_quality_drop):
+        final.winner.why = "no candidate held the guard on the selection samples; this one came closest"
+    context.progress("saving the artifact", 0.97)
+    _publish(final.winner, context)
+    if output is not None:
+        artifacts.copy_artifact(context.artifact, output)
+    return _report(request, context, subject, proposal, attempts, final, splits, output)
+
+
+def _free_output(request: QuantizeRequest, context: RunContext) -> Path | None:
+    """Where a copy of the artifact goes; refused before any work if it exists."""
+    if request.output is None:
+        return None
+    output = Reach.of(context.project, request.allow_path).inside(request.output, "output")
+    if output.exists():
+        raise RequestError(f"output '{request.output}' exists already", "nothing is overwritten", "name a new folder")
+    return output
+
+
+def _splits(request: QuantizeRequest, subject: Subject, proposal: Proposal) -> Splits:
+    """Calibration and selection samples: two parts of the calibration split, or of calibration and train."""
+    wanted = getattr(request.scheme, "calibration_samples", 256)
+    needs_calibration = any(technique_of(option.params).needs_data for option in proposal.options)
+    drawn = subject.samples("calibration", (wanted if needs_calibration else 0) + SELECTION_SAMPLES)
+    notes = []
+    if not drawn.count:
+        if needs_calibration and request.scheme.scheme == "static":
+            raise DataError(
+                "the calibration data is empty",
+                "the data gave no batch for split 'calibration'",
+                "give at least a few dozen samples, not those of the eval split",
+            )
+        drawn = subject.samples("train", SELECTION_SAMPLES)
+    if not drawn.count:
+        raise DataError(
+            "there is no data to choose a candidate on",
+            "splits 'calibration' and 'train' are both empty, and choices are never made on evaluation data",
+            "let load('calibration') give a few hundred samples",
+        )
+    first = min(wanted, drawn.count // 2 if drawn.count < wanted + 64 else wanted) if needs_calibration else 0
+    calibration, selection = drawn.split(first)
+    if needs_calibration and calibration.count < min(wanted, 32):
+        notes.append(f"only {calibration.count} calibration samples: ranges read from so few may not hold")
+    return Splits(calibration, selection.split(SELECTION_SAMPLES)[0], notes)
+
+
+def _make_all(
+    request: QuantizeRequest,
+    context: RunContext,
+    subject: Subject,
+    program: Program,
+    proposal: Proposal,
+    splits: Splits,
+) -> list[Attempt]:
+    """Every proposed candidate's artifact. If none could be made, the first one's reason is the error."""
+    attempts = []
+    twins: dict[str | None, Made] = {}
+    for index, option in enumerate(proposal.options):
+        context.progress(f"making {option.name}", 0.1 + 0.25 * index / len(proposal.options))
+        key = None if option.on_module else option.params.model_dump_json()
+        made = make(
+            option, subject, program, splits.calibration, context, request.seed, twins.get(key) if key else None
+        )
+        if key and made.folder:
+            twins.setdefault(key, made)
+        attempts.append(Attempt(made, error=made.error))
+    if all(attempt.error for attempt in attempts):
+        errors = [attempt.error for attempt in attempts if attempt.error]
+        if len({error.what for error in errors}) == 1:
+            raise errors[0]
+        reasons = "; ".join(f"{a.made.option.name}: {a.error.what}" for a in attempts if a.error)
+        raise TechniqueError("no candidate could be made", reasons, errors[0].fix)
+    return attempts
+
+
+def _final_race(
+    request: QuantizeRequest,
+    context: RunContext,
+    subject: Subject,
+    finalists: list[Attempt],
+    metric_name: Any,
+) -> Final:
+    """Baseline and finalists in full: the fastest wins, and its quality comes from the evaluation data."""
+    targets = [context.work / "final" / str(index) for index in range(len(finalists) + 1)]
+
+    def outputs(index: int, process: Process) -> None:
+        process.ask("outputs", inputs=str(subject.eval_folder), target=str(targets[index]))
+
+    folders = [attempt.made.folder for attempt in finalists if attempt.made.folder]
+    names = ", ".join(attempt.made.option.name for attempt in finalists)
+    doing = f"measuring {names} against the original"
+    raced = full_race(
+        [subject.baseline, *folders], subject.bench, request.timing, request.seed, context, (0.55, 0.95), doing, outputs
+    )
+    finished = []
+    for attempt, timing, target in zip(finalists, raced.timings[1:], targets[1:], strict=True):
+        if isinstance(timing, Timing):
+            attempt.timing = timing
+            finished.append((attempt, timing, target))
+        else:
+            attempt.status, attempt.why, attempt.error = "failed", f"{timing.what}: {timing.why}", timing
+    if not finished:
+        raise next(attempt.error for attempt in finalists if attempt.error)
+    winner, timing, target = max(finished, key=lambda entry: entry[0].speedup)
+    for attempt, _, _ in finished:
+        attempt.why = f"{attempt.speedup:.2f}x when measured in full, the chosen one {winner.speedup:.2f}x"
+    original = read_outputs(targets[0])
+    metric = resolve_metric(
+        metric_name, subject.signature, original, subject.evaluation.targets, subject.reach, request.time_limit_s
+    )
+    quality = compare_outputs(metric, original, target, subject.evaluation.targets, request.seed)
+    return Final(winner, raced.timing(0), timing, quality, raced.load)
+
+
+def _publish(winner: Attempt, context: RunContext) -> None:
+    """The winner's folder becomes the run's artifact in one rename."""
+    if winner.made.folder is None:
+        raise ArtifactError("the chosen candidate has no artifact")
+    os.replace(winner.made.folder, context.artifact)
+
+
+def _record(attempt: Attempt, baseline_bytes: int, sizes: dict[str, int]) -> Candidate:
+    option = attempt.made.option
+    size = sizes.get(option.name)
+    quality = attempt.quality
+    return Candidate(
+        name=option.name,
+        scheme=option.scheme,
+        runtime=option.runtime,
+        size_bytes=size,
+        size_ratio=baseline_bytes / size if size else None,
+        speedup=attempt.speedup or None,
+        quality=quality.after if quality else None,
+        quality_drop=quality.drop if quality else None,
+        status=attempt.status,
+        why=attempt.why,
+    )
+
+
+def _report(
+    request: QuantizeRequest,
+    context: RunContext,
+    subject: Subject,
+    proposal: Proposal,
+    attempts: list[Attempt],
+    final: Final,
+    splits: Splits,
+    output: Path | None,
+) -> EfficiencyReport:
+    winner, quality = final.winner, final.quality
+    before = measurement(
+        subject.baseline, final.before, subject.bench, quality.before, quality.metric, subject.evaluation.count
+    )
+    after = measurement(
+        context.artifact, final.after, subject.bench, quality.after, quality.metric, subject.evaluation.count
+    )
+    gained = gains(before, after, final.after, quality, final.load)
+    guard = request.max_quality_drop
+    held = quality.drop <= guard
+    outcome: Literal["ok", "no_gain", "guard_failed"] = (
+        "guard_failed" if not held else "ok" if is_gain(gained) else "no_gain"
+    )
+    name = winner.made.option.name
+    first = {
+        "ok": f"{name}: {size_words(gained)}, {speed_words(gained)}.",
+        "no_gain": f"No gain. The best candidate, {name}, is {size_words(gained)} and {speed_words(gained)}.",
+        "guard_failed": f"The guard failed: {name} came closest and loses {quality.drop:.4f}, more than {guard:g}. "
+        f"It is {size_words(gained)}, {speed_words(gained)}.",
+    }[outcome]
+    sizes = {a.made.option.name: size for a in attempts if a is not winner and (size := a.made.size_bytes)}
+    sizes[name] = after.size_bytes or 0
+    real = subject.data.real
+    record = artifact_record(context.artifact)
+    if output is not None:
+        record = record.model_copy(update={"path": str(output)})
+    made = winner.made.outcome
+    return EfficiencyReport(
+        outcome=outcome,
+        summary=f"{first} {quality_words(before, quality)}",
+        warnings=[*subject.notes, *splits.notes, *quality_warnings(quality, guard, real), *load_warnings(final.load)],
+        next_steps=quantize_steps(
+            request, outcome, context.run_id, gained.speedup_low is not None, quality.decided(guard), real
+        ),
+        verb="quantize",
+        run_id=context.run_id,
+        request=shown_request(request),
+        environment=environment(context, subject.bench, request.seed, subject.device, final.load),
+        before=before,
+        after=after,
+        gains=gained,
+        changed=made.changed if made else [],
+        skipped=made.skipped if made else [],
+        candidates=[
+            *(_record(attempt, before.size_bytes or 0, sizes) for attempt in sorted(attempts, key=_rank)),
+            *proposal.passed_over,
+        ],
+        macs_check=subject.macs.check if subject.macs else None,
+        artifact=record,
+        lineage=list(subject.lineage),
+        repeat=command_of("quantize", request),
+    )
+
+
+def _rank(attempt: Attempt) -> tuple[int, float]:
+    return ("chosen", "finalist", "dropped", "failed").index(attempt.status), -attempt.speedup

@@ -1,0 +1,118 @@
+"""Screening: one launch and a few samples per candidate, enough to drop what is hopeless and to name the finalists."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from omgoptim.errors import OmgoptimError, TechniqueError
+from omgoptim.measure.launch import Process
+from omgoptim.measure.metrics import resolve_metric
+from omgoptim.measure.quality import Metric, Quality, compare_quality, read_outputs
+from omgoptim.measure.race import SCREENING, Timing, race
+from omgoptim.models.artifact import Manifest
+from omgoptim.models.samples import Samples
+from omgoptim.operations.context import RunContext
+from omgoptim.operations.making import Made
+from omgoptim.operations.subject import Subject
+from omgoptim.requests import QuantizeRequest
+
+FINALISTS = 2
+NEAR_THE_BEST = 1.25
+"""A candidate screened within this factor of the fastest may still be the fastest: screening is one launch."""
+
+TOGETHER_BYTES = 2_000_000_000
+"""Most bytes of artifacts whose processes are alive at the same time during screening."""
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One candidate on its way through the screening."""
+
+    made: Made
+    timing: Timing | None = None
+    quality: Quality | None = None
+    error: OmgoptimError | None = None
+    status: Literal["chosen", "finalist", "dropped", "failed"] = "dropped"
+    why: str = ""
+
+    @property
+    def speedup(self) -> float:
+        return self.timing.speedup.value if self.timing and self.timing.speedup else 0.0
+
+
+def screen(
+    request: QuantizeRequest,
+    context: RunContext,
+    subject: Subject,
+    attempts: list[Attempt],
+    selection: Samples,
+    metric_name: Any,
+) -> None:
+    """One launch each, few turns, the selection samples: enough to drop what is hopeless."""
+    inputs = selection.write(context.work / "selection")
+    screened = [attempt for attempt in attempts if attempt.made.folder]
+    done = 0
+    for group in _groups(screened, subject.baseline):
+        context.progress(f"screening {', '.join(a.made.option.name for a in group)}", 0.35 + 0.2 * done / len(screened))
+        targets = [context.work / "screened" / str(done + index) for index in range(len(group) + 1)]
+
+        def outputs(index: int, process: Process, targets: list[Path] = targets) -> None:
+            process.ask("outputs", inputs=str(inputs), target=str(targets[index]))
+
+        folders = [subject.baseline, *(attempt.made.folder for attempt in group if attempt.made.folder)]
+        timings = race(folders, subject.bench, SCREENING, request.seed, on_first=outputs)
+        original = read_outputs(targets[0])
+        metric = resolve_metric(
+            metric_name, subject.signature, original, selection.targets, subject.reach, request.time_limit_s
+        )
+        for attempt, timing, target in zip(group, timings[1:], targets[1:], strict=True):
+            if isinstance(timing, Timing):
+                attempt.timing = timing
+                attempt.quality = compare_outputs(metric, original, target, selection.targets, request.seed)
+            else:
+                attempt.error = timing
+        done += len(group)
+
+
+def _groups(attempts: list[Attempt], baseline: Path) -> list[list[Attempt]]:
+    """Candidates whose processes may be alive together with the baseline's."""
+    each = max(Manifest.read(baseline).size_bytes, 1)
+    size = max(1, TOGETHER_BYTES // each - 1)
+    return [attempts[start : start + size] for start in range(0, len(attempts), size)]
+
+
+def compare_outputs(metric: Metric, original: list[Any], target: Path, targets: list[Any], seed: int) -> Quality:
+    return compare_quality(metric, original, read_outputs(target), targets, seed)
+
+
+def within(attempt: Attempt, guard: float) -> bool:
+    return attempt.quality is not None and attempt.quality.drop <= guard
+
+
+def choose_finalists(attempts: list[Attempt], guard: float) -> list[Attempt]:
+    """The fastest few that hold the guard on the selection samples; if none does, the one that comes closest."""
+    for attempt in attempts:
+        if attempt.error is not None:
+            attempt.status, attempt.why = "failed", f"{attempt.error.what}: {attempt.error.why}".strip(": ")
+    alive = [attempt for attempt in attempts if attempt.timing and attempt.quality]
+    if not alive:
+        reasons = "; ".join(f"{attempt.made.option.name}: {attempt.why}" for attempt in attempts)
+        raise TechniqueError("no candidate could be measured", reasons)
+    holding = sorted((a for a in alive if within(a, guard)), key=lambda a: -a.speedup)
+    if not holding:
+        finalists = [min(alive, key=lambda a: (a.quality.drop if a.quality else 1.0, -a.speedup))]
+    else:
+        best = holding[0].speedup
+        finalists = [a for a in holding if a.speedup * NEAR_THE_BEST >= best][:FINALISTS]
+    for attempt in alive:
+        if attempt in finalists:
+            attempt.status = "finalist"
+        elif not within(attempt, guard) and attempt.quality:
+            attempt.why = (
+                f"quality drop {attempt.quality.drop:.4f} on the selection samples is above the guard {guard:g}"
+            )
+        else:
+            attempt.why = f"{attempt.speedup:.2f}x in the screening, the best had {holding[0].speedup:.2f}x"
+    return finalists

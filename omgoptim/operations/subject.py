@@ -1,0 +1,280 @@
+"""What every verb starts from: the loaded model, its data, its signature, and the untouched model as an artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from omgoptim.errors import DataError, ModelError
+from omgoptim.measure.macs import MacsCount, count_macs
+from omgoptim.measure.race import LATENCY, THROUGHPUT, Bench
+from omgoptim.measure.size import count_params
+from omgoptim.models import artifact as artifacts
+from omgoptim.models.artifact import Check, Manifest
+from omgoptim.models.calls import NamedBatch, first_forward, input_tensors, name_inputs
+from omgoptim.models.data import DataSource, Split, from_callable, open_data, random_data, take
+from omgoptim.models.samples import Samples, as_tensors, named_samples, of_size, synthetic_like
+from omgoptim.models.source import Recipe, Source, default_inputs, load_source
+from omgoptim.models.trust import Reach
+from omgoptim.operations.context import RunContext
+from omgoptim.requests import ModelRequest
+from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes.hardware import usable_cores
+from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
+from omgoptim.techniques.quantize.onnx_graph import count_params as count_program_params
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """Objects of the caller's process, in place of what a request can only name."""
+
+    module: nn.Module | None = None
+    data: Callable[..., Any] | None = None
+    metric: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The model under work, and everything that measuring it needs."""
+
+    source: Source
+    module: nn.Module | None
+    """None where the model is a program."""
+    program: Path | None
+    signature: Signature
+    data: DataSource
+    evaluation: Samples
+    example: NamedBatch
+    """Two synthetic samples of the data's kind: for export and for the artifacts' check."""
+    baseline: Path
+    bench: Bench
+    macs: MacsCount | None
+    params: tuple[int, int] | None
+    """Parameters, and those that are not zero."""
+    lineage: tuple[str, ...]
+    reach: Reach
+    device: str
+    eval_folder: Path
+    notes: list[str] = field(default_factory=list)
+
+    def samples(self, split: Split, count: int) -> Samples:
+        """The first `count` samples of a split, named as the model takes them."""
+        raw = take(self.data.batches(split), count)
+        named = [name_inputs(self.module, item.inputs, self.signature.input_names) for item in raw]
+        return named_samples(named, raw)
+
+
+def prepare(request: ModelRequest, context: RunContext, live: Live | None = None) -> Subject:
+    """Load the model and its data, run it once, and save it untouched as the baseline artifact.
+
+    Raises:
+        OmgoptimError: of the kind that fits: see `errors.py`.
+    """
+    live = live or Live()
+    torch.manual_seed(request.seed)
+    reach = Reach.of(context.project, request.allow_path)
+    context.progress("loading the model", 0.01)
+    source = _load(request, reach, live)
+    threads = request.threads or usable_cores()
+    torch.set_num_threads(threads)
+    device = "cpu" if request.device == "auto" else request.device
+    opened = _opened(source)
+    context.progress("loading the data", 0.03)
+    data = _data(request, reach, live, source, opened)
+    raw = take(data.batches("eval"), request.samples if data.real else 64)
+    if not raw:
+        raise DataError("the eval data is empty", "the data gave no batch for split 'eval'", "give at least one sample")
+    named = [name_inputs(opened.module, item.inputs, opened.input_names) for item in raw]
+    evaluation = named_samples(named, raw)
+    context.progress("running the model once", 0.05)
+    inputs = input_tensors(named)
+    example, signature = _run_once(opened, inputs, evaluation, request.seed)
+    macs, params = _counts(opened, signature, of_size(evaluation, 1))
+    bench = _bench(request, context, evaluation, threads, device)
+    baseline = source.artifact
+    if baseline is None:
+        baseline = context.work / "baseline"
+        manifest = Manifest(
+            runtime="onnxruntime" if opened.program else "torch_eager",
+            precision="float32",
+            signature=signature,
+            params=params[0] if params else None,
+            nonzero_params=params[1] if params else None,
+            macs=macs.macs if macs else None,
+            macs_check=macs.check if macs else None,
+            device=device,
+        )
+        _save_baseline(baseline, source, opened, manifest, example, threads, context.work)
+    previous = Manifest.read(baseline).lineage
+    return Subject(
+        source=source,
+        module=opened.module,
+        program=opened.program,
+        signature=signature,
+        data=data,
+        evaluation=evaluation,
+        example=example,
+        baseline=baseline,
+        bench=bench,
+        macs=macs,
+        params=params,
+        lineage=(*previous, context.run_id),
+        reach=reach,
+        device=device,
+        eval_folder=evaluation.write(context.work / "eval"),
+        notes=[*source.notes, *data.notes],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """The model in this process: a module, or a program with its signature."""
+
+    module: nn.Module | None
+    program: Path | None
+    signature: Signature | None
+
+    @property
+    def input_names(self) -> list[str]:
+        return self.signature.input_names if self.signature else []
+
+
+def _load(request: ModelRequest, reach: Reach, live: Live) -> Source:
+    if live.module is not None:
+        return Source(module=live.module)
+    kwargs = request.model_kwargs
+    return load_source(request.model, reach, checkpoint=request.checkpoint, kwargs=kwargs, limit_s=request.time_limit_s)
+
+
+def _opened(source: Source) -> _Opened:
+    if source.artifact is not None:
+        manifest = Manifest.read(source.artifact)
+        artifacts.verify_files(source.artifact, manifest)
+        if ENGINES[manifest.runtime].runs == "module":
+            return _Opened(artifacts.load_module(source.artifact, manifest), None, manifest.signature)
+        return _Opened(None, source.artifact / artifacts.PROGRAM, manifest.signature)
+    if source.program is not None:
+        return _Opened(None, source.program, _program_signature(source.program))
+    return _Opened(source.module, None, None)
+
+
+def _program_signature(program: Path) -> Signature:
+    """The signature that an ONNX file states: inputs by name, a free dimension where it has no fixed size."""
+    import onnxruntime
+
+    reason = ENGINES["onnxruntime"].missing("cpu")
+    if reason:
+        raise ModelError(f"{program.name} cannot be opened", reason)
+    try:
+        session = onnxruntime.InferenceSession(str(program), providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ModelError(f"{program.name} cannot be opened", str(error).splitlines()[0]) from error
+    kinds = {"float": "float32", "double": "float64"}
+    inputs = []
+    for tensor in session.get_inputs():
+        kind = tensor.type.removeprefix("tensor(").removesuffix(")")
+        shape = [size if isinstance(size, int) else f"{tensor.name}_{axis}" for axis, size in enumerate(tensor.shape)]
+        inputs.append(InputTensor(tensor.name, kinds.get(kind, kind), (BATCH, *shape[1:]), False))
+    names = [tensor.name for tensor in session.get_outputs()]
+    return Signature(tuple(inputs), "tensor" if len(names) == 1 else {"dict": dict.fromkeys(names, "tensor")})
+
+
+def _data(request: ModelRequest, reach: Reach, live: Live, source: Source, opened: _Opened) -> DataSource:
+    if live.data is not None:
+        return from_callable(live.data, request.batch, request.time_limit_s)
+    if request.data:
+        return open_data(request.data, reach, request.batch, request.time_limit_s, request.seed)
+    specs = request.inputs or default_inputs(source.recipe, opened.module) or _stated_inputs(opened.signature)
+    if not specs:
+        raise DataError(
+            "it is not known what the model takes",
+            "neither data nor input shapes were given",
+            "give --data file.py:callable, or shapes such as --inputs 1x3x224x224",
+        )
+    return random_data(specs, opened.module, 64, request.seed)
+
+
+def _stated_inputs(signature: Signature | None) -> list[str]:
+    """Input shapes that a program or artifact states itself, unless a dimension other than the batch is free."""
+    if signature is None or any(isinstance(size, str) for tensor in signature.inputs for size in tensor.shape[1:]):
+        return []
+    return [f"{t.name}:{t.dtype}:{'x'.join(map(str, (1, *t.shape[1:])))}" for t in signature.inputs]
+
+
+def _run_once(
+    opened: _Opened, inputs: tuple[InputTensor, ...], evaluation: Samples, seed: int
+) -> tuple[NamedBatch, Signature]:
+    """The model's signature, learnt on real inputs, and a synthetic example batch that it runs on as well."""
+    real = of_size(evaluation, 2)
+    example = synthetic_like(real, seed)
+    if opened.module is None:
+        if opened.signature is None:
+            raise ModelError("the program states no signature")
+        return example, opened.signature
+    dtypes = {tensor.name: tensor.dtype for tensor in inputs}
+    signature = first_forward(opened.module, inputs, as_tensors(real, dtypes))
+    try:
+        first_forward(opened.module, inputs, as_tensors(example, dtypes))
+    except ModelError:  # inputs that mean something (lengths, offsets): fall back to what is known to run
+        example = {name: np.ascontiguousarray(array) for name, array in real.items()}
+    return example, signature
+
+
+def _counts(opened: _Opened, signature: Signature, one: NamedBatch) -> tuple[MacsCount | None, tuple[int, int] | None]:
+    if opened.module is None:
+        return None, count_program_params(opened.program) if opened.program else None
+    args, kwargs = signature.to_call(as_tensors(one, {tensor.name: tensor.dtype for tensor in signature.inputs}))
+    return count_macs(opened.module, args, kwargs), count_params(opened.module)
+
+
+def _bench(request: ModelRequest, context: RunContext, evaluation: Samples, threads: int, device: str) -> Bench:
+    context.work.mkdir(parents=True, exist_ok=True)
+    batches = {}
+    for name, size in ((LATENCY, 1), (THROUGHPUT, request.batch)):
+        batches[name] = context.work / f"{name}.npz"
+        np.savez(batches[name], **of_size(evaluation, size))  # type: ignore[arg-type]
+    return Bench(batches=batches, batch=request.batch, threads=threads, cwd=context.project, device=device)
+
+
+def _save_baseline(
+    folder: Path,
+    source: Source,
+    opened: _Opened,
+    manifest: Manifest,
+    example: NamedBatch,
+    threads: int,
+    work: Path,
+) -> None:
+    settings = Settings(threads=threads, precision="float32")
+    engine = ENGINES[manifest.runtime]
+    if opened.program is not None:
+        session = engine.open(opened.program, manifest.signature, settings)
+        artifacts.save_program(folder, opened.program, manifest, Check(example, session.run(example)))
+        return
+    if opened.module is None:
+        raise ModelError("there is no model to save")
+    check = Check(example, engine.open(opened.module, manifest.signature, settings).run(example))
+    recipe = source.recipe or _recipe_of_live(opened.module, manifest.signature, example, work)
+    artifacts.save_module(folder, opened.module, recipe, manifest, check)
+
+
+def _recipe_of_live(module: nn.Module, signature: Signature, example: NamedBatch, work: Path) -> Recipe:
+    """A live module has no source that a fresh process could build it from: it travels as an exported program."""
+    from omgoptim.runtimes.export import export_pt2
+
+    path = work / "live.pt2"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = as_tensors(example, {tensor.name: tensor.dtype for tensor in signature.inputs})
+    export_pt2(module, tensors, signature, path)
+    return Recipe("pt2", str(path))
+
+
+def recipe_of(subject: Subject) -> Recipe:
+    """How a fresh process builds the subject's module: what its baseline artifact says."""
+    return artifacts.read_recipe(subject.baseline)

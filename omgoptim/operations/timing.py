@@ -1,0 +1,88 @@
+"""The full measurement, with an eye on who else uses the machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from omgoptim.errors import OmgoptimError
+from omgoptim.measure.launch import Process
+from omgoptim.measure.race import PLANS, Bench, Plan, Timing, race
+from omgoptim.operations.context import RunContext
+from omgoptim.runtimes.hardware import other_load
+
+BUSY = 0.25
+"""Load by other processes, as a fraction of the machine, above which more launches are made and the report warns."""
+
+OVERLOADED = 0.6
+"""Load above which no ratio of times is told at all: thread pools that wait for a core are not slower models."""
+
+PATIENCE_S = 20.0
+"""How long a run waits for a busy machine to become quiet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Raced:
+    """What a full measurement gave, and how busy the machine was (the worse of before and after)."""
+
+    timings: list[Timing | OmgoptimError]
+    load: float
+
+    def timing(self, index: int) -> Timing:
+        """One contestant's timing.
+
+        Raises:
+            OmgoptimError: the one that ended its race.
+        """
+        found = self.timings[index]
+        if isinstance(found, OmgoptimError):
+            raise found
+        return found
+
+
+def full_race(
+    artifacts: Sequence[Path],
+    bench: Bench,
+    timing: str,
+    seed: int,
+    context: RunContext,
+    span: tuple[float, float],
+    doing: str,
+    on_first: Callable[[int, Process], None] | None = None,
+) -> Raced:
+    """Time artifacts against the first of them, once the machine is quiet or patience is out.
+
+    Args:
+        timing: quick, standard or careful.
+        span: fractions of the whole run between which progress moves.
+        doing: what the progress says.
+    """
+    load = _quiet(context, doing)
+    start, end = span
+    timings = race(
+        artifacts,
+        bench,
+        _plan(timing, load),
+        seed,
+        lambda done: context.progress(doing, start + (end - start) * done),
+        on_first,
+    )
+    return Raced(timings, max(load, other_load()))
+
+
+def _quiet(context: RunContext, doing: str) -> float:
+    """Wait for other processes to let go of the machine; the load that is left."""
+    deadline = time.monotonic() + PATIENCE_S
+    while (load := other_load()) > BUSY and time.monotonic() < deadline:
+        context.progress(f"{doing}: waiting for a quiet machine, others use {load:.0%} of it", None)
+    context.progress(doing, None)
+    return load
+
+
+def _plan(timing: str, load: float) -> Plan:
+    plan = PLANS[timing]
+    if load > BUSY and plan.launches > 1:
+        return replace(plan, launches=plan.launches + 3, most_launches=plan.most_launches + 4)
+    return plan

@@ -1,0 +1,88 @@
+"""The words of a report, chosen by its numbers: nothing here can say more than was measured."""
+
+from __future__ import annotations
+
+import math
+
+from omgoptim.measure.quality import Quality
+from omgoptim.operations.timing import BUSY, OVERLOADED
+from omgoptim.reports import Gains, Measurement
+
+SMALLER = 1.02
+"""Size ratio below which nothing is called smaller."""
+
+
+def speed_words(gains: Gains) -> str:
+    """`2.31x faster (2.28 to 2.35)`, or that no difference can be claimed."""
+    if gains.speedup is None:
+        return "no claim about its speed: the machine was overloaded"
+    if gains.speedup_low is None or gains.speedup_high is None:
+        return (
+            f"{gains.speedup:.2f}x the speed in a single launch (a point estimate; timing standard gives an interval)"
+        )
+    interval = f"({gains.speedup_low:.2f} to {gains.speedup_high:.2f}, 95 % over {gains.launches} launches)"
+    if gains.speedup_low > 1:
+        return f"{gains.speedup:.2f}x faster {interval}"
+    if gains.speedup_high < 1:
+        return f"slower: {gains.speedup:.2f}x the speed {interval}"
+    return f"not measurably faster: {gains.speedup:.2f}x {interval}"
+
+
+def size_words(gains: Gains) -> str:
+    """`3.9x smaller on disk`, or that it is not."""
+    ratio = gains.size_ratio
+    if ratio is None:
+        return "its size was not compared"
+    if ratio >= SMALLER:
+        return f"{ratio:.2f}x smaller on disk"
+    return "about the same size on disk" if ratio > 1 / SMALLER else f"{1 / ratio:.2f}x larger on disk"
+
+
+def quality_words(before: Measurement, quality: Quality | None) -> str:
+    """Quality before and after, with the interval of the drop."""
+    if quality is None:
+        return "Quality was not measured."
+    name = quality.metric.replace("_", " ")
+    known = math.isfinite(quality.low)
+    interval = f" (drop {quality.drop:+.4f}, 95 %: {quality.low:+.4f} to {quality.high:+.4f})" if known else ""
+    return f"{name} {quality.before:.4f} -> {quality.after:.4f} on {before.samples} samples{interval}."
+
+
+def is_gain(gains: Gains) -> bool:
+    """Whether it became smaller or faster, by what was measured."""
+    smaller = gains.size_ratio is not None and gains.size_ratio >= SMALLER
+    low = gains.speedup_low if gains.speedup_low is not None else gains.speedup
+    return smaller or (low is not None and low > 1)
+
+
+def quality_warnings(quality: Quality | None, guard: float, real_data: bool) -> list[str]:
+    """What must be said beside the quality."""
+    if quality is None:
+        return []
+    warnings = []
+    if not real_data:
+        warnings.append(
+            f"{quality.metric} was measured on random inputs: it is no accuracy. Give data to measure accuracy."
+        )
+    elif quality.metric.endswith("agreement"):
+        warnings.append(f"{quality.metric} is agreement with the original model, not accuracy: the data has no targets")
+    if not quality.decided(guard):
+        needed = quality.samples_to_decide(guard)
+        more = f"about {needed:,} samples would decide" if needed else "no number of samples would: the drop sits on it"
+        warnings.append(
+            f"{quality.samples} samples cannot decide whether the drop is within {guard:g} "
+            f"(95 % interval {quality.low:+.4f} to {quality.high:+.4f}); {more}"
+        )
+    return warnings
+
+
+def load_warnings(load: float | None) -> list[str]:
+    """What must be said when others used the machine while it was timed."""
+    if load is None or load <= BUSY:
+        return []
+    if load > OVERLOADED:
+        return [
+            f"other processes used {load:.0%} of the CPU: times of this run mean little, and their ratio is not given; "
+            "repeat it on a quiet machine"
+        ]
+    return [f"other processes used {load:.0%} of the CPU: times are longer than on a quiet machine, the interval wider"]

@@ -1,0 +1,126 @@
+"""One export, once: an nn.Module to an ONNX file with a dynamic batch, through torch.export.
+
+The example batch has at least two samples, since torch.export takes a dimension of 1 for a constant; and it is made of
+fresh tensors, since an exported program would otherwise store the whole storage of a user's data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omgoptim.errors import TechniqueError, clip
+from omgoptim.runtimes.signature import BATCH, Signature
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+MAX_ONE_FILE_BYTES = 2**31 - 2**24
+"""Protobuf's limit on one file: weights past it go to a data file beside the program."""
+
+
+def export_onnx(module: nn.Module, batch: Mapping[str, Tensor], signature: Signature, path: Path) -> None:
+    """Write `module` as an ONNX file whose inputs and outputs carry the signature's names.
+
+    Args:
+        module: in eval mode, on the CPU, float32.
+        batch: example inputs by name, at least two samples each.
+        signature: which inputs are positional, and which dimensions are free.
+        path: the file to write.
+
+    Raises:
+        TechniqueError: torch cannot export the model; the error's reason is torch's.
+    """
+    import torch
+
+    args, kwargs = signature.to_call({name: tensor.clone() for name, tensor in batch.items()})
+    size = sum(p.numel() * p.element_size() for p in module.parameters())
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                module,
+                args,
+                kwargs=kwargs,
+                dynamo=True,
+                dynamic_shapes=_dynamic_shapes(module, signature),
+                input_names=signature.input_names,
+                output_names=signature.output_names,
+                verbose=False,
+            )
+        except Exception as error:
+            raise TechniqueError(
+                "the model cannot be exported to ONNX",
+                _cause(error),
+                "see torch.export's limits (control flow on values, unsupported operators); torch runtimes still work",
+            ) from error
+        if program is None:
+            raise TechniqueError("the model cannot be exported to ONNX", "torch.onnx.export gave no program")
+        for node in program.model.graph:  # the exporter notes the lines of the user's files on every node
+            node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
+        program.save(str(path), external_data=size > MAX_ONE_FILE_BYTES)
+
+
+def export_pt2(module: nn.Module, batch: Mapping[str, Tensor], signature: Signature, path: Path) -> None:
+    """Write `module` as a .pt2 file; arguments and errors as for `export_onnx`."""
+    import torch
+
+    args, kwargs = signature.to_call({name: tensor.clone() for name, tensor in batch.items()})
+    with _quiet():
+        try:
+            shapes = _dynamic_shapes(module, signature)
+            torch.export.save(torch.export.export(module, args, kwargs, dynamic_shapes=shapes), path)
+        except Exception as error:
+            raise TechniqueError(
+                "the model cannot be exported",
+                _cause(error),
+                "give it as file.py:callable instead of as a live module: then it is rebuilt from its own code",
+            ) from error
+
+
+def _dynamic_shapes(module: nn.Module, signature: Signature) -> dict[str, Any]:
+    """torch.export's `dynamic_shapes`: parameter name of forward to {dimension: Dim}."""
+    import torch
+
+    dims = {BATCH: torch.export.Dim(BATCH, min=1)}
+    shapes: dict[str, Any] = {}
+    for tensor in signature.inputs:
+        free = {axis: name for axis, name in enumerate(tensor.shape) if isinstance(name, str)}
+        shapes[tensor.name] = {axis: dims.setdefault(name, torch.export.Dim.AUTO) for axis, name in free.items()}
+    parameters = inspect.signature(module.forward).parameters
+    gathered: dict[str, Any] = {name: shapes.pop(name) for name in list(shapes) if name in parameters}
+    for parameter in parameters.values():
+        if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            positional = [t.name for t in signature.inputs if not t.keyword and t.name in shapes]
+            gathered[parameter.name] = tuple(shapes.pop(name) for name in positional)
+        elif parameter.kind is inspect.Parameter.VAR_KEYWORD and shapes:
+            gathered[parameter.name] = dict(shapes)
+    return gathered
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost cause's message: the exporter wraps the reason in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return clip(f"{type(error).__name__}: {' '.join(lines[:4])}", 600)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's progress lines and its remarks on packages that are not needed."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

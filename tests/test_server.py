@@ -1,0 +1,431 @@
+"""Tests of the MCP face, over real stdio and HTTP with the SDK's own client, in both protocol eras."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import by_hand
+import pytest
+from mcp import Client, MCPError, StdioServerParameters
+from mcp.types import CallToolResult, TextContent, TextResourceContents
+
+from omgoptim import requests
+from omgoptim.errors import RequestError
+from omgoptim.jobs.cancel import cancel
+from omgoptim.jobs.folder import find_run
+from omgoptim.jobs.states import list_runs, read_state
+from omgoptim.server import tools, waiting
+from omgoptim.server.prompts import Command, commands
+
+ROOT = Path(__file__).parents[1]
+ERAS = ("legacy", "auto")
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Path]:
+    """A project whose runs all end with the test."""
+    (tmp_path / "sleeper.py").write_text(by_hand.SLEEPER)
+    yield tmp_path
+    for state in list_runs(tmp_path):
+        if state.pid != os.getpid():  # a run written by hand says that this very process is its worker
+            cancel(find_run(tmp_path, state.run_id))
+
+
+def environment(project: Path, **more: str) -> dict[str, str]:
+    ours = {"PYTHONPATH": str(ROOT), "OMGOPTIM_PROJECT": str(project), "OMGOPTIM_PYTHON": sys.executable}
+    return dict(os.environ) | ours | more
+
+
+@asynccontextmanager
+async def connected(project: Path, era: str = "auto", **more: str) -> AsyncIterator[Client]:
+    """A client with a server process of its own."""
+    how = StdioServerParameters(
+        command=sys.executable, args=["-m", "omgoptim.server"], env=environment(project, **more), cwd=str(project)
+    )
+    async with Client(how, mode=era) as client:
+        yield client
+
+
+def text_of(result: CallToolResult) -> str:
+    (block,) = result.content
+    assert isinstance(block, TextContent)
+    return block.text
+
+
+def wire(value: Any) -> str:
+    return json.dumps(value.model_dump(by_alias=True, exclude_none=True, mode="json"), separators=(",", ":"))
+
+
+# What it offers
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_the_tool_list_is_small_complete_and_in_a_fixed_order(era: str, project: Path) -> None:
+    async with connected(project, era) as client:
+        listed = (await client.list_tools()).tools
+        assert client.instructions is not None
+        assert len(client.instructions) <= 2048
+    assert [tool.name for tool in listed] == ["profile", "quantize", "compare", "runs", "doctor"]
+    assert sum(len(wire(tool)) + 1 for tool in listed) <= 10_400
+    for tool in listed:
+        assert tool.title
+        assert tool.description
+        assert len(tool.description) <= 1000
+        assert tool.annotations is not None
+        assert tool.annotations.read_only_hint is (tool.name == "doctor")
+        assert tool.annotations.open_world_hint is (tool.name in requests.VERBS)
+        assert ("with the user's rights" in tool.description) == (tool.name in requests.VERBS)
+        assert tool.output_schema
+        assert tool.input_schema["additionalProperties"] is False
+        assert '"title"' not in wire(tool).replace(f'"title":"{tool.title}"', "")
+        assert "$defs" not in tool.input_schema
+
+
+def test_the_schema_of_a_tool_has_every_argument_that_the_request_takes() -> None:
+    for tool in tools.tools():
+        request = (requests.VERBS | requests.QUERIES)[tool.name]
+        known = set(request.model_fields)
+        for params in requests.techniques(request).values():
+            known |= {name for name, field in params.model_fields.items() if name not in ("num_bits",)}
+        face = set() if tool.name == "doctor" else {"wait_s", "detail"}
+        assert set(tool.input_schema["properties"]) == known | face
+        assert tool.input_schema.get("required", []) == [
+            name for name, field in request.model_fields.items() if field.is_required()
+        ]
+
+
+def test_what_the_schemas_leave_undescribed_stands_in_the_instructions() -> None:
+    for tool in tools.tools():
+        for name, schema in tool.input_schema["properties"].items():
+            assert schema.get("description") or f"- {name}:" in tools.INSTRUCTIONS or f" {name}:" in tools.INSTRUCTIONS
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_the_slash_commands_are_prompts_with_their_arguments_put_in(era: str, project: Path) -> None:
+    async with connected(project, era) as client:
+        prompts = (await client.list_prompts()).prompts
+        assert {prompt.name for prompt in prompts} == {path.stem for path in (ROOT / "commands").glob("*.md")}
+        got = await client.get_prompt("quantize", {"arguments": "net.py:build --plan"})
+        with pytest.raises(MCPError, match="Did you mean 'quantize'"):
+            await client.get_prompt("quantise")
+    content = got.messages[0].content
+    assert isinstance(content, TextContent)
+    assert "net.py:build --plan" in content.text
+    assert "$ARGUMENTS" not in content.text
+    assert not content.text.startswith("---")
+    assert all(prompt.description for prompt in prompts)
+
+
+def test_a_command_that_takes_no_arguments_gets_them_appended() -> None:
+    assert Command("c", "", "", "Do it.").text("now") == "Do it.\n\nARGUMENTS: now"
+    assert Command("c", "", "", "Do it.").text("") == "Do it."
+    assert all(command.argument_hint.strip("\"'") == command.argument_hint for command in commands())
+
+
+# What it answers
+
+
+@pytest.mark.parametrize("era", ERAS)
+@pytest.mark.parametrize(
+    ("tool", "raw"),
+    [
+        ("quantize", {"model": "m", "bits": 4}),
+        ("quantize", {}),
+        ("quantize", {"model": "m", "scheme": "statik"}),
+        ("profile", {"model": "m", "batch": 0}),
+        ("runs", {"action": "show"}),
+        ("doctor", {"detail": "full"}),
+    ],
+)
+async def test_a_bad_request_is_refused_in_the_words_of_the_request(
+    era: str, tool: str, raw: dict[str, Any], project: Path
+) -> None:
+    with pytest.raises(RequestError) as told:
+        requests.parse(tool, raw)
+    async with connected(project, era) as client:
+        result = await client.call_tool(tool, raw)
+    assert result.is_error
+    assert result.structured_content == {"error": told.value.to_dict()}
+    assert told.value.what in text_of(result)
+    assert "pydantic" not in text_of(result)
+    assert not (project / ".omgoptim").exists()
+
+
+@pytest.mark.parametrize("raw", [{"wait_s": -1}, {"wait_s": "long"}, {"detail": "long"}, {"wait_s": float("nan")}])
+async def test_the_arguments_of_the_face_are_checked_before_anything_starts(raw: dict[str, Any], project: Path) -> None:
+    async with connected(project) as client:
+        result = await client.call_tool("profile", {"model": "sleeper.py:build", "inputs": ["1x3"], **raw})
+        unknown = await client.call_tool("prune", {})
+    assert result.is_error
+    assert next(iter(raw)) in text_of(result)
+    assert not (project / ".omgoptim").exists()
+    assert "there is no tool 'prune'" in text_of(unknown)
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_a_finished_run_is_answered_twice_each_time_complete(era: str, project: Path) -> None:
+    told = by_hand.report()
+    folder = by_hand.finished_run(project, told)
+    async with connected(project, era) as client:
+        short = await client.call_tool("runs", {"action": "show", "run_id": folder.id})
+        full = await client.call_tool("runs", {"action": "wait", "run_id": folder.id[-4:], "detail": "full"})
+    assert list(short.structured_content)[:4] == ["outcome", "summary", "warnings", "next_steps"]
+    assert len(json.dumps(short.structured_content)) <= 8_000
+    assert len(text_of(short)) <= 8_000
+    for needed in (told.summary, told.warnings[0], told.next_steps[0].command, folder.id, str(folder.report_file)):
+        assert needed in json.dumps(short.structured_content, ensure_ascii=False)
+        assert needed in text_of(short)
+    files = full.structured_content.pop("files")
+    assert full.structured_content == json.loads(folder.report_file.read_text())
+    assert files["page"] == str(folder.html_file)
+
+
+async def test_a_failed_run_is_an_error_without_control_characters(project: Path) -> None:
+    folder = by_hand.failed_run(project)
+    async with connected(project) as client:
+        result = await client.call_tool("runs", {"action": "wait", "run_id": folder.id})
+    assert result.is_error
+    assert result.structured_content["run_id"] == folder.id
+    assert result.structured_content["error"]["fix"] == "a way out"
+    assert "Fix: a way out" in text_of(result)
+    assert "\x1b" not in text_of(result) + result.structured_content["error"]["what"]
+
+
+async def test_the_runs_of_a_project_are_listed_newest_first_and_bounded(project: Path) -> None:
+    folders = [by_hand.failed_run(project) for _ in range(12)]
+    async with connected(project) as client:
+        result = await client.call_tool("runs", {"project": str(project)})
+        elsewhere = await client.call_tool("runs", {"project": str(project / "missing")})
+    listed = [state["run_id"] for state in result.structured_content["runs"]]
+    assert len(listed) == 10
+    assert set(listed) < {folder.id for folder in folders}
+    assert result.structured_content["summary"].startswith("12 runs in")
+    assert "2 older ones" in text_of(result)
+    assert elsewhere.is_error
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_the_report_of_a_run_is_a_resource(era: str, project: Path) -> None:
+    folder = by_hand.finished_run(project, by_hand.report())
+    async with connected(project, era) as client:
+        templates = (await client.list_resource_templates()).resource_templates
+        assert [template.uri_template for template in templates] == ["omgoptim://runs/{run_id}/report"]
+        (listed,) = (await client.list_resources()).resources
+        (content,) = (await client.read_resource(str(listed.uri))).contents
+        with pytest.raises(MCPError, match="there is no run 'nope'"):
+            await client.read_resource("omgoptim://runs/nope/report")
+    assert isinstance(content, TextResourceContents)
+    assert content.text.startswith("**OK**")
+    assert folder.id in content.text
+
+
+async def test_doctor_says_what_the_python_of_the_project_has(project: Path) -> None:
+    async with connected(project) as client:
+        result = await client.call_tool("doctor", {})
+    assert not result.is_error
+    assert result.structured_content["project"] == str(project)
+    assert result.structured_content["summary"] in text_of(result)
+
+
+# Waiting
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_a_run_outlives_its_call_and_is_waited_for_and_cancelled_with_the_calls_it_names(
+    era: str, project: Path
+) -> None:
+    async with connected(project, era, OMGOPTIM_MAX_WAIT_S="0.5") as client:
+        first = await client.call_tool("profile", {"model": "sleeper.py:build", "inputs": ["1x3"], "wait_s": 0})
+        assert not first.is_error
+        assert list(first.structured_content)[:4] == ["status", "summary", "warnings", "next_steps"]
+        (step,) = first.structured_content["next_steps"]
+        assert step["arguments"]["project"] == str(project)
+        assert step["arguments"]["wait_s"] == 0.5
+        assert step["arguments"]["run_id"] in text_of(first)
+        again = await client.call_tool(step["tool"], step["arguments"])
+        assert again.structured_content["status"] in ("starting", "queued", "running")
+        assert again.structured_content["run_id"] == first.structured_content["run_id"]
+        ended = await client.call_tool("runs", {"action": "cancel", "run_id": again.structured_content["run_id"]})
+    assert ended.structured_content["status"] == "cancelled"
+    assert [state.status for state in list_runs(project)] == ["cancelled"]
+
+
+async def test_cancelling_the_call_leaves_the_run_and_the_server_alone(project: Path) -> None:
+    async with connected(project) as client:
+        with anyio.CancelScope() as scope:
+
+            async def stop(progress: float, total: float | None, message: str | None) -> None:
+                assert message
+                scope.cancel()
+
+            raw = {"model": "sleeper.py:build", "inputs": ["1x3"]}
+            await client.call_tool("profile", raw, progress_callback=stop)
+        assert scope.cancelled_caught
+        listed = await client.call_tool("runs", {})
+    assert [state["status"] for state in listed.structured_content["runs"]][0] in ("starting", "queued", "running")
+    assert list_runs(project)[0].status in ("starting", "queued", "running")
+
+
+async def test_waiting_reports_progress_that_grows_even_when_nothing_changes(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = by_hand.running_run(project)
+    monkeypatch.setattr(waiting, "HEARTBEAT_S", 0.0)
+    monkeypatch.setattr(waiting, "INTERVAL_S", 0.01)
+    told: list[tuple[float, str | None]] = []
+
+    async def report(progress: float, total: float | None, message: str | None) -> None:
+        assert total == 100
+        told.append((progress, message))
+
+    state = await waiting.wait_for(folder, 0.2, report)
+    assert state.status == read_state(folder).status == "running"
+    assert len(told) > 2
+    assert [progress for progress, _ in told] == sorted({progress for progress, _ in told})
+    assert told[0] == (40.0, "measuring, 40%, 12 s left")
+    assert waiting.HEARTBEAT_S < 10
+
+
+@pytest.mark.parametrize(
+    ("limit", "given", "seconds"),
+    [("", None, 45), ("", 300, 55), ("20", None, 20), ("1500", None, 45), ("1500", 1200, 1200), ("soon", 50, 50)],
+)
+def test_a_wait_is_as_long_as_asked_up_to_what_the_client_bears(
+    limit: str, given: float | None, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMGOPTIM_MAX_WAIT_S", limit)
+    assert waiting.wait_seconds(given) == seconds
+
+
+# The process
+
+
+INITIALIZE = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "initialize",
+    "params": {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
+}
+
+
+def call(number: int, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    params = {"name": tool, "arguments": arguments}
+    return {"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params}
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "while a call waits"])
+def test_the_first_byte_is_protocol_and_the_server_ends_with_its_input(busy: bool, project: Path) -> None:
+    folder = by_hand.running_run(project)
+    with subprocess.Popen(
+        [sys.executable, "-m", "omgoptim.server"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=project,
+        env=environment(project),
+        text=True,
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        server.stdin.write(json.dumps(INITIALIZE) + "\n")
+        server.stdin.flush()
+        assert json.loads(server.stdout.readline())["result"]["serverInfo"]["name"] == "omgoptim"
+        if busy:
+            ready = {"jsonrpc": "2.0", "method": "notifications/initialized"}
+            wait = call(2, "runs", {"action": "wait", "run_id": folder.id, "wait_s": 50})
+            wait["params"]["_meta"] = {"progressToken": 7}
+            server.stdin.write(json.dumps(ready) + "\n" + json.dumps(wait) + "\n")
+            server.stdin.flush()
+            assert json.loads(server.stdout.readline())["method"] == "notifications/progress"
+        server.stdin.close()
+        assert server.wait(timeout=20) == 0
+
+
+def test_the_server_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from omgoptim.server.handlers import build_server; from omgoptim.server import tools;"
+        "build_server(); tools.tools(); print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment(ROOT)
+    )
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "mcp" in loaded
+    assert loaded & {"torch", "numpy", "rich", "typer", "onnx", "onnxruntime"} == set()
+
+
+# HTTP
+
+
+@contextmanager
+def http_server(project: Path, token: str = "") -> Iterator[tuple[int, str]]:
+    """A server over HTTP: its port, and what it said about its token."""
+    command = [sys.executable, "-m", "omgoptim.cli", "mcp", "--http", "--port", "0"]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=project,
+        env=environment(project, OMGOPTIM_TOKEN=token),
+        text=True,
+    ) as server:
+        try:
+            assert server.stderr is not None
+            port = re.search(r"http://127\.0\.0\.1:(\d+)/mcp", server.stderr.readline())
+            assert port
+            yield int(port[1]), server.stderr.readline().removeprefix("Bearer token: ").strip()
+        finally:
+            server.terminate()
+            out, _ = server.communicate(timeout=20)
+    assert out == ""
+
+
+def status_of(port: int, headers: dict[str, str]) -> int:
+    """The status of an `initialize` sent with these headers."""
+    told = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"} | headers
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        connection.putrequest("POST", "/mcp", skip_host="Host" in told)
+        body = json.dumps(INITIALIZE).encode()
+        for name, value in (told | {"Content-Length": str(len(body))}).items():
+            connection.putheader(name, value)
+        connection.endheaders(body)
+        response = connection.getresponse()
+        return response.status
+    finally:
+        connection.close()
+
+
+def test_http_wants_the_token_a_local_host_and_a_local_origin(project: Path) -> None:
+    with http_server(project, "tokén-0123456789".encode().decode("utf-8").replace("é", "e")) as (port, told):
+        assert told == "the one in $OMGOPTIM_TOKEN"
+        good = {"Authorization": "Bearer token-0123456789"}
+        assert status_of(port, {}) == 401
+        assert status_of(port, {"Authorization": "Bearer wrong"}) == 401
+        assert status_of(port, {"Authorization": "Basic token-0123456789"}) == 401
+        assert status_of(port, good | {"Host": "evil.example"}) == 421
+        assert status_of(port, good | {"Host": f"127.0.0.1:{port}", "Origin": "http://evil.example"}) == 403
+        assert status_of(port, good | {"Origin": f"http://localhost:{port}"}) == 200
+        assert status_of(port, good) == 200
+
+
+def test_http_makes_a_token_where_none_is_given(project: Path) -> None:
+    with http_server(project) as (port, token):
+        assert len(token) >= 32
+        assert status_of(port, {"Authorization": f"Bearer {token}"}) == 200
