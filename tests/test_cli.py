@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -13,13 +14,15 @@ from typing import Any, Literal
 import by_hand
 import pytest
 from pydantic import Field
+from rich.console import Console
 
 from omgoptim import cli, requests
-from omgoptim.cli import options
+from omgoptim.cli import options, progress
 from omgoptim.errors import RequestError
 from omgoptim.jobs.cancel import cancel
 from omgoptim.jobs.folder import find_run
 from omgoptim.jobs.states import list_runs, read_state
+from omgoptim.reports import RunState
 from omgoptim.requests import Params, QuantizeRequest, Request
 from omgoptim.requests.quantize import Bf16
 
@@ -242,6 +245,30 @@ def test_the_list_has_every_run(project: Path, capsys: pytest.CaptureFixture[str
 def test_a_run_that_does_not_exist_is_an_error_of_runs(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["runs", "cancel", "nope"]) == 3
     assert "there is no run 'nope'" in capsys.readouterr().err
+
+
+def test_elsewhere_than_on_a_terminal_each_stage_is_told_once() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    record = {"run_id": "r", "verb": "profile", "started": "t", "updated": "t", "folder": "/p", "status": "running"}
+    with progress.display(console) as shown:
+        for stage in ("measuring: 1 of 5", "measuring: 2 of 5", "saving"):
+            shown.show(RunState.model_validate(record | {"stage": stage, "progress": 0.5}))
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue() == "measuring: 1 of 5, 50%\nsaving, 50%\n"
+
+
+def test_on_a_terminal_there_is_a_bar_that_takes_any_stage_as_plain_text() -> None:
+    console = Console(file=io.StringIO(), width=120, force_terminal=True)
+    record = {"run_id": "r", "verb": "profile", "started": "t", "updated": "t", "folder": "/p", "status": "running"}
+    with progress.display(console) as shown:
+        assert isinstance(shown, progress.LiveBar)
+        shown.show(RunState.model_validate(record | {"stage": "loading [bold]net[/bold]"}))
+        shown.show(
+            RunState.model_validate(record | {"stage": "loading [bold]net[/bold]", "progress": 0.25, "eta_s": 9})
+        )
+    assert isinstance(console.file, io.StringIO)
+    assert "loading [bold]net[/bold]" in console.file.getvalue()
+    assert "25%, 9 s left" in console.file.getvalue()
 
 
 # Real processes

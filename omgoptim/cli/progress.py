@@ -60,7 +60,7 @@ class LiveBar:
 
 
 class StageLines:
-    """One line whenever the stage changes."""
+    """One line whenever the stage changes. What follows a colon in a stage is a detail that may change often."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -75,6 +75,7 @@ class StageLines:
         return None
 
     def show(self, state: RunState) -> None:
-        if state.stage != self._stage and state.status in ("starting", "queued", "running"):
-            self._stage = state.stage
+        stage = state.stage.partition(": ")[0]
+        if stage != self._stage and state.status in ("starting", "queued", "running"):
+            self._stage = stage
             self._console.print(facts.progress_text(state), markup=False, highlight=False, soft_wrap=True)

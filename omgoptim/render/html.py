@@ -147,7 +147,8 @@ def _comparison(report: EfficiencyReport) -> str:
         for r in rows
     )
     launches = report.gains.launches if report.gains else None
-    note = f"latency ratio over {launches} fresh launches of both" if launches else ""
+    many = "launch" if launches == 1 else "launches"
+    note = f"latency ratio over {launches} fresh {many} of both" if launches else ""
     return _section("Before and after", _table(header, cells), note)
 
 
@@ -176,7 +177,7 @@ def _candidates(report: EfficiencyReport) -> str:
             f'<td class="n">{size}</td><td class="n">{drop}</td><td>{_text(one.why)}</td></tr>'
         )
     picture = charts.candidate_scatter(report)
-    note = "as screened, on the selection split" if picture else ""
+    note = "quality on the selection split" if picture else ""
     return _section("Candidates", picture + _table(header, rows), note)
 
 
@@ -196,7 +197,7 @@ def _artifact(report: EfficiencyReport) -> str:
         return ""
     files = ", ".join(f"{_text(name, 80)} ({facts.size_text(size)})" for name, size in artifact.files.items())
     where = f'<p><code>{_text(artifact.path, 600)}</code></p><p class="note">{files}</p>'
-    return _section("Artifact", f"{where}<pre>{_text(artifact.load, 600)}</pre>")
+    return _section("Artifact", f"{where}<pre>{escape(facts.block(artifact.load))}</pre>")
 
 
 def _layers_changed(report: EfficiencyReport) -> str:

@@ -128,7 +128,8 @@ def _next_steps(report: EfficiencyReport) -> list[str]:
 def _places(report: EfficiencyReport, folder: Path | None) -> list[str]:
     lines = [f"Run: `{safe(report.run_id)}`"]
     if report.artifact:
-        lines.append(f"Artifact: `{safe(report.artifact.path, 400)}`; open it with `{safe(report.artifact.load, 400)}`")
+        load = next(iter(report.artifact.load.splitlines()), "")  # further lines are other ways
+        lines.append(f"Artifact: `{safe(report.artifact.path, 400)}`; open it with `{safe(load, 400)}`")
     if folder:
         lines.append(f"Whole report: `{safe(str(folder / 'report.json'), 400)}`, as a page: report.html beside it")
     return lines

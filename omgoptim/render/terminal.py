@@ -235,7 +235,7 @@ def _places(report: EfficiencyReport, folder: Path | None) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     if report.artifact:
         grid.add_row(Text("artifact", "dim"), Text(report.artifact.path))
-        grid.add_row(Text("open it", "dim"), Text(report.artifact.load))
+        grid.add_row(Text("open it", "dim"), Text(facts.block(report.artifact.load)))
     if folder:
         grid.add_row(Text("report", "dim"), Text(str(folder / "report.json")))
         grid.add_row(Text("page", "dim"), Text(str(folder / "report.html")))

@@ -76,6 +76,7 @@ def _listen(port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((HOST, port))
+        listener.listen()  # so that whoever reads the address can connect at once
     except OSError as error:
         listener.close()
         raise SetupError(
