@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from omgoptim.errors import DataError, SetupError, did_you_mean
-from omgoptim.measure.quality import Arrays, Metric, builtin_metric
+from omgoptim.measure.intervals import Arrays
+from omgoptim.measure.quality import Metric, builtin_metric
 from omgoptim.models.trust import Reach
 from omgoptim.models.user_code import call_user, load_callable
 from omgoptim.runtimes.signature import Signature, unflatten
@@ -46,7 +47,7 @@ def _user_metric(name: str, function: Callable[..., Any], signature: Signature, 
         value = call_user(f"the metric {name}", limit_s, function, joined, _joined_targets(targets))
         try:
             return float(value)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:  # the last is torch's, for more than one element
             raise DataError(f"the metric {name} returned a {type(value).__name__}", "a float is needed") from error
 
     return Metric(name, whole=whole)
@@ -58,7 +59,7 @@ def _joined(outputs: list[Arrays], signature: Signature) -> Any:
 
     def join(arrays: list[Any]) -> Any:
         tensors = [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
-        same = all(tensor.shape[1:] == tensors[0].shape[1:] for tensor in tensors)
+        same = all(tensor.ndim and tensor.shape[1:] == tensors[0].shape[1:] for tensor in tensors)
         return torch.cat(tensors) if same else tensors
 
     columns = list(zip(*outputs, strict=True))
@@ -73,10 +74,45 @@ def _joined_targets(targets: list[Any]) -> Any:
     arrays = [np.asarray(target) for target in targets]
     if arrays[0].dtype == object or any(array.shape[1:] != arrays[0].shape[1:] for array in arrays):
         return targets
-    return torch.from_numpy(np.concatenate(arrays))
+    joined = np.concatenate(arrays)
+    return joined.tolist() if joined.dtype.kind in "US" else torch.from_numpy(joined)
 
 
 def _torchmetric(name: str, original: list[Arrays], targets: list[Any]) -> Metric:
+    found = _torchmetrics_class(name)
+    if not targets or targets[0] is None:
+        raise DataError(f"metric '{name}' needs targets", "the data's batches carry none", "use metric auto or cosine")
+    arguments = _class_arguments(name, found, original)
+
+    def guarded(action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except (TypeError, ValueError, RuntimeError, IndexError) as error:
+            said = str(error).strip().splitlines()
+            raise DataError(
+                f"torchmetrics' {name} does not take these outputs and targets",
+                said[0] if said else type(error).__name__,
+                "give a metric of your own: --metric file.py:callable",
+            ) from error
+
+    sign = -1 if guarded(lambda: found(**arguments)).higher_is_better is False else 1
+
+    def whole(outputs: list[Arrays], targets: list[Any]) -> float:
+        import torch
+
+        def compute() -> float:
+            metric = found(**arguments)
+            for batch, target in zip(outputs, targets, strict=True):
+                metric.update(torch.from_numpy(np.ascontiguousarray(batch[0])), torch.as_tensor(np.asarray(target)))
+            return sign * float(metric.compute())
+
+        value: float = guarded(compute)
+        return value
+
+    return Metric(name if sign > 0 else f"negative_{name}", whole=whole)
+
+
+def _torchmetrics_class(name: str) -> Any:
     try:
         import torchmetrics
         import torchmetrics.classification as classification
@@ -86,32 +122,19 @@ def _torchmetric(name: str, original: list[Arrays], targets: list[Any]) -> Metri
             "any other name is looked up in torchmetrics",
             f'{sys.executable} -m pip install "omgoptim[metrics]"',
         ) from error
-    found = getattr(torchmetrics, name, None) or getattr(classification, name, None)
-    known = [key for key in (*torchmetrics.__all__, *classification.__all__) if key[0].isupper()]
-    if found is None:
+    known = {key for key in (*torchmetrics.__all__, *classification.__all__) if key[0].isupper()}
+    if name not in known:
         raise DataError(f"torchmetrics has no '{name}'", did_you_mean(name, known)[:600])
-    if not targets or targets[0] is None:
-        raise DataError(f"metric '{name}' needs targets", "the data's batches carry none", "use metric auto or cosine")
-    classes = int(original[0][0].shape[1]) if original[0][0].ndim > 1 else 2
-    arguments = (
-        {"task": "multiclass", "num_classes": classes}
-        if found.__module__.startswith("torchmetrics.classification") and not name.startswith(("Multi", "Binary"))
-        else {}
-    )
+    return getattr(torchmetrics, name, None) or getattr(classification, name)
+
+
+def _class_arguments(name: str, found: Any, original: list[Arrays]) -> dict[str, Any]:
+    """What a classification metric must be told: how many classes the outputs have."""
+    if not found.__module__.startswith("torchmetrics.classification") or name.startswith(("Multilabel", "Binary")):
+        return {}
+    scores = original[0][0]
     if name.startswith("Multiclass"):
-        arguments = {"num_classes": classes}
-
-    def whole(outputs: list[Arrays], targets: list[Any]) -> float:
-        import torch
-
-        try:
-            metric = found(**arguments)
-            for batch, target in zip(outputs, targets, strict=True):
-                metric.update(torch.from_numpy(np.ascontiguousarray(batch[0])), torch.as_tensor(np.asarray(target)))
-            return float(metric.compute())
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise DataError(
-                f"torchmetrics' {name} does not take these outputs and targets", str(error).strip().splitlines()[0]
-            ) from error
-
-    return Metric(name, whole=whole)
+        return {"num_classes": int(scores.shape[1])} if scores.ndim > 1 else {}
+    if scores.ndim < 2:
+        return {"task": "binary"}
+    return {"task": "multiclass", "num_classes": int(scores.shape[1])}

@@ -2,13 +2,12 @@
 
 Metrics work on what the measuring processes wrote: for each batch the flat list of output arrays. A built-in metric
 gives a score per sample, so that the drop is a paired difference; any other is recomputed on resamples.
-
-Sources: Bonett & Price 2012 (interval for a difference of paired proportions); percentile bootstrap, paired.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omgoptim.errors import DataError
+from omgoptim.measure.intervals import Arrays, affordable_resamples, paired_interval, resampled_interval
 
-Arrays = list[NDArray[Any]]
 IGNORED_TARGET = -100
-Z = 1.959964
-RESAMPLES = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +39,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Quality before and after, the drop with its 95 % interval, and what would decide the guard."""
+    """Quality before and after, the drop with its 95 % interval (infinite where it is unknown)."""
 
     metric: str
     before: float
@@ -58,10 +55,11 @@ class Quality:
         return self.high <= guard or self.low > guard
 
     def samples_to_decide(self, guard: float) -> int | None:
-        """How many samples would likely decide, if these cannot; None where the drop sits on the guard itself."""
+        """How many samples would likely decide, if these cannot; None where the drop sits on the guard itself, or
+        where the interval is unknown."""
         distance = abs(guard - self.drop)
         half = max(self.high - self.drop, self.drop - self.low)
-        if distance < 1e-9:
+        if distance < 1e-9 or math.isinf(half):
             return None
         return math.ceil(self.samples * (half / distance) ** 2)
 
@@ -81,42 +79,71 @@ def score(metric: Metric, outputs: list[Arrays], targets: list[Any], original: l
         scores = metric.per_sample(outputs, targets, original)
         if not len(scores):
             raise DataError("no sample of the data counts for the metric", f"every target is {IGNORED_TARGET}")
-        return float(scores.mean())
+        return _finite(scores.mean(), metric.name)
     if metric.whole is None:
         raise ValueError(f"metric {metric.name} has no function")
     return _finite(metric.whole(outputs, targets), metric.name)
 
 
 def compare_quality(
-    metric: Metric, before: list[Arrays], after: list[Arrays], targets: list[Any], seed: int
+    metric: Metric,
+    before: list[Arrays],
+    after: list[Arrays],
+    targets: list[Any],
+    seed: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Quality:
-    """Quality of `after` against `before` on the same samples."""
-    value_before = score(metric, before, targets, before)
-    value_after = score(metric, after, targets, before)
+    """Quality of `after` against `before` on the same samples.
+
+    Args:
+        seed: of the resamples.
+        clock: seconds; by its own time a metric is recomputed on many resamples, on fewer, or on none.
+
+    Raises:
+        DataError: the metric cannot be computed on either, or gives no finite number.
+    """
+    times = [clock()]
+    values = []
+    for side in (before, after):
+        values.append(score(metric, side, targets, before))
+        times.append(clock())
     if metric.per_sample:
         a = metric.per_sample(before, targets, before)
-        b = metric.per_sample(after, targets, before)
-        low, high = _paired_interval(a, b)
+        low, high = paired_interval(a, metric.per_sample(after, targets, before))
         samples = len(a)
     else:
-        low, high = _bootstrap_interval(metric, before, after, targets, seed)
-        samples = sum(len(batch[0]) for batch in before)
-    agree = agreement_metric(before).per_sample
-    agreement = float(agree(after, targets, before).mean()) if agree else math.nan
-    drop = value_before - value_after
-    return Quality(metric.name, value_before, value_after, drop, low, high, agreement, samples)
+        both = 2 * min(times[1] - times[0], times[2] - times[1])  # a first call may import and compile
+
+        def drop(one: list[Arrays], other: list[Arrays], drawn: list[Any]) -> float:
+            return score(metric, one, drawn, one) - score(metric, other, drawn, one)
+
+        low, high = resampled_interval(drop, before, after, targets, seed, affordable_resamples(both))
+        samples = sample_count(before)
+    agreement = score(agreement_metric(before), after, targets, before)
+    return Quality(metric.name, values[0], values[1], values[0] - values[1], low, high, agreement, samples)
 
 
 def agreement_metric(original: list[Arrays]) -> Metric:
     """Agreement with the original model on its first output.
 
-    Rows of class scores (two-dimensional, not of unit length) agree when their largest entry is the same one; anything
-    else is compared by the cosine of the whole output, sample by sample.
+    Rows of class scores (two-dimensional, not of unit length unless they are probabilities) agree when their largest
+    entry is the same one; anything else is compared by the cosine of the whole output, sample by sample.
+
+    Raises:
+        DataError: the first output is a single number, so that there are no samples in it.
     """
     first = original[0][0]
+    if first.ndim == 0:
+        raise DataError(
+            "the model's first output is a single number",
+            "quality is compared sample by sample, and it has no batch dimension",
+            "let forward return its predictions first, without a loss",
+        )
     if first.ndim == 2 and first.shape[1] >= 2 and np.issubdtype(first.dtype, np.floating):
-        lengths = np.linalg.norm(first.astype(np.float64), axis=1)
-        if not np.allclose(lengths, 1.0, atol=1e-3):
+        rows = first.astype(np.float64)
+        embeddings = np.allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-3)
+        probabilities = bool((rows >= 0).all()) and np.allclose(rows.sum(1), 1.0, atol=1e-3)
+        if probabilities or not embeddings:
             return Metric("top1_agreement", per_sample=_top1_agreement, agreement=True)
     return Metric("cosine_agreement", per_sample=_cosine, agreement=True)
 
@@ -127,7 +154,7 @@ def builtin_metric(name: str, original: list[Arrays], targets: list[Any]) -> Met
     if name == "auto":
         if not labelled:
             return agreement_metric(original)
-        name = "top1" if np.issubdtype(np.asarray(targets[0]).dtype, np.integer) else "r2"
+        name = _kind_of_targets(np.asarray(targets[0]).dtype)
     if name == "cosine":
         return Metric("cosine_agreement", per_sample=_cosine, agreement=True)
     if name in ("top1", "r2") and not labelled:
@@ -139,26 +166,53 @@ def builtin_metric(name: str, original: list[Arrays], targets: list[Any]) -> Met
     return None
 
 
+def _kind_of_targets(dtype: np.dtype[Any]) -> str:
+    if np.issubdtype(dtype, np.integer) or dtype == np.bool_:
+        return "top1"
+    if np.issubdtype(dtype, np.floating):
+        return "r2"
+    raise DataError(
+        "there is no built-in metric for the data's targets",
+        f"they are {dtype}; integers are read as classes, floats as values",
+        "give a metric of your own: --metric file.py:callable",
+    )
+
+
 def _top1(outputs: list[Arrays], targets: list[Any], original: list[Arrays]) -> NDArray[np.float64]:
-    """1 where the largest score is the target's class. Scores are (N, C) or (N, ..., C); targets (N) or (N, ...)."""
-    del original
-    hits = []
+    """Per sample, how many of its targets the largest score hits, over the mean number of targets of a sample.
+
+    With one target per sample that is 1 or 0. With several (tokens, pixels) the mean is still hits over targets, and a
+    sample stays one unit: its targets are not independent. Samples without a target that counts are left out.
+
+    Scores are (N, C), (N, ..., C) or (N, C, ...), targets (N) or (N, ...). A single score per target is a logit, or
+    a probability if all of the original's lie in [0, 1].
+    """
+    cut = 0.5 if all(((batch[0] >= 0) & (batch[0] <= 1)).all() for batch in original) else 0.0
+    hits, counted = [], []
     for batch, raw in zip(outputs, targets, strict=True):
         scores, target = batch[0], np.asarray(raw)
-        if scores.ndim < 2:
-            predicted = (scores > 0).astype(target.dtype)
-        elif scores.shape[:-1] == target.shape:
-            predicted = scores.argmax(-1)
-        elif scores.ndim == target.ndim + 1 and scores.shape[2:] == target.shape[1:]:
-            predicted = scores.argmax(1)  # class dimension second, as cross_entropy takes it
-        else:
-            raise DataError(
-                "the targets do not fit the outputs",
-                f"outputs are {scores.shape}, integer targets {target.shape}",
-                "give a metric of your own: --metric file.py:callable",
-            )
-        hits.append((predicted == target)[target != IGNORED_TARGET].astype(np.float64).ravel())
-    return np.concatenate(hits)
+        counts = target != IGNORED_TARGET
+        right = (_predicted(scores, target, cut) == target) & counts
+        hits.append(right.reshape(len(target), -1).sum(1))
+        counted.append(counts.reshape(len(target), -1).sum(1))
+    total = np.concatenate(counted)
+    used = total > 0
+    return np.concatenate(hits)[used] / total[used].mean() if used.any() else np.zeros(0)
+
+
+def _predicted(scores: NDArray[Any], target: NDArray[Any], cut: float) -> NDArray[Any]:
+    """The class of each target, in the targets' shape."""
+    if scores.size == target.size and (scores.ndim < 2 or 1 in (scores.shape[1], scores.shape[-1])):
+        return np.asarray(scores.reshape(target.shape) > cut, target.dtype)
+    if scores.shape[:-1] == target.shape:
+        return np.asarray(scores.argmax(-1))
+    if scores.ndim == target.ndim + 1 and scores.shape[:1] + scores.shape[2:] == target.shape:
+        return np.asarray(scores.argmax(1))  # class dimension second, as cross_entropy takes it
+    raise DataError(
+        "the targets do not fit the outputs",
+        f"outputs are {scores.shape}, integer targets {target.shape}",
+        "give a metric of your own: --metric file.py:callable",
+    )
 
 
 def _top1_agreement(outputs: list[Arrays], targets: list[Any], original: list[Arrays]) -> NDArray[np.float64]:
@@ -173,6 +227,10 @@ def _cosine(outputs: list[Arrays], targets: list[Any], original: list[Arrays]) -
     for batch, reference in zip(outputs, original, strict=True):
         a = batch[0].reshape(len(batch[0]), -1).astype(np.float64)
         b = reference[0].reshape(len(reference[0]), -1).astype(np.float64)
+        same = np.isinf(a) & (a == b)  # masked on both sides
+        a, b = np.where(same, 0.0, a), np.where(same, 0.0, b)
+        if not (np.isfinite(a).all() and np.isfinite(b).all()):
+            raise DataError("the outputs hold infinite values that the original's do not", "or the other way round")
         lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
         both_zero = (np.abs(a).sum(1) == 0) & (np.abs(b).sum(1) == 0)
         cosine = (a * b).sum(1) / np.where(lengths > 0, lengths, 1.0)
@@ -182,47 +240,14 @@ def _cosine(outputs: list[Arrays], targets: list[Any], original: list[Arrays]) -
 
 def _r2(outputs: list[Arrays], targets: list[Any]) -> float:
     predicted = np.concatenate([batch[0].reshape(len(batch[0]), -1) for batch in outputs]).astype(np.float64)
-    actual = np.concatenate([np.asarray(t).reshape(len(t), -1) for t in targets]).astype(np.float64)
+    try:
+        actual = np.concatenate([np.asarray(t, np.float64).reshape(len(t), -1) for t in targets])
+    except (TypeError, ValueError) as error:
+        raise DataError("metric r2 needs targets that are numbers", str(error)) from error
     if predicted.shape != actual.shape:
         raise DataError("the targets do not fit the outputs", f"outputs {predicted.shape}, targets {actual.shape}")
     spread = float(((actual - actual.mean(0)) ** 2).sum())
     return 1.0 - float(((actual - predicted) ** 2).sum()) / spread if spread > 0 else 0.0
-
-
-def _paired_interval(before: NDArray[np.float64], after: NDArray[np.float64]) -> tuple[float, float]:
-    """95 % interval of the mean of before - after."""
-    difference = before - after
-    count = len(difference)
-    if set(np.unique(difference)) <= {-1.0, 0.0, 1.0} and set(np.unique(before)) <= {0.0, 1.0}:
-        lost, won = (int((difference == sign).sum()) for sign in (1, -1))  # Bonett & Price: one more of each
-        p, q = (lost + 1) / (count + 2), (won + 1) / (count + 2)
-        half = Z * math.sqrt((p + q - (p - q) ** 2) / (count + 2))
-        return p - q - half, p - q + half
-    spread = float(difference.std(ddof=1)) / math.sqrt(count) if count > 1 else math.inf
-    return float(difference.mean()) - Z * spread, float(difference.mean()) + Z * spread
-
-
-def _bootstrap_interval(
-    metric: Metric, before: list[Arrays], after: list[Arrays], targets: list[Any], seed: int
-) -> tuple[float, float]:
-    """Percentile bootstrap of the drop: the same resampled samples for both."""
-    random = np.random.default_rng(seed)
-    sizes = [len(batch[0]) for batch in before]
-    place = [(b, i) for b, size in enumerate(sizes) for i in range(size)]
-    drops = []
-    for _ in range(RESAMPLES):
-        chosen: list[list[int]] = [[] for _ in sizes]
-        for index in random.integers(0, len(place), len(place)):
-            chosen[place[index][0]].append(place[index][1])
-        picked = [(b, rows) for b, rows in enumerate(chosen) if rows]
-        drawn_targets = [None if targets[b] is None else np.asarray(targets[b])[rows] for b, rows in picked]
-        values = [
-            score(metric, [[array[rows] for array in side[b]] for b, rows in picked], drawn_targets, [])
-            for side in (before, after)
-        ]
-        drops.append(values[0] - values[1])
-    low, high = np.quantile(drops, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def _finite(value: Any, name: str) -> float:

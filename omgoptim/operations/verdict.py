@@ -66,7 +66,12 @@ def quality_warnings(quality: Quality | None, guard: float, real_data: bool) -> 
         )
     elif quality.metric.endswith("agreement"):
         warnings.append(f"{quality.metric} is agreement with the original model, not accuracy: the data has no targets")
-    if not quality.decided(guard):
+    if not math.isfinite(quality.high - quality.low):
+        warnings.append(
+            f"the drop of {quality.metric} has no interval: too few samples, samples that cannot be drawn one by one, "
+            "or a metric that takes too long to be computed again and again"
+        )
+    elif not quality.decided(guard):
         needed = quality.samples_to_decide(guard)
         more = f"about {needed:,} samples would decide" if needed else "no number of samples would: the drop sits on it"
         warnings.append(

@@ -1,0 +1,102 @@
+"""The 95 % interval of a drop in quality, both sides scored on the same samples.
+
+Sources: Bonett & Price 2012 (difference of paired proportions); percentile bootstrap, paired.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omgoptim.errors import OmgoptimError
+
+Arrays = list[NDArray[Any]]
+Drop = Callable[[list[Arrays], list[Arrays], list[Any]], float]
+"""`drop(before, after, targets)`: the metric before minus the metric after."""
+
+UNKNOWN = (-math.inf, math.inf)
+Z = 1.959964
+
+RESAMPLES = 200
+FEWEST_RESAMPLES = 40
+"""The 2.5 % quantile of fewer is their smallest, which is no quantile."""
+
+BUDGET_S = 20.0
+"""Longest time, in seconds, that a metric is recomputed for the sake of its interval."""
+
+FAILING = 0.1
+"""Fraction of resamples on which a metric may fail (a class is missing, say) before nothing can be said."""
+
+
+def paired_interval(before: NDArray[np.float64], after: NDArray[np.float64]) -> tuple[float, float]:
+    """95 % interval of the mean of before - after.
+
+    Args:
+        before, after: one score per sample, the same samples in the same order. Where both are 0 or 1 the interval is
+            Bonett and Price's, which also holds when few samples differ; else the normal one.
+    """
+    difference = before - after
+    count = len(difference)
+    if set(np.unique(difference)) <= {-1.0, 0.0, 1.0} and set(np.unique(before)) <= {0.0, 1.0}:
+        lost, won = (int((difference == sign).sum()) for sign in (1, -1))
+        p, q = (lost + 1) / (count + 2), (won + 1) / (count + 2)
+        half = Z * math.sqrt((p + q - (p - q) ** 2) / (count + 2))
+        return p - q - half, p - q + half
+    if count < 2:
+        return UNKNOWN
+    half = Z * float(difference.std(ddof=1)) / math.sqrt(count)
+    return float(difference.mean()) - half, float(difference.mean()) + half
+
+
+def affordable_resamples(seconds: float) -> int:
+    """How many resamples of a metric that takes `seconds` for both sides are worth making; 0 if too few could be."""
+    count = min(RESAMPLES, int(BUDGET_S / max(seconds, 1e-9)))
+    return count if count >= FEWEST_RESAMPLES else 0
+
+
+def resampled_interval(
+    drop: Drop, before: list[Arrays], after: list[Arrays], targets: list[Any], seed: int, resamples: int
+) -> tuple[float, float]:
+    """Percentile bootstrap of a drop: the same resampled samples for both sides.
+
+    Returns:
+        The interval; `UNKNOWN` where the batches cannot be taken apart into samples, or the metric fails on many
+        resamples, or there are too few of them.
+    """
+    sizes = [len(batch[0]) for batch in before]
+    ends = np.cumsum(sizes)
+    if not resamples or not all(map(_divisible, targets, sizes)):
+        return UNKNOWN
+    random = np.random.default_rng(seed)
+    drops = []
+    for _ in range(resamples):
+        drawn = np.sort(random.integers(0, ends[-1], ends[-1]))
+        parts = np.split(drawn, np.searchsorted(drawn, ends[:-1]))
+        chosen = [(b, rows - (ends[b] - sizes[b])) for b, rows in enumerate(parts) if len(rows)]
+        sides = [[[_rows(a, rows, sizes[b]) for a in side[b]] for b, rows in chosen] for side in (before, after)]
+        try:
+            drops.append(drop(sides[0], sides[1], [_target_rows(targets[b], rows) for b, rows in chosen]))
+        except OmgoptimError:  # it stands for all samples, and not for these: a class that was not drawn, say
+            continue
+    if len(drops) < max(FEWEST_RESAMPLES, (1 - FAILING) * resamples):
+        return UNKNOWN
+    low, high = np.quantile(drops, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _divisible(target: Any, size: int) -> bool:
+    """Whether a batch's target is one entry per sample, and not an object of the user's own."""
+    return target is None or (isinstance(target, np.ndarray) and target.ndim > 0 and len(target) == size)
+
+
+def _target_rows(target: Any, rows: NDArray[np.int64]) -> Any:
+    return None if target is None else target[rows]
+
+
+def _rows(array: NDArray[Any], rows: NDArray[np.int64], size: int) -> NDArray[Any]:
+    """The drawn samples of an output; one whose first dimension is not the batch (an LSTM's state) stays whole."""
+    return array[rows] if array.ndim and len(array) == size else array

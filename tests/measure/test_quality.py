@@ -1,0 +1,292 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from omgoptim.errors import DataError
+from omgoptim.measure.intervals import FEWEST_RESAMPLES, RESAMPLES
+from omgoptim.measure.quality import (
+    Metric,
+    Quality,
+    agreement_metric,
+    builtin_metric,
+    compare_quality,
+    read_outputs,
+    score,
+)
+
+
+def outputs(*batches):
+    """Batches of a model with one output."""
+    return [[np.asarray(batch, np.float32)] for batch in batches]
+
+
+def one_hot(classes, count=3):
+    return np.eye(count)[np.asarray(classes)]
+
+
+def value(name, scores, targets):
+    metric = builtin_metric(name, scores, targets)
+    assert metric is not None
+    return score(metric, scores, targets, scores)
+
+
+# top1
+
+
+def test_auto_is_the_accuracy_for_integer_targets():
+    scores, targets = outputs(one_hot([0, 1]), one_hot([2, 2])), [np.array([0, 2]), np.array([2, 2])]
+    metric = builtin_metric("auto", scores, targets)
+    assert metric.name == "top1_accuracy"
+    assert score(metric, scores, targets, scores) == 3 / 4
+
+
+def test_a_target_of_minus_100_does_not_count():
+    scores, targets = outputs(one_hot([0, 1, 2, 0])), [np.array([0, -100, 1, -100])]
+    metric = builtin_metric("auto", scores, targets)
+    assert score(metric, scores, targets, scores) == 1 / 2
+    assert compare_quality(metric, scores, scores, targets, 0).samples == 2
+
+
+def test_targets_that_are_all_ignored_are_an_error_and_no_score():
+    with pytest.raises(DataError, match="no sample"):
+        value("top1", outputs(one_hot([0, 1])), [np.array([-100, -100])])
+
+
+def test_the_class_dimension_may_be_last_or_second():
+    predicted = np.array([[0, 1, 2, 3], [4, 3, 2, 1]])  # (2, 4), of 5 classes
+    target = np.array([[0, 1, 2, 0], [4, 0, -100, 0]])
+    last = np.eye(5)[predicted]  # (2, 4, 5)
+    assert value("top1", outputs(last), [target]) == pytest.approx(4 / 7)
+    assert value("top1", outputs(last.transpose(0, 2, 1)), [target]) == pytest.approx(4 / 7)
+
+
+def test_the_targets_of_one_sample_are_one_unit_of_the_interval():
+    """Ten copies of every target say nothing new: the interval is as wide as with one target per sample."""
+    random = np.random.default_rng(0)
+    target = random.integers(0, 3, 200)
+    right, wrong = one_hot(target), one_hot(np.where(random.random(200) < 0.3, (target + 1) % 3, target))
+    metric = builtin_metric("top1", outputs(right), [target])
+    once = compare_quality(metric, outputs(right), outputs(wrong), [target], 0)
+    tenfold = [outputs(np.repeat(scores[:, None], 10, 1)) for scores in (right, wrong)]
+    assert compare_quality(metric, *tenfold, [np.repeat(target[:, None], 10, 1)], 0).low == pytest.approx(once.low)
+
+
+def test_a_sample_with_more_targets_weighs_more():
+    """6 hits of 8 targets, 3 hits of 4 in the first sample, 0 of 1 in the second, 3 of 3 in the third."""
+    target = np.array([[0, 0, 0, 1], [1, -100, -100, -100], [0, 0, 0, -100]])
+    scores = outputs(one_hot(np.zeros((3, 4), int)))
+    assert value("top1", scores, [target]) == pytest.approx(6 / 8)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1)])
+@pytest.mark.parametrize(("scores", "cut"), [([-3, 2, 0.2, -0.1], "0"), ([0.1, 0.9, 0.6, 0.4], "one half")])
+def test_a_single_score_is_a_logit_or_a_probability(scores, cut, shape):
+    given = outputs(np.reshape(scores, shape))
+    assert value("auto", given, [np.array([0, 1, 1, 0])]) == 1, cut
+    assert value("auto", given, [np.array([False, True, False, False])]) == 3 / 4, cut
+
+
+def test_a_mask_of_one_channel_is_compared_with_a_mask_without_it():
+    mask = np.random.default_rng(0).integers(0, 2, (2, 3, 3))
+    assert value("top1", outputs(mask[:, None] * 2.0 - 1), [mask]) == 1
+
+
+def test_targets_that_do_not_fit_say_both_shapes():
+    with pytest.raises(DataError) as raised:
+        value("top1", outputs(np.zeros((2, 3))), [np.zeros((2, 4), int)])
+    assert "(2, 3)" in raised.value.why
+    assert "(2, 4)" in raised.value.why
+
+
+@pytest.mark.parametrize("target", [np.array(["a", "b"]), np.asarray({"boxes": 1})])
+def test_targets_that_are_no_numbers_need_a_metric_of_ones_own(target):
+    with pytest.raises(DataError, match="no built-in metric") as raised:
+        builtin_metric("auto", outputs(one_hot([0, 1])), [target])
+    assert "--metric" in raised.value.fix
+
+
+# r2
+
+
+def test_r2_is_that_of_scikit_learn():
+    from sklearn.metrics import r2_score
+
+    random = np.random.default_rng(0)
+    actual = random.normal(size=(40, 1)).astype(np.float32)
+    predicted = actual + random.normal(size=(40, 1)).astype(np.float32)
+    found = value("auto", outputs(predicted[:25], predicted[25:]), [actual[:25], actual[25:]])
+    assert found == pytest.approx(r2_score(actual, predicted), rel=1e-6)
+
+
+def test_r2_refuses_targets_of_another_shape():
+    with pytest.raises(DataError, match="do not fit"):
+        value("r2", outputs(np.zeros((3, 2))), [np.zeros((3, 1))])
+
+
+@pytest.mark.parametrize("name", ["top1", "r2"])
+def test_a_metric_on_targets_needs_targets(name):
+    with pytest.raises(DataError, match="needs targets"):
+        builtin_metric(name, outputs(one_hot([0])), [None])
+
+
+def test_a_name_that_is_not_built_in_is_left_to_others():
+    assert builtin_metric("Accuracy", outputs(one_hot([0])), [np.array([0])]) is None
+
+
+# agreement
+
+
+def test_class_scores_agree_when_their_largest_entry_is_the_same():
+    original, other = outputs([[3, 1, 0], [0, 2, 1]]), outputs([[9, 1, 8], [0, 1, 2]])
+    metric = agreement_metric(original)
+    assert metric.name == "top1_agreement"
+    assert score(metric, other, [None], original) == 0.5
+
+
+def test_rows_of_unit_length_are_embeddings_and_compared_by_cosine():
+    original, other = outputs([[1, 0], [0.6, -0.8]]), outputs([[0, 1], [0.6, -0.8]])
+    metric = builtin_metric("auto", original, [None])
+    assert metric.name == "cosine_agreement"
+    assert score(metric, other, [None], original) == pytest.approx(0.5)
+
+
+def test_sure_probabilities_are_class_scores_although_their_rows_have_unit_length():
+    assert agreement_metric(outputs([[1, 0], [0, 1]])).name == "top1_agreement"
+
+
+def test_outputs_of_more_dimensions_are_compared_by_cosine():
+    original = outputs(np.arange(12).reshape(2, 2, 3))
+    assert agreement_metric(original).name == "cosine_agreement"
+    assert score(agreement_metric(original), outputs(-original[0][0]), [None], original) == pytest.approx(-1)
+
+
+def test_the_cosine_of_two_zeros_is_one_and_of_zero_and_something_is_zero():
+    original, other = outputs([[[0, 0]], [[1, 1]]]), outputs([[[0, 0]], [[0, 0]]])
+    assert score(agreement_metric(original), other, [None], original) == 0.5
+
+
+def test_the_infinite_values_of_a_mask_are_no_difference_and_any_others_are_an_error():
+    masked = outputs([[[-np.inf, 1.0, 2.0]]])
+    assert score(agreement_metric(masked), masked, [None], masked) == pytest.approx(1)
+    with pytest.raises(DataError, match="infinite"):
+        score(agreement_metric(masked), outputs([[[-np.inf, np.inf, 2.0]]]), [None], masked)
+
+
+def test_an_output_that_is_a_single_number_cannot_be_compared():
+    with pytest.raises(DataError, match="single number"):
+        agreement_metric([[np.float32(1.0).reshape(())]])
+
+
+# comparing
+
+
+def test_the_drop_of_an_accuracy_comes_with_bonett_and_prices_interval():
+    """20 samples, 5 lost and 1 won: p = 6/22, q = 2/22, half = 1.96 sqrt((p + q - (p - q)^2) / 22)."""
+    targets = [np.zeros(20, int)]
+    before, after = np.zeros(20, int), np.zeros(20, int)
+    before[0], after[1:6] = 1, 1
+    given = [outputs(one_hot(predicted)) for predicted in (before, after)]
+    quality = compare_quality(builtin_metric("top1", given[0], targets), *given, targets, 0)
+    assert (quality.before, quality.after) == (19 / 20, 15 / 20)
+    assert quality.drop == pytest.approx(4 / 20)
+    assert quality.low == pytest.approx(4 / 22 - 1.959964 * math.sqrt((8 / 22 - (4 / 22) ** 2) / 22), abs=1e-9)
+    assert quality.high == pytest.approx(4 / 22 + 1.959964 * math.sqrt((8 / 22 - (4 / 22) ** 2) / 22), abs=1e-9)
+    assert quality.agreement == pytest.approx(14 / 20)
+
+
+def test_a_single_cosine_has_no_interval_and_nothing_crashes_on_it():
+    given = outputs([[[1.0, 2.0]]])
+    quality = compare_quality(agreement_metric(given), given, outputs([[[1.0, 2.1]]]), [None], 0)
+    assert (quality.low, quality.high) == (-math.inf, math.inf)
+    assert not quality.decided(0.01)
+    assert quality.samples_to_decide(0.01) is None
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_metric_that_gives_no_finite_number_is_an_error(bad):
+    with pytest.raises(DataError, match="metric mine gave"):
+        score(Metric("mine", whole=lambda outputs, targets: bad), outputs([[1]]), [None], outputs([[1]]))
+
+
+def test_what_the_measuring_process_wrote_is_read_in_order(tmp_path):
+    for index in (1, 0):
+        np.savez(tmp_path / f"{index:06d}.npz", **{"0": np.full(2, index), "1": np.full((2, 3), index)})
+    read = read_outputs(tmp_path)
+    assert [[array.shape for array in batch] for batch in read] == [[(2,), (2, 3)], [(2,), (2, 3)]]
+    assert [int(batch[0][0]) for batch in read] == [0, 1]
+
+
+def quality(drop, low, high, samples=100):
+    return Quality("top1_accuracy", 0.9, 0.9 - drop, drop, low, high, 0.9, samples)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "decided"),
+    [(-0.01, 0.01, True), (-0.01, 0.02, False), (0.011, 0.03, True), (0.01, 0.03, False)],
+)
+def test_the_guard_is_decided_when_the_whole_interval_is_on_one_side(low, high, decided):
+    assert quality((low + high) / 2, low, high).decided(0.01) is decided
+
+
+def test_samples_to_decide_grow_with_the_square_of_what_the_width_lacks():
+    assert quality(0.0, -0.04, 0.04).samples_to_decide(0.02) == 400  # half the width: four times the samples
+    assert quality(0.0, -0.02, 0.04).samples_to_decide(0.02) == 400  # the wider side counts
+
+
+def test_no_number_of_samples_decides_a_drop_on_the_guard():
+    assert quality(0.01, -0.02, 0.04).samples_to_decide(0.01) is None
+
+
+# metrics of the whole set
+
+
+class SlowMetric:
+    """Counts its calls, and moves a clock of its own by `seconds` at each."""
+
+    def __init__(self, seconds):
+        self.seconds, self.calls, self.now = seconds, 0, 0.0
+
+    def __call__(self, given, targets):
+        self.calls += 1
+        self.now += self.seconds
+        return float(np.mean(np.concatenate([batch[0] for batch in given])))
+
+    def compare(self, samples=30):
+        before = outputs(np.arange(samples))
+        return compare_quality(
+            Metric("slow", whole=self), before, outputs(np.arange(samples) - 1.0), [None], 0, lambda: self.now
+        )
+
+
+@pytest.mark.parametrize(("seconds", "resamples"), [(0.001, RESAMPLES), (0.1, 100), (0.25, FEWEST_RESAMPLES)])
+def test_a_metric_is_recomputed_as_often_as_its_own_time_allows(seconds, resamples):
+    slow = SlowMetric(seconds)
+    found = slow.compare()
+    assert slow.calls == 2 + 2 * resamples
+    assert math.isfinite(found.low)
+
+
+def test_a_metric_too_slow_to_be_recomputed_has_no_interval():
+    slow = SlowMetric(0.3)
+    found = slow.compare()
+    assert slow.calls == 2
+    assert found.drop == pytest.approx(1)
+    assert (found.low, found.high) == (-math.inf, math.inf)
+
+
+def test_a_slow_first_call_says_nothing_of_the_metrics_speed():
+    slow = SlowMetric(0.001)
+    slow.now = 0.0
+    first = slow.__call__
+
+    def whole(given, targets):
+        if not slow.calls:
+            slow.now += 60  # it imports something
+        return first(given, targets)
+
+    before = outputs(np.arange(30))
+    found = compare_quality(Metric("slow", whole=whole), before, before, [None], 0, lambda: slow.now)
+    assert math.isfinite(found.low)
