@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -354,6 +355,20 @@ def test_the_first_byte_is_protocol_and_the_server_ends_with_its_input(busy: boo
             assert json.loads(server.stdout.readline())["method"] == "notifications/progress"
         server.stdin.close()
         assert server.wait(timeout=20) == 0
+
+
+@pytest.mark.skipif(os.name != "posix", reason="an interrupt is sent as a POSIX signal")
+def test_an_interrupt_ends_the_server_though_its_input_is_open(project: Path) -> None:
+    command = [sys.executable, "-m", "omgoptim.server"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, cwd=project, env=environment(project), text=True) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        server.stdin.write(json.dumps(INITIALIZE) + "\n")
+        server.stdin.flush()
+        assert server.stdout.readline()
+        server.send_signal(signal.SIGINT)
+        assert server.wait(timeout=20) == -signal.SIGINT
 
 
 def test_the_server_loads_nothing_heavy() -> None:

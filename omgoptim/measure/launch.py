@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -16,6 +17,9 @@ from typing import Any
 
 from omgoptim.bootstrap import IMPORT_OMGOPTIM, PACKAGE_FILE
 from omgoptim.errors import ArtifactError, OmgoptimError
+
+LEFTOVER_S = 2.0
+"""How long something that the user's code left running may hold the pipe of a process that has ended."""
 
 START = IMPORT_OMGOPTIM + "from omgoptim.measure.probe import main\nmain()\n"
 
@@ -83,8 +87,8 @@ class Process:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._reader.join()
-        if self._process.stdout:
+        self._reader.join(LEFTOVER_S)
+        if self._process.stdout and not self._reader.is_alive():
             self._process.stdout.close()
 
     def begin_open(self) -> None:
@@ -121,12 +125,12 @@ class Process:
                 f"the measuring process did not answer '{command}' within {self._limit_s:g} s",
                 f"artifact {self.artifact}",
             ) from None
-        if not line:
+        if not line.endswith("\n"):  # the end of its output, which may cut an answer
             code = self._process.wait()
-            reason = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+            reason = f"killed by {_signal_name(-code)}" if code < 0 else f"exit code {code}"
             raise ArtifactError(
                 f"the measuring process died during '{command}'",
-                f"{reason}; artifact {self.artifact}" + ("; signal 9 is often lack of memory" if code == -9 else ""),
+                f"{reason}; artifact {self.artifact}" + ("; often for lack of memory" if code == -9 else ""),
                 "the run's log has what it printed",
             )
         answer: dict[str, Any] = json.loads(line)
@@ -139,3 +143,10 @@ class Process:
             for line in self._process.stdout:
                 self._answers.put(line)
         self._answers.put("")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return f"signal {number} ({signal.Signals(number).name})"
+    except ValueError:
+        return f"signal {number}"

@@ -155,7 +155,8 @@ def serve(commands: TextIO, answers: TextIO) -> None:
 
 
 def main() -> None:
-    """Speak on the original stdout; everything that prints goes to stderr, which is the run's log."""
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    """Speak on the original stdin and stdout. The user's code reads nothing, and prints to stderr, the run's log."""
+    commands, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
-    serve(sys.stdin, answers)
+    serve(commands, answers)

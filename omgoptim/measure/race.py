@@ -169,8 +169,7 @@ def race(
         _launch(contest, launch, on_first if launch == 0 else None)
         launch += 1
         progress(min(1.0, launch / plan.launches))
-        enough = launch >= plan.launches and _enough(contest.racing[1:], plan)
-        if launch >= plan.most_launches or enough:
+        if settled([challenger.log_ratios for challenger in contest.racing[1:]], launch, plan):
             return [c.error or _timing(c, first=index == 0) for index, c in enumerate(contest.contestants)]
 
 
@@ -233,13 +232,19 @@ def _median_log_ratio(reference: list[dict[str, Any]], turns: list[dict[str, Any
     return statistics.median(math.log(a["p50"] / b["p50"]) for a, b in zip(reference, turns, strict=True))
 
 
-def _enough(challengers: Sequence[_Contestant], plan: Plan) -> bool:
-    """Whether every interval is narrow, or so far from 1 that its width does not matter.
+def settled(log_ratios: Sequence[Sequence[float]], launches: int, plan: Plan) -> bool:
+    """Whether to stop after so many launches: at the plan's end, or once every interval is narrow enough.
 
-    Stopping as soon as an interval excludes 1 would exclude it too often; the width says nothing about the side.
+    Narrow enough is the plan's half-width, or so far from 1 that the width does not matter. Stopping as soon as an
+    interval excludes 1 would exclude it too often; the width says nothing about the side.
+
+    Args:
+        log_ratios: per challenger, one log ratio per launch.
     """
-    for challenger in challengers:
-        centre, half = t_interval(challenger.log_ratios)
+    if launches >= plan.most_launches or launches < plan.launches:
+        return launches >= plan.most_launches
+    for values in log_ratios:
+        centre, half = t_interval(values)
         if half > plan.narrow and abs(centre) < FAR_FROM_ONE * half:
             return False
     return True

@@ -13,18 +13,19 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from omgoptim.errors import ArtifactError
+from omgoptim.errors import ArtifactError, OmgoptimError
+from omgoptim.models.check import CHECK, write_check
+from omgoptim.models.check import TOLERANCE as TOLERANCE
+from omgoptim.models.check import Check as Check
+from omgoptim.models.check import max_difference as max_difference
+from omgoptim.models.check import verify_outputs as verify_outputs
 from omgoptim.reports import MacsCheck
-from omgoptim.runtimes import Session, Settings, engine_named
+from omgoptim.runtimes import ENGINES, Session, Settings, engine_named
 from omgoptim.runtimes.signature import Signature
 
 if TYPE_CHECKING:
@@ -35,17 +36,13 @@ if TYPE_CHECKING:
     from omgoptim.models.source import Recipe
 
 FORMAT = 1
-MANIFEST, CHECK, PROGRAM, PROGRAM2, WEIGHTS, RECIPE = (
+MANIFEST, PROGRAM, PROGRAM2, WEIGHTS, RECIPE = (
     "manifest.json",
-    "check.npz",
     "model.onnx",
     "model.pt2",
     "weights.safetensors",
     "recipe.json",
 )
-
-TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 1e-2, "int8": 1e-2, "int8_dynamic": 1e-2}
-"""How far, of the outputs' own scale, a reopened artifact may be from what was saved, by precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +90,15 @@ class Manifest:
             check = record.pop("macs_check")
             lineage = tuple(record.pop("lineage"))
             macs_check = MacsCheck.model_validate(check) if check else None
-            return Manifest(signature=signature, lineage=lineage, macs_check=macs_check, **record)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            manifest = Manifest(signature=signature, lineage=lineage, macs_check=macs_check, **record)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{folder} is no artifact", f"{MANIFEST} cannot be read: {error}") from error
+        if manifest.runtime not in ENGINES or manifest.precision not in TOLERANCE:
+            raise ArtifactError(
+                f"artifact {folder} is damaged or of another version of omgoptim",
+                f"{MANIFEST} names runtime '{manifest.runtime}' and precision '{manifest.precision}'",
+            )
+        return manifest
 
     @property
     def size_bytes(self) -> int:
@@ -103,21 +106,13 @@ class Manifest:
         return sum(entry["bytes"] for entry in self.files.values())
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """A small batch, and what the model gave for it in the memory of the process that saves it."""
-
-    batch: Mapping[str, NDArray[Any]]
-    outputs: list[NDArray[Any]]
-
-
 def save_program(folder: Path, program: Path, manifest: Manifest, check: Check) -> None:
     """Save an ONNX file (and its external data, if it has any) as an artifact."""
     with _whole(folder) as partial:
         shutil.copy2(program, partial / PROGRAM)
-        for data in program.parent.glob(f"{program.name}*"):
-            if data != program:  # external data is named after the program, and referred to by that name
-                shutil.copy2(data, partial / data.name)
+        for location in _external_data(program):
+            (partial / location).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(program.parent / location, partial / location)
         _finish(partial, manifest, check)
 
 
@@ -163,45 +158,6 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
             )
 
 
-def verify_outputs(folder: Path, manifest: Manifest, session: Session) -> float:
-    """Run the recorded batch and compare with the recorded outputs.
-
-    Returns:
-        The largest difference, relative to the outputs' own scale.
-
-    Raises:
-        ArtifactError: NaN, or a difference above `TOLERANCE`.
-    """
-    with np.load(folder / CHECK, allow_pickle=False) as file:
-        batch = {name[3:]: file[name] for name in file.files if name.startswith("in:")}
-        recorded = [file[f"out:{index}"] for index in range(sum(name.startswith("out:") for name in file.files))]
-    worst = max_difference(recorded, session.run(batch))
-    if not worst <= TOLERANCE[manifest.precision]:
-        raise ArtifactError(
-            f"artifact {folder} does not give what it gave when it was saved",
-            f"its outputs differ by {worst:.3g} of their scale; at most {TOLERANCE[manifest.precision]:g} was expected",
-            "the engine or its version changes the result: run the compression again with this Python",
-        )
-    return worst
-
-
-def max_difference(expected: list[NDArray[Any]], actual: list[NDArray[Any]]) -> float:
-    """Largest absolute difference over all outputs, relative to the expected outputs' largest value; NaN if any is."""
-    if len(expected) != len(actual) or any(a.shape != b.shape for a, b in zip(expected, actual, strict=True)):
-        return float("inf")
-    worst = 0.0
-    for one, other in zip(expected, actual, strict=True):
-        if one.size:
-            a, b = one.astype(np.float64), other.astype(np.float64)
-            both_inf = np.isinf(a) & (a == b)
-            difference = float(np.where(both_inf, 0.0, np.abs(a - np.where(both_inf, a, b))).max())
-            finite = np.abs(a[np.isfinite(a)])
-            worst = max(worst, difference / max(float(finite.max(initial=0.0)), 1e-6))
-            if np.isnan(difference):
-                return float("nan")
-    return worst
-
-
 def open_session(folder: Path, threads: int, device: str | None = None) -> tuple[Manifest, Session]:
     """Open an artifact in its engine. The files are verified first."""
     manifest = Manifest.read(folder)
@@ -213,7 +169,13 @@ def open_session(folder: Path, threads: int, device: str | None = None) -> tuple
         raise ArtifactError(f"artifact {folder} needs {manifest.runtime}", reason)
     settings = Settings(threads=threads, device=place, precision=manifest.precision)
     target = folder / PROGRAM if engine.runs == "program" else load_module(folder, manifest).to(place)
-    return manifest, engine.open(target, manifest.signature, settings)
+    try:
+        return manifest, engine.open(target, manifest.signature, settings)
+    except OmgoptimError:
+        raise
+    except Exception as error:  # engines raise kinds of their own without a common base
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ArtifactError(f"{manifest.runtime} cannot open artifact {folder}", said) from error
 
 
 def read_recipe(folder: Path) -> Recipe:
@@ -279,14 +241,20 @@ def _whole(folder: Path) -> Iterator[Path]:
 
 def _finish(partial: Path, manifest: Manifest, check: Check) -> None:
     files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(partial.iterdir())
-        if path.name not in (MANIFEST, CHECK)
+        path.relative_to(partial).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(partial.rglob("*"))
+        if path.is_file() and path.name not in (MANIFEST, CHECK)
     }
-    arrays = {f"in:{name}": array for name, array in check.batch.items()}
-    arrays |= {f"out:{index}": array for index, array in enumerate(check.outputs)}
-    np.savez(partial / CHECK, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for options
+    write_check(partial, check)
     (partial / MANIFEST).write_text(json.dumps(replace(manifest, files=files).to_json(), indent=1))
+
+
+def _external_data(program: Path) -> set[str]:
+    """The files, relative to the program's folder, that its weights are stored in; none where it holds them itself."""
+    import onnx
+
+    weights = onnx.load(program, load_external_data=False).graph.initializer
+    return {entry.value for weight in weights for entry in weight.external_data if entry.key == "location"}
 
 
 def _sha256(path: Path) -> str:

@@ -20,8 +20,8 @@ NamedBatch = dict[str, NDArray[Any]]
 def name_inputs(module: nn.Module | None, raw: Any, names: Sequence[str] = ()) -> list[tuple[str, Tensor, bool]]:
     """Name, tensor and keyword-ness of each input in one batch of user data.
 
-    A mapping is passed by name, a tuple or list by position, a tensor as the first argument. Keys that `forward` does
-    not take are left out.
+    A mapping is passed by name, in the order of `forward`'s parameters; a tuple or list by position; a tensor as the
+    first argument. Keys that `forward` does not take are left out.
 
     Args:
         module: whose forward it is for; None for a program, whose input `names` are then given.
@@ -36,6 +36,8 @@ def name_inputs(module: nn.Module | None, raw: Any, names: Sequence[str] = ()) -
                 "no key of the data's batches is an argument of the model",
                 f"the batches have {', '.join(map(str, raw))}; the model takes {', '.join(sorted(known))}",
             )
+        order = [*(p.name for p in parameters), *names]
+        keys.sort(key=lambda key: order.index(key) if key in order else len(order))
         return [(str(key), as_tensor(raw[key], str(key)), True) for key in keys]
     values = list(raw) if isinstance(raw, (tuple, list)) else [raw]
     positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)] or list(names)
@@ -68,15 +70,27 @@ def to_numpy(tensor: Tensor) -> NDArray[Any]:
 
 
 def input_tensors(batches: Sequence[list[tuple[str, Tensor, bool]]]) -> tuple[InputTensor, ...]:
-    """The inputs' description: dimension 0 is the batch, and any other that differs between batches is free too."""
+    """The inputs' description: dimension 0 is the batch, and any other that differs between batches is free too.
+
+    Raises:
+        DataError: batches differ in their inputs, or an input in its dtype or its number of dimensions.
+    """
+    names = [name for name, _, _ in batches[0]]
+    other = next((found for batch in batches if (found := [name for name, _, _ in batch]) != names), None)
+    if other is not None:
+        raise DataError(
+            "the batches do not hold the same inputs", f"one has {', '.join(names)}; one {', '.join(other)}"
+        )
     inputs = []
     for index, (name, tensor, keyword) in enumerate(batches[0]):
         if tensor.ndim == 0:
             raise DataError(f"input '{name}' is a single number", "every input needs a batch dimension first")
         shapes = [batch[index][1].shape for batch in batches]
+        kinds = {f"{batch[index][1].dtype} with {batch[index][1].ndim} dimensions" for batch in batches}
+        if len(kinds) > 1:
+            raise DataError(f"input '{name}' differs between batches", " and ".join(sorted(kinds)))
         shape = [
-            size if all(len(s) == tensor.ndim and s[axis] == size for s in shapes) else f"{name}_{axis}"
-            for axis, size in enumerate(tensor.shape)
+            size if all(s[axis] == size for s in shapes) else f"{name}_{axis}" for axis, size in enumerate(tensor.shape)
         ]
         inputs.append(InputTensor(name, str(tensor.dtype).removeprefix("torch."), (BATCH, *shape[1:]), keyword))
     return tuple(inputs)

@@ -52,16 +52,27 @@ def read_tensors(path: Path) -> Mapping[str, Any]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        if "Unsupported operand" in str(error):  # what torch says of bytes that are none of its pickles
+            raise _unreadable(path, "it is no file that torch.save wrote") from error
         raise ModelError(
             f"checkpoint {path.name} holds more than tensors, so opening it would run code",
             "it is a pickled module, or carries pickled objects beside its weights",
             "save the weights alone: torch.save(model.state_dict(), 'weights.pt'), and name the class as the model",
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ModelError(f"checkpoint {path.name} cannot be read", str(error).splitlines()[0]) from error
+    except (RuntimeError, EOFError, OSError, LookupError, ValueError) as error:
+        said = str(error).splitlines()
+        if said and "TorchScript" in said[0]:
+            raise _unreadable(path, "it is a TorchScript archive, not a state dict") from error
+        raise _unreadable(path, said[0] if said else "it is empty or cut off") from error
     if not isinstance(loaded, Mapping):
         raise ModelError(f"checkpoint {path.name} holds a {type(loaded).__name__}", "a state dict was expected")
     return loaded
+
+
+def _unreadable(path: Path, why: str) -> ModelError:
+    return ModelError(
+        f"checkpoint {path.name} cannot be read", why, "save it again: torch.save(model.state_dict(), 'weights.pt')"
+    )
 
 
 def _unwrap(state: Mapping[str, Any], expected: set[str]) -> tuple[dict[str, Tensor], list[str]]:

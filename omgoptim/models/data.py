@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 
 from omgoptim.errors import DataError
 from omgoptim.models.trust import Reach
@@ -67,7 +68,7 @@ def from_callable(load: Callable[..., Any], batch: int, limit_s: float) -> DataS
 
     def batches(split: Split) -> Iterator[RawBatch]:
         loaded = call_user(f"loading the {split} data", limit_s, load, split=split)
-        iterator = as_batches(loaded, batch)
+        iterator = call_user(f"iterating over the {split} data", limit_s, as_batches, loaded, batch)
         while True:
             raw = call_user(f"reading the {split} data", limit_s, next, iterator, None)
             if raw is None:
@@ -78,13 +79,15 @@ def from_callable(load: Callable[..., Any], batch: int, limit_s: float) -> DataS
 
 
 def as_batches(loaded: Any, batch: int) -> Iterator[RawBatch]:
-    """Batches of a DataLoader, a Dataset (collated here), or any iterable of batches."""
-    if isinstance(loaded, Dataset) and not isinstance(loaded, (DataLoader, IterableDataset)):
-        loaded = DataLoader(loaded, batch_size=batch, shuffle=False)
-    if not isinstance(loaded, Iterable):
+    """Batches of a DataLoader, a Dataset (whose samples are collated here), or any iterable of batches."""
+    if isinstance(loaded, Dataset):
+        loaded = DataLoader(loaded, batch_size=batch)
+    lone = isinstance(loaded, tuple) and all(isinstance(item, (torch.Tensor, np.ndarray)) for item in loaded)
+    if lone or not isinstance(loaded, Iterable) or isinstance(loaded, (torch.Tensor, np.ndarray, Mapping, str, bytes)):
         raise DataError(
-            f"the data callable returned a {type(loaded).__name__}",
+            f"the data callable returned a {type(loaded).__name__}{' of tensors' if lone else ''}",
             "a Dataset, a DataLoader or an iterable of batches is needed",
+            "return [(inputs, target)] for one batch, or torch.utils.data.TensorDataset(inputs, target)",
         )
     return map(split_target, loaded)
 
@@ -113,10 +116,10 @@ def random_data(specs: Sequence[str], module: nn.Module | None, count: int, seed
     def draw(spec: InputSpec, generator: torch.Generator, samples: int) -> torch.Tensor:
         shape = (samples, *spec.shape[1:])
         dtype: torch.dtype = getattr(torch, spec.dtype)
-        if dtype.is_floating_point:
-            return torch.randn(shape, generator=generator).to(dtype)
         if "mask" in (spec.name or ""):
             return torch.ones(shape, dtype=dtype)
+        if dtype.is_floating_point:
+            return torch.randn(shape, generator=generator).to(dtype)
         high = 2 if "type" in (spec.name or "") or dtype is torch.bool else top
         return torch.randint(0, high, shape, generator=generator).to(dtype)
 
@@ -134,6 +137,8 @@ def random_data(specs: Sequence[str], module: nn.Module | None, count: int, seed
 
 def _from_arrays(path: Path, batch: int, seed: int) -> DataSource:
     arrays = _read_arrays(path)
+    if not arrays:
+        raise DataError(f"data {path.name} holds no array")
     suffixed = {
         name: name.rpartition("_")[::2] for name in arrays if name.endswith(("_train", "_calibration", "_eval"))
     }
@@ -147,7 +152,10 @@ def _from_arrays(path: Path, batch: int, seed: int) -> DataSource:
                 f"{path.name} has arrays per split but none that ends in _eval", f"it has {', '.join(arrays)}"
             )
         by_split.setdefault("calibration", by_split.get("train", {}))
+        for split, named in by_split.items():
+            _same_length(f"{path.name}, split {split},", named)
     else:
+        _same_length(path.name, arrays)
         count = len(next(iter(arrays.values())))
         order = np.random.default_rng(seed).permutation(count)
         cut = max(1, min(512, count // 4))
@@ -175,25 +183,23 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     if path.suffix == ".npz":
         try:
             with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-        except (ValueError, OSError, EOFError) as error:
+                return {name: file[name] for name in file.files}
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(f"data {path.name} cannot be read", str(error)) from error
-    else:
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
-        try:
-            arrays = load_file(path)
-        except SafetensorError as error:
-            raise DataError(f"data {path.name} cannot be read", str(error)) from error
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise DataError(f"data {path.name} cannot be read", str(error)) from error
+    return {name: (t.float() if t.dtype is torch.bfloat16 else t).numpy() for name, t in tensors.items()}
+
+
+def _same_length(where: str, arrays: Mapping[str, NDArray[Any]]) -> None:
     lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
-    if (
-        not arrays
-        or 0 in lengths.values()
-        or (len(set(lengths.values())) != 1 and not any(name.endswith("_eval") for name in arrays))
-    ):
-        raise DataError(f"data {path.name} does not hold arrays of one length", f"lengths: {lengths}")
-    return arrays
+    if 0 in lengths.values() or len(set(lengths.values())) > 1:
+        raise DataError(f"data {where} does not hold arrays of one length", f"lengths: {lengths}")
 
 
 def take(batches: Iterable[RawBatch], samples: int) -> list[RawBatch]:
@@ -202,6 +208,8 @@ def take(batches: Iterable[RawBatch], samples: int) -> list[RawBatch]:
     count = 0
     for raw in batches:
         size = batch_size(raw.inputs)
+        if not size:
+            continue
         keep = min(size, samples - count)
         taken.append(raw if keep == size else RawBatch(cut(raw.inputs, keep), cut(raw.target, keep)))
         count += keep

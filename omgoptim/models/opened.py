@@ -13,7 +13,7 @@ from omgoptim.errors import ModelError
 from omgoptim.models.artifact import Manifest, open_session, verify_outputs
 from omgoptim.runtimes import Session
 from omgoptim.runtimes.hardware import usable_cores
-from omgoptim.runtimes.signature import unflatten
+from omgoptim.runtimes.signature import InputTensor, unflatten
 
 
 class OpenedModel:
@@ -31,7 +31,7 @@ class OpenedModel:
         """Run the model: inputs by position or by name, the batch first; outputs in the original's structure.
 
         Raises:
-            ModelError: an input is missing, unknown, or given twice.
+            ModelError: an input is missing, unknown, given twice, or of another kind of number.
         """
         names = self.manifest.signature.input_names
         if len(args) > len(names):
@@ -44,7 +44,8 @@ class OpenedModel:
             problems = f"missing {missing}, unknown {sorted(unknown)}, given twice {sorted(twice)}"
             raise ModelError("the inputs do not fit the model", f"{problems}; it takes {', '.join(names)}")
         torch_in = any(_is_tensor(value) for value in given.values())
-        outputs = self._session.run({name: _to_array(value) for name, value in given.items()})
+        inputs = {tensor.name: _to_array(given[tensor.name], tensor) for tensor in self.manifest.signature.inputs}
+        outputs = self._session.run(inputs)
         leaves = [_to_tensor(array) for array in outputs] if torch_in else outputs
         return unflatten(self.manifest.signature.outputs, leaves)
 
@@ -69,12 +70,16 @@ def _is_tensor(value: Any) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-def _to_array(value: Any) -> NDArray[Any]:
+def _to_array(value: Any, takes: InputTensor) -> NDArray[Any]:
+    """An array of the dtype that the engine takes; bfloat16 travels as float32."""
     if _is_tensor(value):
-        tensor = value.detach().cpu()
-        array: NDArray[Any] = (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
-        return array
-    return np.asarray(value)
+        value = value.detach().cpu()
+        value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()
+    array: NDArray[Any] = np.asarray(value)
+    dtype = np.dtype("float32" if takes.dtype == "bfloat16" else takes.dtype)
+    if not np.can_cast(array.dtype, dtype, "same_kind"):
+        raise ModelError(f"input '{takes.name}' holds {array.dtype}", f"the model takes {takes.dtype}")
+    return array.astype(dtype, copy=False)
 
 
 def _to_tensor(array: NDArray[Any]) -> Any:

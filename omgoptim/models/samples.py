@@ -104,12 +104,16 @@ def synthetic_like(batch: NamedBatch, seed: int) -> NamedBatch:
     def draw(array: NDArray[Any]) -> NDArray[Any]:
         if np.issubdtype(array.dtype, np.floating):
             drawn = random.normal(float(array.mean()), float(array.std()) or 1.0, array.shape)
-            return np.asarray(drawn.clip(float(array.min()), float(array.max())), array.dtype)
-        if array.size and array.min() == array.max():
-            return array.copy()
+            clipped: NDArray[Any] = drawn.clip(float(array.min()), float(array.max())).astype(array.dtype)
+            return clipped
+        constant: NDArray[Any] = np.full_like(array, array.flat[0])
+        if (array == constant).all():
+            return constant
+        mask: NDArray[Any] = np.ones_like(array)
         if set(np.unique(array)) <= {0, 1}:
-            return np.ones_like(array)  # a mask: all real
-        return np.asarray(random.integers(int(array.min()), int(array.max()) + 1, array.shape), array.dtype)
+            return mask  # all real
+        whole: NDArray[Any] = random.integers(int(array.min()), int(array.max()) + 1, array.shape).astype(array.dtype)
+        return whole
 
     return {name: draw(array) for name, array in batch.items()}
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -73,9 +75,10 @@ def load_source(
         UserCodeError, SetupError: building it failed.
     """
     artifact = find_artifact(model, reach)
+    if (artifact is not None or model.endswith((".onnx", ".pt2"))) and (checkpoint or kwargs):
+        given = "a checkpoint was" if checkpoint else "model_kwargs were"
+        raise ModelError(f"'{model}' is complete: it carries its own weights", f"{given} given with it", "leave it out")
     if artifact is not None:
-        if checkpoint:
-            raise ModelError("an artifact carries its own weights", "a checkpoint was given with it", "leave it out")
         return Source(artifact=artifact)
     prefix, _, name = model.partition(":")
     recipe = Recipe("", "", dict(kwargs or {}), str(reach.project), tuple(map(str, reach.allowed)), limit_s)
@@ -115,12 +118,11 @@ def find_artifact(model: str, reach: Reach) -> Path | None:
     """The artifact folder that `model` names, as a folder or as a run id; None if it names none."""
     if "/" not in model and "\\" not in model:
         run = reach.project / RUNS / model
-        if (run / "artifact" / MANIFEST).is_file():
+        if _is_folder(run, "artifact") and (run / "artifact" / MANIFEST).is_file():
             return run / "artifact"
-        if run.is_dir():
+        if _is_folder(run):
             raise ModelError(f"run '{model}' has no artifact", _run_status(run), f"omgoptim runs show {model}")
-    folder = reach.project / Path(model).expanduser()
-    if folder.is_dir():
+    if _is_folder(reach.project, model):
         folder = reach.file(model, "model")
         if (folder / MANIFEST).is_file():
             return folder
@@ -128,6 +130,13 @@ def find_artifact(model: str, reach: Reach) -> Path | None:
             f"'{model}' is a folder without {MANIFEST}", "so it is no artifact", "for Hugging Face: hf:FOLDER"
         )
     return None
+
+
+def _is_folder(base: Path, name: str = ".") -> bool:
+    try:
+        return (base / Path(name).expanduser()).is_dir()
+    except (OSError, RuntimeError):  # too long for a name; ~ of an unknown user
+        return False
 
 
 def _run_status(run: Path) -> str:
@@ -151,7 +160,9 @@ def _build_callable(recipe: Recipe) -> nn.Module:
     target = load_callable(recipe.spec, reach, "model", recipe.limit_s)
     name = recipe.spec.rpartition(":")[2]
     if isinstance(target, nn.Module):
-        return target
+        if recipe.kwargs:
+            raise ModelError(f"{name} is a module, not a callable", "model_kwargs were given with it", "leave them out")
+        return _own(target)
     if not callable(target):
         raise ModelError(
             f"'{recipe.spec}' is a {type(target).__name__}", "a callable that returns an nn.Module is needed"
@@ -163,7 +174,18 @@ def _build_callable(recipe: Recipe) -> nn.Module:
             f"the model was given as '{recipe.spec}'",
             "name the class, or a function that builds and returns the module",
         )
-    return built
+    return _own(built)
+
+
+_HANDED_OUT: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def _own(module: nn.Module) -> nn.Module:
+    """The object itself the first time, then copies: two artifacts of one object may be open in a process."""
+    if module in _HANDED_OUT:
+        return copy.deepcopy(module)
+    _HANDED_OUT.add(module)
+    return module
 
 
 def _build_pt2(recipe: Recipe) -> nn.Module:
@@ -182,8 +204,10 @@ def _build_hf(recipe: Recipe) -> nn.Module:
         config = transformers.AutoConfig.from_pretrained(recipe.spec)
         named = [getattr(transformers, kind, None) for kind in getattr(config, "architectures", None) or []]
         kind = next(filter(None, named), transformers.AutoModel)
-        made: nn.Module = kind.from_pretrained(recipe.spec, **recipe.kwargs)
-        return made
+        made: Any = kind.from_pretrained(recipe.spec, **recipe.kwargs)
+        made.config.use_cache = False  # a cache of keys and values is no output to compare
+        module: nn.Module = made
+        return module
 
     return call_user(f"loading {recipe.spec} with transformers", recipe.limit_s, pretrained)
 
@@ -237,5 +261,6 @@ def default_inputs(recipe: Recipe | None, module: nn.Module | None) -> Sequence[
     if recipe.kind == "torchvision":
         return ["1x3x224x224"]
     if recipe.kind == "hf" and getattr(module, "main_input_name", "") == "input_ids":
-        return ["input_ids:int64:1x128", "attention_mask:int64:1x128"]
+        length = min(128, getattr(module.config, "max_position_embeddings", None) or 128)
+        return [f"{name}:int64:1x{length}" for name in ("input_ids", "attention_mask")]
     return []

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from omgoptim.errors import ModelError, RequestError
+from omgoptim.errors import DataError, ModelError, OmgoptimError, RequestError
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,11 @@ class Reach:
 
         Raises:
             RequestError: it lies outside of the project and of the allowed folders.
-            ModelError: it does not exist.
+            ModelError, DataError: it does not exist.
         """
         path = self.inside(text, what)
         if not path.exists():
-            raise ModelError(
+            raise error_about(what)(
                 f"{what} '{text}' does not exist",
                 f"looked for {path}",
                 "paths are relative to the project; give another project with --project",
@@ -40,9 +40,13 @@ class Reach:
         """The resolved path that `text` names, which may not exist yet.
 
         Raises:
-            RequestError: it lies outside of the project and of the allowed folders.
+            RequestError: it lies outside of the project and of the allowed folders, or is no path at all.
         """
-        path = (self.project / Path(text).expanduser()).resolve()
+        try:
+            path = (self.project / Path(text).expanduser()).resolve()
+            path.exists()
+        except (OSError, ValueError, RuntimeError) as error:  # too long, holds a NUL, ~ of an unknown user
+            raise RequestError(f"{what} {text[:80]!r} is no path", str(error)[-200:]) from error
         if not any(path.is_relative_to(folder) for folder in (self.project, *self.allowed)):
             raise RequestError(
                 f"{what} '{text}' lies outside the project",
@@ -50,3 +54,8 @@ class Reach:
                 f"allow its folder with --allow-path {path.parent}, or give another --project",
             )
         return path
+
+
+def error_about(what: str) -> type[OmgoptimError]:
+    """The kind of error for "model", "checkpoint", "data" or "metric"."""
+    return DataError if what in ("data", "metric") else ModelError

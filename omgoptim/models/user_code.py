@@ -18,8 +18,8 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any, TypeVar
 
-from omgoptim.errors import ModelError, OmgoptimError, SetupError, UserCodeError, did_you_mean
-from omgoptim.models.trust import Reach
+from omgoptim.errors import OmgoptimError, SetupError, UserCodeError, did_you_mean
+from omgoptim.models.trust import Reach, error_about
 
 Result = TypeVar("Result")
 
@@ -42,12 +42,12 @@ def load_callable(spec: str, reach: Reach, what: str, limit_s: float) -> Any:
     """The object that `file.py:name` or `package.module:name` names; the project is importable.
 
     Raises:
-        ModelError: no such file, module or name.
+        ModelError, DataError: no such file, module or name.
         UserCodeError, SetupError: importing it failed.
     """
     source, _, name = spec.rpartition(":")
     if not source or not name.replace(".", "").isidentifier():
-        raise ModelError(
+        raise error_about(what)(
             f"{what} '{spec}' names no callable", "it must read file.py:callable or package.module:callable"
         )
     module = call_user(f"importing {source}", limit_s, _import_source, source, reach, what)
@@ -55,7 +55,7 @@ def load_callable(spec: str, reach: Reach, what: str, limit_s: float) -> Any:
     for part in name.split("."):
         if not hasattr(found, part):
             names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-            raise ModelError(f"{source} has no '{name}'", did_you_mean(name, names))
+            raise error_about(what)(f"{source} has no '{name}'", did_you_mean(name, names))
         found = getattr(found, part)
     return found
 
@@ -106,8 +106,10 @@ def call_user(doing: str, limit_s: float, function: Callable[..., Result], *args
 
 
 def _raised(doing: str, error: BaseException) -> UserCodeError:
-    frames = traceback.extract_tb(error.__traceback__)
-    where = next((f" ({frame.filename}:{frame.lineno})" for frame in reversed(frames)), "")
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError):  # raised by the importer, about the user's file
+        frames.append((error.filename or "", error.lineno))
+    where = f" ({frames[-1][0]}:{frames[-1][1]})" if frames else ""
     last = traceback.format_exception_only(error)[-1].strip()
     return UserCodeError(f"{doing} raised an error", f"{last}{where}", "the run's log has the whole traceback")
 
@@ -127,7 +129,7 @@ def _import_source(source: str, reach: Reach, what: str) -> ModuleType:
     name = path.stem if known is None else f"_omgoptim_user_{path.stem}"
     module_spec = importlib.util.spec_from_file_location(name, path)
     if module_spec is None or module_spec.loader is None:
-        raise ModelError(f"{what} '{source}' is no Python file")
+        raise error_about(what)(f"{what} '{source}' is no Python file")
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module
     try:
@@ -146,7 +148,7 @@ def _require_module(source: str, what: str) -> None:
             raise
         spec = None
     if spec is None:
-        raise ModelError(
+        raise error_about(what)(
             f"{what}: there is no module '{source}'",
             "looked in the project and in the packages of the Python that runs the model",
             "a file is given with its ending: path/to/file.py:callable",

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from omgoptim.errors import OmgoptimError, TechniqueError
 from omgoptim.measure.launch import Process
 from omgoptim.measure.metrics import resolve_metric
-from omgoptim.measure.quality import Metric, Quality, compare_quality, read_outputs
+from omgoptim.measure.quality import Metric, Quality, compare_quality, read_outputs, score
 from omgoptim.measure.race import SCREENING, Timing, race
 from omgoptim.models.artifact import Manifest
 from omgoptim.models.samples import Samples
@@ -18,7 +18,7 @@ from omgoptim.operations.making import Made
 from omgoptim.operations.subject import Subject
 from omgoptim.requests import QuantizeRequest
 
-FINALISTS = 2
+FINALISTS = 3
 NEAR_THE_BEST = 1.25
 """A candidate screened within this factor of the fastest may still be the fastest: screening is one launch."""
 
@@ -55,7 +55,7 @@ def screen(
     screened = [attempt for attempt in attempts if attempt.made.folder]
     done = 0
     for group in _groups(screened, subject.baseline):
-        context.progress(f"screening {', '.join(a.made.option.name for a in group)}", 0.35 + 0.2 * done / len(screened))
+        context.progress(f"screening {len(screened)} candidates", 0.35 + 0.2 * done / len(screened))
         targets = [context.work / "screened" / str(done + index) for index in range(len(group) + 1)]
 
         def outputs(index: int, process: Process, targets: list[Path] = targets) -> None:
@@ -67,12 +67,16 @@ def screen(
         metric = resolve_metric(
             metric_name, subject.signature, original, selection.targets, subject.reach, request.time_limit_s
         )
+        score(metric, original, selection.targets, original)  # a metric that fails here fails the run, no candidate
         for attempt, timing, target in zip(group, timings[1:], targets[1:], strict=True):
-            if isinstance(timing, Timing):
-                attempt.timing = timing
-                attempt.quality = compare_outputs(metric, original, target, selection.targets, request.seed)
-            else:
+            if not isinstance(timing, Timing):
                 attempt.error = timing
+                continue
+            attempt.timing = timing
+            try:
+                attempt.quality = compare_outputs(metric, original, target, selection.targets, request.seed)
+            except OmgoptimError as error:  # infinite outputs, or a metric that is NaN for them
+                attempt.error = error
         done += len(group)
 
 

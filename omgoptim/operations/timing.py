@@ -19,8 +19,8 @@ BUSY = 0.25
 OVERLOADED = 0.6
 """Load above which no ratio of times is told at all: thread pools that wait for a core are not slower models."""
 
-PATIENCE_S = 20.0
-"""How long a run waits for a busy machine to become quiet."""
+PATIENCE_S = {"quick": 0.0, "standard": 20.0, "careful": 60.0}
+"""How long a run waits for a busy machine to become quiet, by timing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def full_race(
         span: fractions of the whole run between which progress moves.
         doing: what the progress says.
     """
-    load = _quiet(context, doing)
+    load = _quiet(context, doing, PATIENCE_S[timing])
     start, end = span
     timings = race(
         artifacts,
@@ -72,9 +72,9 @@ def full_race(
     return Raced(timings, max(load, other_load()))
 
 
-def _quiet(context: RunContext, doing: str) -> float:
+def _quiet(context: RunContext, doing: str, patience_s: float) -> float:
     """Wait for other processes to let go of the machine; the load that is left."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while (load := other_load()) > BUSY and time.monotonic() < deadline:
         context.progress(f"{doing}: waiting for a quiet machine, others use {load:.0%} of it", None)
     context.progress(doing, None)

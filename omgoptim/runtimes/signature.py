@@ -40,7 +40,15 @@ class Signature:
 
     @property
     def output_names(self) -> list[str]:
-        return leaf_names(self.outputs)
+        """One name per output tensor, none used twice and none an input's: a program knows a name only once."""
+        taken = set(self.input_names)
+        names = []
+        for name in leaf_names(self.outputs):
+            while name in taken:
+                name += "_out"
+            taken.add(name)
+            names.append(name)
+        return names
 
     def to_call(self, batch: Mapping[str, Array]) -> tuple[tuple[Array, ...], dict[str, Array]]:
         """Positional and keyword arguments of the original forward for a batch."""
@@ -63,7 +71,12 @@ class Signature:
 
 
 class Outputs(dict[str, Any]):
-    """A dict of outputs that also reads as attributes, as Hugging Face's outputs do."""
+    """A dict of outputs that also reads as attributes and by position, as Hugging Face's outputs do."""
+
+    def __missing__(self, key: object) -> Any:
+        if isinstance(key, int):
+            return [value for value in self.values() if value is not None][key]
+        raise KeyError(key)
 
     def __getattr__(self, name: str) -> Any:
         try:

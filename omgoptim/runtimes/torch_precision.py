@@ -45,7 +45,12 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put what `state_of` gave into a freshly converted module of the same architecture."""
+    """Put what `state_of` gave into a freshly converted module of the same architecture.
+
+    Raises:
+        KeyError: the module has other entries.
+        RuntimeError: an entry has another shape.
+    """
     packed = {path: layer for path, layer in module.named_modules() if _is_packed(layer)}
     plain = {name: value for name, value in state.items() if not _under(name, packed)}
     own_state = module.state_dict(keep_vars=True)  # load_state_dict would ask packed layers for their opaque objects
@@ -56,9 +61,10 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         raise KeyError(
             f"missing {sorted(places.keys() - plain.keys())}, unexpected {sorted(plain.keys() - places.keys())}"
         )
-    with torch.no_grad():
-        for name, place in places.items():
-            place.copy_(plain[name])
+    for name, place in places.items():
+        if place.shape != plain[name].shape:
+            raise RuntimeError(f"{name} is {tuple(plain[name].shape)}, and the module's is {tuple(place.shape)}")
+        place.data = plain[name]
     for path, layer in packed.items():
         prefix = f"{path}." if path else ""
         own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

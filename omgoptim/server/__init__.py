@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 
@@ -17,11 +18,9 @@ from omgoptim.server.handlers import build_server
 
 def main() -> None:
     """Entry point of `omgoptim-mcp`: serve over stdio until standard input ends."""
-    try:
-        anyio.run(_serve_stdio)
-    except KeyboardInterrupt:
-        _leave(130)
-    _leave(0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # an interrupt cannot wake the thread that reads standard input
+    anyio.run(_serve_stdio)
+    _leave()
 
 
 def serve_http(port: int) -> None:
@@ -37,9 +36,9 @@ async def _serve_stdio() -> None:
         await server.run(incoming, outgoing, server.create_initialization_options())
 
 
-def _leave(code: int) -> None:
-    """Exit at once: a thread that still reads standard input or a run's state must not hold the process."""
+def _leave() -> None:
+    """Exit at once: a thread that still reads a run's state must not hold the process."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if code or threading.active_count() > 1:
-        os._exit(code)
+    if threading.active_count() > 1:
+        os._exit(0)

@@ -9,10 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from omgoptim.bootstrap import IMPORT_OMGOPTIM
 from omgoptim.jobs.cancel import cancel
 from omgoptim.jobs.folder import RunFolder
 from omgoptim.jobs.follow import follow
-from omgoptim.bootstrap import IMPORT_OMGOPTIM
 from omgoptim.jobs.interpreter import Interpreter
 from omgoptim.jobs.submit import launch
 from omgoptim.reports import RunState

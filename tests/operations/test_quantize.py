@@ -1,0 +1,242 @@
+"""quantize, whole: real models, real engines, fresh measuring processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import omgoptim
+from omgoptim.bootstrap import IMPORT_OMGOPTIM, PACKAGE_FILE
+from omgoptim.errors import ArtifactError, DataError, RequestError, TechniqueError
+from omgoptim.models import artifact as artifacts
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+COMMON = {"timing": "quick", "checkpoint": "net.pt", "data": "net.py:load"}
+
+ACCURACY = """
+import numpy, omgoptim
+from sklearn.datasets import load_digits
+digits = load_digits()
+model = omgoptim.open_artifact(sys.argv[2])
+scores = model((digits.images[1250:, None] / 16).astype("float32"))
+print((scores.argmax(1) == digits.target[1250:]).mean(), "torch" in sys.modules)
+"""
+
+
+def test_the_artifact_gives_the_reported_quality_in_a_process_of_its_own_without_torch(project: Path) -> None:
+    report = omgoptim.quantize("net.py:net", scheme="static", runtime="onnxruntime", **COMMON)
+    assert report.artifact is not None
+    assert report.after is not None
+    command = [sys.executable, "-c", IMPORT_OMGOPTIM + ACCURACY, str(PACKAGE_FILE), report.artifact.path]
+    accuracy, has_torch = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert float(accuracy) == pytest.approx(report.after.quality, abs=1e-9)
+    assert has_torch == "False"
+    assert report.gains is not None
+    assert report.gains.size_ratio is not None
+    assert report.gains.size_ratio > 2
+    assert report.outcome == "ok"
+    assert {change.path for change in report.changed} >= {"0", "3", "8"}
+    saved = json.loads((project / ".omgoptim/runs" / report.run_id / "report.json").read_text())
+    assert saved == report.model_dump(mode="json")
+
+
+def test_a_live_module_and_its_data_work_and_the_module_stays_as_it_was(project: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 10)).train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    batches = [(torch.randn(16, 1, 8, 8), torch.randint(0, 10, (16,))) for _ in range(8)]
+    data = {"calibration": batches[:6], "eval": batches[6:]}
+    report = omgoptim.quantize(
+        net, data=data, scheme="dynamic", runtime="onnxruntime", timing="quick", max_quality_drop=1
+    )
+    assert report.artifact is not None
+    opened = omgoptim.open_artifact(report.artifact.path)
+    image = batches[0][0]
+    assert torch.allclose(opened(image), net(image), atol=0.2)
+    assert net.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert not (project / ".omgoptim/runs" / report.run_id / "work").exists()
+
+
+def test_a_failed_guard_is_told_and_the_closest_candidate_is_kept(project: Path) -> None:
+    report = omgoptim.quantize(
+        "net.py:net", scheme="static", runtime="onnxruntime", metric="cosine", max_quality_drop=0, **COMMON
+    )
+    assert report.outcome == "guard_failed"
+    assert report.summary.startswith("The guard failed")
+    assert report.gains is not None
+    assert report.gains.quality_drop is not None
+    assert report.gains.quality_drop > 0
+    assert report.artifact is not None
+    assert Path(report.artifact.path, "model.onnx").is_file()
+    assert [step.tool for step in report.next_steps] == ["quantize", "quantize"]
+
+
+def test_auto_keeps_every_candidate_in_the_report_and_chooses_one_within_the_guard(project: Path) -> None:
+    report = omgoptim.quantize("net.py:net", max_quality_drop=0.02, **COMMON)
+    statuses = [candidate.status for candidate in report.candidates]
+    assert statuses.count("chosen") == 1
+    chosen = report.candidates[0]
+    assert chosen.status == "chosen"
+    assert chosen.quality_drop is not None
+    assert chosen.quality_drop <= 0.02
+    assert {candidate.name for candidate in report.candidates} >= {
+        "static-onnxruntime on onnxruntime",
+        "static-nncf on openvino",
+        "fp32 on onnxruntime",
+        "dynamic on onnxruntime",
+        "fp32 on torch_compile",
+    }
+    assert all(candidate.why for candidate in report.candidates)
+    skipped = next(candidate for candidate in report.candidates if candidate.name == "dynamic on onnxruntime")
+    assert "convolutions" in skipped.why
+    assert report.lineage == [report.run_id]
+    assert report.repeat.startswith("omgoptim quantize net.py:net")
+
+
+def test_an_artifact_that_is_damaged_before_it_is_measured_fails_the_run(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = artifacts.save_program
+
+    def damaging(folder: Path, *arguments: object) -> None:
+        whole(folder, *arguments)  # type: ignore[arg-type]
+        program = bytearray((folder / "model.onnx").read_bytes())
+        program[len(program) // 2] ^= 0xFF
+        (folder / "model.onnx").write_bytes(program)
+
+    monkeypatch.setattr(artifacts, "save_program", damaging)
+    with pytest.raises(TechniqueError, match="no candidate could be measured") as caught:
+        omgoptim.quantize("net.py:net", scheme="static", runtime="onnxruntime", **COMMON)
+    assert "damaged" in caught.value.why
+    (run,) = (project / ".omgoptim/runs").iterdir()
+    assert not (run / "artifact").exists()
+    assert not (run / "report.json").exists()
+    assert json.loads((run / "state.json").read_text())["status"] == "failed"
+
+
+def test_a_model_that_cannot_be_exported_still_gets_what_torch_can_do(project: Path) -> None:
+    (project / "branches.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Branches(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.first, self.second = nn.Linear(64, 64), nn.Linear(64, 10)\n"
+        "    def forward(self, images):\n"
+        "        hidden = self.first(images.flatten(1))\n"
+        "        return self.second(hidden if hidden.sum() > 0 else hidden * 2)\n"
+    )
+    report = omgoptim.quantize("branches.py:Branches", data="net.py:load", timing="quick", max_quality_drop=0.05)
+    assert report.after is not None
+    assert report.after.runtime == "torch_eager"
+    reasons = [c.why for c in report.candidates if c.runtime == "onnxruntime"]
+    assert reasons
+    assert all("cannot be exported" in why for why in reasons)
+
+
+def test_a_gru_is_quantized_by_torch_and_comes_back_smaller(project: Path) -> None:
+    (project / "gru.py").write_text(
+        "from torch import nn\n"
+        "class Reader(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.gru, self.head = nn.GRU(8, 96, batch_first=True), nn.Linear(96, 10)\n"
+        "    def forward(self, rows):\n"
+        "        states, last = self.gru(rows.squeeze(1))\n"
+        "        return self.head(states[:, -1]), last\n"
+    )
+    report = omgoptim.quantize(
+        "gru.py:Reader",
+        data="net.py:load",
+        scheme="dynamic",
+        runtime="torch_eager",
+        timing="quick",
+        max_quality_drop=0.1,
+    )
+    assert {change.path for change in report.changed} == {"gru", "head"}
+    assert report.gains is not None
+    assert report.gains.size_ratio is not None
+    assert report.gains.size_ratio > 2.5
+    assert report.artifact is not None
+    scores, last = omgoptim.open_artifact(report.artifact.path)(torch.randn(3, 1, 8, 8))
+    assert scores.shape == (3, 10)
+    assert last.shape == (1, 3, 96)
+
+
+def test_without_data_quality_is_agreement_and_no_static_candidate_is_tried(project: Path) -> None:
+    report = omgoptim.quantize("net.py:net", inputs=["1x1x8x8"], timing="quick", runtime="onnxruntime")
+    assert report.after is not None
+    assert report.after.metric == "top1_agreement"
+    assert any("random" in warning for warning in report.warnings)
+    static = [candidate for candidate in report.candidates if candidate.scheme == "static"]
+    assert static
+    assert all(candidate.status == "skipped" and "data" in candidate.why for candidate in static)
+
+
+def test_a_plan_names_candidates_and_layers_and_leaves_no_artifact(project: Path) -> None:
+    report = omgoptim.quantize("net.py:net", plan=True, **COMMON)
+    assert report.before is None
+    assert report.artifact is None
+    assert {candidate.status for candidate in report.candidates} == {"planned", "skipped"}
+    assert {change.path for change in report.changed} == {"0", "3", "8"}
+    assert not (project / ".omgoptim/runs" / report.run_id / "artifact").exists()
+
+
+def test_a_run_can_be_profiled_compared_and_copied_out(project: Path) -> None:
+    small = omgoptim.quantize("net.py:net", scheme="static", runtime="onnxruntime", output="deploy/small", **COMMON)
+    assert (project / "deploy/small/model.onnx").is_file()
+    with pytest.raises(RequestError, match="exists already"):
+        omgoptim.quantize("net.py:net", scheme="static", output="deploy/small", **COMMON)
+    profiled = omgoptim.profile(small.run_id, data="net.py:load", timing="quick")
+    assert profiled.before is not None
+    assert small.after is not None
+    assert profiled.before.quality == pytest.approx(small.after.quality)
+    assert profiled.lineage == [small.run_id]
+    compared = omgoptim.compare(small.run_id, "deploy/small", timing="quick")
+    assert compared.gains is not None
+    assert compared.gains.agreement == 1.0
+    assert compared.gains.size_ratio == 1.0
+    assert compared.before is not None
+    assert compared.before.metric == "top1_accuracy"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"scheme": "dynamic", "model": "net.py:conv_only"}, TechniqueError, "static"),
+        ({"scheme": "static", "data": "net.py:no_calibration"}, DataError, "calibration"),
+        ({"data": "net.py:nothing"}, DataError, "eval"),
+        ({"scheme": "static", "runtime": "torch_eager"}, RequestError, "onnxruntime"),
+        ({"output": "../elsewhere"}, RequestError, "outside"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_way_out(
+    project: Path, arguments: dict[str, str], error: type[Exception], words: str
+) -> None:
+    with (project / "net.py").open("a") as file:
+        file.write(
+            "\ndef conv_only(): return nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())"
+            "\ndef nothing(split): return []"
+            "\ndef no_calibration(split): return load(split) if split == 'eval' else []\n"
+        )
+    request = {"model": "net.py:net", "data": "net.py:load", "timing": "quick"} | arguments
+    with pytest.raises(error) as caught:
+        omgoptim.quantize(request.pop("model"), **request)
+    assert words in str(caught.value)
+    assert not list(project.glob(".omgoptim/runs/*/artifact"))
+
+
+def test_a_damaged_artifact_is_not_opened(project: Path) -> None:
+    report = omgoptim.quantize("net.py:net", scheme="fp32", runtime="onnxruntime", **COMMON)
+    assert report.artifact is not None
+    program = Path(report.artifact.path, "model.onnx")
+    program.write_bytes(program.read_bytes()[:-1])
+    with pytest.raises(ArtifactError, match="damaged"):
+        omgoptim.open_artifact(report.artifact.path)
