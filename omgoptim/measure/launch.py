@@ -88,8 +88,6 @@ class Process:
             self._process.kill()
             self._process.wait()
         self._reader.join(LEFTOVER_S)
-        if self._process.stdout and not self._reader.is_alive():
-            self._process.stdout.close()
 
     def begin_open(self) -> None:
         """Ask the process to open its artifact, without waiting: several open side by side."""
@@ -140,8 +138,9 @@ class Process:
 
     def _read_answers(self) -> None:
         if self._process.stdout:
-            for line in self._process.stdout:
-                self._answers.put(line)
+            with self._process.stdout as answers:
+                for line in answers:
+                    self._answers.put(line)
         self._answers.put("")
 
 

@@ -57,12 +57,10 @@ def test_it_opens_the_artifact_in_a_process_of_its_own_and_is_gone_afterwards(ma
 
 def test_it_is_gone_after_an_error_in_the_caller_even_if_it_hangs(make_module, batches, tmp_path):
     artifact = make_module("artifact", does="hang")
-    pids = []
-    with pytest.raises(ZeroDivisionError), Process(artifact, threads=1, batches=batches, cwd=tmp_path) as process:
-        process.begin_open()
-        pids.append(process._process.pid)
-        raise ZeroDivisionError
-    assert not is_alive(pids[0])
+    process = Process(artifact, threads=1, batches=batches, cwd=tmp_path).__enter__()
+    process.begin_open()
+    process.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
+    assert not is_alive(process._process.pid)
 
 
 def test_a_damaged_artifact_is_refused_as_what_it_is(make_program, start):
