@@ -1,0 +1,131 @@
+"""The words of a report, and the numbers that allow them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from omgoptim.measure.quality import Quality
+from omgoptim.operations.timing import BUSY, OVERLOADED
+from omgoptim.operations.verdict import (
+    is_gain,
+    load_warnings,
+    quality_warnings,
+    quality_words,
+    size_words,
+    speed_words,
+)
+from omgoptim.reports import Gains, Measurement
+
+BEFORE = Measurement(runtime="torch_eager", samples=600)
+
+
+def gains(speedup=None, low=None, high=None, size=None) -> Gains:
+    return Gains(speedup=speedup, speedup_low=low, speedup_high=high, size_ratio=size, launches=5)
+
+
+def quality(drop=0.0, low=-0.001, high=0.001, metric="top1_accuracy", samples=600) -> Quality:
+    return Quality(metric, 0.95, 0.95 - drop, drop, low, high, 0.99, samples)
+
+
+def test_faster_is_said_only_when_the_interval_lies_above_1() -> None:
+    words = speed_words(gains(2.314, 2.28, 2.35))
+    assert words == "2.31x faster (2.28 to 2.35, 95 % over 5 launches)"
+    assert "not measurably faster: 1.04x" in speed_words(gains(1.04, 0.99, 1.09))
+    assert speed_words(gains(0.8, 0.7, 0.9)).startswith("slower: 0.80x the speed")
+
+
+def test_a_single_launch_is_neither_faster_nor_slower() -> None:
+    for speedup in (0.5, 3.0):
+        words = speed_words(gains(speedup))
+        assert "faster" not in words
+        assert "slower" not in words
+        assert "point estimate" in words
+
+
+def test_an_overloaded_machine_gives_no_claim_on_speed() -> None:
+    words = speed_words(gains())
+    assert "no claim" in words
+    assert "x" not in words.replace("no claim", "")
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [
+        (3.914, "3.91x smaller on disk"),
+        (1.02, "1.02x smaller on disk"),
+        (1.019, "about the same size on disk"),
+        (0.985, "about the same size on disk"),
+        (0.5, "2.00x larger on disk"),
+        (None, "its size was not compared"),
+    ],
+)
+def test_the_size_is_told_as_what_it_is(ratio: float | None, words: str) -> None:
+    assert size_words(gains(size=ratio)) == words
+
+
+def test_quality_is_told_with_the_drop_and_its_interval() -> None:
+    words = quality_words(BEFORE, quality(0.005, -0.0012, 0.0113))
+    assert words == ("top1 accuracy 0.9500 -> 0.9450 on 600 samples (drop +0.0050, 95 %: -0.0012 to +0.0113).")
+
+
+def test_an_unknown_interval_is_left_out_and_warned_of() -> None:
+    unknown = quality(0.005, -math.inf, math.inf, metric="mine")
+    assert "95 %" not in quality_words(BEFORE, unknown)
+    (warning,) = quality_warnings(unknown, 0.01, real_data=True)
+    assert "has no interval" in warning
+    assert "inf" not in warning
+
+
+def test_quality_that_was_not_measured_is_not_told_as_a_number() -> None:
+    assert quality_words(BEFORE, None) == "Quality was not measured."
+    assert quality_warnings(None, 0.01, real_data=True) == []
+
+
+def test_random_inputs_give_no_accuracy_and_the_report_says_so() -> None:
+    (warning,) = quality_warnings(quality(metric="top1_agreement"), 0.01, real_data=False)
+    assert "random inputs" in warning
+    assert "no accuracy" in warning
+
+
+def test_agreement_on_real_data_is_not_called_accuracy() -> None:
+    (warning,) = quality_warnings(quality(metric="cosine_agreement"), 0.01, real_data=True)
+    assert "not accuracy" in warning
+
+
+def test_a_guard_that_cannot_be_decided_is_told_with_how_many_samples_would() -> None:
+    (warning,) = quality_warnings(quality(0.0, -0.02, 0.02), 0.01, real_data=True)
+    assert "600 samples cannot decide" in warning
+    assert "about 2,400 samples would decide" in warning
+    (warning,) = quality_warnings(quality(0.01, -0.02, 0.04), 0.01, real_data=True)
+    assert "no number of samples would" in warning
+
+
+@pytest.mark.parametrize(("drop", "low", "high"), [(0.0, -0.005, 0.005), (0.05, 0.02, 0.08)])
+def test_a_decided_guard_needs_no_warning(drop: float, low: float, high: float) -> None:
+    assert quality_warnings(quality(drop, low, high), 0.01, real_data=True) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "gain"),
+    [
+        (gains(2.0, 1.9, 2.1, size=1.0), True),
+        (gains(1.05, 0.98, 1.12, size=1.0), False),
+        (gains(0.9, 0.8, 0.95, size=3.9), True),
+        (gains(0.9, 0.8, 0.95, size=1.01), False),
+        (gains(size=1.0), False),
+        (gains(), False),
+        (gains(1.5), True),
+    ],
+)
+def test_a_gain_is_smaller_or_faster_by_what_was_measured(found: Gains, gain: bool) -> None:
+    assert is_gain(found) is gain
+
+
+def test_a_quiet_machine_needs_no_warning_and_a_busy_one_gets_the_one_that_fits() -> None:
+    assert load_warnings(None) == load_warnings(BUSY) == []
+    (busy,) = load_warnings((BUSY + OVERLOADED) / 2)
+    assert "the interval wider" in busy
+    (overloaded,) = load_warnings(OVERLOADED + 0.01)
+    assert "ratio is not given" in overloaded
