@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from omgoptim.errors import ModelError
+from omgoptim.models.checkpoint import load_checkpoint
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+        self.norm = nn.BatchNorm1d(2)
+
+
+def weights() -> dict[str, Tensor]:
+    torch.manual_seed(7)
+    return Net().state_dict()
+
+
+def loads(path: Path) -> list[str]:
+    """The notes of loading `path` into a new module, which then has exactly these weights."""
+    torch.manual_seed(1)
+    module = Net()
+    notes = load_checkpoint(module, path)
+    assert all(torch.equal(value, weights()[name]) for name, value in module.state_dict().items())
+    return notes
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.pth", "w.bin", "w.ckpt"])
+def test_a_state_dict_is_read_as_torch_saves_it(tmp_path: Path, name: str) -> None:
+    torch.save(weights(), tmp_path / name)
+    assert loads(tmp_path / name) == []
+
+
+def test_a_safetensors_file_is_read(tmp_path: Path) -> None:
+    save_file(weights(), tmp_path / "w.safetensors")
+    assert loads(tmp_path / "w.safetensors") == []
+
+
+def prefixed(prefix: str) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in weights().items()}
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (lambda: {"state_dict": weights(), "epoch": 3, "optimizer": {"lr": 0.1}}, ["under 'state_dict'"]),
+        (lambda: {"model": weights()}, ["under 'model'"]),
+        (lambda: {"checkpoint": 1, "model": {"state_dict": weights()}}, ["under 'model'", "under 'state_dict'"]),
+        (lambda: prefixed("module."), ["prefix 'module.'"]),
+        (lambda: prefixed("_orig_mod."), ["prefix '_orig_mod.'"]),
+        (lambda: prefixed("module._orig_mod."), ["prefix 'module.'", "prefix '_orig_mod.'"]),
+        (lambda: {"state_dict": prefixed("model.")}, ["under 'state_dict'", "prefix 'model.'"]),
+    ],
+)
+def test_nesting_and_prefixes_are_understood_and_said(
+    tmp_path: Path, made: Callable[[], object], said: list[str]
+) -> None:
+    torch.save(made(), tmp_path / "w.pt")
+    notes = loads(tmp_path / "w.pt")
+    assert len(notes) == len(said)
+    assert all(words in note and note.startswith("checkpoint w.pt: ") for words, note in zip(said, notes, strict=True))
+
+
+def test_a_model_whose_own_keys_look_like_a_wrapper_keeps_them(tmp_path: Path) -> None:
+    module = nn.Sequential()
+    module.add_module("module", nn.Linear(3, 2))
+    torch.save(module.state_dict(), tmp_path / "w.pt")
+    assert load_checkpoint(module, tmp_path / "w.pt") == []
+
+
+def test_keys_that_do_not_fit_are_named_and_nothing_is_loaded(tmp_path: Path) -> None:
+    state = weights()
+    state["fc.weights"] = state.pop("fc.weight")
+    torch.save(state, tmp_path / "w.pt")
+    module = Net()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with pytest.raises(ModelError, match=r"checkpoint w\.pt does not fit") as error:
+        load_checkpoint(module, tmp_path / "w.pt")
+    assert error.value.why == "missing: fc.weight; unexpected: fc.weights"
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_shapes_that_do_not_fit_are_named_and_a_long_list_is_cut(tmp_path: Path) -> None:
+    torch.save(weights() | {"fc.weight": torch.zeros(2, 5)}, tmp_path / "w.pt")
+    with pytest.raises(ModelError) as error:
+        load_checkpoint(Net(), tmp_path / "w.pt")
+    assert error.value.why == "shapes differ: fc.weight is (2, 5) in the file and (2, 3) in the model"
+    assert "--model-kwargs" in error.value.fix
+    torch.save({f"layer{index}.weight": torch.zeros(1) for index in range(20)}, tmp_path / "w.pt")
+    with pytest.raises(ModelError) as error:
+        load_checkpoint(Net(), tmp_path / "w.pt")
+    assert "and 15 more" in error.value.why
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return exec, ("raise SystemExit('the pickle ran')",)
+
+
+@pytest.mark.parametrize("made", [Net, lambda: {"state_dict": weights(), "config": Evil()}])
+def test_a_pickle_of_more_than_tensors_is_refused_without_running_it(
+    tmp_path: Path, made: Callable[[], object]
+) -> None:
+    torch.save(made(), tmp_path / "w.pt")
+    with pytest.raises(ModelError, match="holds more than tensors") as error:
+        load_checkpoint(Net(), tmp_path / "w.pt")
+    assert "torch.save(model.state_dict()" in error.value.fix
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+@pytest.mark.parametrize("content", ["half", "empty", "text"])
+def test_a_damaged_file_is_said_to_be_unreadable(tmp_path: Path, name: str, content: str) -> None:
+    path = tmp_path / name
+    if path.suffix == ".pt":
+        torch.save(weights(), path)
+    else:
+        save_file(weights(), path)
+    whole = path.read_bytes()
+    path.write_bytes({"half": whole[: len(whole) // 2], "empty": b"", "text": b"version https://git-lfs"}[content])
+    with pytest.raises(ModelError, match=f"checkpoint {name} cannot be read") as error:
+        load_checkpoint(Net(), path)
+    assert error.value.why
+    assert "weights_only" not in str(error.value)
+
+
+def test_other_kinds_of_file_are_named_as_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "w.h5").touch()
+    with pytest.raises(ModelError, match="of no known kind"):
+        load_checkpoint(Net(), tmp_path / "w.h5")
+    torch.save([1, 2], tmp_path / "w.pt")
+    with pytest.raises(ModelError, match="holds a list"):
+        load_checkpoint(Net(), tmp_path / "w.pt")
