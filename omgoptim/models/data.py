@@ -182,7 +182,7 @@ def _from_arrays(path: Path, batch: int, seed: int) -> DataSource:
 def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     if path.suffix == ".npz":
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 return {name: file[name] for name in file.files}
         except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(f"data {path.name} cannot be read", str(error)) from error
