@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from omgoptim.errors import RequestError
+from omgoptim.runtimes import ENGINES, engine_named
+from omgoptim.runtimes.engine import as_float32, wall_clock
+
+
+def test_every_engine_is_found_by_its_name_and_an_unknown_one_is_answered_with_the_nearest() -> None:
+    assert all(engine_named(name).name == name for name in ENGINES)
+    with pytest.raises(RequestError, match="'onnx_runtime' is no runtime") as error:
+        engine_named("onnx_runtime")
+    assert error.value.why.startswith("Did you mean 'onnxruntime'?")
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch_eager"])
+def test_a_package_that_is_not_there_is_told_with_its_install_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert engine_named(name).missing("cpu") is None
+    package = name.removesuffix("_eager")
+    monkeypatch.setattr("importlib.util.find_spec", lambda wanted: None)
+    assert engine_named(name).missing("cpu") == f"{package} is not installed: pip install {package}"
+
+
+def test_a_device_that_an_engine_cannot_use_is_told() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has the device")
+    assert "no CUDA device" in str(engine_named("torch_eager").missing("cuda"))
+    assert "CUDAExecutionProvider" in str(engine_named("onnxruntime").missing("cuda"))
+    assert engine_named("openvino").missing("cuda") == "omgoptim runs OpenVINO on the CPU only"
+
+
+def test_compiling_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert "install g++ or clang" in str(engine_named("torch_compile").missing("cpu"))
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/c++" if name == "c++" else None)
+    assert engine_named("torch_compile").missing("cpu") is None
+
+
+def test_the_clock_makes_exactly_the_calls_it_divides_by() -> None:
+    calls: list[int] = []
+    assert wall_clock(calls.append)(7, 5) > 0
+    assert calls == [7] * 5
+
+
+def test_floats_are_told_as_float32_and_anything_else_as_it_is() -> None:
+    for dtype in (np.float16, np.float64):
+        assert as_float32(np.ones(2, dtype)).dtype == np.float32
+    for array in (np.ones(2, np.float32), np.ones(2, np.int64), np.ones(2, bool)):
+        assert as_float32(array) is array
