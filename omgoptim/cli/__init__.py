@@ -197,7 +197,7 @@ def _show(content: dict[str, Any], view: Callable[[Any], Any], as_json: bool) ->
     else:
         from omgoptim.render import terminal
 
-        _console(sys.stdout).print(view(terminal))
+        _console(sys.stdout).print(view(terminal), crop=False)
     return 0
 
 

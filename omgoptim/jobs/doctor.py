@@ -24,7 +24,7 @@ from omgoptim.jobs.logs import printable
 from omgoptim.jobs.project import find_project
 from omgoptim.reports import DoctorReport, PackageState
 from omgoptim.requests import DoctorRequest
-from omgoptim.runtimes.hardware import cpu_features, cpu_name, usable_cores
+from omgoptim.hardware import cpu_features, cpu_name, usable_cores
 
 INSPECT_LIMIT_S = 180.0
 INSPECT = (

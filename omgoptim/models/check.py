@@ -45,7 +45,7 @@ def read_check(folder: Path) -> Check:
         ArtifactError: it is missing or damaged.
     """
     try:
-        with np.load(folder / CHECK, allow_pickle=False) as file:
+        with (folder / CHECK).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             batch = {name[3:]: file[name] for name in file.files if name.startswith("in:")}
             outputs = [file[f"out:{index}"] for index in range(sum(name.startswith("out:") for name in file.files))]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from omgoptim.errors import ModelError
 from omgoptim.models.artifact import Manifest, open_session, verify_outputs
 from omgoptim.runtimes import Session
-from omgoptim.runtimes.hardware import usable_cores
+from omgoptim.hardware import usable_cores
 from omgoptim.runtimes.signature import InputTensor, unflatten
 
 

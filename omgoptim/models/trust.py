@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ class Reach:
 
     @staticmethod
     def of(project: Path, allow_path: Sequence[str]) -> Reach:
+        """The reach of a request: its own `allow_path`, and what the user allowed in OMGOPTIM_ALLOW_PATH."""
+        standing = os.environ.get("OMGOPTIM_ALLOW_PATH", "").split(os.pathsep)
+        allow_path = [*allow_path, *filter(None, standing)]
         return Reach(project.resolve(), tuple(Path(folder).expanduser().resolve() for folder in allow_path))
 
     def file(self, text: str, what: str) -> Path:

@@ -28,6 +28,12 @@ def common_arguments(request: ModelRequest) -> dict[str, Any]:
     }
 
 
+def scheme_arguments(request: QuantizeRequest) -> dict[str, Any]:
+    """The technique and its parameters as flat arguments, defaults left out."""
+    given = request.scheme.model_dump(exclude_defaults=True) | {"scheme": request.scheme.scheme}
+    return {} if given == {"scheme": "auto"} else given
+
+
 def profile_steps(request: ModelRequest, subject: Subject, layers: Sequence[Layer]) -> list[NextStep]:
     """After a profile: quantize, and give data if there was none."""
     arguments = common_arguments(request)
@@ -54,13 +60,13 @@ def quantize_steps(
     if outcome == "no_gain":
         steps.append(step("profile", arguments, "see where the time goes: small models are dominated by overhead"))
     if outcome == "ok" and not has_interval:
-        careful = arguments | {"scheme": request.scheme.model_dump(), "timing": "standard"}
+        careful = arguments | scheme_arguments(request) | {"timing": "standard"}
         steps.append(step("quantize", careful, "a single launch gives no interval: standard timing proves the speedup"))
     if outcome == "ok" and not real_data:
         known = {key: value for key, value in arguments.items() if key != "inputs"} | {"data": "file.py:load"}
         steps.append(step("quantize", known, "with your data static quantization can be tried, and accuracy measured"))
     if outcome == "ok" and real_data and not decided:
-        larger = arguments | {"scheme": request.scheme.model_dump(), "samples": request.samples * 4}
+        larger = arguments | scheme_arguments(request) | {"samples": request.samples * 4}
         steps.append(step("quantize", larger, "more evaluation samples decide whether the guard holds"))
     if outcome == "ok":
         again = {key: value for key, value in arguments.items() if key in ("data", "metric", "project", "python")}

@@ -26,7 +26,7 @@ from omgoptim.operations.verdict import is_gain, load_warnings, quality_warnings
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import CompareRequest
 from omgoptim.requests.command import command_of
-from omgoptim.runtimes.hardware import usable_cores
+from omgoptim.hardware import usable_cores
 
 
 def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:

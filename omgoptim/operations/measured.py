@@ -15,7 +15,7 @@ from omgoptim.models.artifact import Manifest, load_line
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.timing import OVERLOADED
 from omgoptim.reports import Artifact, Environment, Gains, Measurement
-from omgoptim.runtimes.hardware import cpu_features, cpu_name
+from omgoptim.hardware import cpu_features, cpu_name
 
 VERSIONS = ("torch", "onnxruntime", "openvino", "nncf", "onnx", "numpy")
 

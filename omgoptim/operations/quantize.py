@@ -10,7 +10,7 @@ from typing import Any, Literal
 from omgoptim.errors import ArtifactError, DataError, RequestError, TechniqueError
 from omgoptim.measure.launch import Process
 from omgoptim.measure.metrics import resolve_metric
-from omgoptim.measure.quality import Quality, read_outputs
+from omgoptim.measure.quality import Quality, compare_quality, read_outputs
 from omgoptim.measure.race import Timing
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.samples import Samples
@@ -21,7 +21,7 @@ from omgoptim.operations.context import RunContext
 from omgoptim.operations.making import Made, float_program, make
 from omgoptim.operations.measured import artifact_record, environment, gains, measurement, shown_request
 from omgoptim.operations.planning import plan_report
-from omgoptim.operations.screening import Attempt, choose_finalists, compare_outputs, screen, within
+from omgoptim.operations.screening import Attempt, choose_finalists, screen, within
 from omgoptim.operations.subject import Live, Subject, prepare
 from omgoptim.operations.timing import full_race
 from omgoptim.operations.verdict import (
@@ -36,6 +36,9 @@ from omgoptim.reports import Candidate, EfficiencyReport
 from omgoptim.requests import QuantizeRequest
 from omgoptim.requests.command import command_of
 from omgoptim.techniques.registry import technique_of
+
+AS_FAST = 1.02
+"""Finalists within this factor of the fastest count as equally fast: the smallest of them wins."""
 
 SELECTION_SAMPLES = 256
 """Samples that candidates are chosen on."""
@@ -76,7 +79,7 @@ def quantize(request: QuantizeRequest, context: RunContext, live: Live | None = 
     screen(request, context, subject, attempts, splits.selection, metric_name)
     finalists = choose_finalists(attempts, request.max_quality_drop)
     final = _final_race(request, context, subject, finalists, metric_name)
-    final.winner.status, final.winner.why = "chosen", "the fastest of the finalists"
+    final.winner.status, final.winner.why = "chosen", "the fastest of the finalists, or as fast and smaller"
     if not within(final.winner, request.max_quality_drop):
         final.winner.why = "no candidate held the guard on the selection samples; this one came closest"
     context.progress("saving the artifact", 0.97)
@@ -180,14 +183,16 @@ def _final_race(
             attempt.status, attempt.why, attempt.error = "failed", f"{timing.what}: {timing.why}", timing
     if not finished:
         raise next(attempt.error for attempt in finalists if attempt.error)
-    winner, timing, target = max(finished, key=lambda entry: entry[0].speedup)
+    fastest = max(attempt.speedup for attempt, _, _ in finished)
+    level = [entry for entry in finished if entry[0].speedup * AS_FAST >= fastest]
+    winner, timing, target = min(level, key=lambda entry: entry[0].made.size_bytes or 0)
     for attempt, _, _ in finished:
         attempt.why = f"{attempt.speedup:.2f}x when measured in full, the chosen one {winner.speedup:.2f}x"
     original = read_outputs(targets[0])
     metric = resolve_metric(
         metric_name, subject.signature, original, subject.evaluation.targets, subject.reach, request.time_limit_s
     )
-    quality = compare_outputs(metric, original, target, subject.evaluation.targets, request.seed)
+    quality = compare_quality(metric, original, read_outputs(target), subject.evaluation.targets, request.seed)
     return Final(winner, raced.timing(0), timing, quality, raced.load)
 
 
@@ -201,7 +206,6 @@ def _publish(winner: Attempt, context: RunContext) -> None:
 def _record(attempt: Attempt, baseline_bytes: int, sizes: dict[str, int]) -> Candidate:
     option = attempt.made.option
     size = sizes.get(option.name)
-    quality = attempt.quality
     return Candidate(
         name=option.name,
         scheme=option.scheme,
@@ -209,8 +213,8 @@ def _record(attempt: Attempt, baseline_bytes: int, sizes: dict[str, int]) -> Can
         size_bytes=size,
         size_ratio=baseline_bytes / size if size else None,
         speedup=attempt.speedup or None,
-        quality=quality.after if quality else None,
-        quality_drop=quality.drop if quality else None,
+        quality=attempt.quality,
+        quality_drop=attempt.drop,
         status=attempt.status,
         why=attempt.why,
     )

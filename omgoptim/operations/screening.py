@@ -9,7 +9,7 @@ from typing import Any, Literal
 from omgoptim.errors import OmgoptimError, TechniqueError
 from omgoptim.measure.launch import Process
 from omgoptim.measure.metrics import resolve_metric
-from omgoptim.measure.quality import Metric, Quality, compare_quality, read_outputs, score
+from omgoptim.measure.quality import read_outputs, score
 from omgoptim.measure.race import SCREENING, Timing, race
 from omgoptim.models.artifact import Manifest
 from omgoptim.models.samples import Samples
@@ -32,7 +32,9 @@ class Attempt:
 
     made: Made
     timing: Timing | None = None
-    quality: Quality | None = None
+    quality: float | None = None
+    drop: float | None = None
+    """Quality on the selection samples, and how much less it is than the original's."""
     error: OmgoptimError | None = None
     status: Literal["chosen", "finalist", "dropped", "failed"] = "dropped"
     why: str = ""
@@ -68,13 +70,15 @@ def screen(
             metric_name, subject.signature, original, selection.targets, subject.reach, request.time_limit_s
         )
         score(metric, original, selection.targets, original)  # a metric that fails here fails the run, no candidate
+        original_quality = score(metric, original, selection.targets, original)
         for attempt, timing, target in zip(group, timings[1:], targets[1:], strict=True):
             if not isinstance(timing, Timing):
                 attempt.error = timing
                 continue
             attempt.timing = timing
             try:
-                attempt.quality = compare_outputs(metric, original, target, selection.targets, request.seed)
+                attempt.quality = score(metric, read_outputs(target), selection.targets, original)
+                attempt.drop = original_quality - attempt.quality
             except OmgoptimError as error:  # infinite outputs, or a metric that is NaN for them
                 attempt.error = error
         done += len(group)
@@ -87,12 +91,8 @@ def _groups(attempts: list[Attempt], baseline: Path) -> list[list[Attempt]]:
     return [attempts[start : start + size] for start in range(0, len(attempts), size)]
 
 
-def compare_outputs(metric: Metric, original: list[Any], target: Path, targets: list[Any], seed: int) -> Quality:
-    return compare_quality(metric, original, read_outputs(target), targets, seed)
-
-
 def within(attempt: Attempt, guard: float) -> bool:
-    return attempt.quality is not None and attempt.quality.drop <= guard
+    return attempt.drop is not None and attempt.drop <= guard
 
 
 def choose_finalists(attempts: list[Attempt], guard: float) -> list[Attempt]:
@@ -100,23 +100,21 @@ def choose_finalists(attempts: list[Attempt], guard: float) -> list[Attempt]:
     for attempt in attempts:
         if attempt.error is not None:
             attempt.status, attempt.why = "failed", f"{attempt.error.what}: {attempt.error.why}".strip(": ")
-    alive = [attempt for attempt in attempts if attempt.timing and attempt.quality]
+    alive = [attempt for attempt in attempts if attempt.timing and attempt.drop is not None]
     if not alive:
         reasons = "; ".join(f"{attempt.made.option.name}: {attempt.why}" for attempt in attempts)
         raise TechniqueError("no candidate could be measured", reasons)
     holding = sorted((a for a in alive if within(a, guard)), key=lambda a: -a.speedup)
     if not holding:
-        finalists = [min(alive, key=lambda a: (a.quality.drop if a.quality else 1.0, -a.speedup))]
+        finalists = [min(alive, key=lambda a: (a.drop or 0.0, -a.speedup))]
     else:
         best = holding[0].speedup
         finalists = [a for a in holding if a.speedup * NEAR_THE_BEST >= best][:FINALISTS]
     for attempt in alive:
         if attempt in finalists:
             attempt.status = "finalist"
-        elif not within(attempt, guard) and attempt.quality:
-            attempt.why = (
-                f"quality drop {attempt.quality.drop:.4f} on the selection samples is above the guard {guard:g}"
-            )
+        elif not within(attempt, guard):
+            attempt.why = f"quality drop {attempt.drop:.4f} on the selection samples is above the guard {guard:g}"
         else:
             attempt.why = f"{attempt.speedup:.2f}x in the screening, the best had {holding[0].speedup:.2f}x"
     return finalists

@@ -25,7 +25,7 @@ from omgoptim.models.trust import Reach
 from omgoptim.operations.context import RunContext
 from omgoptim.requests import ModelRequest
 from omgoptim.runtimes import ENGINES, Settings
-from omgoptim.runtimes.hardware import usable_cores
+from omgoptim.hardware import usable_cores
 from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
 from omgoptim.techniques.quantize.onnx_graph import count_params as count_program_params
 

@@ -11,7 +11,7 @@ from omgoptim.errors import OmgoptimError
 from omgoptim.measure.launch import Process
 from omgoptim.measure.race import PLANS, Bench, Plan, Timing, race
 from omgoptim.operations.context import RunContext
-from omgoptim.runtimes.hardware import other_load
+from omgoptim.hardware import other_load
 
 BUSY = 0.25
 """Load by other processes, as a fraction of the machine, above which more launches are made and the report warns."""

@@ -227,20 +227,24 @@ def _next_steps(report: EfficiencyReport) -> RenderableType | None:
         return None
     lines = [Text("next", "bold")]
     for step in report.next_steps:
-        lines += [Text.assemble("  ", (step.command, "cyan")), Text(f"      {facts.plain(step.why, 200)}", "dim")]
-    return _block(lines)
+        lines += [_to_copy("  ", (step.command, "cyan")), Text(f"      {facts.plain(step.why, 200)}", "dim")]
+    return Group(*lines, "")
 
 
 def _places(report: EfficiencyReport, folder: Path | None) -> RenderableType:
-    grid = Table.grid(padding=(0, 2))
+    places = []
     if report.artifact:
-        grid.add_row(Text("artifact", "dim"), Text(report.artifact.path))
-        grid.add_row(Text("open it", "dim"), Text(facts.block(report.artifact.load)))
+        places.append(("artifact", report.artifact.path))
+        places += [("open it", line) for line in facts.block(report.artifact.load).splitlines()]
     if folder:
-        grid.add_row(Text("report", "dim"), Text(str(folder / "report.json")))
-        grid.add_row(Text("page", "dim"), Text(str(folder / "report.html")))
-    grid.add_row(Text("repeat", "dim"), Text(report.repeat))
-    return grid
+        places += [("report", str(folder / "report.json")), ("page", str(folder / "report.html"))]
+    places.append(("repeat", report.repeat))
+    return Group(*(_to_copy((f"{label:<10}", "dim"), text) for label, text in places))
+
+
+def _to_copy(*parts: str | tuple[str, str]) -> Text:
+    """A line that stays one line, however long: what is copied out of the terminal must still run."""
+    return Text.assemble(*parts, no_wrap=True, overflow="ignore")
 
 
 def _block(lines: list[Text]) -> RenderableType:

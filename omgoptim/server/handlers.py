@@ -19,6 +19,7 @@ from omgoptim.jobs.project import find_project
 from omgoptim.jobs.states import ENDED, list_runs, load_report
 from omgoptim.jobs.submit import submit
 from omgoptim.server import answers, documents
+from omgoptim.server.schema import SHELL_ONLY
 from omgoptim.server.tools import INSTRUCTIONS, tools
 from omgoptim.server.waiting import longest_wait, wait_for, wait_seconds
 
@@ -67,6 +68,7 @@ async def _answer(context: Context, name: str, arguments: dict[str, Any]) -> Cal
     if name not in known:
         raise RequestError(f"there is no tool '{name}'", did_you_mean(name, known))
     face = {key: arguments.pop(key) for key in ("wait_s", "detail") if name != "doctor" and key in arguments}
+    _refuse_shell_only(arguments)
     request = requests.parse(name, arguments)
     wait_s, detail = wait_seconds(face.get("wait_s")), _detail(face.get("detail"))
     if isinstance(request, requests.DoctorRequest):
@@ -101,6 +103,17 @@ async def _wait_and_answer(
         return answers.report_answer(await run_sync(load_report, folder), folder, detail)
     except OmgoptimError as error:
         return answers.error_answer(error, folder.id)
+
+
+def _refuse_shell_only(arguments: dict[str, Any]) -> None:
+    """An agent may not widen its own reach: that is for the person who set the server up."""
+    for name in SHELL_ONLY:
+        if arguments.get(name):
+            raise RequestError(
+                f"'{name}' cannot be given to a tool",
+                "which folders may be read from is the user's choice, not an agent's",
+                "ask the user to set OMGOPTIM_ALLOW_PATH in the server's environment, or to run the command in a shell",
+            )
 
 
 def _detail(given: Any) -> answers.Detail:

@@ -15,7 +15,10 @@ from omgoptim.requests import ModelRequest, Params, Request, technique_field, te
 
 Json = dict[str, Any]
 
-TOLD_ONCE = ("timing", "device", "batch", "threads", "samples", "seed", "time_limit_s", "python", "allow_path")
+TOLD_ONCE = ("timing", "device", "batch", "threads", "samples", "seed", "time_limit_s", "python")
+
+SHELL_ONLY = ("allow_path",)
+"""What an agent may not give itself: the user sets OMGOPTIM_ALLOW_PATH in the server's environment."""
 
 _SAYS_LITTLE = {"title", "minLength", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
 
@@ -28,6 +31,8 @@ def input_schema(request: type[Request], face: Json) -> Json:
         default = request.model_fields[key].get_default(call_default_factory=True)
         properties[key] = _choice(techniques(request), getattr(default, key))
         properties |= _technique_properties(key, techniques(request), taken=set(properties))
+    for name in SHELL_ONLY:
+        properties.pop(name, None)
     for name in TOLD_ONCE:
         properties.get(name, {}).pop("description", None)
     required = [name for name, field in request.model_fields.items() if field.is_required()]

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "omgoptim"
 
 STOREYS = (
-    ("errors", "bootstrap"),
+    ("errors", "bootstrap", "hardware"),
     ("reports",),
     ("requests",),
     ("runtimes",),

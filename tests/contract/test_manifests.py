@@ -18,6 +18,7 @@ import yaml
 import omgoptim
 from omgoptim import cli
 from omgoptim.requests import QUERIES, VERBS, Request, techniques
+from omgoptim.server.schema import SHELL_ONLY
 from omgoptim.server.tools import tools
 
 ROOT = Path(__file__).parents[2]
@@ -271,7 +272,8 @@ def test_a_tool_takes_the_arguments_of_its_request_and_few_of_its_own(verb: str)
         name: (typing.get_origin(field.annotation), len(typing.get_args(field.annotation))) for name, field in fields
     }
     without_choice = {name for name, kind in kinds.items() if kind == (typing.Literal, 1)}
-    assert arguments_of(ALL[verb]) - TOOLS[verb] <= without_choice
+    assert arguments_of(ALL[verb]) - TOOLS[verb] <= without_choice | set(SHELL_ONLY)
+    assert not TOOLS[verb] & set(SHELL_ONLY)
     assert TOOLS[verb] - arguments_of(ALL[verb]) <= {"wait_s", "detail"}
 
 

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from omgoptim.runtimes.hardware import FEATURES, cpu_features, cpu_name, other_load, usable_cores
+from omgoptim.hardware import FEATURES, cpu_features, cpu_name, other_load, usable_cores
 
 SPIN = "print('.', flush=True)\nwhile True: pass"
 
@@ -22,7 +22,7 @@ def test_the_processor_has_a_name_and_only_features_that_matter() -> None:
 
 def test_a_process_may_use_no_more_cores_than_its_affinity() -> None:
     code = "import os; os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])\n"
-    code += "from omgoptim.runtimes.hardware import usable_cores; print(usable_cores())"
+    code += "from omgoptim.hardware import usable_cores; print(usable_cores())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"
     assert 1 <= usable_cores() <= (os.cpu_count() or 1)
@@ -32,7 +32,7 @@ def test_a_busy_process_of_another_group_is_load_and_one_of_our_own_is_not() -> 
     """On one core that both share, another's spinning is most of the load; the same spinning of our own is not."""
     code = (
         "import os, subprocess, sys\n"
-        "from omgoptim.runtimes.hardware import other_load\n"
+        "from omgoptim.hardware import other_load\n"
         "os.setsid()\n"
         "os.sched_setaffinity(0, list(os.sched_getaffinity(0))[-1:])\n"
         f"with subprocess.Popen([sys.executable, '-c', {SPIN!r}], stdout=subprocess.PIPE,\n"
