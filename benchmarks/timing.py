@@ -43,6 +43,8 @@ from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
 HERE = Path(__file__).parent
 BASE, MORE = 40, 42
 TRIALS = 2000
+FEWEST, FEWEST_QUICK = 40, 8
+"""Launches that are made however long they take."""
 PLANS_SHOWN = {
     "standard": PLANS["standard"],
     "careful": PLANS["careful"],
@@ -187,7 +189,7 @@ def main() -> None:
     for engine in asked.engines:
         with tempfile.TemporaryDirectory(prefix="omgoptim-timing-") as folder:
             seconds = 0.0 if asked.quick else 60 * asked.minutes / len(asked.engines)
-            pool = measure(engine, Path(folder), seconds, 10 if asked.quick else 40, asked.seed)
+            pool = measure(engine, Path(folder), seconds, FEWEST_QUICK if asked.quick else FEWEST, asked.seed)
         engines[engine] = of_pool(engine, pool, trials, asked.seed)
     keep("timing", asked.seed, asked.quick, began, {"trials": trials, "blocks": [BASE, MORE], "engines": engines})
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omgoptim.errors import SetupError, clip
+from omgoptim.jobs.project import plugin_roots
 
 REQUIRED = (
     "torch", "numpy", "pydantic", "safetensors", "onnx", "onnxscript", "onnxruntime", "thop", "sympy", "filelock",
@@ -22,6 +23,7 @@ REQUIRED = (
 )  # fmt: skip
 OLDEST = (3, 10)
 CHECK_LIMIT_S = 10.0
+OWN = "the Python that omgoptim itself runs in"
 
 _CHECK = """\
 import sys
@@ -104,12 +106,23 @@ def require(interpreter: Interpreter) -> None:
             f"{interpreter.path} ({interpreter.found_by}); omgoptim needs {OLDEST[0]}.{OLDEST[1]} or newer",
             "give python=<path of a newer Python that has the model's packages>",
         )
+    install = interpreter.install_command(*interpreter.missing)
     if interpreter.missing:
         raise SetupError(
             f"the Python that would run the model lacks {', '.join(interpreter.missing)}",
             f"{interpreter.path} ({interpreter.found_by}, Python {interpreter.version})",
-            interpreter.install_command(*interpreter.missing),
+            _first_environment(interpreter) if _is_only_ours(interpreter) else install,
         )
+
+
+def _is_only_ours(interpreter: Interpreter) -> bool:
+    """Whether the project has no Python at all and the one found is a plugin's own, made for nothing but the server."""
+    return interpreter.found_by == OWN and "torch" in interpreter.missing and bool(plugin_roots())
+
+
+def _first_environment(interpreter: Interpreter) -> str:
+    wanted = " ".join(_quoted(package) for package in interpreter.missing)
+    return f"python3 -m venv .venv && .venv/bin/python -m pip install {wanted}   (in the project)"
 
 
 def is_new_enough(interpreter: Interpreter) -> bool:
@@ -132,7 +145,7 @@ def _choose(project: Path, explicit: str | None) -> tuple[Path, str]:
         found = _python_in(Path(folder)) if folder else None
         if found:
             return found, source
-    return Path(sys.executable), "the Python that omgoptim itself runs in"
+    return Path(sys.executable), OWN
 
 
 def _named(project: Path, value: str, source: str) -> Path:

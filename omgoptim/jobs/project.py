@@ -47,6 +47,10 @@ def _existing(value: str, source: str) -> Path:
     return path.resolve()
 
 
+def plugin_roots() -> list[Path]:
+    """Where this process was started from as a plugin; empty if it was not."""
+    return [Path(os.environ[name]).resolve() for name in PLUGIN_ROOTS if os.environ.get(name)]
+
+
 def _is_in_plugin(folder: Path) -> bool:
-    roots = [Path(os.environ[name]).resolve() for name in PLUGIN_ROOTS if os.environ.get(name)]
-    return any(folder == root or root in folder.parents for root in roots)
+    return any(folder == root or root in folder.parents for root in plugin_roots())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from omgoptim.errors import SetupError
-from omgoptim.jobs.interpreter import REQUIRED, Interpreter, find_interpreter, require
+from omgoptim.jobs.interpreter import OWN, REQUIRED, Interpreter, find_interpreter, require
 
 VARIABLES = ("OMGOPTIM_PYTHON", "VIRTUAL_ENV", "CONDA_PREFIX")
 
@@ -90,3 +90,12 @@ def test_the_fix_is_one_command_for_that_python() -> None:
     with pytest.raises(SetupError) as caught:
         require(interpreter)
     assert caught.value.fix == "'/my env/bin/python' -m pip install onnx onnxruntime"
+
+
+def test_a_plugins_own_python_is_not_what_torch_is_installed_into(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLUGIN_ROOT", "/plugin")
+    own = Interpreter(Path("/cache/uv/bin/python"), OWN, "3.12.1", ("torch", "onnx"))
+    with pytest.raises(SetupError) as caught:
+        require(own)
+    assert "-m venv .venv" in caught.value.fix
+    assert "/cache/uv" not in caught.value.fix

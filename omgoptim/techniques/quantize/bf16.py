@@ -3,7 +3,7 @@
 What it does: every float32 weight over 1 KiB is rounded to bfloat16 (8 bits of mantissa, float32's range) and read
 through a Cast to float32, so that every engine opens the file.
 Use when: int8 costs too much quality, on a CPU or GPU with bfloat16 units. Needs no data.
-What you really get: storage half; speed up to 2x where the engine computes in bfloat16 (OpenVINO with its precision
+What you really get: storage half; more speed where the engine computes in bfloat16 (OpenVINO with its precision
 hint, torch on AVX512-BF16 or AMX), none elsewhere; memory as the engine keeps its weights.
 Limits: a value that bfloat16 cannot hold (within 0.4 % of float32's largest) keeps its tensor in float32.
 Source: arXiv:1905.12322; nothing differs.

@@ -4,9 +4,9 @@ What it does: a weight w becomes round(w / s), s = max|w| / 127 over an output c
 8-bit range anew in each call, and the product is computed in integers (MatMulInteger, DynamicQuantizeLSTM). Embeddings
 are stored in int8 with a scale per row. Constants are folded first: an exported LSTM's weights may be no constants.
 Use when: the time goes into Linear or LSTM layers (transformers, recurrent nets). Needs no data and takes seconds.
-What you really get: storage and memory about a quarter; speed 2-3x with VNNI for large layers, in ONNX Runtime.
+What you really get: storage and memory about a quarter; more speed with VNNI for large layers, in ONNX Runtime.
 The embeddings' int8 is storage only: the rows looked up are computed in float.
-Limits: convolutions stay float (ONNX Runtime's ConvInteger is 4-6x slower than float: use static); GRU stays float (no
+Limits: convolutions stay float (ONNX Runtime's ConvInteger is slower than float: use static); GRU stays float (no
 int8 GRU in ONNX Runtime: runtime torch_eager has one); products of two activations, as in attention, stay float.
 Source: onnxruntime.quantization.quantize_dynamic; differs in folding first, in per-channel weights by default, in the
 embeddings (own code, scale per row), and in proving from the written program what was quantized.

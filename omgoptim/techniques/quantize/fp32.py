@@ -1,7 +1,7 @@
 """Change nothing: the float32 program, for another engine to run.
 
 What it does: copies the program, and its external data if it has any.
-Use when: always worth measuring: an engine alone is often 1.5-5x faster than eager torch, at no loss of quality.
+Use when: always worth measuring: an engine alone is often faster than eager torch, at no loss of quality.
 What you really get: the same storage; speed from the engine's own fusions and kernels.
 Limits: none.
 Source: none needed; it is the yardstick of what quantization adds to an engine.

@@ -6,7 +6,7 @@ s = (max - min) / 255 for activations; weights have s = max|w| / 127 over an out
 Two algorithms: ONNX Runtime's (the plain ranges, or a histogram's) and NNCF's (bias correction, and SmoothQuant with a
 mixed preset for transformers); on small convolution nets now the one, now the other keeps more, so `auto` tries both.
 Use when: convolution nets, and Linear where dynamic quantization costs too much time. Needs some 100-300 samples.
-What you really get: storage and memory about a quarter; speed 2-10x over eager torch on a CPU with VNNI, in ONNX
+What you really get: storage and memory about a quarter; the most speed on a CPU with VNNI, in ONNX
 Runtime and OpenVINO alike. NNCF's transformer program is fast in OpenVINO only.
 Limits: LSTM and GRU stay float (scheme dynamic); networks with attention are refused by algorithm onnxruntime, since
 plain ranges over all of their ops leave nothing of the output (cosine 0.35 measured on MiniLM). Embeddings are

@@ -1,0 +1,290 @@
+"""Does `quantize` choose well, and what does choosing cost? Against each engine called by its own API, in one race.
+
+For each model: `omgoptim quantize` as a whole, in a copy of the project; the same engines by hand (`bare_engines.py`);
+then everything is an artifact, and all of them race against the eager float32 model on the evaluation data.
+
+    python benchmarks/quantize.py [--models digits_cnn lstm minilm] [--seed 0] [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from record import bar, console, keep, machine, table
+
+from omgoptim.errors import OmgoptimError
+from omgoptim.measure.launch import Process
+from omgoptim.measure.metrics import resolve_metric
+from omgoptim.measure.quality import Quality, compare_quality, read_outputs
+from omgoptim.measure.race import PLANS, Timing, race
+from omgoptim.models.artifact import MANIFEST, PROGRAM, Check, Manifest, save_program
+from omgoptim.operations.context import RunContext
+from omgoptim.operations.subject import Subject, prepare
+from omgoptim.requests import QuantizeRequest, parse
+from omgoptim.runtimes import ENGINES, Settings
+
+HERE = Path(__file__).parent
+EXAMPLES = HERE.parent / "examples"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A model, its guard, and who it is compared with."""
+
+    name: str
+    guard: float
+    peers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """An engine called directly: which step of `bare_engines.py` makes its file, and how it is run."""
+
+    step: str
+    runtime: str
+    precision: str
+
+
+@dataclass(frozen=True, slots=True)
+class Raced:
+    """One contestant's end."""
+
+    name: str
+    timing: Timing
+    quality: Quality
+    size_bytes: int
+
+
+PEERS = {
+    "ONNX Runtime fp32": Peer("float", "onnxruntime", "float32"),
+    "ONNX Runtime static": Peer("ort_static", "onnxruntime", "int8"),
+    "ONNX Runtime dynamic": Peer("ort_dynamic", "onnxruntime", "int8"),
+    "OpenVINO fp32": Peer("float", "openvino", "float32"),
+    "OpenVINO bf16": Peer("float", "openvino", "bfloat16"),
+    "OpenVINO, NNCF": Peer("nncf_openvino", "openvino", "int8"),
+    "OpenVINO, NNCF, bf16 rest": Peer("nncf_openvino", "openvino", "bfloat16"),
+}
+FLOATS = ("ONNX Runtime fp32", "OpenVINO fp32", "OpenVINO bf16")
+NNCF = ("OpenVINO, NNCF", "OpenVINO, NNCF, bf16 rest")
+CASES = {
+    "digits_cnn": Case("digits_cnn", 0.01, (*FLOATS, *NNCF, "ONNX Runtime static")),
+    "lstm": Case("lstm", 0.01, (*FLOATS, *NNCF, "ONNX Runtime static", "ONNX Runtime dynamic")),
+    "minilm": Case("minilm", 0.03, (*FLOATS, *NNCF, "ONNX Runtime dynamic")),
+}
+STEP_OF = {
+    "static-onnxruntime": "ort_static",
+    "static-nncf": "nncf_onnx",
+    "dynamic": "ort_dynamic",
+    "bf16": "torch_bf16",
+}
+"""What a candidate's technique is by hand; fp32 is the export itself."""
+
+AUTO = "omgoptim"
+
+
+def timed(command: list[str], log: Path) -> float:
+    """Seconds that a process takes from start to end."""
+    quiet = {"NNCF_CI": "1", "CI": "true", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE.parent)}  # no telemetry
+    with log.open("a") as output:
+        start = time.perf_counter()
+        done = subprocess.run(command, stdout=output, stderr=output, env=os.environ | quiet, check=False)
+        seconds = time.perf_counter() - start
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{log.read_text()[-3000:]}")
+    return seconds
+
+
+def request_of(case: Case, project: Path, quick: bool, seed: int) -> dict[str, Any]:
+    source = f"examples/{case.name}.py"
+    return {
+        "model": f"{source}:build",
+        "data": f"{source}:load",
+        "max_quality_drop": case.guard,
+        "timing": "quick" if quick else "standard",
+        "seed": seed,
+        "project": str(project),
+    }
+
+
+def the_whole_command(case: Case, project: Path, quick: bool, seed: int) -> dict[str, Any]:
+    """The answer of `whole_command.py`, with the seconds that its process took."""
+    question, answer = project / "request.json", project / "answer.json"
+    question.write_text(json.dumps(request_of(case, project, quick, seed)))
+    seconds = timed([sys.executable, str(HERE / "whole_command.py"), str(question), str(answer)], project / "whole.log")
+    return {"whole_s": seconds, **json.loads(answer.read_text())}
+
+
+def by_hand(case: Case, project: Path, output: str, steps: list[str]) -> float:
+    """Seconds of a process that loads, exports and does `steps`."""
+    script = [sys.executable, str(HERE / "bare_engines.py"), str(project), f"examples/{case.name}.py"]
+    return timed([*script, str(project / output), *steps], project / "bare.log")
+
+
+def steps_of(report: dict[str, Any]) -> list[str]:
+    """By hand, what omgoptim made for its candidates."""
+    tried = [c["name"].split(" on ")[0] for c in report["candidates"] if c["status"] != "skipped"]
+    return list(dict.fromkeys(STEP_OF[technique] for technique in tried if technique in STEP_OF))
+
+
+def as_artifact(peer: Peer, made: Path, folder: Path, subject: Subject) -> Path:
+    """A peer's file as an artifact, so that it is opened and timed as any other."""
+    program, weights = made / peer.step / PROGRAM, made / peer.step / "model.bin"
+    if weights.exists() and not program.exists():  # OpenVINO looks at what a file holds, not at its ending
+        shutil.copy2(program.with_suffix(".xml"), program)
+    settings = Settings(subject.bench.threads, precision=peer.precision)
+    outputs = ENGINES[peer.runtime].open(program, subject.signature, settings).run(subject.example)
+    manifest = replace(Manifest.read(subject.baseline), runtime=peer.runtime, precision=peer.precision, files={})
+    save_program(folder, program, manifest, Check(subject.example, outputs))
+    if weights.exists():
+        shutil.copy2(weights, folder / weights.name)
+        saved = Manifest.read(folder)
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+        files = saved.files | {weights.name: {"bytes": weights.stat().st_size, "sha256": digest}}
+        (folder / MANIFEST).write_text(json.dumps(replace(saved, files=files).to_json(), indent=1))
+    return folder
+
+
+def subject_of(case: Case, project: Path, quick: bool, seed: int) -> Subject:
+    request = parse("quantize", request_of(case, project, quick, seed))
+    if not isinstance(request, QuantizeRequest):
+        raise TypeError("no quantize request")
+    return prepare(request, RunContext(project / "race", "race", project, sys.executable, "here", lambda *_: None))
+
+
+def race_all(case: Case, subject: Subject, folders: dict[str, Path], quick: bool, seed: int) -> list[Raced]:
+    """Everyone in one race, the eager float32 model first; one who fails is told and left out."""
+    targets = [subject.eval_folder.parent / "outputs" / str(index) for index in range(len(folders))]
+
+    def outputs(index: int, process: Process) -> None:
+        process.ask("outputs", inputs=str(subject.eval_folder), target=str(targets[index]))
+
+    plan = PLANS["quick" if quick else "standard"]
+    timings = race(list(folders.values()), subject.bench, plan, seed, on_first=outputs)
+    original, labels = read_outputs(targets[0]), subject.evaluation.targets
+    metric = resolve_metric("auto", subject.signature, original, labels, subject.reach, 300)
+    ended = []
+    for (name, folder), timing, target in zip(folders.items(), timings, targets, strict=True):
+        if isinstance(timing, OmgoptimError):
+            console.print(f"{case.name}, {name} failed: {timing}")
+            continue
+        quality = compare_quality(metric, original, read_outputs(target), labels, seed)
+        ended.append(Raced(name, timing, quality, Manifest.read(folder).size_bytes))
+    return ended
+
+
+def speedup(raced: Raced) -> float:
+    return raced.timing.speedup.value if raced.timing.speedup else 1.0
+
+
+def judged(case: Case, ended: list[Raced], whole: dict[str, Any], bare_s: float) -> list[dict[str, Any]]:
+    """The bars of this model. They were set before anything was measured."""
+    auto = next((raced for raced in ended if raced.name == AUTO), None)
+    if auto is None:
+        raise SystemExit(f"{case.name}: omgoptim's own artifact dropped out of the race")
+    baseline, *others = ended
+    peers = [raced for raced in others if raced is not auto and raced.quality.drop <= case.guard]
+    bars = []
+    if case.name == "digits_cnn":
+        bars.append(
+            bar("digits: float weights / artifact, bytes", baseline.size_bytes / auto.size_bytes, 3, at_least=True)
+        )
+        bars.append(bar("digits: accuracy lost", auto.quality.drop, 0.01, at_least=False))
+    if case.name == "minilm":
+        bars.append(bar("MiniLM: times as fast as eager float32", speedup(auto), 2, at_least=True))
+        bars.append(bar("MiniLM: cosine with the original", auto.quality.after, 0.97, at_least=True))
+    if peers:
+        best = max(peers, key=speedup)
+        what = f"{case.name}: time of auto's choice / best direct peer whose quality holds ({best.name})"
+        bars.append(bar(what, speedup(best) / speedup(auto), 1.05, at_least=False))
+    cost = (whole["whole_s"] - whole["measuring_s"]) / bare_s
+    bars.append(bar(f"{case.name}: whole command less its measuring / bare engines", cost, 1.5, at_least=False))
+    return bars
+
+
+def show(case: Case, ended: list[Raced], whole: dict[str, Any], bare_s: float) -> None:
+    chosen = next(c["name"] for c in whole["report"]["candidates"] if c["status"] == "chosen")
+    rows = []
+    for raced in sorted(ended, key=speedup, reverse=True):
+        ratio, name = raced.timing.speedup, f"{AUTO}: {chosen}" if raced.name == AUTO else raced.name
+        interval = f"{ratio.low:.2f} to {ratio.high:.2f}" if ratio and ratio.low and ratio.high else "-"
+        holds = "yes" if raced.quality.drop <= case.guard else "no"
+        quality, size = f"{raced.quality.after:.4f}", f"{raced.size_bytes / 1e6:.2f}"
+        latency, batched = raced.timing.latency_ms_p50, raced.timing.throughput_ratio
+        rows.append((name, f"{latency:.3f}", f"{speedup(raced):.2f}", interval, batched, size, quality, holds))
+    columns = ("", "ms", "speedup", "95 %", "at batch 32", "MB", ended[0].quality.metric, "within the guard")
+    table(f"{case.name}, guard {case.guard:g}", columns, rows)
+    console.print(
+        f"the whole command {whole['whole_s']:.1f} s, of it {whole['measuring_s']:.1f} s measuring and "
+        f"{whole['waiting_s']:.1f} s looking at the load; the bare engines {bare_s:.1f} s"
+    )
+
+
+def compare(case: Case, quick: bool, seed: int) -> dict[str, Any]:
+    """One model, from the copied project to its bars."""
+    with tempfile.TemporaryDirectory(prefix=f"omgoptim-{case.name}-") as scratch:
+        project = Path(scratch)
+        shutil.copytree(EXAMPLES, project / "examples", ignore=shutil.ignore_patterns("__pycache__"))
+        console.print(f"[dim]{case.name}: omgoptim quantize[/]")
+        whole = the_whole_command(case, project, quick, seed)
+        same = steps_of(whole["report"])
+        console.print(f"[dim]{case.name}: by hand {', '.join(same)}[/]")
+        bare_s = by_hand(case, project, "same", same)
+        peers = {name: PEERS[name] for name in case.peers}
+        by_hand(case, project, "peers", sorted({peer.step for peer in peers.values()} - {"float"}))
+        subject = subject_of(case, project, quick, seed)
+        folders = {"torch eager fp32": subject.baseline, AUTO: Path(whole["report"]["artifact"]["path"])}
+        for index, (name, peer) in enumerate(peers.items()):
+            folders[name] = as_artifact(peer, project / "peers", project / "artifacts" / str(index), subject)
+        console.print(f"[dim]{case.name}: racing {len(folders)}[/]")
+        ended = race_all(case, subject, folders, quick, seed)
+    show(case, ended, whole, bare_s)
+    return {
+        "bars": judged(case, ended, whole, bare_s),
+        "contestants": {raced.name: record(raced) for raced in ended},
+        "whole": {key: whole[key] for key in ("whole_s", "measuring_s", "waiting_s")} | {"bare_s": bare_s},
+        "candidates": whole["report"]["candidates"],
+    }
+
+
+def record(raced: Raced) -> dict[str, Any]:
+    timing, quality = raced.timing, raced.quality
+    ratio = timing.speedup
+    return {
+        "latency_ms_p50": timing.latency_ms_p50,
+        "speedup": ratio.value if ratio else None,
+        "speedup_low": ratio.low if ratio else None,
+        "speedup_high": ratio.high if ratio else None,
+        "throughput_ratio": timing.throughput_ratio,
+        "peak_memory_bytes": timing.peak_memory_bytes,
+        "size_bytes": raced.size_bytes,
+        quality.metric: quality.after,
+        "quality_drop": quality.drop,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="omgoptim quantize against each engine's own API")
+    parser.add_argument("--models", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="a smoke run: single launches, no claim")
+    asked = parser.parse_args()
+    began = machine()
+    models = {name: compare(CASES[name], asked.quick, asked.seed) for name in asked.models}
+    keep("quantize", asked.seed, asked.quick, began, {"models": models})
+    missed = sum(not judged["held"] for model in models.values() for judged in model["bars"])
+    console.print(f"{missed} bars missed" if missed else "every bar held")
+
+
+if __name__ == "__main__":
+    main()
