@@ -40,7 +40,7 @@ def export_onnx(module: nn.Module, batch: Mapping[str, Tensor], signature: Signa
 
     args, kwargs = signature.to_call({name: tensor.clone() for name, tensor in batch.items()})
     size = sum(p.numel() * p.element_size() for p in module.parameters())
-    with _quiet():
+    with _quiet(), _spelled_out(module, signature):
         try:
             program = torch.onnx.export(
                 module,
@@ -70,7 +70,7 @@ def export_pt2(module: nn.Module, batch: Mapping[str, Tensor], signature: Signat
     import torch
 
     args, kwargs = signature.to_call({name: tensor.clone() for name, tensor in batch.items()})
-    with _quiet():
+    with _quiet(), _spelled_out(module, signature):
         try:
             shapes = _dynamic_shapes(module, signature)
             torch.export.save(torch.export.export(module, args, kwargs, dynamic_shapes=shapes), path)
@@ -97,9 +97,36 @@ def _dynamic_shapes(module: nn.Module, signature: Signature) -> dict[str, Any]:
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
             positional = [t.name for t in signature.inputs if not t.keyword and t.name in shapes]
             gathered[parameter.name] = tuple(shapes.pop(name) for name in positional)
-        elif parameter.kind is inspect.Parameter.VAR_KEYWORD and shapes:
-            gathered[parameter.name] = dict(shapes)
     return gathered
+
+
+@contextlib.contextmanager
+def _spelled_out(module: nn.Module, signature: Signature) -> Iterator[None]:
+    """Give a forward that takes `**anything` the parameters of this call: torch.export wants free dimensions by name.
+
+    The models of transformers are of that kind.
+    """
+    forward = module.forward
+    parameters = inspect.signature(forward).parameters
+    anything = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    if not anything or all(tensor.name in parameters for tensor in signature.inputs):
+        yield
+        return
+
+    def spelled_out(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    named = [inspect.Parameter(tensor.name, kind) for tensor in signature.inputs]
+    spelled_out.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
+    own = module.__dict__.get("forward")
+    module.forward = spelled_out
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
 
 
 def _cause(error: BaseException) -> str:

@@ -45,6 +45,11 @@ class Variadic(Linear):
         return self.fc(parts[0]) + self.fc(parts[1])
 
 
+class Anything(Linear):
+    def forward(self, x: Tensor, **rest: Tensor) -> Tensor:
+        return self.fc(x) * rest["scale"]
+
+
 class Pooled(nn.Module):
     """Over a free sequence length, which its two inputs share."""
 
@@ -67,6 +72,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], list[Any]]] = {
     "one tensor": (lambda: nn.Linear(3, 2), [X]),
     "nested dict": (NestedDict, [X]),
     "keyword inputs": (KeywordOnly, [{"scale": X[:, :2], "x": X, "unused": X}]),
+    "anything by name": (Anything, [{"scale": X[:, :2], "x": X, "unused": X}]),
     "variadic": (Variadic, [(X, X + 1)]),
     "lstm": (lambda: nn.LSTM(3, 4, batch_first=True), [torch.randn(2, 5, 3)]),
     "free length": (Pooled, [of_length(7), of_length(4)]),
@@ -96,6 +102,7 @@ def outputs(engine: str, target: Any, signature: Signature, batch: NumpyBatch) -
 def test_a_program_gives_what_the_module_gives_for_another_batch_on_every_engine(name: str, tmp_path: Path) -> None:
     module, batch, signature = subject(name)
     export_onnx(module, batch, signature, tmp_path / "model.onnx")
+    assert "forward" not in vars(module)
     other = other_batch(name, batch)
     expected = outputs("torch_eager", module, signature, other)
     for engine in ("onnxruntime", "openvino"):
