@@ -103,9 +103,14 @@ def synthetic_like(batch: NamedBatch, seed: int) -> NamedBatch:
 
     def draw(array: NDArray[Any]) -> NDArray[Any]:
         if np.issubdtype(array.dtype, np.floating):
-            drawn = random.normal(float(array.mean()), float(array.std()) or 1.0, array.shape)
-            clipped: NDArray[Any] = drawn.clip(float(array.min()), float(array.max())).astype(array.dtype)
+            finite = array[np.isfinite(array)].astype(np.float64)  # a mask may hold -inf
+            if not finite.size:
+                return array.copy()
+            drawn = random.normal(float(finite.mean()), float(finite.std()) or 1.0, array.shape)
+            clipped: NDArray[Any] = drawn.clip(float(finite.min()), float(finite.max())).astype(array.dtype)
             return clipped
+        if not array.size:
+            return array.copy()
         constant: NDArray[Any] = np.full_like(array, array.flat[0])
         if (array == constant).all():
             return constant

@@ -86,6 +86,14 @@ def test_synthetic_inputs_have_the_range_and_kind_of_real_ones_and_none_of_their
     assert all(np.array_equal(array, synthetic_like(real, seed=0)[name]) for name, array in made.items())
 
 
+def test_synthetic_inputs_of_masks_with_infinity_are_finite_and_empty_ones_stay_empty() -> None:
+    real = {"bias": np.array([[-np.inf, 0.0, 0.5]] * 2), "none": np.zeros((2, 0)), "ids": np.zeros((2, 0), np.int64)}
+    made = synthetic_like(real, seed=0)
+    assert np.isfinite(made["bias"]).all()
+    assert made["bias"].min() >= 0.0
+    assert made["none"].shape == made["ids"].shape == (2, 0)
+
+
 def test_tensors_are_made_in_the_signatures_dtypes() -> None:
     made = as_tensors({"x": np.ones((1, 2), np.float32)}, {"x": "bfloat16"})
     assert made["x"].dtype == torch.bfloat16
