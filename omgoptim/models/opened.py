@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omgoptim.errors import ModelError
+from omgoptim.hardware import usable_cores
 from omgoptim.models.artifact import Manifest, open_session, verify_outputs
 from omgoptim.runtimes import Session
-from omgoptim.hardware import usable_cores
 from omgoptim.runtimes.signature import InputTensor, unflatten
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
@@ -86,7 +87,7 @@ def save(folder: Path, recipe: Recipe, precision: str = "float32", runtime: str 
     torch.manual_seed(4)
     module = build(recipe)
     manifest = manifest_of(signature_of(module), runtime, precision)
-    module = convert(module, precision)
+    module = module if precision == "float32" else convert(copy.deepcopy(module), precision)
     session = ENGINES["torch_eager"].open(module, manifest.signature, Settings(threads=1, precision=precision))
     artifacts.save_module(folder, module, recipe, manifest, Check(EXAMPLE, session.run(EXAMPLE)))
     return module
@@ -282,9 +283,7 @@ def test_a_manifest_of_an_unknown_engine_or_precision_is_refused(copy_of: Callab
 
 
 def test_a_manifest_reads_back_as_it_was_written(tmp_path: Path, exported: tuple[Path, Signature]) -> None:
-    check = MacsCheck.model_construct(**dict.fromkeys(MacsCheck.model_fields))
-    fields = {name: field.annotation for name, field in MacsCheck.model_fields.items() if field.is_required()}
-    check = MacsCheck.model_validate({name: 1 if kind in (int, int | None) else [] for name, kind in fields.items()})
+    check = MacsCheck(thop=7, dispatcher=None)
     written = replace(manifest_of(exported[1], "onnxruntime", "int8"), macs=7, macs_check=check, nonzero_params=3)
     (tmp_path / "manifest.json").write_text(json.dumps(written.to_json()))
     assert Manifest.read(tmp_path) == written
@@ -353,7 +352,7 @@ def test_a_copy_is_whole_and_never_written_over_what_is_there(module_artifact: P
     other = tmp_path / "other"
     other.mkdir()
     (other / "keep.txt").touch()
-    with pytest.raises(OSError, match="not empty|exists"):
+    with pytest.raises(OSError, match=r"not empty|exists"):
         artifacts.copy_artifact(module_artifact, other)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "other"]
     assert [path.name for path in other.iterdir()] == ["keep.txt"]

@@ -280,7 +280,7 @@ def test_a_language_model_gives_its_logits_and_no_cache(hugging_face: Path) -> N
 @pytest.mark.filterwarnings("ignore")
 def test_a_folder_that_transformers_cannot_read_is_told_in_its_words(hugging_face: Path) -> None:
     (hugging_face / "empty").mkdir()
-    with pytest.raises(UserCodeError, match="loading .*empty with transformers"):
+    with pytest.raises(UserCodeError, match=r"loading .*empty with transformers"):
         load_source("hf:empty", Reach.of(hugging_face, []))
 
 
