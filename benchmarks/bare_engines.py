@@ -62,7 +62,7 @@ def preprocessed(source: Path, target: Path) -> Path:
     prepared = target.with_name("prepared.onnx")
     try:
         quant_pre_process(str(source), str(prepared))
-    except Exception:  # its symbolic shape inference does not know every model
+    except Exception:  # noqa: BLE001  its symbolic shape inference does not know every model
         quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
     return prepared
 
@@ -88,7 +88,7 @@ def ort_static(source: Path, target: Path, batches: list[Batch]) -> None:
     )
 
 
-def ort_dynamic(source: Path, target: Path, batches: list[Batch]) -> None:
+def ort_dynamic(source: Path, target: Path, _: list[Batch]) -> None:
     """On a preprocessed model, as ONNX Runtime's documentation advises; it also lets an LSTM's weights be seen."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 

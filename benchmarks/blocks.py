@@ -16,7 +16,8 @@ class Blocks(nn.Module):
         self.blocks = nn.Sequential(*(layer for _ in range(blocks) for layer in (nn.Linear(WIDTH, WIDTH), nn.ReLU())))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.blocks(x)
+        y: torch.Tensor = self.blocks(x)
+        return y
 
 
 def build(blocks: int = 40) -> nn.Module:

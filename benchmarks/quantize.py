@@ -138,20 +138,24 @@ def steps_of(report: dict[str, Any]) -> list[str]:
 
 
 def as_artifact(peer: Peer, made: Path, folder: Path, subject: Subject) -> Path:
-    """A peer's file as an artifact, so that it is opened and timed as any other."""
+    """A peer's file as an artifact, so that it is opened and timed as any other.
+
+    OpenVINO looks at what a file holds and not at its ending, so its own format takes the ONNX program's place.
+    """
     program, weights = made / peer.step / PROGRAM, made / peer.step / "model.bin"
-    if weights.exists() and not program.exists():  # OpenVINO looks at what a file holds, not at its ending
-        shutil.copy2(program.with_suffix(".xml"), program)
+    own_format = program.with_suffix(".xml")
+    if own_format.exists() and not program.exists():
+        shutil.copy2(own_format, program)
     settings = Settings(subject.bench.threads, precision=peer.precision)
     outputs = ENGINES[peer.runtime].open(program, subject.signature, settings).run(subject.example)
     manifest = replace(Manifest.read(subject.baseline), runtime=peer.runtime, precision=peer.precision, files={})
-    save_program(folder, program, manifest, Check(subject.example, outputs))
-    if weights.exists():
-        shutil.copy2(weights, folder / weights.name)
-        saved = Manifest.read(folder)
-        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-        files = saved.files | {weights.name: {"bytes": weights.stat().st_size, "sha256": digest}}
-        (folder / MANIFEST).write_text(json.dumps(replace(saved, files=files).to_json(), indent=1))
+    save_program(folder, made / "float" / PROGRAM, manifest, Check(subject.example, outputs))
+    files = {}
+    for file in (program, weights):
+        if file.exists():
+            shutil.copy2(file, folder / file.name)
+            files[file.name] = {"bytes": file.stat().st_size, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+    (folder / MANIFEST).write_text(json.dumps(replace(Manifest.read(folder), files=files).to_json(), indent=1))
     return folder
 
 

@@ -33,11 +33,11 @@ import torch
 from record import console, keep, machine, table
 
 from omgoptim.errors import OmgoptimError
+from omgoptim.hardware import usable_cores
 from omgoptim.measure.race import LATENCY, PLANS, SCREENING, Bench, Plan, Timing, race, settled, t_interval
 from omgoptim.models.artifact import Check, Manifest, save_module, save_program
 from omgoptim.models.source import Recipe
 from omgoptim.runtimes.export import export_onnx
-from omgoptim.hardware import usable_cores
 from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
 
 HERE = Path(__file__).parent
@@ -89,13 +89,15 @@ def measure(engine: str, folder: Path, seconds: float, fewest: int, seed: int) -
     base, more = (artifact(folder, engine, count) for count in (BASE, MORE))
     plan = replace(SCREENING, rounds=PLANS["standard"].rounds)
     pool, latencies, end = Pool([], [], 0.0), [], time.monotonic() + seconds
-    with console.status("") as status:
-        while len(pool.same) < fewest or time.monotonic() < end:
-            first, same, other = race([base, base, more], bench, plan, seed + len(pool.same))
-            for timing, ratios in ((same, pool.same), (other, pool.more)):
-                ratios.append(math.log(speedup(timing)))
-            latencies.append(first.latency_ms_p50 if isinstance(first, Timing) else math.nan)
-            status.update(f"{engine}: {len(pool.same)} launches, {max(0.0, end - time.monotonic()):.0f} s to go")
+    while len(pool.same) < fewest or time.monotonic() < end:
+        first, same, other = race([base, base, more], bench, plan, seed + len(pool.same))
+        for timing, ratios in ((same, pool.same), (other, pool.more)):
+            ratios.append(math.log(speedup(timing)))
+        latencies.append(first.latency_ms_p50 if isinstance(first, Timing) else math.nan)
+        if len(pool.same) % 10 == 0:
+            console.print(
+                f"[dim]{engine}: {len(pool.same)} launches, {max(0.0, end - time.monotonic()):.0f} s to go[/]"
+            )
     return replace(pool, latency_ms=statistics.median(latencies))
 
 
