@@ -102,15 +102,16 @@ def synthetic_like(batch: NamedBatch, seed: int) -> NamedBatch:
     random = np.random.default_rng(seed)
 
     def draw(array: NDArray[Any]) -> NDArray[Any]:
+        same: NDArray[Any] = array.copy()
         if np.issubdtype(array.dtype, np.floating):
             finite = array[np.isfinite(array)].astype(np.float64)  # a mask may hold -inf
             if not finite.size:
-                return array.copy()
+                return same
             drawn = random.normal(float(finite.mean()), float(finite.std()) or 1.0, array.shape)
             clipped: NDArray[Any] = drawn.clip(float(finite.min()), float(finite.max())).astype(array.dtype)
             return clipped
         if not array.size:
-            return array.copy()
+            return same
         constant: NDArray[Any] = np.full_like(array, array.flat[0])
         if (array == constant).all():
             return constant
