@@ -16,6 +16,9 @@ from rich.table import Table
 from omgoptim.hardware import cpu_features, cpu_name, other_load, usable_cores
 
 RESULTS = Path(__file__).parent / "results"
+BUSY = 0.25
+"""Load of other programs, as a fraction of the machine, above which the numbers decide nothing."""
+
 PACKAGES = ("omgoptim", "torch", "onnxruntime", "openvino", "nncf", "onnx", "numpy", "mcp", "pydantic")
 
 console = Console(width=150)
@@ -70,13 +73,17 @@ def keep(name: str, seed: int, quick: bool, began: Mapping[str, Any], result: Ma
         began: the machine as it was at the beginning; its load is read again now.
     """
     RESULTS.mkdir(exist_ok=True)
+    load = other_load(1.0)
+    if max(load, began["load_of_others"]) > BUSY:
+        worst = max(load, began["load_of_others"])
+        console.print(f"[red]others used {worst:.0%} of the machine: neither PASS nor MISS counts[/]")
     path = RESULTS / f"{name}{'-quick' if quick else ''}.json"
     record = {
         "benchmark": name,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "quick": quick,
         "seed": seed,
-        "machine": dict(began) | {"load_of_others_at_the_end": round(other_load(), 3)},
+        "machine": dict(began) | {"load_of_others_at_the_end": round(load, 3)},
         "versions": versions(),
         **result,
     }
