@@ -162,7 +162,6 @@ async def test_an_agent_cannot_allow_itself_another_folder_and_the_user_can(proj
     assert "OMGOPTIM_ALLOW_PATH" in refused.structured_content["error"]["fix"]
 
 
-
 @pytest.mark.parametrize("era", ERAS)
 async def test_a_bad_request_is_refused_in_the_words_of_the_request(era: str, project: Path) -> None:
     async with connected(project, era) as client:

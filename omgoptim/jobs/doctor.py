@@ -12,6 +12,7 @@ from typing import Any
 
 from omgoptim.bootstrap import PACKAGE_FILE
 from omgoptim.errors import SetupError, clip
+from omgoptim.hardware import cpu_features, cpu_name, usable_cores
 from omgoptim.jobs.interpreter import (
     OLDEST,
     REQUIRED,
@@ -24,7 +25,6 @@ from omgoptim.jobs.logs import printable
 from omgoptim.jobs.project import find_project
 from omgoptim.reports import DoctorReport, PackageState
 from omgoptim.requests import DoctorRequest
-from omgoptim.hardware import cpu_features, cpu_name, usable_cores
 
 INSPECT_LIMIT_S = 180.0
 INSPECT = (

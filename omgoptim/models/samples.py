@@ -102,7 +102,7 @@ def synthetic_like(batch: NamedBatch, seed: int) -> NamedBatch:
     random = np.random.default_rng(seed)
 
     def draw(array: NDArray[Any]) -> NDArray[Any]:
-        same: NDArray[Any] = array.copy()
+        same: NDArray[Any] = np.array(array)
         if np.issubdtype(array.dtype, np.floating):
             finite = array[np.isfinite(array)].astype(np.float64)  # a mask may hold -inf
             if not finite.size:

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from omgoptim.errors import ModelError, SetupError
+from omgoptim.errors import ArtifactError, ModelError, SetupError
 from omgoptim.models.checkpoint import load_checkpoint
 from omgoptim.models.trust import Reach
 from omgoptim.models.user_code import call_user, load_callable
 
 RUNS = Path(".omgoptim") / "runs"
-MANIFEST = "manifest.json"
+MANIFEST, RECIPE = "manifest.json", "recipe.json"
 PRETRAINED = {"timm": ("pretrained", False, True), "torchvision": ("weights", None, "DEFAULT")}
 """The argument that asks a model library for weights: its name, its value without and with them."""
 
@@ -119,17 +119,30 @@ def find_artifact(model: str, reach: Reach) -> Path | None:
     if "/" not in model and "\\" not in model:
         run = reach.project / RUNS / model
         if _is_folder(run, "artifact") and (run / "artifact" / MANIFEST).is_file():
-            return run / "artifact"
+            return _within_reach(run / "artifact", reach)
         if _is_folder(run):
             raise ModelError(f"run '{model}' has no artifact", _run_status(run), f"omgoptim runs show {model}")
     if _is_folder(reach.project, model):
         folder = reach.file(model, "model")
         if (folder / MANIFEST).is_file():
-            return folder
+            return _within_reach(folder, reach)
         raise ModelError(
             f"'{model}' is a folder without {MANIFEST}", "so it is no artifact", "for Hugging Face: hf:FOLDER"
         )
     return None
+
+
+def _within_reach(folder: Path, reach: Reach) -> Path:
+    """The artifact's folder, if the code that its recipe would run lies within reach too."""
+    if (folder / RECIPE).is_file():
+        try:
+            recipe = json.loads((folder / RECIPE).read_text())["recipe"]
+            kind, project = recipe["kind"], str(recipe["project"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(f"artifact {folder} is damaged", f"{RECIPE} cannot be read: {error}") from error
+        if kind == "callable":
+            reach.inside(project, "the model code of the artifact")
+    return folder
 
 
 def _is_folder(base: Path, name: str = ".") -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from omgoptim.errors import ArtifactError, DataError, ModelError
+from omgoptim.hardware import usable_cores
 from omgoptim.measure.launch import Process
 from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import compare_quality, read_outputs
@@ -26,7 +27,6 @@ from omgoptim.operations.verdict import is_gain, load_warnings, quality_warnings
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import CompareRequest
 from omgoptim.requests.command import command_of
-from omgoptim.hardware import usable_cores
 
 
 def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:

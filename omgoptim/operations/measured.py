@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import omgoptim
+from omgoptim.hardware import cpu_features, cpu_name
 from omgoptim.measure.quality import Quality
 from omgoptim.measure.race import Bench, Timing
 from omgoptim.models.artifact import Manifest, load_line
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.timing import OVERLOADED
 from omgoptim.reports import Artifact, Environment, Gains, Measurement
-from omgoptim.hardware import cpu_features, cpu_name
 
 VERSIONS = ("torch", "onnxruntime", "openvino", "nncf", "onnx", "numpy")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from omgoptim.errors import ArtifactError, DataError, RequestError, TechniqueError
 from omgoptim.measure.launch import Process
@@ -25,12 +25,11 @@ from omgoptim.operations.screening import Attempt, choose_finalists, screen, wit
 from omgoptim.operations.subject import Live, Subject, prepare
 from omgoptim.operations.timing import full_race
 from omgoptim.operations.verdict import (
-    is_gain,
     load_warnings,
+    outcome_of,
     quality_warnings,
     quality_words,
-    size_words,
-    speed_words,
+    verdict_words,
 )
 from omgoptim.reports import Candidate, EfficiencyReport
 from omgoptim.requests import QuantizeRequest
@@ -84,9 +83,11 @@ def quantize(request: QuantizeRequest, context: RunContext, live: Live | None = 
         final.winner.why = "no candidate held the guard on the selection samples; this one came closest"
     context.progress("saving the artifact", 0.97)
     _publish(final.winner, context)
-    if output is not None:
+    place = context.artifact
+    if output is not None and final.quality.drop <= request.max_quality_drop:  # what fails the guard is not delivered
         artifacts.copy_artifact(context.artifact, output)
-    return _report(request, context, subject, proposal, attempts, final, splits, output)
+        place = output
+    return _report(request, context, subject, proposal, attempts, final, splits.notes, place)
 
 
 def _free_output(request: QuantizeRequest, context: RunContext) -> Path | None:
@@ -227,9 +228,10 @@ def _report(
     proposal: Proposal,
     attempts: list[Attempt],
     final: Final,
-    splits: Splits,
-    output: Path | None,
+    notes: list[str],
+    place: Path,
 ) -> EfficiencyReport:
+    """The report of a finished run, whose artifact is at `place`."""
     winner, quality = final.winner, final.quality
     before = measurement(
         subject.baseline, final.before, subject.bench, quality.before, quality.metric, subject.evaluation.count
@@ -238,29 +240,16 @@ def _report(
         context.artifact, final.after, subject.bench, quality.after, quality.metric, subject.evaluation.count
     )
     gained = gains(before, after, final.after, quality, final.load)
-    guard = request.max_quality_drop
-    held = quality.drop <= guard
-    outcome: Literal["ok", "no_gain", "guard_failed"] = (
-        "guard_failed" if not held else "ok" if is_gain(gained) else "no_gain"
-    )
-    name = winner.made.option.name
-    first = {
-        "ok": f"{name}: {size_words(gained)}, {speed_words(gained)}.",
-        "no_gain": f"No gain. The best candidate, {name}, is {size_words(gained)} and {speed_words(gained)}.",
-        "guard_failed": f"The guard failed: {name} came closest and loses {quality.drop:.4f}, more than {guard:g}. "
-        f"It is {size_words(gained)}, {speed_words(gained)}.",
-    }[outcome]
+    guard, name = request.max_quality_drop, winner.made.option.name
+    outcome = outcome_of(gained, quality, guard)
     sizes = {a.made.option.name: size for a in attempts if a is not winner and (size := a.made.size_bytes)}
     sizes[name] = after.size_bytes or 0
     real = subject.data.real
-    record = artifact_record(context.artifact)
-    if output is not None:
-        record = record.model_copy(update={"path": str(output)})
     made = winner.made.outcome
     return EfficiencyReport(
         outcome=outcome,
-        summary=f"{first} {quality_words(before, quality)}",
-        warnings=[*subject.notes, *splits.notes, *quality_warnings(quality, guard, real), *load_warnings(final.load)],
+        summary=f"{verdict_words(outcome, name, gained, quality, guard)} {quality_words(before, quality)}",
+        warnings=[*subject.notes, *notes, *quality_warnings(quality, guard, real), *load_warnings(final.load)],
         next_steps=quantize_steps(
             request, outcome, context.run_id, gained.speedup_low is not None, quality.decided(guard), real
         ),
@@ -278,7 +267,7 @@ def _report(
             *proposal.passed_over,
         ],
         macs_check=subject.macs.check if subject.macs else None,
-        artifact=record,
+        artifact=artifact_record(place),
         lineage=list(subject.lineage),
         repeat=command_of("quantize", request),
     )

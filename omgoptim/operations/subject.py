@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from omgoptim.errors import DataError, ModelError
+from omgoptim.hardware import usable_cores
 from omgoptim.measure.macs import MacsCount, count_macs
 from omgoptim.measure.race import LATENCY, THROUGHPUT, Bench
 from omgoptim.measure.size import count_params
@@ -22,10 +23,10 @@ from omgoptim.models.data import DataSource, Split, from_callable, open_data, ra
 from omgoptim.models.samples import Samples, as_tensors, named_samples, of_size, synthetic_like
 from omgoptim.models.source import Recipe, Source, default_inputs, load_source
 from omgoptim.models.trust import Reach
+from omgoptim.models.user_code import call_user
 from omgoptim.operations.context import RunContext
 from omgoptim.requests import ModelRequest
 from omgoptim.runtimes import ENGINES, Settings
-from omgoptim.hardware import usable_cores
 from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
 from omgoptim.techniques.quantize.onnx_graph import count_params as count_program_params
 
@@ -94,7 +95,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     evaluation = named_samples(named, raw)
     context.progress("running the model once", 0.05)
     inputs = input_tensors(named)
-    example, signature = _run_once(opened, inputs, evaluation, request.seed)
+    example, signature, learnt = _run_once(opened, inputs, evaluation, request)
     macs, params = _counts(opened, signature, of_size(evaluation, 1))
     bench = _bench(request, context, evaluation, threads, device)
     baseline = source.artifact
@@ -128,7 +129,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
         reach=reach,
         device=device,
         eval_folder=evaluation.write(context.work / "eval"),
-        notes=[*source.notes, *data.notes],
+        notes=[*source.notes, *data.notes, *learnt],
     )
 
 
@@ -208,22 +209,26 @@ def _stated_inputs(signature: Signature | None) -> list[str]:
 
 
 def _run_once(
-    opened: _Opened, inputs: tuple[InputTensor, ...], evaluation: Samples, seed: int
-) -> tuple[NamedBatch, Signature]:
-    """The model's signature, learnt on real inputs, and a synthetic example batch that it runs on as well."""
+    opened: _Opened, inputs: tuple[InputTensor, ...], evaluation: Samples, request: ModelRequest
+) -> tuple[NamedBatch, Signature, list[str]]:
+    """A synthetic example batch that the model runs on, its signature learnt on real inputs, and what to say of it."""
     real = of_size(evaluation, 2)
-    example = synthetic_like(real, seed)
+    example = synthetic_like(real, request.seed)
     if opened.module is None:
         if opened.signature is None:
             raise ModelError("the program states no signature")
-        return example, opened.signature
+        return example, opened.signature, []
     dtypes = {tensor.name: tensor.dtype for tensor in inputs}
-    signature = first_forward(opened.module, inputs, as_tensors(real, dtypes))
+    doing, limit_s = "running the model once", request.time_limit_s
+    signature = call_user(doing, limit_s, first_forward, opened.module, inputs, as_tensors(real, dtypes))
     try:
-        first_forward(opened.module, inputs, as_tensors(example, dtypes))
-    except ModelError:  # inputs that mean something (lengths, offsets): fall back to what is known to run
-        example = {name: np.ascontiguousarray(array) for name, array in real.items()}
-    return example, signature
+        call_user(doing, limit_s, first_forward, opened.module, inputs, as_tensors(example, dtypes))
+    except ModelError:  # inputs that mean something: lengths, offsets
+        note = (
+            "the model does not run on random inputs, so the artifact's check.npz holds two of the evaluation samples"
+        )
+        return real, signature, [note]
+    return example, signature, []
 
 
 def _counts(opened: _Opened, signature: Signature, one: NamedBatch) -> tuple[MacsCount | None, tuple[int, int] | None]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omgoptim.errors import OmgoptimError
+from omgoptim.hardware import other_load
 from omgoptim.measure.launch import Process
 from omgoptim.measure.race import PLANS, Bench, Plan, Timing, race
 from omgoptim.operations.context import RunContext
-from omgoptim.hardware import other_load
 
 BUSY = 0.25
 """Load by other processes, as a fraction of the machine, above which more launches are made and the report warns."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from omgoptim.measure.quality import Quality
 from omgoptim.operations.timing import BUSY, OVERLOADED
 from omgoptim.reports import Gains, Measurement
+
+Outcome = Literal["ok", "no_gain", "guard_failed"]
 
 SMALLER = 1.02
 """Size ratio below which nothing is called smaller."""
@@ -53,6 +56,23 @@ def is_gain(gains: Gains) -> bool:
     smaller = gains.size_ratio is not None and gains.size_ratio >= SMALLER
     low = gains.speedup_low if gains.speedup_low is not None else gains.speedup
     return smaller or (low is not None and low > 1)
+
+
+def outcome_of(gains: Gains, quality: Quality, guard: float) -> Outcome:
+    """The one word a run ends with: the guard first, then whether anything was gained."""
+    if quality.drop > guard:
+        return "guard_failed"
+    return "ok" if is_gain(gains) else "no_gain"
+
+
+def verdict_words(outcome: Outcome, name: str, gains: Gains, quality: Quality, guard: float) -> str:
+    """The first sentence of a summary, for the candidate `name`."""
+    became = f"{size_words(gains)}, {speed_words(gains)}"
+    if outcome == "guard_failed":
+        return (
+            f"The guard failed: {name} came closest and loses {quality.drop:.4f}, more than {guard:g}. It is {became}."
+        )
+    return f"{name}: {became}." if outcome == "ok" else f"No gain. The best candidate, {name}, is {became}."
 
 
 def quality_warnings(quality: Quality | None, guard: float, real_data: bool) -> list[str]:
