@@ -66,15 +66,15 @@ def execute(folder: RunFolder, run_verb: RunVerb, *, owns_process: bool = True) 
         folder.write_worker(process)
         with Progress(folder, state.model_copy(update={"pid": process.pid})) as progress:
             if not owns_process:
-                _do(folder, run_verb, progress)
+                _do(folder, run_verb, progress, owns_process)
                 return
             before = signal.signal(signal.SIGTERM, _cancelled(folder, progress))
             _see_project(folder.read_request().project)
-            _do(folder, run_verb, progress)
+            _do(folder, run_verb, progress, owns_process)
             signal.signal(signal.SIGTERM, before)
 
 
-def _do(folder: RunFolder, run_verb: RunVerb, progress: Progress) -> None:
+def _do(folder: RunFolder, run_verb: RunVerb, progress: Progress, owns_process: bool) -> None:
     worker = os.getpid()
     try:
         report = _run(folder, run_verb, progress)
@@ -87,7 +87,7 @@ def _do(folder: RunFolder, run_verb: RunVerb, progress: Progress) -> None:
         _log(folder, error)
         ended = as_failed(progress.state, _as_omgoptim_error(folder, error))
         folder.discard_unproved()
-        if isinstance(error, KeyboardInterrupt):  # only where the process is a caller's
+        if isinstance(error, KeyboardInterrupt) and not owns_process:  # the caller's own Ctrl-C
             progress.end(as_cancelled(progress.state))
             raise
     progress.end(ended)
