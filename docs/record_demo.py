@@ -1,0 +1,40 @@
+"""Put the output of a real `make demo` into README.md (as text) and docs/demo.svg (as a picture of the terminal).
+
+    make demo
+    .venv/bin/python docs/record_demo.py .omgoptim/runs/quantize-…
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from omgoptim.render.terminal import report_view
+from omgoptim.reports import EfficiencyReport
+
+DOCS = Path(__file__).parent
+README = DOCS.parent / "README.md"
+START, END = "<!-- demo:start -->", "<!-- demo:end -->"
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    report = EfficiencyReport.model_validate_json((folder / "report.json").read_text())
+    shown = Path(folder.parts[-3], *folder.parts[-2:])  # as seen from the project, whoever's machine it was
+    report = EfficiencyReport.model_validate_json(report.model_dump_json().replace(str(folder.resolve()), str(shown)))
+    console = Console(record=True, width=112, file=io.StringIO(), force_terminal=True)
+    console.print(report_view(report, folder=shown), crop=False)
+    text = "\n".join(line.rstrip() for line in console.export_text(clear=False).splitlines())
+    console.save_svg(str(DOCS / "demo.svg"), title="make demo")
+    before, _, rest = README.read_text().partition(START)
+    after = rest.partition(END)[2]
+    picture = "![The report of make demo in a terminal](docs/demo.svg)"
+    block = f"{START}\n{picture}\n\n<details><summary>The same as text</summary>\n\n```text\n{text}\n```\n\n</details>\n{END}"
+    README.write_text(before + block + after)
+
+
+if __name__ == "__main__":
+    main()
