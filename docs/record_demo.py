@@ -1,12 +1,13 @@
 """Put the output of a real `make demo` into README.md (as text) and docs/demo.svg (as a picture of the terminal).
 
-    make demo
-    .venv/bin/python docs/record_demo.py .omgoptim/runs/quantize-…
+make demo
+.venv/bin/python docs/record_demo.py .omgoptim/runs/quantize-…
 """
 
 from __future__ import annotations
 
 import io
+import re
 import sys
 from pathlib import Path
 
@@ -18,6 +19,17 @@ from omgoptim.reports import EfficiencyReport
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
 START, END = "<!-- demo:start -->", "<!-- demo:end -->"
+BLOCK = f"""{START}
+![The report of make demo in a terminal](docs/demo.svg)
+
+<details><summary>The same as text</summary>
+
+```text
+{{text}}
+```
+
+</details>
+{END}"""
 
 
 def main() -> None:
@@ -28,12 +40,11 @@ def main() -> None:
     console = Console(record=True, width=112, file=io.StringIO(), force_terminal=True)
     console.print(report_view(report, folder=shown), crop=False)
     text = "\n".join(line.rstrip() for line in console.export_text(clear=False).splitlines())
-    console.save_svg(str(DOCS / "demo.svg"), title="make demo")
+    drawn = console.export_svg(title="make demo")
+    (DOCS / "demo.svg").write_text(re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL))  # no fonts off the web
     before, _, rest = README.read_text().partition(START)
     after = rest.partition(END)[2]
-    picture = "![The report of make demo in a terminal](docs/demo.svg)"
-    block = f"{START}\n{picture}\n\n<details><summary>The same as text</summary>\n\n```text\n{text}\n```\n\n</details>\n{END}"
-    README.write_text(before + block + after)
+    README.write_text(before + BLOCK.format(text=text) + after)
 
 
 if __name__ == "__main__":
