@@ -171,7 +171,7 @@ def race_all(case: Case, subject: Subject, folders: dict[str, Path], quick: bool
     targets = [subject.eval_folder.parent / "outputs" / str(index) for index in range(len(folders))]
 
     def outputs(index: int, process: Process) -> None:
-        process.ask("outputs", inputs=str(subject.eval_folder), target=str(targets[index]))
+        process.run_samples(subject.eval_folder, targets[index])
 
     plan = PLANS["quick" if quick else "standard"]
     timings = race(list(folders.values()), subject.bench, plan, seed, on_first=outputs)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -106,6 +106,18 @@ class Process:
         """
         self._send(command, arguments)
         return self._receive(command)
+
+    def run_samples(self, inputs: Path, target: Path, progress: Callable[[float], None] = lambda _: None) -> None:
+        """Run every batch file of the folder `inputs`, in name order, and write the outputs to the folder `target`.
+
+        Args:
+            progress: called with the fraction done; each batch has the whole time limit to itself.
+        """
+        target.mkdir(parents=True, exist_ok=True)
+        files = sorted(inputs.glob("*.npz"))
+        for index, file in enumerate(files):
+            progress(index / len(files))
+            self.ask("outputs", inputs=str(file), target=str(target / file.name))
 
     def _send(self, command: str, arguments: Mapping[str, Any]) -> None:
         if self._process.stdin is None:

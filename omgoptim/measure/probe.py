@@ -79,18 +79,15 @@ class Probe:
         return {"peak_bytes": self.session.peak_device_bytes() or peak_resident_bytes()}
 
     def outputs(self, inputs: str, target: str) -> dict[str, Any]:
-        """Run every batch file of the folder `inputs`, in name order, and write the outputs to `target`."""
-        folder = Path(target)
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in sorted(Path(inputs).glob("*.npz")):
-            arrays = self.session.run(_read(path))
-            for index, array in enumerate(arrays):
-                if np.issubdtype(array.dtype, np.floating) and np.isnan(array).any():
-                    raise ModelError(
-                        f"the {self.manifest.runtime} artifact gives NaN on the evaluation data",
-                        f"output {index} of batch {path.stem}: {int(np.isnan(array).sum())} of {array.size} values",
-                    )
-            np.savez(folder / path.name, **{str(index): array for index, array in enumerate(arrays)})  # type: ignore[arg-type]
+        """Run the batch of the .npz file `inputs` and write what comes out to the .npz file `target`."""
+        arrays = self.session.run(_read(Path(inputs)))
+        for index, array in enumerate(arrays):
+            if np.issubdtype(array.dtype, np.floating) and np.isnan(array).any():
+                raise ModelError(
+                    f"the {self.manifest.runtime} artifact gives NaN on the evaluation data",
+                    f"output {index} of batch {Path(inputs).stem}: {int(np.isnan(array).sum())} of {array.size} values",
+                )
+        np.savez(target, **{str(index): array for index, array in enumerate(arrays)})  # type: ignore[arg-type]
         return {}
 
     def layers(self, batch: str, macs_by_path: dict[str, int], top: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from omgoptim.models.source import find_artifact
 from omgoptim.models.trust import Reach
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.measured import environment, gains, measurement, shown_request
-from omgoptim.operations.timing import full_race
+from omgoptim.operations.timing import full_race, told
 from omgoptim.operations.verdict import is_gain, load_warnings, quality_warnings, quality_words, size_words, speed_words
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import CompareRequest
@@ -57,7 +57,7 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     targets = [context.work / "outputs" / str(index) for index in range(2)]
 
     def outputs(index: int, process: Process) -> None:
-        process.ask("outputs", inputs=str(inputs), target=str(targets[index]))
+        process.run_samples(inputs, targets[index], told(context, f"evaluating {'AB'[index]}"))
 
     raced = full_race(
         folders, bench, request.timing, request.seed, context, (0.05, 0.98), "measuring in turns", outputs

@@ -18,7 +18,7 @@ from omgoptim.operations.context import RunContext
 from omgoptim.operations.making import float_program
 from omgoptim.operations.measured import environment, measurement, shown_request
 from omgoptim.operations.subject import Live, Subject, prepare, recipe_of
-from omgoptim.operations.timing import full_race
+from omgoptim.operations.timing import full_race, told
 from omgoptim.operations.verdict import load_warnings
 from omgoptim.reports import EfficiencyReport, Layer, Measurement
 from omgoptim.requests import ProfileRequest
@@ -34,8 +34,7 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
     layers: list[Layer] = []
 
     def more(_: int, process: Process) -> None:
-        context.progress("running the evaluation data", None)
-        process.ask("outputs", inputs=str(subject.eval_folder), target=str(context.work / "outputs"))
+        process.run_samples(subject.eval_folder, context.work / "outputs", told(context, "evaluating the model"))
         if ENGINES[Manifest.read(folder).runtime].runs == "module" and subject.macs:
             context.progress("timing the layers", None)
             answer = process.ask("layers", batch=LATENCY, macs_by_path=subject.macs.by_path, top=10)

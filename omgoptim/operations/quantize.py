@@ -23,7 +23,7 @@ from omgoptim.operations.measured import artifact_record, environment, gains, me
 from omgoptim.operations.planning import plan_report
 from omgoptim.operations.screening import Attempt, choose_finalists, screen, within
 from omgoptim.operations.subject import Live, Subject, prepare
-from omgoptim.operations.timing import full_race
+from omgoptim.operations.timing import full_race, told
 from omgoptim.operations.verdict import (
     load_warnings,
     outcome_of,
@@ -167,7 +167,8 @@ def _final_race(
     targets = [context.work / "final" / str(index) for index in range(len(finalists) + 1)]
 
     def outputs(index: int, process: Process) -> None:
-        process.ask("outputs", inputs=str(subject.eval_folder), target=str(targets[index]))
+        whose = ["the original", *(attempt.made.option.name for attempt in finalists)][index]
+        process.run_samples(subject.eval_folder, targets[index], told(context, f"evaluating {whose}"))
 
     folders = [attempt.made.folder for attempt in finalists if attempt.made.folder]
     names = ", ".join(attempt.made.option.name for attempt in finalists)

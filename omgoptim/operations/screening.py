@@ -61,7 +61,7 @@ def screen(
         targets = [context.work / "screened" / str(done + index) for index in range(len(group) + 1)]
 
         def outputs(index: int, process: Process, targets: list[Path] = targets) -> None:
-            process.ask("outputs", inputs=str(inputs), target=str(targets[index]))
+            process.run_samples(inputs, targets[index])
 
         folders = [subject.baseline, *(attempt.made.folder for attempt in group if attempt.made.folder)]
         timings = race(folders, subject.bench, SCREENING, request.seed, on_first=outputs)

@@ -72,6 +72,11 @@ def full_race(
     return Raced(timings, max(load, other_load()))
 
 
+def told(context: RunContext, doing: str) -> Callable[[float], None]:
+    """Progress within a part of a run whose share of the whole is not known."""
+    return lambda done: context.progress(f"{doing}: {done:.0%}", None)
+
+
 def _quiet(context: RunContext, doing: str, patience_s: float) -> float:
     """Wait for other processes to let go of the machine; the load that is left."""
     deadline = time.monotonic() + patience_s

@@ -148,23 +148,27 @@ def test_a_child_that_user_code_leaves_behind_does_not_hold_up_the_end(make_modu
 
 def test_nan_in_an_output_is_an_error_that_says_where(make_module, start, batches, tmp_path):
     process = start(make_module("artifact", does="nan"))
+    told: list[float] = []
     inputs = tmp_path / "inputs"
     inputs.mkdir()
     (inputs / "000000.npz").write_bytes(batches["latency"].read_bytes())
     (inputs / "000001.npz").write_bytes(batches["throughput"].read_bytes())
     with pytest.raises(ModelError, match="torch_eager artifact gives NaN") as raised:
-        process.ask("outputs", inputs=str(inputs), target=str(tmp_path / "outputs"))
+        process.run_samples(inputs, tmp_path / "outputs", told.append)
     assert raised.value.why == "output 0 of batch 000001: 12 of 12 values"
 
 
 def test_outputs_are_written_batch_by_batch(make_program, start, batches, tmp_path):
     process = start(make_program("artifact", factor=3.0))
+    told: list[float] = []
     inputs = tmp_path / "inputs"
     inputs.mkdir()
     (inputs / "000000.npz").write_bytes(batches["throughput"].read_bytes())
-    process.ask("outputs", inputs=str(inputs), target=str(tmp_path / "outputs"))
+    (inputs / "000001.npz").write_bytes(batches["throughput"].read_bytes())
+    process.run_samples(inputs, tmp_path / "outputs", told.append)
     with np.load(tmp_path / "outputs" / "000000.npz") as written, np.load(inputs / "000000.npz") as given:
         np.testing.assert_allclose(written["0"], given["x"] * 3, rtol=1e-6)
+    assert told == [0.0, 0.5]
 
 
 HOLD_AND_MEASURE = """

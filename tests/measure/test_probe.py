@@ -156,8 +156,8 @@ def test_a_command_that_fails_is_answered_and_the_next_one_works(make_program, t
     assert memory["peak_bytes"] == peak_resident_bytes()
 
 
-def test_outputs_of_an_unknown_folder_are_no_outputs(make_program, tmp_path: Path):
+def test_outputs_of_an_unknown_file_are_an_error_and_write_nothing(make_program, tmp_path: Path, capsys):
     opening = {"command": "open", "artifact": str(make_program("artifact")), "threads": 1, "device": None}
-    wanted = {"command": "outputs", "inputs": str(tmp_path / "none"), "target": str(tmp_path / "outputs")}
-    assert answers_to(opening | {"batches": {}}, wanted)[1] == {}
-    assert list((tmp_path / "outputs").iterdir()) == []
+    wanted = {"command": "outputs", "inputs": str(tmp_path / "none.npz"), "target": str(tmp_path / "out.npz")}
+    assert "FileNotFoundError" in answers_to(opening | {"batches": {}}, wanted)[1]["error"]["why"]
+    assert not (tmp_path / "out.npz").exists()

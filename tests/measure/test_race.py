@@ -323,7 +323,7 @@ def test_a_challenger_whose_outputs_hold_nan_drops_out(make_module, make_program
     (inputs / "000000.npz").write_bytes(bench.batches["throughput"].read_bytes())
 
     def outputs(index, process):
-        process.ask("outputs", inputs=str(inputs), target=str(tmp_path / "outputs" / str(index)))
+        process.run_samples(inputs, tmp_path / "outputs" / str(index))
 
     artifacts = [make_program("good"), make_module("nan", does="nan")]
     timings = race(artifacts, bench, replace(TINY, throughput_launches=0), seed=0, on_first=outputs)
