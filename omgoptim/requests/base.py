@@ -42,7 +42,7 @@ class ModelRequest(Request):
     metric: str = "auto"
     """auto, top1, r2, cosine, a torchmetrics name, or file.py:callable giving a float, higher is better."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to run and measure; auto is cpu unless the runtime asked for needs another."""
+    """Where to run and measure; auto is the cpu."""
     timing: Timing = "standard"
     """quick: one launch, a point estimate; standard: five, with an interval; careful: until it is narrow."""
     batch: int = Field(32, ge=1, le=4096)
