@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from omgoptim.errors import OmgoptimError, RequestError, SetupError
 from omgoptim.hardware import cpu_features
+from omgoptim.models.onnx_graph import GraphTraits
 from omgoptim.operations.subject import Subject
 from omgoptim.reports import Candidate
 from omgoptim.requests import Params, QuantizeRequest
 from omgoptim.requests.quantize import Auto, Bf16, Dynamic, Fp32, Static
 from omgoptim.runtimes import ENGINES
-from omgoptim.techniques.quantize.onnx_graph import GraphTraits
 from omgoptim.techniques.quantize.static import variants
 from omgoptim.techniques.registry import technique_of
 

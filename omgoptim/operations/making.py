@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from omgoptim.errors import OmgoptimError, TechniqueError
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.artifact import Check, Manifest
+from omgoptim.models.onnx_graph import graph_traits
 from omgoptim.models.samples import Samples, as_tensors
 from omgoptim.operations.candidates import Option, Program
 from omgoptim.operations.context import RunContext
@@ -19,7 +20,6 @@ from omgoptim.reports import Change, Skip
 from omgoptim.requests import Params
 from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Fp32, Static
 from omgoptim.runtimes import ENGINES, Settings
-from omgoptim.techniques.quantize.onnx_graph import graph_traits
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique_of
 
 if TYPE_CHECKING:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from omgoptim.models.onnx_file import load
+from omgoptim.models.onnx_graph import layers, select
 from omgoptim.models.samples import as_tensors, of_size
 from omgoptim.operations.candidates import Program, Proposal
 from omgoptim.operations.context import RunContext
@@ -13,8 +15,6 @@ from omgoptim.reports import Candidate, Change, EfficiencyReport
 from omgoptim.requests import Params, QuantizeRequest
 from omgoptim.requests.command import command_of
 from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Static
-from omgoptim.techniques.quantize.onnx_file import load
-from omgoptim.techniques.quantize.onnx_graph import layers, select
 
 INT8_OPS: dict[type[Params], tuple[str, ...]] = {
     Static: ("Conv", "ConvTranspose", "MatMul", "Gemm"),

@@ -20,6 +20,7 @@ from omgoptim.models import artifact as artifacts
 from omgoptim.models.artifact import Check, Manifest
 from omgoptim.models.calls import NamedBatch, first_forward, input_tensors, name_inputs
 from omgoptim.models.data import DataSource, Split, from_callable, open_data, random_data, take
+from omgoptim.models.onnx_graph import count_params as count_program_params
 from omgoptim.models.samples import Samples, as_tensors, named_samples, of_size, synthetic_like
 from omgoptim.models.source import Recipe, Source, default_inputs, load_source
 from omgoptim.models.trust import Reach
@@ -28,7 +29,6 @@ from omgoptim.operations.context import RunContext
 from omgoptim.requests import ModelRequest
 from omgoptim.runtimes import ENGINES, Settings
 from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
-from omgoptim.techniques.quantize.onnx_graph import count_params as count_program_params
 
 
 @dataclass(frozen=True, slots=True)

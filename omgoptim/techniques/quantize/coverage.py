@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 from onnx import ModelProto
 
+from omgoptim.models.onnx_graph import Layer, layers
 from omgoptim.reports import Change, Skip
-from omgoptim.techniques.quantize.onnx_graph import Layer, layers
 from omgoptim.techniques.registry import Outcome
 
 IGNORED = "left in float by targets or ignore"

@@ -21,19 +21,12 @@ from pathlib import Path
 import onnx
 
 from omgoptim.errors import TechniqueError
+from omgoptim.models.onnx_file import graphs, is_large, load
+from omgoptim.models.onnx_graph import CONV, Layer, layers, module_paths, select
 from omgoptim.requests.quantize import Dynamic
 from omgoptim.techniques.quantize.coverage import outcome
 from omgoptim.techniques.quantize.embeddings import quantize_embeddings
-from omgoptim.techniques.quantize.onnx_file import (
-    as_technique_error,
-    finish,
-    fold,
-    graphs,
-    is_large,
-    lacks_int8_dot_product,
-    load,
-)
-from omgoptim.techniques.quantize.onnx_graph import CONV, Layer, layers, module_paths, select
+from omgoptim.techniques.quantize.onnx_file import as_technique_error, finish, fold, lacks_int8_dot_product
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
 CONV_REASON = "a dynamic int8 convolution is slower than float in ONNX Runtime; scheme static quantizes it, with data"

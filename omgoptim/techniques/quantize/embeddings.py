@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from omgoptim.techniques.quantize.onnx_graph import Layer
+from omgoptim.models.onnx_graph import Layer
 
 
 def quantize_rows(w_VD: NDArray[np.float32], per_row: bool) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

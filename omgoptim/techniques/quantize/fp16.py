@@ -14,9 +14,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from omgoptim.errors import TechniqueError
+from omgoptim.models.onnx_file import load
 from omgoptim.requests.quantize import Fp16
 from omgoptim.techniques.quantize.half_storage import store_as
-from omgoptim.techniques.quantize.onnx_file import finish, load
+from omgoptim.techniques.quantize.onnx_file import finish
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
 

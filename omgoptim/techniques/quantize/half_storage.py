@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from omgoptim.models.onnx_file import graphs
+from omgoptim.models.onnx_graph import layers
 from omgoptim.reports import Change, Skip
-from omgoptim.techniques.quantize.onnx_file import graphs
-from omgoptim.techniques.quantize.onnx_graph import layers
 from omgoptim.techniques.registry import Outcome
 
 SMALLEST_BYTES = 1024

@@ -13,16 +13,11 @@ import onnx
 from onnx import ModelProto
 
 from omgoptim.errors import SetupError
+from omgoptim.models.onnx_file import is_large, save
+from omgoptim.models.onnx_graph import Layer, has_attention, layers
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize.calibration import Batch
-from omgoptim.techniques.quantize.onnx_file import (
-    as_technique_error,
-    is_large,
-    lacks_int8_dot_product,
-    quiet_stdout,
-    save,
-)
-from omgoptim.techniques.quantize.onnx_graph import Layer, has_attention, layers
+from omgoptim.techniques.quantize.onnx_file import as_technique_error, lacks_int8_dot_product, quiet_stdout
 
 
 def is_installed() -> bool:

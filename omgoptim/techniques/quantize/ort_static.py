@@ -9,17 +9,11 @@ from typing import Any
 
 from onnx import ModelProto
 
+from omgoptim.models.onnx_file import is_large, load, save
+from omgoptim.models.onnx_graph import Layer, layers
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize.calibration import Batch
-from omgoptim.techniques.quantize.onnx_file import (
-    as_technique_error,
-    is_large,
-    lacks_int8_dot_product,
-    load,
-    quiet_stdout,
-    save,
-)
-from omgoptim.techniques.quantize.onnx_graph import Layer, layers
+from omgoptim.techniques.quantize.onnx_file import as_technique_error, lacks_int8_dot_product, quiet_stdout
 
 logger = logging.getLogger(__name__)
 

@@ -21,13 +21,14 @@ import tempfile
 from pathlib import Path
 
 from omgoptim.errors import TechniqueError
+from omgoptim.models.onnx_file import load
+from omgoptim.models.onnx_graph import has_attention, layers, module_paths, select
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize import nncf_static, ort_static
 from omgoptim.techniques.quantize.calibration import batches_for
 from omgoptim.techniques.quantize.coverage import outcome
 from omgoptim.techniques.quantize.embeddings import quantize_embeddings
-from omgoptim.techniques.quantize.onnx_file import at_opset, finish, load
-from omgoptim.techniques.quantize.onnx_graph import has_attention, layers, module_paths, select
+from omgoptim.techniques.quantize.onnx_file import at_opset, finish
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
 RECURRENT_REASON = "its recurrence is not quantized from calibrated ranges; "

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from omgoptim.errors import DataError
+from omgoptim.models.onnx_file import load
 from omgoptim.techniques.quantize.calibration import batches_for
-from omgoptim.techniques.quantize.onnx_file import load
 from omgoptim.techniques.registry import ProgramRun
 
 

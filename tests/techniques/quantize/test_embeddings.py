@@ -4,8 +4,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from omgoptim.models.onnx_graph import layers
 from omgoptim.techniques.quantize.embeddings import quantize_embeddings, quantize_rows
-from omgoptim.techniques.quantize.onnx_graph import layers
 
 
 def test_rows_have_the_scales_computed_by_hand():

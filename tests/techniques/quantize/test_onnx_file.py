@@ -7,6 +7,7 @@ import onnx
 import pytest
 
 from omgoptim.errors import TechniqueError
+from omgoptim.models.onnx_file import load
 from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Static
 from omgoptim.techniques.quantize import nncf_static, onnx_file
 
@@ -17,7 +18,7 @@ if nncf_static.is_installed():
 
 @pytest.mark.parametrize("params", SCHEMES, ids=str)
 def test_a_model_past_the_limit_of_one_file_keeps_its_weights_beside_it(program, apply, cosine, monkeypatch, params):
-    monkeypatch.setattr(onnx_file, "ONE_FILE_BYTES", 2000)  # the real limit is 2 GiB
+    monkeypatch.setattr("omgoptim.models.onnx_file.ONE_FILE_BYTES", 2000)  # the real limit is 2 GiB
     target, outcome = apply(program("mlp"), params)
     assert target.with_name("target.onnx.data").stat().st_size > 4000
     assert outcome.changed
@@ -25,18 +26,18 @@ def test_a_model_past_the_limit_of_one_file_keeps_its_weights_beside_it(program,
 
 
 def test_a_rewrite_that_loses_an_output_is_an_error(program, tmp_path):
-    model = onnx_file.load(program("mlp").path)
+    model = load(program("mlp").path)
     del model.graph.output[:]
     with pytest.raises(TechniqueError, match="other inputs or outputs"):
-        onnx_file.finish(model, onnx_file.load(program("mlp").path), tmp_path / "out.onnx")
+        onnx_file.finish(model, load(program("mlp").path), tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()
 
 
 def test_an_invalid_rewrite_is_an_error(program, tmp_path):
-    model = onnx_file.load(program("mlp").path)
+    model = load(program("mlp").path)
     model.graph.node[0].op_type = "NoSuchOp"
     with pytest.raises(TechniqueError, match="no valid ONNX"):
-        onnx_file.finish(model, onnx_file.load(program("mlp").path), tmp_path / "out.onnx")
+        onnx_file.finish(model, load(program("mlp").path), tmp_path / "out.onnx")
 
 
 def test_constants_and_unnamed_nodes_of_a_users_file_are_put_in_order(program, tmp_path):
@@ -49,7 +50,7 @@ def test_constants_and_unnamed_nodes_of_a_users_file_are_put_in_order(program, t
     for node in model.graph.node:
         node.name = ""
     onnx.save(model, str(tmp_path / "user.onnx"))
-    loaded = onnx_file.load(tmp_path / "user.onnx")
+    loaded = load(tmp_path / "user.onnx")
     assert name in {t.name for t in loaded.graph.initializer}
     assert all(node.op_type != "Constant" for node in loaded.graph.node)
     assert len({node.name for node in loaded.graph.node} - {""}) == len(loaded.graph.node)
@@ -59,7 +60,7 @@ def test_initializers_that_an_old_file_lists_as_inputs_are_no_inputs(program, tm
     model = onnx.load(str(program("mlp").path))
     model.graph.input.append(onnx.helper.make_tensor_value_info("head.bias", onnx.TensorProto.FLOAT, [10]))
     onnx.save(model, str(tmp_path / "old.onnx"))
-    assert [value.name for value in onnx_file.load(tmp_path / "old.onnx").graph.input] == ["x"]
+    assert [value.name for value in load(tmp_path / "old.onnx").graph.input] == ["x"]
 
 
 def test_stdout_is_led_to_stderr_at_descriptor_level_and_put_back(capfd):

@@ -6,9 +6,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from omgoptim.errors import ModelError, TechniqueError
+from omgoptim.models.onnx_file import load
+from omgoptim.models.onnx_graph import count_params, graph_traits, layers, select
 from omgoptim.requests.quantize import Bf16, Dynamic, Static
-from omgoptim.techniques.quantize.onnx_file import load
-from omgoptim.techniques.quantize.onnx_graph import count_params, graph_traits, layers, select
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "lstm", "gru", "encoder"])

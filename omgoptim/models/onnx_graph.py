@@ -15,7 +15,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from omgoptim.errors import TechniqueError, did_you_mean
-from omgoptim.techniques.quantize.onnx_file import SCOPES, bodies, graphs, load, tensor_bytes
+from omgoptim.models.onnx_file import SCOPES, bodies, graphs, load, tensor_bytes
 
 FLOAT_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 INT_TYPES = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4)

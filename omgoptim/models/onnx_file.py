@@ -1,0 +1,112 @@
+"""ONNX files in and out: read with every node named and constants as initializers, and saved whole. No torch.
+
+A file stays one file below protobuf's limit; above it, the weights go to `<name>.data` beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+
+from omgoptim.errors import ModelError
+
+ONE_FILE_BYTES = 2**31 - 2**24
+"""Weights past this go beside the program: protobuf cannot hold a message of 2 GiB."""
+
+SCOPES = "pkg.torch.onnx.name_scopes"
+"""Node metadata in which torch's exporter keeps the module path."""
+
+
+def load(path: Path, *, weights: bool = True) -> ModelProto:
+    """Read an ONNX file: every node named, constants as initializers, none of them an input as well.
+
+    Args:
+        path: the program; external data is looked for beside it.
+        weights: False leaves external data on disk, enough to look at the graph.
+
+    Raises:
+        ModelError: the file is missing, is no ONNX, or its external data is.
+    """
+    try:
+        model = onnx.load(str(path), load_external_data=weights)
+    except Exception as error:
+        raise ModelError(f"{path} is no readable ONNX file", f"{type(error).__name__}: {error}") from error
+    if not model.graph.node:
+        raise ModelError(f"{path} is no readable ONNX file", "its graph has no nodes")
+    for graph in graphs(model.graph):
+        _constants_to_initializers(graph)
+        own = {tensor.name for tensor in graph.initializer}
+        kept = [value for value in graph.input if value.name not in own]
+        if len(kept) != len(graph.input):
+            del graph.input[:]
+            graph.input.extend(kept)
+    _name_nodes(model)
+    return model
+
+
+def graphs(graph: GraphProto) -> Iterator[GraphProto]:
+    """The graph and, recursively, the bodies of its If, Loop and Scan nodes."""
+    yield graph
+    for node in graph.node:
+        for body in bodies(node):
+            yield from graphs(body)
+
+
+def bodies(node: NodeProto) -> list[GraphProto]:
+    found = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+    return found + [body for a in node.attribute for body in a.graphs]
+
+
+def tensor_bytes(tensor: TensorProto) -> int:
+    """Bytes of a tensor's values, computed from its shape: the values need not be loaded."""
+    count = 1
+    for size in tensor.dims:
+        count *= size
+    if tensor.data_type in (TensorProto.INT4, TensorProto.UINT4):
+        return (count + 1) // 2
+    if tensor.data_type == TensorProto.STRING:
+        return sum(len(text) for text in tensor.string_data)
+    return int(count * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+
+
+def is_large(model: ModelProto) -> bool:
+    """Whether the model is past what one file can hold."""
+    return sum(tensor_bytes(t) for graph in graphs(model.graph) for t in graph.initializer) > ONE_FILE_BYTES
+
+
+def save(model: ModelProto, target: Path) -> None:
+    """Write the model, its weights beside it if they do not fit one file."""
+    data = target.with_name(target.name + ".data")
+    data.unlink(missing_ok=True)  # onnx appends to a file that is there
+    if is_large(model):
+        onnx.save_model(model, str(target), save_as_external_data=True, location=data.name, size_threshold=1024)
+    else:
+        onnx.save_model(model, str(target))
+
+
+def _constants_to_initializers(graph: GraphProto) -> None:
+    kept = []
+    for node in graph.node:
+        value = next((a.t for a in node.attribute if a.name == "value"), None) if node.op_type == "Constant" else None
+        if value is None:
+            kept.append(node)
+        else:
+            graph.initializer.add().CopyFrom(value)
+            graph.initializer[-1].name = node.output[0]
+    if len(kept) != len(graph.node):
+        del graph.node[:]
+        graph.node.extend(kept)
+
+
+def _name_nodes(model: ModelProto) -> None:
+    taken: set[str] = set()
+    for graph in graphs(model.graph):
+        for index, node in enumerate(graph.node):
+            name = node.name or f"{node.op_type}_{index}"
+            while name in taken:
+                name += "_"
+            node.name = name
+            taken.add(name)
