@@ -43,9 +43,13 @@ class MacsCount:
 
     macs: int | None
     """The headline; None if the model could not be counted by operator."""
-    check: MacsCheck
+    check: MacsCheck | None
+    """Not for a program, which has one counter."""
     by_path: dict[str, int]
-    """Path to multiply-accumulates for every module that ran, children not included; they add up to `macs`."""
+    """Path to multiply-accumulates for every module that ran, children not included; they add up to `macs`.
+
+    Empty for a program.
+    """
 
 
 @dataclass(frozen=True, slots=True)

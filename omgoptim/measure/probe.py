@@ -27,6 +27,9 @@ SHORTEST_SAMPLE_S = 1e-4
 DROPPED = 0.25
 """Fraction at the start of a turn that is not counted: caches and thread pools wake up in it."""
 
+LAYERS_S = 1.0
+"""For how long a model is called to time its layers."""
+
 
 class Probe:
     """State of the measuring process: the opened session and its prepared batches."""
@@ -90,12 +93,20 @@ class Probe:
         np.savez(target, **{str(index): array for index, array in enumerate(arrays)})  # type: ignore[arg-type]
         return {}
 
-    def layers(self, batch: str, macs_by_path: dict[str, int], top: int) -> dict[str, Any]:
-        """The costliest layers of a torch module."""
-        from omgoptim.measure.layers import costliest_layers
+    def layers(self, batch: str, macs_by_path: dict[str, int], parts: list[dict[str, Any]], top: int) -> dict[str, Any]:
+        """The costliest layers: of a program by its engine's profile, of a module by hooks."""
+        if self.session.node_times is not None:
+            from omgoptim.measure.program_layers import Part, costliest_nodes
 
-        args, kwargs = self.prepared[batch]
-        found = costliest_layers(self.session.module, args, kwargs, macs_by_path, top=top)
+            times = self.session.node_times(self.prepared[batch], LAYERS_S)
+            found = costliest_nodes(times, [Part(**part) for part in parts], top)
+        elif self.session.module is not None:
+            from omgoptim.measure.layers import costliest_layers
+
+            args, kwargs = self.prepared[batch]
+            found = costliest_layers(self.session.module, args, kwargs, macs_by_path, top, LAYERS_S)
+        else:
+            found = []
         return {"layers": [layer.model_dump() for layer in found]}
 
 

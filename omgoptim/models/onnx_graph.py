@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import fnmatch
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,11 @@ from omgoptim.models.onnx_file import SCOPES, bodies, graphs, load, tensor_bytes
 
 FLOAT_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 INT_TYPES = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4)
+PARAMETER_TYPES = (*FLOAT_TYPES, *INT_TYPES, TensorProto.INT32)
+"""Types that parameters are stored in: a quantized bias is int32."""
+
+WEIGHT_NAME = re.compile(r"(?:q_output_)?(?P<module>.+)\.weight(?:_Transposed)?(?:_quantized)?(?:_\d+)?")
+"""A module's weight, also as a quantizer renamed it."""
 
 WEIGHT_INPUTS = {
     "Conv": (1,), "ConvTranspose": (1,), "ConvInteger": (1,), "QLinearConv": (3,),
@@ -245,11 +251,12 @@ def _scopes(node: NodeProto) -> list[str]:
 
 def _path_of(node: NodeProto, weight: str, uses: int, paths: Mapping[str, str]) -> str:
     """A weight that one layer reads names its module best: a convolution fused with its norm has the norm's scope."""
-    module, _, leaf = weight.rpartition(".")
-    if uses == 1 and module and leaf == "weight":
+    named = WEIGHT_NAME.fullmatch(weight)
+    module = named["module"] if named else ""
+    if uses == 1 and module:
         return module
     known = next((paths[name] for name in (node.name, *node.output) if name in paths), "")
-    return known or (module if leaf == "weight" else "") or node.name or weight
+    return known or module or node.name or weight
 
 
 def _weights_of(

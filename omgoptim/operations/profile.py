@@ -8,10 +8,12 @@ from pathlib import Path
 from omgoptim.errors import ModelError, SetupError
 from omgoptim.measure.launch import Process
 from omgoptim.measure.metrics import resolve_metric
+from omgoptim.measure.program_layers import ask_layers
 from omgoptim.measure.quality import read_outputs, score
 from omgoptim.measure.race import LATENCY
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.artifact import Check, Manifest
+from omgoptim.models.samples import of_size
 from omgoptim.operations.advice import profile_steps
 from omgoptim.operations.candidates import Option
 from omgoptim.operations.context import RunContext
@@ -35,10 +37,9 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
 
     def more(_: int, process: Process) -> None:
         process.run_samples(subject.eval_folder, context.work / "outputs", told(context, "evaluating the model"))
-        if ENGINES[Manifest.read(folder).runtime].runs == "module" and subject.macs:
-            context.progress("timing the layers", None)
-            answer = process.ask("layers", batch=LATENCY, macs_by_path=subject.macs.by_path, top=10)
-            layers.extend(Layer.model_validate(record) for record in answer["layers"])
+        context.progress("timing the layers", None)
+        by_path = subject.macs.by_path if subject.macs else {}
+        layers.extend(ask_layers(process, LATENCY, of_size(subject.evaluation, 1), by_path, top=10))
 
     raced = full_race([folder], subject.bench, request.timing, request.seed, context, (0.2, 0.95), "measuring", more)
     timing = raced.timing(0)
@@ -46,9 +47,11 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
     before = measurement(
         folder, timing, subject.bench, quality, metric_name, subject.evaluation.count if metric_name else None
     )
+    if before.macs is None and subject.macs and subject.macs.macs is not None:  # an artifact that does not say
+        before = before.model_copy(update={"macs": subject.macs.macs, "flops": 2 * subject.macs.macs})
     warnings = [*subject.notes, *load_warnings(raced.load)]
-    if subject.macs is None:
-        warnings.append("multiply-accumulates were not counted: the model is a program, not a module")
+    if before.macs is None:
+        warnings.append("multiply-accumulates were not counted: the run's log says why")
     return EfficiencyReport(
         outcome="ok",
         summary=_summary(request.model, before),

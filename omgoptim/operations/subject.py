@@ -14,6 +14,7 @@ from torch import nn
 from omgoptim.errors import DataError, ModelError
 from omgoptim.hardware import usable_cores
 from omgoptim.measure.macs import MacsCount, count_macs
+from omgoptim.measure.program_macs import count_program
 from omgoptim.measure.race import LATENCY, THROUGHPUT, Bench
 from omgoptim.measure.size import count_params
 from omgoptim.models import artifact as artifacts
@@ -233,7 +234,9 @@ def _run_once(
 
 def _counts(opened: _Opened, signature: Signature, one: NamedBatch) -> tuple[MacsCount | None, tuple[int, int] | None]:
     if opened.module is None:
-        return None, count_program_params(opened.program) if opened.program else None
+        if opened.program is None:
+            return None, None
+        return MacsCount(count_program(opened.program, one).macs, None, {}), count_program_params(opened.program)
     args, kwargs = signature.to_call(as_tensors(one, {tensor.name: tensor.dtype for tensor in signature.inputs}))
     return count_macs(opened.module, args, kwargs), count_params(opened.module)
 

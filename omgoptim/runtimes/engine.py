@@ -6,8 +6,9 @@ opens what it is given as a `Session`, which is all that measuring ever sees.
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,6 +17,9 @@ from numpy.typing import NDArray
 
 NumpyBatch = Mapping[str, NDArray[Any]]
 """Input name to array, the batch first."""
+
+WARM_UP, FEWEST_PROFILED, MOST_PROFILED = 2, 5, 100
+"""Calls of a program with profiling on: an engine keeps a record of every node of every call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +30,19 @@ class Settings:
     device: str = "cpu"
     precision: str = "float32"
     """float32, bfloat16, float16, int8 or int8_dynamic: what the artifact was saved as."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeTime:
+    """What one node of a program takes, as the engine that runs it names it after its own fusing."""
+
+    name: str
+    kind: str
+    """The engine's operator."""
+    ms: float
+    """Median over the calls, the work of nodes inside it not included."""
+    covers: tuple[str, ...] = ()
+    """Names of the nodes it was fused from, where the engine keeps them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +59,9 @@ class Session:
     """Seconds per call over n calls on a prepared batch, the device synchronised."""
     module: Any = None
     """The torch module, where there is one: for the time per layer."""
+    node_times: Callable[[Any, float], list[NodeTime]] | None = None
+    """For a program: what its nodes take on a prepared batch, called for so many seconds with the engine's profiling
+    on, in a second session. A module's layers are timed by hooks instead."""
     peak_device_bytes: Callable[[], int | None] = field(default=lambda: None)
     """Peak memory on a GPU since the session was opened, or None on a CPU."""
 
@@ -72,6 +92,29 @@ def wall_clock(call: Callable[[Any], Any]) -> Callable[[Any, int], float]:
         return (time.perf_counter() - start) / calls
 
     return seconds
+
+
+def calls_for(seconds: float) -> Iterator[bool]:
+    """One step for each call to profile, and whether it counts: the first ones only warm up.
+
+    Goes on for `seconds`, for at least `FEWEST_PROFILED` and at most `MOST_PROFILED` calls that count.
+    """
+    for _ in range(WARM_UP):
+        yield False
+    end = time.perf_counter() + seconds
+    for count in range(MOST_PROFILED):
+        if count >= FEWEST_PROFILED and time.perf_counter() >= end:
+            return
+        yield True
+
+
+def medians(calls: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The median of each entry over the calls that have it."""
+    times: dict[str, list[float]] = {}
+    for call in calls:
+        for name, ms in call.items():
+            times.setdefault(name, []).append(ms)
+    return {name: statistics.median(some) for name, some in times.items()}
 
 
 def as_float32(array: NDArray[Any]) -> NDArray[Any]:

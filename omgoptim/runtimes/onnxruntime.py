@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from omgoptim.runtimes.engine import Engine, NumpyBatch, Session, Settings, as_float32, wall_clock
+from omgoptim.runtimes.engine import (
+    WARM_UP,
+    Engine,
+    NodeTime,
+    NumpyBatch,
+    Session,
+    Settings,
+    as_float32,
+    calls_for,
+    medians,
+    wall_clock,
+)
 from omgoptim.runtimes.signature import Signature
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+KERNEL = "_kernel_time"
+"""How the profile ends the name of a node's event."""
 
 
 def missing(device: str) -> str | None:
@@ -25,13 +41,7 @@ def missing(device: str) -> str | None:
 
 
 def open_session(program: Path, signature: Signature, settings: Settings) -> Session:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = settings.threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(program), options, providers=[PROVIDERS[settings.device]])
+    session = _session(program, settings)
     names = [tensor.name for tensor in session.get_inputs()]
     outputs = [tensor.name for tensor in session.get_outputs()]
     del signature  # the program carries its own
@@ -42,7 +52,73 @@ def open_session(program: Path, signature: Signature, settings: Settings) -> Ses
     def prepare(batch: NumpyBatch) -> dict[str, NDArray[Any]]:
         return {name: batch[name] for name in names}
 
-    return Session(prepare, call, lambda result: [as_float32(array) for array in result], wall_clock(call))
+    def node_times(feed: dict[str, NDArray[Any]], seconds: float) -> list[NodeTime]:
+        return _node_times(program, settings, feed, seconds)
+
+    return Session(
+        prepare=prepare,
+        call=call,
+        to_numpy=lambda result: [as_float32(array) for array in result],
+        seconds=wall_clock(call),
+        node_times=node_times if settings.device == "cpu" else None,  # a GPU's node returns before its work is done
+    )
+
+
+def _session(program: Path, settings: Settings, profile: Path | None = None) -> Any:
+    """Open the program; with `profile`, the beginning of the path of a file to write its profile to."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = settings.threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    return onnxruntime.InferenceSession(str(program), options, providers=[PROVIDERS[settings.device]])
+
+
+def _node_times(program: Path, settings: Settings, feed: dict[str, NDArray[Any]], seconds: float) -> list[NodeTime]:
+    """ONNX Runtime's own profile, which it writes when the session ends."""
+    with tempfile.TemporaryDirectory() as folder:
+        session = _session(program, settings, Path(folder) / "profile")
+        for _ in calls_for(seconds):
+            session.run(None, feed)
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    return node_times_of(events)
+
+
+def node_times_of(events: list[dict[str, Any]]) -> list[NodeTime]:
+    """The time of each node from the events of a profile, the first calls dropped.
+
+    The event of a call follows those of its nodes. The nodes of a loop's body lie within the loop's own event.
+    """
+    calls: list[dict[str, float]] = []
+    kinds: dict[str, str] = {}
+    nodes: list[dict[str, Any]] = []
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith(KERNEL):
+            kinds[event["name"].removesuffix(KERNEL)] = event["args"].get("op_name", "")
+            nodes.append(event)
+        elif event.get("name") == "model_run":
+            calls.append(_own_ms(nodes))
+            nodes = []
+    return [NodeTime(name, kinds[name], ms) for name, ms in medians(calls[WARM_UP:]).items()]
+
+
+def _own_ms(nodes: list[dict[str, Any]]) -> dict[str, float]:
+    """Node name to ms within one call, less what nodes inside it took; several uses add up."""
+    spent: dict[str, float] = {}
+    around: list[tuple[str, float]] = []
+    for event in sorted(nodes, key=lambda node: (node["ts"], -node["dur"])):
+        name, start, ms = event["name"].removesuffix(KERNEL), event["ts"], event["dur"] / 1e3
+        while around and around[-1][1] <= start:
+            around.pop()
+        if around:
+            spent[around[-1][0]] -= ms
+        spent[name] = spent.get(name, 0.0) + ms
+        around.append((name, start + event["dur"]))
+    return spent
 
 
 ENGINE = Engine("onnxruntime", "program", missing, open_session)

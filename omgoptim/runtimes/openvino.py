@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from omgoptim.runtimes.engine import Engine, NumpyBatch, Session, Settings, as_float32, wall_clock
+from omgoptim.runtimes.engine import (
+    Engine,
+    NodeTime,
+    NumpyBatch,
+    Session,
+    Settings,
+    as_float32,
+    calls_for,
+    medians,
+    wall_clock,
+)
 from omgoptim.runtimes.signature import Signature
 
 
@@ -26,7 +36,7 @@ def open_session(program: Path, signature: Signature, settings: Settings) -> Ses
     import openvino
 
     core = openvino.Core()
-    options = {
+    options: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": settings.threads,
         "INFERENCE_PRECISION_HINT": "bf16" if settings.precision == "bfloat16" else "f32",
@@ -45,7 +55,31 @@ def open_session(program: Path, signature: Signature, settings: Settings) -> Ses
     def to_numpy(result: Any) -> list[NDArray[Any]]:
         return [as_float32(np.array(result[output])) for output in outputs]
 
-    return Session(prepare, call, to_numpy, wall_clock(call))
+    def node_times(feed: dict[str, NDArray[Any]], seconds: float) -> list[NodeTime]:
+        profiling = core.compile_model(core.read_model(str(program)), "CPU", options | {"PERF_COUNT": True})
+        return _node_times(profiling, feed, seconds)
+
+    return Session(prepare, call, to_numpy, wall_clock(call), node_times=node_times)
+
+
+def _node_times(compiled: Any, feed: dict[str, NDArray[Any]], seconds: float) -> list[NodeTime]:
+    """OpenVINO's performance counters; its execution graph says which of the program's nodes each was fused from."""
+    covers: dict[str, tuple[str, ...]] = {}
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        names = str(node.get_rt_info()["originalLayersNames"].astype(str))
+        covers[node.get_friendly_name()] = tuple(name for name in names.split(",") if name)
+    request = compiled.create_infer_request()
+    kinds: dict[str, str] = {}
+    calls: list[dict[str, float]] = []
+    for counts in calls_for(seconds):
+        request.infer(feed, share_inputs=True, share_outputs=True)
+        spent: dict[str, float] = {}
+        for node in request.profiling_info if counts else ():
+            if node.status == node.Status.EXECUTED:
+                kinds[node.node_name] = node.node_type
+                spent[node.node_name] = spent.get(node.node_name, 0.0) + node.real_time.total_seconds() * 1e3
+        calls += [spent] if counts else []
+    return [NodeTime(name, kinds[name], ms, covers.get(name, ())) for name, ms in medians(calls).items()]
 
 
 ENGINE = Engine("openvino", "program", missing, open_session)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import shutil
 import sys
 import warnings
@@ -16,6 +17,9 @@ from onnx import ModelProto
 
 from omgoptim.errors import ModelError, OmgoptimError, TechniqueError
 from omgoptim.models.onnx_file import SCOPES, graphs, is_large, load, save
+
+REPLACED = re.compile(r"(_MatMul)?_quant(_\w+)?$|(?<=.)_Add$")
+"""What ONNX Runtime's dynamic quantizer appends to the name of a node that it replaces."""
 
 
 def finish(model: ModelProto, source: ModelProto, target: Path) -> None:
@@ -31,6 +35,7 @@ def finish(model: ModelProto, source: ModelProto, target: Path) -> None:
         kept = list(originals)
         del values[:]
         values.extend(kept)
+    _restore_scopes(model, source)
     del model.graph.value_info[:]  # shapes of tensors that may be gone
     _drop_unused(model)
     save(model, target)
@@ -136,6 +141,22 @@ def quiet_stdout() -> Iterator[None]:
         sys.stdout.flush()
         os.dup2(saved, 1)
         os.close(saved)
+
+
+def _restore_scopes(model: ModelProto, source: ModelProto) -> None:
+    """Give nodes that a quantizer put in place of others the module paths of those: a profile names layers by them."""
+    known: dict[str, str] = {}
+    for graph in graphs(source.graph):
+        for node in graph.node:
+            for entry in node.metadata_props:
+                if entry.key == SCOPES:
+                    known.update(dict.fromkeys((node.name, *node.output), entry.value))
+    for graph in graphs(model.graph):
+        for node in graph.node:
+            names = (node.name, *node.output, REPLACED.sub("", node.name))
+            scopes = next((known[name] for name in names if name in known), None)
+            if scopes is not None and not any(entry.key == SCOPES for entry in node.metadata_props):
+                node.metadata_props.add(key=SCOPES, value=scopes)
 
 
 def _drop_unused(model: ModelProto) -> None:
