@@ -194,8 +194,12 @@ def _summary(
         parts.append(f"Python {interpreter.version} is too old: {OLDEST[0]}.{OLDEST[1]} or newer is needed.")
     absent = list(interpreter.missing)
     unusable = [package for package in REQUIRED if inspection.packages.get(package, {}).get("state") == "broken"]
-    if absent:
-        parts.append(f"Runs cannot start: missing {', '.join(absent)}. {interpreter.install_command(*absent)}")
+    if interpreter.to_make:
+        command = interpreter.install_command(*absent)
+        parts.append(f"Runs cannot start: the project has no Python environment. Make one with `{command}`.")
+    elif absent:
+        command = interpreter.install_command(*absent)
+        parts.append(f"Runs cannot start: missing {', '.join(absent)}. Install with `{command}`.")
     if unusable:
         parts.append(f"Runs cannot start: broken {', '.join(unusable)}.")
     parts = parts or ["Runs can start."]

@@ -48,11 +48,17 @@ class Interpreter:
     missing: tuple[str, ...]
     """What a run needs and this Python lacks, by the names to install."""
     has_pip: bool = True
+    to_make: Path | None = None
+    """The environment to make first, where this Python is only the plugin's own and the project has none."""
 
     def install_command(self, *packages: str) -> str:
-        """The one command that installs packages into this Python."""
-        python = _quoted(str(self.path))
+        """The one command that installs packages into this Python, or into the environment to make first."""
         wanted = " ".join(_quoted(package) for package in packages)
+        if self.to_make:
+            place = "Scripts/python.exe" if os.name == "nt" else "bin/python"
+            made = _quoted(str(self.to_make / place))
+            return f"python3 -m venv {_quoted(str(self.to_make))} && {made} -m pip install {wanted}"
+        python = _quoted(str(self.path))
         if self.has_pip:
             return f"{python} -m pip install {wanted}"
         if shutil.which("uv"):
@@ -91,6 +97,8 @@ def find_interpreter(project: Path, explicit: str | None) -> Interpreter:
     missing = [line.split()[1] for line in lines if line.startswith("omgoptim:missing ")]
     needs_setuptools = _parsed(version) >= (3, 12)  # thop imports distutils
     wanted = [name for name in missing if name != "pip" and (name != "setuptools" or needs_setuptools)]
+    if found_by == OWN and "torch" in missing and plugin_roots():
+        return Interpreter(path, found_by, version, (*REQUIRED, "setuptools"), to_make=project / ".venv")
     return Interpreter(path, found_by, version, tuple(wanted), "pip" not in missing)
 
 
@@ -107,22 +115,18 @@ def require(interpreter: Interpreter) -> None:
             "give python=<path of a newer Python that has the model's packages>",
         )
     install = interpreter.install_command(*interpreter.missing)
+    if interpreter.to_make:
+        raise SetupError(
+            "the project has no Python environment to run the model in",
+            "there is no .venv in the project and no active environment, and the plugin's own Python has no torch",
+            install,
+        )
     if interpreter.missing:
         raise SetupError(
             f"the Python that would run the model lacks {', '.join(interpreter.missing)}",
             f"{interpreter.path} ({interpreter.found_by}, Python {interpreter.version})",
-            _first_environment(interpreter) if _is_only_ours(interpreter) else install,
+            install,
         )
-
-
-def _is_only_ours(interpreter: Interpreter) -> bool:
-    """Whether the project has no Python at all and the one found is a plugin's own, made for nothing but the server."""
-    return interpreter.found_by == OWN and "torch" in interpreter.missing and bool(plugin_roots())
-
-
-def _first_environment(interpreter: Interpreter) -> str:
-    wanted = " ".join(_quoted(package) for package in interpreter.missing)
-    return f"python3 -m venv .venv && .venv/bin/python -m pip install {wanted}   (in the project)"
 
 
 def is_new_enough(interpreter: Interpreter) -> bool:

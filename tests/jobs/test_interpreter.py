@@ -92,10 +92,21 @@ def test_the_fix_is_one_command_for_that_python() -> None:
     assert caught.value.fix == "'/my env/bin/python' -m pip install onnx onnxruntime"
 
 
-def test_a_plugins_own_python_is_not_what_torch_is_installed_into(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PLUGIN_ROOT", "/plugin")
-    own = Interpreter(Path("/cache/uv/bin/python"), OWN, "3.12.1", ("torch", "onnx"))
-    with pytest.raises(SetupError) as caught:
-        require(own)
-    assert "-m venv .venv" in caught.value.fix
-    assert "/cache/uv" not in caught.value.fix
+def test_a_plugins_own_python_is_not_what_torch_is_installed_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, project = tmp_path / "own", tmp_path / "my project"
+    venv.create(own, with_pip=False)
+    project.mkdir()
+    monkeypatch.setattr(sys, "executable", str(own / "bin" / "python"))
+    monkeypatch.setenv("PLUGIN_ROOT", str(tmp_path / "plugin"))
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    found = find_interpreter(project, None)
+    with pytest.raises(SetupError, match="no Python environment") as caught:
+        require(found)
+    assert found.found_by == OWN
+    made = project / ".venv"
+    assert caught.value.fix.startswith(f"python3 -m venv '{made}' && '{made}/bin/python' -m pip install torch ")
+    assert {"pydantic", "psutil", "setuptools"} <= set(caught.value.fix.split())  # what the plugin's own Python has too
+    assert str(own) not in caught.value.fix
