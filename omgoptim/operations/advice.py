@@ -28,6 +28,18 @@ def common_arguments(request: ModelRequest) -> dict[str, Any]:
     }
 
 
+def same_arguments(request: QuantizeRequest) -> dict[str, Any]:
+    """Everything that was given, to ask again with one thing changed; `output` exists by then, and is left out."""
+    fields = QuantizeRequest.model_fields
+    given = {
+        name: getattr(request, name)
+        for name, field in fields.items()
+        if name not in ("scheme", "output", "plan")
+        and (field.is_required() or getattr(request, name) != field.get_default(call_default_factory=True))
+    }
+    return given | scheme_arguments(request)
+
+
 def scheme_arguments(request: QuantizeRequest) -> dict[str, Any]:
     """The technique and its parameters as flat arguments, defaults left out."""
     given = request.scheme.model_dump(exclude_defaults=True) | {"scheme": request.scheme.scheme}
@@ -45,6 +57,12 @@ def profile_steps(request: ModelRequest, subject: Subject, layers: Sequence[Laye
     return [step("quantize", arguments, why)]
 
 
+def plan_step(request: QuantizeRequest) -> NextStep:
+    """After a plan: the same, for real."""
+    output = {"output": request.output} if request.output else {}
+    return step("quantize", same_arguments(request) | output, "do what was planned")
+
+
 def quantize_steps(
     request: QuantizeRequest, outcome: str, run_id: str, has_interval: bool, decided: bool, real_data: bool
 ) -> list[NextStep]:
@@ -60,13 +78,13 @@ def quantize_steps(
     if outcome == "no_gain":
         steps.append(step("profile", arguments, "see where the time goes: small models are dominated by overhead"))
     if outcome == "ok" and not has_interval:
-        careful = arguments | scheme_arguments(request) | {"timing": "standard"}
+        careful = same_arguments(request) | {"timing": "standard"}
         steps.append(step("quantize", careful, "a single launch gives no interval: standard timing proves the speedup"))
     if outcome == "ok" and not real_data:
         known = {key: value for key, value in arguments.items() if key != "inputs"} | {"data": "file.py:load"}
         steps.append(step("quantize", known, "with your data static quantization can be tried, and accuracy measured"))
     if outcome == "ok" and real_data and not decided:
-        larger = arguments | scheme_arguments(request) | {"samples": request.samples * 4}
+        larger = same_arguments(request) | {"samples": request.samples * 4}
         steps.append(step("quantize", larger, "more evaluation samples decide whether the guard holds"))
     if outcome == "ok":
         again = {key: value for key, value in arguments.items() if key in ("data", "metric", "project", "python")}

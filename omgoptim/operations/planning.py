@@ -7,6 +7,7 @@ import time
 from omgoptim.models.onnx_file import load
 from omgoptim.models.onnx_graph import layers, select
 from omgoptim.models.samples import as_tensors, of_size
+from omgoptim.operations.advice import plan_step
 from omgoptim.operations.candidates import Program, Proposal
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.measured import environment, shown_request
@@ -51,6 +52,7 @@ def plan_report(
         summary=f"Plan only, nothing was done: {len(planned)} candidates would be tried on {len(touched)} layers, "
         f"in about {max(10, round(seconds, -1)):.0f} s.",
         warnings=list(subject.notes),
+        next_steps=[plan_step(request)],
         verb="quantize",
         run_id=context.run_id,
         request=shown_request(request),

@@ -1,0 +1,36 @@
+"""Tests of the calls that a report proposes: each must be the right one, and run as it is written."""
+
+from __future__ import annotations
+
+from omgoptim.operations.advice import plan_step, quantize_steps
+from omgoptim.requests import QuantizeRequest, parse
+
+
+def request(**given: object) -> QuantizeRequest:
+    parsed = parse("quantize", {"model": "net.py:build", "data": "net.py:load", **given})
+    assert isinstance(parsed, QuantizeRequest)
+    return parsed
+
+
+def test_after_a_plan_comes_the_same_request_for_real() -> None:
+    told = plan_step(request(plan=True, scheme="static", max_quality_drop=0.03, output="out"))
+    assert told.arguments == {
+        "model": "net.py:build",
+        "data": "net.py:load",
+        "scheme": "static",
+        "max_quality_drop": 0.03,
+        "output": "out",
+    }
+    assert "--plan" not in told.command
+
+
+def test_asking_for_an_interval_keeps_the_guard_and_the_engine_but_not_the_folder_that_exists_now() -> None:
+    asked = request(timing="quick", max_quality_drop=0.03, runtime="onnxruntime", output="out")
+    first = quantize_steps(asked, "ok", "run-1", has_interval=False, decided=True, real_data=True)[0]
+    assert parse("quantize", first.arguments) == request(max_quality_drop=0.03, runtime="onnxruntime")
+
+
+def test_more_samples_are_asked_for_with_everything_else_the_same() -> None:
+    asked = request(timing="careful", max_quality_drop=0.03, samples=100)
+    first = quantize_steps(asked, "ok", "run-1", has_interval=True, decided=False, real_data=True)[0]
+    assert parse("quantize", first.arguments) == request(timing="careful", max_quality_drop=0.03, samples=400)
