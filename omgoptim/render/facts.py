@@ -104,6 +104,11 @@ def verdict(report: EfficiencyReport) -> str:
     return {"ok": "OK", "no_gain": "NO GAIN", "guard_failed": "GUARD FAILED"}[report.outcome]
 
 
+def changed_title(report: EfficiencyReport) -> str:
+    """What the list of changed layers is: done, or planned."""
+    return "would change" if report.request.get("plan") else "changed"
+
+
 def speed_claim(gains: Gains) -> tuple[str, Tone]:
     """What may be said about speed: faster or slower only where the interval excludes 1."""
     if gains.speedup is None:

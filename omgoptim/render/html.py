@@ -216,7 +216,7 @@ def _layers_changed(report: EfficiencyReport) -> str:
     body = ""
     if report.changed:
         table = _table((("layer", False), ("what", False), ("", False)), changed)
-        body += f"<details><summary>{len(report.changed)} changed</summary>{table}</details>"
+        body += f"<details><summary>{len(report.changed)} {facts.changed_title(report)}</summary>{table}</details>"
     if report.skipped:
         body += (
             f"<details><summary>{len(report.skipped)} left as they are, and why</summary><ul>{skipped}</ul></details>"

@@ -34,7 +34,11 @@ def report_markdown(report: EfficiencyReport, detail: Detail = "brief", folder: 
         _places(report, folder),
         _candidates(report, 100 if full else 6),
         _layers(report, 100 if full else 6),
-        _bulleted(f"Changed ({len(report.changed)} layers)", _changes(report), 200 if full else 3),
+        _bulleted(
+            f"{facts.changed_title(report).capitalize()} ({len(report.changed)} layers)",
+            _changes(report),
+            200 if full else 3,
+        ),
         _skipped(report, 50 if full else 3, 20 if full else 2),
         _environment(report) if full else [],
         [f"Repeat: `{safe(report.repeat, 600)}`"],

@@ -5,6 +5,7 @@ All text of a model, a log or a library goes through `rich.text.Text`, which rea
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -59,16 +60,17 @@ def runs_view(states: list[RunState]) -> RenderableType:
     if not states:
         return Text("No runs yet. Start with: omgoptim profile MODEL")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for header in ("run", "status", "stage", "started (UTC)", "model", "summary"):
-        table.add_column(header, overflow="fold", no_wrap=header in ("run", "status"))
+    for header in ("run", "status", "started (UTC)", "model", "summary"):
+        table.add_column(header, overflow="fold", no_wrap=header in ("run", "status", "started (UTC)"))
     for state in states:
+        going = facts.progress_text(state) if state.status in ("starting", "queued", "running") else ""
+        told = going or state.summary or (state.error or {}).get("what", "")
         table.add_row(
             Text(state.run_id),
             Text(state.outcome or state.status, _STATUS_STYLE.get(state.status, "")),
-            Text(facts.progress_text(state) if state.status in ("running", "queued") else ""),
             Text(state.started[:16].replace("T", " ")),
             Text(facts.plain(state.model, 60)),
-            Text(facts.plain(state.summary or (state.error or {}).get("what", ""), 100)),
+            Text(facts.plain(told, 100)),
         )
     return table
 
@@ -99,17 +101,28 @@ def doctor_view(report: DoctorReport) -> RenderableType:
     ):
         about.add_row(Text(label, "dim"), Text(value))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for header in ("", "package", "version", "unlocks", "to install"):
+    for header in ("", "package", "version", "unlocks"):
         table.add_column(header, overflow="fold")
-    for package in (*report.runtimes, *report.extras):
+    packages = (*report.runtimes, *report.extras)
+    for package in packages:
         table.add_row(*_package_row(package))
-    return Group(head, Padding(about, (0, 1)), table)
+    fixes = {package.fix: package.name for package in reversed(packages) if package.fix}
+    lines = [_to_copy("  ", (fix, "cyan"), (f"  # {name}", "dim")) for fix, name in reversed(fixes.items())]
+    installs: list[Text] = [Text("to install", "bold"), *lines, Text()] if lines else []
+    entry = Text(json.dumps(report.mcp_entry, indent=2), no_wrap=True, overflow="ignore")
+    return Group(
+        head,
+        Padding(about, (0, 1)),
+        table,
+        *installs,
+        Text("for an MCP client", "bold"),
+        entry,
+    )
 
 
 def _package_row(package: PackageState) -> list[Text]:
     mark, style = _STATE_MARK[package.state]
-    fix = Text(package.fix or "")
-    return [Text(mark, style), Text(package.name), Text(package.version or ""), Text(package.unlocks), fix]
+    return [Text(mark, style), Text(package.name), Text(package.version or ""), Text(package.unlocks)]
 
 
 def _verdict_panel(report: EfficiencyReport) -> RenderableType:
@@ -190,11 +203,12 @@ def _candidates_table(report: EfficiencyReport, full: bool) -> RenderableType | 
 def _changed(report: EfficiencyReport, full: bool) -> RenderableType | None:
     if not report.changed:
         return None
+    title = facts.changed_title(report)
     if not full:
         more = ", …" if len(report.changed) > 4 else ""
         named = ", ".join(facts.plain(one.path, 60) for one in report.changed[:4])
-        return _block([Text.assemble((f"changed: {len(report.changed)} layers", "bold"), f"  {named}{more}")])
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text("changed", "bold"), title_justify="left")
+        return _block([Text.assemble((f"{title}: {len(report.changed)} layers", "bold"), f"  {named}{more}")])
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text(title, "bold"), title_justify="left")
     for header in ("layer", "what", "before", "after"):
         table.add_column(header, overflow="fold")
     for one in report.changed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,12 @@ from rich.console import Console, RenderableType
 
 from omgoptim.errors import DataError
 from omgoptim.render import terminal
-from omgoptim.reports import EfficiencyReport, RunState, Skip
+from omgoptim.reports import DoctorReport, EfficiencyReport, PackageState, RunState, Skip
 
 
 def shown(view: RenderableType, width: int = 120) -> str:
     console = Console(file=io.StringIO(), width=width)
-    console.print(view)
+    console.print(view, crop=False)
     output = console.file
     assert isinstance(output, io.StringIO)
     return output.getvalue()
@@ -46,6 +47,7 @@ def test_a_plan_shows_what_would_be_tried_and_no_empty_columns(planned: Efficien
     assert "PLAN" in text
     assert "planned" in text
     assert "speedup" not in text
+    assert "would change: " in text
 
 
 def test_the_short_form_is_short_and_the_full_one_names_every_layer(hostile: EfficiencyReport) -> None:
@@ -76,3 +78,19 @@ def test_a_run_without_a_report_says_how_it_stands(status: str) -> None:
     assert ("measuring" in text) == (status == "running")
     assert ("the worker died" in text) == (status == "failed")
     assert "run-1" in shown(terminal.runs_view([state]))
+
+
+def test_doctor_prints_each_install_command_once_and_whole_and_the_entry_for_a_client() -> None:
+    fix = f"'/{'deep/' * 30}bin/python' -m pip install torch"
+    entry = {
+        "mcpServers": {"omgoptim": {"command": "/bin/omgoptim-mcp", "args": [], "env": {"OMGOPTIM_PROJECT": "/p"}}}
+    }
+    torch = PackageState(name="torch_eager", state="missing", version=None, unlocks="any module", fix=fix)
+    report = DoctorReport(
+        outcome="incomplete", summary="Runs cannot start.", python="/p/python", python_found_by="a test",
+        python_version="3.12.1", cpu="a cpu", cpu_features=[], cores=2, gpu=None, project="/p", mcp_entry=entry,
+        runtimes=[torch, torch.model_copy(update={"name": "torch_compile"})], extras=[],
+    )  # fmt: skip
+    text = shown(terminal.doctor_view(report), width=60)
+    assert text.count(fix) == 1
+    assert json.loads(text[text.index("{") :]) == entry
