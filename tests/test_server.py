@@ -170,8 +170,16 @@ async def test_a_bad_request_is_refused_in_the_words_of_the_request(era: str, pr
                 requests.parse(tool, raw)
             result = await client.call_tool(tool, raw)
             assert result.is_error
-            assert result.structured_content == {"error": told.value.to_dict()}
+            error = result.structured_content["error"]
             assert told.value.what in text_of(result)
+            assert error["what"] == told.value.what
+            if (
+                "has no argument" in error["what"]
+            ):  # the names that are known differ: wait_s here, allow_path in a shell
+                assert "wait_s" in error["why"] or tool == "doctor"
+                assert "allow_path" not in error["why"]
+            else:
+                assert error == told.value.to_dict()
             assert "pydantic" not in text_of(result)
     assert not (project / ".omgoptim").exists()
 

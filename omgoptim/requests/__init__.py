@@ -7,6 +7,7 @@ request, so that every face accepts the same and refuses in the same words.
 from __future__ import annotations
 
 import typing
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import ValidationError
@@ -45,6 +46,7 @@ __all__ = [
     "parse",
     "technique_field",
     "techniques",
+    "unknown_argument",
 ]
 
 
@@ -95,7 +97,7 @@ def _gather_technique_arguments(verb: str, request: type[Request], arguments: di
     if not loose:
         return arguments
     if key is None:
-        raise _unknown(loose[0], verb, request.model_fields)
+        raise unknown_argument(loose[0], verb, request.model_fields)
     chosen = arguments.get(key, request.model_fields[key].get_default().model_dump()[key])
     nested = {key: chosen} if isinstance(chosen, str) else dict(chosen)
     kinds = techniques(request)
@@ -111,13 +113,16 @@ def _gather_technique_arguments(verb: str, request: type[Request], arguments: di
                     f"'{name}' belongs to {key} {' and '.join(holders)}",
                     f"give {key}={holders[0]}, or leave '{name}' out",
                 )
-            raise _unknown(name, verb, {**request.model_fields, **technique.model_fields})
+            raise unknown_argument(name, verb, {**request.model_fields, **technique.model_fields})
         nested[name] = arguments.pop(name)
     return arguments | {key: nested}
 
 
-def _unknown(name: str, verb: str, known: dict[str, Any]) -> RequestError:
-    return RequestError(f"{verb} has no argument '{name}'", did_you_mean(name, known))
+def unknown_argument(name: str, verb: str, known: Iterable[str]) -> RequestError:
+    """The refusal of an argument that a verb does not have, by the names that it does."""
+    return RequestError(
+        f"{verb} has no argument '{name}'", did_you_mean(name, known), "give it by its name, or leave it out"
+    )
 
 
 def _rephrase(verb: str, error: ValidationError) -> RequestError:
@@ -133,7 +138,7 @@ def _rephrase(verb: str, error: ValidationError) -> RequestError:
             return RequestError(f"{verb} needs '{name}'", "it was not given", f"give {name}=…")
         case "extra_forbidden":
             technique = techniques(known[verb]).get(str(problem["loc"][1])) if len(problem["loc"]) > 2 else None
-            return _unknown(str(where[-1]), verb, dict((technique or known[verb]).model_fields))
+            return unknown_argument(str(where[-1]), verb, dict((technique or known[verb]).model_fields))
         case "union_tag_invalid":
             key = str(where[-1])
             value = problem["ctx"]["tag"]

@@ -3,6 +3,7 @@ alone."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +35,10 @@ def unfinished_answer(state: RunState, project: Path, wait_s: float) -> CallTool
     summary = f"The run goes on by itself: {facts.stage_text(state)}{left}. Wait for it with the call in next_steps."
     arguments = {"action": "wait", "run_id": state.run_id, "project": str(project), "wait_s": wait_s}
     wait = NextStep(
-        tool="runs", arguments=arguments, command=f"omgoptim runs wait {state.run_id}", why="wait for the report"
+        tool="runs",
+        arguments=arguments,
+        command=shlex.join(["omgoptim", "runs", "wait", state.run_id, "--project", str(project)]),
+        why="wait for the report",
     )
     content: Json = {
         "status": state.status,

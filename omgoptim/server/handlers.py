@@ -69,6 +69,7 @@ async def _answer(context: Context, name: str, arguments: dict[str, Any]) -> Cal
         raise RequestError(f"there is no tool '{name}'", did_you_mean(name, known))
     face = {key: arguments.pop(key) for key in ("wait_s", "detail") if name != "doctor" and key in arguments}
     _refuse_shell_only(arguments)
+    _refuse_unknown(name, arguments)
     request = requests.parse(name, arguments)
     wait_s, detail = wait_seconds(face.get("wait_s")), _detail(face.get("detail"))
     if isinstance(request, requests.DoctorRequest):
@@ -114,6 +115,19 @@ def _refuse_shell_only(arguments: dict[str, Any]) -> None:
                 "which folders may be read from is the user's choice, not an agent's",
                 "ask the user to set OMGOPTIM_ALLOW_PATH in the server's environment, or to run the command in a shell",
             )
+
+
+def _refuse_unknown(name: str, arguments: dict[str, Any]) -> None:
+    """Refuse what is no argument of the tool, by the names that an agent may use."""
+    known = next(tool for tool in tools() if tool.name == name).input_schema["properties"]
+    of_techniques = {
+        field
+        for params in requests.techniques((requests.VERBS | requests.QUERIES)[name]).values()
+        for field in params.model_fields
+    }
+    for given in arguments:
+        if given not in known and given not in of_techniques and given not in SHELL_ONLY:
+            raise requests.unknown_argument(given, name, known)
 
 
 def _detail(given: Any) -> answers.Detail:
