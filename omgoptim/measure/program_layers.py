@@ -164,7 +164,7 @@ def _anchors(times: Sequence[NodeTime], parts: Sequence[Part]) -> list[Part | No
 
 def _named(time: NodeTime, by_name: Mapping[str, Part], by_output: Mapping[str, Part]) -> list[Part]:
     found = []
-    for name in (time.name, *time.covers):
+    for name in (time.name.removeprefix("fused "), *time.covers):
         part = by_name.get(name) or by_output.get(name)
         while part is None and (end := DECORATION.search(name)):
             name = name[: end.start()]

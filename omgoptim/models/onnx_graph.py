@@ -23,6 +23,9 @@ INT_TYPES = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.
 PARAMETER_TYPES = (*FLOAT_TYPES, *INT_TYPES, TensorProto.INT32)
 """Types that parameters are stored in: a quantized bias is int32."""
 
+NO_MODULE = "_empty_nn_module_stack"
+"""What torch's exporter writes where a module path would be, of a node that it made itself."""
+
 WEIGHT_NAME = re.compile(r"(?:q_output_)?(?P<module>.+)\.weight(?:_Transposed)?(?:_quantized)?(?:_\d+)?")
 """A module's weight, also as a quantizer renamed it."""
 
@@ -178,7 +181,7 @@ def module_paths(model: ModelProto) -> dict[str, str]:
     for graph in graphs(model.graph):
         for node in graph.node:
             scopes = _scopes(node)
-            if len(scopes) > 1 and scopes[-2]:
+            if len(scopes) > 1 and scopes[-2] and not scopes[-2].startswith(NO_MODULE):
                 paths.update(dict.fromkeys((*node.output, node.name), scopes[-2]))
     return paths
 
