@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from omgoptim.models.artifact import Manifest
 from omgoptim.operations.subject import Subject
 from omgoptim.reports import Layer, NextStep
 from omgoptim.requests import ModelRequest, QuantizeRequest, parse
@@ -47,7 +48,9 @@ def scheme_arguments(request: QuantizeRequest) -> dict[str, Any]:
 
 
 def profile_steps(request: ModelRequest, subject: Subject, layers: Sequence[Layer]) -> list[NextStep]:
-    """After a profile: quantize, and give data if there was none."""
+    """After a profile of a float model: quantize, and give data if there was none."""
+    if Manifest.read(subject.baseline).precision != "float32":
+        return []
     arguments = common_arguments(request)
     costly = layers[0] if layers and layers[0].time_share else None
     share = f"{costly.path} ({costly.kind}) takes {costly.time_share:.0%} of the time; " if costly else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from omgoptim.errors import ModelError, SetupError
+from omgoptim.errors import ModelError, OmgoptimError, SetupError
 from omgoptim.measure.launch import Process
 from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.program_layers import ask_layers
@@ -34,12 +34,18 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
     subject = prepare(request, context, live)
     folder = _on_runtime(request, subject, context)
     layers: list[Layer] = []
+    untold: list[str] = []
 
     def more(_: int, process: Process) -> None:
         process.run_samples(subject.eval_folder, context.work / "outputs", told(context, "evaluating the model"))
         context.progress("timing the layers", None)
         by_path = subject.macs.by_path if subject.macs else {}
-        layers.extend(ask_layers(process, LATENCY, of_size(subject.evaluation, 1), by_path, top=10))
+        try:
+            layers.extend(ask_layers(process, LATENCY, of_size(subject.evaluation, 1), by_path, top=10))
+        except OmgoptimError as error:  # the rest of the profile stands without them
+            untold.append(f"the layers could not be timed: {error.what}. {error.why}")
+        if not layers and not untold:
+            untold.append(f"{Manifest.read(folder).runtime} does not tell how long its layers take on this device")
 
     raced = full_race([folder], subject.bench, request.timing, request.seed, context, (0.2, 0.95), "measuring", more)
     timing = raced.timing(0)
@@ -49,7 +55,7 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
     )
     if before.macs is None and subject.macs and subject.macs.macs is not None:  # an artifact that does not say
         before = before.model_copy(update={"macs": subject.macs.macs, "flops": 2 * subject.macs.macs})
-    warnings = [*subject.notes, *load_warnings(raced.load)]
+    warnings = [*subject.notes, *untold, *load_warnings(raced.load)]
     if before.macs is None:
         warnings.append("multiply-accumulates were not counted: the run's log says why")
     return EfficiencyReport(
