@@ -116,5 +116,5 @@ def choose_finalists(attempts: list[Attempt], guard: float) -> list[Attempt]:
         elif not within(attempt, guard):
             attempt.why = f"quality drop {attempt.drop:.4f} on the selection samples is above the guard {guard:g}"
         else:
-            attempt.why = f"{attempt.speedup:.2f}x in the screening, the best had {holding[0].speedup:.2f}x"
+            attempt.why = f"{attempt.speedup / holding[0].speedup:.0%} of the speed of the best in the screening"
     return finalists
