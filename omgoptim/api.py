@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omgoptim.errors import RequestError
+from omgoptim.errors import ModelError, RequestError
 from omgoptim.jobs.folder import runs_root
 from omgoptim.jobs.inline import run_inline
 from omgoptim.jobs.project import find_project
 from omgoptim.models.opened import OpenedModel
 from omgoptim.models.opened import open_artifact as open_folder
+from omgoptim.operations.context import LIVE
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import CompareRequest, ProfileRequest, QuantizeRequest, Request, parse
 
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from omgoptim.operations.subject import Live
-
-LIVE = "(live module)"
-"""What a report names as the model where the caller gave an object."""
 
 
 def profile(model: str | nn.Module, *, data: Any = None, metric: Any = "auto", **arguments: Any) -> EfficiencyReport:
@@ -120,11 +118,11 @@ def _request(
     from omgoptim.operations.subject import Live
 
     is_source = isinstance(model, str)
-    named: dict[str, Any] = {"model": model if is_source else LIVE, **arguments}
-    if isinstance(data, str):
-        named["data"] = data
-    if isinstance(metric, str):
-        named["metric"] = metric
+    named: dict[str, Any] = {"model": model if is_source else LIVE.format("module"), **arguments}
+    if data is not None:
+        named["data"] = data if isinstance(data, str) else LIVE.format("data")
+    if metric is not None:
+        named["metric"] = metric if isinstance(metric, str) else LIVE.format("metric")
     live = Live(
         module=None if isinstance(model, str) else _copy(model),
         data=None if data is None or isinstance(data, str) else _by_split(data),
@@ -140,7 +138,14 @@ def _copy(model: nn.Module) -> nn.Module:
 
     if not isinstance(model, nn.Module):
         raise RequestError(f"the model is a {type(model).__name__}", "a source (text) or a torch.nn.Module is needed")
-    return copy.deepcopy(model).cpu().eval()
+    try:
+        return copy.deepcopy(model).cpu().eval()
+    except Exception as error:  # whatever a module holds that cannot be copied: a lock, a tensor with a history
+        raise ModelError(
+            "the module cannot be copied",
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            "give it as file.py:callable: then it is built from its own code",
+        ) from error
 
 
 def _by_split(data: Any) -> Callable[..., Iterable[Any]]:

@@ -62,6 +62,25 @@ def other_load(seconds: float = 0.3) -> float:
     return min(1.0, max(0.0, (busy_after - busy_before - own) / total))
 
 
+class LoadMeter:
+    """How busy other processes keep the cores from its making on, while this one and children of its come and go."""
+
+    def __init__(self) -> None:
+        self._start = self._seconds()
+
+    def load(self) -> float:
+        """Fraction of the cores, 0..1, that others used so far; children that still run count as others."""
+        if os.name == "nt":  # which does not add up the time of children
+            return 0.0
+        (busy, total, own), (busy_0, total_0, own_0) = self._seconds(), self._start
+        return min(1.0, max(0.0, busy - busy_0 - (own - own_0)) / max(total - total_0, 1e-9))
+
+    @staticmethod
+    def _seconds() -> tuple[float, float, float]:
+        times = os.times()
+        return *_cpu_seconds(_allowed_cores()), sum(times[:4])
+
+
 def _cpuinfo() -> dict[str, str]:
     """The first value of each key of /proc/cpuinfo; empty where there is none."""
     try:

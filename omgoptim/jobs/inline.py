@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,5 +30,19 @@ def run_inline(verb: str, request: Request, project: Path, operation: Operation)
     """
     here = Interpreter(Path(sys.executable), "the caller's own process", platform.python_version(), ())
     folder = open_run(verb, request, project, here)
-    execute(folder, lambda _verb, resolved, context: operation(resolved, context), owns_process=False)
+    with _callers_torch():
+        execute(folder, lambda _verb, resolved, context: operation(resolved, context), owns_process=False)
     return load_report(folder)
+
+
+@contextmanager
+def _callers_torch() -> Iterator[None]:
+    """Leave torch's random state and its number of threads as the caller had them: a run sets both."""
+    import torch
+
+    threads, random = torch.get_num_threads(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_rng_state(random)

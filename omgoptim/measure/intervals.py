@@ -6,7 +6,7 @@ Sources: Bonett & Price 2012 (difference of paired proportions); percentile boot
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from omgoptim.errors import OmgoptimError
 
 Arrays = list[NDArray[Any]]
-Drop = Callable[[list[Arrays], list[Arrays], list[Any]], float]
+Drop = Callable[[Sequence[Arrays], Sequence[Arrays], list[Any]], float]
 """`drop(before, after, targets)`: the metric before minus the metric after."""
 
 UNKNOWN = (-math.inf, math.inf)
@@ -59,7 +59,7 @@ def affordable_resamples(seconds: float) -> int:
 
 
 def resampled_interval(
-    drop: Drop, before: list[Arrays], after: list[Arrays], targets: list[Any], seed: int, resamples: int
+    drop: Drop, before: Sequence[Arrays], after: Sequence[Arrays], targets: list[Any], seed: int, resamples: int
 ) -> tuple[float, float]:
     """Percentile bootstrap of a drop: the same resampled samples for both sides.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from omgoptim.runtimes.signature import Signature, unflatten
 def resolve_metric(
     name: str | Callable[..., Any],
     signature: Signature,
-    original: list[Arrays],
+    original: Sequence[Arrays],
     targets: list[Any],
     reach: Reach,
     limit_s: float,
@@ -42,7 +42,7 @@ def resolve_metric(
 
 
 def _user_metric(name: str, function: Callable[..., Any], signature: Signature, limit_s: float) -> Metric:
-    def whole(outputs: list[Arrays], targets: list[Any]) -> float:
+    def whole(outputs: Sequence[Arrays], targets: list[Any]) -> float:
         joined = _joined(outputs, signature)
         value = call_user(f"the metric {name}", limit_s, function, joined, _joined_targets(targets))
         try:
@@ -53,7 +53,7 @@ def _user_metric(name: str, function: Callable[..., Any], signature: Signature, 
     return Metric(name, whole=whole)
 
 
-def _joined(outputs: list[Arrays], signature: Signature) -> Any:
+def _joined(outputs: Sequence[Arrays], signature: Signature) -> Any:
     """Outputs of all batches as the model returns them, joined along the batch."""
     import torch
 
@@ -71,14 +71,14 @@ def _joined_targets(targets: list[Any]) -> Any:
 
     if not targets or targets[0] is None:
         return None
-    arrays = [np.asarray(target) for target in targets]
-    if arrays[0].dtype == object or any(array.shape[1:] != arrays[0].shape[1:] for array in arrays):
+    arrays = [target for target in targets if isinstance(target, np.ndarray)]
+    if len(arrays) < len(targets) or any(array.shape[1:] != arrays[0].shape[1:] for array in arrays):
         return targets
     joined = np.concatenate(arrays)
     return joined.tolist() if joined.dtype.kind in "US" else torch.from_numpy(joined)
 
 
-def _torchmetric(name: str, original: list[Arrays], targets: list[Any]) -> Metric:
+def _torchmetric(name: str, original: Sequence[Arrays], targets: list[Any]) -> Metric:
     found = _torchmetrics_class(name)
     if not targets or targets[0] is None:
         raise DataError(f"metric '{name}' needs targets", "the data's batches carry none", "use metric auto or cosine")
@@ -97,7 +97,7 @@ def _torchmetric(name: str, original: list[Arrays], targets: list[Any]) -> Metri
 
     sign = -1 if guarded(lambda: found(**arguments)).higher_is_better is False else 1
 
-    def whole(outputs: list[Arrays], targets: list[Any]) -> float:
+    def whole(outputs: Sequence[Arrays], targets: list[Any]) -> float:
         import torch
 
         def compute() -> float:
@@ -128,7 +128,7 @@ def _torchmetrics_class(name: str) -> Any:
     return getattr(torchmetrics, name, None) or getattr(classification, name)
 
 
-def _class_arguments(name: str, found: Any, original: list[Arrays]) -> dict[str, Any]:
+def _class_arguments(name: str, found: Any, original: Sequence[Arrays]) -> dict[str, Any]:
     """What a classification metric must be told: how many classes the outputs have."""
     if not found.__module__.startswith("torchmetrics.classification") or name.startswith(("Multilabel", "Binary")):
         return {}

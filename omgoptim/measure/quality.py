@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +31,8 @@ class Metric:
     """
 
     name: str
-    per_sample: Callable[[list[Arrays], list[Any], list[Arrays]], NDArray[np.float64]] | None = None
-    whole: Callable[[list[Arrays], list[Any]], float] | None = None
+    per_sample: Callable[[Sequence[Arrays], list[Any], Sequence[Arrays]], NDArray[np.float64]] | None = None
+    whole: Callable[[Sequence[Arrays], list[Any]], float] | None = None
     agreement: bool = False
     """Whether it compares with the original model rather than with targets."""
 
@@ -64,31 +64,56 @@ class Quality:
         return math.ceil(self.samples * (half / distance) ** 2)
 
 
-def read_outputs(folder: Path) -> list[Arrays]:
+class StoredOutputs(Sequence[Arrays]):
+    """The outputs of each batch, read from its file when asked for: those of a segmentation network or a language model
+    do not fit in memory together."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._paths = paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    @overload
+    def __getitem__(self, index: int) -> Arrays: ...
+    @overload
+    def __getitem__(self, index: slice) -> StoredOutputs: ...
+    def __getitem__(self, index: int | slice) -> Arrays | StoredOutputs:
+        if isinstance(index, slice):
+            return StoredOutputs(self._paths[index])
+        with np.load(self._paths[index], allow_pickle=False) as file:
+            return [file[str(number)] for number in range(len(file.files))]
+
+
+def read_outputs(folder: Path) -> StoredOutputs:
     """What a measuring process wrote: per batch the output arrays."""
-    batches = []
-    for path in sorted(folder.glob("*.npz")):
-        with np.load(path, allow_pickle=False) as file:
-            batches.append([file[str(index)] for index in range(len(file.files))])
-    return batches
+    return StoredOutputs(sorted(folder.glob("*.npz")))
 
 
-def score(metric: Metric, outputs: list[Arrays], targets: list[Any], original: list[Arrays]) -> float:
+def score(metric: Metric, outputs: Sequence[Arrays], targets: list[Any], original: Sequence[Arrays]) -> float:
     """The metric's value on all samples."""
     if metric.per_sample:
-        scores = metric.per_sample(outputs, targets, original)
-        if not len(scores):
-            raise DataError("no sample of the data counts for the metric", f"every target is {IGNORED_TARGET}")
-        return _finite(scores.mean(), metric.name)
+        return _finite(_sample_scores(metric, outputs, targets, original).mean(), metric.name)
     if metric.whole is None:
         raise ValueError(f"metric {metric.name} has no function")
     return _finite(metric.whole(outputs, targets), metric.name)
 
 
+def _sample_scores(
+    metric: Metric, outputs: Sequence[Arrays], targets: list[Any], original: Sequence[Arrays]
+) -> NDArray[np.float64]:
+    if metric.per_sample is None:
+        raise ValueError(f"metric {metric.name} has no score per sample")
+    scores = metric.per_sample(outputs, targets, original)
+    if not len(scores):
+        raise DataError("no sample of the data counts for the metric", f"every target is {IGNORED_TARGET}")
+    return scores
+
+
 def compare_quality(
     metric: Metric,
-    before: list[Arrays],
-    after: list[Arrays],
+    before: Sequence[Arrays],
+    after: Sequence[Arrays],
     targets: list[Any],
     seed: int,
     clock: Callable[[], float] = time.perf_counter,
@@ -102,19 +127,20 @@ def compare_quality(
     Raises:
         DataError: the metric cannot be computed on either, or gives no finite number.
     """
-    times = [clock()]
-    values = []
-    for side in (before, after):
-        values.append(score(metric, side, targets, before))
-        times.append(clock())
     if metric.per_sample:
-        a = metric.per_sample(before, targets, before)
-        low, high = paired_interval(a, metric.per_sample(after, targets, before))
-        samples = len(a)
+        scores = [_sample_scores(metric, side, targets, before) for side in (before, after)]
+        values = [_finite(side.mean(), metric.name) for side in scores]
+        low, high = paired_interval(*scores)
+        samples = len(scores[0])
     else:
+        before, after = list(before), list(after)  # a whole metric takes all batches at once, again on each resample
+        times, values = [clock()], []
+        for side in (before, after):
+            values.append(score(metric, side, targets, before))
+            times.append(clock())
         both = 2 * min(times[1] - times[0], times[2] - times[1])  # a first call may import and compile
 
-        def drop(one: list[Arrays], other: list[Arrays], drawn: list[Any]) -> float:
+        def drop(one: Sequence[Arrays], other: Sequence[Arrays], drawn: list[Any]) -> float:
             return score(metric, one, drawn, one) - score(metric, other, drawn, one)
 
         low, high = resampled_interval(drop, before, after, targets, seed, affordable_resamples(both))
@@ -123,7 +149,7 @@ def compare_quality(
     return Quality(metric.name, values[0], values[1], values[0] - values[1], low, high, agreement, samples)
 
 
-def agreement_metric(original: list[Arrays]) -> Metric:
+def agreement_metric(original: Sequence[Arrays]) -> Metric:
     """Agreement with the original model on its first output.
 
     Rows of class scores (two-dimensional, not of unit length unless they are probabilities) agree when their largest
@@ -148,7 +174,7 @@ def agreement_metric(original: list[Arrays]) -> Metric:
     return Metric("cosine_agreement", per_sample=_cosine, agreement=True)
 
 
-def builtin_metric(name: str, original: list[Arrays], targets: list[Any]) -> Metric | None:
+def builtin_metric(name: str, original: Sequence[Arrays], targets: list[Any]) -> Metric | None:
     """The built-in metric of that name (`auto` chooses by the targets); None if it is none of ours."""
     labelled = bool(targets) and targets[0] is not None
     if name == "auto":
@@ -178,7 +204,7 @@ def _kind_of_targets(dtype: np.dtype[Any]) -> str:
     )
 
 
-def _top1(outputs: list[Arrays], targets: list[Any], original: list[Arrays]) -> NDArray[np.float64]:
+def _top1(outputs: Sequence[Arrays], targets: list[Any], original: Sequence[Arrays]) -> NDArray[np.float64]:
     """Per sample, how many of its targets the largest score hits, over the mean number of targets of a sample.
 
     With one target per sample that is 1 or 0. With several (tokens, pixels) the mean is still hits over targets, and a
@@ -215,13 +241,13 @@ def _predicted(scores: NDArray[Any], target: NDArray[Any], cut: float) -> NDArra
     )
 
 
-def _top1_agreement(outputs: list[Arrays], targets: list[Any], original: list[Arrays]) -> NDArray[np.float64]:
+def _top1_agreement(outputs: Sequence[Arrays], targets: list[Any], original: Sequence[Arrays]) -> NDArray[np.float64]:
     del targets
     same = [a[0].argmax(1) == b[0].argmax(1) for a, b in zip(outputs, original, strict=True)]
     return np.concatenate(same).astype(np.float64)
 
 
-def _cosine(outputs: list[Arrays], targets: list[Any], original: list[Arrays]) -> NDArray[np.float64]:
+def _cosine(outputs: Sequence[Arrays], targets: list[Any], original: Sequence[Arrays]) -> NDArray[np.float64]:
     del targets
     cosines = []
     for batch, reference in zip(outputs, original, strict=True):
@@ -238,7 +264,7 @@ def _cosine(outputs: list[Arrays], targets: list[Any], original: list[Arrays]) -
     return np.concatenate(cosines)
 
 
-def _r2(outputs: list[Arrays], targets: list[Any]) -> float:
+def _r2(outputs: Sequence[Arrays], targets: list[Any]) -> float:
     predicted = np.concatenate([batch[0].reshape(len(batch[0]), -1) for batch in outputs]).astype(np.float64)
     try:
         actual = np.concatenate([np.asarray(t, np.float64).reshape(len(t), -1) for t in targets])
@@ -247,7 +273,13 @@ def _r2(outputs: list[Arrays], targets: list[Any]) -> float:
     if predicted.shape != actual.shape:
         raise DataError("the targets do not fit the outputs", f"outputs {predicted.shape}, targets {actual.shape}")
     spread = float(((actual - actual.mean(0)) ** 2).sum())
-    return 1.0 - float(((actual - predicted) ** 2).sum()) / spread if spread > 0 else 0.0
+    if spread == 0:
+        raise DataError(
+            "r2 is not defined where all targets are the same",
+            f"{len(actual)} samples, and no spread to explain",
+            "give more evaluation samples, or a metric of your own: --metric file.py:callable",
+        )
+    return 1.0 - float(((actual - predicted) ** 2).sum()) / spread
 
 
 def _finite(value: Any, name: str) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from omgoptim.errors import DataError
 from omgoptim.models.calls import NamedBatch, to_numpy
-from omgoptim.models.data import RawBatch
+from omgoptim.models.data import RawBatch, cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,7 @@ class Samples:
             for part, window in ((head, slice(0, here)), (tail, slice(here, size))):
                 if window.stop > window.start:
                     part.batches.append({name: array[window] for name, array in batch.items()})
-                    part.targets.append(None if target is None else target[window])
+                    part.targets.append(cut(target, window.start, window.stop))
             left -= here
         return head, tail
 
@@ -52,6 +53,21 @@ class Samples:
 
 def batch_length(batch: NamedBatch) -> int:
     return len(next(iter(batch.values())))
+
+
+def shared_samples(some: Samples, others: Samples) -> int:
+    """How many of some samples are, byte for byte, among the others."""
+    known = set(_digests(others))
+    return sum(digest in known for digest in _digests(some))
+
+
+def _digests(samples: Samples) -> Iterator[bytes]:
+    for batch in samples.batches:
+        for row in range(batch_length(batch)):
+            digest = hashlib.blake2b(digest_size=16)
+            for array in batch.values():
+                digest.update(array[row].tobytes())
+            yield digest.digest()
 
 
 def named_samples(named: Sequence[Sequence[tuple[str, Tensor, bool]]], raw: Sequence[RawBatch]) -> Samples:
@@ -76,7 +92,10 @@ def _target(target: Any, length: int) -> Any:
         return None
     if isinstance(target, Tensor):
         target = to_numpy(target)
-    array = np.asarray(target) if isinstance(target, (list, tuple, np.ndarray, int, float)) else None
+    try:
+        array = np.asarray(target) if isinstance(target, (list, tuple, np.ndarray, int, float)) else None
+    except (ValueError, TypeError, RuntimeError):  # lists of unequal length, tensors of several shapes
+        return target
     if array is None or array.dtype == object:
         return target
     if array.ndim == 0:

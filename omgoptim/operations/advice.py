@@ -5,16 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from omgoptim.models.artifact import Manifest
+from omgoptim.operations.context import is_live
 from omgoptim.operations.subject import Subject
 from omgoptim.reports import Layer, NextStep
-from omgoptim.requests import ModelRequest, QuantizeRequest, parse
+from omgoptim.requests import ModelRequest, QuantizeRequest, Request, parse
 from omgoptim.requests.command import command_of
+from omgoptim.requests.quantize import Auto, Static
+
+MOST_SAMPLES = 1_000_000
+"""The request's own bound."""
 
 
 def step(tool: str, arguments: dict[str, Any], why: str) -> NextStep:
     """A next step whose command is made from its arguments."""
-    return NextStep(tool=tool, arguments=arguments, command=command_of(tool, parse(tool, arguments)), why=why)
+    return NextStep(tool=tool, arguments=arguments, command=repeat_of(tool, parse(tool, arguments)), why=why)
+
+
+def repeat_of(verb: str, request: Request) -> str:
+    """The command that makes a request; a Python call where it was made with objects that no command can name."""
+    given = request.model_dump(exclude_defaults=True)
+    live = {name for name, value in given.items() if is_live(value)}
+    if not live:
+        return command_of(verb, request)
+    given.update(given.pop("scheme", {}))
+    words = [f"{name}={name if name in live else repr(value)}" for name, value in given.items() if name != "model"]
+    model = "model" if "model" in live else repr(given["model"])
+    return f"omgoptim.{verb}({', '.join([model, *words])})"
 
 
 def common_arguments(request: ModelRequest) -> dict[str, Any]:
@@ -48,8 +64,8 @@ def scheme_arguments(request: QuantizeRequest) -> dict[str, Any]:
 
 
 def profile_steps(request: ModelRequest, subject: Subject, layers: Sequence[Layer]) -> list[NextStep]:
-    """After a profile of a float model: quantize, and give data if there was none."""
-    if Manifest.read(subject.baseline).precision != "float32":
+    """After a profile: quantize, unless it is quantized already, and give data if there was none."""
+    if subject.precision.startswith("int8"):
         return []
     arguments = common_arguments(request)
     costly = layers[0] if layers and layers[0].time_share else None
@@ -67,17 +83,22 @@ def plan_step(request: QuantizeRequest) -> NextStep:
 
 
 def quantize_steps(
-    request: QuantizeRequest, outcome: str, run_id: str, has_interval: bool, decided: bool, real_data: bool
+    request: QuantizeRequest, outcome: str, run_id: str, has_interval: bool, needed: int | None, subject: Subject
 ) -> list[NextStep]:
-    """After a quantize: what helps with what is still open."""
+    """After a quantize: what helps with what is still open.
+
+    Args:
+        needed: how many samples would decide the guard, where these do not.
+    """
+    real_data = subject.data.real
     arguments = common_arguments(request)
     steps = []
-    if outcome == "guard_failed":
+    if outcome == "guard_failed" and request.scheme.scheme != "bf16":
         loose = arguments | {"scheme": "bf16", "max_quality_drop": request.max_quality_drop}
         steps.append(step("quantize", loose, "bfloat16 loses far less than int8 and is half the size"))
-        if request.scheme.scheme in ("auto", "static"):
-            more = arguments | {"scheme": request.scheme.scheme, "calibration_samples": 1000}
-            steps.append(step("quantize", more, "more calibration samples give truer ranges"))
+    if outcome == "guard_failed" and isinstance(request.scheme, (Auto, Static)) and real_data:
+        more = arguments | scheme_arguments(request) | {"calibration_samples": 4 * request.scheme.calibration_samples}
+        steps.append(step("quantize", more, "more calibration samples give truer ranges"))
     if outcome == "no_gain":
         steps.append(step("profile", arguments, "see where the time goes: small models are dominated by overhead"))
     if outcome == "ok" and not has_interval:
@@ -86,8 +107,9 @@ def quantize_steps(
     if outcome == "ok" and not real_data:
         known = {key: value for key, value in arguments.items() if key != "inputs"} | {"data": "file.py:load"}
         steps.append(step("quantize", known, "with your data static quantization can be tried, and accuracy measured"))
-    if outcome == "ok" and real_data and not decided:
-        larger = same_arguments(request) | {"samples": request.samples * 4}
+    all_used = subject.evaluation.count < request.samples
+    if outcome == "ok" and real_data and needed and needed > request.samples and not all_used:
+        larger = same_arguments(request) | {"samples": min(2 * needed, MOST_SAMPLES)}
         steps.append(step("quantize", larger, "more evaluation samples decide whether the guard holds"))
     if outcome == "ok":
         again = {key: value for key, value in arguments.items() if key in ("data", "metric", "project", "python")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Literal
 
 from omgoptim.errors import OmgoptimError, RequestError, SetupError
 from omgoptim.hardware import cpu_features
@@ -16,11 +16,6 @@ from omgoptim.requests.quantize import Auto, Bf16, Dynamic, Fp32, Static
 from omgoptim.runtimes import ENGINES
 from omgoptim.techniques.quantize.static import variants
 from omgoptim.techniques.registry import technique_of
-
-if TYPE_CHECKING:
-    pass
-
-Result = TypeVar("Result")
 
 BF16_UNITS = ("avx512_bf16", "amx_bf16", "bf16")
 

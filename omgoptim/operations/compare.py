@@ -16,11 +16,12 @@ from omgoptim.measure.quality import compare_quality, read_outputs
 from omgoptim.measure.race import LATENCY, THROUGHPUT, Bench
 from omgoptim.models.artifact import Manifest, verify_files
 from omgoptim.models.calls import name_inputs
+from omgoptim.models.check import read_check
 from omgoptim.models.data import DataSource, open_data, random_data, take
 from omgoptim.models.samples import named_samples, of_size
 from omgoptim.models.source import find_artifact
 from omgoptim.models.trust import Reach
-from omgoptim.operations.context import RunContext
+from omgoptim.operations.context import RunContext, is_live
 from omgoptim.operations.measured import environment, gains, measurement, shown_request
 from omgoptim.operations.timing import full_race, told
 from omgoptim.operations.verdict import is_gain, load_warnings, quality_warnings, quality_words, size_words, speed_words
@@ -40,7 +41,7 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     if names[0] != names[1]:
         raise ModelError("the two artifacts take different inputs", f"A takes {names[0]}, B takes {names[1]}")
     past = _past_request(folders[0])
-    data = _data(request, past, reach, manifests[0])
+    data = _data(request, past, reach, folders[0])
     raw = take(data.batches("eval"), request.samples if data.real else 256)
     if not raw:
         raise DataError("the eval data is empty", "the data gave no batch for split 'eval'", "give at least one sample")
@@ -105,12 +106,19 @@ def _past_request(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _data(request: CompareRequest, past: dict[str, Any], reach: Reach, manifest: Manifest) -> DataSource:
+def _data(request: CompareRequest, past: dict[str, Any], reach: Reach, folder: Path) -> DataSource:
+    manifest = Manifest.read(folder)
     spec = request.data or past.get("data")
+    if is_live(spec) or (is_live(past.get("metric")) and not request.metric):
+        raise DataError(
+            "run A was measured with objects of its Python process",
+            "no other run can have its data or metric",
+            "give data, and a metric, that a source names: file.py:callable",
+        )
     if spec:
         return open_data(str(spec), reach, request.batch, request.time_limit_s, request.seed)
+    recorded = read_check(folder).batch  # sizes that its data had, where the signature leaves them free
     shapes = past.get("inputs") or [
-        f"{t.name}:{t.dtype}:{'x'.join(str(s) if isinstance(s, int) else '1' for s in t.shape)}"
-        for t in manifest.signature.inputs
+        f"{t.name}:{t.dtype}:{'x'.join(map(str, (1, *recorded[t.name].shape[1:])))}" for t in manifest.signature.inputs
     ]
     return random_data([str(shape) for shape in shapes], None, 64, request.seed)

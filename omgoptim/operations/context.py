@@ -6,6 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+LIVE = "(live {})"
+"""What a request names where the caller of the Python face gave an object: `(live module)`, `(live data)`."""
+
+
+def is_live(name: object) -> bool:
+    """Whether a request's argument stands for an object of the caller's process, which nobody else can name."""
+    return isinstance(name, str) and name.startswith("(live ")
+
 
 @dataclass(frozen=True, slots=True)
 class RunContext:

@@ -132,7 +132,7 @@ def _make_program(
         outcome = technique_of(option.params).apply(program.path, target, option.params, run)
     manifest = _manifest(option, subject, PRECISIONS[type(option.params)])
     settings = Settings(subject.bench.threads, subject.device, manifest.precision)
-    outputs = _in_memory(lambda: ENGINES[option.runtime].open(target, subject.signature, settings).run(subject.example))
+    outputs = in_memory(lambda: ENGINES[option.runtime].open(target, subject.signature, settings).run(subject.example))
     artifacts.save_program(folder, target, manifest, Check(subject.example, outputs))
     return outcome
 
@@ -144,13 +144,13 @@ def _make_module(option: Option, folder: Path, subject: Subject) -> Outcome:
         raise TechniqueError("the model is a program, and torch runs modules")
     precision = technique_of(option.params).torch_precision or "float32"
     float_module = copy.deepcopy(subject.module)
-    module = _in_memory(lambda: convert(float_module, precision))
+    module = in_memory(lambda: convert(float_module, precision))
     outcome = _module_outcome(module, precision)
     manifest = _manifest(option, subject, precision)
     settings = Settings(subject.bench.threads, subject.device, precision)
     # The check is what the module gives eagerly: compiling it here as well would only repeat 10-40 s of work.
     session = ENGINES["torch_eager"].open(module.to(subject.device), subject.signature, settings)
-    outputs = _in_memory(lambda: session.run(subject.example))
+    outputs = in_memory(lambda: session.run(subject.example))
     artifacts.save_module(folder, module.cpu(), recipe_of(subject), manifest, Check(subject.example, outputs))
     return outcome
 
@@ -199,7 +199,7 @@ def _manifest(option: Option, subject: Subject, precision: str) -> Manifest:
     )
 
 
-def _in_memory(action: Callable[[], Result]) -> Result:
+def in_memory(action: Callable[[], Result]) -> Result:
     """Run an engine here; whatever it raises is that candidate's recorded failure."""
     try:
         return action()

@@ -7,14 +7,13 @@ import time
 from omgoptim.models.onnx_file import load
 from omgoptim.models.onnx_graph import layers, select
 from omgoptim.models.samples import as_tensors, of_size
-from omgoptim.operations.advice import plan_step
+from omgoptim.operations.advice import plan_step, repeat_of
 from omgoptim.operations.candidates import Program, Proposal
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.measured import environment, shown_request
 from omgoptim.operations.subject import Subject
 from omgoptim.reports import Candidate, Change, EfficiencyReport
 from omgoptim.requests import Params, QuantizeRequest
-from omgoptim.requests.command import command_of
 from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Static
 
 INT8_OPS: dict[type[Params], tuple[str, ...]] = {
@@ -61,7 +60,7 @@ def plan_report(
         candidates=[*planned, *proposal.passed_over],
         macs_check=subject.macs.check if subject.macs else None,
         lineage=list(subject.lineage[:-1]),
-        repeat=command_of("quantize", request),
+        repeat=repeat_of("quantize", request),
     )
 
 
@@ -103,13 +102,8 @@ def _touched(proposal: Proposal, program: Program) -> list[Change]:
     changes: dict[str, Change] = {}
     for option in proposal.options:
         if isinstance(option.params, (Static, Dynamic)):
-            kinds = (
-                ("Conv", "ConvTranspose", "MatMul", "Gemm")
-                if isinstance(option.params, Static)
-                else ("MatMul", "Gemm", "LSTM")
-            )
             for layer in select(found, option.params.targets, option.params.ignore):
-                if layer.op in kinds:
+                if layer.op in INT8_OPS[type(option.params)]:
                     what = f"planned: {option.scheme}"
                     changes.setdefault(layer.path, Change(path=layer.path, what=what, before="float32", after="int8"))
     return list(changes.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from omgoptim.errors import ModelError, OmgoptimError, SetupError
+from omgoptim.errors import ModelError, OmgoptimError, RequestError, SetupError
 from omgoptim.measure.launch import Process
 from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.program_layers import ask_layers
@@ -14,19 +14,19 @@ from omgoptim.measure.race import LATENCY
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.artifact import Check, Manifest
 from omgoptim.models.samples import of_size
-from omgoptim.operations.advice import profile_steps
+from omgoptim.operations.advice import profile_steps, repeat_of
 from omgoptim.operations.candidates import Option
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.making import float_program
+from omgoptim.operations.making import float_program, in_memory
 from omgoptim.operations.measured import environment, measurement, shown_request
 from omgoptim.operations.subject import Live, Subject, prepare, recipe_of
 from omgoptim.operations.timing import full_race, told
 from omgoptim.operations.verdict import load_warnings
 from omgoptim.reports import EfficiencyReport, Layer, Measurement
 from omgoptim.requests import ProfileRequest
-from omgoptim.requests.command import command_of
 from omgoptim.requests.quantize import Fp32
 from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes.torch_precision import HALF
 
 
 def profile(request: ProfileRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
@@ -38,6 +38,9 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
 
     def more(_: int, process: Process) -> None:
         process.run_samples(subject.eval_folder, context.work / "outputs", told(context, "evaluating the model"))
+        if subject.module is not None and subject.precision in HALF:
+            untold.append(f"layers are not timed in {subject.precision}")
+            return
         context.progress("timing the layers", None)
         by_path = subject.macs.by_path if subject.macs else {}
         try:
@@ -71,7 +74,7 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
         layers=layers,
         macs_check=subject.macs.check if subject.macs else None,
         lineage=list(subject.lineage[:-1]),
-        repeat=command_of("profile", request),
+        repeat=repeat_of("profile", request),
     )
 
 
@@ -86,18 +89,28 @@ def _on_runtime(request: ProfileRequest, subject: Subject, context: RunContext) 
         raise SetupError(f"runtime {request.runtime} cannot be used", reason, "omgoptim doctor lists what can")
     folder = context.work / option.runtime
     other = replace(manifest, runtime=request.runtime, files={})
-    settings = Settings(subject.bench.threads, subject.device)
+    settings = Settings(subject.bench.threads, subject.device, manifest.precision)
+    if manifest.precision != "float32" and subject.module is not None:
+        raise RequestError(
+            f"an artifact in {manifest.precision} runs on the engine that it was made for",
+            f"it was made for {manifest.runtime}",
+            "leave the runtime out, or profile the float model on that engine",
+        )
     if option.on_module:
         if subject.module is None:
             raise ModelError("a program does not run on torch", "the model was given as ONNX", "use onnxruntime")
-        outputs = ENGINES["torch_eager"].open(subject.module, subject.signature, settings).run(subject.example)
+        module = subject.module
+        outputs = in_memory(
+            lambda: ENGINES["torch_eager"].open(module, subject.signature, settings).run(subject.example)
+        )
         artifacts.save_module(folder, subject.module, recipe_of(subject), other, Check(subject.example, outputs))
         return folder
     program = float_program(subject, context)
     if program.path is None:
         raise program.error or ModelError("the model has no program")
-    outputs = ENGINES[request.runtime].open(program.path, subject.signature, settings).run(subject.example)
-    artifacts.save_program(folder, program.path, other, Check(subject.example, outputs))
+    path, engine = program.path, ENGINES[request.runtime]
+    outputs = in_memory(lambda: engine.open(path, subject.signature, settings).run(subject.example))
+    artifacts.save_program(folder, path, other, Check(subject.example, outputs))
     return folder
 
 
@@ -111,6 +124,8 @@ def _quality(
     if targets[0] is None and name == "auto":
         return None, None
     metric = resolve_metric(name, subject.signature, outputs, targets, subject.reach, request.time_limit_s)
+    if metric.agreement:
+        return None, None
     return score(metric, outputs, targets, outputs), metric.name
 
 

@@ -13,9 +13,9 @@ from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import Quality, compare_quality, read_outputs
 from omgoptim.measure.race import Timing
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.samples import Samples
+from omgoptim.models.samples import Samples, shared_samples
 from omgoptim.models.trust import Reach
-from omgoptim.operations.advice import quantize_steps
+from omgoptim.operations.advice import quantize_steps, repeat_of
 from omgoptim.operations.candidates import Program, Proposal, propose
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.making import Made, float_program, make
@@ -23,8 +23,9 @@ from omgoptim.operations.measured import artifact_record, environment, gains, me
 from omgoptim.operations.planning import plan_report
 from omgoptim.operations.screening import Attempt, choose_finalists, screen, within
 from omgoptim.operations.subject import Live, Subject, prepare
-from omgoptim.operations.timing import full_race, told
+from omgoptim.operations.timing import OVERLOADED, full_race, told
 from omgoptim.operations.verdict import (
+    holds,
     load_warnings,
     outcome_of,
     quality_warnings,
@@ -33,7 +34,6 @@ from omgoptim.operations.verdict import (
 )
 from omgoptim.reports import Candidate, EfficiencyReport
 from omgoptim.requests import QuantizeRequest
-from omgoptim.requests.command import command_of
 from omgoptim.techniques.registry import technique_of
 
 AS_FAST = 1.02
@@ -41,6 +41,9 @@ AS_FAST = 1.02
 
 SELECTION_SAMPLES = 256
 """Samples that candidates are chosen on."""
+
+OVERLAP = 0.1
+"""Fraction of the samples for calibration and selection that may be evaluation samples too: data repeats itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,12 @@ def quantize(request: QuantizeRequest, context: RunContext, live: Live | None = 
     """Quantize a model and keep the fastest candidate that holds the guard. See `QuantizeRequest`."""
     output = _free_output(request, context)
     subject = prepare(request, context, live)
+    if subject.precision.startswith("int8"):
+        raise RequestError(
+            f"'{request.model}' is quantized already",
+            f"its artifact is in {subject.precision}, and another rounding would only lose more",
+            "quantize the float model that it was made from",
+        )
     context.progress("exporting the model", 0.08)
     program = float_program(subject, context)
     proposal = propose(request, subject, program)
@@ -84,9 +93,11 @@ def quantize(request: QuantizeRequest, context: RunContext, live: Live | None = 
     context.progress("saving the artifact", 0.97)
     _publish(final.winner, context)
     place = context.artifact
-    if output is not None and final.quality.drop <= request.max_quality_drop:  # what fails the guard is not delivered
+    if output is not None and holds(final.quality.drop, request.max_quality_drop):
         artifacts.copy_artifact(context.artifact, output)
         place = output
+    elif output is not None:
+        splits.notes.append(f"nothing was put into '{request.output}': what fails the guard is not delivered")
     return _report(request, context, subject, proposal, attempts, final, splits.notes, place)
 
 
@@ -124,6 +135,12 @@ def _splits(request: QuantizeRequest, subject: Subject, proposal: Proposal) -> S
     calibration, selection = drawn.split(first)
     if needs_calibration and calibration.count < min(wanted, 32):
         notes.append(f"only {calibration.count} calibration samples: ranges read from so few may not hold")
+    shared = shared_samples(drawn, subject.evaluation) if subject.data.real else 0
+    if shared > drawn.count * OVERLAP:
+        notes.append(
+            f"{shared} of the {drawn.count} samples that calibrate and choose are evaluation samples too: "
+            "the reported quality is optimistic; let load(split) give different samples for each split"
+        )
     return Splits(calibration, selection.split(SELECTION_SAMPLES)[0], notes)
 
 
@@ -205,7 +222,8 @@ def _publish(winner: Attempt, context: RunContext) -> None:
     os.replace(winner.made.folder, context.artifact)
 
 
-def _record(attempt: Attempt, baseline_bytes: int, sizes: dict[str, int]) -> Candidate:
+def _record(attempt: Attempt, baseline_bytes: int, sizes: dict[str, int], trusted: bool) -> Candidate:
+    """A candidate as the report has it; without its speedup if the machine was too busy for one to be told."""
     option = attempt.made.option
     size = sizes.get(option.name)
     return Candidate(
@@ -214,7 +232,7 @@ def _record(attempt: Attempt, baseline_bytes: int, sizes: dict[str, int]) -> Can
         runtime=option.runtime,
         size_bytes=size,
         size_ratio=baseline_bytes / size if size else None,
-        speedup=attempt.speedup or None,
+        speedup=(attempt.speedup or None) if trusted else None,
         quality=attempt.quality,
         quality_drop=attempt.drop,
         status=attempt.status,
@@ -246,14 +264,14 @@ def _report(
     sizes = {a.made.option.name: size for a in attempts if a is not winner and (size := a.made.size_bytes)}
     sizes[name] = after.size_bytes or 0
     real = subject.data.real
+    needed = None if quality.decided(guard) else quality.samples_to_decide(guard)
+    trusted = final.load <= OVERLOADED
     made = winner.made.outcome
     return EfficiencyReport(
         outcome=outcome,
         summary=f"{verdict_words(outcome, name, gained, quality, guard)} {quality_words(before, quality)}",
         warnings=[*subject.notes, *notes, *quality_warnings(quality, guard, real), *load_warnings(final.load)],
-        next_steps=quantize_steps(
-            request, outcome, context.run_id, gained.speedup_low is not None, quality.decided(guard), real
-        ),
+        next_steps=quantize_steps(request, outcome, context.run_id, gained.speedup_low is not None, needed, subject),
         verb="quantize",
         run_id=context.run_id,
         request=shown_request(request),
@@ -264,13 +282,13 @@ def _report(
         changed=made.changed if made else [],
         skipped=made.skipped if made else [],
         candidates=[
-            *(_record(attempt, before.size_bytes or 0, sizes) for attempt in sorted(attempts, key=_rank)),
+            *(_record(attempt, before.size_bytes or 0, sizes, trusted) for attempt in sorted(attempts, key=_rank)),
             *proposal.passed_over,
         ],
         macs_check=subject.macs.check if subject.macs else None,
         artifact=artifact_record(place),
         lineage=list(subject.lineage),
-        repeat=command_of("quantize", request),
+        repeat=repeat_of("quantize", request),
     )
 
 

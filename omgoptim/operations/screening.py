@@ -16,6 +16,7 @@ from omgoptim.models.samples import Samples
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.making import Made
 from omgoptim.operations.subject import Subject
+from omgoptim.operations.verdict import holds
 from omgoptim.requests import QuantizeRequest
 
 FINALISTS = 3
@@ -69,8 +70,7 @@ def screen(
         metric = resolve_metric(
             metric_name, subject.signature, original, selection.targets, subject.reach, request.time_limit_s
         )
-        score(metric, original, selection.targets, original)  # a metric that fails here fails the run, no candidate
-        original_quality = score(metric, original, selection.targets, original)
+        original_quality = score(metric, original, selection.targets, original)  # failing here fails the run
         for attempt, timing, target in zip(group, timings[1:], targets[1:], strict=True):
             if not isinstance(timing, Timing):
                 attempt.error = timing
@@ -92,7 +92,7 @@ def _groups(attempts: list[Attempt], baseline: Path) -> list[list[Attempt]]:
 
 
 def within(attempt: Attempt, guard: float) -> bool:
-    return attempt.drop is not None and attempt.drop <= guard
+    return attempt.drop is not None and holds(attempt.drop, guard)
 
 
 def choose_finalists(attempts: list[Attempt], guard: float) -> list[Attempt]:

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from omgoptim.errors import DataError, ModelError
+from omgoptim.errors import DataError, ModelError, OmgoptimError, SetupError
 from omgoptim.hardware import usable_cores
 from omgoptim.measure.macs import MacsCount, count_macs
 from omgoptim.measure.program_macs import count_program
@@ -28,8 +29,9 @@ from omgoptim.models.trust import Reach
 from omgoptim.models.user_code import call_user
 from omgoptim.operations.context import RunContext
 from omgoptim.requests import ModelRequest
-from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes import ENGINES, Session, Settings
 from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
+from omgoptim.runtimes.torch_precision import HALF
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ class Subject:
     macs: MacsCount | None
     params: tuple[int, int] | None
     """Parameters, and those that are not zero."""
+    precision: str
+    """What the model comes in: float32, unless it is an artifact that a run made."""
     lineage: tuple[str, ...]
     reach: Reach
     device: str
@@ -87,6 +91,9 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     torch.set_num_threads(threads)
     device = "cpu" if request.device == "auto" else request.device
     opened = _opened(source)
+    unusable = ENGINES["onnxruntime" if opened.program else "torch_eager"].missing(device)
+    if unusable:
+        raise SetupError(f"device {device} cannot be used", unusable, "leave device out to measure on the CPU")
     context.progress("loading the data", 0.03)
     data = _data(request, reach, live, source, opened)
     raw = take(data.batches("eval"), request.samples if data.real else 64)
@@ -96,6 +103,8 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     evaluation = named_samples(named, raw)
     context.progress("running the model once", 0.05)
     inputs = input_tensors(named)
+    if opened.program and opened.signature:
+        _refuse_other_inputs(inputs, opened.signature)
     example, signature, learnt = _run_once(opened, inputs, evaluation, request)
     macs, params = _counts(opened, signature, of_size(evaluation, 1))
     bench = _bench(request, context, evaluation, threads, device)
@@ -113,7 +122,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
             device=device,
         )
         _save_baseline(baseline, source, opened, manifest, example, threads, context.work)
-    previous = Manifest.read(baseline).lineage
+    made = Manifest.read(baseline)
     return Subject(
         source=source,
         module=opened.module,
@@ -126,7 +135,8 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
         bench=bench,
         macs=macs,
         params=params,
-        lineage=(*previous, context.run_id),
+        precision=made.precision,
+        lineage=(*made.lineage, context.run_id),
         reach=reach,
         device=device,
         eval_folder=evaluation.write(context.work / "eval"),
@@ -159,7 +169,9 @@ def _opened(source: Source) -> _Opened:
         manifest = Manifest.read(source.artifact)
         artifacts.verify_files(source.artifact, manifest)
         if ENGINES[manifest.runtime].runs == "module":
-            return _Opened(artifacts.load_module(source.artifact, manifest), None, manifest.signature)
+            module = artifacts.load_module(source.artifact, manifest)
+            # Its fresh process runs it in half precision; here it is looked at, exported and converted from float32.
+            return _Opened(module.float() if manifest.precision in HALF else module, None, manifest.signature)
         return _Opened(None, source.artifact / artifacts.PROGRAM, manifest.signature)
     if source.program is not None:
         return _Opened(None, source.program, _program_signature(source.program))
@@ -181,6 +193,13 @@ def _program_signature(program: Path) -> Signature:
     inputs = []
     for tensor in session.get_inputs():
         kind = tensor.type.removeprefix("tensor(").removesuffix(")")
+        if not tensor.shape or isinstance(tensor.shape[0], int):
+            raise ModelError(
+                f"{program.name} takes no batch of any size",
+                f"the first dimension of input '{tensor.name}' is {tensor.shape[0] if tensor.shape else 'missing'}; "
+                "latency is measured at batch 1, throughput and quality at others",
+                "export it with a free batch: torch.onnx.export(…, dynamic_shapes=({0: torch.export.Dim('batch')},))",
+            )
         shape = [size if isinstance(size, int) else f"{tensor.name}_{axis}" for axis, size in enumerate(tensor.shape)]
         inputs.append(InputTensor(tensor.name, kinds.get(kind, kind), (BATCH, *shape[1:]), False))
     names = [tensor.name for tensor in session.get_outputs()]
@@ -259,17 +278,54 @@ def _save_baseline(
     threads: int,
     work: Path,
 ) -> None:
-    settings = Settings(threads=threads, precision="float32")
-    engine = ENGINES[manifest.runtime]
+    target = opened.program or opened.module
+    session = ENGINES[manifest.runtime].open(target, manifest.signature, Settings(threads=threads))
+    check = Check(example, _settled_outputs(session, example))
     if opened.program is not None:
-        session = engine.open(opened.program, manifest.signature, settings)
-        artifacts.save_program(folder, opened.program, manifest, Check(example, session.run(example)))
+        artifacts.save_program(folder, opened.program, manifest, check)
         return
     if opened.module is None:
         raise ModelError("there is no model to save")
-    check = Check(example, engine.open(opened.module, manifest.signature, settings).run(example))
     recipe = source.recipe or _recipe_of_live(opened.module, manifest.signature, example, work)
     artifacts.save_module(folder, opened.module, recipe, manifest, check)
+
+
+def _settled_outputs(session: Session, example: NamedBatch) -> list[NDArray[Any]]:
+    """What the model gives for a batch, if it gives that each time.
+
+    Raises:
+        ModelError: it does not run, or gives something else the second time.
+    """
+    try:
+        outputs, again = session.run(example), session.run(example)
+    except OmgoptimError:
+        raise
+    except Exception as error:  # engines raise kinds of their own without a common base
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError("the model does not run on a batch of two samples", said) from error
+    difference = artifacts.max_difference(outputs, again)
+    if difference > artifacts.TOLERANCE["float32"]:
+        raise ModelError(
+            "the model gives something else each time it is called",
+            f"two calls on the same inputs differ by {difference:.3g} of the outputs' scale",
+            "no randomness in eval mode (functional dropout needs training=self.training), no state between calls",
+        )
+    return outputs
+
+
+def _refuse_other_inputs(inputs: tuple[InputTensor, ...], signature: Signature) -> None:
+    """Raise a DataError where the data's inputs are not those that a program states."""
+    given = {tensor.name: tensor for tensor in inputs}
+    for wanted in signature.inputs:
+        found = given.get(wanted.name)
+        if found is None:
+            raise DataError(f"the data gives no input '{wanted.name}'", f"it gives {', '.join(given)}")
+        if found.dtype != wanted.dtype or len(found.shape) != len(wanted.shape):
+            raise DataError(
+                f"input '{wanted.name}' is not what the program takes",
+                f"the data gives {found.dtype} with {len(found.shape)} dimensions, "
+                f"the program takes {wanted.dtype} with {len(wanted.shape)}",
+            )
 
 
 def _recipe_of_live(module: nn.Module, signature: Signature, example: NamedBatch, work: Path) -> Recipe:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.hardware import other_load
+from omgoptim.hardware import LoadMeter, other_load
 from omgoptim.measure.launch import Process
 from omgoptim.measure.race import PLANS, Bench, Plan, Timing, race
 from omgoptim.operations.context import RunContext
@@ -16,7 +16,7 @@ from omgoptim.operations.context import RunContext
 BUSY = 0.25
 """Load by other processes, as a fraction of the machine, above which more launches are made and the report warns."""
 
-OVERLOADED = 0.6
+OVERLOADED = 0.45
 """Load above which no ratio of times is told at all: thread pools that wait for a core are not slower models."""
 
 PATIENCE_S = {"quick": 0.0, "standard": 20.0, "careful": 60.0}
@@ -25,7 +25,7 @@ PATIENCE_S = {"quick": 0.0, "standard": 20.0, "careful": 60.0}
 
 @dataclass(frozen=True, slots=True)
 class Raced:
-    """What a full measurement gave, and how busy the machine was (the worse of before and after)."""
+    """What a full measurement gave, and how busy the machine was (the worse of before and during)."""
 
     timings: list[Timing | OmgoptimError]
     load: float
@@ -61,6 +61,7 @@ def full_race(
     """
     load = _quiet(context, doing, PATIENCE_S[timing])
     start, end = span
+    meter = LoadMeter()
     timings = race(
         artifacts,
         bench,
@@ -69,7 +70,7 @@ def full_race(
         lambda done: context.progress(doing, start + (end - start) * done),
         on_first,
     )
-    return Raced(timings, max(load, other_load()))
+    return Raced(timings, max(load, meter.load()))
 
 
 def told(context: RunContext, doing: str) -> Callable[[float], None]:
