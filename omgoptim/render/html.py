@@ -160,9 +160,9 @@ def _candidates(report: EfficiencyReport) -> str:
         ("", False),
         ("candidate", False),
         ("", False),
-        ("speedup", True),
+        ("speedup" if any(one.speedup is not None for one in candidates) else "", True),
         ("size", True),
-        ("drop", True),
+        ("drop" if any(one.quality_drop is not None for one in candidates) else "", True),
         ("why", False),
     )
     rows = []
@@ -174,11 +174,11 @@ def _candidates(report: EfficiencyReport) -> str:
         rows.append(
             f'<tr class="{kind}"><td>{number}</td><td>{_text(one.name, 80)}</td><td>{one.status}</td>'
             f'<td class="n">{speedup}</td>'
-            f'<td class="n">{size}</td><td class="n">{drop}</td><td>{_text(one.why)}</td></tr>'
+            f'<td class="n">{size}</td><td class="n drop">{drop}</td><td class="why">{_text(one.why)}</td></tr>'
         )
     picture = charts.candidate_scatter(report)
     note = "quality on the selection split" if picture else ""
-    return _section("Candidates", picture + _table(header, rows), note)
+    return _section("Candidates", picture + _table(header, rows), note, "candidates")
 
 
 def _layers(report: EfficiencyReport) -> str:

@@ -54,7 +54,12 @@ svg .label { fill:var(--ink) } svg .bar { fill:var(--accent); fill-opacity:.8 }
   stroke-width:2 } svg .strong { fill:var(--ink); font-weight:650 }
 details summary { cursor:pointer; color:var(--soft); font-size:14px } details[open] summary { margin-bottom:10px }
 footer { color:var(--soft); font-size:13px; margin-top:26px }
-@media (max-width:560px) { table { min-width:540px }
+@media (max-width:560px) { table { font-size:12px } th, td { padding:7px 6px 7px 0 } th.n { white-space:normal }
+  section { overflow-x:auto } svg { min-width:520px }
+  .candidates tr { display:flex; flex-wrap:wrap; gap:0 12px; padding:8px 0; border-bottom:1px solid var(--line) }
+  .candidates tr:first-child { display:none } .candidates td { border:0; padding:0 }
+  .candidates td:empty { display:none }
+  .candidates .drop::before { content:"drop " } .candidates .why { flex-basis:100%; font-weight:400 }
   main { padding:24px 14px } h1 { font-size:21px } section { padding:18px 16px } }
 @media print { body { background:#fff } section, .tile { break-inside:avoid } }
 """
