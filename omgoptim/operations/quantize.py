@@ -64,6 +64,8 @@ class Final:
     after: Timing
     quality: Quality
     load: float
+    scale: float
+    """The winner's speedup measured in full over that of its screening, where the original may have been slow."""
 
 
 def quantize(request: QuantizeRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
@@ -194,6 +196,7 @@ def _final_race(
         [subject.baseline, *folders], subject.bench, request.timing, request.seed, context, (0.55, 0.95), doing, outputs
     )
     finished = []
+    screened = {attempt.made.option.name: attempt.speedup for attempt in finalists}
     for attempt, timing, target in zip(finalists, raced.timings[1:], targets[1:], strict=True):
         if isinstance(timing, Timing):
             attempt.timing = timing
@@ -205,14 +208,15 @@ def _final_race(
     fastest = max(attempt.speedup for attempt, _, _ in finished)
     level = [entry for entry in finished if entry[0].speedup * AS_FAST >= fastest]
     winner, timing, target = min(level, key=lambda entry: entry[0].made.size_bytes or 0)
+    scale = winner.speedup / (screened[winner.made.option.name] or winner.speedup)
     for attempt, _, _ in finished:
-        attempt.why = f"{attempt.speedup:.2f}x when measured in full, the chosen one {winner.speedup:.2f}x"
+        attempt.why = f"{attempt.speedup / winner.speedup:.0%} of the speed of the chosen one, measured in full"
     original = read_outputs(targets[0])
     metric = resolve_metric(
         metric_name, subject.signature, original, subject.evaluation.targets, subject.reach, request.time_limit_s
     )
     quality = compare_quality(metric, original, read_outputs(target), subject.evaluation.targets, request.seed)
-    return Final(winner, raced.timing(0), timing, quality, raced.load)
+    return Final(winner, raced.timing(0), timing, quality, raced.load, scale)
 
 
 def _publish(winner: Attempt, context: RunContext) -> None:
@@ -222,8 +226,11 @@ def _publish(winner: Attempt, context: RunContext) -> None:
     os.replace(winner.made.folder, context.artifact)
 
 
-def _record(attempt: Attempt, baseline_bytes: int, sizes: dict[str, int], trusted: bool) -> Candidate:
-    """A candidate as the report has it; without its speedup if the machine was too busy for one to be told."""
+def _record(attempt: Attempt, baseline_bytes: int, sizes: dict[str, int], final: Final) -> Candidate:
+    """A candidate as the report has it; without its speedup if the machine was too busy for one to be told. What was
+    only screened is told on the scale of the full measurement: the time of the original cancels out."""
+    trusted = final.load <= OVERLOADED
+    scale = 1.0 if attempt.status in ("chosen", "finalist") else final.scale
     option = attempt.made.option
     size = sizes.get(option.name)
     return Candidate(
@@ -232,7 +239,7 @@ def _record(attempt: Attempt, baseline_bytes: int, sizes: dict[str, int], truste
         runtime=option.runtime,
         size_bytes=size,
         size_ratio=baseline_bytes / size if size else None,
-        speedup=(attempt.speedup or None) if trusted else None,
+        speedup=(attempt.speedup * scale or None) if trusted else None,
         quality=attempt.quality,
         quality_drop=attempt.drop,
         status=attempt.status,
@@ -265,7 +272,6 @@ def _report(
     sizes[name] = after.size_bytes or 0
     real = subject.data.real
     needed = None if quality.decided(guard) else quality.samples_to_decide(guard)
-    trusted = final.load <= OVERLOADED
     made = winner.made.outcome
     return EfficiencyReport(
         outcome=outcome,
@@ -282,7 +288,7 @@ def _report(
         changed=made.changed if made else [],
         skipped=made.skipped if made else [],
         candidates=[
-            *(_record(attempt, before.size_bytes or 0, sizes, trusted) for attempt in sorted(attempts, key=_rank)),
+            *(_record(attempt, before.size_bytes or 0, sizes, final) for attempt in sorted(attempts, key=_rank)),
             *proposal.passed_over,
         ],
         macs_check=subject.macs.check if subject.macs else None,

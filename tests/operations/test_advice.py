@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 from omgoptim.operations.advice import plan_step, quantize_steps
 from omgoptim.requests import QuantizeRequest, parse
+
+SUBJECT: Any = SimpleNamespace(data=SimpleNamespace(real=True), evaluation=SimpleNamespace(count=100))
+"""What the advice reads of a subject: its data is real, and 100 samples of it were used."""
 
 
 def request(**given: object) -> QuantizeRequest:
@@ -26,11 +32,11 @@ def test_after_a_plan_comes_the_same_request_for_real() -> None:
 
 def test_asking_for_an_interval_keeps_the_guard_and_the_engine_but_not_the_folder_that_exists_now() -> None:
     asked = request(timing="quick", max_quality_drop=0.03, runtime="onnxruntime", output="out")
-    first = quantize_steps(asked, "ok", "run-1", has_interval=False, decided=True, real_data=True)[0]
+    first = quantize_steps(asked, "ok", "run-1", has_interval=False, needed=None, subject=SUBJECT)[0]
     assert parse("quantize", first.arguments) == request(max_quality_drop=0.03, runtime="onnxruntime")
 
 
 def test_more_samples_are_asked_for_with_everything_else_the_same() -> None:
     asked = request(timing="careful", max_quality_drop=0.03, samples=100)
-    first = quantize_steps(asked, "ok", "run-1", has_interval=True, decided=False, real_data=True)[0]
+    first = quantize_steps(asked, "ok", "run-1", has_interval=True, needed=200, subject=SUBJECT)[0]
     assert parse("quantize", first.arguments) == request(timing="careful", max_quality_drop=0.03, samples=400)
