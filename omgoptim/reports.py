@@ -124,7 +124,8 @@ class Layer(Record):
 class Candidate(Record):
     """Something that was tried, or would be, and how it did.
 
-    `quality` and `quality_drop` of a candidate come from the selection split, never from the evaluation data.
+    `quality` and `quality_drop` of a candidate come from the selection split, never from the evaluation data. The
+    `speedup` of one that was only screened is its ratio to the chosen one there times the chosen one's in full.
     """
 
     name: str
