@@ -131,7 +131,7 @@ def random_data(specs: Sequence[str], module: nn.Module | None, count: int, seed
             named = all(spec.name for spec in inputs)
             yield RawBatch({str(s.name): t for s, t in zip(inputs, drawn, strict=True)} if named else tuple(drawn))
 
-    note = "no data was given: inputs are random, and quality is agreement with the original, not accuracy"
+    note = "no data was given: the inputs are random"
     return DataSource(batches, real=False, notes=[note])
 
 

@@ -121,7 +121,11 @@ def find_artifact(model: str, reach: Reach) -> Path | None:
         if _is_folder(run, "artifact") and (run / "artifact" / MANIFEST).is_file():
             return _within_reach(run / "artifact", reach)
         if _is_folder(run):
-            raise ModelError(f"run '{model}' has no artifact", _run_status(run), f"omgoptim runs show {model}")
+            raise ModelError(
+                f"run '{model}' has no artifact",
+                _run_status(run),
+                "name a finished run that makes one, such as a quantize; omgoptim runs list shows them",
+            )
     if _is_folder(reach.project, model):
         folder = reach.file(model, "model")
         if (folder / MANIFEST).is_file():
