@@ -27,7 +27,7 @@ check: $(VENV)/.dev
 test: check           ## lint, types and tests
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/.dev   ## the measured claims, about ten minutes on two cores
+bench: $(VENV)/.dev   ## the measured claims, about twenty minutes on two cores
 	$(BIN)/python benchmarks/timing.py
 	$(BIN)/python benchmarks/quantize.py
 	$(BIN)/python benchmarks/server_start.py
