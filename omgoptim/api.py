@@ -17,9 +17,10 @@ from omgoptim.jobs.inline import run_inline
 from omgoptim.jobs.project import find_project
 from omgoptim.models.opened import OpenedModel
 from omgoptim.models.opened import open_artifact as open_folder
+from omgoptim.operations import run_verb
 from omgoptim.operations.context import LIVE
 from omgoptim.reports import EfficiencyReport
-from omgoptim.requests import CompareRequest, ProfileRequest, QuantizeRequest, Request, parse
+from omgoptim.requests import Request, parse
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,15 +41,7 @@ def profile(model: str | nn.Module, *, data: Any = None, metric: Any = "auto", *
         OmgoptimError: of the kind that fits: see `omgoptim.errors`.
     """
     request, live = _request("profile", model, data, metric, arguments)
-
-    def operation(resolved: Request, context: Any) -> EfficiencyReport:
-        from omgoptim.operations.profile import profile
-
-        if not isinstance(resolved, ProfileRequest):
-            raise RequestError("this is no profile request")
-        return profile(resolved, context, live)
-
-    return run_inline("profile", request, find_project(arguments.get("project")), operation)
+    return _run("profile", request, live)
 
 
 def quantize(model: str | nn.Module, *, data: Any = None, metric: Any = "auto", **arguments: Any) -> EfficiencyReport:
@@ -64,15 +57,7 @@ def quantize(model: str | nn.Module, *, data: Any = None, metric: Any = "auto", 
         OmgoptimError: of the kind that fits: see `omgoptim.errors`.
     """
     request, live = _request("quantize", model, data, metric, arguments)
-
-    def operation(resolved: Request, context: Any) -> EfficiencyReport:
-        from omgoptim.operations.quantize import quantize
-
-        if not isinstance(resolved, QuantizeRequest):
-            raise RequestError("this is no quantize request")
-        return quantize(resolved, context, live)
-
-    return run_inline("quantize", request, find_project(arguments.get("project")), operation)
+    return _run("quantize", request, live)
 
 
 def compare(a: str, b: str, **arguments: Any) -> EfficiencyReport:
@@ -81,16 +66,7 @@ def compare(a: str, b: str, **arguments: Any) -> EfficiencyReport:
     Raises:
         OmgoptimError: of the kind that fits: see `omgoptim.errors`.
     """
-    request = parse("compare", {"a": a, "b": b, **arguments})
-
-    def operation(resolved: Request, context: Any) -> EfficiencyReport:
-        from omgoptim.operations.compare import compare
-
-        if not isinstance(resolved, CompareRequest):
-            raise RequestError("this is no compare request")
-        return compare(resolved, context)
-
-    return run_inline("compare", request, find_project(arguments.get("project")), operation)
+    return _run("compare", parse("compare", {"a": a, "b": b, **arguments}))
 
 
 def open_artifact(path: str | Path, *, threads: int | None = None) -> OpenedModel:
@@ -109,6 +85,11 @@ def open_artifact(path: str | Path, *, threads: int | None = None) -> OpenedMode
     if not folder.is_dir() and len(folder.parts) == 1:
         folder = runs_root(find_project(None)) / folder / "artifact"
     return open_folder(folder, threads)
+
+
+def _run(verb: str, request: Request, live: Live | None = None) -> EfficiencyReport:
+    project = find_project(getattr(request, "project", None))
+    return run_inline(verb, request, project, lambda resolved, context: run_verb(verb, resolved, context, live))
 
 
 def _request(

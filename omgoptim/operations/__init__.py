@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from omgoptim.errors import RequestError
 from omgoptim.operations.context import RunContext
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import CompareRequest, ProfileRequest, QuantizeRequest, Request
 
+if TYPE_CHECKING:
+    from omgoptim.operations.subject import Live
+
 __all__ = ["RunContext", "run_verb"]
 
 
-def run_verb(verb: str, request: Request, context: RunContext) -> EfficiencyReport:
+def run_verb(verb: str, request: Request, context: RunContext, live: Live | None = None) -> EfficiencyReport:
     """Do what a request asks. Torch is imported here, not before.
+
+    Args:
+        live: objects of the caller's process, in place of what the request can only name.
 
     Raises:
         OmgoptimError: of the kind that fits: see `errors.py`.
@@ -19,11 +27,11 @@ def run_verb(verb: str, request: Request, context: RunContext) -> EfficiencyRepo
     if isinstance(request, ProfileRequest):
         from omgoptim.operations.profile import profile
 
-        return profile(request, context)
+        return profile(request, context, live)
     if isinstance(request, QuantizeRequest):
         from omgoptim.operations.quantize import quantize
 
-        return quantize(request, context)
+        return quantize(request, context, live)
     if isinstance(request, CompareRequest):
         from omgoptim.operations.compare import compare
 
