@@ -109,7 +109,7 @@ def _schemes(request: QuantizeRequest, program: Program, passed_over: list[Candi
             scheme="fp32",
             runtime="torch_compile",
             status="skipped",
-            why="compiles for 10-40 s in every process; ask for it with runtime torch_compile",
+            why="compiles anew in every process, which takes long; ask for it with runtime torch_compile",
         )
     )
     return schemes

@@ -148,7 +148,7 @@ def _make_module(option: Option, folder: Path, subject: Subject) -> Outcome:
     outcome = _module_outcome(module, precision)
     manifest = _manifest(option, subject, precision)
     settings = Settings(subject.bench.threads, subject.device, precision)
-    # The check is what the module gives eagerly: compiling it here as well would only repeat 10-40 s of work.
+    # The check is what the module gives eagerly: compiling it here as well would only repeat long work.
     session = ENGINES["torch_eager"].open(module.to(subject.device), subject.signature, settings)
     outputs = in_memory(lambda: session.run(subject.example))
     artifacts.save_module(folder, module.cpu(), recipe_of(subject), manifest, Check(subject.example, outputs))

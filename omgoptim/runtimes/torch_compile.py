@@ -1,4 +1,4 @@
-"""Torch, compiled by Inductor: the same module, fused kernels, 10-40 s of compilation in every new process.
+"""Torch, compiled by Inductor: the same module, fused kernels, and a long compilation in every new process.
 
 Needs a C++ compiler on a CPU. The compiled code cannot be shipped: the artifact is the module, compiled where it opens.
 """

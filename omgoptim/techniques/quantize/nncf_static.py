@@ -68,7 +68,7 @@ def _keep_dims_of_means(model: ModelProto) -> None:
     """Write a mean that drops its axes as a mean that keeps them and a Squeeze, in place.
 
     SmoothQuant may multiply the mean by a vector, and OpenVINO's CPU plugin (2026.4) fuses that product into the mean
-    with the wrong axis: cosine 0.75 with the float output for an encoder with mean pooling, 0.999 with the Squeeze.
+    with the wrong axis, which ruins an encoder with mean pooling; with the Squeeze it does not.
     """
     nodes = []
     for node in model.graph.node:

@@ -9,7 +9,7 @@ Use when: convolution nets, and Linear where dynamic quantization costs too much
 What you really get: storage and memory about a quarter; the most speed on a CPU with VNNI, in ONNX
 Runtime and OpenVINO alike. NNCF's transformer program is fast in OpenVINO only.
 Limits: LSTM and GRU stay float (scheme dynamic); networks with attention are refused by algorithm onnxruntime, since
-plain ranges over all of their ops leave nothing of the output (cosine 0.35 measured on MiniLM). Embeddings are
+plain ranges over all of their ops leave nothing of the output. Embeddings are
 stored in int8 and computed in float.
 Source: arXiv:1712.05877, onnxruntime.quantization.quantize_static and nncf.quantize; differs in per-channel weights by
 default, in embeddings (scale per row with algorithm onnxruntime), and in proving from the written program what changed.
@@ -66,7 +66,7 @@ def apply(source: Path, target: Path, params: Static, run: ProgramRun) -> Outcom
     if algorithm == "onnxruntime" and has_attention(original):
         raise TechniqueError(
             "ONNX Runtime's static quantization ruins networks with attention",
-            "plain ranges over all ops gave a cosine of 0.35 with the float output on a MiniLM",
+            "plain ranges over all ops, the mask's huge constant among them, leave nothing of the output",
             "use algorithm nncf, or scheme dynamic",
         )
     batches = batches_for(original, run, params.calibration_samples)
