@@ -51,6 +51,8 @@ class Measurement(Record):
     precision: str = "float32"
     size_bytes: int | None = None
     """Bytes on disk of the files that a deployment needs."""
+    dense_size_bytes: int | None = None
+    """The same if every zero were stored as a number; only where zeros are not."""
     params: int | None = None
     nonzero_params: int | None = None
     macs: int | None = None
@@ -140,6 +142,73 @@ class Candidate(Record):
     why: str
 
 
+class Round(Record):
+    """One round of taking away and training back. Qualities come from the selection samples, never from evaluation."""
+
+    number: int
+    amount: float | None = None
+    """What the round was to reach: sparsity, ratio of channels, or parameters left out, 0..1."""
+    params: int | None = None
+    nonzero_params: int | None = None
+    macs: int | None = None
+    speedup: float | None = None
+    """Latency of the original over this one's, one launch; only where a speed is the goal."""
+    quality_taken: float | None = None
+    """Right after weights were taken away."""
+    quality_reestimated: float | None = None
+    """After the statistics of batch normalization were estimated again, on training inputs without labels."""
+    quality_trained: float | None = None
+    """After training; null where there was none."""
+    quality_drop: float | None = None
+    """The original's quality on the same samples, minus the last of these."""
+    kept: bool = False
+    """Whether this round's model is the artifact."""
+    why: str = ""
+
+
+class Epoch(Record):
+    """One epoch of training."""
+
+    round: int = 1
+    epoch: int
+    loss: float
+    """Mean over the epoch's batches."""
+    quality: float | None = None
+    """On the selection samples."""
+    learning_rate: float
+    seconds: float
+    best: bool = False
+    """Whether its weights were kept."""
+
+
+class Training(Record):
+    """What was trained, how, and how it went."""
+
+    epochs: list[Epoch]
+    optimizer: str
+    loss: str
+    """What was minimized, in words."""
+    trained_params: int
+    """Parameters that had a gradient: all of them, or the adapters'."""
+    total_params: int
+    metric: str | None = None
+    seconds: float
+    resumed: int = 0
+    """How often training went on from a checkpoint."""
+    stopped: str | None = None
+    """Why it ended before its last epoch: patience, or a loss that was no number."""
+
+
+class SensitivityPoint(Record):
+    """Quality when only this layer or group is compressed, by so much; on the selection samples."""
+
+    path: str
+    amount: float
+    """Fraction taken away, 0..1."""
+    quality: float
+    quality_drop: float
+
+
 class CountDisagreement(Record):
     """A layer where the two counters of multiply-accumulates disagree."""
 
@@ -171,7 +240,7 @@ class Artifact(Record):
 
 
 class EfficiencyReport(Record):
-    """The answer of profile, quantize and compare: the verdict first, then everything that supports it."""
+    """The answer of every verb that starts a run: the verdict first, then everything that supports it."""
 
     outcome: Literal["ok", "no_gain", "guard_failed"]
     summary: str
@@ -189,6 +258,9 @@ class EfficiencyReport(Record):
     changed: list[Change] = []
     skipped: list[Skip] = []
     layers: list[Layer] = []
+    rounds: list[Round] = []
+    training: Training | None = None
+    sensitivity: list[SensitivityPoint] = []
     candidates: list[Candidate] = []
     macs_check: MacsCheck | None = None
     artifact: Artifact | None = None

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from omgoptim.errors import DataError
 from omgoptim.models.trust import Reach
@@ -37,6 +37,10 @@ class DataSource:
     """Where batches come from. `real` is False for random inputs, whose quality is no accuracy."""
 
     batches: Callable[[Split], Iterator[RawBatch]]
+    """The batches of a split, in its own order."""
+    epoch: Callable[[int], Iterator[RawBatch]]
+    """`epoch(batch)`: one pass over the train split in an order drawn from torch's random state; `batch` is the size
+    where it is not the data's own. Loaded once, where what the user gave can be iterated again."""
     real: bool
     notes: list[str] = field(default_factory=list)
 
@@ -75,13 +79,32 @@ def from_callable(load: Callable[..., Any], batch: int, limit_s: float) -> DataS
                 return
             yield raw
 
-    return DataSource(batches, real=True)
+    kept: list[Any] = []
+
+    def epoch(size: int) -> Iterator[RawBatch]:
+        loaded = kept[0] if kept else call_user("loading the train data", limit_s, load, split="train")
+        if not kept and not isinstance(loaded, Iterator):  # an iterator is used up by one pass
+            kept.append(loaded)
+        iterator = call_user("iterating over the train data", limit_s, as_batches, loaded, size, True)
+        while True:
+            raw = call_user("reading the train data", limit_s, next, iterator, None)
+            if raw is None:
+                return
+            yield raw
+
+    return DataSource(batches, epoch, real=True)
 
 
-def as_batches(loaded: Any, batch: int) -> Iterator[RawBatch]:
-    """Batches of a DataLoader, a Dataset (whose samples are collated here), or any iterable of batches."""
+def as_batches(loaded: Any, batch: int, shuffled: bool = False) -> Iterator[RawBatch]:
+    """Batches of a DataLoader, a Dataset (whose samples are collated here), or any iterable of batches.
+
+    Args:
+        batch: samples in a batch of a Dataset.
+        shuffled: whether a Dataset's samples come in random order; anything else has an order of its own.
+    """
     if isinstance(loaded, Dataset):
-        loaded = DataLoader(loaded, batch_size=batch)
+        shuffled = shuffled and not isinstance(loaded, IterableDataset)
+        loaded = DataLoader(loaded, batch_size=batch, shuffle=shuffled)
     lone = isinstance(loaded, tuple) and all(isinstance(item, (torch.Tensor, np.ndarray)) for item in loaded)
     if lone or not isinstance(loaded, Iterable) or isinstance(loaded, (torch.Tensor, np.ndarray, Mapping, str, bytes)):
         raise DataError(
@@ -132,7 +155,7 @@ def random_data(specs: Sequence[str], module: nn.Module | None, count: int, seed
             yield RawBatch({str(s.name): t for s, t in zip(inputs, drawn, strict=True)} if named else tuple(drawn))
 
     note = "no data was given: the inputs are random"
-    return DataSource(batches, real=False, notes=[note])
+    return DataSource(batches, lambda _size: batches("train"), real=False, notes=[note])
 
 
 def _from_arrays(path: Path, batch: int, seed: int) -> DataSource:
@@ -167,16 +190,21 @@ def _from_arrays(path: Path, batch: int, seed: int) -> DataSource:
         notes.append(f"{path.name} has no splits: {cut} of its {count} samples calibrate, the others evaluate")
     by_split.setdefault("train", by_split["calibration"])
 
-    def batches(split: Split) -> Iterator[RawBatch]:
+    def rows(split: Split, size: int, shuffled: bool) -> Iterator[RawBatch]:
         chosen = by_split[split]
         target = next((key for key in TARGET_KEYS if key in chosen), None)
         names = [name for name in chosen if name != target]
-        for start in range(0, len(next(iter(chosen.values()), ())), batch):
-            part = {name: torch.from_numpy(chosen[name][start : start + batch]) for name in names}
+        count = len(next(iter(chosen.values()), ()))
+        order = torch.randperm(count).numpy() if shuffled else np.arange(count)
+        for start in range(0, count, size):
+            picked = order[start : start + size]
+            part = {name: torch.from_numpy(chosen[name][picked]) for name in names}
             inputs = next(iter(part.values())) if len(names) == 1 else part
-            yield RawBatch(inputs, chosen[target][start : start + batch] if target else None)
+            yield RawBatch(inputs, chosen[target][picked] if target else None)
 
-    return DataSource(batches, real=True, notes=notes)
+    return DataSource(
+        lambda split: rows(split, batch, False), lambda size: rows("train", size, True), real=True, notes=notes
+    )
 
 
 def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from omgoptim.errors import ArtifactError, ModelError, SetupError
 from omgoptim.models.checkpoint import load_checkpoint
+from omgoptim.models.surgery import Surgery, operate
 from omgoptim.models.trust import Reach
 from omgoptim.models.user_code import call_user, load_callable
 
@@ -38,13 +39,19 @@ class Recipe:
     project: str = "."
     allowed: tuple[str, ...] = ()
     limit_s: float = 300.0
+    surgery: Surgery | None = None
+    """What was changed in the module after its code built it: shapes, and layers replaced by blocks."""
 
     def to_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__} | {"allowed": list(self.allowed)}
+        plain = {name: getattr(self, name) for name in self.__slots__}
+        surgery = self.surgery.to_json() if self.surgery else None
+        return plain | {"allowed": list(self.allowed), "surgery": surgery}
 
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> Recipe:
-        return Recipe(**(dict(record) | {"allowed": tuple(record["allowed"])}))
+        surgery = record.get("surgery")
+        read = {"allowed": tuple(record["allowed"]), "surgery": Surgery.from_json(surgery) if surgery else None}
+        return Recipe(**(dict(record) | read))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +118,8 @@ def load_source(
 def build(recipe: Recipe) -> nn.Module:
     """Build the module that a recipe describes, in eval mode where the module has modes."""
     module = _BUILDERS[recipe.kind](recipe)
+    if recipe.surgery is not None:
+        operate(module, recipe.surgery)
     return module if recipe.kind == "pt2" else module.eval()
 
 

@@ -37,6 +37,11 @@ class RunContext:
         return self.folder / "work"
 
     @property
+    def checkpoints(self) -> Path:
+        """What a run that was cut off goes on from: kept until the run is done."""
+        return self.folder / "checkpoints"
+
+    @property
     def artifact(self) -> Path:
         """Where the artifact ends, put there in one rename."""
         return self.folder / "artifact"

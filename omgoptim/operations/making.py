@@ -20,7 +20,7 @@ from omgoptim.reports import Change, Skip
 from omgoptim.requests import Params
 from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Fp32, Static
 from omgoptim.runtimes import ENGINES, Settings
-from omgoptim.techniques.registry import Outcome, ProgramRun, technique_of
+from omgoptim.techniques.registry import Outcome, ProgramRun, apply_to_program, technique_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -129,7 +129,7 @@ def _make_program(
         scratch.mkdir(parents=True, exist_ok=True)
         run = ProgramRun(calibration.batches, scratch, seed, subject.bench.threads)
         target = scratch / artifacts.PROGRAM
-        outcome = technique_of(option.params).apply(program.path, target, option.params, run)
+        outcome = apply_to_program(program.path, target, option.params, run)
     manifest = _manifest(option, subject, PRECISIONS[type(option.params)])
     settings = Settings(subject.bench.threads, subject.device, manifest.precision)
     outputs = in_memory(lambda: ENGINES[option.runtime].open(target, subject.signature, settings).run(subject.example))

@@ -16,13 +16,18 @@ from pydantic.fields import FieldInfo
 from omgoptim.errors import OmgoptimError, RequestError, did_you_mean
 from omgoptim.requests.base import DTYPES, InputSpec, ModelRequest, Params, Request
 from omgoptim.requests.compare import CompareRequest
+from omgoptim.requests.factorize import FactorizeRequest
 from omgoptim.requests.profile import ProfileRequest
+from omgoptim.requests.prune import PruneRequest
 from omgoptim.requests.quantize import QuantizeRequest
 from omgoptim.requests.runs import DoctorRequest, RunsRequest
+from omgoptim.requests.training import TrainingRequest
 
 VERBS: dict[str, type[Request]] = {
     "profile": ProfileRequest,
     "quantize": QuantizeRequest,
+    "prune": PruneRequest,
+    "factorize": FactorizeRequest,
     "compare": CompareRequest,
 }
 """Verbs that start a run."""
@@ -36,13 +41,16 @@ __all__ = [
     "VERBS",
     "CompareRequest",
     "DoctorRequest",
+    "FactorizeRequest",
     "InputSpec",
     "ModelRequest",
     "Params",
     "ProfileRequest",
+    "PruneRequest",
     "QuantizeRequest",
     "Request",
     "RunsRequest",
+    "TrainingRequest",
     "parse",
     "technique_field",
     "techniques",

@@ -11,13 +11,19 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from omgoptim import techniques
+from omgoptim.models.samples import Samples
 from omgoptim.reports import Change, Skip
 from omgoptim.requests import Params
+from omgoptim.runtimes import ENGINES
+from omgoptim.runtimes.signature import Signature
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +51,42 @@ ProgramTechnique = Callable[[Path, Path, Any, ProgramRun], Outcome]
 
 
 @dataclass(frozen=True, slots=True)
+class ModuleRun:
+    """What a technique on modules gets besides its parameters."""
+
+    signature: Signature
+    """How the module is called."""
+    statistics: Samples
+    """Batches of the train split (or random ones, without data) to read norms, moments and gradients from."""
+    loss: Callable[[Any, Any], Tensor]
+    """`loss(outputs, target)`: a scalar whose gradient says what matters; works with a target of None too."""
+    original: nn.Module
+    """The module before the first round, in eval mode: widths and amounts are fractions of it. Not changed."""
+    scratch: Path
+    """An existing folder for temporary files."""
+    seed: int = 0
+    threads: int = 1
+    device: str = "cpu"
+    runtime: str = "torch_eager"
+    """The engine that the artifact will run on."""
+    progress: Callable[[str, float | None], None] = lambda _stage, _done: None
+    """`progress(stage, fraction of this technique's work)`."""
+
+
+ModuleTechnique = Callable[["nn.Module", Any, ModuleRun], Outcome]
+"""`apply(module, params, run)`: changes the module, which is a copy of the user's, thrown away if this raises."""
+
+
+@dataclass(frozen=True, slots=True)
 class Technique:
     """A registered technique and what must hold for it to be tried."""
 
     params: type[Params]
-    apply: ProgramTechnique
+    apply: ProgramTechnique | ModuleTechnique
+    on: Literal["program", "module"]
+    """What it changes: see `ProgramTechnique` and `ModuleTechnique`."""
     runtimes: tuple[str, ...]
-    """Engines that its program is worth running on."""
+    """Engines that its result is worth running on."""
     needs_data: bool
     source: str
     """Paper or documentation it follows."""
@@ -73,15 +108,32 @@ def technique(
     torch_precision: str | None = None,
     extra: str | None = None,
 ) -> Callable[[ProgramTechnique], ProgramTechnique]:
-    """Register a function as the technique of a params class."""
+    """Register a function on programs as the technique of a params class."""
 
     def register(apply: ProgramTechnique) -> ProgramTechnique:
-        if params in _registered:
-            raise ValueError(f"{params.__name__} has a technique already: {_registered[params].apply.__module__}")
-        _registered[params] = Technique(params, apply, runtimes, needs_data, source, torch_precision, extra)
+        _register(Technique(params, apply, "program", runtimes, needs_data, source, torch_precision, extra))
         return apply
 
     return register
+
+
+def module_technique(
+    params: type[Params], *, needs_data: bool, source: str, extra: str | None = None
+) -> Callable[[ModuleTechnique], ModuleTechnique]:
+    """Register a function on modules as the technique of a params class; its result runs on every engine."""
+
+    def register(apply: ModuleTechnique) -> ModuleTechnique:
+        _register(Technique(params, apply, "module", tuple(ENGINES), needs_data, source, None, extra))
+        return apply
+
+    return register
+
+
+def _register(record: Technique) -> None:
+    if record.params in _registered:
+        known = _registered[record.params].apply.__module__
+        raise ValueError(f"{record.params.__name__} has a technique already: {known}")
+    _registered[record.params] = record
 
 
 def all_techniques() -> dict[type[Params], Technique]:
@@ -97,3 +149,13 @@ def all_techniques() -> dict[type[Params], Technique]:
 def technique_of(params: Params) -> Technique:
     """The technique that a request's params name."""
     return all_techniques()[type(params)]
+
+
+def apply_to_program(source: Path, target: Path, params: Params, run: ProgramRun) -> Outcome:
+    """Apply the technique that `params` name to an ONNX file."""
+    return cast(ProgramTechnique, technique_of(params).apply)(source, target, params, run)
+
+
+def apply_to_module(module: nn.Module, params: Params, run: ModuleRun) -> Outcome:
+    """Apply the technique that `params` name to a module, which is changed."""
+    return cast(ModuleTechnique, technique_of(params).apply)(module, params, run)

@@ -18,6 +18,7 @@ STOREYS = (
     ("errors", "bootstrap", "hardware"),
     ("reports",),
     ("requests",),
+    ("blocks",),
     ("runtimes",),
     ("models",),
     ("measure",),
