@@ -23,6 +23,7 @@ from omgoptim.jobs.doctor import doctor
 from omgoptim.jobs.folder import RunFolder, find_run
 from omgoptim.jobs.follow import follow
 from omgoptim.jobs.project import find_project
+from omgoptim.jobs.resume import resume
 from omgoptim.jobs.states import list_runs, load_report, read_state
 from omgoptim.jobs.submit import submit
 from omgoptim.render import brief
@@ -115,13 +116,13 @@ _FACE_PARAMETERS = [
 
 
 def _runs(
-    action: str = typer.Argument("list", metavar="[list|show|wait|cancel]", help="What to do."),
+    action: str = typer.Argument("list", metavar="[list|show|wait|cancel|resume]", help="What to do."),
     run_id: str | None = typer.Argument(None, metavar="[ID]", help="The run; the start or end of its id will do."),
     project: str | None = _PROJECT,
     as_json: bool = _AS_JSON,
     detail: str | None = _DETAIL,
 ) -> int:
-    """List runs, show one, wait for one, or cancel one."""
+    """List runs, show one, wait for one, cancel one, or resume one that was cut off."""
     given = {"action": action, "run_id": run_id, "project": project}
     request = requests.parse("runs", {name: value for name, value in given.items() if value is not None})
     assert isinstance(request, requests.RunsRequest)  # what parse gives for this verb
@@ -134,7 +135,9 @@ def _runs(
         state = cancel(folder)
         return _show(brief.to_json(state), lambda term: term.state_view(state), as_json)
     full = _wants_full(detail, as_json)
-    if request.action == "wait":
+    if request.action == "resume":
+        resume(folder)
+    if request.action in ("wait", "resume"):
         return _await_report(folder, as_json, full)
     state = read_state(folder)
     if state.status in ("starting", "queued", "running"):

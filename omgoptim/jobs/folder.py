@@ -3,6 +3,7 @@
     .omgoptim/runs/<id>/
         request.json  state.json  worker.json  worker.lock  events.jsonl  log.txt
         work/         scratch, gone when the run has ended
+        checkpoints/  what a run that was cut off can be resumed from, gone when the run is done
         artifact/     report.json  report.html      only of a run that ended well
 
 A file appears whole or not at all. `report.json` is written last: a run that has one is done.
@@ -103,6 +104,11 @@ class RunFolder:
         return self.path / "work"
 
     @property
+    def checkpoints(self) -> Path:
+        """What a run that was cut off goes on from."""
+        return self.path / "checkpoints"
+
+    @property
     def artifact(self) -> Path:
         return self.path / "artifact"
 
@@ -161,6 +167,10 @@ class RunFolder:
             shutil.rmtree(leftover, ignore_errors=True)
         for leftover in self.path.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
+
+    def discard_checkpoints(self) -> None:
+        """After a run that ended well."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def discard_unproved(self) -> None:
         """After a run that did not end well: no scratch, and nothing that looks like a result.

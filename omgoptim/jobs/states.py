@@ -96,6 +96,7 @@ def settle(folder: RunFolder, verdict: Callable[[RunState], RunState]) -> RunSta
     report = _whole_report(folder)
     if report is not None:  # it ended between its report and its state
         folder.discard_scratch()
+        folder.discard_checkpoints()
         ended = as_done(state, report)
     else:
         folder.discard_unproved()
@@ -105,8 +106,11 @@ def settle(folder: RunFolder, verdict: Callable[[RunState], RunState]) -> RunSta
 
 
 def repeat_hint(folder: RunFolder) -> str:
-    """What to do after a run that gave no result: where its log is, and the command that repeats it."""
+    """What to do after a run that gave no result: where its log is, and the command that resumes or repeats it."""
     hint = f"see {folder.log_file}" if folder.log_file.exists() else ""
+    if folder.checkpoints.is_dir():
+        go_on = f"go on from its last checkpoint: omgoptim runs resume {folder.id} (tool: runs, action resume)"
+        return f"{hint}; {go_on}" if hint else go_on
     try:
         submission = folder.read_request()
         command = command_of(submission.verb, parse(submission.verb, submission.request))

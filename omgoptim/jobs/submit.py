@@ -43,7 +43,16 @@ def launch(verb: str, request: Request, project: Path, interpreter: Interpreter,
         SetupError: the operating system refuses to start the process; the run's state says so.
     """
     folder = open_run(verb, request, project, interpreter)
-    python = str(interpreter.path)
+    start_worker(folder, str(interpreter.path), project, program)
+    return folder
+
+
+def start_worker(folder: RunFolder, python: str, project: Path, program: str = WORKER) -> None:
+    """Start the worker of a run folder whose state is `starting`.
+
+    Raises:
+        SetupError: the operating system refuses to start the process; the run's state says so.
+    """
     try:
         worker = _spawn(python, program, folder, project)
     except OSError as error:
@@ -54,7 +63,6 @@ def launch(verb: str, request: Request, project: Path, interpreter: Interpreter,
     if born is not None and not folder.worker_file.exists():
         folder.write_worker(WorkerProcess(worker.pid, born))
     threading.Thread(target=worker.wait, name=f"reap {folder.id}", daemon=True).start()
-    return folder
 
 
 def open_run(verb: str, request: Request, project: Path, interpreter: Interpreter) -> RunFolder:

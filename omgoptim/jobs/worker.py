@@ -81,6 +81,7 @@ def _do(folder: RunFolder, run_verb: RunVerb, progress: Progress, owns_process: 
         _keep(folder, report)
         ended = as_done(progress.state, report)
         folder.discard_scratch()
+        folder.discard_checkpoints()
     except BaseException as error:
         if os.getpid() != worker:  # a child that the user's code forked came up to here: the run is not its own
             os._exit(1)

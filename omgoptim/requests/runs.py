@@ -11,11 +11,12 @@ from omgoptim.requests.base import Request
 
 
 class RunsRequest(Request):
-    """List runs, show one, wait for one, or cancel one. A run goes on when the client goes away."""
+    """List runs, show one, wait for one, cancel one, or resume one. A run goes on when the client goes away."""
 
-    action: Literal["list", "show", "wait", "cancel"] = "list"
+    action: Literal["list", "show", "wait", "cancel", "resume"] = "list"
+    """resume: start a run that failed or was cancelled again, from its last checkpoint."""
     run_id: str | None = None
-    """The run to show, wait for or cancel."""
+    """The run to show, wait for, cancel or resume."""
     project: str | None = None
     """Absolute path of the user's project."""
 

@@ -16,6 +16,7 @@ from omgoptim.jobs.cancel import cancel
 from omgoptim.jobs.doctor import doctor
 from omgoptim.jobs.folder import RunFolder, find_run
 from omgoptim.jobs.project import find_project
+from omgoptim.jobs.resume import resume
 from omgoptim.jobs.states import ENDED, list_runs, load_report
 from omgoptim.jobs.submit import submit
 from omgoptim.server import answers, documents
@@ -90,7 +91,9 @@ async def _runs(
     folder = await run_sync(find_run, project, request.run_id or "")
     if request.action == "cancel":
         return answers.cancelled_answer(await run_sync(cancel, folder))
-    return await _wait_and_answer(context, folder, wait_s if request.action == "wait" else 0, detail)
+    if request.action == "resume":
+        await run_sync(resume, folder)
+    return await _wait_and_answer(context, folder, wait_s if request.action in ("wait", "resume") else 0, detail)
 
 
 async def _wait_and_answer(

@@ -1,0 +1,42 @@
+"""Going on with a run that was cut off: the same folder, the same request, from its last checkpoint."""
+
+from __future__ import annotations
+
+from filelock import FileLock, Timeout
+
+from omgoptim.errors import RunError
+from omgoptim.jobs.folder import RunFolder, now
+from omgoptim.jobs.states import ENDED, read_state
+from omgoptim.jobs.submit import WORKER, start_worker
+from omgoptim.reports import RunState
+
+LOCK_LIMIT_S = 5.0
+
+
+def resume(folder: RunFolder, program: str = WORKER) -> RunState:
+    """Start a failed or cancelled run again. What it had not checkpointed is done anew.
+
+    Raises:
+        RunError: the run is done, or still going on.
+        SetupError: its Python cannot be started any more.
+    """
+    state = read_state(folder)
+    if state.status == "done":
+        raise RunError(f"run {folder.id} is done", "there is nothing to resume", f"omgoptim runs show {folder.id}")
+    if state.status not in ENDED:
+        wait = f"omgoptim runs wait {folder.id} (tool: runs, action wait)"
+        raise RunError(f"run {folder.id} is {state.status} already", state.stage, wait)
+    submission = folder.read_request()
+    try:
+        with FileLock(folder.worker_lock, timeout=LOCK_LIMIT_S):
+            folder.worker_file.unlink(missing_ok=True)
+            time, stage = now(), "going on from the last checkpoint" if folder.checkpoints.is_dir() else "starting over"
+            again = {"status": "starting", "stage": stage, "progress": None, "eta_s": None, "pid": None}
+            again |= {"started": time, "updated": time, "summary": None, "error": None}
+            folder.write_state(state.model_copy(update=again))
+    except Timeout:
+        raise RunError(
+            f"run {folder.id} is being started or ended right now", "its lock is held", "try again"
+        ) from None
+    start_worker(folder, submission.python, submission.project, program)
+    return folder.stored_state()
