@@ -2,7 +2,8 @@
 
 `manifest.json` says which engine runs it, how it is called, and the sha256 of every file. `check.npz` holds a small
 random batch and what the model gave for it before it was saved. A program (`model.onnx`) stands alone; a module is its
-`recipe.json` (how the user's code builds it) and `weights.safetensors`, or a `.pt2` file. Never a pickle.
+`recipe.json` (how the user's code builds it) and `weights.safetensors`, where weights with many zeros are packed
+(`sparse.py`), or a `.pt2` file. Never a pickle.
 
 This module imports no torch: an ONNX artifact opens without it.
 """
@@ -31,7 +32,7 @@ from omgoptim.runtimes.signature import Signature
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from omgoptim.models.source import Recipe
 
@@ -43,6 +44,10 @@ MANIFEST, PROGRAM, PROGRAM2, WEIGHTS, RECIPE = (
     "weights.safetensors",
     "recipe.json",
 )
+PACKABLE = ("float32", "float16", "bfloat16")
+"""Precisions whose weights may be packed; int8 layers have a form of their own."""
+WORTH_PACKING = 0.02
+"""Smallest fraction of the weights' bytes that packing has to save: every reader has to unpack them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,8 @@ class Manifest:
     macs_check: MacsCheck | None = None
     lineage: tuple[str, ...] = ()
     device: str = "cpu"
+    dense_size_bytes: int | None = None
+    """`size_bytes` if every zero were stored as a number; None where nothing is packed."""
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -72,6 +79,7 @@ class Manifest:
             "macs": self.macs,
             "macs_check": self.macs_check.model_dump() if self.macs_check else None,
             "lineage": list(self.lineage),
+            "dense_size_bytes": self.dense_size_bytes,
             "files": self.files,
         }
 
@@ -118,8 +126,6 @@ def save_program(folder: Path, program: Path, manifest: Manifest, check: Check) 
 
 def save_module(folder: Path, module: nn.Module, recipe: Recipe, manifest: Manifest, check: Check) -> None:
     """Save a module, already in the manifest's precision, as its recipe and weights."""
-    from safetensors.torch import save_file
-
     from omgoptim.runtimes.torch_precision import state_of
 
     with _whole(folder) as partial:
@@ -134,10 +140,13 @@ def save_module(folder: Path, module: nn.Module, recipe: Recipe, manifest: Manif
             else:
                 by_storage[place] = name
                 tensors[name] = tensor.detach().cpu().contiguous().clone()
+        shapes: dict[str, list[int]] = {}
+        saved = 0
         if recipe.kind != "pt2" or manifest.precision != "float32":
-            save_file(tensors, partial / WEIGHTS)
-        (partial / RECIPE).write_text(json.dumps({"recipe": recipe.to_json(), "aliases": aliases}, indent=1))
-        _finish(partial, manifest, check)
+            shapes, saved = _save_weights(partial / WEIGHTS, tensors, may_pack=manifest.precision in PACKABLE)
+        built = {"recipe": recipe.to_json(), "aliases": aliases, "packed": shapes}
+        (partial / RECIPE).write_text(json.dumps(built, indent=1))
+        _finish(partial, manifest, check, saved)
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
@@ -191,13 +200,15 @@ def load_module(folder: Path, manifest: Manifest) -> nn.Module:
     from safetensors.torch import load_file
 
     from omgoptim.models.source import build
+    from omgoptim.models.sparse import unpack
     from omgoptim.runtimes.torch_precision import convert, load_state
 
     recipe = read_recipe(folder)
     module = convert(build(recipe), manifest.precision)
     if (folder / WEIGHTS).is_file():
-        state = load_file(folder / WEIGHTS)
-        aliases = json.loads((folder / RECIPE).read_text())["aliases"]
+        built = json.loads((folder / RECIPE).read_text())
+        aliases = built["aliases"]
+        state = unpack(load_file(folder / WEIGHTS), built.get("packed", {}))
         try:
             load_state(module, state | {name: state[kept] for name, kept in aliases.items()})
         except (KeyError, RuntimeError) as error:
@@ -239,14 +250,34 @@ def _whole(folder: Path) -> Iterator[Path]:
         raise
 
 
-def _finish(partial: Path, manifest: Manifest, check: Check) -> None:
+def _save_weights(path: Path, tensors: dict[str, Tensor], *, may_pack: bool) -> tuple[dict[str, list[int]], int]:
+    """Save weights, packed where that is worth it: the shapes of the packed ones, and the bytes it saved."""
+    from safetensors.torch import save_file
+
+    from omgoptim.models.sparse import dense_bytes, pack
+
+    stored, shapes = pack(tensors) if may_pack else (tensors, {})
+    if dense_bytes(stored) > (1 - WORTH_PACKING) * dense_bytes(tensors):
+        shapes = {}
+    save_file(tensors, path)
+    if not shapes:
+        return {}, 0
+    dense = path.stat().st_size  # of a real file: the header counts too
+    save_file(stored, path)
+    return shapes, dense - path.stat().st_size
+
+
+def _finish(partial: Path, manifest: Manifest, check: Check, saved: int = 0) -> None:
+    """Write the check and the manifest; `saved` bytes were saved by packing."""
     files = {
         path.relative_to(partial).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(partial.rglob("*"))
         if path.is_file() and path.name not in (MANIFEST, CHECK)
     }
     write_check(partial, check)
-    (partial / MANIFEST).write_text(json.dumps(replace(manifest, files=files).to_json(), indent=1))
+    whole = replace(manifest, files=files)
+    dense = whole.size_bytes + saved if saved else None
+    (partial / MANIFEST).write_text(json.dumps(replace(whole, dense_size_bytes=dense).to_json(), indent=1))
 
 
 def _external_data(program: Path) -> set[str]:

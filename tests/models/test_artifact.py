@@ -389,3 +389,65 @@ def test_a_source_that_names_an_artifact_leads_back_to_its_recipe(home: Path, mo
     source = load_source("module", Reach.of(home, []))
     assert source.artifact == module_artifact
     assert artifacts.read_recipe(module_artifact) == recipe_for(home, "Net")
+
+
+def saved_with_zeros(folder: Path, home: Path, precision: str, zeros: int) -> nn.Module:
+    """A net of 1536 weights and 512 biases, of which so many weights are zero."""
+    torch.manual_seed(4)
+    module = build(recipe_for(home, "Net", width=512))
+    module.fc.weight.data.view(-1)[torch.randperm(1536)[:zeros]] = 0.0
+    module = module if precision == "float32" else convert(module, precision)
+    session = ENGINES["torch_eager"].open(module, signature_of_wide(module), Settings(threads=1, precision=precision))
+    manifest = manifest_of(signature_of_wide(module), "torch_eager", precision)
+    recipe = recipe_for(home, "Net", width=512)
+    artifacts.save_module(folder, module, recipe, manifest, Check(EXAMPLE, session.run(EXAMPLE)))
+    return module
+
+
+def signature_of_wide(module: nn.Module) -> Signature:
+    x = X.to(next(module.parameters()).dtype)
+    named = [("x", x, False)]
+    return first_forward(module, input_tensors([named]), {"x": x})
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_module_with_many_zeros_is_packed_and_comes_back_bit_for_bit(
+    home: Path, tmp_path: Path, precision: str
+) -> None:
+    from safetensors.torch import save_file
+
+    module = saved_with_zeros(tmp_path / "artifact", home, precision, 1382)
+    manifest = Manifest.read(tmp_path / "artifact")
+    save_file(module.state_dict(), tmp_path / "dense.safetensors")
+    packed = manifest.files["weights.safetensors"]["bytes"]
+    assert manifest.dense_size_bytes == manifest.size_bytes - packed + (tmp_path / "dense.safetensors").stat().st_size
+    element = 4 if precision == "float32" else 2
+    saved = manifest.dense_size_bytes - manifest.size_bytes
+    assert saved == pytest.approx(1382 * element - 1536 / 8, abs=128)  # a bit each; and the header of one more tensor
+    assert json.loads((tmp_path / "artifact" / "recipe.json").read_text())["packed"] == {"fc.weight": [512, 3]}
+    opened, session = artifacts.open_session(tmp_path / "artifact", threads=1)
+    assert artifacts.verify_outputs(tmp_path / "artifact", opened, session) == 0.0
+    again = artifacts.load_module(tmp_path / "artifact", manifest).state_dict()
+    assert again.keys() == module.state_dict().keys()
+    assert all(torch.equal(again[name], value) for name, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize("zeros", [0, 85])
+def test_what_packing_would_hardly_make_smaller_is_saved_dense(home: Path, tmp_path: Path, zeros: int) -> None:
+    saved_with_zeros(tmp_path / "artifact", home, "float32", zeros)
+    assert Manifest.read(tmp_path / "artifact").dense_size_bytes is None
+    assert json.loads((tmp_path / "artifact" / "recipe.json").read_text())["packed"] == {}
+
+
+def test_an_artifact_from_before_packing_still_opens(copy_of: Callable[[str], Path]) -> None:
+    folder = copy_of("module")
+    recipe = json.loads((folder / "recipe.json").read_text())
+    del recipe["packed"]
+    (folder / "recipe.json").write_text(json.dumps(recipe, indent=1))
+    written = json.loads((folder / "manifest.json").read_text())
+    del written["dense_size_bytes"]
+    size, digest = (folder / "recipe.json").stat().st_size, artifacts._sha256(folder / "recipe.json")
+    written["files"]["recipe.json"] = {"bytes": size, "sha256": digest}
+    (folder / "manifest.json").write_text(json.dumps(written))
+    assert Manifest.read(folder).dense_size_bytes is None
+    open_artifact(folder, threads=1)
