@@ -1,1 +1,28 @@
-"""Layers that take the place of larger ones. Public, and what an artifact of changed shape is rebuilt from."""
+"""Layers that take the place of larger ones. Public, and what an artifact of changed shape is rebuilt from.
+
+The names below are imported on first use, so that the room costs nothing where no layer is built.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omgoptim.blocks.low_rank import LowRankLinear, SpatialConv2d, Tucker2Conv2d
+    from omgoptim.blocks.registry import BLOCKS
+
+_HOMES = {
+    "BLOCKS": "registry",
+    "LowRankLinear": "low_rank",
+    "SpatialConv2d": "low_rank",
+    "Tucker2Conv2d": "low_rank",
+}
+
+__all__ = ["BLOCKS", "LowRankLinear", "SpatialConv2d", "Tucker2Conv2d"]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -1,0 +1,13 @@
+"""The blocks that an artifact of changed shape is rebuilt from, by class name.
+
+A block here is an nn.Module with `config()`, plain JSON, and a classmethod `from_config` that builds the same shape
+from it. A LoRALinear is merged before a module is saved, so it is not among them.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from omgoptim.blocks.low_rank import LowRankLinear, SpatialConv2d, Tucker2Conv2d
+
+BLOCKS: dict[str, type[nn.Module]] = {block.__name__: block for block in (LowRankLinear, SpatialConv2d, Tucker2Conv2d)}
