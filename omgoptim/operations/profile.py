@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-
-from omgoptim.errors import ModelError, OmgoptimError, RequestError, SetupError
+from omgoptim.errors import OmgoptimError
 from omgoptim.measure.launch import Process
 from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.program_layers import ask_layers
 from omgoptim.measure.quality import read_outputs, score
 from omgoptim.measure.race import LATENCY
-from omgoptim.models import artifact as artifacts
-from omgoptim.models.artifact import Check, Manifest
+from omgoptim.models.artifact import Manifest
 from omgoptim.models.samples import of_size
 from omgoptim.operations.advice import profile_steps, repeat_of
-from omgoptim.operations.candidates import Option
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.making import float_program, in_memory
 from omgoptim.operations.measured import environment, measurement, shown_request
-from omgoptim.operations.subject import Live, Subject, prepare, recipe_of
+from omgoptim.operations.subject import Live, Subject, prepare
 from omgoptim.operations.timing import full_race, told
 from omgoptim.operations.verdict import load_warnings
 from omgoptim.reports import EfficiencyReport, Layer, Measurement
 from omgoptim.requests import ProfileRequest
-from omgoptim.requests.quantize import Fp32
-from omgoptim.runtimes import ENGINES, Settings
 from omgoptim.runtimes.torch_precision import HALF
 
 
 def profile(request: ProfileRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
     """Measure a model as it is. See `ProfileRequest`."""
     subject = prepare(request, context, live)
-    folder = _on_runtime(request, subject, context)
+    folder = baseline_on(request.runtime, subject, context)
     layers: list[Layer] = []
     untold: list[str] = []
 
@@ -76,42 +68,6 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
         lineage=list(subject.lineage[:-1]),
         repeat=repeat_of("profile", request),
     )
-
-
-def _on_runtime(request: ProfileRequest, subject: Subject, context: RunContext) -> Path:
-    """The artifact to measure: the baseline, or the float model on the engine that was asked for."""
-    manifest = Manifest.read(subject.baseline)
-    if request.runtime in ("auto", manifest.runtime):
-        return subject.baseline
-    option = Option(Fp32(), request.runtime)
-    reason = ENGINES[request.runtime].missing(subject.device)
-    if reason:
-        raise SetupError(f"runtime {request.runtime} cannot be used", reason, "omgoptim doctor lists what can")
-    folder = context.work / option.runtime
-    other = replace(manifest, runtime=request.runtime, files={})
-    settings = Settings(subject.bench.threads, subject.device, manifest.precision)
-    if manifest.precision != "float32" and subject.module is not None:
-        raise RequestError(
-            f"an artifact in {manifest.precision} runs on the engine that it was made for",
-            f"it was made for {manifest.runtime}",
-            "leave the runtime out, or profile the float model on that engine",
-        )
-    if option.on_module:
-        if subject.module is None:
-            raise ModelError("a program does not run on torch", "the model was given as ONNX", "use onnxruntime")
-        module = subject.module
-        outputs = in_memory(
-            lambda: ENGINES["torch_eager"].open(module, subject.signature, settings).run(subject.example)
-        )
-        artifacts.save_module(folder, subject.module, recipe_of(subject), other, Check(subject.example, outputs))
-        return folder
-    program = float_program(subject, context)
-    if program.path is None:
-        raise program.error or ModelError("the model has no program")
-    path, engine = program.path, ENGINES[request.runtime]
-    outputs = in_memory(lambda: engine.open(path, subject.signature, settings).run(subject.example))
-    artifacts.save_program(folder, path, other, Check(subject.example, outputs))
-    return folder
 
 
 def _quality(

@@ -13,13 +13,14 @@ from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import Quality, compare_quality, read_outputs
 from omgoptim.measure.race import Timing
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.samples import Samples, shared_samples
+from omgoptim.models.samples import Samples
 from omgoptim.models.trust import Reach
 from omgoptim.operations.advice import quantize_steps, repeat_of
 from omgoptim.operations.candidates import Program, Proposal, propose
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.making import Made, float_program, make
 from omgoptim.operations.measured import artifact_record, environment, gains, measurement, shown_request
+from omgoptim.operations.overlap import overlap_notes
 from omgoptim.operations.planning import plan_report
 from omgoptim.operations.screening import Attempt, choose_finalists, screen, within
 from omgoptim.operations.subject import Live, Subject, prepare
@@ -41,9 +42,6 @@ AS_FAST = 1.02
 
 SELECTION_SAMPLES = 256
 """Samples that candidates are chosen on."""
-
-OVERLAP = 0.1
-"""Fraction of the samples for calibration and selection that may be evaluation samples too: data repeats itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +135,7 @@ def _splits(request: QuantizeRequest, subject: Subject, proposal: Proposal) -> S
     calibration, selection = drawn.split(first)
     if needs_calibration and calibration.count < min(wanted, 32):
         notes.append(f"only {calibration.count} calibration samples: ranges read from so few may not hold")
-    shared = shared_samples(drawn, subject.evaluation) if subject.data.real else 0
-    if shared > drawn.count * OVERLAP:
-        notes.append(
-            f"{shared} of the {drawn.count} samples that calibrate and choose are evaluation samples too: "
-            "the reported quality is optimistic; let load(split) give different samples for each split"
-        )
+    notes += overlap_notes(drawn, "that calibrate and choose", subject)
     return Splits(calibration, selection.split(SELECTION_SAMPLES)[0], notes)
 
 

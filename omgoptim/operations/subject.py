@@ -41,6 +41,7 @@ class Live:
     module: nn.Module | None = None
     data: Callable[..., Any] | None = None
     metric: Callable[..., Any] | None = None
+    loss: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +169,7 @@ def _opened(source: Source) -> _Opened:
     if source.artifact is not None:
         manifest = Manifest.read(source.artifact)
         artifacts.verify_files(source.artifact, manifest)
-        if ENGINES[manifest.runtime].runs == "module":
+        if (source.artifact / artifacts.RECIPE).is_file():  # a program may lie beside it: the module can do more
             module = artifacts.load_module(source.artifact, manifest)
             # Its fresh process runs it in half precision; here it is looked at, exported and converted from float32.
             return _Opened(module.float() if manifest.precision in HALF else module, None, manifest.signature)
