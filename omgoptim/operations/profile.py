@@ -11,6 +11,7 @@ from omgoptim.measure.race import LATENCY
 from omgoptim.models.artifact import Manifest
 from omgoptim.models.samples import of_size
 from omgoptim.operations.advice import profile_steps, repeat_of
+from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.measured import environment, measurement, shown_request
 from omgoptim.operations.subject import Live, Subject, prepare
