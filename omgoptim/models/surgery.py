@@ -8,7 +8,6 @@ several names share in the built module stay shared.
 from __future__ import annotations
 
 import copy
-import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from omgoptim.blocks.registry import BLOCKS
 from omgoptim.errors import ArtifactError, TechniqueError
 
 SAME_AS = "same_as"
@@ -146,25 +146,16 @@ def _below(path: str, paths: Mapping[str, Any]) -> bool:
     return any(path == other or path.startswith(f"{other}.") for other in paths)
 
 
-def _known_blocks() -> dict[str, type]:
-    try:
-        registry = importlib.import_module("omgoptim.blocks.registry")
-    except ModuleNotFoundError:
-        return {}
-    return dict(registry.BLOCKS)
-
-
 def _blocks(
     before: Mapping[str, nn.Module], after: Mapping[str, nn.Module]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, nn.Module]]:
     """The outermost blocks that stand where another class stood: as data, and as their configuration builds them."""
-    known = _known_blocks()
     told: dict[str, dict[str, Any]] = {}
     built: dict[str, nn.Module] = {}
     first: dict[int, str] = {}
     for path, layer in after.items():
         kind = type(layer).__name__
-        is_block = known.get(kind) is type(layer)
+        is_block = BLOCKS.get(kind) is type(layer)
         if not is_block or path not in before or _below(path, told) or type(before[path]) is type(layer):
             continue
         if not path:
@@ -173,9 +164,8 @@ def _blocks(
             told[path], built[path] = {SAME_AS: first[id(layer)]}, built[first[id(layer)]]
             continue
         first[id(layer)] = path
-        block: Any = layer
-        config = block.config()
-        told[path], built[path] = {"kind": kind, **config}, known[kind].from_config(config)  # type: ignore[attr-defined]
+        config: dict[str, Any] = layer.config()  # type: ignore[operator]
+        told[path], built[path] = {"kind": kind, **config}, _built(kind, config)
     return told, built
 
 
@@ -236,6 +226,11 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_buffers(remove_duplicate=False)
 
 
+def _built(kind: str, config: dict[str, Any]) -> nn.Module:
+    block: nn.Module = BLOCKS[kind].from_config(config)  # type: ignore[attr-defined]
+    return block
+
+
 # Operating
 
 
@@ -252,16 +247,15 @@ def _put_block(module: nn.Module, path: str, told: Mapping[str, Any]) -> None:
     if SAME_AS in told:
         block = _layer(module, told[SAME_AS])
     else:
-        kind, known = told["kind"], _known_blocks()
-        if kind not in known:
+        kind = told["kind"]
+        if kind not in BLOCKS:
             raise ArtifactError(
                 f"the artifact holds a block of kind '{kind}' at '{path}'",
-                f"this omgoptim knows {', '.join(sorted(known))}",
+                f"this omgoptim knows {', '.join(sorted(BLOCKS))}",
                 "open it with the omgoptim that wrote it, or a later one",
             )
-        kind_of: Any = known[kind]
         try:
-            block = kind_of.from_config({key: value for key, value in told.items() if key != "kind"})
+            block = _built(kind, {key: value for key, value in told.items() if key != "kind"})
         except (TypeError, ValueError, KeyError) as error:
             raise _damaged(f"no {kind} can be made for '{path}': {error}") from error
         like = next((p for p in replaced.parameters() if p.is_floating_point()), None)
