@@ -3,7 +3,8 @@
 `manifest.json` says which engine runs it, how it is called, and the sha256 of every file. `check.npz` holds a small
 random batch and what the model gave for it before it was saved. A program (`model.onnx`) stands alone; a module is its
 `recipe.json` (how the user's code builds it) and `weights.safetensors`, where weights with many zeros are packed
-(`sparse.py`), or a `.pt2` file. Never a pickle.
+(`sparse.py`), or a `.pt2` file. Never a pickle. Beside a module that was reshaped lies the same model as ONNX and .pt2;
+an artifact's size is that of the files that its engine opens.
 
 This module imports no torch: an ONNX artifact opens without it.
 """
@@ -30,7 +31,7 @@ from omgoptim.runtimes import ENGINES, Session, Settings, engine_named
 from omgoptim.runtimes.signature import Signature
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor, nn
 
@@ -110,27 +111,46 @@ class Manifest:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the files that a deployment needs: all but the manifest and the check."""
-        return sum(entry["bytes"] for entry in self.files.values())
+        """Bytes of the files that its engine opens: not the manifest, the check and what lies beside."""
+        return sum(entry["bytes"] for entry in self.files.values() if not entry.get("beside"))
 
 
 def save_program(folder: Path, program: Path, manifest: Manifest, check: Check) -> None:
     """Save an ONNX file (and its external data, if it has any) as an artifact."""
     with _whole(folder) as partial:
-        shutil.copy2(program, partial / PROGRAM)
-        for location in _external_data(program):
-            (partial / location).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(program.parent / location, partial / location)
+        _copy_program(program, partial, PROGRAM)
         _finish(partial, manifest, check)
 
 
-def save_module(folder: Path, module: nn.Module, recipe: Recipe, manifest: Manifest, check: Check) -> None:
-    """Save a module, already in the manifest's precision, as its recipe and weights."""
+def _copy_program(program: Path, partial: Path, name: str = "") -> None:
+    """Copy a program, and the files that an ONNX file's weights are in."""
+    shutil.copy2(program, partial / (name or program.name))
+    for location in _external_data(program) if program.suffix == ".onnx" else ():
+        (partial / location).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(program.parent / location, partial / location)
+
+
+def save_module(
+    folder: Path,
+    module: nn.Module,
+    recipe: Recipe,
+    manifest: Manifest,
+    check: Check,
+    programs: Sequence[Path] = (),
+) -> None:
+    """Save a module, already in the manifest's precision, as its recipe and weights.
+
+    Args:
+        programs: the same model as `model.onnx` or `model.pt2`, put beside it; the ONNX file is what a manifest with
+            the runtime of a program opens.
+    """
     from omgoptim.runtimes.torch_precision import state_of
 
     with _whole(folder) as partial:
         if recipe.kind == "pt2":
             shutil.copy2(recipe.spec, partial / PROGRAM2)
+        for program in programs:
+            _copy_program(program, partial)
         tensors, aliases = {}, {}
         by_storage: dict[tuple[Any, ...], str] = {}
         for name, tensor in state_of(module).items():
@@ -269,15 +289,28 @@ def _save_weights(path: Path, tensors: dict[str, Tensor], *, may_pack: bool) -> 
 
 def _finish(partial: Path, manifest: Manifest, check: Check, saved: int = 0) -> None:
     """Write the check and the manifest; `saved` bytes were saved by packing."""
+    names = [path.relative_to(partial).as_posix() for path in sorted(partial.rglob("*")) if path.is_file()]
+    beside = _beside(names, manifest)
     files = {
-        path.relative_to(partial).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(partial.rglob("*"))
-        if path.is_file() and path.name not in (MANIFEST, CHECK)
+        name: {"bytes": (partial / name).stat().st_size, "sha256": _sha256(partial / name)}
+        | ({"beside": True} if name in beside else {})
+        for name in names
+        if name not in (MANIFEST, CHECK)
     }
     write_check(partial, check)
     whole = replace(manifest, files=files)
-    dense = whole.size_bytes + saved if saved else None
+    dense = whole.size_bytes + saved if saved and WEIGHTS not in beside else None
     (partial / MANIFEST).write_text(json.dumps(replace(whole, dense_size_bytes=dense).to_json(), indent=1))
+
+
+def _beside(names: Sequence[str], manifest: Manifest) -> set[str]:
+    """The files that the manifest's engine does not open: the programs of a module, or the module of a program."""
+    module = {RECIPE, WEIGHTS} & set(names)
+    if engine_named(manifest.runtime).runs == "program":
+        return module | ({PROGRAM2} & set(names))
+    if WEIGHTS not in names:
+        return set(names) - {RECIPE, PROGRAM2}
+    return set(names) - module - ({PROGRAM2} if manifest.precision != "float32" else set())
 
 
 def _external_data(program: Path) -> set[str]:

@@ -51,15 +51,19 @@ class Made:
         return Manifest.read(self.folder).size_bytes if self.folder else None
 
 
-def float_program(subject: Subject, context: RunContext) -> Program:
-    """The model as a float32 ONNX file: exported once, and checked against the module it came from."""
+def float_program(subject: Subject, context: RunContext, name: str = "float") -> Program:
+    """The model as a float32 ONNX file: exported once, and checked against the module it came from.
+
+    Args:
+        name: of the folder that it is put in.
+    """
     if subject.program is not None:
         return Program(subject.program, graph_traits(subject.program))
     if subject.module is None:
         raise TechniqueError("there is neither a module nor a program")
     from omgoptim.runtimes.export import export_onnx
 
-    path = context.work / "float" / artifacts.PROGRAM
+    path = context.work / name / artifacts.PROGRAM
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         dtypes = {tensor.name: tensor.dtype for tensor in subject.signature.inputs}

@@ -12,14 +12,13 @@ from omgoptim.measure.launch import Process
 from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import Quality, compare_quality, read_outputs
 from omgoptim.measure.race import Timing
-from omgoptim.models import artifact as artifacts
 from omgoptim.models.samples import Samples
-from omgoptim.models.trust import Reach
 from omgoptim.operations.advice import quantize_steps, repeat_of
 from omgoptim.operations.candidates import Program, Proposal, propose
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.making import Made, float_program, make
 from omgoptim.operations.measured import artifact_record, environment, gains, measurement, shown_request
+from omgoptim.operations.output import deliver, free_output
 from omgoptim.operations.overlap import overlap_notes
 from omgoptim.operations.planning import plan_report
 from omgoptim.operations.screening import Attempt, choose_finalists, screen, within
@@ -68,7 +67,7 @@ class Final:
 
 def quantize(request: QuantizeRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
     """Quantize a model and keep the fastest candidate that holds the guard. See `QuantizeRequest`."""
-    output = _free_output(request, context)
+    output = free_output(request.output, request.allow_path, context)
     subject = prepare(request, context, live)
     if subject.precision.startswith("int8"):
         raise RequestError(
@@ -92,23 +91,9 @@ def quantize(request: QuantizeRequest, context: RunContext, live: Live | None = 
         final.winner.why = "no candidate held the guard on the selection samples; this one came closest"
     context.progress("saving the artifact", 0.97)
     _publish(final.winner, context)
-    place = context.artifact
-    if output is not None and holds(final.quality.drop, request.max_quality_drop):
-        artifacts.copy_artifact(context.artifact, output)
-        place = output
-    elif output is not None:
-        splits.notes.append(f"nothing was put into '{request.output}': what fails the guard is not delivered")
+    place, untold = deliver(context.artifact, output, holds(final.quality.drop, request.max_quality_drop))
+    splits.notes.extend(untold)
     return _report(request, context, subject, proposal, attempts, final, splits.notes, place)
-
-
-def _free_output(request: QuantizeRequest, context: RunContext) -> Path | None:
-    """Where a copy of the artifact goes; refused before any work if it exists."""
-    if request.output is None:
-        return None
-    output = Reach.of(context.project, request.allow_path).inside(request.output, "output")
-    if output.exists():
-        raise RequestError(f"output '{request.output}' exists already", "nothing is overwritten", "name a new folder")
-    return output
 
 
 def _splits(request: QuantizeRequest, subject: Subject, proposal: Proposal) -> Splits:

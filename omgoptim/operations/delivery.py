@@ -1,0 +1,179 @@
+"""From a changed module to the artifact and its numbers: saved, reopened in fresh processes, measured in turns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from omgoptim.errors import OmgoptimError, RequestError
+from omgoptim.measure.launch import Process
+from omgoptim.measure.macs import count_macs
+from omgoptim.measure.metrics import resolve_metric
+from omgoptim.measure.quality import Quality, compare_quality, read_outputs
+from omgoptim.measure.race import Timing
+from omgoptim.measure.size import count_params
+from omgoptim.models import artifact as artifacts
+from omgoptim.models.artifact import Check, Manifest
+from omgoptim.models.samples import as_tensors
+from omgoptim.models.source import Recipe, build
+from omgoptim.models.surgery import record
+from omgoptim.operations.context import RunContext
+from omgoptim.operations.making import float_program, in_memory
+from omgoptim.operations.measured import gains, measurement
+from omgoptim.operations.subject import Live, Subject, recipe_of
+from omgoptim.operations.timing import full_race, told
+from omgoptim.reports import Gains, Measurement
+from omgoptim.requests import ModelRequest
+from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes.export import export_pt2
+
+
+def require_module(subject: Subject, verb: str) -> nn.Module:
+    """The subject's float module.
+
+    Raises:
+        RequestError: it is a program, or quantized.
+    """
+    if subject.module is None:
+        raise RequestError(
+            f"{verb} changes a module, and the model was given as a program",
+            "an ONNX file has no layers that could be taken apart and trained",
+            "give the module it was exported from: file.py:callable, with its weights as checkpoint",
+        )
+    if subject.precision != "float32":
+        raise RequestError(
+            f"{verb} works on float32 weights",
+            f"the model is an artifact in {subject.precision}",
+            f"{verb} the float model first, then quantize the result",
+        )
+    return subject.module
+
+
+def engine_for(runtime: str, subject: Subject) -> str:
+    """The engine that the artifact runs on; `auto` is the one that the model came with."""
+    return Manifest.read(subject.baseline).runtime if runtime == "auto" else runtime
+
+
+def save(
+    module: nn.Module,
+    subject: Subject,
+    runtime: str,
+    folder: Path,
+    context: RunContext,
+    *,
+    with_programs: bool = True,
+) -> list[str]:
+    """Save a changed module as an artifact that `runtime` runs: recipe with its surgery and weights, and beside them
+    the same model as ONNX and .pt2.
+
+    Args:
+        with_programs: whether what the runtime does not need is exported too.
+
+    Returns:
+        What could not be delivered beside the artifact, and why.
+
+    Raises:
+        OmgoptimError: the module cannot be saved, exported for its runtime, or described as a change of its source.
+    """
+    notes: list[str] = []
+    programs: list[Path] = []
+    changed = replace(subject, module=module, program=None)
+    on_program = ENGINES[runtime].runs == "program"
+    if on_program or with_programs:
+        program = float_program(changed, context, "changed")
+        if program.path is not None:
+            programs.append(program.path)
+        elif on_program:
+            raise program.error or OmgoptimError("the changed model has no program")
+        elif program.error is not None:
+            notes.append(f"there is no {artifacts.PROGRAM} beside the artifact: {program.error.what}")
+    recipe = recipe_of(subject)
+    as_pt2 = recipe.kind == "pt2"
+    if as_pt2 or with_programs:
+        path = context.work / "changed" / artifacts.PROGRAM2
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            export_pt2(module, _example(subject), subject.signature, path)
+            programs += [] if as_pt2 else [path]
+        except OmgoptimError as error:
+            if as_pt2:
+                raise
+            notes.append(f"there is no {artifacts.PROGRAM2} beside the artifact: {error.what}")
+        recipe = Recipe("pt2", str(path)) if as_pt2 else recipe
+    if not as_pt2:
+        base = replace(recipe, surgery=None)
+        recipe = replace(base, surgery=record(build(base), module))
+    target: Any = programs[0] if on_program else module
+    settings = Settings(subject.bench.threads, subject.device)
+    outputs = in_memory(lambda: ENGINES[runtime].open(target, subject.signature, settings).run(subject.example))
+    manifest = manifest_of(module, subject, runtime)
+    artifacts.save_module(folder, module, recipe, manifest, Check(subject.example, outputs), programs)
+    return notes
+
+
+def _example(subject: Subject) -> dict[str, Any]:
+    return as_tensors(subject.example, {tensor.name: tensor.dtype for tensor in subject.signature.inputs})
+
+
+def manifest_of(module: nn.Module, subject: Subject, runtime: str) -> Manifest:
+    """What the artifact of a changed module says about itself."""
+    from omgoptim.operations.material import one_sample
+
+    args, kwargs = one_sample(subject)
+    macs = count_macs(module, args, kwargs)
+    params, nonzero = count_params(module)
+    return Manifest(
+        runtime=runtime,
+        precision="float32",
+        signature=subject.signature,
+        params=params,
+        nonzero_params=nonzero,
+        macs=macs.macs,
+        macs_check=macs.check,
+        lineage=subject.lineage,
+        device=subject.device,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The finished artifact against the original on the same engine."""
+
+    before: Measurement
+    after: Measurement
+    gains: Gains
+    quality: Quality
+    timing: Timing
+    load: float
+    notes: list[str] = field(default_factory=list)
+
+
+def measure(
+    request: ModelRequest, context: RunContext, subject: Subject, baseline: Path, folder: Path, live: Live | None
+) -> Measured:
+    """Both artifacts in fresh processes: times in turns, and quality on the evaluation data."""
+    targets = [context.work / "final" / str(index) for index in range(2)]
+
+    def outputs(index: int, process: Process) -> None:
+        whose = ("the original", "the result")[index]
+        process.run_samples(subject.eval_folder, targets[index], told(context, f"evaluating {whose}"))
+
+    doing = "measuring the result against the original"
+    span = (0.8, 0.98)
+    raced = full_race(
+        [baseline, folder], subject.bench, request.timing, request.seed, context, span, doing, outputs
+    )  # fmt: skip
+    original = read_outputs(targets[0])
+    name: Any = live.metric if live and live.metric else request.metric
+    metric = resolve_metric(
+        name, subject.signature, original, subject.evaluation.targets, subject.reach, request.time_limit_s
+    )
+    quality = compare_quality(metric, original, read_outputs(targets[1]), subject.evaluation.targets, request.seed)
+    count = subject.evaluation.count
+    before = measurement(baseline, raced.timing(0), subject.bench, quality.before, quality.metric, count)
+    after = measurement(folder, raced.timing(1), subject.bench, quality.after, quality.metric, count)
+    gained = gains(before, after, raced.timing(1), quality, raced.load)
+    return Measured(before, after, gained, quality, raced.timing(1), raced.load)

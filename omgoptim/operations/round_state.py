@@ -1,0 +1,83 @@
+"""Where a run of rounds stands, on disk: what a run that was cut off goes on from."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from omgoptim.models.surgery import Surgery, operate, record
+from omgoptim.reports import Change, Epoch, Round, Skip
+from omgoptim.runtimes.torch_precision import load_state, state_of
+from omgoptim.techniques.registry import Outcome
+
+WEIGHTS, STATE = "weights.safetensors", "state.json"
+
+
+@dataclass(slots=True)
+class Stage:
+    """A module on its way through a round, and what is known of it."""
+
+    module: nn.Module
+    record: Round
+    outcome: Outcome
+    epochs: list[Epoch] = field(default_factory=list)
+    trained_params: int = 0
+    total_params: int = 0
+    """While it was trained, adapters included."""
+    seconds: float = 0.0
+    resumed: int = 0
+    stopped: str | None = None
+
+    @property
+    def quality(self) -> float:
+        """The last of the record's qualities."""
+        told = (self.record.quality_trained, self.record.quality_reestimated, self.record.quality_taken)
+        return next((value for value in told if value is not None), float("-inf"))
+
+
+def write_stage(folder: Path, stage: Stage, original: nn.Module) -> None:
+    """Write a stage; the folder appears whole or not at all."""
+    from safetensors.torch import save_file
+
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    surgery = record(original, stage.module)
+    tensors = {name: tensor.detach().contiguous().clone() for name, tensor in state_of(stage.module).items()}
+    save_file(tensors, partial / WEIGHTS)
+    told = {
+        "surgery": surgery.to_json() if surgery else None,
+        "record": stage.record.model_dump(mode="json"),
+        "changed": [change.model_dump() for change in stage.outcome.changed],
+        "skipped": [skip.model_dump() for skip in stage.outcome.skipped],
+        "epochs": [epoch.model_dump(mode="json") for epoch in stage.epochs],
+        "training": [stage.trained_params, stage.total_params, stage.seconds, stage.resumed, stage.stopped],
+    }
+    (partial / STATE).write_text(json.dumps(told))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+
+
+def read_stage(folder: Path, original: nn.Module) -> Stage | None:
+    """The stage that was written there, its module built from the original; None if there is none."""
+    from safetensors.torch import load_file
+
+    if not (folder / STATE).is_file():
+        return None
+    told = json.loads((folder / STATE).read_text())
+    module = copy.deepcopy(original)
+    if told["surgery"] is not None:
+        operate(module, Surgery.from_json(told["surgery"]))
+    load_state(module, load_file(folder / WEIGHTS))
+    outcome = Outcome(
+        [Change.model_validate(change) for change in told["changed"]],
+        [Skip.model_validate(skip) for skip in told["skipped"]],
+    )
+    epochs = [Epoch.model_validate(epoch) for epoch in told["epochs"]]
+    return Stage(module, Round.model_validate(told["record"]), outcome, epochs, *told["training"])

@@ -1,0 +1,247 @@
+"""Taking weights away and training the rest back, round by round; each stage is kept, so that a cut run goes on."""
+
+from __future__ import annotations
+
+import copy
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from omgoptim.measure.macs import count_macs
+from omgoptim.measure.size import count_params
+from omgoptim.operations.context import RunContext
+from omgoptim.operations.material import Material, one_sample, scoring_loss
+from omgoptim.operations.round_state import Stage, read_stage, write_stage
+from omgoptim.operations.subject import Subject
+from omgoptim.operations.verdict import holds
+from omgoptim.reports import Change, Round, Training
+from omgoptim.requests import FactorizeRequest, PruneRequest
+from omgoptim.techniques.registry import ModuleRun, Outcome
+from omgoptim.training.batch_norm import reestimate
+from omgoptim.training.distillation import DistillationLoss
+from omgoptim.training.loop import fit
+from omgoptim.training.masks import ZeroMasks
+from omgoptim.training.plan import TrainingPlan
+from omgoptim.training.recover import recovering
+
+COLLAPSE = 0.5
+"""A round that loses this fraction of the original's quality is not built upon."""
+
+WORK = (0.12, 0.76)
+"""Fractions of the whole run between which rounds move its progress."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every round of a run works with."""
+
+    request: PruneRequest | FactorizeRequest
+    context: RunContext
+    subject: Subject
+    material: Material
+    original: nn.Module
+    runtime: str
+    rounds: int
+
+    def module_run(self, span: tuple[float, float] = WORK) -> ModuleRun:
+        """What a technique gets; its progress moves the run's within `span`."""
+        scratch = self.context.work / "technique"
+        scratch.mkdir(parents=True, exist_ok=True)
+        start, end = span
+
+        def progress(stage: str, done: float | None) -> None:
+            self.context.progress(stage, None if done is None else start + (end - start) * done)
+
+        return ModuleRun(
+            signature=self.subject.signature,
+            statistics=self.material.statistics,
+            loss=scoring_loss(self.material.loss),
+            original=self.original,
+            scratch=scratch,
+            seed=self.request.seed,
+            threads=self.subject.bench.threads,
+            device=self.subject.device,
+            runtime=self.runtime,
+            progress=progress,
+        )
+
+    def span(self, number: int, part: tuple[float, float]) -> tuple[float, float]:
+        """The fractions of the run that a part (of a round, 0..1) of round `number` takes."""
+        start, end = WORK
+        width = (end - start) / self.rounds
+        return start + width * (number - 1 + part[0]), start + width * (number - 1 + part[1])
+
+    def drop(self, quality: float) -> float:
+        """How much less that is than the original's quality, on the selection samples."""
+        return self.material.judge.original - quality
+
+
+Take = Callable[[nn.Module, tuple[float, float]], Outcome]
+"""Takes weights away from the copy it is given; the second argument is its part of the run's progress."""
+
+
+def run_round(job: Job, number: int, amount: float | None, start: nn.Module, take: Take, held: bool) -> Stage:
+    """One round from the module that the last one ended with; what was done of it before is not done again.
+
+    Args:
+        start: the module to take from; not changed.
+        held: whether weights that are zero after taking stay zero while training.
+    """
+    folder = job.context.checkpoints / f"round-{number}"
+    done = read_stage(folder / "done", job.original)
+    if done is not None:
+        return done
+    stage = read_stage(folder / "taken", job.original)
+    if stage is None:
+        module = copy.deepcopy(start)
+        outcome = take(module, job.span(number, (0.0, 0.4)))
+        stage = Stage(module, Round(number=number, amount=amount), outcome)
+        _settle(job, stage)
+        write_stage(folder / "taken", stage, job.original)
+    if job.material.epochs:
+        _train(job, stage, number, folder / "training", held)
+    stage.record = stage.record.model_copy(update={"quality_drop": _finite(job.drop(stage.quality))})
+    write_stage(folder / "done", stage, job.original)
+    for finished in ("taken", "training"):
+        shutil.rmtree(folder / finished, ignore_errors=True)
+    return stage
+
+
+def _settle(job: Job, stage: Stage) -> None:
+    """Judge what was taken away, estimate batch-norm statistics again, judge that, and count."""
+    judge, module = job.material.judge, stage.module
+    taken = judge.score(module)
+    layers = reestimate(module, job.subject.signature, job.material.statistics)
+    args, kwargs = one_sample(job.subject)
+    params, nonzero = count_params(module)
+    told = {
+        "params": params,
+        "nonzero_params": nonzero,
+        "macs": count_macs(module, args, kwargs).macs,
+        "quality_taken": _finite(taken),
+        "quality_reestimated": _finite(judge.score(module)) if layers else None,
+    }
+    stage.record = stage.record.model_copy(update=told)
+
+
+def _train(job: Job, stage: Stage, number: int, folder: Path, held: bool) -> None:
+    request, material, device = job.request, job.material, job.subject.device
+    start, end = job.span(number, (0.4, 1.0))
+    masks = ZeroMasks.of(stage.module, [change.path for change in stage.outcome.changed]) if held else None
+    plan = TrainingPlan.of(request, material.epochs, device, request.seed)
+
+    def progress(told: str, done: float | None) -> None:
+        doing = told if job.rounds == 1 else f"round {number} of {job.rounds}: {told}"
+        job.context.progress(doing, None if done is None else start + (end - start) * done)
+
+    with recovering(stage.module, request.recover, request.lora_rank, request.lora_alpha, masks) as trainable:
+        fitted = fit(
+            trainable,
+            material.batches,
+            material.loss,
+            plan,
+            material.judge,
+            checkpoints=folder,
+            progress=progress,
+            teacher=job.original if request.distill else None,
+            distillation=DistillationLoss(request.temperature, request.alpha) if request.distill else None,
+            masks=masks,
+            round_number=number,
+        )
+    stage.epochs, stage.stopped = fitted.epochs, fitted.stopped
+    stage.trained_params, stage.total_params = fitted.trained_params, fitted.total_params
+    stage.seconds, stage.resumed = fitted.seconds, fitted.resumed
+    quality = material.judge.score(stage.module)
+    stage.record = stage.record.model_copy(update={"quality_trained": _finite(quality)})
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The round whose model becomes the artifact, and all that there were."""
+
+    stage: Stage
+    stages: list[Stage]
+    rewound: bool
+    """Whether a later round went further and was undone, because it lost more than the guard allows."""
+
+
+def keep(job: Job, stages: list[Stage]) -> Kept:
+    """The last round within the guard; if none is, the one that lost least. By the selection samples."""
+    guard = job.request.max_quality_drop
+    within = [stage for stage in stages if holds(job.drop(stage.quality), guard)]
+    chosen = within[-1] if within else max(stages, key=lambda stage: (stage.quality, stage.record.number))
+    last = stages[-1]
+    for stage in stages:
+        told = {"kept": stage is chosen, "why": _why(job, stage, chosen, last)}
+        stage.record = stage.record.model_copy(update=told)
+    return Kept(chosen, stages, chosen is not last)
+
+
+def _why(job: Job, stage: Stage, chosen: Stage, last: Stage) -> str:
+    drop, guard = job.drop(stage.quality), job.request.max_quality_drop
+    if stage is chosen and holds(drop, guard):
+        return "the goal, within the guard" if stage is last else "the last round within the guard"
+    if stage is chosen:
+        return "no round held the guard; this one lost least"
+    if collapsed(job, stage):
+        return "collapsed: undone"
+    return "a step on the way" if holds(drop, guard) else f"lost {drop:.4f}, more than the guard {guard:g}"
+
+
+def collapsed(job: Job, stage: Stage) -> bool:
+    """Whether a round lost so much that building on it is pointless."""
+    original = job.material.judge.original
+    return not math.isfinite(stage.quality) or job.drop(stage.quality) > COLLAPSE * max(abs(original), 1e-6)
+
+
+def merged(stages: list[Stage], kept: Stage) -> Outcome:
+    """What the rounds up to the kept one changed together: each path from its first state to its last."""
+    changes: dict[tuple[str, str], Change] = {}
+    for stage in stages[: stages.index(kept) + 1]:
+        for change in stage.outcome.changed:
+            first = changes.get((change.path, change.what), change)
+            changes[change.path, change.what] = change.model_copy(update={"before": first.before})
+    touched = {path for path, _ in changes}
+    return Outcome(list(changes.values()), [s for s in kept.outcome.skipped if s.path not in touched])
+
+
+def training_record(job: Job, stages: list[Stage]) -> Training | None:
+    """What was trained over all rounds; None if nothing was."""
+    epochs = [epoch for stage in stages for epoch in stage.epochs]
+    if not epochs and not any(stage.stopped for stage in stages):
+        return None
+    request, material = job.request, job.material
+    plan = TrainingPlan.of(request, material.epochs, job.subject.device, request.seed)
+    words = [material.loss.name] if material.loss else []
+    words += [DistillationLoss(request.temperature, request.alpha).name] if request.distill else []
+    last = stages[-1]
+    return Training(
+        epochs=epochs,
+        optimizer=plan.words,
+        loss=" + ".join(words),
+        trained_params=last.trained_params,
+        total_params=last.total_params,
+        metric=material.judge.metric.name,
+        seconds=sum(stage.seconds for stage in stages),
+        resumed=sum(stage.resumed for stage in stages),
+        stopped=next((stage.stopped for stage in reversed(stages) if stage.stopped), None),
+    )
+
+
+def reestimation_gain(kept: Stage) -> float | None:
+    """What the new batch-norm statistics of the kept round brought by themselves; None without batch normalization."""
+    taken, again = kept.record.quality_taken, kept.record.quality_reestimated
+    return None if taken is None or again is None else again - taken
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def with_rounds(job: Job, rounds: int) -> Job:
+    """The same job with its true number of rounds."""
+    return replace(job, rounds=rounds)
