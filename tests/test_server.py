@@ -16,16 +16,19 @@ from typing import Any
 
 import anyio
 import by_hand
+import jsonschema
 import pytest
 from mcp import Client, MCPError, StdioServerParameters
 from mcp.types import CallToolResult, TextContent, TextResourceContents
+from pydantic.fields import FieldInfo
 
 from omgoptim import requests
 from omgoptim.errors import RequestError
 from omgoptim.jobs.cancel import cancel
 from omgoptim.jobs.folder import find_run
 from omgoptim.jobs.states import list_runs, read_state
-from omgoptim.server import tools, waiting
+from omgoptim.reports import NextStep
+from omgoptim.server import schema, tools, waiting, words
 from omgoptim.server.prompts import Command, commands
 
 ROOT = Path(__file__).parents[1]
@@ -83,7 +86,7 @@ async def test_the_tool_list_is_small_complete_and_in_a_fixed_order(era: str, pr
         listed = (await client.list_tools()).tools
         assert client.instructions is not None
         assert len(client.instructions) <= 2048
-    assert [tool.name for tool in listed] == ["profile", "quantize", "compare", "runs", "doctor"]
+    assert [tool.name for tool in listed] == [*requests.VERBS, *requests.QUERIES]
     assert sum(len(wire(tool)) + 1 for tool in listed) <= 10_400
     for tool in listed:
         assert tool.title
@@ -106,17 +109,58 @@ def test_the_schema_of_a_tool_has_every_argument_that_the_request_takes() -> Non
         for params in requests.techniques(request).values():
             known |= {name for name, field in params.model_fields.items() if name not in ("num_bits",)}
         face = set() if tool.name == "doctor" else {"wait_s", "detail"}
-        assert set(tool.input_schema["properties"]) == known | face
+        rare = set(schema.options_of(tool.name))
+        assert rare <= known
+        options = {"options"} if rare else set()
+        assert set(tool.input_schema["properties"]) == (known - rare) | face | options
         assert tool.input_schema.get("required", []) == [
             name for name, field in request.model_fields.items() if field.is_required()
         ]
 
 
-def test_what_the_schemas_leave_undescribed_stands_in_the_instructions() -> None:
+def test_the_schema_of_a_tool_is_valid_and_names_the_type_of_what_is_no_single_value() -> None:
     for tool in tools.tools():
-        for name, schema in tool.input_schema["properties"].items():
-            told = f" {name}: " in tools.INSTRUCTIONS or "enum" in schema
-            assert schema.get("description") or told, f"{tool.name}: {name}"
+        jsonschema.Draft202012Validator.check_schema(tool.input_schema)
+        listed = tool.input_schema["properties"]
+        for name in {"inputs", "targets", "ignore"} & set(listed):
+            assert (listed[name]["type"], listed[name]["items"]) == ("array", {"type": "string"})
+        assert all(listed[name]["type"] == "object" for name in {"model_kwargs", "options"} & set(listed))
+
+
+def test_an_argument_is_described_once_in_the_first_tool_that_has_it_or_in_the_instructions() -> None:
+    told = set(schema.OPTIONS)
+    for tool in tools.tools():
+        for name, listed in tool.input_schema["properties"].items():
+            choice = name == requests.technique_field((requests.VERBS | requests.QUERIES)[tool.name])
+            if name in told and not choice and name != "options":
+                assert set(listed) <= {"type", "items"}, f"{tool.name}: {name}"
+            short = words.ARGUMENTS.get(f"{tool.name}.{name}", words.ARGUMENTS.get(name, "?"))
+            if name not in told and short:
+                assert listed.get("description") or f"\n{name}: " in tools.INSTRUCTIONS or name == "detail", name
+            told.add(name)
+    for name in schema.OPTIONS:
+        assert re.search(rf"(- |[ ,]){name}[=:, (.]", tools.INSTRUCTIONS), name
+
+
+def test_the_short_words_are_of_arguments_that_exist_and_are_no_longer_than_the_descriptions() -> None:
+    for where, short in words.ARGUMENTS.items():
+        verb, _, name = where.rpartition(".")
+        tellers = [request for known, request in (requests.VERBS | requests.QUERIES).items() if verb in ("", known)]
+        fields = [field for request in tellers for field in _fields_of(request, name)]
+        assert fields, where
+        choices = name in ("scheme", "method")
+        assert choices or len(short) <= max(len(field.description or "") for field in fields) or name == "action", where
+
+
+def _fields_of(request: type[requests.Request], name: str) -> list[FieldInfo]:
+    models = (request, *requests.techniques(request).values())
+    return [model.model_fields[name] for model in models if name in model.model_fields]
+
+
+def test_choices_that_differ_between_techniques_are_all_listed() -> None:
+    listed = next(tool for tool in tools.tools() if tool.name == "prune").input_schema["properties"]
+    assert listed["scope"]["enum"] == ["global", "per_layer", "per_row"]
+    assert listed["score"]["enum"] == ["sensitivity", "movement", "magnitude", "wanda"]
 
 
 @pytest.mark.parametrize("era", ERAS)
@@ -190,9 +234,39 @@ async def test_the_arguments_of_the_face_are_checked_before_anything_starts(proj
             result = await client.call_tool("profile", {"model": "sleeper.py:build", "inputs": ["1x3"], **raw})
             assert result.is_error
             assert next(iter(raw)) in text_of(result)
-        unknown = await client.call_tool("prune", {})
+        unknown = await client.call_tool("prunes", {})
     assert not (project / ".omgoptim").exists()
-    assert "there is no tool 'prune'" in text_of(unknown)
+    assert "there is no tool 'prunes'" in text_of(unknown)
+
+
+async def test_what_is_rarely_needed_may_stand_in_options_or_beside_the_rest(project: Path) -> None:
+    rest = {"model": "m", "inputs": ["1x3"], "method": "magnitude"}
+    async with connected(project) as client:
+        for raw in ({"options": {"warmup": 2}}, {"warmup": 2}):
+            refused = await client.call_tool("prune", rest | raw)
+            assert "'warmup' of prune is not valid" in text_of(refused)
+        twice = await client.call_tool("prune", rest | {"options": {"seed": 1}, "seed": 2})
+        unknown = await client.call_tool("prune", rest | {"options": {"learnin_rate": 1}})
+        shell = await client.call_tool("prune", rest | {"options": {"allow_path": ["/etc"]}})
+        no_object = await client.call_tool("prune", rest | {"options": "seed=1"})
+    assert "'seed' is given twice" in text_of(twice)
+    assert "Did you mean 'learning_rate'" in text_of(unknown)
+    assert "OMGOPTIM_ALLOW_PATH" in text_of(shell)
+    assert "options is an object" in text_of(no_object)
+    assert not (project / ".omgoptim").exists()
+
+
+async def test_a_next_step_has_the_form_that_the_list_of_tools_asks_for(project: Path) -> None:
+    arguments = {"model": "net.py:build", "method": "magnitude", "epochs": 4, "timing": "careful", "warmup": 0.1}
+    step = NextStep(tool="prune", arguments=arguments, command="omgoptim prune …", why="more epochs")
+    folder = by_hand.finished_run(project, by_hand.report(next_steps=[step]))
+    async with connected(project) as client:
+        listed = {tool.name: tool for tool in (await client.list_tools()).tools}
+        answer = await client.call_tool("runs", {"action": "show", "run_id": folder.id})
+    (told,) = answer.structured_content["next_steps"]
+    jsonschema.validate(told["arguments"], listed["prune"].input_schema)
+    assert told["arguments"]["options"] == {"timing": "careful", "warmup": 0.1}
+    assert '"options": {"timing": "careful", "warmup": 0.1}' in text_of(answer)
 
 
 @pytest.mark.parametrize("era", ERAS)

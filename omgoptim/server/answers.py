@@ -15,6 +15,7 @@ from omgoptim.jobs.folder import RunFolder
 from omgoptim.jobs.states import ENDED
 from omgoptim.render import brief, facts, markdown
 from omgoptim.reports import DoctorReport, EfficiencyReport, NextStep, RunState
+from omgoptim.server.schema import options_of
 
 Json = dict[str, Any]
 Detail = Literal["brief", "full"]
@@ -25,6 +26,7 @@ LISTED = 10
 
 def report_answer(report: EfficiencyReport, folder: RunFolder, detail: Detail) -> CallToolResult:
     """A finished run."""
+    report = report.model_copy(update={"next_steps": [_as_listed(step) for step in report.next_steps]})
     make = brief.full_report if detail == "full" else brief.brief_report
     return _result(make(report, folder.path), markdown.report_markdown(report, detail, folder.path))
 
@@ -96,6 +98,15 @@ def error_answer(error: OmgoptimError, run_id: str | None = None) -> CallToolRes
     record = {name: facts.block(text) for name, text in error.to_dict().items()}
     content: Json = {"error": record} | ({"run_id": run_id} if run_id else {})
     return _result(content, markdown.error_markdown(error), is_error=True)
+
+
+def _as_listed(step: NextStep) -> NextStep:
+    """A next step as the list of tools has its arguments: what is rarely needed in `options`."""
+    rare = {name: value for name, value in step.arguments.items() if name in options_of(step.tool)}
+    if not rare:
+        return step
+    arguments = {name: value for name, value in step.arguments.items() if name not in rare}
+    return step.model_copy(update={"arguments": arguments | {"options": rare}})
 
 
 def _listed(state: RunState) -> Json:

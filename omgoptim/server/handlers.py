@@ -20,7 +20,7 @@ from omgoptim.jobs.resume import resume
 from omgoptim.jobs.states import ENDED, list_runs, load_report
 from omgoptim.jobs.submit import submit
 from omgoptim.server import answers, documents
-from omgoptim.server.schema import SHELL_ONLY
+from omgoptim.server.schema import SHELL_ONLY, options_of
 from omgoptim.server.tools import INSTRUCTIONS, tools
 from omgoptim.server.waiting import longest_wait, wait_for, wait_seconds
 
@@ -68,6 +68,7 @@ async def _answer(context: Context, name: str, arguments: dict[str, Any]) -> Cal
     known = requests.VERBS | requests.QUERIES
     if name not in known:
         raise RequestError(f"there is no tool '{name}'", did_you_mean(name, known))
+    _spread_options(arguments)
     face = {key: arguments.pop(key) for key in ("wait_s", "detail") if name != "doctor" and key in arguments}
     _refuse_shell_only(arguments)
     _refuse_unknown(name, arguments)
@@ -109,6 +110,17 @@ async def _wait_and_answer(
         return answers.error_answer(error, folder.id)
 
 
+def _spread_options(arguments: dict[str, Any]) -> None:
+    """Put what stands in `options` beside the other arguments, where every other face has it."""
+    options = arguments.pop("options", None) or {}
+    if not isinstance(options, dict):
+        raise RequestError(f"'{options}' is no options", "options is an object of arguments by name", "leave it out")
+    twice = [key for key in options if key in arguments]
+    if twice:
+        raise RequestError(f"'{twice[0]}' is given twice", "beside options and in it", "give it once")
+    arguments.update(options)
+
+
 def _refuse_shell_only(arguments: dict[str, Any]) -> None:
     """An agent may not widen its own reach: that is for the person who set the server up."""
     for name in SHELL_ONLY:
@@ -122,7 +134,8 @@ def _refuse_shell_only(arguments: dict[str, Any]) -> None:
 
 def _refuse_unknown(name: str, arguments: dict[str, Any]) -> None:
     """Refuse what is no argument of the tool, by the names that an agent may use."""
-    known = next(tool for tool in tools() if tool.name == name).input_schema["properties"]
+    tool = next(tool for tool in tools() if tool.name == name)
+    known = [*tool.input_schema["properties"], *options_of(name)]
     of_techniques = {
         field
         for params in requests.techniques((requests.VERBS | requests.QUERIES)[name]).values()

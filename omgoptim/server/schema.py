@@ -1,21 +1,30 @@
-"""The JSON schema of a tool's arguments, made small, because a tool list is paid for in every conversation.
+"""The JSON schemas of the tools' arguments, made small, because a tool list is paid for in every conversation.
 
 Titles, nulls, bounds (`requests.parse` checks them) and empty defaults are left out. A technique's parameters stand
-beside the common arguments, each once, with the techniques that have it. Arguments that every verb shares and that are
-rarely given (`TOLD_ONCE`) are described in the server's instructions, once for all tools.
+beside the common arguments, each once, with the techniques that have it. An argument is told where it first appears,
+in the short words of `words.py`, and is only named by the tools after that; the first of its choices is the default.
+What every verb shares and is rarely given stands in one object, `options`, and is told in the server's instructions.
 """
 
 from __future__ import annotations
 
+import typing
 from typing import Any
 
 from pydantic import BaseModel
 
-from omgoptim.requests import ModelRequest, Params, Request, technique_field, techniques
+from omgoptim.requests import VERBS, ModelRequest, Request, TrainingRequest, technique_field, techniques
+from omgoptim.server.words import ARGUMENTS
 
 Json = dict[str, Any]
 
-TOLD_ONCE = ("timing", "device", "batch", "threads", "samples", "seed", "time_limit_s", "python")
+MEASURING = ("timing", "device", "batch", "threads", "samples", "seed", "time_limit_s", "python")
+TRAINING = (
+    *("learning_rate", "optimizer", "lr_schedule", "warmup", "weight_decay", "train_batch", "accumulate", "clip_norm"),
+    *("mixed_precision", "patience", "lora_rank", "lora_alpha", "temperature", "alpha"),
+)
+OPTIONS = (*MEASURING, *TRAINING)
+"""What the tools take in the object `options`; beside the other arguments it is as welcome."""
 
 SHELL_ONLY = ("allow_path",)
 """What an agent may not give itself: the user sets OMGOPTIM_ALLOW_PATH in the server's environment."""
@@ -23,29 +32,72 @@ SHELL_ONLY = ("allow_path",)
 _SAYS_LITTLE = {"title", "minLength", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
 
 
-def input_schema(request: type[Request], face: Json) -> Json:
-    """The schema of a verb's arguments, and of those that the face itself takes."""
+def input_schema(verb: str, request: type[Request], face: Json, told: set[str]) -> Json:
+    """The schema of a verb's arguments, and of those that the face itself takes.
+
+    Args:
+        told: the arguments that were told before; those of this verb are added to it.
+    """
     key = technique_field(request)
     properties = _properties(request)
     if key is not None:
-        default = request.model_fields[key].get_default(call_default_factory=True)
-        properties[key] = _choice(techniques(request), getattr(default, key))
-        properties |= _technique_properties(key, techniques(request), taken=set(properties))
-    for name in SHELL_ONLY:
-        properties.pop(name, None)
-    for name in TOLD_ONCE:
-        properties.get(name, {}).pop("description", None)
+        properties |= _technique_properties(verb, key, request)
+    kept = {name: schema for name, schema in properties.items() if name not in (*SHELL_ONLY, *options_of(verb))}
+    listed = {name: _bare(schema) if name in told else _told(name, schema) for name, schema in (kept | face).items()}
+    if key is not None:
+        listed[key] = properties[key]
+    if options_of(verb):
+        listed["options"] = _options(verb, told)
+    told |= {*listed, *options_of(verb)} - {key}
     required = [name for name, field in request.model_fields.items() if field.is_required()]
-    schema: Json = {"type": "object", "properties": properties | face}
-    if required:
-        schema["required"] = required
-    return schema | {"additionalProperties": False}
+    whole: Json = {"type": "object", "properties": listed} | ({"required": required} if required else {})
+    return whole | {"additionalProperties": False}
 
 
-def told_once() -> str:
-    """The arguments that the schemas leave undescribed, one line each."""
-    shared = ModelRequest.model_fields
-    return "\n".join(f"- {name}: {' '.join((shared[name].description or '').split())}" for name in TOLD_ONCE)
+def options_of(verb: str) -> list[str]:
+    """The arguments of a verb that its tool takes in `options`."""
+    return [name for name in OPTIONS if verb in VERBS and name in VERBS[verb].model_fields]
+
+
+def told_options() -> str:
+    """The arguments that stand in `options`: those of measuring one line each, those of training by their names."""
+    shared = []
+    for name in MEASURING:
+        field = ModelRequest.model_fields[name]
+        default = "" if field.default is None else f"={field.default}"
+        shared.append(f"- {name}{default}: {_one_line(field.description)}")
+    training = []
+    for name in TRAINING:
+        choices = typing.get_args(TrainingRequest.model_fields[name].annotation)
+        told = f" ({'|'.join(choices)})" if choices and isinstance(choices[0], str) else ""
+        training.append(f"{name}{told}")
+    return "\n".join([*shared, f"- of training: {', '.join(training)}."])
+
+
+def _options(verb: str, told: set[str]) -> Json:
+    """The object of rarely needed arguments: its names in the first tool, an example where training comes in."""
+    new = [name for name in options_of(verb) if name not in told]
+    if not new:
+        return {"type": "object"}
+    words = f"Of training too, such as {new[0]}." if "options" in told else f"Rarely needed: {', '.join(new)}."
+    return {"type": "object", "description": words}
+
+
+def _told(name: str, schema: Json) -> Json:
+    """An argument where it first appears: its choices or default or type, and its words."""
+    words = ARGUMENTS.get(name, schema.get("description", ""))
+    told = {part: value for part, value in schema.items() if part not in ("description", "holders")}
+    if "enum" in told and told["enum"][0] == told.get("default"):
+        told.pop("default")
+    if "enum" in told or (told.get("default") is not None and told.get("type") != "boolean"):
+        told.pop("type", None)
+    return told | ({"description": f"{schema.get('holders', '')} {words}".strip()} if words else {})
+
+
+def _bare(schema: Json) -> Json:
+    """An argument that was told before: its type where a client might guess another."""
+    kept = ("type", "items") if schema.get("type") in ("array", "object") else ()
+    return {part: schema[part] for part in kept if part in schema}
 
 
 def _properties(model: type[BaseModel]) -> dict[str, Json]:
@@ -54,24 +106,24 @@ def _properties(model: type[BaseModel]) -> dict[str, Json]:
     return {name: _small(_resolved(value, definitions)) for name, value in schema["properties"].items()}
 
 
-def _choice(kinds: dict[str, type[Params]], default: str) -> Json:
-    """The technique by its name, each described in its own first sentence."""
-    told = "; ".join(f"{name}: {_first_sentence(params.__doc__)}" for name, params in kinds.items())
-    return {"type": "string", "enum": list(kinds), "default": default, "description": told}
-
-
-def _technique_properties(key: str, kinds: dict[str, type[Params]], taken: set[str]) -> dict[str, Json]:
-    """Every parameter of every technique, once: what is not the same for all that have it is left out."""
+def _technique_properties(verb: str, key: str, request: type[Request]) -> dict[str, Json]:
+    """The choice of a technique, and every parameter of every technique once, with all choices that it may have."""
+    kinds = techniques(request)
+    default = getattr(request.model_fields[key].get_default(call_default_factory=True), key)
+    words = ARGUMENTS.get(f"{verb}.{key}", ARGUMENTS.get(key, ""))
+    choice = {"enum": list(kinds), "default": default, "description": words}
     found: dict[str, tuple[list[str], Json]] = {}
     for kind, params in kinds.items():
         for name, schema in _properties(params).items():
-            if name == key or name in taken or "const" in schema:
+            if name == key or name in request.model_fields or "const" in schema:
                 continue
             holders, known = found.get(name, ([], schema))
             same = {part: value for part, value in known.items() if schema.get(part) == value or part == "description"}
+            if "enum" in schema:
+                same["enum"] = [*known["enum"], *(value for value in schema["enum"] if value not in known["enum"])]
             found[name] = ([*holders, kind], same)
-    return {
-        name: schema | {"description": f"({', '.join(holders)}) {schema.get('description', '')}".strip()}
+    return {key: choice} | {
+        name: schema | ({"holders": f"({', '.join(holders)})"} if len(holders) < len(kinds) else {})
         for name, (holders, schema) in found.items()
     }
 
@@ -95,5 +147,5 @@ def _small(schema: Json) -> Json:
     return schema
 
 
-def _first_sentence(text: str | None) -> str:
-    return " ".join((text or "").split()).partition(". ")[0].rstrip(".")
+def _one_line(text: str | None) -> str:
+    return " ".join((text or "").split())

@@ -1,4 +1,4 @@
-"""The tools as a client lists them: five, in a fixed order, small."""
+"""The tools as a client lists them: in a fixed order, small."""
 
 from __future__ import annotations
 
@@ -7,43 +7,47 @@ from typing import Any
 from mcp.types import Tool, ToolAnnotations
 
 from omgoptim.requests import QUERIES, VERBS
-from omgoptim.server.schema import input_schema, told_once
+from omgoptim.server.schema import input_schema, told_options
 from omgoptim.server.waiting import default_wait
 
 TITLES = {
     "profile": "Profile a model",
     "quantize": "Quantize a model",
+    "prune": "Prune a model",
+    "factorize": "Factorize a model",
     "compare": "Compare two artifacts",
-    "runs": "List, show, wait for or cancel runs",
+    "runs": "List, show, wait for, cancel or resume runs",
     "doctor": "Check the set-up",
 }
 
 _RUNS_CODE = "Runs the user's code with the user's rights."
 
-OUTPUT_SCHEMA: dict[str, Any] = {"type": "object", "properties": {"summary": {"type": "string"}}}
+OUTPUT_SCHEMA: dict[str, Any] = {"type": "object"}
 """Every answer is an object whose `summary` says it in words; an error has `error` instead."""
 
 INSTRUCTIONS = f"""\
 omgoptim makes a PyTorch model smaller and faster and proves it: every number is measured on the saved artifact,
-reopened in a fresh process. Start with profile, then quantize (leave scheme and runtime at auto). An answer begins with
-its outcome and summary: tell the user those, the warnings and the intervals, and follow next_steps. Always give
-project, the absolute path of the user's project. The model's own code runs, with the user's rights, in the project's
-Python.
+reopened in a fresh process. Start with profile, then quantize (scheme and runtime at auto). Where that is not enough,
+prune or factorize, and quantize the result. An answer begins with its outcome and summary: tell the user those, the
+warnings and the intervals, and follow next_steps. Always give project, the absolute path of the user's project. The
+model's own code runs, with the user's rights, in the project's Python.
 
 A run that takes longer than the call answers with its status and a run_id: call runs with action wait. It goes on when
 the client goes away. If something is missing, call doctor.
 
-Arguments that the tools share:
-{told_once()}
-- wait_s: seconds to wait for the result. detail: full gives the whole report."""
+An argument that a tool does not describe means what it does in the tools before; its first choice is the default.
+wait_s: seconds to wait for the result. detail: full gives the whole report. options holds what is rarely needed, each
+with its default:
+{told_options()}"""
 
 
 def tools() -> list[Tool]:
     """The tools, in a fixed order."""
-    return [_tool(name) for name in (*VERBS, *QUERIES)]
+    told: set[str] = set()
+    return [_tool(name, told) for name in (*VERBS, *QUERIES)]
 
 
-def _tool(name: str) -> Tool:
+def _tool(name: str, told: set[str]) -> Tool:
     request = (VERBS | QUERIES)[name]
     runs_code = name in VERBS
     description = " ".join((request.__doc__ or "").split())
@@ -53,7 +57,7 @@ def _tool(name: str) -> Tool:
         name=name,
         title=TITLES.get(name, name),
         description=description,
-        input_schema=input_schema(request, {} if name == "doctor" else _face_arguments()),
+        input_schema=input_schema(name, request, {} if name == "doctor" else _face_arguments(), told),
         output_schema=OUTPUT_SCHEMA,
         annotations=ToolAnnotations(
             read_only_hint=name == "doctor",
