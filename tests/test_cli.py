@@ -23,7 +23,7 @@ from omgoptim.jobs.cancel import cancel
 from omgoptim.jobs.folder import find_run
 from omgoptim.jobs.states import list_runs, read_state
 from omgoptim.reports import RunState
-from omgoptim.requests import Params, QuantizeRequest, Request
+from omgoptim.requests import ModelRequest, Params, PruneRequest, QuantizeRequest, Request, TrainingRequest
 from omgoptim.requests.quantize import Bf16
 
 ROOT = Path(__file__).parents[1]
@@ -118,6 +118,29 @@ def test_options_reach_the_request_as_they_would_from_any_face() -> None:
     assert parsed == direct
 
 
+def test_the_verbs_own_options_come_first_and_training_and_the_shared_ones_have_panels() -> None:
+    told = {option.name: option.panel for option in options.options_of(PruneRequest)}
+    assert told["method"] is told["rounds"] is told["max_quality_drop"] is None
+    assert told["sparsity"] == "Parameters of a method"
+    training = set(TrainingRequest.model_fields) - set(ModelRequest.model_fields)
+    assert {told[name] for name in training} == {"Training"}
+    assert {told[name] for name in ("checkpoint", "data", "timing")} == {"Model, data and measuring"}
+    panels = list(dict.fromkeys(told.values()))
+    assert panels == [None, "Parameters of a method", "Training", "Model, data and measuring"]
+
+
+def test_what_differs_between_techniques_is_told_for_each() -> None:
+    told = {option.name: option for option in options.options_of(PruneRequest)}
+    scope, score = told["scope"], told["score"]
+    assert scope.default_told == "global (wanda: per_row)"
+    assert scope.help.startswith("(magnitude, gradient, random) Rank all selected weights together")
+    assert "(wanda) Rank the weights of each output row" in scope.help
+    assert scope.help.endswith("One of: global, per_layer, per_row.")
+    assert score.default_told == "sensitivity (semi_structured: magnitude)"
+    assert told["targets"].help == "Globs on module paths: prune only these. Repeatable."
+    assert told["prune_heads"].default_told == "on"
+
+
 def test_keyword_arguments_may_be_one_json_object_as_in_the_command_that_repeats_a_run() -> None:
     raw = options.given_arguments(QuantizeRequest, {"model_kwargs": ['{"width": 64}']})
     assert raw == {"model_kwargs": {"width": 64}}
@@ -142,6 +165,16 @@ def test_keyword_arguments_may_be_one_json_object_as_in_the_command_that_repeats
         ("profile", ["m", "--inputs", "1xx3"], {"model": "m", "inputs": ["1xx3"]}),
         ("runs", ["show"], {"action": "show"}),
         ("runs", ["stop"], {"action": "stop"}),
+        ("runs", ["resume"], {"action": "resume"}),
+        ("prune", ["m", "--scope", "global"], {"model": "m", "scope": "global"}),
+        (
+            "prune",
+            ["m", "--method", "magnitude", "--sparsity", "1"],
+            {"model": "m", "method": "magnitude", "sparsity": 1},
+        ),
+        ("prune", ["m", "--schedule", "0.2,0.4"], {"model": "m", "schedule": "0.2,0.4"}),
+        ("prune", ["m", "--recover", "some"], {"model": "m", "recover": "some"}),
+        ("factorize", ["m", "--rank", "4", "--energy", "0.9"], {"model": "m", "rank": 4, "energy": 0.9}),
     ],
 )
 def test_a_bad_request_is_refused_in_the_words_of_the_request(

@@ -95,7 +95,7 @@ def _verb_command(verb: str, request: type[requests.Request]) -> Callable[..., i
     parameters = [*own, *_FACE_PARAMETERS]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    command.__doc__ = request.__doc__
+    command.__doc__ = "\n\n".join(" ".join(part.split()) for part in (request.__doc__ or "").split("\n\n"))
     return command
 
 

@@ -18,11 +18,15 @@ import typer
 from pydantic.fields import FieldInfo
 
 from omgoptim.errors import RequestError
-from omgoptim.requests import Request, technique_field, techniques
+from omgoptim.requests import ModelRequest, Request, TrainingRequest, technique_field, techniques
 
 Kind = Literal["text", "number", "flag", "list", "mapping"]
 
+SHARED, TRAINING = "Model, data and measuring", "Training"
+
 _METAVARS = {str: "TEXT", int: "INTEGER", float: "NUMBER"}
+_LONGEST_METAVAR = 22
+"""Choices that are longer stand in the help, where they can be broken between words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,7 @@ class Option:
     metavar: str
     default: Any
     panel: str | None = None
+    default_told: str = ""
 
     def parameter(self) -> inspect.Parameter:
         """The parameter of a function that Typer reads."""
@@ -49,7 +54,7 @@ class Option:
             flag = "--" + self.name.replace("_", "-")
             flags = f"{flag}/--no-{flag[2:]}" if self.kind == "flag" and self.default is True else flag
             metavar = None if self.kind == "flag" else self.metavar
-            told = f" Default: {self.default}." if self.default not in (None, [], {}, False, "") else ""
+            told = f" Default: {self.default_told}." if self.default_told else ""
             default = typer.Option(None, flags, metavar=metavar, help=shown + told, rich_help_panel=self.panel)
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if self.positional else inspect.Parameter.KEYWORD_ONLY
         return inspect.Parameter(self.name, kind, default=default, annotation=annotation)
@@ -64,15 +69,16 @@ class Option:
 
 
 def options_of(request: type[Request]) -> list[Option]:
-    """The options of a verb: required arguments by place, then its own, then those of its techniques."""
+    """The options of a verb: what it needs by place, its own, its techniques', those of training, and the shared."""
     key = technique_field(request)
-    options = []
-    for name, field in request.model_fields.items():
-        if name == key:
-            options.append(_technique_choice(name, request))
-        else:
-            options.append(_option(name, field, positional=field.is_required()))
-    return sorted([*options, *_technique_options(request)], key=lambda option: not option.positional)
+    own = [
+        _technique_choice(name, request) if name == key else _option(name, [("", field)], _panel(name, request))
+        for name, field in request.model_fields.items()
+    ]
+    panels = [None, _technique_panel(key), TRAINING, SHARED]
+    return sorted(
+        [*own, *_technique_options(request)], key=lambda option: (not option.positional, panels.index(option.panel))
+    )
 
 
 def given_arguments(request: type[Request], given: dict[str, Any]) -> dict[str, Any]:
@@ -81,43 +87,76 @@ def given_arguments(request: type[Request], given: dict[str, Any]) -> dict[str, 
     return {name: told[name].value(value) for name, value in given.items() if value not in (None, [], ())}
 
 
-def _option(name: str, field: FieldInfo, positional: bool = False, panel: str | None = None, of: str = "") -> Option:
-    kind, metavar = _kind(field.annotation)
-    about = " ".join((field.description or "").split())
-    repeatable = {"list": " Repeatable.", "mapping": " KEY=VALUE, repeatable."}.get(kind, "")
-    default = None if field.is_required() else field.get_default(call_default_factory=True)
+def _panel(name: str, request: type[Request]) -> str | None:
+    """Where an argument that verbs share is shown; None for the verb's own."""
+    if issubclass(request, ModelRequest) and name in ModelRequest.model_fields:
+        return SHARED
+    return TRAINING if issubclass(request, TrainingRequest) and name in TrainingRequest.model_fields else None
+
+
+def _technique_panel(key: str | None) -> str:
+    return f"Parameters of a {key}"
+
+
+def _option(name: str, held: list[tuple[str, FieldInfo]], panel: str | None, of_all: bool = True) -> Option:
+    """One argument, as its request or as each of the techniques that have it describes it."""
+    fields = [field for _, field in held]
+    kind, metavar = _kind(fields)
+    words = _words(held, of_all)
+    if len(metavar) > _LONGEST_METAVAR:
+        words, metavar = f"{words} One of: {metavar.replace('|', ', ')}.", "NAME"
+    words += {"list": " Repeatable.", "mapping": " KEY=VALUE, repeatable."}.get(kind, "")
+    defaults = [None if field.is_required() else field.get_default(call_default_factory=True) for field in fields]
+    positional = fields[0].is_required()
     metavar = name.upper() if positional else metavar
-    return Option(name, kind, positional, f"{of}{about}{repeatable}".strip(), metavar, default, panel)
+    default = defaults[0] if all(default == defaults[0] for default in defaults) else None
+    panel = None if positional else panel
+    return Option(name, kind, positional, words.strip(), metavar, default, panel, _default_words(held, defaults))
+
+
+def _words(held: list[tuple[str, FieldInfo]], of_all: bool) -> str:
+    """The description; with the techniques it is from where not all have the argument, or in the same words."""
+    holders: dict[str, list[str]] = {}
+    for kind, field in held:
+        holders.setdefault(" ".join((field.description or "").split()), []).append(kind)
+    if of_all and len(holders) == 1:
+        return next(iter(holders))
+    return " ".join(f"({', '.join(kinds)}) {words}".strip() for words, kinds in holders.items())
+
+
+def _default_words(held: list[tuple[str, FieldInfo]], defaults: list[Any]) -> str:
+    """The default, and the techniques whose default is another; empty where there is nothing to tell."""
+    if defaults[0] in (None, [], {}, False, ""):
+        return ""
+    told = "on" if defaults[0] is True else str(defaults[0])
+    others = [f"{kind}: {default}" for (kind, _), default in zip(held, defaults, strict=True) if default != defaults[0]]
+    return f"{told} ({', '.join(others)})" if others else told
 
 
 def _technique_choice(name: str, request: type[Request]) -> Option:
     kinds = techniques(request)
     each = "; ".join(f"{kind}: {(params.__doc__ or '').split('. ')[0].strip(' .')}" for kind, params in kinds.items())
-    default = request.model_fields[name].get_default(call_default_factory=True)
-    return Option(name, "text", False, f"{each}.", "|".join(kinds), getattr(default, name))
+    default = getattr(request.model_fields[name].get_default(call_default_factory=True), name)
+    metavar = "|".join(kinds)
+    metavar = metavar if len(metavar) <= _LONGEST_METAVAR else "NAME"
+    return Option(name, "text", False, f"{each}.", metavar, default, None, default)
 
 
 def _technique_options(request: type[Request]) -> Iterator[Option]:
-    """Each parameter of a technique once, with the techniques that have it."""
-    key = technique_field(request)
+    """Each parameter of a technique once, with the techniques that have it if not all do."""
+    key, kinds = technique_field(request), techniques(request)
     holders: dict[str, list[tuple[str, FieldInfo]]] = {}
-    for kind, params in techniques(request).items():
+    for kind, params in kinds.items():
         for name, field in params.model_fields.items():
             if name != key and name not in request.model_fields:
                 holders.setdefault(name, []).append((kind, field))
     for name, held in holders.items():
-        of = f"({', '.join(kind for kind, _ in held)}) "
-        option = _option(name, held[0][1], panel=f"Parameters of a {key}", of=of)
-        defaults = [field.get_default(call_default_factory=True) for _, field in held]
-        same = all(default == defaults[0] for default in defaults)
-        yield (
-            option if same else Option(option.name, option.kind, False, option.help, option.metavar, None, option.panel)
-        )
+        yield _option(name, held, _technique_panel(key), of_all=len(held) == len(kinds))
 
 
-def _kind(annotation: Any) -> tuple[Kind, str]:
-    """How values of a type are given in a shell, and the word that stands for one."""
-    members = _members(annotation)
+def _kind(fields: list[FieldInfo]) -> tuple[Kind, str]:
+    """How values of a type are given in a shell, and the word for one: its choices, if it has some."""
+    members = [member for field in fields for member in _members(field.annotation)]
     origins = {typing.get_origin(member) or member for member in members}
     if list in origins:
         return "list", "TEXT"
@@ -126,7 +165,7 @@ def _kind(annotation: Any) -> tuple[Kind, str]:
     if origins == {bool}:
         return "flag", ""
     if Literal in origins:
-        choices = [value for member in members for value in typing.get_args(member)]
+        choices = list(dict.fromkeys(value for member in members for value in typing.get_args(member)))
         return ("text" if any(isinstance(value, str) for value in choices) else "number"), "|".join(map(str, choices))
     if str in origins:
         return "text", "TEXT"
