@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from omgoptim.render import facts
+from omgoptim.render import facts, rounds
 from omgoptim.reports import Candidate, EfficiencyReport, Record
 
 MAX_CHARACTERS = 8_000
@@ -47,6 +47,9 @@ def brief_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
         "gains": _dump(report.gains),
         "artifact": {"path": report.artifact.path, "load": report.artifact.load} if report.artifact else None,
         "files": report_files(folder) if folder else None,
+        "rounds": [_dump(one, 120) for one in rounds.shown_rounds(report, 8)],
+        "training": facts.plain(rounds.training_text(report.training), 500) if report.training else None,
+        "sensitivity": [_slack(slack) for slack in rounds.extremes(rounds.slacks(report))],
         "candidates": [_candidate(one) for one in facts.ranked_candidates(report)[:6]],
         "layers": [_dump(layer, 120) for layer in report.layers[:6]],
         "changed_layers": len(report.changed),
@@ -65,7 +68,12 @@ def brief_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
         "next_steps": answer["next_steps"],
     }
     return _cut(
-        answer, MAX_CHARACTERS, [("skipped", 0), ("layers", 0), ("candidates", 2), ("warnings", 2), ("next_steps", 1)]
+        answer,
+        MAX_CHARACTERS,
+        [
+            *(("skipped", 0), ("layers", 0), ("sensitivity", 5), ("candidates", 2), ("rounds", 4)),
+            *(("warnings", 2), ("sensitivity", 0), ("next_steps", 1)),
+        ],
     )
 
 
@@ -75,7 +83,10 @@ def full_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
     answer = to_json(report)
     if folder:
         answer["files"] = report_files(folder)
-    lists = ("changed", "skipped", "layers", "candidates")
+    lists = ("changed", "skipped", "layers", "sensitivity", "candidates", "rounds")
+    if report.training and _length(answer) > MAX_FULL_CHARACTERS:
+        last = answer["training"]["epochs"][-20:]
+        answer["training"] = answer["training"] | {"epochs": last, "epochs_in_all": len(report.training.epochs)}
     answer = _cut(answer, MAX_FULL_CHARACTERS, [(key, keep) for keep in (100, 20, 5) for key in lists])
     return answer if _length(answer) <= MAX_FULL_CHARACTERS else brief_report(report, folder)
 
@@ -84,6 +95,12 @@ def _candidate(one: Candidate) -> Json:
     fields = ("status", "runtime", "size_bytes", "speedup", "quality_drop")
     told = {key: value for key in fields if (value := getattr(one, key)) is not None}
     return {"name": facts.plain(one.name, 80)} | told | {"why": facts.plain(one.why, 160)}
+
+
+def _slack(slack: rounds.Slack) -> Json:
+    worst = slack.worst
+    told = {"path": facts.plain(slack.path, 80), "largest_drop": worst.quality_drop, "at": worst.amount}
+    return told | ({"within_guard_up_to": slack.within} if slack.within is not None else {})
 
 
 def _dump(record: Record | None, limit: int = 600) -> Json | None:

@@ -14,7 +14,7 @@ _ROW = 30
 
 
 @dataclass(frozen=True, slots=True)
-class _Scale:
+class Scale:
     """Maps a value range to pixels."""
 
     low: float
@@ -69,14 +69,14 @@ def layer_bars(layers: list[Layer]) -> str:
     costs = [(layer, getattr(layer, value) or 0) for layer in layers[:15]]
     most = max(cost for _, cost in costs)
     height = _ROW * len(costs) + 6
-    longest = max(len(_tail(facts.plain(layer.path, 200), 38)) for layer, _ in costs)
+    longest = max(len(tail(facts.plain(layer.path, 200), 38)) for layer, _ in costs)
     start = 24 + round(6.6 * longest)
     room = WIDTH - start - 150
     rows = []
     for index, (layer, cost) in enumerate(costs):
         top = index * _ROW + 6
         width = max(1.0, room * cost / most) if most else 1.0
-        name = escape(_tail(facts.plain(layer.path, 200), 38))
+        name = escape(tail(facts.plain(layer.path, 200), 38))
         whole = escape(f"{facts.plain(layer.path, 200)} ({facts.plain(layer.kind, 60)})")
         rows.append(
             f'<text class="label" x="{start - 12}" y="{top + 15}" text-anchor="end">{name}<title>{whole}</title></text>'
@@ -98,17 +98,17 @@ def _guard(report: EfficiencyReport, base: float | None) -> float | None:
     return base - float(allowed) if base is not None and isinstance(allowed, (int, float)) else None
 
 
-def _axes(points: list[Candidate], base: float | None, guard: float | None) -> tuple[_Scale, _Scale]:
+def _axes(points: list[Candidate], base: float | None, guard: float | None) -> tuple[Scale, Scale]:
     speeds = [1.0, *(one.speedup for one in points if one.speedup is not None)]
     qualities = [one.quality for one in points if one.quality is not None]
     qualities += [value for value in (base, guard) if value is not None]
     low, high = min(qualities), max(qualities)
     margin = max(0.12 * (high - low), 0.002)
-    x = _Scale(0, max(speeds) * 1.12, _LEFT, WIDTH - _RIGHT)
-    return x, _Scale(low - margin, high + margin, HEIGHT - _BOTTOM, _TOP)
+    x = Scale(0, max(speeds) * 1.12, _LEFT, WIDTH - _RIGHT)
+    return x, Scale(low - margin, high + margin, HEIGHT - _BOTTOM, _TOP)
 
 
-def _grid(x: _Scale, y: _Scale) -> str:
+def _grid(x: Scale, y: Scale) -> str:
     steps = y.ticks()
     digits = next((d for d in range(5) if len({f"{t:.{d}f}" for t in steps}) == len(steps)), 5)
     lines = [
@@ -131,7 +131,7 @@ def _axis_titles() -> str:
 
 
 def _candidate_mark(
-    number: int, one: Candidate, x: _Scale, y: _Scale, guard: float | None, taken: list[tuple[float, float]]
+    number: int, one: Candidate, x: Scale, y: Scale, guard: float | None, taken: list[tuple[float, float]]
 ) -> str:
     at_x, at_y = x.at(one.speedup or 0), y.at(one.quality or 0)
     outside = guard is not None and (one.quality or 0) < guard
@@ -168,7 +168,7 @@ def _layer_text(layer: Layer) -> str:
     return f"{facts.count_text(layer.macs)} MACs" if layer.macs else facts.size_text(layer.size_bytes or 0)
 
 
-def _tail(text: str, limit: int) -> str:
+def tail(text: str, limit: int) -> str:
     """The end of a path says most."""
     return text if len(text) <= limit else "…" + text[1 - limit :]
 

@@ -99,7 +99,7 @@ def verdict(report: EfficiencyReport) -> str:
     """The outcome in one or two words."""
     if report.request.get("plan"):
         return "PLAN"
-    if report.outcome == "ok" and report.verb != "quantize":
+    if report.outcome == "ok" and report.verb in ("profile", "compare"):
         return "MEASURED"
     return {"ok": "OK", "no_gain": "NO GAIN", "guard_failed": "GUARD FAILED"}[report.outcome]
 
@@ -107,6 +107,22 @@ def verdict(report: EfficiencyReport) -> str:
 def changed_title(report: EfficiencyReport) -> str:
     """What the list of changed layers is: done, or planned."""
     return "would change" if report.request.get("plan") else "changed"
+
+
+def sparsity_text(measured: Measurement) -> str:
+    """Zeros as a share of the parameters: `90%`; empty where they were not counted."""
+    if not measured.params or measured.nonzero_params is None:
+        return ""
+    return f"{100 * (1 - measured.nonzero_params / measured.params):.3g}%"
+
+
+def size_words(measured: Measurement) -> str:
+    """`2.1 MB, 8.9 MB if zeros were stored as numbers`"""
+    if measured.size_bytes is None:
+        return ""
+    if measured.dense_size_bytes is None:
+        return size_text(measured.size_bytes)
+    return f"{size_text(measured.size_bytes)}, {size_text(measured.dense_size_bytes)} if zeros were stored as numbers"
 
 
 def speed_claim(gains: Gains) -> tuple[str, Tone]:
@@ -146,7 +162,8 @@ def comparison_rows(report: EfficiencyReport) -> list[Row]:
     batch = f" (batch {known.batch})" if known and known.batch else ""
     rows = [
         _row("size", before, after, lambda m: m.size_bytes, size_text, _ratio(gains.size_ratio, "smaller", "larger")),
-        _row("parameters", before, after, lambda m: m.params, count_text),
+        *_dense_size(before, after),
+        _row("parameters", before, after, lambda m: m.params, count_text, _fewer_params(before, after)),
         *_nonzero(before, after),
         _row("MACs per sample", before, after, lambda m: m.macs, count_text, _ratio(gains.macs_ratio, "fewer", "more")),
         _row("latency p50", before, after, lambda m: m.latency_ms_p50, time_text, speed_claim(gains)),
@@ -225,9 +242,26 @@ def _row(
     return Row(label, shown[0], shown[1], *gain)
 
 
+def _fewer_params(before: Measurement | None, after: Measurement | None) -> tuple[str, Tone]:
+    """Said only where their number changed."""
+    if not before or not after or not before.params or not after.params or before.params == after.params:
+        return "", "same"
+    return _ratio(before.params / after.params, "fewer")
+
+
 def _nonzero(before: Measurement | None, after: Measurement | None) -> list[Row]:
     """A row of its own only where zeros exist: they take storage down, not the time of a dense kernel."""
     sides = [side for side in (before, after) if side]
     if all(side.nonzero_params in (None, side.params) for side in sides):
         return []
-    return [_row("non-zero parameters", before, after, lambda m: m.nonzero_params, count_text)]
+    zeros = f"{sparsity_text(after)} zeros" if after and before and after.nonzero_params is not None else ""
+    return [_row("non-zero parameters", before, after, lambda m: m.nonzero_params, count_text, (zeros, "same"))]
+
+
+def _dense_size(before: Measurement | None, after: Measurement | None) -> list[Row]:
+    """A row of its own only where zeros take no bytes: what the files would be if they did."""
+    if not any(side and side.dense_size_bytes is not None for side in (before, after)):
+        return []
+    dense = [None if side is None else side.dense_size_bytes or side.size_bytes for side in (before, after)]
+    shown = ["" if size is None else size_text(size) for size in dense]
+    return [Row("size if zeros were numbers", shown[0], shown[1])]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from html import escape
 
 from omgoptim.render import charts, facts
+from omgoptim.render.html_parts import section, table, text
+from omgoptim.render.html_rounds import rounds_section, sensitivity_section
 from omgoptim.render.html_style import CSS
 from omgoptim.reports import EfficiencyReport, Gains, Measurement
 
@@ -23,6 +25,8 @@ def report_html(report: EfficiencyReport) -> str:
             _tiles,
             _warnings,
             _comparison,
+            rounds_section,
+            sensitivity_section,
             _candidates,
             _layers,
             _next_steps,
@@ -42,24 +46,10 @@ def report_html(report: EfficiencyReport) -> str:
     )
 
 
-def _text(value: str, limit: int = 400) -> str:
-    return escape(facts.plain(value, limit))
-
-
-def _section(title: str, body: str, note: str = "", kind: str = "") -> str:
-    small = f" <small>{note}</small>" if note else ""
-    return f'<section class="{kind}"><h2>{title}{small}</h2>{body}</section>'
-
-
-def _table(header: Iterable[tuple[str, bool]], rows: Iterable[str]) -> str:
-    head = "".join(f'<th class="{"n" if number else ""}">{name}</th>' for name, number in header)
-    return f'<div class="scroll"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
-
-
 def _header(report: EfficiencyReport) -> str:
     model = str(report.request.get("model") or " and ".join(str(report.request.get(k, "")) for k in ("a", "b")))
     badge = f'<span class="badge {report.outcome}">{facts.verdict(report)}</span>'
-    kicker = f"{badge}<span>{_text(report.verb)}</span><code>{_text(model)}</code><span>{_text(report.run_id)}</span>"
+    kicker = f"{badge}<span>{text(report.verb)}</span><code>{text(model)}</code><span>{text(report.run_id)}</span>"
     first, stop, rest = facts.plain(report.summary, 1200).partition(". ")
     lead = f'<p class="lead">{escape(rest)}</p>' if rest else ""
     return f'<header><p class="kicker">{kicker}</p><h1>{escape(first + stop.strip())}</h1>{lead}</header>'
@@ -87,7 +77,8 @@ def _gain_tiles(report: EfficiencyReport) -> list[str]:
     for row in facts.comparison_rows(report):
         if row.label in ("size", "peak memory") and row.gain:
             big, _, rest = row.gain.partition(" ")
-            tiles.append(_tile(big, f"{rest} {row.label}".strip(), f"{row.before} → {row.after}", row.tone))
+            now = facts.size_words(after) if row.label == "size" and after else row.after
+            tiles.append(_tile(big, f"{rest} {row.label}".strip(), f"{row.before} → {now}", row.tone))
     if after and after.quality is not None:
         drop, tone = facts.quality_claim(report)
         tiles.append(_tile(f"{after.quality:.4f}", facts.quality_label(after), drop, tone))
@@ -122,8 +113,8 @@ def _arrow(
 
 
 def _warnings(report: EfficiencyReport) -> str:
-    items = "".join(f"<li>{_text(text, 600)}</li>" for text in report.warnings)
-    return _section("Warnings", f"<ul>{items}</ul>", kind="warnings") if items else ""
+    items = "".join(f"<li>{text(warning, 600)}</li>" for warning in report.warnings)
+    return section("Warnings", f"<ul>{items}</ul>", kind="warnings") if items else ""
 
 
 def _comparison(report: EfficiencyReport) -> str:
@@ -133,23 +124,23 @@ def _comparison(report: EfficiencyReport) -> str:
     two = report.before is not None and report.after is not None
     if not two:
         title = facts.side_title("measured", report.before or report.after)
-        cells = (f'<tr><td>{_text(r.label)}</td><td class="n">{_text(r.before or r.after)}</td></tr>' for r in rows)
-        return _section("Measured", _table((("", False), (_text(title), True)), cells))
+        cells = (f'<tr><td>{text(r.label)}</td><td class="n">{text(r.before or r.after)}</td></tr>' for r in rows)
+        return section("Measured", table((("", False), (text(title), True)), cells))
     header = (
         ("", False),
-        (_text(facts.side_title("before", report.before)), True),
-        (_text(facts.side_title("after", report.after)), True),
+        (text(facts.side_title("before", report.before)), True),
+        (text(facts.side_title("after", report.after)), True),
         ("gain", False),
     )
     cells = (
-        f'<tr><td>{_text(r.label)}</td><td class="n">{_text(r.before)}</td><td class="n">{_text(r.after)}</td>'
-        f'<td class="{r.tone}">{_text(r.gain)}</td></tr>'
+        f'<tr><td>{text(r.label)}</td><td class="n">{text(r.before)}</td><td class="n">{text(r.after)}</td>'
+        f'<td class="{r.tone}">{text(r.gain)}</td></tr>'
         for r in rows
     )
     launches = report.gains.launches if report.gains else None
     many = "launch" if launches == 1 else "launches"
     note = f"latency ratio over {launches} fresh {many} of both" if launches else ""
-    return _section("Before and after", _table(header, cells), note)
+    return section("Before and after", table(header, cells), note)
 
 
 def _candidates(report: EfficiencyReport) -> str:
@@ -172,56 +163,56 @@ def _candidates(report: EfficiencyReport) -> str:
         size = "" if one.size_bytes is None else facts.size_text(one.size_bytes)
         drop = "" if one.quality_drop is None else f"{one.quality_drop:.4f}"
         rows.append(
-            f'<tr class="{kind}"><td>{number}</td><td>{_text(one.name, 80)}</td><td>{one.status}</td>'
+            f'<tr class="{kind}"><td>{number}</td><td>{text(one.name, 80)}</td><td>{one.status}</td>'
             f'<td class="n">{speedup}</td>'
-            f'<td class="n">{size}</td><td class="n drop">{drop}</td><td class="why">{_text(one.why)}</td></tr>'
+            f'<td class="n">{size}</td><td class="n drop">{drop}</td><td class="why">{text(one.why)}</td></tr>'
         )
     picture = charts.candidate_scatter(report)
     note = "quality on the selection split" if picture else ""
-    return _section("Candidates", picture + _table(header, rows), note, "candidates")
+    return section("Candidates", picture + table(header, rows), note, "candidates")
 
 
 def _layers(report: EfficiencyReport) -> str:
     picture = charts.layer_bars(report.layers)
-    return _section("Costliest layers", picture, "one call at batch 1") if picture else ""
+    return section("Costliest layers", picture, "one call at batch 1") if picture else ""
 
 
 def _next_steps(report: EfficiencyReport) -> str:
-    items = "".join(f"<li>{_text(step.why)}<pre>{_text(step.command, 1500)}</pre></li>" for step in report.next_steps)
-    return _section("Next", f"<ul>{items}</ul>") if items else ""
+    items = "".join(f"<li>{text(step.why)}<pre>{text(step.command, 1500)}</pre></li>" for step in report.next_steps)
+    return section("Next", f"<ul>{items}</ul>") if items else ""
 
 
 def _artifact(report: EfficiencyReport) -> str:
     artifact = report.artifact
     if artifact is None:
         return ""
-    files = ", ".join(f"{_text(name, 80)} ({facts.size_text(size)})" for name, size in artifact.files.items())
-    where = f'<p><code>{_text(artifact.path, 600)}</code></p><p class="note">{files}</p>'
-    return _section("Artifact", f"{where}<pre>{escape(facts.block(artifact.load))}</pre>")
+    files = ", ".join(f"{text(name, 80)} ({facts.size_text(size)})" for name, size in artifact.files.items())
+    where = f'<p><code>{text(artifact.path, 600)}</code></p><p class="note">{files}</p>'
+    return section("Artifact", f"{where}<pre>{escape(facts.block(artifact.load))}</pre>")
 
 
 def _layers_changed(report: EfficiencyReport) -> str:
     if not report.changed and not report.skipped:
         return ""
     changed = (
-        f"<tr><td><code>{_text(c.path, 120)}</code></td><td>{_text(c.what, 80)}</td>"
-        f"<td>{_text(c.before, 120)} → {_text(c.after, 120)}</td></tr>"
+        f"<tr><td><code>{text(c.path, 120)}</code></td><td>{text(c.what, 80)}</td>"
+        f"<td>{text(c.before, 120)} → {text(c.after, 120)}</td></tr>"
         for c in report.changed
     )
     skipped = "".join(
-        f"<li>{_text(group.reason)}<br><code>{', '.join(_text(path, 120) for path in group.paths[:40])}</code>"
+        f"<li>{text(group.reason)}<br><code>{', '.join(text(path, 120) for path in group.paths[:40])}</code>"
         f"{f' and {len(group.paths) - 40} more' if len(group.paths) > 40 else ''}</li>"
         for group in facts.skip_groups(report.skipped)
     )
     body = ""
     if report.changed:
-        table = _table((("layer", False), ("what", False), ("", False)), changed)
-        body += f"<details><summary>{len(report.changed)} {facts.changed_title(report)}</summary>{table}</details>"
+        listed = table((("layer", False), ("what", False), ("", False)), changed)
+        body += f"<details><summary>{len(report.changed)} {facts.changed_title(report)}</summary>{listed}</details>"
     if report.skipped:
         body += (
             f"<details><summary>{len(report.skipped)} left as they are, and why</summary><ul>{skipped}</ul></details>"
         )
-    return _section("Layers", body)
+    return section("Layers", body)
 
 
 def _environment(report: EfficiencyReport) -> str:
@@ -237,11 +228,11 @@ def _environment(report: EfficiencyReport) -> str:
         "load before timing": "" if here.load is None else f"{here.load:.0%} of the machine",
         "lineage": " → ".join(report.lineage),
     }
-    items = "".join(f"<dt>{name}</dt><dd>{_text(value, 800)}</dd>" for name, value in facts_of.items() if value)
-    return _section("Where these numbers come from", f"<dl>{items}</dl>")
+    items = "".join(f"<dt>{name}</dt><dd>{text(value, 800)}</dd>" for name, value in facts_of.items() if value)
+    return section("Where these numbers come from", f"<dl>{items}</dl>")
 
 
 def _repeat(report: EfficiencyReport) -> str:
     request = escape(json.dumps(report.request, indent=2, ensure_ascii=True)[:8000])
     whole = f"<details><summary>the whole request</summary><pre>{request}</pre></details>"
-    return _section("Repeat", f"<pre>{_text(report.repeat, 2000)}</pre>{whole}")
+    return section("Repeat", f"<pre>{text(report.repeat, 2000)}</pre>{whole}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.render import facts
+from omgoptim.render import facts, rounds
 from omgoptim.reports import DoctorReport, EfficiencyReport, RunState
 
 Detail = Literal["brief", "full"]
@@ -32,6 +32,9 @@ def report_markdown(report: EfficiencyReport, detail: Detail = "brief", folder: 
         _comparison(report),
         _next_steps(report),
         _places(report, folder),
+        _rounds(report, 100 if full else 8),
+        _training(report),
+        _sensitivity(report, full),
         _candidates(report, 100 if full else 6),
         _layers(report, 100 if full else 6),
         _bulleted(
@@ -137,6 +140,41 @@ def _places(report: EfficiencyReport, folder: Path | None) -> list[str]:
     if folder:
         lines.append(f"Whole report: `{safe(str(folder / 'report.json'), 400)}`, as a page: report.html beside it")
     return lines
+
+
+def _rounds(report: EfficiencyReport, most: int) -> list[str]:
+    shown = rounds.shown_rounds(report, most)
+    if not shown:
+        return []
+    columns = rounds.round_columns(shown)
+    whys = [_cell(facts.plain(one.why, 160)) for one in shown]
+    head = ["Rounds (" + rounds.rounds_note(shown) + "):", "", f"| {' | '.join([*columns, 'why'])} |"]
+    rule = f"|{' --- |' * (len(columns) + 1)}"
+    rows = [f"| {' | '.join([*(cells[i] for cells in columns.values()), whys[i]])} |" for i in range(len(shown))]
+    more = len(report.rounds) - len(shown)
+    return [*head, rule, *rows, *([f"… {more} more in report.json"] if more else [])]
+
+
+def _training(report: EfficiencyReport) -> list[str]:
+    return [f"Training: {safe(rounds.training_text(report.training), 600)}"] if report.training else []
+
+
+def _sensitivity(report: EfficiencyReport, full: bool) -> list[str]:
+    found = rounds.slacks(report)
+    if not found:
+        return []
+    highest = rounds.highest_drop(found)
+    shown = found[:100] if full else rounds.extremes(found)
+    lines = []
+    for slack in shown:
+        worst = slack.worst
+        within = f"; within the guard: {rounds.within_text(slack)}" if slack.within is not None else ""
+        drop = f"drop {worst.quality_drop:.4f} at {rounds.amount_text(worst.amount)}"
+        lines.append(f"`{safe(slack.path, 80)}` {rounds.spark(slack, highest)} {drop}{within}")
+    whole = len(shown) == len(found)
+    of = "" if whole else f", the {len(shown)} most" if full else ", the most and the least sensitive"
+    amounts = rounds.amounts_text(found[0])
+    return _bulleted(f"Sensitivity ({len(found)} layers or groups{of}; one bar each for {amounts})", lines, len(lines))
 
 
 def _candidates(report: EfficiencyReport, most: int) -> list[str]:

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from omgoptim.errors import OmgoptimError
 from omgoptim.render import facts
+from omgoptim.render.terminal_rounds import rounds_table, sensitivity_table, training_line
 from omgoptim.reports import DoctorReport, EfficiencyReport, PackageState, RunState
 
 _VERDICT_STYLE = {"ok": "green", "no_gain": "yellow", "guard_failed": "red"}
@@ -34,6 +35,9 @@ def report_view(report: EfficiencyReport, *, full: bool = False, folder: Path | 
     parts: Iterable[RenderableType | None] = (
         _verdict_panel(report),
         _comparison_table(report),
+        rounds_table(report, full),
+        training_line(report),
+        sensitivity_table(report, full),
         _layers_table(report, full),
         _candidates_table(report, full),
         _changed(report, full),

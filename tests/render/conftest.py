@@ -1,4 +1,4 @@
-"""Reports written by hand: a quantize run that gained, a profile, and a plan."""
+"""Reports written by hand: a quantize run that gained, a profile, a plan, three rounds of pruning, a factorization."""
 
 from __future__ import annotations
 
@@ -34,6 +34,17 @@ def planned() -> EfficiencyReport:
 
 
 @pytest.fixture
+def pruned() -> EfficiencyReport:
+    return stored("pruned")
+
+
+@pytest.fixture
+def factorized() -> EfficiencyReport:
+    """One whose guard failed."""
+    return stored("factorized")
+
+
+@pytest.fixture
 def hostile(quantized: EfficiencyReport) -> EfficiencyReport:
     """A giant report whose every free text is hostile."""
     record = quantized.model_dump()
@@ -44,4 +55,10 @@ def hostile(quantized: EfficiencyReport) -> EfficiencyReport:
     record["changed"] = [{"path": HOSTILE, "what": HOSTILE, "before": HOSTILE, "after": HOSTILE}] * 500
     record["layers"] = [{"path": HOSTILE, "kind": HOSTILE, "time_ms": 1.0}] * 300
     record["candidates"] = [c | {"why": HOSTILE, "name": HOSTILE} for c in record["candidates"]] * 20
+    pruned = stored("pruned").model_dump()
+    record["rounds"] = [one | {"why": HOSTILE} for one in pruned["rounds"]] * 30
+    record["training"] = pruned["training"] | {"epochs": pruned["training"]["epochs"] * 300, "loss": HOSTILE}
+    record["sensitivity"] = [
+        {"path": f"{HOSTILE}{i}", "amount": 0.5, "quality": 0.9, "quality_drop": i / 1000} for i in range(500)
+    ]
     return EfficiencyReport.model_validate(record)

@@ -43,3 +43,26 @@ def test_the_short_form_of_a_hostile_report_is_bounded_and_has_no_control_charac
     text = json.dumps(brief.brief_report(hostile), ensure_ascii=False)
     assert len(text) <= brief.MAX_CHARACTERS
     assert not any(char in text for char in ("\x1b", "\u202e", "\u200b", "\\u001b"))
+
+
+def test_the_short_form_has_the_rounds_one_line_on_training_and_the_ends_of_the_sensitivity(
+    pruned: EfficiencyReport,
+) -> None:
+    answer = brief.brief_report(pruned)
+    assert [one["number"] for one in answer["rounds"]] == [1, 2, 3]
+    assert answer["rounds"][2]["kept"] is True
+    assert answer["training"].startswith("6 epochs in 3 rounds; adamw, cross-entropy")
+    assert answer["sensitivity"][0] == {"path": "0", "largest_drop": 0.1212, "at": 0.9, "within_guard_up_to": 0.5}
+    assert len(answer["sensitivity"]) == 10
+    assert len(json.dumps(answer)) <= brief.MAX_CHARACTERS
+
+
+def test_long_training_is_cut_to_its_last_epochs_in_the_full_form(pruned: EfficiencyReport) -> None:
+    assert pruned.training
+    epochs = [epoch for _ in range(200) for epoch in pruned.training.epochs]
+    training = pruned.training.model_copy(update={"epochs": epochs})
+    answer = brief.full_report(pruned.model_copy(update={"training": training}))
+    assert len(json.dumps(answer)) <= brief.MAX_FULL_CHARACTERS
+    assert answer["training"]["epochs_in_all"] == 1200
+    assert len(answer["training"]["epochs"]) == 20
+    assert len(answer["sensitivity"]) == len(pruned.sensitivity)

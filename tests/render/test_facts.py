@@ -49,6 +49,22 @@ def test_zeros_get_a_row_of_their_own_only_where_there_are_any() -> None:
     assert labels == ["parameters", "non-zero parameters"]
 
 
+def test_zeros_are_told_as_a_share_and_the_size_without_packing_in_a_row_of_its_own() -> None:
+    dense = Measurement(runtime="a", params=1000, nonzero_params=1000, size_bytes=8_900_000)
+    sparse = Measurement(runtime="a", params=1000, nonzero_params=100, size_bytes=2_100_000, dense_size_bytes=8_900_000)
+    rows = {row.label: row for row in facts.comparison_rows(_report(before=dense, after=sparse))}
+    assert rows["non-zero parameters"].gain == "90% zeros"
+    assert (rows["size if zeros were numbers"].before, rows["size if zeros were numbers"].after) == ("8.9 MB", "8.9 MB")
+    assert facts.size_words(sparse) == "2.1 MB, 8.9 MB if zeros were stored as numbers"
+    assert facts.size_words(dense) == "8.9 MB"
+
+
+def test_parameters_have_a_gain_only_where_their_number_changed() -> None:
+    more, less = Measurement(runtime="a", params=200), Measurement(runtime="a", params=100)
+    assert [row.gain for row in facts.comparison_rows(_report(before=more, after=less))] == ["2.00x fewer"]
+    assert [row.gain for row in facts.comparison_rows(_report(before=more, after=more))] == [""]
+
+
 def test_skipped_layers_are_grouped_by_reason_the_commonest_first() -> None:
     skips = [Skip(path="a", reason="r1"), Skip(path="b", reason="r2"), Skip(path="c", reason="r2")]
     assert [(g.reason, g.paths) for g in facts.skip_groups(skips)] == [("r2", ("b", "c")), ("r1", ("a",))]
@@ -67,6 +83,10 @@ def test_plain_text_is_one_bounded_line_of_visible_characters() -> None:
 def test_the_verdict_tells_a_plan_from_a_result(quantized: EfficiencyReport, planned: EfficiencyReport) -> None:
     assert [facts.verdict(report) for report in (quantized, planned)] == ["OK", "PLAN"]
     assert facts.verdict(quantized.model_copy(update={"outcome": "guard_failed"})) == "GUARD FAILED"
+    assert [facts.verdict(quantized.model_copy(update={"verb": verb})) for verb in ("prune", "compare")] == [
+        "OK",
+        "MEASURED",
+    ]
 
 
 def _report(**sides: object) -> EfficiencyReport:

@@ -10,7 +10,7 @@ import pytest
 from omgoptim.render.html import report_html
 from omgoptim.reports import EfficiencyReport
 
-VOID = {"meta", "br", "line", "circle", "rect"}
+VOID = {"meta", "br", "line", "circle", "rect", "polyline"}
 
 
 class Outline(HTMLParser):
@@ -41,7 +41,7 @@ class Outline(HTMLParser):
         self.words.append(data)
 
 
-@pytest.mark.parametrize("name", ["quantized", "profiled", "planned", "hostile"])
+@pytest.mark.parametrize("name", ["quantized", "profiled", "planned", "pruned", "factorized", "hostile"])
 def test_the_page_is_well_formed_and_loads_nothing(name: str, request: pytest.FixtureRequest) -> None:
     page = report_html(request.getfixturevalue(name))
     outline = Outline(page)
@@ -95,3 +95,25 @@ def test_the_bars_of_the_layers_are_in_proportion_to_their_time(profiled: Effici
     widths = [float(width) for width in re.findall(r'class="bar"[^>]* width="([\d.]+)"', report_html(profiled))]
     times = [layer.time_ms or 0 for layer in profiled.layers]
     assert [round(width / widths[0], 2) for width in widths] == [round(time / times[0], 2) for time in times]
+
+
+def test_the_page_of_a_pruning_shows_its_rounds_its_training_and_its_sensitivity(pruned: EfficiencyReport) -> None:
+    text = " ".join(Outline(report_html(pruned)).words)
+    for needed in ("Rounds and training", "0.2121", "0.9529", "0.9832", "✓", "resumed once", "Sensitivity"):
+        assert needed in text
+    assert "891 kB → 127 kB, 891 kB if zeros were stored as numbers" in text
+    assert "faster" not in text
+
+
+def test_every_picture_says_in_words_what_it_is(pruned: EfficiencyReport) -> None:
+    page = report_html(pruned)
+    assert page.count("<svg") == 2
+    assert page.count('role="img"') == 2
+    assert 'aria-label="Loss and quality over the epochs"' in page
+    assert "<title>3.shortcut. 50%: drop 0.0000, 75%: drop 0.0067, 90%: drop 0.0438</title>" in page
+
+
+def test_a_report_without_rounds_has_none_of_these_sections(quantized: EfficiencyReport) -> None:
+    page = report_html(quantized)
+    assert "Rounds" not in page
+    assert "Sensitivity" not in page

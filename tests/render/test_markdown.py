@@ -32,7 +32,7 @@ def test_the_text_alone_holds_everything_that_is_needed(quantized: EfficiencyRep
         assert needed in text
 
 
-@pytest.mark.parametrize("name", ["quantized", "profiled", "planned", "hostile"])
+@pytest.mark.parametrize("name", ["quantized", "profiled", "planned", "pruned", "factorized", "hostile"])
 def test_the_short_form_stays_under_two_thousand_tokens(name: str, request: pytest.FixtureRequest) -> None:
     assert len(markdown.report_markdown(request.getfixturevalue(name))) <= 8_000
 
@@ -56,6 +56,34 @@ def test_a_plan_and_a_profile_have_no_empty_table(planned: EfficiencyReport, pro
     assert markdown.report_markdown(planned).startswith("**PLAN** ")
     assert "| latency p50 | 0.412 ms |" in markdown.report_markdown(profiled)
     assert "`features.3` Conv2d: 0.151 ms, 37% of the time" in markdown.report_markdown(profiled)
+
+
+def test_rounds_are_a_table_and_training_is_one_line(pruned: EfficiencyReport) -> None:
+    text = markdown.report_markdown(pruned)
+    assert "| round | amount | taken | re-estimated | trained | drop | left | kept | why |" in text
+    assert "| 3 | 90% | 0.2121 | 0.9529 | 0.9832 | 0.0067 | 23 k | ✓ | the goal, within the guard of 0.01 |" in text
+    assert "| 1 | 50% | 0.9529 | 0.9899 | 0.9899 | 0.0000 | 111 k |  | a step on the way to 90% |" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("Training: ")]
+    assert "kept epoch 2 of round 3 (top1_accuracy 0.9832)" in line
+
+
+def test_a_table_of_rounds_has_no_empty_column(factorized: EfficiencyReport) -> None:
+    assert "| round | amount | taken | trained | drop | left | kept | why |" in markdown.report_markdown(factorized)
+
+
+def test_both_sizes_are_told_where_zeros_take_no_bytes(pruned: EfficiencyReport) -> None:
+    text = markdown.report_markdown(pruned)
+    assert "| size | 891 kB | 127 kB | 7.02x smaller |" in text
+    assert "| size if zeros were numbers | 891 kB | 891 kB |  |" in text
+    assert "| non-zero parameters | 221 k | 23 k | 89.6% zeros |" in text
+
+
+def test_the_short_form_has_the_most_and_the_least_sensitive_and_the_full_one_all(pruned: EfficiencyReport) -> None:
+    short = markdown.report_markdown(pruned)
+    assert "- `0` ▁▂█ drop 0.1212 at 90%; within the guard: 50%" in short
+    assert "`5.conv2` ▁▁▁" in short
+    assert "`5.shortcut`" not in short
+    assert "`5.shortcut`" in markdown.report_markdown(pruned, "full")
 
 
 def test_a_failed_run_shows_its_error_and_its_log() -> None:

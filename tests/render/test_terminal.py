@@ -50,8 +50,28 @@ def test_a_plan_shows_what_would_be_tried_and_no_empty_columns(planned: Efficien
     assert "would change: " in text
 
 
+def test_a_pruning_shows_rounds_training_and_sensitivity(pruned: EfficiencyReport) -> None:
+    text = shown(terminal.report_view(pruned), width=140)
+    row = next(line.split() for line in text.splitlines() if line.split()[:2] == ["3", "90%"])
+    assert row[2:8] == ["0.2121", "0.9529", "0.9832", "0.0067", "23", "k"]
+    assert "✓" in row
+    assert "training  6 epochs in 3 rounds" in text
+    assert "0                ▁▂█     0.1212   90%                      50%" in text
+    assert "faster" not in text
+
+
+def test_of_many_rounds_the_last_and_the_kept_one_are_shown(pruned: EfficiencyReport) -> None:
+    rounds = [pruned.rounds[0].model_copy(update={"number": n, "kept": n == 2}) for n in range(1, 31)]
+    many = pruned.model_copy(update={"rounds": rounds})
+    text = shown(terminal.report_view(many))
+    assert "and 22 more: --detail full" in text
+    numbers = [line.split()[0] for line in text.splitlines() if "a step on the way" in line]
+    assert numbers == ["2", "24", "25", "26", "27", "28", "29", "30"]
+    assert shown(terminal.report_view(many, full=True)).count("a step on the way") == 30
+
+
 def test_the_short_form_is_short_and_the_full_one_names_every_layer(hostile: EfficiencyReport) -> None:
-    assert len(shown(terminal.report_view(hostile)).splitlines()) < 200
+    assert len(shown(terminal.report_view(hostile)).splitlines()) < 240
     many = hostile.model_copy(update={"skipped": [Skip(path=f"layer.{i}", reason="r") for i in range(40)]})
     assert "layer.39" not in shown(terminal.report_view(many))
     assert "layer.39" in shown(terminal.report_view(many, full=True))

@@ -1,0 +1,163 @@
+"""The pictures of training and sensitivity as inline SVG: curves over epochs, and one small curve per layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+from omgoptim.render import facts, rounds
+from omgoptim.render.charts import WIDTH, Scale, tail
+from omgoptim.reports import Epoch, Training
+
+MOST_LAYERS = 24
+"""How many layers or groups get a curve of their own, the most sensitive first."""
+
+_LEFT, _RIGHT = 72, 24
+_PANEL, _GAP, _FOOT = 112, 30, 40
+_COLUMNS, _CELL_HEIGHT = 4, 104
+
+
+def learning_curve(training: Training) -> str:
+    """Loss above, quality below, over all epochs; a line where a round begins. Empty below two epochs."""
+    epochs = training.epochs
+    if len(epochs) < 2:
+        return ""
+    panels = [("loss", [_finite(epoch.loss) for epoch in epochs])]
+    qualities = [_finite(epoch.quality) for epoch in epochs]
+    if any(value is not None for value in qualities):
+        panels.append(("quality", qualities))
+    x = Scale(0.5, len(epochs) + 0.5, _LEFT, WIDTH - _RIGHT)
+    height = len(panels) * (_PANEL + _GAP) + _FOOT - _GAP + 14
+    parts = [_rounds(epochs, x, height - _FOOT)]
+    for place, (name, values) in enumerate(panels):
+        parts.append(_panel(name, values, epochs, x, 14 + place * (_PANEL + _GAP)))
+    name = "epoch, over all rounds" if len({epoch.round for epoch in epochs}) > 1 else "epoch"
+    parts.append(_epoch_axis(name, len(epochs), x, height))
+    label = "Loss and quality over the epochs" if len(panels) == 2 else "Loss over the epochs"
+    told = escape(facts.plain(rounds.training_text(training), 600))
+    return _svg(WIDTH, height, label, f"<title>{label}: {told}</title>{''.join(parts)}")
+
+
+def sensitivity_multiples(found: Sequence[rounds.Slack], guard: float | None) -> str:
+    """One small curve per layer or group: the drop in quality against the amount, all on the same scales."""
+    shown = found[:MOST_LAYERS]
+    drops = [point.quality_drop for slack in shown for point in slack.points]
+    if not drops:
+        return ""
+    amounts = [point.amount for slack in shown for point in slack.points]
+    low, high = min(0.0, *drops), max(*drops, guard or 0.0, 1e-6)
+    width = WIDTH / _COLUMNS
+    cells = []
+    for place, slack in enumerate(shown):
+        left, top = (place % _COLUMNS) * width, (place // _COLUMNS) * _CELL_HEIGHT
+        x = Scale(0, max(amounts), left + 8, left + width - 16)
+        y = Scale(low, high, top + _CELL_HEIGHT - 26, top + 28)
+        cells.append(_cell(slack, guard, x, y))
+    height = math.ceil(len(shown) / _COLUMNS) * _CELL_HEIGHT
+    return _svg(WIDTH, height, "Drop in quality against the amount, for each layer alone", "".join(cells))
+
+
+def _panel(name: str, values: Sequence[float | None], epochs: Sequence[Epoch], x: Scale, top: float) -> str:
+    """One curve with its axis; an epoch without a number is a gap."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    margin = max(0.12 * (max(known) - min(known)), 1e-3 * max(abs(max(known)), 1e-3))
+    y = Scale(min(known) - margin, max(known) + margin, top + _PANEL, top)
+    ticks = y.ticks()
+    digits = next((d for d in range(6) if len({f"{t:.{d}f}" for t in ticks}) == len(ticks)), 6)
+    parts = [
+        f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y.at(t):.1f}" y2="{y.at(t):.1f}"/>'
+        f'<text x="{_LEFT - 10}" y="{y.at(t) + 4:.1f}" text-anchor="end">{t:.{digits}f}</text>'
+        for t in ticks
+    ]
+    middle = top + _PANEL / 2
+    parts.append(f'<text x="12" y="{middle}" text-anchor="middle" transform="rotate(-90 12 {middle})">{name}</text>')
+    points = [(x.at(i), None if value is None else y.at(value)) for i, value in enumerate(values, start=1)]
+    parts += [_line(run, f"curve {name}") for run in _runs(points, [epoch.round for epoch in epochs])]
+    for (at_x, at_y), value, epoch in zip(points, values, epochs, strict=True):
+        if at_y is not None and value is not None:
+            parts.append(_mark(epoch, f"{name} {value:.4g}", at_x, at_y))
+    return "".join(parts)
+
+
+def _mark(epoch: Epoch, told: str, at_x: float, at_y: float) -> str:
+    kept = ", kept" if epoch.best else ""
+    title = f"<title>round {epoch.round}, epoch {epoch.epoch}: {told}{kept}</title>"
+    kind = "pick" if epoch.best else "dot"
+    return f'<circle class="{kind}" cx="{at_x:.1f}" cy="{at_y:.1f}" r="{5 if epoch.best else 3.5}">{title}</circle>'
+
+
+def _rounds(epochs: Sequence[Epoch], x: Scale, bottom: float) -> str:
+    """A line where a round begins, and its number above."""
+    if len({epoch.round for epoch in epochs}) < 2:
+        return ""
+    parts = []
+    for place, epoch in enumerate(epochs):
+        if place == 0 or epoch.round != epochs[place - 1].round:
+            at = x.at(place + 0.5)
+            if place:
+                parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="4" y2="{bottom:.1f}"/>')
+            parts.append(f'<text x="{at + 5:.1f}" y="11">round {epoch.round}</text>')
+    return "".join(parts)
+
+
+def _epoch_axis(name: str, count: int, x: Scale, height: float) -> str:
+    step = max(1, math.ceil(count / 12))
+    ticks = "".join(
+        f'<text x="{x.at(epoch):.1f}" y="{height - 22:.1f}" text-anchor="middle">{epoch}</text>'
+        for epoch in range(step, count + 1, step)
+    )
+    middle = (_LEFT + WIDTH - _RIGHT) / 2
+    return f'{ticks}<text x="{middle}" y="{height - 4:.1f}" text-anchor="middle">{name}</text>'
+
+
+def _cell(slack: rounds.Slack, guard: float | None, x: Scale, y: Scale) -> str:
+    name = escape(tail(facts.plain(slack.path, 200), 24))
+    told = ", ".join(f"{rounds.amount_text(p.amount)}: drop {p.quality_drop:.4f}" for p in slack.points)
+    title = f"<title>{escape(facts.plain(slack.path, 200))}. {told}</title>"
+    worst = slack.worst
+    points: list[tuple[float, float | None]] = [(x.at(0), y.at(0))]
+    points += [(x.at(point.amount), y.at(point.quality_drop)) for point in slack.points]
+    parts = [
+        f'<text class="label" x="{x.start:.1f}" y="{y.end - 12:.1f}">{name}</text>',
+        f'<line class="grid" x1="{x.start:.1f}" x2="{x.end:.1f}" y1="{y.at(0):.1f}" y2="{y.at(0):.1f}"/>',
+    ]
+    if guard is not None:
+        at = y.at(guard)
+        parts.append(f'<line class="guard" x1="{x.start:.1f}" x2="{x.end:.1f}" y1="{at:.1f}" y2="{at:.1f}"/>')
+    over = guard is not None and worst.quality_drop > guard
+    parts += [_line(run, "curve drop") for run in _runs(points, [0] * len(points))]
+    last_x, last_y = x.at(worst.amount), y.at(worst.quality_drop)
+    parts.append(f'<circle class="{"out" if over else "pick"}" cx="{last_x:.1f}" cy="{last_y:.1f}" r="4"/>')
+    foot = f"{worst.quality_drop:.4f} at {rounds.amount_text(worst.amount)}"
+    parts.append(f'<text x="{x.start:.1f}" y="{y.start + 16:.1f}">{foot}</text>')
+    return f"<g>{title}{''.join(parts)}</g>"
+
+
+def _runs(points: Sequence[tuple[float, float | None]], rounds_of: Sequence[int]) -> list[list[tuple[float, float]]]:
+    """The points as unbroken lines: a round or a gap ends one."""
+    runs: list[list[tuple[float, float]]] = []
+    before: int | None = None
+    for (at_x, at_y), of_round in zip(points, rounds_of, strict=True):
+        if at_y is None:
+            before = None
+            continue
+        if before != of_round:
+            runs.append([])
+        runs[-1].append((at_x, at_y))
+        before = of_round
+    return runs
+
+
+def _line(points: Sequence[tuple[float, float]], kind: str) -> str:
+    return f'<polyline class="{kind}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>'
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _svg(width: float, height: float, label: str, body: str) -> str:
+    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">{body}</svg>'

@@ -1,0 +1,39 @@
+"""The sections of the HTML report on rounds, training and sensitivity."""
+
+from __future__ import annotations
+
+from omgoptim.render import curves, rounds
+from omgoptim.render.html_parts import section, table, text
+from omgoptim.reports import EfficiencyReport
+
+
+def rounds_section(report: EfficiencyReport) -> str:
+    """The rounds as a table, and what training did as curves."""
+    body, note = "", ""
+    if report.rounds:
+        columns = rounds.round_columns(report.rounds)
+        header = [*((name if name != "kept" else "", name != "kept") for name in columns), ("why", False)]
+        rows = []
+        for place, one in enumerate(report.rounds):
+            cells = "".join(
+                f'<td class="{"kept" if name == "kept" else "n"}">{cells[place]}</td>'
+                for name, cells in columns.items()
+            )
+            rows.append(f'<tr class="{"chosen" if one.kept else ""}">{cells}<td>{text(one.why)}</td></tr>')
+        body = table(header, rows)
+        note = rounds.rounds_note(report.rounds)
+    if report.training is not None:
+        body += f'<p class="note">{text(rounds.training_text(report.training), 600)}</p>'
+        body += curves.learning_curve(report.training)
+    return section("Rounds and training" if report.rounds else "Training", body, note) if body else ""
+
+
+def sensitivity_section(report: EfficiencyReport) -> str:
+    """One small curve per layer or group, the most sensitive first."""
+    found = rounds.slacks(report)
+    guard = report.request.get("max_quality_drop")
+    picture = curves.sensitivity_multiples(found, float(guard) if isinstance(guard, (int, float)) else None)
+    if not picture:
+        return ""
+    most = f"the {curves.MOST_LAYERS} most sensitive of {len(found)}; " if len(found) > curves.MOST_LAYERS else ""
+    return section("Sensitivity", picture, f"{most}drop in quality when this alone is compressed; dashes: the guard")

@@ -1,0 +1,65 @@
+"""Tests of the pictures of training and sensitivity: their numbers are read back from the drawing."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from omgoptim.render import curves, rounds
+from omgoptim.reports import EfficiencyReport
+
+
+def points_of(picture: str, kind: str) -> list[list[tuple[float, float]]]:
+    lines = re.findall(rf'class="curve {kind}" points="([^"]+)"', picture)
+    return [[(float(x), float(y)) for x, y in (pair.split(",") for pair in line.split())] for line in lines]
+
+
+def test_a_curve_ends_with_its_round_and_a_higher_loss_lies_higher(pruned: EfficiencyReport) -> None:
+    assert pruned.training
+    picture = curves.learning_curve(pruned.training)
+    losses = points_of(picture, "loss")
+    assert [len(run) for run in losses] == [2, 2, 2]
+    drawn = [y for run in losses for _, y in run]
+    told = [epoch.loss for epoch in pruned.training.epochs]
+    assert sorted(range(6), key=lambda i: -drawn[i]) == sorted(range(6), key=lambda i: told[i])
+    assert picture.count('class="pick"') == 2 * sum(epoch.best for epoch in pruned.training.epochs)
+    assert "round 3, epoch 2: quality 0.9832, kept" in picture
+
+
+def test_quality_without_numbers_has_no_curve_and_a_loss_that_is_none_leaves_a_gap(pruned: EfficiencyReport) -> None:
+    assert pruned.training
+    epochs = [epoch.model_copy(update={"quality": None, "round": 1}) for epoch in pruned.training.epochs]
+    epochs[2] = epochs[2].model_copy(update={"loss": math.nan})
+    picture = curves.learning_curve(pruned.training.model_copy(update={"epochs": epochs}))
+    assert points_of(picture, "quality") == []
+    assert [len(run) for run in points_of(picture, "loss")] == [2, 3]
+    assert "nan" not in picture
+    assert 'aria-label="Loss over the epochs"' in picture
+
+
+def test_one_epoch_is_no_picture_and_equal_losses_are_one(pruned: EfficiencyReport) -> None:
+    assert pruned.training
+    one = pruned.training.model_copy(update={"epochs": pruned.training.epochs[:1]})
+    assert curves.learning_curve(one) == ""
+    flat = pruned.training.model_copy(update={"epochs": [pruned.training.epochs[0]] * 2})
+    assert len(points_of(curves.learning_curve(flat), "loss")[0]) == 2
+
+
+def test_small_curves_share_their_scale_and_begin_at_no_drop(pruned: EfficiencyReport) -> None:
+    found = rounds.slacks(pruned)
+    drawn = points_of(curves.sensitivity_multiples(found, 0.01), "drop")
+    assert len(drawn) == len(found) == 11
+    heights = [run[0][1] - run[-1][1] for run in drawn]
+    most = found[0].points[-1].quality_drop
+    for height, slack in zip(heights, found, strict=True):
+        assert abs(height - heights[0] * slack.points[-1].quality_drop / most) <= 0.2
+
+
+def test_more_layers_than_fit_are_left_out_and_the_guard_is_drawn_only_where_it_is_known(
+    pruned: EfficiencyReport,
+) -> None:
+    found = rounds.slacks(pruned) * 3
+    picture = curves.sensitivity_multiples(found, None)
+    assert len(points_of(picture, "drop")) == curves.MOST_LAYERS
+    assert 'class="guard"' not in picture
+    assert curves.sensitivity_multiples([], 0.01) == ""
