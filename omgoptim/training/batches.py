@@ -1,0 +1,140 @@
+"""One epoch of the user's training data, as the loop takes it: tensors by input name, the target beside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from omgoptim.errors import DataError
+from omgoptim.models.calls import name_inputs
+from omgoptim.models.data import DataSource, RawBatch
+from omgoptim.runtimes.signature import Signature
+from omgoptim.training.randomness import seed_everything
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Samples with their targets."""
+
+    inputs: dict[str, Tensor]
+    """By input name, the batch first, in the signature's dtypes."""
+    target: Any = None
+    """A tensor where the data's target is an array or a list of numbers (integers as int64, floats as float32), the
+    user's own object where it is something else, None without labels."""
+
+    @property
+    def size(self) -> int:
+        return len(next(iter(self.inputs.values())))
+
+    def to(self, device: str | torch.device) -> Batch:
+        """The batch on a device; a target that is no tensor stays what it is."""
+        target = self.target.to(device) if isinstance(self.target, Tensor) else self.target
+        return replace(self, inputs={name: tensor.to(device) for name, tensor in self.inputs.items()}, target=target)
+
+
+@dataclass(slots=True)
+class Batches:
+    """How the train split is read, epoch by epoch."""
+
+    data: DataSource
+    module: nn.Module
+    """Whose forward names the inputs; a compressed copy has the same one."""
+    signature: Signature
+    _counted: dict[int, tuple[int, Batch]] = field(default_factory=dict)
+
+    def epoch(self, batch_size: int) -> Iterator[Batch]:
+        """One pass over the train split, in an order drawn from torch's global random state.
+
+        A last batch of one sample is left out where others are larger: batch normalization cannot train on it.
+
+        Raises:
+            DataError: a batch has not the model's inputs, or a target of another length.
+            UserCodeError: the user's data failed.
+        """
+        waiting, largest = None, 0
+        for raw in self.data.epoch(batch_size):
+            if waiting is not None:
+                yield waiting
+            waiting = self._batch(raw)
+            largest = max(largest, waiting.size)
+        if waiting is not None and (waiting.size > 1 or largest == 1):
+            yield waiting
+
+    def survey(self, batch_size: int, seed: int, check: Callable[[Any], None]) -> tuple[int, Batch]:
+        """How many batches an epoch has, and its first one; read once, then remembered.
+
+        Args:
+            seed: of the order in which the data is read; the global random state is left seeded with it.
+            check: is shown each target, and raises if it does not fit.
+
+        Raises:
+            DataError: the train data is empty, or whatever `check` and `epoch` raise.
+        """
+        if batch_size not in self._counted:
+            seed_everything(seed, 0, 0)
+            first, count = None, 0
+            for batch in self.epoch(batch_size):
+                check(batch.target)
+                first, count = first or batch, count + 1
+            if first is None:
+                raise DataError(
+                    "the train data is empty",
+                    "it gave no batch for split 'train'",
+                    "give training samples, or epochs 0",
+                )
+            self._counted[batch_size] = count, first
+        return self._counted[batch_size]
+
+    def _batch(self, raw: RawBatch) -> Batch:
+        named = {name: tensor for name, tensor, _ in name_inputs(self.module, raw.inputs, self.signature.input_names)}
+        missing = [name for name in self.signature.input_names if name not in named]
+        if missing:
+            raise DataError(
+                "a batch of the train data lacks inputs that the evaluation data has",
+                f"it lacks {', '.join(missing)} and holds {', '.join(named)}",
+                "yield the same inputs for every split",
+            )
+        inputs = {t.name: named[t.name].to(getattr(torch, t.dtype)) for t in self.signature.inputs}
+        lengths = {name: len(tensor) if tensor.ndim else 0 for name, tensor in inputs.items()}
+        if len(set(lengths.values())) != 1 or 0 in lengths.values():
+            raise DataError(
+                "the inputs of a batch of the train data have different lengths, or none",
+                f"{lengths}; dimension 0 is the batch",
+            )
+        return Batch(inputs, as_target(raw.target, next(iter(lengths.values()))))
+
+
+def as_target(target: Any, length: int) -> Any:
+    """A target as a tensor where it is numbers, else the user's own object.
+
+    Args:
+        length: samples in the batch.
+
+    Raises:
+        DataError: it is a tensor of another length.
+    """
+    if target is None:
+        return None
+    if not isinstance(target, Tensor):
+        try:
+            array = (
+                np.asarray(target) if isinstance(target, (list, tuple, np.ndarray, np.generic, int, float)) else None
+            )
+        except (ValueError, TypeError, RuntimeError):  # lists of unequal length, tensors of several shapes
+            return target
+        if array is None or array.dtype.kind not in "biuf":
+            return target
+        target = torch.from_numpy(np.array(array))  # a copy: memory that cannot be written to is no tensor's
+    tensor = target.detach().reshape(1) if target.ndim == 0 else target.detach()
+    if len(tensor) != length:
+        raise DataError(
+            f"a batch of {length} samples has a target of length {len(tensor)}",
+            "inputs and target need the same first dimension",
+            "yield (inputs, target); three or more elements are read as (input, input, …, target)",
+        )
+    return tensor.float() if tensor.is_floating_point() else tensor.long()

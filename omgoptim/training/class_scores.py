@@ -1,0 +1,98 @@
+"""Outputs that are scores of classes: which axis holds the classes, how many, and whether they are probabilities."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from omgoptim.errors import DataError
+
+IGNORED = -100
+"""Targets that do not count, as torch's cross_entropy has it."""
+
+SMALLEST = 1e-12
+"""Smallest probability whose logarithm is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScores:
+    """How the scores of classes lie in an output.
+
+    Shapes: (N, C), (N, C, …) or (N, …, C) with `axis` 1 or -1; a single score per target, (N), (N, 1) or the targets'
+    own shape, has no class axis and two classes.
+    """
+
+    classes: int
+    axis: int | None
+    probabilities: bool
+    """Whether they went through a softmax (or sigmoid) already."""
+
+    @staticmethod
+    def of(output: Tensor, target: Tensor) -> ClassScores | None:
+        """How an output and its integer targets fit together; None if they do not.
+
+        Args:
+            output: what the model gave for one batch; whether it is probabilities is read from it.
+        """
+        if not output.is_floating_point() or not output.ndim or len(output) != len(target):
+            return None
+        single = output.ndim < 2 or 1 in (output.shape[1], output.shape[-1])
+        if output.shape == target.shape or (output.numel() == target.numel() and single):
+            low, high = output.detach().aminmax()
+            return ClassScores(2, None, bool(low >= 0) and bool(high <= 1))
+        if output.shape[:-1] == target.shape:
+            return ClassScores(output.shape[-1], -1, is_distribution(output, -1))
+        if output.ndim == target.ndim + 1 and output.shape[:1] + output.shape[2:] == target.shape:
+            return ClassScores(output.shape[1], 1, is_distribution(output, 1))
+        return None
+
+    @property
+    def name(self) -> str:
+        return "cross-entropy" if self.axis is not None else "binary cross-entropy"
+
+    def check(self, target: object) -> None:
+        """Raise a DataError if a label is none of the classes."""
+        if not isinstance(target, Tensor):
+            raise DataError(
+                "a batch of the train data has no labels",
+                f"its target is a {type(target).__name__}; others are integers",
+                "give every training batch a target, -100 where none counts",
+            )
+        if target.is_floating_point():
+            raise DataError("the targets are integers in some batches of the train data and floats in others")
+        wrong = target[(target != IGNORED) & ((target < 0) | (target >= self.classes))]
+        if len(wrong):
+            raise DataError(
+                f"label {int(wrong[0])} is out of range",
+                f"the model scores {self.classes} classes, so labels are 0 to {self.classes - 1} (or -100: left out)",
+                "check the labels of the train data, or the number of outputs of the model",
+            )
+
+    def rows(self, output: Tensor) -> Tensor:
+        """The scores as (rows, classes) logits in float32, one row per target, in the targets' order."""
+        scores = output.float()
+        if self.axis is None:
+            scores = scores.reshape(-1)
+            if self.probabilities:
+                scores = torch.logit(scores, eps=1e-6)
+            return torch.stack([torch.zeros_like(scores), scores], 1)  # softmax over (0, z) is sigmoid(z)
+        if self.axis == 1 and scores.ndim > 2:
+            scores = scores.movedim(1, -1)
+        scores = scores.reshape(-1, self.classes)
+        return scores.clamp(min=SMALLEST).log() if self.probabilities else scores
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Mean (binary) cross-entropy over the targets that count; 0 where none does."""
+        rows, labels = self.rows(output), target.reshape(-1)
+        if bool((labels == IGNORED).all()):
+            return rows.sum() * 0.0  # a mean over nothing would be NaN
+        return F.cross_entropy(rows, labels, ignore_index=IGNORED)
+
+
+def is_distribution(output: Tensor, axis: int) -> bool:
+    """Whether scores along an axis are probabilities: none negative, their sum one."""
+    values = output.detach().float()
+    return bool((values >= 0).all()) and bool(((values.sum(axis) - 1).abs() < 1e-3).all())

@@ -1,0 +1,188 @@
+"""What training minimizes on the targets: inferred from outputs and targets, the model's own, or the user's."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from omgoptim.errors import DataError
+from omgoptim.models.trust import Reach
+from omgoptim.models.user_code import call_user, load_callable
+from omgoptim.runtimes.signature import flatten
+from omgoptim.training.class_scores import IGNORED, ClassScores
+
+OWN_LOSS_FIX = "give a loss of your own: --loss file.py:callable = loss(outputs, targets)"
+
+
+def _accept(_target: Any) -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A loss on the targets, and what is known about it before the first step."""
+
+    name: str
+    """In words, for the report."""
+    function: Callable[[Any, Any], Tensor]
+    """`function(outputs, target)`: outputs as the module returns them, a scalar with a gradient."""
+    check: Callable[[Any], None] = _accept
+    """Raises a DataError on a target that does not fit the outputs."""
+    by_the_model: bool = False
+    """Whether the module computes it itself, when it is called with `labels`."""
+
+    @staticmethod
+    def counted(target: Any) -> int | None:
+        """Targets that count in a batch: a mean over batches has to be weighted by them. None: by samples."""
+        if isinstance(target, Tensor) and not target.is_floating_point():
+            return int((target != IGNORED).sum())
+        return None
+
+
+def main_output(outputs: Any) -> Tensor:
+    """The output that is learned and compared: the first tensor that has a batch dimension.
+
+    Hugging Face outputs with labels begin with their loss, a single number; it is passed over.
+
+    Raises:
+        DataError: there is none.
+    """
+    if isinstance(outputs, Mapping):
+        outputs = {key: value for key, value in outputs.items() if key != "loss"}
+    found = next((leaf for leaf in flatten(outputs) if isinstance(leaf, Tensor) and leaf.ndim), None)
+    if found is None:
+        raise DataError(
+            "the model returns no tensor with a batch dimension to learn from",
+            f"it returned a {type(outputs).__name__}",
+            "let forward return its predictions first",
+        )
+    return found
+
+
+def loss_of(
+    spec: str | Callable[[Any, Any], Tensor],
+    outputs_example: Any,
+    target_example: Any,
+    reach: Reach,
+    limit_s: float,
+    module: nn.Module | None = None,
+) -> Loss | None:
+    """The loss that a request names; None for `auto` without targets, where there is nothing to compare with.
+
+    `auto` is the model's own loss where `module` takes `labels` and returns a mapping, as those of Hugging Face do.
+    Else integer targets give cross-entropy (targets of -100 left out; class axis last or second), or binary
+    cross-entropy where there is one score per target; float targets of the outputs' shape give the mean squared error.
+    Outputs that are probabilities already are taken as such.
+
+    Args:
+        spec: `auto`, `file.py:callable`, or the callable itself: `loss(outputs, targets)`.
+        outputs_example: what the module returned for a batch.
+        target_example: the target of the same batch, as `Batch` has it.
+        limit_s: seconds after which one call of the user's loss counts as hanging.
+
+    Raises:
+        DataError: `auto` knows no loss for such outputs and targets; a label is out of range.
+        ModelError, UserCodeError, SetupError: the user's loss cannot be imported.
+    """
+    if callable(spec):
+        return _user_loss(getattr(spec, "__name__", type(spec).__name__), spec, limit_s)
+    if spec != "auto":
+        function = load_callable(spec, reach, "loss", limit_s)
+        if not callable(function):
+            raise DataError(f"loss '{spec}' is a {type(function).__name__}", "loss(outputs, targets) is needed")
+        return _user_loss(spec.rpartition(":")[2], function, limit_s)
+    if target_example is None:
+        return None
+    if module is not None and isinstance(outputs_example, Mapping) and takes_labels(module):
+        return _own_loss(module, outputs_example, target_example)
+    return _inferred(main_output(outputs_example), target_example)
+
+
+def takes_labels(module: nn.Module) -> bool:
+    """Whether forward has an argument `labels`."""
+    return "labels" in inspect.signature(module.forward).parameters
+
+
+def _inferred(output: Tensor, target: Any) -> Loss:
+    if not isinstance(target, Tensor):
+        raise DataError(
+            "there is no loss that suits the data's targets by itself",
+            f"they are of type {type(target).__name__}; integers are read as classes, floats as values",
+            OWN_LOSS_FIX,
+        )
+    if target.is_floating_point():
+        _same_count(output, target)
+        return Loss("mean squared error", _mean_squared_error)
+    scores = ClassScores.of(output, target)
+    if scores is None:
+        raise _no_fit(output, target)
+    scores.check(target)
+    return Loss(scores.name, lambda outputs, labels: scores.loss(main_output(outputs), labels), scores.check)
+
+
+def _mean_squared_error(outputs: Any, target: Tensor) -> Tensor:
+    output = main_output(outputs)
+    _same_count(output, target)  # never broadcast: (N, 1) against (N) would compare every pair
+    return F.mse_loss(output.reshape(target.shape).float(), target)
+
+
+def _same_count(output: Tensor, target: Tensor) -> None:
+    if output.shape[0] != target.shape[0] or output.squeeze().shape != target.squeeze().shape:
+        raise _no_fit(output, target)
+
+
+def _no_fit(output: Tensor, target: Tensor) -> DataError:
+    return DataError(
+        "the targets do not fit the outputs",
+        f"outputs are {tuple(output.shape)}, {str(target.dtype).removeprefix('torch.')} targets {tuple(target.shape)}",
+        OWN_LOSS_FIX,
+    )
+
+
+def _own_loss(module: nn.Module, outputs_example: Any, target_example: Any) -> Loss:
+    """The loss that the module computes from `labels`. Outputs without one get what the shapes suggest, shifted for a
+    causal language model: that is what a technique has which calls the module without labels."""
+    causal = any(part in type(module).__name__ for part in ("CausalLM", "LMHead"))
+
+    def function(outputs: Any, target: Any) -> Tensor:
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
+        if isinstance(loss, Tensor):
+            return loss
+        output = main_output(outputs)
+        if causal:
+            output, target = output[:, :-1], target[:, 1:]
+        return _inferred(output, target).function(output, target)
+
+    check: Callable[[Any], None] = _accept
+    scores = main_output(outputs_example)
+    if isinstance(target_example, Tensor) and not target_example.is_floating_point():
+        found = ClassScores.of(scores, target_example)
+        if found is not None:
+            found.check(target_example)
+            check = found.check
+    return Loss(f"the loss of {type(module).__name__} itself", function, check, by_the_model=True)
+
+
+def _user_loss(name: str, function: Callable[[Any, Any], Any], limit_s: float) -> Loss:
+    def checked(outputs: Any, target: Any) -> Tensor:
+        value = call_user(f"the loss {name}", limit_s, function, outputs, target)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            got = (
+                f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            )
+            raise DataError(f"the loss {name} returned {got}", "one number is needed: a tensor without dimensions")
+        if torch.is_grad_enabled() and not value.requires_grad:
+            raise DataError(
+                f"the loss {name} returned a number without a gradient",
+                "it does not depend on the outputs through torch operations",
+                "compute it from the outputs with torch, without .item(), .detach() or numpy",
+            )
+        return value.reshape(())
+
+    return Loss(name, checked)

@@ -1,0 +1,42 @@
+"""The modes of modules while one is trained, maybe by another: set, and put back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from omgoptim.training.judge import judged
+
+
+@contextmanager
+def training(module: nn.Module) -> Iterator[None]:
+    """A module in train mode; afterwards on the CPU, and every layer in the mode it had.
+
+    Batch normalization all of whose parameters are frozen keeps the mode it has: its statistics are as frozen as they.
+    """
+    modes = [(layer, layer.training) for layer in module.modules()]
+    try:
+        try:
+            module.train()
+        except NotImplementedError:  # a .pt2 has one mode only, that of its export
+            for layer, _ in modes:
+                layer.training = True
+        for layer, mode in modes:
+            own = list(layer.parameters(recurse=False))
+            if isinstance(layer, _BatchNorm) and own and not any(parameter.requires_grad for parameter in own):
+                layer.training = mode
+        yield
+    finally:
+        module.to("cpu")
+        for layer, mode in modes:
+            layer.training = mode
+
+
+@contextmanager
+def teaching(teacher: nn.Module | None, device: str) -> Iterator[None]:
+    """A teacher in eval mode on the device, and afterwards as it was."""
+    with judged(teacher, device) if teacher is not None else nullcontext():
+        yield

@@ -1,0 +1,77 @@
+"""The optimizer and the learning rate's course over the steps that a plan names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from omgoptim.training.plan import TrainingPlan
+
+MOMENTUM = 0.9
+ONE_CYCLE_RISE = 0.3
+"""Smallest fraction of the steps in which a one_cycle schedule rises, as torch's own has it."""
+START, END = 25.0, 1e4
+"""one_cycle starts at 1/25 of the peak and ends at 1/10,000 of where it started, as torch's own does."""
+
+
+def optimizer_of(plan: TrainingPlan, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The plan's optimizer on parameters; biases and normalization (fewer than two dimensions) do not decay."""
+    parameters = list(parameters)
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": plan.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    filled: list[dict[str, Any]] = [group for group in groups if group["params"]]
+    rate = plan.learning_rate
+    if plan.optimizer == "adamw":
+        return torch.optim.AdamW(filled, lr=rate)
+    if plan.optimizer == "adam":
+        return torch.optim.Adam(filled, lr=rate)
+    if plan.optimizer == "sgd":
+        return torch.optim.SGD(filled, lr=rate, momentum=MOMENTUM)
+    return torch.optim.RMSprop(filled, lr=rate)
+
+
+def scheduler_of(plan: TrainingPlan, optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
+    """The plan's schedule over `steps` optimizer steps."""
+    return LambdaLR(optimizer, course(plan, steps))
+
+
+def course(plan: TrainingPlan, steps: int) -> Callable[[int], float]:
+    """`factor(step)`: what the peak learning rate is multiplied by at a step, 0 <= step < steps.
+
+    Of w = round(warmup x steps) warmup steps, step i has (i + 1) / (w + 1). From step w on, with p the fraction of the
+    rest that is done: cosine (1 + cos(pi p)) / 2, linear 1 - p, constant 1. one_cycle is torch's OneCycleLR, its rise
+    at least 0.3 of the steps.
+    """
+    if plan.lr_schedule == "one_cycle":
+        return lambda step: _one_cycle(step, steps, max(plan.warmup, ONE_CYCLE_RISE))
+    warmup = round(plan.warmup * steps)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        done = min((step - warmup) / max(steps - warmup, 1), 1.0)
+        if plan.lr_schedule == "cosine":
+            return (1 + math.cos(math.pi * done)) / 2
+        return 1 - done if plan.lr_schedule == "linear" else 1.0
+
+    return factor
+
+
+def _one_cycle(step: int, steps: int, rise: float) -> float:
+    top = rise * steps - 1
+    if step <= top and top > 0:
+        return _between(1 / START, 1.0, step / top)
+    fall = steps - 1 - max(top, 0.0)
+    return _between(1.0, 1 / START / END, min((step - max(top, 0.0)) / fall, 1.0) if fall > 0 else 0.0)
+
+
+def _between(start: float, end: float, done: float) -> float:
+    """From start to end along half a cosine."""
+    return end + (start - end) * (1 + math.cos(math.pi * done)) / 2

@@ -1,0 +1,182 @@
+"""The steps of an epoch: gradients over a group of batches, then one step, through Hugging Face Accelerate."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from omgoptim.errors import SetupError
+from omgoptim.training.batches import Batch
+from omgoptim.training.checkpoints import Checkpoint
+from omgoptim.training.losses import Loss
+from omgoptim.training.masks import ZeroMasks
+from omgoptim.training.objective import Objective
+from omgoptim.training.optimizers import optimizer_of, scheduler_of
+from omgoptim.training.plan import TrainingPlan
+
+
+class _Called(nn.Module):
+    """What Accelerate wraps and patches, so that the user's module and its forward stay their own."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+
+@dataclass(slots=True)
+class Steps:
+    """Module, optimizer and schedule as Accelerate has prepared them."""
+
+    accelerator: Any
+    called: nn.Module
+    parameters: list[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    scheduler: LambdaLR
+    prepared: tuple[Any, Any]
+    """Optimizer and scheduler in Accelerate's wrappers."""
+    objective: Objective
+    plan: TrainingPlan
+    masks: ZeroMasks | None
+    last_rate: float = 0.0
+    """Learning rate of the last step."""
+
+    @property
+    def device(self) -> torch.device:
+        place: torch.device = self.accelerator.device
+        return place
+
+    def epoch(self, batches: Iterator[Batch], told: Callable[[int, float], None]) -> float:
+        """One pass over the batches.
+
+        Args:
+            told: `told(batches done, mean loss)` after each step.
+
+        Returns:
+            The mean loss over what counts in all batches; NaN or infinite as soon as one batch's is, without its step.
+        """
+        total, weight, done = 0.0, 0, 0
+        while group := list(islice(batches, self.plan.accumulate)):
+            counted = [self._check(batch) for batch in group]
+            for index, (batch, count) in enumerate(zip(group, counted, strict=True)):
+                loss = self._backward(batch, count / max(sum(counted), 1), last=index == len(group) - 1)
+                if not math.isfinite(loss):
+                    return loss
+                total, weight = total + loss * count, weight + count
+            self._step()
+            done += len(group)
+            told(done, total / max(weight, 1))
+        return total / max(weight, 1)
+
+    def _check(self, batch: Batch) -> int:
+        """How many targets of a batch count, or samples, where that is what a loss is the mean of."""
+        if self.objective.loss is None:
+            return batch.size
+        self.objective.loss.check(batch.target)
+        counted = Loss.counted(batch.target)
+        return batch.size if counted is None else counted
+
+    def _backward(self, batch: Batch, share: float, last: bool) -> float:
+        with nullcontext() if last else self.accelerator.no_sync(self.called):
+            loss: Tensor = self.objective(self.called, batch.to(self.device))
+            value = float(loss.detach())
+            if math.isfinite(value):
+                self.accelerator.backward(loss * share)
+        return value
+
+    def _step(self) -> None:
+        optimizer, scheduler = self.prepared
+        if self.masks is not None:
+            self.masks.drop_gradients()
+        if self.plan.clip_norm:
+            self.accelerator.clip_grad_norm_(self.parameters, self.plan.clip_norm)
+        self.last_rate = float(self.scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        if self.masks is not None:
+            self.masks.hold()
+
+    def state(self) -> dict[str, Any]:
+        """What the steps to come depend on, as a checkpoint has it."""
+        scaler = self.accelerator.scaler
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else {},
+        }
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from there."""
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        self.scheduler.load_state_dict(checkpoint.scheduler)
+        if checkpoint.scaler and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(checkpoint.scaler)
+
+
+@contextmanager
+def opened_steps(
+    module: nn.Module,
+    parameters: list[nn.Parameter],
+    plan: TrainingPlan,
+    steps: int,
+    objective: Objective,
+    masks: ZeroMasks | None,
+) -> Iterator[Steps]:
+    """Steps on a module, which is moved to the plan's device.
+
+    Accelerate keeps its device and precision in state that the whole process shares: a caller's is put back afterwards,
+    and a training of another precision can follow.
+
+    Raises:
+        SetupError: accelerate is not installed, or does not import.
+    """
+    accelerate = _accelerate()
+    kinds = accelerate.state.PartialState, accelerate.state.AcceleratorState, accelerate.state.GradientState
+    shared = [kind._shared_state for kind in kinds]
+    before = [dict(state) for state in shared]
+    for state in shared:
+        state.clear()
+    try:
+        accelerator = accelerate.Accelerator(cpu=plan.device == "cpu", mixed_precision=plan.mixed_precision)
+        called = accelerator.prepare_model(_Called(module))
+        parameters = parameters or [nn.Parameter(torch.zeros(1))]  # nothing is trained for 0 epochs
+        optimizer = optimizer_of(plan, parameters)
+        scheduler = scheduler_of(plan, optimizer, steps)
+        prepared = accelerator.prepare(optimizer, scheduler)
+        objective.autocast = accelerator.autocast
+        yield Steps(accelerator, called, parameters, optimizer, scheduler, prepared, objective, plan, masks)
+        accelerator.free_memory()
+    finally:
+        for state, kept in zip(shared, before, strict=True):
+            state.clear()
+            state.update(kept)
+
+
+def _accelerate() -> Any:
+    try:
+        import accelerate
+    except ModuleNotFoundError as error:
+        raise SetupError(
+            "training needs accelerate",
+            f"{error.name} is not installed in {sys.executable}",
+            f'{sys.executable} -m pip install "accelerate>=1.6"',
+        ) from error
+    except (ImportError, RuntimeError, AttributeError) as error:
+        raise SetupError(
+            "accelerate is installed but does not import",
+            str(error).splitlines()[0] if str(error) else type(error).__name__,
+            f'{sys.executable} -m pip install --upgrade "accelerate>=1.6"',
+        ) from error
+    return accelerate

@@ -1,0 +1,88 @@
+"""Small nets, small data, and what the training loop takes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from omgoptim.models.calls import first_forward, input_tensors, name_inputs
+from omgoptim.models.data import DataSource, from_callable
+from omgoptim.models.samples import Samples
+from omgoptim.models.trust import Reach
+from omgoptim.runtimes.signature import Signature
+from omgoptim.training.batches import Batches
+from omgoptim.training.judge import Judge
+
+LIMIT_S = 60.0
+
+
+class Net(nn.Module):
+    """Linear, batch norm, dropout: everything that has state or draws."""
+
+    def __init__(self, inputs: int = 4, width: int = 16, outputs: int = 3, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.fc = nn.Linear(inputs, width)
+        self.norm = nn.BatchNorm1d(width)
+        self.drop = nn.Dropout(dropout)
+        self.out = nn.Linear(width, outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.drop(torch.relu(self.norm(self.fc(x)))))
+
+
+def net(seed: int = 0, **arguments: Any) -> Net:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return Net(**arguments).eval()
+
+
+def blobs(count: int = 96, classes: int = 3, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Points around one centre per class, in four dimensions."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(count) % classes
+    centres = np.random.default_rng(1).normal(size=(classes, 4)) * 1.5
+    points = centres[labels] + random.normal(size=(count, 4))
+    return torch.from_numpy(points.astype(np.float32)), torch.from_numpy(labels)
+
+
+def signature_of(module: nn.Module, inputs: Any) -> Signature:
+    named = name_inputs(module, inputs)
+    described = input_tensors([named])
+    return first_forward(module, described, {name: tensor for name, tensor, _ in named})
+
+
+def source(train: Any) -> DataSource:
+    """Data whose train split is `train` (a Dataset is shuffled, a list is not), or what calling it gives."""
+
+    def load(split: str) -> Any:
+        return train() if callable(train) else train
+
+    return from_callable(load, 8, LIMIT_S)
+
+
+def batches_of(module: nn.Module, inputs: torch.Tensor, target: torch.Tensor | None) -> Batches:
+    tensors = (inputs,) if target is None else (inputs, target)
+    return Batches(source(TensorDataset(*tensors)), module, signature_of(module, inputs[:2]))
+
+
+def judge_of(
+    module: nn.Module, inputs: torch.Tensor, target: torch.Tensor | None, metric: str | Callable[..., Any] = "auto"
+) -> Judge:
+    (tensor,) = signature_of(module, inputs[:2]).inputs
+    samples = Samples([{tensor.name: inputs.numpy()}], [None if target is None else target.numpy()])
+    return Judge.of(module, samples, signature_of(module, inputs[:2]), metric, Reach.of(Path.cwd(), []), LIMIT_S)
+
+
+def state(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
