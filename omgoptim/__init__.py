@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 from omgoptim.errors import OmgoptimError
 
 if TYPE_CHECKING:
-    from omgoptim.api import compare, open_artifact, profile, quantize
+    from omgoptim.api import compare, factorize, open_artifact, profile, prune, quantize
 
 __version__ = "0.1.0"
 
-__all__ = ["OmgoptimError", "__version__", "compare", "open_artifact", "profile", "quantize"]
+__all__ = ["OmgoptimError", "__version__", "compare", "factorize", "open_artifact", "profile", "prune", "quantize"]
 
 
 def __getattr__(name: str) -> object:

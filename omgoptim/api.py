@@ -60,6 +60,42 @@ def quantize(model: str | nn.Module, *, data: Any = None, metric: Any = "auto", 
     return _run("quantize", request, live)
 
 
+def prune(
+    model: str | nn.Module, *, data: Any = None, metric: Any = "auto", loss: Any = "auto", **arguments: Any
+) -> EfficiencyReport:
+    """Take weights away, train the rest back, and measure the saved artifact against the original.
+
+    Args:
+        model: a source, as for the other faces, or a module of this process; it is not changed.
+        data: a source; or a callable taking `split`; or a mapping of split name to a DataLoader or list of batches.
+            Training takes its `train` split.
+        metric: a name or source; or a callable `metric(outputs, targets) -> float`, higher is better.
+        loss: auto or a source; or a callable `loss(outputs, targets)` that returns a scalar tensor.
+        arguments: any other field of `PruneRequest`, and the parameters of its method.
+
+    Raises:
+        OmgoptimError: of the kind that fits: see `omgoptim.errors`.
+    """
+    request, live = _request("prune", model, data, metric, arguments, loss)
+    return _run("prune", request, live)
+
+
+def factorize(
+    model: str | nn.Module, *, data: Any = None, metric: Any = "auto", loss: Any = "auto", **arguments: Any
+) -> EfficiencyReport:
+    """Write large weights as products of thin ones, train back what that costs, and measure the saved artifact.
+
+    Args:
+        model, data, metric, loss: as for `prune`.
+        arguments: any other field of `FactorizeRequest`, and the parameters of its method.
+
+    Raises:
+        OmgoptimError: of the kind that fits: see `omgoptim.errors`.
+    """
+    request, live = _request("factorize", model, data, metric, arguments, loss)
+    return _run("factorize", request, live)
+
+
 def compare(a: str, b: str, **arguments: Any) -> EfficiencyReport:
     """Measure artifact or run `b` against `a`; `arguments` are any other field of `CompareRequest`.
 
@@ -93,7 +129,7 @@ def _run(verb: str, request: Request, live: Live | None = None) -> EfficiencyRep
 
 
 def _request(
-    verb: str, model: str | nn.Module, data: Any, metric: Any, arguments: dict[str, Any]
+    verb: str, model: str | nn.Module, data: Any, metric: Any, arguments: dict[str, Any], loss: Any = None
 ) -> tuple[Request, Live]:
     """The request that names what can be named, and the live objects beside it."""
     from omgoptim.operations.subject import Live
@@ -104,10 +140,13 @@ def _request(
         named["data"] = data if isinstance(data, str) else LIVE.format("data")
     if metric is not None:
         named["metric"] = metric if isinstance(metric, str) else LIVE.format("metric")
+    if loss is not None:
+        named["loss"] = loss if isinstance(loss, str) else LIVE.format("loss")
     live = Live(
         module=None if isinstance(model, str) else _copy(model),
         data=None if data is None or isinstance(data, str) else _by_split(data),
         metric=None if isinstance(metric, str) else metric,
+        loss=None if isinstance(loss, str) else loss,
     )
     return parse(verb, named), live
 

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 from omgoptim.errors import RequestError
 from omgoptim.operations.context import RunContext
 from omgoptim.reports import EfficiencyReport
-from omgoptim.requests import CompareRequest, ProfileRequest, QuantizeRequest, Request
+from omgoptim.requests import (
+    CompareRequest,
+    FactorizeRequest,
+    ProfileRequest,
+    PruneRequest,
+    QuantizeRequest,
+    Request,
+)
 
 if TYPE_CHECKING:
     from omgoptim.operations.subject import Live
@@ -32,6 +39,14 @@ def run_verb(verb: str, request: Request, context: RunContext, live: Live | None
         from omgoptim.operations.quantize import quantize
 
         return quantize(request, context, live)
+    if isinstance(request, PruneRequest):
+        from omgoptim.operations.prune import prune
+
+        return prune(request, context, live)
+    if isinstance(request, FactorizeRequest):
+        from omgoptim.operations.factorize import factorize
+
+        return factorize(request, context, live)
     if isinstance(request, CompareRequest):
         from omgoptim.operations.compare import compare
 

@@ -8,7 +8,7 @@ from typing import Any
 from omgoptim.operations.context import is_live
 from omgoptim.operations.subject import Subject
 from omgoptim.reports import Layer, NextStep
-from omgoptim.requests import ModelRequest, QuantizeRequest, Request, parse
+from omgoptim.requests import ModelRequest, QuantizeRequest, Request, parse, technique_field
 from omgoptim.requests.command import command_of
 from omgoptim.requests.quantize import Auto, Static
 
@@ -27,7 +27,9 @@ def repeat_of(verb: str, request: Request) -> str:
     live = {name for name, value in given.items() if is_live(value)}
     if not live:
         return command_of(verb, request)
-    given.update(given.pop("scheme", {}))
+    key = technique_field(type(request))
+    if key in given:
+        given.update(given.pop(key) | {key: getattr(getattr(request, key), key)})
     words = [f"{name}={name if name in live else repr(value)}" for name, value in given.items() if name != "model"]
     model = "model" if "model" in live else repr(given["model"])
     return f"omgoptim.{verb}({', '.join([model, *words])})"

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.errors import DataError
+from omgoptim.models.data import cut
 from omgoptim.models.samples import Samples, as_tensors, of_size
 from omgoptim.operations.overlap import overlap_notes
 from omgoptim.operations.subject import Live, Subject
 from omgoptim.requests import TrainingRequest
 from omgoptim.runtimes.signature import flatten
-from omgoptim.training.batches import Batches
+from omgoptim.training.batches import Batches, as_target
 from omgoptim.training.judge import Judge
 from omgoptim.training.losses import Loss, loss_of
 
@@ -108,7 +109,7 @@ def loss_for(
     with torch.inference_mode():
         outputs = module(*args, **kwargs)
     given: Any = live.loss or request.loss
-    example = None if target is None else target[:2]
+    example = None if target is None else as_target(cut(target, 2), 2)
     return loss_of(given, outputs, example, subject.reach, request.time_limit_s)
 
 
@@ -116,9 +117,9 @@ def scoring_loss(loss: Loss | None) -> Callable[[Any, Any], Tensor]:
     """A loss whose gradient says which weights matter: on the targets, or without them the size of the outputs."""
 
     def score(outputs: Any, target: Any) -> Tensor:
-        if loss is not None and target is not None:
-            return loss.function(outputs, target)
         first: Tensor = flatten(outputs)[0]
+        if loss is not None and target is not None:
+            return loss.function(outputs, as_target(target, len(first)))
         return 0.5 * first.float().square().mean()
 
     return score

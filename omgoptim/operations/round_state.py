@@ -27,6 +27,8 @@ class Stage:
     record: Round
     outcome: Outcome
     epochs: list[Epoch] = field(default_factory=list)
+    loss: str = ""
+    """What was minimized, in words."""
     trained_params: int = 0
     total_params: int = 0
     """While it was trained, adapters included."""
@@ -56,8 +58,9 @@ def write_stage(folder: Path, stage: Stage, original: nn.Module) -> None:
         "record": stage.record.model_dump(mode="json"),
         "changed": [change.model_dump() for change in stage.outcome.changed],
         "skipped": [skip.model_dump() for skip in stage.outcome.skipped],
+        "notes": stage.outcome.notes,
         "epochs": [epoch.model_dump(mode="json") for epoch in stage.epochs],
-        "training": [stage.trained_params, stage.total_params, stage.seconds, stage.resumed, stage.stopped],
+        "training": [stage.loss, stage.trained_params, stage.total_params, stage.seconds, stage.resumed, stage.stopped],
     }
     (partial / STATE).write_text(json.dumps(told))
     shutil.rmtree(folder, ignore_errors=True)
@@ -78,6 +81,7 @@ def read_stage(folder: Path, original: nn.Module) -> Stage | None:
     outcome = Outcome(
         [Change.model_validate(change) for change in told["changed"]],
         [Skip.model_validate(skip) for skip in told["skipped"]],
+        list(told["notes"]),
     )
     epochs = [Epoch.model_validate(epoch) for epoch in told["epochs"]]
     return Stage(module, Round.model_validate(told["record"]), outcome, epochs, *told["training"])

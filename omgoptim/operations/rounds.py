@@ -6,7 +6,7 @@ import copy
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
@@ -152,7 +152,8 @@ def _train(job: Job, stage: Stage, number: int, folder: Path, held: bool) -> Non
             masks=masks,
             round_number=number,
         )
-    stage.epochs, stage.stopped = fitted.epochs, fitted.stopped
+    stage.epochs, stage.stopped, stage.loss = fitted.epochs, fitted.stopped, fitted.loss
+    stage.outcome.notes.extend(fitted.notes)
     stage.trained_params, stage.total_params = fitted.trained_params, fitted.total_params
     stage.seconds, stage.resumed = fitted.seconds, fitted.resumed
     quality = material.judge.score(stage.module)
@@ -206,7 +207,8 @@ def merged(stages: list[Stage], kept: Stage) -> Outcome:
             first = changes.get((change.path, change.what), change)
             changes[change.path, change.what] = change.model_copy(update={"before": first.before})
     touched = {path for path, _ in changes}
-    return Outcome(list(changes.values()), [s for s in kept.outcome.skipped if s.path not in touched])
+    skipped = [skip for skip in kept.outcome.skipped if skip.path not in touched]
+    return Outcome(list(changes.values()), skipped, kept.outcome.notes)
 
 
 def training_record(job: Job, stages: list[Stage]) -> Training | None:
@@ -216,13 +218,11 @@ def training_record(job: Job, stages: list[Stage]) -> Training | None:
         return None
     request, material = job.request, job.material
     plan = TrainingPlan.of(request, material.epochs, job.subject.device, request.seed)
-    words = [material.loss.name] if material.loss else []
-    words += [DistillationLoss(request.temperature, request.alpha).name] if request.distill else []
     last = stages[-1]
     return Training(
         epochs=epochs,
         optimizer=plan.words,
-        loss=" + ".join(words),
+        loss=last.loss,
         trained_params=last.trained_params,
         total_params=last.total_params,
         metric=material.judge.metric.name,
@@ -240,8 +240,3 @@ def reestimation_gain(kept: Stage) -> float | None:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def with_rounds(job: Job, rounds: int) -> Job:
-    """The same job with its true number of rounds."""
-    return replace(job, rounds=rounds)

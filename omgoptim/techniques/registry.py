@@ -32,6 +32,8 @@ class Outcome:
 
     changed: list[Change]
     skipped: list[Skip] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What else must be said of it, a sentence each."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,64 @@
+"""factorize: large weights as products of thin ones, trained back, and the reopened artifact reported."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from omgoptim.errors import DataError
+from omgoptim.operations.conclusion import Goal, conclude
+from omgoptim.operations.context import RunContext
+from omgoptim.operations.delivery import engine_for, require_module
+from omgoptim.operations.material import gather
+from omgoptim.operations.output import free_output
+from omgoptim.operations.reshaping_plan import plan_report
+from omgoptim.operations.rounds import Job, keep, run_round
+from omgoptim.operations.sensitivity import study
+from omgoptim.operations.subject import Live, prepare
+from omgoptim.reports import EfficiencyReport
+from omgoptim.requests import FactorizeRequest
+from omgoptim.requests.factorize import Svd, Whitened
+from omgoptim.techniques.registry import Outcome, apply_to_module, technique_of
+
+
+def factorize(request: FactorizeRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
+    """Factorize weights and train back what that costs. See `FactorizeRequest`."""
+    output = free_output(request.output, request.allow_path, context)
+    subject = prepare(request, context, live)
+    original = require_module(subject, "factorize")
+    if technique_of(request.method).needs_data and not subject.data.real:
+        raise DataError(
+            f"method {request.method.method} needs data",
+            "it loses least on the inputs that it has seen; none were given",
+            "give --data file.py:callable; or use method svd, which needs none and loses more",
+        )
+    context.progress("reading the training data", 0.08)
+    material = gather(request, subject, original, live)
+    job = Job(request, context, subject, material, original, engine_for(request.runtime, subject), 1)
+    if request.plan:
+        return plan_report("factorize", job, [request.method])
+    points = study(job, request.method) if request.sensitivity else []
+
+    def take(copied: nn.Module, span: tuple[float, float]) -> Outcome:
+        context.progress("factorizing", span[0])
+        return apply_to_module(copied, request.method, job.module_run(span))
+
+    kept = keep(job, [run_round(job, 1, _amount(request), original, take, held=False)])
+    return conclude("factorize", job, kept, Goal(_name(request.method)), live, output, points, [])
+
+
+def _amount(request: FactorizeRequest) -> float | None:
+    """Fraction of the parameters that is to go, where that is the goal."""
+    compression = request.method.compression
+    return None if compression is None else 1 - 1 / compression
+
+
+def _name(method: Whitened | Svd) -> str:
+    if method.rank is not None:
+        goal = f"rank {method.rank}"
+    elif method.energy is not None:
+        goal = f"{method.energy:.3g} of the energy"
+    elif method.rank_ratio is not None:
+        goal = f"{method.rank_ratio:.0%} of each layer"
+    else:
+        goal = f"{method.compression:g}x fewer parameters"
+    return f"low-rank factorization ({method.method}, {goal})"

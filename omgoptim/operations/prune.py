@@ -1,0 +1,132 @@
+"""prune: take weights away round by round, train the rest back, and report the reopened artifact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from omgoptim.errors import DataError
+from omgoptim.operations.conclusion import Goal, conclude
+from omgoptim.operations.context import RunContext
+from omgoptim.operations.delivery import engine_for, require_module
+from omgoptim.operations.material import gather
+from omgoptim.operations.output import free_output
+from omgoptim.operations.reshaping_plan import plan_report
+from omgoptim.operations.round_state import Stage
+from omgoptim.operations.rounds import Job, collapsed, keep, run_round
+from omgoptim.operations.sensitivity import study
+from omgoptim.operations.speed_goal import SpeedGoal, reached, take_for_speed
+from omgoptim.operations.subject import Live, Subject, prepare
+from omgoptim.reports import EfficiencyReport
+from omgoptim.requests import Params, PruneRequest
+from omgoptim.requests.prune import SemiStructured, Structured, Unstructured
+from omgoptim.techniques.prune.schedule import levels
+from omgoptim.techniques.registry import Outcome, apply_to_module, technique_of
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one round is to reach."""
+
+    params: Params
+    amount: float | None
+    """Fraction taken away by the end of the round: of weights, channels, multiply-accumulates or time."""
+    speed: SpeedGoal | None = None
+
+
+def prune(request: PruneRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
+    """Remove weights and train the rest back. See `PruneRequest`."""
+    output = free_output(request.output, request.allow_path, context)
+    subject = prepare(request, context, live)
+    original = require_module(subject, "prune")
+    _refuse_without_data(request, subject)
+    context.progress("reading the training data", 0.08)
+    material = gather(request, subject, original, live)
+    runtime = engine_for(request.runtime, subject)
+    steps = steps_of(request)
+    job = Job(request, context, subject, material, original, runtime, len(steps))
+    if request.plan:
+        return plan_report("prune", job, [step.params for step in steps])
+    points = study(job, request.method) if request.sensitivity else []
+    stages = _rounds(job, steps)
+    kept = keep(job, stages)
+    return conclude("prune", job, kept, _goal(request, kept.stage), live, output, points, [])
+
+
+def steps_of(request: PruneRequest) -> list[Step]:
+    """The rounds of a request, each with what it is to reach."""
+    method = request.method
+    if isinstance(method, SemiStructured):
+        return [Step(method, None)]
+    if isinstance(method, Unstructured):
+        found = request.amounts or levels(request.schedule, method.sparsity, request.rounds)
+        return [Step(method.model_copy(update={"sparsity": amount}), amount) for amount in found]
+    assert isinstance(method, Structured)  # the union has no other
+    if request.goal is not None:
+        found = request.amounts or levels(request.schedule, method.goal, request.rounds)
+        return [Step(method.model_copy(update={"pruning_ratio": amount}), amount) for amount in found]
+    shares = levels(request.schedule, 1.0, request.rounds)
+    if method.target_macs_ratio is not None:
+        ratios = [method.target_macs_ratio**share for share in shares]
+        return [Step(method.model_copy(update={"target_macs_ratio": ratio}), 1 - 1 / ratio) for ratio in ratios]
+    goals = [SpeedGoal(method.target_speedup, method.target_latency_ms, share) for share in shares]
+    return [Step(method, goal.amount, goal) for goal in goals]
+
+
+def _refuse_without_data(request: PruneRequest, subject: Subject) -> None:
+    """Raise a DataError where scores read off random inputs would mean nothing."""
+    method = request.method
+    needs = technique_of(method).needs_data or getattr(method, "score", "") == "wanda"
+    scored = isinstance(method, Structured) and method.importance in ("taylor", "hessian")
+    if (needs or scored) and not subject.data.real:
+        what = f"importance {method.importance}" if isinstance(method, Structured) else f"method {method.method}"
+        raise DataError(
+            f"{what} needs data",
+            "it reads from real inputs which weights matter; none were given",
+            "give --data file.py:callable, or use magnitude, which needs none",
+        )
+
+
+def _rounds(job: Job, steps: list[Step]) -> list[Stage]:
+    """Every round until the last, or until one collapses."""
+    stages: list[Stage] = []
+    module = job.original
+    for number, step in enumerate(steps, start=1):
+
+        def take(copied: nn.Module, span: tuple[float, float], step: Step = step) -> Outcome:
+            if step.speed is not None:
+                return take_for_speed(job, step.speed, step.params, copied, span)
+            job.context.progress(f"pruning, round {number} of {len(steps)}", span[0])  # noqa: B023  called in this turn
+            return apply_to_module(copied, step.params, job.module_run(span))
+
+        held = not isinstance(step.params, Structured)
+        stages.append(run_round(job, number, step.amount, module, take, held))
+        module = stages[-1].module
+        if collapsed(job, stages[-1]):
+            break
+    return stages
+
+
+def _goal(request: PruneRequest, kept: Stage) -> Goal:
+    """The goal in words."""
+    method = request.method
+    if isinstance(method, SemiStructured):
+        return Goal(f"{method.pattern} pruning by {method.score}")
+    if isinstance(method, Unstructured):
+        amount = kept.record.amount or 0.0
+        words = "Zeroed weights make a file smaller; a dense engine multiplies zeros like any number."
+        return Goal(f"{method.method} pruning, {amount:.4g} of the selected weights zero", facts=[words])
+    assert isinstance(method, Structured)
+    name = f"structured pruning by {method.importance}{_structured_words(method, kept)}"
+    return Goal(name, missed=lambda measured: reached(method, measured))
+
+
+def _structured_words(method: Structured, kept: Stage) -> str:
+    if method.target_speedup is not None:
+        return f" for {method.target_speedup:g}x the speed"
+    if method.target_latency_ms is not None:
+        return f" for {method.target_latency_ms:g} ms"
+    if method.target_macs_ratio is not None:
+        return f" for {method.target_macs_ratio:g}x fewer multiply-accumulates"
+    return f", {kept.record.amount or method.goal:.3g} of the channels"

@@ -1,0 +1,71 @@
+"""Next steps after a model was pruned or factorized."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omgoptim.operations.advice import MOST_SAMPLES as MOST_SAMPLES
+from omgoptim.operations.advice import common_arguments, step
+from omgoptim.operations.subject import Subject
+from omgoptim.reports import Gains, NextStep
+from omgoptim.requests import FactorizeRequest, PruneRequest
+from omgoptim.requests.prune import Structured
+
+
+def given_arguments(request: PruneRequest | FactorizeRequest) -> dict[str, Any]:
+    """Everything that was given, flat, to ask again with one thing changed; not `output`, which may exist by then."""
+    fields = type(request).model_fields
+    given = {
+        name: getattr(request, name)
+        for name, field in fields.items()
+        if name not in ("method", "output", "plan")
+        and (field.is_required() or getattr(request, name) != field.get_default(call_default_factory=True))
+    }
+    return given | request.method.model_dump(exclude_defaults=True) | {"method": request.method.method}
+
+
+def next_steps(
+    verb: str,
+    request: PruneRequest | FactorizeRequest,
+    outcome: str,
+    run_id: str,
+    subject: Subject,
+    gains: Gains,
+    missed: bool,
+) -> list[NextStep]:
+    """What helps with what is still open, and what comes after it."""
+    steps: list[NextStep] = []
+    again = {
+        name: value
+        for name, value in common_arguments(request).items()
+        if name in ("data", "metric", "inputs", "project", "python")
+    }
+    if outcome == "guard_failed":
+        steps += _more_training(verb, request, subject)
+    single_weights = isinstance(request, PruneRequest) and not isinstance(request.method, Structured)
+    slower = gains.speedup_low is None or gains.speedup_low <= 1
+    if single_weights and slower and outcome != "guard_failed":
+        why = "zeros do not make a dense engine faster; removed channels do"
+        steps.append(step("prune", common_arguments(request) | {"method": "structured"}, why))
+    if outcome != "guard_failed" or missed:
+        why = "quantize what was kept: the gains multiply, and quantization goes last"
+        steps.append(step("quantize", {"model": run_id, **again}, why))
+    if outcome == "ok" and len(steps) < 3:
+        steps.append(
+            step("profile", {"model": run_id, **again}, "see where the time is now, on the hardware it runs on")
+        )
+    return steps[:3]
+
+
+def _more_training(verb: str, request: PruneRequest | FactorizeRequest, subject: Subject) -> list[NextStep]:
+    """Training, or more of it; and smaller steps."""
+    given = given_arguments(request)
+    epochs = 1 if request.epochs is None else request.epochs
+    if not subject.data.real:
+        known = {key: value for key, value in given.items() if key != "inputs"} | {"data": "file.py:load"}
+        return [step(verb, known, "training brings back what was lost: give data")]
+    steps = [step(verb, given | {"epochs": max(2, 2 * epochs)}, "longer training brings more back")]
+    if isinstance(request, PruneRequest) and request.amounts is None and request.goal is not None:
+        gently = given | {"rounds": max(3, 2 * request.rounds), "epochs": max(1, epochs)}
+        steps.append(step(verb, gently, "smaller steps, each trained back, lose less than one large one"))
+    return steps

@@ -1,0 +1,64 @@
+"""`plan` of prune and factorize: the technique applied to a copy that is thrown away; nothing trained, nothing kept."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Sequence
+
+from omgoptim.measure.macs import count_macs
+from omgoptim.measure.size import count_params
+from omgoptim.operations.advice import repeat_of, step
+from omgoptim.operations.material import one_sample
+from omgoptim.operations.measured import environment, shown_request
+from omgoptim.operations.reshaping_advice import given_arguments
+from omgoptim.operations.rounds import WORK, Job
+from omgoptim.reports import EfficiencyReport, Round
+from omgoptim.requests import Params
+from omgoptim.techniques.registry import apply_to_module
+
+MOST_BATCHES = 100_000
+"""Batches of an epoch that are counted; more are called more."""
+
+
+def plan_report(verb: str, job: Job, steps: Sequence[Params]) -> EfficiencyReport:
+    """What the last round would change, and how much training there would be.
+
+    Raises:
+        OmgoptimError: the technique cannot take the model; better known now.
+    """
+    request, context, subject = job.request, job.context, job.subject
+    context.progress("trying it on a copy", WORK[0])
+    module = copy.deepcopy(job.original)
+    outcome = apply_to_module(module, steps[-1], job.module_run())
+    args, kwargs = one_sample(subject)
+    params, nonzero = count_params(module)
+    last = Round(number=len(steps), params=params, nonzero_params=nonzero, macs=count_macs(module, args, kwargs).macs)
+    output = {"output": request.output} if request.output else {}
+    return EfficiencyReport(
+        outcome="ok",
+        summary=f"Plan only, nothing was done: {verb} would change {len(outcome.changed)} layers in {len(steps)} "
+        f"round{'s' if len(steps) > 1 else ''}, to {params:,} parameters ({nonzero:,} not zero)"
+        f"{_training_words(job, len(steps))}. Quality and speed are not known before it is done.",
+        warnings=[*subject.notes, *job.material.notes, *outcome.notes],
+        next_steps=[step(verb, given_arguments(request) | output, "do what was planned")],
+        verb=verb,
+        run_id=context.run_id,
+        request=shown_request(request),
+        environment=environment(context, subject.bench, request.seed, subject.device, None),
+        changed=outcome.changed,
+        skipped=outcome.skipped,
+        rounds=[last],
+        macs_check=subject.macs.check if subject.macs else None,
+        lineage=list(subject.lineage[:-1]),
+        repeat=repeat_of(verb, request),
+    )
+
+
+def _training_words(job: Job, rounds: int) -> str:
+    epochs = job.material.epochs
+    if not epochs:
+        return ", without training"
+    batches = sum(1 for _ in itertools.islice(job.material.batches.epoch(job.request.train_batch), MOST_BATCHES))
+    each = " after each" if rounds > 1 else ""
+    return f", with {epochs} epoch{'s' if epochs > 1 else ''} of {batches:,} batches{each}"

@@ -1,0 +1,92 @@
+"""Sensitivity: what each layer or group loses when it alone is compressed, on the selection samples."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+from torch import nn
+
+from omgoptim.errors import OmgoptimError, TechniqueError
+from omgoptim.operations.rounds import Job
+from omgoptim.reports import SensitivityPoint
+from omgoptim.requests import Params
+from omgoptim.requests.factorize import Factorization
+from omgoptim.requests.prune import SemiStructured, Structured
+from omgoptim.techniques.registry import apply_to_module
+from omgoptim.training.batch_norm import reestimate
+
+AMOUNTS = (0.25, 0.5, 0.75)
+"""Fractions that are taken from one layer or group at a time."""
+
+SPAN = (0.09, 0.12)
+
+
+def study(job: Job, params: Params) -> list[SensitivityPoint]:
+    """Quality with only one layer or group compressed, at each of `AMOUNTS`; batch-norm statistics estimated again.
+
+    Raises:
+        TechniqueError: nothing in the model can be compressed by this technique.
+    """
+    if isinstance(params, SemiStructured):
+        raise TechniqueError(
+            "a pattern has no amounts to compare",
+            f"{params.pattern} is the same for every layer",
+            "leave sensitivity out",
+        )
+    paths = _paths(job, params)
+    points: list[SensitivityPoint] = []
+    for index, path in enumerate(paths):
+        start, end = SPAN
+        job.context.progress(f"sensitivity of {path}", start + (end - start) * index / len(paths))
+        for amount in AMOUNTS:
+            quality = _quality(job, _alone(params, path, amount))
+            if quality is not None and math.isfinite(quality):
+                point = SensitivityPoint(path=path, amount=amount, quality=quality, quality_drop=job.drop(quality))
+                points.append(point)
+    return points
+
+
+def _paths(job: Job, params: Params) -> list[str]:
+    """Where the technique would act, found by letting it act on a copy."""
+    outcome = apply_to_module(copy.deepcopy(job.original), _everywhere(params), job.module_run(SPAN))
+    return list(dict.fromkeys(change.path for change in outcome.changed))
+
+
+def _everywhere(params: Params) -> Params:
+    if isinstance(params, Structured):
+        return params.model_copy(update=_ratio_only(AMOUNTS[1]))
+    if isinstance(params, Factorization):
+        return params.model_copy(update=_rank_only(AMOUNTS[1]))
+    return params.model_copy(update={"sparsity": AMOUNTS[1]})
+
+
+def _alone(params: Params, path: str, amount: float) -> Params:
+    """The technique on one path only, taking so much."""
+    changes: dict[str, Any] = {"targets": [path]}
+    if isinstance(params, Structured):
+        return params.model_copy(update=changes | _ratio_only(amount))
+    if isinstance(params, Factorization):
+        return params.model_copy(update=changes | _rank_only(amount))
+    return params.model_copy(update=changes | {"sparsity": amount})
+
+
+def _ratio_only(amount: float) -> dict[str, Any]:
+    goals = {"target_speedup": None, "target_latency_ms": None, "target_macs_ratio": None}
+    return {**goals, "pruning_ratio": amount, "ranking": "uniform"}
+
+
+def _rank_only(amount: float) -> dict[str, Any]:
+    return {"target_compression": None, "energy": None, "rank": None, "rank_ratio": 1 - amount, "per": "bytes"}
+
+
+def _quality(job: Job, params: Params) -> float | None:
+    """None where this layer alone cannot be compressed by so much."""
+    module: nn.Module = copy.deepcopy(job.original)
+    try:
+        apply_to_module(module, params, job.module_run(SPAN))
+    except OmgoptimError:
+        return None
+    reestimate(module, job.subject.signature, job.material.statistics)
+    return job.material.judge.score(module)
