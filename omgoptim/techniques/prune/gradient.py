@@ -1,0 +1,107 @@
+"""Zero the weights whose loss would change least.
+
+What it does: runs the model forward and backward on training batches. sensitivity scores a weight by |w g|, g being the
+mean gradient of the loss over the batches: how much the loss changes, to first order, when the weight goes. movement
+lets the weights take small steps downhill on a copy and sums -w g over them: weights that move towards zero go first.
+Use when: labels are at hand and the loss says more than magnitudes do. A trained model's gradients are small, so give
+many batches; movement means little over the few steps taken here. Costs a backward pass for each batch.
+What you really get: storage: a zero takes a bit instead of a number in the artifact. Memory and speed: nothing.
+Limits: weights that no gradient reaches, and what magnitude leaves alone, stay. Without labels the loss is one of the
+outputs' size.
+Source: SNIP (arXiv:1810.02340), on a trained model instead of a fresh one; movement pruning (arXiv:2005.07683), over
+one pass instead of a whole training. The model is in eval mode: no dropout, batch normalization with its statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from omgoptim.errors import TechniqueError
+from omgoptim.measure.own_cost import evaluating
+from omgoptim.reports import Skip
+from omgoptim.requests.prune import Gradient
+from omgoptim.techniques.prune.input_norms import calls
+from omgoptim.techniques.prune.prunable import Selection, Weight, select
+from omgoptim.techniques.prune.zeroing import Aim, zero_lowest
+from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
+
+STEP = 0.01
+"""Learning rate of the steps that movement watches: plain gradient descent."""
+
+UNREACHED = "no gradient of the loss reaches it"
+
+
+@module_technique(Gradient, needs_data=True, source="arXiv:1810.02340")
+def apply(module: nn.Module, params: Gradient, run: ModuleRun) -> Outcome:
+    """Zero weights until `params.sparsity` of the selected ones are zero.
+
+    Raises:
+        TechniqueError: no layer is selected, no gradient reaches one, a loss is no number, or nothing became zero.
+    """
+    selection = select(module, params.targets, params.ignore)
+    watch = _sensitivity if params.score == "sensitivity" else _movement
+    scores = watch(module, selection.weights, run)
+    reached = [weight for weight in selection.weights if weight.path in scores]
+    skipped = [Skip(path=w.path, reason=UNREACHED) for w in selection.weights if w.path not in scores]
+    if not reached:
+        raise TechniqueError(
+            "no gradient of the loss reaches a selected weight",
+            "the loss does not depend on them, or the forward cuts gradients off",
+            "use method magnitude or wanda",
+        )
+    aim = Aim(params.sparsity, params.scope, f"{params.score}, {params.scope.replace('_', ' ')}", not params.targets)
+    return zero_lowest(Selection(reached, [*selection.skipped, *skipped]), scores, aim)
+
+
+def _sensitivity(module: nn.Module, weights: list[Weight], run: ModuleRun) -> dict[str, Tensor]:
+    sums: dict[str, Tensor] = {}
+    for gradients in _gradients(module, weights, run):
+        for path, gradient in gradients.items():
+            sums[path] = sums[path] + gradient if path in sums else gradient
+    return {w.path: (w.parameter.detach() * sums[w.path]).abs() for w in weights if w.path in sums}
+
+
+def _movement(module: nn.Module, weights: list[Weight], run: ModuleRun) -> dict[str, Tensor]:
+    moved: dict[str, Tensor] = {}
+    with _restored(weights):
+        for gradients in _gradients(module, weights, run):
+            for weight in weights:
+                gradient = gradients.get(weight.path)
+                if gradient is None:
+                    continue
+                step = -weight.parameter.detach() * gradient
+                moved[weight.path] = moved[weight.path] + step if weight.path in moved else step
+                with torch.no_grad():
+                    weight.parameter.sub_(STEP * gradient)
+    return moved
+
+
+def _gradients(module: nn.Module, weights: list[Weight], run: ModuleRun) -> Iterator[dict[str, Tensor]]:
+    """The gradients of each batch's loss, by path, for the weights as they are when it is asked for."""
+    parameters = [weight.parameter for weight in weights]
+    total = max(len(run.statistics.batches), 1)
+    for done, (args, kwargs, target) in enumerate(calls(module, run)):
+        on_a_gpu = parameters[0].device.type == "cuda"  # whose recurrent kernels go backward in train mode only
+        with evaluating(module), torch.enable_grad(), torch.backends.cudnn.flags(enabled=not on_a_gpu):
+            loss = run.loss(module(*args, **kwargs), target)
+            if not bool(torch.isfinite(loss)):
+                raise TechniqueError("the loss is no number", f"batch {done + 1} of the training data gives {loss:g}")
+            found = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else ()
+        run.progress("gradients", (done + 1) / total)
+        yield {w.path: g.detach() for w, g in zip(weights, found, strict=False) if g is not None}
+
+
+@contextmanager
+def _restored(weights: list[Weight]) -> Iterator[None]:
+    """Weights may move inside; afterwards they are where they were."""
+    before = [weight.parameter.detach().clone() for weight in weights]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, values in zip(weights, before, strict=True):
+                weight.parameter.copy_(values)

@@ -1,0 +1,75 @@
+"""Keep n of every m neighbouring weights: the pattern that some GPUs run faster.
+
+What it does: along each output's inputs, of every m neighbours leaves the n that score highest, by magnitude or by
+magnitude times input norm, and zeroes the others. Neighbours are input features; in a convolution the input channels at
+one position of the kernel. The pattern decides the sparsity: 2:4 is half, in every layer.
+Use when: the model will run on a GPU with sparse tensor cores, whose kernels take 2:4 in half precision or int8.
+What you really get: storage: a zero takes a bit instead of a number in the artifact. Speed: none on the engines here;
+torch's to_sparse_semi_structured, TensorRT and the like take the pattern, and the layer's sizes have to suit their
+kernels too (multiples of 32 or 64 for torch's).
+Limits: a layer whose input channels m does not divide stays, as do biases, normalization, embeddings that are not named
+and frozen weights; recurrent layers stay where the score needs their inputs.
+Source: NVIDIA's ASP (arXiv:2104.08378), without its permutation search and its retraining; Wanda's score for the
+second, arXiv:2306.11695.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from omgoptim.errors import TechniqueError
+from omgoptim.reports import Skip
+from omgoptim.requests.prune import SemiStructured
+from omgoptim.techniques.prune.input_norms import input_norms
+from omgoptim.techniques.prune.prunable import Selection, Weight, select
+from omgoptim.techniques.prune.ranking import keep_of_every
+from omgoptim.techniques.prune.scores import by_input
+from omgoptim.techniques.prune.wanda import only_seen
+from omgoptim.techniques.prune.weight_rows import channels_in, from_rows, to_rows
+from omgoptim.techniques.prune.zeroing import nothing_zeroed, outcome_of, zero_where
+from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
+
+
+@module_technique(SemiStructured, needs_data=False, source="arXiv:2104.08378")
+def apply(module: nn.Module, params: SemiStructured, run: ModuleRun) -> Outcome:
+    """Zero m - n of every m neighbours in every selected layer whose inputs m divides.
+
+    Raises:
+        TechniqueError: no layer is selected, m divides no layer's inputs, or nothing became zero.
+    """
+    n, m = params.kept
+    selection = _divisible(select(module, params.targets, params.ignore), m)
+    norms: dict[str, Tensor] = {}
+    if params.score == "wanda":
+        norms = input_norms(module, selection.weights, run)
+        selection = only_seen(selection, set(norms))
+    before = [int((weight.parameter == 0).sum()) for weight in selection.weights]
+    for weight in selection.weights:
+        rows = to_rows(weight.parameter.detach(), weight.layer)
+        scores = by_input(rows, norms[weight.path]) if norms else rows.abs()
+        mask = keep_of_every(scores, rows, n, m)
+        zero_where(weight, from_rows(mask, weight.layer, tuple(weight.parameter.shape)))
+    if selection.zeros <= sum(before):
+        raise nothing_zeroed(selection, (m - n) / m)
+    return outcome_of(selection, before, f"{params.pattern} by {params.score}", set())
+
+
+def _divisible(selection: Selection, m: int) -> Selection:
+    """The weights whose runs of input channels m divides; the others skipped with their sizes."""
+    fitting: list[Weight] = []
+    skipped: list[Skip] = []
+    sizes: list[str] = []
+    for weight in selection.weights:
+        inputs = channels_in(weight.layer, tuple(weight.parameter.shape))
+        if inputs % m == 0:
+            fitting.append(weight)
+        else:
+            sizes.append(f"{weight.path}: {inputs}")
+            skipped.append(Skip(path=weight.path, reason=f"its {inputs} inputs are not divisible by {m}"))
+    if not fitting:
+        raise TechniqueError(
+            f"no layer's inputs are divisible by {m}",
+            f"inputs of {', '.join(sizes[:10])}",
+            "choose a pattern whose second number divides them, or method magnitude",
+        )
+    return Selection(fitting, [*selection.skipped, *skipped])

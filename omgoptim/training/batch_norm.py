@@ -1,0 +1,114 @@
+"""Statistics of batch normalization, estimated again after weights were taken away.
+
+What a layer gives changes when weights go, and the running mean and variance are those of what it gave before. Training
+inputs, without labels, are enough to estimate them anew, and no weight changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from omgoptim.models.calls import NamedBatch
+from omgoptim.models.samples import Samples, as_tensors, batch_length
+from omgoptim.runtimes.signature import Signature
+
+LEAST = 32
+"""Samples that a batch should have: the mean of many small batches' variances is too small, and of one sample none."""
+
+
+def count(module: nn.Module) -> int:
+    """How many layers have statistics that can be estimated."""
+    return len(_norms(module))
+
+
+def reestimate(module: nn.Module, signature: Signature, batches: Samples) -> int:
+    """Estimate the running statistics of every batch-norm layer on these inputs, in place.
+
+    The mean and the (unbiased) variance become the average of the batches' own, each batch counting the same, so that
+    their order hardly matters. Batches of fewer than 32 samples are joined where their shapes allow. Everything else is
+    in eval mode meanwhile, so that dropout is off; modes and momentum are put back.
+
+    Args:
+        module: runs where it is; its inputs are brought there.
+        batches: of the train split; targets are not read.
+
+    Returns:
+        How many layers were estimated anew: those that the forward reaches. 0 leaves the module as it was.
+    """
+    layers = _norms(module)
+    joined = [batch for batch in _joined(batches.batches) if batch_length(batch) > 1]
+    if not layers or not joined:
+        return 0
+    dtypes = {tensor.name: tensor.dtype for tensor in signature.inputs}
+    device = next(module.parameters()).device
+    before = [(layer, {name: value.clone() for name, value in layer.named_buffers()}) for layer in layers]
+    with _estimating(module, layers), torch.no_grad():
+        for batch in joined:
+            tensors = {name: tensor.to(device) for name, tensor in as_tensors(batch, dtypes).items()}
+            args, kwargs = signature.to_call(tensors)
+            module(*args, **kwargs)
+    reached = 0
+    for layer, buffers in before:
+        if layer.num_batches_tracked:
+            reached += 1
+        else:
+            for name, value in layer.named_buffers():
+                value.copy_(buffers[name])
+    return reached
+
+
+def _norms(module: nn.Module) -> list[_BatchNorm]:
+    return [
+        layer
+        for layer in module.modules()
+        if isinstance(layer, _BatchNorm) and layer.track_running_stats and layer.running_mean is not None
+    ]
+
+
+@contextmanager
+def _estimating(module: nn.Module, layers: list[_BatchNorm]) -> Iterator[None]:
+    """These layers take the cumulative average of what they see, everything else is in eval mode."""
+    modes = [(part, part.training) for part in module.modules()]
+    momenta = [layer.momentum for layer in layers]
+    try:
+        for part, _ in modes:
+            part.training = False
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None
+            layer.training = True
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        for part, mode in modes:
+            part.training = mode
+
+
+def _joined(batches: list[NamedBatch]) -> Iterator[NamedBatch]:
+    """Neighbouring small batches of the same shapes as one, of `LEAST` samples or more where there are so many."""
+    waiting: list[NamedBatch] = []
+    for batch in batches:
+        if waiting and _shapes(batch) != _shapes(waiting[0]):
+            yield _concatenated(waiting)
+            waiting = []
+        waiting.append(batch)
+        if sum(map(batch_length, waiting)) >= LEAST:
+            yield _concatenated(waiting)
+            waiting = []
+    if waiting:
+        yield _concatenated(waiting)
+
+
+def _shapes(batch: NamedBatch) -> list[tuple[int, ...]]:
+    return [array.shape[1:] for array in batch.values()]
+
+
+def _concatenated(batches: list[NamedBatch]) -> NamedBatch:
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
