@@ -83,7 +83,7 @@ def training_text(training: Training) -> str:
     parts = [
         _count(len(epochs), "epoch") + (f" in {rounds} rounds" if rounds > 1 else ""),
         f"{training.optimizer}, {training.loss}",
-        f"loss{of_last} {_loss_text(last[0])} -> {_loss_text(last[-1])}",
+        f"loss{of_last} {' -> '.join(_loss_text(loss) for loss in dict.fromkeys((last[0], last[-1])))}",
     ]
     kept = kept_epoch(epochs)
     if kept is not None:

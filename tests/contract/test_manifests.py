@@ -19,13 +19,14 @@ import omgoptim
 from omgoptim import cli
 from omgoptim.requests import QUERIES, VERBS, Request, techniques
 from omgoptim.server.schema import SHELL_ONLY
+from omgoptim.server.schema import options_of as options_of_tool
 from omgoptim.server.tools import tools
 
 ROOT = Path(__file__).parents[2]
 ALL = VERBS | QUERIES
 COMMANDS = sorted((ROOT / "commands").glob("*.md"))
 SKILLS = [ROOT / "SKILL.md", *sorted((ROOT / "skills").glob("*/SKILL.md"))]
-PAGES = [*COMMANDS, *SKILLS, ROOT / "README.md", ROOT / "docs" / "timing.md"]
+PAGES = [*COMMANDS, *SKILLS, ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 PORTABLE_KEYS = {"name", "description", "license", "compatibility", "metadata", "allowed-tools"}
 COMMAND_KEYS = {"description", "argument-hint", "allowed-tools", "disable-model-invocation"}
@@ -114,8 +115,8 @@ def arguments_of(request: type[Request]) -> set[str]:
     return {*request.model_fields, *(name for kind in techniques(request).values() for name in kind.model_fields)}
 
 
-TOOLS = {tool.name: set(tool.input_schema["properties"]) for tool in tools()}
-"""The MCP tools by name, with the arguments that they list."""
+TOOLS = {tool.name: {*tool.input_schema["properties"], *options_of_tool(tool.name)} for tool in tools()}
+"""The MCP tools by name, with the arguments that they list and those that they take in `options`."""
 ARGUMENTS = set().union(*TOOLS.values())
 
 
@@ -274,7 +275,7 @@ def test_a_tool_takes_the_arguments_of_its_request_and_few_of_its_own(verb: str)
     without_choice = {name for name, kind in kinds.items() if kind == (typing.Literal, 1)}
     assert arguments_of(ALL[verb]) - TOOLS[verb] <= without_choice | set(SHELL_ONLY)
     assert not TOOLS[verb] & set(SHELL_ONLY)
-    assert TOOLS[verb] - arguments_of(ALL[verb]) <= {"wait_s", "detail"}
+    assert TOOLS[verb] - arguments_of(ALL[verb]) <= {"wait_s", "detail", "options"}
 
 
 # Skills
@@ -307,9 +308,10 @@ def test_a_skill_that_a_page_points_to_exists(path: Path) -> None:
 def test_the_overview_marks_what_is_here_and_what_is_not() -> None:
     lines = [line for line in (ROOT / "SKILL.md").read_text().splitlines() if line.startswith("|")]
     here = [row.split("|")[-2].strip() for row in lines[2:]]
-    present = {name for cell in here for name in re.findall(r"`scheme=(\w+)`", cell)}
+    present = {name for cell in here for name in re.findall(r"`(?:scheme|method)=(\w+)`", cell)}
     assert present == {name for request in VERBS.values() for name in techniques(request)} - {"auto"}
-    absent = [cell for cell in here if not re.fullmatch(r"`scheme=\w+`(, `scheme=\w+`)*", cell)]
+    one = r"`(?:scheme|method)=\w+`"
+    absent = [cell for cell in here if not re.fullmatch(rf"{one}(, {one})*", cell)]
     assert set(absent) == {"not in this version"}
 
 
@@ -345,7 +347,9 @@ def test_a_call_in_python_uses_real_names(path: Path) -> None:
                 assert {word.arg for word in node.keywords} <= arguments_of(ALL[node.func.attr])
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "AGENTS.md", "SKILL.md", "docs/timing.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "AGENTS.md", "SKILL.md", "docs/timing.md", "docs/pruning.md"]
+)
 def test_a_file_of_this_repository_that_a_page_names_exists(name: str) -> None:
     text = (ROOT / name).read_text()
     tops = "omgoptim|tests|commands|skills|plugin|docs|examples|benchmarks"

@@ -39,7 +39,7 @@ def test_adapters_an_interruption_and_an_early_end_are_told() -> None:
     )
     text = rounds.training_text(told)
     assert "1 epoch;" in text
-    assert "loss no number -> no number" in text
+    assert "loss no number;" in text
     assert "1.2 k of 22 M parameters; resumed 2 times; stopped early: the loss is no number" in text
 
 
