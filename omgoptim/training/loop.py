@@ -150,6 +150,8 @@ def fit(
                 "weights held at zero": masks.count() if masks else 0,
             }
             path = checkpoint_file(checkpoints, round_number) if checkpoints else None
+            if masks is not None:
+                masks.hold()
             _begin(module, course, steps, judge, read_checkpoint(path, identity) if path else None)
             while course.epoch < plan.epochs and course.stopped is None:
                 _one_epoch(module, course, batches, plan, steps, judge, round_number, count, progress)

@@ -272,6 +272,22 @@ def test_zeros_stay_zero_through_momentum_and_weight_decay_and_all_others_learn(
         assert (module.fc.weight[~zero] != before[~zero]).all()
 
 
+def test_zeros_are_held_after_every_step_whatever_else_writes_to_the_weights() -> None:
+    module = net()
+    sound = cross_entropy(module)
+    with torch.no_grad():
+        module.fc.weight[:, 0] = 0
+    masks = ZeroMasks.of(module, ["fc"])
+
+    def meddling(outputs: Any, target: Any) -> torch.Tensor:
+        module.fc.weight.data.add_(0.5)
+        return sound.function(outputs, target)
+
+    fit(module, batches_of(module, X, Y), Loss("meddling", meddling), PLAN, None, masks=masks)
+    assert (module.fc.weight == 0).sum() == 16
+    assert not torch.signbit(module.fc.weight[:, 0]).any()
+
+
 def test_a_teacher_is_learnt_from_without_targets_and_not_changed_by_it() -> None:
     teacher = net(seed=1)
     trained(teacher, TrainingPlan(epochs=8, batch=16), judged=False)
@@ -396,6 +412,29 @@ def test_a_training_killed_in_its_second_epoch_ends_with_the_same_bits(optimizer
     assert [record.loss for record in whole.epochs] == [record.loss for record in cut.epochs]
     assert (whole.best_epoch, whole.quality) == (cut.best_epoch, cut.quality)
     assert int((other.fc.weight == 0).sum()) == 32  # type: ignore[union-attr]
+
+
+def test_the_best_weights_of_an_epoch_before_the_interruption_are_kept(tmp_path: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(_text: str, done: float | None) -> None:
+        if done is not None and done > 0.55:
+            raise Stop
+
+    def run(judge: Scripted, **more: Any) -> tuple[Fitted, nn.Module]:
+        module = net()
+        plan = TrainingPlan(epochs=4, batch=16)
+        batches, loss = batches_of(module, X, Y), cross_entropy(module)
+        return fit(module, batches, loss, plan, judge, checkpoints=tmp_path, **more), module  # type: ignore[arg-type]
+
+    first = Scripted(0.1, 0.9, 0.5)
+    with pytest.raises(Stop):
+        run(first, progress=stop)
+    fitted, module = run(Scripted(0.4, 0.3))
+    assert (fitted.best_epoch, fitted.quality, fitted.resumed, len(fitted.epochs)) == (1, 0.9, 1, 4)
+    assert same(state(module), first.seen[1])
+    assert [record.quality for record in fitted.epochs] == [0.9, 0.5, 0.4, 0.3]
 
 
 def test_a_finished_training_is_not_done_again(tmp_path: Path) -> None:
