@@ -1,13 +1,12 @@
-"""Choose the width of every group: keep the most importance that fits into a measured time.
+"""Choose the width of every group: lose the least importance that a measured time allows.
 
 A multiple-choice knapsack as in HALP (arXiv:2110.10811): every group takes one of its widths, the layers' measured
-times may add up to no more than wanted, and what is kept of the importance is to be the largest. Two things differ:
+times may add up to no more than wanted, and what is lost of the importance is to be the least. Two things differ:
 
-- Importance is compared between groups by the logarithm of the share that a width keeps of its group's own. Scores of
-  different layers have no common scale, so only shares compare; and what a network passes on is passed on by every
-  group in turn, a product of shares. The logarithm of that product is their sum, and it falls faster the less is left,
-  so that the last channels of a group are worth more than the first ones of another. Sums of plain shares would empty
-  the slowest groups.
+- Importance is compared between groups by the share that a width keeps of its group's own: scores of different layers
+  have no common scale. What is lost is the square of the share's logarithm. The logarithm, because a network passes on
+  a product of shares, group after group; its square, because harm grows faster than what is removed, so that equally
+  costly groups shrink alike. Sums of plain shares or of plain logarithms would empty the costliest groups first.
 - A layer's time depends on two groups, the one it reads and the one it writes, so times do not add up group by group.
   Widths are first taken where a price per millisecond leads group by group (Lagrange); then, around the best found,
   times are taken as adding up, the knapsack is solved exactly for that, and the truth decides whether it is better;
@@ -40,7 +39,7 @@ MOST_PAIRS = 200_000
 def choose_widths(
     table: TimeTable, importance: Mapping[str, Tensor], wanted: float, max_layer_ratio: float = 0.9
 ) -> dict[str, int]:
-    """The widths that keep the most importance while the layers take no more than `wanted` of their time.
+    """The widths that lose the least importance while the layers take no more than `wanted` of their time.
 
     Args:
         table: measured times.
@@ -64,8 +63,13 @@ def choose_widths(
             f"{problem.ms(lightest) / full_ms(table):.0%} of their time, {wanted:.0%} wanted",
             f"their best is {full_ms(table) / problem.ms(lightest):.2f} times as fast",
         )
-    best = solve(problem, budget, lightest)
-    return {**table.widths, **{name: problem.options[g][best[g]] for g, name in enumerate(problem.names)}}
+    return problem.widths(solve(problem, budget, lightest))
+
+
+def fastest_widths(table: TimeTable, importance: Mapping[str, Tensor], max_layer_ratio: float = 0.9) -> dict[str, int]:
+    """The widths with the least time that `choose_widths` can reach, from the same arguments."""
+    problem = problem_of(table, importance, max_layer_ratio)
+    return problem.widths(_fastest(problem))
 
 
 def kept_share(importance: Tensor, width: int, full: int) -> float:
@@ -90,7 +94,7 @@ class Problem:
     options: Sequence[tuple[int, ...]]
     """For each group its widths, ascending."""
     losses: Sequence[tuple[float, ...]]
-    """For each group and width, what is lost: minus the logarithm of the share kept; falls as the width grows."""
+    """For each group and width, what is lost: the squared logarithm of the share kept; falls as the width grows."""
     table: TimeTable
     touching: list[list[int]] = field(default_factory=list)
     """For each group, the layers whose time depends on it."""
@@ -110,6 +114,10 @@ class Problem:
             widths = {self.names[g]: self.options[g][choice[g]] for g in groups}
             self.known[key] = self.table.layers[layer].at({**self.table.widths, **widths})
         return self.known[key]
+
+    def widths(self, choice: Choice) -> dict[str, int]:
+        """Width of every group of the table; those that are not chosen for keep their full one."""
+        return {**self.table.widths, **{name: self.options[g][choice[g]] for g, name in enumerate(self.names)}}
 
     def ms(self, choice: Choice) -> float:
         return sum(self.layer_ms(layer, choice) for layer in range(len(self.readers)))
@@ -132,7 +140,7 @@ def problem_of(table: TimeTable, importance: Mapping[str, Tensor], max_layer_rat
         widths = _edges(table, name, allowed(table, name, max_layer_ratio))
         shares = [kept_share(importance[name], width, full) for width in widths]
         options.append(widths)
-        losses.append(tuple(-math.log(max(share, TINY)) for share in shares))
+        losses.append(tuple(math.log(max(share, TINY)) ** 2 for share in shares))
     return Problem(names, options, losses, table)
 
 

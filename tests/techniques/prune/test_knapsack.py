@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from omgoptim.errors import TechniqueError
-from omgoptim.techniques.prune.knapsack import choose_widths, kept_share
+from omgoptim.techniques.prune.knapsack import choose_widths, fastest_widths, kept_share
 from omgoptim.techniques.prune.latency import LayerTimes, Side, TimeTable, full_ms, predicted_ms
 
 WIDTHS = (4, 8, 12, 16)
@@ -45,8 +45,8 @@ def scores(table: TimeTable, seed: int) -> dict[str, Tensor]:
     return {name: torch.rand(16, generator=generator) ** 2 for name in table.widths}
 
 
-def kept(table: TimeTable, importance: dict[str, Tensor], widths: dict[str, int]) -> float:
-    return sum(math.log(kept_share(importance[name], widths[name], 16)) for name in table.widths)
+def lost(table: TimeTable, importance: dict[str, Tensor], widths: dict[str, int]) -> float:
+    return sum(math.log(kept_share(importance[name], widths[name], 16)) ** 2 for name in table.widths)
 
 
 def best_of_all(table: TimeTable, importance: dict[str, Tensor], wanted: float) -> float:
@@ -55,7 +55,7 @@ def best_of_all(table: TimeTable, importance: dict[str, Tensor], wanted: float) 
         dict(zip(table.widths, widths, strict=True)) for widths in itertools.product(WIDTHS, repeat=len(table.widths))
     )
     budget = wanted * full_ms(table)
-    return max(kept(table, importance, widths) for widths in combinations if predicted_ms(table, widths) <= budget)
+    return min(lost(table, importance, widths) for widths in combinations if predicted_ms(table, widths) <= budget)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -65,20 +65,20 @@ def test_where_times_add_up_the_widths_are_the_best_of_all_combinations(seed: in
     importance = scores(table, seed)
     widths = choose_widths(table, importance, wanted)
     assert predicted_ms(table, widths) <= wanted * full_ms(table)
-    assert kept(table, importance, widths) == pytest.approx(best_of_all(table, importance, wanted))
+    assert lost(table, importance, widths) == pytest.approx(best_of_all(table, importance, wanted))
 
 
 @pytest.mark.parametrize("wanted", [0.25, 0.5, 0.75])
 def test_where_layers_depend_on_two_groups_little_is_lost_to_the_best_of_all(wanted: float) -> None:
-    lost = []
+    gaps = []
     for seed in range(8):
         table = chained(seed)
         importance = scores(table, seed)
         widths = choose_widths(table, importance, wanted)
         assert predicted_ms(table, widths) <= wanted * full_ms(table)
-        lost.append(best_of_all(table, importance, wanted) - kept(table, importance, widths))
-    assert max(lost) < 0.05
-    assert sum(gap < 1e-9 for gap in lost) >= 6
+        gaps.append(lost(table, importance, widths) - best_of_all(table, importance, wanted))
+    assert max(gaps) < 0.05
+    assert sum(gap < 1e-9 for gap in gaps) >= 6
 
 
 def test_with_all_of_the_time_nothing_is_removed() -> None:
@@ -96,6 +96,12 @@ def test_of_equal_groups_the_slower_one_gives_more() -> None:
     table = TimeTable("torch_eager", {"slow": 16, "quick": 16}, {"slow": WIDTHS, "quick": WIDTHS}, layers)
     widths = choose_widths(table, {"slow": torch.ones(16), "quick": torch.ones(16)}, 0.6)
     assert widths == {"slow": 8, "quick": 16}
+
+
+def test_equal_groups_that_cost_the_same_shrink_alike() -> None:
+    layers = tuple(one_sided(name, (1.0, 2.0, 3.0, 4.0)) for name in "abc")
+    table = TimeTable("torch_eager", dict.fromkeys("abc", 16), dict.fromkeys("abc", WIDTHS), layers)
+    assert choose_widths(table, {name: torch.ones(16) for name in "abc"}, 0.5) == {"a": 8, "b": 8, "c": 8}
 
 
 def test_groups_compare_by_shares_whatever_the_scale_of_their_scores() -> None:
@@ -133,6 +139,25 @@ def test_beyond_reach_the_error_says_what_can_be_reached() -> None:
         choose_widths(table, {"a": torch.ones(16)}, 0.3)
     assert "2.50 times" in error.value.why
     assert "max_layer_ratio" in error.value.fix
+
+
+def test_the_fastest_widths_are_the_last_that_can_be_wanted() -> None:
+    table = chained(4)
+    importance = scores(table, 4)
+    fastest = fastest_widths(table, importance, 0.75)
+    least = predicted_ms(table, fastest) / full_ms(table)
+    assert least == pytest.approx(
+        min(
+            predicted_ms(table, dict(zip(table.widths, widths, strict=True)))
+            for widths in itertools.product(WIDTHS, repeat=4)
+        )
+        / full_ms(table)
+    )
+    assert predicted_ms(table, choose_widths(table, importance, least * 1.0001, 0.75)) <= least * 1.0001 * full_ms(
+        table
+    )
+    with pytest.raises(TechniqueError):
+        choose_widths(table, importance, least * 0.999, 0.75)
 
 
 def test_the_share_kept_is_that_of_the_most_important_channels() -> None:
