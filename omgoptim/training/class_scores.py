@@ -16,6 +16,9 @@ IGNORED = -100
 SMALLEST = 1e-12
 """Smallest probability whose logarithm is taken."""
 
+ENOUGH = 16
+"""Single scores that have to lie in 0..1 before they are taken for probabilities: a few logits do so by chance."""
+
 
 @dataclass(frozen=True, slots=True)
 class ClassScores:
@@ -35,14 +38,14 @@ class ClassScores:
         """How an output and its integer targets fit together; None if they do not.
 
         Args:
-            output: what the model gave for one batch; whether it is probabilities is read from it.
+            output: what the model gave for one batch; whether it is probabilities is read from it, single scores from 16 on.
         """
         if not output.is_floating_point() or not output.ndim or len(output) != len(target):
             return None
         single = output.ndim < 2 or 1 in (output.shape[1], output.shape[-1])
         if output.shape == target.shape or (output.numel() == target.numel() and single):
             low, high = output.detach().aminmax()
-            return ClassScores(2, None, bool(low >= 0) and bool(high <= 1))
+            return ClassScores(2, None, output.numel() >= ENOUGH and bool(low >= 0) and bool(high <= 1))
         if output.shape[:-1] == target.shape:
             return ClassScores(output.shape[-1], -1, is_distribution(output, -1))
         if output.ndim == target.ndim + 1 and output.shape[:1] + output.shape[2:] == target.shape:

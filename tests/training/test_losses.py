@@ -57,12 +57,17 @@ def test_outputs_that_are_probabilities_already_are_taken_as_such(of: Callable[.
     scores, labels = drawn(6, 4), torch.tensor([0, 3, 1, 2, 1, 0])
     soft = scores.softmax(1)
     torch.testing.assert_close(of(soft, labels).function(soft, labels), F.cross_entropy(scores, labels))
-    one = drawn(6)
-    binary = labels.clamp(max=1)
+    one, binary = drawn(32), torch.arange(32) % 2
     torch.testing.assert_close(
         of(one.sigmoid(), binary).function(one.sigmoid(), binary),
         F.binary_cross_entropy_with_logits(one, binary.float()),
     )
+
+
+def test_a_few_logits_that_happen_to_lie_between_zero_and_one_are_no_probabilities(of: Callable[..., Loss]) -> None:
+    few, labels = torch.tensor([0.2, 0.9]).requires_grad_(), torch.tensor([0, 1])
+    expected = F.binary_cross_entropy_with_logits(few, labels.float())
+    torch.testing.assert_close(of(few, labels).function(few, labels), expected)
 
 
 def test_a_batch_in_which_no_target_counts_costs_nothing_and_has_a_gradient(of: Callable[..., Loss]) -> None:
