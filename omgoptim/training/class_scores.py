@@ -38,7 +38,7 @@ class ClassScores:
         """How an output and its integer targets fit together; None if they do not.
 
         Args:
-            output: what the model gave for one batch; whether it is probabilities is read from it, single scores from 16 on.
+            output: what the model gave for one batch; whether it is probabilities is read from it.
         """
         if not output.is_floating_point() or not output.ndim or len(output) != len(target):
             return None
