@@ -171,8 +171,8 @@ class Epoch(Record):
 
     round: int = 1
     epoch: int
-    loss: float
-    """Mean over the epoch's batches."""
+    loss: float | None
+    """Mean over the epoch's batches; null if it was no number."""
     quality: float | None = None
     """On the selection samples."""
     learning_rate: float

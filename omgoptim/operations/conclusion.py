@@ -70,7 +70,7 @@ def conclude(
     quality, real = measured.quality, subject.data.real
     changes = merged(kept.stages, kept.stage)
     training = training_record(job, kept.stages)
-    warnings = [*subject.notes, *job.material.notes, *notes, *changes.notes, *untold, *undelivered]
+    warnings = [*subject.notes, *job.material.notes, *notes, *kept.stage.warnings, *untold, *undelivered]
     if training is not None and request.recover == "lora":
         warnings.append(LORA_WORDS)
     warnings += [*quality_warnings(quality, request.max_quality_drop, real), *load_warnings(measured.load)]
@@ -133,6 +133,7 @@ def _summary(outcome: Outcome, goal: Goal, missed: str | None, measured: Measure
         first += f" {missed[0].upper()}{missed[1:]}." if missed else ""
     parts = [
         first,
+        *kept.stage.outcome.notes,
         *goal.facts,
         left_words(measured.before, measured.after),
         quality_words(measured.before, measured.quality),

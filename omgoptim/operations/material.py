@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.errors import DataError
-from omgoptim.models.data import cut
-from omgoptim.models.samples import Samples, as_tensors, of_size
+from omgoptim.models.samples import Samples, as_tensors, batch_length, of_size
 from omgoptim.operations.overlap import overlap_notes
 from omgoptim.operations.subject import Live, Subject
 from omgoptim.requests import TrainingRequest
@@ -104,13 +103,13 @@ def loss_for(
     if target is None and live.loss is None and request.loss == "auto":
         return None
     dtypes = {tensor.name: tensor.dtype for tensor in subject.signature.inputs}
-    first = {name: array[:2] for name, array in statistics.batches[0].items()}
+    first = statistics.batches[0]
     args, kwargs = subject.signature.to_call(as_tensors(first, dtypes))
     with torch.inference_mode():
         outputs = module(*args, **kwargs)
     given: Any = live.loss or request.loss
-    example = None if target is None else as_target(cut(target, 2), 2)
-    return loss_of(given, outputs, example, subject.reach, request.time_limit_s)
+    example = None if target is None else as_target(target, batch_length(first))
+    return loss_of(given, outputs, example, subject.reach, request.time_limit_s, module=module)
 
 
 def scoring_loss(loss: Loss | None) -> Callable[[Any, Any], Tensor]:

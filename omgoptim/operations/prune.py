@@ -114,9 +114,8 @@ def _goal(request: PruneRequest, kept: Stage) -> Goal:
     if isinstance(method, SemiStructured):
         return Goal(f"{method.pattern} pruning by {method.score}")
     if isinstance(method, Unstructured):
-        amount = kept.record.amount or 0.0
-        words = "Zeroed weights make a file smaller; a dense engine multiplies zeros like any number."
-        return Goal(f"{method.method} pruning, {amount:.4g} of the selected weights zero", facts=[words])
+        words = "Zeros make the file smaller; a dense engine multiplies them like any number."
+        return Goal(f"{method.method} pruning at sparsity {kept.record.amount or method.sparsity:g}", facts=[words])
     assert isinstance(method, Structured)
     name = f"structured pruning by {method.importance}{_structured_words(method, kept)}"
     return Goal(name, missed=lambda measured: reached(method, measured))

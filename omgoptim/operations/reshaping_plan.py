@@ -39,8 +39,9 @@ def plan_report(verb: str, job: Job, steps: Sequence[Params]) -> EfficiencyRepor
         outcome="ok",
         summary=f"Plan only, nothing was done: {verb} would change {len(outcome.changed)} layers in {len(steps)} "
         f"round{'s' if len(steps) > 1 else ''}, to {params:,} parameters ({nonzero:,} not zero)"
-        f"{_training_words(job, len(steps))}. Quality and speed are not known before it is done.",
-        warnings=[*subject.notes, *job.material.notes, *outcome.notes],
+        f"{_training_words(job, len(steps))}. {' '.join(outcome.notes)} Quality and speed are not known before it is "
+        "done.",
+        warnings=[*subject.notes, *job.material.notes],
         next_steps=[step(verb, given_arguments(request) | output, "do what was planned")],
         verb=verb,
         run_id=context.run_id,

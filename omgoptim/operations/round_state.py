@@ -17,6 +17,7 @@ from omgoptim.runtimes.torch_precision import load_state, state_of
 from omgoptim.techniques.registry import Outcome
 
 WEIGHTS, STATE = "weights.safetensors", "state.json"
+TRAINING = ("quality", "loss", "trained_params", "total_params", "seconds", "resumed", "stopped", "warnings")
 
 
 @dataclass(slots=True)
@@ -27,6 +28,8 @@ class Stage:
     record: Round
     outcome: Outcome
     epochs: list[Epoch] = field(default_factory=list)
+    quality: float = float("-inf")
+    """Of the module as it is now, on the selection samples; minus infinity if it has collapsed."""
     loss: str = ""
     """What was minimized, in words."""
     trained_params: int = 0
@@ -35,12 +38,8 @@ class Stage:
     seconds: float = 0.0
     resumed: int = 0
     stopped: str | None = None
-
-    @property
-    def quality(self) -> float:
-        """The last of the record's qualities."""
-        told = (self.record.quality_trained, self.record.quality_reestimated, self.record.quality_taken)
-        return next((value for value in told if value is not None), float("-inf"))
+    warnings: list[str] = field(default_factory=list)
+    """What must be said of its training."""
 
 
 def write_stage(folder: Path, stage: Stage, original: nn.Module) -> None:
@@ -60,7 +59,7 @@ def write_stage(folder: Path, stage: Stage, original: nn.Module) -> None:
         "skipped": [skip.model_dump() for skip in stage.outcome.skipped],
         "notes": stage.outcome.notes,
         "epochs": [epoch.model_dump(mode="json") for epoch in stage.epochs],
-        "training": [stage.loss, stage.trained_params, stage.total_params, stage.seconds, stage.resumed, stage.stopped],
+        "training": {name: getattr(stage, name) for name in TRAINING},
     }
     (partial / STATE).write_text(json.dumps(told))
     shutil.rmtree(folder, ignore_errors=True)
@@ -84,4 +83,4 @@ def read_stage(folder: Path, original: nn.Module) -> Stage | None:
         list(told["notes"]),
     )
     epochs = [Epoch.model_validate(epoch) for epoch in told["epochs"]]
-    return Stage(module, Round.model_validate(told["record"]), outcome, epochs, *told["training"])
+    return Stage(module, Round.model_validate(told["record"]), outcome, epochs, **told["training"])

@@ -65,6 +65,7 @@ class Job:
             seed=self.request.seed,
             threads=self.subject.bench.threads,
             device=self.subject.device,
+            real=self.subject.data.real,
             runtime=self.runtime,
             progress=progress,
         )
@@ -115,7 +116,9 @@ def _settle(job: Job, stage: Stage) -> None:
     """Judge what was taken away, estimate batch-norm statistics again, judge that, and count."""
     judge, module = job.material.judge, stage.module
     taken = judge.score(module)
-    layers = reestimate(module, job.subject.signature, job.material.statistics)
+    real = job.subject.data.real  # the statistics of random inputs would be wrong for any other
+    layers = reestimate(module, job.subject.signature, job.material.statistics) if real else 0
+    stage.quality = judge.score(module) if layers else taken
     args, kwargs = one_sample(job.subject)
     params, nonzero = count_params(module)
     told = {
@@ -123,7 +126,7 @@ def _settle(job: Job, stage: Stage) -> None:
         "nonzero_params": nonzero,
         "macs": count_macs(module, args, kwargs).macs,
         "quality_taken": _finite(taken),
-        "quality_reestimated": _finite(judge.score(module)) if layers else None,
+        "quality_reestimated": _finite(stage.quality) if layers else None,
     }
     stage.record = stage.record.model_copy(update=told)
 
@@ -153,11 +156,11 @@ def _train(job: Job, stage: Stage, number: int, folder: Path, held: bool) -> Non
             round_number=number,
         )
     stage.epochs, stage.stopped, stage.loss = fitted.epochs, fitted.stopped, fitted.loss
-    stage.outcome.notes.extend(fitted.notes)
+    stage.warnings = list(fitted.notes)
     stage.trained_params, stage.total_params = fitted.trained_params, fitted.total_params
     stage.seconds, stage.resumed = fitted.seconds, fitted.resumed
-    quality = material.judge.score(stage.module)
-    stage.record = stage.record.model_copy(update={"quality_trained": _finite(quality)})
+    stage.quality = material.judge.score(stage.module)
+    stage.record = stage.record.model_copy(update={"quality_trained": _finite(stage.quality)})
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -14,7 +15,8 @@ from omgoptim.reports import SensitivityPoint
 from omgoptim.requests import Params
 from omgoptim.requests.factorize import Factorization
 from omgoptim.requests.prune import SemiStructured, Structured
-from omgoptim.techniques.registry import apply_to_module
+from omgoptim.techniques.prune.dependencies import find_groups
+from omgoptim.techniques.registry import ModuleRun, apply_to_module
 from omgoptim.training.batch_norm import reestimate
 
 AMOUNTS = (0.25, 0.5, 0.75)
@@ -39,7 +41,8 @@ def study(job: Job, params: Params) -> list[SensitivityPoint]:
     points: list[SensitivityPoint] = []
     for index, path in enumerate(paths):
         start, end = SPAN
-        job.context.progress(f"sensitivity of {path}", start + (end - start) * index / len(paths))
+        done = start + (end - start) * index / len(paths)
+        job.context.progress(f"sensitivity of {path}, {index + 1} of {len(paths)}", done)
         for amount in AMOUNTS:
             quality = _quality(job, _alone(params, path, amount))
             if quality is not None and math.isfinite(quality):
@@ -49,17 +52,21 @@ def study(job: Job, params: Params) -> list[SensitivityPoint]:
 
 
 def _paths(job: Job, params: Params) -> list[str]:
-    """Where the technique would act, found by letting it act on a copy."""
-    outcome = apply_to_module(copy.deepcopy(job.original), _everywhere(params), job.module_run(SPAN))
+    """The groups, or the layers that the technique would change, found by letting it act on a copy."""
+    if isinstance(params, Structured):
+        return [group.name for group in find_groups(job.original, params, _run(job)).groups]
+    outcome = apply_to_module(copy.deepcopy(job.original), _everywhere(params), _run(job))
     return list(dict.fromkeys(change.path for change in outcome.changed))
 
 
+def _run(job: Job) -> ModuleRun:
+    """A technique here works on one of many copies: its own progress is none of the run's."""
+    return replace(job.module_run(SPAN), progress=lambda _stage, _done: None)
+
+
 def _everywhere(params: Params) -> Params:
-    if isinstance(params, Structured):
-        return params.model_copy(update=_ratio_only(AMOUNTS[1]))
-    if isinstance(params, Factorization):
-        return params.model_copy(update=_rank_only(AMOUNTS[1]))
-    return params.model_copy(update={"sparsity": AMOUNTS[1]})
+    changes = _rank_only(AMOUNTS[1]) if isinstance(params, Factorization) else {"sparsity": AMOUNTS[1]}
+    return params.model_copy(update=changes)
 
 
 def _alone(params: Params, path: str, amount: float) -> Params:
@@ -74,7 +81,7 @@ def _alone(params: Params, path: str, amount: float) -> Params:
 
 def _ratio_only(amount: float) -> dict[str, Any]:
     goals = {"target_speedup": None, "target_latency_ms": None, "target_macs_ratio": None}
-    return {**goals, "pruning_ratio": amount, "ranking": "uniform"}
+    return {**goals, "pruning_ratio": amount, "ranking": "uniform", "reconstruct": False}
 
 
 def _rank_only(amount: float) -> dict[str, Any]:
@@ -85,8 +92,9 @@ def _quality(job: Job, params: Params) -> float | None:
     """None where this layer alone cannot be compressed by so much."""
     module: nn.Module = copy.deepcopy(job.original)
     try:
-        apply_to_module(module, params, job.module_run(SPAN))
+        apply_to_module(module, params, _run(job))
     except OmgoptimError:
         return None
-    reestimate(module, job.subject.signature, job.material.statistics)
+    if job.subject.data.real:
+        reestimate(module, job.subject.signature, job.material.statistics)
     return job.material.judge.score(module)

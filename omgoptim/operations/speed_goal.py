@@ -18,10 +18,12 @@ from omgoptim.requests import Params
 from omgoptim.requests.prune import Structured
 from omgoptim.techniques.prune.dependencies import find_groups
 from omgoptim.techniques.prune.importance import importance_of
-from omgoptim.techniques.prune.knapsack import choose_widths
+from omgoptim.techniques.prune.knapsack import choose_widths, fastest_widths
 from omgoptim.techniques.prune.latency import Aim, TimeTable, floor_ms, full_ms, next_aim, predicted_ms
+from omgoptim.techniques.prune.layer_bench import round_to_of
 from omgoptim.techniques.prune.layer_times import measure_layer_times
-from omgoptim.techniques.prune.removal import remove
+from omgoptim.techniques.prune.refit import refit
+from omgoptim.techniques.prune.removal import remove, take_out
 from omgoptim.techniques.prune.widths import best as best_channels
 from omgoptim.techniques.registry import Outcome
 
@@ -34,7 +36,7 @@ MOST_CUTS = 6
 CLOSE = 1.06
 """A cut that is faster than the goal by less than this factor ends the search: a gentler one would hardly keep more."""
 
-MARGIN = 0.02
+MARGIN = 0.015
 """How much faster than the goal is aimed at: the full measurement scatters around that of the search."""
 
 WITHIN_NOISE = 0.97
@@ -89,7 +91,9 @@ def take_for_speed(job: Job, goal: SpeedGoal, params: Params, module: nn.Module,
     groups = find_groups(module, params, run)
     importance = importance_of(module, groups, params, run)
     job.context.progress("measuring how each group's time depends on its width", start + 0.1 * (end - start))
-    table = measure_layer_times(module, groups.groups, run, round_to=params.round_to)
+    round_to = params.round_to or round_to_of(module, run)
+    table = measure_layer_times(module, groups.groups, run, round_to=round_to)
+    narrowest = fastest_widths(table, importance, params.max_layer_ratio)
     original_ms, begun = _measure(job, module, baseline, 0)
     target = goal.fraction(original_ms) / begun * (1 - MARGIN)
     if target >= 1:
@@ -101,7 +105,7 @@ def take_for_speed(job: Job, goal: SpeedGoal, params: Params, module: nn.Module,
     while len(cuts) < MOST_CUTS and not _found(cuts, target):
         part = start + (end - start) * (0.2 + 0.8 * len(cuts) / MOST_CUTS)
         job.context.progress(f"cutting for {1 / (target * begun):.3g}x the speed, cut {len(cuts) + 1}", part)
-        wanted = next_aim(history, target)
+        wanted = max(next_aim(history, target), predicted_ms(table, narrowest) / full_ms(table))
         widths = choose_widths(table, importance, wanted, params.max_layer_ratio)
         if any(cut.widths == widths for cut in cuts):
             break
@@ -110,10 +114,13 @@ def take_for_speed(job: Job, goal: SpeedGoal, params: Params, module: nn.Module,
         fraction = _measure(job, trial, baseline, len(cuts) + 1)[1] / begun
         cuts.append(Cut(widths, fraction))
         history.append(Aim(wanted, predicted_ms(table, widths) / full_ms(table), fraction))
-        if predicted_ms(table, widths) <= floor_ms(table, params.max_layer_ratio) and fraction > target:
-            break  # nothing narrower is left
+        if widths == narrowest and fraction > target:
+            break
     best = _best(cuts, target)
-    outcome = remove(module, groups, best_channels(groups, importance, best.widths), run)
+    before = copy.deepcopy(module)
+    outcome, left = take_out(module, groups, best_channels(groups, importance, best.widths), run)
+    if params.reconstruct and run.real:
+        refit(module, before, left, run)
     outcome.skipped.extend(skip for skip in groups.skipped if skip not in outcome.skipped)
     if best.fraction > target / (1 - MARGIN):
         outcome.notes.append(_beyond(best, begun, target, table, params, original_ms))

@@ -33,6 +33,8 @@ class Structured(Params):
     """Keep widths at multiples of this; default: what this machine's kernels like."""
     max_layer_ratio: float = Field(0.9, gt=0, lt=1)
     """Most that is removed from one group."""
+    reconstruct: bool = True
+    """Fit the layers that read removed channels to the original's outputs, on training inputs without labels."""
     prune_heads: bool = True
     """Whether attention heads may be removed; else only their neighbours."""
     targets: list[str] = []

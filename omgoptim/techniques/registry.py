@@ -33,7 +33,7 @@ class Outcome:
     changed: list[Change]
     skipped: list[Skip] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """What else must be said of it, a sentence each."""
+    """What the summary of a report says of it, a sentence each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,8 @@ class ModuleRun:
     seed: int = 0
     threads: int = 1
     device: str = "cpu"
+    real: bool = True
+    """Whether the statistics are real data: what random inputs give is no statistic to fit anything to."""
     runtime: str = "torch_eager"
     """The engine that the artifact will run on."""
     progress: Callable[[str, float | None], None] = lambda _stage, _done: None

@@ -236,7 +236,7 @@ def _one_epoch(
         Epoch(
             round=round_number,
             epoch=epoch,
-            loss=loss,
+            loss=loss if math.isfinite(loss) else None,
             quality=score if score is not None and math.isfinite(score) else None,
             learning_rate=steps.last_rate,
             seconds=seconds,

@@ -73,15 +73,14 @@ def test_a_schedule_ends_at_exactly_the_sparsity_and_zeros_stay_zero_while_train
     assert report.artifact is not None
     assert [round_.amount for round_ in report.rounds] == [0.5, 0.75, 0.9]
     state = _state(Path(report.artifact.path))
-    chosen = [change.path for change in report.changed]
-    weights = torch.cat([state[f"{path}.weight"].flatten() for path in chosen])
+    weights = torch.cat([state[f"{path}.weight"].flatten() for path in ("0", "3", "8")])
     assert int((weights == 0).sum()) == round(0.9 * weights.numel())
     assert not torch.signbit(weights[weights == 0]).any()
     assert report.after is not None
     assert report.after.dense_size_bytes is not None
     assert report.after.size_bytes is not None
     assert report.after.size_bytes < report.after.dense_size_bytes
-    assert "faster" not in report.summary.partition("Zeroed")[0]  # a single launch proves nothing
+    assert "faster" not in report.summary  # a single launch proves nothing
 
 
 def test_batch_norm_statistics_are_estimated_again_and_their_gain_is_told(project: Path) -> None:
@@ -104,7 +103,7 @@ def test_a_round_that_loses_too_much_is_undone_and_the_best_within_the_guard_is_
     assert [round_.kept for round_ in report.rounds] == [True, False]
     assert report.artifact is not None
     state = _state(Path(report.artifact.path))
-    weights = torch.cat([state[f"{change.path}.weight"].flatten() for change in report.changed])
+    weights = torch.cat([state[f"{path}.weight"].flatten() for path in ("0", "3", "8")])
     assert int((weights == 0).sum()) == round(0.2 * weights.numel())
     assert "round 1 is kept" in report.summary
     assert report.gains is not None
