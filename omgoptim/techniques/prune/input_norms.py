@@ -87,7 +87,7 @@ def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _per_feature(x: Tensor) -> Tensor:
-    return x.detach().float().square().flatten(0, -2).sum(0) if x.ndim > 1 else x.detach().float().square()
+    return x.detach().float().reshape(-1, x.shape[-1]).square().sum(0)
 
 
 def _of_projections(name: str) -> Squares:
