@@ -2,7 +2,8 @@
 
 What it does: runs the model forward and backward on training batches. sensitivity scores a weight by |w g|, g being the
 mean gradient of the loss over the batches: how much the loss changes, to first order, when the weight goes. movement
-lets the weights take small steps downhill on a copy and sums -w g over them: weights that move towards zero go first.
+lets the weights take small steps downhill, which are undone, and sums -w g over them: what moves towards zero goes
+first. What stays is fitted as magnitude does.
 Use when: labels are at hand and the loss says more than magnitudes do. A trained model's gradients are small, so give
 many batches; movement means little over the few steps taken here. Costs a backward pass for each batch.
 What you really get: storage: a zero takes a bit instead of a number in the artifact. Memory and speed: nothing.
@@ -14,6 +15,7 @@ one pass instead of a whole training. The model is in eval mode: no dropout, bat
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,6 +27,7 @@ from omgoptim.measure.own_cost import evaluating
 from omgoptim.reports import Skip
 from omgoptim.requests.prune import Gradient
 from omgoptim.techniques.prune.input_norms import calls
+from omgoptim.techniques.prune.masked_refit import reconstructed
 from omgoptim.techniques.prune.prunable import Selection, Weight, select
 from omgoptim.techniques.prune.zeroing import Aim, zero_lowest
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
@@ -42,6 +45,7 @@ def apply(module: nn.Module, params: Gradient, run: ModuleRun) -> Outcome:
     Raises:
         TechniqueError: no layer is selected, no gradient reaches one, a loss is no number, or nothing became zero.
     """
+    before = copy.deepcopy(module)
     selection = select(module, params.targets, params.ignore)
     watch = _sensitivity if params.score == "sensitivity" else _movement
     scores = watch(module, selection.weights, run)
@@ -54,7 +58,8 @@ def apply(module: nn.Module, params: Gradient, run: ModuleRun) -> Outcome:
             "use method magnitude or wanda",
         )
     aim = Aim(params.sparsity, params.scope, f"{params.score}, {params.scope.replace('_', ' ')}", not params.targets)
-    return zero_lowest(Selection(reached, [*selection.skipped, *skipped]), scores, aim)
+    outcome = zero_lowest(Selection(reached, [*selection.skipped, *skipped]), scores, aim)
+    return reconstructed(outcome, module, before, params, run)
 
 
 def _sensitivity(module: nn.Module, weights: list[Weight], run: ModuleRun) -> dict[str, Tensor]:

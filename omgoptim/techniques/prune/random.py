@@ -1,7 +1,7 @@
 """Zero weights drawn at random: the control that any other method has to beat.
 
 What it does: gives each selected weight a random score, and zeroes the lowest; the same seed gives the same weights,
-and more of them where more is asked for. Shares among layers as magnitude does.
+and more of them where more is asked for. Shares among layers, and fits what stays, as magnitude does.
 Use when: a method's gain is to be told from what any sparsity would give. Needs no data.
 What you really get: storage: a zero takes a bit instead of a number in the artifact. Memory and speed: nothing.
 Limits: as magnitude: biases, normalization, unnamed embeddings, frozen weights and the smallest layers stay.
@@ -10,10 +10,13 @@ Source: the control in Gale et al. (arXiv:1902.09574); Erdos-Renyi kernel arXiv:
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 
 from omgoptim.requests.prune import Random
+from omgoptim.techniques.prune.masked_refit import reconstructed
 from omgoptim.techniques.prune.prunable import select
 from omgoptim.techniques.prune.zeroing import Aim, Scope, zero_lowest
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
@@ -26,9 +29,10 @@ def apply(module: nn.Module, params: Random, run: ModuleRun) -> Outcome:
     Raises:
         TechniqueError: no layer is selected, or nothing became zero.
     """
+    before = copy.deepcopy(module)
     selection = select(module, params.targets, params.ignore)
     generator = torch.Generator().manual_seed(run.seed)
     scores = {weight.path: torch.rand(weight.parameter.shape, generator=generator) for weight in selection.weights}
     scope: Scope = "erdos_renyi" if params.layer_ratios == "erdos_renyi" else params.scope
     aim = Aim(params.sparsity, scope, f"at random, {scope.replace('_', ' ')}", spare_small=not params.targets)
-    return zero_lowest(selection, scores, aim)
+    return reconstructed(zero_lowest(selection, scores, aim), module, before, params, run)

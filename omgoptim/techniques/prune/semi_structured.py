@@ -2,7 +2,8 @@
 
 What it does: along each output's inputs, of every m neighbours leaves the n that score highest, by magnitude or by
 magnitude times input norm, and zeroes the others. Neighbours are input features; in a convolution the input channels at
-one position of the kernel. The pattern decides the sparsity: 2:4 is half, in every layer.
+one position of the kernel. The pattern decides the sparsity: 2:4 is half, in every layer. With data, what stays is
+fitted as magnitude does.
 Use when: the model will run on a GPU with sparse tensor cores, whose kernels take 2:4 in half precision or int8.
 What you really get: storage: a zero takes a bit instead of a number in the artifact. Speed: none on the engines here;
 torch's to_sparse_semi_structured, TensorRT and the like take the pattern, and the layer's sizes have to suit their
@@ -15,12 +16,15 @@ second, arXiv:2306.11695.
 
 from __future__ import annotations
 
+import copy
+
 from torch import Tensor, nn
 
 from omgoptim.errors import TechniqueError
 from omgoptim.reports import Skip
 from omgoptim.requests.prune import SemiStructured
 from omgoptim.techniques.prune.input_norms import input_norms
+from omgoptim.techniques.prune.masked_refit import reconstructed
 from omgoptim.techniques.prune.prunable import Selection, Weight, select
 from omgoptim.techniques.prune.ranking import keep_of_every
 from omgoptim.techniques.prune.scores import by_input
@@ -38,6 +42,7 @@ def apply(module: nn.Module, params: SemiStructured, run: ModuleRun) -> Outcome:
         TechniqueError: no layer is selected, m divides no layer's inputs, or nothing became zero.
     """
     n, m = params.kept
+    untouched = copy.deepcopy(module)
     selection = _divisible(select(module, params.targets, params.ignore), m)
     norms: dict[str, Tensor] = {}
     if params.score == "wanda":
@@ -51,7 +56,8 @@ def apply(module: nn.Module, params: SemiStructured, run: ModuleRun) -> Outcome:
         zero_where(weight, from_rows(mask, weight.layer, tuple(weight.parameter.shape)))
     if selection.zeros <= sum(before):
         raise nothing_zeroed(selection, (m - n) / m)
-    return outcome_of(selection, before, f"{params.pattern} by {params.score}", set())
+    outcome = outcome_of(selection, before, f"{params.pattern} by {params.score}", set())
+    return reconstructed(outcome, module, untouched, params, run)
 
 
 def _divisible(selection: Selection, m: int) -> Selection:

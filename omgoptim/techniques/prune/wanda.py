@@ -2,17 +2,19 @@
 
 What it does: runs the model on training inputs, and scores a weight by |w_oi| ||x_i||, x_i being all that the weight is
 multiplied with: an input feature, or what one position of a convolution's kernel visits in one channel. Zeroes the
-lowest of each output's row (per_row), of each layer, or of all.
+lowest of each output's row (per_row), of each layer, or of all; what stays is fitted as magnitude does.
 Use when: inputs differ much in scale (transformers), at moderate sparsity, without training. Needs data, no labels.
 What you really get: storage: a zero takes a bit instead of a number in the artifact. Memory and speed: nothing.
 Limits: recurrent layers and embeddings, whose inputs are not seen from outside, and layers that are not called stay.
 Per row every layer gives the same share: on small convolution nets beyond 70 % magnitude with layer_ratios lamp, which
 lets layers differ, loses far less.
-Source: Wanda (arXiv:2306.11695); differs in that convolutions are taken too, and that each layer's norms are read from
-the dense model, not after the layers before it were pruned.
+Source: Wanda (arXiv:2306.11695); differs in that convolutions are taken too, that each layer's norms are read from the
+dense model, not after the layers before it were pruned, and in that fitting.
 """
 
 from __future__ import annotations
+
+import copy
 
 from torch import nn
 
@@ -20,6 +22,7 @@ from omgoptim.errors import TechniqueError
 from omgoptim.reports import Skip
 from omgoptim.requests.prune import Wanda
 from omgoptim.techniques.prune.input_norms import input_norms
+from omgoptim.techniques.prune.masked_refit import reconstructed
 from omgoptim.techniques.prune.prunable import Selection, select
 from omgoptim.techniques.prune.scores import by_input
 from omgoptim.techniques.prune.weight_rows import from_rows, to_rows
@@ -36,6 +39,7 @@ def apply(module: nn.Module, params: Wanda, run: ModuleRun) -> Outcome:
     Raises:
         TechniqueError: no layer is selected, no layer's inputs can be seen, or nothing became zero.
     """
+    before = copy.deepcopy(module)
     selection = select(module, params.targets, params.ignore)
     norms = input_norms(module, selection.weights, run)
     seen = only_seen(selection, set(norms))
@@ -44,7 +48,8 @@ def apply(module: nn.Module, params: Wanda, run: ModuleRun) -> Outcome:
         rows = by_input(to_rows(weight.parameter.detach(), weight.layer), norms[weight.path])
         scores[weight.path] = from_rows(rows, weight.layer, tuple(weight.parameter.shape))
     what = f"magnitude x input norm, {params.scope.replace('_', ' ')}"
-    return zero_lowest(seen, scores, Aim(params.sparsity, params.scope, what, spare_small=not params.targets))
+    aim = Aim(params.sparsity, params.scope, what, spare_small=not params.targets)
+    return reconstructed(zero_lowest(seen, scores, aim), module, before, params, run)
 
 
 def only_seen(selection: Selection, paths: set[str]) -> Selection:
