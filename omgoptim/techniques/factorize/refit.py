@@ -50,7 +50,7 @@ MOST_STAGES = 32
 KEPT_BYTES = 1_000_000_000
 """Inputs of the original's layers that are kept at once, in float32."""
 
-HELD = 1e-2
+HELD = 0.1
 """How strongly the refitted weight is held at the original, as a fraction of the mean energy of an input."""
 
 Rows = dict[str, list[Tensor]]
