@@ -8,7 +8,8 @@ Use when: labels are at hand and the loss says more than magnitudes do. A traine
 many batches; movement means little over the few steps taken here. Costs a backward pass for each batch.
 What you really get: storage: a zero takes a bit instead of a number in the artifact. Memory and speed: nothing.
 Limits: weights that no gradient reaches, and what magnitude leaves alone, stay. Without labels the loss is one of the
-outputs' size.
+outputs' size. At high sparsity of a model that fits its training data well, gradients are mostly noise, and magnitude
+loses far less.
 Source: SNIP (arXiv:1810.02340), on a trained model instead of a fresh one; movement pruning (arXiv:2005.07683), over
 one pass instead of a whole training. The model is in eval mode: no dropout, batch normalization with its statistics.
 """

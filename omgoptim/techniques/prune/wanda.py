@@ -6,8 +6,8 @@ lowest of each output's row (per_row), of each layer, or of all; what stays is f
 Use when: inputs differ much in scale (transformers), at moderate sparsity, without training. Needs data, no labels.
 What you really get: storage: a zero takes a bit instead of a number in the artifact. Memory and speed: nothing.
 Limits: recurrent layers and embeddings, whose inputs are not seen from outside, and layers that are not called stay.
-Per row every layer gives the same share: on small convolution nets beyond 70 % magnitude with layer_ratios lamp, which
-lets layers differ, loses far less.
+Per row every layer gives the same share; at high sparsity of a convolution net magnitude, which lets layers differ,
+loses less.
 Source: Wanda (arXiv:2306.11695); differs in that convolutions are taken too, that each layer's norms are read from the
 dense model, not after the layers before it were pruned, and in that fitting.
 """
