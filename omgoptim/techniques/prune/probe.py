@@ -1,0 +1,137 @@
+"""A batch of two samples, what a module gives for it, and the words for what goes wrong then."""
+
+from __future__ import annotations
+
+import contextlib
+import linecache
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from omgoptim.errors import TechniqueError
+from omgoptim.measure.own_cost import evaluating
+from omgoptim.models.samples import as_tensors, of_size
+from omgoptim.runtimes.signature import Signature, flatten
+from omgoptim.techniques.registry import ModuleRun
+
+SAMPLES = 2
+TOLERANCE = 3e-4
+"""Largest difference of two float32 outputs, relative to the largest output, that is only another order of adding."""
+
+NOT_THE_USERS = ("torch", "omgoptim", "torch_pruning")
+"""Packages whose lines say nothing to the author of a model."""
+
+
+class DoesNotRun(Exception):
+    """A module that raises on inputs that it took before; the message says where and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """How a module is called on one batch."""
+
+    args: tuple[Tensor, ...]
+    kwargs: dict[str, Tensor]
+
+    @staticmethod
+    def of(run: ModuleRun) -> Probe:
+        """On two samples."""
+        batch = of_size(run.statistics, SAMPLES)
+        tensors = as_tensors(batch, dtypes(run.signature))
+        args, kwargs = run.signature.to_call({name: tensor.to(run.device) for name, tensor in tensors.items()})
+        return Probe(args, kwargs)
+
+    @property
+    def samples(self) -> int:
+        return len(next(iter([*self.args, *self.kwargs.values()])))
+
+    def outputs(self, module: nn.Module) -> list[Tensor]:
+        """The module's output tensors in eval mode; whatever random numbers it draws are the same each time.
+
+        Raises:
+            DoesNotRun: the forward raised.
+        """
+        with evaluating(module), quiet(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            try:
+                result = module(*self.args, **self.kwargs)
+            except Exception as error:  # whatever a user's forward raises once widths have changed
+                raise DoesNotRun(told(error)) from error
+        return [leaf for leaf in flatten(result) if isinstance(leaf, Tensor)]
+
+
+def dtypes(signature: Signature) -> dict[str, str]:
+    return {tensor.name: tensor.dtype for tensor in signature.inputs}
+
+
+@contextlib.contextmanager
+def quiet() -> Any:
+    """What a model prints goes to the log, and warnings of a library that is only looking around go nowhere."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def told(error: BaseException) -> str:
+    """Where in the user's code it went wrong, and how: `net.py line 12: x.view(-1, 7200) (shape …)`."""
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    place = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if not _is_of_a_library(frame.filename):
+            line = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
+            place = f"{Path(frame.filename).name} line {frame.lineno}: {line}"
+    return f"{place} ({said})" if place else said
+
+
+def _is_of_a_library(filename: str) -> bool:
+    parts = Path(filename).parts
+    folder = "site-packages" if "site-packages" in parts else "omgoptim" if "omgoptim" in parts else ""
+    if not folder:
+        return False
+    inside = parts[len(parts) - parts[::-1].index(folder) :] if folder == "site-packages" else ("omgoptim",)
+    return bool(inside) and inside[0] in NOT_THE_USERS
+
+
+def difference(some: list[Tensor], others: list[Tensor]) -> float:
+    """Largest difference of any output, relative to the largest value of that output; 0 for integers that agree.
+
+    Raises:
+        ValueError: their shapes differ.
+    """
+    largest = 0.0
+    if [tensor.shape for tensor in some] != [tensor.shape for tensor in others]:
+        raise ValueError("the outputs have other shapes")
+    for one, other in zip(some, others, strict=True):
+        if one.numel():
+            scale = max(float(other.double().abs().max()), 1e-12)
+            largest = max(largest, float((one.double() - other.double()).abs().max()) / scale)
+    return largest
+
+
+def statistics(run: ModuleRun) -> Any:
+    """Every batch of the run's statistics as (args, kwargs, target, size), on the run's device."""
+    for batch, target in zip(run.statistics.batches, run.statistics.targets, strict=True):
+        tensors = as_tensors(batch, dtypes(run.signature))
+        moved: Mapping[str, Tensor] = {name: tensor.to(run.device) for name, tensor in tensors.items()}
+        args, kwargs = run.signature.to_call(moved)
+        yield args, kwargs, target, len(next(iter(batch.values())))
+
+
+def traced(doing: str, call: Callable[[], Any]) -> Any:
+    """What torch-pruning gives, with its warnings and prints kept away.
+
+    Raises:
+        TechniqueError: it raised.
+    """
+    try:
+        with quiet():
+            return call()
+    except Exception as error:  # torch-pruning raises whatever its heuristics run into
+        raise TechniqueError(f"{doing} failed", told(error)) from error
