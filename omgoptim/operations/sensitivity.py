@@ -13,7 +13,7 @@ from omgoptim.errors import OmgoptimError, TechniqueError
 from omgoptim.operations.rounds import Job
 from omgoptim.reports import SensitivityPoint
 from omgoptim.requests import Params
-from omgoptim.requests.factorize import Factorization
+from omgoptim.requests.factorize import Factorization, Whitened
 from omgoptim.requests.prune import SemiStructured, Structured
 from omgoptim.techniques.prune.dependencies import find_groups
 from omgoptim.techniques.registry import ModuleRun, apply_to_module
@@ -21,6 +21,9 @@ from omgoptim.training.batch_norm import reestimate
 
 AMOUNTS = (0.25, 0.5, 0.75)
 """Fractions that are taken from one layer or group at a time."""
+
+FEW = 64
+"""Samples that each of many factorizations reads its moments from."""
 
 SPAN = (0.09, 0.12)
 
@@ -75,8 +78,9 @@ def _alone(params: Params, path: str, amount: float) -> Params:
     if isinstance(params, Structured):
         return params.model_copy(update=changes | _ratio_only(amount))
     if isinstance(params, Factorization):
-        return params.model_copy(update=changes | _rank_only(amount))
-    return params.model_copy(update=changes | {"sparsity": amount})
+        few = {"calibration_samples": FEW} if isinstance(params, Whitened) else {}
+        return params.model_copy(update=changes | _rank_only(amount) | few)
+    return params.model_copy(update=changes | {"sparsity": amount, "reconstruct": False})
 
 
 def _ratio_only(amount: float) -> dict[str, Any]:

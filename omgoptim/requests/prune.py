@@ -34,7 +34,7 @@ class Structured(Params):
     max_layer_ratio: float = Field(0.9, gt=0, lt=1)
     """Most that is removed from one group."""
     reconstruct: bool = True
-    """Fit the layers that read removed channels to the original's outputs, on training inputs without labels."""
+    """Fit the weights that stay to the layers' outputs before, on training inputs without labels."""
     prune_heads: bool = True
     """Whether attention heads may be removed; else only their neighbours."""
     targets: list[str] = []
@@ -61,6 +61,8 @@ class Unstructured(Params):
 
     sparsity: float = Field(0.5, gt=0, lt=1)
     """Fraction of the selected weights that are zero at the end, 0..1."""
+    reconstruct: bool = True
+    """Fit the weights that stay to the layers' outputs before, on training inputs without labels."""
     targets: list[str] = []
     """Globs on module paths: prune only these."""
     ignore: list[str] = []
@@ -113,6 +115,8 @@ class SemiStructured(Params):
     """n:m, n weights kept of every m along a weight's inputs."""
     score: Literal["magnitude", "wanda"] = "magnitude"
     """What says which weights matter least; wanda needs data."""
+    reconstruct: bool = True
+    """Fit the weights that stay to the layers' outputs before, on training inputs without labels."""
     targets: list[str] = []
     """Globs on module paths: prune only these."""
     ignore: list[str] = []

@@ -43,7 +43,7 @@ def dense(project: Path) -> Path:
 
 
 def test_the_target_is_met_and_the_artifact_holds_thin_layers(dense: Path) -> None:
-    report = omgoptim.factorize("dense.py:net", target_compression=2, epochs=1, **COMMON)
+    report = omgoptim.factorize("dense.py:net", target_compression=2, epochs=1, sensitivity=True, **COMMON)
     assert report.before is not None
     assert report.after is not None
     assert report.after.params == pytest.approx((report.before.params or 0) / 2, rel=0.02)
@@ -53,6 +53,7 @@ def test_the_target_is_met_and_the_artifact_holds_thin_layers(dense: Path) -> No
     assert isinstance(module.get_submodule("3"), LowRankLinear)
     assert {change.path for change in report.changed} <= {"1", "3", "5"}
     assert report.training is not None
+    assert {point.path for point in report.sensitivity} >= {"1", "3"}
     recipe = json.loads((folder / "recipe.json").read_text())["recipe"]
     assert recipe["surgery"]["blocks"]["3"]["kind"] == "LowRankLinear"
     image = torch.zeros(2, 1, 8, 8)
@@ -60,18 +61,14 @@ def test_the_target_is_met_and_the_artifact_holds_thin_layers(dense: Path) -> No
         assert torch.allclose(omgoptim.open_artifact(folder)(image), module(image), atol=1e-5)
 
 
-def test_lora_recovers_on_the_factors_and_is_merged(dense: Path) -> None:
-    report = omgoptim.factorize("dense.py:net", target_compression=2, epochs=1, recover="lora", **COMMON)
-    assert report.training is not None
-    assert report.training.trained_params < report.training.total_params
-    assert report.artifact is not None
-    folder = Path(report.artifact.path)
+def test_lora_recovers_on_the_factors_and_what_it_leaves_is_quantized_and_pruned(dense: Path) -> None:
+    first = omgoptim.factorize("dense.py:net", target_compression=2, epochs=1, recover="lora", **COMMON)
+    assert first.training is not None
+    assert first.training.trained_params < first.training.total_params
+    assert first.artifact is not None
+    folder = Path(first.artifact.path)
     names = load_module(folder, Manifest.read(folder)).state_dict()
     assert not any("lora" in name.lower() for name in names)
-
-
-def test_a_factorized_artifact_is_quantized_and_pruned(dense: Path) -> None:
-    first = omgoptim.factorize("dense.py:net", target_compression=2, epochs=0, **COMMON)
     quantized = omgoptim.quantize(first.run_id, scheme="dynamic", runtime="onnxruntime", **COMMON)
     pruned = omgoptim.prune(first.run_id, method="magnitude", sparsity=0.5, epochs=0, **COMMON)
     assert quantized.lineage == [first.run_id, quantized.run_id]
@@ -101,8 +98,3 @@ def test_a_plan_names_ranks_and_changes_nothing(dense: Path) -> None:
     report = omgoptim.factorize("dense.py:net", rank_ratio=0.5, plan=True, **COMMON)
     assert report.artifact is None
     assert any("rank" in change.after for change in report.changed)
-
-
-def test_sensitivity_is_measured_per_layer(dense: Path) -> None:
-    report = omgoptim.factorize("dense.py:net", epochs=0, sensitivity=True, **COMMON)
-    assert {point.path for point in report.sensitivity} >= {"1", "3"}

@@ -100,7 +100,7 @@ def _distance(module: nn.Module, place: Place) -> Tensor | None:
     if not isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear)):
         return None
     rows = as_rows(layer, place.side, layer.weight.detach()).square().float()
-    return torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").sum(1)
+    return torch.cdist(rows, rows).sum(1)
 
 
 def _lamp(squares: Tensor) -> Tensor:

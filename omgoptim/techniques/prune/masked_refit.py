@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from omgoptim.measure.own_cost import evaluating
-from omgoptim.requests import Params
+from omgoptim.requests.prune import SemiStructured, Unstructured
 from omgoptim.techniques.prune.input_norms import calls
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
@@ -42,7 +42,9 @@ STEPS, TOLERANCE = 30, 1e-4
 """Most steps of the conjugate gradients, and the residual, relative to the right side, at which they end."""
 
 
-def reconstructed(outcome: Outcome, module: nn.Module, before: nn.Module, params: Params, run: ModuleRun) -> Outcome:
+def reconstructed(
+    outcome: Outcome, module: nn.Module, before: nn.Module, params: Unstructured | SemiStructured, run: ModuleRun
+) -> Outcome:
     """The outcome of zeroing, after the weights that stayed were fitted where there are real inputs to fit them on.
 
     Args:
@@ -50,7 +52,7 @@ def reconstructed(outcome: Outcome, module: nn.Module, before: nn.Module, params
         before: a copy from before it; not changed.
         params: of the technique; `reconstruct` False leaves the weights as they are.
     """
-    if not run.real or not getattr(params, "reconstruct", True):
+    if not run.real or not params.reconstruct:
         return outcome
     fitted = refit(module, before, [change.path for change in outcome.changed], run)
     if not fitted:

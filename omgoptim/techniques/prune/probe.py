@@ -15,15 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omgoptim.errors import TechniqueError
+from omgoptim.errors import OmgoptimError, TechniqueError
 from omgoptim.measure.own_cost import evaluating
 from omgoptim.models.samples import as_tensors, of_size
 from omgoptim.runtimes.signature import Signature, flatten
 from omgoptim.techniques.registry import ModuleRun
 
 SAMPLES = 2
-TOLERANCE = 3e-4
-"""Largest difference of two float32 outputs, relative to the largest output, that is only another order of adding."""
+TOLERANCE, COARSE = 3e-4, 2e-2
+"""Largest difference of two outputs, relative to the largest value, that is only another order of adding: in float32
+on a CPU; in half precision, and on GPUs, which may round the factors of float32 products."""
 
 NOT_THE_USERS = ("torch", "omgoptim", "torch_pruning")
 """Packages whose lines say nothing to the author of a model."""
@@ -99,8 +100,14 @@ def _is_of_a_library(filename: str) -> bool:
     return bool(inside) and inside[0] in NOT_THE_USERS
 
 
+def tolerance_of(outputs: list[Tensor]) -> float:
+    """How far apart outputs like these may be and still count as the same."""
+    coarse = any(out.is_floating_point() and (out.element_size() < 4 or out.device.type != "cpu") for out in outputs)
+    return COARSE if coarse else TOLERANCE
+
+
 def difference(some: list[Tensor], others: list[Tensor]) -> float:
-    """Largest difference of any output, relative to the largest value of that output; 0 for integers that agree.
+    """Largest difference of any output, relative to that output's largest value; infinite where one is NaN.
 
     Raises:
         ValueError: their shapes differ.
@@ -111,7 +118,8 @@ def difference(some: list[Tensor], others: list[Tensor]) -> float:
     for one, other in zip(some, others, strict=True):
         if one.numel():
             scale = max(float(other.double().abs().max()), 1e-12)
-            largest = max(largest, float((one.double() - other.double()).abs().max()) / scale)
+            apart = float((one.double() - other.double()).abs().max()) / scale
+            largest = max(largest, apart if apart == apart else float("inf"))
     return largest
 
 
@@ -133,5 +141,7 @@ def traced(doing: str, call: Callable[[], Any]) -> Any:
     try:
         with quiet():
             return call()
+    except OmgoptimError:
+        raise
     except Exception as error:  # torch-pruning raises whatever its heuristics run into
         raise TechniqueError(f"{doing} failed", told(error)) from error

@@ -17,16 +17,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from omgoptim.measure.own_cost import evaluating
-from omgoptim.models.calls import NamedBatch
-from omgoptim.models.samples import as_tensors, batch_length
+from omgoptim.techniques.prune.fitting_batch import one_batch
 from omgoptim.techniques.prune.layers import is_depthwise, width_of
-from omgoptim.techniques.prune.probe import Probe, dtypes, quiet
+from omgoptim.techniques.prune.probe import Probe, quiet
 from omgoptim.techniques.registry import ModuleRun
 
 RIDGE = 0.1
@@ -35,9 +33,6 @@ MOST_FEATURES = 8192
 
 FEWEST_ROWS, ROWS_PER_FEATURE = 10_000, 10
 """How many rows are enough: of more, some are drawn."""
-
-MOST_SAMPLES, MOST_ACTIVATIONS = 1024, 2**27
-"""How many samples the batch has at most, and how many numbers the layer that gives most may give for it."""
 
 MOST_TARGETS = 2**26
 """Numbers of Y that are kept at once; with more, the layers are fitted in several forwards."""
@@ -89,7 +84,7 @@ def refit(module: nn.Module, before: nn.Module, left: Mapping[tuple[str, str], T
     ]
     if not lost or not run.statistics.count:
         return []
-    call = _call(before, run)
+    call = one_batch(before, run)
     masks = _masks(call, run)
     tasks, fitted = _tasks(module, call, lost, left, run), list[str]()
     for stage in _stages(tasks):
@@ -108,6 +103,10 @@ def refit(module: nn.Module, before: nn.Module, left: Mapping[tuple[str, str], T
     return fitted
 
 
+def _inputs(layer: nn.Module) -> int:
+    return width_of(layer, "in") or 0
+
+
 def _can_be_fitted(layer: nn.Module) -> bool:
     if isinstance(layer, nn.Linear):
         return layer.in_features <= MOST_FEATURES
@@ -116,49 +115,7 @@ def _can_be_fitted(layer: nn.Module) -> bool:
     return layer.weight[0].numel() <= MOST_FEATURES
 
 
-# One batch, and forwards over it
-
-
-def _call(module: nn.Module, run: ModuleRun) -> Probe:
-    """One batch of as many samples as memory allows."""
-    largest = 1
-
-    def look(_layer: nn.Module, _args: Any, output: Any) -> None:
-        nonlocal largest
-        if isinstance(output, Tensor) and output.ndim:
-            largest = max(largest, output[0].numel())
-
-    hooks = [layer.register_forward_hook(look) for layer in module.modules()]
-    try:
-        Probe.of(run).outputs(module)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    samples = max(2, min(MOST_SAMPLES, MOST_ACTIVATIONS // largest))
-    tensors = as_tensors(_one_batch(run, samples), dtypes(run.signature))
-    args, kwargs = run.signature.to_call({name: tensor.to(run.device) for name, tensor in tensors.items()})
-    return Probe(args, kwargs)
-
-
-def _one_batch(run: ModuleRun, samples: int) -> NamedBatch:
-    """Batches of the statistics as one; those of free sizes are cut to the median size, shorter ones left out."""
-    batches = run.statistics.batches
-    for tensor in run.signature.inputs:
-        for axis, size in enumerate(tensor.shape[1:], start=1):
-            if isinstance(size, str):
-                sizes = [batch[tensor.name].shape[axis] for batch in batches]
-                middle = sorted(sizes)[len(sizes) // 2]
-                batches = [
-                    batch | {tensor.name: batch[tensor.name].take(np.arange(middle), axis)}
-                    for batch, length in zip(batches, sizes, strict=True)
-                    if length >= middle
-                ]
-    taken, count = [], 0
-    for batch in batches:
-        if count < samples:
-            taken.append({name: array[: samples - count] for name, array in batch.items()})
-            count += batch_length(taken[-1])
-    return {name: np.concatenate([batch[name] for batch in taken]) for name in taken[0]}
+# Forwards over one batch
 
 
 class _Enough(BaseException):

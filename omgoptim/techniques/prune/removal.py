@@ -17,7 +17,7 @@ from omgoptim.errors import TechniqueError
 from omgoptim.reports import Change, Skip
 from omgoptim.techniques.prune.groups import Group, Groups, Place
 from omgoptim.techniques.prune.layers import cut, narrowed, silenced, width_of
-from omgoptim.techniques.prune.probe import TOLERANCE, DoesNotRun, Probe, difference
+from omgoptim.techniques.prune.probe import DoesNotRun, Probe, difference, tolerance_of
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
 Key = tuple[str, str]
@@ -170,7 +170,7 @@ def _verdict(outputs: list[Tensor], expected: list[Tensor], group: Group) -> str
         apart = difference(outputs, expected)
     except ValueError:
         return OUTPUTS
-    if group.exact and not apart <= TOLERANCE:
+    if group.exact and apart > tolerance_of(expected):
         return (
             "removing channels changes what the others compute: something on their way mixes channels "
             "(a normalization or softmax over them, a split that torch-pruning does not follow)"
