@@ -251,9 +251,9 @@ def _fit(layer: Any, read: Tensor, target: _Target) -> bool:
     diagonal = moments.diagonal(dim1=1, dim2=2)
     diagonal += RIDGE * diagonal.mean(1, keepdim=True).clamp_min(1e-12)
     factor, failed = torch.linalg.cholesky_ex(moments)
-    if bool(failed.any()) or not bool(torch.isfinite(crossed).all()):
-        return False  # infinite or NaN activations
     step = torch.cholesky_solve(crossed, factor).mT  # (groups, outputs, size)
+    if bool(failed.any()) or not bool(torch.isfinite(step).all()):
+        return False  # infinite or NaN activations
     with torch.no_grad():
         layer.weight += step[..., :features].reshape(layer.weight.shape).to(layer.weight.dtype)
         if biased:

@@ -43,7 +43,7 @@ def apply(module: nn.Module, params: Structured, run: ModuleRun) -> Outcome:
     """Remove channels until the ratio, of the original widths, or the target of operations is reached.
 
     A goal in time is the caller's: it chooses the widths with `find_groups`, `importance_of` and a table of times, and
-    calls `remove`; here such params count as the default ratio.
+    calls `keep_only`; here such params count as the default ratio.
 
     Raises:
         SetupError: torch-pruning is not installed.
@@ -72,6 +72,21 @@ def apply(module: nn.Module, params: Structured, run: ModuleRun) -> Outcome:
         keep = _within(goal, module, groups, scores, widths_at, params.round_to, run)
     if not keep:
         raise _too_little(groups, params)
+    return keep_only(module, groups, keep, params, run)
+
+
+def keep_only(
+    module: nn.Module, groups: Groups, keep: Mapping[str, Tensor], params: Structured, run: ModuleRun
+) -> Outcome:
+    """Remove all channels but those to keep, and fit what reads them where the params and the data allow it.
+
+    Args:
+        groups: as `find_groups` found them in this module, which is changed.
+        keep: name of a group to the root's channels (k,) that stay; a group that is not named stays whole.
+
+    Raises:
+        TechniqueError: nothing could be removed.
+    """
     before = copy.deepcopy(module)
     outcome, left = take_out(module, groups, keep, run)
     if not (params.reconstruct and run.real):
