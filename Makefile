@@ -16,6 +16,10 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
+$(VENV)/.bench: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
+	@touch $@
+
 demo: $(VENV)/.demo   ## quantize a real trained model and print the report
 	$(BIN)/omgoptim quantize examples/digits_cnn.py:build --data examples/digits_cnn.py:load --max-quality-drop 0.01
 
@@ -27,9 +31,12 @@ check: $(VENV)/.dev
 test: check           ## lint, types and tests
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/.dev   ## the measured claims, about twenty minutes on two cores
+bench: $(VENV)/.bench ## the measured claims, about an hour on two cores
 	$(BIN)/python benchmarks/timing.py
 	$(BIN)/python benchmarks/quantize.py
+	$(BIN)/python benchmarks/prune.py
+	$(BIN)/python benchmarks/prune_speed.py
+	$(BIN)/python benchmarks/factorize.py
 	$(BIN)/python benchmarks/server_start.py
 
 clean:

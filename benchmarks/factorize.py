@@ -245,7 +245,7 @@ def main() -> None:
         for name in ARMS
     ]
     table("mean cosine with the original, no training", ("", "mean", "by seed", "Linear parameters left"), rows)
-    recovered = [whole_command(epochs, kind, "quick" if asked.quick else "standard") for kind in ("full", "lora")]
+    recovered = [whole_command(epochs, kind, "quick") for kind in ("full", "lora")]
     table(
         f"whole command, {TARGET}x fewer parameters, {epochs} epochs",
         ("", *(str(each["recover"]) for each in recovered)),

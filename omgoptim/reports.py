@@ -156,7 +156,8 @@ class Round(Record):
     quality_taken: float | None = None
     """Right after weights were taken away."""
     quality_reestimated: float | None = None
-    """After the statistics of batch normalization were estimated again, on training inputs without labels."""
+    """After the statistics of batch normalization were estimated again, on training inputs without labels; undone where
+    that was worse."""
     quality_trained: float | None = None
     """After training; null where there was none."""
     quality_drop: float | None = None

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 MEASURED = {
     "latency_ms_p50", "latency_ms_p90", "throughput_per_s", "peak_memory_bytes", "speedup", "speedup_low",
-    "speedup_high", "throughput_ratio", "memory_ratio", "time_ms", "time_share", "load",
+    "speedup_high", "throughput_ratio", "memory_ratio", "time_ms", "time_share", "load", "seconds",
 }  # fmt: skip
 """Numbers that no two runs share."""
 
@@ -93,8 +93,10 @@ def comparable(value: Any) -> Any:
         ("profile", {"runtime": "onnxruntime"}),
         ("quantize", {"scheme": "static", "runtime": "onnxruntime", "algorithm": "onnxruntime"}),
         ("quantize", {"plan": True}),
+        ("prune", {"pruning_ratio": 0.5, "epochs": 1, "max_quality_drop": 0.5}),
+        ("factorize", {"method": "whitened", "rank_ratio": 0.5, "epochs": 0, "max_quality_drop": 0.5}),
     ],
-    ids=["profile", "quantize", "plan"],
+    ids=["profile", "quantize", "plan", "prune", "factorize"],
 )
 async def test_both_faces_give_the_same_report(verb: str, more: dict[str, Any], project: Path) -> None:
     raw = {"model": "digits_cnn.py:build", "data": "digits_cnn.py:load", "timing": "quick", **more}

@@ -28,6 +28,8 @@ def baseline_on(runtime: str, subject: Subject, context: RunContext) -> Path:
     if reason:
         raise SetupError(f"runtime {runtime} cannot be used", reason, "omgoptim doctor lists what can")
     folder = context.work / runtime
+    if folder.is_dir():  # made before, in this run: an artifact appears whole or not at all
+        return folder
     other = replace(manifest, runtime=runtime, files={})
     settings = Settings(subject.bench.threads, subject.device, manifest.precision)
     if manifest.precision != "float32" and subject.module is not None:

@@ -113,12 +113,17 @@ def run_round(job: Job, number: int, amount: float | None, start: nn.Module, tak
 
 
 def _settle(job: Job, stage: Stage) -> None:
-    """Judge what was taken away, estimate batch-norm statistics again, judge that, and count."""
+    """Judge what was taken away, estimate batch-norm statistics again, keep the better of the two, and count."""
     judge, module = job.material.judge, stage.module
     taken = judge.score(module)
+    before = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
     real = job.subject.data.real  # the statistics of random inputs would be wrong for any other
     layers = reestimate(module, job.subject.signature, job.material.statistics) if real else 0
-    stage.quality = judge.score(module) if layers else taken
+    again = judge.score(module) if layers else taken
+    if again < taken:  # what was fitted to the old statistics may be better off with them
+        for name, buffer in module.named_buffers():
+            buffer.copy_(before[name])
+    stage.quality = max(again, taken)
     args, kwargs = one_sample(job.subject)
     params, nonzero = count_params(module)
     told = {
@@ -126,7 +131,7 @@ def _settle(job: Job, stage: Stage) -> None:
         "nonzero_params": nonzero,
         "macs": count_macs(module, args, kwargs).macs,
         "quality_taken": _finite(taken),
-        "quality_reestimated": _finite(stage.quality) if layers else None,
+        "quality_reestimated": _finite(again) if layers else None,
     }
     stage.record = stage.record.model_copy(update=told)
 

@@ -22,8 +22,8 @@ from omgoptim.techniques.prune.knapsack import choose_widths, fastest_widths
 from omgoptim.techniques.prune.latency import Aim, TimeTable, floor_ms, full_ms, next_aim, predicted_ms
 from omgoptim.techniques.prune.layer_bench import round_to_of
 from omgoptim.techniques.prune.layer_times import measure_layer_times
-from omgoptim.techniques.prune.refit import refit
-from omgoptim.techniques.prune.removal import remove, take_out
+from omgoptim.techniques.prune.removal import remove
+from omgoptim.techniques.prune.structured import keep_only
 from omgoptim.techniques.prune.widths import best as best_channels
 from omgoptim.techniques.registry import Outcome
 
@@ -117,10 +117,7 @@ def take_for_speed(job: Job, goal: SpeedGoal, params: Params, module: nn.Module,
         if widths == narrowest and fraction > target:
             break
     best = _best(cuts, target)
-    before = copy.deepcopy(module)
-    outcome, left = take_out(module, groups, best_channels(groups, importance, best.widths), run)
-    if params.reconstruct and run.real:
-        refit(module, before, left, run)
+    outcome = keep_only(module, groups, best_channels(groups, importance, best.widths), params, run)
     outcome.skipped.extend(skip for skip in groups.skipped if skip not in outcome.skipped)
     if best.fraction > target / (1 - MARGIN):
         outcome.notes.append(_beyond(best, begun, target, table, params, original_ms))
