@@ -15,13 +15,28 @@ from omgoptim.errors import OmgoptimError
 
 if TYPE_CHECKING:
     from omgoptim.api import compare, factorize, open_artifact, profile, prune, quantize
+    from omgoptim.reports import EfficiencyReport
 
 __version__ = "0.1.0"
 
-__all__ = ["OmgoptimError", "__version__", "compare", "factorize", "open_artifact", "profile", "prune", "quantize"]
+__all__ = [
+    "EfficiencyReport",
+    "OmgoptimError",
+    "__version__",
+    "compare",
+    "factorize",
+    "open_artifact",
+    "profile",
+    "prune",
+    "quantize",
+]
 
 
 def __getattr__(name: str) -> object:
+    if name == "EfficiencyReport":
+        from omgoptim.reports import EfficiencyReport
+
+        return EfficiencyReport
     if name in __all__:
         from omgoptim import api
 

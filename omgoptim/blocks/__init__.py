@@ -9,17 +9,20 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from omgoptim.blocks.lora import LoRAConv, LoRALinear
     from omgoptim.blocks.low_rank import LowRankLinear, SpatialConv2d, Tucker2Conv2d
     from omgoptim.blocks.registry import BLOCKS
 
 _HOMES = {
     "BLOCKS": "registry",
+    "LoRAConv": "lora",
+    "LoRALinear": "lora",
     "LowRankLinear": "low_rank",
     "SpatialConv2d": "low_rank",
     "Tucker2Conv2d": "low_rank",
 }
 
-__all__ = ["BLOCKS", "LowRankLinear", "SpatialConv2d", "Tucker2Conv2d"]
+__all__ = ["BLOCKS", "LoRAConv", "LoRALinear", "LowRankLinear", "SpatialConv2d", "Tucker2Conv2d"]
 
 
 def __getattr__(name: str) -> object:
