@@ -36,6 +36,7 @@ bench: $(VENV)/.bench ## the measured claims, about an hour on two cores
 	$(BIN)/python benchmarks/quantize.py
 	$(BIN)/python benchmarks/prune.py
 	$(BIN)/python benchmarks/prune_speed.py
+	$(BIN)/python benchmarks/prune_speed.py --runtime onnxruntime
 	$(BIN)/python benchmarks/factorize.py
 	$(BIN)/python benchmarks/server_start.py
 

@@ -4,7 +4,7 @@ Per seed the same trained R8 net. Torch-Pruning gets the smallest of its ratios 
 as fast as asked for, in the same way as ours, and as many epochs on all of the training images; ours gives 400 of them
 to choosing. Then our result is quantized, and both race against the net as it was, eager, in float32.
 
-    python benchmarks/prune_speed.py [--seeds 0 1 2] [--quick]
+    python benchmarks/prune_speed.py [--runtime onnxruntime] [--seeds 0 1 2] [--quick]
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ from omgoptim.models.artifact import Check, Manifest
 from omgoptim.models.source import Recipe, build
 from omgoptim.models.surgery import record
 from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes.export import export_onnx
 from omgoptim.runtimes.signature import InputTensor, Signature
 from omgoptim.training.batch_norm import reestimate
 
 SPEEDUP = 2.0
+SCORED = 3000
 MODEL, DATA = "pruning_project.py:build", "pruning_project.py:load"
 SIGNATURE = Signature((InputTensor("x", "float32", ("batch", 1, 28, 28), False),), "tensor")
 PEERS_TIMING = Plan(launches=3, most_launches=3, rounds=3, throughput_launches=0)
@@ -82,8 +84,10 @@ def project(net: nn.Module, folder: Path) -> dict[str, Any]:
     return {"data": DATA, "model_kwargs": {"weights": str(folder / "net.safetensors")}}
 
 
-def saved(net: nn.Module, folder: Path, weights: Path, name: str) -> Path:
-    """A net of whatever widths as an artifact, so that it is measured as ours are."""
+def saved(net: nn.Module, folder: Path, weights: Path, name: str, runtime: str) -> Path:
+    """A net of whatever widths as an artifact of an engine, so that it is measured as ours are."""
+    if ENGINES[runtime].runs == "program":
+        return program(net, folder, name, runtime)
     recipe = Recipe("callable", MODEL, {"weights": str(weights)}, str(folder))
     surgery = record(build(recipe), net)
     example = {"x": np.zeros((2, 1, 28, 28), np.float32)}
@@ -92,6 +96,15 @@ def saved(net: nn.Module, folder: Path, weights: Path, name: str) -> Path:
     manifest = Manifest("torch_eager", "float32", SIGNATURE)
     whole = Recipe("callable", MODEL, {"weights": str(weights)}, str(folder), surgery=surgery)
     artifacts.save_module(folder / name, net, whole, manifest, Check(example, outputs))
+    return folder / name
+
+
+def program(net: nn.Module, folder: Path, name: str, runtime: str) -> Path:
+    example = {"x": np.zeros((2, 1, 28, 28), np.float32)}
+    path = folder / f"{name}.onnx"
+    export_onnx(net, {"x": torch.zeros(2, 1, 28, 28)}, SIGNATURE, path)
+    outputs = ENGINES[runtime].open(path, SIGNATURE, Settings(usable_cores())).run(example)
+    artifacts.save_program(folder / name, path, Manifest(runtime, "float32", SIGNATURE), Check(example, outputs))
     return folder / name
 
 
@@ -124,39 +137,41 @@ def torch_pruning(net: nn.Module, ratio: float, data: Digits) -> nn.Module:
     return pruned
 
 
-def theirs(net: nn.Module, folder: Path, data: Digits, seed: int, epochs: int) -> tuple[float, float, float]:
+def theirs(
+    net: nn.Module, folder: Path, data: Digits, seed: int, epochs: int, runtime: str
+) -> tuple[float, float, float]:
     """Accuracy, speedup and ratio of the gentlest ratio that is fast enough; of the largest if none is."""
     weights = folder / "net.safetensors"
-    before = saved(net, folder, weights, "before")
+    before = saved(net, folder, weights, "before", runtime)
     low, high = 0, len(RATIOS) - 1
     speeds: dict[int, float] = {}
     while low < high:
         middle = (low + high) // 2
         pruned = torch_pruning(net, RATIOS[middle], data)
-        speeds[middle] = measured(before, saved(pruned, folder, weights, f"peer{middle}"), folder, data, seed)
+        speeds[middle] = measured(before, saved(pruned, folder, weights, f"peer{middle}", runtime), folder, data, seed)
         low, high = (low, middle) if speeds[middle] >= SPEEDUP else (middle + 1, high)
     chosen = torch_pruning(net, RATIOS[low], data)
     if low not in speeds:
-        speeds[low] = measured(before, saved(chosen, folder, weights, f"peer{low}"), folder, data, seed)
+        speeds[low] = measured(before, saved(chosen, folder, weights, f"peer{low}", runtime), folder, data, seed)
     return accuracy(fine_tuned(chosen, data, epochs, seed), data), speeds[low], RATIOS[low]
 
 
-def run_seed(data: Digits, seed: int, cache: Path, quick: bool) -> Result:
+def run_seed(data: Digits, seed: int, cache: Path, quick: bool, runtime: str) -> Result:
     net = trained(8 if quick else 24, data, seed, cache, 2 if quick else EPOCHS)
     epochs, timing = (1, "quick") if quick else (TUNING, "standard")
     with tempfile.TemporaryDirectory(prefix="omgoptim-prune-speed-") as scratch:
         folder = Path(scratch).resolve()
         common = project(net, folder)
         common["model_kwargs"]["width"] = 8 if quick else 24
-        goal = {"target_speedup": SPEEDUP, "epochs": epochs, "max_quality_drop": 0.02, "seed": seed}
-        pruned = omgoptim.prune(MODEL, **common, **goal, timing=timing)
+        goal = {"target_speedup": SPEEDUP, "epochs": epochs, "max_quality_drop": 0.02, "seed": seed, "samples": SCORED}
+        pruned = omgoptim.prune(MODEL, **common, **goal, timing=timing, runtime=runtime)
         console.print(f"[dim]seed {seed}: {pruned.summary}[/]")
-        chained = {"data": DATA, "max_quality_drop": 0.02, "timing": timing}
+        chained = {"data": DATA, "max_quality_drop": 0.02, "timing": timing, "samples": SCORED}
         quantized = omgoptim.quantize(pruned.run_id, **chained)
-        plain = omgoptim.quantize(MODEL, **common, scheme="fp32", runtime="torch_eager", timing="quick")
-        raced = omgoptim.compare(plain.run_id, quantized.run_id, data=DATA, timing=timing)
+        plain = saved(net, folder, folder / "net.safetensors", "eager", "torch_eager")
+        raced = omgoptim.compare(str(plain), quantized.run_id, data=DATA, timing=timing, samples=SCORED)
         console.print(f"[dim]seed {seed}: {raced.summary}[/]")
-        peer = theirs(net, folder, data, seed, epochs) if not quick else (0.0, 0.0, 0.0)
+        peer = theirs(net, folder, data, seed, epochs, runtime) if not quick else (0.0, 0.0, 0.0)
     gained, whole = pruned.gains, raced.gains
     if gained is None or whole is None or pruned.after is None or raced.after is None or raced.before is None:
         raise SystemExit("a report lacks its numbers")
@@ -194,18 +209,25 @@ def judged(results: list[Result]) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="pruning for a measured speed, against Torch-Pruning")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runtime", default="torch_eager", help="the engine that both are pruned for and measured on")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "omgoptim-pruning-nets")
     parser.add_argument("--quick", action="store_true", help="a smoke run: a small net, one seed, no peer, no claim")
     asked = parser.parse_args()
     seeds = asked.seeds[:1] if asked.quick else asked.seeds
     began, data = machine(), digits()
     torch.set_num_threads(usable_cores())
-    results = [run_seed(data, seed, asked.cache, asked.quick) for seed in seeds]
+    results = [run_seed(data, seed, asked.cache, asked.quick, asked.runtime) for seed in seeds]
     names = list(asdict(results[0]))
     table("by seed", ("", *map(str, seeds)), [(name, *(asdict(result)[name] for result in results)) for name in names])
     bars = judged(results)
     by_seed = {str(seed): asdict(result) for seed, result in zip(seeds, results, strict=True)}
-    keep("prune_speed", seeds[0], asked.quick, began, json.loads(json.dumps({"bars": bars, "results": by_seed})))
+    keep(
+        f"prune_speed_{asked.runtime}",
+        seeds[0],
+        asked.quick,
+        began,
+        json.loads(json.dumps({"bars": bars, "results": by_seed})),
+    )
 
 
 if __name__ == "__main__":
