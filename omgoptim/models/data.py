@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from omgoptim.errors import DataError
 from omgoptim.models.trust import Reach
 from omgoptim.models.user_code import call_user, load_callable
 from omgoptim.requests import InputSpec
+
+if TYPE_CHECKING:
+    from omgoptim.models.source import Recipe
 
 Split = Literal["train", "calibration", "eval"]
 TARGET_KEYS = ("labels", "label", "target", "targets", "y")
@@ -56,6 +59,23 @@ def open_data(spec: str, reach: Reach, batch: int, limit_s: float, seed: int) ->
         return _from_arrays(reach.file(spec, "data"), batch, seed)
     load = load_callable(spec, reach, "data", limit_s)
     return from_callable(load, batch, limit_s)
+
+
+def load_beside(recipe: Recipe | None, reach: Reach, limit_s: float) -> tuple[str, Callable[..., Any]] | None:
+    """The callable `load(split)` in the file or module that a model's callable is in, with its name; None without.
+
+    Raises:
+        UserCodeError, SetupError: importing that file failed.
+    """
+    if recipe is None or recipe.kind != "callable":
+        return None
+    name = f"{recipe.spec.rpartition(':')[0]}:load"
+    try:
+        load = load_callable(name, reach, "data", limit_s)
+    except DataError:  # there is none
+        return None
+    takes_split = callable(load) and "split" in inspect.signature(load).parameters
+    return (name, load) if takes_split else None
 
 
 def from_callable(load: Callable[..., Any], batch: int, limit_s: float) -> DataSource:

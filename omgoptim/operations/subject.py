@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from omgoptim.measure.size import count_params
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.artifact import Check, Manifest
 from omgoptim.models.calls import NamedBatch, first_forward, input_tensors, name_inputs
-from omgoptim.models.data import DataSource, Split, from_callable, open_data, random_data, take
+from omgoptim.models.data import DataSource, Split, from_callable, load_beside, open_data, random_data, take
 from omgoptim.models.onnx_graph import count_params as count_program_params
 from omgoptim.models.samples import Samples, as_tensors, named_samples, of_size, synthetic_like
 from omgoptim.models.source import Recipe, Source, default_inputs, load_source
@@ -214,9 +214,14 @@ def _data(request: ModelRequest, reach: Reach, live: Live, source: Source, opene
         return open_data(request.data, reach, request.batch, request.time_limit_s, request.seed)
     specs = request.inputs or default_inputs(source.recipe, opened.module) or _stated_inputs(opened.signature)
     if not specs:
+        beside = load_beside(source.recipe, reach, request.time_limit_s)
+        if beside is not None:
+            name, load = beside
+            found = from_callable(load, request.batch, request.time_limit_s)
+            return replace(found, notes=[f"no data was given: {name}, which stands beside the model, was taken"])
         raise DataError(
             "it is not known what the model takes",
-            "neither data nor input shapes were given",
+            "neither data nor input shapes were given, and no load(split) stands beside the model",
             "give --data file.py:callable, or shapes such as --inputs 1x3x224x224",
         )
     return random_data(specs, opened.module, 64, request.seed)

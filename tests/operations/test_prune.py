@@ -176,6 +176,11 @@ def test_no_data_and_no_training_prune_by_pattern(project: Path) -> None:
     assert report.training is None
 
 
+def test_without_data_a_load_beside_the_model_is_taken_and_that_is_said(project: Path) -> None:
+    report = omgoptim.prune("net.py:net", checkpoint="net.pt", method="semi_structured", plan=True)
+    assert "no data was given: net.py:load, which stands beside the model, was taken" in report.warnings
+
+
 def test_lora_recovers_and_leaves_plain_layers(project: Path) -> None:
     report = omgoptim.prune(
         "net.py:net", pruning_ratio=0.5, epochs=1, recover="lora", lora_rank=4, max_quality_drop=1, **COMMON
