@@ -110,13 +110,13 @@ def _rewound(job: Job, kept: Kept) -> str | None:
         return None
     last, chosen = kept.stages[-1].record, kept.stage.record
     lost = "collapsed" if last.quality_drop is None else f"loses {last.quality_drop:.4f} on the selection samples"
-    amount = "" if chosen.amount is None else f" (amount {chosen.amount:.3g} of {job_goal(kept):.3g})"
+    amount = "" if chosen.amount is None else f" (amount {chosen.amount:.3g} of {_goal_amount(kept):.3g})"
     return (
         f"round {last.number} {lost}, more than {job.request.max_quality_drop:g}: round {chosen.number} is kept{amount}"
     )
 
 
-def job_goal(kept: Kept) -> float:
+def _goal_amount(kept: Kept) -> float:
     """The amount of the last round that was made."""
     return kept.stages[-1].record.amount or 0.0
 

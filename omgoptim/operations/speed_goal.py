@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from omgoptim.errors import OmgoptimError
 from omgoptim.measure.race import Plan, Timing, race
@@ -23,7 +23,7 @@ from omgoptim.techniques.prune.latency import Aim, TimeTable, floor_ms, full_ms,
 from omgoptim.techniques.prune.layer_bench import round_to_of
 from omgoptim.techniques.prune.layer_times import measure_layer_times
 from omgoptim.techniques.prune.removal import remove
-from omgoptim.techniques.prune.structured import keep_only
+from omgoptim.techniques.prune.structured import keep_only, nothing_to_remove
 from omgoptim.techniques.prune.widths import best as best_channels
 from omgoptim.techniques.registry import Outcome
 
@@ -89,34 +89,27 @@ def take_for_speed(job: Job, goal: SpeedGoal, params: Params, module: nn.Module,
     baseline = baseline_on(job.request.runtime, job.subject, job.context)
     job.context.progress("finding what can be removed", start)
     groups = find_groups(module, params, run)
+    if not groups.groups:
+        raise nothing_to_remove(groups)
     importance = importance_of(module, groups, params, run)
     job.context.progress("measuring how each group's time depends on its width", start + 0.1 * (end - start))
     round_to = params.round_to or round_to_of(module, run)
     table = measure_layer_times(module, groups.groups, run, round_to=round_to)
-    narrowest = fastest_widths(table, importance, params.max_layer_ratio)
-    original_ms, begun = _measure(job, module, baseline, 0)
+    original_ms, begun = _measure(job, module, baseline)
     target = goal.fraction(original_ms) / begun * (1 - MARGIN)
     if target >= 1:
         return Outcome(
             [], groups.skipped, [f"the model already takes {begun * original_ms:.3g} ms: nothing was removed"]
         )
-    cuts: list[Cut] = []
-    history: list[Aim] = []
-    while len(cuts) < MOST_CUTS and not _found(cuts, target):
-        part = start + (end - start) * (0.2 + 0.8 * len(cuts) / MOST_CUTS)
-        job.context.progress(f"cutting for {1 / (target * begun):.3g}x the speed, cut {len(cuts) + 1}", part)
-        wanted = max(next_aim(history, target), predicted_ms(table, narrowest) / full_ms(table))
-        widths = choose_widths(table, importance, wanted, params.max_layer_ratio)
-        if any(cut.widths == widths for cut in cuts):
-            break
+
+    def measured_at(number: int, widths: dict[str, int]) -> float:
+        part = start + (end - start) * (0.2 + 0.8 * number / MOST_CUTS)
+        job.context.progress(f"cutting for {1 / (target * begun):.3g}x the speed, cut {number + 1}", part)
         trial = copy.deepcopy(module)
         remove(trial, groups, best_channels(groups, importance, widths), run)
-        fraction = _measure(job, trial, baseline, len(cuts) + 1)[1] / begun
-        cuts.append(Cut(widths, fraction))
-        history.append(Aim(wanted, predicted_ms(table, widths) / full_ms(table), fraction))
-        if widths == narrowest and fraction > target:
-            break
-    best = _best(cuts, target)
+        return _measure(job, trial, baseline)[1] / begun
+
+    best = _best(_cuts(table, importance, params.max_layer_ratio, target, measured_at), target)
     outcome = keep_only(module, groups, best_channels(groups, importance, best.widths), params, run)
     outcome.skipped.extend(skip for skip in groups.skipped if skip not in outcome.skipped)
     if best.fraction > target / (1 - MARGIN):
@@ -124,10 +117,40 @@ def take_for_speed(job: Job, goal: SpeedGoal, params: Params, module: nn.Module,
     return outcome
 
 
-def _measure(job: Job, module: nn.Module, baseline: Path, number: int) -> tuple[float, float]:
+def _cuts(
+    table: TimeTable,
+    importance: Mapping[str, Tensor],
+    max_layer_ratio: float,
+    target: float,
+    measured_at: Callable[[int, dict[str, int]], float],
+) -> list[Cut]:
+    """Cuts that come closer and closer to the target, until one is just within it or nothing new is left to try.
+
+    Args:
+        target: fraction of the whole model's time to come down to.
+        measured_at: `measured_at(number, widths)`: the whole model's time at these widths, as a fraction.
+    """
+    narrowest = fastest_widths(table, importance, max_layer_ratio)
+    cuts: list[Cut] = []
+    history: list[Aim] = []
+    while len(cuts) < MOST_CUTS and not _found(cuts, target):
+        wanted = max(next_aim(history, target), predicted_ms(table, narrowest) / full_ms(table))
+        widths = choose_widths(table, importance, wanted, max_layer_ratio)
+        if any(cut.widths == widths for cut in cuts):
+            break
+        fraction = measured_at(len(cuts), widths)
+        cuts.append(Cut(widths, fraction))
+        history.append(Aim(wanted, predicted_ms(table, widths) / full_ms(table), fraction))
+        if widths == narrowest and fraction > target:
+            break
+    return cuts
+
+
+def _measure(job: Job, module: nn.Module, baseline: Path) -> tuple[float, float]:
     """The original's milliseconds, and the module's time as a fraction of it; both from the same launches."""
-    folder = job.context.work / "cuts" / str(number)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    cuts = job.context.work / "cuts"
+    cuts.mkdir(parents=True, exist_ok=True)
+    folder = cuts / str(len(list(cuts.iterdir())))
     save(module, job.subject, job.runtime, folder, job.context, with_programs=False)
     first, timing = race([baseline, folder], job.subject.bench, SEARCHING, job.request.seed)
     if isinstance(first, OmgoptimError):

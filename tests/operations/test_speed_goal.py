@@ -64,7 +64,7 @@ def test_a_speed_beyond_reach_ends_with_the_best_that_was_found_and_why(
     monkeypatch.setattr(speed_goal, "SEARCHING", one_launch)
     report = omgoptim.prune(
         "net.py:net", checkpoint="net.pt", data="net.py:load", runtime="onnxruntime", target_speedup=90, epochs=0,
-        timing="quick", max_quality_drop=1,
+        rounds=2, timing="quick", max_quality_drop=1,
     )  # fmt: skip
     assert report.outcome == "guard_failed"
     assert "beyond reach" in report.summary

@@ -58,7 +58,7 @@ def apply(module: nn.Module, params: Structured, run: ModuleRun) -> Outcome:
         )
     groups = find_groups(module, params, run)
     if not groups.groups:
-        raise _nothing(groups)
+        raise nothing_to_remove(groups)
     scores = importance_of(module, groups, params, run)
     full = original_widths(groups, module, run.original)
 
@@ -136,7 +136,7 @@ def _operations(module: nn.Module, run: ModuleRun) -> int:
     return macs
 
 
-def _nothing(groups: Groups) -> TechniqueError:
+def nothing_to_remove(groups: Groups) -> TechniqueError:
     """Why no group of the model can shrink: the first reason that is about more than its outputs."""
     reasons = [f"{skip.path}: {skip.reason}" for skip in groups.skipped]
     telling = [reason for reason in reasons if not reason.endswith(OUTPUTS)]
