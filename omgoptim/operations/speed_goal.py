@@ -39,6 +39,9 @@ CLOSE = 1.06
 MARGIN = 0.015
 """How much faster than the goal is aimed at: the full measurement scatters around that of the search."""
 
+JUST_ABOVE = 1.001
+"""What is asked of the knapsack lies at least this factor above the least that it can reach."""
+
 WITHIN_NOISE = 0.97
 """A measured speed this close to the goal counts as reached where the goal lies in its interval."""
 
@@ -131,11 +134,13 @@ def _cuts(
         measured_at: `measured_at(number, widths)`: the whole model's time at these widths, as a fraction.
     """
     narrowest = fastest_widths(table, importance, max_layer_ratio)
+    least = predicted_ms(table, narrowest) / full_ms(table)
     cuts: list[Cut] = []
     history: list[Aim] = []
     while len(cuts) < MOST_CUTS and not _found(cuts, target):
-        wanted = max(next_aim(history, target), predicted_ms(table, narrowest) / full_ms(table))
-        widths = choose_widths(table, importance, wanted, max_layer_ratio)
+        wanted = next_aim(history, target)
+        beyond = wanted <= least * JUST_ABOVE  # less than the layers can take: the narrowest is all that there is
+        widths = narrowest if beyond else choose_widths(table, importance, wanted, max_layer_ratio)
         if any(cut.widths == widths for cut in cuts):
             break
         fraction = measured_at(len(cuts), widths)

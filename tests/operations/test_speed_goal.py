@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 
 import omgoptim
 from omgoptim.operations import speed_goal
@@ -16,6 +17,7 @@ from omgoptim.operations.speed_goal import Cut, SpeedGoal, reached
 from omgoptim.operations.speed_goal import _best as best
 from omgoptim.requests import PruneRequest, parse
 from omgoptim.requests.prune import Structured
+from omgoptim.techniques.prune.latency import LayerTimes, Side, TimeTable
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -72,3 +74,20 @@ def test_a_speed_beyond_reach_ends_with_the_best_that_was_found_and_why(
     assert report.after is not None
     assert report.before is not None
     assert (report.after.params or 0) < (report.before.params or 0)
+
+
+def test_a_target_below_what_the_layers_can_take_is_tried_once_at_the_narrowest_widths() -> None:
+    layer = LayerTimes("conv", Side(1), Side(0, (("conv", 1),)), (1,), (1, 2, 4), ((1.0, 1.5, 3.0),))
+    table = TimeTable("torch_eager", {"conv": 4}, {"conv": (1, 2, 4)}, (layer,))
+    importance = {"conv": torch.tensor([4.0, 3.0, 2.0, 1.0])}
+    tried: list[dict[str, int]] = []
+
+    def measured_at(number: int, widths: dict[str, int]) -> float:
+        assert number == len(tried)
+        tried.append(widths)
+        return 0.8
+
+    cuts = speed_goal._cuts(table, importance, 0.9, 0.1, measured_at)
+    assert tried[-1] == {"conv": 1}
+    assert tried.count({"conv": 1}) == 1
+    assert cuts[-1].fraction == 0.8
