@@ -28,8 +28,8 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: check           ## lint, types and tests
-	$(BIN)/python -m pytest
+test: check           ## lint, types and tests, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: $(VENV)/.bench ## the measured claims, about an hour on two cores
 	$(BIN)/python benchmarks/timing.py

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import fnmatch
 import itertools
 import re
 from collections import Counter
@@ -16,6 +15,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from omgoptim.errors import TechniqueError, did_you_mean
+from omgoptim.models.globs import names
 from omgoptim.models.onnx_file import SCOPES, bodies, graphs, load, tensor_bytes
 
 FLOAT_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
@@ -238,9 +238,7 @@ def select(found: Sequence[Layer], targets: Sequence[str], ignore: Sequence[str]
 
 
 def _names(glob: str, layer: Layer) -> bool:
-    parts = layer.path.split(".")
-    around = (".".join(parts[:length]) for length in range(1, len(parts) + 1))
-    return layer.node == glob or any(fnmatch.fnmatchcase(path, glob) for path in around)
+    return layer.node == glob or names(glob, layer.path)
 
 
 def _scopes(node: NodeProto) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 from omgoptim.errors import DataError
 from omgoptim.models.calls import NamedBatch, to_numpy
 from omgoptim.models.data import RawBatch, cut
+from omgoptim.runtimes.signature import Signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +144,14 @@ def synthetic_like(batch: NamedBatch, seed: int) -> NamedBatch:
     return {name: draw(array) for name, array in batch.items()}
 
 
-def as_tensors(batch: NamedBatch, dtypes: dict[str, str]) -> dict[str, Tensor]:
+def as_tensors(batch: NamedBatch, dtypes: Mapping[str, str]) -> dict[str, Tensor]:
     """Torch tensors of a numpy batch in the signature's dtypes."""
     return {name: torch.from_numpy(array).to(getattr(torch, dtypes[name])) for name, array in batch.items()}
+
+
+def call_of(
+    signature: Signature, batch: NamedBatch, device: str | torch.device = "cpu"
+) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Positional and keyword arguments of a module's forward for a numpy batch."""
+    tensors = as_tensors(batch, signature.dtypes)
+    return signature.to_call({name: tensor.to(device) for name, tensor in tensors.items()})

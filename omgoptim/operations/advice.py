@@ -29,7 +29,8 @@ def repeat_of(verb: str, request: Request) -> str:
         return command_of(verb, request)
     key = technique_field(type(request))
     if key in given:
-        given.update(given.pop(key) | {key: getattr(getattr(request, key), key)})
+        given.pop(key)
+        given.update(technique_arguments(request))
     words = [f"{name}={name if name in live else repr(value)}" for name, value in given.items() if name != "model"]
     model = "model" if "model" in live else repr(given["model"])
     return f"omgoptim.{verb}({', '.join([model, *words])})"
@@ -47,22 +48,25 @@ def common_arguments(request: ModelRequest) -> dict[str, Any]:
     }
 
 
-def same_arguments(request: QuantizeRequest) -> dict[str, Any]:
-    """Everything that was given, to ask again with one thing changed; `output` exists by then, and is left out."""
-    fields = QuantizeRequest.model_fields
+def same_arguments(request: ModelRequest) -> dict[str, Any]:
+    """Everything that was given, flat, to ask again with one thing changed; not `output`, which may exist by then."""
+    key = technique_field(type(request))
     given = {
         name: getattr(request, name)
-        for name, field in fields.items()
-        if name not in ("scheme", "output", "plan")
+        for name, field in type(request).model_fields.items()
+        if name not in (key, "output", "plan")
         and (field.is_required() or getattr(request, name) != field.get_default(call_default_factory=True))
     }
-    return given | scheme_arguments(request)
+    return given | technique_arguments(request)
 
 
-def scheme_arguments(request: QuantizeRequest) -> dict[str, Any]:
+def technique_arguments(request: Request) -> dict[str, Any]:
     """The technique and its parameters as flat arguments, defaults left out."""
-    given = request.scheme.model_dump(exclude_defaults=True) | {"scheme": request.scheme.scheme}
-    return {} if given == {"scheme": "auto"} else given
+    key = technique_field(type(request))
+    if key is None or getattr(request, key) == type(request).model_fields[key].get_default():
+        return {}
+    params = getattr(request, key)
+    return dict(params.model_dump(exclude_defaults=True)) | {key: getattr(params, key)}
 
 
 def profile_steps(request: ModelRequest, subject: Subject, layers: Sequence[Layer]) -> list[NextStep]:
@@ -99,7 +103,9 @@ def quantize_steps(
         loose = arguments | {"scheme": "bf16", "max_quality_drop": request.max_quality_drop}
         steps.append(step("quantize", loose, "bfloat16 loses far less than int8 and is half the size"))
     if outcome == "guard_failed" and isinstance(request.scheme, (Auto, Static)) and real_data:
-        more = arguments | scheme_arguments(request) | {"calibration_samples": 4 * request.scheme.calibration_samples}
+        more = (
+            arguments | technique_arguments(request) | {"calibration_samples": 4 * request.scheme.calibration_samples}
+        )
         steps.append(step("quantize", more, "more calibration samples give truer ranges"))
     if outcome == "no_gain":
         steps.append(step("profile", arguments, "see where the time goes: small models are dominated by overhead"))

@@ -14,7 +14,6 @@ from omgoptim.operations.measured import artifact_record, environment, shown_req
 from omgoptim.operations.output import deliver
 from omgoptim.operations.reshaping_advice import next_steps
 from omgoptim.operations.rounds import Job, Kept, merged, reestimation_gain, training_record
-from omgoptim.operations.subject import Live
 from omgoptim.operations.verdict import (
     Outcome,
     load_warnings,
@@ -47,10 +46,8 @@ def conclude(
     job: Job,
     kept: Kept,
     goal: Goal,
-    live: Live | None,
     output: Path | None,
     sensitivity: Sequence[SensitivityPoint],
-    notes: Sequence[str],
 ) -> EfficiencyReport:
     """Save, measure and report the kept round's model.
 
@@ -62,7 +59,7 @@ def conclude(
     baseline = baseline_on(request.runtime, subject, context)
     made = context.work / "artifact"
     untold = save(kept.stage.module, subject, job.runtime, made, context)
-    measured = measure(request, context, subject, baseline, made, live)
+    measured = measure(request, context, subject, baseline, made)
     os.replace(made, context.artifact)
     missed = _rewound(job, kept) or goal.missed(measured)
     outcome = _outcome(measured, request.max_quality_drop, missed)
@@ -70,7 +67,7 @@ def conclude(
     quality, real = measured.quality, subject.data.real
     changes = merged(kept.stages, kept.stage)
     training = training_record(job, kept.stages)
-    warnings = [*subject.notes, *job.material.notes, *notes, *kept.stage.warnings, *untold, *undelivered]
+    warnings = [*subject.notes, *job.material.notes, *kept.stage.warnings, *untold, *undelivered]
     if training is not None and request.recover == "lora":
         warnings.append(LORA_WORDS)
     warnings += [*quality_warnings(quality, request.max_quality_drop, real), *load_warnings(measured.load)]

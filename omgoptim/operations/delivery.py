@@ -22,13 +22,15 @@ from omgoptim.models.source import Recipe, build
 from omgoptim.models.surgery import record
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.making import float_program, in_memory
+from omgoptim.operations.material import one_sample
 from omgoptim.operations.measured import gains, measurement
-from omgoptim.operations.subject import Live, Subject, recipe_of
+from omgoptim.operations.subject import Subject, recipe_of
 from omgoptim.operations.timing import full_race, told
 from omgoptim.reports import Gains, Measurement
 from omgoptim.requests import ModelRequest
 from omgoptim.runtimes import ENGINES, Settings
 from omgoptim.runtimes.export import export_pt2
+from omgoptim.training.modes import placed
 
 
 def require_module(subject: Subject, verb: str) -> nn.Module:
@@ -64,13 +66,13 @@ def save(
     folder: Path,
     context: RunContext,
     *,
-    with_programs: bool = True,
+    to_time_only: bool = False,
 ) -> list[str]:
     """Save a changed module as an artifact that `runtime` runs: recipe with its surgery and weights, and beside them
     the same model as ONNX and .pt2.
 
     Args:
-        with_programs: whether what the runtime does not need is exported too.
+        to_time_only: leave out what timing does not need: the programs that another engine runs, and the counts.
 
     Returns:
         What could not be delivered beside the artifact, and why.
@@ -82,7 +84,7 @@ def save(
     programs: list[Path] = []
     changed = replace(subject, module=module, program=None)
     on_program = ENGINES[runtime].runs == "program"
-    if on_program or with_programs:
+    if on_program or not to_time_only:
         program = float_program(changed, context, "changed")
         if program.path is not None:
             programs.append(program.path)
@@ -92,11 +94,11 @@ def save(
             notes.append(f"there is no {artifacts.PROGRAM} beside the artifact: {program.error.what}")
     recipe = recipe_of(subject)
     as_pt2 = recipe.kind == "pt2"
-    if as_pt2 or with_programs:
+    if as_pt2 or not to_time_only:
         path = context.work / "changed" / artifacts.PROGRAM2
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            export_pt2(module, _example(subject), subject.signature, path)
+            export_pt2(module, as_tensors(subject.example, subject.signature.dtypes), subject.signature, path)
             programs += [] if as_pt2 else [path]
         except OmgoptimError as error:
             if as_pt2:
@@ -106,35 +108,27 @@ def save(
     if not as_pt2:
         base = replace(recipe, surgery=None)
         recipe = replace(base, surgery=record(build(base), module))
-    target: Any = programs[0] if on_program else module
+    target: Any = programs[0] if on_program else placed(module, subject.device)
     settings = Settings(subject.bench.threads, subject.device)
     outputs = in_memory(lambda: ENGINES[runtime].open(target, subject.signature, settings).run(subject.example))
-    manifest = manifest_of(module, subject, runtime)
+    plain = Manifest(runtime, "float32", subject.signature, device=subject.device)
+    manifest = plain if to_time_only else _counted(plain, module, subject)
     artifacts.save_module(folder, module, recipe, manifest, Check(subject.example, outputs), programs)
     return notes
 
 
-def _example(subject: Subject) -> dict[str, Any]:
-    return as_tensors(subject.example, {tensor.name: tensor.dtype for tensor in subject.signature.inputs})
-
-
-def manifest_of(module: nn.Module, subject: Subject, runtime: str) -> Manifest:
-    """What the artifact of a changed module says about itself."""
-    from omgoptim.operations.material import one_sample
-
+def _counted(manifest: Manifest, module: nn.Module, subject: Subject) -> Manifest:
+    """The manifest with what the changed module has and does."""
     args, kwargs = one_sample(subject)
     macs = count_macs(module, args, kwargs)
     params, nonzero = count_params(module)
-    return Manifest(
-        runtime=runtime,
-        precision="float32",
-        signature=subject.signature,
+    return replace(
+        manifest,
         params=params,
         nonzero_params=nonzero,
         macs=macs.macs,
         macs_check=macs.check,
         lineage=subject.lineage,
-        device=subject.device,
     )
 
 
@@ -151,9 +145,7 @@ class Measured:
     notes: list[str] = field(default_factory=list)
 
 
-def measure(
-    request: ModelRequest, context: RunContext, subject: Subject, baseline: Path, folder: Path, live: Live | None
-) -> Measured:
+def measure(request: ModelRequest, context: RunContext, subject: Subject, baseline: Path, folder: Path) -> Measured:
     """Both artifacts in fresh processes: times in turns, and quality on the evaluation data."""
     targets = [context.work / "final" / str(index) for index in range(2)]
 
@@ -167,9 +159,8 @@ def measure(
         [baseline, folder], subject.bench, request.timing, request.seed, context, span, doing, outputs
     )  # fmt: skip
     original = read_outputs(targets[0])
-    name: Any = live.metric if live and live.metric else request.metric
     metric = resolve_metric(
-        name, subject.signature, original, subject.evaluation.targets, subject.reach, request.time_limit_s
+        subject.metric, subject.signature, original, subject.evaluation.targets, subject.reach, request.time_limit_s
     )
     quality = compare_quality(metric, original, read_outputs(targets[1]), subject.evaluation.targets, request.seed)
     count = subject.evaluation.count

@@ -11,13 +11,13 @@ from omgoptim.operations.delivery import engine_for, require_module
 from omgoptim.operations.material import gather
 from omgoptim.operations.output import free_output
 from omgoptim.operations.reshaping_plan import plan_report
-from omgoptim.operations.rounds import Job, keep, run_round
+from omgoptim.operations.rounds import Job, applied, keep, run_round
 from omgoptim.operations.sensitivity import study
 from omgoptim.operations.subject import Live, prepare
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import FactorizeRequest
 from omgoptim.requests.factorize import Svd, Whitened
-from omgoptim.techniques.registry import Outcome, apply_to_module, technique_of
+from omgoptim.techniques.registry import Outcome, technique_of
 
 
 def factorize(request: FactorizeRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
@@ -40,10 +40,10 @@ def factorize(request: FactorizeRequest, context: RunContext, live: Live | None 
 
     def take(copied: nn.Module, span: tuple[float, float]) -> Outcome:
         context.progress("factorizing", span[0])
-        return apply_to_module(copied, request.method, job.module_run(span))
+        return applied(job, copied, request.method, job.module_run(span))
 
     kept = keep(job, [run_round(job, 1, _amount(request), original, take, held=False)])
-    return conclude("factorize", job, kept, Goal(_name(request.method)), live, output, points, [])
+    return conclude("factorize", job, kept, Goal(_name(request.method)), output, points)
 
 
 def _amount(request: FactorizeRequest) -> float | None:

@@ -66,8 +66,8 @@ def float_program(subject: Subject, context: RunContext, name: str = "float") ->
     path = context.work / name / artifacts.PROGRAM
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        dtypes = {tensor.name: tensor.dtype for tensor in subject.signature.inputs}
-        export_onnx(subject.module, as_tensors(subject.example, dtypes), subject.signature, path)
+        example = as_tensors(subject.example, subject.signature.dtypes)
+        export_onnx(subject.module, example, subject.signature, path)
         _check_export(subject, path)
     except OmgoptimError as error:
         return Program(None, None, error)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.errors import DataError
-from omgoptim.models.samples import Samples, as_tensors, batch_length, of_size
+from omgoptim.models.samples import Samples, batch_length, call_of, of_size
 from omgoptim.operations.overlap import overlap_notes
 from omgoptim.operations.subject import Live, Subject
 from omgoptim.requests import TrainingRequest
@@ -75,8 +75,8 @@ def gather(request: TrainingRequest, subject: Subject, module: nn.Module, live: 
             "the training data has no targets, and learning from the original's outputs was switched off",
             "let the batches carry targets, or leave distill on",
         )
-    metric: Any = live.metric if live.metric else request.metric
-    judge = Judge.of(module, selection, subject.signature, metric, subject.reach, request.time_limit_s, subject.device)
+    limit_s = request.time_limit_s
+    judge = Judge.of(module, selection, subject.signature, subject.metric, subject.reach, limit_s, subject.device)
     batches = Batches(subject.data, module, subject.signature)
     return Material(statistics, selection, batches, judge, loss, epochs, notes)
 
@@ -102,9 +102,8 @@ def loss_for(
     target = statistics.targets[0]
     if target is None and live.loss is None and request.loss == "auto":
         return None
-    dtypes = {tensor.name: tensor.dtype for tensor in subject.signature.inputs}
     first = statistics.batches[0]
-    args, kwargs = subject.signature.to_call(as_tensors(first, dtypes))
+    args, kwargs = call_of(subject.signature, first)
     with torch.inference_mode():
         outputs = module(*args, **kwargs)
     given: Any = live.loss or request.loss
@@ -126,5 +125,4 @@ def scoring_loss(loss: Loss | None) -> Callable[[Any, Any], Tensor]:
 
 def one_sample(subject: Subject) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments of a forward on one evaluation-shaped sample, for counting."""
-    dtypes = {tensor.name: tensor.dtype for tensor in subject.signature.inputs}
-    return subject.signature.to_call(as_tensors(of_size(subject.evaluation, 1), dtypes))
+    return call_of(subject.signature, of_size(subject.evaluation, 1))

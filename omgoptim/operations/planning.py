@@ -6,7 +6,7 @@ import time
 
 from omgoptim.models.onnx_file import load
 from omgoptim.models.onnx_graph import layers, select
-from omgoptim.models.samples import as_tensors, of_size
+from omgoptim.models.samples import call_of, of_size
 from omgoptim.operations.advice import plan_step, repeat_of
 from omgoptim.operations.candidates import Program, Proposal
 from omgoptim.operations.context import RunContext
@@ -68,8 +68,7 @@ def _seconds_per_sample(subject: Subject) -> float:
     """One forward in this process: good enough for an estimate of the whole."""
     if subject.module is None:
         return 0.02
-    dtypes = {tensor.name: tensor.dtype for tensor in subject.signature.inputs}
-    args, kwargs = subject.signature.to_call(as_tensors(of_size(subject.evaluation, 1), dtypes))
+    args, kwargs = call_of(subject.signature, of_size(subject.evaluation, 1))
     import torch
 
     with torch.inference_mode():

@@ -45,7 +45,7 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
 
     raced = full_race([folder], subject.bench, request.timing, request.seed, context, (0.2, 0.95), "measuring", more)
     timing = raced.timing(0)
-    quality, metric_name = _quality(request, subject, context, live)
+    quality, metric_name = _quality(request, subject, context)
     before = measurement(
         folder, timing, subject.bench, quality, metric_name, subject.evaluation.count if metric_name else None
     )
@@ -71,13 +71,11 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
     )
 
 
-def _quality(
-    request: ProfileRequest, subject: Subject, context: RunContext, live: Live | None
-) -> tuple[float | None, str | None]:
+def _quality(request: ProfileRequest, subject: Subject, context: RunContext) -> tuple[float | None, str | None]:
     """The model's quality where the data has targets; agreement with itself would say nothing."""
     outputs = read_outputs(context.work / "outputs")
     targets = subject.evaluation.targets
-    name = live.metric if live and live.metric else request.metric
+    name = subject.metric
     if targets[0] is None and name == "auto":
         return None, None
     metric = resolve_metric(name, subject.signature, outputs, targets, subject.reach, request.time_limit_s)

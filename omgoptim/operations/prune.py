@@ -14,7 +14,7 @@ from omgoptim.operations.material import gather
 from omgoptim.operations.output import free_output
 from omgoptim.operations.reshaping_plan import plan_report
 from omgoptim.operations.round_state import Stage
-from omgoptim.operations.rounds import Job, collapsed, keep, run_round
+from omgoptim.operations.rounds import Job, applied, collapsed, keep, run_round
 from omgoptim.operations.sensitivity import study
 from omgoptim.operations.speed_goal import SpeedGoal, reached, take_for_speed
 from omgoptim.operations.subject import Live, Subject, prepare
@@ -22,7 +22,7 @@ from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import Params, PruneRequest
 from omgoptim.requests.prune import SemiStructured, Structured, Unstructured
 from omgoptim.techniques.prune.schedule import levels
-from omgoptim.techniques.registry import Outcome, apply_to_module, technique_of
+from omgoptim.techniques.registry import Outcome, technique_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def prune(request: PruneRequest, context: RunContext, live: Live | None = None) 
     points = study(job, request.method) if request.sensitivity else []
     stages = _rounds(job, steps)
     kept = keep(job, stages)
-    return conclude("prune", job, kept, _goal(request, kept.stage), live, output, points, [])
+    return conclude("prune", job, kept, _goal(request, kept.stage), output, points)
 
 
 def steps_of(request: PruneRequest) -> list[Step]:
@@ -96,9 +96,12 @@ def _rounds(job: Job, steps: list[Step]) -> list[Stage]:
 
         def take(copied: nn.Module, span: tuple[float, float], step: Step = step) -> Outcome:
             if step.speed is not None:
-                return take_for_speed(job, step.speed, step.params, copied, span)
+                try:
+                    return take_for_speed(job, step.speed, step.params, copied.to(job.subject.device), span)
+                finally:
+                    copied.cpu()
             job.context.progress(f"pruning, round {number} of {len(steps)}", span[0])  # noqa: B023  called in this turn
-            return apply_to_module(copied, step.params, job.module_run(span))
+            return applied(job, copied, step.params, job.module_run(span))
 
         held = not isinstance(step.params, Structured)
         stages.append(run_round(job, number, step.amount, module, take, held))

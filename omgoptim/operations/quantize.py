@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from omgoptim.errors import ArtifactError, DataError, RequestError, TechniqueError
 from omgoptim.measure.launch import Process
@@ -82,10 +81,9 @@ def quantize(request: QuantizeRequest, context: RunContext, live: Live | None = 
         return plan_report(request, context, subject, program, proposal)
     splits = _splits(request, subject, proposal)
     attempts = _make_all(request, context, subject, program, proposal, splits)
-    metric_name = live.metric if live and live.metric else request.metric
-    screen(request, context, subject, attempts, splits.selection, metric_name)
+    screen(request, context, subject, attempts, splits.selection)
     finalists = choose_finalists(attempts, request.max_quality_drop)
-    final = _final_race(request, context, subject, finalists, metric_name)
+    final = _final_race(request, context, subject, finalists)
     final.winner.status, final.winner.why = "chosen", "the fastest of the finalists, or as fast and smaller"
     if not within(final.winner, request.max_quality_drop):
         final.winner.why = "no candidate held the guard on the selection samples; this one came closest"
@@ -158,7 +156,6 @@ def _final_race(
     context: RunContext,
     subject: Subject,
     finalists: list[Attempt],
-    metric_name: Any,
 ) -> Final:
     """Baseline and finalists in full: the fastest wins, and its quality comes from the evaluation data."""
     targets = [context.work / "final" / str(index) for index in range(len(finalists) + 1)]
@@ -191,7 +188,7 @@ def _final_race(
         attempt.why = f"{attempt.speedup / winner.speedup:.0%} of the speed of the chosen one, measured in full"
     original = read_outputs(targets[0])
     metric = resolve_metric(
-        metric_name, subject.signature, original, subject.evaluation.targets, subject.reach, request.time_limit_s
+        subject.metric, subject.signature, original, subject.evaluation.targets, subject.reach, request.time_limit_s
     )
     quality = compare_quality(metric, original, read_outputs(target), subject.evaluation.targets, request.seed)
     return Final(winner, raced.timing(0), timing, quality, raced.load, scale)

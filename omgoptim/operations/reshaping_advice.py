@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from omgoptim.operations.advice import MOST_SAMPLES as MOST_SAMPLES
-from omgoptim.operations.advice import common_arguments, step
+from omgoptim.operations.advice import common_arguments, same_arguments, step
 from omgoptim.operations.subject import Subject
 from omgoptim.reports import Gains, NextStep
 from omgoptim.requests import FactorizeRequest, PruneRequest
 from omgoptim.requests.prune import Structured
-
-
-def given_arguments(request: PruneRequest | FactorizeRequest) -> dict[str, Any]:
-    """Everything that was given, flat, to ask again with one thing changed; not `output`, which may exist by then."""
-    fields = type(request).model_fields
-    given = {
-        name: getattr(request, name)
-        for name, field in fields.items()
-        if name not in ("method", "output", "plan")
-        and (field.is_required() or getattr(request, name) != field.get_default(call_default_factory=True))
-    }
-    return given | request.method.model_dump(exclude_defaults=True) | {"method": request.method.method}
 
 
 def next_steps(
@@ -59,7 +44,7 @@ def next_steps(
 
 def _more_training(verb: str, request: PruneRequest | FactorizeRequest, subject: Subject) -> list[NextStep]:
     """Training, or more of it; and smaller steps."""
-    given = given_arguments(request)
+    given = same_arguments(request)
     epochs = 1 if request.epochs is None else request.epochs
     if not subject.data.real:
         known = {key: value for key, value in given.items() if key != "inputs"} | {"data": "file.py:load"}

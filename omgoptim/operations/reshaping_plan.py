@@ -8,14 +8,12 @@ from collections.abc import Sequence
 
 from omgoptim.measure.macs import count_macs
 from omgoptim.measure.size import count_params
-from omgoptim.operations.advice import repeat_of, step
+from omgoptim.operations.advice import repeat_of, same_arguments, step
 from omgoptim.operations.material import one_sample
 from omgoptim.operations.measured import environment, shown_request
-from omgoptim.operations.reshaping_advice import given_arguments
-from omgoptim.operations.rounds import WORK, Job
+from omgoptim.operations.rounds import WORK, Job, applied
 from omgoptim.reports import EfficiencyReport, Round
 from omgoptim.requests import Params
-from omgoptim.techniques.registry import apply_to_module
 
 MOST_BATCHES = 100_000
 """Batches of an epoch that are counted; more are called more."""
@@ -30,7 +28,7 @@ def plan_report(verb: str, job: Job, steps: Sequence[Params]) -> EfficiencyRepor
     request, context, subject = job.request, job.context, job.subject
     context.progress("trying it on a copy", WORK[0])
     module = copy.deepcopy(job.original)
-    outcome = apply_to_module(module, steps[-1], job.module_run())
+    outcome = applied(job, module, steps[-1], job.module_run())
     args, kwargs = one_sample(subject)
     params, nonzero = count_params(module)
     last = Round(number=len(steps), params=params, nonzero_params=nonzero, macs=count_macs(module, args, kwargs).macs)
@@ -42,7 +40,7 @@ def plan_report(verb: str, job: Job, steps: Sequence[Params]) -> EfficiencyRepor
         f"{_training_words(job, len(steps))}. {' '.join(outcome.notes)} Quality and speed are not known before it is "
         "done.",
         warnings=[*subject.notes, *job.material.notes],
-        next_steps=[step(verb, given_arguments(request) | output, "do what was planned")],
+        next_steps=[step(verb, same_arguments(request) | output, "do what was planned")],
         verb=verb,
         run_id=context.run_id,
         request=shown_request(request),

@@ -19,12 +19,13 @@ from omgoptim.operations.round_state import Stage, read_stage, write_stage
 from omgoptim.operations.subject import Subject
 from omgoptim.operations.verdict import holds
 from omgoptim.reports import Change, Round, Training
-from omgoptim.requests import FactorizeRequest, PruneRequest
-from omgoptim.techniques.registry import ModuleRun, Outcome
+from omgoptim.requests import FactorizeRequest, Params, PruneRequest
+from omgoptim.techniques.registry import ModuleRun, Outcome, apply_to_module
 from omgoptim.training.batch_norm import reestimate
 from omgoptim.training.distillation import DistillationLoss
 from omgoptim.training.loop import fit
 from omgoptim.training.masks import ZeroMasks
+from omgoptim.training.modes import placed
 from omgoptim.training.plan import TrainingPlan
 from omgoptim.training.recover import recovering
 
@@ -60,7 +61,7 @@ class Job:
             signature=self.subject.signature,
             statistics=self.material.statistics,
             loss=scoring_loss(self.material.loss),
-            original=self.original,
+            original=placed(self.original, self.subject.device),
             scratch=scratch,
             seed=self.request.seed,
             threads=self.subject.bench.threads,
@@ -79,6 +80,14 @@ class Job:
     def drop(self, quality: float) -> float:
         """How much less that is than the original's quality, on the selection samples."""
         return self.material.judge.original - quality
+
+
+def applied(job: Job, module: nn.Module, params: Params, run: ModuleRun) -> Outcome:
+    """Apply a technique to a module on the run's device; it comes back to the CPU, whatever happens."""
+    try:
+        return apply_to_module(module.to(job.subject.device), params, run)
+    finally:
+        module.cpu()
 
 
 Take = Callable[[nn.Module, tuple[float, float]], Outcome]
@@ -159,12 +168,16 @@ def _train(job: Job, stage: Stage, number: int, folder: Path, held: bool) -> Non
             distillation=DistillationLoss(request.temperature, request.alpha) if request.distill else None,
             masks=masks,
             round_number=number,
+            score=stage.quality,
         )
     stage.epochs, stage.stopped, stage.loss = fitted.epochs, fitted.stopped, fitted.loss
     stage.warnings = list(fitted.notes)
     stage.trained_params, stage.total_params = fitted.trained_params, fitted.total_params
     stage.seconds, stage.resumed = fitted.seconds, fitted.resumed
-    stage.quality = material.judge.score(stage.module)
+    if request.recover == "lora" or fitted.quality is None:  # adapters were merged since: the sum is another one
+        stage.quality = material.judge.score(stage.module)
+    else:
+        stage.quality = fitted.quality
     stage.record = stage.record.model_copy(update={"quality_trained": _finite(stage.quality)})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from omgoptim.errors import OmgoptimError, TechniqueError
 from omgoptim.measure.launch import Process
@@ -51,7 +51,6 @@ def screen(
     subject: Subject,
     attempts: list[Attempt],
     selection: Samples,
-    metric_name: Any,
 ) -> None:
     """One launch each, few turns, the selection samples: enough to drop what is hopeless."""
     inputs = selection.write(context.work / "selection")
@@ -68,7 +67,7 @@ def screen(
         timings = race(folders, subject.bench, SCREENING, request.seed, on_first=outputs)
         original = read_outputs(targets[0])
         metric = resolve_metric(
-            metric_name, subject.signature, original, selection.targets, subject.reach, request.time_limit_s
+            subject.metric, subject.signature, original, selection.targets, subject.reach, request.time_limit_s
         )
         original_quality = score(metric, original, selection.targets, original)  # failing here fails the run
         for attempt, timing, target in zip(group, timings[1:], targets[1:], strict=True):

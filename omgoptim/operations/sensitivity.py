@@ -10,14 +10,15 @@ from typing import Any
 from torch import nn
 
 from omgoptim.errors import OmgoptimError, TechniqueError
-from omgoptim.operations.rounds import Job
+from omgoptim.operations.rounds import Job, applied
 from omgoptim.reports import SensitivityPoint
 from omgoptim.requests import Params
 from omgoptim.requests.factorize import Factorization, Whitened
 from omgoptim.requests.prune import SemiStructured, Structured
 from omgoptim.techniques.prune.dependencies import find_groups
-from omgoptim.techniques.registry import ModuleRun, apply_to_module
+from omgoptim.techniques.registry import ModuleRun
 from omgoptim.training.batch_norm import reestimate
+from omgoptim.training.modes import placed
 
 AMOUNTS = (0.25, 0.5, 0.75)
 """Fractions that are taken from one layer or group at a time."""
@@ -57,8 +58,8 @@ def study(job: Job, params: Params) -> list[SensitivityPoint]:
 def _paths(job: Job, params: Params) -> list[str]:
     """The groups, or the layers that the technique would change, found by letting it act on a copy."""
     if isinstance(params, Structured):
-        return [group.name for group in find_groups(job.original, params, _run(job)).groups]
-    outcome = apply_to_module(copy.deepcopy(job.original), _everywhere(params), _run(job))
+        return [group.name for group in find_groups(placed(job.original, job.subject.device), params, _run(job)).groups]
+    outcome = applied(job, copy.deepcopy(job.original), _everywhere(params), _run(job))
     return list(dict.fromkeys(change.path for change in outcome.changed))
 
 
@@ -96,7 +97,7 @@ def _quality(job: Job, params: Params) -> float | None:
     """None where this layer alone cannot be compressed by so much."""
     module: nn.Module = copy.deepcopy(job.original)
     try:
-        apply_to_module(module, params, _run(job))
+        applied(job, module, params, _run(job))
     except OmgoptimError:
         return None
     if job.subject.data.real:

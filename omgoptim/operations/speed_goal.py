@@ -26,6 +26,7 @@ from omgoptim.techniques.prune.removal import remove
 from omgoptim.techniques.prune.structured import keep_only, nothing_to_remove
 from omgoptim.techniques.prune.widths import best as best_channels
 from omgoptim.techniques.registry import Outcome
+from omgoptim.training.modes import placed
 
 SEARCHING = Plan(launches=3, most_launches=3, rounds=3, throughput_launches=0)
 """Timing of a cut during the search: enough to aim by. What is reported is measured in full afterwards."""
@@ -156,7 +157,7 @@ def _measure(job: Job, module: nn.Module, baseline: Path) -> tuple[float, float]
     cuts = job.context.work / "cuts"
     cuts.mkdir(parents=True, exist_ok=True)
     folder = cuts / str(len(list(cuts.iterdir())))
-    save(module, job.subject, job.runtime, folder, job.context, with_programs=False)
+    save(placed(module, "cpu"), job.subject, job.runtime, folder, job.context, to_time_only=True)
     first, timing = race([baseline, folder], job.subject.bench, SEARCHING, job.request.seed)
     if isinstance(first, OmgoptimError):
         raise first

@@ -23,14 +23,15 @@ from omgoptim.models.artifact import Check, Manifest
 from omgoptim.models.calls import NamedBatch, first_forward, input_tensors, name_inputs
 from omgoptim.models.data import DataSource, Split, from_callable, load_beside, open_data, random_data, take
 from omgoptim.models.onnx_graph import count_params as count_program_params
-from omgoptim.models.samples import Samples, as_tensors, named_samples, of_size, synthetic_like
+from omgoptim.models.onnx_signature import stated_signature
+from omgoptim.models.samples import Samples, as_tensors, call_of, named_samples, of_size, synthetic_like
 from omgoptim.models.source import Recipe, Source, default_inputs, load_source
 from omgoptim.models.trust import Reach
 from omgoptim.models.user_code import call_user
 from omgoptim.operations.context import RunContext
-from omgoptim.requests import ModelRequest
+from omgoptim.requests import ModelRequest, TrainingRequest
 from omgoptim.runtimes import ENGINES, Session, Settings
-from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
+from omgoptim.runtimes.signature import InputTensor, Signature
 from omgoptim.runtimes.torch_precision import HALF
 
 
@@ -67,6 +68,8 @@ class Subject:
     lineage: tuple[str, ...]
     reach: Reach
     device: str
+    metric: str | Callable[..., Any]
+    """What quality is measured by: a name, or the caller's own."""
     eval_folder: Path
     notes: list[str] = field(default_factory=list)
 
@@ -140,6 +143,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
         lineage=(*made.lineage, context.run_id),
         reach=reach,
         device=device,
+        metric=live.metric or request.metric,
         eval_folder=evaluation.write(context.work / "eval"),
         notes=[*source.notes, *data.notes, *learnt],
     )
@@ -175,36 +179,8 @@ def _opened(source: Source) -> _Opened:
             return _Opened(module.float() if manifest.precision in HALF else module, None, manifest.signature)
         return _Opened(None, source.artifact / artifacts.PROGRAM, manifest.signature)
     if source.program is not None:
-        return _Opened(None, source.program, _program_signature(source.program))
+        return _Opened(None, source.program, stated_signature(source.program))
     return _Opened(source.module, None, None)
-
-
-def _program_signature(program: Path) -> Signature:
-    """The signature that an ONNX file states: inputs by name, a free dimension where it has no fixed size."""
-    import onnxruntime
-
-    reason = ENGINES["onnxruntime"].missing("cpu")
-    if reason:
-        raise ModelError(f"{program.name} cannot be opened", reason)
-    try:
-        session = onnxruntime.InferenceSession(str(program), providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise ModelError(f"{program.name} cannot be opened", str(error).splitlines()[0]) from error
-    kinds = {"float": "float32", "double": "float64"}
-    inputs = []
-    for tensor in session.get_inputs():
-        kind = tensor.type.removeprefix("tensor(").removesuffix(")")
-        if not tensor.shape or isinstance(tensor.shape[0], int):
-            raise ModelError(
-                f"{program.name} takes no batch of any size",
-                f"the first dimension of input '{tensor.name}' is {tensor.shape[0] if tensor.shape else 'missing'}; "
-                "latency is measured at batch 1, throughput and quality at others",
-                "export it with a free batch: torch.onnx.export(…, dynamic_shapes=({0: torch.export.Dim('batch')},))",
-            )
-        shape = [size if isinstance(size, int) else f"{tensor.name}_{axis}" for axis, size in enumerate(tensor.shape)]
-        inputs.append(InputTensor(tensor.name, kinds.get(kind, kind), (BATCH, *shape[1:]), False))
-    names = [tensor.name for tensor in session.get_outputs()]
-    return Signature(tuple(inputs), "tensor" if len(names) == 1 else {"dict": dict.fromkeys(names, "tensor")})
 
 
 def _data(request: ModelRequest, reach: Reach, live: Live, source: Source, opened: _Opened) -> DataSource:
@@ -214,14 +190,15 @@ def _data(request: ModelRequest, reach: Reach, live: Live, source: Source, opene
         return open_data(request.data, reach, request.batch, request.time_limit_s, request.seed)
     specs = request.inputs or default_inputs(source.recipe, opened.module) or _stated_inputs(opened.signature)
     if not specs:
-        beside = load_beside(source.recipe, reach, request.time_limit_s)
+        trains = isinstance(request, TrainingRequest)  # what only measures runs no code that was not named
+        beside = load_beside(source.recipe, reach, request.time_limit_s) if trains else None
         if beside is not None:
             name, load = beside
             found = from_callable(load, request.batch, request.time_limit_s)
             return replace(found, notes=[f"no data was given: {name}, which stands beside the model, was taken"])
         raise DataError(
             "it is not known what the model takes",
-            "neither data nor input shapes were given, and no load(split) stands beside the model",
+            "neither data nor input shapes were given",
             "give --data file.py:callable, or shapes such as --inputs 1x3x224x224",
         )
     return random_data(specs, opened.module, 64, request.seed)
@@ -244,7 +221,7 @@ def _run_once(
         if opened.signature is None:
             raise ModelError("the program states no signature")
         return example, opened.signature, []
-    dtypes = {tensor.name: tensor.dtype for tensor in inputs}
+    dtypes = Signature(inputs, None).dtypes
     doing, limit_s = "running the model once", request.time_limit_s
     signature = call_user(doing, limit_s, first_forward, opened.module, inputs, as_tensors(real, dtypes))
     try:
@@ -262,7 +239,7 @@ def _counts(opened: _Opened, signature: Signature, one: NamedBatch) -> tuple[Mac
         if opened.program is None:
             return None, None
         return MacsCount(count_program(opened.program, one).macs, None, {}), count_program_params(opened.program)
-    args, kwargs = signature.to_call(as_tensors(one, {tensor.name: tensor.dtype for tensor in signature.inputs}))
+    args, kwargs = call_of(signature, one)
     return count_macs(opened.module, args, kwargs), count_params(opened.module)
 
 
@@ -340,7 +317,7 @@ def _recipe_of_live(module: nn.Module, signature: Signature, example: NamedBatch
 
     path = work / "live.pt2"
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = as_tensors(example, {tensor.name: tensor.dtype for tensor in signature.inputs})
+    tensors = as_tensors(example, signature.dtypes)
     export_pt2(module, tensors, signature, path)
     return Recipe("pt2", str(path))
 

@@ -39,6 +39,11 @@ class Signature:
         return [tensor.name for tensor in self.inputs]
 
     @property
+    def dtypes(self) -> dict[str, str]:
+        """Input name to dtype."""
+        return {tensor.name: tensor.dtype for tensor in self.inputs}
+
+    @property
     def output_names(self) -> list[str]:
         """One name per output tensor, none used twice and none an input's: a program knows a name only once."""
         taken = set(self.input_names)

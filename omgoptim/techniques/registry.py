@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from omgoptim import techniques
-from omgoptim.models.samples import Samples
+from omgoptim.models.samples import Samples, call_of
 from omgoptim.reports import Change, Skip
 from omgoptim.requests import Params
 from omgoptim.runtimes import ENGINES
@@ -69,12 +69,18 @@ class ModuleRun:
     seed: int = 0
     threads: int = 1
     device: str = "cpu"
+    """Where the module and the original are, and the batches are brought."""
     real: bool = True
     """Whether the statistics are real data: what random inputs give is no statistic to fit anything to."""
     runtime: str = "torch_eager"
     """The engine that the artifact will run on."""
     progress: Callable[[str, float | None], None] = lambda _stage, _done: None
     """`progress(stage, fraction of this technique's work)`."""
+
+    def calls(self) -> Iterator[tuple[tuple[Tensor, ...], dict[str, Tensor], Any]]:
+        """Arguments of the forward, and the target, for every batch of the statistics, on the run's device."""
+        for batch, target in zip(self.statistics.batches, self.statistics.targets, strict=True):
+            yield *call_of(self.signature, batch, self.device), target
 
 
 ModuleTechnique = Callable[["nn.Module", Any, ModuleRun], Outcome]

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from omgoptim.measure.own_cost import evaluating
 from omgoptim.models.calls import NamedBatch
-from omgoptim.models.samples import Samples, as_tensors, batch_length
+from omgoptim.models.samples import Samples, batch_length, call_of
 from omgoptim.runtimes.signature import Signature
 
 LEAST = 32
@@ -45,13 +45,11 @@ def reestimate(module: nn.Module, signature: Signature, batches: Samples) -> int
     joined = [batch for batch in _joined(batches.batches) if batch_length(batch) > 1]
     if not layers or not joined:
         return 0
-    dtypes = {tensor.name: tensor.dtype for tensor in signature.inputs}
     device = next(module.parameters()).device
     before = [(layer, {name: value.clone() for name, value in layer.named_buffers()}) for layer in layers]
-    with _estimating(module, layers), torch.no_grad():
+    with evaluating(module), _estimating(layers):
         for batch in joined:
-            tensors = {name: tensor.to(device) for name, tensor in as_tensors(batch, dtypes).items()}
-            args, kwargs = signature.to_call(tensors)
+            args, kwargs = call_of(signature, batch, device)
             module(*args, **kwargs)
     reached = 0
     for layer, buffers in before:
@@ -72,13 +70,10 @@ def _norms(module: nn.Module) -> list[_BatchNorm]:
 
 
 @contextmanager
-def _estimating(module: nn.Module, layers: list[_BatchNorm]) -> Iterator[None]:
-    """These layers take the cumulative average of what they see, everything else is in eval mode."""
-    modes = [(part, part.training) for part in module.modules()]
+def _estimating(layers: list[_BatchNorm]) -> Iterator[None]:
+    """These layers, of a module in eval mode, take the cumulative average of what they see."""
     momenta = [layer.momentum for layer in layers]
     try:
-        for part, _ in modes:
-            part.training = False
         for layer in layers:
             layer.reset_running_stats()
             layer.momentum = None
@@ -87,8 +82,6 @@ def _estimating(module: nn.Module, layers: list[_BatchNorm]) -> Iterator[None]:
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
-        for part, mode in modes:
-            part.training = mode
 
 
 def _joined(batches: list[NamedBatch]) -> Iterator[NamedBatch]:

@@ -98,6 +98,7 @@ def fit(
     distillation: DistillationLoss | None = None,
     masks: ZeroMasks | None = None,
     round_number: int = 1,
+    score: float | None = None,
 ) -> Fitted:
     """Train a module in place; it comes back on the CPU, in the modes it had, with the best weights.
 
@@ -117,6 +118,7 @@ def fit(
         progress: told every second or so, with the loss and the time left.
         teacher: learnt from with `distillation`; not changed.
         masks: weights that stay zero.
+        score: the judge's score of the module as it is, where that is known.
 
     Raises:
         RequestError: fp16 on a CPU.
@@ -152,7 +154,7 @@ def fit(
             path = checkpoint_file(checkpoints, round_number) if checkpoints else None
             if masks is not None:
                 masks.hold()
-            _begin(module, course, steps, judge, read_checkpoint(path, identity) if path else None)
+            _begin(module, course, steps, judge, score, read_checkpoint(path, identity) if path else None)
             while course.epoch < plan.epochs and course.stopped is None:
                 _one_epoch(module, course, batches, plan, steps, judge, round_number, count, progress)
                 if path:
@@ -186,12 +188,17 @@ def _refuse(plan: TrainingPlan, parameters: list[nn.Parameter], loss: Loss | Non
 
 
 def _begin(
-    module: nn.Module, course: _Course, steps: Steps, judge: Judge | None, checkpoint: Checkpoint | None
+    module: nn.Module,
+    course: _Course,
+    steps: Steps,
+    judge: Judge | None,
+    score: float | None,
+    checkpoint: Checkpoint | None,
 ) -> None:
     """The untrained state as the first candidate, or where a checkpoint stands."""
     if checkpoint is None:
         course.best = trained_tensors(module)
-        course.scores = [judge.score(module)] if judge else []
+        course.scores = [judge.score(module) if score is None else score] if judge else []
         return
     put_tensors(module, checkpoint.state)
     device = steps.device

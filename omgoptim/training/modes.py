@@ -1,14 +1,20 @@
-"""The modes of modules while one is trained, maybe by another: set, and put back."""
+"""The modes of modules while one is trained, maybe by another, and where they are: set, and put back."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from omgoptim.training.judge import judged
+from omgoptim.training.judge import device_of, judged
+
+
+def placed(module: nn.Module, device: str) -> nn.Module:
+    """A module on a device: itself if it is there, else a copy."""
+    return module if device_of(module).type == device else copy.deepcopy(module).to(device)
 
 
 @contextmanager

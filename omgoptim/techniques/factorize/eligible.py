@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from omgoptim.blocks import BLOCKS
-from omgoptim.errors import TechniqueError, did_you_mean
 from omgoptim.measure.own_cost import evaluating
-from omgoptim.models.samples import batch_length
+from omgoptim.models.globs import meant, refuse_unknown
+from omgoptim.models.samples import batch_length, call_of
 from omgoptim.reports import Skip
 from omgoptim.requests.factorize import Factorization
-from omgoptim.techniques.factorize.rows import Layer, batches_of, call_tensors, layers_called
+from omgoptim.techniques.factorize.rows import Layer, batches_of
 from omgoptim.techniques.registry import ModuleRun
 
 OTHER_KINDS: dict[type[nn.Module], str] = {
@@ -64,7 +62,8 @@ def factorizable(module: nn.Module, params: Factorization, run: ModuleRun) -> tu
 def candidates(module: nn.Module, params: Factorization) -> tuple[dict[str, Layer], list[Skip]]:
     """The layers as `factorizable` finds them, before the model has run."""
     with_weights = dict(_layers(module))
-    chosen = _select(list(with_weights), params.targets, params.ignore)
+    refuse_unknown((*params.targets, *params.ignore), with_weights)
+    chosen = {path for path in with_weights if meant([path], params.targets, params.ignore)}
     owners = _owners(module)
     frozen_model = not any(parameter.requires_grad for parameter in module.parameters())
     layers: dict[str, Layer] = {}
@@ -95,26 +94,6 @@ def _layers(module: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, nn.Module
         kinds = (nn.Linear, nn.Conv2d, *OTHER_KINDS)
         if isinstance(layer, kinds) or _is_block(layer):
             yield path, (layer, around)
-
-
-def _select(paths: Sequence[str], targets: Sequence[str], ignore: Sequence[str]) -> set[str]:
-    """The paths that a glob of targets names (all, if there is none), less those of ignore.
-
-    A glob names a layer by its path, or by the path of a module around it: `encoder` is all of the encoder.
-    """
-
-    def names(glob: str, path: str) -> bool:
-        parts = path.split(".")
-        return any(fnmatch.fnmatchcase(".".join(parts[:n]), glob) for n in range(1, len(parts) + 1))
-
-    for glob in (*targets, *ignore):
-        if not any(names(glob, path) for path in paths):
-            raise TechniqueError(f"'{glob}' names no layer with a weight of this model", did_you_mean(glob, paths))
-    return {
-        path
-        for path in paths
-        if (not targets or any(names(glob, path) for glob in targets)) and not any(names(glob, path) for glob in ignore)
-    }
 
 
 def _owners(module: nn.Module) -> dict[int, dict[int, str]]:
@@ -208,10 +187,10 @@ def uses_of(module: nn.Module, layers: Mapping[str, Layer], run: ModuleRun, samp
 
     handles = [layer.register_forward_pre_hook(watch(path), with_kwargs=True) for path, layer in layers.items()]
     try:
-        with torch.no_grad(), evaluating(module), layers_called():
+        with evaluating(module):
             batch = next(batches_of(run.statistics, samples))
             size = batch_length(batch)
-            args, kwargs = run.signature.to_call(call_tensors(batch, run))
+            args, kwargs = call_of(run.signature, batch, run.device)
             module(*args, **kwargs)
     finally:
         for handle in handles:

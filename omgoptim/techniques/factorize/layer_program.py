@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from omgoptim.techniques.factorize.rows import padding_of
-
 if TYPE_CHECKING:
     import onnx
 
@@ -72,7 +70,7 @@ def _linear(inputs: list[str], output: str) -> list[onnx.NodeProto]:
 def _conv(layer: nn.Conv2d, inputs: list[str], output: str) -> list[onnx.NodeProto]:
     from onnx import helper
 
-    left, right, above, below = padding_of(layer)
+    left, right, above, below = layer._reversed_padding_repeated_twice
     how = {
         "kernel_shape": list(layer.kernel_size),
         "strides": list(layer.stride),

@@ -24,7 +24,6 @@ from omgoptim.techniques.factorize.rows import (
     batches_of,
     call_tensors,
     input_rows,
-    layers_called,
     output_rows,
     real_positions,
 )
@@ -129,7 +128,7 @@ def _one_pass(module: nn.Module, layers: Mapping[str, Layer], run: ModuleRun, sa
 
     handles = [layer.register_forward_pre_hook(watch(path, layer), with_kwargs=True) for path, layer in layers.items()]
     try:
-        with torch.no_grad(), evaluating(module), layers_called():
+        with evaluating(module):
             for batch in batches_of(run.statistics, samples):
                 tensors = call_tensors(batch, run)
                 real[0] = real_positions(tensors)
@@ -184,7 +183,7 @@ def output_influence(module: nn.Module, layers: Mapping[str, Layer], run: Module
     seen = 0
     handles = [layer.register_forward_hook(watch(path)) for path, layer in layers.items()]
     try:
-        with evaluating(module), layers_called(), torch.enable_grad():
+        with evaluating(module), torch.enable_grad():
             for batch in batches_of(run.statistics, min(samples, INFLUENCE_SAMPLES)):
                 tensors = call_tensors(batch, run)
                 real = real_positions(tensors)

@@ -39,7 +39,6 @@ from omgoptim.techniques.factorize.rows import (
     batches_of,
     call_tensors,
     input_rows,
-    layers_called,
     real_positions,
     rows_of_shape,
 )
@@ -221,7 +220,7 @@ def _rows_by_batch(
 ) -> Iterator[Rows]:
     for batch in batches_of(run.statistics, samples):
         tensors = call_tensors(batch, run)
-        with torch.no_grad(), evaluating(model), layers_called():
+        with evaluating(model):
             rows = _inputs(model, layers, uses, tensors, run)
         yield rows
 

@@ -5,7 +5,6 @@ Registers no technique.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -13,9 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from omgoptim.models.samples import Samples, as_tensors, batch_length
+from omgoptim.techniques.patches import padded, patches_of
 from omgoptim.techniques.registry import ModuleRun
 
 Layer = nn.Linear | nn.Conv2d
@@ -44,8 +43,7 @@ def batches_of(samples: Samples, limit: int) -> Iterator[dict[str, np.ndarray[An
 
 def call_tensors(batch: Mapping[str, np.ndarray[Any, Any]], run: ModuleRun) -> dict[str, Tensor]:
     """A batch as tensors on the run's device, in the signature's dtypes."""
-    dtypes = {tensor.name: tensor.dtype for tensor in run.signature.inputs}
-    return {name: tensor.to(run.device) for name, tensor in as_tensors(dict(batch), dtypes).items()}
+    return {name: tensor.to(run.device) for name, tensor in as_tensors(dict(batch), run.signature.dtypes).items()}
 
 
 def real_positions(tensors: Mapping[str, Tensor]) -> Tensor | None:
@@ -79,10 +77,9 @@ def input_rows(layer: Layer, values: Tensor, real: Tensor | None) -> Tensor:
     if isinstance(layer, nn.Linear):
         return real_rows(values, real).double()[None]
     images = values if values.dim() == 4 else values[None]
-    images = functional.pad(images, padding_of(layer))
     found = []
-    for image in images:  # one at a time: patches take kernel height * width times the memory of an image
-        patches = functional.unfold(image[None], layer.kernel_size, layer.dilation, 0, layer.stride)[0]
+    for image in padded(layer, images):  # one at a time: patches take kernel height * width times an image's memory
+        patches = patches_of(layer, image[None])[0]
         found.append(patches[:, spread(patches.shape[1], patches.device)].double())
     patches = torch.cat(found, dim=1)
     return patches.reshape(layer.groups, -1, patches.shape[1]).mT
@@ -92,7 +89,7 @@ def rows_of_shape(layer: Layer, shape: Sequence[int]) -> int:
     """How many rows `input_rows` gives for an input of this shape, padding positions of a sequence among them."""
     if isinstance(layer, nn.Linear):
         return math.prod(shape[:-1])
-    left, right, above, below = padding_of(layer)
+    left, right, above, below = layer._reversed_padding_repeated_twice
     sides = [
         (size + more - dilation * (kernel - 1) - 1) // stride + 1
         for size, more, dilation, kernel, stride in zip(
@@ -111,31 +108,9 @@ def output_rows(layer: Layer, values: Tensor, real: Tensor | None) -> Tensor:
     return flat.mT
 
 
-def padding_of(layer: nn.Conv2d) -> tuple[int, int, int, int]:
-    """Zeros left, right, above and below the input, as torch pads them."""
-    (kh, kw), (dh, dw) = layer.kernel_size, layer.dilation
-    if layer.padding == "same":
-        down, across = dh * (kh - 1), dw * (kw - 1)
-        return across // 2, across - across // 2, down // 2, down - down // 2
-    if isinstance(layer.padding, str):
-        return 0, 0, 0, 0
-    return layer.padding[1], layer.padding[1], layer.padding[0], layer.padding[0]
-
-
 def spread(count: int, device: torch.device) -> Tensor:
     """At most `MOST_PATCHES` of so many positions: all, or a random-looking choice that is always the same."""
     if count <= MOST_PATCHES:
         return torch.arange(count, device=device)
     drawn = torch.randperm(count, generator=torch.Generator().manual_seed(count))[:MOST_PATCHES]
     return drawn.sort().values.to(device)
-
-
-@contextlib.contextmanager
-def layers_called() -> Iterator[None]:
-    """Keep nn.TransformerEncoderLayer from computing in one fused kernel, past its Linear layers and their hooks."""
-    was = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(was)

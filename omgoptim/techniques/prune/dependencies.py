@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from omgoptim.errors import SetupError, TechniqueError
+from omgoptim.models.globs import refuse_unknown
 from omgoptim.reports import Skip
 from omgoptim.requests.prune import Structured
 from omgoptim.runtimes.signature import flatten
@@ -27,7 +28,6 @@ from omgoptim.techniques.prune.groups import (
     Place,
     not_asked_for,
     owned_parameters,
-    refuse_unknown_globs,
     why_not,
 )
 from omgoptim.techniques.prune.heads import find_heads
@@ -47,7 +47,7 @@ def find_groups(module: nn.Module, params: Structured, run: ModuleRun) -> Groups
         SetupError: torch-pruning is not installed.
         TechniqueError: a glob names no layer, or the model cannot be traced.
     """
-    refuse_unknown_globs(module, params)
+    refuse_unknown((*params.targets, *params.ignore), [path for path, _ in module.named_modules() if path])
     probe = Probe.of(run)
     try:
         probe.outputs(module)

@@ -8,8 +8,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from omgoptim.models.calls import NamedBatch
-from omgoptim.models.samples import as_tensors, batch_length
-from omgoptim.techniques.prune.probe import Probe, dtypes
+from omgoptim.models.samples import batch_length, call_of
+from omgoptim.techniques.prune.probe import Probe
 from omgoptim.techniques.registry import ModuleRun
 
 MOST_SAMPLES, MOST_ACTIVATIONS = 1024, 2**27
@@ -32,9 +32,7 @@ def one_batch(module: nn.Module, run: ModuleRun) -> Probe:
         for hook in hooks:
             hook.remove()
     samples = max(2, min(MOST_SAMPLES, MOST_ACTIVATIONS // largest))
-    tensors = as_tensors(joined(run.statistics.batches, samples), dtypes(run.signature))
-    args, kwargs = run.signature.to_call({name: tensor.to(run.device) for name, tensor in tensors.items()})
-    return Probe(args, kwargs)
+    return Probe(*call_of(run.signature, joined(run.statistics.batches, samples), run.device))
 
 
 def joined(batches: list[NamedBatch], samples: int) -> NamedBatch:

@@ -27,7 +27,6 @@ from omgoptim.errors import TechniqueError
 from omgoptim.measure.own_cost import evaluating
 from omgoptim.reports import Skip
 from omgoptim.requests.prune import Gradient
-from omgoptim.techniques.prune.input_norms import calls
 from omgoptim.techniques.prune.masked_refit import reconstructed
 from omgoptim.techniques.prune.prunable import Selection, Weight, select
 from omgoptim.techniques.prune.zeroing import Aim, zero_lowest
@@ -90,7 +89,7 @@ def _gradients(module: nn.Module, weights: list[Weight], run: ModuleRun) -> Iter
     """The gradients of each batch's loss, by path, for the weights as they are when it is asked for."""
     parameters = [weight.parameter for weight in weights]
     total = max(len(run.statistics.batches), 1)
-    for done, (args, kwargs, target) in enumerate(calls(module, run)):
+    for done, (args, kwargs, target) in enumerate(run.calls()):
         on_a_gpu = parameters[0].device.type == "cuda"  # whose recurrent kernels go backward in train mode only
         with evaluating(module), torch.enable_grad(), torch.backends.cudnn.flags(enabled=not on_a_gpu):
             loss = run.loss(module(*args, **kwargs), target)

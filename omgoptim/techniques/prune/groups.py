@@ -7,7 +7,6 @@ one column of a later convolution, for 49 of a Linear behind a flattened 7x7 map
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from omgoptim.errors import TechniqueError, did_you_mean
+from omgoptim.models.globs import names
 from omgoptim.reports import Skip
 from omgoptim.requests.prune import Structured
 from omgoptim.techniques.prune.layers import Side, width_of
@@ -145,26 +144,12 @@ def _of_no_width(path: str, layer: nn.Module) -> str:
     return f"its channels are those of {path} ({kind}), whose width stays"
 
 
-def refuse_unknown_globs(module: nn.Module, params: Structured) -> None:
-    """Raise a TechniqueError if a glob of the request names nothing in the model."""
-    paths = [path for path, _ in module.named_modules() if path]
-    for glob in (*params.targets, *params.ignore):
-        if not any(fnmatch.fnmatchcase(path, glob) for path in paths):
-            raise TechniqueError(f"'{glob}' names no layer of this model", did_you_mean(glob, paths))
-
-
 def not_asked_for(places: Sequence[Place], params: Structured) -> str:
     """Why the request leaves a group alone: layers that `ignore` names or, of those that shrink, none in `targets`."""
     written = [place.path for place in places if place.side == "out"]
-    ignored = next((path for path in written if any(_names(glob, path) for glob in params.ignore)), None)
+    ignored = next((path for path in written if any(names(glob, path) for glob in params.ignore)), None)
     if ignored is not None:
         return f"ignore names {ignored}"
-    if params.targets and not any(_names(glob, path) for glob in params.targets for path in written):
+    if params.targets and not any(names(glob, path) for glob in params.targets for path in written):
         return "targets does not name it"
     return ""
-
-
-def _names(glob: str, path: str) -> bool:
-    """A glob names a layer by its path, or by the path of a module around it."""
-    parts = path.split(".")
-    return any(fnmatch.fnmatchcase(".".join(parts[: length + 1]), glob) for length in range(len(parts)))

@@ -20,7 +20,7 @@ from omgoptim.measure.own_cost import evaluating
 from omgoptim.requests.prune import Structured
 from omgoptim.techniques.prune.groups import Group, Groups, Place
 from omgoptim.techniques.prune.layers import as_rows
-from omgoptim.techniques.prune.probe import quiet, statistics
+from omgoptim.techniques.prune.probe import quiet
 from omgoptim.techniques.registry import ModuleRun
 
 HESSIAN_SAMPLES = 128
@@ -135,8 +135,7 @@ def _of_gradients(module: nn.Module, groups: list[Group], kind: str, run: Module
         raise DataError(f"importance {kind} needs data", "there is no batch to take gradients on")
     places = {(place.path, place.side): place for group in groups for place in group.places}
     sums: dict[tuple[str, str], Tensor] = {}
-    batches = statistics(run)
-    for args, kwargs, target in _single(batches) if kind == "hessian" else _whole(batches):
+    for args, kwargs, target in _single(run.calls()) if kind == "hessian" else run.calls():
         gradients = _gradients(module, args, kwargs, target, run)
         for key, place in places.items():
             said = _weighed(module, place, partial(_product, gradients.get(f"{place.path}.weight"), kind), norms=True)
@@ -154,16 +153,11 @@ def _product(gradient: Tensor | None, kind: str, weight: Tensor) -> Tensor:
     return product.square() if kind == "hessian" else product
 
 
-def _whole(batches: Iterable[Any]) -> Iterator[tuple[Any, Any, Any]]:
-    for args, kwargs, target, _ in batches:
-        yield args, kwargs, target
-
-
 def _single(batches: Iterable[Any]) -> Iterator[tuple[Any, Any, Any]]:
     """Sample by sample: the square of a mean gradient is not the mean of squares."""
     taken = 0
-    for args, kwargs, target, size in batches:
-        for row in range(size):
+    for args, kwargs, target in batches:
+        for row in range(len(next(iter([*args, *kwargs.values()])))):
             if taken == HESSIAN_SAMPLES:
                 return
             taken += 1

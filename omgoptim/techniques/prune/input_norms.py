@@ -18,7 +18,6 @@ from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from omgoptim.measure.own_cost import evaluating
-from omgoptim.models.samples import as_tensors
 from omgoptim.techniques.prune.prunable import Weight
 from omgoptim.techniques.prune.weight_rows import is_linear_transposed
 from omgoptim.techniques.registry import ModuleRun
@@ -51,22 +50,12 @@ def input_norms(module: nn.Module, weights: Iterable[Weight], run: ModuleRun) ->
                 if squares is not None:
                     hooks.append(layer.register_forward_pre_hook(record(weight.path, squares), with_kwargs=True))
         with evaluating(module):
-            for args, kwargs, _ in calls(module, run):
+            for args, kwargs, _ in run.calls():
                 module(*args, **kwargs)
     finally:
         for hook in hooks:
             hook.remove()
     return {path: total.sqrt() for path, total in sums.items()}
-
-
-def calls(module: nn.Module, run: ModuleRun) -> Iterable[tuple[tuple[Any, ...], dict[str, Any], Any]]:
-    """Arguments and target of every batch of the run's statistics, where the module is."""
-    dtypes = {tensor.name: tensor.dtype for tensor in run.signature.inputs}
-    device = next(module.parameters()).device
-    for batch, target in zip(run.statistics.batches, run.statistics.targets, strict=True):
-        tensors = {name: tensor.to(device) for name, tensor in as_tensors(batch, dtypes).items()}
-        args, kwargs = run.signature.to_call(tensors)
-        yield args, kwargs, target
 
 
 def _squares_of(layer: nn.Module, path: str) -> Squares | None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from omgoptim.errors import TechniqueError
 from omgoptim.measure.own_cost import evaluating
-from omgoptim.models.samples import as_tensors, of_size
+from omgoptim.models.samples import call_of, of_size
 from omgoptim.techniques.prune import one_layer
 from omgoptim.techniques.prune.groups import Group, Place
 from omgoptim.techniques.prune.latency import LayerTimes, Side, TimeTable
@@ -147,9 +147,7 @@ def _input_shapes(module: nn.Module, run: ModuleRun) -> dict[str, Counter[tuple[
 
         return hook
 
-    dtypes = {tensor.name: tensor.dtype for tensor in run.signature.inputs}
-    batch = {name: tensor.to(run.device) for name, tensor in as_tensors(of_size(run.statistics, 1), dtypes).items()}
-    args, kwargs = run.signature.to_call(batch)
+    args, kwargs = call_of(run.signature, of_size(run.statistics, 1), run.device)
     handles = [
         part.register_forward_pre_hook(watch(path))
         for path, part in module.named_modules()

@@ -18,11 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from omgoptim.measure.own_cost import evaluating
 from omgoptim.requests.prune import SemiStructured, Unstructured
-from omgoptim.techniques.prune.input_norms import calls
+from omgoptim.techniques.patches import padded, patches_of
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
 RIDGE = 1e-2
@@ -153,7 +152,7 @@ def _in_order(module: nn.Module, paths: Sequence[str], run: ModuleRun) -> list[s
     ran: list[str] = []
     hooks = [module.get_submodule(path).register_forward_hook(lambda *_, path=path: ran.append(path)) for path in paths]
     try:
-        args, kwargs, _ = next(iter(calls(module, run)))
+        args, kwargs, _ = next(run.calls())
         with evaluating(module):
             module(*args, **kwargs)
     finally:
@@ -185,7 +184,7 @@ def _moments(module: nn.Module, before: nn.Module, path: str, run: ModuleRun) ->
     layer: Any = module.get_submodule(path)
     generator = torch.Generator().manual_seed(run.seed)
     parts = []
-    for args, kwargs, _ in calls(module, run):
+    for args, kwargs, _ in run.calls():
         wanted = _seen(before, path, args, kwargs)[1]
         read, given = _seen(module, path, args, kwargs)
         enough = max(FEWEST_ROWS, ROWS_PER_INPUT * layer.weight[0].numel()) // len(run.statistics.batches) + 1
@@ -205,15 +204,8 @@ def _rows(
         yield _drawn(layer, rows, wanted, enough, generator)
         return
     each = max(1, enough // max(1, len(read))) + 1  # positions of one sample that are enough
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    read = functional.pad(read, layer._reversed_padding_repeated_twice, mode=mode)
-    if isinstance(layer, nn.Conv1d):
-        read, residual = read.unsqueeze(2), residual.unsqueeze(2)
-    kernel, stride, dilation = (
-        (1, *value) if len(value) == 1 else value for value in (layer.kernel_size, layer.stride, layer.dilation)
-    )
-    for part, wanted in zip(torch.split(read, SAMPLES), torch.split(residual, SAMPLES), strict=True):
-        patches = functional.unfold(part, kernel, dilation, 0, stride)  # (N, groups * F, positions)
+    for part, wanted in zip(torch.split(padded(layer, read), SAMPLES), torch.split(residual, SAMPLES), strict=True):
+        patches = patches_of(layer, part)
         rows, split = _by_group(patches, layer.groups), _by_group(wanted.flatten(2), layer.groups)
         yield _drawn(layer, rows, split, each * len(part), generator)
 

@@ -7,7 +7,7 @@ import linecache
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from omgoptim.errors import OmgoptimError, TechniqueError
 from omgoptim.measure.own_cost import evaluating
-from omgoptim.models.samples import as_tensors, of_size
-from omgoptim.runtimes.signature import Signature, flatten
+from omgoptim.models.samples import call_of, of_size
+from omgoptim.runtimes.signature import flatten
 from omgoptim.techniques.registry import ModuleRun
 
 SAMPLES = 2
@@ -44,10 +44,7 @@ class Probe:
     @staticmethod
     def of(run: ModuleRun) -> Probe:
         """On two samples."""
-        batch = of_size(run.statistics, SAMPLES)
-        tensors = as_tensors(batch, dtypes(run.signature))
-        args, kwargs = run.signature.to_call({name: tensor.to(run.device) for name, tensor in tensors.items()})
-        return Probe(args, kwargs)
+        return Probe(*call_of(run.signature, of_size(run.statistics, SAMPLES), run.device))
 
     @property
     def samples(self) -> int:
@@ -66,10 +63,6 @@ class Probe:
             except Exception as error:  # whatever a user's forward raises once widths have changed
                 raise DoesNotRun(told(error)) from error
         return [leaf for leaf in flatten(result) if isinstance(leaf, Tensor)]
-
-
-def dtypes(signature: Signature) -> dict[str, str]:
-    return {tensor.name: tensor.dtype for tensor in signature.inputs}
 
 
 @contextlib.contextmanager
@@ -121,15 +114,6 @@ def difference(some: list[Tensor], others: list[Tensor]) -> float:
             apart = float((one.double() - other.double()).abs().max()) / scale
             largest = max(largest, apart if apart == apart else float("inf"))
     return largest
-
-
-def statistics(run: ModuleRun) -> Any:
-    """Every batch of the run's statistics as (args, kwargs, target, size), on the run's device."""
-    for batch, target in zip(run.statistics.batches, run.statistics.targets, strict=True):
-        tensors = as_tensors(batch, dtypes(run.signature))
-        moved: Mapping[str, Tensor] = {name: tensor.to(run.device) for name, tensor in tensors.items()}
-        args, kwargs = run.signature.to_call(moved)
-        yield args, kwargs, target, len(next(iter(batch.values())))
 
 
 def traced(doing: str, call: Callable[[], Any]) -> Any:

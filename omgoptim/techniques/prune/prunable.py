@@ -16,7 +16,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import ParametrizationList
 
-from omgoptim.errors import TechniqueError, did_you_mean
+from omgoptim.errors import TechniqueError
+from omgoptim.models.globs import meant, refuse_unknown
 from omgoptim.reports import Skip
 from omgoptim.techniques.prune.weight_rows import is_linear_transposed
 
@@ -80,17 +81,10 @@ def select(module: nn.Module, targets: Sequence[str], ignore: Sequence[str]) -> 
     """
     found, skipped = _find(module)
     known = [path for weight in found for path in weight.paths] + [skip.path for skip in skipped]
-    for glob in (*targets, *ignore):
-        if not any(_names(glob, path) for path in known):
-            raise TechniqueError(f"'{glob}' names no layer of this model", did_you_mean(glob, set(known)))
-
-    def meant(paths: Sequence[str]) -> bool:
-        wanted = not targets or any(_names(glob, path) for glob in targets for path in paths)
-        return wanted and not any(_names(glob, path) for glob in ignore for path in paths)
-
-    skipped = [skip for skip in skipped if meant([skip.path])]
+    refuse_unknown((*targets, *ignore), known)
+    skipped = [skip for skip in skipped if meant([skip.path], targets, ignore)]
     weights = []
-    for weight in (weight for weight in found if meant(weight.paths)):
+    for weight in (weight for weight in found if meant(weight.paths, targets, ignore)):
         reason = _reason(weight, targets)
         if reason:
             skipped.append(Skip(path=weight.path, reason=reason))
@@ -173,11 +167,6 @@ def _weight_names(layer: nn.Module) -> list[str]:
     if isinstance(layer, nn.MultiheadAttention):
         return [name for name in PROJECTIONS if layer._parameters.get(name) is not None]
     return []
-
-
-def _names(glob: str, path: str) -> bool:
-    parts = path.split(".")
-    return any(fnmatch.fnmatchcase(".".join(parts[:length]), glob) for length in range(1, len(parts) + 1))
 
 
 def _by_name(glob: str, path: str) -> bool:

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from omgoptim.measure.own_cost import evaluating
+from omgoptim.techniques.patches import padded, patches_of
 from omgoptim.techniques.prune.fitting_batch import one_batch
 from omgoptim.techniques.prune.layers import is_depthwise, width_of
 from omgoptim.techniques.prune.probe import Probe, quiet
@@ -270,12 +270,7 @@ def _features(layer: Any, read: Tensor, target: _Target) -> Iterator[tuple[Tenso
             chosen = slice(start, start + portion)
             yield flat[target.rows[chosen]], chosen
         return
-    around, line = layer._reversed_padding_repeated_twice, isinstance(layer, nn.Conv1d)
-    padded = functional.pad(read, around)
-    padded = padded.unsqueeze(2) if line else padded
-    kernel, stride, dilation = (
-        (1, *value) if line else value for value in (layer.kernel_size, layer.stride, layer.dilation)
-    )
+    images = padded(layer, read)
     positions = math.prod(target.shape[1:])
     portion = max(1, CHUNK // (positions * layer.weight[0].numel() * layer.groups))
     for start in range(0, len(read), portion):
@@ -283,6 +278,6 @@ def _features(layer: Any, read: Tensor, target: _Target) -> Iterator[tuple[Tenso
             target.rows, torch.tensor([start * positions, (start + portion) * positions], device=read.device)
         ).tolist()
         if first < last:
-            patches = functional.unfold(padded[start : start + portion], kernel, dilation, 0, stride)
+            patches = patches_of(layer, images[start : start + portion])
             rows = target.rows[first:last] - start * positions
             yield patches[rows // positions, :, rows % positions], slice(first, last)

@@ -1,0 +1,41 @@
+"""How an ONNX file says it is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omgoptim.errors import ModelError
+from omgoptim.runtimes import ENGINES
+from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
+
+
+def stated_signature(program: Path) -> Signature:
+    """The signature that an ONNX file states: inputs by name, a free dimension where it has no fixed size.
+
+    Raises:
+        ModelError: ONNX Runtime cannot open it, or its batch is not free.
+    """
+    import onnxruntime
+
+    reason = ENGINES["onnxruntime"].missing("cpu")
+    if reason:
+        raise ModelError(f"{program.name} cannot be opened", reason)
+    try:
+        session = onnxruntime.InferenceSession(str(program), providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ModelError(f"{program.name} cannot be opened", str(error).splitlines()[0]) from error
+    kinds = {"float": "float32", "double": "float64"}
+    inputs = []
+    for tensor in session.get_inputs():
+        kind = tensor.type.removeprefix("tensor(").removesuffix(")")
+        if not tensor.shape or isinstance(tensor.shape[0], int):
+            raise ModelError(
+                f"{program.name} takes no batch of any size",
+                f"the first dimension of input '{tensor.name}' is {tensor.shape[0] if tensor.shape else 'missing'}; "
+                "latency is measured at batch 1, throughput and quality at others",
+                "export it with a free batch: torch.onnx.export(…, dynamic_shapes=({0: torch.export.Dim('batch')},))",
+            )
+        shape = [size if isinstance(size, int) else f"{tensor.name}_{axis}" for axis, size in enumerate(tensor.shape)]
+        inputs.append(InputTensor(tensor.name, kinds.get(kind, kind), (BATCH, *shape[1:]), False))
+    names = [tensor.name for tensor in session.get_outputs()]
+    return Signature(tuple(inputs), "tensor" if len(names) == 1 else {"dict": dict.fromkeys(names, "tensor")})
