@@ -198,6 +198,23 @@ class Training(Record):
     """How often training went on from a checkpoint."""
     stopped: str | None = None
     """Why it ended before its last epoch: patience, or a loss that was no number."""
+    teacher_outputs: str | None = None
+    """Whether the teacher's outputs were computed once and kept, or for every batch, in words; null without one."""
+
+
+class Control(Record):
+    """The same student, trained as long from the same weights on the same batches, without the teacher."""
+
+    quality: float | None
+    """On the evaluation data, from the control's own reopened artifact."""
+    gain: float | None = None
+    """What the teacher brought: quality of the distilled student minus that of the control, on the same samples."""
+    gain_low: float | None = None
+    gain_high: float | None = None
+    """Ends of a 95 % interval."""
+    kept: bool = False
+    """Whether the control is the artifact: it was better on the selection samples."""
+    training: Training | None = None
 
 
 class SensitivityPoint(Record):
@@ -261,6 +278,7 @@ class EfficiencyReport(Record):
     layers: list[Layer] = []
     rounds: list[Round] = []
     training: Training | None = None
+    control: Control | None = None
     sensitivity: list[SensitivityPoint] = []
     candidates: list[Candidate] = []
     macs_check: MacsCheck | None = None

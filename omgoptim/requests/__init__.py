@@ -16,12 +16,13 @@ from pydantic.fields import FieldInfo
 from omgoptim.errors import OmgoptimError, RequestError, did_you_mean
 from omgoptim.requests.base import DTYPES, InputSpec, ModelRequest, Params, Request
 from omgoptim.requests.compare import CompareRequest
+from omgoptim.requests.distill import DistillRequest
 from omgoptim.requests.factorize import FactorizeRequest
 from omgoptim.requests.profile import ProfileRequest
 from omgoptim.requests.prune import PruneRequest
 from omgoptim.requests.quantize import QuantizeRequest
 from omgoptim.requests.runs import DoctorRequest, RunsRequest
-from omgoptim.requests.training import TrainingRequest
+from omgoptim.requests.training import RecoveryRequest, TrainingRequest
 
 VERBS: dict[str, type[Request]] = {
     "profile": ProfileRequest,
@@ -40,6 +41,7 @@ __all__ = [
     "QUERIES",
     "VERBS",
     "CompareRequest",
+    "DistillRequest",
     "DoctorRequest",
     "FactorizeRequest",
     "InputSpec",
@@ -48,6 +50,7 @@ __all__ = [
     "ProfileRequest",
     "PruneRequest",
     "QuantizeRequest",
+    "RecoveryRequest",
     "Request",
     "RunsRequest",
     "TrainingRequest",

@@ -9,7 +9,7 @@ from typing_extensions import Self
 
 from omgoptim.requests.bare_name import bare_name
 from omgoptim.requests.base import Params, Runtime
-from omgoptim.requests.training import TrainingRequest
+from omgoptim.requests.training import RecoveryRequest
 
 
 class Factorization(Params):
@@ -67,7 +67,7 @@ class Svd(Factorization):
 FactorMethod = Annotated[Whitened | Svd, Field(discriminator="method"), BeforeValidator(bare_name("method"))]
 
 
-class FactorizeRequest(TrainingRequest):
+class FactorizeRequest(RecoveryRequest):
     """Write large weights as products of two thin ones, train back what that costs, and measure the saved artifact.
 
     For models with large Linear layers or convolutions. Runs the user's model code with the user's rights.

@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from omgoptim.requests.bare_name import bare_name
 from omgoptim.requests.base import Params, Runtime
-from omgoptim.requests.training import TrainingRequest
+from omgoptim.requests.training import RecoveryRequest
 
 
 class Structured(Params):
@@ -146,7 +146,7 @@ Method = Annotated[
 SHAPES = ("one_shot", "linear", "cubic")
 
 
-class PruneRequest(TrainingRequest):
+class PruneRequest(RecoveryRequest):
     """Remove weights from a model, bring it back by training, and measure the saved artifact against the original.
 
     Structured pruning makes a model smaller and faster; zeroed single weights make the file smaller, and no dense

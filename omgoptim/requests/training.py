@@ -10,7 +10,7 @@ from omgoptim.requests.base import ModelRequest
 
 
 class TrainingRequest(ModelRequest):
-    """A verb that may train what it made: fine-tuning after pruning or factorizing, distillation."""
+    """A verb that trains: fine-tuning after pruning or factorizing, distillation."""
 
     epochs: int | None = Field(None, ge=0, le=10_000)
     """Training epochs (after each round, where there are rounds); default: 1 with training data, else 0."""
@@ -36,6 +36,15 @@ class TrainingRequest(ModelRequest):
     """Stop after so many epochs without better quality on the selection samples; 0: never."""
     loss: str = "auto"
     """auto (cross-entropy, mean squared error, or the model's own loss), or file.py:callable = loss(outputs, targets)."""  # noqa: E501
+    temperature: float = Field(4.0, gt=0)
+    """Temperature of the softened outputs."""
+    alpha: float = Field(0.5, ge=0, le=1)
+    """Weight of the loss on the targets; 1 - alpha is that of the original's outputs."""
+
+
+class RecoveryRequest(TrainingRequest):
+    """A verb that changes a model and then trains it back."""
+
     recover: Literal["full", "lora", "none"] = "full"
     """What is trained: every weight, low-rank adapters that are merged afterwards (less memory while training), nothing."""  # noqa: E501
     lora_rank: int = Field(8, ge=1)
@@ -44,7 +53,3 @@ class TrainingRequest(ModelRequest):
     """Scale of the adapters: their product is multiplied by alpha / rank."""
     distill: bool = True
     """Learn from the original model's outputs too; without targets, from them alone."""
-    temperature: float = Field(4.0, gt=0)
-    """Temperature of the softened outputs."""
-    alpha: float = Field(0.5, ge=0, le=1)
-    """Weight of the loss on the targets; 1 - alpha is that of the original's outputs."""
