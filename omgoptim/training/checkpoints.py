@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,10 @@ class Checkpoint:
     stopped: str | None
     seconds: float
     resumed: int
+    adapters: dict[str, Tensor] = field(default_factory=dict)
+    """Between layers of a student and its teacher: trained, and no part of the module."""
+    teacher_outputs: str | None = None
+    """Whether the teacher's were kept, in words."""
 
     @property
     def records(self) -> list[Epoch]:

@@ -7,38 +7,35 @@ checkpoint after each epoch makes a killed training end with the same weights, b
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from omgoptim.errors import RequestError, TechniqueError
 from omgoptim.reports import Epoch
 from omgoptim.training.batches import Batches
 from omgoptim.training.checkpoints import (
-    Checkpoint,
-    all_tensors,
     checkpoint_file,
     plain,
     put_tensors,
     read_checkpoint,
     shapes,
-    trained_tensors,
     write_checkpoint,
 )
+from omgoptim.training.course import Course
 from omgoptim.training.distillation import DistillationLoss
+from omgoptim.training.feature_losses import FeatureLoss
 from omgoptim.training.judge import Judge
 from omgoptim.training.losses import Loss
 from omgoptim.training.masks import ZeroMasks
 from omgoptim.training.modes import teaching, training
 from omgoptim.training.objective import Objective
 from omgoptim.training.plan import TrainingPlan
-from omgoptim.training.randomness import own_randomness, seed_everything
-from omgoptim.training.steps import Steps, opened_steps
-from omgoptim.training.telling import Progress, Teller
+from omgoptim.training.randomness import own_randomness
+from omgoptim.training.steps import opened_steps
+from omgoptim.training.telling import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,25 +61,10 @@ class Fitted:
     """Why it ended before its last epoch, in words."""
     resumed: int = 0
     """How often it went on from a checkpoint."""
+    teacher_outputs: str | None = None
+    """Whether the teacher's outputs were computed once and kept, or for every batch, in words; None where they have no
+    part in the loss."""
     notes: list[str] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class _Course:
-    """Where a training stands."""
-
-    records: list[Epoch] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)
-    """The judge's, from before training on."""
-    best: dict[str, Tensor] = field(default_factory=dict)
-    best_epoch: int = 0
-    stopped: str | None = None
-    seconds: float = 0.0
-    resumed: int = 0
-
-    @property
-    def epoch(self) -> int:
-        return len(self.records)
 
 
 def fit(
@@ -96,6 +78,7 @@ def fit(
     progress: Progress = lambda _stage, _done: None,
     teacher: nn.Module | None = None,
     distillation: DistillationLoss | None = None,
+    features: FeatureLoss | None = None,
     masks: ZeroMasks | None = None,
     round_number: int = 1,
     score: float | None = None,
@@ -116,54 +99,78 @@ def fit(
         judge: what best weights and early stopping go by.
         checkpoints: a folder for one file per round; a training found there goes on after its last whole epoch.
         progress: told every second or so, with the loss and the time left.
-        teacher: learnt from with `distillation`; not changed.
+        teacher: learnt from with `distillation`; not changed. Its outputs are computed once for each sample where the
+            inputs are the same in every epoch, and there are several.
+        features: what is learnt from the teacher's layers too; its adapters are trained, and stay in it.
         masks: weights that stay zero.
         score: the judge's score of the module as it is, where that is known.
 
     Raises:
         RequestError: fp16 on a CPU.
-        DataError: the train data does not fit the model or the loss; found on the first pass, before any step.
-        TechniqueError: nothing can be trained: no parameter requires a gradient, or there is no loss and no teacher.
+        DataError: the train data does not fit the model or the loss, or the teacher's outputs not the module's; found
+            on the first pass, before any step.
+        TechniqueError: nothing can be trained: no parameter requires a gradient, or there is no loss and no teacher;
+            the distance to the teacher is of a kind that its outputs are not for.
         RunError, ArtifactError: the checkpoint belongs to another training, or is damaged.
         SetupError: accelerate is not installed.
         UserCodeError: the user's data or loss failed.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     _refuse(plan, parameters, loss, teacher)
+    if features is not None and teacher is None:
+        raise ValueError("features are learnt from a teacher, and there is none")
     if teacher is not None and distillation is None:
         distillation = DistillationLoss()
-    course = _Course()
+    adapters = [] if features is None else list(features.parameters())
     with own_randomness(), training(module), teaching(teacher, plan.device):
-        objective = Objective(batches.signature, loss, teacher, distillation)
+        objective = Objective(batches.signature, loss, teacher, distillation, features, module)
         check = loss.check if loss is not None else lambda _target: None
         count, first = batches.survey(plan.batch, plan.seed, check) if plan.epochs else (0, None)
-        per_epoch = math.ceil(count / plan.accumulate)
-        with opened_steps(module, parameters, plan, per_epoch * plan.epochs, objective, masks) as steps:
+        total = math.ceil(count / plan.accumulate) * plan.epochs
+        with opened_steps(module, [*parameters, *adapters], plan, total, objective, masks) as steps:
             if first is not None:
                 objective.settle(module, first.to(steps.device))
-            identity = {
-                **plain(plan),
-                **shapes(module),
-                "round": round_number,
-                "metric": judge.metric.name if judge else None,
-                "loss": objective.name,
-                "trained": [name for name, parameter in module.named_parameters() if parameter.requires_grad],
-                "batches per epoch": count,
-                "weights held at zero": masks.count() if masks else 0,
-            }
+            identity = _identity(module, plan, objective, judge, masks, round_number, count)
             path = checkpoint_file(checkpoints, round_number) if checkpoints else None
             if masks is not None:
                 masks.hold()
-            _begin(module, course, steps, judge, score, read_checkpoint(path, identity) if path else None)
-            while course.epoch < plan.epochs and course.stopped is None:
-                _one_epoch(module, course, batches, plan, steps, judge, round_number, count, progress)
+            course = Course(module, steps, judge, round_number)
+            course.begin(score, read_checkpoint(path, identity) if path else None)
+            if first is not None and course.goes_on:
+                course.ask_teacher(batches, count, first, progress)
+            while course.goes_on:
+                course.one_epoch(batches, count, progress)
                 if path:
-                    write_checkpoint(path, _checkpoint(module, course, steps, identity))
+                    write_checkpoint(path, course.checkpoint(identity))
             if course.best_epoch != course.epoch or course.stopped:
                 put_tensors(module, course.best)
-    for parameter in module.parameters():
+    for parameter in [*module.parameters(), *adapters]:
         parameter.grad = None
     return _fitted(module, course, plan, objective.name, len(course.scores) > 0, parameters)
+
+
+def _identity(
+    module: nn.Module,
+    plan: TrainingPlan,
+    objective: Objective,
+    judge: Judge | None,
+    masks: ZeroMasks | None,
+    round_number: int,
+    count: int,
+) -> dict[str, Any]:
+    """What a checkpoint has to have in common with this training, as plain values."""
+    features = objective.features
+    return {
+        **plain(plan),
+        **shapes(module),
+        "round": round_number,
+        "metric": judge.metric.name if judge else None,
+        "loss": objective.name,
+        "features": features.names if features is not None else None,
+        "trained": [name for name, parameter in module.named_parameters() if parameter.requires_grad],
+        "batches per epoch": count,
+        "weights held at zero": masks.count() if masks else 0,
+    }
 
 
 def _refuse(plan: TrainingPlan, parameters: list[nn.Parameter], loss: Loss | None, teacher: nn.Module | None) -> None:
@@ -187,95 +194,8 @@ def _refuse(plan: TrainingPlan, parameters: list[nn.Parameter], loss: Loss | Non
         )
 
 
-def _begin(
-    module: nn.Module,
-    course: _Course,
-    steps: Steps,
-    judge: Judge | None,
-    score: float | None,
-    checkpoint: Checkpoint | None,
-) -> None:
-    """The untrained state as the first candidate, or where a checkpoint stands."""
-    if checkpoint is None:
-        course.best = trained_tensors(module)
-        course.scores = [judge.score(module) if score is None else score] if judge else []
-        return
-    put_tensors(module, checkpoint.state)
-    device = steps.device
-    saved = checkpoint.best or {name: checkpoint.state[name] for name in trained_tensors(module)}
-    course.best = {name: tensor.to(device) for name, tensor in saved.items()}
-    course.records, course.scores = checkpoint.records, list(checkpoint.scores)
-    course.best_epoch, course.stopped = checkpoint.best_epoch, checkpoint.stopped
-    goes_on = course.stopped is None and course.epoch < steps.plan.epochs
-    course.seconds, course.resumed = checkpoint.seconds, checkpoint.resumed + goes_on
-    steps.restore(checkpoint)
-
-
-def _one_epoch(
-    module: nn.Module,
-    course: _Course,
-    batches: Batches,
-    plan: TrainingPlan,
-    steps: Steps,
-    judge: Judge | None,
-    round_number: int,
-    count: int,
-    progress: Progress,
-) -> None:
-    started, epoch = time.perf_counter(), course.epoch + 1
-    seed_everything(plan.seed, round_number, epoch)
-    told = Teller(progress, plan.epochs, epoch, count)
-    loss = steps.epoch(batches.epoch(plan.batch), told)
-    score = None
-    if not math.isfinite(loss):
-        course.stopped = f"the loss was {loss:g} in epoch {epoch}; the weights are those {_of(course.best_epoch)}"
-    elif not all(bool(torch.isfinite(parameter).all()) for parameter in steps.parameters):
-        course.stopped = f"a weight was no number after epoch {epoch}; the weights are those {_of(course.best_epoch)}"
-    else:
-        score = judge.score(module) if judge else None
-        if score is None or score >= max(course.scores):
-            course.best, course.best_epoch = trained_tensors(module), epoch
-        if score is not None:
-            course.scores.append(score)
-    seconds = time.perf_counter() - started
-    course.seconds += seconds
-    course.records.append(
-        Epoch(
-            round=round_number,
-            epoch=epoch,
-            loss=loss if math.isfinite(loss) else None,
-            quality=score if score is not None and math.isfinite(score) else None,
-            learning_rate=steps.last_rate,
-            seconds=seconds,
-        )
-    )
-    if course.stopped is None and plan.patience and score is not None and epoch < plan.epochs:
-        waited = epoch - course.scores.index(max(course.scores))  # an equal score is no better one
-        if waited >= plan.patience:
-            course.stopped = f"no better quality in {waited} epoch{'s' if waited > 1 else ''}"
-
-
-def _of(epoch: int) -> str:
-    return f"of epoch {epoch}" if epoch else "from before training"
-
-
-def _checkpoint(module: nn.Module, course: _Course, steps: Steps, identity: dict[str, Any]) -> Checkpoint:
-    return Checkpoint(
-        identity=identity,
-        state=all_tensors(module),
-        best={} if course.best_epoch == course.epoch else course.best,
-        best_epoch=course.best_epoch,
-        scores=course.scores,
-        epochs=[record.model_dump() for record in course.records],
-        stopped=course.stopped,
-        seconds=course.seconds,
-        resumed=course.resumed,
-        **steps.state(),
-    )
-
-
 def _fitted(
-    module: nn.Module, course: _Course, plan: TrainingPlan, loss: str, judged: bool, trained: list[nn.Parameter]
+    module: nn.Module, course: Course, plan: TrainingPlan, loss: str, judged: bool, trained: list[nn.Parameter]
 ) -> Fitted:
     notes = []
     if course.best_epoch == 0 and course.records and course.stopped is None:
@@ -293,5 +213,6 @@ def _fitted(
         seconds=course.seconds,
         stopped=course.stopped,
         resumed=course.resumed,
+        teacher_outputs=course.teacher_outputs,
         notes=notes,
     )

@@ -1,4 +1,4 @@
-"""What a batch costs: the loss on its targets, the distance to a teacher, or both, with the forward that they need."""
+"""What a batch costs: the loss on its targets, distances to a teacher, or all, with the forward that they need."""
 
 from __future__ import annotations
 
@@ -10,79 +10,128 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omgoptim.errors import DataError
+from omgoptim.errors import DataError, TechniqueError
 from omgoptim.runtimes.signature import Signature
 from omgoptim.training.batches import Batch
-from omgoptim.training.distillation import DistillationLoss
+from omgoptim.training.distillation import DistillationLoss, same_shape
+from omgoptim.training.feature_losses import FeatureLoss
 from omgoptim.training.judge import judged
-from omgoptim.training.losses import Loss
+from omgoptim.training.losses import Loss, main_output
+from omgoptim.training.teacher_outputs import TeacherOutputs
 
 
 @dataclass(slots=True)
 class Objective:
-    """The loss of a batch as a function of the module."""
+    """The loss of a batch as a function of the module.
+
+    alpha x loss on the targets + (1 - alpha) x distance to the teacher's outputs + weight x distance of features.
+    """
 
     signature: Signature
     loss: Loss | None
     teacher: nn.Module | None
     distillation: DistillationLoss | None
     """Its kind is settled by the first batch; None without a teacher."""
+    features: FeatureLoss | None = None
+    student: nn.Module | None = None
+    """Whose layers the features are of: the module itself, without what Accelerate wraps it in."""
+    kept: TeacherOutputs | None = None
+    """What the teacher said of samples; others it is asked about."""
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     """The precision in which the teacher runs: the student's."""
+
+    @property
+    def learns_outputs(self) -> bool:
+        """Whether the teacher's outputs have a part in the loss. At alpha 1 they have none, unless there is nothing
+        else to learn from."""
+        if self.teacher is None or self.distillation is None:
+            return False
+        return self.distillation.alpha != 1 or (self.loss is None and self.features is None)
 
     @property
     def name(self) -> str:
         """In words, for the report."""
         hard = self.loss.name if self.loss is not None else None
-        if self.distillation is None or self.teacher is None or (hard and self.distillation.alpha == 1):
-            return hard or ""
-        if hard is None or self.distillation.alpha == 0:
-            return self.distillation.name
-        alpha = self.distillation.alpha
-        return f"{alpha:g} x {hard} + {1 - alpha:g} x {self.distillation.name}"
+        parts = [hard] if hard else []
+        if self.distillation is not None and self.learns_outputs:
+            alpha, soft = self.distillation.alpha, self.distillation.name
+            parts = [soft] if hard is None or alpha == 0 else [f"{alpha:g} x {hard} + {1 - alpha:g} x {soft}"]
+        if self.features is not None:
+            parts.append(f"{self.features.weight:g} x {self.features.name}")
+        return " + ".join(parts)
 
     def settle(self, module: nn.Module, batch: Batch) -> None:
         """Settle on one batch whether outputs are class scores, and find out whether the loss works at all.
 
         Raises:
-            DataError: the loss cannot be computed, or has no gradient.
+            DataError: the loss cannot be computed, or has no gradient; the teacher's outputs are of another shape.
+            TechniqueError: the distance to the teacher is of a kind that its outputs are not for.
         """
-        if self.teacher is not None and self.distillation is not None:
-            self.distillation = self.distillation.decided(self._taught(batch), batch.target)
         with judged(module, next(iter(batch.inputs.values())).device):
+            if self.distillation is not None and self.learns_outputs:
+                self._refuse_shifted_labels(module, self.distillation)
+                args, kwargs = self.signature.to_call(batch.inputs)
+                taught = self.taught(batch)
+                with torch.no_grad():
+                    same_shape(main_output(module(*args, **kwargs)), main_output(taught))
+                self.distillation = self.distillation.decided(taught, batch.target)
             value = self(module, batch)
         if not value.requires_grad:
             raise DataError("the loss has no gradient", "no parameter that is trained has a part in the outputs")
 
-    def __call__(self, called: nn.Module, batch: Batch) -> Tensor:
+    def __call__(self, called: nn.Module, batch: Batch, taught: Tensor | None = None) -> Tensor:
         """The loss of a batch, a scalar with a gradient.
 
         Args:
             called: the module, or what Accelerate wraps it in.
+            taught: the teacher's main output for the batch, where it is known.
         """
         args, kwargs = self.signature.to_call(batch.inputs)
         if self.loss is not None and self.loss.by_the_model and batch.target is not None:
             kwargs = {**kwargs, "labels": batch.target}
-        outputs = called(*args, **kwargs)
-        if self.teacher is None or self.distillation is None:
-            return self._hard(outputs, batch)
+        if self.features is None or self.teacher is None or self.student is None:
+            return self._on_outputs(called(*args, **kwargs), batch, taught)
+        with self.features.hearing(self.student, self.teacher) as heard:
+            outputs = called(*args, **kwargs)
+            taught = self.taught(batch)
+        inside: Tensor = self.features.weight * self.features(heard, batch.inputs.get("attention_mask"))
+        if self.loss is None and not self.learns_outputs:
+            return inside
+        return self._on_outputs(outputs, batch, taught) + inside
+
+    def taught(self, batch: Batch) -> Any:
+        """What the teacher returns for a batch."""
+        args, kwargs = self.signature.to_call(batch.inputs)
+        if self.teacher is None:
+            raise ValueError("there is no teacher")
+        with torch.no_grad(), self.autocast():
+            return self.teacher(*args, **kwargs)
+
+    def _on_outputs(self, outputs: Any, batch: Batch, taught: Any) -> Tensor:
         distillation = self.distillation
+        if distillation is None or not self.learns_outputs:
+            return self._hard(outputs, batch)
         if self.loss is None:
-            return self._soft(outputs, batch, distillation)
-        return distillation.mixed(lambda: self._hard(outputs, batch), lambda: self._soft(outputs, batch, distillation))
+            return self._soft(outputs, batch, distillation, taught)
+        return distillation.mixed(
+            lambda: self._hard(outputs, batch), lambda: self._soft(outputs, batch, distillation, taught)
+        )
 
     def _hard(self, outputs: Any, batch: Batch) -> Tensor:
         if self.loss is None:
             raise ValueError("there is neither a loss nor a teacher")
         return self.loss.function(outputs, batch.target)
 
-    def _soft(self, outputs: Any, batch: Batch, distillation: DistillationLoss) -> Tensor:
+    def _soft(self, outputs: Any, batch: Batch, distillation: DistillationLoss, taught: Any) -> Tensor:
         real = batch.inputs.get("attention_mask")
-        return distillation.soft(outputs, self._taught(batch), batch.target, real)
+        return distillation.soft(outputs, self.taught(batch) if taught is None else taught, batch.target, real)
 
-    def _taught(self, batch: Batch) -> Any:
-        args, kwargs = self.signature.to_call(batch.inputs)
-        if self.teacher is None:
-            raise ValueError("there is no teacher")
-        with torch.no_grad(), self.autocast():
-            return self.teacher(*args, **kwargs)
+    def _refuse_shifted_labels(self, module: nn.Module, distillation: DistillationLoss) -> None:
+        """A causal language model's row i is about label i + 1, and dkd would take label i."""
+        kind = type(module).__name__
+        if distillation.form == "dkd" and any(part in kind for part in ("CausalLM", "LMHead")):
+            raise TechniqueError(
+                "decoupled distillation (dkd) does not know the labels of a causal language model's rows",
+                f"{kind} shifts its labels itself",
+                "use the output loss hinton",
+            )

@@ -89,7 +89,10 @@ class Steps:
 
     def _backward(self, batch: Batch, share: float, last: bool) -> float:
         with nullcontext() if last else self.accelerator.no_sync(self.called):
-            loss: Tensor = self.objective(self.called, batch.to(self.device))
+            kept = self.objective.kept
+            taught = kept.of(batch) if kept is not None else None
+            taught = None if taught is None else taught.to(self.device)
+            loss: Tensor = self.objective(self.called, batch.to(self.device), taught)
             value = float(loss.detach())
             if math.isfinite(value):
                 self.accelerator.backward(loss * share)
@@ -134,10 +137,13 @@ def opened_steps(
     objective: Objective,
     masks: ZeroMasks | None,
 ) -> Iterator[Steps]:
-    """Steps on a module, which is moved to the plan's device.
+    """Steps on a module, which is moved to the plan's device, as are the adapters of the objective's features.
 
     Accelerate keeps its device and precision in state that the whole process shares: a caller's is put back afterwards,
     and a training of another precision can follow.
+
+    Args:
+        parameters: all that are trained: the module's, and the adapters'.
 
     Raises:
         SetupError: accelerate is not installed, or does not import.
@@ -151,6 +157,8 @@ def opened_steps(
     try:
         accelerator = accelerate.Accelerator(cpu=plan.device == "cpu", mixed_precision=plan.mixed_precision)
         called = accelerator.prepare_model(_Called(module))
+        if objective.features is not None:
+            objective.features.to(accelerator.device)
         parameters = parameters or [nn.Parameter(torch.zeros(1))]  # nothing is trained for 0 epochs
         optimizer = optimizer_of(plan, parameters)
         scheduler = scheduler_of(plan, optimizer, steps)
@@ -159,6 +167,8 @@ def opened_steps(
         yield Steps(accelerator, called, parameters, optimizer, scheduler, prepared, objective, plan, masks)
         accelerator.free_memory()
     finally:
+        if objective.features is not None:
+            objective.features.to("cpu")
         for state, kept in zip(shared, before, strict=True):
             state.clear()
             state.update(kept)

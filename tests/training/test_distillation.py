@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from omgoptim.runtimes.signature import Outputs
-from omgoptim.training.distillation import DistillationLoss, relative_distance, softened_divergence
+from omgoptim.training.distillation import DistillationLoss
+from omgoptim.training.output_distances import relative_distance, softened_divergence
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:

@@ -1,0 +1,253 @@
+"""Learning from inside a teacher: from what its layers give, beside or instead of its outputs.
+
+fitnets     layers of the student give, through an adapter, what the teacher's give: arXiv:1412.6550.
+attention   they look at the same places of a map or a sequence: arXiv:1612.03928.
+relational  samples are as far from each other, and at the same angles: arXiv:1904.05068.
+minilm      tokens are related alike by the queries, keys and values of the last attention: arXiv:2012.15828.
+What each takes for a distance, and how that is scaled, is told in `feature_distances`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from omgoptim.errors import DataError, RequestError, did_you_mean
+from omgoptim.runtimes.signature import Signature
+from omgoptim.training.attention_parts import attention_of
+from omgoptim.training.feature_distances import (
+    attention_distance,
+    hint_distance,
+    relation_divergence,
+    relation_heads,
+    relational_distance,
+)
+from omgoptim.training.layer_pairs import asked_pair, pairs_of, two_paths
+from omgoptim.training.layer_trace import Seen, Side, Trace, listening, trace
+
+Method = Literal["fitnets", "attention", "relational", "minilm"]
+
+WORDS: dict[Method, str] = {
+    "fitnets": "hints (FitNets)",
+    "attention": "attention maps",
+    "relational": "relations between samples (RKD)",
+    "minilm": "attention relations (MiniLM)",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where to listen in a module."""
+
+    path: str
+    side: Side
+    axis: int = -1
+    """Of the channels there."""
+
+    @staticmethod
+    def of(seen: Seen) -> Place:
+        return Place(seen.path, "output", seen.axis)
+
+    def __str__(self) -> str:
+        return f"{'what goes into ' if self.side == 'input' else ''}{self.path or 'the output'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What student and teacher gave for a batch, by path and side."""
+
+    student: Mapping[tuple[str, Side], Tensor]
+    teacher: Mapping[tuple[str, Side], Tensor]
+
+
+class FeatureLoss(nn.Module):
+    """Distance between layers of a student and of its teacher, averaged over pairs (for minilm their sum).
+
+    Its only parameters are the adapters of fitnets: a linear map of channels (a 1x1 convolution of maps) for each pair
+    whose widths differ. They are trained with the student, and are no part of it. The bigger of two grids is averaged
+    to the size of the smaller; padded tokens (`attention_mask`) are left out.
+
+    Args:
+        weight: of the distance beside the other losses.
+        pairs: places in the student and in the teacher.
+        widths: channels there, of the student and of the teacher: for fitnets only, one for each pair.
+        seed: that the adapters are drawn from; the global random state is not touched.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        weight: float,
+        pairs: Sequence[tuple[Place, Place]],
+        widths: Sequence[tuple[int, int]] = (),
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not (weight > 0 and math.isfinite(weight)):
+            raise ValueError(f"the weight of features must be above 0, not {weight:g}")
+        self.method, self.weight, self.pairs = method, weight, list(pairs)
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            self.adapters = nn.ModuleList(
+                nn.Identity() if own == theirs else nn.Linear(own, theirs) for own, theirs in widths
+            )
+
+    @staticmethod
+    def of(
+        method: str,
+        weight: float,
+        pairs: Sequence[str] = (),
+        *,
+        student: nn.Module,
+        teacher: nn.Module,
+        signature: Signature,
+        inputs: Mapping[str, Tensor],
+        seed: int = 0,
+    ) -> FeatureLoss:
+        """The loss between two modules, of which each is run once, and neither is kept.
+
+        Args:
+            method: fitnets, attention, relational or minilm.
+            pairs: `STUDENT=TEACHER` by module path, or one path for both; empty: found by path and shape. For minilm
+                the module around queries, keys and values; for relational any layer, its positions averaged, instead
+                of what goes into the last Linear (or, where that is not what answers, the output).
+            signature: of both.
+            inputs: a batch by input name.
+
+        Raises:
+            RequestError: the method is unknown; a pair's layer does not exist, or gives nothing to compare.
+            TechniqueError: no layers can be paired, or attentions are of a kind that minilm cannot read.
+        """
+        if method not in get_args(Method):
+            raise RequestError(f"features '{method}' are unknown", did_you_mean(method, get_args(Method)))
+        made: Method = method  # type: ignore[assignment]
+        own, theirs = trace(student, signature, inputs), trace(teacher, signature, inputs)
+        if made == "relational" and not pairs:
+            return FeatureLoss(made, weight, [(_embedding(own), _embedding(theirs))])
+        if made == "minilm":
+            found = _attention_pairs(student, own, teacher, theirs, pairs)
+        elif made == "relational":
+            found = [asked_pair(text, own, theirs) for text in pairs]
+        else:
+            found = pairs_of(own, theirs, pairs, positions=made == "attention")
+        widths = [(one.channels, other.channels) for one, other in found] if made == "fitnets" else []
+        return FeatureLoss(made, weight, [(Place.of(one), Place.of(other)) for one, other in found], widths, seed)
+
+    @property
+    def name(self) -> str:
+        """In words, for the report."""
+        return WORDS[self.method]
+
+    @property
+    def names(self) -> list[str]:
+        """The pairs in words."""
+        told = []
+        for one, other in self.pairs:
+            words = f"{one} of both" if str(one) == str(other) else f"{one} after the teacher's {other}"
+            told.append(words)
+        for index, adapter in enumerate(self.adapters):
+            if isinstance(adapter, nn.Linear):
+                told[index] += f", through an adapter {adapter.in_features} to {adapter.out_features}"
+        return told
+
+    @contextmanager
+    def hearing(self, student: nn.Module, teacher: nn.Module) -> Iterator[Heard]:
+        """Within the block, what both give in their places at their last forward; no hook is left behind."""
+        with (
+            listening(student, [(one.path, one.side) for one, _ in self.pairs]) as own,
+            listening(teacher, [(other.path, other.side) for _, other in self.pairs]) as theirs,
+        ):
+            yield Heard(own, theirs)
+
+    def forward(self, heard: Heard, real: Tensor | None = None) -> Tensor:
+        """The distance, without its weight: a scalar with the gradient that the student's side has.
+
+        Args:
+            real: (batch, length), nonzero where a token is no padding.
+
+        Raises:
+            DataError: a layer was not called, or its values cannot be compared.
+        """
+        distances = [self._distance(index, heard, real) for index in range(len(self.pairs))]
+        total = torch.stack(distances).sum()
+        return total if self.method == "minilm" else total / len(distances)
+
+    def _distance(self, index: int, heard: Heard, real: Tensor | None) -> Tensor:
+        one, other = self.pairs[index]
+        student = _values(heard.student, one, "student")
+        teacher = _values(heard.teacher, other, "teacher").detach()
+        if self.method == "relational":
+            return relational_distance(_pooled(student, real), _pooled(teacher, real))
+        if self.method == "minilm":
+            heads = relation_heads(student.shape[-1], teacher.shape[-1])
+            return relation_divergence(student, teacher, heads, _of_tokens(student, real))
+        if self.method == "attention":
+            student, teacher = (x.square().mean(-1, keepdim=True) for x in (student, teacher))
+        student, teacher = _on_one_grid(student, teacher)
+        tokens = _of_tokens(student, real)
+        if self.method == "attention":
+            return attention_distance(student.flatten(1), teacher.flatten(1), tokens)
+        return hint_distance(self.adapters[index](student), teacher, tokens)
+
+
+def _embedding(traced: Trace) -> Place:
+    """What goes into the Linear layer that the main output comes from; without one, the main output."""
+    return Place("", "output") if traced.head is None else Place(traced.head, "input")
+
+
+def _attention_pairs(
+    student: nn.Module, own: Trace, teacher: nn.Module, theirs: Trace, asked: Sequence[str]
+) -> list[tuple[Seen, Seen]]:
+    """Queries with queries, keys with keys, values with values, of the last self-attentions or of those asked for."""
+    paths: list[tuple[str | None, str | None]] = [two_paths(text) for text in asked] or [(None, None)]
+    pairs: list[tuple[Seen, Seen]] = []
+    for one, other in paths:
+        mine = attention_of(student, own, one, "student")
+        pairs += zip(mine, attention_of(teacher, theirs, other, "teacher"), strict=True)
+    return pairs
+
+
+def _values(heard: Mapping[tuple[str, Side], Tensor], place: Place, whose: str) -> Tensor:
+    """What was heard in a place, in float32, with the channels last."""
+    found = heard.get((place.path, place.side))
+    if found is None:
+        raise DataError(
+            f"the layer '{place.path}' of the {whose} was not called",
+            "features are learnt from every batch",
+            "name another layer: feature_layers STUDENT=TEACHER",
+        )
+    return found.float().movedim(place.axis, -1)
+
+
+def _pooled(values: Tensor, real: Tensor | None) -> Tensor:
+    """Values (batch, …, D) averaged over their positions, padding left out: (batch, D)."""
+    tokens = _of_tokens(values, real)
+    if tokens is not None:
+        kept = (tokens != 0).unsqueeze(-1)
+        return (values * kept).sum(1) / kept.sum(1).clamp(min=1)
+    return values if values.ndim == 2 else values.flatten(1, -2).mean(1)
+
+
+def _of_tokens(values: Tensor, real: Tensor | None) -> Tensor | None:
+    """`real`, if it is about the positions of these values (batch, length, D)."""
+    return real if real is not None and values.ndim == 3 and real.shape == values.shape[:2] else None
+
+
+def _on_one_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both, (batch, …, D) and (batch, …, E), averaged to the smaller grid."""
+    grid = [min(sizes) for sizes in zip(student.shape[1:-1], teacher.shape[1:-1], strict=True)]
+    return _averaged(student, grid), _averaged(teacher, grid)
+
+
+def _averaged(values: Tensor, grid: list[int]) -> Tensor:
+    if list(values.shape[1:-1]) == grid:
+        return values
+    pools = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+    averaged: Tensor = pools[len(grid) - 1](tuple(grid))(values.movedim(-1, 1))
+    return averaged.movedim(1, -1)
