@@ -9,12 +9,16 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from omgoptim.blocks.depth_separable import DepthSeparableConv
+    from omgoptim.blocks.inverted_residual import InvertedResidual
     from omgoptim.blocks.lora import LoRAConv, LoRALinear
     from omgoptim.blocks.low_rank import LowRankLinear, SpatialConv2d, Tucker2Conv2d
     from omgoptim.blocks.registry import BLOCKS
 
 _HOMES = {
     "BLOCKS": "registry",
+    "DepthSeparableConv": "depth_separable",
+    "InvertedResidual": "inverted_residual",
     "LoRAConv": "lora",
     "LoRALinear": "lora",
     "LowRankLinear": "low_rank",
@@ -22,7 +26,16 @@ _HOMES = {
     "Tucker2Conv2d": "low_rank",
 }
 
-__all__ = ["BLOCKS", "LoRAConv", "LoRALinear", "LowRankLinear", "SpatialConv2d", "Tucker2Conv2d"]
+__all__ = [
+    "BLOCKS",
+    "DepthSeparableConv",
+    "InvertedResidual",
+    "LoRAConv",
+    "LoRALinear",
+    "LowRankLinear",
+    "SpatialConv2d",
+    "Tucker2Conv2d",
+]
 
 
 def __getattr__(name: str) -> object:

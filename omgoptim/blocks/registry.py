@@ -8,6 +8,11 @@ from __future__ import annotations
 
 from torch import nn
 
+from omgoptim.blocks.depth_separable import DepthSeparableConv
+from omgoptim.blocks.inverted_residual import InvertedResidual
 from omgoptim.blocks.low_rank import LowRankLinear, SpatialConv2d, Tucker2Conv2d
 
-BLOCKS: dict[str, type[nn.Module]] = {block.__name__: block for block in (LowRankLinear, SpatialConv2d, Tucker2Conv2d)}
+BLOCKS: dict[str, type[nn.Module]] = {
+    block.__name__: block
+    for block in (LowRankLinear, SpatialConv2d, Tucker2Conv2d, DepthSeparableConv, InvertedResidual)
+}

@@ -2,7 +2,7 @@
 
 Shapes alone do not bring a pruned module back: a depthwise convolution needs its `groups`, a LayerNorm its
 `normalized_shape`, an attention block its `num_heads`. So every numeric attribute that differs goes along. Tensors that
-several names share in the built module stay shared.
+several names share in the built module stay shared. Layers that a stack lost are told by those that it kept.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from omgoptim.blocks.registry import BLOCKS
 from omgoptim.errors import ArtifactError, TechniqueError
+from omgoptim.models.surgery_layers import keep_children as keep_children
+from omgoptim.models.surgery_layers import kept_children
 
 SAME_AS = "same_as"
 """In a block's record: the path of the block that stands here too."""
@@ -32,23 +34,26 @@ class Surgery:
     """Module path to the block of `omgoptim.blocks` that stands there now: `{"kind": "LowRankLinear", …}`."""
     shapes: dict[str, list[int]] = field(default_factory=dict)
     """Name of a parameter or buffer to its new shape."""
+    kept: dict[str, list[int]] = field(default_factory=dict)
+    """Path of a ModuleList or Sequential to the children that it kept, outer ones first; all other paths here count
+    the layers as they are numbered afterwards."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, and a copy of it."""
-        plain = {"attributes": self.attributes, "blocks": self.blocks, "shapes": self.shapes}
+        plain = {"attributes": self.attributes, "blocks": self.blocks, "shapes": self.shapes, "kept": self.kept}
         return copy.deepcopy(plain)
 
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> Surgery:
-        """Read what `to_json` gave.
+        """Read what `to_json` gave, now or before there was `kept`.
 
         Raises:
             ArtifactError: it is something else.
         """
-        if not isinstance(record, Mapping) or set(record) != {"attributes", "blocks", "shapes"}:
-            raise _damaged("it must hold attributes, blocks and shapes, and nothing else")
+        if not isinstance(record, Mapping) or set(record) | {"kept"} != {"attributes", "blocks", "shapes", "kept"}:
+            raise _damaged("it must hold attributes, blocks, shapes and kept, and nothing else")
         if not all(isinstance(part, Mapping) for part in record.values()):
-            raise _damaged("attributes, blocks and shapes must be objects")
+            raise _damaged("attributes, blocks, shapes and kept must be objects")
         for path, values in record["attributes"].items():
             if not isinstance(values, Mapping) or not all(_is_number_or_numbers(value) for value in values.values()):
                 raise _damaged(f"the attributes of '{path}' are not all numbers")
@@ -57,13 +62,16 @@ class Surgery:
             if not told or not isinstance(block.get(SAME_AS, block.get("kind")), str):
                 raise _damaged(f"the block at '{path}' has no kind")
         for name, shape in record["shapes"].items():
-            sizes = isinstance(shape, (list, tuple)) and all(type(size) is int and size >= 0 for size in shape)
-            if not sizes:
+            if not _are_counts(shape):
                 raise _damaged(f"the shape of '{name}' is no list of sizes")
+        for path, indices in record.get("kept", {}).items():
+            if not _are_counts(indices):
+                raise _damaged(f"what '{path}' kept is no list of numbers")
         return Surgery(
             {path: dict(values) for path, values in record["attributes"].items()},
             {path: dict(block) for path, block in record["blocks"].items()},
             {name: list(shape) for name, shape in record["shapes"].items()},
+            {path: list(indices) for path, indices in record.get("kept", {}).items()},
         )
 
 
@@ -76,6 +84,10 @@ def record(fresh: nn.Module, changed: nn.Module) -> Surgery | None:
         TechniqueError: they differ in a way that a surgery cannot say: a layer that only one of them has or that is of
             another class, a tie that was made or cut, a buffer that no file would hold.
     """
+    try:
+        fresh, kept = kept_children(fresh, changed)
+    except KeyError as error:
+        raise _cannot_tell(error.args[0], "it lost layers that the built module does not have") from error
     before, after = _paths(fresh), _paths(changed)
     blocks, replaced = _blocks(before, after)
     reference = {path: layer for path, layer in before.items() if not _below(path, blocks)}
@@ -93,9 +105,9 @@ def record(fresh: nn.Module, changed: nn.Module) -> Surgery | None:
     shapes: dict[str, list[int]] = {}
     for path, layer in reference.items():
         shapes |= _changed_shapes(path, layer, after[path])
-    if not (attributes or blocks or shapes):
+    if not (attributes or blocks or shapes or kept):
         return None
-    return Surgery(attributes, blocks, shapes)
+    return Surgery(attributes, blocks, shapes, kept)
 
 
 def operate(module: nn.Module, surgery: Surgery) -> None:
@@ -106,6 +118,11 @@ def operate(module: nn.Module, surgery: Surgery) -> None:
     Raises:
         ArtifactError: the module is not the one that the surgery was recorded on.
     """
+    for path, indices in surgery.kept.items():
+        try:
+            keep_children(module, path, indices)
+        except (AttributeError, ValueError) as error:
+            raise _other_module(f"layers {indices} of '{path}' cannot be kept: {error}") from error
     for path, told in surgery.blocks.items():
         _put_block(module, path, told)
     for path, values in surgery.attributes.items():
@@ -186,6 +203,10 @@ def _is_number_or_numbers(value: Any) -> bool:
     return isinstance(value, (int, float)) or (
         isinstance(value, (tuple, list)) and all(isinstance(item, (int, float)) for item in value)
     )
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, (tuple, list)) and all(type(item) is int and item >= 0 for item in value)
 
 
 def _changed_shapes(path: str, before: nn.Module, after: nn.Module) -> dict[str, list[int]]:

@@ -1,0 +1,175 @@
+"""A convolution in two steps: one filter for each channel, then a 1x1 mix of the channels.
+
+Built from plain numbers, which `config` gives back, so that an artifact can rebuild it.
+Source: MobileNets, arXiv:1704.04861; Xception, arXiv:1610.02357.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+CONVS: dict[int, type[nn.Conv1d] | type[nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
+NORMS: dict[int, type[nn.BatchNorm1d] | type[nn.BatchNorm2d]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
+"""By the number of dimensions besides batch and channels."""
+
+Numbers = int | Sequence[int]
+
+
+class DepthSeparableConv(nn.Module):
+    """A Conv1d or Conv2d (in -> out) as `depthwise`, a kernel for each channel, and `pointwise`, 1x1 with the bias.
+
+    It takes the convolution's place and no more: what follows a teacher's convolution, its own batch normalization and
+    ReLU, stays behind it. Between the two parts there is nothing by default: so it can begin as the nearest to the
+    weights of a convolution (`from_conv`), and without an activation there it trains better too (Xception). `norm` and
+    `activation` put a batch normalization, and a ReLU, in between, as MobileNet has it.
+
+    Shapes: input (N, in, *), output (N, out, *) as of the convolution; `depthwise.weight` (in, 1, *kernel),
+    `pointwise.weight` (out, in, *1). Parameters without bias and norm: in * (kernel + out) instead of
+    in * out * kernel: 3x3, 64 -> 128: 8,768 instead of 73,728. Multiply-accumulates likewise, at every position of
+    the output.
+
+    Raises:
+        ValueError: dims is neither 1 nor 2, or a kernel, stride or dilation has another number of sizes.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Numbers,
+        stride: Numbers = 1,
+        padding: Numbers | str = 0,
+        dilation: Numbers = 1,
+        bias: bool = True,
+        norm: bool = False,
+        activation: bool = False,
+        dims: int = 2,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels, self.dims = in_channels, out_channels, check_dims(dims)
+        self.kernel_size, self.stride, self.dilation = (sizes(n, dims) for n in (kernel_size, stride, dilation))
+        self.padding: tuple[int, ...] | str = padding if isinstance(padding, str) else sizes(padding, dims)
+        self.has_norm, self.has_activation = norm, activation
+        placed: dict[str, Any] = {"device": device, "dtype": dtype}
+        conv = CONVS[dims]
+        self.depthwise = conv(
+            in_channels,
+            in_channels,
+            self.kernel_size,  # type: ignore[arg-type]
+            self.stride,  # type: ignore[arg-type]
+            self.padding,  # type: ignore[arg-type]
+            self.dilation,  # type: ignore[arg-type]
+            groups=in_channels,
+            bias=False,
+            **placed,
+        )
+        self.norm = NORMS[dims](in_channels, **placed) if norm else nn.Identity()
+        self.activation = nn.ReLU() if activation else nn.Identity()
+        self.pointwise = conv(in_channels, out_channels, 1, bias=bias, **placed)
+
+    @classmethod
+    def like(cls, conv: nn.Conv1d | nn.Conv2d, norm: bool = False, activation: bool = False) -> DepthSeparableConv:
+        """One that can stand where `conv` does; its weights are not taken over."""
+        return cls(**geometry_of(conv), bias=conv.bias is not None, norm=norm, activation=activation).train(
+            conv.training
+        )
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv1d | nn.Conv2d, norm: bool = False, activation: bool = False) -> DepthSeparableConv:
+        """One with the nearest weights to those of `conv`; what it gives is near to it if nothing is in between.
+
+        The weights that read input channel i are a matrix W[:, i] (out, kernel); its first singular pair is the kernel
+        of i and its column of the 1x1 mix. Channels do not meet in W, so this is the least squared error there is.
+
+        Raises:
+            ValueError: the convolution is grouped or does not pad with zeros.
+        """
+        if conv.groups != 1 or conv.padding_mode != "zeros":
+            raise ValueError(
+                f"a convolution in {conv.groups} groups, padded with {conv.padding_mode}, has no such form"
+            )
+        block = cls.like(conv, norm, activation)
+        w_IOK = conv.weight.detach().double().transpose(0, 1).flatten(2)
+        left, values, right = torch.linalg.svd(w_IOK, full_matrices=False)
+        root = values[:, 0].sqrt()
+        kernels, mix = right[:, 0] * root[:, None], (left[:, :, 0] * root[:, None]).T
+        with torch.no_grad():
+            block.depthwise.weight.copy_(kernels.reshape(block.depthwise.weight.shape))
+            block.pointwise.weight.copy_(mix.reshape(block.pointwise.weight.shape))
+            if block.pointwise.bias is not None and conv.bias is not None:
+                block.pointwise.bias.copy_(conv.bias)
+        return block.requires_grad_(conv.weight.requires_grad)
+
+    def dense_weight(self) -> Tensor:
+        """The weight (out, in, *kernel) that the two stand for, where nothing is in between."""
+        return self.pointwise.weight * self.depthwise.weight.transpose(0, 1)
+
+    @property
+    def weight(self) -> Tensor:
+        """`dense_weight`, for code that reads a convolution's weight (its dtype, say); made anew in each call."""
+        return self.dense_weight()
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of `pointwise`, (out,)."""
+        return self.pointwise.bias
+
+    def config(self) -> dict[str, Any]:
+        """What `from_config` builds the same layer from, as JSON."""
+        return {
+            "in_channels": self.in_channels,
+            "out_channels": self.out_channels,
+            "kernel_size": list(self.kernel_size),
+            "stride": list(self.stride),
+            "padding": self.padding if isinstance(self.padding, str) else list(self.padding),
+            "dilation": list(self.dilation),
+            "bias": self.pointwise.bias is not None,
+            "norm": self.has_norm,
+            "activation": self.has_activation,
+            "dims": self.dims,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> DepthSeparableConv:
+        """A new layer of that shape."""
+        return cls(**config)
+
+    def forward(self, input: Tensor) -> Tensor:
+        output: Tensor = self.pointwise(self.activation(self.norm(self.depthwise(input))))
+        return output
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+
+
+def sizes(value: Numbers, dims: int) -> tuple[int, ...]:
+    """One size for each dimension.
+
+    Raises:
+        ValueError: there are more or fewer.
+    """
+    if isinstance(value, int):
+        return (value,) * dims
+    if len(value) != dims:
+        raise ValueError(f"{list(value)} are not {dims} sizes")
+    return tuple(int(each) for each in value)
+
+
+def check_dims(dims: int) -> int:
+    """The number of dimensions that a convolution slides over, if there is such a convolution here."""
+    if dims not in CONVS:
+        raise ValueError(f"dims {dims} is neither 1 nor 2")
+    return dims
+
+
+def geometry_of(conv: nn.Conv1d | nn.Conv2d) -> dict[str, Any]:
+    """The arguments, without bias and groups, that a convolution was built with."""
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
+    placed = {"device": conv.weight.device, "dtype": conv.weight.dtype, "dims": len(conv.kernel_size)}
+    return {name: getattr(conv, name) for name in names} | placed

@@ -1,0 +1,122 @@
+"""MobileNetV2's block: widen with 1x1, filter each channel by itself, narrow with 1x1.
+
+Built from plain numbers, which `config` gives back, so that an artifact can rebuild it.
+Source: MobileNetV2, arXiv:1801.04381.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from omgoptim.blocks.depth_separable import CONVS, NORMS, Numbers, check_dims, geometry_of, sizes
+
+
+class InvertedResidual(nn.Module):
+    """`expand` 1x1 to `hidden`, norm, ReLU6; `depthwise`, norm, ReLU6; `project` 1x1, norm; plus the input if it fits.
+
+    hidden = round(expansion * in); with expansion 1 there is no `expand`, as in the paper. The input is added where
+    the block gives its shape: in = out, stride 1, and a padding that keeps the size. No part has a bias: each norm has.
+    What followed a convolution that it replaces, its batch normalization and ReLU, stays behind it.
+
+    Shapes: input (N, in, *), output (N, out, *) as of a convolution with that kernel, stride, padding and dilation.
+    Parameters: hidden * (in + kernel + out) and 2 * (2 * hidden + out) of the norms: 3x3, 64 -> 128, expansion 2:
+    25,728 + 768 instead of 73,728.
+
+    Raises:
+        ValueError: dims is neither 1 nor 2, a kernel, stride or dilation has another number of sizes, or expansion is
+            below 1.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Numbers = 3,
+        stride: Numbers = 1,
+        padding: Numbers | str = 1,
+        dilation: Numbers = 1,
+        expansion: float = 6.0,
+        dims: int = 2,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if not expansion >= 1:
+            raise ValueError(f"expansion {expansion} is below 1")
+        self.in_channels, self.out_channels, self.dims = in_channels, out_channels, check_dims(dims)
+        self.kernel_size, self.stride, self.dilation = (sizes(n, dims) for n in (kernel_size, stride, dilation))
+        self.padding: tuple[int, ...] | str = padding if isinstance(padding, str) else sizes(padding, dims)
+        self.expansion, self.hidden = float(expansion), round(expansion * in_channels)
+        placed: dict[str, Any] = {"device": device, "dtype": dtype}
+        conv, norm = CONVS[dims], NORMS[dims]
+        self.expand = nn.Sequential()
+        if self.hidden > in_channels:
+            self.expand.append(conv(in_channels, self.hidden, 1, bias=False, **placed))
+            self.expand.append(norm(self.hidden, **placed))
+            self.expand.append(nn.ReLU6())
+        self.depthwise = conv(
+            self.hidden,
+            self.hidden,
+            self.kernel_size,  # type: ignore[arg-type]
+            self.stride,  # type: ignore[arg-type]
+            self.padding,  # type: ignore[arg-type]
+            self.dilation,  # type: ignore[arg-type]
+            groups=self.hidden,
+            bias=False,
+            **placed,
+        )
+        self.norm = norm(self.hidden, **placed)
+        self.activation = nn.ReLU6()
+        self.project = conv(self.hidden, out_channels, 1, bias=False, **placed)
+        self.project_norm = norm(out_channels, **placed)
+
+    @classmethod
+    def like(cls, conv: nn.Conv1d | nn.Conv2d, expansion: float = 2.0) -> InvertedResidual:
+        """One that can stand where `conv` does; its weights are not taken over."""
+        block = cls(**geometry_of(conv), expansion=expansion).train(conv.training)
+        return block.requires_grad_(conv.weight.requires_grad)
+
+    @property
+    def adds_input(self) -> bool:
+        """Whether the input is added to what the block makes of it."""
+        steps = self.dilation if isinstance(self.padding, str) else self.padding
+        kept = {"same": True, "valid": all(size == 1 for size in self.kernel_size)}.get(
+            str(self.padding),
+            all(2 * p == d * (k - 1) for p, d, k in zip(steps, self.dilation, self.kernel_size, strict=True)),
+        )
+        return kept and self.in_channels == self.out_channels and all(step == 1 for step in self.stride)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight of `depthwise`, (hidden, 1, *kernel), for code that reads a convolution's weight (its dtype)."""
+        return self.depthwise.weight
+
+    def config(self) -> dict[str, Any]:
+        """What `from_config` builds the same block from, as JSON."""
+        return {
+            "in_channels": self.in_channels,
+            "out_channels": self.out_channels,
+            "kernel_size": list(self.kernel_size),
+            "stride": list(self.stride),
+            "padding": self.padding if isinstance(self.padding, str) else list(self.padding),
+            "dilation": list(self.dilation),
+            "expansion": self.expansion,
+            "dims": self.dims,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> InvertedResidual:
+        """A new block of that shape."""
+        return cls(**config)
+
+    def forward(self, input: Tensor) -> Tensor:
+        filtered = self.activation(self.norm(self.depthwise(self.expand(input))))
+        output: Tensor = self.project_norm(self.project(filtered))
+        return input + output if self.adds_input else output
+
+    def extra_repr(self) -> str:
+        return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, expansion={self.expansion:g}"
