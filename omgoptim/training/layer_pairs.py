@@ -79,17 +79,21 @@ def layer_named(path: str, traced: Trace, whose: str) -> Seen:
 
 
 def found_pairs(student: Trace, teacher: Trace, positions: bool = False) -> list[Pair]:
-    """Pairs by path and shape, in the order of the student's layers; empty if there are none."""
+    """Pairs by path and shape, in the order of the student's layers; empty if there are none.
+
+    The last layers are left out where they are the outputs, unless there are no others.
+    """
     ways: tuple[Callable[[Trace, Trace], list[Pair]], ...] = (_stacked, _staged, _placed)
     for way in ways:
-        pairs = [
-            (one, other)
-            for one, other in way(student, teacher)
-            if not (one.final and other.final) and (one.grid or not positions)
-        ]
+        pairs = [(one, other) for one, other in way(student, teacher) if one.grid or not positions]
         if pairs:
-            return pairs
+            return [pair for pair in pairs if not _answers(*pair)] or pairs
     return []
+
+
+def _answers(one: Seen, other: Seen) -> bool:
+    """Whether both are what the loss on outputs compares anyway."""
+    return one.final and other.final and one.shape == other.shape
 
 
 def evenly(index: int, count: int, of: int) -> int:

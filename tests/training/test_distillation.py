@@ -1,15 +1,20 @@
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from omgoptim.errors import DataError, TechniqueError
 from omgoptim.runtimes.signature import Outputs
-from omgoptim.training.distillation import DistillationLoss
-from omgoptim.training.output_distances import relative_distance, softened_divergence
+from omgoptim.training.distillation import DistillationLoss, Form
+from omgoptim.training.output_distances import (
+    correlation_distance,
+    decoupled_divergence,
+    relative_distance,
+    softened_divergence,
+    squared_distance,
+)
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -18,30 +23,6 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 LABELS = torch.tensor([0, 3, 1, 2, 1, 0])
 STUDENT, TEACHER = drawn(6, 4), drawn(6, 4, seed=1) * 3
-
-
-def test_the_divergence_of_two_rows_by_hand() -> None:
-    student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[2 * math.log(3.0), 0.0]])
-    p, q = (0.75, 0.25), (0.5, 0.5)  # at temperature 2 the teacher's odds are 3 to 1
-    by_hand = 4 * sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
-    assert softened_divergence(student, teacher, 2.0).item() == pytest.approx(by_hand, rel=1e-6)
-
-
-@pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_the_divergence_is_torchs_kl_div_with_batchmean_times_the_temperature_squared(temperature: float) -> None:
-    expected = F.kl_div(
-        F.log_softmax(STUDENT / temperature, 1), F.softmax(TEACHER / temperature, 1), reduction="batchmean"
-    )
-    torch.testing.assert_close(softened_divergence(STUDENT, TEACHER, temperature), expected * temperature**2)
-
-
-def test_at_a_high_temperature_it_is_the_squared_distance_of_centred_logits() -> None:
-    def centred(x: Tensor) -> Tensor:
-        return x - x.mean(1, keepdim=True)
-
-    limit = ((centred(STUDENT) - centred(TEACHER)) ** 2).sum(1).mean() / (2 * STUDENT.shape[1])
-    got = softened_divergence(STUDENT.double(), TEACHER.double(), 1e4)
-    assert got.item() == pytest.approx(limit.item(), rel=1e-3)
 
 
 def test_at_alpha_one_it_is_cross_entropy_and_at_alpha_zero_the_divergence_exactly() -> None:
@@ -102,23 +83,6 @@ def test_probabilities_and_single_scores_are_softened_as_the_scores_they_came_fr
     torch.testing.assert_close(DistillationLoss(2.0).soft(z, y, LABELS.clamp(max=1)), two)
 
 
-def test_classes_masked_in_both_do_not_count() -> None:
-    student, teacher = (torch.cat([x, torch.full((6, 1), -math.inf)], 1) for x in (STUDENT, TEACHER))
-    student.requires_grad_()
-    value = softened_divergence(student, teacher, 2.0)
-    torch.testing.assert_close(value, softened_divergence(STUDENT, TEACHER, 2.0))
-    value.backward()
-    assert student.grad is not None
-    assert torch.isfinite(student.grad).all()
-
-
-def test_values_cost_their_squared_error_over_the_teachers_variance_and_one_minus_the_cosine() -> None:
-    teacher, student = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-    # two of four entries are off by 1, variance 1/4; cosines 1 and 0
-    assert relative_distance(student, teacher).item() == pytest.approx(0.5 / 0.25 + 0.5)
-    assert relative_distance(teacher[:, 0] + 1, teacher[:, 0]).item() == pytest.approx(1 / 0.25)
-
-
 def test_outputs_come_in_any_structure_and_the_teachers_have_no_gradient() -> None:
     teacher = TEACHER.clone().requires_grad_()
     student = STUDENT.clone().requires_grad_()
@@ -133,3 +97,73 @@ def test_a_temperature_or_alpha_out_of_range_is_refused() -> None:
         DistillationLoss(0.0)
     with pytest.raises(ValueError, match="alpha"):
         DistillationLoss(1.0, 1.5)
+    with pytest.raises(ValueError, match="form"):
+        DistillationLoss(form="l2")  # type: ignore[arg-type]
+
+
+FORMS: dict[Form, Tensor] = {
+    "auto": softened_divergence(STUDENT, TEACHER, 2.0),
+    "hinton": softened_divergence(STUDENT, TEACHER, 2.0),
+    "mse": squared_distance(STUDENT, TEACHER),
+    "dkd": decoupled_divergence(STUDENT, TEACHER, LABELS, 2.0),
+    "dist": correlation_distance(STUDENT, TEACHER, 2.0),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_its_distance_of_rows_and_mixes_by_alpha(form: Form) -> None:
+    hard = F.cross_entropy(STUDENT, LABELS)
+    assert torch.equal(DistillationLoss(2.0, 0.0, form=form)(STUDENT, TEACHER, LABELS), FORMS[form])
+    assert torch.equal(DistillationLoss(2.0, 1.0, form=form)(STUDENT, TEACHER, LABELS), hard)
+    mixed = DistillationLoss(2.0, 0.25, form=form)(STUDENT, TEACHER, LABELS)
+    torch.testing.assert_close(mixed, 0.25 * hard + 0.75 * FORMS[form])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_leaves_out_tokens_without_a_target_and_padding(form: Form) -> None:
+    student, teacher, labels = drawn(2, 5, 4), drawn(2, 5, 4, seed=1), torch.arange(10).reshape(2, 5) % 4
+    labels[0, 3:] = -100
+    real = torch.ones(2, 5, dtype=torch.long)
+    real[1, 2:] = 0
+    keep = (labels != -100) & (real != 0)
+    loss = DistillationLoss(2.0, form=form)
+    expected = loss.soft(student[keep], teacher[keep], labels[keep])
+    student[~keep] = 1e4
+    torch.testing.assert_close(loss.decided(teacher, labels).soft(student, teacher, labels, real), expected)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_settled_form_stays_and_is_named_for_the_report(form: Form) -> None:
+    settled = DistillationLoss(2.0, form=form).decided(TEACHER, LABELS)
+    assert (settled.kind, settled.form) == ("classes", form)
+    word = {"auto": "KL", "hinton": "KL", "mse": "squared error", "dkd": "decoupled", "dist": "DIST"}[form]
+    assert word in settled.name
+    assert ("temperature 2" in settled.name) == (form != "mse")
+
+
+def test_values_have_a_form_without_cosine_and_refuse_those_for_classes() -> None:
+    student, teacher = drawn(2, 5, 4), drawn(2, 5, 4, seed=1)
+    settled = DistillationLoss(form="mse").decided(teacher)
+    assert settled.kind == "values"
+    torch.testing.assert_close(settled.soft(student, teacher), relative_distance(student, teacher, cosine=False))
+    for form in ("hinton", "dkd", "dist"):
+        with pytest.raises(TechniqueError, match=form) as error:
+            DistillationLoss(form=form).decided(teacher)
+        assert "auto or mse" in error.value.fix
+
+
+@pytest.mark.parametrize("targets", [None, LABELS[:3]])
+def test_decoupled_distillation_without_a_label_for_each_row_says_what_to_use(targets: Tensor | None) -> None:
+    with pytest.raises(DataError, match="label of each row") as error:
+        DistillationLoss(form="dkd").decided(TEACHER, targets)
+    assert "hinton" in error.value.fix
+    with pytest.raises(DataError, match="out of range"):
+        DistillationLoss(form="dkd").decided(TEACHER, LABELS + 1)
+
+
+@pytest.mark.parametrize("teacher", [drawn(6, 5), drawn(5, 4), drawn(6, 4, 4)])
+def test_outputs_of_two_shapes_are_refused_with_both(teacher: Tensor) -> None:
+    with pytest.raises(DataError, match="different shapes") as error:
+        DistillationLoss()(STUDENT, teacher, LABELS)
+    assert str(tuple(teacher.shape)) in error.value.why
+    assert "(6, 4)" in error.value.why
