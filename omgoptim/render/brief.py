@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from omgoptim.render import facts, rounds
-from omgoptim.reports import Candidate, EfficiencyReport, Record
+from omgoptim.render import arms, facts, rounds
+from omgoptim.reports import Candidate, Control, EfficiencyReport, Record
 
 MAX_CHARACTERS = 8_000
 """About 2,000 tokens."""
@@ -49,6 +49,8 @@ def brief_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
         "files": report_files(folder) if folder else None,
         "rounds": [_dump(one, 120) for one in rounds.shown_rounds(report, 8)],
         "training": facts.plain(rounds.training_text(report.training), 500) if report.training else None,
+        "control": _control(report.control),
+        "quality_by_epoch": arms.curve_lines(report),
         "sensitivity": [_slack(slack) for slack in rounds.extremes(rounds.slacks(report))],
         "candidates": [_candidate(one) for one in facts.ranked_candidates(report)[:6]],
         "layers": [_dump(layer, 120) for layer in report.layers[:6]],
@@ -84,9 +86,10 @@ def full_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
     if folder:
         answer["files"] = report_files(folder)
     lists = ("changed", "skipped", "layers", "sensitivity", "candidates", "rounds")
-    if report.training and _length(answer) > MAX_FULL_CHARACTERS:
-        last = answer["training"]["epochs"][-20:]
-        answer["training"] = answer["training"] | {"epochs": last, "epochs_in_all": len(report.training.epochs)}
+    if _length(answer) > MAX_FULL_CHARACTERS:
+        answer["training"] = _last_epochs(answer["training"])
+        if answer["control"]:
+            answer["control"] = answer["control"] | {"training": _last_epochs(answer["control"]["training"])}
     answer = _cut(answer, MAX_FULL_CHARACTERS, [(key, keep) for keep in (100, 20, 5) for key in lists])
     return answer if _length(answer) <= MAX_FULL_CHARACTERS else brief_report(report, folder)
 
@@ -95,6 +98,19 @@ def _candidate(one: Candidate) -> Json:
     fields = ("status", "runtime", "size_bytes", "speedup", "quality_drop")
     told = {key: value for key in fields if (value := getattr(one, key)) is not None}
     return {"name": facts.plain(one.name, 80)} | told | {"why": facts.plain(one.why, 160)}
+
+
+def _control(control: Control | None) -> Json | None:
+    if control is None:
+        return None
+    told: Json = {key: value for key, value in to_json(control).items() if key != "training" and value is not None}
+    return told | {"told": facts.plain(arms.control_text(control, trained=False), 400)}
+
+
+def _last_epochs(training: Json | None, most: int = 20) -> Json | None:
+    if training is None:
+        return None
+    return training | {"epochs": training["epochs"][-most:], "epochs_in_all": len(training["epochs"])}
 
 
 def _slack(slack: rounds.Slack) -> Json:

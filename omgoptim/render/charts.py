@@ -53,9 +53,10 @@ def candidate_scatter(report: EfficiencyReport) -> str:
         parts.append(f'<text class="guardtext" x="{WIDTH - _RIGHT}" y="{at - 6:.1f}" text-anchor="end">guard</text>')
     taken = [(x.at(one.speedup or 0), y.at(one.quality or 0)) for _, one in points]
     if base is not None:
-        parts.append(_point("base", "original, speedup 1", x.at(1), y.at(base)))
+        original = "teacher" if report.verb == "distill" else "original"
+        parts.append(_point("base", f"{original}, speedup 1", x.at(1), y.at(base)))
         taken.append((x.at(1), y.at(base)))
-        parts.append(_label("original", x.at(1), y.at(base), taken, "label"))
+        parts.append(_label(original, x.at(1), y.at(base), taken, "label"))
     parts += [_candidate_mark(number, one, x, y, guard, taken) for number, one in points]
     name = escape("Candidates: speedup against quality")
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name}">{"".join(parts)}</svg>'
@@ -94,6 +95,9 @@ def _quality_of_original(candidates: list[Candidate]) -> float | None:
 
 
 def _guard(report: EfficiencyReport, base: float | None) -> float | None:
+    """The quality at which the guard is; students after a trial are not held to it."""
+    if report.verb == "distill":
+        return None
     allowed = report.request.get("max_quality_drop")
     return base - float(allowed) if base is not None and isinstance(allowed, (int, float)) else None
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
-from omgoptim.render import facts, rounds
+from omgoptim.render import arms, facts, rounds
 from omgoptim.render.charts import WIDTH, Scale, tail
 from omgoptim.reports import Epoch, Training
 
@@ -16,25 +17,48 @@ MOST_LAYERS = 24
 _LEFT, _RIGHT = 72, 24
 _PANEL, _GAP, _FOOT = 112, 30, 40
 _COLUMNS, _CELL_HEIGHT = 4, 104
+_LEGEND = 18
 
 
-def learning_curve(training: Training) -> str:
-    """Loss above, quality below, over all epochs; a line where a round begins. Empty below two epochs."""
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One curve of a panel: a value for each epoch, None where there is no number."""
+
+    kind: str
+    """Of the line, for the style sheet: `loss`, `quality`, `loss control`, `quality control`."""
+    values: list[float | None]
+    epochs: Sequence[Epoch]
+
+    @property
+    def known(self) -> list[float]:
+        return [value for value in self.values if value is not None]
+
+
+def learning_curve(training: Training, control: Training | None = None) -> str:
+    """Loss above, quality below, over all epochs; a line where a round begins. Empty below two epochs.
+
+    Args:
+        control: a training without the teacher, drawn beside it on the same scales, dashed, with a legend.
+    """
+    both = [training.epochs, *([control.epochs] if control is not None and control.epochs else [])]
     epochs = training.epochs
-    if len(epochs) < 2:
+    if max(len(each) for each in both) < 2:
         return ""
-    panels = [("loss", [_finite(epoch.loss) for epoch in epochs])]
-    qualities = [_finite(epoch.quality) for epoch in epochs]
-    if any(value is not None for value in qualities):
+    named = list(zip(both, ("", " control"), strict=False))
+    panels = [("loss", [Series(f"loss{of}", [_finite(one.loss) for one in each], each) for each, of in named])]
+    qualities = [Series(f"quality{of}", [_finite(one.quality) for one in each], each) for each, of in named]
+    if any(series.known for series in qualities):
         panels.append(("quality", qualities))
-    x = Scale(0.5, len(epochs) + 0.5, _LEFT, WIDTH - _RIGHT)
-    height = len(panels) * (_PANEL + _GAP) + _FOOT - _GAP + 14
-    parts = [_rounds(epochs, x, height - _FOOT)]
-    for place, (name, values) in enumerate(panels):
-        parts.append(_panel(name, values, epochs, x, 14 + place * (_PANEL + _GAP)))
+    top = 14 + _LEGEND * (len(both) > 1)
+    x = Scale(0.5, max(len(each) for each in both) + 0.5, _LEFT, WIDTH - _RIGHT)
+    height = top + len(panels) * (_PANEL + _GAP) + _FOOT - _GAP
+    parts = [_rounds(epochs, x, height - _FOOT), _legend() if len(both) > 1 else ""]
+    for place, (name, curves) in enumerate(panels):
+        parts.append(_panel(name, curves, x, top + place * (_PANEL + _GAP)))
     name = "epoch, over all rounds" if len({epoch.round for epoch in epochs}) > 1 else "epoch"
-    parts.append(_epoch_axis(name, len(epochs), x, height))
+    parts.append(_epoch_axis(name, max(len(each) for each in both), x, height))
     label = "Loss and quality over the epochs" if len(panels) == 2 else "Loss over the epochs"
+    label += ", with the teacher and without" if len(both) > 1 else ""
     told = escape(facts.plain(rounds.training_text(training), 600))
     return _svg(WIDTH, height, label, f"<title>{label}: {told}</title>{''.join(parts)}")
 
@@ -58,9 +82,9 @@ def sensitivity_multiples(found: Sequence[rounds.Slack], guard: float | None) ->
     return _svg(WIDTH, height, "Drop in quality against the amount, for each layer alone", "".join(cells))
 
 
-def _panel(name: str, values: Sequence[float | None], epochs: Sequence[Epoch], x: Scale, top: float) -> str:
-    """One curve with its axis; an epoch without a number is a gap."""
-    known = [value for value in values if value is not None]
+def _panel(name: str, curves: Sequence[Series], x: Scale, top: float) -> str:
+    """Curves on one axis; an epoch without a number is a gap."""
+    known = [value for series in curves for value in series.known]
     if not known:
         return ""
     margin = max(0.12 * (max(known) - min(known)), 1e-3 * max(abs(max(known)), 1e-3))
@@ -74,11 +98,27 @@ def _panel(name: str, values: Sequence[float | None], epochs: Sequence[Epoch], x
     ]
     middle = top + _PANEL / 2
     parts.append(f'<text x="12" y="{middle}" text-anchor="middle" transform="rotate(-90 12 {middle})">{name}</text>')
-    points = [(x.at(i), None if value is None else y.at(value)) for i, value in enumerate(values, start=1)]
-    parts += [_line(run, f"curve {name}") for run in _runs(points, [epoch.round for epoch in epochs])]
-    for (at_x, at_y), value, epoch in zip(points, values, epochs, strict=True):
+    for series in reversed(curves):
+        parts.append(_curve(series, name, x, y))
+    return "".join(parts)
+
+
+def _curve(series: Series, name: str, x: Scale, y: Scale) -> str:
+    points = [(x.at(i), None if value is None else y.at(value)) for i, value in enumerate(series.values, start=1)]
+    parts = [_line(run, f"curve {series.kind}") for run in _runs(points, [epoch.round for epoch in series.epochs])]
+    of = "control, " if series.kind.endswith("control") else ""
+    for (at_x, at_y), value, epoch in zip(points, series.values, series.epochs, strict=True):
         if at_y is not None and value is not None:
-            parts.append(_mark(epoch, f"{name} {value:.4g}", at_x, at_y))
+            parts.append(_mark(epoch, f"{of}{name} {value:.4g}", at_x, at_y))
+    return "".join(parts)
+
+
+def _legend() -> str:
+    """Which line is which: whole ones with the teacher, dashed ones without."""
+    parts = []
+    for at, kind, name in ((_LEFT, "", arms.DISTILLED), (_LEFT + 170, "control", arms.CONTROL)):
+        parts.append(_line([(at, 10), (at + 28, 10)], f"key {kind}".strip()))
+        parts.append(f'<text class="label" x="{at + 36}" y="14">{name}</text>')
     return "".join(parts)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from omgoptim.reports import Candidate, EfficiencyReport, Gains, Measurement, RunState, Skip
+from omgoptim.reports import Candidate, Control, EfficiencyReport, Gains, Measurement, RunState, Skip
 
 Tone = Literal["better", "worse", "same", "open"]
 """`open`: the number is told, but what was measured does not decide which way it goes."""
@@ -152,6 +152,25 @@ def quality_claim(report: EfficiencyReport) -> tuple[str, Tone]:
     return text, "better" if gains.quality_drop < 0 else "same"
 
 
+def control_claim(control: Control) -> tuple[str, Tone]:
+    """What may be said of a teacher: that it brought or cost something only where the interval excludes 0."""
+    if control.gain is None:
+        return "", "same"
+    if control.gain_low is None or control.gain_high is None:
+        return f"{control.gain:+.4f} with the teacher (point estimate)", "open"
+    interval = f"({control.gain_low:+.4f} to {control.gain_high:+.4f})"
+    if control.gain_low > 0:
+        return f"the teacher brought {control.gain:+.4f} {interval}", "better"
+    if control.gain_high < 0:
+        return f"the teacher cost {-control.gain:.4f} {interval}", "worse"
+    return f"{control.gain:+.4f} with the teacher, undecided {interval}", "open"
+
+
+def sides(report: EfficiencyReport) -> tuple[str, str]:
+    """What the two columns of the table are called."""
+    return ("teacher", "student") if report.verb == "distill" else ("before", "after")
+
+
 def comparison_rows(report: EfficiencyReport) -> list[Row]:
     """The before / after / gain table, one row per quantity that was measured on either side."""
     before, after = report.before, report.after
@@ -183,6 +202,8 @@ def comparison_rows(report: EfficiencyReport) -> list[Row]:
     ]
     if gains.agreement is not None:
         rows.append(Row("agreement", "", f"{gains.agreement:.4f}", "same answers"))
+    if report.control is not None and report.control.quality is not None:
+        rows.append(Row("without the teacher", "", f"{report.control.quality:.4f}", *control_claim(report.control)))
     return [row for row in rows if row.before or row.after]
 
 

@@ -82,6 +82,11 @@ def _gain_tiles(report: EfficiencyReport) -> list[str]:
     if after and after.quality is not None:
         drop, tone = facts.quality_claim(report)
         tiles.append(_tile(f"{after.quality:.4f}", facts.quality_label(after), drop, tone))
+    if report.control is not None and report.control.quality is not None and report.control.gain is not None:
+        claim, tone = facts.control_claim(report.control)
+        _, _, interval = claim.partition("(")
+        small = f"without it {report.control.quality:.4f} ({interval}"
+        tiles.append(_tile(f"{report.control.gain:+.4f}", "what the teacher brought", small, tone))
     return tiles
 
 
@@ -126,10 +131,11 @@ def _comparison(report: EfficiencyReport) -> str:
         title = facts.side_title("measured", report.before or report.after)
         cells = (f'<tr><td>{text(r.label)}</td><td class="n">{text(r.before or r.after)}</td></tr>' for r in rows)
         return section("Measured", table((("", False), (text(title), True)), cells))
+    names = facts.sides(report)
     header = (
         ("", False),
-        (text(facts.side_title("before", report.before)), True),
-        (text(facts.side_title("after", report.after)), True),
+        (text(facts.side_title(names[0], report.before)), True),
+        (text(facts.side_title(names[1], report.after)), True),
         ("gain", False),
     )
     cells = (
@@ -140,7 +146,7 @@ def _comparison(report: EfficiencyReport) -> str:
     launches = report.gains.launches if report.gains else None
     many = "launch" if launches == 1 else "launches"
     note = f"latency ratio over {launches} fresh {many} of both" if launches else ""
-    return section("Before and after", table(header, cells), note)
+    return section(f"{names[0].capitalize()} and {names[1]}", table(header, cells), note)
 
 
 def _candidates(report: EfficiencyReport) -> str:
@@ -168,7 +174,8 @@ def _candidates(report: EfficiencyReport) -> str:
             f'<td class="n">{size}</td><td class="n drop">{drop}</td><td class="why">{text(one.why)}</td></tr>'
         )
     picture = charts.candidate_scatter(report)
-    note = "quality on the selection split" if picture else ""
+    trial = ", after a short trial" if report.verb == "distill" else ""
+    note = f"quality on the selection split{trial}" if picture else ""
     return section("Candidates", picture + table(header, rows), note, "candidates")
 
 

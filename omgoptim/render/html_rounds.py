@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from omgoptim.render import curves, rounds
+from omgoptim.render import arms, curves, rounds
 from omgoptim.render.html_parts import section, table, text
 from omgoptim.reports import EfficiencyReport
 
@@ -24,7 +24,11 @@ def rounds_section(report: EfficiencyReport) -> str:
         note = rounds.rounds_note(report.rounds)
     if report.training is not None:
         body += f'<p class="note">{text(rounds.training_text(report.training), 600)}</p>'
-        body += curves.learning_curve(report.training)
+        alone = report.control.training if report.control is not None else None
+        if report.control is not None:
+            body += f'<p class="note">control: {text(arms.control_text(report.control), 600)}</p>'
+            note = "the two losses measure different things; the qualities compare"
+        body += curves.learning_curve(report.training, alone)
     return section("Rounds and training" if report.rounds else "Training", body, note) if body else ""
 
 

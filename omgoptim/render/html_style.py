@@ -50,7 +50,8 @@ svg .guardtext { fill:var(--bad) } svg .dot { fill:var(--soft); fill-opacity:.55
 svg .pick { fill:var(--ok); stroke:var(--card); stroke-width:2 }
   svg .ring { fill:none; stroke:var(--ok); stroke-width:1.5 }
 svg .curve { fill:none; stroke:var(--accent); stroke-width:2; stroke-linejoin:round }
-  svg .curve.quality { stroke:var(--ok) } td.kept { color:var(--ok) }
+  svg .curve.quality { stroke:var(--ok) } svg .curve.control, svg .key.control { stroke-dasharray:5 4;
+  stroke-opacity:.75 } svg .key { fill:none; stroke:var(--soft); stroke-width:2 } td.kept { color:var(--ok) }
 svg .label { fill:var(--ink) } svg .bar { fill:var(--accent); fill-opacity:.8 }
   svg .base { fill:var(--card); stroke:var(--soft);
   stroke-width:2 } svg .strong { fill:var(--ink); font-weight:650 }

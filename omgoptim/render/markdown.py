@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.render import facts, rounds
+from omgoptim.render import arms, facts, rounds
 from omgoptim.reports import DoctorReport, EfficiencyReport, RunState
 
 Detail = Literal["brief", "full"]
@@ -48,7 +48,10 @@ def report_markdown(report: EfficiencyReport, detail: Detail = "brief", folder: 
     ]
     text = "\n\n".join("\n".join(lines) for lines in sections if lines)
     limit = MAX_FULL if full else MAX_BRIEF
-    return text if len(text) <= limit else text[: limit - 40].rstrip() + "\n… cut; the rest is in report.json"
+    if len(text) <= limit:
+        return text
+    whole_lines = text[: limit - 40].rpartition("\n")[0]  # a cut line might leave a code span open
+    return f"{whole_lines.rstrip()}\n… cut; the rest is in report.json"
 
 
 def state_markdown(state: RunState) -> str:
@@ -111,7 +114,8 @@ def _comparison(report: EfficiencyReport) -> list[str]:
     if report.before is None or report.after is None:
         title = facts.side_title("measured", report.before or report.after)
         return [f"| | {title} |", "| --- | --- |", *(f"| {_cell(r.label)} | {r.before or r.after} |" for r in rows)]
-    titles = facts.side_title("before", report.before), facts.side_title("after", report.after)
+    names = facts.sides(report)
+    titles = facts.side_title(names[0], report.before), facts.side_title(names[1], report.after)
     head = [f"| | {titles[0]} | {titles[1]} | gain |", "| --- | --- | --- | --- |"]
     return head + [f"| {_cell(r.label)} | {r.before} | {r.after} | {r.gain} |" for r in rows]
 
@@ -148,7 +152,8 @@ def _rounds(report: EfficiencyReport, most: int) -> list[str]:
         return []
     columns = rounds.round_columns(shown)
     whys = [_cell(facts.plain(one.why, 160)) for one in shown]
-    head = ["Rounds (" + rounds.rounds_note(shown) + "):", "", f"| {' | '.join([*columns, 'why'])} |"]
+    note = rounds.rounds_note(shown)
+    head = [f"Rounds ({note}):" if note else "Rounds:", "", f"| {' | '.join([*columns, 'why'])} |"]
     rule = f"|{' --- |' * (len(columns) + 1)}"
     rows = [f"| {' | '.join([*(cells[i] for cells in columns.values()), whys[i]])} |" for i in range(len(shown))]
     more = len(report.rounds) - len(shown)
@@ -156,7 +161,11 @@ def _rounds(report: EfficiencyReport, most: int) -> list[str]:
 
 
 def _training(report: EfficiencyReport) -> list[str]:
-    return [f"Training: {safe(rounds.training_text(report.training), 600)}"] if report.training else []
+    lines = [f"Training: {safe(rounds.training_text(report.training), 600)}"] if report.training else []
+    if report.control:
+        lines.append(f"Control: {safe(arms.control_text(report.control), 600)}")
+    curves = arms.curve_lines(report)
+    return [*lines, *([f"Quality by epoch: {safe('; '.join(curves), 400)}"] if curves else [])]
 
 
 def _sensitivity(report: EfficiencyReport, full: bool) -> list[str]:

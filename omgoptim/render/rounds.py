@@ -66,7 +66,9 @@ def round_columns(rounds: Sequence[Round]) -> dict[str, list[str]]:
 
 
 def rounds_note(rounds: Sequence[Round]) -> str:
-    """What the columns of qualities are."""
+    """What the columns of qualities are; empty where there are none."""
+    if all(quality is None for r in rounds for quality in (r.quality_taken, r.quality_reestimated, r.quality_trained)):
+        return ""
     reestimated = ", after batch-norm statistics were estimated again" * any(r.quality_reestimated for r in rounds)
     trained = ", after training" * any(one.quality_trained is not None for one in rounds)
     return f"quality on the selection samples: right after weights were taken away{reestimated}{trained}"
@@ -90,6 +92,8 @@ def training_text(training: Training) -> str:
         of_round = f" of round {kept.round}" if rounds > 1 else ""
         parts.append(f"kept epoch {kept.epoch}{of_round}" + (f" ({_quality(kept, training)})" if kept.quality else ""))
     parts += [facts.wait_text(training.seconds), _trained_text(training)]
+    if training.teacher_outputs:
+        parts.append(f"the teacher's outputs {training.teacher_outputs}")
     if training.resumed:
         parts.append("resumed once" if training.resumed == 1 else f"resumed {training.resumed} times")
     if training.stopped:

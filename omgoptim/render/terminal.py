@@ -142,7 +142,7 @@ def _comparison_table(report: EfficiencyReport) -> RenderableType | None:
     two = report.before is not None and report.after is not None
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
-    for name, side in (("before", report.before), ("after", report.after)):
+    for name, side in zip(facts.sides(report), (report.before, report.after), strict=True):
         if side is not None:
             title = facts.side_title(name if two else "measured", side).replace(": ", "\n")
             table.add_column(Text(title), justify="right")
@@ -197,7 +197,7 @@ def _candidates_table(report: EfficiencyReport, full: bool) -> RenderableType | 
             Text(facts.plain(one.name, 60)),
             Text(one.status, _STATUS_STYLE.get(one.status, "dim")),
             *(Text(cells[row]) for cells in measured.values()),
-            Text(facts.plain(one.why, 400 if full else 110)),
+            Text(facts.plain(one.why, 400 if full else 140)),
         )
     if len(shown) < len(candidates):
         return Group(table, Text(f"  and {len(candidates) - len(shown)} more: --detail full", "dim"))

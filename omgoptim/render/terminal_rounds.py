@@ -8,7 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from omgoptim.render import facts, rounds
+from omgoptim.render import arms, facts, rounds
 from omgoptim.reports import EfficiencyReport
 
 MOST_ROUNDS = 8
@@ -29,18 +29,28 @@ def rounds_table(report: EfficiencyReport, full: bool) -> RenderableType | None:
         style = "bold green" if one.kept else ""
         cells = (Text(column[row], style) for column in columns.values())
         table.add_row(*cells, Text(facts.plain(one.why, 400 if full else 110)))
-    notes = [Text(f"  {rounds.rounds_note(shown)}", "dim")]
+    note = rounds.rounds_note(shown)
+    notes = [Text(f"  {note}", "dim")] if note else []
     if len(shown) < len(report.rounds):
         notes.append(Text(f"  and {len(report.rounds) - len(shown)} more: --detail full", "dim"))
     return Group(table, *notes, "")
 
 
 def training_line(report: EfficiencyReport) -> RenderableType | None:
-    """How training went, in one line."""
+    """How training went, in one line; of a distillation also its control and its curves."""
     if report.training is None:
         return None
-    told = Text.assemble(("training  ", "bold"), facts.plain(rounds.training_text(report.training), 600))
-    return Padding(told, (0, 0, 1, 0))
+    lines = [Text.assemble(("training  ", "bold"), facts.plain(rounds.training_text(report.training), 600))]
+    if report.control is not None:
+        lines.append(Text.assemble(("control   ", "bold"), facts.plain(arms.control_text(report.control), 600)))
+    curves = arms.curve_lines(report)
+    if curves:
+        lines.append(Text.assemble(("quality   ", "bold"), "by epoch, on the selection samples"))
+        lines += [
+            Text.assemble("          ", (bars, "cyan"), f" {rest}")
+            for bars, _, rest in (line.partition(" ") for line in curves)
+        ]
+    return Padding(Group(*lines), (0, 0, 1, 0))
 
 
 def sensitivity_table(report: EfficiencyReport, full: bool) -> RenderableType | None:

@@ -1,4 +1,4 @@
-"""Reports written by hand: a quantize run that gained, a profile, a plan, three rounds of pruning, a factorization."""
+"""Reports written by hand: quantized with a gain, a profile, a plan, three rounds of pruning, factorized, distilled."""
 
 from __future__ import annotations
 
@@ -45,6 +45,12 @@ def factorized() -> EfficiencyReport:
 
 
 @pytest.fixture
+def distilled() -> EfficiencyReport:
+    """One with a control, of a student that was derived; the control was worse."""
+    return stored("distilled")
+
+
+@pytest.fixture
 def hostile(quantized: EfficiencyReport) -> EfficiencyReport:
     """A giant report whose every free text is hostile."""
     record = quantized.model_dump()
@@ -58,6 +64,8 @@ def hostile(quantized: EfficiencyReport) -> EfficiencyReport:
     pruned = stored("pruned").model_dump()
     record["rounds"] = [one | {"why": HOSTILE} for one in pruned["rounds"]] * 30
     record["training"] = pruned["training"] | {"epochs": pruned["training"]["epochs"] * 300, "loss": HOSTILE}
+    record["control"] = stored("distilled").model_dump()["control"]
+    record["control"]["training"] |= {"epochs": record["training"]["epochs"], "loss": HOSTILE, "stopped": HOSTILE}
     record["sensitivity"] = [
         {"path": f"{HOSTILE}{i}", "amount": 0.5, "quality": 0.9, "quality_drop": i / 1000} for i in range(500)
     ]

@@ -66,3 +66,32 @@ def test_long_training_is_cut_to_its_last_epochs_in_the_full_form(pruned: Effici
     assert answer["training"]["epochs_in_all"] == 1200
     assert len(answer["training"]["epochs"]) == 20
     assert len(answer["sensitivity"]) == len(pruned.sensitivity)
+
+
+def test_the_short_form_has_the_control_in_numbers_and_words_and_no_epochs(distilled: EfficiencyReport) -> None:
+    answer = brief.brief_report(distilled)
+    control = answer["control"]
+    assert (control["quality"], control["gain"], control["gain_low"], control["kept"]) == (0.954, 0.0127, 0.004, False)
+    assert control["told"].startswith("the same student, trained as long without the teacher, reaches 0.9540")
+    assert "training" not in control
+    assert len(answer["quality_by_epoch"]) == 2
+    assert [one["status"] for one in answer["candidates"]] == ["chosen", "dropped", "dropped", "skipped"]
+    assert len(json.dumps(answer)) <= brief.MAX_CHARACTERS
+
+
+def test_a_report_without_a_control_has_no_key_for_it(pruned: EfficiencyReport, distilled: EfficiencyReport) -> None:
+    assert {"control", "quality_by_epoch"}.isdisjoint(brief.brief_report(pruned))
+    assert "control" not in brief.brief_report(distilled.model_copy(update={"control": None}))
+
+
+def test_a_long_control_is_cut_to_its_last_epochs_in_the_full_form(distilled: EfficiencyReport) -> None:
+    assert distilled.control
+    assert distilled.control.training
+    epochs = distilled.control.training.epochs * 100
+    training = distilled.control.training.model_copy(update={"epochs": epochs})
+    control = distilled.control.model_copy(update={"training": training})
+    answer = brief.full_report(distilled.model_copy(update={"control": control}))
+    assert len(json.dumps(answer)) <= brief.MAX_FULL_CHARACTERS
+    assert answer["control"]["training"]["epochs_in_all"] == 1000
+    assert len(answer["control"]["training"]["epochs"]) == 20
+    assert answer["control"]["gain"] == 0.0127

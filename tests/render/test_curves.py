@@ -63,3 +63,35 @@ def test_more_layers_than_fit_are_left_out_and_the_guard_is_drawn_only_where_it_
     assert len(points_of(picture, "drop")) == curves.MOST_LAYERS
     assert 'class="guard"' not in picture
     assert curves.sensitivity_multiples([], 0.01) == ""
+
+
+def test_a_control_is_a_second_line_on_the_same_scale_with_a_legend(distilled: EfficiencyReport) -> None:
+    assert distilled.training
+    assert distilled.control
+    assert distilled.control.training
+    picture = curves.learning_curve(distilled.training, distilled.control.training)
+    (student,), (control,) = points_of(picture, "quality"), points_of(picture, "quality control")
+    assert len(student) == len(control) == 10
+    assert all(mine[0] == other[0] and mine[1] < other[1] for mine, other in zip(student, control, strict=True))
+    assert len(points_of(picture, "loss control")) == 1
+    assert picture.count('class="key') == 2
+    assert ">with the teacher</text>" in picture
+    assert ">without the teacher</text>" in picture
+    assert "round 1, epoch 9: control, quality 0.9513, kept" in picture
+
+
+def test_a_control_that_stopped_early_is_shorter_and_alone_a_curve_has_no_legend(
+    distilled: EfficiencyReport,
+) -> None:
+    assert distilled.training
+    assert distilled.control
+    assert distilled.control.training
+    short = distilled.control.training.model_copy(update={"epochs": distilled.control.training.epochs[:3]})
+    picture = curves.learning_curve(distilled.training, short)
+    assert len(points_of(picture, "quality control")[0]) == 3
+    assert len(points_of(picture, "quality")[0]) == 10
+    alone = curves.learning_curve(distilled.training)
+    assert "control" not in alone
+    assert 'class="key' not in alone
+    none = short.model_copy(update={"epochs": []})
+    assert curves.learning_curve(distilled.training, none) == alone

@@ -41,7 +41,7 @@ class Outline(HTMLParser):
         self.words.append(data)
 
 
-@pytest.mark.parametrize("name", ["quantized", "profiled", "planned", "pruned", "factorized", "hostile"])
+@pytest.mark.parametrize("name", ["quantized", "profiled", "planned", "pruned", "factorized", "distilled", "hostile"])
 def test_the_page_is_well_formed_and_loads_nothing(name: str, request: pytest.FixtureRequest) -> None:
     page = report_html(request.getfixturevalue(name))
     outline = Outline(page)
@@ -117,3 +117,34 @@ def test_a_report_without_rounds_has_none_of_these_sections(quantized: Efficienc
     page = report_html(quantized)
     assert "Rounds" not in page
     assert "Sensitivity" not in page
+
+
+def test_the_page_of_a_distillation_has_teacher_and_student_the_control_and_two_lines(
+    distilled: EfficiencyReport,
+) -> None:
+    page = report_html(distilled)
+    text = " ".join(Outline(page).words)
+    for needed in ("Teacher and student", "teacher: torch_eager float32", "student: torch_eager float32"):
+        assert needed in text
+    for needed in ("what the teacher brought", "without it 0.9540 (+0.0040 to +0.0213)", "+0.0127", "3,000 samples"):
+        assert needed in text
+    assert page.count('class="curve quality"') == page.count('class="curve quality control"') == 1
+    assert "the two losses measure different things; the qualities compare" in text
+
+
+def test_students_after_a_trial_are_drawn_beside_their_teacher_and_held_to_no_guard(
+    distilled: EfficiencyReport,
+) -> None:
+    page = report_html(distilled)
+    assert 'class="guard"' not in page
+    assert 'class="out"' not in page
+    assert "teacher, speedup 1" in page
+    assert "quality on the selection split, after a short trial" in page
+
+
+def test_a_distillation_without_a_control_has_one_line_and_no_tile_for_it(distilled: EfficiencyReport) -> None:
+    page = report_html(distilled.model_copy(update={"control": None}))
+    assert "what the teacher brought" not in page
+    assert 'class="curve quality"' in page
+    assert 'class="curve quality control"' not in page
+    assert "the two losses" not in page

@@ -9,7 +9,7 @@ import pytest
 
 from omgoptim.errors import ModelError
 from omgoptim.render import markdown
-from omgoptim.reports import EfficiencyReport, RunState
+from omgoptim.reports import EfficiencyReport, Round, RunState
 
 
 def test_the_text_alone_holds_everything_that_is_needed(quantized: EfficiencyReport) -> None:
@@ -32,7 +32,7 @@ def test_the_text_alone_holds_everything_that_is_needed(quantized: EfficiencyRep
         assert needed in text
 
 
-@pytest.mark.parametrize("name", ["quantized", "profiled", "planned", "pruned", "factorized", "hostile"])
+@pytest.mark.parametrize("name", ["quantized", "profiled", "planned", "pruned", "factorized", "distilled", "hostile"])
 def test_the_short_form_stays_under_two_thousand_tokens(name: str, request: pytest.FixtureRequest) -> None:
     assert len(markdown.report_markdown(request.getfixturevalue(name))) <= 8_000
 
@@ -84,6 +84,33 @@ def test_the_short_form_has_the_most_and_the_least_sensitive_and_the_full_one_al
     assert "`5.conv2` ▁▁▁" in short
     assert "`5.shortcut`" not in short
     assert "`5.shortcut`" in markdown.report_markdown(pruned, "full")
+
+
+def test_a_distillation_is_told_with_its_control_and_both_curves(distilled: EfficiencyReport) -> None:
+    text = markdown.report_markdown(distilled)
+    assert "| | teacher: torch_eager float32 | student: torch_eager float32 | gain |" in text
+    assert "| without the teacher |  | 0.9540 | the teacher brought +0.0127 (+0.0040 to +0.0213) |" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("Control: ")]
+    assert "the distilled one is the artifact" in line
+    (curves,) = [line for line in text.splitlines() if line.startswith("Quality by epoch: ")]
+    assert "0.9667 with the teacher, best in the last epoch; " in curves
+    assert "- narrow, width 0.172: chosen (3.29x, drop 0.0167). 5,142 parameters" in text
+
+
+def test_a_report_without_a_control_or_a_student_says_nothing_of_them(
+    distilled: EfficiencyReport, pruned: EfficiencyReport
+) -> None:
+    alone = markdown.report_markdown(distilled.model_copy(update={"control": None}))
+    for text in (alone, markdown.report_markdown(pruned)):
+        assert "Control:" not in text
+        assert "| without the teacher |" not in text
+    assert "Quality by epoch" not in markdown.report_markdown(pruned)
+    assert "| | before: torch_eager float32 | after: torch_eager float32 | gain |" in markdown.report_markdown(pruned)
+
+
+def test_rounds_of_which_no_quality_is_known_have_no_note(distilled: EfficiencyReport) -> None:
+    planned = distilled.model_copy(update={"rounds": [Round(number=1, params=5142)]})
+    assert "Rounds:\n" in markdown.report_markdown(planned)
 
 
 def test_a_failed_run_shows_its_error_and_its_log() -> None:

@@ -43,6 +43,12 @@ def test_adapters_an_interruption_and_an_early_end_are_told() -> None:
     assert "1.2 k of 22 M parameters; resumed 2 times; stopped early: the loss is no number" in text
 
 
+def test_what_became_of_the_teachers_outputs_is_told_where_there_is_a_teacher() -> None:
+    told = training(epoch(1, 2.0), teacher_outputs="computed for every batch: the inputs are augmented")
+    assert "; the teacher's outputs computed for every batch: the inputs are augmented" in rounds.training_text(told)
+    assert "teacher" not in rounds.training_text(training(epoch(1, 2.0)))
+
+
 def test_training_that_ended_before_its_first_epoch_says_why() -> None:
     assert rounds.training_text(training(stopped="the loss is no number")) == ("no epoch ended; the loss is no number")
 
@@ -63,6 +69,7 @@ def test_the_note_names_only_the_steps_that_there_were() -> None:
     assert rounds.rounds_note([Round(number=1, quality_taken=0.5)]).endswith("right after weights were taken away")
     trained = rounds.rounds_note([Round(number=1, quality_reestimated=0.5, quality_trained=0.0)])
     assert trained.endswith("after batch-norm statistics were estimated again, after training")
+    assert rounds.rounds_note([Round(number=1, params=10)]) == ""
 
 
 def test_the_most_sensitive_layer_comes_first_and_its_slack_is_read_off_the_guard(pruned: EfficiencyReport) -> None:

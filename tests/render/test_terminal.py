@@ -114,3 +114,26 @@ def test_doctor_prints_each_install_command_once_and_whole_and_the_entry_for_a_c
     text = shown(terminal.doctor_view(report), width=60)
     assert text.count(fix) == 1
     assert json.loads(text[text.index("{") :]) == entry
+
+
+def test_a_distillation_shows_teacher_and_student_its_control_and_both_curves(distilled: EfficiencyReport) -> None:
+    lines = shown(terminal.report_view(distilled), width=200).splitlines()
+    assert any(line.split() == ["teacher", "student"] for line in lines)
+    assert any(line.startswith(" without the teacher") and "the teacher brought +0.0127" in line for line in lines)
+    text = "\n".join(lines)
+    assert "the teacher's outputs computed once for 3,000 samples and kept (120 kB)" in text
+    assert "control   the same student, trained as long without the teacher, reaches 0.9540" in text
+    assert "▂▆▇▇▇█████ 0.8120 -> 0.9667 with the teacher, best in the last epoch" in text
+    assert "narrow, width 0.172" in text
+    assert "after 1 epoch the others were better on the selection samples" in " ".join(text.split())
+
+
+def test_without_a_control_and_a_teacher_nothing_of_it_is_shown(
+    distilled: EfficiencyReport, pruned: EfficiencyReport
+) -> None:
+    told = distilled.summary.partition("Without")[0]
+    alone = shown(terminal.report_view(distilled.model_copy(update={"control": None, "summary": told})))
+    for view in (alone, shown(terminal.report_view(pruned))):
+        assert "control   the same" not in view
+        assert "without the teacher" not in view
+    assert "by epoch" not in shown(terminal.report_view(pruned))
