@@ -9,21 +9,34 @@ The names below are imported on first use, so that `import omgoptim` costs nothi
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 from omgoptim.errors import OmgoptimError
 
 if TYPE_CHECKING:
-    from omgoptim.api import compare, factorize, open_artifact, profile, prune, quantize
+    from omgoptim.api import compare, derive_student, distill, factorize, open_artifact, profile, prune, quantize
     from omgoptim.reports import EfficiencyReport
+    from omgoptim.training.distillation import DistillationLoss
+    from omgoptim.training.feature_losses import FeatureLoss
 
 __version__ = "0.1.0"
 
+_HOMES = {
+    "DistillationLoss": "omgoptim.training.distillation",
+    "EfficiencyReport": "omgoptim.reports",
+    "FeatureLoss": "omgoptim.training.feature_losses",
+}
+
 __all__ = [
+    "DistillationLoss",
     "EfficiencyReport",
+    "FeatureLoss",
     "OmgoptimError",
     "__version__",
     "compare",
+    "derive_student",
+    "distill",
     "factorize",
     "open_artifact",
     "profile",
@@ -33,12 +46,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name == "EfficiencyReport":
-        from omgoptim.reports import EfficiencyReport
-
-        return EfficiencyReport
     if name in __all__:
-        from omgoptim import api
-
-        return getattr(api, name)
+        return getattr(importlib.import_module(_HOMES.get(name, "omgoptim.api")), name)
     raise AttributeError(f"module 'omgoptim' has no attribute '{name}'")

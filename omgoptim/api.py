@@ -8,6 +8,7 @@ small(images)                                  # the original's forward signatur
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +95,54 @@ def factorize(
     """
     request, live = _request("factorize", model, data, metric, arguments, loss)
     return _run("factorize", request, live)
+
+
+def distill(
+    teacher: str | nn.Module,
+    student: str | nn.Module = "auto",
+    *,
+    data: Any = None,
+    metric: Any = "auto",
+    loss: Any = "auto",
+    **arguments: Any,
+) -> EfficiencyReport:
+    """Train a smaller student to answer as the teacher does, and measure the saved student against the teacher.
+
+    Args:
+        teacher: a source, as for the other faces, or a module of this process; it is not changed.
+        student: a source, or a module of this process (a copy is trained); or how to derive one from the teacher:
+            auto, narrow, depthwise, inverted_residual, low_rank, fewer_layers.
+        data, metric, loss: as for `prune`; labels are welcome and not needed.
+        arguments: any other field of `DistillRequest`, and the parameters of the student.
+
+    Raises:
+        OmgoptimError: of the kind that fits: see `omgoptim.errors`.
+    """
+    named = student if isinstance(student, str) else LIVE.format("student")
+    request, live = _request("distill", teacher, data, metric, {"student": named, **arguments}, loss)
+    if not isinstance(student, str):
+        live = replace(live, student=_copy(student))
+    return _run("distill", request, live)
+
+
+def derive_student(
+    teacher: nn.Module, student: str = "narrow", *, inputs: Any, seed: int = 0, **parameters: Any
+) -> nn.Module:
+    """A student derived from a teacher, not yet trained; the teacher is not changed.
+
+    Args:
+        student: narrow, depthwise, inverted_residual, low_rank or fewer_layers.
+        inputs: one batch of at least two samples, as the teacher takes it: a tensor, a tuple, or a dict of tensors.
+            Real ones: what is left of the teacher's weights is fitted to what it gives for them.
+        parameters: the student's own, such as width=0.5; see the params classes in `omgoptim.requests.distill`.
+
+    Raises:
+        OmgoptimError: of the kind that fits: see `omgoptim.errors`.
+    """
+    from omgoptim.operations.student import derived_alone
+
+    request = parse("distill", {"model": LIVE.format("module"), "student": student, **parameters})
+    return derived_alone(_copy(teacher), getattr(request, "student"), inputs, seed)  # noqa: B009  DistillRequest has it
 
 
 def compare(a: str, b: str, **arguments: Any) -> EfficiencyReport:

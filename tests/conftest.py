@@ -1,7 +1,8 @@
 """Makes `by_hand` importable from every test: pytest imports test files by path, not by folder.
 
-Tests run in two processes at once. Runs that measure take turns by a lock in the folder for temporary files; each
-process has such a folder of its own, because no test is about how fast something was.
+Tests run in several processes at once. Each of them has a folder for temporary files of its own, because runs that
+measure take turns by a lock in it, and a core of its own, because threads that share a core wait for each other. No
+test is about how fast something was.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parent))
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    own = Path(tempfile.gettempdir()) / f"tests-{os.environ['PYTEST_XDIST_TESTRUNUID'][:8]}"
-    own = own / os.environ["PYTEST_XDIST_WORKER"]
+    worker = os.environ["PYTEST_XDIST_WORKER"]
+    own = Path(tempfile.gettempdir()) / f"tests-{os.environ['PYTEST_XDIST_TESTRUNUID'][:8]}" / worker
     own.mkdir(parents=True, exist_ok=True)
     os.environ["TMPDIR"], tempfile.tempdir = str(own), None
+    if hasattr(os, "sched_setaffinity"):  # Linux
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})

@@ -11,7 +11,7 @@ import json
 import types
 import typing
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import typer
@@ -41,15 +41,17 @@ class Option:
     default: Any
     panel: str | None = None
     default_told: str = ""
+    required: bool = True
+    """Of one that is given by place: whether it must be, or can be given by another name."""
 
     def parameter(self) -> inspect.Parameter:
         """The parameter of a function that Typer reads."""
         shown = self.help.replace("[", "\\[")
         kinds: dict[Kind, Any] = {"flag": bool | None, "list": list[str] | None, "mapping": list[str] | None}
-        annotation = kinds.get(self.kind, str if self.positional else str | None)
+        annotation = kinds.get(self.kind, str if self.positional and self.required else str | None)
         default: Any
         if self.positional:
-            default = typer.Argument(..., metavar=self.metavar, help=shown)
+            default = typer.Argument(... if self.required else None, metavar=self.metavar, help=shown)
         else:
             flag = "--" + self.name.replace("_", "-")
             flags = f"{flag}/--no-{flag[2:]}" if self.kind == "flag" and self.default is True else flag
@@ -75,9 +77,10 @@ def options_of(request: type[Request]) -> list[Option]:
         _technique_choice(name, request) if name == key else _option(name, [("", field)], _panel(name, request))
         for name, field in request.model_fields.items()
     ]
+    named = [name for option in own for name in _by_other_names(option, request)]
     panels = [None, _technique_panel(key), TRAINING, SHARED]
     return sorted(
-        [*own, *_technique_options(request)], key=lambda option: (not option.positional, panels.index(option.panel))
+        [*named, *_technique_options(request)], key=lambda option: (not option.positional, panels.index(option.panel))
     )
 
 
@@ -85,6 +88,21 @@ def given_arguments(request: type[Request], given: dict[str, Any]) -> dict[str, 
     """The raw request: only what was given."""
     told = {option.name: option for option in options_of(request)}
     return {name: told[name].value(value) for name, value in given.items() if value not in (None, [], ())}
+
+
+def _by_other_names(option: Option, request: type[Request]) -> list[Option]:
+    """An argument, and the options that it may be given as instead."""
+    others = [other for other, name in request.other_names.items() if name == option.name]
+    if not others:
+        return [option]
+    place = replace(option, required=False, metavar=others[0].upper())
+    return [
+        place,
+        *(
+            replace(option, name=other, positional=False, help=f"The same as {place.metavar}.", metavar="TEXT")
+            for other in others
+        ),
+    ]
 
 
 def _panel(name: str, request: type[Request]) -> str | None:
@@ -134,8 +152,11 @@ def _default_words(held: list[tuple[str, FieldInfo]], defaults: list[Any]) -> st
 
 
 def _technique_choice(name: str, request: type[Request]) -> Option:
-    kinds = techniques(request)
-    each = "; ".join(f"{kind}: {(params.__doc__ or '').split('. ')[0].strip(' .')}" for kind, params in kinds.items())
+    kinds = {
+        "SOURCE" if params.by_source else kind: (params.__doc__ or "").split(". ")[0].strip(" .")
+        for kind, params in techniques(request).items()
+    }
+    each = "; ".join(f"{kind}: {words}" for kind, words in kinds.items())
     default = getattr(request.model_fields[name].get_default(call_default_factory=True), name)
     metavar = "|".join(kinds)
     metavar = metavar if len(metavar) <= _LONGEST_METAVAR else "NAME"
@@ -148,7 +169,7 @@ def _technique_options(request: type[Request]) -> Iterator[Option]:
     holders: dict[str, list[tuple[str, FieldInfo]]] = {}
     for kind, params in kinds.items():
         for name, field in params.model_fields.items():
-            if name != key and name not in request.model_fields:
+            if name != key and name not in request.model_fields and not (params.by_source and name == "source"):
                 holders.setdefault(name, []).append((kind, field))
     for name, held in holders.items():
         yield _option(name, held, _technique_panel(key), of_all=len(held) == len(kinds))

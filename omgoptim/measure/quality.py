@@ -117,18 +117,21 @@ def compare_quality(
     targets: list[Any],
     seed: int,
     clock: Callable[[], float] = time.perf_counter,
+    original: Sequence[Arrays] | None = None,
 ) -> Quality:
     """Quality of `after` against `before` on the same samples.
 
     Args:
         seed: of the resamples.
+        original: outputs of the original model, which an agreement is one with; default: `before`.
         clock: seconds; by its own time a metric is recomputed on many resamples, on fewer, or on none.
 
     Raises:
         DataError: the metric cannot be computed on either, or gives no finite number.
     """
     if metric.per_sample:
-        scores = [_sample_scores(metric, side, targets, before) for side in (before, after)]
+        reference = before if original is None else original
+        scores = [_sample_scores(metric, side, targets, reference) for side in (before, after)]
         values = [_finite(side.mean(), metric.name) for side in scores]
         low, high = paired_interval(*scores)
         samples = len(scores[0])

@@ -16,6 +16,7 @@ from torch import nn
 
 from omgoptim.errors import ArtifactError, ModelError, SetupError
 from omgoptim.models.checkpoint import load_checkpoint
+from omgoptim.models.room import refuse_beyond_memory, weight_bytes
 from omgoptim.models.surgery import Surgery, operate
 from omgoptim.models.trust import Reach
 from omgoptim.models.user_code import call_user, load_callable
@@ -78,10 +79,12 @@ def load_source(
 
     Raises:
         RequestError: a path outside the project.
-        ModelError: it does not exist, is no module, or its checkpoint does not fit.
+        ModelError: it does not exist, is no module, its checkpoint does not fit, or its weights are more than memory.
         UserCodeError, SetupError: building it failed.
     """
     artifact = find_artifact(model, reach)
+    for path in _weights_of(model, artifact, checkpoint, reach):
+        refuse_beyond_memory(weight_bytes(path), f"loading {path.name}")
     if (artifact is not None or model.endswith((".onnx", ".pt2"))) and (checkpoint or kwargs):
         given = "a checkpoint was" if checkpoint else "model_kwargs were"
         raise ModelError(f"'{model}' is complete: it carries its own weights", f"{given} given with it", "leave it out")
@@ -113,6 +116,14 @@ def load_source(
     module = build(recipe)
     notes = load_checkpoint(module, reach.file(checkpoint, "checkpoint")) if checkpoint else []
     return Source(module=module, recipe=recipe, notes=notes)
+
+
+def _weights_of(model: str, artifact: Path | None, checkpoint: str | None, reach: Reach) -> list[Path]:
+    """The files and folders that weights will be read from, as far as their size can be seen."""
+    if artifact is not None:
+        return [artifact]
+    names = [name for name in (checkpoint, model.removeprefix("hf:")) if name]
+    return [reach.project / name for name in names if _exists(reach.project, name)]
 
 
 def build(recipe: Recipe) -> nn.Module:
@@ -156,6 +167,13 @@ def _within_reach(folder: Path, reach: Reach) -> Path:
         if kind == "callable":
             reach.inside(project, "the model code of the artifact")
     return folder
+
+
+def _exists(base: Path, name: str) -> bool:
+    try:
+        return (base / name).exists()
+    except OSError:  # too long for a name
+        return False
 
 
 def _is_folder(base: Path, name: str = ".") -> bool:

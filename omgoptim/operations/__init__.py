@@ -9,6 +9,7 @@ from omgoptim.operations.context import RunContext
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import (
     CompareRequest,
+    DistillRequest,
     FactorizeRequest,
     ProfileRequest,
     PruneRequest,
@@ -47,6 +48,10 @@ def run_verb(verb: str, request: Request, context: RunContext, live: Live | None
         from omgoptim.operations.factorize import factorize
 
         return factorize(request, context, live)
+    if isinstance(request, DistillRequest):
+        from omgoptim.operations.distill import distill
+
+        return distill(request, context, live)
     if isinstance(request, CompareRequest):
         from omgoptim.operations.compare import compare
 

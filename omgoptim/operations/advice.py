@@ -24,13 +24,13 @@ def step(tool: str, arguments: dict[str, Any], why: str) -> NextStep:
 def repeat_of(verb: str, request: Request) -> str:
     """The command that makes a request; a Python call where it was made with objects that no command can name."""
     given = request.model_dump(exclude_defaults=True)
-    live = {name for name, value in given.items() if is_live(value)}
-    if not live:
-        return command_of(verb, request)
     key = technique_field(type(request))
     if key in given:
         given.pop(key)
         given.update(technique_arguments(request))
+    live = {name for name, value in given.items() if is_live(value)}
+    if not live:
+        return command_of(verb, request)
     words = [f"{name}={name if name in live else repr(value)}" for name, value in given.items() if name != "model"]
     model = "model" if "model" in live else repr(given["model"])
     return f"omgoptim.{verb}({', '.join([model, *words])})"
@@ -66,7 +66,8 @@ def technique_arguments(request: Request) -> dict[str, Any]:
     if key is None or getattr(request, key) == type(request).model_fields[key].get_default():
         return {}
     params = getattr(request, key)
-    return dict(params.model_dump(exclude_defaults=True)) | {key: getattr(params, key)}
+    own = params.model_dump(exclude_defaults=True, exclude={"source"} if params.by_source else None)
+    return dict(own) | {key: params.bare(key)}
 
 
 def profile_steps(request: ModelRequest, subject: Subject, layers: Sequence[Layer]) -> list[NextStep]:

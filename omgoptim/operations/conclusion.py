@@ -1,4 +1,4 @@
-"""The end of a run of rounds: the kept model saved, reopened, measured against the original, and reported."""
+"""The end of a run that trained: the model saved, reopened, measured against the original, and reported."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torch import nn
+
+from omgoptim.models.source import Recipe
 from omgoptim.operations.advice import repeat_of
 from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.delivery import Measured, measure, save
+from omgoptim.operations.job import AnyJob
 from omgoptim.operations.measured import artifact_record, environment, shown_request
 from omgoptim.operations.output import deliver
 from omgoptim.operations.reshaping_advice import next_steps
-from omgoptim.operations.rounds import Job, Kept, merged, reestimation_gain, training_record
+from omgoptim.operations.subject import Subject
 from omgoptim.operations.verdict import (
     Outcome,
     load_warnings,
@@ -22,34 +26,39 @@ from omgoptim.operations.verdict import (
     quality_words,
     verdict_words,
 )
-from omgoptim.reports import EfficiencyReport, Measurement, SensitivityPoint
-
-LORA_WORDS = (
-    "adapters were trained and merged into the weights: they saved memory while training, and save no time at inference"
-)
+from omgoptim.reports import Candidate, Control, EfficiencyReport, Measurement, Round, SensitivityPoint, Training
+from omgoptim.techniques.registry import Outcome as Changes
 
 
 @dataclass(frozen=True, slots=True)
-class Goal:
-    """What the run was to reach, in words, and whether it did."""
+class Ending:
+    """The model that becomes the artifact, and what is told of how it came about."""
 
     name: str
     """For the verdict: `structured pruning, 50 % of the channels`."""
+    module: nn.Module
+    subject: Subject
+    """What the module is called with, and what it descends from."""
+    changes: Changes
+    recipe: Recipe | None = None
+    """How a fresh process builds the module, but for its surgery; None: as the subject's own."""
     missed: Callable[[Measured], str | None] = lambda _: None
-    """By what was measured: why it was not reached, in words; None if it was."""
-    facts: Sequence[str] = field(default_factory=tuple)
-    """Sentences for the summary that are the technique's own."""
+    """By what was measured: why the goal was not reached, in words; None if it was."""
+    facts: Sequence[str] = ()
+    """Sentences for the summary, before the numbers."""
+    closing: Sequence[str] = ()
+    """Sentences for its end."""
+    warnings: Sequence[str] = ()
+    control: Callable[[Measured], Control] | None = None
+    """Measures the control against the artifact."""
+    rounds: list[Round] = field(default_factory=list)
+    training: Training | None = None
+    sensitivity: list[SensitivityPoint] = field(default_factory=list)
+    candidates: list[Candidate] = field(default_factory=list)
 
 
-def conclude(
-    verb: str,
-    job: Job,
-    kept: Kept,
-    goal: Goal,
-    output: Path | None,
-    sensitivity: Sequence[SensitivityPoint],
-) -> EfficiencyReport:
-    """Save, measure and report the kept round's model.
+def conclude(verb: str, job: AnyJob, ending: Ending, output: Path | None) -> EfficiencyReport:
+    """Save, measure and report the model that a run ends with.
 
     Raises:
         OmgoptimError: it cannot be saved, reopened or measured; there is no artifact then.
@@ -58,22 +67,18 @@ def conclude(
     context.progress("saving the artifact", 0.77)
     baseline = baseline_on(request.runtime, subject, context)
     made = context.work / "artifact"
-    untold = save(kept.stage.module, subject, job.runtime, made, context)
+    untold = save(ending.module, ending.subject, job.runtime, made, context, recipe=ending.recipe)
     measured = measure(request, context, subject, baseline, made)
+    control = ending.control(measured) if ending.control else None
     os.replace(made, context.artifact)
-    missed = _rewound(job, kept) or goal.missed(measured)
-    outcome = _outcome(measured, request.max_quality_drop, missed)
+    guard, missed = request.max_quality_drop, ending.missed(measured)
+    outcome: Outcome = "guard_failed" if missed else outcome_of(measured.gains, measured.quality, guard)
     place, undelivered = deliver(context.artifact, output, outcome != "guard_failed")
-    quality, real = measured.quality, subject.data.real
-    changes = merged(kept.stages, kept.stage)
-    training = training_record(job, kept.stages)
-    warnings = [*subject.notes, *job.material.notes, *kept.stage.warnings, *untold, *undelivered]
-    if training is not None and request.recover == "lora":
-        warnings.append(LORA_WORDS)
-    warnings += [*quality_warnings(quality, request.max_quality_drop, real), *load_warnings(measured.load)]
+    warnings = [*subject.notes, *job.material.notes, *ending.warnings, *untold, *undelivered]
+    warnings += [*quality_warnings(measured.quality, guard, subject.data.real), *load_warnings(measured.load)]
     return EfficiencyReport(
         outcome=outcome,
-        summary=_summary(outcome, goal, missed, measured, job, kept),
+        summary=_summary(outcome, ending, missed, measured, guard, control),
         warnings=warnings,
         next_steps=next_steps(verb, request, outcome, context.run_id, subject, measured.gains, missed is not None),
         verb=verb,
@@ -83,61 +88,41 @@ def conclude(
         before=measured.before,
         after=measured.after,
         gains=measured.gains,
-        changed=changes.changed,
-        skipped=changes.skipped,
-        rounds=[stage.record for stage in kept.stages],
-        training=training,
-        sensitivity=list(sensitivity),
+        changed=ending.changes.changed,
+        skipped=ending.changes.skipped,
+        rounds=ending.rounds,
+        training=ending.training,
+        control=control,
+        sensitivity=ending.sensitivity,
+        candidates=ending.candidates,
         macs_check=subject.macs.check if subject.macs else None,
         artifact=artifact_record(place),
-        lineage=list(subject.lineage),
+        lineage=list(ending.subject.lineage),
         repeat=repeat_of(verb, request),
     )
 
 
-def _outcome(measured: Measured, guard: float, missed: str | None) -> Outcome:
-    """The guard and the goal first, then whether anything was gained."""
-    found = outcome_of(measured.gains, measured.quality, guard)
-    return "guard_failed" if missed else found
-
-
-def _rewound(job: Job, kept: Kept) -> str | None:
-    """That the artifact is an earlier round than was asked for, and why."""
-    if not kept.rewound:
-        return None
-    last, chosen = kept.stages[-1].record, kept.stage.record
-    lost = "collapsed" if last.quality_drop is None else f"loses {last.quality_drop:.4f} on the selection samples"
-    amount = "" if chosen.amount is None else f" (amount {chosen.amount:.3g} of {_goal_amount(kept):.3g})"
-    return (
-        f"round {last.number} {lost}, more than {job.request.max_quality_drop:g}: round {chosen.number} is kept{amount}"
-    )
-
-
-def _goal_amount(kept: Kept) -> float:
-    """The amount of the last round that was made."""
-    return kept.stages[-1].record.amount or 0.0
-
-
-def _summary(outcome: Outcome, goal: Goal, missed: str | None, measured: Measured, job: Job, kept: Kept) -> str:
-    guard = job.request.max_quality_drop
+def _summary(
+    outcome: Outcome, ending: Ending, missed: str | None, measured: Measured, guard: float, control: Control | None
+) -> str:
+    """The guard and the goal first, then what was gained, what is left, and the quality."""
     fits = outcome_of(measured.gains, measured.quality, guard) != "guard_failed"
     if outcome == "guard_failed" and missed and fits:
         first = f"The goal was not reached: {missed}. " + verdict_words(
-            "ok", goal.name, measured.gains, measured.quality, guard
+            "ok", ending.name, measured.gains, measured.quality, guard
         )
     else:
-        first = verdict_words(outcome, goal.name, measured.gains, measured.quality, guard)
+        first = verdict_words(outcome, ending.name, measured.gains, measured.quality, guard)
         first += f" {missed[0].upper()}{missed[1:]}." if missed else ""
     parts = [
         first,
-        *kept.stage.outcome.notes,
-        *goal.facts,
+        *ending.changes.notes,
+        *ending.facts,
         left_words(measured.before, measured.after),
         quality_words(measured.before, measured.quality),
+        control_words(control),
+        *ending.closing,
     ]
-    gain = reestimation_gain(kept.stage)
-    if gain is not None and gain > 0.0005:
-        parts.append(f"New batch-norm statistics alone brought {gain:+.4f} (selection samples, no labels).")
     return " ".join(part for part in parts if part)
 
 
@@ -151,3 +136,22 @@ def left_words(before: Measurement, after: Measurement) -> str:
     if before.macs and after.macs and after.macs < before.macs:
         told.append(f"{after.macs / before.macs:.1%} of the multiply-accumulates")
     return f"Left: {', '.join(told)}." if told else ""
+
+
+def control_words(control: Control | None) -> str:
+    """What the teacher brought, as far as the interval says that it did."""
+    if control is None or control.quality is None or control.gain is None:
+        return ""
+    interval = ""
+    if control.gain_low is not None and control.gain_high is not None:
+        interval = f" (95 %: {control.gain_low:+.4f} to {control.gain_high:+.4f})"
+    if control.kept:
+        return (
+            "Distillation did not help: the same student, trained as long without the teacher, was better on the "
+            f"selection samples and is the artifact. Distilled it would have {control.gain:+.4f}{interval}."
+        )
+    clear = control.gain_low is not None and control.gain_low > 0
+    brought = "the teacher brought" if clear else "what the teacher brought cannot be told from nothing:"
+    return (
+        f"Without the teacher the same student reaches {control.quality:.4f}: {brought} {control.gain:+.4f}{interval}."
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +66,14 @@ def save(
     folder: Path,
     context: RunContext,
     *,
+    recipe: Recipe | None = None,
     to_time_only: bool = False,
 ) -> list[str]:
     """Save a changed module as an artifact that `runtime` runs: recipe with its surgery and weights, and beside them
     the same model as ONNX and .pt2.
 
     Args:
+        recipe: how a fresh process builds the module, but for its surgery; default: as the subject's own.
         to_time_only: leave out what timing does not need: the programs that another engine runs, and the counts.
 
     Returns:
@@ -92,7 +94,7 @@ def save(
             raise program.error or OmgoptimError("the changed model has no program")
         elif program.error is not None:
             notes.append(f"there is no {artifacts.PROGRAM} beside the artifact: {program.error.what}")
-    recipe = recipe_of(subject)
+    recipe = recipe or recipe_of(subject)
     as_pt2 = recipe.kind == "pt2"
     if as_pt2 or not to_time_only:
         path = context.work / "changed" / artifacts.PROGRAM2
@@ -142,7 +144,8 @@ class Measured:
     quality: Quality
     timing: Timing
     load: float
-    notes: list[str] = field(default_factory=list)
+    outputs: list[Path]
+    """Folders with what the original and the artifact gave on the evaluation data."""
 
 
 def measure(request: ModelRequest, context: RunContext, subject: Subject, baseline: Path, folder: Path) -> Measured:
@@ -167,4 +170,4 @@ def measure(request: ModelRequest, context: RunContext, subject: Subject, baseli
     before = measurement(baseline, raced.timing(0), subject.bench, quality.before, quality.metric, count)
     after = measurement(folder, raced.timing(1), subject.bench, quality.after, quality.metric, count)
     gained = gains(before, after, raced.timing(1), quality, raced.load)
-    return Measured(before, after, gained, quality, raced.timing(1), raced.load)
+    return Measured(before, after, gained, quality, raced.timing(1), raced.load, targets)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from torch import nn
 
 from omgoptim.errors import DataError
-from omgoptim.operations.conclusion import Goal, conclude
+from omgoptim.operations.conclusion import conclude
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.delivery import engine_for, require_module
+from omgoptim.operations.job import Job, applied
 from omgoptim.operations.material import gather
 from omgoptim.operations.output import free_output
 from omgoptim.operations.reshaping_plan import plan_report
-from omgoptim.operations.rounds import Job, applied, keep, run_round
+from omgoptim.operations.rounds import keep, run_round
+from omgoptim.operations.rounds_ending import Goal, ending_of
 from omgoptim.operations.sensitivity import study
 from omgoptim.operations.subject import Live, prepare
 from omgoptim.reports import EfficiencyReport
@@ -43,7 +45,7 @@ def factorize(request: FactorizeRequest, context: RunContext, live: Live | None 
         return applied(job, copied, request.method, job.module_run(span))
 
     kept = keep(job, [run_round(job, 1, _amount(request), original, take, held=False)])
-    return conclude("factorize", job, kept, Goal(_name(request.method)), output, points)
+    return conclude("factorize", job, ending_of(job, kept, Goal(_name(request.method)), points), output)
 
 
 def _amount(request: FactorizeRequest) -> float | None:

@@ -16,7 +16,7 @@ from omgoptim.errors import DataError
 from omgoptim.models.samples import Samples, batch_length, call_of, of_size
 from omgoptim.operations.overlap import overlap_notes
 from omgoptim.operations.subject import Live, Subject
-from omgoptim.requests import TrainingRequest
+from omgoptim.requests import RecoveryRequest, TrainingRequest
 from omgoptim.runtimes.signature import flatten
 from omgoptim.training.batches import Batches, as_target
 from omgoptim.training.judge import Judge
@@ -69,7 +69,7 @@ def gather(request: TrainingRequest, subject: Subject, module: nn.Module, live: 
     notes += overlap_notes(selection, "that choose", subject)
     epochs = _epochs(request, has_train)
     loss = loss_for(request, subject, module, statistics, live)
-    if epochs and loss is None and not request.distill:
+    if epochs and loss is None and isinstance(request, RecoveryRequest) and not request.distill:
         raise DataError(
             "there is nothing to train towards",
             "the training data has no targets, and learning from the original's outputs was switched off",
@@ -82,7 +82,7 @@ def gather(request: TrainingRequest, subject: Subject, module: nn.Module, live: 
 
 
 def _epochs(request: TrainingRequest, has_train: bool) -> int:
-    if request.recover == "none":
+    if isinstance(request, RecoveryRequest) and request.recover == "none":
         return 0
     if request.epochs is None:
         return 1 if has_train else 0

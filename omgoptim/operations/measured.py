@@ -58,9 +58,9 @@ def gains(before: Measurement, after: Measurement, timing: Timing, quality: Qual
         memory_ratio=_ratio(before.peak_memory_bytes, after.peak_memory_bytes),
         macs_ratio=_ratio(before.macs, after.macs),
         quality_drop=quality.drop if quality else None,
-        quality_drop_low=_finite(quality.low) if quality else None,
-        quality_drop_high=_finite(quality.high) if quality else None,
-        agreement=_finite(quality.agreement) if quality else None,
+        quality_drop_low=finite(quality.low) if quality else None,
+        quality_drop_high=finite(quality.high) if quality else None,
+        agreement=finite(quality.agreement) if quality else None,
         launches=timing.launches,
     )
 
@@ -69,7 +69,8 @@ def _ratio(before: int | None, after: int | None) -> float | None:
     return before / after if before and after else None
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """A number that a report can hold; None for one that is infinite or NaN."""
     return value if math.isfinite(value) else None
 
 

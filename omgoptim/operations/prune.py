@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from torch import nn
 
 from omgoptim.errors import DataError
-from omgoptim.operations.conclusion import Goal, conclude
+from omgoptim.operations.conclusion import conclude
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.delivery import engine_for, require_module
+from omgoptim.operations.job import Job, applied
 from omgoptim.operations.material import gather
 from omgoptim.operations.output import free_output
 from omgoptim.operations.reshaping_plan import plan_report
 from omgoptim.operations.round_state import Stage
-from omgoptim.operations.rounds import Job, applied, collapsed, keep, run_round
+from omgoptim.operations.rounds import collapsed, keep, run_round
+from omgoptim.operations.rounds_ending import Goal, ending_of
 from omgoptim.operations.sensitivity import study
 from omgoptim.operations.speed_goal import SpeedGoal, reached, take_for_speed
 from omgoptim.operations.subject import Live, Subject, prepare
@@ -51,7 +53,7 @@ def prune(request: PruneRequest, context: RunContext, live: Live | None = None) 
     points = study(job, request.method) if request.sensitivity else []
     stages = _rounds(job, steps)
     kept = keep(job, stages)
-    return conclude("prune", job, kept, _goal(request, kept.stage), output, points)
+    return conclude("prune", job, ending_of(job, kept, _goal(request, kept.stage), points), output)
 
 
 def steps_of(request: PruneRequest) -> list[Step]:
@@ -88,7 +90,7 @@ def _refuse_without_data(request: PruneRequest, subject: Subject) -> None:
         )
 
 
-def _rounds(job: Job, steps: list[Step]) -> list[Stage]:
+def _rounds(job: Job[PruneRequest], steps: list[Step]) -> list[Stage]:
     """Every round until the last, or until one collapses."""
     stages: list[Stage] = []
     module = job.original

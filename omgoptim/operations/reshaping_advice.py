@@ -1,17 +1,18 @@
-"""Next steps after a model was pruned or factorized."""
+"""Next steps after a model was pruned, factorized or distilled."""
 
 from __future__ import annotations
 
 from omgoptim.operations.advice import common_arguments, same_arguments, step
 from omgoptim.operations.subject import Subject
 from omgoptim.reports import Gains, NextStep
-from omgoptim.requests import FactorizeRequest, PruneRequest
+from omgoptim.requests import DistillRequest, FactorizeRequest, PruneRequest
+from omgoptim.requests.distill import Auto
 from omgoptim.requests.prune import Structured
 
 
 def next_steps(
     verb: str,
-    request: PruneRequest | FactorizeRequest,
+    request: PruneRequest | FactorizeRequest | DistillRequest,
     outcome: str,
     run_id: str,
     subject: Subject,
@@ -42,7 +43,9 @@ def next_steps(
     return steps[:3]
 
 
-def _more_training(verb: str, request: PruneRequest | FactorizeRequest, subject: Subject) -> list[NextStep]:
+def _more_training(
+    verb: str, request: PruneRequest | FactorizeRequest | DistillRequest, subject: Subject
+) -> list[NextStep]:
     """Training, or more of it; and smaller steps."""
     given = same_arguments(request)
     epochs = 1 if request.epochs is None else request.epochs
@@ -53,4 +56,7 @@ def _more_training(verb: str, request: PruneRequest | FactorizeRequest, subject:
     if isinstance(request, PruneRequest) and request.amounts is None and request.goal is not None:
         gently = given | {"rounds": max(3, 2 * request.rounds), "epochs": max(1, epochs)}
         steps.append(step(verb, gently, "smaller steps, each trained back, lose less than one large one"))
+    if isinstance(request, DistillRequest) and isinstance(request.student, Auto) and request.student.compression:
+        larger = given | {"target_compression": max(1.5, request.student.compression / 2)}
+        steps.append(step(verb, larger, "a larger student keeps more"))
     return steps

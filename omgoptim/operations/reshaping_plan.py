@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from omgoptim.measure.macs import count_macs
 from omgoptim.measure.size import count_params
 from omgoptim.operations.advice import repeat_of, same_arguments, step
+from omgoptim.operations.job import WORK, applied
 from omgoptim.operations.material import one_sample
 from omgoptim.operations.measured import environment, shown_request
-from omgoptim.operations.rounds import WORK, Job, applied
+from omgoptim.operations.rounds import RoundsJob
 from omgoptim.reports import EfficiencyReport, Round
 from omgoptim.requests import Params
 
@@ -19,7 +20,7 @@ MOST_BATCHES = 100_000
 """Batches of an epoch that are counted; more are called more."""
 
 
-def plan_report(verb: str, job: Job, steps: Sequence[Params]) -> EfficiencyReport:
+def plan_report(verb: str, job: RoundsJob, steps: Sequence[Params]) -> EfficiencyReport:
     """What the last round would change, and how much training there would be.
 
     Raises:
@@ -54,7 +55,7 @@ def plan_report(verb: str, job: Job, steps: Sequence[Params]) -> EfficiencyRepor
     )
 
 
-def _training_words(job: Job, rounds: int) -> str:
+def _training_words(job: RoundsJob, rounds: int) -> str:
     epochs = job.material.epochs
     if not epochs:
         return ", without training"

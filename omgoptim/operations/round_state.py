@@ -17,7 +17,17 @@ from omgoptim.runtimes.torch_precision import load_state, state_of
 from omgoptim.techniques.registry import Outcome
 
 WEIGHTS, STATE = "weights.safetensors", "state.json"
-TRAINING = ("quality", "loss", "trained_params", "total_params", "seconds", "resumed", "stopped", "warnings")
+TRAINING = (
+    "quality",
+    "loss",
+    "trained_params",
+    "total_params",
+    "seconds",
+    "resumed",
+    "stopped",
+    "teacher_outputs",
+    "warnings",
+)
 
 
 @dataclass(slots=True)
@@ -38,6 +48,8 @@ class Stage:
     seconds: float = 0.0
     resumed: int = 0
     stopped: str | None = None
+    teacher_outputs: str | None = None
+    """Whether the teacher's outputs were computed once and kept, in words."""
     warnings: list[str] = field(default_factory=list)
     """What must be said of its training."""
 

@@ -13,88 +13,33 @@ from torch import nn
 
 from omgoptim.measure.macs import count_macs
 from omgoptim.measure.size import count_params
-from omgoptim.operations.context import RunContext
-from omgoptim.operations.material import Material, one_sample, scoring_loss
+from omgoptim.operations.job import Job
+from omgoptim.operations.material import one_sample
+from omgoptim.operations.measured import finite
 from omgoptim.operations.round_state import Stage, read_stage, write_stage
-from omgoptim.operations.subject import Subject
 from omgoptim.operations.verdict import holds
 from omgoptim.reports import Change, Round, Training
-from omgoptim.requests import FactorizeRequest, Params, PruneRequest
-from omgoptim.techniques.registry import ModuleRun, Outcome, apply_to_module
+from omgoptim.requests import FactorizeRequest, PruneRequest
+from omgoptim.techniques.registry import Outcome
 from omgoptim.training.batch_norm import reestimate
 from omgoptim.training.distillation import DistillationLoss
 from omgoptim.training.loop import fit
 from omgoptim.training.masks import ZeroMasks
-from omgoptim.training.modes import placed
 from omgoptim.training.plan import TrainingPlan
 from omgoptim.training.recover import recovering
 
 COLLAPSE = 0.5
 """A round that loses this fraction of the original's quality is not built upon."""
 
-WORK = (0.12, 0.76)
-"""Fractions of the whole run between which rounds move its progress."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What every round of a run works with."""
-
-    request: PruneRequest | FactorizeRequest
-    context: RunContext
-    subject: Subject
-    material: Material
-    original: nn.Module
-    runtime: str
-    rounds: int
-
-    def module_run(self, span: tuple[float, float] = WORK) -> ModuleRun:
-        """What a technique gets; its progress moves the run's within `span`."""
-        scratch = self.context.work / "technique"
-        scratch.mkdir(parents=True, exist_ok=True)
-        start, end = span
-
-        def progress(stage: str, done: float | None) -> None:
-            self.context.progress(stage, None if done is None else start + (end - start) * done)
-
-        return ModuleRun(
-            signature=self.subject.signature,
-            statistics=self.material.statistics,
-            loss=scoring_loss(self.material.loss),
-            original=placed(self.original, self.subject.device),
-            scratch=scratch,
-            seed=self.request.seed,
-            threads=self.subject.bench.threads,
-            device=self.subject.device,
-            real=self.subject.data.real,
-            runtime=self.runtime,
-            progress=progress,
-        )
-
-    def span(self, number: int, part: tuple[float, float]) -> tuple[float, float]:
-        """The fractions of the run that a part (of a round, 0..1) of round `number` takes."""
-        start, end = WORK
-        width = (end - start) / self.rounds
-        return start + width * (number - 1 + part[0]), start + width * (number - 1 + part[1])
-
-    def drop(self, quality: float) -> float:
-        """How much less that is than the original's quality, on the selection samples."""
-        return self.material.judge.original - quality
-
-
-def applied(job: Job, module: nn.Module, params: Params, run: ModuleRun) -> Outcome:
-    """Apply a technique to a module on the run's device; it comes back to the CPU, whatever happens."""
-    try:
-        return apply_to_module(module.to(job.subject.device), params, run)
-    finally:
-        module.cpu()
+RoundsJob = Job[PruneRequest | FactorizeRequest]
+"""A run that takes away and trains back."""
 
 
 Take = Callable[[nn.Module, tuple[float, float]], Outcome]
 """Takes weights away from the copy it is given; the second argument is its part of the run's progress."""
 
 
-def run_round(job: Job, number: int, amount: float | None, start: nn.Module, take: Take, held: bool) -> Stage:
+def run_round(job: RoundsJob, number: int, amount: float | None, start: nn.Module, take: Take, held: bool) -> Stage:
     """One round from the module that the last one ended with; what was done of it before is not done again.
 
     Args:
@@ -114,14 +59,14 @@ def run_round(job: Job, number: int, amount: float | None, start: nn.Module, tak
         write_stage(folder / "taken", stage, job.original)
     if job.material.epochs:
         _train(job, stage, number, folder / "training", held)
-    stage.record = stage.record.model_copy(update={"quality_drop": _finite(job.drop(stage.quality))})
+    stage.record = stage.record.model_copy(update={"quality_drop": finite(job.drop(stage.quality))})
     write_stage(folder / "done", stage, job.original)
     for finished in ("taken", "training"):
         shutil.rmtree(folder / finished, ignore_errors=True)
     return stage
 
 
-def _settle(job: Job, stage: Stage) -> None:
+def _settle(job: RoundsJob, stage: Stage) -> None:
     """Judge what was taken away, estimate batch-norm statistics again, keep the better of the two, and count."""
     judge, module = job.material.judge, stage.module
     taken = judge.score(module)
@@ -139,13 +84,13 @@ def _settle(job: Job, stage: Stage) -> None:
         "params": params,
         "nonzero_params": nonzero,
         "macs": count_macs(module, args, kwargs).macs,
-        "quality_taken": _finite(taken),
-        "quality_reestimated": _finite(again) if layers else None,
+        "quality_taken": finite(taken),
+        "quality_reestimated": finite(again) if layers else None,
     }
     stage.record = stage.record.model_copy(update=told)
 
 
-def _train(job: Job, stage: Stage, number: int, folder: Path, held: bool) -> None:
+def _train(job: RoundsJob, stage: Stage, number: int, folder: Path, held: bool) -> None:
     request, material, device = job.request, job.material, job.subject.device
     start, end = job.span(number, (0.4, 1.0))
     masks = ZeroMasks.of(stage.module, [change.path for change in stage.outcome.changed]) if held else None
@@ -178,7 +123,7 @@ def _train(job: Job, stage: Stage, number: int, folder: Path, held: bool) -> Non
         stage.quality = material.judge.score(stage.module)
     else:
         stage.quality = fitted.quality
-    stage.record = stage.record.model_copy(update={"quality_trained": _finite(stage.quality)})
+    stage.record = stage.record.model_copy(update={"quality_trained": finite(stage.quality)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +136,7 @@ class Kept:
     """Whether a later round went further and was undone, because it lost more than the guard allows."""
 
 
-def keep(job: Job, stages: list[Stage]) -> Kept:
+def keep(job: RoundsJob, stages: list[Stage]) -> Kept:
     """The last round within the guard; if none is, the one that lost least. By the selection samples."""
     guard = job.request.max_quality_drop
     within = [stage for stage in stages if holds(job.drop(stage.quality), guard)]
@@ -203,7 +148,7 @@ def keep(job: Job, stages: list[Stage]) -> Kept:
     return Kept(chosen, stages, chosen is not last)
 
 
-def _why(job: Job, stage: Stage, chosen: Stage, last: Stage) -> str:
+def _why(job: RoundsJob, stage: Stage, chosen: Stage, last: Stage) -> str:
     drop, guard = job.drop(stage.quality), job.request.max_quality_drop
     if stage is chosen and holds(drop, guard):
         return "the goal, within the guard" if stage is last else "the last round within the guard"
@@ -214,7 +159,7 @@ def _why(job: Job, stage: Stage, chosen: Stage, last: Stage) -> str:
     return "a step on the way" if holds(drop, guard) else f"lost {drop:.4f}, more than the guard {guard:g}"
 
 
-def collapsed(job: Job, stage: Stage) -> bool:
+def collapsed(job: RoundsJob, stage: Stage) -> bool:
     """Whether a round lost so much that building on it is pointless."""
     original = job.material.judge.original
     return not math.isfinite(stage.quality) or job.drop(stage.quality) > COLLAPSE * max(abs(original), 1e-6)
@@ -232,7 +177,7 @@ def merged(stages: list[Stage], kept: Stage) -> Outcome:
     return Outcome(list(changes.values()), skipped, kept.outcome.notes)
 
 
-def training_record(job: Job, stages: list[Stage]) -> Training | None:
+def training_record(job: RoundsJob, stages: list[Stage]) -> Training | None:
     """What was trained over all rounds; None if nothing was."""
     epochs = [epoch for stage in stages for epoch in stage.epochs]
     if not epochs and not any(stage.stopped for stage in stages):
@@ -257,7 +202,3 @@ def reestimation_gain(kept: Stage) -> float | None:
     """What the new batch-norm statistics of the kept round brought by themselves; None without batch normalization."""
     taken, again = kept.record.quality_taken, kept.record.quality_reestimated
     return None if taken is None or again is None else again - taken
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from omgoptim.errors import OmgoptimError, TechniqueError
-from omgoptim.operations.rounds import Job, applied
+from omgoptim.operations.job import applied
+from omgoptim.operations.rounds import RoundsJob
 from omgoptim.reports import SensitivityPoint
 from omgoptim.requests import Params
 from omgoptim.requests.factorize import Factorization, Whitened
@@ -29,7 +30,7 @@ FEW = 64
 SPAN = (0.09, 0.12)
 
 
-def study(job: Job, params: Params) -> list[SensitivityPoint]:
+def study(job: RoundsJob, params: Params) -> list[SensitivityPoint]:
     """Quality with only one layer or group compressed, at each of `AMOUNTS`; batch-norm statistics estimated again.
 
     Raises:
@@ -55,7 +56,7 @@ def study(job: Job, params: Params) -> list[SensitivityPoint]:
     return points
 
 
-def _paths(job: Job, params: Params) -> list[str]:
+def _paths(job: RoundsJob, params: Params) -> list[str]:
     """The groups, or the layers that the technique would change, found by letting it act on a copy."""
     if isinstance(params, Structured):
         return [group.name for group in find_groups(placed(job.original, job.subject.device), params, _run(job)).groups]
@@ -63,7 +64,7 @@ def _paths(job: Job, params: Params) -> list[str]:
     return list(dict.fromkeys(change.path for change in outcome.changed))
 
 
-def _run(job: Job) -> ModuleRun:
+def _run(job: RoundsJob) -> ModuleRun:
     """A technique here works on one of many copies: its own progress is none of the run's."""
     return replace(job.module_run(SPAN), progress=lambda _stage, _done: None)
 
@@ -93,7 +94,7 @@ def _rank_only(amount: float) -> dict[str, Any]:
     return {"target_compression": None, "energy": None, "rank": None, "rank_ratio": 1 - amount, "per": "bytes"}
 
 
-def _quality(job: Job, params: Params) -> float | None:
+def _quality(job: RoundsJob, params: Params) -> float | None:
     """None where this layer alone cannot be compressed by so much."""
     module: nn.Module = copy.deepcopy(job.original)
     try:

@@ -13,8 +13,8 @@ from omgoptim.errors import OmgoptimError
 from omgoptim.measure.race import Plan, Timing, race
 from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.delivery import Measured, save
-from omgoptim.operations.rounds import Job
-from omgoptim.requests import Params
+from omgoptim.operations.job import Job
+from omgoptim.requests import Params, PruneRequest
 from omgoptim.requests.prune import Structured
 from omgoptim.techniques.prune.dependencies import find_groups
 from omgoptim.techniques.prune.importance import importance_of
@@ -78,7 +78,9 @@ class Cut:
     """Measured time of the whole model as a fraction of the original's."""
 
 
-def take_for_speed(job: Job, goal: SpeedGoal, params: Params, module: nn.Module, span: tuple[float, float]) -> Outcome:
+def take_for_speed(
+    job: Job[PruneRequest], goal: SpeedGoal, params: Params, module: nn.Module, span: tuple[float, float]
+) -> Outcome:
     """Remove channels from `module` until the whole model, measured in fresh processes, is as fast as the goal.
 
     Returns:
@@ -152,7 +154,7 @@ def _cuts(
     return cuts
 
 
-def _measure(job: Job, module: nn.Module, baseline: Path) -> tuple[float, float]:
+def _measure(job: Job[PruneRequest], module: nn.Module, baseline: Path) -> tuple[float, float]:
     """The original's milliseconds, and the module's time as a fraction of it; both from the same launches."""
     cuts = job.context.work / "cuts"
     cuts.mkdir(parents=True, exist_ok=True)

@@ -43,6 +43,7 @@ class Live:
     data: Callable[..., Any] | None = None
     metric: Callable[..., Any] | None = None
     loss: Callable[..., Any] | None = None
+    student: nn.Module | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +270,7 @@ def _save_baseline(
         return
     if opened.module is None:
         raise ModelError("there is no model to save")
-    recipe = source.recipe or _recipe_of_live(opened.module, manifest.signature, example, work)
+    recipe = source.recipe or recipe_of_live(opened.module, manifest.signature, example, work / "live.pt2")
     artifacts.save_module(folder, opened.module, recipe, manifest, check)
 
 
@@ -311,11 +312,14 @@ def _refuse_other_inputs(inputs: tuple[InputTensor, ...], signature: Signature) 
             )
 
 
-def _recipe_of_live(module: nn.Module, signature: Signature, example: NamedBatch, work: Path) -> Recipe:
-    """A live module has no source that a fresh process could build it from: it travels as an exported program."""
+def recipe_of_live(module: nn.Module, signature: Signature, example: NamedBatch, path: Path) -> Recipe:
+    """A live module has no source that a fresh process could build it from: it travels as an exported program.
+
+    Args:
+        path: where the program is written.
+    """
     from omgoptim.runtimes.export import export_pt2
 
-    path = work / "live.pt2"
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = as_tensors(example, signature.dtypes)
     export_pt2(module, tensors, signature, path)

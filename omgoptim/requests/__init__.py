@@ -7,10 +7,10 @@ request, so that every face accepts the same and refuses in the same words.
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
-from pydantic import ValidationError
+from pydantic import BeforeValidator, ValidationError
 from pydantic.fields import FieldInfo
 
 from omgoptim.errors import OmgoptimError, RequestError, did_you_mean
@@ -29,6 +29,7 @@ VERBS: dict[str, type[Request]] = {
     "quantize": QuantizeRequest,
     "prune": PruneRequest,
     "factorize": FactorizeRequest,
+    "distill": DistillRequest,
     "compare": CompareRequest,
 }
 """Verbs that start a run."""
@@ -87,7 +88,7 @@ def parse(verb: str, raw: dict[str, Any]) -> Request:
     if verb not in known:
         raise RequestError(f"'{verb}' is no verb of omgoptim", did_you_mean(verb, known))
     request = known[verb]
-    arguments = _gather_technique_arguments(verb, request, dict(raw))
+    arguments = _gather_technique_arguments(verb, request, _by_first_names(verb, request, dict(raw)))
     try:
         return request.model_validate(arguments)
     except OmgoptimError:
@@ -101,6 +102,16 @@ def _union_members(field: FieldInfo) -> list[type[Params]]:
     return [m for m in members if isinstance(m, type) and issubclass(m, Params)] if field.discriminator else []
 
 
+def _by_first_names(verb: str, request: type[Request], arguments: dict[str, Any]) -> dict[str, Any]:
+    for other, name in request.other_names.items():
+        if other not in arguments:
+            continue
+        if name in arguments:
+            raise RequestError(f"{verb} was given '{name}' and '{other}'", "they are the same argument", "give one")
+        arguments[name] = arguments.pop(other)
+    return arguments
+
+
 def _gather_technique_arguments(verb: str, request: type[Request], arguments: dict[str, Any]) -> dict[str, Any]:
     """Move a technique's parameters into the technique's object; refuse names that nobody knows."""
     key = technique_field(request)
@@ -110,7 +121,7 @@ def _gather_technique_arguments(verb: str, request: type[Request], arguments: di
     if key is None:
         raise unknown_argument(loose[0], verb, request.model_fields)
     chosen = arguments.get(key, request.model_fields[key].get_default().model_dump()[key])
-    nested = {key: chosen} if isinstance(chosen, str) else dict(chosen)
+    nested = dict(_expanded(request.model_fields[key], chosen))
     kinds = techniques(request)
     technique = kinds.get(str(nested.get(key)))
     if technique is None:
@@ -127,6 +138,14 @@ def _gather_technique_arguments(verb: str, request: type[Request], arguments: di
             raise unknown_argument(name, verb, {**request.model_fields, **technique.model_fields})
         nested[name] = arguments.pop(name)
     return arguments | {key: nested}
+
+
+def _expanded(field: FieldInfo, chosen: Any) -> Any:
+    """What a technique's bare name stands for, by the field's own validator."""
+    for expand in field.metadata:
+        if isinstance(expand, BeforeValidator):
+            chosen = cast(Callable[[Any], Any], expand.func)(chosen)
+    return chosen
 
 
 def unknown_argument(name: str, verb: str, known: Iterable[str]) -> RequestError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -21,9 +21,19 @@ class Request(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    other_names: ClassVar[dict[str, str]] = {}
+    """Further names that an argument may be given by: `{"teacher": "model"}`."""
+
 
 class Params(Request):
     """Base of a technique's own parameters: one class per technique, one literal field that names it."""
+
+    by_source: ClassVar[bool] = False
+    """Whether a bare name stands for the field `source`, which says what to load, instead of for the technique."""
+
+    def bare(self, key: str) -> str:
+        """The bare name that stands for these params; `key` is the field that names the technique."""
+        return str(getattr(self, "source" if self.by_source else key))
 
 
 class ModelRequest(Request):

@@ -28,10 +28,14 @@ def command_of(verb: str, request: Request) -> str:
 
 def _technique(key: str, params: Params) -> list[str]:
     """The technique's name, then its own parameters."""
-    words = _option(key, getattr(params, key))
+    words = _option(key, params.bare(key))
     for name, field in type(params).model_fields.items():
         value = getattr(params, name)
-        if name != key and value != field.get_default(call_default_factory=True):
+        if (
+            name != key
+            and not (params.by_source and name == "source")
+            and value != field.get_default(call_default_factory=True)
+        ):
             words += _option(name, value)
     return words
 

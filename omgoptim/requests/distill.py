@@ -10,11 +10,11 @@ from typing_extensions import Self
 from omgoptim.requests.base import Params, Runtime
 from omgoptim.requests.training import TrainingRequest
 
-GIVEN = "given"
-
 
 class Given(Params):
     """A smaller module of your own, which takes the teacher's inputs."""
+
+    by_source: ClassVar[bool] = True
 
     student: Literal["given"] = "given"
     source: str = Field(min_length=1)
@@ -23,11 +23,6 @@ class Given(Params):
     """Weights that the student starts from: a .safetensors file, or a .pt/.pth state dict."""
     student_kwargs: dict[str, Any] = {}
     """Keyword arguments for the student's callable."""
-
-    @property
-    def told(self) -> str:
-        """What stands for these params where a student is named."""
-        return self.source
 
 
 class Derived(Params):
@@ -116,15 +111,15 @@ class Auto(Params):
         return self.target_compression or 4.0
 
 
-DERIVED = (Narrow, Depthwise, InvertedResidual, LowRank, FewerLayers)
+GIVEN = "given"
+STUDENTS = ("auto", GIVEN, "narrow", "depthwise", "inverted_residual", "low_rank", "fewer_layers")
 
 
 def student_named(value: object) -> object:
     """The params that a bare name stands for; any other text is the source of a module."""
     if not isinstance(value, str):
         return value
-    names = {kind.model_fields["student"].default for kind in (Auto, *DERIVED)}
-    return {"student": value} if value in names else {"student": GIVEN, "source": value}
+    return {"student": value} if value in STUDENTS else {"student": GIVEN, "source": value}
 
 
 Student = Annotated[
@@ -135,10 +130,9 @@ Student = Annotated[
 
 
 class DistillRequest(TrainingRequest):
-    """Train a smaller student to answer as the teacher does, and measure the saved student against the teacher.
+    """Train a smaller student to answer as the teacher, the model, does; measure the saved student against it.
 
-    For the largest savings, where training data is there; labels are welcome and not needed. The student is a module
-    of the user's, or is derived from the teacher. Runs the user's model code with the user's rights.
+    For the largest savings; needs training data, labels are welcome. Runs user code with the user's rights.
     """
 
     other_names: ClassVar[dict[str, str]] = {"teacher": "model"}

@@ -70,7 +70,7 @@ FactorMethod = Annotated[Whitened | Svd, Field(discriminator="method"), BeforeVa
 class FactorizeRequest(RecoveryRequest):
     """Write large weights as products of two thin ones, train back what that costs, and measure the saved artifact.
 
-    For models with large Linear layers or convolutions. Runs the user's model code with the user's rights.
+    For models with large Linear layers or convolutions. Runs user code with the user's rights.
     """
 
     method: FactorMethod = Whitened()

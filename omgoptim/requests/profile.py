@@ -8,7 +8,7 @@ from omgoptim.requests.base import ModelRequest, Runtime
 class ProfileRequest(ModelRequest):
     """Measure a model as it is: size, parameters, MACs, latency, throughput, memory, quality and the costliest layers.
 
-    Start here. Changes nothing. Runs the user's model code with the user's rights.
+    Start here. Changes nothing. Runs user code with the user's rights.
     """
 
     runtime: Runtime = "auto"

@@ -150,7 +150,7 @@ class PruneRequest(RecoveryRequest):
     """Remove weights from a model, bring it back by training, and measure the saved artifact against the original.
 
     Structured pruning makes a model smaller and faster; zeroed single weights make the file smaller, and no dense
-    engine faster. Training brings back what pruning costs. Runs the user's model code with the user's rights.
+    engine faster. Runs user code with the user's rights.
     """
 
     method: Method = Structured()

@@ -78,7 +78,7 @@ Scheme = Annotated[
 class QuantizeRequest(ModelRequest):
     """Quantize a model and keep the fastest candidate that holds the quality guard, measured from the saved artifact.
 
-    The first thing to try when a model must get smaller or faster. Runs the user's model code with the user's rights.
+    The first thing to try when a model must get smaller or faster. Runs user code with the user's rights.
     """
 
     scheme: Scheme = Auto()

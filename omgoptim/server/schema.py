@@ -13,17 +13,23 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from omgoptim.requests import VERBS, ModelRequest, Request, TrainingRequest, technique_field, techniques
+from omgoptim.requests import VERBS, ModelRequest, RecoveryRequest, Request, technique_field, techniques
 from omgoptim.server.words import ARGUMENTS
 
 Json = dict[str, Any]
 
-MEASURING = ("timing", "device", "batch", "threads", "samples", "seed", "time_limit_s", "python")
+MEASURING = ("model_kwargs", "timing", "device", "batch", "threads", "samples", "seed", "time_limit_s", "python")
 TRAINING = (
     *("learning_rate", "optimizer", "lr_schedule", "warmup", "weight_decay", "train_batch", "accumulate", "clip_norm"),
     *("mixed_precision", "patience", "lora_rank", "lora_alpha", "temperature", "alpha"),
 )
-OPTIONS = (*MEASURING, *TRAINING)
+RARE = (
+    *("granularity", "symmetric", "algorithm", "range_method"),
+    *("score", "pattern", "reconstruct", "ranking", "round_to", "max_layer_ratio", "prune_heads", "layer_ratios"),
+    *("convolution", "per"),
+    *("feature_weight", "feature_layers", "student_checkpoint", "student_kwargs", "expansion", "trial_epochs", "depth"),
+)
+OPTIONS = (*MEASURING, *TRAINING, *RARE)
 """What the tools take in the object `options`; beside the other arguments it is as welcome."""
 
 SHELL_ONLY = ("allow_path",)
@@ -56,7 +62,11 @@ def input_schema(verb: str, request: type[Request], face: Json, told: set[str]) 
 
 def options_of(verb: str) -> list[str]:
     """The arguments of a verb that its tool takes in `options`."""
-    return [name for name in OPTIONS if verb in VERBS and name in VERBS[verb].model_fields]
+    if verb not in VERBS:
+        return []
+    request = VERBS[verb]
+    known = set(request.model_fields).union(*(params.model_fields for params in techniques(request).values()))
+    return [name for name in OPTIONS if name in known]
 
 
 def told_options() -> str:
@@ -64,23 +74,25 @@ def told_options() -> str:
     shared = []
     for name in MEASURING:
         field = ModelRequest.model_fields[name]
-        default = "" if field.default is None else f"={field.default}"
+        default = "" if field.default in (None, {}) else f"={field.default}"
         shared.append(f"- {name}{default}: {_one_line(field.description)}")
     training = []
     for name in TRAINING:
-        choices = typing.get_args(TrainingRequest.model_fields[name].annotation)
+        choices = typing.get_args(RecoveryRequest.model_fields[name].annotation)
         told = f" ({'|'.join(choices)})" if choices and isinstance(choices[0], str) else ""
         training.append(f"{name}{told}")
     return "\n".join([*shared, f"- of training: {', '.join(training)}."])
 
 
 def _options(verb: str, told: set[str]) -> Json:
-    """The object of rarely needed arguments: its names in the first tool, an example where training comes in."""
+    """The object of rarely needed arguments: names that the instructions do not tell, an example of those of training."""
     new = [name for name in options_of(verb) if name not in told]
     if not new:
         return {"type": "object"}
-    words = f"Of training too, such as {new[0]}." if "options" in told else f"Rarely needed: {', '.join(new)}."
-    return {"type": "object", "description": words}
+    training = [name for name in new if name in TRAINING and "options" in told]
+    listed = [name for name in new if name not in training]
+    words = f"Of training too, such as {training[0]}. " if training else ""
+    return {"type": "object", "description": words + (f"Rarely needed: {', '.join(listed)}." if listed else "")}
 
 
 def _told(name: str, schema: Json) -> Json:
@@ -96,8 +108,7 @@ def _told(name: str, schema: Json) -> Json:
 
 def _bare(schema: Json) -> Json:
     """An argument that was told before: its type where a client might guess another."""
-    kept = ("type", "items") if schema.get("type") in ("array", "object") else ()
-    return {part: schema[part] for part in kept if part in schema}
+    return {"type": schema["type"]} if schema.get("type") in ("array", "object") else {}
 
 
 def _properties(model: type[BaseModel]) -> dict[str, Json]:
@@ -107,15 +118,21 @@ def _properties(model: type[BaseModel]) -> dict[str, Json]:
 
 
 def _technique_properties(verb: str, key: str, request: type[Request]) -> dict[str, Json]:
-    """The choice of a technique, and every parameter of every technique once, with all choices that it may have."""
+    """The choice of a technique, and every parameter of every technique once, with all choices that it may have.
+
+    Which techniques have a parameter is told where at most half of them do.
+    """
     kinds = techniques(request)
     default = getattr(request.model_fields[key].get_default(call_default_factory=True), key)
     words = ARGUMENTS.get(f"{verb}.{key}", ARGUMENTS.get(key, ""))
-    choice = {"enum": list(kinds), "default": default, "description": words}
+    open_to_sources = any(params.by_source for params in kinds.values())
+    named: Json = {"type": "string"} if open_to_sources else {"enum": list(kinds)}
+    choice = named | {"default": default, "description": words}
     found: dict[str, tuple[list[str], Json]] = {}
     for kind, params in kinds.items():
         for name, schema in _properties(params).items():
-            if name == key or name in request.model_fields or "const" in schema:
+            loaded = params.by_source and name == "source"
+            if name == key or name in request.model_fields or "const" in schema or loaded:
                 continue
             holders, known = found.get(name, ([], schema))
             same = {part: value for part, value in known.items() if schema.get(part) == value or part == "description"}
@@ -123,7 +140,7 @@ def _technique_properties(verb: str, key: str, request: type[Request]) -> dict[s
                 same["enum"] = [*known["enum"], *(value for value in schema["enum"] if value not in known["enum"])]
             found[name] = ([*holders, kind], same)
     return {key: choice} | {
-        name: schema | ({"holders": f"({', '.join(holders)})"} if len(holders) < len(kinds) else {})
+        name: schema | ({"holders": f"({', '.join(holders)})"} if len(holders) <= len(kinds) / 2 else {})
         for name, (holders, schema) in found.items()
     }
 

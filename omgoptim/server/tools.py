@@ -15,12 +15,13 @@ TITLES = {
     "quantize": "Quantize a model",
     "prune": "Prune a model",
     "factorize": "Factorize a model",
+    "distill": "Distill a model into a smaller one",
     "compare": "Compare two artifacts",
     "runs": "List, show, wait for, cancel or resume runs",
     "doctor": "Check the set-up",
 }
 
-_RUNS_CODE = "Runs the user's code with the user's rights."
+_RUNS_CODE = "Runs user code with the user's rights."
 
 OUTPUT_SCHEMA: dict[str, Any] = {"type": "object"}
 """Every answer is an object whose `summary` says it in words; an error has `error` instead."""
@@ -28,7 +29,7 @@ OUTPUT_SCHEMA: dict[str, Any] = {"type": "object"}
 INSTRUCTIONS = f"""\
 omgoptim makes a PyTorch model smaller and faster and proves it: every number is measured on the saved artifact,
 reopened in a fresh process. Start with profile, then quantize (scheme and runtime at auto). Where that is not enough,
-prune or factorize, and quantize the result. An answer begins with its outcome and summary: tell the user those, the
+prune, factorize or distill, and quantize the result. An answer begins with its outcome and summary: tell the user those, the
 warnings and the intervals, and follow next_steps. Always give project, the absolute path of the user's project. The
 model's own code runs, with the user's rights, in the project's Python.
 

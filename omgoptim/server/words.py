@@ -52,12 +52,24 @@ ARGUMENTS = {
     "pattern": "",
     # factorize
     "factorize.method": "whitened reads data and loses less; svd needs none.",
-    "target_compression": "Parameters before over after; default 2.",
+    "target_compression": "Parameters before over after; default 2, distill: 4.",
     "energy": "Instead: to keep, 0..1.",
     "rank": "Instead.",
     "rank_ratio": "Instead: to keep of each layer.",
     "per": "",
     "convolution": "",
+    # distill
+    "distill.model": "The teacher.",
+    "student": "A module (file.py:callable, a run id), or derived from the teacher: auto, narrow, depthwise, "
+    "inverted_residual, low_rank, fewer_layers.",
+    "output_loss": "",
+    "features": "Learn from inside too.",
+    "control": "Also train without the teacher, and tell what it brought.",
+    "keep_layers": "Of the layers that repeat.",
+    "candidates": "",
+    "width": "Of a derived student, 0..1.",
+    "depth": "",
+    "initialize": "",
     # runs
     "action": "resume: start a failed or cancelled run again, from its last checkpoint.",
     "run_id": "",

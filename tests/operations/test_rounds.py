@@ -8,8 +8,9 @@ from typing import Any, cast
 import pytest
 from torch import nn
 
+from omgoptim.operations.job import Job
 from omgoptim.operations.round_state import Stage
-from omgoptim.operations.rounds import Job, collapsed, keep, merged
+from omgoptim.operations.rounds import collapsed, keep, merged
 from omgoptim.reports import Change, Round, Skip
 from omgoptim.requests import PruneRequest, parse
 from omgoptim.techniques.registry import Outcome

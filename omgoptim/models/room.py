@@ -1,0 +1,51 @@
+"""Whether there is room: memory that is needed against memory that is there, asked before long work starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+from torch import nn
+
+from omgoptim.errors import ModelError
+
+FORMATS = (".safetensors", ".bin", ".pt", ".pth", ".pt2", ".onnx")
+
+COPIES = 5
+"""A trained weight is there so often: itself, its gradient, Adam's two moments, and the best so far."""
+
+
+def refuse_beyond_memory(needed_bytes: int, what: str, available_bytes: int | None = None) -> None:
+    """Raise if something does not fit into memory.
+
+    Args:
+        what: in words: `loading weights.pt`.
+        available_bytes: default: what the machine says.
+
+    Raises:
+        ModelError: it does not.
+    """
+    available = psutil.virtual_memory().available if available_bytes is None else available_bytes
+    if needed_bytes <= available:
+        return
+    raise ModelError(
+        f"{what} does not fit into memory",
+        f"it needs about {needed_bytes / 1e9:.1f} GB at least, and {available / 1e9:.1f} GB are free",
+        "free some memory, use a machine with more, or start from a smaller model",
+    )
+
+
+def training_bytes(module: nn.Module) -> int:
+    """Bytes that training a module takes at least; activations are not counted."""
+    return COPIES * sum(tensor.numel() * tensor.element_size() for tensor in module.parameters())
+
+
+def weight_bytes(path: Path) -> int:
+    """Bytes of the weights in a file or folder: what reading them takes at least.
+
+    A folder may hold the same weights in several formats; the largest of them counts.
+    """
+    if path.is_file():
+        return path.stat().st_size
+    by_format = {ending: sum(file.stat().st_size for file in path.glob(f"*{ending}")) for ending in FORMATS}
+    return max(by_format.values())

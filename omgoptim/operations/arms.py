@@ -1,0 +1,123 @@
+"""One training of a student: with the teacher, or without it as the control; kept, so that a cut run goes on."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+
+from torch import nn
+
+from omgoptim.measure.size import count_params
+from omgoptim.models.samples import as_tensors, of_size
+from omgoptim.operations.job import Job
+from omgoptim.operations.round_state import Stage, read_stage, write_stage
+from omgoptim.operations.student import Student
+from omgoptim.reports import Round, Training
+from omgoptim.requests import DistillRequest
+from omgoptim.training.distillation import DistillationLoss
+from omgoptim.training.feature_losses import FeatureLoss
+from omgoptim.training.loop import fit
+from omgoptim.training.plan import TrainingPlan
+
+
+def train(
+    job: Job[DistillRequest],
+    student: Student,
+    arm: str,
+    span: tuple[float, float],
+    *,
+    teacher: nn.Module | None,
+    epochs: int | None = None,
+    start: nn.Module | None = None,
+) -> Stage:
+    """Train a copy of the student; what a cut run had done of it is not done again.
+
+    Args:
+        arm: name of this training, the same in a run that goes on.
+        span: fractions of the whole run between which progress moves.
+        teacher: learnt from; None: from the targets alone.
+        epochs: default: those of the request.
+        start: the weights to begin with; default: the student's own.
+
+    Raises:
+        OmgoptimError: as `fit` does.
+    """
+    request, material = job.request, job.material
+    folder = job.context.checkpoints / arm
+    done = read_stage(folder / "done", student.base)
+    if done is not None:
+        return done
+    module = copy.deepcopy(start or student.module)
+    plan = TrainingPlan.of(request, epochs or request.epochs, job.subject.device, request.seed)
+
+    def progress(told: str, fraction: float | None) -> None:
+        doing = f"{arm}, {told}" if request.control or arm != "student" else told
+        job.context.progress(doing, None if fraction is None else span[0] + (span[1] - span[0]) * fraction)
+
+    fitted = fit(
+        module,
+        material.batches,
+        material.loss,
+        plan,
+        material.judge,
+        checkpoints=folder / "training",
+        progress=progress,
+        teacher=teacher,
+        distillation=None if teacher is None else _distillation(request),
+        features=None if teacher is None else _features(job, module, teacher),
+    )
+    stage = Stage(
+        module,
+        Round(number=1, params=count_params(module)[0], quality_trained=fitted.quality),
+        student.changes,
+        epochs=fitted.epochs,
+        quality=float("-inf") if fitted.quality is None else fitted.quality,
+        loss=fitted.loss,
+        trained_params=fitted.trained_params,
+        total_params=fitted.total_params,
+        seconds=fitted.seconds,
+        resumed=fitted.resumed,
+        stopped=fitted.stopped,
+        teacher_outputs=fitted.teacher_outputs,
+        warnings=list(fitted.notes),
+    )
+    write_stage(folder / "done", stage, student.base)
+    shutil.rmtree(folder / "training", ignore_errors=True)
+    return stage
+
+
+def training_of(job: Job[DistillRequest], stage: Stage) -> Training:
+    """What a training did, for the report."""
+    plan = TrainingPlan.of(job.request, job.request.epochs, job.subject.device, job.request.seed)
+    return Training(
+        epochs=stage.epochs,
+        optimizer=plan.words,
+        loss=stage.loss,
+        trained_params=stage.trained_params,
+        total_params=stage.total_params,
+        metric=job.material.judge.metric.name,
+        seconds=stage.seconds,
+        resumed=stage.resumed,
+        stopped=stage.stopped,
+        teacher_outputs=stage.teacher_outputs,
+    )
+
+
+def _distillation(request: DistillRequest) -> DistillationLoss:
+    return DistillationLoss(request.temperature, request.alpha, form=request.output_loss)
+
+
+def _features(job: Job[DistillRequest], module: nn.Module, teacher: nn.Module) -> FeatureLoss | None:
+    request, subject = job.request, job.subject
+    if request.features == "none":
+        return None
+    return FeatureLoss.of(
+        request.features,
+        request.feature_weight,
+        request.feature_layers,
+        student=module,
+        teacher=teacher,
+        signature=subject.signature,
+        inputs=as_tensors(of_size(subject.evaluation, 2), subject.signature.dtypes),
+        seed=request.seed,
+    )

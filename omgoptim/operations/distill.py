@@ -1,0 +1,169 @@
+"""distill: a smaller student trained to answer as the teacher does, and the reopened student measured against it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from omgoptim.errors import DataError, RequestError
+from omgoptim.measure.launch import Process
+from omgoptim.measure.metrics import resolve_metric
+from omgoptim.measure.quality import compare_quality, read_outputs
+from omgoptim.models.room import refuse_beyond_memory, training_bytes
+from omgoptim.operations.arms import train, training_of
+from omgoptim.operations.conclusion import Ending, conclude
+from omgoptim.operations.context import RunContext
+from omgoptim.operations.delivery import Measured, engine_for, require_module, save
+from omgoptim.operations.distill_plan import plan_report
+from omgoptim.operations.job import WORK, Job
+from omgoptim.operations.material import gather, loss_for
+from omgoptim.operations.measured import finite
+from omgoptim.operations.output import free_output
+from omgoptim.operations.round_state import Stage
+from omgoptim.operations.student import Student, derived_student, given_student
+from omgoptim.operations.student_search import search
+from omgoptim.operations.subject import Live, Subject, prepare
+from omgoptim.operations.timing import told
+from omgoptim.reports import Candidate, Control, EfficiencyReport
+from omgoptim.requests import DistillRequest
+from omgoptim.requests.distill import Auto, Given
+
+SEARCHING, DERIVING = 0.4, 0.05
+"""Fraction of the work that finding the student takes: with trials, and without."""
+
+ALONE = "the training data has no targets: the student learns from the teacher's outputs alone (alpha has no part)"
+
+
+def distill(request: DistillRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
+    """Train a student and measure it against its teacher. See `DistillRequest`."""
+    live = live or Live()
+    output = free_output(request.output, request.allow_path, context)
+    subject = prepare(request, context, live)
+    teacher = require_module(subject, "distill")
+    _refuse_without_data(subject)
+    context.progress("reading the training data", 0.08)
+    material = gather(request, subject, teacher, live)
+    job = Job(request, context, subject, material, teacher, engine_for(request.runtime, subject))
+    if request.plan:
+        return plan_report(job, live)
+    start, end = WORK
+    middle = start + (end - start) * (SEARCHING if isinstance(request.student, Auto) else DERIVING)
+    student, candidates = _student(job, live, (start, middle))
+    if isinstance(request.student, Given):
+        loss = loss_for(request, student.subject, student.module, material.statistics, live)
+        job = replace(job, material=replace(material, loss=loss))
+    _refuse(job, student)
+    parts = 2 if request.control else 1
+    half = middle + (end - middle) / parts
+    distilled = train(job, student, "student", (middle, half), teacher=teacher)
+    control = train(job, student, "control", (half, end), teacher=None) if request.control else None
+    return conclude("distill", job, _ending(job, student, distilled, control, candidates), output)
+
+
+def _student(job: Job[DistillRequest], live: Live, span: tuple[float, float]) -> tuple[Student, list[Candidate]]:
+    params = job.request.student
+    if isinstance(params, Auto):
+        return search(job, params, span)
+    if isinstance(params, Given):
+        job.context.progress("loading the student", span[0])
+        return given_student(job, params, live), []
+    job.context.progress("deriving the student from the teacher", span[0])
+    return derived_student(job, params, span), []
+
+
+def _refuse_without_data(subject: Subject) -> None:
+    if subject.data.real:
+        return
+    raise DataError(
+        "distillation needs training data",
+        "the student learns what the teacher answers on real inputs, and none were given; labels are not needed",
+        "give --data file.py:callable, whose load('train') returns the training samples",
+    )
+
+
+def _refuse(job: Job[DistillRequest], student: Student) -> None:
+    if job.request.control and job.material.loss is None:
+        raise RequestError(
+            "there can be no control",
+            "it learns from targets alone, and the training data has none",
+            "leave control out, or let the batches carry targets",
+        )
+    refuse_beyond_memory(training_bytes(student.module), "training the student beside its teacher")
+
+
+def _ending(
+    job: Job[DistillRequest], student: Student, distilled: Stage, control: Stage | None, candidates: list[Candidate]
+) -> Ending:
+    """The better of the two on the selection samples becomes the artifact; without a control the distilled one."""
+    control_kept = control is not None and control.quality > distilled.quality
+    kept = control if control is not None and control_kept else distilled
+    other = distilled if control_kept else control
+    warnings = [*student.notes, *kept.warnings]
+    if job.material.loss is None:
+        warnings.append(ALONE)
+    before = job.subject.params[0] if job.subject.params else None
+    if before is not None and student.params >= before:
+        warnings.append(f"the student is no smaller than the teacher: {student.params:,} parameters against {before:,}")
+    if kept.stopped:
+        warnings.append(f"training ended early: {kept.stopped}")
+
+    def measured_control(measured: Measured) -> Control:
+        if control is None or other is None:
+            raise ValueError("there is no control")
+        return _control(job, student, control, other.module, control_kept, measured)
+
+    return Ending(
+        name=f"student {student.name}",
+        module=kept.module,
+        subject=student.subject,
+        changes=student.changes,
+        recipe=student.recipe,
+        warnings=warnings,
+        control=measured_control if control is not None else None,
+        training=training_of(job, distilled),
+        candidates=candidates,
+        closing=[f"Teacher's outputs: {distilled.teacher_outputs}."] if distilled.teacher_outputs else [],
+    )
+
+
+def _control(
+    job: Job[DistillRequest], student: Student, control: Stage, other: nn.Module, kept: bool, measured: Measured
+) -> Control:
+    """The control against the distilled student: the one that is no artifact is saved and run in a fresh process too.
+
+    Args:
+        control: its training.
+        other: of the two, the module that is not the artifact.
+        kept: whether the control is the artifact.
+    """
+    request, subject, context = job.request, job.subject, job.context
+    folder = context.work / "other"
+    save(other, student.subject, job.runtime, folder, context, recipe=student.recipe)
+    outputs = context.work / "final" / "other"
+    _run(job, folder, outputs)
+    original = read_outputs(measured.outputs[0])
+    distilled, alone = read_outputs(measured.outputs[1]), read_outputs(outputs)
+    if kept:
+        distilled, alone = alone, distilled
+    targets = subject.evaluation.targets
+    metric = resolve_metric(subject.metric, subject.signature, original, targets, subject.reach, request.time_limit_s)
+    quality = compare_quality(metric, alone, distilled, targets, request.seed, original=original)
+    return Control(
+        quality=quality.before,
+        gain=-quality.drop,
+        gain_low=finite(-quality.high),
+        gain_high=finite(-quality.low),
+        kept=kept,
+        training=training_of(job, control),
+    )
+
+
+def _run(job: Job[DistillRequest], folder: Path, target: Path) -> None:
+    bench = job.subject.bench
+    process = Process(folder, threads=bench.threads, batches={}, cwd=bench.cwd, device=job.subject.device)
+    with process:
+        process.begin_open()
+        process.end_open()
+        process.run_samples(job.subject.eval_folder, target, told(job.context, "evaluating the control"))

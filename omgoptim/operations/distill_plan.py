@@ -1,0 +1,76 @@
+"""`plan` of distill: the student, or those that would be tried; nothing trained, nothing kept."""
+
+from __future__ import annotations
+
+import itertools
+
+from omgoptim.operations.advice import repeat_of, same_arguments, step
+from omgoptim.operations.job import WORK, Job
+from omgoptim.operations.measured import environment, shown_request
+from omgoptim.operations.student import Student, derived_student, given_student
+from omgoptim.operations.student_search import derive, planned
+from omgoptim.operations.subject import Live
+from omgoptim.reports import Candidate, EfficiencyReport, Round
+from omgoptim.requests import DistillRequest
+from omgoptim.requests.distill import Auto, Given
+
+MOST_BATCHES = 100_000
+"""Batches of an epoch that are counted; more are called more."""
+
+
+def plan_report(job: Job[DistillRequest], live: Live) -> EfficiencyReport:
+    """Which student would be trained, or tried, and how long.
+
+    Raises:
+        OmgoptimError: there is none; better known now.
+    """
+    request, context, subject = job.request, job.context, job.subject
+    student, candidates = _student(job, live)
+    output = {"output": request.output} if request.output else {}
+    rounds, changes = [], None
+    if student is not None:
+        rounds = [Round(number=1, params=student.params, macs=student.macs)]
+        changes = student.changes
+        words = f"the student would be {student.name}, with {student.params:,} parameters"
+    else:
+        words = f"{sum(each.status == 'planned' for each in candidates)} derived students would be tried"
+    return EfficiencyReport(
+        outcome="ok",
+        summary=f"Plan only, nothing was done: {words}{_teacher_words(job)}. {_training_words(job)} Quality and speed "
+        "are not known before it is done.",
+        warnings=[*subject.notes, *job.material.notes],
+        next_steps=[step("distill", same_arguments(request) | output, "do what was planned")],
+        verb="distill",
+        run_id=context.run_id,
+        request=shown_request(request),
+        environment=environment(context, subject.bench, request.seed, subject.device, None),
+        changed=changes.changed if changes else [],
+        skipped=changes.skipped if changes else [],
+        rounds=rounds,
+        candidates=candidates,
+        macs_check=subject.macs.check if subject.macs else None,
+        lineage=list(subject.lineage[:-1]),
+        repeat=repeat_of("distill", request),
+    )
+
+
+def _student(job: Job[DistillRequest], live: Live) -> tuple[Student | None, list[Candidate]]:
+    params = job.request.student
+    if isinstance(params, Auto):
+        trials, passed_over = derive(job, params, WORK)
+        return None, [*(planned(job, trial) for trial in trials), *passed_over]
+    if isinstance(params, Given):
+        return given_student(job, params, live), []
+    return derived_student(job, params, WORK), []
+
+
+def _teacher_words(job: Job[DistillRequest]) -> str:
+    params = job.subject.params
+    return f"; the teacher has {params[0]:,} parameters" if params else ""
+
+
+def _training_words(job: Job[DistillRequest]) -> str:
+    request = job.request
+    batches = sum(1 for _ in itertools.islice(job.material.batches.epoch(request.train_batch), MOST_BATCHES))
+    twice = ", twice: a control is trained too" if request.control else ""
+    return f"It would train for {request.epochs} epochs of {batches:,} batches{twice}."
