@@ -1,0 +1,158 @@
+"""From a teacher to a student, step by step: fewer layers, narrower ones, others in their place. No technique.
+
+What every way to a student shares: depth first, then width, then what the technique replaces, so that each step works
+on what the one before left; random weights last where they are asked for, and the proof that the student runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from omgoptim.errors import TechniqueError
+from omgoptim.reports import Skip
+from omgoptim.requests.distill import Derived, FewerLayers
+from omgoptim.techniques.distill.check import output_shapes, refuse_other_shapes
+from omgoptim.techniques.distill.chosen import Chosen, paths_of
+from omgoptim.techniques.distill.depth import Stack, drop, find_stacks
+from omgoptim.techniques.distill.restart import restart
+from omgoptim.techniques.distill.width import Narrowing, find_narrowing, narrow_to
+from omgoptim.techniques.registry import ModuleRun, Outcome
+
+HALF = 0.5
+
+Replace = Callable[[nn.Module, Chosen, ModuleRun, bool], Outcome]
+"""`replace(module, chosen, run, fit)`: puts other layers in place, in the module; may change nothing."""
+
+NO_REPEATS = (
+    "no layer repeats: in no ModuleList or Sequential are two neighbours alike that give the shape that they get"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Shortened:
+    """A module after some of its layers went."""
+
+    outcome: Outcome
+    chosen: Chosen
+    """What may change, by the paths that are left."""
+
+
+def derive(module: nn.Module, params: Derived, run: ModuleRun, replace: Replace | None = None) -> Outcome:
+    """Make a student of a copy of the teacher, in place.
+
+    Args:
+        replace: what comes after depth and width; None for nothing.
+
+    Raises:
+        TechniqueError: nothing of the teacher changes, or the student does not run as it does.
+    """
+    shapes = output_shapes(module, run)
+    fit = params.initialize == "teacher"
+    short = Shortened(Outcome([]), Chosen.of(module, params))
+    if params.depth < 1 or isinstance(params, FewerLayers):
+        run.progress("looking for layers that repeat", 0.0)
+        short = shorten(module, short.chosen, stays(params), run)
+    steps = [short.outcome]
+    if params.width < 1:
+        run.progress("looking for what can be narrowed", 0.1)
+        steps.append(narrow(module, find_narrowing(module, short.chosen, run), params.width, run, fit))
+    if replace is not None:
+        run.progress("replacing layers", 0.7)
+        steps.append(replace(module, short.chosen, run, fit))
+    outcome = joined(steps)
+    if not outcome.changed:
+        raise _nothing(params, outcome.skipped)
+    return finish(module, params, outcome, shapes, run)
+
+
+def finish(
+    module: nn.Module, params: Derived, outcome: Outcome, shapes: list[tuple[int, ...]], run: ModuleRun
+) -> Outcome:
+    """Random weights where the params ask for them, and the proof that the student runs.
+
+    Args:
+        shapes: of the teacher's outputs.
+
+    Raises:
+        TechniqueError: it does not, or gives other shapes.
+    """
+    if params.initialize == "random":
+        restart(module, run.seed)
+    refuse_other_shapes(module, shapes, run)
+    return outcome
+
+
+def stays(params: Derived) -> Callable[[Stack], int]:
+    """How many units of a stack stay: the layers to keep, or the fraction; one at least, and no more than there are."""
+    if isinstance(params, FewerLayers) and params.depth == 1:
+        if params.keep_layers is not None:
+            return keeping(params.keep_layers)
+        return lambda stack: _share(stack, HALF)
+    return lambda stack: _share(stack, params.depth)
+
+
+def keeping(layers: int) -> Callable[[Stack], int]:
+    """So many units of every stack, or all where it has fewer."""
+    return lambda stack: min(layers, len(stack.units))
+
+
+def _share(stack: Stack, depth: float) -> int:
+    return max(1, math.floor(len(stack.units) * depth + 0.5))
+
+
+def shorten(module: nn.Module, chosen: Chosen, count: Callable[[Stack], int], run: ModuleRun) -> Shortened:
+    """Leave so many units in every stack, in place."""
+    stacks = find_stacks(module, chosen, run)
+    keep = {stack: count(stack) for stack in stacks}
+    before = paths_of(module)
+    whole = [
+        Skip(path=path, reason=f"{count(stack)} layers stay, and it repeats {len(stack.units)}")
+        for stack in stacks
+        if count(stack) >= len(stack.units)
+        for path in stack.paths
+    ]
+    changed = drop(module, stacks, keep)
+    if changed:
+        chosen = chosen.after(before, module)
+    skipped = [
+        Skip(path=path, reason=f"{type(layer).__name__} holds its {layer.num_layers} layers as one module: they stay")
+        for path, layer in module.named_modules()
+        if isinstance(layer, nn.RNNBase) and layer.num_layers > 1
+    ]
+    return Shortened(Outcome(changed, [*whole, *skipped]), chosen)
+
+
+def narrow(module: nn.Module, narrowing: Narrowing, width: float, run: ModuleRun, fit: bool) -> Outcome:
+    """The fraction `width` of all that can shrink, in place; nothing where nothing can."""
+    if not narrowing.is_possible or width >= 1:
+        return Outcome([], list(narrowing.skipped))
+    return narrow_to(module, narrowing, width, run, fit=fit)
+
+
+def joined(steps: Sequence[Outcome]) -> Outcome:
+    """What several steps did, as one: a layer that one of them changed was not skipped."""
+    changed = [change for step in steps for change in step.changed]
+    paths = {change.path for change in changed}
+    skipped = {skip.path: skip for step in steps for skip in step.skipped if skip.path not in paths}
+    return Outcome(changed, list(skipped.values()), [note for step in steps for note in step.notes])
+
+
+def _nothing(params: Derived, skipped: Sequence[Skip]) -> TechniqueError:
+    reasons = list(dict.fromkeys(f"{skip.path}: {skip.reason}" for skip in skipped))[:3]
+    if isinstance(params, FewerLayers):
+        return TechniqueError(
+            "no layer can be left out of this model",
+            "; ".join(reasons) or NO_REPEATS,
+            "student narrow for fewer channels, or depthwise or low_rank; or give a student of your own",
+        )
+    return TechniqueError(
+        "nothing of this model can be narrowed",
+        "; ".join(reasons) or "no channels, heads or hidden units can go"
+        if params.width < 1
+        else "width and depth are 1",
+        "student fewer_layers where layers repeat, low_rank for large Linear layers; or give a student of your own",
+    )

@@ -1,0 +1,238 @@
+"""Blocks in place of a module's dense convolutions, begun as near to them as they get. Registers no technique."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from omgoptim.blocks.depth_separable import DepthSeparableConv
+from omgoptim.blocks.inverted_residual import InvertedResidual
+from omgoptim.errors import TechniqueError
+from omgoptim.measure.size import count_params
+from omgoptim.reports import Change, Skip
+from omgoptim.techniques.distill.chosen import Chosen
+from omgoptim.techniques.factorize.replace import put
+from omgoptim.techniques.prune.groups import owned_parameters
+from omgoptim.techniques.prune.probe import Probe
+from omgoptim.techniques.prune.refit import refit
+from omgoptim.techniques.registry import ModuleRun, Outcome
+from omgoptim.training.batch_norm import reestimate
+
+Conv = nn.Conv1d | nn.Conv2d
+Block = DepthSeparableConv | InvertedResidual
+MakeBlock = Callable[[Conv], Block]
+"""A block that can stand where a convolution does."""
+
+FEWEST_INPUTS = 5
+"""A convolution of fewer input channels, a stem mostly, is left: what one kernel for each tells is too little."""
+
+FITS = 2
+"""How often blocks are fitted, each time on inputs of blocks that were fitted before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """How a replacement is told."""
+
+    what: str
+    """`depthwise`, in a change."""
+    kind: str
+    """What the block is: `a depth-separable one`."""
+
+
+def replace_convolutions(
+    module: nn.Module, make: MakeBlock, words: Words, chosen: Chosen, run: ModuleRun, *, fit: bool
+) -> Outcome:
+    """Put a block wherever a dense convolution stands whose block is smaller; in place.
+
+    Args:
+        make: gives the block; called for every convolution that could be replaced.
+        fit: whether each block is fitted to give what the convolution gave, on the run's inputs where they are real.
+
+    Returns:
+        The convolutions that were replaced, and the others with the reason.
+
+    Raises:
+        TechniqueError: none was replaced.
+    """
+    found, skipped = _candidates(module, chosen, run)
+    blocks: dict[str, Block] = {}
+    changed = []
+    for path, conv in found.items():
+        block = make(conv)
+        before, after = (count_params(each)[0] for each in (conv, block))
+        if after >= before:
+            skipped.append(
+                Skip(path=path, reason=f"{words.kind} would have {after:,} parameters, and it has {before:,}")
+            )
+            continue
+        blocks[path] = block
+        told = " x ".join(map(str, conv.weight.shape))
+        changed.append(Change(path=path, what=words.what, before=told, after=f"{after:,} of {before:,} parameters"))
+    if not blocks:
+        raise _nothing_to_replace(words, skipped)
+    dense = _with_named(module, blocks) if fit and run.real else None
+    for path, block in blocks.items():
+        put(module, path, block)
+    if dense is not None:
+        _fit(module, dense, blocks, run)
+    return Outcome(changed, skipped)
+
+
+def _nothing_to_replace(words: Words, skipped: list[Skip]) -> TechniqueError:
+    reasons = [f"{skip.path}: {skip.reason}" for skip in skipped[:3]]
+    return TechniqueError(
+        f"no convolution of this model can become {words.kind}",
+        "; ".join(reasons) or "it has no convolution",
+        "student narrow, which takes any channels, or fewer_layers or low_rank; or give a student of your own",
+    )
+
+
+# Which
+
+
+def _candidates(module: nn.Module, chosen: Chosen, run: ModuleRun) -> tuple[dict[str, Conv], list[Skip]]:
+    found: dict[str, Conv] = {}
+    skipped = []
+    owners, called = owned_parameters(module), _called(module, run)
+    for path, layer in module.named_modules():
+        if not isinstance(layer, _ConvNd):
+            continue
+        reason = _why_not(path, layer, chosen, owners)
+        if not reason and layer not in called:
+            reason = "the model's forward does not call it"
+        if reason:
+            skipped.append(Skip(path=path, reason=reason))
+        else:
+            found[path] = layer  # type: ignore[assignment]
+    return found, skipped
+
+
+def _why_not(path: str, layer: _ConvNd, chosen: Chosen, owners: Mapping[int, list[tuple[int, str]]]) -> str:
+    if not path:
+        return "the model itself is this one layer"
+    if not chosen.means(path):
+        return "left as it is by targets or ignore"
+    if layer.transposed or not isinstance(layer, (nn.Conv1d, nn.Conv2d)):
+        return f"{type(layer).__name__} has no such block here; Conv1d and Conv2d have"
+    if layer.groups > 1:
+        return f"it is in {layer.groups} groups already"
+    if prod(layer.kernel_size) == 1:
+        return "its kernel is one position: it only mixes channels"
+    if layer.padding_mode != "zeros":
+        return f"its padding_mode is {layer.padding_mode}, and the blocks pad with zeros"
+    if layer.in_channels < FEWEST_INPUTS and not chosen.targets:
+        return f"it reads {layer.in_channels} channels, and a kernel for each is too little; targets can name it"
+    if "weight" not in layer._parameters:
+        return "its weight is computed from others (a parametrization)"
+    if "forward" in vars(layer) or type(layer).forward not in (nn.Conv1d.forward, nn.Conv2d.forward):
+        return f"{type(layer).__name__} has a forward of its own"
+    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
+        return "hooks are attached to it, which a block in its place would not have"
+    for name, tensor in layer._parameters.items():
+        if tensor is not None and not tensor.requires_grad:
+            return f"{name} is frozen (requires_grad is False)"
+        if len({owner for owner, _ in owners.get(id(tensor), [])}) > 1:
+            return f"{name} is shared with another layer"
+    return ""
+
+
+def _called(module: nn.Module, run: ModuleRun) -> set[nn.Module]:
+    seen: set[nn.Module] = set()
+    convs = [layer for layer in module.modules() if isinstance(layer, _ConvNd)]
+    hooks = [layer.register_forward_pre_hook(lambda layer, _args: seen.add(layer)) for layer in convs]
+    try:
+        Probe.of(run).outputs(module)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+# As near as they get
+
+
+class _Standing(nn.Module):
+    """A dense convolution under the name of the part of a block that is fitted to what it gives."""
+
+    def __init__(self, name: str, conv: Conv, adds_input: bool) -> None:
+        super().__init__()
+        self.name, self.adds_input = name, adds_input
+        self.add_module(name, conv)
+        if adds_input:  # the part gives what the block's input does not give already
+            conv.register_forward_hook(lambda _layer, args, output: output - args[0])
+
+    def forward(self, input: Tensor) -> Tensor:
+        output: Tensor = self._modules[self.name](input)  # type: ignore[misc]
+        return input + output if self.adds_input else output
+
+
+def _fitted_part(block: Block) -> tuple[str, bool]:
+    """Name of the part, and whether the block adds its input to what the part gives."""
+    if isinstance(block, InvertedResidual):
+        return "project", block.adds_input
+    return "pointwise", False
+
+
+def _with_named(module: nn.Module, blocks: Mapping[str, Block]) -> nn.Module:
+    """A copy of the module before the replacement, with each convolution where its block's last part will be."""
+    twin = copy.deepcopy(module)
+    for path, block in blocks.items():
+        conv: Any = twin.get_submodule(path)
+        name, adds_input = _fitted_part(block)
+        put(twin, path, _Standing(name, conv, adds_input))
+    return twin
+
+
+def _fit(module: nn.Module, dense: nn.Module, blocks: Mapping[str, Block], run: ModuleRun) -> None:
+    """Fit the last part of every block, by ridge regression, to what the convolution gave."""
+    nothing = torch.empty(0, dtype=torch.long)
+    parts = {(f"{path}.{_fitted_part(block)[0]}", "in"): nothing for path, block in blocks.items()}
+    inverted = [block for block in blocks.values() if isinstance(block, InvertedResidual)]
+    for block in inverted:  # takes up the mean of its inputs while it is fitted; its norm has it afterwards
+        block.project.bias = nn.Parameter(block.project.weight.new_zeros(block.out_channels))
+    for _ in range(FITS if _norms(blocks.values()) else 1):
+        _settle(module, blocks, run)
+        refit(module, dense, parts, run)
+    _settle(module, blocks, run)
+    for block in inverted:
+        norm, mean = block.project_norm, block.project.bias
+        assert mean is not None
+        assert norm.running_mean is not None
+        norm.running_mean -= mean.detach()
+        block.project.bias = None
+    reestimate(module, run.signature, run.statistics)
+
+
+def _norms(layers: Iterable[nn.Module]) -> list[Any]:
+    return [part for layer in layers for part in layer.modules() if isinstance(part, _BatchNorm)]
+
+
+@torch.no_grad()
+def _settle(module: nn.Module, blocks: Mapping[str, Block], run: ModuleRun) -> None:
+    """Estimate the statistics of the blocks' own norms, and let the last norm of each give what it gets.
+
+    The other norms of the module stay: their inputs are to become what they were.
+    """
+    own = {id(norm) for norm in _norms(blocks.values())}
+    if not own:
+        return
+    others = [norm for norm in _norms([module]) if id(norm) not in own]
+    before = [[buffer.clone() for buffer in norm.buffers()] for norm in others]
+    reestimate(module, run.signature, run.statistics)
+    for norm, buffers in zip(others, before, strict=True):
+        for buffer, value in zip(norm.buffers(), buffers, strict=True):
+            buffer.copy_(value)
+    for block in blocks.values():
+        if isinstance(block, InvertedResidual):
+            last: Any = block.project_norm
+            last.weight.copy_((last.running_var + last.eps).sqrt())
+            last.bias.copy_(last.running_mean)
