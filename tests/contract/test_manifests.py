@@ -268,12 +268,14 @@ def test_the_hint_of_a_command_names_real_options_of_its_verb(path: Path) -> Non
 
 @pytest.mark.parametrize("verb", ALL)
 def test_a_tool_takes_the_arguments_of_its_request_and_few_of_its_own(verb: str) -> None:
-    fields = [field for kind in techniques(ALL[verb]).values() for field in kind.model_fields.items()]
+    kinds_of_params = techniques(ALL[verb]).values()
+    fields = [field for kind in kinds_of_params for field in kind.model_fields.items()]
     kinds = {
         name: (typing.get_origin(field.annotation), len(typing.get_args(field.annotation))) for name, field in fields
     }
     without_choice = {name for name, kind in kinds.items() if kind == (typing.Literal, 1)}
-    assert arguments_of(ALL[verb]) - TOOLS[verb] <= without_choice | set(SHELL_ONLY)
+    told_by_the_name = {"source" for kind in kinds_of_params if kind.by_source}
+    assert arguments_of(ALL[verb]) - TOOLS[verb] <= without_choice | told_by_the_name | set(SHELL_ONLY)
     assert not TOOLS[verb] & set(SHELL_ONLY)
     assert TOOLS[verb] - arguments_of(ALL[verb]) <= {"wait_s", "detail", "options"}
 
@@ -308,9 +310,10 @@ def test_a_skill_that_a_page_points_to_exists(path: Path) -> None:
 def test_the_overview_marks_what_is_here_and_what_is_not() -> None:
     lines = [line for line in (ROOT / "SKILL.md").read_text().splitlines() if line.startswith("|")]
     here = [row.split("|")[-2].strip() for row in lines[2:]]
-    present = {name for cell in here for name in re.findall(r"`(?:scheme|method)=(\w+)`", cell)}
-    assert present == {name for request in VERBS.values() for name in techniques(request)} - {"auto"}
-    one = r"`(?:scheme|method)=\w+`"
+    present = {name for cell in here for name in re.findall(r"`(?:scheme|method|student)=(\w+)`", cell)}
+    named = {name for request in VERBS.values() for name, kind in techniques(request).items() if not kind.by_source}
+    assert present == named - {"auto"}
+    one = r"`(?:scheme|method|student)=\w+`"
     absent = [cell for cell in here if not re.fullmatch(rf"{one}(, {one})*", cell)]
     assert set(absent) == {"not in this version"}
 
@@ -348,7 +351,11 @@ def test_a_call_in_python_uses_real_names(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", "AGENTS.md", "SKILL.md", "docs/timing.md", "docs/pruning.md"]
+    "name",
+    [
+        *("README.md", "CONTRIBUTING.md", "AGENTS.md", "SKILL.md"),
+        *("docs/timing.md", "docs/pruning.md", "docs/distillation.md"),
+    ],
 )
 def test_a_file_of_this_repository_that_a_page_names_exists(name: str) -> None:
     text = (ROOT / name).read_text()
