@@ -47,7 +47,7 @@ def control_text(control: Control, trained: bool = True) -> str:
     claim, _ = facts.control_claim(control)
     parts += [claim] if claim else []
     if control.kept:
-        parts.append("distillation did not help, and this one is the artifact: it was better on the selection samples")
+        parts.append("this one is the artifact: it was better on the selection samples than the distilled one")
     else:
         parts.append("the distilled one is the artifact: it was no worse on the selection samples")
     if trained and control.training is not None:

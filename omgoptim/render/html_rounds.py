@@ -10,18 +10,19 @@ from omgoptim.reports import EfficiencyReport
 def rounds_section(report: EfficiencyReport) -> str:
     """The rounds as a table, and what training did as curves."""
     body, note = "", ""
-    if report.rounds:
-        columns = rounds.round_columns(report.rounds)
+    shown = rounds.shown_rounds(report)
+    if shown:
+        columns = rounds.round_columns(shown)
         header = [*((name if name != "kept" else "", name != "kept") for name in columns), ("why", False)]
         rows = []
-        for place, one in enumerate(report.rounds):
+        for place, one in enumerate(shown):
             cells = "".join(
                 f'<td class="{"kept" if name == "kept" else "n"}">{cells[place]}</td>'
                 for name, cells in columns.items()
             )
             rows.append(f'<tr class="{"chosen" if one.kept else ""}">{cells}<td>{text(one.why)}</td></tr>')
         body = table(header, rows)
-        note = rounds.rounds_note(report.rounds)
+        note = rounds.rounds_note(shown)
     if report.training is not None:
         body += f'<p class="note">{text(rounds.training_text(report.training), 600)}</p>'
         alone = report.control.training if report.control is not None else None
@@ -29,7 +30,7 @@ def rounds_section(report: EfficiencyReport) -> str:
             body += f'<p class="note">control: {text(arms.control_text(report.control), 600)}</p>'
             note = "the two losses measure different things; the qualities compare"
         body += curves.learning_curve(report.training, alone)
-    return section("Rounds and training" if report.rounds else "Training", body, note) if body else ""
+    return section("Rounds and training" if shown else "Training", body, note) if body else ""
 
 
 def sensitivity_section(report: EfficiencyReport) -> str:

@@ -156,7 +156,7 @@ def _rounds(report: EfficiencyReport, most: int) -> list[str]:
     head = [f"Rounds ({note}):" if note else "Rounds:", "", f"| {' | '.join([*columns, 'why'])} |"]
     rule = f"|{' --- |' * (len(columns) + 1)}"
     rows = [f"| {' | '.join([*(cells[i] for cells in columns.values()), whys[i]])} |" for i in range(len(shown))]
-    more = len(report.rounds) - len(shown)
+    more = len(rounds.shown_rounds(report)) - len(shown)
     return [*head, rule, *rows, *([f"… {more} more in report.json"] if more else [])]
 
 

@@ -40,8 +40,13 @@ def quality_text(quality: float | None) -> str:
 
 
 def shown_rounds(report: EfficiencyReport, most: int | None = None) -> list[Round]:
-    """The rounds, in order; of many, the last ones and the one that was kept."""
-    rounds = report.rounds
+    """The rounds, in order; of many, the last ones and the one that was kept.
+
+    One that has neither a goal nor a result is left out: the plan of a distillation, whose size the summary tells.
+    """
+    rounds = [
+        one for one in report.rounds if one.amount is not None or one.why or one.speedup is not None or _judged(one)
+    ]
     if most is None or len(rounds) <= most:
         return list(rounds)
     last = rounds[-most:]
@@ -67,11 +72,17 @@ def round_columns(rounds: Sequence[Round]) -> dict[str, list[str]]:
 
 def rounds_note(rounds: Sequence[Round]) -> str:
     """What the columns of qualities are; empty where there are none."""
-    if all(quality is None for r in rounds for quality in (r.quality_taken, r.quality_reestimated, r.quality_trained)):
+    if not any(_judged(one) for one in rounds):
         return ""
     reestimated = ", after batch-norm statistics were estimated again" * any(r.quality_reestimated for r in rounds)
     trained = ", after training" * any(one.quality_trained is not None for one in rounds)
     return f"quality on the selection samples: right after weights were taken away{reestimated}{trained}"
+
+
+def _judged(one: Round) -> bool:
+    """Whether a quality is known of it."""
+    qualities = (one.quality_taken, one.quality_reestimated, one.quality_trained)
+    return any(quality is not None for quality in qualities)
 
 
 def training_text(training: Training) -> str:

@@ -31,8 +31,9 @@ def rounds_table(report: EfficiencyReport, full: bool) -> RenderableType | None:
         table.add_row(*cells, Text(facts.plain(one.why, 400 if full else 110)))
     note = rounds.rounds_note(shown)
     notes = [Text(f"  {note}", "dim")] if note else []
-    if len(shown) < len(report.rounds):
-        notes.append(Text(f"  and {len(report.rounds) - len(shown)} more: --detail full", "dim"))
+    left_out = len(rounds.shown_rounds(report)) - len(shown)
+    if left_out:
+        notes.append(Text(f"  and {left_out} more: --detail full", "dim"))
     return Group(table, *notes, "")
 
 

@@ -48,7 +48,7 @@ def test_the_control_is_told_with_what_it_reached_and_which_of_the_two_is_the_ar
         "(+0.0020 to +0.0180); the distilled one is the artifact: it was no worse on the selection samples"
     )
     won = arms.control_text(Control(quality=0.9, gain=-0.01, kept=True, training=training(0.5, 0.9)))
-    assert "reaches 0.9000; -0.0100 with the teacher (point estimate); distillation did not help, and this one" in won
+    assert "reaches 0.9000; -0.0100 with the teacher (point estimate); this one is the artifact: it was better" in won
     assert "; 2 epochs; sgd, l; loss 1; " in won
 
 

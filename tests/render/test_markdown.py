@@ -108,9 +108,14 @@ def test_a_report_without_a_control_or_a_student_says_nothing_of_them(
     assert "| | before: torch_eager float32 | after: torch_eager float32 | gain |" in markdown.report_markdown(pruned)
 
 
-def test_rounds_of_which_no_quality_is_known_have_no_note(distilled: EfficiencyReport) -> None:
-    planned = distilled.model_copy(update={"rounds": [Round(number=1, params=5142)]})
-    assert "Rounds:\n" in markdown.report_markdown(planned)
+def test_planned_rounds_have_no_note_on_qualities_and_one_without_a_goal_is_not_shown(
+    distilled: EfficiencyReport,
+) -> None:
+    planned = distilled.model_copy(update={"rounds": [Round(number=1, amount=0.5), Round(number=2, params=5142)]})
+    text = markdown.report_markdown(planned)
+    assert "Rounds:\n" in text
+    assert "| 1 | 50% |  |" in text
+    assert "| 2 |" not in text
 
 
 def test_a_failed_run_shows_its_error_and_its_log() -> None:
