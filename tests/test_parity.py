@@ -95,8 +95,9 @@ def comparable(value: Any) -> Any:
         ("quantize", {"plan": True}),
         ("prune", {"pruning_ratio": 0.5, "epochs": 1, "max_quality_drop": 0.5}),
         ("factorize", {"method": "whitened", "rank_ratio": 0.5, "epochs": 0, "max_quality_drop": 0.5}),
+        ("distill", {"student": "depthwise", "width": 0.5, "epochs": 1, "control": True, "max_quality_drop": 1}),
     ],
-    ids=["profile", "quantize", "plan", "prune", "factorize"],
+    ids=["profile", "quantize", "plan", "prune", "factorize", "distill"],
 )
 async def test_both_faces_give_the_same_report(verb: str, more: dict[str, Any], project: Path) -> None:
     raw = {"model": "digits_cnn.py:build", "data": "digits_cnn.py:load", "timing": "quick", **more}

@@ -17,6 +17,7 @@ from onnx import ModelProto
 
 from omgoptim.errors import ModelError, OmgoptimError, TechniqueError
 from omgoptim.models.onnx_file import SCOPES, graphs, is_large, load, save
+from omgoptim.techniques.quantize.short_names import shorten
 
 REPLACED = re.compile(r"(_MatMul)?_quant(_\w+)?$|(?<=.)_Add$")
 """What ONNX Runtime's dynamic quantizer appends to the name of a node that it replaces."""
@@ -38,6 +39,7 @@ def finish(model: ModelProto, source: ModelProto, target: Path) -> None:
     _restore_scopes(model, source)
     del model.graph.value_info[:]  # shapes of tensors that may be gone
     _drop_unused(model)
+    shorten(model)
     save(model, target)
     try:
         onnx.checker.check_model(str(target))
