@@ -89,7 +89,9 @@ REFUSED = {
     "path outside the project": (["profile", "../net.py:Net", *LOAD], 2, "outside the project", "--allow-path"),
     "bad shape": (["profile", "net.py:Net", "--inputs", "1y4"], 2, "1y4", "1x3x224x224"),
     "no teacher": (["distill", "--student", "net.py:Net", *LOAD], 2, "distill needs 'model'", "model"),
-    "nothing to distill on": (["distill", "--teacher", "net.py:Net", "--inputs", "1x4"], 3, "training data", "load('train')"),
+    "nothing to distill on": (
+        ["distill", "--teacher", "net.py:Net", "--inputs", "1x4"], 3, "training data", "load('train')",
+    ),
     "no such student": (["distill", "net.py:Net", *LOAD, "--student", "narow"], 3, "narow", "narrow"),
     "no such run": (["compare", "quantize-1", "quantize-2"], 3, "quantize-1", "runs list"),
 }  # fmt: skip

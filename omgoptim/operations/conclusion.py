@@ -147,8 +147,8 @@ def control_words(control: Control | None) -> str:
         interval = f" (95 %: {control.gain_low:+.4f} to {control.gain_high:+.4f})"
     if control.kept:
         return (
-            "Distillation did not help: the same student, trained as long without the teacher, was better on the "
-            f"selection samples and is the artifact. Distilled it would have {control.gain:+.4f}{interval}."
+            "The artifact is the control: on the selection samples the same student was better without the teacher. "
+            f"On the evaluation data the distilled one differs from it by {control.gain:+.4f}{interval}."
         )
     clear = control.gain_low is not None and control.gain_low > 0
     brought = "the teacher brought" if clear else "what the teacher brought cannot be told from nothing:"

@@ -124,7 +124,6 @@ def _ending(
         control=measured_control if control is not None else None,
         training=training_of(job, distilled),
         candidates=candidates,
-        closing=[f"Teacher's outputs: {distilled.teacher_outputs}."] if distilled.teacher_outputs else [],
     )
 
 

@@ -34,9 +34,10 @@ def plan_report(verb: str, job: RoundsJob, steps: Sequence[Params]) -> Efficienc
     params, nonzero = count_params(module)
     last = Round(number=len(steps), params=params, nonzero_params=nonzero, macs=count_macs(module, args, kwargs).macs)
     output = {"output": request.output} if request.output else {}
+    layers = len({change.path for change in outcome.changed})
     return EfficiencyReport(
         outcome="ok",
-        summary=f"Plan only, nothing was done: {verb} would change {len(outcome.changed)} layers in {len(steps)} "
+        summary=f"Plan only, nothing was done: {verb} would change {layers} layers in {len(steps)} "
         f"round{'s' if len(steps) > 1 else ''}, to {params:,} parameters ({nonzero:,} not zero)"
         f"{_training_words(job, len(steps))}. {' '.join(outcome.notes)} Quality and speed are not known before it is "
         "done.",

@@ -23,6 +23,7 @@ from omgoptim.operations.student import Student, as_student
 from omgoptim.reports import Candidate
 from omgoptim.requests import DistillRequest
 from omgoptim.requests.distill import Auto
+from omgoptim.techniques.distill.proposals import proposals
 
 Status = Literal["chosen", "finalist", "dropped", "failed", "skipped", "planned"]
 
@@ -70,8 +71,6 @@ def derive(job: Job[DistillRequest], auto: Auto, span: tuple[float, float]) -> t
     Raises:
         TechniqueError: there is none.
     """
-    from omgoptim.techniques.distill.proposals import proposals
-
     job.context.progress("deriving students from the teacher", span[0])
     found, passed_over = proposals(copy.deepcopy(job.original), auto, job.module_run(span), auto.compression)
     skipped = [
@@ -189,7 +188,7 @@ def _candidate(job: Job[DistillRequest], trial: Trial) -> Candidate:
             "quality": quality,
             "quality_drop": None if quality is None else job.drop(quality),
             "status": trial.status,
-            "why": f"{_size_words(job, trial)}; {trial.why}",
+            "why": f"{trial.why}; {_size_words(job, trial)}",
         }
     )
 

@@ -54,7 +54,7 @@ def brief_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
         "sensitivity": [_slack(slack) for slack in rounds.extremes(rounds.slacks(report))],
         "candidates": [_candidate(one) for one in facts.ranked_candidates(report)[:6]],
         "layers": [_dump(layer, 120) for layer in report.layers[:6]],
-        "changed_layers": len(report.changed),
+        "changed_layers": len(facts.changed_paths(report)),
         "skipped": [
             {
                 "reason": facts.plain(group.reason, 160),

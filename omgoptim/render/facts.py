@@ -104,6 +104,11 @@ def verdict(report: EfficiencyReport) -> str:
     return {"ok": "OK", "no_gain": "NO GAIN", "guard_failed": "GUARD FAILED"}[report.outcome]
 
 
+def changed_paths(report: EfficiencyReport) -> list[str]:
+    """The layers that were changed, each once however much of it was."""
+    return list(dict.fromkeys(change.path for change in report.changed))
+
+
 def changed_title(report: EfficiencyReport) -> str:
     """What the list of changed layers is: done, or planned."""
     return "would change" if report.request.get("plan") else "changed"

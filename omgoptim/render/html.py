@@ -214,7 +214,8 @@ def _layers_changed(report: EfficiencyReport) -> str:
     body = ""
     if report.changed:
         listed = table((("layer", False), ("what", False), ("", False)), changed)
-        body += f"<details><summary>{len(report.changed)} {facts.changed_title(report)}</summary>{listed}</details>"
+        title = f"{len(facts.changed_paths(report))} {facts.changed_title(report)}"
+        body += f"<details><summary>{title}</summary>{listed}</details>"
     if report.skipped:
         body += (
             f"<details><summary>{len(report.skipped)} left as they are, and why</summary><ul>{skipped}</ul></details>"

@@ -38,7 +38,7 @@ def report_markdown(report: EfficiencyReport, detail: Detail = "brief", folder: 
         _candidates(report, 100 if full else 6),
         _layers(report, 100 if full else 6),
         _bulleted(
-            f"{facts.changed_title(report).capitalize()} ({len(report.changed)} layers)",
+            f"{facts.changed_title(report).capitalize()} ({len(facts.changed_paths(report))} layers)",
             _changes(report),
             200 if full else 3,
         ),

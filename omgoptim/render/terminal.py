@@ -209,9 +209,10 @@ def _changed(report: EfficiencyReport, full: bool) -> RenderableType | None:
         return None
     title = facts.changed_title(report)
     if not full:
-        more = ", …" if len(report.changed) > 4 else ""
-        named = ", ".join(facts.plain(one.path, 60) for one in report.changed[:4])
-        return _block([Text.assemble((f"{title}: {len(report.changed)} layers", "bold"), f"  {named}{more}")])
+        paths = facts.changed_paths(report)
+        named = ", ".join(facts.plain(path or "the model itself", 60) for path in paths[:4])
+        count = f"{len(paths)} layer{'' if len(paths) == 1 else 's'}"
+        return _block([Text.assemble((f"{title}: {count}", "bold"), f"  {named}{', …' if len(paths) > 4 else ''}")])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text(title, "bold"), title_justify="left")
     for header in ("layer", "what", "before", "after"):
         table.add_column(header, overflow="fold")

@@ -46,4 +46,6 @@ def _option(name: str, value: Any) -> list[str]:
         return [flag if value else f"--no-{name.replace('_', '-')}"]
     if isinstance(value, list):
         return [word for item in value for word in (flag, str(item))]
+    if isinstance(value, float):
+        return [flag, f"{value:.12g}"]
     return [flag, json.dumps(value) if isinstance(value, dict) else str(value)]

@@ -29,9 +29,9 @@ OUTPUT_SCHEMA: dict[str, Any] = {"type": "object"}
 INSTRUCTIONS = f"""\
 omgoptim makes a PyTorch model smaller and faster and proves it: every number is measured on the saved artifact,
 reopened in a fresh process. Start with profile, then quantize (scheme and runtime at auto). Where that is not enough,
-prune, factorize or distill, and quantize the result. An answer begins with its outcome and summary: tell the user those, the
-warnings and the intervals, and follow next_steps. Always give project, the absolute path of the user's project. The
-model's own code runs, with the user's rights, in the project's Python.
+prune, factorize or distill, and quantize the result. An answer begins with its outcome and summary: tell the user
+those, the warnings and the intervals, and follow next_steps. Always give project, the absolute path of the user's
+project. The model's own code runs, with the user's rights, in the project's Python.
 
 A run that takes longer than the call answers with its status and a run_id: call runs with action wait. It goes on when
 the client goes away. If something is missing, call doctor.

@@ -6,13 +6,12 @@ import inspect
 
 import pytest
 
-from omgoptim.requests import VERBS, Params, techniques
-from omgoptim.requests.quantize import Auto
+from omgoptim.requests import VERBS, Params, distill, quantize, techniques
 from omgoptim.runtimes import ENGINES
 from omgoptim.techniques import registry
 
-CHOOSERS: set[type[Params]] = {Auto}
-"""Params that choose among techniques instead of being one."""
+CHOOSERS: set[type[Params]] = {quantize.Auto, distill.Auto, distill.Given}
+"""Params that choose among techniques, or name a module, instead of being a technique."""
 
 ASKABLE = {params for request in VERBS.values() for params in techniques(request).values()}
 REGISTERED = registry.all_techniques()
@@ -30,7 +29,9 @@ def test_what_can_be_asked_for_and_what_is_registered_are_the_same() -> None:
 @pytest.mark.parametrize("params", sorted(ASKABLE, key=by_name), ids=by_name)
 def test_a_params_class_explains_itself_and_has_working_defaults(params: type[Params]) -> None:
     assert (params.__doc__ or "").strip() not in {"", (Params.__doc__ or "").strip()}
-    assert params() == params.model_validate(params().model_dump())
+    needed = {name: "x" for name, field in params.model_fields.items() if field.is_required()}
+    assert set(needed) <= ({"source"} if params.by_source else set())
+    assert params(**needed) == params.model_validate(params(**needed).model_dump())
 
 
 @pytest.mark.parametrize("request_name", [name for name, request in VERBS.items() if techniques(request)])

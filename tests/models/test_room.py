@@ -36,7 +36,7 @@ def test_weights_beyond_memory_are_refused_before_any_code_of_the_model_runs(tmp
     (tmp_path / "net.py").write_text("raise SystemExit('was run')")
     with (tmp_path / "huge.pt").open("wb") as file:
         file.truncate(1 << 43)  # eight terabytes that take no disk
-    with pytest.raises(ModelError, match="loading huge.pt does not fit into memory"):
+    with pytest.raises(ModelError, match="does not fit into memory"):
         load_source("net.py:build", Reach.of(tmp_path, []), checkpoint="huge.pt")
 
 
