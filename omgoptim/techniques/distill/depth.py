@@ -88,7 +88,7 @@ def drop(module: nn.Module, stacks: Sequence[Stack], keep: Mapping[Stack, int]) 
         for path in stack.paths:
             gone.setdefault(path, set()).update(lost)
     changes = []
-    for path in sorted(gone, key=lambda path: -path.count(".")):  # inner ones first: their paths are still right
+    for path in sorted(gone, key=_depth, reverse=True):  # inner ones first: their paths are still right
         before = len(module.get_submodule(path))  # type: ignore[arg-type]
         stay = [index for index in range(before) if index not in gone[path]]
         if len(stay) < before:
@@ -96,6 +96,10 @@ def drop(module: nn.Module, stacks: Sequence[Stack], keep: Mapping[Stack, int]) 
             after = f"{len(stay)}: {', '.join(map(str, stay))}"
             changes.append(Change(path=path, what="layers", before=str(before), after=after))
     return sorted(changes, key=lambda change: change.path)
+
+
+def _depth(path: str) -> int:
+    return path.count(".") + 1 if path else 0
 
 
 @dataclass(slots=True)
