@@ -85,7 +85,7 @@ def told_options() -> str:
 
 
 def _options(verb: str, told: set[str]) -> Json:
-    """The object of rarely needed arguments: names that the instructions don't tell, an example of those of training."""
+    """The object of rarely needed arguments: names that the instructions don't tell, one of those of training."""
     new = [name for name in options_of(verb) if name not in told]
     if not new:
         return {"type": "object"}
