@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from omgoptim.blocks.depth_separable import CONVS, NORMS, Numbers, check_dims, geometry_of, sizes
 
+MIDDLE = 3.0
+"""Of the range of ReLU6."""
+
 
 class InvertedResidual(nn.Module):
     """`expand` 1x1 to `hidden`, norm, ReLU6; `depthwise`, norm, ReLU6; `project` 1x1, norm; plus the input if it fits.
@@ -79,6 +82,44 @@ class InvertedResidual(nn.Module):
         """One that can stand where `conv` does; its weights are not taken over."""
         block = cls(**geometry_of(conv), expansion=expansion).train(conv.training)
         return block.requires_grad_(conv.weight.requires_grad)
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv1d | nn.Conv2d, expansion: float = 2.0) -> InvertedResidual:
+        """One that begins near to `conv`, on inputs that are not negative, as they are behind a ReLU.
+
+        `expand` copies channels; the kernels of `depthwise` are, for each input channel i, the leading singular vectors
+        of its matrix W[:, i] (out, kernel), less the identity where the block adds its input; `project` has what
+        belongs to them. What `depthwise` gives is moved by `MIDDLE`, into the range that ReLU6 leaves as it is, and the
+        last norm moves it back.
+
+        Raises:
+            ValueError: the convolution is grouped or does not pad with zeros.
+        """
+        if conv.groups != 1 or conv.padding_mode != "zeros":
+            raise ValueError(f"a convolution in {conv.groups} groups, padding {conv.padding_mode}, has no such form")
+        block = cls.like(conv, expansion)
+        w_IOK = conv.weight.detach().double().transpose(0, 1).flatten(2).clone()
+        inputs, outputs, kernel = w_IOK.shape
+        if block.adds_input and kernel % 2:
+            w_IOK[range(inputs), range(inputs), kernel // 2] -= 1.0
+        left, values, right = torch.linalg.svd(w_IOK, full_matrices=False)
+        copies: Any = block.expand[0] if len(block.expand) else None
+        with torch.no_grad():
+            block.project.weight.zero_()  # units past the last singular vector have no say at first
+            if copies is not None:
+                copies.weight.zero_()
+            for unit in range(block.hidden):
+                channel, term = unit % inputs, unit // inputs
+                if copies is not None:
+                    copies.weight[unit, channel] = 1.0
+                if term < values.shape[1]:
+                    block.depthwise.weight[unit, 0] = right[channel, term].reshape(conv.kernel_size)
+                    column = left[channel, :, term] * values[channel, term]
+                    block.project.weight[:, unit] = column.reshape(outputs, *[1] * block.dims)
+            block.norm.bias.fill_(MIDDLE)
+            moved = -MIDDLE * block.project.weight.flatten(1).sum(1)
+            block.project_norm.bias.copy_(moved if conv.bias is None else moved + conv.bias)
+        return block
 
     @property
     def adds_input(self) -> bool:

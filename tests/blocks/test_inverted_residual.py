@@ -67,3 +67,35 @@ def test_its_configuration_builds_it_again() -> None:
 def test_an_expansion_that_narrows_is_refused() -> None:
     with pytest.raises(ValueError, match=r"expansion 0\.5 is below 1"):
         InvertedResidual(4, 4, expansion=0.5)
+
+
+@pytest.mark.parametrize(("outputs", "expansion"), [(10, 9), (4, 4)])
+@pytest.mark.parametrize("dims", [1, 2])
+def test_with_as_many_kernels_as_a_channel_has_it_begins_as_the_convolution(
+    outputs: int, expansion: int, dims: int
+) -> None:
+    """Of inputs as a ReLU gives them; 4 -> 4 adds its input, which the kernels then leave out."""
+    torch.manual_seed(0)
+    conv = (nn.Conv1d if dims == 1 else nn.Conv2d)(4, outputs, 3, padding=1).eval()
+    block = InvertedResidual.from_conv(conv, expansion)
+    assert block.adds_input is (outputs == 4)
+    assert not block.training
+    x = torch.rand(2, 4, *[8] * dims)
+    torch.testing.assert_close(block(x), conv(x), rtol=1e-4, atol=1e-4)
+
+
+def test_with_fewer_kernels_it_begins_nearer_to_the_convolution_than_nothing() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(8, 16, 3, padding=1).eval()
+    x = torch.rand(2, 8, 8, 8)
+    with torch.no_grad():
+        given = conv(x)
+        errors = [float((InvertedResidual.from_conv(conv, by)(x) - given).norm() / given.norm()) for by in (1, 2, 4, 9)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[1] < 0.8
+    assert errors[-1] < 1e-3
+
+
+def test_what_has_no_such_form_is_refused() -> None:
+    with pytest.raises(ValueError, match="2 groups"):
+        InvertedResidual.from_conv(nn.Conv2d(4, 4, 3, groups=2))

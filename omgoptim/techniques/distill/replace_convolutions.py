@@ -236,3 +236,7 @@ def _settle(module: nn.Module, blocks: Mapping[str, Block], run: ModuleRun) -> N
             last: Any = block.project_norm
             last.weight.copy_((last.running_var + last.eps).sqrt())
             last.bias.copy_(last.running_mean)
+            if len(block.expand):
+                first: Any = block.expand[1]  # scales only: zero stays zero, which is what the borders are padded with
+                first.weight.fill_(1.0)
+                first.bias.copy_(first.running_mean / (first.running_var + first.eps).sqrt())
