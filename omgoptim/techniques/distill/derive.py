@@ -6,6 +6,7 @@ on what the one before left; random weights last where they are asked for, and t
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from omgoptim.techniques.distill.check import output_shapes, refuse_other_shapes
 from omgoptim.techniques.distill.chosen import Chosen, paths_of
 from omgoptim.techniques.distill.depth import Stack, drop, find_stacks
 from omgoptim.techniques.distill.restart import restart
+from omgoptim.techniques.distill.span_fit import Span, fit_spans
 from omgoptim.techniques.distill.width import Narrowing, find_narrowing, narrow_to
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
@@ -39,6 +41,8 @@ class Shortened:
     outcome: Outcome
     chosen: Chosen
     """What may change, by the paths that are left."""
+    spans: tuple[Span, ...] = ()
+    """Layers that stay, with what each stands for."""
 
 
 def derive(module: nn.Module, params: Derived, run: ModuleRun, replace: Replace | None = None) -> Outcome:
@@ -56,7 +60,7 @@ def derive(module: nn.Module, params: Derived, run: ModuleRun, replace: Replace 
     if params.depth < 1 or isinstance(params, FewerLayers):
         run.progress("looking for layers that repeat", 0.0)
         short = shorten(module, short.chosen, stays(params), run)
-    steps = [short.outcome]
+    steps = [bridged(module, run.original, short, run) if fit else short.outcome]
     if params.width < 1:
         run.progress("looking for what can be narrowed", 0.1)
         steps.append(narrow(module, find_narrowing(module, short.chosen, run), params.width, run, fit))
@@ -109,6 +113,7 @@ def shorten(module: nn.Module, chosen: Chosen, count: Callable[[Stack], int], ru
     stacks = find_stacks(module, chosen, run)
     keep = {stack: count(stack) for stack in stacks}
     before = paths_of(module)
+    spans = tuple(span for stack in stacks for span in _spans(module, stack, keep[stack]))
     whole = [
         Skip(path=path, reason=f"{count(stack)} layers stay, and it repeats {len(stack.units)}")
         for stack in stacks
@@ -123,7 +128,47 @@ def shorten(module: nn.Module, chosen: Chosen, count: Callable[[Stack], int], ru
         for path, layer in module.named_modules()
         if isinstance(layer, nn.RNNBase) and layer.num_layers > 1
     ]
-    return Shortened(Outcome(changed, [*whole, *skipped]), chosen)
+    return Shortened(Outcome(changed, [*whole, *skipped]), chosen, spans if changed else ())
+
+
+def _spans(module: nn.Module, stack: Stack, keep: int) -> list[Span]:
+    """What each unit that stays stands for, in a stack whose units are single children of one container.
+
+    Args:
+        module: before any layer went.
+    """
+    if len(stack.paths) > 1 or any(len(unit) > 1 for unit in stack.units) or keep >= len(stack.units):
+        return []
+    (path,) = stack.paths
+    names = list(module.get_submodule(path)._modules)
+    gone = set(range(len(stack.units))) - set(stack.spread(keep))
+    lost = {stack.units[index][0] for index in gone}
+    stay = [child for child in range(len(names)) if child not in lost]
+    last = stack.units[-1][0]
+    ends = [*(child - 1 for child in stay[1:]), len(names) - 1]
+    numbered = names == [str(index) for index in range(len(names))]
+    own = [str(new) if numbered else names[old] for new, old in enumerate(stay)]
+    return [
+        Span(f"{path}.{name}", f"{path}.{names[min(end, last)]}")
+        for name, old, end in zip(own, stay, ends, strict=True)
+        if stack.units[0][0] <= old <= last
+    ]
+
+
+def bridged(module: nn.Module, teacher: nn.Module, short: Shortened, run: ModuleRun) -> Outcome:
+    """Fit the layers that stayed to what those gave that went, in place, where there are real inputs to fit on.
+
+    Returns:
+        What was done to the layers, with a note of it.
+    """
+    if not (short.spans and run.real):
+        return short.outcome
+    run.progress("fitting the layers that stay", 0.05)
+    fitted = fit_spans(module, teacher, short.spans, run)
+    if not fitted:
+        return short.outcome
+    note = f"{len(fitted)} of the layers that stayed were fitted to what the ones after them gave, without labels."
+    return dataclasses.replace(short.outcome, notes=[*short.outcome.notes, note])
 
 
 def narrow(module: nn.Module, narrowing: Narrowing, width: float, run: ModuleRun, fit: bool) -> Outcome:

@@ -18,6 +18,7 @@ from omgoptim.techniques.distill.depth import find_stacks
 from omgoptim.techniques.distill.derive import (
     Replace,
     Shortened,
+    bridged,
     finish,
     joined,
     keeping,
@@ -78,7 +79,7 @@ class Drafts:
         count = stays(params)
         base = self._base(tuple(count(stack) if shortened else len(stack.units) for stack in self.stacks))
         module = copy.deepcopy(base.module)
-        steps = [base.short.outcome]
+        steps = [bridged(module, self.teacher, base.short, self._run) if fit else base.short.outcome]
         if params.width < 1:
             if base.narrowing is None:
                 base.narrowing = find_narrowing(base.module, base.short.chosen, self._run)
