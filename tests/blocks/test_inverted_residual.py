@@ -48,20 +48,23 @@ def test_it_stands_where_a_convolution_stood_and_adds_its_input_only_where_that_
     geometry: dict[str, Any], adds: bool, dims: int
 ) -> None:
     conv = (nn.Conv1d if dims == 1 else nn.Conv2d)(4, 4, **geometry).eval()
-    block = InvertedResidual.like(conv, expansion=1.5)
+    block = InvertedResidual.like(conv, expansion=1.5, residual=True)
     x = torch.randn(2, 4, *[9] * dims)
     assert block(x).shape == conv(x).shape
     assert block.adds_input is adds
+    assert not InvertedResidual.like(conv).adds_input
     assert block.hidden == 6
 
 
-def test_its_configuration_builds_it_again() -> None:
-    block = InvertedResidual(3, 4, (3, 5), padding=(1, 2), expansion=2.5).eval()
+@pytest.mark.parametrize("residual", [True, False])
+def test_its_configuration_builds_it_again(residual: bool) -> None:
+    block = InvertedResidual(4, 4, (3, 5), padding=(1, 2), expansion=2.5, residual=residual).eval()
     assert BLOCKS["InvertedResidual"] is InvertedResidual
     again = InvertedResidual.from_config(json.loads(json.dumps(block.config()))).eval()
     again.load_state_dict(block.state_dict())
-    x = torch.randn(2, 3, 8, 8)
+    x = torch.randn(2, 4, 8, 8)
     assert torch.equal(again(x), block(x))
+    assert again.adds_input is residual
 
 
 def test_an_expansion_that_narrows_is_refused() -> None:
@@ -74,11 +77,11 @@ def test_an_expansion_that_narrows_is_refused() -> None:
 def test_with_as_many_kernels_as_a_channel_has_it_begins_as_the_convolution(
     outputs: int, expansion: int, dims: int
 ) -> None:
-    """Of inputs as a ReLU gives them; 4 -> 4 adds its input, which the kernels then leave out."""
+    """Of inputs as a ReLU gives them."""
     torch.manual_seed(0)
     conv = (nn.Conv1d if dims == 1 else nn.Conv2d)(4, outputs, 3, padding=1).eval()
     block = InvertedResidual.from_conv(conv, expansion)
-    assert block.adds_input is (outputs == 4)
+    assert not block.adds_input
     assert not block.training
     x = torch.rand(2, 4, *[8] * dims)
     torch.testing.assert_close(block(x), conv(x), rtol=1e-4, atol=1e-4)

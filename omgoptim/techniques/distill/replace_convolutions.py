@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from omgoptim.blocks.depth_separable import DepthSeparableConv
-from omgoptim.blocks.inverted_residual import InvertedResidual
 from omgoptim.errors import TechniqueError
 from omgoptim.measure.size import count_params
 from omgoptim.reports import Change, Skip
 from omgoptim.techniques.distill.chosen import Chosen
+from omgoptim.techniques.distill.fit_blocks import Block, Conv, fit_blocks, with_dense
 from omgoptim.techniques.factorize.replace import put
 from omgoptim.techniques.prune.groups import owned_parameters
 from omgoptim.techniques.prune.probe import Probe
-from omgoptim.techniques.prune.refit import refit
 from omgoptim.techniques.registry import ModuleRun, Outcome
-from omgoptim.training.batch_norm import reestimate
 
-Conv = nn.Conv1d | nn.Conv2d
-Block = DepthSeparableConv | InvertedResidual
 MakeBlock = Callable[[Conv], Block]
 """A block that can stand where a convolution does."""
 
 FEWEST_INPUTS = 5
 """A convolution of fewer input channels, a stem mostly, is left: what one kernel for each tells is too little."""
-
-FITS = 2
-"""How often blocks are fitted, each time on inputs of blocks that were fitted before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +67,11 @@ def replace_convolutions(
         changed.append(Change(path=path, what=words.what, before=told, after=f"{after:,} of {before:,} parameters"))
     if not blocks:
         raise _nothing_to_replace(words, skipped)
-    dense = _with_named(module, blocks) if fit and run.real else None
+    dense = with_dense(module, blocks) if fit and run.real else None
     for path, block in blocks.items():
         put(module, path, block)
     if dense is not None:
-        _fit(module, dense, blocks, run)
+        fit_blocks(module, dense, blocks, run)
     return Outcome(changed, skipped)
 
 
@@ -155,88 +143,3 @@ def _called(module: nn.Module, run: ModuleRun) -> set[nn.Module]:
         for hook in hooks:
             hook.remove()
     return seen
-
-
-# As near as they get
-
-
-class _Standing(nn.Module):
-    """A dense convolution under the name of the part of a block that is fitted to what it gives."""
-
-    def __init__(self, name: str, conv: Conv, adds_input: bool) -> None:
-        super().__init__()
-        self.name, self.adds_input = name, adds_input
-        self.add_module(name, conv)
-        if adds_input:  # the part gives what the block's input does not give already
-            conv.register_forward_hook(lambda _layer, args, output: output - args[0])
-
-    def forward(self, input: Tensor) -> Tensor:
-        output: Tensor = self._modules[self.name](input)  # type: ignore[misc]
-        return input + output if self.adds_input else output
-
-
-def _fitted_part(block: Block) -> tuple[str, bool]:
-    """Name of the part, and whether the block adds its input to what the part gives."""
-    if isinstance(block, InvertedResidual):
-        return "project", block.adds_input
-    return "pointwise", False
-
-
-def _with_named(module: nn.Module, blocks: Mapping[str, Block]) -> nn.Module:
-    """A copy of the module before the replacement, with each convolution where its block's last part will be."""
-    twin = copy.deepcopy(module)
-    for path, block in blocks.items():
-        conv: Any = twin.get_submodule(path)
-        name, adds_input = _fitted_part(block)
-        put(twin, path, _Standing(name, conv, adds_input))
-    return twin
-
-
-def _fit(module: nn.Module, dense: nn.Module, blocks: Mapping[str, Block], run: ModuleRun) -> None:
-    """Fit the last part of every block, by ridge regression, to what the convolution gave."""
-    nothing = torch.empty(0, dtype=torch.long)
-    parts = {(f"{path}.{_fitted_part(block)[0]}", "in"): nothing for path, block in blocks.items()}
-    inverted = [block for block in blocks.values() if isinstance(block, InvertedResidual)]
-    for block in inverted:  # takes up the mean of its inputs while it is fitted; its norm has it afterwards
-        block.project.bias = nn.Parameter(block.project.weight.new_zeros(block.out_channels))
-    for _ in range(FITS if _norms(blocks.values()) else 1):
-        _settle(module, blocks, run)
-        refit(module, dense, parts, run)
-    _settle(module, blocks, run)
-    for block in inverted:
-        norm, mean = block.project_norm, block.project.bias
-        assert mean is not None
-        assert norm.running_mean is not None
-        norm.running_mean -= mean.detach()
-        block.project.bias = None
-    reestimate(module, run.signature, run.statistics)
-
-
-def _norms(layers: Iterable[nn.Module]) -> list[Any]:
-    return [part for layer in layers for part in layer.modules() if isinstance(part, _BatchNorm)]
-
-
-@torch.no_grad()
-def _settle(module: nn.Module, blocks: Mapping[str, Block], run: ModuleRun) -> None:
-    """Estimate the statistics of the blocks' own norms, and let the last norm of each give what it gets.
-
-    The other norms of the module stay: their inputs are to become what they were.
-    """
-    own = {id(norm) for norm in _norms(blocks.values())}
-    if not own:
-        return
-    others = [norm for norm in _norms([module]) if id(norm) not in own]
-    before = [[buffer.clone() for buffer in norm.buffers()] for norm in others]
-    reestimate(module, run.signature, run.statistics)
-    for norm, buffers in zip(others, before, strict=True):
-        for buffer, value in zip(norm.buffers(), buffers, strict=True):
-            buffer.copy_(value)
-    for block in blocks.values():
-        if isinstance(block, InvertedResidual):
-            last: Any = block.project_norm
-            last.weight.copy_((last.running_var + last.eps).sqrt())
-            last.bias.copy_(last.running_mean)
-            if len(block.expand):
-                first: Any = block.expand[1]  # scales only: zero stays zero, which is what the borders are padded with
-                first.weight.fill_(1.0)
-                first.bias.copy_(first.running_mean / (first.running_var + first.eps).sqrt())

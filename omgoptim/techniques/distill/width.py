@@ -72,15 +72,7 @@ def find_narrowing(module: nn.Module, chosen: Chosen, run: ModuleRun) -> Narrowi
             raise
         groups = Groups([], [Skip(path="(model)", reason=f"{error.what}: {error.why}")])
     shrinking = {each.path for each in recurrent}
-    read = {reader.path for each in recurrent for reader in each.readers}
-    free = [group for group in groups.groups if not read & {path for path, side in group.members if side == "in"}]
-    skipped += [
-        Skip(path=group.name, reason="a layer that reads it reads hidden units too")
-        for group in groups.groups
-        if group not in free
-    ]
-    skipped += [skip for skip in groups.skipped if skip.path not in shrinking | {each.path for each in skipped}]
-    groups = Groups(free)
+    skipped += [skip for skip in groups.skipped if skip.path not in shrinking]
     return Narrowing(groups, importance_of(module, groups, asked, run), recurrent, skipped)
 
 
