@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from dataclasses import replace
 
 from torch import nn
 
@@ -18,6 +19,10 @@ from omgoptim.training.distillation import DistillationLoss
 from omgoptim.training.feature_losses import FeatureLoss
 from omgoptim.training.loop import fit
 from omgoptim.training.plan import TrainingPlan
+
+GENTLE = 3e-4
+"""Peak learning rate of Adam for a student that begins with a transformer's weights: what suits a network that begins
+at random undoes them."""
 
 
 def train(
@@ -48,7 +53,7 @@ def train(
     if done is not None:
         return done
     module = copy.deepcopy(start or student.module)
-    plan = TrainingPlan.of(request, epochs or request.epochs, job.subject.device, request.seed)
+    plan = _plan(job, student, epochs or request.epochs)
 
     def progress(told: str, fraction: float | None) -> None:
         doing = f"{arm}, {told}" if request.control or arm != "student" else told
@@ -86,9 +91,9 @@ def train(
     return stage
 
 
-def training_of(job: Job[DistillRequest], stage: Stage) -> Training:
+def training_of(job: Job[DistillRequest], student: Student, stage: Stage) -> Training:
     """What a training did, for the report."""
-    plan = TrainingPlan.of(job.request, job.request.epochs, job.subject.device, job.request.seed)
+    plan = _plan(job, student, job.request.epochs)
     return Training(
         epochs=stage.epochs,
         optimizer=plan.words,
@@ -101,6 +106,16 @@ def training_of(job: Job[DistillRequest], stage: Stage) -> Training:
         stopped=stage.stopped,
         teacher_outputs=stage.teacher_outputs,
     )
+
+
+def _plan(job: Job[DistillRequest], student: Student, epochs: int) -> TrainingPlan:
+    """The plan of the request; a gentler learning rate where none was given and trained layers are to be kept."""
+    request = job.request
+    plan = TrainingPlan.of(request, epochs, job.subject.device, request.seed)
+    adaptive = request.learning_rate is None and request.optimizer in ("adam", "adamw")
+    goes_on = student.recipe is None and getattr(request.student, "initialize", "teacher") == "teacher"
+    normalized = any(isinstance(layer, nn.LayerNorm) for layer in student.module.modules())
+    return replace(plan, learning_rate=GENTLE) if adaptive and goes_on and normalized else plan
 
 
 def _distillation(request: DistillRequest) -> DistillationLoss:

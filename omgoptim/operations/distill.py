@@ -122,7 +122,7 @@ def _ending(
         recipe=student.recipe,
         warnings=warnings,
         control=measured_control if control is not None else None,
-        training=training_of(job, distilled),
+        training=training_of(job, student, distilled),
         candidates=candidates,
     )
 
@@ -155,7 +155,7 @@ def _control(
         gain_low=finite(-quality.high),
         gain_high=finite(-quality.low),
         kept=kept,
-        training=training_of(job, control),
+        training=training_of(job, student, control),
     )
 
 
