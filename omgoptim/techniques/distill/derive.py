@@ -140,7 +140,7 @@ def _spans(module: nn.Module, stack: Stack, keep: int) -> list[Span]:
     if len(stack.paths) > 1 or any(len(unit) > 1 for unit in stack.units) or keep >= len(stack.units):
         return []
     (path,) = stack.paths
-    names = list(module.get_submodule(path)._modules)
+    names, prefix = list(module.get_submodule(path)._modules), f"{path}." if path else ""
     gone = set(range(len(stack.units))) - set(stack.spread(keep))
     lost = {stack.units[index][0] for index in gone}
     stay = [child for child in range(len(names)) if child not in lost]
@@ -149,7 +149,7 @@ def _spans(module: nn.Module, stack: Stack, keep: int) -> list[Span]:
     numbered = names == [str(index) for index in range(len(names))]
     own = [str(new) if numbered else names[old] for new, old in enumerate(stay)]
     return [
-        Span(f"{path}.{name}", f"{path}.{names[min(end, last)]}")
+        Span(f"{prefix}{name}", f"{prefix}{names[min(end, last)]}")
         for name, old, end in zip(own, stay, ends, strict=True)
         if stack.units[0][0] <= old <= last
     ]

@@ -26,6 +26,7 @@ from omgoptim.techniques.distill.derive import (
     shorten,
     stays,
 )
+from omgoptim.techniques.distill.replace_convolutions import FEWEST_INPUTS
 from omgoptim.techniques.distill.width import Narrowing, find_narrowing
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
@@ -53,9 +54,10 @@ class Drafts:
 
     @property
     def has_convolutions(self) -> bool:
-        """Whether there is a convolution that mixes channels and positions at once."""
+        """Whether there is a convolution that mixes many channels and positions at once."""
         convs = [layer for layer in self.teacher.modules() if isinstance(layer, (nn.Conv1d, nn.Conv2d))]
-        return any(conv.groups == 1 and max(conv.kernel_size) > 1 for conv in convs)
+        dense = [conv for conv in convs if conv.groups == 1 and max(conv.kernel_size) > 1]
+        return any(conv.in_channels >= FEWEST_INPUTS for conv in dense)
 
     def has_linear_of(self, size: int) -> bool:
         """Whether a Linear layer reads and writes so many numbers."""

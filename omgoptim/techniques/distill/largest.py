@@ -10,6 +10,8 @@ CLOSE = 0.97
 """A count of at least this fraction of the goal is near enough."""
 STEPS = 1000
 """Numbers are tried in steps of one over this."""
+FIRST_STEP = 0.02
+"""Fraction of a number that the next one is away where the count did not change."""
 
 
 def largest(
@@ -17,8 +19,8 @@ def largest(
 ) -> tuple[float | None, int]:
     """About the largest x in least..most with count(x) <= goal, and its count; None and the count at `least` else.
 
-    The next x is read off a curve a + b x^power through the two counts nearest to the goal; once a count did not
-    change, widths being whole numbers, it is the middle between these two.
+    The next x is read off a curve a + b x^power through the two counts nearest to the goal. Counts are steps, widths
+    being whole numbers: where one did not change since the last, the next x is further and further away.
 
     Args:
         count: grows with x; called at most `BUILDS` times and once for `least`.
@@ -27,17 +29,20 @@ def largest(
     if high[1] <= goal:
         return high
     low: tuple[float, int] | None = None
-    beyond, flat = (0.0, 0), False
+    beyond, step = (0.0, 0), 0.0
     for _ in range(BUILDS - 1):
-        x = _between(low or beyond, high, goal, power)
+        x = high[0] + step if step < 0 else (low or beyond)[0] + step
+        if not step:
+            x = _between(low or beyond, high, goal, power)
         x = max(least, math.floor(x * STEPS) / STEPS)
         known = (low[0] if low else least - 1 / STEPS, high[0])
-        if flat or not known[0] < x < known[1]:
+        if not known[0] < x < known[1]:
             x = math.floor((known[0] + known[1]) / 2 * STEPS) / STEPS
             if not known[0] < x < known[1]:
                 break
         found = (x, count(x))
-        flat = flat or found[1] in (high[1], low[1] if low else None)
+        flat = found[1] in (high[1], low[1] if low else None)
+        step = math.copysign(max(2 * abs(step), FIRST_STEP * x), goal - found[1]) if flat else 0.0
         if found[1] > goal:
             if low is None:  # more is fixed than was thought
                 beyond = _at_nothing(found, high, power)
