@@ -99,7 +99,7 @@ def _unpickled(path: Path) -> NDArray[Any]:
 
 
 class Windows(Dataset[tuple[Tensor, int]]):
-    """Windows of recordings (length, 6), `STRIDE` apart, as (WINDOW / JOINED, 6) in units of the training data's spread.
+    """Windows of recordings (length, 6), as (WINDOW / JOINED, 6) in units of the training data's spread.
 
     Args:
         series: recordings with their labels.
