@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from omgoptim.blocks import BLOCKS
+from omgoptim.blocks import BLOCKS, LowRankLinear, SpatialConv2d, Tucker2Conv2d
 from omgoptim.measure.own_cost import evaluating
 from omgoptim.models.globs import meant, refuse_unknown
 from omgoptim.models.samples import batch_length, call_of
@@ -122,7 +122,8 @@ def _reason(
 ) -> str | None:
     """Why a layer cannot be factorized, or None."""
     if _is_block(layer):
-        return "it is of low rank already"
+        low = isinstance(layer, (LowRankLinear, SpatialConv2d, Tucker2Conv2d))
+        return "it is of low rank already" if low else "it stands in a convolution's place already, with fewer weights"
     if isinstance(around, nn.MultiheadAttention):
         return "the attention around it reads its weight itself instead of calling it"
     if not isinstance(layer, (nn.Linear, nn.Conv2d)):

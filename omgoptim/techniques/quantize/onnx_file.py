@@ -162,7 +162,12 @@ def _restore_scopes(model: ModelProto, source: ModelProto) -> None:
 
 
 def _drop_unused(model: ModelProto) -> None:
-    """Remove initializers nobody reads, domains nobody uses, and the exporter's stack traces (paths of the user's)."""
+    """Remove initializers nobody reads, domains nobody uses, the exporter's notes on the program, which are more bytes
+    than the weights of a small one, and its stack traces (paths of the user's)."""
+    del model.metadata_props[:]
+    model.doc_string = model.graph.doc_string = ""
+    for graph in graphs(model.graph):
+        del graph.metadata_props[:]
     used = {value.name for graph in graphs(model.graph) for value in graph.output}
     domains = {""}
     for graph in graphs(model.graph):
