@@ -32,7 +32,7 @@ check: $(VENV)/.dev
 test: check           ## lint, types and tests, in two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-bench: $(VENV)/.bench ## the measured claims, about an hour on two cores
+bench: $(VENV)/.bench ## the measured claims, about two hours on two cores
 	$(BIN)/python benchmarks/timing.py
 	$(BIN)/python benchmarks/quantize.py
 	$(BIN)/python benchmarks/prune.py
