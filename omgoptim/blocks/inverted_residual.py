@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omgoptim.blocks.depth_separable import CONVS, NORMS, Numbers, check_dims, geometry_of, sizes
+from omgoptim.blocks.depth_separable import CONVS, NORMS, Numbers, check_dims, geometry_config, geometry_of, sizes
 
 MIDDLE = 3.0
 """Of the range of ReLU6."""
@@ -92,8 +92,7 @@ class InvertedResidual(nn.Module):
         `expand` copies channels; the kernels of `depthwise` are, for each input channel i, the leading singular vectors
         of its matrix W[:, i] (out, kernel); `project` has what belongs to them. What `depthwise` gives is moved by
         `MIDDLE`, into the range that ReLU6 leaves as it is, and the last norm moves it back. It does not add its input,
-        as the convolution does not: in a small residual network, on 2,000 digits of MNIST after three epochs, that was
-        worth 1.3 points.
+        as the convolution does not.
 
         Raises:
             ValueError: the convolution is grouped or does not pad with zeros.
@@ -140,17 +139,8 @@ class InvertedResidual(nn.Module):
 
     def config(self) -> dict[str, Any]:
         """What `from_config` builds the same block from, as JSON."""
-        return {
-            "in_channels": self.in_channels,
-            "out_channels": self.out_channels,
-            "kernel_size": list(self.kernel_size),
-            "stride": list(self.stride),
-            "padding": self.padding if isinstance(self.padding, str) else list(self.padding),
-            "dilation": list(self.dilation),
-            "expansion": self.expansion,
-            "residual": self.residual,
-            "dims": self.dims,
-        }
+        own = {"expansion": self.expansion, "residual": self.residual, "dims": self.dims}
+        return {**geometry_config(self), **own}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> InvertedResidual:

@@ -159,7 +159,8 @@ def _technique_choice(name: str, request: type[Request]) -> Option:
     each = "; ".join(f"{kind}: {words}" for kind, words in kinds.items())
     default = getattr(request.model_fields[name].get_default(call_default_factory=True), name)
     metavar = "|".join(kinds)
-    metavar = metavar if len(metavar) <= _LONGEST_METAVAR else "NAME"
+    short = "NAME|SOURCE" if "SOURCE" in kinds else "NAME"
+    metavar = metavar if len(metavar) <= _LONGEST_METAVAR else short
     return Option(name, "text", False, f"{each}.", metavar, default, None, default)
 
 

@@ -8,10 +8,9 @@ from dataclasses import replace
 
 from torch import nn
 
-from omgoptim.measure.size import count_params
 from omgoptim.models.samples import as_tensors, of_size
 from omgoptim.operations.job import Job
-from omgoptim.operations.round_state import Stage, read_stage, write_stage
+from omgoptim.operations.round_state import Stage, note_training, read_stage, training_of, write_stage
 from omgoptim.operations.student import Student
 from omgoptim.reports import Round, Training
 from omgoptim.requests import DistillRequest
@@ -71,41 +70,16 @@ def train(
         distillation=None if teacher is None else _distillation(request),
         features=None if teacher is None else _features(job, module, teacher),
     )
-    stage = Stage(
-        module,
-        Round(number=1, params=count_params(module)[0], quality_trained=fitted.quality),
-        student.changes,
-        epochs=fitted.epochs,
-        quality=float("-inf") if fitted.quality is None else fitted.quality,
-        loss=fitted.loss,
-        trained_params=fitted.trained_params,
-        total_params=fitted.total_params,
-        seconds=fitted.seconds,
-        resumed=fitted.resumed,
-        stopped=fitted.stopped,
-        teacher_outputs=fitted.teacher_outputs,
-        warnings=list(fitted.notes),
-    )
+    stage = Stage(module, Round(number=1, quality_trained=fitted.quality), student.changes)
+    note_training(stage, fitted)
     write_stage(folder / "done", stage, student.base)
     shutil.rmtree(folder / "training", ignore_errors=True)
     return stage
 
 
-def training_of(job: Job[DistillRequest], student: Student, stage: Stage) -> Training:
+def training_record(job: Job[DistillRequest], student: Student, stage: Stage) -> Training | None:
     """What a training did, for the report."""
-    plan = _plan(job, student, job.request.epochs)
-    return Training(
-        epochs=stage.epochs,
-        optimizer=plan.words,
-        loss=stage.loss,
-        trained_params=stage.trained_params,
-        total_params=stage.total_params,
-        metric=job.material.judge.metric.name,
-        seconds=stage.seconds,
-        resumed=stage.resumed,
-        stopped=stage.stopped,
-        teacher_outputs=stage.teacher_outputs,
-    )
+    return training_of([stage], _plan(job, student, job.request.epochs), job.material.judge.metric.name)
 
 
 def _plan(job: Job[DistillRequest], student: Student, epochs: int) -> TrainingPlan:
@@ -133,6 +107,6 @@ def _features(job: Job[DistillRequest], module: nn.Module, teacher: nn.Module) -
         student=module,
         teacher=teacher,
         signature=subject.signature,
-        inputs=as_tensors(of_size(subject.evaluation, 2), subject.signature.dtypes),
+        inputs=as_tensors(of_size(job.material.statistics, 2), subject.signature.dtypes),
         seed=request.seed,
     )

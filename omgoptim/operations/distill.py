@@ -12,7 +12,7 @@ from omgoptim.measure.launch import Process
 from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import compare_quality, read_outputs
 from omgoptim.models.room import refuse_beyond_memory, training_bytes
-from omgoptim.operations.arms import train, training_of
+from omgoptim.operations.arms import train, training_record
 from omgoptim.operations.conclusion import Ending, conclude
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.delivery import Measured, engine_for, require_module, save
@@ -122,7 +122,7 @@ def _ending(
         recipe=student.recipe,
         warnings=warnings,
         control=measured_control if control is not None else None,
-        training=training_of(job, student, distilled),
+        training=training_record(job, student, distilled),
         candidates=candidates,
     )
 
@@ -155,7 +155,7 @@ def _control(
         gain_low=finite(-quality.high),
         gain_high=finite(-quality.low),
         kept=kept,
-        training=training_of(job, student, control),
+        training=training_record(job, student, control),
     )
 
 

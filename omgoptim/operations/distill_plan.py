@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-
 from omgoptim.operations.advice import repeat_of, same_arguments, step
 from omgoptim.operations.job import WORK, Job
 from omgoptim.operations.measured import environment, shown_request
+from omgoptim.operations.reshaping_plan import batches_in_epoch
 from omgoptim.operations.student import Student, derived_student, given_student
 from omgoptim.operations.student_search import derive, planned
 from omgoptim.operations.subject import Live
 from omgoptim.reports import Candidate, EfficiencyReport, Round
 from omgoptim.requests import DistillRequest
 from omgoptim.requests.distill import Auto, Given
-
-MOST_BATCHES = 100_000
-"""Batches of an epoch that are counted; more are called more."""
 
 
 def plan_report(job: Job[DistillRequest], live: Live) -> EfficiencyReport:
@@ -71,6 +67,5 @@ def _teacher_words(job: Job[DistillRequest]) -> str:
 
 def _training_words(job: Job[DistillRequest]) -> str:
     request = job.request
-    batches = sum(1 for _ in itertools.islice(job.material.batches.epoch(request.train_batch), MOST_BATCHES))
     twice = ", twice: a control is trained too" if request.control else ""
-    return f"It would train for {request.epochs} epochs of {batches:,} batches{twice}."
+    return f"It would train for {request.epochs} epochs of {batches_in_epoch(job):,} batches{twice}."

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from omgoptim.measure.macs import count_macs
 from omgoptim.measure.size import count_params
 from omgoptim.operations.advice import repeat_of, same_arguments, step
-from omgoptim.operations.job import WORK, applied
+from omgoptim.operations.job import WORK, AnyJob, applied
 from omgoptim.operations.material import one_sample
 from omgoptim.operations.measured import environment, shown_request
 from omgoptim.operations.rounds import RoundsJob
@@ -56,10 +56,15 @@ def plan_report(verb: str, job: RoundsJob, steps: Sequence[Params]) -> Efficienc
     )
 
 
+def batches_in_epoch(job: AnyJob) -> int:
+    """How many batches one epoch of the training data has, counted up to `MOST_BATCHES`."""
+    return sum(1 for _ in itertools.islice(job.material.batches.epoch(job.request.train_batch), MOST_BATCHES))
+
+
 def _training_words(job: RoundsJob, rounds: int) -> str:
     epochs = job.material.epochs
     if not epochs:
         return ", without training"
-    batches = sum(1 for _ in itertools.islice(job.material.batches.epoch(job.request.train_batch), MOST_BATCHES))
+    batches = batches_in_epoch(job)
     each = " after each" if rounds > 1 else ""
     return f", with {epochs} epoch{'s' if epochs > 1 else ''} of {batches:,} batches{each}"

@@ -6,15 +6,18 @@ import copy
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
 
 from omgoptim.models.surgery import Surgery, operate, record
-from omgoptim.reports import Change, Epoch, Round, Skip
+from omgoptim.reports import Change, Epoch, Round, Skip, Training
 from omgoptim.runtimes.torch_precision import load_state, state_of
 from omgoptim.techniques.registry import Outcome
+from omgoptim.training.loop import Fitted
+from omgoptim.training.plan import TrainingPlan
 
 WEIGHTS, STATE = "weights.safetensors", "state.json"
 TRAINING = (
@@ -52,6 +55,36 @@ class Stage:
     """Whether the teacher's outputs were computed once and kept, in words."""
     warnings: list[str] = field(default_factory=list)
     """What must be said of its training."""
+
+
+def note_training(stage: Stage, fitted: Fitted) -> None:
+    """Take over what a training did; the quality is the caller's to judge where there is none."""
+    stage.epochs, stage.stopped, stage.loss = fitted.epochs, fitted.stopped, fitted.loss
+    stage.trained_params, stage.total_params = fitted.trained_params, fitted.total_params
+    stage.seconds, stage.resumed = fitted.seconds, fitted.resumed
+    stage.teacher_outputs, stage.warnings = fitted.teacher_outputs, list(fitted.notes)
+    if fitted.quality is not None:
+        stage.quality = fitted.quality
+
+
+def training_of(stages: Sequence[Stage], plan: TrainingPlan, metric: str) -> Training | None:
+    """What was trained over all stages, for the report; None if nothing was."""
+    epochs = [epoch for stage in stages for epoch in stage.epochs]
+    if not epochs and not any(stage.stopped for stage in stages):
+        return None
+    last = stages[-1]
+    return Training(
+        epochs=epochs,
+        optimizer=plan.words,
+        loss=last.loss,
+        trained_params=last.trained_params,
+        total_params=last.total_params,
+        metric=metric,
+        seconds=sum(stage.seconds for stage in stages),
+        resumed=sum(stage.resumed for stage in stages),
+        stopped=next((stage.stopped for stage in reversed(stages) if stage.stopped), None),
+        teacher_outputs=last.teacher_outputs,
+    )
 
 
 def write_stage(folder: Path, stage: Stage, original: nn.Module) -> None:

@@ -16,7 +16,7 @@ from omgoptim.measure.size import count_params
 from omgoptim.operations.job import Job
 from omgoptim.operations.material import one_sample
 from omgoptim.operations.measured import finite
-from omgoptim.operations.round_state import Stage, read_stage, write_stage
+from omgoptim.operations.round_state import Stage, note_training, read_stage, training_of, write_stage
 from omgoptim.operations.verdict import holds
 from omgoptim.reports import Change, Round, Training
 from omgoptim.requests import FactorizeRequest, PruneRequest
@@ -115,14 +115,9 @@ def _train(job: RoundsJob, stage: Stage, number: int, folder: Path, held: bool) 
             round_number=number,
             score=stage.quality,
         )
-    stage.epochs, stage.stopped, stage.loss = fitted.epochs, fitted.stopped, fitted.loss
-    stage.warnings = list(fitted.notes)
-    stage.trained_params, stage.total_params = fitted.trained_params, fitted.total_params
-    stage.seconds, stage.resumed = fitted.seconds, fitted.resumed
+    note_training(stage, fitted)
     if request.recover == "lora" or fitted.quality is None:  # adapters were merged since: the sum is another one
         stage.quality = material.judge.score(stage.module)
-    else:
-        stage.quality = fitted.quality
     stage.record = stage.record.model_copy(update={"quality_trained": finite(stage.quality)})
 
 
@@ -179,23 +174,9 @@ def merged(stages: list[Stage], kept: Stage) -> Outcome:
 
 def training_record(job: RoundsJob, stages: list[Stage]) -> Training | None:
     """What was trained over all rounds; None if nothing was."""
-    epochs = [epoch for stage in stages for epoch in stage.epochs]
-    if not epochs and not any(stage.stopped for stage in stages):
-        return None
     request, material = job.request, job.material
     plan = TrainingPlan.of(request, material.epochs, job.subject.device, request.seed)
-    last = stages[-1]
-    return Training(
-        epochs=epochs,
-        optimizer=plan.words,
-        loss=last.loss,
-        trained_params=last.trained_params,
-        total_params=last.total_params,
-        metric=material.judge.metric.name,
-        seconds=sum(stage.seconds for stage in stages),
-        resumed=sum(stage.resumed for stage in stages),
-        stopped=next((stage.stopped for stage in reversed(stages) if stage.stopped), None),
-    )
+    return training_of(stages, plan, material.judge.metric.name)
 
 
 def reestimation_gain(kept: Stage) -> float | None:

@@ -36,6 +36,9 @@ class Trial:
     """A student on its way through the search."""
 
     student: Student
+    params: int
+    macs: int | None
+    """Of one sample."""
     speedup: float | None = None
     """Latency of the teacher over the student's, one launch."""
     quality: float | None = None
@@ -83,7 +86,9 @@ def derive(job: Job[DistillRequest], auto: Auto, span: tuple[float, float]) -> t
             or "no layer can be narrowed, replaced or left out",
             "give a smaller target_compression, or a student of your own: --student file.py:callable",
         )
-    return [Trial(as_student(job, each.params, each.module, each.outcome)) for each in found], skipped
+    return [
+        Trial(as_student(job, each.params, each.module, each.outcome), each.params_count, each.macs) for each in found
+    ], skipped
 
 
 def _measure_speed(job: Job[DistillRequest], trials: list[Trial]) -> None:
@@ -153,7 +158,7 @@ def _halve(job: Job[DistillRequest], auto: Auto, alive: list[Trial], span: tuple
             trial.trained, trial.quality = stage.module, stage.quality
             trial.epochs += epochs
             done += 1
-        alive = sorted(alive, key=lambda each: (-(each.quality or -math.inf), each.student.params))
+        alive = sorted(alive, key=lambda each: (-(each.quality or -math.inf), each.params))
         kept = alive[: math.ceil(len(alive) / 2)]
         for trial in alive[len(kept) :]:
             trial.why = f"after {_epochs(trial.epochs)} the others were better on the selection samples"
@@ -182,13 +187,14 @@ def _epochs(count: int) -> str:
 
 def _candidate(job: Job[DistillRequest], trial: Trial) -> Candidate:
     quality = trial.quality if trial.quality is not None and math.isfinite(trial.quality) else None
-    return planned(job, trial).model_copy(
+    seen = planned(job, trial)
+    return seen.model_copy(
         update={
             "speedup": trial.speedup,
             "quality": quality,
             "quality_drop": None if quality is None else job.drop(quality),
             "status": trial.status,
-            "why": f"{trial.why}; {_size_words(job, trial)}",
+            "why": f"{trial.why}; {seen.why}",
         }
     )
 
@@ -205,7 +211,6 @@ def planned(job: Job[DistillRequest], trial: Trial) -> Candidate:
 
 
 def _size_words(job: Job[DistillRequest], trial: Trial) -> str:
-    params, macs = trial.student.params, trial.student.macs
-    before = job.subject.params[0] if job.subject.params else params
-    told = f"{params:,} parameters ({before / params:.1f}x fewer)"
-    return f"{told}, {macs:,} multiply-accumulates" if macs else told
+    before = job.subject.params[0] if job.subject.params else trial.params
+    told = f"{trial.params:,} parameters ({before / trial.params:.1f}x fewer)"
+    return f"{told}, {trial.macs:,} multiply-accumulates" if trial.macs else told
