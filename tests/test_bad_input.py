@@ -88,7 +88,7 @@ REFUSED = {
     "unknown scheme": (["quantize", "net.py:Net", *LOAD, "--scheme", "statik"], 2, "statik", "static"),
     "path outside the project": (["profile", "../net.py:Net", *LOAD], 2, "outside the project", "--allow-path"),
     "bad shape": (["profile", "net.py:Net", "--inputs", "1y4"], 2, "1y4", "1x3x224x224"),
-    "no teacher": (["distill", "--student", "net.py:Net", *LOAD], 2, "distill needs 'model'", "model"),
+    "no teacher": (["distill", "--student", "net.py:Net", *LOAD], 2, "distill needs 'model'", "teacher="),
     "nothing to distill on": (
         ["distill", "--teacher", "net.py:Net", "--inputs", "1x4"], 3, "training data", "load('train')",
     ),

@@ -165,7 +165,9 @@ def _rephrase(verb: str, error: ValidationError) -> RequestError:
     received = received if len(received) <= 80 else received[:80] + "…"
     match problem["type"]:
         case "missing":
-            return RequestError(f"{verb} needs '{name}'", "it was not given", f"give {name}=…")
+            others = [other for other, first in known[verb].other_names.items() if first == name]
+            ways = " or ".join(f"{way}=…" for way in (name, *others))
+            return RequestError(f"{verb} needs '{name}'", "it was not given", f"give {ways}")
         case "extra_forbidden":
             technique = techniques(known[verb]).get(str(problem["loc"][1])) if len(problem["loc"]) > 2 else None
             return unknown_argument(str(where[-1]), verb, dict((technique or known[verb]).model_fields))
