@@ -10,6 +10,10 @@ from omgoptim.requests.bare_name import bare_name
 from omgoptim.requests.base import ModelRequest, Params, Runtime
 
 
+Effort = Literal["fast", "balanced", "best"]
+RangeMethod = Literal["auto", "minmax", "moving_average", "percentile", "mse", "entropy"]
+
+
 class Auto(Params):
     """Try what this machine can run and keep the fastest candidate whose quality drop is within the guard."""
 
@@ -42,10 +46,33 @@ class Static(Params):
     """Whether activations use a zero point of 0."""
     algorithm: Literal["auto", "onnxruntime", "nncf"] = "auto"
     """Whose calibration writes the program; auto tries each that is installed."""
-    range_method: Literal["minmax", "entropy", "percentile"] = "minmax"
-    """How a range is read from the calibration data (algorithm onnxruntime)."""
+    range_method: RangeMethod = "auto"
+    """How an activation's range is read from the calibration data; auto: as `effort` says."""
+    equalize: bool | None = None
+    """Scale channels so that they fill their ranges evenly (cross-layer equalization); default: as `effort` says."""
+    bias_correction: bool | None = None
+    """Take the mean error of each layer's output back through its bias; default: as `effort` says."""
+    rounding: Literal["auto", "nearest", "adaround"] = "auto"
+    """Round each weight to the nearest integer, or the way the layer's output needs; auto: as `effort` says."""
+    smooth_quant: float | None = Field(None, ge=0, le=1)
+    """Share of a transformer's activation outliers that moves into the weights (algorithm nncf); 0: none."""
     calibration_samples: int = Field(256, ge=1)
     """Samples of the calibration split to read ranges from."""
+    targets: list[str] = []
+    """Globs on module paths: quantize only these."""
+    ignore: list[str] = []
+    """Globs on module paths: leave these in float."""
+
+
+class WeightOnly(Params):
+    """Int4 or int8 weights of Linear layers in groups, packed on disk; computed in float. Needs no data."""
+
+    scheme: Literal["weight_only"] = "weight_only"
+    num_bits: Literal[4, 8] = 4
+    group_size: Literal[16, 32, 64, 128, 256] = 64
+    """Weights of one output channel that share a scale."""
+    symmetric: bool = False
+    """Whether weights use a zero point in the middle of their range."""
     targets: list[str] = []
     """Globs on module paths: quantize only these."""
     ignore: list[str] = []
@@ -71,7 +98,7 @@ class Fp32(Params):
 
 
 Scheme = Annotated[
-    Auto | Dynamic | Static | Bf16 | Fp16 | Fp32, Field(discriminator="scheme"), BeforeValidator(bare_name("scheme"))
+    Auto | Dynamic | Static | WeightOnly | Bf16 | Fp16 | Fp32, Field(discriminator="scheme"), BeforeValidator(bare_name("scheme"))
 ]
 
 
@@ -86,7 +113,14 @@ class QuantizeRequest(ModelRequest):
     runtime: Runtime = "auto"
     """Engine that will run the artifact; auto tries each that is installed."""
     max_quality_drop: float = Field(0.01, ge=0, le=1)
-    """The guard: most quality that may be lost, before minus after."""
+    """The guard: most quality that may be lost, before minus after. Layers are kept in float until it holds."""
+    effort: Effort = "balanced"
+    """What int8 from calibration data may cost: fast reads plain ranges; balanced also equalizes, corrects biases and
+    chooses ranges (seconds); best also learns the rounding (minutes)."""
+    guard_time_s: float = Field(600, gt=0)
+    """Longest time, in seconds, that the search for the layers to keep in float may take."""
+    explain: bool = False
+    """Say layer by layer where quality and time go, and what would help."""
     output: str | None = None
     """Folder to put a copy of the artifact in; must not exist yet."""
     plan: bool = False
