@@ -17,6 +17,7 @@ from onnx import ModelProto
 
 from omgoptim.errors import ModelError, OmgoptimError, TechniqueError
 from omgoptim.models.onnx_file import SCOPES, graphs, is_large, load, save
+from omgoptim.models.onnx_graph import layers, module_paths
 from omgoptim.techniques.quantize.short_names import shorten
 
 REPLACED = re.compile(r"(_MatMul)?_quant(_\w+)?$|(?<=.)_Add$")
@@ -39,6 +40,7 @@ def finish(model: ModelProto, source: ModelProto, target: Path) -> None:
     _restore_scopes(model, source)
     del model.graph.value_info[:]  # shapes of tensors that may be gone
     _drop_unused(model)
+    _name_layers(model)
     shorten(model)
     save(model, target)
     try:
@@ -159,6 +161,17 @@ def _restore_scopes(model: ModelProto, source: ModelProto) -> None:
             scopes = next((known[name] for name in names if name in known), None)
             if scopes is not None and not any(entry.key == SCOPES for entry in node.metadata_props):
                 node.metadata_props.add(key=SCOPES, value=scopes)
+
+
+def _name_layers(model: ModelProto) -> None:
+    """Let every node say its own module path, and no more: that of a layer may have been known by its weight's name."""
+    paths = module_paths(model) | {layer.node: layer.path for layer in layers(model)}
+    for graph in graphs(model.graph):
+        for node in graph.node:
+            path = paths.get(node.name)
+            del node.metadata_props[:]
+            if path is not None and path != node.name:
+                node.metadata_props.add(key=SCOPES, value=str([path, ""]))
 
 
 def _drop_unused(model: ModelProto) -> None:

@@ -18,18 +18,20 @@ AROUND = ("QuantizeLinear", "DequantizeLinear")
 
 
 def shorten(model: ModelProto) -> None:
-    """Give tensors between nodes, scales and zero points short names, and store equal scales and zero points once.
+    """Give what stands around quantized layers short names, and store equal scales and zero points once.
 
-    The program's inputs and outputs keep their names, and so do weights, and nodes that are layers, by which profiles
-    name them. A program with functions or with bodies inside of nodes is left as it is.
+    The program's inputs and outputs keep their names, and so do float weights and the nodes of layers. A layer whose
+    module path is known by the name of its weight must have it in its node's metadata before. A program with functions
+    or with bodies inside of nodes is left as it is.
     """
     graph = model.graph
     if model.functions or any(bodies(node) for node in graph.node):
         return
     scales = _scales(graph)
     _share(graph, scales)
-    stored = {tensor.name for tensor in graph.initializer}
-    fixed = {value.name for value in (*graph.input, *graph.output)} | (stored - scales)
+    around = scales | {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    kept = {tensor.name for tensor in graph.initializer} - around
+    fixed = {value.name for value in (*graph.input, *graph.output)} | kept
     names = (name for name in _short_names() if name not in fixed)
     short: dict[str, str] = {name: name for name in ("", *fixed)}
 

@@ -3,11 +3,13 @@ from __future__ import annotations
 import os
 import sys
 
+import numpy as np
 import onnx
 import pytest
 
 from omgoptim.errors import TechniqueError
 from omgoptim.models.onnx_file import load
+from omgoptim.models.onnx_graph import layers
 from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Static
 from omgoptim.techniques.quantize import nncf_static, onnx_file
 
@@ -71,3 +73,24 @@ def test_stdout_is_led_to_stderr_at_descriptor_level_and_put_back(capfd):
     out, err = capfd.readouterr()
     assert out == "after\n"
     assert "from C" in err
+
+
+def test_a_layer_known_by_its_weights_name_keeps_its_path_when_that_name_is_shortened(tmp_path):
+    weight = onnx.numpy_helper.from_array(np.array([[1], [2]], np.int8), "body.linear.weight_quantized")
+    scale = onnx.numpy_helper.from_array(np.array(0.5, np.float32), "body.linear.weight_scale")
+    nodes = [
+        onnx.helper.make_node("DequantizeLinear", [weight.name, scale.name], ["w"], "w_DequantizeLinear"),
+        onnx.helper.make_node("MatMul", ["x", "w"], ["y"], "node_MatMul_7"),
+    ]
+    values = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", size])
+        for name, size in (("x", 2), ("y", 1))
+    ]
+    graph = onnx.helper.make_graph(nodes, "g", values[:1], values[1:], [weight, scale])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    assert [layer.path for layer in layers(model)] == ["body.linear"]
+    source = onnx.ModelProto.FromString(model.SerializeToString())
+    onnx_file.finish(model, source, tmp_path / "made.onnx")
+    made = load(tmp_path / "made.onnx")
+    assert all(len(tensor.name) == 1 for tensor in made.graph.initializer)
+    assert [layer.path for layer in layers(made)] == ["body.linear"]
