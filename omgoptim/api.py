@@ -45,19 +45,22 @@ def profile(model: str | nn.Module, *, data: Any = None, metric: Any = "auto", *
     return _run("profile", request, live)
 
 
-def quantize(model: str | nn.Module, *, data: Any = None, metric: Any = "auto", **arguments: Any) -> EfficiencyReport:
+def quantize(
+    model: str | nn.Module, *, data: Any = None, metric: Any = "auto", loss: Any = None, **arguments: Any
+) -> EfficiencyReport:
     """Quantize a model and keep the fastest candidate that holds the quality guard.
 
     Args:
         model: a source, as for the other faces, or a module of this process; it is not changed.
         data: a source; or a callable taking `split`; or a mapping of split name to a DataLoader or list of batches.
         metric: a name or source; or a callable `metric(outputs, targets) -> float`, higher is better.
+        loss: of scheme qat, as for `prune`.
         arguments: any other field of `QuantizeRequest`, and the parameters of its scheme.
 
     Raises:
         OmgoptimError: of the kind that fits: see `omgoptim.errors`.
     """
-    request, live = _request("quantize", model, data, metric, arguments)
+    request, live = _request("quantize", model, data, metric, arguments, loss)
     return _run("quantize", request, live)
 
 

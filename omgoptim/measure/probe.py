@@ -6,6 +6,7 @@ model's own. What the user's code prints goes to the run's log. The process ends
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from omgoptim.errors import ArtifactError, ModelError, OmgoptimError
 from omgoptim.models.artifact import Manifest, open_session, verify_outputs
 from omgoptim.runtimes import Session
+from omgoptim.runtimes.engine import Kernel
 
 SHORTEST_SAMPLE_S = 1e-4
 """A call shorter than this is timed several at a time: the clock itself would be part of it."""
@@ -108,6 +110,36 @@ class Probe:
         else:
             found = []
         return {"layers": [layer.model_dump() for layer in found]}
+
+    def kernels(self, batch: str) -> dict[str, Any]:
+        """What runs each node of a program, or layer of a module, and in which numbers; empty if the engine is silent.
+
+        A program is asked in a second session with profiling on, so ask when all timing is done.
+        """
+        found: list[Kernel] = []
+        if self.session.node_times is not None:
+            times = self.session.node_times(self.prepared[batch], 0.0)
+            found = [Kernel(time.name, time.kind, time.computed_in, time.covers) for time in times]
+        elif self.session.module is not None:
+            from omgoptim.runtimes.torch_precision import kernels_of
+
+            found = kernels_of(self.session.module)
+        return {"kernels": [dataclasses.asdict(kernel) for kernel in found]}
+
+    def kinds(self, batch: str) -> dict[str, Any]:
+        """What each node of a program, or layer of a module, takes, with its kind and the numbers it computes in."""
+        found: list[tuple[str, float, str | None]] = []
+        if self.session.node_times is not None:
+            found = [(t.kind, t.ms, t.computed_in) for t in self.session.node_times(self.prepared[batch], LAYERS_S)]
+        elif self.session.module is not None:
+            from omgoptim.measure.layers import costliest_layers
+            from omgoptim.runtimes.torch_precision import kernels_of
+
+            numbers = {kernel.name: kernel.computed_in for kernel in kernels_of(self.session.module)}
+            args, kwargs = self.prepared[batch]
+            for layer in costliest_layers(self.session.module, args, kwargs, {}, sys.maxsize, LAYERS_S):
+                found.append((layer.kind, layer.time_ms or 0.0, numbers.get(layer.path)))
+        return {"kinds": [dict(zip(("kind", "ms", "computed_in"), entry, strict=True)) for entry in found]}
 
 
 def peak_resident_bytes() -> int | None:

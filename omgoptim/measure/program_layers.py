@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from omgoptim.models.artifact import PROGRAM, Manifest
 from omgoptim.reports import Layer
@@ -43,6 +43,17 @@ class Part:
     macs: int | None
     weights: dict[str, int]
     """The stored tensors it reads, to their bytes."""
+
+
+class EngineNode(Protocol):
+    """What an engine says of one of its own nodes: a `NodeTime` or a `Kernel`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def covers(self) -> tuple[str, ...]: ...
 
 
 def ask_layers(
@@ -114,10 +125,10 @@ def costliest_nodes(times: Sequence[NodeTime], parts: Sequence[Part], top: int =
         multiply-accumulates and weights of all nodes of that path, and as its kind the engine's operators that take the
         most of it. An engine's node that leads to no node of the file stands for itself.
     """
-    anchors = _anchors(times, parts)
+    anchored = anchors(times, parts)
     spent: dict[str, float] = defaultdict(float)
     kinds: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for time, anchor in zip(times, anchors, strict=True):
+    for time, anchor in zip(times, anchored, strict=True):
         path = anchor.path if anchor else time.name
         spent[path] += time.ms
         kinds[path][time.kind] += time.ms
@@ -145,24 +156,24 @@ def _sum(counts: Iterable[int | None]) -> int | None:
     return None if None in known else sum(count or 0 for count in known)
 
 
-def _anchors(times: Sequence[NodeTime], parts: Sequence[Part]) -> list[Part | None]:
+def anchors(times: Sequence[EngineNode], parts: Sequence[Part]) -> list[Part | None]:
     """For each of the engine's nodes the node of the file that it stands for."""
     by_name = {part.node: part for part in parts}
     by_output = {name: part for part in parts for name in part.outputs}
     named = [_named(time, by_name, by_output) for time in times]
     claimed = {part.node for some in named for part in some}
-    anchors: list[Part | None] = []
+    found: list[Part | None] = []
     for time, some in zip(times, named, strict=True):
         anchor = max(some, key=lambda part: part.macs or 0, default=None)
         if anchor is None:
             anchor = _only_recurrent(time, parts)
         elif not anchor.macs and any(word in time.kind.lower() for word in WITH_PRODUCTS):
             anchor = _product_behind(anchor, by_output, claimed) or anchor
-        anchors.append(anchor)
-    return anchors
+        found.append(anchor)
+    return found
 
 
-def _named(time: NodeTime, by_name: Mapping[str, Part], by_output: Mapping[str, Part]) -> list[Part]:
+def _named(time: EngineNode, by_name: Mapping[str, Part], by_output: Mapping[str, Part]) -> list[Part]:
     found = []
     for name in (time.name.removeprefix("fused "), *time.covers):
         part = by_name.get(name) or by_output.get(name)
@@ -189,7 +200,7 @@ def _product_behind(part: Part, by_output: Mapping[str, Part], claimed: set[str]
     return None
 
 
-def _only_recurrent(time: NodeTime, parts: Sequence[Part]) -> Part | None:
+def _only_recurrent(time: EngineNode, parts: Sequence[Part]) -> Part | None:
     """OpenVINO's recurrent nodes have names of their own: they are known where one layer of that kind is there."""
     kind = next((kind for kind in RECURRENT if time.kind.startswith(kind)), None)
     found = [part for part in parts if kind and part.op.endswith(kind)]

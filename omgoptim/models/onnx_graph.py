@@ -128,7 +128,8 @@ def count_params(path: Path) -> tuple[int, int]:
     for tensor, zero_point in _parameters(load(path)):
         values = onnx.numpy_helper.to_array(tensor)
         params += int(values.size)
-        nonzero += int(np.count_nonzero(values.astype(np.float32) if zero_point is None else values != zero_point))
+        differs = values.astype(np.float32) if zero_point is None else values.astype(np.int32) != zero_point
+        nonzero += int(np.count_nonzero(differs))
     return params, nonzero
 
 
@@ -152,9 +153,11 @@ def has_attention(model: ModelProto) -> bool:
 def constant_roots(graph: GraphProto, outer: Mapping[str, tuple[str, ...]] | None = None) -> dict[str, tuple[str, ...]]:
     """Tensors computed from stored tensors only, each with the names of those; bodies of control flow included.
 
-    Of a DequantizeLinear only the values count, not the scale and the zero point.
+    Of a DequantizeLinear only the values count, not the scale and the zero point; of integers cast and multiplied, only
+    the integers.
     """
     roots = dict(outer or {})
+    integers = cast_integers(graph)
     roots.update({tensor.name: (tensor.name,) for tensor in graph.initializer})
     for node in graph.node:
         inside = bodies(node)
@@ -165,11 +168,19 @@ def constant_roots(graph: GraphProto, outer: Mapping[str, tuple[str, ...]] | Non
             made_of: tuple[str, ...] = ()
         elif inputs and not inside and not node.op_type.startswith("Random") and all(n in roots for n in inputs):
             named = inputs[:1] if node.op_type == "DequantizeLinear" else inputs
+            if node.op_type == "Mul" and not integers.isdisjoint(inputs):
+                named = [name for name in inputs if name in integers]
             made_of = tuple(dict.fromkeys(itertools.chain.from_iterable(roots[name] for name in named)))
         else:
             continue
         roots.update(dict.fromkeys(node.output, made_of))
     return roots
+
+
+def cast_integers(graph: GraphProto) -> set[str]:
+    """Tensors that are stored integers, cast: what a Mul beside them makes a weight of is their scale."""
+    stored = {tensor.name for tensor in graph.initializer if tensor.data_type in INT_TYPES}
+    return {node.output[0] for node in graph.node if node.op_type == "Cast" and node.input[0] in stored}
 
 
 def module_paths(model: ModelProto) -> dict[str, str]:
@@ -290,6 +301,14 @@ def _parameters(model: ModelProto) -> Iterator[tuple[TensorProto, np.ndarray | N
     scales = {node.input[i] for node in nodes for i in SCALE_INPUTS.get(node.op_type, ()) if i < len(node.input)} | {
         name.removesuffix("_quantized") + "_scale" for name in tensors if name.endswith("_quantized")
     }
+    integers = {name for graph in graphs(model.graph) for name in cast_integers(graph)}
+    scales |= {
+        name
+        for node in nodes
+        if node.op_type == "Mul" and not integers.isdisjoint(node.input)
+        for name in node.input
+        if name not in integers
+    }
     biases = {node.input[0] for node in nodes if node.op_type == "DequantizeLinear"}
     zero_points = dict(_zero_points(nodes, tensors))
     for name, tensor in tensors.items():
@@ -304,9 +323,15 @@ def _zero_points(nodes: Iterable[NodeProto], tensors: Mapping[str, TensorProto])
             if op != node.op_type or at >= len(node.input) or node.input[at] not in tensors:
                 continue
             zero = onnx.numpy_helper.to_array(tensors[node.input[at]])
+            zero = zero.astype(np.int16) if zero.dtype.itemsize == 1 else zero
             if zero.size == 1 or not zero.any():
                 yield node.input[position], zero.reshape(-1)[:1] if zero.size else zero
             elif op == "DequantizeLinear" and node.input[position] in tensors:
                 axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
                 rank = len(tensors[node.input[position]].dims)
+                block = next((a.i for a in node.attribute if a.name == "block_size"), 0)
+                if block:
+                    size = tensors[node.input[position]].dims[axis % rank]
+                    yield node.input[position], zero.repeat(block, axis % rank).take(range(size), axis % rank)
+                    continue
                 yield node.input[position], zero.reshape([-1 if d == axis % rank else 1 for d in range(rank)])

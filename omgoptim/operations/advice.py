@@ -72,7 +72,7 @@ def technique_arguments(request: Request) -> dict[str, Any]:
 
 def profile_steps(request: ModelRequest, subject: Subject, layers: Sequence[Layer]) -> list[NextStep]:
     """After a profile: quantize, unless it is quantized already, and give data if there was none."""
-    if subject.precision.startswith("int8"):
+    if subject.precision.startswith("int"):
         return []
     arguments = common_arguments(request)
     costly = layers[0] if layers and layers[0].time_share else None

@@ -14,6 +14,7 @@ from omgoptim.reports import Candidate
 from omgoptim.requests import Params, QuantizeRequest
 from omgoptim.requests.quantize import Auto, Bf16, Dynamic, Fp32, Static
 from omgoptim.runtimes import ENGINES
+from omgoptim.techniques.quantize.efforts import resolved
 from omgoptim.techniques.quantize.static import variants
 from omgoptim.techniques.registry import technique_of
 
@@ -26,6 +27,8 @@ class Option:
 
     params: Params
     runtime: str
+    note: str = ""
+    """What sets it apart from others of its technique: `3 layers in float`."""
 
     @property
     def scheme(self) -> str:
@@ -34,7 +37,8 @@ class Option:
     @property
     def name(self) -> str:
         algorithm = getattr(self.params, "algorithm", "auto")
-        return f"{self.scheme}{'' if algorithm == 'auto' else f'-{algorithm}'} on {self.runtime}"
+        noted = f", {self.note}" if self.note else ""
+        return f"{self.scheme}{'' if algorithm == 'auto' else f'-{algorithm}'}{noted} on {self.runtime}"
 
     @property
     def on_module(self) -> bool:
@@ -95,13 +99,15 @@ def propose(request: QuantizeRequest, subject: Subject, program: Program) -> Pro
 def _schemes(request: QuantizeRequest, program: Program, passed_over: list[Candidate]) -> list[Params]:
     """The concrete params of a request: `auto` stands for all that the model could gain from."""
     asked = request.scheme
-    if isinstance(asked, Static) and program.path is not None:
-        return list(variants(asked, program.path))
+    if isinstance(asked, Static):
+        asked = resolved(asked, request.effort)
+        return [asked] if program.path is None else list(variants(asked, program.path))
     if not isinstance(asked, Auto):
         return [asked]
     schemes: list[Params] = []
     if program.path is not None:
-        schemes += variants(Static(calibration_samples=asked.calibration_samples), program.path)
+        static = resolved(Static(calibration_samples=asked.calibration_samples), request.effort)
+        schemes += variants(static, program.path)
     schemes += [Dynamic(), Bf16(), Fp32()]
     passed_over.append(
         Candidate(
@@ -160,7 +166,7 @@ def _hopeless(option: Option, subject: Subject, traits: GraphTraits | None) -> s
         if traits and traits.conv_weight_bytes > traits.matmul_weight_bytes + traits.recurrent_weight_bytes:
             return "most weights are in convolutions, which dynamic quantization only slows down"
         if option.on_module and traits and not traits.has_gru:
-            return "torch's own dynamic int8 is slower than ONNX Runtime's, except that only it has a GRU"
+            return "torch's own dynamic int8 is slower than ONNX Runtime's, except that only it computes a GRU in int8"
     if isinstance(params, Bf16) and subject.device == "cpu" and not set(cpu_features()) & set(BF16_UNITS):
         return "this processor has no bfloat16 instructions"
     return None

@@ -18,7 +18,7 @@ from omgoptim.operations.context import RunContext
 from omgoptim.operations.subject import Subject, recipe_of
 from omgoptim.reports import Change, Skip
 from omgoptim.requests import Params
-from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Fp32, Static
+from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Fp32, Qat, Static, WeightOnly
 from omgoptim.runtimes import ENGINES, Settings
 from omgoptim.techniques.registry import Outcome, ProgramRun, apply_to_program, technique_of
 
@@ -29,12 +29,18 @@ Result = TypeVar("Result")
 
 PRECISIONS: dict[type[Params], str] = {
     Static: "int8",
+    Qat: "int8",
     Dynamic: "int8",
     Bf16: "bfloat16",
     Fp16: "float16",
     Fp32: "float32",
 }
 """What an engine is told a technique's program is in: OpenVINO computes bfloat16 only when it is."""
+
+
+def precision_of(params: Params) -> str:
+    """The same for these parameters: how many bits only they say of weight_only."""
+    return f"int{params.num_bits}" if isinstance(params, WeightOnly) else PRECISIONS[type(params)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +116,11 @@ def make(
     try:
         if option.on_module:
             return Made(option, folder, _make_module(option, folder, subject))
-        return Made(option, folder, _make_program(option, folder, subject, program, calibration, seed, twin))
+        def told(stage: str, _done: float | None) -> None:
+            context.progress(f"making {option.name}: {stage}", None)
+
+        run = ProgramRun(calibration.batches, folder.with_name(folder.name + ".scratch"), seed, subject.bench.threads, told)
+        return Made(option, folder, _make_program(option, folder, subject, program, run, twin))
     except OmgoptimError as error:
         return Made(option, error=error)
 
@@ -120,8 +130,7 @@ def _make_program(
     folder: Path,
     subject: Subject,
     program: Program,
-    calibration: Samples,
-    seed: int,
+    run: ProgramRun,
     twin: Made | None,
 ) -> Outcome:
     if program.path is None:
@@ -129,12 +138,10 @@ def _make_program(
     if twin is not None and twin.folder is not None and twin.outcome is not None:
         target, outcome = twin.folder / artifacts.PROGRAM, twin.outcome
     else:
-        scratch = folder.with_name(folder.name + ".scratch")
-        scratch.mkdir(parents=True, exist_ok=True)
-        run = ProgramRun(calibration.batches, scratch, seed, subject.bench.threads)
-        target = scratch / artifacts.PROGRAM
+        run.scratch.mkdir(parents=True, exist_ok=True)
+        target = run.scratch / artifacts.PROGRAM
         outcome = apply_to_program(program.path, target, option.params, run)
-    manifest = _manifest(option, subject, PRECISIONS[type(option.params)])
+    manifest = _manifest(option, subject, precision_of(option.params))
     settings = Settings(subject.bench.threads, subject.device, manifest.precision)
     outputs = in_memory(lambda: ENGINES[option.runtime].open(target, subject.signature, settings).run(subject.example))
     artifacts.save_program(folder, target, manifest, Check(subject.example, outputs))

@@ -14,11 +14,13 @@ from omgoptim.operations.measured import environment, shown_request
 from omgoptim.operations.subject import Subject
 from omgoptim.reports import Candidate, Change, EfficiencyReport
 from omgoptim.requests import Params, QuantizeRequest
-from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Static
+from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Qat, Static, WeightOnly
 
 INT8_OPS: dict[type[Params], tuple[str, ...]] = {
     Static: ("Conv", "ConvTranspose", "MatMul", "Gemm"),
-    Dynamic: ("MatMul", "Gemm", "LSTM"),
+    Qat: ("Conv", "ConvTranspose", "MatMul", "Gemm"),
+    Dynamic: ("MatMul", "Gemm", "LSTM", "GRU", "RNN"),
+    WeightOnly: ("MatMul", "Gemm", "LSTM", "GRU", "RNN"),
 }
 """What each technique quantizes, as far as a plan needs to know."""
 
@@ -49,7 +51,7 @@ def plan_report(
     return EfficiencyReport(
         outcome="ok",
         summary=f"Plan only, nothing was done: {len(planned)} candidates would be tried on {len(touched)} layers, "
-        f"in about {max(10, round(seconds, -1)):.0f} s.",
+        f"in about {max(10, round(seconds, -1)):.0f} s{_training_words(request)}.",
         warnings=list(subject.notes),
         next_steps=[plan_step(request)],
         verb="quantize",
@@ -62,6 +64,13 @@ def plan_report(
         lineage=list(subject.lineage[:-1]),
         repeat=repeat_of("quantize", request),
     )
+
+
+def _training_words(request: QuantizeRequest) -> str:
+    if not isinstance(request.scheme, Qat):
+        return ""
+    epochs = request.scheme.epochs
+    return f" after {epochs} epoch{'' if epochs == 1 else 's'} of training, whose time is not in it"
 
 
 def _seconds_per_sample(subject: Subject) -> float:
@@ -79,17 +88,22 @@ def _seconds_per_sample(subject: Subject) -> float:
 
 
 def _estimated_bytes(params: Params, program: Program) -> int | None:
-    """Float bytes with the part that the technique covers at a quarter or a half."""
+    """Float bytes with the part that the technique covers at a quarter, a half, or at its bits and scales."""
     traits = program.traits
     if traits is None:
         return None
     total = traits.total_weight_bytes
     covered = {
         Static: traits.conv_weight_bytes + traits.matmul_weight_bytes,
+        Qat: traits.conv_weight_bytes + traits.matmul_weight_bytes,
         Dynamic: traits.matmul_weight_bytes + traits.recurrent_weight_bytes,
     }.get(type(params), 0)
     if isinstance(params, (Bf16, Fp16)):
         return total // 2
+    if isinstance(params, WeightOnly):
+        bits = params.num_bits + (32 + (0 if params.symmetric else params.num_bits)) / params.group_size
+        packed = traits.matmul_weight_bytes * (1 - bits / 32)
+        return total - round(packed) - traits.recurrent_weight_bytes * 3 // 4
     return total - covered * 3 // 4
 
 
@@ -100,9 +114,10 @@ def _touched(proposal: Proposal, program: Program) -> list[Change]:
     found = layers(load(program.path, weights=False))
     changes: dict[str, Change] = {}
     for option in proposal.options:
-        if isinstance(option.params, (Static, Dynamic)):
+        if isinstance(option.params, (Static, Qat, Dynamic, WeightOnly)):
             for layer in select(found, option.params.targets, option.params.ignore):
                 if layer.op in INT8_OPS[type(option.params)]:
                     what = f"planned: {option.scheme}"
-                    changes.setdefault(layer.path, Change(path=layer.path, what=what, before="float32", after="int8"))
+                    after = f"int{option.params.num_bits}" if layer.op in ("MatMul", "Gemm") else "int8"
+                    changes.setdefault(layer.path, Change(path=layer.path, what=what, before="float32", after=after))
     return list(changes.values())

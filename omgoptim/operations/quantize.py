@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from omgoptim.errors import ArtifactError, DataError, RequestError, TechniqueError
+from omgoptim.errors import ArtifactError, RequestError
 from omgoptim.measure.launch import Process
 from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import Quality, compare_quality, read_outputs
 from omgoptim.measure.race import Timing
-from omgoptim.models.samples import Samples
 from omgoptim.operations.advice import quantize_steps, repeat_of
 from omgoptim.operations.candidates import Program, Proposal, propose
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.coverage_proof import coverage_warnings, prove, told_kernels
+from omgoptim.operations.explain import explain
+from omgoptim.operations.guard import repair, with_guard
 from omgoptim.operations.making import Made, float_program, make
 from omgoptim.operations.measured import artifact_record, environment, gains, measurement, shown_request
+from omgoptim.operations.no_op import nothing_made
 from omgoptim.operations.output import deliver, free_output
-from omgoptim.operations.overlap import overlap_notes
 from omgoptim.operations.planning import plan_report
+from omgoptim.operations.qat import TRAINED, Trained, train
 from omgoptim.operations.screening import Attempt, choose_finalists, screen, within
+from omgoptim.operations.splits import Splits, splits_of
 from omgoptim.operations.subject import Live, Subject, prepare
 from omgoptim.operations.timing import OVERLOADED, full_race, told
 from omgoptim.operations.verdict import (
@@ -31,24 +35,13 @@ from omgoptim.operations.verdict import (
     quality_words,
     verdict_words,
 )
-from omgoptim.reports import Candidate, EfficiencyReport
+from omgoptim.reports import Candidate, Coverage, EfficiencyReport
 from omgoptim.requests import QuantizeRequest
-from omgoptim.techniques.registry import technique_of
+from omgoptim.requests.quantize import Qat
+from omgoptim.runtimes.engine import Kernel
 
 AS_FAST = 1.02
 """Finalists within this factor of the fastest count as equally fast: the smallest of them wins."""
-
-SELECTION_SAMPLES = 256
-"""Samples that candidates are chosen on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Splits:
-    """What calibrates and what selects; neither is evaluation data."""
-
-    calibration: Samples
-    selection: Samples
-    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +55,15 @@ class Final:
     load: float
     scale: float
     """The winner's speedup measured in full over that of its screening, where the original may have been slow."""
+    kernels: list[Kernel]
+    """What the winner's engine ran, and in which numbers."""
 
 
 def quantize(request: QuantizeRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
     """Quantize a model and keep the fastest candidate that holds the guard. See `QuantizeRequest`."""
     output = free_output(request.output, request.allow_path, context)
     subject = prepare(request, context, live)
-    if subject.precision.startswith("int8"):
+    if subject.precision.startswith("int"):
         raise RequestError(
             f"'{request.model}' is quantized already",
             f"its artifact is in {subject.precision}, and another rounding would only lose more",
@@ -79,9 +74,15 @@ def quantize(request: QuantizeRequest, context: RunContext, live: Live | None = 
     proposal = propose(request, subject, program)
     if request.plan:
         return plan_report(request, context, subject, program, proposal)
-    splits = _splits(request, subject, proposal)
+    splits = splits_of(request, subject, proposal)
+    trained: Trained | None = None
+    if isinstance(request.scheme, Qat):
+        trained = train(request, request.scheme, context, subject, program, splits, live)
+        subject, program = trained.subject, trained.program
+        splits.notes.extend(trained.warnings)
     attempts = _make_all(request, context, subject, program, proposal, splits)
-    screen(request, context, subject, attempts, splits.selection)
+    yardstick = screen(request, context, subject, attempts, splits.selection)
+    guarded = repair(request, context, subject, program, attempts, splits, yardstick)
     finalists = choose_finalists(attempts, request.max_quality_drop)
     final = _final_race(request, context, subject, finalists)
     final.winner.status, final.winner.why = "chosen", "the fastest of the finalists, or as fast and smaller"
@@ -89,37 +90,19 @@ def quantize(request: QuantizeRequest, context: RunContext, live: Live | None = 
         final.winner.why = "no candidate held the guard on the selection samples; this one came closest"
     context.progress("saving the artifact", 0.97)
     _publish(final.winner, context)
+    explanation = None
+    if request.explain and yardstick is not None:
+        explanation = explain(
+            request, context, subject, program, attempts, final.winner, guarded, splits.calibration, yardstick
+        )
     place, untold = deliver(context.artifact, output, holds(final.quality.drop, request.max_quality_drop))
     splits.notes.extend(untold)
-    return _report(request, context, subject, proposal, attempts, final, splits.notes, place)
-
-
-def _splits(request: QuantizeRequest, subject: Subject, proposal: Proposal) -> Splits:
-    """Calibration and selection samples: two parts of the calibration split, or of calibration and train."""
-    wanted = getattr(request.scheme, "calibration_samples", 256)
-    needs_calibration = any(technique_of(option.params).needs_data for option in proposal.options)
-    drawn = subject.samples("calibration", (wanted if needs_calibration else 0) + SELECTION_SAMPLES)
-    notes = []
-    if not drawn.count:
-        if needs_calibration and request.scheme.scheme == "static":
-            raise DataError(
-                "the calibration data is empty",
-                "the data gave no batch for split 'calibration'",
-                "give at least a few dozen samples, not those of the eval split",
-            )
-        drawn = subject.samples("train", SELECTION_SAMPLES)
-    if not drawn.count:
-        raise DataError(
-            "there is no data to choose a candidate on",
-            "splits 'calibration' and 'train' are both empty, and choices are never made on evaluation data",
-            "let load('calibration') give a few hundred samples",
-        )
-    first = min(wanted, drawn.count // 2 if drawn.count < wanted + 64 else wanted) if needs_calibration else 0
-    calibration, selection = drawn.split(first)
-    if needs_calibration and calibration.count < min(wanted, 32):
-        notes.append(f"only {calibration.count} calibration samples: ranges read from so few may not hold")
-    notes += overlap_notes(drawn, "that calibrate and choose", subject)
-    return Splits(calibration, selection.split(SELECTION_SAMPLES)[0], notes)
+    option, outcome = final.winner.made.option, final.winner.made.outcome
+    skipped = outcome.skipped if outcome else []
+    coverage = prove(program.path, subject.module, context.artifact, option.scheme, skipped, final.kernels)
+    splits.notes.extend(coverage_warnings(coverage, option.runtime))
+    report = _report(request, context, subject, proposal, attempts, final, splits.notes, place, trained, coverage)
+    return with_guard(report, request, guarded, final.winner).model_copy(update={"explanation": explanation})
 
 
 def _make_all(
@@ -134,7 +117,8 @@ def _make_all(
     attempts = []
     twins: dict[str | None, Made] = {}
     for index, option in enumerate(proposal.options):
-        context.progress(f"making {option.name}", 0.1 + 0.25 * index / len(proposal.options))
+        start = TRAINED if isinstance(request.scheme, Qat) else 0.1
+        context.progress(f"making {option.name}", start + (0.35 - start) * index / len(proposal.options))
         key = None if option.on_module else option.params.model_dump_json()
         made = make(
             option, subject, program, splits.calibration, context, request.seed, twins.get(key) if key else None
@@ -143,11 +127,7 @@ def _make_all(
             twins.setdefault(key, made)
         attempts.append(Attempt(made, error=made.error))
     if all(attempt.error for attempt in attempts):
-        errors = [attempt.error for attempt in attempts if attempt.error]
-        if len({error.what for error in errors}) == 1:
-            raise errors[0]
-        reasons = "; ".join(f"{a.made.option.name}: {a.error.what}" for a in attempts if a.error)
-        raise TechniqueError("no candidate could be made", reasons, errors[0].fix)
+        raise nothing_made([(a.made.option.name, a.error) for a in attempts if a.error], request)
     return attempts
 
 
@@ -159,10 +139,12 @@ def _final_race(
 ) -> Final:
     """Baseline and finalists in full: the fastest wins, and its quality comes from the evaluation data."""
     targets = [context.work / "final" / str(index) for index in range(len(finalists) + 1)]
+    kernels: list[list[Kernel]] = [[] for _ in targets]
 
     def outputs(index: int, process: Process) -> None:
         whose = ["the original", *(attempt.made.option.name for attempt in finalists)][index]
         process.run_samples(subject.eval_folder, targets[index], told(context, f"evaluating {whose}"))
+        kernels[index] = told_kernels(process) if index else []
 
     folders = [attempt.made.folder for attempt in finalists if attempt.made.folder]
     names = ", ".join(attempt.made.option.name for attempt in finalists)
@@ -191,7 +173,7 @@ def _final_race(
         subject.metric, subject.signature, original, subject.evaluation.targets, subject.reach, request.time_limit_s
     )
     quality = compare_quality(metric, original, read_outputs(target), subject.evaluation.targets, request.seed)
-    return Final(winner, raced.timing(0), timing, quality, raced.load, scale)
+    return Final(winner, raced.timing(0), timing, quality, raced.load, scale, kernels[finalists.index(winner) + 1])
 
 
 def _publish(winner: Attempt, context: RunContext) -> None:
@@ -231,6 +213,8 @@ def _report(
     final: Final,
     notes: list[str],
     place: Path,
+    trained: Trained | None = None,
+    coverage: Coverage | None = None,
 ) -> EfficiencyReport:
     """The report of a finished run, whose artifact is at `place`."""
     winner, quality = final.winner, final.quality
@@ -248,9 +232,12 @@ def _report(
     real = subject.data.real
     needed = None if quality.decided(guard) else quality.samples_to_decide(guard)
     made = winner.made.outcome
+    told_of = [verdict_words(outcome, name, gained, quality, guard), quality_words(before, quality)]
+    told_of += [trained.fact] if trained else []
+    told_of += made.notes if made else []
     return EfficiencyReport(
         outcome=outcome,
-        summary=f"{verdict_words(outcome, name, gained, quality, guard)} {quality_words(before, quality)}",
+        summary=" ".join(part for part in told_of if part),
         warnings=[*subject.notes, *notes, *quality_warnings(quality, guard, real), *load_warnings(final.load)],
         next_steps=quantize_steps(request, outcome, context.run_id, gained.speedup_low is not None, needed, subject),
         verb="quantize",
@@ -262,10 +249,12 @@ def _report(
         gains=gained,
         changed=made.changed if made else [],
         skipped=made.skipped if made else [],
+        training=trained.training if trained else None,
         candidates=[
             *(_record(attempt, before.size_bytes or 0, sizes, final) for attempt in sorted(attempts, key=_rank)),
             *proposal.passed_over,
         ],
+        coverage=coverage,
         macs_check=subject.macs.check if subject.macs else None,
         artifact=artifact_record(place),
         lineage=list(subject.lineage),

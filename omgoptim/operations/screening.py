@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from omgoptim.errors import OmgoptimError, TechniqueError
 from omgoptim.measure.launch import Process
 from omgoptim.measure.metrics import resolve_metric
-from omgoptim.measure.quality import read_outputs, score
+from omgoptim.measure.quality import Metric, StoredOutputs, read_outputs, score
 from omgoptim.measure.race import SCREENING, Timing, race
 from omgoptim.models.artifact import Manifest
 from omgoptim.models.samples import Samples
@@ -36,6 +36,8 @@ class Attempt:
     quality: float | None = None
     drop: float | None = None
     """Quality on the selection samples, and how much less it is than the original's."""
+    outputs: StoredOutputs | None = None
+    """What it gave on the selection samples."""
     error: OmgoptimError | None = None
     status: Literal["chosen", "finalist", "dropped", "failed"] = "dropped"
     why: str = ""
@@ -45,20 +47,55 @@ class Attempt:
         return self.timing.speedup.value if self.timing and self.timing.speedup else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Yardstick:
+    """What a candidate's quality is measured with: the selection samples, and what the original gives for them."""
+
+    inputs: Path
+    """Folder of the samples, a file per batch."""
+    targets: list[Any]
+    metric: Metric
+    original: StoredOutputs
+    quality: float
+    """The original's."""
+    samples: int
+
+    def judge(self, attempt: Attempt, outputs: StoredOutputs) -> None:
+        """Note the quality of these outputs, and how much less it is than the original's on the same samples."""
+        attempt.outputs = outputs
+        try:
+            attempt.quality = score(self.metric, outputs, self.targets, self.original)
+            attempt.drop = self.quality - attempt.quality
+        except OmgoptimError as error:  # infinite outputs, or a metric that is NaN for them
+            attempt.error = error
+
+
 def screen(
     request: QuantizeRequest,
     context: RunContext,
     subject: Subject,
     attempts: list[Attempt],
     selection: Samples,
-) -> None:
-    """One launch each, few turns, the selection samples: enough to drop what is hopeless."""
+    name: str = "screened",
+    span: tuple[float, float] = (0.35, 0.55),
+) -> Yardstick | None:
+    """One launch each, few turns, the selection samples: enough to drop what is hopeless.
+
+    Args:
+        name: of the folder for what the candidates give.
+        span: fractions of the whole run between which progress moves.
+
+    Returns:
+        What other candidates' quality can be measured with; None if there was nothing to screen.
+    """
     inputs = selection.write(context.work / "selection")
     screened = [attempt for attempt in attempts if attempt.made.folder]
     done = 0
+    yardstick: Yardstick | None = None
     for group in _groups(screened, subject.baseline):
-        context.progress(f"screening {len(screened)} candidates", 0.35 + 0.2 * done / len(screened))
-        targets = [context.work / "screened" / str(done + index) for index in range(len(group) + 1)]
+        progress = span[0] + (span[1] - span[0]) * done / len(screened)
+        context.progress(f"screening {len(screened)} candidates", progress)
+        targets = [context.work / name / f"{done}-{index}" for index in range(len(group) + 1)]
 
         def outputs(index: int, process: Process, targets: list[Path] = targets) -> None:
             process.run_samples(inputs, targets[index])
@@ -70,17 +107,15 @@ def screen(
             subject.metric, subject.signature, original, selection.targets, subject.reach, request.time_limit_s
         )
         original_quality = score(metric, original, selection.targets, original)  # failing here fails the run
+        yardstick = Yardstick(inputs, selection.targets, metric, original, original_quality, selection.count)
         for attempt, timing, target in zip(group, timings[1:], targets[1:], strict=True):
             if not isinstance(timing, Timing):
                 attempt.error = timing
                 continue
             attempt.timing = timing
-            try:
-                attempt.quality = score(metric, read_outputs(target), selection.targets, original)
-                attempt.drop = original_quality - attempt.quality
-            except OmgoptimError as error:  # infinite outputs, or a metric that is NaN for them
-                attempt.error = error
+            yardstick.judge(attempt, read_outputs(target))
         done += len(group)
+    return yardstick
 
 
 def _groups(attempts: list[Attempt], baseline: Path) -> list[list[Attempt]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from omgoptim.render import arms, facts, rounds
+from omgoptim.render.brief_precision import precision_head, trimmed
 from omgoptim.reports import Candidate, Control, EfficiencyReport, Record
 
 MAX_CHARACTERS = 8_000
@@ -45,6 +46,7 @@ def brief_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
         "before": _dump(report.before),
         "after": _dump(report.after),
         "gains": _dump(report.gains),
+        **precision_head(report),
         "artifact": {"path": report.artifact.path, "load": report.artifact.load} if report.artifact else None,
         "files": report_files(folder) if folder else None,
         "rounds": [_dump(one, 120) for one in rounds.shown_rounds(report, 8)],
@@ -73,8 +75,10 @@ def brief_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
         answer,
         MAX_CHARACTERS,
         [
-            *(("skipped", 0), ("layers", 0), ("sensitivity", 5), ("candidates", 2), ("rounds", 4)),
+            *(("skipped", 0), ("layers", 0), ("times", 2), ("sensitivity", 5), ("candidates", 2), ("rounds", 4)),
+            *(("noisiest_layers", 2), ("findings", 1)),
             *(("warnings", 2), ("sensitivity", 0), ("next_steps", 1)),
+            *(("noisiest_layers", 0), ("times", 0), ("rounds", 1), ("candidates", 1), ("findings", 0), ("warnings", 1)),
         ],
     )
 
@@ -90,6 +94,7 @@ def full_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
         answer["training"] = _last_epochs(answer["training"])
         if answer["control"]:
             answer["control"] = answer["control"] | {"training": _last_epochs(answer["control"]["training"])}
+        answer = trimmed(answer, 100)
     answer = _cut(answer, MAX_FULL_CHARACTERS, [(key, keep) for keep in (100, 20, 5) for key in lists])
     return answer if _length(answer) <= MAX_FULL_CHARACTERS else brief_report(report, folder)
 

@@ -8,6 +8,7 @@ from html import escape
 
 from omgoptim.render import charts, facts
 from omgoptim.render.html_parts import section, table, text
+from omgoptim.render.html_precision import coverage_section, explanation_section
 from omgoptim.render.html_rounds import rounds_section, sensitivity_section
 from omgoptim.render.html_style import CSS
 from omgoptim.reports import EfficiencyReport, Gains, Measurement
@@ -25,6 +26,8 @@ def report_html(report: EfficiencyReport) -> str:
             _tiles,
             _warnings,
             _comparison,
+            coverage_section,
+            explanation_section,
             rounds_section,
             sensitivity_section,
             _candidates,

@@ -21,6 +21,7 @@ header { margin-bottom:28px }
 h1 { font-size:26px; line-height:1.3; margin:0; font-weight:650; letter-spacing:-.01em; text-wrap:pretty }
   .lead { font-size:18px; color:var(--soft); margin:10px 0 0; text-wrap:pretty }
 h2 { font-size:15px; margin:0 0 14px; font-weight:650 }
+h3 { font-size:13.5px; margin:18px 0 8px; font-weight:600; color:var(--soft) } section p { margin:0 0 8px }
 h2 small, .note { color:var(--soft); font-weight:400; font-size:13px }
 section { background:var(--card); border:1px solid var(--line); border-radius:14px; padding:22px 24px;
   margin:0 0 18px }

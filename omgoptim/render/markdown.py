@@ -12,6 +12,9 @@ from typing import Literal
 
 from omgoptim.errors import OmgoptimError
 from omgoptim.render import arms, facts, rounds
+from omgoptim.render.markdown_parts import bulleted as _bulleted
+from omgoptim.render.markdown_parts import safe
+from omgoptim.render.markdown_precision import coverage_lines, explanation_lines, precision_lines
 from omgoptim.reports import DoctorReport, EfficiencyReport, RunState
 
 Detail = Literal["brief", "full"]
@@ -30,11 +33,13 @@ def report_markdown(report: EfficiencyReport, detail: Detail = "brief", folder: 
         [f"**{facts.verdict(report)}** {safe(report.summary, 1200)}"],
         _bulleted("Warnings", [safe(text, 300) for text in report.warnings], 50 if full else 6),
         _comparison(report),
+        coverage_lines(report),
         _next_steps(report),
         _places(report, folder),
         _rounds(report, 100 if full else 8),
         _training(report),
         _sensitivity(report, full),
+        explanation_lines(report, 100 if full else 4),
         _candidates(report, 100 if full else 6),
         _layers(report, 100 if full else 6),
         _bulleted(
@@ -43,6 +48,7 @@ def report_markdown(report: EfficiencyReport, detail: Detail = "brief", folder: 
             200 if full else 3,
         ),
         _skipped(report, 50 if full else 3, 20 if full else 2),
+        precision_lines(report, 200) if full else [],
         _environment(report) if full else [],
         [f"Repeat: `{safe(report.repeat, 600)}`"],
     ]
@@ -100,11 +106,6 @@ def error_markdown(error: OmgoptimError) -> str:
     """What happened, why, and what to do next."""
     parts = [("Error", error.what), ("Why", error.why), ("Fix", error.fix)]
     return "\n".join(f"{name}: {facts.block(text)}" for name, text in parts if text)
-
-
-def safe(text: str, limit: int = 200) -> str:
-    """Bounded text on one line that cannot close a code span."""
-    return facts.plain(text, limit).replace("`", "'")
 
 
 def _comparison(report: EfficiencyReport) -> list[str]:
@@ -228,10 +229,3 @@ def _environment(report: EfficiencyReport) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in list(here.versions.items())[:20])
     cpu = f"{safe(here.cpu)}, {here.threads} threads, device {here.device}, gpu {safe(here.gpu or 'none')}"
     return [f"Measured on {cpu}; python {safe(here.python)}; {safe(versions, 400)}; seed {here.seed}"]
-
-
-def _bulleted(title: str, lines: list[str], most: int) -> list[str]:
-    if not lines:
-        return []
-    more = [f"- … {len(lines) - most} more in report.json"] if len(lines) > most else []
-    return [f"{title}:", *(f"- {line}" for line in lines[:most]), *more]

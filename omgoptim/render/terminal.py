@@ -18,6 +18,7 @@ from rich.text import Text
 
 from omgoptim.errors import OmgoptimError
 from omgoptim.render import facts
+from omgoptim.render.terminal_precision import coverage_block, explanation_block
 from omgoptim.render.terminal_rounds import rounds_table, sensitivity_table, training_line
 from omgoptim.reports import DoctorReport, EfficiencyReport, PackageState, RunState
 
@@ -35,9 +36,11 @@ def report_view(report: EfficiencyReport, *, full: bool = False, folder: Path | 
     parts: Iterable[RenderableType | None] = (
         _verdict_panel(report),
         _comparison_table(report),
+        coverage_block(report, full),
         rounds_table(report, full),
         training_line(report),
         sensitivity_table(report, full),
+        explanation_block(report, full),
         _layers_table(report, full),
         _candidates_table(report, full),
         _changed(report, full),

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from omgoptim.requests.bare_name import bare_name
 from omgoptim.requests.base import ModelRequest, Params, Runtime
-
+from omgoptim.requests.training import TrainingFields
 
 Effort = Literal["fast", "balanced", "best"]
 RangeMethod = Literal["auto", "minmax", "moving_average", "percentile", "mse", "entropy"]
@@ -64,6 +64,31 @@ class Static(Params):
     """Globs on module paths: leave these in float."""
 
 
+class Qat(TrainingFields, Params):
+    """Train with int8 simulated, then quantize statically: weights that have learnt to be int8. Needs training data."""
+
+    scheme: Literal["qat"] = "qat"
+    num_bits: Literal[8] = 8
+    epochs: int = Field(3, ge=1, le=10_000)
+    """Training epochs."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate; default: a tenth of what suits the optimizer for training."""
+    distill: bool | None = None
+    """Learn from the float model's outputs too; default: only where the data has no targets."""
+    equalize: bool = True
+    """Scale channels so that they fill their ranges evenly, while training and at its end; off: plain ranges alone."""
+    granularity: Literal["per_channel", "per_tensor"] = "per_channel"
+    """One scale per output channel of a weight, or one for the whole weight."""
+    symmetric: bool = False
+    """Whether activations use a zero point of 0."""
+    calibration_samples: int = Field(256, ge=1)
+    """Samples of the calibration split to read ranges from."""
+    targets: list[str] = []
+    """Globs on module paths: quantize only these."""
+    ignore: list[str] = []
+    """Globs on module paths: leave these in float."""
+
+
 class WeightOnly(Params):
     """Int4 or int8 weights of Linear layers in groups, packed on disk; computed in float. Needs no data."""
 
@@ -98,7 +123,9 @@ class Fp32(Params):
 
 
 Scheme = Annotated[
-    Auto | Dynamic | Static | WeightOnly | Bf16 | Fp16 | Fp32, Field(discriminator="scheme"), BeforeValidator(bare_name("scheme"))
+    Auto | Dynamic | Static | Qat | WeightOnly | Bf16 | Fp16 | Fp32,
+    Field(discriminator="scheme"),
+    BeforeValidator(bare_name("scheme")),
 ]
 
 

@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from omgoptim.requests.base import ModelRequest
+from omgoptim.requests.base import ModelRequest, Request
 
 
-class TrainingRequest(ModelRequest):
-    """A verb that trains: fine-tuning after pruning or factorizing, distillation."""
+class TrainingFields(Request):
+    """How a module is trained: what every verb that trains asks, and every technique that does."""
 
     epochs: int | None = Field(None, ge=0, le=10_000)
     """Training epochs (after each round, where there are rounds); default: 1 with training data, else 0."""
@@ -40,6 +40,10 @@ class TrainingRequest(ModelRequest):
     """Temperature of the softened outputs."""
     alpha: float = Field(0.5, ge=0, le=1)
     """Weight of the loss on the targets; 1 - alpha is that of the original's outputs."""
+
+
+class TrainingRequest(TrainingFields, ModelRequest):
+    """A verb that trains: fine-tuning after pruning or factorizing, distillation."""
 
 
 class RecoveryRequest(TrainingRequest):

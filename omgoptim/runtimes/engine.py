@@ -43,6 +43,22 @@ class NodeTime:
     """Median over the calls, the work of nodes inside it not included."""
     covers: tuple[str, ...] = ()
     """Names of the nodes it was fused from, where the engine keeps them."""
+    computed_in: str | None = None
+    """The numbers that it computes in: int8, bfloat16, float16, float32; None where the engine does not tell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """What an engine runs for one node of a program, or for one layer of a module, and in which numbers."""
+
+    name: str
+    """The node's name, as the engine has it after its own fusing; of a module the layer's path."""
+    kind: str
+    """The engine's operator, or the layer's class."""
+    computed_in: str | None = None
+    """int8, bfloat16, float16, float32; None where the engine does not tell, or nothing is computed."""
+    covers: tuple[str, ...] = ()
+    """Names of the nodes it was fused from, where the engine keeps them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,12 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 KERNEL = "_kernel_time"
 """How the profile ends the name of a node's event."""
+
+INTEGER = re.compile(r"QLinear\w+|QGemm|QAttention|\w*Integer\w*|DynamicQuantize(MatMul|LSTM)")
+"""Operators whose products are sums of integers."""
+
+FLOATS = {"float": "float32", "float16": "float16", "bfloat16": "bfloat16", "double": "float64"}
+"""How the profile writes the types of floating tensors."""
 
 
 def missing(device: str) -> str | None:
@@ -95,15 +102,28 @@ def node_times_of(events: list[dict[str, Any]]) -> list[NodeTime]:
     """
     calls: list[dict[str, float]] = []
     kinds: dict[str, str] = {}
+    numbers: dict[str, str | None] = {}
     nodes: list[dict[str, Any]] = []
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith(KERNEL):
-            kinds[event["name"].removesuffix(KERNEL)] = event["args"].get("op_name", "")
+            name = event["name"].removesuffix(KERNEL)
+            kinds[name] = event["args"].get("op_name", "")
+            numbers[name] = _computed_in(kinds[name], event["args"].get("input_type_shape", []))
             nodes.append(event)
         elif event.get("name") == "model_run":
             calls.append(_own_ms(nodes))
             nodes = []
-    return [NodeTime(name, kinds[name], ms) for name, ms in medians(calls[WARM_UP:]).items()]
+    return [NodeTime(name, kinds[name], ms, computed_in=numbers[name]) for name, ms in medians(calls[WARM_UP:]).items()]
+
+
+def _computed_in(kind: str, inputs: list[dict[str, Any]]) -> str | None:
+    """By the operator that ran, else by the type of the first floating tensor that it read: `[{"float": [1, 8]}, …]`.
+
+    The operator decides, because an integer product also reads its scales, which are floating.
+    """
+    if INTEGER.fullmatch(kind):
+        return "int8"
+    return next((FLOATS[name] for types in inputs for name in types if name in FLOATS), None)
 
 
 def _own_ms(nodes: list[dict[str, Any]]) -> dict[str, float]:

@@ -25,6 +25,19 @@ from omgoptim.runtimes.engine import (
 )
 from omgoptim.runtimes.signature import Signature
 
+NUMBERS = {
+    **dict.fromkeys(("i8", "u8"), "int8"),
+    "bf16": "bfloat16",
+    "f16": "float16",
+    "f32": "float32",
+    "f64": "float64",
+}
+"""How OpenVINO writes the types that are computed in."""
+
+UNTOLD = "FullyConnectedCompressed"
+"""A product with integer weights and float inputs. OpenVINO rounds the inputs to int8 where the weights' groups allow
+it, and does not tell where."""
+
 
 def missing(device: str) -> str | None:
     if importlib.util.find_spec("openvino") is None:
@@ -65,9 +78,14 @@ def open_session(program: Path, signature: Signature, settings: Settings) -> Ses
 def _node_times(compiled: Any, feed: dict[str, NDArray[Any]], seconds: float) -> list[NodeTime]:
     """OpenVINO's performance counters; its execution graph says which of the program's nodes each was fused from."""
     covers: dict[str, tuple[str, ...]] = {}
+    numbers: dict[str, str | None] = {}
     for node in compiled.get_runtime_model().get_ordered_ops():
-        names = str(node.get_rt_info()["originalLayersNames"].astype(str))
+        told = node.get_rt_info()
+        names = str(told["originalLayersNames"].astype(str))
         covers[node.get_friendly_name()] = tuple(name for name in names.split(",") if name)
+        numbers[node.get_friendly_name()] = computed_in(
+            *(str(told[key].astype(str)) if key in told else "" for key in ("primitiveType", "runtimePrecision"))
+        )
     request = compiled.create_infer_request()
     kinds: dict[str, str] = {}
     calls: list[dict[str, float]] = []
@@ -79,7 +97,19 @@ def _node_times(compiled: Any, feed: dict[str, NDArray[Any]], seconds: float) ->
                 kinds[node.node_name] = node.node_type
                 spent[node.node_name] = spent.get(node.node_name, 0.0) + node.real_time.total_seconds() * 1e3
         calls += [spent] if counts else []
-    return [NodeTime(name, kinds[name], ms, covers.get(name, ())) for name, ms in medians(calls).items()]
+    return [
+        NodeTime(name, kinds[name], ms, covers.get(name, ()), None if kinds[name] == UNTOLD else numbers.get(name))
+        for name, ms in medians(calls).items()
+    ]
+
+
+def computed_in(primitive: str, precision: str) -> str | None:
+    """The numbers of a node, from the name of its kernel (`brgconv_avx512_amx_I8`), else from its precision.
+
+    A node's precision is that of its input: a convolution can read int8 and still be the float kernel
+    `brgconv_avx512_f32`. So the kernel's name comes first.
+    """
+    return NUMBERS.get(primitive.rpartition("_")[2].lower()) or NUMBERS.get(precision.lower())
 
 
 ENGINE = Engine("openvino", "program", missing, open_session)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from omgoptim.runtimes.engine import Kernel
+
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -74,6 +76,19 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 def converted_layers(module: nn.Module) -> list[tuple[str, str]]:
     """Path and kind of every int8 layer of a converted module."""
     return [(path, type(layer).__name__) for path, layer in module.named_modules() if _is_packed(layer)]
+
+
+def kernels_of(module: nn.Module) -> list[Kernel]:
+    """What every layer with weights computes in: its weights' dtype, or integers where torch.ao packed them."""
+    packed = {path for path, _ in converted_layers(module)}
+    found = []
+    for path, layer in module.named_modules():
+        own = (parameter.dtype for parameter in layer.parameters(recurse=False) if parameter.is_floating_point())
+        dtype = next(own, None)
+        if path in packed or dtype is not None:
+            numbers = "int8" if path in packed else str(dtype).removeprefix("torch.")
+            found.append(Kernel(path, type(layer).__name__, numbers))
+    return found
 
 
 def _dynamic_int8(module: nn.Module) -> nn.Module:

@@ -21,12 +21,14 @@ Json = dict[str, Any]
 MEASURING = ("model_kwargs", "timing", "device", "batch", "threads", "samples", "seed", "time_limit_s", "python")
 TRAINING = (
     *("learning_rate", "optimizer", "lr_schedule", "warmup", "weight_decay", "train_batch", "accumulate", "clip_norm"),
-    *("mixed_precision", "patience", "lora_rank", "lora_alpha", "temperature", "alpha"),
+    *("mixed_precision", "patience", "loss", "lora_rank", "lora_alpha", "temperature", "alpha"),
 )
 RARE = (
-    *("granularity", "symmetric", "algorithm", "range_method"),
+    *("granularity", "symmetric", "algorithm", "range_method", "equalize", "bias_correction", "rounding"),
+    *("smooth_quant", "group_size", "guard_time_s", "calibration_samples"),
     *("score", "pattern", "reconstruct", "ranking", "round_to", "max_layer_ratio", "prune_heads", "layer_ratios"),
-    *("convolution", "per"),
+    *("scope", "convolution", "per"),
+    *("candidates", "initialize"),
     *("feature_weight", "feature_layers", "student_checkpoint", "student_kwargs", "expansion", "trial_epochs", "depth"),
 )
 OPTIONS = (*MEASURING, *TRAINING, *RARE)
@@ -120,7 +122,7 @@ def _properties(model: type[BaseModel]) -> dict[str, Json]:
 def _technique_properties(verb: str, key: str, request: type[Request]) -> dict[str, Json]:
     """The choice of a technique, and every parameter of every technique once, with all choices that it may have.
 
-    Which techniques have a parameter is told where at most half of them do.
+    Which techniques have a parameter is told where fewer than half of them do.
     """
     kinds = techniques(request)
     default = getattr(request.model_fields[key].get_default(call_default_factory=True), key)
@@ -140,7 +142,7 @@ def _technique_properties(verb: str, key: str, request: type[Request]) -> dict[s
                 same["enum"] = [*known["enum"], *(value for value in schema["enum"] if value not in known["enum"])]
             found[name] = ([*holders, kind], same)
     return {key: choice} | {
-        name: schema | ({"holders": f"({', '.join(holders)})"} if len(holders) <= len(kinds) / 2 else {})
+        name: schema | ({"holders": f"({', '.join(holders)})"} if len(holders) < len(kinds) / 2 else {})
         for name, (holders, schema) in found.items()
     }
 

@@ -13,8 +13,12 @@ ARGUMENTS = {
     "project": "Absolute path of the user's project; all files must lie inside it.",
     "runtime": "Engine. auto: the model's own for profile, the fastest for quantize, else torch_eager.",
     # quantize
-    "scheme": "auto: try what this machine can run and keep the fastest within the guard. dynamic: int8, needs no "
-    "data. static: int8, calibrated on data. bf16, fp16: half the bytes. fp32: another engine alone.",
+    "scheme": "auto: the fastest within the guard of all that this machine can run. dynamic: int8, needs no data. "
+    "static: int8, calibrated on data. qat: trained for int8. weight_only: small, rarely fast. bf16, fp16: half the "
+    "bytes. fp32: another engine alone.",
+    "effort": "Of static; best takes minutes.",
+    "explain": "Tell by layer where quality and time go.",
+    "num_bits": "",
     "calibration_samples": "",
     "granularity": "",
     "symmetric": "Activations too.",
@@ -26,9 +30,9 @@ ARGUMENTS = {
     "output": "New folder for a copy of the artifact.",
     "plan": "Only say what would be done.",
     # training
-    "epochs": "Of training, after each round; default: 1 with training data.",
+    "epochs": "Of training.",
     "loss": "auto or file.py:callable = loss(outputs, targets).",
-    "recover": "What trains: all weights, or adapters that are merged.",
+    "recover": "lora: adapters that are merged.",
     "distill": "Learn from the original's outputs too.",
     # prune
     "prune.method": "structured removes channels and heads, the others zero single weights. wanda and gradient need "
@@ -38,7 +42,7 @@ ARGUMENTS = {
     "sensitivity": "Also measure quality against the amount, layer by layer.",
     "pruning_ratio": "Channels to remove, 0..1; default 0.3.",
     "target_speedup": "Instead: as measured here.",
-    "target_latency_ms": "Instead: as measured here.",
+    "target_latency_ms": "Instead.",
     "target_macs_ratio": "Instead.",
     "importance": "taylor and hessian need data.",
     "ranking": "",

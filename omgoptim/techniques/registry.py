@@ -46,6 +46,8 @@ class ProgramRun:
     """An existing folder for temporary files."""
     seed: int = 0
     threads: int = 1
+    progress: Callable[[str, float | None], None] = lambda _stage, _done: None
+    """`progress(stage, fraction of that stage, or None)`."""
 
 
 ProgramTechnique = Callable[[Path, Path, Any, ProgramRun], Outcome]

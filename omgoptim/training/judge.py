@@ -76,8 +76,24 @@ class Judge:
             DataError: the metric cannot be computed for another reason.
             UserCodeError: the module or the user's metric failed.
         """
-        outputs = _run(module, self.samples, self.signature, self.limit_s, self.device)
-        if any(_broken(made, of_original) for made, of_original in zip(outputs, self.outputs, strict=True)):
+        return self.value_of(self.outputs_of(module))
+
+    def outputs_of(self, module: nn.Module) -> list[Arrays]:
+        """What a module gives for the samples, per batch; it is left as it was."""
+        return _run(module, self.samples, self.signature, self.limit_s, self.device)
+
+    def usable(self, outputs: Sequence[Arrays]) -> bool:
+        """Whether outputs are finite wherever the original's are."""
+        pairs = zip(outputs, self.outputs, strict=True)
+        return not any(_broken(made, of_original) for made, of_original in pairs)
+
+    def value_of(self, outputs: Sequence[Arrays]) -> float:
+        """The metric's value for what a model gave for the samples, per batch; `COLLAPSED` as `score` has it.
+
+        Raises:
+            DataError, UserCodeError: as `score`.
+        """
+        if not self.usable(outputs):
             return COLLAPSED
         if self.metric.per_sample is not None:
             value = float(self.metric.per_sample(outputs, self.samples.targets, self.outputs).mean())

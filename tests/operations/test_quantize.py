@@ -43,6 +43,9 @@ def test_the_artifact_gives_the_reported_quality_in_a_process_of_its_own_without
     assert report.gains.size_ratio > 2
     assert report.outcome == "ok"
     assert {change.path for change in report.changed} >= {"0", "3", "8"}
+    assert report.coverage is not None
+    assert (report.coverage.verdict, report.coverage.changed, report.coverage.total) == ("REAL", 3, 3)
+    assert {layer.path: layer.computed_in for layer in report.coverage.layers}["3"] == "int8"
     saved = json.loads((project / ".omgoptim/runs" / report.run_id / "report.json").read_text())
     assert saved == report.model_dump(mode="json")
 
@@ -66,9 +69,8 @@ def test_a_live_module_and_its_data_work_and_the_module_stays_as_it_was(project:
 
 
 def test_a_failed_guard_is_told_and_the_closest_candidate_is_kept(project: Path) -> None:
-    report = omgoptim.quantize(
-        "net.py:net", scheme="static", runtime="onnxruntime", metric="cosine", max_quality_drop=0, **COMMON
-    )
+    guarded = {"metric": "cosine", "max_quality_drop": 0, "guard_time_s": 1e-3}
+    report = omgoptim.quantize("net.py:net", scheme="static", runtime="onnxruntime", **guarded, **COMMON)
     assert report.outcome == "guard_failed"
     assert report.summary.startswith("The guard failed")
     assert report.gains is not None
@@ -76,7 +78,14 @@ def test_a_failed_guard_is_told_and_the_closest_candidate_is_kept(project: Path)
     assert report.gains.quality_drop > 0
     assert report.artifact is not None
     assert Path(report.artifact.path, "model.onnx").is_file()
-    assert [step.tool for step in report.next_steps] == ["quantize", "quantize"]
+    assert [step.tool for step in report.next_steps] == ["quantize", "quantize", "quantize"]
+    assert report.next_steps[-1].arguments["guard_time_s"] == pytest.approx(4e-3)
+    assert report.guard is not None
+    assert not report.guard.holds
+    assert report.guard.evaluations == 0
+    assert report.guard.stopped == "its time of 0.001 s was spent"
+    assert "most noise comes from" in report.guard.why
+    assert report.guard.why in report.summary
 
 
 def test_auto_keeps_every_candidate_in_the_report_and_chooses_one_within_the_guard(project: Path) -> None:

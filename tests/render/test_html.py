@@ -41,7 +41,9 @@ class Outline(HTMLParser):
         self.words.append(data)
 
 
-@pytest.mark.parametrize("name", ["quantized", "profiled", "planned", "pruned", "factorized", "distilled", "hostile"])
+@pytest.mark.parametrize(
+    "name", ["quantized", "explained", "profiled", "planned", "pruned", "factorized", "distilled", "hostile"]
+)
 def test_the_page_is_well_formed_and_loads_nothing(name: str, request: pytest.FixtureRequest) -> None:
     page = report_html(request.getfixturevalue(name))
     outline = Outline(page)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def batches_for(model: ModelProto, run: ProgramRun, samples: int) -> list[Batch]
         if missing:
             raise DataError(f"a calibration batch lacks the input '{missing[0]}'", f"it has {', '.join(sorted(given))}")
         batch = {name: np.asarray(given[name])[:left] for name in names}
-        size = max((len(array) for array in batch.values() if array.ndim), default=0)
+        size = size_of(batch)
         if size == 0:
             continue
         for name, array in batch.items():
@@ -52,3 +53,35 @@ def batches_for(model: ModelProto, run: ProgramRun, samples: int) -> list[Batch]
     if not batches:
         raise DataError("static quantization needs calibration data", "every calibration batch is empty")
     return batches
+
+
+def size_of(batch: Batch) -> int:
+    """Samples of a batch: the length of its longest input; an input without dimensions counts for nothing."""
+    return max((len(array) for array in batch.values() if array.ndim), default=0)
+
+
+def split(batches: Sequence[Batch], every: int = 4, *, sliceable: bool = True) -> tuple[list[Batch], list[Batch]]:
+    """Batches to fit to and batches to choose by: every `every`-th sample is held out.
+
+    Args:
+        sliceable: whether the program takes batches of any size; if not, whole batches are held out.
+
+    Returns:
+        Both, disjoint; the same batches twice if there is only one to give.
+    """
+    if sliceable and all(array.ndim and len(array) == size_of(batch) for batch in batches for array in batch.values()):
+        fit: list[Batch] = []
+        held: list[Batch] = []
+        seen = 0
+        for batch in batches:
+            out = (np.arange(seen, seen + size_of(batch)) % every) == every - 1
+            if seen == 0 and size_of(batch) and sum(map(size_of, batches)) in range(2, every):
+                out[-1] = True  # fewer samples than a turn: the last of the first batch
+            seen += size_of(batch)
+            for rows, part in ((~out, fit), (out, held)):
+                if rows.any():
+                    part.append({name: array[rows] for name, array in batch.items()})
+    else:
+        held = list(batches[every - 1 :: every]) or list(batches[1:][-1:])
+        fit = [batch for batch in batches if not any(batch is other for other in held)]
+    return (fit, held) if fit and held else (list(batches), list(batches))

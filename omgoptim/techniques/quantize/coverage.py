@@ -25,6 +25,7 @@ def outcome(
     after: ModelProto,
     reasons: Mapping[str, str],
     precision: str,
+    precisions: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Compare the layers before with those of the written program.
 
@@ -34,16 +35,21 @@ def outcome(
         after: the program that was written.
         reasons: op type to the reason why the quantizer leaves it in float.
         precision: what a changed layer is now, for people.
+        precisions: the same by node name, of layers that are something else.
     """
     quantized = _quantized_nodes(after)
     names = {layer.node for layer in chosen}
+    seen: set[tuple[str, str, str]] = set()
     changed: list[Change] = []
     skipped: list[Skip] = []
     for layer in before:
+        if (layer.path, layer.op, layer.weight) in seen:  # a cell in a loop, unrolled: one layer, told once
+            continue
+        seen.add((layer.path, layer.op, layer.weight))
         if layer.is_quantized:
             skipped.append(Skip(path=layer.path, reason=ALREADY))
         elif any(layer.node + suffix in quantized for suffix in ("", *RENAMES)):
-            now = EMBEDDING if layer.op == "Gather" else precision
+            now = EMBEDDING if layer.op == "Gather" else (precisions or {}).get(layer.node, precision)
             changed.append(Change(path=layer.path, what=layer.what, before="float32", after=now))
         elif layer.node not in names:
             skipped.append(Skip(path=layer.path, reason=IGNORED))

@@ -1,15 +1,17 @@
-"""Quantize weights to int8 and, at run time, activations: Linear, MatMul, LSTM and embeddings.
+"""Quantize weights to int8 and, at run time, activations: Linear, MatMul, LSTM; store GRU, RNN and embeddings in int8.
 
 What it does: a weight w becomes round(w / s), s = max|w| / 127 over an output channel; activations get an unsigned
 8-bit range anew in each call, and the product is computed in integers (MatMulInteger, DynamicQuantizeLSTM). Embeddings
-are stored in int8 with a scale per row. Constants are folded first: an exported LSTM's weights may be no constants.
+are stored in int8 with a scale per row, and so are the weights of GRU and RNN layers, which the engine turns back into
+float when it opens the file. Constants are folded first: an exported LSTM's weights may be no constants.
 Use when: the time goes into Linear or LSTM layers (transformers, recurrent nets). Needs no data and takes seconds.
 What you really get: storage and memory about a quarter; more speed with VNNI for large layers, in ONNX Runtime.
-The embeddings' int8 is storage only: the rows looked up are computed in float.
-Limits: convolutions stay float (ONNX Runtime's ConvInteger is slower than float: use static); GRU stays float (no
-int8 GRU in ONNX Runtime: runtime torch_eager has one); products of two activations, as in attention, stay float.
+The int8 of embeddings, GRU and RNN is storage only: they are computed in float, at float's speed.
+Limits: convolutions stay float (ONNX Runtime's ConvInteger is slower than float: use static); an LSTM that is batch
+first in the file (layout=1) is stored in int8 and computed in float; products of two activations, as in attention, stay
+float.
 Source: onnxruntime.quantization.quantize_dynamic; differs in folding first, in per-channel weights by default, in the
-embeddings (own code, scale per row), and in proving from the written program what was quantized.
+embeddings and GRU (own code, scale per row), and in proving from the written program what was quantized.
 """
 
 from __future__ import annotations
@@ -27,16 +29,16 @@ from omgoptim.requests.quantize import Dynamic
 from omgoptim.techniques.quantize.coverage import outcome
 from omgoptim.techniques.quantize.embeddings import quantize_embeddings
 from omgoptim.techniques.quantize.onnx_file import as_technique_error, finish, fold, lacks_int8_dot_product
+from omgoptim.techniques.quantize.recurrent_storage import RECURRENT, STORED, store_recurrent
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
 CONV_REASON = "a dynamic int8 convolution is slower than float in ONNX Runtime; scheme static quantizes it, with data"
 REASONS = {
     **dict.fromkeys(CONV, CONV_REASON),
-    "GRU": "ONNX Runtime has no int8 GRU; runtime torch_eager has one",
-    "RNN": "ONNX Runtime has no int8 RNN",
+    **dict.fromkeys(("GRU", "RNN"), "its weights are no stored constants"),
     "Gemm": "a Gemm that scales or transposes its input has no int8 form",
     "MatMul": "its weight is no plain constant on the right-hand side",
-    "LSTM": "its weights are no constants, are shared with another LSTM, or its layout is batch first",
+    "LSTM": "its weights are no stored constants",
 }
 
 
@@ -62,8 +64,11 @@ def apply(source: Path, target: Path, params: Dynamic, run: ProgramRun) -> Outco
         chosen = [layer for layer in select(before, params.targets, params.ignore) if not layer.is_quantized]
         quantized = _quantize(model, before, chosen, per_channel, Path(scratch))
     quantize_embeddings(quantized, chosen, per_channel)
+    left = [layer for layer in chosen if any(layer.node == node.name for node in quantized.graph.node)]
+    store_recurrent(quantized, left, per_channel)
+    stored = dict.fromkeys((layer.node for layer in left if layer.op in RECURRENT), STORED)
     precision = f"int8 weight {params.granularity.replace('_', ' ')}, 8-bit activations at run time"
-    result = outcome(before, chosen, quantized, REASONS, precision)
+    result = outcome(before, chosen, quantized, REASONS, precision, stored)
     if not result.changed:
         raise _nothing_changed(before, chosen)
     finish(quantized, original, target)
@@ -115,9 +120,7 @@ def _nothing_changed(before: Sequence[Layer], chosen: Sequence[Layer]) -> Techni
     if not chosen:
         return TechniqueError(what, "targets and ignore leave no layer to quantize", "widen targets or narrow ignore")
     reasons = "; ".join(sorted({REASONS.get(op, op) for op in ops}))
-    if ops & {"GRU", "RNN"}:
-        fix = "scheme dynamic with runtime torch_eager quantizes a GRU; or scheme bf16"
-    elif ops & set(CONV):
+    if ops & set(CONV):
         fix = "scheme static, with data, quantizes convolutions"
     else:
         fix = "scheme static with data, or scheme bf16"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ def is_installed() -> bool:
 
 def quantize(
     model: ModelProto, chosen: Sequence[Layer], batches: Sequence[Batch], params: Static, folder: Path
-) -> ModelProto:
-    """Quantize the chosen layers and what lies between them.
+) -> tuple[ModelProto, list[str]]:
+    """Quantize the chosen layers and what lies between them; what was chosen, a sentence each.
 
     NNCF writes progress bars and its log to stdout, past `contextlib.redirect_stdout`; descriptor 1 is led to 2 so that
     a protocol or a JSON object on stdout stays whole.
@@ -47,21 +47,67 @@ def quantize(
         advanced = nncf.AdvancedQuantizationParameters(
             overflow_fix=nncf.OverflowFix.ENABLE if lacks_int8_dot_product() else nncf.OverflowFix.DISABLE,
             weights_quantization_params=QuantizationParameters(per_channel=params.granularity == "per_channel"),
+            disable_channel_alignment=not params.equalize or has_attention(model),
+            disable_bias_correction=not params.bias_correction,
         )
+        notes = _set_ranges(advanced, params)
+        if params.smooth_quant is not None:
+            advanced.smooth_quant_alphas = nncf.AdvancedSmoothQuantParameters(matmul=params.smooth_quant or -1)
         if is_large(model):
             advanced.backend_params = {"external_data_dir": str(folder)}
             save(model, folder / "to_quantize.onnx")
             model = onnx.load(str(folder / "to_quantize.onnx"), load_external_data=False)
         preset = nncf.QuantizationPreset.PERFORMANCE if params.symmetric else nncf.QuantizationPreset.MIXED
-        return nncf.quantize(
-            model,
-            nncf.Dataset(batches, dict),
-            preset=preset,
-            subset_size=len(batches),
-            model_type=nncf.ModelType.TRANSFORMER if has_attention(model) else None,
-            ignored_scope=nncf.IgnoredScope(names=ignored),
-            advanced_parameters=advanced,
-        )
+
+        def apply(fast: bool) -> ModelProto:
+            copy = ModelProto()
+            copy.CopyFrom(model)
+            quantized: ModelProto = nncf.quantize(
+                copy,
+                nncf.Dataset(batches, dict),
+                preset=preset,
+                subset_size=len(batches),
+                model_type=nncf.ModelType.TRANSFORMER if has_attention(model) else None,
+                ignored_scope=nncf.IgnoredScope(names=ignored),
+                fast_bias_correction=fast,
+                advanced_parameters=advanced,
+            )
+            return quantized
+
+        slowly = params.rounding == "adaround" and bool(params.bias_correction)
+        quantized = _slowly_if_it_can(apply, notes) if slowly else apply(True)
+    if params.rounding == "adaround":
+        notes.append("Algorithm nncf does not learn the rounding of weights.")
+    return quantized, notes
+
+
+def _slowly_if_it_can(apply: Callable[[bool], ModelProto], notes: list[str]) -> ModelProto:
+    """With biases corrected layer by layer, else all at once: the slow way fails on some graphs (a Conv1d's, 3.4)."""
+    try:
+        quantized = apply(False)
+    except Exception as error:  # noqa: BLE001  whatever a foreign library raises; there is a way on without it
+        notes.append(f"NNCF corrected biases the fast way: the slow one raised {type(error).__name__}.")
+        return apply(True)
+    notes.append("NNCF corrected biases layer by layer.")
+    return quantized
+
+
+def _set_ranges(advanced: Any, params: Static) -> list[str]:
+    """Set NNCF's estimator of ranges that is nearest to what was asked for, in place; a note where it has none."""
+    from nncf.quantization.range_estimator import RangeEstimatorParametersSet as Estimators
+
+    if params.range_method == "auto":
+        return []
+    known = {
+        "minmax": Estimators.MINMAX,
+        "moving_average": Estimators.MEAN_MINMAX,
+        "percentile": Estimators.MEAN_QUANTILE,
+        "mse": Estimators.HISTOGRAM,
+    }
+    if params.range_method not in known:
+        return [f"Algorithm nncf has no ranges by {params.range_method}; it read them as it does by default."]
+    advanced.activations_range_estimator_params = known[params.range_method]
+    return []
 
 
 def _keep_dims_of_means(model: ModelProto) -> None:

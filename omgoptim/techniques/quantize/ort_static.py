@@ -1,4 +1,5 @@
-"""Static quantization by ONNX Runtime's own quantizer: the file it writes is standard QDQ. Registers no technique."""
+"""Static quantization whose QDQ program ONNX Runtime's quantizer writes, with ranges of our own (`accurate.py`).
+Registers no technique."""
 
 from __future__ import annotations
 
@@ -7,19 +8,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx
 from onnx import ModelProto
 
 from omgoptim.models.onnx_file import is_large, load, save
 from omgoptim.models.onnx_graph import Layer, layers
 from omgoptim.requests.quantize import Static
+from omgoptim.techniques.quantize import accurate
 from omgoptim.techniques.quantize.calibration import Batch
+from omgoptim.techniques.quantize.norm_folding import fold_norms
 from omgoptim.techniques.quantize.onnx_file import as_technique_error, lacks_int8_dot_product, quiet_stdout
+from omgoptim.techniques.registry import ProgramRun
 
 logger = logging.getLogger(__name__)
 
 
 def prepare(model: ModelProto, folder: Path) -> ModelProto:
-    """Infer shapes and fold, as the quantizer wants it; each step that fails is left out and logged.
+    """Infer shapes and fold, batch norms too, as the quantizer wants it; a step that fails is left out and logged.
 
     Symbolic shape inference fails on some transformers ("Incomplete symbolic shape inference"); without it most models
     quantize the same.
@@ -39,35 +44,48 @@ def prepare(model: ModelProto, folder: Path) -> ModelProto:
                     all_tensors_to_one_file=True,
                     external_data_location="prepared.onnx.data",
                 )
-            return load(prepared)
+            model = load(prepared)
+            break
         except Exception as error:  # noqa: BLE001  shape inference raises bare Exception; there is a way on without it
             logger.info("preparing with skip_symbolic_shape=%s failed: %s", skip_symbolic_shape, error)
+    fold_norms(model)
     return model
 
 
 def quantize(
-    model: ModelProto, chosen: Sequence[Layer], batches: Sequence[Batch], params: Static, folder: Path
-) -> ModelProto:
+    model: ModelProto, chosen: Sequence[Layer], batches: Sequence[Batch], params: Static, run: ProgramRun, folder: Path
+) -> tuple[ModelProto, list[str]]:
     """Quantize the chosen layers of a prepared model and what lies between them.
 
     Activations are unsigned with a zero point, or signed without one if `params.symmetric`; weights are signed int8.
-    Embeddings are left to `embeddings.py`. A histogram (entropy, percentile) is merged batch by batch: all of the
-    activations of the calibration set at once would not fit memory.
+    Embeddings are left to `embeddings.py`. A program past what protobuf holds in memory gets plain ranges.
+
+    Returns:
+        The QDQ program, and what was chosen, a sentence each.
     """
+    if is_large(model):
+        return _large(model, chosen, batches, params, folder), ["Too large for more than ranges by minmax."]
+    return accurate.quantize(
+        with_shapes(model), chosen, batches, params, threads=run.threads, seed=run.seed, progress=run.progress
+    )
+
+
+def with_shapes(model: ModelProto) -> ModelProto:
+    """The model with the type of every tensor that can be inferred; what has none is not quantized."""
+    with as_technique_error("the program's shapes cannot be inferred"):
+        return onnx.shape_inference.infer_shapes(model)
+
+
+def _large(
+    model: ModelProto, chosen: Sequence[Layer], batches: Sequence[Batch], params: Static, folder: Path
+) -> ModelProto:
+    """ONNX Runtime's whole path, through files."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-    methods = {
-        "minmax": CalibrationMethod.MinMax,
-        "entropy": CalibrationMethod.Entropy,
-        "percentile": CalibrationMethod.Percentile,
-    }
     taken = {layer.node for layer in chosen if layer.op != "Gather"}
     excluded = [layer.node for layer in layers(model) if layer.node not in taken]
     prepared, written = folder / "to_quantize.onnx", folder / "quantized.onnx"
     save(model, prepared)
-    options: dict[str, bool | int] = {"ActivationSymmetric": params.symmetric, "WeightSymmetric": True}
-    if params.range_method != "minmax":
-        options["CalibStridedMinMax"] = 1
     with as_technique_error("ONNX Runtime could not quantize the program"), quiet_stdout():
         quantize_static(
             str(prepared),
@@ -79,9 +97,9 @@ def quantize(
             activation_type=QuantType.QInt8 if params.symmetric else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             nodes_to_exclude=excluded,
-            calibrate_method=methods[params.range_method],
-            use_external_data_format=is_large(model),
-            extra_options=options,
+            calibrate_method=CalibrationMethod.MinMax,
+            use_external_data_format=True,
+            extra_options={"ActivationSymmetric": params.symmetric, "WeightSymmetric": True},
         )
     return load(written)
 
@@ -93,12 +111,6 @@ def _reader(batches: Sequence[Batch]) -> Any:
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
             self.range = iter(batches)
-
-        def __len__(self) -> int:
-            return len(batches)
-
-        def set_range(self, start_index: int, end_index: int) -> None:
-            self.range = iter(batches[start_index:end_index])
 
         def get_next(self) -> Batch | None:
             return next(self.range, None)

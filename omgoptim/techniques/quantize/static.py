@@ -3,30 +3,41 @@
 What it does: runs the float program on calibration samples, reads each activation's range, and puts QuantizeLinear /
 DequantizeLinear pairs around the layers, from which an engine makes integer kernels. q = round(x / s) + z with
 s = (max - min) / 255 for activations; weights have s = max|w| / 127 over an output channel and no zero point.
-Two algorithms: ONNX Runtime's (the plain ranges, or a histogram's) and NNCF's (bias correction, and SmoothQuant with a
-mixed preset for transformers); on small convolution nets now the one, now the other keeps more, so `auto` tries both.
+Before that the float program is rewritten so that little is lost: channels scaled to fill their ranges
+(`equalization.py`), ranges chosen by the noise of the outputs (`ranges.py`), mean errors taken back through biases
+(`bias_correction.py`), and with effort best the rounding of weights learned (`rounding.py`). `efforts.py` says which
+effort does what, `accurate.py` in which order and how it is decided that a step stays.
+Two algorithms write the program: ONNX Runtime's writer with all of the above, and NNCF with scaled channels, its own
+ranges and bias correction, and for transformers its SmoothQuant and mixed preset; `auto` tries both.
 Use when: convolution nets, and Linear where dynamic quantization costs too much time. Needs some 100-300 samples.
 What you really get: storage and memory about a quarter; the most speed on a CPU with VNNI, in ONNX
-Runtime and OpenVINO alike. NNCF's transformer program is fast in OpenVINO only.
+Runtime and OpenVINO alike; effort changes neither. NNCF's transformer program is fast in OpenVINO only.
 Limits: LSTM and GRU stay float (scheme dynamic); networks with attention are refused by algorithm onnxruntime, since
-plain ranges over all of their ops leave nothing of the output. Embeddings are
-stored in int8 and computed in float.
-Source: arXiv:1712.05877, onnxruntime.quantization.quantize_static and nncf.quantize; differs in per-channel weights by
-default, in embeddings (scale per row with algorithm onnxruntime), and in proving from the written program what changed.
+plain ranges over all of their ops leave nothing of the output, and their channels are not scaled. A Clip whose upper
+bound no calibration sample comes near is taken for a ReLU when channels are scaled. Embeddings are stored in int8 and
+computed in float.
+Source: arXiv:1712.05877, arXiv:1906.04721, arXiv:2004.10568, onnxruntime.quantization and nncf.quantize; differs in
+per-channel weights by default, in steps that are kept only if held-out calibration samples gain, in embeddings (scale
+per row with algorithm onnxruntime), and in proving from the written program what changed.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from onnx import ModelProto
+
 from omgoptim.errors import TechniqueError
-from omgoptim.models.onnx_file import load
-from omgoptim.models.onnx_graph import has_attention, layers, module_paths, select
+from omgoptim.models.onnx_file import is_large, load
+from omgoptim.models.onnx_graph import Layer, has_attention, layers, module_paths, select
 from omgoptim.requests.quantize import Static
-from omgoptim.techniques.quantize import nncf_static, ort_static
-from omgoptim.techniques.quantize.calibration import batches_for
+from omgoptim.techniques.quantize import accurate, nncf_static, ort_static
+from omgoptim.techniques.quantize.calibration import Batch, batches_for
 from omgoptim.techniques.quantize.coverage import outcome
+from omgoptim.techniques.quantize.efforts import resolved
 from omgoptim.techniques.quantize.embeddings import quantize_embeddings
 from omgoptim.techniques.quantize.onnx_file import at_opset, finish
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
@@ -61,6 +72,7 @@ def apply(source: Path, target: Path, params: Static, run: ProgramRun) -> Outcom
         SetupError: algorithm nncf without nncf.
         TechniqueError: this network is none for the algorithm, or nothing in it can be quantized.
     """
+    params = resolved(params, "balanced")  # what nobody left open any more stays
     original = load(source)
     algorithm = variants(params, source)[0].algorithm
     if algorithm == "onnxruntime" and has_attention(original):
@@ -80,10 +92,12 @@ def apply(source: Path, target: Path, params: Static, run: ProgramRun) -> Outcom
         if not chosen:
             raise _nothing_to_do(bool(before), all(layer.is_quantized for layer in before))
         if algorithm == "onnxruntime":
-            quantized = ort_static.quantize(model, chosen, batches, params, folder)
+            quantized, notes = ort_static.quantize(model, chosen, batches, params, run, folder)
             quantize_embeddings(quantized, chosen, params.granularity == "per_channel")
         else:
-            quantized = nncf_static.quantize(model, chosen, batches, params, folder)
+            model, scaling = _scaled(model, chosen, batches, params, run)
+            quantized, notes = nncf_static.quantize(model, chosen, batches, params, folder)
+            notes = [*scaling, *notes]
         activations = "int8" if params.symmetric else "uint8"
         precision = f"int8 weight {params.granularity.replace('_', ' ')}, {activations} activations"
         result = outcome(before, chosen, quantized, REASONS, precision)
@@ -91,7 +105,20 @@ def apply(source: Path, target: Path, params: Static, run: ProgramRun) -> Outcom
             why = "; ".join(sorted({skip.reason for skip in result.skipped}))
             raise TechniqueError("static quantization changed no layer", why, "scheme dynamic, or scheme bf16")
         finish(quantized, original, target)
-    return result
+    return replace(result, notes=notes)
+
+
+def _scaled(
+    model: ModelProto, chosen: Sequence[Layer], batches: Sequence[Batch], params: Static, run: ProgramRun
+) -> tuple[ModelProto, list[str]]:
+    """The float program for another quantizer, its channels scaled where that is wanted and can be judged."""
+    if not params.equalize or has_attention(model) or is_large(model):
+        return model, []
+    try:
+        shaped = ort_static.with_shapes(model)
+        return accurate.scaled(shaped, chosen, batches, params, threads=run.threads, progress=run.progress)
+    except TechniqueError as error:  # ONNX Runtime, by which it is judged, cannot quantize this program
+        return model, [f"Channels were not scaled: {error.what}."]
 
 
 def _nothing_to_do(has_layers: bool, quantized: bool) -> TechniqueError:

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from omgoptim.models.onnx_file import load
 from omgoptim.requests import Params
+from omgoptim.techniques.quantize.ort_static import prepare, with_shapes
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique_of
 
 Array = NDArray[Any]
@@ -115,6 +118,27 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Program
     return get
 
 
+@pytest.fixture
+def exported(tmp_path: Path) -> Callable[..., Program]:
+    """`exported(module, sample)`: a module of a test's own, with seeded weights, as an ONNX file."""
+
+    def call(module: nn.Module, sample: Callable[[int, int], Array]) -> Program:
+        torch.manual_seed(0)
+        for parameter in module.parameters():
+            nn.init.uniform_(parameter, -0.15, 0.15)
+        made = Program(tmp_path / "exported.onnx", sample)
+        export(module.eval(), torch.from_numpy(sample(2, 0)), made.path)
+        return made
+
+    return call
+
+
+@pytest.fixture(name="infer")
+def infer_fixture() -> Callable[..., Array]:
+    """`infer(path, x, engine)`: the output of a program."""
+    return infer
+
+
 def export(module: nn.Module, example: torch.Tensor, path: Path) -> None:
     logger = logging.getLogger("torch.onnx")
     level, _ = logger.level, logger.setLevel(logging.ERROR)
@@ -177,5 +201,16 @@ def cosine() -> Callable[..., float]:
         x = source.sample(64, 10)
         want, got = infer(source.path, x), infer(path, x, engine)
         return float((want * got).sum() / np.linalg.norm(want) / np.linalg.norm(got))
+
+    return call
+
+
+@pytest.fixture
+def export_onnx(tmp_path: Path) -> Callable[[nn.Module, torch.Tensor], onnx.ModelProto]:
+    """`export_onnx(module, example)`: the float program as static quantization prepares it."""
+
+    def call(module: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
+        export(module, example, tmp_path / "exported.onnx")
+        return with_shapes(prepare(load(tmp_path / "exported.onnx"), tmp_path))
 
     return call

@@ -15,6 +15,7 @@ import omgoptim
 from omgoptim.errors import DataError, SetupError, TechniqueError
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize import nncf_static
+from omgoptim.techniques.quantize.efforts import resolved
 from omgoptim.techniques.quantize.static import variants
 
 ALGORITHMS = [
@@ -49,7 +50,7 @@ def test_layers_get_quantizers_and_both_engines_stay_close(program, apply, cosin
     assert before / after > 3
 
 
-@pytest.mark.parametrize("range_method", ["entropy", "percentile"])
+@pytest.mark.parametrize("range_method", ["entropy", "percentile", "mse"])
 def test_ranges_from_a_histogram_work_over_several_batches(program, apply, cosine, range_method):
     target, _ = apply(program("cnn"), Static(algorithm="onnxruntime", range_method=range_method))
     assert cosine(program("cnn"), target) > 0.99
@@ -58,10 +59,18 @@ def test_ranges_from_a_histogram_work_over_several_batches(program, apply, cosin
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_ignored_layers_stay_float_bit_for_bit(program, apply, algorithm):
     source = program("cnn")
-    target, outcome = apply(source, Static(algorithm=algorithm, ignore=["stem"]))
+    target, outcome = apply(source, Static(algorithm=algorithm, ignore=["stem"], equalize=False))
     assert [change.path for change in outcome.changed] == ["block.0", "head"]
     assert [skip.path for skip in outcome.skipped] == ["stem.0"]
     np.testing.assert_array_equal(stored(target)["stem.0.weight"], stored(source.path)["stem.0.weight"])
+
+
+def test_an_ignored_layer_may_have_its_channels_scaled_and_stays_float(program, apply, cosine):
+    source = program("cnn")
+    target, outcome = apply(source, Static(algorithm="onnxruntime", ignore=["block.0"]))
+    assert [change.path for change in outcome.changed] == ["stem.0", "head"]
+    assert stored(target)["block.0.weight"].dtype == np.float32
+    assert cosine(source, target) > 0.999
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -80,7 +89,8 @@ def test_symmetric_activations_have_a_zero_point_of_zero(program, apply):
 
 def test_the_input_scale_is_the_range_of_the_calibration_data_over_255(program, apply):
     low_to_high = np.linspace(-1, 3, 64, dtype=np.float32).reshape(2, 32)
-    target, _ = apply(program("mlp"), Static(algorithm="onnxruntime"), [low_to_high])
+    plain = resolved(Static(algorithm="onnxruntime"), "fast")
+    target, _ = apply(program("mlp"), plain, [low_to_high])
     node = next(n for n in onnx.load(str(target)).graph.node if n.op_type == "QuantizeLinear" and n.input[0] == "x")
     np.testing.assert_allclose(stored(target)[node.input[1]], 4 / 255, rtol=1e-5)
     assert stored(target)[node.input[2]] == 64  # where 0 lies in [-1, 3] on 0..255

@@ -1,0 +1,92 @@
+"""Which numbers a program's layers are computed in, asked of the engine that runs them.
+
+That a weight is stored in int8 does not say what it is multiplied in: an engine that cannot fuse the quantization
+around a layer unpacks the weight and computes in float. So the process that measured an artifact is asked what it ran.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+from omgoptim.measure.program_layers import RECURRENT, Part, anchors
+from omgoptim.models.onnx_file import graphs
+from omgoptim.runtimes.engine import Kernel
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
+
+    from omgoptim.measure.launch import Process
+
+MOVES = ("Transpose", "Reorder", "Reshape", "Convert", "Cast", "QuantizeLinear", "DequantizeLinear")
+"""Engines' operators that only move or convert, whatever layer they are named after."""
+
+PRODUCTS = ("MatMul", "Einsum", "Attention", "MultiHeadAttention")
+"""Operators that also multiply activations with each other."""
+
+PACKED = "MatMulNBits"
+"""ONNX Runtime's product with packed weights."""
+
+INT8_LEVEL = 4
+"""The accuracy level at which it rounds activations to int8: the one it sets where it fuses the product itself."""
+
+
+def ask_kernels(process: Process, batch: str) -> list[Kernel]:
+    """What the artifact that a measuring process holds is run by; to be asked when its timing is done.
+
+    Args:
+        process: the process, its artifact opened.
+        batch: name of a prepared batch.
+
+    Returns:
+        One entry per node of the engine; none where the engine does not tell (a GPU).
+    """
+    answer = process.ask("kernels", batch=batch)["kernels"]
+    return [Kernel(**kernel | {"covers": tuple(kernel["covers"])}) for kernel in answer]
+
+
+def numbers_of(kernels: Sequence[Kernel], model: ModelProto, layers: Collection[str]) -> dict[str, str]:
+    """What each layer of a program is computed in.
+
+    Args:
+        kernels: what the engine runs.
+        model: the program that it opened.
+        layers: names of the nodes that are layers.
+
+    Returns:
+        Node name to int8, bfloat16, float16 or float32. A layer that the engine took apart is int8 only where all of
+        its parts are; one that leads to none of the engine's nodes is left out.
+    """
+    nodes = {node.name: node for graph in graphs(model.graph) for node in graph.node}
+    parts = [_part(node, name in layers) for name, node in nodes.items()]
+    told: dict[str, list[str]] = {}
+    for kernel, part in zip(kernels, anchors(kernels, parts), strict=True):
+        number = _number(kernel, nodes[part.node]) if part is not None else None
+        if part is not None and part.node in layers and number and kernel.kind not in MOVES:
+            told.setdefault(part.node, []).append(number)
+    for part in parts:
+        if part.node in layers and part.node not in told:
+            told[part.node] = _of_all_recurrent(part.op, kernels)
+    return {node: max(some, key=lambda number: number != "int8") for node, some in told.items() if some}
+
+
+def _part(node: NodeProto, is_layer: bool) -> Part:
+    """A node as `anchors` wants it: products of activations have work too, and stand for no layer before them."""
+    work = int(is_layer or node.op_type in PRODUCTS)
+    return Part(node.name, node.op_type, node.name, tuple(filter(None, node.input)), tuple(node.output), work, {})
+
+
+def _number(kernel: Kernel, node: NodeProto) -> str | None:
+    """What a kernel that stands for a node computes in: a profile does not tell a packed product's accuracy level."""
+    if kernel.kind != PACKED:
+        return kernel.computed_in
+    own = next((a.i for a in node.attribute if a.name == "accuracy_level"), 0)
+    level = own if node.op_type == PACKED else INT8_LEVEL
+    return "int8" if level == INT8_LEVEL else kernel.computed_in
+
+
+def _of_all_recurrent(op: str, kernels: Sequence[Kernel]) -> list[str]:
+    """Recurrent nodes that the engine renamed: what all of that kind agree on."""
+    kind = next((kind for kind in RECURRENT if op.endswith(kind)), None)
+    numbers = {kernel.computed_in for kernel in kernels if kind and kernel.kind.startswith((kind, "RNNSeq"))}
+    return [number for number in numbers if number] if len(numbers) == 1 else []

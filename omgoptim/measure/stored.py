@@ -1,0 +1,230 @@
+"""What the weights of each layer are stored in: of a program, of a module, and of a saved module."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omgoptim.models.artifact import RECIPE, WEIGHTS
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto, TensorProto
+    from torch import nn
+
+    from omgoptim.models.onnx_graph import Layer
+
+ONNX_NAMES = {"float": "float32", "double": "float64"}
+"""ONNX's names of types where they are not numpy's."""
+
+SAFETENSORS_NAMES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I8": "int8",
+    "U8": "uint8",
+    "I32": "int32",
+}
+
+FOLLOWED = ("Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze")
+"""What may stand between an integer weight and what scales it."""
+
+PACKED = ("MatMulNBits", "GatherBlockQuantized")
+"""Operators that read packed weights, their scales and zero points."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A layer's weights as they are stored."""
+
+    path: str
+    op: str
+    """The operator, or the module's class."""
+    nodes: tuple[str, ...]
+    """The program's nodes that read them; none of a module."""
+    shape: tuple[int, ...]
+    """Of the largest weight."""
+    dtype: str
+    """Of the largest weight."""
+    tensors: Mapping[str, int]
+    """The weights, scales and zero points by name, to their bytes."""
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.tensors.values())
+
+
+def stored_layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> list[Stored]:
+    """The layers of a program by path, in the order of the program.
+
+    Args:
+        paths: node or output name to module path, where the program is a rewrite that lost them.
+    """
+    from omgoptim.models.onnx_file import graphs, tensor_bytes
+    from omgoptim.models.onnx_graph import layers
+
+    by_path: dict[str, list[Layer]] = defaultdict(list)
+    for layer in layers(model, paths):
+        by_path[layer.path].append(layer)
+    nodes = {node.name: node for graph in graphs(model.graph) for node in graph.node}
+    tensors = {tensor.name: tensor for graph in graphs(model.graph) for tensor in graph.initializer}
+    follow = _Scales(model)
+    found = []
+    for path, some in by_path.items():
+        largest = max(some, key=lambda layer: tensor_bytes(tensors[layer.weight]))
+        weights = dict.fromkeys(name for layer in some for name in layer.weights)
+        scales = [
+            scale for name in weights if not _is_float(tensors[name]) for scale in follow.of(name) if scale in tensors
+        ]
+        found.append(
+            Stored(
+                path=path,
+                op=largest.op,
+                nodes=tuple(layer.node for layer in some),
+                shape=largest.shape,
+                dtype=_dtype(nodes[largest.node], tensors[largest.weight]),
+                tensors={name: tensor_bytes(tensors[name]) for name in dict.fromkeys((*weights, *scales))},
+            )
+        )
+    return found
+
+
+def module_layers(module: nn.Module) -> list[Stored]:
+    """The layers of a module: modules with a parameter of their own of two dimensions or more."""
+    names: dict[int, str] = {}
+    found = []
+    for path, layer in module.named_modules():
+        own = {
+            names.setdefault(id(parameter), f"{path}.{name}" if path else name): parameter
+            for name, parameter in layer.named_parameters(recurse=False)
+            if parameter.dim() > 1 and parameter.is_floating_point()
+        }
+        if own:
+            largest = max(own.values(), key=lambda parameter: parameter.numel())
+            found.append(
+                Stored(
+                    path=path,
+                    op=type(layer).__name__,
+                    nodes=(),
+                    shape=tuple(largest.shape),
+                    dtype=str(largest.dtype).removeprefix("torch."),
+                    tensors={name: value.numel() * value.element_size() for name, value in own.items()},
+                )
+            )
+    return found
+
+
+def saved_layers(folder: Path, before: Sequence[Stored]) -> list[Stored]:
+    """The layers of a module's artifact, read off the header of its weights file; those that it lacks are left out.
+
+    Args:
+        folder: the artifact.
+        before: the layers of the float module.
+    """
+    header = _header(folder / WEIGHTS)
+    aliases: dict[str, str] = json.loads((folder / RECIPE).read_text())["aliases"]
+    found = []
+    for layer in before:
+        entries = {key: header[key] for name in layer.tensors for key in _keys_of(name, aliases) if key in header}
+        if entries:
+            largest = max(entries.values(), key=_entry_bytes)
+            found.append(
+                Stored(
+                    path=layer.path,
+                    op=layer.op,
+                    nodes=(),
+                    shape=layer.shape,
+                    dtype=SAFETENSORS_NAMES.get(largest["dtype"], largest["dtype"]),
+                    tensors={name: _entry_bytes(entry) for name, entry in entries.items()},
+                )
+            )
+    return found
+
+
+class _Scales:
+    """Finds the scales and zero points that an integer weight is read with."""
+
+    def __init__(self, model: ModelProto) -> None:
+        from omgoptim.models.onnx_file import graphs
+        from omgoptim.models.onnx_graph import constant_roots
+
+        self._roots = constant_roots(model.graph)
+        self._readers: dict[str, list[NodeProto]] = defaultdict(list)
+        self._makers: dict[str, NodeProto] = {}
+        for graph in graphs(model.graph):
+            for node in graph.node:
+                for name in dict.fromkeys(node.input):
+                    self._readers[name].append(node)
+                self._makers.update(dict.fromkeys(node.output, node))
+
+    def of(self, weight: str) -> Iterator[str]:
+        """Names of stored tensors; one may come twice."""
+        from omgoptim.models.onnx_graph import SCALE_INPUTS
+
+        waiting, seen = [weight], {weight, ""}
+        while waiting:
+            name = waiting.pop()
+            for node in self._readers[name]:
+                if node.op_type == "Mul":
+                    yield from self._other_factors(node, name)
+                    continue
+                beside = range(2, 4) if node.op_type in PACKED else SCALE_INPUTS.get(node.op_type, ())
+                if name == weight and node.op_type not in ("QuantizeLinear", "QLinearConv", "QLinearMatMul"):
+                    yield from (node.input[at] for at in beside if at < len(node.input))
+                elif name == weight:  # of a product in integers: not those of its activations
+                    yield from (node.input[at] for at in (4, 5) if at < len(node.input))
+                if node.op_type in FOLLOWED or (
+                    name == weight and node.op_type in ("MatMulInteger", "ConvInteger", "Gather")
+                ):
+                    fresh = [output for output in node.output if output not in seen]
+                    seen.update(fresh)
+                    waiting += fresh
+
+    def _other_factors(self, node: NodeProto, name: str) -> Iterator[str]:
+        """What a product is scaled by: a constant, or one that is multiplied with, or looked up by, something else."""
+        for factor in node.input:
+            if factor == name:
+                continue
+            maker = self._makers.get(factor)
+            sources = [factor] if factor in self._roots or maker is None else maker.input
+            for source in sources:
+                yield from self._roots.get(source, ())
+
+
+def _is_float(tensor: TensorProto) -> bool:
+    from omgoptim.models.onnx_graph import FLOAT_TYPES
+
+    return tensor.data_type in FLOAT_TYPES
+
+
+def _dtype(node: NodeProto, tensor: TensorProto) -> str:
+    import onnx
+
+    if node.op_type in PACKED:
+        return f"int{next((a.i for a in node.attribute if a.name == 'bits'), 4)}"
+    name: str = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
+    return ONNX_NAMES.get(name, name)
+
+
+def _keys_of(name: str, aliases: Mapping[str, str]) -> list[str]:
+    """A parameter's entries in a weights file: itself, or what it was taken apart to."""
+    kept = aliases.get(name, name)
+    parts = [f"{name}.{part}" for part in ("int8", "scale", "zero_point")]
+    return [kept, f"{kept}.mask", f"{kept}.values", *(aliases.get(part, part) for part in parts)]
+
+
+def _header(path: Path) -> dict[str, dict[str, Any]]:
+    """A safetensors file's own table: name to dtype, shape and place; its first eight bytes are the table's length."""
+    with path.open("rb") as file:
+        table: dict[str, dict[str, Any]] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    table.pop("__metadata__", None)
+    return table
+
+
+def _entry_bytes(entry: Mapping[str, Any]) -> int:
+    start, end = entry["data_offsets"]
+    return int(end - start)

@@ -1,0 +1,45 @@
+"""Where the time of one call goes, by kind of layer and by whether it computes in integers; and what that bounds."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from omgoptim.reports import TimeShare
+
+if TYPE_CHECKING:
+    from omgoptim.measure.launch import Process
+
+
+def ask_time_shares(process: Process, batch: str) -> list[TimeShare]:
+    """The time of the artifact that a measuring process holds, the costliest kind first.
+
+    Args:
+        process: the process, its artifact opened. A program is called in a second session with profiling on.
+        batch: name of the prepared batch.
+
+    Returns:
+        None at all where the engine does not tell (a GPU).
+    """
+    answer = process.ask("kinds", batch=batch)["kinds"]
+    return time_shares((entry["kind"], entry["ms"], entry["computed_in"]) for entry in answer)
+
+
+def time_shares(nodes: Iterable[tuple[str, float, str | None]]) -> list[TimeShare]:
+    """Sums by kind of the nodes of an engine: kind, ms, and the numbers it computes in, `int8` among them."""
+    spent: dict[tuple[str, bool], float] = defaultdict(float)
+    for kind, ms, numbers in nodes:
+        spent[kind, numbers == "int8"] += ms
+    whole = sum(spent.values())
+    return [
+        TimeShare(kind=kind, time_ms=ms, share=ms / whole, quantized=quantized)
+        for (kind, quantized), ms in sorted(spent.items(), key=lambda entry: -entry[1])
+        if whole > 0
+    ]
+
+
+def speedup_bound(times: Sequence[TimeShare]) -> float | None:
+    """Amdahl: whole time over that of what does not compute in integers. None where nothing or everything does."""
+    integers = sum(time.share for time in times if time.quantized)
+    return 1 / (1 - integers) if 0 < integers < 1 - 1e-9 else None

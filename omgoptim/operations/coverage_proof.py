@@ -1,0 +1,244 @@
+"""Proof of what a quantization changed: what was stored, what is stored now, and what the engine computes it in.
+
+Read off the float program (or module) and the artifact's own files, and asked of the process that measured the
+artifact; what the technique says of itself is only used for the reasons of layers that it left alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from omgoptim.errors import OmgoptimError
+from omgoptim.measure.kernels import ask_kernels, numbers_of
+from omgoptim.measure.launch import Process
+from omgoptim.measure.race import LATENCY
+from omgoptim.measure.stored import Stored, module_layers, saved_layers, stored_layers
+from omgoptim.models.artifact import PROGRAM, Manifest
+from omgoptim.models.onnx_file import load
+from omgoptim.reports import Coverage, LayerPrecision, Skip
+from omgoptim.runtimes import ENGINES
+from omgoptim.runtimes.engine import Kernel
+from omgoptim.techniques.quantize.coverage import RENAMES
+
+if TYPE_CHECKING:
+    from torch import nn
+
+INTEGER_SCHEMES = ("static", "dynamic", "qat")
+"""Schemes whose aim is integer arithmetic; the others store in fewer bits and compute in float."""
+
+STORED_ONLY = ("Gather", "GRU", "RNN", "Embedding", "EmbeddingBag")
+"""Operators that no engine here computes in integers: their int8 is storage, whatever the scheme."""
+
+ENOUGH = 0.5
+"""Share of the changed weights' bytes that must be computed in integers where those were the aim."""
+
+NAMED = 3
+"""How many layers a sentence names."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    before: Stored
+    after: Stored
+    computed_in: str | None
+
+
+def told_kernels(process: Process) -> list[Kernel]:
+    """What the engine runs, where it tells; nothing else depends on it, so a failure to tell is none of the run."""
+    try:
+        return ask_kernels(process, LATENCY)
+    except OmgoptimError:
+        return []
+
+
+def prove(
+    program: Path | None,
+    module: nn.Module | None,
+    artifact: Path,
+    scheme: str,
+    skipped: Sequence[Skip],
+    kernels: Sequence[Kernel],
+) -> Coverage | None:
+    """What became of every layer with weights.
+
+    Args:
+        program: the float program, which a program's artifact was made from.
+        module: the float module, which a module's artifact was made from.
+        artifact: the artifact's folder.
+        scheme: name of the technique: `fp32` quantizes nothing, and has no coverage.
+        skipped: layers that the technique left alone, with its reasons.
+        kernels: what the engine that measured the artifact runs, from `told_kernels`.
+
+    Returns:
+        The proof; None where nothing was to be quantized, or what it was made from is not there.
+    """
+    runtime = Manifest.read(artifact).runtime
+    of_module = ENGINES[runtime].runs == "module"
+    if scheme == "fp32":
+        return None
+    if of_module and module is not None:
+        pairs = _module_pairs(module, artifact, kernels)
+    elif not of_module and program is not None:
+        pairs = _program_pairs(program, artifact / PROGRAM, kernels)
+    else:
+        return None
+    reasons = {skip.path: skip.reason for skip in skipped}
+    return _coverage([_record(pair, reasons) for pair in pairs], _weight_share(pairs), scheme, runtime)
+
+
+def coverage_warnings(coverage: Coverage | None, runtime: str) -> list[str]:
+    """What must be said where integers are stored and floats are computed."""
+    if coverage is None or coverage.verdict != "SIMULATED":
+        return []
+    floating = [one for one in _aimed(coverage.layers) if one.computed_in != "int8"]
+    other = "openvino" if runtime == "onnxruntime" else "onnxruntime"
+    return [
+        f"int8 is simulated: {runtime} computes {_count(len(floating), 'quantized layer')} in "
+        f"{_numbers_text(floating)} ({_names(floating)}), so that the artifact is smaller and hardly faster; "
+        f"try --runtime {other}, or --scheme static with another algorithm (onnxruntime or nncf)"
+    ]
+
+
+def _program_pairs(source: Path, program: Path, kernels: Sequence[Kernel]) -> list[_Pair]:
+    before = stored_layers(load(source, weights=False))
+    written = load(program, weights=False)
+    after = stored_layers(written)
+    by_node = {node: layer for layer in after for node in layer.nodes}
+    by_path = {layer.path: layer for layer in after}
+    numbers = numbers_of(kernels, written, by_node.keys())
+    pairs = []
+    for layer in before:
+        renamed = (node + suffix for node in layer.nodes for suffix in ("", *RENAMES))
+        found = [by_node[name] for name in renamed if name in by_node] or [by_path.get(layer.path, layer)]
+        now = replace(found[0], tensors={name: size for one in found for name, size in one.tensors.items()})
+        told = {numbers[node] for one in found for node in one.nodes if node in numbers}
+        pairs.append(_Pair(layer, now, _computed(now, told)))
+    return pairs
+
+
+def _computed(layer: Stored, told: Collection[str]) -> str | None:
+    """Of several answers the one that is not int8; rows that are looked up are converted before any arithmetic."""
+    number = max(told, key=lambda one: one != "int8", default=None)
+    return "float32" if number == "int8" and layer.op == "Gather" else number
+
+
+def _module_pairs(module: nn.Module, artifact: Path, kernels: Sequence[Kernel]) -> list[_Pair]:
+    before = module_layers(module)
+    after = {layer.path: layer for layer in saved_layers(artifact, before)}
+    numbers = {kernel.name: kernel.computed_in for kernel in kernels}
+    return [_Pair(layer, after.get(layer.path, layer), numbers.get(layer.path)) for layer in before]
+
+
+def _record(pair: _Pair, reasons: Mapping[str, str]) -> LayerPrecision:
+    before, after = pair.before, pair.after
+    record = LayerPrecision(
+        path=before.path,
+        op=before.op,
+        op_after=after.op,
+        shape=list(before.shape),
+        dtype=before.dtype,
+        dtype_after=after.dtype,
+        bytes=before.bytes,
+        bytes_after=after.bytes,
+        computed_in=pair.computed_in,
+    )
+    if _is_changed(record):
+        return record
+    return record.model_copy(update={"reason": reasons.get(before.path, "its weights are stored as they were")})
+
+
+def _weight_share(pairs: Sequence[_Pair]) -> float:
+    """Of the bytes before, those whose layer is stored in fewer bits; a weight that layers share counts once."""
+    every = {name: size for pair in pairs for name, size in pair.before.tensors.items()}
+    fewer = {
+        name: size
+        for pair in pairs
+        if _bits(pair.after.dtype) < _bits(pair.before.dtype)
+        for name, size in pair.before.tensors.items()
+    }
+    return sum(fewer.values()) / sum(every.values()) if every else 0.0
+
+
+def _coverage(layers: list[LayerPrecision], share: float, scheme: str, runtime: str) -> Coverage:
+    changed = [one for one in layers if _is_changed(one)]
+    told = [one for one in changed if one.computed_in is not None]
+    integer = [one for one in told if one.computed_in == "int8"]
+    verdict = _verdict(changed, scheme)
+    return Coverage(
+        verdict=verdict,
+        why=_why(verdict, changed, len(layers), share, runtime),
+        changed=len(changed),
+        total=len(layers),
+        integer=len(integer) if told else None,
+        weight_share=share,
+        layers=layers,
+    )
+
+
+def _verdict(changed: Sequence[LayerPrecision], scheme: str) -> Literal["REAL", "SIMULATED", "NO-OP"]:
+    if not changed:
+        return "NO-OP"
+    aimed = _aimed(changed)
+    integer = sum(one.bytes for one in aimed if one.computed_in == "int8")
+    if scheme in INTEGER_SCHEMES and aimed and integer < ENOUGH * sum(one.bytes for one in aimed):
+        return "SIMULATED"
+    return "REAL"
+
+
+def _aimed(layers: Sequence[LayerPrecision]) -> list[LayerPrecision]:
+    """The changed layers that could have become integer arithmetic, and of which the engine tells what they became."""
+    return [
+        one for one in layers if _is_changed(one) and one.computed_in is not None and one.op_after not in STORED_ONLY
+    ]
+
+
+def _why(verdict: str, changed: Sequence[LayerPrecision], total: int, share: float, runtime: str) -> str:
+    """`20 of 21 layers in int8, 99 % of the weight bytes; 20 computed in integers by onnxruntime`"""
+    if verdict == "NO-OP":
+        return f"none of {_count(total, 'layer')} is stored in fewer bits."
+    kinds = " and ".join(sorted({one.dtype_after.removeprefix("u") for one in changed}))
+    stored = f"{len(changed)} of {_count(total, 'layer')} in {kinds}, {_percent(share)} of the weight bytes"
+    told = [one for one in changed if one.computed_in is not None]
+    if not told:
+        return f"{stored}; {runtime} does not tell what it computes them in."
+    integer = [one for one in told if one.computed_in == "int8"]
+    floating = [one for one in told if one.computed_in != "int8"]
+    if not integer:
+        numbers = _numbers_text(floating)
+        if numbers == kinds:
+            return f"{stored}; {runtime} computes them in {numbers}."
+        only = "but only in storage" if verdict == "SIMULATED" else "in storage"
+        return f"{stored}, {only}: {runtime} computes them in {numbers}."
+    rest = f", {_count(len(floating), 'layer')} in {_numbers_text(floating)} ({_names(floating)})" if floating else ""
+    return f"{stored}; {len(integer)} computed in integers by {runtime}{rest}."
+
+
+def _is_changed(layer: LayerPrecision) -> bool:
+    return _bits(layer.dtype_after) < _bits(layer.dtype)
+
+
+def _bits(dtype: str) -> int:
+    """Of `uint8`, `bfloat16`, `float8e4m3fn`: the first number in its name."""
+    found = re.search(r"\d+", dtype)
+    return int(found[0]) if found else 0
+
+
+def _numbers_text(layers: Sequence[LayerPrecision]) -> str:
+    return " and ".join(sorted({one.computed_in for one in layers if one.computed_in is not None}))
+
+
+def _names(layers: Sequence[LayerPrecision]) -> str:
+    return ", ".join([one.path or "the model itself" for one in layers[:NAMED]] + ["…"] * (len(layers) > NAMED))
+
+
+def _percent(share: float) -> str:
+    """A share that is not all is never told as 100 %."""
+    return "all" if share >= 1 else f"{min(99.9, 100 * share):.3g} %"
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

@@ -1,0 +1,59 @@
+"""What calibrates and what chooses a quantization: parts of the calibration split, never evaluation data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from omgoptim.errors import DataError
+from omgoptim.models.samples import Samples
+from omgoptim.operations.candidates import Proposal
+from omgoptim.operations.overlap import overlap_notes
+from omgoptim.operations.subject import Subject
+from omgoptim.requests import QuantizeRequest
+from omgoptim.requests.quantize import Qat, WeightOnly
+from omgoptim.techniques.registry import technique_of
+
+SELECTION_SAMPLES = 256
+"""Samples that candidates are chosen on."""
+
+EPOCH_SAMPLES = 1000
+"""The same where epochs of a training are chosen too: their differences are small."""
+
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """What calibrates and what selects; neither is evaluation data."""
+
+    calibration: Samples
+    selection: Samples
+    notes: list[str] = field(default_factory=list)
+
+
+def splits_of(request: QuantizeRequest, subject: Subject, proposal: Proposal) -> Splits:
+    """Calibration and selection samples: two parts of the calibration split, or of calibration and train."""
+    wanted = getattr(request.scheme, "calibration_samples", 256)
+    needs_calibration = any(technique_of(option.params).needs_data for option in proposal.options)
+    needs_calibration |= isinstance(request.scheme, WeightOnly) and subject.data.real  # it does better with some
+    choosing = EPOCH_SAMPLES if isinstance(request.scheme, Qat) else SELECTION_SAMPLES
+    drawn = subject.samples("calibration", (wanted if needs_calibration else 0) + choosing)
+    notes = []
+    if not drawn.count:
+        if needs_calibration and request.scheme.scheme in ("static", "qat"):
+            raise DataError(
+                "the calibration data is empty",
+                "the data gave no batch for split 'calibration'",
+                "give at least a few dozen samples, not those of the eval split",
+            )
+        drawn = subject.samples("train", SELECTION_SAMPLES)
+    if not drawn.count:
+        raise DataError(
+            "there is no data to choose a candidate on",
+            "splits 'calibration' and 'train' are both empty, and choices are never made on evaluation data",
+            "let load('calibration') give a few hundred samples",
+        )
+    first = min(wanted, drawn.count // 2 if drawn.count < wanted + 64 else wanted) if needs_calibration else 0
+    calibration, selection = drawn.split(first)
+    if needs_calibration and calibration.count < min(wanted, 32):
+        notes.append(f"only {calibration.count} calibration samples: ranges read from so few may not hold")
+    notes += overlap_notes(drawn, "that calibrate and choose", subject)
+    return Splits(calibration, selection.split(choosing)[0], notes)

@@ -1,0 +1,56 @@
+"""What is answered: frozen pydantic models, in the order in which they are read.
+
+One report is at once the MCP structured content, the CLI's `--json`, `report.json` and the source of the HTML page.
+What was not measured is `None`, never 0. Ratios are before / after, so that above 1 is always an improvement.
+"""
+
+from __future__ import annotations
+
+from omgoptim.reports.base import Record
+from omgoptim.reports.efficiency import EfficiencyReport, NextStep
+from omgoptim.reports.measured import (
+    Artifact,
+    Candidate,
+    Change,
+    CountDisagreement,
+    Environment,
+    Gains,
+    Layer,
+    MacsCheck,
+    Measurement,
+    Skip,
+)
+from omgoptim.reports.precision import Coverage, Explanation, Finding, Guard, LayerNoise, LayerPrecision, TimeShare
+from omgoptim.reports.state import DoctorReport, PackageState, RunState
+from omgoptim.reports.training import Control, Epoch, Round, SensitivityPoint, Training
+
+__all__ = [
+    "Artifact",
+    "Candidate",
+    "Change",
+    "Control",
+    "CountDisagreement",
+    "Coverage",
+    "DoctorReport",
+    "EfficiencyReport",
+    "Environment",
+    "Epoch",
+    "Explanation",
+    "Finding",
+    "Gains",
+    "Guard",
+    "Layer",
+    "LayerNoise",
+    "LayerPrecision",
+    "MacsCheck",
+    "Measurement",
+    "NextStep",
+    "PackageState",
+    "Record",
+    "Round",
+    "RunState",
+    "SensitivityPoint",
+    "Skip",
+    "TimeShare",
+    "Training",
+]

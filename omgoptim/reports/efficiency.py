@@ -1,0 +1,65 @@
+"""The answer of every verb that starts a run."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from omgoptim.reports.base import Record
+from omgoptim.reports.measured import (
+    Artifact,
+    Candidate,
+    Change,
+    Environment,
+    Gains,
+    Layer,
+    MacsCheck,
+    Measurement,
+    Skip,
+)
+from omgoptim.reports.precision import Coverage, Explanation, Guard
+from omgoptim.reports.training import Control, Round, SensitivityPoint, Training
+
+
+class NextStep(Record):
+    """A call that is worth making next, ready to run."""
+
+    tool: str
+    arguments: dict[str, Any]
+    command: str
+    """The same call for a shell."""
+    why: str
+
+
+class EfficiencyReport(Record):
+    """The answer of every verb that starts a run: the verdict first, then everything that supports it."""
+
+    outcome: Literal["ok", "no_gain", "guard_failed"]
+    summary: str
+    """Two or three sentences, the verdict first."""
+    warnings: list[str] = []
+    next_steps: list[NextStep] = []
+    verb: str
+    run_id: str
+    request: dict[str, Any]
+    """The request as it was resolved, defaults included."""
+    environment: Environment
+    before: Measurement | None = None
+    after: Measurement | None = None
+    gains: Gains | None = None
+    changed: list[Change] = []
+    skipped: list[Skip] = []
+    layers: list[Layer] = []
+    rounds: list[Round] = []
+    training: Training | None = None
+    control: Control | None = None
+    sensitivity: list[SensitivityPoint] = []
+    candidates: list[Candidate] = []
+    coverage: Coverage | None = None
+    guard: Guard | None = None
+    explanation: Explanation | None = None
+    macs_check: MacsCheck | None = None
+    artifact: Artifact | None = None
+    lineage: list[str] = []
+    """Run ids this artifact descends from, oldest first."""
+    repeat: str
+    """The one command that repeats the run."""

@@ -1,0 +1,57 @@
+"""What the verbs that answer at once say: the set-up, and where a run stands."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from omgoptim.reports.base import Record
+
+
+class PackageState(Record):
+    """Whether a package can be used, and what to do if it cannot."""
+
+    name: str
+    state: Literal["ok", "missing", "broken"]
+    version: str | None = None
+    unlocks: str
+    fix: str | None = None
+
+
+class DoctorReport(Record):
+    """What this machine and this Python can do."""
+
+    outcome: Literal["ok", "incomplete"]
+    summary: str
+    python: str
+    python_found_by: str
+    python_version: str
+    cpu: str
+    cpu_features: list[str]
+    cores: int
+    gpu: str | None
+    runtimes: list[PackageState]
+    extras: list[PackageState]
+    project: str
+    mcp_entry: dict[str, Any]
+    """The entry to paste into an MCP client's configuration."""
+
+
+class RunState(Record):
+    """Where a run stands. The file `state.json` of its folder, made true on every read."""
+
+    run_id: str
+    verb: str
+    status: Literal["starting", "queued", "running", "done", "failed", "cancelled"]
+    stage: str = ""
+    progress: float | None = None
+    """Fraction done, 0..1."""
+    eta_s: float | None = None
+    started: str
+    """ISO 8601, UTC."""
+    updated: str
+    folder: str
+    model: str = ""
+    pid: int | None = None
+    outcome: str | None = None
+    summary: str | None = None
+    error: dict[str, str] | None = None

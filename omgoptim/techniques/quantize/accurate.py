@@ -1,0 +1,290 @@
+"""The static quantization of a float program that keeps its accuracy, from ranges to rounding. Registers no technique.
+
+What makes it accurate is a rewrite of the float program (channels scaled, biases corrected, weights rounded) and ranges
+of our own; the QDQ program that is written of them is a standard one and runs at the speed of any other.
+
+    scale channels -> read ranges -> correct biases -> learn the rounding, biases following
+
+Every step is kept only if the outputs of the lowered program come closer to the float ones, by signal to quantization
+noise, on calibration samples that the step did not see (a quarter of them, held out). Evaluation data plays no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from onnx import ModelProto
+
+from omgoptim.models.onnx_graph import Layer, layers
+from omgoptim.requests.quantize import Static
+from omgoptim.techniques.quantize.activations import Values, has_free_batch, outputs, sqnr_db
+from omgoptim.techniques.quantize.bias_correction import corrected
+from omgoptim.techniques.quantize.calibration import Batch, size_of, split
+from omgoptim.techniques.quantize.equalization import equalized
+from omgoptim.techniques.quantize.lowering import Range, activation_parameters, lower, set_scale
+from omgoptim.techniques.quantize.ranges import Method, observe, ranges_of
+from omgoptim.techniques.quantize.rounding import with_learned_rounding
+
+SHARES: dict[bool, tuple[float, ...]] = {False: (1.0, 0.5), True: (1.0, 0.75, 0.5)}
+"""Of `equalized`, to be tried without and with a learned rounding."""
+
+METHODS: dict[bool, tuple[Method, ...]] = {
+    False: ("minmax", "percentile", "mse"),
+    True: ("minmax", "moving_average", "percentile", "mse", "entropy"),
+}
+"""What a range method of auto tries."""
+
+CLEARLY_DB = 0.3
+"""What the held-out samples must gain for anything but the program as it is and its plain ranges: less is chance."""
+
+BARELY_DB = 0.05
+"""The same for a step that can do no harm elsewhere, and for the range of one tensor."""
+
+LEAST_HELD = 32
+"""Held-out samples from which on ranges are chosen one by one: fewer would be fitted, not judged by."""
+
+TENSORS_TRIED = 64
+"""Activations whose range `best` chooses one by one, those first whose methods differ most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The calibration batches in their two parts, and the float program's outputs on the second."""
+
+    fit: list[Batch]
+    held: list[Batch]
+    wanted: list[Values]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A float program and the ranges that it is lowered with, and how good that is."""
+
+    model: ModelProto
+    ranges: Mapping[str, Range]
+    sqnr_db: float
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What does not change along the way."""
+
+    chosen: Sequence[Layer]
+    params: Static
+    data: Data
+    threads: int
+    seed: int
+    progress: Callable[[str, float | None], None]
+
+    def state(self, model: ModelProto, ranges: Mapping[str, Range]) -> State:
+        lowered = lower(model, self.chosen, ranges, self.params)
+        return State(model, ranges, sqnr_db(self.data.wanted, outputs(lowered, self.data.held, self.threads)))
+
+
+def quantize(
+    model: ModelProto,
+    chosen: Sequence[Layer],
+    batches: Sequence[Batch],
+    params: Static,
+    *,
+    threads: int = 1,
+    seed: int = 0,
+    progress: Callable[[str, float | None], None] = lambda _stage, _done: None,
+) -> tuple[ModelProto, list[str]]:
+    """The QDQ program of a prepared float program, and what was chosen, a sentence each.
+
+    Args:
+        params: resolved, see `efforts.py`.
+    """
+    plain = not (params.equalize or params.bias_correction or params.rounding == "adaround")
+    if plain and params.range_method != "auto":
+        histogram = params.range_method not in ("minmax", "moving_average")
+        observed = observe(model, batches, histogram=histogram, threads=threads)
+        return lower(model, chosen, ranges_of(observed, params.range_method, params.symmetric), params), []
+    notes: list[str] = []
+    settings = _settings(model, chosen, batches, params, threads, seed, progress, notes)
+    state = _equalize(model, settings, notes)
+    reference = state.model  # the same function with the channels scaled: what all later steps compare with
+    state = _read_ranges(state, settings, notes)
+    if params.bias_correction:
+        state = _correct(state, reference, settings, notes)
+    if params.rounding == "adaround":
+        state = _round(state, reference, settings, notes)
+    return lower(state.model, chosen, state.ranges, params), notes
+
+
+def scaled(
+    model: ModelProto,
+    chosen: Sequence[Layer],
+    batches: Sequence[Batch],
+    params: Static,
+    *,
+    threads: int = 1,
+    progress: Callable[[str, float | None], None] = lambda _stage, _done: None,
+) -> tuple[ModelProto, list[str]]:
+    """The first step alone, for another quantizer: the float program with its channels scaled, if that helps ours."""
+    notes: list[str] = []
+    settings = _settings(model, chosen, batches, params, threads, 0, progress, notes)
+    return _equalize(model, settings, notes).model, notes
+
+
+def _settings(
+    model: ModelProto,
+    chosen: Sequence[Layer],
+    batches: Sequence[Batch],
+    params: Static,
+    threads: int,
+    seed: int,
+    progress: Callable[[str, float | None], None],
+    notes: list[str],
+) -> Settings:
+    fit, held = split(batches, sliceable=has_free_batch(model))
+    if fit[0] is held[0]:
+        notes.append(f"Chosen on the {sum(map(size_of, held))} samples that it was fitted to: there were no others.")
+    return Settings(chosen, params, Data(fit, held, outputs(model, held, threads)), threads, seed, progress)
+
+
+def _equalize(model: ModelProto, settings: Settings, notes: list[str]) -> State:
+    """The program as it is, or with channels scaled, whichever quantizes better by ranges read alike.
+
+    Layers that stay in float take part: they compute the same, and their neighbours need the scaling all the more.
+    """
+    method: Method = "minmax" if settings.params.range_method == "auto" else settings.params.range_method
+    histogram = method not in ("minmax", "moving_average")
+
+    def with_ranges(candidate: ModelProto) -> State:
+        observed = observe(candidate, settings.data.fit, histogram=histogram, threads=settings.threads)
+        return settings.state(candidate, ranges_of(observed, method, settings.params.symmetric))
+
+    best = with_ranges(model)
+    if not settings.params.equalize:
+        return best
+    plain, count = best.sqnr_db, 0
+    shares = SHARES[settings.params.rounding == "adaround"] if settings.params.granularity == "per_channel" else (1.0,)
+    for index, share in enumerate(shares):
+        settings.progress("scaling channels", index / len(shares))
+        scaled, groups = equalized(model, layers(model), settings.params, share, batches=settings.data.fit)
+        if groups == 0:
+            notes.append("No channels could be scaled.")
+            break
+        state = with_ranges(scaled)
+        if state.sqnr_db > best.sqnr_db + CLEARLY_DB:
+            best, count = state, groups
+    if not count and notes[-1:] != ["No channels could be scaled."]:
+        notes.append("Scaling channels brought nothing and was left out.")
+    if count:
+        notes.append(f"Channels scaled between layers in {count} places ({plain:.1f} -> {best.sqnr_db:.1f} dB).")
+    return best
+
+
+def _read_ranges(state: State, settings: Settings, notes: list[str]) -> State:
+    """The best method's ranges, or each tensor's own; chosen on the two parts, then read from both."""
+    settings.progress("choosing ranges", 0.0)
+    symmetric, data = settings.params.symmetric, settings.data
+    wanted: Method = "minmax"
+    if settings.params.range_method != "auto":
+        methods = dict.fromkeys(state.ranges, settings.params.range_method)
+    else:
+        thorough = settings.params.rounding == "adaround"
+        observed = observe(state.model, data.fit, threads=settings.threads)
+        found = {method: ranges_of(observed, method, symmetric) for method in METHODS[thorough]}
+        states = {method: settings.state(state.model, ranges) for method, ranges in found.items()}
+        best = max(states, key=lambda name: states[name].sqnr_db)
+        if states[best].sqnr_db > states[wanted].sqnr_db + CLEARLY_DB:
+            wanted = best
+        notes.append(f"Ranges by {wanted} ({states[wanted].sqnr_db:.1f} dB).")
+        methods = dict.fromkeys(found[wanted], wanted)
+        if thorough and sum(map(size_of, data.held)) >= LEAST_HELD:
+            methods = _choose_each(states[wanted], methods, found, settings, notes)
+    everything = data.fit if data.fit[0] is data.held[0] else [*data.fit, *data.held]
+    observed = observe(state.model, everything, threads=settings.threads)
+    ranges = {name: seen.range(methods[name], symmetric) for name, seen in observed.items()}
+    return settings.state(state.model, ranges)
+
+
+def _choose_each(
+    state: State,
+    methods: dict[str, Method],
+    found: Mapping[Method, Mapping[str, Range]],
+    settings: Settings,
+    notes: list[str],
+) -> dict[str, Method]:
+    """Tensor by tensor, the method whose range brings the outputs closest; in a program with float biases, whose
+    activations' scales can be set one by one."""
+    symmetric, wanted, held = settings.params.symmetric, settings.data.wanted, settings.data.held
+    simulated = lower(state.model, settings.chosen, state.ranges, settings.params, float_biases=True)
+    places = {name: at for name, at in activation_parameters(simulated).items() if name in methods}
+    others = {name: [method for method in found if _differ(found[method][name], state.ranges[name])] for name in places}
+    spread = {
+        name: max((_spread(found[m][name], state.ranges[name]) for m in others[name]), default=0) for name in places
+    }
+    tried = sorted((name for name in others if others[name]), key=lambda name: -spread[name])[:TENSORS_TRIED]
+    chosen = dict(methods)
+    best = sqnr_db(wanted, outputs(simulated, held, settings.threads))
+    for index, name in enumerate(tried):
+        settings.progress("choosing ranges", index / len(tried))
+        for method in others[name]:
+            set_scale(simulated, places[name], found[method][name], symmetric)
+            level = sqnr_db(wanted, outputs(simulated, held, settings.threads))
+            if level > best + BARELY_DB:
+                best, chosen[name] = level, method
+        set_scale(simulated, places[name], found[chosen[name]][name], symmetric)
+    refined = settings.state(state.model, {name: found[method][name] for name, method in chosen.items()})
+    changed = sum(chosen[name] != methods[name] for name in chosen)
+    if not changed or refined.sqnr_db <= state.sqnr_db + CLEARLY_DB:
+        return methods
+    notes.append(f"Ranges of {changed} tensors chosen one by one ({refined.sqnr_db:.1f} dB).")
+    return chosen
+
+
+def _differ(one: Range, other: Range) -> bool:
+    width = max(one[1] - one[0], other[1] - other[0])
+    return max(abs(one[0] - other[0]), abs(one[1] - other[1])) > 0.01 * width
+
+
+def _spread(bounds: Range, current: Range) -> float:
+    width = max(current[1] - current[0], 1e-30)
+    return abs((bounds[1] - bounds[0]) - width) / width
+
+
+def _correct(state: State, reference: ModelProto, settings: Settings, notes: list[str]) -> State:
+    model, count = corrected(
+        state.model,
+        reference,
+        settings.chosen,
+        state.ranges,
+        settings.params,
+        settings.data.fit,
+        threads=settings.threads,
+        progress=settings.progress,
+    )
+    better = settings.state(model, state.ranges)
+    if count == 0 or better.sqnr_db <= state.sqnr_db + BARELY_DB:
+        notes.append("Bias correction brought nothing and was left out.")
+        return state
+    notes.append(f"Biases of {count} layers corrected ({state.sqnr_db:.1f} -> {better.sqnr_db:.1f} dB).")
+    return better
+
+
+def _round(state: State, reference: ModelProto, settings: Settings, notes: list[str]) -> State:
+    found = with_learned_rounding(
+        state.model,
+        reference,
+        settings.chosen,
+        state.ranges,
+        settings.params,
+        settings.data.fit,
+        settings.data.held,
+        seed=settings.seed,
+        threads=settings.threads,
+        progress=settings.progress,
+    )
+    after = settings.state(found.model, state.ranges)
+    if after.sqnr_db <= state.sqnr_db + BARELY_DB:
+        notes.append("Learned rounding brought nothing and was left out.")
+        return state
+    left = f"; {len(found.left)} stay rounded to nearest, too large or transposed" if found.left else ""
+    change = f"{state.sqnr_db:.1f} -> {after.sqnr_db:.1f} dB"
+    notes.append(f"Rounding learned in {len(found.changed)} layers ({change}){left}.")
+    return after

@@ -1,0 +1,71 @@
+"""Products with stored matrices, in one form: MatMul with the weight on the right. Registers no technique."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from omgoptim.models.onnx_graph import Layer
+
+
+def split_gemms(model: ModelProto, nodes: Collection[str]) -> None:
+    """Turn these Gemm nodes into a MatMul of the same name less a negated bias, in place, where their weight is stored.
+
+    Not plus the bias: ONNX Runtime would make a Gemm of it again, fuse that with an activation, and then unpack the
+    whole weight in every call instead of taking the packed one.
+    A Gemm that transposes its input, or scales a part of the sum, stays. A transposed weight is turned; one that other
+    nodes read as it is, is stored a second time.
+    """
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    turned: dict[str, str] = {}
+    rewritten: list[NodeProto] = []
+    for node in model.graph.node:
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        plain = attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0 and not attributes.get("transA", 0)
+        weight = tensors.get(node.input[1]) if node.op_type == "Gemm" and node.name in nodes and plain else None
+        if weight is None or weight.data_type != TensorProto.FLOAT:
+            rewritten.append(node)
+            continue
+        name = weight.name
+        if attributes.get("transB", 0):
+            name = turned.setdefault(weight.name, f"{weight.name}_Transposed")
+            if name not in tensors:
+                values = np.ascontiguousarray(numpy_helper.to_array(weight).T)
+                tensors[name] = numpy_helper.from_array(values, name)
+                model.graph.initializer.append(tensors[name])
+        biased = len(node.input) > 2 and node.input[2]
+        product = helper.make_node("MatMul", [node.input[0], name], [node.output[0]], node.name)
+        product.metadata_props.extend(node.metadata_props)
+        rewritten.append(product)
+        if biased:
+            product.output[0] = f"{node.output[0]}_product"
+            rewritten.append(_biased(model, tensors, product, node))
+    del model.graph.node[:]
+    model.graph.node.extend(rewritten)
+
+
+def _biased(model: ModelProto, tensors: dict[str, TensorProto], product: NodeProto, gemm: NodeProto) -> NodeProto:
+    """The node that adds a Gemm's bias to its product, by taking away the negated one where it is stored."""
+    bias, op = gemm.input[2], "Add"
+    if bias in tensors:
+        op, negated = "Sub", f"{bias}_negated"
+        if negated not in tensors:
+            tensors[negated] = numpy_helper.from_array(-numpy_helper.to_array(tensors[bias]), negated)
+            model.graph.initializer.append(tensors[negated])
+        bias = negated
+    added = helper.make_node(op, [product.output[0], bias], [gemm.output[0]], f"{gemm.name}_Add")
+    added.metadata_props.extend(gemm.metadata_props)
+    return added
+
+
+def stored_products(model: ModelProto, chosen: Collection[Layer]) -> dict[str, list[NodeProto]]:
+    """Names of the float32 matrices (K, N) that chosen MatMul nodes have on their right, with those nodes."""
+    wanted = {layer.node for layer in chosen if layer.op in ("MatMul", "Gemm")}
+    matrices = {t.name for t in model.graph.initializer if t.data_type == TensorProto.FLOAT and len(t.dims) == 2}
+    found: dict[str, list[NodeProto]] = {}
+    for node in model.graph.node:
+        if node.op_type == "MatMul" and node.name in wanted and node.input[1] in matrices:
+            found.setdefault(node.input[1], []).append(node)
+    return found

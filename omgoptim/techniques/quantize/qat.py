@@ -1,0 +1,90 @@
+"""Quantization-aware training: weights that were trained with int8 simulated, then quantized statically.
+
+What it does: rounds weights and layer inputs to int8 in every forward of a short training (`training/
+fake_quantization.py`), starting from ranges read on calibration data, with channels scaled as conversion will scale
+them; batch normalization is frozen after a third of the steps, ranges after two. What is left is a plain float module
+and the ranges it was trained with: its program is quantized with those, and with ranges of its own where none were
+simulated. Each epoch is judged by the converted program; so are the weights from before training, by static
+quantization as it is at effort balanced: on the samples that choose, training never ends below it.
+Use when: static quantization loses more than the guard allows and there is training data; it costs a few epochs.
+Without labels, or with distill, it learns from the float model's outputs.
+What you really get: what static quantization gives, at the same size and speed; only the weights are better ones.
+Limits: those of static quantization. What is added or concatenated between layers, attention's own products, LSTM and
+GRU are not simulated; networks with attention are converted with ranges of their own (by nncf); with one scale per
+weight, folding batch normalization changes what was simulated.
+Source: arXiv:1712.05877; differs in freezing batch normalization instead of folding it while training, in scaled
+channels, and in keeping the best converted checkpoint.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from omgoptim.errors import TechniqueError
+from omgoptim.models.onnx_file import is_large, load
+from omgoptim.models.onnx_graph import has_attention, layers, module_paths, select
+from omgoptim.requests.quantize import Qat, Static
+from omgoptim.techniques.quantize import ort_static, static
+from omgoptim.techniques.quantize.calibration import batches_for
+from omgoptim.techniques.quantize.coverage import outcome
+from omgoptim.techniques.quantize.embeddings import quantize_embeddings
+from omgoptim.techniques.quantize.learned import Learned, read_learned, scaled_as_trained, with_learned
+from omgoptim.techniques.quantize.lowering import lower
+from omgoptim.techniques.quantize.onnx_file import at_opset, finish
+from omgoptim.techniques.quantize.ranges import observe, ranges_of
+from omgoptim.techniques.registry import Outcome, ProgramRun, technique
+
+
+def static_of(params: Qat) -> Static:
+    """The static quantization that training competes with: that of effort balanced, or with plain ranges of fast."""
+    return Static(
+        granularity=params.granularity,
+        symmetric=params.symmetric,
+        range_method="auto" if params.equalize else "minmax",
+        equalize=params.equalize,
+        bias_correction=params.equalize,
+        rounding="nearest",
+        calibration_samples=params.calibration_samples,
+        targets=params.targets,
+        ignore=params.ignore,
+    )
+
+
+@technique(Qat, runtimes=("onnxruntime", "openvino"), needs_data=True, source="arXiv:1712.05877")
+def apply(source: Path, target: Path, params: Qat, run: ProgramRun) -> Outcome:
+    """Quantize the program of a trained module, `source`, and write it to `target`.
+
+    A program that carries no learnt ranges was not trained: it is quantized as scheme static would.
+
+    Raises:
+        DataError, SetupError, TechniqueError: as static quantization does.
+    """
+    original = load(source)
+    learned = read_learned(original)
+    if learned is None or has_attention(original) or is_large(original):
+        return static.apply(source, target, static_of(params), run)
+    return _as_trained(source, target, params, learned, run)
+
+
+def _as_trained(source: Path, target: Path, params: Qat, learned: Learned, run: ProgramRun) -> Outcome:
+    """Scale channels, take the learnt ranges, read the others, and write what training simulated."""
+    original, asked = load(source), static_of(params)
+    batches = batches_for(original, run, params.calibration_samples)
+    with tempfile.TemporaryDirectory(dir=run.scratch) as scratch:
+        model = ort_static.with_shapes(ort_static.prepare(at_opset(load(source), 13), Path(scratch)))
+    before = layers(model, module_paths(original))
+    chosen = select(before, params.targets, params.ignore)
+    model = scaled_as_trained(model, chosen, asked, learned)
+    observed = observe(model, batches, histogram=False, threads=run.threads)
+    ranges = with_learned(ranges_of(observed, "minmax", params.symmetric), model, chosen, learned)
+    quantized = lower(model, chosen, ranges, asked)
+    quantize_embeddings(quantized, chosen, params.granularity == "per_channel")
+    activations = "int8" if params.symmetric else "uint8"
+    precision = f"int8 weight {params.granularity.replace('_', ' ')}, {activations} activations"
+    result = outcome(before, chosen, quantized, static.REASONS, precision)
+    if not result.changed:
+        why = "; ".join(sorted({skip.reason for skip in result.skipped}))
+        raise TechniqueError("the trained model has no layer in int8", why, "widen targets, or scheme dynamic")
+    finish(quantized, original, target)
+    return result

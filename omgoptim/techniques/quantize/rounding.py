@@ -1,0 +1,150 @@
+"""Learn the rounding of a whole program's weights, layer by layer (`adaround.py`). Registers no technique.
+
+Layers are rounded in graph order, each for the inputs that those before it give once they are rounded and their biases
+corrected. The result is a float program whose weights lie on the grid that they will be stored on, so that rounding to
+nearest gives exactly the integers that were chosen: the largest weight of a scale stays, and with it the scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from omgoptim.models.onnx_graph import Layer
+from omgoptim.requests.quantize import Static
+from omgoptim.techniques.quantize.calibration import Batch
+from omgoptim.techniques.quantize.lowering import Range, StoredWeight, by_name, lower, set_integers, stored_weights
+from omgoptim.techniques.quantize.moments import Moments, collect, is_readable
+from omgoptim.techniques.quantize.onnx_file import lacks_int8_dot_product
+from omgoptim.techniques.quantize.weighted import Weighted, bias_of, set_bias, weighted_layers
+
+LARGEST_PATCH = 4608
+"""Values of a patch up to which a layer's rounding is learned: its moments are the square of it."""
+
+MOST_RUNS = 32
+"""Over the data: past as many layers, neighbours share a run; all but the first of them then heed their own rounding
+only, since what they will read is not known yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """A program with learned weights and what became of its layers."""
+
+    model: ModelProto
+    changed: list[str]
+    """Node names of layers with a weight that is not rounded to nearest."""
+    left: list[str]
+    """Node names of layers that were not looked at: too large a patch, or an op whose patches are not read."""
+
+
+@dataclass(slots=True)
+class Work:
+    """What is rounded: the float program, the same one lowered, and the float program as it was."""
+
+    result: ModelProto
+    simulated: ModelProto
+    reference: ModelProto
+    stored: Mapping[str, StoredWeight]
+    biases: Mapping[str, NDArray[np.float32] | None]
+    """Of the reference; None: it has none that can be changed."""
+
+
+def with_learned_rounding(
+    model: ModelProto,
+    reference: ModelProto,
+    chosen: Sequence[Layer],
+    ranges: Mapping[str, Range],
+    params: Static,
+    fit: Sequence[Batch],
+    held: Sequence[Batch],
+    *,
+    seed: int = 0,
+    threads: int = 1,
+    progress: Callable[[str, float | None], None] = lambda _stage, _done: None,
+) -> Rounding:
+    """A copy of the float program `model` with weights rounded for their layer's output, biases following.
+
+    Args:
+        model: the program to round; its biases may be corrected already.
+        reference: the float program with the weights and biases before any rounding.
+        fit, held: batches to learn from, and to choose between the ways of rounding by.
+    """
+    result = ModelProto()
+    result.CopyFrom(model)
+    simulated = lower(model, chosen, ranges, params, float_biases=True)
+    stored = stored_weights(simulated)
+    floats = {layer.name: layer for layer in weighted_layers(reference, chosen)}
+    biases = {name: bias_of(reference, layer) if params.bias_correction else None for name, layer in floats.items()}
+    work = Work(result, simulated, reference, stored, biases)
+    candidates = [layer for layer in weighted_layers(result, chosen) if layer.name in stored]
+    layers = [layer for layer in candidates if is_readable(layer) and _patch(layer) <= LARGEST_PATCH]
+    count = max(1, -(-len(layers) // MOST_RUNS))
+    integers: dict[str, NDArray[np.int32]] = {}
+    for start in range(0, len(layers), count):
+        progress("learning the rounding", start / len(layers))
+        block = layers[start : start + count]
+        units = {layer.name: floats[layer.name].read() / _scales(layer, stored[layer.name]) for layer in block}
+        alone = {layer.name for layer in block[1:]}
+        parts = [
+            collect(block, simulated, reference, units, batches, alone=alone, seed=seed, threads=threads)
+            for batches in (fit, held)
+        ]
+        for layer in block:
+            integers[layer.name] = _round(work, layer, units[layer.name], parts[0][layer.name], parts[1][layer.name])
+    moved = _restore_moved(lower(result, chosen, ranges, params), layers, integers, floats)
+    changed = [
+        layer.name
+        for layer in layers
+        if layer.name not in moved and (layer.arrange(stored[layer.name].integers) != integers[layer.name]).any()
+    ]
+    return Rounding(result, changed, [layer.name for layer in candidates if layer.name not in integers])
+
+
+def _round(work: Work, layer: Weighted, units: NDArray[np.float32], fit: Moments, held: Moments) -> NDArray[np.int32]:
+    """Round a layer and let its bias take the mean error back, in the float program and the lowered one."""
+    from omgoptim.techniques.quantize.adaround import rounded  # imports torch
+
+    bias = work.biases[layer.name]
+    w_GOK = units.reshape(*units.shape[:2], -1).astype(np.float64)
+    highest = 64 if lacks_int8_dot_product() else 127
+    found = rounded(w_GOK, fit, held, highest=highest, centred=bias is not None)
+    integers, scales = found.reshape(units.shape), _scales(layer, work.stored[layer.name])
+    layer.write((integers * scales).astype(np.float32))
+    set_integers(work.simulated, layer.name, layer.restore(integers).astype(np.int8))
+    if bias is not None:
+        shift = fit.shift(found.astype(np.float64)) * scales[:, :, 0, 0]
+        new = (bias + shift.reshape(-1)).astype(np.float32)
+        set_bias(work.result, layer.node, new)
+        set_bias(work.simulated, by_name(work.simulated)[layer.name], new)
+    return integers
+
+
+def _restore_moved(
+    lowered: ModelProto,
+    layers: Sequence[Weighted],
+    integers: Mapping[str, NDArray[np.int32]],
+    floats: Mapping[str, Weighted],
+) -> list[str]:
+    """Give layers their float weights back where the writer stores other integers, in place: it moved their scale."""
+    stored = stored_weights(lowered)
+    moved = []
+    for layer in layers:
+        if not np.array_equal(layer.arrange(stored[layer.name].integers), integers[layer.name]):
+            layer.write(floats[layer.name].read())
+            moved.append(layer.name)
+    return moved
+
+
+def _patch(layer: Weighted) -> int:
+    _, _, inputs, taps = layer.read().shape
+    return int(inputs * taps)
+
+
+def _scales(layer: Weighted, stored: StoredWeight) -> NDArray[np.float32]:
+    """A layer's scales as (G, O, 1, 1): one for every output channel, or the same for all."""
+    whole = layer.arrange(np.broadcast_to(stored.scales, stored.integers.shape))
+    return np.ascontiguousarray(whole[:, :, :1, :1])

@@ -1,0 +1,218 @@
+"""Store the weights of Linear layers in 4 or 8 bits, in groups that share a scale; compute with float weights.
+
+What it does: each run of `group_size` weights of an output channel becomes integers with a scale (and a zero point
+unless symmetric), w ~ (q - z) * s, packed: two 4-bit integers a byte. The range of a group is searched for the least
+squared error. With calibration data the error that counts is the output's: inputs are rounded one after another and
+the error of each is made good by those that follow (GPTQ), where samples that were not used for it agree that it is
+better. Embeddings and recurrent weights are stored in int8 with a scale per row.
+Use when: bytes decide (a download, a small disk, memory) and the weights are in Linear layers. Takes seconds without
+data; a little longer with it.
+What you really get: storage, about a seventh (4 bits) or less than a third (8 bits) of the Linear layers' bytes, on
+ONNX Runtime and OpenVINO from one file. Weights are unpacked on the fly: smaller, often not faster; for one sample at
+a time a layer that waits for its weights can be faster, and the measured speed says which.
+Limits: convolutions stay; a layer whose number of inputs no power of two from 16 to the group size divides stays;
+ONNX Runtime's fused product also rounds activations to 8 bits, a block at a time.
+Source: arXiv:2210.17323 (GPTQ); the format is ONNX opset 21 (blocked DequantizeLinear). Differs in the searched ranges
+(group_rounding.py) and in the check on held-out samples.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, numpy_helper
+
+from omgoptim.errors import TechniqueError
+from omgoptim.models.onnx_file import load
+from omgoptim.models.onnx_graph import CONV, Layer, layers, module_paths, select
+from omgoptim.requests.quantize import WeightOnly
+from omgoptim.techniques.quantize.calibration import batches_for
+from omgoptim.techniques.quantize.coverage import outcome
+from omgoptim.techniques.quantize.embeddings import quantize_embeddings
+from omgoptim.techniques.quantize.error_feedback import output_error, round_with_feedback
+from omgoptim.techniques.quantize.group_rounding import Float, Groups, round_groups
+from omgoptim.techniques.quantize.input_moments import Moments, input_moments
+from omgoptim.techniques.quantize.onnx_file import at_opset, finish, fold
+from omgoptim.techniques.quantize.packed import OPSET, packed_tensors, unpacked
+from omgoptim.techniques.quantize.products import split_gemms, stored_products
+from omgoptim.techniques.quantize.recurrent_storage import RECURRENT, STORED, store_recurrent
+from omgoptim.techniques.registry import Outcome, ProgramRun, technique
+
+SMALLEST_BYTES = 1024
+"""Weights up to this size stay: what is stored around the integers costs more than they save."""
+
+SMALLEST_GROUP = 16
+"""Of ONNX Runtime's fused product."""
+
+WIDEST = 4096
+"""Inputs of a layer up to which its second moments are collected."""
+
+SAMPLES = 64
+"""Calibration samples that moments are collected from, half of them to fit to and half to judge by."""
+
+HONEST = "Weights are unpacked on the fly: the file is smaller, often not faster."
+REASONS = {
+    **dict.fromkeys(CONV, "weight_only packs Linear layers; scheme static quantizes convolutions, with data"),
+    **dict.fromkeys(
+        ("MatMul", "Gemm"), "its weight is no plain matrix, is small, or no group of 16 or more fits its inputs"
+    ),
+}
+
+
+@technique(
+    WeightOnly,
+    runtimes=("onnxruntime", "openvino"),
+    needs_data=False,
+    source="arXiv:2210.17323",
+)
+def apply(source: Path, target: Path, params: WeightOnly, run: ProgramRun) -> Outcome:
+    """Read the float program `source`, write the packed one to `target`.
+
+    Raises:
+        TechniqueError: nothing in it can be packed, or a glob names no layer.
+        DataError: the calibration data holds NaN.
+    """
+    original = load(source)
+    with tempfile.TemporaryDirectory(dir=run.scratch) as scratch:
+        model = at_opset(load(fold(original, Path(scratch), run.threads)), OPSET)
+        before = layers(model, module_paths(original))
+        chosen = [layer for layer in select(before, params.targets, params.ignore) if not layer.is_quantized]
+        split_gemms(model, {layer.node for layer in chosen})
+        sizes = _group_sizes(model, chosen, params.group_size)
+        fitted, held_out = _moments(model, chosen, sizes, run, Path(scratch))
+    precisions, improved = _pack(model, chosen, sizes, params, fitted, held_out)
+    quantize_embeddings(model, chosen, per_row=True)
+    store_recurrent(model, chosen)
+    precisions |= {layer.node: STORED for layer in chosen if layer.op in RECURRENT}
+    result = outcome(before, chosen, model, REASONS, f"int{params.num_bits} weight", precisions)
+    if not result.changed:
+        raise _nothing_changed(before, chosen)
+    finish(model, original, target)
+    notes = [HONEST]
+    if fitted:
+        notes.append(f"{improved} of {len(sizes)} packed weights were rounded with the calibration data.")
+    return Outcome(result.changed, result.skipped, notes)
+
+
+def _group_sizes(model: ModelProto, chosen: Sequence[Layer], asked: int) -> dict[str, int]:
+    """The stored matrices to pack, each with the largest group up to the one asked for that divides its inputs."""
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    sizes: dict[str, int] = {}
+    for name in stored_products(model, chosen):
+        inputs, outputs = tensors[name].dims
+        fits = [size for size in (256, 128, 64, 32, 16) if SMALLEST_GROUP <= size <= asked and inputs % size == 0]
+        if fits and 4 * inputs * outputs > SMALLEST_BYTES:
+            sizes[name] = fits[0]
+    return sizes
+
+
+def _moments(
+    model: ModelProto, chosen: Sequence[Layer], sizes: Mapping[str, int], run: ProgramRun, scratch: Path
+) -> tuple[Moments, Moments]:
+    """Second moments of the inputs of each packed weight, by weight: to fit to, and to judge by. Empty without data."""
+    if not run.calibration or not sizes:
+        return {}, {}
+    readers = {name: nodes for name, nodes in stored_products(model, chosen).items() if name in sizes}
+    of_input = {t.name: t.dims[0] for t in model.graph.initializer if t.name in readers and t.dims[0] <= WIDEST}
+    widths = {node.input[0]: of_input[name] for name, nodes in readers.items() if name in of_input for node in nodes}
+    parts = _halves(batches_for(model, run, SAMPLES))
+    moments = [input_moments(model, widths, part, scratch, run.threads) for part in parts]
+    by_weight = [
+        {
+            name: np.asarray(sum(of[node.input[0]] for node in nodes), np.float32)
+            for name, nodes in readers.items()
+            if name in of_input
+        }
+        for of in moments
+    ]
+    return by_weight[0], by_weight[-1]
+
+
+def _halves(batches: Sequence[dict[str, NDArray[Any]]]) -> list[list[dict[str, NDArray[Any]]]]:
+    """Every second batch to fit to, the others to judge by; a single batch is split, a single sample serves both."""
+    if len(batches) > 1:
+        return [list(batches[0::2]), list(batches[1::2])]
+    size = max((len(array) for array in batches[0].values() if array.ndim), default=1)
+    if size < 2:
+        return [list(batches)]
+    whole = batches[0]
+    return [[{n: a[cut] for n, a in whole.items()}] for cut in (slice(0, size // 2), slice(size // 2, None))]
+
+
+def _pack(
+    model: ModelProto,
+    chosen: Sequence[Layer],
+    sizes: Mapping[str, int],
+    params: WeightOnly,
+    fitted: Moments,
+    held_out: Moments,
+) -> tuple[dict[str, str], int]:
+    """Replace the matrices in place; each is stored once, and unpacked for each reader by a node of its own, so that an
+    engine can fuse the two.
+
+    Returns:
+        Node name to what its weight is now, and how many matrices are rounded with the data.
+    """
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    precisions: dict[str, str] = {}
+    before: dict[str, NodeProto] = {}
+    improved = 0
+    for name, readers in stored_products(model, chosen).items():
+        if name not in sizes:
+            continue
+        w_KN, size = numpy_helper.to_array(tensors[name]).astype(np.float32), sizes[name]
+        groups, better = _rounded(w_KN, size, params, fitted.get(name), held_out.get(name))
+        improved += better
+        packed = packed_tensors(groups, name, params.num_bits, params.symmetric)
+        model.graph.initializer.extend(packed)
+        for index, node in enumerate(readers):
+            unpacking = unpacked(packed, size, f"{name}_unpacked_{index}", f"{node.name}_unpack")
+            unpacking.metadata_props.extend(node.metadata_props)
+            before[node.name] = unpacking
+            node.input[1] = unpacking.output[0]
+            precisions[node.name] = f"int{params.num_bits} weight in groups of {size}, unpacked on the fly"
+    nodes = [each for node in model.graph.node for each in (before.get(node.name), node) if each is not None]
+    nodes = [_copy(node) for node in nodes]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return precisions, improved
+
+
+def _copy(node: NodeProto) -> NodeProto:
+    copied = NodeProto()
+    copied.CopyFrom(node)
+    return copied
+
+
+def _rounded(
+    w_KN: Float, size: int, params: WeightOnly, fitted_KK: Float | None, held_out_KK: Float | None
+) -> tuple[Groups, bool]:
+    """The better of rounding each group by itself and rounding with feedback, and whether it is the latter."""
+    if fitted_KK is None or held_out_KK is None:
+        return round_groups(w_KN, size, params.num_bits, params.symmetric), False
+    alone = round_groups(w_KN, size, params.num_bits, params.symmetric, np.diagonal(fitted_KK) + np.float32(1e-12))
+    try:
+        together = round_with_feedback(w_KN, fitted_KK, size, params.num_bits, params.symmetric)
+    except np.linalg.LinAlgError:
+        return alone, False
+    better = output_error(w_KN, together, held_out_KK) < output_error(w_KN, alone, held_out_KK)
+    return (together if better else alone), better
+
+
+def _nothing_changed(before: Sequence[Layer], chosen: Sequence[Layer]) -> TechniqueError:
+    what = "weight-only quantization would change no layer"
+    if not before:
+        return TechniqueError(what, "the program has no layer with weights", "scheme fp32 tries other engines")
+    if all(layer.is_quantized for layer in before):
+        return TechniqueError(what, "the program is quantized already", "start from the float model")
+    if not chosen:
+        return TechniqueError(what, "targets and ignore leave no layer to quantize", "widen targets or narrow ignore")
+    reasons = "; ".join(sorted({REASONS.get(layer.op, layer.op) for layer in chosen}))
+    if {layer.op for layer in chosen} & set(CONV):
+        return TechniqueError(what, reasons, "scheme static, with data, quantizes convolutions; or scheme bf16")
+    return TechniqueError(what, reasons, "a smaller group_size, scheme dynamic, or scheme bf16")
