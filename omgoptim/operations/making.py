@@ -116,10 +116,13 @@ def make(
     try:
         if option.on_module:
             return Made(option, folder, _make_module(option, folder, subject))
+
         def told(stage: str, _done: float | None) -> None:
             context.progress(f"making {option.name}: {stage}", None)
 
-        run = ProgramRun(calibration.batches, folder.with_name(folder.name + ".scratch"), seed, subject.bench.threads, told)
+        run = ProgramRun(
+            calibration.batches, folder.with_name(folder.name + ".scratch"), seed, subject.bench.threads, told
+        )
         return Made(option, folder, _make_program(option, folder, subject, program, run, twin))
     except OmgoptimError as error:
         return Made(option, error=error)
