@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-all check bench clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -32,9 +32,16 @@ check: $(VENV)/.dev
 test: check           ## lint, types and tests, in two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-bench: $(VENV)/.bench ## the measured claims, about two hours on two cores
+test-all: check      ## the same with the slow ones, whole runs of every kind: about twenty minutes
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or not slow"
+
+bench: $(VENV)/.bench ## the measured claims, about three hours on two cores
 	$(BIN)/python benchmarks/timing.py
 	$(BIN)/python benchmarks/quantize.py
+	$(BIN)/python benchmarks/hard_net.py
+	$(BIN)/python benchmarks/quantize_guard.py
+	$(BIN)/python benchmarks/quantize_qat.py
+	$(BIN)/python benchmarks/quantize_recurrent.py
 	$(BIN)/python benchmarks/prune.py
 	$(BIN)/python benchmarks/prune_speed.py
 	$(BIN)/python benchmarks/prune_speed.py --runtime onnxruntime

@@ -70,8 +70,9 @@ class HardNet(nn.Module):
 
 
 def weights_file(seed: int = 0) -> Path:
-    """Where the trained weights are kept: OMGOPTIM_HARD_NET names the folder, else the system's temporary one."""
-    return Path(os.environ.get("OMGOPTIM_HARD_NET", tempfile.gettempdir())) / f"omgoptim_hard_net_{seed}.pt"
+    """Where the trained weights are kept: OMGOPTIM_HARD_NET names the folder, else `build/hard-net` has them."""
+    folder = os.environ.get("OMGOPTIM_HARD_NET", Path(__file__).resolve().parent.parent / "build" / "hard-net")
+    return Path(folder) / f"hard_net_{seed}.pt"
 
 
 def build(seed: int = 0, spread: float = SPREAD) -> nn.Module:
@@ -80,6 +81,7 @@ def build(seed: int = 0, spread: float = SPREAD) -> nn.Module:
     path = weights_file(seed)
     if not path.exists():
         train(model, seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(model.state_dict(), path.with_suffix(".part"))
         path.with_suffix(".part").replace(path)
     model.load_state_dict(torch.load(path, weights_only=True))

@@ -94,8 +94,16 @@ def comparable(value: Any) -> Any:
         ("quantize", {"scheme": "static", "runtime": "onnxruntime", "algorithm": "onnxruntime"}),
         ("quantize", {"plan": True}),
         ("prune", {"pruning_ratio": 0.5, "epochs": 1, "max_quality_drop": 0.5}),
-        ("factorize", {"method": "whitened", "rank_ratio": 0.5, "epochs": 0, "max_quality_drop": 0.5}),
-        ("distill", {"student": "depthwise", "width": 0.5, "epochs": 1, "control": True, "max_quality_drop": 1}),
+        pytest.param(
+            "factorize",
+            {"method": "whitened", "rank_ratio": 0.5, "epochs": 0, "max_quality_drop": 0.5},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "distill",
+            {"student": "depthwise", "width": 0.5, "epochs": 1, "control": True, "max_quality_drop": 1},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["profile", "quantize", "plan", "prune", "factorize", "distill"],
 )

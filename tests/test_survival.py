@@ -96,6 +96,7 @@ async def test_a_killed_server_takes_no_run_with_it_and_a_new_one_finds_the_repo
     assert shown.structured_content["outcome"] == load_report(folder).outcome
 
 
+@pytest.mark.slow
 async def test_a_worker_killed_while_it_measures_fails_the_run_and_the_next_call_works(project: Path) -> None:
     async with Client(server(project), mode="auto") as client:
         started = await client.call_tool("quantize", {**ARGUMENTS, "timing": "careful", "wait_s": 0})

@@ -10,7 +10,6 @@ from omgoptim.operations.subject import Subject
 from omgoptim.reports import Layer, NextStep
 from omgoptim.requests import ModelRequest, QuantizeRequest, Request, parse, technique_field
 from omgoptim.requests.command import command_of
-from omgoptim.requests.quantize import Auto, Static
 
 MOST_SAMPLES = 1_000_000
 """The request's own bound."""
@@ -100,14 +99,8 @@ def quantize_steps(
     real_data = subject.data.real
     arguments = common_arguments(request)
     steps = []
-    if outcome == "guard_failed" and request.scheme.scheme != "bf16":
-        loose = arguments | {"scheme": "bf16", "max_quality_drop": request.max_quality_drop}
-        steps.append(step("quantize", loose, "bfloat16 loses far less than int8 and is half the size"))
-    if outcome == "guard_failed" and isinstance(request.scheme, (Auto, Static)) and real_data:
-        more = (
-            arguments | technique_arguments(request) | {"calibration_samples": 4 * request.scheme.calibration_samples}
-        )
-        steps.append(step("quantize", more, "more calibration samples give truer ranges"))
+    if outcome == "guard_failed":
+        steps += _to_lose_less(request, arguments | {"max_quality_drop": request.max_quality_drop}, subject)
     if outcome == "no_gain":
         steps.append(step("profile", arguments, "see where the time goes: small models are dominated by overhead"))
     if outcome == "ok" and not has_interval:
@@ -124,3 +117,20 @@ def quantize_steps(
         again = {key: value for key, value in arguments.items() if key in ("data", "metric", "project", "python")}
         steps.append(step("profile", {"model": run_id, **again}, "profile the artifact on the hardware it will run on"))
     return steps[:3]
+
+
+def _to_lose_less(request: QuantizeRequest, arguments: dict[str, Any], subject: Subject) -> list[NextStep]:
+    """What int8 that lost too much can still try, and what loses less than int8."""
+    steps = []
+    scheme = request.scheme.scheme
+    if scheme in ("auto", "static") and subject.data.real:
+        if request.effort != "best":
+            best = same_arguments(request) | {"effort": "best"}
+            steps.append(step("quantize", best, "learns how to round each weight, which takes minutes"))
+        if subject.module is not None:
+            trained = arguments | {"scheme": "qat"}
+            steps.append(step("quantize", trained, "trains with int8 simulated; needs training data, and a few epochs"))
+    if scheme != "bf16":
+        half = arguments | {"scheme": "bf16"}
+        steps.append(step("quantize", half, "bfloat16 loses far less than int8 and is half the size"))
+    return steps

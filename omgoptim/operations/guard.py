@@ -114,7 +114,8 @@ def with_guard(
     if chosen:
         option = winner.made.option
         at_once = request.model_copy(update={"scheme": option.params, "runtime": option.runtime})
-        again = step("quantize", same_arguments(at_once), "makes the same candidate at once: the search is done")
+        why = "trains again, with" if option.scheme == "qat" else "makes the same candidate at once, with"
+        again = step("quantize", same_arguments(at_once), f"{why} these layers in float: the search is done")
         update["next_steps"] = [*report.next_steps[:2], again]
     elif guarded.record.stopped and not guarded.record.holds:
         longer = same_arguments(request) | {"guard_time_s": 4 * request.guard_time_s}

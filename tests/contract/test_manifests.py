@@ -354,7 +354,7 @@ def test_a_call_in_python_uses_real_names(path: Path) -> None:
     "name",
     [
         *("README.md", "CONTRIBUTING.md", "AGENTS.md", "SKILL.md"),
-        *("docs/timing.md", "docs/pruning.md", "docs/distillation.md"),
+        *("docs/timing.md", "docs/quantization.md", "docs/pruning.md", "docs/distillation.md"),
     ],
 )
 def test_a_file_of_this_repository_that_a_page_names_exists(name: str) -> None:

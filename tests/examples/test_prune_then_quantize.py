@@ -8,6 +8,7 @@ import pytest
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 
+@pytest.mark.slow
 def test_both_steps_shrink_the_model_and_the_second_goes_on_from_the_first(
     example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

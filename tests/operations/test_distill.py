@@ -117,6 +117,7 @@ def test_a_given_student_is_trained_and_its_reopened_artifact_gives_the_reported
     assert hashlib.sha256((digits_project / "net.pt").read_bytes()).hexdigest() == before
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_student_bit_for_bit(digits_project: Path) -> None:
     one, other = (reopened(distill(seed=3)).state_dict() for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -145,6 +146,7 @@ def test_a_control_tells_what_the_teacher_brought_and_the_better_one_is_kept(
     assert control.kept == (best[1] > best[0])
 
 
+@pytest.mark.slow
 def test_a_teacher_of_no_say_makes_the_student_its_own_control(digits_project: Path) -> None:
     report = distill(alpha=1.0, control=True)
     assert report.control is not None
@@ -164,6 +166,7 @@ def test_without_targets_the_student_learns_from_the_teacher_alone(digits_projec
         distill(data="students.py:unlabelled", control=True)
 
 
+@pytest.mark.slow
 def test_what_is_inside_the_teacher_is_learnt_and_leaves_nothing_in_the_artifact(digits_project: Path) -> None:
     report = distill(features="attention", epochs=1)
     assert report.after is not None
@@ -189,6 +192,7 @@ def test_a_live_teacher_and_student_are_copied_and_the_student_travels_as_a_prog
     assert "student=student" in report.repeat
 
 
+@pytest.mark.slow
 def test_a_distilled_student_is_distilled_further_and_quantized_with_its_lineage(digits_project: Path) -> None:
     first = distill()
     second = distill(first.run_id, epochs=1)
@@ -237,6 +241,7 @@ def test_no_data_is_an_error_that_says_how_to_give_some(digits_project: Path) ->
     assert "load('train')" in refused.value.fix
 
 
+@pytest.mark.slow
 def test_a_student_that_is_not_smaller_is_warned_of(digits_project: Path) -> None:
     report = distill("students.py:large", epochs=1)
     assert any("no smaller than the teacher" in warning for warning in report.warnings)
@@ -250,6 +255,7 @@ def test_a_plan_names_the_student_and_does_nothing(digits_project: Path) -> None
     assert report.next_steps[0].arguments["student"] == "students.py:small"
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_student(digits_project: Path) -> None:
     arguments = [
         "net.py:net",
@@ -298,7 +304,7 @@ def shell(arguments: list[str], **environment: str) -> subprocess.CompletedProce
     ("student", "parameters"),
     [
         ("narrow", {"width": 0.5}),
-        ("inverted_residual", {"width": 0.5}),
+        pytest.param("inverted_residual", {"width": 0.5}, marks=pytest.mark.slow),
     ],
 )
 def test_a_derived_student_reopens_without_the_teachers_weights_and_gives_the_reported_quality(
@@ -373,6 +379,7 @@ def load(split):
 """
 
 
+@pytest.mark.slow
 def test_every_second_layer_of_a_transformer_is_kept_and_reopens(digits_project: Path) -> None:
     (digits_project / "encoder.py").write_text(TRANSFORMER)
     arguments: dict[str, Any] = {"data": "encoder.py:load", "epochs": 1, **quick()}

@@ -61,6 +61,7 @@ def test_the_target_is_met_and_the_artifact_holds_thin_layers(dense: Path) -> No
         assert torch.allclose(omgoptim.open_artifact(folder)(image), module(image), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_lora_recovers_on_the_factors_and_what_it_leaves_is_quantized_and_pruned(dense: Path) -> None:
     first = omgoptim.factorize("dense.py:net", target_compression=2, epochs=1, recover="lora", **COMMON)
     assert first.training is not None

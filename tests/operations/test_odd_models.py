@@ -67,6 +67,7 @@ def test_data_of_another_dtype_than_a_program_states_is_named(project: Path) -> 
     assert "float64" in caught.value.why
 
 
+@pytest.mark.slow
 def test_a_half_precision_artifact_is_profiled_and_an_int8_one_is_not_quantized_again(project: Path) -> None:
     half = omgoptim.quantize(net(), data=load, scheme="bf16", runtime="torch_eager", timing="quick", max_quality_drop=1)
     profiled = omgoptim.profile(half.run_id, data=load, timing="quick")
@@ -111,6 +112,7 @@ def test_targets_of_any_shape_reach_the_users_own_metric(project: Path) -> None:
     assert (report.before.metric, report.before.quality) == ("hits", 1.0)
 
 
+@pytest.mark.slow
 def test_what_fails_the_guard_is_not_delivered_and_that_is_said(project: Path) -> None:
     report = omgoptim.quantize(
         "net.py:net", checkpoint="net.pt", data="net.py:load", scheme="static", runtime="onnxruntime",

@@ -121,6 +121,7 @@ def test_a_round_that_loses_too_much_is_undone_and_the_best_within_the_guard_is_
     assert report.gains.quality_drop <= 0.03
 
 
+@pytest.mark.slow
 def test_a_pruned_artifact_is_pruned_again_and_quantized_with_its_lineage_and_then_it_is_a_program(
     halved: tuple[Path, EfficiencyReport],
 ) -> None:
@@ -138,6 +139,7 @@ def test_a_pruned_artifact_is_pruned_again_and_quantized_with_its_lineage_and_th
         omgoptim.prune(third.run_id, data="net.py:load", timing="quick")
 
 
+@pytest.mark.slow
 def test_a_live_module_is_pruned_on_a_copy(project: Path) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 10)).train()
@@ -165,6 +167,7 @@ def test_another_engine_runs_the_artifact_and_both_are_measured_on_it(project: P
     assert accuracy_elsewhere(report.artifact.path) == pytest.approx(report.after.quality, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_no_data_and_no_training_prune_by_pattern(project: Path) -> None:
     report = omgoptim.prune(
         "net.py:net", checkpoint="net.pt", inputs=["1x1x8x8"], method="semi_structured", pattern="2:4", timing="quick",
@@ -181,6 +184,7 @@ def test_without_data_a_load_beside_the_model_is_taken_and_that_is_said(project:
     assert "no data was given: net.py:load, which stands beside the model, was taken" in report.warnings
 
 
+@pytest.mark.slow
 def test_lora_recovers_and_leaves_plain_layers(project: Path) -> None:
     report = omgoptim.prune(
         "net.py:net", pruning_ratio=0.5, epochs=1, recover="lora", lora_rank=4, max_quality_drop=1, **COMMON
@@ -202,6 +206,7 @@ def test_a_plan_changes_nothing_and_says_what_would_be(project: Path) -> None:
     assert sorted(path.name for path in project.iterdir()) == sorted({*before, ".omgoptim"})
 
 
+@pytest.mark.slow
 def test_a_loss_that_becomes_nan_stops_the_training_and_keeps_the_best_weights(project: Path) -> None:
     (project / "bad.py").write_text("def loss(outputs, target):\n    return outputs.sum() * float('nan')\n")
     report = omgoptim.prune(
@@ -254,6 +259,7 @@ def load(split):
 """
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_the_middle_of_a_round_resumes_to_the_same_weights(project: Path) -> None:
     arguments = ["net.py:net", "--checkpoint", "net.pt", "--method", "magnitude", "--sparsity", "0.8", "--rounds", "2"]
     arguments += ["--schedule", "linear", "--epochs", "2", "--timing", "quick", "--max-quality-drop", "1", "--json"]

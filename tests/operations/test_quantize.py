@@ -131,6 +131,7 @@ def test_an_artifact_that_is_damaged_before_it_is_measured_fails_the_run(
     assert json.loads((run / "state.json").read_text())["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_exported_still_gets_what_torch_can_do(project: Path) -> None:
     (project / "branches.py").write_text(
         "import torch\nfrom torch import nn\n"

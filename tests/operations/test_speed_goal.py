@@ -59,6 +59,7 @@ def test_a_speedup_counts_as_reached_where_the_goal_lies_within_the_noise(
     assert (reached(Structured(target_speedup=2.0), measured) is not None) == missed
 
 
+@pytest.mark.slow
 def test_a_speed_beyond_reach_ends_with_the_best_that_was_found_and_why(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

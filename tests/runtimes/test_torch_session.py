@@ -68,6 +68,7 @@ def test_arrays_and_tensors_of_every_dtype_travel() -> None:
 @pytest.mark.skipif(ENGINES["torch_compile"].missing("cpu") is not None, reason="no C++ compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.slow
 def test_a_compiled_module_gives_what_the_module_gives_for_two_batch_sizes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:

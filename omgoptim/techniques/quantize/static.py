@@ -45,8 +45,8 @@ from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 RECURRENT_REASON = "its recurrence is not quantized from calibrated ranges; "
 REASONS = {
     "LSTM": RECURRENT_REASON + "scheme dynamic quantizes an LSTM",
-    "GRU": RECURRENT_REASON + "scheme dynamic with runtime torch_eager quantizes a GRU",
-    "RNN": RECURRENT_REASON + "no engine here has an int8 RNN",
+    "GRU": RECURRENT_REASON + "scheme dynamic stores a GRU in int8, computed in float",
+    "RNN": RECURRENT_REASON + "scheme dynamic stores an RNN in int8, computed in float",
 }
 
 
