@@ -177,7 +177,8 @@ def _rephrase(verb: str, error: ValidationError) -> RequestError:
             return RequestError(f"'{value}' is no {key} of {verb}", did_you_mean(str(value), techniques(known[verb])))
         case "literal_error":
             choices = [part.strip("' ") for part in problem["ctx"]["expected"].replace(" or ", ",").split(",")]
-            return RequestError(f"'{problem['input']}' is no {name}", did_you_mean(str(problem["input"]), choices))
+            fix = _who_takes(str(where[-1]), problem["input"], known[verb])
+            return RequestError(f"'{problem['input']}' is no {name}", did_you_mean(str(problem["input"]), choices), fix)
         case "value_error":
             return RequestError(problem["msg"].removeprefix("Value error, "))
     return RequestError(f"'{name}' of {verb} is not valid", f"{problem['msg']}; received {received}")
@@ -185,3 +186,10 @@ def _rephrase(verb: str, error: ValidationError) -> RequestError:
 
 def _is_union_tag(part: object, request: type[Request]) -> bool:
     return part in techniques(request)
+
+
+def _who_takes(name: str, value: Any, request: type[Request]) -> str:
+    """The techniques that take a value which the chosen one does not; empty if none does."""
+    fields = ((kind, params.model_fields.get(name)) for kind, params in techniques(request).items())
+    takers = [kind for kind, field in fields if field is not None and value in typing.get_args(field.annotation)]
+    return f"{technique_field(request)} {' or '.join(takers)} takes it" if takers else ""
