@@ -54,7 +54,7 @@ class Option:
             default = typer.Argument(... if self.required else None, metavar=self.metavar, help=shown)
         else:
             flag = "--" + self.name.replace("_", "-")
-            flags = f"{flag}/--no-{flag[2:]}" if self.kind == "flag" and self.default is True else flag
+            flags = f"{flag}/--no-{flag[2:]}" if self.kind == "flag" and self.default is not False else flag
             metavar = None if self.kind == "flag" else self.metavar
             told = f" Default: {self.default_told}." if self.default_told else ""
             default = typer.Option(None, flags, metavar=metavar, help=shown + told, rich_help_panel=self.panel)
