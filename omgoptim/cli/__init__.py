@@ -91,7 +91,7 @@ def _verb_command(verb: str, request: type[requests.Request]) -> Callable[..., i
             return 0
         return _await_report(folder, as_json, full)
 
-    own = [option.parameter() for option in options.options_of(request)]
+    own = [parameter for option in options.options_of(request) for parameter in option.parameters()]
     parameters = [*own, *_FACE_PARAMETERS]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

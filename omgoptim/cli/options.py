@@ -44,9 +44,26 @@ class Option:
     required: bool = True
     """Of one that is given by place: whether it must be, or can be given by another name."""
 
-    def parameter(self) -> inspect.Parameter:
-        """The parameter of a function that Typer reads."""
-        shown = self.help.replace("[", "\\[")
+    @property
+    def turns_off(self) -> str | None:
+        """The option that turns off a switch which is neither on nor off by itself; None for any other."""
+        return f"no_{self.name}" if self.kind == "flag" and self.default is None else None
+
+    def parameters(self) -> list[inspect.Parameter]:
+        """The parameters of a function that Typer reads: the option, and the one that turns it off.
+
+        The second is told in the first one's words: in a column of its own it would crowd out the names of the others.
+        """
+        off = self.turns_off
+        if off is None:
+            return [self._parameter(self.help)]
+        flag = "--" + off.replace("_", "-")
+        hidden = typer.Option(None, flag, hidden=True)
+        other = inspect.Parameter(off, inspect.Parameter.KEYWORD_ONLY, default=hidden, annotation=bool | None)
+        return [self._parameter(f"{self.help} {flag} turns it off."), other]
+
+    def _parameter(self, words: str) -> inspect.Parameter:
+        shown = words.replace("[", "\\[")
         kinds: dict[Kind, Any] = {"flag": bool | None, "list": list[str] | None, "mapping": list[str] | None}
         annotation = kinds.get(self.kind, str if self.positional and self.required else str | None)
         default: Any
@@ -54,7 +71,7 @@ class Option:
             default = typer.Argument(... if self.required else None, metavar=self.metavar, help=shown)
         else:
             flag = "--" + self.name.replace("_", "-")
-            flags = f"{flag}/--no-{flag[2:]}" if self.kind == "flag" and self.default is not False else flag
+            flags = f"{flag}/--no-{flag[2:]}" if self.kind == "flag" and self.default is True else flag
             metavar = None if self.kind == "flag" else self.metavar
             told = f" Default: {self.default_told}." if self.default_told else ""
             default = typer.Option(None, flags, metavar=metavar, help=shown + told, rich_help_panel=self.panel)
@@ -87,7 +104,9 @@ def options_of(request: type[Request]) -> list[Option]:
 def given_arguments(request: type[Request], given: dict[str, Any]) -> dict[str, Any]:
     """The raw request: only what was given."""
     told = {option.name: option for option in options_of(request)}
-    return {name: told[name].value(value) for name, value in given.items() if value not in (None, [], ())}
+    off = {option.turns_off: name for name, option in told.items() if option.turns_off}
+    kept = {name: value for name, value in given.items() if value not in (None, [], ())}
+    return {off.get(name, name): False if name in off else told[name].value(value) for name, value in kept.items()}
 
 
 def _by_other_names(option: Option, request: type[Request]) -> list[Option]:
