@@ -29,7 +29,7 @@ from omgoptim.models.source import Recipe, Source, default_inputs, load_source
 from omgoptim.models.trust import Reach
 from omgoptim.models.user_code import call_user
 from omgoptim.operations.context import RunContext
-from omgoptim.requests import ModelRequest, TrainingRequest
+from omgoptim.requests import ModelRequest, QuantizeRequest, TrainingRequest
 from omgoptim.runtimes import ENGINES, Session, Settings
 from omgoptim.runtimes.signature import InputTensor, Signature
 from omgoptim.runtimes.torch_precision import HALF
@@ -191,8 +191,8 @@ def _data(request: ModelRequest, reach: Reach, live: Live, source: Source, opene
         return open_data(request.data, reach, request.batch, request.time_limit_s, request.seed)
     specs = request.inputs or default_inputs(source.recipe, opened.module) or _stated_inputs(opened.signature)
     if not specs:
-        trains = isinstance(request, TrainingRequest)  # what only measures runs no code that was not named
-        beside = load_beside(source.recipe, reach, request.time_limit_s) if trains else None
+        compresses = isinstance(request, (TrainingRequest, QuantizeRequest))  # what measures runs only named code
+        beside = load_beside(source.recipe, reach, request.time_limit_s) if compresses else None
         if beside is not None:
             name, load = beside
             found = from_callable(load, request.batch, request.time_limit_s)

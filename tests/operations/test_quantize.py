@@ -190,6 +190,11 @@ def test_without_data_quality_is_agreement_and_no_static_candidate_is_tried(proj
     assert all(candidate.status == "skipped" and "data" in candidate.why for candidate in static)
 
 
+def test_without_data_a_load_beside_the_model_is_taken_and_that_is_said(project: Path) -> None:
+    report = omgoptim.quantize("net.py:net", checkpoint="net.pt", scheme="weight_only", plan=True)
+    assert "no data was given: net.py:load, which stands beside the model, was taken" in report.warnings
+
+
 def test_a_plan_names_candidates_and_layers_and_leaves_no_artifact(project: Path) -> None:
     report = omgoptim.quantize("net.py:net", plan=True, **COMMON)
     assert report.before is None
