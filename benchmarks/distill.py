@@ -1,13 +1,16 @@
 """Does distillation keep what a far smaller student would lose? Each part against the same student without its teacher.
 
-digits and animals   R8(24) and a depth-separable net with a thirtieth of its parameters, learnt from 1,600 images.
+digits, animals      R8(24) and a depth-separable net with a twentieth (animals: a thirtieth) of its parameters, learnt
+                     from 1,600 images.
+tiny                 the digits again, with a thirtieth, and then quantized.
 series               a GRU and a smaller one, on recordings of people that neither has seen.
 sentences            MiniLM with three of its six layers, from the teacher's answers alone.
 
 Per seed a teacher is trained (once: kept in build/), and `omgoptim.distill` runs whole, with `control`; the first
-seed's digits are quantized too. Every quality comes from a reopened artifact on the eval split, which chose nothing.
+seed's tiny student is quantized too. Every quality comes from a reopened artifact on the eval split, which chose
+nothing.
 
-    python benchmarks/distill.py [--part digits animals series sentences] [--seeds 0 1 2 3 4] [--quick]
+    python benchmarks/distill.py [--part digits tiny animals series sentences] [--seeds 0 1 2 3 4] [--quick]
 """
 
 from __future__ import annotations
@@ -58,11 +61,14 @@ class Part:
     """Bar: points below the teacher, at most, mean over seeds; None: no bar was set."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Of `omgoptim.distill`."""
+    student: str = ""
+    """In distill_nets.py; default: `<nets>_student`."""
 
 
 IMAGES: dict[str, Any] = {"learning_rate": 0.02, "lr_schedule": "one_cycle", "warmup": 0.3}
 PARTS = {
-    "digits": Part("digits", "images", 20, 3e-3, 20, 0.5, {**IMAGES, "epochs": 40}),
+    "digits": Part("digits", "images", 20, 3e-3, 20, 0.5, {**IMAGES, "epochs": 40}, "wider_student"),
+    "tiny": Part("digits", "images", 20, 3e-3, 20, None, {**IMAGES, "epochs": 40}),
     "animals": Part("animals", "images", 20, 3e-3, 20, None, {**IMAGES, "epochs": 20}),
     "series": Part("watch", "series", 16, 5e-3, 10, 1.0, {**IMAGES, "epochs": 30, "learning_rate": 0.01}),
 }
@@ -72,10 +78,11 @@ SMALLER = 60
 SENTENCES: dict[str, Any] = {
     "student": "fewer_layers",
     "keep_layers": 3,
-    "epochs": 4,
-    "learning_rate": 3e-4,
+    "epochs": 8,
+    "learning_rate": 4e-4,
     "lr_schedule": "one_cycle",
     "warmup": 0.1,
+    "mixed_precision": "bf16",
 }
 RANKING = 0.95
 """Bar: Spearman's rank correlation with the teacher's similarities, at least."""
@@ -143,7 +150,7 @@ def run_seed(part: Part, seed: int, cache: Path, quick: bool) -> tuple[Result, s
         "max_quality_drop": 1.0,
     }
     student = {
-        "student": f"distill_nets.py:{part.nets}_student",
+        "student": f"distill_nets.py:{part.student or part.nets + '_student'}",
         "student_kwargs": {"seed": 1000 + seed},
         "control": True,
         "timing": "quick",
@@ -191,7 +198,7 @@ def run_part(name: str, seeds: list[int], cache: Path, quick: bool) -> tuple[lis
         for seed in seeds:
             result, run_id, given = run_seed(part, seed, cache, quick)
             results.append(result)
-            if name == "digits" and seed == seeds[0]:
+            if name == "tiny" and seed == seeds[0]:
                 kept["quantized"] = quantized(run_id, given, result)
     rows = [
         (what, *mean_interval([getattr(result, what) for result in results]))

@@ -102,7 +102,9 @@ STEP_OF = {
 
 AUTO = "omgoptim"
 
-BUILD = "import runpy, sys, os; sys.path.insert(0, os.path.dirname(sys.argv[1])); runpy.run_path(sys.argv[1])['build']()"
+BUILD = (
+    "import runpy, sys, os; sys.path.insert(0, os.path.dirname(sys.argv[1])); runpy.run_path(sys.argv[1])['build']()"
+)
 
 
 def timed(command: list[str], log: Path) -> float:
