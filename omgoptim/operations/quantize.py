@@ -26,7 +26,7 @@ from omgoptim.operations.qat import TRAINED, Trained, train
 from omgoptim.operations.screening import Attempt, choose_finalists, screen, within
 from omgoptim.operations.splits import Splits, splits_of
 from omgoptim.operations.subject import Live, Subject, prepare
-from omgoptim.operations.timing import OVERLOADED, full_race, told
+from omgoptim.operations.timing import OVERLOADED, as_fast, full_race, told
 from omgoptim.operations.verdict import (
     holds,
     load_warnings,
@@ -39,9 +39,6 @@ from omgoptim.reports import Candidate, Coverage, EfficiencyReport
 from omgoptim.requests import QuantizeRequest
 from omgoptim.requests.quantize import Qat
 from omgoptim.runtimes.engine import Kernel
-
-AS_FAST = 1.02
-"""Finalists within this factor of the fastest count as equally fast: the smallest of them wins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +160,8 @@ def _final_race(
     if not finished:
         raise next(attempt.error for attempt in finalists if attempt.error)
     fastest = max(attempt.speedup for attempt, _, _ in finished)
-    level = [entry for entry in finished if entry[0].speedup * AS_FAST >= fastest]
+    factor = as_fast(finished[0][1], raced.load)
+    level = [entry for entry in finished if entry[0].speedup * factor >= fastest]
     winner, timing, target = min(level, key=lambda entry: entry[0].made.size_bytes or 0)
     scale = winner.speedup / (screened[winner.made.option.name] or winner.speedup)
     for attempt, _, _ in finished:

@@ -19,6 +19,9 @@ BUSY = 0.25
 OVERLOADED = 0.45
 """Load above which no ratio of times is told at all: thread pools that wait for a core are not slower models."""
 
+AS_FAST, AS_FAST_ONCE, AS_FAST_UNDER_LOAD = 1.02, 1.1, 1.25
+"""Contestants within this factor count as equally fast: over several launches, in a single one, on a busy machine."""
+
 PATIENCE_S = {"quick": 0.0, "standard": 20.0, "careful": 60.0}
 """How long a run waits for a busy machine to become quiet, by timing."""
 
@@ -92,3 +95,10 @@ def _plan(timing: str, load: float) -> Plan:
     if load > BUSY and plan.launches > 1:
         return replace(plan, launches=plan.launches + 3, most_launches=plan.most_launches + 4)
     return plan
+
+
+def as_fast(timing: Timing, load: float) -> float:
+    """How much slower than another one may have been measured, as a factor, and still count as equally fast."""
+    if load > OVERLOADED:
+        return AS_FAST_UNDER_LOAD
+    return AS_FAST if timing.launches > 1 else AS_FAST_ONCE
