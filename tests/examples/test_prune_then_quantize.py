@@ -19,7 +19,9 @@ def test_both_steps_shrink_the_model_and_the_second_goes_on_from_the_first(
     pruned, quantized = example.main("quick")
     assert pruned.after.params < 0.3 * pruned.before.params
     assert quantized.before.params == pruned.after.params
-    assert quantized.after.size_bytes < pruned.after.size_bytes < pruned.before.size_bytes
+    assert pruned.after.size_bytes < pruned.before.size_bytes
+    sizes = [candidate.size_bytes for candidate in quantized.candidates if candidate.size_bytes]
+    assert min(sizes) < 0.5 * pruned.after.size_bytes  # which of them is the fastest is the machine's to say
     assert quantized.lineage == [pruned.run_id, quantized.run_id]
 
 
