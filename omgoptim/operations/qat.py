@@ -28,7 +28,7 @@ from omgoptim.requests import ModelRequest, QuantizeRequest, TrainingRequest
 from omgoptim.requests.quantize import Qat
 from omgoptim.requests.training import TrainingFields
 from omgoptim.techniques.quantize.learned import Scaling, scaling_of
-from omgoptim.techniques.quantize.onnx_file import lacks_int8_dot_product
+from omgoptim.techniques.quantize.onnx_file import weight_levels
 from omgoptim.techniques.quantize.qat import static_of
 from omgoptim.techniques.registry import Outcome
 from omgoptim.training.batches import Batches
@@ -209,7 +209,7 @@ def _simulation(params: Qat, scaling: Scaling) -> Simulation:
     return Simulation(
         per_channel=params.granularity == "per_channel",
         symmetric=params.symmetric,
-        weight_levels=64 if lacks_int8_dot_product() else 127,
+        weight_levels=weight_levels(),
         targets=params.targets,
         ignore=params.ignore,
         factors={path: torch.from_numpy(array) for path, array in scaling.factors.items()},

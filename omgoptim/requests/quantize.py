@@ -90,7 +90,7 @@ class Qat(TrainingFields, Params):
 
 
 class WeightOnly(Params):
-    """Int4 or int8 weights of Linear layers in groups, packed on disk; computed in float. Needs no data."""
+    """Int4 or int8 weights of Linear layers in groups, packed on disk and unpacked while computing. Needs no data."""
 
     scheme: Literal["weight_only"] = "weight_only"
     num_bits: Literal[4, 8] = 4

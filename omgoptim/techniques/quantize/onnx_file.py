@@ -120,6 +120,11 @@ def lacks_int8_dot_product() -> bool:
         return True
 
 
+def weight_levels() -> int:
+    """The largest integer of a symmetric int8 weight on this CPU, as ONNX Runtime's writer has it."""
+    return 64 if lacks_int8_dot_product() else 127
+
+
 @contextlib.contextmanager
 def as_technique_error(what: str, fix: str = "") -> Iterator[None]:
     """Turn whatever a foreign library raises into a TechniqueError, which is a recorded candidate failure."""

@@ -19,7 +19,7 @@ from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize.calibration import Batch
 from omgoptim.techniques.quantize.lowering import Range, StoredWeight, by_name, lower, set_integers, stored_weights
 from omgoptim.techniques.quantize.moments import Moments, collect, is_readable
-from omgoptim.techniques.quantize.onnx_file import lacks_int8_dot_product
+from omgoptim.techniques.quantize.onnx_file import weight_levels
 from omgoptim.techniques.quantize.weighted import Weighted, bias_of, set_bias, weighted_layers
 
 LARGEST_PATCH = 4608
@@ -110,8 +110,7 @@ def _round(work: Work, layer: Weighted, units: NDArray[np.float32], fit: Moments
 
     bias = work.biases[layer.name]
     w_GOK = units.reshape(*units.shape[:2], -1).astype(np.float64)
-    highest = 64 if lacks_int8_dot_product() else 127
-    found = rounded(w_GOK, fit, held, highest=highest, centred=bias is not None)
+    found = rounded(w_GOK, fit, held, highest=weight_levels(), centred=bias is not None)
     integers, scales = found.reshape(units.shape), _scales(layer, work.stored[layer.name])
     layer.write((integers * scales).astype(np.float32))
     set_integers(work.simulated, layer.name, layer.restore(integers).astype(np.int8))

@@ -32,7 +32,7 @@ from omgoptim.techniques.quantize.layer_statistics import (
     quantizable,
     statistics_of,
 )
-from omgoptim.techniques.quantize.onnx_file import as_technique_error, lacks_int8_dot_product
+from omgoptim.techniques.quantize.onnx_file import as_technique_error, weight_levels
 
 Array = NDArray[Any]
 
@@ -66,8 +66,7 @@ class Rounding:
         """What a params class of calibrated int8 asks for, on this processor."""
         per_channel = getattr(params, "granularity", "per_channel") == "per_channel"
         outputs = getattr(params, "algorithm", "auto") != "nncf"
-        levels = 63 if lacks_int8_dot_product() else 127
-        return cls(per_channel, getattr(params, "symmetric", False), levels, outputs)
+        return cls(per_channel, getattr(params, "symmetric", False), weight_levels(), outputs)
 
 
 class Simulation:
