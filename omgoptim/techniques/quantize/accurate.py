@@ -21,12 +21,12 @@ from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize.activations import Values, has_free_batch, outputs, sqnr_db
 from omgoptim.techniques.quantize.bias_correction import corrected
 from omgoptim.techniques.quantize.calibration import Batch, size_of, split
-from omgoptim.techniques.quantize.equalization import equalized
+from omgoptim.techniques.quantize.equalization import SHARES, equalized
 from omgoptim.techniques.quantize.lowering import Range, activation_parameters, lower, set_scale
 from omgoptim.techniques.quantize.ranges import Method, observe, ranges_of
 from omgoptim.techniques.quantize.rounding import with_learned_rounding
 
-SHARES: dict[bool, tuple[float, ...]] = {False: (1.0, 0.5), True: (1.0, 0.75, 0.5)}
+SHARES_TRIED: dict[bool, tuple[float, ...]] = {False: SHARES, True: (1.0, 0.75, 0.5)}
 """Of `equalized`, to be tried without and with a learned rounding."""
 
 METHODS: dict[bool, tuple[Method, ...]] = {
@@ -161,7 +161,9 @@ def _equalize(model: ModelProto, settings: Settings, notes: list[str]) -> State:
     if not settings.params.equalize:
         return best
     plain, count = best.sqnr_db, 0
-    shares = SHARES[settings.params.rounding == "adaround"] if settings.params.granularity == "per_channel" else (1.0,)
+    shares = (
+        SHARES_TRIED[settings.params.rounding == "adaround"] if settings.params.granularity == "per_channel" else (1.0,)
+    )
     for index, share in enumerate(shares):
         settings.progress("scaling channels", index / len(shares))
         scaled, groups = equalized(model, layers(model), settings.params, share, batches=settings.data.fit)

@@ -6,6 +6,7 @@ program's batch is free, so that memory does not grow with the calibration set.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,9 @@ from omgoptim.techniques.quantize.onnx_file import as_technique_error
 
 SLICE_BYTES = 2**28
 """Bytes of watched tensors that may be held at once."""
+
+SILENCE_DB = 120.0
+"""What is told where no noise is left."""
 
 Values = dict[str, NDArray[Any]]
 
@@ -53,7 +57,8 @@ class Watch:
         self.sliceable = has_free_batch(model)
         self.slice = 0  # samples; 0: not known yet
         self.computed = [name for name in dict.fromkeys(self.names) if name not in self.inputs]
-        self.session = _session(_only(model, self.computed), exact, threads) if self.computed else None
+        level = "ORT_DISABLE_ALL" if exact else "ORT_ENABLE_ALL"
+        self.session = open_program(_only(model, self.computed), threads, level) if self.computed else None
 
     def run(self, batch: Batch) -> Values:
         """The watched tensors of a batch."""
@@ -87,20 +92,62 @@ def outputs(model: ModelProto, batches: Sequence[Batch], threads: int = 1) -> li
 
 
 def sqnr_db(want: Sequence[Values], got: Sequence[Values]) -> float:
-    """Signal to quantization noise of the outputs in dB: 10 log10(E[y^2] / E[(y - y')^2]), the mean over outputs.
+    """Signal to quantization noise of the outputs, in dB; of an output that is no number -inf."""
+    return decibels(noise_over_signal([list(one.values()) for one in want], [list(one.values()) for one in got]))
 
-    An output of integers counts by nothing; a value that is no number is the worst there is.
+
+def noise_over_signal(want: Sequence[Sequence[NDArray[Any]]], got: Sequence[Sequence[NDArray[Any]]]) -> float:
+    """E[(y - y')^2] / E[y^2] of outputs, batch by batch lists of arrays: the mean over outputs.
+
+    An output of integers counts for nothing, and so do positions that are not finite in `want` (a mask). Infinite where
+    `got` is not finite and `want` is.
     """
-    levels = []
-    for name in want[0]:
-        if not np.issubdtype(want[0][name].dtype, np.floating):
+    ratios = []
+    for index, first in enumerate(want[0]):
+        if not np.issubdtype(np.asarray(first).dtype, np.floating):
             continue
-        signal = sum(float(np.square(values[name], dtype=np.float64).sum()) for values in want)
-        noise = sum(float(np.square(a[name] - b[name], dtype=np.float64).sum()) for a, b in zip(want, got, strict=True))
-        if not np.isfinite(noise):
-            return -np.inf
-        levels.append(10 * np.log10(max(signal, 1e-30) / max(noise, 1e-30)))
-    return float(np.mean(levels)) if levels else 0.0
+        signal = noise = 0.0
+        for before, after in ((np.asarray(a[index]), np.asarray(b[index])) for a, b in zip(want, got, strict=True)):
+            counts = np.isfinite(before)
+            known, given = before[counts].astype(np.float64), after[counts].astype(np.float64)
+            if not np.isfinite(given).all():
+                return math.inf
+            signal += float(np.square(known).sum())
+            noise += float(np.square(given - known).sum())
+        ratios.append(noise / signal if signal > 0 else (1.0 if noise > 0 else 0.0))
+    return float(np.mean(ratios)) if ratios else 0.0
+
+
+def decibels(noise_over_signal: float) -> float:
+    """-10 log10 of it; at most `SILENCE_DB`, and -inf for an infinite one."""
+    if math.isinf(noise_over_signal):
+        return -math.inf
+    return min(SILENCE_DB, -10 * math.log10(noise_over_signal)) if noise_over_signal > 0 else SILENCE_DB
+
+
+def open_program(model: ModelProto, threads: int, level: str = "ORT_ENABLE_ALL") -> Any:
+    """A session on a program in memory; what is too large for a message goes through a file that is gone afterwards.
+
+    Args:
+        level: name of ONNX Runtime's graph optimization level. At `ORT_ENABLE_BASIC` and below, pairs of
+            QuantizeLinear and DequantizeLinear are computed as they are written.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if level in ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC"):
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    providers = ["CPUExecutionProvider"]
+    with as_technique_error("ONNX Runtime cannot open the program"):
+        if not is_large(model):
+            return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
+        with tempfile.TemporaryDirectory() as folder:
+            save(model, Path(folder) / "program.onnx")
+            return onnxruntime.InferenceSession(str(Path(folder) / "program.onnx"), options, providers=providers)
 
 
 def _only(model: ModelProto, names: Sequence[str]) -> ModelProto:
@@ -129,20 +176,3 @@ def has_free_batch(model: ModelProto) -> bool:
         return len(dims) > 0 and not dims[0].HasField("dim_value")
 
     return all(free(value) for value in (*model.graph.input, *model.graph.output))
-
-
-def _session(model: ModelProto, exact: bool, threads: int) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    levels = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_DISABLE_ALL if exact else levels.ORT_ENABLE_ALL
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    providers = ["CPUExecutionProvider"]
-    with as_technique_error("ONNX Runtime cannot open the program"):
-        if not is_large(model):
-            return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=providers)
-        with tempfile.TemporaryDirectory() as folder:
-            save(model, Path(folder) / "watched.onnx")
-            return onnxruntime.InferenceSession(str(Path(folder) / "watched.onnx"), options, providers=providers)

@@ -19,15 +19,16 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from omgoptim.models.onnx_graph import Layer
 
 
-def quantize_rows(w_VD: NDArray[np.float32], per_row: bool) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric int8 of a matrix (V, D).
+def quantize_rows(w: NDArray[np.float32], per_row: bool) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Symmetric int8 of an array (…, D) whose rows lie along its last axis.
 
     Returns:
-        Integers (V, D) and scales: (V, 1) if `per_row`, else (1, 1). A row of zeros has scale 1.
+        Integers (…, D) and scales: (…, 1) if `per_row`, else a single one of as many dimensions. A row of zeros has
+        scale 1.
     """
-    peak = np.abs(w_VD).max(axis=1 if per_row else None, keepdims=True)
-    s_V1 = np.where(peak > 0, peak / 127, 1).astype(np.float32)
-    return np.clip(np.rint(w_VD / s_V1), -127, 127).astype(np.int8), s_V1
+    peak = np.abs(w).max(axis=-1 if per_row else None, keepdims=True)
+    scales = np.where(peak > 0, peak / 127, 1).astype(np.float32)
+    return np.clip(np.rint(w / scales), -127, 127).astype(np.int8), scales
 
 
 def quantize_embeddings(model: ModelProto, chosen: Sequence[Layer], per_row: bool) -> None:

@@ -36,6 +36,9 @@ from omgoptim.techniques.quantize.calibration import Batch
 from omgoptim.techniques.quantize.channel_groups import Group, groups
 from omgoptim.techniques.quantize.weighted import Weighted, bias_of, set_bias, weighted_layers
 
+SHARES = (1.0, 0.5)
+"""Values of `a` that are worth trying."""
+
 ROUNDS = 20
 """Of the per-tensor formula, which settles one pair of layers at a time."""
 

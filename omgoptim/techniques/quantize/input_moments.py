@@ -5,9 +5,7 @@ The products are outputs added to a copy of the program, so that activations nev
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from omgoptim.errors import DataError
-from omgoptim.models.onnx_file import save
+from omgoptim.techniques.quantize.activations import open_program
 from omgoptim.techniques.quantize.onnx_file import as_technique_error
 
 Batches = Sequence[Mapping[str, NDArray[Any]]]
@@ -25,15 +23,12 @@ AT_ONCE_BYTES = 2**28
 """Moments that one pass over the batches may hold."""
 
 
-def input_moments(
-    model: ModelProto, widths: Mapping[str, int], batches: Batches, scratch: Path, threads: int
-) -> Moments:
+def input_moments(model: ModelProto, widths: Mapping[str, int], batches: Batches, threads: int) -> Moments:
     """Sum of x x' over every position of every sample.
 
     Args:
         widths: tensor name to the size K of its last axis.
         batches: inputs of the program by name.
-        scratch: an existing folder.
 
     Returns:
         Tensor name to (K, K).
@@ -49,7 +44,7 @@ def input_moments(
         while waiting and size + 4 * widths[waiting[0]] ** 2 <= AT_ONCE_BYTES:
             size += 4 * widths[waiting[0]] ** 2
             some.append(waiting.pop(0))
-        found |= _one_pass(model, {name: widths[name] for name in some}, batches, scratch, threads)
+        found |= _one_pass(model, {name: widths[name] for name in some}, batches, threads)
     for name, h_KK in found.items():
         if not np.isfinite(h_KK).all():
             raise DataError(
@@ -60,9 +55,7 @@ def input_moments(
     return found
 
 
-def _one_pass(model: ModelProto, widths: Mapping[str, int], batches: Batches, scratch: Path, threads: int) -> Moments:
-    import onnxruntime
-
+def _one_pass(model: ModelProto, widths: Mapping[str, int], batches: Batches, threads: int) -> Moments:
     watched = ModelProto()
     watched.CopyFrom(model)
     for index, (name, width) in enumerate(widths.items()):
@@ -77,17 +70,11 @@ def _one_pass(model: ModelProto, widths: Mapping[str, int], batches: Batches, sc
             ]
         )
         watched.graph.output.append(helper.make_tensor_value_info(stem, TensorProto.FLOAT, [width, width]))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
     names = [value.name for value in model.graph.input]
     outputs = [f"omgoptim_moments_{index}" for index in range(len(widths))]
-    with tempfile.TemporaryDirectory(dir=scratch) as folder, as_technique_error("the program does not run"):
-        save(watched, Path(folder) / "watched.onnx")
-        session = onnxruntime.InferenceSession(
-            str(Path(folder) / "watched.onnx"), options, providers=["CPUExecutionProvider"]
-        )
-        sums = [np.zeros((width, width), np.float32) for width in widths.values()]
+    session = open_program(watched, threads)
+    sums = [np.zeros((width, width), np.float32) for width in widths.values()]
+    with as_technique_error("the program does not run on the calibration data"):
         for batch in batches:
             for total, part in zip(sums, session.run(outputs, {name: batch[name] for name in names}), strict=True):
                 total += part

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto
 
-from omgoptim.models.onnx_file import load, save
+from omgoptim.models.onnx_file import load
 from omgoptim.models.onnx_graph import Layer, layers, module_paths
 from omgoptim.techniques.quantize.activations import Watch
-from omgoptim.techniques.quantize.onnx_file import as_technique_error, at_opset, fold
+from omgoptim.techniques.quantize.onnx_file import at_opset, fold
 
 Array = NDArray[Any]
 
@@ -167,26 +167,6 @@ def input_ranges(batches: Sequence[Mapping[str, Array]]) -> dict[str, tuple[floa
                 low, high = ranges.get(name, (np.inf, -np.inf))
                 ranges[name] = min(low, float(finite.min())), max(high, float(finite.max()))
     return ranges
-
-
-def open_program(model: ModelProto, threads: int) -> Any:
-    """A session on a program in memory that computes Quantize/Dequantize pairs as they are written.
-
-    It goes through a file that is gone afterwards: protobuf cannot hold a large program in one message.
-    """
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    with tempfile.TemporaryDirectory() as folder, as_technique_error("ONNX Runtime cannot open the program"):
-        save(model, Path(folder) / "program.onnx")
-        return onnxruntime.InferenceSession(
-            str(Path(folder) / "program.onnx"), options, providers=["CPUExecutionProvider"]
-        )
 
 
 def _one(array: Array, channel_axis: int) -> LayerStatistics:

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from omgoptim.models.onnx_graph import Layer
+from omgoptim.techniques.quantize.activations import decibels
 from omgoptim.techniques.quantize.layer_statistics import Quantizable
-from omgoptim.techniques.quantize.simulation import Simulation, activation_grid, decibels, rounded_weight
+from omgoptim.techniques.quantize.lowering import affine
+from omgoptim.techniques.quantize.simulation import Simulation, rounded_weight
 
 MOST_LAYERS = 60
 """Layers that are run one by one; of a larger model those whose own rounding is worst."""
@@ -107,5 +109,5 @@ def own_noise(simulation: Simulation, item: Quantizable) -> float:
     given = simulation.statistics.get(item.activation or "")
     if given is None or given.power <= 0:
         return lost / signal
-    scale, _ = activation_grid(given.low, given.high, rounding.symmetric)
+    scale, _ = affine((given.low, given.high), rounding.symmetric)
     return lost / signal + scale**2 / 12 / given.power

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from omgoptim.models.onnx_graph import Layer
+from omgoptim.techniques.quantize.embeddings import quantize_rows
 
 RECURRENT = ("GRU", "LSTM", "RNN")
 
@@ -37,7 +36,7 @@ def store_recurrent(model: ModelProto, chosen: Sequence[Layer], per_row: bool = 
         tensor = tensors.get(name)
         if tensor is None or tensor.data_type != TensorProto.FLOAT or len(tensor.dims) != 3:
             continue
-        values, scales = quantize_gate_rows(numpy_helper.to_array(tensor), per_row)
+        values, scales = quantize_rows(numpy_helper.to_array(tensor), per_row)
         model.graph.initializer.remove(tensor)
         model.graph.initializer.append(numpy_helper.from_array(values, f"{name}_gates_quantized"))
         model.graph.initializer.append(numpy_helper.from_array(scales, f"{name}_gates_scale"))
@@ -49,14 +48,3 @@ def store_recurrent(model: ModelProto, chosen: Sequence[Layer], per_row: bool = 
     nodes = list(model.graph.node)
     del model.graph.node[:]
     model.graph.node.extend([*added, *nodes])
-
-
-def quantize_gate_rows(w_DRK: NDArray[np.float32], per_row: bool) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric int8 of a recurrent weight: D directions, R = gates * hidden rows, K inputs.
-
-    Returns:
-        Integers (D, R, K) and scales: (D, R, 1) if `per_row`, else (1, 1, 1). A row of zeros has scale 1.
-    """
-    peak = np.abs(w_DRK).max(axis=2 if per_row else None, keepdims=True)
-    scales = np.where(peak > 0, peak / 127, 1).astype(np.float32)
-    return np.clip(np.rint(w_DRK / scales), -127, 127).astype(np.int8), scales

@@ -22,28 +22,23 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from omgoptim.errors import OmgoptimError
 from omgoptim.models.onnx_graph import Layer, layers, select
 from omgoptim.requests.quantize import Static
-from omgoptim.techniques.quantize.equalization import equalized
+from omgoptim.techniques.quantize.activations import decibels, noise_over_signal, open_program
+from omgoptim.techniques.quantize.equalization import SHARES, equalized
 from omgoptim.techniques.quantize.layer_statistics import (
     LayerStatistics,
     Quantizable,
     few,
     folded,
-    open_program,
     quantizable,
     statistics_of,
 )
+from omgoptim.techniques.quantize.lowering import affine
 from omgoptim.techniques.quantize.onnx_file import as_technique_error, weight_levels
 
 Array = NDArray[Any]
 
 SAMPLES = 48
 """Samples that noise is measured on."""
-
-SHARES = (1.0, 0.5)
-"""Ways of scaling channels that are tried, as `accurate.py` does."""
-
-SILENCE_DB = 120.0
-"""What is told where no noise is left."""
 
 SWITCHES = "omgoptim.quantized"
 """Name of the program's input that says which layers are quantized."""
@@ -90,7 +85,9 @@ class Simulation:
         self.layers = quantizable(model, chosen)
         self.statistics = statistics_of(model, self.layers, batches, threads, rounding.outputs)
         self._index = {item.layer.node: i for i, item in enumerate(self.layers)}
-        self._session = open_program(switchable(model, self.layers, self.statistics, rounding), threads)
+        self._session = open_program(
+            switchable(model, self.layers, self.statistics, rounding), threads, "ORT_ENABLE_BASIC"
+        )
         self._original = [self.outputs((), batch) for batch in batches]
 
     @property
@@ -167,38 +164,9 @@ def simulation_of(
 
 
 def sqnr_db(original: Sequence[Sequence[Array]], noisy: Sequence[Sequence[Array]]) -> float:
-    """SQNR of outputs, batch by batch lists of arrays: 10 log10 of signal over noise, averaged as noise over signal.
-
-    Positions that are not finite in the original (a mask) do not count; an output that is not finite where the
-    original is counts as all noise. At most `SILENCE_DB`.
-    """
-    ratios = []
-    for index in range(len(original[0])):
-        pairs = [(np.asarray(a[index]), np.asarray(b[index])) for a, b in zip(original, noisy, strict=True)]
-        if not np.issubdtype(pairs[0][0].dtype, np.floating):
-            continue
-        signal = noise = 0.0
-        for before, after in pairs:
-            counts = np.isfinite(before)
-            known = before[counts].astype(np.float64)
-            error = np.nan_to_num(after[counts].astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0) - known
-            signal += float(np.square(known).sum())
-            noise += float(np.square(error).sum())
-        ratios.append(noise / signal if signal > 0 else (1.0 if noise > 0 else 0.0))
-    return decibels(float(np.mean(ratios)) if ratios else 0.0)
-
-
-def decibels(noise_over_signal: float) -> float:
-    return min(SILENCE_DB, -10 * math.log10(noise_over_signal)) if noise_over_signal > 0 else SILENCE_DB
-
-
-def activation_grid(low: float, high: float, symmetric: bool) -> tuple[float, int]:
-    """Scale and zero point of a range: uint8 with one, or int8 without. Zero is always on the grid."""
-    if symmetric:
-        return max(abs(low), abs(high)) / 127 or 1.0, 0
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = (high - low) / 255 or 1.0
-    return scale, round(-low / scale)
+    """SQNR of outputs, batch by batch lists of arrays; one that is not finite where the original is is all noise."""
+    ratio = noise_over_signal(original, noisy)
+    return decibels(1.0 if math.isinf(ratio) else ratio)
 
 
 def rounded_weight(weight: Array, axis: int, rounding: Rounding) -> Array:
@@ -259,7 +227,7 @@ class _Writer:
 
     def round(self, tensor: str, name: str, given: LayerStatistics, rounding: Rounding, output: str = "") -> str:
         """The tensor, rounded if the layer's switch is on; the switch was read before."""
-        scale, zero = activation_grid(given.low, given.high, rounding.symmetric)
+        scale, zero = affine((given.low, given.high), rounding.symmetric)
         grid = [
             self.constant(f"{name}_scale", np.array(scale, np.float32)),
             self.constant(f"{name}_zero", np.array(zero, np.int8 if rounding.symmetric else np.uint8)),

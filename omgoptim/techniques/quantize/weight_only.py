@@ -21,17 +21,16 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 
 from omgoptim.errors import TechniqueError
 from omgoptim.models.onnx_file import load
 from omgoptim.models.onnx_graph import CONV, Layer, layers, module_paths, select
 from omgoptim.requests.quantize import WeightOnly
-from omgoptim.techniques.quantize.calibration import batches_for
+from omgoptim.techniques.quantize.activations import has_free_batch
+from omgoptim.techniques.quantize.calibration import batches_for, split
 from omgoptim.techniques.quantize.coverage import outcome
 from omgoptim.techniques.quantize.embeddings import quantize_embeddings
 from omgoptim.techniques.quantize.error_feedback import output_error, round_with_feedback
@@ -84,7 +83,7 @@ def apply(source: Path, target: Path, params: WeightOnly, run: ProgramRun) -> Ou
         chosen = [layer for layer in select(before, params.targets, params.ignore) if not layer.is_quantized]
         split_gemms(model, {layer.node for layer in chosen})
         sizes = _group_sizes(model, chosen, params.group_size)
-        fitted, held_out = _moments(model, chosen, sizes, run, Path(scratch))
+        fitted, held_out = _moments(model, chosen, sizes, run)
     precisions, improved = _pack(model, chosen, sizes, params, fitted, held_out)
     quantize_embeddings(model, chosen, per_row=True)
     store_recurrent(model, chosen)
@@ -112,7 +111,7 @@ def _group_sizes(model: ModelProto, chosen: Sequence[Layer], asked: int) -> dict
 
 
 def _moments(
-    model: ModelProto, chosen: Sequence[Layer], sizes: Mapping[str, int], run: ProgramRun, scratch: Path
+    model: ModelProto, chosen: Sequence[Layer], sizes: Mapping[str, int], run: ProgramRun
 ) -> tuple[Moments, Moments]:
     """Second moments of the inputs of each packed weight, by weight: to fit to, and to judge by. Empty without data."""
     if not run.calibration or not sizes:
@@ -120,8 +119,8 @@ def _moments(
     readers = {name: nodes for name, nodes in stored_products(model, chosen).items() if name in sizes}
     of_input = {t.name: t.dims[0] for t in model.graph.initializer if t.name in readers and t.dims[0] <= WIDEST}
     widths = {node.input[0]: of_input[name] for name, nodes in readers.items() if name in of_input for node in nodes}
-    parts = _halves(batches_for(model, run, SAMPLES))
-    moments = [input_moments(model, widths, part, scratch, run.threads) for part in parts]
+    parts = split(batches_for(model, run, SAMPLES), 2, sliceable=has_free_batch(model))
+    moments = [input_moments(model, widths, part, run.threads) for part in parts]
     by_weight = [
         {
             name: np.asarray(sum(of[node.input[0]] for node in nodes), np.float32)
@@ -131,17 +130,6 @@ def _moments(
         for of in moments
     ]
     return by_weight[0], by_weight[-1]
-
-
-def _halves(batches: Sequence[dict[str, NDArray[Any]]]) -> list[list[dict[str, NDArray[Any]]]]:
-    """Every second batch to fit to, the others to judge by; a single batch is split, a single sample serves both."""
-    if len(batches) > 1:
-        return [list(batches[0::2]), list(batches[1::2])]
-    size = max((len(array) for array in batches[0].values() if array.ndim), default=1)
-    if size < 2:
-        return [list(batches)]
-    whole = batches[0]
-    return [[{n: a[cut] for n, a in whole.items()}] for cut in (slice(0, size // 2), slice(size // 2, None))]
 
 
 def _pack(

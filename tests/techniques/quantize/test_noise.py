@@ -13,12 +13,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from omgoptim.errors import TechniqueError
 from omgoptim.requests.quantize import Static
+from omgoptim.techniques.quantize.activations import SILENCE_DB
+from omgoptim.techniques.quantize.lowering import affine
 from omgoptim.techniques.quantize.noise import measure_noise
 from omgoptim.techniques.quantize.simulation import (
-    SILENCE_DB,
     Rounding,
     Simulation,
-    activation_grid,
     rounded_weight,
     simulation_of,
     sqnr_db,
@@ -79,11 +79,11 @@ def test_masked_outputs_do_not_count_and_lost_ones_count_as_noise() -> None:
 
 
 def test_grids_and_weights_are_rounded_as_by_hand() -> None:
-    scale, zero = activation_grid(-1.0, 4.1, symmetric=False)
+    scale, zero = affine((-1.0, 4.1), symmetric=False)
     assert scale == pytest.approx(0.02)
     assert zero == 50
-    assert activation_grid(0.5, 5.1, symmetric=False) == (pytest.approx(0.02), 0)
-    assert activation_grid(-2.54, 1.0, symmetric=True) == (pytest.approx(0.02), 0)
+    assert affine((0.5, 5.1), symmetric=False) == (pytest.approx(0.02), 0)
+    assert affine((-2.54, 1.0), symmetric=True) == (pytest.approx(0.02), 0)
     weight = np.array([[1.27, 0.014], [12.7, 0.26]], np.float32)
     per_row = rounded_weight(weight, 0, FULL)
     assert per_row == pytest.approx(np.array([[1.27, 0.01], [12.7, 0.3]]), abs=1e-6)
@@ -94,7 +94,7 @@ def test_grids_and_weights_are_rounded_as_by_hand() -> None:
 def test_one_layer_quantized_gives_what_numpy_gives_by_hand(tmp_path: Path, draw: Callable[..., Array]) -> None:
     weight, x = draw(6, 4), draw(16, 6)
     simulation = simulated(program(tmp_path / "net.onnx", {"a": weight}), [{"x": x}])
-    scale, zero = activation_grid(float(x.min()), float(x.max()), symmetric=False)
+    scale, zero = affine((float(x.min()), float(x.max())), symmetric=False)
     integers = np.clip(np.rint(x / np.float32(scale)) + zero, 0, 255)
     by_hand = ((integers - zero) * np.float32(scale)) @ rounded_weight(weight, 1, FULL)
     given = np.concatenate([simulation.outputs({"node_a"}, batch)[0] for batch in simulation.batches])

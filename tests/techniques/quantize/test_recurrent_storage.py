@@ -13,7 +13,8 @@ from omgoptim.measure.program_macs import count_program
 from omgoptim.models.onnx_file import load
 from omgoptim.models.onnx_graph import count_params, layers
 from omgoptim.requests.quantize import Dynamic, WeightOnly
-from omgoptim.techniques.quantize.recurrent_storage import quantize_gate_rows, store_recurrent
+from omgoptim.techniques.quantize.embeddings import quantize_rows
+from omgoptim.techniques.quantize.recurrent_storage import store_recurrent
 
 
 class Reader(nn.Module):
@@ -61,10 +62,10 @@ def ops(model: onnx.ModelProto) -> Counter[str]:
 
 def test_the_scales_of_a_row_are_those_computed_by_hand():
     w_DRK = np.array([[[1.27, -0.3], [0, 0]]], np.float32)
-    q, s = quantize_gate_rows(w_DRK, per_row=True)
+    q, s = quantize_rows(w_DRK, per_row=True)
     np.testing.assert_allclose(s, [[[0.01], [1]]], rtol=1e-6)
     np.testing.assert_array_equal(q, [[[127, -30], [0, 0]]])
-    assert quantize_gate_rows(w_DRK, per_row=False)[1].shape == (1, 1, 1)
+    assert quantize_rows(w_DRK, per_row=False)[1].shape == (1, 1, 1)
 
 
 @pytest.mark.parametrize("options", [{"num_layers": 2, "bidirectional": True}, {"bias": False}])
