@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from onnx import ModelProto
 
+from omgoptim.errors import TechniqueError
 from omgoptim.models.onnx_graph import Layer, layers
 from omgoptim.reports import Change, Skip
 from omgoptim.techniques.registry import Outcome
@@ -56,6 +57,24 @@ def outcome(
         else:
             skipped.append(Skip(path=layer.path, reason=reasons.get(layer.op, NOT_TAKEN)))
     return Outcome(changed, skipped)
+
+
+def no_layer_left(scheme: str, before: Sequence[Layer], chosen: Sequence[Layer]) -> TechniqueError | None:
+    """The error of a scheme that has no layer to work on; None where it has one.
+
+    Args:
+        scheme: in words: `static quantization`.
+        before: every layer of the program.
+        chosen: those that are float and that targets and ignore leave.
+    """
+    what = f"{scheme} would change no layer"
+    if not before:
+        return TechniqueError(what, "the program has no layer with weights", "scheme fp32 tries other engines")
+    if all(layer.is_quantized for layer in before):
+        return TechniqueError(what, "the program is quantized already", "start from the float model")
+    if not chosen:
+        return TechniqueError(what, "targets and ignore leave no layer to quantize", "widen targets or narrow ignore")
+    return None
 
 
 def _quantized_nodes(model: ModelProto) -> Collection[str]:

@@ -26,7 +26,7 @@ from omgoptim.errors import TechniqueError
 from omgoptim.models.onnx_file import graphs, is_large, load
 from omgoptim.models.onnx_graph import CONV, Layer, layers, module_paths, select
 from omgoptim.requests.quantize import Dynamic
-from omgoptim.techniques.quantize.coverage import outcome
+from omgoptim.techniques.quantize.coverage import no_layer_left, outcome
 from omgoptim.techniques.quantize.embeddings import quantize_embeddings
 from omgoptim.techniques.quantize.onnx_file import as_technique_error, finish, fold, lacks_int8_dot_product
 from omgoptim.techniques.quantize.recurrent_storage import RECURRENT, STORED, store_recurrent
@@ -70,7 +70,7 @@ def apply(source: Path, target: Path, params: Dynamic, run: ProgramRun) -> Outco
     precision = f"int8 weight {params.granularity.replace('_', ' ')}, 8-bit activations at run time"
     result = outcome(before, chosen, quantized, REASONS, precision, stored)
     if not result.changed:
-        raise _nothing_changed(before, chosen)
+        raise no_layer_left("dynamic quantization", before, chosen) or _nothing_changed(chosen)
     finish(quantized, original, target)
     return result
 
@@ -110,15 +110,9 @@ def _batch_first(model: onnx.ModelProto) -> set[str]:
     }
 
 
-def _nothing_changed(before: Sequence[Layer], chosen: Sequence[Layer]) -> TechniqueError:
+def _nothing_changed(chosen: Sequence[Layer]) -> TechniqueError:
     what = "dynamic quantization would change no layer"
     ops = {layer.op for layer in chosen}
-    if not before:
-        return TechniqueError(what, "the program has no layer with weights", "scheme fp32 tries other engines")
-    if all(layer.is_quantized for layer in before):
-        return TechniqueError(what, "the program is quantized already", "start from the float model")
-    if not chosen:
-        return TechniqueError(what, "targets and ignore leave no layer to quantize", "widen targets or narrow ignore")
     reasons = "; ".join(sorted({REASONS.get(op, op) for op in ops}))
     if ops & set(CONV):
         fix = "scheme static, with data, quantizes convolutions"

@@ -21,13 +21,11 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from omgoptim.errors import TechniqueError
 from omgoptim.models.onnx_file import is_large, load
 from omgoptim.models.onnx_graph import has_attention, layers, module_paths, select
 from omgoptim.requests.quantize import Qat, Static
 from omgoptim.techniques.quantize import ort_static, static
 from omgoptim.techniques.quantize.calibration import batches_for
-from omgoptim.techniques.quantize.coverage import outcome
 from omgoptim.techniques.quantize.embeddings import quantize_embeddings
 from omgoptim.techniques.quantize.learned import Learned, read_learned, scaled_as_trained, with_learned
 from omgoptim.techniques.quantize.lowering import lower
@@ -80,11 +78,6 @@ def _as_trained(source: Path, target: Path, params: Qat, learned: Learned, run: 
     ranges = with_learned(ranges_of(observed, "minmax", params.symmetric), model, chosen, learned)
     quantized = lower(model, chosen, ranges, asked)
     quantize_embeddings(quantized, chosen, params.granularity == "per_channel")
-    activations = "int8" if params.symmetric else "uint8"
-    precision = f"int8 weight {params.granularity.replace('_', ' ')}, {activations} activations"
-    result = outcome(before, chosen, quantized, static.REASONS, precision)
-    if not result.changed:
-        why = "; ".join(sorted({skip.reason for skip in result.skipped}))
-        raise TechniqueError("the trained model has no layer in int8", why, "widen targets, or scheme dynamic")
+    result = static.changes(before, chosen, quantized, asked)
     finish(quantized, original, target)
     return result

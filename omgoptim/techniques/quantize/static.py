@@ -36,7 +36,7 @@ from omgoptim.models.onnx_graph import Layer, has_attention, layers, module_path
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize import accurate, nncf_static, ort_static
 from omgoptim.techniques.quantize.calibration import Batch, batches_for
-from omgoptim.techniques.quantize.coverage import outcome
+from omgoptim.techniques.quantize.coverage import no_layer_left, outcome
 from omgoptim.techniques.quantize.efforts import resolved
 from omgoptim.techniques.quantize.embeddings import quantize_embeddings
 from omgoptim.techniques.quantize.onnx_file import at_opset, finish
@@ -89,8 +89,8 @@ def apply(source: Path, target: Path, params: Static, run: ProgramRun) -> Outcom
             model = ort_static.prepare(model, folder)
         before = layers(model, module_paths(original))
         chosen = [layer for layer in select(before, params.targets, params.ignore) if not layer.is_quantized]
-        if not chosen:
-            raise _nothing_to_do(bool(before), all(layer.is_quantized for layer in before))
+        if nothing := no_layer_left("static quantization", before, chosen):
+            raise nothing
         if algorithm == "onnxruntime":
             quantized, notes = ort_static.quantize(model, chosen, batches, params, run, folder)
             quantize_embeddings(quantized, chosen, params.granularity == "per_channel")
@@ -98,14 +98,24 @@ def apply(source: Path, target: Path, params: Static, run: ProgramRun) -> Outcom
             model, scaling = _scaled(model, chosen, batches, params, run)
             quantized, notes = nncf_static.quantize(model, chosen, batches, params, folder)
             notes = [*scaling, *notes]
-        activations = "int8" if params.symmetric else "uint8"
-        precision = f"int8 weight {params.granularity.replace('_', ' ')}, {activations} activations"
-        result = outcome(before, chosen, quantized, REASONS, precision)
-        if not result.changed:
-            why = "; ".join(sorted({skip.reason for skip in result.skipped}))
-            raise TechniqueError("static quantization changed no layer", why, "scheme dynamic, or scheme bf16")
-        finish(quantized, original, target)
+    result = changes(before, chosen, quantized, params)
+    finish(quantized, original, target)
     return replace(result, notes=notes)
+
+
+def changes(before: Sequence[Layer], chosen: Sequence[Layer], quantized: ModelProto, params: Static) -> Outcome:
+    """What was changed in the program that was written.
+
+    Raises:
+        TechniqueError: nothing.
+    """
+    activations = "int8" if params.symmetric else "uint8"
+    precision = f"int8 weight {params.granularity.replace('_', ' ')}, {activations} activations"
+    result = outcome(before, chosen, quantized, REASONS, precision)
+    if not result.changed:
+        why = "; ".join(sorted({skip.reason for skip in result.skipped}))
+        raise TechniqueError("static quantization changed no layer", why, "scheme dynamic, or scheme bf16")
+    return result
 
 
 def _scaled(
@@ -119,12 +129,3 @@ def _scaled(
         return accurate.scaled(shaped, chosen, batches, params, threads=run.threads, progress=run.progress)
     except TechniqueError as error:  # ONNX Runtime, by which it is judged, cannot quantize this program
         return model, [f"Channels were not scaled: {error.what}."]
-
-
-def _nothing_to_do(has_layers: bool, quantized: bool) -> TechniqueError:
-    what = "static quantization would change no layer"
-    if not has_layers:
-        return TechniqueError(what, "the program has no layer with weights", "scheme fp32 tries other engines")
-    if quantized:
-        return TechniqueError(what, "the program is quantized already", "start from the float model")
-    return TechniqueError(what, "targets and ignore leave no layer to quantize", "widen targets or narrow ignore")

@@ -31,7 +31,7 @@ from omgoptim.models.onnx_graph import CONV, Layer, layers, module_paths, select
 from omgoptim.requests.quantize import WeightOnly
 from omgoptim.techniques.quantize.activations import has_free_batch
 from omgoptim.techniques.quantize.calibration import batches_for, split
-from omgoptim.techniques.quantize.coverage import outcome
+from omgoptim.techniques.quantize.coverage import no_layer_left, outcome
 from omgoptim.techniques.quantize.embeddings import quantize_embeddings
 from omgoptim.techniques.quantize.error_feedback import output_error, round_with_feedback
 from omgoptim.techniques.quantize.group_rounding import Float, Groups, round_groups
@@ -90,7 +90,7 @@ def apply(source: Path, target: Path, params: WeightOnly, run: ProgramRun) -> Ou
     precisions |= {layer.node: STORED for layer in chosen if layer.op in RECURRENT}
     result = outcome(before, chosen, model, REASONS, f"int{params.num_bits} weight", precisions)
     if not result.changed:
-        raise _nothing_changed(before, chosen)
+        raise no_layer_left("weight-only quantization", before, chosen) or _nothing_changed(chosen)
     finish(model, original, target)
     notes = [HONEST]
     if fitted:
@@ -192,14 +192,8 @@ def _rounded(
     return (together if better else alone), better
 
 
-def _nothing_changed(before: Sequence[Layer], chosen: Sequence[Layer]) -> TechniqueError:
+def _nothing_changed(chosen: Sequence[Layer]) -> TechniqueError:
     what = "weight-only quantization would change no layer"
-    if not before:
-        return TechniqueError(what, "the program has no layer with weights", "scheme fp32 tries other engines")
-    if all(layer.is_quantized for layer in before):
-        return TechniqueError(what, "the program is quantized already", "start from the float model")
-    if not chosen:
-        return TechniqueError(what, "targets and ignore leave no layer to quantize", "widen targets or narrow ignore")
     reasons = "; ".join(sorted({REASONS.get(layer.op, layer.op) for layer in chosen}))
     if {layer.op for layer in chosen} & set(CONV):
         return TechniqueError(what, reasons, "scheme static, with data, quantizes convolutions; or scheme bf16")
