@@ -147,6 +147,8 @@ def _why_not(option: Option, subject: Subject, program: Program, automatic: bool
         return missing
     if not option.on_module and program.error is not None:
         return f"{program.error.what}: {program.error.why}"
+    if option.on_module and (getattr(option.params, "targets", []) or getattr(option.params, "ignore", [])):
+        return "torch quantizes every layer of a kind: targets and ignore need another runtime"
     if not automatic:
         return None
     return _hopeless(option, subject, program.traits)

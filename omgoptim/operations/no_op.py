@@ -53,7 +53,8 @@ def with_call(error: OmgoptimError, request: QuantizeRequest) -> OmgoptimError:
         return error
     common = same_arguments(request.model_copy(update={"scheme": Auto()}))
     arguments = {name: value for name, value in common.items() if name != "runtime"} | scheme
-    return TechniqueError(error.what, error.why, f"{error.fix}: {step('quantize', arguments, '').command}")
+    call = step("quantize", arguments, "").command
+    return TechniqueError(error.what, error.why, f"{error.fix}: {call}" if error.fix else call)
 
 
 def _needs_data(scheme: str) -> bool:

@@ -51,9 +51,16 @@ def splits_of(request: QuantizeRequest, subject: Subject, proposal: Proposal) ->
             "splits 'calibration' and 'train' are both empty, and choices are never made on evaluation data",
             "let load('calibration') give a few hundred samples",
         )
-    first = min(wanted, drawn.count // 2 if drawn.count < wanted + 64 else wanted) if needs_calibration else 0
-    calibration, selection = drawn.split(first)
+    if needs_calibration and drawn.count == 1:
+        calibration, selection = drawn, subject.samples("train", choosing)
+        chosen_on = "training samples" if selection.count else "that sample, too"
+        selection = selection if selection.count else drawn
+        notes.append(f"the calibration split has one sample: candidates were chosen on {chosen_on}")
+    else:
+        first = min(wanted, drawn.count // 2 if drawn.count < wanted + 64 else wanted) if needs_calibration else 0
+        calibration, selection = drawn.split(first)
     if needs_calibration and calibration.count < min(wanted, 32):
-        notes.append(f"only {calibration.count} calibration samples: ranges read from so few may not hold")
+        plural = "" if calibration.count == 1 else "s"
+        notes.append(f"only {calibration.count} calibration sample{plural}: ranges read from so few may not hold")
     notes += overlap_notes(drawn, "that calibrate and choose", subject)
     return Splits(calibration, selection.split(choosing)[0], notes)

@@ -45,6 +45,11 @@ def test_a_glob_that_leaves_no_layer_is_left_out_of_the_call() -> None:
     assert fixed(error, request(targets=["nothing"])) == "widen targets: omgoptim quantize net.py:net --scheme dynamic"
 
 
+def test_a_glob_that_names_no_layer_has_the_call_for_its_fix() -> None:
+    error = TechniqueError("'nothing' names no layer of this model", "Known: 0, 3.")
+    assert fixed(error, request(targets=["nothing"])) == "omgoptim quantize net.py:net --scheme dynamic"
+
+
 def test_another_error_and_one_without_a_way_out_stay_as_they_are() -> None:
     other = DataError("the calibration data is empty", "", "scheme dynamic needs none")
     assert with_call(other, request()) is other

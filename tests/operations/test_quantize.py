@@ -190,6 +190,13 @@ def test_without_data_quality_is_agreement_and_no_static_candidate_is_tried(proj
     assert all(candidate.status == "skipped" and "data" in candidate.why for candidate in static)
 
 
+@pytest.mark.usefixtures("project")
+def test_layers_that_only_another_runtime_can_leave_alone_are_no_request_for_torch() -> None:
+    with pytest.raises(RequestError, match="nothing can be tried") as told:
+        omgoptim.quantize("net.py:net", scheme="dynamic", runtime="torch_eager", targets=["8"], plan=True, **COMMON)
+    assert "targets and ignore need another runtime" in told.value.why
+
+
 def test_without_data_a_load_beside_the_model_is_taken_and_that_is_said(project: Path) -> None:
     report = omgoptim.quantize("net.py:net", checkpoint="net.pt", scheme="weight_only", plan=True)
     assert "no data was given: net.py:load, which stands beside the model, was taken" in report.warnings

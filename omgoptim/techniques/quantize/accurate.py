@@ -141,7 +141,9 @@ def _settings(
 ) -> Settings:
     fit, held = split(batches, sliceable=has_free_batch(model))
     if fit[0] is held[0]:
-        notes.append(f"Chosen on the {sum(map(size_of, held))} samples that it was fitted to: there were no others.")
+        count = sum(map(size_of, held))
+        plural = "" if count == 1 else "s"
+        notes.append(f"Chosen on the {count} sample{plural} that it was fitted to: there were no others.")
     return Settings(chosen, params, Data(fit, held, outputs(model, held, threads)), threads, seed, progress)
 
 

@@ -162,7 +162,7 @@ def test_one_calibration_sample_is_enough_and_it_is_said_that_it_chose_as_well()
     model = two_layers(rng.standard_normal((6, 8)), np.zeros(6), rng.standard_normal((3, 6)), np.zeros(3))
     params = resolved(Static(algorithm="onnxruntime"), "best")
     quantized, notes = accurate.quantize(model, layers(model), batches(0, 1, 8, count=1), params)
-    assert "on the 1 samples" in notes[0]
+    assert "on the 1 sample that" in notes[0]
     assert np.isfinite(run(quantized, batches(1, 4, 8)[0]["x"])).all()
 
 

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from omgoptim.errors import DataError
+from omgoptim.models.samples import Samples
+from omgoptim.operations.candidates import Option, Proposal
+from omgoptim.operations.splits import splits_of
+from omgoptim.requests import QuantizeRequest
+from omgoptim.requests.quantize import Static
+
+STATIC = Proposal([Option(Static(), "onnxruntime")], [])
+REQUEST = QuantizeRequest(model="net.py:net", scheme=Static())
+
+
+def subject(**sizes: int) -> Any:
+    """One whose splits have so many samples, each of another value."""
+    starts = {"calibration": 0, "train": 1000, "eval": 2000}
+
+    def samples(split: str, most: int) -> Samples:
+        count = min(sizes.get(split, 0), most)
+        values = np.arange(count, dtype=np.float32)[:, None] + starts[split]
+        return Samples([{"x": values}], [None]) if count else Samples([], [])
+
+    return SimpleNamespace(samples=samples, data=SimpleNamespace(real=True), evaluation=samples("eval", 8))
+
+
+def values(samples: Samples) -> list[float]:
+    return [float(value) for batch in samples.batches for value in batch["x"][:, 0]]
+
+
+def test_calibration_and_selection_are_two_parts_of_the_calibration_split() -> None:
+    splits = splits_of(REQUEST, subject(calibration=100), STATIC)
+    assert values(splits.calibration) == list(range(50))
+    assert values(splits.selection) == list(range(50, 100))
+    assert splits.notes == []
+
+
+@pytest.mark.parametrize(("train", "chosen_on"), [(3, [1000, 1001, 1002]), (0, [0])])
+def test_one_calibration_sample_calibrates_and_others_choose_where_there_are_any(
+    train: int, chosen_on: list[float]
+) -> None:
+    splits = splits_of(REQUEST, subject(calibration=1, train=train), STATIC)
+    assert values(splits.calibration) == [0]
+    assert values(splits.selection) == chosen_on
+    assert [note for note in splits.notes if "one sample" in note]
+    assert [note for note in splits.notes if "only 1 calibration sample:" in note]
+
+
+def test_no_calibration_sample_is_an_error() -> None:
+    with pytest.raises(DataError, match="calibration data is empty"):
+        splits_of(REQUEST, subject(train=100), STATIC)
