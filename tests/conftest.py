@@ -1,8 +1,8 @@
 """Makes `by_hand` importable from every test: pytest imports test files by path, not by folder.
 
-Tests run in several processes at once. Each of them has a folder for temporary files of its own, because runs that
-measure take turns by a lock in it, and a core of its own, because threads that share a core wait for each other. No
-test is about how fast something was.
+Tests run in several processes at once. Each of them has a folder for temporary files of its own and a queue of devices
+of its own, because runs that measure take turns, and a core of its own, because threads that share a core wait for each
+other. No test is about how fast something was.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     own = Path(tempfile.gettempdir()) / f"tests-{os.environ['PYTEST_XDIST_TESTRUNUID'][:8]}" / worker
     own.mkdir(parents=True, exist_ok=True)
     os.environ["TMPDIR"], tempfile.tempdir = str(own), None
+    os.environ["OMGOPTIM_LOCK_DIR"] = str(own / "queues")
     if hasattr(os, "sched_setaffinity"):  # Linux
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})

@@ -33,6 +33,8 @@ class Progress:
         self._closed = threading.Event()
         self._began = self._written = time.monotonic()
         self._stale = False
+        self._waiting_since: float | None = None
+        self._waited_at_stage = ""
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def __enter__(self) -> Progress:
@@ -46,12 +48,29 @@ class Progress:
         self._heart.join()
         os.close(self._events)
 
-    def change(self, status: str, stage: str) -> None:
-        """Enter a new status. `running` starts the clock that the eta is reckoned from."""
+    def start(self, stage: str) -> None:
+        """Begin to run: starts the clock that the eta follows from."""
         with self._lock:
-            if status == "running":
-                self._began = time.monotonic()
-            self._set({"status": status, "stage": stage}, write=True)
+            self._began = time.monotonic()
+            self._set({"status": "running", "stage": stage}, write=True)
+
+    def wait(self, stage: str) -> None:
+        """Queue behind another run; called again while it lasts. The eta's clock stands still."""
+        with self._lock:
+            entering = self._waiting_since is None
+            if entering:
+                self._waiting_since, self._waited_at_stage = time.monotonic(), self._state.stage
+            quiet = time.monotonic() - self._written >= HEARTBEAT_S
+            self._set({"status": "queued", "stage": clip(printable(stage), 200)}, write=entering or quiet)
+
+    def go_on(self) -> None:
+        """Run again after `wait`; nothing where it did not wait."""
+        with self._lock:
+            if self._waiting_since is None:
+                return
+            self._began += time.monotonic() - self._waiting_since
+            self._waiting_since = None
+            self._set({"status": "running", "stage": self._waited_at_stage}, write=True)
 
     def report(self, stage: str, fraction: float | None) -> None:
         """What is being done now, and the fraction of the run that is done; None leaves the fraction as it was."""

@@ -12,18 +12,18 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from omgoptim.bootstrap import PACKAGE_FILE
 from omgoptim.errors import OmgoptimError
+from omgoptim.jobs.device_queue import DeviceQueue, Wait, device_of
 from omgoptim.jobs.folder import RunFolder, write_whole
-from omgoptim.jobs.locks import device_lock, device_of
 from omgoptim.jobs.logs import printable
 from omgoptim.jobs.processes import end_family, this_process
 from omgoptim.jobs.progress import Progress
@@ -99,27 +99,44 @@ def _run(folder: RunFolder, run_verb: RunVerb, progress: Progress) -> Efficiency
 
     submission = folder.read_request()
     request = parse(submission.verb, submission.request)
+    progress.start("getting ready")
+    device = device_of(request)
+    turns = _Turns(DeviceQueue(device, folder.id), progress) if device else None
     context = RunContext(
-        folder.path, folder.id, submission.project, submission.python, submission.found_by, progress.report
+        folder.path,
+        folder.id,
+        submission.project,
+        submission.python,
+        submission.found_by,
+        turns.report if turns else progress.report,
+        turns.measuring if turns else nullcontext,
     )
-    with ExitStack() as held:
-        device = device_of(request)
-        if device is not None:
-            _wait_for(device, held, progress)
-        progress.change("running", "getting ready")
-        folder.work.mkdir(exist_ok=True)
-        return run_verb(submission.verb, request, context)
+    folder.work.mkdir(exist_ok=True)
+    return run_verb(submission.verb, request, context)
 
 
-def _wait_for(device: str, held: ExitStack, progress: Progress) -> None:
-    lock = device_lock(device)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        progress.change("queued", f"waiting for {device}: another run is measuring")
-        lock.acquire(poll_interval=0.25)
-    owner = os.getpid()
-    held.callback(lambda: lock.release() if os.getpid() == owner else None)  # a forked child has no say
+class _Turns:
+    """How a run shares its device: it measures in turns, and pauses while another run measures."""
+
+    def __init__(self, queue: DeviceQueue, progress: Progress) -> None:
+        self._queue = queue
+        self._progress = progress
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        """Hold the device; the run is queued until it may."""
+        with self._queue.turn(self._waiting):
+            self._progress.go_on()
+            yield
+
+    def report(self, stage: str, fraction: float | None) -> None:
+        """Report progress, once no other run measures."""
+        if self._queue.pause(self._waiting):
+            self._progress.go_on()
+        self._progress.report(stage, fraction)
+
+    def _waiting(self, wait: Wait) -> None:
+        self._progress.wait(wait.text(self._queue.device))
 
 
 def _see_project(project: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,8 @@ class RunContext:
     progress: Callable[[str, float | None], None]
     """`progress(stage, fraction)`: what is being done now, and the fraction of the whole run that is done, 0..1.
     `None` leaves the fraction as it was."""
+    measuring: Callable[[], AbstractContextManager[None]] = nullcontext
+    """`with measuring():` holds the device: no other run of this machine measures on it meanwhile."""
 
     @property
     def work(self) -> Path:

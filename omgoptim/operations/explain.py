@@ -119,9 +119,12 @@ def _times(subject: Subject, context: RunContext) -> tuple[list[TimeShare], str]
     context.progress("explaining: the time of each kind of layer", None)
     batches = {LATENCY: bench.batches[LATENCY]}
     try:
-        with Process(
-            context.artifact, threads=bench.threads, batches=batches, cwd=bench.cwd, device=bench.device
-        ) as process:
+        with (
+            context.measuring(),
+            Process(
+                context.artifact, threads=bench.threads, batches=batches, cwd=bench.cwd, device=bench.device
+            ) as process,
+        ):
             process.begin_open()
             process.end_open()
             return ask_time_shares(process, LATENCY), "the engine does not tell how long its layers take"

@@ -53,6 +53,7 @@ class Job(Generic[Request]):
             real=self.subject.data.real,
             runtime=self.runtime,
             progress=progress,
+            measuring=self.context.measuring,
         )
 
     def span(self, number: int, part: tuple[float, float]) -> tuple[float, float]:

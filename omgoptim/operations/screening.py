@@ -101,7 +101,8 @@ def screen(
             process.run_samples(inputs, targets[index])
 
         folders = [subject.baseline, *(attempt.made.folder for attempt in group if attempt.made.folder)]
-        timings = race(folders, subject.bench, SCREENING, request.seed, on_first=outputs)
+        with context.measuring():
+            timings = race(folders, subject.bench, SCREENING, request.seed, on_first=outputs)
         original = read_outputs(targets[0])
         metric = resolve_metric(
             subject.metric, subject.signature, original, selection.targets, subject.reach, request.time_limit_s

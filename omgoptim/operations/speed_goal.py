@@ -160,7 +160,8 @@ def _measure(job: Job[PruneRequest], module: nn.Module, baseline: Path) -> tuple
     cuts.mkdir(parents=True, exist_ok=True)
     folder = cuts / str(len(list(cuts.iterdir())))
     save(placed(module, "cpu"), job.subject, job.runtime, folder, job.context, to_time_only=True)
-    first, timing = race([baseline, folder], job.subject.bench, SEARCHING, job.request.seed)
+    with job.context.measuring():
+        first, timing = race([baseline, folder], job.subject.bench, SEARCHING, job.request.seed)
     if isinstance(first, OmgoptimError):
         raise first
     if isinstance(timing, OmgoptimError):

@@ -104,7 +104,8 @@ def _measure_speed(job: Job[DistillRequest], trials: list[Trial]) -> None:
             continue
         folders.append(folder)
         timed.append(trial)
-    timings = race([baseline, *folders], job.subject.bench, SCREENING, job.request.seed)
+    with job.context.measuring():
+        timings = race([baseline, *folders], job.subject.bench, SCREENING, job.request.seed)
     for trial, timing in zip(timed, timings[1:], strict=True):
         if isinstance(timing, Timing) and timing.speedup is not None:
             trial.speedup = timing.speedup.value

@@ -62,18 +62,19 @@ def full_race(
         span: fractions of the whole run between which progress moves.
         doing: what the progress says.
     """
-    load = _quiet(context, doing, PATIENCE_S[timing])
     start, end = span
-    meter = LoadMeter()
-    timings = race(
-        artifacts,
-        bench,
-        _plan(timing, load),
-        seed,
-        lambda done: context.progress(doing, start + (end - start) * done),
-        on_first,
-    )
-    return Raced(timings, max(load, meter.load()))
+    with context.measuring():
+        load = _quiet(context, doing, PATIENCE_S[timing])
+        meter = LoadMeter()
+        timings = race(
+            artifacts,
+            bench,
+            _plan(timing, load),
+            seed,
+            lambda done: context.progress(doing, start + (end - start) * done),
+            on_first,
+        )
+        return Raced(timings, max(load, meter.load()))
 
 
 def told(context: RunContext, doing: str) -> Callable[[float], None]:

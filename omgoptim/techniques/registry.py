@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -78,6 +79,8 @@ class ModuleRun:
     """The engine that the artifact will run on."""
     progress: Callable[[str, float | None], None] = lambda _stage, _done: None
     """`progress(stage, fraction of this technique's work)`."""
+    measuring: Callable[[], AbstractContextManager[None]] = nullcontext
+    """`with measuring():` holds the device while something is timed."""
 
     def calls(self) -> Iterator[tuple[tuple[Tensor, ...], dict[str, Tensor], Any]]:
         """Arguments of the forward, and the target, for every batch of the statistics, on the run's device."""

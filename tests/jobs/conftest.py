@@ -50,10 +50,9 @@ Launch = Callable[..., RunFolder]
 
 
 @pytest.fixture(autouse=True)
-def _own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Device locks of a test's own, so that tests do not wait for each other."""
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+def _own_queues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Device queues of a test's own, so that tests do not wait for each other."""
+    monkeypatch.setenv("OMGOPTIM_LOCK_DIR", str(tmp_path / "queues"))
 
 
 @pytest.fixture

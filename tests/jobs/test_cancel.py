@@ -58,9 +58,9 @@ def test_cancel_ends_a_worker_that_catches_everything(start: Launch, in_stage: I
 
 
 def test_a_queued_run_can_be_cancelled_and_the_one_before_it_goes_on(start: Launch, in_stage: InStage) -> None:
-    first = start("hold(context)")
+    first = start("with context.measuring():\n    hold(context)")
     in_stage(first, "holding")
-    second = start("return report(context)")
+    second = start("with context.measuring():\n    return report(context)")
     in_stage(second, "waiting for cpu")
     assert cancel(second).status == "cancelled"
     assert read_state(first).status == "running"

@@ -125,7 +125,7 @@ def test_the_submit_side_imports_neither_torch_nor_numpy() -> None:
     code = (
         "import json, sys\n"
         "import omgoptim.jobs.submit, omgoptim.jobs.follow, omgoptim.jobs.cancel, omgoptim.jobs.project\n"
-        "import omgoptim.jobs.doctor, omgoptim.jobs.locks\n"
+        "import omgoptim.jobs.doctor, omgoptim.jobs.device_queue\n"
         "print(json.dumps([name for name in ('torch', 'numpy') if name in sys.modules]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

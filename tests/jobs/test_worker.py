@@ -178,25 +178,52 @@ def test_events_tell_the_stages_in_order_with_an_eta_once_a_fraction_is_known(st
     assert [event["eta_s"] is None for event in events] == [True, True, False, False, True]
 
 
-def test_a_second_run_on_a_device_waits_as_queued_until_the_first_has_ended(
+def test_a_run_that_wants_to_measure_is_queued_while_another_measures(
     start: Launch, project: Path, ended: Ended, in_stage: InStage
 ) -> None:
-    body = f"while not Path({str(project)!r}, 'go').exists(): pass\nreturn report(context)"
-    first = start("context.progress('holding', None)\n" + body)
+    first = start(
+        "with context.measuring():\n"
+        "    context.progress('holding', 0.5)\n"
+        f"    while not Path({str(project)!r}, 'go').exists(): pass\n"
+        "return report(context)"
+    )
     in_stage(first, "holding")
-    second = start("return report(context)")
+    second = start("with context.measuring():\n    context.progress('measuring', None)\nreturn report(context)")
     state = in_stage(second, "waiting for cpu")
     assert state.status == "queued"
+    assert first.id in state.stage
     assert read_state(first).status == "running"
     (project / "go").touch()
     assert ended(second).status == "done"
     assert ended(first).status == "done"
+    stages = [json.loads(line)["stage"] for line in second.events_file.read_text().splitlines()]
+    assert stages[-2:] == ["measuring", "done"]
+
+
+def test_a_run_that_trains_pauses_while_another_measures(
+    start: Launch, project: Path, ended: Ended, in_stage: InStage
+) -> None:
+    working = start(
+        "context.progress('training', 0.1)\n"
+        f"while not Path({str(project)!r}, 'measured').exists(): pass\n"
+        "context.progress('training on', 0.2)\n"
+        "return report(context)"
+    )
+    in_stage(working, "training")
+    measuring = start("with context.measuring():\n    hold(context)")
+    in_stage(measuring, "holding")
+    (project / "measured").touch()
+    state = in_stage(working, "waiting for cpu")
+    assert state.status == "queued"
+    assert state.progress == 0.1
+    os.kill(read_state(measuring).pid or 0, signal.SIGKILL)
+    assert ended(working).status == "done"
 
 
 def test_a_killed_run_lets_the_next_one_measure(start: Launch, ended: Ended, in_stage: InStage) -> None:
-    first = start("hold(context)")
+    first = start("with context.measuring():\n    hold(context)")
     state = in_stage(first, "holding")
-    second = start("return report(context)")
+    second = start("with context.measuring():\n    return report(context)")
     in_stage(second, "waiting for cpu")
     assert state.pid is not None
     os.kill(state.pid, signal.SIGKILL)
@@ -204,9 +231,10 @@ def test_a_killed_run_lets_the_next_one_measure(start: Launch, ended: Ended, in_
 
 
 def test_a_plan_and_another_device_do_not_wait(start: Launch, ended: Ended, in_stage: InStage) -> None:
-    in_stage(start("hold(context)"), "holding")
-    assert ended(start("return report(context)", verb="quantize", plan=True)).status == "done"
-    assert ended(start("return report(context)", device="cuda")).status == "done"
+    measures = "with context.measuring():\n    "
+    in_stage(start(measures + "hold(context)"), "holding")
+    assert ended(start(measures + "return report(context)", verb="quantize", plan=True)).status == "done"
+    assert ended(start(measures + "return report(context)", device="cuda")).status == "done"
 
 
 def test_a_projects_modules_can_be_imported_but_cannot_stand_in_for_what_starts_the_worker(

@@ -89,11 +89,11 @@ def _apart(visits_ms: Sequence[float]) -> float:
 
 @contextmanager
 def bench_of(run: ModuleRun) -> Iterator[Bench]:
-    """A place to time layers in; torch's number of threads is put back."""
+    """A place to time layers in, the device held; torch's number of threads is put back."""
     runtime = "torch_eager" if run.runtime == "torch_compile" else run.runtime
     threads = torch.get_num_threads()
     try:
-        with tempfile.TemporaryDirectory(dir=run.scratch) as folder:
+        with run.measuring(), tempfile.TemporaryDirectory(dir=run.scratch) as folder:
             yield Bench(runtime, Settings(run.threads, run.device), Path(folder), run.seed)
     finally:
         torch.set_num_threads(threads)
