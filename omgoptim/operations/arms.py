@@ -16,6 +16,7 @@ from omgoptim.reports import Round, Training
 from omgoptim.requests import DistillRequest
 from omgoptim.training.distillation import DistillationLoss
 from omgoptim.training.feature_losses import FeatureLoss
+from omgoptim.training.few_steps import fitted_plan
 from omgoptim.training.loop import fit
 from omgoptim.training.plan import TrainingPlan
 
@@ -52,7 +53,8 @@ def train(
     if done is not None:
         return done
     module = copy.deepcopy(start or student.module)
-    plan = _plan(job, student, epochs or request.epochs)
+    check = material.loss.check if material.loss is not None else lambda _target: None
+    plan = fitted_plan(_plan(job, student, epochs or request.epochs), request, material.batches, check)
 
     def progress(told: str, fraction: float | None) -> None:
         doing = f"{arm}, {told}" if request.control or arm != "student" else told

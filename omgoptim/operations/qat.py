@@ -34,6 +34,7 @@ from omgoptim.techniques.registry import Outcome
 from omgoptim.training.batches import Batches
 from omgoptim.training.distillation import DistillationLoss
 from omgoptim.training.fake_quantization import FakeQuantized, Simulation
+from omgoptim.training.few_steps import fitted_plan
 from omgoptim.training.judge import Judge
 from omgoptim.training.loop import Fitted, fit
 from omgoptim.training.losses import Loss
@@ -99,6 +100,7 @@ def train(
         plan = replace(plan, learning_rate=GENTLE * LEARNING_RATES[params.optimizer])
     check = lesson.loss.check if lesson.loss is not None else lambda _target: None
     with own_randomness():
+        plan = fitted_plan(plan, asked, lesson.batches, check)
         count, _ = lesson.batches.survey(plan.batch, plan.seed, check)
     context.progress("reading ranges to train with", STARTED)
     scaling = _scaling(params, context, subject, program, splits)
@@ -140,7 +142,11 @@ def _trained(
     stage = Stage(module.module, Round(number=1), Outcome([]))
     note_training(stage, fitted)
     record = training_of([stage], plan, judge.metric.name)
-    warnings = [*notes, *([f"training ended early: {fitted.stopped}"] if fitted.stopped else [])]
+    warnings = [
+        *notes,
+        *([fitted.few_steps] if fitted.few_steps else []),
+        *([f"training ended early: {fitted.stopped}"] if fitted.stopped else []),
+    ]
     return Trained(trained, program, record, brought(fitted, judge.metric.name, judge.samples.count), warnings)
 
 

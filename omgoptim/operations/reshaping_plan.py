@@ -15,6 +15,7 @@ from omgoptim.operations.measured import environment, shown_request
 from omgoptim.operations.rounds import RoundsJob
 from omgoptim.reports import EfficiencyReport, Round
 from omgoptim.requests import Params
+from omgoptim.training.plan import BATCH
 
 MOST_BATCHES = 100_000
 """Batches of an epoch that are counted; more are called more."""
@@ -58,7 +59,7 @@ def plan_report(verb: str, job: RoundsJob, steps: Sequence[Params]) -> Efficienc
 
 def batches_in_epoch(job: AnyJob) -> int:
     """How many batches one epoch of the training data has, counted up to `MOST_BATCHES`."""
-    return sum(1 for _ in itertools.islice(job.material.batches.epoch(job.request.train_batch), MOST_BATCHES))
+    return sum(1 for _ in itertools.islice(job.material.batches.epoch(job.request.train_batch or BATCH), MOST_BATCHES))
 
 
 def _training_words(job: RoundsJob, rounds: int) -> str:

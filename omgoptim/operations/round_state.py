@@ -23,6 +23,7 @@ WEIGHTS, STATE = "weights.safetensors", "state.json"
 TRAINING = (
     "quality",
     "loss",
+    "optimizer",
     "trained_params",
     "total_params",
     "seconds",
@@ -45,6 +46,8 @@ class Stage:
     """Of the module as it is now, on the selection samples; minus infinity if it has collapsed."""
     loss: str = ""
     """What was minimized, in words."""
+    optimizer: str = ""
+    """The optimizer with its learning rate, in words, as it was fitted to the data."""
     trained_params: int = 0
     total_params: int = 0
     """While it was trained, adapters included."""
@@ -60,9 +63,11 @@ class Stage:
 def note_training(stage: Stage, fitted: Fitted) -> None:
     """Take over what a training did; the quality is the caller's to judge where there is none."""
     stage.epochs, stage.stopped, stage.loss = fitted.epochs, fitted.stopped, fitted.loss
+    stage.optimizer = fitted.optimizer
     stage.trained_params, stage.total_params = fitted.trained_params, fitted.total_params
     stage.seconds, stage.resumed = fitted.seconds, fitted.resumed
-    stage.teacher_outputs, stage.warnings = fitted.teacher_outputs, list(fitted.notes)
+    few = [fitted.few_steps] if fitted.few_steps else []
+    stage.teacher_outputs, stage.warnings = fitted.teacher_outputs, [*fitted.notes, *few]
     if fitted.quality is not None:
         stage.quality = fitted.quality
 
@@ -75,7 +80,7 @@ def training_of(stages: Sequence[Stage], plan: TrainingPlan, metric: str) -> Tra
     last = stages[-1]
     return Training(
         epochs=epochs,
-        optimizer=plan.words,
+        optimizer=last.optimizer or plan.words,
         loss=last.loss,
         trained_params=last.trained_params,
         total_params=last.total_params,

@@ -23,6 +23,7 @@ from omgoptim.requests import FactorizeRequest, PruneRequest
 from omgoptim.techniques.registry import Outcome
 from omgoptim.training.batch_norm import reestimate
 from omgoptim.training.distillation import DistillationLoss
+from omgoptim.training.few_steps import fitted_plan
 from omgoptim.training.loop import fit
 from omgoptim.training.masks import ZeroMasks
 from omgoptim.training.plan import TrainingPlan
@@ -94,7 +95,9 @@ def _train(job: RoundsJob, stage: Stage, number: int, folder: Path, held: bool) 
     request, material, device = job.request, job.material, job.subject.device
     start, end = job.span(number, (0.4, 1.0))
     masks = ZeroMasks.of(stage.module, [change.path for change in stage.outcome.changed]) if held else None
+    check = material.loss.check if material.loss is not None else lambda _target: None
     plan = TrainingPlan.of(request, material.epochs, device, request.seed)
+    plan = fitted_plan(plan, request, material.batches, check)
 
     def progress(told: str, done: float | None) -> None:
         doing = told if job.rounds == 1 else f"round {number} of {job.rounds}: {told}"

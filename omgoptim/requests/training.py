@@ -15,7 +15,7 @@ class TrainingFields(Request):
     epochs: int | None = Field(None, ge=0, le=10_000)
     """Training epochs (after each round, where there are rounds); default: 1 with training data, else 0."""
     learning_rate: float | None = Field(None, gt=0)
-    """Peak learning rate; default: what suits the optimizer."""
+    """Peak learning rate; default: what suits the optimizer, lower for a training of fewer than 100 steps."""
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"
     """Optimizer; sgd has momentum 0.9."""
     lr_schedule: Literal["cosine", "linear", "constant", "one_cycle"] = "cosine"
@@ -24,8 +24,8 @@ class TrainingFields(Request):
     """Fraction of the steps in which the learning rate rises."""
     weight_decay: float = Field(0.01, ge=0)
     """Weight decay; biases and normalization are left out."""
-    train_batch: int = Field(64, ge=1, le=65_536)
-    """Batch size of training, where the data is a Dataset or arrays; a DataLoader keeps its own."""
+    train_batch: int | None = Field(None, ge=1, le=65_536)
+    """Batch size of training, where the data is a Dataset or arrays; a DataLoader keeps its own; default: 64, fewer (8 or more) where an epoch would have fewer than 8 steps."""  # noqa: E501
     accumulate: int = Field(1, ge=1, le=4096)
     """Batches whose gradients make one step."""
     clip_norm: float = Field(1.0, ge=0)

@@ -46,6 +46,7 @@ class Batches:
     """Whose forward names the inputs; a compressed copy has the same one."""
     signature: Signature
     _counted: dict[int, tuple[int, Batch]] = field(default_factory=dict)
+    _samples: dict[int, int] = field(default_factory=dict)
 
     def epoch(self, batch_size: int) -> Iterator[Batch]:
         """One pass over the train split, in an order drawn from torch's global random state.
@@ -77,18 +78,22 @@ class Batches:
         """
         if batch_size not in self._counted:
             seed_everything(seed, 0, 0)
-            first, count = None, 0
+            first, count, samples = None, 0, 0
             for batch in self.epoch(batch_size):
                 check(batch.target)
-                first, count = first or batch, count + 1
+                first, count, samples = first or batch, count + 1, samples + batch.size
             if first is None:
                 raise DataError(
                     "the train data is empty",
                     "it gave no batch for split 'train'",
                     "give training samples, or epochs 0",
                 )
-            self._counted[batch_size] = count, first
+            self._counted[batch_size], self._samples[batch_size] = (count, first), samples
         return self._counted[batch_size]
+
+    def samples(self, batch_size: int) -> int:
+        """How many samples an epoch has, once it was surveyed at that batch size."""
+        return self._samples[batch_size]
 
     def _batch(self, raw: RawBatch) -> Batch:
         named = {name: tensor for name, tensor, _ in name_inputs(self.module, raw.inputs, self.signature.input_names)}

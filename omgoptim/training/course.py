@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from omgoptim.reports import Epoch
 from omgoptim.training.batches import Batch, Batches
 from omgoptim.training.checkpoints import Checkpoint, all_tensors, put_tensors, trained_tensors
+from omgoptim.training.closeness import distance_to_original
 from omgoptim.training.judge import Judge
 from omgoptim.training.randomness import seed_everything
 from omgoptim.training.steps import Steps
@@ -101,7 +102,7 @@ class Course:
             self.stopped = f"a weight was no number after epoch {epoch}; the weights are those {self._of_best}"
         else:
             score = self.judge.score(self.module) if self.judge else None
-            if score is None or score >= max(self.scores):
+            if score is None or self._competes(score):
                 self.best, self.best_epoch = trained_tensors(self.module), epoch
             if score is not None:
                 self.scores.append(score)
@@ -121,6 +122,23 @@ class Course:
             waited = epoch - self.scores.index(max(self.scores))  # an equal score is no better one
             if waited >= plan.patience:
                 self.stopped = f"no better quality in {waited} epoch{'s' if waited > 1 else ''}"
+
+    def _competes(self, score: float) -> bool:
+        """Whether the weights as they are now take the place of the best so far.
+
+        Of equal scores the later one does. But a metric of few samples (accuracy on 60) often cannot tell the trained
+        state from the untrained one; then the outputs decide: those nearer to the original's.
+        """
+        assert self.judge is not None  # it gave the score
+        highest = max(self.scores)
+        if score != highest or self.best_epoch or not math.isfinite(score):
+            return score >= highest
+        now = distance_to_original(self.judge, self.module)
+        trained = trained_tensors(self.module)
+        put_tensors(self.module, self.best)
+        before = distance_to_original(self.judge, self.module)
+        put_tensors(self.module, trained)
+        return now <= before
 
     def checkpoint(self, identity: dict[str, Any]) -> Checkpoint:
         """Everything that the epochs to come depend on."""

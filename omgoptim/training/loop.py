@@ -6,8 +6,7 @@ checkpoint after each epoch makes a killed training end with the same weights, b
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from omgoptim.training.checkpoints import (
 from omgoptim.training.course import Course
 from omgoptim.training.distillation import DistillationLoss
 from omgoptim.training.feature_losses import FeatureLoss
+from omgoptim.training.few_steps import few_steps_note, steps_of
 from omgoptim.training.judge import Judge
 from omgoptim.training.losses import Loss
 from omgoptim.training.masks import ZeroMasks
@@ -64,6 +64,8 @@ class Fitted:
     teacher_outputs: str | None = None
     """Whether the teacher's outputs were computed once and kept, or for every batch, in words; None where they have no
     part in the loss."""
+    few_steps: str | None = None
+    """That there was little to train on, with the number of steps; None where there was enough."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -86,7 +88,8 @@ def fit(
     """Train a module in place; it comes back on the CPU, in the modes it had, with the best weights.
 
     Which those are: the highest score of the judge, among the weights from before training and those after each epoch;
-    of equal ones the latest. Without a judge those after the last epoch. A loss or a weight that is no number ends the
+    of equal ones the latest, but one that only equals the score from before training has to be as near to the outputs
+    of the original, too. Without a judge those after the last epoch. A loss or a weight that is no number ends the
     training with the best weights so far. Parameters that do not require a gradient stay as they are, and batch
     normalization all of whose parameters are frozen keeps its mode.
 
@@ -126,7 +129,7 @@ def fit(
         objective = Objective(batches.signature, loss, teacher, distillation, features, module)
         check = loss.check if loss is not None else lambda _target: None
         count, first = batches.survey(plan.batch, plan.seed, check) if plan.epochs else (0, None)
-        total = math.ceil(count / plan.accumulate) * plan.epochs
+        total = steps_of(plan, count)
         with opened_steps(module, [*parameters, *adapters], plan, total, objective, masks) as steps:
             if first is not None:
                 objective.settle(module, first.to(steps.device))
@@ -146,7 +149,9 @@ def fit(
                 put_tensors(module, course.best)
     for parameter in [*module.parameters(), *adapters]:
         parameter.grad = None
-    return _fitted(module, course, plan, objective.name, len(course.scores) > 0, parameters)
+    fitted = _fitted(module, course, plan, objective.name, len(course.scores) > 0, parameters)
+    note = few_steps_note(total, batches.samples(plan.batch), plan) if plan.epochs else None
+    return replace(fitted, few_steps=note)
 
 
 def _identity(

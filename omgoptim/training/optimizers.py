@@ -45,13 +45,15 @@ def scheduler_of(plan: TrainingPlan, optimizer: torch.optim.Optimizer, steps: in
 def course(plan: TrainingPlan, steps: int) -> Callable[[int], float]:
     """`factor(step)`: what the peak learning rate is multiplied by at a step, 0 <= step < steps.
 
-    Of w = round(warmup x steps) warmup steps, step i has (i + 1) / (w + 1). From step w on, with p the fraction of the
-    rest that is done: cosine (1 + cos(pi p)) / 2, linear 1 - p, constant 1. one_cycle is torch's OneCycleLR, its rise
-    at least 0.3 of the steps.
+    Of w = round(warmup x steps) warmup steps, at least one where there are two steps or more, step i has
+    (i + 1) / (w + 1). From step w on, with p the fraction of the rest that is done: cosine (1 + cos(pi p)) / 2, linear
+    1 - p, constant 1. one_cycle is torch's OneCycleLR, its rise at least 0.3 of the steps.
     """
     if plan.lr_schedule == "one_cycle":
         return lambda step: _one_cycle(step, steps, max(plan.warmup, ONE_CYCLE_RISE))
     warmup = round(plan.warmup * steps)
+    if plan.warmup > 0 and steps > 1:
+        warmup = max(warmup, 1)  # Adam's first step is as large as its rate, whatever the gradient
 
     def factor(step: int) -> float:
         if step < warmup:

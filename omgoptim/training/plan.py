@@ -14,6 +14,9 @@ Precision = Literal["no", "bf16", "fp16"]
 LEARNING_RATES: dict[Optimizer, float] = {"adamw": 1e-3, "adam": 1e-3, "sgd": 1e-2, "rmsprop": 3e-4}
 """Peak learning rates that bring a compressed network back; sgd's goes with its momentum of 0.9."""
 
+BATCH = 64
+"""Batch size of training where none is named and there is enough data."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
@@ -35,7 +38,7 @@ class TrainingPlan:
     mixed_precision: Precision = "no"
     patience: int = 0
     """Epochs without better quality after which training stops; 0: never."""
-    batch: int = 64
+    batch: int = BATCH
     seed: int = 0
     device: str = "cpu"
 
@@ -53,7 +56,7 @@ class TrainingPlan:
             clip_norm=request.clip_norm,
             mixed_precision=request.mixed_precision,
             patience=request.patience,
-            batch=request.train_batch,
+            batch=request.train_batch or BATCH,
             seed=seed,
             device=device,
         )
