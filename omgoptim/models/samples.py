@@ -44,6 +44,15 @@ class Samples:
             left -= here
         return head, tail
 
+    def one_by_one(self) -> Samples:
+        """The same samples, each as a batch of its own."""
+        single = Samples([], [])
+        for batch, target in zip(self.batches, self.targets, strict=True):
+            for row in range(batch_length(batch)):
+                single.batches.append({name: array[row : row + 1] for name, array in batch.items()})
+                single.targets.append(cut(target, row, row + 1))
+        return single
+
     def write(self, folder: Path) -> Path:
         """One .npz file per batch, named in order."""
         folder.mkdir(parents=True, exist_ok=True)

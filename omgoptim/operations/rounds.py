@@ -16,6 +16,7 @@ from omgoptim.measure.size import count_params
 from omgoptim.operations.job import Job
 from omgoptim.operations.material import one_sample
 from omgoptim.operations.measured import finite
+from omgoptim.operations.one_by_one import refuse_partial
 from omgoptim.operations.round_state import Stage, note_training, read_stage, training_of, write_stage
 from omgoptim.operations.verdict import holds
 from omgoptim.reports import Change, Round, Training
@@ -55,6 +56,8 @@ def run_round(job: RoundsJob, number: int, amount: float | None, start: nn.Modul
     if stage is None:
         module = copy.deepcopy(start)
         outcome = take(module, job.span(number, (0.0, 0.4)))
+        selection, subject = job.material.selection, job.subject
+        refuse_partial(module, job.original, selection, subject.signature, subject.device)
         stage = Stage(module, Round(number=number, amount=amount), outcome)
         _settle(job, stage)
         write_stage(folder / "taken", stage, job.original)

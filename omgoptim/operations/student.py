@@ -21,6 +21,7 @@ from omgoptim.models.samples import Samples, as_tensors, call_of, of_size
 from omgoptim.models.source import Recipe, Source, load_source
 from omgoptim.operations.job import Job, applied
 from omgoptim.operations.material import one_sample, scoring_loss
+from omgoptim.operations.one_by_one import refuse_partial
 from omgoptim.operations.subject import Live, Subject, recipe_of_live
 from omgoptim.reports import Change
 from omgoptim.requests import DistillRequest, Params
@@ -63,6 +64,7 @@ def derived_student(job: Job[DistillRequest], params: Params, span: tuple[float,
     """
     module = copy.deepcopy(job.original)
     outcome = applied(job, module, params, job.module_run(span))
+    refuse_partial(module, job.original, job.material.selection, job.subject.signature, job.subject.device)
     return as_student(job, params, module, outcome)
 
 

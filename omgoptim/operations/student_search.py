@@ -19,11 +19,12 @@ from omgoptim.operations.arms import train
 from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.delivery import save
 from omgoptim.operations.job import Job
-from omgoptim.operations.student import Student, as_student
+from omgoptim.operations.one_by_one import refuse_partial
+from omgoptim.operations.student import Student, as_student, name_of
 from omgoptim.reports import Candidate
 from omgoptim.requests import DistillRequest
 from omgoptim.requests.distill import Auto
-from omgoptim.techniques.distill.proposals import proposals
+from omgoptim.techniques.distill.proposals import Proposal, proposals
 
 Status = Literal["chosen", "finalist", "dropped", "failed", "skipped", "planned"]
 
@@ -79,16 +80,30 @@ def derive(job: Job[DistillRequest], auto: Auto, span: tuple[float, float]) -> t
     skipped = [
         Candidate(name=name, scheme=name, runtime=job.runtime, status="skipped", why=why) for name, why in passed_over
     ]
+    found = [each for each in found if not _fails(job, each, skipped)]
     if not found:
         raise TechniqueError(
             "no student can be derived from this teacher",
-            "; ".join(f"{name}: {why}" for name, why in passed_over)
+            "; ".join(f"{each.name}: {each.why}" for each in skipped)
             or "no layer can be narrowed, replaced or left out",
             "give a smaller target_compression, or a student of your own: --student file.py:callable",
         )
     return [
         Trial(as_student(job, each.params, each.module, each.outcome), each.params_count, each.macs) for each in found
     ], skipped
+
+
+def _fails(job: Job[DistillRequest], proposal: Proposal, skipped: list[Candidate]) -> bool:
+    """Whether a student fails on samples that the teacher takes; noted in `skipped` then."""
+    subject = job.subject
+    try:
+        refuse_partial(proposal.module, job.original, job.material.selection, subject.signature, subject.device)
+    except TechniqueError as error:
+        name = name_of(proposal.params)
+        why = f"{error.what}: {error.why}"
+        skipped.append(Candidate(name=name, scheme=name, runtime=job.runtime, status="skipped", why=why))
+        return True
+    return False
 
 
 def _measure_speed(job: Job[DistillRequest], trials: list[Trial]) -> None:

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from omgoptim.errors import DataError, ModelError, OmgoptimError, SetupError
 from omgoptim.hardware import usable_cores
+from omgoptim.measure.batch_dependence import batch_dependence
 from omgoptim.measure.macs import MacsCount, count_macs
 from omgoptim.measure.program_macs import count_program
 from omgoptim.measure.race import LATENCY, THROUGHPUT, Bench
@@ -73,12 +75,19 @@ class Subject:
     """What quality is measured by: a name, or the caller's own."""
     eval_folder: Path
     notes: list[str] = field(default_factory=list)
+    batch_dependent: str | None = None
+    """That and why the answer to a sample depends on its batch; evaluation and selection samples are then batches of
+    one."""
 
     def samples(self, split: Split, count: int) -> Samples:
-        """The first `count` samples of a split, named as the model takes them."""
+        """The first `count` samples of a split, named as the model takes them.
+
+        Those that choose are one by one where the answer depends on the batch; statistics are read in batches.
+        """
         raw = take(self.data.batches(split), count)
         named = [name_inputs(self.module, item.inputs, self.signature.input_names) for item in raw]
-        return named_samples(named, raw)
+        samples = named_samples(named, raw)
+        return samples.one_by_one() if self.batch_dependent and split != "train" else samples
 
 
 def prepare(request: ModelRequest, context: RunContext, live: Live | None = None) -> Subject:
@@ -111,8 +120,12 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     if opened.program and opened.signature:
         _refuse_other_inputs(inputs, opened.signature)
     example, signature, learnt = _run_once(opened, inputs, evaluation, request)
+    dependent = _batch_dependence(opened, signature, evaluation, threads)
+    if dependent:
+        learnt.append(f"{dependent}; quality is measured one sample at a time")
     macs, params = _counts(opened, signature, of_size(evaluation, 1))
     bench = _bench(request, context, evaluation, threads, device)
+    evaluation = evaluation.one_by_one() if dependent else evaluation
     baseline = source.artifact
     if baseline is None:
         baseline = context.work / "baseline"
@@ -147,6 +160,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
         metric=live.metric or request.metric,
         eval_folder=evaluation.write(context.work / "eval"),
         notes=[*source.notes, *data.notes, *learnt],
+        batch_dependent=dependent,
     )
 
 
@@ -233,6 +247,21 @@ def _run_once(
         )
         return real, signature, [note]
     return example, signature, []
+
+
+def _batch_dependence(opened: _Opened, signature: Signature, evaluation: Samples, threads: int) -> str | None:
+    """That the answer to a sample depends on its batch, in a sentence; None where it does not."""
+    runtime = "onnxruntime" if opened.program is not None else "torch_eager"
+    session = ENGINES[runtime].open(opened.program or opened.module, signature, Settings(threads=threads))
+    layers = dict(opened.module.named_modules()) if opened.module is not None else {}
+    batch_statistics = [
+        path for path, layer in layers.items() if isinstance(layer, _BatchNorm) and layer.running_mean is None
+    ]
+    named = ", ".join(batch_statistics[:3])
+    cause = f"batch normalization without running statistics ({named})" if batch_statistics else ""
+    tensors = (*opened.module.parameters(), *opened.module.buffers()) if opened.module is not None else ()
+    coarse = any(tensor.is_floating_point() and tensor.element_size() < 4 for tensor in tensors)
+    return batch_dependence(session.run, evaluation, cause, coarse)
 
 
 def _counts(opened: _Opened, signature: Signature, one: NamedBatch) -> tuple[MacsCount | None, tuple[int, int] | None]:

@@ -2,7 +2,8 @@
 
 torch-pruning follows a forward pass from layer to layer and says which channels hang together. It does so by rules of
 thumb, so every group that it gives is tried once: one unit is removed, and what the module gives then is compared with
-what it gives when that unit is ignored. What does not pass is listed with the reason and left as it is.
+what it gives when that unit is ignored, on two samples and on one for each way through the model that samples take.
+What does not pass is listed with the reason and left as it is.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from omgoptim.models.globs import refuse_unknown
 from omgoptim.reports import Skip
 from omgoptim.requests.prune import Structured
 from omgoptim.runtimes.signature import flatten
+from omgoptim.techniques.prune.coverage import Coverage, covering
 from omgoptim.techniques.prune.groups import (
     Group,
     Groups,
@@ -48,7 +50,7 @@ def find_groups(module: nn.Module, params: Structured, run: ModuleRun) -> Groups
         TechniqueError: a glob names no layer, or the model cannot be traced.
     """
     refuse_unknown((*params.targets, *params.ignore), [path for path, _ in module.named_modules() if path])
-    probe = Probe.of(run)
+    probe, known = covering(module, run)
     try:
         probe.outputs(module)
     except DoesNotRun as error:
@@ -57,7 +59,8 @@ def find_groups(module: nn.Module, params: Structured, run: ModuleRun) -> Groups
     claimed = frozenset().union(*(attention.claimed for attention in attentions))
     candidates: list[Group | Skip] = [attention.group for attention in attentions]
     candidates += _channel_groups(module, probe, claimed)
-    owners, removal = owned_parameters(module), Removal(module, run)
+    skipped += _untraced(module, candidates, known)
+    owners, removal = owned_parameters(module), Removal(module, run, probe)
     groups: list[Group] = []
     for index, found in enumerate(candidates):
         run.progress("looking for what can be removed", index / len(candidates))
@@ -67,7 +70,7 @@ def find_groups(module: nn.Module, params: Structured, run: ModuleRun) -> Groups
         reason = not_asked_for(found.places, params) or why_not(module, found.places, owners)
         if not reason and found.kind == "heads" and not params.prune_heads:
             reason = "prune_heads is off"
-        reason = reason or removal.check(found)
+        reason = reason or known.why_not(module, found.places, found.width) or removal.check(found)
         if reason:
             skipped.append(Skip(path=found.name, reason=reason))
         else:
@@ -75,7 +78,16 @@ def find_groups(module: nn.Module, params: Structured, run: ModuleRun) -> Groups
     order = {path: index for index, (path, _) in enumerate(module.named_modules())}
     groups.sort(key=lambda group: order[group.name])
     skipped.sort(key=lambda skip: order.get(skip.path, -1))
-    return Groups(groups, skipped)
+    return Groups(groups, skipped, probe.others)
+
+
+def _untraced(module: nn.Module, candidates: Sequence[Group | Skip], known: Coverage) -> Iterator[Skip]:
+    """Layers that do not always run and that the trace of one batch did not meet."""
+    met = {place.path for each in candidates if isinstance(each, Group) for place in each.places}
+    met |= {each.path for each in candidates if isinstance(each, Skip)}
+    for path, reason in known.partial().items():
+        if path not in met and isinstance(module.get_submodule(path), (_ConvNd, nn.Linear)):
+            yield Skip(path=path, reason=reason)
 
 
 def _channel_groups(module: nn.Module, probe: Probe, claimed: frozenset[str]) -> Iterator[Group | Skip]:

@@ -96,6 +96,8 @@ class Groups:
 
     groups: list[Group]
     skipped: list[Skip] = field(default_factory=list)
+    others: tuple[tuple[tuple[Tensor, ...], dict[str, Tensor]], ...] = ()
+    """Arguments of forwards on single samples that take other ways through the module, to prove removals on too."""
 
 
 def owned_parameters(module: nn.Module) -> dict[int, list[tuple[int, str]]]:

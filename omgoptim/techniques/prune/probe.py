@@ -1,4 +1,4 @@
-"""A batch of two samples, what a module gives for it, and the words for what goes wrong then."""
+"""A batch of two samples and further ones, what a module gives for them, and the words for what goes wrong then."""
 
 from __future__ import annotations
 
@@ -36,10 +36,12 @@ class DoesNotRun(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """How a module is called on one batch."""
+    """How a module is called on one batch, and on further samples."""
 
     args: tuple[Tensor, ...]
     kwargs: dict[str, Tensor]
+    others: tuple[tuple[tuple[Tensor, ...], dict[str, Tensor]], ...] = ()
+    """Further calls that `outputs` makes: samples for which other layers run than for the batch."""
 
     @staticmethod
     def of(run: ModuleRun) -> Probe:
@@ -51,7 +53,7 @@ class Probe:
         return len(next(iter([*self.args, *self.kwargs.values()])))
 
     def outputs(self, module: nn.Module) -> list[Tensor]:
-        """The module's output tensors in eval mode; whatever random numbers it draws are the same each time.
+        """The module's output tensors in eval mode, call by call; random numbers that it draws are the same each time.
 
         Raises:
             DoesNotRun: the forward raised.
@@ -59,10 +61,10 @@ class Probe:
         with evaluating(module), quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             try:
-                result = module(*self.args, **self.kwargs)
+                results = [module(*args, **kwargs) for args, kwargs in ((self.args, self.kwargs), *self.others)]
             except Exception as error:  # whatever a user's forward raises once widths have changed
                 raise DoesNotRun(told(error)) from error
-        return [leaf for leaf in flatten(result) if isinstance(leaf, Tensor)]
+        return [leaf for result in results for leaf in flatten(result) if isinstance(leaf, Tensor)]
 
 
 @contextlib.contextmanager

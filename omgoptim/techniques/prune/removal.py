@@ -8,6 +8,7 @@ channels is run beside the one without them. A group that fails is put back, and
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ def take_out(
     module: nn.Module, groups: Groups, keep: Mapping[str, Tensor], run: ModuleRun
 ) -> tuple[Outcome, dict[Key, Tensor]]:
     """What `remove` does; and for each side that was cut the positions that are left, counted as before."""
-    removal = Removal(module, run)
+    removal = Removal(module, run, replace(Probe.of(run), others=groups.others))
     skipped = []
     asked = [group for group in groups.groups if group.name in keep and len(keep[group.name]) < group.width]
     for index, group in enumerate(asked):
@@ -65,11 +66,16 @@ def take_out(
 class Removal:
     """A module on which groups are tried, and which of the channels it had at the start are left."""
 
-    def __init__(self, module: nn.Module, run: ModuleRun) -> None:
+    def __init__(self, module: nn.Module, run: ModuleRun, probe: Probe | None = None) -> None:
+        """Take the module that changes.
+
+        Args:
+            probe: what each removal is proven on; default: the first two samples.
+        """
         self.module = module
         self.left: dict[Key, Tensor] = {}
         """Side to the positions (k,), counted as at the start, that are left there."""
-        self._probe = Probe.of(run)
+        self._probe = probe or Probe.of(run)
         self._full: dict[Key, int] = {}
         self._heads: list[Change] = []
 

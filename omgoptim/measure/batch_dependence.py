@@ -1,0 +1,95 @@
+"""Whether the answer to a sample depends on the other samples of its batch: batch 1 against batch n, same samples.
+
+It does with batch statistics in eval mode, with a branch on values of the whole batch (`if x.mean() > 0`), and where
+lengths of a batch decide. Then a figure of quality belongs to one batch size, and an exported program, which follows
+one branch, is only right for some batches.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omgoptim.models.calls import NamedBatch
+from omgoptim.models.samples import Samples, batch_length
+
+MOST_SAMPLES = 32
+FEWEST, LONGEST_S = 8, 3.0
+"""A slow model is checked on fewer samples: none begins after so many seconds, once so many have run."""
+TOLERANCE, COARSE = 1e-3, 5e-2
+"""Differences of this fraction of an output's largest value are another order of adding: float32, half precision."""
+
+Run = Callable[[NamedBatch], Sequence[NDArray[Any]]]
+
+
+def batch_dependence(run: Run, samples: Samples, cause: str = "", coarse: bool = False) -> str | None:
+    """Compare the outputs of samples in one batch with those of the same samples one by one.
+
+    Args:
+        run: gives a model's output arrays for a batch; what it raises counts as no answer.
+        cause: what is known of the reason, for the sentence.
+        coarse: whether the model computes in half precision.
+
+    Returns:
+        A sentence with the number of samples and the largest difference; None where the answers are the same, or
+        where there are no two samples of one shape, or the model does not take both batch sizes.
+    """
+    batch = _joined(samples)
+    if batch is None:
+        return None
+    size, began = batch_length(batch), time.monotonic()
+    singles: list[Sequence[NDArray[Any]]] = []
+    try:
+        whole = run(batch)
+        for row in range(size):
+            if row >= FEWEST and time.monotonic() - began > LONGEST_S:
+                break
+            singles.append(run({name: array[row : row + 1] for name, array in batch.items()}))
+    except Exception:  # noqa: BLE001 - a batch size that the model does not take is no answer to this question
+        return None
+    apart = [
+        max((_apart(many, one[k], row) for k, many in enumerate(whole)), default=0.0) for row, one in enumerate(singles)
+    ]
+    differing = [each for each in apart if each > (COARSE if coarse else TOLERANCE)]
+    if not differing:
+        return None
+    return (
+        f"the answer to a sample depends on the others of its batch: {len(differing)} of {len(singles)} samples give "
+        f"something else alone than in a batch of {size} (by up to {max(differing):.1%} of the largest output), as with "
+        f"{cause or 'a branch on values, or statistics over the batch'}"
+    )
+
+
+def _joined(samples: Samples) -> NamedBatch | None:
+    """The first samples of one shape as a batch; None where there are no two."""
+    if not samples.batches:
+        return None
+    shapes = {name: array.shape[1:] for name, array in samples.batches[0].items()}
+    taken: list[NamedBatch] = []
+    count = 0
+    for batch in samples.batches:
+        if count < MOST_SAMPLES and {name: array.shape[1:] for name, array in batch.items()} == shapes:
+            taken.append({name: array[: MOST_SAMPLES - count] for name, array in batch.items()})
+            count += batch_length(taken[-1])
+    if count < 2:
+        return None
+    return {name: np.concatenate([batch[name] for batch in taken]) for name in shapes}
+
+
+def _apart(many: NDArray[Any], one: NDArray[Any], row: int) -> float:
+    """Largest difference of a sample's own output, over the batch's largest value; 0 where no axis is the batch's."""
+    if many.dtype.kind not in "fc" or many.ndim != one.ndim:
+        return 0.0
+    differing = [axis for axis in range(many.ndim) if many.shape[axis] != one.shape[axis]]
+    if len(differing) != 1 or one.shape[differing[0]] != 1 or not one.size:
+        return 0.0
+    mine, alone = np.take(many, [row], differing[0]), one
+    finite = np.isfinite(mine) & np.isfinite(alone)
+    if not finite.any():
+        return 0.0
+    scale = max(float(np.abs(many[np.isfinite(many)]).max()), 1e-12)
+    return float(np.abs(mine[finite] - alone[finite]).max()) / scale
