@@ -59,8 +59,8 @@ def batch_dependence(run: Run, samples: Samples, cause: str = "", coarse: bool =
         return None
     return (
         f"the answer to a sample depends on the others of its batch: {len(differing)} of {len(singles)} samples give "
-        f"something else alone than in a batch of {size} (by up to {max(differing):.1%} of the largest output), as with "
-        f"{cause or 'a branch on values, or statistics over the batch'}"
+        f"something else alone than in a batch of {size} (by up to {max(differing):.1%} of the largest output), as "
+        f"with {cause or 'a branch on values, or statistics over the batch'}"
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from omgoptim.errors import ArtifactError, DataError, ModelError
 from omgoptim.hardware import usable_cores
+from omgoptim.measure.chance import chance_words
 from omgoptim.measure.launch import Process
 from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import compare_quality, read_outputs
@@ -70,9 +71,11 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     before = measurement(folders[0], raced.timing(0), bench, quality.before, quality.metric, samples.count)
     after = measurement(folders[1], raced.timing(1), bench, quality.after, quality.metric, samples.count)
     gained = gains(before, after, raced.timing(1), quality, raced.load)
+    doubt = chance_words(before.metric, before.quality, samples.targets)
+    told_of = f"B against A: {size_words(gained)}, {speed_words(gained)}. {quality_words(before, quality)}"
     return EfficiencyReport(
         outcome="ok" if is_gain(gained) else "no_gain",
-        summary=f"B against A: {size_words(gained)}, {speed_words(gained)}. {quality_words(before, quality)}",
+        summary=f"{doubt} {told_of}".strip(),
         warnings=[*data.notes, *quality_warnings(quality, 0.01, data.real), *load_warnings(raced.load)],
         verb="compare",
         run_id=context.run_id,

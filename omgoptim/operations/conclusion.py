@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
+from omgoptim.measure.chance import chance_words
 from omgoptim.models.source import Recipe
 from omgoptim.operations.advice import repeat_of
 from omgoptim.operations.baseline import baseline_on
@@ -105,7 +106,7 @@ def conclude(verb: str, job: AnyJob, ending: Ending, output: Path | None) -> Eff
 def _summary(
     outcome: Outcome, ending: Ending, missed: str | None, measured: Measured, guard: float, control: Control | None
 ) -> str:
-    """The guard and the goal first, then what was gained, what is left, and the quality."""
+    """That the original is at chance, if so; then guard and goal, what was gained, what is left, and the quality."""
     fits = outcome_of(measured.gains, measured.quality, guard) != "guard_failed"
     if outcome == "guard_failed" and missed and fits:
         first = f"The goal was not reached: {missed}. " + verdict_words(
@@ -115,6 +116,7 @@ def _summary(
         first = verdict_words(outcome, ending.name, measured.gains, measured.quality, guard)
         first += f" {missed[0].upper()}{missed[1:]}." if missed else ""
     parts = [
+        chance_words(measured.before.metric, measured.before.quality, ending.subject.evaluation.targets),
         first,
         *ending.changes.notes,
         *ending.facts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from omgoptim.errors import OmgoptimError
+from omgoptim.measure.chance import chance_words
 from omgoptim.measure.launch import Process
 from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.program_layers import ask_layers
@@ -49,6 +50,7 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
     before = measurement(
         folder, timing, subject.bench, quality, metric_name, subject.evaluation.count if metric_name else None
     )
+    doubt = chance_words(metric_name, quality, subject.evaluation.targets)
     if before.macs is None and subject.macs and subject.macs.macs is not None:  # an artifact that does not say
         before = before.model_copy(update={"macs": subject.macs.macs, "flops": 2 * subject.macs.macs})
     warnings = [*subject.notes, *untold, *load_warnings(raced.load)]
@@ -56,7 +58,7 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
         warnings.append("multiply-accumulates were not counted: the run's log says why")
     return EfficiencyReport(
         outcome="ok",
-        summary=_summary(request.model, before),
+        summary=" ".join(part for part in (doubt, _summary(request.model, before)) if part),
         warnings=warnings,
         next_steps=profile_steps(request, subject, layers),
         verb="profile",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omgoptim.errors import ArtifactError, RequestError
+from omgoptim.measure.chance import chance_words
 from omgoptim.measure.launch import Process
 from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import Quality, compare_quality, read_outputs
@@ -230,7 +231,8 @@ def _report(
     real = subject.data.real
     needed = None if quality.decided(guard) else quality.samples_to_decide(guard)
     made = winner.made.outcome
-    told_of = [verdict_words(outcome, name, gained, quality, guard), quality_words(before, quality)]
+    told_of = [chance_words(quality.metric, quality.before, subject.evaluation.targets)]
+    told_of += [verdict_words(outcome, name, gained, quality, guard), quality_words(before, quality)]
     told_of += [trained.fact] if trained else []
     told_of += made.notes if made else []
     return EfficiencyReport(

@@ -11,11 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from omgoptim.errors import DataError, ModelError, OmgoptimError, SetupError
 from omgoptim.hardware import usable_cores
-from omgoptim.measure.batch_dependence import batch_dependence
 from omgoptim.measure.macs import MacsCount, count_macs
 from omgoptim.measure.program_macs import count_program
 from omgoptim.measure.race import LATENCY, THROUGHPUT, Bench
@@ -30,6 +28,7 @@ from omgoptim.models.samples import Samples, as_tensors, call_of, named_samples,
 from omgoptim.models.source import Recipe, Source, default_inputs, load_source
 from omgoptim.models.trust import Reach
 from omgoptim.models.user_code import call_user
+from omgoptim.operations.batch_check import batch_dependence_of
 from omgoptim.operations.context import RunContext
 from omgoptim.requests import ModelRequest, QuantizeRequest, TrainingRequest
 from omgoptim.runtimes import ENGINES, Session, Settings
@@ -120,7 +119,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     if opened.program and opened.signature:
         _refuse_other_inputs(inputs, opened.signature)
     example, signature, learnt = _run_once(opened, inputs, evaluation, request)
-    dependent = _batch_dependence(opened, signature, evaluation, threads)
+    dependent = batch_dependence_of(opened.module, opened.program, signature, evaluation, threads)
     if dependent:
         learnt.append(f"{dependent}; quality is measured one sample at a time")
     macs, params = _counts(opened, signature, of_size(evaluation, 1))
@@ -247,21 +246,6 @@ def _run_once(
         )
         return real, signature, [note]
     return example, signature, []
-
-
-def _batch_dependence(opened: _Opened, signature: Signature, evaluation: Samples, threads: int) -> str | None:
-    """That the answer to a sample depends on its batch, in a sentence; None where it does not."""
-    runtime = "onnxruntime" if opened.program is not None else "torch_eager"
-    session = ENGINES[runtime].open(opened.program or opened.module, signature, Settings(threads=threads))
-    layers = dict(opened.module.named_modules()) if opened.module is not None else {}
-    batch_statistics = [
-        path for path, layer in layers.items() if isinstance(layer, _BatchNorm) and layer.running_mean is None
-    ]
-    named = ", ".join(batch_statistics[:3])
-    cause = f"batch normalization without running statistics ({named})" if batch_statistics else ""
-    tensors = (*opened.module.parameters(), *opened.module.buffers()) if opened.module is not None else ()
-    coarse = any(tensor.is_floating_point() and tensor.element_size() < 4 for tensor in tensors)
-    return batch_dependence(session.run, evaluation, cause, coarse)
 
 
 def _counts(opened: _Opened, signature: Signature, one: NamedBatch) -> tuple[MacsCount | None, tuple[int, int] | None]:

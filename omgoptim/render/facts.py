@@ -140,6 +140,7 @@ def speed_claim(gains: Gains) -> tuple[str, Tone]:
     if gains.speedup_low > 1:
         return f"{ratio_text(gains.speedup)} faster ({interval})", "better"
     if gains.speedup_high < 1:
+        interval = f"{1 / gains.speedup_high:.2f} to {1 / gains.speedup_low:.2f}"  # in the unit of the figure before it
         return f"{ratio_text(1 / gains.speedup)} slower ({interval})", "worse"
     return f"{ratio_text(gains.speedup)}, undecided ({interval})", "open"
 

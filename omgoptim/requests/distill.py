@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
 from omgoptim.requests.base import Params, Runtime
+from omgoptim.requests.ratios import before_over_after
 from omgoptim.requests.training import TrainingRequest
 
 
@@ -88,9 +89,9 @@ class Auto(Params):
     """Students derived in several ways: the likeliest few train for a short while, the best of them to the end."""
 
     student: Literal["auto"] = "auto"
-    target_compression: float | None = Field(None, gt=1, le=10_000)
+    target_compression: Annotated[float | None, BeforeValidator(before_over_after)] = Field(None, gt=1, le=10_000)
     """Parameters of the teacher over those of the student, at least (default 4; with keep_layers: what that gives)."""
-    target_speedup: float | None = Field(None, gt=1, le=1000)
+    target_speedup: Annotated[float | None, BeforeValidator(before_over_after)] = Field(None, gt=1, le=1000)
     """Also: latency of the teacher over that of the student, as measured on this machine, at least."""
     keep_layers: int | None = Field(None, ge=1)
     """How many of the repeated layers every student keeps."""

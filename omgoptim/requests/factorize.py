@@ -9,13 +9,14 @@ from typing_extensions import Self
 
 from omgoptim.requests.bare_name import bare_name
 from omgoptim.requests.base import Params, Runtime
+from omgoptim.requests.ratios import before_over_after
 from omgoptim.requests.training import RecoveryRequest
 
 
 class Factorization(Params):
     """What the techniques that write a weight as a product of two smaller ones share."""
 
-    target_compression: float | None = Field(None, gt=1, le=1000)
+    target_compression: Annotated[float | None, BeforeValidator(before_over_after)] = Field(None, gt=1, le=1000)
     """Parameters of the whole model, before over after (default 2); ranks are shared out by what each layer loses."""
     energy: float | None = Field(None, gt=0, le=1)
     """Instead: the smallest rank of each layer that keeps this fraction of its output's (or weight's) energy."""

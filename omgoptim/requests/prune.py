@@ -10,6 +10,7 @@ from typing_extensions import Self
 
 from omgoptim.requests.bare_name import bare_name
 from omgoptim.requests.base import Params, Runtime
+from omgoptim.requests.ratios import before_over_after
 from omgoptim.requests.training import RecoveryRequest
 
 
@@ -19,12 +20,12 @@ class Structured(Params):
     method: Literal["structured"] = "structured"
     pruning_ratio: float | None = Field(None, gt=0, lt=1)
     """Fraction of the channels to remove, 0..1 (default 0.3); parameters and MACs fall by more."""
-    target_speedup: float | None = Field(None, gt=1, le=100)
+    target_speedup: Annotated[float | None, BeforeValidator(before_over_after)] = Field(None, gt=1, le=100)
     """Instead of a ratio: remove until the whole model is measured to be so many times faster on this machine."""
     target_latency_ms: float | None = Field(None, gt=0)
     """Instead of a ratio: remove until one call at batch 1 takes so many milliseconds on this machine."""
-    target_macs_ratio: float | None = Field(None, gt=1, le=1000)
-    """Instead of a ratio: remove until the multiply-accumulates are so many times fewer."""
+    target_macs_ratio: Annotated[float | None, BeforeValidator(before_over_after)] = Field(None, gt=1, le=1000)
+    """Instead of a ratio: remove until the multiply-accumulates are so many times fewer (before / after)."""
     importance: Literal["magnitude", "taylor", "bn_scale", "lamp", "fpgm", "hessian", "random"] = "magnitude"
     """What says which channels matter least; taylor and hessian need data."""
     ranking: Literal["uniform", "global", "isomorphic"] = "uniform"

@@ -12,7 +12,7 @@ from omgoptim.reports import EfficiencyReport, Gains, Measurement, Skip
     ("gains", "told"),
     [
         (Gains(speedup=2.0, speedup_low=1.8, speedup_high=2.2), ("2.00x faster (1.80 to 2.20)", "better")),
-        (Gains(speedup=0.5, speedup_low=0.4, speedup_high=0.6), ("2.00x slower (0.40 to 0.60)", "worse")),
+        (Gains(speedup=0.5, speedup_low=0.4, speedup_high=0.6), ("2.00x slower (1.67 to 2.50)", "worse")),
         (Gains(speedup=1.1, speedup_low=0.9, speedup_high=1.3), ("1.10x, undecided (0.90 to 1.30)", "open")),
         (Gains(speedup=2.0), ("2.00x (point estimate)", "open")),
         (Gains(), ("", "same")),

@@ -6,7 +6,7 @@ for other inputs. What hangs together along the ways that the batch did not take
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from omgoptim.measure.own_cost import evaluating
 from omgoptim.models.samples import batch_length, call_of
-from omgoptim.techniques.prune.groups import Place
+from omgoptim.techniques.prune.groups import Group
 from omgoptim.techniques.prune.layers import width_of
 from omgoptim.techniques.prune.probe import Probe, quiet
 from omgoptim.techniques.registry import ModuleRun
@@ -48,19 +48,21 @@ class Coverage:
             return f"it ran for none of {self.samples} samples: what hangs together with it is unknown"
         return f"it runs only for some inputs ({count} of {self.samples} samples)"
 
-    def why_not(self, module: nn.Module, places: Sequence[Place], width: int) -> str:
+    def why_not(self, module: nn.Module, group: Group) -> str:
         """Why channels cannot go, because of layers that do not always run; empty where they can.
 
         A layer that never ran may read or write the channels of any group of its own width.
         """
         partial = self.partial()
-        for place in places:
+        if group.name in partial:
+            return partial[group.name]
+        for place in group.places:
             if place.axis is None and place.path in partial:
-                return f"{place.path} holds them, and {partial[place.path]}"
+                return f"{place.path} holds its channels, and {partial[place.path]}"
         for path in partial:
             layer = module.get_submodule(path)
-            if self.runs[path] == 0 and width in (width_of(layer, "in"), width_of(layer, "out")):
-                return f"{path} may read or write them, and {partial[path]}"
+            if self.runs[path] == 0 and group.width in (width_of(layer, "in"), width_of(layer, "out")):
+                return f"{path} may read or write its channels, and {partial[path]}"
         return ""
 
 

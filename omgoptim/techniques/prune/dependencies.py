@@ -70,7 +70,7 @@ def find_groups(module: nn.Module, params: Structured, run: ModuleRun) -> Groups
         reason = not_asked_for(found.places, params) or why_not(module, found.places, owners)
         if not reason and found.kind == "heads" and not params.prune_heads:
             reason = "prune_heads is off"
-        reason = reason or known.why_not(module, found.places, found.width) or removal.check(found)
+        reason = reason or known.why_not(module, found) or removal.check(found)
         if reason:
             skipped.append(Skip(path=found.name, reason=reason))
         else:

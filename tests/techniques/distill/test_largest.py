@@ -51,3 +51,31 @@ def test_a_straight_line_is_met_at_once() -> None:
     assert x is not None
     assert 0.97 * 5_500 <= found <= 5_500
     assert len(counted) <= 4
+
+
+@pytest.mark.parametrize("share", [0.8, 0.25, 0.05])
+def test_a_count_that_falls_otherwise_than_expected_is_bracketed_all_the_same(share: float) -> None:
+    """One large layer that grows with the width, little that grows with its square: false position stuck at 58x."""
+
+    def count(x: float) -> int:
+        width = max(1, int(128 * x + 0.5))
+        return 3 + 432 * width + max(1, int(12 * x + 0.5)) * 9
+
+    counted: list[float] = []
+
+    def counting(x: float) -> int:
+        counted.append(x)
+        return count(x)
+
+    goal = share * count(1.0)
+    x, found = largest(counting, goal, 0.02)
+    best = max(count(step / 1000) for step in range(20, 1001) if count(step / 1000) <= goal)
+    assert x is not None
+    assert found == count(x)
+    assert 0.95 * best <= found <= goal
+    assert len(counted) <= BUILDS + 1
+
+
+@pytest.mark.parametrize("cliff", [0.021, 0.3, 0.5, 0.999])
+def test_a_cliff_is_found_wherever_it_is(cliff: float) -> None:
+    assert largest(lambda x: 10 if x < cliff else 1000, 500, 0.02) == (pytest.approx(cliff - 0.001), 10)

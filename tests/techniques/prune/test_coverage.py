@@ -68,7 +68,7 @@ def test_a_layer_that_never_ran_keeps_all_groups_of_its_width_whole(run_of: Any)
     groups = find_groups(model, Structured(), run_of(model, [rows(1, 1, 1, 1)]))
     assert [group.name for group in groups.groups] == ["wide"]
     reasons = {skip.path: skip.reason for skip in groups.skipped}
-    assert "negative may read or write them, and it ran for none of 4 samples" in reasons["stem"]
+    assert "negative may read or write its channels, and it ran for none of 4 samples" in reasons["stem"]
     assert "ran for none" in reasons["negative"]
 
 

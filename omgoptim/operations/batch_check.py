@@ -1,0 +1,39 @@
+"""The check at loading whether a model's answer to a sample depends on its batch, with what is known of the cause."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from omgoptim.measure.batch_dependence import batch_dependence
+from omgoptim.models.samples import Samples
+from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes.signature import Signature
+
+
+def batch_dependence_of(
+    module: nn.Module | None, program: Path | None, signature: Signature, evaluation: Samples, threads: int
+) -> str | None:
+    """Return how the answer depends on the batch, as a sentence; None where it does not, or cannot be told.
+
+    Args:
+        module, program: the model; a module is preferred.
+    """
+    if module is None:
+        if program is None:
+            return None
+        session = ENGINES["onnxruntime"].open(program, signature, Settings(threads=threads))
+        return batch_dependence(session.run, evaluation)
+    session = ENGINES["torch_eager"].open(module, signature, Settings(threads=threads))
+    own = [
+        path for path, layer in module.named_modules() if isinstance(layer, _BatchNorm) and layer.running_mean is None
+    ]
+    cause = f"batch normalization without running statistics ({', '.join(own[:3])})" if own else ""
+    coarse = any(
+        tensor.is_floating_point() and tensor.element_size() < 4
+        for tensors in (module.parameters(), module.buffers())
+        for tensor in tensors
+    )
+    return batch_dependence(session.run, evaluation, cause, coarse)

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from omgoptim.measure.batch_dependence import batch_dependence
+from omgoptim.models.samples import Samples
+
+ROWS = np.arange(24, dtype=np.float32).reshape(8, 3)
+
+
+def samples(*sizes: int) -> Samples:
+    ends = np.cumsum(sizes)
+    return Samples([{"x": ROWS[end - size : end]} for size, end in zip(sizes, ends, strict=True)], [None] * len(sizes))
+
+
+def by_row(batch: Any) -> list[NDArray[Any]]:
+    return [batch["x"] * 2, batch["x"].sum(1, keepdims=True)]
+
+
+@pytest.mark.parametrize("sizes", [(8,), (3, 3, 2), (1, 1, 1)])
+def test_a_model_that_works_row_by_row_does_not_depend_on_the_batch(sizes: tuple[int, ...]) -> None:
+    assert batch_dependence(by_row, samples(*sizes)) is None
+
+
+def test_statistics_over_the_batch_are_found_and_counted() -> None:
+    told = batch_dependence(lambda batch: [batch["x"] - batch["x"].mean(0)], samples(8), "batch statistics")
+    assert told is not None
+    assert "8 of 8 samples" in told
+    assert told.endswith("as with batch statistics")
+
+
+def test_a_branch_that_few_samples_take_alone_is_found() -> None:
+    def branching(batch: Any) -> list[NDArray[Any]]:
+        return [batch["x"] * (2 if batch["x"].mean() > 3 else 1)]
+
+    told = batch_dependence(branching, samples(8))  # only the first row's mean is below 3
+    assert told is not None
+    assert "1 of 8 samples" in told
+
+
+def test_a_state_whose_batch_is_the_second_axis_is_compared_too() -> None:
+    def state(batch: Any) -> list[NDArray[Any]]:
+        return [(batch["x"] - batch["x"].mean(0))[None]]
+
+    assert batch_dependence(state, samples(8)) is not None
+    assert batch_dependence(lambda batch: [batch["x"][None]], samples(8)) is None
+
+
+def test_rounding_is_no_dependence_and_integers_are_not_compared() -> None:
+    assert batch_dependence(lambda batch: [batch["x"] * (1 + 1e-6 * len(batch["x"]))], samples(8)) is None
+    assert batch_dependence(lambda batch: [np.arange(len(batch["x"]))], samples(8)) is None
+
+
+def test_a_batch_that_the_model_does_not_take_answers_nothing() -> None:
+    def one_only(batch: Any) -> list[NDArray[Any]]:
+        if len(batch["x"]) > 1:
+            raise RuntimeError("batch 1 only")
+        return [batch["x"]]
+
+    assert batch_dependence(one_only, samples(8)) is None
+    assert batch_dependence(by_row, samples(1)) is None
+
+
+def test_one_by_one_keeps_every_sample_with_its_target() -> None:
+    both = Samples([{"x": ROWS[:3]}, {"x": ROWS[3:5]}], [np.array([0, 1, 2]), np.array([3, 4])])
+    single = both.one_by_one()
+    assert [batch["x"].tolist() for batch in single.batches] == [[row] for row in ROWS[:5].tolist()]
+    assert [target.tolist() for target in single.targets] == [[0], [1], [2], [3], [4]]
