@@ -68,4 +68,5 @@ def _teacher_words(job: Job[DistillRequest]) -> str:
 def _training_words(job: Job[DistillRequest]) -> str:
     request = job.request
     twice = ", twice: a control is trained too" if request.control else ""
-    return f"It would train for {request.epochs} epochs of {batches_in_epoch(job):,} batches{twice}."
+    epochs = "1 epoch" if request.epochs == 1 else f"{request.epochs} epochs"
+    return f"It would train for {epochs} of {batches_in_epoch(job):,} batches{twice}."

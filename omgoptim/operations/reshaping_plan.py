@@ -15,7 +15,8 @@ from omgoptim.operations.measured import environment, shown_request
 from omgoptim.operations.rounds import RoundsJob
 from omgoptim.reports import EfficiencyReport, Round
 from omgoptim.requests import Params
-from omgoptim.training.plan import BATCH
+from omgoptim.training.few_steps import STEPS_AN_EPOCH, fitted_plan
+from omgoptim.training.plan import TrainingPlan
 
 MOST_BATCHES = 100_000
 """Batches of an epoch that are counted; more are called more."""
@@ -58,8 +59,14 @@ def plan_report(verb: str, job: RoundsJob, steps: Sequence[Params]) -> Efficienc
 
 
 def batches_in_epoch(job: AnyJob) -> int:
-    """How many batches one epoch of the training data has, counted up to `MOST_BATCHES`."""
-    return sum(1 for _ in itertools.islice(job.material.batches.epoch(job.request.train_batch or BATCH), MOST_BATCHES))
+    """How many batches one epoch of training would have, counted up to `MOST_BATCHES`."""
+    batches, loss = job.material.batches, job.material.loss
+    plan = TrainingPlan.of(job.request, 1, job.subject.device, job.request.seed)
+    count = sum(1 for _ in itertools.islice(batches.epoch(plan.batch), MOST_BATCHES))
+    if count >= STEPS_AN_EPOCH:
+        return count
+    plan = fitted_plan(plan, job.request, batches, loss.check if loss is not None else lambda _target: None)
+    return batches.survey(plan.batch, plan.seed, lambda _target: None)[0]
 
 
 def _training_words(job: RoundsJob, rounds: int) -> str:
