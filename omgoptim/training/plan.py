@@ -64,7 +64,7 @@ class TrainingPlan:
     @property
     def words(self) -> str:
         """The optimizer with what matters about it: "adamw, learning rate 0.001, cosine"."""
-        parts = [self.optimizer, f"learning rate {self.learning_rate:g}", self.lr_schedule]
+        parts = [self.optimizer, f"learning rate {self.learning_rate:.3g}", self.lr_schedule]
         if self.accumulate > 1:
             parts.append(f"{self.accumulate} batches a step")
         if self.mixed_precision != "no":

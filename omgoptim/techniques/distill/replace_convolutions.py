@@ -16,7 +16,7 @@ from omgoptim.techniques.distill.chosen import Chosen
 from omgoptim.techniques.distill.fit_blocks import Block, Conv, fit_blocks, with_dense
 from omgoptim.techniques.factorize.replace import put
 from omgoptim.techniques.prune.groups import owned_parameters
-from omgoptim.techniques.prune.probe import Probe
+from omgoptim.techniques.prune.probe import NOT_RUN, Probe
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
 MakeBlock = Callable[[Conv], Block]
@@ -96,7 +96,7 @@ def _candidates(module: nn.Module, chosen: Chosen, run: ModuleRun) -> tuple[dict
             continue
         reason = _why_not(path, layer, chosen, owners)
         if not reason and layer not in called:
-            reason = "the model's forward does not call it"
+            reason = NOT_RUN
         if reason:
             skipped.append(Skip(path=path, reason=reason))
         else:

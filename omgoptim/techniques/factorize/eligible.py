@@ -15,6 +15,7 @@ from omgoptim.models.samples import batch_length, call_of
 from omgoptim.reports import Skip
 from omgoptim.requests.factorize import Factorization
 from omgoptim.techniques.factorize.rows import Layer, batches_of
+from omgoptim.techniques.prune.probe import NOT_RUN
 from omgoptim.techniques.registry import ModuleRun
 
 OTHER_KINDS: dict[type[nn.Module], str] = {
@@ -55,7 +56,7 @@ def factorizable(module: nn.Module, params: Factorization, run: ModuleRun) -> tu
     """
     layers, skipped = candidates(module, params)
     uses = uses_of(module, layers, run)
-    unreached = [Skip(path=path, reason="the model's forward does not call it") for path in layers if path not in uses]
+    unreached = [Skip(path=path, reason=NOT_RUN) for path in layers if path not in uses]
     return [path for path in layers if path in uses], sorted([*skipped, *unreached], key=lambda skip: skip.path)
 
 

@@ -26,6 +26,9 @@ TOLERANCE, COARSE = 3e-4, 2e-2
 """Largest difference of two outputs, relative to the largest value, that is only another order of adding: in float32
 on a CPU; in half precision, and on GPUs, which may round the factors of float32 products."""
 
+NOT_RUN = "it did not run for the samples that were tried: the forward does not call it, or only for some inputs"
+"""Why a layer that a trace did not meet stays as it is."""
+
 NOT_THE_USERS = ("torch", "omgoptim", "torch_pruning")
 """Packages whose lines say nothing to the author of a model."""
 
