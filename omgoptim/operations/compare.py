@@ -72,10 +72,10 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     after = measurement(folders[1], raced.timing(1), bench, quality.after, quality.metric, samples.count)
     gained = gains(before, after, raced.timing(1), quality, raced.load)
     doubt = chance_words(before.metric, before.quality, samples.targets)
-    told_of = f"B against A: {size_words(gained)}, {speed_words(gained)}. {quality_words(before, quality)}"
+    verdict = f"B against A: {size_words(gained)}, {speed_words(gained)}. {quality_words(before, quality)}"
     return EfficiencyReport(
         outcome="ok" if is_gain(gained) else "no_gain",
-        summary=f"{doubt} {told_of}".strip(),
+        summary=f"{doubt} {verdict}".strip(),
         warnings=[*data.notes, *quality_warnings(quality, 0.01, data.real), *load_warnings(raced.load)],
         verb="compare",
         run_id=context.run_id,
