@@ -32,6 +32,13 @@ def run_verb(verb: str, request: Request, context: RunContext, live: Live | None
     Raises:
         OmgoptimError: of the kind that fits: see `errors.py`.
     """
+    report = _operation(verb, request, context, live)
+    from omgoptim.operations.chain import with_total
+
+    return with_total(report, request, context)
+
+
+def _operation(verb: str, request: Request, context: RunContext, live: Live | None) -> EfficiencyReport:
     if isinstance(request, ProfileRequest):
         from omgoptim.operations.profile import profile
 

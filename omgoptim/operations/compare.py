@@ -37,6 +37,7 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     manifests = [Manifest.read(folder) for folder in folders]
     for folder, manifest in zip(folders, manifests, strict=True):
         verify_files(folder, manifest)
+    lineage = common_lineage(*manifests)
     names = [manifest.signature.input_names for manifest in manifests]
     if names[0] != names[1]:
         raise ModelError("the two artifacts take different inputs", f"A takes {names[0]}, B takes {names[1]}")
@@ -72,7 +73,10 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     gained = gains(before, after, raced.timing(1), quality, raced.load)
     return EfficiencyReport(
         outcome="ok" if is_gain(gained) else "no_gain",
-        summary=f"B against A: {size_words(gained)}, {speed_words(gained)}. {quality_words(before, quality)}",
+        summary=(
+            f"B against A: {size_words(gained)}, {speed_words(gained)}. {quality_words(before, quality)}"
+            f"{'' if lineage else ' They are two separate models: no run made one of them from the other.'}"
+        ),
         warnings=[*data.notes, *quality_warnings(quality, 0.01, data.real), *load_warnings(raced.load)],
         verb="compare",
         run_id=context.run_id,
@@ -81,7 +85,7 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
         before=before,
         after=after,
         gains=gained,
-        lineage=[request.a, request.b],
+        lineage=lineage,
         repeat=command_of("compare", request),
     )
 
@@ -95,6 +99,14 @@ def _artifact(name: str, reach: Reach) -> Path:
             "omgoptim runs list",
         )
     return folder
+
+
+def common_lineage(a: Manifest, b: Manifest) -> list[str]:
+    """The runs that both descend from, then those that made B of it, oldest first; empty where they share none."""
+    if not set(a.lineage) & set(b.lineage):
+        return []
+    shared = [run for run in a.lineage if run in b.lineage]
+    return [*shared, *(run for run in b.lineage if run not in shared)]
 
 
 def _past_request(folder: Path) -> dict[str, Any]:
