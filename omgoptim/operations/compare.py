@@ -75,7 +75,7 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
         outcome="ok" if is_gain(gained) else "no_gain",
         summary=(
             f"B against A: {size_words(gained)}, {speed_words(gained)}. {quality_words(before, quality)}"
-            f"{'' if lineage else ' They are two separate models: no run made one of them from the other.'}"
+            f"{'' if lineage else origin_words(past, _past_request(folders[1]))}"
         ),
         warnings=[*data.notes, *quality_warnings(quality, 0.01, data.real), *load_warnings(raced.load)],
         verb="compare",
@@ -107,6 +107,16 @@ def common_lineage(a: Manifest, b: Manifest) -> list[str]:
         return []
     shared = [run for run in a.lineage if run in b.lineage]
     return [*shared, *(run for run in b.lineage if run not in shared)]
+
+
+def origin_words(a: dict[str, Any], b: dict[str, Any]) -> str:
+    """What is known of where two artifacts without a common run come from, by the requests that made them."""
+    origins = [[past.get(name) for name in ("model", "checkpoint", "model_kwargs")] for past in (a, b)]
+    if any(is_live(origin[0]) for origin in origins):
+        return ""
+    if origins[0][0] and origins[0] == origins[1]:
+        return f" Both were made from {origins[0][0]}."
+    return " They are two separate models: neither was made from the other."
 
 
 def _past_request(folder: Path) -> dict[str, Any]:
