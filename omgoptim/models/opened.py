@@ -16,25 +16,8 @@ from omgoptim.runtimes import Session
 from omgoptim.runtimes.signature import InputTensor, unflatten
 
 _OF_A_MODULE = frozenset(
-    [
-        "parameters",
-        "named_parameters",
-        "buffers",
-        "state_dict",
-        "load_state_dict",
-        "modules",
-        "named_modules",
-        "children",
-        "forward",
-        "to",
-        "cpu",
-        "cuda",
-        "half",
-        "float",
-        "device",
-        "zero_grad",
-        "requires_grad_",
-    ]
+    {"parameters", "named_parameters", "buffers", "state_dict", "load_state_dict", "modules", "named_modules"}
+    | {"children", "forward", "to", "cpu", "cuda", "half", "float", "device", "zero_grad", "requires_grad_"}
 )
 """What a newcomer may look for on an opened artifact, and only a module has."""
 
