@@ -21,6 +21,7 @@ from omgoptim.render import facts
 from omgoptim.render.terminal_precision import coverage_block, explanation_block
 from omgoptim.render.terminal_rounds import rounds_table, sensitivity_table, training_line
 from omgoptim.reports import Candidate, DoctorReport, EfficiencyReport, PackageState, RunState
+from omgoptim.requests.command import in_shell
 
 _VERDICT_STYLE = {"ok": "green", "no_gain": "yellow", "guard_failed": "red"}
 _TONE_STYLE = {"better": "green", "worse": "red", "same": "", "open": "yellow"}
@@ -58,7 +59,7 @@ def error_view(error: OmgoptimError) -> RenderableType:
     if error.why:
         lines.append(Text.assemble(("  why: ", "bold"), facts.block(error.why)))
     if error.fix:
-        lines.append(Text.assemble(("  fix: ", "bold"), facts.block(error.fix)))
+        lines.append(Text.assemble(("  fix: ", "bold"), facts.block(in_shell(error.fix))))
     return Group(*lines)
 
 
