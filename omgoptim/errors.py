@@ -16,7 +16,6 @@ Every error crosses process boundaries as `to_dict()` and comes back with `from_
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterable
 
 MAX_TEXT = 2000
@@ -104,11 +103,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def argument(name: str, value: object) -> str:
-    """An argument with its value in the text of an error, as Python and tool calls name it: `` `data=file.py:load` ``.
+    """An argument with its value in the text of an error, as Python writes it: `` `data='file.py:load'` ``.
 
     The shell shows it as an option: see `omgoptim.requests.command.in_shell`.
     """
-    return f"`{name}={json.dumps(value) if isinstance(value, dict) else value}`"
+    return f"`{name}={value!r}`"
 
 
 def call(verb: str, arguments: dict[str, object]) -> str:

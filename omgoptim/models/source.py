@@ -195,7 +195,7 @@ def _refused_pickle(model: str) -> ModelError:
         f"'{model}' is a pickle: opening it as a whole model would run whatever code it holds",
         "omgoptim never unpickles a model",
         "name the class that builds it and give the weights as checkpoint: "
-        f"name its class and weights: {argument('model', 'net.py:Net')} {argument('checkpoint', model)}; "
+        f"name its class and weights: {argument('model', 'net.py:Net')} {argument('checkpoint', str(model))}; "
         "or export it once with torch.export.save(…, 'model.pt2')",
     )
 

@@ -55,7 +55,7 @@ class Reach:
             raise RequestError(
                 f"{what} '{text}' lies outside the project",
                 f"{path} is not under {self.project}",
-                f"allow its folder with {argument('allow_path', path.parent)}, "
+                f"allow its folder with {argument('allow_path', [str(path.parent)])}, "
                 f"or give another {argument('project', 'FOLDER')}",
             )
         return path

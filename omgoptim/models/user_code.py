@@ -91,7 +91,7 @@ def call_user(doing: str, limit_s: float, function: Callable[..., Result], *args
         raise UserCodeError(
             f"{doing} did not come back within {limit_s:g} s",
             "the run's log shows where it was",
-            f"make it faster, or raise the limit with {argument('time_limit_s', 'SECONDS')}",
+            f"make it faster, or raise the limit with {argument('time_limit_s', 3600)}",
         ) from None
     except SystemExit as error:
         traceback.print_exc()

@@ -200,7 +200,7 @@ def _data(request: ModelRequest, reach: Reach, live: Live, source: Source, opene
         raise DataError(
             "it is not known what the model takes",
             "neither data nor input shapes were given",
-            f"give {argument('data', 'file.py:callable')}, or shapes such as {argument('inputs', '1x3x224x224')}",
+            f"give {argument('data', 'file.py:callable')}, or shapes such as {argument('inputs', ['1x3x224x224'])}",
         )
     return random_data(specs, opened.module, 64, request.seed)
 

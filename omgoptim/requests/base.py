@@ -101,7 +101,7 @@ class InputSpec:
             raise RequestError(
                 f"'{text}' is no input shape",
                 "an input is SHAPE, DTYPE:SHAPE or NAME:DTYPE:SHAPE, sizes joined by x, the batch first",
-                f"for instance {argument('inputs', '1x3x224x224')} or {argument('inputs', 'input_ids:int64:1x128')}",
+                f"for instance {argument('inputs', ['1x3x224x224', 'input_ids:int64:1x128'])}",
             )
         name, dtype = (head[0], head[1]) if len(head) == 2 else (None, head[0] if head else "float32")
         if dtype not in DTYPES:

@@ -60,14 +60,18 @@ def _option(name: str, value: Any) -> list[str]:
 def in_shell(text: str) -> str:
     """The text of an error with its arguments (`omgoptim.errors.argument`) as the options of a command.
 
-    `` give `data=file.py:load` `` becomes `give --data file.py:load`, and a call (`omgoptim.errors.call`) a command.
+    `` give `data='file.py:load'` `` becomes `give --data file.py:load`, and a call (`omgoptim.errors.call`) a command.
     """
     text = _CALL.sub(lambda found: _as_command(found["verb"], found["arguments"]), text)
     return _ARGUMENT.sub(lambda found: _as_option(found["name"], found["value"]), text)
 
 
-def _as_option(name: str, value: str) -> str:
-    return shlex.quote(value) if name in POSITIONAL else f"--{name.replace('_', '-')} {shlex.quote(value)}"
+def _as_option(name: str, text: str) -> str:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):  # it names an object of its Python process
+        return f"{name}={text}"
+    return shlex.quote(str(value)) if name in POSITIONAL else shlex.join(_option(name, value))
 
 
 def _as_command(verb: str, arguments: str) -> str:

@@ -26,7 +26,7 @@ def request(**arguments: Any) -> QuantizeRequest:
 
 
 def fixed(error: TechniqueError, asked: QuantizeRequest) -> str:
-    return with_call(error, asked).fix
+    return in_shell(with_call(error, asked).fix)
 
 
 def test_the_call_is_the_request_with_the_scheme_that_the_technique_names() -> None:
@@ -68,7 +68,7 @@ def test_candidates_that_all_change_nothing_are_one_error_with_the_call() -> Non
 def test_candidates_that_fail_for_other_reasons_are_all_named() -> None:
     other = TechniqueError("the engine cannot run it", "", "another runtime")
     error = nothing_made([("one", other), ("two", CONVOLUTIONS)], request())
-    assert (error.what, error.fix) == ("no candidate could be made", "another runtime")
+    assert (error.what, in_shell(error.fix)) == ("no candidate could be made", "another runtime")
     assert error.why == "one: the engine cannot run it; two: dynamic quantization would change no layer"
 
 

@@ -40,7 +40,7 @@ def test_a_command_holds_what_was_not_left_at_its_default(
 
 
 def test_an_argument_in_an_error_is_named_as_in_python_and_shown_as_an_option_in_a_shell() -> None:
-    fix = f"give {argument('max_quality_drop', 0.1)}, or {argument('inputs', 'ids:int64:1x8')}; not `a` word = `b`"
+    fix = f"give {argument('max_quality_drop', 0.1)}, or {argument('inputs', ['ids:int64:1x8'])}; not `a` word = `b`"
     assert fix.startswith("give `max_quality_drop=0.1`, or ")
     assert in_shell(fix) == "give --max-quality-drop 0.1, or --inputs ids:int64:1x8; not `a` word = `b`"
 
