@@ -1,6 +1,6 @@
 """The arguments of each verb, for type checkers and editors.
 
-Written by `python -m omgoptim.requests.typed`: edit the requests, not this.
+Written by `make arguments`: edit the requests, not this.
 """
 
 from __future__ import annotations

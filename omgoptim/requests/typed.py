@@ -1,6 +1,6 @@
 """The arguments of each verb as type checkers and editors read them, written out of the requests.
 
-`python -m omgoptim.requests.typed > omgoptim/requests/arguments.py` writes the module again; a test says when to.
+`make arguments` writes the module again; a test says when to.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SHARED: tuple[type[Request], ...] = (RecoveryRequest, TrainingRequest, ModelRequ
 
 HEAD = '''"""The arguments of each verb, for type checkers and editors.
 
-Written by `python -m omgoptim.requests.typed`: edit the requests, not this.
+Written by `make arguments`: edit the requests, not this.
 """
 
 from __future__ import annotations

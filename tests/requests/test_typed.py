@@ -16,7 +16,7 @@ from omgoptim.requests.typed import BY_NAME, arguments_of, source
 
 def test_the_arguments_of_type_checkers_are_those_of_the_requests() -> None:
     made = Path(arguments.__file__).read_text()
-    assert made == source(), "run: python -m omgoptim.requests.typed > omgoptim/requests/arguments.py"
+    assert made == source(), "run: make arguments"
 
 
 @pytest.mark.parametrize("verb", VERBS)
