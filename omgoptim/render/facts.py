@@ -153,13 +153,18 @@ def quality_claim(report: EfficiencyReport) -> tuple[str, Tone]:
     gains = report.gains
     if gains is None or gains.quality_drop is None:
         return "", "same"
-    text = f"drop {gains.quality_drop:.4f}"
+    text = f"drop {drop_text(gains.quality_drop)}"
     if gains.quality_drop_low is not None and gains.quality_drop_high is not None:
-        text += f" ({gains.quality_drop_low:.4f} to {gains.quality_drop_high:.4f})"
+        text += f" ({drop_text(gains.quality_drop_low)} to {drop_text(gains.quality_drop_high)})"
     if report.outcome == "guard_failed":
         return text, "worse"
-    gained = gains.quality_drop_high is not None and gains.quality_drop_high < 0
+    gained = gains.quality_drop_high is not None and round(gains.quality_drop_high, 4) < 0
     return text, claimed("better" if gained else "same", report)
+
+
+def drop_text(drop: float) -> str:
+    """A drop with four digits; one that rounds to nothing has no sign."""
+    return f"{round(drop, 4) or 0.0:.4f}"
 
 
 def claimed(tone: Tone, report: EfficiencyReport) -> Tone:
@@ -229,7 +234,7 @@ def total_text(total: Total) -> str:
         _of_count(total.params_ratio, "parameters"),
         _of_count(total.macs_ratio, "MACs"),
         ratio_text(total.speedup) + " the speed" if total.speedup is not None else "",
-        f"drop {total.quality_drop:.4f}" if total.quality_drop is not None else "",
+        f"drop {drop_text(total.quality_drop)}" if total.quality_drop is not None else "",
     ]
     numbers = ", ".join(part for part in told if part and part != "same") or "the same size"
     return numbers if total.speedup is not None else f"{numbers}; speed not measured against it"

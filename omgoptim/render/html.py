@@ -178,7 +178,7 @@ def _candidates(report: EfficiencyReport) -> str:
         kind = "chosen" if one.status == "chosen" else "faded" if one.status in _FADED else ""
         speedup = "" if one.speedup is None else facts.ratio_text(one.speedup)
         size = "" if one.size_bytes is None else facts.size_text(one.size_bytes)
-        drop = "" if one.quality_drop is None else f"{one.quality_drop:.4f}"
+        drop = "" if one.quality_drop is None else facts.drop_text(one.quality_drop)
         rows.append(
             f'<tr class="{kind}"><td>{number}</td><td>{text(one.name, 80)}</td><td>{one.status}</td>'
             f'<td class="n">{speedup}</td>'

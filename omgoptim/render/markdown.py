@@ -198,7 +198,7 @@ def _candidates(report: EfficiencyReport, most: int) -> list[str]:
     for one in facts.ranked_candidates(report):
         numbers = [facts.ratio_text(one.speedup)] if one.speedup is not None else []
         numbers += [facts.size_text(one.size_bytes)] if one.size_bytes is not None else []
-        numbers += [f"drop {one.quality_drop:.4f}"] if one.quality_drop is not None else []
+        numbers += [f"drop {facts.drop_text(one.quality_drop)}"] if one.quality_drop is not None else []
         told = f" ({', '.join(numbers)})" if numbers else ""
         lines.append(f"{safe(one.name, 60)}: {one.status}{told}. {safe(one.why, 160)}")
     return _bulleted("Candidates", lines, most)

@@ -190,7 +190,7 @@ def _candidates_table(report: EfficiencyReport, full: bool) -> RenderableType | 
     numbers = {
         "speedup": ["" if one.speedup is None else facts.ratio_text(one.speedup) for one in shown],
         "size": ["" if one.size_bytes is None else facts.size_text(one.size_bytes) for one in shown],
-        "drop": ["" if one.quality_drop is None else f"{one.quality_drop:.4f}" for one in shown],
+        "drop": ["" if one.quality_drop is None else facts.drop_text(one.quality_drop) for one in shown],
     }
     measured = {header: cells for header, cells in numbers.items() if any(cells)}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text("candidates", "bold"), title_justify="left")

@@ -130,6 +130,8 @@ def test_a_better_quality_is_a_gain_only_where_its_interval_excludes_no_change()
     undecided = _report(gains=Gains(quality_drop=-0.01, quality_drop_low=-0.02, quality_drop_high=0.001))
     clear = _report(gains=Gains(quality_drop=-0.01, quality_drop_low=-0.02, quality_drop_high=-0.001))
     assert [facts.quality_claim(report)[1] for report in (undecided, clear)] == ["same", "better"]
+    rounding = _report(gains=Gains(quality_drop=-1e-8, quality_drop_low=-2e-8, quality_drop_high=-1e-9))
+    assert facts.quality_claim(rounding) == ("drop 0.0000 (0.0000 to 0.0000)", "same")
 
 
 def test_every_face_names_the_files_that_a_size_counts() -> None:
