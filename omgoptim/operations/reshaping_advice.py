@@ -90,10 +90,10 @@ def _reachable_speed(request: Reshaping, result: Result, subject: Subject) -> li
     assert isinstance(request.method, Structured)
     given = same_arguments(request)
     steps = []
-    if request.method.max_layer_ratio < MOST_LAYER_RATIO:
-        narrowest = f"the narrowest cut of max_layer_ratio {request.method.max_layer_ratio:g}"
-        why = f"{narrowest} is too slow; more may go of a layer"
-        steps.append(step("prune", given | {"max_layer_ratio": MOST_LAYER_RATIO}, why))
+    if request.method.max_layer_ratio < MOST_LAYER_RATIO or request.method.round_to != 1:
+        limits = {"max_layer_ratio": max(MOST_LAYER_RATIO, request.method.max_layer_ratio), "round_to": 1}
+        why = "the narrowest widths that were allowed are too slow: these limits allow narrower ones"
+        steps.append(step("prune", given | limits, why))
     asked, reached = request.method.target_speedup, result.gains.speedup
     if asked is not None and subject.data.real:
         why = "a student of another form can be faster than the narrowest cut of this model"

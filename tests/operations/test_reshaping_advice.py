@@ -21,7 +21,7 @@ GOALS: dict[str, list[dict[str, Any]]] = {
         {},
         {"pruning_ratio": 0.6, "rounds": 100, "epochs": 10_000},
         {"target_speedup": 3.0},
-        {"target_speedup": 3.0, "max_layer_ratio": 0.99},
+        {"target_speedup": 3.0, "max_layer_ratio": 0.99, "round_to": 1},
         {"target_latency_ms": 1.0},
         {"target_macs_ratio": 1.02},
         {"method": "magnitude", "sparsity": 0.9, "schedule": "0.5,0.9"},
@@ -120,7 +120,8 @@ def test_more_epochs_never_follow_a_speed_that_no_cut_reaches() -> None:
     assert steps[0].arguments["model"] == "run-1"
     assert steps[1].arguments["max_layer_ratio"] > 0.9
     assert all(one.arguments.get("epochs", 2) == 2 for one in steps)
-    widest = asked | {"max_layer_ratio": 0.98}
+    assert steps[1].arguments["round_to"] == 1
+    widest = asked | {"max_layer_ratio": 0.98, "round_to": 1}
     steps = reshaped("prune", widest, "guard_failed", missed=True, gains=gains)
     assert [one.arguments.get("target_speedup") for one in steps] == [None, 3.0, 1.84]
 
