@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all check bench clean
+.PHONY: demo test test-all check arguments bench clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,10 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+arguments: $(VENV)/.dev   ## write the typed arguments of each verb out of its request
+	$(BIN)/python -m omgoptim.requests.typed > $(VENV)/arguments.py
+	cp $(VENV)/arguments.py omgoptim/requests/arguments.py
 
 test: check           ## lint, types and tests, in two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -45,6 +45,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> object:
     if name in __all__:
         return getattr(importlib.import_module(_HOMES.get(name, "omgoptim.api")), name)

@@ -7,21 +7,35 @@ small(images)                                  # the original's forward signatur
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from typing_extensions import Unpack
 
 from omgoptim.errors import ModelError, RequestError
-from omgoptim.jobs.folder import runs_root
+from omgoptim.jobs.folder import RunFolder, runs_root
 from omgoptim.jobs.inline import run_inline
 from omgoptim.jobs.project import find_project
 from omgoptim.models.opened import OpenedModel
 from omgoptim.models.opened import open_artifact as open_folder
 from omgoptim.operations import run_verb
-from omgoptim.operations.context import LIVE
+from omgoptim.operations.context import LIVE, RunContext
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import Request, parse
+from omgoptim.requests.arguments import (
+    CompareArguments,
+    DistillArguments,
+    FactorizeArguments,
+    ProfileArguments,
+    PruneArguments,
+    QuantizeArguments,
+)
+from omgoptim.requests.typed import help_of, signature_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,24 +43,55 @@ if TYPE_CHECKING:
     from omgoptim.operations.subject import Live
 
 
-def profile(model: str | nn.Module, *, data: Any = None, metric: Any = "auto", **arguments: Any) -> EfficiencyReport:
+Verb = TypeVar("Verb", bound=Callable[..., EfficiencyReport])
+
+
+def _documented(verb: str) -> Callable[[Verb], Verb]:
+    """Give a verb's function the signature and help of its request, for `help()` and completion in a notebook."""
+
+    def documented(function: Verb) -> Verb:
+        words = inspect.cleandoc(function.__doc__ or "")
+        function.__doc__ = f"{words}\n\nArguments by name:\n{help_of(verb)}\n"
+        function.__signature__ = signature_of(verb, function)  # type: ignore[attr-defined]
+        return function
+
+    return documented
+
+
+@_documented("profile")
+def profile(
+    model: str | nn.Module,
+    *,
+    data: Any = None,
+    metric: Any = "auto",
+    progress: bool | None = None,
+    **arguments: Unpack[ProfileArguments],
+) -> EfficiencyReport:
     """Measure a model as it is.
 
     Args:
         model: a source, as for the other faces, or a module of this process; it is not changed.
         data: a source; or a callable taking `split`; or a mapping of split name to a DataLoader or list of batches.
         metric: a name or source; or a callable `metric(outputs, targets) -> float`, higher is better.
-        arguments: any other field of `ProfileRequest`.
+        progress: whether to show on standard error where the run stands; None: in a notebook or on a terminal.
+        arguments: as listed below.
 
     Raises:
         OmgoptimError: of the kind that fits: see `omgoptim.errors`.
     """
-    request, live = _request("profile", model, data, metric, arguments)
-    return _run("profile", request, live)
+    request, live = _request("profile", model, data, metric, dict(arguments))
+    return _run("profile", request, live, progress)
 
 
+@_documented("quantize")
 def quantize(
-    model: str | nn.Module, *, data: Any = None, metric: Any = "auto", loss: Any = None, **arguments: Any
+    model: str | nn.Module,
+    *,
+    data: Any = None,
+    metric: Any = "auto",
+    loss: Any = None,
+    progress: bool | None = None,
+    **arguments: Unpack[QuantizeArguments],
 ) -> EfficiencyReport:
     """Quantize a model and keep the fastest candidate that holds the quality guard.
 
@@ -55,17 +100,25 @@ def quantize(
         data: a source; or a callable taking `split`; or a mapping of split name to a DataLoader or list of batches.
         metric: a name or source; or a callable `metric(outputs, targets) -> float`, higher is better.
         loss: of scheme qat, as for `prune`.
-        arguments: any other field of `QuantizeRequest`, and the parameters of its scheme.
+        progress: as for `profile`.
+        arguments: as listed below.
 
     Raises:
         OmgoptimError: of the kind that fits: see `omgoptim.errors`.
     """
-    request, live = _request("quantize", model, data, metric, arguments, loss)
-    return _run("quantize", request, live)
+    request, live = _request("quantize", model, data, metric, dict(arguments), loss)
+    return _run("quantize", request, live, progress)
 
 
+@_documented("prune")
 def prune(
-    model: str | nn.Module, *, data: Any = None, metric: Any = "auto", loss: Any = "auto", **arguments: Any
+    model: str | nn.Module,
+    *,
+    data: Any = None,
+    metric: Any = "auto",
+    loss: Any = "auto",
+    progress: bool | None = None,
+    **arguments: Unpack[PruneArguments],
 ) -> EfficiencyReport:
     """Take weights away, train the rest back, and measure the saved artifact against the original.
 
@@ -75,31 +128,41 @@ def prune(
             Training takes its `train` split.
         metric: a name or source; or a callable `metric(outputs, targets) -> float`, higher is better.
         loss: auto or a source; or a callable `loss(outputs, targets)` that returns a scalar tensor.
-        arguments: any other field of `PruneRequest`, and the parameters of its method.
+        progress: as for `profile`.
+        arguments: as listed below.
 
     Raises:
         OmgoptimError: of the kind that fits: see `omgoptim.errors`.
     """
-    request, live = _request("prune", model, data, metric, arguments, loss)
-    return _run("prune", request, live)
+    request, live = _request("prune", model, data, metric, dict(arguments), loss)
+    return _run("prune", request, live, progress)
 
 
+@_documented("factorize")
 def factorize(
-    model: str | nn.Module, *, data: Any = None, metric: Any = "auto", loss: Any = "auto", **arguments: Any
+    model: str | nn.Module,
+    *,
+    data: Any = None,
+    metric: Any = "auto",
+    loss: Any = "auto",
+    progress: bool | None = None,
+    **arguments: Unpack[FactorizeArguments],
 ) -> EfficiencyReport:
     """Write large weights as products of thin ones, train back what that costs, and measure the saved artifact.
 
     Args:
         model, data, metric, loss: as for `prune`.
-        arguments: any other field of `FactorizeRequest`, and the parameters of its method.
+        progress: as for `profile`.
+        arguments: as listed below.
 
     Raises:
         OmgoptimError: of the kind that fits: see `omgoptim.errors`.
     """
-    request, live = _request("factorize", model, data, metric, arguments, loss)
-    return _run("factorize", request, live)
+    request, live = _request("factorize", model, data, metric, dict(arguments), loss)
+    return _run("factorize", request, live, progress)
 
 
+@_documented("distill")
 def distill(
     teacher: str | nn.Module,
     student: str | nn.Module = "auto",
@@ -107,7 +170,8 @@ def distill(
     data: Any = None,
     metric: Any = "auto",
     loss: Any = "auto",
-    **arguments: Any,
+    progress: bool | None = None,
+    **arguments: Unpack[DistillArguments],
 ) -> EfficiencyReport:
     """Train a smaller student to answer as the teacher does, and measure the saved student against the teacher.
 
@@ -116,7 +180,8 @@ def distill(
         student: a source, or a module of this process (a copy is trained); or how to derive one from the teacher:
             auto, narrow, depthwise, inverted_residual, low_rank, fewer_layers.
         data, metric, loss: as for `prune`; labels are welcome and not needed.
-        arguments: any other field of `DistillRequest`, and the parameters of the student.
+        progress: as for `profile`.
+        arguments: as listed below.
 
     Raises:
         OmgoptimError: of the kind that fits: see `omgoptim.errors`.
@@ -125,7 +190,7 @@ def distill(
     request, live = _request("distill", teacher, data, metric, {"student": named, **arguments}, loss)
     if not isinstance(student, str):
         live = replace(live, student=_copy(student))
-    return _run("distill", request, live)
+    return _run("distill", request, live, progress)
 
 
 def derive_student(
@@ -148,13 +213,19 @@ def derive_student(
     return derived_alone(_copy(teacher), getattr(request, "student"), inputs, seed)  # noqa: B009  DistillRequest has it
 
 
-def compare(a: str, b: str, **arguments: Any) -> EfficiencyReport:
-    """Measure artifact or run `b` against `a`; `arguments` are any other field of `CompareRequest`.
+@_documented("compare")
+def compare(a: str, b: str, *, progress: bool | None = None, **arguments: Unpack[CompareArguments]) -> EfficiencyReport:
+    """Measure artifact or run `b` against `a`.
+
+    Args:
+        a, b: run ids or artifact folders.
+        progress: as for `profile`.
+        arguments: as listed below.
 
     Raises:
         OmgoptimError: of the kind that fits: see `omgoptim.errors`.
     """
-    return _run("compare", parse("compare", {"a": a, "b": b, **arguments}))
+    return _run("compare", parse("compare", {"a": a, "b": b, **arguments}), None, progress)
 
 
 def open_artifact(path: str | Path, *, threads: int | None = None) -> OpenedModel:
@@ -175,9 +246,23 @@ def open_artifact(path: str | Path, *, threads: int | None = None) -> OpenedMode
     return open_folder(folder, threads)
 
 
-def _run(verb: str, request: Request, live: Live | None = None) -> EfficiencyReport:
+def _run(verb: str, request: Request, live: Live | None, progress: bool | None) -> EfficiencyReport:
     project = find_project(getattr(request, "project", None))
-    return run_inline(verb, request, project, lambda resolved, context: run_verb(verb, resolved, context, live))
+
+    def operation(resolved: Request, context: RunContext) -> EfficiencyReport:
+        return run_verb(verb, resolved, context, live)
+
+    return run_inline(verb, request, project, operation, lambda folder: _shown(folder, progress))
+
+
+def _shown(folder: RunFolder, progress: bool | None) -> AbstractContextManager[None]:
+    """Show where a run stands, if that was asked for, or where a person looks: in a notebook or on a terminal."""
+    notebook = "ipykernel" in sys.modules
+    if progress is False or (progress is None and not notebook and not sys.stdout.isatty()):
+        return nullcontext()
+    from omgoptim.cli.progress import watching
+
+    return watching(folder, lines=notebook)
 
 
 def _request(

@@ -100,3 +100,19 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
     listed = f"Known: {', '.join(options)}." if options else ""
     return f"Did you mean '{near[0]}'? {listed}" if near else listed
+
+
+def argument(name: str, value: object) -> str:
+    """An argument with its value in the text of an error, as Python writes it: `` `data='file.py:load'` ``.
+
+    The shell shows it as an option: see `omgoptim.requests.command.in_shell`.
+    """
+    return f"`{name}={value!r}`"
+
+
+def call(verb: str, arguments: dict[str, object]) -> str:
+    """A call in the text of an error, as Python writes it: `` `omgoptim.quantize(model='net.py:build')` ``.
+
+    The shell shows it as a command, as it does an `argument`.
+    """
+    return f"`omgoptim.{verb}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})`"

@@ -24,6 +24,7 @@ from omgoptim.jobs.folder import find_run
 from omgoptim.jobs.states import list_runs, read_state
 from omgoptim.reports import RunState
 from omgoptim.requests import ModelRequest, Params, PruneRequest, QuantizeRequest, Request, TrainingRequest
+from omgoptim.requests.command import in_shell
 from omgoptim.requests.quantize import Bf16
 
 ROOT = Path(__file__).parents[1]
@@ -199,7 +200,8 @@ def test_a_bad_request_is_refused_in_the_words_of_the_request(
         requests.parse(verb, raw)
     assert cli.run([verb, *words, "--json"]) == 2
     streams = capsys.readouterr()
-    assert json.loads(streams.out) == {"error": told.value.to_dict()}
+    expected = told.value.to_dict()
+    assert json.loads(streams.out) == {"error": expected | {"fix": in_shell(expected["fix"])}}
     assert streams.err.startswith(f"error: {told.value.what}")
     assert list(project.iterdir()) == []
 

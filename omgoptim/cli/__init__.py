@@ -28,6 +28,7 @@ from omgoptim.jobs.states import list_runs, load_report, read_state
 from omgoptim.jobs.submit import submit
 from omgoptim.render import brief
 from omgoptim.reports import DoctorReport, EfficiencyReport
+from omgoptim.requests.command import in_shell
 
 GUARD_FAILED = 4
 INTERRUPTED = 130
@@ -212,7 +213,8 @@ def _tell_error(error: OmgoptimError, as_json: bool) -> int:
     from omgoptim.render.terminal import error_view
 
     if as_json:
-        _print_json({"error": error.to_dict()})
+        record = error.to_dict()
+        _print_json({"error": record | {"fix": in_shell(record["fix"])}})
     _console(sys.stderr).print(error_view(error), soft_wrap=True)
     return error.exit_code
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Protocol
 
@@ -9,6 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from typing_extensions import Self
 
+from omgoptim.errors import OmgoptimError
+from omgoptim.jobs.folder import RunFolder
+from omgoptim.jobs.follow import follow
 from omgoptim.render import facts
 from omgoptim.reports import RunState
 
@@ -28,6 +35,33 @@ class Display(Protocol):
 def display(console: Console) -> Display:
     """The display that fits where standard error goes."""
     return LiveBar(console) if console.is_terminal else StageLines(console)
+
+
+@contextmanager
+def watching(folder: RunFolder, *, lines: bool = False) -> Iterator[None]:
+    """Show on standard error where a run of this process stands, from a thread of its own.
+
+    Args:
+        lines: one line a stage even on a terminal, as a notebook shows best.
+    """
+    console = Console(file=sys.stderr, highlight=False, force_jupyter=False)
+    ended = threading.Event()
+
+    def show() -> None:
+        with suppress(OmgoptimError):  # a folder that is taken away meanwhile has no state to show
+            for state in follow(folder):
+                if ended.is_set():
+                    return
+                shown.show(state)
+
+    with StageLines(console) if lines else display(console) as shown:
+        watcher = threading.Thread(target=show, name="progress", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join(timeout=2)
 
 
 class LiveBar:

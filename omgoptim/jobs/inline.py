@@ -5,10 +5,11 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from omgoptim.jobs.folder import RunFolder
 from omgoptim.jobs.interpreter import Interpreter
 from omgoptim.jobs.states import load_report
 from omgoptim.jobs.submit import open_run
@@ -22,15 +23,24 @@ if TYPE_CHECKING:
     Operation = Callable[[Request, RunContext], EfficiencyReport]
 
 
-def run_inline(verb: str, request: Request, project: Path, operation: Operation) -> EfficiencyReport:
+def run_inline(
+    verb: str,
+    request: Request,
+    project: Path,
+    operation: Operation,
+    watch: Callable[[RunFolder], AbstractContextManager[None]] = lambda _: nullcontext(),
+) -> EfficiencyReport:
     """Do a run here and now.
+
+    Args:
+        watch: gives a context that is open while the run goes on, for instance to show where it stands.
 
     Raises:
         OmgoptimError: what the operation raised; the run's folder has it too.
     """
     here = Interpreter(Path(sys.executable), "the caller's own process", platform.python_version(), ())
     folder = open_run(verb, request, project, here)
-    with _callers_torch():
+    with _callers_torch(), watch(folder):
         execute(folder, lambda _verb, resolved, context: operation(resolved, context), owns_process=False)
     return load_report(folder)
 

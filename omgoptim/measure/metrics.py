@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from omgoptim.errors import DataError, SetupError, did_you_mean
+from omgoptim.errors import DataError, SetupError, argument, did_you_mean
 from omgoptim.measure.intervals import Arrays
 from omgoptim.measure.quality import Metric, builtin_metric
 from omgoptim.models.trust import Reach
@@ -92,7 +92,7 @@ def _torchmetric(name: str, original: Sequence[Arrays], targets: list[Any]) -> M
             raise DataError(
                 f"torchmetrics' {name} does not take these outputs and targets",
                 said[0] if said else type(error).__name__,
-                "give a metric of your own: --metric file.py:callable",
+                f"give a metric of your own: {argument('metric', 'file.py:callable')}",
             ) from error
 
     sign = -1 if guarded(lambda: found(**arguments)).higher_is_better is False else 1

@@ -16,7 +16,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from omgoptim.errors import DataError
+from omgoptim.errors import DataError, argument
 from omgoptim.measure.intervals import Arrays, affordable_resamples, paired_interval, resampled_interval
 
 IGNORED_TARGET = -100
@@ -203,7 +203,7 @@ def _kind_of_targets(dtype: np.dtype[Any]) -> str:
     raise DataError(
         "there is no built-in metric for the data's targets",
         f"they are {dtype}; integers are read as classes, floats as values",
-        "give a metric of your own: --metric file.py:callable",
+        f"give a metric of your own: {argument('metric', 'file.py:callable')}",
     )
 
 
@@ -240,7 +240,7 @@ def _predicted(scores: NDArray[Any], target: NDArray[Any], cut: float) -> NDArra
     raise DataError(
         "the targets do not fit the outputs",
         f"outputs are {scores.shape}, integer targets {target.shape}",
-        "give a metric of your own: --metric file.py:callable",
+        f"give a metric of your own: {argument('metric', 'file.py:callable')}",
     )
 
 
@@ -280,7 +280,7 @@ def _r2(outputs: Sequence[Arrays], targets: list[Any]) -> float:
         raise DataError(
             "r2 is not defined where all targets are the same",
             f"{len(actual)} samples, and no spread to explain",
-            "give more evaluation samples, or a metric of your own: --metric file.py:callable",
+            f"give more evaluation samples, or a metric of your own: {argument('metric', 'file.py:callable')}",
         )
     return 1.0 - float(((actual - predicted) ** 2).sum()) / spread
 

@@ -112,7 +112,12 @@ class Manifest:
     @property
     def size_bytes(self) -> int:
         """Bytes of the files that its engine opens: not the manifest, the check and what lies beside."""
-        return sum(entry["bytes"] for entry in self.files.values() if not entry.get("beside"))
+        return sum(self.files[name]["bytes"] for name in self.size_files)
+
+    @property
+    def size_files(self) -> list[str]:
+        """Names of the files that `size_bytes` counts."""
+        return [name for name, entry in self.files.items() if not entry.get("beside")]
 
 
 def save_program(folder: Path, program: Path, manifest: Manifest, check: Check) -> None:

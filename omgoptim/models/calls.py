@@ -127,7 +127,7 @@ def first_forward(module: nn.Module, inputs: tuple[InputTensor, ...], batch: Map
         raise ModelError(
             f"the model does not run on its inputs: layer '{layer}' failed",
             f"{said[0] if said else type(error).__name__}; inputs: {shapes}",
-            "check the shapes and dtypes that the data or --inputs give",
+            "check the shapes and dtypes that the data or the argument inputs give",
         ) from error
     finally:
         for hook in hooks:

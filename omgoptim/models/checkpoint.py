@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omgoptim.errors import ModelError
+from omgoptim.errors import ModelError, argument
 
 NESTED_UNDER = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "weights")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
@@ -112,5 +112,6 @@ def _check_fit(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> No
         raise ModelError(
             f"checkpoint {path.name} does not fit the model",
             "; ".join(problems),
-            "give the model's own arguments with --model-kwargs, or the checkpoint of this architecture",
+            f"give the model's own arguments, {argument('model_kwargs', {'width': 64})} for instance, "
+            "or the checkpoint of this architecture",
         )

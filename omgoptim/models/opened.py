@@ -15,6 +15,12 @@ from omgoptim.models.artifact import Manifest, open_session, verify_outputs
 from omgoptim.runtimes import Session
 from omgoptim.runtimes.signature import InputTensor, unflatten
 
+_OF_A_MODULE = frozenset(
+    {"parameters", "named_parameters", "buffers", "state_dict", "load_state_dict", "modules", "named_modules"}
+    | {"children", "forward", "to", "cpu", "cuda", "half", "float", "device", "zero_grad", "requires_grad_"}
+)
+"""What a newcomer may look for on an opened artifact, and only a module has."""
+
 
 class OpenedModel:
     """A callable artifact.
@@ -48,6 +54,33 @@ class OpenedModel:
         outputs = self._session.run(inputs)
         leaves = [_to_tensor(array) for array in outputs] if torch_in else outputs
         return unflatten(self.manifest.signature.outputs, leaves)
+
+    def eval(self) -> OpenedModel:
+        """Return the model itself: it always runs in evaluation mode."""
+        return self
+
+    def train(self, mode: bool = True) -> OpenedModel:
+        """Refuse to train: an engine's program has no gradients. `train(False)` is `eval()`.
+
+        Raises:
+            ModelError: training mode was asked for.
+        """
+        if mode:
+            raise ModelError(
+                "an opened artifact cannot be trained",
+                f"it is a program of {self.manifest.runtime} that only computes outputs",
+                "train the original; prune, factorize, distill and quantize with scheme qat train it themselves",
+            )
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        """Say why a method of a module is not there."""
+        if name in _OF_A_MODULE:
+            raise AttributeError(
+                f"an opened artifact has no '{name}': it is a program of an engine, not a torch.nn.Module. "
+                "Call it with inputs; model.manifest says what it holds"
+            )
+        raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
 
     def __repr__(self) -> str:
         takes = ", ".join(f"{t.name}: {t.dtype}{list(t.shape)}" for t in self.manifest.signature.inputs)

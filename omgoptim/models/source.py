@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from omgoptim.errors import ArtifactError, ModelError, SetupError
+from omgoptim.errors import ArtifactError, ModelError, SetupError, argument
 from omgoptim.models.checkpoint import load_checkpoint
 from omgoptim.models.room import refuse_beyond_memory, weight_bytes
 from omgoptim.models.surgery import Surgery, operate
@@ -195,7 +195,8 @@ def _refused_pickle(model: str) -> ModelError:
         f"'{model}' is a pickle: opening it as a whole model would run whatever code it holds",
         "omgoptim never unpickles a model",
         "name the class that builds it and give the weights as checkpoint: "
-        f"omgoptim profile net.py:Net --checkpoint {model}; or export it once with torch.export.save(…, 'model.pt2')",
+        f"name its class and weights: {argument('model', 'net.py:Net')} {argument('checkpoint', str(model))}; "
+        "or export it once with torch.export.save(…, 'model.pt2')",
     )
 
 

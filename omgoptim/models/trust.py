@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from omgoptim.errors import DataError, ModelError, OmgoptimError, RequestError
+from omgoptim.errors import DataError, ModelError, OmgoptimError, RequestError, argument
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Reach:
             raise error_about(what)(
                 f"{what} '{text}' does not exist",
                 f"looked for {path}",
-                "paths are relative to the project; give another project with --project",
+                f"paths are relative to the project; give another one with {argument('project', 'FOLDER')}",
             )
         return path
 
@@ -55,7 +55,8 @@ class Reach:
             raise RequestError(
                 f"{what} '{text}' lies outside the project",
                 f"{path} is not under {self.project}",
-                f"allow its folder with --allow-path {path.parent}, or give another --project",
+                f"allow its folder with {argument('allow_path', [str(path.parent)])}, "
+                f"or give another {argument('project', 'FOLDER')}",
             )
         return path
 

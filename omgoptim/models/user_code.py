@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any, TypeVar
 
-from omgoptim.errors import OmgoptimError, SetupError, UserCodeError, did_you_mean
+from omgoptim.errors import OmgoptimError, SetupError, UserCodeError, argument, did_you_mean
 from omgoptim.models.trust import Reach, error_about
 
 Result = TypeVar("Result")
@@ -91,7 +91,7 @@ def call_user(doing: str, limit_s: float, function: Callable[..., Result], *args
         raise UserCodeError(
             f"{doing} did not come back within {limit_s:g} s",
             "the run's log shows where it was",
-            "make it faster, or raise the limit with --time-limit-s",
+            f"make it faster, or raise the limit with {argument('time_limit_s', 3600)}",
         ) from None
     except SystemExit as error:
         traceback.print_exc()

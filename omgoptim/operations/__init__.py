@@ -32,6 +32,15 @@ def run_verb(verb: str, request: Request, context: RunContext, live: Live | None
     Raises:
         OmgoptimError: of the kind that fits: see `errors.py`.
     """
+    report = _operation(verb, request, context, live)
+    from omgoptim.operations.advice import new_calls
+    from omgoptim.operations.chain import with_total
+
+    report = with_total(report, request, context)
+    return report.model_copy(update={"next_steps": new_calls(report, request)})
+
+
+def _operation(verb: str, request: Request, context: RunContext, live: Live | None) -> EfficiencyReport:
     if isinstance(request, ProfileRequest):
         from omgoptim.operations.profile import profile
 

@@ -7,9 +7,14 @@ from typing import Any
 
 from omgoptim.operations.context import is_live
 from omgoptim.operations.subject import Subject
-from omgoptim.reports import Layer, NextStep
+from omgoptim.operations.verdict import ROUNDING
+from omgoptim.reports import Candidate, EfficiencyReport, Layer, NextStep
+from omgoptim.reports.measured import SMALLER
 from omgoptim.requests import ModelRequest, QuantizeRequest, Request, parse, technique_field
 from omgoptim.requests.command import command_of
+
+AS_THEY_ARE = ("bf16", "fp16", "fp32", "dynamic")
+"""Schemes that a call by their bare name repeats as they were tried: there is nothing to learn or to search."""
 
 MOST_SAMPLES = 1_000_000
 """The request's own bound."""
@@ -80,6 +85,61 @@ def profile_steps(request: ModelRequest, subject: Subject, layers: Sequence[Laye
     if not subject.data.real:
         why += "; without data only dynamic quantization and half precision can be tried"
     return [step("quantize", arguments, why)]
+
+
+def new_calls(report: EfficiencyReport, request: Request) -> list[NextStep]:
+    """The next steps of a report without those that its own facts rule out.
+
+    Ruled out are the call that was just made, a call that another step makes already, and a scheme of `quantize` whose
+    candidates lost more than the guard allows. Where the guard failed, a candidate that held it comes first.
+    """
+    steps = [*_holding(report, request), *report.next_steps]
+    made = [(report.verb, _as_asked(request))]
+    kept = []
+    for one in steps:
+        call = (one.tool, _as_asked(parse(one.tool, one.arguments)))
+        if call in made or _lost_too_much(one, report, request):
+            continue
+        made.append(call)
+        kept.append(one)
+    return kept[:3]
+
+
+def _as_asked(request: Request) -> Request:
+    """A request without where its artifact is copied to: another folder is no other call."""
+    return request.model_copy(update={"output": None}) if "output" in type(request).model_fields else request
+
+
+def _lost_too_much(one: NextStep, report: EfficiencyReport, request: Request) -> bool:
+    """Whether a step asks for a scheme as it was tried just now, of which nothing held the guard."""
+    scheme = one.arguments.get("scheme")
+    if not isinstance(request, QuantizeRequest) or one.tool != "quantize" or scheme not in AS_THEY_ARE:
+        return False
+    tried = [candidate for candidate in report.candidates if candidate.scheme == scheme]
+    drops = [candidate.quality_drop for candidate in tried if candidate.quality_drop is not None]
+    return bool(drops) and min(drops) > one.arguments.get("max_quality_drop", request.max_quality_drop) + ROUNDING
+
+
+def _holding(report: EfficiencyReport, request: Request) -> list[NextStep]:
+    """The call for the best candidate that held the guard where the chosen one did not."""
+    if report.outcome != "guard_failed" or not isinstance(request, QuantizeRequest):
+        return []
+    held = [
+        one
+        for one in report.candidates
+        if one.status in ("finalist", "dropped") and one.scheme in AS_THEY_ARE and one.quality_drop is not None
+        if one.quality_drop <= request.max_quality_drop + ROUNDING and _gained(one)
+    ]
+    if not held:
+        return []
+    best = max(held, key=lambda one: (one.speedup or 1.0) * (one.size_ratio or 1.0))
+    asked = common_arguments(request) | {"max_quality_drop": request.max_quality_drop}
+    why = f"{best.name} held the guard on the selection samples (drop {best.quality_drop:.4f})"
+    return [step("quantize", asked | {"scheme": best.scheme, "runtime": best.runtime}, why)]
+
+
+def _gained(one: Candidate) -> bool:
+    return (one.speedup or 0.0) > 1 or (one.size_ratio or 0.0) >= SMALLER
 
 
 def plan_step(request: QuantizeRequest) -> NextStep:

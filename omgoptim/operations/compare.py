@@ -38,6 +38,7 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     manifests = [Manifest.read(folder) for folder in folders]
     for folder, manifest in zip(folders, manifests, strict=True):
         verify_files(folder, manifest)
+    lineage = common_lineage(*manifests)
     names = [manifest.signature.input_names for manifest in manifests]
     if names[0] != names[1]:
         raise ModelError("the two artifacts take different inputs", f"A takes {names[0]}, B takes {names[1]}")
@@ -73,9 +74,10 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     gained = gains(before, after, raced.timing(1), quality, raced.load)
     doubt = chance_words(before.metric, before.quality, samples.targets)
     verdict = f"B against A: {size_words(gained)}, {speed_words(gained)}. {quality_words(before, quality)}"
+    origin = "" if lineage else origin_words(past, _past_request(folders[1]))
     return EfficiencyReport(
         outcome="ok" if is_gain(gained) else "no_gain",
-        summary=f"{doubt} {verdict}".strip(),
+        summary=f"{doubt} {verdict}{origin}".strip(),
         warnings=[*data.notes, *quality_warnings(quality, 0.01, data.real), *load_warnings(raced.load)],
         verb="compare",
         run_id=context.run_id,
@@ -84,7 +86,7 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
         before=before,
         after=after,
         gains=gained,
-        lineage=[request.a, request.b],
+        lineage=lineage,
         repeat=command_of("compare", request),
     )
 
@@ -98,6 +100,24 @@ def _artifact(name: str, reach: Reach) -> Path:
             "omgoptim runs list",
         )
     return folder
+
+
+def common_lineage(a: Manifest, b: Manifest) -> list[str]:
+    """The runs that both descend from, then those that made B of it, oldest first; empty where they share none."""
+    if not set(a.lineage) & set(b.lineage):
+        return []
+    shared = [run for run in a.lineage if run in b.lineage]
+    return [*shared, *(run for run in b.lineage if run not in shared)]
+
+
+def origin_words(a: dict[str, Any], b: dict[str, Any]) -> str:
+    """What is known of where two artifacts without a common run come from, by the requests that made them."""
+    origins = [[past.get(name) for name in ("model", "checkpoint", "model_kwargs")] for past in (a, b)]
+    if any(is_live(origin[0]) for origin in origins):
+        return ""
+    if origins[0][0] and origins[0] == origins[1]:
+        return f" Both were made from {origins[0][0]}."
+    return " They are two separate models: neither was made from the other."
 
 
 def _past_request(folder: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from omgoptim.operations.delivery import Measured, measure, save
 from omgoptim.operations.job import AnyJob
 from omgoptim.operations.measured import artifact_record, environment, shown_request
 from omgoptim.operations.output import deliver
-from omgoptim.operations.reshaping_advice import next_steps
+from omgoptim.operations.reshaping_advice import Result, next_steps
 from omgoptim.operations.subject import Subject
 from omgoptim.operations.verdict import (
     Outcome,
@@ -77,11 +77,12 @@ def conclude(verb: str, job: AnyJob, ending: Ending, output: Path | None) -> Eff
     place, undelivered = deliver(context.artifact, output, outcome != "guard_failed")
     warnings = [*subject.notes, *job.material.notes, *ending.warnings, *untold, *undelivered]
     warnings += [*quality_warnings(measured.quality, guard, subject.data.real), *load_warnings(measured.load)]
+    result = Result(outcome, context.run_id, measured.gains, missed is not None, ending.rounds, ending.training)
     return EfficiencyReport(
         outcome=outcome,
         summary=_summary(outcome, ending, missed, measured, guard, control),
         warnings=warnings,
-        next_steps=next_steps(verb, request, outcome, context.run_id, subject, measured.gains, missed is not None),
+        next_steps=next_steps(verb, request, subject, result),
         verb=verb,
         run_id=context.run_id,
         request=shown_request(request),

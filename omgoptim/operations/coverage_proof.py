@@ -99,7 +99,7 @@ def coverage_warnings(coverage: Coverage | None, runtime: str) -> list[str]:
     return [
         f"int8 is simulated: {runtime} computes {_count(len(floating), 'quantized layer')} in "
         f"{_numbers_text(floating)} ({_names(floating)}), so that the artifact is smaller and hardly faster; "
-        f"try --runtime {other}, or --scheme static with another algorithm (onnxruntime or nncf)"
+        f"try runtime {other}, or scheme static with another algorithm (onnxruntime or nncf)"
     ]
 
 

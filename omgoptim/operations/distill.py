@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from omgoptim.errors import DataError, RequestError
+from omgoptim.errors import DataError, RequestError, argument
 from omgoptim.measure.launch import Process
 from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import compare_quality, read_outputs
@@ -79,7 +79,7 @@ def _refuse_without_data(subject: Subject) -> None:
     raise DataError(
         "distillation needs training data",
         "the student learns what the teacher answers on real inputs, and none were given; labels are not needed",
-        "give --data file.py:callable, whose load('train') returns the training samples",
+        f"give {argument('data', 'file.py:callable')}, whose load('train') returns the training samples",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from omgoptim.errors import DataError
+from omgoptim.errors import DataError, argument
 from omgoptim.operations.conclusion import conclude
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.delivery import engine_for, require_module
@@ -31,7 +31,7 @@ def factorize(request: FactorizeRequest, context: RunContext, live: Live | None 
         raise DataError(
             f"method {request.method.method} needs data",
             "it loses least on the inputs that it has seen; none were given",
-            "give --data file.py:callable; or use method svd, which needs none and loses more",
+            f"give {argument('data', 'file.py:callable')}; or use method svd, which needs none and loses more",
         )
     context.progress("reading the training data", 0.08)
     material = gather(request, subject, original, live)

@@ -29,6 +29,7 @@ def measurement(
         runtime=manifest.runtime,
         precision=manifest.precision,
         size_bytes=manifest.size_bytes,
+        size_files=manifest.size_files,
         dense_size_bytes=manifest.dense_size_bytes,
         params=manifest.params,
         nonzero_params=manifest.nonzero_params,

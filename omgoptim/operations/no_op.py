@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from omgoptim.errors import OmgoptimError, TechniqueError
+from omgoptim.errors import OmgoptimError, TechniqueError, call
 from omgoptim.operations.advice import same_arguments, step
+from omgoptim.operations.context import is_live
 from omgoptim.requests import QuantizeRequest, parse
 from omgoptim.requests.quantize import Auto
 from omgoptim.techniques.registry import technique_of
@@ -53,8 +54,9 @@ def with_call(error: OmgoptimError, request: QuantizeRequest) -> OmgoptimError:
         return error
     common = same_arguments(request.model_copy(update={"scheme": Auto()}))
     arguments = {name: value for name, value in common.items() if name != "runtime"} | scheme
-    call = step("quantize", arguments, "").command
-    return TechniqueError(error.what, error.why, f"{error.fix}: {call}" if error.fix else call)
+    live = any(is_live(value) for value in arguments.values())
+    ready = step("quantize", arguments, "").command if live else call("quantize", arguments)
+    return TechniqueError(error.what, error.why, f"{error.fix}: {ready}" if error.fix else ready)
 
 
 def _needs_data(scheme: str) -> bool:

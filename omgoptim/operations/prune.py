@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from omgoptim.errors import DataError
+from omgoptim.errors import DataError, argument
 from omgoptim.operations.conclusion import conclude
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.delivery import engine_for, require_module
@@ -86,7 +86,7 @@ def _refuse_without_data(request: PruneRequest, subject: Subject) -> None:
         raise DataError(
             f"{what} needs data",
             "it reads from real inputs which weights matter; none were given",
-            "give --data file.py:callable, or use magnitude, which needs none",
+            f"give {argument('data', 'file.py:callable')}, or use magnitude, which needs none",
         )
 
 

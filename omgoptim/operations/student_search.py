@@ -13,7 +13,7 @@ from typing import Literal
 
 from torch import nn
 
-from omgoptim.errors import OmgoptimError, TechniqueError
+from omgoptim.errors import OmgoptimError, TechniqueError, argument
 from omgoptim.measure.race import SCREENING, Timing, race
 from omgoptim.operations.arms import train
 from omgoptim.operations.baseline import baseline_on
@@ -86,7 +86,7 @@ def derive(job: Job[DistillRequest], auto: Auto, span: tuple[float, float]) -> t
             "no student can be derived from this teacher",
             "; ".join(f"{each.name}: {each.why}" for each in skipped)
             or "no layer can be narrowed, replaced or left out",
-            "give a smaller target_compression, or a student of your own: --student file.py:callable",
+            f"give a smaller target_compression, or a student of your own: {argument('student', 'file.py:callable')}",
         )
     return [
         Trial(as_student(job, each.params, each.module, each.outcome), each.params_count, each.macs) for each in found

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from omgoptim.errors import DataError, ModelError, OmgoptimError, SetupError
+from omgoptim.errors import DataError, ModelError, OmgoptimError, SetupError, argument
 from omgoptim.hardware import usable_cores
 from omgoptim.measure.macs import MacsCount, count_macs
 from omgoptim.measure.program_macs import count_program
@@ -213,7 +213,7 @@ def _data(request: ModelRequest, reach: Reach, live: Live, source: Source, opene
         raise DataError(
             "it is not known what the model takes",
             "neither data nor input shapes were given",
-            "give --data file.py:callable, or shapes such as --inputs 1x3x224x224",
+            f"give {argument('data', 'file.py:callable')}, or shapes such as {argument('inputs', ['1x3x224x224'])}",
         )
     return random_data(specs, opened.module, 64, request.seed)
 

@@ -8,11 +8,9 @@ from typing import Literal
 from omgoptim.measure.quality import Quality
 from omgoptim.operations.timing import BUSY, OVERLOADED
 from omgoptim.reports import Gains, Measurement
+from omgoptim.reports.measured import SMALLER
 
 Outcome = Literal["ok", "no_gain", "guard_failed"]
-
-SMALLER = 1.02
-"""Size ratio below which nothing is called smaller."""
 
 ROUNDING = 1e-6
 """A drop this small is the arithmetic of another engine, and no loss: a guard of 0 passes the same float32 model."""

@@ -46,6 +46,7 @@ def brief_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
         "before": _dump(report.before),
         "after": _dump(report.after),
         "gains": _dump(report.gains),
+        "total": _dump(report.total, 80),
         **precision_head(report),
         "artifact": {"path": report.artifact.path, "load": report.artifact.load} if report.artifact else None,
         "files": report_files(folder) if folder else None,

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from omgoptim.reports import Candidate, Control, EfficiencyReport, Gains, Measurement, RunState, Skip
+from omgoptim.reports import Candidate, Control, EfficiencyReport, Gains, Measurement, RunState, Skip, Total
+from omgoptim.reports.measured import SMALLER
 
 Tone = Literal["better", "worse", "same", "open"]
-"""`open`: the number is told, but what was measured does not decide which way it goes."""
+"""`better` is for what may be claimed: a speed whose interval excludes 1, a size, memory or count that is smaller by
+at least SMALLER, and only where the outcome is ok. `open`: the number is told, but what was measured does not decide
+which way it goes.
+"""
 
 SAME = 0.005
 """A ratio nearer to 1 than this is told as no change."""
@@ -150,12 +154,23 @@ def quality_claim(report: EfficiencyReport) -> tuple[str, Tone]:
     gains = report.gains
     if gains is None or gains.quality_drop is None:
         return "", "same"
-    text = f"drop {gains.quality_drop:.4f}"
+    text = f"drop {drop_text(gains.quality_drop)}"
     if gains.quality_drop_low is not None and gains.quality_drop_high is not None:
-        text += f" ({gains.quality_drop_low:.4f} to {gains.quality_drop_high:.4f})"
+        text += f" ({drop_text(gains.quality_drop_low)} to {drop_text(gains.quality_drop_high)})"
     if report.outcome == "guard_failed":
         return text, "worse"
-    return text, "better" if gains.quality_drop < 0 else "same"
+    gained = gains.quality_drop_high is not None and round(gains.quality_drop_high, 4) < 0
+    return text, claimed("better" if gained else "same", report)
+
+
+def drop_text(drop: float) -> str:
+    """A drop with four digits; one that rounds to nothing has no sign."""
+    return f"{round(drop, 4) or 0.0:.4f}"
+
+
+def claimed(tone: Tone, report: EfficiencyReport) -> Tone:
+    """A tone in this report: nothing is shown as a gain where the outcome is not ok."""
+    return "same" if tone == "better" and report.outcome != "ok" else tone
 
 
 def control_claim(control: Control) -> tuple[str, Tone]:
@@ -210,7 +225,37 @@ def comparison_rows(report: EfficiencyReport) -> list[Row]:
         rows.append(Row("agreement", "", f"{gains.agreement:.4f}", "same answers"))
     if report.control is not None and report.control.quality is not None:
         rows.append(Row("without the teacher", "", f"{report.control.quality:.4f}", *control_claim(report.control)))
-    return [row for row in rows if row.before or row.after]
+    return [replace(row, tone=claimed(row.tone, report)) for row in rows if row.before or row.after]
+
+
+def total_text(total: Total) -> str:
+    """`7.90x smaller, 2.10x fewer parameters, drop 0.0100; speed not measured against it`"""
+    told = [
+        _ratio(total.size_ratio, "smaller", "larger")[0],
+        _of_count(total.params_ratio, "parameters"),
+        _of_count(total.macs_ratio, "MACs"),
+        ratio_text(total.speedup) + " the speed" if total.speedup is not None else "",
+        f"drop {drop_text(total.quality_drop)}" if total.quality_drop is not None else "",
+    ]
+    numbers = ", ".join(part for part in told if part and part != "same") or "the same size"
+    return numbers if total.speedup is not None else f"{numbers}; speed not measured against it"
+
+
+def size_files_text(report: EfficiencyReport) -> str:
+    """Which files a size counts: `model.onnx`, or for both sides where they differ; empty where it is not known."""
+    names = [", ".join(plain(name, 80) for name in side.size_files[:8]) for side in _sides(report)]
+    if len(names) == 2 and names[0] and names[1] and names[0] != names[1]:
+        return f"{names[0]} -> {names[1]}"
+    return names[-1] if names else ""
+
+
+def _sides(report: EfficiencyReport) -> list[Measurement]:
+    return [side for side in (report.before, report.after) if side is not None]
+
+
+def _of_count(ratio: float | None, what: str) -> str:
+    text, _ = _ratio(ratio, "fewer")
+    return "" if text in ("", "same") else f"{text} {what}"
 
 
 def quality_label(measured: Measurement | None) -> str:
@@ -253,7 +298,10 @@ def _ratio(ratio: float | None, better: str, worse: str = "more") -> tuple[str, 
         return "", "same"
     if abs(ratio - 1) < SAME:
         return "same", "same"
-    return (f"{ratio_text(ratio)} {better}", "better") if ratio > 1 else (f"{ratio_text(1 / ratio)} {worse}", "worse")
+    text = f"{ratio_text(ratio)} {better}" if ratio > 1 else f"{ratio_text(1 / ratio)} {worse}"
+    if 1 / SMALLER < ratio < SMALLER:
+        return text, "same"
+    return text, "better" if ratio > 1 else "worse"
 
 
 def _row(

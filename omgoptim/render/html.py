@@ -76,7 +76,7 @@ def _gain_tiles(report: EfficiencyReport) -> list[str]:
     if claim:
         big, _, rest = claim.partition(" ")
         times = _arrow(before, after, lambda m: m.latency_ms_p50, facts.time_text)
-        tiles.append(_tile(big.rstrip(","), rest, times, tone))
+        tiles.append(_tile(big.rstrip(","), rest, times, facts.claimed(tone, report)))
     for row in facts.comparison_rows(report):
         if row.label in ("size", "peak memory") and row.gain:
             big, _, rest = row.gain.partition(" ")
@@ -89,7 +89,8 @@ def _gain_tiles(report: EfficiencyReport) -> list[str]:
         claim, tone = facts.control_claim(report.control)
         _, _, interval = claim.partition("(")
         small = f"without it {report.control.quality:.4f} ({interval}"
-        tiles.append(_tile(f"{report.control.gain:+.4f}", "what the teacher brought", small, tone))
+        brought = _tile(f"{report.control.gain:+.4f}", "what the teacher brought", small, facts.claimed(tone, report))
+        tiles.append(brought)
     return tiles
 
 
@@ -130,10 +131,12 @@ def _comparison(report: EfficiencyReport) -> str:
     if not rows:
         return ""
     two = report.before is not None and report.after is not None
+    files = facts.size_files_text(report)
+    notes = [f"size counts {text(files)}"] if files else []
     if not two:
         title = facts.side_title("measured", report.before or report.after)
         cells = (f'<tr><td>{text(r.label)}</td><td class="n">{text(r.before or r.after)}</td></tr>' for r in rows)
-        return section("Measured", table((("", False), (text(title), True)), cells))
+        return section("Measured", table((("", False), (text(title), True)), cells), "; ".join(notes))
     names = facts.sides(report)
     header = (
         ("", False),
@@ -148,8 +151,13 @@ def _comparison(report: EfficiencyReport) -> str:
     )
     launches = report.gains.launches if report.gains else None
     many = "launch" if launches == 1 else "launches"
-    note = f"latency ratio over {launches} fresh {many} of both" if launches else ""
-    return section(f"{names[0].capitalize()} and {names[1]}", table(header, cells), note)
+    ratio_note = [f"latency ratio over {launches} fresh {many} of both"] if launches else []
+    note = "; ".join([*ratio_note, *notes])
+    total = ""
+    if report.total is not None:
+        first = f"since the original of run <code>{text(report.total.from_run, 80)}</code>"
+        total = f'<p class="note">{first}: {text(facts.total_text(report.total))}</p>'
+    return section(f"{names[0].capitalize()} and {names[1]}", table(header, cells) + total, note)
 
 
 def _candidates(report: EfficiencyReport) -> str:
@@ -170,7 +178,7 @@ def _candidates(report: EfficiencyReport) -> str:
         kind = "chosen" if one.status == "chosen" else "faded" if one.status in _FADED else ""
         speedup = "" if one.speedup is None else facts.ratio_text(one.speedup)
         size = "" if one.size_bytes is None else facts.size_text(one.size_bytes)
-        drop = "" if one.quality_drop is None else f"{one.quality_drop:.4f}"
+        drop = "" if one.quality_drop is None else facts.drop_text(one.quality_drop)
         rows.append(
             f'<tr class="{kind}"><td>{number}</td><td>{text(one.name, 80)}</td><td>{one.status}</td>'
             f'<td class="n">{speedup}</td>'

@@ -118,7 +118,11 @@ def _comparison(report: EfficiencyReport) -> list[str]:
     names = facts.sides(report)
     titles = facts.side_title(names[0], report.before), facts.side_title(names[1], report.after)
     head = [f"| | {titles[0]} | {titles[1]} | gain |", "| --- | --- | --- | --- |"]
-    return head + [f"| {_cell(r.label)} | {r.before} | {r.after} | {r.gain} |" for r in rows]
+    table = head + [f"| {_cell(r.label)} | {r.before} | {r.after} | {r.gain} |" for r in rows]
+    if report.total is None:
+        return table
+    first = f"Since the original of run `{safe(report.total.from_run, 80)}`"
+    return [*table, "", f"{first}: {safe(facts.total_text(report.total), 300)}"]
 
 
 def _cell(text: str) -> str:
@@ -142,6 +146,8 @@ def _places(report: EfficiencyReport, folder: Path | None) -> list[str]:
     if report.artifact:
         load = next(iter(report.artifact.load.splitlines()), "")  # further lines are other ways
         lines.append(f"Artifact: `{safe(report.artifact.path, 400)}`; open it with `{safe(load, 400)}`")
+    if files := facts.size_files_text(report):
+        lines.append(f"Size counts `{safe(files, 300)}`")
     if folder:
         lines.append(f"Whole report: `{safe(str(folder / 'report.json'), 400)}`, as a page: report.html beside it")
     return lines
@@ -192,7 +198,7 @@ def _candidates(report: EfficiencyReport, most: int) -> list[str]:
     for one in facts.ranked_candidates(report):
         numbers = [facts.ratio_text(one.speedup)] if one.speedup is not None else []
         numbers += [facts.size_text(one.size_bytes)] if one.size_bytes is not None else []
-        numbers += [f"drop {one.quality_drop:.4f}"] if one.quality_drop is not None else []
+        numbers += [f"drop {facts.drop_text(one.quality_drop)}"] if one.quality_drop is not None else []
         told = f" ({', '.join(numbers)})" if numbers else ""
         lines.append(f"{safe(one.name, 60)}: {one.status}{told}. {safe(one.why, 160)}")
     return _bulleted("Candidates", lines, most)

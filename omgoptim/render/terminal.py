@@ -20,11 +20,12 @@ from omgoptim.errors import OmgoptimError
 from omgoptim.render import facts
 from omgoptim.render.terminal_precision import coverage_block, explanation_block
 from omgoptim.render.terminal_rounds import rounds_table, sensitivity_table, training_line
-from omgoptim.reports import DoctorReport, EfficiencyReport, PackageState, RunState
+from omgoptim.reports import Candidate, DoctorReport, EfficiencyReport, PackageState, RunState
+from omgoptim.requests.command import in_shell
 
 _VERDICT_STYLE = {"ok": "green", "no_gain": "yellow", "guard_failed": "red"}
 _TONE_STYLE = {"better": "green", "worse": "red", "same": "", "open": "yellow"}
-_STATUS_STYLE = {"chosen": "bold green", "done": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
+_STATUS_STYLE = {"done": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
 _STATE_MARK = {"ok": ("✓", "green"), "missing": ("–", "yellow"), "broken": ("✗", "red")}
 
 BRIEF = {"candidates": 8, "skipped": 3, "layers": 8, "warnings": 8}
@@ -58,7 +59,7 @@ def error_view(error: OmgoptimError) -> RenderableType:
     if error.why:
         lines.append(Text.assemble(("  why: ", "bold"), facts.block(error.why)))
     if error.fix:
-        lines.append(Text.assemble(("  fix: ", "bold"), facts.block(error.fix)))
+        lines.append(Text.assemble(("  fix: ", "bold"), facts.block(in_shell(error.fix))))
     return Group(*lines)
 
 
@@ -156,7 +157,10 @@ def _comparison_table(report: EfficiencyReport) -> RenderableType | None:
         cells += [Text(row.before)] if report.before is not None else []
         cells += [Text(row.after, "bold" if two else "")] if report.after is not None else []
         table.add_row(*cells, *([Text(row.gain, _TONE_STYLE[row.tone])] if two else []))
-    return table
+    if report.total is None:
+        return table
+    first = facts.plain(report.total.from_run, 80)
+    return Group(table, Text(f" since the original of {first}: {facts.total_text(report.total)}\n"))
 
 
 def _layers_table(report: EfficiencyReport, full: bool) -> RenderableType | None:
@@ -186,7 +190,7 @@ def _candidates_table(report: EfficiencyReport, full: bool) -> RenderableType | 
     numbers = {
         "speedup": ["" if one.speedup is None else facts.ratio_text(one.speedup) for one in shown],
         "size": ["" if one.size_bytes is None else facts.size_text(one.size_bytes) for one in shown],
-        "drop": ["" if one.quality_drop is None else f"{one.quality_drop:.4f}" for one in shown],
+        "drop": ["" if one.quality_drop is None else facts.drop_text(one.quality_drop) for one in shown],
     }
     measured = {header: cells for header, cells in numbers.items() if any(cells)}
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text("candidates", "bold"), title_justify="left")
@@ -198,13 +202,18 @@ def _candidates_table(report: EfficiencyReport, full: bool) -> RenderableType | 
     for row, one in enumerate(shown):
         table.add_row(
             Text(facts.plain(one.name, 60)),
-            Text(one.status, _STATUS_STYLE.get(one.status, "dim")),
+            Text(one.status, _candidate_style(one, report)),
             *(Text(cells[row]) for cells in measured.values()),
             Text(facts.plain(one.why, 400 if full else 140)),
         )
     if len(shown) < len(candidates):
         return Group(table, Text(f"  and {len(candidates) - len(shown)} more: --detail full", "dim"))
     return table
+
+
+def _candidate_style(one: Candidate, report: EfficiencyReport) -> str:
+    chosen = "bold green" if report.outcome == "ok" else "bold"
+    return chosen if one.status == "chosen" else _STATUS_STYLE.get(one.status, "dim")
 
 
 def _changed(report: EfficiencyReport, full: bool) -> RenderableType | None:
@@ -260,6 +269,9 @@ def _places(report: EfficiencyReport, folder: Path | None) -> RenderableType:
         places += [("open it", line) for line in facts.block(report.artifact.load).splitlines()]
     if folder:
         places += [("report", str(folder / "report.json")), ("page", str(folder / "report.html"))]
+    size_files = facts.size_files_text(report)
+    if size_files:
+        places.append(("size of", size_files))
     places.append(("repeat", report.repeat))
     return Group(*(_to_copy((f"{label:<10}", "dim"), text) for label, text in places))
 

@@ -19,6 +19,7 @@ from omgoptim.reports.measured import (
     MacsCheck,
     Measurement,
     Skip,
+    Total,
 )
 from omgoptim.reports.precision import Coverage, Explanation, Finding, Guard, LayerNoise, LayerPrecision, TimeShare
 from omgoptim.reports.state import DoctorReport, PackageState, RunState
@@ -52,5 +53,6 @@ __all__ = [
     "SensitivityPoint",
     "Skip",
     "TimeShare",
+    "Total",
     "Training",
 ]

@@ -15,6 +15,7 @@ from omgoptim.reports.measured import (
     MacsCheck,
     Measurement,
     Skip,
+    Total,
 )
 from omgoptim.reports.precision import Coverage, Explanation, Guard
 from omgoptim.reports.training import Control, Round, SensitivityPoint, Training
@@ -46,6 +47,7 @@ class EfficiencyReport(Record):
     before: Measurement | None = None
     after: Measurement | None = None
     gains: Gains | None = None
+    total: Total | None = None
     changed: list[Change] = []
     skipped: list[Skip] = []
     layers: list[Layer] = []

@@ -6,6 +6,9 @@ from typing import Literal
 
 from omgoptim.reports.base import Record
 
+SMALLER = 1.02
+"""Ratio of sizes, of memory or of counts below which nothing is called smaller, and nothing is shown as a gain."""
+
 
 class Environment(Record):
     """The hardware and software that gave the numbers."""
@@ -30,7 +33,9 @@ class Measurement(Record):
     runtime: str
     precision: str = "float32"
     size_bytes: int | None = None
-    """Bytes on disk of the files that a deployment needs."""
+    """Bytes on disk of the files that the engine opens: `size_files`."""
+    size_files: list[str] = []
+    """Names of the files that `size_bytes` counts, not the manifest, the recorded check and what lies beside."""
     dense_size_bytes: int | None = None
     """The same if every zero were stored as a number; only where zeros are not."""
     params: int | None = None
@@ -72,6 +77,22 @@ class Gains(Record):
     """How far the two give the same answer, whatever the labels say, 0..1."""
     launches: int | None = None
     """How many fresh launches of both processes the speedup comes from."""
+
+
+class Total(Record):
+    """The artifact against the first original of its lineage, where a run goes on from an earlier one.
+
+    Ratios are those of the two reports. A speedup is null: ratios of two runs cannot be multiplied.
+    """
+
+    from_run: str
+    """The run that began with the first original."""
+    size_ratio: float | None = None
+    params_ratio: float | None = None
+    macs_ratio: float | None = None
+    speedup: float | None = None
+    quality_drop: float | None = None
+    """Only where both runs measured the same metric on the same data."""
 
 
 class Change(Record):

@@ -13,7 +13,7 @@ from typing import Any, cast
 from pydantic import BeforeValidator, ValidationError
 from pydantic.fields import FieldInfo
 
-from omgoptim.errors import OmgoptimError, RequestError, did_you_mean
+from omgoptim.errors import OmgoptimError, RequestError, argument, did_you_mean
 from omgoptim.requests.base import DTYPES, InputSpec, ModelRequest, Params, Request
 from omgoptim.requests.compare import CompareRequest
 from omgoptim.requests.distill import DistillRequest
@@ -133,7 +133,7 @@ def _gather_technique_arguments(verb: str, request: type[Request], arguments: di
                 raise RequestError(
                     f"{key} '{nested[key]}' has no parameter '{name}'",
                     f"'{name}' belongs to {key} {' and '.join(holders)}",
-                    f"give {key}={holders[0]}, or leave '{name}' out",
+                    f"give {argument(key, holders[0])}, or leave '{name}' out",
                 )
             raise unknown_argument(name, verb, {**request.model_fields, **technique.model_fields})
         nested[name] = arguments.pop(name)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from omgoptim.errors import RequestError, did_you_mean
+from omgoptim.errors import RequestError, argument, did_you_mean
 
 Runtime = Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino"]
 Timing = Literal["quick", "standard", "careful"]
@@ -101,7 +101,7 @@ class InputSpec:
             raise RequestError(
                 f"'{text}' is no input shape",
                 "an input is SHAPE, DTYPE:SHAPE or NAME:DTYPE:SHAPE, sizes joined by x, the batch first",
-                "for instance --inputs 1x3x224x224 or --inputs input_ids:int64:1x128",
+                f"for instance {argument('inputs', ['1x3x224x224', 'input_ids:int64:1x128'])}",
             )
         name, dtype = (head[0], head[1]) if len(head) == 2 else (None, head[0] if head else "float32")
         if dtype not in DTYPES:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import shlex
 from typing import Any
 
+from omgoptim.errors import OmgoptimError
 from omgoptim.requests.base import Params, Request
 
 POSITIONAL = ("model", "a", "b")
 """Arguments that a command takes by place."""
+
+_CALL = re.compile(r"`omgoptim\.(?P<verb>[a-z]+)\((?P<arguments>[^`]*)\)`")
+_ARGUMENT = re.compile(r"`(?P<name>[a-z][a-z_]*)=(?P<value>[^`]+)`")
 
 
 def command_of(verb: str, request: Request) -> str:
@@ -49,3 +55,33 @@ def _option(name: str, value: Any) -> list[str]:
     if isinstance(value, float):
         return [flag, f"{value:.12g}"]
     return [flag, json.dumps(value) if isinstance(value, dict) else str(value)]
+
+
+def in_shell(text: str) -> str:
+    """The text of an error with its arguments (`omgoptim.errors.argument`) as the options of a command.
+
+    `` give `data='file.py:load'` `` becomes `give --data file.py:load`, and a call (`omgoptim.errors.call`) a command.
+    """
+    text = _CALL.sub(lambda found: _as_command(found["verb"], found["arguments"]), text)
+    return _ARGUMENT.sub(lambda found: _as_option(found["name"], found["value"]), text)
+
+
+def _as_option(name: str, text: str) -> str:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):  # it names an object of its Python process
+        return f"{name}={text}"
+    return shlex.quote(str(value)) if name in POSITIONAL else shlex.join(_option(name, value))
+
+
+def _as_command(verb: str, arguments: str) -> str:
+    """The command of a call; the call itself where it names an object of its Python process."""
+    from omgoptim.requests import parse
+
+    try:
+        made = ast.parse(f"f({arguments})", mode="eval").body
+        assert isinstance(made, ast.Call)  # what is written above
+        given = {str(one.arg): ast.literal_eval(one.value) for one in made.keywords}
+        return command_of(verb, parse(verb, given))
+    except (ValueError, SyntaxError, OmgoptimError):
+        return f"omgoptim.{verb}({arguments})"

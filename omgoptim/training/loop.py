@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from omgoptim.errors import RequestError, TechniqueError
+from omgoptim.errors import RequestError, TechniqueError, argument
 from omgoptim.reports import Epoch
 from omgoptim.training.batches import Batches
 from omgoptim.training.checkpoints import (
@@ -183,13 +183,13 @@ def _refuse(plan: TrainingPlan, parameters: list[nn.Parameter], loss: Loss | Non
         raise RequestError(
             "fp16 mixed precision does not train on a CPU",
             "its gradients need a scaler that exists for GPUs",
-            "use --mixed-precision bf16, or no",
+            f"use {argument('mixed_precision', 'bf16')}, or no",
         )
     if plan.epochs and not parameters:
         raise TechniqueError(
             "the model has nothing to train",
             "none of its parameters requires a gradient",
-            "unfreeze some (parameter.requires_grad_(True)), or use --epochs 0",
+            f"unfreeze some (parameter.requires_grad_(True)), or use {argument('epochs', 0)}",
         )
     if plan.epochs and loss is None and teacher is None:
         raise TechniqueError(

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from omgoptim.errors import DataError
+from omgoptim.errors import DataError, argument
 from omgoptim.models.trust import Reach
 from omgoptim.models.user_code import call_user, load_callable
 from omgoptim.runtimes.signature import flatten
 from omgoptim.training.class_scores import IGNORED, ClassScores
 
-OWN_LOSS_FIX = "give a loss of your own: --loss file.py:callable = loss(outputs, targets)"
+OWN_LOSS_FIX = (
+    f"give a loss of your own, {argument('loss', 'file.py:callable')}: loss(outputs, targets) -> a scalar tensor"
+)
 
 
 def _accept(_target: Any) -> None:

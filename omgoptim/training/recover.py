@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from omgoptim.blocks.lora import LoRAConv, LoRALinear
-from omgoptim.errors import RequestError, TechniqueError
+from omgoptim.errors import RequestError, TechniqueError, argument
 from omgoptim.reports import Skip
 from omgoptim.training.masks import ZeroMasks
 
@@ -120,14 +120,14 @@ def _adapt(module: nn.Module, rank: int, alpha: float, masks: ZeroMasks | None, 
     found = adaptable(module)
     if "" in found.layers:
         raise TechniqueError(
-            "the model is a single layer, which cannot be replaced inside it", "", "use --recover full"
+            "the model is a single layer, which cannot be replaced inside it", "", f"use {argument('recover', 'full')}"
         )
     if not found.layers:
         reasons = "; ".join(f"{skip.path}: {skip.reason}" for skip in found.skipped[:4])
         raise TechniqueError(
             "no layer of the model can have an adapter",
             reasons or "it has no Linear or convolution inside",
-            "use --recover full",
+            f"use {argument('recover', 'full')}",
         )
     trained_before = {parameter for parameter in module.parameters() if parameter.requires_grad}
     _freeze(module)

@@ -105,7 +105,7 @@ def test_targets_that_do_not_fit_say_both_shapes():
 def test_targets_that_are_no_numbers_need_a_metric_of_ones_own(target):
     with pytest.raises(DataError, match="no built-in metric") as raised:
         builtin_metric("auto", outputs(one_hot([0, 1])), [target])
-    assert "--metric" in raised.value.fix
+    assert "`metric='file.py:callable'`" in raised.value.fix
 
 
 # r2

@@ -158,3 +158,18 @@ def test_a_module_is_called_in_its_own_precision_with_the_users_float_tensors() 
     got = opened(x)
     assert got.dtype == torch.float32
     assert torch.equal(got, module(x.bfloat16()).float())
+
+
+def test_an_opened_artifact_evaluates_and_refuses_to_train(tagger: tuple[nn.Module, OpenedModel]) -> None:
+    opened = tagger[1]
+    assert opened.eval() is opened
+    assert opened.train(False) is opened
+    with pytest.raises(ModelError, match="cannot be trained"):
+        opened.train()
+
+
+@pytest.mark.parametrize("name", ["parameters", "state_dict", "to"])
+def test_what_only_a_module_has_is_refused_with_the_reason(tagger: tuple[nn.Module, OpenedModel], name: str) -> None:
+    with pytest.raises(AttributeError, match=r"not a torch\.nn\.Module"):
+        getattr(tagger[1], name)
+    assert not hasattr(tagger[1], "nonsense")

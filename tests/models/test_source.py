@@ -117,7 +117,7 @@ def test_a_pickled_module_is_refused_unopened_with_the_way_out(reach: Reach, nam
     (reach.project / name).write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
     with pytest.raises(ModelError, match="is a pickle") as error:
         load_source(name, reach)
-    assert f"--checkpoint {name}" in error.value.fix
+    assert f"`checkpoint='{name}'`" in error.value.fix
     assert "torch.export.save" in error.value.fix
 
 

@@ -12,6 +12,7 @@ import omgoptim
 from omgoptim.errors import DataError, TechniqueError
 from omgoptim.operations.no_op import nothing_made, with_call
 from omgoptim.requests import QuantizeRequest, parse
+from omgoptim.requests.command import in_shell
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -25,7 +26,7 @@ def request(**arguments: Any) -> QuantizeRequest:
 
 
 def fixed(error: TechniqueError, asked: QuantizeRequest) -> str:
-    return with_call(error, asked).fix
+    return in_shell(with_call(error, asked).fix)
 
 
 def test_the_call_is_the_request_with_the_scheme_that_the_technique_names() -> None:
@@ -61,13 +62,13 @@ def test_candidates_that_all_change_nothing_are_one_error_with_the_call() -> Non
     torch = TechniqueError("dynamic quantization found no layer to change", "w", "scheme static with data")
     error = nothing_made([("dynamic on onnxruntime", CONVOLUTIONS), ("dynamic on torch", torch)], request())
     assert error.what == CONVOLUTIONS.what
-    assert error.fix.endswith("--scheme bf16")
+    assert in_shell(error.fix).endswith("--scheme bf16")
 
 
 def test_candidates_that_fail_for_other_reasons_are_all_named() -> None:
     other = TechniqueError("the engine cannot run it", "", "another runtime")
     error = nothing_made([("one", other), ("two", CONVOLUTIONS)], request())
-    assert (error.what, error.fix) == ("no candidate could be made", "another runtime")
+    assert (error.what, in_shell(error.fix)) == ("no candidate could be made", "another runtime")
     assert error.why == "one: the engine cannot run it; two: dynamic quantization would change no layer"
 
 
@@ -75,7 +76,7 @@ def test_dynamic_quantization_of_a_pure_cnn_is_an_error_whose_fix_runs(project: 
     del project
     with pytest.raises(TechniqueError, match="no layer") as caught:
         omgoptim.quantize("conv.py:conv", scheme="dynamic", data="net.py:load", timing="quick")
-    command = shlex.split(caught.value.fix.partition(": ")[2])
+    command = shlex.split(in_shell(caught.value.fix).partition(": ")[2])
     assert command[:3] == ["omgoptim", "quantize", "conv.py:conv"]
     assert command[command.index("--scheme") + 1] == "static"
     assert command[command.index("--data") + 1] == "net.py:load"

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
+from rich.console import Console
 
 from omgoptim.render import facts
-from omgoptim.reports import EfficiencyReport, Gains, Measurement, Skip
+from omgoptim.render.brief import brief_report
+from omgoptim.render.html import report_html
+from omgoptim.render.markdown import report_markdown
+from omgoptim.render.terminal import report_view
+from omgoptim.reports import EfficiencyReport, Gains, Measurement, Skip, Total
+from omgoptim.reports.measured import SMALLER
 
 
 @pytest.mark.parametrize(
@@ -96,3 +104,66 @@ def _report(**sides: object) -> EfficiencyReport:
         | {"environment": environment}
         | sides
     )
+
+
+@pytest.mark.parametrize(
+    ("ratio", "tone"),
+    [(1.01, "same"), (0.99, "same"), (SMALLER, "better"), (1.9, "better"), (0.9, "worse")],
+)
+def test_size_memory_and_counts_are_a_gain_from_the_ratio_that_may_be_called_smaller(ratio: float, tone: str) -> None:
+    report = _sized(Gains(size_ratio=ratio, memory_ratio=ratio, macs_ratio=ratio))
+    tones = {row.label: row.tone for row in facts.comparison_rows(report)}
+    assert [tones[label] for label in ("size", "peak memory", "MACs per sample")] == [tone] * 3
+
+
+@pytest.mark.parametrize("outcome", ["guard_failed", "no_gain"])
+def test_nothing_is_shown_as_a_gain_where_the_outcome_is_not_ok(outcome: str) -> None:
+    gains = Gains(size_ratio=4, speedup=3, speedup_low=2.5, speedup_high=3.5, memory_ratio=2, macs_ratio=2)
+    ok = _sized(gains)
+    assert {row.tone for row in facts.comparison_rows(ok)} == {"better"}
+    assert "better" not in {row.tone for row in facts.comparison_rows(ok.model_copy(update={"outcome": outcome}))}
+    assert 'class="better"' in report_html(ok)
+    assert 'class="better"' not in report_html(ok.model_copy(update={"outcome": outcome}))
+
+
+def test_a_better_quality_is_a_gain_only_where_its_interval_excludes_no_change() -> None:
+    undecided = _report(gains=Gains(quality_drop=-0.01, quality_drop_low=-0.02, quality_drop_high=0.001))
+    clear = _report(gains=Gains(quality_drop=-0.01, quality_drop_low=-0.02, quality_drop_high=-0.001))
+    assert [facts.quality_claim(report)[1] for report in (undecided, clear)] == ["same", "better"]
+    rounding = _report(gains=Gains(quality_drop=-1e-8, quality_drop_low=-2e-8, quality_drop_high=-1e-9))
+    assert facts.quality_claim(rounding) == ("drop 0.0000 (0.0000 to 0.0000)", "same")
+
+
+def test_every_face_names_the_files_that_a_size_counts() -> None:
+    before = Measurement(runtime="a", size_bytes=100, size_files=["recipe.json", "weights.safetensors"])
+    after = Measurement(runtime="b", size_bytes=50, size_files=["model.onnx"])
+    report = _report(before=before, after=after, gains=Gains(size_ratio=2))
+    told = "recipe.json, weights.safetensors -> model.onnx"
+    assert facts.size_files_text(report) == told
+    assert told in in_terminal(report)
+    assert told in report_markdown(report)
+    assert told.replace(">", "&gt;") in report_html(report)
+    assert facts.size_files_text(_report(before=after)) == "model.onnx"
+
+
+def test_every_face_tells_the_total_beside_the_step_s_own_gain() -> None:
+    total = {"from_run": "prune-1", "size_ratio": 7.9, "params_ratio": 2.1, "quality_drop": 0.01}
+    report = _sized(Gains(size_ratio=3.9)).model_copy(update={"total": Total.model_validate(total)})
+    told = "7.90x smaller, 2.10x fewer parameters, drop 0.0100; speed not measured against it"
+    for face in (in_terminal(report), report_markdown(report), report_html(report)):
+        assert told in face
+        assert "prune-1" in face
+        assert "3.90x smaller" in face
+    assert brief_report(report)["total"] == total
+
+
+def in_terminal(report: EfficiencyReport) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    console.print(report_view(report), crop=False)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def _sized(gains: Gains) -> EfficiencyReport:
+    side = Measurement(runtime="a", size_bytes=100, peak_memory_bytes=100, macs=100, latency_ms_p50=1.0)
+    return _report(before=side, after=side, gains=gains)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from omgoptim.errors import DataError
+from omgoptim.errors import DataError, argument
 from omgoptim.techniques.registry import ProgramRun
 
 Batch = dict[str, NDArray[Any]]
@@ -25,7 +25,8 @@ def batches_for(model: ModelProto, run: ProgramRun, samples: int) -> list[Batch]
         raise DataError(
             "static quantization needs calibration data",
             "the calibration split is empty, or no data was given",
-            "give --data whose callable answers split='calibration'; scheme dynamic needs no data",
+            f"give {argument('data', 'file.py:callable')} that answers split='calibration'; "
+            "scheme dynamic needs no data",
         )
     names = [value.name for value in model.graph.input]
     batches: list[Batch] = []
