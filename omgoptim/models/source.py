@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from omgoptim.errors import ArtifactError, ModelError, SetupError
 from omgoptim.models.checkpoint import load_checkpoint
+from omgoptim.models.pt2_file import open_pt2
 from omgoptim.models.room import refuse_beyond_memory, weight_bytes
 from omgoptim.models.surgery import Surgery, operate
 from omgoptim.models.trust import Reach
@@ -233,12 +233,7 @@ def _own(module: nn.Module) -> nn.Module:
 
 
 def _build_pt2(recipe: Recipe) -> nn.Module:
-    path = Path(recipe.spec)
-    try:
-        module: nn.Module = torch.export.load(path).module()
-    except Exception as error:  # torch.export raises kinds of its own on a damaged archive
-        raise ModelError(f"{path.name} cannot be opened", str(error).splitlines()[0] if str(error) else "") from error
-    return module
+    return open_pt2(Path(recipe.spec))
 
 
 def _build_hf(recipe: Recipe) -> nn.Module:

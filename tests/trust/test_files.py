@@ -1,0 +1,366 @@
+"""A folder of hostile files: whatever they hold, opening them writes no mark, and the error names what stands there."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import payloads
+import pytest
+import torch
+from torch import Tensor, nn
+
+from omgoptim.errors import ModelError
+from omgoptim.models.pt2_file import open_pt2
+from omgoptim.models.source import Recipe, build, load_source
+from omgoptim.models.trust import Reach
+
+PROGRAM, WEIGHTS = "models/model.json", "data/weights/model_weights_config.json"
+INPUTS, CONSTANTS = "data/sample_inputs/model.pt", "data/constants/model_constants_config.json"
+
+
+class Small(nn.Module):
+    """A layer, a buffer, a constant, a dimension that is computed from a free one, and a dictionary of inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 4)
+        self.register_buffer("shift", torch.ones(4))
+        self.scale = torch.full((4,), 2.0)
+
+    def forward(self, x: Tensor, more: dict[str, Tensor], *, bias: Tensor) -> dict[str, Tensor]:
+        y = self.fc(x) * self.scale + self.shift + more["z"] + bias
+        return {"y": y, "zeros": x.new_zeros(x.shape[0] * 3 // 2 + 2)}
+
+
+def call() -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return (torch.ones(4, 3), {"z": torch.ones(4, 4)}), {"bias": torch.ones(4)}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("exported") / "net.pt2"
+    batch = torch.export.Dim("batch")
+    args, kwargs = call()
+    torch.manual_seed(0)
+    shapes = {"x": {0: batch}, "more": {"z": {0: batch}}, "bias": None}
+    torch.export.save(torch.export.export(Small(), args, kwargs, dynamic_shapes=shapes), path)
+    return path
+
+
+@pytest.fixture
+def mark(tmp_path: Path) -> Iterator[Path]:
+    """The mark that no payload may write."""
+    path = tmp_path / "mark"
+    yield path
+    assert not path.exists(), "a payload ran"
+
+
+@pytest.fixture
+def reach(tmp_path: Path) -> Reach:
+    return Reach.of(tmp_path, [])
+
+
+def rewritten(source: Path, target: Path, **changed: bytes | Callable[[Any], object]) -> Path:
+    """`source` with members replaced: by bytes, or by what a function does to the JSON in them; new ones are added."""
+    members = {member: changed.pop(member, None) for member in list(changed)}
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            root, _, member = name.partition("/")
+            change = members.pop(member, None)
+            if callable(change):
+                value = json.loads(old.read(name))
+                change(value)
+                new.writestr(name, json.dumps(value))
+            else:
+                new.writestr(name, old.read(name) if change is None else change)
+        for member, content in members.items():
+            assert isinstance(content, bytes)
+            new.writestr(f"{root}/{member}", content)
+    return target
+
+
+def nodes(program: Any) -> Any:
+    return program["graph_module"]["graph"]["nodes"]
+
+
+@pytest.mark.parametrize("kind", ["reduce", "inst", "obj", "build", "nested"])
+def test_each_payload_writes_its_mark_when_something_runs_it(tmp_path: Path, kind: str) -> None:
+    mark = tmp_path / "mark"
+    pickle.loads(payloads.marking_pickle(mark) if kind == "reduce" else payloads.marking_instruction(mark, kind))
+    assert mark.exists()
+
+
+def test_a_program_of_torch_export_is_opened_and_gives_what_the_module_gave(exported: Path) -> None:
+    args, kwargs = call()
+    opened, wanted = open_pt2(exported), torch.export.load(exported).module()
+    for name, value in wanted(*args, **kwargs).items():
+        assert torch.equal(opened(*args, **kwargs)[name], value)
+    assert opened.state_dict().keys() == wanted.state_dict().keys()
+    fewer = opened(args[0][:3], {"z": args[1]["z"][:3]}, **kwargs)
+    assert fewer["zeros"].shape == (6,)
+    with pytest.raises(RuntimeError):  # the shapes of inputs are still checked
+        opened(torch.ones(4, 5), args[1], **kwargs)
+
+
+def saved(value: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def of_pickled_weight(config: Any) -> None:
+    config["config"]["fc.weight"]["use_pickle"] = True
+
+
+PICKLES: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "example inputs": lambda mark: {INPUTS: saved(((payloads.Marking(mark),), {}))},
+    "example inputs, a bare pickle": lambda mark: {INPUTS: payloads.marking_pickle(mark)},
+    "a pickled weight": lambda mark: {
+        WEIGHTS: of_pickled_weight,
+        "data/weights/weight_0": saved(payloads.Marking(mark)),
+    },
+    "a pickled constant": lambda mark: {
+        CONSTANTS: lambda config: config["config"].update(
+            scale={"path_name": "tensor_0", "is_param": False, "use_pickle": True, "tensor_meta": None}
+        ),
+        "data/constants/tensor_0": saved(payloads.Marking(mark)),
+    },
+    "an opaque object": lambda mark: {
+        CONSTANTS: lambda config: config["config"].update(
+            scale={"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True, "tensor_meta": None}
+        ),
+        "data/constants/opaque_obj_0": payloads.marking_pickle(mark),
+    },
+    "weights of an older format": lambda mark: {"data/weights/model.pt": saved(payloads.Marking(mark))},
+    "constants of an older format": lambda mark: {"data/constants/model.pt": saved(payloads.Marking(mark))},
+    "compiled code": lambda mark: {"data/aotinductor/model/model.so": b"\x7fELF" + bytes(str(mark), "utf-8")},
+    "a second program": lambda mark: {"models/other.json": b"{}"},
+}
+
+
+@pytest.mark.parametrize("kind", PICKLES)
+def test_a_pt2_file_with_a_pickle_or_compiled_code_is_refused_unopened(
+    exported: Path, tmp_path: Path, mark: Path, reach: Reach, kind: str
+) -> None:
+    rewritten(exported, tmp_path / "net.pt2", **PICKLES[kind](mark))
+    with pytest.raises(ModelError, match=r"net\.pt2 is not opened") as refused:
+        load_source("net.pt2", reach)
+    assert "data/" in refused.value.why or "models/" in refused.value.why  # the member is named
+    assert "--checkpoint" in refused.value.fix
+    assert "ONNX" in refused.value.fix
+    with pytest.raises(ModelError):  # an artifact's model.pt2 goes the same way
+        build(Recipe("pt2", str(tmp_path / "net.pt2")))
+
+
+def test_a_file_of_the_format_before_torch_2_9_is_refused_as_such(tmp_path: Path, mark: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "old.pt2", "w") as old:
+        old.writestr("version", "8.8")
+        old.writestr("serialized_exported_program.json", "{}")
+        for part in ("state_dict", "constants", "example_inputs"):
+            old.writestr(f"serialized_{part}.pt", saved(payloads.Marking(mark)))
+    with pytest.raises(ModelError) as refused:
+        open_pt2(tmp_path / "old.pt2")
+    assert "before torch 2.9" in refused.value.why
+
+
+def in_tree(part: str, mark: Path, kind: str) -> Callable[[Any], None]:
+    def change(program: Any) -> None:
+        signature = program["graph_module"]["module_call_graph"][0]["signature"]
+        version, tree = json.loads(signature[part])
+        first = tree if part == "out_spec" else tree["children_spec"][0]
+        if kind == "enum":  # the file names a module, which torch's reader imports
+            first["context"] = json.dumps([{"__enum__": True, "fqn": f"{mark.stem}_module:Net", "name": "Net"}])
+        elif kind == "factory":
+            factory = {"default_factory_module": f"{mark.stem}_module", "default_factory_name": "Net"}
+            first.update(type="collections.defaultdict", context=json.dumps(factory | {"dict_context": ["y", "zeros"]}))
+        else:
+            tree["children_spec"][1]["context"] = json.dumps([f"bias': {payloads.MARK_CODE(mark)}, 'b"])
+        signature[part] = json.dumps([version, tree])
+
+    return change
+
+
+def set_in_node(**fields: Any) -> Callable[[Any], None]:
+    return lambda program: nodes(program)[0].update(fields)
+
+
+def injected(program: Any, old: str, new: str) -> None:
+    """Replace a name wherever it stands in the program."""
+    again = json.loads(json.dumps(program).replace(json.dumps(old), json.dumps(new)))
+    program.clear()
+    program.update(again)
+
+
+def with_call(target: str, *arguments: dict[str, Any], name: str = "hidden") -> Callable[[Any], None]:
+    """A node of the program that calls `target`."""
+
+    def change(program: Any) -> None:
+        inputs = [{"name": "", "arg": argument, "kind": 1} for argument in arguments]
+        output = {"as_tensor": {"name": "linear"}}
+        nodes(program).append(
+            {"target": target, "inputs": inputs, "outputs": [{"as_none": True}], "metadata": {}, "name": name}
+        )
+        assert output
+
+    return change
+
+
+def code(mark: Path) -> str:
+    return payloads.MARK_CODE(mark)
+
+
+def symbolic(expression: str) -> Callable[[Any], None]:
+    def change(program: Any) -> None:
+        sizes = program["graph_module"]["graph"]["tensor_values"]["x"]["sizes"]
+        sizes[0] = {"as_expr": {"expr_str": expression, "hint": {"as_int": 4}}}
+
+    return change
+
+
+def first_signature(program: Any) -> Any:
+    return program["graph_module"]["module_call_graph"][0]["signature"]
+
+
+PROGRAMS: dict[str, Callable[[Path], Callable[[Any], object]]] = {
+    "a shape that is code": lambda mark: symbolic(code(mark)),
+    "a shape that hides code in a call": lambda mark: symbolic(f"Add(Symbol('s0'), {code(mark)})"),
+    "a shape with an attribute": lambda mark: symbolic("Symbol('s0').func.__globals__"),
+    "a symbol whose name is code": lambda mark: symbolic(f"Symbol({code(mark)!r})"),
+    "a shape that calls a function of sympy": lambda mark: symbolic(f"sympify({code(mark)!r})"),
+    "a shape that calls with a keyword": lambda mark: symbolic(f"Add(Integer(1), evaluate={code(mark)})"),
+    "a shape that takes forever": lambda mark: symbolic("Pow(Integer(9), Pow(Integer(9), Integer(9)))"),
+    "a shape of a billion digits": lambda mark: symbolic("LShift(Integer(1), Integer(9999999999))"),
+    "a number of a billion digits": lambda mark: symbolic("Float('0.1', precision=9999999999)"),
+    "a range's name": lambda mark: lambda p: p["range_constraints"].update({code(mark): {"min_val": 0, "max_val": 9}}),
+    "a range of a trillion symbols": lambda mark: (
+        lambda p: p["range_constraints"].update(u999999999999={"min_val": 0, "max_val": 9})
+    ),
+    "torch.load": lambda mark: with_call("torch.load", {"as_string": str(mark)}),
+    "os.system through torch": lambda mark: with_call(
+        "torch.hub.os.system", {"as_string": payloads.mark_command(mark)}
+    ),
+    "a library to load": lambda mark: with_call("torch.ops.load_library", {"as_string": str(mark)}),
+    "a method by name": lambda mark: with_call("_operator.methodcaller", {"as_string": "save"}),
+    "an operator that writes a file": lambda mark: with_call("torch.ops.aten.save.default", {"as_string": str(mark)}),
+    "an operator that maps a file": lambda mark: with_call(
+        "torch.ops.aten.from_file.default", {"as_string": str(mark)}, {"as_bool": True}, {"as_int": 4}
+    ),
+    "a function applied flat": lambda mark: with_call("torch.ops.higher_order.flat_apply"),
+    "a custom class": lambda mark: with_call("torch.ops.higher_order.call_torchbind"),
+    "a kernel in Triton": lambda mark: with_call("torch.ops.higher_order.triton_kernel_wrapper_functional"),
+    "an extension's operator": lambda mark: with_call("#ns:op"),
+    "an operator as an argument": lambda mark: with_call(
+        "torch.ops.higher_order.cond", {"as_operator": "torch.hub.os.system"}
+    ),
+    "the metadata's function": lambda mark: set_in_node(target="torch.ops.aten.linear.default.__class__"),
+    "the name of an input": lambda mark: lambda p: injected(p, "x", f"x={code(mark)}"),
+    "the name of a node": lambda mark: lambda p: injected(p, "linear", f"linear={code(mark)}#"),
+    "the name of an argument": lambda mark: (
+        lambda p: first_signature(p).update(forward_arg_names=["x", f"more={code(mark)}", "bias"])
+    ),
+    "a keyword argument's name": lambda mark: in_tree("in_spec", mark, "keyword"),
+    "an enumeration to import": lambda mark: in_tree("in_spec", mark, "enum"),
+    "a factory to import": lambda mark: in_tree("out_spec", mark, "factory"),
+    "the path of a weight": lambda mark: lambda p: injected(p, "fc.weight", f'fc.w", {code(mark)}) or ("'),
+    "the path of a weight in Python's own": lambda mark: lambda p: injected(p, "fc.weight", "__class__.forward"),
+    "text of an argument": lambda mark: with_call("torch.ops.aten.linear.default", {"as_string": '"\n' + code(mark)}),
+    "a custom object": lambda mark: with_call(
+        "torch.ops.aten.linear.default", {"as_custom_obj": {"name": "o", "class_fqn": "os.system"}}
+    ),
+    "a field that is not known": lambda mark: lambda p: p.update(initialization_code=code(mark)),
+    "another schema": lambda mark: lambda p: p["schema_version"].update(major=9),
+}
+
+
+@pytest.mark.parametrize("kind", PROGRAMS)
+def test_a_pt2_program_whose_text_torch_would_evaluate_is_refused(
+    exported: Path, tmp_path: Path, mark: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    (tmp_path / f"{mark.stem}_module.py").write_text(payloads.mark_module(mark))
+    monkeypatch.syspath_prepend(tmp_path)
+    path = rewritten(exported, tmp_path / "net.pt2", **{PROGRAM: PROGRAMS[kind](mark)})
+    with pytest.raises(ModelError, match="is not opened") as refused:
+        open_pt2(path)
+    assert refused.value.why.startswith("models/model.json")
+
+
+def test_notes_and_guards_of_a_program_are_left_out_and_run_nothing(exported: Path, tmp_path: Path, mark: Path) -> None:
+    def change(program: Any) -> None:
+        program["guards_code"] = [payloads.MARK_CODE(mark), f"L['x'].size()[0] >= {payloads.MARK_CODE(mark)}"]
+        program["graph_module"]["metadata"] = {"custom": "{}"}
+        nodes(program)[0]["metadata"].update(
+            source_fn_stack=f"linear,torch.hub.{mark.stem}", stack_trace=f'"""\n{payloads.MARK_CODE(mark)}', custom="{"
+        )
+
+    args, kwargs = call()
+    opened = open_pt2(rewritten(exported, tmp_path / "net.pt2", **{PROGRAM: change}))
+    assert torch.equal(opened(*args, **kwargs)["y"], torch.export.load(exported).module()(*args, **kwargs)["y"])
+    assert not hasattr(opened, "_guards_fn")
+    assert mark.stem not in str(opened.graph) + opened.code  # type: ignore[operator]
+
+
+def shape_of(weight: str, **changed: Any) -> Callable[[Any], None]:
+    return lambda config: config["config"][weight]["tensor_meta"].update(changed)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {WEIGHTS: shape_of("fc.weight", sizes=[{"as_int": 10**9}, {"as_int": 10**9}])},
+        {WEIGHTS: shape_of("fc.weight", sizes=[{"as_int": -1}, {"as_int": 3}])},
+        {WEIGHTS: shape_of("fc.weight", strides=[{"as_int": 10**15}, {"as_int": 1}])},
+        {WEIGHTS: shape_of("fc.weight", storage_offset={"as_int": 10**15})},
+        {WEIGHTS: shape_of("fc.weight", dtype=99)},
+        {"data/weights/weight_0": b"", WEIGHTS: shape_of("fc.weight", sizes=[{"as_int": 10**9}, {"as_int": 10**3}])},
+        {WEIGHTS: lambda config: config["config"]["fc.weight"].update(path_name="../../x")},
+        {WEIGHTS: lambda config: config["config"]["fc.weight"].update(path_name="weight_77")},
+        {PROGRAM: b"[" * 100_000},
+        {PROGRAM: b"\xff\xfe"},
+        {WEIGHTS: b"[]"},
+        {"archive_version": b"7"},
+        {"archive_format": b"tar"},
+        {"byteorder": b"big"},
+        {"../../outside": b"x"},
+        {"/etc/x": b"x"},
+        {".data/version": b"6" * 5000},
+    ],
+    ids=str,
+)
+def test_a_pt2_file_that_declares_what_it_does_not_hold_is_refused(
+    exported: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(ModelError, match=r"net\.pt2 (is not|cannot be) opened") as refused:
+        open_pt2(rewritten(exported, tmp_path / "net.pt2", **changes))
+    assert refused.value.why
+
+
+def test_a_compressed_or_doubled_member_of_a_pt2_file_is_refused(exported: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(exported) as old, zipfile.ZipFile(tmp_path / "bomb.pt2", "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+        new.writestr("net/data/weights/weight_99", bytes(10**7))
+    with pytest.raises(ModelError) as refused:
+        open_pt2(tmp_path / "bomb.pt2")
+    assert "compressed" in refused.value.why
+    rewritten(exported, tmp_path / "twice.pt2")
+    with zipfile.ZipFile(tmp_path / "twice.pt2", "a") as again, pytest.warns(UserWarning, match="Duplicate"):
+        again.writestr("net/models/model.json", "{}")
+    with pytest.raises(ModelError) as refused:
+        open_pt2(tmp_path / "twice.pt2")
+    assert "twice" in refused.value.why
+
+
+def test_every_cut_and_flipped_pt2_file_is_opened_or_named(exported: Path, tmp_path: Path) -> None:
+    whole = exported.read_bytes()
+    for place in range(0, len(whole), len(whole) // 25):
+        for damaged in (whole[:place], whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :]):
+            (tmp_path / "net.pt2").write_bytes(damaged)
+            with contextlib.suppress(ModelError):
+                open_pt2(tmp_path / "net.pt2")
