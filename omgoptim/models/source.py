@@ -195,7 +195,8 @@ def _refused_pickle(model: str) -> ModelError:
         f"'{model}' is a pickle: opening it as a whole model would run whatever code it holds",
         "omgoptim never unpickles a model",
         "name the class that builds it and give the weights as checkpoint: "
-        f"omgoptim profile net.py:Net --checkpoint {model}; or export it once with torch.export.save(…, 'model.pt2')",
+        f"omgoptim profile net.py:Net --checkpoint {model}; or, only if you trust where {model} comes from, open it in "
+        "Python yourself and export it with torch.export.save(…, 'model.pt2') or torch.onnx.export",
     )
 
 

@@ -6,23 +6,32 @@ import contextlib
 import io
 import json
 import pickle
+import re
+import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import payloads
 import pytest
 import torch
 from torch import Tensor, nn
 
 from omgoptim.errors import ModelError
+from omgoptim.models import artifact, onnx_file
+from omgoptim.models.onnx_signature import stated_signature
 from omgoptim.models.pt2_file import open_pt2
 from omgoptim.models.source import Recipe, build, load_source
 from omgoptim.models.trust import Reach
+from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
 
 PROGRAM, WEIGHTS = "models/model.json", "data/weights/model_weights_config.json"
 INPUTS, CONSTANTS = "data/sample_inputs/model.pt", "data/constants/model_constants_config.json"
+
+PROGRAM_ENGINES = [name for name, engine in ENGINES.items() if engine.runs == "program" and not engine.missing("cpu")]
 
 
 class Small(nn.Module):
@@ -364,3 +373,190 @@ def test_every_cut_and_flipped_pt2_file_is_opened_or_named(exported: Path, tmp_p
             (tmp_path / "net.pt2").write_bytes(damaged)
             with contextlib.suppress(ModelError):
                 open_pt2(tmp_path / "net.pt2")
+
+
+def program_of(location: str | None, place: str = "initializer") -> bytes:
+    """An ONNX program whose one weight is 24 bytes in the file `location`, somewhere in the program."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = numpy_helper.from_array(np.ones((3, 2), np.float32), "w")
+    if location is not None:
+        weight.ClearField("raw_data")
+        weight.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", location), ("offset", "0"), ("length", "24")):
+            entry = weight.external_data.add()
+            entry.key, entry.value = key, value
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", 2])
+    product = helper.make_node("MatMul", ["x", "w"], ["y"])
+    held = [product] if place == "initializer" else [helper.make_node("Constant", [], ["w"], value=weight), product]
+    weights = [weight] if place == "initializer" else []
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 3])
+    if place == "branch":
+        yes = helper.make_tensor("yes", TensorProto.BOOL, [], [True])
+        body = helper.make_graph(held, "body", [], [y])
+        choice = helper.make_node("If", ["yes"], ["y"], then_branch=body, else_branch=body)
+        held, weights = [choice], [yes]
+    graph = helper.make_graph(held, "g", [x], [y], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize("place", ["initializer", "constant", "branch"])
+@pytest.mark.parametrize(
+    "location",
+    ["{outside}/w.bin", "../outside/w.bin", "sub/../../outside/w.bin", "link.bin", "links/w.bin", "*/_ORT_MEM_ADDR_/*"],
+)
+def test_an_onnx_file_whose_weights_lie_outside_its_folder_is_refused_by_every_reader(
+    tmp_path: Path, location: str, place: str
+) -> None:
+    folder, outside = tmp_path / "project", tmp_path / "outside"
+    for made in (folder / "sub", outside):
+        made.mkdir(parents=True)
+    (outside / "w.bin").write_bytes(bytes(24))
+    (folder / "link.bin").symlink_to(outside / "w.bin")
+    (folder / "links").symlink_to(outside)
+    program = folder / "net.onnx"
+    program.write_bytes(program_of(location.format(outside=outside), place))
+    signature = Signature((InputTensor("x", "float32", (BATCH, 3), False),), "tensor")
+    settings = Settings(threads=1, device="cpu", precision="float32")
+    readers: list[Callable[[], object]] = [
+        lambda: onnx_file.load(program, weights=False),
+        lambda: stated_signature(program),
+        lambda: artifact._copy_program(program, outside),
+        *(lambda engine=engine: ENGINES[engine].open(program, signature, settings) for engine in PROGRAM_ENGINES),
+    ]
+    for reader in readers:
+        with pytest.raises(ModelError, match="it names a file outside its folder for its weights"):
+            reader()
+
+
+def test_an_onnx_file_with_its_weights_beside_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for location in ("w.bin", "sub/w.bin"):
+        (tmp_path / location).write_bytes(np.ones((3, 2), np.float32).tobytes())
+        (tmp_path / "net.onnx").write_bytes(program_of(location))
+        assert stated_signature(tmp_path / "net.onnx").input_names == ["x"]
+        assert onnx_file.load(tmp_path / "net.onnx").graph.initializer[0].raw_data
+        (tmp_path / "copy").mkdir(exist_ok=True)
+        artifact._copy_program(tmp_path / "net.onnx", tmp_path / "copy")
+        assert (tmp_path / "copy" / location).is_file()
+
+
+def of_shape(dims: list[int]) -> bytes:
+    import onnx
+
+    model = onnx.load_from_string(program_of(None))
+    model.graph.initializer[0].dims[:] = dims
+    return bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        of_shape([3, 10**12]),
+        of_shape([10**9, 10**9]),
+        of_shape([3, -2]),
+        program_of("missing.bin"),
+        b"",
+        b"\x3a\xff\xff\xff\xff\xff\xff\xff\xff\x7f",  # a graph of 2 ** 62 bytes
+        b"\x0a" * 5000,
+        program_of(None)[:-7],
+        program_of(None).replace(b"MatMul", b"EvilOp"),
+    ],
+    ids=["long", "huge", "negative", "absent", "empty", "declared", "noise", "cut", "operator"],
+)
+def test_an_onnx_file_that_holds_no_program_is_a_named_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "net.onnx").write_bytes(content)
+    with pytest.raises(ModelError, match=r"net\.onnx") as error:
+        stated_signature(tmp_path / "net.onnx")
+    assert error.value.why
+
+
+def test_no_engine_is_asked_to_load_a_library() -> None:
+    sources = [path.read_text() for path in Path(artifact.__file__).parents[1].rglob("*.py")]
+    for name in ("register_custom_ops_library", "add_extension", "load_library", "load_inline"):
+        assert not any(name in source and "LEFT_OUT" not in source for source in sources), name
+
+
+CHECKPOINTS: dict[str, Callable[[Path], bytes]] = {
+    "reduce.pt": payloads.marking_pickle,
+    "inst.pth": lambda mark: payloads.marking_instruction(mark, "inst"),
+    "obj.bin": lambda mark: payloads.marking_instruction(mark, "obj"),
+    "build.ckpt": lambda mark: payloads.marking_instruction(mark, "build"),
+    "nested.pt": lambda mark: payloads.marking_instruction(mark, "nested"),
+    "training.ckpt": payloads.marking_checkpoint,
+    "legacy.pt": lambda mark: payloads.marking_checkpoint(mark, legacy=True),
+    "beside.pt": lambda mark: payloads.marking_checkpoint(mark, nn.Linear(3, 2).state_dict()),
+    "tar.pt": lambda mark: tar_of({"pickle": payloads.marking_pickle(mark), "storages": b"", "tensors": b""}),
+    "script.pt": lambda mark: zip_of(
+        {
+            "x/constants.pkl": payloads.marking_pickle(mark),
+            "x/data.pkl": payloads.marking_pickle(mark),
+            "x/version": b"3",
+        }
+    ),
+    "odd_names.pt": lambda mark: zip_of(
+        {"../../x/data.pkl": payloads.marking_pickle(mark), "/x/version": b"3", "x\\data.pkl": b""}
+    ),
+    "twice.pt": lambda mark: zip_of({"x/data.pkl": payloads.marking_pickle(mark), "y/data.pkl": pickle.dumps({})}),
+    "module.pt": lambda mark: saved(nn.Sequential(nn.Linear(3, 2))),
+    "empty.pt": lambda mark: b"",
+    "cut.pt": lambda mark: saved(nn.Linear(3, 2).state_dict())[:-200],
+    "array.pkl.pt": payloads.marking_npz,
+    "bomb.safetensors": lambda mark: (2**63 - 1).to_bytes(8, "little") + b"{}",
+    "header.safetensors": lambda mark: (10**8).to_bytes(8, "little") + b"{" * 1000,
+    "json.safetensors": lambda mark: tensors_of(
+        '{"w": {"dtype": "F32", "shape": [9], "data_offsets": [0, 4]}}', b"x" * 4
+    ),
+    "outside.safetensors": lambda mark: tensors_of(
+        '{"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 18446744073709551615]}}', b"x" * 4
+    ),
+    "overflow.safetensors": lambda mark: tensors_of(
+        '{"w": {"dtype": "F64", "shape": [4294967296, 4294967296], "data_offsets": [0, 0]}}', b""
+    ),
+    "pickle.safetensors": payloads.marking_pickle,
+    "nested.safetensors": lambda mark: tensors_of("[" * 100_000, b""),
+}
+
+
+def tensors_of(header: str, data: bytes) -> bytes:
+    return len(header).to_bytes(8, "little") + header.encode() + data
+
+
+def zip_of(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def tar_of(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore")  # torch warns of some formats before it refuses them
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_hostile_checkpoint_is_a_named_error(tmp_path: Path, reach: Reach, mark: Path, name: str) -> None:
+    (tmp_path / "net.py").write_text("from torch import nn\ndef build(): return nn.Linear(3, 2)\n")
+    (tmp_path / name).write_bytes(CHECKPOINTS[name](mark))
+    with pytest.raises(ModelError, match=re.escape(name)) as error:
+        load_source("net.py:build", reach, checkpoint=name)
+    assert error.value.why
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.pth", "model.bin", "model.ckpt", "model.pkl"])
+def test_a_pickled_model_is_refused_with_a_way_out_that_is_true(
+    tmp_path: Path, reach: Reach, mark: Path, name: str
+) -> None:
+    (tmp_path / name).write_bytes(payloads.marking_pickle(mark))
+    with pytest.raises(ModelError, match="is a pickle") as refused:
+        load_source(name, reach)
+    assert f"--checkpoint {name}" in refused.value.fix
+    assert "only if you trust" in refused.value.fix  # to export it, its owner has to open it
