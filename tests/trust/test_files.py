@@ -7,7 +7,11 @@ import io
 import json
 import pickle
 import re
+import shutil
+import subprocess
+import sys
 import tarfile
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,8 +23,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from omgoptim.errors import ModelError
-from omgoptim.models import artifact, onnx_file
+from omgoptim.errors import ModelError, OmgoptimError
+from omgoptim.models import artifact, hub_options, onnx_file
 from omgoptim.models.onnx_signature import stated_signature
 from omgoptim.models.pt2_file import open_pt2
 from omgoptim.models.source import Recipe, build, load_source
@@ -560,3 +564,181 @@ def test_a_pickled_model_is_refused_with_a_way_out_that_is_true(
         load_source(name, reach)
     assert f"--checkpoint {name}" in refused.value.fix
     assert "only if you trust" in refused.value.fix  # to export it, its owner has to open it
+
+
+@pytest.fixture(scope="module")
+def hugging_face(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a tiny BERT in the folder `bert`."""
+    folder = tmp_path_factory.mktemp("hugging")
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.BertConfig(**sizes, intermediate_size=8, max_position_embeddings=40)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        transformers.BertModel(config).save_pretrained(folder / "bert")
+    return folder
+
+
+@pytest.fixture
+def bert(hugging_face: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may spoil."""
+    return Path(shutil.copytree(hugging_face / "bert", tmp_path / "bert"))
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"trust_remote_code": True},
+    {"trust_remote_code": "yes"},
+    {"weights_only": False},
+    {"use_safetensors": False},
+    {"code_revision": "main"},
+    {"custom_generate": "someone/code"},
+    {"gguf_file": "model.gguf"},
+    {"subfolder": "../elsewhere"},
+    {"cache_dir": "elsewhere"},
+    {"adapter_kwargs": {"subfolder": "x"}},
+    {"attn_implementation": "someone/kernels"},
+    {"_attn_implementation": "someone/kernels:main"},
+    {"attn_implementation": {"text_config": "someone/kernels"}},
+    {"use_kernels": True},
+    {"quantization_config": {"load_in_8bit": True}},
+    {"auto_map": {"AutoModel": "code.Net"}},
+    {"text_config": {"auto_map": {"AutoModel": "code.Net"}}},
+    {"backbone": "someone/backbone"},
+    {"config": "elsewhere"},
+    {"device_map": "auto"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_an_option_of_transformers_that_runs_code_is_refused(hugging_face: Path, options: dict[str, Any]) -> None:
+    reach = Reach.of(hugging_face, [])
+    with pytest.raises(ModelError, match="is refused") as refused:
+        load_source("hf:bert", reach, kwargs=options)
+    assert "--allow-remote-code" in refused.value.fix
+    with pytest.raises(ModelError, match="is refused"):  # an artifact's recipe goes the same way
+        build(Recipe("hf", str(hugging_face / "bert"), options))
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("timm:resnet18", {"checkpoint_path": "x.pth"}),
+        ("timm:resnet18", {"pretrained_cfg": {"file": "x.pth"}}),
+        ("timm:resnet18", {"pretrained_cfg_overlay": {"url": "https://example.org/x.pth"}}),
+        ("timm:hf-hub:someone/model", {}),
+        ("timm:local-dir:/tmp", {}),
+        ("torchvision:resnet18", {"weights": "/tmp/x.pth"}),
+        ("torchvision:../x", {}),
+    ],
+)
+def test_a_name_or_option_of_an_image_library_that_reads_other_files_is_refused(
+    reach: Reach, model: str, options: dict[str, Any]
+) -> None:
+    with pytest.raises(ModelError, match=r"is refused|is no name of a model") as refused:
+        load_source(model, reach, kwargs=options)
+    assert "--allow-remote-code" in refused.value.fix
+
+
+def test_options_that_are_data_are_passed_on(hugging_face: Path) -> None:
+    options = {"num_labels": 3, "attn_implementation": "eager", "trust_remote_code": False, "use_safetensors": True}
+    source = load_source("hf:bert", Reach.of(hugging_face, []), kwargs=options)
+    assert source.module is not None
+    assert source.module.config.num_labels == 3
+    assert source.module.config._attn_implementation == "eager"
+
+
+def with_config(bert: Path, **fields: Any) -> None:
+    config = json.loads((bert / "config.json").read_text())
+    (bert / "config.json").write_text(json.dumps(config | fields))
+
+
+def with_remote_code(bert: Path, mark: Path) -> None:
+    (bert / "code.py").write_text(
+        f"{payloads.MARK_CODE(mark)}\nfrom transformers import BertModel as Net, BertConfig\n"
+    )
+    with_config(bert, auto_map={"AutoModel": "code.Net", "AutoConfig": "code.BertConfig"}, model_type="mine")
+
+
+def test_the_code_of_a_repository_runs_only_where_the_request_allowed_it(
+    bert: Path, reach: Reach, mark: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_remote_code(bert, mark)
+    with pytest.raises(ModelError, match=r"'auto_map' in the config\.json of folder bert is refused"):
+        load_source("hf:bert", reach)
+    monkeypatch.setenv(hub_options.GRANTED, "1")
+    hub_options.check_options("hf", str(bert), {"trust_remote_code": True})
+    hub_options.check_folder(bert)
+    hub_options.grant_remote_code(False)
+    with pytest.raises(ModelError, match="is refused"):
+        hub_options.check_folder(bert)
+
+
+FOLDERS: dict[str, Callable[[Path, Path], object]] = {
+    "a link": lambda bert, outside: (
+        (bert / "model.safetensors").unlink() or (bert / "model.safetensors").symlink_to(outside)
+    ),
+    "a linked configuration": lambda bert, outside: (bert / "generation_config.json").symlink_to(outside),
+    "an index outside": lambda bert, outside: (bert / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"a": str(outside)}})
+    ),
+    "an index above": lambda bert, outside: (bert / "pytorch_model.bin.index.json").write_text(
+        json.dumps({"weight_map": {"a": "../x.bin"}})
+    ),
+    "an adapter": lambda bert, outside: (bert / "adapter_config.json").write_text(
+        json.dumps({"base_model_name_or_path": str(outside)})
+    ),
+    "weights elsewhere": lambda bert, outside: with_config(bert, transformers_weights="../x.safetensors"),
+    "kernels": lambda bert, outside: with_config(bert, _attn_implementation="someone/kernels"),
+    "kernels within": lambda bert, outside: with_config(bert, text_config={"_attn_implementation": "someone/kernels"}),
+    "a nested configuration": lambda bert, outside: (bert / "config.json").write_text("[" * 100_000),
+}
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_a_folder_of_hugging_face_that_leads_elsewhere_is_refused(
+    bert: Path, reach: Reach, tmp_path_factory: pytest.TempPathFactory, kind: str
+) -> None:
+    outside = tmp_path_factory.mktemp("outside") / "model.safetensors"
+    shutil.copy(bert / "model.safetensors", outside)
+    FOLDERS[kind](bert, outside)
+    with pytest.raises(ModelError) as refused:
+        load_source("hf:bert", reach)
+    assert re.search("is refused|is a link out of it|outside its folder|cannot be read", refused.value.what)
+
+
+def test_pickled_weights_of_a_hugging_face_folder_run_nothing(bert: Path, reach: Reach, mark: Path) -> None:
+    (bert / "model.safetensors").unlink()
+    (bert / "pytorch_model.bin").write_bytes(payloads.marking_checkpoint(mark))
+    with pytest.raises(OmgoptimError):
+        load_source("hf:bert", reach)
+
+
+def test_an_architecture_that_is_no_model_class_is_not_called(bert: Path, reach: Reach) -> None:
+    with_config(bert, architectures=["pipeline", "AutoTokenizer", "BertConfig"])
+    source = load_source("hf:bert", reach)
+    assert type(source.module).__name__ == "BertModel"
+
+
+def shell(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "omgoptim.cli", *arguments, "--project", str(project), "--json"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_the_shell_refuses_a_pt2_file_with_a_payload(exported: Path, tmp_path: Path, mark: Path) -> None:
+    rewritten(exported, tmp_path / "net.pt2", **PICKLES["example inputs"](mark))
+    run = shell(tmp_path, "profile", "net.pt2", "--inputs", "2x3", "--python", sys.executable)
+    assert run.returncode == 3
+    assert "data/sample_inputs/model.pt" in run.stdout + run.stderr
+
+
+@pytest.mark.slow
+def test_the_shell_runs_a_repositorys_code_only_with_its_flag(bert: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    with_remote_code(bert, mark)
+    asked = ["profile", "hf:bert", "--inputs", "input_ids:int64:1x8", "--timing", "quick", "--python", sys.executable]
+    run = shell(tmp_path, *asked)
+    assert run.returncode == 3
+    assert "--allow-remote-code" in run.stdout + run.stderr
+    assert not mark.exists()
+    shell(tmp_path, *asked, "--allow-remote-code")
+    assert mark.exists()
