@@ -1,7 +1,7 @@
 """Harmless payloads: code that, if anything ever runs it, does nothing but write a mark file.
 
 A test puts one where a hostile file would have its own, lets omgoptim open the file, and asserts that the mark is
-absent. `test_payloads` in `test_files.py` shows that each of them does write its mark when it is run.
+absent. A test in `test_files.py` shows that the pickles do write their mark when they are opened.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def marking_instruction(mark: Path, kind: str) -> bytes:
     """A bare pickle that reaches `eval` in another way than REDUCE at its top.
 
     Args:
-        kind: `inst` and `obj` are two older instructions that call; `build` calls `__setstate__` of an object whose
-            class is replaced by `eval` beforehand; `nested` hides a REDUCE deep inside a training checkpoint.
+        kind: `inst` and `obj` are two older instructions that call; `build` sets an object's `__setstate__` to
+            `eval` and then its state; `nested` hides a REDUCE deep inside a training checkpoint.
     """
     code = repr(MARK_CODE(mark)).encode()
     if kind == "inst":
