@@ -28,6 +28,7 @@ from omgoptim.models.check import max_difference as max_difference
 from omgoptim.models.check import verify_outputs as verify_outputs
 from omgoptim.reports import MacsCheck
 from omgoptim.runtimes import ENGINES, Session, Settings, engine_named
+from omgoptim.runtimes.external_data import external_data
 from omgoptim.runtimes.signature import Signature
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def save_program(folder: Path, program: Path, manifest: Manifest, check: Check) 
 def _copy_program(program: Path, partial: Path, name: str = "") -> None:
     """Copy a program, and the files that an ONNX file's weights are in."""
     shutil.copy2(program, partial / (name or program.name))
-    for location in _external_data(program) if program.suffix == ".onnx" else ():
+    for location in external_data(program) if program.suffix == ".onnx" else ():
         (partial / location).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(program.parent / location, partial / location)
 
@@ -316,14 +317,6 @@ def _beside(names: Sequence[str], manifest: Manifest) -> set[str]:
     if WEIGHTS not in names:
         return set(names) - {RECIPE, PROGRAM2}
     return set(names) - module - ({PROGRAM2} if manifest.precision != "float32" else set())
-
-
-def _external_data(program: Path) -> set[str]:
-    """The files, relative to the program's folder, that its weights are stored in; none where it holds them itself."""
-    import onnx
-
-    weights = onnx.load(program, load_external_data=False).graph.initializer
-    return {entry.value for weight in weights for entry in weight.external_data if entry.key == "location"}
 
 
 def _sha256(path: Path) -> str:

@@ -12,6 +12,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from omgoptim.errors import ModelError
+from omgoptim.runtimes.external_data import external_data
 
 ONE_FILE_BYTES = 2**31 - 2**24
 """Weights past this go beside the program: protobuf cannot hold a message of 2 GiB."""
@@ -28,10 +29,13 @@ def load(path: Path, *, weights: bool = True) -> ModelProto:
         weights: False leaves external data on disk, enough to look at the graph.
 
     Raises:
-        ModelError: the file is missing, is no ONNX, or its external data is.
+        ModelError: the file is missing, is no ONNX, or its external data is or lies outside its folder.
     """
     try:
+        external_data(path)
         model = onnx.load(str(path), load_external_data=weights)
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(f"{path} is no readable ONNX file", f"{type(error).__name__}: {error}") from error
     if not model.graph.node:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from omgoptim.errors import ModelError
 from omgoptim.runtimes import ENGINES
+from omgoptim.runtimes.external_data import external_data
 from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
 
 
@@ -13,7 +14,7 @@ def stated_signature(program: Path) -> Signature:
     """The signature that an ONNX file states: inputs by name, a free dimension where it has no fixed size.
 
     Raises:
-        ModelError: ONNX Runtime cannot open it, or its batch is not free.
+        ModelError: ONNX Runtime cannot open it, its weights lie outside its folder, or its batch is not free.
     """
     import onnxruntime
 
@@ -21,7 +22,10 @@ def stated_signature(program: Path) -> Signature:
     if reason:
         raise ModelError(f"{program.name} cannot be opened", reason)
     try:
+        external_data(program)
         session = onnxruntime.InferenceSession(str(program), providers=["CPUExecutionProvider"])
+    except ModelError:
+        raise
     except Exception as error:
         raise ModelError(f"{program.name} cannot be opened", str(error).splitlines()[0]) from error
     kinds = {"float": "float32", "double": "float64"}

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from omgoptim.errors import ArtifactError, ModelError, SetupError, argument
 from omgoptim.models.checkpoint import load_checkpoint
+from omgoptim.models.hub_options import check_folder, check_options, is_granted
+from omgoptim.models.pt2_file import open_pt2
 from omgoptim.models.room import refuse_beyond_memory, weight_bytes
 from omgoptim.models.surgery import Surgery, operate
 from omgoptim.models.trust import Reach
@@ -194,9 +195,9 @@ def _refused_pickle(model: str) -> ModelError:
     return ModelError(
         f"'{model}' is a pickle: opening it as a whole model would run whatever code it holds",
         "omgoptim never unpickles a model",
-        "name the class that builds it and give the weights as checkpoint: "
-        f"name its class and weights: {argument('model', 'net.py:Net')} {argument('checkpoint', str(model))}; "
-        "or export it once with torch.export.save(…, 'model.pt2')",
+        f"name its class and weights: {argument('model', 'net.py:Net')} {argument('checkpoint', str(model))}; or, only "
+        f"if you trust where {model} comes from, open it in Python yourself and export it with torch.export.save(…, "
+        "'model.pt2') or torch.onnx.export",
     )
 
 
@@ -234,22 +235,23 @@ def _own(module: nn.Module) -> nn.Module:
 
 
 def _build_pt2(recipe: Recipe) -> nn.Module:
-    path = Path(recipe.spec)
-    try:
-        module: nn.Module = torch.export.load(path).module()
-    except Exception as error:  # torch.export raises kinds of its own on a damaged archive
-        raise ModelError(f"{path.name} cannot be opened", str(error).splitlines()[0] if str(error) else "") from error
-    return module
+    return open_pt2(Path(recipe.spec))
 
 
 def _build_hf(recipe: Recipe) -> nn.Module:
+    check_options("hf", recipe.spec, recipe.kwargs)
+    if Path(recipe.spec).is_dir():
+        check_folder(Path(recipe.spec), recipe.kwargs.get("subfolder"))
     transformers = _optional("transformers", "hf")
+    safe = {"trust_remote_code": is_granted(), "weights_only": True}
+    kwargs = recipe.kwargs if is_granted() else recipe.kwargs | {"weights_only": True}
 
     def pretrained() -> nn.Module:
-        config = transformers.AutoConfig.from_pretrained(recipe.spec)
+        config = transformers.AutoConfig.from_pretrained(recipe.spec, trust_remote_code=is_granted())
         named = [getattr(transformers, kind, None) for kind in getattr(config, "architectures", None) or []]
-        kind = next(filter(None, named), transformers.AutoModel)
-        made: Any = kind.from_pretrained(recipe.spec, **recipe.kwargs)
+        models: list[Any] = [kind for kind in named if isinstance(kind, type)]
+        models = [kind for kind in models if issubclass(kind, transformers.PreTrainedModel)]
+        made: Any = next(iter(models), transformers.AutoModel).from_pretrained(recipe.spec, **(safe | kwargs))
         made.config.use_cache = False  # a cache of keys and values is no output to compare
         module: nn.Module = made
         return module
@@ -258,10 +260,12 @@ def _build_hf(recipe: Recipe) -> nn.Module:
 
 
 def _build_timm(recipe: Recipe) -> nn.Module:
+    check_options("timm", recipe.spec, recipe.kwargs)
     return _named("timm", _optional("timm", "timm").create_model, recipe)
 
 
 def _build_torchvision(recipe: Recipe) -> nn.Module:
+    check_options("torchvision", recipe.spec, recipe.kwargs)
     return _named("torchvision", _optional("torchvision", "vision").models.get_model, recipe)
 
 

@@ -19,6 +19,7 @@ from omgoptim.models.artifact import Manifest, verify_files
 from omgoptim.models.calls import name_inputs
 from omgoptim.models.check import read_check
 from omgoptim.models.data import DataSource, open_data, random_data, take
+from omgoptim.models.hub_options import grant_remote_code
 from omgoptim.models.samples import named_samples, of_size
 from omgoptim.models.source import find_artifact
 from omgoptim.models.trust import Reach
@@ -33,6 +34,7 @@ from omgoptim.requests.command import command_of
 
 def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     """Measure B against A. See `CompareRequest`."""
+    grant_remote_code(request.allow_remote_code)
     reach = Reach.of(context.project, request.allow_path)
     folders = [_artifact(name, reach) for name in (request.a, request.b)]
     manifests = [Manifest.read(folder) for folder in folders]

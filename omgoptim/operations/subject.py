@@ -22,6 +22,7 @@ from omgoptim.models import artifact as artifacts
 from omgoptim.models.artifact import Check, Manifest
 from omgoptim.models.calls import NamedBatch, first_forward, input_tensors, name_inputs
 from omgoptim.models.data import DataSource, Split, from_callable, load_beside, open_data, random_data, take
+from omgoptim.models.hub_options import grant_remote_code
 from omgoptim.models.onnx_graph import count_params as count_program_params
 from omgoptim.models.onnx_signature import stated_signature
 from omgoptim.models.samples import Samples, as_tensors, call_of, named_samples, of_size, synthetic_like
@@ -97,6 +98,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     """
     live = live or Live()
     torch.manual_seed(request.seed)
+    grant_remote_code(request.allow_remote_code)
     reach = Reach.of(context.project, request.allow_path)
     context.progress("loading the model", 0.01)
     source = _load(request, reach, live)

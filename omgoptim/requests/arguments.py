@@ -24,6 +24,7 @@ class ModelArguments(TypedDict, total=False):
     project: str | None
     python: str | None
     allow_path: list[str]
+    allow_remote_code: bool
 
 
 class TrainingArguments(ModelArguments, total=False):
@@ -176,3 +177,4 @@ class CompareArguments(TypedDict, total=False):
     project: str | None
     python: str | None
     allow_path: list[str]
+    allow_remote_code: bool

@@ -71,6 +71,8 @@ class ModelRequest(Request):
     """Python that has the model's packages; default: the project's .venv, else the active environment."""
     allow_path: list[str] = []
     """Further folders that may be read from."""
+    allow_remote_code: bool = False
+    """Let a model library run a repository's own code and open its pickles, such as trust_remote_code in model_kwargs."""  # noqa: E501
 
     @field_validator("inputs")
     @classmethod

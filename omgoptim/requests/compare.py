@@ -36,3 +36,5 @@ class CompareRequest(Request):
     """Python that has the model's packages; default: the project's .venv, else the active environment."""
     allow_path: list[str] = []
     """Further folders that may be read from."""
+    allow_remote_code: bool = False
+    """Let a model library run a repository's own code, where an artifact is built by it."""

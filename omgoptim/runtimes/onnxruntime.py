@@ -23,6 +23,7 @@ from omgoptim.runtimes.engine import (
     medians,
     wall_clock,
 )
+from omgoptim.runtimes.external_data import external_data
 from omgoptim.runtimes.signature import Signature
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -75,6 +76,7 @@ def _session(program: Path, settings: Settings, profile: Path | None = None) -> 
     """Open the program; with `profile`, the beginning of the path of a file to write its profile to."""
     import onnxruntime
 
+    external_data(program)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = settings.threads
     options.inter_op_num_threads = 1

@@ -23,6 +23,7 @@ from omgoptim.runtimes.engine import (
     medians,
     wall_clock,
 )
+from omgoptim.runtimes.external_data import external_data
 from omgoptim.runtimes.signature import Signature
 
 NUMBERS = {
@@ -48,6 +49,7 @@ def missing(device: str) -> str | None:
 def open_session(program: Path, signature: Signature, settings: Settings) -> Session:
     import openvino
 
+    external_data(program)
     core = openvino.Core()
     options: dict[str, Any] = {
         "PERFORMANCE_HINT": "LATENCY",

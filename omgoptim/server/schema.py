@@ -34,8 +34,8 @@ RARE = (
 OPTIONS = (*MEASURING, *TRAINING, *RARE)
 """What the tools take in the object `options`; beside the other arguments it is as welcome."""
 
-SHELL_ONLY = ("allow_path",)
-"""What an agent may not give itself: the user sets OMGOPTIM_ALLOW_PATH in the server's environment."""
+SHELL_ONLY = ("allow_path", "allow_remote_code")
+"""What an agent may not give itself: the user sets OMGOPTIM_ALLOW_PATH for the server, or works in a shell."""
 
 _SAYS_LITTLE = {"title", "minLength", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
 

