@@ -85,7 +85,7 @@ def test_text_of_a_model_is_read_neither_as_markup_nor_as_terminal_codes(hostile
 
 def test_an_error_is_told_as_what_why_and_fix_without_control_characters() -> None:
     text = shown(terminal.error_view(DataError("no \x1b[2Jdata", "[red]empty[/red]", "give some")))
-    assert text == "error: no [2Jdata\n  why: [red]empty[/red]\n  fix: give some\n"
+    assert text == "error: no data\n  why: [red]empty[/red]\n  fix: give some\n"
 
 
 @pytest.mark.parametrize("status", ["running", "failed", "cancelled"])
