@@ -122,20 +122,17 @@ def offered_python(project: Path, named: str, served: Sequence[Path]) -> Path:
     Raises:
         RequestError: it is none of those; `why` lists them.
     """
-    found = _found_pythons(project)
-    if os.sep not in named and "/" not in named:
-        on_path = [folder for folder in _folders_on_path() if not any(map(folder.resolve().is_relative_to, served))]
-        command = shutil.which(named, path=os.pathsep.join(map(str, on_path))) if _COMMAND.fullmatch(named) else None
-        if command and Path(command).parent in on_path:
-            return Path(command)
+    found, asked = _found_pythons(project), None
+    on_path = [folder for folder in _folders_on_path() if not any(map(folder.resolve().is_relative_to, served))]
+    if "/" not in named and os.sep not in named:
+        asked = shutil.which(named, path=os.pathsep.join(map(str, on_path))) if _COMMAND.fullmatch(named) else None
     else:
-        asked = Path(os.path.abspath(project / Path(named).expanduser()))
-        for python in found:
-            if asked in (python, python.parent, python.parent.parent):
-                return python
-        outside = not any(map(asked.parent.resolve().is_relative_to, served))
-        if asked.parent in _folders_on_path() and outside and _COMMAND.fullmatch(asked.name) and asked.is_file():
-            return asked
+        with suppress(OSError, RuntimeError, ValueError):  # too long, ~ of an unknown user
+            asked = os.path.abspath(project / Path(named).expanduser())
+    if asked is not None:
+        python = next((one for one in found if Path(asked) in (one, one.parent, one.parent.parent)), Path(asked))
+        if python in found or (python.parent in on_path and _COMMAND.fullmatch(python.name) and os.path.isfile(python)):
+            return python
     raise RequestError(
         f"'{named}' is no Python that an agent may name",
         f"naming a program runs it; found are {', '.join(map(str, found))}, and python commands on the PATH",

@@ -274,7 +274,8 @@ def test_a_run_that_was_cancelled_before_its_worker_began_is_not_begun(
     other = RunFolder(folder.path.parent / "profile-20260101-0000-aaaa")
     other.path.mkdir()
     other.write_request(folder.read_request())
-    state = folder.stored_state().model_copy(update={"status": "cancelled", "pid": None, "run_id": other.id, "folder": str(other.path)})
+    changes = {"status": "cancelled", "pid": None, "run_id": other.id, "folder": str(other.path)}
+    state = folder.stored_state().model_copy(update=changes)
     other.write_state(state)
     code = "import sys; from pathlib import Path; from omgoptim.jobs.worker import execute\n"
     code += "from omgoptim.jobs.folder import RunFolder\nexecute(RunFolder(Path(sys.argv[1])), None)"
