@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -128,16 +129,19 @@ def _spread_options(arguments: dict[str, Any]) -> None:
 
 def _refuse_unknown(name: str, arguments: dict[str, Any]) -> None:
     """Refuse what is no argument of the tool, by the names that an agent may use."""
-    tool = next(tool for tool in tools() if tool.name == name)
-    known = [*tool.input_schema["properties"], *options_of(name)]
-    of_techniques = {
-        field
-        for params in requests.techniques((requests.VERBS | requests.QUERIES)[name]).values()
-        for field in params.model_fields
-    }
+    known, of_techniques = _known_arguments(name)
     for given in arguments:
         if given not in known and given not in of_techniques and given not in SHELL_ONLY:
             raise requests.unknown_argument(given, name, known)
+
+
+@cache
+def _known_arguments(name: str) -> tuple[tuple[str, ...], frozenset[str]]:
+    """The arguments that the list of tools has for one, and those of its techniques; they never change."""
+    tool = next(tool for tool in tools() if tool.name == name)
+    kinds = requests.techniques((requests.VERBS | requests.QUERIES)[name]).values()
+    of_techniques = frozenset(field for params in kinds for field in params.model_fields)
+    return (*tool.input_schema["properties"], *options_of(name)), of_techniques
 
 
 def _detail(given: Any) -> answers.Detail:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
+import re
+import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
 import by_hand
 import pytest
+from anyio.from_thread import start_blocking_portal
 from clean_answers import HOSTILE, assert_clean, assert_clean_markdown, assert_clean_result
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -22,11 +27,14 @@ from omgoptim import requests
 from omgoptim.errors import RequestError
 from omgoptim.reports import EfficiencyReport, RunState
 from omgoptim.server import handlers
+from omgoptim.server.handlers import build_server
 from omgoptim.server.tools import tools
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 10.0
 """Far longer than any refusal takes: what hangs fails."""
+
+Ask = Callable[[str, dict[str, Any]], CallToolResult]
 
 ACCEPTED = "the call is accepted: from here on it would start a run or a Python"
 
@@ -49,15 +57,16 @@ def _accepted(*_: object) -> None:
     raise RequestError(ACCEPTED)
 
 
-def ask(tool: str, arguments: dict[str, Any]) -> CallToolResult:
-    """One call through a client that is connected to the server in this process."""
+@pytest.fixture(scope="module")
+def ask(project: Path) -> Iterator[Ask]:
+    """Call a tool through a client that is connected to the server in this process."""
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(Client(build_server())) as client:
 
-    async def call() -> CallToolResult:
-        with anyio.fail_after(LIMIT_S):
-            async with Client(handlers.build_server()) as client:
+        async def call(tool: str, arguments: dict[str, Any]) -> CallToolResult:
+            with anyio.fail_after(LIMIT_S):
                 return await client.call_tool(tool, arguments)
 
-    return anyio.run(call)
+        yield lambda tool, arguments: portal.call(call, tool, arguments)
 
 
 # Any arguments at all
@@ -110,12 +119,12 @@ def _with_an_unknown(arguments: dict[str, Any]) -> st.SearchStrategy[dict[str, A
 
 
 @settings(
-    derandomize=True, max_examples=250, deadline=None, database=None, phases=[Phase.generate],
+    derandomize=True, max_examples=300, deadline=None, database=None, phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 @given(calls())
 def test_whatever_is_asked_is_answered_in_time_clean_and_never_by_an_internal_error(
-    project: Path, call: tuple[str, dict[str, Any]]
+    ask: Ask, project: Path, call: tuple[str, dict[str, Any]]
 ) -> None:
     tool, arguments = call
     result = ask(tool, arguments)
@@ -178,17 +187,105 @@ def test_arguments_that_no_request_can_use_are_refused_by_their_name(arguments: 
     assert len(str(told.value)) < 700
 
 
+# What no client of Python can send
+
+
+def line(number: int, arguments: str, tool: str = "profile") -> str:
+    head = f'{{"jsonrpc":"2.0","id":{number},"method":"tools/call","params":{{"name":"{tool}","arguments":'
+    return f"{head}{arguments}}}}}\n"
+
+
+LINES = {
+    2: '{"model": "m", "model_kwargs": ' + '{"a":' * 200 + "1" + "}" * 200 + "}",
+    3: '{"model": "m", "model_kwargs": ' + "[" * 100_000 + "]" * 100_000 + "}",
+    4: '{"model": "m", "seed": ' + "9" * 10_000 + "}",
+    5: '{"model": "\\ud800"}',
+    6: '{"model": "m", "time_limit_s": 1e999}',
+    7: '{"model": "' + "m" * 1_000_000 + '"}',
+    8: '{"model": "m", "project": "/"}',
+}
+
+
+def test_over_stdio_a_line_that_cannot_be_read_is_answered_and_the_next_one_too(project: Path) -> None:
+    start = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+    initialize = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": start}) + "\n"
+    ready = '{"jsonrpc":"2.0","method":"notifications/initialized"}\n'
+    asked = initialize + ready + "".join(line(*item) for item in LINES.items()) + "no JSON\n" + line(99, "{}", "runs")
+    command = [sys.executable, "-m", "omgoptim.server"]
+    pipe = subprocess.PIPE
+    environment = dict(os.environ) | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, cwd=project, env=environment, text=True) as server:
+        guard = threading.Timer(6 * LIMIT_S, server.kill)
+        guard.start()
+        assert server.stdin is not None
+        assert server.stdout is not None
+        server.stdin.write(asked)
+        server.stdin.flush()
+        answers = {answer["id"]: answer for answer in (json.loads(server.stdout.readline()) for _ in range(10))}
+        guard.cancel()
+        server.stdin.close()
+    assert set(answers) == {1, *LINES, None, 99}
+    for number in LINES:
+        result = answers[number]["result"]
+        assert result["isError"]
+        assert result["structuredContent"]["error"]["kind"] == "RequestError"
+        assert_clean(result["structuredContent"])
+        assert_clean_markdown(result["content"][0]["text"])
+    assert "recursion limit" in answers[2]["result"]["structuredContent"]["error"]["why"]
+    assert answers[None]["error"]["code"] == -32700
+    assert answers[99]["result"]["structuredContent"]["summary"].startswith("No runs yet")
+
+
+def test_over_http_the_same_is_refused(project: Path, script: Path) -> None:
+    command = [sys.executable, "-m", "omgoptim.cli", "mcp", "--http", "--port", "0"]
+    environment = dict(os.environ) | {"PYTHONPATH": str(ROOT), "OMGOPTIM_TOKEN": "token-0123456789"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, cwd=project, env=environment, text=True) as server:
+        assert server.stderr is not None
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/mcp", server.stderr.readline())
+        assert found
+        told = {8: "does not serve the project '/'", 9: "is no Python that an agent may name"}
+        lines = {8: line(8, LINES[8]), 9: line(9, json.dumps({"python": str(script)}), "doctor")}
+        try:
+            for number, words in told.items():
+                assert words in posted(int(found[1]), lines[number])
+            assert "400" in posted(int(found[1]), line(2, LINES[2]))[:20]
+        finally:
+            server.terminate()
+            server.communicate(timeout=20)
+    assert not (script.parents[1] / "ran").exists()
+
+
+def posted(port: int, body: str) -> str:
+    """The status and body of an answer over HTTP."""
+    headers = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+    headers |= {"Authorization": "Bearer token-0123456789", "MCP-Protocol-Version": "2025-06-18"}
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=3 * LIMIT_S)
+    start = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+    initialize = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": start})
+    try:
+        connection.request("POST", "/mcp", initialize, headers)
+        response = connection.getresponse()
+        response.read()
+        session = response.getheader("Mcp-Session-Id")
+        connection.request("POST", "/mcp", body, headers | ({"Mcp-Session-Id": session} if session else {}))
+        response = connection.getresponse()
+        return f"{response.status} {response.read().decode()}"
+    finally:
+        connection.close()
+
+
 # What the server reaches
 
 
 def test_only_the_projects_that_the_user_gave_are_served_and_the_line_that_adds_one_is_named(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ask: Ask, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (project / "inside").mkdir(exist_ok=True)
     (project / "door").exists() or (project / "door").symlink_to(tmp_path)
     for verb in (*requests.VERBS, "runs", "doctor"):
         needed = {"compare": {"a": "x", "b": "y"}, "runs": {}, "doctor": {}}.get(verb, {"model": "net.py:build"})
-        for other in (str(tmp_path), "/", str(project.parent), f"{project}/..", f"{project}/door"):
+        others = (str(tmp_path), "/", str(project.parent), f"{project}/..", f"{project}/door")
+        for other in others if verb in ("profile", "runs") else others[:1]:
             refused = ask(verb, {**needed, "project": other})
             error = refused.structured_content["error"]
             assert error["what"] == f"this server does not serve the project '{other}'"
@@ -204,7 +301,7 @@ def test_only_the_projects_that_the_user_gave_are_served_and_the_line_that_adds_
 
 
 def test_runs_that_lie_behind_a_link_are_not_the_projects(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ask: Ask, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine, other = tmp_path / "mine", tmp_path / "other"
     mine.mkdir()
@@ -243,7 +340,7 @@ def script(tmp_path: Path) -> Path:
 
 @pytest.mark.skipif(os.name != "posix", reason="the program is a shell script")
 def test_an_agent_names_only_pythons_that_are_found(
-    project: Path, script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ask: Ask, project: Path, script: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inside = project / "tools"
     inside.mkdir(exist_ok=True)
@@ -283,6 +380,7 @@ def test_an_agent_names_only_pythons_that_are_found(
     ],
 )
 def test_a_run_folder_grants_itself_nothing_when_it_is_resumed(
+    ask: Ask,
     request_changes: dict[str, Any],
     words: str,
     project: Path,
@@ -307,7 +405,7 @@ def test_a_run_folder_grants_itself_nothing_when_it_is_resumed(
 
 @pytest.mark.parametrize("hostile", HOSTILE, ids=range(len(HOSTILE)))
 def test_a_report_of_hostile_names_is_clean_in_every_answer(
-    hostile: str, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ask: Ask, hostile: str, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()
@@ -351,7 +449,7 @@ def _read(uri: str, project: Path) -> str:
         async def progress(_done: float, _total: float | None, message: str | None) -> None:
             told.append(message or "")
 
-        async with Client(handlers.build_server()) as client:
+        async with Client(build_server()) as client:
             (content,) = (await client.read_resource(uri)).contents
             assert isinstance(content, TextResourceContents)
             assert_clean_markdown(content.text)
