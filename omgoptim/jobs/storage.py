@@ -63,7 +63,7 @@ def full_disk(run: Path, error: BaseException) -> SetupError | None:
     written = sum(_sizes(run))
     why = f"{FULL[number]}; {_bytes_text(free_bytes(place))} are free there, and the run had written "
     return SetupError(
-        f"no space left in {place}",
+        f"a file may not grow further in {place}" if number == errno.EFBIG else f"no space left in {place}",
         f"{why}{_bytes_text(written)} so far: it needs more than that",
         f"free some space, then: omgoptim runs resume {run.name} (tool: runs, action resume)",
     )

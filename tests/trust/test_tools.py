@@ -88,38 +88,37 @@ ANYTHING = st.recursive(
 NESTED = st.integers(17, 150).map(lambda depth: json.loads("[" * depth + "]" * depth))
 
 
+PLAIN = st.text(alphabet="abc.:/x13*=", min_size=1, max_size=12)
+
+
 def listed_values(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
-    """Values as the list of tools asks for them, and any others."""
+    """Values of an argument as the list of tools asks for them."""
     if "enum" in schema:
-        fitting: st.SearchStrategy[Any] = st.sampled_from(schema["enum"])
-    else:
-        kinds = {"number": st.floats(0, 100), "integer": st.integers(0, 100), "boolean": st.booleans()}
-        kinds |= {"array": st.lists(st.text(max_size=5), max_size=2), "object": st.just({})}
-        fitting = kinds.get(schema.get("type", ""), st.text(max_size=10))
-    return st.one_of(fitting, ANYTHING, NESTED)
+        return st.sampled_from(schema["enum"])
+    kinds: dict[str, st.SearchStrategy[Any]] = {"number": st.floats(0, 100), "integer": st.integers(0, 100)}
+    kinds |= {"array": st.lists(PLAIN, max_size=2), "object": st.just({}), "boolean": st.booleans()}
+    return kinds.get(schema.get("type", ""), PLAIN)
 
 
 def calls() -> st.SearchStrategy[tuple[str, dict[str, Any]]]:
-    """A tool and arguments for it, some of them its own, some of them unknown."""
+    """A tool with arguments as it lists them, up to two of which, or of unknown ones, are anything at all."""
     by_tool = []
     for tool in tools():
         properties = tool.input_schema["properties"]
-        fields = {name: listed_values(schema) for name, schema in properties.items() if name != "wait_s"}
-        fields["wait_s"] = st.sampled_from([0, -1, "0", None, float("nan"), 10**400])
+        fields = {name: listed_values(schema) for name, schema in properties.items()}
+        fields |= {name: st.just(0) for name in ("wait_s",) if name in fields}
+        fields |= {name: st.none() for name in ("project", "python") if name in fields}
         needed = {name: fields.pop(name) for name in tool.input_schema.get("required", [])}
-        own = st.fixed_dictionaries(needed, optional=fields)
-        some = st.one_of(own, own.flatmap(_with_an_unknown))
-        by_tool.append(st.tuples(st.just(tool.name), some))
+        fitting = st.fixed_dictionaries(needed, optional=fields)
+        names = st.one_of(st.sampled_from([*properties, "python", "allow_path"]), st.sampled_from(HOSTILE), PLAIN)
+        wrong = st.dictionaries(names, st.one_of(SCALARS, ANYTHING, NESTED), max_size=2)
+        arguments = st.builds(lambda right, other: {**right, **other}, fitting, wrong)
+        by_tool.append(st.tuples(st.just(tool.name), arguments))
     return st.one_of(by_tool)
 
 
-def _with_an_unknown(arguments: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
-    names = st.one_of(st.sampled_from(HOSTILE), st.text(max_size=10).filter(lambda name: name.isprintable()))
-    return st.tuples(names, ANYTHING).map(lambda pair: {**arguments, pair[0]: pair[1]})
-
-
 @settings(
-    derandomize=True, max_examples=300, deadline=None, database=None, phases=[Phase.generate],
+    derandomize=True, max_examples=600, deadline=None, database=None, phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 @given(calls())
