@@ -62,7 +62,7 @@ class Progress:
             if entering:
                 self._waiting_since, self._waited_at_stage = time.monotonic(), self._state.stage
             quiet = time.monotonic() - self._written >= HEARTBEAT_S
-            self._set({"status": "queued", "stage": clip(printable(stage), 200)}, write=entering or quiet)
+            self._set({"status": "queued", "stage": clean(stage, 200)}, write=entering or quiet)
 
     def go_on(self) -> None:
         """Run again after `wait`; nothing where it did not wait."""
