@@ -21,6 +21,8 @@ _ESCAPES = re.compile(
     r"(?:\x1b\[|\x9b)[0-9;:?<=>]*[ -/]*[@-~]"  # colours and cursor moves
     r"|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?"  # titles, hyperlinks
 )
+_UNUSUAL = re.compile("[^ -~]")
+"""What is not a visible character of ASCII: all that has to be looked at one by one."""
 _IGNORED = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 """Letters and marks that are drawn as nothing; Python calls them printable."""
 
@@ -77,7 +79,7 @@ def _visible(text: str, limit: int, breaks: str) -> str:
     """`text` without terminal escapes, each other hidden character written out, each line break as `breaks`."""
     if len(text) > 12 * limit:  # bounds the work; escapes that are removed may shorten what is left
         text = clip(text, 12 * limit)
-    return "".join(_shown(char, breaks) for char in _ESCAPES.sub("", text))
+    return _UNUSUAL.sub(lambda match: _shown(match[0], breaks), _ESCAPES.sub("", text))
 
 
 def _shown(char: str, breaks: str) -> str:
