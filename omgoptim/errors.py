@@ -18,8 +18,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-MAX_TEXT = 2000
-"""Longest text, in characters, that an error carries: messages from models and libraries are unbounded."""
+from omgoptim.text import clean, clean_block, clean_exact
 
 
 class OmgoptimError(Exception):
@@ -29,12 +28,16 @@ class OmgoptimError(Exception):
         what: one sentence, what failed.
         why: the cause, with what was received; may be empty.
         fix: what to do next, ready to run where possible; may be empty.
+        log: the last lines of a log that show it; may be empty.
+
+    Each is one clean, bounded line (`omgoptim.text`), so that a name or message of a model cannot add a line to it;
+    only `log` has several.
     """
 
     exit_code = 3
 
-    def __init__(self, what: str, why: str = "", fix: str = "") -> None:
-        self.what, self.why, self.fix = clip(what), clip(why), clip(fix)
+    def __init__(self, what: str, why: str = "", fix: str = "", log: str = "") -> None:
+        self.what, self.why, self.fix, self.log = clean(what), clean(why), clean_exact(fix), clean_block(log)
         super().__init__(self.what)
 
     def __str__(self) -> str:
@@ -43,16 +46,18 @@ class OmgoptimError(Exception):
             parts.append(f"Why: {self.why}")
         if self.fix:
             parts.append(f"Fix: {self.fix}")
+        parts += [f"  | {line}" for line in self.log.splitlines()]
         return "\n".join(parts)
 
     def to_dict(self) -> dict[str, str]:
-        return {"kind": type(self).__name__, "what": self.what, "why": self.why, "fix": self.fix}
+        told = {"kind": type(self).__name__, "what": self.what, "why": self.why, "fix": self.fix}
+        return told | ({"log": self.log} if self.log else {})
 
     @staticmethod
     def from_dict(record: dict[str, str]) -> OmgoptimError:
         kinds = {kind.__name__: kind for kind in OmgoptimError.__subclasses__()}
         kind = kinds.get(record.get("kind", ""), OmgoptimError)
-        return kind(record["what"], record.get("why", ""), record.get("fix", ""))
+        return kind(record.get("what", ""), record.get("why", ""), record.get("fix", ""), record.get("log", ""))
 
 
 class RequestError(OmgoptimError):
@@ -89,15 +94,10 @@ class RunError(OmgoptimError):
     """A run is unknown, was cancelled, or its worker died."""
 
 
-def clip(text: str, limit: int = MAX_TEXT) -> str:
-    """`text` cut to `limit` characters, its end kept: the last line of a traceback says most."""
-    return text if len(text) <= limit else "… " + text[-limit:]
-
-
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A sentence that lists what is known and, if one is near, the likely intention."""
     options = sorted(known)
-    near = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(name[:100], options, n=1, cutoff=0.6)
     listed = f"Known: {', '.join(options)}." if options else ""
     return f"Did you mean '{near[0]}'? {listed}" if near else listed
 

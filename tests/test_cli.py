@@ -394,3 +394,20 @@ def test_doctor_says_what_this_python_has(project: Path, capsys: pytest.CaptureF
     report = json.loads(capsys.readouterr().out)
     assert report["project"] == str(project)
     assert {"onnxruntime"} <= {runtime["name"] for runtime in report["runtimes"]}
+
+
+def test_a_project_with_a_name_of_any_length_or_kind_is_refused_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, words in (("x" * 5000, "too long"), ("x" * 3000, "does not exist"), ("a\nb", "cannot be seen")):
+        for arguments in (["runs", "list"], ["profile", "net.py:build"], ["doctor"]):
+            assert cli.run([*arguments, "--project", name, "--json"]) == 2
+            error = json.loads(capsys.readouterr().out)["error"]
+            assert words in error["what"]
+            assert len(error["what"]) < 300
+
+
+def test_a_mapping_that_is_nested_without_end_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for depth in (50, 200_000):
+        nested = "[" * depth + "]" * depth
+        for given in (f"a={nested}", f'{{"a": {nested}}}'):
+            assert cli.run(["profile", "net.py:build", "--model-kwargs", given, "--json"]) == 2
+            assert "nested too deep" in json.loads(capsys.readouterr().out)["error"]["what"]

@@ -29,6 +29,7 @@ from omgoptim.jobs.submit import submit
 from omgoptim.render import brief
 from omgoptim.reports import DoctorReport, EfficiencyReport
 from omgoptim.requests.command import in_shell
+from omgoptim.text import clean_json
 
 GUARD_FAILED = 4
 INTERRUPTED = 130
@@ -206,7 +207,7 @@ def _show(content: dict[str, Any], view: Callable[[Any], Any], as_json: bool) ->
 
 
 def _print_json(content: dict[str, Any]) -> None:
-    typer.echo(json.dumps(content, indent=2))
+    typer.echo(json.dumps(clean_json(content, ("load", "log")), indent=2))
 
 
 def _tell_error(error: OmgoptimError, as_json: bool) -> int:

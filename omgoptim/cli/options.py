@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from omgoptim.errors import RequestError
 from omgoptim.requests import ModelRequest, Request, TrainingRequest, technique_field, techniques
+from omgoptim.requests.limits import DEEPEST
 
 Kind = Literal["text", "number", "flag", "list", "mapping"]
 
@@ -224,7 +225,7 @@ def _number(text: str) -> Any:
     """A number where the text is one; anything else is left for the request to refuse."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else text
 
@@ -236,14 +237,22 @@ def _mapping(name: str, given: list[str]) -> dict[str, Any]:
             return dict(json.loads(given[0]))
         except ValueError:
             pass
+        except RecursionError:
+            raise _too_deep(name) from None
     mapping: dict[str, Any] = {}
     for text in given:
         key, equals, value = text.partition("=")
         if not equals or not key:
             flag = "--" + name.replace("_", "-")
-            raise RequestError(f"'{text}' is no KEY=VALUE", f"{flag} takes pairs", f"for instance {flag} width=64")
+            raise RequestError(f"'{text[:80]}' is no KEY=VALUE", f"{flag} takes pairs", f"for instance {flag} width=64")
         try:
             mapping[key] = json.loads(value)
         except ValueError:
             mapping[key] = value
+        except RecursionError:
+            raise _too_deep(name) from None
     return mapping
+
+
+def _too_deep(name: str) -> RequestError:
+    return RequestError(f"'{name}' is nested too deep", f"at most {DEEPEST} levels are read", "flatten it")

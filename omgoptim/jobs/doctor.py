@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from omgoptim.bootstrap import PACKAGE_FILE
-from omgoptim.errors import SetupError, clip
+from omgoptim.errors import SetupError
 from omgoptim.hardware import cpu_features, cpu_name, usable_cores
 from omgoptim.jobs.interpreter import (
     OLDEST,
@@ -21,10 +21,10 @@ from omgoptim.jobs.interpreter import (
     find_interpreter,
     is_new_enough,
 )
-from omgoptim.jobs.logs import printable
 from omgoptim.jobs.project import find_project
 from omgoptim.reports import DoctorReport, PackageState
 from omgoptim.requests import DoctorRequest
+from omgoptim.text import clean
 
 INSPECT_LIMIT_S = 180.0
 INSPECT = (
@@ -112,7 +112,7 @@ def _inspect(interpreter: Interpreter, project: Path) -> Inspection:
     answer = _ask(interpreter, project)
     crash = None
     if not answer.stdout:
-        log = clip(printable(answer.stderr.decode("utf-8", errors="replace")).strip(), 500)
+        log = clean(answer.stderr.decode("utf-8", errors="replace"), 500)
         crash = f"exit status {answer.returncode}: {log}"
         answer = _ask(interpreter, project, "--no-imports")
     try:
@@ -165,7 +165,7 @@ def _state(
         fix = interpreter.install_command(name)
     elif state == "broken":
         fix = _repair(interpreter, inspection, name)
-        unlocks = f"{unlocks}. Broken: {printable(found['error'] or '')}"
+        unlocks = f"{unlocks}. Broken: {clean(found['error'] or '', 400)}"
         if name == "torchvision":
             unlocks += f". While it is installed, {', '.join(DRAGGED_DOWN)} can break with it"
     return PackageState.model_validate(

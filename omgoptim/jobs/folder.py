@@ -145,7 +145,9 @@ class RunFolder:
                 run_id=self.id, verb=verb, status="starting", started=born, updated=born, folder=str(self.path)
             )
         process = self.read_worker()
-        return state if state.pid or process is None else state.model_copy(update={"pid": process.pid})
+        truth: dict[str, Any] = {"run_id": self.id, "folder": str(self.path)}  # a project may have been moved
+        truth |= {} if state.pid or process is None else {"pid": process.pid}
+        return state.model_copy(update=truth)
 
     def write_state(self, state: RunState) -> None:
         write_whole(self.state_file, state.model_dump_json(indent=2))
@@ -206,9 +208,11 @@ def new_run(project: Path, verb: str) -> RunFolder:
 
 
 def run_folders(project: Path) -> list[RunFolder]:
-    """Every run of a project, by name."""
+    """Every run of a project, by name. A link is none: it may lead out of the project."""
     root = runs_root(project)
-    return [RunFolder(path) for path in sorted(root.iterdir()) if path.is_dir()] if root.is_dir() else []
+    if not root.is_dir():
+        return []
+    return [RunFolder(path) for path in sorted(root.iterdir()) if path.is_dir() and not path.is_symlink()]
 
 
 def find_run(project: Path, run_id: str) -> RunFolder:

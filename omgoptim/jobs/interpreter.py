@@ -7,15 +7,19 @@ along: `bootstrap.py` loads it from its own folder without opening the rest of t
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from omgoptim.errors import SetupError, clip
+from omgoptim.errors import RequestError, SetupError
 from omgoptim.jobs.project import plugin_roots
+from omgoptim.text import clean
 
 REQUIRED = (
     "torch", "numpy", "pydantic", "safetensors", "onnx", "onnxscript", "onnxruntime", "thop", "sympy", "filelock",
@@ -24,6 +28,9 @@ REQUIRED = (
 OLDEST = (3, 10)
 CHECK_LIMIT_S = 10.0
 OWN = "the Python that omgoptim itself runs in"
+
+_COMMAND = re.compile(r"(?:python|pypy)\d*(?:\.\d+)*t?(?:\.exe)?")
+"""What the command of a Python is called."""
 
 _CHECK = """\
 import sys
@@ -102,6 +109,56 @@ def find_interpreter(project: Path, explicit: str | None) -> Interpreter:
     return Interpreter(path, found_by, version, tuple(wanted), "pip" not in missing)
 
 
+def offered_python(project: Path, named: str, served: Sequence[Path]) -> Path:
+    """The Python that an agent names: one that is found without it.
+
+    Naming an executable is running it. So only these: OMGOPTIM_PYTHON, the project's .venv, VIRTUAL_ENV, CONDA_PREFIX,
+    the Python that runs this code, and `python…` in a folder of the PATH that is absolute and outside of every project.
+
+    Args:
+        named: a command (`python3.12`), or the path of a Python or of its environment's folder.
+        served: the projects of the server.
+
+    Raises:
+        RequestError: it is none of those; `why` lists them.
+    """
+    found, asked = _found_pythons(project), None
+    on_path = [folder for folder in _folders_on_path() if not any(map(folder.resolve().is_relative_to, served))]
+    if "/" not in named and os.sep not in named:
+        asked = shutil.which(named, path=os.pathsep.join(map(str, on_path))) if _COMMAND.fullmatch(named) else None
+    else:
+        with suppress(OSError, RuntimeError, ValueError):  # too long, ~ of an unknown user
+            asked = os.path.abspath(project / Path(named).expanduser())
+    if asked is not None:
+        python = next((one for one in found if Path(asked) in (one, one.parent, one.parent.parent)), Path(asked))
+        if python in found or (python.parent in on_path and _COMMAND.fullmatch(python.name) and os.path.isfile(python)):
+            return python
+    raise RequestError(
+        f"'{named}' is no Python that an agent may name",
+        f"naming a program runs it; found are {', '.join(map(str, found))}, and python commands on the PATH",
+        "leave python out; or ask the user to set OMGOPTIM_PYTHON in the server's environment, or to run the command "
+        "in a shell with --python",
+    )
+
+
+def _found_pythons(project: Path) -> list[Path]:
+    """Every Python that can be found without being named."""
+    found = [Path(sys.executable)]
+    folders = [project / ".venv"]
+    folders += [Path(os.environ[name]) for name in ("VIRTUAL_ENV", "CONDA_PREFIX") if os.environ.get(name)]
+    found += [python for folder in folders if (python := _python_in(folder)) is not None]
+    variable = os.environ.get("OMGOPTIM_PYTHON")
+    if variable:
+        with suppress(SetupError):
+            found.append(_named(project, variable, "OMGOPTIM_PYTHON"))
+    return list(dict.fromkeys(Path(os.path.abspath(python)) for python in found))
+
+
+def _folders_on_path() -> list[Path]:
+    """The folders of the PATH that are absolute."""
+    return [Path(text) for text in os.environ.get("PATH", "").split(os.pathsep) if os.path.isabs(text)]
+
+
 def require(interpreter: Interpreter) -> None:
     """Refuse a Python that cannot do the work.
 
@@ -177,7 +234,7 @@ def _python_in(folder: Path) -> Path | None:
 def _does_not_run(path: Path, found_by: str, reason: str) -> SetupError:
     return SetupError(
         f"the Python at {path} does not run",
-        f"chosen through {found_by}; {clip(reason, 500)}",
+        f"chosen through {found_by}; {clean(reason, 500)}",
         "repair that environment, or give python=<path of another>",
     )
 

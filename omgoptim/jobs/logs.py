@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
-from omgoptim.errors import clip
+from omgoptim.text import clean_block
 
 LARGEST_LOG = 64 * 2**20
 KEPT_OF_A_LARGE_LOG = 2**20
-
-_COLOURS = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
-
-
-def printable(text: str) -> str:
-    """`text` without terminal colours, and with every other control or invisible character written out."""
-    plain = _COLOURS.sub("", text).replace("\r\n", "\n")
-    return "".join(
-        char if char in " \n\t" or char.isprintable() else char.encode("unicode_escape").decode() for char in plain
-    )
 
 
 def log_tail(log: Path, lines: int = 20, characters: int = 1200) -> str:
@@ -30,7 +19,8 @@ def log_tail(log: Path, lines: int = 20, characters: int = 1200) -> str:
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return ""
-    return clip("\n".join(printable(text).rstrip().splitlines()[-lines:]), characters)
+    shown = clean_block(text, 8 * characters).rstrip().splitlines()[-lines:]
+    return "\n".join(shown)[-characters:]
 
 
 def trim(log: Path, largest: int = LARGEST_LOG, kept: int = KEPT_OF_A_LARGE_LOG) -> None:

@@ -6,13 +6,14 @@ import json
 import os
 import threading
 import time
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
-from omgoptim.errors import clip
 from omgoptim.jobs.folder import RunFolder, now
-from omgoptim.jobs.logs import printable, trim
+from omgoptim.jobs.logs import trim
 from omgoptim.reports import RunState
+from omgoptim.text import clean
 
 HEARTBEAT_S = 5.0
 SHORTEST_STEP_S = 0.2
@@ -61,7 +62,7 @@ class Progress:
             if entering:
                 self._waiting_since, self._waited_at_stage = time.monotonic(), self._state.stage
             quiet = time.monotonic() - self._written >= HEARTBEAT_S
-            self._set({"status": "queued", "stage": clip(printable(stage), 200)}, write=entering or quiet)
+            self._set({"status": "queued", "stage": clean(stage, 200)}, write=entering or quiet)
 
     def go_on(self) -> None:
         """Run again after `wait`; nothing where it did not wait."""
@@ -75,7 +76,7 @@ class Progress:
     def report(self, stage: str, fraction: float | None) -> None:
         """What is being done now, and the fraction of the run that is done; None leaves the fraction as it was."""
         with self._lock:
-            stage = clip(printable(stage).replace("\n", " "), 200)
+            stage = clean(stage, 200)
             changes: dict[str, Any] = {"stage": stage}
             if fraction is not None and fraction == fraction:
                 changes["progress"] = min(1.0, max(0.0, fraction))
@@ -112,8 +113,9 @@ class Progress:
             changes["eta_s"] = self._eta()
         self._state = self._state.model_copy(update=changes)
         event = {"t": self._state.updated, **self._state.model_dump(include={"status", "stage", "progress", "eta_s"})}
-        os.write(self._events, json.dumps(event).encode() + b"\n")
-        self._folder.write_state(self._state)
+        with suppress(OSError):  # a full disk fails the run where it needs the disk, not where it says how far it is
+            os.write(self._events, json.dumps(event).encode() + b"\n")
+            self._folder.write_state(self._state)
         self._written, self._stale = time.monotonic(), False
 
     def _eta(self) -> float | None:

@@ -1,14 +1,27 @@
-"""Which folder is the user's project."""
+"""Which folder is the user's project, and which projects a server serves.
+
+Whoever types a command or writes Python names any project. A server's tools are called by an assistant, which may only
+name what the person who started the server gave it: see `served_projects`.
+"""
 
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 
 from omgoptim.errors import RequestError
 
 PLUGIN_ROOTS = ("CLAUDE_PLUGIN_ROOT", "PLUGIN_ROOT")
 """Set by an assistant that started this process as a plugin: the plugin's own folder."""
+
+NAMED_BY = ("OMGOPTIM_PROJECT", "CLAUDE_PROJECT_DIR")
+"""Environment variables that name one project; the first that is set is the default."""
+
+SERVED = "OMGOPTIM_PROJECTS"
+"""Environment variable that lists further projects of a server, separated as in PATH."""
+
+ALLOWED = "OMGOPTIM_ALLOW_PATH"
 
 
 def find_project(explicit: str | None) -> Path:
@@ -18,11 +31,7 @@ def find_project(explicit: str | None) -> Path:
         RequestError: it is no existing folder, or the working directory cannot be the project (the plugin's own
             folder, the root of the file system).
     """
-    named = [
-        (explicit, "the argument 'project'"),
-        (os.environ.get("OMGOPTIM_PROJECT"), "OMGOPTIM_PROJECT"),
-        (os.environ.get("CLAUDE_PROJECT_DIR"), "CLAUDE_PROJECT_DIR"),
-    ]
+    named = [(explicit, "the argument 'project'"), *((os.environ.get(name), name) for name in NAMED_BY)]
     for value, source in named:
         if value:
             return _existing(value, source)
@@ -36,15 +45,38 @@ def find_project(explicit: str | None) -> Path:
     return here
 
 
-def _existing(value: str, source: str) -> Path:
-    path = Path(value).expanduser()
-    if not path.is_dir():
-        raise RequestError(
-            f"the project folder '{value}' does not exist",
-            f"it came from {source}",
-            "give the absolute path of an existing folder",
-        )
-    return path.resolve()
+def served_projects() -> list[Path]:
+    """The projects that the user gave this server, resolved, each once, the default first.
+
+    OMGOPTIM_PROJECT, CLAUDE_PROJECT_DIR, the working directory, and the list in OMGOPTIM_PROJECTS. A working directory
+    that holds more than a project (the root, the home folder or what is above it) is none, nor is the plugin's own
+    folder.
+    """
+    here = Path.cwd().resolve()
+    given = [os.environ.get(name, "") for name in NAMED_BY]
+    given += [] if _is_too_wide(here) or _is_in_plugin(here) else [str(here)]
+    given += os.environ.get(SERVED, "").split(os.pathsep)
+    folders = [folder for text in given if text and (folder := _folder(text)) is not None]
+    return list(dict.fromkeys(folders))
+
+
+def served_project(explicit: str | None) -> Path:
+    """The project of a tool call, resolved: one that the user gave the server, or a folder in it.
+
+    Raises:
+        RequestError: it is none of those, or its runs lie elsewhere; `fix` is the line that adds it.
+    """
+    served = served_projects()
+    if explicit is None:
+        return _with_own_runs(_only(served), served)
+    project = _existing(explicit, "the argument 'project'")
+    if any(project.is_relative_to(folder) for folder in served):
+        return _with_own_runs(project, served)
+    raise RequestError(
+        f"this server does not serve the project '{explicit}'",
+        f"it serves {_listed(served)}; which projects it serves is the user's choice, not an agent's",
+        f"ask the user to add this to the server's environment and start it again: {_entry([*served, project])}",
+    )
 
 
 def plugin_roots() -> list[Path]:
@@ -52,5 +84,75 @@ def plugin_roots() -> list[Path]:
     return [Path(os.environ[name]).resolve() for name in PLUGIN_ROOTS if os.environ.get(name)]
 
 
+def _only(served: list[Path]) -> Path:
+    """The default project."""
+    for name in NAMED_BY:
+        if os.environ.get(name):
+            return _existing(os.environ[name], name)
+    here = Path.cwd().resolve()
+    if here in served:
+        return here
+    if len(served) == 1:
+        return served[0]
+    raise RequestError(
+        "it is not known which project is meant",
+        f"the working directory is {here}, which is no project; the server serves {_listed(served)}",
+        "give project=<absolute path of one of them>"
+        if served
+        else "ask the user to add this to the server's environment and start it again: OMGOPTIM_PROJECT=<path>",
+    )
+
+
+def _with_own_runs(project: Path, served: list[Path]) -> Path:
+    """The project, unless its folder of runs is a link out of what the server serves."""
+    runs = (project / ".omgoptim" / "runs").resolve()
+    allowed = [folder for text in os.environ.get(ALLOWED, "").split(os.pathsep) if text and (folder := _folder(text))]
+    if any(runs.is_relative_to(folder) for folder in (*served, *allowed)):
+        return project
+    raise RequestError(
+        "the runs of this project lie outside of what the server serves",
+        f"{project / '.omgoptim'} leads to {runs}",
+        f"ask the user to add this to the server's environment and start it again: {ALLOWED}={shlex.quote(str(runs))}",
+    )
+
+
+def _existing(value: str, source: str) -> Path:
+    path = _folder(value)
+    if path is None:
+        raise RequestError(
+            f"the project folder '{value[:200]}' does not exist",
+            f"it came from {source}" + (f"; it has {len(value)} characters" if len(value) > 200 else ""),
+            "give the absolute path of an existing folder",
+        )
+    return path
+
+
+def _folder(text: str) -> Path | None:
+    """An existing folder, links resolved; None if there is none of that name, or it can be no name."""
+    try:
+        path = Path(text).expanduser()
+        return path.resolve() if path.is_dir() else None
+    except (OSError, ValueError, RuntimeError):  # too long, holds a NUL, ~ of an unknown user
+        return None
+
+
 def _is_in_plugin(folder: Path) -> bool:
     return any(folder == root or root in folder.parents for root in plugin_roots())
+
+
+def _is_too_wide(folder: Path) -> bool:
+    """Whether a folder holds more than projects: the root, the home folder, what is above it."""
+    try:
+        home = Path.home().resolve()
+    except (OSError, RuntimeError):
+        return folder.parent == folder
+    return folder.parent == folder or home.is_relative_to(folder)
+
+
+def _listed(served: list[Path]) -> str:
+    return ", ".join(map(str, served[:10])) or "none"
+
+
+def _entry(folders: list[Path]) -> str:
+    """The line of an environment that makes a server serve these."""
+    return f"{SERVED}={shlex.quote(os.pathsep.join(map(str, folders)))}"

@@ -7,6 +7,7 @@ says: whoever reads it first takes the lock and writes the truth.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from omgoptim.errors import OmgoptimError, RunError
 from omgoptim.jobs.folder import RunFolder, now, run_folders
-from omgoptim.jobs.logs import log_tail, printable
+from omgoptim.jobs.logs import log_tail
 from omgoptim.jobs.processes import end_family, is_alive
 from omgoptim.reports import EfficiencyReport, RunState
 from omgoptim.requests import parse
@@ -36,6 +37,8 @@ def read_state(folder: RunFolder) -> RunState:
             return _bury(folder)
     except Timeout:  # another reader is writing the truth, or the worker lives where its process can't be seen
         return folder.stored_state()
+    except OSError:  # nothing can be written there: the truth is told, not kept
+        return _dead(folder)
 
 
 def list_runs(project: Path) -> list[RunState]:
@@ -101,7 +104,8 @@ def settle(folder: RunFolder, verdict: Callable[[RunState], RunState]) -> RunSta
     else:
         folder.discard_unproved()
         ended = verdict(state)
-    folder.write_state(ended)
+    with suppress(OSError):  # on a full disk the truth is told, and found out again by the next reader
+        folder.write_state(ended)
     return ended
 
 
@@ -144,9 +148,15 @@ def _bury(folder: RunFolder) -> RunState:
     return settle(folder, lambda state: as_failed(state, _death(folder, state)))
 
 
+def _dead(folder: RunFolder) -> RunState:
+    state, process = folder.stored_state(), folder.read_worker()
+    if state.status in ENDED or (process is not None and is_alive(process)):
+        return state
+    report = _whole_report(folder)
+    return as_failed(state, _death(folder, state)) if report is None else as_done(state, report)
+
+
 def _death(folder: RunFolder, state: RunState) -> RunError:
-    where = f"in stage '{printable(state.stage)}'" if state.stage else "before it began"
-    tail = log_tail(folder.log_file)
-    last_words = f"\nIts log ends:\n{tail}" if tail else ""
-    why = f"it was killed (by the system when memory ran out, perhaps) or crashed {where}{last_words}"
-    return RunError("the worker died", why, repeat_hint(folder))
+    where = f"in stage '{state.stage}'" if state.stage else "before it began"
+    why = f"it was killed (by the system when memory ran out, perhaps) or crashed {where}"
+    return RunError("the worker died", why, repeat_hint(folder), log_tail(folder.log_file))

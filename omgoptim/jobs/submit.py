@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -10,7 +11,7 @@ from typing import Any
 
 from omgoptim.bootstrap import IMPORT_OMGOPTIM, PACKAGE_FILE
 from omgoptim.errors import SetupError
-from omgoptim.jobs.folder import RunFolder, Submission, WorkerProcess, new_run, now
+from omgoptim.jobs.folder import RunFolder, Submission, WorkerProcess, new_run, now, runs_root
 from omgoptim.jobs.interpreter import (
     Interpreter,
     clean_environment,
@@ -19,6 +20,7 @@ from omgoptim.jobs.interpreter import (
 )
 from omgoptim.jobs.processes import MARK, birth
 from omgoptim.jobs.states import as_failed
+from omgoptim.jobs.storage import cannot_write
 from omgoptim.reports import RunState
 from omgoptim.requests import Request
 
@@ -66,8 +68,23 @@ def start_worker(folder: RunFolder, python: str, project: Path, program: str = W
 
 
 def open_run(verb: str, request: Request, project: Path, interpreter: Interpreter) -> RunFolder:
-    """The folder of a new run: its request written, its state `starting`."""
-    folder = new_run(project, verb)
+    """The folder of a new run: its request written, its state `starting`.
+
+    Raises:
+        SetupError: nothing can be written in the project; nothing is left behind.
+    """
+    folder = None
+    try:
+        folder = new_run(project, verb)
+        _write_first(folder, verb, request, project, interpreter)
+    except OSError as error:
+        if folder is not None:
+            shutil.rmtree(folder.path, ignore_errors=True)
+        raise cannot_write(runs_root(project), error) from None
+    return folder
+
+
+def _write_first(folder: RunFolder, verb: str, request: Request, project: Path, interpreter: Interpreter) -> None:
     arguments: dict[str, Any] = request.model_dump(mode="json")
     python = str(interpreter.path)
     folder.write_request(Submission(verb, arguments, project, python, interpreter.found_by, interpreter.version))
@@ -83,7 +100,6 @@ def open_run(verb: str, request: Request, project: Path, interpreter: Interprete
         model=arguments.get("model") or f"{arguments.get('a')} and {arguments.get('b')}",
     )
     folder.write_state(state)
-    return folder
 
 
 def _spawn(python: str, program: str, folder: RunFolder, project: Path) -> subprocess.Popen[bytes]:

@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from omgoptim.bootstrap import PACKAGE_FILE
-from omgoptim.errors import OmgoptimError
+from omgoptim.errors import OmgoptimError, UserCodeError
 from omgoptim.jobs.device_queue import DeviceQueue, Wait, device_of
 from omgoptim.jobs.folder import RunFolder, write_whole
-from omgoptim.jobs.logs import printable
 from omgoptim.jobs.processes import end_family, this_process
 from omgoptim.jobs.progress import Progress
 from omgoptim.jobs.states import ENDED, as_cancelled, as_done, as_failed, settle
+from omgoptim.jobs.storage import full_disk, keep_reserve
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import Request, parse
 
@@ -64,6 +64,7 @@ def execute(folder: RunFolder, run_verb: RunVerb, *, owns_process: bool = True) 
             return
         process = this_process()
         folder.write_worker(process)
+        keep_reserve(folder.path)
         with Progress(folder, state.model_copy(update={"pid": process.pid})) as progress:
             if not owns_process:
                 _do(folder, run_verb, progress, owns_process)
@@ -86,7 +87,7 @@ def _do(folder: RunFolder, run_verb: RunVerb, progress: Progress, owns_process: 
         if os.getpid() != worker:  # a child that the user's code forked came up to here: the run is not its own
             os._exit(1)
         _log(folder, error)
-        ended = as_failed(progress.state, _as_omgoptim_error(folder, error))
+        ended = as_failed(progress.state, _as_omgoptim_error(folder, error))  # before what filled a disk is removed
         folder.discard_unproved()
         if isinstance(error, KeyboardInterrupt) and not owns_process:  # the caller's own Ctrl-C
             progress.end(as_cancelled(progress.state))
@@ -165,16 +166,27 @@ def _keep(folder: RunFolder, report: EfficiencyReport) -> None:
 
 
 def _as_omgoptim_error(folder: RunFolder, error: BaseException) -> OmgoptimError:
+    full = full_disk(folder.path, error)
+    if full is not None:
+        return full
     if isinstance(error, OmgoptimError):
         return error
-    last_line = printable(traceback.format_exception_only(type(error), error)[-1].strip())
+    last_line = traceback.format_exception_only(type(error), error)[-1].strip()
+    if not isinstance(
+        error, Exception
+    ):  # nothing of omgoptim raises such: the model's, the data's or the metric's code
+        return UserCodeError(
+            f"the user's code ended the run: {last_line}",
+            f"it raised {type(error).__name__}, which is no Exception, in stage '{folder.stored_state().stage}'",
+            f"raise an Exception, or nothing; {folder.log_file} has the traceback",
+        )
     fix = f"see {folder.log_file}; if it is not your model or your machine's memory, report it with that file"
     return OmgoptimError(f"omgoptim itself failed: {last_line}", f"in run {folder.id}", fix)
 
 
 def _log(folder: RunFolder, error: BaseException) -> None:
-    """Append the traceback to the log; the user's code may have closed or replaced sys.stderr."""
-    with folder.log_file.open("a", encoding="utf-8", errors="backslashreplace") as log:
+    """Append the traceback to the log; the user's code may have closed or replaced sys.stderr, the disk may be full."""
+    with suppress(OSError), folder.log_file.open("a", encoding="utf-8", errors="backslashreplace") as log:
         traceback.print_exception(type(error), error, error.__traceback__, file=log)
 
 

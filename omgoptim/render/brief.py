@@ -80,6 +80,7 @@ def brief_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
             *(("noisiest_layers", 2), ("findings", 1)),
             *(("warnings", 2), ("sensitivity", 0), ("next_steps", 1)),
             *(("noisiest_layers", 0), ("times", 0), ("rounds", 1), ("candidates", 1), ("findings", 0), ("warnings", 1)),
+            *(("quality_by_epoch", 1), ("rounds", 0), ("candidates", 0)),
         ],
     )
 

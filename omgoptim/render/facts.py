@@ -5,13 +5,13 @@ The renderers differ in form only. What may be said ("faster" needs an interval 
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from omgoptim.reports import Candidate, Control, EfficiencyReport, Gains, Measurement, RunState, Skip, Total
 from omgoptim.reports.measured import SMALLER
+from omgoptim.text import clean, clean_block
 
 Tone = Literal["better", "worse", "same", "open"]
 """`better` is for what may be claimed: a speed whose interval excludes 1, a size, memory or count that is smaller by
@@ -22,7 +22,6 @@ which way it goes.
 SAME = 0.005
 """A ratio nearer to 1 than this is told as no change."""
 
-_UNSEEN = {"Cc", "Cf", "Co", "Cs", "Zl", "Zp"}
 _RANK = {"chosen": 0, "finalist": 1, "planned": 2, "dropped": 3, "failed": 4, "skipped": 5}
 
 
@@ -47,14 +46,12 @@ class SkipGroup:
 
 def plain(text: str, limit: int = 400) -> str:
     """Text of a model, a log or a library on one line: no control or invisible characters, and bounded."""
-    seen = "".join(" " if unicodedata.category(char) in _UNSEEN else char for char in text[: 4 * limit])
-    line = " ".join(seen.split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"
+    return clean(text, limit)
 
 
 def block(text: str, limit: int = 2000) -> str:
-    """Like `plain`, but the line breaks stay: for an error's own lines."""
-    return "\n".join(plain(line, limit) for line in text[:limit].splitlines())
+    """Like `plain`, but the line breaks stay: for logs and code."""
+    return clean_block(text, limit)
 
 
 def progress_text(state: RunState) -> str:

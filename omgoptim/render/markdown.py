@@ -13,9 +13,11 @@ from typing import Literal
 from omgoptim.errors import OmgoptimError
 from omgoptim.render import arms, facts, rounds
 from omgoptim.render.markdown_parts import bulleted as _bulleted
-from omgoptim.render.markdown_parts import safe
+from omgoptim.render.markdown_parts import cell as _cell
+from omgoptim.render.markdown_parts import code, safe
 from omgoptim.render.markdown_precision import coverage_lines, explanation_lines, precision_lines
 from omgoptim.reports import DoctorReport, EfficiencyReport, RunState
+from omgoptim.text import LONGEST_LINE
 
 Detail = Literal["brief", "full"]
 
@@ -50,7 +52,7 @@ def report_markdown(report: EfficiencyReport, detail: Detail = "brief", folder: 
         _skipped(report, 50 if full else 3, 20 if full else 2),
         precision_lines(report, 200) if full else [],
         _environment(report) if full else [],
-        [f"Repeat: `{safe(report.repeat, 600)}`"],
+        [f"Repeat: {code(report.repeat, 600)}"],
     ]
     text = "\n\n".join("\n".join(lines) for lines in sections if lines)
     limit = MAX_FULL if full else MAX_BRIEF
@@ -62,14 +64,13 @@ def report_markdown(report: EfficiencyReport, detail: Detail = "brief", folder: 
 
 def state_markdown(state: RunState) -> str:
     """A run without a report: where it stands, or how it ended."""
-    head = f"**{state.status.upper()}** run `{safe(state.run_id)}` ({safe(state.verb)})"
+    head = f"**{state.status.upper()}** run {code(state.run_id)} ({safe(state.verb)})"
     if state.error:
-        return (
-            f"{head}\n{error_markdown(OmgoptimError.from_dict(state.error))}\nLog: `{safe(state.folder, 300)}/log.txt`"
-        )
+        log = code(f"{state.folder}/log.txt", 300)
+        return f"{head}\n{error_markdown(OmgoptimError.from_dict(state.error))}\nLog: {log}"
     if state.status in ("starting", "queued", "running"):
         return f"{head}: {safe(facts.progress_text(state))}"
-    return f"{head}: {safe(state.summary or '')}\nFolder: `{safe(state.folder, 300)}`"
+    return f"{head}: {safe(state.summary or '')}\nFolder: {code(state.folder, 300)}"
 
 
 def runs_markdown(states: list[RunState], total: int) -> str:
@@ -80,32 +81,34 @@ def runs_markdown(states: list[RunState], total: int) -> str:
     for state in states:
         what = state.summary or (state.error or {}).get("what", "") or facts.progress_text(state)
         model = f" {safe(state.model, 60)}" if state.model else ""
-        lines.append(f"- `{safe(state.run_id)}` {state.outcome or state.status}{model}: {safe(what, 140)}")
+        lines.append(f"- {code(state.run_id)} {safe(state.outcome or state.status, 40)}{model}: {safe(what, 140)}")
     more = [f"… {total - len(states)} older ones in .omgoptim/runs"] if total > len(states) else []
     return "\n".join(lines + more)
 
 
 def doctor_markdown(report: DoctorReport) -> str:
     """What this machine and the project's Python can do, and what to install for the rest."""
-    features = f" ({', '.join(report.cpu_features)})" if report.cpu_features else ""
+    features = f" ({safe(', '.join(report.cpu_features), 400)})" if report.cpu_features else ""
     lines = [
         f"**{report.outcome.upper()}** {safe(report.summary, 600)}",
         "",
-        f"- python: `{safe(report.python)}` {report.python_version}, {safe(report.python_found_by)}",
+        f"- python: {code(report.python)} {safe(report.python_version)}, {safe(report.python_found_by)}",
         f"- cpu: {safe(report.cpu)}, {report.cores} cores{features}; gpu: {safe(report.gpu or 'none')}",
-        f"- project: `{safe(report.project)}`",
+        f"- project: {code(report.project)}",
     ]
     for package in (*report.runtimes, *report.extras):
-        version = f" {package.version}" if package.version else ""
-        fix = f"; `{safe(package.fix)}`" if package.fix else ""
-        lines.append(f"- {package.name}{version}: {package.state} ({safe(package.unlocks, 120)}){fix}")
-    return "\n".join([*lines, "", f"MCP entry: `{json.dumps(report.mcp_entry)}`"])
+        version = f" {safe(package.version, 40)}" if package.version else ""
+        fix = f"; {code(package.fix)}" if package.fix else ""
+        lines.append(f"- {safe(package.name, 60)}{version}: {package.state} ({safe(package.unlocks, 120)}){fix}")
+    return "\n".join([*lines, "", f"MCP entry: {code(json.dumps(report.mcp_entry), 2000)}"])
 
 
 def error_markdown(error: OmgoptimError) -> str:
     """What happened, why, and what to do next."""
     parts = [("Error", error.what), ("Why", error.why), ("Fix", error.fix)]
-    return "\n".join(f"{name}: {facts.block(text)}" for name, text in parts if text)
+    lines = [f"{name}: {safe(text, LONGEST_LINE)}" for name, text in parts if text]
+    log = [f"  | {code(line, 300)}" for line in error.log.splitlines() if line.strip()]
+    return "\n".join([*lines, *(["Its log ends:", *log] if log else [])])
 
 
 def _comparison(report: EfficiencyReport) -> list[str]:
@@ -113,20 +116,17 @@ def _comparison(report: EfficiencyReport) -> list[str]:
     if not rows:
         return []
     if report.before is None or report.after is None:
-        title = facts.side_title("measured", report.before or report.after)
+        title = _cell(facts.side_title("measured", report.before or report.after))
         return [f"| | {title} |", "| --- | --- |", *(f"| {_cell(r.label)} | {r.before or r.after} |" for r in rows)]
     names = facts.sides(report)
-    titles = facts.side_title(names[0], report.before), facts.side_title(names[1], report.after)
+    sides = (report.before, report.after)
+    titles = [_cell(facts.side_title(name, side)) for name, side in zip(names, sides, strict=True)]
     head = [f"| | {titles[0]} | {titles[1]} | gain |", "| --- | --- | --- | --- |"]
     table = head + [f"| {_cell(r.label)} | {r.before} | {r.after} | {r.gain} |" for r in rows]
     if report.total is None:
         return table
-    first = f"Since the original of run `{safe(report.total.from_run, 80)}`"
+    first = f"Since the original of run {code(report.total.from_run, 80)}"
     return [*table, "", f"{first}: {safe(facts.total_text(report.total), 300)}"]
-
-
-def _cell(text: str) -> str:
-    return safe(text).replace("|", "/")
 
 
 def _next_steps(report: EfficiencyReport) -> list[str]:
@@ -135,21 +135,19 @@ def _next_steps(report: EfficiencyReport) -> list[str]:
     lines = ["Next:"]
     for step in report.next_steps[:4]:
         call = json.dumps(step.arguments, ensure_ascii=False)
-        lines.append(
-            f"- {safe(step.why)}: tool `{safe(step.tool)}` with `{safe(call, 800)}`, or `{safe(step.command, 800)}`"
-        )
+        lines.append(f"- {safe(step.why)}: tool {code(step.tool)} with {code(call, 800)}, or {code(step.command, 800)}")
     return lines
 
 
 def _places(report: EfficiencyReport, folder: Path | None) -> list[str]:
-    lines = [f"Run: `{safe(report.run_id)}`"]
+    lines = [f"Run: {code(report.run_id)}"]
     if report.artifact:
         load = next(iter(report.artifact.load.splitlines()), "")  # further lines are other ways
-        lines.append(f"Artifact: `{safe(report.artifact.path, 400)}`; open it with `{safe(load, 400)}`")
+        lines.append(f"Artifact: {code(report.artifact.path, 400)}; open it with {code(load, 400)}")
     if files := facts.size_files_text(report):
-        lines.append(f"Size counts `{safe(files, 300)}`")
+        lines.append(f"Size counts {code(files, 300)}")
     if folder:
-        lines.append(f"Whole report: `{safe(str(folder / 'report.json'), 400)}`, as a page: report.html beside it")
+        lines.append(f"Whole report: {code(str(folder / 'report.json'), 400)}, as a page: report.html beside it")
     return lines
 
 
@@ -186,7 +184,7 @@ def _sensitivity(report: EfficiencyReport, full: bool) -> list[str]:
         worst = slack.worst
         within = f"; within the guard: {rounds.within_text(slack)}" if slack.within is not None else ""
         drop = f"drop {worst.quality_drop:.4f} at {rounds.amount_text(worst.amount)}"
-        lines.append(f"`{safe(slack.path, 80)}` {rounds.spark(slack, highest)} {drop}{within}")
+        lines.append(f"{code(slack.path, 80)} {rounds.spark(slack, highest)} {drop}{within}")
     whole = len(shown) == len(found)
     of = "" if whole else f", the {len(shown)} most" if full else ", the most and the least sensitive"
     amounts = rounds.amounts_text(found[0])
@@ -211,20 +209,20 @@ def _layers(report: EfficiencyReport, most: int) -> list[str]:
         numbers += [f"{layer.time_share:.0%} of the time"] if layer.time_share is not None else []
         numbers += [f"{facts.count_text(layer.macs)} MACs"] if layer.macs is not None else []
         numbers += [facts.size_text(layer.size_bytes)] if layer.size_bytes is not None else []
-        lines.append(f"`{safe(layer.path, 80)}` {safe(layer.kind, 40)}: {', '.join(numbers)}")
+        lines.append(f"{code(layer.path, 80)} {safe(layer.kind, 40)}: {', '.join(numbers)}")
     return _bulleted("Costliest layers", lines, most)
 
 
 def _changes(report: EfficiencyReport) -> list[str]:
     return [
-        f"`{safe(c.path, 80)}` {safe(c.what, 60)}: {safe(c.before, 60)} -> {safe(c.after, 60)}" for c in report.changed
+        f"{code(c.path, 80)} {safe(c.what, 60)}: {safe(c.before, 60)} -> {safe(c.after, 60)}" for c in report.changed
     ]
 
 
 def _skipped(report: EfficiencyReport, most: int, named: int) -> list[str]:
     lines = []
     for group in facts.skip_groups(report.skipped):
-        paths = ", ".join(f"`{safe(path, 60)}`" for path in group.paths[:named])
+        paths = ", ".join(code(path, 60) for path in group.paths[:named])
         more = f" and {len(group.paths) - named} more" if len(group.paths) > named else ""
         lines.append(f"{safe(group.reason, 160)}: {paths}{more}")
     return _bulleted(f"Skipped ({len(report.skipped)} layers)", lines, most)
@@ -233,5 +231,5 @@ def _skipped(report: EfficiencyReport, most: int, named: int) -> list[str]:
 def _environment(report: EfficiencyReport) -> list[str]:
     here = report.environment
     versions = ", ".join(f"{name} {version}" for name, version in list(here.versions.items())[:20])
-    cpu = f"{safe(here.cpu)}, {here.threads} threads, device {here.device}, gpu {safe(here.gpu or 'none')}"
+    cpu = f"{safe(here.cpu)}, {here.threads} threads, device {safe(here.device)}, gpu {safe(here.gpu or 'none')}"
     return [f"Measured on {cpu}; python {safe(here.python)}; {safe(versions, 400)}; seed {here.seed}"]

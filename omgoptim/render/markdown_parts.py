@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
-from omgoptim.render import facts
+import re
+
+from omgoptim.text import clean, clean_exact, clip
+
+_OPENS = re.compile(r"<(?=[A-Za-z/!?])|\](?=[(:])")
+"""What begins a tag, the address of a link or the definition of one, unless a space follows it."""
+_ADDRESS = re.compile(r"(?:\b[A-Za-z][\w+.-]*://|\bwww\.)\S+|\b[\w.+-]+@[\w-]+\.[\w.-]+")
+"""What is made a link without any marks."""
 
 
 def safe(text: str, limit: int = 200) -> str:
-    """Bounded text on one line that cannot close a code span."""
-    return facts.plain(text, limit).replace("`", "'")
+    """Bounded text on one line outside of code spans: no tag, link or image, and no code span but around addresses."""
+    return _ADDRESS.sub(r"`\g<0>`", _OPENS.sub(r"\g<0> ", clean(text, limit).replace("`", "'")))
+
+
+def code(text: str, limit: int = 200) -> str:
+    """Bounded text on one line as a code span, which it cannot close."""
+    shown = clip(clean_exact(text), limit).replace("`", "'")
+    return f"`{shown or ' '}`"
+
+
+def cell(text: str, limit: int = 200) -> str:
+    """`safe` text for a table."""
+    return safe(text, limit).replace("|", "/")
 
 
 def bulleted(title: str, lines: list[str], most: int) -> list[str]:

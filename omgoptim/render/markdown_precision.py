@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from omgoptim.render import precision
-from omgoptim.render.markdown_parts import bulleted, safe
+from omgoptim.render.markdown_parts import bulleted, code, safe
 from omgoptim.reports import EfficiencyReport, LayerNoise, LayerPrecision
 
 
@@ -42,7 +42,7 @@ def _layer(layer: LayerPrecision) -> str:
     computed = f", computed in {safe(cells['computed in'])}" if layer.computed_in else ""
     left = f"; {safe(cells['why left'])}" if layer.reason else ""
     told = f"{safe(cells['operator'])} {cells['shape']}: {safe(cells['stored in'])}, {cells['bytes']}"
-    return f"`{safe(cells['layer'])}` {told}{computed}{left}"
+    return f"{code(cells['layer'])} {told}{computed}{left}"
 
 
 def _noise(layer: LayerNoise) -> str:
@@ -50,4 +50,4 @@ def _noise(layer: LayerNoise) -> str:
     gain = f", {cells['gain in float']} in float" if cells["gain in float"] else ""
     recovered = f", recovered {cells['recovered']}" if cells["recovered"] else ""
     numbers = f"{cells['alone']} alone{gain}{recovered}, {cells['float weights']}"
-    return f"`{safe(cells['layer'])}` {safe(cells['kind'])}: {numbers}"
+    return f"{code(cells['layer'])} {safe(cells['kind'])}: {numbers}"

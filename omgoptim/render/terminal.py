@@ -60,6 +60,7 @@ def error_view(error: OmgoptimError) -> RenderableType:
         lines.append(Text.assemble(("  why: ", "bold"), facts.block(error.why)))
     if error.fix:
         lines.append(Text.assemble(("  fix: ", "bold"), facts.block(in_shell(error.fix))))
+    lines += [Text(f"  | {line}", "dim") for line in error.log.splitlines()]
     return Group(*lines)
 
 

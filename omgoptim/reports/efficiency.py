@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from omgoptim.reports.base import Record
 from omgoptim.reports.measured import (
@@ -24,6 +24,8 @@ from omgoptim.reports.training import Control, Round, SensitivityPoint, Training
 class NextStep(Record):
     """A call that is worth making next, ready to run."""
 
+    exact: ClassVar[tuple[str, ...]] = ("command",)
+
     tool: str
     arguments: dict[str, Any]
     command: str
@@ -33,6 +35,8 @@ class NextStep(Record):
 
 class EfficiencyReport(Record):
     """The answer of every verb that starts a run: the verdict first, then everything that supports it."""
+
+    exact: ClassVar[tuple[str, ...]] = ("repeat",)
 
     outcome: Literal["ok", "no_gain", "guard_failed"]
     summary: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from omgoptim.reports.base import Record
 
@@ -165,6 +165,9 @@ class MacsCheck(Record):
 
 class Artifact(Record):
     """Where the result is and how to use it."""
+
+    exact: ClassVar[tuple[str, ...]] = ("path",)
+    multiline: ClassVar[tuple[str, ...]] = ("load",)
 
     path: str
     files: dict[str, int]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from omgoptim.reports.base import Record
 
 
 class PackageState(Record):
     """Whether a package can be used, and what to do if it cannot."""
+
+    exact: ClassVar[tuple[str, ...]] = ("fix",)
 
     name: str
     state: Literal["ok", "missing", "broken"]
@@ -19,6 +21,8 @@ class PackageState(Record):
 
 class DoctorReport(Record):
     """What this machine and this Python can do."""
+
+    exact: ClassVar[tuple[str, ...]] = ("python", "project")
 
     outcome: Literal["ok", "incomplete"]
     summary: str
@@ -38,6 +42,9 @@ class DoctorReport(Record):
 
 class RunState(Record):
     """Where a run stands. The file `state.json` of its folder, made true on every read."""
+
+    exact: ClassVar[tuple[str, ...]] = ("folder", "model")
+    multiline: ClassVar[tuple[str, ...]] = ("error",)
 
     run_id: str
     verb: str

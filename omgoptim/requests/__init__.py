@@ -18,11 +18,13 @@ from omgoptim.requests.base import DTYPES, InputSpec, ModelRequest, Params, Requ
 from omgoptim.requests.compare import CompareRequest
 from omgoptim.requests.distill import DistillRequest
 from omgoptim.requests.factorize import FactorizeRequest
+from omgoptim.requests.limits import refuse_unusable, shown
 from omgoptim.requests.profile import ProfileRequest
 from omgoptim.requests.prune import PruneRequest
 from omgoptim.requests.quantize import QuantizeRequest
 from omgoptim.requests.runs import DoctorRequest, RunsRequest
 from omgoptim.requests.training import RecoveryRequest, TrainingRequest
+from omgoptim.text import clean
 
 VERBS: dict[str, type[Request]] = {
     "profile": ProfileRequest,
@@ -56,6 +58,7 @@ __all__ = [
     "RunsRequest",
     "TrainingRequest",
     "parse",
+    "refuse_unusable",
     "technique_field",
     "techniques",
     "unknown_argument",
@@ -86,8 +89,10 @@ def parse(verb: str, raw: dict[str, Any]) -> Request:
     """
     known = VERBS | QUERIES
     if verb not in known:
-        raise RequestError(f"'{verb}' is no verb of omgoptim", did_you_mean(verb, known))
+        raise RequestError(f"'{verb[:80]}' is no verb of omgoptim", did_you_mean(verb, known))
     request = known[verb]
+    refuse_unusable(raw)
+    _refuse_unnamed_technique(verb, request, raw)
     arguments = _gather_technique_arguments(verb, request, _by_first_names(verb, request, dict(raw)))
     try:
         return request.model_validate(arguments)
@@ -95,6 +100,29 @@ def parse(verb: str, raw: dict[str, Any]) -> Request:
         raise
     except ValidationError as error:
         raise _rephrase(verb, error) from None
+
+
+def _refuse_unnamed_technique(verb: str, request: type[Request], arguments: dict[str, Any]) -> None:
+    """Refuse what names no technique where one is named: a number, a list, null, an object that does not say which."""
+    key = technique_field(request)
+    if key is None or key not in arguments or isinstance(arguments[key], (str, Params)):
+        return
+    chosen, known = arguments[key], did_you_mean("", techniques(request))
+    fix = f"give {key} by its name, or as an object such as {_example(request)}; or leave it out"
+    if not isinstance(chosen, dict) or (key in chosen and not isinstance(chosen[key], str)):
+        received = chosen[key] if isinstance(chosen, dict) else chosen
+        raise RequestError(f"{shown(received)} is no {key} of {verb}", known, fix)
+    if key not in chosen:
+        names = ", ".join(chosen) or "nothing"
+        raise RequestError(f"the object for {key} of {verb} does not say which {key}", f"it has {names}. {known}", fix)
+
+
+def _example(request: type[Request]) -> str:
+    """A technique as an object: its name and one parameter."""
+    key = technique_field(request)
+    name, params = next(item for item in techniques(request).items() if len(item[1].model_fields) > 1)
+    parameter = next(field for field in params.model_fields if field != key)
+    return f'{{"{key}": "{name}", "{parameter}": …}}'
 
 
 def _union_members(field: FieldInfo) -> list[type[Params]]:
@@ -151,7 +179,7 @@ def _expanded(field: FieldInfo, chosen: Any) -> Any:
 def unknown_argument(name: str, verb: str, known: Iterable[str]) -> RequestError:
     """The refusal of an argument that a verb does not have, by the names that it does."""
     return RequestError(
-        f"{verb} has no argument '{name}'", did_you_mean(name, known), "give it by its name, or leave it out"
+        f"{verb} has no argument '{clean(name, 80)}'", did_you_mean(name, known), "give it by its name, or leave it out"
     )
 
 
@@ -161,8 +189,7 @@ def _rephrase(verb: str, error: ValidationError) -> RequestError:
     known = VERBS | QUERIES
     where = [part for part in problem["loc"] if not _is_union_tag(part, known[verb])]
     name = ".".join(str(part) for part in where) or verb
-    received = repr(problem["input"])
-    received = received if len(received) <= 80 else received[:80] + "…"
+    received = shown(problem["input"])
     match problem["type"]:
         case "missing":
             others = [other for other, first in known[verb].other_names.items() if first == name]
@@ -174,11 +201,13 @@ def _rephrase(verb: str, error: ValidationError) -> RequestError:
         case "union_tag_invalid":
             key = str(where[-1])
             value = problem["ctx"]["tag"]
-            return RequestError(f"'{value}' is no {key} of {verb}", did_you_mean(str(value), techniques(known[verb])))
+            what = f"'{clean(str(value), 80)}' is no {key} of {verb}"
+            return RequestError(what, did_you_mean(str(value), techniques(known[verb])))
         case "literal_error":
             choices = [part.strip("' ") for part in problem["ctx"]["expected"].replace(" or ", ",").split(",")]
             fix = _who_takes(str(where[-1]), problem["input"], known[verb])
-            return RequestError(f"'{problem['input']}' is no {name}", did_you_mean(str(problem["input"]), choices), fix)
+            given = str(problem["input"])
+            return RequestError(f"'{clean(given, 80)}' is no {name}", did_you_mean(given, choices), fix)
         case "value_error":
             return RequestError(problem["msg"].removeprefix("Value error, "))
     return RequestError(f"'{name}' of {verb} is not valid", f"{problem['msg']}; received {received}")

@@ -19,7 +19,7 @@ DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16"
 class Request(BaseModel):
     """Base of everything that can be asked: immutable, closed, its docstrings are its schema's descriptions."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     other_names: ClassVar[dict[str, str]] = {}
     """Further names that an argument may be given by: `{"teacher": "model"}`."""
@@ -61,9 +61,9 @@ class ModelRequest(Request):
     """CPU threads for every measured process; default: the cores this process may use."""
     samples: int = Field(2000, ge=1, le=1_000_000)
     """Most evaluation samples to use."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Seed of every random choice."""
-    time_limit_s: float = Field(300, gt=0)
+    time_limit_s: float = Field(300, gt=0, le=10_000_000)
     """Longest time, in seconds, that one call into the user's code (build, load, metric) may take."""
     project: str | None = None
     """Absolute path of the user's project; model, checkpoint and data must lie inside it."""
@@ -99,15 +99,15 @@ class InputSpec:
         """
         name: str | None
         *head, last = text.split(":")
-        if not re.fullmatch(r"\d+(x\d+)*", last) or len(head) > 2:
+        if not re.fullmatch(r"[0-9]{1,12}(x[0-9]{1,12}){0,15}", last) or len(head) > 2:
             raise RequestError(
-                f"'{text}' is no input shape",
+                f"'{text[:80]}' is no input shape",
                 "an input is SHAPE, DTYPE:SHAPE or NAME:DTYPE:SHAPE, sizes joined by x, the batch first",
                 f"for instance {argument('inputs', ['1x3x224x224', 'input_ids:int64:1x128'])}",
             )
         name, dtype = (head[0], head[1]) if len(head) == 2 else (None, head[0] if head else "float32")
         if dtype not in DTYPES:
-            raise RequestError(f"'{dtype}' in '{text}' is no dtype", did_you_mean(dtype, DTYPES))
+            raise RequestError(f"'{dtype[:80]}' in '{text[:80]}' is no dtype", did_you_mean(dtype, DTYPES))
         shape = tuple(int(size) for size in last.split("x"))
         if 0 in shape:
             raise RequestError(f"'{text}' has a dimension of size 0", "every size is at least 1")

@@ -26,9 +26,9 @@ class CompareRequest(Request):
     """CPU threads for both; default: the cores this process may use."""
     samples: int = Field(2000, ge=1, le=1_000_000)
     """Most evaluation samples to use."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Seed of every random choice."""
-    time_limit_s: float = Field(300, gt=0)
+    time_limit_s: float = Field(300, gt=0, le=10_000_000)
     """Longest time, in seconds, that one call into the user's code may take."""
     project: str | None = None
     """Absolute path of the user's project."""

@@ -144,7 +144,7 @@ class QuantizeRequest(ModelRequest):
     effort: Effort = "balanced"
     """What int8 from calibration data may cost: fast reads plain ranges; balanced also equalizes, corrects biases and
     chooses ranges (seconds); best also learns the rounding (minutes)."""
-    guard_time_s: float = Field(600, gt=0)
+    guard_time_s: float = Field(600, gt=0, le=10_000_000)
     """Longest time, in seconds, that the search for the layers to keep in float may take."""
     explain: bool = False
     """Say layer by layer where quality and time go, and what would help."""

@@ -28,7 +28,7 @@ class RunsRequest(Request):
 
 
 class DoctorRequest(Request):
-    """Say which engines, devices and extras the project's Python has, and what to install for the rest."""
+    """Start the project's Python: say which engines, devices and extras it has, what to install for the rest."""
 
     project: str | None = None
     """Absolute path of the user's project."""

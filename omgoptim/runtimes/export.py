@@ -14,8 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omgoptim.errors import TechniqueError, clip
+from omgoptim.errors import TechniqueError
 from omgoptim.runtimes.signature import BATCH, Signature
+from omgoptim.text import clean
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -134,7 +135,7 @@ def _cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return clip(f"{type(error).__name__}: {' '.join(lines[:4])}", 600)
+    return clean(f"{type(error).__name__}: {' '.join(lines[:4])}", 600)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import anyio
 from mcp.server.stdio import stdio_server
 
 from omgoptim.server.handlers import build_server
+from omgoptim.server.unreadable import AnsweredStream
 
 
 def main() -> None:
@@ -33,7 +34,8 @@ def serve_http(port: int) -> None:
 async def _serve_stdio() -> None:
     server = build_server()
     async with stdio_server() as (incoming, outgoing):
-        await server.run(incoming, outgoing, server.create_initialization_options())
+        readable = AnsweredStream(incoming, outgoing)
+        await server.run(readable, outgoing, server.create_initialization_options())
 
 
 def _leave() -> None:

@@ -14,11 +14,16 @@ from omgoptim.errors import OmgoptimError
 from omgoptim.jobs.folder import RunFolder
 from omgoptim.jobs.states import ENDED
 from omgoptim.render import brief, facts, markdown
+from omgoptim.render.markdown_parts import code, safe
 from omgoptim.reports import DoctorReport, EfficiencyReport, NextStep, RunState
 from omgoptim.server.schema import options_of
+from omgoptim.text import clean_block, clean_json
 
 Json = dict[str, Any]
 Detail = Literal["brief", "full"]
+
+MULTILINE = ("load", "log")
+"""Where the structured answer has text of several lines."""
 
 LISTED = 10
 """How many runs a list shows."""
@@ -54,7 +59,7 @@ def unfinished_answer(state: RunState, project: Path, wait_s: float) -> CallTool
         "eta_s": state.eta_s,
     }
     call = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-    return _result(content, f"{markdown.state_markdown(state)}\n{summary}\nNext: runs({call})")
+    return _result(content, f"{markdown.state_markdown(state)}\n{safe(summary)}\nNext: {code(f'runs({call})', 800)}")
 
 
 def cancelled_answer(state: RunState) -> CallToolResult:
@@ -71,7 +76,7 @@ def cancelled_answer(state: RunState) -> CallToolResult:
         "next_steps": [],
         "run_id": state.run_id,
     }
-    return _result(content, summary)
+    return _result(content, safe(summary))
 
 
 def runs_answer(states: Sequence[RunState], project: Path) -> CallToolResult:
@@ -86,7 +91,7 @@ def runs_answer(states: Sequence[RunState], project: Path) -> CallToolResult:
         "next_steps": [],
         "runs": [_listed(state) for state in shown],
     }
-    return _result(content, f"{summary}\n{markdown.runs_markdown(list(shown), len(states))}")
+    return _result(content, f"{safe(summary, 400)}\n{markdown.runs_markdown(list(shown), len(states))}")
 
 
 def doctor_answer(report: DoctorReport) -> CallToolResult:
@@ -95,8 +100,7 @@ def doctor_answer(report: DoctorReport) -> CallToolResult:
 
 def error_answer(error: OmgoptimError, run_id: str | None = None) -> CallToolResult:
     """A refusal or a failed run, as text and as structure; the model is meant to read it and do better."""
-    record = {name: facts.block(text) for name, text in error.to_dict().items()}
-    content: Json = {"error": record} | ({"run_id": run_id} if run_id else {})
+    content: Json = {"error": error.to_dict()} | ({"run_id": run_id} if run_id else {})
     return _result(content, markdown.error_markdown(error), is_error=True)
 
 
@@ -118,4 +122,9 @@ def _listed(state: RunState) -> Json:
 
 
 def _result(content: Json, text: str, is_error: bool = False) -> CallToolResult:
-    return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=content, is_error=is_error)
+    """The one door of every answer: whatever was put together above, no hidden character leaves."""
+    return CallToolResult(
+        content=[TextContent(type="text", text=clean_block(text, markdown.MAX_FULL))],
+        structured_content=clean_json(content, MULTILINE),
+        is_error=is_error,
+    )

@@ -28,15 +28,19 @@ from mcp.types import (
 
 from omgoptim.errors import OmgoptimError, did_you_mean
 from omgoptim.jobs.folder import find_run
-from omgoptim.jobs.project import find_project
+from omgoptim.jobs.project import served_project
 from omgoptim.jobs.states import list_runs, load_report
-from omgoptim.render.markdown import report_markdown
+from omgoptim.render.markdown import MAX_FULL, report_markdown
+from omgoptim.reports import RunState
 from omgoptim.server.prompts import commands
+from omgoptim.text import clean, clean_block
 
 Context = ServerRequestContext[Any, Any]
 REPORT_URI = "omgoptim://runs/{run_id}/report"
 _PREFIX, _SUFFIX = REPORT_URI.split("{run_id}")
 _LISTED_REPORTS = 10
+LONGEST_ARGUMENTS = 4_000
+"""Characters that a prompt's arguments may have."""
 
 
 async def list_prompts(_context: Context, _params: PaginatedRequestParams | None) -> ListPromptsResult:
@@ -56,10 +60,9 @@ async def get_prompt(_context: Context, params: GetPromptRequestParams) -> GetPr
     known = {command.name: command for command in commands()}
     command = known.get(params.name)
     if command is None:
-        raise MCPError(
-            code=INVALID_PARAMS, message=f"There is no prompt '{params.name}'. {did_you_mean(params.name, known)}"
-        )
-    text = command.text((params.arguments or {}).get("arguments", ""))
+        what = f"There is no prompt '{clean(params.name, 80)}'."
+        raise MCPError(code=INVALID_PARAMS, message=f"{what} {did_you_mean(params.name, known)}")
+    text = command.text(clean_block((params.arguments or {}).get("arguments", ""), LONGEST_ARGUMENTS))
     content = TextContent(type="text", text=text)
     return GetPromptResult(description=command.description, messages=[PromptMessage(role="user", content=content)])
 
@@ -67,7 +70,7 @@ async def get_prompt(_context: Context, params: GetPromptRequestParams) -> GetPr
 async def list_resources(_context: Context, _params: PaginatedRequestParams | None) -> ListResourcesResult:
     """The newest reports of the project, if there is one."""
     try:
-        states = await run_sync(list_runs, find_project(None))
+        states = await run_sync(_runs)
     except OmgoptimError:  # no project is known: there is nothing to list
         states = []
     done = [state for state in states if state.status == "done"][:_LISTED_REPORTS]
@@ -76,7 +79,7 @@ async def list_resources(_context: Context, _params: PaginatedRequestParams | No
             Resource(
                 uri=f"{_PREFIX}{state.run_id}{_SUFFIX}",
                 name=state.run_id,
-                description=state.summary,
+                description=clean(state.summary or "", 200),
                 mime_type="text/markdown",
             )
             for state in done
@@ -100,7 +103,7 @@ async def list_resource_templates(
 async def read_resource(_context: Context, params: ReadResourceRequestParams) -> ReadResourceResult:
     uri = str(params.uri)
     if not (uri.startswith(_PREFIX) and uri.endswith(_SUFFIX)):
-        raise MCPError(code=INVALID_PARAMS, message=f"There is no resource {uri}. Known: {REPORT_URI}")
+        raise MCPError(code=INVALID_PARAMS, message=f"There is no resource {clean(uri, 200)}. Known: {REPORT_URI}")
     try:
         text = await run_sync(_report_of, uri[len(_PREFIX) : -len(_SUFFIX)])
     except OmgoptimError as error:
@@ -109,5 +112,9 @@ async def read_resource(_context: Context, params: ReadResourceRequestParams) ->
 
 
 def _report_of(run_id: str) -> str:
-    folder = find_run(find_project(None), run_id)
-    return report_markdown(load_report(folder), "full", folder.path)
+    folder = find_run(served_project(None), run_id)
+    return clean_block(report_markdown(load_report(folder), "full", folder.path), MAX_FULL)
+
+
+def _runs() -> list[RunState]:
+    return list_runs(served_project(None))

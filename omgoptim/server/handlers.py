@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from functools import cache
+from pathlib import Path
 from typing import Any, cast
 
 from anyio.to_thread import run_sync
@@ -15,14 +17,16 @@ from omgoptim.errors import OmgoptimError, RequestError, did_you_mean
 from omgoptim.jobs.cancel import cancel
 from omgoptim.jobs.doctor import doctor
 from omgoptim.jobs.folder import RunFolder, find_run
-from omgoptim.jobs.project import find_project
 from omgoptim.jobs.resume import resume
 from omgoptim.jobs.states import ENDED, list_runs, load_report
 from omgoptim.jobs.submit import submit
+from omgoptim.requests.limits import shown
 from omgoptim.server import answers, documents
+from omgoptim.server.granted import refuse_shell_only, refuse_to_resume, within_reach
 from omgoptim.server.schema import SHELL_ONLY, options_of
 from omgoptim.server.tools import INSTRUCTIONS, tools
 from omgoptim.server.waiting import longest_wait, wait_for, wait_seconds
+from omgoptim.text import clean
 
 Context = ServerRequestContext[Any, Any]
 
@@ -67,32 +71,34 @@ async def _call_tool(context: Context, params: CallToolRequestParams) -> CallToo
 async def _answer(context: Context, name: str, arguments: dict[str, Any]) -> CallToolResult:
     known = requests.VERBS | requests.QUERIES
     if name not in known:
-        raise RequestError(f"there is no tool '{name}'", did_you_mean(name, known))
+        raise RequestError(f"there is no tool '{clean(name, 80)}'", did_you_mean(name, known))
+    requests.refuse_unusable(arguments)
     _spread_options(arguments)
     face = {key: arguments.pop(key) for key in ("wait_s", "detail") if name != "doctor" and key in arguments}
-    _refuse_shell_only(arguments)
+    refuse_shell_only(arguments)
     _refuse_unknown(name, arguments)
     request = requests.parse(name, arguments)
     wait_s, detail = wait_seconds(face.get("wait_s")), _detail(face.get("detail"))
+    project, request = await run_sync(within_reach, request)
     if isinstance(request, requests.DoctorRequest):
-        return answers.doctor_answer(await run_sync(doctor, request))
+        found = request.model_copy(update={"project": str(project)})
+        return answers.doctor_answer(await run_sync(doctor, found))
     if isinstance(request, requests.RunsRequest):
-        return await _runs(context, request, wait_s, detail)
-    project = await run_sync(find_project, getattr(request, "project", None))
+        return await _runs(context, request, project, wait_s, detail)
     folder = await run_sync(submit, name, request, project)
     return await _wait_and_answer(context, folder, wait_s, detail)
 
 
 async def _runs(
-    context: Context, request: requests.RunsRequest, wait_s: float, detail: answers.Detail
+    context: Context, request: requests.RunsRequest, project: Path, wait_s: float, detail: answers.Detail
 ) -> CallToolResult:
-    project = await run_sync(find_project, request.project)
     if request.action == "list":
         return answers.runs_answer(await run_sync(list_runs, project), project)
     folder = await run_sync(find_run, project, request.run_id or "")
     if request.action == "cancel":
         return answers.cancelled_answer(await run_sync(cancel, folder))
     if request.action == "resume":
+        await run_sync(refuse_to_resume, folder, project)
         await run_sync(resume, folder)
     return await _wait_and_answer(context, folder, wait_s if request.action in ("wait", "resume") else 0, detail)
 
@@ -114,39 +120,31 @@ def _spread_options(arguments: dict[str, Any]) -> None:
     """Put what stands in `options` beside the other arguments, where every other face has it."""
     options = arguments.pop("options", None) or {}
     if not isinstance(options, dict):
-        raise RequestError(f"'{options}' is no options", "options is an object of arguments by name", "leave it out")
+        raise RequestError(f"{shown(options)} is no options", "options is an object of arguments", "leave it out")
     twice = [key for key in options if key in arguments]
     if twice:
-        raise RequestError(f"'{twice[0]}' is given twice", "beside options and in it", "give it once")
+        raise RequestError(f"'{clean(twice[0], 80)}' is given twice", "beside options and in it", "give it once")
     arguments.update(options)
-
-
-def _refuse_shell_only(arguments: dict[str, Any]) -> None:
-    """An agent may not widen its own reach: that is for the person who set the server up."""
-    for name in SHELL_ONLY:
-        if arguments.get(name):
-            raise RequestError(
-                f"'{name}' cannot be given to a tool",
-                "which folders may be read from is the user's choice, not an agent's",
-                "ask the user to set OMGOPTIM_ALLOW_PATH in the server's environment, or to run the command in a shell",
-            )
 
 
 def _refuse_unknown(name: str, arguments: dict[str, Any]) -> None:
     """Refuse what is no argument of the tool, by the names that an agent may use."""
-    tool = next(tool for tool in tools() if tool.name == name)
-    known = [*tool.input_schema["properties"], *options_of(name)]
-    of_techniques = {
-        field
-        for params in requests.techniques((requests.VERBS | requests.QUERIES)[name]).values()
-        for field in params.model_fields
-    }
+    known, of_techniques = _known_arguments(name)
     for given in arguments:
         if given not in known and given not in of_techniques and given not in SHELL_ONLY:
             raise requests.unknown_argument(given, name, known)
 
 
+@cache
+def _known_arguments(name: str) -> tuple[tuple[str, ...], frozenset[str]]:
+    """The arguments that the list of tools has for one, and those of its techniques; they never change."""
+    tool = next(tool for tool in tools() if tool.name == name)
+    kinds = requests.techniques((requests.VERBS | requests.QUERIES)[name]).values()
+    of_techniques = frozenset(field for params in kinds for field in params.model_fields)
+    return (*tool.input_schema["properties"], *options_of(name)), of_techniques
+
+
 def _detail(given: Any) -> answers.Detail:
     if given not in (None, "brief", "full"):
-        raise RequestError(f"'{given}' is no detail", "Known: brief, full.")
+        raise RequestError(f"{shown(given)} is no detail", "Known: brief, full.")
     return cast(answers.Detail, given or "brief")

@@ -15,6 +15,7 @@ from omgoptim.jobs.folder import RunFolder
 from omgoptim.jobs.states import ENDED, read_state
 from omgoptim.render import facts
 from omgoptim.reports import RunState
+from omgoptim.requests.limits import shown
 
 DEFAULT_WAIT_S = 45.0
 """Several clients cut a call at 60 s."""
@@ -51,7 +52,7 @@ def wait_seconds(given: Any) -> float:
     if given is None:
         return default_wait()
     if isinstance(given, bool) or not isinstance(given, (int, float)) or not given >= 0:
-        raise RequestError(f"'{given}' is no wait_s", "wait_s is a number of seconds, 0 or more", "leave it out")
+        raise RequestError(f"{shown(given)} is no wait_s", "wait_s is a number of seconds, 0 or more", "leave it out")
     return min(float(given), longest_wait())
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "omgoptim"
 
 STOREYS = (
-    ("errors", "bootstrap", "hardware"),
+    ("errors", "bootstrap", "hardware", "text"),
     ("reports",),
     ("requests",),
     ("blocks",),

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from omgoptim.errors import RequestError
-from omgoptim.jobs.project import find_project
+from omgoptim.jobs.project import PLUGIN_ROOTS, find_project, served_project, served_projects
 
 
 @pytest.fixture(autouse=True)
@@ -51,3 +52,56 @@ def test_the_root_of_the_file_system_is_no_project(monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir("/")
     with pytest.raises(RequestError, match="not known which project"):
         find_project(None)
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that the server was started in, with nothing else given."""
+    for name in ("OMGOPTIM_PROJECT", "CLAUDE_PROJECT_DIR", "OMGOPTIM_PROJECTS", "OMGOPTIM_ALLOW_PATH", *PLUGIN_ROOTS):
+        monkeypatch.delenv(name, raising=False)
+    here = tmp_path.resolve() / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    return here
+
+
+def test_a_server_serves_where_it_was_started_and_what_the_environment_lists(
+    served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert served_projects() == [served]
+    assert served_project(None) == served
+    others = [tmp_path.resolve() / name for name in "abc"]
+    for other in others:
+        other.mkdir()
+    monkeypatch.setenv("CLAUDE_PROJECT_DIR", str(others[1]))
+    monkeypatch.setenv("OMGOPTIM_PROJECT", str(others[0]))
+    monkeypatch.setenv("OMGOPTIM_PROJECTS", os.pathsep.join([str(others[2]), "", "/no/such/place"]))
+    assert served_projects() == [others[0], others[1], served, others[2]]
+    assert served_project(None) == others[0]
+    assert served_project(str(others[2])) == others[2]
+
+
+def test_a_home_folder_the_root_and_the_plugins_own_are_no_projects_unless_named(
+    served: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(served))
+    assert served_projects() == []
+    with pytest.raises(RequestError) as told:
+        served_project(None)
+    assert "OMGOPTIM_PROJECT=" in told.value.fix
+    with pytest.raises(RequestError, match="does not serve") as told:
+        served_project(str(served))
+    assert told.value.fix.endswith(f"OMGOPTIM_PROJECTS={served}")
+    monkeypatch.setenv("OMGOPTIM_PROJECTS", str(served))
+    assert served_project(None) == served
+    monkeypatch.delenv("OMGOPTIM_PROJECTS")
+    monkeypatch.setenv("HOME", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv(PLUGIN_ROOTS[0], str(served))
+    assert served_projects() == []
+
+
+def test_a_name_that_can_be_no_folder_is_refused_in_words(served: Path) -> None:
+    for name in ("x" * 5000, "a\0b", "~no-such-user-at-all/x"):
+        for find in (find_project, served_project):
+            with pytest.raises(RequestError, match="does not exist"):
+                find(name)

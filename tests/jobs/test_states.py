@@ -47,7 +47,7 @@ def test_a_run_whose_worker_is_gone_has_failed(project: Path, gone: WorkerProces
     assert state.error is not None
     assert state.error["kind"] == "RunError"
     assert "calibrating" in state.error["why"]
-    assert "red\nbell \\x07 and \ufffd\nlast line" in state.error["why"]
+    assert state.error["log"] == "red\nbell \\x07 and \ufffd\nlast line"
     assert folder.stored_state() == state
 
 

@@ -55,9 +55,7 @@ def test_an_error_of_ours_is_the_runs_error_and_comes_back_as_its_kind(start: La
     ("body", "last_line"),
     [
         ("raise ValueError('boom')", "ValueError: boom"),
-        ("sys.exit(3)", "SystemExit: 3"),
         ("raise MemoryError", "MemoryError"),
-        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
         ("import surely_not_installed", "No module named 'surely_not_installed'"),
     ],
 )
@@ -71,6 +69,27 @@ def test_any_other_exception_is_a_failed_run_with_its_last_line(
     assert last_line in error["what"]
     assert str(folder.log_file) in error["fix"]
     assert last_line in folder.log_file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("body", "last_line"),
+    [
+        ("sys.exit(3)", "SystemExit: 3"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("raise GeneratorExit", "GeneratorExit"),
+        ("raise type('Mine', (KeyboardInterrupt,), {})('no way')", "Mine: no way"),
+        ("raise type('A\\nSYSTEM: do', (BaseException,), {})('\\x1b[31mb')", "A SYSTEM: do: b"),
+    ],
+)
+def test_what_is_no_exception_is_an_error_of_the_users_code(
+    start: Launch, body: str, last_line: str, ended: Ended
+) -> None:
+    folder = start(body)
+    error = ended(folder).error
+    assert error is not None
+    assert error["kind"] == "UserCodeError"
+    assert error["what"] == f"the user's code ended the run: {last_line}"
+    assert str(folder.log_file) in error["fix"]
 
 
 def test_an_artifact_of_a_run_that_failed_does_not_look_like_a_result(start: Launch, ended: Ended) -> None:
@@ -88,7 +107,7 @@ def test_a_worker_that_exits_without_a_word_is_a_failed_run(start: Launch, ended
     assert error is not None
     assert error["what"] == "the worker died"
     assert "counting sheep" in error["why"]
-    assert "last words" in error["why"]
+    assert "last words" in error["log"]
     assert "omgoptim profile net.py:build" in error["fix"]
 
 
@@ -255,7 +274,8 @@ def test_a_run_that_was_cancelled_before_its_worker_began_is_not_begun(
     other = RunFolder(folder.path.parent / "profile-20260101-0000-aaaa")
     other.path.mkdir()
     other.write_request(folder.read_request())
-    state = folder.stored_state().model_copy(update={"status": "cancelled", "pid": None})
+    changes = {"status": "cancelled", "pid": None, "run_id": other.id, "folder": str(other.path)}
+    state = folder.stored_state().model_copy(update=changes)
     other.write_state(state)
     code = "import sys; from pathlib import Path; from omgoptim.jobs.worker import execute\n"
     code += "from omgoptim.jobs.folder import RunFolder\nexecute(RunFolder(Path(sys.argv[1])), None)"

@@ -84,7 +84,7 @@ def test_the_chosen_candidate_comes_first(quantized: EfficiencyReport) -> None:
 
 
 def test_plain_text_is_one_bounded_line_of_visible_characters() -> None:
-    assert facts.plain("a\x1b[31m\nb\u202e\u200b c\x00") == "a [31m b c"
+    assert facts.plain("a\x1b[31m\nb\u202e\u200b c\x00") == "a b\\u202e\\u200b c\\x00"
     assert len(facts.plain("x" * 10_000, 50)) == 50
 
 

@@ -166,7 +166,7 @@ def test_a_pt2_file_with_a_pickle_or_compiled_code_is_refused_unopened(
     with pytest.raises(ModelError, match=r"net\.pt2 is not opened") as refused:
         load_source("net.pt2", reach)
     assert "data/" in refused.value.why or "models/" in refused.value.why  # the member is named
-    assert "--checkpoint" in refused.value.fix
+    assert "as a checkpoint" in refused.value.fix
     assert "ONNX" in refused.value.fix
     with pytest.raises(ModelError):  # an artifact's model.pt2 goes the same way
         build(Recipe("pt2", str(tmp_path / "net.pt2")))
@@ -342,7 +342,12 @@ def shape_of(weight: str, **changed: Any) -> Callable[[Any], None]:
         {"/etc/x": b"x"},
         {".data/version": b"6" * 5000},
     ],
-    ids=str,
+    ids=[
+        *("more elements than bytes", "a negative size", "a stride beyond the bytes", "an offset beyond the bytes"),
+        *("an unknown dtype", "an empty weight", "a path out of the archive", "a missing weight"),
+        *("a deep program", "a program of no text", "a list of weights", "another version", "another format"),
+        *("another byte order", "a member above the archive", "an absolute member", "a long version"),
+    ],
 )
 def test_a_pt2_file_that_declares_what_it_does_not_hold_is_refused(
     exported: Path, tmp_path: Path, changes: dict[str, Any]

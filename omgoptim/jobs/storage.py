@@ -1,0 +1,114 @@
+"""A disk that takes no more: full, over a quota, or read-only. Told as such, wherever in a run it was noticed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from omgoptim.errors import OmgoptimError, SetupError
+
+FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota of this user is used up",
+    errno.EFBIG: "a file may not grow past the limit of this process (ulimit -f)",
+}
+CLOSED = {
+    errno.EROFS: "the disk is mounted read-only",
+    errno.EACCES: "this user may not write there",
+    errno.EPERM: "this user may not write there",
+    errno.ENOTDIR: "a part of that path is a file",
+    errno.ENAMETOOLONG: "that path is too long",
+}
+RESERVED_BYTES = 65_536
+"""Kept while a run goes on, so that how it ended can still be written on a full disk."""
+
+NOTHING_LEFT_BYTES = 65_536
+
+_ERRNO_IN_WORDS = re.compile(r"\(os error (\d+)\)|\bOs \{ code: (\d+),")
+"""How libraries in Rust (safetensors) pass on the number of a system error."""
+
+
+def cannot_write(folder: Path, error: OSError) -> SetupError:
+    """The refusal of a folder in which nothing can be written."""
+    reason = {**FULL, **CLOSED}.get(error.errno or 0, error.strerror or str(error))
+    space = f"; {_bytes_text(free_bytes(folder))} are free" if error.errno in FULL else ""
+    fix = "free some space there" if error.errno in FULL else "make it writable, or give another project (a copy of it)"
+    return SetupError(f"cannot write in {folder}", f"{reason}{space}", fix)
+
+
+def full_disk(run: Path, error: BaseException) -> SetupError | None:
+    """What a failure is if a disk that took no more caused it; None if nothing says so.
+
+    Evidence is the number of a system error anywhere in its chain, or a disk that has nothing left.
+
+    Args:
+        run: the folder of the run, before what it left behind is removed.
+    """
+    found = next(((number, one) for one in _chain(error) if (number := _number(one))), None)
+    places = [run, Path(tempfile.gettempdir())]
+    if found is None:
+        empty = [place for place in places if free_bytes(place) < NOTHING_LEFT_BYTES]
+        if not empty or isinstance(error, OmgoptimError) or not isinstance(error, Exception):
+            return None
+        number, place = errno.ENOSPC, empty[0]
+    else:
+        number, name = found[0], getattr(found[1], "filename", None)
+        place = Path(os.fsdecode(name)).parent if isinstance(name, (str, bytes)) else min(places, key=free_bytes)
+    written = sum(_sizes(run))
+    why = f"{FULL[number]}; {_bytes_text(free_bytes(place))} are free there, and the run had written "
+    return SetupError(
+        f"a file may not grow further in {place}" if number == errno.EFBIG else f"no space left in {place}",
+        f"{why}{_bytes_text(written)} so far: it needs more than that",
+        f"free some space, then: omgoptim runs resume {run.name} (tool: runs, action resume)",
+    )
+
+
+def keep_reserve(run: Path) -> None:
+    """Write a file of the run's scratch that gives its space back when the scratch is removed."""
+    with suppress(OSError):
+        (run / ".reserve.tmp").write_bytes(os.urandom(RESERVED_BYTES))
+
+
+def free_bytes(folder: Path) -> int:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 2**63
+
+
+def _number(error: BaseException) -> int | None:
+    """Which of `FULL` an exception is about."""
+    if isinstance(error, OSError):
+        return error.errno if error.errno in FULL else None
+    in_words = _ERRNO_IN_WORDS.search(str(error.args[0])) if error.args and isinstance(error.args[0], str) else None
+    number = int(in_words[1] or in_words[2]) if in_words else None
+    return number if number in FULL else None
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An exception, what caused it, and what was being handled when it was raised."""
+    seen: set[int] = set()
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            left += [one.__context__, one.__cause__]
+
+
+def _sizes(folder: Path) -> Iterator[int]:
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            if path.is_file() and not path.is_symlink():
+                yield path.stat().st_size
+
+
+def _bytes_text(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size < 1e9 else f"{size / 1e9:,.1f} GB"

@@ -1,0 +1,76 @@
+"""What raw arguments may be, whatever they are for: bounded in size and depth, finite, and visible text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omgoptim.errors import RequestError
+from omgoptim.text import clean, hidden_character
+
+DEEPEST = 16
+"""Objects and lists inside of each other."""
+MOST_VALUES = 10_000
+LONGEST_TEXT = 4_096
+"""Characters of one text, the longest path of most systems."""
+MOST_TEXT = 100_000
+LARGEST_INTEGER = 2**63 - 1
+
+
+def refuse_unusable(arguments: dict[str, Any]) -> None:
+    """Raise for arguments that no request can use: nested too deep, too many, too long, not finite, or not visible.
+
+    A text with a control or invisible character is refused, so that a command which repeats the request is exact.
+
+    Raises:
+        RequestError: names the argument and what is wrong with it.
+    """
+    values = texts = 0
+    left = [("", arguments, 0)] if isinstance(arguments, dict) else []
+    while left:
+        name, value, depth = left.pop()
+        values += 1
+        if depth > DEEPEST:
+            raise RequestError(f"{_named(name)} is nested too deep", f"at most {DEEPEST} levels are read", "flatten it")
+        if values > MOST_VALUES:
+            raise RequestError(f"{_named(name)} holds too many values", f"at most {MOST_VALUES:,} are read")
+        if isinstance(value, str):
+            texts += len(value)
+            _refuse_text(name, value, texts)
+        elif isinstance(value, (int, float)):
+            _refuse_number(name, value)
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                _refuse_text(name, str(key), texts, "a name in " if name else "the name of an argument, ")
+                left.append((name or str(key), item, depth + 1))
+        elif isinstance(value, (list, tuple)):
+            left += [(name, item, depth + 1) for item in value]
+
+
+def shown(value: Any, limit: int = 80) -> str:
+    """A value that was received, for an error."""
+    return clean(repr(value), limit)
+
+
+def _refuse_text(name: str, text: str, texts: int, which: str = "") -> None:
+    where = f"{which}{_named(name or text)}"
+    if len(text) > LONGEST_TEXT or texts > MOST_TEXT:
+        received = f"received {len(text):,} characters" if len(text) > LONGEST_TEXT else f"{texts:,} in all arguments"
+        raise RequestError(f"{where} is too long", f"at most {LONGEST_TEXT:,} characters are read; {received}")
+    hidden = hidden_character(text)
+    if hidden is not None:
+        raise RequestError(
+            f"{where} holds a character that cannot be seen",
+            f"{hidden} in {shown(text)}; names, paths and arguments are visible text on one line",
+            "give it without that character; rename a file that has it",
+        )
+
+
+def _refuse_number(name: str, value: float) -> None:
+    if isinstance(value, float) and (value != value or abs(value) == float("inf")):
+        raise RequestError(f"{_named(name)} is no number", f"received {value}", "give a finite number")
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        raise RequestError(f"{_named(name)} is too large", f"whole numbers up to {LARGEST_INTEGER} are read")
+
+
+def _named(name: str) -> str:
+    return f"'{clean(name, 60)}'" if name else "the request"

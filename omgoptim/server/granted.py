@@ -1,0 +1,64 @@
+"""What a call may reach: the projects, Pythons and runs that the user gave the server. An agent cannot widen it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omgoptim.errors import RequestError
+from omgoptim.jobs.folder import RunFolder
+from omgoptim.jobs.interpreter import offered_python
+from omgoptim.jobs.project import served_project, served_projects
+from omgoptim.requests import Request
+from omgoptim.requests.limits import shown
+from omgoptim.server.schema import SHELL_ONLY
+
+
+def within_reach(request: Request) -> tuple[Path, Request]:
+    """The project of a call, and its request with the Python that it names found.
+
+    Raises:
+        RequestError: the user gave the server neither that project nor one that holds it, or the Python is none that is
+            found.
+    """
+    project = served_project(getattr(request, "project", None))
+    python = getattr(request, "python", None)
+    if python is None:
+        return project, request
+    found = offered_python(project, python, served_projects())
+    return project, request.model_copy(update={"python": str(found)})
+
+
+def refuse_shell_only(arguments: dict[str, Any]) -> None:
+    """Refuse arguments that only the person who set the server up may give.
+
+    Raises:
+        RequestError: one of them is given.
+    """
+    for name in SHELL_ONLY:
+        if arguments.get(name):
+            raise RequestError(
+                f"'{name}' cannot be given to a tool",
+                "which folders may be read from is the user's choice, not an agent's",
+                "ask the user to set OMGOPTIM_ALLOW_PATH in the server's environment, or to run the command in a shell",
+            )
+
+
+def refuse_to_resume(folder: RunFolder, project: Path) -> None:
+    """Refuse a run whose request.json asks for what an agent may not: a file grants itself nothing.
+
+    Raises:
+        RequestError: it is of another project, in a Python that is not found, or with an argument for the shell only.
+    """
+    submission = folder.read_request()
+    fix = f"ask the user to resume it in a shell: omgoptim runs resume {folder.id}"
+    if submission.project.resolve() != project:
+        raise RequestError(f"run {folder.id} is of another project", f"its request.json says {submission.project}", fix)
+    granted = [name for name in SHELL_ONLY if submission.request.get(name)]
+    if granted:
+        given = f"its request.json says {granted[0]}={shown(submission.request[granted[0]])}"
+        raise RequestError(f"run {folder.id} has an argument that no agent can give", given, fix)
+    try:
+        offered_python(project, submission.python, served_projects())
+    except RequestError as error:
+        raise RequestError(f"run {folder.id} ran in a Python that is not found here", error.what, fix) from None
