@@ -12,6 +12,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from omgoptim.errors import ModelError
+from omgoptim.models.manifest import file_inside
 
 ONE_FILE_BYTES = 2**31 - 2**24
 """Weights past this go beside the program: protobuf cannot hold a message of 2 GiB."""
@@ -53,6 +54,44 @@ def graphs(graph: GraphProto) -> Iterator[GraphProto]:
     for node in graph.node:
         for body in bodies(node):
             yield from graphs(body)
+
+
+def stored_tensors(model: ModelProto) -> Iterator[TensorProto]:
+    """Every tensor that a file holds or names a file for: weights, attributes of nodes, and bodies of functions."""
+    nodes = [node for function in model.functions for node in function.node]
+    for graph in [*graphs(model.graph), *(body for node in nodes for top in bodies(node) for body in graphs(top))]:
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+        nodes += graph.node
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+            yield from (sparse.values, sparse.indices)
+
+
+def external_data(program: Path) -> set[str]:
+    """The files, relative to the program's folder, that its weights are stored in; none where it holds them itself.
+
+    Raises:
+        ModelError: it is no ONNX file.
+        ArtifactError: it names a file that is missing, a link, or outside of its folder.
+    """
+    import onnx
+
+    from omgoptim.models.onnx_file import stored_tensors
+
+    try:
+        model = onnx.load(program, load_external_data=False)
+    except Exception as error:  # protobuf raises kinds of its own
+        raise ModelError(f"{program} is no readable ONNX file", f"{type(error).__name__}: {error}") from error
+    locations = {
+        entry.value for tensor in stored_tensors(model) for entry in tensor.external_data if entry.key == "location"
+    }
+    for location in locations:
+        if file_inside(program.parent, location) is None:
+            raise ModelError(f"{program.name} lacks its weights", f"they should be in {location[:200]!r} beside it")
+    return locations
 
 
 def bodies(node: NodeProto) -> list[GraphProto]:

@@ -24,6 +24,8 @@ class ModelArguments(TypedDict, total=False):
     project: str | None
     python: str | None
     allow_path: list[str]
+    allow_module: list[str]
+    trust_artifact: bool
 
 
 class TrainingArguments(ModelArguments, total=False):
@@ -176,3 +178,5 @@ class CompareArguments(TypedDict, total=False):
     project: str | None
     python: str | None
     allow_path: list[str]
+    allow_module: list[str]
+    trust_artifact: bool

@@ -36,3 +36,7 @@ class CompareRequest(Request):
     """Python that has the model's packages; default: the project's .venv, else the active environment."""
     allow_path: list[str] = []
     """Further folders that may be read from."""
+    allow_module: list[str] = []
+    """Installed modules whose functions and classes may be named as data or metric."""
+    trust_artifact: bool = False
+    """Open an artifact that you did not make though its recipe runs code of this project or of a model library."""
