@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from typing_extensions import Unpack
 
 from omgoptim.errors import ModelError, RequestError
-from omgoptim.jobs.folder import RunFolder, runs_root
+from omgoptim.jobs.folder import RunFolder, project_of, runs_root
 from omgoptim.jobs.inline import run_inline
 from omgoptim.jobs.project import find_project
+from omgoptim.models.artifact import made_in
 from omgoptim.models.opened import OpenedModel
 from omgoptim.models.opened import open_artifact as open_folder
+from omgoptim.models.trust import Reach
 from omgoptim.operations import run_verb
 from omgoptim.operations.context import LIVE, RunContext
 from omgoptim.reports import EfficiencyReport
@@ -228,22 +230,40 @@ def compare(a: str, b: str, *, progress: bool | None = None, **arguments: Unpack
     return _run("compare", parse("compare", {"a": a, "b": b, **arguments}), None, progress)
 
 
-def open_artifact(path: str | Path, *, threads: int | None = None) -> OpenedModel:
+def open_artifact(
+    path: str | Path,
+    *,
+    trust: bool = False,
+    allow_path: Iterable[str | Path] = (),
+    allow_module: Iterable[str] = (),
+    threads: int | None = None,
+) -> OpenedModel:
     """Open an artifact folder, or a run id of this project, as a callable with the original's forward signature.
 
-    Tensors in give tensors out, arrays in give arrays out. Every file is checked against its recorded sha256.
+    Tensors in give tensors out, arrays in give arrays out. Every file is checked against its recorded sha256. A recipe
+    runs only if you made the artifact, or with `trust`; and then it runs only code of the project (the one that the
+    run's folder lies in; else the one that you made it in, or the working directory) and of what is allowed here.
 
     Args:
         path: the artifact folder, or a run id.
+        trust: open an artifact that you did not make though its recipe runs code.
+        allow_path: further folders whose code the recipe may name.
+        allow_module: installed modules whose functions and classes it may name, such as `timm.models`.
         threads: CPU threads; default: the cores this process may use.
 
     Raises:
-        ArtifactError: it is no artifact, is damaged, or its engine is not installed.
+        ArtifactError: it is no artifact, is damaged, its engine is not installed, or its recipe runs code that may not
+            run.
     """
     folder = Path(path)
     if not folder.is_dir() and len(folder.parts) == 1:
         folder = runs_root(find_project(None)) / folder / "artifact"
-    return open_folder(folder, threads)
+    folders = [str(each) for each in allow_path]
+    project = project_of(folder)
+    if project is None:
+        project = Path.cwd()
+        folders += filter(None, [made_in(folder)])
+    return open_folder(folder, Reach.of(project, folders, list(allow_module), trust_artifact=trust), threads)
 
 
 def _run(verb: str, request: Request, live: Live | None, progress: bool | None) -> EfficiencyReport:

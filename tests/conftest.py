@@ -7,12 +7,17 @@ other. No test is about how fast something was.
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parent))
+
+os.environ["OMGOPTIM_STATE_DIR"] = tempfile.mkdtemp(prefix="omgoptim-state-")  # never the real home
+atexit.register(shutil.rmtree, os.environ["OMGOPTIM_STATE_DIR"], ignore_errors=True)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     worker = os.environ["PYTEST_XDIST_WORKER"]

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from omgoptim.errors import RunError, did_you_mean
+from omgoptim.models.origin import is_sealed, sealed
 from omgoptim.reports import RunState
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
@@ -128,11 +129,19 @@ class RunFolder:
         """
         try:
             return Submission.from_json(json.loads(self.request_file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RunError(f"run {self.id} has no readable request.json", str(error), "start the run again") from None
 
     def write_request(self, submission: Submission) -> None:
-        write_whole(self.request_file, json.dumps(submission.to_json(), indent=2))
+        """Write what is asked, sealed as this user's."""
+        write_whole(self.request_file, json.dumps(sealed("request", submission.to_json()), indent=2))
+
+    def is_own_request(self) -> bool:
+        """Whether this user asked for it, and in these words."""
+        try:
+            return is_sealed("request", json.loads(self.request_file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, AttributeError, RecursionError):
+            return False
 
     def stored_state(self) -> RunState:
         """The state as it was last written, true or not: `states.read_state` makes it true."""
@@ -188,6 +197,12 @@ class RunFolder:
 def runs_root(project: Path) -> Path:
     """The folder of a project's runs; it need not exist."""
     return project / ".omgoptim" / "runs"
+
+
+def project_of(folder: Path) -> Path | None:
+    """The project whose run an artifact folder belongs to, by where it lies; None where it lies elsewhere."""
+    run = Path(os.path.abspath(folder)).parent  # not resolved: .omgoptim may be a link to a larger disk
+    return run.parents[2] if len(run.parents) > 2 and runs_root(run.parents[2]) == run.parent else None
 
 
 def new_run(project: Path, verb: str) -> RunFolder:

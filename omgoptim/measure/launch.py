@@ -11,12 +11,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from omgoptim.bootstrap import IMPORT_OMGOPTIM, PACKAGE_FILE
 from omgoptim.errors import ArtifactError, OmgoptimError
+from omgoptim.models.trust import Reach
 
 LEFTOVER_S = 2.0
 """How long something that the user's code left running may hold the pipe of a process that has ended."""
@@ -34,6 +36,8 @@ class Process:
         cwd: the user's project, from which their code is imported.
         limit_s: longest time one command may take.
         device: overrides the artifact's own.
+        reach: what the request grants to the code of the artifact's recipe; without, the project alone. The caller
+            vouches for the artifact: it made it, or checked where it is from.
     """
 
     def __init__(
@@ -45,13 +49,16 @@ class Process:
         cwd: Path,
         limit_s: float = 900.0,
         device: str | None = None,
+        reach: Reach | None = None,
     ) -> None:
         self.artifact = artifact
+        granted = replace(reach or Reach.of(cwd, []), trusted=True)
         self._limit_s = limit_s
         self._open = {
             "artifact": str(artifact),
             "threads": threads,
             "device": device,
+            "reach": granted.to_json(),
             "batches": {name: str(path) for name, path in batches.items()},
         }
         environment = os.environ | {

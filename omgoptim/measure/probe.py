@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from omgoptim.errors import ArtifactError, ModelError, OmgoptimError
 from omgoptim.models.artifact import Manifest, open_session, verify_outputs
+from omgoptim.models.trust import Reach
 from omgoptim.runtimes import Session
 from omgoptim.runtimes.engine import Kernel
 
@@ -41,10 +42,16 @@ class Probe:
         self.session: Session
         self.prepared: dict[str, Any] = {}
 
-    def open(self, artifact: str, threads: int, device: str | None, batches: dict[str, str]) -> dict[str, Any]:
-        """Open the artifact, check it against its record, and prepare the named batches (.npz files)."""
+    def open(
+        self, artifact: str, threads: int, device: str | None, reach: dict[str, Any], batches: dict[str, str]
+    ) -> dict[str, Any]:
+        """Open the artifact, check it against its record, and prepare the named batches (.npz files).
+
+        Args:
+            reach: what the process that measures grants to the code of the artifact's recipe.
+        """
         start = time.perf_counter()
-        self.manifest, self.session = open_session(Path(artifact), threads, device)
+        self.manifest, self.session = open_session(Path(artifact), threads, Reach.from_json(reach), device)
         opened = time.perf_counter() - start
         difference = verify_outputs(Path(artifact), self.manifest, self.session)
         for name, path in batches.items():

@@ -18,6 +18,7 @@ from typing import Any
 
 from omgoptim.errors import OmgoptimError
 from omgoptim.measure.launch import Process
+from omgoptim.models.trust import Reach
 
 # fmt: off
 T_975 = (
@@ -93,6 +94,8 @@ class Bench:
     threads: int
     cwd: Path
     device: str | None = None
+    reach: Reach | None = None
+    """What the request grants to the code of the contestants' recipes; None for the project alone."""
 
 
 @dataclass(slots=True, eq=False)
@@ -181,7 +184,12 @@ def _launch(contest: _Contest, launch: int, on_first: Callable[[int, Process], N
         for contestant in order.sample(contest.racing, len(contest.racing)):
             bench = contest.bench
             process = Process(
-                contestant.artifact, threads=bench.threads, batches=batches, cwd=bench.cwd, device=bench.device
+                contestant.artifact,
+                threads=bench.threads,
+                batches=batches,
+                cwd=bench.cwd,
+                device=bench.device,
+                reach=bench.reach,
             )
             contestant.process = stack.enter_context(process)
             process.begin_open()

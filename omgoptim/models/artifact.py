@@ -1,6 +1,7 @@
 """An artifact: one folder that holds everything needed to run a model, and that proves itself when it is opened.
 
-`manifest.json` says which engine runs it, how it is called, and the sha256 of every file. `check.npz` holds a small
+`manifest.json` says which engine runs it, how it is called, and the sha256 of every file, and is sealed with a key of
+the user who made it. `check.npz` holds a small
 random batch and what the model gave for it before it was saved. A program (`model.onnx`) stands alone; a module is its
 `recipe.json` (how the user's code builds it) and `weights.safetensors`, where weights with many zeros are packed
 (`sparse.py`), or a `.pt2` file. Never a pickle. Beside a module that was reshaped lies the same model as ONNX and .pt2;
@@ -11,114 +12,47 @@ This module imports no torch: an ONNX artifact opens without it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omgoptim.errors import ArtifactError, OmgoptimError
+from omgoptim.errors import ArtifactError, ModelError, OmgoptimError, RequestError
 from omgoptim.models.check import CHECK, write_check
 from omgoptim.models.check import TOLERANCE as TOLERANCE
 from omgoptim.models.check import Check as Check
 from omgoptim.models.check import max_difference as max_difference
 from omgoptim.models.check import verify_outputs as verify_outputs
-from omgoptim.reports import MacsCheck
-from omgoptim.runtimes import ENGINES, Session, Settings, engine_named
-from omgoptim.runtimes.external_data import external_data
-from omgoptim.runtimes.signature import Signature
+from omgoptim.models.manifest import MANIFEST as MANIFEST
+from omgoptim.models.manifest import PROGRAM as PROGRAM
+from omgoptim.models.manifest import PROGRAM2 as PROGRAM2
+from omgoptim.models.manifest import RECIPE as RECIPE
+from omgoptim.models.manifest import WEIGHTS as WEIGHTS
+from omgoptim.models.manifest import Manifest as Manifest
+from omgoptim.models.manifest import listed_file, sha256
+from omgoptim.models.manifest import verify_files as verify_files
+from omgoptim.models.origin import sealed
+from omgoptim.models.recipe_file import Built, read_built, refuse_foreign_recipe
+from omgoptim.models.recipe_file import made_in as made_in
+from omgoptim.models.recipe_file import read_recipe as read_recipe
+from omgoptim.runtimes import Session, Settings, engine_named
+from omgoptim.runtimes.external_data import NotOnnx, external_data
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torch import Tensor, nn
 
-    from omgoptim.models.source import Recipe
+    from omgoptim.models.recipe import Recipe
+    from omgoptim.models.trust import Reach
 
-FORMAT = 1
-MANIFEST, PROGRAM, PROGRAM2, WEIGHTS, RECIPE = (
-    "manifest.json",
-    "model.onnx",
-    "model.pt2",
-    "weights.safetensors",
-    "recipe.json",
-)
 PACKABLE = ("float32", "float16", "bfloat16")
 """Precisions whose weights may be packed; int8 layers have a form of their own."""
 WORTH_PACKING = 0.02
 """Smallest fraction of the weights' bytes that packing has to save: every reader has to unpack them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What an artifact says about itself."""
-
-    runtime: str
-    precision: str
-    signature: Signature
-    params: int | None = None
-    nonzero_params: int | None = None
-    macs: int | None = None
-    macs_check: MacsCheck | None = None
-    lineage: tuple[str, ...] = ()
-    device: str = "cpu"
-    dense_size_bytes: int | None = None
-    """`size_bytes` if every zero were stored as a number; None where nothing is packed."""
-    files: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "runtime": self.runtime,
-            "precision": self.precision,
-            "device": self.device,
-            "signature": self.signature.to_json(),
-            "params": self.params,
-            "nonzero_params": self.nonzero_params,
-            "macs": self.macs,
-            "macs_check": self.macs_check.model_dump() if self.macs_check else None,
-            "lineage": list(self.lineage),
-            "dense_size_bytes": self.dense_size_bytes,
-            "files": self.files,
-        }
-
-    @staticmethod
-    def read(folder: Path) -> Manifest:
-        """The manifest of an artifact folder.
-
-        Raises:
-            ArtifactError: there is none, or it is of another format.
-        """
-        try:
-            record = json.loads((folder / MANIFEST).read_text())
-            if record.pop("format") != FORMAT:
-                raise ArtifactError(f"artifact {folder} was written by another version of omgoptim")
-            signature = Signature.from_json(record.pop("signature"))
-            check = record.pop("macs_check")
-            lineage = tuple(record.pop("lineage"))
-            macs_check = MacsCheck.model_validate(check) if check else None
-            manifest = Manifest(signature=signature, lineage=lineage, macs_check=macs_check, **record)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ArtifactError(f"{folder} is no artifact", f"{MANIFEST} cannot be read: {error}") from error
-        if manifest.runtime not in ENGINES or manifest.precision not in TOLERANCE:
-            raise ArtifactError(
-                f"artifact {folder} is damaged or of another version of omgoptim",
-                f"{MANIFEST} names runtime '{manifest.runtime}' and precision '{manifest.precision}'",
-            )
-        return manifest
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of the files that its engine opens: not the manifest, the check and what lies beside."""
-        return sum(self.files[name]["bytes"] for name in self.size_files)
-
-    @property
-    def size_files(self) -> list[str]:
-        """Names of the files that `size_bytes` counts."""
-        return [name for name, entry in self.files.items() if not entry.get("beside")]
 
 
 def save_program(folder: Path, program: Path, manifest: Manifest, check: Check) -> None:
@@ -175,26 +109,33 @@ def save_module(
         _finish(partial, manifest, check, saved)
 
 
-def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Compare every file with its recorded sha256.
+def check_artifact(folder: Path, reach: Reach) -> Manifest:
+    """Check everything about an artifact that can be checked before its engine opens it.
 
     Raises:
-        ArtifactError: a file is missing or was changed.
+        ArtifactError: it is no artifact, a file was changed or is not inside the folder, or its engine runs code of a
+            recipe that this user did not make and does not trust.
     """
-    for name, entry in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise ArtifactError(f"artifact {folder} lacks {name}", "the manifest lists it", "run the compression again")
-        if _sha256(path) != entry["sha256"]:
-            raise ArtifactError(
-                f"artifact {folder} is damaged",
-                f"{name} is not the file that was saved (its sha256 differs)",
-                "run the compression again, or restore the file",
-            )
+    manifest = Manifest.read(folder)
+    verify_files(folder, manifest)
+    if engine_named(manifest.runtime).runs == "module":
+        refuse_foreign_recipe(folder, manifest, reach)
+    elif not manifest.made_here:
+        try:
+            locations = external_data(listed_file(folder, manifest, PROGRAM))
+        except (ModelError, NotOnnx) as error:
+            raise ArtifactError(f"artifact {folder} is damaged", str(error)) from error
+        for location in locations:
+            listed_file(folder, manifest, location)
+    return manifest
 
 
-def open_session(folder: Path, threads: int, device: str | None = None) -> tuple[Manifest, Session]:
-    """Open an artifact in its engine. The files are verified first."""
+def open_session(folder: Path, threads: int, reach: Reach, device: str | None = None) -> tuple[Manifest, Session]:
+    """Open an artifact in its engine. The files are verified first.
+
+    Args:
+        reach: what the request grants to the code of its recipe.
+    """
     manifest = Manifest.read(folder)
     verify_files(folder, manifest)
     engine = engine_named(manifest.runtime)
@@ -203,7 +144,11 @@ def open_session(folder: Path, threads: int, device: str | None = None) -> tuple
     if reason:
         raise ArtifactError(f"artifact {folder} needs {manifest.runtime}", reason)
     settings = Settings(threads=threads, device=place, precision=manifest.precision)
-    target = folder / PROGRAM if engine.runs == "program" else load_module(folder, manifest).to(place)
+    target: Any
+    if engine.runs == "program":
+        target = listed_file(folder, manifest, PROGRAM)
+    else:
+        target = load_module(folder, manifest, reach).to(place)
     try:
         return manifest, engine.open(target, manifest.signature, settings)
     except OmgoptimError:
@@ -213,37 +158,57 @@ def open_session(folder: Path, threads: int, device: str | None = None) -> tuple
         raise ArtifactError(f"{manifest.runtime} cannot open artifact {folder}", said) from error
 
 
-def read_recipe(folder: Path) -> Recipe:
-    """How to build the module of a module artifact."""
-    from omgoptim.models.source import Recipe
+def has_module(manifest: Manifest, reach: Reach) -> bool:
+    """Whether the artifact's module can be built: a program that somebody else made is only a program."""
+    if RECIPE not in manifest.files:
+        return False
+    return engine_named(manifest.runtime).runs == "module" or manifest.made_here or reach.trusted
 
-    recipe = Recipe.from_json(json.loads((folder / RECIPE).read_text())["recipe"])
-    return replace(recipe, spec=str(folder / PROGRAM2)) if recipe.kind == "pt2" else recipe
+
+def load_module(folder: Path, manifest: Manifest, reach: Reach) -> nn.Module:
+    """Build the module of a module artifact and load its weights.
+
+    Args:
+        reach: what the request grants: the files and modules whose code the recipe may name.
+
+    Raises:
+        ArtifactError: its recipe runs code and is not trusted, names code that the request does not grant, or the
+            weights do not fit.
+    """
+    from omgoptim.models.source import build
+    from omgoptim.runtimes.torch_precision import convert
+
+    refuse_foreign_recipe(folder, manifest, reach)
+    built = read_built(folder, manifest)
+    try:
+        module = build(built.recipe, reach)
+    except RequestError as error:
+        raise ArtifactError(f"artifact {folder} cannot run its code: {error.what}", error.why, error.fix) from error
+    module = convert(module, manifest.precision)
+    if WEIGHTS in manifest.files:
+        _load_weights(folder, manifest, module, built)
+    return module
 
 
-def load_module(folder: Path, manifest: Manifest) -> nn.Module:
-    """Build the module of a module artifact and load its weights."""
+def _load_weights(folder: Path, manifest: Manifest, module: nn.Module, built: Built) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from omgoptim.models.source import build
     from omgoptim.models.sparse import unpack
-    from omgoptim.runtimes.torch_precision import convert, load_state
+    from omgoptim.runtimes.torch_precision import load_state
 
-    recipe = read_recipe(folder)
-    module = convert(build(recipe), manifest.precision)
-    if (folder / WEIGHTS).is_file():
-        built = json.loads((folder / RECIPE).read_text())
-        aliases = built["aliases"]
-        state = unpack(load_file(folder / WEIGHTS), built.get("packed", {}))
-        try:
-            load_state(module, state | {name: state[kept] for name, kept in aliases.items()})
-        except (KeyError, RuntimeError) as error:
-            raise ArtifactError(
-                f"the weights of artifact {folder} do not fit the module that {recipe.spec} builds now",
-                str(error),
-                "the model's code changed since the run: restore it, or run again",
-            ) from error
-    return module
+    try:
+        state = unpack(load_file(listed_file(folder, manifest, WEIGHTS)), built.packed)
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
+        raise ArtifactError(f"artifact {folder} is damaged", f"{WEIGHTS} cannot be read: {error}") from error
+    try:
+        load_state(module, state | {name: state[kept] for name, kept in built.aliases.items()})
+    except (KeyError, RuntimeError) as error:
+        raise ArtifactError(
+            f"the weights of artifact {folder} do not fit the module that {built.recipe.spec} builds now",
+            str(error),
+            "the model's code changed since the run: restore it, or run again",
+        ) from error
 
 
 def load_line(folder: Path, manifest: Manifest) -> str:
@@ -294,19 +259,20 @@ def _save_weights(path: Path, tensors: dict[str, Tensor], *, may_pack: bool) -> 
 
 
 def _finish(partial: Path, manifest: Manifest, check: Check, saved: int = 0) -> None:
-    """Write the check and the manifest; `saved` bytes were saved by packing."""
+    """Write the check and the manifest, sealed; `saved` bytes were saved by packing."""
+    write_check(partial, check)
     names = [path.relative_to(partial).as_posix() for path in sorted(partial.rglob("*")) if path.is_file()]
-    beside = _beside(names, manifest)
+    beside = _beside(names, manifest) | {CHECK}
     files = {
-        name: {"bytes": (partial / name).stat().st_size, "sha256": _sha256(partial / name)}
+        name: {"bytes": (partial / name).stat().st_size, "sha256": sha256(partial / name)}
         | ({"beside": True} if name in beside else {})
         for name in names
-        if name not in (MANIFEST, CHECK)
+        if name != MANIFEST
     }
-    write_check(partial, check)
     whole = replace(manifest, files=files)
     dense = whole.size_bytes + saved if saved and WEIGHTS not in beside else None
-    (partial / MANIFEST).write_text(json.dumps(replace(whole, dense_size_bytes=dense).to_json(), indent=1))
+    record = sealed("artifact", replace(whole, dense_size_bytes=dense).to_json())
+    (partial / MANIFEST).write_text(json.dumps(record, indent=1))
 
 
 def _beside(names: Sequence[str], manifest: Manifest) -> set[str]:
@@ -317,11 +283,3 @@ def _beside(names: Sequence[str], manifest: Manifest) -> set[str]:
     if WEIGHTS not in names:
         return set(names) - {RECIPE, PROGRAM2}
     return set(names) - module - ({PROGRAM2} if manifest.precision != "float32" else set())
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -48,7 +48,7 @@ def read_check(folder: Path) -> Check:
         with (folder / CHECK).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             batch = {name[3:]: file[name] for name in file.files if name.startswith("in:")}
             outputs = [file[f"out:{index}"] for index in range(sum(name.startswith("out:") for name in file.files))]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise ArtifactError(
             f"artifact {folder} is damaged",
             f"{CHECK} cannot be read: {error}",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from omgoptim.errors import DataError
+from omgoptim.errors import DataError, RequestError
 from omgoptim.models.trust import Reach
 from omgoptim.models.user_code import call_user, load_callable
 from omgoptim.requests import InputSpec
@@ -72,7 +72,7 @@ def load_beside(recipe: Recipe | None, reach: Reach, limit_s: float) -> tuple[st
     name = f"{recipe.spec.rpartition(':')[0]}:load"
     try:
         load = load_callable(name, reach, "data", limit_s)
-    except DataError:  # there is none
+    except (DataError, RequestError):  # there is none, or only one that was imported there
         return None
     takes_split = callable(load) and "split" in inspect.signature(load).parameters
     return (name, load) if takes_split else None

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from omgoptim.errors import ModelError
 from omgoptim.hardware import usable_cores
-from omgoptim.models.artifact import Manifest, open_session, verify_outputs
+from omgoptim.models.artifact import Manifest, check_artifact, open_session, verify_outputs
+from omgoptim.models.trust import Reach
 from omgoptim.runtimes import Session
 from omgoptim.runtimes.signature import InputTensor, unflatten
 
@@ -87,13 +88,18 @@ class OpenedModel:
         return f"<omgoptim model on {self.manifest.runtime}, {self.manifest.precision}: {takes}>"
 
 
-def open_artifact(folder: Path, threads: int | None = None) -> OpenedModel:
+def open_artifact(folder: Path, reach: Reach, threads: int | None = None) -> OpenedModel:
     """Open an artifact folder; its files are checked against their sha256, its outputs against the recorded ones.
 
+    Args:
+        reach: the files and modules whose code its recipe may name, and whether an artifact of somebody else may.
+
     Raises:
-        ArtifactError: it is no artifact, is damaged, or its engine is not installed.
+        ArtifactError: it is no artifact, is damaged, its engine is not installed, or its recipe runs code that was not
+            granted.
     """
-    manifest, session = open_session(folder, threads or usable_cores())
+    check_artifact(folder, reach)
+    manifest, session = open_session(folder, threads or usable_cores(), reach)
     verify_outputs(folder, manifest, session)
     return OpenedModel(manifest, session)
 

@@ -13,47 +13,23 @@ from typing import Any
 
 from torch import nn
 
-from omgoptim.errors import ArtifactError, ModelError, SetupError, argument
+from omgoptim.errors import ModelError, SetupError, argument
+from omgoptim.models.artifact import MANIFEST, check_artifact
 from omgoptim.models.checkpoint import load_checkpoint
 from omgoptim.models.hub_options import check_folder, check_options, is_granted
 from omgoptim.models.pt2_file import open_pt2
+from omgoptim.models.recipe import Recipe as Recipe
+from omgoptim.models.recipe import exists, is_file, is_local, portable, rooted
 from omgoptim.models.room import refuse_beyond_memory, weight_bytes
-from omgoptim.models.surgery import Surgery, operate
+from omgoptim.models.surgery import operate
 from omgoptim.models.trust import Reach
 from omgoptim.models.user_code import call_user, load_callable
 
 RUNS = Path(".omgoptim") / "runs"
-MANIFEST, RECIPE = "manifest.json", "recipe.json"
 PRETRAINED = {"timm": ("pretrained", False, True), "torchvision": ("weights", None, "DEFAULT")}
 """The argument that asks a model library for weights: its name, its value without and with them."""
 
 PICKLE = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How to build a module again in a fresh process; plain data."""
-
-    kind: str
-    """callable, pt2, hf, timm or torchvision."""
-    spec: str
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    project: str = "."
-    allowed: tuple[str, ...] = ()
-    limit_s: float = 300.0
-    surgery: Surgery | None = None
-    """What was changed in the module after its code built it: shapes, and layers replaced by blocks."""
-
-    def to_json(self) -> dict[str, Any]:
-        plain = {name: getattr(self, name) for name in self.__slots__}
-        surgery = self.surgery.to_json() if self.surgery else None
-        return plain | {"allowed": list(self.allowed), "surgery": surgery}
-
-    @staticmethod
-    def from_json(record: Mapping[str, Any]) -> Recipe:
-        surgery = record.get("surgery")
-        read = {"allowed": tuple(record["allowed"]), "surgery": Surgery.from_json(surgery) if surgery else None}
-        return Recipe(**(dict(record) | read))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +68,9 @@ def load_source(
     if artifact is not None:
         return Source(artifact=artifact)
     prefix, _, name = model.partition(":")
-    recipe = Recipe("", "", dict(kwargs or {}), str(reach.project), tuple(map(str, reach.allowed)), limit_s)
+    recipe = Recipe("", "", dict(kwargs or {}), str(reach.project), limit_s)
     if prefix == "hf":
-        local = name.startswith((".", "/", "~")) or (reach.project / name).exists()
-        recipe = replace(recipe, kind=prefix, spec=str(reach.file(name, "model")) if local else name)
+        recipe = replace(recipe, kind=prefix, spec=portable(name, reach) if is_local(name, reach) else name)
     elif prefix in PRETRAINED:
         option, untrained, trained = PRETRAINED[prefix]
         weights = {option: untrained if checkpoint else trained}
@@ -107,14 +82,15 @@ def load_source(
     elif model.endswith(PICKLE):
         raise _refused_pickle(model)
     elif prefix and name:
-        recipe = replace(recipe, kind="callable", spec=model)
+        file, _, name = model.rpartition(":")
+        recipe = replace(recipe, kind="callable", spec=f"{portable(file, reach)}:{name}" if is_file(file) else model)
     else:
         raise ModelError(
             f"'{model}' names no model",
             "no run, artifact folder or file of that name was found in the project",
             "give path/to/file.py:callable, package.module:callable, model.pt2, model.onnx, hf:…, timm:… or a run id",
         )
-    module = build(recipe)
+    module = build(recipe, reach)
     notes = load_checkpoint(module, reach.file(checkpoint, "checkpoint")) if checkpoint else []
     return Source(module=module, recipe=recipe, notes=notes)
 
@@ -124,12 +100,26 @@ def _weights_of(model: str, artifact: Path | None, checkpoint: str | None, reach
     if artifact is not None:
         return [artifact]
     names = [name for name in (checkpoint, model.removeprefix("hf:")) if name]
-    return [reach.project / name for name in names if _exists(reach.project, name)]
+    return [reach.project / name for name in names if exists(reach.project, name)]
 
 
-def build(recipe: Recipe) -> nn.Module:
-    """Build the module that a recipe describes, in eval mode where the module has modes."""
-    module = _BUILDERS[recipe.kind](recipe)
+def build(recipe: Recipe, reach: Reach) -> nn.Module:
+    """Build the module that a recipe describes, in eval mode where the module has modes.
+
+    Args:
+        reach: what the request grants; the recipe's own project only says where to look next.
+
+    Raises:
+        RequestError: it names code or a folder that the request does not grant.
+        ModelError, UserCodeError, SetupError: building it failed.
+    """
+    if recipe.kind == "callable":
+        module = _build_callable(recipe, rooted(recipe, reach))
+    elif recipe.kind == "hf" and is_local(recipe.spec, reach):
+        folder = rooted(recipe, reach).file(recipe.spec, "model")
+        module = _BUILDERS[recipe.kind](replace(recipe, spec=str(folder)))
+    else:
+        module = _BUILDERS[recipe.kind](recipe)
     if recipe.surgery is not None:
         operate(module, recipe.surgery)
     return module if recipe.kind == "pt2" else module.eval()
@@ -140,7 +130,7 @@ def find_artifact(model: str, reach: Reach) -> Path | None:
     if "/" not in model and "\\" not in model:
         run = reach.project / RUNS / model
         if _is_folder(run, "artifact") and (run / "artifact" / MANIFEST).is_file():
-            return _within_reach(run / "artifact", reach)
+            return _checked(run / "artifact", reach)
         if _is_folder(run):
             raise ModelError(
                 f"run '{model}' has no artifact",
@@ -150,31 +140,17 @@ def find_artifact(model: str, reach: Reach) -> Path | None:
     if _is_folder(reach.project, model):
         folder = reach.file(model, "model")
         if (folder / MANIFEST).is_file():
-            return _within_reach(folder, reach)
+            return _checked(folder, reach)
         raise ModelError(
             f"'{model}' is a folder without {MANIFEST}", "so it is no artifact", "for Hugging Face: hf:FOLDER"
         )
     return None
 
 
-def _within_reach(folder: Path, reach: Reach) -> Path:
-    """The artifact's folder, if the code that its recipe would run lies within reach too."""
-    if (folder / RECIPE).is_file():
-        try:
-            recipe = json.loads((folder / RECIPE).read_text())["recipe"]
-            kind, project = recipe["kind"], str(recipe["project"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ArtifactError(f"artifact {folder} is damaged", f"{RECIPE} cannot be read: {error}") from error
-        if kind == "callable":
-            reach.inside(project, "the model code of the artifact")
+def _checked(folder: Path, reach: Reach) -> Path:
+    """The artifact's folder, if its files are what was saved and the code that opening it would run may run."""
+    check_artifact(folder, reach)
     return folder
-
-
-def _exists(base: Path, name: str) -> bool:
-    try:
-        return (base / name).exists()
-    except OSError:  # too long for a name
-        return False
 
 
 def _is_folder(base: Path, name: str = ".") -> bool:
@@ -201,8 +177,7 @@ def _refused_pickle(model: str) -> ModelError:
     )
 
 
-def _build_callable(recipe: Recipe) -> nn.Module:
-    reach = Reach.of(Path(recipe.project), recipe.allowed)
+def _build_callable(recipe: Recipe, reach: Reach) -> nn.Module:
     target = load_callable(recipe.spec, reach, "model", recipe.limit_s)
     name = recipe.spec.rpartition(":")[2]
     if isinstance(target, nn.Module):
@@ -292,7 +267,6 @@ def _optional(package: str, extra: str) -> Any:
 
 
 _BUILDERS = {
-    "callable": _build_callable,
     "pt2": _build_pt2,
     "hf": _build_hf,
     "timm": _build_timm,

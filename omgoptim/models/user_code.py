@@ -19,6 +19,7 @@ from types import FrameType, ModuleType
 from typing import Any, TypeVar
 
 from omgoptim.errors import OmgoptimError, SetupError, UserCodeError, argument, did_you_mean
+from omgoptim.models.named_code import attribute_of, foreign_code, refuse_foreign_module, refuse_foreign_object
 from omgoptim.models.trust import Reach, error_about
 
 Result = TypeVar("Result")
@@ -42,6 +43,7 @@ def load_callable(spec: str, reach: Reach, what: str, limit_s: float) -> Any:
     """The object that `file.py:name` or `package.module:name` names; the project is importable.
 
     Raises:
+        RequestError: it is not code of the project, nor of a folder or module that the request allows.
         ModelError, DataError: no such file, module or name.
         UserCodeError, SetupError: importing it failed.
     """
@@ -50,13 +52,15 @@ def load_callable(spec: str, reach: Reach, what: str, limit_s: float) -> Any:
         raise error_about(what)(
             f"{what} '{spec}' names no callable", "it must read file.py:callable or package.module:callable"
         )
-    module = call_user(f"importing {source}", limit_s, _import_source, source, reach, what)
+    module = call_user(f"importing {source}", limit_s, _import_source, source, reach, spec, what)
     found: Any = module
     for part in name.split("."):
-        if not hasattr(found, part):
+        try:
+            found = attribute_of(found, part, module, spec, what)
+        except AttributeError:
             names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-            raise error_about(what)(f"{source} has no '{name}'", did_you_mean(name, names))
-        found = getattr(found, part)
+            raise error_about(what)(f"{source} has no '{name}'", did_you_mean(name, names)) from None
+    refuse_foreign_object(found, module, reach, spec, what)
     return found
 
 
@@ -114,13 +118,17 @@ def _raised(doing: str, error: BaseException) -> UserCodeError:
     return UserCodeError(f"{doing} raised an error", f"{last}{where}", "the run's log has the whole traceback")
 
 
-def _import_source(source: str, reach: Reach, what: str) -> ModuleType:
+def _import_source(source: str, reach: Reach, spec: str, what: str) -> ModuleType:
     if str(reach.project) not in sys.path:
         sys.path.insert(0, str(reach.project))
     if not source.endswith(".py"):
-        _require_module(source, what)
+        refuse_foreign_module(source.partition(".")[0], source, reach, spec, what)
+        _require_module(source, what)  # imports the packages above it, which are the project's
+        refuse_foreign_module(source, source, reach, spec, what)
         return importlib.import_module(source)
     path = reach.file(source, what)
+    if not reach.holds_code(str(path)):
+        raise foreign_code(spec, what, f"{path} belongs to an installed package", "")
     known = sys.modules.get(path.stem)
     if known is not None and Path(getattr(known, "__file__", None) or "").resolve() == path:
         return known

@@ -10,7 +10,7 @@ from omgoptim.operations.subject import Subject
 from omgoptim.operations.verdict import ROUNDING
 from omgoptim.reports import Candidate, EfficiencyReport, Layer, NextStep
 from omgoptim.reports.measured import SMALLER
-from omgoptim.requests import ModelRequest, QuantizeRequest, Request, parse, technique_field
+from omgoptim.requests import GRANTS, ModelRequest, QuantizeRequest, Request, parse, technique_field
 from omgoptim.requests.command import command_of
 
 AS_THEY_ARE = ("bf16", "fp16", "fp32", "dynamic")
@@ -42,7 +42,7 @@ def repeat_of(verb: str, request: Request) -> str:
 
 def common_arguments(request: ModelRequest) -> dict[str, Any]:
     """What another verb needs to look at the same model: the arguments that were given."""
-    names = ("model", "checkpoint", "model_kwargs", "data", "inputs", "metric", "project", "python", "allow_path")
+    names = ("model", "checkpoint", "model_kwargs", "data", "inputs", "metric", "project", "python", *GRANTS)
     fields = type(request).model_fields
     given = {name: getattr(request, name) for name in names}
     return {

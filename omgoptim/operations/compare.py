@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,13 @@ from omgoptim.measure.launch import Process
 from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import compare_quality, read_outputs
 from omgoptim.measure.race import LATENCY, THROUGHPUT, Bench
-from omgoptim.models.artifact import Manifest, verify_files
+from omgoptim.models.artifact import Manifest
 from omgoptim.models.calls import name_inputs
 from omgoptim.models.check import read_check
 from omgoptim.models.data import DataSource, open_data, random_data, take
 from omgoptim.models.hub_options import grant_remote_code
+from omgoptim.models.manifest import read_json
+from omgoptim.models.origin import is_sealed
 from omgoptim.models.samples import named_samples, of_size
 from omgoptim.models.source import find_artifact
 from omgoptim.models.trust import Reach
@@ -35,16 +36,14 @@ from omgoptim.requests.command import command_of
 def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     """Measure B against A. See `CompareRequest`."""
     grant_remote_code(request.allow_remote_code)
-    reach = Reach.of(context.project, request.allow_path)
+    reach = Reach.of_request(context.project, request)
     folders = [_artifact(name, reach) for name in (request.a, request.b)]
     manifests = [Manifest.read(folder) for folder in folders]
-    for folder, manifest in zip(folders, manifests, strict=True):
-        verify_files(folder, manifest)
     lineage = common_lineage(*manifests)
     names = [manifest.signature.input_names for manifest in manifests]
     if names[0] != names[1]:
         raise ModelError("the two artifacts take different inputs", f"A takes {names[0]}, B takes {names[1]}")
-    past = _past_request(folders[0])
+    past = _past_request(folders[0], context)
     data = _data(request, past, reach, folders[0])
     raw = take(data.batches("eval"), request.samples if data.real else 256)
     if not raw:
@@ -57,7 +56,7 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     for name, size in ((LATENCY, 1), (THROUGHPUT, request.batch)):
         batches[name] = context.work / f"{name}.npz"
         np.savez(batches[name], **of_size(samples, size))  # type: ignore[arg-type]
-    bench = Bench(batches, request.batch, threads, context.project, manifests[0].device)
+    bench = Bench(batches, request.batch, threads, context.project, manifests[0].device, reach)
     inputs = samples.write(context.work / "eval")
     targets = [context.work / "outputs" / str(index) for index in range(2)]
 
@@ -76,7 +75,7 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     gained = gains(before, after, raced.timing(1), quality, raced.load)
     doubt = chance_words(before.metric, before.quality, samples.targets)
     verdict = f"B against A: {size_words(gained)}, {speed_words(gained)}. {quality_words(before, quality)}"
-    origin = "" if lineage else origin_words(past, _past_request(folders[1]))
+    origin = "" if lineage else origin_words(past, _past_request(folders[1], context))
     return EfficiencyReport(
         outcome="ok" if is_gain(gained) else "no_gain",
         summary=f"{doubt} {verdict}{origin}".strip(),
@@ -122,12 +121,14 @@ def origin_words(a: dict[str, Any], b: dict[str, Any]) -> str:
     return " They are two separate models: neither was made from the other."
 
 
-def _past_request(folder: Path) -> dict[str, Any]:
-    """What the run that made an artifact was asked; nothing if the artifact stands elsewhere."""
-    path = folder.parent / "request.json"
+def _past_request(folder: Path, context: RunContext) -> dict[str, Any]:
+    """What the run that made an artifact was asked; nothing unless it is a run of this project that this user asked."""
+    if folder.parent.parent.resolve() != context.folder.parent.resolve():
+        return {}
     try:
-        return dict(json.loads(path.read_text())["request"])
-    except (OSError, ValueError, KeyError):
+        record = read_json(folder.parent / "request.json")
+        return dict(record["request"]) if is_sealed("request", record) else {}
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 

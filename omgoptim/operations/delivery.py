@@ -109,7 +109,7 @@ def save(
         recipe = Recipe("pt2", str(path)) if as_pt2 else recipe
     if not as_pt2:
         base = replace(recipe, surgery=None)
-        recipe = replace(base, surgery=record(build(base), module))
+        recipe = replace(base, surgery=record(build(base, subject.reach), module))
     target: Any = programs[0] if on_program else placed(module, subject.device)
     settings = Settings(subject.bench.threads, subject.device)
     outputs = in_memory(lambda: ENGINES[runtime].open(target, subject.signature, settings).run(subject.example))

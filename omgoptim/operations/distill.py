@@ -161,7 +161,9 @@ def _control(
 
 def _run(job: Job[DistillRequest], folder: Path, target: Path) -> None:
     bench = job.subject.bench
-    process = Process(folder, threads=bench.threads, batches={}, cwd=bench.cwd, device=job.subject.device)
+    process = Process(
+        folder, threads=bench.threads, batches={}, cwd=bench.cwd, device=job.subject.device, reach=bench.reach
+    )
     with process:
         process.begin_open()
         process.end_open()

@@ -122,7 +122,12 @@ def _times(subject: Subject, context: RunContext) -> tuple[list[TimeShare], str]
         with (
             context.measuring(),
             Process(
-                context.artifact, threads=bench.threads, batches=batches, cwd=bench.cwd, device=bench.device
+                context.artifact,
+                threads=bench.threads,
+                batches=batches,
+                cwd=bench.cwd,
+                device=bench.device,
+                reach=bench.reach,
             ) as process,
         ):
             process.begin_open()

@@ -119,15 +119,15 @@ def given_student(job: Job[DistillRequest], params: Given, live: Live) -> Studen
     source = Source(module=live.student) if live.student is not None else _loaded(job, params)
     module, recipe = source.module, source.recipe
     lineage: tuple[str, ...] = ()
-    if source.artifact is not None and (source.artifact / artifacts.RECIPE).is_file():
-        manifest = Manifest.read(source.artifact)
+    manifest = None if source.artifact is None else Manifest.read(source.artifact)
+    if source.artifact is not None and manifest is not None and artifacts.has_module(manifest, teacher.reach):
         if manifest.precision != "float32":
             raise RequestError(
                 f"the student is an artifact in {manifest.precision}",
                 "training works on float32 weights",
                 "distill the float student first, then quantize the result",
             )
-        module = artifacts.load_module(source.artifact, manifest)
+        module = artifacts.load_module(source.artifact, manifest, teacher.reach)
         recipe, lineage = artifacts.read_recipe(source.artifact), manifest.lineage
     if module is None:
         raise RequestError(

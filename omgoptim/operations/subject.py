@@ -31,6 +31,7 @@ from omgoptim.models.trust import Reach
 from omgoptim.models.user_code import call_user
 from omgoptim.operations.batch_check import batch_dependence_of
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.output import not_sealed
 from omgoptim.requests import ModelRequest, QuantizeRequest, TrainingRequest
 from omgoptim.runtimes import ENGINES, Session, Settings
 from omgoptim.runtimes.signature import InputTensor, Signature
@@ -99,13 +100,13 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     live = live or Live()
     torch.manual_seed(request.seed)
     grant_remote_code(request.allow_remote_code)
-    reach = Reach.of(context.project, request.allow_path)
+    reach = Reach.of_request(context.project, request)
     context.progress("loading the model", 0.01)
     source = _load(request, reach, live)
     threads = request.threads or usable_cores()
     torch.set_num_threads(threads)
     device = "cpu" if request.device == "auto" else request.device
-    opened = _opened(source)
+    opened = _opened(source, reach)
     unusable = ENGINES["onnxruntime" if opened.program else "torch_eager"].missing(device)
     if unusable:
         raise SetupError(f"device {device} cannot be used", unusable, "leave device out to measure on the CPU")
@@ -125,7 +126,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     if dependent:
         learnt.append(f"{dependent}; quality is measured one sample at a time")
     macs, params = _counts(opened, signature, of_size(evaluation, 1))
-    bench = _bench(request, context, evaluation, threads, device)
+    bench = _bench(request, context, evaluation, threads, device, reach)
     evaluation = evaluation.one_by_one() if dependent else evaluation
     baseline = source.artifact
     if baseline is None:
@@ -160,7 +161,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
         device=device,
         metric=live.metric or request.metric,
         eval_folder=evaluation.write(context.work / "eval"),
-        notes=[*source.notes, *data.notes, *learnt],
+        notes=[*source.notes, *data.notes, *learnt, *not_sealed(request)],
         batch_dependent=dependent,
     )
 
@@ -185,12 +186,11 @@ def _load(request: ModelRequest, reach: Reach, live: Live) -> Source:
     return load_source(request.model, reach, checkpoint=request.checkpoint, kwargs=kwargs, limit_s=request.time_limit_s)
 
 
-def _opened(source: Source) -> _Opened:
-    if source.artifact is not None:
+def _opened(source: Source, reach: Reach) -> _Opened:
+    if source.artifact is not None:  # its files were verified when it was found
         manifest = Manifest.read(source.artifact)
-        artifacts.verify_files(source.artifact, manifest)
-        if (source.artifact / artifacts.RECIPE).is_file():  # a program may lie beside it: the module can do more
-            module = artifacts.load_module(source.artifact, manifest)
+        if artifacts.has_module(manifest, reach):  # a program may lie beside it: the module can do more
+            module = artifacts.load_module(source.artifact, manifest, reach)
             # Its fresh process runs it in half precision; here it is looked at, exported and converted from float32.
             return _Opened(module.float() if manifest.precision in HALF else module, None, manifest.signature)
         return _Opened(None, source.artifact / artifacts.PROGRAM, manifest.signature)
@@ -259,13 +259,15 @@ def _counts(opened: _Opened, signature: Signature, one: NamedBatch) -> tuple[Mac
     return count_macs(opened.module, args, kwargs), count_params(opened.module)
 
 
-def _bench(request: ModelRequest, context: RunContext, evaluation: Samples, threads: int, device: str) -> Bench:
+def _bench(
+    request: ModelRequest, context: RunContext, evaluation: Samples, threads: int, device: str, reach: Reach
+) -> Bench:
     context.work.mkdir(parents=True, exist_ok=True)
     batches = {}
     for name, size in ((LATENCY, 1), (THROUGHPUT, request.batch)):
         batches[name] = context.work / f"{name}.npz"
         np.savez(batches[name], **of_size(evaluation, size))  # type: ignore[arg-type]
-    return Bench(batches=batches, batch=request.batch, threads=threads, cwd=context.project, device=device)
+    return Bench(batches, request.batch, threads, context.project, device, reach)
 
 
 def _save_baseline(

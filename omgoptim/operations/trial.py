@@ -76,7 +76,9 @@ class Trials:
         target = self.context.work / "trials" / str(len(self.attempts))
         bench = self.subject.bench
         try:
-            with Process(made.folder, threads=bench.threads, batches={}, cwd=bench.cwd, device=bench.device) as process:
+            with Process(
+                made.folder, threads=bench.threads, batches={}, cwd=bench.cwd, device=bench.device, reach=bench.reach
+            ) as process:
                 process.begin_open()
                 process.end_open()
                 process.run_samples(self.yardstick.inputs, target)

@@ -72,7 +72,7 @@ def brief_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
         "warnings": answer["warnings"],
         "next_steps": answer["next_steps"],
     }
-    return _cut(
+    answer = _cut(
         answer,
         MAX_CHARACTERS,
         [
@@ -83,6 +83,9 @@ def brief_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
             *(("quality_by_epoch", 1), ("rounds", 0), ("candidates", 0)),
         ],
     )
+    if _length(answer) > MAX_CHARACTERS:  # names without end: every text is cut
+        answer |= {key: facts.plain(answer[key], 300) for key in ("summary", "training") if answer.get(key)}
+    return answer
 
 
 def full_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
@@ -130,7 +133,7 @@ def _dump(record: Record | None, limit: int = 600) -> Json | None:
     """A record without what was not measured; its texts on one line."""
     if record is None:
         return None
-    values = {key: value for key, value in to_json(record).items() if value is not None}
+    values = {key: value for key, value in to_json(record).items() if value not in (None, [])}
     return {key: facts.plain(value, limit) if isinstance(value, str) else value for key, value in values.items()}
 
 

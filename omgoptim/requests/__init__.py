@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, ValidationError
 from pydantic.fields import FieldInfo
 
 from omgoptim.errors import OmgoptimError, RequestError, argument, did_you_mean
-from omgoptim.requests.base import DTYPES, InputSpec, ModelRequest, Params, Request
+from omgoptim.requests.base import DTYPES, GRANTS, InputSpec, ModelRequest, Params, Request
 from omgoptim.requests.compare import CompareRequest
 from omgoptim.requests.distill import DistillRequest
 from omgoptim.requests.factorize import FactorizeRequest
@@ -41,6 +41,7 @@ QUERIES: dict[str, type[Request]] = {"runs": RunsRequest, "doctor": DoctorReques
 
 __all__ = [
     "DTYPES",
+    "GRANTS",
     "QUERIES",
     "VERBS",
     "CompareRequest",

@@ -25,6 +25,8 @@ class ModelArguments(TypedDict, total=False):
     python: str | None
     allow_path: list[str]
     allow_remote_code: bool
+    allow_module: list[str]
+    trust_artifact: bool
 
 
 class TrainingArguments(ModelArguments, total=False):
@@ -178,3 +180,5 @@ class CompareArguments(TypedDict, total=False):
     python: str | None
     allow_path: list[str]
     allow_remote_code: bool
+    allow_module: list[str]
+    trust_artifact: bool

@@ -16,6 +16,10 @@ Timing = Literal["quick", "standard", "careful"]
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 
 
+GRANTS = ("allow_path", "allow_module", "allow_remote_code", "trust_artifact")
+"""Fields that widen what may be read and run: the user's to give, never an agent's or a file's."""
+
+
 class Request(BaseModel):
     """Base of everything that can be asked: immutable, closed, its docstrings are its schema's descriptions."""
 
@@ -73,6 +77,10 @@ class ModelRequest(Request):
     """Further folders that may be read from."""
     allow_remote_code: bool = False
     """Let a model library run a repository's own code and open its pickles, such as trust_remote_code in model_kwargs."""  # noqa: E501
+    allow_module: list[str] = []
+    """Installed modules whose functions and classes may be named as model, data, metric or loss, such as timm.models."""  # noqa: E501
+    trust_artifact: bool = False
+    """Open an artifact that you did not make though its recipe runs code of this project or of a model library."""
 
     @field_validator("inputs")
     @classmethod

@@ -38,3 +38,7 @@ class CompareRequest(Request):
     """Further folders that may be read from."""
     allow_remote_code: bool = False
     """Let a model library run a repository's own code, where an artifact is built by it."""
+    allow_module: list[str] = []
+    """Installed modules whose functions and classes may be named as data or metric."""
+    trust_artifact: bool = False
+    """Open an artifact that you did not make though its recipe runs code of this project or of a model library."""

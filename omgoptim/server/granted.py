@@ -39,8 +39,9 @@ def refuse_shell_only(arguments: dict[str, Any]) -> None:
         if arguments.get(name):
             raise RequestError(
                 f"'{name}' cannot be given to a tool",
-                "which folders may be read from is the user's choice, not an agent's",
-                "ask the user to set OMGOPTIM_ALLOW_PATH in the server's environment, or to run the command in a shell",
+                "what may be read and whose code may run is the user's choice, not an agent's",
+                "ask the user to run the command in a shell, or to set OMGOPTIM_ALLOW_PATH or OMGOPTIM_ALLOW_MODULE in "
+                "the server's environment",
             )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from omgoptim.requests import VERBS, ModelRequest, RecoveryRequest, Request, technique_field, techniques
+from omgoptim.requests import GRANTS, VERBS, ModelRequest, RecoveryRequest, Request, technique_field, techniques
 from omgoptim.server.words import ARGUMENTS
 
 Json = dict[str, Any]
@@ -34,8 +34,8 @@ RARE = (
 OPTIONS = (*MEASURING, *TRAINING, *RARE)
 """What the tools take in the object `options`; beside the other arguments it is as welcome."""
 
-SHELL_ONLY = ("allow_path", "allow_remote_code")
-"""What an agent may not give itself: the user sets OMGOPTIM_ALLOW_PATH for the server, or works in a shell."""
+SHELL_ONLY = GRANTS
+"""What an agent may not give itself: the user sets OMGOPTIM_ALLOW_PATH and OMGOPTIM_ALLOW_MODULE for the server."""
 
 _SAYS_LITTLE = {"title", "minLength", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
 

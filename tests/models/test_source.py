@@ -13,8 +13,11 @@ import torch
 from torch import nn
 
 from omgoptim.errors import ModelError, RequestError, SetupError, UserCodeError
+from omgoptim.models.manifest import Manifest
+from omgoptim.models.origin import sealed
 from omgoptim.models.source import MANIFEST, Recipe, build, default_inputs, find_artifact, load_source
 from omgoptim.models.trust import Reach
+from omgoptim.runtimes.signature import Signature
 
 Write = Callable[..., Path]
 
@@ -59,7 +62,7 @@ def test_a_source_carries_the_recipe_that_builds_it_again(write: Write, reach: R
     again = Recipe.from_json(json.loads(json.dumps(source.recipe.to_json())))
     assert again == source.recipe
     assert again.limit_s == 9
-    assert build(again).fc.out_features == 7  # type: ignore[union-attr]
+    assert build(again, reach).fc.out_features == 7  # type: ignore[union-attr]
 
 
 def test_an_instance_that_is_built_twice_is_two_objects_with_the_same_weights(write: Write, reach: Reach) -> None:
@@ -139,7 +142,8 @@ def test_an_artifact_is_found_by_its_folder_and_by_its_run(reach: Reach) -> None
     run = reach.project / ".omgoptim" / "runs" / "run-1" / "artifact"
     for folder in (run, reach.project / "small"):
         folder.mkdir(parents=True)
-        (folder / MANIFEST).write_text("{}")
+        manifest = Manifest("onnxruntime", "float32", Signature((), "tensor"))
+        (folder / MANIFEST).write_text(json.dumps(sealed("artifact", manifest.to_json())))
     assert load_source("run-1", reach).artifact == find_artifact("run-1", reach) == run
     assert load_source("small", reach).artifact == load_source("./small", reach).artifact == reach.project / "small"
 
@@ -266,7 +270,7 @@ def test_a_hugging_face_folder_gives_the_class_it_was_saved_from(hugging_face: P
     assert type(source.module).__name__ == "BertForSequenceClassification"
     assert default_inputs(source.recipe, source.module) == ["input_ids:int64:1x40", "attention_mask:int64:1x40"]
     assert source.recipe is not None
-    assert same(build(source.recipe), source.module)  # type: ignore[arg-type]
+    assert same(build(source.recipe, Reach.of(hugging_face, [])), source.module)  # type: ignore[arg-type]
 
 
 @pytest.mark.filterwarnings("ignore")

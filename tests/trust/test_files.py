@@ -169,7 +169,7 @@ def test_a_pt2_file_with_a_pickle_or_compiled_code_is_refused_unopened(
     assert "as a checkpoint" in refused.value.fix
     assert "ONNX" in refused.value.fix
     with pytest.raises(ModelError):  # an artifact's model.pt2 goes the same way
-        build(Recipe("pt2", str(tmp_path / "net.pt2")))
+        build(Recipe("pt2", str(tmp_path / "net.pt2")), reach)
 
 
 def test_a_file_of_the_format_before_torch_2_9_is_refused_as_such(tmp_path: Path, mark: Path) -> None:
@@ -619,7 +619,7 @@ def test_an_option_of_transformers_that_runs_code_is_refused(hugging_face: Path,
         load_source("hf:bert", reach, kwargs=options)
     assert "--allow-remote-code" in refused.value.fix
     with pytest.raises(ModelError, match="is refused"):  # an artifact's recipe goes the same way
-        build(Recipe("hf", str(hugging_face / "bert"), options))
+        build(Recipe("hf", str(hugging_face / "bert"), options), reach)
 
 
 @pytest.mark.parametrize(

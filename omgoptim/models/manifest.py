@@ -1,0 +1,231 @@
+"""What an artifact says about itself, and whether it is so: its files, their sha256, and who made it. No torch.
+
+Nothing that a manifest names leaves the artifact's folder, and nothing in it is a link; only the way to the folder may
+be one. A manifest may come from anybody: everything in it is checked before it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from omgoptim.errors import ArtifactError
+from omgoptim.models.check import TOLERANCE
+from omgoptim.models.origin import SEAL, is_sealed
+from omgoptim.reports import MacsCheck
+from omgoptim.runtimes import ENGINES
+from omgoptim.runtimes.signature import Signature
+
+FORMAT = 1
+MANIFEST, PROGRAM, PROGRAM2, WEIGHTS, RECIPE = (
+    "manifest.json",
+    "model.onnx",
+    "model.pt2",
+    "weights.safetensors",
+    "recipe.json",
+)
+MOST_JSON_BYTES = 16 * 2**20
+MOST_FILES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What an artifact says about itself."""
+
+    runtime: str
+    precision: str
+    signature: Signature
+    params: int | None = None
+    nonzero_params: int | None = None
+    macs: int | None = None
+    macs_check: MacsCheck | None = None
+    lineage: tuple[str, ...] = ()
+    device: str = "cpu"
+    dense_size_bytes: int | None = None
+    """`size_bytes` if every zero were stored as a number; None where nothing is packed."""
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Every file but the manifest itself, by its path in the folder: `bytes`, `sha256`, and `beside` of those that the
+    engine does not open."""
+    made_here: bool = field(default=False, compare=False)
+    """Whether this user's omgoptim wrote this very manifest; read, never written."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "runtime": self.runtime,
+            "precision": self.precision,
+            "device": self.device,
+            "signature": self.signature.to_json(),
+            "params": self.params,
+            "nonzero_params": self.nonzero_params,
+            "macs": self.macs,
+            "macs_check": self.macs_check.model_dump() if self.macs_check else None,
+            "lineage": list(self.lineage),
+            "dense_size_bytes": self.dense_size_bytes,
+            "files": self.files,
+        }
+
+    @staticmethod
+    def read(folder: Path) -> Manifest:
+        """The manifest of an artifact folder.
+
+        Raises:
+            ArtifactError: there is none, or it is of another format.
+        """
+        try:
+            record = read_json(folder / MANIFEST)
+            made_here = is_sealed("artifact", record)
+            record.pop(SEAL, None)
+            if record.pop("format") != FORMAT:
+                raise ArtifactError(f"artifact {folder} was written by another version of omgoptim")
+            signature = Signature.from_json(record.pop("signature"))
+            check = record.pop("macs_check")
+            macs_check = MacsCheck.model_validate(check) if check else None
+            lineage = tuple(record.pop("lineage"))
+            record.pop("made_here", None)
+            manifest = Manifest(
+                signature=signature, lineage=lineage, macs_check=macs_check, made_here=made_here, **record
+            )
+            _refuse_other_types(manifest)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ArtifactError(f"{folder} is no artifact", f"{MANIFEST} cannot be read: {error}") from error
+        if manifest.runtime not in ENGINES or manifest.precision not in TOLERANCE:
+            raise ArtifactError(
+                f"artifact {folder} is damaged or of another version of omgoptim",
+                f"{MANIFEST} names runtime '{manifest.runtime}' and precision '{manifest.precision}'",
+            )
+        return manifest
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the files that its engine opens: not the manifest, the check and what lies beside."""
+        return sum(self.files[name]["bytes"] for name in self.size_files)
+
+    @property
+    def size_files(self) -> list[str]:
+        """Names of the files that `size_bytes` counts."""
+        return [name for name, entry in self.files.items() if not entry.get("beside")]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file that may come from anybody.
+
+    Raises:
+        ValueError: it is no regular file, too large, nested too deep, or holds no object.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        text = file.read(MOST_JSON_BYTES + 1)
+    if len(text) > MOST_JSON_BYTES:
+        raise ValueError(f"it is larger than {MOST_JSON_BYTES} bytes")
+    try:
+        record = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    if not isinstance(record, dict):
+        raise ValueError("it holds no object")
+    return record
+
+
+def verify_files(folder: Path, manifest: Manifest) -> None:
+    """Compare every file with its recorded sha256.
+
+    Raises:
+        ArtifactError: a file is missing, was changed, is a link or lies outside the folder.
+    """
+    for name, entry in manifest.files.items():
+        path = file_inside(folder, name)
+        if path is None:
+            raise ArtifactError(f"artifact {folder} lacks {name}", "the manifest lists it", "run the compression again")
+        if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
+            raise ArtifactError(
+                f"artifact {folder} is damaged",
+                f"{name} is not the file that was saved (its sha256 differs)",
+                "run the compression again, or restore the file",
+            )
+
+
+def listed_file(folder: Path, manifest: Manifest, name: str) -> Path:
+    """A file of the artifact that its manifest, and so a sha256, stands for.
+
+    Raises:
+        ArtifactError: the manifest does not list it, or it is no file inside the folder.
+    """
+    path = file_inside(folder, name) if name in manifest.files else None
+    if path is None:
+        raise ArtifactError(f"artifact {folder} is damaged", f"{MANIFEST} lists no {name}", "run the compression again")
+    return path
+
+
+def file_inside(folder: Path, name: str) -> Path | None:
+    """The regular file of that relative path inside the folder; None if there is nothing of that name.
+
+    Raises:
+        ArtifactError: the name leads out of the folder, or it or a folder on its way is a link or no regular file.
+    """
+    parts = PurePosixPath(name).parts
+    plain = name == "/".join(parts) and not set(name) & set("\\:\0\n\r")
+    if not plain or not parts or ".." in parts or PurePosixPath(name).is_absolute():
+        raise _leads_out(folder, f"{name[:200]!r} is no path inside the folder")
+    path = folder
+    for index, part in enumerate(parts):
+        path = path / part
+        try:
+            kind = path.lstat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:  # too long
+            raise _leads_out(folder, f"{name[:200]!r}: {error.strerror}") from error
+        wanted = stat.S_ISREG if index == len(parts) - 1 else stat.S_ISDIR
+        if not wanted(kind):
+            raise _leads_out(folder, f"{name[:200]!r} is a link or no regular file")
+    return path
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _refuse_other_types(manifest: Manifest) -> None:
+    """Raise a TypeError where a field of a manifest that was read holds something else than omgoptim writes."""
+    counts = (manifest.params, manifest.nonzero_params, manifest.macs, manifest.dense_size_bytes)
+    texts = (manifest.runtime, manifest.precision, manifest.device, *manifest.lineage)
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("runtime, precision, device and lineage are texts")
+    if not all(count is None or _is_count(count) for count in counts):
+        raise TypeError("a count is no number")
+    for tensor in manifest.signature.inputs:
+        sizes = all(isinstance(size, str) or _is_count(size) for size in tensor.shape)
+        if not (isinstance(tensor.name, str) and isinstance(tensor.keyword, bool) and sizes):
+            raise TypeError("an input of the signature is none")
+        if tensor.dtype != "bfloat16" and np.dtype(tensor.dtype).kind not in "fiub":
+            raise TypeError("an input of the signature holds no numbers")
+    _ = manifest.signature.output_names  # walks the structure of the outputs
+    if not isinstance(manifest.files, dict) or len(manifest.files) > MOST_FILES:
+        raise TypeError(f"files is an object of at most {MOST_FILES} files")
+    for entry in manifest.files.values():
+        if not (isinstance(entry, dict) and _is_count(entry.get("bytes")) and isinstance(entry.get("sha256"), str)):
+            raise TypeError("a file has its bytes and its sha256")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _leads_out(folder: Path, why: str) -> ArtifactError:
+    return ArtifactError(
+        f"artifact {folder} names a file that is not its own",
+        f"{why}; every file of an artifact is a regular file inside its folder",
+        "use an artifact that omgoptim wrote",
+    )

@@ -1,0 +1,98 @@
+"""A recipe: how a fresh process builds a module again, as plain data that grants nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from omgoptim.models.surgery import Surgery
+from omgoptim.models.trust import Reach
+
+KINDS = ("callable", "pt2", "hf", "timm", "torchvision")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to build a module again in a fresh process; plain data."""
+
+    kind: str
+    """callable, pt2, hf, timm or torchvision."""
+    spec: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    project: str = "."
+    """The project it was built in: where a file is looked for next where the request's project lacks it. It grants
+    nothing: the file must lie in what the request may read."""
+    limit_s: float = 300.0
+    surgery: Surgery | None = None
+    """What was changed in the module after its code built it: shapes, and layers replaced by blocks."""
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether building it runs code: of the project, or of a model library with arguments of the recipe."""
+        return self.kind != "pt2"
+
+    def to_json(self) -> dict[str, Any]:
+        plain = {name: getattr(self, name) for name in self.__slots__}
+        return plain | {"surgery": self.surgery.to_json() if self.surgery else None}
+
+    @staticmethod
+    def from_json(record: Mapping[str, Any]) -> Recipe:
+        """Read what `to_json` gave; `allowed`, which recipes held once, is not looked at.
+
+        Raises:
+            ValueError: it is something else.
+            ArtifactError: its surgery is.
+        """
+        known = {name: value for name, value in record.items() if name != "allowed"}
+        texts = [known.get(name) for name in ("kind", "spec", "project")]
+        limit_s, surgery = known.get("limit_s", 300.0), known.get("surgery")
+        is_number = isinstance(limit_s, (int, float)) and not isinstance(limit_s, bool) and 0 < limit_s < 1e9
+        if set(known) - set(Recipe.__slots__) or not all(isinstance(text, str) for text in texts) or not is_number:
+            raise ValueError("the recipe's fields are not those of a recipe")
+        if known["kind"] not in KINDS or not isinstance(known.get("kwargs"), dict):
+            raise ValueError("the recipe is of an unknown kind, or its arguments are no object")
+        if surgery and known["kind"] == "pt2":
+            raise ValueError("a recipe of kind pt2 has no surgery")
+        return Recipe(**(known | {"surgery": Surgery.from_json(surgery) if surgery else None}))
+
+
+def exists(base: Path, name: str) -> bool:
+    try:
+        return (base / name).exists()
+    except OSError:  # too long for a name
+        return False
+
+
+def is_file(source: str) -> bool:
+    return source.endswith(".py")
+
+
+def is_local(name: str, reach: Reach) -> bool:
+    """Whether `hf:name` means a folder, as transformers will see it, and not a name on the hub."""
+    return name.startswith((".", "/", "~")) or ".." in name or exists(reach.project, name) or exists(Path.cwd(), name)
+
+
+def portable(name: str, reach: Reach) -> str:
+    """How a recipe names a file or folder; relative to the project, and never to be taken for something else."""
+    path = reach.file(name, "model")
+    relative = reach.relative(path)
+    return relative if Path(relative).is_absolute() or is_file(relative) else f"./{relative}"
+
+
+def rooted(recipe: Recipe, reach: Reach) -> Reach:
+    """The reach as its relative paths are meant: from its project, or from the recipe's where only that has the file.
+
+    What is granted stays the same.
+    """
+    named = recipe.spec.rpartition(":")[0] if recipe.kind == "callable" else recipe.spec
+    if recipe.kind == "callable" and not is_file(named):
+        return reach
+    home = Path(recipe.project)
+    if exists(reach.project, named) or not home.is_absolute() or not exists(home, named):
+        return reach
+    granted = (reach.project, *reach.allowed)
+    if not any(home.resolve().is_relative_to(folder) for folder in granted):
+        return reach
+    return replace(reach, project=home.resolve(), allowed=granted)
