@@ -15,6 +15,7 @@ from torch import nn
 
 from omgoptim.errors import ArtifactError, ModelError, SetupError, argument
 from omgoptim.models.checkpoint import load_checkpoint
+from omgoptim.models.checkpoint_keys import WeightSet
 from omgoptim.models.hub_options import check_folder, check_options, is_granted
 from omgoptim.models.pt2_file import open_pt2
 from omgoptim.models.room import refuse_beyond_memory, weight_bytes
@@ -73,10 +74,14 @@ def load_source(
     reach: Reach,
     *,
     checkpoint: str | None = None,
+    weights: WeightSet = "auto",
     kwargs: Mapping[str, Any] | None = None,
     limit_s: float = 300.0,
 ) -> Source:
     """Load what `model` names; see the request's `model` field for the forms.
+
+    Args:
+        weights: which of the checkpoint's averaged and plain weights to take.
 
     Raises:
         RequestError: a path outside the project.
@@ -98,8 +103,8 @@ def load_source(
         recipe = replace(recipe, kind=prefix, spec=str(reach.file(name, "model")) if local else name)
     elif prefix in PRETRAINED:
         option, untrained, trained = PRETRAINED[prefix]
-        weights = {option: untrained if checkpoint else trained}
-        recipe = replace(recipe, kind=prefix, spec=name, kwargs=weights | recipe.kwargs)
+        chosen = {option: untrained if checkpoint else trained}
+        recipe = replace(recipe, kind=prefix, spec=name, kwargs=chosen | recipe.kwargs)
     elif model.endswith(".onnx"):
         return Source(program=reach.file(model, "model"))
     elif model.endswith(".pt2"):
@@ -115,7 +120,7 @@ def load_source(
             "give path/to/file.py:callable, package.module:callable, model.pt2, model.onnx, hf:…, timm:… or a run id",
         )
     module = build(recipe)
-    notes = load_checkpoint(module, reach.file(checkpoint, "checkpoint")) if checkpoint else []
+    notes = load_checkpoint(module, reach.file(checkpoint, "checkpoint"), weights) if checkpoint else []
     return Source(module=module, recipe=recipe, notes=notes)
 
 

@@ -181,8 +181,14 @@ class _Opened:
 def _load(request: ModelRequest, reach: Reach, live: Live) -> Source:
     if live.module is not None:
         return Source(module=live.module)
-    kwargs = request.model_kwargs
-    return load_source(request.model, reach, checkpoint=request.checkpoint, kwargs=kwargs, limit_s=request.time_limit_s)
+    return load_source(
+        request.model,
+        reach,
+        checkpoint=request.checkpoint,
+        weights=request.weights,
+        kwargs=request.model_kwargs,
+        limit_s=request.time_limit_s,
+    )
 
 
 def _opened(source: Source) -> _Opened:

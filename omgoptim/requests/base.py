@@ -43,6 +43,8 @@ class ModelRequest(Request):
     """What to load: file.py:callable, package.module:callable, an artifact folder or run id, model.pt2, model.onnx, hf:FOLDER, timm:NAME, torchvision:NAME."""  # noqa: E501
     checkpoint: str | None = None
     """Weights for it: a .safetensors file, or a .pt/.pth state dict."""
+    weights: Literal["auto", "ema", "plain"] = "auto"
+    """Which of a checkpoint's averaged (EMA, SWA) and plain weights to take; auto: averaged where there are any."""
     model_kwargs: dict[str, Any] = {}
     """Keyword arguments for the callable."""
     data: str | None = None

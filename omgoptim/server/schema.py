@@ -18,7 +18,18 @@ from omgoptim.server.words import ARGUMENTS
 
 Json = dict[str, Any]
 
-MEASURING = ("model_kwargs", "timing", "device", "batch", "threads", "samples", "seed", "time_limit_s", "python")
+MEASURING = (
+    "weights",
+    "model_kwargs",
+    "timing",
+    "device",
+    "batch",
+    "threads",
+    "samples",
+    "seed",
+    "time_limit_s",
+    "python",
+)
 TRAINING = (
     *("learning_rate", "optimizer", "lr_schedule", "warmup", "weight_decay", "train_batch", "accumulate", "clip_norm"),
     *("mixed_precision", "patience", "loss", "lora_rank", "lora_alpha", "temperature", "alpha"),
