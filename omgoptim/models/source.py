@@ -28,6 +28,9 @@ MANIFEST, RECIPE = "manifest.json", "recipe.json"
 PRETRAINED = {"timm": ("pretrained", False, True), "torchvision": ("weights", None, "DEFAULT")}
 """The argument that asks a model library for weights: its name, its value without and with them."""
 
+WITH_MODES = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+"""Layers whose forward differs between training and evaluation."""
+
 PICKLE = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
 
@@ -119,8 +122,10 @@ def load_source(
             "no run, artifact folder or file of that name was found in the project",
             "give path/to/file.py:callable, package.module:callable, model.pt2, model.onnx, hf:…, timm:… or a run id",
         )
-    module = build(recipe)
-    notes = load_checkpoint(module, reach.file(checkpoint, "checkpoint"), weights) if checkpoint else []
+    module = _constructed(recipe)
+    modes = _training_mode_notes(module)
+    module = module if recipe.kind == "pt2" else module.eval()
+    notes = modes + load_checkpoint(module, reach.file(checkpoint, "checkpoint"), weights) if checkpoint else modes
     return Source(module=module, recipe=recipe, notes=notes)
 
 
@@ -134,10 +139,23 @@ def _weights_of(model: str, artifact: Path | None, checkpoint: str | None, reach
 
 def build(recipe: Recipe) -> nn.Module:
     """Build the module that a recipe describes, in eval mode where the module has modes."""
+    module = _constructed(recipe)
+    return module if recipe.kind == "pt2" else module.eval()
+
+
+def _constructed(recipe: Recipe) -> nn.Module:
     module = _BUILDERS[recipe.kind](recipe)
     if recipe.surgery is not None:
         operate(module, recipe.surgery)
-    return module if recipe.kind == "pt2" else module.eval()
+    return module
+
+
+def _training_mode_notes(module: nn.Module) -> list[str]:
+    """Say it where layers that behave differently in training came in training mode."""
+    kinds = {type(layer).__name__ for layer in module.modules() if layer.training and isinstance(layer, WITH_MODES)}
+    if not kinds:
+        return []
+    return [f"the model came in training mode; it is measured in eval mode, where {', '.join(sorted(kinds))} differ"]
 
 
 def find_artifact(model: str, reach: Reach) -> Path | None:

@@ -67,13 +67,14 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     raced = full_race(
         folders, bench, request.timing, request.seed, context, (0.05, 0.98), "measuring in turns", outputs
     )
+    timing = raced.timing(1)  # where the evaluation of B failed, its error: there are no outputs to compare
     original = read_outputs(targets[0])
     metric_name = request.metric or str(past.get("metric", "auto"))
     metric = resolve_metric(metric_name, manifests[0].signature, original, samples.targets, reach, request.time_limit_s)
     quality = compare_quality(metric, original, read_outputs(targets[1]), samples.targets, request.seed)
     before = measurement(folders[0], raced.timing(0), bench, quality.before, quality.metric, samples.count)
-    after = measurement(folders[1], raced.timing(1), bench, quality.after, quality.metric, samples.count)
-    gained = gains(before, after, raced.timing(1), quality, raced.load)
+    after = measurement(folders[1], timing, bench, quality.after, quality.metric, samples.count)
+    gained = gains(before, after, timing, quality, raced.load)
     doubt = chance_words(before.metric, before.quality, samples.targets)
     verdict = f"B against A: {size_words(gained)}, {speed_words(gained)}. {quality_words(before, quality)}"
     origin = "" if lineage else origin_words(past, _past_request(folders[1]))

@@ -160,7 +160,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
         device=device,
         metric=live.metric or request.metric,
         eval_folder=evaluation.write(context.work / "eval"),
-        notes=[*source.notes, *data.notes, *learnt],
+        notes=[*source.notes, *data.notes, *learnt, *_count_notes(macs)],
         batch_dependent=dependent,
     )
 
@@ -263,6 +263,12 @@ def _counts(opened: _Opened, signature: Signature, one: NamedBatch) -> tuple[Mac
         return MacsCount(count_program(opened.program, one).macs, None, {}), count_program_params(opened.program)
     args, kwargs = call_of(signature, one)
     return count_macs(opened.module, args, kwargs), count_params(opened.module)
+
+
+def _count_notes(macs: MacsCount | None) -> list[str]:
+    """Say which layers the count of multiply-accumulates lacks."""
+    kinds = sorted(set(macs.uncounted.values())) if macs else []
+    return [f"the multiply-accumulates lack {', '.join(kinds)}: no rule for it is known"] if kinds else []
 
 
 def _bench(request: ModelRequest, context: RunContext, evaluation: Samples, threads: int, device: str) -> Bench:
