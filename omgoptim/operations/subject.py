@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ from omgoptim.measure.size import count_params
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.artifact import Check, Manifest
 from omgoptim.models.calls import NamedBatch, first_forward, input_tensors, name_inputs
+from omgoptim.models.collate import Collation
 from omgoptim.models.data import DataSource, Split, from_callable, load_beside, open_data, random_data, take
 from omgoptim.models.hub_options import grant_remote_code
+from omgoptim.models.language import shifted
 from omgoptim.models.onnx_graph import count_params as count_program_params
 from omgoptim.models.onnx_signature import stated_signature
 from omgoptim.models.samples import Samples, as_tensors, call_of, named_samples, of_size, synthetic_like
@@ -31,6 +33,7 @@ from omgoptim.models.trust import Reach
 from omgoptim.models.user_code import call_user
 from omgoptim.operations.batch_check import batch_dependence_of
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.first_run import count_notes, is_causal, refuse_nan_samples, with_shifted_labels
 from omgoptim.requests import ModelRequest, QuantizeRequest, TrainingRequest
 from omgoptim.runtimes import ENGINES, Session, Settings
 from omgoptim.runtimes.signature import InputTensor, Signature
@@ -120,7 +123,12 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     inputs = input_tensors(named)
     if opened.program and opened.signature:
         _refuse_other_inputs(inputs, opened.signature)
+    refuse_nan_samples(opened.module, inputs, evaluation, request.time_limit_s)
     example, signature, learnt = _run_once(opened, inputs, evaluation, request)
+    if is_causal(opened.module or opened.program, signature, evaluation, request.time_limit_s):
+        learnt = [*learnt, "the labels repeat the inputs: each position is scored on the next token"]
+        data = with_shifted_labels(data, opened.module)
+        evaluation = Samples(evaluation.batches, [shifted(target) for target in evaluation.targets])
     dependent = batch_dependence_of(opened.module, opened.program, signature, evaluation, threads)
     if dependent:
         learnt.append(f"{dependent}; quality is measured one sample at a time")
@@ -160,7 +168,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
         device=device,
         metric=live.metric or request.metric,
         eval_folder=evaluation.write(context.work / "eval"),
-        notes=[*source.notes, *data.notes, *learnt, *_count_notes(macs)],
+        notes=[*source.notes, *data.notes, *learnt, *count_notes(macs)],
         batch_dependent=dependent,
     )
 
@@ -206,18 +214,20 @@ def _opened(source: Source) -> _Opened:
 
 
 def _data(request: ModelRequest, reach: Reach, live: Live, source: Source, opened: _Opened) -> DataSource:
+    ranks = [len(tensor.shape) for tensor in opened.signature.inputs] if opened.signature else []
+    collation = Collation(opened.module, ranks)
     if live.data is not None:
-        return from_callable(live.data, request.batch, request.time_limit_s)
+        return from_callable(live.data, request.batch, request.time_limit_s, collation)
     if request.data:
-        return open_data(request.data, reach, request.batch, request.time_limit_s, request.seed)
+        return open_data(request.data, reach, request.batch, request.time_limit_s, request.seed, collation)
     specs = request.inputs or default_inputs(source.recipe, opened.module) or _stated_inputs(opened.signature)
     if not specs:
         compresses = isinstance(request, (TrainingRequest, QuantizeRequest))  # what measures runs only named code
         beside = load_beside(source.recipe, reach, request.time_limit_s) if compresses else None
         if beside is not None:
             name, load = beside
-            found = from_callable(load, request.batch, request.time_limit_s)
-            return replace(found, notes=[f"no data was given: {name}, which stands beside the model, was taken"])
+            collation.note(f"no data was given: {name}, which stands beside the model, was taken")
+            return from_callable(load, request.batch, request.time_limit_s, collation)
         raise DataError(
             "it is not known what the model takes",
             "neither data nor input shapes were given",
@@ -263,12 +273,6 @@ def _counts(opened: _Opened, signature: Signature, one: NamedBatch) -> tuple[Mac
         return MacsCount(count_program(opened.program, one).macs, None, {}), count_program_params(opened.program)
     args, kwargs = call_of(signature, one)
     return count_macs(opened.module, args, kwargs), count_params(opened.module)
-
-
-def _count_notes(macs: MacsCount | None) -> list[str]:
-    """Say which layers the count of multiply-accumulates lacks."""
-    kinds = sorted(set(macs.uncounted.values())) if macs else []
-    return [f"the multiply-accumulates lack {', '.join(kinds)}: no rule for it is known"] if kinds else []
 
 
 def _bench(request: ModelRequest, context: RunContext, evaluation: Samples, threads: int, device: str) -> Bench:

@@ -1,0 +1,87 @@
+"""What is checked when the data is first run: NaN in a sample, labels of a language model, layers not counted."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from torch import nn
+
+from omgoptim.errors import DataError, ModelError
+from omgoptim.measure.macs import MacsCount
+from omgoptim.models.calls import first_forward
+from omgoptim.models.data import DataSource
+from omgoptim.models.language import predicts_next_token, shifted
+from omgoptim.models.raw import RawBatch
+from omgoptim.models.samples import Samples, as_tensors, nan_samples
+from omgoptim.models.user_code import call_user
+from omgoptim.runtimes import ENGINES, Session, Settings
+from omgoptim.runtimes.signature import InputTensor, Signature
+
+DOING = "running the model once"
+
+
+def refuse_nan_samples(
+    module: nn.Module | None, inputs: Sequence[InputTensor], evaluation: Samples, limit_s: float
+) -> None:
+    """Raise a DataError with the number, from 0, of the first sample that holds NaN.
+
+    Not where the module gives numbers for it: missing values may be what it is made for.
+    """
+    for number, name, sample in nan_samples(evaluation)[:1]:
+        if module is not None:
+            tensors = as_tensors(sample, Signature(tuple(inputs), None).dtypes)
+            try:
+                call_user(DOING, limit_s, first_forward, module, tuple(inputs), tensors)
+            except ModelError:
+                pass
+            else:
+                return
+        raise DataError(
+            f"sample {number} of the eval data holds NaN",
+            f"its input '{name}' does, so that the model's outputs for it are NaN too",
+            "leave such samples out, or replace their missing values, where the data is loaded",
+        )
+
+
+def is_causal(target: nn.Module | Path | None, signature: Signature, evaluation: Samples, limit_s: float) -> bool:
+    """Whether the labels are those of a causal language model: see `predicts_next_token`.
+
+    Args:
+        target: the module, or the program's file.
+    """
+    engine = ENGINES["torch_eager" if isinstance(target, nn.Module) else "onnxruntime"]
+    sessions: list[Session] = []
+
+    def run(batch: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        if not sessions:  # opened only where the labels may be of that kind
+            sessions.append(engine.open(target, signature, Settings(threads=1)))
+        outputs: list[NDArray[Any]] = call_user(DOING, limit_s, sessions[0].run, batch)
+        return outputs
+
+    head, _ = evaluation.split(2)
+    return bool(head.batches) and predicts_next_token(head.batches[0], head.targets[0], run)
+
+
+def with_shifted_labels(data: DataSource, module: nn.Module | None) -> DataSource:
+    """The data with each position's target the next token; for training not where the model shifts them itself."""
+
+    def shift(batches: Iterator[RawBatch]) -> Iterator[RawBatch]:
+        return (replace(raw, target=shifted(raw.target)) for raw in batches)
+
+    own_loss = module is not None and "labels" in inspect.signature(module.forward).parameters
+    return replace(
+        data,
+        batches=lambda split: shift(data.batches(split)),
+        epoch=data.epoch if own_loss else lambda size: shift(data.epoch(size)),
+    )
+
+
+def count_notes(macs: MacsCount | None) -> list[str]:
+    """Say which layers the count of multiply-accumulates lacks."""
+    kinds = sorted(set(macs.uncounted.values())) if macs else []
+    return [f"the multiply-accumulates lack those of {', '.join(kinds)}: no counter sees them"] if kinds else []
