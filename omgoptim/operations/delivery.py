@@ -48,8 +48,8 @@ def require_module(subject: Subject, verb: str) -> nn.Module:
     if subject.precision != "float32":
         raise RequestError(
             f"{verb} works on float32 weights",
-            f"the model is an artifact in {subject.precision}",
-            f"{verb} the float model first, then quantize the result",
+            f"the model is in {subject.precision}",
+            f"{verb} the float32 model (model.float() where it is built), then quantize the result",
         )
     return subject.module
 

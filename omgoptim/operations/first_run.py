@@ -1,7 +1,8 @@
-"""What is checked when the data is first run: NaN in a sample, labels of a language model, layers not counted."""
+"""What is learnt when the data is first run: NaN in a sample, a language model's labels, the precision it comes in."""
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ from torch import nn
 
 from omgoptim.errors import DataError, ModelError
 from omgoptim.measure.macs import MacsCount
+from omgoptim.measure.size import stored_precision
 from omgoptim.models.calls import first_forward
 from omgoptim.models.data import DataSource
 from omgoptim.models.language import predicts_next_token, shifted
@@ -20,8 +22,11 @@ from omgoptim.models.raw import RawBatch
 from omgoptim.models.samples import Samples, as_tensors, nan_samples
 from omgoptim.models.user_code import call_user
 from omgoptim.runtimes import ENGINES, Session, Settings
+from omgoptim.runtimes.engine import as_float32
 from omgoptim.runtimes.signature import InputTensor, Signature
+from omgoptim.runtimes.torch_precision import HALF
 
+REDUCED = tuple(HALF)
 DOING = "running the model once"
 
 
@@ -79,6 +84,45 @@ def with_shifted_labels(data: DataSource, module: nn.Module | None) -> DataSourc
         batches=lambda split: shift(data.batches(split)),
         epoch=data.epoch if own_loss else lambda size: shift(data.epoch(size)),
     )
+
+
+def precision_of_module(module: nn.Module, inputs: Sequence[InputTensor]) -> tuple[str, list[str]]:
+    """The precision that a module comes in, and what to say of one that is not float32.
+
+    Of several the one of most bytes, unless its floating inputs are of another: then the module casts for itself.
+    """
+    precision, stored = stored_precision(module)
+    notes = []
+    if len(stored) > 1:
+        parts = ", ".join(f"{size / sum(stored.values()):.0%} {name}" for name, size in stored.items())
+        notes.append(f"the model's weights are of mixed precision ({parts} by bytes)")
+        if any(t.dtype.startswith(("float", "bfloat")) and t.dtype != precision for t in inputs):
+            return "float32", notes
+    if precision not in ("float32", *REDUCED, "float64"):
+        return "float32", [f"the model's weights are {precision}"]
+    if precision != "float32":
+        notes.append(f"the model is in {precision}: it is measured as such, and compressed from a float32 copy")
+    return precision, notes
+
+
+def float32_copy(module: nn.Module) -> nn.Module:
+    """A copy whose floating weights and buffers are float32."""
+    return copy.deepcopy(module).float()
+
+
+def float32_signature(signature: Signature) -> Signature:
+    """The signature with floating inputs as float32."""
+    inputs = tuple(
+        replace(tensor, dtype="float32") if tensor.dtype in (*REDUCED, "float64") else tensor
+        for tensor in signature.inputs
+    )
+    return replace(signature, inputs=inputs)
+
+
+def float32_arrays(samples: Samples) -> Samples:
+    """The samples with floating inputs as float32, as programs take them."""
+    batches = [{name: as_float32(array) for name, array in batch.items()} for batch in samples.batches]
+    return Samples(batches, samples.targets)
 
 
 def count_notes(macs: MacsCount | None) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,19 @@ from omgoptim.models.trust import Reach
 from omgoptim.models.user_code import call_user
 from omgoptim.operations.batch_check import batch_dependence_of
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.first_run import count_notes, is_causal, refuse_nan_samples, with_shifted_labels
+from omgoptim.operations.first_run import (
+    count_notes,
+    float32_arrays,
+    float32_copy,
+    float32_signature,
+    is_causal,
+    precision_of_module,
+    refuse_nan_samples,
+    with_shifted_labels,
+)
 from omgoptim.requests import ModelRequest, QuantizeRequest, TrainingRequest
 from omgoptim.runtimes import ENGINES, Session, Settings
+from omgoptim.runtimes.engine import as_float32
 from omgoptim.runtimes.signature import InputTensor, Signature
 from omgoptim.runtimes.torch_precision import HALF
 
@@ -70,7 +80,7 @@ class Subject:
     params: tuple[int, int] | None
     """Parameters, and those that are not zero."""
     precision: str
-    """What the model comes in: float32, unless it is an artifact that a run made."""
+    """What the model comes in; `module` is a float32 copy where that is another floating precision."""
     lineage: tuple[str, ...]
     reach: Reach
     device: str
@@ -90,6 +100,8 @@ class Subject:
         raw = take(self.data.batches(split), count)
         named = [name_inputs(self.module, item.inputs, self.signature.input_names) for item in raw]
         samples = named_samples(named, raw)
+        if self.module is not None:
+            samples = float32_arrays(samples)
         return samples.one_by_one() if self.batch_dependent and split != "train" else samples
 
 
@@ -133,6 +145,13 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     if dependent:
         learnt.append(f"{dependent}; quality is measured one sample at a time")
     macs, params = _counts(opened, signature, of_size(evaluation, 1))
+    precision = "float32"
+    if opened.module is not None and source.artifact is None:
+        precision, said = precision_of_module(opened.module, inputs)
+        learnt = [*learnt, *said]
+    if opened.module is not None:
+        evaluation = float32_arrays(evaluation)
+        example = {name: as_float32(array) for name, array in example.items()}
     bench = _bench(request, context, evaluation, threads, device)
     evaluation = evaluation.one_by_one() if dependent else evaluation
     baseline = source.artifact
@@ -140,7 +159,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
         baseline = context.work / "baseline"
         manifest = Manifest(
             runtime="onnxruntime" if opened.program else "torch_eager",
-            precision="float32",
+            precision=precision,
             signature=signature,
             params=params[0] if params else None,
             nonzero_params=params[1] if params else None,
@@ -149,6 +168,8 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
             device=device,
         )
         _save_baseline(baseline, source, opened, manifest, example, threads, context.work)
+    if opened.module is not None and precision != "float32":
+        opened, signature = replace(opened, module=float32_copy(opened.module)), float32_signature(signature)
     made = Manifest.read(baseline)
     return Subject(
         source=source,
