@@ -155,7 +155,7 @@ def _training_mode_notes(module: nn.Module) -> list[str]:
     kinds = {type(layer).__name__ for layer in module.modules() if layer.training and isinstance(layer, WITH_MODES)}
     if not kinds:
         return []
-    return [f"the model came in training mode; it is measured in eval mode, where {', '.join(sorted(kinds))} differ"]
+    return [f"the model came in training mode; it has {', '.join(sorted(kinds))}, and is measured in eval mode"]
 
 
 def find_artifact(model: str, reach: Reach) -> Path | None:
