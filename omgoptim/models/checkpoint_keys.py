@@ -8,41 +8,29 @@ averaged weights (EMA, SWA) are taken before the plain ones beside them, which `
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from omgoptim.errors import ModelError, argument
-
-Entry = tuple[tuple[str, ...], str, Tensor]
-"""Nesting, key and tensor."""
+from omgoptim.models.checkpoint_sets import (
+    COUNTER,
+    WRAPPERS,
+    Entry,
+    EntrySet,
+    filled_keys,
+    needed_keys,
+    parts_of,
+    sets_of,
+    tensors_of,
+    tied_keys,
+)
 
 WeightSet = Literal["auto", "ema", "plain"]
-
-WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-"""What DistributedDataParallel and AveragedModel, torch.compile, FSDP and activation checkpointing put into keys."""
-
-AVERAGES = frozenset({"ema", "swa", "averaged", "shadow"})
-"""Words in the name of a set of averaged weights: `state_dict_ema`, `swa_model`, `ema.shadow`."""
-
-SPELLINGS = (
-    ("parametrizations.weight.original0", "weight_g"),
-    ("parametrizations.weight.original1", "weight_v"),
-    ("parametrizations.weight.original", "weight_orig"),
-    ("parametrizations.weight.0._u", "weight_u"),
-    ("parametrizations.weight.0._v", "weight_v"),
-    ("weight", "gamma"),
-    ("bias", "beta"),
-)
-"""Two endings of one entry: torch.nn.utils.parametrizations and the older weight_norm and spectral_norm; the names of a
-norm's scale and shift in older checkpoints."""
-
-COUNTER = "num_batches_tracked"
-"""A buffer of BatchNorm that torch's own strict loading does without, in checkpoints from before it existed."""
 
 LEFTOVERS = frozenset({"total_ops", "total_params", "masked_bias", "inv_freq"})
 """Floating entries that are no weights: thop's counters, and buffers that transformers no longer saves."""
@@ -61,24 +49,6 @@ class Fit:
     """What was understood, cast, filled and left out on the way."""
 
 
-@dataclass(slots=True)
-class _Set:
-    """The entries of a file that stand under one prefix."""
-
-    nest: tuple[str, ...]
-    prefix: tuple[str, ...]
-    found: dict[str, list[tuple[str, Tensor]]] = field(default_factory=lambda: defaultdict(list))
-    """The model's key to the file's key and tensor; several where wrappers make two keys one."""
-
-    @property
-    def name(self) -> str:
-        return ".".join((*self.nest, *self.prefix)) or "the file's top level"
-
-    @property
-    def averaged(self) -> bool:
-        return any(word in AVERAGES for part in (*self.nest, *self.prefix) for word in part.lower().split("_"))
-
-
 def fit(loaded: Mapping[Any, Any], own: Mapping[str, Tensor], weights: WeightSet = "auto") -> Fit:
     """Match a checkpoint's tensors with a model's.
 
@@ -91,10 +61,10 @@ def fit(loaded: Mapping[Any, Any], own: Mapping[str, Tensor], weights: WeightSet
         ModelError: entries are missing or have other shapes, the file has weights for layers that the model lacks,
             several sets of weights fit, or there is none of the kind that `weights` asks for.
     """
-    entries = list(_tensors(loaded))
-    tied, needed = _tied(own), _needed(own)
-    sets = _sets(entries, own)
-    whole = [one for one in sets if needed <= _filled(one, tied)]
+    entries = list(tensors_of(loaded))
+    tied, needed = tied_keys(own), needed_keys(own)
+    sets = sets_of(entries, own)
+    whole = [one for one in sets if needed <= filled_keys(one, tied)]
     fitting = [one for one in whole if not _unlike(one, own)]
     if not fitting:
         raise _misfit(entries, sets, whole, own)
@@ -108,109 +78,7 @@ def fit(loaded: Mapping[Any, Any], own: Mapping[str, Tensor], weights: WeightSet
     return Fit(_completed(state, own), notes)
 
 
-def _tensors(loaded: Mapping[Any, Any], nest: tuple[str, ...] = ()) -> Iterator[Entry]:
-    """Nesting, key and tensor of every tensor in the file."""
-    for key, value in loaded.items():
-        if isinstance(value, Tensor):
-            yield nest, str(key), value
-        elif isinstance(value, Mapping):
-            yield from _tensors(value, (*nest, str(key)))
-
-
-def _parts(key: str) -> tuple[str, ...]:
-    """The key's components without wrappers'; an entry that is called like a wrapper itself keeps its name."""
-    *path, last = key.split(".")
-    return (*(part for part in path if part not in WRAPPERS), last)
-
-
-def _wanted(own: Mapping[str, Tensor]) -> dict[tuple[str, ...], list[str]]:
-    """Every spelling of the model's keys, as components, to the keys."""
-    plain = {key: _parts(key) for key in own}
-    if len(set(plain.values())) < len(own):  # the model has parts of its own that are called like wrappers
-        plain = {key: tuple(key.split(".")) for key in own}
-    wanted: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for key, parts in plain.items():
-        wanted[parts].append(key)
-    taken = set(wanted)
-    for key, parts in plain.items():
-        for spelling in _spellings(parts):
-            if spelling not in taken:
-                wanted[spelling].append(key)
-    return wanted
-
-
-def _spellings(parts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    joined = "." + ".".join(parts)
-    for pair in SPELLINGS:
-        for one, other in (pair, pair[::-1]):
-            if joined.endswith(f".{one}"):
-                yield tuple((joined.removesuffix(one) + other)[1:].split("."))
-
-
-def _sets(entries: Sequence[Entry], own: Mapping[str, Tensor]) -> list[_Set]:
-    """The entries by the prefix that stands before the model's keys, the shortest prefix first.
-
-    Where no prefix has the whole model, the file's keys may lack what all of the model's begin with.
-    """
-    wanted = _wanted(own)
-    tied, needed = _tied(own), _needed(own)
-    depth = 0
-    while True:
-        shortened = {parts[depth:]: keys for parts, keys in wanted.items() if len(parts) > depth}
-        sets = _by_prefix(entries, shortened)
-        if any(needed <= _filled(one, tied) for one in sets):
-            return sets
-        heads = {parts[: depth + 1] for parts in wanted}
-        if len(heads) != 1 or any(len(parts) <= depth + 1 for parts in wanted):
-            return _by_prefix(entries, wanted)
-        depth += 1
-
-
-def _by_prefix(entries: Sequence[Entry], wanted: Mapping[tuple[str, ...], Sequence[str]]) -> list[_Set]:
-    sets: dict[tuple[tuple[str, ...], tuple[str, ...]], _Set] = {}
-    respelled: list[tuple[_Set, str, str, Tensor]] = []
-    for nest, key, tensor in entries:
-        plain, raw = _parts(key), tuple(key.split("."))
-        for parts in dict.fromkeys((plain, raw)):
-            for start in range(len(parts)):
-                for name in wanted.get(parts[start:], ()):
-                    one = sets.setdefault((nest, parts[:start]), _Set(nest, parts[:start]))
-                    if not _same_ending(key, name):
-                        respelled.append((one, name, key, tensor))
-                    elif all(known != key for known, _ in one.found[name]):
-                        one.found[name].append((key, tensor))
-    for one, name, key, tensor in respelled:  # only where the model's own spelling is not there
-        if name not in one.found:
-            one.found[name].append((key, tensor))
-    return sorted(sets.values(), key=lambda one: (len(one.nest), len(one.prefix)))
-
-
-def _same_ending(key: str, name: str) -> bool:
-    return key.rpartition(".")[2] == name.rpartition(".")[2]
-
-
-def _memory(tensor: Tensor) -> tuple[Any, ...]:
-    return (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
-
-
-def _tied(own: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """Key to all keys of the same memory, itself too."""
-    groups: dict[Any, list[str]] = defaultdict(list)
-    for key, tensor in own.items():
-        groups[_memory(tensor) if tensor.numel() and tensor.untyped_storage().data_ptr() else key].append(key)
-    return {key: group for group in groups.values() for key in group}
-
-
-def _needed(own: Mapping[str, Tensor]) -> set[str]:
-    return {key for key in own if key.rpartition(".")[2] != COUNTER}
-
-
-def _filled(one: _Set, tied: Mapping[str, list[str]]) -> set[str]:
-    """The model's keys that a set fills, those tied to them too."""
-    return {alias for key in one.found for alias in tied[key]}
-
-
-def _choose(fitting: list[_Set], weights: WeightSet) -> tuple[_Set, list[str]]:
+def _choose(fitting: list[EntrySet], weights: WeightSet) -> tuple[EntrySet, list[str]]:
     averaged = [one for one in fitting if one.averaged]
     plain = [one for one in fitting if not one.averaged]
     if weights != "auto" and not (averaged if weights == "ema" else plain):
@@ -242,7 +110,7 @@ def _choose(fitting: list[_Set], weights: WeightSet) -> tuple[_Set, list[str]]:
     return chosen, []
 
 
-def _equal(one: _Set, other: _Set) -> bool:
+def _equal(one: EntrySet, other: EntrySet) -> bool:
     return one.found.keys() == other.found.keys() and all(
         torch.equal(some[0][1], other.found[key][0][1]) for key, some in one.found.items()
     )
@@ -266,7 +134,7 @@ def _completed(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str,
         ModelError: the file has different tensors for entries that are one weight in the model.
     """
     whole = {}
-    for key, aliases in _tied(own).items():
+    for key, aliases in tied_keys(own).items():
         given = {alias: state[alias] for alias in aliases if alias in state}
         first = next(iter(given.values()), own[key])
         if any(not torch.equal(first, other) for other in given.values()):
@@ -282,7 +150,7 @@ def _completed(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str,
 # What is said
 
 
-def _names_of(chosen: _Set) -> list[str]:
+def _names_of(chosen: EntrySet) -> list[str]:
     """Nesting, prefixes before every key, and wrappers inside keys."""
     notes = [f"the weights stood under '{nest}'" for nest in chosen.nest]
     keys = [(some[0][0].split("."), name.split(".")) for name, some in chosen.found.items()]
@@ -313,7 +181,7 @@ def _casts(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
 
 
 def _fillings(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    tied = _tied(own)
+    tied = tied_keys(own)
     notes = []
     shared = [key for key in own if key not in state and any(alias in state for alias in tied[key])]
     if shared:
@@ -324,7 +192,7 @@ def _fillings(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[st
     return notes
 
 
-def _left_out(fitting: Sequence[_Set], entries: Sequence[Entry]) -> list[str]:
+def _left_out(fitting: Sequence[EntrySet], entries: Sequence[Entry]) -> list[str]:
     """The tensors that no set which fits the model has."""
     taken = {(one.nest, key) for one in fitting for some in one.found.values() for key, _ in some}
     others = [".".join((*nest, key)) for nest, key, _ in entries if (nest, key) not in taken]
@@ -339,12 +207,12 @@ def _of_optimizer(name: str) -> bool:
 # What does not fit
 
 
-def _unexpected(chosen: _Set, entries: Sequence[Entry], own: Mapping[str, Tensor]) -> list[str]:
+def _unexpected(chosen: EntrySet, entries: Sequence[Entry], own: Mapping[str, Tensor]) -> list[str]:
     taken = {key for some in chosen.found.values() for key, _ in some}
-    heads = {_parts(name)[0] for name in own if "." in name}
+    heads = {parts_of(name)[0] for name in own if "." in name}
     found = []
     for nest, key, tensor in entries:
-        parts = _parts(key)
+        parts = parts_of(key)
         inner = parts[len(chosen.prefix) :]
         if nest != chosen.nest or key in taken or parts[: len(chosen.prefix)] != chosen.prefix or len(inner) < 2:
             continue
@@ -356,13 +224,13 @@ def _unexpected(chosen: _Set, entries: Sequence[Entry], own: Mapping[str, Tensor
 
 def _misfit(
     entries: Sequence[Entry],
-    sets: Sequence[_Set],
-    whole: Sequence[_Set],
+    sets: Sequence[EntrySet],
+    whole: Sequence[EntrySet],
     own: Mapping[str, Tensor],
 ) -> ModelError:
     """The error of the set that comes nearest."""
-    nearest = max(whole or sets, key=lambda one: len(one.found), default=_Set((), ()))
-    missing = [key for key in own if key in _needed(own) and key not in _filled(nearest, _tied(own))]
+    nearest = max(whole or sets, key=lambda one: len(one.found), default=EntrySet((), ()))
+    missing = [key for key in own if key in needed_keys(own) and key not in filled_keys(nearest, tied_keys(own))]
     taken = {key for some in nearest.found.values() for key, _ in some}
     unexpected = [key for nest, key, _ in entries if nest == nearest.nest and key not in taken]
     unlike = _unlike(nearest, own)
@@ -371,7 +239,7 @@ def _misfit(
     )
 
 
-def _unlike(one: _Set, own: Mapping[str, Tensor]) -> list[str]:
+def _unlike(one: EntrySet, own: Mapping[str, Tensor]) -> list[str]:
     """The entries of a set that are of another shape, or integers where the model has floats, or the reverse."""
     unlike = []
     for key, some in one.found.items():

@@ -12,10 +12,11 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import nn
 
-from omgoptim.errors import DataError, ModelError
+from omgoptim.errors import DataError, ModelError, OmgoptimError
 from omgoptim.measure.macs import MacsCount
 from omgoptim.measure.size import stored_precision
-from omgoptim.models.calls import first_forward
+from omgoptim.models import artifact as artifacts
+from omgoptim.models.calls import NamedBatch, first_forward
 from omgoptim.models.data import DataSource
 from omgoptim.models.language import predicts_next_token, shifted
 from omgoptim.models.raw import RawBatch
@@ -129,3 +130,41 @@ def count_notes(macs: MacsCount | None) -> list[str]:
     """Say which layers the count of multiply-accumulates lacks."""
     kinds = sorted(set(macs.uncounted.values())) if macs else []
     return [f"the multiply-accumulates lack those of {', '.join(kinds)}: no counter sees them"] if kinds else []
+
+
+def settled_outputs(session: Session, example: NamedBatch) -> list[NDArray[Any]]:
+    """What the model gives for a batch, if it gives that each time.
+
+    Raises:
+        ModelError: it does not run, or gives something else the second time.
+    """
+    try:
+        outputs, again = session.run(example), session.run(example)
+    except OmgoptimError:
+        raise
+    except Exception as error:  # engines raise kinds of their own without a common base
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError("the model does not run on a batch of two samples", said) from error
+    difference = artifacts.max_difference(outputs, again)
+    if difference > artifacts.TOLERANCE["float32"]:
+        raise ModelError(
+            "the model gives something else each time it is called",
+            f"two calls on the same inputs differ by {difference:.3g} of the outputs' scale",
+            "no randomness in eval mode (functional dropout needs training=self.training), no state between calls",
+        )
+    return outputs
+
+
+def refuse_other_inputs(inputs: tuple[InputTensor, ...], signature: Signature) -> None:
+    """Raise a DataError where the data's inputs are not those that a program states."""
+    given = {tensor.name: tensor for tensor in inputs}
+    for wanted in signature.inputs:
+        found = given.get(wanted.name)
+        if found is None:
+            raise DataError(f"the data gives no input '{wanted.name}'", f"it gives {', '.join(given)}")
+        if found.dtype != wanted.dtype or len(found.shape) != len(wanted.shape):
+            raise DataError(
+                f"input '{wanted.name}' is not what the program takes",
+                f"the data gives {found.dtype} with {len(found.shape)} dimensions, "
+                f"the program takes {wanted.dtype} with {len(wanted.shape)}",
+            )

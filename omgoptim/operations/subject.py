@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from omgoptim.errors import DataError, ModelError, OmgoptimError, SetupError, argument
+from omgoptim.errors import DataError, ModelError, SetupError, argument
 from omgoptim.hardware import usable_cores
 from omgoptim.measure.macs import MacsCount, count_macs
 from omgoptim.measure.program_macs import count_program
@@ -41,10 +40,12 @@ from omgoptim.operations.first_run import (
     is_causal,
     precision_of_module,
     refuse_nan_samples,
+    refuse_other_inputs,
+    settled_outputs,
     with_shifted_labels,
 )
 from omgoptim.requests import ModelRequest, QuantizeRequest, TrainingRequest
-from omgoptim.runtimes import ENGINES, Session, Settings
+from omgoptim.runtimes import ENGINES, Settings
 from omgoptim.runtimes.engine import as_float32
 from omgoptim.runtimes.signature import InputTensor, Signature
 from omgoptim.runtimes.torch_precision import HALF
@@ -134,7 +135,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     context.progress("running the model once", 0.05)
     inputs = input_tensors(named)
     if opened.program and opened.signature:
-        _refuse_other_inputs(inputs, opened.signature)
+        refuse_other_inputs(inputs, opened.signature)
     refuse_nan_samples(opened.module, inputs, evaluation, request.time_limit_s)
     example, signature, learnt = _run_once(opened, inputs, evaluation, request)
     if is_causal(opened.module or opened.program, signature, evaluation, request.time_limit_s):
@@ -316,7 +317,7 @@ def _save_baseline(
 ) -> None:
     target = opened.program or opened.module
     session = ENGINES[manifest.runtime].open(target, manifest.signature, Settings(threads=threads))
-    check = Check(example, _settled_outputs(session, example))
+    check = Check(example, settled_outputs(session, example))
     if opened.program is not None:
         artifacts.save_program(folder, opened.program, manifest, check)
         return
@@ -324,44 +325,6 @@ def _save_baseline(
         raise ModelError("there is no model to save")
     recipe = source.recipe or recipe_of_live(opened.module, manifest.signature, example, work / "live.pt2")
     artifacts.save_module(folder, opened.module, recipe, manifest, check)
-
-
-def _settled_outputs(session: Session, example: NamedBatch) -> list[NDArray[Any]]:
-    """What the model gives for a batch, if it gives that each time.
-
-    Raises:
-        ModelError: it does not run, or gives something else the second time.
-    """
-    try:
-        outputs, again = session.run(example), session.run(example)
-    except OmgoptimError:
-        raise
-    except Exception as error:  # engines raise kinds of their own without a common base
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError("the model does not run on a batch of two samples", said) from error
-    difference = artifacts.max_difference(outputs, again)
-    if difference > artifacts.TOLERANCE["float32"]:
-        raise ModelError(
-            "the model gives something else each time it is called",
-            f"two calls on the same inputs differ by {difference:.3g} of the outputs' scale",
-            "no randomness in eval mode (functional dropout needs training=self.training), no state between calls",
-        )
-    return outputs
-
-
-def _refuse_other_inputs(inputs: tuple[InputTensor, ...], signature: Signature) -> None:
-    """Raise a DataError where the data's inputs are not those that a program states."""
-    given = {tensor.name: tensor for tensor in inputs}
-    for wanted in signature.inputs:
-        found = given.get(wanted.name)
-        if found is None:
-            raise DataError(f"the data gives no input '{wanted.name}'", f"it gives {', '.join(given)}")
-        if found.dtype != wanted.dtype or len(found.shape) != len(wanted.shape):
-            raise DataError(
-                f"input '{wanted.name}' is not what the program takes",
-                f"the data gives {found.dtype} with {len(found.shape)} dimensions, "
-                f"the program takes {wanted.dtype} with {len(wanted.shape)}",
-            )
 
 
 def recipe_of_live(module: nn.Module, signature: Signature, example: NamedBatch, path: Path) -> Recipe:

@@ -130,7 +130,7 @@ def test_integers_that_the_engine_unpacks_are_simulated_and_the_warning_says_wha
     assert coverage.why.endswith("but only in storage: onnxruntime computes them in float32.")
     (warning,) = coverage_warnings(coverage, "onnxruntime")
     assert "onnxruntime computes 1 quantized layer in float32 (wide)" in warning
-    assert "--runtime openvino" in warning
+    assert "runtime openvino" in warning
 
 
 def test_the_same_program_is_real_where_storage_was_the_aim(proof: Proof, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_openvino_runs_the_dynamic_program_in_float_and_that_is_told(
     assert (coverage.verdict, coverage.integer) == ("SIMULATED", 0)
     (warning,) = coverage_warnings(coverage, "openvino")
     assert "openvino computes 2 quantized layers in float32 (wide, narrow)" in warning
-    assert "--runtime onnxruntime" in warning
+    assert "runtime onnxruntime" in warning
 
 
 def test_a_program_that_nothing_was_changed_in_is_a_no_op_and_float32_has_no_coverage(
