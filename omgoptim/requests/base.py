@@ -52,7 +52,7 @@ class ModelRequest(Request):
     inputs: list[str] = []
     """Without data: input shapes, batch first, such as 1x3x224x224 or input_ids:int64:1x128."""
     metric: str = "auto"
-    """auto, top1, r2, cosine, perplexity, kl, a torchmetrics name, or file.py:callable: a float, higher is better."""
+    """auto, top1, r2, cosine, perplexity, kl, a torchmetrics name, or file.py:callable, higher is better."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run and measure; auto is the cpu."""
     timing: Timing = "standard"

@@ -19,7 +19,6 @@ from omgoptim.server.words import ARGUMENTS
 Json = dict[str, Any]
 
 MEASURING = (
-    "weights",
     "model_kwargs",
     "timing",
     "device",
@@ -38,7 +37,7 @@ RARE = (
     *("granularity", "symmetric", "algorithm", "range_method", "equalize", "bias_correction", "rounding"),
     *("smooth_quant", "group_size", "guard_time_s", "calibration_samples"),
     *("score", "pattern", "reconstruct", "ranking", "round_to", "max_layer_ratio", "prune_heads", "layer_ratios"),
-    *("scope", "convolution", "per"),
+    *("scope", "convolution", "per", "weights"),
     *("candidates", "initialize"),
     *("feature_weight", "feature_layers", "student_checkpoint", "student_kwargs", "expansion", "trial_epochs", "depth"),
 )
