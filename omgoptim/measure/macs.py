@@ -2,8 +2,9 @@
 
 The headline is the operators' count (`torch.utils.flop_counter`, its FLOPs / 2), because it sees what a model computes
 however it is written: matmul, einsum, functional attention. It is completed in two places. PyTorch's attention kernel
-for the CPU has no formula there (pytorch/pytorch#195460), and recurrent layers run in kernels that it does not see, so
-theirs is computed from their weights. Biases, activations, normalisation and pooling are no multiply-accumulates here.
+for the CPU (pytorch/pytorch#195460) and nn.Bilinear have no formula there, and recurrent layers run in kernels that it
+does not see, so theirs is computed from their weights. Biases, activations, normalisation and pooling are no
+multiply-accumulates here.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import importlib
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -34,6 +35,18 @@ TOLERANCE = 0.01
 CELLS = (nn.RNNCell, nn.LSTMCell, nn.GRUCell)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
+NO_PRODUCTS = (
+    nn.Embedding,
+    nn.EmbeddingBag,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.GroupNorm,
+    nn.PReLU,
+    nn.ParameterList,
+    nn.ParameterDict,
+)
+"""Layers of torch.nn whose weights, of any number of dimensions, are looked up or multiplied element by element."""
+
 log = logging.getLogger(__name__)
 
 
@@ -50,6 +63,8 @@ class MacsCount:
 
     Empty for a program.
     """
+    uncounted: dict[str, str] = field(default_factory=dict)
+    """Path to class of the layers of torch.nn that have weight matrices, ran and counted nothing: `macs` lacks them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +97,22 @@ def count_macs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
         dispatcher=sum(seen.values()) if operators else None,
         disagreements=_disagreements(module, thop, seen) if operators and by_thop is not None else [],
     )
-    return MacsCount(macs=sum(full.values()) if operators else None, check=check, by_path=full)
+    uncounted = _uncounted(module, full) if operators else {}
+    if uncounted:
+        log.warning("no multiply-accumulates were counted for %s", uncounted)
+    return MacsCount(macs=sum(full.values()) if operators else None, check=check, by_path=full, uncounted=uncounted)
+
+
+def _uncounted(module: nn.Module, counted: dict[str, int]) -> dict[str, str]:
+    """The layers of torch.nn with a weight of two dimensions or more that ran and counted nothing."""
+    return {
+        path: type(part).__name__
+        for path, part in module_paths(module)
+        if counted.get(path) == 0
+        and any(kind.__module__.startswith("torch.nn.modules.") for kind in type(part).__mro__[:-2])
+        and not isinstance(part, NO_PRODUCTS)
+        and any(weight.dim() > 1 for weight in part.parameters(recurse=False))
+    }
 
 
 def batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
@@ -128,6 +158,7 @@ def _missing_formulas() -> dict[Any, Callable[..., int]]:
         aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
         aten.mv: _vector_flops,
         aten.dot: _vector_flops,
+        aten._trilinear: _trilinear_flops,
     }
     return {operator: formula for operator, formula in formulas.items() if operator not in flop_registry}
 
@@ -143,6 +174,25 @@ def _attention_flops(
 def _vector_flops(first: tuple[int, ...], *_: object, **__: object) -> int:
     """A matrix (M, N) or a vector (N,) times a vector (N,)."""
     return 2 * prod(first)
+
+
+def _trilinear_flops(
+    first: tuple[int, ...],
+    weight: tuple[int, ...],
+    second: tuple[int, ...],
+    expand_first: Sequence[int],
+    expand_weight: Sequence[int],
+    expand_second: Sequence[int],
+    *_: object,
+    **__: object,
+) -> int:
+    """A bilinear form: every weight once for every row. The operands are broadcast along the expanded dimensions."""
+    whole = [1] * (len(weight) + len(expand_weight))
+    for shape, expanded in ((first, expand_first), (weight, expand_weight), (second, expand_second)):
+        sizes = iter(shape)
+        here = [1 if axis in expanded else next(sizes) for axis in range(len(whole))]
+        whole = [max(one, other) for one, other in zip(whole, here, strict=True)]
+    return 2 * prod(whole)
 
 
 @contextlib.contextmanager

@@ -95,9 +95,11 @@ class Probe:
         arrays = self.session.run(_read(Path(inputs)))
         for index, array in enumerate(arrays):
             if np.issubdtype(array.dtype, np.floating) and np.isnan(array).any():
+                where = Path(inputs).stem + (f", row {int(np.argwhere(np.isnan(array))[0][0])}" if array.ndim else "")
                 raise ModelError(
-                    f"the {self.manifest.runtime} artifact gives NaN on the evaluation data",
-                    f"output {index} of batch {Path(inputs).stem}: {int(np.isnan(array).sum())} of {array.size} values",
+                    f"the model gives NaN on the evaluation data, as {self.manifest.runtime} runs it",
+                    f"output {index} of batch {where}: {int(np.isnan(array).sum())} of {array.size} values",
+                    "check that sample, and the weights",
                 )
         np.savez(target, **{str(index): array for index, array in enumerate(arrays)})  # type: ignore[arg-type]
         return {}

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from omgoptim.errors import DataError, argument
 from omgoptim.measure.intervals import Arrays, affordable_resamples, paired_interval, resampled_interval
+from omgoptim.measure.language import negative_kl, token_log_likelihoods
 
 IGNORED_TARGET = -100
 
@@ -186,12 +187,16 @@ def builtin_metric(name: str, original: Sequence[Arrays], targets: list[Any]) ->
         name = _kind_of_targets(np.asarray(targets[0]).dtype)
     if name == "cosine":
         return Metric("cosine_agreement", per_sample=_cosine, agreement=True)
-    if name in ("top1", "r2") and not labelled:
+    if name == "kl":
+        return Metric("negative_kl", per_sample=negative_kl, agreement=True)
+    if name in ("top1", "r2", "perplexity") and not labelled:
         raise DataError(f"metric '{name}' needs targets", "the data's batches carry none", "use metric auto or cosine")
     if name == "top1":
         return Metric("top1_accuracy", per_sample=_top1)
     if name == "r2":
         return Metric("r2", whole=_r2)
+    if name == "perplexity":  # higher is better: its logarithm, negated
+        return Metric("log_likelihood_per_token", per_sample=token_log_likelihoods)
     return None
 
 

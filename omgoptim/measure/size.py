@@ -19,6 +19,17 @@ def count_params(module: nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in distinct), sum(int((p.detach() != 0).sum()) for p in distinct)
 
 
+def stored_precision(module: nn.Module) -> tuple[str, dict[str, int]]:
+    """The floating dtype that most of a module's bytes are in, and the bytes of each; float32 without any weights."""
+    weights = {_identity(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}.values()
+    stored: dict[str, int] = {}
+    for tensor in weights:
+        if tensor.is_floating_point():
+            name = str(tensor.dtype).removeprefix("torch.")
+            stored[name] = stored.get(name, 0) + tensor.numel() * tensor.element_size()
+    return max(stored, key=lambda name: stored[name], default="float32"), stored
+
+
 def _identity(parameter: torch.Tensor) -> tuple[int, ...]:
     """Where the values lie and how they are read; the object itself for a tensor without memory (empty or meta)."""
     address = parameter.data_ptr()

@@ -21,7 +21,8 @@ def name_inputs(module: nn.Module | None, raw: Any, names: Sequence[str] = ()) -
     """Name, tensor and keyword-ness of each input in one batch of user data.
 
     A mapping is passed by name, in the order of `forward`'s parameters; a tuple or list by position; a tensor as the
-    first argument. Keys that `forward` does not take are left out.
+    first argument, and so is the one entry of a mapping where there is one argument. Keys that `forward` does not take
+    are left out.
 
     Args:
         module: whose forward it is for; None for a program, whose input `names` are then given.
@@ -31,6 +32,8 @@ def name_inputs(module: nn.Module | None, raw: Any, names: Sequence[str] = ()) -
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
         known = {p.name for p in parameters} | set(names)
         keys = [key for key in raw if (takes_any or key in known) and raw[key] is not None]
+        if not keys and len(raw) == 1 == len(known):  # one input under a name of the data's own
+            return name_inputs(module, next(iter(raw.values())), names)
         if not keys:
             raise DataError(
                 "no key of the data's batches is an argument of the model",

@@ -19,7 +19,15 @@ if TYPE_CHECKING:
 
 CHECK = "check.npz"
 
-TOLERANCE = {"float32": 1e-3, "float16": 1e-2, "bfloat16": 1e-2, "int8": 1e-2, "int4": 1e-2, "int8_dynamic": 1e-2}
+TOLERANCE = {
+    "float64": 1e-3,
+    "float32": 1e-3,
+    "float16": 1e-2,
+    "bfloat16": 1e-2,
+    "int8": 1e-2,
+    "int4": 1e-2,
+    "int8_dynamic": 1e-2,
+}
 """How far, of the outputs' own scale, a reopened artifact may be from what was saved, by precision."""
 
 

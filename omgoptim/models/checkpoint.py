@@ -10,26 +10,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omgoptim.errors import ModelError, argument
-
-NESTED_UNDER = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "weights")
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
-"""What DistributedDataParallel, torch.compile and Lightning put before every key."""
+from omgoptim.errors import ModelError
+from omgoptim.models.checkpoint_keys import WeightSet, fit
 
 
-def load_checkpoint(module: nn.Module, path: Path) -> list[str]:
-    """Load the weights in `path` into `module`, strictly.
+def load_checkpoint(module: nn.Module, path: Path, weights: WeightSet = "auto") -> list[str]:
+    """Load the weights in `path` into `module`: every entry of its state dict, or none.
+
+    Args:
+        weights: which of a file's averaged (EMA) and plain weights are meant; auto: averaged where there are any.
 
     Returns:
-        What was understood on the way: nesting, prefixes.
+        What was understood, cast and left out on the way.
 
     Raises:
-        ModelError: the file cannot be read safely, or does not fit (with the keys that do not).
+        ModelError: the file cannot be read safely, does not fit (with the keys that do not), or is ambiguous.
     """
-    state, notes = _unwrap(read_tensors(path), set(module.state_dict()))
-    _check_fit(module, state, path)
-    module.load_state_dict(state)
-    return [f"checkpoint {path.name}: {note}" for note in notes]
+    own = {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
+    try:
+        found = fit(read_tensors(path), own, weights)
+    except ModelError as error:
+        what = error.what.replace("the checkpoint", f"checkpoint {path.name}", 1)
+        raise ModelError(what, error.why, error.fix) from error
+    module.load_state_dict(found.state, strict=False)  # complete; only a module's own extra state may be missing
+    return [f"checkpoint {path.name}: {note}" for note in found.notes]
 
 
 def read_tensors(path: Path) -> Mapping[str, Any]:
@@ -73,45 +77,3 @@ def _unreadable(path: Path, why: str) -> ModelError:
     return ModelError(
         f"checkpoint {path.name} cannot be read", why, "save it again: torch.save(model.state_dict(), 'weights.pt')"
     )
-
-
-def _unwrap(state: Mapping[str, Any], expected: set[str]) -> tuple[dict[str, Tensor], list[str]]:
-    """The flat state dict inside a training checkpoint, without the prefixes that wrappers add."""
-    notes = []
-    while not (expected & state.keys()):
-        nest = next((key for key in NESTED_UNDER if isinstance(state.get(key), Mapping)), None)
-        if nest is None:
-            break
-        state = state[nest]
-        notes.append(f"the weights stood under '{nest}'")
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    while tensors and not (expected & tensors.keys()):
-        prefix = next((prefix for prefix in PREFIXES if all(key.startswith(prefix) for key in tensors)), None)
-        if prefix is None:
-            break
-        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-        notes.append(f"the prefix '{prefix}' was dropped")
-    return tensors, notes
-
-
-def _check_fit(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    own = {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
-    missing = [key for key in own if key not in state]
-    unexpected = [key for key in state if key not in own]
-    shapes = [
-        f"{key} is {tuple(state[key].shape)} in the file and {tuple(value.shape)} in the model"
-        for key, value in own.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    problems = [
-        f"{label}: {', '.join(keys[:5])}{f' and {len(keys) - 5} more' if len(keys) > 5 else ''}"
-        for label, keys in (("missing", missing), ("unexpected", unexpected), ("shapes differ", shapes))
-        if keys
-    ]
-    if problems:
-        raise ModelError(
-            f"checkpoint {path.name} does not fit the model",
-            "; ".join(problems),
-            f"give the model's own arguments, {argument('model_kwargs', {'width': 64})} for instance, "
-            "or the checkpoint of this architecture",
-        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset
 
 from omgoptim.errors import DataError, RequestError
+from omgoptim.models.arrays import read_arrays
+from omgoptim.models.collate import Collation
+from omgoptim.models.raw import TARGET_KEYS, RawBatch, split_target
 from omgoptim.models.trust import Reach
 from omgoptim.models.user_code import call_user, load_callable
 from omgoptim.requests import InputSpec
@@ -24,15 +26,6 @@ if TYPE_CHECKING:
     from omgoptim.models.source import Recipe
 
 Split = Literal["train", "calibration", "eval"]
-TARGET_KEYS = ("labels", "label", "target", "targets", "y")
-
-
-@dataclass(frozen=True, slots=True)
-class RawBatch:
-    """One batch as the user's data gives it: inputs in any form, target or None."""
-
-    inputs: Any
-    target: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +41,13 @@ class DataSource:
     notes: list[str] = field(default_factory=list)
 
 
-def open_data(spec: str, reach: Reach, batch: int, limit_s: float, seed: int) -> DataSource:
+def open_data(
+    spec: str, reach: Reach, batch: int, limit_s: float, seed: int, collation: Collation | None = None
+) -> DataSource:
     """The data that `spec` names: `file.py:callable`, `.npz` or `.safetensors`.
+
+    Args:
+        collation: what is known of the model, for data that comes sample by sample.
 
     Raises:
         DataError: no such file or callable, or it gives nothing usable.
@@ -58,7 +56,7 @@ def open_data(spec: str, reach: Reach, batch: int, limit_s: float, seed: int) ->
     if spec.endswith((".npz", ".safetensors")):
         return _from_arrays(reach.file(spec, "data"), batch, seed)
     load = load_callable(spec, reach, "data", limit_s)
-    return from_callable(load, batch, limit_s)
+    return from_callable(load, batch, limit_s, collation)
 
 
 def load_beside(recipe: Recipe | None, reach: Reach, limit_s: float) -> tuple[str, Callable[..., Any]] | None:
@@ -78,21 +76,22 @@ def load_beside(recipe: Recipe | None, reach: Reach, limit_s: float) -> tuple[st
     return (name, load) if takes_split else None
 
 
-def from_callable(load: Callable[..., Any], batch: int, limit_s: float) -> DataSource:
-    """Data from a callable that takes `split`."""
+def from_callable(
+    load: Callable[..., Any], batch: int, limit_s: float, collation: Collation | None = None
+) -> DataSource:
+    """Data from a callable that takes `split`, or one argument of any name.
+
+    Args:
+        collation: what is known of the model, for data that comes sample by sample.
+    """
     if not callable(load):
         raise DataError(f"the data is a {type(load).__name__}", "a callable that takes split= is needed")
-    parameters = inspect.signature(load).parameters
-    if "split" not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        raise DataError(
-            "the data callable takes no argument 'split'",
-            f"it takes ({', '.join(parameters)})",
-            "write it as def load(split): …, for split 'train', 'calibration' and 'eval'",
-        )
+    called = _by_split(load)
+    how = collation or Collation()
 
     def batches(split: Split) -> Iterator[RawBatch]:
-        loaded = call_user(f"loading the {split} data", limit_s, load, split=split)
-        iterator = call_user(f"iterating over the {split} data", limit_s, as_batches, loaded, batch)
+        loaded = call_user(f"loading the {split} data", limit_s, called, split)
+        iterator = call_user(f"iterating over the {split} data", limit_s, as_batches, loaded, batch, False, how)
         while True:
             raw = call_user(f"reading the {split} data", limit_s, next, iterator, None)
             if raw is None:
@@ -102,29 +101,52 @@ def from_callable(load: Callable[..., Any], batch: int, limit_s: float) -> DataS
     kept: list[Any] = []
 
     def epoch(size: int) -> Iterator[RawBatch]:
-        loaded = kept[0] if kept else call_user("loading the train data", limit_s, load, split="train")
+        loaded = kept[0] if kept else call_user("loading the train data", limit_s, called, "train")
         if not kept and not isinstance(loaded, Iterator):  # an iterator is used up by one pass
             kept.append(loaded)
-        iterator = call_user("iterating over the train data", limit_s, as_batches, loaded, size, True)
+        iterator = call_user("iterating over the train data", limit_s, as_batches, loaded, size, True, how)
         while True:
             raw = call_user("reading the train data", limit_s, next, iterator, None)
             if raw is None:
                 return
             yield raw
 
-    return DataSource(batches, epoch, real=True)
+    return DataSource(batches, epoch, real=True, notes=how.notes)
 
 
-def as_batches(loaded: Any, batch: int, shuffled: bool = False) -> Iterator[RawBatch]:
-    """Batches of a DataLoader, a Dataset (whose samples are collated here), or any iterable of batches.
+def _by_split(load: Callable[..., Any]) -> Callable[[str], Any]:
+    """The user's callable as a function of the split: by the name `split`, or by place where it takes one argument.
+
+    Raises:
+        DataError: it takes neither.
+    """
+    parameters = inspect.signature(load).parameters
+    if "split" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return lambda split: load(split=split)
+    by_place = [p for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    needed = [p for p in parameters.values() if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
+    if len(needed) == 1 == len(by_place[:1]) and needed[0] is by_place[0]:
+        return lambda split: load(split)
+    raise DataError(
+        "the data callable takes no argument 'split'",
+        f"it takes ({', '.join(parameters)})",
+        "write it as def load(split): …, for split 'train', 'calibration' and 'eval'",
+    )
+
+
+def as_batches(
+    loaded: Any, batch: int, shuffled: bool = False, collation: Collation | None = None
+) -> Iterator[RawBatch]:
+    """Batches of a DataLoader, of a Dataset or list of samples (collated here), or of any iterable of batches.
 
     Args:
         batch: samples in a batch of a Dataset.
         shuffled: whether a Dataset's samples come in random order; anything else has an order of its own.
+        collation: what is known of the model.
     """
+    how = collation or Collation()
     if isinstance(loaded, Dataset):
-        shuffled = shuffled and not isinstance(loaded, IterableDataset)
-        loaded = DataLoader(loaded, batch_size=batch, shuffle=shuffled)
+        return how.batches(loaded, batch, shuffled and not isinstance(loaded, IterableDataset))
     lone = isinstance(loaded, tuple) and all(isinstance(item, (torch.Tensor, np.ndarray)) for item in loaded)
     if lone or not isinstance(loaded, Iterable) or isinstance(loaded, (torch.Tensor, np.ndarray, Mapping, str, bytes)):
         raise DataError(
@@ -132,22 +154,10 @@ def as_batches(loaded: Any, batch: int, shuffled: bool = False) -> Iterator[RawB
             "a Dataset, a DataLoader or an iterable of batches is needed",
             "return [(inputs, target)] for one batch, or torch.utils.data.TensorDataset(inputs, target)",
         )
+    if how.are_samples(loaded):
+        how.note("the data's list holds samples without a batch dimension; they were put into batches")
+        return how.batches(loaded, batch, shuffled)
     return map(split_target, loaded)
-
-
-def split_target(item: Any) -> RawBatch:
-    """Inputs and target of a batch: `(inputs, target)`, `(x1, x2, …, target)`, a dict with labels, or inputs alone."""
-    if isinstance(item, Mapping):
-        key = next((key for key in TARGET_KEYS if key in item), None)
-        return RawBatch({k: v for k, v in item.items() if k != key}, item[key] if key else None)
-    if isinstance(item, (tuple, list)):
-        if len(item) == 1:
-            return RawBatch(item[0])
-        if len(item) == 2:
-            inputs = tuple(item[0]) if isinstance(item[0], list) else item[0]
-            return RawBatch(inputs, item[1])
-        return RawBatch(tuple(item[:-1]), item[-1])
-    return RawBatch(item)
 
 
 def random_data(specs: Sequence[str], module: nn.Module | None, count: int, seed: int) -> DataSource:
@@ -179,7 +189,7 @@ def random_data(specs: Sequence[str], module: nn.Module | None, count: int, seed
 
 
 def _from_arrays(path: Path, batch: int, seed: int) -> DataSource:
-    arrays = _read_arrays(path)
+    arrays = read_arrays(path)
     if not arrays:
         raise DataError(f"data {path.name} holds no array")
     suffixed = {
@@ -225,23 +235,6 @@ def _from_arrays(path: Path, batch: int, seed: int) -> DataSource:
     return DataSource(
         lambda split: rows(split, batch, False), lambda size: rows("train", size, True), real=True, notes=notes
     )
-
-
-def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    if path.suffix == ".npz":
-        try:
-            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-                return {name: file[name] for name in file.files}
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise DataError(f"data {path.name} cannot be read", str(error)) from error
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise DataError(f"data {path.name} cannot be read", str(error)) from error
-    return {name: (t.float() if t.dtype is torch.bfloat16 else t).numpy() for name, t in tensors.items()}
 
 
 def _same_length(where: str, arrays: Mapping[str, NDArray[Any]]) -> None:

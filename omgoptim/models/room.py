@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 from torch import nn
 
-from omgoptim.errors import ModelError
+from omgoptim.errors import ModelError, OmgoptimError
 
 FORMATS = (".safetensors", ".bin", ".pt", ".pth", ".pt2", ".onnx")
 
@@ -15,23 +15,27 @@ COPIES = 5
 """A trained weight is there so often: itself, its gradient, Adam's two moments, and the best so far."""
 
 
-def refuse_beyond_memory(needed_bytes: int, what: str, available_bytes: int | None = None) -> None:
+def refuse_beyond_memory(
+    needed_bytes: int, what: str, available_bytes: int | None = None, kind: type[OmgoptimError] = ModelError
+) -> None:
     """Raise if something does not fit into memory.
 
     Args:
         what: in words: `loading weights.pt`.
         available_bytes: default: what the machine says.
+        kind: of the error.
 
     Raises:
-        ModelError: it does not.
+        OmgoptimError: it does not.
     """
     available = psutil.virtual_memory().available if available_bytes is None else available_bytes
     if needed_bytes <= available:
         return
-    raise ModelError(
+    smaller = "model" if kind is ModelError else "file"
+    raise kind(
         f"{what} does not fit into memory",
         f"it needs about {needed_bytes / 1e9:.1f} GB at least, and {available / 1e9:.1f} GB are free",
-        "free some memory, use a machine with more, or start from a smaller model",
+        f"free some memory, use a machine with more, or start from a smaller {smaller}",
     )
 
 

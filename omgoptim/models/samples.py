@@ -15,7 +15,8 @@ from torch import Tensor
 
 from omgoptim.errors import DataError
 from omgoptim.models.calls import NamedBatch, to_numpy
-from omgoptim.models.data import RawBatch, cut
+from omgoptim.models.data import cut
+from omgoptim.models.raw import RawBatch
 from omgoptim.runtimes.signature import Signature
 
 
@@ -117,6 +118,23 @@ def _target(target: Any, length: int) -> Any:
             "yield (inputs, target); three or more elements are read as (input, input, …, target)",
         )
     return array
+
+
+def nan_samples(samples: Samples) -> list[tuple[int, str, NamedBatch]]:
+    """The samples whose floating inputs hold NaN: number from 0, name of the input, and the sample as a batch of 1."""
+    found, start = [], 0
+    for batch in samples.batches:
+        rows: dict[int, str] = {}
+        for name, array in batch.items():
+            if np.issubdtype(array.dtype, np.floating):
+                held = np.isnan(array).reshape(len(array), -1).any(1)
+                rows |= dict.fromkeys(map(int, np.flatnonzero(held)), name)
+        found += [
+            (start + row, rows[row], {name: array[row : row + 1] for name, array in batch.items()})
+            for row in sorted(rows)
+        ]
+        start += batch_length(batch)
+    return found
 
 
 def of_size(samples: Samples, size: int) -> NamedBatch:

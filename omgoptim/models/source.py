@@ -16,6 +16,7 @@ from torch import nn
 from omgoptim.errors import ModelError, SetupError, argument
 from omgoptim.models.artifact import MANIFEST, check_artifact
 from omgoptim.models.checkpoint import load_checkpoint
+from omgoptim.models.checkpoint_keys import WeightSet
 from omgoptim.models.hub_options import check_folder, check_options, is_granted
 from omgoptim.models.pt2_file import open_pt2
 from omgoptim.models.recipe import Recipe as Recipe
@@ -28,6 +29,9 @@ from omgoptim.models.user_code import call_user, load_callable
 RUNS = Path(".omgoptim") / "runs"
 PRETRAINED = {"timm": ("pretrained", False, True), "torchvision": ("weights", None, "DEFAULT")}
 """The argument that asks a model library for weights: its name, its value without and with them."""
+
+WITH_MODES = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+"""Layers whose forward differs between training and evaluation."""
 
 PICKLE = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
@@ -49,10 +53,14 @@ def load_source(
     reach: Reach,
     *,
     checkpoint: str | None = None,
+    weights: WeightSet = "auto",
     kwargs: Mapping[str, Any] | None = None,
     limit_s: float = 300.0,
 ) -> Source:
     """Load what `model` names; see the request's `model` field for the forms.
+
+    Args:
+        weights: which of the checkpoint's averaged and plain weights to take.
 
     Raises:
         RequestError: a path outside the project.
@@ -73,8 +81,8 @@ def load_source(
         recipe = replace(recipe, kind=prefix, spec=portable(name, reach) if is_local(name, reach) else name)
     elif prefix in PRETRAINED:
         option, untrained, trained = PRETRAINED[prefix]
-        weights = {option: untrained if checkpoint else trained}
-        recipe = replace(recipe, kind=prefix, spec=name, kwargs=weights | recipe.kwargs)
+        chosen = {option: untrained if checkpoint else trained}
+        recipe = replace(recipe, kind=prefix, spec=name, kwargs=chosen | recipe.kwargs)
     elif model.endswith(".onnx"):
         return Source(program=reach.file(model, "model"))
     elif model.endswith(".pt2"):
@@ -90,8 +98,10 @@ def load_source(
             "no run, artifact folder or file of that name was found in the project",
             "give path/to/file.py:callable, package.module:callable, model.pt2, model.onnx, hf:…, timm:… or a run id",
         )
-    module = build(recipe, reach)
-    notes = load_checkpoint(module, reach.file(checkpoint, "checkpoint")) if checkpoint else []
+    module = _constructed(recipe, reach)
+    modes = _training_mode_notes(module)
+    module = module if recipe.kind == "pt2" else module.eval()
+    notes = modes + load_checkpoint(module, reach.file(checkpoint, "checkpoint"), weights) if checkpoint else modes
     return Source(module=module, recipe=recipe, notes=notes)
 
 
@@ -113,6 +123,11 @@ def build(recipe: Recipe, reach: Reach) -> nn.Module:
         RequestError: it names code or a folder that the request does not grant.
         ModelError, UserCodeError, SetupError: building it failed.
     """
+    module = _constructed(recipe, reach)
+    return module if recipe.kind == "pt2" else module.eval()
+
+
+def _constructed(recipe: Recipe, reach: Reach) -> nn.Module:
     if recipe.kind == "callable":
         module = _build_callable(recipe, rooted(recipe, reach))
     elif recipe.kind == "hf" and is_local(recipe.spec, reach):
@@ -122,7 +137,15 @@ def build(recipe: Recipe, reach: Reach) -> nn.Module:
         module = _BUILDERS[recipe.kind](recipe)
     if recipe.surgery is not None:
         operate(module, recipe.surgery)
-    return module if recipe.kind == "pt2" else module.eval()
+    return module
+
+
+def _training_mode_notes(module: nn.Module) -> list[str]:
+    """Say it where layers that behave differently in training came in training mode."""
+    kinds = {type(layer).__name__ for layer in module.modules() if layer.training and isinstance(layer, WITH_MODES)}
+    if not kinds:
+        return []
+    return [f"the model came in training mode; it has {', '.join(sorted(kinds))}, and is measured in eval mode"]
 
 
 def find_artifact(model: str, reach: Reach) -> Path | None:

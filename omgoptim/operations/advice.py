@@ -42,7 +42,7 @@ def repeat_of(verb: str, request: Request) -> str:
 
 def common_arguments(request: ModelRequest) -> dict[str, Any]:
     """What another verb needs to look at the same model: the arguments that were given."""
-    names = ("model", "checkpoint", "model_kwargs", "data", "inputs", "metric", "project", "python", *GRANTS)
+    names = ("model", "checkpoint", "weights", "model_kwargs", "data", "inputs", "metric", "project", "python", *GRANTS)
     fields = type(request).model_fields
     given = {name: getattr(request, name) for name in names}
     return {

@@ -17,11 +17,13 @@ from omgoptim.measure.race import LATENCY, THROUGHPUT, Bench
 from omgoptim.models.artifact import Manifest
 from omgoptim.models.calls import name_inputs
 from omgoptim.models.check import read_check
+from omgoptim.models.collate import Collation
 from omgoptim.models.data import DataSource, open_data, random_data, take
 from omgoptim.models.hub_options import grant_remote_code
+from omgoptim.models.language import predicts_next_token, shifted
 from omgoptim.models.manifest import read_json
 from omgoptim.models.origin import is_sealed
-from omgoptim.models.samples import named_samples, of_size
+from omgoptim.models.samples import Samples, named_samples, of_size
 from omgoptim.models.source import find_artifact
 from omgoptim.models.trust import Reach
 from omgoptim.operations.context import RunContext, is_live
@@ -66,13 +68,16 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     raced = full_race(
         folders, bench, request.timing, request.seed, context, (0.05, 0.98), "measuring in turns", outputs
     )
+    timing = raced.timing(1)  # where the evaluation of B failed, its error: there are no outputs to compare
     original = read_outputs(targets[0])
+    if predicts_next_token(samples.batches[0], samples.targets[0], lambda _: original[0]):
+        samples = Samples(samples.batches, [shifted(target) for target in samples.targets])
     metric_name = request.metric or str(past.get("metric", "auto"))
     metric = resolve_metric(metric_name, manifests[0].signature, original, samples.targets, reach, request.time_limit_s)
     quality = compare_quality(metric, original, read_outputs(targets[1]), samples.targets, request.seed)
     before = measurement(folders[0], raced.timing(0), bench, quality.before, quality.metric, samples.count)
-    after = measurement(folders[1], raced.timing(1), bench, quality.after, quality.metric, samples.count)
-    gained = gains(before, after, raced.timing(1), quality, raced.load)
+    after = measurement(folders[1], timing, bench, quality.after, quality.metric, samples.count)
+    gained = gains(before, after, timing, quality, raced.load)
     doubt = chance_words(before.metric, before.quality, samples.targets)
     verdict = f"B against A: {size_words(gained)}, {speed_words(gained)}. {quality_words(before, quality)}"
     origin = "" if lineage else origin_words(past, _past_request(folders[1], context))
@@ -142,7 +147,9 @@ def _data(request: CompareRequest, past: dict[str, Any], reach: Reach, folder: P
             "give data, and a metric, that a source names: file.py:callable",
         )
     if spec:
-        return open_data(str(spec), reach, request.batch, request.time_limit_s, request.seed)
+        ranks = [len(tensor.shape) for tensor in manifest.signature.inputs]
+        collation = Collation(None, ranks)
+        return open_data(str(spec), reach, request.batch, request.time_limit_s, request.seed, collation)
     recorded = read_check(folder).batch  # sizes that its data had, where the signature leaves them free
     shapes = past.get("inputs") or [
         f"{t.name}:{t.dtype}:{'x'.join(map(str, (1, *recorded[t.name].shape[1:])))}" for t in manifest.signature.inputs

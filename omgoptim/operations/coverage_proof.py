@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Literal
 from omgoptim.errors import OmgoptimError
 from omgoptim.measure.kernels import ask_kernels, numbers_of
 from omgoptim.measure.launch import Process
+from omgoptim.measure.program_macs import count_program
 from omgoptim.measure.race import LATENCY
 from omgoptim.measure.stored import Stored, module_layers, saved_layers, stored_layers
 from omgoptim.models.artifact import PROGRAM, Manifest
+from omgoptim.models.check import read_check
 from omgoptim.models.onnx_file import load
 from omgoptim.reports import Coverage, LayerPrecision, Skip
 from omgoptim.runtimes import ENGINES
@@ -30,11 +32,14 @@ if TYPE_CHECKING:
 INTEGER_SCHEMES = ("static", "dynamic", "qat")
 """Schemes whose aim is integer arithmetic; the others store in fewer bits and compute in float."""
 
-STORED_ONLY = ("Gather", "GRU", "RNN", "Embedding", "EmbeddingBag")
-"""Operators that no engine here computes in integers: their int8 is storage, whatever the scheme."""
+LOOKUPS = ("Gather", "Embedding", "EmbeddingBag")
+"""Operators that only look rows up: there is nothing to compute in integers."""
+
+STORED_ONLY = ("GRU", "RNN")
+"""Operators that compute and that no engine here computes in integers: their int8 is storage, whatever the scheme."""
 
 ENOUGH = 0.5
-"""Share of the changed weights' bytes that must be computed in integers where those were the aim."""
+"""Share of the changed layers' multiply-accumulates that must be computed in integers where those were the aim."""
 
 NAMED = 3
 """How many layers a sentence names."""
@@ -62,6 +67,8 @@ def prove(
     scheme: str,
     skipped: Sequence[Skip],
     kernels: Sequence[Kernel],
+    precision: str = "float32",
+    macs: Mapping[str, int] | None = None,
 ) -> Coverage | None:
     """What became of every layer with weights.
 
@@ -72,6 +79,8 @@ def prove(
         scheme: name of the technique: `fp32` quantizes nothing, and has no coverage.
         skipped: layers that the technique left alone, with its reasons.
         kernels: what the engine that measured the artifact runs, from `told_kernels`.
+        precision: what the model comes in, of which `program` and `module` may be a float32 copy.
+        macs: path to multiply-accumulates of the module's layers; a program's are counted here.
 
     Returns:
         The proof; None where nothing was to be quantized, or what it was made from is not there.
@@ -82,12 +91,32 @@ def prove(
         return None
     if of_module and module is not None:
         pairs = _module_pairs(module, artifact, kernels)
+        work = dict(macs or {})
     elif not of_module and program is not None:
         pairs = _program_pairs(program, artifact / PROGRAM, kernels)
+        work = _program_work(program, artifact, pairs)
     else:
         return None
+    pairs = [replace(pair, before=_as_it_came(pair.before, precision)) for pair in pairs]
     reasons = {skip.path: skip.reason for skip in skipped}
-    return _coverage([_record(pair, reasons) for pair in pairs], _weight_share(pairs), scheme, runtime)
+    return _coverage([_record(pair, reasons) for pair in pairs], _weight_share(pairs), scheme, runtime, work)
+
+
+def _program_work(program: Path, artifact: Path, pairs: Sequence[_Pair]) -> dict[str, int]:
+    """Path to multiply-accumulates of one sample; empty where they cannot be counted."""
+    sample = {name: array[:1] for name, array in read_check(artifact).batch.items()}
+    by_node = count_program(program, sample).by_node
+    return (
+        {pair.before.path: sum(by_node.get(node, 0) for node in pair.before.nodes) for pair in pairs} if by_node else {}
+    )
+
+
+def _as_it_came(layer: Stored, precision: str) -> Stored:
+    """A layer of a float32 copy with the dtype and bytes of what it is a copy of."""
+    if precision == "float32" or layer.dtype != "float32" or not _bits(precision):
+        return layer
+    tensors = {name: size * _bits(precision) // 32 for name, size in layer.tensors.items()}
+    return replace(layer, dtype=precision, tensors=tensors)
 
 
 def coverage_warnings(coverage: Coverage | None, runtime: str) -> list[str]:
@@ -96,10 +125,15 @@ def coverage_warnings(coverage: Coverage | None, runtime: str) -> list[str]:
         return []
     floating = [one for one in _aimed(coverage.layers) if one.computed_in != "int8"]
     other = "openvino" if runtime == "onnxruntime" else "onnxruntime"
+    kinds = sorted({one.op_after for one in floating if one.op_after in STORED_ONLY})
+    advice = (
+        f"no engine here computes {' or '.join(kinds)} in integers"
+        if all(one.op_after in STORED_ONLY for one in floating)
+        else f"try runtime {other}, or scheme static with another algorithm (onnxruntime or nncf)"
+    )
     return [
         f"int8 is simulated: {runtime} computes {_count(len(floating), 'quantized layer')} in "
-        f"{_numbers_text(floating)} ({_names(floating)}), so that the artifact is smaller and hardly faster; "
-        f"try runtime {other}, or scheme static with another algorithm (onnxruntime or nncf)"
+        f"{_numbers_text(floating)} ({_names(floating)}), so that the artifact is smaller and hardly faster; {advice}"
     ]
 
 
@@ -163,11 +197,13 @@ def _weight_share(pairs: Sequence[_Pair]) -> float:
     return sum(fewer.values()) / sum(every.values()) if every else 0.0
 
 
-def _coverage(layers: list[LayerPrecision], share: float, scheme: str, runtime: str) -> Coverage:
+def _coverage(
+    layers: list[LayerPrecision], share: float, scheme: str, runtime: str, work: Mapping[str, int]
+) -> Coverage:
     changed = [one for one in layers if _is_changed(one)]
     told = [one for one in changed if one.computed_in is not None]
     integer = [one for one in told if one.computed_in == "int8"]
-    verdict = _verdict(changed, scheme)
+    verdict = _verdict(changed, scheme, work)
     return Coverage(
         verdict=verdict,
         why=_why(verdict, changed, len(layers), share, runtime),
@@ -179,21 +215,23 @@ def _coverage(layers: list[LayerPrecision], share: float, scheme: str, runtime: 
     )
 
 
-def _verdict(changed: Sequence[LayerPrecision], scheme: str) -> Literal["REAL", "SIMULATED", "NO-OP"]:
+def _verdict(
+    changed: Sequence[LayerPrecision], scheme: str, work: Mapping[str, int]
+) -> Literal["REAL", "SIMULATED", "NO-OP"]:
+    """By what is computed: multiply-accumulates, or bytes where those were not counted."""
     if not changed:
         return "NO-OP"
     aimed = _aimed(changed)
-    integer = sum(one.bytes for one in aimed if one.computed_in == "int8")
-    if scheme in INTEGER_SCHEMES and aimed and integer < ENOUGH * sum(one.bytes for one in aimed):
+    costs = {one.path: work.get(one.path, 0) if any(work.values()) else one.bytes for one in aimed}
+    integer = sum(costs[one.path] for one in aimed if one.computed_in == "int8")
+    if scheme in INTEGER_SCHEMES and integer < ENOUGH * sum(costs.values()):
         return "SIMULATED"
     return "REAL"
 
 
 def _aimed(layers: Sequence[LayerPrecision]) -> list[LayerPrecision]:
-    """The changed layers that could have become integer arithmetic, and of which the engine tells what they became."""
-    return [
-        one for one in layers if _is_changed(one) and one.computed_in is not None and one.op_after not in STORED_ONLY
-    ]
+    """The changed layers that compute something, and of which the engine tells what in."""
+    return [one for one in layers if _is_changed(one) and one.computed_in is not None and one.op_after not in LOOKUPS]
 
 
 def _why(verdict: str, changed: Sequence[LayerPrecision], total: int, share: float, runtime: str) -> str:

@@ -48,8 +48,8 @@ def require_module(subject: Subject, verb: str) -> nn.Module:
     if subject.precision != "float32":
         raise RequestError(
             f"{verb} works on float32 weights",
-            f"the model is an artifact in {subject.precision}",
-            f"{verb} the float model first, then quantize the result",
+            f"the model is in {subject.precision}",
+            f"{verb} the float32 model (model.float() where it is built), then quantize the result",
         )
     return subject.module
 
@@ -161,6 +161,7 @@ def measure(request: ModelRequest, context: RunContext, subject: Subject, baseli
     raced = full_race(
         [baseline, folder], subject.bench, request.timing, request.seed, context, span, doing, outputs
     )  # fmt: skip
+    timing = raced.timing(1)  # where the result's evaluation failed, its error: there are no outputs to compare
     original = read_outputs(targets[0])
     metric = resolve_metric(
         subject.metric, subject.signature, original, subject.evaluation.targets, subject.reach, request.time_limit_s
@@ -168,6 +169,6 @@ def measure(request: ModelRequest, context: RunContext, subject: Subject, baseli
     quality = compare_quality(metric, original, read_outputs(targets[1]), subject.evaluation.targets, request.seed)
     count = subject.evaluation.count
     before = measurement(baseline, raced.timing(0), subject.bench, quality.before, quality.metric, count)
-    after = measurement(folder, raced.timing(1), subject.bench, quality.after, quality.metric, count)
-    gained = gains(before, after, raced.timing(1), quality, raced.load)
-    return Measured(before, after, gained, quality, raced.timing(1), raced.load, targets)
+    after = measurement(folder, timing, subject.bench, quality.after, quality.metric, count)
+    gained = gains(before, after, timing, quality, raced.load)
+    return Measured(before, after, gained, quality, timing, raced.load, targets)

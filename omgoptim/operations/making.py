@@ -115,7 +115,7 @@ def make(
     folder = context.work / "candidates" / option.name.replace(" ", "_")
     try:
         if option.on_module:
-            return Made(option, folder, _make_module(option, folder, subject))
+            return Made(option, folder, as_stored(_make_module(option, folder, subject), subject.precision))
 
         def told(stage: str, _done: float | None) -> None:
             context.progress(f"making {option.name}: {stage}", None)
@@ -123,9 +123,21 @@ def make(
         run = ProgramRun(
             calibration.batches, folder.with_name(folder.name + ".scratch"), seed, subject.bench.threads, told
         )
-        return Made(option, folder, _make_program(option, folder, subject, program, run, twin))
+        made = _make_program(option, folder, subject, program, run, twin)
+        return Made(option, folder, as_stored(made, subject.precision))
     except OmgoptimError as error:
         return Made(option, error=error)
+
+
+def as_stored(outcome: Outcome, precision: str) -> Outcome:
+    """The changes of a float32 copy as those of the model it is a copy of; what is stored as before is no change."""
+    if precision in ("float32", "int8", "int4", "int8_dynamic"):
+        return outcome
+    before = [
+        change.model_copy(update={"before": precision}) if change.before == "float32" else change
+        for change in outcome.changed
+    ]
+    return replace(outcome, changed=[c for c in before if c.after not in (precision, f"stored in {precision}")])
 
 
 def _make_program(

@@ -97,7 +97,11 @@ def quantize(request: QuantizeRequest, context: RunContext, live: Live | None = 
     splits.notes.extend(untold)
     option, outcome = final.winner.made.option, final.winner.made.outcome
     skipped = outcome.skipped if outcome else []
-    coverage = prove(program.path, subject.module, context.artifact, option.scheme, skipped, final.kernels)
+    coverage = prove(
+        *(program.path, subject.module, context.artifact, option.scheme, skipped, final.kernels),
+        precision=subject.precision,
+        macs=subject.macs.by_path if subject.macs else None,
+    )
     splits.notes.extend(coverage_warnings(coverage, option.runtime))
     report = _report(request, context, subject, proposal, attempts, final, splits.notes, place, trained, coverage)
     return with_guard(report, request, guarded, final.winner).model_copy(update={"explanation": explanation})

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from omgoptim.errors import DataError, ModelError, OmgoptimError, SetupError, argument
+from omgoptim.errors import DataError, ModelError, SetupError, argument
 from omgoptim.hardware import usable_cores
 from omgoptim.measure.macs import MacsCount, count_macs
 from omgoptim.measure.program_macs import count_program
@@ -21,8 +20,10 @@ from omgoptim.measure.size import count_params
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.artifact import Check, Manifest
 from omgoptim.models.calls import NamedBatch, first_forward, input_tensors, name_inputs
+from omgoptim.models.collate import Collation
 from omgoptim.models.data import DataSource, Split, from_callable, load_beside, open_data, random_data, take
 from omgoptim.models.hub_options import grant_remote_code
+from omgoptim.models.language import shifted
 from omgoptim.models.onnx_graph import count_params as count_program_params
 from omgoptim.models.onnx_signature import stated_signature
 from omgoptim.models.samples import Samples, as_tensors, call_of, named_samples, of_size, synthetic_like
@@ -31,9 +32,22 @@ from omgoptim.models.trust import Reach
 from omgoptim.models.user_code import call_user
 from omgoptim.operations.batch_check import batch_dependence_of
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.first_run import (
+    count_notes,
+    float32_arrays,
+    float32_copy,
+    float32_signature,
+    is_causal,
+    precision_of_module,
+    refuse_nan_samples,
+    refuse_other_inputs,
+    settled_outputs,
+    with_shifted_labels,
+)
 from omgoptim.operations.output import not_sealed
 from omgoptim.requests import ModelRequest, QuantizeRequest, TrainingRequest
-from omgoptim.runtimes import ENGINES, Session, Settings
+from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes.engine import as_float32
 from omgoptim.runtimes.signature import InputTensor, Signature
 from omgoptim.runtimes.torch_precision import HALF
 
@@ -68,7 +82,7 @@ class Subject:
     params: tuple[int, int] | None
     """Parameters, and those that are not zero."""
     precision: str
-    """What the model comes in: float32, unless it is an artifact that a run made."""
+    """What the model comes in; `module` is a float32 copy where that is another floating precision."""
     lineage: tuple[str, ...]
     reach: Reach
     device: str
@@ -88,6 +102,8 @@ class Subject:
         raw = take(self.data.batches(split), count)
         named = [name_inputs(self.module, item.inputs, self.signature.input_names) for item in raw]
         samples = named_samples(named, raw)
+        if self.module is not None:
+            samples = float32_arrays(samples)
         return samples.one_by_one() if self.batch_dependent and split != "train" else samples
 
 
@@ -120,12 +136,24 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     context.progress("running the model once", 0.05)
     inputs = input_tensors(named)
     if opened.program and opened.signature:
-        _refuse_other_inputs(inputs, opened.signature)
+        refuse_other_inputs(inputs, opened.signature)
+    refuse_nan_samples(opened.module, inputs, evaluation, request.time_limit_s)
     example, signature, learnt = _run_once(opened, inputs, evaluation, request)
+    if is_causal(opened.module or opened.program, signature, evaluation, request.time_limit_s):
+        learnt = [*learnt, "the labels repeat the inputs: each position is scored on the next token"]
+        data = with_shifted_labels(data, opened.module)
+        evaluation = Samples(evaluation.batches, [shifted(target) for target in evaluation.targets])
     dependent = batch_dependence_of(opened.module, opened.program, signature, evaluation, threads)
     if dependent:
         learnt.append(f"{dependent}; quality is measured one sample at a time")
     macs, params = _counts(opened, signature, of_size(evaluation, 1))
+    precision = "float32"
+    if opened.module is not None and source.artifact is None:
+        precision, said = precision_of_module(opened.module, inputs)
+        learnt = [*learnt, *said]
+    if opened.module is not None:
+        evaluation = float32_arrays(evaluation)
+        example = {name: as_float32(array) for name, array in example.items()}
     bench = _bench(request, context, evaluation, threads, device, reach)
     evaluation = evaluation.one_by_one() if dependent else evaluation
     baseline = source.artifact
@@ -133,7 +161,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
         baseline = context.work / "baseline"
         manifest = Manifest(
             runtime="onnxruntime" if opened.program else "torch_eager",
-            precision="float32",
+            precision=precision,
             signature=signature,
             params=params[0] if params else None,
             nonzero_params=params[1] if params else None,
@@ -142,6 +170,8 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
             device=device,
         )
         _save_baseline(baseline, source, opened, manifest, example, threads, context.work)
+    if opened.module is not None and precision != "float32":
+        opened, signature = replace(opened, module=float32_copy(opened.module)), float32_signature(signature)
     made = Manifest.read(baseline)
     return Subject(
         source=source,
@@ -161,7 +191,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
         device=device,
         metric=live.metric or request.metric,
         eval_folder=evaluation.write(context.work / "eval"),
-        notes=[*source.notes, *data.notes, *learnt, *not_sealed(request)],
+        notes=[*source.notes, *data.notes, *learnt, *count_notes(macs), *not_sealed(request)],
         batch_dependent=dependent,
     )
 
@@ -182,8 +212,14 @@ class _Opened:
 def _load(request: ModelRequest, reach: Reach, live: Live) -> Source:
     if live.module is not None:
         return Source(module=live.module)
-    kwargs = request.model_kwargs
-    return load_source(request.model, reach, checkpoint=request.checkpoint, kwargs=kwargs, limit_s=request.time_limit_s)
+    return load_source(
+        request.model,
+        reach,
+        checkpoint=request.checkpoint,
+        weights=request.weights,
+        kwargs=request.model_kwargs,
+        limit_s=request.time_limit_s,
+    )
 
 
 def _opened(source: Source, reach: Reach) -> _Opened:
@@ -200,18 +236,20 @@ def _opened(source: Source, reach: Reach) -> _Opened:
 
 
 def _data(request: ModelRequest, reach: Reach, live: Live, source: Source, opened: _Opened) -> DataSource:
+    ranks = [len(tensor.shape) for tensor in opened.signature.inputs] if opened.signature else []
+    collation = Collation(opened.module, ranks)
     if live.data is not None:
-        return from_callable(live.data, request.batch, request.time_limit_s)
+        return from_callable(live.data, request.batch, request.time_limit_s, collation)
     if request.data:
-        return open_data(request.data, reach, request.batch, request.time_limit_s, request.seed)
+        return open_data(request.data, reach, request.batch, request.time_limit_s, request.seed, collation)
     specs = request.inputs or default_inputs(source.recipe, opened.module) or _stated_inputs(opened.signature)
     if not specs:
         compresses = isinstance(request, (TrainingRequest, QuantizeRequest))  # what measures runs only named code
         beside = load_beside(source.recipe, reach, request.time_limit_s) if compresses else None
         if beside is not None:
             name, load = beside
-            found = from_callable(load, request.batch, request.time_limit_s)
-            return replace(found, notes=[f"no data was given: {name}, which stands beside the model, was taken"])
+            collation.note(f"no data was given: {name}, which stands beside the model, was taken")
+            return from_callable(load, request.batch, request.time_limit_s, collation)
         raise DataError(
             "it is not known what the model takes",
             "neither data nor input shapes were given",
@@ -281,7 +319,7 @@ def _save_baseline(
 ) -> None:
     target = opened.program or opened.module
     session = ENGINES[manifest.runtime].open(target, manifest.signature, Settings(threads=threads))
-    check = Check(example, _settled_outputs(session, example))
+    check = Check(example, settled_outputs(session, example))
     if opened.program is not None:
         artifacts.save_program(folder, opened.program, manifest, check)
         return
@@ -289,44 +327,6 @@ def _save_baseline(
         raise ModelError("there is no model to save")
     recipe = source.recipe or recipe_of_live(opened.module, manifest.signature, example, work / "live.pt2")
     artifacts.save_module(folder, opened.module, recipe, manifest, check)
-
-
-def _settled_outputs(session: Session, example: NamedBatch) -> list[NDArray[Any]]:
-    """What the model gives for a batch, if it gives that each time.
-
-    Raises:
-        ModelError: it does not run, or gives something else the second time.
-    """
-    try:
-        outputs, again = session.run(example), session.run(example)
-    except OmgoptimError:
-        raise
-    except Exception as error:  # engines raise kinds of their own without a common base
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError("the model does not run on a batch of two samples", said) from error
-    difference = artifacts.max_difference(outputs, again)
-    if difference > artifacts.TOLERANCE["float32"]:
-        raise ModelError(
-            "the model gives something else each time it is called",
-            f"two calls on the same inputs differ by {difference:.3g} of the outputs' scale",
-            "no randomness in eval mode (functional dropout needs training=self.training), no state between calls",
-        )
-    return outputs
-
-
-def _refuse_other_inputs(inputs: tuple[InputTensor, ...], signature: Signature) -> None:
-    """Raise a DataError where the data's inputs are not those that a program states."""
-    given = {tensor.name: tensor for tensor in inputs}
-    for wanted in signature.inputs:
-        found = given.get(wanted.name)
-        if found is None:
-            raise DataError(f"the data gives no input '{wanted.name}'", f"it gives {', '.join(given)}")
-        if found.dtype != wanted.dtype or len(found.shape) != len(wanted.shape):
-            raise DataError(
-                f"input '{wanted.name}' is not what the program takes",
-                f"the data gives {found.dtype} with {len(found.shape)} dimensions, "
-                f"the program takes {wanted.dtype} with {len(wanted.shape)}",
-            )
 
 
 def recipe_of_live(module: nn.Module, signature: Signature, example: NamedBatch, path: Path) -> Recipe:

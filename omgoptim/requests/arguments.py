@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 
 class ModelArguments(TypedDict, total=False):
     checkpoint: str | None
+    weights: Literal["auto", "ema", "plain"]
     model_kwargs: dict[str, Any]
     inputs: list[str]
     device: Literal["auto", "cpu", "cuda"]

@@ -47,6 +47,8 @@ class ModelRequest(Request):
     """What to load: file.py:callable, package.module:callable, an artifact folder or run id, model.pt2, model.onnx, hf:FOLDER, timm:NAME, torchvision:NAME."""  # noqa: E501
     checkpoint: str | None = None
     """Weights for it: a .safetensors file, or a .pt/.pth state dict."""
+    weights: Literal["auto", "ema", "plain"] = "auto"
+    """Which of a checkpoint's averaged (EMA, SWA) and plain weights to take; auto: averaged where there are any."""
     model_kwargs: dict[str, Any] = {}
     """Keyword arguments for the callable."""
     data: str | None = None
@@ -54,7 +56,7 @@ class ModelRequest(Request):
     inputs: list[str] = []
     """Without data: input shapes, batch first, such as 1x3x224x224 or input_ids:int64:1x128."""
     metric: str = "auto"
-    """auto, top1, r2, cosine, a torchmetrics name, or file.py:callable giving a float, higher is better."""
+    """auto, top1, r2, cosine, perplexity, kl, a torchmetrics name, or file.py:callable, higher is better."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run and measure; auto is the cpu."""
     timing: Timing = "standard"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omgoptim.errors import TechniqueError
+from omgoptim.runtimes.free_batch import refuse_fixed_batch, symbolic_len
 from omgoptim.runtimes.signature import BATCH, Signature
 from omgoptim.text import clean
 
@@ -35,7 +36,8 @@ def export_onnx(module: nn.Module, batch: Mapping[str, Tensor], signature: Signa
         path: the file to write.
 
     Raises:
-        TechniqueError: torch cannot export the model; the error's reason is torch's.
+        TechniqueError: torch cannot export the model, with torch's reason; or only with the example's batch, with the
+            line of the user's code that fixes it.
     """
     import torch
 
@@ -61,6 +63,11 @@ def export_onnx(module: nn.Module, batch: Mapping[str, Tensor], signature: Signa
             ) from error
         if program is None:
             raise TechniqueError("the model cannot be exported to ONNX", "torch.onnx.export gave no program")
+        stated = {str(value.name): list(value.shape or ()) for value in program.model.graph.inputs}
+        shapes = _dynamic_shapes(module, signature)
+        refuse_fixed_batch(
+            stated, signature, lambda: torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+        )
         for node in program.model.graph:  # the exporter notes the lines of the user's files on every node
             node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
         program.save(str(path), external_data=size > MAX_ONE_FILE_BYTES)
@@ -105,8 +112,14 @@ def _dynamic_shapes(module: nn.Module, signature: Signature) -> dict[str, Any]:
 def _spelled_out(module: nn.Module, signature: Signature) -> Iterator[None]:
     """Give a forward that takes `**anything` the parameters of this call: torch.export wants free dimensions by name.
 
-    The models of transformers are of that kind.
+    The models of transformers are of that kind. `len` of a tensor stays a free size meanwhile.
     """
+    with symbolic_len(module), _spelled_out_forward(module, signature):
+        yield
+
+
+@contextlib.contextmanager
+def _spelled_out_forward(module: nn.Module, signature: Signature) -> Iterator[None]:
     forward = module.forward
     parameters = inspect.signature(forward).parameters
     anything = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())

@@ -18,7 +18,17 @@ from omgoptim.server.words import ARGUMENTS
 
 Json = dict[str, Any]
 
-MEASURING = ("model_kwargs", "timing", "device", "batch", "threads", "samples", "seed", "time_limit_s", "python")
+MEASURING = (
+    "model_kwargs",
+    "timing",
+    "device",
+    "batch",
+    "threads",
+    "samples",
+    "seed",
+    "time_limit_s",
+    "python",
+)
 TRAINING = (
     *("learning_rate", "optimizer", "lr_schedule", "warmup", "weight_decay", "train_batch", "accumulate", "clip_norm"),
     *("mixed_precision", "patience", "loss", "lora_rank", "lora_alpha", "temperature", "alpha"),
@@ -27,7 +37,7 @@ RARE = (
     *("granularity", "symmetric", "algorithm", "range_method", "equalize", "bias_correction", "rounding"),
     *("smooth_quant", "group_size", "guard_time_s", "calibration_samples"),
     *("score", "pattern", "reconstruct", "ranking", "round_to", "max_layer_ratio", "prune_heads", "layer_ratios"),
-    *("scope", "convolution", "per"),
+    *("scope", "convolution", "per", "weights"),
     *("candidates", "initialize"),
     *("feature_weight", "feature_layers", "student_checkpoint", "student_kwargs", "expansion", "trial_epochs", "depth"),
 )

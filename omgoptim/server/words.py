@@ -7,10 +7,10 @@ empty text means just that. `omgoptim VERB --help` has every word.
 from __future__ import annotations
 
 ARGUMENTS = {
-    "checkpoint": "Weights: .safetensors, or a .pt/.pth state dict.",
+    "checkpoint": "Weights: .safetensors, or .pt/.pth state dict.",
     "model_kwargs": "",
     "inputs": "Without data: shapes, batch first: 1x3x224x224 or input_ids:int64:1x128.",
-    "project": "Absolute path of the user's project; all files must lie inside it.",
+    "project": "Absolute path of the project; all files must lie inside.",
     "runtime": "Engine. auto: the model's own for profile, the fastest for quantize, else torch_eager.",
     # quantize
     "scheme": "auto: the fastest within the guard of all that this machine can run. dynamic: int8, needs no data. "

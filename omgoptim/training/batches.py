@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from omgoptim.errors import DataError
 from omgoptim.models.calls import name_inputs
-from omgoptim.models.data import DataSource, RawBatch
+from omgoptim.models.data import DataSource
+from omgoptim.models.raw import RawBatch
 from omgoptim.runtimes.signature import Signature
 from omgoptim.training.randomness import seed_everything
 

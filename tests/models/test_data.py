@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from omgoptim.errors import DataError, RequestError, UserCodeError
-from omgoptim.models.data import RawBatch, batch_size, cut, from_callable, open_data, random_data, split_target, take
+from omgoptim.models.data import batch_size, cut, from_callable, open_data, random_data, take
+from omgoptim.models.raw import RawBatch, split_target
 from omgoptim.models.trust import Reach
 
 X, Y = torch.arange(30.0).reshape(10, 3), torch.arange(10)
@@ -96,10 +97,23 @@ def test_what_holds_no_batches_is_refused_with_what_to_return(loaded: Any, kind:
     assert "[(inputs, target)]" in error.value.fix
 
 
+def test_a_callable_of_one_argument_gets_the_split_by_place_whatever_its_name() -> None:
+    asked = []
+
+    def load(which: str, /, shuffle: bool = False) -> list[Any]:
+        asked.append(which)
+        return [(X, Y)]
+
+    assert list(from_callable(load, 4, 60).batches("eval"))
+    assert asked == ["eval"]
+
+
 def test_a_callable_that_takes_no_split_is_refused() -> None:
     with pytest.raises(DataError, match="takes no argument 'split'") as error:
-        from_callable(lambda name: [], 4, 60)
-    assert error.value.why == "it takes (name)"
+        from_callable(lambda name, path: [], 4, 60)
+    assert error.value.why == "it takes (name, path)"
+    with pytest.raises(DataError, match="takes no argument 'split'"):
+        from_callable(list, 4, 60)
     with pytest.raises(DataError, match="the data is a list"):
         from_callable([X], 4, 60)  # type: ignore[arg-type]
     assert list(from_callable(lambda **options: [(X, Y)], 4, 60).batches("train"))
@@ -185,7 +199,7 @@ def test_several_arrays_are_inputs_by_name_and_half_precision_can_be_read(projec
         ({"x_eval": X, "y_eval": Y[:4]}, "split eval"),
         ({"x": np.float32(3)}, "one length"),
         ({"x_train": X}, "none that ends in _eval"),
-        ({"x": np.array([{}, 1], dtype=object)}, "cannot be read"),
+        ({"x": np.array([{}, 1], dtype=object)}, "Python objects"),
     ],
 )
 def test_arrays_that_cannot_be_samples_are_refused(

@@ -130,7 +130,7 @@ def test_integers_that_the_engine_unpacks_are_simulated_and_the_warning_says_wha
     assert coverage.why.endswith("but only in storage: onnxruntime computes them in float32.")
     (warning,) = coverage_warnings(coverage, "onnxruntime")
     assert "onnxruntime computes 1 quantized layer in float32 (wide)" in warning
-    assert "--runtime openvino" in warning
+    assert "runtime openvino" in warning
 
 
 def test_the_same_program_is_real_where_storage_was_the_aim(proof: Proof, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_openvino_runs_the_dynamic_program_in_float_and_that_is_told(
     assert (coverage.verdict, coverage.integer) == ("SIMULATED", 0)
     (warning,) = coverage_warnings(coverage, "openvino")
     assert "openvino computes 2 quantized layers in float32 (wide, narrow)" in warning
-    assert "--runtime onnxruntime" in warning
+    assert "runtime onnxruntime" in warning
 
 
 def test_a_program_that_nothing_was_changed_in_is_a_no_op_and_float32_has_no_coverage(
@@ -229,3 +229,50 @@ def test_a_measuring_process_is_asked_and_one_that_is_gone_says_nothing(source: 
         assert "float32" in kinds.values()
         process._process.kill()
         assert told_kernels(process) == []
+
+
+def recurrent_proof(tmp_path: Path, hidden: int, kernels: Sequence[Kernel]) -> Coverage:
+    """A GRU whose weights are stored in int8 and dequantized before it, beside a product in int8."""
+    sizes = {"w": (1, 3 * hidden, 64), "r": (1, 3 * hidden, hidden), "p": (hidden, 4)}
+    weights = {name: np.ones(shape, np.float32) for name, shape in sizes.items()}
+
+    def program(path: Path, stored: bool) -> Path:
+        reads = {name: f"{name}_dq" if stored else name for name in weights}
+        nodes = [helper.make_node("DequantizeLinear", [n, "s", "z"], [f"{n}_dq"]) for n in weights if stored]
+        nodes += [
+            helper.make_node("Unsqueeze", ["x", "first"], ["steps"]),
+            helper.make_node("GRU", ["steps", reads["w"], reads["r"]], ["", "state"], "gru", hidden_size=hidden),
+            helper.make_node("Squeeze", ["state", "first"], ["last"]),
+            helper.make_node("MatMul", ["last", reads["p"]], ["y"], "product"),
+        ]
+        held = {n: v.astype(np.int8) if stored else v for n, v in weights.items()}
+        extra = {"s": np.asarray(np.float32(1)), "z": np.asarray(np.int8(0))} if stored else {}
+        return save(path, nodes, first=np.asarray([0]), **held, **extra)
+
+    before, after = program(tmp_path / "before.onnx", False), program(tmp_path / "after.onnx", True)
+    outputs = ENGINES["onnxruntime"].open(after, SIGNATURE, Settings(1)).run(SAMPLE)
+    save_program(tmp_path / "a", after, Manifest("onnxruntime", "int8", SIGNATURE), Check(SAMPLE, outputs))
+    coverage = prove(before, None, tmp_path / "a", "dynamic", [], kernels)
+    assert coverage is not None
+    return coverage
+
+
+def test_a_gru_in_int8_on_disk_that_the_engine_computes_in_float_is_not_real(tmp_path: Path) -> None:
+    kernels = [Kernel("gru", "GRU", "float32"), Kernel("product", "MatMul", "int8")]
+    coverage = recurrent_proof(tmp_path, 32, kernels)
+    assert [one.dtype_after for one in coverage.layers] == ["int8", "int8"]
+    assert coverage.verdict == "SIMULATED"
+    (warning,) = coverage_warnings(coverage, "onnxruntime")
+    assert "no engine here computes GRU in integers" in warning
+
+
+def test_a_float32_copy_is_told_as_what_it_is_a_copy_of(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(64, 4))
+    converted = convert(copy.deepcopy(module), "bfloat16")
+    session = ENGINES["torch_eager"].open(converted, SIGNATURE, Settings(1, precision="bfloat16"))
+    manifest = Manifest("torch_eager", "bfloat16", SIGNATURE)
+    save_module(tmp_path / "a", converted, Recipe("callable", "m.py:net"), manifest, Check(SAMPLE, session.run(SAMPLE)))
+    coverage = prove(None, module, tmp_path / "a", "bf16", [], kernels_of(converted), precision="bfloat16")
+    assert coverage is not None
+    assert coverage.verdict == "NO-OP"
+    assert (coverage.layers[0].dtype, coverage.layers[0].bytes) == ("bfloat16", 64 * 4 * 2)

@@ -1,0 +1,227 @@
+"""Batches of a data set's samples: absent targets, variable lengths, lists whose entries may be samples or batches."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, default_collate
+
+from omgoptim.errors import DataError
+from omgoptim.models.calls import name_inputs
+from omgoptim.models.raw import RawBatch, split_target
+
+MASK = "attention_mask"
+IGNORED = -100
+"""What padded targets are: metrics and losses leave it out."""
+
+LOOKED_AT = 16
+"""How many entries of a list are looked at to say whether they are samples or batches."""
+
+
+@dataclass(slots=True)
+class Collation:
+    """How one data source's samples become batches: what is known of the model, and what was decided on the way."""
+
+    module: nn.Module | None = None
+    """Whose forward is asked; None for a program."""
+    ranks: Sequence[int] = ()
+    """Dimensions of each input with its batch, where a program's signature states them."""
+    notes: list[str] = field(default_factory=list)
+    """Filled with what was decided, each once."""
+    padded: bool = False
+    """Whether samples of different lengths were seen, by a model that takes a mask; it stays so for all splits."""
+
+    def note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def batches(self, samples: Any, batch: int, shuffled: bool) -> Iterator[RawBatch]:
+        """Batches of a Dataset or list of samples.
+
+        With the data set's own `collate_fn` where it has one. Samples of different lengths are padded where the model
+        takes an attention mask, which is made; else each batch holds samples of one length.
+        """
+        own = getattr(samples, "collate_fn", None)
+        if callable(own):
+            loader: Iterable[Any] = DataLoader(samples, batch_size=batch, shuffle=shuffled, collate_fn=own)
+            yield from map(split_target, loader)
+            return
+        loader = DataLoader(samples, batch_size=batch, shuffle=shuffled, collate_fn=list)
+        waiting: dict[Any, list[Any]] = {}
+        for group in loader:
+            _refuse_some_absent([split_target(sample).target for sample in group])
+            if not self.padded and self._takes_mask and len({_shapes(sample) for sample in group}) > 1:
+                self.padded = True
+                self.note(f"samples of different lengths were padded, and {MASK} made for them")
+            if self.padded:
+                yield self._padded(group)
+                continue
+            for sample in group:
+                waiting.setdefault(_shapes(sample), []).append(sample)
+            if len(waiting) > 1:
+                self.note("samples differ in shape: each batch holds samples of one shape")
+            for shape in [shape for shape, some in waiting.items() if len(some) >= batch or len(waiting) == 1]:
+                yield split_target(collate(waiting.pop(shape)))
+        for some in waiting.values():
+            yield split_target(collate(some))
+
+    def are_samples(self, loaded: Any) -> bool:
+        """Whether the entries of a list are samples without a batch dimension, by what their ranks say.
+
+        Asked in this order: the ranks a program states; a single number as target; targets of one dimension beside
+        inputs of more; which of the two the model runs on; lengths that differ before the last entry.
+        """
+        if not (hasattr(loaded, "__len__") and hasattr(loaded, "__getitem__")) or isinstance(loaded, DataLoader):
+            return False
+        raws = [split_target(loaded[index]) for index in range(min(len(loaded), LOOKED_AT))]
+        shapes = [_first_shape(raw.inputs) for raw in raws]
+        if not raws or any(shape is None for shape in shapes):
+            return False
+        known = [shape for shape in shapes if shape is not None]
+        rank = len(known[0])
+        if rank == 0 or (self.ranks and rank in (self.ranks[0] - 1, self.ranks[0])):
+            return rank == 0 or rank == self.ranks[0] - 1
+        target = _shape(raws[0].target)
+        if target == () and any(shape[0] != 1 for shape in known):
+            return True
+        if target is not None and len(target) == 1 and rank > 1 and target[0] == known[0][0]:
+            return False
+        single = RawBatch(collate([raws[0].inputs]))
+        whole, one = self._runs(raws[0].inputs), self._runs(single.inputs)
+        if whole != one:
+            return one
+        return len({shape[0] for shape in known[:-1]}) > 1
+
+    @property
+    def _takes_mask(self) -> bool:
+        return self.module is not None and MASK in inspect.signature(self.module.forward).parameters
+
+    def _padded(self, samples: Sequence[Any]) -> RawBatch:
+        raws = [split_target(sample) for sample in samples]
+        first = next(iter(inspect.signature(self.module.forward).parameters)) if self.module else "input"
+        pad = getattr(getattr(self.module, "config", None), "pad_token_id", None) or 0
+        named = []
+        for raw in raws:
+            inputs = dict(raw.inputs) if isinstance(raw.inputs, Mapping) else {first: raw.inputs}
+            if MASK not in inputs:
+                inputs[MASK] = torch.ones(len(next(iter(inputs.values()))), dtype=torch.long)
+            named.append(inputs)
+        main = next(iter(named[0]))
+        inputs = {key: _stacked([one[key] for one in named], pad if key == main else 0) for key in named[0]}
+        if all(raw.target is None for raw in raws):
+            return RawBatch(inputs)
+        return RawBatch(inputs, _stacked([raw.target for raw in raws], IGNORED))
+
+    def _runs(self, inputs: Any) -> bool:
+        """Whether the model takes these inputs as a batch."""
+        if self.module is None:
+            return False
+        hooks = [layer.register_forward_pre_hook(_refuse_unbatched) for layer in self.module.modules()]
+        try:
+            named = name_inputs(self.module, inputs)
+            with torch.inference_mode():
+                args = [tensor for _, tensor, keyword in named if not keyword]
+                self.module(*args, **{name: tensor for name, tensor, keyword in named if keyword})
+        except Exception:  # noqa: BLE001  whatever the user's forward raises says the same: not in this form
+            return False
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return True
+
+
+def collate(samples: Sequence[Any]) -> Any:
+    """One batch of samples of the same structure and shapes; a part that is None in all stays None.
+
+    Raises:
+        DataError: a part is None in some samples only, or a key is missing.
+    """
+    first = samples[0]
+    if _refuse_some_absent(samples):
+        return None
+    if isinstance(first, Mapping):
+        other = next((sample for sample in samples if sample.keys() != first.keys()), None)
+        if other is not None:
+            raise DataError(
+                "the samples do not hold the same keys",
+                f"one has {', '.join(map(str, first))}; one {', '.join(map(str, other))}",
+            )
+        return {key: collate([sample[key] for sample in samples]) for key in first}
+    if isinstance(first, (tuple, list)) and not _is_numbers(first):
+        return tuple(collate(part) for part in zip(*samples, strict=True))
+    if _is_numbers(first):
+        return torch.stack([torch.as_tensor(sample) for sample in samples])
+    return default_collate(list(samples))
+
+
+def _refuse_some_absent(values: Sequence[Any]) -> bool:
+    """Whether all are None; a DataError where only some are."""
+    absent = sum(value is None for value in values)
+    if 0 < absent < len(values):
+        raise DataError(
+            "some samples of the data have a target and some have None",
+            f"{absent} of {len(values)} samples of a batch have none",
+            "give every sample a target (-100 where none counts), or none",
+        )
+    return bool(absent)
+
+
+def _stacked(values: Sequence[Any], fill: int) -> Tensor:
+    """Tensors of one number of dimensions, padded at the end of each to the largest."""
+    tensors = [torch.as_tensor(value) for value in values]
+    if len({tensor.ndim for tensor in tensors}) > 1:
+        raise DataError(
+            "the samples differ in their number of dimensions",
+            f"{tuple(tensors[0].shape)} and others",
+            "give the DataLoader a collate_fn of your own",
+        )
+    whole = [max(sizes) for sizes in zip(*(tensor.shape for tensor in tensors), strict=True)]
+    stacked = tensors[0].new_full((len(tensors), *whole), fill)
+    for row, tensor in zip(stacked, tensors, strict=True):
+        row[tuple(slice(size) for size in tensor.shape)] = tensor
+    return stacked
+
+
+def _shapes(sample: Any) -> Any:
+    """The structure of a sample with the shape of every tensor in it."""
+    if isinstance(sample, Mapping):
+        return tuple((key, _shapes(value)) for key, value in sample.items())
+    if isinstance(sample, (tuple, list)) and not _is_numbers(sample):
+        return tuple(_shapes(value) for value in sample)
+    return _shape(sample)
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    """The shape of a tensor, an array, a number or a list of numbers; None of anything else."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return tuple(value.shape)
+    if isinstance(value, (int, float, np.generic)):
+        return ()
+    return np.shape(value) if _is_numbers(value) else None
+
+
+def _first_shape(inputs: Any) -> tuple[int, ...] | None:
+    while isinstance(inputs, Mapping) or (isinstance(inputs, (tuple, list)) and not _is_numbers(inputs)):
+        if not inputs:
+            return None
+        inputs = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs[0]
+    return _shape(inputs)
+
+
+def _is_numbers(value: Any) -> bool:
+    """Whether it is a list of numbers, which stands for a tensor."""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], (int, float))
+
+
+def _refuse_unbatched(layer: nn.Module, args: tuple[Any, ...]) -> None:
+    """Raise where a layer that takes inputs with and without a batch gets one without."""
+    shape = getattr(args[0], "ndim", None) if args else None
+    spatial = isinstance(layer, nn.modules.conv._ConvNd) and shape == layer.weight.ndim - 1
+    if spatial or (isinstance(layer, (nn.RNNBase, nn.MultiheadAttention)) and shape == 2):
+        raise ValueError("no batch dimension")

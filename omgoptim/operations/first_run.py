@@ -1,0 +1,170 @@
+"""What is learnt when the data is first run: NaN in a sample, a language model's labels, the precision it comes in."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from torch import nn
+
+from omgoptim.errors import DataError, ModelError, OmgoptimError
+from omgoptim.measure.macs import MacsCount
+from omgoptim.measure.size import stored_precision
+from omgoptim.models import artifact as artifacts
+from omgoptim.models.calls import NamedBatch, first_forward
+from omgoptim.models.data import DataSource
+from omgoptim.models.language import predicts_next_token, shifted
+from omgoptim.models.raw import RawBatch
+from omgoptim.models.samples import Samples, as_tensors, nan_samples
+from omgoptim.models.user_code import call_user
+from omgoptim.runtimes import ENGINES, Session, Settings
+from omgoptim.runtimes.engine import as_float32
+from omgoptim.runtimes.signature import InputTensor, Signature
+from omgoptim.runtimes.torch_precision import HALF
+
+REDUCED = tuple(HALF)
+DOING = "running the model once"
+
+
+def refuse_nan_samples(
+    module: nn.Module | None, inputs: Sequence[InputTensor], evaluation: Samples, limit_s: float
+) -> None:
+    """Raise a DataError with the number, from 0, of the first sample that holds NaN.
+
+    Not where the module gives numbers for it: missing values may be what it is made for.
+    """
+    for number, name, sample in nan_samples(evaluation)[:1]:
+        if module is not None:
+            tensors = as_tensors(sample, Signature(tuple(inputs), None).dtypes)
+            try:
+                call_user(DOING, limit_s, first_forward, module, tuple(inputs), tensors)
+            except ModelError:
+                pass
+            else:
+                return
+        raise DataError(
+            f"sample {number} of the eval data holds NaN",
+            f"its input '{name}' does, so that the model's outputs for it are NaN too",
+            "leave such samples out, or replace their missing values, where the data is loaded",
+        )
+
+
+def is_causal(target: nn.Module | Path | None, signature: Signature, evaluation: Samples, limit_s: float) -> bool:
+    """Whether the labels are those of a causal language model: see `predicts_next_token`.
+
+    Args:
+        target: the module, or the program's file.
+    """
+    engine = ENGINES["torch_eager" if isinstance(target, nn.Module) else "onnxruntime"]
+    sessions: list[Session] = []
+
+    def run(batch: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        if not sessions:  # opened only where the labels may be of that kind
+            sessions.append(engine.open(target, signature, Settings(threads=1)))
+        outputs: list[NDArray[Any]] = call_user(DOING, limit_s, sessions[0].run, batch)
+        return outputs
+
+    head, _ = evaluation.split(2)
+    return bool(head.batches) and predicts_next_token(head.batches[0], head.targets[0], run)
+
+
+def with_shifted_labels(data: DataSource, module: nn.Module | None) -> DataSource:
+    """The data with each position's target the next token; for training not where the model shifts them itself."""
+
+    def shift(batches: Iterator[RawBatch]) -> Iterator[RawBatch]:
+        return (replace(raw, target=shifted(raw.target)) for raw in batches)
+
+    own_loss = module is not None and "labels" in inspect.signature(module.forward).parameters
+    return replace(
+        data,
+        batches=lambda split: shift(data.batches(split)),
+        epoch=data.epoch if own_loss else lambda size: shift(data.epoch(size)),
+    )
+
+
+def precision_of_module(module: nn.Module, inputs: Sequence[InputTensor]) -> tuple[str, list[str]]:
+    """The precision that a module comes in, and what to say of one that is not float32.
+
+    Of several the one of most bytes, unless its floating inputs are of another: then the module casts for itself.
+    """
+    precision, stored = stored_precision(module)
+    notes = []
+    if len(stored) > 1:
+        parts = ", ".join(f"{size / sum(stored.values()):.0%} {name}" for name, size in stored.items())
+        notes.append(f"the model's weights are of mixed precision ({parts} by bytes)")
+        if any(t.dtype.startswith(("float", "bfloat")) and t.dtype != precision for t in inputs):
+            return "float32", notes
+    if precision not in ("float32", *REDUCED, "float64"):
+        return "float32", [f"the model's weights are {precision}"]
+    if precision != "float32":
+        notes.append(f"the model is in {precision}: it is measured as such, and compressed from a float32 copy")
+    return precision, notes
+
+
+def float32_copy(module: nn.Module) -> nn.Module:
+    """A copy whose floating weights and buffers are float32."""
+    return copy.deepcopy(module).float()
+
+
+def float32_signature(signature: Signature) -> Signature:
+    """The signature with floating inputs as float32."""
+    inputs = tuple(
+        replace(tensor, dtype="float32") if tensor.dtype in (*REDUCED, "float64") else tensor
+        for tensor in signature.inputs
+    )
+    return replace(signature, inputs=inputs)
+
+
+def float32_arrays(samples: Samples) -> Samples:
+    """The samples with floating inputs as float32, as programs take them."""
+    batches = [{name: as_float32(array) for name, array in batch.items()} for batch in samples.batches]
+    return Samples(batches, samples.targets)
+
+
+def count_notes(macs: MacsCount | None) -> list[str]:
+    """Say which layers the count of multiply-accumulates lacks."""
+    kinds = sorted(set(macs.uncounted.values())) if macs else []
+    return [f"the multiply-accumulates lack those of {', '.join(kinds)}: no counter sees them"] if kinds else []
+
+
+def settled_outputs(session: Session, example: NamedBatch) -> list[NDArray[Any]]:
+    """What the model gives for a batch, if it gives that each time.
+
+    Raises:
+        ModelError: it does not run, or gives something else the second time.
+    """
+    try:
+        outputs, again = session.run(example), session.run(example)
+    except OmgoptimError:
+        raise
+    except Exception as error:  # engines raise kinds of their own without a common base
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError("the model does not run on a batch of two samples", said) from error
+    difference = artifacts.max_difference(outputs, again)
+    if difference > artifacts.TOLERANCE["float32"]:
+        raise ModelError(
+            "the model gives something else each time it is called",
+            f"two calls on the same inputs differ by {difference:.3g} of the outputs' scale",
+            "no randomness in eval mode (functional dropout needs training=self.training), no state between calls",
+        )
+    return outputs
+
+
+def refuse_other_inputs(inputs: tuple[InputTensor, ...], signature: Signature) -> None:
+    """Raise a DataError where the data's inputs are not those that a program states."""
+    given = {tensor.name: tensor for tensor in inputs}
+    for wanted in signature.inputs:
+        found = given.get(wanted.name)
+        if found is None:
+            raise DataError(f"the data gives no input '{wanted.name}'", f"it gives {', '.join(given)}")
+        if found.dtype != wanted.dtype or len(found.shape) != len(wanted.shape):
+            raise DataError(
+                f"input '{wanted.name}' is not what the program takes",
+                f"the data gives {found.dtype} with {len(found.shape)} dimensions, "
+                f"the program takes {wanted.dtype} with {len(wanted.shape)}",
+            )

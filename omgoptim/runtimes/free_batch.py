@@ -1,0 +1,102 @@
+"""Keep the batch of an export free, and name the line of the user's code that fixes it where it cannot be."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omgoptim.errors import TechniqueError
+from omgoptim.runtimes.signature import BATCH, Signature
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@contextlib.contextmanager
+def symbolic_len(module: nn.Module) -> Iterator[None]:
+    """Let `len(tensor)` in the model's own forwards be `tensor.shape[0]` while the context is open.
+
+    Python makes `len` an integer, so that torch.export takes the example's batch for a constant; the shape is symbolic.
+    """
+    import torch
+
+    def length(sized: Any) -> Any:
+        return sized.shape[0] if isinstance(sized, torch.Tensor) and sized.ndim else builtins.len(sized)
+
+    changed: list[dict[str, Any]] = []
+    for part in module.modules():
+        forward = getattr(part.forward, "__func__", part.forward)
+        names = getattr(forward, "__globals__", None)
+        if names is None or "len" in names or str(names.get("__name__", "")).partition(".")[0] == "torch":
+            continue
+        names["len"] = length
+        changed.append(names)
+    try:
+        yield
+    finally:
+        for names in changed:
+            names.pop("len", None)
+
+
+def refuse_fixed_batch(shapes: Mapping[str, Sequence[Any]], signature: Signature, export: Callable[[], Any]) -> None:
+    """Raise a TechniqueError where an exported program takes the example's batch only.
+
+    Args:
+        shapes: the program's own inputs: name to sizes, integers where they are fixed.
+        signature: which dimensions were to be free.
+        export: exports the model again, for the line that makes the batch a number.
+    """
+    fixed = next(
+        (
+            (tensor.name, shapes[tensor.name][0])
+            for tensor in signature.inputs
+            if tensor.shape[0] == BATCH and shapes.get(tensor.name) and isinstance(shapes[tensor.name][0], int)
+        ),
+        None,
+    )
+    if fixed is None:
+        return
+    line = _specializing_line(export)
+    raise TechniqueError(
+        "the export fixes the batch to that of the example, so no engine can run it at another",
+        f"input '{fixed[0]}' takes {fixed[1]} samples only"
+        + (f"; the batch becomes a Python number in {line}" if line else ""),
+        "take the batch from x.shape[0] and pass it on as it is, without int(), range() or a branch on it; "
+        "torch runtimes still work",
+    )
+
+
+def _specializing_line(export: Callable[[], Any]) -> str | None:
+    """`net.py, line 12: …`: where torch.export first made a symbolic size a constant; None where it does not tell."""
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    replace = getattr(ShapeEnv, "_set_replacement", None)  # private to torch: without it there is no line
+    if replace is None:
+        return None
+    found: list[str] = []
+
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        if not found and len(args) > 2 and getattr(args[2], "is_number", False):
+            frames = [frame for frame in traceback.extract_stack() if not _is_library(frame.filename)]
+            if frames:
+                last = frames[-1]
+                found.append(f"{Path(last.filename).name}, line {last.lineno}: {last.line}")
+        return replace(*args, **kwargs)
+
+    ShapeEnv._set_replacement = noting  # type: ignore[method-assign]
+    try:
+        with contextlib.suppress(Exception):  # that it fails is known; where is asked
+            export()
+    finally:
+        ShapeEnv._set_replacement = replace  # type: ignore[method-assign]
+    return found[0] if found else None
+
+
+def _is_library(filename: str) -> bool:
+    package = Path(__file__).parent.parent
+    path = Path(filename)
+    return package in path.parents or "site-packages" in path.parts or filename.startswith("<")
