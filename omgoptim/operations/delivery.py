@@ -163,7 +163,13 @@ def measure(request: ModelRequest, context: RunContext, subject: Subject, baseli
     )  # fmt: skip
     original = read_outputs(targets[0])
     metric = resolve_metric(
-        subject.metric, subject.signature, original, subject.evaluation.targets, subject.reach, request.time_limit_s
+        subject.metric,
+        subject.signature,
+        original,
+        subject.evaluation.targets,
+        subject.reach,
+        request.time_limit_s,
+        subject.outputs,
     )
     quality = compare_quality(metric, original, read_outputs(targets[1]), subject.evaluation.targets, request.seed)
     count = subject.evaluation.count

@@ -105,7 +105,13 @@ def screen(
             timings = race(folders, subject.bench, SCREENING, request.seed, on_first=outputs)
         original = read_outputs(targets[0])
         metric = resolve_metric(
-            subject.metric, subject.signature, original, selection.targets, subject.reach, request.time_limit_s
+            subject.metric,
+            subject.signature,
+            original,
+            selection.targets,
+            subject.reach,
+            request.time_limit_s,
+            subject.outputs,
         )
         original_quality = score(metric, original, selection.targets, original)  # failing here fails the run
         yardstick = Yardstick(inputs, selection.targets, metric, original, original_quality, selection.count)

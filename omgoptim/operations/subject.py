@@ -25,12 +25,14 @@ from omgoptim.models.data import DataSource, Split, from_callable, load_beside, 
 from omgoptim.models.hub_options import grant_remote_code
 from omgoptim.models.onnx_graph import count_params as count_program_params
 from omgoptim.models.onnx_signature import stated_signature
+from omgoptim.models.outputs import ModelOutputs
 from omgoptim.models.samples import Samples, as_tensors, call_of, named_samples, of_size, synthetic_like
 from omgoptim.models.source import Recipe, Source, default_inputs, load_source
 from omgoptim.models.trust import Reach
 from omgoptim.models.user_code import call_user
 from omgoptim.operations.batch_check import batch_dependence_of
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.reference import outputs_of
 from omgoptim.requests import ModelRequest, QuantizeRequest, TrainingRequest
 from omgoptim.runtimes import ENGINES, Session, Settings
 from omgoptim.runtimes.signature import InputTensor, Signature
@@ -74,6 +76,8 @@ class Subject:
     metric: str | Callable[..., Any]
     """What quality is measured by: a name, or the caller's own."""
     eval_folder: Path
+    outputs: ModelOutputs
+    """What the original's outputs are, and which one the labels belong to."""
     notes: list[str] = field(default_factory=list)
     batch_dependent: str | None = None
     """That and why the answer to a sample depends on its batch; evaluation and selection samples are then batches of
@@ -124,6 +128,9 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     dependent = batch_dependence_of(opened.module, opened.program, signature, evaluation, threads)
     if dependent:
         learnt.append(f"{dependent}; quality is measured one sample at a time")
+    metric = live.metric or request.metric
+    model = opened.program or opened.module
+    outputs = outputs_of(request, metric, model, opened.module, signature, data, evaluation, threads)
     macs, params = _counts(opened, signature, of_size(evaluation, 1))
     bench = _bench(request, context, evaluation, threads, device)
     evaluation = evaluation.one_by_one() if dependent else evaluation
@@ -158,8 +165,9 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
         lineage=(*made.lineage, context.run_id),
         reach=reach,
         device=device,
-        metric=live.metric or request.metric,
+        metric=metric,
         eval_folder=evaluation.write(context.work / "eval"),
+        outputs=outputs,
         notes=[*source.notes, *data.notes, *learnt],
         batch_dependent=dependent,
     )

@@ -51,6 +51,10 @@ class ModelRequest(Request):
     """Without data: input shapes, batch first, such as 1x3x224x224 or input_ids:int64:1x128."""
     metric: str = "auto"
     """auto, top1, r2, cosine, a torchmetrics name, or file.py:callable giving a float, higher is better."""
+    target_output: str | None = None
+    """Name or index of the output that the labels belong to; default: the one that they fit."""
+    ignore_outputs: list[str] = []
+    """Names or indices of outputs that nobody reads: they are neither compared nor taught."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run and measure; auto is the cpu."""
     timing: Timing = "standard"

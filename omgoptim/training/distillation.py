@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omgoptim.errors import DataError, TechniqueError
-from omgoptim.measure.quality import agreement_metric
-from omgoptim.runtimes.torch_session import to_array
 from omgoptim.training.class_scores import IGNORED, ClassScores, is_distribution
 from omgoptim.training.losses import main_output
 from omgoptim.training.output_distances import (
@@ -188,9 +186,9 @@ def _class_scores(output: Tensor, targets: Any, kind: Kind) -> ClassScores | Non
         return ClassScores(output.shape[-1], -1, is_distribution(output, -1))
     if isinstance(targets, Tensor) and targets.is_floating_point():
         return None
-    if agreement_metric([[to_array(output)]]).name != "top1_agreement":
+    if output.ndim != 2 or output.shape[1] < 2 or not is_distribution(output, -1):
         return None
-    return ClassScores(output.shape[1], -1, is_distribution(output, -1))
+    return ClassScores(output.shape[1], -1, probabilities=True)
 
 
 def _labels(output: Tensor, scores: ClassScores, targets: Any) -> Tensor:
