@@ -36,6 +36,7 @@ def describe_outputs(
     target_output: str | None = None,
     ignored: Sequence[str] = (),
     metric: str = "auto",
+    class_count: int | None = None,
 ) -> ModelOutputs:
     """Describe the outputs of a model.
 
@@ -45,6 +46,7 @@ def describe_outputs(
         targets: of these batches; None without labels.
         target_output: name or index of the output that the labels belong to; default: the one that they fit.
         ignored: names or indices of outputs that nobody reads.
+        class_count: how many classes the model itself says that it has (`num_classes`).
         metric: `top1_agreement` says that an output holds scores of classes, `r2` that labels are values.
 
     Raises:
@@ -68,6 +70,7 @@ def describe_outputs(
     specs = [replace(spec, weight=0.0) if spec.index in left_out else spec for spec in specs]
     if not any(spec.weight for spec in specs):
         raise RequestError("every output of the model is ignored", ", ".join(names), "leave one to be compared")
+    specs = [_counted_classes(spec, class_count) for spec in specs]
     chosen = None if target_output is None else output_index(target_output, names)
     return _with_labels(tuple(specs), reference, targets, chosen, metric)
 
@@ -107,6 +110,13 @@ def _plain_spec(
         place = 1 if first.ndim == 4 else -1
         return replace(spec, kind="class_scores", evidence=evidence, class_axis=place, probabilities=sums_to_one)
     return spec
+
+
+def _counted_classes(spec: OutputSpec, count: int | None) -> OutputSpec:
+    """Class scores, if the model says that it has as many classes as a two-dimensional output has entries."""
+    if spec.kind != "values" or spec.batch_axis != 0 or len(spec.shape) != 2 or spec.shape[1] != count:
+        return spec
+    return replace(spec, kind="class_scores", class_axis=-1, evidence=f"the model says that it has {count} classes")
 
 
 def _batch_axis(arrays: Arrays, lengths: Sequence[int]) -> int | None:

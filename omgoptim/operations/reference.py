@@ -90,7 +90,18 @@ def outputs_of(
         target_output=request.target_output,
         ignored=request.ignore_outputs,
         metric=metric if isinstance(metric, str) else "auto",
+        class_count=_class_count(module),
     )
     if metric in ON_LABELS and described.labels in ("classes", "values"):
         described.require_target("give a metric of your own: --metric file.py:callable")
     return described
+
+
+def _class_count(module: Any) -> int | None:
+    """How many classes a module says that it has, as those of timm and Hugging Face do."""
+    for holder in (module, getattr(module, "config", None)):
+        for name in ("num_classes", "num_labels"):
+            count = getattr(holder, name, None)
+            if isinstance(count, int) and count > 1:
+                return count
+    return None

@@ -52,7 +52,7 @@ class DistillationLoss(nn.Module):
         alpha: weight of the loss on the targets, 0..1; 1 - alpha is that of the teacher. At 1 the teacher has no say,
             at 0 the targets have none.
         kind: of the main output: `classes`, `values`, or `auto`: integer targets that fit as labels make scores, and
-            without them rows that sum to one.
+            without them rows that sum to one, or a form that is for classes.
         form: the distance; `auto` is hinton for classes.
     """
 
@@ -112,7 +112,9 @@ class DistillationLoss(nn.Module):
         if main is None:
             raise TechniqueError("the teacher has no floating output to learn from")
         made._count = len(outputs.specs)
-        scores = None if self.kind == "values" else _class_scores(leaves[main.index], targets, self.kind, main)
+        scores = (
+            None if self.kind == "values" else _class_scores(leaves[main.index], targets, self.kind, self.form, main)
+        )
         made._main = _Taught(main.index, main.name, scores, None)
         made._others = tuple(
             _Taught(spec.index, spec.name, ClassScores.of_spec(spec, leaves[spec.index]), spec.spread)
@@ -274,7 +276,7 @@ def same_shape(student: Tensor, teacher: Tensor) -> None:
     )
 
 
-def _class_scores(output: Tensor, targets: Any, kind: Kind, spec: OutputSpec) -> ClassScores | None:
+def _class_scores(output: Tensor, targets: Any, kind: Kind, form: Form, spec: OutputSpec) -> ClassScores | None:
     """How an output's class scores lie; None where it holds none."""
     if isinstance(targets, Tensor) and not targets.is_floating_point():
         fitting = ClassScores.of(output, targets)
@@ -284,7 +286,14 @@ def _class_scores(output: Tensor, targets: Any, kind: Kind, spec: OutputSpec) ->
         return ClassScores(output.shape[-1], -1, is_distribution(output, -1))
     if isinstance(targets, Tensor) and targets.is_floating_point():
         return None
+    if form in ("hinton", "dkd", "dist") and output.ndim == 2 and output.shape[1] > 1 and not _unit_rows(output):
+        return ClassScores(output.shape[1], -1, is_distribution(output, -1))  # the request says so
     return ClassScores.of_spec(spec, output)
+
+
+def _unit_rows(output: Tensor) -> bool:
+    """Whether rows have length one: embeddings."""
+    return bool(((output.detach().float().norm(dim=1) - 1).abs() < 1e-3).all())
 
 
 def _labels(output: Tensor, scores: ClassScores, targets: Any) -> Tensor:
