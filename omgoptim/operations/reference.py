@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from omgoptim.measure.intervals import Arrays
@@ -58,8 +59,8 @@ def reference_outputs(
 def outputs_of(
     request: ModelRequest,
     metric: str | Callable[..., Any],
-    model: Any,
     module: Any,
+    program: Path | None,
     signature: Signature,
     data: DataSource,
     evaluation: Samples,
@@ -69,8 +70,7 @@ def outputs_of(
     none, or where only those have labels.
 
     Args:
-        model: the module, or the path of the program.
-        module: whose forward names the inputs; None for a program.
+        module, program: the model; one of the two is None.
 
     Raises:
         RequestError: there is no output of a name that the request has.
@@ -80,8 +80,8 @@ def outputs_of(
     samples = named_samples([name_inputs(module, item.inputs, signature.input_names) for item in raw], raw)
     if not raw or (samples.targets[0] is None and evaluation.targets[0] is not None):
         samples = evaluation
-    runtime = "torch_eager" if module is not None else "onnxruntime"
-    outputs, lengths, targets = reference_outputs(model, runtime, signature, samples, threads)
+    runtime = "onnxruntime" if program else "torch_eager"
+    outputs, lengths, targets = reference_outputs(program or module, runtime, signature, samples, threads)
     described = describe_outputs(
         signature,
         outputs,

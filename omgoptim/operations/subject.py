@@ -77,7 +77,6 @@ class Subject:
     """What quality is measured by: a name, or the caller's own."""
     eval_folder: Path
     outputs: ModelOutputs
-    """What the original's outputs are, and which one the labels belong to."""
     notes: list[str] = field(default_factory=list)
     batch_dependent: str | None = None
     """That and why the answer to a sample depends on its batch; evaluation and selection samples are then batches of
@@ -129,8 +128,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     if dependent:
         learnt.append(f"{dependent}; quality is measured one sample at a time")
     metric = live.metric or request.metric
-    model = opened.program or opened.module
-    outputs = outputs_of(request, metric, model, opened.module, signature, data, evaluation, threads)
+    outputs = outputs_of(request, metric, opened.module, opened.program, signature, data, evaluation, threads)
     macs, params = _counts(opened, signature, of_size(evaluation, 1))
     bench = _bench(request, context, evaluation, threads, device)
     evaluation = evaluation.one_by_one() if dependent else evaluation

@@ -24,6 +24,7 @@ TRAINING = (
     *("mixed_precision", "patience", "loss", "lora_rank", "lora_alpha", "temperature", "alpha"),
 )
 RARE = (
+    *("target_output", "ignore_outputs"),
     *("granularity", "symmetric", "algorithm", "range_method", "equalize", "bias_correction", "rounding"),
     *("smooth_quant", "group_size", "guard_time_s", "calibration_samples"),
     *("score", "pattern", "reconstruct", "ranking", "round_to", "max_layer_ratio", "prune_heads", "layer_ratios"),
