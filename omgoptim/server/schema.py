@@ -18,13 +18,15 @@ from omgoptim.server.words import ARGUMENTS
 
 Json = dict[str, Any]
 
-MEASURING = ("model_kwargs", "timing", "device", "batch", "threads", "samples", "seed", "time_limit_s", "python")
+MEASURING = (
+    *("model_kwargs", "timing", "device", "batch", "threads", "samples", "seed", "time_limit_s", "python"),
+    *("target_output", "ignore_outputs"),
+)
 TRAINING = (
     *("learning_rate", "optimizer", "lr_schedule", "warmup", "weight_decay", "train_batch", "accumulate", "clip_norm"),
     *("mixed_precision", "patience", "loss", "lora_rank", "lora_alpha", "temperature", "alpha"),
 )
 RARE = (
-    *("target_output", "ignore_outputs"),
     *("granularity", "symmetric", "algorithm", "range_method", "equalize", "bias_correction", "rounding"),
     *("smooth_quant", "group_size", "guard_time_s", "calibration_samples"),
     *("score", "pattern", "reconstruct", "ranking", "round_to", "max_layer_ratio", "prune_heads", "layer_ratios"),

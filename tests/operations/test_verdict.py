@@ -14,10 +14,12 @@ from omgoptim.operations.timing import BUSY, OVERLOADED
 from omgoptim.operations.verdict import (
     is_gain,
     load_warnings,
+    outcome_of,
     quality_warnings,
     quality_words,
     size_words,
     speed_words,
+    verdict_words,
 )
 from omgoptim.reports import Gains, Measurement
 
@@ -142,8 +144,7 @@ def test_a_ruined_output_that_the_metric_never_reads_fails_the_guard_and_is_name
     gained = gains(2.314, 2.28, 2.35)
     assert outcome_of(gained, ruined, 0.01) == "guard_failed"
     words = verdict_words("guard_failed", "pruning", gained, ruined, 0.01)
-    assert words.startswith(
-        "Output 'boxes' (relative error 0.83, more than 0.5) was ruined; the metric does not read it."
-    )
+    first = "Output 'boxes' (relative error 0.83, more than 0.5) was ruined; the metric does not read it."
+    assert words.startswith(first)
     read = replace(quality(), outputs=(replace(boxes, read=True),))
     assert outcome_of(gained, read, 0.01) == "ok"
