@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from omgoptim.errors import DataError
+from omgoptim.errors import DataError, argument
 from omgoptim.measure.agreement import cosine_outputs, predicted_classes, worst_scores
 from omgoptim.measure.intervals import Arrays
 from omgoptim.models.output_kinds import describe_outputs, labels_kind
@@ -27,7 +27,7 @@ IGNORED_TARGET = -100
 ENOUGH_BATCHES = 8
 """Batches of a model's outputs that are read to see what they are, where that was not described before."""
 
-OWN_METRIC_FIX = "give a metric of your own: --metric file.py:callable"
+OWN_METRIC_FIX = f"give a metric of your own: {argument('metric', 'file.py:callable')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ def _top1_agreement(outputs: ModelOutputs) -> Metric:
         raise DataError(
             "no output of the model is known to hold scores of classes",
             ", ".join(f"{spec.name} is {spec.kind}" for spec in outputs.specs),
-            "use metric auto, or name the output: target_output=NAME (--target-output NAME)",
+            f"use metric auto, or name the output: {argument('target_output', 'NAME')}",
         )
     reads = frozenset(spec.index for spec in scores)
 
@@ -236,7 +236,7 @@ def _r2(index: int) -> Callable[[Sequence[Arrays], list[Any]], float]:
             raise DataError(
                 "r2 is not defined where all targets are the same",
                 f"{len(actual)} samples, and no spread to explain",
-                "give more evaluation samples, or a metric of your own: --metric file.py:callable",
+                f"give more evaluation samples, or a metric of your own: {argument('metric', 'file.py:callable')}",
             )
         return 1.0 - float(((actual - predicted) ** 2).sum()) / spread
 

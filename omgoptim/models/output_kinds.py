@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from omgoptim.errors import DataError, RequestError
+from omgoptim.errors import DataError, RequestError, argument
 from omgoptim.models.moments import RunningMoments
 from omgoptim.models.outputs import (
     Arrays,
@@ -242,7 +242,7 @@ def _scores_by_metric(specs: tuple[OutputSpec, ...], chosen: int | None) -> tupl
         raise DataError(
             "it is not known which output holds scores of classes",
             f"metric top1_agreement compares classes, and the outputs that could hold them are: {names}",
-            "name it: target_output=NAME (--target-output NAME)",
+            f"name it: {argument('target_output', 'NAME')}",
         )
     index = picked[0]
     if specs[index].kind == "class_scores":

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from omgoptim.errors import DataError, RequestError, did_you_mean
+from omgoptim.errors import DataError, RequestError, argument, did_you_mean
 
 Arrays = list[NDArray[Any]]
 Kind = Literal["class_scores", "number", "values", "state", "integers"]
@@ -108,13 +108,13 @@ class ModelOutputs:
             raise DataError(
                 "the labels fit more than one output of the model",
                 f"{kind} labels {self.label_shape} fit {', '.join(names)} ({shown})",
-                f"name the output that they belong to: target_output={names[-1]} (--target-output {names[-1]})"
+                f"name the output that they belong to: {argument('target_output', names[-1])}"
                 + (f", or {fix}" if fix else ""),
             )
         raise DataError(
             "the targets do not fit the outputs",
             f"{kind} targets {self.label_shape}; {shown}".strip(),
-            fix or "give a metric of your own: --metric file.py:callable",
+            fix or f"give a metric of your own: {argument('metric', 'file.py:callable')}",
         )
 
 

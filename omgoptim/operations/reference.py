@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from omgoptim.measure.builtin_metrics import OWN_METRIC_FIX
 from omgoptim.measure.intervals import Arrays
 from omgoptim.models.calls import NamedBatch, name_inputs
 from omgoptim.models.data import DataSource, take
@@ -93,7 +94,7 @@ def outputs_of(
         class_count=_class_count(module),
     )
     if metric in ON_LABELS and described.labels in ("classes", "values"):
-        described.require_target("give a metric of your own: --metric file.py:callable")
+        described.require_target(OWN_METRIC_FIX)
     return described
 
 

@@ -62,7 +62,7 @@ def test_labels_that_fit_several_outputs_are_refused_with_the_names():
     with pytest.raises(DataError, match="more than one output") as raised:
         found.require_target()
     assert "corners, classes" in raised.value.why
-    assert "--target-output" in raised.value.fix
+    assert "target_output='classes'" in raised.value.fix
     chosen = described(heads, labels(2), names=["corners", "classes"], target_output="classes")
     assert chosen.require_target().name == "classes"
     assert kinds(chosen) == ["values", "class_scores"]
