@@ -74,13 +74,11 @@ class Subject:
     reach: Reach
     device: str
     metric: str | Callable[..., Any]
-    """What quality is measured by: a name, or the caller's own."""
     eval_folder: Path
     outputs: ModelOutputs
     notes: list[str] = field(default_factory=list)
     batch_dependent: str | None = None
-    """That and why the answer to a sample depends on its batch; evaluation and selection samples are then batches of
-    one."""
+    """Why the answer to a sample depends on its batch; evaluation and selection samples are then batches of one."""
 
     def samples(self, split: Split, count: int) -> Samples:
         """The first `count` samples of a split, named as the model takes them.

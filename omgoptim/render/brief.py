@@ -47,7 +47,7 @@ def brief_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
         "after": _dump(report.after),
         "gains": _dump(report.gains),
         "total": _dump(report.total, 80),
-        "outputs": [_dump(output, 60) for output in outputs.shown(report)[:8]],
+        **({"outputs": [_dump(one, 60) for one in listed]} if (listed := outputs.shown(report)[:8]) else {}),
         **precision_head(report),
         "artifact": {"path": report.artifact.path, "load": report.artifact.load} if report.artifact else None,
         "files": report_files(folder) if folder else None,

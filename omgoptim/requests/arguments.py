@@ -14,6 +14,8 @@ class ModelArguments(TypedDict, total=False):
     checkpoint: str | None
     model_kwargs: dict[str, Any]
     inputs: list[str]
+    target_output: str | None
+    ignore_outputs: list[str]
     device: Literal["auto", "cpu", "cuda"]
     timing: Literal["quick", "standard", "careful"]
     batch: int

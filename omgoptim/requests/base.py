@@ -52,9 +52,9 @@ class ModelRequest(Request):
     metric: str = "auto"
     """auto, top1, r2, cosine, a torchmetrics name, or file.py:callable giving a float, higher is better."""
     target_output: str | None = None
-    """Name or index of the output that the labels belong to; default: the one that they fit."""
+    """Output that the labels belong to, by name or index."""
     ignore_outputs: list[str] = []
-    """Names or indices of outputs that nobody reads: they are neither compared nor taught."""
+    """Outputs that nobody reads: not compared."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run and measure; auto is the cpu."""
     timing: Timing = "standard"
