@@ -52,7 +52,7 @@ class ModelRequest(Request):
     metric: str = "auto"
     """auto, top1, r2, cosine, a torchmetrics name, or file.py:callable giving a float, higher is better."""
     target_output: str | None = None
-    """Output that the labels belong to, by name or index."""
+    """The output of the labels, by name or index."""
     ignore_outputs: list[str] = []
     """Outputs that nobody reads: not compared."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -62,13 +62,13 @@ class ModelRequest(Request):
     batch: int = Field(32, ge=1, le=4096)
     """Batch size of the throughput measurement; latency is always at batch 1."""
     threads: int | None = Field(None, ge=1, le=512)
-    """CPU threads for every measured process; default: the cores this process may use."""
+    """CPU threads of measured processes; default: the cores this process may use."""
     samples: int = Field(2000, ge=1, le=1_000_000)
     """Most evaluation samples to use."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of every random choice."""
     time_limit_s: float = Field(300, gt=0, le=10_000_000)
-    """Longest time, in seconds, that one call into the user's code (build, load, metric) may take."""
+    """Longest seconds that one call into the user's code (build, load, metric) may take."""
     project: str | None = None
     """Absolute path of the user's project; model, checkpoint and data must lie inside it."""
     python: str | None = None

@@ -79,7 +79,7 @@ def told_options() -> str:
     shared = []
     for name in MEASURING:
         field = ModelRequest.model_fields[name]
-        default = "" if field.default in (None, {}) else f"={field.default}"
+        default = "" if field.default in (None, {}, []) else f"={field.default}"
         shared.append(f"- {name}{default}: {_one_line(field.description)}")
     training = []
     for name in TRAINING:
