@@ -54,7 +54,7 @@ class ModelRequest(Request):
     target_output: str | None = None
     """The output of the labels, by name or index."""
     ignore_outputs: list[str] = []
-    """Outputs that nobody reads: not compared."""
+    """Outputs that nobody reads."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run and measure; auto is the cpu."""
     timing: Timing = "standard"
