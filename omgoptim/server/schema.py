@@ -18,9 +18,12 @@ from omgoptim.server.words import ARGUMENTS
 
 Json = dict[str, Any]
 
+OF_OUTPUTS = ("target_output", "ignore_outputs")
+"""Only the instructions name these."""
+
 MEASURING = (
     *("model_kwargs", "timing", "device", "batch", "threads", "samples", "seed", "time_limit_s", "python"),
-    *("target_output", "ignore_outputs"),
+    *OF_OUTPUTS,
 )
 TRAINING = (
     *("learning_rate", "optimizer", "lr_schedule", "warmup", "weight_decay", "train_batch", "accumulate", "clip_norm"),
@@ -95,7 +98,7 @@ def _options(verb: str, told: set[str]) -> Json:
     if not new:
         return {"type": "object"}
     training = [name for name in new if name in TRAINING and "options" in told]
-    listed = [name for name in new if name not in training]
+    listed = [name for name in new if name not in (*training, *OF_OUTPUTS)]
     words = f"Of training too, such as {training[0]}. " if training else ""
     return {"type": "object", "description": words + (f"Rarely needed: {', '.join(listed)}." if listed else "")}
 
