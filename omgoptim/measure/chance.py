@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from omgoptim.measure.quality import IGNORED_TARGET
+from omgoptim.measure.builtin_metrics import IGNORED_TARGET
 
 PERFECT = 0.99
 """An accuracy above this is no guess, even where almost all labels are the same."""

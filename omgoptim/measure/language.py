@@ -15,12 +15,15 @@ IGNORED_TARGET = -100
 
 
 def token_log_likelihoods(
-    outputs: Sequence[Arrays], targets: list[Any], original: Sequence[Arrays]
+    outputs: Sequence[Arrays], targets: list[Any], original: Sequence[Arrays], index: int = 0
 ) -> NDArray[np.float64]:
     """Per sample, the summed log-probability of its targets over the mean number of targets of a sample, in nats.
 
     The mean over samples is the mean over all targets; the perplexity is exp of minus it. Scores are (N, ..., C),
     targets (N, ...) of integers, -100 left out.
+
+    Args:
+        index: of the output that holds the scores.
 
     Raises:
         DataError: the targets do not fit the scores.
@@ -28,7 +31,7 @@ def token_log_likelihoods(
     del original
     sums, counts = [], []
     for batch, raw in zip(outputs, targets, strict=True):
-        scores, target = batch[0], np.asarray(raw)
+        scores, target = batch[index], np.asarray(raw)
         if scores.shape[:-1] != target.shape or not np.issubdtype(target.dtype, np.integer):
             raise DataError(
                 "metric perplexity does not fit the outputs",
@@ -44,14 +47,16 @@ def token_log_likelihoods(
     return np.concatenate(sums)[used] / total[used].mean() if used.any() else np.zeros(0)
 
 
-def negative_kl(outputs: Sequence[Arrays], targets: list[Any], original: Sequence[Arrays]) -> NDArray[np.float64]:
+def negative_kl(
+    outputs: Sequence[Arrays], targets: list[Any], original: Sequence[Arrays], index: int = 0
+) -> NDArray[np.float64]:
     """Per sample, minus the mean KL divergence of its rows of class scores from the original model's, in nats.
 
     0 is the original itself. Positions whose target is -100 are left out where the targets are one for each row.
     """
     divergences = []
     for batch, raw, reference in zip(outputs, targets, original, strict=True):
-        ours, theirs = _log_probabilities(batch[0]), _log_probabilities(reference[0])
+        ours, theirs = _log_probabilities(batch[index]), _log_probabilities(reference[index])
         rows = (np.exp(theirs) * (theirs - ours)).sum(-1)
         target = np.asarray(raw) if raw is not None else None
         fits = target is not None and target.shape == rows.shape and np.issubdtype(target.dtype, np.integer)
@@ -65,7 +70,7 @@ def negative_kl(outputs: Sequence[Arrays], targets: list[Any], original: Sequenc
 def _log_probabilities(scores: NDArray[Any]) -> NDArray[np.float64]:
     """Logits, or probabilities where every row is one, as log-probabilities over the last axis."""
     if scores.ndim < 2 or scores.shape[-1] < 2:
-        raise DataError("metric needs class scores", f"the first output is {scores.shape}", "use metric auto or cosine")
+        raise DataError("metric needs class scores", f"the output is {scores.shape}", "use metric auto or cosine")
     rows = scores.astype(np.float64)
     if (rows >= 0).all() and np.allclose(rows.sum(-1), 1.0, atol=1e-3):
         return np.asarray(np.log(np.maximum(rows, 1e-12)))

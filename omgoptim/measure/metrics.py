@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from omgoptim.errors import DataError, SetupError, argument, did_you_mean
+from omgoptim.measure.builtin_metrics import BUILTIN, OWN_METRIC_FIX, Metric, builtin_metric, outputs_from
 from omgoptim.measure.intervals import Arrays
-from omgoptim.measure.quality import Metric, builtin_metric
+from omgoptim.models.outputs import ModelOutputs
 from omgoptim.models.trust import Reach
 from omgoptim.models.user_code import call_user, load_callable
 from omgoptim.runtimes.signature import Signature, unflatten
@@ -23,25 +25,35 @@ def resolve_metric(
     targets: list[Any],
     reach: Reach,
     limit_s: float,
+    outputs: ModelOutputs | None = None,
 ) -> Metric:
     """The metric that a request names.
 
+    Args:
+        outputs: of the original model; default: read from `original`.
+
     Raises:
-        DataError: it needs targets that the data lacks, or there is no such metric.
+        DataError: it needs targets that the data lacks, or that fit no output or several; there is no such metric.
         SetupError: it is one of torchmetrics and that is not installed.
     """
+    if outputs is None:
+        outputs = outputs_from(original, targets, name if isinstance(name, str) else "auto", signature)
     if callable(name):
-        return _user_metric(getattr(name, "__name__", "metric"), name, signature, limit_s)
-    builtin = builtin_metric(name, original, targets)
+        return _user_metric(getattr(name, "__name__", "metric"), name, signature, limit_s, outputs)
+    builtin = builtin_metric(name, original, targets, outputs)
     if builtin is not None:
         return builtin
     if ":" in name:
         function = load_callable(name, reach, "metric", limit_s)
-        return _user_metric(name.rpartition(":")[2], function, signature, limit_s)
-    return _torchmetric(name, original, targets)
+        return _user_metric(name.rpartition(":")[2], function, signature, limit_s, outputs)
+    return _torchmetric(name, original, targets, outputs)
 
 
-def _user_metric(name: str, function: Callable[..., Any], signature: Signature, limit_s: float) -> Metric:
+def _user_metric(
+    name: str, function: Callable[..., Any], signature: Signature, limit_s: float, described: ModelOutputs
+) -> Metric:
+    """A metric that gets all outputs. Which of them it reads is not known: the labelled one, or the only one."""
+
     def whole(outputs: Sequence[Arrays], targets: list[Any]) -> float:
         joined = _joined(outputs, signature)
         value = call_user(f"the metric {name}", limit_s, function, joined, _joined_targets(targets))
@@ -50,7 +62,8 @@ def _user_metric(name: str, function: Callable[..., Any], signature: Signature, 
         except (TypeError, ValueError, RuntimeError) as error:  # the last is torch's, for more than one element
             raise DataError(f"the metric {name} returned a {type(value).__name__}", "a float is needed") from error
 
-    return Metric(name, whole=whole)
+    reads = None if described.target is None else frozenset([described.target])
+    return Metric(name, whole=whole, outputs=described, reads=reads)
 
 
 def _joined(outputs: Sequence[Arrays], signature: Signature) -> Any:
@@ -78,11 +91,12 @@ def _joined_targets(targets: list[Any]) -> Any:
     return joined.tolist() if joined.dtype.kind in "US" else torch.from_numpy(joined)
 
 
-def _torchmetric(name: str, original: Sequence[Arrays], targets: list[Any]) -> Metric:
+def _torchmetric(name: str, original: Sequence[Arrays], targets: list[Any], outputs: ModelOutputs) -> Metric:
     found = _torchmetrics_class(name)
     if not targets or targets[0] is None:
-        raise DataError(f"metric '{name}' needs targets", "the data's batches carry none", "use metric auto or cosine")
-    arguments = _class_arguments(name, found, original)
+        raise DataError(f"metric '{name}' needs targets", "the data's batches carry none", "use metric auto")
+    index = 0 if len(outputs.specs) == 1 else outputs.require_target(OWN_METRIC_FIX).index
+    arguments = _class_arguments(name, found, original[0][index])
 
     def guarded(action: Callable[[], Any]) -> Any:
         try:
@@ -97,19 +111,20 @@ def _torchmetric(name: str, original: Sequence[Arrays], targets: list[Any]) -> M
 
     sign = -1 if guarded(lambda: found(**arguments)).higher_is_better is False else 1
 
-    def whole(outputs: Sequence[Arrays], targets: list[Any]) -> float:
+    def whole(made: Sequence[Arrays], targets: list[Any]) -> float:
         import torch
 
         def compute() -> float:
             metric = found(**arguments)
-            for batch, target in zip(outputs, targets, strict=True):
-                metric.update(torch.from_numpy(np.ascontiguousarray(batch[0])), torch.as_tensor(np.asarray(target)))
+            for batch, target in zip(made, targets, strict=True):
+                metric.update(torch.from_numpy(np.ascontiguousarray(batch[index])), torch.as_tensor(np.asarray(target)))
             return sign * float(metric.compute())
 
         value: float = guarded(compute)
         return value
 
-    return Metric(name if sign > 0 else f"negative_{name}", whole=whole)
+    name = name if sign > 0 else f"negative_{name}"
+    return Metric(name, whole=whole, outputs=outputs, reads=frozenset([index]))
 
 
 def _torchmetrics_class(name: str) -> Any:
@@ -118,8 +133,8 @@ def _torchmetrics_class(name: str) -> Any:
         import torchmetrics.classification as classification
     except ModuleNotFoundError as error:
         raise SetupError(
-            f"metric '{name}' is none of omgoptim's own (auto, top1, r2, cosine), and torchmetrics is not installed",
-            "any other name is looked up in torchmetrics",
+            f"metric '{name}' is none of omgoptim's own, and torchmetrics is not installed",
+            f"its own are {', '.join(('auto', *BUILTIN))}; any other name is looked up in torchmetrics",
             f'{sys.executable} -m pip install "omgoptim[metrics]"',
         ) from error
     known = {key for key in (*torchmetrics.__all__, *classification.__all__) if key[0].isupper()}
@@ -128,11 +143,10 @@ def _torchmetrics_class(name: str) -> Any:
     return getattr(torchmetrics, name, None) or getattr(classification, name)
 
 
-def _class_arguments(name: str, found: Any, original: Sequence[Arrays]) -> dict[str, Any]:
-    """What a classification metric must be told: how many classes the outputs have."""
+def _class_arguments(name: str, found: Any, scores: NDArray[Any]) -> dict[str, Any]:
+    """What a classification metric must be told: how many classes the output has."""
     if not found.__module__.startswith("torchmetrics.classification") or name.startswith(("Multilabel", "Binary")):
         return {}
-    scores = original[0][0]
     if name.startswith("Multiclass"):
         return {"num_classes": int(scores.shape[1])} if scores.ndim > 1 else {}
     if scores.ndim < 2:

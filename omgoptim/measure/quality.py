@@ -1,4 +1,4 @@
-"""Quality of two artifacts on the same samples: the metric, the drop with its interval, and how far they agree.
+"""Quality of two artifacts on the same samples: the metric, the drop with its interval, and each output's agreement.
 
 Metrics work on what the measuring processes wrote: for each batch the flat list of output arrays. A built-in metric
 gives a score per sample, so that the drop is a paired difference; any other is recomputed on resamples.
@@ -16,26 +16,12 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from omgoptim.errors import DataError, argument
+from omgoptim.errors import DataError
+from omgoptim.measure.agreement import OutputAgreement, output_agreements
+from omgoptim.measure.builtin_metrics import IGNORED_TARGET, batch_lengths
+from omgoptim.measure.builtin_metrics import Metric as Metric
+from omgoptim.measure.builtin_metrics import outputs_from as outputs_from
 from omgoptim.measure.intervals import Arrays, affordable_resamples, paired_interval, resampled_interval
-from omgoptim.measure.language import negative_kl, token_log_likelihoods
-
-IGNORED_TARGET = -100
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """A quality metric, higher is better.
-
-    Exactly one of `per_sample` and `whole` is set. Both take outputs and targets batch by batch; `per_sample` also
-    takes the original model's outputs, for metrics that are an agreement with it.
-    """
-
-    name: str
-    per_sample: Callable[[Sequence[Arrays], list[Any], Sequence[Arrays]], NDArray[np.float64]] | None = None
-    whole: Callable[[Sequence[Arrays], list[Any]], float] | None = None
-    agreement: bool = False
-    """Whether it compares with the original model rather than with targets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +35,18 @@ class Quality:
     low: float
     high: float
     agreement: float
+    """With the original, of the output where it is the lowest, 0..1; see `measure.agreement`."""
     samples: int
+    outputs: tuple[OutputAgreement, ...] = ()
+    """Each output against the original's."""
+    is_agreement: bool = False
+    """Whether the metric itself is an agreement with the original model."""
+
+    @property
+    def ruined(self) -> tuple[OutputAgreement, ...]:
+        """The outputs that the metric never reads and that are lost, the worst first."""
+        lost = [output for output in self.outputs if output.ruined and not output.read]
+        return tuple(sorted(lost, key=lambda output: output.agreement))
 
     def decided(self, guard: float) -> bool:
         """Whether the interval says on which side of the guard the drop is."""
@@ -148,146 +145,32 @@ def compare_quality(
             return score(metric, one, drawn, one) - score(metric, other, drawn, one)
 
         low, high = resampled_interval(drop, before, after, targets, seed, affordable_resamples(both))
-        samples = sample_count(before)
-    agreement = score(agreement_metric(before), after, targets, before)
-    return Quality(metric.name, values[0], values[1], values[0] - values[1], low, high, agreement, samples)
-
-
-def agreement_metric(original: Sequence[Arrays]) -> Metric:
-    """Agreement with the original model on its first output.
-
-    Rows of class scores (two-dimensional, not of unit length unless they are probabilities) agree when their largest
-    entry is the same one; anything else is compared by the cosine of the whole output, sample by sample.
-
-    Raises:
-        DataError: the first output is a single number, so that there are no samples in it.
-    """
-    first = original[0][0]
-    if first.ndim == 0:
-        raise DataError(
-            "the model's first output is a single number",
-            "quality is compared sample by sample, and it has no batch dimension",
-            "let forward return its predictions first, without a loss",
-        )
-    if first.ndim == 2 and first.shape[1] >= 2 and np.issubdtype(first.dtype, np.floating):
-        rows = first.astype(np.float64)
-        embeddings = np.allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-3)
-        probabilities = bool((rows >= 0).all()) and np.allclose(rows.sum(1), 1.0, atol=1e-3)
-        if probabilities or not embeddings:
-            return Metric("top1_agreement", per_sample=_top1_agreement, agreement=True)
-    return Metric("cosine_agreement", per_sample=_cosine, agreement=True)
-
-
-def builtin_metric(name: str, original: Sequence[Arrays], targets: list[Any]) -> Metric | None:
-    """The built-in metric of that name (`auto` chooses by the targets); None if it is none of ours."""
-    labelled = bool(targets) and targets[0] is not None
-    if name == "auto":
-        if not labelled:
-            return agreement_metric(original)
-        name = _kind_of_targets(np.asarray(targets[0]).dtype)
-    if name == "cosine":
-        return Metric("cosine_agreement", per_sample=_cosine, agreement=True)
-    if name == "kl":
-        return Metric("negative_kl", per_sample=negative_kl, agreement=True)
-    if name in ("top1", "r2", "perplexity") and not labelled:
-        raise DataError(f"metric '{name}' needs targets", "the data's batches carry none", "use metric auto or cosine")
-    if name == "top1":
-        return Metric("top1_accuracy", per_sample=_top1)
-    if name == "r2":
-        return Metric("r2", whole=_r2)
-    if name == "perplexity":  # higher is better: its logarithm, negated
-        return Metric("log_likelihood_per_token", per_sample=token_log_likelihoods)
-    return None
-
-
-def _kind_of_targets(dtype: np.dtype[Any]) -> str:
-    if np.issubdtype(dtype, np.integer) or dtype == np.bool_:
-        return "top1"
-    if np.issubdtype(dtype, np.floating):
-        return "r2"
-    raise DataError(
-        "there is no built-in metric for the data's targets",
-        f"they are {dtype}; integers are read as classes, floats as values",
-        f"give a metric of your own: {argument('metric', 'file.py:callable')}",
+        samples = sample_count(before, targets)
+    outputs = agreement_of_outputs(metric, after, before if original is None else original)
+    agreement = min(output.agreement for output in outputs)
+    return Quality(
+        metric=metric.name,
+        before=values[0],
+        after=values[1],
+        drop=values[0] - values[1],
+        low=low,
+        high=high,
+        agreement=max(agreement, 0.0),
+        samples=samples,
+        outputs=outputs,
+        is_agreement=metric.agreement,
     )
 
 
-def _top1(outputs: Sequence[Arrays], targets: list[Any], original: Sequence[Arrays]) -> NDArray[np.float64]:
-    """Per sample, how many of its targets the largest score hits, over the mean number of targets of a sample.
-
-    With one target per sample that is 1 or 0. With several (tokens, pixels) the mean is still hits over targets, and a
-    sample stays one unit: its targets are not independent. Samples without a target that counts are left out.
-
-    Scores are (N, C), (N, ..., C) or (N, C, ...), targets (N) or (N, ...). A single score per target is a logit, or
-    a probability if all of the original's lie in [0, 1].
-    """
-    cut = 0.5 if all(((batch[0] >= 0) & (batch[0] <= 1)).all() for batch in original) else 0.0
-    hits, counted = [], []
-    for batch, raw in zip(outputs, targets, strict=True):
-        scores, target = batch[0], np.asarray(raw)
-        counts = target != IGNORED_TARGET
-        right = (_predicted(scores, target, cut) == target) & counts
-        hits.append(right.reshape(len(target), -1).sum(1))
-        counted.append(counts.reshape(len(target), -1).sum(1))
-    total = np.concatenate(counted)
-    used = total > 0
-    return np.concatenate(hits)[used] / total[used].mean() if used.any() else np.zeros(0)
-
-
-def _predicted(scores: NDArray[Any], target: NDArray[Any], cut: float) -> NDArray[Any]:
-    """The class of each target, in the targets' shape."""
-    if scores.size == target.size and (scores.ndim < 2 or 1 in (scores.shape[1], scores.shape[-1])):
-        return np.asarray(scores.reshape(target.shape) > cut, target.dtype)
-    if scores.shape[:-1] == target.shape:
-        return np.asarray(scores.argmax(-1))
-    if scores.ndim == target.ndim + 1 and scores.shape[:1] + scores.shape[2:] == target.shape:
-        return np.asarray(scores.argmax(1))  # class dimension second, as cross_entropy takes it
-    raise DataError(
-        "the targets do not fit the outputs",
-        f"outputs are {scores.shape}, integer targets {target.shape}",
-        f"give a metric of your own: {argument('metric', 'file.py:callable')}",
-    )
-
-
-def _top1_agreement(outputs: Sequence[Arrays], targets: list[Any], original: Sequence[Arrays]) -> NDArray[np.float64]:
-    del targets
-    same = [a[0].argmax(1) == b[0].argmax(1) for a, b in zip(outputs, original, strict=True)]
-    return np.concatenate(same).astype(np.float64)
-
-
-def _cosine(outputs: Sequence[Arrays], targets: list[Any], original: Sequence[Arrays]) -> NDArray[np.float64]:
-    del targets
-    cosines = []
-    for batch, reference in zip(outputs, original, strict=True):
-        a = batch[0].reshape(len(batch[0]), -1).astype(np.float64)
-        b = reference[0].reshape(len(reference[0]), -1).astype(np.float64)
-        same = np.isinf(a) & (a == b)  # masked on both sides
-        a, b = np.where(same, 0.0, a), np.where(same, 0.0, b)
-        if not (np.isfinite(a).all() and np.isfinite(b).all()):
-            raise DataError("the outputs hold infinite values that the original's do not", "or the other way round")
-        lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        both_zero = (np.abs(a).sum(1) == 0) & (np.abs(b).sum(1) == 0)
-        cosine = (a * b).sum(1) / np.where(lengths > 0, lengths, 1.0)
-        cosines.append(np.where(both_zero, 1.0, np.minimum(cosine, 1.0)))
-    return np.concatenate(cosines)
-
-
-def _r2(outputs: Sequence[Arrays], targets: list[Any]) -> float:
-    predicted = np.concatenate([batch[0].reshape(len(batch[0]), -1) for batch in outputs]).astype(np.float64)
-    try:
-        actual = np.concatenate([np.asarray(t, np.float64).reshape(len(t), -1) for t in targets])
-    except (TypeError, ValueError) as error:
-        raise DataError("metric r2 needs targets that are numbers", str(error)) from error
-    if predicted.shape != actual.shape:
-        raise DataError("the targets do not fit the outputs", f"outputs {predicted.shape}, targets {actual.shape}")
-    spread = float(((actual - actual.mean(0)) ** 2).sum())
-    if spread == 0:
-        raise DataError(
-            "r2 is not defined where all targets are the same",
-            f"{len(actual)} samples, and no spread to explain",
-            f"give more evaluation samples, or a metric of your own: {argument('metric', 'file.py:callable')}",
-        )
-    return 1.0 - float(((actual - predicted) ** 2).sum()) / spread
+def agreement_of_outputs(
+    metric: Metric, made: Sequence[Arrays], original: Sequence[Arrays]
+) -> tuple[OutputAgreement, ...]:
+    """Each output against the original's, whatever the metric says."""
+    outputs = metric.outputs or outputs_from(original)
+    reads = metric.reads
+    if reads is None:
+        reads = frozenset(range(len(outputs.specs))) if len(outputs.specs) == 1 else frozenset()
+    return output_agreements(outputs, made, original, reads)
 
 
 def _finite(value: Any, name: str) -> float:
@@ -297,6 +180,6 @@ def _finite(value: Any, name: str) -> float:
     return number
 
 
-def sample_count(outputs: Sequence[Arrays]) -> int:
+def sample_count(outputs: Sequence[Arrays], targets: Sequence[Any] = ()) -> int:
     """Samples over all batches."""
-    return sum(len(batch[0]) for batch in outputs)
+    return sum(batch_lengths(outputs, targets))

@@ -12,7 +12,7 @@ from omgoptim.hardware import usable_cores
 from omgoptim.measure.chance import chance_words
 from omgoptim.measure.launch import Process
 from omgoptim.measure.metrics import resolve_metric
-from omgoptim.measure.quality import compare_quality, read_outputs
+from omgoptim.measure.quality import compare_quality, outputs_from, read_outputs
 from omgoptim.measure.race import LATENCY, THROUGHPUT, Bench
 from omgoptim.models.artifact import Manifest
 from omgoptim.models.calls import name_inputs
@@ -27,9 +27,17 @@ from omgoptim.models.samples import Samples, named_samples, of_size
 from omgoptim.models.source import find_artifact
 from omgoptim.models.trust import Reach
 from omgoptim.operations.context import RunContext, is_live
-from omgoptim.operations.measured import environment, gains, measurement, shown_request
+from omgoptim.operations.measured import environment, gains, measurement, output_records, shown_request
 from omgoptim.operations.timing import full_race, told
-from omgoptim.operations.verdict import is_gain, load_warnings, quality_warnings, quality_words, size_words, speed_words
+from omgoptim.operations.verdict import (
+    is_gain,
+    load_warnings,
+    quality_warnings,
+    quality_words,
+    ruined_words,
+    size_words,
+    speed_words,
+)
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import CompareRequest
 from omgoptim.requests.command import command_of
@@ -73,16 +81,27 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     if predicts_next_token(samples.batches[0], samples.targets[0], lambda _: original[0]):
         samples = Samples(samples.batches, [shifted(target) for target in samples.targets])
     metric_name = request.metric or str(past.get("metric", "auto"))
-    metric = resolve_metric(metric_name, manifests[0].signature, original, samples.targets, reach, request.time_limit_s)
+    described = outputs_from(
+        original,
+        samples.targets,
+        metric_name,
+        manifests[0].signature,
+        past.get("target_output"),
+        past.get("ignore_outputs", []),
+    )
+    metric = resolve_metric(
+        metric_name, manifests[0].signature, original, samples.targets, reach, request.time_limit_s, described
+    )
     quality = compare_quality(metric, original, read_outputs(targets[1]), samples.targets, request.seed)
     before = measurement(folders[0], raced.timing(0), bench, quality.before, quality.metric, samples.count)
     after = measurement(folders[1], timing, bench, quality.after, quality.metric, samples.count)
     gained = gains(before, after, timing, quality, raced.load)
     doubt = chance_words(before.metric, before.quality, samples.targets)
-    verdict = f"B against A: {size_words(gained)}, {speed_words(gained)}. {quality_words(before, quality)}"
+    ruined = f"{ruined_words(quality.ruined)} " if quality.ruined else ""
+    verdict = f"{ruined}B against A: {size_words(gained)}, {speed_words(gained)}. {quality_words(before, quality)}"
     origin = "" if lineage else origin_words(past, _past_request(folders[1], context))
     return EfficiencyReport(
-        outcome="ok" if is_gain(gained) else "no_gain",
+        outcome="guard_failed" if quality.ruined else "ok" if is_gain(gained) else "no_gain",
         summary=f"{doubt} {verdict}{origin}".strip(),
         warnings=[*data.notes, *quality_warnings(quality, 0.01, data.real), *load_warnings(raced.load)],
         verb="compare",
@@ -92,6 +111,7 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
         before=before,
         after=after,
         gains=gained,
+        outputs=output_records(described, quality),
         lineage=lineage,
         repeat=command_of("compare", request),
     )

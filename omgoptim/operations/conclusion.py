@@ -15,7 +15,7 @@ from omgoptim.operations.advice import repeat_of
 from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.delivery import Measured, measure, save
 from omgoptim.operations.job import AnyJob
-from omgoptim.operations.measured import artifact_record, environment, shown_request
+from omgoptim.operations.measured import artifact_record, environment, output_records, shown_request
 from omgoptim.operations.output import deliver
 from omgoptim.operations.reshaping_advice import Result, next_steps
 from omgoptim.operations.subject import Subject
@@ -90,6 +90,7 @@ def conclude(verb: str, job: AnyJob, ending: Ending, output: Path | None) -> Eff
         before=measured.before,
         after=measured.after,
         gains=measured.gains,
+        outputs=output_records(subject.outputs, measured.quality),
         changed=ending.changes.changed,
         skipped=ending.changes.skipped,
         rounds=ending.rounds,

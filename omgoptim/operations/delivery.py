@@ -164,7 +164,13 @@ def measure(request: ModelRequest, context: RunContext, subject: Subject, baseli
     timing = raced.timing(1)  # where the result's evaluation failed, its error: there are no outputs to compare
     original = read_outputs(targets[0])
     metric = resolve_metric(
-        subject.metric, subject.signature, original, subject.evaluation.targets, subject.reach, request.time_limit_s
+        subject.metric,
+        subject.signature,
+        original,
+        subject.evaluation.targets,
+        subject.reach,
+        request.time_limit_s,
+        subject.outputs,
     )
     quality = compare_quality(metric, original, read_outputs(targets[1]), subject.evaluation.targets, request.seed)
     count = subject.evaluation.count

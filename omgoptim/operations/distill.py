@@ -147,7 +147,9 @@ def _control(
     if kept:
         distilled, alone = alone, distilled
     targets = subject.evaluation.targets
-    metric = resolve_metric(subject.metric, subject.signature, original, targets, subject.reach, request.time_limit_s)
+    metric = resolve_metric(
+        subject.metric, subject.signature, original, targets, subject.reach, request.time_limit_s, subject.outputs
+    )
     quality = compare_quality(metric, alone, distilled, targets, request.seed, original=original)
     return Control(
         quality=quality.before,

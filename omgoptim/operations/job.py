@@ -44,7 +44,7 @@ class Job(Generic[Request]):
         return ModuleRun(
             signature=self.subject.signature,
             statistics=self.material.statistics,
-            loss=scoring_loss(self.material.loss),
+            loss=scoring_loss(self.material.loss, self.subject.outputs),
             original=placed(self.original, self.subject.device),
             scratch=scratch,
             seed=self.request.seed,

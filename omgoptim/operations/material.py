@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.errors import DataError
+from omgoptim.models.outputs import ModelOutputs
 from omgoptim.models.samples import Samples, batch_length, call_of, of_size
 from omgoptim.operations.overlap import overlap_notes
 from omgoptim.operations.subject import Live, Subject
 from omgoptim.requests import RecoveryRequest, TrainingRequest
-from omgoptim.runtimes.signature import flatten
 from omgoptim.training.batches import Batches, as_target
 from omgoptim.training.judge import Judge
-from omgoptim.training.losses import Loss, loss_of
+from omgoptim.training.losses import Loss, loss_of, tensor_outputs
 
 STATISTICS_SAMPLES = 512
 """Samples of the train split that norms, moments, gradients and batch-norm statistics are read from."""
@@ -76,8 +76,9 @@ def gather(request: TrainingRequest, subject: Subject, module: nn.Module, live: 
             "let the batches carry targets, or leave distill on",
         )
     limit_s = request.time_limit_s
-    judge = Judge.of(module, selection, subject.signature, subject.metric, subject.reach, limit_s, subject.device)
-    batches = Batches(subject.data, module, subject.signature)
+    device, described = subject.device, subject.outputs
+    judge = Judge.of(module, selection, subject.signature, subject.metric, subject.reach, limit_s, device, described)
+    batches = Batches(subject.data, module, subject.signature, subject.outputs)
     return Material(statistics, selection, batches, judge, loss, epochs, notes)
 
 
@@ -108,19 +109,40 @@ def loss_for(
         outputs = module(*args, **kwargs)
     given: Any = live.loss or request.loss
     example = None if target is None else as_target(target, batch_length(first))
-    return loss_of(given, outputs, example, subject.reach, request.time_limit_s, module=module)
+    limit_s, described = request.time_limit_s, subject.outputs
+    return loss_of(given, outputs, example, subject.reach, limit_s, module=module, outputs=described)
 
 
-def scoring_loss(loss: Loss | None) -> Callable[[Any, Any], Tensor]:
-    """A loss whose gradient says which weights matter: on the targets, or without them the size of the outputs."""
+def scoring_loss(loss: Loss | None, described: ModelOutputs | None = None) -> Callable[[Any, Any], Tensor]:
+    """A loss whose gradient says which weights matter: on the targets, and the size of the outputs that the targets
+    say nothing about, in units of their spread; without targets the size of all.
+
+    Args:
+        described: what the outputs are; None: only the first one counts.
+    """
 
     def score(outputs: Any, target: Any) -> Tensor:
-        first: Tensor = flatten(outputs)[0]
-        if loss is not None and target is not None:
-            return loss.function(outputs, as_target(target, len(first)))
-        return 0.5 * first.float().square().mean()
+        leaves = tensor_outputs(outputs, len(described.specs) if described else None)
+        if loss is None or target is None:
+            return _sizes(leaves, described, None)
+        count = next(len(leaf) for leaf in leaves if leaf.ndim)
+        value = loss.function(outputs, as_target(target, count))
+        several = described is not None and described.target is not None and len(described.compared) > 1
+        return value + _sizes(leaves, described, described.target) if several and described else value
 
     return score
+
+
+def _sizes(leaves: list[Tensor], described: ModelOutputs | None, but: int | None) -> Tensor:
+    """Half the mean square of the floating outputs but one, added up; of several each over its spread."""
+    if described is None or len(described.compared) < 2:
+        index = described.compared[0].index if described else 0
+        return 0.5 * leaves[index].float().square().mean()
+    total = torch.zeros((), device=leaves[0].device)
+    for spec in described.compared:
+        if spec.index != but and leaves[spec.index].is_floating_point():
+            total = total + 0.5 * (leaves[spec.index].float() / spec.spread).square().mean()
+    return total
 
 
 def one_sample(subject: Subject) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -13,9 +13,10 @@ from omgoptim.hardware import cpu_features, cpu_name
 from omgoptim.measure.quality import Quality
 from omgoptim.measure.race import Bench, Timing
 from omgoptim.models.artifact import Manifest, load_line
+from omgoptim.models.outputs import ModelOutputs
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.timing import OVERLOADED
-from omgoptim.reports import Artifact, Environment, Gains, Measurement
+from omgoptim.reports import Artifact, Environment, Gains, Measurement, OutputRecord
 
 VERSIONS = ("torch", "onnxruntime", "openvino", "nncf", "onnx", "numpy")
 
@@ -64,6 +65,31 @@ def gains(before: Measurement, after: Measurement, timing: Timing, quality: Qual
         agreement=finite(quality.agreement) if quality else None,
         launches=timing.launches,
     )
+
+
+def output_records(outputs: ModelOutputs, quality: Quality | None = None) -> list[OutputRecord]:
+    """The outputs of a model, each with its agreement where that was measured."""
+    measured = {found.spec.index: found for found in quality.outputs} if quality else {}
+    records = []
+    for spec in outputs.specs:
+        found = measured.get(spec.index)
+        records.append(
+            OutputRecord(
+                name=spec.name,
+                shape=list(spec.shape),
+                dtype=spec.dtype,
+                kind=spec.kind,
+                evidence=spec.evidence,
+                compared_by=spec.compared_by,
+                weight=spec.weight,
+                labelled=spec.index == outputs.target,
+                agreement=None if found is None else max(found.agreement, 0.0),
+                relative_error=None if found is None or found.relative_error is None else finite(found.relative_error),
+                cosine=None if found is None else found.cosine,
+                ruined=found is not None and found.ruined,
+            )
+        )
+    return records
 
 
 def _ratio(before: int | None, after: int | None) -> float | None:

@@ -14,7 +14,7 @@ from omgoptim.models.samples import of_size
 from omgoptim.operations.advice import profile_steps, repeat_of
 from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.measured import environment, measurement, shown_request
+from omgoptim.operations.measured import environment, measurement, output_records, shown_request
 from omgoptim.operations.subject import Live, Subject, prepare
 from omgoptim.operations.timing import full_race, told
 from omgoptim.operations.verdict import load_warnings
@@ -66,6 +66,7 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
         request=shown_request(request),
         environment=environment(context, subject.bench, request.seed, subject.device, raced.load),
         before=before,
+        outputs=output_records(subject.outputs),
         layers=layers,
         macs_check=subject.macs.check if subject.macs else None,
         lineage=list(subject.lineage[:-1]),
@@ -80,7 +81,9 @@ def _quality(request: ProfileRequest, subject: Subject, context: RunContext) -> 
     name = subject.metric
     if targets[0] is None and name == "auto":
         return None, None
-    metric = resolve_metric(name, subject.signature, outputs, targets, subject.reach, request.time_limit_s)
+    metric = resolve_metric(
+        name, subject.signature, outputs, targets, subject.reach, request.time_limit_s, subject.outputs
+    )
     if metric.agreement:
         return None, None
     return score(metric, outputs, targets, outputs), metric.name

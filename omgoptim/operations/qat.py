@@ -199,8 +199,9 @@ def _lesson(
             f"{shared} of the {selection.count} samples that choose the epoch are training samples too: "
             "let load('calibration') give others"
         )
-    distills = loss is None if params.distill is None else params.distill
-    return _Lesson(Batches(subject.data, original, subject.signature), loss, distills, notes)
+    several = len(subject.outputs.compared) > 1  # labels speak of one output: the float model teaches the others
+    distills = (loss is None or several) if params.distill is None else params.distill
+    return _Lesson(Batches(subject.data, original, subject.signature, subject.outputs), loss, distills, notes)
 
 
 def _scaling(params: Qat, context: RunContext, subject: Subject, program: Program, splits: Splits) -> Scaling:
@@ -233,7 +234,15 @@ def _judge(
 ) -> ConvertedJudge:
     limit_s = request.time_limit_s
     original = require_module(subject, "quantize with scheme qat")
-    judge = Judge.of(original, splits.selection, subject.signature, subject.metric, subject.reach, limit_s)
+    judge = Judge.of(
+        original,
+        splits.selection,
+        subject.signature,
+        subject.metric,
+        subject.reach,
+        limit_s,
+        described=subject.outputs,
+    )
     return ConvertedJudge(
         samples=judge.samples,
         signature=judge.signature,

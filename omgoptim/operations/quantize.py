@@ -19,7 +19,7 @@ from omgoptim.operations.coverage_proof import coverage_warnings, prove, told_ke
 from omgoptim.operations.explain import explain
 from omgoptim.operations.guard import repair, with_guard
 from omgoptim.operations.making import Made, float_program, make
-from omgoptim.operations.measured import artifact_record, environment, gains, measurement, shown_request
+from omgoptim.operations.measured import artifact_record, environment, gains, measurement, output_records, shown_request
 from omgoptim.operations.no_op import nothing_made
 from omgoptim.operations.output import deliver, free_output
 from omgoptim.operations.planning import plan_report
@@ -93,7 +93,9 @@ def quantize(request: QuantizeRequest, context: RunContext, live: Live | None = 
         explanation = explain(
             request, context, subject, program, attempts, final.winner, guarded, splits.calibration, yardstick
         )
-    place, untold = deliver(context.artifact, output, holds(final.quality.drop, request.max_quality_drop))
+    place, untold = deliver(
+        context.artifact, output, holds(final.quality.drop, request.max_quality_drop) and not final.quality.ruined
+    )
     splits.notes.extend(untold)
     option, outcome = final.winner.made.option, final.winner.made.outcome
     skipped = outcome.skipped if outcome else []
@@ -173,7 +175,13 @@ def _final_race(
         attempt.why = f"{attempt.speedup / winner.speedup:.0%} of the speed of the chosen one, measured in full"
     original = read_outputs(targets[0])
     metric = resolve_metric(
-        subject.metric, subject.signature, original, subject.evaluation.targets, subject.reach, request.time_limit_s
+        subject.metric,
+        subject.signature,
+        original,
+        subject.evaluation.targets,
+        subject.reach,
+        request.time_limit_s,
+        subject.outputs,
     )
     quality = compare_quality(metric, original, read_outputs(target), subject.evaluation.targets, request.seed)
     return Final(winner, raced.timing(0), timing, quality, raced.load, scale, kernels[finalists.index(winner) + 1])
@@ -251,6 +259,7 @@ def _report(
         before=before,
         after=after,
         gains=gained,
+        outputs=output_records(subject.outputs, quality),
         changed=made.changed if made else [],
         skipped=made.skipped if made else [],
         training=trained.training if trained else None,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from omgoptim.errors import OmgoptimError, TechniqueError
 from omgoptim.measure.launch import Process
 from omgoptim.measure.metrics import resolve_metric
-from omgoptim.measure.quality import Metric, StoredOutputs, read_outputs, score
+from omgoptim.measure.quality import Metric, StoredOutputs, agreement_of_outputs, read_outputs, score
 from omgoptim.measure.race import SCREENING, Timing, race
 from omgoptim.models.artifact import Manifest
 from omgoptim.models.samples import Samples
@@ -38,6 +38,8 @@ class Attempt:
     """Quality on the selection samples, and how much less it is than the original's."""
     outputs: StoredOutputs | None = None
     """What it gave on the selection samples."""
+    ruined: tuple[str, ...] = ()
+    """Outputs that the metric never reads and that are lost; see `Quality.ruined`."""
     error: OmgoptimError | None = None
     status: Literal["chosen", "finalist", "dropped", "failed"] = "dropped"
     why: str = ""
@@ -66,6 +68,8 @@ class Yardstick:
         try:
             attempt.quality = score(self.metric, outputs, self.targets, self.original)
             attempt.drop = self.quality - attempt.quality
+            found = agreement_of_outputs(self.metric, outputs, self.original)
+            attempt.ruined = tuple(output.spec.name for output in found if output.ruined and not output.read)
         except OmgoptimError as error:  # infinite outputs, or a metric that is NaN for them
             attempt.error = error
 
@@ -105,7 +109,13 @@ def screen(
             timings = race(folders, subject.bench, SCREENING, request.seed, on_first=outputs)
         original = read_outputs(targets[0])
         metric = resolve_metric(
-            subject.metric, subject.signature, original, selection.targets, subject.reach, request.time_limit_s
+            subject.metric,
+            subject.signature,
+            original,
+            selection.targets,
+            subject.reach,
+            request.time_limit_s,
+            subject.outputs,
         )
         original_quality = score(metric, original, selection.targets, original)  # failing here fails the run
         yardstick = Yardstick(inputs, selection.targets, metric, original, original_quality, selection.count)
@@ -127,7 +137,7 @@ def _groups(attempts: list[Attempt], baseline: Path) -> list[list[Attempt]]:
 
 
 def within(attempt: Attempt, guard: float) -> bool:
-    return attempt.drop is not None and holds(attempt.drop, guard)
+    return attempt.drop is not None and holds(attempt.drop, guard) and not attempt.ruined
 
 
 def choose_finalists(attempts: list[Attempt], guard: float) -> list[Attempt]:
@@ -141,13 +151,15 @@ def choose_finalists(attempts: list[Attempt], guard: float) -> list[Attempt]:
         raise TechniqueError("no candidate could be measured", reasons)
     holding = sorted((a for a in alive if within(a, guard)), key=lambda a: -a.speedup)
     if not holding:
-        finalists = [min(alive, key=lambda a: (a.drop or 0.0, -a.speedup))]
+        finalists = [min(alive, key=lambda a: (bool(a.ruined), a.drop or 0.0, -a.speedup))]
     else:
         best = holding[0].speedup
         finalists = [a for a in holding if a.speedup * NEAR_THE_BEST >= best][:FINALISTS]
     for attempt in alive:
         if attempt in finalists:
             attempt.status = "finalist"
+        elif attempt.ruined:
+            attempt.why = f"output {', '.join(attempt.ruined)} was ruined on the selection samples"
         elif not within(attempt, guard):
             attempt.why = f"quality drop {attempt.drop:.4f} on the selection samples is above the guard {guard:g}"
         else:

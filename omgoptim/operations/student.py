@@ -20,9 +20,10 @@ from omgoptim.models.calls import first_forward, input_tensors, name_inputs, to_
 from omgoptim.models.samples import Samples, as_tensors, call_of, of_size
 from omgoptim.models.source import Recipe, Source, load_source
 from omgoptim.operations.job import Job, applied
+from omgoptim.operations.live import Live, recipe_of_live
 from omgoptim.operations.material import one_sample, scoring_loss
 from omgoptim.operations.one_by_one import refuse_partial
-from omgoptim.operations.subject import Live, Subject, recipe_of_live
+from omgoptim.operations.subject import Subject
 from omgoptim.reports import Change
 from omgoptim.requests import DistillRequest, Params
 from omgoptim.requests.distill import STUDENTS, Auto, Given

@@ -26,6 +26,7 @@ from omgoptim.models.hub_options import grant_remote_code
 from omgoptim.models.language import shifted
 from omgoptim.models.onnx_graph import count_params as count_program_params
 from omgoptim.models.onnx_signature import stated_signature
+from omgoptim.models.outputs import ModelOutputs
 from omgoptim.models.samples import Samples, as_tensors, call_of, named_samples, of_size, synthetic_like
 from omgoptim.models.source import Recipe, Source, default_inputs, load_source
 from omgoptim.models.trust import Reach
@@ -44,23 +45,15 @@ from omgoptim.operations.first_run import (
     settled_outputs,
     with_shifted_labels,
 )
+from omgoptim.operations.live import Live as Live
+from omgoptim.operations.live import recipe_of_live
 from omgoptim.operations.output import not_sealed
+from omgoptim.operations.reference import outputs_of
 from omgoptim.requests import ModelRequest, QuantizeRequest, TrainingRequest
 from omgoptim.runtimes import ENGINES, Settings
 from omgoptim.runtimes.engine import as_float32
 from omgoptim.runtimes.signature import InputTensor, Signature
 from omgoptim.runtimes.torch_precision import HALF
-
-
-@dataclass(frozen=True, slots=True)
-class Live:
-    """Objects of the caller's process, in place of what a request can only name."""
-
-    module: nn.Module | None = None
-    data: Callable[..., Any] | None = None
-    metric: Callable[..., Any] | None = None
-    loss: Callable[..., Any] | None = None
-    student: nn.Module | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +80,11 @@ class Subject:
     reach: Reach
     device: str
     metric: str | Callable[..., Any]
-    """What quality is measured by: a name, or the caller's own."""
     eval_folder: Path
+    outputs: ModelOutputs
     notes: list[str] = field(default_factory=list)
     batch_dependent: str | None = None
-    """That and why the answer to a sample depends on its batch; evaluation and selection samples are then batches of
-    one."""
+    """Why the answer to a sample depends on its batch; evaluation and selection samples are then batches of one."""
 
     def samples(self, split: Split, count: int) -> Samples:
         """The first `count` samples of a split, named as the model takes them.
@@ -146,6 +138,8 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     dependent = batch_dependence_of(opened.module, opened.program, signature, evaluation, threads)
     if dependent:
         learnt.append(f"{dependent}; quality is measured one sample at a time")
+    metric = live.metric or request.metric
+    outputs = outputs_of(request, metric, opened.module, opened.program, signature, data, evaluation, threads)
     macs, params = _counts(opened, signature, of_size(evaluation, 1))
     precision = "float32"
     if opened.module is not None and source.artifact is None:
@@ -189,8 +183,9 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
         lineage=(*made.lineage, context.run_id),
         reach=reach,
         device=device,
-        metric=live.metric or request.metric,
+        metric=metric,
         eval_folder=evaluation.write(context.work / "eval"),
+        outputs=outputs,
         notes=[*source.notes, *data.notes, *learnt, *count_notes(macs), *not_sealed(request)],
         batch_dependent=dependent,
     )
@@ -327,20 +322,6 @@ def _save_baseline(
         raise ModelError("there is no model to save")
     recipe = source.recipe or recipe_of_live(opened.module, manifest.signature, example, work / "live.pt2")
     artifacts.save_module(folder, opened.module, recipe, manifest, check)
-
-
-def recipe_of_live(module: nn.Module, signature: Signature, example: NamedBatch, path: Path) -> Recipe:
-    """A live module has no source that a fresh process could build it from: it travels as an exported program.
-
-    Args:
-        path: where the program is written.
-    """
-    from omgoptim.runtimes.export import export_pt2
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = as_tensors(example, signature.dtypes)
-    export_pt2(module, tensors, signature, path)
-    return Recipe("pt2", str(path))
 
 
 def recipe_of(subject: Subject) -> Recipe:

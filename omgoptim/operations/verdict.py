@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
+from omgoptim.measure.agreement import RUINED_AGREEMENT, RUINED_ERROR, OutputAgreement
 from omgoptim.measure.quality import Quality
 from omgoptim.operations.timing import BUSY, OVERLOADED
 from omgoptim.reports import Gains, Measurement
@@ -65,8 +67,8 @@ def holds(drop: float, guard: float) -> bool:
 
 
 def outcome_of(gains: Gains, quality: Quality, guard: float) -> Outcome:
-    """The one word a run ends with: the guard first, then whether anything was gained."""
-    if not holds(quality.drop, guard):
+    """The one word a run ends with: the guard and the outputs first, then whether anything was gained."""
+    if quality.ruined or not holds(quality.drop, guard):
         return "guard_failed"
     return "ok" if is_gain(gains) else "no_gain"
 
@@ -74,11 +76,27 @@ def outcome_of(gains: Gains, quality: Quality, guard: float) -> Outcome:
 def verdict_words(outcome: Outcome, name: str, gains: Gains, quality: Quality, guard: float) -> str:
     """The first sentence of a summary, for the candidate `name`."""
     became = f"{size_words(gains)}, {speed_words(gains)}"
+    if quality.ruined:
+        return f"{ruined_words(quality.ruined)} {name} is {became}."
     if outcome == "guard_failed":
         return (
             f"The guard failed: {name} came closest and loses {quality.drop:.4f}, more than {guard:g}. It is {became}."
         )
     return f"{name}: {became}." if outcome == "ok" else f"No gain. The best candidate, {name}, is {became}."
+
+
+def ruined_words(ruined: Sequence[OutputAgreement]) -> str:
+    """Which outputs were ruined, each with its error, in one sentence."""
+    told = []
+    for output in ruined:
+        if output.relative_error is not None:
+            error = f"relative error {output.relative_error:.2f}, more than {RUINED_ERROR:g}"
+        else:
+            error = f"{output.agreement:.0%} as the original's, less than {RUINED_AGREEMENT:.0%}"
+        told.append(f"'{output.spec.name}' ({error})")
+    one = "Output" if len(told) == 1 else "Outputs"
+    was = "was" if len(told) == 1 else "were"
+    return f"{one} {', '.join(told)} {was} ruined; the metric does not read {'it' if len(told) == 1 else 'them'}."
 
 
 def quality_warnings(quality: Quality | None, guard: float, real_data: bool) -> list[str]:
@@ -90,7 +108,7 @@ def quality_warnings(quality: Quality | None, guard: float, real_data: bool) -> 
         warnings.append(
             f"{quality.metric} was measured on random inputs: it is no accuracy. Give data to measure accuracy."
         )
-    elif quality.metric.endswith("agreement"):
+    elif quality.is_agreement:
         warnings.append(f"{quality.metric} is agreement with the original model, not accuracy: the data has no targets")
     if not math.isfinite(quality.high - quality.low):
         warnings.append(

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from omgoptim.render import arms, facts, rounds
+from omgoptim.render import arms, facts, outputs, rounds
 from omgoptim.render.brief_precision import precision_head, trimmed
 from omgoptim.reports import Candidate, Control, EfficiencyReport, Record
 
@@ -47,6 +47,7 @@ def brief_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
         "after": _dump(report.after),
         "gains": _dump(report.gains),
         "total": _dump(report.total, 80),
+        **({"outputs": [_dump(one, 60) for one in listed]} if (listed := outputs.shown(report)[:8]) else {}),
         **precision_head(report),
         "artifact": {"path": report.artifact.path, "load": report.artifact.load} if report.artifact else None,
         "files": report_files(folder) if folder else None,

@@ -11,6 +11,7 @@ from omgoptim.render.html_parts import section, table, text
 from omgoptim.render.html_precision import coverage_section, explanation_section
 from omgoptim.render.html_rounds import rounds_section, sensitivity_section
 from omgoptim.render.html_style import CSS
+from omgoptim.render.outputs import outputs_section
 from omgoptim.reports import EfficiencyReport, Gains, Measurement
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -26,6 +27,7 @@ def report_html(report: EfficiencyReport) -> str:
             _tiles,
             _warnings,
             _comparison,
+            outputs_section,
             coverage_section,
             explanation_section,
             rounds_section,

@@ -16,6 +16,7 @@ from omgoptim.render.markdown_parts import bulleted as _bulleted
 from omgoptim.render.markdown_parts import cell as _cell
 from omgoptim.render.markdown_parts import code, safe
 from omgoptim.render.markdown_precision import coverage_lines, explanation_lines, precision_lines
+from omgoptim.render.outputs import outputs_lines
 from omgoptim.reports import DoctorReport, EfficiencyReport, RunState
 from omgoptim.text import LONGEST_LINE
 
@@ -35,6 +36,7 @@ def report_markdown(report: EfficiencyReport, detail: Detail = "brief", folder: 
         [f"**{facts.verdict(report)}** {safe(report.summary, 1200)}"],
         _bulleted("Warnings", [safe(text, 300) for text in report.warnings], 50 if full else 6),
         _comparison(report),
+        outputs_lines(report, full),
         coverage_lines(report),
         _next_steps(report),
         _places(report, folder),

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from omgoptim.errors import OmgoptimError
 from omgoptim.render import facts
+from omgoptim.render.terminal_outputs import outputs_table
 from omgoptim.render.terminal_precision import coverage_block, explanation_block
 from omgoptim.render.terminal_rounds import rounds_table, sensitivity_table, training_line
 from omgoptim.reports import Candidate, DoctorReport, EfficiencyReport, PackageState, RunState
@@ -37,6 +38,7 @@ def report_view(report: EfficiencyReport, *, full: bool = False, folder: Path | 
     parts: Iterable[RenderableType | None] = (
         _verdict_panel(report),
         _comparison_table(report),
+        outputs_table(report, full),
         coverage_block(report, full),
         rounds_table(report, full),
         training_line(report),

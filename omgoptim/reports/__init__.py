@@ -21,6 +21,7 @@ from omgoptim.reports.measured import (
     Skip,
     Total,
 )
+from omgoptim.reports.outputs import OutputRecord
 from omgoptim.reports.precision import Coverage, Explanation, Finding, Guard, LayerNoise, LayerPrecision, TimeShare
 from omgoptim.reports.state import DoctorReport, PackageState, RunState
 from omgoptim.reports.training import Control, Epoch, Round, SensitivityPoint, Training
@@ -46,6 +47,7 @@ __all__ = [
     "MacsCheck",
     "Measurement",
     "NextStep",
+    "OutputRecord",
     "PackageState",
     "Record",
     "Round",

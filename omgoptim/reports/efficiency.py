@@ -17,6 +17,7 @@ from omgoptim.reports.measured import (
     Skip,
     Total,
 )
+from omgoptim.reports.outputs import OutputRecord
 from omgoptim.reports.precision import Coverage, Explanation, Guard
 from omgoptim.reports.training import Control, Round, SensitivityPoint, Training
 
@@ -52,6 +53,8 @@ class EfficiencyReport(Record):
     after: Measurement | None = None
     gains: Gains | None = None
     total: Total | None = None
+    outputs: list[OutputRecord] = []
+    """Each output of the model, and its agreement with the original's."""
     changed: list[Change] = []
     skipped: list[Skip] = []
     layers: list[Layer] = []

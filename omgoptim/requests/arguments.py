@@ -15,6 +15,8 @@ class ModelArguments(TypedDict, total=False):
     weights: Literal["auto", "ema", "plain"]
     model_kwargs: dict[str, Any]
     inputs: list[str]
+    target_output: str | None
+    ignore_outputs: list[str]
     device: Literal["auto", "cpu", "cuda"]
     timing: Literal["quick", "standard", "careful"]
     batch: int

@@ -57,6 +57,10 @@ class ModelRequest(Request):
     """Without data: input shapes, batch first, such as 1x3x224x224 or input_ids:int64:1x128."""
     metric: str = "auto"
     """auto, top1, r2, cosine, perplexity, kl, a torchmetrics name, or file.py:callable, higher is better."""
+    target_output: str | None = None
+    """The output of the labels, by name or index."""
+    ignore_outputs: list[str] = []
+    """Outputs that nobody reads."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to run and measure; auto is the cpu."""
     timing: Timing = "standard"
@@ -64,13 +68,13 @@ class ModelRequest(Request):
     batch: int = Field(32, ge=1, le=4096)
     """Batch size of the throughput measurement; latency is always at batch 1."""
     threads: int | None = Field(None, ge=1, le=512)
-    """CPU threads for every measured process; default: the cores this process may use."""
+    """CPU threads of measured processes; default: the cores this process may use."""
     samples: int = Field(2000, ge=1, le=1_000_000)
     """Most evaluation samples to use."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of every random choice."""
     time_limit_s: float = Field(300, gt=0, le=10_000_000)
-    """Longest time, in seconds, that one call into the user's code (build, load, metric) may take."""
+    """Longest seconds that one call into the user's code (build, load, metric) may take."""
     project: str | None = None
     """Absolute path of the user's project; model, checkpoint and data must lie inside it."""
     python: str | None = None

@@ -18,16 +18,12 @@ from omgoptim.server.words import ARGUMENTS
 
 Json = dict[str, Any]
 
+OF_OUTPUTS = ("target_output", "ignore_outputs")
+"""Only the instructions name these."""
+
 MEASURING = (
-    "model_kwargs",
-    "timing",
-    "device",
-    "batch",
-    "threads",
-    "samples",
-    "seed",
-    "time_limit_s",
-    "python",
+    *("model_kwargs", "timing", "device", "batch", "threads", "samples", "seed", "time_limit_s", "python"),
+    *OF_OUTPUTS,
 )
 TRAINING = (
     *("learning_rate", "optimizer", "lr_schedule", "warmup", "weight_decay", "train_batch", "accumulate", "clip_norm"),
@@ -86,7 +82,7 @@ def told_options() -> str:
     shared = []
     for name in MEASURING:
         field = ModelRequest.model_fields[name]
-        default = "" if field.default in (None, {}) else f"={field.default}"
+        default = "" if field.default in (None, {}, []) else f"={field.default}"
         shared.append(f"- {name}{default}: {_one_line(field.description)}")
     training = []
     for name in TRAINING:
@@ -102,7 +98,7 @@ def _options(verb: str, told: set[str]) -> Json:
     if not new:
         return {"type": "object"}
     training = [name for name in new if name in TRAINING and "options" in told]
-    listed = [name for name in new if name not in training]
+    listed = [name for name in new if name not in (*training, *OF_OUTPUTS)]
     words = f"Of training too, such as {training[0]}. " if training else ""
     return {"type": "object", "description": words + (f"Rarely needed: {', '.join(listed)}." if listed else "")}
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from omgoptim.errors import DataError
 from omgoptim.models.calls import name_inputs
 from omgoptim.models.data import DataSource
+from omgoptim.models.outputs import ModelOutputs
 from omgoptim.models.raw import RawBatch
 from omgoptim.runtimes.signature import Signature
 from omgoptim.training.randomness import seed_everything
@@ -46,6 +47,8 @@ class Batches:
     module: nn.Module
     """Whose forward names the inputs; a compressed copy has the same one."""
     signature: Signature
+    outputs: ModelOutputs | None = None
+    """What the original's outputs are; None: not known."""
     _counted: dict[int, tuple[int, Batch]] = field(default_factory=dict)
     _samples: dict[int, int] = field(default_factory=dict)
 

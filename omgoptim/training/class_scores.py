@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from omgoptim.errors import DataError
+from omgoptim.models.outputs import OutputSpec, class_layout
 
 IGNORED = -100
 """Targets that do not count, as torch's cross_entropy has it."""
@@ -40,17 +41,22 @@ class ClassScores:
         Args:
             output: what the model gave for one batch; whether it is probabilities is read from it.
         """
-        if not output.is_floating_point() or not output.ndim or len(output) != len(target):
+        layout = class_layout(output.shape, target.shape) if output.is_floating_point() else None
+        if layout is None:
             return None
-        single = output.ndim < 2 or 1 in (output.shape[1], output.shape[-1])
-        if output.shape == target.shape or (output.numel() == target.numel() and single):
-            low, high = output.detach().aminmax()
-            return ClassScores(2, None, output.numel() >= ENOUGH and bool(low >= 0) and bool(high <= 1))
-        if output.shape[:-1] == target.shape:
-            return ClassScores(output.shape[-1], -1, is_distribution(output, -1))
-        if output.ndim == target.ndim + 1 and output.shape[:1] + output.shape[2:] == target.shape:
-            return ClassScores(output.shape[1], 1, is_distribution(output, 1))
-        return None
+        axis, classes = layout
+        if axis is not None:
+            return ClassScores(classes, axis, is_distribution(output, axis))
+        low, high = output.detach().aminmax()
+        return ClassScores(2, None, output.numel() >= ENOUGH and bool(low >= 0) and bool(high <= 1))
+
+    @staticmethod
+    def of_spec(spec: OutputSpec, output: Tensor) -> ClassScores | None:
+        """How an output that was described holds class scores; None if it holds none."""
+        if spec.kind != "class_scores":
+            return None
+        classes = 2 if spec.class_axis is None else output.shape[spec.class_axis]
+        return ClassScores(classes, spec.class_axis, spec.probabilities)
 
     @property
     def name(self) -> str:

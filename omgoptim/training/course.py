@@ -81,7 +81,7 @@ class Course:
                 self.steps.plan,
                 count,
                 first,
-                lambda batch: objective.taught(batch.to(self.steps.device)),
+                lambda batch: objective.learnt(batch.to(self.steps.device)),
                 progress,
             )
         self.seconds += time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""Learning from a teacher's outputs: scores of classes in one of four ways, or the values themselves.
+"""Learning from a teacher's outputs: scores of classes in one of four ways, or the values themselves; all of them.
 
 Sources: Hinton, Vinyals & Dean 2015, arXiv:1503.02531, section 2; Kim et al. 2021, arXiv:2105.08919; Zhao et al. 2022,
 arXiv:2203.08679 (DKD); Huang et al. 2022, arXiv:2205.10536 (DIST). Where each differs is told beside its function, in
@@ -8,6 +8,7 @@ arXiv:2203.08679 (DKD); Huang et al. 2022, arXiv:2205.10536 (DIST). Where each d
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -15,10 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omgoptim.errors import DataError, TechniqueError
-from omgoptim.measure.quality import agreement_metric
-from omgoptim.runtimes.torch_session import to_array
+from omgoptim.models.outputs import ModelOutputs, OutputSpec
 from omgoptim.training.class_scores import IGNORED, ClassScores, is_distribution
-from omgoptim.training.losses import main_output
+from omgoptim.training.losses import described_tensors, main_output, tensor_outputs
 from omgoptim.training.output_distances import (
     correlation_distance,
     decoupled_divergence,
@@ -43,13 +43,16 @@ class DistillationLoss(nn.Module):
     Of anything else (embeddings, hidden states, regression), `auto`: squared error over the teacher's variance, plus
     1 - cosine of the rows along the last dimension where it has more than one entry; `mse`: the first of the two.
     The mixture is alpha x loss on the targets + (1 - alpha) x distance.
+    All this is of the main output: the one that the targets belong to, else the first. Each other floating output adds
+    its own distance, whatever alpha is, since no target speaks of it: KL divergence of class scores at T, squared error
+    over the teacher's variance of anything else.
 
     Args:
         temperature: what scores are divided by before the softmax; above 1 softens them.
         alpha: weight of the loss on the targets, 0..1; 1 - alpha is that of the teacher. At 1 the teacher has no say,
             at 0 the targets have none.
-        kind: `classes`, `values`, or `auto`: integer targets that fit as labels make scores; without them the rule
-            by which agreement is measured (two-dimensional outputs whose rows are not of unit length).
+        kind: of the main output: `classes`, `values`, or `auto`: integer targets that fit as labels make scores, and
+            without them rows that sum to one, or a form that is for classes.
         form: the distance; `auto` is hinton for classes.
     """
 
@@ -60,11 +63,28 @@ class DistillationLoss(nn.Module):
         if kind not in get_args(Kind) or form not in get_args(Form):
             raise ValueError(f"kind is one of {', '.join(get_args(Kind))} and form one of {', '.join(get_args(Form))}")
         self.temperature, self.alpha, self.kind, self.form = temperature, alpha, kind, form
-        self._scores: ClassScores | None = None
+        self._main: _Taught | None = None
+        self._others: tuple[_Taught, ...] = ()
+        self._count: int | None = None
+
+    @property
+    def teaches_others(self) -> bool:
+        """Whether outputs beside the main one are learnt; known when this loss is settled."""
+        return bool(self._others)
+
+    @property
+    def indices(self) -> frozenset[int]:
+        """Positions of the outputs that are learnt; known when this loss is settled."""
+        return frozenset(taught.index for taught in (self._main, *self._others) if taught is not None)
+
+    @property
+    def others_name(self) -> str:
+        """What is learnt beside the main output, in words; empty without any."""
+        return f"distance to the teacher's {', '.join(taught.name for taught in self._others)}" if self._others else ""
 
     @property
     def name(self) -> str:
-        """In words, for the report."""
+        """What is learnt of the main output, in words, for the report."""
         if self.kind == "values":
             return f"{'squared error against' if self.form == 'mse' else 'distance to'} the teacher's outputs"
         if self.form == "mse":
@@ -73,31 +93,51 @@ class DistillationLoss(nn.Module):
         words = distance.get(self.form, "KL divergence to")
         return f"{words} the teacher's outputs at temperature {self.temperature:g}"
 
-    def decided(self, teacher: Any, targets: Any = None) -> DistillationLoss:
-        """This loss with its kind settled by one batch, so that it cannot change from batch to batch.
+    def decided(self, teacher: Any, targets: Any = None, outputs: ModelOutputs | None = None) -> DistillationLoss:
+        """This loss with its kinds settled by one batch, so that they cannot change from batch to batch.
+
+        Args:
+            outputs: what the teacher's outputs are; default: read from this batch.
 
         Raises:
-            TechniqueError: the outputs are values, and the form is one for class scores.
+            TechniqueError: the main output is no class scores, and the form is one for those.
             DataError: dkd without a label for each row.
         """
         made = DistillationLoss(self.temperature, self.alpha, self.kind, self.form)
-        output = main_output(teacher)
-        made._scores = None if self.kind == "values" else _class_scores(output, targets, self.kind)
-        made.kind = "classes" if made._scores is not None else "values"
+        leaves = tensor_outputs(teacher, None if outputs is None else len(outputs.specs))
+        main_output(leaves)  # raises where there is none at all
+        outputs = outputs or described_tensors(leaves, targets)
+        learnt = [spec for spec in outputs.compared if spec.kind != "integers" and "complex" not in spec.dtype]
+        main = outputs.labelled if outputs.labelled in learnt else learnt[0] if learnt else None
+        if main is None:
+            raise TechniqueError("the teacher has no floating output to learn from")
+        made._count = len(outputs.specs)
+        scores = (
+            None if self.kind == "values" else _class_scores(leaves[main.index], targets, self.kind, self.form, main)
+        )
+        made._main = _Taught(main.index, main.name, scores, None)
+        made._others = tuple(
+            _Taught(spec.index, spec.name, ClassScores.of_spec(spec, leaves[spec.index]), spec.spread)
+            for spec in learnt
+            if spec is not main
+        )
+        made.kind = "classes" if scores is not None else "values"
         if made.kind == "values" and self.form not in ("auto", "mse"):
             raise TechniqueError(
                 f"{self.form} compares scores of classes, and the teacher's outputs are none",
-                f"outputs of shape {tuple(output.shape)} without integer targets that fit them are taken for values",
+                f"outputs of shape {tuple(leaves[main.index].shape)} without integer targets that fit them are taken "
+                "for values",
                 "use the output loss auto or mse, or give labels; in Python, kind='classes' says that they are scores",
             )
-        if made._scores is not None and self.form == "dkd":
-            made._scores.check(_labels(output, made._scores, targets))
+        if scores is not None and self.form == "dkd":
+            scores.check(_labels(leaves[main.index], scores, targets))
         return made
 
     def forward(
         self, student: Any, teacher: Any, targets: Any = None, hard: Callable[[Any, Any], Tensor] | None = None
     ) -> Tensor:
-        """alpha x loss on the targets + (1 - alpha) x `soft`; `soft` alone without targets.
+        """alpha x loss on the targets + (1 - alpha) x distance of the main output + distances of the others; `soft`
+        alone without targets.
 
         Args:
             student, teacher: what the two modules return for the same batch.
@@ -108,38 +148,54 @@ class DistillationLoss(nn.Module):
         Returns:
             A scalar.
         """
+        settled = self if self._main is not None else self.decided(teacher, targets)
         if targets is None:
-            return self.soft(student, teacher)
-        return self.mixed(lambda: (hard or self._hard)(student, targets), lambda: self.soft(student, teacher, targets))
+            return settled.soft(student, teacher)
+        return settled.mixed(
+            lambda: (hard or settled._hard)(student, targets),
+            lambda: settled.main(student, teacher, targets),
+            lambda: settled.others(student, teacher),
+        )
 
-    def mixed(self, hard: Callable[[], Tensor], soft: Callable[[], Tensor]) -> Tensor:
-        """The two parts by alpha; a part of weight 0 is not computed, so that its infinities do not count."""
+    def mixed(
+        self, hard: Callable[[], Tensor], soft: Callable[[], Tensor], others: Callable[[], Tensor] | None = None
+    ) -> Tensor:
+        """The parts by alpha; one of weight 0 is not computed, so that its infinities do not count."""
         if self.alpha == 1:
-            return hard()
-        if self.alpha == 0:
-            return soft()
-        return self.alpha * hard() + (1 - self.alpha) * soft()
+            value = hard()
+        elif self.alpha == 0:
+            value = soft()
+        else:
+            value = self.alpha * hard() + (1 - self.alpha) * soft()
+        return value + others() if others is not None and self._others else value
 
     def soft(self, student: Any, teacher: Any, targets: Any = None, real: Tensor | None = None) -> Tensor:
-        """The distance to the teacher, a scalar.
+        """The distance to the teacher in all outputs, a scalar.
 
         Args:
-            targets: rows whose integer target is -100 are left out.
+            targets: rows of the main output whose integer target is -100 are left out.
             real: of the rows' shape (batch, or batch and length), nonzero where a row is no padding.
 
         Raises:
             DataError: the outputs are of two shapes; dkd without labels.
             TechniqueError: as `decided`.
         """
-        output, goal = main_output(student), main_output(teacher).detach()
-        same_shape(output, goal)
-        if self.kind == "auto" or (self.kind == "classes" and self._scores is None):
+        if self._main is None:
             return self.decided(teacher, targets).soft(student, teacher, targets, real)
-        if self._scores is None:
+        value = self.main(student, teacher, targets, real)
+        return value + self.others(student, teacher, real) if self._others else value
+
+    def main(self, student: Any, teacher: Any, targets: Any = None, real: Tensor | None = None) -> Tensor:
+        """The distance to the teacher in the main output; as `soft`. This loss has to be settled."""
+        if self._main is None:
+            raise ValueError("this loss is not settled")
+        output, goal = self._pair(self._main, student, teacher)
+        scores = self._main.scores
+        if scores is None:
             keep = _counting(goal.shape[:-1], targets, real)
             return relative_distance(output.float(), goal.float(), keep, cosine=self.form != "mse")
-        rows, goals = self._scores.rows(output), self._scores.rows(goal)
-        labels = _labels(goal, self._scores, targets).reshape(-1) if self.form == "dkd" else None
+        rows, goals = scores.rows(output), scores.rows(goal)
+        labels = _labels(goal, scores, targets).reshape(-1) if self.form == "dkd" else None
         keep = _counting(torch.Size([len(rows)]), targets, real)
         if keep is not None:
             keep = keep.reshape(-1)
@@ -151,14 +207,56 @@ class DistillationLoss(nn.Module):
         distance = correlation_distance if self.form == "dist" else softened_divergence
         return distance(rows, goals, self.temperature)
 
+    def others(self, student: Any, teacher: Any, real: Tensor | None = None) -> Tensor:
+        """The sum of the distances to the teacher in the outputs beside the main one; 0 without any."""
+        total = torch.zeros(())
+        for taught in self._others:
+            output, goal = self._pair(taught, student, teacher)
+            if taught.scores is not None:
+                rows, goals = taught.scores.rows(output), taught.scores.rows(goal)
+                distance = softened_divergence(rows, goals, self.temperature)
+            else:
+                keep = _counting(goal.shape[:-1], None, real)
+                distance = relative_distance(output.float(), goal.float(), keep, cosine=False, spread=taught.spread)
+            total = total.to(distance.device) + distance
+        return total
+
+    def _pair(self, taught: _Taught, student: Any, teacher: Any) -> tuple[Tensor, Tensor]:
+        """An output of both, the teacher's without a gradient."""
+        output, goal = (tensor_outputs(each, self._count)[taught.index] for each in (student, teacher))
+        same_shape(output, goal)
+        return output, goal.detach()
+
     def _hard(self, student: Any, targets: Any) -> Tensor:
-        output = main_output(student)
+        if self._main is None:
+            raise ValueError("this loss is not settled")
+        output = tensor_outputs(student, self._count)[self._main.index]
         if targets.is_floating_point():
             return F.mse_loss(output.reshape(targets.shape).float(), targets)
         scores = ClassScores.of(output, targets)
         if scores is None:
             raise ValueError(f"integer targets {tuple(targets.shape)} do not fit outputs {tuple(output.shape)}")
         return scores.loss(output, targets)
+
+
+@dataclass(frozen=True, slots=True)
+class _Taught:
+    """An output that is learnt."""
+
+    index: int
+    name: str
+    scores: ClassScores | None
+    spread: float | None
+    """Of the teacher's values over many samples; None: that of each batch."""
+
+
+def other_outputs(student: int, teacher: int) -> DataError:
+    """The error of a student that does not return as many outputs as its teacher."""
+    return DataError(
+        f"the student returns {student} output{'s' if student != 1 else ''} and the teacher {teacher}",
+        "what the teacher gives is learnt and compared output by output",
+        "let the student return what the teacher returns, in the same order",
+    )
 
 
 def same_shape(student: Tensor, teacher: Tensor) -> None:
@@ -178,7 +276,7 @@ def same_shape(student: Tensor, teacher: Tensor) -> None:
     )
 
 
-def _class_scores(output: Tensor, targets: Any, kind: Kind) -> ClassScores | None:
+def _class_scores(output: Tensor, targets: Any, kind: Kind, form: Form, spec: OutputSpec) -> ClassScores | None:
     """How an output's class scores lie; None where it holds none."""
     if isinstance(targets, Tensor) and not targets.is_floating_point():
         fitting = ClassScores.of(output, targets)
@@ -188,9 +286,14 @@ def _class_scores(output: Tensor, targets: Any, kind: Kind) -> ClassScores | Non
         return ClassScores(output.shape[-1], -1, is_distribution(output, -1))
     if isinstance(targets, Tensor) and targets.is_floating_point():
         return None
-    if agreement_metric([[to_array(output)]]).name != "top1_agreement":
-        return None
-    return ClassScores(output.shape[1], -1, is_distribution(output, -1))
+    if form in ("hinton", "dkd", "dist") and output.ndim == 2 and output.shape[1] > 1 and not _unit_rows(output):
+        return ClassScores(output.shape[1], -1, is_distribution(output, -1))  # the request says so
+    return ClassScores.of_spec(spec, output)
+
+
+def _unit_rows(output: Tensor) -> bool:
+    """Whether rows have length one: embeddings."""
+    return bool(((output.detach().float().norm(dim=1) - 1).abs() < 1e-3).all())
 
 
 def _labels(output: Tensor, scores: ClassScores, targets: Any) -> Tensor:

@@ -19,6 +19,7 @@ from omgoptim.errors import DataError
 from omgoptim.measure.intervals import Arrays
 from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import Metric, score
+from omgoptim.models.outputs import ModelOutputs
 from omgoptim.models.samples import Samples
 from omgoptim.models.trust import Reach
 from omgoptim.models.user_code import call_user
@@ -53,8 +54,12 @@ class Judge:
         reach: Reach,
         limit_s: float,
         device: str = "cpu",
+        described: ModelOutputs | None = None,
     ) -> Judge:
         """A judge by the metric that a request names, with `module` as the original.
+
+        Args:
+            described: what the original's outputs are; default: read from what it gives for the samples.
 
         Raises:
             DataError: there are no samples, or the metric does not suit them.
@@ -63,7 +68,7 @@ class Judge:
         if not samples.batches:
             raise DataError("there are no samples to judge quality on", "the selection samples are empty")
         outputs = _run(module, samples, signature, limit_s, device)
-        resolved = resolve_metric(metric, signature, outputs, samples.targets, reach, limit_s)
+        resolved = resolve_metric(metric, signature, outputs, samples.targets, reach, limit_s, described)
         original = score(resolved, outputs, samples.targets, outputs)
         return Judge(samples, signature, resolved, outputs, original, limit_s, device)
 

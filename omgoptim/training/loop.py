@@ -126,7 +126,7 @@ def fit(
         distillation = DistillationLoss()
     adapters = [] if features is None else list(features.parameters())
     with own_randomness(), training(module), teaching(teacher, plan.device):
-        objective = Objective(batches.signature, loss, teacher, distillation, features, module)
+        objective = Objective(batches.signature, loss, teacher, distillation, features, module, outputs=batches.outputs)
         check = loss.check if loss is not None else lambda _target: None
         count, first = batches.survey(plan.batch, plan.seed, check) if plan.epochs else (0, None)
         total = steps_of(plan, count)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omgoptim.errors import DataError, argument
+from omgoptim.measure.builtin_metrics import outputs_from
+from omgoptim.models.outputs import ModelOutputs
 from omgoptim.models.trust import Reach
 from omgoptim.models.user_code import call_user, load_callable
 from omgoptim.runtimes.signature import flatten
+from omgoptim.runtimes.torch_session import to_array
 from omgoptim.training.class_scores import IGNORED, ClassScores
 
 OWN_LOSS_FIX = (
@@ -47,8 +50,28 @@ class Loss:
         return None
 
 
+def tensor_outputs(outputs: Any, count: int | None = None) -> list[Tensor]:
+    """The tensors that a model returns, in order.
+
+    Args:
+        count: how many the model returns without labels: with them a Hugging Face model returns its loss too, which is
+            passed over then. Not known: it is passed over.
+    """
+    leaves = [leaf for leaf in flatten(outputs) if isinstance(leaf, Tensor)]
+    if isinstance(outputs, Mapping) and "loss" in outputs and len(leaves) != count:
+        rest = {key: value for key, value in outputs.items() if key != "loss"}
+        return [leaf for leaf in flatten(rest) if isinstance(leaf, Tensor)]
+    return leaves
+
+
+def described_tensors(leaves: Sequence[Tensor], target: Any = None) -> ModelOutputs:
+    """What outputs are, read from one batch of them and its target."""
+    labels = [target.detach().cpu().numpy() if isinstance(target, Tensor) else target]
+    return outputs_from([[to_array(leaf) for leaf in leaves]], labels)
+
+
 def main_output(outputs: Any) -> Tensor:
-    """The output that is learned and compared: the first tensor that has a batch dimension.
+    """The first tensor that has a batch dimension.
 
     Hugging Face outputs with labels begin with their loss, a single number; it is passed over.
 
@@ -74,6 +97,7 @@ def loss_of(
     reach: Reach,
     limit_s: float,
     module: nn.Module | None = None,
+    outputs: ModelOutputs | None = None,
 ) -> Loss | None:
     """The loss that a request names; None for `auto` without targets, where there is nothing to compare with.
 
@@ -87,9 +111,11 @@ def loss_of(
         outputs_example: what the module returned for a batch.
         target_example: the target of the same batch, as `Batch` has it.
         limit_s: seconds after which one call of the user's loss counts as hanging.
+        outputs: what the original's outputs are, and which one the labels belong to; default: read from the examples.
 
     Raises:
-        DataError: `auto` knows no loss for such outputs and targets; a label is out of range.
+        DataError: the targets fit no output, or several; `auto` knows no loss for such outputs and targets; a label is
+            out of range.
         ModelError, UserCodeError, SetupError: the user's loss cannot be imported.
     """
     if callable(spec):
@@ -101,9 +127,10 @@ def loss_of(
         return _user_loss(spec.rpartition(":")[2], function, limit_s)
     if target_example is None:
         return None
+    place = _labelled(outputs_example, target_example, outputs)
     if module is not None and isinstance(outputs_example, Mapping) and takes_labels(module):
-        return _own_loss(module, outputs_example, target_example)
-    return _inferred(main_output(outputs_example), target_example)
+        return _own_loss(module, outputs_example, target_example, place)
+    return _inferred(place.of(outputs_example), target_example, place)
 
 
 def takes_labels(module: nn.Module) -> bool:
@@ -111,25 +138,55 @@ def takes_labels(module: nn.Module) -> bool:
     return "labels" in inspect.signature(module.forward).parameters
 
 
-def _inferred(output: Tensor, target: Any) -> Loss:
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the labelled output stands in what a model returns."""
+
+    index: int
+    count: int | None
+    """How many outputs the model returns without labels."""
+    name: str = ""
+    """Of the output, where there are several."""
+
+    def of(self, outputs: Any) -> Tensor:
+        return tensor_outputs(outputs, self.count)[self.index]
+
+
+def _labelled(outputs_example: Any, target: Any, outputs: ModelOutputs | None) -> _Place:
+    """Where the output that the labels belong to stands.
+
+    Raises:
+        DataError: they fit none, or several.
+    """
+    main_output(outputs_example)  # raises where there is none at all
     if not isinstance(target, Tensor):
         raise DataError(
             "there is no loss that suits the data's targets by itself",
             f"they are of type {type(target).__name__}; integers are read as classes, floats as values",
             OWN_LOSS_FIX,
         )
+    count = None if outputs is None else len(outputs.specs)
+    if outputs is None or outputs.labels == "none":
+        outputs = described_tensors(tensor_outputs(outputs_example, count), target)
+    spec = outputs.require_target(OWN_LOSS_FIX)
+    return _Place(spec.index, count, f" of output '{spec.name}'" if len(outputs.specs) > 1 else "")
+
+
+def _inferred(output: Tensor, target: Any, place: _Place) -> Loss:
     if target.is_floating_point():
         _same_count(output, target)
-        return Loss("mean squared error", _mean_squared_error)
+        return Loss(
+            f"mean squared error{place.name}", lambda outputs, values: _squared_error(place.of(outputs), values)
+        )
     scores = ClassScores.of(output, target)
     if scores is None:
         raise _no_fit(output, target)
     scores.check(target)
-    return Loss(scores.name, lambda outputs, labels: scores.loss(main_output(outputs), labels), scores.check)
+    name = f"{scores.name}{place.name}"
+    return Loss(name, lambda outputs, labels: scores.loss(place.of(outputs), labels), scores.check)
 
 
-def _mean_squared_error(outputs: Any, target: Tensor) -> Tensor:
-    output = main_output(outputs)
+def _squared_error(output: Tensor, target: Tensor) -> Tensor:
     _same_count(output, target)  # never broadcast: (N, 1) against (N) would compare every pair
     return F.mse_loss(output.reshape(target.shape).float(), target)
 
@@ -147,7 +204,7 @@ def _no_fit(output: Tensor, target: Tensor) -> DataError:
     )
 
 
-def _own_loss(module: nn.Module, outputs_example: Any, target_example: Any) -> Loss:
+def _own_loss(module: nn.Module, outputs_example: Any, target_example: Any, place: _Place) -> Loss:
     """The loss that the module computes from `labels`. Outputs without one get what the shapes suggest, shifted for a
     causal language model: that is what a technique has which calls the module without labels."""
     causal = any(part in type(module).__name__ for part in ("CausalLM", "LMHead"))
@@ -156,13 +213,13 @@ def _own_loss(module: nn.Module, outputs_example: Any, target_example: Any) -> L
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
         if isinstance(loss, Tensor):
             return loss
-        output = main_output(outputs)
+        output = place.of(outputs)
         if causal:
             output, target = output[:, :-1], target[:, 1:]
-        return _inferred(output, target).function(output, target)
+        return _inferred(output, target, _Place(0, None)).function(output, target)
 
     check: Callable[[Any], None] = _accept
-    scores = main_output(outputs_example)
+    scores = place.of(outputs_example)
     if isinstance(target_example, Tensor) and not target_example.is_floating_point():
         found = ClassScores.of(scores, target_example)
         if found is not None:

@@ -11,20 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.errors import DataError, TechniqueError
+from omgoptim.models.outputs import ModelOutputs
 from omgoptim.runtimes.signature import Signature
 from omgoptim.training.batches import Batch
-from omgoptim.training.distillation import DistillationLoss, same_shape
+from omgoptim.training.distillation import DistillationLoss, other_outputs, same_shape
 from omgoptim.training.feature_losses import FeatureLoss
 from omgoptim.training.judge import judged
-from omgoptim.training.losses import Loss, main_output
-from omgoptim.training.teacher_outputs import TeacherOutputs
+from omgoptim.training.losses import Loss, tensor_outputs
+from omgoptim.training.teacher_outputs import Taught, TeacherOutputs
 
 
 @dataclass(slots=True)
 class Objective:
     """The loss of a batch as a function of the module.
 
-    alpha x loss on the targets + (1 - alpha) x distance to the teacher's outputs + weight x distance of features.
+    alpha x loss on the targets + (1 - alpha) x distance to the teacher's main output + distances to its other outputs
+    + weight x distance of features.
     """
 
     signature: Signature
@@ -39,14 +41,17 @@ class Objective:
     """What the teacher said of samples; others it is asked about."""
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     """The precision in which the teacher runs: the student's."""
+    outputs: ModelOutputs | None = None
+    """What the original's outputs are; None: read from the teacher's for the first batch."""
 
     @property
     def learns_outputs(self) -> bool:
-        """Whether the teacher's outputs have a part in the loss. At alpha 1 they have none, unless there is nothing
-        else to learn from."""
+        """Whether the teacher's outputs have a part in the loss. At alpha 1 the main one has none, unless there is
+        nothing else to learn from."""
         if self.teacher is None or self.distillation is None:
             return False
-        return self.distillation.alpha != 1 or (self.loss is None and self.features is None)
+        several = self.distillation.teaches_others or (self.outputs is not None and len(self.outputs.compared) > 1)
+        return several or self.distillation.alpha != 1 or (self.loss is None and self.features is None)
 
     @property
     def name(self) -> str:
@@ -55,13 +60,15 @@ class Objective:
         parts = [hard] if hard else []
         if self.distillation is not None and self.learns_outputs:
             alpha, soft = self.distillation.alpha, self.distillation.name
-            parts = [soft] if hard is None or alpha == 0 else [f"{alpha:g} x {hard} + {1 - alpha:g} x {soft}"]
+            mixed = f"{alpha:g} x {hard} + {1 - alpha:g} x {soft}" if alpha != 1 else str(hard)
+            parts = [soft] if hard is None or alpha == 0 else [mixed]
+            parts += [self.distillation.others_name] if self.distillation.others_name else []
         if self.features is not None:
             parts.append(f"{self.features.weight:g} x {self.features.name}")
         return " + ".join(parts)
 
     def settle(self, module: nn.Module, batch: Batch) -> None:
-        """Settle on one batch whether outputs are class scores, and find out whether the loss works at all.
+        """Settle on one batch what is learnt of each output, and find out whether the loss works at all.
 
         Raises:
             DataError: the loss cannot be computed, or has no gradient; the teacher's outputs are of another shape.
@@ -73,18 +80,22 @@ class Objective:
                 args, kwargs = self.signature.to_call(batch.inputs)
                 taught = self.taught(batch)
                 with torch.no_grad():
-                    same_shape(main_output(module(*args, **kwargs)), main_output(taught))
-                self.distillation = self.distillation.decided(taught, batch.target)
+                    pairs = [tensor_outputs(given) for given in (module(*args, **kwargs), taught)]
+                if len(pairs[0]) != len(pairs[1]):
+                    raise other_outputs(*map(len, pairs))
+                for student, teacher in zip(*pairs, strict=True):
+                    same_shape(student, teacher)
+                self.distillation = self.distillation.decided(taught, batch.target, self.outputs)
             value = self(module, batch)
         if not value.requires_grad:
             raise DataError("the loss has no gradient", "no parameter that is trained has a part in the outputs")
 
-    def __call__(self, called: nn.Module, batch: Batch, taught: Tensor | None = None) -> Tensor:
+    def __call__(self, called: nn.Module, batch: Batch, taught: Any = None) -> Tensor:
         """The loss of a batch, a scalar with a gradient.
 
         Args:
             called: the module, or what Accelerate wraps it in.
-            taught: the teacher's main output for the batch, where it is known.
+            taught: the teacher's outputs for the batch, where they are known.
         """
         args, kwargs = self.signature.to_call(batch.inputs)
         if self.loss is not None and self.loss.by_the_model and batch.target is not None:
@@ -98,6 +109,12 @@ class Objective:
         if self.loss is None and not self.learns_outputs:
             return inside
         return self._on_outputs(outputs, batch, taught) + inside
+
+    def learnt(self, batch: Batch) -> Taught:
+        """The teacher's outputs for a batch that are learnt, each in its place."""
+        leaves = tensor_outputs(self.taught(batch))
+        indices = self.distillation.indices if self.distillation is not None else frozenset()
+        return Taught(leaf if index in indices else leaf.new_empty(0) for index, leaf in enumerate(leaves))
 
     def taught(self, batch: Batch) -> Any:
         """What the teacher returns for a batch."""
@@ -113,8 +130,13 @@ class Objective:
             return self._hard(outputs, batch)
         if self.loss is None:
             return self._soft(outputs, batch, distillation, taught)
+        if distillation.alpha != 1 or distillation.teaches_others:
+            taught = self.taught(batch) if taught is None else taught
+        real = batch.inputs.get("attention_mask")
         return distillation.mixed(
-            lambda: self._hard(outputs, batch), lambda: self._soft(outputs, batch, distillation, taught)
+            lambda: self._hard(outputs, batch),
+            lambda: distillation.main(outputs, taught, batch.target, real),
+            lambda: distillation.others(outputs, taught, real),
         )
 
     def _hard(self, outputs: Any, batch: Batch) -> Tensor:

@@ -108,13 +108,16 @@ def correlation_distance(student: Tensor, teacher: Tensor, temperature: float) -
     return temperature**2 * distance
 
 
-def relative_distance(student: Tensor, teacher: Tensor, keep: Tensor | None = None, cosine: bool = True) -> Tensor:
+def relative_distance(
+    student: Tensor, teacher: Tensor, keep: Tensor | None = None, cosine: bool = True, spread: float | None = None
+) -> Tensor:
     """Mean squared error over the teacher's variance, plus 1 - mean cosine of the rows.
 
     Args:
         student, teacher: (…, D), or (N) for one value per sample.
         keep: of the shape of the rows, True where a row counts.
         cosine: False for the first part alone.
+        spread: root of the teacher's variance over many samples; default: that of this batch.
 
     Returns:
         A scalar, 0 where both are the same; the first part is 1 for a student that always answers the teacher's mean.
@@ -127,8 +130,8 @@ def relative_distance(student: Tensor, teacher: Tensor, keep: Tensor | None = No
         rows, goals = rows[keep.reshape(-1)], goals[keep.reshape(-1)]
     if not len(rows):
         return student.sum() * 0.0
-    spread = goals.var(unbiased=False).clamp(min=1e-12)
-    distance = F.mse_loss(rows, goals) / spread
+    variance = goals.var(unbiased=False).clamp(min=1e-12) if spread is None else spread**2
+    distance = F.mse_loss(rows, goals) / variance
     if rows.shape[1] == 1 or not cosine:
         return distance
     return distance + 1 - F.cosine_similarity(rows, goals, dim=1).mean()

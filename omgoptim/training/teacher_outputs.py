@@ -10,13 +10,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from omgoptim.training.batches import Batch, Batches
-from omgoptim.training.losses import main_output
 from omgoptim.training.plan import TrainingPlan
 from omgoptim.training.randomness import seed_everything
 from omgoptim.training.telling import Progress
@@ -30,12 +28,28 @@ PASS = 1
 EVERY = "computed for every batch"
 
 
+class Taught(list[Tensor]):
+    """The teacher's outputs for a batch, each in its place; one that is not learnt is empty."""
+
+    def to(self, device: str | torch.device) -> Taught:
+        """The same on a device."""
+        return Taught(tensor.to(device) for tensor in self)
+
+    def has_rows(self, count: int) -> bool:
+        """Whether each output that is learnt has one row for each of `count` samples."""
+        return all(len(tensor) == count for tensor in self if tensor.numel())
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self)
+
+
 @dataclass(slots=True)
 class TeacherOutputs:
-    """The teacher's main output for each sample, on the CPU."""
+    """The teacher's outputs for each sample, on the CPU."""
 
     size_bytes: int = 0
-    _chunks: list[Tensor] = field(default_factory=list)
+    _chunks: list[Taught] = field(default_factory=list)
     """As they were computed, a batch each."""
     _places: dict[bytes, tuple[int, int]] = field(default_factory=dict)
     """Digest of a sample to its chunk and row."""
@@ -47,19 +61,28 @@ class TeacherOutputs:
         """Whether all samples of a batch are here."""
         return all(digest in self._places for digest in digests(batch))
 
-    def of(self, batch: Batch) -> Tensor | None:
+    def of(self, batch: Batch) -> Taught | None:
         """The outputs for a batch, in its order; None unless all its samples are here."""
         places = [self._places.get(digest) for digest in digests(batch)]
-        rows = [self._chunks[place[0]][place[1]] for place in places if place is not None]
-        if len(rows) != len(places) or len({row.shape for row in rows}) != 1:
+        known = [place for place in places if place is not None]
+        if len(known) != len(places):
             return None
-        return torch.stack(rows)
+        found = Taught()
+        for index, first in enumerate(self._chunks[0]):
+            if not first.numel():
+                found.append(first)
+                continue
+            rows = [self._chunks[chunk][index][row] for chunk, row in known]
+            if len({row.shape for row in rows}) != 1:
+                return None
+            found.append(torch.stack(rows))
+        return found
 
-    def add(self, batch: Batch, outputs: Tensor) -> None:
+    def add(self, batch: Batch, outputs: Taught) -> None:
         """Keep the outputs for a batch; a sample that is here already stays as it was."""
         for row, digest in enumerate(digests(batch)):
             self._places.setdefault(digest, (len(self._chunks), row))
-        self._chunks.append(outputs.detach().cpu())
+        self._chunks.append(Taught(tensor.detach().cpu() for tensor in outputs))
         self.size_bytes += outputs.nbytes
 
 
@@ -80,7 +103,7 @@ def keep_outputs(
     plan: TrainingPlan,
     count: int,
     first: Batch,
-    taught: Callable[[Batch], Any],
+    taught: Callable[[Batch], Taught],
     progress: Progress = lambda _stage, _done: None,
 ) -> tuple[TeacherOutputs | None, str]:
     """Compute a teacher's outputs for all train samples, if they serve more than once, and say what was done.
@@ -88,15 +111,15 @@ def keep_outputs(
     Args:
         count: batches in an epoch.
         first: a batch of another pass over the data. Unless its samples come again, the inputs are augmented.
-        taught: what the teacher returns for a batch, which may be on the CPU.
+        taught: the teacher's outputs for a batch, which may be on the CPU.
 
     Returns:
         The outputs, or None where they cannot be kept, with the reason in the words beside.
     """
     if plan.epochs < 2:
         return None, f"{EVERY}: there is one epoch"
-    example = main_output(taught(first))
-    if len(example) != first.size:
+    example = taught(first)
+    if not example.has_rows(first.size):
         return None, f"{EVERY}: there is not one for each sample"
     if example.nbytes * count > LIMIT_BYTES:
         return None, f"{EVERY}: kept they would take {_size(example.nbytes * count)}"
@@ -106,8 +129,8 @@ def keep_outputs(
     seed_everything(plan.seed, 0, PASS)
     for number, batch in enumerate(batches.epoch(plan.batch), 1):
         if not kept.holds(batch):
-            outputs = main_output(taught(batch))
-            if len(outputs) != batch.size:
+            outputs = taught(batch)
+            if not outputs.has_rows(batch.size):
                 return None, f"{EVERY}: there is not one for each sample"
             kept.add(batch, outputs)
         if kept.size_bytes > LIMIT_BYTES:

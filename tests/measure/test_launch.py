@@ -153,7 +153,9 @@ def test_nan_in_an_output_is_an_error_that_says_where(make_module, start, batche
     inputs.mkdir()
     (inputs / "000000.npz").write_bytes(batches["latency"].read_bytes())
     (inputs / "000001.npz").write_bytes(batches["throughput"].read_bytes())
-    with pytest.raises(ModelError, match="torch_eager artifact gives NaN") as raised:
+    with pytest.raises(
+        ModelError, match="the model gives NaN on the evaluation data, as torch_eager runs it"
+    ) as raised:
         process.run_samples(inputs, tmp_path / "outputs", told.append)
     assert raised.value.why == "output 0 of batch 000001: 12 of 12 values"
 

@@ -6,16 +6,9 @@ import numpy as np
 import pytest
 
 from omgoptim.errors import DataError
+from omgoptim.measure.builtin_metrics import Metric, agreement_metric, builtin_metric
 from omgoptim.measure.intervals import FEWEST_RESAMPLES, RESAMPLES
-from omgoptim.measure.quality import (
-    Metric,
-    Quality,
-    agreement_metric,
-    builtin_metric,
-    compare_quality,
-    read_outputs,
-    score,
-)
+from omgoptim.measure.quality import Quality, compare_quality, read_outputs, score
 
 
 def outputs(*batches):
@@ -97,7 +90,7 @@ def test_a_mask_of_one_channel_is_compared_with_a_mask_without_it():
 def test_targets_that_do_not_fit_say_both_shapes():
     with pytest.raises(DataError) as raised:
         value("top1", outputs(np.zeros((2, 3))), [np.zeros((2, 4), int)])
-    assert "(2, 3)" in raised.value.why
+    assert "(batch, 3)" in raised.value.why
     assert "(2, 4)" in raised.value.why
 
 
@@ -139,40 +132,62 @@ def test_a_name_that_is_not_built_in_is_left_to_others():
 # agreement
 
 
-def test_class_scores_agree_when_their_largest_entry_is_the_same():
-    original, other = outputs([[3, 1, 0], [0, 2, 1]]), outputs([[9, 1, 8], [0, 1, 2]])
+def test_probabilities_agree_when_their_largest_entry_is_the_same():
+    original, other = outputs([[0.7, 0.2, 0.1], [0, 0.6, 0.4]]), outputs([[9, 1, 8], [0, 1, 2]])
     metric = agreement_metric(original)
     assert metric.name == "top1_agreement"
     assert score(metric, other, [None], original) == 0.5
 
 
-def test_rows_of_unit_length_are_embeddings_and_compared_by_cosine():
-    original, other = outputs([[1, 0], [0.6, -0.8]]), outputs([[0, 1], [0.6, -0.8]])
+def test_rows_without_a_sign_of_classes_are_values_and_agree_by_one_minus_the_squared_relative_error():
+    """Means (2, 3), variances (2, 2) about them with one degree of freedom less; one of four entries is off by 1."""
+    original, other = outputs([[1, 2], [3, 4]]), outputs([[1, 2], [3, 5]])
     metric = builtin_metric("auto", original, [None])
-    assert metric.name == "cosine_agreement"
-    assert score(metric, other, [None], original) == pytest.approx(0.5)
+    assert metric.name == "r2_agreement"
+    assert score(metric, other, [None], original) == pytest.approx(1 - (1 / 4) / 2)
+    assert score(metric, original, [None], original) == 1
+
+
+def test_always_answering_the_mean_keeps_nothing_of_a_single_number():
+    values = np.random.default_rng(0).normal(5, 1, (50, 1))
+    original = outputs(values[:20], values[20:])
+    always = outputs(np.full((20, 1), values.mean()), np.full((30, 1), values.mean()))
+    assert score(agreement_metric(original), always, [None], original) == pytest.approx(1 - 49 / 50, abs=1e-6)
 
 
 def test_sure_probabilities_are_class_scores_although_their_rows_have_unit_length():
     assert agreement_metric(outputs([[1, 0], [0, 1]])).name == "top1_agreement"
 
 
-def test_outputs_of_more_dimensions_are_compared_by_cosine():
-    original = outputs(np.arange(12).reshape(2, 2, 3))
-    assert agreement_metric(original).name == "cosine_agreement"
-    assert score(agreement_metric(original), outputs(-original[0][0]), [None], original) == pytest.approx(-1)
+def test_the_metric_top1_agreement_says_that_rows_are_scores_of_classes():
+    original, other = outputs([[3, 1, 0], [0, 2, 1]]), outputs([[9, 1, 8], [0, 1, 2]])
+    metric = builtin_metric("top1_agreement", original, [None])
+    assert metric.agreement
+    assert score(metric, other, [None], original) == 0.5
+
+
+def test_a_cosine_compares_the_directions_of_vectors_and_never_a_single_number():
+    original, other = outputs([[1, 0], [0.6, -0.8]]), outputs([[0, 1], [0.6, -0.8]])
+    metric = builtin_metric("cosine", original, [None])
+    assert metric.name == "cosine_agreement"
+    assert score(metric, other, [None], original) == pytest.approx(0.5)
+    with pytest.raises(DataError, match="cosine") as raised:
+        builtin_metric("cosine", outputs([[1.0], [2.0]]), [None])
+    assert "sign" in raised.value.why
+    with pytest.raises(DataError, match="cosine"):
+        builtin_metric("cosine", outputs([[1.0, 2.0], [1.0, 2.0]]), [None])  # the same for every sample
 
 
 def test_the_cosine_of_two_zeros_is_one_and_of_zero_and_something_is_zero():
     original, other = outputs([[[0, 0]], [[1, 1]]]), outputs([[[0, 0]], [[0, 0]]])
-    assert score(agreement_metric(original), other, [None], original) == 0.5
+    assert score(builtin_metric("cosine", original, [None]), other, [None], original) == 0.5
 
 
 def test_the_infinite_values_of_a_mask_are_no_difference_and_any_others_are_an_error():
-    masked = outputs([[[-np.inf, 1.0, 2.0]]])
+    masked = outputs([[[-np.inf, 1.0, 2.0]], [[-np.inf, 2.0, 4.0]]])
     assert score(agreement_metric(masked), masked, [None], masked) == pytest.approx(1)
     with pytest.raises(DataError, match="infinite"):
-        score(agreement_metric(masked), outputs([[[-np.inf, np.inf, 2.0]]]), [None], masked)
+        score(agreement_metric(masked), outputs([[[-np.inf, np.inf, 2.0]], [[0, 0, 0]]]), [None], masked)
 
 
 def test_an_output_that_is_a_single_number_cannot_be_compared():
@@ -199,7 +214,8 @@ def test_the_drop_of_an_accuracy_comes_with_bonett_and_prices_interval():
 
 def test_a_single_cosine_has_no_interval_and_nothing_crashes_on_it():
     given = outputs([[[1.0, 2.0]]])
-    quality = compare_quality(agreement_metric(given), given, outputs([[[1.0, 2.1]]]), [None], 0)
+    metric = builtin_metric("cosine", given, [None])
+    quality = compare_quality(metric, given, outputs([[[1.0, 2.1]]]), [None], 0)
     assert (quality.low, quality.high) == (-math.inf, math.inf)
     assert not quality.decided(0.01)
     assert quality.samples_to_decide(0.01) is None

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
+from omgoptim.measure.agreement import OutputAgreement
 from omgoptim.measure.quality import Quality
+from omgoptim.models.outputs import OutputSpec
 from omgoptim.operations.timing import BUSY, OVERLOADED
 from omgoptim.operations.verdict import (
     is_gain,
     load_warnings,
+    outcome_of,
     quality_warnings,
     quality_words,
     size_words,
     speed_words,
+    verdict_words,
 )
 from omgoptim.reports import Gains, Measurement
 
@@ -26,7 +31,8 @@ def gains(speedup=None, low=None, high=None, size=None) -> Gains:
 
 
 def quality(drop=0.0, low=-0.001, high=0.001, metric="top1_accuracy", samples=600) -> Quality:
-    return Quality(metric, 0.95, 0.95 - drop, drop, low, high, 0.99, samples)
+    agreement = metric.endswith("agreement")
+    return Quality(metric, 0.95, 0.95 - drop, drop, low, high, 0.99, samples, is_agreement=agreement)
 
 
 def test_faster_is_said_only_when_the_interval_lies_above_1() -> None:
@@ -129,3 +135,16 @@ def test_a_quiet_machine_needs_no_warning_and_a_busy_one_gets_the_one_that_fits(
     assert "the interval wider" in busy
     (overloaded,) = load_warnings(OVERLOADED + 0.01)
     assert "ratio is not given" in overloaded
+
+
+def test_a_ruined_output_that_the_metric_never_reads_fails_the_guard_and_is_named_first() -> None:
+    spec = OutputSpec("boxes", 0, ("batch", 4), "float32", "values", "")
+    boxes = OutputAgreement(spec, 0.31, relative_error=0.83, read=False)
+    ruined = replace(quality(), outputs=(boxes,))
+    gained = gains(2.314, 2.28, 2.35)
+    assert outcome_of(gained, ruined, 0.01) == "guard_failed"
+    words = verdict_words("guard_failed", "pruning", gained, ruined, 0.01)
+    first = "Output 'boxes' (relative error 0.83, more than 0.5) was ruined; the metric does not read it."
+    assert words.startswith(first)
+    read = replace(quality(), outputs=(replace(boxes, read=True),))
+    assert outcome_of(gained, read, 0.01) == "ok"

@@ -31,7 +31,7 @@ def test_at_alpha_one_it_is_cross_entropy_and_at_alpha_zero_the_divergence_exact
     assert torch.equal(DistillationLoss(4.0, 0.0)(STUDENT, TEACHER, LABELS), soft)
     mixed = 0.25 * F.cross_entropy(STUDENT, LABELS) + 0.75 * soft
     torch.testing.assert_close(DistillationLoss(4.0, 0.25)(STUDENT, TEACHER, LABELS), mixed)
-    assert torch.equal(DistillationLoss(4.0, 0.25)(STUDENT, TEACHER), soft)
+    assert torch.equal(DistillationLoss(4.0, 0.25, form="hinton")(STUDENT, TEACHER), soft)
 
 
 def test_a_student_equal_to_its_teacher_costs_nothing_and_has_no_gradient() -> None:
@@ -66,7 +66,8 @@ def test_padding_is_left_out_of_hidden_states() -> None:
 
 def test_what_is_learnt_is_chosen_by_targets_and_as_agreement_is_measured() -> None:
     unit = F.normalize(drawn(6, 4), dim=1)
-    assert DistillationLoss().decided(TEACHER).kind == "classes"
+    assert DistillationLoss().decided(TEACHER).kind == "values"
+    assert DistillationLoss().decided(TEACHER, LABELS).kind == "classes"
     assert DistillationLoss().decided(TEACHER.softmax(1)).kind == "classes"
     assert DistillationLoss().decided(unit).kind == "values"
     assert DistillationLoss().decided(drawn(2, 5, 4)).kind == "values"
@@ -86,7 +87,7 @@ def test_probabilities_and_single_scores_are_softened_as_the_scores_they_came_fr
 def test_outputs_come_in_any_structure_and_the_teachers_have_no_gradient() -> None:
     teacher = TEACHER.clone().requires_grad_()
     student = STUDENT.clone().requires_grad_()
-    value = DistillationLoss()(Outputs(loss=torch.tensor(1.0), logits=student), (teacher, drawn(6, 2)))
+    value = DistillationLoss()(Outputs(loss=torch.tensor(1.0), logits=student), (teacher,))
     value.backward()
     assert teacher.grad is None
     assert student.grad is not None
@@ -167,3 +168,32 @@ def test_outputs_of_two_shapes_are_refused_with_both(teacher: Tensor) -> None:
         DistillationLoss()(STUDENT, teacher, LABELS)
     assert str(tuple(teacher.shape)) in error.value.why
     assert "(6, 4)" in error.value.why
+
+
+BOXES, OTHER_BOXES = drawn(6, 3, seed=2), drawn(6, 3, seed=3)
+
+
+def test_every_output_is_learnt_and_only_the_labelled_one_is_weighed_by_alpha() -> None:
+    student, teacher = (BOXES, STUDENT.softmax(1)), (OTHER_BOXES, TEACHER.softmax(1))
+    hard = F.cross_entropy(STUDENT, LABELS)
+    soft = softened_divergence(STUDENT, TEACHER, 2.0)
+    boxes = F.mse_loss(BOXES, OTHER_BOXES) / float(OTHER_BOXES.var(0).mean())
+    for alpha in (0.0, 0.25, 1.0):
+        got = DistillationLoss(2.0, alpha)(student, teacher, LABELS)
+        torch.testing.assert_close(got, alpha * hard + (1 - alpha) * soft + boxes)
+    torch.testing.assert_close(DistillationLoss(2.0).soft(student, teacher), soft_without_labels(student, teacher))
+
+
+def soft_without_labels(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> Tensor:
+    """The first output with its cosine, the scores by their divergence."""
+    scores = softened_divergence(student[1].log(), teacher[1].log(), 2.0)
+    return relative_distance(student[0], teacher[0]) + scores
+
+
+def test_outputs_beside_the_main_one_are_named_and_integers_are_not_learnt() -> None:
+    outputs = {"boxes": BOXES, "logits": TEACHER, "ids": torch.arange(6)}
+    settled = DistillationLoss().decided(outputs, LABELS)
+    assert settled.indices == {0, 1}
+    assert settled.others_name == "distance to the teacher's output_0"
+    assert settled.teaches_others
+    assert not DistillationLoss().decided(TEACHER, LABELS).teaches_others

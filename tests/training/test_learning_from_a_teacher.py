@@ -108,7 +108,7 @@ def test_what_is_done_with_the_teachers_outputs_is_said() -> None:
 def test_every_form_brings_a_student_to_its_teachers_answers(form: Any) -> None:
     teacher, student = net(seed=1), net(seed=2)
     distilled(teacher, teacher, TrainingPlan(epochs=8, batch=16), alpha=1.0)
-    judge = judge_of(teacher, X, None)
+    judge = judge_of(teacher, X, None, "top1_agreement")
     before = judge.score(student)
     fitted = distilled(
         teacher, student, TrainingPlan(epochs=10, batch=16, learning_rate=0.02),

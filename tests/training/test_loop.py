@@ -293,10 +293,10 @@ def test_a_teacher_is_learnt_from_without_targets_and_not_changed_by_it() -> Non
     trained(teacher, TrainingPlan(epochs=8, batch=16), judged=False)
     before, modes = state(teacher), [layer.training for layer in teacher.modules()]
     student = net(seed=2)
-    judge = judge_of(teacher, X, None)
+    judge = judge_of(teacher, X, None, "top1_agreement")
     fitted = fit(
         student, batches_of(student, X, None), None, TrainingPlan(epochs=6, batch=16, learning_rate=1e-2), judge,
-        teacher=teacher, distillation=DistillationLoss(temperature=2.0),
+        teacher=teacher, distillation=DistillationLoss(temperature=2.0, form="hinton"),
     )  # fmt: skip
     assert same(state(teacher), before)
     assert [layer.training for layer in teacher.modules()] == modes

@@ -1,0 +1,209 @@
+"""How far a model's outputs are those of the original: one agreement per output, and the worst of them.
+
+Class scores agree where the same class has the largest score. Numbers, values and states agree by 1 - (relative
+error)^2, the share of the original's variance over samples that is kept: the coefficient of determination (R^2) with
+the original's outputs as the truth. The relative error is the root mean square of the difference over that of the
+original about its mean. Integers agree where they are equal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omgoptim.errors import DataError
+from omgoptim.measure.intervals import Arrays
+from omgoptim.models.moments import RunningMoments, as_rows
+from omgoptim.models.outputs import ModelOutputs, OutputSpec
+
+RUINED_ERROR = 0.5
+"""Relative error above which an output counts as ruined."""
+
+RUINED_AGREEMENT = 0.5
+"""Fraction of equal classes or integers below which an output counts as ruined."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputAgreement:
+    """One output against the original's, over all samples."""
+
+    spec: OutputSpec
+    agreement: float
+    """By `spec.compared_by`: 1 where both are the same. R^2 has no lower bound; 0 is that of always giving the mean."""
+    relative_error: float | None = None
+    """Of floating outputs that are no class scores."""
+    cosine: float | None = None
+    """Mean over samples, of outputs that are vectors; nothing is judged by it unless the metric is cosine."""
+    read: bool = True
+    """Whether the metric reads this output."""
+
+    @property
+    def ruined(self) -> bool:
+        """Whether what the original gives here is lost."""
+        if self.relative_error is not None:
+            return self.relative_error > RUINED_ERROR
+        return self.agreement < RUINED_AGREEMENT
+
+
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """One output's agreement, sample by sample."""
+
+    per_sample: NDArray[np.float64]
+    relative_error: float | None = None
+
+
+def output_agreements(
+    outputs: ModelOutputs, made: Sequence[Arrays], original: Sequence[Arrays], reads: frozenset[int] = frozenset()
+) -> tuple[OutputAgreement, ...]:
+    """The agreement of each output that counts.
+
+    Args:
+        made, original: per batch the flat list of outputs, for the same samples.
+        reads: indices of the outputs that the metric reads.
+
+    Raises:
+        DataError: an output is missing, or infinite where the original's is not.
+    """
+    found = []
+    for spec in outputs.compared:
+        scores = _scores(spec, made, original)
+        cosine = float(cosines(spec, made, original).mean()) if spec.is_vector else None
+        mean = float(scores.per_sample.mean())
+        found.append(OutputAgreement(spec, mean, scores.relative_error, cosine, spec.index in reads))
+    return tuple(found)
+
+
+def worst_scores(
+    outputs: ModelOutputs,
+    made: Sequence[Arrays],
+    original: Sequence[Arrays],
+    cosine: bool = False,
+    only: frozenset[int] | None = None,
+) -> NDArray[np.float64]:
+    """The agreement of each sample on the output whose mean agreement is the lowest.
+
+    Args:
+        cosine: compare directions instead, of the outputs that have one.
+        only: indices of the outputs to look at; default: all that count.
+    """
+    if cosine:
+        every = [(spec, cosines(spec, made, original)) for spec in cosine_outputs(outputs)]
+    else:
+        looked_at = [spec for spec in outputs.compared if only is None or spec.index in only]
+        every = [(spec, _scores(spec, made, original).per_sample) for spec in looked_at]
+    spec, worst = min(every, key=lambda entry: float(entry[1].mean()))
+    return worst if spec.batch_axis is not None else np.repeat(worst, _sizes(outputs, original))
+
+
+def _sizes(outputs: ModelOutputs, original: Sequence[Arrays]) -> list[int]:
+    """Samples in each batch; 1 where no output tells."""
+    known = next((spec for spec in outputs.specs if spec.batch_axis is not None), None)
+    if known is None:
+        return [1 for _ in original]
+    return [int(batch[known.index].shape[known.batch_axis or 0]) for batch in original]
+
+
+def cosine_outputs(outputs: ModelOutputs) -> list[OutputSpec]:
+    """The outputs that a cosine can compare.
+
+    Raises:
+        DataError: there is none: the cosine of a single number is its sign, and that of a constant is always 1.
+    """
+    found = [spec for spec in outputs.compared if spec.is_vector]
+    if not found:
+        shown = ", ".join(f"{spec.name} ({spec.kind})" for spec in outputs.compared)
+        raise DataError(
+            "no output of the model can be compared by its cosine",
+            f"the cosine of a single number is its sign, and that of a constant is always 1; the outputs are: {shown}",
+            "use metric auto, which compares numbers by their error",
+        )
+    return found
+
+
+def _scores(spec: OutputSpec, made: Sequence[Arrays], original: Sequence[Arrays]) -> _Scores:
+    """The agreement of each sample on one output; without a batch axis that of its batch."""
+    if len(made[0]) <= spec.index:
+        raise DataError(
+            f"output '{spec.name}' of the original is missing",
+            f"{len(made[0])} outputs were given",
+            f"let the model return the same outputs, or leave it out: ignore_outputs={spec.name}",
+        )
+    if spec.kind in ("class_scores", "integers"):
+        equal = [_equal(spec, m[spec.index], o[spec.index]) for m, o in zip(made, original, strict=True)]
+        return _Scores(np.concatenate(equal))
+    squared, moments = [], RunningMoments.over(spec.shape, spec.batch_axis, spec.dtype)
+    for batch, reference in zip(made, original, strict=True):
+        array, truth = batch[spec.index], reference[spec.index]
+        moments.add(truth)
+        squared.append(_squared_errors(spec, array, truth))
+    errors = np.concatenate(squared) / moments.scale**2
+    errors = np.where(np.isnan(errors), 1.0, errors)  # of another size: no answer, as good as always giving the mean
+    return _Scores(1 - errors, math.sqrt(float(errors.mean())))
+
+
+def _squared_errors(spec: OutputSpec, made: NDArray[Any], truth: NDArray[Any]) -> NDArray[np.float64]:
+    """The mean squared difference of each sample; NaN where the sizes differ."""
+    if made.shape != truth.shape:
+        count = 1 if spec.batch_axis is None else truth.shape[spec.batch_axis]
+        return np.full(count, np.nan)
+    a, b = _finite_rows(spec, made, truth)
+    return ((a - b) ** 2).mean(1) if a.shape[1] else np.zeros(len(a))
+
+
+def _finite_rows(
+    spec: OutputSpec, made: NDArray[Any], truth: NDArray[Any]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Both as rows, with 0 for what is infinite in both, as masks are.
+
+    Raises:
+        DataError: another value is not finite.
+    """
+    a, b = as_rows(made, spec.batch_axis), as_rows(truth, spec.batch_axis)
+    same = np.isinf(a) & (a == b)
+    a, b = np.where(same, 0.0, a), np.where(same, 0.0, b)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise DataError(
+            f"output '{spec.name}' holds infinite values that the original's does not", "or the other way round"
+        )
+    return a, b
+
+
+def _equal(spec: OutputSpec, made: NDArray[Any], truth: NDArray[Any]) -> NDArray[np.float64]:
+    """The fraction of each sample's classes or integers that are the same."""
+    if made.shape != truth.shape:
+        return np.zeros(1 if spec.batch_axis is None else truth.shape[spec.batch_axis])
+    if spec.kind == "class_scores":
+        made, truth = predicted_classes(spec, made), predicted_classes(spec, truth)
+    equal = made == truth
+    if spec.batch_axis is None:
+        return np.array([equal.mean() if equal.size else 1.0])
+    rows = as_rows(equal, spec.batch_axis)
+    return rows.mean(1) if rows.shape[1] else np.ones(len(rows))
+
+
+def predicted_classes(spec: OutputSpec, scores: NDArray[Any]) -> NDArray[Any]:
+    """The class of each row of scores."""
+    if spec.class_axis is None:
+        return np.asarray(scores > (0.5 if spec.probabilities else 0.0))
+    return np.asarray(scores.argmax(spec.class_axis))
+
+
+def cosines(spec: OutputSpec, made: Sequence[Arrays], original: Sequence[Arrays]) -> NDArray[np.float64]:
+    """The cosine of each sample's whole output with the original's; two zeros are the same, one is a right angle."""
+    found = []
+    for batch, reference in zip(made, original, strict=True):
+        if batch[spec.index].shape != reference[spec.index].shape:
+            found.append(np.zeros(1 if spec.batch_axis is None else reference[spec.index].shape[spec.batch_axis]))
+            continue
+        a, b = _finite_rows(spec, batch[spec.index], reference[spec.index])
+        lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        both_zero = (np.abs(a).sum(1) == 0) & (np.abs(b).sum(1) == 0)
+        cosine = (a * b).sum(1) / np.where(lengths > 0, lengths, 1.0)
+        found.append(np.where(both_zero, 1.0, np.minimum(cosine, 1.0)))
+    return np.concatenate(found)

@@ -1,0 +1,260 @@
+"""The built-in metrics: accuracy and R^2 on targets, and the agreement of a model's outputs with the original's.
+
+All work on what a measuring process wrote, batch by batch the flat list of output arrays, and on the output that the
+targets belong to.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omgoptim.errors import DataError, argument
+from omgoptim.measure.agreement import cosine_outputs, predicted_classes, worst_scores
+from omgoptim.measure.intervals import Arrays
+from omgoptim.measure.language import negative_kl, token_log_likelihoods
+from omgoptim.models.output_kinds import describe_outputs, labels_kind
+from omgoptim.models.outputs import ModelOutputs, OutputSpec, class_layout
+from omgoptim.runtimes.signature import Signature
+
+BUILTIN = ("top1", "r2", "cosine", "top1_agreement", "perplexity", "kl")
+
+IGNORED_TARGET = -100
+
+ENOUGH_BATCHES = 8
+"""Batches of a model's outputs that are read to see what they are, where that was not described before."""
+
+OWN_METRIC_FIX = f"give a metric of your own: {argument('metric', 'file.py:callable')}"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A quality metric, higher is better.
+
+    Exactly one of `per_sample` and `whole` is set. Both take outputs and targets batch by batch; `per_sample` also
+    takes the original model's outputs, for metrics that are an agreement with it.
+    """
+
+    name: str
+    per_sample: Callable[[Sequence[Arrays], list[Any], Sequence[Arrays]], NDArray[np.float64]] | None = None
+    whole: Callable[[Sequence[Arrays], list[Any]], float] | None = None
+    agreement: bool = False
+    """Whether it compares with the original model rather than with targets."""
+    outputs: ModelOutputs | None = None
+    """The outputs of the original model; None: read from what it gives."""
+    reads: frozenset[int] | None = None
+    """Indices of the outputs that it reads; None: not known, all are taken for read if there is only one."""
+
+
+def outputs_from(
+    original: Sequence[Arrays],
+    targets: Sequence[Any] = (),
+    metric: str = "auto",
+    signature: Signature | None = None,
+    target_output: str | None = None,
+    ignored: Sequence[str] = (),
+) -> ModelOutputs:
+    """The outputs of a model, read from the first batches of what it gives; see `describe_outputs`."""
+    reference, targets = list(original[:ENOUGH_BATCHES]), targets[:ENOUGH_BATCHES]
+    structure: Any = "tensor" if len(reference[0]) == 1 else {"tuple": ["tensor"] * len(reference[0])}
+    return describe_outputs(
+        signature or Signature((), structure),
+        reference,
+        batch_lengths(reference, targets),
+        targets,
+        target_output=target_output,
+        ignored=ignored,
+        metric=metric,
+    )
+
+
+def batch_lengths(original: Sequence[Arrays], targets: Sequence[Any] = ()) -> list[int]:
+    """Samples in each batch, as its targets tell, else its first output that has dimensions."""
+    if targets and all(isinstance(target, np.ndarray) and target.ndim for target in targets):
+        return [len(target) for target in targets]
+    return [next((len(array) for array in batch if array.ndim), 1) for batch in original]
+
+
+def agreement_metric(original: Sequence[Arrays], outputs: ModelOutputs | None = None) -> Metric:
+    """Agreement with the original model, of the output where it is the lowest.
+
+    Raises:
+        DataError: the outputs are single numbers without a batch dimension.
+    """
+    outputs = outputs or outputs_from(original)
+    names = {spec.compared_by for spec in outputs.compared}
+    name = names.pop() if len(outputs.compared) == 1 else "worst_output_agreement"
+
+    def per_sample(made: Sequence[Arrays], targets: list[Any], reference: Sequence[Arrays]) -> NDArray[np.float64]:
+        del targets
+        return worst_scores(outputs, made, reference)
+
+    reads = frozenset(spec.index for spec in outputs.compared)
+    return Metric(name, per_sample=per_sample, agreement=True, outputs=outputs, reads=reads)
+
+
+def cosine_metric(original: Sequence[Arrays], outputs: ModelOutputs | None = None) -> Metric:
+    """Mean cosine of each sample's output with the original's, of the output where it is the lowest.
+
+    Raises:
+        DataError: no output has a direction: all are single numbers or constant.
+    """
+    outputs = outputs or outputs_from(original)
+    reads = frozenset(spec.index for spec in cosine_outputs(outputs))
+
+    def per_sample(made: Sequence[Arrays], targets: list[Any], reference: Sequence[Arrays]) -> NDArray[np.float64]:
+        del targets
+        return worst_scores(outputs, made, reference, cosine=True)
+
+    return Metric("cosine_agreement", per_sample=per_sample, agreement=True, outputs=outputs, reads=reads)
+
+
+def builtin_metric(
+    name: str, original: Sequence[Arrays], targets: list[Any], outputs: ModelOutputs | None = None
+) -> Metric | None:
+    """The built-in metric of that name (`auto` chooses by the targets); None if it is none of ours.
+
+    Args:
+        outputs: of the original model; default: read from `original`.
+
+    Raises:
+        DataError: it needs targets that the data lacks, or the targets fit no output or several.
+    """
+    labelled = bool(targets) and targets[0] is not None
+    if name == "auto":
+        if not labelled:
+            return agreement_metric(original, outputs)
+        name = _metric_of_targets(targets)
+    if name == "cosine":
+        return cosine_metric(original, outputs)
+    if name not in BUILTIN:
+        return None
+    if name == "kl":
+        return _kl(original, targets, outputs)
+    if name != "top1_agreement" and not labelled:
+        raise DataError(
+            f"metric '{name}' needs targets", "the data's batches carry none", "use metric auto, or give targets"
+        )
+    outputs = outputs or outputs_from(original, targets, name)
+    if name == "top1_agreement":
+        return _top1_agreement(outputs)
+    target = outputs.require_target(OWN_METRIC_FIX)
+    reads = frozenset([target.index])
+    if name == "r2":
+        return Metric("r2", whole=_r2(target.index), outputs=outputs, reads=reads)
+    if name == "perplexity":  # higher is better: its logarithm, negated
+        scored = functools.partial(token_log_likelihoods, index=target.index)
+        return Metric("log_likelihood_per_token", per_sample=scored, outputs=outputs, reads=reads)
+    return Metric("top1_accuracy", per_sample=_top1(target), outputs=outputs, reads=reads)
+
+
+def _kl(original: Sequence[Arrays], targets: list[Any], outputs: ModelOutputs | None) -> Metric:
+    """KL divergence from the original's class scores: of the output of the labels, else of the first class scores."""
+    outputs = outputs or outputs_from(original, targets, "kl")
+    scores = [spec.index for spec in outputs.compared if spec.kind == "class_scores"]
+    labelled = outputs.labelled
+    index = labelled.index if labelled else next(iter(scores), outputs.compared[0].index)
+    compare = functools.partial(negative_kl, index=index)
+    return Metric("negative_kl", per_sample=compare, agreement=True, outputs=outputs, reads=frozenset([index]))
+
+
+def _metric_of_targets(targets: list[Any]) -> str:
+    kind = labels_kind(targets)
+    if kind in ("classes", "values"):
+        return "top1" if kind == "classes" else "r2"
+    raise DataError(
+        "there is no built-in metric for the data's targets",
+        f"they are {np.asarray(targets[0]).dtype}; integers are read as classes, floats as values",
+        OWN_METRIC_FIX,
+    )
+
+
+def _top1_agreement(outputs: ModelOutputs) -> Metric:
+    """Agreement of class scores alone, of the output where it is the lowest."""
+    scores = tuple(spec for spec in outputs.compared if spec.kind == "class_scores")
+    if not scores:
+        raise DataError(
+            "no output of the model is known to hold scores of classes",
+            ", ".join(f"{spec.name} is {spec.kind}" for spec in outputs.specs),
+            f"use metric auto, or name the output: {argument('target_output', 'NAME')}",
+        )
+    reads = frozenset(spec.index for spec in scores)
+
+    def per_sample(made: Sequence[Arrays], targets: list[Any], reference: Sequence[Arrays]) -> NDArray[np.float64]:
+        del targets
+        return worst_scores(ModelOutputs(outputs.specs), made, reference, only=reads)
+
+    return Metric("top1_agreement", per_sample=per_sample, agreement=True, outputs=outputs, reads=reads)
+
+
+PerSample = Callable[[Sequence[Arrays], list[Any], Sequence[Arrays]], NDArray[np.float64]]
+
+
+def _top1(spec: OutputSpec) -> PerSample:
+    """Per sample, how many of its targets the largest score hits, over the mean number of targets of a sample.
+
+    With one target per sample that is 1 or 0. With several (tokens, pixels) the mean is still hits over targets, and a
+    sample stays one unit: its targets are not independent. Samples without a target that counts are left out.
+
+    Scores are (N, C), (N, ..., C) or (N, C, ...), targets (N) or (N, ...). A single score per target is a logit, or
+    a probability if all of the original's lie in [0, 1].
+    """
+
+    def per_sample(outputs: Sequence[Arrays], targets: list[Any], original: Sequence[Arrays]) -> NDArray[np.float64]:
+        del original
+        hits, counted = [], []
+        for batch, raw in zip(outputs, targets, strict=True):
+            target = np.asarray(raw)
+            counts = target != IGNORED_TARGET
+            right = (_predicted(spec, batch[spec.index], target) == target) & counts
+            hits.append(right.reshape(len(target), -1).sum(1))
+            counted.append(counts.reshape(len(target), -1).sum(1))
+        total = np.concatenate(counted)
+        used = total > 0
+        return np.concatenate(hits)[used] / total[used].mean() if used.any() else np.zeros(0)
+
+    return per_sample
+
+
+def _predicted(spec: OutputSpec, scores: NDArray[Any], target: NDArray[Any]) -> NDArray[Any]:
+    """The class of each target, in the targets' shape."""
+    layout = class_layout(scores.shape, target.shape)
+    if layout is None:
+        raise DataError(
+            "the targets do not fit the outputs",
+            f"output '{spec.name}' is {scores.shape}, integer targets {target.shape}",
+            OWN_METRIC_FIX,
+        )
+    axis, _ = layout
+    if axis is None:
+        return np.asarray(predicted_classes(spec, scores).reshape(target.shape), target.dtype)
+    return np.asarray(scores.argmax(axis))
+
+
+def _r2(index: int) -> Callable[[Sequence[Arrays], list[Any]], float]:
+    """R^2 of an output against float targets, over all samples."""
+
+    def whole(outputs: Sequence[Arrays], targets: list[Any]) -> float:
+        predicted = np.concatenate([batch[index].reshape(len(batch[index]), -1) for batch in outputs])
+        predicted = predicted.astype(np.float64)
+        try:
+            actual = np.concatenate([np.asarray(t, np.float64).reshape(len(t), -1) for t in targets])
+        except (TypeError, ValueError) as error:
+            raise DataError("metric r2 needs targets that are numbers", str(error)) from error
+        if predicted.shape != actual.shape:
+            raise DataError("the targets do not fit the outputs", f"outputs {predicted.shape}, targets {actual.shape}")
+        spread = float(((actual - actual.mean(0)) ** 2).sum())
+        if spread == 0:
+            raise DataError(
+                "r2 is not defined where all targets are the same",
+                f"{len(actual)} samples, and no spread to explain",
+                f"give more evaluation samples, or a metric of your own: {argument('metric', 'file.py:callable')}",
+            )
+        return 1.0 - float(((actual - predicted) ** 2).sum()) / spread
+
+    return whole

@@ -1,0 +1,168 @@
+"""The outputs of a model: what each one is, how it is compared, and which one the labels belong to. No torch.
+
+`output_kinds` finds them out, once, from what the original gives for samples that do not evaluate.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from numpy.typing import NDArray
+
+from omgoptim.errors import DataError, RequestError, argument, did_you_mean
+
+Arrays = list[NDArray[Any]]
+Kind = Literal["class_scores", "number", "values", "state", "integers"]
+ComparedBy = Literal["top1_agreement", "r2_agreement", "exact_agreement", "not compared"]
+Labels = Literal["none", "classes", "values", "other"]
+
+COMPARED_BY: dict[Kind, ComparedBy] = {
+    "class_scores": "top1_agreement",
+    "number": "r2_agreement",
+    "values": "r2_agreement",
+    "state": "r2_agreement",
+    "integers": "exact_agreement",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class OutputSpec:
+    """One output of a model."""
+
+    name: str
+    index: int
+    """Position in the flat list of outputs."""
+    shape: tuple[int | str, ...]
+    """Sizes, or the names of free dimensions (`"batch"`)."""
+    dtype: str
+    kind: Kind
+    evidence: str
+    """What its kind was read from, in words."""
+    batch_axis: int | None = 0
+    """None where no dimension is the batch: then a batch counts as one sample."""
+    class_axis: int | None = None
+    """Of class scores: 1 or -1; None for a single score per target, a logit or a probability."""
+    probabilities: bool = False
+    """Of class scores: whether they went through a softmax or a sigmoid."""
+    weight: float = 1.0
+    """Of its part in the agreement and in what a teacher teaches; 0 where it is left out."""
+    spread: float = 1.0
+    """Of floating outputs: root mean square about the mean on the reference samples; the scale of a constant one."""
+    constant: bool = False
+    """Whether it was the same for every reference sample."""
+
+    @property
+    def compared_by(self) -> ComparedBy:
+        """The name of its agreement with the original."""
+        return COMPARED_BY[self.kind] if self.weight else "not compared"
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether it has a direction that can be compared: floating, several entries a sample, not constant."""
+        floating = self.kind in ("class_scores", "values", "state")
+        return floating and not self.constant and any(size != 1 for size in own_sizes(self.shape, self.batch_axis))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOutputs:
+    """All outputs of a model, and what its labels say about them."""
+
+    specs: tuple[OutputSpec, ...]
+    labels: Labels = "none"
+    target: int | None = None
+    """Index of the output that the labels belong to; None without labels, or where it is not known."""
+    fitting: tuple[int, ...] = ()
+    """The outputs that the labels fit by their shape."""
+    label_shape: tuple[int, ...] = ()
+    """Of the first batch's labels."""
+
+    @property
+    def compared(self) -> tuple[OutputSpec, ...]:
+        """The outputs that count."""
+        return tuple(spec for spec in self.specs if spec.weight)
+
+    @property
+    def labelled(self) -> OutputSpec | None:
+        """The output that the labels belong to, where that is known."""
+        return None if self.target is None else self.specs[self.target]
+
+    def require_target(self, fix: str = "") -> OutputSpec:
+        """The output that the labels belong to.
+
+        Args:
+            fix: what else can be done than naming the output.
+
+        Raises:
+            DataError: no output fits the labels, or several do.
+        """
+        if self.target is not None:
+            return self.specs[self.target]
+        shown = "; ".join(f"{spec.name} is {_shape_words(spec.shape)}" for spec in self.specs)
+        kind = {"classes": "integer", "values": "float"}.get(self.labels, "")
+        if len(self.fitting) > 1:
+            names = [self.specs[index].name for index in self.fitting]
+            raise DataError(
+                "the labels fit more than one output of the model",
+                f"{kind} labels {self.label_shape} fit {', '.join(names)} ({shown})",
+                f"name the output that they belong to: {argument('target_output', names[-1])}"
+                + (f", or {fix}" if fix else ""),
+            )
+        raise DataError(
+            "the targets do not fit the outputs",
+            f"{kind} targets {self.label_shape}; {shown}".strip(),
+            fix or f"give a metric of your own: {argument('metric', 'file.py:callable')}",
+        )
+
+
+def output_index(name: str, names: Sequence[str]) -> int:
+    """The index of the output that a user names, by its name or position.
+
+    Raises:
+        RequestError: there is none.
+    """
+    if name in names:
+        return list(names).index(name)
+    if re.fullmatch(r"-?\d+", name) and -len(names) <= int(name) < len(names):
+        return int(name) % len(names)
+    raise RequestError(
+        f"the model has no output '{name}'",
+        f"{did_you_mean(name, names)} (or 0 to {len(names) - 1})",
+        "give the name or the index of an output",
+    )
+
+
+def class_layout(shape: Sequence[int], target_shape: Sequence[int]) -> tuple[int | None, int] | None:
+    """How scores of classes lie in an output, as far as shapes tell.
+
+    Args:
+        shape: of the output, the batch first: (N, C), (N, C, …) or (N, …, C); a single score per target is (N), (N, 1)
+            or of the targets' own shape.
+
+    Returns:
+        The class axis (1, -1, or None for single scores) and the number of classes; None if labels of `target_shape`
+        do not fit.
+    """
+    shape, target = tuple(shape), tuple(target_shape)
+    if not shape or not target or shape[0] != target[0]:
+        return None
+    single = len(shape) < 2 or 1 in (shape[1], shape[-1])
+    if shape == target or (math.prod(shape) == math.prod(target) and single):
+        return None, 2
+    if shape[:-1] == target:
+        return -1, shape[-1]
+    if len(shape) == len(target) + 1 and shape[:1] + shape[2:] == target:
+        return 1, shape[1]  # class dimension second, as cross_entropy takes it
+    return None
+
+
+def own_sizes(shape: Sequence[int | str], batch_axis: int | None) -> list[int | str]:
+    """The dimensions of one sample."""
+    return [size for axis, size in enumerate(shape) if axis != batch_axis]
+
+
+def _shape_words(shape: Sequence[int | str]) -> str:
+    return f"({', '.join(str(size) for size in shape)})"

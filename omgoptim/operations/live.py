@@ -1,0 +1,40 @@
+"""What a caller in Python gives in place of what a request can only name: modules, data, a metric, a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from omgoptim.models.calls import NamedBatch
+from omgoptim.models.samples import as_tensors
+from omgoptim.models.source import Recipe
+from omgoptim.runtimes.signature import Signature
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """Objects of the caller's process, in place of what a request can only name."""
+
+    module: nn.Module | None = None
+    data: Callable[..., Any] | None = None
+    metric: Callable[..., Any] | None = None
+    loss: Callable[..., Any] | None = None
+    student: nn.Module | None = None
+
+
+def recipe_of_live(module: nn.Module, signature: Signature, example: NamedBatch, path: Path) -> Recipe:
+    """A live module has no source that a fresh process could build it from: it travels as an exported program.
+
+    Args:
+        path: where the program is written.
+    """
+    from omgoptim.runtimes.export import export_pt2
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = as_tensors(example, signature.dtypes)
+    export_pt2(module, tensors, signature, path)
+    return Recipe("pt2", str(path))

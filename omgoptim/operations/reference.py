@@ -1,0 +1,108 @@
+"""Reference outputs of the original, on samples that do not evaluate, and what they say of its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from omgoptim.measure.builtin_metrics import OWN_METRIC_FIX
+from omgoptim.measure.intervals import Arrays
+from omgoptim.models.calls import NamedBatch, name_inputs
+from omgoptim.models.data import DataSource, take
+from omgoptim.models.output_kinds import describe_outputs
+from omgoptim.models.outputs import ModelOutputs
+from omgoptim.models.samples import Samples, batch_length, named_samples, of_size
+from omgoptim.requests import ModelRequest
+from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes.signature import Signature
+
+REFERENCE_SAMPLES = 64
+"""Samples that a model's outputs are described from."""
+
+ON_LABELS = ("auto", "top1", "r2")
+"""Built-in metrics that compare the labels, where there are some, with the output that they belong to."""
+
+
+def reference_outputs(
+    target: Any, runtime: str, signature: Signature, samples: Samples, threads: int
+) -> tuple[list[Arrays], list[int], list[Any]]:
+    """What a model gives for a few samples, in batches of two sizes: their batch axes are known for sure then.
+
+    Args:
+        target: the module, or the path of the program.
+
+    Returns:
+        Per batch the outputs, the number of samples, and the targets. A model that runs at one batch size only gives
+        the batches that it runs on.
+    """
+    session = ENGINES[runtime].open(target, signature, Settings(threads))
+    head, _ = samples.split(REFERENCE_SAMPLES)
+    parts = [part for part in head.split(head.count // 2 + 1) if part.count]
+    batches = [(batch, t) for part in parts for batch, t in zip(part.batches, part.targets, strict=True)]
+    if head.count == 2:
+        batches = [(head.batches[0], head.targets[0]), *batches] if len(head.batches) == 1 else batches
+    outputs, lengths, targets = [], [], []
+    for batch, given in batches:
+        try:
+            found = session.run(batch)
+        except Exception:  # noqa: BLE001  engines raise kinds of their own; a batch of another size says enough
+            continue
+        outputs.append(found)
+        lengths.append(batch_length(batch))
+        targets.append(given)
+    if outputs:
+        return outputs, lengths, targets
+    one: NamedBatch = of_size(head, 1)
+    return [session.run(one)], [1], [None if head.targets[0] is None else head.targets[0][:1]]
+
+
+def outputs_of(
+    request: ModelRequest,
+    metric: str | Callable[..., Any],
+    module: Any,
+    program: Path | None,
+    signature: Signature,
+    data: DataSource,
+    evaluation: Samples,
+    threads: int,
+) -> ModelOutputs:
+    """What the outputs of the original are, read from calibration samples; from evaluation samples where there are
+    none, or where only those have labels.
+
+    Args:
+        module, program: the model; one of the two is None.
+
+    Raises:
+        RequestError: there is no output of a name that the request has.
+        DataError: the metric compares labels with an output, and they fit none or several.
+    """
+    raw = take(data.batches("calibration"), REFERENCE_SAMPLES)
+    samples = named_samples([name_inputs(module, item.inputs, signature.input_names) for item in raw], raw)
+    if not raw or (samples.targets[0] is None and evaluation.targets[0] is not None):
+        samples = evaluation
+    runtime = "onnxruntime" if program else "torch_eager"
+    outputs, lengths, targets = reference_outputs(program or module, runtime, signature, samples, threads)
+    described = describe_outputs(
+        signature,
+        outputs,
+        lengths,
+        targets,
+        target_output=request.target_output,
+        ignored=request.ignore_outputs,
+        metric=metric if isinstance(metric, str) else "auto",
+        class_count=_class_count(module),
+    )
+    if metric in ON_LABELS and described.labels in ("classes", "values"):
+        described.require_target(OWN_METRIC_FIX)
+    return described
+
+
+def _class_count(module: Any) -> int | None:
+    """How many classes a module says that it has, as those of timm and Hugging Face do."""
+    for holder in (module, getattr(module, "config", None)):
+        for name in ("num_classes", "num_labels"):
+            count = getattr(holder, name, None)
+            if isinstance(count, int) and count > 1:
+                return count
+    return None
