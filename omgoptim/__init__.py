@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from omgoptim.errors import OmgoptimError
 
 if TYPE_CHECKING:
-    from omgoptim.api import compare, derive_student, distill, factorize, open_artifact, profile, prune, quantize
+    from omgoptim.api import compare, derive_student, distill, factorize, open_artifact, pick, profile, prune, quantize
     from omgoptim.reports import EfficiencyReport
     from omgoptim.training.distillation import DistillationLoss
     from omgoptim.training.feature_losses import FeatureLoss
@@ -39,6 +39,7 @@ __all__ = [
     "distill",
     "factorize",
     "open_artifact",
+    "pick",
     "profile",
     "prune",
     "quantize",

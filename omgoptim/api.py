@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from typing_extensions import Unpack
 
 from omgoptim.errors import ModelError, RequestError
-from omgoptim.jobs.folder import RunFolder, project_of, runs_root
+from omgoptim.jobs.folder import RunFolder, find_run, project_of, runs_root
 from omgoptim.jobs.inline import run_inline
+from omgoptim.jobs.pick import pick as pick_from
 from omgoptim.jobs.project import find_project
 from omgoptim.models.artifact import made_in
 from omgoptim.models.opened import OpenedModel
@@ -228,6 +229,20 @@ def compare(a: str, b: str, *, progress: bool | None = None, **arguments: Unpack
         OmgoptimError: of the kind that fits: see `omgoptim.errors`.
     """
     return _run("compare", parse("compare", {"a": a, "b": b, **arguments}), None, progress)
+
+
+def pick(run_id: str, name: str, *, project: str | None = None) -> EfficiencyReport:
+    """Deliver another finalist of a quantize run: its artifact and report take the place of the run's.
+
+    Nothing is computed again. What was delivered before is kept among the alternatives.
+
+    Args:
+        name: of an entry of the report's `alternatives`.
+
+    Raises:
+        RunError: there is no such run, or it keeps nothing of that name.
+    """
+    return pick_from(find_run(find_project(project), run_id), name)
 
 
 def open_artifact(

@@ -406,6 +406,9 @@ def test_a_wait_is_as_long_as_asked_up_to_what_the_client_bears(
 ) -> None:
     monkeypatch.setenv("OMGOPTIM_MAX_WAIT_S", limit)
     assert waiting.wait_seconds(given) == seconds
+    cap = waiting.cap_words(given)
+    assert (cap is not None) == (given is not None and given > seconds)
+    assert cap is None or f"above the longest wait of a call, {seconds:g} s" in cap
 
 
 # The process

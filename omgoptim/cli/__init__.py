@@ -22,6 +22,7 @@ from omgoptim.jobs.cancel import cancel
 from omgoptim.jobs.doctor import doctor
 from omgoptim.jobs.folder import RunFolder, find_run
 from omgoptim.jobs.follow import follow
+from omgoptim.jobs.pick import pick
 from omgoptim.jobs.project import find_project
 from omgoptim.jobs.resume import resume
 from omgoptim.jobs.states import list_runs, load_report, read_state
@@ -67,6 +68,7 @@ def application() -> typer.Typer:
     for verb, request in requests.VERBS.items():
         app.command(verb)(_verb_command(verb, request))
     app.command("runs")(_runs)
+    app.command("pick")(_pick)
     app.command("doctor")(_doctor)
     app.command("mcp")(_mcp)
     return app
@@ -118,14 +120,15 @@ _FACE_PARAMETERS = [
 
 
 def _runs(
-    action: str = typer.Argument("list", metavar="[list|show|wait|cancel|resume]", help="What to do."),
+    action: str = typer.Argument("list", metavar="[list|show|wait|cancel|resume|pick]", help="What to do."),
     run_id: str | None = typer.Argument(None, metavar="[ID]", help="The run; the start or end of its id will do."),
+    name: str | None = typer.Argument(None, metavar="[NAME]", help="For pick: which of the report's alternatives."),
     project: str | None = _PROJECT,
     as_json: bool = _AS_JSON,
     detail: str | None = _DETAIL,
 ) -> int:
-    """List runs, show one, wait for one, cancel one, or resume one that was cut off."""
-    given = {"action": action, "run_id": run_id, "project": project}
+    """List runs, show one, wait for one, cancel one, resume one that was cut off, or pick another finalist of one."""
+    given = {"action": action, "run_id": run_id, "name": name, "project": project}
     request = requests.parse("runs", {name: value for name, value in given.items() if value is not None})
     assert isinstance(request, requests.RunsRequest)  # what parse gives for this verb
     root = find_project(request.project)
@@ -137,6 +140,10 @@ def _runs(
         state = cancel(folder)
         return _show(brief.to_json(state), lambda term: term.state_view(state), as_json)
     full = _wants_full(detail, as_json)
+    if request.action == "pick":
+        report = pick(folder, request.name or "")
+        _show_report(report, folder, as_json, full)
+        return GUARD_FAILED if report.outcome == "guard_failed" else 0
     if request.action == "resume":
         resume(folder)
     if request.action in ("wait", "resume"):
@@ -145,6 +152,17 @@ def _runs(
     if state.status in ("starting", "queued", "running"):
         return _show(brief.to_json(state), lambda term: term.state_view(state), as_json)
     return _show_report(load_report(folder), folder, as_json, full)
+
+
+def _pick(
+    run_id: str = typer.Argument(..., metavar="ID", help="The run; the start or end of its id will do."),
+    name: str = typer.Argument(..., metavar="NAME", help="Which of the report's alternatives."),
+    project: str | None = _PROJECT,
+    as_json: bool = _AS_JSON,
+    detail: str | None = _DETAIL,
+) -> int:
+    """Deliver another finalist of a quantize run, with the numbers it was measured with; nothing is computed again."""
+    return _runs("pick", run_id, name, project, as_json, detail)
 
 
 def _doctor(

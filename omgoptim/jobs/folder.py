@@ -4,6 +4,7 @@
         request.json  state.json  worker.json  worker.lock  events.jsonl  log.txt
         work/         scratch, gone when the run has ended
         checkpoints/  what a run that was cut off can be resumed from, gone when the run is done
+        alternatives/ other finalists of a quantize run, each NAME/ with its report NAME.json
         artifact/     report.json  report.html      only of a run that ended well
 
 A file appears whole or not at all. `report.json` is written last: a run that has one is done.
@@ -114,6 +115,11 @@ class RunFolder:
         return self.path / "artifact"
 
     @property
+    def alternatives(self) -> Path:
+        """Finalists that were not delivered: see `pick.py`."""
+        return self.path / "alternatives"
+
+    @property
     def report_file(self) -> Path:
         return self.path / "report.json"
 
@@ -190,6 +196,7 @@ class RunFolder:
         """
         self.discard_scratch()
         self.html_file.unlink(missing_ok=True)
+        shutil.rmtree(self.alternatives, ignore_errors=True)
         if self.artifact.exists():
             os.replace(self.artifact, self.path / f"artifact.unproved-{secrets.token_hex(2)}")
 

@@ -65,7 +65,7 @@ def resampled_interval(
 
     Returns:
         The interval; `UNKNOWN` where the batches cannot be taken apart into samples, or the metric fails on many
-        resamples, or there are too few of them.
+        resamples, or there are too few of them, or they never differ: a metric in steps, say, tells nothing then.
     """
     sizes = [len(batch[0]) for batch in before]
     ends = np.cumsum(sizes)
@@ -83,6 +83,8 @@ def resampled_interval(
         except OmgoptimError:  # it stands for all samples, and not for these: a class that was not drawn, say
             continue
     if len(drops) < max(FEWEST_RESAMPLES, (1 - FAILING) * resamples):
+        return UNKNOWN
+    if min(drops) == max(drops):
         return UNKNOWN
     low, high = np.quantile(drops, [0.025, 0.975])
     return float(low), float(high)

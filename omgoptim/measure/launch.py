@@ -27,7 +27,7 @@ START = IMPORT_OMGOPTIM + "from omgoptim.measure.probe import main\nmain()\n"
 
 
 class Process:
-    """One fresh process that holds one artifact. A context manager: the process is gone afterwards.
+    """One fresh process that holds one artifact at a time. A context manager: the process is gone afterwards.
 
     Args:
         artifact: the artifact folder.
@@ -86,6 +86,10 @@ class Process:
     ) -> None:
         if kind is not None:
             self._process.kill()
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
         if self._process.stdin:
             with contextlib.suppress(BrokenPipeError):
                 self._process.stdin.close()
@@ -102,6 +106,16 @@ class Process:
 
     def end_open(self) -> dict[str, Any]:
         """Wait until it has opened, checked against its record."""
+        return self._receive("open")
+
+    def open_another(self, artifact: Path) -> dict[str, Any]:
+        """Close the artifact that is open and open another of the same engine: for a search that tries many.
+
+        What is reported at last is measured in a fresh process, never in one that held other artifacts before.
+        """
+        self.artifact = artifact
+        self._open = self._open | {"artifact": str(artifact)}
+        self._send("open", self._open)
         return self._receive("open")
 
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The measuring process: one artifact, opened fresh, alone in its process, commanded line by line over a pipe.
+"""The measuring process: one artifact at a time, alone in its process, commanded line by line over a pipe.
 
 Commands and answers are JSON objects. An ONNX artifact's process imports no torch, so that its peak memory is the
 model's own. What the user's code prints goes to the run's log. The process ends when its input is closed.
@@ -47,9 +47,13 @@ class Probe:
     ) -> dict[str, Any]:
         """Open the artifact, check it against its record, and prepare the named batches (.npz files).
 
+        One that was open before is closed first: the two never take memory together.
+
         Args:
             reach: what the process that measures grants to the code of the artifact's recipe.
         """
+        self.prepared = {}
+        self.__dict__.pop("session", None)
         start = time.perf_counter()
         self.manifest, self.session = open_session(Path(artifact), threads, Reach.from_json(reach), device)
         opened = time.perf_counter() - start
@@ -72,19 +76,27 @@ class Probe:
         return {"call_s": last}
 
     def turn(self, batch: str, seconds: float) -> dict[str, Any]:
-        """Call for `seconds`; the first quarter is dropped. Returns the median and 90th percentile, in seconds."""
+        """Call for `seconds`; the first quarter is dropped: of slow calls, the first call.
+
+        Returns the median and 90th percentile, in seconds, how many calls they come from, and how many cores the
+        process kept busy: near 0 where it waited.
+        """
         prepared, clock = self.prepared[batch], self.session.seconds
+        began, began_busy = time.perf_counter(), time.process_time()
         first = clock(prepared, 1)
+        dropped = first >= seconds * DROPPED
         calls = max(1, round(SHORTEST_SAMPLE_S / max(first, 1e-9))) if first < SHORTEST_SAMPLE_S else 1
         times: list[float] = []
         kept_from = 0
         start = time.perf_counter()
         while (elapsed := time.perf_counter() - start) < seconds or len(times) == kept_from:
-            if elapsed < seconds * DROPPED:
+            if elapsed < seconds * DROPPED and not dropped:
                 kept_from = len(times) + 1
             times.append(clock(prepared, calls))
         kept = times[kept_from:]
-        return {"p50": float(np.median(kept)), "p90": float(np.quantile(kept, 0.9)), "calls": len(kept) * calls}
+        busy = (time.process_time() - began_busy) / max(time.perf_counter() - began, 1e-9)
+        median, slowest = float(np.median(kept)), float(np.quantile(kept, 0.9))
+        return {"p50": median, "p90": slowest, "calls": len(kept) * calls, "busy": busy}
 
     def memory(self) -> dict[str, Any]:
         """Peak memory so far, in bytes."""

@@ -31,6 +31,9 @@ T_975 = (
 FAR_FROM_ONE = 3
 """An interval this many half-widths away from 1 decides without being narrow."""
 
+SLOW_S, VERY_SLOW_S = 0.1, 1.0
+"""Seconds a call above which a turn has two calls, one of them counted; and above which throughput is measured once."""
+
 LATENCY, THROUGHPUT = "latency", "throughput"
 
 
@@ -82,6 +85,12 @@ class Timing:
     """First contestant's latency over this one's; None for the first."""
     throughput_ratio: float | None
     launches: int
+    log_ratios: tuple[float, ...] = ()
+    """What `speedup` is the mean of: one log ratio per launch."""
+    calls: int | None = None
+    """How many calls the latency comes from."""
+    busy: float | None = None
+    """Cores that the process kept busy while it was timed: near 0 where it waited."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +120,8 @@ class _Contestant:
     peak: list[int] = field(default_factory=list)
     log_ratios: list[float] = field(default_factory=list)
     log_throughput: list[float] = field(default_factory=list)
+    busy: list[float] = field(default_factory=list)
+    calls: int = 0
 
 
 @dataclass(slots=True)
@@ -178,7 +189,8 @@ def race(
 
 def _launch(contest: _Contest, launch: int, on_first: Callable[[int, Process], None] | None) -> None:
     plan, order = contest.plan, contest.order
-    with_throughput = launch < plan.throughput_launches
+    slowest = max((contest.bench.batch / rate for c in contest.racing for rate in c.per_s), default=0.0)
+    with_throughput = launch < plan.throughput_launches and slowest <= VERY_SLOW_S
     batches = {name: contest.bench.batches[name] for name in ((LATENCY, THROUGHPUT) if with_throughput else (LATENCY,))}
     with ExitStack() as stack:
         for contestant in order.sample(contest.racing, len(contest.racing)):
@@ -199,6 +211,8 @@ def _launch(contest: _Contest, launch: int, on_first: Callable[[int, Process], N
             turns = latency[id(contestant)]
             contestant.p50.append(statistics.median(turn["p50"] for turn in turns))
             contestant.p90.append(statistics.median(turn["p90"] for turn in turns))
+            contestant.busy += [turn["busy"] for turn in turns if "busy" in turn]
+            contestant.calls += sum(turn.get("calls", 0) for turn in turns)
             contestant.log_ratios.append(_median_log_ratio(latency[id(contest.first)], turns))
         if with_throughput:
             throughput = _turns(contest, THROUGHPUT, plan.throughput_rounds)
@@ -218,14 +232,15 @@ def _turns(contest: _Contest, batch: str, rounds: int) -> dict[int, list[dict[st
 
     def warm(contestant: _Contestant) -> None:
         call_s = contestant.process.ask("warm", batch=batch)["call_s"]
-        lengths[id(contestant)] = max(contest.plan.turn_s, 4 * call_s)
+        lengths[id(contestant)] = max(contest.plan.turn_s, (4 if call_s < SLOW_S else 1) * call_s)
 
     def turn(contestant: _Contestant) -> None:
         answer = contestant.process.ask("turn", batch=batch, seconds=lengths[id(contestant)])
         turns[id(contestant)].append(answer)
 
     contest.each(warm)
-    for _ in range(rounds):
+    very_slow = max(lengths.values(), default=0.0) > VERY_SLOW_S
+    for _ in range(1 if batch == THROUGHPUT and very_slow else rounds):
         contest.each(turn, shuffled=True)
     return turns
 
@@ -281,4 +296,7 @@ def _timing(record: _Contestant, first: bool) -> Timing:
         speedup=None if first else speedup,
         throughput_ratio=None if first or not record.per_s else math.exp(statistics.fmean(record.log_throughput)),
         launches=len(record.p50),
+        log_ratios=() if first else tuple(record.log_ratios),
+        calls=record.calls or None,
+        busy=statistics.median(record.busy) if record.busy else None,
     )

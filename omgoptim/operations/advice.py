@@ -40,6 +40,12 @@ def repeat_of(verb: str, request: Request) -> str:
     return f"omgoptim.{verb}({', '.join([model, *words])})"
 
 
+def pick_step(run_id: str, name: str, why: str) -> NextStep:
+    """The call that delivers another finalist of a run, without computing again."""
+    arguments = {"action": "pick", "run_id": run_id, "name": name}
+    return NextStep(tool="runs", arguments=arguments, command=f"omgoptim pick {run_id} {name}", why=why)
+
+
 def common_arguments(request: ModelRequest) -> dict[str, Any]:
     """What another verb needs to look at the same model: the arguments that were given."""
     names = ("model", "checkpoint", "weights", "model_kwargs", "data", "inputs", "metric", "project", "python", *GRANTS)
@@ -163,7 +169,7 @@ def quantize_steps(
         steps += _to_lose_less(request, arguments | {"max_quality_drop": request.max_quality_drop}, subject)
     if outcome == "no_gain":
         steps.append(step("profile", arguments, "see where the time goes: small models are dominated by overhead"))
-    if outcome == "ok" and not has_interval:
+    if outcome == "ok" and not has_interval and request.timing == "quick":
         careful = same_arguments(request) | {"timing": "standard"}
         steps.append(step("quantize", careful, "a single launch gives no interval: standard timing proves the speedup"))
     if outcome == "ok" and not real_data:

@@ -48,3 +48,8 @@ class RunContext:
     def artifact(self) -> Path:
         """Where the artifact ends, put there in one rename."""
         return self.folder / "artifact"
+
+    @property
+    def alternatives(self) -> Path:
+        """Finalists that were not delivered: NAME/ is the artifact, NAME.json its report."""
+        return self.folder / "alternatives"

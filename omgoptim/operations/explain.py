@@ -22,7 +22,7 @@ from omgoptim.operations.context import RunContext
 from omgoptim.operations.guard import Guarded, keepable, keeping, simulate
 from omgoptim.operations.screening import Attempt, Yardstick
 from omgoptim.operations.subject import Subject
-from omgoptim.operations.trial import CALIBRATED, Trials
+from omgoptim.operations.trial import CALIBRATED, Evaluators, Trials
 from omgoptim.operations.verdict import ROUNDING
 from omgoptim.reports import Explanation, Finding, LayerNoise, TimeShare
 from omgoptim.requests import QuantizeRequest
@@ -82,8 +82,36 @@ def explain(
             "Only time is explained: no int8 candidate from calibration data was tried (scheme static, with data)."
         )
         return known.model_copy(update={"summary": f"{nothing} {_speed_words(times, bound, untold)}"})
-    trials = Trials(context, subject, program, calibration, yardstick, request.seed, deadline, clock)
-    trials.known.update(guarded.known if guarded else {})
+    with Evaluators(subject.bench) as evaluators:
+        trials = Trials(
+            evaluators,
+            context,
+            subject,
+            program,
+            calibration,
+            yardstick,
+            request.seed,
+            deadline,
+            clock,
+            taken={attempt.made.option.name for attempt in attempts},
+        )
+        return _explained_by(trials, request, about, known, (times, bound, untold), guarded)
+
+
+def _explained_by(
+    trials: Trials,
+    request: QuantizeRequest,
+    about: Explained,
+    known: Explanation,
+    speed: tuple[list[TimeShare], float | None, str],
+    guarded: Guarded | None,
+) -> Explanation:
+    """Layers and findings, each with what undoing it brings."""
+    context, subject, program, clock = trials.context, trials.subject, trials.program, trials.clock
+    calibration, yardstick = trials.calibration, trials.yardstick
+    times, bound, untold = speed
+    if guarded is not None and guarded.yardstick is yardstick:
+        trials.known.update(guarded.known)
     try:
         context.progress("explaining: the noise of each layer", None)
         simulation = simulate(about.attempt.made.option.params, subject, program, calibration)

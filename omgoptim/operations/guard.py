@@ -2,7 +2,8 @@
 
 Layers are ranked by their simulated noise at the model's output (`techniques/quantize/noise.py`), so that only few
 sets get a full evaluation, and `guard_search.py` decides which. An evaluation is a candidate like any other: made,
-saved, opened in a fresh process and run on the selection samples, the same for it and the original.
+saved, opened in the measuring process of its engine and run on the selection samples, the same for it and the
+original. What the search ends with is proved in a fresh process, as every finalist is.
 """
 
 from __future__ import annotations
@@ -10,24 +11,26 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from omgoptim.errors import OmgoptimError, TechniqueError
+from omgoptim.measure.program_macs import count_program
+from omgoptim.measure.race import SCREENING, Ratio, Timing, race
 from omgoptim.models.globs import names
 from omgoptim.models.onnx_graph import Layer
-from omgoptim.models.samples import Samples
-from omgoptim.operations.advice import same_arguments, step
+from omgoptim.models.samples import Samples, of_size
 from omgoptim.operations.candidates import Option, Program
+from omgoptim.operations.choosing import WORTH_MIXING, Preference, alive, is_float
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.guard_search import Found, Keepable, search
-from omgoptim.operations.screening import Attempt, Yardstick, screen, within
-from omgoptim.operations.splits import Splits
+from omgoptim.operations.guard_search import Keepable, search
+from omgoptim.operations.guard_words import Ended, count_words, guard_record
+from omgoptim.operations.screening import Attempt, Yardstick, within, within_safely
 from omgoptim.operations.subject import Subject
-from omgoptim.operations.trial import CALIBRATED, Trials
+from omgoptim.operations.trial import CALIBRATED, Evaluators, Trials
 from omgoptim.operations.verdict import holds
-from omgoptim.reports import EfficiencyReport, Guard
+from omgoptim.reports import Guard
 from omgoptim.requests import Params, QuantizeRequest
-from omgoptim.techniques.quantize.noise import LayerSqnr, NoiseReport, measure_noise
+from omgoptim.techniques.quantize.noise import NoiseReport, measure_noise
 from omgoptim.techniques.quantize.simulation import Simulation, simulation_of
 
 RANKING_SHARE = 1 / 3
@@ -36,8 +39,8 @@ RANKING_SHARE = 1 / 3
 Predict = Callable[[tuple[str, ...]], float]
 """Noise over signal at the output with the layers of these names in float."""
 
-NAMED = 4
-"""Layers that a sentence names."""
+FLOAT_BYTES = 4
+"""Bytes of a float32 weight, whose int8 takes one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,93 +54,135 @@ class Guarded:
     """What `ignore` must name to get that candidate at once."""
     base: Attempt
     """The candidate without layers in float that it began with."""
+    best: Attempt
+    """The one that it ended with; `base` if nothing better was found."""
     known: dict[str, Attempt]
     """What was evaluated: `Trials.known`."""
+    yardstick: Yardstick
+    """The samples that judged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What a search for layers to keep in float works on."""
+
+    request: QuantizeRequest
+    context: RunContext
+    subject: Subject
+    program: Program
+    calibration: Samples
+    yardstick: Yardstick
+    """The samples that judge, and what the original gives for them."""
+    preference: Preference
+    judged_on: str = "selection samples"
+    """What these samples are, in words."""
 
 
 def repair(
-    request: QuantizeRequest,
-    context: RunContext,
-    subject: Subject,
-    program: Program,
-    attempts: list[Attempt],
-    splits: Splits,
-    yardstick: Yardstick | None,
-    clock: Callable[[], float] = time.monotonic,
+    given: Search, attempts: list[Attempt], base: Attempt | None, clock: Callable[[], float] = time.monotonic
 ) -> Guarded | None:
-    """Search for the layers to keep in float, if int8 from calibration data fails the guard and could still pay.
+    """Search for the layers to keep in float.
 
     What it tries is added to `attempts`; the best of it is timed like the others, on every engine that its plain
     sibling was tried on.
 
+    Args:
+        base: the candidate without layers in float to start from, judged on these samples; see `worth_repairing`.
+
     Returns:
         How it ended; None where there was nothing to do.
     """
-    base = _worth_repairing(attempts, request.max_quality_drop)
-    if base is None or base.drop is None or yardstick is None or program.path is None:
+    request, context, program = given.request, given.context, given.program
+    if base is None or base.drop is None or base.made.folder is None or program.path is None:
         return None
-    start = clock()
-    trials = Trials(
-        context, subject, program, splits.calibration, yardstick, request.seed, start + request.guard_time_s, clock
-    )
-    limit_s = request.guard_time_s * RANKING_SHARE
-    noise, predict, untold = _ranking(base.made.option.params, subject, program, splits.calibration, context, limit_s)
-    layers = keepable(noise) if noise else []
+    start, guard = clock(), request.max_quality_drop
+    with Evaluators(given.subject.bench) as evaluators:
+        evaluators.begin(base.made.folder, base.made.option.runtime)  # starts while the layers are ranked
+        trials = Trials(
+            evaluators,
+            context,
+            given.subject,
+            program,
+            given.calibration,
+            given.yardstick,
+            request.seed,
+            start + request.guard_time_s,
+            clock,
+            taken={attempt.made.option.name for attempt in attempts},
+        )
+        limit_s = request.guard_time_s * RANKING_SHARE
+        params = base.made.option.params
+        noise, predict, untold = _ranking(params, given.subject, program, given.calibration, context, limit_s)
+        layers = keepable(noise) if noise else []
 
-    def option_of(kept: tuple[str, ...]) -> Option:
-        return keeping(base.made.option, kept)
+        def option_of(kept: tuple[str, ...]) -> Option:
+            return keeping(base.made.option, kept)
 
-    def evaluate(kept: tuple[str, ...]) -> float:
-        attempt = trials.of(option_of(kept), f"guard: {_count(len(kept))} in float")
-        return attempt.drop if attempt.drop is not None else float("inf")
+        def evaluate(kept: tuple[str, ...]) -> float:
+            attempt = trials.of(option_of(kept), f"guard: {count_words(len(kept))} in float")
+            return attempt.cautious_drop(guard)
 
-    found = search(layers, base.drop, request.max_quality_drop, evaluate, trials.out_of_time, holds, predict)
-    best = trials.of(option_of(found.best.kept), "guard") if found.best.kept else base
-    _tell(trials.attempts, request.max_quality_drop)
-    if best is not base:
-        _time_it(request, context, subject, trials, attempts, base, best, splits.selection)
+        pays = _pays(given, base, attempts, noise) if noise else (lambda _: True)
+        cautious = base.cautious_drop(guard)
+        found = search(layers, cautious, guard, evaluate, trials.out_of_time, holds, predict, pays)
+        best = trials.of(option_of(found.best.kept), "guard") if found.best.kept else base
+        _tell(trials.attempts, guard)
+        if best is not base:
+            _time_it(given, trials, attempts, base, best)
     attempts.extend(trials.attempts)
-    record = _record(found, layers, noise, untold, base, trials.evaluations, clock() - start, request)
-    return Guarded(record, best.made.option, list(found.best.kept), base, trials.known)
+    ended = Ended(found, layers, noise, untold, base, best, trials.evaluations, clock() - start)
+    record = guard_record(ended, request, f"{given.yardstick.samples} {given.judged_on}", given.yardstick.samples)
+    return Guarded(record, best.made.option, list(found.best.kept), base, best, trials.known, given.yardstick)
 
 
-def with_guard(
-    report: EfficiencyReport, request: QuantizeRequest, guarded: Guarded | None, winner: Attempt
-) -> EfficiencyReport:
-    """The report with the search in it: told in the summary where it decided, and the call that saves it next time."""
-    if guarded is None:
-        return report
-    update: dict[str, object] = {"guard": guarded.record}
-    chosen = winner.made.option.note and winner.made.option.params == guarded.option.params
-    if chosen or not guarded.record.holds:
-        update["summary"] = f"{report.summary} {guarded.record.why}"
-    if chosen:
-        option = winner.made.option
-        at_once = request.model_copy(update={"scheme": option.params, "runtime": option.runtime})
-        why = "trains again, with" if option.scheme == "qat" else "makes the same candidate at once, with"
-        again = step("quantize", same_arguments(at_once), f"{why} these layers in float: the search is done")
-        update["next_steps"] = [*report.next_steps[:2], again]
-    elif guarded.record.stopped and not guarded.record.holds:
-        longer = same_arguments(request) | {"guard_time_s": 4 * request.guard_time_s}
-        again = step("quantize", longer, "the search for layers to keep in float ended for lack of time")
-        update["next_steps"] = [*report.next_steps[:2], again]
-    return report.model_copy(update=update)
+def worth_repairing(attempts: Sequence[Attempt], guard: float, preference: Preference) -> Attempt | None:
+    """The calibrated candidate to start from: the one that loses least, on its best engine.
 
-
-def _worth_repairing(attempts: Sequence[Attempt], guard: float) -> Attempt | None:
-    """The calibrated candidate to start from: the one that loses least, on its fastest engine.
-
-    None if one of them holds the guard as it is, or if another that holds is as fast: layers in float only slow it.
+    None if one of them holds the guard as it is, with a margin, or if another that does so is as good: layers in float
+    only make it slower and larger.
     """
-    alive = [attempt for attempt in attempts if attempt.timing and attempt.drop is not None and not attempt.error]
-    calibrated = [attempt for attempt in alive if attempt.made.option.scheme in CALIBRATED]
-    if not calibrated or any(within(attempt, guard) for attempt in calibrated):
+    usable = [attempt for attempt in alive(attempts) if not attempt.reference]
+    calibrated = [attempt for attempt in usable if attempt.made.option.scheme in CALIBRATED]
+    if not calibrated or any(within_safely(attempt, guard) for attempt in calibrated):
         return None
-    closest = min(calibrated, key=lambda attempt: (attempt.drop or 0.0, -attempt.speedup))
+    closest = min(calibrated, key=lambda attempt: (attempt.drop or 0.0, -preference.merit(attempt)))
     same = [attempt for attempt in calibrated if attempt.made.option.params == closest.made.option.params]
-    base = max(same, key=lambda attempt: attempt.speedup)
-    holding = max((attempt.speedup for attempt in alive if within(attempt, guard)), default=0.0)
-    return base if base.speedup > holding else None
+    base = max(same, key=preference.merit)
+    holding = max((preference.merit(attempt) for attempt in usable if within_safely(attempt, guard)), default=0.0)
+    return base if preference.merit(base) > holding else None
+
+
+def _pays(
+    given: Search, base: Attempt, attempts: Sequence[Attempt], noise: NoiseReport
+) -> Callable[[tuple[str, ...]], bool]:
+    """Whether a set of layers in float could be better than a float candidate, by the time and bytes that they cost.
+
+    The time is predicted from the share of the multiply-accumulates and the screened times of int8 and float32 on the
+    engine. A scheme that was asked for by name has no float rival: it is searched to its end.
+    """
+    preference, guard = given.preference, given.request.max_quality_drop
+    rivals = [a for a in alive(attempts) if is_float(a) and not a.reference and within(a, guard)]
+    plain = [a for a in alive(attempts) if a.made.option.scheme == "fp32"]
+    plain = [a for a in plain if a.made.option.runtime == base.made.option.runtime]
+    best = max((preference.merit(attempt) for attempt in rivals), default=0.0)
+    if not best or not base.speedup or given.program.path is None:
+        return lambda _: True
+    macs = count_program(given.program.path, of_size(given.subject.evaluation, 1)).by_node
+    whole = sum(macs.values()) or 1
+    shares = {
+        keep.name: (macs.get(entry.layer.node, 0) / whole, keep.size_bytes * (1 - 1 / FLOAT_BYTES))
+        for keep, entry in zip(keepable(noise), noise.layers, strict=True)
+    }
+    whole_ms = 1 / base.speedup
+    more_ms = max(0.0, 1 / plain[0].speedup - whole_ms) if plain and plain[0].speedup else 0.0
+    size = base.made.size_bytes or 1
+
+    def pays(kept: tuple[str, ...]) -> bool:
+        share, more_bytes = (sum(shares[name][part] for name in kept) for part in (0, 1))
+        speedup = 1 / (whole_ms + share * more_ms)
+        return preference.merit_of(speedup, preference.baseline_bytes / (size + more_bytes)) >= WORTH_MIXING * best
+
+    return pays
 
 
 def simulate(params: Params, subject: Subject, program: Program, calibration: Samples) -> Simulation:
@@ -195,11 +240,9 @@ def keeping(option: Option, kept: Sequence[str]) -> Option:
     if not kept:
         return option
     ignore = [*getattr(option.params, "ignore", []), *kept]
-    return Option(option.params.model_copy(update={"ignore": ignore}), option.runtime, f"{_count(len(kept))} in float")
-
-
-def _count(layers: int) -> str:
-    return f"{layers} layer{'s' if layers != 1 else ''}"
+    return Option(
+        option.params.model_copy(update={"ignore": ignore}), option.runtime, f"{count_words(len(kept))} in float"
+    )
 
 
 def _tell(tried: Sequence[Attempt], guard: float) -> None:
@@ -213,17 +256,9 @@ def _tell(tried: Sequence[Attempt], guard: float) -> None:
             attempt.why = f"tried by the guard: quality drop {attempt.drop:.4f} is above {guard:g}"
 
 
-def _time_it(
-    request: QuantizeRequest,
-    context: RunContext,
-    subject: Subject,
-    trials: Trials,
-    attempts: Sequence[Attempt],
-    base: Attempt,
-    best: Attempt,
-    selection: Samples,
-) -> None:
-    """Time the best set, on each engine that its plain sibling ran on."""
+def _time_it(given: Search, trials: Trials, attempts: Sequence[Attempt], base: Attempt, best: Attempt) -> None:
+    """Time the best set, on each engine that its plain sibling ran on, against that sibling: it starts faster than the
+    original, whose time cancels out."""
     others = {
         attempt.made.option.runtime
         for attempt in attempts
@@ -233,58 +268,14 @@ def _time_it(
     for runtime in sorted(others - {best.made.option.runtime}):
         if not trials.out_of_time():
             timed.append(trials.for_other_runtime(best, runtime))
-    screen(request, context, subject, timed, selection, "screened-guard", (0.55, 0.55))
-
-
-def _record(
-    found: Found,
-    layers: Sequence[Keepable],
-    noise: NoiseReport | None,
-    untold: str,
-    base: Attempt,
-    evaluations: int,
-    seconds: float,
-    request: QuantizeRequest,
-) -> Guard:
-    limit = request.max_quality_drop
-    by_name = {layer.name: layer for layer in layers}
-    kept = [by_name[name] for name in found.best.kept]
-    stopped = f"its time of {request.guard_time_s:g} s was spent" if found.out_of_time else None
-    held = holds(found.best.drop, limit)
-    plain = f"On the selection samples {base.made.option.name} loses {base.drop:.4f}"
-    if held:
-        named = _named([layer.path for layer in kept])
-        why = f"{plain} with all layers in int8, and {found.best.drop:.4f} with {named} in float, within {limit:g}"
-        if stopped:
-            why += f"; fewer layers might do, but {stopped}"
-    elif noise is None:
-        why = f"{plain}, and its layers could not be ranked: {untold}"
-    else:
-        why = f"{plain}, more than {limit:g}; {_worst_words(noise.layers)}"
-        if kept:
-            why += f"; with {_count(len(kept))} in float it still loses {found.best.drop:.4f}"
-        if found.trials:
-            why += f", the least of {len(found.trials)} sets that were tried" if kept else "; no set tried loses less"
-        if stopped:
-            why += f"; {stopped}"
-    return Guard(
-        kept_in_float=[layer.path for layer in kept],
-        float_bytes=sum(layer.size_bytes for layer in kept),
-        evaluations=evaluations,
-        quality_drop=found.best.drop,
-        holds=held,
-        seconds=seconds,
-        stopped=stopped,
-        why=why + ".",
-    )
-
-
-def _named(paths: Sequence[str]) -> str:
-    """`layers a, b, c, d and 3 others`."""
-    shown = f"layer{'s' if len(paths) != 1 else ''} {', '.join(paths[:NAMED])}"
-    return shown if len(paths) <= NAMED else f"{shown} and {len(paths) - NAMED} others"
-
-
-def _worst_words(layers: Sequence[LayerSqnr]) -> str:
-    worst = ", ".join(f"{entry.layer.path} ({entry.alone_db:.1f} dB alone)" for entry in layers[:3])
-    return f"most noise comes from {worst}"
+    timed = [attempt for attempt in timed if attempt.made.folder and attempt.error is None]
+    given.context.progress("guard: timing what it found", None)
+    folders = [attempt.made.folder for attempt in (base, *timed) if attempt.made.folder]
+    with given.context.measuring():
+        timings = race(folders, given.subject.bench, SCREENING, given.request.seed)
+    for attempt, timing in zip(timed, timings[1:], strict=True):
+        if isinstance(timing, Timing) and timing.speedup is not None:
+            value = base.speedup * timing.speedup.value
+            attempt.timing = replace(timing, speedup=Ratio(value, None, None))
+        elif isinstance(timing, OmgoptimError):
+            attempt.error = timing

@@ -50,6 +50,8 @@ class Found:
     best: Trial
     trials: list[Trial] = field(default_factory=list)
     out_of_time: bool = False
+    cannot_pay: bool = False
+    """Whether it ended because more layers in float could not pay any more."""
 
 
 def costs(layers: Sequence[Keepable]) -> dict[str, float]:
@@ -72,6 +74,7 @@ def search(
     out_of_time: Callable[[], bool] = lambda: False,
     holds: Callable[[float, float], bool] = lambda drop, guard: drop <= guard,
     predict: Callable[[tuple[str, ...]], float] | None = None,
+    pays: Callable[[tuple[str, ...]], bool] = lambda _: True,
 ) -> Found:
     """Find few layers that, kept in float, hold the guard. The best so far is always kept.
 
@@ -82,6 +85,8 @@ def search(
         out_of_time: asked before each evaluation.
         holds: whether a drop is within a guard.
         predict: the noise with the layers of these names in float, cheaply; default: the sum over the others.
+        pays: whether the model with the layers of these names in float could still be better than a float one, by what
+            each costs in time and bytes; a set that cannot is not evaluated.
     """
     found = Found(Trial((), drop))
     order = ranked(layers)
@@ -99,9 +104,13 @@ def search(
             found.best = trial
         return holds(trial.drop, guard)
 
-    count = _shortest(order, first_guess(order, drop, guard, noise), tried)
+    most = _most_that_pay(order, pays)
+    if most < len(order) - 1:
+        found.cannot_pay = True
+    count = _shortest(order, first_guess(order, drop, guard, noise), tried, most)
     if count is None:
         return found
+    found.cannot_pay = False
     head = order[:count]
     loud = min([noise(trial.kept) for trial in found.trials if not holds(trial.drop, guard)], default=noise(()))
     sparing = _without_spare(head, cost, noise, math.sqrt(noise(_names(head)) * loud), out_of_time)
@@ -113,10 +122,20 @@ def search(
     return found
 
 
-def _shortest(order: Sequence[Keepable], guess: int, tried: Callable[[Sequence[Keepable]], bool | None]) -> int | None:
-    """Length of the shortest head of the ranking that holds, as far as heads that were tried tell; None if none holds,
-    or if time ran out. A head of no layer is known to fail, and one layer at least stays quantized."""
-    most = len(order) - 1
+def _most_that_pay(order: Sequence[Keepable], pays: Callable[[tuple[str, ...]], bool]) -> int:
+    """Length of the longest head of the ranking that could pay; one layer at least stays quantized."""
+    low, high = 0, len(order) - 1
+    while low < high:  # the longer the head, the less it pays
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if pays(_names(order[:middle])) else (low, middle - 1)
+    return max(low, 0)
+
+
+def _shortest(
+    order: Sequence[Keepable], guess: int, tried: Callable[[Sequence[Keepable]], bool | None], most: int
+) -> int | None:
+    """Length of the shortest head of the ranking that holds, as far as heads that were tried tell; None if none of at
+    most `most` layers holds, or if time ran out. A head of no layer is known to fail."""
     if most < 1:
         return None
     count, failing, step = min(guess, most), 0, 1

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from omgoptim.errors import OmgoptimError, TechniqueError
+from omgoptim.errors import OmgoptimError
 from omgoptim.measure.launch import Process
 from omgoptim.measure.metrics import resolve_metric
-from omgoptim.measure.quality import Metric, StoredOutputs, agreement_of_outputs, read_outputs, score
+from omgoptim.measure.quality import (
+    Metric,
+    StoredOutputs,
+    agreement_of_outputs,
+    compare_quality,
+    read_outputs,
+    score,
+)
 from omgoptim.measure.race import SCREENING, Timing, race
 from omgoptim.models.artifact import Manifest
 from omgoptim.models.samples import Samples
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.making import Made
 from omgoptim.operations.subject import Subject
-from omgoptim.operations.verdict import holds
+from omgoptim.operations.verdict import holds, with_margin
 from omgoptim.requests import QuantizeRequest
-
-FINALISTS = 3
-NEAR_THE_BEST = 1.25
-"""A candidate screened within this factor of the fastest may still be the fastest: screening is one launch."""
 
 TOGETHER_BYTES = 2_000_000_000
 """Most bytes of artifacts whose processes are alive at the same time during screening."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Attempt:
     """One candidate on its way through the screening."""
 
@@ -36,6 +40,8 @@ class Attempt:
     quality: float | None = None
     drop: float | None = None
     """Quality on the selection samples, and how much less it is than the original's."""
+    high: float = math.inf
+    """Upper end of the 95 % interval of the drop; infinite where it is unknown."""
     outputs: StoredOutputs | None = None
     """What it gave on the selection samples."""
     ruined: tuple[str, ...] = ()
@@ -43,10 +49,16 @@ class Attempt:
     error: OmgoptimError | None = None
     status: Literal["chosen", "finalist", "dropped", "failed"] = "dropped"
     why: str = ""
+    reference: bool = False
+    """Whether it was not asked for: float32 on an engine, which tells what the engine alone brings."""
 
     @property
     def speedup(self) -> float:
         return self.timing.speedup.value if self.timing and self.timing.speedup else 0.0
+
+    def cautious_drop(self, guard: float) -> float:
+        """The drop with a margin for what the selection samples cannot tell; infinite where it is not known."""
+        return math.inf if self.drop is None else with_margin(self.drop, self.high, guard)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +78,11 @@ class Yardstick:
         """Note the quality of these outputs, and how much less it is than the original's on the same samples."""
         attempt.outputs = outputs
         try:
-            attempt.quality = score(self.metric, outputs, self.targets, self.original)
+            if self.metric.per_sample is None:  # an interval would take hundreds of calls of the user's metric
+                attempt.quality = score(self.metric, outputs, self.targets, self.original)
+            else:
+                compared = compare_quality(self.metric, self.original, outputs, self.targets, 0)
+                attempt.quality, attempt.high = compared.after, compared.high
             attempt.drop = self.quality - attempt.quality
             found = agreement_of_outputs(self.metric, outputs, self.original)
             attempt.ruined = tuple(output.spec.name for output in found if output.ruined and not output.read)
@@ -137,31 +153,10 @@ def _groups(attempts: list[Attempt], baseline: Path) -> list[list[Attempt]]:
 
 
 def within(attempt: Attempt, guard: float) -> bool:
+    """Whether a candidate holds the guard on the selection samples, and ruins no output."""
     return attempt.drop is not None and holds(attempt.drop, guard) and not attempt.ruined
 
 
-def choose_finalists(attempts: list[Attempt], guard: float) -> list[Attempt]:
-    """The fastest few that hold the guard on the selection samples; if none does, the one that comes closest."""
-    for attempt in attempts:
-        if attempt.error is not None:
-            attempt.status, attempt.why = "failed", f"{attempt.error.what}: {attempt.error.why}".strip(": ")
-    alive = [attempt for attempt in attempts if attempt.timing and attempt.drop is not None]
-    if not alive:
-        reasons = "; ".join(f"{attempt.made.option.name}: {attempt.why}" for attempt in attempts)
-        raise TechniqueError("no candidate could be measured", reasons)
-    holding = sorted((a for a in alive if within(a, guard)), key=lambda a: -a.speedup)
-    if not holding:
-        finalists = [min(alive, key=lambda a: (bool(a.ruined), a.drop or 0.0, -a.speedup))]
-    else:
-        best = holding[0].speedup
-        finalists = [a for a in holding if a.speedup * NEAR_THE_BEST >= best][:FINALISTS]
-    for attempt in alive:
-        if attempt in finalists:
-            attempt.status = "finalist"
-        elif attempt.ruined:
-            attempt.why = f"output {', '.join(attempt.ruined)} was ruined on the selection samples"
-        elif not within(attempt, guard):
-            attempt.why = f"quality drop {attempt.drop:.4f} on the selection samples is above the guard {guard:g}"
-        else:
-            attempt.why = f"{attempt.speedup / holding[0].speedup:.0%} of the speed of the best in the screening"
-    return finalists
+def within_safely(attempt: Attempt, guard: float) -> bool:
+    """Whether a candidate holds the guard with the margin that its number of selection samples asks for."""
+    return within(attempt, guard) and holds(attempt.cautious_drop(guard), guard)

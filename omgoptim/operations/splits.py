@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from omgoptim.errors import DataError
-from omgoptim.models.samples import Samples
+from omgoptim.errors import DataError, OmgoptimError
+from omgoptim.models.samples import Samples, shared_samples
 from omgoptim.operations.candidates import Proposal
-from omgoptim.operations.overlap import overlap_notes
+from omgoptim.operations.overlap import OVERLAP, overlap_notes
 from omgoptim.operations.subject import Subject
 from omgoptim.requests import QuantizeRequest
 from omgoptim.requests.quantize import Qat, WeightOnly
 from omgoptim.techniques.registry import technique_of
 
-SELECTION_SAMPLES = 256
-"""Samples that candidates are chosen on."""
+SELECTION_SAMPLES, MOST_SELECTION_SAMPLES = 256, 1024
+"""Samples that candidates are chosen on: more where there are more and the model is cheap to run."""
+
+SELECTION_MACS = 5e11
+"""Multiply-accumulates of one pass over the selection samples that more of them may take."""
+
+FEWEST_OTHERS = 32
+"""Fewer samples than these judge nothing again."""
 
 EPOCH_SAMPLES = 1000
 """The same where epochs of a training are chosen too: their differences are small."""
@@ -26,6 +32,8 @@ class Splits:
 
     calibration: Samples
     selection: Samples
+    others: Samples = field(default_factory=lambda: Samples([], []))
+    """Of the same split, and used for nothing so far: they judge again where the evaluation data contradicts."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -34,8 +42,8 @@ def splits_of(request: QuantizeRequest, subject: Subject, proposal: Proposal) ->
     wanted = getattr(request.scheme, "calibration_samples", 256)
     needs_calibration = any(technique_of(option.params).needs_data for option in proposal.options)
     needs_calibration |= isinstance(request.scheme, WeightOnly) and subject.data.real  # it does better with some
-    choosing = EPOCH_SAMPLES if isinstance(request.scheme, Qat) else SELECTION_SAMPLES
-    drawn = subject.samples("calibration", (wanted if needs_calibration else 0) + choosing)
+    choosing = EPOCH_SAMPLES if isinstance(request.scheme, Qat) else _choosing(subject)
+    drawn = subject.samples("calibration", (wanted if needs_calibration else 0) + 2 * choosing)
     notes = []
     if not drawn.count:
         if needs_calibration and request.scheme.scheme in ("static", "qat"):
@@ -57,10 +65,35 @@ def splits_of(request: QuantizeRequest, subject: Subject, proposal: Proposal) ->
         selection = selection if selection.count else drawn
         notes.append(f"the calibration split has one sample: candidates were chosen on {chosen_on}")
     else:
-        first = min(wanted, drawn.count // 2 if drawn.count < wanted + 64 else wanted) if needs_calibration else 0
+        first = min(wanted, max(drawn.count // 2, drawn.count - SELECTION_SAMPLES)) if needs_calibration else 0
         calibration, selection = drawn.split(first)
     if needs_calibration and calibration.count < min(wanted, 32):
         plural = "" if calibration.count == 1 else "s"
         notes.append(f"only {calibration.count} calibration sample{plural}: ranges read from so few may not hold")
     notes += overlap_notes(drawn, "that calibrate and choose", subject)
-    return Splits(calibration, selection.split(choosing)[0], notes)
+    selection, others = selection.split(choosing)
+    return Splits(calibration, selection, others, notes)
+
+
+def _choosing(subject: Subject) -> int:
+    """How many samples candidates are chosen on: as many as the model's cost allows, within bounds."""
+    macs = subject.macs.macs if subject.macs else None
+    affordable = int(SELECTION_MACS / macs) if macs else SELECTION_SAMPLES
+    return min(max(affordable, SELECTION_SAMPLES), MOST_SELECTION_SAMPLES)
+
+
+def other_samples(request: QuantizeRequest, subject: Subject, splits: Splits) -> Samples | None:
+    """Samples that were used for nothing so far: the rest of the calibration split, else training samples; None where
+    there are too few, or they are evaluation samples."""
+    if splits.others.count >= min(SELECTION_SAMPLES, max(splits.selection.count, FEWEST_OTHERS)):
+        return splits.others
+    if isinstance(request.scheme, Qat):
+        return None  # it was trained on the training samples
+    try:
+        drawn = subject.samples("train", max(SELECTION_SAMPLES, splits.selection.count))
+    except OmgoptimError:  # there is no such split
+        return None
+    known = [splits.calibration, splits.selection, subject.evaluation]
+    if drawn.count < FEWEST_OTHERS or any(shared_samples(drawn, other) > OVERLAP * drawn.count for other in known):
+        return None
+    return drawn

@@ -10,7 +10,7 @@ from pathlib import Path
 from omgoptim.errors import OmgoptimError
 from omgoptim.hardware import LoadMeter, other_load
 from omgoptim.measure.launch import Process
-from omgoptim.measure.race import PLANS, Bench, Plan, Timing, race
+from omgoptim.measure.race import PLANS, SLOW_S, Bench, Plan, Timing, race
 from omgoptim.operations.context import RunContext
 
 BUSY = 0.25
@@ -103,3 +103,13 @@ def as_fast(timing: Timing, load: float) -> float:
     if load > OVERLOADED:
         return AS_FAST_UNDER_LOAD
     return AS_FAST if timing.launches > 1 else AS_FAST_ONCE
+
+
+def slow_warnings(*timings: Timing) -> list[str]:
+    """That a slow model was timed by few calls."""
+    slow = [timing for timing in timings if timing.latency_ms_p50 > 1000 * SLOW_S and timing.calls]
+    if not slow:
+        return []
+    calls = " and ".join(str(timing.calls) for timing in slow)
+    took = " and ".join(f"{timing.latency_ms_p50 / 1000:.2f} s" for timing in slow)
+    return [f"a call takes {took}, so its time comes from few calls ({calls} in all launches)"]

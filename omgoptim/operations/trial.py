@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from omgoptim.errors import OmgoptimError
 from omgoptim.measure.launch import Process
 from omgoptim.measure.quality import read_outputs
+from omgoptim.measure.race import Bench
 from omgoptim.models.samples import Samples
 from omgoptim.operations.candidates import Option, Program
 from omgoptim.operations.context import RunContext
@@ -21,11 +23,79 @@ CALIBRATED = ("static", "qat")
 
 
 @dataclass(slots=True)
+class _Evaluator:
+    """The process of one engine; `opening` until its first artifact is known to be open."""
+
+    process: Process
+    opening: bool = True
+
+
+class Evaluators:
+    """One process per engine that runs candidate after candidate: starting one takes longer than most evaluations.
+
+    A context manager. A process that fails is closed, so that no candidate suffers from the one before it.
+    """
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._started: dict[str, _Evaluator] = {}
+
+    def __enter__(self) -> Evaluators:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for runtime in list(self._started):
+            self._close(runtime)
+
+    def begin(self, folder: Path, runtime: str) -> None:
+        """Start the process of an engine ahead of its first use, without waiting for it."""
+        if runtime not in self._started:
+            bench = self._bench
+            process = Process(
+                folder, threads=bench.threads, batches={}, cwd=bench.cwd, device=bench.device, reach=bench.reach
+            )
+            self._started[runtime] = _Evaluator(process)
+            process.begin_open()
+
+    def run(self, folder: Path, runtime: str, inputs: Path, target: Path) -> None:
+        """Run every batch file of `inputs` through the artifact of `folder` and write what it gives to `target`.
+
+        Raises:
+            OmgoptimError: the artifact does not open or run.
+        """
+        used = runtime in self._started
+        try:
+            self._open(folder, runtime)
+            self._started[runtime].process.run_samples(inputs, target)
+        except OmgoptimError:
+            self._close(runtime)
+            if not used:
+                raise
+            self.run(folder, runtime, inputs, target)  # what came before may be to blame: once more, in a fresh one
+
+    def _open(self, folder: Path, runtime: str) -> None:
+        self.begin(folder, runtime)
+        evaluator = self._started[runtime]
+        if evaluator.opening:
+            evaluator.process.end_open()
+            evaluator.opening = False
+        if evaluator.process.artifact != folder:
+            evaluator.process.open_another(folder)
+
+    def _close(self, runtime: str) -> None:
+        evaluator = self._started.pop(runtime, None)
+        if evaluator is not None:
+            evaluator.process.close()
+
+
+@dataclass(slots=True)
 class Trials:
-    """Full evaluations: each a candidate that is saved, opened in a fresh process and run on all selection samples.
+    """Full evaluations: each a candidate that is saved, opened and run on all selection samples.
 
     What has been evaluated is not evaluated again. A candidate that cannot be made or run is a recorded failure.
     """
+
+    evaluators: Evaluators
 
     context: RunContext
     subject: Subject
@@ -40,6 +110,8 @@ class Trials:
     attempts: list[Attempt] = field(default_factory=list)
     longest_s: float = 0.0
     """What one evaluation took at most: another one must fit what is left."""
+    taken: set[str] = field(default_factory=set)
+    """Names of candidates that were made elsewhere: their folders are taken."""
     known: dict[str, Attempt] = field(default_factory=dict)
     """What has been evaluated, by parameters and engine; may come from another search of the same run."""
 
@@ -63,7 +135,7 @@ class Trials:
 
     def for_other_runtime(self, attempt: Attempt, runtime: str) -> Attempt:
         """The same program on another engine, evaluated too."""
-        option = replace(attempt.made.option, runtime=runtime)
+        option = self._unlike_others(replace(attempt.made.option, runtime=runtime))
         return self._evaluated(option, attempt.made)
 
     def _evaluated(self, option: Option, twin: Made | None = None) -> Attempt:
@@ -74,14 +146,8 @@ class Trials:
         if made.folder is None:
             return attempt
         target = self.context.work / "trials" / str(len(self.attempts))
-        bench = self.subject.bench
         try:
-            with Process(
-                made.folder, threads=bench.threads, batches={}, cwd=bench.cwd, device=bench.device, reach=bench.reach
-            ) as process:
-                process.begin_open()
-                process.end_open()
-                process.run_samples(self.yardstick.inputs, target)
+            self.evaluators.run(made.folder, made.option.runtime, self.yardstick.inputs, target)
         except OmgoptimError as error:
             attempt.error = error
             return attempt
@@ -90,7 +156,7 @@ class Trials:
 
     def _unlike_others(self, option: Option) -> Option:
         """The option with a name, and so a folder, that no other has."""
-        taken = {attempt.made.option.name for attempt in self.attempts}
+        taken = self.taken | {attempt.made.option.name for attempt in self.attempts}
         number, note = 2, option.note
         while option.name in taken:
             option = replace(option, note=f"{note} (set {number})")

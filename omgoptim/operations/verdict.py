@@ -18,10 +18,17 @@ ROUNDING = 1e-6
 """A drop this small is the arithmetic of another engine, and no loss: a guard of 0 passes the same float32 model."""
 
 
+MARGIN_SHARE = 0.5
+"""Largest part of the guard that is kept free for what the selection samples cannot tell."""
+
+MOST_SAMPLES = 1_000_000
+"""More evaluation samples than a request may ask for: no set decides what would need them."""
+
+
 def speed_words(gains: Gains) -> str:
     """`2.31x faster (2.28 to 2.35)`, or that no difference can be claimed."""
     if gains.speedup is None:
-        return "no claim about its speed: the machine was overloaded"
+        return "speed undecided: the machine was overloaded"
     if gains.speedup_low is None or gains.speedup_high is None:
         return (
             f"{gains.speedup:.2f}x the speed in a single launch (a point estimate; timing standard gives an interval)"
@@ -64,6 +71,32 @@ def is_gain(gains: Gains) -> bool:
 def holds(drop: float, guard: float) -> bool:
     """Whether a drop in quality is within the guard."""
     return drop <= guard + ROUNDING
+
+
+def passes(quality: Quality, guard: float) -> bool:
+    """Whether a result holds the guard, and ruins no output that the metric never reads."""
+    return holds(quality.drop, guard) and not quality.ruined
+
+
+def with_margin(drop: float, high: float, guard: float) -> float:
+    """A drop on selection samples as the search for a candidate judges it: the upper end of its 95 % interval.
+
+    With few samples that end lies above any guard, so the margin is bounded by a share of the guard.
+    """
+    return drop + max(0.0, min(high - drop, MARGIN_SHARE * guard))
+
+
+def decided(quality: Quality, guard: float) -> bool:
+    """Whether the interval says on which side of the guard the drop is, by the same rounding as the verdict."""
+    return holds(quality.high, guard) or not holds(quality.low, guard)
+
+
+def samples_needed(quality: Quality, guard: float) -> int | None:
+    """How many evaluation samples would likely decide, where these do not; None where no evaluation set could."""
+    if decided(quality, guard) or abs(quality.drop - guard) <= ROUNDING:
+        return None
+    needed = quality.samples_to_decide(guard)
+    return needed if needed is not None and needed <= MOST_SAMPLES else None
 
 
 def outcome_of(gains: Gains, quality: Quality, guard: float) -> Outcome:
@@ -113,11 +146,11 @@ def quality_warnings(quality: Quality | None, guard: float, real_data: bool) -> 
     if not math.isfinite(quality.high - quality.low):
         warnings.append(
             f"the drop of {quality.metric} has no interval: too few samples, samples that cannot be drawn one by one, "
-            "or a metric that takes too long to be computed again and again"
+            "a metric that takes too long to be computed again and again, or one that resamples never change"
         )
-    elif not quality.decided(guard):
-        needed = quality.samples_to_decide(guard)
-        more = f"about {needed:,} samples would decide" if needed else "no number of samples would: the drop sits on it"
+    elif not decided(quality, guard):
+        needed = samples_needed(quality, guard)
+        more = f"about {needed:,} samples would decide" if needed else "no evaluation set can decide this"
         warnings.append(
             f"{quality.samples} samples cannot decide whether the drop is within {guard:g} "
             f"(95 % interval {quality.low:+.4f} to {quality.high:+.4f}); {more}"
@@ -132,6 +165,6 @@ def load_warnings(load: float | None) -> list[str]:
     if load > OVERLOADED:
         return [
             f"other processes used {load:.0%} of the CPU: times of this run mean little, and their ratio is not given; "
-            "repeat it on a quiet machine"
+            "wait until they are done, then measure again: `omgoptim compare` times what was made"
         ]
     return [f"other processes used {load:.0%} of the CPU: times are longer than on a quiet machine, the interval wider"]

@@ -12,6 +12,7 @@ from typing import Any
 
 from omgoptim.render import arms, facts, outputs, rounds
 from omgoptim.render.brief_precision import precision_head, trimmed
+from omgoptim.render.undecided import shown_sides
 from omgoptim.reports import Candidate, Control, EfficiencyReport, Record
 
 MAX_CHARACTERS = 8_000
@@ -36,6 +37,7 @@ def to_json(record: Record) -> Json:
 
 def brief_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
     """The head, before, after, gains, the best candidates, and where the rest is. Lists are bounded."""
+    before, after = shown_sides(report)
     answer: Json = {
         "outcome": report.outcome,
         "summary": facts.plain(report.summary, 1200),
@@ -43,8 +45,8 @@ def brief_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
         "next_steps": [_dump(step) for step in report.next_steps[:4]],
         "verb": report.verb,
         "run_id": report.run_id,
-        "before": _dump(report.before),
-        "after": _dump(report.after),
+        "before": _dump(before),
+        "after": _dump(after),
         "gains": _dump(report.gains),
         "total": _dump(report.total, 80),
         **({"outputs": [_dump(one, 60) for one in listed]} if (listed := outputs.shown(report)[:8]) else {}),
@@ -78,9 +80,11 @@ def brief_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
         MAX_CHARACTERS,
         [
             *(("skipped", 0), ("layers", 0), ("times", 2), ("sensitivity", 5), ("candidates", 2), ("rounds", 4)),
+            ("alternatives", 3),
             *(("noisiest_layers", 2), ("findings", 1)),
             *(("warnings", 2), ("sensitivity", 0), ("next_steps", 1)),
             *(("noisiest_layers", 0), ("times", 0), ("rounds", 1), ("candidates", 1), ("findings", 0), ("warnings", 1)),
+            *(("alternatives", 0), ("candidates", 0)),
             *(("quality_by_epoch", 1), ("rounds", 0), ("candidates", 0)),
         ],
     )
@@ -151,10 +155,14 @@ def _cut(answer: Json, limit: int, cuts: list[tuple[str, int]]) -> Json:
     """Shorten lists in the order given until the answer fits, and say what was cut."""
     cut: Json = {}
     for key, keep in cuts:
-        if _length(answer) <= limit:
+        if _length(_with_cut(answer, cut)) <= limit:
             break
         items = answer.get(key, [])
         if len(items) > keep:
             cut[key] = cut.get(key, len(items))
             answer = answer | {key: items[:keep]}
+    return _with_cut(answer, cut)
+
+
+def _with_cut(answer: Json, cut: Json) -> Json:
     return answer | {"cut": {"total": cut, "rest": "in report.json"}} if cut else answer

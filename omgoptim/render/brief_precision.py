@@ -23,6 +23,13 @@ def precision_head(report: EfficiencyReport) -> Json:
     """What a next decision needs; None or empty where a report has none of it. Lists are bounded."""
     coverage, explanation = report.coverage, report.explanation
     head: Json = {"coverage": None, "guard": _guard(report.guard) if report.guard else None}
+    parts = report.gains_by
+    head["gains_by"] = parts.model_dump(mode="json", exclude_none=True) if parts else None
+    head["delivered"] = report.delivered
+    left_out = {"path", "candidate", "runtime", "speedup_low", "speedup_high", "quality"}
+    head["alternatives"] = [
+        one.model_dump(mode="json", exclude=left_out, exclude_none=True) for one in report.alternatives[:5]
+    ]
     if coverage is not None:
         head["coverage"] = coverage.model_dump(mode="json", exclude={"layers"}, exclude_none=True) | {
             "why": facts.plain(coverage.why, 300),

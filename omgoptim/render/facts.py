@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from omgoptim.render import undecided
 from omgoptim.reports import Candidate, Control, EfficiencyReport, Gains, Measurement, RunState, Skip, Total
 from omgoptim.reports.measured import SMALLER
 from omgoptim.text import clean, clean_block
@@ -191,7 +192,7 @@ def sides(report: EfficiencyReport) -> tuple[str, str]:
 
 def comparison_rows(report: EfficiencyReport) -> list[Row]:
     """The before / after / gain table, one row per quantity that was measured on either side."""
-    before, after = report.before, report.after
+    before, after = undecided.shown_sides(report)
     if before is None and after is None:
         return []
     gains = report.gains or Gains()
@@ -218,6 +219,8 @@ def comparison_rows(report: EfficiencyReport) -> list[Row]:
         ),
         _row(quality_label(known), before, after, lambda m: m.quality, lambda q: f"{q:.4f}", quality_claim(report)),
     ]
+    if undecided.speed_undecided(report):
+        rows.append(Row("speed", "", "undecided", "the machine was overloaded", "open"))
     if gains.agreement is not None:
         rows.append(Row("agreement", "", f"{gains.agreement:.4f}", "same answers"))
     if report.control is not None and report.control.quality is not None:

@@ -19,8 +19,9 @@ _NUMBERS = ("bytes", "alone", "gain in float", "recovered", "float weights", "ti
 
 
 def coverage_section(report: EfficiencyReport) -> str:
-    """What was quantized, what that took, and every layer."""
-    body = ""
+    """What the gain comes from, what was quantized, what that took, every layer, and what else was kept."""
+    parts = precision.parts_text(report.gains_by) if report.gains_by else ""
+    body = f"<p>{text(f'Speedup: {parts}', 300)}</p>" if parts else ""
     if report.coverage is not None:
         verdict, _, why = precision.coverage_text(report.coverage).partition(" ")
         tone = precision.coverage_tone(report.coverage)
@@ -31,6 +32,8 @@ def coverage_section(report: EfficiencyReport) -> str:
         rows = [precision.precision_cells(layer) for layer in report.coverage.layers]
         listed = _cells_table(rows)
         body += f"<details><summary>{len(rows)} layers with weights</summary>{listed}</details>"
+    kept = "".join(f"<li>{text(one, 300)}</li>" for one in precision.alternative_texts(report))
+    body += f"<h3>Kept beside it</h3><ul>{kept}</ul>" if kept else ""
     return section("Coverage and guard" if report.guard else "Coverage", body) if body else ""
 
 

@@ -8,14 +8,16 @@ from omgoptim.reports import EfficiencyReport, LayerNoise, LayerPrecision
 
 
 def coverage_lines(report: EfficiencyReport) -> list[str]:
-    """One line on what was quantized, one or two on the search for the guard."""
+    """What the gain comes from, what was quantized, the search for the guard, and what else was kept."""
     lines = []
+    if report.gains_by is not None and (parts := precision.parts_text(report.gains_by)):
+        lines.append(f"Speedup: {parts}")
     if report.coverage is not None:
         lines.append(f"Coverage: {safe(precision.coverage_text(report.coverage), 500)}")
     if report.guard is not None:
         first, *kept = precision.guard_texts(report.guard)
         lines += [f"Guard: {safe(first, 600)}", *(safe(line, 400) for line in kept)]
-    return lines
+    return lines + bulleted("Kept beside it", [safe(text, 300) for text in precision.alternative_texts(report)], 5)
 
 
 def precision_lines(report: EfficiencyReport, most: int) -> list[str]:

@@ -20,8 +20,10 @@ _TONES = {"better": "bold green", "open": "bold yellow", "worse": "bold red", "s
 
 
 def coverage_block(report: EfficiencyReport, full: bool) -> RenderableType | None:
-    """One line on what was quantized, one or two on the guard; in full also every layer."""
+    """What the gain comes from, what was quantized, the guard, and what else was kept; in full also every layer."""
     lines: list[RenderableType] = []
+    if report.gains_by is not None and (parts := precision.parts_text(report.gains_by)):
+        lines.append(Text.assemble(("speedup   ", "bold"), parts))
     if report.coverage is not None:
         verdict, _, why = precision.coverage_text(report.coverage).partition(" ")
         style = _TONES[precision.coverage_tone(report.coverage)]
@@ -31,6 +33,8 @@ def coverage_block(report: EfficiencyReport, full: bool) -> RenderableType | Non
         style = "" if report.guard.holds else "red"
         lines.append(Text.assemble(("guard     ", "bold"), (first, style)))
         lines += [Text(f"          {line}") for line in kept]
+    for index, text in enumerate(precision.alternative_texts(report)):
+        lines.append(Text.assemble(("kept      " if index == 0 else "          ", "bold"), text))
     if full and report.coverage is not None and report.coverage.layers:
         rows = [precision.precision_cells(layer) for layer in report.coverage.layers]
         lines.append(_table("layers with weights", rows, right=("bytes",)))

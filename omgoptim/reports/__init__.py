@@ -6,6 +6,7 @@ What was not measured is `None`, never 0. Ratios are before / after, so that abo
 
 from __future__ import annotations
 
+from omgoptim.reports.alternatives import Alternative, Gain, GainsBy
 from omgoptim.reports.base import Record
 from omgoptim.reports.efficiency import EfficiencyReport, NextStep
 from omgoptim.reports.measured import (
@@ -27,6 +28,7 @@ from omgoptim.reports.state import DoctorReport, PackageState, RunState
 from omgoptim.reports.training import Control, Epoch, Round, SensitivityPoint, Training
 
 __all__ = [
+    "Alternative",
     "Artifact",
     "Candidate",
     "Change",
@@ -39,7 +41,9 @@ __all__ = [
     "Epoch",
     "Explanation",
     "Finding",
+    "Gain",
     "Gains",
+    "GainsBy",
     "Guard",
     "Layer",
     "LayerNoise",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
+from omgoptim.reports.alternatives import Alternative, GainsBy
 from omgoptim.reports.base import Record
 from omgoptim.reports.measured import (
     Artifact,
@@ -52,6 +53,7 @@ class EfficiencyReport(Record):
     before: Measurement | None = None
     after: Measurement | None = None
     gains: Gains | None = None
+    gains_by: GainsBy | None = None
     total: Total | None = None
     outputs: list[OutputRecord] = []
     """Each output of the model, and its agreement with the original's."""
@@ -63,6 +65,9 @@ class EfficiencyReport(Record):
     control: Control | None = None
     sensitivity: list[SensitivityPoint] = []
     candidates: list[Candidate] = []
+    alternatives: list[Alternative] = []
+    delivered: str | None = None
+    """Which finalist the artifact is, by the name that `pick` knows it by."""
     coverage: Coverage | None = None
     guard: Guard | None = None
     explanation: Explanation | None = None

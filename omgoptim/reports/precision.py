@@ -118,9 +118,12 @@ class Guard(Record):
     """Full evaluations that it took, each of a candidate on all selection samples."""
     quality_drop: float
     """Of the candidate it ended with."""
+    samples: int | None = None
+    """On how many selection samples that was read."""
     holds: bool
     seconds: float
     stopped: str | None = None
-    """Why it ended early: its time."""
+    """Why it ended early: its time, or that more layers in float could not pay."""
+    out_of_time: bool = False
     why: str
     """One sentence: what was bound by what."""

@@ -63,6 +63,7 @@ class QuantizeArguments(ModelArguments, total=False):
     scheme: Literal["auto", "dynamic", "static", "qat", "weight_only", "bf16", "fp16", "fp32"] | dict[str, Any]
     runtime: Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino"]
     max_quality_drop: float
+    prefer: Literal["balanced", "speed", "size"]
     effort: Literal["fast", "balanced", "best"]
     guard_time_s: float
     explain: bool

@@ -11,11 +11,12 @@ from omgoptim.requests.base import ModelRequest, Params, Runtime
 from omgoptim.requests.training import TrainingFields
 
 Effort = Literal["fast", "balanced", "best"]
+Prefer = Literal["balanced", "speed", "size"]
 RangeMethod = Literal["auto", "minmax", "moving_average", "percentile", "mse", "entropy"]
 
 
 class Auto(Params):
-    """Try what this machine can run and keep the fastest candidate whose quality drop is within the guard."""
+    """Try what this machine can run and keep the best candidate whose quality drop is within the guard."""
 
     scheme: Literal["auto"] = "auto"
     calibration_samples: int = Field(256, ge=1)
@@ -130,7 +131,7 @@ Scheme = Annotated[
 
 
 class QuantizeRequest(ModelRequest):
-    """Quantize a model and keep the fastest candidate that holds the quality guard, measured from the saved artifact.
+    """Quantize a model and keep the best candidate that holds the quality guard, measured from the saved artifact.
 
     The first thing to try when a model must get smaller or faster. Runs user code with the user's rights.
     """
@@ -141,6 +142,9 @@ class QuantizeRequest(ModelRequest):
     """Engine that will run the artifact; auto tries each that is installed."""
     max_quality_drop: float = Field(0.01, ge=0, le=1)
     """The guard: most quality that may be lost, before minus after. Layers are kept in float until it holds."""
+    prefer: Prefer = "balanced"
+    """What is delivered of all that hold the guard: balanced: the largest speedup times size ratio; speed: the fastest;
+    size: the smallest. Of those that are equally fast, the smallest. The others are kept: `omgoptim pick`."""
     effort: Effort = "balanced"
     """What int8 from calibration data may cost: fast reads plain ranges; balanced also equalizes, corrects biases and
     chooses ranges (seconds); best also learns the rounding (minutes)."""

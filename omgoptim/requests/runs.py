@@ -11,12 +11,15 @@ from omgoptim.requests.base import Request
 
 
 class RunsRequest(Request):
-    """List runs, show one, wait for one, cancel one, or resume one. A run goes on when the client goes away."""
+    """List runs; show, wait for, cancel or resume one; pick another result of one."""
 
-    action: Literal["list", "show", "wait", "cancel", "resume"] = "list"
-    """resume: start a run that failed or was cancelled again, from its last checkpoint."""
+    action: Literal["list", "show", "wait", "cancel", "resume", "pick"] = "list"
+    """resume: start a run that failed or was cancelled again, from its last checkpoint. pick: deliver another of its
+    finalists, without computing again."""
     run_id: str | None = None
-    """The run to show, wait for, cancel or resume."""
+    """The run to show, wait for, cancel, resume or pick from."""
+    name: str | None = None
+    """For pick: which of the report's alternatives."""
     project: str | None = None
     """Absolute path of the user's project."""
 
@@ -24,6 +27,8 @@ class RunsRequest(Request):
     def _run_id_where_needed(self) -> Self:
         if self.action != "list" and not self.run_id:
             raise ValueError(f"action '{self.action}' needs run_id; action 'list' shows the ids")
+        if self.action == "pick" and not self.name:
+            raise ValueError("action 'pick' needs name; action 'show' shows the alternatives")
         return self
 
 

@@ -36,8 +36,12 @@ def report_answer(report: EfficiencyReport, folder: RunFolder, detail: Detail) -
     return _result(make(report, folder.path), markdown.report_markdown(report, detail, folder.path))
 
 
-def unfinished_answer(state: RunState, project: Path, wait_s: float) -> CallToolResult:
-    """A run that is still going: where it stands, and the call that waits on."""
+def unfinished_answer(state: RunState, project: Path, wait_s: float, cap: str | None = None) -> CallToolResult:
+    """A run that is still going: where it stands, and the call that waits on.
+
+    Args:
+        cap: that the wait was shorter than asked, in words.
+    """
     left = "" if state.eta_s is None else f", about {facts.wait_text(state.eta_s)} left"
     summary = f"The run goes on by itself: {facts.stage_text(state)}{left}. Wait for it with the call in next_steps."
     arguments = {"action": "wait", "run_id": state.run_id, "project": str(project), "wait_s": wait_s}
@@ -50,7 +54,7 @@ def unfinished_answer(state: RunState, project: Path, wait_s: float) -> CallTool
     content: Json = {
         "status": state.status,
         "summary": summary,
-        "warnings": [],
+        "warnings": [cap] if cap else [],
         "next_steps": [brief.to_json(wait)],
         "run_id": state.run_id,
         "verb": state.verb,
@@ -59,7 +63,9 @@ def unfinished_answer(state: RunState, project: Path, wait_s: float) -> CallTool
         "eta_s": state.eta_s,
     }
     call = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-    return _result(content, f"{markdown.state_markdown(state)}\n{safe(summary)}\nNext: {code(f'runs({call})', 800)}")
+    told = f"\nWarning: {safe(cap)}." if cap else ""
+    text = f"{markdown.state_markdown(state)}\n{safe(summary)}{told}\nNext: {code(f'runs({call})', 800)}"
+    return _result(content, text)
 
 
 def cancelled_answer(state: RunState) -> CallToolResult:

@@ -17,6 +17,7 @@ from omgoptim.errors import OmgoptimError, RequestError, did_you_mean
 from omgoptim.jobs.cancel import cancel
 from omgoptim.jobs.doctor import doctor
 from omgoptim.jobs.folder import RunFolder, find_run
+from omgoptim.jobs.pick import pick
 from omgoptim.jobs.resume import resume
 from omgoptim.jobs.states import ENDED, list_runs, load_report
 from omgoptim.jobs.submit import submit
@@ -25,7 +26,7 @@ from omgoptim.server import answers, documents
 from omgoptim.server.granted import refuse_shell_only, refuse_to_resume, within_reach
 from omgoptim.server.schema import SHELL_ONLY, options_of
 from omgoptim.server.tools import INSTRUCTIONS, tools
-from omgoptim.server.waiting import longest_wait, wait_for, wait_seconds
+from omgoptim.server.waiting import cap_words, longest_wait, wait_for, wait_seconds
 from omgoptim.text import clean
 
 Context = ServerRequestContext[Any, Any]
@@ -79,18 +80,24 @@ async def _answer(context: Context, name: str, arguments: dict[str, Any]) -> Cal
     _refuse_unknown(name, arguments)
     request = requests.parse(name, arguments)
     wait_s, detail = wait_seconds(face.get("wait_s")), _detail(face.get("detail"))
+    cap = cap_words(face.get("wait_s"))
     project, request = await run_sync(within_reach, request)
     if isinstance(request, requests.DoctorRequest):
         found = request.model_copy(update={"project": str(project)})
         return answers.doctor_answer(await run_sync(doctor, found))
     if isinstance(request, requests.RunsRequest):
-        return await _runs(context, request, project, wait_s, detail)
+        return await _runs(context, request, project, wait_s, detail, cap)
     folder = await run_sync(submit, name, request, project)
-    return await _wait_and_answer(context, folder, wait_s, detail)
+    return await _wait_and_answer(context, folder, wait_s, detail, cap)
 
 
 async def _runs(
-    context: Context, request: requests.RunsRequest, project: Path, wait_s: float, detail: answers.Detail
+    context: Context,
+    request: requests.RunsRequest,
+    project: Path,
+    wait_s: float,
+    detail: answers.Detail,
+    cap: str | None,
 ) -> CallToolResult:
     if request.action == "list":
         return answers.runs_answer(await run_sync(list_runs, project), project)
@@ -100,16 +107,19 @@ async def _runs(
     if request.action == "resume":
         await run_sync(refuse_to_resume, folder, project)
         await run_sync(resume, folder)
-    return await _wait_and_answer(context, folder, wait_s if request.action in ("wait", "resume") else 0, detail)
+    if request.action == "pick":
+        return answers.report_answer(await run_sync(pick, folder, request.name or ""), folder, detail)
+    waits = request.action in ("wait", "resume")
+    return await _wait_and_answer(context, folder, wait_s if waits else 0, detail, cap if waits else None)
 
 
 async def _wait_and_answer(
-    context: Context, folder: RunFolder, wait_s: float, detail: answers.Detail
+    context: Context, folder: RunFolder, wait_s: float, detail: answers.Detail, cap: str | None
 ) -> CallToolResult:
     """The report of a run if it ends in time, its error if it failed, else where it stands."""
     state = await wait_for(folder, wait_s, context.session.report_progress)
     if state.status not in ENDED:
-        return answers.unfinished_answer(state, folder.path.parents[2], longest_wait())
+        return answers.unfinished_answer(state, folder.path.parents[2], longest_wait(), cap)
     try:
         return answers.report_answer(await run_sync(load_report, folder), folder, detail)
     except OmgoptimError as error:

@@ -31,7 +31,7 @@ TRAINING = (
 )
 RARE = (
     *("granularity", "symmetric", "algorithm", "range_method", "equalize", "bias_correction", "rounding"),
-    *("smooth_quant", "group_size", "guard_time_s", "calibration_samples"),
+    *("smooth_quant", "group_size", "guard_time_s", "calibration_samples", "prefer"),
     *("score", "pattern", "reconstruct", "ranking", "round_to", "max_layer_ratio", "prune_heads", "layer_ratios"),
     *("scope", "convolution", "per", "weights"),
     *("candidates", "initialize"),

@@ -17,7 +17,7 @@ TITLES = {
     "factorize": "Factorize a model",
     "distill": "Distill a model into a smaller one",
     "compare": "Compare two artifacts",
-    "runs": "List, show, wait for, cancel or resume runs",
+    "runs": "Look after runs",
     "doctor": "Check the set-up",
 }
 

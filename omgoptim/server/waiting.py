@@ -56,6 +56,14 @@ def wait_seconds(given: Any) -> float:
     return min(float(given), longest_wait())
 
 
+def cap_words(given: Any) -> str | None:
+    """That a wait was cut to the longest one, if it was."""
+    cap = longest_wait()
+    if given is None or not float(given) > cap:
+        return None
+    return f"wait_s {given:g} is above the longest wait of a call, {cap:g} s (OMGOPTIM_MAX_WAIT_S of the server)"
+
+
 async def wait_for(folder: RunFolder, seconds: float, report: Report) -> RunState:
     """The state of a run when it has ended, or after `seconds`. Cancelling the call leaves the run alone."""
     deadline = time.monotonic() + seconds

@@ -13,7 +13,7 @@ ARGUMENTS = {
     "project": "Absolute path of the project; all files must lie inside.",
     "runtime": "Engine. auto: the model's own for profile, the fastest for quantize, else torch_eager.",
     # quantize
-    "scheme": "auto: the fastest within the guard of all that this machine can run. dynamic: int8, needs no data. "
+    "scheme": "auto: the best within the guard of all that can run here. dynamic: int8, needs no data. "
     "static: int8, calibrated on data. qat: trained for int8. weight_only: small, rarely fast. bf16, fp16: half the "
     "bytes. fp32: another engine alone.",
     "effort": "Of static; best takes minutes.",
@@ -75,7 +75,8 @@ ARGUMENTS = {
     "depth": "",
     "initialize": "",
     # runs
-    "action": "resume: start a failed or cancelled run again, from its last checkpoint.",
+    "action": "resume: start a failed or cancelled run again. pick: deliver an alternative.",
     "run_id": "",
+    "name": "",
 }
 """By argument, or by `verb.argument` where two verbs mean something different by a name."""

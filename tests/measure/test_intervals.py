@@ -77,10 +77,10 @@ def test_an_output_whose_first_dimension_is_not_the_batch_stays_whole():
 
     def drop(before, after, targets):
         shapes.update((before[0][0].shape, before[0][1].shape))
-        return 0.0
+        return float(before[0][0].sum())
 
-    sides = [[[np.zeros((5, 3)), states]] for _ in range(2)]
-    assert resampled_interval(drop, *sides, [None], 0, 40) == (0, 0)
+    sides = [[[np.eye(5, 3), states]] for _ in range(2)]
+    assert resampled_interval(drop, *sides, [None], 0, 40) != UNKNOWN
     assert shapes == {(5, 3), (1, 5, 2)}
 
 
@@ -111,3 +111,9 @@ def test_a_few_resamples_on_which_the_metric_fails_are_left_out():
 def test_a_metric_that_fails_on_many_resamples_has_no_interval():
     given = batches(np.arange(3))
     assert resampled_interval(failing_every(5), given, given, [None], 0, 200) == UNKNOWN
+
+
+def test_a_metric_that_no_resample_changes_has_no_interval():
+    """It is 1 whatever is drawn, before and after: an interval from 0 to 0 would claim to be certain."""
+    side = [[np.arange(20.0)]]
+    assert resampled_interval(lambda before, after, targets: 1.0 - 1.0, side, side, [None], 0, 200) == UNKNOWN

@@ -157,7 +157,7 @@ def test_nan_in_an_output_is_an_error_that_says_where(make_module, start, batche
         ModelError, match="the model gives NaN on the evaluation data, as torch_eager runs it"
     ) as raised:
         process.run_samples(inputs, tmp_path / "outputs", told.append)
-    assert raised.value.why == "output 0 of batch 000001: 12 of 12 values"
+    assert raised.value.why == "output 0 of batch 000001, row 0: 12 of 12 values"
 
 
 def test_outputs_are_written_batch_by_batch(make_program, start, batches, tmp_path):

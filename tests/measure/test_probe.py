@@ -104,6 +104,18 @@ def test_a_call_longer_than_the_turn_is_still_counted_once(monkeypatch):
     assert time.probe.turn("x", seconds=0.1)["p50"] == pytest.approx(5.0)
 
 
+def test_of_slow_calls_the_first_is_the_part_that_is_dropped(monkeypatch):
+    time = FakeTime(monkeypatch, cold=0.5, cold_calls=1, warm=0.3)
+    answer = time.probe.turn("x", seconds=0.3)
+    assert (answer["p50"], answer["calls"], len(time.samples)) == (pytest.approx(0.3), 1, 2)
+
+
+def test_a_turn_tells_how_many_cores_were_busy(monkeypatch):
+    time = FakeTime(monkeypatch)
+    monkeypatch.setattr("omgoptim.measure.probe.time.process_time", lambda: 1.5 * time.now)
+    assert time.probe.turn("x", seconds=0.1)["busy"] == pytest.approx(1.5)
+
+
 def test_calls_too_short_for_the_clock_are_timed_several_at_a_time(monkeypatch):
     time = FakeTime(monkeypatch, warm=1e-5)
     answer = time.probe.turn("x", seconds=0.01)

@@ -225,10 +225,18 @@ def test_throughput_is_measured_in_the_first_launches_only(noted_race):
     assert len(rounds_of(notes, "latency")) == 4 * 2
 
 
-def test_a_turn_holds_four_calls_of_a_slow_model(noted_race):
-    _, notes = noted_race(["a", "b"], {"a": 3.0, "b": 0.001})
+def test_a_turn_holds_four_calls_and_one_of_a_slow_model(noted_race):
+    _, notes = noted_race(["a", "b", "c"], {"a": 3.0, "b": 0.001, "c": 0.09})
     lengths = {asked[1]: asked[3] for asked in notes.asked if asked[0] == "turn"}
-    assert lengths == {"a": 12.0, "b": TINY.turn_s}
+    assert lengths == {"a": 3.0, "b": TINY.turn_s, "c": 0.36}
+
+
+def test_throughput_of_a_very_slow_model_is_measured_once(noted_race):
+    plan = replace(TINY, launches=3, most_launches=3, throughput_launches=2, throughput_rounds=2)
+    timings, notes = noted_race(["a", "b"], {"a": 3.0, "b": 2.0}, plan)
+    assert len(rounds_of(notes, "throughput")) == 1
+    assert timings[1].throughput_per_s == pytest.approx(3 / 2.0)  # batch 3
+    assert len(timings[1].log_ratios) == 3
 
 
 def test_progress_tells_the_fraction_and_never_more_than_all(noted_race):

@@ -14,7 +14,8 @@ from omgoptim.errors import TechniqueError
 from omgoptim.measure.race import Ratio, Timing
 from omgoptim.models.onnx_graph import Layer
 from omgoptim.operations.candidates import Option
-from omgoptim.operations.guard import _worth_repairing, keepable, keeping
+from omgoptim.operations.choosing import Preference
+from omgoptim.operations.guard import keepable, keeping, worth_repairing
 from omgoptim.operations.making import Made
 from omgoptim.operations.screening import Attempt
 from omgoptim.operations.trial import Trials
@@ -54,13 +55,15 @@ def test_the_layer_that_int8_ruins_stays_in_float_and_the_explanation_says_why()
     assert guard.evaluations <= 3
     assert guard.float_bytes == (16 * 9 + 16 * 32 * 9) * 4
     assert guard.quality_drop <= 0.02
-    plain = next(candidate for candidate in report.candidates if "layer" not in candidate.name)
+    plain = next(candidate for candidate in report.candidates if candidate.name == "static-onnxruntime on onnxruntime")
     assert plain.status == "dropped"
     assert plain.quality_drop is not None
     assert plain.quality_drop > 0.02
     assert report.candidates[0].name == "static-onnxruntime, 2 layers in float on onnxruntime"
     assert {change.path for change in report.changed} == {"8"}
     assert guard.why in report.summary
+    assert [one.name for one in report.alternatives] == ["fp32-on-onnxruntime"]
+    assert report.gains_by is not None
     again = shlex.split(report.next_steps[-1].command)
     assert {again[place + 1] for place, word in enumerate(again) if word == "--ignore"} == {"0", "3"}
 
@@ -80,23 +83,40 @@ def test_the_layer_that_int8_ruins_stays_in_float_and_the_explanation_says_why()
     assert found.speedup_bound > 1
 
 
+BY_SPEED = Preference("speed", 1000)
+
+
 def attempt(params: Static | Bf16, runtime: str, speedup: float, drop: float) -> Attempt:
     timing = Timing(1.0, 1.0, None, None, Ratio(speedup, None, None), None, 1)
-    return Attempt(Made(Option(params, runtime)), timing=timing, drop=drop)
+    return Attempt(Made(Option(params, runtime)), timing=timing, drop=drop, high=drop)
 
 
 def test_the_search_begins_with_what_loses_least_on_its_fastest_engine_and_only_if_it_can_pay() -> None:
     nncf, own = Static(algorithm="nncf"), Static(algorithm="onnxruntime")
     slow, fast = attempt(own, "onnxruntime", 3.0, 0.05), attempt(own, "openvino", 4.0, 0.052)
     worse, half = attempt(nncf, "openvino", 5.0, 0.2), attempt(Bf16(), "openvino", 2.0, 0.0)
-    assert _worth_repairing([worse, slow, fast, half], 0.01) is fast
-    assert _worth_repairing([worse, slow, fast, half], 0.05) is None  # one holds as it is
-    assert _worth_repairing([half], 0.01) is None
+    assert worth_repairing([worse, slow, fast, half], 0.01, BY_SPEED) is fast
+    assert worth_repairing([worse, slow, fast, half], 0.05, BY_SPEED) is None  # one holds as it is
+    assert worth_repairing([half], 0.01, BY_SPEED) is None
     as_fast = attempt(Bf16(), "openvino", 4.0, 0.0)
-    assert _worth_repairing([slow, fast, as_fast], 0.01) is None
+    assert worth_repairing([slow, fast, as_fast], 0.01, BY_SPEED) is None
     broken = attempt(own, "openvino", 9.0, 0.02)
     broken.error = TechniqueError("it gives NaN")
-    assert _worth_repairing([broken, slow], 0.01) is slow
+    assert worth_repairing([broken, slow], 0.01, BY_SPEED) is slow
+
+
+def test_the_search_begins_where_the_guard_holds_by_less_than_the_samples_can_tell() -> None:
+    close = attempt(Static(), "openvino", 3.0, 0.094)
+    close.high = 0.2
+    assert worth_repairing([close], 0.1, BY_SPEED) is close
+    close.high = 0.099
+    assert worth_repairing([close], 0.1, BY_SPEED) is None
+
+
+def test_float32_that_nobody_asked_for_does_not_end_the_search() -> None:
+    ruined, plain = attempt(Static(), "openvino", 3.0, 0.5), attempt(Bf16(), "openvino", 9.0, 0.0)
+    plain.reference = True
+    assert worth_repairing([ruined, plain], 0.1, BY_SPEED) is ruined
 
 
 def layer(node: str, path: str) -> Layer:
@@ -120,7 +140,7 @@ def test_the_users_own_ignore_is_kept_and_extended() -> None:
 
 def test_no_evaluation_begins_that_would_likely_end_past_the_deadline() -> None:
     now = [0.0]
-    trials = Trials(*[None] * 5, seed=0, deadline=10.0, clock=lambda: now[0])  # type: ignore[arg-type]
+    trials = Trials(*[None] * 6, seed=0, deadline=10.0, clock=lambda: now[0])  # type: ignore[arg-type]
     assert not trials.out_of_time()
     trials.longest_s = 4.0
     now[0] = 5.9

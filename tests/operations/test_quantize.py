@@ -13,7 +13,7 @@ from torch import nn
 
 import omgoptim
 from omgoptim.bootstrap import IMPORT_OMGOPTIM, PACKAGE_FILE
-from omgoptim.errors import ArtifactError, DataError, RequestError, TechniqueError
+from omgoptim.errors import ArtifactError, DataError, RequestError, RunError, TechniqueError
 from omgoptim.models import artifact as artifacts
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -78,7 +78,8 @@ def test_a_failed_guard_is_told_and_the_closest_candidate_is_kept(project: Path)
     assert report.gains.quality_drop > 0
     assert report.artifact is not None
     assert Path(report.artifact.path, "model.onnx").is_file()
-    assert [step.tool for step in report.next_steps] == ["quantize", "quantize", "quantize"]
+    assert [step.tool for step in report.next_steps] == ["runs", "quantize", "quantize"]
+    assert report.next_steps[0].arguments["name"] == "fp32-on-onnxruntime"  # was not asked for, and holds the guard
     assert report.next_steps[-1].arguments["guard_time_s"] == pytest.approx(4e-3)
     assert report.guard is not None
     assert not report.guard.holds
@@ -108,6 +109,31 @@ def test_auto_keeps_every_candidate_in_the_report_and_chooses_one_within_the_gua
     assert "convolutions" in skipped.why
     assert report.lineage == [report.run_id]
     assert report.repeat.startswith("omgoptim quantize net.py:net")
+
+    run = project / ".omgoptim/runs" / report.run_id
+    known = {one.name for one in report.alternatives} | {report.delivered}
+    assert known == {path.stem for path in (run / "alternatives").glob("*.json")}
+    for one in report.alternatives:
+        assert omgoptim.open_artifact(one.path)
+        assert one.command == f"omgoptim pick {report.run_id} {one.name}"
+    other = report.alternatives[0]
+    picked = omgoptim.pick(report.run_id, other.name)
+    assert picked.delivered == other.name
+    assert picked.after is not None
+    assert (picked.after.quality, picked.after.size_bytes) == (other.quality, other.size_bytes)
+    assert picked.candidates[0].name == other.candidate
+    assert report.delivered in {one.name for one in picked.alternatives}
+    assert picked.artifact is not None
+    assert picked.artifact.path == str(run / "artifact")
+    assert artifacts.Manifest.read(run / "artifact").runtime == other.runtime
+    assert json.loads((run / "report.json").read_text()) == picked.model_dump(mode="json")
+    assert json.loads((run / "state.json").read_text())["summary"] == picked.summary
+    assert not Path(other.path).exists()
+    assert omgoptim.pick(report.run_id, report.delivered or "") == report
+    assert Path(other.path, "manifest.json").is_file()
+    with pytest.raises(RunError, match="keeps no 'nothing'") as caught:
+        omgoptim.pick(report.run_id, "nothing")
+    assert other.name in caught.value.why
 
 
 def test_an_artifact_that_is_damaged_before_it_is_measured_fails_the_run(
@@ -262,3 +288,30 @@ def test_a_damaged_artifact_is_not_opened(project: Path) -> None:
     program.write_bytes(program.read_bytes()[:-1])
     with pytest.raises(ArtifactError, match="damaged"):
         omgoptim.open_artifact(report.artifact.path)
+
+
+@pytest.mark.slow
+def test_a_speedup_over_a_model_that_waits_is_called_implausible_and_split(project: Path) -> None:
+    (project / "waits.py").write_text(
+        "import time\nfrom net import net\nfrom torch import nn\n"
+        "class Waits(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.body = net()\n"
+        "    def forward(self, images):\n"
+        "        time.sleep(0.05)\n"
+        "        return self.body(images)\n"
+    )
+    report = omgoptim.quantize("waits.py:Waits", data="net.py:load", timing="quick", samples=32, max_quality_drop=1)
+    assert report.gains is not None
+    assert report.gains_by is not None
+    if report.gains.speedup is None:  # others kept the machine busy: nothing is said of speed
+        assert "speed undecided" in report.summary
+        return
+    assert report.summary.startswith("Implausible speedup: the original waits")
+    assert report.warnings[0].startswith("Implausible speedup")
+    engine, precision = report.gains_by.engine.speedup, report.gains_by.precision.speedup
+    assert engine is not None
+    assert precision is not None
+    assert engine * precision == pytest.approx(report.gains.speedup)
+    assert engine > 10 > precision

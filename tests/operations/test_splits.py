@@ -9,7 +9,7 @@ import pytest
 from omgoptim.errors import DataError
 from omgoptim.models.samples import Samples
 from omgoptim.operations.candidates import Option, Proposal
-from omgoptim.operations.splits import splits_of
+from omgoptim.operations.splits import MOST_SELECTION_SAMPLES, SELECTION_SAMPLES, other_samples, splits_of
 from omgoptim.requests import QuantizeRequest
 from omgoptim.requests.quantize import Static
 
@@ -17,7 +17,7 @@ STATIC = Proposal([Option(Static(), "onnxruntime")], [])
 REQUEST = QuantizeRequest(model="net.py:net", scheme=Static())
 
 
-def subject(**sizes: int) -> Any:
+def subject(cheap: bool = False, **sizes: int) -> Any:
     """One whose splits have so many samples, each of another value."""
     starts = {"calibration": 0, "train": 1000, "eval": 2000}
 
@@ -26,7 +26,8 @@ def subject(**sizes: int) -> Any:
         values = np.arange(count, dtype=np.float32)[:, None] + starts[split]
         return Samples([{"x": values}], [None]) if count else Samples([], [])
 
-    return SimpleNamespace(samples=samples, data=SimpleNamespace(real=True), evaluation=samples("eval", 8))
+    macs = SimpleNamespace(macs=10**6) if cheap else None
+    return SimpleNamespace(samples=samples, data=SimpleNamespace(real=True), evaluation=samples("eval", 8), macs=macs)
 
 
 def values(samples: Samples) -> list[float]:
@@ -54,3 +55,30 @@ def test_one_calibration_sample_calibrates_and_others_choose_where_there_are_any
 def test_no_calibration_sample_is_an_error() -> None:
     with pytest.raises(DataError, match="calibration data is empty"):
         splits_of(REQUEST, subject(train=100), STATIC)
+
+
+def test_a_small_split_gives_as_many_to_choose_on_as_to_calibrate() -> None:
+    splits = splits_of(REQUEST, subject(calibration=350), STATIC)
+    assert (splits.calibration.count, splits.selection.count) == (175, 175)
+    splits = splits_of(REQUEST, subject(calibration=512), STATIC)
+    assert (splits.calibration.count, splits.selection.count) == (256, SELECTION_SAMPLES)
+
+
+def test_more_samples_choose_where_there_are_more_and_the_model_is_cheap() -> None:
+    assert splits_of(REQUEST, subject(calibration=5000), STATIC).selection.count == SELECTION_SAMPLES
+    assert splits_of(REQUEST, subject(cheap=True, calibration=5000), STATIC).selection.count == MOST_SELECTION_SAMPLES
+
+
+def test_what_judges_again_is_the_rest_of_the_split_or_training_samples_and_was_used_for_nothing() -> None:
+    found = subject(calibration=256 + 2 * SELECTION_SAMPLES, train=400)
+    splits = splits_of(REQUEST, found, STATIC)
+    other = other_samples(REQUEST, found, splits)
+    assert other is not None
+    assert values(other) == list(range(256 + SELECTION_SAMPLES, 256 + 2 * SELECTION_SAMPLES))
+    found = subject(calibration=100, train=400)
+    other = other_samples(REQUEST, found, splits_of(REQUEST, found, STATIC))
+    assert other is not None
+    assert values(other) == list(range(1000, 1000 + SELECTION_SAMPLES))
+    assert other_samples(REQUEST, subject(calibration=100, train=20), splits) is not None  # the rest of the split
+    few = subject(calibration=100, train=20)
+    assert other_samples(REQUEST, few, splits_of(REQUEST, few, STATIC)) is None

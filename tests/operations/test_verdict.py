@@ -20,6 +20,7 @@ from omgoptim.operations.verdict import (
     size_words,
     speed_words,
     verdict_words,
+    with_margin,
 )
 from omgoptim.reports import Gains, Measurement
 
@@ -52,8 +53,7 @@ def test_a_single_launch_is_neither_faster_nor_slower() -> None:
 
 def test_an_overloaded_machine_gives_no_claim_on_speed() -> None:
     words = speed_words(gains())
-    assert "no claim" in words
-    assert "x" not in words.replace("no claim", "")
+    assert words == "speed undecided: the machine was overloaded"
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,21 @@ def test_a_guard_that_cannot_be_decided_is_told_with_how_many_samples_would() ->
     assert "600 samples cannot decide" in warning
     assert "about 2,400 samples would decide" in warning
     (warning,) = quality_warnings(quality(0.01, -0.02, 0.04), 0.01, real_data=True)
-    assert "no number of samples would" in warning
+    assert "no evaluation set can decide this" in warning
+    (warning,) = quality_warnings(quality(0.01 + 2e-6, -0.02, 0.04), 0.01, real_data=True)
+    assert warning.endswith("no evaluation set can decide this")  # 4e14 samples would
+
+
+def test_a_drop_that_is_only_rounding_beyond_the_guard_is_decided() -> None:
+    assert quality_warnings(quality(0.0, 0.0, 5e-7), 0.0, real_data=True) == []
+
+
+def test_the_margin_follows_from_the_interval_and_is_at_most_half_of_the_guard() -> None:
+    assert with_margin(0.002, 0.004, 0.01) == pytest.approx(0.004)  # many samples: the upper end
+    assert with_margin(0.002, 0.05, 0.01) == pytest.approx(0.007)  # few samples
+    assert with_margin(0.002, math.inf, 0.01) == pytest.approx(0.007)  # a metric without an interval
+    assert with_margin(0.002, 0.05, 0.0) == 0.002
+    assert with_margin(0.002, -0.1, 0.01) == 0.002
 
 
 @pytest.mark.parametrize(("drop", "low", "high"), [(0.0, -0.005, 0.005), (0.05, 0.02, 0.08)])

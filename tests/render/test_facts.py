@@ -12,6 +12,7 @@ from omgoptim.render.brief import brief_report
 from omgoptim.render.html import report_html
 from omgoptim.render.markdown import report_markdown
 from omgoptim.render.terminal import report_view
+from omgoptim.render.undecided import TIMES
 from omgoptim.reports import EfficiencyReport, Gains, Measurement, Skip, Total
 from omgoptim.reports.measured import SMALLER
 
@@ -167,3 +168,16 @@ def in_terminal(report: EfficiencyReport) -> str:
 def _sized(gains: Gains) -> EfficiencyReport:
     side = Measurement(runtime="a", size_bytes=100, peak_memory_bytes=100, macs=100, latency_ms_p50=1.0)
     return _report(before=side, after=side, gains=gains)
+
+
+def test_times_of_an_overloaded_machine_are_not_shown_side_by_side(quantized: EfficiencyReport) -> None:
+    gains = quantized.gains
+    assert gains is not None
+    nothing = {"speedup": None, "speedup_low": None, "speedup_high": None, "throughput_ratio": None, "launches": 5}
+    report = quantized.model_copy(update={"gains": gains.model_copy(update=nothing)})
+    rows = {row.label: row for row in facts.comparison_rows(report)}
+    assert not [label for label in rows if "latency" in label or "throughput" in label]
+    assert (rows["speed"].after, rows["speed"].gain) == ("undecided", "the machine was overloaded")
+    answer = brief_report(report)
+    assert not set(answer["before"]) & set(TIMES)
+    assert [row for row in facts.comparison_rows(quantized) if "latency" in row.label]

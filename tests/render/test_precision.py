@@ -14,7 +14,7 @@ from omgoptim.render.html import report_html
 from omgoptim.render.html_precision import noise_bars
 from omgoptim.render.markdown import MAX_BRIEF, report_markdown
 from omgoptim.render.terminal import report_view
-from omgoptim.reports import Coverage, EfficiencyReport, Guard, LayerNoise
+from omgoptim.reports import Alternative, Coverage, EfficiencyReport, Gain, GainsBy, Guard, LayerNoise
 
 LINE = "REAL. 2 of 3 layers in int8, 98.8 % of the weight bytes; 2 computed in integers by onnxruntime."
 
@@ -162,3 +162,30 @@ def test_each_verdict_has_a_tone_of_its_own() -> None:
     verdicts = ("REAL", "SIMULATED", "NO-OP")
     tones = [precision.coverage_tone(Coverage(verdict=verdict, **common)) for verdict in verdicts]
     assert tones == ["better", "open", "worse"]
+
+
+def test_what_a_gain_comes_from_and_what_else_was_kept_is_told_with_the_call_that_delivers_it(
+    quantized: EfficiencyReport,
+) -> None:
+    parts = GainsBy(
+        engine=Gain(speedup=3.1, speedup_low=3.0, speedup_high=3.21), precision=Gain(speedup=1.42, size_ratio=3.9)
+    )
+    kept = [
+        Alternative(name="bf16-on-x", candidate="bf16 on x", runtime="openvino", precision="bfloat16", size_ratio=1.9,
+                    speedup=2.0, quality_drop=0.0, holds=True, path="p", command="omgoptim pick r bf16-on-x"),
+        Alternative(name="fp32-on-x", candidate="fp32 on x", runtime="openvino", precision="float32", size_ratio=0.92,
+                    best_for=["speed", "quality"], quality_drop=0.0, holds=True, path="p", command="omgoptim pick r f"),
+    ]  # fmt: skip
+    report = quantized.model_copy(update={"gains_by": parts, "alternatives": kept})
+    told = "engine alone 3.10x (3.00 to 3.21), fewer bits on it 1.42x (point estimate)"
+    assert precision.parts_text(parts) == told
+    assert precision.alternative_texts(report) == [
+        "fp32-on-x: 1.09x larger, drop 0.0000; best speed and quality; omgoptim pick r f",
+        "bf16-on-x: 1.90x smaller, 2.00x the speed, drop 0.0000; omgoptim pick r bf16-on-x",
+    ]
+    for text in (report_markdown(report, "brief"), report_html(report)):
+        assert told in text
+        assert "omgoptim pick r bf16-on-x" in text
+    answer = brief.brief_report(report)
+    assert [one["name"] for one in answer["alternatives"]] == ["bf16-on-x", "fp32-on-x"]
+    assert answer["gains_by"]["engine"]["speedup"] == 3.1

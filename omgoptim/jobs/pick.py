@@ -1,0 +1,78 @@
+"""Deliver another finalist of a run: its artifact and its report are there already, and change places."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from omgoptim.errors import RunError, did_you_mean
+from omgoptim.jobs.folder import RunFolder, write_whole
+from omgoptim.jobs.states import as_done, load_report
+from omgoptim.reports import EfficiencyReport
+
+LOCK_LIMIT_S = 5.0
+
+
+def pick(folder: RunFolder, name: str) -> EfficiencyReport:
+    """Make a finalist that was kept the artifact of its run; what was the artifact is kept in its place.
+
+    Args:
+        name: of an entry of the report's `alternatives`.
+
+    Returns:
+        The run's new report: the picked one's own numbers, as they were measured.
+
+    Raises:
+        RunError: the run is not done, keeps nothing of that name, or is being changed by another process.
+    """
+    try:
+        with FileLock(folder.worker_lock, timeout=LOCK_LIMIT_S):
+            return _pick(folder, name)
+    except Timeout:
+        raise RunError(
+            f"run {folder.id} is being changed by another process", "its lock is held", "try again"
+        ) from None
+
+
+def _pick(folder: RunFolder, name: str) -> EfficiencyReport:
+    report = load_report(folder)
+    known = [alternative.name for alternative in report.alternatives]
+    if name == report.delivered:
+        return report
+    if name not in known or report.delivered is None:
+        what = f"run {folder.id} keeps no '{name}'"
+        raise RunError(
+            what, did_you_mean(name, known) or "it keeps no other finalist", f"omgoptim runs show {folder.id}"
+        )
+    kept = folder.alternatives
+    picked = _report_of(kept / f"{name}.json").model_copy(update={"guard": report.guard})
+    write_whole(kept / f"{report.delivered}.json", report.model_dump_json(indent=2))
+    _swap(folder.artifact, kept / name, kept / report.delivered)
+    write_whole(folder.report_file, picked.model_dump_json(indent=2))
+    folder.write_state(as_done(folder.stored_state(), picked))
+    from omgoptim.render.html import report_html
+
+    write_whole(folder.html_file, report_html(picked))
+    return picked
+
+
+def _report_of(file: Path) -> EfficiencyReport:
+    try:
+        return EfficiencyReport.model_validate_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        hint = "run it again: what it keeps is incomplete"
+        raise RunError(f"the report of '{file.stem}' is gone or damaged", str(error), hint) from None
+
+
+def _swap(artifact: Path, picked: Path, old: Path) -> None:
+    """Put `picked` in the artifact's place and the artifact at `old`: whole folders, or nothing where that fails."""
+    if not picked.is_dir():
+        raise RunError(f"the artifact of '{picked.name}' is gone", str(picked), "run it again")
+    os.replace(artifact, old)
+    try:
+        os.replace(picked, artifact)
+    except OSError:
+        os.replace(old, artifact)
+        raise

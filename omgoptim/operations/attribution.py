@@ -1,0 +1,107 @@
+"""What a gain comes from: the engine, fewer bits, or time that the original never spent on computing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from omgoptim.measure.race import Timing, t_interval
+from omgoptim.operations.timing import OVERLOADED
+from omgoptim.reports import Gain, GainsBy
+
+WAITING = 0.5
+"""Cores that a process keeps busy below which it waits more than it computes."""
+
+PLAUSIBLE_ENGINE = 30.0
+"""Speedup that another engine alone may bring: above it the original spent its time on something else."""
+
+PLAUSIBLE_PRECISION = 16.0
+"""Speedup that fewer bits may bring on one engine: a fourth of the bytes, a fourth of the instructions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One side of the comparison: its timing, its size in bytes, and what it is."""
+
+    timing: Timing
+    size_bytes: int | None
+    name: str
+
+
+def gains_by(before: Side, plain: Side, after: Side, load: float) -> GainsBy:
+    """A gain split in two: the engine, and the bits on it.
+
+    Args:
+        plain: the float32 model on the engine of `after`; `before` itself where the original runs on that engine.
+        load: of other processes; no ratio of times from an overloaded machine.
+    """
+    known = load <= OVERLOADED
+    launches = range(after.timing.launches)
+    to_plain = plain.timing.log_ratios or tuple(0.0 for _ in launches)
+    to_after = after.timing.log_ratios or tuple(0.0 for _ in launches)
+    between = tuple(b - a for a, b in zip(to_plain, to_after, strict=False))
+    return GainsBy(
+        engine=_gain(to_plain if known else (), before, plain),
+        precision=_gain(between if known else (), plain, after),
+    )
+
+
+def _gain(log_ratios: tuple[float, ...], one: Side, other: Side) -> Gain:
+    size = one.size_bytes / other.size_bytes if one.size_bytes and other.size_bytes else None
+    if not log_ratios:
+        return Gain(size_ratio=size)
+    centre, half = t_interval(log_ratios)
+    known = math.isfinite(half)
+    return Gain(
+        speedup=math.exp(centre),
+        speedup_low=math.exp(centre - half) if known else None,
+        speedup_high=math.exp(centre + half) if known else None,
+        size_ratio=size,
+    )
+
+
+def split_words(parts: GainsBy, engine: str, precision: str) -> str:
+    """`The engine alone (float32 on openvino) brings 3.10x, int8 on it 1.42x.`"""
+    if parts.engine.speedup is None or parts.precision.speedup is None or precision == "float32":
+        return ""
+    return (
+        f"The engine alone (float32 on {engine}) brings {parts.engine.speedup:.2f}x, "
+        f"{precision} on it {parts.precision.speedup:.2f}x."
+    )
+
+
+def slower_words(parts: GainsBy, engine: str, precision: str) -> str:
+    """That fewer bits made it slower than float32 on the same engine, where that was measured; else nothing."""
+    part = parts.precision
+    if part.speedup is None or precision == "float32":
+        return ""
+    slower = part.speedup_high < 1 if part.speedup_high is not None else part.speedup < 1 / 1.1
+    if not slower:
+        return ""
+    interval = ""
+    if part.speedup_low is not None and part.speedup_high is not None:
+        interval = f" ({1 / part.speedup_high:.2f} to {1 / part.speedup_low:.2f})"
+    return f"{precision} is {1 / part.speedup:.2f}x slower{interval} than float32 on {engine}, the same engine."
+
+
+def implausible_words(parts: GainsBy, before: Timing, engine: str, device: str, load: float) -> str:
+    """What makes a speedup no matter of computing, in one sentence; nothing where it is plausible."""
+    if load > OVERLOADED:
+        return ""
+    alone, bits = parts.engine.speedup, parts.precision.speedup
+    if device == "cpu" and before.busy is not None and before.busy < WAITING:
+        return (
+            f"Implausible speedup: the original waits {1 - before.busy:.0%} of its time (sleeping, reading, a lock) "
+            "instead of computing, and what it waits for is not in the exported model"
+        )
+    if alone is not None and alone > PLAUSIBLE_ENGINE:
+        return (
+            f"Implausible speedup: float32 on {engine} alone is {alone:.0f}x faster than the original, so that "
+            f"{1 - 1 / alone:.1%} of the original's time is Python or waiting, not its multiply-accumulates and bytes"
+        )
+    if bits is not None and bits > PLAUSIBLE_PRECISION:
+        return (
+            f"Implausible speedup: fewer bits bring {bits:.0f}x over float32 on {engine}, more than a fourth of the "
+            "bytes and faster integer instructions can"
+        )
+    return ""
