@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parent))
 
 os.environ["OMGOPTIM_STATE_DIR"] = tempfile.mkdtemp(prefix="omgoptim-state-")  # never the real home
+os.environ["OMGOPTIM_CACHE_DIR"] = os.environ["OMGOPTIM_STATE_DIR"]
 atexit.register(shutil.rmtree, os.environ["OMGOPTIM_STATE_DIR"], ignore_errors=True)
 
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -12,6 +12,7 @@ from typing import Any
 
 from omgoptim.jobs.folder import RunFolder, now
 from omgoptim.jobs.logs import trim
+from omgoptim.jobs.remaining_time import RemainingTime, learn_shares, read_shares, shares_file
 from omgoptim.reports import RunState
 from omgoptim.text import clean
 
@@ -32,7 +33,9 @@ class Progress:
         self._events = os.open(folder.events_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)  # never inherited
         self._lock = threading.RLock()
         self._closed = threading.Event()
-        self._began = self._written = time.monotonic()
+        self._written = time.monotonic()
+        self._remaining = RemainingTime(self._written)
+        self._kind = ""
         self._stale = False
         self._waiting_since: float | None = None
         self._waited_at_stage = ""
@@ -49,10 +52,15 @@ class Progress:
         self._heart.join()
         os.close(self._events)
 
-    def start(self, stage: str) -> None:
-        """Begin to run: starts the clock that the eta follows from."""
+    def start(self, stage: str, kind: str = "") -> None:
+        """Begin to run: starts the clock that the eta follows from.
+
+        Args:
+            kind: of run, such as `quantize auto`: earlier runs of it say how its time is shared between its stages.
+        """
         with self._lock:
-            self._began = time.monotonic()
+            self._kind = kind
+            self._remaining = RemainingTime(time.monotonic(), read_shares(shares_file(), kind))
             self._set({"status": "running", "stage": stage}, write=True)
 
     def wait(self, stage: str) -> None:
@@ -69,7 +77,7 @@ class Progress:
         with self._lock:
             if self._waiting_since is None:
                 return
-            self._began += time.monotonic() - self._waiting_since
+            self._remaining.postpone(time.monotonic() - self._waiting_since)
             self._waiting_since = None
             self._set({"status": "running", "stage": self._waited_at_stage}, write=True)
 
@@ -79,9 +87,17 @@ class Progress:
             stage = clean(stage, 200)
             changes: dict[str, Any] = {"stage": stage}
             if fraction is not None and fraction == fraction:
-                changes["progress"] = min(1.0, max(0.0, fraction))
+                fraction = min(1.0, max(0.0, fraction))
+                self._remaining.report(fraction, time.monotonic())
+                changes["progress"] = round(self._remaining.share(fraction), 4)
             recent = time.monotonic() - self._written < SHORTEST_STEP_S
             self._set(changes, write=stage != self._state.stage or not recent)
+
+    def learn(self) -> None:
+        """Leave to later runs of this kind how the time of this one was shared."""
+        shares = self._remaining.finished(time.monotonic())
+        if shares is not None and self._kind:
+            learn_shares(shares_file(), self._kind, shares)
 
     def end(self, ended: RunState) -> None:
         """Write how the run ended; nothing is written after it."""
@@ -110,18 +126,13 @@ class Progress:
     def _write(self) -> None:
         changes: dict[str, Any] = {"updated": now()}
         if self._state.status == "running":
-            changes["eta_s"] = self._eta()
+            changes["eta_s"] = self._remaining.left(time.monotonic())
         self._state = self._state.model_copy(update=changes)
         event = {"t": self._state.updated, **self._state.model_dump(include={"status", "stage", "progress", "eta_s"})}
         with suppress(OSError):  # a full disk fails the run where it needs the disk, not where it says how far it is
             os.write(self._events, json.dumps(event).encode() + b"\n")
             self._folder.write_state(self._state)
         self._written, self._stale = time.monotonic(), False
-
-    def _eta(self) -> float | None:
-        done = self._state.progress
-        elapsed = time.monotonic() - self._began
-        return round(elapsed * (1 - done) / done, 1) if done else None
 
     def _beat(self) -> None:
         while not self._closed.wait(1.0):

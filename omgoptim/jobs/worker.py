@@ -29,7 +29,7 @@ from omgoptim.jobs.progress import Progress
 from omgoptim.jobs.states import ENDED, as_cancelled, as_done, as_failed, settle
 from omgoptim.jobs.storage import full_disk, keep_reserve
 from omgoptim.reports import EfficiencyReport
-from omgoptim.requests import Request, parse
+from omgoptim.requests import Request, parse, technique_field
 
 if TYPE_CHECKING:
     from omgoptim.operations.context import RunContext
@@ -83,6 +83,7 @@ def _do(folder: RunFolder, run_verb: RunVerb, progress: Progress, owns_process: 
         ended = as_done(progress.state, report)
         folder.discard_scratch()
         folder.discard_checkpoints()
+        progress.learn()
     except BaseException as error:
         if os.getpid() != worker:  # a child that the user's code forked came up to here: the run is not its own
             os._exit(1)
@@ -100,7 +101,8 @@ def _run(folder: RunFolder, run_verb: RunVerb, progress: Progress) -> Efficiency
 
     submission = folder.read_request()
     request = parse(submission.verb, submission.request)
-    progress.start("getting ready")
+    resumed = folder.checkpoints.is_dir()  # its fractions begin in the middle
+    progress.start("getting ready", "" if resumed else _kind_of(submission.verb, request))
     device = device_of(request)
     turns = _Turns(DeviceQueue(device, folder.id), progress) if device else None
     context = RunContext(
@@ -114,6 +116,14 @@ def _run(folder: RunFolder, run_verb: RunVerb, progress: Progress) -> Efficiency
     )
     folder.work.mkdir(exist_ok=True)
     return run_verb(submission.verb, request, context)
+
+
+def _kind_of(verb: str, request: Request) -> str:
+    """What decides how a run's time is shared between its stages: the verb, the technique, and how long it measures."""
+    technique = technique_field(type(request))
+    params = getattr(request, technique) if technique else None
+    names = (verb, params.bare(technique) if params and technique else "", getattr(request, "timing", ""))
+    return " ".join(name for name in names if name and len(name) <= 40)
 
 
 class _Turns:

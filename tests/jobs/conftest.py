@@ -53,6 +53,7 @@ Launch = Callable[..., RunFolder]
 def _own_queues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Device queues of a test's own, so that tests do not wait for each other."""
     monkeypatch.setenv("OMGOPTIM_LOCK_DIR", str(tmp_path / "queues"))
+    monkeypatch.setenv("OMGOPTIM_CACHE_DIR", str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -197,6 +197,25 @@ def test_events_tell_the_stages_in_order_with_an_eta_once_a_fraction_is_known(st
     assert [event["eta_s"] is None for event in events] == [True, True, False, False, True]
 
 
+def test_the_next_run_of_a_kind_knows_how_the_time_of_the_last_one_was_shared(
+    start: Launch, project: Path, ended: Ended, tmp_path: Path
+) -> None:
+    shares = tmp_path / "cache" / "time_shares.json"
+    wait = "import time\nend = time.monotonic() + 1.2\nwhile time.monotonic() < end: pass\n"
+    body = f"context.progress('one', 0.1)\n{wait}context.progress('two', 0.2)\n{wait}return report(context)"
+    ended(start(body))
+    (known,) = json.loads(shares.read_text()).items()
+    kind, curve = known
+    assert kind == "profile standard"
+    assert curve[0] == 0
+    assert curve[-1] == 1
+    assert curve == sorted(curve)
+    again = start("context.progress('two', 0.2)\nreturn report(context)")
+    ended(again)
+    events = [json.loads(line) for line in again.events_file.read_text().splitlines()]
+    assert next(event["progress"] for event in events if event["stage"] == "two") == pytest.approx(curve[4])
+
+
 def test_a_run_that_wants_to_measure_is_queued_while_another_measures(
     start: Launch, project: Path, ended: Ended, in_stage: InStage
 ) -> None:
