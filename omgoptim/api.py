@@ -304,7 +304,7 @@ def _request(
     verb: str, model: str | nn.Module, data: Any, metric: Any, arguments: dict[str, Any], loss: Any = None
 ) -> tuple[Request, Live]:
     """The request that names what can be named, and the live objects beside it."""
-    from omgoptim.operations.subject import Live
+    from omgoptim.operations.live import Live, by_split
 
     is_source = isinstance(model, str)
     named: dict[str, Any] = {"model": model if is_source else LIVE.format("module"), **arguments}
@@ -316,7 +316,7 @@ def _request(
         named["loss"] = loss if isinstance(loss, str) else LIVE.format("loss")
     live = Live(
         module=None if isinstance(model, str) else _copy(model),
-        data=None if data is None or isinstance(data, str) else _by_split(data),
+        data=None if data is None or isinstance(data, str) else by_split(data),
         metric=None if isinstance(metric, str) else metric,
         loss=None if isinstance(loss, str) else loss,
     )
@@ -338,18 +338,3 @@ def _copy(model: nn.Module) -> nn.Module:
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
             "give it as file.py:callable: then it is built from its own code",
         ) from error
-
-
-def _by_split(data: Any) -> Callable[..., Iterable[Any]]:
-    """The data as a callable taking `split`."""
-    if callable(data):
-        loaded: Callable[..., Iterable[Any]] = data
-        return loaded
-    if isinstance(data, dict) and "eval" in data:
-        splits: dict[str, Iterable[Any]] = data
-        return lambda split: splits.get(split, splits.get("calibration", splits.get("train", [])))
-    raise RequestError(
-        "the data is neither a source, a callable nor a mapping of splits",
-        f"received a {type(data).__name__}",
-        "give {'calibration': loader, 'eval': loader}: choices are never made on evaluation data",
-    )

@@ -47,7 +47,7 @@ number = 7
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     (tmp_path / "net.py").write_text(NET)
-    (tmp_path / "needs.py").write_text("import a_package_of_theirs\n")
+    (tmp_path / "needs.py").write_text("import a_package_of_theirs\n\ndef build(): ...\n")
     (tmp_path / "broken.py").write_text("def build(:\n")
     return tmp_path
 

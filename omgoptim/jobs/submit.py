@@ -18,6 +18,7 @@ from omgoptim.jobs.interpreter import (
     find_interpreter,
     require,
 )
+from omgoptim.jobs.preflight import check_named
 from omgoptim.jobs.processes import MARK, birth
 from omgoptim.jobs.states import as_failed
 from omgoptim.jobs.storage import cannot_write
@@ -31,8 +32,10 @@ def submit(verb: str, request: Request, project: Path) -> RunFolder:
     """Start a run and return at once.
 
     Raises:
+        OmgoptimError: something that the request names is not there: see `preflight`.
         SetupError: no Python was found that can do the work; nothing is left behind.
     """
+    check_named(request, project)
     interpreter = find_interpreter(project, getattr(request, "python", None))
     require(interpreter)
     return launch(verb, request, project, interpreter)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from omgoptim.errors import RequestError
 from omgoptim.models.calls import NamedBatch
 from omgoptim.models.samples import as_tensors
 from omgoptim.models.source import Recipe
@@ -38,3 +39,18 @@ def recipe_of_live(module: nn.Module, signature: Signature, example: NamedBatch,
     tensors = as_tensors(example, signature.dtypes)
     export_pt2(module, tensors, signature, path)
     return Recipe("pt2", str(path))
+
+
+def by_split(data: Any) -> Callable[..., Iterable[Any]]:
+    """The data as a callable taking `split`."""
+    if callable(data):
+        loaded: Callable[..., Iterable[Any]] = data
+        return loaded
+    if isinstance(data, dict) and "eval" in data:
+        splits: dict[str, Iterable[Any]] = data
+        return lambda split: splits.get(split, splits.get("calibration", splits.get("train", [])))
+    raise RequestError(
+        "the data is neither a source, a callable nor a mapping of splits",
+        f"received a {type(data).__name__}",
+        "give {'calibration': loader, 'eval': loader}: choices are never made on evaluation data",
+    )

@@ -29,6 +29,7 @@ def test_a_python_without_the_packages_is_refused_with_the_install_command_and_n
 ) -> None:
     venv.create(tmp_path / "bare", with_pip=False, symlinks=True)
     python = tmp_path / "bare" / "bin" / "python"
+    (project / "net.py").write_text("def build(): ...")
     with pytest.raises(SetupError, match="lacks torch, numpy, pydantic") as caught:
         submit("profile", parse("profile", {"model": "net.py:build", "python": str(python)}), project)
     assert str(python) in caught.value.fix

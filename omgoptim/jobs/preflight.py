@@ -1,0 +1,155 @@
+"""Check what a request names before a run starts: files, callables, runs. Milliseconds, no torch, no user code run.
+
+What takes loading is left to the run. Nothing here may refuse what the run would accept: a file that cannot be read as
+Python, or that makes its names at run time, passes.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omgoptim.errors import ArtifactError, ModelError, RequestError, argument, did_you_mean
+from omgoptim.jobs.folder import run_folders, runs_root
+from omgoptim.models.trust import Reach, error_about
+from omgoptim.requests import Request, technique_field
+
+LIBRARIES = ("hf", "timm", "torchvision")
+FILES = {
+    "model": (".onnx", ".pt2"),
+    "data": (".npz", ".safetensors"),
+}
+"""What a file may end in that is read as it is."""
+
+WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+DYNAMIC = ("import *", "globals(", "__getattr__", "setattr(", "exec(", "vars(")
+"""What can make names that do not stand in a file."""
+
+
+def check_named(request: Request, project: Path) -> None:
+    """Raise for what a request names and the run could not find.
+
+    Raises:
+        RequestError: a path outside of what the request grants, or an output that exists.
+        ModelError, DataError, ArtifactError: a file, a callable or a run that is not there.
+    """
+    reach = _reach_of(request, project)
+    for what, text in _sources(request):
+        if text.startswith("(live "):  # an object of the caller's process
+            continue
+        if what == "checkpoint":
+            _check_weights(text, reach)
+        else:
+            _check_source(what, text, reach)
+    output = getattr(request, "output", None)
+    if output is not None and reach.inside(output, "output").exists():
+        raise RequestError(f"output '{output}' exists already", "nothing is overwritten", "name a new folder")
+
+
+def _reach_of(request: Request, project: Path) -> Reach:
+    allow_path, allow_module = getattr(request, "allow_path", ()), getattr(request, "allow_module", ())
+    return Reach.of(project, allow_path, allow_module)
+
+
+def _sources(request: Request) -> Iterator[tuple[str, str]]:
+    """What each named thing is called in errors, and its text."""
+    for name in ("model", "a", "b", "checkpoint", "data", "metric", "loss"):
+        value = getattr(request, name, None)
+        if isinstance(value, str) and (name not in ("metric", "loss") or ":" in value):
+            yield name, value
+    technique = technique_field(type(request))
+    params: Any = getattr(request, technique) if technique else None
+    if params is not None and params.by_source and ":" in params.source:  # a bare word may be meant for a way to derive
+        yield "model", params.source
+    student_weights = getattr(request, "student_checkpoint", None)
+    if isinstance(student_weights, str):
+        yield "checkpoint", student_weights
+
+
+def _check_source(what: str, text: str, reach: Reach) -> None:
+    source, _, name = text.rpartition(":")
+    if text.partition(":")[0] in LIBRARIES:
+        return
+    if source.endswith(".py") and name:
+        _check_callable(what, source, name, reach)
+    elif text.endswith(".py"):
+        found = "; ".join(argument(what, f"{text}:{one}") for one in _callables(reach.file(text, what)))
+        raise error_about(what)(
+            f"{what} '{text}' is a file, and no callable in it is named", "it must read file.py:callable", found
+        )
+    elif text.endswith(FILES.get(what, ())):
+        reach.file(text, what)
+    elif what in ("model", "a", "b") and not source and Path(text).suffix not in WEIGHTS:
+        _check_run_or_folder(what, text, reach)
+
+
+def _check_callable(what: str, source: str, name: str, reach: Reach) -> None:
+    path = reach.file(source, what)
+    names = _names(path)
+    if names is not None and name.split(".")[0] not in names:
+        known = [one for one in _callables(path) if not one.startswith("_")]
+        raise error_about(what)(f"{source} has no '{name}'", did_you_mean(name, known))
+
+
+def _check_run_or_folder(what: str, text: str, reach: Reach) -> None:
+    """A run's id, an artifact folder, or nothing at all."""
+    ids = [folder.id for folder in run_folders(reach.project)]
+    if text in ids or _is_folder(reach.project, text):
+        return
+    near = did_you_mean(text, ids[-10:]) if ids else f"{runs_root(reach.project)} holds no runs yet"
+    if what != "model":
+        raise ArtifactError(
+            f"'{text}' names no artifact",
+            f"it is neither a run of this project nor an artifact folder. {near}",
+            "omgoptim runs list",
+        )
+    raise ModelError(
+        f"'{text}' names no model",
+        f"no run, artifact folder or file of that name was found in the project. {near}",
+        "give path/to/file.py:callable, package.module:callable, model.pt2, model.onnx, hf:…, timm:… or a run id",
+    )
+
+
+def _is_folder(project: Path, text: str) -> bool:
+    try:
+        return (project / Path(text).expanduser()).is_dir()
+    except (OSError, RuntimeError, ValueError):  # too long for a name; ~ of an unknown user
+        return False
+
+
+def _check_weights(text: str, reach: Reach) -> None:
+    path = reach.file(text, "checkpoint")
+    if path.is_file() and path.suffix not in WEIGHTS:
+        raise ModelError(f"checkpoint {path.name} is of no known kind", f"known: {', '.join(WEIGHTS)}")
+
+
+def _names(path: Path) -> set[str] | None:
+    """Every name that a file may define; None where that cannot be seen without running it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        tree = ast.parse(text)
+    except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
+    if any(word in text for word in DYNAMIC):
+        return None
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            found.update((alias.asname or alias.name).split(".")[0] for alias in node.names)
+    return found
+
+
+def _callables(path: Path) -> list[str]:
+    """The functions and classes at the top of a file, in its order."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
+        return []
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    return [node.name for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
