@@ -51,7 +51,7 @@ def assert_clean_markdown(text: str) -> None:
         assert not line.lstrip("-*> ").startswith("SYSTEM:"), line
         outside = re.sub(r"`[^`]*`", "", line)
         assert "`" not in outside, line
-        assert not re.search(r"<[A-Za-z/!?]|\]\(|\]:|\]\[|://|\bwww\.", outside), line
+        assert not re.search(r"<[A-Za-z/!?]|\]\(|\]:|\]\[|[A-Za-z0-9]://|\bwww\.", outside), line
 
 
 def assert_clean_result(result: CallToolResult) -> None:

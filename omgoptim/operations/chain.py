@@ -46,7 +46,7 @@ def total_words(total: Total) -> str:
 def _first_run(request: ModelRequest, context: RunContext) -> str | None:
     """The oldest run that the request's model descends from; None where it is no artifact."""
     try:
-        folder = find_artifact(request.model, Reach.of(context.project, request.allow_path))
+        folder = find_artifact(request.model, Reach.of_request(context.project, request))
         lineage = Manifest.read(folder).lineage if folder is not None else ()
     except OmgoptimError:
         return None

@@ -303,6 +303,6 @@ def test_a_slow_first_call_says_nothing_of_the_metrics_speed():
             slow.now += 60  # it imports something
         return first(given, targets)
 
-    before = outputs(np.arange(30))
-    found = compare_quality(Metric("slow", whole=whole), before, before, [None], 0, lambda: slow.now)
+    before, after = outputs(np.arange(30)), outputs(np.arange(30) * 0.9)
+    found = compare_quality(Metric("slow", whole=whole), before, after, [None], 0, lambda: slow.now)
     assert math.isfinite(found.low)

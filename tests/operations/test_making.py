@@ -24,7 +24,7 @@ def test_every_scheme_has_a_precision_that_an_artifact_may_have():
 def test_weight_only_is_given_calibration_samples_where_there_are_real_ones(monkeypatch, real):
     rows = np.zeros((400, 3), np.float32)
     given = Samples([{"x": rows[i : i + 50]} for i in range(0, 400, 50)], [None] * 8)
-    subject = SimpleNamespace(samples=lambda split, count: given, data=SimpleNamespace(real=real))
+    subject = SimpleNamespace(samples=lambda split, count: given, data=SimpleNamespace(real=real), macs=None)
     monkeypatch.setattr(splits, "overlap_notes", lambda *_: [])
     params = WeightOnly()
     request = QuantizeRequest(model="net.py:build", scheme=params)
