@@ -215,6 +215,7 @@ def test_a_usage_error_is_a_bad_request(words: list[str], capsys: pytest.Capture
 
 
 def test_a_python_that_does_not_exist_is_a_matter_of_set_up(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (project / "net.py").write_text("def build(): ...")
     assert cli.run(["profile", "net.py:build", "--python", "no/such/python", "--json"]) == 3
     assert json.loads(capsys.readouterr().out)["error"]["kind"] == "SetupError"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -38,10 +39,10 @@ def pick(folder: RunFolder, name: str) -> EfficiencyReport:
 
 def _pick(folder: RunFolder, name: str) -> EfficiencyReport:
     report = load_report(folder)
-    known = [alternative.name for alternative in report.alternatives]
+    known = [alternative.name for alternative in report.alternatives if _is_plain(alternative.name)]
     if name == report.delivered:
         return report
-    if name not in known or report.delivered is None:
+    if name not in known or report.delivered is None or not _is_plain(report.delivered):
         what = f"run {folder.id} keeps no '{name}'"
         raise RunError(
             what, did_you_mean(name, known) or "it keeps no other finalist", f"omgoptim runs show {folder.id}"
@@ -58,6 +59,11 @@ def _pick(folder: RunFolder, name: str) -> EfficiencyReport:
     return picked
 
 
+def _is_plain(name: str) -> bool:
+    """Whether a name of a report is the name of an entry of the run's own folder, and no way out of it."""
+    return re.fullmatch(r"[a-z0-9][a-z0-9-]{0,100}", name) is not None
+
+
 def _report_of(file: Path) -> EfficiencyReport:
     try:
         return EfficiencyReport.model_validate_json(file.read_text(encoding="utf-8"))
@@ -68,7 +74,7 @@ def _report_of(file: Path) -> EfficiencyReport:
 
 def _swap(artifact: Path, picked: Path, old: Path) -> None:
     """Put `picked` in the artifact's place and the artifact at `old`: whole folders, or nothing where that fails."""
-    if not picked.is_dir():
+    if picked.is_symlink() or not picked.is_dir():
         raise RunError(f"the artifact of '{picked.name}' is gone", str(picked), "run it again")
     os.replace(artifact, old)
     try:

@@ -17,10 +17,12 @@ from omgoptim.errors import OmgoptimError, RunError
 from omgoptim.jobs.folder import RunFolder, now, run_folders
 from omgoptim.jobs.logs import log_tail
 from omgoptim.jobs.processes import end_family, is_alive
+from omgoptim.models.origin import can_seal
 from omgoptim.reports import EfficiencyReport, RunState
 from omgoptim.requests import parse
 from omgoptim.requests.command import command_of
 
+FOREIGN = "somebody else asked for this run, or its request was changed since: its commands are left out"
 ENDED = ("done", "failed", "cancelled")
 
 START_GRACE_S = 10.0
@@ -55,8 +57,9 @@ def load_report(folder: RunFolder) -> EfficiencyReport:
         OmgoptimError: the error that the run failed with, as its kind.
     """
     state = read_state(folder)
+    own = folder.is_own_request() or not can_seal()
     if state.status == "failed" and state.error is not None:
-        raise OmgoptimError.from_dict(state.error)
+        raise OmgoptimError.from_dict(state.error if own else state.error | {"fix": ""})
     if state.status == "cancelled":
         raise RunError(f"run {folder.id} was cancelled", "it has no report", repeat_hint(folder))
     if state.status != "done":
@@ -67,7 +70,20 @@ def load_report(folder: RunFolder) -> EfficiencyReport:
         raise RunError(
             f"the report of run {folder.id} is gone or damaged", str(folder.report_file), repeat_hint(folder)
         )
-    return report
+    return report if own else _without_commands(report)
+
+
+def _without_commands(report: EfficiencyReport) -> EfficiencyReport:
+    """The report of a run that somebody else asked for: what it says, and nothing that a reader is to run."""
+    artifact = report.artifact and report.artifact.model_copy(update={"load": ""})
+    update = {
+        "warnings": [FOREIGN, *report.warnings],
+        "next_steps": [],
+        "alternatives": [],
+        "repeat": "",
+        "artifact": artifact,
+    }
+    return report.model_copy(update=update)
 
 
 def as_done(state: RunState, report: EfficiencyReport) -> RunState:
@@ -115,6 +131,8 @@ def repeat_hint(folder: RunFolder) -> str:
     if folder.checkpoints.is_dir():
         go_on = f"go on from its last checkpoint: omgoptim runs resume {folder.id} (tool: runs, action resume)"
         return f"{hint}; {go_on}" if hint else go_on
+    if not folder.is_own_request():
+        return hint
     try:
         submission = folder.read_request()
         command = command_of(submission.verb, parse(submission.verb, submission.request))

@@ -1,0 +1,104 @@
+"""Every sentence of SECURITY.md's lists has a test that proves it: which one stands here."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+PROOF = {
+    "Naming a model, data, a metric or a loss": ["trust/test_files.py::test_each_payload_writes_its_mark_when_something_runs_it"],
+    "What may be read and whose code may run": ["trust/test_artifacts.py::test_what_a_recipe_says_of_its_own_rights_grants_nothing"],
+    "Code that is named runs only if": [
+        "trust/test_artifacts.py::test_a_callable_that_the_project_does_not_define_is_never_called",
+        "trust/test_artifacts.py::test_code_of_an_environment_inside_the_project_is_not_the_projects",
+        "trust/test_artifacts.py::test_an_installed_module_runs_where_the_user_allows_it_by_name",
+    ],
+    "Files are read inside the project": [
+        "models/test_trust.py::test_a_path_outside_the_project_is_refused_even_where_it_exists",
+        "models/test_trust.py::test_a_link_that_leaves_the_project_is_refused_and_an_allowed_folder_is_not",
+    ],
+    "An assistant can give none of": [
+        "trust/test_artifacts.py::test_no_tool_takes_what_is_the_users_to_grant",
+        "trust/test_artifacts.py::test_an_agent_can_neither_open_a_foreign_artifact_nor_allow_itself_to",
+    ],
+    "Artifacts are sealed with a key": ["models/test_origin.py::test_the_key_is_made_once_and_only_its_user_reads_it"],
+    "An artifact without your seal": [
+        "trust/test_artifacts.py::test_an_artifact_without_this_users_seal_runs_nothing_unless_it_is_trusted",
+        "trust/test_artifacts.py::test_an_artifact_of_another_user_runs_nothing_unless_it_is_trusted",
+    ],
+    "Trust lets the recipe run": ["trust/test_artifacts.py::test_what_a_recipe_says_of_its_own_rights_grants_nothing"],
+    "A program (`model.onnx`) needs no trust": [
+        "trust/test_artifacts.py::test_a_program_of_somebody_else_opens_as_it_holds_no_code"
+    ],
+    "Every file of an artifact is a regular file": [
+        "trust/test_artifacts.py::test_one_changed_byte_in_any_file_is_refused",
+        "trust/test_artifacts.py::test_a_manifest_names_only_files_inside_its_folder",
+        "trust/test_artifacts.py::test_a_link_in_an_artifact_is_refused_and_a_link_to_one_is_not",
+    ],
+    "A run that you did not ask for": [
+        "trust/test_artifacts.py::test_a_run_that_this_user_did_not_ask_for_is_resumed_without_what_it_grants_itself",
+        "trust/test_tools.py::test_a_run_folder_grants_itself_nothing_when_it_is_resumed",
+        "trust/test_foreign_runs.py::test_a_report_of_somebody_elses_run_has_no_commands",
+    ],
+    "Picking another finalist": ["trust/test_foreign_runs.py::test_pick_never_leaves_the_runs_folder"],
+    "A `.pt2` file is never handed to torch": [
+        "trust/test_files.py::test_a_pt2_file_with_a_pickle_or_compiled_code_is_refused_unopened",
+        "trust/test_files.py::test_every_cut_and_flipped_pt2_file_is_opened_or_named",
+    ],
+    "A program in a `.pt2` file calls": [
+        "trust/test_files.py::test_a_pt2_program_whose_text_torch_would_evaluate_is_refused",
+        "trust/test_files.py::test_notes_and_guards_of_a_program_are_left_out_and_run_nothing",
+    ],
+    "A pickled model is never opened": [
+        "trust/test_files.py::test_a_pickled_model_is_refused_with_a_way_out_that_is_true",
+        "trust/test_files.py::test_a_hostile_checkpoint_is_a_named_error",
+    ],
+    "The weights that an `.onnx` file keeps outside": [
+        "trust/test_files.py::test_an_onnx_file_whose_weights_lie_outside_its_folder_is_refused_by_every_reader",
+        "trust/test_files.py::test_no_engine_is_asked_to_load_a_library",
+    ],
+    "Options of transformers, timm and torchvision": [
+        "trust/test_files.py::test_an_option_of_transformers_that_runs_code_is_refused",
+        "trust/test_files.py::test_a_name_or_option_of_an_image_library_that_reads_other_files_is_refused",
+        "trust/test_files.py::test_the_code_of_a_repository_runs_only_where_the_request_allowed_it",
+    ],
+    "A Hugging Face folder with a link": ["trust/test_files.py::test_a_folder_of_hugging_face_that_leads_elsewhere_is_refused"],
+    "The server serves only the projects": [
+        "trust/test_tools.py::test_only_the_projects_that_the_user_gave_are_served_and_the_line_that_adds_one_is_named",
+        "jobs/test_project.py::test_a_home_folder_the_root_and_the_plugins_own_are_no_projects_unless_named",
+    ],
+    "An assistant names only a Python": ["trust/test_tools.py::test_an_agent_names_only_pythons_that_are_found"],
+    "Whatever is asked is answered": [
+        "trust/test_tools.py::test_whatever_is_asked_is_answered_in_time_clean_and_never_by_an_internal_error"
+    ],
+    "Text from a model, a log, a data set": [
+        "trust/test_tools.py::test_a_report_of_hostile_names_is_clean_in_every_answer",
+        "test_text.py::test_every_text_of_a_report_is_clean_at_first_when_copied_and_when_read",
+    ],
+    "Over HTTP the server binds": ["test_server.py::test_http_wants_the_token_a_local_host_and_a_local_origin", "trust/test_tools.py::test_over_http_the_same_is_refused"],
+}  # fmt: skip
+"""The beginning of each sentence, and the tests that prove it, as file::function below tests/."""
+
+
+def sentences() -> list[str]:
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    return [" ".join(item.split()) for item in re.findall(r"^- (.+?)(?=^- |^$)", text, re.MULTILINE | re.DOTALL)]
+
+
+def functions(file: str) -> set[str]:
+    tree = ast.parse((ROOT / "tests" / file).read_text(encoding="utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))}
+
+
+def test_every_sentence_has_a_proof_and_every_proof_a_sentence() -> None:
+    said = sentences()
+    assert [text for text in said if sum(text.startswith(begin) for begin in PROOF) != 1] == []
+    assert [begin for begin in PROOF if not any(text.startswith(begin) for text in said)] == []
+
+
+def test_every_test_that_proves_a_sentence_exists() -> None:
+    named = [test.split("::") for tests in PROOF.values() for test in tests]
+    assert [f"{file}::{name}" for file, name in named if name not in functions(file)] == []
