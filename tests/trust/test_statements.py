@@ -9,8 +9,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 PROOF = {
-    "Naming a model, data, a metric or a loss": ["trust/test_files.py::test_each_payload_writes_its_mark_when_something_runs_it"],
-    "What may be read and whose code may run": ["trust/test_artifacts.py::test_what_a_recipe_says_of_its_own_rights_grants_nothing"],
+    "Naming a model, data, a metric or a loss": [
+        "trust/test_files.py::test_each_payload_writes_its_mark_when_something_runs_it"
+    ],
+    "What may be read and whose code may run": [
+        "trust/test_artifacts.py::test_what_a_recipe_says_of_its_own_rights_grants_nothing"
+    ],
     "Code that is named runs only if": [
         "trust/test_artifacts.py::test_a_callable_that_the_project_does_not_define_is_never_called",
         "trust/test_artifacts.py::test_code_of_an_environment_inside_the_project_is_not_the_projects",
@@ -65,7 +69,9 @@ PROOF = {
         "trust/test_files.py::test_a_name_or_option_of_an_image_library_that_reads_other_files_is_refused",
         "trust/test_files.py::test_the_code_of_a_repository_runs_only_where_the_request_allowed_it",
     ],
-    "A Hugging Face folder with a link": ["trust/test_files.py::test_a_folder_of_hugging_face_that_leads_elsewhere_is_refused"],
+    "A Hugging Face folder with a link": [
+        "trust/test_files.py::test_a_folder_of_hugging_face_that_leads_elsewhere_is_refused"
+    ],
     "The server serves only the projects": [
         "trust/test_tools.py::test_only_the_projects_that_the_user_gave_are_served_and_the_line_that_adds_one_is_named",
         "jobs/test_project.py::test_a_home_folder_the_root_and_the_plugins_own_are_no_projects_unless_named",
@@ -78,7 +84,10 @@ PROOF = {
         "trust/test_tools.py::test_a_report_of_hostile_names_is_clean_in_every_answer",
         "test_text.py::test_every_text_of_a_report_is_clean_at_first_when_copied_and_when_read",
     ],
-    "Over HTTP the server binds": ["test_server.py::test_http_wants_the_token_a_local_host_and_a_local_origin", "trust/test_tools.py::test_over_http_the_same_is_refused"],
+    "Over HTTP the server binds": [
+        "test_server.py::test_http_wants_the_token_a_local_host_and_a_local_origin",
+        "trust/test_tools.py::test_over_http_the_same_is_refused",
+    ],
 }  # fmt: skip
 """The beginning of each sentence, and the tests that prove it, as file::function below tests/."""
 
