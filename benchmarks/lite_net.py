@@ -101,8 +101,10 @@ def _photographs() -> list[Path]:
 def export(path: Path, network: str) -> None:
     side = NETWORKS[network][1]
     model, images = build(network), torch.from_numpy(crops("calibration", side)[:2])
-    signature = Signature((InputTensor("x", "float32", ("batch", 3, side, side), False),), structure_of(model(images)))
-    export_onnx(model, {"x": images}, signature, path)
+    signature = Signature(
+        (InputTensor("inputs", "float32", ("batch", 3, side, side), False),), structure_of(model(images))
+    )
+    export_onnx(model, {"inputs": images}, signature, path)
 
 
 def bfloat16_scores(network: str) -> NDArray[Any]:
@@ -131,7 +133,7 @@ def measure(network: str, names: list[str] | None = None) -> dict[str, dict[str,
     """Agreement, SQNR and KL on the evaluation crops, each read off the file that a call wrote."""
     side = NETWORKS[network][1]
     images, calibration = crops("eval", side), crops("calibration", side)
-    batches = [{"x": calibration[start : start + 16]} for start in range(0, len(calibration), 16)]
+    batches = [{"inputs": calibration[start : start + 16]} for start in range(0, len(calibration), 16)]
     results: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "float.onnx"

@@ -100,11 +100,12 @@ OURS: dict[str, Quantizer] = {
 }
 
 
-def outputs(path: Path, images: NDArray[Any], name: str = "x") -> NDArray[Any]:
-    """Scores (N, classes) of a file, run by ONNX Runtime with its own optimizations."""
+def outputs(path: Path, images: NDArray[Any]) -> NDArray[Any]:
+    """Scores (N, classes) of a file with one input, run by ONNX Runtime with its own optimizations."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
     parts = [session.run(None, {name: images[i : i + 100]})[0] for i in range(0, len(images), 100)]
     return np.concatenate(parts)
 
