@@ -3,7 +3,7 @@
 What makes it accurate is a rewrite of the float program (channels scaled, biases corrected, weights rounded) and ranges
 of our own; the QDQ program that is written of them is a standard one and runs at the speed of any other.
 
-    scale channels -> read ranges -> correct biases -> learn the rounding, biases following
+    scale channels, round small kernels -> read ranges -> correct biases -> learn the rounding, biases following
 
 Every step is kept only if the outputs of the lowered program come closer to the float ones, by signal to quantization
 noise, on calibration samples that the step did not see (a quarter of them, held out). Evaluation data plays no part.
@@ -12,7 +12,7 @@ noise, on calibration samples that the step did not see (a quarter of them, held
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnx import ModelProto
 
@@ -24,7 +24,7 @@ from omgoptim.techniques.quantize.calibration import Batch, size_of, split
 from omgoptim.techniques.quantize.equalization import SHARES, equalized
 from omgoptim.techniques.quantize.lowering import Range, activation_parameters, lower, set_scale
 from omgoptim.techniques.quantize.ranges import Method, observe, ranges_of
-from omgoptim.techniques.quantize.rounding import with_learned_rounding
+from omgoptim.techniques.quantize.rounding import with_learned_rounding, with_small_kernels_rounded
 
 SHARES_TRIED: dict[bool, tuple[float, ...]] = {False: SHARES, True: (1.0, 0.75, 0.5)}
 """Of `equalized`, to be tried without and with a learned rounding."""
@@ -64,6 +64,10 @@ class State:
     model: ModelProto
     ranges: Mapping[str, Range]
     sqnr_db: float
+    reference: ModelProto
+    """The program before any rounding, with its channels scaled: what biases and rounding are compared with."""
+    rounded: int = 0
+    """Small kernels that were rounded for their outputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +81,14 @@ class Settings:
     seed: int
     progress: Callable[[str, float | None], None]
 
-    def state(self, model: ModelProto, ranges: Mapping[str, Range]) -> State:
+    def level(self, model: ModelProto, ranges: Mapping[str, Range]) -> float:
+        """SQNR of the lowered program on the held-out samples, in dB."""
         lowered = lower(model, self.chosen, ranges, self.params)
-        return State(model, ranges, sqnr_db(self.data.wanted, outputs(lowered, self.data.held, self.threads)))
+        return sqnr_db(self.data.wanted, outputs(lowered, self.data.held, self.threads))
+
+    def after(self, state: State, model: ModelProto, ranges: Mapping[str, Range]) -> State:
+        """The state with another program or other ranges."""
+        return replace(state, model=model, ranges=ranges, sqnr_db=self.level(model, ranges))
 
 
 def quantize(
@@ -97,7 +106,7 @@ def quantize(
     Args:
         params: resolved, see `efforts.py`.
     """
-    plain = not (params.equalize or params.bias_correction or params.rounding == "adaround")
+    plain = not (params.equalize or params.bias_correction or params.rounding in ("small_kernels", "adaround"))
     if plain and params.range_method != "auto":
         histogram = params.range_method not in ("minmax", "moving_average")
         observed = observe(model, batches, histogram=histogram, threads=threads)
@@ -105,12 +114,11 @@ def quantize(
     notes: list[str] = []
     settings = _settings(model, chosen, batches, params, threads, seed, progress, notes)
     state = _equalize(model, settings, notes)
-    reference = state.model  # the same function with the channels scaled: what all later steps compare with
     state = _read_ranges(state, settings, notes)
     if params.bias_correction:
-        state = _correct(state, reference, settings, notes)
+        state = _correct(state, settings, notes)
     if params.rounding == "adaround":
-        state = _round(state, reference, settings, notes)
+        state = _round(state, settings, notes)
     return lower(state.model, chosen, state.ranges, params), notes
 
 
@@ -157,10 +165,13 @@ def _equalize(model: ModelProto, settings: Settings, notes: list[str]) -> State:
 
     def with_ranges(candidate: ModelProto) -> State:
         observed = observe(candidate, settings.data.fit, histogram=histogram, threads=settings.threads)
-        return settings.state(candidate, ranges_of(observed, method, settings.params.symmetric))
+        ranges = ranges_of(observed, method, settings.params.symmetric)
+        state = State(candidate, ranges, settings.level(candidate, ranges), candidate)
+        return _round_small_kernels(state, settings)
 
     best = with_ranges(model)
     if not settings.params.equalize:
+        _note_small_kernels(best, notes)
         return best
     plain, count = best.sqnr_db, 0
     shares = (
@@ -179,7 +190,29 @@ def _equalize(model: ModelProto, settings: Settings, notes: list[str]) -> State:
         notes.append("Scaling channels brought nothing and was left out.")
     if count:
         notes.append(f"Channels scaled between layers in {count} places ({plain:.1f} -> {best.sqnr_db:.1f} dB).")
+    _note_small_kernels(best, notes)
     return best
+
+
+def _round_small_kernels(state: State, settings: Settings) -> State:
+    """The small kernels rounded for their outputs, where that is wanted and brings the outputs closer."""
+    if settings.params.rounding not in ("small_kernels", "adaround"):
+        return state
+    found = with_small_kernels_rounded(
+        *(state.model, settings.chosen, state.ranges, settings.params, settings.data.fit),
+        seed=settings.seed,
+        threads=settings.threads,
+    )
+    if not found.changed:
+        return state
+    rounded = replace(settings.after(state, found.model, state.ranges), rounded=len(found.changed))
+    return rounded if rounded.sqnr_db > state.sqnr_db + BARELY_DB else state
+
+
+def _note_small_kernels(state: State, notes: list[str]) -> None:
+    if state.rounded:
+        layers = "1 layer" if state.rounded == 1 else f"{state.rounded} layers"
+        notes.append(f"Small kernels of {layers} rounded for their outputs.")
 
 
 def _read_ranges(state: State, settings: Settings, notes: list[str]) -> State:
@@ -193,7 +226,7 @@ def _read_ranges(state: State, settings: Settings, notes: list[str]) -> State:
         thorough = settings.params.rounding == "adaround"
         observed = observe(state.model, data.fit, threads=settings.threads)
         found = {method: ranges_of(observed, method, symmetric) for method in METHODS[thorough]}
-        states = {method: settings.state(state.model, ranges) for method, ranges in found.items()}
+        states = {method: settings.after(state, state.model, ranges) for method, ranges in found.items()}
         best = max(states, key=lambda name: states[name].sqnr_db)
         if states[best].sqnr_db > states[wanted].sqnr_db + CLEARLY_DB:
             wanted = best
@@ -204,7 +237,7 @@ def _read_ranges(state: State, settings: Settings, notes: list[str]) -> State:
     everything = data.fit if data.fit[0] is data.held[0] else [*data.fit, *data.held]
     observed = observe(state.model, everything, threads=settings.threads)
     ranges = {name: seen.range(methods[name], symmetric) for name, seen in observed.items()}
-    return settings.state(state.model, ranges)
+    return settings.after(state, state.model, ranges)
 
 
 def _choose_each(
@@ -234,7 +267,7 @@ def _choose_each(
             if level > best + BARELY_DB:
                 best, chosen[name] = level, method
         set_scale(simulated, places[name], found[chosen[name]][name], symmetric)
-    refined = settings.state(state.model, {name: found[method][name] for name, method in chosen.items()})
+    refined = settings.after(state, state.model, {name: found[method][name] for name, method in chosen.items()})
     changed = sum(chosen[name] != methods[name] for name in chosen)
     if not changed or refined.sqnr_db <= state.sqnr_db + CLEARLY_DB:
         return methods
@@ -252,10 +285,10 @@ def _spread(bounds: Range, current: Range) -> float:
     return abs((bounds[1] - bounds[0]) - width) / width
 
 
-def _correct(state: State, reference: ModelProto, settings: Settings, notes: list[str]) -> State:
+def _correct(state: State, settings: Settings, notes: list[str]) -> State:
     model, count = corrected(
         state.model,
-        reference,
+        state.reference,
         settings.chosen,
         state.ranges,
         settings.params,
@@ -263,7 +296,7 @@ def _correct(state: State, reference: ModelProto, settings: Settings, notes: lis
         threads=settings.threads,
         progress=settings.progress,
     )
-    better = settings.state(model, state.ranges)
+    better = settings.after(state, model, state.ranges)
     if count == 0 or better.sqnr_db <= state.sqnr_db + BARELY_DB:
         notes.append("Bias correction brought nothing and was left out.")
         return state
@@ -271,10 +304,10 @@ def _correct(state: State, reference: ModelProto, settings: Settings, notes: lis
     return better
 
 
-def _round(state: State, reference: ModelProto, settings: Settings, notes: list[str]) -> State:
+def _round(state: State, settings: Settings, notes: list[str]) -> State:
     found = with_learned_rounding(
         state.model,
-        reference,
+        state.reference,
         settings.chosen,
         state.ranges,
         settings.params,
@@ -284,7 +317,7 @@ def _round(state: State, reference: ModelProto, settings: Settings, notes: list[
         threads=settings.threads,
         progress=settings.progress,
     )
-    after = settings.state(found.model, state.ranges)
+    after = settings.after(state, found.model, state.ranges)
     if after.sqnr_db <= state.sqnr_db + BARELY_DB:
         notes.append("Learned rounding brought nothing and was left out.")
         return state
