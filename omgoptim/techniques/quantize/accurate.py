@@ -3,7 +3,8 @@
 What makes it accurate is a rewrite of the float program (channels scaled, biases corrected, weights rounded) and ranges
 of our own; the QDQ program that is written of them is a standard one and runs at the speed of any other.
 
-    scale channels, round small kernels -> read ranges -> correct biases -> learn the rounding, biases following
+    keep first layers in float -> scale channels, round small kernels -> read ranges -> correct biases
+    -> learn the rounding, biases following
 
 Every step is kept only if the outputs of the lowered program come closer to the float ones, by signal to quantization
 noise, on calibration samples that the step did not see (a quarter of them, held out). Evaluation data plays no part.
@@ -14,17 +15,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 from onnx import ModelProto
 
 from omgoptim.models.onnx_graph import Layer, layers
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize.activations import Values, has_free_batch, outputs, sqnr_db
 from omgoptim.techniques.quantize.bias_correction import corrected
-from omgoptim.techniques.quantize.calibration import Batch, size_of, split
+from omgoptim.techniques.quantize.calibration import Batch, evenly, size_of, split
 from omgoptim.techniques.quantize.equalization import SHARES, equalized
+from omgoptim.techniques.quantize.first_layers import cheap_prefixes, multiply_accumulates, restored
 from omgoptim.techniques.quantize.lowering import Range, activation_parameters, lower, set_scale
 from omgoptim.techniques.quantize.ranges import Method, observe, ranges_of
-from omgoptim.techniques.quantize.rounding import with_learned_rounding, with_small_kernels_rounded
+from omgoptim.techniques.quantize.rounding import MOST_RUNS, with_learned_rounding, with_small_kernels_rounded
 
 SHARES_TRIED: dict[bool, tuple[float, ...]] = {False: SHARES, True: (1.0, 0.75, 0.5)}
 """Of `equalized`, to be tried without and with a learned rounding."""
@@ -38,6 +41,12 @@ METHODS: dict[bool, tuple[Method, ...]] = {
 CLEARLY_DB = 0.3
 """What the held-out samples must gain for anything but the program as it is and its plain ranges: less is chance."""
 
+ROUNDED = ("small_kernels", "adaround")
+"""Roundings that look at the layers' outputs."""
+
+MUCH_DB = 1.0
+"""What a layer that stays in float must gain."""
+
 BARELY_DB = 0.05
 """The same for a step that can do no harm elsewhere, and for the range of one tensor."""
 
@@ -46,6 +55,12 @@ LEAST_HELD = 32
 
 TENSORS_TRIED = 64
 """Activations whose range `best` chooses one by one, those first whose methods differ most."""
+
+CHOOSING_MACS = 2e12
+"""Multiply-accumulates that choosing ranges one by one may take: about a minute on two cores."""
+
+ROUNDING_MACS = 4e12
+"""The same for the runs that learned rounding reads inputs from: fewer samples are read of a large network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +95,8 @@ class Settings:
     threads: int
     seed: int
     progress: Callable[[str, float | None], None]
+    macs: int | None
+    """Multiply-accumulates of one sample; None: unknown."""
 
     def level(self, model: ModelProto, ranges: Mapping[str, Range]) -> float:
         """SQNR of the lowered program on the held-out samples, in dB."""
@@ -100,26 +117,33 @@ def quantize(
     threads: int = 1,
     seed: int = 0,
     progress: Callable[[str, float | None], None] = lambda _stage, _done: None,
+    kept: list[Layer] | None = None,
 ) -> tuple[ModelProto, list[str]]:
-    """The QDQ program of a prepared float program, and what was chosen, a sentence each.
+    """Return the QDQ program of a prepared float program, and what was chosen, a sentence each.
 
     Args:
         params: resolved, see `efforts.py`.
+        kept: takes the chosen layers that stay in float.
     """
-    plain = not (params.equalize or params.bias_correction or params.rounding in ("small_kernels", "adaround"))
+    plain = not (params.equalize or params.bias_correction or params.rounding in ROUNDED)
     if plain and params.range_method != "auto":
         histogram = params.range_method not in ("minmax", "moving_average")
         observed = observe(model, batches, histogram=histogram, threads=threads)
         return lower(model, chosen, ranges_of(observed, params.range_method, params.symmetric), params), []
     notes: list[str] = []
     settings = _settings(model, chosen, batches, params, threads, seed, progress, notes)
-    state = _equalize(model, settings, notes)
+    state = _begin(model, settings)
+    state, settings = _keep_first(state, settings, notes)
+    if kept is not None:
+        taken = {layer.node for layer in settings.chosen}
+        kept.extend(layer for layer in chosen if layer.node not in taken)
+    state = _equalize(state, settings, notes)
     state = _read_ranges(state, settings, notes)
     if params.bias_correction:
         state = _correct(state, settings, notes)
     if params.rounding == "adaround":
         state = _round(state, settings, notes)
-    return lower(state.model, chosen, state.ranges, params), notes
+    return lower(state.model, settings.chosen, state.ranges, params), notes
 
 
 def scaled(
@@ -134,7 +158,7 @@ def scaled(
     """The first step alone, for another quantizer: the float program with its channels scaled, if that helps ours."""
     notes: list[str] = []
     settings = _settings(model, chosen, batches, params, threads, 0, progress, notes)
-    return _equalize(model, settings, notes).model, notes
+    return _equalize(_begin(model, settings), settings, notes).model, notes
 
 
 def _settings(
@@ -152,24 +176,50 @@ def _settings(
         count = sum(map(size_of, held))
         plural = "" if count == 1 else "s"
         notes.append(f"Chosen on the {count} sample{plural} that it was fitted to: there were no others.")
-    return Settings(chosen, params, Data(fit, held, outputs(model, held, threads)), threads, seed, progress)
+    return Settings(
+        chosen,
+        params,
+        Data(fit, held, outputs(model, held, threads)),
+        threads,
+        seed,
+        progress,
+        multiply_accumulates(model, chosen),
+    )
 
 
-def _equalize(model: ModelProto, settings: Settings, notes: list[str]) -> State:
+def _begin(model: ModelProto, settings: Settings) -> State:
+    """The program by ranges read from the samples to fit to, its small kernels rounded if that helps."""
+    method: Method = "minmax" if settings.params.range_method == "auto" else settings.params.range_method
+    histogram = method not in ("minmax", "moving_average")
+    observed = observe(model, settings.data.fit, histogram=histogram, threads=settings.threads)
+    ranges = ranges_of(observed, method, settings.params.symmetric)
+    return _round_small_kernels(State(model, ranges, settings.level(model, ranges), model), settings)
+
+
+def _keep_first(state: State, settings: Settings, notes: list[str]) -> tuple[State, Settings]:
+    """Leave the first layers in float where they cost next to nothing there and most of the noise is theirs."""
+    if settings.params.rounding not in ROUNDED or settings.params.targets:
+        return state, settings
+    best, kept = state, settings
+    for first in cheap_prefixes(state.model, settings.chosen):
+        nodes = {layer.node for layer in first}
+        tried = replace(settings, chosen=[layer for layer in settings.chosen if layer.node not in nodes])
+        found = tried.after(state, restored(state.model, state.reference, first), state.ranges)
+        if found.sqnr_db > best.sqnr_db + MUCH_DB:
+            best, kept = found, tried
+    count = len(settings.chosen) - len(kept.chosen)
+    if count:
+        layers = "The first layer stays" if count == 1 else f"The first {count} layers stay"
+        notes.append(f"{layers} in float ({state.sqnr_db:.1f} -> {best.sqnr_db:.1f} dB).")
+    return best, kept
+
+
+def _equalize(best: State, settings: Settings, notes: list[str]) -> State:
     """The program as it is, or with channels scaled, whichever quantizes better by ranges read alike.
 
     Layers that stay in float take part: they compute the same, and their neighbours need the scaling all the more.
     """
-    method: Method = "minmax" if settings.params.range_method == "auto" else settings.params.range_method
-    histogram = method not in ("minmax", "moving_average")
-
-    def with_ranges(candidate: ModelProto) -> State:
-        observed = observe(candidate, settings.data.fit, histogram=histogram, threads=settings.threads)
-        ranges = ranges_of(observed, method, settings.params.symmetric)
-        state = State(candidate, ranges, settings.level(candidate, ranges), candidate)
-        return _round_small_kernels(state, settings)
-
-    best = with_ranges(model)
+    model = best.reference
     if not settings.params.equalize:
         _note_small_kernels(best, notes)
         return best
@@ -183,7 +233,7 @@ def _equalize(model: ModelProto, settings: Settings, notes: list[str]) -> State:
         if groups == 0:
             notes.append("No channels could be scaled.")
             break
-        state = with_ranges(scaled)
+        state = _begin(scaled, settings)
         if state.sqnr_db > best.sqnr_db + CLEARLY_DB:
             best, count = state, groups
     if not count and notes[-1:] != ["No channels could be scaled."]:
@@ -196,7 +246,7 @@ def _equalize(model: ModelProto, settings: Settings, notes: list[str]) -> State:
 
 def _round_small_kernels(state: State, settings: Settings) -> State:
     """The small kernels rounded for their outputs, where that is wanted and brings the outputs closer."""
-    if settings.params.rounding not in ("small_kernels", "adaround"):
+    if settings.params.rounding not in ROUNDED:
         return state
     found = with_small_kernels_rounded(
         *(state.model, settings.chosen, state.ranges, settings.params, settings.data.fit),
@@ -257,6 +307,8 @@ def _choose_each(
         name: max((_spread(found[m][name], state.ranges[name]) for m in others[name]), default=0) for name in places
     }
     tried = sorted((name for name in others if others[name]), key=lambda name: -spread[name])[:TENSORS_TRIED]
+    allowed = _evaluations(CHOOSING_MACS, settings, sum(map(size_of, held)))
+    tried = [name for at, name in enumerate(tried) if sum(len(others[n]) for n in tried[: at + 1]) <= allowed]
     chosen = dict(methods)
     best = sqnr_db(wanted, outputs(simulated, held, settings.threads))
     for index, name in enumerate(tried):
@@ -273,6 +325,11 @@ def _choose_each(
         return methods
     notes.append(f"Ranges of {changed} tensors chosen one by one ({refined.sqnr_db:.1f} dB).")
     return chosen
+
+
+def _evaluations(macs: float, settings: Settings, samples: int) -> float:
+    """Runs over `samples` samples that are within a budget; infinite where the cost of a run is unknown."""
+    return macs / (settings.macs * samples) if settings.macs else np.inf
 
 
 def _differ(one: Range, other: Range) -> bool:
@@ -305,14 +362,18 @@ def _correct(state: State, settings: Settings, notes: list[str]) -> State:
 
 
 def _round(state: State, settings: Settings, notes: list[str]) -> State:
+    data, runs = settings.data, 2 * MOST_RUNS
+    samples = sum(map(size_of, [*data.fit, *data.held]))
+    share = min(1.0, _evaluations(ROUNDING_MACS, settings, samples) / runs)
+    fit, held = (_some(part, share, state.model) for part in (data.fit, data.held))
     found = with_learned_rounding(
         state.model,
         state.reference,
         settings.chosen,
         state.ranges,
         settings.params,
-        settings.data.fit,
-        settings.data.held,
+        fit,
+        held,
         seed=settings.seed,
         threads=settings.threads,
         progress=settings.progress,
@@ -325,3 +386,10 @@ def _round(state: State, settings: Settings, notes: list[str]) -> State:
     change = f"{state.sqnr_db:.1f} -> {after.sqnr_db:.1f} dB"
     notes.append(f"Rounding learned in {len(found.changed)} layers ({change}){left}.")
     return after
+
+
+def _some(batches: list[Batch], share: float, model: ModelProto) -> list[Batch]:
+    """About that share of the samples, at least `LEAST_HELD` where there are as many."""
+    samples = sum(map(size_of, batches))
+    wanted = max(LEAST_HELD, round(share * samples))
+    return batches if wanted >= samples else evenly(batches, wanted, sliceable=has_free_batch(model))
