@@ -12,34 +12,26 @@ noise, on calibration samples that the step did not see (a quarter of them, held
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-import numpy as np
 from onnx import ModelProto
 
 from omgoptim.models.onnx_graph import Layer, layers
 from omgoptim.requests.quantize import Static
-from omgoptim.techniques.quantize.activations import Values, has_free_batch, outputs, sqnr_db
+from omgoptim.techniques.quantize.activations import has_free_batch, outputs
 from omgoptim.techniques.quantize.bias_correction import corrected
 from omgoptim.techniques.quantize.calibration import Batch, evenly, size_of, split
 from omgoptim.techniques.quantize.equalization import SHARES, equalized
 from omgoptim.techniques.quantize.first_layers import cheap_prefixes, multiply_accumulates, restored
-from omgoptim.techniques.quantize.lowering import Range, activation_parameters, lower, set_scale
+from omgoptim.techniques.quantize.lowering import lower
+from omgoptim.techniques.quantize.range_choice import read_ranges
 from omgoptim.techniques.quantize.ranges import Method, observe, ranges_of
 from omgoptim.techniques.quantize.rounding import MOST_RUNS, with_learned_rounding, with_small_kernels_rounded
+from omgoptim.techniques.quantize.stages import BARELY_DB, CLEARLY_DB, LEAST_HELD, Data, Settings, State
 
 SHARES_TRIED: dict[bool, tuple[float, ...]] = {False: SHARES, True: (1.0, 0.75, 0.5)}
 """Of `equalized`, to be tried without and with a learned rounding."""
-
-METHODS: dict[bool, tuple[Method, ...]] = {
-    False: ("minmax", "percentile", "mse"),
-    True: ("minmax", "moving_average", "percentile", "mse", "entropy"),
-}
-"""What a range method of auto tries."""
-
-CLEARLY_DB = 0.3
-"""What the held-out samples must gain for anything but the program as it is and its plain ranges: less is chance."""
 
 ROUNDED = ("small_kernels", "adaround")
 """Roundings that look at the layers' outputs."""
@@ -47,65 +39,8 @@ ROUNDED = ("small_kernels", "adaround")
 MUCH_DB = 1.0
 """What a layer that stays in float must gain."""
 
-BARELY_DB = 0.05
-"""The same for a step that can do no harm elsewhere, and for the range of one tensor."""
-
-LEAST_HELD = 32
-"""Held-out samples from which on ranges are chosen one by one: fewer would be fitted, not judged by."""
-
-TENSORS_TRIED = 64
-"""Activations whose range `best` chooses one by one, those first whose methods differ most."""
-
-CHOOSING_MACS = 2e12
-"""Multiply-accumulates that choosing ranges one by one may take: about a minute on two cores."""
-
 ROUNDING_MACS = 4e12
 """The same for the runs that learned rounding reads inputs from: fewer samples are read of a large network."""
-
-
-@dataclass(frozen=True, slots=True)
-class Data:
-    """The calibration batches in their two parts, and the float program's outputs on the second."""
-
-    fit: list[Batch]
-    held: list[Batch]
-    wanted: list[Values]
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """A float program and the ranges that it is lowered with, and how good that is."""
-
-    model: ModelProto
-    ranges: Mapping[str, Range]
-    sqnr_db: float
-    reference: ModelProto
-    """The program before any rounding, with its channels scaled: what biases and rounding are compared with."""
-    rounded: int = 0
-    """Small kernels that were rounded for their outputs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What does not change along the way."""
-
-    chosen: Sequence[Layer]
-    params: Static
-    data: Data
-    threads: int
-    seed: int
-    progress: Callable[[str, float | None], None]
-    macs: int | None
-    """Multiply-accumulates of one sample; None: unknown."""
-
-    def level(self, model: ModelProto, ranges: Mapping[str, Range]) -> float:
-        """SQNR of the lowered program on the held-out samples, in dB."""
-        lowered = lower(model, self.chosen, ranges, self.params)
-        return sqnr_db(self.data.wanted, outputs(lowered, self.data.held, self.threads))
-
-    def after(self, state: State, model: ModelProto, ranges: Mapping[str, Range]) -> State:
-        """The state with another program or other ranges."""
-        return replace(state, model=model, ranges=ranges, sqnr_db=self.level(model, ranges))
 
 
 def quantize(
@@ -138,7 +73,7 @@ def quantize(
         taken = {layer.node for layer in settings.chosen}
         kept.extend(layer for layer in chosen if layer.node not in taken)
     state = _equalize(state, settings, notes)
-    state = _read_ranges(state, settings, notes)
+    state = read_ranges(state, settings, notes)
     if params.bias_correction:
         state = _correct(state, settings, notes)
     if params.rounding == "adaround":
@@ -265,83 +200,6 @@ def _note_small_kernels(state: State, notes: list[str]) -> None:
         notes.append(f"Small kernels of {layers} rounded for their outputs.")
 
 
-def _read_ranges(state: State, settings: Settings, notes: list[str]) -> State:
-    """The best method's ranges, or each tensor's own; chosen on the two parts, then read from both."""
-    settings.progress("choosing ranges", 0.0)
-    symmetric, data = settings.params.symmetric, settings.data
-    wanted: Method = "minmax"
-    if settings.params.range_method != "auto":
-        methods = dict.fromkeys(state.ranges, settings.params.range_method)
-    else:
-        thorough = settings.params.rounding == "adaround"
-        observed = observe(state.model, data.fit, threads=settings.threads)
-        found = {method: ranges_of(observed, method, symmetric) for method in METHODS[thorough]}
-        states = {method: settings.after(state, state.model, ranges) for method, ranges in found.items()}
-        best = max(states, key=lambda name: states[name].sqnr_db)
-        if states[best].sqnr_db > states[wanted].sqnr_db + CLEARLY_DB:
-            wanted = best
-        notes.append(f"Ranges by {wanted} ({states[wanted].sqnr_db:.1f} dB).")
-        methods = dict.fromkeys(found[wanted], wanted)
-        if thorough and sum(map(size_of, data.held)) >= LEAST_HELD:
-            methods = _choose_each(states[wanted], methods, found, settings, notes)
-    everything = data.fit if data.fit[0] is data.held[0] else [*data.fit, *data.held]
-    observed = observe(state.model, everything, threads=settings.threads)
-    ranges = {name: seen.range(methods[name], symmetric) for name, seen in observed.items()}
-    return settings.after(state, state.model, ranges)
-
-
-def _choose_each(
-    state: State,
-    methods: dict[str, Method],
-    found: Mapping[Method, Mapping[str, Range]],
-    settings: Settings,
-    notes: list[str],
-) -> dict[str, Method]:
-    """Tensor by tensor, the method whose range brings the outputs closest; in a program with float biases, whose
-    activations' scales can be set one by one."""
-    symmetric, wanted, held = settings.params.symmetric, settings.data.wanted, settings.data.held
-    simulated = lower(state.model, settings.chosen, state.ranges, settings.params, float_biases=True)
-    places = {name: at for name, at in activation_parameters(simulated).items() if name in methods}
-    others = {name: [method for method in found if _differ(found[method][name], state.ranges[name])] for name in places}
-    spread = {
-        name: max((_spread(found[m][name], state.ranges[name]) for m in others[name]), default=0) for name in places
-    }
-    tried = sorted((name for name in others if others[name]), key=lambda name: -spread[name])[:TENSORS_TRIED]
-    allowed = _evaluations(CHOOSING_MACS, settings, sum(map(size_of, held)))
-    tried = [name for at, name in enumerate(tried) if sum(len(others[n]) for n in tried[: at + 1]) <= allowed]
-    chosen = dict(methods)
-    best = sqnr_db(wanted, outputs(simulated, held, settings.threads))
-    for index, name in enumerate(tried):
-        settings.progress("choosing ranges", index / len(tried))
-        for method in others[name]:
-            set_scale(simulated, places[name], found[method][name], symmetric)
-            level = sqnr_db(wanted, outputs(simulated, held, settings.threads))
-            if level > best + BARELY_DB:
-                best, chosen[name] = level, method
-        set_scale(simulated, places[name], found[chosen[name]][name], symmetric)
-    refined = settings.after(state, state.model, {name: found[method][name] for name, method in chosen.items()})
-    changed = sum(chosen[name] != methods[name] for name in chosen)
-    if not changed or refined.sqnr_db <= state.sqnr_db + CLEARLY_DB:
-        return methods
-    notes.append(f"Ranges of {changed} tensors chosen one by one ({refined.sqnr_db:.1f} dB).")
-    return chosen
-
-
-def _evaluations(macs: float, settings: Settings, samples: int) -> float:
-    """Runs over `samples` samples that are within a budget; infinite where the cost of a run is unknown."""
-    return macs / (settings.macs * samples) if settings.macs else np.inf
-
-
-def _differ(one: Range, other: Range) -> bool:
-    width = max(one[1] - one[0], other[1] - other[0])
-    return max(abs(one[0] - other[0]), abs(one[1] - other[1])) > 0.01 * width
-
-
-def _spread(bounds: Range, current: Range) -> float:
-    width = max(current[1] - current[0], 1e-30)
-    return abs((bounds[1] - bounds[0]) - width) / width
-
-
 def _correct(state: State, settings: Settings, notes: list[str]) -> State:
     model, count = corrected(
         state.model,
@@ -364,7 +222,7 @@ def _correct(state: State, settings: Settings, notes: list[str]) -> State:
 def _round(state: State, settings: Settings, notes: list[str]) -> State:
     data, runs = settings.data, 2 * MOST_RUNS
     samples = sum(map(size_of, [*data.fit, *data.held]))
-    share = min(1.0, _evaluations(ROUNDING_MACS, settings, samples) / runs)
+    share = min(1.0, settings.evaluations(ROUNDING_MACS, samples) / runs)
     fit, held = (_some(part, share, state.model) for part in (data.fit, data.held))
     found = with_learned_rounding(
         state.model,

@@ -27,6 +27,9 @@ from omgoptim.techniques.quantize.weighted import Weighted
 PATCHES = 16384
 """Patches of a layer that are read at most, drawn at random: enough for the moments of a patch of a few thousand."""
 
+FEWEST = 1024
+"""Patches that are read whatever they cost."""
+
 
 @dataclass(slots=True)
 class Moments:
@@ -121,7 +124,7 @@ def collect(
         alone: layers whose y is made of x^ instead: only their own rounding is then an error. That is right for those
             whose inputs are going to change.
         exact: whether `quantized` holds integers, which the engine must not fuse.
-        values: most values of patches that are read of a layer; None: `PATCHES` patches, whatever their size.
+        values: about how many values of patches are read of a layer; None: `PATCHES` patches, whatever their size.
     """
     ours = {layer.name: by_name(quantized)[layer.name].input[0] for layer in layers}
     theirs = {layer.name: by_name(reference)[layer.name].input[0] for layer in layers if layer.name not in alone}
@@ -135,7 +138,8 @@ def collect(
         for layer in layers:
             x, w_GOIT = read[ours[layer.name]], weights[layer.name]
             total = patch_count(layer, x)
-            most = PATCHES if values is None else min(PATCHES, values // (w_GOIT.size // w_GOIT.shape[1]))
+            size = w_GOIT.size // w_GOIT.shape[1]  # values of a patch, all groups
+            most = PATCHES if values is None else min(PATCHES, max(FEWEST, values // size))
             share = -(-most * size_of(part) // samples)
             keep = None if total <= share else rng.choice(total, share, replace=False)
             w_GOK = w_GOIT.reshape(*w_GOIT.shape[:2], -1)

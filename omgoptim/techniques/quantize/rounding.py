@@ -34,8 +34,8 @@ only, since what they will read is not known yet."""
 SMALL_PATCH = 64
 """Values of a patch up to which a kernel is small: a few rounding errors that add up instead of cancelling out."""
 
-SMALL_VALUES = 2**26
-"""Of a layer's patches that are read for a small kernel: 2,000 patches of the widest, all `PATCHES` of most."""
+SMALL_VALUES = 2**23
+"""Of a layer's patches that are read for a small kernel: its few moments need no more."""
 
 SMALL_SAMPLES = 64
 """Samples that are enough for the moments of a small kernel."""
