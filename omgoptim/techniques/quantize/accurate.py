@@ -20,15 +20,18 @@ from onnx import ModelProto
 from omgoptim.models.onnx_graph import Layer, layers
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize.activations import has_free_batch, outputs
+from omgoptim.techniques.quantize.bias_correction import MOST_RUNS as CORRECTIONS
 from omgoptim.techniques.quantize.bias_correction import corrected
 from omgoptim.techniques.quantize.calibration import Batch, evenly, size_of, split
-from omgoptim.techniques.quantize.equalization import SHARES, equalized
+from omgoptim.techniques.quantize.channel_groups import groups
+from omgoptim.techniques.quantize.equalization import SHARES, channel_peaks, equalized
 from omgoptim.techniques.quantize.first_layers import cheap_prefixes, multiply_accumulates, restored
 from omgoptim.techniques.quantize.lowering import lower
 from omgoptim.techniques.quantize.range_choice import read_ranges
 from omgoptim.techniques.quantize.ranges import Method, observe, ranges_of
 from omgoptim.techniques.quantize.rounding import MOST_RUNS, with_learned_rounding, with_small_kernels_rounded
 from omgoptim.techniques.quantize.stages import BARELY_DB, CLEARLY_DB, LEAST_HELD, Data, Settings, State
+from omgoptim.techniques.quantize.weighted import weighted_layers
 
 SHARES_TRIED: dict[bool, tuple[float, ...]] = {False: SHARES, True: (1.0, 0.75, 0.5)}
 """Of `equalized`, to be tried without and with a learned rounding."""
@@ -39,8 +42,11 @@ ROUNDED = ("small_kernels", "adaround")
 MUCH_DB = 1.0
 """What a layer that stays in float must gain."""
 
-ROUNDING_MACS = 4e12
-"""The same for the runs that learned rounding reads inputs from: fewer samples are read of a large network."""
+BEGINNING_MACS = 5e10
+"""Multiply-accumulates of a run that scaled channels are judged by: of a large network it takes fewer samples."""
+
+CORRECTING_MACS, ROUNDING_MACS = 1e12, 4e12
+"""The same of all runs that biases are corrected by, and that learned rounding reads inputs from."""
 
 
 def quantize(
@@ -126,7 +132,7 @@ def _begin(model: ModelProto, settings: Settings) -> State:
     """The program by ranges read from the samples to fit to, its small kernels rounded if that helps."""
     method: Method = "minmax" if settings.params.range_method == "auto" else settings.params.range_method
     histogram = method not in ("minmax", "moving_average")
-    observed = observe(model, settings.data.fit, histogram=histogram, threads=settings.threads)
+    observed = observe(model, _beginning(settings, model), histogram=histogram, threads=settings.threads)
     ranges = ranges_of(observed, method, settings.params.symmetric)
     return _round_small_kernels(State(model, ranges, settings.level(model, ranges), model), settings)
 
@@ -162,15 +168,17 @@ def _equalize(best: State, settings: Settings, notes: list[str]) -> State:
     shares = (
         SHARES_TRIED[settings.params.rounding == "adaround"] if settings.params.granularity == "per_channel" else (1.0,)
     )
+    sets = groups(model, weighted_layers(model, layers(model)))
+    peaks = channel_peaks(model, sets, settings.data.fit, settings.threads)
     for index, share in enumerate(shares):
         settings.progress("scaling channels", index / len(shares))
-        scaled, groups = equalized(model, layers(model), settings.params, share, batches=settings.data.fit)
-        if groups == 0:
+        scaled, places = equalized(model, layers(model), settings.params, share, peaks)
+        if places == 0:
             notes.append("No channels could be scaled.")
             break
         state = _begin(scaled, settings)
         if state.sqnr_db > best.sqnr_db + CLEARLY_DB:
-            best, count = state, groups
+            best, count = state, places
     if not count and notes[-1:] != ["No channels could be scaled."]:
         notes.append("Scaling channels brought nothing and was left out.")
     if count:
@@ -201,13 +209,15 @@ def _note_small_kernels(state: State, notes: list[str]) -> None:
 
 
 def _correct(state: State, settings: Settings, notes: list[str]) -> State:
+    fit = settings.data.fit
+    share = settings.evaluations(CORRECTING_MACS, sum(map(size_of, fit))) / CORRECTIONS
     model, count = corrected(
         state.model,
         state.reference,
         settings.chosen,
         state.ranges,
         settings.params,
-        settings.data.fit,
+        _some(fit, share, state.model),
         threads=settings.threads,
         progress=settings.progress,
     )
@@ -222,7 +232,7 @@ def _correct(state: State, settings: Settings, notes: list[str]) -> State:
 def _round(state: State, settings: Settings, notes: list[str]) -> State:
     data, runs = settings.data, 2 * MOST_RUNS
     samples = sum(map(size_of, [*data.fit, *data.held]))
-    share = min(1.0, settings.evaluations(ROUNDING_MACS, samples) / runs)
+    share = settings.evaluations(ROUNDING_MACS, samples) / runs
     fit, held = (_some(part, share, state.model) for part in (data.fit, data.held))
     found = with_learned_rounding(
         state.model,
@@ -246,8 +256,13 @@ def _round(state: State, settings: Settings, notes: list[str]) -> State:
     return after
 
 
+def _beginning(settings: Settings, model: ModelProto) -> list[Batch]:
+    fit = settings.data.fit
+    return _some(fit, settings.evaluations(BEGINNING_MACS, sum(map(size_of, fit))), model)
+
+
 def _some(batches: list[Batch], share: float, model: ModelProto) -> list[Batch]:
     """About that share of the samples, at least `LEAST_HELD` where there are as many."""
     samples = sum(map(size_of, batches))
-    wanted = max(LEAST_HELD, round(share * samples))
-    return batches if wanted >= samples else evenly(batches, wanted, sliceable=has_free_batch(model))
+    wanted = max(LEAST_HELD, share * samples)
+    return batches if wanted >= samples else evenly(batches, round(wanted), sliceable=has_free_batch(model))
