@@ -45,7 +45,7 @@ MUCH_DB = 1.0
 BEGINNING_MACS = 5e10
 """Multiply-accumulates of a run that scaled channels are judged by: of a large network it takes fewer samples."""
 
-CORRECTING_MACS, ROUNDING_MACS = 1e12, 4e12
+CORRECTING_MACS, ROUNDING_MACS = 1e12, 2e12
 """The same of all runs that biases are corrected by, and that learned rounding reads inputs from."""
 
 
