@@ -193,7 +193,7 @@ def run(part: str, network: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="omgoptim-lite-") as project:
         command = [sys.executable, "-m", "omgoptim.cli", "quantize", f"{here}:build"]
         command += ["--data", f"{here}:{LOADS[network]}", "--model-kwargs", f"network={network}"]
-        command += ["--project", project, "--json", *RUNS[part]]
+        command += ["--project", project, "--allow-path", str(here.parent), "--json", *RUNS[part]]
         began = time.perf_counter()
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         report: dict[str, Any] = json.loads(done.stdout)
