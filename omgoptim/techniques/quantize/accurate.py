@@ -30,7 +30,7 @@ from omgoptim.techniques.quantize.lowering import lower
 from omgoptim.techniques.quantize.range_choice import read_ranges
 from omgoptim.techniques.quantize.ranges import Method, observe, ranges_of
 from omgoptim.techniques.quantize.rounding import MOST_RUNS, with_learned_rounding, with_small_kernels_rounded
-from omgoptim.techniques.quantize.stages import BARELY_DB, CLEARLY_DB, LEAST_HELD, Data, Settings, State
+from omgoptim.techniques.quantize.stages import BARELY_DB, CLEARLY_DB, Data, Settings, State
 from omgoptim.techniques.quantize.weighted import weighted_layers
 
 SHARES_TRIED: dict[bool, tuple[float, ...]] = {False: SHARES, True: (1.0, 0.75, 0.5)}
@@ -44,6 +44,9 @@ MUCH_DB = 1.0
 
 BEGINNING_MACS = 5e10
 """Multiply-accumulates of a run that scaled channels are judged by: of a large network it takes fewer samples."""
+
+FEWEST_SAMPLES = 16
+"""Read whatever they cost."""
 
 CORRECTING_MACS, ROUNDING_MACS = 1e12, 2e12
 """The same of all runs that biases are corrected by, and that learned rounding reads inputs from."""
@@ -262,7 +265,7 @@ def _beginning(settings: Settings, model: ModelProto) -> list[Batch]:
 
 
 def _some(batches: list[Batch], share: float, model: ModelProto) -> list[Batch]:
-    """About that share of the samples, at least `LEAST_HELD` where there are as many."""
+    """About that share of the samples, at least `FEWEST_SAMPLES` where there are as many."""
     samples = sum(map(size_of, batches))
-    wanted = max(LEAST_HELD, share * samples)
+    wanted = max(FEWEST_SAMPLES, share * samples)
     return batches if wanted >= samples else evenly(batches, round(wanted), sliceable=has_free_batch(model))
