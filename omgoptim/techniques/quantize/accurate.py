@@ -3,7 +3,8 @@
 What makes it accurate is a rewrite of the float program (channels scaled, biases corrected, weights rounded) and ranges
 of our own; the QDQ program that is written of them is a standard one and runs at the speed of any other.
 
-    scale channels -> read ranges -> correct biases -> learn the rounding, biases following
+    keep first layers in float -> scale channels, round small kernels -> read ranges -> correct biases
+    -> learn the rounding, biases following
 
 Every step is kept only if the outputs of the lowered program come closer to the float ones, by signal to quantization
 noise, on calibration samples that the step did not see (a quarter of them, held out). Evaluation data plays no part.
@@ -11,75 +12,44 @@ noise, on calibration samples that the step did not see (a quarter of them, held
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from onnx import ModelProto
 
 from omgoptim.models.onnx_graph import Layer, layers
 from omgoptim.requests.quantize import Static
-from omgoptim.techniques.quantize.activations import Values, has_free_batch, outputs, sqnr_db
+from omgoptim.techniques.quantize.activations import has_free_batch, outputs
+from omgoptim.techniques.quantize.bias_correction import MOST_RUNS as CORRECTIONS
 from omgoptim.techniques.quantize.bias_correction import corrected
-from omgoptim.techniques.quantize.calibration import Batch, size_of, split
-from omgoptim.techniques.quantize.equalization import SHARES, equalized
-from omgoptim.techniques.quantize.lowering import Range, activation_parameters, lower, set_scale
+from omgoptim.techniques.quantize.calibration import Batch, evenly, size_of, split
+from omgoptim.techniques.quantize.channel_groups import groups
+from omgoptim.techniques.quantize.equalization import SHARES, channel_peaks, equalized
+from omgoptim.techniques.quantize.first_layers import cheap_prefixes, multiply_accumulates, restored
+from omgoptim.techniques.quantize.lowering import lower
+from omgoptim.techniques.quantize.range_choice import read_ranges
 from omgoptim.techniques.quantize.ranges import Method, observe, ranges_of
-from omgoptim.techniques.quantize.rounding import with_learned_rounding
+from omgoptim.techniques.quantize.rounding import MOST_RUNS, with_learned_rounding, with_small_kernels_rounded
+from omgoptim.techniques.quantize.stages import BARELY_DB, CLEARLY_DB, Data, Settings, State
+from omgoptim.techniques.quantize.weighted import weighted_layers
 
 SHARES_TRIED: dict[bool, tuple[float, ...]] = {False: SHARES, True: (1.0, 0.75, 0.5)}
 """Of `equalized`, to be tried without and with a learned rounding."""
 
-METHODS: dict[bool, tuple[Method, ...]] = {
-    False: ("minmax", "percentile", "mse"),
-    True: ("minmax", "moving_average", "percentile", "mse", "entropy"),
-}
-"""What a range method of auto tries."""
+ROUNDED = ("small_kernels", "adaround")
+"""Roundings that look at the layers' outputs."""
 
-CLEARLY_DB = 0.3
-"""What the held-out samples must gain for anything but the program as it is and its plain ranges: less is chance."""
+MUCH_DB = 1.0
+"""What a layer that stays in float must gain."""
 
-BARELY_DB = 0.05
-"""The same for a step that can do no harm elsewhere, and for the range of one tensor."""
+BEGINNING_MACS = 5e10
+"""Multiply-accumulates of a run that scaled channels are judged by: of a large network it takes fewer samples."""
 
-LEAST_HELD = 32
-"""Held-out samples from which on ranges are chosen one by one: fewer would be fitted, not judged by."""
+FEWEST_SAMPLES = 16
+"""Read whatever they cost."""
 
-TENSORS_TRIED = 64
-"""Activations whose range `best` chooses one by one, those first whose methods differ most."""
-
-
-@dataclass(frozen=True, slots=True)
-class Data:
-    """The calibration batches in their two parts, and the float program's outputs on the second."""
-
-    fit: list[Batch]
-    held: list[Batch]
-    wanted: list[Values]
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """A float program and the ranges that it is lowered with, and how good that is."""
-
-    model: ModelProto
-    ranges: Mapping[str, Range]
-    sqnr_db: float
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What does not change along the way."""
-
-    chosen: Sequence[Layer]
-    params: Static
-    data: Data
-    threads: int
-    seed: int
-    progress: Callable[[str, float | None], None]
-
-    def state(self, model: ModelProto, ranges: Mapping[str, Range]) -> State:
-        lowered = lower(model, self.chosen, ranges, self.params)
-        return State(model, ranges, sqnr_db(self.data.wanted, outputs(lowered, self.data.held, self.threads)))
+CORRECTING_MACS, ROUNDING_MACS = 1e12, 2e12
+"""The same of all runs that biases are corrected by, and that learned rounding reads inputs from."""
 
 
 def quantize(
@@ -91,27 +61,33 @@ def quantize(
     threads: int = 1,
     seed: int = 0,
     progress: Callable[[str, float | None], None] = lambda _stage, _done: None,
+    kept: list[Layer] | None = None,
 ) -> tuple[ModelProto, list[str]]:
-    """The QDQ program of a prepared float program, and what was chosen, a sentence each.
+    """Return the QDQ program of a prepared float program, and what was chosen, a sentence each.
 
     Args:
         params: resolved, see `efforts.py`.
+        kept: takes the chosen layers that stay in float.
     """
-    plain = not (params.equalize or params.bias_correction or params.rounding == "adaround")
+    plain = not (params.equalize or params.bias_correction or params.rounding in ROUNDED)
     if plain and params.range_method != "auto":
         histogram = params.range_method not in ("minmax", "moving_average")
         observed = observe(model, batches, histogram=histogram, threads=threads)
         return lower(model, chosen, ranges_of(observed, params.range_method, params.symmetric), params), []
     notes: list[str] = []
     settings = _settings(model, chosen, batches, params, threads, seed, progress, notes)
-    state = _equalize(model, settings, notes)
-    reference = state.model  # the same function with the channels scaled: what all later steps compare with
-    state = _read_ranges(state, settings, notes)
+    state = _begin(model, settings)
+    state, settings = _keep_first(state, settings, notes)
+    if kept is not None:
+        taken = {layer.node for layer in settings.chosen}
+        kept.extend(layer for layer in chosen if layer.node not in taken)
+    state = _equalize(state, settings, notes)
+    state = read_ranges(state, settings, notes)
     if params.bias_correction:
-        state = _correct(state, reference, settings, notes)
+        state = _correct(state, settings, notes)
     if params.rounding == "adaround":
-        state = _round(state, reference, settings, notes)
-    return lower(state.model, chosen, state.ranges, params), notes
+        state = _round(state, settings, notes)
+    return lower(state.model, settings.chosen, state.ranges, params), notes
 
 
 def scaled(
@@ -126,7 +102,7 @@ def scaled(
     """The first step alone, for another quantizer: the float program with its channels scaled, if that helps ours."""
     notes: list[str] = []
     settings = _settings(model, chosen, batches, params, threads, 0, progress, notes)
-    return _equalize(model, settings, notes).model, notes
+    return _equalize(_begin(model, settings), settings, notes).model, notes
 
 
 def _settings(
@@ -144,126 +120,111 @@ def _settings(
         count = sum(map(size_of, held))
         plural = "" if count == 1 else "s"
         notes.append(f"Chosen on the {count} sample{plural} that it was fitted to: there were no others.")
-    return Settings(chosen, params, Data(fit, held, outputs(model, held, threads)), threads, seed, progress)
+    return Settings(
+        chosen,
+        params,
+        Data(fit, held, outputs(model, held, threads)),
+        threads,
+        seed,
+        progress,
+        multiply_accumulates(model, chosen),
+    )
 
 
-def _equalize(model: ModelProto, settings: Settings, notes: list[str]) -> State:
+def _begin(model: ModelProto, settings: Settings) -> State:
+    """The program by ranges read from the samples to fit to, its small kernels rounded if that helps."""
+    method: Method = "minmax" if settings.params.range_method == "auto" else settings.params.range_method
+    histogram = method not in ("minmax", "moving_average")
+    observed = observe(model, _beginning(settings, model), histogram=histogram, threads=settings.threads)
+    ranges = ranges_of(observed, method, settings.params.symmetric)
+    return _round_small_kernels(State(model, ranges, settings.level(model, ranges), model), settings)
+
+
+def _keep_first(state: State, settings: Settings, notes: list[str]) -> tuple[State, Settings]:
+    """Leave the first layers in float where they cost next to nothing there and most of the noise is theirs."""
+    if settings.params.rounding not in ROUNDED or settings.params.targets:
+        return state, settings
+    best, kept = state, settings
+    for first in cheap_prefixes(state.model, settings.chosen):
+        nodes = {layer.node for layer in first}
+        tried = replace(settings, chosen=[layer for layer in settings.chosen if layer.node not in nodes])
+        found = tried.after(state, restored(state.model, state.reference, first), state.ranges)
+        if found.sqnr_db > best.sqnr_db + MUCH_DB:
+            best, kept = found, tried
+    count = len(settings.chosen) - len(kept.chosen)
+    if count:
+        layers = "The first layer stays" if count == 1 else f"The first {count} layers stay"
+        notes.append(f"{layers} in float ({state.sqnr_db:.1f} -> {best.sqnr_db:.1f} dB).")
+    return best, kept
+
+
+def _equalize(best: State, settings: Settings, notes: list[str]) -> State:
     """The program as it is, or with channels scaled, whichever quantizes better by ranges read alike.
 
     Layers that stay in float take part: they compute the same, and their neighbours need the scaling all the more.
     """
-    method: Method = "minmax" if settings.params.range_method == "auto" else settings.params.range_method
-    histogram = method not in ("minmax", "moving_average")
-
-    def with_ranges(candidate: ModelProto) -> State:
-        observed = observe(candidate, settings.data.fit, histogram=histogram, threads=settings.threads)
-        return settings.state(candidate, ranges_of(observed, method, settings.params.symmetric))
-
-    best = with_ranges(model)
+    model = best.reference
     if not settings.params.equalize:
+        _note_small_kernels(best, notes)
         return best
     plain, count = best.sqnr_db, 0
     shares = (
         SHARES_TRIED[settings.params.rounding == "adaround"] if settings.params.granularity == "per_channel" else (1.0,)
     )
+    sets = groups(model, weighted_layers(model, layers(model)))
+    peaks = channel_peaks(model, sets, settings.data.fit, settings.threads)
     for index, share in enumerate(shares):
         settings.progress("scaling channels", index / len(shares))
-        scaled, groups = equalized(model, layers(model), settings.params, share, batches=settings.data.fit)
-        if groups == 0:
+        scaled, places = equalized(model, layers(model), settings.params, share, peaks)
+        if places == 0:
             notes.append("No channels could be scaled.")
             break
-        state = with_ranges(scaled)
+        state = _begin(scaled, settings)
         if state.sqnr_db > best.sqnr_db + CLEARLY_DB:
-            best, count = state, groups
+            best, count = state, places
     if not count and notes[-1:] != ["No channels could be scaled."]:
         notes.append("Scaling channels brought nothing and was left out.")
     if count:
         notes.append(f"Channels scaled between layers in {count} places ({plain:.1f} -> {best.sqnr_db:.1f} dB).")
+    _note_small_kernels(best, notes)
     return best
 
 
-def _read_ranges(state: State, settings: Settings, notes: list[str]) -> State:
-    """The best method's ranges, or each tensor's own; chosen on the two parts, then read from both."""
-    settings.progress("choosing ranges", 0.0)
-    symmetric, data = settings.params.symmetric, settings.data
-    wanted: Method = "minmax"
-    if settings.params.range_method != "auto":
-        methods = dict.fromkeys(state.ranges, settings.params.range_method)
-    else:
-        thorough = settings.params.rounding == "adaround"
-        observed = observe(state.model, data.fit, threads=settings.threads)
-        found = {method: ranges_of(observed, method, symmetric) for method in METHODS[thorough]}
-        states = {method: settings.state(state.model, ranges) for method, ranges in found.items()}
-        best = max(states, key=lambda name: states[name].sqnr_db)
-        if states[best].sqnr_db > states[wanted].sqnr_db + CLEARLY_DB:
-            wanted = best
-        notes.append(f"Ranges by {wanted} ({states[wanted].sqnr_db:.1f} dB).")
-        methods = dict.fromkeys(found[wanted], wanted)
-        if thorough and sum(map(size_of, data.held)) >= LEAST_HELD:
-            methods = _choose_each(states[wanted], methods, found, settings, notes)
-    everything = data.fit if data.fit[0] is data.held[0] else [*data.fit, *data.held]
-    observed = observe(state.model, everything, threads=settings.threads)
-    ranges = {name: seen.range(methods[name], symmetric) for name, seen in observed.items()}
-    return settings.state(state.model, ranges)
+def _round_small_kernels(state: State, settings: Settings) -> State:
+    """The small kernels rounded for their outputs, where that is wanted and brings the outputs closer."""
+    if settings.params.rounding not in ROUNDED:
+        return state
+    found = with_small_kernels_rounded(
+        *(state.model, settings.chosen, state.ranges, settings.params, settings.data.fit),
+        seed=settings.seed,
+        threads=settings.threads,
+    )
+    if not found.changed:
+        return state
+    rounded = replace(settings.after(state, found.model, state.ranges), rounded=len(found.changed))
+    return rounded if rounded.sqnr_db > state.sqnr_db + BARELY_DB else state
 
 
-def _choose_each(
-    state: State,
-    methods: dict[str, Method],
-    found: Mapping[Method, Mapping[str, Range]],
-    settings: Settings,
-    notes: list[str],
-) -> dict[str, Method]:
-    """Tensor by tensor, the method whose range brings the outputs closest; in a program with float biases, whose
-    activations' scales can be set one by one."""
-    symmetric, wanted, held = settings.params.symmetric, settings.data.wanted, settings.data.held
-    simulated = lower(state.model, settings.chosen, state.ranges, settings.params, float_biases=True)
-    places = {name: at for name, at in activation_parameters(simulated).items() if name in methods}
-    others = {name: [method for method in found if _differ(found[method][name], state.ranges[name])] for name in places}
-    spread = {
-        name: max((_spread(found[m][name], state.ranges[name]) for m in others[name]), default=0) for name in places
-    }
-    tried = sorted((name for name in others if others[name]), key=lambda name: -spread[name])[:TENSORS_TRIED]
-    chosen = dict(methods)
-    best = sqnr_db(wanted, outputs(simulated, held, settings.threads))
-    for index, name in enumerate(tried):
-        settings.progress("choosing ranges", index / len(tried))
-        for method in others[name]:
-            set_scale(simulated, places[name], found[method][name], symmetric)
-            level = sqnr_db(wanted, outputs(simulated, held, settings.threads))
-            if level > best + BARELY_DB:
-                best, chosen[name] = level, method
-        set_scale(simulated, places[name], found[chosen[name]][name], symmetric)
-    refined = settings.state(state.model, {name: found[method][name] for name, method in chosen.items()})
-    changed = sum(chosen[name] != methods[name] for name in chosen)
-    if not changed or refined.sqnr_db <= state.sqnr_db + CLEARLY_DB:
-        return methods
-    notes.append(f"Ranges of {changed} tensors chosen one by one ({refined.sqnr_db:.1f} dB).")
-    return chosen
+def _note_small_kernels(state: State, notes: list[str]) -> None:
+    if state.rounded:
+        layers = "1 layer" if state.rounded == 1 else f"{state.rounded} layers"
+        notes.append(f"Small kernels of {layers} rounded for their outputs.")
 
 
-def _differ(one: Range, other: Range) -> bool:
-    width = max(one[1] - one[0], other[1] - other[0])
-    return max(abs(one[0] - other[0]), abs(one[1] - other[1])) > 0.01 * width
-
-
-def _spread(bounds: Range, current: Range) -> float:
-    width = max(current[1] - current[0], 1e-30)
-    return abs((bounds[1] - bounds[0]) - width) / width
-
-
-def _correct(state: State, reference: ModelProto, settings: Settings, notes: list[str]) -> State:
+def _correct(state: State, settings: Settings, notes: list[str]) -> State:
+    fit = settings.data.fit
+    share = settings.evaluations(CORRECTING_MACS, sum(map(size_of, fit))) / CORRECTIONS
     model, count = corrected(
         state.model,
-        reference,
+        state.reference,
         settings.chosen,
         state.ranges,
         settings.params,
-        settings.data.fit,
+        _some(fit, share, state.model),
         threads=settings.threads,
         progress=settings.progress,
     )
-    better = settings.state(model, state.ranges)
+    better = settings.after(state, model, state.ranges)
     if count == 0 or better.sqnr_db <= state.sqnr_db + BARELY_DB:
         notes.append("Bias correction brought nothing and was left out.")
         return state
@@ -271,20 +232,24 @@ def _correct(state: State, reference: ModelProto, settings: Settings, notes: lis
     return better
 
 
-def _round(state: State, reference: ModelProto, settings: Settings, notes: list[str]) -> State:
+def _round(state: State, settings: Settings, notes: list[str]) -> State:
+    data, runs = settings.data, 2 * MOST_RUNS
+    samples = sum(map(size_of, [*data.fit, *data.held]))
+    share = settings.evaluations(ROUNDING_MACS, samples) / runs
+    fit, held = (_some(part, share, state.model) for part in (data.fit, data.held))
     found = with_learned_rounding(
         state.model,
-        reference,
+        state.reference,
         settings.chosen,
         state.ranges,
         settings.params,
-        settings.data.fit,
-        settings.data.held,
+        fit,
+        held,
         seed=settings.seed,
         threads=settings.threads,
         progress=settings.progress,
     )
-    after = settings.state(found.model, state.ranges)
+    after = settings.after(state, found.model, state.ranges)
     if after.sqnr_db <= state.sqnr_db + BARELY_DB:
         notes.append("Learned rounding brought nothing and was left out.")
         return state
@@ -292,3 +257,15 @@ def _round(state: State, reference: ModelProto, settings: Settings, notes: list[
     change = f"{state.sqnr_db:.1f} -> {after.sqnr_db:.1f} dB"
     notes.append(f"Rounding learned in {len(found.changed)} layers ({change}){left}.")
     return after
+
+
+def _beginning(settings: Settings, model: ModelProto) -> list[Batch]:
+    fit = settings.data.fit
+    return _some(fit, settings.evaluations(BEGINNING_MACS, sum(map(size_of, fit))), model)
+
+
+def _some(batches: list[Batch], share: float, model: ModelProto) -> list[Batch]:
+    """About that share of the samples, at least `FEWEST_SAMPLES` where there are as many."""
+    samples = sum(map(size_of, batches))
+    wanted = max(FEWEST_SAMPLES, share * samples)
+    return batches if wanted >= samples else evenly(batches, round(wanted), sliceable=has_free_batch(model))

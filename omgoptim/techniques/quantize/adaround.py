@@ -46,6 +46,7 @@ def rounded(
         w_GOK: w / s; at most `highest` in size, and where it is that, it stays: the scale is read off it.
         fit, held: moments to minimize the error on, and to choose by; y in units of the scale as well.
         centred: whether the bias takes the mean error back.
+        steps: of gradient descent; 0: weights are only carried over and flipped.
     """
     a_GKK, t_GOK = (torch.from_numpy(array) for array in fit.quadratic(centred))
     w = torch.from_numpy(w_GOK)
@@ -58,7 +59,7 @@ def rounded(
     carried = carried_over(w, fixed, a_GKK, t_GOK)
     found = [nearest] + [flipped(start, w, fixed, a_GKK, t_GOK) for start in (nearest, carried)]
     affordable = int(min(steps, BUDGET / (2.0 * t_GOK.numel() * t_GOK.shape[-1])))
-    if affordable >= min(steps, 100):
+    if affordable >= max(1, min(steps, 100)):
         soft = learned(w, fixed, a_GKK.float(), t_GOK.float(), affordable)
         hard = torch.where(fixed, nearest, w.floor() + (soft >= 0.5)).clamp(-highest, highest)
         found.append(flipped(hard, w, fixed, a_GKK, t_GOK))

@@ -61,6 +61,17 @@ def size_of(batch: Batch) -> int:
     return max((len(array) for array in batch.values() if array.ndim), default=0)
 
 
+def evenly(batches: Sequence[Batch], samples: int, *, sliceable: bool = True) -> list[Batch]:
+    """About `samples` of the samples, every n-th of each batch; batches that cannot be cut are taken whole."""
+    step = max(1, sum(map(size_of, batches)) // samples)
+    cut = sliceable and all(
+        array.ndim and len(array) == size_of(batch) for batch in batches for array in batch.values()
+    )
+    if not cut:
+        return list(batches[::step])
+    return [{name: array[::step] for name, array in batch.items()} for batch in batches]
+
+
 def split(batches: Sequence[Batch], every: int = 4, *, sliceable: bool = True) -> tuple[list[Batch], list[Batch]]:
     """Batches to fit to and batches to choose by: every `every`-th sample is held out.
 

@@ -1,8 +1,8 @@
 """What an effort stands for: the settings that a user left open, filled in. Registers no technique.
 
-| effort   | ranges  | equalize | bias correction | rounding |
-| fast     | minmax  | no       | no              | nearest  |
-| balanced | chosen  | yes      | yes             | nearest  |
+| effort   | ranges  | equalize | bias correction | rounding      |
+| fast     | minmax  | no       | no              | nearest       |
+| balanced | chosen  | yes      | yes             | small_kernels |
 | best     | chosen from more, then one by one | yes | yes | adaround |
 
 A chosen range stays `auto` in the resolved params: what is tried is decided by the rounding, see `accurate.py`.
@@ -27,5 +27,5 @@ def resolved(params: Static, effort: Effort) -> Static:
     if params.bias_correction is None:
         filled["bias_correction"] = not plain
     if params.rounding == "auto":
-        filled["rounding"] = "adaround" if effort == "best" else "nearest"
+        filled["rounding"] = {"fast": "nearest", "balanced": "small_kernels", "best": "adaround"}[effort]
     return params.model_copy(update=filled)

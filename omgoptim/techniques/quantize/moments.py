@@ -27,6 +27,9 @@ from omgoptim.techniques.quantize.weighted import Weighted
 PATCHES = 16384
 """Patches of a layer that are read at most, drawn at random: enough for the moments of a patch of a few thousand."""
 
+FEWEST = 1024
+"""Patches that are read whatever they cost."""
+
 
 @dataclass(slots=True)
 class Moments:
@@ -107,6 +110,8 @@ def collect(
     batches: Sequence[Batch],
     *,
     alone: Collection[str] = (),
+    exact: bool = True,
+    values: int | None = None,
     seed: int = 0,
     threads: int = 1,
 ) -> dict[str, Moments]:
@@ -118,24 +123,28 @@ def collect(
         weights: the float weights w_GOIT that make y of x.
         alone: layers whose y is made of x^ instead: only their own rounding is then an error. That is right for those
             whose inputs are going to change.
+        exact: whether `quantized` holds integers, which the engine must not fuse.
+        values: about how many values of patches are read of a layer; None: `PATCHES` patches, whatever their size.
     """
     ours = {layer.name: by_name(quantized)[layer.name].input[0] for layer in layers}
     theirs = {layer.name: by_name(reference)[layer.name].input[0] for layer in layers if layer.name not in alone}
-    got = Watch(quantized, list(dict.fromkeys(ours.values())), exact=True, threads=threads)
+    got = Watch(quantized, list(dict.fromkeys(ours.values())), exact=exact, threads=threads)
     wanted = Watch(reference, list(dict.fromkeys(theirs.values())), exact=True, threads=threads) if theirs else None
     samples = max(1, sum(size_of(batch) for batch in batches))
     rng = np.random.default_rng(seed)
     found: dict[str, Moments] = {}
-    for part, values in got.slices(batches):
-        exact = wanted.run(part) if wanted is not None else {}
+    for part, read in got.slices(batches):
+        floats = wanted.run(part) if wanted is not None else {}
         for layer in layers:
-            x, w_GOIT = values[ours[layer.name]], weights[layer.name]
+            x, w_GOIT = read[ours[layer.name]], weights[layer.name]
             total = patch_count(layer, x)
-            share = -(-PATCHES * size_of(part) // samples)
+            size = w_GOIT.size // w_GOIT.shape[1]  # values of a patch, all groups
+            most = PATCHES if values is None else min(PATCHES, max(FEWEST, values // size))
+            share = -(-most * size_of(part) // samples)
             keep = None if total <= share else rng.choice(total, share, replace=False)
             w_GOK = w_GOIT.reshape(*w_GOIT.shape[:2], -1)
             x_PGK = patches(layer, x, keep)
-            floats_PGK = patches(layer, exact[theirs[layer.name]], keep) if layer.name in theirs else x_PGK
+            floats_PGK = patches(layer, floats[theirs[layer.name]], keep) if layer.name in theirs else x_PGK
             y_PGO = (floats_PGK.swapaxes(0, 1) @ w_GOK.swapaxes(1, 2)).swapaxes(0, 1)
             if layer.name not in found:
                 found[layer.name] = Moments.empty(*w_GOK.shape)

@@ -53,12 +53,21 @@ def prepare(model: ModelProto, folder: Path) -> ModelProto:
 
 
 def quantize(
-    model: ModelProto, chosen: Sequence[Layer], batches: Sequence[Batch], params: Static, run: ProgramRun, folder: Path
+    model: ModelProto,
+    chosen: Sequence[Layer],
+    batches: Sequence[Batch],
+    params: Static,
+    run: ProgramRun,
+    folder: Path,
+    kept: list[Layer] | None = None,
 ) -> tuple[ModelProto, list[str]]:
     """Quantize the chosen layers of a prepared model and what lies between them.
 
     Activations are unsigned with a zero point, or signed without one if `params.symmetric`; weights are signed int8.
     Embeddings are left to `embeddings.py`. A program past what protobuf holds in memory gets plain ranges.
+
+    Args:
+        kept: takes the chosen layers that stay in float.
 
     Returns:
         The QDQ program, and what was chosen, a sentence each.
@@ -66,7 +75,14 @@ def quantize(
     if is_large(model):
         return _large(model, chosen, batches, params, folder), ["Too large for more than ranges by minmax."]
     return accurate.quantize(
-        with_shapes(model), chosen, batches, params, threads=run.threads, seed=run.seed, progress=run.progress
+        with_shapes(model),
+        chosen,
+        batches,
+        params,
+        threads=run.threads,
+        seed=run.seed,
+        progress=run.progress,
+        kept=kept,
     )
 
 

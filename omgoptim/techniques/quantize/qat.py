@@ -42,7 +42,7 @@ def static_of(params: Qat) -> Static:
         range_method="auto" if params.equalize else "minmax",
         equalize=params.equalize,
         bias_correction=params.equalize,
-        rounding="nearest",
+        rounding="small_kernels" if params.equalize else "nearest",
         calibration_samples=params.calibration_samples,
         targets=params.targets,
         ignore=params.ignore,

@@ -16,7 +16,8 @@ from onnx import ModelProto
 
 from omgoptim.models.onnx_graph import Layer
 from omgoptim.requests.quantize import Static
-from omgoptim.techniques.quantize.calibration import Batch
+from omgoptim.techniques.quantize.activations import has_free_batch
+from omgoptim.techniques.quantize.calibration import Batch, evenly
 from omgoptim.techniques.quantize.lowering import Range, StoredWeight, by_name, lower, set_integers, stored_weights
 from omgoptim.techniques.quantize.moments import Moments, collect, is_readable
 from omgoptim.techniques.quantize.onnx_file import weight_levels
@@ -28,6 +29,16 @@ LARGEST_PATCH = 4608
 MOST_RUNS = 32
 """Over the data: past as many layers, neighbours share a run; all but the first of them then heed their own rounding
 only, since what they will read is not known yet."""
+
+
+SMALL_PATCH = 64
+"""Values of a patch up to which a kernel is small: a few rounding errors that add up instead of cancelling out."""
+
+SMALL_VALUES = 2**23
+"""Of a layer's patches that are read for a small kernel: its few moments need no more."""
+
+SMALL_SAMPLES = 64
+"""Samples that are enough for the moments of a small kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +54,10 @@ class Rounding:
 
 @dataclass(slots=True)
 class Work:
-    """What is rounded: the float program, the same one lowered, and the float program as it was."""
+    """What is rounded: the float program, the same one lowered if it is run, and the float program as it was."""
 
     result: ModelProto
-    simulated: ModelProto
+    simulated: ModelProto | None
     reference: ModelProto
     stored: Mapping[str, StoredWeight]
     biases: Mapping[str, NDArray[np.float32] | None]
@@ -104,21 +115,75 @@ def with_learned_rounding(
     return Rounding(result, changed, [layer.name for layer in candidates if layer.name not in integers])
 
 
-def _round(work: Work, layer: Weighted, units: NDArray[np.float32], fit: Moments, held: Moments) -> NDArray[np.int32]:
+def with_small_kernels_rounded(
+    model: ModelProto,
+    chosen: Sequence[Layer],
+    ranges: Mapping[str, Range],
+    params: Static,
+    batches: Sequence[Batch],
+    *,
+    seed: int = 0,
+    threads: int = 1,
+) -> Rounding:
+    """A copy of the float program with its small kernels rounded for their outputs, on the float program's own inputs.
+
+    Costs one run over a few samples, whatever the number of layers. Depthwise and first convolutions need it most:
+    their taps often cancel out, so that an error of the sum of nine weights is large beside what is left.
+    """
+    result = ModelProto()
+    result.CopyFrom(model)
+    stored = stored_weights(lower(model, chosen, ranges, params))
+    layers = [
+        layer
+        for layer in weighted_layers(result, chosen)
+        if layer.name in stored and is_readable(layer) and _patch(layer) <= SMALL_PATCH
+    ]
+    floats = {layer.name: layer for layer in weighted_layers(model, chosen)}
+    biases = {layer.name: bias_of(model, layer) if params.bias_correction else None for layer in layers}
+    work = Work(result, None, model, stored, biases)
+    units = {layer.name: floats[layer.name].read() / _scales(layer, stored[layer.name]) for layer in layers}
+    moments = collect(
+        *(layers, model, model, units, evenly(batches, SMALL_SAMPLES, sliceable=has_free_batch(model))),
+        alone=set(units),
+        exact=False,
+        values=SMALL_VALUES,
+        seed=seed,
+        threads=threads,
+    )
+    integers = {
+        layer.name: _round(work, layer, units[layer.name], moments[layer.name], moments[layer.name], steps=0)
+        for layer in layers
+    }
+    moved = _restore_moved(lower(result, chosen, ranges, params), layers, integers, floats)
+    return Rounding(result, [name for name in integers if name not in moved], [])
+
+
+def _round(
+    work: Work,
+    layer: Weighted,
+    units: NDArray[np.float32],
+    fit: Moments,
+    held: Moments,
+    steps: int | None = None,
+) -> NDArray[np.int32]:
     """Round a layer and let its bias take the mean error back, in the float program and the lowered one."""
-    from omgoptim.techniques.quantize.adaround import rounded  # imports torch
+    from omgoptim.techniques.quantize.adaround import STEPS, rounded  # imports torch
 
     bias = work.biases[layer.name]
     w_GOK = units.reshape(*units.shape[:2], -1).astype(np.float64)
-    found = rounded(w_GOK, fit, held, highest=weight_levels(), centred=bias is not None)
+    found = rounded(
+        w_GOK, fit, held, highest=weight_levels(), centred=bias is not None, steps=STEPS if steps is None else steps
+    )
     integers, scales = found.reshape(units.shape), _scales(layer, work.stored[layer.name])
     layer.write((integers * scales).astype(np.float32))
-    set_integers(work.simulated, layer.name, layer.restore(integers).astype(np.int8))
+    if work.simulated is not None:
+        set_integers(work.simulated, layer.name, layer.restore(integers).astype(np.int8))
     if bias is not None:
         shift = fit.shift(found.astype(np.float64)) * scales[:, :, 0, 0]
         new = (bias + shift.reshape(-1)).astype(np.float32)
         set_bias(work.result, layer.node, new)
-        set_bias(work.simulated, by_name(work.simulated)[layer.name], new)
+        if work.simulated is not None:
+            set_bias(work.simulated, by_name(work.simulated)[layer.name], new)
     return integers
 
 

@@ -19,7 +19,7 @@ from omgoptim.techniques.quantize.calibration import size_of, split
 from omgoptim.techniques.quantize.efforts import resolved
 from omgoptim.techniques.quantize.lowering import lower, stored_weights
 from omgoptim.techniques.quantize.ranges import observe, ranges_of
-from omgoptim.techniques.quantize.rounding import with_learned_rounding
+from omgoptim.techniques.quantize.rounding import with_learned_rounding, with_small_kernels_rounded
 
 PLAIN = resolved(Static(algorithm="onnxruntime"), "fast")
 
@@ -146,6 +146,58 @@ def test_learned_rounding_lowers_the_noise_on_data_it_never_saw_where_inputs_mov
         levels[rounding] = sqnr_db(want, outputs(quantized, unseen))
     assert levels["adaround"] > levels["nearest"] + 0.1
     assert any("Rounding learned in 2 layers" in note for note in notes)
+
+
+def edges() -> onnx.ModelProto:
+    """Depthwise 3x3 kernels whose taps nearly cancel out: a smooth image gives small differences of large products."""
+    rng = np.random.default_rng(0)
+    taps = rng.uniform(-1, 1, (8, 1, 3, 3))
+    taps -= taps.mean(axis=(2, 3), keepdims=True)
+    mix = rng.uniform(-1, 1, (80, 8, 1, 1))
+    nodes = [
+        helper.make_node("Conv", ["x", "taps"], ["h"], "depthwise", group=8, pads=[1] * 4),
+        helper.make_node("Conv", ["h", "mix"], ["y"], "pointwise"),
+    ]
+    return program(nodes, {"taps": taps, "mix": mix}, ["batch", 8, 6, 6], ["batch", 80, 6, 6])
+
+
+def smooth(seed: int, count: int = 4) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    shape = (16, 8, 6, 6)
+    return [
+        {"x": (rng.uniform(0, 6, (16, 8, 1, 1)) + 0.05 * rng.standard_normal(shape)).astype(np.float32)}
+        for _ in range(count)
+    ]
+
+
+def test_small_kernels_are_rounded_for_inputs_that_move_together_within_the_same_integers():
+    model, data, unseen = edges(), smooth(0), smooth(1)
+    ranges = ranges_of(observe(model, data), "minmax")
+    found = with_small_kernels_rounded(model, layers(model), ranges, PLAIN, data)
+    assert found.changed == ["depthwise", "pointwise"]
+    before, after = (stored_weights(lower(one, layers(one), ranges, PLAIN)) for one in (model, found.model))
+    for name, tensor in (("depthwise", "taps"), ("pointwise", "mix")):
+        np.testing.assert_allclose(after[name].scales, before[name].scales, rtol=1e-6)
+        np.testing.assert_allclose(after[name].values, weight(found.model, tensor), rtol=1e-5, atol=1e-7)
+        assert np.abs(after[name].integers.astype(int) - before[name].integers).max() == 1
+    want = outputs(model, unseen)
+    nearest = onnx.ModelProto()
+    nearest.CopyFrom(model)
+    for tensor in nearest.graph.initializer:
+        values = before["depthwise" if tensor.name == "taps" else "pointwise"].values
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    assert sqnr_db(want, outputs(found.model, unseen)) > sqnr_db(want, outputs(nearest, unseen)) + 6
+
+
+def test_balanced_rounds_small_kernels_where_the_held_out_samples_gain():
+    model, data, unseen = edges(), smooth(0), smooth(1)
+    want, levels = outputs(model, unseen), {}
+    for rounding in ("nearest", "auto"):
+        params = resolved(Static(algorithm="onnxruntime", range_method="minmax", rounding=rounding), "balanced")
+        quantized, notes = accurate.quantize(model, layers(model), data, params)
+        levels[rounding] = sqnr_db(want, outputs(quantized, unseen))
+    assert "Small kernels of 2 layers rounded for their outputs." in notes
+    assert levels["auto"] > levels["nearest"] + 0.3  # activations are rounded in both
 
 
 def test_steps_that_were_switched_off_are_not_done():

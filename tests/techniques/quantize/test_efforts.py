@@ -10,7 +10,7 @@ from omgoptim.techniques.quantize.efforts import resolved
     ("effort", "ranges", "on", "rounding"),
     [
         ("fast", "minmax", False, "nearest"),
-        ("balanced", "auto", True, "nearest"),
+        ("balanced", "auto", True, "small_kernels"),
         ("best", "auto", True, "adaround"),
     ],
 )
