@@ -28,8 +28,10 @@ from omgoptim.text import clean
 
 INSPECT_LIMIT_S = 180.0
 INSPECT = (
-    "import runpy, sys; sys.path[:] = [p for p in sys.path if p]; runpy.run_path(sys.argv[1], run_name='__main__')"
+    "import sys; sys.path[:] = [p for p in sys.path if p]; "
+    "import runpy; runpy.run_path(sys.argv[1], run_name='__main__')"
 )
+"""The working directory leaves the path before anything is imported: it is the project."""
 
 ENGINES = {"onnxruntime": "running ONNX programs, int8 included", "openvino": "the OpenVINO engine, often the fastest"}
 EXTRAS = {

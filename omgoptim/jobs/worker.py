@@ -70,7 +70,7 @@ def execute(folder: RunFolder, run_verb: RunVerb, *, owns_process: bool = True) 
                 _do(folder, run_verb, progress, owns_process)
                 return
             before = signal.signal(signal.SIGTERM, _cancelled(folder, progress))
-            _see_project(folder.read_request().project)
+            _see_omgoptim()
             _do(folder, run_verb, progress, owns_process)
             signal.signal(signal.SIGTERM, before)
 
@@ -150,9 +150,11 @@ class _Turns:
         self._progress.wait(wait.text(self._queue.device))
 
 
-def _see_project(project: Path) -> None:
-    """Let the user's own modules be imported, as `python -c` in the project would; omgoptim's checkout comes last."""
-    sys.path.insert(0, str(project))
+def _see_omgoptim() -> None:
+    """Let omgoptim's checkout be imported, after everything else.
+
+    The project is importable only once code of it was named (`models/user_code.py`): until then its `torch.py` is none.
+    """
     beside = PACKAGE_FILE.parent.parent
     if beside.name not in ("site-packages", "dist-packages"):  # another Python's packages must not leak into this one
         sys.path.append(str(beside))

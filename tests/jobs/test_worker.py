@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from omgoptim.bootstrap import IMPORT_OMGOPTIM, PACKAGE_FILE
 from omgoptim.errors import ModelError
 from omgoptim.jobs.folder import RunFolder
 from omgoptim.jobs.states import load_report, read_state
@@ -275,14 +276,21 @@ def test_a_plan_and_another_device_do_not_wait(start: Launch, ended: Ended, in_s
     assert ended(start(measures + "return report(context)", device="cuda")).status == "done"
 
 
-def test_a_projects_modules_can_be_imported_but_cannot_stand_in_for_what_starts_the_worker(
+def test_a_projects_files_stand_in_for_nothing_that_a_run_imports_before_it_names_code(
     start: Launch, project: Path, ended: Ended
 ) -> None:
-    (project / "my_net.py").write_text("ANSWER = 42")
-    for name in ("filelock", "psutil", "pydantic", "json", "omgoptim"):
+    for name in ("filelock", "psutil", "pydantic", "json", "omgoptim", "importlib", "torch", "numpy"):
         (project / f"{name}.py").write_text("raise RuntimeError('shadowed')")
-    folder = start("import my_net\nassert my_net.ANSWER == 42\nreturn report(context)")
-    assert ended(folder).status == "done"
+    folder = start("import torch, numpy, importlib.util\nreturn report(context)")
+    assert ended(folder).status == "done", folder.log_file.read_text()
+
+
+def test_what_starts_a_process_of_ours_is_imported_from_python_itself(tmp_path: Path) -> None:
+    (tmp_path / "importlib.py").write_text("raise RuntimeError('shadowed')")
+    code = IMPORT_OMGOPTIM + "print(module.__name__)"
+    command = [sys.executable, "-S", "-c", code, str(PACKAGE_FILE)]  # without site, which imports importlib.util itself
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("omgoptim\n", "")
 
 
 def test_a_run_that_was_cancelled_before_its_worker_began_is_not_begun(
