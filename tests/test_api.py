@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 
@@ -13,13 +15,29 @@ from omgoptim import api
 from omgoptim.cli.progress import watching
 
 
-def test_a_run_shows_where_it_stands_on_standard_error_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+class Listener(io.StringIO):
+    """A stream that says when a word was written to it."""
+
+    def __init__(self, word: str) -> None:
+        super().__init__()
+        self._word, self.heard = word, threading.Event()
+
+    def write(self, text: str) -> int:
+        written = super().write(text)
+        if self._word in self.getvalue():
+            self.heard.set()
+        return written
+
+
+def test_a_run_shows_where_it_stands_on_standard_error_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = by_hand.finished_run(tmp_path, by_hand.report("profiled"))
     running = by_hand.running_run(tmp_path)
-    told = ""
+    stream = Listener("measuring")
+    monkeypatch.setattr(sys, "stderr", stream)
     with watching(running, lines=True):
-        while "measuring" not in told:  # a test that hangs fails
-            told += capsys.readouterr().err
+        assert stream.heard.wait(60)
     with watching(folder):
         pass  # a run that has ended shows nothing, and its watcher ends
     assert capsys.readouterr().out == ""
