@@ -20,6 +20,7 @@ HOSTILE = (
     "[click](javascript:alert(1)) ![i](https://evil.example/i.png)",
     "[a]: https://evil.example 'b'",
     "<https://evil.example> </title><script>alert(1)</script><!-- ",
+    "_https://evil.example 0http://evil.example \\https://evil.example \\e@evil.example",
     "`code` ``two`` `",
     "gpj.\u202emodel\u2066\u200b\u200d",
     "\u2028\u2029\x85\ufeff\u3164",
@@ -51,6 +52,7 @@ def assert_clean_markdown(text: str) -> None:
         assert not line.lstrip("-*> ").startswith("SYSTEM:"), line
         outside = re.sub(r"`[^`]*`", "", line)
         assert "`" not in outside, line
+        assert not any(part.endswith("\\") for part in line.split("`")[:-1:2]), line  # it would escape what opens
         assert not re.search(r"<[A-Za-z/!?]|\]\(|\]:|\]\[|[A-Za-z0-9]://|\bwww\.", outside), line
 
 

@@ -8,13 +8,16 @@ from omgoptim.text import clean, clean_exact, clip
 
 _OPENS = re.compile(r"<(?=[A-Za-z/!?])|\](?=[(:])")
 """What begins a tag, the address of a link or the definition of one, unless a space follows it."""
-_ADDRESS = re.compile(r"(?:\b[A-Za-z][\w+.-]*://|\bwww\.)\S+|\b[\w.+-]+@[\w-]+\.[\w.-]+")
-"""What is made a link without any marks."""
+_ADDRESS = re.compile(r"(?:(?<![A-Za-z])[A-Za-z][\w+.-]*://|(?<![A-Za-z0-9])www\.)\S+|\b[\w.+-]+@[\w-]+\.[\w.-]+")
+"""What is made a link without any marks, also after a digit or an underscore."""
+_ESCAPED = re.compile(r"\\(?=`)")
+"""A backslash that would make the code span after it none."""
 
 
 def safe(text: str, limit: int = 200) -> str:
     """Bounded text on one line outside of code spans: no tag, link or image, and no code span but around addresses."""
-    return _ADDRESS.sub(r"`\g<0>`", _OPENS.sub(r"\g<0> ", clean(text, limit).replace("`", "'")))
+    shown = _OPENS.sub(r"\g<0> ", clean(text, limit).replace("`", "'"))
+    return _ESCAPED.sub(r"\\ ", _ADDRESS.sub(r"`\g<0>`", shown))
 
 
 def code(text: str, limit: int = 200) -> str:
