@@ -25,7 +25,7 @@ def report(name: str = "quantized", **changes: object) -> EfficiencyReport:
 def finished_run(project: Path, told: EfficiencyReport) -> RunFolder:
     """A run folder as a worker leaves it."""
     folder, state = _begun(project, told.verb)
-    folder.report_file.write_text(told.model_copy(update={"run_id": folder.id}).model_dump_json(), encoding="utf-8")
+    folder.write_report(told.model_copy(update={"run_id": folder.id}))
     folder.html_file.write_text("<!doctype html>", encoding="utf-8")
     folder.write_state(as_done(state, told))
     return folder

@@ -14,18 +14,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
-import sys
-import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from omgoptim.errors import RunError, did_you_mean
-from omgoptim.models.origin import is_sealed, sealed
-from omgoptim.reports import RunState
+from omgoptim.jobs.run_files import now as now
+from omgoptim.jobs.run_files import read_record
+from omgoptim.jobs.run_files import write_whole as write_whole
+from omgoptim.models.origin import SEAL, Kind, can_seal, is_sealed, sealed
+from omgoptim.models.report_file import read_report, seal_report
+from omgoptim.reports import EfficiencyReport, RunState
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+"""What the folder of a run is called; another is none, whatever lies in it."""
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 
@@ -47,15 +53,17 @@ class Submission:
 
     @staticmethod
     def from_json(record: dict[str, Any]) -> Submission:
-        python = record["python"]
-        return Submission(
-            record["verb"],
-            record["request"],
-            Path(record["project"]),
-            python["path"],
-            python["found_by"],
-            python["version"],
-        )
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is something else.
+        """
+        python, request = record["python"], record["request"]
+        texts = [record["verb"], record["project"], *(python[name] for name in ("path", "found_by", "version"))]
+        if not isinstance(request, dict) or not all(isinstance(text, str) and "\0" not in text for text in texts):
+            raise ValueError("its fields are not those of a request")
+        verb, project, *found = texts
+        return Submission(verb, request, Path(project), *found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,25 +142,36 @@ class RunFolder:
             RunError: request.json is missing or damaged.
         """
         try:
-            return Submission.from_json(json.loads(self.request_file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            return Submission.from_json(read_record(self.request_file))
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"run {self.id} has no readable request.json", str(error), "start the run again") from None
 
     def write_request(self, submission: Submission) -> None:
-        """Write what is asked, sealed as this user's."""
-        write_whole(self.request_file, json.dumps(sealed("request", submission.to_json()), indent=2))
+        """Write what is asked, sealed as this user's, for this run."""
+        record = sealed("request", submission.to_json() | {"run": self.id})
+        write_whole(self.request_file, json.dumps(record, indent=2))
 
     def is_own_request(self) -> bool:
         """Whether this user asked for it, and in these words."""
+        return self._is_own("request", self.request_file, "run")
+
+    def is_own_state(self) -> bool:
+        """Whether this user's omgoptim wrote the state, of this run."""
+        return self._is_own("state", self.state_file, "run_id")
+
+    def _is_own(self, kind: Kind, file: Path, run: str) -> bool:
         try:
-            return is_sealed("request", json.loads(self.request_file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, AttributeError, RecursionError):
+            record = read_record(file)
+        except (OSError, ValueError):
             return False
+        return record.get(run) == self.id and is_sealed(kind, record)
 
     def stored_state(self) -> RunState:
         """The state as it was last written, true or not: `states.read_state` makes it true."""
         try:
-            state = RunState.model_validate_json(self.state_file.read_text(encoding="utf-8"))
+            record = read_record(self.state_file)
+            record.pop(SEAL, None)
+            state = RunState.model_validate(record)
         except (OSError, ValueError):  # the submitting process died before it wrote one
             born = datetime.fromtimestamp(self.path.stat().st_mtime, timezone.utc).isoformat(timespec="milliseconds")
             verb = self.id.split("-")[0]
@@ -165,18 +184,36 @@ class RunFolder:
         return state.model_copy(update=truth)
 
     def write_state(self, state: RunState) -> None:
-        write_whole(self.state_file, state.model_dump_json(indent=2))
+        write_whole(self.state_file, json.dumps(sealed("state", state.model_dump(mode="json")), indent=2))
+
+    def read_report(self) -> tuple[EfficiencyReport, bool] | None:
+        """The report, and whether this user's run wrote it; None if there is none that can be read."""
+        return read_report(self.report_file, self.id)
+
+    def write_report(self, report: EfficiencyReport) -> None:
+        """Write the report, sealed as this user's. It comes last: a run that has one is done."""
+        self.write_report_to(self.report_file, report)
+
+    def write_report_to(self, file: Path, report: EfficiencyReport) -> None:
+        """Write a report of this run, such as that of a finalist that was not delivered."""
+        text = report.model_dump_json(indent=2)
+        seal_report(file, self.id, text)
+        write_whole(file, text)
 
     def read_worker(self) -> WorkerProcess | None:
-        """The worker's process, or None if none was started yet."""
+        """The worker's process, or None if none was started yet, or somebody else named it: it may be any process."""
         try:
-            record = json.loads(self.worker_file.read_text(encoding="utf-8"))
-            return WorkerProcess(record["pid"], record["born"])
-        except (OSError, ValueError, KeyError, TypeError):
+            pid, born = (read_record(self.worker_file).get(name) for name in ("pid", "born"))
+        except (OSError, ValueError):
             return None
+        if not isinstance(pid, int) or isinstance(pid, bool) or pid < 1 or not isinstance(born, float):
+            return None
+        own = self._is_own("worker", self.worker_file, "run") or not can_seal()
+        return WorkerProcess(pid, born) if own else None
 
     def write_worker(self, process: WorkerProcess) -> None:
-        write_whole(self.worker_file, json.dumps({"pid": process.pid, "born": process.born}))
+        record = {"pid": process.pid, "born": float(process.born), "run": self.id}
+        write_whole(self.worker_file, json.dumps(sealed("worker", record)))
 
     def discard_scratch(self) -> None:
         """Remove what only a running worker has a use for: scratch, half-written artifacts and half-written files."""
@@ -230,11 +267,25 @@ def new_run(project: Path, verb: str) -> RunFolder:
 
 
 def run_folders(project: Path) -> list[RunFolder]:
-    """Every run of a project, by name. A link is none: it may lead out of the project."""
+    """Every run of a project, by name.
+
+    A link is none, nor is a folder with a link or a pipe in it: what is written to a run stays in the project.
+    """
     root = runs_root(project)
     if not root.is_dir():
         return []
-    return [RunFolder(path) for path in sorted(root.iterdir()) if path.is_dir() and not path.is_symlink()]
+    return [RunFolder(path) for path in sorted(root.iterdir()) if is_run(path)]
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder may be that of a run: a plain name, and in it files and folders only."""
+    if not NAME.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
+        return False
+    try:
+        with os.scandir(path) as entries:
+            return all(e.is_file(follow_symlinks=False) or e.is_dir(follow_symlinks=False) for e in entries)
+    except OSError:
+        return False
 
 
 def find_run(project: Path, run_id: str) -> RunFolder:
@@ -255,22 +306,3 @@ def find_run(project: Path, run_id: str) -> RunFolder:
         raise RunError(f"'{run_id}' means {len(found)} runs", f"for instance {newest}", how)
     recent = [folder.id for folder in folders[-10:]]
     raise RunError(f"there is no run '{run_id}'", did_you_mean(run_id, recent) or f"{project} has no runs yet", how)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all, and replaces what was there."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    partial.write_text(text, encoding="utf-8")
-    for _ in range(20 if sys.platform == "win32" else 0):  # Windows refuses while a reader has the file open
-        try:
-            os.replace(partial, path)
-        except PermissionError:
-            time.sleep(0.02)
-        else:
-            return
-    os.replace(partial, path)
-
-
-def now() -> str:
-    """The time as every file of a run writes it: ISO 8601, UTC."""
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")

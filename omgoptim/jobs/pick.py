@@ -11,6 +11,7 @@ from filelock import FileLock, Timeout
 from omgoptim.errors import RunError, did_you_mean
 from omgoptim.jobs.folder import RunFolder, write_whole
 from omgoptim.jobs.states import as_done, load_report
+from omgoptim.models.report_file import read_report
 from omgoptim.reports import EfficiencyReport
 
 LOCK_LIMIT_S = 5.0
@@ -48,10 +49,10 @@ def _pick(folder: RunFolder, name: str) -> EfficiencyReport:
             what, did_you_mean(name, known) or "it keeps no other finalist", f"omgoptim runs show {folder.id}"
         )
     kept = folder.alternatives
-    picked = _report_of(kept / f"{name}.json").model_copy(update={"guard": report.guard})
-    write_whole(kept / f"{report.delivered}.json", report.model_dump_json(indent=2))
+    picked = _report_of(kept / f"{name}.json", folder.id).model_copy(update={"guard": report.guard})
+    folder.write_report_to(kept / f"{report.delivered}.json", report)
     _swap(folder.artifact, kept / name, kept / report.delivered)
-    write_whole(folder.report_file, picked.model_dump_json(indent=2))
+    folder.write_report(picked)
     folder.write_state(as_done(folder.stored_state(), picked))
     from omgoptim.render.html import report_html
 
@@ -64,12 +65,13 @@ def _is_plain(name: str) -> bool:
     return re.fullmatch(r"[a-z0-9][a-z0-9-]{0,100}", name) is not None
 
 
-def _report_of(file: Path) -> EfficiencyReport:
-    try:
-        return EfficiencyReport.model_validate_json(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+def _report_of(file: Path, run: str) -> EfficiencyReport:
+    found = read_report(file, run)
+    if found is None or not found[1]:
+        why = "it cannot be read" if found is None else "it was changed since, or somebody else wrote it"
         hint = "run it again: what it keeps is incomplete"
-        raise RunError(f"the report of '{file.stem}' is gone or damaged", str(error), hint) from None
+        raise RunError(f"the report of '{file.stem}' is gone or damaged", f"{file}: {why}", hint)
+    return found[0]
 
 
 def _swap(artifact: Path, picked: Path, old: Path) -> None:

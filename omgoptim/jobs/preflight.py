@@ -13,6 +13,7 @@ from typing import Any
 
 from omgoptim.errors import ArtifactError, ModelError, RequestError, argument, did_you_mean
 from omgoptim.jobs.folder import run_folders, runs_root
+from omgoptim.models.plain_file import read_plain
 from omgoptim.models.trust import Reach, error_about
 from omgoptim.requests import Request, technique_field
 
@@ -26,6 +27,9 @@ FILES = {
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 DYNAMIC = ("import *", "globals(", "__getattr__", "setattr(", "exec(", "vars(")
 """What can make names that do not stand in a file."""
+
+MOST_CODE_BYTES = 2**21
+"""A larger Python file is left to the run: looking for its names would take seconds."""
 
 
 def check_named(request: Request, project: Path) -> None:
@@ -128,7 +132,7 @@ def _check_weights(text: str, reach: Reach) -> None:
 def _names(path: Path) -> set[str] | None:
     """Every name that a file may define; None where that cannot be seen without running it."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_plain(path, MOST_CODE_BYTES).decode("utf-8")
         tree = ast.parse(text)
     except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
         return None
@@ -148,7 +152,7 @@ def _names(path: Path) -> set[str] | None:
 def _callables(path: Path) -> list[str]:
     """The functions and classes at the top of a file, in its order."""
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = ast.parse(read_plain(path, MOST_CODE_BYTES).decode("utf-8"))
     except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):
         return []
     kinds = (ast.FunctionDef, ast.ClassDef)

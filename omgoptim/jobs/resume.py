@@ -10,7 +10,7 @@ from omgoptim.jobs.interpreter import find_interpreter, require
 from omgoptim.jobs.states import ENDED, read_state
 from omgoptim.jobs.submit import WORKER, start_worker
 from omgoptim.reports import RunState
-from omgoptim.requests import GRANTS
+from omgoptim.requests import GRANTS, VERBS
 
 LOCK_LIMIT_S = 5.0
 
@@ -29,6 +29,8 @@ def resume(folder: RunFolder, program: str = WORKER) -> RunState:
         wait = f"omgoptim runs wait {folder.id} (tool: runs, action wait)"
         raise RunError(f"run {folder.id} is {state.status} already", state.stage, wait)
     submission = folder.read_request()
+    if submission.verb not in VERBS:
+        raise RunError(f"run {folder.id} has no readable request.json", f"there is no verb '{submission.verb}'")
     if not folder.is_own_request():
         submission = _without_grants(folder, submission)
     try:

@@ -22,7 +22,7 @@ from omgoptim.reports import EfficiencyReport, RunState
 from omgoptim.requests import parse
 from omgoptim.requests.command import command_of
 
-FOREIGN = "somebody else asked for this run, or its request was changed since: its commands are left out"
+FOREIGN = "somebody else made this run, or its request or report was changed since: its commands are left out"
 ENDED = ("done", "failed", "cancelled")
 
 START_GRACE_S = 10.0
@@ -59,18 +59,20 @@ def load_report(folder: RunFolder) -> EfficiencyReport:
     state = read_state(folder)
     own = folder.is_own_request() or not can_seal()
     if state.status == "failed" and state.error is not None:
+        own = own and (folder.is_own_state() or not can_seal())
         raise OmgoptimError.from_dict(state.error if own else state.error | {"fix": ""})
     if state.status == "cancelled":
         raise RunError(f"run {folder.id} was cancelled", "it has no report", repeat_hint(folder))
     if state.status != "done":
         wait = f"omgoptim runs wait {folder.id} (tool: runs, action wait)"
         raise RunError(f"run {folder.id} has not ended", f"it is {state.status}: {state.stage}", wait)
-    report = _whole_report(folder)
-    if report is None:
+    found = folder.read_report()
+    if found is None:
         raise RunError(
             f"the report of run {folder.id} is gone or damaged", str(folder.report_file), repeat_hint(folder)
         )
-    return report if own else _without_commands(report)
+    report, is_own = found
+    return report if own and is_own else _without_commands(report)
 
 
 def _without_commands(report: EfficiencyReport) -> EfficiencyReport:
@@ -142,10 +144,8 @@ def repeat_hint(folder: RunFolder) -> str:
 
 
 def _whole_report(folder: RunFolder) -> EfficiencyReport | None:
-    try:
-        return EfficiencyReport.model_validate_json(folder.report_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    found = folder.read_report()
+    return found[0] if found else None
 
 
 def _has_worker(folder: RunFolder, state: RunState) -> bool:

@@ -174,7 +174,7 @@ def _keep(folder: RunFolder, report: EfficiencyReport) -> None:
         write_whole(folder.html_file, report_html(report))
     except Exception as error:  # noqa: BLE001 a page that cannot be drawn must not lose what was measured
         _log(folder, error)
-    write_whole(folder.report_file, report.model_dump_json(indent=2))
+    folder.write_report(report)
 
 
 def _as_omgoptim_error(folder: RunFolder, error: BaseException) -> OmgoptimError:

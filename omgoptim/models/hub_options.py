@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from omgoptim.errors import ModelError
+from omgoptim.models.plain_file import read_plain
 
 GRANTED = "OMGOPTIM_REMOTE_CODE_GRANTED"
 """Set in the environment of a run that may run a repository's code, so that its measuring processes may too."""
@@ -44,10 +45,13 @@ EXECUTES = frozenset(
 """Options that run code, open pickles, or name files and repositories besides the model's own."""
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*")
+BRANCH = re.compile(r"[\w\-]+([./][\w\-]+)*")
 FLAG = "if you trust the repository's authors as you would to run their code: --allow-remote-code in the shell"
 MAX_JSON_BYTES = 2**28
 IN_FILES = ("auto_map", "custom_pipelines", "quantization_config", "transformers_weights", "gguf_file", "kernel_config")
 """Options that a folder's own config.json may not give."""
+HANDED_ON = ("model_args", "backbone_kwargs")
+"""Entries of a config.json whose content becomes options of timm, which opens a checkpoint_path as a pickle."""
 
 
 def grant_remote_code(granted: bool) -> None:
@@ -89,7 +93,8 @@ def check_options(kind: str, spec: str, kwargs: Mapping[str, Any]) -> None:
         if option in ONLY or option in EXECUTES:
             allowed = [str(value) for value in ONLY.get(option, ()) if value is not None]
             raise _refused(f"the option {option}={str(value)[:80]!r}", "it can run code or open a pickle", allowed)
-        if isinstance(value, str) and option not in ("revision", "token") and _is_place(value):
+        branch = option == "revision" and isinstance(value, str) and BRANCH.fullmatch(value) and ".." not in value
+        if isinstance(value, str) and option != "token" and not branch and _is_place(value):
             raise _refused(f"the option {option}={value[:80]!r}", "it names a file or a repository of its own", [])
 
 
@@ -119,11 +124,30 @@ def check_folder(folder: Path, subfolder: str | None = None) -> None:
                 [],
                 "merge it into its model first, with PeftModel.merge_and_unload() and save_pretrained(); ",
             )
-        for keys, value in _walk(_json(place / "config.json"), ()):
+        config = _json(place / "config.json")
+        check_config(config, folder.name)
+        for keys, value in _walk(config, ()):
             key = keys[-1]
             if (key in IN_FILES and value) or (key in ONLY and value not in (*ONLY[key], None)):
                 what = f"'{key}' in the config.json of folder {folder.name}"
                 raise _refused(what, f"it is {str(value)[:80]!r}: code or a file to load", [])
+
+
+def check_config(config: Mapping[str, Any], name: str) -> None:
+    """Refuse a model's config that hands options to another library which open files.
+
+    Raises:
+        ModelError: it does, and the request did not allow it.
+    """
+    if is_granted():
+        return
+    for keys, value in _walk(config, ()):
+        handed_on = any(key in HANDED_ON for key in keys[:-1])
+        opens = keys[-1] in EXECUTES and bool(value)
+        leads_away = isinstance(value, str) and (":" in value or value.startswith(("/", "~", ".")) or ".." in value)
+        if (handed_on and (opens or leads_away)) or (keys[-1] in ("architecture", "backbone") and leads_away):
+            what = f"'{keys[-1]}' in the config of {name[:200]}"
+            raise _refused(what, f"it is {str(value)[:80]!r}: code or a file to load", [])
 
 
 def _refuse_link(path: Path, root: Path) -> None:
@@ -151,9 +175,7 @@ def _check_index(path: Path) -> None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ModelError(f"{path.name} cannot be read", f"it has {path.stat().st_size} bytes")
-        read = json.loads(path.read_text(encoding="utf-8"))
+        read = json.loads(read_plain(path, MAX_JSON_BYTES))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:

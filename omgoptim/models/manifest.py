@@ -18,6 +18,7 @@ import numpy as np
 from omgoptim.errors import ArtifactError
 from omgoptim.models.check import TOLERANCE
 from omgoptim.models.origin import SEAL, is_sealed
+from omgoptim.models.plain_file import read_plain
 from omgoptim.reports import MacsCheck
 from omgoptim.runtimes import ENGINES
 from omgoptim.runtimes.signature import Signature
@@ -120,10 +121,15 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: it is no regular file, too large, nested too deep, or holds no object.
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:
-        text = file.read(MOST_JSON_BYTES + 1)
-    if len(text) > MOST_JSON_BYTES:
-        raise ValueError(f"it is larger than {MOST_JSON_BYTES} bytes")
+    return json_object(read_plain(path, MOST_JSON_BYTES))
+
+
+def json_object(text: bytes) -> dict[str, Any]:
+    """The object in a JSON text that may come from anybody.
+
+    Raises:
+        ValueError: it is no JSON, nested too deep, or holds no object.
+    """
     try:
         record = json.loads(text)
     except RecursionError:
@@ -195,6 +201,11 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def sha256_of(content: bytes) -> str:
+    """The sha256 of bytes that were read, in hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def _refuse_other_types(manifest: Manifest) -> None:

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["artifact", "request"]
+Kind = Literal["artifact", "request", "state", "worker", "report"]
 """What is sealed: the seal of one kind is no seal of another."""
 
 SEAL = "origin"

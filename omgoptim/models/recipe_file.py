@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omgoptim.errors import ArtifactError, argument
-from omgoptim.models.manifest import PROGRAM, PROGRAM2, RECIPE, Manifest, listed_file, read_json, verify_files
+from omgoptim.models.manifest import (
+    MOST_JSON_BYTES,
+    PROGRAM,
+    PROGRAM2,
+    RECIPE,
+    Manifest,
+    json_object,
+    listed_file,
+    sha256_of,
+    verify_files,
+)
+from omgoptim.models.plain_file import read_plain
 from omgoptim.runtimes import engine_named
 
 if TYPE_CHECKING:
@@ -78,7 +89,10 @@ def read_built(folder: Path, manifest: Manifest) -> Built:
 
     path = listed_file(folder, manifest, RECIPE)
     try:
-        record = read_json(path)
+        text = read_plain(path, MOST_JSON_BYTES)
+        if sha256_of(text) != manifest.files[RECIPE]["sha256"]:  # what is run is what the manifest's seal stands for
+            raise ValueError("it is not the file that was saved (its sha256 differs)")
+        record = json_object(text)
         recipe = Recipe.from_json(record["recipe"])
         built = Built(recipe, dict(record["aliases"]), dict(record.get("packed", {})))
         sizes = [size for shape in built.packed.values() for size in shape]

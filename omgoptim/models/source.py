@@ -17,7 +17,8 @@ from omgoptim.errors import ModelError, SetupError, argument
 from omgoptim.models.artifact import MANIFEST, check_artifact
 from omgoptim.models.checkpoint import load_checkpoint
 from omgoptim.models.checkpoint_keys import WeightSet
-from omgoptim.models.hub_options import check_folder, check_options, is_granted
+from omgoptim.models.hub_options import check_config, check_folder, check_options, is_granted
+from omgoptim.models.plain_file import read_plain
 from omgoptim.models.pt2_file import open_pt2
 from omgoptim.models.recipe import Recipe as Recipe
 from omgoptim.models.recipe import exists, is_file, is_local, portable, rooted
@@ -152,6 +153,10 @@ def find_artifact(model: str, reach: Reach) -> Path | None:
     """The artifact folder that `model` names, as a folder or as a run id; None if it names none."""
     if "/" not in model and "\\" not in model:
         run = reach.project / RUNS / model
+        if _is_folder(run) and (run.is_symlink() or (run / "artifact").is_symlink()):
+            raise ModelError(
+                f"run '{model}' is none of this project", "its folder is a link", f"name the folder: {run.resolve()}"
+            )
         if _is_folder(run, "artifact") and (run / "artifact" / MANIFEST).is_file():
             return _checked(run / "artifact", reach)
         if _is_folder(run):
@@ -185,8 +190,8 @@ def _is_folder(base: Path, name: str = ".") -> bool:
 
 def _run_status(run: Path) -> str:
     try:
-        return f"its status is {json.loads((run / 'state.json').read_text())['status']}"
-    except (OSError, ValueError, KeyError):
+        return f"its status is {json.loads(read_plain(run / 'state.json', 2**20))['status']}"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "it has not finished"
 
 
@@ -246,6 +251,7 @@ def _build_hf(recipe: Recipe) -> nn.Module:
 
     def pretrained() -> nn.Module:
         config = transformers.AutoConfig.from_pretrained(recipe.spec, trust_remote_code=is_granted())
+        check_config(config.to_dict(), recipe.spec)
         named = [getattr(transformers, kind, None) for kind in getattr(config, "architectures", None) or []]
         models: list[Any] = [kind for kind in named if isinstance(kind, type)]
         models = [kind for kind in models if issubclass(kind, transformers.PreTrainedModel)]

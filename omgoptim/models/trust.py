@@ -80,6 +80,8 @@ class Reach:
                 f"looked for {path}",
                 f"paths are relative to the project; give another one with {argument('project', 'FOLDER')}",
             )
+        if not (path.is_file() or path.is_dir()):  # a pipe would be waited for
+            raise error_about(what)(f"{what} '{text}' is no regular file", f"{path} is a pipe or a device")
         return path
 
     def inside(self, text: str, what: str) -> Path:
@@ -108,6 +110,8 @@ class Reach:
             return False
         try:
             path = Path(file).resolve()
+            if not path.is_file():  # code without a file, such as `<string>`, is nobody's
+                return False
         except (OSError, RuntimeError, ValueError):
             return False
         root = self._root_of(path)

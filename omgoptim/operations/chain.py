@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from omgoptim.errors import OmgoptimError
 from omgoptim.models.artifact import Manifest
+from omgoptim.models.report_file import read_report
 from omgoptim.models.source import RUNS, find_artifact
 from omgoptim.models.trust import Reach
 from omgoptim.operations.context import RunContext, is_live
@@ -54,13 +53,14 @@ def _first_run(request: ModelRequest, context: RunContext) -> str | None:
 
 
 def _report_of(run_id: str, project: Path) -> EfficiencyReport | None:
-    """The report of a run of this project; None where there is none. What a manifest names is only a name."""
+    """The report that a run of this project and this user wrote; None where there is none.
+
+    What a manifest names is only a name, and numbers that somebody else wrote were not measured here.
+    """
     if Path(run_id).name != run_id:
         return None
-    try:
-        return EfficiencyReport.model_validate_json((project / RUNS / run_id / "report.json").read_text())
-    except (OSError, ValueError, ValidationError):
-        return None
+    found = read_report(project / RUNS / run_id / "report.json", run_id)
+    return found[0] if found and found[1] else None
 
 
 def _total(begun: EfficiencyReport, first: Measurement, report: EfficiencyReport, last: Measurement) -> Total:

@@ -152,7 +152,8 @@ def _past_request(folder: Path, context: RunContext) -> dict[str, Any]:
         return {}
     try:
         record = read_json(folder.parent / "request.json")
-        return dict(record["request"]) if is_sealed("request", record) else {}
+        own = is_sealed("request", record) and record["run"] == folder.parent.name
+        return dict(record["request"]) if own else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

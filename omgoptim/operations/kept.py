@@ -10,6 +10,7 @@ from typing import Literal
 
 from omgoptim.errors import ArtifactError
 from omgoptim.measure.chance import chance_words
+from omgoptim.models.report_file import seal_report
 from omgoptim.operations.advice import new_calls, pick_step, quantize_steps, repeat_of
 from omgoptim.operations.attribution import implausible_words, slower_words, split_words
 from omgoptim.operations.candidates import Program, Proposal
@@ -87,7 +88,9 @@ def keep(run: Run) -> EfficiencyReport:
     reports = {kept.finalist.slug: _report(run, kept, everyone) for kept in everyone}
     for name, report in reports.items():
         asked = report.model_copy(update={"next_steps": new_calls(report, run.request)})
-        (kept_in / f"{name}.json").write_text(asked.model_dump_json(indent=2), encoding="utf-8")
+        text, file = asked.model_dump_json(indent=2), kept_in / f"{name}.json"
+        seal_report(file, context.run_id, text)
+        file.write_text(text, encoding="utf-8")
     return reports[winner.slug]
 
 

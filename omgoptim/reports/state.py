@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
 
 from omgoptim.reports.base import Record
 
@@ -50,9 +53,9 @@ class RunState(Record):
     verb: str
     status: Literal["starting", "queued", "running", "done", "failed", "cancelled"]
     stage: str = ""
-    progress: float | None = None
+    progress: float | None = Field(None, ge=0, le=1)
     """Fraction done, 0..1."""
-    eta_s: float | None = None
+    eta_s: float | None = Field(None, ge=0, le=1e9)
     started: str
     """ISO 8601, UTC."""
     updated: str
@@ -62,3 +65,10 @@ class RunState(Record):
     outcome: str | None = None
     summary: str | None = None
     error: dict[str, str] | None = None
+
+    @field_validator("started")
+    @classmethod
+    def _is_a_time(cls, value: str) -> str:
+        if datetime.fromisoformat(value).tzinfo is None:
+            raise ValueError("it has no time zone")
+        return value

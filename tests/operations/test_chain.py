@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from omgoptim.jobs.folder import RunFolder
 from omgoptim.models.artifact import Manifest
 from omgoptim.models.origin import sealed
 from omgoptim.operations.chain import with_total
@@ -41,7 +42,7 @@ def context(tmp_path: Path) -> RunContext:
     (runs / "first").mkdir(parents=True)
     (runs / "second" / "artifact").mkdir(parents=True)
     first = report("first", measured(800, 0.9), measured(400, 0.89), DATA)
-    (runs / "first" / "report.json").write_text(first.model_dump_json())
+    RunFolder(runs / "first").write_report(first)
     descends(tmp_path, ("first", "second"))
     return RunContext(runs / "third", "third", tmp_path, "p", "f", lambda *_: None)
 

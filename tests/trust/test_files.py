@@ -693,6 +693,10 @@ FOLDERS: dict[str, Callable[[Path, Path], object]] = {
     "weights elsewhere": lambda bert, outside: with_config(bert, transformers_weights="../x.safetensors"),
     "kernels": lambda bert, outside: with_config(bert, _attn_implementation="someone/kernels"),
     "kernels within": lambda bert, outside: with_config(bert, text_config={"_attn_implementation": "someone/kernels"}),
+    "options of timm": lambda bert, outside: with_config(bert, model_args={"checkpoint_path": "weights"}),
+    "a file for timm": lambda bert, outside: with_config(bert, backbone_kwargs={"anything": str(outside)}),
+    "a backbone elsewhere": lambda bert, outside: with_config(bert, backbone=str(outside)),
+    "an architecture elsewhere": lambda bert, outside: with_config(bert, architecture="local-dir:somewhere"),
     "a nested configuration": lambda bert, outside: (bert / "config.json").write_text("[" * 100_000),
 }
 

@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> RunFolder:
     run = RunFolder(runs_root(tmp_path) / "quantize-20260101-0000-aaaa")
     run.path.mkdir(parents=True)
     run.write_request(Submission("quantize", {"model": "net.py:build"}, tmp_path, "python", "the test", "3.11.0"))
-    run.report_file.write_text(report_of(run.id).model_dump_json())
+    run.write_report(report_of(run.id))
     state = RunState(run_id=run.id, verb="quantize", status="done", started=now(), updated=now(), folder=str(run.path))
     run.write_state(state)
     return run
@@ -84,11 +84,11 @@ def test_pick_never_leaves_the_runs_folder(folder: RunFolder, tmp_path: Path, na
     folder.artifact.mkdir()
     folder.alternatives.mkdir()
     (folder.alternatives / "link").symlink_to(outside)
-    (folder.alternatives / "link.json").write_text(report_of(folder.id).model_dump_json())
+    folder.write_report_to(folder.alternatives / "link.json", report_of(folder.id))
     other = {"name": name, "candidate": "c", "runtime": "onnxruntime", "precision": "int8", "holds": True}
     other |= {"best_for": [], "path": "p", "command": "c"}
     report = report_of(folder.id, alternatives=[other], delivered="chosen")
-    folder.report_file.write_text(report.model_dump_json())
+    folder.write_report(report)
     with pytest.raises(RunError):
         pick(folder, name)
     assert folder.artifact.is_dir()

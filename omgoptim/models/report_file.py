@@ -1,0 +1,54 @@
+"""A run's report in its file, sealed beside it: whether this user's run wrote it. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from pathlib import Path
+
+from omgoptim.models.origin import can_seal, is_sealed, sealed
+from omgoptim.models.plain_file import read_plain
+from omgoptim.reports import EfficiencyReport
+
+MOST_REPORT_BYTES = 256 * 2**20
+MOST_SEAL_BYTES = 10_000
+
+
+def read_report(file: Path, run: str) -> tuple[EfficiencyReport, bool] | None:
+    """A report, and whether this user's run of that id wrote it there; None if there is none that can be read.
+
+    Where no key can be kept, nothing is sealed and a report is taken for the user's own.
+    """
+    try:
+        text = read_plain(file, MOST_REPORT_BYTES)
+        report = EfficiencyReport.model_validate_json(text)
+    except (OSError, ValueError):
+        return None
+    return report, _is_own(file, run, text) or not can_seal()
+
+
+def seal_report(file: Path, run: str, text: str) -> None:
+    """Write the seal of a report whose text is about to be written to `file`."""
+    record = sealed("report", _named(file, run, text.encode()))
+    partial = file.with_name(f".{file.name}.seal.{secrets.token_hex(4)}.tmp")
+    partial.write_text(json.dumps(record), encoding="utf-8")
+    partial.replace(_seal_of(file))
+
+
+def _is_own(file: Path, run: str, text: bytes) -> bool:
+    try:
+        record = json.loads(read_plain(_seal_of(file), MOST_SEAL_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return False
+    named = _named(file, run, text)
+    return isinstance(record, dict) and named.items() <= record.items() and is_sealed("report", record)
+
+
+def _named(file: Path, run: str, text: bytes) -> dict[str, str]:
+    """What a seal says: a report of another run, or of another finalist, is not this one."""
+    return {"run": run, "name": file.name, "sha256": hashlib.sha256(text).hexdigest()}
+
+
+def _seal_of(file: Path) -> Path:
+    return file.with_name(f".{file.name}.seal")
