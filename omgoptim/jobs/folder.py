@@ -172,6 +172,8 @@ class RunFolder:
             record = read_record(self.state_file)
             record.pop(SEAL, None)
             state = RunState.model_validate(record)
+            if datetime.fromisoformat(state.started).tzinfo is None:
+                raise ValueError("it began at no time")
         except (OSError, ValueError):  # the submitting process died before it wrote one
             born = datetime.fromtimestamp(self.path.stat().st_mtime, timezone.utc).isoformat(timespec="milliseconds")
             verb = self.id.split("-")[0]

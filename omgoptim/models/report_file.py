@@ -36,6 +36,13 @@ def seal_report(file: Path, run: str, text: str) -> None:
     partial.replace(_seal_of(file))
 
 
+def write_sealed(file: Path, run: str, report: EfficiencyReport) -> None:
+    """Write a report and its seal, where nobody reads meanwhile."""
+    text = report.model_dump_json(indent=2)
+    seal_report(file, run, text)
+    file.write_text(text, encoding="utf-8")
+
+
 def _is_own(file: Path, run: str, text: bytes) -> bool:
     try:
         record = json.loads(read_plain(_seal_of(file), MOST_SEAL_BYTES))

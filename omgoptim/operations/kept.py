@@ -10,7 +10,7 @@ from typing import Literal
 
 from omgoptim.errors import ArtifactError
 from omgoptim.measure.chance import chance_words
-from omgoptim.models.report_file import seal_report
+from omgoptim.models.report_file import write_sealed
 from omgoptim.operations.advice import new_calls, pick_step, quantize_steps, repeat_of
 from omgoptim.operations.attribution import implausible_words, slower_words, split_words
 from omgoptim.operations.candidates import Program, Proposal
@@ -88,9 +88,7 @@ def keep(run: Run) -> EfficiencyReport:
     reports = {kept.finalist.slug: _report(run, kept, everyone) for kept in everyone}
     for name, report in reports.items():
         asked = report.model_copy(update={"next_steps": new_calls(report, run.request)})
-        text, file = asked.model_dump_json(indent=2), kept_in / f"{name}.json"
-        seal_report(file, context.run_id, text)
-        file.write_text(text, encoding="utf-8")
+        write_sealed(kept_in / f"{name}.json", context.run_id, asked)
     return reports[winner.slug]
 
 
@@ -109,11 +107,9 @@ def _tell(run: Run) -> None:
         elif not passes(finalist.quality, guard):
             attempt.why += f"; loses {finalist.quality.drop:.4f} on the evaluation data, above the guard {guard:g}"
     how = {"balanced": "most speedup times size ratio", "speed": "the fastest", "size": "the smallest"}
-    by_size = final.load > OVERLOADED
+    best = how["size" if final.load > OVERLOADED else run.request.prefer]
     winner.attempt.status = "chosen"
-    winner.attempt.why = (
-        f"{how['size' if by_size else run.request.prefer]} of those within the guard, or as fast and smaller"
-    )
+    winner.attempt.why = f"{best} of those within the guard, or as fast and smaller"
     if not within(winner.attempt, guard):
         winner.attempt.why = "no candidate held the guard on the selection samples; this one came closest"
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from omgoptim.reports.base import Record
 
@@ -65,10 +64,3 @@ class RunState(Record):
     outcome: str | None = None
     summary: str | None = None
     error: dict[str, str] | None = None
-
-    @field_validator("started")
-    @classmethod
-    def _is_a_time(cls, value: str) -> str:
-        if datetime.fromisoformat(value).tzinfo is None:
-            raise ValueError("it has no time zone")
-        return value

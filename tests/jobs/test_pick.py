@@ -37,7 +37,7 @@ def run(tmp_path: Path) -> RunFolder:
     for place, text in ((folder.artifact, "small"), (folder.alternatives / "exact", "exact")):
         place.mkdir(parents=True)
         (place / "model.onnx").write_text(text)
-    (folder.alternatives / "exact.json").write_text(other.model_dump_json())
+    folder.write_report_to(folder.alternatives / "exact.json", other)
     return folder
 
 
