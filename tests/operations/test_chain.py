@@ -84,3 +84,9 @@ def test_a_first_run_that_is_gone_or_is_no_name_of_a_run_gives_no_total(context:
     assert third(context).total is None
     descends(context.project, (f"../../../{outside.name}", "second"))
     assert third(context).total is None
+
+
+def test_a_first_run_whose_report_somebody_changed_gives_no_total(context: RunContext) -> None:
+    file = context.project / ".omgoptim" / "runs" / "first" / "report.json"
+    file.write_text(file.read_text().replace("800", "80000"))
+    assert third(context).total is None

@@ -12,6 +12,11 @@ PROOF = {
     "Naming a model, data, a metric or a loss": [
         "trust/test_files.py::test_each_payload_writes_its_mark_when_something_runs_it"
     ],
+    "Until you name code": [
+        "jobs/test_worker.py::test_a_projects_files_stand_in_for_nothing_that_a_run_imports_before_it_names_code",
+        "jobs/test_worker.py::test_what_starts_a_process_of_ours_is_imported_from_python_itself",
+    ],
+    "Without `--python` or `OMGOPTIM_PYTHON`": ["jobs/test_interpreter.py::test_each_place_comes_before_the_next"],
     "What may be read and whose code may run": [
         "trust/test_artifacts.py::test_what_a_recipe_says_of_its_own_rights_grants_nothing"
     ],
@@ -19,10 +24,12 @@ PROOF = {
         "trust/test_artifacts.py::test_a_callable_that_the_project_does_not_define_is_never_called",
         "trust/test_artifacts.py::test_code_of_an_environment_inside_the_project_is_not_the_projects",
         "trust/test_artifacts.py::test_an_installed_module_runs_where_the_user_allows_it_by_name",
+        "trust/test_run_folders.py::test_code_without_a_file_is_not_the_projects_wherever_we_are",
     ],
     "Files are read inside the project": [
         "models/test_trust.py::test_a_path_outside_the_project_is_refused_even_where_it_exists",
         "models/test_trust.py::test_a_link_that_leaves_the_project_is_refused_and_an_allowed_folder_is_not",
+        "trust/test_run_folders.py::test_a_run_that_is_a_link_gives_no_artifact_from_outside_the_project",
     ],
     "An assistant can give none of": [
         "trust/test_artifacts.py::test_no_tool_takes_what_is_the_users_to_grant",
@@ -41,11 +48,26 @@ PROOF = {
         "trust/test_artifacts.py::test_one_changed_byte_in_any_file_is_refused",
         "trust/test_artifacts.py::test_a_manifest_names_only_files_inside_its_folder",
         "trust/test_artifacts.py::test_a_link_in_an_artifact_is_refused_and_a_link_to_one_is_not",
+        "trust/test_run_folders.py::test_a_recipe_that_was_exchanged_after_its_check_is_not_read",
     ],
     "A run that you did not ask for": [
         "trust/test_artifacts.py::test_a_run_that_this_user_did_not_ask_for_is_resumed_without_what_it_grants_itself",
         "trust/test_tools.py::test_a_run_folder_grants_itself_nothing_when_it_is_resumed",
+        "trust/test_run_folders.py::test_a_request_of_other_types_is_resumed_by_nobody",
+    ],
+    "A report, or a failure, that your own run": [
         "trust/test_foreign_runs.py::test_a_report_of_somebody_elses_run_has_no_commands",
+        "trust/test_run_folders.py::test_a_report_that_was_put_beside_a_users_own_request_has_no_commands",
+        "trust/test_run_folders.py::test_a_request_and_a_seal_that_were_copied_make_no_run_a_users_own",
+        "trust/test_run_folders.py::test_a_failure_that_was_put_beside_a_users_own_request_has_no_fix",
+        "trust/test_run_folders.py::test_a_finalists_report_that_somebody_changed_is_not_picked",
+        "operations/test_chain.py::test_a_first_run_whose_report_somebody_changed_gives_no_total",
+    ],
+    "A folder of runs is only read": [
+        "trust/test_run_folders.py::test_a_folder_with_another_name_than_a_runs_is_none",
+        "trust/test_run_folders.py::test_a_run_with_a_link_in_its_folder_is_none_and_nothing_is_written_through_it",
+        "trust/test_run_folders.py::test_a_pipe_in_a_runs_folder_is_waited_for_by_nobody",
+        "trust/test_run_folders.py::test_a_process_that_somebody_elses_run_names_is_not_ended",
     ],
     "Picking another finalist": ["trust/test_foreign_runs.py::test_pick_never_leaves_the_runs_folder"],
     "A `.pt2` file is never handed to torch": [
@@ -72,13 +94,17 @@ PROOF = {
     "A Hugging Face folder with a link": [
         "trust/test_files.py::test_a_folder_of_hugging_face_that_leads_elsewhere_is_refused"
     ],
+    "A pipe or a device that is named": [
+        "trust/test_run_folders.py::test_a_pipe_that_is_named_as_a_model_is_refused_and_not_waited_for"
+    ],
     "The server serves only the projects": [
         "trust/test_tools.py::test_only_the_projects_that_the_user_gave_are_served_and_the_line_that_adds_one_is_named",
         "jobs/test_project.py::test_a_home_folder_the_root_and_the_plugins_own_are_no_projects_unless_named",
     ],
     "An assistant names only a Python": ["trust/test_tools.py::test_an_agent_names_only_pythons_that_are_found"],
     "Whatever is asked is answered": [
-        "trust/test_tools.py::test_whatever_is_asked_is_answered_in_time_clean_and_never_by_an_internal_error"
+        "trust/test_tools.py::test_whatever_is_asked_is_answered_in_time_clean_and_never_by_an_internal_error",
+        "trust/test_run_folders.py::test_a_state_of_impossible_values_spoils_no_list_of_runs",
     ],
     "Text from a model, a log, a data set": [
         "trust/test_tools.py::test_a_report_of_hostile_names_is_clean_in_every_answer",
@@ -90,6 +116,42 @@ PROOF = {
     ],
 }  # fmt: skip
 """The beginning of each sentence, and the tests that prove it, as file::function below tests/."""
+
+IN_SHORT = {
+    "Naming a model file runs it": [
+        "Naming a model, data, a metric or a loss",
+        "What may be read and whose code may run",
+    ],
+    "A `.pt2`, a checkpoint, an `.onnx` or an artifact": [
+        "A `.pt2` file is never handed to torch",
+        "A pickled model is never opened",
+        "The weights that an `.onnx` file keeps outside",
+        "An artifact without your seal",
+    ],
+    "In the shell, `--trust-artifact`": [
+        "An assistant can give none of",
+        "Files are read inside",
+        "Trust lets the recipe",
+    ],
+    "The server serves only": ["The server serves only the projects", "Over HTTP the server binds"],
+    "Text from a model": ["Text from a model, a log, a data set"],
+    "[SECURITY.md]": [],
+}
+"""The beginning of each sentence of README's Trust, and those of SECURITY.md that it is short for."""
+
+
+def short_sentences() -> list[str]:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.partition("### Trust\n")[2].partition("\n#")[0]
+    return re.split(r"(?<=\.) (?=[A-Z\[])", " ".join(section.split()))
+
+
+def test_every_sentence_of_the_short_section_is_one_of_the_long_one() -> None:
+    said = short_sentences()
+    assert [text for text in said if sum(text.startswith(begin) for begin in IN_SHORT) != 1] == []
+    assert len(said) == len(IN_SHORT)
+    long = [begin for begins in IN_SHORT.values() for begin in begins]
+    assert [begin for begin in long if not any(text.startswith(begin) for text in sentences())] == []
 
 
 def sentences() -> list[str]:
