@@ -68,6 +68,8 @@ def open_pt2(path: Path) -> nn.Module:
         ) from refused
     except RecursionError as error:
         raise ModelError(f"{path.name} is not opened", "a part of it is nested without end", WAY_OUT) from error
+    except KeyError as error:  # fields may be absent where torch writes them only sometimes
+        raise _unreadable(path, ValueError(f"it lacks the entry {error}")) from error
     except (OSError, zipfile.BadZipFile, ValueError, EOFError, NotImplementedError) as error:
         raise _unreadable(path, error) from error
     try:

@@ -77,6 +77,8 @@ PROOF = {
     "A program in a `.pt2` file calls": [
         "trust/test_files.py::test_a_pt2_program_whose_text_torch_would_evaluate_is_refused",
         "trust/test_files.py::test_notes_and_guards_of_a_program_are_left_out_and_run_nothing",
+        "trust/test_pt2_mutations.py::test_code_in_the_place_of_any_text_of_a_program_is_not_run",
+        "trust/test_pt2_mutations.py::test_a_program_with_something_hostile_anywhere_is_opened_without_it_or_named",
     ],
     "A pickled model is never opened": [
         "trust/test_files.py::test_a_pickled_model_is_refused_with_a_way_out_that_is_true",
