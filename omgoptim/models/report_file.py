@@ -13,6 +13,8 @@ from omgoptim.reports import EfficiencyReport
 
 MOST_REPORT_BYTES = 256 * 2**20
 MOST_SEAL_BYTES = 10_000
+LARGEST = 1e30
+"""No count, size or time of a report is as large."""
 
 
 def read_report(file: Path, run: str) -> tuple[EfficiencyReport, bool] | None:
@@ -23,9 +25,22 @@ def read_report(file: Path, run: str) -> tuple[EfficiencyReport, bool] | None:
     try:
         text = read_plain(file, MOST_REPORT_BYTES)
         report = EfficiencyReport.model_validate_json(text)
-    except (OSError, ValueError):
+        own = _is_own(file, run, text)
+        if not own:
+            json.loads(text, parse_constant=_refuse_number, parse_float=_number, parse_int=_number)
+    except (OSError, ValueError, RecursionError):
         return None
-    return report, _is_own(file, run, text) or not can_seal()
+    return report, own or not can_seal()
+
+
+def _number(text: str) -> float:
+    """A number of a report that anybody may have written; one that no measurement gives cannot be shown."""
+    value = float(text)
+    return value if abs(value) < LARGEST else _refuse_number(text)
+
+
+def _refuse_number(text: str) -> float:
+    raise ValueError(f"it holds the number {text[:40]}")
 
 
 def seal_report(file: Path, run: str, text: str) -> None:

@@ -154,6 +154,15 @@ def test_a_state_of_impossible_values_spoils_no_list_of_runs(tmp_path: Path, cha
     assert (state.run_id, state.eta_s, state.progress) == (folder.id, None, None)
 
 
+@pytest.mark.parametrize("size", ["1e999", "NaN", "Infinity", "1" + "0" * 400])
+def test_a_report_of_impossible_numbers_is_damaged_and_none_that_cannot_be_shown(tmp_path: Path, size: str) -> None:
+    folder = by_hand.finished_run(tmp_path, by_hand.report())
+    record = json.loads(folder.report_file.read_text())
+    record["request"]["x"] = record["before"]["size_bytes"] = record["gains"]["speedup"] = "SIZE"
+    folder.report_file.write_text(json.dumps(record).replace('"SIZE"', size))
+    assert "gone or damaged" in within(10, load_report, folder).what
+
+
 @pytest.mark.parametrize(
     "changes", [{"request": []}, {"project": 5}, {"project": "\0"}, {"verb": "eval"}, {"python": {"path": None}}]
 )

@@ -107,6 +107,7 @@ PROOF = {
     "Whatever is asked is answered": [
         "trust/test_tools.py::test_whatever_is_asked_is_answered_in_time_clean_and_never_by_an_internal_error",
         "trust/test_run_folders.py::test_a_state_of_impossible_values_spoils_no_list_of_runs",
+        "trust/test_run_folders.py::test_a_report_of_impossible_numbers_is_damaged_and_none_that_cannot_be_shown",
     ],
     "Text from a model, a log, a data set": [
         "trust/test_tools.py::test_a_report_of_hostile_names_is_clean_in_every_answer",
