@@ -8,6 +8,7 @@
         artifact/     report.json  report.html      only of a run that ended well
 
 A file appears whole or not at all. `report.json` is written last: a run that has one is done.
+Requests, states and `worker.json` hold this user's seal; a report's lies beside it, as `.report.json.seal`.
 """
 
 from __future__ import annotations
