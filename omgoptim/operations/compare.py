@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ import numpy as np
 
 from omgoptim.errors import ArtifactError, DataError, ModelError
 from omgoptim.hardware import usable_cores
+from omgoptim.measure.batch_dependence import batch_dependence
 from omgoptim.measure.chance import chance_words
 from omgoptim.measure.launch import Process
 from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import compare_quality, outputs_from, read_outputs
 from omgoptim.measure.race import LATENCY, THROUGHPUT, Bench
-from omgoptim.models.artifact import Manifest
+from omgoptim.models.artifact import Manifest, open_session
 from omgoptim.models.calls import name_inputs
 from omgoptim.models.check import read_check
 from omgoptim.models.collate import Collation
@@ -61,6 +63,7 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     named = [name_inputs(None, item.inputs, names[0]) for item in raw]
     samples = named_samples(named, raw)
     threads = request.threads or usable_cores()
+    samples, notes = read_by_both(folders, samples, threads, reach)
     context.work.mkdir(parents=True, exist_ok=True)
     batches = {}
     for name, size in ((LATENCY, 1), (THROUGHPUT, request.batch)):
@@ -78,8 +81,6 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     )
     timing = raced.timing(1)  # where the evaluation of B failed, its error: there are no outputs to compare
     original = read_outputs(targets[0])
-    if predicts_next_token(samples.batches[0], samples.targets[0], lambda _: original[0]):
-        samples = Samples(samples.batches, [shifted(target) for target in samples.targets])
     metric_name = request.metric or str(past.get("metric", "auto"))
     described = outputs_from(
         original,
@@ -103,7 +104,7 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     return EfficiencyReport(
         outcome="guard_failed" if quality.ruined else "ok" if is_gain(gained) else "no_gain",
         summary=f"{doubt} {verdict}{origin}".strip(),
-        warnings=[*data.notes, *quality_warnings(quality, 0.01, data.real), *load_warnings(raced.load)],
+        warnings=[*data.notes, *notes, *quality_warnings(quality, 0.01, data.real), *load_warnings(raced.load)],
         verb="compare",
         run_id=context.run_id,
         request=shown_request(request),
@@ -115,6 +116,26 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
         lineage=lineage,
         repeat=command_of("compare", request),
     )
+
+
+def read_by_both(folders: Sequence[Path], samples: Samples, threads: int, reach: Reach) -> tuple[Samples, list[str]]:
+    """The samples as both artifacts are to be judged on them, and what to say of that.
+
+    The targets of a causal language model become the next tokens; samples are one by one where an answer depends on
+    its batch.
+    """
+    notes: list[str] = []
+    dependent = None
+    for name, folder in zip("AB", folders, strict=True):
+        manifest, session = open_session(folder, threads, reach)
+        if name == "A" and predicts_next_token(samples.batches[0], samples.targets[0], session.run):
+            samples = Samples(samples.batches, [shifted(target) for target in samples.targets])
+            notes.append("the labels repeat the inputs: each position is scored on the next token")
+        found = batch_dependence(session.run, samples, coarse=manifest.precision != "float32")
+        if found and not dependent:
+            dependent = found
+            notes.append(f"of {name}, {found}; quality is measured one sample at a time")
+    return samples.one_by_one() if dependent else samples, notes
 
 
 def _artifact(name: str, reach: Reach) -> Path:
