@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from omgoptim.errors import ModelError, SetupError, argument
 from omgoptim.models.artifact import MANIFEST, check_artifact
@@ -138,7 +139,19 @@ def _constructed(recipe: Recipe, reach: Reach) -> nn.Module:
         module = _BUILDERS[recipe.kind](recipe)
     if recipe.surgery is not None:
         operate(module, recipe.surgery)
+    _refuse_uninitialized(module, recipe)
     return module
+
+
+def _refuse_uninitialized(module: nn.Module, recipe: Recipe) -> None:
+    """Raise a ModelError where lazy layers do not know their sizes yet: no fresh process could load their weights."""
+    waiting = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if is_lazy(tensor)]
+    if waiting:
+        raise ModelError(
+            "the model has lazy layers whose sizes are not known yet",
+            f"uninitialized: {', '.join(waiting[:4])}",
+            f"run the module once on an example batch in {recipe.spec or 'its builder'}, before it returns it",
+        )
 
 
 def _training_mode_notes(module: nn.Module) -> list[str]:

@@ -138,6 +138,7 @@ def settled_outputs(session: Session, example: NamedBatch) -> list[NDArray[Any]]
     Raises:
         ModelError: it does not run, or gives something else the second time.
     """
+    kept = {name: array.copy() for name, array in example.items()}
     try:
         outputs, again = session.run(example), session.run(example)
     except OmgoptimError:
@@ -147,6 +148,13 @@ def settled_outputs(session: Session, example: NamedBatch) -> list[NDArray[Any]]
         raise ModelError("the model does not run on a batch of two samples", said) from error
     difference = artifacts.max_difference(outputs, again)
     if difference > artifacts.TOLERANCE["float32"]:
+        changed = [name for name, array in kept.items() if array.tobytes() != example[name].tobytes()]
+        if changed:
+            raise ModelError(
+                "the model changes its inputs in place",
+                f"after a call '{changed[0]}' holds other values, so that the next call on it gives something else",
+                "write forward without in-place operations on its inputs: x = x * 2 in place of x.mul_(2)",
+            )
         raise ModelError(
             "the model gives something else each time it is called",
             f"two calls on the same inputs differ by {difference:.3g} of the outputs' scale",

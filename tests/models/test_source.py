@@ -45,6 +45,16 @@ def test_a_class_a_function_and_an_instance_each_give_a_module_in_eval_mode(
     assert not any(layer.training for layer in module.modules())
 
 
+def test_lazy_layers_without_sizes_are_refused_with_the_way_out(write: Write, reach: Reach) -> None:
+    text = "import torch\nfrom torch import nn\ndef lazy():\n    return nn.Sequential(nn.LazyLinear(3))\n"
+    write("lazy.py", text + "def ready():\n    net = lazy()\n    net(torch.zeros(2, 4))\n    return net\n")
+    with pytest.raises(ModelError, match="sizes are not known") as error:
+        load_source("lazy.py:lazy", reach)
+    assert "0.weight" in error.value.why
+    assert "lazy.py:lazy" in error.value.fix
+    assert type(module_of("lazy.py:ready", reach)[0]) is nn.Linear  # type: ignore[index]
+
+
 def test_keyword_arguments_reach_the_callable_and_an_instance_takes_none(write: Write, reach: Reach) -> None:
     write("net.py")
     for model in ("net.py:Net", "net.py:build"):

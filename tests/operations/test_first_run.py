@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from omgoptim.errors import DataError
+from omgoptim.errors import DataError, ModelError
 from omgoptim.measure.size import stored_precision
 from omgoptim.models.data import from_callable
 from omgoptim.models.samples import Samples
@@ -17,8 +17,10 @@ from omgoptim.operations.first_run import (
     is_causal,
     precision_of_module,
     refuse_nan_samples,
+    settled_outputs,
     with_shifted_labels,
 )
+from omgoptim.runtimes import ENGINES, Settings
 from omgoptim.runtimes.signature import InputTensor, Signature
 
 INPUTS = (InputTensor("input", "float32", ("batch", 3), False),)
@@ -92,3 +94,24 @@ def test_labels_of_a_causal_language_model_are_shifted_once_wherever_they_are_re
     by_the_model = with_shifted_labels(data, OwnLoss())
     assert next(by_the_model.batches("eval")).target.tolist() == expected
     assert next(by_the_model.epoch(2)).target.tolist() == ids.tolist()
+
+
+class InPlace(nn.Module):
+    """Writes into its input: a factor each time, or the same again."""
+
+    def __init__(self, doubles: bool) -> None:
+        super().__init__()
+        self.doubles = doubles
+
+    def forward(self, input: Tensor) -> Tensor:
+        return (input.mul_(2) if self.doubles else input.clamp_(min=0)) + 1
+
+
+def test_a_model_whose_next_call_sees_what_it_wrote_into_its_input_is_told_so() -> None:
+    signature = Signature(INPUTS, "tensor")
+    batch = {"input": np.array([[-1.0, 2.0, 3.0]], np.float32)}
+    with pytest.raises(ModelError, match="changes its inputs in place") as error:
+        settled_outputs(ENGINES["torch_eager"].open(InPlace(doubles=True), signature, Settings(threads=1)), batch)
+    assert "'input' holds other values" in error.value.why
+    same = ENGINES["torch_eager"].open(InPlace(doubles=False), signature, Settings(threads=1))
+    assert (settled_outputs(same, {"input": batch["input"].copy()})[0] >= 1).all()
