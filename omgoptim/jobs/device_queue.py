@@ -50,7 +50,7 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """What stands between a run and its turn."""
+    """State of a run that waits for its turn: the run that measures, and how many are ahead."""
 
     measuring: Ticket | None
     """The run that measures now; None between two turns."""
@@ -67,7 +67,7 @@ class Wait:
 
 
 class DeviceQueue:
-    """One run's place in the queue of a device.
+    """Queue of a device, from the side of one run.
 
     Args:
         device: cpu or cuda.

@@ -32,7 +32,7 @@ from omgoptim.models.report_file import read_report, seal_report
 from omgoptim.reports import EfficiencyReport, RunState
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-"""What the folder of a run is called; another is none, whatever lies in it."""
+"""Pattern of a run folder's name; other folders are ignored."""
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 
@@ -153,11 +153,11 @@ class RunFolder:
         write_whole(self.request_file, json.dumps(record, indent=2))
 
     def is_own_request(self) -> bool:
-        """Whether this user asked for it, and in these words."""
+        """Return whether the request carries this user's seal, unchanged."""
         return self._is_own("request", self.request_file, "run")
 
     def is_own_state(self) -> bool:
-        """Whether this user's omgoptim wrote the state, of this run."""
+        """Return whether the state carries this user's seal for this run."""
         return self._is_own("state", self.state_file, "run_id")
 
     def _is_own(self, kind: Kind, file: Path, run: str) -> bool:
@@ -281,7 +281,7 @@ def run_folders(project: Path) -> list[RunFolder]:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder may be that of a run: a plain name, and in it files and folders only."""
+    """Return whether a folder can be a run's: a plain name, and only regular files and folders in it."""
     if not NAME.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
         return False
     try:

@@ -30,7 +30,7 @@ CHECK_LIMIT_S = 10.0
 OWN = "the Python that omgoptim itself runs in"
 
 _COMMAND = re.compile(r"(?:python|pypy)\d*(?:\.\d+)*t?(?:\.exe)?")
-"""What the command of a Python is called."""
+"""Pattern of the file name of a Python interpreter."""
 
 _CHECK = """\
 import sys

@@ -61,7 +61,7 @@ def _pick(folder: RunFolder, name: str) -> EfficiencyReport:
 
 
 def _is_plain(name: str) -> bool:
-    """Whether a name of a report is the name of an entry of the run's own folder, and no way out of it."""
+    """Return whether a name is a plain entry name that cannot lead out of the run's folder."""
     return re.fullmatch(r"[a-z0-9][a-z0-9-]{0,100}", name) is not None
 
 

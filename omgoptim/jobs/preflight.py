@@ -22,18 +22,18 @@ FILES = {
     "model": (".onnx", ".pt2"),
     "data": (".npz", ".safetensors"),
 }
-"""What a file may end in that is read as it is."""
+"""File name endings of models and data that are read without running code, by argument."""
 
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 DYNAMIC = ("import *", "globals(", "__getattr__", "setattr(", "exec(", "vars(")
-"""What can make names that do not stand in a file."""
+"""Text that indicates names defined at run time, which parsing cannot find."""
 
 MOST_CODE_BYTES = 2**21
 """A larger Python file is left to the run: looking for its names would take seconds."""
 
 
 def check_named(request: Request, project: Path) -> None:
-    """Raise for what a request names and the run could not find.
+    """Check that everything a request names exists.
 
     Raises:
         RequestError: a path outside of what the request grants, or an output that exists.
@@ -58,7 +58,7 @@ def _reach_of(request: Request, project: Path) -> Reach:
 
 
 def _sources(request: Request) -> Iterator[tuple[str, str]]:
-    """What each named thing is called in errors, and its text."""
+    """Yield the argument's name and value for everything that the request names."""
     for name in ("model", "a", "b", "checkpoint", "data", "metric", "loss"):
         value = getattr(request, name, None)
         if isinstance(value, str) and (name not in ("metric", "loss") or ":" in value):

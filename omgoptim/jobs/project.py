@@ -141,7 +141,7 @@ def _is_in_plugin(folder: Path) -> bool:
 
 
 def _is_too_wide(folder: Path) -> bool:
-    """Whether a folder holds more than projects: the root, the home folder, what is above it."""
+    """Return whether a folder is too broad for a project: the root, the home folder, or a parent of it."""
     try:
         home = Path.home().resolve()
     except (OSError, RuntimeError):

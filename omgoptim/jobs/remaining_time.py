@@ -1,4 +1,4 @@
-"""How long a run still takes, from the fraction of it that is done and from how earlier runs of its kind went.
+"""Estimate of a run's remaining time, from its progress and from earlier runs of the same kind.
 
 A run reports fixed fractions at its stages; what share of its time they stand for differs by verb, method and machine.
 So each finished run leaves the shares of its time at which it passed each fraction, and the next run of that kind reads
@@ -96,7 +96,7 @@ def interpolate(x: float, xs: Sequence[float], ys: Sequence[float]) -> float:
 
 
 def read_shares(file: Path | None, kind: str) -> Sequence[float]:
-    """What earlier runs of a kind left; `GRID` itself (time follows the fraction) where there is nothing usable."""
+    """Return the stored time shares of a kind of run, or `GRID` (time proportional to progress) if there are none."""
     found = _read(file).get(kind)
     usable = (
         isinstance(found, list)

@@ -1,4 +1,4 @@
-"""How the files of a run's folder are written and read: whole or not at all, and trusting nothing that is in them."""
+"""Atomic writing, and bounded reading of untrusted files, in a run's folder."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def _run(folder: RunFolder, run_verb: RunVerb, progress: Progress) -> Efficiency
 
 
 def _kind_of(verb: str, request: Request) -> str:
-    """What decides how a run's time is shared between its stages: the verb, the technique, and how long it measures."""
+    """Return the key under which time shares are stored: verb, technique and timing."""
     technique = technique_field(type(request))
     params = getattr(request, technique) if technique else None
     names = (verb, params.bare(technique) if params and technique else "", getattr(request, "timing", ""))
@@ -127,7 +127,7 @@ def _kind_of(verb: str, request: Request) -> str:
 
 
 class _Turns:
-    """How a run shares its device: it measures in turns, and pauses while another run measures."""
+    """Access of a run to its device: exclusive while it measures, paused while another run measures."""
 
     def __init__(self, queue: DeviceQueue, progress: Progress) -> None:
         self._queue = queue

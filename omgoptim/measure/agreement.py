@@ -1,4 +1,4 @@
-"""How far a model's outputs are those of the original: one agreement per output, and the worst of them.
+"""Agreement of a model's outputs with the original's: per output, and the worst of them.
 
 Class scores agree where the same class has the largest score. Numbers, values and states agree by 1 - (relative
 error)^2, the share of the original's variance over samples that is kept: the coefficient of determination (R^2) with
@@ -30,7 +30,7 @@ RUINED_AGREEMENT = 0.5
 
 @dataclass(frozen=True, slots=True)
 class OutputAgreement:
-    """One output against the original's, over all samples."""
+    """Agreement of one output with the original's, over all samples."""
 
     spec: OutputSpec
     agreement: float
@@ -44,7 +44,7 @@ class OutputAgreement:
 
     @property
     def ruined(self) -> bool:
-        """Whether what the original gives here is lost."""
+        """Return whether the output is ruined: its error exceeds the limit."""
         if self.relative_error is not None:
             return self.relative_error > RUINED_ERROR
         return self.agreement < RUINED_AGREEMENT
@@ -52,7 +52,7 @@ class OutputAgreement:
 
 @dataclass(frozen=True, slots=True)
 class _Scores:
-    """One output's agreement, sample by sample."""
+    """Return the agreement of one output per sample."""
 
     per_sample: NDArray[np.float64]
     relative_error: float | None = None

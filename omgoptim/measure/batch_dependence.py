@@ -1,4 +1,4 @@
-"""Whether the answer to a sample depends on the other samples of its batch: batch 1 against batch n, same samples.
+"""Check for batch dependence: outputs at batch 1 against outputs at batch n, on the same samples.
 
 It does with batch statistics in eval mode, with a branch on values of the whole batch (`if x.mean() > 0`), and where
 lengths of a batch decide. Then a figure of quality belongs to one batch size, and an exported program, which follows

@@ -1,4 +1,4 @@
-"""Whether a model's own quality is what guessing gives: then a ratio of anything says nothing about its use."""
+"""Check whether the original model's quality is at chance level."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading a file that may come from anybody: a regular file, of a bounded size, without ever waiting. No torch."""
+"""Bounded, non-blocking reading of untrusted regular files. No torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's report in its file, sealed beside it: whether this user's run wrote it. No torch."""
+"""Reading and writing a run's report with the seal that proves who wrote it. No torch."""
 
 from __future__ import annotations
 
