@@ -1,6 +1,7 @@
 """The registry of techniques: frozen records, one per params class, filled by the `@technique` decorator.
 
-Files under `techniques/<verb>/` are found by a flat listing. Nothing is swallowed: a file that does not import, or a
+Files under `techniques/<verb>/` are found by a flat listing; what those files share lives in private packages beside
+them (`techniques/quantize/_onnx/`) and registers nothing. Nothing is swallowed: a file that does not import, or a
 params class with two techniques, is an error.
 """
 
@@ -154,9 +155,11 @@ def _register(record: Technique) -> None:
 def all_techniques() -> dict[type[Params], Technique]:
     """Every registered technique by its params class."""
     for package in pkgutil.iter_modules(techniques.__path__):
-        if package.ispkg:
+        if package.ispkg and not package.name.startswith("_"):
             folder = importlib.import_module(f"{techniques.__name__}.{package.name}")
             for module in pkgutil.iter_modules(folder.__path__):
+                if module.name.startswith("_"):
+                    continue
                 importlib.import_module(f"{folder.__name__}.{module.name}")
     return dict(_registered)
 
