@@ -1,6 +1,6 @@
-"""The facts of a report in the words in which every renderer tells them: numbers, rows, claims.
+"""What may be claimed of a report, decided once for every form: verdict, "faster", the before / after table.
 
-The renderers differ in form only. What may be said ("faster" needs an interval that excludes 1) is decided here, once.
+"Faster" needs an interval that excludes 1, "the teacher helped" one that excludes 0.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from omgoptim.render import undecided
-from omgoptim.reports import Candidate, Control, EfficiencyReport, Gains, Measurement, RunState, Skip, Total
+from omgoptim.render.numbers import SAME, count_text, drop_text, plain, ratio_text, size_text, time_text
+from omgoptim.reports import Control, EfficiencyReport, Gains, Measurement, Total
 from omgoptim.reports.measured import SMALLER
-from omgoptim.text import clean, clean_block
 
 Tone = Literal["better", "worse", "same", "open"]
 """`better` is for what may be claimed: a speed whose interval excludes 1, a size, memory or count that is smaller by
@@ -20,10 +19,8 @@ at least SMALLER, and only where the outcome is ok. `open`: the number is told, 
 which way it goes.
 """
 
-SAME = 0.005
-"""A ratio nearer to 1 than this is told as no change."""
-
-_RANK = {"chosen": 0, "finalist": 1, "planned": 2, "dropped": 3, "failed": 4, "skipped": 5}
+TIMES = ("latency_ms_p50", "latency_ms_p90", "throughput_per_s")
+"""Fields of a measurement that mean nothing where the machine was overloaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,66 +34,6 @@ class Row:
     tone: Tone = "same"
 
 
-@dataclass(frozen=True, slots=True)
-class SkipGroup:
-    """Layers that were left alone for one reason."""
-
-    reason: str
-    paths: tuple[str, ...]
-
-
-def plain(text: str, limit: int = 400) -> str:
-    """Text of a model, a log or a library on one line: no control or invisible characters, and bounded."""
-    return clean(text, limit)
-
-
-def block(text: str, limit: int = 2000) -> str:
-    """Like `plain`, but the line breaks stay: for logs and code."""
-    return clean_block(text, limit)
-
-
-def progress_text(state: RunState) -> str:
-    """`measuring, 40%, 12 s left`"""
-    return ", ".join([stage_text(state), *progress_numbers(state)])
-
-
-def stage_text(state: RunState) -> str:
-    return plain(state.stage or state.status, 120)
-
-
-def progress_numbers(state: RunState) -> list[str]:
-    """What is known of: percent done, time left."""
-    done = [] if state.progress is None else [f"{state.progress:.0%}"]
-    return done if state.eta_s is None else [*done, f"{wait_text(state.eta_s)} left"]
-
-
-def size_text(size: int) -> str:
-    """Bytes in decimal units: 1 MB is 1,000,000 bytes."""
-    return _scaled(size, ("B", "kB", "MB", "GB", "TB"))
-
-
-def count_text(count: int) -> str:
-    """A count with three digits and k, M, G or T."""
-    return _scaled(count, ("", "k", "M", "G", "T")).rstrip()
-
-
-def time_text(ms: float) -> str:
-    """A duration given in milliseconds."""
-    if ms >= 1000:
-        return f"{ms / 1000:.2f} s"
-    return f"{ms:.1f} ms" if ms >= 100 else f"{ms:.3g} ms"
-
-
-def wait_text(seconds: float) -> str:
-    """How long something still takes, as a person says it."""
-    whole = max(0, round(seconds))
-    return f"{whole} s" if whole < 90 else f"{round(whole / 60)} min"
-
-
-def ratio_text(ratio: float) -> str:
-    return f"{ratio:.2f}x" if ratio < 10 else f"{ratio:.1f}x"
-
-
 def verdict(report: EfficiencyReport) -> str:
     """The outcome in one or two words."""
     if report.request.get("plan"):
@@ -106,14 +43,18 @@ def verdict(report: EfficiencyReport) -> str:
     return {"ok": "OK", "no_gain": "NO GAIN", "guard_failed": "GUARD FAILED"}[report.outcome]
 
 
-def changed_paths(report: EfficiencyReport) -> list[str]:
-    """The layers that were changed, each once however much of it was."""
-    return list(dict.fromkeys(change.path for change in report.changed))
+def speed_undecided(report: EfficiencyReport) -> bool:
+    """Whether times were measured and no ratio of them can be told."""
+    return report.gains is not None and report.gains.launches is not None and report.gains.speedup is None
 
 
-def changed_title(report: EfficiencyReport) -> str:
-    """What the list of changed layers is: done, or planned."""
-    return "would change" if report.request.get("plan") else "changed"
+def shown_sides(report: EfficiencyReport) -> tuple[Measurement | None, Measurement | None]:
+    """Both sides of the comparison, without their times where those mean nothing."""
+    if not speed_undecided(report):
+        return report.before, report.after
+    nothing = dict.fromkeys(TIMES)
+    before, after = (side.model_copy(update=nothing) if side else None for side in (report.before, report.after))
+    return before, after
 
 
 def sparsity_text(measured: Measurement) -> str:
@@ -124,12 +65,12 @@ def sparsity_text(measured: Measurement) -> str:
 
 
 def size_words(measured: Measurement) -> str:
-    """`2.1 MB, 8.9 MB if zeros were stored as numbers`"""
+    """`2.1 MB, 8.9 MB dense`: the packed size, and that with zeros stored as numbers"""
     if measured.size_bytes is None:
         return ""
     if measured.dense_size_bytes is None:
         return size_text(measured.size_bytes)
-    return f"{size_text(measured.size_bytes)}, {size_text(measured.dense_size_bytes)} if zeros were stored as numbers"
+    return f"{size_text(measured.size_bytes)}, {size_text(measured.dense_size_bytes)} dense"
 
 
 def speed_claim(gains: Gains) -> tuple[str, Tone]:
@@ -161,28 +102,23 @@ def quality_claim(report: EfficiencyReport) -> tuple[str, Tone]:
     return text, claimed("better" if gained else "same", report)
 
 
-def drop_text(drop: float) -> str:
-    """A drop with four digits; one that rounds to nothing has no sign."""
-    return f"{round(drop, 4) or 0.0:.4f}"
-
-
 def claimed(tone: Tone, report: EfficiencyReport) -> Tone:
     """A tone in this report: nothing is shown as a gain where the outcome is not ok."""
     return "same" if tone == "better" and report.outcome != "ok" else tone
 
 
 def control_claim(control: Control) -> tuple[str, Tone]:
-    """What may be said of a teacher: that it brought or cost something only where the interval excludes 0."""
+    """What may be said of distillation: an effect only where the interval excludes 0."""
     if control.gain is None:
         return "", "same"
     if control.gain_low is None or control.gain_high is None:
-        return f"{control.gain:+.4f} with the teacher (point estimate)", "open"
-    interval = f"({control.gain_low:+.4f} to {control.gain_high:+.4f})"
+        return f"distillation {control.gain:+.4f} (point estimate)", "open"
+    interval = f"95 % interval {control.gain_low:+.4f} to {control.gain_high:+.4f}"
     if control.gain_low > 0:
-        return f"the teacher brought {control.gain:+.4f} {interval}", "better"
+        return f"distillation gained {control.gain:.4f} ({interval})", "better"
     if control.gain_high < 0:
-        return f"the teacher cost {-control.gain:.4f} {interval}", "worse"
-    return f"{control.gain:+.4f} with the teacher, undecided {interval}", "open"
+        return f"distillation lost {-control.gain:.4f} ({interval})", "worse"
+    return f"no significant effect of distillation ({control.gain:+.4f}, {interval})", "open"
 
 
 def sides(report: EfficiencyReport) -> tuple[str, str]:
@@ -192,7 +128,7 @@ def sides(report: EfficiencyReport) -> tuple[str, str]:
 
 def comparison_rows(report: EfficiencyReport) -> list[Row]:
     """The before / after / gain table, one row per quantity that was measured on either side."""
-    before, after = undecided.shown_sides(report)
+    before, after = shown_sides(report)
     if before is None and after is None:
         return []
     gains = report.gains or Gains()
@@ -219,7 +155,7 @@ def comparison_rows(report: EfficiencyReport) -> list[Row]:
         ),
         _row(quality_label(known), before, after, lambda m: m.quality, lambda q: f"{q:.4f}", quality_claim(report)),
     ]
-    if undecided.speed_undecided(report):
+    if speed_undecided(report):
         rows.append(Row("speed", "", "undecided", "the machine was overloaded", "open"))
     if gains.agreement is not None:
         rows.append(Row("agreement", "", f"{gains.agreement:.4f}", "same answers"))
@@ -271,28 +207,6 @@ def side_title(name: str, measured: Measurement | None) -> str:
     return f"{name}: {measured.runtime} {measured.precision}" if measured else name
 
 
-def ranked_candidates(report: EfficiencyReport) -> list[Candidate]:
-    """The chosen one first, then finalists, then what was dropped or failed; the report's order within."""
-    return sorted(report.candidates, key=lambda candidate: _RANK[candidate.status])
-
-
-def skip_groups(skipped: list[Skip]) -> list[SkipGroup]:
-    """What was skipped by reason, the commonest reason first."""
-    groups: dict[str, list[str]] = {}
-    for skip in skipped:
-        groups.setdefault(skip.reason, []).append(skip.path)
-    ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
-    return [SkipGroup(reason, tuple(paths)) for reason, paths in ordered]
-
-
-def _scaled(value: float, units: tuple[str, ...]) -> str:
-    for unit in units[:-1]:
-        if abs(value) < 999.5:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} {units[-1]}"
-
-
 def _ratio(ratio: float | None, better: str, worse: str = "more") -> tuple[str, Tone]:
     if ratio is None or ratio <= 0:
         return "", "same"
@@ -334,9 +248,9 @@ def _nonzero(before: Measurement | None, after: Measurement | None) -> list[Row]
 
 
 def _dense_size(before: Measurement | None, after: Measurement | None) -> list[Row]:
-    """A row of its own only where zeros take no bytes: what the files would be if they did."""
+    """A row of its own only where zeros are packed: what the files would be with zeros stored as numbers."""
     if not any(side and side.dense_size_bytes is not None for side in (before, after)):
         return []
     dense = [None if side is None else side.dense_size_bytes or side.size_bytes for side in (before, after)]
     shown = ["" if size is None else size_text(size) for size in dense]
-    return [Row("size if zeros were numbers", shown[0], shown[1])]
+    return [Row("dense size", shown[0], shown[1])]

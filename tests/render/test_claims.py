@@ -7,12 +7,12 @@ import io
 import pytest
 from rich.console import Console
 
-from omgoptim.render import facts
+from omgoptim.render import claims, lists, numbers
 from omgoptim.render.brief import brief_report
+from omgoptim.render.claims import TIMES
 from omgoptim.render.html import report_html
 from omgoptim.render.markdown import report_markdown
 from omgoptim.render.terminal import report_view
-from omgoptim.render.undecided import TIMES
 from omgoptim.reports import EfficiencyReport, Gains, Measurement, Skip, Total
 from omgoptim.reports.measured import SMALLER
 
@@ -28,71 +28,71 @@ from omgoptim.reports.measured import SMALLER
     ],
 )
 def test_faster_is_only_said_when_the_interval_excludes_one(gains: Gains, told: tuple[str, str]) -> None:
-    assert facts.speed_claim(gains) == told
+    assert claims.speed_claim(gains) == told
 
 
 @pytest.mark.parametrize(
     ("size", "told"), [(0, "0 B"), (999, "999 B"), (999_600, "1 MB"), (1_246_312, "1.25 MB"), (98_000_000_000, "98 GB")]
 )
 def test_sizes_are_told_in_decimal_units_with_three_digits(size: int, told: str) -> None:
-    assert facts.size_text(size) == told
+    assert numbers.size_text(size) == told
 
 
 def test_what_was_not_measured_has_no_row() -> None:
     report = _report(before=Measurement(runtime="torch_eager", size_bytes=1000))
-    assert [(row.label, row.before) for row in facts.comparison_rows(report)] == [("size", "1 kB")]
+    assert [(row.label, row.before) for row in claims.comparison_rows(report)] == [("size", "1 kB")]
 
 
 def test_a_larger_artifact_is_called_larger() -> None:
     sides = Measurement(runtime="a", size_bytes=100), Measurement(runtime="b", size_bytes=200)
     report = _report(before=sides[0], after=sides[1], gains=Gains(size_ratio=0.5))
-    assert facts.comparison_rows(report)[0].gain == "2.00x larger"
-    assert facts.comparison_rows(report)[0].tone == "worse"
+    assert claims.comparison_rows(report)[0].gain == "2.00x larger"
+    assert claims.comparison_rows(report)[0].tone == "worse"
 
 
 def test_zeros_get_a_row_of_their_own_only_where_there_are_any() -> None:
     dense = Measurement(runtime="a", params=100, nonzero_params=100)
     sparse = Measurement(runtime="a", params=100, nonzero_params=50)
-    assert [row.label for row in facts.comparison_rows(_report(before=dense, after=dense))] == ["parameters"]
-    labels = [row.label for row in facts.comparison_rows(_report(before=dense, after=sparse))]
+    assert [row.label for row in claims.comparison_rows(_report(before=dense, after=dense))] == ["parameters"]
+    labels = [row.label for row in claims.comparison_rows(_report(before=dense, after=sparse))]
     assert labels == ["parameters", "non-zero parameters"]
 
 
 def test_zeros_are_told_as_a_share_and_the_size_without_packing_in_a_row_of_its_own() -> None:
     dense = Measurement(runtime="a", params=1000, nonzero_params=1000, size_bytes=8_900_000)
     sparse = Measurement(runtime="a", params=1000, nonzero_params=100, size_bytes=2_100_000, dense_size_bytes=8_900_000)
-    rows = {row.label: row for row in facts.comparison_rows(_report(before=dense, after=sparse))}
+    rows = {row.label: row for row in claims.comparison_rows(_report(before=dense, after=sparse))}
     assert rows["non-zero parameters"].gain == "90% zeros"
-    assert (rows["size if zeros were numbers"].before, rows["size if zeros were numbers"].after) == ("8.9 MB", "8.9 MB")
-    assert facts.size_words(sparse) == "2.1 MB, 8.9 MB if zeros were stored as numbers"
-    assert facts.size_words(dense) == "8.9 MB"
+    assert (rows["dense size"].before, rows["dense size"].after) == ("8.9 MB", "8.9 MB")
+    assert claims.size_words(sparse) == "2.1 MB, 8.9 MB dense"
+    assert claims.size_words(dense) == "8.9 MB"
 
 
 def test_parameters_have_a_gain_only_where_their_number_changed() -> None:
     more, less = Measurement(runtime="a", params=200), Measurement(runtime="a", params=100)
-    assert [row.gain for row in facts.comparison_rows(_report(before=more, after=less))] == ["2.00x fewer"]
-    assert [row.gain for row in facts.comparison_rows(_report(before=more, after=more))] == [""]
+    assert [row.gain for row in claims.comparison_rows(_report(before=more, after=less))] == ["2.00x fewer"]
+    assert [row.gain for row in claims.comparison_rows(_report(before=more, after=more))] == [""]
 
 
 def test_skipped_layers_are_grouped_by_reason_the_commonest_first() -> None:
     skips = [Skip(path="a", reason="r1"), Skip(path="b", reason="r2"), Skip(path="c", reason="r2")]
-    assert [(g.reason, g.paths) for g in facts.skip_groups(skips)] == [("r2", ("b", "c")), ("r1", ("a",))]
+    assert [(g.reason, g.paths) for g in lists.skip_groups(skips)] == [("r2", ("b", "c")), ("r1", ("a",))]
 
 
 def test_the_chosen_candidate_comes_first(quantized: EfficiencyReport) -> None:
-    statuses = [one.status for one in facts.ranked_candidates(quantized)]
+    statuses = [one.status for one in lists.ranked_candidates(quantized)]
     assert statuses == ["chosen", "finalist", "finalist", "dropped", "dropped", "failed", "skipped"]
 
 
 def test_plain_text_is_one_bounded_line_of_visible_characters() -> None:
-    assert facts.plain("a\x1b[31m\nb\u202e\u200b c\x00") == "a b\\u202e\\u200b c\\x00"
-    assert len(facts.plain("x" * 10_000, 50)) == 50
+    assert numbers.plain("a\x1b[31m\nb\u202e\u200b c\x00") == "a b\\u202e\\u200b c\\x00"
+    assert len(numbers.plain("x" * 10_000, 50)) == 50
 
 
 def test_the_verdict_tells_a_plan_from_a_result(quantized: EfficiencyReport, planned: EfficiencyReport) -> None:
-    assert [facts.verdict(report) for report in (quantized, planned)] == ["OK", "PLAN"]
-    assert facts.verdict(quantized.model_copy(update={"outcome": "guard_failed"})) == "GUARD FAILED"
-    assert [facts.verdict(quantized.model_copy(update={"verb": verb})) for verb in ("prune", "compare")] == [
+    assert [claims.verdict(report) for report in (quantized, planned)] == ["OK", "PLAN"]
+    assert claims.verdict(quantized.model_copy(update={"outcome": "guard_failed"})) == "GUARD FAILED"
+    assert [claims.verdict(quantized.model_copy(update={"verb": verb})) for verb in ("prune", "compare")] == [
         "OK",
         "MEASURED",
     ]
@@ -113,7 +113,7 @@ def _report(**sides: object) -> EfficiencyReport:
 )
 def test_size_memory_and_counts_are_a_gain_from_the_ratio_that_may_be_called_smaller(ratio: float, tone: str) -> None:
     report = _sized(Gains(size_ratio=ratio, memory_ratio=ratio, macs_ratio=ratio))
-    tones = {row.label: row.tone for row in facts.comparison_rows(report)}
+    tones = {row.label: row.tone for row in claims.comparison_rows(report)}
     assert [tones[label] for label in ("size", "peak memory", "MACs per sample")] == [tone] * 3
 
 
@@ -121,8 +121,8 @@ def test_size_memory_and_counts_are_a_gain_from_the_ratio_that_may_be_called_sma
 def test_nothing_is_shown_as_a_gain_where_the_outcome_is_not_ok(outcome: str) -> None:
     gains = Gains(size_ratio=4, speedup=3, speedup_low=2.5, speedup_high=3.5, memory_ratio=2, macs_ratio=2)
     ok = _sized(gains)
-    assert {row.tone for row in facts.comparison_rows(ok)} == {"better"}
-    assert "better" not in {row.tone for row in facts.comparison_rows(ok.model_copy(update={"outcome": outcome}))}
+    assert {row.tone for row in claims.comparison_rows(ok)} == {"better"}
+    assert "better" not in {row.tone for row in claims.comparison_rows(ok.model_copy(update={"outcome": outcome}))}
     assert 'class="better"' in report_html(ok)
     assert 'class="better"' not in report_html(ok.model_copy(update={"outcome": outcome}))
 
@@ -130,9 +130,9 @@ def test_nothing_is_shown_as_a_gain_where_the_outcome_is_not_ok(outcome: str) ->
 def test_a_better_quality_is_a_gain_only_where_its_interval_excludes_no_change() -> None:
     undecided = _report(gains=Gains(quality_drop=-0.01, quality_drop_low=-0.02, quality_drop_high=0.001))
     clear = _report(gains=Gains(quality_drop=-0.01, quality_drop_low=-0.02, quality_drop_high=-0.001))
-    assert [facts.quality_claim(report)[1] for report in (undecided, clear)] == ["same", "better"]
+    assert [claims.quality_claim(report)[1] for report in (undecided, clear)] == ["same", "better"]
     rounding = _report(gains=Gains(quality_drop=-1e-8, quality_drop_low=-2e-8, quality_drop_high=-1e-9))
-    assert facts.quality_claim(rounding) == ("drop 0.0000 (0.0000 to 0.0000)", "same")
+    assert claims.quality_claim(rounding) == ("drop 0.0000 (0.0000 to 0.0000)", "same")
 
 
 def test_every_face_names_the_files_that_a_size_counts() -> None:
@@ -140,11 +140,11 @@ def test_every_face_names_the_files_that_a_size_counts() -> None:
     after = Measurement(runtime="b", size_bytes=50, size_files=["model.onnx"])
     report = _report(before=before, after=after, gains=Gains(size_ratio=2))
     told = "recipe.json, weights.safetensors -> model.onnx"
-    assert facts.size_files_text(report) == told
+    assert claims.size_files_text(report) == told
     assert told in in_terminal(report)
     assert told in report_markdown(report)
     assert told.replace(">", "&gt;") in report_html(report)
-    assert facts.size_files_text(_report(before=after)) == "model.onnx"
+    assert claims.size_files_text(_report(before=after)) == "model.onnx"
 
 
 def test_every_face_tells_the_total_beside_the_step_s_own_gain() -> None:
@@ -175,9 +175,9 @@ def test_times_of_an_overloaded_machine_are_not_shown_side_by_side(quantized: Ef
     assert gains is not None
     nothing = {"speedup": None, "speedup_low": None, "speedup_high": None, "throughput_ratio": None, "launches": 5}
     report = quantized.model_copy(update={"gains": gains.model_copy(update=nothing)})
-    rows = {row.label: row for row in facts.comparison_rows(report)}
+    rows = {row.label: row for row in claims.comparison_rows(report)}
     assert not [label for label in rows if "latency" in label or "throughput" in label]
     assert (rows["speed"].after, rows["speed"].gain) == ("undecided", "the machine was overloaded")
     answer = brief_report(report)
     assert not set(answer["before"]) & set(TIMES)
-    assert [row for row in facts.comparison_rows(quantized) if "latency" in row.label]
+    assert [row for row in claims.comparison_rows(quantized) if "latency" in row.label]

@@ -9,10 +9,11 @@ from typing import Any
 
 from rich.console import Console
 
-from omgoptim.render import brief, precision
+from omgoptim.render import brief
+from omgoptim.render.charts import noise_bars
 from omgoptim.render.html import report_html
-from omgoptim.render.html_precision import noise_bars
 from omgoptim.render.markdown import MAX_BRIEF, report_markdown
+from omgoptim.render.sections.quantization import alternative_texts, coverage_tone, guard_texts, parts_text
 from omgoptim.render.terminal import report_view
 from omgoptim.reports import Alternative, Coverage, EfficiencyReport, Gain, GainsBy, Guard, LayerNoise
 
@@ -76,15 +77,15 @@ def test_markdown_has_one_line_on_coverage_and_in_full_every_layer(explained: Ef
     assert f"Coverage: {LINE}" in text.splitlines()
     assert "Guard: holds, drop 0.0031 on the selection samples after 4 full evaluations, 12 s." in text
     assert "2 layers kept in float (2.3 kB): body.2, head" in text.splitlines()
-    assert "- `block.0` Conv: 15.5 dB alone, +3.0 dB in float, recovered +0.0125, 288 B" in text
+    assert "| `block.0` | Conv | 15.5 dB | +3.0 dB | +0.0125 | 288 B |" in text
     assert "spread channels in block.0, block.1: channel ranges differ by 41x. Fix: effort balanced" in text
     assert "at most 2.50x faster if what computes in integers took no time" in text
     assert "block.6" not in text
     assert "stored" not in text
     assert len(text) <= MAX_BRIEF
     full = report_markdown(explained, "full")
-    assert "- `body.0` Conv 8x8x3x3: float32 -> int8, 2.3 kB -> 616 B, computed in int8" in full.splitlines()
-    assert "2.3 kB, computed in float32; left in float by targets or ignore" in full
+    assert "| `body.0` | Conv | 8x8x3x3 | float32 -> int8 | 2.3 kB -> 616 B | int8 |  |" in full.splitlines()
+    assert "| 2.3 kB | float32 | left in float by targets or ignore |" in full
     assert "block.6" in full
 
 
@@ -116,7 +117,7 @@ def test_a_simulated_quantization_and_a_guard_that_fails_are_not_told_as_success
     assert '<b class="open">SIMULATED.</b>' in report_html(coverage)
     failed = changed(explained, "guard", holds=False, kept_in_float=[], stopped="its time of 600 s is over")
     assert failed.guard is not None
-    (only,) = precision.guard_texts(failed.guard)
+    (only,) = guard_texts(failed.guard)
     assert only.startswith("does not hold, drop 0.0031")
     assert only.endswith("It stopped early: its time of 600 s is over.")
 
@@ -125,7 +126,7 @@ def test_of_many_layers_in_float_the_first_are_named(explained: EfficiencyReport
     guard = explained.guard
     assert isinstance(guard, Guard)
     many = guard.model_copy(update={"kept_in_float": [f"layer.{index}" for index in range(30)], "evaluations": 1})
-    first, second = precision.guard_texts(many)
+    first, second = guard_texts(many)
     assert "after 1 full evaluation," in first
     assert second.endswith("layer.0, layer.1, layer.2, layer.3 and 26 more")
 
@@ -160,7 +161,7 @@ def test_hostile_names_reach_neither_tags_nor_code_spans_nor_a_long_answer(hosti
 def test_each_verdict_has_a_tone_of_its_own() -> None:
     common: dict[str, Any] = {"why": "", "changed": 0, "total": 0, "weight_share": 0.0}
     verdicts = ("REAL", "SIMULATED", "NO-OP")
-    tones = [precision.coverage_tone(Coverage(verdict=verdict, **common)) for verdict in verdicts]
+    tones = [coverage_tone(Coverage(verdict=verdict, **common)) for verdict in verdicts]
     assert tones == ["better", "open", "worse"]
 
 
@@ -178,8 +179,8 @@ def test_what_a_gain_comes_from_and_what_else_was_kept_is_told_with_the_call_tha
     ]  # fmt: skip
     report = quantized.model_copy(update={"gains_by": parts, "alternatives": kept})
     told = "engine alone 3.10x (3.00 to 3.21), fewer bits on it 1.42x (point estimate)"
-    assert precision.parts_text(parts) == told
-    assert precision.alternative_texts(report) == [
+    assert parts_text(parts) == told
+    assert alternative_texts(report) == [
         "fp32-on-x: 1.09x larger, drop 0.0000; best speed and quality; omgoptim pick r f",
         "bf16-on-x: 1.90x smaller, 2.00x the speed, drop 0.0000; omgoptim pick r bf16-on-x",
     ]
