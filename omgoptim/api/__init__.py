@@ -8,42 +8,44 @@ small(images)                                  # the original's forward signatur
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from typing_extensions import Unpack
 
-from omgoptim.errors import ModelError, RequestError
-from omgoptim.jobs.folder import RunFolder, find_run, project_of, runs_root
-from omgoptim.jobs.inline import run_inline
+from omgoptim.api.live_call import copied, request_of, run
+from omgoptim.jobs.folder import find_run, project_of, runs_root
 from omgoptim.jobs.pick import pick as pick_from
 from omgoptim.jobs.project import find_project
 from omgoptim.models.artifact import made_in
 from omgoptim.models.opened import OpenedModel
 from omgoptim.models.opened import open_artifact as open_folder
 from omgoptim.models.trust import Reach
-from omgoptim.operations import run_verb
-from omgoptim.operations.context import LIVE, RunContext
+from omgoptim.operations.context import LIVE
 from omgoptim.reports import EfficiencyReport
-from omgoptim.requests import Request, parse
+from omgoptim.requests import parse
 from omgoptim.requests.arguments import (
     CompareArguments,
     DistillArguments,
+    DistillStudent,
     FactorizeArguments,
+    FactorizeMethod,
     ProfileArguments,
     PruneArguments,
+    PruneMethod,
     QuantizeArguments,
+    QuantizeScheme,
 )
+from omgoptim.requests.distill import Student
+from omgoptim.requests.factorize import FactorMethod
+from omgoptim.requests.prune import Method
+from omgoptim.requests.quantize import Scheme
 from omgoptim.requests.typed import help_of, signature_of
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from omgoptim.operations.subject import Live
 
 
 Verb = TypeVar("Verb", bound=Callable[..., EfficiencyReport])
@@ -82,13 +84,14 @@ def profile(
     Raises:
         OmgoptimError: of the kind that fits: see `omgoptim.errors`.
     """
-    request, live = _request("profile", model, data, metric, dict(arguments))
-    return _run("profile", request, live, progress)
+    request, live = request_of("profile", model, data, metric, dict(arguments))
+    return run("profile", request, live, progress)
 
 
 @_documented("quantize")
 def quantize(
     model: str | nn.Module,
+    scheme: QuantizeScheme | Scheme | dict[str, Any] = "auto",
     *,
     data: Any = None,
     metric: Any = "auto",
@@ -100,6 +103,7 @@ def quantize(
 
     Args:
         model: a source, as for the other faces, or a module of this process; it is not changed.
+        scheme: a name, or its parameters such as `omgoptim.Static(num_bits=8)`; auto tries all that fit.
         data: a source; or a callable taking `split`; or a mapping of split name to a DataLoader or list of batches.
         metric: a name or source; or a callable `metric(outputs, targets) -> float`, higher is better.
         loss: of scheme qat, as for `prune`.
@@ -109,13 +113,14 @@ def quantize(
     Raises:
         OmgoptimError: of the kind that fits: see `omgoptim.errors`.
     """
-    request, live = _request("quantize", model, data, metric, dict(arguments), loss)
-    return _run("quantize", request, live, progress)
+    request, live = request_of("quantize", model, data, metric, {"scheme": scheme, **arguments}, loss)
+    return run("quantize", request, live, progress)
 
 
 @_documented("prune")
 def prune(
     model: str | nn.Module,
+    method: PruneMethod | Method | dict[str, Any] = "structured",
     *,
     data: Any = None,
     metric: Any = "auto",
@@ -127,6 +132,7 @@ def prune(
 
     Args:
         model: a source, as for the other faces, or a module of this process; it is not changed.
+        method: a name, or its parameters such as `omgoptim.Magnitude(sparsity=0.9)`.
         data: a source; or a callable taking `split`; or a mapping of split name to a DataLoader or list of batches.
             Training takes its `train` split.
         metric: a name or source; or a callable `metric(outputs, targets) -> float`, higher is better.
@@ -137,13 +143,14 @@ def prune(
     Raises:
         OmgoptimError: of the kind that fits: see `omgoptim.errors`.
     """
-    request, live = _request("prune", model, data, metric, dict(arguments), loss)
-    return _run("prune", request, live, progress)
+    request, live = request_of("prune", model, data, metric, {"method": method, **arguments}, loss)
+    return run("prune", request, live, progress)
 
 
 @_documented("factorize")
 def factorize(
     model: str | nn.Module,
+    method: FactorizeMethod | FactorMethod | dict[str, Any] = "whitened",
     *,
     data: Any = None,
     metric: Any = "auto",
@@ -154,6 +161,7 @@ def factorize(
     """Write large weights as products of thin ones, train back what that costs, and measure the saved artifact.
 
     Args:
+        method: a name, or its parameters such as `omgoptim.Svd(rank_ratio=0.5)`.
         model, data, metric, loss: as for `prune`.
         progress: as for `profile`.
         arguments: as listed below.
@@ -161,14 +169,14 @@ def factorize(
     Raises:
         OmgoptimError: of the kind that fits: see `omgoptim.errors`.
     """
-    request, live = _request("factorize", model, data, metric, dict(arguments), loss)
-    return _run("factorize", request, live, progress)
+    request, live = request_of("factorize", model, data, metric, {"method": method, **arguments}, loss)
+    return run("factorize", request, live, progress)
 
 
 @_documented("distill")
 def distill(
     teacher: str | nn.Module,
-    student: str | nn.Module = "auto",
+    student: DistillStudent | str | Student | dict[str, Any] | nn.Module = "auto",
     *,
     data: Any = None,
     metric: Any = "auto",
@@ -180,8 +188,8 @@ def distill(
 
     Args:
         teacher: a source, as for the other faces, or a module of this process; it is not changed.
-        student: a source, or a module of this process (a copy is trained); or how to derive one from the teacher:
-            auto, narrow, depthwise, inverted_residual, low_rank, fewer_layers.
+        student: a source, or a module of this process (a copy is trained); or how to derive one from the teacher: a
+            name, or its parameters such as `omgoptim.Narrow(width=0.5)`.
         data, metric, loss: as for `prune`; labels are welcome and not needed.
         progress: as for `profile`.
         arguments: as listed below.
@@ -189,11 +197,11 @@ def distill(
     Raises:
         OmgoptimError: of the kind that fits: see `omgoptim.errors`.
     """
-    named = student if isinstance(student, str) else LIVE.format("student")
-    request, live = _request("distill", teacher, data, metric, {"student": named, **arguments}, loss)
-    if not isinstance(student, str):
-        live = replace(live, student=_copy(student))
-    return _run("distill", request, live, progress)
+    named = LIVE.format("student") if callable(student) else student
+    request, live = request_of("distill", teacher, data, metric, {"student": named, **arguments}, loss)
+    if callable(student):
+        live = replace(live, student=copied(student))
+    return run("distill", request, live, progress)
 
 
 def derive_student(
@@ -213,7 +221,7 @@ def derive_student(
     from omgoptim.operations.student import derived_alone
 
     request = parse("distill", {"model": LIVE.format("module"), "student": student, **parameters})
-    return derived_alone(_copy(teacher), getattr(request, "student"), inputs, seed)  # noqa: B009  DistillRequest has it
+    return derived_alone(copied(teacher), getattr(request, "student"), inputs, seed)  # noqa: B009  DistillRequest has it
 
 
 @_documented("compare")
@@ -228,7 +236,7 @@ def compare(a: str, b: str, *, progress: bool | None = None, **arguments: Unpack
     Raises:
         OmgoptimError: of the kind that fits: see `omgoptim.errors`.
     """
-    return _run("compare", parse("compare", {"a": a, "b": b, **arguments}), None, progress)
+    return run("compare", parse("compare", {"a": a, "b": b, **arguments}), None, progress)
 
 
 def pick(run_id: str, name: str, *, project: str | None = None) -> EfficiencyReport:
@@ -279,62 +287,3 @@ def open_artifact(
         project = Path.cwd()
         folders += filter(None, [made_in(folder)])
     return open_folder(folder, Reach.of(project, folders, list(allow_module), trust_artifact=trust), threads)
-
-
-def _run(verb: str, request: Request, live: Live | None, progress: bool | None) -> EfficiencyReport:
-    project = find_project(getattr(request, "project", None))
-
-    def operation(resolved: Request, context: RunContext) -> EfficiencyReport:
-        return run_verb(verb, resolved, context, live)
-
-    return run_inline(verb, request, project, operation, lambda folder: _shown(folder, progress))
-
-
-def _shown(folder: RunFolder, progress: bool | None) -> AbstractContextManager[None]:
-    """Show where a run stands, if that was asked for, or where a person looks: in a notebook or on a terminal."""
-    notebook = "ipykernel" in sys.modules
-    if progress is False or (progress is None and not notebook and not sys.stdout.isatty()):
-        return nullcontext()
-    from omgoptim.cli.progress import watching
-
-    return watching(folder, lines=notebook)
-
-
-def _request(
-    verb: str, model: str | nn.Module, data: Any, metric: Any, arguments: dict[str, Any], loss: Any = None
-) -> tuple[Request, Live]:
-    """The request that names what can be named, and the live objects beside it."""
-    from omgoptim.operations.live import Live, by_split
-
-    is_source = isinstance(model, str)
-    named: dict[str, Any] = {"model": model if is_source else LIVE.format("module"), **arguments}
-    if data is not None:
-        named["data"] = data if isinstance(data, str) else LIVE.format("data")
-    if metric is not None:
-        named["metric"] = metric if isinstance(metric, str) else LIVE.format("metric")
-    if loss is not None:
-        named["loss"] = loss if isinstance(loss, str) else LIVE.format("loss")
-    live = Live(
-        module=None if isinstance(model, str) else _copy(model),
-        data=None if data is None or isinstance(data, str) else by_split(data),
-        metric=None if isinstance(metric, str) else metric,
-        loss=None if isinstance(loss, str) else loss,
-    )
-    return parse(verb, named), live
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    import copy
-
-    from torch import nn
-
-    if not isinstance(model, nn.Module):
-        raise RequestError(f"the model is a {type(model).__name__}", "a source (text) or a torch.nn.Module is needed")
-    try:
-        return copy.deepcopy(model).cpu().eval()
-    except Exception as error:  # whatever a module holds that cannot be copied: a lock, a tensor with a history
-        raise ModelError(
-            "the module cannot be copied",
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-            "give it as file.py:callable: then it is built from its own code",
-        ) from error
