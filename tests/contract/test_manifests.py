@@ -169,6 +169,7 @@ def test_every_manifest_carries_the_version_of_the_package() -> None:
         "plugin.json": manifest("plugin.json")["version"],
         "server.json": server["version"],
         "server.json, package": server["packages"][0]["version"],
+        "CITATION.cff": yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"],
     }
     assert versions == dict.fromkeys(versions, omgoptim.__version__)
 
