@@ -33,7 +33,7 @@ RARE = (
     *("granularity", "symmetric", "algorithm", "range_method", "equalize", "bias_correction", "rounding"),
     *("smooth_quant", "group_size", "guard_time_s", "calibration_samples", "prefer"),
     *("score", "pattern", "reconstruct", "ranking", "round_to", "max_layer_ratio", "prune_heads", "layer_ratios"),
-    *("scope", "convolution", "per", "weights"),
+    *("scope", "importance", "convolution", "per", "energy", "rank", "weights"),
     *("candidates", "initialize", "output_loss", "features"),
     *("feature_weight", "feature_layers", "student_checkpoint", "student_kwargs", "expansion", "trial_epochs", "depth"),
 )

@@ -48,7 +48,6 @@ ARGUMENTS = {
     "target_speedup": "Alternative target, measured here.",
     "target_latency_ms": "Alternative target: latency in ms.",
     "target_macs_ratio": "Alternative target: MACs before / after.",
-    "importance": "taylor, hessian: need data.",
     "ranking": "",
     "round_to": "",
     "max_layer_ratio": "",
@@ -61,8 +60,6 @@ ARGUMENTS = {
     # factorize
     "factorize.method": "whitened: needs data, smaller error; svd: needs none.",
     "target_compression": "Parameters before / after; default 2, distill: 4.",
-    "energy": "Alternative target, 0..1.",
-    "rank": "Alternative target.",
     "rank_ratio": "Alternative target, 0..1, per layer.",
     "per": "",
     "convolution": "",
