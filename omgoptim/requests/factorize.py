@@ -69,7 +69,7 @@ FactorMethod = Annotated[Whitened | Svd, Field(discriminator="method"), BeforeVa
 
 
 class FactorizeRequest(RecoveryRequest):
-    """Low-rank factorization: replace large weights by products of two thin ones, fine-tune, measure the artifact.
+    """Low-rank factorization: replace large weights by two low-rank factors, fine-tune, measure the artifact.
 
     For models with large Linear layers or convolutions. Runs code with the user's rights.
     """
