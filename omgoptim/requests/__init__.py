@@ -90,7 +90,7 @@ def parse(verb: str, raw: dict[str, Any]) -> Request:
     """
     known = VERBS | QUERIES
     if verb not in known:
-        raise RequestError(f"'{verb[:80]}' is no verb of omgoptim", did_you_mean(verb, known))
+        raise RequestError(f"unknown command '{verb[:80]}'", did_you_mean(verb, known))
     request = known[verb]
     refuse_unusable(raw)
     _refuse_unnamed_technique(verb, request, raw)

@@ -59,10 +59,10 @@ SENTENCES = [
     ("docs/quantization.md", f"a guard of {default(QuantizeRequest, 'max_quality_drop'):g} unless you say"),
     ("docs/pruning.md", f"{Structured().goal:g} unless you say"),
     ("docs/pruning.md", f"smaller by less than {SMALLER - 1:.0%} is called about the same size"),
-    ("README.md", f"| {RequestError.exit_code} | the request is wrong; nothing was started |"),
-    ("README.md", f"| {DataError.exit_code} | the model, its data or the set-up"),
-    ("README.md", f"| {cli.GUARD_FAILED} | done, but the quality guard was not held"),
-    ("README.md", f"| {cli.INTERRUPTED} | interrupted; the run was cancelled |"),
+    ("docs/guide.md", f"| {RequestError.exit_code} | the request is wrong; nothing was started |"),
+    ("docs/guide.md", f"| {DataError.exit_code} | the model, its data or the set-up"),
+    ("docs/guide.md", f"| {cli.GUARD_FAILED} | done, but the quality guard was not held"),
+    ("docs/guide.md", f"| {cli.INTERRUPTED} | interrupted; the run was cancelled |"),
 ]
 """A document and what it must say, made of the constants that decide it."""
 
