@@ -24,7 +24,7 @@ from omgoptim.operations.student import Student, as_student, name_of
 from omgoptim.reports import Candidate
 from omgoptim.requests import DistillRequest
 from omgoptim.requests.distill import Auto
-from omgoptim.techniques.distill.proposals import Proposal, proposals
+from omgoptim.techniques.distill._student.proposals import Proposal, proposals
 
 Status = Literal["chosen", "finalist", "dropped", "failed", "skipped", "planned"]
 

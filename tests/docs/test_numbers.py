@@ -18,7 +18,7 @@ from omgoptim.requests.factorize import Factorization, Whitened
 from omgoptim.requests.prune import Structured
 from omgoptim.requests.quantize import Static
 from omgoptim.requests.training import TrainingFields
-from omgoptim.techniques.distill.derive import HALF
+from omgoptim.techniques.distill._student.derivation import HALF
 from omgoptim.training.class_scores import IGNORED
 from omgoptim.training.optimizers import MOMENTUM
 from omgoptim.training.output_distances import OTHERS_WEIGHT

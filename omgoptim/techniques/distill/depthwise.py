@@ -20,9 +20,9 @@ from torch import nn
 
 from omgoptim.blocks.depth_separable import DepthSeparableConv
 from omgoptim.requests.distill import Depthwise
-from omgoptim.techniques.distill.chosen import Chosen
-from omgoptim.techniques.distill.derive import derive
-from omgoptim.techniques.distill.replace_convolutions import Words, replace_convolutions
+from omgoptim.techniques.distill._student.block_replacement import Words, replace_convolutions
+from omgoptim.techniques.distill._student.derivation import derive
+from omgoptim.techniques.distill._student.layer_selection import Chosen
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 WORDS = Words("depthwise", "a depth-separable one")

@@ -24,10 +24,10 @@ from torch import nn
 
 from omgoptim.blocks.inverted_residual import InvertedResidual as Block
 from omgoptim.requests.distill import InvertedResidual
-from omgoptim.techniques.distill.chosen import Chosen
-from omgoptim.techniques.distill.derive import derive
-from omgoptim.techniques.distill.fit_blocks import Conv
-from omgoptim.techniques.distill.replace_convolutions import Words, replace_convolutions
+from omgoptim.techniques.distill._student.block_fitting import Conv
+from omgoptim.techniques.distill._student.block_replacement import Words, replace_convolutions
+from omgoptim.techniques.distill._student.derivation import derive
+from omgoptim.techniques.distill._student.layer_selection import Chosen
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 WORDS = Words("inverted residual", "an inverted residual block")

@@ -20,8 +20,8 @@ from torch import nn
 from omgoptim.errors import TechniqueError
 from omgoptim.requests.distill import LowRank
 from omgoptim.requests.factorize import Svd, Whitened
-from omgoptim.techniques.distill.chosen import Chosen
-from omgoptim.techniques.distill.derive import derive
+from omgoptim.techniques.distill._student.derivation import derive
+from omgoptim.techniques.distill._student.layer_selection import Chosen
 from omgoptim.techniques.factorize.apply import factorize
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 

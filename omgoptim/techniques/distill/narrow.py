@@ -20,7 +20,7 @@ from __future__ import annotations
 from torch import nn
 
 from omgoptim.requests.distill import Narrow
-from omgoptim.techniques.distill.derive import derive
+from omgoptim.techniques.distill._student.derivation import derive
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 

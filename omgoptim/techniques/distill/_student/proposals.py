@@ -19,9 +19,9 @@ from omgoptim.errors import OmgoptimError
 from omgoptim.measure.macs import count_macs
 from omgoptim.measure.size import count_params
 from omgoptim.requests.distill import Auto, Depthwise, Derived, FewerLayers, InvertedResidual, LowRank, Narrow
-from omgoptim.techniques.distill.derive import NO_REPEATS
-from omgoptim.techniques.distill.drafts import Drafts
-from omgoptim.techniques.distill.largest import largest
+from omgoptim.techniques.distill._student.derivation import NO_REPEATS
+from omgoptim.techniques.distill._student.monotone_search import largest
+from omgoptim.techniques.distill._student.student_builder import Drafts
 from omgoptim.techniques.prune.probe import Probe
 from omgoptim.techniques.registry import ModuleRun, Outcome
 

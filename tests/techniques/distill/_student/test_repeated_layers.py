@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from omgoptim.techniques.distill.chosen import Chosen
-from omgoptim.techniques.distill.depth import Stack, drop, find_stacks
+from omgoptim.techniques.distill._student.layer_selection import Chosen
+from omgoptim.techniques.distill._student.repeated_layers import Stack, drop, find_stacks
 from omgoptim.techniques.registry import ModuleRun
 
 RunOf = Callable[..., ModuleRun]

@@ -16,12 +16,12 @@ from torch import nn
 from omgoptim.errors import TechniqueError
 from omgoptim.reports import Skip
 from omgoptim.requests.distill import Derived, FewerLayers
-from omgoptim.techniques.distill.check import output_shapes, refuse_other_shapes
-from omgoptim.techniques.distill.chosen import Chosen, paths_of
-from omgoptim.techniques.distill.depth import Stack, drop, find_stacks
-from omgoptim.techniques.distill.restart import restart
-from omgoptim.techniques.distill.span_fit import Span, fit_spans
-from omgoptim.techniques.distill.width import Narrowing, find_narrowing, narrow_to
+from omgoptim.techniques.distill._student.compatibility import output_shapes, refuse_other_shapes
+from omgoptim.techniques.distill._student.initialization import restart
+from omgoptim.techniques.distill._student.layer_bridging import Span, fit_spans
+from omgoptim.techniques.distill._student.layer_selection import Chosen, paths_of
+from omgoptim.techniques.distill._student.narrowing import Narrowing, find_narrowing, narrow_to
+from omgoptim.techniques.distill._student.repeated_layers import Stack, drop, find_stacks
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
 HALF = 0.5

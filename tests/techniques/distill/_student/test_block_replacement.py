@@ -9,8 +9,8 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from omgoptim.blocks import DepthSeparableConv, InvertedResidual
 from omgoptim.errors import TechniqueError
-from omgoptim.techniques.distill.chosen import Chosen
-from omgoptim.techniques.distill.replace_convolutions import Words, replace_convolutions
+from omgoptim.techniques.distill._student.block_replacement import Words, replace_convolutions
+from omgoptim.techniques.distill._student.layer_selection import Chosen
 from omgoptim.techniques.registry import ModuleRun
 
 RunOf = Callable[..., ModuleRun]

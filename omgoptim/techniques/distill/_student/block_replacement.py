@@ -12,8 +12,8 @@ from torch.nn.modules.conv import _ConvNd
 from omgoptim.errors import TechniqueError
 from omgoptim.measure.size import count_params
 from omgoptim.reports import Change, Skip
-from omgoptim.techniques.distill.chosen import Chosen
-from omgoptim.techniques.distill.fit_blocks import Block, Conv, fit_blocks, with_dense
+from omgoptim.techniques.distill._student.block_fitting import Block, Conv, fit_blocks, with_dense
+from omgoptim.techniques.distill._student.layer_selection import Chosen
 from omgoptim.techniques.factorize.replace import put
 from omgoptim.techniques.prune.groups import owned_parameters
 from omgoptim.techniques.prune.probe import NOT_RUN, Probe

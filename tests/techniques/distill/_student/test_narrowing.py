@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from omgoptim.errors import TechniqueError
 from omgoptim.measure.size import count_params
-from omgoptim.techniques.distill.chosen import Chosen
-from omgoptim.techniques.distill.width import find_narrowing, narrow_to
+from omgoptim.techniques.distill._student.layer_selection import Chosen
+from omgoptim.techniques.distill._student.narrowing import find_narrowing, narrow_to
 from omgoptim.techniques.registry import ModuleRun
 
 RunOf = Callable[..., ModuleRun]

@@ -11,8 +11,8 @@ from omgoptim.models.calls import first_forward, input_tensors, name_inputs
 from omgoptim.models.samples import Samples
 from omgoptim.models.surgery import keep_children
 from omgoptim.requests.distill import FewerLayers
+from omgoptim.techniques.distill._student.layer_bridging import Span, fit_spans
 from omgoptim.techniques.distill.fewer_layers import apply
-from omgoptim.techniques.distill.span_fit import Span, fit_spans
 from omgoptim.techniques.registry import ModuleRun
 
 

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from omgoptim.techniques.distill.restart import restart
+from omgoptim.techniques.distill._student.initialization import restart
 
 
 class Scale(nn.Module):

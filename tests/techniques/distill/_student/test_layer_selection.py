@@ -6,7 +6,7 @@ from torch import nn
 from omgoptim.errors import TechniqueError
 from omgoptim.models.surgery import keep_children
 from omgoptim.requests.distill import Narrow
-from omgoptim.techniques.distill.chosen import Chosen, paths_of
+from omgoptim.techniques.distill._student.layer_selection import Chosen, paths_of
 
 
 def stack() -> nn.Module:

@@ -18,8 +18,8 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map
 
 from omgoptim.reports import Skip
-from omgoptim.techniques.distill.chosen import Chosen
-from omgoptim.techniques.distill.recurrent_weights import (
+from omgoptim.techniques.distill._student.layer_selection import Chosen
+from omgoptim.techniques.distill._student.recurrent_weights import (
     Reader,
     Recurrent,
     ignore_units,

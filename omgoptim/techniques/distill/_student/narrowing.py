@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from omgoptim.errors import TechniqueError
 from omgoptim.reports import Change, Skip
 from omgoptim.requests.prune import Structured
-from omgoptim.techniques.distill.chosen import Chosen
-from omgoptim.techniques.distill.recurrent import find_recurrent
-from omgoptim.techniques.distill.recurrent_weights import Recurrent, narrow_units
+from omgoptim.techniques.distill._student.layer_selection import Chosen
+from omgoptim.techniques.distill._student.recurrent import find_recurrent
+from omgoptim.techniques.distill._student.recurrent_weights import Recurrent, narrow_units
 from omgoptim.techniques.prune.dependencies import find_groups
 from omgoptim.techniques.prune.groups import Groups
 from omgoptim.techniques.prune.importance import importance_of

@@ -12,10 +12,9 @@ from omgoptim.errors import TechniqueError
 from omgoptim.measure.size import count_params
 from omgoptim.requests.distill import Auto, Depthwise, Derived, FewerLayers, InvertedResidual, LowRank
 from omgoptim.techniques.distill import depthwise, inverted_residual, low_rank
-from omgoptim.techniques.distill.check import output_shapes
-from omgoptim.techniques.distill.chosen import Chosen
-from omgoptim.techniques.distill.depth import find_stacks
-from omgoptim.techniques.distill.derive import (
+from omgoptim.techniques.distill._student.block_replacement import FEWEST_INPUTS
+from omgoptim.techniques.distill._student.compatibility import output_shapes
+from omgoptim.techniques.distill._student.derivation import (
     Replace,
     Shortened,
     bridged,
@@ -26,8 +25,9 @@ from omgoptim.techniques.distill.derive import (
     shorten,
     stays,
 )
-from omgoptim.techniques.distill.replace_convolutions import FEWEST_INPUTS
-from omgoptim.techniques.distill.width import Narrowing, find_narrowing
+from omgoptim.techniques.distill._student.layer_selection import Chosen
+from omgoptim.techniques.distill._student.narrowing import Narrowing, find_narrowing
+from omgoptim.techniques.distill._student.repeated_layers import find_stacks
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
 

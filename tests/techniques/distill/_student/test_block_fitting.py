@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from omgoptim.blocks import DepthSeparableConv, InvertedResidual
 from omgoptim.measure.size import count_params
-from omgoptim.techniques.distill.chosen import Chosen
-from omgoptim.techniques.distill.replace_convolutions import MakeBlock, Words, replace_convolutions
+from omgoptim.techniques.distill._student.block_replacement import MakeBlock, Words, replace_convolutions
+from omgoptim.techniques.distill._student.layer_selection import Chosen
 from omgoptim.techniques.registry import ModuleRun
 
 RunOf = Callable[..., ModuleRun]
