@@ -219,7 +219,7 @@ def planned(job: Job[DistillRequest], trial: Trial) -> Candidate:
     """A student that would be tried."""
     return Candidate(
         name=trial.student.name,
-        scheme=trial.student.name.partition(",")[0],
+        scheme=trial.student.scheme,
         runtime=job.runtime,
         status="planned",
         why=_size_words(job, trial),
