@@ -9,8 +9,8 @@ import torch
 from small_training import signature_of
 from torch import Tensor, nn
 
+from omgoptim.training._features.layer_trace import Trace, trace
 from omgoptim.training.feature_losses import FeatureLoss
-from omgoptim.training.layer_trace import Trace, trace
 
 
 class Conv(nn.Module):

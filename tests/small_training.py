@@ -17,7 +17,7 @@ from omgoptim.models.samples import Samples
 from omgoptim.models.trust import Reach
 from omgoptim.runtimes.signature import Signature
 from omgoptim.training.batches import Batches
-from omgoptim.training.judge import Judge
+from omgoptim.training.evaluator import Judge
 
 LIMIT_S = 60.0
 

@@ -14,11 +14,11 @@ from omgoptim.operations.round_state import Stage, note_training, read_stage, tr
 from omgoptim.operations.student import Student
 from omgoptim.reports import Round, Training
 from omgoptim.requests import DistillRequest
+from omgoptim.training.config import TrainingPlan
 from omgoptim.training.distillation import DistillationLoss
 from omgoptim.training.feature_losses import FeatureLoss
-from omgoptim.training.few_steps import fitted_plan
 from omgoptim.training.loop import fit
-from omgoptim.training.plan import TrainingPlan
+from omgoptim.training.small_data import fitted_plan
 
 GENTLE = 3e-4
 """Peak learning rate of Adam for a student that begins with a transformer's weights: what suits a network that begins

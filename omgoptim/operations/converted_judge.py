@@ -17,8 +17,8 @@ from omgoptim.requests.quantize import Qat
 from omgoptim.runtimes import ENGINES, Settings
 from omgoptim.techniques.quantize.learned import Learned, Peaks, write_learned
 from omgoptim.techniques.registry import ProgramRun, apply_to_program
+from omgoptim.training.evaluator import COLLAPSED, Judge
 from omgoptim.training.fake_quantization import FakeQuantized
-from omgoptim.training.judge import COLLAPSED, Judge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from omgoptim.operations.overlap import overlap_notes
 from omgoptim.operations.subject import Live, Subject
 from omgoptim.requests import RecoveryRequest, TrainingRequest
 from omgoptim.training.batches import Batches, as_target
-from omgoptim.training.judge import Judge
+from omgoptim.training.evaluator import Judge
 from omgoptim.training.losses import Loss, loss_of, tensor_outputs
 
 STATISTICS_SAMPLES = 512

@@ -15,7 +15,7 @@ from omgoptim.models.calls import NamedBatch
 from omgoptim.models.samples import Samples, batch_length, call_of
 from omgoptim.runtimes.signature import Signature, flatten
 from omgoptim.techniques.prune.probe import quiet, told
-from omgoptim.training.judge import judged
+from omgoptim.training.evaluator import judged
 
 LONGEST_S, FEWEST = 20.0, 32
 """No further sample begins after so many seconds, once so many were run: a slow model is proven on fewer."""

@@ -32,14 +32,14 @@ from omgoptim.techniques.quantize.onnx_file import weight_levels
 from omgoptim.techniques.quantize.qat import static_of
 from omgoptim.techniques.registry import Outcome
 from omgoptim.training.batches import Batches
+from omgoptim.training.config import LEARNING_RATES, TrainingPlan
 from omgoptim.training.distillation import DistillationLoss
+from omgoptim.training.evaluator import Judge
 from omgoptim.training.fake_quantization import FakeQuantized, Simulation
-from omgoptim.training.few_steps import fitted_plan
-from omgoptim.training.judge import Judge
 from omgoptim.training.loop import Fitted, fit
 from omgoptim.training.losses import Loss
-from omgoptim.training.plan import LEARNING_RATES, TrainingPlan
 from omgoptim.training.randomness import own_randomness
+from omgoptim.training.small_data import fitted_plan
 
 GENTLE = 0.1
 """Peak learning rate, as a fraction of what suits the optimizer for training: the weights are good ones already."""

@@ -15,8 +15,8 @@ from omgoptim.operations.measured import environment, shown_request
 from omgoptim.operations.rounds import RoundsJob
 from omgoptim.reports import EfficiencyReport, Round
 from omgoptim.requests import Params
-from omgoptim.training.few_steps import STEPS_AN_EPOCH, fitted_plan
-from omgoptim.training.plan import TrainingPlan
+from omgoptim.training.config import TrainingPlan
+from omgoptim.training.small_data import STEPS_AN_EPOCH, fitted_plan
 
 MOST_BATCHES = 100_000
 """Batches of an epoch that are counted; more are called more."""

@@ -16,8 +16,8 @@ from omgoptim.models.surgery import Surgery, operate, record
 from omgoptim.reports import Change, Epoch, Round, Skip, Training
 from omgoptim.runtimes.torch_precision import load_state, state_of
 from omgoptim.techniques.registry import Outcome
+from omgoptim.training.config import TrainingPlan
 from omgoptim.training.loop import Fitted
-from omgoptim.training.plan import TrainingPlan
 
 WEIGHTS, STATE = "weights.safetensors", "state.json"
 TRAINING = (

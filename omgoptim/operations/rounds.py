@@ -22,13 +22,13 @@ from omgoptim.operations.verdict import holds
 from omgoptim.reports import Change, Round, Training
 from omgoptim.requests import FactorizeRequest, PruneRequest
 from omgoptim.techniques.registry import Outcome
+from omgoptim.training.adapters import recovering
 from omgoptim.training.batch_norm import reestimate
+from omgoptim.training.config import TrainingPlan
 from omgoptim.training.distillation import DistillationLoss
-from omgoptim.training.few_steps import fitted_plan
 from omgoptim.training.loop import fit
-from omgoptim.training.masks import ZeroMasks
-from omgoptim.training.plan import TrainingPlan
-from omgoptim.training.recover import recovering
+from omgoptim.training.small_data import fitted_plan
+from omgoptim.training.zero_masks import ZeroMasks
 
 COLLAPSE = 0.5
 """A round that loses this fraction of the original's quality is not built upon."""

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from torch import nn
 
-from omgoptim.training.judge import Judge
+from omgoptim.training.evaluator import Judge
 
 
 def distance_to_original(judge: Judge, module: nn.Module) -> float:

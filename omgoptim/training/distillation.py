@@ -17,15 +17,15 @@ from torch.nn import functional as F
 
 from omgoptim.errors import DataError, TechniqueError
 from omgoptim.models.outputs import ModelOutputs, OutputSpec
-from omgoptim.training.class_scores import IGNORED, ClassScores, is_distribution
-from omgoptim.training.losses import described_tensors, main_output, tensor_outputs
-from omgoptim.training.output_distances import (
+from omgoptim.training._distillation.output_distances import (
     correlation_distance,
     decoupled_divergence,
     relative_distance,
     softened_divergence,
     squared_distance,
 )
+from omgoptim.training.class_scores import IGNORED, ClassScores, is_distribution
+from omgoptim.training.losses import described_tensors, main_output, tensor_outputs
 
 Kind = Literal["auto", "classes", "values"]
 Form = Literal["auto", "hinton", "mse", "dkd", "dist"]

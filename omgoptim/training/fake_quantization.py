@@ -32,7 +32,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from omgoptim.errors import TechniqueError
 from omgoptim.models.globs import meant
-from omgoptim.training.judge import judged
+from omgoptim.training.evaluator import judged
 
 NORMS_FROZEN = 1 / 3
 """Fraction of the steps after which batch normalization uses its running statistics, as it will when it is folded."""

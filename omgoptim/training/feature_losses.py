@@ -20,16 +20,16 @@ from torch import Tensor, nn
 
 from omgoptim.errors import DataError, RequestError, did_you_mean
 from omgoptim.runtimes.signature import Signature
-from omgoptim.training.attention_parts import attention_of
-from omgoptim.training.feature_distances import (
+from omgoptim.training._features.attention_layers import attention_of
+from omgoptim.training._features.feature_distances import (
     attention_distance,
     hint_distance,
     relation_divergence,
     relation_heads,
     relational_distance,
 )
-from omgoptim.training.layer_pairs import asked_pair, pairs_of, two_paths
-from omgoptim.training.layer_trace import Seen, Side, Trace, listening, trace
+from omgoptim.training._features.layer_pairing import asked_pair, pairs_of, two_paths
+from omgoptim.training._features.layer_trace import Seen, Side, Trace, listening, trace
 
 Method = Literal["fitnets", "attention", "relational", "minilm"]
 

@@ -14,8 +14,7 @@ from torch import nn
 
 from omgoptim.errors import RequestError, TechniqueError, argument
 from omgoptim.reports import Epoch
-from omgoptim.training.batches import Batches
-from omgoptim.training.checkpoints import (
+from omgoptim.training._loop.checkpoints import (
     checkpoint_file,
     plain,
     put_tensors,
@@ -23,19 +22,20 @@ from omgoptim.training.checkpoints import (
     shapes,
     write_checkpoint,
 )
-from omgoptim.training.course import Course
+from omgoptim.training._loop.combined_loss import Objective
+from omgoptim.training._loop.progress import Progress
+from omgoptim.training._loop.steps import opened_steps
+from omgoptim.training._loop.training_state import Course
+from omgoptim.training.batches import Batches
+from omgoptim.training.config import TrainingPlan
 from omgoptim.training.distillation import DistillationLoss
+from omgoptim.training.evaluator import Judge
 from omgoptim.training.feature_losses import FeatureLoss
-from omgoptim.training.few_steps import few_steps_note, steps_of
-from omgoptim.training.judge import Judge
 from omgoptim.training.losses import Loss
-from omgoptim.training.masks import ZeroMasks
 from omgoptim.training.modes import teaching, training
-from omgoptim.training.objective import Objective
-from omgoptim.training.plan import TrainingPlan
 from omgoptim.training.randomness import own_randomness
-from omgoptim.training.steps import opened_steps
-from omgoptim.training.telling import Progress
+from omgoptim.training.small_data import few_steps_note, steps_of
+from omgoptim.training.zero_masks import ZeroMasks
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from omgoptim.training.judge import device_of, judged
+from omgoptim.training.evaluator import device_of, judged
 
 
 def placed(module: nn.Module, device: str) -> nn.Module:

@@ -28,7 +28,7 @@ from omgoptim.operations.subject import Live, prepare
 from omgoptim.requests import QuantizeRequest, parse
 from omgoptim.requests.quantize import Qat
 from omgoptim.techniques.quantize.learned import read_learned
-from omgoptim.training.judge import COLLAPSED, Judge
+from omgoptim.training.evaluator import COLLAPSED, Judge
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 

@@ -12,7 +12,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from omgoptim.errors import TechniqueError
 from omgoptim.models.trust import Reach
-from omgoptim.training.checkpoints import all_tensors
+from omgoptim.training._loop.checkpoints import all_tensors
+from omgoptim.training.config import TrainingPlan
 from omgoptim.training.fake_quantization import (
     NORMS_FROZEN,
     RANGES_FIXED,
@@ -24,7 +25,6 @@ from omgoptim.training.fake_quantization import (
 )
 from omgoptim.training.loop import Fitted, fit
 from omgoptim.training.losses import loss_of
-from omgoptim.training.plan import TrainingPlan
 
 X, Y = blobs()
 BATCHES = 6

@@ -22,11 +22,11 @@ from omgoptim.models.data import DataSource, RawBatch
 from omgoptim.models.trust import Reach
 from omgoptim.training import course
 from omgoptim.training.batches import Batches
+from omgoptim.training.config import TrainingPlan
 from omgoptim.training.distillation import DistillationLoss
 from omgoptim.training.feature_losses import FeatureLoss
 from omgoptim.training.loop import Fitted, fit
 from omgoptim.training.losses import Loss, loss_of
-from omgoptim.training.plan import TrainingPlan
 
 X, Y = blobs()
 ROOT = Path(__file__).parents[2]

@@ -22,11 +22,11 @@ from omgoptim.errors import DataError, RequestError, RunError, SetupError, Techn
 from omgoptim.models.data import DataSource, RawBatch, random_data
 from omgoptim.models.trust import Reach
 from omgoptim.training.batches import Batches
+from omgoptim.training.config import TrainingPlan
 from omgoptim.training.distillation import DistillationLoss
 from omgoptim.training.loop import Fitted, fit
 from omgoptim.training.losses import Loss, loss_of
-from omgoptim.training.masks import ZeroMasks
-from omgoptim.training.plan import TrainingPlan
+from omgoptim.training.zero_masks import ZeroMasks
 
 X, Y = blobs()
 PLAN = TrainingPlan(epochs=2, batch=16)
@@ -66,7 +66,7 @@ def test_two_epochs_on_digits_raise_the_accuracy_of_a_small_net() -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "rmsprop"])
 def test_the_default_learning_rate_of_every_optimizer_learns(optimizer: Any) -> None:
-    from omgoptim.training.plan import LEARNING_RATES
+    from omgoptim.training.config import LEARNING_RATES
 
     x, y = blobs(480)
     module = net()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from omgoptim.errors import RequestError, TechniqueError, did_you_mean
-from omgoptim.training.layer_trace import Seen, Trace
+from omgoptim.training._features.layer_trace import Seen, Trace
 
 NAMES = (
     ("query", "key", "value"),

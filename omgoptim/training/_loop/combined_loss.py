@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from omgoptim.errors import DataError, TechniqueError
 from omgoptim.models.outputs import ModelOutputs
 from omgoptim.runtimes.signature import Signature
+from omgoptim.training._distillation.teacher_outputs import Taught, TeacherOutputs
 from omgoptim.training.batches import Batch
 from omgoptim.training.distillation import DistillationLoss, other_outputs, same_shape
+from omgoptim.training.evaluator import judged
 from omgoptim.training.feature_losses import FeatureLoss
-from omgoptim.training.judge import judged
 from omgoptim.training.losses import Loss, tensor_outputs
-from omgoptim.training.teacher_outputs import Taught, TeacherOutputs
 
 
 @dataclass(slots=True)

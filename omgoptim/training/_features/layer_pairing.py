@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from omgoptim.errors import RequestError, TechniqueError, did_you_mean
-from omgoptim.training.layer_trace import Seen, Trace
+from omgoptim.training._features.layer_trace import Seen, Trace
 
 DIGITS = "0123456789"
 

@@ -23,7 +23,7 @@ from torch.nn.modules.conv import _ConvNd
 from omgoptim.blocks.lora import LoRAConv, LoRALinear
 from omgoptim.errors import RequestError, TechniqueError, argument
 from omgoptim.reports import Skip
-from omgoptim.training.masks import ZeroMasks
+from omgoptim.training.zero_masks import ZeroMasks
 
 Kind = Literal["full", "lora", "none"]
 

@@ -13,12 +13,12 @@ from omgoptim.blocks.lora import LoRAConv, LoRALinear
 from omgoptim.blocks.low_rank import LowRankLinear
 from omgoptim.errors import RequestError, TechniqueError
 from omgoptim.models.trust import Reach
+from omgoptim.training.adapters import adaptable, recovering
 from omgoptim.training.batches import Batches
+from omgoptim.training.config import TrainingPlan
 from omgoptim.training.loop import Fitted, fit
 from omgoptim.training.losses import loss_of
-from omgoptim.training.masks import ZeroMasks
-from omgoptim.training.plan import TrainingPlan
-from omgoptim.training.recover import adaptable, recovering
+from omgoptim.training.zero_masks import ZeroMasks
 
 X, Y = blobs()
 PLAN = TrainingPlan(epochs=3, batch=16, learning_rate=1e-2)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from omgoptim.errors import TechniqueError
-from omgoptim.training.masks import ZeroMasks
+from omgoptim.training.zero_masks import ZeroMasks
 
 
 def made() -> nn.Sequential:

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from omgoptim.errors import SetupError
+from omgoptim.training._loop.checkpoints import Checkpoint
+from omgoptim.training._loop.combined_loss import Objective
+from omgoptim.training._loop.optimizers import optimizer_of, scheduler_of
 from omgoptim.training.batches import Batch
-from omgoptim.training.checkpoints import Checkpoint
+from omgoptim.training.config import TrainingPlan
 from omgoptim.training.losses import Loss
-from omgoptim.training.masks import ZeroMasks
-from omgoptim.training.objective import Objective
-from omgoptim.training.optimizers import optimizer_of, scheduler_of
-from omgoptim.training.plan import TrainingPlan
+from omgoptim.training.zero_masks import ZeroMasks
 
 
 class _Called(nn.Module):

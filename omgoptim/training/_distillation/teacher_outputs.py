@@ -14,10 +14,10 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
+from omgoptim.training._loop.progress import Progress
 from omgoptim.training.batches import Batch, Batches
-from omgoptim.training.plan import TrainingPlan
+from omgoptim.training.config import TrainingPlan
 from omgoptim.training.randomness import seed_everything
-from omgoptim.training.telling import Progress
 
 LIMIT_BYTES = 512 * 2**20
 """Most memory that kept outputs may take."""

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.reports import Epoch
+from omgoptim.training._distillation.teacher_outputs import EVERY, keep_outputs
+from omgoptim.training._loop.checkpoints import Checkpoint, all_tensors, put_tensors, trained_tensors
+from omgoptim.training._loop.progress import Progress, Teller
+from omgoptim.training._loop.steps import Steps
 from omgoptim.training.batches import Batch, Batches
-from omgoptim.training.checkpoints import Checkpoint, all_tensors, put_tensors, trained_tensors
 from omgoptim.training.closeness import distance_to_original
-from omgoptim.training.judge import Judge
+from omgoptim.training.evaluator import Judge
 from omgoptim.training.randomness import seed_everything
-from omgoptim.training.steps import Steps
-from omgoptim.training.teacher_outputs import EVERY, keep_outputs
-from omgoptim.training.telling import Progress, Teller
 
 
 @dataclass(slots=True)

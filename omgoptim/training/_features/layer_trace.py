@@ -19,7 +19,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from omgoptim.errors import DataError
 from omgoptim.runtimes.signature import Signature
-from omgoptim.training.judge import device_of, judged
+from omgoptim.training.evaluator import device_of, judged
 from omgoptim.training.losses import main_output
 
 Side = Literal["output", "input"]

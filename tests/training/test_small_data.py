@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from omgoptim.models.trust import Reach
 from omgoptim.requests import PruneRequest
 from omgoptim.training.closeness import distance_to_original
+from omgoptim.training.config import TrainingPlan
 from omgoptim.training.distillation import DistillationLoss
-from omgoptim.training.few_steps import FEW_STEPS, fitted_plan
 from omgoptim.training.loop import fit
 from omgoptim.training.losses import Loss, loss_of
-from omgoptim.training.plan import TrainingPlan
+from omgoptim.training.small_data import FEW_STEPS, fitted_plan
 
 
 def asked(**more: Any) -> PruneRequest:

@@ -9,7 +9,7 @@ import torch
 from small_training import net, same, state
 
 from omgoptim.errors import ArtifactError, RunError
-from omgoptim.training.checkpoints import (
+from omgoptim.training._loop.checkpoints import (
     Checkpoint,
     all_tensors,
     checkpoint_file,

@@ -10,7 +10,7 @@ from torch import nn
 from omgoptim.errors import DataError, UserCodeError
 from omgoptim.models.samples import Samples
 from omgoptim.models.trust import Reach
-from omgoptim.training.judge import COLLAPSED, Judge
+from omgoptim.training.evaluator import COLLAPSED, Judge
 
 X, Y = blobs(30)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from omgoptim.requests.training import TrainingFields
 from omgoptim.training.batches import Batches
-from omgoptim.training.plan import TrainingPlan
+from omgoptim.training.config import TrainingPlan
 from omgoptim.training.randomness import own_randomness
 
 STEPS_AN_EPOCH = 8

@@ -10,9 +10,9 @@ from torch.utils.data import TensorDataset
 
 from omgoptim.models.data import DataSource, RawBatch
 from omgoptim.training import teacher_outputs
+from omgoptim.training._distillation.teacher_outputs import Taught, TeacherOutputs, digests, keep_outputs
 from omgoptim.training.batches import Batch, Batches
-from omgoptim.training.plan import TrainingPlan
-from omgoptim.training.teacher_outputs import Taught, TeacherOutputs, digests, keep_outputs
+from omgoptim.training.config import TrainingPlan
 
 X, Y = blobs()
 PLAN = TrainingPlan(epochs=2, batch=16)

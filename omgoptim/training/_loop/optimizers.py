@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from omgoptim.training.plan import TrainingPlan
+from omgoptim.training.config import TrainingPlan
 
 MOMENTUM = 0.9
 ONE_CYCLE_RISE = 0.3

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from omgoptim.requests import PruneRequest
-from omgoptim.training.optimizers import course, optimizer_of
-from omgoptim.training.plan import LEARNING_RATES, TrainingPlan
+from omgoptim.training._loop.optimizers import course, optimizer_of
+from omgoptim.training.config import LEARNING_RATES, TrainingPlan
 
 
 def factors(steps: int, **plan: Any) -> list[float]:
