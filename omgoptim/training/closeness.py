@@ -7,22 +7,22 @@ import math
 import numpy as np
 from torch import nn
 
-from omgoptim.training.evaluator import Judge
+from omgoptim.training.evaluator import Evaluator
 
 
-def distance_to_original(judge: Judge, module: nn.Module) -> float:
+def distance_to_original(evaluator: Evaluator, module: nn.Module) -> float:
     """RMS of the difference over the RMS of the original about its mean, averaged over the floating outputs.
 
     Only values that are finite in the original count. Infinite where an output is not finite there, 0 without floating
     outputs.
     """
-    made = judge.outputs_of(module)
+    made = evaluator.outputs_of(module)
     distances = []
-    for index, first in enumerate(judge.outputs[0]):
+    for index, first in enumerate(evaluator.outputs[0]):
         if first.dtype.kind != "f":
             continue
         ours = [batch[index].astype(np.float64).ravel() for batch in made]
-        originals = [batch[index].astype(np.float64).ravel() for batch in judge.outputs]
+        originals = [batch[index].astype(np.float64).ravel() for batch in evaluator.outputs]
         if [each.size for each in ours] != [each.size for each in originals]:
             return math.inf
         own, original = np.concatenate(ours), np.concatenate(originals)

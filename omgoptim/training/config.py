@@ -19,7 +19,7 @@ BATCH = 64
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingPlan:
+class TrainingConfig:
     """Everything that decides what one training does, but the module and the data."""
 
     epochs: int = 1
@@ -43,9 +43,9 @@ class TrainingPlan:
     device: str = "cpu"
 
     @staticmethod
-    def of(request: TrainingRequest, epochs: int, device: str, seed: int) -> TrainingPlan:
-        """The plan that a request asks for."""
-        return TrainingPlan(
+    def of(request: TrainingRequest, epochs: int, device: str, seed: int) -> TrainingConfig:
+        """The config that a request asks for."""
+        return TrainingConfig(
             epochs=epochs,
             learning_rate=request.learning_rate or LEARNING_RATES[request.optimizer],
             optimizer=request.optimizer,

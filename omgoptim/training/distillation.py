@@ -63,8 +63,8 @@ class DistillationLoss(nn.Module):
         if kind not in get_args(Kind) or form not in get_args(Form):
             raise ValueError(f"kind is one of {', '.join(get_args(Kind))} and form one of {', '.join(get_args(Form))}")
         self.temperature, self.alpha, self.kind, self.form = temperature, alpha, kind, form
-        self._main: _Taught | None = None
-        self._others: tuple[_Taught, ...] = ()
+        self._main: _LearnedOutput | None = None
+        self._others: tuple[_LearnedOutput, ...] = ()
         self._count: int | None = None
 
     @property
@@ -115,9 +115,9 @@ class DistillationLoss(nn.Module):
         scores = (
             None if self.kind == "values" else _class_scores(leaves[main.index], targets, self.kind, self.form, main)
         )
-        made._main = _Taught(main.index, main.name, scores, None)
+        made._main = _LearnedOutput(main.index, main.name, scores, None)
         made._others = tuple(
-            _Taught(spec.index, spec.name, ClassScores.of_spec(spec, leaves[spec.index]), spec.spread)
+            _LearnedOutput(spec.index, spec.name, ClassScores.of_spec(spec, leaves[spec.index]), spec.spread)
             for spec in learnt
             if spec is not main
         )
@@ -221,7 +221,7 @@ class DistillationLoss(nn.Module):
             total = total.to(distance.device) + distance
         return total
 
-    def _pair(self, taught: _Taught, student: Any, teacher: Any) -> tuple[Tensor, Tensor]:
+    def _pair(self, taught: _LearnedOutput, student: Any, teacher: Any) -> tuple[Tensor, Tensor]:
         """An output of both, the teacher's without a gradient."""
         output, goal = (tensor_outputs(each, self._count)[taught.index] for each in (student, teacher))
         same_shape(output, goal)
@@ -240,7 +240,7 @@ class DistillationLoss(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class _Taught:
+class _LearnedOutput:
     """An output that is learnt."""
 
     index: int

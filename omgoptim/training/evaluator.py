@@ -32,7 +32,7 @@ other, so that a round or an epoch that ends there is undone."""
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
+class Evaluator:
     """A metric on fixed samples, with the original's outputs on them (kept in memory) and its score."""
 
     samples: Samples
@@ -55,8 +55,8 @@ class Judge:
         limit_s: float,
         device: str = "cpu",
         described: ModelOutputs | None = None,
-    ) -> Judge:
-        """A judge by the metric that a request names, with `module` as the original.
+    ) -> Evaluator:
+        """A evaluator by the metric that a request names, with `module` as the original.
 
         Args:
             described: what the original's outputs are; default: read from what it gives for the samples.
@@ -66,11 +66,11 @@ class Judge:
             SetupError, UserCodeError: the metric's package or code.
         """
         if not samples.batches:
-            raise DataError("there are no samples to judge quality on", "the selection samples are empty")
+            raise DataError("there are no samples to evaluator quality on", "the selection samples are empty")
         outputs = _run(module, samples, signature, limit_s, device)
         resolved = resolve_metric(metric, signature, outputs, samples.targets, reach, limit_s, described)
         original = score(resolved, outputs, samples.targets, outputs)
-        return Judge(samples, signature, resolved, outputs, original, limit_s, device)
+        return Evaluator(samples, signature, resolved, outputs, original, limit_s, device)
 
     def score(self, module: nn.Module) -> float:
         """The metric's value, higher is better; `COLLAPSED` where the module gives no usable numbers.
@@ -110,7 +110,7 @@ class Judge:
 
 
 @contextmanager
-def judged(module: nn.Module, device: str | torch.device) -> Iterator[None]:
+def eval_mode(module: nn.Module, device: str | torch.device) -> Iterator[None]:
     """The module in eval mode on a device; afterwards every layer's mode and the device are what they were."""
     modes = [(layer, layer.training) for layer in module.modules()]
     home = device_of(module)
@@ -141,7 +141,7 @@ def _run(module: nn.Module, samples: Samples, signature: Signature, limit_s: flo
 
     doing = "running the model on the selection samples"
     with (
-        judged(module, device),
+        eval_mode(module, device),
         torch.no_grad(),
     ):  # a tensor that forward keeps in inference mode could not be trained on
         return [call_user(doing, limit_s, forward, batch) for batch in samples.batches]

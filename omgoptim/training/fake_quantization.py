@@ -32,7 +32,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from omgoptim.errors import TechniqueError
 from omgoptim.models.globs import meant
-from omgoptim.training.evaluator import judged
+from omgoptim.training.evaluator import eval_mode
 
 NORMS_FROZEN = 1 / 3
 """Fraction of the steps after which batch normalization uses its running statistics, as it will when it is folded."""
@@ -191,7 +191,7 @@ class FakeQuantized(nn.Module):
         """
         self._calibrating = True
         try:
-            with judged(self, device), self._hooked(True):
+            with eval_mode(self, device), self._hooked(True):
                 for args, kwargs in calls:
                     self.module(*args, **kwargs)
         finally:

@@ -29,7 +29,7 @@ from omgoptim.training._features.feature_distances import (
     relational_distance,
 )
 from omgoptim.training._features.layer_pairing import asked_pair, pairs_of, two_paths
-from omgoptim.training._features.layer_trace import Seen, Side, Trace, listening, trace
+from omgoptim.training._features.layer_trace import LayerOutput, Side, Trace, capture_outputs, trace
 
 Method = Literal["fitnets", "attention", "relational", "minilm"]
 
@@ -42,7 +42,7 @@ WORDS: dict[Method, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class LayerPlace:
     """Where to listen in a module."""
 
     path: str
@@ -51,15 +51,15 @@ class Place:
     """Of the channels there."""
 
     @staticmethod
-    def of(seen: Seen) -> Place:
-        return Place(seen.path, "output", seen.axis)
+    def of(seen: LayerOutput) -> LayerPlace:
+        return LayerPlace(seen.path, "output", seen.axis)
 
     def __str__(self) -> str:
         return f"{'what goes into ' if self.side == 'input' else ''}{self.path or 'the output'}"
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class Features:
     """What student and teacher gave for a batch, by path and side."""
 
     student: Mapping[tuple[str, Side], Tensor]
@@ -84,7 +84,7 @@ class FeatureLoss(nn.Module):
         self,
         method: Method,
         weight: float,
-        pairs: Sequence[tuple[Place, Place]],
+        pairs: Sequence[tuple[LayerPlace, LayerPlace]],
         widths: Sequence[tuple[int, int]] = (),
         seed: int = 0,
     ) -> None:
@@ -137,7 +137,9 @@ class FeatureLoss(nn.Module):
         else:
             found = pairs_of(own, theirs, pairs, positions=made == "attention")
         widths = [(one.channels, other.channels) for one, other in found] if made == "fitnets" else []
-        return FeatureLoss(made, weight, [(Place.of(one), Place.of(other)) for one, other in found], widths, seed)
+        return FeatureLoss(
+            made, weight, [(LayerPlace.of(one), LayerPlace.of(other)) for one, other in found], widths, seed
+        )
 
     @property
     def name(self) -> str:
@@ -157,15 +159,15 @@ class FeatureLoss(nn.Module):
         return told
 
     @contextmanager
-    def hearing(self, student: nn.Module, teacher: nn.Module) -> Iterator[Heard]:
+    def capturing(self, student: nn.Module, teacher: nn.Module) -> Iterator[Features]:
         """Within the block, what both give in their places at their last forward; no hook is left behind."""
         with (
-            listening(student, [(one.path, one.side) for one, _ in self.pairs]) as own,
-            listening(teacher, [(other.path, other.side) for _, other in self.pairs]) as theirs,
+            capture_outputs(student, [(one.path, one.side) for one, _ in self.pairs]) as own,
+            capture_outputs(teacher, [(other.path, other.side) for _, other in self.pairs]) as theirs,
         ):
-            yield Heard(own, theirs)
+            yield Features(own, theirs)
 
-    def forward(self, heard: Heard, real: Tensor | None = None) -> Tensor:
+    def forward(self, heard: Features, real: Tensor | None = None) -> Tensor:
         """The distance, without its weight: a scalar with the gradient that the student's side has.
 
         Args:
@@ -178,7 +180,7 @@ class FeatureLoss(nn.Module):
         total = torch.stack(distances).sum()
         return total if self.method == "minilm" else total / len(distances)
 
-    def _distance(self, index: int, heard: Heard, real: Tensor | None) -> Tensor:
+    def _distance(self, index: int, heard: Features, real: Tensor | None) -> Tensor:
         one, other = self.pairs[index]
         student = _values(heard.student, one, "student")
         teacher = _values(heard.teacher, other, "teacher").detach()
@@ -196,24 +198,24 @@ class FeatureLoss(nn.Module):
         return hint_distance(self.adapters[index](student), teacher, tokens)
 
 
-def _embedding(traced: Trace) -> Place:
+def _embedding(traced: Trace) -> LayerPlace:
     """What goes into the Linear layer that the main output comes from; without one, the main output."""
-    return Place("", "output") if traced.head is None else Place(traced.head, "input")
+    return LayerPlace("", "output") if traced.head is None else LayerPlace(traced.head, "input")
 
 
 def _attention_pairs(
     student: nn.Module, own: Trace, teacher: nn.Module, theirs: Trace, asked: Sequence[str]
-) -> list[tuple[Seen, Seen]]:
+) -> list[tuple[LayerOutput, LayerOutput]]:
     """Queries with queries, keys with keys, values with values, of the last self-attentions or of those asked for."""
     paths: list[tuple[str | None, str | None]] = [two_paths(text) for text in asked] or [(None, None)]
-    pairs: list[tuple[Seen, Seen]] = []
+    pairs: list[tuple[LayerOutput, LayerOutput]] = []
     for one, other in paths:
         mine = attention_of(student, own, one, "student")
         pairs += zip(mine, attention_of(teacher, theirs, other, "teacher"), strict=True)
     return pairs
 
 
-def _values(heard: Mapping[tuple[str, Side], Tensor], place: Place, whose: str) -> Tensor:
+def _values(heard: Mapping[tuple[str, Side], Tensor], place: LayerPlace, whose: str) -> Tensor:
     """What was heard in a place, in float32, with the channels last."""
     found = heard.get((place.path, place.side))
     if found is None:

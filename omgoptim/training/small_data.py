@@ -1,4 +1,4 @@
-"""A training plan that fits the amount of training data: batch size and peak learning rate for few optimizer steps.
+"""A training config that fits the amount of training data: batch size and peak learning rate for few optimizer steps.
 
 Adam moves every weight by about the learning rate in each of its first steps, whatever the gradient's size. One such
 step at the full rate of 1e-3 on a trained network is a jump, not a correction. So with few samples the batch shrinks
@@ -15,7 +15,7 @@ from typing import Any
 
 from omgoptim.requests.training import TrainingFields
 from omgoptim.training.batches import Batches
-from omgoptim.training.config import TrainingPlan
+from omgoptim.training.config import TrainingConfig
 from omgoptim.training.randomness import own_randomness
 
 STEPS_AN_EPOCH = 8
@@ -26,10 +26,10 @@ FEW_STEPS = 100
 """Below so many steps in all the default peak learning rate is lowered."""
 
 
-def fitted_plan(
-    plan: TrainingPlan, asked: TrainingFields, batches: Batches, check: Callable[[Any], None] = lambda _target: None
-) -> TrainingPlan:
-    """The plan with a batch size and a peak learning rate for the data that there is.
+def config_for_data(
+    config: TrainingConfig, asked: TrainingFields, batches: Batches, check: Callable[[Any], None] = lambda _target: None
+) -> TrainingConfig:
+    """The config with a batch size and a peak learning rate for the data that there is.
 
     Args:
         asked: whose `train_batch` and `learning_rate` are kept where they are given.
@@ -38,36 +38,38 @@ def fitted_plan(
     Raises:
         DataError: the train data is empty, or whatever `check` raises.
     """
-    if not plan.epochs:
-        return plan
+    if not config.epochs:
+        return config
     with own_randomness():
-        return _fitted(plan, asked, batches, check)
+        return _fitted(config, asked, batches, check)
 
 
-def _fitted(plan: TrainingPlan, asked: TrainingFields, batches: Batches, check: Callable[[Any], None]) -> TrainingPlan:
-    count, _ = batches.survey(plan.batch, plan.seed, check)
-    if asked.train_batch is None and count * plan.epochs < FEW_STEPS and count < STEPS_AN_EPOCH:
-        samples = batches.samples(plan.batch)
+def _fitted(
+    config: TrainingConfig, asked: TrainingFields, batches: Batches, check: Callable[[Any], None]
+) -> TrainingConfig:
+    count, _ = batches.survey(config.batch, config.seed, check)
+    if asked.train_batch is None and count * config.epochs < FEW_STEPS and count < STEPS_AN_EPOCH:
+        samples = batches.samples(config.batch)
         smaller = max(SMALLEST_BATCH, samples // STEPS_AN_EPOCH)
-        if smaller < plan.batch:
-            plan = replace(plan, batch=smaller)
-            count, _ = batches.survey(plan.batch, plan.seed, check)
-    steps = steps_of(plan, count)
+        if smaller < config.batch:
+            config = replace(config, batch=smaller)
+            count, _ = batches.survey(config.batch, config.seed, check)
+    steps = optimizer_steps(config, count)
     if asked.learning_rate is None and steps < FEW_STEPS:
-        plan = replace(plan, learning_rate=plan.learning_rate * math.sqrt(steps / FEW_STEPS))
-    return plan
+        config = replace(config, learning_rate=config.learning_rate * math.sqrt(steps / FEW_STEPS))
+    return config
 
 
-def steps_of(plan: TrainingPlan, batches: int) -> int:
+def optimizer_steps(config: TrainingConfig, batches: int) -> int:
     """Optimizer steps of a whole training.
 
     Args:
         batches: in an epoch.
     """
-    return math.ceil(batches / plan.accumulate) * plan.epochs
+    return math.ceil(batches / config.accumulate) * config.epochs
 
 
-def few_steps_note(steps: int, samples: int, plan: TrainingPlan) -> str | None:
+def few_steps_note(steps: int, samples: int, config: TrainingConfig) -> str | None:
     """A sentence for a training of few steps; None for any other.
 
     Args:
@@ -78,5 +80,5 @@ def few_steps_note(steps: int, samples: int, plan: TrainingPlan) -> str | None:
     number = "1 optimizer step" if steps == 1 else f"{steps} optimizer steps"
     return (
         f"little to train on: {samples:,} training samples give {number} in all, at a peak learning rate of "
-        f"{plan.learning_rate:.2g}; more epochs or more training data let training do more"
+        f"{config.learning_rate:.2g}; more epochs or more training data let training do more"
     )

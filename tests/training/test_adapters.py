@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_training import batches_of, blobs, judge_of, net, same, signature_of, source, state
+from small_training import batches_of, blobs, evaluator_of, net, same, signature_of, source, state
 from torch import nn
 
 from omgoptim.blocks.lora import LoRAConv, LoRALinear
@@ -15,22 +15,22 @@ from omgoptim.errors import RequestError, TechniqueError
 from omgoptim.models.trust import Reach
 from omgoptim.training.adapters import adaptable, recovering
 from omgoptim.training.batches import Batches
-from omgoptim.training.config import TrainingPlan
-from omgoptim.training.loop import Fitted, fit
+from omgoptim.training.config import TrainingConfig
+from omgoptim.training.loop import TrainingResult, fit
 from omgoptim.training.losses import loss_of
 from omgoptim.training.zero_masks import ZeroMasks
 
 X, Y = blobs()
-PLAN = TrainingPlan(epochs=3, batch=16, learning_rate=1e-2)
+PLAN = TrainingConfig(epochs=3, batch=16, learning_rate=1e-2)
 
 
-def recovered(module: nn.Module, masks: ZeroMasks | None = None, **more: Any) -> Fitted:
+def recovered(module: nn.Module, masks: ZeroMasks | None = None, **more: Any) -> TrainingResult:
     loss = loss_of("auto", module(X[:8]).detach(), Y[:8], Reach.of(Path.cwd(), []), 60.0)
-    judge = judge_of(module, X, Y)
+    evaluator = evaluator_of(module, X, Y)
     with recovering(module, "lora", 2, 8.0, masks) as trainable:
-        fitted = fit(trainable, batches_of(trainable, X, Y), loss, PLAN, judge, masks=masks, **more)
-        inside = judge.score(trainable)
-    assert judge.score(module) == inside == fitted.quality
+        fitted = fit(trainable, batches_of(trainable, X, Y), loss, PLAN, evaluator, masks=masks, **more)
+        inside = evaluator.score(trainable)
+    assert evaluator.score(module) == inside == fitted.quality
     return fitted
 
 
@@ -197,7 +197,7 @@ def test_a_transformers_model_gets_pefts_adapters_and_is_plain_again_afterwards(
     )
     with recovering(module, "lora", 2, 8.0) as trainable:
         assert any(isinstance(layer, peft.tuners.lora.LoraLayer) for layer in module.modules())
-        fitted = fit(trainable, batches, loss, TrainingPlan(epochs=4, learning_rate=1e-2), None)
+        fitted = fit(trainable, batches, loss, TrainingConfig(epochs=4, learning_rate=1e-2), None)
         inside = module(ids).logits.detach()
     assert [type(m) for m in module.modules()] == kinds
     assert set(vars(module)) == attributes

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from small_training import blobs, judge_of, net, same, state
+from small_training import blobs, evaluator_of, net, same, state
 from torch import nn
 
 from omgoptim.errors import DataError, UserCodeError
 from omgoptim.models.samples import Samples
 from omgoptim.models.trust import Reach
-from omgoptim.training.evaluator import COLLAPSED, Judge
+from omgoptim.training.evaluator import COLLAPSED, Evaluator
 
 X, Y = blobs(30)
 
@@ -18,19 +18,19 @@ X, Y = blobs(30)
 def test_the_original_has_its_own_accuracy_and_agrees_with_itself() -> None:
     module = net()
     by_hand = float((module(X).argmax(1) == Y).float().mean())
-    judge = judge_of(module, X, Y)
-    assert judge.original == pytest.approx(by_hand)
-    assert judge.score(module) == judge.original
-    assert judge_of(module, X, None).score(module) == 1.0
+    evaluator = evaluator_of(module, X, Y)
+    assert evaluator.original == pytest.approx(by_hand)
+    assert evaluator.score(module) == evaluator.original
+    assert evaluator_of(module, X, None).score(module) == 1.0
 
 
 def test_a_module_is_left_as_it_was() -> None:
     module = net()
-    judge = judge_of(module, X, Y)
+    evaluator = evaluator_of(module, X, Y)
     module.drop.train()
     module.norm.train()
     modes, before = [layer.training for layer in module.modules()], state(module)
-    assert judge.score(module) == judge.score(module)  # dropout is off
+    assert evaluator.score(module) == evaluator.score(module)  # dropout is off
     assert [layer.training for layer in module.modules()] == modes
     assert same(state(module), before)
 
@@ -38,11 +38,11 @@ def test_a_module_is_left_as_it_was() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_outputs_that_are_no_numbers_are_a_collapse_not_an_error(value: float) -> None:
     module = net()
-    judge, agreement = judge_of(module, X, Y), judge_of(module, X, None, "cosine")
+    evaluator, agreement = evaluator_of(module, X, Y), evaluator_of(module, X, None, "cosine")
     with torch.no_grad():
         module.out.bias[0] = value
-    assert judge.score(module) == agreement.score(module) == COLLAPSED
-    assert judge.original > COLLAPSED
+    assert evaluator.score(module) == agreement.score(module) == COLLAPSED
+    assert evaluator.original > COLLAPSED
 
 
 def test_values_masked_in_the_original_too_are_no_collapse() -> None:
@@ -50,28 +50,28 @@ def test_values_masked_in_the_original_too_are_no_collapse() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.cat([x, torch.full((len(x), 1), -torch.inf)], 1)
 
-    judge = judge_of(Masked(), X, None)
-    assert judge.score(Masked()) == 1.0
+    evaluator = evaluator_of(Masked(), X, None)
+    assert evaluator.score(Masked()) == 1.0
 
 
 def test_a_metric_of_the_user_that_is_no_number_is_a_collapse() -> None:
     values = iter([0.5, float("nan")])
-    judge = judge_of(net(), X, Y, lambda outputs, targets: next(values))
-    assert (judge.original, judge.score(net())) == (0.5, COLLAPSED)
+    evaluator = evaluator_of(net(), X, Y, lambda outputs, targets: next(values))
+    assert (evaluator.original, evaluator.score(net())) == (0.5, COLLAPSED)
 
 
 def test_a_module_that_fails_is_said() -> None:
-    judge = judge_of(net(), X, Y)
+    evaluator = evaluator_of(net(), X, Y)
 
     class Failing(nn.Module):
         def forward(self, x: torch.Tensor) -> Any:
             raise RuntimeError("shape mismatch")
 
     with pytest.raises(UserCodeError, match="selection samples"):
-        judge.score(Failing())
+        evaluator.score(Failing())
 
 
 def test_no_samples_are_refused(reach: Reach) -> None:
-    judge = judge_of(net(), X, Y)
+    evaluator = evaluator_of(net(), X, Y)
     with pytest.raises(DataError, match="no samples"):
-        Judge.of(net(), Samples([], []), judge.signature, "auto", reach, 60.0)
+        Evaluator.of(net(), Samples([], []), evaluator.signature, "auto", reach, 60.0)

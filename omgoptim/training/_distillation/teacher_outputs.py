@@ -16,7 +16,7 @@ from torch import Tensor
 
 from omgoptim.training._loop.progress import Progress
 from omgoptim.training.batches import Batch, Batches
-from omgoptim.training.config import TrainingPlan
+from omgoptim.training.config import TrainingConfig
 from omgoptim.training.randomness import seed_everything
 
 LIMIT_BYTES = 512 * 2**20
@@ -28,12 +28,12 @@ PASS = 1
 EVERY = "computed for every batch"
 
 
-class Taught(list[Tensor]):
+class TeacherOutput(list[Tensor]):
     """The teacher's outputs for a batch, each in its place; one that is not learnt is empty."""
 
-    def to(self, device: str | torch.device) -> Taught:
+    def to(self, device: str | torch.device) -> TeacherOutput:
         """The same on a device."""
-        return Taught(tensor.to(device) for tensor in self)
+        return TeacherOutput(tensor.to(device) for tensor in self)
 
     def has_rows(self, count: int) -> bool:
         """Whether each output that is learnt has one row for each of `count` samples."""
@@ -49,7 +49,7 @@ class TeacherOutputs:
     """The teacher's outputs for each sample, on the CPU."""
 
     size_bytes: int = 0
-    _chunks: list[Taught] = field(default_factory=list)
+    _chunks: list[TeacherOutput] = field(default_factory=list)
     """As they were computed, a batch each."""
     _places: dict[bytes, tuple[int, int]] = field(default_factory=dict)
     """Digest of a sample to its chunk and row."""
@@ -61,13 +61,13 @@ class TeacherOutputs:
         """Whether all samples of a batch are here."""
         return all(digest in self._places for digest in digests(batch))
 
-    def of(self, batch: Batch) -> Taught | None:
+    def of(self, batch: Batch) -> TeacherOutput | None:
         """The outputs for a batch, in its order; None unless all its samples are here."""
         places = [self._places.get(digest) for digest in digests(batch)]
         known = [place for place in places if place is not None]
         if len(known) != len(places):
             return None
-        found = Taught()
+        found = TeacherOutput()
         for index, first in enumerate(self._chunks[0]):
             if not first.numel():
                 found.append(first)
@@ -78,11 +78,11 @@ class TeacherOutputs:
             found.append(torch.stack(rows))
         return found
 
-    def add(self, batch: Batch, outputs: Taught) -> None:
+    def add(self, batch: Batch, outputs: TeacherOutput) -> None:
         """Keep the outputs for a batch; a sample that is here already stays as it was."""
         for row, digest in enumerate(digests(batch)):
             self._places.setdefault(digest, (len(self._chunks), row))
-        self._chunks.append(Taught(tensor.detach().cpu() for tensor in outputs))
+        self._chunks.append(TeacherOutput(tensor.detach().cpu() for tensor in outputs))
         self.size_bytes += outputs.nbytes
 
 
@@ -100,10 +100,10 @@ def digests(batch: Batch) -> list[bytes]:
 
 def keep_outputs(
     batches: Batches,
-    plan: TrainingPlan,
+    config: TrainingConfig,
     count: int,
     first: Batch,
-    taught: Callable[[Batch], Taught],
+    taught: Callable[[Batch], TeacherOutput],
     progress: Progress = lambda _stage, _done: None,
 ) -> tuple[TeacherOutputs | None, str]:
     """Compute a teacher's outputs for all train samples, if they serve more than once, and say what was done.
@@ -116,18 +116,18 @@ def keep_outputs(
     Returns:
         The outputs, or None where they cannot be kept, with the reason in the words beside.
     """
-    if plan.epochs < 2:
+    if config.epochs < 2:
         return None, f"{EVERY}: there is one epoch"
     example = taught(first)
     if not example.has_rows(first.size):
         return None, f"{EVERY}: there is not one for each sample"
     if example.nbytes * count > LIMIT_BYTES:
         return None, f"{EVERY}: kept they would take {_size(example.nbytes * count)}"
-    if _changing(batches, plan, first):
+    if _changing(batches, config, first):
         return None, f"{EVERY}: the inputs are augmented"
     kept, told = TeacherOutputs(), 0.0
-    seed_everything(plan.seed, 0, PASS)
-    for number, batch in enumerate(batches.epoch(plan.batch), 1):
+    seed_everything(config.seed, 0, PASS)
+    for number, batch in enumerate(batches.epoch(config.batch), 1):
         if not kept.holds(batch):
             outputs = taught(batch)
             if not outputs.has_rows(batch.size):
@@ -141,12 +141,12 @@ def keep_outputs(
     return kept, f"computed once for {len(kept):,} samples and kept ({_size(kept.size_bytes)})"
 
 
-def _changing(batches: Batches, plan: TrainingPlan, first: Batch) -> bool:
+def _changing(batches: Batches, config: TrainingConfig, first: Batch) -> bool:
     """Whether samples of one pass are not found in another. One may be: a last batch of one sample is left out."""
     missing = set(digests(first))
     allowed = 1 if first.size > 2 else 0
-    seed_everything(plan.seed, 0, PASS)
-    for batch in batches.epoch(plan.batch):
+    seed_everything(config.seed, 0, PASS)
+    for batch in batches.epoch(config.batch):
         missing.difference_update(digests(batch))
         if not missing:
             return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from omgoptim.errors import RequestError, TechniqueError, did_you_mean
-from omgoptim.training._features.layer_trace import Seen, Trace
+from omgoptim.training._features.layer_trace import LayerOutput, Trace
 
 NAMES = (
     ("query", "key", "value"),
@@ -27,7 +27,9 @@ CROSS = ("cross", "encdec", "encoder_attn")
 """In the paths of attentions whose keys come from elsewhere."""
 
 
-def attention_of(module: nn.Module, traced: Trace, asked: str | None, whose: str) -> tuple[Seen, Seen, Seen]:
+def attention_of(
+    module: nn.Module, traced: Trace, asked: str | None, whose: str
+) -> tuple[LayerOutput, LayerOutput, LayerOutput]:
     """Queries, keys and values of a module's last self-attention, or of the one that is asked for by its path.
 
     Raises:
@@ -55,7 +57,7 @@ def attention_of(module: nn.Module, traced: Trace, asked: str | None, whose: str
     )
 
 
-def _attentions(traced: Trace) -> dict[str, tuple[Seen, Seen, Seen]]:
+def _attentions(traced: Trace) -> dict[str, tuple[LayerOutput, LayerOutput, LayerOutput]]:
     """Path of each self-attention to its three layers, in the order in which they run."""
     by_path, found = traced.by_path, {}
     for value in traced.seen:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from omgoptim.errors import RequestError, TechniqueError, did_you_mean
-from omgoptim.training._features.layer_trace import Seen, Trace
+from omgoptim.training._features.layer_trace import LayerOutput, Trace
 
 DIGITS = "0123456789"
 
-Pair = tuple[Seen, Seen]
+Pair = tuple[LayerOutput, LayerOutput]
 """Layer of the student, layer of the teacher."""
 
 
@@ -62,7 +62,7 @@ def asked_pair(text: str, student: Trace, teacher: Trace) -> Pair:
     return layer_named(one, student, "student"), layer_named(other, teacher, "teacher")
 
 
-def layer_named(path: str, traced: Trace, whose: str) -> Seen:
+def layer_named(path: str, traced: Trace, whose: str) -> LayerOutput:
     """What the layer of that path gave.
 
     Raises:
@@ -91,7 +91,7 @@ def found_pairs(student: Trace, teacher: Trace, positions: bool = False) -> list
     return []
 
 
-def _answers(one: Seen, other: Seen) -> bool:
+def _answers(one: LayerOutput, other: LayerOutput) -> bool:
     """Whether both are what the loss on outputs compares anyway."""
     return one.final and other.final and one.shape == other.shape
 
@@ -108,16 +108,16 @@ def _stacked(student: Trace, teacher: Trace) -> list[Pair]:
         return []
     first = theirs[0]
 
-    def likeness(stack: list[Seen]) -> tuple[bool, bool, int]:
+    def likeness(stack: list[LayerOutput]) -> tuple[bool, bool, int]:
         return stack[0].path.rstrip(DIGITS) == first.path.rstrip(DIGITS), stack[0].layer == first.layer, len(stack)
 
     mine = max(_stacks(student).values(), key=likeness, default=[])
     return [(block, theirs[evenly(index, len(mine), len(theirs))]) for index, block in enumerate(mine)]
 
 
-def _stacks(traced: Trace) -> dict[tuple[str, str, tuple[int, ...]], list[Seen]]:
+def _stacks(traced: Trace) -> dict[tuple[str, str, tuple[int, ...]], list[LayerOutput]]:
     """Blocks whose paths differ in their last number, of one class, that give sequences of one shape."""
-    stacks: dict[tuple[str, str, tuple[int, ...]], list[Seen]] = {}
+    stacks: dict[tuple[str, str, tuple[int, ...]], list[LayerOutput]] = {}
     for seen in traced.seen:
         if seen.sequence and seen.block and seen.path[-1:].isdecimal():
             stacks.setdefault((seen.path.rstrip(DIGITS), seen.layer, seen.shape), []).append(seen)
@@ -141,7 +141,7 @@ def _staged(student: Trace, teacher: Trace) -> list[Pair]:
     return [(end, other) for end, other in spread if len(end.grid) == len(other.grid)]
 
 
-def _stage_ends(traced: Trace) -> dict[tuple[int, ...], Seen]:
+def _stage_ends(traced: Trace) -> dict[tuple[int, ...], LayerOutput]:
     """Size of map to the last layer that gives it, where a layer with parameters does; not the module's output."""
     maps = [seen for seen in traced.seen if seen.grid and max(seen.grid) > 1 and not seen.sequence and not seen.final]
     learnt = {seen.grid for seen in maps if seen.leaf}

@@ -19,14 +19,14 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from omgoptim.errors import DataError
 from omgoptim.runtimes.signature import Signature
-from omgoptim.training.evaluator import device_of, judged
+from omgoptim.training.evaluator import device_of, eval_mode
 from omgoptim.training.losses import main_output
 
 Side = Literal["output", "input"]
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class LayerOutput:
     """What a layer gave for a batch."""
 
     path: str
@@ -66,14 +66,14 @@ class Seen:
 class Trace:
     """What the layers of a module gave, in the order in which they were done."""
 
-    seen: list[Seen]
+    seen: list[LayerOutput]
     head: str | None
     """The Linear layer that the main output comes from, if it does."""
     output: tuple[int, ...]
     """Shape of the main output."""
 
     @property
-    def by_path(self) -> dict[str, Seen]:
+    def by_path(self) -> dict[str, LayerOutput]:
         return {seen.path: seen for seen in self.seen}
 
 
@@ -82,7 +82,7 @@ class _Tracing:
     """What hooks have noted so far."""
 
     batch: int
-    seen: dict[str, Seen] = field(default_factory=dict)
+    seen: dict[str, LayerOutput] = field(default_factory=dict)
     width: int = 0
     """Channels of the last layer with parameters."""
     first: bool = False
@@ -100,7 +100,7 @@ class _Tracing:
             return
         self.seen.pop(path, None)  # called again: where the last call was
         shape, axis = tuple(tensor.shape), self._axis(tensor)
-        self.seen[path] = Seen(path, type(layer).__name__, shape, axis, final=False, leaf=leaf, block=block)
+        self.seen[path] = LayerOutput(path, type(layer).__name__, shape, axis, final=False, leaf=leaf, block=block)
         self.given[path] = weakref.ref(tensor)
 
     def _axis(self, output: Tensor) -> int:
@@ -132,7 +132,7 @@ def trace(module: nn.Module, signature: Signature, inputs: Mapping[str, Tensor])
         for path, layer in module.named_modules()
     ]
     try:
-        with judged(module, device), torch.no_grad():
+        with eval_mode(module, device), torch.no_grad():
             outputs = main_output(module(*args, **kwargs))
     finally:
         for hook in hooks:
@@ -144,7 +144,7 @@ def trace(module: nn.Module, signature: Signature, inputs: Mapping[str, Tensor])
 
 
 @contextmanager
-def listening(module: nn.Module, places: Iterable[tuple[str, Side]]) -> Iterator[dict[tuple[str, Side], Tensor]]:
+def capture_outputs(module: nn.Module, places: Iterable[tuple[str, Side]]) -> Iterator[dict[tuple[str, Side], Tensor]]:
     """Within the block, what goes into or comes out of layers at a module's last forward, by path and side.
 
     What is heard has the gradient that the forward gave it, and is a copy where it is an output: layers after this one

@@ -1,7 +1,7 @@
 """Where training stands after an epoch, in one file that appears whole and holds no code.
 
 `torch.save` of tensors and plain values, read with `weights_only=True`. A training goes on only from a checkpoint of
-the same plan, module, round and loss; any other is refused, never overwritten.
+the same config, module, round and loss; any other is refused, never overwritten.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Everything that the epochs to come depend on, but the data and the seeds, which are drawn from the plan."""
+    """Everything that the epochs to come depend on, but the data and the seeds, which are drawn from the config."""
 
     identity: dict[str, Any]
     """What a training has to have in common with the one that wrote this, as plain values."""
@@ -35,7 +35,7 @@ class Checkpoint:
     best_epoch: int
     """0: as they were before training."""
     scores: list[float]
-    """The judge's, from before training on; empty without one."""
+    """The evaluator's, from before training on; empty without one."""
     epochs: list[dict[str, Any]]
     optimizer: dict[str, Any]
     scheduler: dict[str, Any]
@@ -114,9 +114,9 @@ def asdict_shallow(checkpoint: Checkpoint) -> dict[str, Any]:
     return {name: getattr(checkpoint, name) for name in Checkpoint.__slots__}
 
 
-def plain(plan: Any) -> dict[str, Any]:
-    """A plan's fields with their names, for an identity."""
-    return {f"plan.{name}": value for name, value in asdict(plan).items()}
+def plain(config: Any) -> dict[str, Any]:
+    """A config's fields with their names, for an identity."""
+    return {f"plan.{name}": value for name, value in asdict(config).items()}
 
 
 def all_tensors(module: nn.Module) -> dict[str, Tensor]:

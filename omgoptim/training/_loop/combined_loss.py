@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from omgoptim.errors import DataError, TechniqueError
 from omgoptim.models.outputs import ModelOutputs
 from omgoptim.runtimes.signature import Signature
-from omgoptim.training._distillation.teacher_outputs import Taught, TeacherOutputs
+from omgoptim.training._distillation.teacher_outputs import TeacherOutput, TeacherOutputs
 from omgoptim.training.batches import Batch
 from omgoptim.training.distillation import DistillationLoss, other_outputs, same_shape
-from omgoptim.training.evaluator import judged
+from omgoptim.training.evaluator import eval_mode
 from omgoptim.training.feature_losses import FeatureLoss
 from omgoptim.training.losses import Loss, tensor_outputs
 
 
 @dataclass(slots=True)
-class Objective:
+class CombinedLoss:
     """The loss of a batch as a function of the module.
 
     alpha x loss on the targets + (1 - alpha) x distance to the teacher's main output + distances to its other outputs
@@ -74,7 +74,7 @@ class Objective:
             DataError: the loss cannot be computed, or has no gradient; the teacher's outputs are of another shape.
             TechniqueError: the distance to the teacher is of a kind that its outputs are not for.
         """
-        with judged(module, next(iter(batch.inputs.values())).device):
+        with eval_mode(module, next(iter(batch.inputs.values())).device):
             if self.distillation is not None and self.learns_outputs:
                 self._refuse_shifted_labels(module, self.distillation)
                 args, kwargs = self.signature.to_call(batch.inputs)
@@ -102,7 +102,7 @@ class Objective:
             kwargs = {**kwargs, "labels": batch.target}
         if self.features is None or self.teacher is None or self.student is None:
             return self._on_outputs(called(*args, **kwargs), batch, taught)
-        with self.features.hearing(self.student, self.teacher) as heard:
+        with self.features.capturing(self.student, self.teacher) as heard:
             outputs = called(*args, **kwargs)
             taught = self.taught(batch)
         inside: Tensor = self.features.weight * self.features(heard, batch.inputs.get("attention_mask"))
@@ -110,11 +110,11 @@ class Objective:
             return inside
         return self._on_outputs(outputs, batch, taught) + inside
 
-    def learnt(self, batch: Batch) -> Taught:
+    def learnt(self, batch: Batch) -> TeacherOutput:
         """The teacher's outputs for a batch that are learnt, each in its place."""
         leaves = tensor_outputs(self.taught(batch))
         indices = self.distillation.indices if self.distillation is not None else frozenset()
-        return Taught(leaf if index in indices else leaf.new_empty(0) for index, leaf in enumerate(leaves))
+        return TeacherOutput(leaf if index in indices else leaf.new_empty(0) for index, leaf in enumerate(leaves))
 
     def taught(self, batch: Batch) -> Any:
         """What the teacher returns for a batch."""

@@ -1,4 +1,4 @@
-"""The optimizer and the learning rate's course over the steps that a plan names."""
+"""The optimizer and the learning rate's state over the steps that a config names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from omgoptim.training.config import TrainingPlan
+from omgoptim.training.config import TrainingConfig
 
 MOMENTUM = 0.9
 ONE_CYCLE_RISE = 0.3
@@ -19,49 +19,49 @@ START, END = 25.0, 1e4
 """one_cycle starts at 1/25 of the peak and ends at 1/10,000 of where it started, as torch's own does."""
 
 
-def optimizer_of(plan: TrainingPlan, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The plan's optimizer on parameters; biases and normalization (fewer than two dimensions) do not decay."""
+def optimizer_of(config: TrainingConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The config's optimizer on parameters; biases and normalization (fewer than two dimensions) do not decay."""
     parameters = list(parameters)
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": plan.weight_decay},
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     filled: list[dict[str, Any]] = [group for group in groups if group["params"]]
-    rate = plan.learning_rate
-    if plan.optimizer == "adamw":
+    rate = config.learning_rate
+    if config.optimizer == "adamw":
         return torch.optim.AdamW(filled, lr=rate)
-    if plan.optimizer == "adam":
+    if config.optimizer == "adam":
         return torch.optim.Adam(filled, lr=rate)
-    if plan.optimizer == "sgd":
+    if config.optimizer == "sgd":
         return torch.optim.SGD(filled, lr=rate, momentum=MOMENTUM)
     return torch.optim.RMSprop(filled, lr=rate)
 
 
-def scheduler_of(plan: TrainingPlan, optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
-    """The plan's schedule over `steps` optimizer steps."""
-    return LambdaLR(optimizer, course(plan, steps))
+def scheduler_of(config: TrainingConfig, optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
+    """The config's schedule over `steps` optimizer steps."""
+    return LambdaLR(optimizer, lr_factor(config, steps))
 
 
-def course(plan: TrainingPlan, steps: int) -> Callable[[int], float]:
+def lr_factor(config: TrainingConfig, steps: int) -> Callable[[int], float]:
     """`factor(step)`: what the peak learning rate is multiplied by at a step, 0 <= step < steps.
 
     Of w = round(warmup x steps) warmup steps, at least one where there are two steps or more, step i has
     (i + 1) / (w + 1). From step w on, with p the fraction of the rest that is done: cosine (1 + cos(pi p)) / 2, linear
     1 - p, constant 1. one_cycle is torch's OneCycleLR, its rise at least 0.3 of the steps.
     """
-    if plan.lr_schedule == "one_cycle":
-        return lambda step: _one_cycle(step, steps, max(plan.warmup, ONE_CYCLE_RISE))
-    warmup = round(plan.warmup * steps)
-    if plan.warmup > 0 and steps > 1:
+    if config.lr_schedule == "one_cycle":
+        return lambda step: _one_cycle(step, steps, max(config.warmup, ONE_CYCLE_RISE))
+    warmup = round(config.warmup * steps)
+    if config.warmup > 0 and steps > 1:
         warmup = max(warmup, 1)  # Adam's first step is as large as its rate, whatever the gradient
 
     def factor(step: int) -> float:
         if step < warmup:
             return (step + 1) / (warmup + 1)
         done = min((step - warmup) / max(steps - warmup, 1), 1.0)
-        if plan.lr_schedule == "cosine":
+        if config.lr_schedule == "cosine":
             return (1 + math.cos(math.pi * done)) / 2
-        return 1 - done if plan.lr_schedule == "linear" else 1.0
+        return 1 - done if config.lr_schedule == "linear" else 1.0
 
     return factor
 

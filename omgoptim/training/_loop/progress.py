@@ -11,7 +11,7 @@ Progress = Callable[[str, "float | None"], None]
 
 
 @dataclass(slots=True)
-class Teller:
+class ProgressReporter:
     """Says how training goes, about once a second."""
 
     progress: Progress

@@ -16,10 +16,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from omgoptim.errors import SetupError
 from omgoptim.training._loop.checkpoints import Checkpoint
-from omgoptim.training._loop.combined_loss import Objective
+from omgoptim.training._loop.combined_loss import CombinedLoss
 from omgoptim.training._loop.optimizers import optimizer_of, scheduler_of
 from omgoptim.training.batches import Batch
-from omgoptim.training.config import TrainingPlan
+from omgoptim.training.config import TrainingConfig
 from omgoptim.training.losses import Loss
 from omgoptim.training.zero_masks import ZeroMasks
 
@@ -46,8 +46,8 @@ class Steps:
     scheduler: LambdaLR
     prepared: tuple[Any, Any]
     """Optimizer and scheduler in Accelerate's wrappers."""
-    objective: Objective
-    plan: TrainingPlan
+    loss_fn: CombinedLoss
+    config: TrainingConfig
     masks: ZeroMasks | None
     last_rate: float = 0.0
     """Learning rate of the last step."""
@@ -67,7 +67,7 @@ class Steps:
             The mean loss over what counts in all batches; NaN or infinite as soon as one batch's is, without its step.
         """
         total, weight, done = 0.0, 0, 0
-        while group := list(islice(batches, self.plan.accumulate)):
+        while group := list(islice(batches, self.config.accumulate)):
             counted = [self._check(batch) for batch in group]
             for index, (batch, count) in enumerate(zip(group, counted, strict=True)):
                 loss = self._backward(batch, count / max(sum(counted), 1), last=index == len(group) - 1)
@@ -81,18 +81,18 @@ class Steps:
 
     def _check(self, batch: Batch) -> int:
         """How many targets of a batch count, or samples, where that is what a loss is the mean of."""
-        if self.objective.loss is None:
+        if self.loss_fn.loss is None:
             return batch.size
-        self.objective.loss.check(batch.target)
+        self.loss_fn.loss.check(batch.target)
         counted = Loss.counted(batch.target)
         return batch.size if counted is None else counted
 
     def _backward(self, batch: Batch, share: float, last: bool) -> float:
         with nullcontext() if last else self.accelerator.no_sync(self.called):
-            kept = self.objective.kept
+            kept = self.loss_fn.kept
             taught = kept.of(batch) if kept is not None else None
             taught = None if taught is None else taught.to(self.device)
-            loss: Tensor = self.objective(self.called, batch.to(self.device), taught)
+            loss: Tensor = self.loss_fn(self.called, batch.to(self.device), taught)
             value = float(loss.detach())
             if math.isfinite(value):
                 self.accelerator.backward(loss * share)
@@ -102,8 +102,8 @@ class Steps:
         optimizer, scheduler = self.prepared
         if self.masks is not None:
             self.masks.drop_gradients()
-        if self.plan.clip_norm:
-            self.accelerator.clip_grad_norm_(self.parameters, self.plan.clip_norm)
+        if self.config.clip_norm:
+            self.accelerator.clip_grad_norm_(self.parameters, self.config.clip_norm)
         self.last_rate = float(self.scheduler.get_last_lr()[0])
         optimizer.step()
         scheduler.step()
@@ -129,15 +129,15 @@ class Steps:
 
 
 @contextmanager
-def opened_steps(
+def prepared_steps(
     module: nn.Module,
     parameters: list[nn.Parameter],
-    plan: TrainingPlan,
+    config: TrainingConfig,
     steps: int,
-    objective: Objective,
+    loss_fn: CombinedLoss,
     masks: ZeroMasks | None,
 ) -> Iterator[Steps]:
-    """Steps on a module, which is moved to the plan's device, as are the adapters of the objective's features.
+    """Steps on a module, which is moved to the config's device, as are the adapters of the loss_fn's features.
 
     Accelerate keeps its device and precision in state that the whole process shares: a caller's is put back afterwards,
     and a training of another precision can follow.
@@ -155,20 +155,20 @@ def opened_steps(
     for state in shared:
         state.clear()
     try:
-        accelerator = accelerate.Accelerator(cpu=plan.device == "cpu", mixed_precision=plan.mixed_precision)
+        accelerator = accelerate.Accelerator(cpu=config.device == "cpu", mixed_precision=config.mixed_precision)
         called = accelerator.prepare_model(_Called(module))
-        if objective.features is not None:
-            objective.features.to(accelerator.device)
+        if loss_fn.features is not None:
+            loss_fn.features.to(accelerator.device)
         parameters = parameters or [nn.Parameter(torch.zeros(1))]  # nothing is trained for 0 epochs
-        optimizer = optimizer_of(plan, parameters)
-        scheduler = scheduler_of(plan, optimizer, steps)
+        optimizer = optimizer_of(config, parameters)
+        scheduler = scheduler_of(config, optimizer, steps)
         prepared = accelerator.prepare(optimizer, scheduler)
-        objective.autocast = accelerator.autocast
-        yield Steps(accelerator, called, parameters, optimizer, scheduler, prepared, objective, plan, masks)
+        loss_fn.autocast = accelerator.autocast
+        yield Steps(accelerator, called, parameters, optimizer, scheduler, prepared, loss_fn, config, masks)
         accelerator.free_memory()
     finally:
-        if objective.features is not None:
-            objective.features.to("cpu")
+        if loss_fn.features is not None:
+            loss_fn.features.to("cpu")
         for state, kept in zip(shared, before, strict=True):
             state.clear()
             state.update(kept)

@@ -13,25 +13,25 @@ from torch import Tensor, nn
 from omgoptim.reports import Epoch
 from omgoptim.training._distillation.teacher_outputs import EVERY, keep_outputs
 from omgoptim.training._loop.checkpoints import Checkpoint, all_tensors, put_tensors, trained_tensors
-from omgoptim.training._loop.progress import Progress, Teller
+from omgoptim.training._loop.progress import Progress, ProgressReporter
 from omgoptim.training._loop.steps import Steps
 from omgoptim.training.batches import Batch, Batches
 from omgoptim.training.closeness import distance_to_original
-from omgoptim.training.evaluator import Judge
+from omgoptim.training.evaluator import Evaluator
 from omgoptim.training.randomness import seed_everything
 
 
 @dataclass(slots=True)
-class Course:
+class TrainingState:
     """Where a training stands."""
 
     module: nn.Module
     steps: Steps
-    judge: Judge | None
+    evaluator: Evaluator | None
     round_number: int
     records: list[Epoch] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
-    """The judge's, from before training on."""
+    """The evaluator's, from before training on."""
     best: dict[str, Tensor] = field(default_factory=dict)
     best_epoch: int = 0
     stopped: str | None = None
@@ -44,64 +44,64 @@ class Course:
         return len(self.records)
 
     @property
-    def goes_on(self) -> bool:
-        return self.stopped is None and self.epoch < self.steps.plan.epochs
+    def is_running(self) -> bool:
+        return self.stopped is None and self.epoch < self.steps.config.epochs
 
     def begin(self, score: float | None, checkpoint: Checkpoint | None) -> None:
         """The untrained state as the first candidate, or where a checkpoint stands.
 
         Args:
-            score: the judge's of the untrained state, where that is known.
+            score: the evaluator's of the untrained state, where that is known.
         """
         if checkpoint is None:
             self.best = trained_tensors(self.module)
-            if self.judge is not None:
-                self.scores = [self.judge.score(self.module) if score is None else score]
+            if self.evaluator is not None:
+                self.scores = [self.evaluator.score(self.module) if score is None else score]
             return
         put_tensors(self.module, checkpoint.state)
-        features = self.steps.objective.features
+        features = self.steps.loss_fn.features
         if features is not None:
             put_tensors(features, checkpoint.adapters)
         saved = checkpoint.best or {name: checkpoint.state[name] for name in trained_tensors(self.module)}
         self.best = {name: tensor.to(self.steps.device) for name, tensor in saved.items()}
         self.records, self.scores = checkpoint.records, list(checkpoint.scores)
         self.best_epoch, self.stopped = checkpoint.best_epoch, checkpoint.stopped
-        self.seconds, self.resumed = checkpoint.seconds, checkpoint.resumed + self.goes_on
+        self.seconds, self.resumed = checkpoint.seconds, checkpoint.resumed + self.is_running
         self.teacher_outputs = checkpoint.teacher_outputs
         self.steps.restore(checkpoint)
 
-    def ask_teacher(self, batches: Batches, count: int, first: Batch, progress: Progress) -> None:
+    def cache_teacher_outputs(self, batches: Batches, count: int, first: Batch, progress: Progress) -> None:
         """Compute the teacher's outputs for all samples and keep them, where that is possible and saves anything."""
-        started, objective = time.perf_counter(), self.steps.objective
-        if objective.features is not None:
+        started, loss_fn = time.perf_counter(), self.steps.loss_fn
+        if loss_fn.features is not None:
             self.teacher_outputs = f"{EVERY}: features are learnt too"
-        elif objective.learns_outputs:
-            objective.kept, self.teacher_outputs = keep_outputs(
+        elif loss_fn.learns_outputs:
+            loss_fn.kept, self.teacher_outputs = keep_outputs(
                 batches,
-                self.steps.plan,
+                self.steps.config,
                 count,
                 first,
-                lambda batch: objective.learnt(batch.to(self.steps.device)),
+                lambda batch: loss_fn.learnt(batch.to(self.steps.device)),
                 progress,
             )
         self.seconds += time.perf_counter() - started
 
     def one_epoch(self, batches: Batches, count: int, progress: Progress) -> None:
-        """Train for one more epoch, judge it, and keep its weights if they are the best.
+        """Train for one more epoch, evaluator it, and keep its weights if they are the best.
 
         Args:
             count: batches in an epoch.
         """
-        plan, started, epoch = self.steps.plan, time.perf_counter(), self.epoch + 1
-        seed_everything(plan.seed, self.round_number, epoch)
-        loss = self.steps.epoch(batches.epoch(plan.batch), Teller(progress, plan.epochs, epoch, count))
+        config, started, epoch = self.steps.config, time.perf_counter(), self.epoch + 1
+        seed_everything(config.seed, self.round_number, epoch)
+        loss = self.steps.epoch(batches.epoch(config.batch), ProgressReporter(progress, config.epochs, epoch, count))
         score = None
         if not math.isfinite(loss):
             self.stopped = f"the loss was {loss:g} in epoch {epoch}; the weights are those {self._of_best}"
         elif not all(bool(torch.isfinite(parameter).all()) for parameter in self.steps.parameters):
             self.stopped = f"a weight was no number after epoch {epoch}; the weights are those {self._of_best}"
         else:
-            score = self.judge.score(self.module) if self.judge else None
+            score = self.evaluator.score(self.module) if self.evaluator else None
             if score is None or self._competes(score):
                 self.best, self.best_epoch = trained_tensors(self.module), epoch
             if score is not None:
@@ -118,9 +118,9 @@ class Course:
                 seconds=seconds,
             )
         )
-        if self.goes_on and plan.patience and score is not None:
+        if self.is_running and config.patience and score is not None:
             waited = epoch - self.scores.index(max(self.scores))  # an equal score is no better one
-            if waited >= plan.patience:
+            if waited >= config.patience:
                 self.stopped = f"no better quality in {waited} epoch{'s' if waited > 1 else ''}"
 
     def _competes(self, score: float) -> bool:
@@ -129,20 +129,20 @@ class Course:
         Of equal scores the later one does. But a metric of few samples (accuracy on 60) often cannot tell the trained
         state from the untrained one; then the outputs decide: those nearer to the original's.
         """
-        assert self.judge is not None  # it gave the score
+        assert self.evaluator is not None  # it gave the score
         highest = max(self.scores)
         if score != highest or self.best_epoch or not math.isfinite(score):
             return score >= highest
-        now = distance_to_original(self.judge, self.module)
+        now = distance_to_original(self.evaluator, self.module)
         trained = trained_tensors(self.module)
         put_tensors(self.module, self.best)
-        before = distance_to_original(self.judge, self.module)
+        before = distance_to_original(self.evaluator, self.module)
         put_tensors(self.module, trained)
         return now <= before
 
     def checkpoint(self, identity: dict[str, Any]) -> Checkpoint:
         """Everything that the epochs to come depend on."""
-        features = self.steps.objective.features
+        features = self.steps.loss_fn.features
         return Checkpoint(
             identity=identity,
             state=all_tensors(self.module),

@@ -10,25 +10,25 @@ from torch.utils.data import TensorDataset
 
 from omgoptim.models.data import DataSource, RawBatch
 from omgoptim.training import teacher_outputs
-from omgoptim.training._distillation.teacher_outputs import Taught, TeacherOutputs, digests, keep_outputs
+from omgoptim.training._distillation.teacher_outputs import TeacherOutput, TeacherOutputs, digests, keep_outputs
 from omgoptim.training.batches import Batch, Batches
-from omgoptim.training.config import TrainingPlan
+from omgoptim.training.config import TrainingConfig
 
 X, Y = blobs()
-PLAN = TrainingPlan(epochs=2, batch=16)
+PLAN = TrainingConfig(epochs=2, batch=16)
 TEACHER = net(seed=1)
 
 
-def taught(batch: Batch) -> Taught:
+def taught(batch: Batch) -> TeacherOutput:
     with torch.no_grad():
-        return Taught([TEACHER(batch.inputs["x"])])
+        return TeacherOutput([TEACHER(batch.inputs["x"])])
 
 
 def kept(
-    batches: Batches, plan: TrainingPlan = PLAN, asked: Callable[[Batch], Taught] = taught
+    batches: Batches, config: TrainingConfig = PLAN, asked: Callable[[Batch], TeacherOutput] = taught
 ) -> tuple[TeacherOutputs | None, str]:
-    count, first = batches.survey(plan.batch, plan.seed, lambda _target: None)
-    return keep_outputs(batches, plan, count, first, asked)
+    count, first = batches.survey(config.batch, config.seed, lambda _target: None)
+    return keep_outputs(batches, config, count, first, asked)
 
 
 def changing(change: Callable[[Tensor], Tensor]) -> Batches:
@@ -44,8 +44,8 @@ def changing(change: Callable[[Tensor], Tensor]) -> Batches:
 
 def test_outputs_come_back_in_a_batchs_order_and_only_if_all_are_there() -> None:
     store = TeacherOutputs()
-    store.add(Batch({"x": X[:8]}), Taught([torch.empty(0), X[:8] * 2]))
-    store.add(Batch({"x": X[6:12]}), Taught([torch.empty(0), X[6:12] * 3]))
+    store.add(Batch({"x": X[:8]}), TeacherOutput([torch.empty(0), X[:8] * 2]))
+    store.add(Batch({"x": X[6:12]}), TeacherOutput([torch.empty(0), X[6:12] * 3]))
     assert (len(store), store.size_bytes) == (12, 14 * 4 * 4)
     mixed = Batch({"x": X[[11, 0, 7]]})
     assert store.holds(mixed)
@@ -80,7 +80,7 @@ def test_digests_tell_samples_apart_by_name_dtype_shape_and_every_byte() -> None
 def test_every_sample_is_computed_once_and_served_in_any_order() -> None:
     asked: list[int] = []
 
-    def counted(batch: Batch) -> Taught:
+    def counted(batch: Batch) -> TeacherOutput:
         asked.append(batch.size)
         return taught(batch)
 
@@ -102,9 +102,9 @@ def test_samples_that_come_more_than_once_are_kept_once() -> None:
 def test_the_sample_that_a_pass_leaves_out_is_no_augmentation() -> None:
     batches = batches_of(TEACHER, X[:81], Y[:81])  # the last batch of one is left out, and it is another each time
     for seed in range(12):
-        plan = TrainingPlan(epochs=2, batch=16, seed=seed)
+        config = TrainingConfig(epochs=2, batch=16, seed=seed)
         batches._counted.clear()
-        store, words = kept(batches, plan)
+        store, words = kept(batches, config)
         assert store is not None, words
         assert len(store) == 80
 
@@ -112,7 +112,7 @@ def test_the_sample_that_a_pass_leaves_out_is_no_augmentation() -> None:
 def test_inputs_that_change_from_pass_to_pass_are_seen_before_the_teacher_is_asked_about_them() -> None:
     asked: list[int] = []
 
-    def counted(batch: Batch) -> Taught:
+    def counted(batch: Batch) -> TeacherOutput:
         asked.append(batch.size)
         return taught(batch)
 
@@ -128,8 +128,8 @@ def test_inputs_that_change_from_pass_to_pass_are_seen_before_the_teacher_is_ask
 
 def test_outputs_that_serve_once_or_are_not_one_for_each_sample_are_not_kept() -> None:
     batches = batches_of(TEACHER, X, Y)
-    assert kept(batches, TrainingPlan(epochs=1, batch=16)) == (None, "computed for every batch: there is one epoch")
-    none, words = kept(batches, asked=lambda batch: Taught([taught(batch)[0].T]))
+    assert kept(batches, TrainingConfig(epochs=1, batch=16)) == (None, "computed for every batch: there is one epoch")
+    none, words = kept(batches, asked=lambda batch: TeacherOutput([taught(batch)[0].T]))
     assert none is None
     assert "not one for each sample" in words
 

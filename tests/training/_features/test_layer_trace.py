@@ -6,7 +6,7 @@ from learning_pairs import Conv, Encoder, images, inner_state, made, sentences, 
 from small_training import same, signature_of, state
 from torch import Tensor, nn
 
-from omgoptim.training._features.layer_trace import listening, trace
+from omgoptim.training._features.layer_trace import capture_outputs, trace
 
 
 def test_a_trace_tells_shapes_channels_and_the_layer_that_answers() -> None:
@@ -46,11 +46,11 @@ def test_tracing_and_listening_leave_a_module_as_it_was() -> None:
     module.stage2.train()
     before, tensors = inner_state(module), state(module)
     trace(module, signature, {"x": images()})
-    with listening(module, [("stage1", "output"), ("fc", "input")]):
+    with capture_outputs(module, [("stage1", "output"), ("fc", "input")]):
         pass
-    with pytest.raises(ZeroDivisionError), listening(module, [("stage1", "output")]):
+    with pytest.raises(ZeroDivisionError), capture_outputs(module, [("stage1", "output")]):
         raise ZeroDivisionError
-    with pytest.raises(AttributeError), listening(module, [("stage1", "output"), ("stage9", "output")]):
+    with pytest.raises(AttributeError), capture_outputs(module, [("stage1", "output"), ("stage9", "output")]):
         pass
     assert inner_state(module) == before
     assert same(state(module), tensors)
@@ -58,7 +58,7 @@ def test_tracing_and_listening_leave_a_module_as_it_was() -> None:
 
 def test_what_is_heard_is_what_a_layer_gave_before_others_worked_in_place() -> None:
     module, x = made(Conv, 0), images()
-    with listening(module, [("stage1.1", "output"), ("fc", "input")]) as heard:
+    with capture_outputs(module, [("stage1.1", "output"), ("fc", "input")]) as heard:
         module(x)
     of_norm = module.stage1[1](module.stage1[0](x))
     torch.testing.assert_close(heard["stage1.1", "output"], of_norm)

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from omgoptim.requests import PruneRequest
-from omgoptim.training._loop.optimizers import course, optimizer_of
-from omgoptim.training.config import LEARNING_RATES, TrainingPlan
+from omgoptim.training._loop.optimizers import lr_factor, optimizer_of
+from omgoptim.training.config import LEARNING_RATES, TrainingConfig
 
 
-def factors(steps: int, **plan: Any) -> list[float]:
-    factor = course(TrainingPlan(**plan), steps)
+def factors(steps: int, **config: Any) -> list[float]:
+    factor = lr_factor(TrainingConfig(**config), steps)
     return [factor(step) for step in range(steps)]
 
 
@@ -53,7 +53,7 @@ def test_no_schedule_leaves_the_range_of_zero_to_the_peak(schedule: str) -> None
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "rmsprop"])
 def test_only_weights_of_two_or_more_dimensions_decay(name: Any) -> None:
     module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 2))
-    made = optimizer_of(TrainingPlan(optimizer=name, weight_decay=0.5, learning_rate=0.1), module.parameters())
+    made = optimizer_of(TrainingConfig(optimizer=name, weight_decay=0.5, learning_rate=0.1), module.parameters())
     decays = {id(p): group["weight_decay"] for group in made.param_groups for p in group["params"]}
     assert [decays[id(p)] for p in module.parameters()] == [0.5, 0, 0, 0, 0.5, 0]
     assert {group["lr"] for group in made.param_groups} == {0.1}
@@ -62,8 +62,8 @@ def test_only_weights_of_two_or_more_dimensions_decay(name: Any) -> None:
 
 def test_a_plan_is_the_request_with_its_defaults_filled_in() -> None:
     request = PruneRequest(model="net.py:build", optimizer="sgd", train_batch=7, lr_schedule="linear", accumulate=2)
-    plan = TrainingPlan.of(request, epochs=3, device="cpu", seed=5)
-    assert (plan.epochs, plan.batch, plan.seed, plan.learning_rate) == (3, 7, 5, LEARNING_RATES["sgd"])
-    assert plan.words == "sgd, learning rate 0.01, linear, 2 batches a step"
-    given = TrainingPlan.of(PruneRequest(model="net.py:build", learning_rate=0.3), 1, "cpu", 0)
+    config = TrainingConfig.of(request, epochs=3, device="cpu", seed=5)
+    assert (config.epochs, config.batch, config.seed, config.learning_rate) == (3, 7, 5, LEARNING_RATES["sgd"])
+    assert config.words == "sgd, learning rate 0.01, linear, 2 batches a step"
+    given = TrainingConfig.of(PruneRequest(model="net.py:build", learning_rate=0.3), 1, "cpu", 0)
     assert given.learning_rate == 0.3

@@ -13,7 +13,7 @@ from omgoptim.errors import TechniqueError
 from omgoptim.measure.size import count_params
 from omgoptim.reports import Change, Skip
 from omgoptim.techniques.distill._student.block_fitting import Block, Conv, fit_blocks, with_dense
-from omgoptim.techniques.distill._student.layer_selection import Chosen
+from omgoptim.techniques.distill._student.layer_selection import LayerSelection
 from omgoptim.techniques.factorize.replace import put
 from omgoptim.techniques.prune.groups import owned_parameters
 from omgoptim.techniques.prune.probe import NOT_RUN, Probe
@@ -37,7 +37,7 @@ class Words:
 
 
 def replace_convolutions(
-    module: nn.Module, make: MakeBlock, words: Words, chosen: Chosen, run: ModuleRun, *, fit: bool
+    module: nn.Module, make: MakeBlock, words: Words, selection: LayerSelection, run: ModuleRun, *, fit: bool
 ) -> Outcome:
     """Put a block wherever a dense convolution stands whose block is smaller; in place.
 
@@ -51,7 +51,7 @@ def replace_convolutions(
     Raises:
         TechniqueError: none was replaced.
     """
-    found, skipped = _candidates(module, chosen, run)
+    found, skipped = _candidates(module, selection, run)
     blocks: dict[str, Block] = {}
     changed = []
     for path, conv in found.items():
@@ -87,14 +87,14 @@ def _nothing_to_replace(words: Words, skipped: list[Skip]) -> TechniqueError:
 # Which
 
 
-def _candidates(module: nn.Module, chosen: Chosen, run: ModuleRun) -> tuple[dict[str, Conv], list[Skip]]:
+def _candidates(module: nn.Module, selection: LayerSelection, run: ModuleRun) -> tuple[dict[str, Conv], list[Skip]]:
     found: dict[str, Conv] = {}
     skipped = []
     owners, called = owned_parameters(module), _called(module, run)
     for path, layer in module.named_modules():
         if not isinstance(layer, _ConvNd):
             continue
-        reason = _why_not(path, layer, chosen, owners)
+        reason = _why_not(path, layer, selection, owners)
         if not reason and layer not in called:
             reason = NOT_RUN
         if reason:
@@ -104,10 +104,10 @@ def _candidates(module: nn.Module, chosen: Chosen, run: ModuleRun) -> tuple[dict
     return found, skipped
 
 
-def _why_not(path: str, layer: _ConvNd, chosen: Chosen, owners: Mapping[int, list[tuple[int, str]]]) -> str:
+def _why_not(path: str, layer: _ConvNd, selection: LayerSelection, owners: Mapping[int, list[tuple[int, str]]]) -> str:
     if not path:
         return "the model itself is this one layer"
-    if not chosen.means(path):
+    if not selection.includes(path):
         return "left as it is by targets or ignore"
     if layer.transposed or not isinstance(layer, (nn.Conv1d, nn.Conv2d)):
         return f"{type(layer).__name__} has no such block here; Conv1d and Conv2d have"
@@ -117,7 +117,7 @@ def _why_not(path: str, layer: _ConvNd, chosen: Chosen, owners: Mapping[int, lis
         return "its kernel is one position: it only mixes channels"
     if layer.padding_mode != "zeros":
         return f"its padding_mode is {layer.padding_mode}, and the blocks pad with zeros"
-    if layer.in_channels < FEWEST_INPUTS and not chosen.targets:
+    if layer.in_channels < FEWEST_INPUTS and not selection.targets:
         return f"it reads {layer.in_channels} channels, and a kernel for each is too little; targets can name it"
     if "weight" not in layer._parameters:
         return "its weight is computed from others (a parametrization)"

@@ -17,17 +17,17 @@ from omgoptim.errors import TechniqueError
 from omgoptim.reports import Skip
 from omgoptim.requests.distill import Derived, FewerLayers
 from omgoptim.techniques.distill._student.compatibility import output_shapes, refuse_other_shapes
-from omgoptim.techniques.distill._student.initialization import restart
+from omgoptim.techniques.distill._student.initialization import reinitialize
 from omgoptim.techniques.distill._student.layer_bridging import Span, fit_spans
-from omgoptim.techniques.distill._student.layer_selection import Chosen, paths_of
+from omgoptim.techniques.distill._student.layer_selection import LayerSelection, paths_of
 from omgoptim.techniques.distill._student.narrowing import Narrowing, find_narrowing, narrow_to
 from omgoptim.techniques.distill._student.repeated_layers import Stack, drop, find_stacks
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
 HALF = 0.5
 
-Replace = Callable[[nn.Module, Chosen, ModuleRun, bool], Outcome]
-"""`replace(module, chosen, run, fit)`: puts other layers in place, in the module; may change nothing."""
+Replace = Callable[[nn.Module, LayerSelection, ModuleRun, bool], Outcome]
+"""`replace(module, selection, run, fit)`: puts other layers in place, in the module; may change nothing."""
 
 NO_REPEATS = (
     "no layer repeats: in no ModuleList or Sequential are two neighbours alike that give the shape that they get"
@@ -39,7 +39,7 @@ class Shortened:
     """A module after some of its layers went."""
 
     outcome: Outcome
-    chosen: Chosen
+    selection: LayerSelection
     """What may change, by the paths that are left."""
     spans: tuple[Span, ...] = ()
     """Layers that stay, with what each stands for."""
@@ -56,17 +56,17 @@ def derive(module: nn.Module, params: Derived, run: ModuleRun, replace: Replace 
     """
     shapes = output_shapes(module, run)
     fit = params.initialize == "teacher"
-    short = Shortened(Outcome([]), Chosen.of(module, params))
+    short = Shortened(Outcome([]), LayerSelection.of(module, params))
     if params.depth < 1 or isinstance(params, FewerLayers):
         run.progress("looking for layers that repeat", 0.0)
-        short = shorten(module, short.chosen, stays(params), run)
+        short = shorten(module, short.selection, stays(params), run)
     steps = [bridged(module, run.original, short, run) if fit else short.outcome]
     if params.width < 1:
         run.progress("looking for what can be narrowed", 0.1)
-        steps.append(narrow(module, find_narrowing(module, short.chosen, run), params.width, run, fit))
+        steps.append(narrow(module, find_narrowing(module, short.selection, run), params.width, run, fit))
     if replace is not None:
         run.progress("replacing layers", 0.7)
-        steps.append(replace(module, short.chosen, run, fit))
+        steps.append(replace(module, short.selection, run, fit))
     outcome = joined(steps)
     if not outcome.changed:
         raise _nothing(params, outcome.skipped)
@@ -85,7 +85,7 @@ def finish(
         TechniqueError: it does not, or gives other shapes.
     """
     if params.initialize == "random":
-        restart(module, run.seed)
+        reinitialize(module, run.seed)
     refuse_other_shapes(module, shapes, run)
     return outcome
 
@@ -108,9 +108,9 @@ def _share(stack: Stack, depth: float) -> int:
     return max(1, math.floor(len(stack.units) * depth + 0.5))
 
 
-def shorten(module: nn.Module, chosen: Chosen, count: Callable[[Stack], int], run: ModuleRun) -> Shortened:
+def shorten(module: nn.Module, selection: LayerSelection, count: Callable[[Stack], int], run: ModuleRun) -> Shortened:
     """Leave so many units in every stack, in place."""
-    stacks = find_stacks(module, chosen, run)
+    stacks = find_stacks(module, selection, run)
     keep = {stack: count(stack) for stack in stacks}
     before = paths_of(module)
     spans = tuple(span for stack in stacks for span in _spans(module, stack, keep[stack]))
@@ -122,13 +122,13 @@ def shorten(module: nn.Module, chosen: Chosen, count: Callable[[Stack], int], ru
     ]
     changed = drop(module, stacks, keep)
     if changed:
-        chosen = chosen.after(before, module)
+        selection = selection.after(before, module)
     skipped = [
         Skip(path=path, reason=f"{type(layer).__name__} holds its {layer.num_layers} layers as one module: they stay")
         for path, layer in module.named_modules()
         if isinstance(layer, nn.RNNBase) and layer.num_layers > 1
     ]
-    return Shortened(Outcome(changed, [*whole, *skipped]), chosen, spans if changed else ())
+    return Shortened(Outcome(changed, [*whole, *skipped]), selection, spans if changed else ())
 
 
 def _spans(module: nn.Module, stack: Stack, keep: int) -> list[Span]:

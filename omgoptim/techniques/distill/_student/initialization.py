@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 
-def restart(module: nn.Module, seed: int) -> None:
+def reinitialize(module: nn.Module, seed: int) -> None:
     """Give every layer the weights that it would be built with, in place; the same ones for the same seed.
 
     A layer's own `reset_parameters` is called; where it has none, each of its tensors is drawn from a normal

@@ -11,7 +11,7 @@ from omgoptim.requests.distill import Auto, Derived
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class LayerSelection:
     """What `targets` and `ignore` name in a module."""
 
     targets: list[str]
@@ -21,20 +21,20 @@ class Chosen:
     """Whether all that `targets` named is gone: empty targets would be everything."""
 
     @staticmethod
-    def of(module: nn.Module, params: Derived | Auto) -> Chosen:
+    def of(module: nn.Module, params: Derived | Auto) -> LayerSelection:
         """What the params name.
 
         Raises:
             TechniqueError: a glob names no layer.
         """
         refuse_unknown((*params.targets, *params.ignore), [path for path, _ in module.named_modules() if path])
-        return Chosen(list(params.targets), list(params.ignore))
+        return LayerSelection(list(params.targets), list(params.ignore))
 
-    def means(self, path: str) -> bool:
+    def includes(self, path: str) -> bool:
         """Whether the layer at `path` may change."""
         return not self.nothing and meant([path], self.targets, self.ignore)
 
-    def after(self, before: dict[int, list[str]], module: nn.Module) -> Chosen:
+    def after(self, before: dict[int, list[str]], module: nn.Module) -> LayerSelection:
         """The same layers by the paths that they have now.
 
         Args:
@@ -54,7 +54,7 @@ class Chosen:
 
         targets = follow(self.targets) if self.targets else []
         ignore = follow(self.ignore) if self.ignore else []
-        return Chosen(targets, ignore, nothing=bool(self.targets) and not targets)
+        return LayerSelection(targets, ignore, nothing=bool(self.targets) and not targets)
 
 
 def paths_of(module: nn.Module) -> dict[int, list[str]]:

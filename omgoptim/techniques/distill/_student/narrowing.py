@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from omgoptim.errors import TechniqueError
 from omgoptim.reports import Change, Skip
 from omgoptim.requests.prune import Structured
-from omgoptim.techniques.distill._student.layer_selection import Chosen
+from omgoptim.techniques.distill._student.layer_selection import LayerSelection
 from omgoptim.techniques.distill._student.recurrent import find_recurrent
 from omgoptim.techniques.distill._student.recurrent_weights import Recurrent, narrow_units
 from omgoptim.techniques.prune.dependencies import find_groups
@@ -54,17 +54,17 @@ class Narrowing:
         return "; ".join(list(told)[:3]) or "it has no convolution, Linear or recurrent layer"
 
 
-def find_narrowing(module: nn.Module, chosen: Chosen, run: ModuleRun) -> Narrowing:
+def find_narrowing(module: nn.Module, selection: LayerSelection, run: ModuleRun) -> Narrowing:
     """What can shrink in a module, which is not changed.
 
     Raises:
         SetupError: torch-pruning is not installed.
         TechniqueError: the model cannot be traced, and has no recurrent layer that could shrink.
     """
-    if chosen.nothing:
+    if selection.nothing:
         return Narrowing(Groups([]), {}, [], [])
-    recurrent, skipped = find_recurrent(module, chosen, run)
-    asked = Structured(targets=chosen.targets, ignore=chosen.ignore)
+    recurrent, skipped = find_recurrent(module, selection, run)
+    asked = Structured(targets=selection.targets, ignore=selection.ignore)
     try:
         groups = find_groups(module, asked, run)
     except TechniqueError as error:

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map
 
 from omgoptim.reports import Skip
-from omgoptim.techniques.distill._student.layer_selection import Chosen
+from omgoptim.techniques.distill._student.layer_selection import LayerSelection
 from omgoptim.techniques.distill._student.recurrent_weights import (
     Reader,
     Recurrent,
@@ -41,14 +41,14 @@ NEAR = 1e-2
 """How far from a whole number a mean of equal numbers may be."""
 
 
-def find_recurrent(module: nn.Module, chosen: Chosen, run: ModuleRun) -> tuple[list[Recurrent], list[Skip]]:
+def find_recurrent(module: nn.Module, selection: LayerSelection, run: ModuleRun) -> tuple[list[Recurrent], list[Skip]]:
     """Recurrent layers that can do with fewer units, each proven; and those that cannot, with the reason."""
     found, skipped = [], []
     owners = owned_parameters(module)
     for path, layer in module.named_modules():
         if not isinstance(layer, nn.RNNBase):
             continue
-        reason = _why_not(path, layer, chosen, owners)
+        reason = _why_not(path, layer, selection, owners)
         recurrent = None if reason else _read(module, path, run)
         if recurrent is not None:
             reason = _tied_reader(module, recurrent, owners) or _proof(module, recurrent, run)
@@ -62,8 +62,10 @@ def find_recurrent(module: nn.Module, chosen: Chosen, run: ModuleRun) -> tuple[l
     return found, skipped
 
 
-def _why_not(path: str, layer: nn.RNNBase, chosen: Chosen, owners: Mapping[int, list[tuple[int, str]]]) -> str:
-    if not chosen.means(path):
+def _why_not(
+    path: str, layer: nn.RNNBase, selection: LayerSelection, owners: Mapping[int, list[tuple[int, str]]]
+) -> str:
+    if not selection.includes(path):
         return "left as it is by targets or ignore"
     if layer.proj_size:
         return "its outputs are projections of its hidden units (proj_size)"
@@ -167,8 +169,8 @@ def _columns(module: nn.Module, layer: Any, numbers: Tensor, run: ModuleRun) -> 
 def _constant(values: Tensor) -> Tensor:
     """(rows, columns) to (columns,): the whole number that a column holds wherever it is not zero, or 0."""
     values = values.double()
-    largest = values.abs().max(0).values
-    whole = largest.round()
+    largest_within = values.abs().max(0).values
+    whole = largest_within.round()
     same = ((values - whole).abs() <= NEAR) | (values == 0)
     return torch.where(same.all(0), whole, 0.0).long()
 

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from omgoptim.models.surgery import keep_children
 from omgoptim.reports import Change
-from omgoptim.techniques.distill._student.layer_selection import Chosen
+from omgoptim.techniques.distill._student.layer_selection import LayerSelection
 from omgoptim.techniques.prune.probe import Probe
 from omgoptim.techniques.registry import ModuleRun
 
@@ -44,7 +44,7 @@ class Stack:
         return [math.floor(index * last / (keep - 1) + 0.5) for index in range(keep)]
 
 
-def find_stacks(module: nn.Module, chosen: Chosen, run: ModuleRun) -> list[Stack]:
+def find_stacks(module: nn.Module, selection: LayerSelection, run: ModuleRun) -> list[Stack]:
     """Every stack of two units or more that may lose some, the outermost where stacks lie in stacks.
 
     Raises:
@@ -64,7 +64,9 @@ def find_stacks(module: nn.Module, chosen: Chosen, run: ModuleRun) -> list[Stack
         places = zip(*(containers[path] for path in bundle), strict=True)
         rows = [_Row.of(children, calls) for children in places]
         for units in _repeats(rows):
-            free = tuple(unit for unit in units if all(chosen.means(path) for path in _paths(module, bundle, unit)))
+            free = tuple(
+                unit for unit in units if all(selection.includes(path) for path in _paths(module, bundle, unit))
+            )
             if len(free) > 1:
                 found.append(Stack(bundle, free))
                 taken += [path for unit in units for path in _paths(module, bundle, unit)]

@@ -25,7 +25,7 @@ from omgoptim.techniques.distill._student.derivation import (
     shorten,
     stays,
 )
-from omgoptim.techniques.distill._student.layer_selection import Chosen
+from omgoptim.techniques.distill._student.layer_selection import LayerSelection
 from omgoptim.techniques.distill._student.narrowing import Narrowing, find_narrowing
 from omgoptim.techniques.distill._student.repeated_layers import find_stacks
 from omgoptim.techniques.registry import ModuleRun, Outcome
@@ -40,14 +40,14 @@ class _Base:
     narrowing: Narrowing | None = None
 
 
-class Drafts:
+class StudentBuilder:
     """What students are built from; the teacher is not changed."""
 
     def __init__(self, teacher: nn.Module, auto: Auto, run: ModuleRun) -> None:
         self.teacher = teacher
         self.params = count_params(teacher)[0]
         self._run = run
-        self._chosen = Chosen.of(teacher, auto)
+        self._chosen = LayerSelection.of(teacher, auto)
         self._shapes = output_shapes(teacher, run)
         self.stacks = find_stacks(teacher, self._chosen, run)
         self._bases: dict[tuple[int, ...], _Base] = {}
@@ -84,11 +84,11 @@ class Drafts:
         steps = [bridged(module, self.teacher, base.short, self._run) if fit else base.short.outcome]
         if params.width < 1:
             if base.narrowing is None:
-                base.narrowing = find_narrowing(base.module, base.short.chosen, self._run)
+                base.narrowing = find_narrowing(base.module, base.short.selection, self._run)
             steps.append(narrow(module, base.narrowing, params.width, self._run, fit))
         replace = _replacement(params)
         if replace is not None:
-            steps.append(replace(module, base.short.chosen, self._run, fit))
+            steps.append(replace(module, base.short.selection, self._run, fit))
         outcome = joined(steps)
         if not fit:
             return module, outcome

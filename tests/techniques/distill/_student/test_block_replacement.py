@@ -10,11 +10,11 @@ from torch.nn.utils.parametrizations import weight_norm
 from omgoptim.blocks import DepthSeparableConv, InvertedResidual
 from omgoptim.errors import TechniqueError
 from omgoptim.techniques.distill._student.block_replacement import Words, replace_convolutions
-from omgoptim.techniques.distill._student.layer_selection import Chosen
+from omgoptim.techniques.distill._student.layer_selection import LayerSelection
 from omgoptim.techniques.registry import ModuleRun
 
 RunOf = Callable[..., ModuleRun]
-ALL, WORDS = Chosen([], []), Words("block", "a block")
+ALL, WORDS = LayerSelection([], []), Words("block", "a block")
 
 
 def own_forward(*sizes: int) -> nn.Module:
@@ -74,10 +74,10 @@ def test_a_stem_of_few_channels_stays_unless_it_is_named(run_of: RunOf, drawn: A
     def module() -> nn.Module:
         return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1))
 
-    for chosen, stem in ((ALL, nn.Conv2d), (Chosen(["0"], []), DepthSeparableConv)):
+    for selection, stem in ((ALL, nn.Conv2d), (LayerSelection(["0"], []), DepthSeparableConv)):
         net = module()
         run = run_of(net, drawn(2, 3, 6, 6))
-        replace_convolutions(net, DepthSeparableConv.from_conv, WORDS, chosen, run, fit=False)
+        replace_convolutions(net, DepthSeparableConv.from_conv, WORDS, selection, run, fit=False)
         assert type(net[0]) is stem
 
 

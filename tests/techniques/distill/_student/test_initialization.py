@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from omgoptim.techniques.distill._student.initialization import restart
+from omgoptim.techniques.distill._student.initialization import reinitialize
 
 
 class Scale(nn.Module):
@@ -25,7 +25,7 @@ def built() -> nn.Module:
 def test_the_same_seed_gives_the_same_weights_and_another_one_others() -> None:
     one, same, other = built(), built(), built()
     for module, seed in ((one, 3), (same, 3), (other, 4)):
-        restart(module, seed)
+        reinitialize(module, seed)
     state = one.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in same.state_dict().items())
     assert not torch.equal(other[0].weight, one[0].weight)
@@ -38,7 +38,7 @@ def test_layers_begin_as_they_are_built() -> None:
         module[1].running_mean.fill_(5.0)
         module[1].weight.fill_(5.0)
         module[2].in_proj_bias.fill_(5.0)
-    restart(module, 0)
+    reinitialize(module, 0)
     assert not torch.equal(module[0].weight, before[0].weight)
     assert torch.equal(module[1].running_mean, torch.zeros(4))
     assert torch.equal(module[1].weight, torch.ones(4))
@@ -48,7 +48,7 @@ def test_layers_begin_as_they_are_built() -> None:
 def test_a_layer_that_cannot_begin_anew_keeps_mean_and_deviation_of_its_weights() -> None:
     module = built()
     before = module[3].weight.detach().clone()
-    restart(module, 0)
+    reinitialize(module, 0)
     assert not torch.equal(module[3].weight, before)
     assert abs(float(module[3].weight.detach().mean()) - 2) < 0.05
     assert abs(float(module[3].weight.detach().std()) - 0.5) < 0.05
@@ -60,5 +60,5 @@ def test_the_random_numbers_of_others_go_on_as_if_nothing_was_drawn() -> None:
     expected = torch.randn(3)
     module = built()
     torch.manual_seed(0)
-    restart(module, 5)
+    reinitialize(module, 5)
     assert torch.equal(torch.randn(3), expected)

@@ -6,7 +6,7 @@ from torch import nn
 from omgoptim.errors import TechniqueError
 from omgoptim.models.surgery import keep_children
 from omgoptim.requests.distill import Narrow
-from omgoptim.techniques.distill._student.layer_selection import Chosen, paths_of
+from omgoptim.techniques.distill._student.layer_selection import LayerSelection, paths_of
 
 
 def stack() -> nn.Module:
@@ -15,30 +15,30 @@ def stack() -> nn.Module:
 
 def test_globs_follow_the_layers_that_they_named_to_their_new_numbers() -> None:
     module = stack()
-    chosen = Chosen.of(module, Narrow(targets=["1.[13]", "2"], ignore=["1.3"]))
+    selection = LayerSelection.of(module, Narrow(targets=["1.[13]", "2"], ignore=["1.3"]))
     before = paths_of(module)
-    assert [path for path in ("0", "1.1", "1.2", "1.3", "2") if chosen.means(path)] == ["1.1", "2"]
+    assert [path for path in ("0", "1.1", "1.2", "1.3", "2") if selection.includes(path)] == ["1.1", "2"]
     keep_children(module, "1", [0, 1, 3])
-    after = chosen.after(before, module)
-    assert [path for path in ("0", "1.0", "1.1", "1.2", "2") if after.means(path)] == ["1.1", "2"]
+    after = selection.after(before, module)
+    assert [path for path in ("0", "1.0", "1.1", "1.2", "2") if after.includes(path)] == ["1.1", "2"]
 
 
 def test_targets_that_are_all_gone_name_nothing_instead_of_everything() -> None:
     module = stack()
-    chosen, before = Chosen.of(module, Narrow(targets=["1.3"])), paths_of(module)
+    selection, before = LayerSelection.of(module, Narrow(targets=["1.3"])), paths_of(module)
     keep_children(module, "1", [0])
-    after = chosen.after(before, module)
+    after = selection.after(before, module)
     assert after.nothing
-    assert not after.means("0")
+    assert not after.includes("0")
 
 
 def test_what_was_not_named_stays_not_named_and_everything_stays_everything() -> None:
     module = stack()
-    everything, before = Chosen.of(module, Narrow()), paths_of(module)
+    everything, before = LayerSelection.of(module, Narrow()), paths_of(module)
     keep_children(module, "1", [0, 3])
-    assert everything.after(before, module) == Chosen([], [])
+    assert everything.after(before, module) == LayerSelection([], [])
 
 
 def test_a_glob_that_names_no_layer_is_refused() -> None:
     with pytest.raises(TechniqueError, match="'3' names no layer"):
-        Chosen.of(stack(), Narrow(ignore=["3"]))
+        LayerSelection.of(stack(), Narrow(ignore=["3"]))

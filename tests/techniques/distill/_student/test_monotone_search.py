@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from omgoptim.techniques.distill._student.monotone_search import BUILDS, largest
+from omgoptim.techniques.distill._student.monotone_search import BUILDS, largest_within
 
 
 def channels(fixed: int = 0, full: int = 24) -> Callable[[float], int]:
@@ -23,7 +23,7 @@ def test_it_is_near_the_largest_within_the_goal_in_few_counts(fixed: int, full: 
         return count(x)
 
     goal = fixed + share * (count(1.0) - fixed)
-    x, found = largest(counting, goal, 0.01)
+    x, found = largest_within(counting, goal, 0.01)
     assert x is not None
     assert found == count(x) <= goal
     best = max(count(step / 1000) for step in range(1, 1001) if count(step / 1000) <= goal)
@@ -32,12 +32,12 @@ def test_it_is_near_the_largest_within_the_goal_in_few_counts(fixed: int, full: 
 
 
 def test_everything_is_within_a_large_goal() -> None:
-    assert largest(channels(), 1e9, 0.01) == (1.0, 300 * 24**2)
-    assert largest(channels(), 1e9, 0.01, most=0.5) == (0.5, 300 * 12**2)
+    assert largest_within(channels(), 1e9, 0.01) == (1.0, 300 * 24**2)
+    assert largest_within(channels(), 1e9, 0.01, most=0.5) == (0.5, 300 * 12**2)
 
 
 def test_a_goal_below_the_least_is_out_of_reach_and_the_least_is_told() -> None:
-    assert largest(channels(10_000), 9_000, 0.02) == (None, 10_300)
+    assert largest_within(channels(10_000), 9_000, 0.02) == (None, 10_300)
 
 
 def test_a_straight_line_is_met_at_once() -> None:
@@ -47,7 +47,7 @@ def test_a_straight_line_is_met_at_once() -> None:
         counted.append(x)
         return int(1000 + 9000 * x)
 
-    x, found = largest(count, 5_500, 0.02, most=0.9, power=1)
+    x, found = largest_within(count, 5_500, 0.02, most=0.9, power=1)
     assert x is not None
     assert 0.97 * 5_500 <= found <= 5_500
     assert len(counted) <= 4
@@ -68,7 +68,7 @@ def test_a_count_that_falls_otherwise_than_expected_is_bracketed_all_the_same(sh
         return count(x)
 
     goal = share * count(1.0)
-    x, found = largest(counting, goal, 0.02)
+    x, found = largest_within(counting, goal, 0.02)
     best = max(count(step / 1000) for step in range(20, 1001) if count(step / 1000) <= goal)
     assert x is not None
     assert found == count(x)
@@ -78,4 +78,4 @@ def test_a_count_that_falls_otherwise_than_expected_is_bracketed_all_the_same(sh
 
 @pytest.mark.parametrize("cliff", [0.021, 0.3, 0.5, 0.999])
 def test_a_cliff_is_found_wherever_it_is(cliff: float) -> None:
-    assert largest(lambda x: 10 if x < cliff else 1000, 500, 0.02) == (pytest.approx(cliff - 0.001), 10)
+    assert largest_within(lambda x: 10 if x < cliff else 1000, 500, 0.02) == (pytest.approx(cliff - 0.001), 10)

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from omgoptim.errors import TechniqueError
 from omgoptim.measure.size import count_params
-from omgoptim.techniques.distill._student.layer_selection import Chosen
+from omgoptim.techniques.distill._student.layer_selection import LayerSelection
 from omgoptim.techniques.distill._student.narrowing import find_narrowing, narrow_to
 from omgoptim.techniques.registry import ModuleRun
 
 RunOf = Callable[..., ModuleRun]
-ALL = Chosen([], [])
+ALL = LayerSelection([], [])
 
 
 def test_a_quarter_of_the_width_is_a_quarter_of_every_group(run_of: RunOf, drawn: Any, resnet: Any) -> None:
@@ -123,7 +123,7 @@ def test_heads_go_whole(run_of: RunOf, drawn: Any) -> None:
 
 def test_nothing_that_may_change_means_nothing_that_can_shrink(run_of: RunOf, drawn: Any, resnet: Any) -> None:
     module = resnet(4)
-    narrowing = find_narrowing(module, Chosen([], [], nothing=True), run_of(module, drawn(2, 1, 12, 12)))
+    narrowing = find_narrowing(module, LayerSelection([], [], nothing=True), run_of(module, drawn(2, 1, 12, 12)))
     assert not narrowing.is_possible
 
 

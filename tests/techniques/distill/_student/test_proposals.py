@@ -13,7 +13,7 @@ from omgoptim.measure.macs import count_macs
 from omgoptim.measure.size import count_params
 from omgoptim.requests.distill import Auto, FewerLayers, LowRank, Narrow
 from omgoptim.techniques.distill._student.proposals import proposals
-from omgoptim.techniques.distill._student.student_builder import Drafts
+from omgoptim.techniques.distill._student.student_builder import StudentBuilder
 from omgoptim.techniques.registry import apply_to_module
 
 
@@ -147,10 +147,10 @@ def test_what_is_ignored_stays_in_every_student(run_of: Any, drawn: Any, resnet:
 
 def test_what_is_slow_to_find_is_found_once(run_of: Any, drawn: Any, resnet: Any) -> None:
     teacher = resnet(8)
-    drafts = Drafts(teacher, Auto(), run_of(teacher, drawn(8, 1, 12, 12)))
-    small, _ = drafts.build(Narrow(width=0.5), fit=False)
-    (base,) = drafts._bases.values()
+    builder = StudentBuilder(teacher, Auto(), run_of(teacher, drawn(8, 1, 12, 12)))
+    small, _ = builder.build(Narrow(width=0.5), fit=False)
+    (base,) = builder._bases.values()
     narrowing = base.narrowing
-    large, _ = drafts.build(Narrow(width=0.75), fit=True)
+    large, _ = builder.build(Narrow(width=0.75), fit=True)
     assert narrowing is base.narrowing is not None
-    assert count_params(small)[0] < count_params(large)[0] < drafts.params == count_params(teacher)[0]
+    assert count_params(small)[0] < count_params(large)[0] < builder.params == count_params(teacher)[0]

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from omgoptim.techniques.distill._student.layer_selection import Chosen
+from omgoptim.techniques.distill._student.layer_selection import LayerSelection
 from omgoptim.techniques.distill._student.recurrent import find_recurrent
 from omgoptim.techniques.distill._student.recurrent_weights import narrow_units
 from omgoptim.techniques.registry import ModuleRun
 
 RunOf = Callable[..., ModuleRun]
-ALL = Chosen([], [])
+ALL = LayerSelection([], [])
 WAYS = ("last", "hidden", "attention", "mean", "stack", "packed", "both")
 
 
@@ -224,6 +224,6 @@ def test_layers_that_cannot_be_cut_say_why(make: Callable[[], nn.Module], said: 
 
 def test_layers_that_are_not_asked_for_are_left(run_of: RunOf, drawn: Any) -> None:
     module = built(Plain)
-    found, (skip,) = find_recurrent(module, Chosen([], ["rnn"]), run_of(module, drawn(3, 7, 5)))
+    found, (skip,) = find_recurrent(module, LayerSelection([], ["rnn"]), run_of(module, drawn(3, 7, 5)))
     assert found == []
     assert "ignore" in skip.reason

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from omgoptim.techniques.distill._student.layer_selection import Chosen
+from omgoptim.techniques.distill._student.layer_selection import LayerSelection
 from omgoptim.techniques.distill._student.repeated_layers import Stack, drop, find_stacks
 from omgoptim.techniques.registry import ModuleRun
 
 RunOf = Callable[..., ModuleRun]
-ALL = Chosen([], [])
+ALL = LayerSelection([], [])
 
 
 class SideBySide(nn.Module):
@@ -139,6 +139,6 @@ def test_inner_stacks_go_by_their_old_paths_when_outer_layers_go_too(run_of: Run
 def test_layers_that_targets_or_ignore_leave_alone_stay(run_of: RunOf, drawn: Any) -> None:
     module = nets.Vit(8, *(nets.FusedAttention(8, 2) for _ in range(4)))
     run = run_of(module, drawn(2, 3, 16, 16))
-    ignoring = find_stacks(module, Chosen([], ["blocks.0"]), run)
+    ignoring = find_stacks(module, LayerSelection([], ["blocks.0"]), run)
     assert ignoring == [Stack(("blocks",), ((1,), (2,), (3,)))]
-    assert find_stacks(module, Chosen(["blocks.3"], []), run) == []
+    assert find_stacks(module, LayerSelection(["blocks.3"], []), run) == []
