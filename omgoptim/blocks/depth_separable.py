@@ -22,7 +22,7 @@ Numbers = int | Sequence[int]
 
 
 class DepthSeparableConv(nn.Module):
-    """A Conv1d or Conv2d (in -> out) as `depthwise`, a kernel for each channel, and `pointwise`, 1x1 with the bias.
+    """Depthwise-separable Conv1d or Conv2d: `depthwise`, one kernel per channel, then `pointwise`, 1x1 with the bias.
 
     It takes the convolution's place and no more: what follows a teacher's convolution, its own batch normalization and
     ReLU, stays behind it. Between the two parts there is nothing by default: so it can begin as the nearest to the
@@ -33,6 +33,15 @@ class DepthSeparableConv(nn.Module):
     `pointwise.weight` (out, in, *1). Parameters without bias and norm: in * (kernel + out) instead of
     in * out * kernel: 3x3, 64 -> 128: 8,768 instead of 73,728. Multiply-accumulates likewise, at every position of
     the output.
+
+    Example:
+        >>> import torch
+        >>> from omgoptim.blocks import DepthSeparableConv
+        >>> block = DepthSeparableConv.from_conv(torch.nn.Conv2d(64, 128, 3, padding=1))
+        >>> sum(parameter.numel() for parameter in block.parameters())
+        8896
+        >>> block(torch.randn(2, 64, 8, 8)).shape
+        torch.Size([2, 128, 8, 8])
 
     Raises:
         ValueError: dims is neither 1 nor 2, or a kernel, stride or dilation has another number of sizes.

@@ -29,6 +29,15 @@ class InvertedResidual(nn.Module):
     Parameters: hidden * (in + kernel + out) and 2 * (2 * hidden + out) of the norms: 3x3, 64 -> 128, expansion 2:
     25,728 + 768 instead of 73,728.
 
+    Example:
+        >>> import torch
+        >>> from omgoptim.blocks import InvertedResidual
+        >>> block = InvertedResidual(16, 16, expansion=2)
+        >>> block.hidden, block.adds_input
+        (32, True)
+        >>> block(torch.randn(2, 16, 8, 8)).shape
+        torch.Size([2, 16, 8, 8])
+
     Raises:
         ValueError: dims is neither 1 nor 2, a kernel, stride or dilation has another number of sizes, or expansion is
             below 1.

@@ -32,6 +32,15 @@ class LoRALinear(nn.Module):
         mask: where the weight may change; None for everywhere.
         generator: that A is drawn from; None for torch's global one.
 
+    Example:
+        >>> import torch
+        >>> from omgoptim.blocks import LoRALinear
+        >>> layer = LoRALinear(torch.nn.Linear(64, 32), rank=4)
+        >>> sum(parameter.numel() for parameter in layer.parameters() if parameter.requires_grad)
+        384
+        >>> layer.merge()
+        Linear(in_features=64, out_features=32, bias=True)
+
     Raises:
         ValueError: rank is below 1, or the mask is not of the weight's shape.
     """
@@ -112,6 +121,13 @@ class LoRAConv(nn.Module):
     Shapes: W (out, in / groups, k, …) taken as the matrix (out, in / groups x k x …); `lora_a` (rank, columns),
     `lora_b` (out, rank). The product is added to the weight before the one convolution, which costs a copy of the
     weight and keeps padding modes, groups and zeros right. Arguments and Raises as in LoRALinear.
+
+    Example:
+        >>> import torch
+        >>> from omgoptim.blocks import LoRAConv
+        >>> layer = LoRAConv(torch.nn.Conv2d(8, 16, 3), rank=2)
+        >>> tuple(layer.lora_a.shape), tuple(layer.lora_b.shape)
+        ((2, 72), (16, 2))
     """
 
     lora_a: nn.Parameter

@@ -23,6 +23,13 @@ class LowRankLinear(nn.Module):
     Parameters and multiply-accumulates per row: rank * (in + out) instead of in * out, so fewer below a rank of
     in * out / (in + out).
 
+    Example:
+        >>> import torch
+        >>> from omgoptim.blocks import LowRankLinear
+        >>> layer = LowRankLinear(256, 128, rank=16)
+        >>> sum(parameter.numel() for parameter in layer.parameters()), layer.dense_weight().numel()
+        (6272, 32768)
+
     Raises:
         ValueError: rank is not in 1..min(in, out).
     """
@@ -174,6 +181,15 @@ class SpatialConv2d(_LowRankConv2d):
     Parameters: rank * (in * kh + out * kw) instead of out * in/g * kh * kw. Multiply-accumulates: those of `a` at
     (H_out, W_in) positions, those of `b` at (H_out, W_out).
 
+    Example:
+        >>> import torch
+        >>> from omgoptim.blocks import SpatialConv2d
+        >>> layer = SpatialConv2d(32, 64, 3, rank=8, padding=1)
+        >>> tuple(layer.a.weight.shape), tuple(layer.b.weight.shape)
+        ((8, 32, 3, 1), (64, 8, 1, 3))
+        >>> layer(torch.randn(2, 32, 8, 8)).shape
+        torch.Size([2, 64, 8, 8])
+
     Raises:
         ValueError: rank is not in 1..min(in/g * kh, out/g * kw), or a geometry that it has no exact form for.
     """
@@ -236,6 +252,15 @@ class Tucker2Conv2d(_LowRankConv2d):
     `b.weight` (out, rank_out, 1, 1); W[o, i] = sum over s, r of b[o, s] core[s, r] a[r, i] within the group of o.
     Parameters: rank_in * in + g * rank_in * rank_out * kh * kw + rank_out * out instead of out * in/g * kh * kw.
     Multiply-accumulates: those of `a` at the input's positions, the others at the output's.
+
+    Example:
+        >>> import torch
+        >>> from omgoptim.blocks import Tucker2Conv2d
+        >>> layer = Tucker2Conv2d(32, 64, 3, rank_in=8, rank_out=16, padding=1)
+        >>> tuple(layer.core.weight.shape)
+        (16, 8, 3, 3)
+        >>> layer(torch.randn(2, 32, 8, 8)).shape
+        torch.Size([2, 64, 8, 8])
 
     Raises:
         ValueError: a rank is not in 1..in/g or 1..out/g, or a geometry that it has no exact form for.

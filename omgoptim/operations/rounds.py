@@ -71,7 +71,7 @@ def run_round(job: RoundsJob, number: int, amount: float | None, start: nn.Modul
 
 
 def _settle(job: RoundsJob, stage: Stage) -> None:
-    """Evaluator what was taken away, estimate batch-norm statistics again, keep the better of the two, and count."""
+    """Judge what was taken away, estimate batch-norm statistics again, keep the better of the two, and count."""
     judge, module = job.material.judge, stage.module
     taken = judge.score(module)
     before = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}

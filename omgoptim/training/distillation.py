@@ -32,7 +32,7 @@ Form = Literal["auto", "hinton", "mse", "dkd", "dist"]
 
 
 class DistillationLoss(nn.Module):
-    """Distance between a student's outputs and its teacher's, and its mixture with a loss on targets.
+    """Knowledge-distillation loss: a distance between outputs of student and teacher, mixed with a loss on targets.
 
     With p and q the softmax of the teacher's and of the student's logits over the temperature T, a row being a sample,
     a token or a pixel, the distance of class scores is by `form`, averaged over rows:
@@ -54,6 +54,14 @@ class DistillationLoss(nn.Module):
         kind: of the main output: `classes`, `values`, or `auto`: integer targets that fit as labels make scores, and
             without them rows that sum to one, or a form that is for classes.
         form: the distance; `auto` is hinton for classes.
+
+    Example:
+        >>> import torch, omgoptim
+        >>> loss = omgoptim.DistillationLoss(temperature=2.0, alpha=0.3)
+        >>> student, teacher = torch.randn(8, 5, requires_grad=True), torch.randn(8, 5)
+        >>> value = loss(student, teacher, targets=torch.tensor([0, 1, 2, 3, 4, 0, 1, 2]))
+        >>> value.shape, value.requires_grad
+        (torch.Size([]), True)
     """
 
     def __init__(self, temperature: float = 4.0, alpha: float = 0.5, kind: Kind = "auto", form: Form = "auto") -> None:

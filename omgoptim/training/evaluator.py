@@ -56,7 +56,7 @@ class Evaluator:
         device: str = "cpu",
         described: ModelOutputs | None = None,
     ) -> Evaluator:
-        """A evaluator by the metric that a request names, with `module` as the original.
+        """An evaluator by the metric that a request names, with `module` as the original.
 
         Args:
             described: what the original's outputs are; default: read from what it gives for the samples.

@@ -78,6 +78,18 @@ class FeatureLoss(nn.Module):
         pairs: places in the student and in the teacher.
         widths: channels there, of the student and of the teacher: for fitnets only, one for each pair.
         seed: that the adapters are drawn from; the global random state is not touched.
+
+    Example:
+        >>> import torch, omgoptim
+        >>> from omgoptim.training.feature_losses import LayerPlace
+        >>> student, teacher = (torch.nn.Sequential(torch.nn.Linear(4, n), torch.nn.Linear(n, 2)) for n in (8, 16))
+        >>> hidden = LayerPlace("0", "output")
+        >>> loss = omgoptim.FeatureLoss("fitnets", weight=1.0, pairs=[(hidden, hidden)], widths=[(8, 16)])
+        >>> x = torch.randn(3, 4)
+        >>> with loss.capturing(student, teacher) as features:
+        ...     _ = student(x), teacher(x)
+        >>> loss(features).shape
+        torch.Size([])
     """
 
     def __init__(

@@ -87,10 +87,10 @@ def fit(
 ) -> TrainingResult:
     """Train a module in place; it comes back on the CPU, in the modes it had, with the best weights.
 
-    Which those are: the highest score of the evaluator, among the weights from before training and those after each epoch;
-    of equal ones the latest, but one that only equals the score from before training has to be as near to the outputs
-    of the original, too. Without a evaluator those after the last epoch. A loss or a weight that is no number ends the
-    training with the best weights so far. Parameters that do not require a gradient stay as they are, and batch
+    Which those are: the highest score of the evaluator, among the weights from before training and those after each
+    epoch; of equal ones the latest, but one that only equals the score from before training has to be as near to the
+    outputs of the original, too. Without an evaluator those after the last epoch. A loss or a weight that is no number
+    ends the training with the best weights so far. Parameters that do not require a gradient stay as they are, and batch
     normalization all of whose parameters are frozen keeps its mode.
 
     Each epoch begins with torch, numpy and random seeded from the config's seed, the round and the epoch; the caller's

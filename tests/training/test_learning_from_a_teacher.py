@@ -20,7 +20,7 @@ from torch.utils.data import TensorDataset
 from omgoptim.errors import DataError, RunError, TechniqueError
 from omgoptim.models.data import DataSource, RawBatch
 from omgoptim.models.trust import Reach
-from omgoptim.training import state
+from omgoptim.training._loop import training_state
 from omgoptim.training.batches import Batches
 from omgoptim.training.config import TrainingConfig
 from omgoptim.training.distillation import DistillationLoss
@@ -82,7 +82,7 @@ def test_a_teacher_is_asked_once_about_each_sample_and_the_student_learns_the_sa
     fitted = distilled(teacher, student)
     assert fitted.teacher_outputs == "computed once for 96 samples and kept (1.15 kB)"
     assert teacher.calls == 1 + 1 + 1 + 6  # settled on, tried, one example, one pass of six batches
-    monkeypatch.setattr(state, "keep_outputs", lambda *_: (None, "computed for every batch"))
+    monkeypatch.setattr(training_state, "keep_outputs", lambda *_: (None, "computed for every batch"))
     again, other = Counted(net(seed=1)).eval(), net()
     whole = distilled(again, other)
     assert again.calls == 2 + 3 * 6
@@ -243,8 +243,8 @@ def cut_distillation(
     features = None if method == "outputs" else features_of(method, student, teacher, P[:4])
     fitted = fit(
         student, batches, cross_entropy(student, P, L), TrainingConfig(epochs=4, batch=7, learning_rate=0.02),
-        evaluator_of(student, P, L), checkpoints=folder, teacher=teacher, distillation=DistillationLoss(2.0, form="dist"),
-        features=features,
+        evaluator_of(student, P, L), checkpoints=folder, teacher=teacher,
+        distillation=DistillationLoss(2.0, form="dist"), features=features,
     )  # fmt: skip
     return fitted, student, features
 

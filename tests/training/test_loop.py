@@ -194,7 +194,7 @@ def test_training_that_only_hurts_is_undone() -> None:
 
 
 class Scripted:
-    """A evaluator that gives the scores it was told to; the loop sees a score and nothing else."""
+    """An evaluator that gives the scores it was told to; the loop sees a score and nothing else."""
 
     def __init__(self, *scores: float) -> None:
         self.scores, self.seen = list(scores), []

@@ -1,7 +1,7 @@
 """Make the student by removing channels, heads and hidden units from the teacher: pruned, then distilled.
 
 What it does: keeps `width` of the channels of every group that hangs together, of attention heads and of the hidden
-units of LSTM, GRU and RNN layers, those with the largest_within weights, at least one each; with `depth` below 1 every n-th of
+units of LSTM, GRU and RNN layers, those with the largest weights, at least one each; with `depth` below 1 every n-th of
 the layers that repeat as well. Layers that lost inputs are fitted to what they gave in the teacher, by ridge regression
 on training inputs without labels.
 Use when: the first choice for convolutional and recurrent teachers. Parameters fall with about the square of the width:

@@ -1,4 +1,4 @@
-"""The optimizer and the learning rate's state over the steps that a config names."""
+"""Optimizer and learning-rate schedule of a training config."""
 
 from __future__ import annotations
 

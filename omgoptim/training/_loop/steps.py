@@ -137,7 +137,7 @@ def prepared_steps(
     loss_fn: CombinedLoss,
     masks: ZeroMasks | None,
 ) -> Iterator[Steps]:
-    """Steps on a module, which is moved to the config's device, as are the adapters of the loss_fn's features.
+    """Steps on a module, which is moved to the config's device, as are the adapters of its feature loss.
 
     Accelerate keeps its device and precision in state that the whole process shares: a caller's is put back afterwards,
     and a training of another precision can follow.

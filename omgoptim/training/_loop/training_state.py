@@ -87,7 +87,7 @@ class TrainingState:
         self.seconds += time.perf_counter() - started
 
     def one_epoch(self, batches: Batches, count: int, progress: Progress) -> None:
-        """Train for one more epoch, evaluator it, and keep its weights if they are the best.
+        """Train for one more epoch, evaluate it, and keep its weights if they are the best.
 
         Args:
             count: batches in an epoch.

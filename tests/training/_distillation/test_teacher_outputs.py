@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from omgoptim.models.data import DataSource, RawBatch
-from omgoptim.training import teacher_outputs
+from omgoptim.training._distillation import teacher_outputs
 from omgoptim.training._distillation.teacher_outputs import TeacherOutput, TeacherOutputs, digests, keep_outputs
 from omgoptim.training.batches import Batch, Batches
 from omgoptim.training.config import TrainingConfig

@@ -1,4 +1,4 @@
-"""The largest_within number whose count stays within a goal, with few counts: each one is a model that is built.
+"""The largest number whose count stays within a goal, with few counts: each one is a model that is built.
 
 Numbers are tried in steps of 1/1000, and a count never falls as they grow: a monotone search over integers, which
 bisection ends in ten counts whatever the curve. The first tries are read off the curve that the count is expected to
@@ -25,7 +25,7 @@ STEPS = 1000
 def largest_within(
     count: Callable[[float], int], goal: float, least: float, most: float = 1.0, power: float = 2
 ) -> tuple[float | None, int]:
-    """Return about the largest_within x in least..most with count(x) <= goal, and its count; None and count(least) else.
+    """Return about the largest x in least..most with count(x) <= goal, and its count; None and count(least) else.
 
     The bracket is kept: count(low) <= goal < count(high). The first tries are where the curve a + b x^power through its
     ends reaches the goal, then it is halved.

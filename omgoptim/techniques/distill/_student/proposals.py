@@ -1,6 +1,6 @@
 """The students that `auto` would try: each way to a student, as wide as the number of parameters allows. No training.
 
-For every way that suits the teacher, the largest_within width (or share of rank) is sought whose student has no more
+For every way that suits the teacher, the largest width (or share of rank) is sought whose student has no more
 parameters than asked for, by counting a few that are built. Of students of one size those come first that do more
 multiply-accumulates with their parameters: that is what they have to learn with. Depth and width together shrink as
 EfficientNet's compound scaling has it (arXiv:1905.11946): layers by 1.2 where channels go by 1.1.
@@ -159,7 +159,7 @@ def _layers_for(builder: StudentBuilder, goal: float) -> int:
 
 
 def _sized(builder: StudentBuilder, way: _Way, goal: float) -> tuple[Derived | None, str]:
-    """The params of the largest_within student within the goal; or none, and why."""
+    """The params of the largest student within the goal; or none, and why."""
 
     def count(x: float) -> int:
         return count_params(builder.build(way.at(x), fit=False)[0])[0]

@@ -169,8 +169,8 @@ def _columns(module: nn.Module, layer: Any, numbers: Tensor, run: ModuleRun) -> 
 def _constant(values: Tensor) -> Tensor:
     """(rows, columns) to (columns,): the whole number that a column holds wherever it is not zero, or 0."""
     values = values.double()
-    largest_within = values.abs().max(0).values
-    whole = largest_within.round()
+    largest = values.abs().max(0).values
+    whole = largest.round()
     same = ((values - whole).abs() <= NEAR) | (values == 0)
     return torch.where(same.all(0), whole, 0.0).long()
 
