@@ -1,4 +1,4 @@
-"""A convolution in two steps: one filter for each channel, then a 1x1 mix of the channels.
+"""Depthwise-separable convolution.
 
 Built from plain numbers, which `config` gives back, so that an artifact can rebuild it.
 Source: MobileNets, arXiv:1704.04861; Xception, arXiv:1610.02357.
@@ -86,7 +86,7 @@ class DepthSeparableConv(nn.Module):
 
     @classmethod
     def like(cls, conv: nn.Conv1d | nn.Conv2d, norm: bool = False, activation: bool = False) -> DepthSeparableConv:
-        """One that can stand where `conv` does; its weights are not taken over."""
+        """Build a block of the same geometry as `conv`; weights are not copied."""
         return cls(**geometry_of(conv), bias=conv.bias is not None, norm=norm, activation=activation).train(
             conv.training
         )
@@ -132,13 +132,13 @@ class DepthSeparableConv(nn.Module):
         return self.pointwise.bias
 
     def config(self) -> dict[str, Any]:
-        """What `from_config` builds the same layer from, as JSON."""
+        """Return the arguments of `from_config`, as JSON."""
         own = {"norm": self.has_norm, "activation": self.has_activation, "dims": self.dims}
         return {**geometry_config(self), "bias": self.pointwise.bias is not None, **own}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> DepthSeparableConv:
-        """A new layer of that shape."""
+        """Build a layer from its `config()`."""
         return cls(**config)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -171,8 +171,8 @@ def check_dims(dims: int) -> int:
 
 def geometry_config(block: Any) -> dict[str, Any]:
     """The geometry of a block that stands in a convolution's place, as JSON."""
-    told = {name: getattr(block, name) for name in GEOMETRY}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in told.items()}
+    geometry = {name: getattr(block, name) for name in GEOMETRY}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in geometry.items()}
 
 
 def geometry_of(conv: nn.Conv1d | nn.Conv2d) -> dict[str, Any]:

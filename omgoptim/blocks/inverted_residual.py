@@ -1,4 +1,4 @@
-"""MobileNetV2's block: widen with 1x1, filter each channel by itself, narrow with 1x1.
+"""Inverted residual block of MobileNetV2.
 
 Built from plain numbers, which `config` gives back, so that an artifact can rebuild it.
 Source: MobileNetV2, arXiv:1801.04381.
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from omgoptim.blocks.depth_separable import CONVS, NORMS, Numbers, check_dims, geometry_config, geometry_of, sizes
 
 MIDDLE = 3.0
-"""Of the range of ReLU6."""
+"""Midpoint of ReLU6's linear range 0..6."""
 
 
 class InvertedResidual(nn.Module):
@@ -90,7 +90,7 @@ class InvertedResidual(nn.Module):
 
     @classmethod
     def like(cls, conv: nn.Conv1d | nn.Conv2d, expansion: float = 2.0, residual: bool = False) -> InvertedResidual:
-        """One that can stand where `conv` does; its weights are not taken over."""
+        """Build a block of the same geometry as `conv`; weights are not copied."""
         block = cls(**geometry_of(conv), expansion=expansion, residual=residual).train(conv.training)
         return block.requires_grad_(conv.weight.requires_grad)
 
@@ -147,13 +147,13 @@ class InvertedResidual(nn.Module):
         return self.depthwise.weight
 
     def config(self) -> dict[str, Any]:
-        """What `from_config` builds the same block from, as JSON."""
+        """Return the arguments of `from_config`, as JSON."""
         own = {"expansion": self.expansion, "residual": self.residual, "dims": self.dims}
         return {**geometry_config(self), **own}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> InvertedResidual:
-        """A new block of that shape."""
+        """Build a block from its `config()`."""
         return cls(**config)
 
     def forward(self, input: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Low-rank adapters: a frozen layer plus a product of two thin weights that learns in its place, then joins it.
+"""Low-rank adapters (LoRA): a frozen layer plus a trainable product of two thin weights, merged afterwards.
 
 LoRA saves memory while training (optimizer state and gradients of the thin weights only). Merged, the layer is the
 plain one that it was before: nothing is saved, and nothing lost, at inference.
@@ -94,7 +94,7 @@ class LoRALinear(nn.Module):
         _unmerge(self)
 
     def config(self) -> dict[str, Any]:
-        """What `from_config` builds the same layer from, as JSON."""
+        """Return the arguments of `from_config`, as JSON."""
         return {
             "in_features": self.in_features,
             "out_features": self.out_features,
@@ -106,7 +106,7 @@ class LoRALinear(nn.Module):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> LoRALinear:
-        """A new layer of that shape, to load a state into."""
+        """Build a layer from its `config()`, to load a state into."""
         base = nn.Linear(config["in_features"], config["out_features"], bias=config["bias"])
         mask = torch.ones_like(base.weight, dtype=torch.bool) if config["masked"] else None
         return cls(base, config["rank"], config["alpha"], mask)

@@ -1,4 +1,4 @@
-"""Layers whose weight is a product of thin ones: a Linear as two, a Conv2d as two or three.
+"""Low-rank layers: a Linear as two factors, a Conv2d as two or three.
 
 Each is built empty (torch's own initialization) from plain numbers, which `config` gives back, so that an artifact can
 rebuild it; `dense_weight` is the one weight that it stands for. Parameters are counted here without the bias.
@@ -51,7 +51,7 @@ class LowRankLinear(nn.Module):
 
     @classmethod
     def like(cls, layer: nn.Linear, rank: int) -> LowRankLinear:
-        """One that can stand where `layer` does; its weights are not taken over."""
+        """Build a layer of the same geometry as `layer`; weights are not copied."""
         weight = layer.weight
         return cls(
             layer.in_features, layer.out_features, rank, layer.bias is not None, weight.device, weight.dtype
@@ -72,7 +72,7 @@ class LowRankLinear(nn.Module):
         return self.b.weight @ self.a.weight
 
     def config(self) -> dict[str, Any]:
-        """What `from_config` builds the same layer from, as JSON."""
+        """Return the arguments of `from_config`, as JSON."""
         return {
             "in_features": self.in_features,
             "out_features": self.out_features,
@@ -82,7 +82,7 @@ class LowRankLinear(nn.Module):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> LowRankLinear:
-        """A new layer of that shape."""
+        """Build a layer from its `config()`."""
         return cls(**config)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ class _LowRankConv2d(nn.Module):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """A new layer of that shape."""
+        """Build a layer from its `config()`."""
         return cls(**config)
 
     def _geometry(self) -> dict[str, Any]:
@@ -225,7 +225,7 @@ class SpatialConv2d(_LowRankConv2d):
 
     @classmethod
     def like(cls, layer: nn.Conv2d, rank: int) -> SpatialConv2d:
-        """One that can stand where `layer` does; its weights are not taken over."""
+        """Build a layer of the same geometry as `layer`; weights are not copied."""
         return cls(**_geometry_of(layer), rank=rank).train(layer.training)
 
     def dense_weight(self) -> Tensor:
@@ -234,7 +234,7 @@ class SpatialConv2d(_LowRankConv2d):
         return torch.einsum("gorx,griy->goiyx", b, a).flatten(0, 1)
 
     def config(self) -> dict[str, Any]:
-        """What `from_config` builds the same layer from, as JSON."""
+        """Return the arguments of `from_config`, as JSON."""
         return {**self._geometry(), "rank": self.rank}
 
     def forward(self, input: Tensor) -> Tensor:
@@ -305,7 +305,7 @@ class Tucker2Conv2d(_LowRankConv2d):
 
     @classmethod
     def like(cls, layer: nn.Conv2d, rank_in: int, rank_out: int) -> Tucker2Conv2d:
-        """One that can stand where `layer` does; its weights are not taken over."""
+        """Build a layer of the same geometry as `layer`; weights are not copied."""
         return cls(**_geometry_of(layer), rank_in=rank_in, rank_out=rank_out).train(layer.training)
 
     def dense_weight(self) -> Tensor:
@@ -315,7 +315,7 @@ class Tucker2Conv2d(_LowRankConv2d):
         return torch.einsum("gos,gsryx,gri->goiyx", b, core, a).flatten(0, 1)
 
     def config(self) -> dict[str, Any]:
-        """What `from_config` builds the same layer from, as JSON."""
+        """Return the arguments of `from_config`, as JSON."""
         return {**self._geometry(), "rank_in": self.rank_in, "rank_out": self.rank_out}
 
     def forward(self, input: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What of a module is trained: everything, or low-rank adapters that are merged afterwards.
+"""Trainable weights of a module: all, or low-rank adapters (LoRA) that are merged afterwards.
 
 Adapters save memory while training: gradients and optimizer state are those of the thin weights. They save nothing at
 inference; merged in the weights' own precision, the module is the plain one it was, layer for layer and name for name.

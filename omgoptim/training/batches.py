@@ -1,4 +1,4 @@
-"""One epoch of the user's training data, as the loop takes it: tensors by input name, the target beside."""
+"""Batches of the user's training data: tensors by input name, and the target."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Batch:
 
 @dataclass(slots=True)
 class Batches:
-    """How the train split is read, epoch by epoch."""
+    """Reader of the train split, epoch by epoch."""
 
     data: DataSource
     module: nn.Module

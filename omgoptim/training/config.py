@@ -1,4 +1,4 @@
-"""How a module is trained, as plain values: what a request asks for, with its defaults filled in. No torch."""
+"""Training configuration as plain values: a request with its defaults filled in. No torch."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ LEARNING_RATES: dict[Optimizer, float] = {"adamw": 1e-3, "adam": 1e-3, "sgd": 1e
 """Peak learning rates that bring a compressed network back; sgd's goes with its momentum of 0.9."""
 
 BATCH = 64
-"""Batch size of training where none is named and there is enough data."""
+"""Default batch size with enough data; `small_data` lowers it for few samples."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
-    """Everything that decides what one training does, but the module and the data."""
+    """Hyperparameters of one training."""
 
     epochs: int = 1
     learning_rate: float = LEARNING_RATES["adamw"]

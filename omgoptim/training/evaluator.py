@@ -1,4 +1,4 @@
-"""The quality of a module on the selection samples, in this process: what best weights are chosen by.
+"""Evaluation on the selection samples, in this process: best weights and early stopping go by it.
 
 It never sees the evaluation data, and no figure of a report but the rounds' and epochs' comes from it.
 """
@@ -33,7 +33,7 @@ other, so that a round or an epoch that ends there is undone."""
 
 @dataclass(frozen=True, slots=True)
 class Evaluator:
-    """A metric on fixed samples, with the original's outputs on them (kept in memory) and its score."""
+    """Metric on fixed samples, with the original model's outputs and score on them."""
 
     samples: Samples
     signature: Signature
@@ -109,6 +109,34 @@ class Evaluator:
         return value if math.isfinite(value) else COLLAPSED
 
 
+def distance_to_original(evaluator: Evaluator, module: nn.Module) -> float:
+    """Return how far a module's outputs are from the original's on the selection samples; breaks ties of scores.
+
+    RMS of the difference over the RMS of the original about its mean, averaged over the floating outputs.
+
+    Only values that are finite in the original count. Infinite where an output is not finite there, 0 without floating
+    outputs.
+    """
+    made = evaluator.outputs_of(module)
+    distances = []
+    for index, first in enumerate(evaluator.outputs[0]):
+        if first.dtype.kind != "f":
+            continue
+        ours = [batch[index].astype(np.float64).ravel() for batch in made]
+        originals = [batch[index].astype(np.float64).ravel() for batch in evaluator.outputs]
+        if [each.size for each in ours] != [each.size for each in originals]:
+            return math.inf
+        own, original = np.concatenate(ours), np.concatenate(originals)
+        finite = np.isfinite(original)
+        if not finite.any():
+            continue
+        own, original = own[finite], original[finite]
+        spread = max(float(original.std()), 1e-12)
+        distances.append(float(np.sqrt(np.mean((own - original) ** 2))) / spread)
+    distance = float(np.mean(distances)) if distances else 0.0
+    return distance if math.isfinite(distance) else math.inf
+
+
 @contextmanager
 def eval_mode(module: nn.Module, device: str | torch.device) -> Iterator[None]:
     """The module in eval mode on a device; afterwards every layer's mode and the device are what they were."""
@@ -116,7 +144,7 @@ def eval_mode(module: nn.Module, device: str | torch.device) -> Iterator[None]:
     home = device_of(module)
     try:
         for layer, _ in modes:
-            layer.training = False  # all that eval() does, and what opens a .pt2 refuses to be told by eval()
+            layer.training = False  # all that eval() does, and what opens a .pt2 does not accept eval()
         module.to(device)
         yield
     finally:

@@ -35,7 +35,7 @@ from omgoptim.models.globs import meant
 from omgoptim.training.evaluator import eval_mode
 
 NORMS_FROZEN = 1 / 3
-"""Fraction of the steps after which batch normalization uses its running statistics, as it will when it is folded."""
+"""Fraction of the steps after which batch normalization uses its running statistics, as it does once it is folded."""
 
 RANGES_FIXED = 2 / 3
 """Fraction of the steps after which the ranges of inputs stay."""

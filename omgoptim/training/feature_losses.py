@@ -1,10 +1,10 @@
-"""Learning from inside a teacher: from what its layers give, beside or instead of its outputs.
+"""Feature distillation: losses between layers of student and teacher, beside or instead of their outputs.
 
 fitnets     layers of the student give, through an adapter, what the teacher's give: arXiv:1412.6550.
 attention   they look at the same places of a map or a sequence: arXiv:1612.03928.
 relational  samples are as far from each other, and at the same angles: arXiv:1904.05068.
 minilm      tokens are related alike by the queries, keys and values of the last attention: arXiv:2012.15828.
-What each takes for a distance, and how that is scaled, is told in `feature_distances`.
+Distances and their scales: `feature_distances`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Features:
 
 
 class FeatureLoss(nn.Module):
-    """Distance between layers of a student and of its teacher, averaged over pairs (for minilm their sum).
+    """Feature-distillation loss: distance between paired layers, averaged over pairs (for minilm summed).
 
     Its only parameters are the adapters of fitnets: a linear map of channels (a 1x1 convolution of maps) for each pair
     whose widths differ. They are trained with the student, and are no part of it. The bigger of two grids is averaged
@@ -161,14 +161,14 @@ class FeatureLoss(nn.Module):
     @property
     def names(self) -> list[str]:
         """The pairs in words."""
-        told = []
+        names = []
         for one, other in self.pairs:
             words = f"{one} of both" if str(one) == str(other) else f"{one} after the teacher's {other}"
-            told.append(words)
+            names.append(words)
         for index, adapter in enumerate(self.adapters):
             if isinstance(adapter, nn.Linear):
-                told[index] += f", through an adapter {adapter.in_features} to {adapter.out_features}"
-        return told
+                names[index] += f", through an adapter {adapter.in_features} to {adapter.out_features}"
+        return names
 
     @contextmanager
     def capturing(self, student: nn.Module, teacher: nn.Module) -> Iterator[Features]:

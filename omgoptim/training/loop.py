@@ -65,7 +65,7 @@ class TrainingResult:
     """Whether the teacher's outputs were computed once and kept, or for every batch, in words; None where they have no
     part in the loss."""
     few_steps: str | None = None
-    """That there was little to train on, with the number of steps; None where there was enough."""
+    """Warning about few training samples, with the number of steps; None where there were enough."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -90,8 +90,8 @@ def fit(
     Which those are: the highest score of the evaluator, among the weights from before training and those after each
     epoch; of equal ones the latest, but one that only equals the score from before training has to be as near to the
     outputs of the original, too. Without an evaluator those after the last epoch. A loss or a weight that is no number
-    ends the training with the best weights so far. Parameters that do not require a gradient stay as they are, and batch
-    normalization all of whose parameters are frozen keeps its mode.
+    ends the training with the best weights so far. Parameters that do not require a gradient stay as they are, and
+    batch normalization all of whose parameters are frozen keeps its mode.
 
     Each epoch begins with torch, numpy and random seeded from the config's seed, the round and the epoch; the caller's
     random state is restored at the end. Data with a random state of its own (a DataLoader's `generator`) starts anew
@@ -101,7 +101,7 @@ def fit(
         loss: on the targets; None to learn from the teacher alone.
         evaluator: what best weights and early stopping go by.
         checkpoints: a folder for one file per round; a training found there goes on after its last whole epoch.
-        progress: told every second or so, with the loss and the time left.
+        progress: called about once a second, with the loss and the time left.
         teacher: learnt from with `distillation`; not changed. Its outputs are computed once for each sample where the
             inputs are the same in every epoch, and there are several.
         features: what is learnt from the teacher's layers too; its adapters are trained, and stay in it.
@@ -213,7 +213,7 @@ def _fitted(
 ) -> TrainingResult:
     notes = []
     if state.best_epoch == 0 and state.records and state.stopped is None:
-        notes.append("training did not help: no epoch was better than the weights from before it, which are back")
+        notes.append("training did not improve quality: the weights from before it were restored")
     records = [record.model_copy(update={"best": record.epoch == state.best_epoch}) for record in state.records]
     return TrainingResult(
         epochs=records,

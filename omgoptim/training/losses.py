@@ -1,4 +1,4 @@
-"""What training minimizes on the targets: inferred from outputs and targets, the model's own, or the user's."""
+"""Losses on targets: inferred from outputs and targets, the model's own, or the user's."""
 
 from __future__ import annotations
 

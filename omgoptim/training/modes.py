@@ -1,4 +1,4 @@
-"""The modes of modules while one is trained, maybe by another, and where they are: set, and put back."""
+"""Context managers for the mode and device of a trained module and its teacher."""
 
 from __future__ import annotations
 

@@ -19,11 +19,11 @@ from omgoptim.training.config import TrainingConfig
 from omgoptim.training.randomness import own_randomness
 
 STEPS_AN_EPOCH = 8
-"""Steps that an epoch should have at least, where the batch can shrink."""
+"""Minimum optimizer steps per epoch while the batch can shrink."""
 SMALLEST_BATCH = 8
-"""The batch shrinks no further: batch normalization reads its statistics from it."""
+"""Lower bound of the shrunk batch: batch normalization estimates its statistics from one batch."""
 FEW_STEPS = 100
-"""Below so many steps in all the default peak learning rate is lowered."""
+"""Total steps below which the default peak learning rate is scaled by sqrt(steps / 100)."""
 
 
 def config_for_data(
@@ -79,6 +79,6 @@ def few_steps_note(steps: int, samples: int, config: TrainingConfig) -> str | No
         return None
     number = "1 optimizer step" if steps == 1 else f"{steps} optimizer steps"
     return (
-        f"little to train on: {samples:,} training samples give {number} in all, at a peak learning rate of "
+        f"few training samples: {samples:,} samples give {number} in total, at a peak learning rate of "
         f"{config.learning_rate:.2g}; more epochs or more training data let training do more"
     )

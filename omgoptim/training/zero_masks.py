@@ -1,4 +1,4 @@
-"""Zeros that stay zero: which weights a technique has taken away, held while the others are trained."""
+"""Sparsity masks that keep pruned weights at zero while the others are trained."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from omgoptim.errors import TechniqueError
 
 @dataclass(slots=True)
 class ZeroMasks:
-    """The weights that are zero, by parameter. The parameters themselves are remembered, not their names."""
+    """Masks of the zero weights, by parameter object rather than name."""
 
     _zeros: list[tuple[nn.Parameter, Tensor]] = field(default_factory=list)
 

@@ -450,7 +450,7 @@ def test_a_checkpoint_of_another_training_is_refused_and_another_round_has_its_o
     kept = (tmp_path / "round_001.pt").read_bytes()
     with pytest.raises(RunError, match="another training") as error:
         trained(net(), TrainingConfig(epochs=3, batch=16), checkpoints=tmp_path)
-    assert "config.epochs was 2 and is 3" in error.value.why
+    assert "plan.epochs was 2 and is 3" in error.value.why
     with pytest.raises(RunError, match="another training"):
         trained(net(width=8), checkpoints=tmp_path)
     assert (tmp_path / "round_001.pt").read_bytes() == kept

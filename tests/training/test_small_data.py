@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from omgoptim.models.trust import Reach
 from omgoptim.requests import PruneRequest
-from omgoptim.training.closeness import distance_to_original
 from omgoptim.training.config import TrainingConfig
 from omgoptim.training.distillation import DistillationLoss
+from omgoptim.training.evaluator import distance_to_original
 from omgoptim.training.loop import fit
 from omgoptim.training.losses import Loss, loss_of
 from omgoptim.training.small_data import FEW_STEPS, config_for_data

@@ -1,4 +1,4 @@
-"""Distances between what a student and its teacher answer: tensors in, one number out.
+"""Distances between outputs of student and teacher: tensors in, one scalar out.
 
 Scores of classes come as rows (every sample, token or pixel is one). What is a sum over classes in the papers is one
 here too, and is averaged over rows: no loss depends on the number of rows or on the length of a sequence.
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 TARGET_WEIGHT, OTHERS_WEIGHT = 1.0, 8.0
-"""Of the two parts of decoupled distillation, as in its paper's CIFAR-100 tables."""
+"""Weights alpha and beta of decoupled distillation: arXiv:2203.08679, CIFAR-100 tables."""
 
 
 def softened_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where a module's attentions compute queries, keys and values: found by the names that transformers give them."""
+"""Query, key and value layers of attentions, found by the names that transformers give them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def attention_of(
         if asked in found:
             return found[asked]
         raise RequestError(
-            f"'{asked}' is no self-attention of the {whose} with layers for queries, keys and values",
+            f"'{asked}' is not a self-attention of the {whose} with query, key and value layers",
             did_you_mean(asked, found) or "it has none",
             "name the module that holds the three, as STUDENT=TEACHER, or one path for both",
         )

@@ -1,4 +1,4 @@
-"""Which layer of a student learns from which layer of its teacher: as asked for, or found by path and shape.
+"""Pairing of student layers with teacher layers: as requested, or found by path and shape.
 
 Found, in this order: blocks of a repeated stack of sequences (transformer layers), spread evenly; the last layer of
 each size of map (the stages of a convolutional network); any layers with parameters. Within each, a layer that both
@@ -48,8 +48,8 @@ def pairs_of(student: Trace, teacher: Trace, asked: Sequence[str], positions: bo
 
 def two_paths(text: str) -> tuple[str, str]:
     """The paths in student and teacher that `STUDENT=TEACHER`, or one path for both, names."""
-    one, told, other = text.partition("=")
-    return one.strip(), (other if told else one).strip()
+    one, separator, other = text.partition("=")
+    return one.strip(), (other if separator else one).strip()
 
 
 def asked_pair(text: str, student: Trace, teacher: Trace) -> Pair:

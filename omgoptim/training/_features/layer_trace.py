@@ -1,4 +1,4 @@
-"""What the layers of a module give: the shapes of all in one forward, and the values of some while a block runs.
+"""Layer outputs of a module: shapes of all in one forward, and values of some within a block.
 
 Listening is by forward hooks that are gone afterwards, whatever happens; the module is not changed by it.
 """
@@ -56,10 +56,6 @@ class LayerOutput:
     def sequence(self) -> bool:
         """Whether positions are tokens or steps in time, with the channels last."""
         return len(self.shape) == 3 and self.axis == -1
-
-    def channels_last(self, output: Tensor) -> Tensor:
-        """An output of this layer with the channels as its last dimension."""
-        return output.movedim(self.axis, -1)
 
 
 @dataclass(frozen=True, slots=True)

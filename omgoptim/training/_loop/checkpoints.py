@@ -1,4 +1,4 @@
-"""Where training stands after an epoch, in one file that appears whole and holds no code.
+"""Checkpoints of the training loop: one file per round, written atomically, without code.
 
 `torch.save` of tensors and plain values, read with `weights_only=True`. A training goes on only from a checkpoint of
 the same config, module, round and loss; any other is refused, never overwritten.
@@ -20,11 +20,12 @@ from omgoptim.errors import ArtifactError, RunError
 from omgoptim.reports import Epoch
 
 FORMAT = 1
+"""Version of the checkpoint file; a file of another version is refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Everything that the epochs to come depend on, but the data and the seeds, which are drawn from the config."""
+    """State of a training after an epoch; data and seeds follow from the config."""
 
     identity: dict[str, Any]
     """What a training has to have in common with the one that wrote this, as plain values."""
@@ -115,7 +116,7 @@ def asdict_shallow(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """A config's fields with their names, for an identity."""
+    """Return a config's fields for an identity, under the prefix that files have had from the first version on."""
     return {f"plan.{name}": value for name, value in asdict(config).items()}
 
 

@@ -1,4 +1,4 @@
-"""What a batch costs: the loss on its targets, distances to a teacher, or all, with the forward that they need."""
+"""Total loss of a batch: the loss on its targets, distillation losses, or both, with the forward that they need."""
 
 from __future__ import annotations
 

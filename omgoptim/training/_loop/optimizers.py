@@ -13,10 +13,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from omgoptim.training.config import TrainingConfig
 
 MOMENTUM = 0.9
+"""Of SGD: the value of the ResNet recipe, arXiv:1512.03385, section 3.4."""
 ONE_CYCLE_RISE = 0.3
-"""Smallest fraction of the steps in which a one_cycle schedule rises, as torch's own has it."""
+"""Minimum rising fraction of a one_cycle schedule: `pct_start` of torch's OneCycleLR."""
 START, END = 25.0, 1e4
-"""one_cycle starts at 1/25 of the peak and ends at 1/10,000 of where it started, as torch's own does."""
+"""`div_factor` and `final_div_factor` of torch's OneCycleLR."""
 
 
 def optimizer_of(config: TrainingConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

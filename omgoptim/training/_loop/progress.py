@@ -1,4 +1,4 @@
-"""How training goes, in words, while it does."""
+"""Progress reports of a running training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Progress = Callable[[str, "float | None"], None]
 
 @dataclass(slots=True)
 class ProgressReporter:
-    """Says how training goes, about once a second."""
+    """Progress reporter of one epoch: at most one message a second, with the loss and the time left."""
 
     progress: Progress
     epochs: int

@@ -57,11 +57,11 @@ class Steps:
         place: torch.device = self.accelerator.device
         return place
 
-    def epoch(self, batches: Iterator[Batch], told: Callable[[int, float], None]) -> float:
+    def epoch(self, batches: Iterator[Batch], report: Callable[[int, float], None]) -> float:
         """One pass over the batches.
 
         Args:
-            told: `told(batches done, mean loss)` after each step.
+            report: `report(batches done, mean loss)` after each step.
 
         Returns:
             The mean loss over what counts in all batches; NaN or infinite as soon as one batch's is, without its step.
@@ -76,7 +76,7 @@ class Steps:
                 total, weight = total + loss * count, weight + count
             self._step()
             done += len(group)
-            told(done, total / max(weight, 1))
+            report(done, total / max(weight, 1))
         return total / max(weight, 1)
 
     def _check(self, batch: Batch) -> int:

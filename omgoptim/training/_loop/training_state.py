@@ -1,4 +1,4 @@
-"""Where a training stands: its epochs, the best weights so far, and the checkpoint that it goes on from."""
+"""State of one training: its epochs, the best weights so far, and the checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ from omgoptim.training._loop.checkpoints import Checkpoint, all_tensors, put_ten
 from omgoptim.training._loop.progress import Progress, ProgressReporter
 from omgoptim.training._loop.steps import Steps
 from omgoptim.training.batches import Batch, Batches
-from omgoptim.training.closeness import distance_to_original
-from omgoptim.training.evaluator import Evaluator
+from omgoptim.training.evaluator import Evaluator, distance_to_original
 from omgoptim.training.randomness import seed_everything
 
 
 @dataclass(slots=True)
 class TrainingState:
-    """Where a training stands."""
+    """State of one training."""
 
     module: nn.Module
     steps: Steps
@@ -99,7 +98,7 @@ class TrainingState:
         if not math.isfinite(loss):
             self.stopped = f"the loss was {loss:g} in epoch {epoch}; the weights are those {self._of_best}"
         elif not all(bool(torch.isfinite(parameter).all()) for parameter in self.steps.parameters):
-            self.stopped = f"a weight was no number after epoch {epoch}; the weights are those {self._of_best}"
+            self.stopped = f"a weight was NaN or infinite after epoch {epoch}; the weights are those {self._of_best}"
         else:
             score = self.evaluator.score(self.module) if self.evaluator else None
             if score is None or self._competes(score):
@@ -126,8 +125,8 @@ class TrainingState:
     def _competes(self, score: float) -> bool:
         """Whether the weights as they are now take the place of the best so far.
 
-        Of equal scores the later one does. But a metric of few samples (accuracy on 60) often cannot tell the trained
-        state from the untrained one; then the outputs decide: those nearer to the original's.
+        Of equal scores the later one does. But a metric of few samples (accuracy on 60) often cannot distinguish the
+        trained state from the untrained one; then the outputs decide: those nearer to the original's.
         """
         assert self.evaluator is not None  # it gave the score
         highest = max(self.scores)

@@ -1,4 +1,4 @@
-"""Blocks fitted to what the convolutions gave that they replace, in closed form, without labels. No technique.
+"""Closed-form fit of replacement blocks to the outputs of the convolutions that they replace, without labels.
 
 The 1x1 convolution that ends a block is fitted by ridge regression, as pruning does it, to what the dense convolution
 gives in the model before, on what it reads in the model with blocks. An inverted residual's norms are given the
@@ -31,7 +31,7 @@ FITS = 2
 
 
 LEAST_VARIANCE = 0.01
-"""Of a norm's channel, over the mean of its channels: a dead one must not be blown up."""
+"""Lower bound of a channel's variance relative to the mean over channels: keeps dead channels from being amplified."""
 
 
 class _Standing(nn.Module):

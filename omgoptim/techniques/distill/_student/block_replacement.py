@@ -1,4 +1,4 @@
-"""Blocks in place of a module's dense convolutions, begun as near to them as they get. Registers no technique."""
+"""Replacement of dense convolutions by smaller blocks that approximate them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ MakeBlock = Callable[[Conv], Block]
 """A block that can stand where a convolution does."""
 
 FEWEST_INPUTS = 5
-"""A convolution of fewer input channels, a stem mostly, is left: what one kernel for each tells is too little."""
+"""Minimum input channels of a replaced convolution: image stems (1, 3 or 4 channels) keep theirs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """How a replacement is told."""
+    """Names of a replacement in reports."""
 
     what: str
     """`depthwise`, in a change."""
@@ -63,8 +63,8 @@ def replace_convolutions(
             )
             continue
         blocks[path] = block
-        told = " x ".join(map(str, conv.weight.shape))
-        changed.append(Change(path=path, what=words.what, before=told, after=f"{after:,} of {before:,} parameters"))
+        shape = " x ".join(map(str, conv.weight.shape))
+        changed.append(Change(path=path, what=words.what, before=shape, after=f"{after:,} of {before:,} parameters"))
     if not blocks:
         raise _nothing_to_replace(words, skipped)
     dense = with_dense(module, blocks) if fit and run.real else None
@@ -112,9 +112,9 @@ def _why_not(path: str, layer: _ConvNd, selection: LayerSelection, owners: Mappi
     if layer.transposed or not isinstance(layer, (nn.Conv1d, nn.Conv2d)):
         return f"{type(layer).__name__} has no such block here; Conv1d and Conv2d have"
     if layer.groups > 1:
-        return f"it is in {layer.groups} groups already"
+        return f"already grouped ({layer.groups} groups)"
     if prod(layer.kernel_size) == 1:
-        return "its kernel is one position: it only mixes channels"
+        return "1x1 kernel: no spatial part to separate"
     if layer.padding_mode != "zeros":
         return f"its padding_mode is {layer.padding_mode}, and the blocks pad with zeros"
     if layer.in_channels < FEWEST_INPUTS and not selection.targets:

@@ -1,4 +1,4 @@
-"""From a teacher to a student, step by step: fewer layers, narrower ones, others in their place. No technique.
+"""Derivation of a student from its teacher: depth, width, replacement, initialization.
 
 What every way to a student shares: depth first, then width, then what the technique replaces, so that each step works
 on what the one before left; random weights last where they are asked for, and the proof that the student runs.

@@ -1,4 +1,4 @@
-"""Random weights in place of a teacher's: the layers of a student that are to begin from nothing."""
+"""Random reinitialization of a student's weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fit the layers that stay to what the ones after them gave, which are gone. Registers no technique.
+"""Fit the layers that stay to what the ones after them gave, which are gone.
 
 A layer that stays stands for itself and for those after it up to the next one that stays: its span. Most layers end by
 adding what a Linear writes to a stream, maybe with a normalization after it (transformers, residual MLPs). The Linear

@@ -1,4 +1,4 @@
-"""Which layers of the teacher may change: globs on its paths, which hold on while layers go and get new numbers."""
+"""Layer selection by `targets` and `ignore` globs, stable while layers are removed and renumbered."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from omgoptim.requests.distill import Auto, Derived
 
 @dataclass(frozen=True, slots=True)
 class LayerSelection:
-    """What `targets` and `ignore` name in a module."""
+    """Layers of a module that `targets` and `ignore` select."""
 
     targets: list[str]
     """Globs or paths; empty for everything."""

@@ -1,4 +1,4 @@
-"""The largest number whose count stays within a goal, with few counts: each one is a model that is built.
+"""Monotone search: the largest x whose count is within a goal, with few evaluations (each builds a model).
 
 Numbers are tried in steps of 1/1000, and a count never falls as they grow: a monotone search over integers, which
 bisection ends in ten counts whatever the curve. The first tries are read off the curve that the count is expected to
@@ -13,13 +13,13 @@ import math
 from collections.abc import Callable
 
 ON_THE_CURVE = 3
-"""Tries that are read off the curve."""
+"""Interpolation steps before bisection."""
 BUILDS = ON_THE_CURVE + 10
-"""Most counts beside that at the upper end: ten halvings end a search over a thousand steps."""
+"""Maximum evaluations beside that at the upper end: ten bisections end a search over 1,000 steps."""
 CLOSE = 0.97
-"""A count of at least this fraction of the goal is near enough."""
+"""Fraction of the goal at which the search stops: the last 3 % of the size are not worth more builds."""
 STEPS = 1000
-"""Numbers are tried in steps of one over this."""
+"""Resolution of the search: x is a multiple of 1/1000."""
 
 
 def largest_within(

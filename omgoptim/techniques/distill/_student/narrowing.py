@@ -1,4 +1,4 @@
-"""A module with a fraction of its channels, heads and hidden units: what pruning finds, at any width. No technique.
+"""Width reduction: a fraction of the channels, heads and hidden units of a module.
 
 What can shrink is found once, with the proof that it can; then a copy of the module is cut to as many widths as are
 asked for, and the layers that read what is gone are fitted where there is data.
@@ -31,7 +31,7 @@ ROUND_TO, ROUND_FROM = 8, 64
 """Widths of at least the second are multiples of the first; smaller ones are any number."""
 
 LEAST = 1e-9
-"""Share of a group that stays at any width; one unit of it does."""
+"""Minimum fraction of a group that is kept: one unit, whatever the width."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,8 @@ class Narrowing:
     @property
     def why_not(self) -> str:
         """The reasons why nothing can shrink."""
-        told = dict.fromkeys(f"{skip.path}: {skip.reason}" for skip in self.skipped)
-        return "; ".join(list(told)[:3]) or "it has no convolution, Linear or recurrent layer"
+        reasons = dict.fromkeys(f"{skip.path}: {skip.reason}" for skip in self.skipped)
+        return "; ".join(list(reasons)[:3]) or "it has no convolution, Linear or recurrent layer"
 
 
 def find_narrowing(module: nn.Module, selection: LayerSelection, run: ModuleRun) -> Narrowing:

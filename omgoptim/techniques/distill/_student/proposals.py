@@ -1,4 +1,4 @@
-"""The students that `auto` would try: each way to a student, as wide as the number of parameters allows. No training.
+"""Candidate students of `student auto`: each technique at the largest size within the parameter budget.
 
 For every way that suits the teacher, the largest width (or share of rank) is sought whose student has no more
 parameters than asked for, by counting a few that are built. Of students of one size those come first that do more
@@ -26,17 +26,17 @@ from omgoptim.techniques.prune.probe import Probe
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
 LEAST = 0.02
-"""Smallest width, and share of rank, that is tried."""
+"""Minimum width and rank ratio that is tried: a fiftieth of a layer."""
 MOST_RANK = 0.9
-"""Largest share of a layer's parameters that a product of low rank is worth."""
+"""Maximum rank ratio: above it two factors save less than 10 % of the parameters and cost time."""
 LARGE = 32
-"""A Linear layer of at least so many inputs and outputs is worth a product of two."""
+"""Minimum inputs and outputs of a Linear layer that is worth factorizing."""
 DEEPER, WIDER = math.log(1.2), math.log(1.1)
-"""Of compound scaling: one step of it makes a network so much deeper and so much wider, in logarithms."""
+"""Logarithms of depth and width per step of compound scaling: arXiv:1905.11946 (1.2 and 1.1)."""
 PLAIN_WIDTHS = (1.0, 0.75)
-"""What is tried where the layers to keep say how small a student is."""
+"""Widths that are tried when `keep_layers` decides the student's size."""
 FOR_SPEED = (2.0, 4.0)
-"""With a speedup as the only goal, how many times fewer parameters are tried than that: time falls by less."""
+"""Compressions per unit of requested speedup, when speedup is the only target: time falls by less than parameters."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ WIDTHS = (
 """Names that models give to the width of their recurrent layers."""
 
 NEAR = 1e-2
-"""How far from a whole number a mean of equal numbers may be."""
+"""Tolerance of a float32 mean of equal integers."""
 
 
 def find_recurrent(module: nn.Module, selection: LayerSelection, run: ModuleRun) -> tuple[list[Recurrent], list[Skip]]:
@@ -95,7 +95,7 @@ def _tied_reader(module: nn.Module, recurrent: Recurrent, owners: Mapping[int, l
 
 
 def _read(module: nn.Module, path: str, run: ModuleRun) -> Recurrent:
-    """The layer with its readers, as two deals of numbers tell them."""
+    """The layer with its readers, found by tracing two assignments of numbers to its units."""
     layer: Any = module.get_submodule(path)
     rows = layer.num_layers * (2 if layer.bidirectional else 1)
     count = rows * layer.hidden_size

@@ -1,4 +1,4 @@
-"""Fewer hidden units of LSTM, GRU and RNN layers: what of which weights goes. Registers no technique.
+"""Removal of hidden units of LSTM, GRU and RNN layers.
 
 A layer's parameters have gates * units rows, one block of units for each gate; `weight_hh` reads the layer's own units,
 `weight_ih` of the layers above the lowest those of the layer below, both directions side by side.

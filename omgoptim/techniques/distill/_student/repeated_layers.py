@@ -1,4 +1,4 @@
-"""Layers that repeat, found by running the model, and fewer of them.
+"""Repeated layers: detection by running the model, and removal (depth reduction).
 
 A unit is what a stack repeats: one child of a ModuleList or Sequential, a few neighbours (convolution, normalization,
 ReLU), or one child each of several lists that the model's code runs side by side. Units repeat where their classes and
@@ -24,7 +24,7 @@ from omgoptim.techniques.prune.probe import Probe
 from omgoptim.techniques.registry import ModuleRun
 
 LONGEST_UNIT = 6
-"""Most neighbours that are looked at as one unit."""
+"""Maximum neighbouring modules in one repeated unit: conv, norm, activation, twice."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Students of one teacher, built as often as it takes to find their size: what is slow to find is found once."""
+"""Repeated construction of students of one teacher; slow analyses are cached."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _Base:
 
 
 class StudentBuilder:
-    """What students are built from; the teacher is not changed."""
+    """Builder of students of one teacher, which is not changed."""
 
     def __init__(self, teacher: nn.Module, auto: Auto, run: ModuleRun) -> None:
         self.teacher = teacher
