@@ -24,7 +24,7 @@ from omgoptim.training._loop.checkpoints import (
 )
 from omgoptim.training._loop.combined_loss import CombinedLoss
 from omgoptim.training._loop.progress import Progress
-from omgoptim.training._loop.steps import prepared_steps
+from omgoptim.training._loop.steps import Steps, prepared_steps
 from omgoptim.training._loop.training_state import TrainingState
 from omgoptim.training.batches import Batches
 from omgoptim.training.config import TrainingConfig
@@ -135,7 +135,7 @@ def fit(
         with prepared_steps(module, [*parameters, *adapters], config, total, loss_fn, masks) as steps:
             if first is not None:
                 loss_fn.settle(module, first.to(steps.device))
-            identity = _identity(module, config, loss_fn, evaluator, masks, round_number, count)
+            identity = _identity(module, steps, evaluator, round_number, count)
             path = checkpoint_file(checkpoints, round_number) if checkpoints else None
             if masks is not None:
                 masks.hold()
@@ -157,26 +157,24 @@ def fit(
 
 
 def _identity(
-    module: nn.Module,
-    config: TrainingConfig,
-    loss_fn: CombinedLoss,
-    evaluator: Evaluator | None,
-    masks: ZeroMasks | None,
-    round_number: int,
-    count: int,
+    module: nn.Module, steps: Steps, evaluator: Evaluator | None, round_number: int, count: int
 ) -> dict[str, Any]:
-    """What a checkpoint has to have in common with this training, as plain values."""
-    features = loss_fn.features
+    """Return what a checkpoint must share with this training to be resumed, as plain values.
+
+    Args:
+        count: batches in an epoch.
+    """
+    features = steps.loss_fn.features
     return {
-        **plain(config),
+        **plain(steps.config),
         **shapes(module),
         "round": round_number,
         "metric": evaluator.metric.name if evaluator else None,
-        "loss": loss_fn.name,
+        "loss": steps.loss_fn.name,
         "features": features.names if features is not None else None,
         "trained": [name for name, parameter in module.named_parameters() if parameter.requires_grad],
         "batches per epoch": count,
-        "weights held at zero": masks.count() if masks else 0,
+        "weights held at zero": steps.masks.count() if steps.masks else 0,
     }
 
 

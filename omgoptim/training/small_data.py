@@ -79,6 +79,6 @@ def few_steps_note(steps: int, samples: int, config: TrainingConfig) -> str | No
         return None
     number = "1 optimizer step" if steps == 1 else f"{steps} optimizer steps"
     return (
-        f"few training samples: {samples:,} samples give {number} in total, at a peak learning rate of "
+        f"little training data: {samples:,} training samples give {number} in total, at a peak learning rate of "
         f"{config.learning_rate:.2g}; more epochs or more training data let training do more"
     )

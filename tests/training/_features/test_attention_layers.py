@@ -19,7 +19,7 @@ def test_one_that_is_asked_for_is_taken_or_named_with_what_is_near() -> None:
     module = made(Encoder, 0, blocks=3)
     seen = traced(module, sentences())
     assert attention_of(module, seen, "layer.0.attention", "student")[0].path == "layer.0.attention.query"
-    with pytest.raises(RequestError, match="no self-attention of the student") as error:
+    with pytest.raises(RequestError, match="not a self-attention of the student") as error:
         attention_of(module, seen, "layer.7.attention", "student")
     assert "layer.2.attention" in error.value.why
 

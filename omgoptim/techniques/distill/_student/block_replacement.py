@@ -114,7 +114,7 @@ def _why_not(path: str, layer: _ConvNd, selection: LayerSelection, owners: Mappi
     if layer.groups > 1:
         return f"already grouped ({layer.groups} groups)"
     if prod(layer.kernel_size) == 1:
-        return "1x1 kernel: no spatial part to separate"
+        return "kernel of size 1: no spatial part to separate"
     if layer.padding_mode != "zeros":
         return f"its padding_mode is {layer.padding_mode}, and the blocks pad with zeros"
     if layer.in_channels < FEWEST_INPUTS and not selection.targets:

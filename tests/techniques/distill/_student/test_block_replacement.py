@@ -32,7 +32,7 @@ def frozen() -> nn.Module:
 @pytest.mark.parametrize(
     ("layer", "said"),
     [
-        (nn.Conv2d(8, 8, 1), "one position"),
+        (nn.Conv2d(8, 8, 1), "kernel of size 1"),
         (nn.Conv2d(8, 8, 3, padding=1, groups=2), "2 groups"),
         (nn.ConvTranspose2d(8, 8, 3, padding=1), "ConvTranspose2d has no such block"),
         (nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"), "circular"),
@@ -95,4 +95,4 @@ def test_a_model_without_such_a_convolution_is_refused_with_the_reasons(run_of: 
     run = run_of(module, drawn(2, 8, 6, 6))
     with pytest.raises(TechniqueError, match="can become a block") as refused:
         replace_convolutions(module, DepthSeparableConv.from_conv, WORDS, ALL, run, fit=False)
-    assert "0: its kernel is one position" in refused.value.why
+    assert "0: kernel of size 1" in refused.value.why
