@@ -73,7 +73,7 @@ class LoRALinear(nn.Module):
         return self.base.bias
 
     def delta(self) -> Tensor:
-        """What is added to the weight: (alpha / rank) B A where the mask lets it, (out, in)."""
+        """Return the weight update (alpha / rank) B A, masked, (out, in)."""
         return _delta(self)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ class LoRAConv(nn.Module):
         return self.base.bias
 
     def delta(self) -> Tensor:
-        """What is added to the weight, in its shape."""
+        """Return the weight update in the shape of the weight."""
         return _delta(self)
 
     def forward(self, input: Tensor) -> Tensor:

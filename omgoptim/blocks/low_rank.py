@@ -94,7 +94,7 @@ class LowRankLinear(nn.Module):
 
 
 class _LowRankConv2d(nn.Module):
-    """What the two forms of a Conv2d share: its geometry, as plain numbers.
+    """Base of the low-rank forms of a Conv2d: its geometry, as plain numbers.
 
     Raises:
         ValueError: a geometry that no product of convolutions equals (another padding mode than zeros, a depthwise

@@ -48,7 +48,7 @@ class Batches:
     """Whose forward names the inputs; a compressed copy has the same one."""
     signature: Signature
     outputs: ModelOutputs | None = None
-    """What the original's outputs are; None: not known."""
+    """Specification of the original's outputs; None: not known."""
     _counted: dict[int, tuple[int, Batch]] = field(default_factory=dict)
     _samples: dict[int, int] = field(default_factory=dict)
 

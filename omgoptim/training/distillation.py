@@ -87,12 +87,12 @@ class DistillationLoss(nn.Module):
 
     @property
     def others_name(self) -> str:
-        """What is learnt beside the main output, in words; empty without any."""
+        """Description of the losses on the other outputs; empty without any."""
         return f"distance to the teacher's {', '.join(taught.name for taught in self._others)}" if self._others else ""
 
     @property
     def name(self) -> str:
-        """What is learnt of the main output, in words, for the report."""
+        """Description of the loss on the main output, for the report."""
         if self.kind == "values":
             return f"{'squared error against' if self.form == 'mse' else 'distance to'} the teacher's outputs"
         if self.form == "mse":

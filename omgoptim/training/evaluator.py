@@ -84,7 +84,7 @@ class Evaluator:
         return self.value_of(self.outputs_of(module))
 
     def outputs_of(self, module: nn.Module) -> list[Arrays]:
-        """What a module gives for the samples, per batch; it is left as it was."""
+        """Return a module's outputs on the samples, per batch; the module is left as it was."""
         return _run(module, self.samples, self.signature, self.limit_s, self.device)
 
     def usable(self, outputs: Sequence[Arrays]) -> bool:

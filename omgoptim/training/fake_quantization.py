@@ -206,7 +206,7 @@ class FakeQuantized(nn.Module):
             yield
 
     def _before(self, index: int, observes: bool) -> Callable[..., Any]:
-        """What a layer's input goes through; whether it comes by place or by name."""
+        """Return the pre-hook that fake-quantizes a layer's input, positional or keyword."""
 
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             spatial = len(layer.kernel_size) if isinstance(layer, _ConvNd) else 0

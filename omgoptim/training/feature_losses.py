@@ -60,7 +60,7 @@ class LayerPlace:
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What student and teacher gave for a batch, by path and side."""
+    """Captured features of student and teacher for one batch, by path and side."""
 
     student: Mapping[tuple[str, Side], Tensor]
     teacher: Mapping[tuple[str, Side], Tensor]
@@ -211,7 +211,7 @@ class FeatureLoss(nn.Module):
 
 
 def _embedding(traced: Trace) -> LayerPlace:
-    """What goes into the Linear layer that the main output comes from; without one, the main output."""
+    """Return the input of the head (the Linear layer that gives the main output); without one, the main output."""
     return LayerPlace("", "output") if traced.head is None else LayerPlace(traced.head, "input")
 
 
@@ -228,7 +228,7 @@ def _attention_pairs(
 
 
 def _values(heard: Mapping[tuple[str, Side], Tensor], place: LayerPlace, whose: str) -> Tensor:
-    """What was heard in a place, in float32, with the channels last."""
+    """Return the features captured at a place, in float32, channels last."""
     found = heard.get((place.path, place.side))
     if found is None:
         raise DataError(

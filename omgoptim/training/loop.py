@@ -40,7 +40,7 @@ from omgoptim.training.zero_masks import ZeroMasks
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """What a training did; its weights are in the module."""
+    """Result of one training; the weights are in the module."""
 
     epochs: list[Epoch]
     """All that were run, those before a resume too. `best` marks the one whose weights the module has; none where
@@ -52,7 +52,7 @@ class TrainingResult:
     best_epoch: int
     """The epoch whose weights were kept; 0: those from before training."""
     loss: str
-    """What was minimized, in words."""
+    """Description of the minimized loss."""
     optimizer: str
     trained_params: int
     total_params: int

@@ -18,10 +18,10 @@ NAMES = (
     ("Wq", "Wk", "Wv"),
     ("q", "k", "v"),
 )
-"""What the three layers of one attention are called."""
+"""Names of the query, key and value layers of one attention."""
 
 FUSED = ("in_proj", "qkv", "c_attn", "Wqkv", "query_key_value", "qkv_proj")
-"""What one layer is called that computes all three at once."""
+"""Names of fused layers that compute all three at once."""
 
 CROSS = ("cross", "encdec", "encoder_attn")
 """In the paths of attentions whose keys come from elsewhere."""

@@ -63,7 +63,7 @@ def asked_pair(text: str, student: Trace, teacher: Trace) -> Pair:
 
 
 def layer_named(path: str, traced: Trace, whose: str) -> LayerOutput:
-    """What the layer of that path gave.
+    """Return the traced output of the layer at a path.
 
     Raises:
         RequestError: it is none, or gives no tensor with the batch first.

@@ -27,7 +27,7 @@ Side = Literal["output", "input"]
 
 @dataclass(frozen=True, slots=True)
 class LayerOutput:
-    """What a layer gave for a batch."""
+    """Traced output of a layer for one batch."""
 
     path: str
     layer: str
@@ -60,7 +60,7 @@ class LayerOutput:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """What the layers of a module gave, in the order in which they were done."""
+    """Traced outputs of the layers of a module, in order of execution."""
 
     seen: list[LayerOutput]
     head: str | None
@@ -75,7 +75,7 @@ class Trace:
 
 @dataclass(slots=True)
 class _Tracing:
-    """What hooks have noted so far."""
+    """Records of the forward hooks."""
 
     batch: int
     seen: dict[str, LayerOutput] = field(default_factory=dict)

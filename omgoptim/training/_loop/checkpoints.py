@@ -28,7 +28,7 @@ class Checkpoint:
     """State of a training after an epoch; data and seeds follow from the config."""
 
     identity: dict[str, Any]
-    """What a training has to have in common with the one that wrote this, as plain values."""
+    """Values that must match those of a training that resumes from this."""
     state: dict[str, Tensor]
     """All parameters and buffers."""
     best: dict[str, Tensor]

@@ -38,11 +38,11 @@ class CombinedLoss:
     student: nn.Module | None = None
     """Whose layers the features are of: the module itself, without what Accelerate wraps it in."""
     kept: TeacherOutputs | None = None
-    """What the teacher said of samples; others it is asked about."""
+    """Cached teacher outputs; those of other samples are computed."""
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     """The precision in which the teacher runs: the student's."""
     outputs: ModelOutputs | None = None
-    """What the original's outputs are; None: read from the teacher's for the first batch."""
+    """Specification of the original's outputs; None: inferred from the teacher's for the first batch."""
 
     @property
     def learns_outputs(self) -> bool:
@@ -117,7 +117,7 @@ class CombinedLoss:
         return TeacherOutput(leaf if index in indices else leaf.new_empty(0) for index, leaf in enumerate(leaves))
 
     def taught(self, batch: Batch) -> Any:
-        """What the teacher returns for a batch."""
+        """Run the teacher on a batch."""
         args, kwargs = self.signature.to_call(batch.inputs)
         if self.teacher is None:
             raise ValueError("there is no teacher")

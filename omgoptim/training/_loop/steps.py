@@ -25,7 +25,7 @@ from omgoptim.training.zero_masks import ZeroMasks
 
 
 class _Called(nn.Module):
-    """What Accelerate wraps and patches, so that the user's module and its forward stay their own."""
+    """Wrapper that Accelerate patches instead of the user's module."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class Steps:
             self.masks.hold()
 
     def state(self) -> dict[str, Any]:
-        """What the steps to come depend on, as a checkpoint has it."""
+        """Return the optimizer, scheduler and scaler state for a checkpoint."""
         scaler = self.accelerator.scaler
         return {
             "optimizer": self.optimizer.state_dict(),

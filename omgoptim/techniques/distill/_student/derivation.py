@@ -40,13 +40,13 @@ class Shortened:
 
     outcome: Outcome
     selection: LayerSelection
-    """What may change, by the paths that are left."""
+    """Layers that may change, by their present paths."""
     spans: tuple[Span, ...] = ()
     """Layers that stay, with what each stands for."""
 
 
 def derive(module: nn.Module, params: Derived, run: ModuleRun, replace: Replace | None = None) -> Outcome:
-    """Make a student of a copy of the teacher, in place.
+    """Derive a student from a copy of the teacher, in place.
 
     Args:
         replace: what comes after depth and width; None for nothing.
@@ -109,7 +109,7 @@ def _share(stack: Stack, depth: float) -> int:
 
 
 def shorten(module: nn.Module, selection: LayerSelection, count: Callable[[Stack], int], run: ModuleRun) -> Shortened:
-    """Leave so many units in every stack, in place."""
+    """Reduce every stack to `count(stack)` units, in place."""
     stacks = find_stacks(module, selection, run)
     keep = {stack: count(stack) for stack in stacks}
     before = paths_of(module)
@@ -132,7 +132,7 @@ def shorten(module: nn.Module, selection: LayerSelection, count: Callable[[Stack
 
 
 def _spans(module: nn.Module, stack: Stack, keep: int) -> list[Span]:
-    """What each unit that stays stands for, in a stack whose units are single children of one container.
+    """Return the span that each kept unit stands for, in a stack whose units are single children of one container.
 
     Args:
         module: before any layer went.
@@ -179,7 +179,7 @@ def narrow(module: nn.Module, narrowing: Narrowing, width: float, run: ModuleRun
 
 
 def joined(steps: Sequence[Outcome]) -> Outcome:
-    """What several steps did, as one: a layer that one of them changed was not skipped."""
+    """Merge the outcomes of several steps; a layer that one of them changed was not skipped."""
     changed = [change for step in steps for change in step.changed]
     paths = {change.path for change in changed}
     skipped = {skip.path: skip for step in steps for skip in step.skipped if skip.path not in paths}

@@ -7,7 +7,7 @@ from torch import nn
 
 
 def reinitialize(module: nn.Module, seed: int) -> None:
-    """Give every layer the weights that it would be built with, in place; the same ones for the same seed.
+    """Reinitialize every layer in place; the same ones for the same seed.
 
     A layer's own `reset_parameters` is called; where it has none, each of its tensors is drawn from a normal
     distribution of the mean and the deviation that it has. Buffers that no layer resets stay.

@@ -22,7 +22,7 @@ class LayerSelection:
 
     @staticmethod
     def of(module: nn.Module, params: Derived | Auto) -> LayerSelection:
-        """What the params name.
+        """Build the selection of a request's params.
 
         Raises:
             TechniqueError: a glob names no layer.

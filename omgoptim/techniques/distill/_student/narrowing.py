@@ -36,7 +36,7 @@ LEAST = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Narrowing:
-    """What of one module can shrink, and how much each part of it matters."""
+    """Narrowable groups of one module, with the importance of each channel."""
 
     groups: Groups
     scores: Mapping[str, Tensor]
@@ -55,7 +55,7 @@ class Narrowing:
 
 
 def find_narrowing(module: nn.Module, selection: LayerSelection, run: ModuleRun) -> Narrowing:
-    """What can shrink in a module, which is not changed.
+    """Find the narrowable groups of a module, which is not changed.
 
     Raises:
         SetupError: torch-pruning is not installed.

@@ -44,7 +44,7 @@ class Proposal:
     """A student that could be trained."""
 
     params: Derived
-    """What derives it."""
+    """Parameters that derive it."""
     module: nn.Module
     outcome: Outcome
     params_count: int

@@ -176,7 +176,7 @@ def _constant(values: Tensor) -> Tensor:
 
 
 def _numbers(module: nn.Module, path: str, width: int) -> tuple[tuple[str, str], ...]:
-    """What the modules around the layer call their number of units."""
+    """Return the attributes of enclosing modules that hold the number of units."""
     parts = path.split(".")
     owners = [".".join(parts[:length]) for length in range(len(parts))]
     return tuple(

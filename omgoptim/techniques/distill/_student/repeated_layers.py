@@ -74,7 +74,7 @@ def find_stacks(module: nn.Module, selection: LayerSelection, run: ModuleRun) ->
 
 
 def drop(module: nn.Module, stacks: Sequence[Stack], keep: Mapping[Stack, int]) -> list[Change]:
-    """Leave only so many units in each stack, in place.
+    """Remove units from each stack, in place.
 
     Args:
         stacks: as `find_stacks` found them in this module.
@@ -119,7 +119,7 @@ class _Row:
     """The children at one place of a container, or of several side by side."""
 
     kind: tuple[Any, ...] | None
-    """What has to be the same for units to repeat; None for what the forward does not call."""
+    """Signature that must be equal for units to repeat; None for what the forward does not call."""
     has_weights: bool
     given: torch.Size | None
     gives: torch.Size | None

@@ -108,7 +108,7 @@ class StudentBuilder:
 
 
 def _replacement(params: Derived) -> Replace | None:
-    """What comes after depth and width."""
+    """Return the layer replacement that follows depth and width reduction."""
     if isinstance(params, Depthwise):
         return depthwise.replace
     if isinstance(params, InvertedResidual):
