@@ -4,6 +4,7 @@ OmgoptimError            what happened, why, and what to do next
 ├── RequestError         the request itself: unknown name, bound broken, path outside the project     exit 2
 ├── SetupError           the Python that would do the work lacks something                             exit 3
 ├── ModelError           the model, its checkpoint or its inputs                                       exit 3
+│   └── UnknownModelError  a model is named that does not exist; crosses processes as a ModelError
 ├── DataError            the data or the metric                                                        exit 3
 ├── UserCodeError        the user's own code raised, exited or hung                                    exit 3
 ├── TechniqueError       a technique or an engine could not take the model                             exit 3
@@ -50,8 +51,13 @@ class OmgoptimError(Exception):
         return "\n".join(parts)
 
     def to_dict(self) -> dict[str, str]:
-        told = {"kind": type(self).__name__, "what": self.what, "why": self.why, "fix": self.fix}
-        return told | ({"log": self.log} if self.log else {})
+        record = {"kind": self.kind, "what": self.what, "why": self.why, "fix": self.fix}
+        return record | ({"log": self.log} if self.log else {})
+
+    @property
+    def kind(self) -> str:
+        """Name of the kind in the tree above; a subclass of a kind is of that kind."""
+        return next((each.__name__ for each in type(self).__mro__ if OmgoptimError in each.__bases__), "OmgoptimError")
 
     @staticmethod
     def from_dict(record: dict[str, str]) -> OmgoptimError:
@@ -72,6 +78,10 @@ class SetupError(OmgoptimError):
 
 class ModelError(OmgoptimError):
     """The model source, its checkpoint or its inputs do not work."""
+
+
+class UnknownModelError(ModelError):
+    """The text that should name a model names nothing that exists."""
 
 
 class DataError(OmgoptimError):

@@ -215,6 +215,13 @@ def derive_student(
             Real ones: what is left of the teacher's weights is fitted to what it gives for them.
         parameters: the student's own, such as width=0.5; see the params classes in `omgoptim.requests.distill`.
 
+    Example:
+        >>> import torch, omgoptim
+        >>> teacher = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.ReLU(), torch.nn.Linear(64, 3))
+        >>> student = omgoptim.derive_student(teacher, "narrow", width=0.5, inputs=torch.randn(32, 8))
+        >>> student[0]
+        Linear(in_features=8, out_features=32, bias=True)
+
     Raises:
         OmgoptimError: of the kind that fits: see `omgoptim.errors`.
     """

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from omgoptim.errors import ModelError, SetupError, argument
+from omgoptim.errors import ModelError, SetupError, UnknownModelError, argument
 from omgoptim.models.artifact import MANIFEST, check_artifact
 from omgoptim.models.checkpoint import load_checkpoint
 from omgoptim.models.checkpoint_keys import WeightSet
@@ -95,7 +95,7 @@ def load_source(
         file, _, name = model.rpartition(":")
         recipe = replace(recipe, kind="callable", spec=f"{portable(file, reach)}:{name}" if is_file(file) else model)
     else:
-        raise ModelError(
+        raise UnknownModelError(
             f"'{model}' names no model",
             "no run, artifact folder or file of that name was found in the project",
             "give path/to/file.py:callable, package.module:callable, model.pt2, model.onnx, hf:…, timm:… or a run id",

@@ -17,12 +17,12 @@ from omgoptim.requests.quantize import Qat
 from omgoptim.runtimes import ENGINES, Settings
 from omgoptim.techniques.quantize.learned import Learned, Peaks, write_learned
 from omgoptim.techniques.registry import ProgramRun, apply_to_program
+from omgoptim.training.evaluator import COLLAPSED, Evaluator
 from omgoptim.training.fake_quantization import FakeQuantized
-from omgoptim.training.judge import COLLAPSED, Judge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConvertedJudge(Judge):
+class ConvertedJudge(Evaluator):
     """A judge of what a module becomes: its `module` exported, quantized, and run by ONNX Runtime on the CPU."""
 
     params: Qat
@@ -43,7 +43,7 @@ class ConvertedJudge(Judge):
         """The metric's value of the converted program; `COLLAPSED` where the module's own outputs are no numbers.
 
         Raises:
-            OmgoptimError: it cannot be converted, or as `Judge.score`.
+            OmgoptimError: it cannot be converted, or as `Evaluator.score`.
         """
         plain = plain_of(module)
         if not self.usable(self.outputs_of(plain)):  # no range could be read: that training failed, not the run

@@ -18,11 +18,11 @@ from omgoptim.requests.factorize import Factorization, Whitened
 from omgoptim.requests.prune import Structured
 from omgoptim.requests.quantize import Static
 from omgoptim.requests.training import TrainingFields
-from omgoptim.techniques.distill.derive import HALF
+from omgoptim.techniques.distill._student.derivation import HALF
+from omgoptim.training._distillation.output_distances import OTHERS_WEIGHT
+from omgoptim.training._distillation.teacher_outputs import LIMIT_BYTES
+from omgoptim.training._loop.optimizers import MOMENTUM
 from omgoptim.training.class_scores import IGNORED
-from omgoptim.training.optimizers import MOMENTUM
-from omgoptim.training.output_distances import OTHERS_WEIGHT
-from omgoptim.training.teacher_outputs import LIMIT_BYTES
 
 ROOT = Path(__file__).parents[2]
 WORDS = {1: "one", 2: "two", 3: "three", 5: "five", 8: "eight"}

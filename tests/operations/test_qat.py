@@ -28,7 +28,7 @@ from omgoptim.operations.subject import Live, prepare
 from omgoptim.requests import QuantizeRequest, parse
 from omgoptim.requests.quantize import Qat
 from omgoptim.techniques.quantize.learned import read_learned
-from omgoptim.training.judge import COLLAPSED, Judge
+from omgoptim.training.evaluator import COLLAPSED, Evaluator
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -122,7 +122,7 @@ def test_a_module_without_numbers_scores_below_any_other(tmp_path: Path) -> None
     trial = Trial(tmp_path)
     subject, samples = trial.subject, trial.subject.samples("calibration", 64)
     original = module()
-    judge = Judge.of(original, samples, subject.signature, "auto", subject.reach, 60.0)
+    judge = Evaluator.of(original, samples, subject.signature, "auto", subject.reach, 60.0)
     converted = ConvertedJudge(
         samples=samples,
         signature=subject.signature,
@@ -235,7 +235,7 @@ def test_a_whole_run_reports_the_training_and_a_converted_artifact(project: Path
     (chosen,) = [candidate for candidate in report.candidates if candidate.status == "chosen"]
     assert chosen.scheme == "qat"
     assert chosen.quality is not None
-    assert chosen.quality >= max(epoch.quality or 0 for epoch in report.training.epochs)  # what was judged was made
+    assert chosen.quality >= max(epoch.quality or 0 for epoch in report.training.epochs)  # what was eval_mode was made
     assert {change.path for change in report.changed} == {"0", "3", "8"}
     assert report.artifact is not None
     program = load_program(Path(report.artifact.path) / "model.onnx")
