@@ -94,7 +94,7 @@ def propose(
         near = _near(space, rows, seen.rows[int(np.argmax(seen.qualities))])
         if near.any():
             drawn = np.where(near, drawn, -np.inf)
-    return rows[int(np.argmax(drawn))]
+    return _row(rows, int(np.argmax(drawn)))
 
 
 def propose_random(
@@ -104,7 +104,7 @@ def propose_random(
     generator = np.random.default_rng([seed, number])
     rows = _untried(space.sample(rule.sampled, generator), seen)
     rows = rows[load(rows) <= 1.0] if len(rows) else rows
-    return rows[int(generator.integers(len(rows)))] if len(rows) else None
+    return _row(rows, int(generator.integers(len(rows)))) if len(rows) else None
 
 
 def _candidates(
@@ -134,17 +134,23 @@ def _features(space: Space, rows: Indices, loads: NDArray[np.float64]) -> NDArra
 def _standardized(features: NDArray[np.float64], observed: int) -> NDArray[np.float64]:
     """Centre on the observed rows and give each feature unit variance over all."""
     spread = features.std(axis=0)
-    return (features - features[:observed].mean(axis=0)) / np.where(spread > 1e-9, spread, 1.0)
+    scaled: NDArray[np.float64] = (features - features[:observed].mean(axis=0)) / np.where(spread > 1e-9, spread, 1.0)
+    return scaled
 
 
 def _farthest(rows: Indices, tried: Indices, generator: np.random.Generator) -> Indices:
     """Return the candidate whose nearest tried configuration is the farthest by Hamming distance; ties by lot."""
     if not len(tried):
-        return rows[int(generator.integers(len(rows)))]
+        return _row(rows, int(generator.integers(len(rows))))
     nearest = np.full(len(rows), np.inf)
     for row in tried:
         nearest = np.minimum(nearest, (rows != row).sum(axis=1))
-    return rows[int(generator.choice(np.flatnonzero(nearest == nearest.max())))]
+    return _row(rows, int(generator.choice(np.flatnonzero(nearest == nearest.max()))))
+
+
+def _row(rows: Indices, index: int) -> Indices:
+    row: Indices = rows[index]
+    return row
 
 
 def _near(space: Space, rows: Indices, best: Indices) -> NDArray[np.bool_]:

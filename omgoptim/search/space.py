@@ -86,10 +86,12 @@ class Space:
             raise RequestError(f"the search space has no choice '{unknown[0]}'", known)
         found = []
         for knob in self.knobs:
-            if knob.name not in configuration or configuration[knob.name] not in knob.options:
-                given = repr(configuration.get(knob.name, "nothing"))
-                raise RequestError(f"'{knob.name}' is set to {given}", f"its options: {list(knob.options)}")
-            found.append(knob.options.index(configuration[knob.name]))
+            given = configuration.get(knob.name)
+            same = [index for index, option in enumerate(knob.options) if _same(option, given)]
+            if knob.name not in configuration or not same:
+                shown = repr(given) if knob.name in configuration else "nothing"
+                raise RequestError(f"'{knob.name}' is set to {shown}", f"its options: {list(knob.options)}")
+            found.append(same[0])
         return np.array(found, dtype=np.int64)
 
     def sample(self, count: int, generator: np.random.Generator) -> Indices:
@@ -127,3 +129,8 @@ class Space:
         if not found:
             return np.empty((0, len(self.counts)), dtype=np.int64)
         return np.unique(np.array(found, dtype=np.int64), axis=0)
+
+
+def _same(option: Option, given: Option) -> bool:
+    """Whether two options are equal and of one type: True is not 1."""
+    return type(option) is type(given) and option == given
