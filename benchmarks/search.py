@@ -1,7 +1,7 @@
 """Does the proposal rule of `search` beat random search on a public table, at 20 and 40 trials?
 
-NAS-Bench-Macro (Su et al. 2021, arXiv:2103.11922; github.com/xiusu/NAS-Bench-Macro, Apache-2.0): 6,561 networks of
-eight layers with three choices each, trained on CIFAR-10 with three seeds. FLOPs stand in for latency. A trial returns the
+NAS-Bench-Macro (github.com/xiusu/NAS-Bench-Macro, Apache-2.0): 6,561 networks of eight layers with three choices each,
+trained on CIFAR-10 with three seeds. FLOPs stand in for latency. A trial returns the
 accuracy of one seed; a search ends with the trial of the best accuracy it saw, and is judged by the mean of the three.
 The table is not in the repository: without it there is nothing to run.
 
