@@ -148,11 +148,11 @@ class Search:
         live.set_user_attr(REASON, reason[:500])
         self.study.tell(live, state=_optuna().trial.TrialState.FAIL)
 
-    def resume(self, result_of: Callable[[int], Finished | Rejected | None]) -> list[int]:
+    def resume(self, result_of: Callable[[int], Finished | Rejected | str | None]) -> list[int]:
         """Bring the study in line with the folders after a kill; returns the trials that are asked for again.
 
         Args:
-            result_of: what the folder of a trial's number holds; None when there is no such folder.
+            result_of: what the folder of a trial's number holds, the reason of a failed one; None when there is none.
         """
         lost = []
         for trial in self._trials():
@@ -163,6 +163,8 @@ class Search:
                 self.finish(trial.number, result)
             elif isinstance(result, Rejected):
                 self.reject(trial.number, result)
+            elif isinstance(result, str):
+                self.fail(trial.number, result)
             else:
                 lost.append(trial.number)
                 self._repeat(trial)
