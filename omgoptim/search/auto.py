@@ -97,37 +97,47 @@ def auto_space(model: nn.Module, run: ModuleRun, stages: int = 10, progress: Pro
 def stages_of(model: nn.Module, most: int) -> list[Stage]:
     """Cut the layers of a model into at most so many stages, along its own containers.
 
-    The root is opened first, then always the container of most parameters, while the parts fit.
+    The root is opened first, then always the container of most parameters whose parts fit. When none fits, the largest
+    one's parts are put together, neighbours with neighbours, into as many stages as are left.
     """
-    parts: list[tuple[str, nn.Module]] = [("", model)]
+    parts = [[("", model)]]
     while True:
-        closed = [part for part in parts if _children(part)]
-        best = None
-        for part in sorted(closed, key=lambda each: -count_params(each[1])[0]):
-            inside = _children(part)
-            if len(parts) - 1 + len(inside) <= most:
-                best = (part, inside)
-                break
-        if best is None:
+        closed = [part for part in parts if len(part) == 1 and _children(part[0])]
+        closed.sort(key=lambda part: -count_params(part[0][1])[0])
+        left = most - len(parts) + 1
+        fitting = next((part for part in closed if len(_children(part[0])) <= left), None)
+        if fitting is None:
             break
-        at = parts.index(best[0])
-        parts[at : at + 1] = best[1]
-    if parts == [("", model)]:
-        parts = _children(parts[0]) or parts
-        parts = sorted(parts, key=lambda each: -count_params(each[1])[0])[:most]
+        at = parts.index(fitting)
+        parts[at : at + 1] = [[child] for child in _children(fitting[0])]
+    if closed and left > 1:
+        at = parts.index(closed[0])
+        parts[at : at + 1] = _grouped(_children(closed[0][0]), left)
     return [
-        Stage(path or "model", _globs(path, module), count_params(module)[0])
-        for path, module in parts
-        if _has_weighted(module)
+        Stage(
+            part[0][0] or "model",
+            tuple(glob for path, module in part for glob in _globs(path, module)),
+            sum(count_params(module)[0] for _, module in part),
+        )
+        for part in parts
+        if any(_has_weighted(module) for _, module in part)
     ]
 
 
+def _grouped(children: list[tuple[str, nn.Module]], groups: int) -> list[list[tuple[str, nn.Module]]]:
+    """Put neighbours together into groups whose numbers differ by one at most."""
+    edges = [len(children) * number // groups for number in range(groups + 1)]
+    return [children[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+
+
 def _children(part: tuple[str, nn.Module]) -> list[tuple[str, nn.Module]]:
+    """Return the parts that a container is worth being opened into: at least two, or none."""
     path, module = part
     if isinstance(module, WEIGHTED):
         return []
     prefix = f"{path}." if path else ""
-    return [(prefix + name, child) for name, child in module.named_children() if _has_weighted(child)]
+    inside = [(prefix + name, child) for name, child in module.named_children() if _has_weighted(child)]
+    return _children(inside[0]) if len(inside) == 1 else inside
 
 
 def _has_weighted(module: nn.Module) -> bool:

@@ -58,6 +58,13 @@ def test_stages_follow_the_models_containers_and_leave_no_layer_out() -> None:
     assert sum(stage.params for stage in finer) == sum(weight.numel() for weight in network().parameters())
 
 
+def test_more_layers_than_stages_are_put_together_in_their_order() -> None:
+    flat = nn.Sequential(nn.Sequential(*(nn.Linear(8, 8) for _ in range(7))), nn.Linear(8, 2))
+    found = stages_of(flat, 4)
+    assert [stage.targets for stage in found] == [("0.0", "0.1"), ("0.2", "0.3"), ("0.4", "0.5", "0.6"), ("1",)]
+    assert sum(stage.params for stage in found) == sum(weight.numel() for weight in flat.parameters())
+
+
 def test_every_stage_can_be_kept_and_has_few_options(made: tuple[AutoSpace, ModuleRun]) -> None:
     for knob in made[0].space.knobs:
         assert knob.options[0] == KEEP
