@@ -8,6 +8,7 @@ border of a stage into what reads it.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -127,7 +128,7 @@ def stages_of(model: nn.Module, most: int) -> list[Stage]:
 def _grouped(children: list[tuple[str, nn.Module]], groups: int) -> list[list[tuple[str, nn.Module]]]:
     """Put neighbours together into groups whose numbers differ by one at most."""
     edges = [len(children) * number // groups for number in range(groups + 1)]
-    return [children[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [children[start:end] for start, end in itertools.pairwise(edges)]
 
 
 def _children(part: tuple[str, nn.Module]) -> list[tuple[str, nn.Module]]:

@@ -125,7 +125,7 @@ def _loop(
     folders.clear()
     search = Search(SearchSettings(seed=plan.seed, journal=folder / "study.log"))
     search.resume(lambda number: None if (found := folders.result(number)) is None else found.told())
-    results = {n: found for n in range(len(search.study.trials)) if (found := folders.result(n)) is not None}
+    results = folders.results()
     exhausted = False
     while len(search) < plan.trials:
         asked = again(search) or begin(search, results)

@@ -28,6 +28,15 @@ def goes_on(quality: float, others: Sequence[float], eta: int = ETA) -> bool:
     return math.isfinite(quality) and ahead < math.ceil((len(others) + 1) / eta)
 
 
+def rung_epochs(epochs: int) -> tuple[int, ...]:
+    """Return the whole epochs that each rung adds, first to last; fewer rungs where there are too few epochs.
+
+    They sum to `epochs`, which is at least 1.
+    """
+    ends = sorted({max(1, round(fraction * epochs)) for fraction in RUNGS})
+    return tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
+
+
 def at_rung(histories: Sequence[Sequence[float]], rung: int) -> list[float]:
     """Return the qualities of the trials that reached a rung, counted from 0."""
     return [history[rung] for history in histories if len(history) > rung]
@@ -47,7 +56,6 @@ def comparable(histories: Sequence[Sequence[float]]) -> NDArray[np.float64]:
     return np.array([history[-1] + gains[len(history) :].sum() for history in histories], dtype=np.float64)
 
 
-def unfinished_best(histories: Sequence[Sequence[float]], count: int = 3, rungs: int = len(RUNGS)) -> list[int]:
-    """Return the indices of those among the best `count` trials that have not trained to the end."""
-    order = np.argsort(-comparable(histories), kind="stable")[:count]
-    return [int(index) for index in order if len(histories[int(index)]) < rungs]
+def best_of(histories: Sequence[Sequence[float]], count: int = 3) -> list[int]:
+    """Return the indices of the trials that are expected to end best, the best first; all train to the end."""
+    return [int(index) for index in np.argsort(-comparable(histories), kind="stable")[:count]]

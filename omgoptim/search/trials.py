@@ -95,6 +95,30 @@ class TrialFolders:
         except (ValidationError, ValueError) as error:
             raise RunError(f"the result of trial {number} is damaged", str(error)[:300]) from error
 
+    def spec(self, number: int) -> TrialSpec:
+        """Return what a finished trial was run with.
+
+        Raises:
+            RunError: there is none, or it is damaged.
+        """
+        try:
+            return TrialSpec.model_validate_json(read_plain(self.path(number) / "spec.json", MOST_BYTES))
+        except (OSError, ValidationError, ValueError) as error:
+            raise RunError(f"the spec of trial {number} is missing or damaged", str(error)[:300]) from error
+
+    def results(self) -> dict[int, TrialResult]:
+        """Return the results of all finished trials, by number.
+
+        Raises:
+            RunError: one is damaged.
+        """
+        numbers = sorted(int(folder.name) for folder in self.root.iterdir() if folder.name.isdecimal())
+        return {number: found for number in numbers if (found := self.result(number)) is not None}
+
+    def histories(self) -> dict[int, tuple[float, ...]]:
+        """Return the qualities at each rung of the trials that were trained, by number."""
+        return {number: found.rungs for number, found in self.results().items() if found.rungs}
+
     def run(self, spec: TrialSpec, trial: Callable[[TrialSpec, Path], TrialResult]) -> TrialResult:
         """Run a trial in a folder that appears with its result; one that is there is not run again.
 
