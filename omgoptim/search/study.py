@@ -113,7 +113,8 @@ class Search:
         seed = int(np.random.default_rng([self.settings.seed, self.asked]).integers(2**31))
         # A sampler of its own for each trial: a resumed search draws what an uninterrupted one would.
         self.study.sampler = library.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=STARTUP)
-        return self.study.ask()
+        trial: optuna.trial.Trial = self.study.ask()
+        return trial
 
     def tell(self, trial: optuna.trial.Trial | int, quality: float, loads: Mapping[str, float] | None = None) -> None:
         """End a trial that was trained to the end; a quality that is no number fails it."""
@@ -222,15 +223,18 @@ class Search:
 
     def _suggested(self, space: Space) -> optuna.trial.Trial:
         categorical = _optuna().distributions.CategoricalDistribution
-        return self.study.ask({knob.name: categorical(knob.options) for knob in space.knobs})
+        trial: optuna.trial.Trial = self.study.ask({knob.name: categorical(knob.options) for knob in space.knobs})
+        return trial
 
     def _trials(self) -> list[optuna.trial.FrozenTrial]:
-        return self.study.get_trials(deepcopy=False)
+        trials: list[optuna.trial.FrozenTrial] = self.study.get_trials(deepcopy=False)
+        return trials
 
     def _live(self, trial: optuna.trial.Trial | int) -> optuna.trial.Trial:
         if not isinstance(trial, int):
             return trial
-        return _optuna().trial.Trial(self.study, self._trials()[trial]._trial_id)
+        live: optuna.trial.Trial = _optuna().trial.Trial(self.study, self._trials()[trial]._trial_id)
+        return live
 
 
 def _history(trial: optuna.trial.FrozenTrial) -> tuple[float, ...]:

@@ -42,7 +42,7 @@ class Recorder:
         self.trained.append((rung, epochs))
         with torch.no_grad():
             module.weight += epochs * module.in_features
-        return float(module.weight[0, 0])
+        return float(module.weight.detach()[0, 0])
 
     def steps(self, **more: Any) -> Steps:
         return Steps(self.build, self.measure, self.train, **more)
