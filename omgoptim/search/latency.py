@@ -107,16 +107,21 @@ def corrected(table: BlockTable, rows: Indices, measured: Sequence[float]) -> Co
         return _ridge(features[kept], latencies[kept], prior)
 
     weights = fit(np.arange(len(rows)))
-    error = _left_out(fit, lambda index, solved: float(features[index] @ solved), latencies)
+    error = _left_out(fit, lambda index, solved: float(features[index] @ solved), latencies, np.arange(len(rows)))
     return CorrectedTable(table, float(weights[0]), float(weights[1]), float(weights[2]), error)
 
 
-def fitted(space: Space, rows: Indices, measured: Sequence[float]) -> FittedOptions:
+def fitted(
+    space: Space, rows: Indices, measured: Sequence[float], judged_by: Sequence[int] | None = None
+) -> FittedOptions:
     """Fit a term for every option to whole networks.
+
+    With `space.singles` among the networks, every option was seen at least once.
 
     Args:
         rows: configurations that were measured, shape [networks, knobs]; at least one.
         measured: their latencies in ms, above 0.
+        judged_by: the networks to leave out for the error, such as those that are no singles; default: all.
 
     Raises:
         DataError: there is no network, or a latency is not a positive number.
@@ -125,11 +130,12 @@ def fitted(space: Space, rows: Indices, measured: Sequence[float]) -> FittedOpti
     if not len(latencies):
         raise DataError("no latency was measured", "a predictor needs at least one network")
     features = _with_constant(space.one_hot(rows))
-    tried = [_fitted(space, features, latencies, logarithmic) for logarithmic in (False, True)]
+    judges = np.arange(len(latencies)) if judged_by is None else np.asarray(judged_by, dtype=np.int64)
+    tried = [_fitted(space, features, latencies, logarithmic, judges) for logarithmic in (False, True)]
     return min(tried, key=lambda each: np.inf if each.error is None else each.error)
 
 
-def _fitted(space: Space, features: Floats, latencies: Floats, logarithmic: bool) -> FittedOptions:
+def _fitted(space: Space, features: Floats, latencies: Floats, logarithmic: bool, judges: Indices) -> FittedOptions:
     def fit(kept: Indices) -> Floats:
         prior = np.zeros(features.shape[1])
         if logarithmic:
@@ -144,7 +150,7 @@ def _fitted(space: Space, features: Floats, latencies: Floats, logarithmic: bool
         told = float(features[index] @ weights)
         return float(np.exp(told)) if logarithmic else told
 
-    error = _left_out(fit, predict, latencies)
+    error = _left_out(fit, predict, latencies, judges)
     return FittedOptions(space, fit(np.arange(len(latencies))), logarithmic, error)
 
 
@@ -161,14 +167,14 @@ def _ridge(features: Floats, latencies: Floats, prior: Floats) -> Floats:
 
 
 def _left_out(
-    fit: Callable[[Indices], Floats], predict: Callable[[int, Floats], float], latencies: Floats
+    fit: Callable[[Indices], Floats], predict: Callable[[int, Floats], float], latencies: Floats, judges: Indices
 ) -> float | None:
     """Return the median relative error of networks that the fit did not see."""
-    every = np.arange(len(latencies))
-    if len(every) < 3:
+    if len(judges) < 3:
         return None
-    predicted = np.array([predict(index, fit(np.delete(every, index))) for index in range(len(every))])
-    return float(np.median(np.abs(predicted - latencies) / latencies))
+    every = np.arange(len(latencies))
+    predicted = np.array([predict(int(index), fit(np.delete(every, index))) for index in judges])
+    return float(np.median(np.abs(predicted - latencies[judges]) / latencies[judges]))
 
 
 def _checked(measured: Sequence[float]) -> Floats:

@@ -106,6 +106,17 @@ class Space:
         """All configurations, shape [size, knobs]; for a space that is small enough."""
         return np.array(list(itertools.product(*(range(count) for count in self.counts))), dtype=np.int64)
 
+    @property
+    def singles(self) -> Indices:
+        """The configuration of all first options, and those that differ from it in one knob: each option once."""
+        rows = [np.zeros(len(self.knobs), dtype=np.int64)]
+        for knob, count in enumerate(self.counts):
+            for option in range(1, count):
+                row = np.zeros(len(self.knobs), dtype=np.int64)
+                row[knob] = option
+                rows.append(row)
+        return np.array(rows)
+
     def one_hot(self, rows: Indices) -> NDArray[np.float64]:
         """Encode rows as indicators of every option but a knob's first, shape [configurations, features]."""
         columns = [rows[:, [knob]] == np.arange(1, count) for knob, count in enumerate(self.counts)]

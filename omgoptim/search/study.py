@@ -22,6 +22,7 @@ import numpy as np
 
 from omgoptim.errors import SetupError
 from omgoptim.search.halving import comparable
+from omgoptim.search.journal import backend
 from omgoptim.search.propose import Observations
 from omgoptim.search.space import Configuration, Space
 
@@ -76,8 +77,7 @@ class Search:
         library = _optuna()
         storage: optuna.storages.BaseStorage = library.storages.InMemoryStorage()
         if settings.journal is not None:
-            backend = library.storages.journal.JournalFileBackend(str(settings.journal))
-            storage = library.storages.JournalStorage(backend)
+            storage = library.storages.JournalStorage(backend(library, settings.journal))
         self.study = library.create_study(
             storage=storage,
             study_name=settings.name,

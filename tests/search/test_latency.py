@@ -44,6 +44,14 @@ def test_terms_of_options_recover_a_sum_and_a_product_from_whole_networks() -> N
         assert np.median(np.abs(predictor.predict(SPACE.every) / truth - 1)) < 0.02
 
 
+def test_singles_are_enough_for_a_sum_and_whole_networks_judge_it() -> None:
+    rows = np.concatenate([SPACE.singles, some(6)])
+    predictor = fitted(SPACE, rows, (1.0 + TABLE.sums(rows)).tolist(), judged_by=range(9, 15))
+    np.testing.assert_allclose(predictor.predict(SPACE.every), 1.0 + TABLE.sums(SPACE.every), rtol=0.05)
+    assert predictor.error is not None
+    assert predictor.error < 0.05
+
+
 def test_the_error_is_that_of_networks_that_were_left_out() -> None:
     rows = some(30)
     noise = np.random.default_rng(1).lognormal(sigma=0.5, size=len(rows))

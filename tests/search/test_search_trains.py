@@ -1,4 +1,4 @@
-"""A whole small search with the real training loop: modules of a user's space, the original as teacher, rungs, finals."""
+"""A whole small search with the real training loop: modules of a user's space."""
 
 from __future__ import annotations
 

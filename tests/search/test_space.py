@@ -21,6 +21,10 @@ def test_one_hots_have_a_column_for_every_option_but_the_first() -> None:
     assert SPACE.one_hot(np.array([[0, 0], [1, 1], [2, 0]])).tolist() == [[0, 0, 0], [1, 0, 1], [0, 1, 0]]
 
 
+def test_singles_have_every_option_once_beside_the_first_ones() -> None:
+    assert SPACE.singles.tolist() == [[0, 0], [1, 0], [2, 0], [0, 1]]
+
+
 def test_mutants_differ_in_one_knob_or_by_an_exchange_of_two() -> None:
     mutants = {tuple(row) for row in SPACE.mutants(np.array([1, 0])).tolist()}
     assert mutants == {(0, 0), (2, 0), (1, 1), (0, 1)}

@@ -129,3 +129,29 @@ def test_constraints_are_optunas_own(load_: float) -> None:
     search = Search(SearchSettings())
     search.tell(search.ask(SPACE, SPACE.configuration(SPACE.every[0])), 0.5, {"latency": load_})
     assert list(search.study.trials[0].constraints.values()) == [load_ - 1.0]
+
+
+@pytest.mark.parametrize("cut", [1, 25, -1])
+def test_a_journal_whose_last_line_was_torn_by_a_kill_goes_on(tmp_path: Path, cut: int) -> None:
+    journal = tmp_path / "study.log"
+    search = opened(tmp_path)
+    search.tell(search.ask(SPACE, SPACE.configuration(SPACE.every[3])), 0.1)
+    whole = journal.read_bytes()
+    search.ask(SPACE, SPACE.configuration(SPACE.every[5]))
+    journal.write_bytes(whole + journal.read_bytes()[len(whole) :][:cut])
+    again = opened(tmp_path)
+    again.resume(lambda number: None)
+    while (trial := again.ask_again(SPACE)) is not None:
+        again.tell(trial, 0.2)
+    again.tell(again.ask(SPACE, SPACE.configuration(SPACE.every[6])), 0.3)
+    assert opened(tmp_path).best() == again.best()
+    assert again.best() is not None
+
+
+def test_a_lock_that_a_killed_process_left_does_not_hold_up_the_next(tmp_path: Path) -> None:
+    opened(tmp_path)
+    (tmp_path / "study.log.lock").symlink_to(tmp_path / "study.log")
+    search = opened(tmp_path)
+    search.tell(search.ask(SPACE, SPACE.configuration(SPACE.every[3])), 0.1)
+    assert (tmp_path / "study.log.lock").is_symlink()
+    assert len(opened(tmp_path)) == 1
