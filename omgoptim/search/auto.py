@@ -171,9 +171,9 @@ def _options(model: nn.Module, stage: Stage, run: ModuleRun) -> tuple[list[str],
 
 
 def _varied(options: Sequence[str]) -> list[str]:
-    """Return at most four options beside `keep`: of more, the mildest narrowing goes first."""
+    """Return at most four options beside `keep`: of more, the mildest narrowing and low rank are left out first."""
     kept = list(options)
-    for spare in ("narrow 0.75", "narrow 0.25", "low rank"):
+    for spare in ("narrow 0.75", "low rank", "narrow 0.25"):
         if len(kept) < MOST_OPTIONS:
             break
         if spare in kept:

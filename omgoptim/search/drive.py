@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from omgoptim.errors import TechniqueError
-from omgoptim.search.propose import Load, Proposal, propose
+from omgoptim.search.propose import Load, Proposal, Rule, propose
 from omgoptim.search.space import Configuration, Space
 from omgoptim.search.study import Finished, Rejected, Search, SearchSettings
 from omgoptim.search.trials import TrialFolders, TrialResult, TrialSpec
@@ -54,6 +54,7 @@ def drive(
     plan: Plan,
     folder: Path,
     way: Proposal = propose,
+    rule: Rule = Rule(),
     progress: Callable[[str, float | None], None] = lambda _stage, _done: None,
 ) -> Driven:
     """Search a product of knobs by a way of proposing.
@@ -68,7 +69,7 @@ def drive(
     """
 
     def begin(search: Search, results: dict[int, TrialResult]) -> Any:
-        row = way(space, loads(results), search.observations(space), plan.seed, search.asked)
+        row = way(space, loads(results), search.observations(space), plan.seed, search.asked, rule)
         return None if row is None else search.ask(space, space.configuration(row))
 
     return _loop(lambda search: search.ask_again(space), begin, trial, plan, folder, progress)

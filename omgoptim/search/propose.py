@@ -41,6 +41,9 @@ class Rule:
     """Configurations in the band below which it is widened."""
     sampled: int = 2000
     """Configurations drawn from a space that is too large to list."""
+    hints: Load | None = None
+    """One more feature of the surrogate where something is known beforehand, such as the logarithm of the
+    multiply-accumulates, or the summed quality of the single replacements."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,7 @@ def propose(
     trained = len(seen.rows)
     if trained < max(rule.first, 2) or float(np.ptp(seen.qualities)) == 0.0:
         return _farthest(rows, np.concatenate([seen.rows, seen.excluded]), generator)
-    every = np.concatenate([_features(space, seen.rows, load(seen.rows)), _features(space, rows, loads)])
+    every = np.concatenate([_features(space, seen.rows, load(seen.rows), rule), _features(space, rows, loads, rule)])
     scaled = _standardized(every, trained)
     posterior = surrogate.fit(scaled[:trained], seen.qualities)
     drawn = posterior.sample(scaled[trained:], generator)
@@ -125,10 +128,12 @@ def _candidates(
     return rows[:0], loads[:0]
 
 
-def _features(space: Space, rows: Indices, loads: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Indicators of the options and the logarithm of the load."""
-    cost = np.log(np.maximum(loads, 1e-6))
-    return np.concatenate([space.one_hot(rows), cost[:, None]], axis=1)
+def _features(space: Space, rows: Indices, loads: NDArray[np.float64], rule: Rule) -> NDArray[np.float64]:
+    """Indicators of the options, the logarithm of the load, and the hint."""
+    columns = [space.one_hot(rows), np.log(np.maximum(loads, 1e-6))[:, None]]
+    if rule.hints is not None:
+        columns.append(rule.hints(rows)[:, None])
+    return np.concatenate(columns, axis=1)
 
 
 def _standardized(features: NDArray[np.float64], observed: int) -> NDArray[np.float64]:

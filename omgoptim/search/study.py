@@ -110,7 +110,7 @@ class Search:
     def ask_sampler(self) -> optuna.trial.Trial:
         """Begin a trial of a conditional space by TPE; a lost one comes first, with its parameters."""
         library = _optuna()
-        seed = int(np.random.default_rng([self.settings.seed, self.asked]).integers(2**31))
+        seed = int(np.random.default_rng([self.settings.seed, self.asked - self.waiting()]).integers(2**31))
         # A sampler of its own for each trial: a resumed search draws what an uninterrupted one would.
         self.study.sampler = library.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=STARTUP)
         trial: optuna.trial.Trial = self.study.ask()
@@ -129,8 +129,10 @@ class Search:
         live = self._live(trial)
         live.set_user_attr(COUNTS, True)
         _constrain(live, result.loads)
+        known = self._trials()[live.number].intermediate_values  # of a kill between the report and the end
         for rung, quality in enumerate(result.rungs):
-            live.report(quality, rung)
+            if rung not in known:
+                live.report(quality, rung)
         states = _optuna().trial.TrialState
         if result.complete:
             self.study.tell(live, result.rungs[-1])

@@ -86,3 +86,22 @@ def test_later_proposals_find_what_pays() -> None:
     seen = search(propose, 25)
     assert seen.qualities[15:].mean() > seen.qualities[:8].mean() + 0.8
     assert seen.qualities.max() == 2.0
+
+
+def test_a_hint_that_is_true_is_followed_after_the_first_proposals() -> None:
+    weights = np.random.default_rng(0).standard_normal(len(SPACE.every))
+    where = {row.tobytes(): weights[index] for index, row in enumerate(SPACE.every)}
+
+    def known(rows: Indices) -> np.ndarray:
+        return np.array([where[row.tobytes()] for row in rows])
+
+    def mean_quality(rule: Rule) -> float:
+        seen = Observations.none(SPACE)
+        for number in range(16):
+            row = propose(SPACE, load, seen, 0, number, rule)
+            assert row is not None
+            value = where[row.tobytes()]
+            seen = Observations(np.vstack([seen.rows, row]), np.append(seen.qualities, value), seen.excluded)
+        return float(seen.qualities[8:].mean())
+
+    assert mean_quality(Rule(hints=known)) > mean_quality(Rule()) + 0.5

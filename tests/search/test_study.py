@@ -155,3 +155,13 @@ def test_a_lock_that_a_killed_process_left_does_not_hold_up_the_next(tmp_path: P
     search.tell(search.ask(SPACE, SPACE.configuration(SPACE.every[3])), 0.1)
     assert (tmp_path / "study.log.lock").is_symlink()
     assert len(opened(tmp_path)) == 1
+
+
+def test_a_kill_while_a_result_is_told_tells_it_once(tmp_path: Path) -> None:
+    search = opened(tmp_path)
+    trial = search.ask(SPACE, SPACE.configuration(SPACE.every[3]))
+    trial.report(0.4, 0)
+    again = opened(tmp_path)
+    again.resume({0: Finished((0.4, 0.6))}.get)
+    assert again.histories() == {0: (0.4, 0.6)}
+    assert again.best() == (0, 0.6)
