@@ -131,7 +131,7 @@ def compare(networks: Networks, limit: float, trials: int, repetitions: int, see
         seconds[name] = (time.perf_counter() - began) / repetitions
     inside = networks.flops <= limit
     best = float(networks.accuracies[inside].mean(axis=1).max())
-    told = {
+    summary = {
         name: {
             "repetitions": len(found),
             "mean": float(np.nanmean(found)),
@@ -144,7 +144,7 @@ def compare(networks: Networks, limit: float, trials: int, repetitions: int, see
         }
         for name, found in results.items()
     }
-    return {"limit_mflops": limit / 1e6, "trials": trials, "best_within": best, "ways": told}
+    return {"limit_mflops": limit / 1e6, "trials": trials, "best_within": best, "ways": summary}
 
 
 def on_table(path: Path, repetitions: int, seed: int, quick: bool) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from omgoptim.errors import TechniqueError
-from omgoptim.search.propose import Load, Proposal, Rule, propose
+from omgoptim.search.propose import DEFAULT, Load, Proposal, Rule, propose
 from omgoptim.search.space import Configuration, Space
 from omgoptim.search.study import Finished, Rejected, Search, SearchSettings
 from omgoptim.search.trials import TrialFolders, TrialResult, TrialSpec
@@ -54,7 +54,7 @@ def drive(
     plan: Plan,
     folder: Path,
     way: Proposal = propose,
-    rule: Rule = Rule(),
+    rule: Rule = DEFAULT,
     progress: Callable[[str, float | None], None] = lambda _stage, _done: None,
 ) -> Driven:
     """Search a product of knobs by a way of proposing.
@@ -125,7 +125,7 @@ def _loop(
     folders = TrialFolders(folder / "trials")
     folders.clear()
     search = Search(SearchSettings(seed=plan.seed, journal=folder / "study.log"))
-    search.resume(lambda number: None if (found := folders.result(number)) is None else found.told())
+    search.resume(lambda number: None if (found := folders.result(number)) is None else found.for_study())
     results = folders.results()
     exhausted = False
     while len(search) < plan.trials:
@@ -151,13 +151,13 @@ def _loop(
 
 
 def _tell(search: Search, asked: Any, result: TrialResult) -> None:
-    told = result.told()
-    if isinstance(told, Finished):
-        search.finish(asked, told)
-    elif isinstance(told, Rejected):
-        search.reject(asked, told)
+    ended = result.for_study()
+    if isinstance(ended, Finished):
+        search.finish(asked, ended)
+    elif isinstance(ended, Rejected):
+        search.reject(asked, ended)
     else:
-        search.fail(asked, told)
+        search.fail(asked, ended)
 
 
 def _ended(search: Search, results: dict[int, TrialResult], exhausted: bool) -> Driven:

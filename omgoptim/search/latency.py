@@ -85,8 +85,8 @@ class FittedOptions:
     error: float | None
 
     def predict(self, rows: Indices) -> Floats:
-        told = _with_constant(self.space.one_hot(rows)) @ self.weights
-        return np.exp(told) if self.logarithmic else np.maximum(told, 0.0)
+        predicted = _with_constant(self.space.one_hot(rows)) @ self.weights
+        return np.exp(predicted) if self.logarithmic else np.maximum(predicted, 0.0)
 
 
 def corrected(table: BlockTable, rows: Indices, measured: Sequence[float]) -> CorrectedTable:
@@ -147,8 +147,8 @@ def _fitted(space: Space, features: Floats, latencies: Floats, logarithmic: bool
         return _ridge(features[kept], latencies[kept], prior)
 
     def predict(index: int, weights: Floats) -> float:
-        told = float(features[index] @ weights)
-        return float(np.exp(told)) if logarithmic else told
+        predicted = float(features[index] @ weights)
+        return float(np.exp(predicted)) if logarithmic else predicted
 
     error = _left_out(fit, predict, latencies, judges)
     return FittedOptions(space, fit(np.arange(len(latencies))), logarithmic, error)

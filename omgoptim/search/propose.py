@@ -46,6 +46,9 @@ class Rule:
     multiply-accumulates, or the summed quality of the single replacements."""
 
 
+DEFAULT = Rule()
+
+
 @dataclass(frozen=True, slots=True)
 class Observations:
     """What a search has seen so far."""
@@ -73,7 +76,7 @@ class Proposal(Protocol):
 
 
 def propose(
-    space: Space, load: Load, seen: Observations, seed: int, number: int, rule: Rule = Rule()
+    space: Space, load: Load, seen: Observations, seed: int, number: int, rule: Rule = DEFAULT
 ) -> Indices | None:
     """Return the option indices to try next, shape [knobs]; None when everything within the limit was tried.
 
@@ -101,7 +104,7 @@ def propose(
 
 
 def propose_random(
-    space: Space, load: Load, seen: Observations, seed: int, number: int, rule: Rule = Rule()
+    space: Space, load: Load, seen: Observations, seed: int, number: int, rule: Rule = DEFAULT
 ) -> Indices | None:
     """Return a configuration drawn uniformly from those predicted to be within the limit: the control."""
     generator = np.random.default_rng([seed, number])

@@ -61,8 +61,8 @@ class TrialResult(_Frozen):
     seconds: float = Field(0.0, ge=0)
     reason: str = ""
 
-    def told(self) -> Finished | Rejected | str:
-        """Return what the study is told; the reason, for a trial that failed."""
+    def for_study(self) -> Finished | Rejected | str:
+        """Return the result for `Search`; the reason, for a trial that failed."""
         if self.outcome == "failed":
             return self.reason
         if self.outcome == "rejected":
