@@ -19,6 +19,9 @@ MOST_EPOCHS = 40
 LEVELS = 3
 """Most further levels that are tried by the route that won."""
 
+DUEL_SHARE = 0.2
+"""Share of the time left that a second route may cost before the better of the two is known."""
+
 SHARE_OF_GUARD = 2.0
 """Drop after a short recovery, over the guard, up to which a level is worth a full recovery."""
 
@@ -47,10 +50,7 @@ PRUNE = Route(
 DISTILL = Route(
     "distill",
     "distill",
-    lambda level: {
-        "student": {"student": "auto", "target_compression": round(1 / (1 - level) ** 2, 2)},
-        "max_quality_drop": 1.0,
-    },
+    lambda level: {"student": {"student": "narrow", "width": round(1 - level, 3)}, "max_quality_drop": 1.0},
     lambda level: 1 / (1 - level) ** 2,
 )
 FIRST_LEVEL = 0.5
@@ -74,8 +74,14 @@ def build_chain(steps: Steps, goal: Goal, has_train: bool) -> list[Point]:
     """
     if not has_train:
         return []
-    routes = [_short(steps, route, FIRST_LEVEL, index) for index, route in enumerate((PRUNE, DISTILL))]
-    begun = [(route, point) for route, point in zip((PRUNE, DISTILL), routes, strict=True) if point is not None]
+    begun = []
+    for index, route in enumerate((PRUNE, DISTILL)):
+        slowest = max((point.seconds for point in steps.taken if point.parent is None), default=0.0)
+        if index and DUEL_SHARE * steps.seconds_left < slowest:
+            break  # the time is better spent on the route that is begun
+        point = _short(steps, route, FIRST_LEVEL, index)
+        if point is not None:
+            begun.append((route, point))
     if not begun:
         return []
     route, _ = max(begun, key=lambda pair: _merit(pair[1], steps))
