@@ -31,7 +31,7 @@ INSTRUCTIONS = f"""\
 omgoptim makes a PyTorch model smaller and faster and proves it: every number is measured on the saved artifact,
 reopened in a fresh process. For a goal, or as far as it gets: optimize. By hand: profile, then quantize (scheme and
 runtime at auto); if not enough, prune, factorize or distill, and quantize the result. An answer begins with its
-outcome and summary: tell the user those, the warnings and the intervals, and follow next_steps. Always give project,
+outcome and summary: tell the user those, warnings and intervals, and follow next_steps. Always give project,
 the absolute path of the user's project. The model's code runs with the user's rights, in their Python.
 
 A run that takes longer than the call answers with its status and a run_id: call runs with action wait. It goes on when
