@@ -30,7 +30,7 @@ OUTPUT_SCHEMA: dict[str, Any] = {"type": "object"}
 INSTRUCTIONS = f"""\
 omgoptim makes a PyTorch model smaller and faster and proves it: every number is measured on the saved artifact,
 reopened in a fresh process. For a goal, or as far as it gets: optimize. By hand: profile, then quantize (scheme and
-runtime at auto); if not enough, prune, factorize or distill, and quantize the result. An answer begins with its
+runtime at auto); if not enough, prune, factorize or distill, and quantize the result. Answers begin with
 outcome and summary: tell the user those, warnings and intervals, and follow next_steps. Always give project,
 the absolute path of the user's project. The model's code runs with the user's rights, in their Python.
 
