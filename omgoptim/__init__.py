@@ -16,7 +16,18 @@ from typing import TYPE_CHECKING
 from omgoptim.errors import OmgoptimError
 
 if TYPE_CHECKING:
-    from omgoptim.api import compare, derive_student, distill, factorize, open_artifact, pick, profile, prune, quantize
+    from omgoptim.api import (
+        compare,
+        derive_student,
+        distill,
+        factorize,
+        open_artifact,
+        optimize,
+        pick,
+        profile,
+        prune,
+        quantize,
+    )
     from omgoptim.reports import EfficiencyReport
     from omgoptim.requests.distill import Depthwise, FewerLayers, InvertedResidual, LowRank, Narrow
     from omgoptim.requests.factorize import Svd, Whitened
@@ -73,6 +84,7 @@ __all__ = [
     "distill",
     "factorize",
     "open_artifact",
+    "optimize",
     "pick",
     "profile",
     "prune",

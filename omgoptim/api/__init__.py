@@ -32,6 +32,7 @@ from omgoptim.requests.arguments import (
     DistillStudent,
     FactorizeArguments,
     FactorizeMethod,
+    OptimizeArguments,
     ProfileArguments,
     PruneArguments,
     PruneMethod,
@@ -229,6 +230,31 @@ def derive_student(
 
     request = parse("distill", {"model": LIVE.format("module"), "student": student, **parameters})
     return derived_alone(copied(teacher), getattr(request, "student"), inputs, seed)  # noqa: B009  DistillRequest has it
+
+
+@_documented("optimize")
+def optimize(
+    model: str | nn.Module,
+    *,
+    data: Any = None,
+    metric: Any = "auto",
+    loss: Any = "auto",
+    progress: bool | None = None,
+    **arguments: Unpack[OptimizeArguments],
+) -> EfficiencyReport:
+    """Make a model as small and fast as it gets within a quality drop and a time budget.
+
+    Args:
+        model: a source, as for the other faces, or a module of this process; it is not changed.
+        data, metric, loss: as for `prune`.
+        progress: as for `profile`.
+        arguments: as listed below.
+
+    Raises:
+        OmgoptimError: of the kind that fits: see `omgoptim.errors`.
+    """
+    request, live = request_of("optimize", model, data, metric, dict(arguments), loss)
+    return run("optimize", request, live, progress)
 
 
 @_documented("compare")

@@ -11,6 +11,7 @@ from torch import nn
 
 from omgoptim.errors import RequestError
 from omgoptim.models.calls import NamedBatch
+from omgoptim.models.data import DataSource
 from omgoptim.models.samples import as_tensors
 from omgoptim.models.source import Recipe
 from omgoptim.runtimes.signature import Signature
@@ -25,6 +26,8 @@ class Live:
     metric: Callable[..., Any] | None = None
     loss: Callable[..., Any] | None = None
     student: nn.Module | None = None
+    resplit: Callable[[DataSource], DataSource] | None = None
+    """What a step of a longer run does with the data: its evaluation samples are selection samples of that run."""
 
 
 def recipe_of_live(module: nn.Module, signature: Signature, example: NamedBatch, path: Path) -> Recipe:

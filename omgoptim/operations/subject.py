@@ -120,6 +120,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
         raise SetupError(f"device {device} cannot be used", unusable, "leave device out to measure on the CPU")
     context.progress("loading the data", 0.03)
     data = _data(request, reach, live, source, opened)
+    data = live.resplit(data) if live.resplit else data
     raw = take(data.batches("eval"), request.samples if data.real else 64)
     if not raw:
         raise DataError("the eval data is empty", "the data gave no batch for split 'eval'", "give at least one sample")

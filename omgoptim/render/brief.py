@@ -71,6 +71,7 @@ def brief_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
         "control": _control(report.control),
         "quality_by_epoch": curve_lines(report),
         "sensitivity": [_sensitivity(one) for one in extremes(sensitivities(report))],
+        "steps": [_dump(one, 120) for one in report.steps[:12]],
         "candidates": [_candidate(one) for one in ranked_candidates(report)[:6]],
         "layers": [_dump(layer, 120) for layer in report.layers[:6]],
         "changed_layers": len(changed_paths(report)),

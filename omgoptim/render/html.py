@@ -27,6 +27,7 @@ from omgoptim.render.sections.outputs import outputs_section
 from omgoptim.render.sections.quantization import quantization_section
 from omgoptim.render.sections.run import environment_section, warnings_section
 from omgoptim.render.sections.sensitivity import sensitivity_section
+from omgoptim.render.sections.steps import steps_section
 from omgoptim.render.sections.training import rounds_section, training_section
 from omgoptim.reports import EfficiencyReport, Gains, Measurement
 
@@ -36,6 +37,7 @@ RESULTS = (
     warnings_section,
     comparison_section,
     outputs_section,
+    steps_section,
     quantization_section,
     explanation_section,
     rounds_section,

@@ -23,6 +23,7 @@ from omgoptim.render.sections.outputs import outputs_section
 from omgoptim.render.sections.quantization import quantization_section
 from omgoptim.render.sections.run import environment_section, warnings_section
 from omgoptim.render.sections.sensitivity import sensitivity_section
+from omgoptim.render.sections.steps import steps_section
 from omgoptim.render.sections.training import rounds_section, training_section
 from omgoptim.reports import DoctorReport, EfficiencyReport, RunState
 from omgoptim.text import LONGEST_LINE
@@ -41,7 +42,7 @@ LONGEST = 2_000
 MOST_ROWS = 100
 """Rows of a table, entries of a list; report.json has all."""
 
-FIRST = (warnings_section, comparison_section, outputs_section, quantization_section)
+FIRST = (warnings_section, comparison_section, outputs_section, steps_section, quantization_section)
 REST = (
     rounds_section,
     training_section,

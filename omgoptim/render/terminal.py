@@ -28,6 +28,7 @@ from omgoptim.render.sections.outputs import outputs_section
 from omgoptim.render.sections.quantization import quantization_section
 from omgoptim.render.sections.run import warnings_section
 from omgoptim.render.sections.sensitivity import sensitivity_section
+from omgoptim.render.sections.steps import steps_section
 from omgoptim.render.sections.training import rounds_section, training_section
 from omgoptim.reports import DoctorReport, EfficiencyReport, PackageState, RunState
 from omgoptim.requests.command import in_shell
@@ -35,6 +36,7 @@ from omgoptim.requests.command import in_shell
 SECTIONS = (
     comparison_section,
     outputs_section,
+    steps_section,
     quantization_section,
     rounds_section,
     training_section,

@@ -188,3 +188,16 @@ class CompareArguments(TypedDict, total=False):
     allow_remote_code: bool
     allow_module: list[str]
     trust_artifact: bool
+
+
+class OptimizeArguments(ModelArguments, total=False):
+    max_quality_drop: float
+    target_latency_ms: float | None
+    target_size_mb: float | None
+    target_memory_mb: float | None
+    budget_minutes: float
+    prefer: Literal["balanced", "speed", "size"]
+    runtime: Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino"]
+    learning_rate: float | None
+    output: str | None
+    plan: bool

@@ -24,6 +24,7 @@ BY_NAME: dict[str, tuple[str, ...]] = {
     "prune": ("model", "method", "data", "metric", "loss"),
     "factorize": ("model", "method", "data", "metric", "loss"),
     "distill": ("model", "student", "data", "metric", "loss"),
+    "optimize": ("model", "data", "metric", "loss"),
     "compare": ("a", "b"),
 }
 """Arguments that a verb's function in `omgoptim.api` names itself, since they may be objects."""

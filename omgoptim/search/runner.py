@@ -18,11 +18,11 @@ from omgoptim.search.halving import at_rung, best_of, goes_on, rung_epochs
 from omgoptim.search.space import Configuration
 from omgoptim.search.trials import TrialFolders, TrialResult, TrialSpec
 from omgoptim.training.batches import Batches
+from omgoptim.training.config import TrainingConfig
 from omgoptim.training.distillation import DistillationLoss
-from omgoptim.training.judge import Judge
+from omgoptim.training.evaluator import Evaluator
 from omgoptim.training.loop import fit
 from omgoptim.training.losses import Loss
-from omgoptim.training.plan import TrainingPlan
 
 WEIGHTS = "weights.safetensors"
 
@@ -120,8 +120,8 @@ def finalists(
 def fitting(
     batches: Batches,
     loss: Loss | None,
-    plan: Callable[[int], TrainingPlan],
-    judge: Judge,
+    plan: Callable[[int], TrainingConfig],
+    evaluator: Evaluator,
     teacher: nn.Module | None,
     distillation: DistillationLoss | None = None,
 ) -> Callable[[nn.Module, int, int, Path], float]:
@@ -129,7 +129,7 @@ def fitting(
 
     Args:
         plan: of so many epochs.
-        judge: of the selection samples.
+        evaluator: of the selection samples.
     """
 
     def train(module: nn.Module, rung: int, epochs: int, checkpoints: Path) -> float:
@@ -139,7 +139,7 @@ def fitting(
             batches,
             loss,
             plan(epochs),
-            judge,
+            evaluator,
             checkpoints=checkpoints,
             teacher=teacher,
             distillation=distillation if teacher is not None else None,

@@ -17,6 +17,7 @@ TITLES = {
     "factorize": "Factorize a model",
     "distill": "Distill a model into a smaller one",
     "compare": "Compare two artifacts",
+    "optimize": "Reach a goal by a chain of steps",
     "runs": "Manage runs",
     "doctor": "Check the set-up",
 }
@@ -27,14 +28,14 @@ OUTPUT_SCHEMA: dict[str, Any] = {"type": "object"}
 """Every answer is an object whose `summary` says it in words; an error has `error` instead."""
 
 INSTRUCTIONS = f"""\
-omgoptim makes a PyTorch model smaller and faster and proves it: every number is measured on the saved artifact,
-reopened in a fresh process. Start with profile, then quantize (scheme and runtime auto). If that is not enough, prune,
-factorize or distill, and quantize the result. An answer begins with outcome and summary: report both to the user, with
-warnings and intervals, and follow next_steps. Always give project, the absolute path of the user's project. The model's
-code runs with the user's rights in the project's Python.
+omgoptim makes a PyTorch model smaller and faster, and proves it: every number is measured on the saved artifact,
+reopened in a fresh process. For a goal, or as far as it gets: optimize. By hand: profile, then quantize (scheme and
+runtime auto); if not enough, prune, factorize or distill, and quantize the result. An answer begins with outcome and
+summary: report both, with warnings and intervals, and follow next_steps. Always give project, the absolute
+path of the user's project. Its code runs with the user's rights in the project's Python.
 
 If a run takes longer than the call, the answer has its status and a run_id: call runs with action wait. The run goes on
-if the client disconnects. If something is missing, call doctor.
+if the client disconnects. Something missing: call doctor.
 
 An argument without description means the same as in an earlier tool; the first choice is the default.
 wait_s: seconds to wait for the result. detail: full for the whole report. options: rarely needed arguments (=default):

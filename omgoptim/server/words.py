@@ -57,6 +57,11 @@ ARGUMENTS = {
     "layer_ratios": "",
     "score": "",
     "pattern": "",
+    # optimize
+    "optimize.target_latency_ms": "To reach, at batch 1.",
+    "target_size_mb": "To reach on disk.",
+    "target_memory_mb": "Peak memory to reach.",
+    "budget_minutes": "Longest minutes in all; it trains.",
     # factorize
     "factorize.method": "whitened: needs data, smaller error; svd: needs none.",
     "target_compression": "Parameters before / after; default 2, distill: 4.",

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from small_training import batches_of, blobs, judge_of, net
+from small_training import batches_of, blobs, evaluator_of, net
 from torch import nn
 
 from omgoptim.models.trust import Reach
@@ -15,9 +15,9 @@ from omgoptim.search.define_by_run import build, look
 from omgoptim.search.drive import Plan, drive
 from omgoptim.search.runner import Cost, Steps, finalists, fitting, run_trial
 from omgoptim.search.trials import TrialFolders, TrialResult, TrialSpec
+from omgoptim.training.config import TrainingConfig
 from omgoptim.training.distillation import DistillationLoss
 from omgoptim.training.losses import loss_of
-from omgoptim.training.plan import TrainingPlan
 
 LIMIT = 220
 
@@ -45,8 +45,8 @@ def test_a_search_trains_within_the_limit_and_its_finals_to_the_end(tmp_path: Pa
     train = fitting(
         batches_of(teacher, x, y),
         loss_of("auto", teacher(x[:8]), y[:8], Reach.of(Path.cwd(), []), 60.0),
-        lambda epochs: TrainingPlan(epochs=epochs, learning_rate=1e-2, batch=32),
-        judge_of(teacher, x, y),
+        lambda epochs: TrainingConfig(epochs=epochs, learning_rate=1e-2, batch=32),
+        evaluator_of(teacher, x, y),
         teacher,
         DistillationLoss(),
     )
