@@ -167,7 +167,7 @@ def _equalize(best: State, settings: Settings, notes: list[str]) -> State:
     if not settings.params.equalize:
         _note_small_kernels(best, notes)
         return best
-    plain, count = best.sqnr_db, 0
+    plain, count, places = best.sqnr_db, 0, 0
     shares = (
         SHARES_TRIED[settings.params.rounding == "adaround"] if settings.params.granularity == "per_channel" else (1.0,)
     )
@@ -177,14 +177,15 @@ def _equalize(best: State, settings: Settings, notes: list[str]) -> State:
         settings.progress("scaling channels", index / len(shares))
         scaled, places = equalized(model, layers(model), settings.params, share, peaks)
         if places == 0:
-            notes.append("No channels could be scaled.")
             break
         state = _begin(scaled, settings)
         if state.sqnr_db > best.sqnr_db + CLEARLY_DB:
             best, count = state, places
-    if not count and notes[-1:] != ["No channels could be scaled."]:
+    if places == 0:
+        notes.append("No channels could be scaled.")
+    elif not count:
         notes.append("Scaling channels brought nothing and was left out.")
-    if count:
+    else:
         notes.append(f"Channels scaled between layers in {count} places ({plain:.1f} -> {best.sqnr_db:.1f} dB).")
     _note_small_kernels(best, notes)
     return best

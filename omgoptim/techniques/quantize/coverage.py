@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from onnx import ModelProto
 
-from omgoptim.errors import TechniqueError
+from omgoptim.errors import NoLayerChanged
 from omgoptim.models.onnx_graph import Layer, layers
 from omgoptim.reports import Change, Skip
 from omgoptim.techniques.registry import Outcome
@@ -59,7 +59,7 @@ def outcome(
     return Outcome(changed, skipped)
 
 
-def no_layer_left(scheme: str, before: Sequence[Layer], chosen: Sequence[Layer]) -> TechniqueError | None:
+def no_layer_left(scheme: str, before: Sequence[Layer], chosen: Sequence[Layer]) -> NoLayerChanged | None:
     """The error of a scheme that has no layer to work on; None where it has one.
 
     Args:
@@ -69,11 +69,12 @@ def no_layer_left(scheme: str, before: Sequence[Layer], chosen: Sequence[Layer])
     """
     what = f"{scheme} would change no layer"
     if not before:
-        return TechniqueError(what, "the program has no layer with weights", "scheme fp32 tries other engines")
+        why, fix = "the program has no layer with weights", "scheme fp32 tries other engines"
+        return NoLayerChanged(what, why, fix, schemes=["fp32"])
     if all(layer.is_quantized for layer in before):
-        return TechniqueError(what, "the program is quantized already", "start from the float model")
+        return NoLayerChanged(what, "the program is quantized already", "start from the float model")
     if not chosen:
-        return TechniqueError(what, "targets and ignore leave no layer to quantize", "widen targets or narrow ignore")
+        return NoLayerChanged(what, "targets and ignore leave no layer to quantize", "widen targets or narrow ignore")
     return None
 
 

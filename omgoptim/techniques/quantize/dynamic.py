@@ -22,7 +22,7 @@ from pathlib import Path
 
 import onnx
 
-from omgoptim.errors import TechniqueError
+from omgoptim.errors import NoLayerChanged
 from omgoptim.models.onnx_file import graphs, is_large, load
 from omgoptim.models.onnx_graph import CONV, Layer, layers, module_paths, select
 from omgoptim.requests.quantize import Dynamic
@@ -53,7 +53,7 @@ def apply(source: Path, target: Path, params: Dynamic, run: ProgramRun) -> Outco
     """Read the float program `source`, write the quantized one to `target`.
 
     Raises:
-        TechniqueError: nothing in it can be quantized this way, or a glob names no layer.
+        NoLayerChanged: nothing in it can be quantized this way, or a glob names no layer.
     """
     original = load(source)
     per_channel = params.granularity == "per_channel"
@@ -110,12 +110,10 @@ def _batch_first(model: onnx.ModelProto) -> set[str]:
     }
 
 
-def _nothing_changed(chosen: Sequence[Layer]) -> TechniqueError:
+def _nothing_changed(chosen: Sequence[Layer]) -> NoLayerChanged:
     what = "dynamic quantization would change no layer"
     ops = {layer.op for layer in chosen}
     reasons = "; ".join(sorted({REASONS.get(op, op) for op in ops}))
     if ops & set(CONV):
-        fix = "scheme static, with data, quantizes convolutions"
-    else:
-        fix = "scheme static with data, or scheme bf16"
-    return TechniqueError(what, reasons, fix)
+        return NoLayerChanged(what, reasons, "scheme static, with data, quantizes convolutions", schemes=["static"])
+    return NoLayerChanged(what, reasons, "scheme static with data, or scheme bf16", schemes=["static", "bf16"])

@@ -31,7 +31,7 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from omgoptim.errors import TechniqueError
+from omgoptim.errors import NoLayerChanged, TechniqueError
 from omgoptim.models.onnx_file import is_large, load
 from omgoptim.models.onnx_graph import Layer, has_attention, layers, module_paths, select
 from omgoptim.reports import Skip
@@ -120,14 +120,15 @@ def changes(
         kept: layers that were left in float for what int8 would lose there.
 
     Raises:
-        TechniqueError: nothing.
+        NoLayerChanged: nothing.
     """
     activations = "int8" if params.symmetric else "uint8"
     precision = f"int8 weight {params.granularity.replace('_', ' ')}, {activations} activations"
     result = outcome(before, chosen, quantized, REASONS, precision)
     if not result.changed:
         why = "; ".join(sorted({skip.reason for skip in result.skipped}))
-        raise TechniqueError("static quantization changed no layer", why, "scheme dynamic, or scheme bf16")
+        fix = "scheme dynamic, or scheme bf16"
+        raise NoLayerChanged("static quantization changed no layer", why, fix, schemes=["dynamic", "bf16"])
     paths = {layer.path for layer in kept}
     skipped = [Skip(path=skip.path, reason=KEPT) if skip.path in paths else skip for skip in result.skipped]
     return replace(result, skipped=skipped)

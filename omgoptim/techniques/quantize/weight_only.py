@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from omgoptim.errors import TechniqueError
+from omgoptim.errors import NoLayerChanged
 from omgoptim.models.onnx_file import load
 from omgoptim.models.onnx_graph import CONV, Layer, layers, module_paths, select
 from omgoptim.requests.quantize import WeightOnly
@@ -73,7 +73,7 @@ def apply(source: Path, target: Path, params: WeightOnly, run: ProgramRun) -> Ou
     """Read the float program `source`, write the packed one to `target`.
 
     Raises:
-        TechniqueError: nothing in it can be packed, or a glob names no layer.
+        NoLayerChanged: nothing in it can be packed, or a glob names no layer.
         DataError: the calibration data holds NaN.
     """
     original = load(source)
@@ -192,9 +192,11 @@ def _rounded(
     return (together if better else alone), better
 
 
-def _nothing_changed(chosen: Sequence[Layer]) -> TechniqueError:
+def _nothing_changed(chosen: Sequence[Layer]) -> NoLayerChanged:
     what = "weight-only quantization would change no layer"
     reasons = "; ".join(sorted({REASONS.get(layer.op, layer.op) for layer in chosen}))
     if {layer.op for layer in chosen} & set(CONV):
-        return TechniqueError(what, reasons, "scheme static, with data, quantizes convolutions; or scheme bf16")
-    return TechniqueError(what, reasons, "a smaller group_size, scheme dynamic, or scheme bf16")
+        fix = "scheme static, with data, quantizes convolutions; or scheme bf16"
+        return NoLayerChanged(what, reasons, fix, schemes=["static", "bf16"])
+    fix = "a smaller group_size, scheme dynamic, or scheme bf16"
+    return NoLayerChanged(what, reasons, fix, schemes=["dynamic", "bf16"])
