@@ -21,10 +21,10 @@ from omgoptim.models.artifact import Check, Manifest
 from omgoptim.models.onnx_file import load
 from omgoptim.runtimes import ENGINES, Settings
 from omgoptim.runtimes.signature import Signature
-from omgoptim.techniques.quantize import ort_static
-from omgoptim.techniques.quantize.activations import Watch
-from omgoptim.techniques.quantize.lowering import by_name, stored_weights
-from omgoptim.techniques.quantize.onnx_file import at_opset
+from omgoptim.techniques.quantize._onnx import preparation
+from omgoptim.techniques.quantize._onnx.preparation import at_opset
+from omgoptim.techniques.quantize._onnx.qdq import by_name, stored_weights
+from omgoptim.techniques.quantize._ptq.calibration import Watch
 
 
 def weights_only(quantized: Path) -> ModelProto:
@@ -56,7 +56,7 @@ def activations_only(quantized: Path, source: Path) -> ModelProto:
     """A QDQ program, made of `source` by plain ranges, with its float weights."""
     model = onnx.load(str(quantized))
     with tempfile.TemporaryDirectory() as scratch:
-        prepared = ort_static.prepare(at_opset(load(source), 13), Path(scratch))
+        prepared = preparation.prepare(at_opset(load(source), 13), Path(scratch))
     floats = {tensor.name: tensor for tensor in prepared.graph.initializer}
     nodes, known = by_name(prepared), {tensor.name for tensor in model.graph.initializer}
     integers = stored_weights(model)

@@ -41,7 +41,7 @@ from omgoptim.requests.quantize import Dynamic, WeightOnly
 from omgoptim.runtimes import ENGINES, Settings
 from omgoptim.runtimes.export import export_onnx
 from omgoptim.runtimes.signature import InputTensor, Signature
-from omgoptim.techniques.quantize.onnx_file import fold
+from omgoptim.techniques.quantize._onnx.preparation import fold
 from omgoptim.techniques.registry import ProgramRun, apply_to_program
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omgoptim.requests.quantize import Static
-from omgoptim.techniques.quantize.efforts import resolved
+from omgoptim.techniques.quantize._ptq.presets import resolved
 from omgoptim.techniques.registry import ProgramRun, apply_to_program
 
 Batches = Sequence[dict[str, NDArray[Any]]]

@@ -15,7 +15,7 @@ from omgoptim.models import artifact as artifacts
 from omgoptim.models.samples import as_tensors
 from omgoptim.requests.quantize import Qat
 from omgoptim.runtimes import ENGINES, Settings
-from omgoptim.techniques.quantize.learned import Learned, Peaks, write_learned
+from omgoptim.techniques.quantize._ptq.qat_state import Learned, Peaks, write_learned
 from omgoptim.techniques.registry import ProgramRun, apply_to_program
 from omgoptim.training.fake_quantization import FakeQuantized
 from omgoptim.training.judge import COLLAPSED, Judge

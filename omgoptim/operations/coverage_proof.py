@@ -24,7 +24,7 @@ from omgoptim.models.onnx_file import load
 from omgoptim.reports import Coverage, LayerPrecision, Skip
 from omgoptim.runtimes import ENGINES
 from omgoptim.runtimes.engine import Kernel
-from omgoptim.techniques.quantize.coverage import RENAMES
+from omgoptim.techniques.quantize._diagnostics.coverage import RENAMES
 
 if TYPE_CHECKING:
     from torch import nn

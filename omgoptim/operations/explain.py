@@ -26,10 +26,10 @@ from omgoptim.operations.trial import CALIBRATED, Evaluators, Trials
 from omgoptim.operations.verdict import ROUNDING
 from omgoptim.reports import Explanation, Finding, LayerNoise, TimeShare
 from omgoptim.requests import QuantizeRequest
-from omgoptim.techniques.quantize.graph_signatures import Signature
-from omgoptim.techniques.quantize.noise import LayerSqnr, NoiseReport, measure_noise
-from omgoptim.techniques.quantize.signatures import signatures
-from omgoptim.techniques.quantize.simulation import Simulation, sqnr_db
+from omgoptim.techniques.quantize._diagnostics.activation_diagnostics import signatures
+from omgoptim.techniques.quantize._diagnostics.graph_diagnostics import Signature
+from omgoptim.techniques.quantize._diagnostics.sensitivity import LayerSqnr, NoiseReport, measure_noise
+from omgoptim.techniques.quantize._diagnostics.simulation import Simulation, sqnr_db
 
 RESTORED = 3
 """Worst layers whose recovered quality is measured."""

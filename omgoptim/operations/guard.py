@@ -1,9 +1,9 @@
 """The guard: where int8 from calibration data loses too much, find the few layers that must stay in float.
 
-Layers are ranked by their simulated noise at the model's output (`techniques/quantize/noise.py`), so that only few
-sets get a full evaluation, and `guard_search.py` decides which. An evaluation is a candidate like any other: made,
-saved, opened in the measuring process of its engine and run on the selection samples, the same for it and the
-original. What the search ends with is proved in a fresh process, as every finalist is.
+Layers are ranked by their simulated noise at the model's output (`_diagnostics/sensitivity.py`), so that only few sets
+get a full evaluation, and `guard_search.py` decides which. An evaluation is a candidate like any other: made, saved,
+opened in the measuring process of its engine and run on the selection samples, the same for it and the original.
+What the search ends with is proved in a fresh process, as every finalist is.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from omgoptim.operations.trial import CALIBRATED, Evaluators, Trials
 from omgoptim.operations.verdict import holds
 from omgoptim.reports import Guard
 from omgoptim.requests import Params, QuantizeRequest
-from omgoptim.techniques.quantize.noise import NoiseReport, measure_noise
-from omgoptim.techniques.quantize.simulation import Simulation, simulation_of
+from omgoptim.techniques.quantize._diagnostics.sensitivity import NoiseReport, measure_noise
+from omgoptim.techniques.quantize._diagnostics.simulation import Simulation, simulation_of
 
 RANKING_SHARE = 1 / 3
 """Part of the guard's time that ranking the layers may take."""

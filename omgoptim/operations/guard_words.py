@@ -11,7 +11,7 @@ from omgoptim.operations.screening import Attempt
 from omgoptim.operations.verdict import holds
 from omgoptim.reports import Guard
 from omgoptim.requests import QuantizeRequest
-from omgoptim.techniques.quantize.noise import LayerSqnr, NoiseReport
+from omgoptim.techniques.quantize._diagnostics.sensitivity import LayerSqnr, NoiseReport
 
 NAMED = 4
 """Layers that a sentence names."""

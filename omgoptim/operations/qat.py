@@ -27,8 +27,8 @@ from omgoptim.reports import Round, Training
 from omgoptim.requests import ModelRequest, QuantizeRequest, TrainingRequest
 from omgoptim.requests.quantize import Qat
 from omgoptim.requests.training import TrainingFields
-from omgoptim.techniques.quantize.learned import Scaling, scaling_of
-from omgoptim.techniques.quantize.onnx_file import weight_levels
+from omgoptim.techniques.quantize._onnx.runtime import weight_levels
+from omgoptim.techniques.quantize._ptq.qat_state import Scaling, scaling_of
 from omgoptim.techniques.quantize.qat import static_of
 from omgoptim.techniques.registry import Outcome
 from omgoptim.training.batches import Batches

@@ -13,7 +13,7 @@ from omgoptim.operations.making import Made
 from omgoptim.operations.screening import Attempt
 from omgoptim.reports import Guard
 from omgoptim.requests.quantize import Bf16, Static
-from omgoptim.techniques.quantize.graph_signatures import Signature
+from omgoptim.techniques.quantize._diagnostics.graph_diagnostics import Signature
 
 PLAIN = Option(Static(algorithm="nncf"), "openvino")
 MIXED = Option(Static(algorithm="nncf", ignore=["head"]), "openvino", "1 layer in float")

@@ -20,7 +20,7 @@ from omgoptim.operations.making import Made
 from omgoptim.operations.screening import Attempt
 from omgoptim.operations.trial import Trials
 from omgoptim.requests.quantize import Bf16, Static
-from omgoptim.techniques.quantize.noise import LayerSqnr, NoiseReport
+from omgoptim.techniques.quantize._diagnostics.sensitivity import LayerSqnr, NoiseReport
 
 warnings_of_engines = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"

@@ -27,7 +27,7 @@ from omgoptim.operations.splits import splits_of
 from omgoptim.operations.subject import Live, prepare
 from omgoptim.requests import QuantizeRequest, parse
 from omgoptim.requests.quantize import Qat
-from omgoptim.techniques.quantize.learned import read_learned
+from omgoptim.techniques.quantize._ptq.qat_state import read_learned
 from omgoptim.training.judge import COLLAPSED, Judge
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

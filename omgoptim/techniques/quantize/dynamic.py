@@ -26,10 +26,11 @@ from omgoptim.errors import NoLayerChanged
 from omgoptim.models.onnx_file import graphs, is_large, load
 from omgoptim.models.onnx_graph import CONV, Layer, layers, module_paths, select
 from omgoptim.requests.quantize import Dynamic
-from omgoptim.techniques.quantize.coverage import no_layer_left, outcome
-from omgoptim.techniques.quantize.embeddings import quantize_embeddings
-from omgoptim.techniques.quantize.onnx_file import as_technique_error, finish, fold, lacks_int8_dot_product
-from omgoptim.techniques.quantize.recurrent_storage import RECURRENT, STORED, store_recurrent
+from omgoptim.techniques.quantize._diagnostics.coverage import no_layer_left, outcome
+from omgoptim.techniques.quantize._onnx.files import finish
+from omgoptim.techniques.quantize._onnx.preparation import fold
+from omgoptim.techniques.quantize._onnx.runtime import as_technique_error, lacks_int8_dot_product
+from omgoptim.techniques.quantize._onnx.weight_storage import RECURRENT, STORED, quantize_embeddings, store_recurrent
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
 CONV_REASON = "a dynamic int8 convolution is slower than float in ONNX Runtime; scheme static quantizes it, with data"

@@ -16,8 +16,8 @@ from pathlib import Path
 from omgoptim.errors import TechniqueError
 from omgoptim.models.onnx_file import load
 from omgoptim.requests.quantize import Fp16
-from omgoptim.techniques.quantize.half_storage import store_as
-from omgoptim.techniques.quantize.onnx_file import finish
+from omgoptim.techniques.quantize._onnx.files import finish
+from omgoptim.techniques.quantize._onnx.weight_storage import store_as
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
 

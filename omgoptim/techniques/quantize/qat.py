@@ -24,13 +24,15 @@ from pathlib import Path
 from omgoptim.models.onnx_file import is_large, load
 from omgoptim.models.onnx_graph import has_attention, layers, module_paths, select
 from omgoptim.requests.quantize import Qat, Static
-from omgoptim.techniques.quantize import ort_static, static
-from omgoptim.techniques.quantize.calibration import batches_for
-from omgoptim.techniques.quantize.embeddings import quantize_embeddings
-from omgoptim.techniques.quantize.learned import Learned, read_learned, scaled_as_trained, with_learned
-from omgoptim.techniques.quantize.lowering import lower
-from omgoptim.techniques.quantize.onnx_file import at_opset, finish
-from omgoptim.techniques.quantize.ranges import observe, ranges_of
+from omgoptim.techniques.quantize import static
+from omgoptim.techniques.quantize._onnx import preparation
+from omgoptim.techniques.quantize._onnx.files import finish
+from omgoptim.techniques.quantize._onnx.preparation import at_opset
+from omgoptim.techniques.quantize._onnx.qdq import lower
+from omgoptim.techniques.quantize._onnx.weight_storage import quantize_embeddings
+from omgoptim.techniques.quantize._ptq.calibration import batches_for
+from omgoptim.techniques.quantize._ptq.observers import observe, ranges_of
+from omgoptim.techniques.quantize._ptq.qat_state import Learned, read_learned, scaled_as_trained, with_learned
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
 
@@ -70,7 +72,7 @@ def _as_trained(source: Path, target: Path, params: Qat, learned: Learned, run: 
     original, asked = load(source), static_of(params)
     batches = batches_for(original, run, params.calibration_samples)
     with tempfile.TemporaryDirectory(dir=run.scratch) as scratch:
-        model = ort_static.with_shapes(ort_static.prepare(at_opset(load(source), 13), Path(scratch)))
+        model = preparation.with_shapes(preparation.prepare(at_opset(load(source), 13), Path(scratch)))
     before = layers(model, module_paths(original))
     chosen = select(before, params.targets, params.ignore)
     model = scaled_as_trained(model, chosen, asked, learned)

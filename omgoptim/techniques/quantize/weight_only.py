@@ -13,7 +13,7 @@ a time a layer that waits for its weights can be faster, and the measured speed 
 Limits: convolutions stay; a layer whose number of inputs no power of two from 16 to the group size divides stays;
 ONNX Runtime's fused product also rounds activations to 8 bits, a block at a time.
 Source: arXiv:2210.17323 (GPTQ); the format is ONNX opset 21 (blocked DequantizeLinear). Differs in the searched ranges
-(group_rounding.py) and in the check on held-out samples.
+(group_quantization.py) and in the check on held-out samples.
 """
 
 from __future__ import annotations
@@ -29,17 +29,21 @@ from omgoptim.errors import NoLayerChanged
 from omgoptim.models.onnx_file import load
 from omgoptim.models.onnx_graph import CONV, Layer, layers, module_paths, select
 from omgoptim.requests.quantize import WeightOnly
-from omgoptim.techniques.quantize.activations import has_free_batch
-from omgoptim.techniques.quantize.calibration import batches_for, split
-from omgoptim.techniques.quantize.coverage import no_layer_left, outcome
-from omgoptim.techniques.quantize.embeddings import quantize_embeddings
-from omgoptim.techniques.quantize.error_feedback import output_error, round_with_feedback
-from omgoptim.techniques.quantize.group_rounding import Float, Groups, round_groups
-from omgoptim.techniques.quantize.input_moments import Moments, input_moments
-from omgoptim.techniques.quantize.onnx_file import at_opset, finish, fold
-from omgoptim.techniques.quantize.packed import OPSET, packed_tensors, unpacked
-from omgoptim.techniques.quantize.products import split_gemms, stored_products
-from omgoptim.techniques.quantize.recurrent_storage import RECURRENT, STORED, store_recurrent
+from omgoptim.techniques.quantize._diagnostics.coverage import no_layer_left, outcome
+from omgoptim.techniques.quantize._onnx.files import finish
+from omgoptim.techniques.quantize._onnx.packed_weights import (
+    OPSET,
+    packed_tensors,
+    split_gemms,
+    stored_products,
+    unpacked,
+)
+from omgoptim.techniques.quantize._onnx.preparation import at_opset, fold
+from omgoptim.techniques.quantize._onnx.runtime import has_free_batch
+from omgoptim.techniques.quantize._onnx.weight_storage import RECURRENT, STORED, quantize_embeddings, store_recurrent
+from omgoptim.techniques.quantize._ptq.calibration import batches_for, split
+from omgoptim.techniques.quantize._ptq.gptq import Moments, input_moments, output_error, round_with_feedback
+from omgoptim.techniques.quantize._ptq.group_quantization import Float, Groups, round_groups
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
 SMALLEST_BYTES = 1024

@@ -18,7 +18,7 @@ from torch import nn
 
 from omgoptim.models.onnx_file import load
 from omgoptim.requests import Params
-from omgoptim.techniques.quantize.ort_static import prepare, with_shapes
+from omgoptim.techniques.quantize._onnx.preparation import prepare, with_shapes
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique_of
 
 Array = NDArray[Any]

@@ -15,14 +15,8 @@ from omgoptim.requests.quantize import Qat
 from omgoptim.runtimes import ENGINES, Settings
 from omgoptim.runtimes.export import export_onnx
 from omgoptim.runtimes.signature import InputTensor, Signature, structure_of
-from omgoptim.techniques.quantize.learned import (
-    Learned,
-    read_learned,
-    scaling_of,
-    with_learned,
-    write_learned,
-)
-from omgoptim.techniques.quantize.onnx_file import lacks_int8_dot_product
+from omgoptim.techniques.quantize._onnx.runtime import lacks_int8_dot_product
+from omgoptim.techniques.quantize._ptq.qat_state import Learned, read_learned, scaling_of, with_learned, write_learned
 from omgoptim.techniques.quantize.qat import static_of
 from omgoptim.techniques.registry import ProgramRun, apply_to_program
 from omgoptim.training.fake_quantization import FakeQuantized, Simulation

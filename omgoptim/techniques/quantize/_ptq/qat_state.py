@@ -1,0 +1,127 @@
+"""QAT state: the activation ranges and channel scaling of a quantization-aware training, stored in the ONNX metadata.
+
+The float program alone does not determine them: training may rely on values being clipped, and ranges observed on the
+float program's own activations would be others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from omgoptim.models.onnx_file import is_large, load
+from omgoptim.models.onnx_graph import Layer, has_attention, layers, module_paths, select
+from omgoptim.requests.quantize import Static
+from omgoptim.techniques.quantize._onnx import preparation
+from omgoptim.techniques.quantize._onnx.layer_weights import weighted_layers
+from omgoptim.techniques.quantize._onnx.preparation import at_opset
+from omgoptim.techniques.quantize._onnx.qdq import Range
+from omgoptim.techniques.quantize._ptq.calibration import Batch
+from omgoptim.techniques.quantize._ptq.equalization import channel_peaks, equalized
+from omgoptim.techniques.quantize._ptq.equalization_groups import Group, groups
+
+KEY = "omgoptim.learned"
+
+
+Peaks = Mapping[str, NDArray[np.float32]]
+"""Name of a tensor to the largest size of each of its channels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """How channels are scaled while training and at conversion alike."""
+
+    peaks: Peaks = field(default_factory=dict)
+    """What scales the program's channels, as `equalized` takes it."""
+    factors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Path of a layer to what that divides the channels of its input by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """Lowest and highest input of each trained layer, by path, its channels being scaled; and the scaling's peaks."""
+
+    ranges: Mapping[str, Range]
+    peaks: Peaks = field(default_factory=dict)
+
+
+def write_learned(program: Path, learned: Learned) -> None:
+    """Note it in the metadata of a program file."""
+    model = onnx.load(str(program), load_external_data=False)
+    peaks = {name: array.tolist() for name, array in learned.peaks.items()}
+    onnx.helper.set_model_props(model, {KEY: json.dumps({"ranges": dict(learned.ranges), "peaks": peaks})})
+    onnx.save(model, str(program))
+
+
+def read_learned(model: ModelProto) -> Learned | None:
+    """What is noted in a program; None where it was not trained with int8 simulated."""
+    noted = next((entry.value for entry in model.metadata_props if entry.key == KEY), None)
+    if noted is None:
+        return None
+    told = json.loads(noted)
+    ranges = {path: (float(low), float(high)) for path, (low, high) in told["ranges"].items()}
+    return Learned(ranges, {name: np.asarray(values, np.float32) for name, values in told["peaks"].items()})
+
+
+def scaling_of(source: Path, params: Static, batches: Sequence[Batch], scratch: Path, threads: int = 1) -> Scaling:
+    """How to scale the channels of a float program so that each tensor's reach equally far on these batches.
+
+    Read off as the ratio of what a channel reaches before and after. Empty for networks with attention and for those
+    past two gigabytes, which ONNX Runtime's path does not scale.
+
+    Args:
+        scratch: an existing folder.
+    """
+    original = load(source)
+    if is_large(original) or has_attention(original):
+        return Scaling()
+    model = preparation.with_shapes(preparation.prepare(at_opset(load(source), 13), scratch))
+    chosen = select(layers(model, module_paths(original)), params.targets, params.ignore)
+    found = _groups(model, chosen)
+    peaks = channel_peaks(model, found, batches, threads)
+    scaled, _ = equalized(model, chosen, params, 1.0, peaks)
+    after = channel_peaks(scaled, found, batches, threads)
+    paths = {layer.node: layer.path for layer in chosen}
+    factors: dict[str, NDArray[np.float32]] = {}
+    for group in found:
+        for reader in group.readers:
+            reached, now = peaks[reader.node.input[0]], after[reader.node.input[0]]
+            alive = (reached > 0) & (now > 0)
+            factors[paths[reader.name]] = np.where(alive, reached / np.where(alive, now, 1), 1).astype(np.float32)
+    return Scaling(peaks, factors)
+
+
+def scaled_as_trained(model: ModelProto, chosen: Sequence[Layer], params: Static, learned: Learned) -> ModelProto:
+    """The prepared float program with its channels scaled as they were for training."""
+    needed = {name for group in _groups(model, chosen) for name in group.tensors}
+    if not needed or not needed <= set(learned.peaks):
+        return model
+    return equalized(model, chosen, params, 1.0, learned.peaks)[0]
+
+
+def with_learned(
+    ranges: Mapping[str, Range], model: ModelProto, chosen: Sequence[Layer], learned: Learned
+) -> dict[str, Range]:
+    """The ranges of a program's tensors, those of trained layers' inputs as they were learnt.
+
+    Several layers that read one tensor share the widest of their ranges.
+    """
+    inputs = {node.name: node.input[0] for node in model.graph.node if node.input}
+    told: dict[str, Range] = {}
+    for layer in chosen:
+        if layer.path in learned.ranges:
+            low, high = learned.ranges[layer.path]
+            known = told.get(inputs[layer.node], (low, high))
+            told[inputs[layer.node]] = min(low, known[0]), max(high, known[1])
+    return {name: told.get(name, bounds) for name, bounds in ranges.items()}
+
+
+def _groups(model: ModelProto, chosen: Sequence[Layer]) -> list[Group]:
+    return groups(model, weighted_layers(model, chosen))

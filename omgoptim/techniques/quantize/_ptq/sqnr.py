@@ -1,0 +1,47 @@
+"""Signal-to-quantization-noise ratio (SQNR) of a program's outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SILENCE_DB = 120.0
+"""What is told where no noise is left."""
+
+
+def sqnr_db(want: Sequence[Mapping[str, NDArray[Any]]], got: Sequence[Mapping[str, NDArray[Any]]]) -> float:
+    """Signal to quantization noise of the outputs, in dB; of an output that is no number -inf."""
+    return decibels(noise_over_signal([list(one.values()) for one in want], [list(one.values()) for one in got]))
+
+
+def noise_over_signal(want: Sequence[Sequence[NDArray[Any]]], got: Sequence[Sequence[NDArray[Any]]]) -> float:
+    """E[(y - y')^2] / E[y^2] of outputs, batch by batch lists of arrays: the mean over outputs.
+
+    An output of integers counts for nothing, and so do positions that are not finite in `want` (a mask). Infinite where
+    `got` is not finite and `want` is.
+    """
+    ratios = []
+    for index, first in enumerate(want[0]):
+        if not np.issubdtype(np.asarray(first).dtype, np.floating):
+            continue
+        signal = noise = 0.0
+        for before, after in ((np.asarray(a[index]), np.asarray(b[index])) for a, b in zip(want, got, strict=True)):
+            counts = np.isfinite(before)
+            known, given = before[counts].astype(np.float64), after[counts].astype(np.float64)
+            if not np.isfinite(given).all():
+                return math.inf
+            signal += float(np.square(known).sum())
+            noise += float(np.square(given - known).sum())
+        ratios.append(noise / signal if signal > 0 else (1.0 if noise > 0 else 0.0))
+    return float(np.mean(ratios)) if ratios else 0.0
+
+
+def decibels(noise_over_signal: float) -> float:
+    """-10 log10 of it; at most `SILENCE_DB`, and -inf for an infinite one."""
+    if math.isinf(noise_over_signal):
+        return -math.inf
+    return min(SILENCE_DB, -10 * math.log10(noise_over_signal)) if noise_over_signal > 0 else SILENCE_DB

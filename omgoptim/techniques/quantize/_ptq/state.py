@@ -1,0 +1,75 @@
+"""Shared state of the PTQ pipeline: calibration data, the current float program with its ranges, and its SQNR."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from onnx import ModelProto
+
+from omgoptim.models.onnx_graph import Layer
+from omgoptim.requests.quantize import Static
+from omgoptim.techniques.quantize._onnx.qdq import Range, lower
+from omgoptim.techniques.quantize._ptq.calibration import Batch, Values, outputs
+from omgoptim.techniques.quantize._ptq.sqnr import sqnr_db
+
+CLEARLY_DB = 0.3
+"""What the held-out samples must gain for anything but the program as it is and its plain ranges: less is chance."""
+
+
+BARELY_DB = 0.05
+"""The same for a step that can do no harm elsewhere, and for the range of one tensor."""
+
+
+LEAST_HELD = 32
+"""Held-out samples from which on ranges are chosen one by one: fewer would be fitted, not judged by."""
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The calibration batches in their two parts, and the float program's outputs on the second."""
+
+    fit: list[Batch]
+    held: list[Batch]
+    wanted: list[Values]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A float program and the ranges that it is lowered with, and how good that is."""
+
+    model: ModelProto
+    ranges: Mapping[str, Range]
+    sqnr_db: float
+    reference: ModelProto
+    """The program before any rounding, with its channels scaled: what biases and rounding are compared with."""
+    rounded: int = 0
+    """Small kernels that were rounded for their outputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What does not change along the way."""
+
+    chosen: Sequence[Layer]
+    params: Static
+    data: Data
+    threads: int
+    seed: int
+    progress: Callable[[str, float | None], None]
+    macs: int | None
+    """Multiply-accumulates of one sample; None: unknown."""
+
+    def level(self, model: ModelProto, ranges: Mapping[str, Range]) -> float:
+        """SQNR of the lowered program on the held-out samples, in dB."""
+        lowered = lower(model, self.chosen, ranges, self.params)
+        return sqnr_db(self.data.wanted, outputs(lowered, self.data.held, self.threads))
+
+    def after(self, state: State, model: ModelProto, ranges: Mapping[str, Range]) -> State:
+        """The state with another program or other ranges."""
+        return replace(state, model=model, ranges=ranges, sqnr_db=self.level(model, ranges))
+
+    def evaluations(self, macs: float, samples: int) -> float:
+        """Runs over `samples` samples that are within a budget; infinite where the cost of a run is unknown."""
+        return macs / (self.macs * samples) if self.macs else math.inf
