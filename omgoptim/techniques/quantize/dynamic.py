@@ -28,7 +28,7 @@ from omgoptim.models.onnx_graph import CONV, Layer, layers, module_paths, select
 from omgoptim.requests.quantize import Dynamic
 from omgoptim.techniques.quantize._diagnostics.coverage import no_layer_left, outcome
 from omgoptim.techniques.quantize._onnx.files import finish
-from omgoptim.techniques.quantize._onnx.preparation import fold
+from omgoptim.techniques.quantize._onnx.preparation import fold_constants
 from omgoptim.techniques.quantize._onnx.runtime import as_technique_error, lacks_int8_dot_product
 from omgoptim.techniques.quantize._onnx.weight_storage import RECURRENT, STORED, quantize_embeddings, store_recurrent
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
@@ -59,7 +59,7 @@ def apply(source: Path, target: Path, params: Dynamic, run: ProgramRun) -> Outco
     original = load(source)
     per_channel = params.granularity == "per_channel"
     with tempfile.TemporaryDirectory(dir=run.scratch) as scratch:
-        folded = fold(original, Path(scratch), run.threads)
+        folded = fold_constants(original, Path(scratch), run.threads)
         model = load(folded)
         before = layers(model, module_paths(original))
         chosen = [layer for layer in select(before, params.targets, params.ignore) if not layer.is_quantized]

@@ -42,11 +42,11 @@ from omgoptim.techniques.quantize._onnx.preparation import at_opset
 from omgoptim.techniques.quantize._onnx.weight_storage import quantize_embeddings
 from omgoptim.techniques.quantize._ptq import nncf_backend, onnxruntime_backend, pipeline
 from omgoptim.techniques.quantize._ptq.calibration import Batch, batches_for
-from omgoptim.techniques.quantize._ptq.presets import resolved
+from omgoptim.techniques.quantize._ptq.presets import apply_preset
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
-KEPT = "in float it costs next to nothing, in int8 it made most of the noise"
-RECURRENT_REASON = "its recurrence is not quantized from calibrated ranges; "
+KEPT = "first layer kept in float: little work, and most of the quantization noise in int8"
+RECURRENT_REASON = "static quantization does not support recurrent layers; "
 REASONS = {
     "LSTM": RECURRENT_REASON + "scheme dynamic quantizes an LSTM",
     "GRU": RECURRENT_REASON + "scheme dynamic stores a GRU in int8, computed in float",
@@ -76,7 +76,7 @@ def apply(source: Path, target: Path, params: Static, run: ProgramRun) -> Outcom
         SetupError: algorithm nncf without nncf.
         TechniqueError: this network is none for the algorithm, or nothing in it can be quantized.
     """
-    params = resolved(params, "balanced")  # what nobody left open any more stays
+    params = apply_preset(params, "balanced")  # what nobody left open any more stays
     original = load(source)
     algorithm = variants(params, source)[0].algorithm
     if algorithm == "onnxruntime" and has_attention(original):
@@ -142,7 +142,7 @@ def _scaled(
     if not params.equalize or has_attention(model) or is_large(model):
         return model, []
     try:
-        shaped = preparation.with_shapes(model)
-        return pipeline.scaled(shaped, chosen, batches, params, threads=run.threads, progress=run.progress)
+        shaped = preparation.infer_shapes(model)
+        return pipeline.equalize(shaped, chosen, batches, params, threads=run.threads, progress=run.progress)
     except TechniqueError as error:  # ONNX Runtime, by which it is judged, cannot quantize this program
-        return model, [f"Channels were not scaled: {error.what}."]
+        return model, [f"Cross-layer equalization was left out: {error.what}."]

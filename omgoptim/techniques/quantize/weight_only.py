@@ -8,8 +8,8 @@ better. Embeddings and recurrent weights are stored in int8 with a scale per row
 Use when: bytes decide (a download, a small disk, memory) and the weights are in Linear layers. Takes seconds without
 data; a little longer with it.
 What you really get: storage, about a seventh (4 bits) or less than a third (8 bits) of the Linear layers' bytes, on
-ONNX Runtime and OpenVINO from one file. Weights are unpacked on the fly: smaller, often not faster; for one sample at
-a time a layer that waits for its weights can be faster, and the measured speed says which.
+ONNX Runtime and OpenVINO from one file. Weights are dequantized at run time: smaller, often not faster; for one sample
+at a time a layer bound by memory bandwidth can be faster, and the measured speed says which.
 Limits: convolutions stay; a layer whose number of inputs no power of two from 16 to the group size divides stays;
 ONNX Runtime's fused product also rounds activations to 8 bits, a block at a time.
 Source: arXiv:2210.17323 (GPTQ); the format is ONNX opset 21 (blocked DequantizeLinear). Differs in the searched ranges
@@ -35,15 +35,15 @@ from omgoptim.techniques.quantize._onnx.packed_weights import (
     OPSET,
     packed_tensors,
     split_gemms,
-    stored_products,
-    unpacked,
+    stored_matmuls,
+    unpacking_node,
 )
-from omgoptim.techniques.quantize._onnx.preparation import at_opset, fold
+from omgoptim.techniques.quantize._onnx.preparation import at_opset, fold_constants
 from omgoptim.techniques.quantize._onnx.runtime import has_free_batch
 from omgoptim.techniques.quantize._onnx.weight_storage import RECURRENT, STORED, quantize_embeddings, store_recurrent
 from omgoptim.techniques.quantize._ptq.calibration import batches_for, split
-from omgoptim.techniques.quantize._ptq.gptq import Moments, input_moments, output_error, round_with_feedback
-from omgoptim.techniques.quantize._ptq.group_quantization import Float, Groups, round_groups
+from omgoptim.techniques.quantize._ptq.gptq import Hessians, gptq_quantize, input_hessians, output_error
+from omgoptim.techniques.quantize._ptq.group_quantization import Float, QuantizedGroups, quantize_groups
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
 SMALLEST_BYTES = 1024
@@ -58,7 +58,7 @@ WIDEST = 4096
 SAMPLES = 64
 """Calibration samples that moments are collected from, half of them to fit to and half to judge by."""
 
-HONEST = "Weights are unpacked on the fly: the file is smaller, often not faster."
+SPEED_NOTE = "Weights are dequantized at run time: the file is smaller, often not faster."
 REASONS = {
     **dict.fromkeys(CONV, "weight_only packs Linear layers; scheme static quantizes convolutions, with data"),
     **dict.fromkeys(
@@ -82,7 +82,7 @@ def apply(source: Path, target: Path, params: WeightOnly, run: ProgramRun) -> Ou
     """
     original = load(source)
     with tempfile.TemporaryDirectory(dir=run.scratch) as scratch:
-        model = at_opset(load(fold(original, Path(scratch), run.threads)), OPSET)
+        model = at_opset(load(fold_constants(original, Path(scratch), run.threads)), OPSET)
         before = layers(model, module_paths(original))
         chosen = [layer for layer in select(before, params.targets, params.ignore) if not layer.is_quantized]
         split_gemms(model, {layer.node for layer in chosen})
@@ -96,9 +96,9 @@ def apply(source: Path, target: Path, params: WeightOnly, run: ProgramRun) -> Ou
     if not result.changed:
         raise no_layer_left("weight-only quantization", before, chosen) or _nothing_changed(chosen)
     finish(model, original, target)
-    notes = [HONEST]
+    notes = [SPEED_NOTE]
     if fitted:
-        notes.append(f"{improved} of {len(sizes)} packed weights were rounded with the calibration data.")
+        notes.append(f"GPTQ was used for {improved} of {len(sizes)} packed weights.")
     return Outcome(result.changed, result.skipped, notes)
 
 
@@ -106,7 +106,7 @@ def _group_sizes(model: ModelProto, chosen: Sequence[Layer], asked: int) -> dict
     """The stored matrices to pack, each with the largest group up to the one asked for that divides its inputs."""
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     sizes: dict[str, int] = {}
-    for name in stored_products(model, chosen):
+    for name in stored_matmuls(model, chosen):
         inputs, outputs = tensors[name].dims
         fits = [size for size in (256, 128, 64, 32, 16) if SMALLEST_GROUP <= size <= asked and inputs % size == 0]
         if fits and 4 * inputs * outputs > SMALLEST_BYTES:
@@ -116,15 +116,15 @@ def _group_sizes(model: ModelProto, chosen: Sequence[Layer], asked: int) -> dict
 
 def _moments(
     model: ModelProto, chosen: Sequence[Layer], sizes: Mapping[str, int], run: ProgramRun
-) -> tuple[Moments, Moments]:
+) -> tuple[Hessians, Hessians]:
     """Second moments of the inputs of each packed weight, by weight: to fit to, and to judge by. Empty without data."""
     if not run.calibration or not sizes:
         return {}, {}
-    readers = {name: nodes for name, nodes in stored_products(model, chosen).items() if name in sizes}
+    readers = {name: nodes for name, nodes in stored_matmuls(model, chosen).items() if name in sizes}
     of_input = {t.name: t.dims[0] for t in model.graph.initializer if t.name in readers and t.dims[0] <= WIDEST}
     widths = {node.input[0]: of_input[name] for name, nodes in readers.items() if name in of_input for node in nodes}
     parts = split(batches_for(model, run, SAMPLES), 2, sliceable=has_free_batch(model))
-    moments = [input_moments(model, widths, part, run.threads) for part in parts]
+    moments = [input_hessians(model, widths, part, run.threads) for part in parts]
     by_weight = [
         {
             name: np.asarray(sum(of[node.input[0]] for node in nodes), np.float32)
@@ -141,8 +141,8 @@ def _pack(
     chosen: Sequence[Layer],
     sizes: Mapping[str, int],
     params: WeightOnly,
-    fitted: Moments,
-    held_out: Moments,
+    fitted: Hessians,
+    held_out: Hessians,
 ) -> tuple[dict[str, str], int]:
     """Replace the matrices in place; each is stored once, and unpacked for each reader by a node of its own, so that an
     engine can fuse the two.
@@ -154,7 +154,7 @@ def _pack(
     precisions: dict[str, str] = {}
     before: dict[str, NodeProto] = {}
     improved = 0
-    for name, readers in stored_products(model, chosen).items():
+    for name, readers in stored_matmuls(model, chosen).items():
         if name not in sizes:
             continue
         w_KN, size = numpy_helper.to_array(tensors[name]).astype(np.float32), sizes[name]
@@ -163,11 +163,11 @@ def _pack(
         packed = packed_tensors(groups, name, params.num_bits, params.symmetric)
         model.graph.initializer.extend(packed)
         for index, node in enumerate(readers):
-            unpacking = unpacked(packed, size, f"{name}_unpacked_{index}", f"{node.name}_unpack")
+            unpacking = unpacking_node(packed, size, f"{name}_unpacked_{index}", f"{node.name}_unpack")
             unpacking.metadata_props.extend(node.metadata_props)
             before[node.name] = unpacking
             node.input[1] = unpacking.output[0]
-            precisions[node.name] = f"int{params.num_bits} weight in groups of {size}, unpacked on the fly"
+            precisions[node.name] = f"int{params.num_bits} weight in groups of {size}, dequantized at run time"
     nodes = [each for node in model.graph.node for each in (before.get(node.name), node) if each is not None]
     nodes = [_copy(node) for node in nodes]
     del model.graph.node[:]
@@ -183,13 +183,13 @@ def _copy(node: NodeProto) -> NodeProto:
 
 def _rounded(
     w_KN: Float, size: int, params: WeightOnly, fitted_KK: Float | None, held_out_KK: Float | None
-) -> tuple[Groups, bool]:
+) -> tuple[QuantizedGroups, bool]:
     """The better of rounding each group by itself and rounding with feedback, and whether it is the latter."""
     if fitted_KK is None or held_out_KK is None:
-        return round_groups(w_KN, size, params.num_bits, params.symmetric), False
-    alone = round_groups(w_KN, size, params.num_bits, params.symmetric, np.diagonal(fitted_KK) + np.float32(1e-12))
+        return quantize_groups(w_KN, size, params.num_bits, params.symmetric), False
+    alone = quantize_groups(w_KN, size, params.num_bits, params.symmetric, np.diagonal(fitted_KK) + np.float32(1e-12))
     try:
-        together = round_with_feedback(w_KN, fitted_KK, size, params.num_bits, params.symmetric)
+        together = gptq_quantize(w_KN, fitted_KK, size, params.num_bits, params.symmetric)
     except np.linalg.LinAlgError:
         return alone, False
     better = output_error(w_KN, together, held_out_KK) < output_error(w_KN, alone, held_out_KK)

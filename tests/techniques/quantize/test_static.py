@@ -15,7 +15,7 @@ import omgoptim
 from omgoptim.errors import DataError, SetupError, TechniqueError
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._ptq import nncf_backend
-from omgoptim.techniques.quantize._ptq.presets import resolved
+from omgoptim.techniques.quantize._ptq.presets import apply_preset
 from omgoptim.techniques.quantize.static import variants
 
 ALGORITHMS = [
@@ -89,7 +89,7 @@ def test_symmetric_activations_have_a_zero_point_of_zero(program, apply):
 
 def test_the_input_scale_is_the_range_of_the_calibration_data_over_255(program, apply):
     low_to_high = np.linspace(-1, 3, 64, dtype=np.float32).reshape(2, 32)
-    plain = resolved(Static(algorithm="onnxruntime"), "fast")
+    plain = apply_preset(Static(algorithm="onnxruntime"), "fast")
     target, _ = apply(program("mlp"), plain, [low_to_high])
     node = next(n for n in onnx.load(str(target)).graph.node if n.op_type == "QuantizeLinear" and n.input[0] == "x")
     np.testing.assert_allclose(stored(target)[node.input[1]], 4 / 255, rtol=1e-5)

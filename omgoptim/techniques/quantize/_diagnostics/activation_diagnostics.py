@@ -14,7 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from omgoptim.techniques.quantize._diagnostics.graph_diagnostics import MOST_PATHS, Signature, fills, gates, norms
+from omgoptim.techniques.quantize._diagnostics.graph_diagnostics import (
+    MAX_PATHS,
+    Diagnostic,
+    gates,
+    mask_fills,
+    unfolded_norms,
+)
 from omgoptim.techniques.quantize._diagnostics.layer_statistics import LayerStatistics, Quantizable, input_ranges
 from omgoptim.techniques.quantize._diagnostics.simulation import Simulation
 
@@ -33,7 +39,7 @@ UNLIKE = 1.5
 """Range of what comes over the calibrated one, or under it."""
 
 
-def signatures(simulation: Simulation, params: Any, evaluation: Sequence[Mapping[str, Array]] = ()) -> list[Signature]:
+def diagnose(simulation: Simulation, params: Any, evaluation: Sequence[Mapping[str, Array]] = ()) -> list[Diagnostic]:
     """What is found in the simulation's program, the likeliest culprit first.
 
     Args:
@@ -45,15 +51,15 @@ def signatures(simulation: Simulation, params: Any, evaluation: Sequence[Mapping
         *_outliers(simulation, params),
         *_spread_weights(simulation, params),
         *_spread_activations(simulation, params),
-        *fills(simulation.model),
+        *mask_fills(simulation.model),
         *gates(simulation.model, simulation.layers),
-        *norms(simulation.model),
+        *unfolded_norms(simulation.model),
         *_unlike(simulation, evaluation),
     )
     return list(found)
 
 
-def _outliers(simulation: Simulation, params: Any) -> Iterator[Signature]:
+def _outliers(simulation: Simulation, params: Any) -> Iterator[Diagnostic]:
     ratios = {}
     for item, given in _given(simulation):
         largest = max(abs(given.low), abs(given.high))
@@ -65,7 +71,7 @@ def _outliers(simulation: Simulation, params: Any) -> Iterator[Signature]:
         given = simulation.statistics[item.activation or ""]
         cut = getattr(params, "range_method", "auto")
         clips = cut not in ("percentile", "mse", "entropy") and getattr(params, "algorithm", "") != "nncf"
-        yield Signature(
+        yield Diagnostic(
             "activation outliers",
             paths,
             f"what {paths[0]} is given reaches {max(abs(given.low), abs(given.high)):.3g}, "
@@ -77,7 +83,7 @@ def _outliers(simulation: Simulation, params: Any) -> Iterator[Signature]:
         )
 
 
-def _spread_weights(simulation: Simulation, params: Any) -> Iterator[Signature]:
+def _spread_weights(simulation: Simulation, params: Any) -> Iterator[Diagnostic]:
     """One scale for a whole weight whose output channels differ."""
     if getattr(params, "granularity", "per_channel") == "per_channel":
         return
@@ -90,7 +96,7 @@ def _spread_weights(simulation: Simulation, params: Any) -> Iterator[Signature]:
     if ratios:
         nodes, paths = _worst(simulation, ratios)
         depthwise = any(item.is_depthwise for item in simulation.layers if item.layer.node in ratios)
-        yield Signature(
+        yield Diagnostic(
             "per-tensor depthwise weights" if depthwise else "per-tensor weights",
             paths,
             f"the widest output channel of {paths[0]} is {ratios[nodes[0]]:.0f} times the typical one, and one scale "
@@ -101,7 +107,7 @@ def _spread_weights(simulation: Simulation, params: Any) -> Iterator[Signature]:
         )
 
 
-def _spread_activations(simulation: Simulation, params: Any) -> Iterator[Signature]:
+def _spread_activations(simulation: Simulation, params: Any) -> Iterator[Diagnostic]:
     """Activations have one scale per tensor: narrow channels are left few levels."""
     typical = {}
     ratios = {}
@@ -115,7 +121,7 @@ def _spread_activations(simulation: Simulation, params: Any) -> Iterator[Signatu
     if ratios:
         nodes, paths = _worst(simulation, ratios)
         off = getattr(params, "equalize", None) is False
-        yield Signature(
+        yield Diagnostic(
             "spread channels",
             paths,
             f"the widest channel that {paths[0]} is given reaches {typical[nodes[0]] * ratios[nodes[0]]:.3g}, "
@@ -158,7 +164,7 @@ def _column_powers(weight: Array, item: Quantizable, given: LayerStatistics) -> 
     return np.asarray(squares.sum(tuple(i for i in range(weight.ndim) if i != axis)))
 
 
-def _unlike(simulation: Simulation, evaluation: Sequence[Mapping[str, Array]]) -> Iterator[Signature]:
+def _unlike(simulation: Simulation, evaluation: Sequence[Mapping[str, Array]]) -> Iterator[Diagnostic]:
     calibrated, coming = input_ranges(simulation.batches), input_ranges(evaluation)
     worst: tuple[float, str] = (0.0, "")
     for name, (low, high) in calibrated.items():
@@ -172,7 +178,7 @@ def _unlike(simulation: Simulation, evaluation: Sequence[Mapping[str, Array]]) -
     if worst[0] >= UNLIKE:
         low, high = calibrated[worst[1]]
         seen = coming[worst[1]]
-        yield Signature(
+        yield Diagnostic(
             "calibration unlike evaluation",
             [worst[1]],
             f"input {worst[1]} is in {low:.3g} to {high:.3g} in the calibration samples and in {seen[0]:.3g} to "
@@ -196,7 +202,7 @@ def _spread(channels: Array) -> float:
 
 def _worst(simulation: Simulation, ratios: Mapping[str, float]) -> tuple[list[str], list[str]]:
     """Nodes and paths of the worst layers, the worst first."""
-    nodes = sorted(ratios, key=lambda node: -ratios[node])[:MOST_PATHS]
+    nodes = sorted(ratios, key=lambda node: -ratios[node])[:MAX_PATHS]
     paths = {item.layer.node: item.layer.path for item in simulation.layers}
     return nodes, [paths[node] for node in nodes]
 

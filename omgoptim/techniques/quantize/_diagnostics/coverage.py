@@ -23,7 +23,7 @@ EMBEDDING = "int8 weight, computed in float"
 NOT_TAKEN = "the quantizer left it in float"
 
 
-RENAMES = ("_quant", "_MatMul_quant", "_MatMul", "_quantized_rows")
+REPLACED_SUFFIXES = ("_quant", "_MatMul_quant", "_MatMul", "_quantized_rows")
 """What a rewrite appends to the name of the node it replaces."""
 
 
@@ -56,7 +56,7 @@ def outcome(
         seen.add((layer.path, layer.op, layer.weight))
         if layer.is_quantized:
             skipped.append(Skip(path=layer.path, reason=ALREADY))
-        elif any(layer.node + suffix in quantized for suffix in ("", *RENAMES)):
+        elif any(layer.node + suffix in quantized for suffix in ("", *REPLACED_SUFFIXES)):
             now = EMBEDDING if layer.op == "Gather" else (precisions or {}).get(layer.node, precision)
             changed.append(Change(path=layer.path, what=layer.what, before="float32", after=now))
         elif layer.node not in names:

@@ -19,12 +19,12 @@ HUGE = 1e4
 """A constant above this is no number to compute with, but a mask's fill."""
 
 
-MOST_PATHS = 8
+MAX_PATHS = 8
 """Places that a signature names."""
 
 
 @dataclass(frozen=True, slots=True)
-class Signature:
+class Diagnostic:
     """Something that was found."""
 
     name: str
@@ -38,7 +38,7 @@ class Signature:
     """Parameters of the technique that undo it; comes before `nodes`."""
 
 
-def fills(model: ModelProto) -> Iterator[Signature]:
+def mask_fills(model: ModelProto) -> Iterator[Diagnostic]:
     """Constants that are added, multiplied or filled in and dwarf everything else."""
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     roots = constant_roots(model.graph)
@@ -54,16 +54,16 @@ def fills(model: ModelProto) -> Iterator[Signature]:
                     values[node.name] = max(largest, values.get(node.name, 0.0))
     if values:
         worst = sorted(values, key=lambda name: -values[name])
-        yield Signature(
+        yield Diagnostic(
             "mask fill",
-            worst[:MOST_PATHS],
+            worst[:MAX_PATHS],
             f"{worst[0]} takes a constant of {values[worst[0]]:.3g}: a range that holds it has no level left for "
             "anything else",
             "a small fill such as -100 in the model, or algorithm nncf, which leaves masks in float",
         )
 
 
-def gates(model: ModelProto, layers: Sequence[Quantizable]) -> Iterator[Signature]:
+def gates(model: ModelProto, layers: Sequence[Quantizable]) -> Iterator[Diagnostic]:
     """Hard-swish and squeeze-excite: products of a value with its own gate."""
     graph = model.graph
     producers = {name: node for node in graph.node for name in node.output}
@@ -84,17 +84,17 @@ def gates(model: ModelProto, layers: Sequence[Quantizable]) -> Iterator[Signatur
         if swish:
             swishes.append(node.name)
     if swishes:
-        yield Signature(
+        yield Diagnostic(
             "hard-swish",
-            swishes[:MOST_PATHS],
+            swishes[:MAX_PATHS],
             f"{len(swishes)} activations multiply a value by its own gate: a small negative lobe shares the range of "
             "large positive values, and each is rounded several times",
             "ReLU where the model can be trained again, or scheme qat",
         )
     if excited:
-        yield Signature(
+        yield Diagnostic(
             "squeeze-excite",
-            [by_node[name].layer.path for name in excited][:MOST_PATHS],
+            [by_node[name].layer.path for name in excited][:MAX_PATHS],
             f"{len(excited)} layers compute gates that scale whole channels, so that their rounding is multiplied",
             "these layers in float: they are few bytes and little time",
             excited,
@@ -115,12 +115,12 @@ def _behind(gate: NodeProto, producers: Mapping[str, NodeProto], most: int = 12)
     return chain
 
 
-def norms(model: ModelProto) -> Iterator[Signature]:
+def unfolded_norms(model: ModelProto) -> Iterator[Diagnostic]:
     left = [node.name for node in model.graph.node if node.op_type == "BatchNormalization"]
     if left:
-        yield Signature(
+        yield Diagnostic(
             "unfolded batch norm",
-            left[:MOST_PATHS],
+            left[:MAX_PATHS],
             f"{len(left)} batch norms could not be merged into the layer before them: each is computed in float "
             "between two conversions",
             "put each norm right after a convolution or Linear that nothing else reads",

@@ -17,8 +17,8 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from omgoptim.models.onnx_file import load
 from omgoptim.models.onnx_graph import Layer, layers, module_paths
-from omgoptim.techniques.quantize._onnx.preparation import at_opset, fold
-from omgoptim.techniques.quantize._ptq.calibration import Watch
+from omgoptim.techniques.quantize._onnx.preparation import at_opset, fold_constants
+from omgoptim.techniques.quantize._ptq.calibration import ActivationReader
 
 Array = NDArray[Any]
 
@@ -70,15 +70,15 @@ class LayerStatistics:
     """(C,): the largest absolute value of each channel."""
 
 
-def folded(source: Path, threads: int) -> tuple[ModelProto, list[Layer]]:
+def load_folded(source: Path, threads: int) -> tuple[ModelProto, list[Layer]]:
     """The float program with constants folded and norms merged, and all its layers under the source's paths."""
     original = load(source)
     with tempfile.TemporaryDirectory() as folder:
-        model = at_opset(load(fold(original, Path(folder), threads)), 13)
+        model = at_opset(load(fold_constants(original, Path(folder), threads)), 13)
     return model, layers(model, module_paths(original))
 
 
-def quantizable(model: ModelProto, chosen: Sequence[Layer]) -> list[Quantizable]:
+def quantizable_layers(model: ModelProto, chosen: Sequence[Layer]) -> list[Quantizable]:
     """Those of the chosen layers that a simulation can take: a float32 weight that the node reads itself."""
     nodes = {node.name: node for node in model.graph.node}
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -117,7 +117,7 @@ def _axis(node: NodeProto) -> int:
     return OUTPUT_CHANNEL[node.op_type]
 
 
-def few(model: ModelProto, batches: Sequence[Mapping[str, Array]], samples: int) -> list[dict[str, Array]]:
+def take_samples(model: ModelProto, batches: Sequence[Mapping[str, Array]], samples: int) -> list[dict[str, Array]]:
     """The first `samples` samples as small batches of the model's own inputs; as they come if its batch is fixed."""
     names = [value.name for value in model.graph.input]
     fixed = any(
@@ -139,7 +139,7 @@ def few(model: ModelProto, batches: Sequence[Mapping[str, Array]], samples: int)
     return taken
 
 
-def statistics_of(
+def collect_statistics(
     model: ModelProto,
     found: Sequence[Quantizable],
     batches: Sequence[Mapping[str, Array]],
@@ -153,7 +153,7 @@ def statistics_of(
             ranks[item.activation] = item.channel_axis
     gathered: dict[str, list[LayerStatistics]] = {name: [] for name in ranks}
     given = [dict(batch) for batch in batches]
-    for _, values in Watch(model, list(ranks), threads=threads).slices(given) if ranks else ():
+    for _, values in ActivationReader(model, list(ranks), threads=threads).slices(given) if ranks else ():
         for name, array in values.items():
             if array.size:
                 gathered[name].append(_one(array, ranks[name]))

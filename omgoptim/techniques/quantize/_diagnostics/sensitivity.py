@@ -18,22 +18,22 @@ import numpy as np
 from omgoptim.models.onnx_graph import Layer
 from omgoptim.techniques.quantize._diagnostics.layer_statistics import Quantizable
 from omgoptim.techniques.quantize._diagnostics.simulation import Simulation, rounded_weight
-from omgoptim.techniques.quantize._onnx.qdq import affine
-from omgoptim.techniques.quantize._ptq.sqnr import decibels
+from omgoptim.techniques.quantize._onnx.qdq import quantization_parameters
+from omgoptim.techniques.quantize._ptq.sqnr import to_decibels
 
-MOST_LAYERS = 60
+MAX_LAYERS = 60
 """Layers that are run one by one; of a larger model those whose own rounding is worst."""
 
 
 @dataclass(frozen=True, slots=True)
-class LayerSqnr:
+class LayerSensitivity:
     """One layer's part in the noise."""
 
     layer: Layer
     alone_db: float
     """SQNR of the output with only this layer quantized."""
     measured: bool
-    """Or estimated from the layer's own rounding: for layers past `MOST_LAYERS` or past the time."""
+    """Or estimated from the layer's own rounding: for layers past `MAX_LAYERS` or past the time."""
     restored_db: float | None = None
     """SQNR of the output with all but this layer quantized."""
 
@@ -44,11 +44,11 @@ class LayerSqnr:
 
 
 @dataclass(frozen=True, slots=True)
-class NoiseReport:
+class SensitivityReport:
     """Every layer's part, the worst first, and that of all together."""
 
     whole_db: float
-    layers: list[LayerSqnr]
+    layers: list[LayerSensitivity]
     samples: int
 
     @property
@@ -57,14 +57,14 @@ class NoiseReport:
         return sum(not layer.measured for layer in self.layers)
 
 
-def measure_noise(
+def measure_sensitivity(
     simulation: Simulation,
     *,
     restored: bool = False,
     limit_s: float = math.inf,
     clock: Callable[[], float] = time.monotonic,
     progress: Callable[[float], None] = lambda _: None,
-) -> NoiseReport:
+) -> SensitivityReport:
     """Each layer's part in the noise at the output.
 
     Args:
@@ -73,35 +73,35 @@ def measure_noise(
             measured.
     """
     start = clock()
-    own = {item.layer.node: own_noise(simulation, item) for item in simulation.layers}
+    own = {item.layer.node: local_noise(simulation, item) for item in simulation.layers}
     order = sorted((item.layer for item in simulation.layers), key=lambda layer: -own[layer.node])
     whole = {layer.node for layer in order}
     whole_db = simulation.sqnr(whole)
     alone: dict[str, float] = {}
-    for index, layer in enumerate(order[:MOST_LAYERS]):
+    for index, layer in enumerate(order[:MAX_LAYERS]):
         if index and clock() - start >= limit_s:
             break
         alone[layer.node] = simulation.sqnr({layer.node})
-        progress(index / min(len(order), MOST_LAYERS))
+        progress(index / min(len(order), MAX_LAYERS))
     carried = [10 ** (-db / 10) / max(own[node], 1e-12) for node, db in alone.items()]
     scale = float(np.median(carried)) if carried else 1.0
     found = [
-        LayerSqnr(layer, alone[layer.node], True)
+        LayerSensitivity(layer, alone[layer.node], True)
         if layer.node in alone
-        else LayerSqnr(layer, decibels(own[layer.node] * scale), False)
+        else LayerSensitivity(layer, to_decibels(own[layer.node] * scale), False)
         for layer in order
     ]
     found.sort(key=lambda entry: entry.alone_db)
     if restored:
-        for index, entry in enumerate(found[:MOST_LAYERS]):
+        for index, entry in enumerate(found[:MAX_LAYERS]):
             if index and clock() - start >= limit_s:
                 break
             without = simulation.sqnr(whole - {entry.layer.node})
-            found[index] = LayerSqnr(entry.layer, entry.alone_db, entry.measured, without)
-    return NoiseReport(whole_db, found, simulation.samples)
+            found[index] = LayerSensitivity(entry.layer, entry.alone_db, entry.measured, without)
+    return SensitivityReport(whole_db, found, simulation.samples)
 
 
-def own_noise(simulation: Simulation, item: Quantizable) -> float:
+def local_noise(simulation: Simulation, item: Quantizable) -> float:
     """Noise over signal of one layer's rounding where it happens: its weight's and, by its range, its input's."""
     weight, rounding = simulation.weight(item), simulation.rounding
     signal = float(np.square(weight, dtype=np.float64).sum()) or 1.0
@@ -109,5 +109,5 @@ def own_noise(simulation: Simulation, item: Quantizable) -> float:
     given = simulation.statistics.get(item.activation or "")
     if given is None or given.power <= 0:
         return lost / signal
-    scale, _ = affine((given.low, given.high), rounding.symmetric)
+    scale, _ = quantization_parameters((given.low, given.high), rounding.symmetric)
     return lost / signal + scale**2 / 12 / given.power

@@ -25,15 +25,15 @@ from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._diagnostics.layer_statistics import (
     LayerStatistics,
     Quantizable,
-    few,
-    folded,
-    quantizable,
-    statistics_of,
+    collect_statistics,
+    load_folded,
+    quantizable_layers,
+    take_samples,
 )
-from omgoptim.techniques.quantize._onnx.qdq import affine
+from omgoptim.techniques.quantize._onnx.qdq import quantization_parameters
 from omgoptim.techniques.quantize._onnx.runtime import as_technique_error, open_program, weight_levels
-from omgoptim.techniques.quantize._ptq.equalization import SHARES, equalized
-from omgoptim.techniques.quantize._ptq.sqnr import decibels, noise_over_signal
+from omgoptim.techniques.quantize._ptq.equalization import SHARES, equalize_channels
+from omgoptim.techniques.quantize._ptq.sqnr import noise_to_signal, to_decibels
 
 Array = NDArray[Any]
 
@@ -47,7 +47,7 @@ SWITCHES = "omgoptim.quantized"
 
 
 @dataclass(frozen=True, slots=True)
-class Rounding:
+class SimulationConfig:
     """How layers are quantized in the simulation."""
 
     per_channel: bool = True
@@ -59,7 +59,7 @@ class Rounding:
     """Whether what a layer gives is rounded too, as ONNX Runtime's writer does, or only what it is given, as NNCF's."""
 
     @classmethod
-    def of(cls, params: Any) -> Rounding:
+    def of(cls, params: Any) -> SimulationConfig:
         """What a params class of calibrated int8 asks for, on this processor."""
         per_channel = getattr(params, "granularity", "per_channel") == "per_channel"
         outputs = getattr(params, "algorithm", "auto") != "nncf"
@@ -80,12 +80,12 @@ class Simulation:
         model: ModelProto,
         chosen: Sequence[Layer],
         batches: Sequence[Mapping[str, Array]],
-        rounding: Rounding,
+        rounding: SimulationConfig,
         threads: int = 1,
     ) -> None:
         self.model, self.batches, self.rounding = model, batches, rounding
-        self.layers = quantizable(model, chosen)
-        self.statistics = statistics_of(model, self.layers, batches, threads, rounding.outputs)
+        self.layers = quantizable_layers(model, chosen)
+        self.statistics = collect_statistics(model, self.layers, batches, threads, rounding.outputs)
         self._index = {item.layer.node: i for i, item in enumerate(self.layers)}
         self._session = open_program(
             switchable(model, self.layers, self.statistics, rounding), threads, "ORT_ENABLE_BASIC"
@@ -120,14 +120,14 @@ class Simulation:
         return sqnr_db(self._original, [self.outputs(nodes, batch) for batch in self.batches])
 
 
-def simulation_of(
+def build_simulation(
     source: Path,
     batches: Sequence[Mapping[str, Array]],
     params: Any,
     *,
     samples: int = SAMPLES,
     threads: int = 1,
-    rounding: Rounding | None = None,
+    rounding: SimulationConfig | None = None,
 ) -> Simulation:
     """The simulation of what these params do to the float program `source`.
 
@@ -141,10 +141,10 @@ def simulation_of(
     Raises:
         TechniqueError: a glob names no layer, or the program does not run.
     """
-    model, found = folded(source, threads)
+    model, found = load_folded(source, threads)
     paths = {layer.node: layer.path for layer in found}
-    rounding = rounding or Rounding.of(params)
-    taken = few(model, batches, samples)
+    rounding = rounding or SimulationConfig.of(params)
+    taken = take_samples(model, batches, samples)
 
     def chosen(one: ModelProto) -> list[Layer]:
         now = select(layers(one, paths), getattr(params, "targets", []), getattr(params, "ignore", []))
@@ -156,7 +156,7 @@ def simulation_of(
         try:
             with as_technique_error("the channels cannot be scaled"):
                 granularity = Static(granularity="per_channel" if rounding.per_channel else "per_tensor")
-                scaled, count = equalized(model, chosen(model), granularity, share, batches=taken)
+                scaled, count = equalize_channels(model, chosen(model), granularity, share, batches=taken)
         except OmgoptimError:  # the technique would leave them, too
             break
         if count:
@@ -167,11 +167,11 @@ def simulation_of(
 
 def sqnr_db(original: Sequence[Sequence[Array]], noisy: Sequence[Sequence[Array]]) -> float:
     """SQNR of outputs, batch by batch lists of arrays; one that is not finite where the original is is all noise."""
-    ratio = noise_over_signal(original, noisy)
-    return decibels(1.0 if math.isinf(ratio) else ratio)
+    ratio = noise_to_signal(original, noisy)
+    return to_decibels(1.0 if math.isinf(ratio) else ratio)
 
 
-def rounded_weight(weight: Array, axis: int, rounding: Rounding) -> Array:
+def rounded_weight(weight: Array, axis: int, rounding: SimulationConfig) -> Array:
     """What symmetric int8 leaves of a weight: a scale per entry of `axis`, or one for all."""
     around = tuple(i for i in range(weight.ndim) if i != axis) if rounding.per_channel else None
     largest = np.abs(weight).max(axis=around, keepdims=True)
@@ -181,7 +181,10 @@ def rounded_weight(weight: Array, axis: int, rounding: Rounding) -> Array:
 
 
 def switchable(
-    model: ModelProto, found: Sequence[Quantizable], statistics: Mapping[str, LayerStatistics], rounding: Rounding
+    model: ModelProto,
+    found: Sequence[Quantizable],
+    statistics: Mapping[str, LayerStatistics],
+    rounding: SimulationConfig,
 ) -> ModelProto:
     """The program with one more input, a bool per layer: whether that layer is quantized."""
     result = ModelProto()
@@ -227,9 +230,11 @@ class _Writer:
         self.nodes.append(helper.make_node(op, inputs, [output], self.own + name + "_node"))
         return output
 
-    def round(self, tensor: str, name: str, given: LayerStatistics, rounding: Rounding, output: str = "") -> str:
+    def round(
+        self, tensor: str, name: str, given: LayerStatistics, rounding: SimulationConfig, output: str = ""
+    ) -> str:
         """The tensor, rounded if the layer's switch is on; the switch was read before."""
-        scale, zero = affine((given.low, given.high), rounding.symmetric)
+        scale, zero = quantization_parameters((given.low, given.high), rounding.symmetric)
         grid = [
             self.constant(f"{name}_scale", np.array(scale, np.float32)),
             self.constant(f"{name}_zero", np.array(zero, np.int8 if rounding.symmetric else np.uint8)),
@@ -246,7 +251,7 @@ def _switch(
     item: Quantizable,
     stored: Mapping[str, TensorProto],
     statistics: Mapping[str, LayerStatistics],
-    rounding: Rounding,
+    rounding: SimulationConfig,
 ) -> None:
     """Let a layer's node read what its switch lets through."""
     on = writer.add("Gather", [SWITCHES, writer.constant("index", np.array(index, np.int64))], "on")

@@ -20,7 +20,7 @@ OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True, slots=True)
-class Weighted:
+class LayerWeight:
     """A layer whose weight is a stored float32 tensor that no other node reads."""
 
     node: NodeProto
@@ -62,7 +62,7 @@ class Weighted:
         return np.ascontiguousarray(arranged).reshape(shape)
 
 
-def weighted_layers(model: ModelProto, chosen: Sequence[Layer]) -> list[Weighted]:
+def find_layer_weights(model: ModelProto, chosen: Sequence[Layer]) -> list[LayerWeight]:
     """Those of the chosen layers that have a weight of their own in one of `OPS`, in graph order."""
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     reads = Counter(name for node in model.graph.node for name in node.input)
@@ -80,11 +80,11 @@ def weighted_layers(model: ModelProto, chosen: Sequence[Layer]) -> list[Weighted
         if node.op_type == "Gemm" and (_number(attributes, "transA", 0) or _number(attributes, "alpha", 1.0) != 1):
             continue
         groups = int(_number(attributes, "group", 1))
-        found.append(Weighted(node, tensor, groups, bool(_number(attributes, "transB", 0))))
+        found.append(LayerWeight(node, tensor, groups, bool(_number(attributes, "transB", 0))))
     return found
 
 
-def bias_of(model: ModelProto, layer: Weighted) -> NDArray[np.float32] | None:
+def bias_of(model: ModelProto, layer: LayerWeight) -> NDArray[np.float32] | None:
     """The bias (O,) that the layer adds itself; zeros if it adds none, None if it has one that cannot be changed.
 
     A MatMul adds none: its bias is the Add after it, which the quantizer rounds by itself.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from omgoptim.models.onnx_graph import Layer
-from omgoptim.techniques.quantize._ptq.group_quantization import Bytes, Groups
+from omgoptim.techniques.quantize._ptq.group_quantization import Bytes, QuantizedGroups
 
 
 def split_gemms(model: ModelProto, nodes: Collection[str]) -> None:
@@ -66,7 +66,7 @@ def _biased(model: ModelProto, tensors: dict[str, TensorProto], product: NodePro
     return added
 
 
-def stored_products(model: ModelProto, chosen: Collection[Layer]) -> dict[str, list[NodeProto]]:
+def stored_matmuls(model: ModelProto, chosen: Collection[Layer]) -> dict[str, list[NodeProto]]:
     """Names of the float32 matrices (K, N) that chosen MatMul nodes have on their right, with those nodes."""
     wanted = {layer.node for layer in chosen if layer.op in ("MatMul", "Gemm")}
     matrices = {t.name for t in model.graph.initializer if t.data_type == TensorProto.FLOAT and len(t.dims) == 2}
@@ -87,7 +87,7 @@ def pack_nibbles(values: Bytes) -> bytes:
     return (flat[0::2] | (flat[1::2] << 4)).astype(np.uint8).tobytes()
 
 
-def packed_tensors(groups: Groups, name: str, num_bits: int, symmetric: bool) -> list[TensorProto]:
+def packed_tensors(groups: QuantizedGroups, name: str, num_bits: int, symmetric: bool) -> list[TensorProto]:
     """What a layer stores: integers (K, N), scales (G, N) and, unless symmetric, zero points (G, N).
 
     Symmetric integers are signed and need no zero point: q - 2 ** (num_bits - 1).
@@ -103,7 +103,7 @@ def packed_tensors(groups: Groups, name: str, num_bits: int, symmetric: bool) ->
     ]
 
 
-def unpacked(tensors: list[TensorProto], group_size: int, output: str, node: str) -> NodeProto:
+def unpacking_node(tensors: list[TensorProto], group_size: int, output: str, node: str) -> NodeProto:
     """The node that makes a float weight of them."""
     return helper.make_node(
         "DequantizeLinear", [tensor.name for tensor in tensors], [output], node, axis=0, block_size=group_size

@@ -20,11 +20,11 @@ from onnx import ModelProto, numpy_helper
 
 from omgoptim.models.onnx_file import is_large, load, save
 from omgoptim.models.onnx_graph import layers
-from omgoptim.techniques.quantize._onnx.layer_weights import bias_of, set_bias, weighted_layers
+from omgoptim.techniques.quantize._onnx.layer_weights import bias_of, find_layer_weights, set_bias
 from omgoptim.techniques.quantize._onnx.runtime import as_technique_error, quiet_stdout
 
 
-def fold(model: ModelProto, folder: Path, threads: int) -> Path:
+def fold_constants(model: ModelProto, folder: Path, threads: int) -> Path:
     """Let ONNX Runtime fold constants and fuse what standard ops can say; node names and outputs stay.
 
     A dynamo-exported LSTM reads its weights out of Slice and Concat nodes; only folded are they weights to quantize.
@@ -89,11 +89,11 @@ def prepare(model: ModelProto, folder: Path) -> ModelProto:
             break
         except Exception as error:  # noqa: BLE001  shape inference raises bare Exception; there is a way on without it
             logger.info("preparing with skip_symbolic_shape=%s failed: %s", skip_symbolic_shape, error)
-    fold_norms(model)
+    fold_batch_norms(model)
     return model
 
 
-def with_shapes(model: ModelProto) -> ModelProto:
+def infer_shapes(model: ModelProto) -> ModelProto:
     """The model with the type of every tensor that can be inferred; what has none is not quantized."""
     with as_technique_error("the program's shapes cannot be inferred"):
         return onnx.shape_inference.infer_shapes(model)
@@ -103,12 +103,12 @@ EPSILON = 1e-5
 """Of BatchNormalization, where the node does not say."""
 
 
-def fold_norms(model: ModelProto) -> int:
+def fold_batch_norms(model: ModelProto) -> int:
     """Fold every batch norm that is the only reader of a layer's output, in place; how many were folded."""
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     reads = Counter(name for node in model.graph.node for name in node.input)
     reads.update(value.name for value in model.graph.output)
-    makers = {layer.node.output[0]: layer for layer in weighted_layers(model, layers(model))}
+    makers = {layer.node.output[0]: layer for layer in find_layer_weights(model, layers(model))}
     folded = []
     for node in model.graph.node:
         layer = makers.get(node.input[0]) if node.op_type == "BatchNormalization" else None

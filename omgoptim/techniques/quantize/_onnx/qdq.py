@@ -23,7 +23,7 @@ Range = tuple[float, float]
 """Lowest and highest value of an activation that is told apart; what lies outside is clipped."""
 
 
-def lower(
+def write_qdq(
     model: ModelProto,
     chosen: Sequence[Layer],
     ranges: Mapping[str, Range],
@@ -122,12 +122,12 @@ def stored_weights(quantized: ModelProto) -> dict[str, StoredWeight]:
 def set_integers(quantized: ModelProto, node: str, integers: NDArray[np.int8]) -> None:
     """Store other integers for a node's weight in a QDQ program, in place; the scale stays."""
     makers = {name: maker for maker in quantized.graph.node for name in maker.output}
-    name = makers[by_name(quantized)[node].input[1]].input[0]
+    name = makers[nodes_by_name(quantized)[node].input[1]].input[0]
     tensor = next(t for t in quantized.graph.initializer if t.name == name)
     tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(integers), name))
 
 
-def by_name(model: ModelProto) -> dict[str, NodeProto]:
+def nodes_by_name(model: ModelProto) -> dict[str, NodeProto]:
     """Node name to node."""
     return {node.name: node for node in model.graph.node}
 
@@ -149,7 +149,7 @@ def activation_parameters(quantized: ModelProto) -> dict[str, tuple[str, str]]:
 
 def set_scale(quantized: ModelProto, names: tuple[str, str], bounds: Range, symmetric: bool) -> None:
     """Give an activation of a QDQ program another range, in place: s and z as the writer computes them."""
-    scale, zero = affine(bounds, symmetric)
+    scale, zero = quantization_parameters(bounds, symmetric)
     for tensor in quantized.graph.initializer:
         if tensor.name == names[0]:
             old: Any = numpy_helper.to_array(tensor)
@@ -159,7 +159,7 @@ def set_scale(quantized: ModelProto, names: tuple[str, str], bounds: Range, symm
             tensor.CopyFrom(numpy_helper.from_array(np.full(old.shape, zero, old.dtype), tensor.name))
 
 
-def affine(bounds: Range, symmetric: bool) -> tuple[float, int]:
+def quantization_parameters(bounds: Range, symmetric: bool) -> tuple[float, int]:
     """Scale and zero point of a range: s = (max - min) / 255, z = round(-min / s), 0 always inside.
 
     Symmetric: s = 2 max(|min|, |max|) / 254, z = 0, for integers of -127..127.

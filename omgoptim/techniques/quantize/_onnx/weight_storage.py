@@ -36,7 +36,7 @@ SMALLEST_BYTES = 1024
 Half = Literal["bfloat16", "float16"]
 
 
-def store_as(model: ModelProto, half: Half) -> Outcome:
+def store_half(model: ModelProto, half: Half) -> Outcome:
     """Rewrite the model's float32 weights in place; what does not fit the 16-bit range stays and is listed."""
     paths = {weight: layer.path for layer in layers(model) for weight in layer.weights}
     changed: list[Change] = []

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from omgoptim.techniques.quantize._ptq.patch_moments import Moments
+from omgoptim.techniques.quantize._ptq.patch_moments import PatchMoments
 
 STEPS, RATE = 400, 0.05
 
@@ -39,10 +39,10 @@ FLOOR = 1e-6
 """Of the inputs' mean square, the least variance that counts: a single patch has none."""
 
 
-def rounded(
+def round_weights(
     w_GOK: NDArray[np.float64],
-    fit: Moments,
-    held: Moments,
+    fit: PatchMoments,
+    held: PatchMoments,
     *,
     highest: int = 127,
     centred: bool = True,
@@ -64,25 +64,25 @@ def rounded(
     t_GOK = t_GOK / level + DAMPING * w
     nearest = w.round().clamp(-highest, highest)
     fixed = (w.abs() > highest - 0.5) | (w == w.round())
-    carried = carried_over(w, fixed, a_GKK, t_GOK)
-    found = [nearest] + [flipped(start, w, fixed, a_GKK, t_GOK) for start in (nearest, carried)]
+    carried = round_sequentially(w, fixed, a_GKK, t_GOK)
+    found = [nearest] + [flip_greedily(start, w, fixed, a_GKK, t_GOK) for start in (nearest, carried)]
     affordable = int(min(steps, BUDGET / (2.0 * t_GOK.numel() * t_GOK.shape[-1])))
     if affordable >= max(1, min(steps, 100)):
-        soft = learned(w, fixed, a_GKK.float(), t_GOK.float(), affordable)
+        soft = optimize_rounding(w, fixed, a_GKK.float(), t_GOK.float(), affordable)
         hard = torch.where(fixed, nearest, w.floor() + (soft >= 0.5)).clamp(-highest, highest)
-        found.append(flipped(hard, w, fixed, a_GKK, t_GOK))
+        found.append(flip_greedily(hard, w, fixed, a_GKK, t_GOK))
     a, t = (torch.from_numpy(array) for array in held.quadratic(centred))
-    best = torch.stack([error(q, a, t) for q in found]).argmin(0)  # (G, O)
+    best = torch.stack([output_error(q, a, t) for q in found]).argmin(0)  # (G, O)
     chosen = torch.stack(found).gather(0, best[None, :, :, None].expand(1, *w.shape))[0]
     return chosen.numpy().astype(np.int32)
 
 
-def error(q_GOK: Tensor, a_GKK: Tensor, t_GOK: Tensor) -> Tensor:
+def output_error(q_GOK: Tensor, a_GKK: Tensor, t_GOK: Tensor) -> Tensor:
     """q A q^T - 2 q t of every row, (G, O): the output error less a constant."""
     return ((q_GOK @ a_GKK - 2 * t_GOK) * q_GOK).sum(-1)
 
 
-def carried_over(w_GOK: Tensor, fixed: Tensor, a_GKK: Tensor, t_GOK: Tensor) -> Tensor:
+def round_sequentially(w_GOK: Tensor, fixed: Tensor, a_GKK: Tensor, t_GOK: Tensor) -> Tensor:
     """Round one weight after another, the error of each carried over to those that are not rounded yet.
 
     With U the upper Cholesky factor of A^-1, the best change of the weights k.. for an error e of weight k is
@@ -101,7 +101,7 @@ def carried_over(w_GOK: Tensor, fixed: Tensor, a_GKK: Tensor, t_GOK: Tensor) -> 
     return q
 
 
-def learned(w: Tensor, fixed: Tensor, a_GKK: Tensor, t_GOK: Tensor, steps: int) -> Tensor:
+def optimize_rounding(w: Tensor, fixed: Tensor, a_GKK: Tensor, t_GOK: Tensor, steps: int) -> Tensor:
     """h in 0..1, (G, O, K), after `steps` of Adam."""
     low = w.floor().float()
     fraction = (w - w.floor()).float().clamp(0.01, 0.99)
@@ -111,7 +111,7 @@ def learned(w: Tensor, fixed: Tensor, a_GKK: Tensor, t_GOK: Tensor, steps: int) 
     with torch.enable_grad():
         for step in range(steps):
             h = torch.where(fixed, frozen, (1.2 * torch.sigmoid(logits) - 0.1).clamp(0, 1))
-            loss = error(low + h, a_GKK, t_GOK).sum()
+            loss = output_error(low + h, a_GKK, t_GOK).sum()
             progress = (step / steps - WARM_UP) / (1 - WARM_UP)
             if progress > 0:
                 beta = BETA_TO + (BETA_FROM - BETA_TO) * 0.5 * (1 + np.cos(np.pi * progress))
@@ -122,7 +122,7 @@ def learned(w: Tensor, fixed: Tensor, a_GKK: Tensor, t_GOK: Tensor, steps: int) 
     return (1.2 * torch.sigmoid(logits.detach()) - 0.1).clamp(0, 1)
 
 
-def flipped(q_GOK: Tensor, w_GOK: Tensor, fixed: Tensor, a_GKK: Tensor, t_GOK: Tensor) -> Tensor:
+def flip_greedily(q_GOK: Tensor, w_GOK: Tensor, fixed: Tensor, a_GKK: Tensor, t_GOK: Tensor) -> Tensor:
     """Flip one weight of every row to its other integer, the one that lowers the error most, until none does.
 
     A flip by d = +-1 changes the error by 2 d (q A - t) + A_kk.

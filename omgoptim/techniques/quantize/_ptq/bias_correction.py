@@ -19,15 +19,15 @@ from onnx import ModelProto
 
 from omgoptim.models.onnx_graph import Layer
 from omgoptim.requests.quantize import Static
-from omgoptim.techniques.quantize._onnx.layer_weights import Weighted, bias_of, set_bias, weighted_layers
-from omgoptim.techniques.quantize._onnx.qdq import Range, by_name, lower, stored_weights
-from omgoptim.techniques.quantize._ptq.calibration import Batch, Watch
+from omgoptim.techniques.quantize._onnx.layer_weights import LayerWeight, bias_of, find_layer_weights, set_bias
+from omgoptim.techniques.quantize._onnx.qdq import Range, nodes_by_name, stored_weights, write_qdq
+from omgoptim.techniques.quantize._ptq.calibration import ActivationReader, Batch
 
-MOST_RUNS = 24
+MAX_PASSES = 24
 """Of the quantized program over the data: past as many layers, neighbours are corrected together."""
 
 
-def corrected(
+def correct_biases(
     model: ModelProto,
     reference: ModelProto,
     chosen: Sequence[Layer],
@@ -46,17 +46,17 @@ def corrected(
     """
     result = ModelProto()
     result.CopyFrom(model)
-    simulated = lower(model, chosen, ranges, params, float_biases=True)
+    simulated = write_qdq(model, chosen, ranges, params, float_biases=True)
     integers = stored_weights(simulated)
     layers = [
         layer
-        for layer in weighted_layers(result, chosen)
+        for layer in find_layer_weights(result, chosen)
         if layer.name in integers and bias_of(result, layer) is not None
     ]
-    nodes, wanted_nodes = by_name(simulated), by_name(reference)
+    nodes, wanted_nodes = nodes_by_name(simulated), nodes_by_name(reference)
     tensors = {layer.name: wanted_nodes[layer.name].output[0] for layer in layers}
     wanted = output_means(reference, tensors, batches, threads)
-    count = max(1, -(-len(layers) // MOST_RUNS))
+    count = max(1, -(-len(layers) // MAX_PASSES))
     for start in range(0, len(layers), count):
         progress("correcting biases", start / len(layers))
         part = layers[start : start + count]
@@ -74,7 +74,7 @@ def output_means(
     counts: dict[str, int] = {}
     if not tensors:
         return {}
-    for _, values in Watch(model, list(tensors.values()), exact=True, threads=threads).slices(batches):
+    for _, values in ActivationReader(model, list(tensors.values()), exact=True, threads=threads).slices(batches):
         for name, tensor in tensors.items():
             array = values[tensor]
             total = array.sum(axis=tuple(axis for axis in range(array.ndim) if axis != 1), dtype=np.float64)
@@ -83,10 +83,10 @@ def output_means(
     return {name: total / max(counts[name], 1) for name, total in sums.items()}
 
 
-def _add(result: ModelProto, simulated: ModelProto, layer: Weighted, shift_O: NDArray[np.float64]) -> None:
+def _add(result: ModelProto, simulated: ModelProto, layer: LayerWeight, shift_O: NDArray[np.float64]) -> None:
     bias = bias_of(result, layer)
     if bias is None:
         return
     new = (bias + shift_O).astype(np.float32)
     set_bias(result, layer.node, new)
-    set_bias(simulated, by_name(simulated)[layer.name], new)
+    set_bias(simulated, nodes_by_name(simulated)[layer.name], new)

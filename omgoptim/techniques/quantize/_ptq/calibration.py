@@ -68,7 +68,7 @@ def size_of(batch: Batch) -> int:
     return max((len(array) for array in batch.values() if array.ndim), default=0)
 
 
-def evenly(batches: Sequence[Batch], samples: int, *, sliceable: bool = True) -> list[Batch]:
+def subsample(batches: Sequence[Batch], samples: int, *, sliceable: bool = True) -> list[Batch]:
     """About `samples` of the samples, every n-th of each batch; batches that cannot be cut are taken whole."""
     step = max(1, sum(map(size_of, batches)) // samples)
     cut = sliceable and all(
@@ -123,7 +123,7 @@ def float_tensors(model: ModelProto) -> list[str]:
     return [name for name in dict.fromkeys(names) if known.get(name) == onnx.TensorProto.FLOAT]
 
 
-class Watch:
+class ActivationReader:
     """A session of a program whose inner tensors can be read.
 
     Args:
@@ -170,7 +170,7 @@ class Watch:
 
 def outputs(model: ModelProto, batches: Sequence[Batch], threads: int = 1) -> list[Values]:
     """The program's outputs, batch by batch."""
-    watch = Watch(model, threads=threads)
+    watch = ActivationReader(model, threads=threads)
     return [watch.run(batch) for batch in batches]
 
 

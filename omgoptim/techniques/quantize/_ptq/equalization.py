@@ -32,36 +32,36 @@ from onnx import ModelProto, numpy_helper
 
 from omgoptim.models.onnx_graph import Layer
 from omgoptim.requests.quantize import Static
-from omgoptim.techniques.quantize._onnx.layer_weights import Weighted, bias_of, set_bias, weighted_layers
-from omgoptim.techniques.quantize._ptq.calibration import Batch, Watch
-from omgoptim.techniques.quantize._ptq.equalization_groups import Group, groups
+from omgoptim.techniques.quantize._onnx.layer_weights import LayerWeight, bias_of, find_layer_weights, set_bias
+from omgoptim.techniques.quantize._ptq.calibration import ActivationReader, Batch
+from omgoptim.techniques.quantize._ptq.equalization_groups import EqualizationGroup, find_groups
 
 SHARES = (1.0, 0.5)
 """Values of `a` that are worth trying."""
 
 
-ROUNDS = 20
+DFQ_ITERATIONS = 20
 """Of the per-tensor formula, which settles one pair of layers at a time."""
 
 
-MOST = 1e4
+MAX_FACTOR = 1e4
 """Largest factor, and its inverse the smallest, beside the middle of a group's: a channel that is nearly dead would
 otherwise get one that float32 cannot carry."""
 
 
-MARGIN = 0.95
+CLIP_MARGIN = 0.95
 """Share of its upper bound that a Clip's input may reach on the calibration data to be taken for a Relu."""
 
 
 def channel_peaks(
-    model: ModelProto, found: Sequence[Group], batches: Sequence[Batch], threads: int = 1
+    model: ModelProto, found: Sequence[EqualizationGroup], batches: Sequence[Batch], threads: int = 1
 ) -> dict[str, NDArray[np.float32]]:
     """max|X_C| of every tensor of the groups, over the batches."""
     axes = {name: group.axis for group in found for name in group.tensors}
     peaks: dict[str, NDArray[np.float32]] = {}
     if not axes:
         return peaks
-    for _, values in Watch(model, list(axes), exact=True, threads=threads).slices(batches):
+    for _, values in ActivationReader(model, list(axes), exact=True, threads=threads).slices(batches):
         for name, array in values.items():
             kept = axes[name] % array.ndim
             peak = np.abs(array).max(axis=tuple(axis for axis in range(array.ndim) if axis != kept))
@@ -69,7 +69,7 @@ def channel_peaks(
     return peaks
 
 
-def equalized(
+def equalize_channels(
     model: ModelProto,
     chosen: Sequence[Layer],
     params: Static,
@@ -88,12 +88,12 @@ def equalized(
     """
     copy = ModelProto()
     copy.CopyFrom(model)
-    found = groups(copy, weighted_layers(copy, chosen))
+    found = find_groups(copy, find_layer_weights(copy, chosen))
     if peaks is None:
         peaks = channel_peaks(copy, found, batches)
     ready = [group for group in found if _may_scale(copy, group, peaks)]
     if params.granularity == "per_tensor":
-        for _ in range(ROUNDS):
+        for _ in range(DFQ_ITERATIONS):
             for group in ready:
                 _scale(copy, group, _bounded(weight_factors(group)))
     else:
@@ -108,7 +108,7 @@ def equalized(
     return copy, len(ready)
 
 
-def weight_factors(group: Group) -> NDArray[np.float64]:
+def weight_factors(group: EqualizationGroup) -> NDArray[np.float64]:
     """s_C = sqrt(r1_C / r2_C) of the largest writer and reader; 1 where a range is 0."""
     written = np.max([np.abs(layer.read()).max(axis=(2, 3)).reshape(-1) for layer in group.writers], axis=0)
     read = np.max([np.abs(layer.read()).max(axis=(1, 3)).reshape(-1) for layer in group.readers], axis=0)
@@ -116,7 +116,7 @@ def weight_factors(group: Group) -> NDArray[np.float64]:
     return np.where(held, np.sqrt(np.where(held, written, 1) / np.where(held, read, 1)), 1.0)
 
 
-def column_factors(group: Group, share: float) -> NDArray[np.float64]:
+def column_factors(group: EqualizationGroup, share: float) -> NDArray[np.float64]:
     """How much of an even activation each channel gives back to the reader: u_C^-(1 - a), u the size of its column.
 
     u_C is the root mean square over the rows of |w_OC| / max_C' |w_OC'|, the largest over readers; a channel that only
@@ -136,7 +136,7 @@ def column_factors(group: Group, share: float) -> NDArray[np.float64]:
     return np.where(u_C > 0, np.power(np.where(u_C > 0, u_C, 1), share - 1), 1.0)
 
 
-def _peak_of(group: Group, peaks: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float64]:
+def _peak_of(group: EqualizationGroup, peaks: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float64]:
     """max|X_C| over what the group's readers read: before a ReLU, it is after it that counts."""
     names = {reader.node.input[0] for reader in group.readers}
     peak = np.max([peaks[name] for name in names], axis=0).astype(np.float64)
@@ -145,10 +145,10 @@ def _peak_of(group: Group, peaks: Mapping[str, NDArray[np.float32]]) -> NDArray[
 
 def _bounded(s_C: NDArray[np.float64]) -> NDArray[np.float32]:
     middle = float(np.exp(np.log(s_C).mean()))
-    return np.clip(s_C / middle, 1 / MOST, MOST).astype(np.float32)
+    return np.clip(s_C / middle, 1 / MAX_FACTOR, MAX_FACTOR).astype(np.float32)
 
 
-def _may_scale(model: ModelProto, group: Group, peaks: Mapping[str, NDArray[np.float32]]) -> bool:
+def _may_scale(model: ModelProto, group: EqualizationGroup, peaks: Mapping[str, NDArray[np.float32]]) -> bool:
     """Whether every writer's bias can be scaled, and no Clip of the group was near its bound."""
     for layer in group.writers:
         if layer.node.op_type != "MatMul" and bias_of(model, layer) is None:
@@ -159,12 +159,12 @@ def _may_scale(model: ModelProto, group: Group, peaks: Mapping[str, NDArray[np.f
         bound = np.inf if upper is None else float(numpy_helper.to_array(upper))
         if len(clip.input) > 2 and clip.input[2] and upper is None:
             return False
-        if float(peaks[clip.output[0]].max()) > MARGIN * bound:
+        if float(peaks[clip.output[0]].max()) > CLIP_MARGIN * bound:
             return False
     return True
 
 
-def _scale(model: ModelProto, group: Group, s_C: NDArray[np.float32]) -> None:
+def _scale(model: ModelProto, group: EqualizationGroup, s_C: NDArray[np.float32]) -> None:
     """Divide the group's channels by s_C where they are written, multiply where they are read, in place."""
     for writer in group.writers:
         _scale_rows(model, writer, (1 / s_C).astype(np.float32))
@@ -176,7 +176,7 @@ def _scale(model: ModelProto, group: Group, s_C: NDArray[np.float32]) -> None:
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) / s_C, name))
 
 
-def _scale_rows(model: ModelProto, layer: Weighted, factors_O: NDArray[np.float32]) -> None:
+def _scale_rows(model: ModelProto, layer: LayerWeight, factors_O: NDArray[np.float32]) -> None:
     w_GOIT = layer.read()
     layer.write(w_GOIT * factors_O.reshape(w_GOIT.shape[0], w_GOIT.shape[1], 1, 1))
     bias = None if layer.node.op_type == "MatMul" else bias_of(model, layer)

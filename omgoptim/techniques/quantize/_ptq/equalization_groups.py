@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from omgoptim.techniques.quantize._onnx.layer_weights import Weighted
+from omgoptim.techniques.quantize._onnx.layer_weights import LayerWeight
 
 HOMOGENEOUS = {"Relu", "LeakyRelu", "PRelu", "Identity", "Dropout", "Abs", "Neg"}
 """Ops on the elements of their first input with op(s x) = s op(x) for s > 0."""
@@ -28,14 +28,14 @@ CHANNEL = 1
 
 
 @dataclass(slots=True)
-class Group:
+class EqualizationGroup:
     """Tensors that share a factor per channel, the layers that write them and those that read them."""
 
     tensors: list[str] = field(default_factory=list)
     axis: int = CHANNEL
     """Axis of the channels: `CHANNEL`, or -1 where MatMul writes and reads the last."""
-    writers: list[Weighted] = field(default_factory=list)
-    readers: list[Weighted] = field(default_factory=list)
+    writers: list[LayerWeight] = field(default_factory=list)
+    readers: list[LayerWeight] = field(default_factory=list)
     addends: list[str] = field(default_factory=list)
     """Constants that are added to a tensor of the group, one value a channel."""
     clips: list[NodeProto] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Group:
         return all(reader.read().shape[2] == 1 for reader in self.readers)
 
 
-def groups(model: ModelProto, weighted: Sequence[Weighted]) -> list[Group]:
+def find_groups(model: ModelProto, weighted: Sequence[LayerWeight]) -> list[EqualizationGroup]:
     """The sets that can be scaled: at least one writer and one reader, and nothing else touches them."""
     finder = _Finder(model, weighted)
     for node in model.graph.node:
@@ -58,15 +58,15 @@ def groups(model: ModelProto, weighted: Sequence[Weighted]) -> list[Group]:
 class _Finder:
     """A union-find over tensor names, and what forbids or joins them."""
 
-    def __init__(self, model: ModelProto, weighted: Sequence[Weighted]):
+    def __init__(self, model: ModelProto, weighted: Sequence[LayerWeight]):
         self.layers = {layer.name: layer for layer in weighted}
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self.shapes = _shapes(model)
         self.reads = Counter(name for node in model.graph.node for name in node.input)
         self.parent: dict[str, str] = {}
         self.refused = {value.name for value in (*model.graph.input, *model.graph.output)}
-        self.written: list[tuple[str, Weighted]] = []
-        self.read: list[tuple[str, Weighted]] = []
+        self.written: list[tuple[str, LayerWeight]] = []
+        self.read: list[tuple[str, LayerWeight]] = []
         self.added: list[tuple[str, str]] = []
         self.clipped: list[tuple[str, NodeProto]] = []
         self.axes: dict[str, set[int]] = {}
@@ -129,12 +129,12 @@ class _Finder:
                 self.axes.setdefault(self.root(first), set()).update(self.axes.pop(other, set()))
         return True
 
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[EqualizationGroup]:
         refused = {self.root(name) for name in self.refused if name not in self.constants}
-        found: dict[str, Group] = {}
+        found: dict[str, EqualizationGroup] = {}
         for name in list(self.parent):
             if self.root(name) not in refused:
-                found.setdefault(self.root(name), Group()).tensors.append(name)
+                found.setdefault(self.root(name), EqualizationGroup()).tensors.append(name)
         for name, layer in self.written:
             if self.root(name) in found:
                 found[self.root(name)].writers.append(layer)
@@ -193,7 +193,7 @@ class _Finder:
         return fill is not None and not numpy_helper.to_array(fill).any()
 
 
-def _channels_agree(group: Group) -> bool:
+def _channels_agree(group: EqualizationGroup) -> bool:
     written = {layer.read().shape[0] * layer.read().shape[1] for layer in group.writers}
     read = {layer.read().shape[0] * layer.read().shape[2] for layer in group.readers}
     return len(written | read) == 1

@@ -13,15 +13,15 @@ from onnx import ModelProto, TensorProto
 
 from omgoptim.models.onnx_graph import Layer
 
-MOST_KEPT = 3
+MAX_FLOAT_LAYERS = 3
 """Layers from the beginning that may stay in float."""
 
 
-LARGEST_SHARE = 0.04
+MAX_WORK_SHARE = 0.04
 """Of the multiply-accumulates, and of the weights, of all chosen layers, that those which stay may have."""
 
 
-def cheap_prefixes(model: ModelProto, chosen: Sequence[Layer]) -> Iterator[list[Layer]]:
+def affordable_prefixes(model: ModelProto, chosen: Sequence[Layer]) -> Iterator[list[Layer]]:
     """The first layer, the first two … in graph order, as far as their share of the work allows it.
 
     Nothing for a program in which the size of an output is unknown.
@@ -32,11 +32,11 @@ def cheap_prefixes(model: ModelProto, chosen: Sequence[Layer]) -> Iterator[list[
     if None in work.values():
         return
     macs, weights = (sum(one) for one in ([work[x.node] or 0 for x in ordered], [_size(x) for x in ordered]))
-    for count in range(1, min(MOST_KEPT, len(ordered) - 1) + 1):
+    for count in range(1, min(MAX_FLOAT_LAYERS, len(ordered) - 1) + 1):
         first = ordered[:count]
-        if sum(work[layer.node] or 0 for layer in first) > LARGEST_SHARE * macs:
+        if sum(work[layer.node] or 0 for layer in first) > MAX_WORK_SHARE * macs:
             return
-        if sum(map(_size, first)) > LARGEST_SHARE * weights:
+        if sum(map(_size, first)) > MAX_WORK_SHARE * weights:
             return
         yield first
 
@@ -47,7 +47,7 @@ def multiply_accumulates(model: ModelProto, chosen: Sequence[Layer]) -> int | No
     return None if None in work else sum(one or 0 for one in work)
 
 
-def restored(model: ModelProto, reference: ModelProto, kept: Sequence[Layer]) -> ModelProto:
+def restore_float_layers(model: ModelProto, reference: ModelProto, kept: Sequence[Layer]) -> ModelProto:
     """A copy of the program with the stored inputs of some layers as another with the same nodes has them."""
     copy = ModelProto()
     copy.CopyFrom(model)

@@ -19,14 +19,14 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from omgoptim.errors import DataError
 from omgoptim.techniques.quantize._onnx.runtime import as_technique_error, open_program
-from omgoptim.techniques.quantize._ptq.group_quantization import Float, Groups, integers, round_groups
+from omgoptim.techniques.quantize._ptq.group_quantization import Float, QuantizedGroups, integers, quantize_groups
 
 DAMPING = 0.01
 """Of the mean of H's diagonal, added to the diagonal: few samples say little about some directions."""
 
 
-def round_with_feedback(w_KN: Float, h_KK: Float, group_size: int, num_bits: int, symmetric: bool) -> Groups:
-    """As `round_groups`, with the second moments (K, K) of the layer's inputs.
+def gptq_quantize(w_KN: Float, h_KK: Float, group_size: int, num_bits: int, symmetric: bool) -> QuantizedGroups:
+    """As `quantize_groups`, with the second moments (K, K) of the layer's inputs.
 
     Raises:
         numpy.linalg.LinAlgError: the moments are no positive definite matrix.
@@ -34,11 +34,11 @@ def round_with_feedback(w_KN: Float, h_KK: Float, group_size: int, num_bits: int
     u_KK = _factor(h_KK)
     importance_K = np.diagonal(h_KK).astype(np.float32) + np.float32(1e-12)
     left_KN = w_KN.astype(np.float64)
-    rounded: list[Groups] = []
+    rounded: list[QuantizedGroups] = []
     for start in range(0, len(w_KN), group_size):
         end = start + group_size
         block_BN, error_BN = left_KN[start:end], np.empty((group_size, w_KN.shape[1]))
-        group = round_groups(block_BN.astype(np.float32), group_size, num_bits, symmetric, importance_K[start:end])
+        group = quantize_groups(block_BN.astype(np.float32), group_size, num_bits, symmetric, importance_K[start:end])
         s_N, z_N = group.s_GN[0].astype(np.float64), group.z_GN[0].astype(np.float64)
         q_BN = np.empty_like(group.q_KN)
         for row in range(group_size):
@@ -48,12 +48,12 @@ def round_with_feedback(w_KN: Float, h_KK: Float, group_size: int, num_bits: int
             block_BN[row + 1 :] -= np.outer(u_KK[k, k + 1 : end], error_BN[row])
             q_BN[row] = q_N
         left_KN[end:] -= u_KK[start:end, end:].T @ error_BN
-        rounded.append(Groups(q_BN, group.s_GN, group.z_GN))
+        rounded.append(QuantizedGroups(q_BN, group.s_GN, group.z_GN))
     parts = ([getattr(group, name) for group in rounded] for name in ("q_KN", "s_GN", "z_GN"))
-    return Groups(*(np.concatenate(part) for part in parts))
+    return QuantizedGroups(*(np.concatenate(part) for part in parts))
 
 
-def output_error(w_KN: Float, groups: Groups, h_KK: Float) -> float:
+def output_error(w_KN: Float, groups: QuantizedGroups, h_KK: Float) -> float:
     """Mean squared error of the layer's output, summed over outputs: trace(D' H D)."""
     off_KN = groups.weight() - w_KN
     return float((off_KN * (h_KK @ off_KN)).sum())
@@ -71,14 +71,14 @@ def _factor(h_KK: Float) -> NDArray[np.float64]:
 Batches = Sequence[Mapping[str, NDArray[Any]]]
 
 
-Moments = dict[str, NDArray[np.float32]]
+Hessians = dict[str, NDArray[np.float32]]
 
 
-AT_ONCE_BYTES = 2**28
+MAX_PASS_BYTES = 2**28
 """Moments that one pass over the batches may hold."""
 
 
-def input_moments(model: ModelProto, widths: Mapping[str, int], batches: Batches, threads: int) -> Moments:
+def input_hessians(model: ModelProto, widths: Mapping[str, int], batches: Batches, threads: int) -> Hessians:
     """Sum of x x' over every position of every sample.
 
     Args:
@@ -92,11 +92,11 @@ def input_moments(model: ModelProto, widths: Mapping[str, int], batches: Batches
         DataError: an input, or what the model makes of it, holds NaN or infinity.
         TechniqueError: the program does not run on the batches.
     """
-    found: Moments = {}
+    found: Hessians = {}
     waiting = list(widths)
     while waiting:
         some, size = [waiting.pop(0)], 0
-        while waiting and size + 4 * widths[waiting[0]] ** 2 <= AT_ONCE_BYTES:
+        while waiting and size + 4 * widths[waiting[0]] ** 2 <= MAX_PASS_BYTES:
             size += 4 * widths[waiting[0]] ** 2
             some.append(waiting.pop(0))
         found |= _one_pass(model, {name: widths[name] for name in some}, batches, threads)
@@ -110,7 +110,7 @@ def input_moments(model: ModelProto, widths: Mapping[str, int], batches: Batches
     return found
 
 
-def _one_pass(model: ModelProto, widths: Mapping[str, int], batches: Batches, threads: int) -> Moments:
+def _one_pass(model: ModelProto, widths: Mapping[str, int], batches: Batches, threads: int) -> Hessians:
     watched = ModelProto()
     watched.CopyFrom(model)
     for index, (name, width) in enumerate(widths.items()):

@@ -31,7 +31,7 @@ CHUNK = 2**17
 
 
 @dataclass(frozen=True, slots=True)
-class Groups:
+class QuantizedGroups:
     """A rounded weight."""
 
     q_KN: Bytes
@@ -45,9 +45,9 @@ class Groups:
         return ((q_GBN - self.z_GN[:, None]) * self.s_GN[:, None]).reshape(self.q_KN.shape)
 
 
-def round_groups(
+def quantize_groups(
     w_KN: Float, group_size: int, num_bits: int, symmetric: bool, importance_K: Float | None = None
-) -> Groups:
+) -> QuantizedGroups:
     """Round every group by itself.
 
     Args:
@@ -67,7 +67,7 @@ def round_groups(
         for start in range(0, size_N, step)
     ]
     q_GBN, s_GN, z_GN = (np.concatenate([part[index] for part in parts], axis=-1) for index in range(3))
-    return Groups(q_GBN.reshape(size_K, size_N), s_GN.astype(np.float32), z_GN)
+    return QuantizedGroups(q_GBN.reshape(size_K, size_N), s_GN.astype(np.float32), z_GN)
 
 
 def integers(w: Float, s: Float, z: Float, num_bits: int) -> Float:

@@ -77,7 +77,7 @@ def quantize(
         slowly = params.rounding == "adaround" and bool(params.bias_correction)
         quantized = _slowly_if_it_can(apply, notes) if slowly else apply(True)
     if params.rounding == "adaround":
-        notes.append("Algorithm nncf does not learn the rounding of weights.")
+        notes.append("Algorithm nncf has no AdaRound.")
     return quantized, notes
 
 
@@ -86,9 +86,9 @@ def _slowly_if_it_can(apply: Callable[[bool], ModelProto], notes: list[str]) -> 
     try:
         quantized = apply(False)
     except Exception as error:  # noqa: BLE001  whatever a foreign library raises; there is a way on without it
-        notes.append(f"NNCF corrected biases the fast way: the slow one raised {type(error).__name__}.")
+        notes.append(f"NNCF used fast bias correction: its layer-by-layer correction raised {type(error).__name__}.")
         return apply(True)
-    notes.append("NNCF corrected biases layer by layer.")
+    notes.append("NNCF used layer-by-layer bias correction.")
     return quantized
 
 
@@ -105,7 +105,7 @@ def _set_ranges(advanced: Any, params: Static) -> list[str]:
         "mse": Estimators.HISTOGRAM,
     }
     if params.range_method not in known:
-        return [f"Algorithm nncf has no ranges by {params.range_method}; it read them as it does by default."]
+        return [f"Algorithm nncf has no range method {params.range_method}: its default was used."]
     advanced.activations_range_estimator_params = known[params.range_method]
     return []
 

@@ -26,7 +26,7 @@ from onnx import ModelProto
 
 from omgoptim.errors import DataError
 from omgoptim.techniques.quantize._onnx.qdq import Range
-from omgoptim.techniques.quantize._ptq.calibration import Batch, Watch, float_tensors
+from omgoptim.techniques.quantize._ptq.calibration import ActivationReader, Batch, float_tensors
 
 Method = Literal["minmax", "moving_average", "percentile", "mse", "entropy"]
 
@@ -44,7 +44,7 @@ SHRINKS = np.concatenate([np.linspace(1.0, 0.8, 21), np.linspace(0.78, 0.2, 30)]
 
 
 @dataclass(slots=True)
-class Observed:
+class RangeObserver:
     """What was seen of one tensor."""
 
     low: float = 0.0
@@ -102,20 +102,20 @@ class Observed:
         if method == "percentile":
             return percentile_range(values, counts)
         cost = squared_error if method == "mse" else divergence
-        return searched_range(values, counts, (self.low, self.high), symmetric, cost)
+        return search_range(values, counts, (self.low, self.high), symmetric, cost)
 
 
-def observe(
+def observe_activations(
     model: ModelProto, batches: Sequence[Batch], *, histogram: bool = True, threads: int = 1
-) -> dict[str, Observed]:
+) -> dict[str, RangeObserver]:
     """Run the float program once over the batches.
 
     Raises:
         DataError: a value inside the network is NaN or infinite, with the tensor's name.
     """
     names = float_tensors(model)
-    observed = {name: Observed() for name in names}
-    watch = Watch(model, names, exact=True, threads=threads)
+    observed = {name: RangeObserver() for name in names}
+    watch = ActivationReader(model, names, exact=True, threads=threads)
     for batch in batches:
         for index, (_, values) in enumerate(watch.slices([batch])):
             for name, array in values.items():
@@ -128,7 +128,7 @@ def observe(
     return observed
 
 
-def ranges_of(observed: Mapping[str, Observed], method: Method, symmetric: bool = False) -> dict[str, Range]:
+def compute_ranges(observed: Mapping[str, RangeObserver], method: Method, symmetric: bool = False) -> dict[str, Range]:
     """The range of every tensor by one method."""
     return {name: seen.range(method, symmetric) for name, seen in observed.items()}
 
@@ -141,7 +141,7 @@ def percentile_range(values: NDArray[np.float64], counts: NDArray[np.float64]) -
     return min(0.0, float(low)), max(0.0, float(high))
 
 
-def searched_range(
+def search_range(
     values: NDArray[np.float64],
     counts: NDArray[np.float64],
     bounds: Range,

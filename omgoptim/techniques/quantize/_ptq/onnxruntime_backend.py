@@ -39,9 +39,9 @@ def quantize(
         The QDQ program, and what was chosen, a sentence each.
     """
     if is_large(model):
-        return _large(model, chosen, batches, params, folder), ["Too large for more than ranges by minmax."]
+        return _large(model, chosen, batches, params, folder), ["Programs over 2 GB get min/max ranges only."]
     return pipeline.quantize(
-        preparation.with_shapes(model),
+        preparation.infer_shapes(model),
         chosen,
         batches,
         params,

@@ -19,20 +19,20 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from omgoptim.techniques.quantize._onnx.layer_weights import Weighted
-from omgoptim.techniques.quantize._onnx.qdq import by_name
-from omgoptim.techniques.quantize._ptq.calibration import Batch, Watch, size_of
+from omgoptim.techniques.quantize._onnx.layer_weights import LayerWeight
+from omgoptim.techniques.quantize._onnx.qdq import nodes_by_name
+from omgoptim.techniques.quantize._ptq.calibration import ActivationReader, Batch, size_of
 
-PATCHES = 16384
+MAX_PATCHES = 16384
 """Patches of a layer that are read at most, drawn at random: enough for the moments of a patch of a few thousand."""
 
 
-FEWEST = 1024
+MIN_PATCHES = 1024
 """Patches that are read whatever they cost."""
 
 
 @dataclass(slots=True)
-class Moments:
+class PatchMoments:
     """Sums over patches; G groups, O outputs of a group, K values of a patch."""
 
     xx_GKK: NDArray[np.float64]
@@ -42,7 +42,7 @@ class Moments:
     count: int = 0
 
     @classmethod
-    def empty(cls, groups: int, outputs: int, patch: int) -> Moments:
+    def empty(cls, groups: int, outputs: int, patch: int) -> PatchMoments:
         yx, x, y = (np.zeros(shape) for shape in ((groups, outputs, patch), (groups, patch), (groups, outputs)))
         return cls(np.zeros((groups, patch, patch)), yx, x, y)
 
@@ -69,7 +69,7 @@ class Moments:
         return a, t
 
 
-def patches(layer: Weighted, x: NDArray[np.float32], keep: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+def patches(layer: LayerWeight, x: NDArray[np.float32], keep: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
     """The patches (P, G, K) that a layer multiplies with its weights.
 
     Args:
@@ -88,7 +88,7 @@ def patches(layer: Weighted, x: NDArray[np.float32], keep: NDArray[np.int64] | N
     return np.ascontiguousarray(taken).reshape(len(taken), layer.groups, -1)
 
 
-def patch_count(layer: Weighted, x: NDArray[np.float32]) -> int:
+def patch_count(layer: LayerWeight, x: NDArray[np.float32]) -> int:
     """How many patches `patches` would give."""
     if layer.node.op_type != "Conv":
         return int(x.size // x.shape[-1])
@@ -96,14 +96,14 @@ def patch_count(layer: Weighted, x: NDArray[np.float32]) -> int:
     return int(len(x) * np.prod(windows.shape[2 : 2 + x.ndim - 2]))
 
 
-def is_readable(layer: Weighted) -> bool:
+def is_readable(layer: LayerWeight) -> bool:
     """Whether patches of the layer can be read: explicit padding, no transposed convolution."""
     pads = next((a.s.decode() for a in layer.node.attribute if a.name == "auto_pad"), "NOTSET")
     return layer.node.op_type != "ConvTranspose" and pads == "NOTSET"
 
 
-def collect(
-    layers: Sequence[Weighted],
+def collect_moments(
+    layers: Sequence[LayerWeight],
     quantized: ModelProto,
     reference: ModelProto,
     weights: Mapping[str, NDArray[np.float32]],
@@ -114,7 +114,7 @@ def collect(
     values: int | None = None,
     seed: int = 0,
     threads: int = 1,
-) -> dict[str, Moments]:
+) -> dict[str, PatchMoments]:
     """Moments of every layer by its node's name.
 
     Args:
@@ -124,22 +124,26 @@ def collect(
         alone: layers whose y is made of x^ instead: only their own rounding is then an error. That is right for those
             whose inputs are going to change.
         exact: whether `quantized` holds integers, which the engine must not fuse.
-        values: about how many values of patches are read of a layer; None: `PATCHES` patches, whatever their size.
+        values: about how many values of patches are read of a layer; None: `MAX_PATCHES` patches, whatever their size.
     """
-    ours = {layer.name: by_name(quantized)[layer.name].input[0] for layer in layers}
-    theirs = {layer.name: by_name(reference)[layer.name].input[0] for layer in layers if layer.name not in alone}
-    got = Watch(quantized, list(dict.fromkeys(ours.values())), exact=exact, threads=threads)
-    wanted = Watch(reference, list(dict.fromkeys(theirs.values())), exact=True, threads=threads) if theirs else None
+    ours = {layer.name: nodes_by_name(quantized)[layer.name].input[0] for layer in layers}
+    theirs = {layer.name: nodes_by_name(reference)[layer.name].input[0] for layer in layers if layer.name not in alone}
+    got = ActivationReader(quantized, list(dict.fromkeys(ours.values())), exact=exact, threads=threads)
+    wanted = (
+        ActivationReader(reference, list(dict.fromkeys(theirs.values())), exact=True, threads=threads)
+        if theirs
+        else None
+    )
     samples = max(1, sum(size_of(batch) for batch in batches))
     rng = np.random.default_rng(seed)
-    found: dict[str, Moments] = {}
+    found: dict[str, PatchMoments] = {}
     for part, read in got.slices(batches):
         floats = wanted.run(part) if wanted is not None else {}
         for layer in layers:
             x, w_GOIT = read[ours[layer.name]], weights[layer.name]
             total = patch_count(layer, x)
             size = w_GOIT.size // w_GOIT.shape[1]  # values of a patch, all groups
-            most = PATCHES if values is None else min(PATCHES, max(FEWEST, values // size))
+            most = MAX_PATCHES if values is None else min(MAX_PATCHES, max(MIN_PATCHES, values // size))
             share = -(-most * size_of(part) // samples)
             keep = None if total <= share else rng.choice(total, share, replace=False)
             w_GOK = w_GOIT.reshape(*w_GOIT.shape[:2], -1)
@@ -147,12 +151,12 @@ def collect(
             floats_PGK = patches(layer, floats[theirs[layer.name]], keep) if layer.name in theirs else x_PGK
             y_PGO = (floats_PGK.swapaxes(0, 1) @ w_GOK.swapaxes(1, 2)).swapaxes(0, 1)
             if layer.name not in found:
-                found[layer.name] = Moments.empty(*w_GOK.shape)
+                found[layer.name] = PatchMoments.empty(*w_GOK.shape)
             found[layer.name].add(x_PGK, y_PGO)
     return found
 
 
-def _windows(layer: Weighted, x: NDArray[np.float32]) -> NDArray[np.float32]:
+def _windows(layer: LayerWeight, x: NDArray[np.float32]) -> NDArray[np.float32]:
     """A view (N, C, *places, *taps) of a convolution's padded input."""
     space = x.ndim - 2
     attributes = {a.name: list(a.ints) for a in layer.node.attribute}

@@ -18,26 +18,36 @@ from onnx import ModelProto
 
 from omgoptim.models.onnx_graph import Layer, layers
 from omgoptim.requests.quantize import Static
-from omgoptim.techniques.quantize._onnx.layer_weights import weighted_layers
-from omgoptim.techniques.quantize._onnx.qdq import lower
+from omgoptim.techniques.quantize._onnx.layer_weights import find_layer_weights
+from omgoptim.techniques.quantize._onnx.qdq import write_qdq
 from omgoptim.techniques.quantize._onnx.runtime import has_free_batch
-from omgoptim.techniques.quantize._ptq.bias_correction import MOST_RUNS as CORRECTIONS
-from omgoptim.techniques.quantize._ptq.bias_correction import corrected
-from omgoptim.techniques.quantize._ptq.calibration import Batch, evenly, outputs, size_of, split
-from omgoptim.techniques.quantize._ptq.equalization import SHARES, channel_peaks, equalized
-from omgoptim.techniques.quantize._ptq.equalization_groups import groups
-from omgoptim.techniques.quantize._ptq.float_prefix import cheap_prefixes, multiply_accumulates, restored
-from omgoptim.techniques.quantize._ptq.observers import Method, observe, ranges_of
+from omgoptim.techniques.quantize._ptq.bias_correction import MAX_PASSES as CORRECTIONS
+from omgoptim.techniques.quantize._ptq.bias_correction import correct_biases
+from omgoptim.techniques.quantize._ptq.calibration import Batch, outputs, size_of, split, subsample
+from omgoptim.techniques.quantize._ptq.equalization import SHARES, channel_peaks, equalize_channels
+from omgoptim.techniques.quantize._ptq.equalization_groups import find_groups
+from omgoptim.techniques.quantize._ptq.float_prefix import (
+    affordable_prefixes,
+    multiply_accumulates,
+    restore_float_layers,
+)
+from omgoptim.techniques.quantize._ptq.observers import Method, compute_ranges, observe_activations
 from omgoptim.techniques.quantize._ptq.range_selection import read_ranges
-from omgoptim.techniques.quantize._ptq.state import BARELY_DB, CLEARLY_DB, Data, Settings, State
+from omgoptim.techniques.quantize._ptq.state import (
+    MIN_CHOICE_GAIN_DB,
+    MIN_STEP_GAIN_DB,
+    CalibrationSplit,
+    PtqSettings,
+    PtqState,
+)
 from omgoptim.techniques.quantize._ptq.weight_rounding import (
-    MOST_RUNS,
-    with_learned_rounding,
-    with_small_kernels_rounded,
+    MAX_PASSES,
+    apply_adaround,
+    round_small_kernels,
 )
 
 SHARES_TRIED: dict[bool, tuple[float, ...]] = {False: SHARES, True: (1.0, 0.75, 0.5)}
-"""Of `equalized`, to be tried without and with a learned rounding."""
+"""Of `equalize_channels`, to be tried without and with a learned rounding."""
 
 
 ROUNDED = ("small_kernels", "adaround")
@@ -80,8 +90,8 @@ def quantize(
     plain = not (params.equalize or params.bias_correction or params.rounding in ROUNDED)
     if plain and params.range_method != "auto":
         histogram = params.range_method not in ("minmax", "moving_average")
-        observed = observe(model, batches, histogram=histogram, threads=threads)
-        return lower(model, chosen, ranges_of(observed, params.range_method, params.symmetric), params), []
+        observed = observe_activations(model, batches, histogram=histogram, threads=threads)
+        return write_qdq(model, chosen, compute_ranges(observed, params.range_method, params.symmetric), params), []
     notes: list[str] = []
     settings = _settings(model, chosen, batches, params, threads, seed, progress, notes)
     state = _begin(model, settings)
@@ -95,10 +105,10 @@ def quantize(
         state = _correct(state, settings, notes)
     if params.rounding == "adaround":
         state = _round(state, settings, notes)
-    return lower(state.model, settings.chosen, state.ranges, params), notes
+    return write_qdq(state.model, settings.chosen, state.ranges, params), notes
 
 
-def scaled(
+def equalize(
     model: ModelProto,
     chosen: Sequence[Layer],
     batches: Sequence[Batch],
@@ -122,16 +132,16 @@ def _settings(
     seed: int,
     progress: Callable[[str, float | None], None],
     notes: list[str],
-) -> Settings:
+) -> PtqSettings:
     fit, held = split(batches, sliceable=has_free_batch(model))
     if fit[0] is held[0]:
         count = sum(map(size_of, held))
         plural = "" if count == 1 else "s"
-        notes.append(f"Chosen on the {count} sample{plural} that it was fitted to: there were no others.")
-    return Settings(
+        notes.append(f"Steps were fitted and judged on the same {count} sample{plural}: there were no others.")
+    return PtqSettings(
         chosen,
         params,
-        Data(fit, held, outputs(model, held, threads)),
+        CalibrationSplit(fit, held, outputs(model, held, threads)),
         threads,
         seed,
         progress,
@@ -139,34 +149,34 @@ def _settings(
     )
 
 
-def _begin(model: ModelProto, settings: Settings) -> State:
+def _begin(model: ModelProto, settings: PtqSettings) -> PtqState:
     """The program by ranges read from the samples to fit to, its small kernels rounded if that helps."""
     method: Method = "minmax" if settings.params.range_method == "auto" else settings.params.range_method
     histogram = method not in ("minmax", "moving_average")
-    observed = observe(model, _beginning(settings, model), histogram=histogram, threads=settings.threads)
-    ranges = ranges_of(observed, method, settings.params.symmetric)
-    return _round_small_kernels(State(model, ranges, settings.level(model, ranges), model), settings)
+    observed = observe_activations(model, _beginning(settings, model), histogram=histogram, threads=settings.threads)
+    ranges = compute_ranges(observed, method, settings.params.symmetric)
+    return _round_small_kernels(PtqState(model, ranges, settings.level(model, ranges), model), settings)
 
 
-def _keep_first(state: State, settings: Settings, notes: list[str]) -> tuple[State, Settings]:
+def _keep_first(state: PtqState, settings: PtqSettings, notes: list[str]) -> tuple[PtqState, PtqSettings]:
     """Leave the first layers in float where they cost next to nothing there and most of the noise is theirs."""
     if settings.params.rounding not in ROUNDED or settings.params.targets:
         return state, settings
     best, kept = state, settings
-    for first in cheap_prefixes(state.model, settings.chosen):
+    for first in affordable_prefixes(state.model, settings.chosen):
         nodes = {layer.node for layer in first}
         tried = replace(settings, chosen=[layer for layer in settings.chosen if layer.node not in nodes])
-        found = tried.after(state, restored(state.model, state.reference, first), state.ranges)
+        found = tried.after(state, restore_float_layers(state.model, state.reference, first), state.ranges)
         if found.sqnr_db > best.sqnr_db + MUCH_DB:
             best, kept = found, tried
     count = len(settings.chosen) - len(kept.chosen)
     if count:
-        layers = "The first layer stays" if count == 1 else f"The first {count} layers stay"
-        notes.append(f"{layers} in float ({state.sqnr_db:.1f} -> {best.sqnr_db:.1f} dB).")
+        layers = "The first layer" if count == 1 else f"The first {count} layers"
+        notes.append(f"{layers} in float32 {_raised(state.sqnr_db, best.sqnr_db)}.")
     return best, kept
 
 
-def _equalize(best: State, settings: Settings, notes: list[str]) -> State:
+def _equalize(best: PtqState, settings: PtqSettings, notes: list[str]) -> PtqState:
     """The program as it is, or with channels scaled, whichever quantizes better by ranges read alike.
 
     Layers that stay in float take part: they compute the same, and their neighbours need the scaling all the more.
@@ -179,31 +189,32 @@ def _equalize(best: State, settings: Settings, notes: list[str]) -> State:
     shares = (
         SHARES_TRIED[settings.params.rounding == "adaround"] if settings.params.granularity == "per_channel" else (1.0,)
     )
-    sets = groups(model, weighted_layers(model, layers(model)))
+    sets = find_groups(model, find_layer_weights(model, layers(model)))
     peaks = channel_peaks(model, sets, settings.data.fit, settings.threads)
     for index, share in enumerate(shares):
         settings.progress("scaling channels", index / len(shares))
-        scaled, places = equalized(model, layers(model), settings.params, share, peaks)
+        scaled, places = equalize_channels(model, layers(model), settings.params, share, peaks)
         if places == 0:
             break
         state = _begin(scaled, settings)
-        if state.sqnr_db > best.sqnr_db + CLEARLY_DB:
+        if state.sqnr_db > best.sqnr_db + MIN_CHOICE_GAIN_DB:
             best, count = state, places
     if places == 0:
-        notes.append("No channels could be scaled.")
+        notes.append("Cross-layer equalization found no layer groups.")
     elif not count:
-        notes.append("Scaling channels brought nothing and was left out.")
+        notes.append("Cross-layer equalization did not raise the SQNR and was left out.")
     else:
-        notes.append(f"Channels scaled between layers in {count} places ({plain:.1f} -> {best.sqnr_db:.1f} dB).")
+        where = "1 layer group" if count == 1 else f"{count} layer groups"
+        notes.append(f"Cross-layer equalization on {where} {_raised(plain, best.sqnr_db)}.")
     _note_small_kernels(best, notes)
     return best
 
 
-def _round_small_kernels(state: State, settings: Settings) -> State:
+def _round_small_kernels(state: PtqState, settings: PtqSettings) -> PtqState:
     """The small kernels rounded for their outputs, where that is wanted and brings the outputs closer."""
     if settings.params.rounding not in ROUNDED:
         return state
-    found = with_small_kernels_rounded(
+    found = round_small_kernels(
         *(state.model, settings.chosen, state.ranges, settings.params, settings.data.fit),
         seed=settings.seed,
         threads=settings.threads,
@@ -211,19 +222,19 @@ def _round_small_kernels(state: State, settings: Settings) -> State:
     if not found.changed:
         return state
     rounded = replace(settings.after(state, found.model, state.ranges), rounded=len(found.changed))
-    return rounded if rounded.sqnr_db > state.sqnr_db + BARELY_DB else state
+    return rounded if rounded.sqnr_db > state.sqnr_db + MIN_STEP_GAIN_DB else state
 
 
-def _note_small_kernels(state: State, notes: list[str]) -> None:
+def _note_small_kernels(state: PtqState, notes: list[str]) -> None:
     if state.rounded:
         layers = "1 layer" if state.rounded == 1 else f"{state.rounded} layers"
-        notes.append(f"Small kernels of {layers} rounded for their outputs.")
+        notes.append(f"Small kernels of {layers} were rounded for the least output error.")
 
 
-def _correct(state: State, settings: Settings, notes: list[str]) -> State:
+def _correct(state: PtqState, settings: PtqSettings, notes: list[str]) -> PtqState:
     fit = settings.data.fit
     share = settings.evaluations(CORRECTING_MACS, sum(map(size_of, fit))) / CORRECTIONS
-    model, count = corrected(
+    model, count = correct_biases(
         state.model,
         state.reference,
         settings.chosen,
@@ -234,19 +245,20 @@ def _correct(state: State, settings: Settings, notes: list[str]) -> State:
         progress=settings.progress,
     )
     better = settings.after(state, model, state.ranges)
-    if count == 0 or better.sqnr_db <= state.sqnr_db + BARELY_DB:
-        notes.append("Bias correction brought nothing and was left out.")
+    if count == 0 or better.sqnr_db <= state.sqnr_db + MIN_STEP_GAIN_DB:
+        notes.append("Bias correction did not raise the SQNR and was left out.")
         return state
-    notes.append(f"Biases of {count} layers corrected ({state.sqnr_db:.1f} -> {better.sqnr_db:.1f} dB).")
+    layers = "1 layer" if count == 1 else f"{count} layers"
+    notes.append(f"Bias correction of {layers} {_raised(state.sqnr_db, better.sqnr_db)}.")
     return better
 
 
-def _round(state: State, settings: Settings, notes: list[str]) -> State:
-    data, runs = settings.data, 2 * MOST_RUNS
+def _round(state: PtqState, settings: PtqSettings, notes: list[str]) -> PtqState:
+    data, runs = settings.data, 2 * MAX_PASSES
     samples = sum(map(size_of, [*data.fit, *data.held]))
     share = settings.evaluations(ROUNDING_MACS, samples) / runs
     fit, held = (_some(part, share, state.model) for part in (data.fit, data.held))
-    found = with_learned_rounding(
+    found = apply_adaround(
         state.model,
         state.reference,
         settings.chosen,
@@ -259,16 +271,18 @@ def _round(state: State, settings: Settings, notes: list[str]) -> State:
         progress=settings.progress,
     )
     after = settings.after(state, found.model, state.ranges)
-    if after.sqnr_db <= state.sqnr_db + BARELY_DB:
-        notes.append("Learned rounding brought nothing and was left out.")
+    if after.sqnr_db <= state.sqnr_db + MIN_STEP_GAIN_DB:
+        notes.append("AdaRound did not raise the SQNR and was left out.")
         return state
-    left = f"; {len(found.left)} stay rounded to nearest, too large or transposed" if found.left else ""
-    change = f"{state.sqnr_db:.1f} -> {after.sqnr_db:.1f} dB"
-    notes.append(f"Rounding learned in {len(found.changed)} layers ({change}){left}.")
+    layers = "1 layer" if len(found.changed) == 1 else f"{len(found.changed)} layers"
+    notes.append(f"AdaRound on {layers} {_raised(state.sqnr_db, after.sqnr_db)}.")
+    if found.left:
+        layers = "1 layer" if len(found.left) == 1 else f"{len(found.left)} layers"
+        notes.append(f"AdaRound does not support {layers}: too large or transposed.")
     return after
 
 
-def _beginning(settings: Settings, model: ModelProto) -> list[Batch]:
+def _beginning(settings: PtqSettings, model: ModelProto) -> list[Batch]:
     fit = settings.data.fit
     return _some(fit, settings.evaluations(BEGINNING_MACS, sum(map(size_of, fit))), model)
 
@@ -277,4 +291,8 @@ def _some(batches: list[Batch], share: float, model: ModelProto) -> list[Batch]:
     """About that share of the samples, at least `FEWEST_SAMPLES` where there are as many."""
     samples = sum(map(size_of, batches))
     wanted = max(FEWEST_SAMPLES, share * samples)
-    return batches if wanted >= samples else evenly(batches, round(wanted), sliceable=has_free_batch(model))
+    return batches if wanted >= samples else subsample(batches, round(wanted), sliceable=has_free_batch(model))
+
+
+def _raised(before_db: float, after_db: float) -> str:
+    return f"raised SQNR from {before_db:.1f} to {after_db:.1f} dB"

@@ -13,7 +13,7 @@ from __future__ import annotations
 from omgoptim.requests.quantize import Effort, Static
 
 
-def resolved(params: Static, effort: Effort) -> Static:
+def apply_preset(params: Static, effort: Effort) -> Static:
     """The params with every open setting as `effort` has it; what was given explicitly stays.
 
     Resolving again with balanced changes nothing, whatever the effort was.

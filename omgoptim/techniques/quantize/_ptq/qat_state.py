@@ -20,12 +20,12 @@ from omgoptim.models.onnx_file import is_large, load
 from omgoptim.models.onnx_graph import Layer, has_attention, layers, module_paths, select
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._onnx import preparation
-from omgoptim.techniques.quantize._onnx.layer_weights import weighted_layers
+from omgoptim.techniques.quantize._onnx.layer_weights import find_layer_weights
 from omgoptim.techniques.quantize._onnx.preparation import at_opset
 from omgoptim.techniques.quantize._onnx.qdq import Range
 from omgoptim.techniques.quantize._ptq.calibration import Batch
-from omgoptim.techniques.quantize._ptq.equalization import channel_peaks, equalized
-from omgoptim.techniques.quantize._ptq.equalization_groups import Group, groups
+from omgoptim.techniques.quantize._ptq.equalization import channel_peaks, equalize_channels
+from omgoptim.techniques.quantize._ptq.equalization_groups import EqualizationGroup, find_groups
 
 KEY = "omgoptim.learned"
 
@@ -35,24 +35,24 @@ Peaks = Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
-class Scaling:
+class ChannelScaling:
     """How channels are scaled while training and at conversion alike."""
 
     peaks: Peaks = field(default_factory=dict)
-    """What scales the program's channels, as `equalized` takes it."""
+    """What scales the program's channels, as `equalize_channels` takes it."""
     factors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     """Path of a layer to what that divides the channels of its input by."""
 
 
 @dataclass(frozen=True, slots=True)
-class Learned:
+class QatState:
     """Lowest and highest input of each trained layer, by path, its channels being scaled; and the scaling's peaks."""
 
     ranges: Mapping[str, Range]
     peaks: Peaks = field(default_factory=dict)
 
 
-def write_learned(program: Path, learned: Learned) -> None:
+def write_qat_state(program: Path, learned: QatState) -> None:
     """Note it in the metadata of a program file."""
     model = onnx.load(str(program), load_external_data=False)
     peaks = {name: array.tolist() for name, array in learned.peaks.items()}
@@ -60,17 +60,19 @@ def write_learned(program: Path, learned: Learned) -> None:
     onnx.save(model, str(program))
 
 
-def read_learned(model: ModelProto) -> Learned | None:
+def read_qat_state(model: ModelProto) -> QatState | None:
     """What is noted in a program; None where it was not trained with int8 simulated."""
     noted = next((entry.value for entry in model.metadata_props if entry.key == KEY), None)
     if noted is None:
         return None
     told = json.loads(noted)
     ranges = {path: (float(low), float(high)) for path, (low, high) in told["ranges"].items()}
-    return Learned(ranges, {name: np.asarray(values, np.float32) for name, values in told["peaks"].items()})
+    return QatState(ranges, {name: np.asarray(values, np.float32) for name, values in told["peaks"].items()})
 
 
-def scaling_of(source: Path, params: Static, batches: Sequence[Batch], scratch: Path, threads: int = 1) -> Scaling:
+def compute_scaling(
+    source: Path, params: Static, batches: Sequence[Batch], scratch: Path, threads: int = 1
+) -> ChannelScaling:
     """How to scale the channels of a float program so that each tensor's reach equally far on these batches.
 
     Read off as the ratio of what a channel reaches before and after. Empty for networks with attention and for those
@@ -81,12 +83,12 @@ def scaling_of(source: Path, params: Static, batches: Sequence[Batch], scratch: 
     """
     original = load(source)
     if is_large(original) or has_attention(original):
-        return Scaling()
-    model = preparation.with_shapes(preparation.prepare(at_opset(load(source), 13), scratch))
+        return ChannelScaling()
+    model = preparation.infer_shapes(preparation.prepare(at_opset(load(source), 13), scratch))
     chosen = select(layers(model, module_paths(original)), params.targets, params.ignore)
     found = _groups(model, chosen)
     peaks = channel_peaks(model, found, batches, threads)
-    scaled, _ = equalized(model, chosen, params, 1.0, peaks)
+    scaled, _ = equalize_channels(model, chosen, params, 1.0, peaks)
     after = channel_peaks(scaled, found, batches, threads)
     paths = {layer.node: layer.path for layer in chosen}
     factors: dict[str, NDArray[np.float32]] = {}
@@ -95,19 +97,19 @@ def scaling_of(source: Path, params: Static, batches: Sequence[Batch], scratch: 
             reached, now = peaks[reader.node.input[0]], after[reader.node.input[0]]
             alive = (reached > 0) & (now > 0)
             factors[paths[reader.name]] = np.where(alive, reached / np.where(alive, now, 1), 1).astype(np.float32)
-    return Scaling(peaks, factors)
+    return ChannelScaling(peaks, factors)
 
 
-def scaled_as_trained(model: ModelProto, chosen: Sequence[Layer], params: Static, learned: Learned) -> ModelProto:
+def apply_trained_scaling(model: ModelProto, chosen: Sequence[Layer], params: Static, learned: QatState) -> ModelProto:
     """The prepared float program with its channels scaled as they were for training."""
     needed = {name for group in _groups(model, chosen) for name in group.tensors}
     if not needed or not needed <= set(learned.peaks):
         return model
-    return equalized(model, chosen, params, 1.0, learned.peaks)[0]
+    return equalize_channels(model, chosen, params, 1.0, learned.peaks)[0]
 
 
-def with_learned(
-    ranges: Mapping[str, Range], model: ModelProto, chosen: Sequence[Layer], learned: Learned
+def with_trained_ranges(
+    ranges: Mapping[str, Range], model: ModelProto, chosen: Sequence[Layer], learned: QatState
 ) -> dict[str, Range]:
     """The ranges of a program's tensors, those of trained layers' inputs as they were learnt.
 
@@ -123,5 +125,5 @@ def with_learned(
     return {name: told.get(name, bounds) for name, bounds in ranges.items()}
 
 
-def _groups(model: ModelProto, chosen: Sequence[Layer]) -> list[Group]:
-    return groups(model, weighted_layers(model, chosen))
+def _groups(model: ModelProto, chosen: Sequence[Layer]) -> list[EqualizationGroup]:
+    return find_groups(model, find_layer_weights(model, chosen))

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from omgoptim.techniques.quantize._onnx.qdq import Range, activation_parameters, lower, set_scale
+from omgoptim.techniques.quantize._onnx.qdq import Range, activation_parameters, set_scale, write_qdq
 from omgoptim.techniques.quantize._ptq.calibration import outputs, size_of
-from omgoptim.techniques.quantize._ptq.observers import Method, observe, ranges_of
+from omgoptim.techniques.quantize._ptq.observers import Method, compute_ranges, observe_activations
 from omgoptim.techniques.quantize._ptq.sqnr import sqnr_db
-from omgoptim.techniques.quantize._ptq.state import BARELY_DB, CLEARLY_DB, LEAST_HELD, Settings, State
+from omgoptim.techniques.quantize._ptq.state import (
+    MIN_CHOICE_GAIN_DB,
+    MIN_HELD_OUT,
+    MIN_STEP_GAIN_DB,
+    PtqSettings,
+    PtqState,
+)
 
 METHODS: dict[bool, tuple[Method, ...]] = {
     False: ("minmax", "percentile", "mse"),
@@ -25,7 +31,7 @@ CHOOSING_MACS = 2e12
 """Multiply-accumulates that choosing ranges one by one may take: about a minute on two cores."""
 
 
-def read_ranges(state: State, settings: Settings, notes: list[str]) -> State:
+def read_ranges(state: PtqState, settings: PtqSettings, notes: list[str]) -> PtqState:
     """The best method's ranges, or each tensor's own; chosen on the two parts, then read from both."""
     settings.progress("choosing ranges", 0.0)
     symmetric, data = settings.params.symmetric, settings.data
@@ -34,33 +40,33 @@ def read_ranges(state: State, settings: Settings, notes: list[str]) -> State:
         methods = dict.fromkeys(state.ranges, settings.params.range_method)
     else:
         thorough = settings.params.rounding == "adaround"
-        observed = observe(state.model, data.fit, threads=settings.threads)
-        found = {method: ranges_of(observed, method, symmetric) for method in METHODS[thorough]}
+        observed = observe_activations(state.model, data.fit, threads=settings.threads)
+        found = {method: compute_ranges(observed, method, symmetric) for method in METHODS[thorough]}
         states = {method: settings.after(state, state.model, ranges) for method, ranges in found.items()}
         best = max(states, key=lambda name: states[name].sqnr_db)
-        if states[best].sqnr_db > states[wanted].sqnr_db + CLEARLY_DB:
+        if states[best].sqnr_db > states[wanted].sqnr_db + MIN_CHOICE_GAIN_DB:
             wanted = best
-        notes.append(f"Ranges by {wanted} ({states[wanted].sqnr_db:.1f} dB).")
+        notes.append(f"Activation ranges by {wanted}: SQNR {states[wanted].sqnr_db:.1f} dB.")
         methods = dict.fromkeys(found[wanted], wanted)
-        if thorough and sum(map(size_of, data.held)) >= LEAST_HELD:
+        if thorough and sum(map(size_of, data.held)) >= MIN_HELD_OUT:
             methods = _choose_each(states[wanted], methods, found, settings, notes)
     everything = data.fit if data.fit[0] is data.held[0] else [*data.fit, *data.held]
-    observed = observe(state.model, everything, threads=settings.threads)
+    observed = observe_activations(state.model, everything, threads=settings.threads)
     ranges = {name: seen.range(methods[name], symmetric) for name, seen in observed.items()}
     return settings.after(state, state.model, ranges)
 
 
 def _choose_each(
-    state: State,
+    state: PtqState,
     methods: dict[str, Method],
     found: Mapping[Method, Mapping[str, Range]],
-    settings: Settings,
+    settings: PtqSettings,
     notes: list[str],
 ) -> dict[str, Method]:
     """Tensor by tensor, the method whose range brings the outputs closest; in a program with float biases, whose
     activations' scales can be set one by one."""
     symmetric, wanted, held = settings.params.symmetric, settings.data.wanted, settings.data.held
-    simulated = lower(state.model, settings.chosen, state.ranges, settings.params, float_biases=True)
+    simulated = write_qdq(state.model, settings.chosen, state.ranges, settings.params, float_biases=True)
     places = {name: at for name, at in activation_parameters(simulated).items() if name in methods}
     others = {name: [method for method in found if _differ(found[method][name], state.ranges[name])] for name in places}
     spread = {
@@ -76,14 +82,14 @@ def _choose_each(
         for method in others[name]:
             set_scale(simulated, places[name], found[method][name], symmetric)
             level = sqnr_db(wanted, outputs(simulated, held, settings.threads))
-            if level > best + BARELY_DB:
+            if level > best + MIN_STEP_GAIN_DB:
                 best, chosen[name] = level, method
         set_scale(simulated, places[name], found[chosen[name]][name], symmetric)
     refined = settings.after(state, state.model, {name: found[method][name] for name, method in chosen.items()})
     changed = sum(chosen[name] != methods[name] for name in chosen)
-    if not changed or refined.sqnr_db <= state.sqnr_db + CLEARLY_DB:
+    if not changed or refined.sqnr_db <= state.sqnr_db + MIN_CHOICE_GAIN_DB:
         return methods
-    notes.append(f"Ranges of {changed} tensors chosen one by one ({refined.sqnr_db:.1f} dB).")
+    notes.append(f"Range methods selected per tensor for {changed} tensors: SQNR {refined.sqnr_db:.1f} dB.")
     return chosen
 
 

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SILENCE_DB = 120.0
+MAX_SQNR_DB = 120.0
 """What is told where no noise is left."""
 
 
 def sqnr_db(want: Sequence[Mapping[str, NDArray[Any]]], got: Sequence[Mapping[str, NDArray[Any]]]) -> float:
     """Signal to quantization noise of the outputs, in dB; of an output that is no number -inf."""
-    return decibels(noise_over_signal([list(one.values()) for one in want], [list(one.values()) for one in got]))
+    return to_decibels(noise_to_signal([list(one.values()) for one in want], [list(one.values()) for one in got]))
 
 
-def noise_over_signal(want: Sequence[Sequence[NDArray[Any]]], got: Sequence[Sequence[NDArray[Any]]]) -> float:
+def noise_to_signal(want: Sequence[Sequence[NDArray[Any]]], got: Sequence[Sequence[NDArray[Any]]]) -> float:
     """E[(y - y')^2] / E[y^2] of outputs, batch by batch lists of arrays: the mean over outputs.
 
     An output of integers counts for nothing, and so do positions that are not finite in `want` (a mask). Infinite where
@@ -40,8 +40,8 @@ def noise_over_signal(want: Sequence[Sequence[NDArray[Any]]], got: Sequence[Sequ
     return float(np.mean(ratios)) if ratios else 0.0
 
 
-def decibels(noise_over_signal: float) -> float:
-    """-10 log10 of it; at most `SILENCE_DB`, and -inf for an infinite one."""
+def to_decibels(noise_over_signal: float) -> float:
+    """-10 log10 of it; at most `MAX_SQNR_DB`, and -inf for an infinite one."""
     if math.isinf(noise_over_signal):
         return -math.inf
-    return min(SILENCE_DB, -10 * math.log10(noise_over_signal)) if noise_over_signal > 0 else SILENCE_DB
+    return min(MAX_SQNR_DB, -10 * math.log10(noise_over_signal)) if noise_over_signal > 0 else MAX_SQNR_DB

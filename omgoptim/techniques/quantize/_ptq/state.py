@@ -10,24 +10,24 @@ from onnx import ModelProto
 
 from omgoptim.models.onnx_graph import Layer
 from omgoptim.requests.quantize import Static
-from omgoptim.techniques.quantize._onnx.qdq import Range, lower
+from omgoptim.techniques.quantize._onnx.qdq import Range, write_qdq
 from omgoptim.techniques.quantize._ptq.calibration import Batch, Values, outputs
 from omgoptim.techniques.quantize._ptq.sqnr import sqnr_db
 
-CLEARLY_DB = 0.3
+MIN_CHOICE_GAIN_DB = 0.3
 """What the held-out samples must gain for anything but the program as it is and its plain ranges: less is chance."""
 
 
-BARELY_DB = 0.05
+MIN_STEP_GAIN_DB = 0.05
 """The same for a step that can do no harm elsewhere, and for the range of one tensor."""
 
 
-LEAST_HELD = 32
+MIN_HELD_OUT = 32
 """Held-out samples from which on ranges are chosen one by one: fewer would be fitted, not judged by."""
 
 
 @dataclass(frozen=True, slots=True)
-class Data:
+class CalibrationSplit:
     """The calibration batches in their two parts, and the float program's outputs on the second."""
 
     fit: list[Batch]
@@ -36,7 +36,7 @@ class Data:
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class PtqState:
     """A float program and the ranges that it is lowered with, and how good that is."""
 
     model: ModelProto
@@ -49,12 +49,12 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class PtqSettings:
     """What does not change along the way."""
 
     chosen: Sequence[Layer]
     params: Static
-    data: Data
+    data: CalibrationSplit
     threads: int
     seed: int
     progress: Callable[[str, float | None], None]
@@ -63,10 +63,10 @@ class Settings:
 
     def level(self, model: ModelProto, ranges: Mapping[str, Range]) -> float:
         """SQNR of the lowered program on the held-out samples, in dB."""
-        lowered = lower(model, self.chosen, ranges, self.params)
+        lowered = write_qdq(model, self.chosen, ranges, self.params)
         return sqnr_db(self.data.wanted, outputs(lowered, self.data.held, self.threads))
 
-    def after(self, state: State, model: ModelProto, ranges: Mapping[str, Range]) -> State:
+    def after(self, state: PtqState, model: ModelProto, ranges: Mapping[str, Range]) -> PtqState:
         """The state with another program or other ranges."""
         return replace(state, model=model, ranges=ranges, sqnr_db=self.level(model, ranges))
 

@@ -16,17 +16,24 @@ from onnx import ModelProto
 
 from omgoptim.models.onnx_graph import Layer
 from omgoptim.requests.quantize import Static
-from omgoptim.techniques.quantize._onnx.layer_weights import Weighted, bias_of, set_bias, weighted_layers
-from omgoptim.techniques.quantize._onnx.qdq import Range, StoredWeight, by_name, lower, set_integers, stored_weights
+from omgoptim.techniques.quantize._onnx.layer_weights import LayerWeight, bias_of, find_layer_weights, set_bias
+from omgoptim.techniques.quantize._onnx.qdq import (
+    Range,
+    StoredWeight,
+    nodes_by_name,
+    set_integers,
+    stored_weights,
+    write_qdq,
+)
 from omgoptim.techniques.quantize._onnx.runtime import has_free_batch, weight_levels
-from omgoptim.techniques.quantize._ptq.calibration import Batch, evenly
-from omgoptim.techniques.quantize._ptq.patch_moments import Moments, collect, is_readable
+from omgoptim.techniques.quantize._ptq.calibration import Batch, subsample
+from omgoptim.techniques.quantize._ptq.patch_moments import PatchMoments, collect_moments, is_readable
 
-LARGEST_PATCH = 4608
+MAX_PATCH = 4608
 """Values of a patch up to which a layer's rounding is learned: its moments are the square of it."""
 
 
-MOST_RUNS = 32
+MAX_PASSES = 32
 """Over the data: past as many layers, neighbours share a run; all but the first of them then heed their own rounding
 only, since what they will read is not known yet."""
 
@@ -44,7 +51,7 @@ SMALL_SAMPLES = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Rounding:
+class RoundingResult:
     """A program with learned weights and what became of its layers."""
 
     model: ModelProto
@@ -55,7 +62,7 @@ class Rounding:
 
 
 @dataclass(slots=True)
-class Work:
+class RoundingTask:
     """What is rounded: the float program, the same one lowered if it is run, and the float program as it was."""
 
     result: ModelProto
@@ -66,7 +73,7 @@ class Work:
     """Of the reference; None: it has none that can be changed."""
 
 
-def with_learned_rounding(
+def apply_adaround(
     model: ModelProto,
     reference: ModelProto,
     chosen: Sequence[Layer],
@@ -78,7 +85,7 @@ def with_learned_rounding(
     seed: int = 0,
     threads: int = 1,
     progress: Callable[[str, float | None], None] = lambda _stage, _done: None,
-) -> Rounding:
+) -> RoundingResult:
     """A copy of the float program `model` with weights rounded for their layer's output, biases following.
 
     Args:
@@ -88,14 +95,14 @@ def with_learned_rounding(
     """
     result = ModelProto()
     result.CopyFrom(model)
-    simulated = lower(model, chosen, ranges, params, float_biases=True)
+    simulated = write_qdq(model, chosen, ranges, params, float_biases=True)
     stored = stored_weights(simulated)
-    floats = {layer.name: layer for layer in weighted_layers(reference, chosen)}
+    floats = {layer.name: layer for layer in find_layer_weights(reference, chosen)}
     biases = {name: bias_of(reference, layer) if params.bias_correction else None for name, layer in floats.items()}
-    work = Work(result, simulated, reference, stored, biases)
-    candidates = [layer for layer in weighted_layers(result, chosen) if layer.name in stored]
-    layers = [layer for layer in candidates if is_readable(layer) and _patch(layer) <= LARGEST_PATCH]
-    count = max(1, -(-len(layers) // MOST_RUNS))
+    work = RoundingTask(result, simulated, reference, stored, biases)
+    candidates = [layer for layer in find_layer_weights(result, chosen) if layer.name in stored]
+    layers = [layer for layer in candidates if is_readable(layer) and _patch(layer) <= MAX_PATCH]
+    count = max(1, -(-len(layers) // MAX_PASSES))
     integers: dict[str, NDArray[np.int32]] = {}
     for start in range(0, len(layers), count):
         progress("learning the rounding", start / len(layers))
@@ -103,21 +110,21 @@ def with_learned_rounding(
         units = {layer.name: floats[layer.name].read() / _scales(layer, stored[layer.name]) for layer in block}
         alone = {layer.name for layer in block[1:]}
         parts = [
-            collect(block, simulated, reference, units, batches, alone=alone, seed=seed, threads=threads)
+            collect_moments(block, simulated, reference, units, batches, alone=alone, seed=seed, threads=threads)
             for batches in (fit, held)
         ]
         for layer in block:
             integers[layer.name] = _round(work, layer, units[layer.name], parts[0][layer.name], parts[1][layer.name])
-    moved = _restore_moved(lower(result, chosen, ranges, params), layers, integers, floats)
+    moved = _restore_moved(write_qdq(result, chosen, ranges, params), layers, integers, floats)
     changed = [
         layer.name
         for layer in layers
         if layer.name not in moved and (layer.arrange(stored[layer.name].integers) != integers[layer.name]).any()
     ]
-    return Rounding(result, changed, [layer.name for layer in candidates if layer.name not in integers])
+    return RoundingResult(result, changed, [layer.name for layer in candidates if layer.name not in integers])
 
 
-def with_small_kernels_rounded(
+def round_small_kernels(
     model: ModelProto,
     chosen: Sequence[Layer],
     ranges: Mapping[str, Range],
@@ -126,7 +133,7 @@ def with_small_kernels_rounded(
     *,
     seed: int = 0,
     threads: int = 1,
-) -> Rounding:
+) -> RoundingResult:
     """A copy of the float program with its small kernels rounded for their outputs, on the float program's own inputs.
 
     Costs one run over a few samples, whatever the number of layers. Depthwise and first convolutions need it most:
@@ -134,18 +141,18 @@ def with_small_kernels_rounded(
     """
     result = ModelProto()
     result.CopyFrom(model)
-    stored = stored_weights(lower(model, chosen, ranges, params))
+    stored = stored_weights(write_qdq(model, chosen, ranges, params))
     layers = [
         layer
-        for layer in weighted_layers(result, chosen)
+        for layer in find_layer_weights(result, chosen)
         if layer.name in stored and is_readable(layer) and _patch(layer) <= SMALL_PATCH
     ]
-    floats = {layer.name: layer for layer in weighted_layers(model, chosen)}
+    floats = {layer.name: layer for layer in find_layer_weights(model, chosen)}
     biases = {layer.name: bias_of(model, layer) if params.bias_correction else None for layer in layers}
-    work = Work(result, None, model, stored, biases)
+    work = RoundingTask(result, None, model, stored, biases)
     units = {layer.name: floats[layer.name].read() / _scales(layer, stored[layer.name]) for layer in layers}
-    moments = collect(
-        *(layers, model, model, units, evenly(batches, SMALL_SAMPLES, sliceable=has_free_batch(model))),
+    moments = collect_moments(
+        *(layers, model, model, units, subsample(batches, SMALL_SAMPLES, sliceable=has_free_batch(model))),
         alone=set(units),
         exact=False,
         values=SMALL_VALUES,
@@ -156,27 +163,27 @@ def with_small_kernels_rounded(
         layer.name: _round(work, layer, units[layer.name], moments[layer.name], moments[layer.name], steps=0)
         for layer in layers
     }
-    moved = _restore_moved(lower(result, chosen, ranges, params), layers, integers, floats)
-    return Rounding(result, [name for name in integers if name not in moved], [])
+    moved = _restore_moved(write_qdq(result, chosen, ranges, params), layers, integers, floats)
+    return RoundingResult(result, [name for name in integers if name not in moved], [])
 
 
 def _round(
-    work: Work,
-    layer: Weighted,
+    work: RoundingTask,
+    layer: LayerWeight,
     units: NDArray[np.float32],
-    fit: Moments,
-    held: Moments,
+    fit: PatchMoments,
+    held: PatchMoments,
     steps: int | None = None,
 ) -> NDArray[np.int32]:
     """Round a layer and let its bias take the mean error back, in the float program and the lowered one."""
     from omgoptim.techniques.quantize._ptq.adaround import (
         STEPS,
-        rounded,  # imports torch
+        round_weights,  # imports torch
     )
 
     bias = work.biases[layer.name]
     w_GOK = units.reshape(*units.shape[:2], -1).astype(np.float64)
-    found = rounded(
+    found = round_weights(
         w_GOK, fit, held, highest=weight_levels(), centred=bias is not None, steps=STEPS if steps is None else steps
     )
     integers, scales = found.reshape(units.shape), _scales(layer, work.stored[layer.name])
@@ -188,15 +195,15 @@ def _round(
         new = (bias + shift.reshape(-1)).astype(np.float32)
         set_bias(work.result, layer.node, new)
         if work.simulated is not None:
-            set_bias(work.simulated, by_name(work.simulated)[layer.name], new)
+            set_bias(work.simulated, nodes_by_name(work.simulated)[layer.name], new)
     return integers
 
 
 def _restore_moved(
     lowered: ModelProto,
-    layers: Sequence[Weighted],
+    layers: Sequence[LayerWeight],
     integers: Mapping[str, NDArray[np.int32]],
-    floats: Mapping[str, Weighted],
+    floats: Mapping[str, LayerWeight],
 ) -> list[str]:
     """Give layers their float weights back where the writer stores other integers, in place: it moved their scale."""
     stored = stored_weights(lowered)
@@ -208,12 +215,12 @@ def _restore_moved(
     return moved
 
 
-def _patch(layer: Weighted) -> int:
+def _patch(layer: LayerWeight) -> int:
     _, _, inputs, taps = layer.read().shape
     return int(inputs * taps)
 
 
-def _scales(layer: Weighted, stored: StoredWeight) -> NDArray[np.float32]:
+def _scales(layer: LayerWeight, stored: StoredWeight) -> NDArray[np.float32]:
     """A layer's scales as (G, O, 1, 1): one for every output channel, or the same for all."""
     whole = layer.arrange(np.broadcast_to(stored.scales, stored.integers.shape))
     return np.ascontiguousarray(whole[:, :, :1, :1])

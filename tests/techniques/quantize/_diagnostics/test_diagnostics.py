@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from omgoptim.requests.quantize import Static
-from omgoptim.techniques.quantize._diagnostics.activation_diagnostics import signatures
-from omgoptim.techniques.quantize._diagnostics.graph_diagnostics import Signature
-from omgoptim.techniques.quantize._diagnostics.simulation import simulation_of
+from omgoptim.techniques.quantize._diagnostics.activation_diagnostics import diagnose
+from omgoptim.techniques.quantize._diagnostics.graph_diagnostics import Diagnostic
+from omgoptim.techniques.quantize._diagnostics.simulation import build_simulation
 
 Array = NDArray[Any]
 RANDOM = np.random.default_rng(0)
@@ -29,7 +29,7 @@ def found(
     x: Array = IMAGES,
     params: Static | None = None,
     evaluation: Array | None = None,
-) -> dict[str, Signature]:
+) -> dict[str, Diagnostic]:
     """The signatures of the program x -> y, by name."""
     params = params or Static(equalize=False)
     graph = helper.make_graph(
@@ -40,9 +40,9 @@ def found(
         [numpy_helper.from_array(value, name) for name, value in stored.items()],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), folder / "net.onnx")
-    simulation = simulation_of(folder / "net.onnx", [{"x": x}], params)
+    simulation = build_simulation(folder / "net.onnx", [{"x": x}], params)
     coming = [] if evaluation is None else [{"x": evaluation}]
-    return {signature.name: signature for signature in signatures(simulation, params, coming)}
+    return {signature.name: signature for signature in diagnose(simulation, params, coming)}
 
 
 def conv(name: str, given: str, out: str, **attributes: int) -> NodeProto:

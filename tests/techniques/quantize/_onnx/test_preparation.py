@@ -5,7 +5,7 @@ import pytest
 from float_programs import gemm, program, relu, run, weight
 from onnx import helper
 
-from omgoptim.techniques.quantize._onnx.preparation import fold_norms
+from omgoptim.techniques.quantize._onnx.preparation import fold_batch_norms
 
 
 def norm(x: str, y: str) -> object:
@@ -19,7 +19,7 @@ def test_a_norm_after_a_gemm_becomes_its_weights_by_hand():
     weights = {"w": [[1, 2], [3, 4]], "b": [4, 1], **NORM}
     model = program([gemm("x", "w", "b", "h"), norm("h", "y")], weights, ["batch", 2], ["batch", 2])
     want = run(model, np.array([[1, -1], [0, 2]]))
-    assert fold_norms(model) == 1
+    assert fold_batch_norms(model) == 1
     assert [node.op_type for node in model.graph.node] == ["Gemm"]
     np.testing.assert_allclose(weight(model, "w"), [[1, 2], [3, 4]])  # 2 / sqrt(4) and 3 / sqrt(9)
     np.testing.assert_allclose(weight(model, "b"), [1, 0])  # 4 - 4 + 1 and 1 - 0 - 1
@@ -34,7 +34,7 @@ def test_a_norm_after_a_transposed_convolution_keeps_the_function(groups):
     model = program([up, norm("h", "n"), relu("n", "y")], weights, ["batch", 4, 3, 3], ["batch", 2, 6, 6])
     x = rng.standard_normal((2, 4, 3, 3))
     want = run(model, x)
-    assert fold_norms(model) == 1
+    assert fold_batch_norms(model) == 1
     np.testing.assert_allclose(run(model, x), want, atol=1e-5)
 
 
@@ -44,5 +44,5 @@ def test_a_norm_behind_a_relu_or_beside_another_reader_stays():
     beside = [gemm("x", "w", "b", "h"), norm("h", "n"), helper.make_node("Add", ["h", "n"], ["y"])]
     for nodes in (behind, beside):
         model = program(nodes, weights, ["batch", 2], ["batch", 2])
-        assert fold_norms(model) == 0
+        assert fold_batch_norms(model) == 0
         assert len(model.graph.node) == 3

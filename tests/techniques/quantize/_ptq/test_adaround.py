@@ -10,13 +10,13 @@ from onnx import helper
 from torch.nn import functional as F
 
 from omgoptim.models.onnx_graph import layers
-from omgoptim.techniques.quantize._onnx.layer_weights import weighted_layers
+from omgoptim.techniques.quantize._onnx.layer_weights import find_layer_weights
 from omgoptim.techniques.quantize._ptq import adaround
-from omgoptim.techniques.quantize._ptq.patch_moments import Moments, is_readable, patch_count, patches
+from omgoptim.techniques.quantize._ptq.patch_moments import PatchMoments, is_readable, patch_count, patches
 
 
-def moments_of(x_PK: np.ndarray, w_OK: np.ndarray) -> Moments:
-    found = Moments.empty(1, *w_OK.shape)
+def moments_of(x_PK: np.ndarray, w_OK: np.ndarray) -> PatchMoments:
+    found = PatchMoments.empty(1, *w_OK.shape)
     x_PGK = x_PK[:, None, :].astype(np.float32)
     found.add(x_PGK, (x_PGK[:, 0] @ w_OK.T)[:, None, :].astype(np.float32))
     return found
@@ -30,7 +30,7 @@ def test_two_inputs_that_move_together_are_not_both_rounded_down():
     w_OK, x_PK = np.array([[0.4, 0.4]]), np.array([[1.0, 1.0], [2.0, 2.0], [-1.0, -1.0]])
     # y = 0.8 x: nearest gives 0 x, one up and one down 1 x, both up 2 x
     found = moments_of(x_PK, w_OK)
-    integers = adaround.rounded(w_OK[None], found, found, centred=False)
+    integers = adaround.round_weights(w_OK[None], found, found, centred=False)
     assert sorted(integers[0, 0]) == [0, 1]
 
 
@@ -38,7 +38,7 @@ def test_where_inputs_are_independent_nearest_is_best_and_stays():
     w_OK = np.array([[0.4, 1.7], [-2.2, 0.9]])
     x_PK = np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
     found = moments_of(x_PK, w_OK)
-    np.testing.assert_array_equal(adaround.rounded(w_OK[None], found, found)[0], [[0, 2], [-2, 1]])
+    np.testing.assert_array_equal(adaround.round_weights(w_OK[None], found, found)[0], [[0, 2], [-2, 1]])
 
 
 def test_learned_rounding_is_within_a_fifth_of_the_best_of_all_roundings():
@@ -46,7 +46,7 @@ def test_learned_rounding_is_within_a_fifth_of_the_best_of_all_roundings():
     x_PK = rng.standard_normal((400, 3)) @ rng.standard_normal((3, 8)) + 0.5 * rng.standard_normal((400, 8))
     w_OK = rng.uniform(-6, 6, (3, 8))
     found = moments_of(x_PK, w_OK)
-    ours = adaround.rounded(w_OK[None], found, found, centred=False)[0]
+    ours = adaround.round_weights(w_OK[None], found, found, centred=False)[0]
     nearest = np.rint(w_OK)
     for row, w_K in enumerate(w_OK):
         every = [np.floor(w_K) + np.array(up) for up in itertools.product((0, 1), repeat=8)]
@@ -61,7 +61,7 @@ def test_no_weight_moves_by_more_than_one_step_and_the_largest_stays():
     w_OK = rng.uniform(-100, 100, (4, 12))
     w_OK[:, 5] = 127
     found = moments_of(rng.standard_normal((300, 4)) @ rng.standard_normal((4, 12)), w_OK)
-    integers = adaround.rounded(w_OK[None], found, found)[0]
+    integers = adaround.round_weights(w_OK[None], found, found)[0]
     assert np.abs(integers - w_OK).max() < 1
     assert (integers[:, 5] == 127).all()
     assert np.abs(integers).max() <= 127
@@ -72,15 +72,15 @@ def test_what_helps_only_the_samples_it_was_learned_from_is_not_kept():
     w_OK = rng.uniform(-6, 6, (1, 6))
     fit = moments_of(rng.standard_normal((50, 1)) @ np.ones((1, 6)), w_OK)
     held = moments_of(rng.standard_normal((4000, 6)), w_OK)  # independent inputs, for which nearest is best
-    np.testing.assert_array_equal(adaround.rounded(w_OK[None], fit, held, centred=False)[0], np.rint(w_OK))
+    np.testing.assert_array_equal(adaround.round_weights(w_OK[None], fit, held, centred=False)[0], np.rint(w_OK))
 
 
 def test_a_layer_too_costly_to_learn_is_still_flipped(monkeypatch):
     monkeypatch.setattr(adaround, "BUDGET", 0.0)
-    monkeypatch.setattr(adaround, "learned", lambda *_: pytest.fail("it was learned"))
+    monkeypatch.setattr(adaround, "optimize_rounding", lambda *_: pytest.fail("it was learned"))
     w_OK, x_PK = np.array([[0.4, 0.4]]), np.array([[1.0, 1.0], [-1.0, -1.0]])
     found = moments_of(x_PK, w_OK)
-    assert sorted(adaround.rounded(w_OK[None], found, found)[0, 0]) == [0, 1]
+    assert sorted(adaround.round_weights(w_OK[None], found, found)[0, 0]) == [0, 1]
 
 
 def test_rounding_draws_no_random_number():
@@ -88,8 +88,8 @@ def test_rounding_draws_no_random_number():
     w_OK = rng.uniform(-6, 6, (4, 9))
     found = moments_of(rng.standard_normal((100, 9)), w_OK)
     state = torch.get_rng_state()
-    first = adaround.rounded(w_OK[None], found, found)
-    np.testing.assert_array_equal(first, adaround.rounded(w_OK[None], found, found))
+    first = adaround.round_weights(w_OK[None], found, found)
+    np.testing.assert_array_equal(first, adaround.round_weights(w_OK[None], found, found))
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -122,7 +122,7 @@ def test_patches_times_weights_are_what_torch_convolves(name):
         group=options.get("groups", 1),
     )
     model = program([node], {"w": w.numpy()}, ["batch", *size], ["batch", shape[0], *["s"] * (len(size) - 1)])
-    (layer,) = weighted_layers(model, layers(model))
+    (layer,) = find_layer_weights(model, layers(model))
     assert is_readable(layer)
     assert patch_count(layer, x.numpy()) == len(want)
     w_GOK = layer.read().reshape(layer.groups, shape[0] // layer.groups, -1)

@@ -9,8 +9,8 @@ from omgoptim.models.onnx_graph import Layer, layers
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._onnx.qdq import stored_weights
 from omgoptim.techniques.quantize._ptq import pipeline
-from omgoptim.techniques.quantize._ptq.float_prefix import cheap_prefixes, restored
-from omgoptim.techniques.quantize._ptq.presets import resolved
+from omgoptim.techniques.quantize._ptq.float_prefix import affordable_prefixes, restore_float_layers
+from omgoptim.techniques.quantize._ptq.presets import apply_preset
 
 
 def chain() -> onnx.ModelProto:
@@ -31,7 +31,7 @@ def chain() -> onnx.ModelProto:
 
 def test_prefixes_end_where_their_share_of_the_work_is_no_longer_small():
     model = chain()  # (18 + 128) / 4242 = 3.4 %, with the third all of it
-    assert [[layer.node for layer in first] for first in cheap_prefixes(model, layers(model))] == [
+    assert [[layer.node for layer in first] for first in affordable_prefixes(model, layers(model))] == [
         ["first"],
         ["first", "second"],
     ]
@@ -40,7 +40,7 @@ def test_prefixes_end_where_their_share_of_the_work_is_no_longer_small():
 def test_a_program_of_unknown_shapes_has_no_prefix():
     model = chain()
     del model.graph.value_info[:]
-    assert list(cheap_prefixes(model, layers(model))) == []
+    assert list(affordable_prefixes(model, layers(model))) == []
 
 
 def test_a_restored_layer_has_its_own_weight_again_and_no_bias_that_was_added():
@@ -48,7 +48,7 @@ def test_a_restored_layer_has_its_own_weight_again_and_no_bias_that_was_added():
     for tensor in changed.graph.initializer:
         tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * 2, tensor.name))
     changed.graph.node[0].input.append("new_bias")
-    result = restored(changed, model, layers(model)[:1])
+    result = restore_float_layers(changed, model, layers(model)[:1])
     assert list(result.graph.node[0].input) == ["x", "stem"]
     np.testing.assert_array_equal(weight(result, "stem"), weight(model, "stem"))
     np.testing.assert_array_equal(weight(result, "wide"), weight(changed, "wide"))
@@ -62,9 +62,9 @@ def test_a_first_layer_that_makes_most_of_the_noise_stays_in_float_unless_target
         for _ in range(4)
     ]
     for targets, left in (([], {"first"}), (["*"], set())):
-        params = resolved(Static(algorithm="onnxruntime", targets=targets), "balanced")
+        params = apply_preset(Static(algorithm="onnxruntime", targets=targets), "balanced")
         kept: list[Layer] = []
         quantized, notes = pipeline.quantize(model, layers(model), data, params, kept=kept)
         assert {layer.node for layer in kept} & {"first"} == left
         assert ("first" in stored_weights(quantized)) is not bool(left)
-        assert any("in float" in note for note in notes) is bool(left)
+        assert any("in float32" in note for note in notes) is bool(left)

@@ -5,25 +5,30 @@ import pytest
 from float_programs import two_layers
 
 from omgoptim.errors import DataError
-from omgoptim.techniques.quantize._onnx.qdq import affine
-from omgoptim.techniques.quantize._ptq.calibration import Watch
-from omgoptim.techniques.quantize._ptq.observers import Observed, observe, ranges_of, squared_error
+from omgoptim.techniques.quantize._onnx.qdq import quantization_parameters
+from omgoptim.techniques.quantize._ptq.calibration import ActivationReader
+from omgoptim.techniques.quantize._ptq.observers import (
+    RangeObserver,
+    compute_ranges,
+    observe_activations,
+    squared_error,
+)
 
 METHODS = ["minmax", "moving_average", "percentile", "mse", "entropy"]
 
 
-def observed(*batches: np.ndarray) -> Observed:
-    seen = Observed()
+def observed(*batches: np.ndarray) -> RangeObserver:
+    seen = RangeObserver()
     for batch in batches:
         assert seen.add(batch.astype(np.float32), histogram=True)
     return seen
 
 
 def test_scale_and_zero_point_of_a_range_by_hand():
-    assert affine((-1.0, 3.0), symmetric=False) == (4 / 255, 64)  # 1 / (4 / 255) = 63.75
-    assert affine((1.0, 3.0), symmetric=False) == (3 / 255, 0)  # 0 is always inside
-    assert affine((-1.0, 3.0), symmetric=True) == (3 / 127, 0)
-    assert affine((0.0, 0.0), symmetric=False) == (1.0, 0)
+    assert quantization_parameters((-1.0, 3.0), symmetric=False) == (4 / 255, 64)  # 1 / (4 / 255) = 63.75
+    assert quantization_parameters((1.0, 3.0), symmetric=False) == (3 / 255, 0)  # 0 is always inside
+    assert quantization_parameters((-1.0, 3.0), symmetric=True) == (3 / 127, 0)
+    assert quantization_parameters((0.0, 0.0), symmetric=False) == (1.0, 0)
 
 
 def test_minmax_is_the_extremes_and_moving_average_the_mean_of_the_batches_extremes():
@@ -83,27 +88,27 @@ def test_a_tensor_that_is_always_zero_has_an_empty_range():
 @pytest.mark.parametrize("method", METHODS)
 def test_symmetric_ranges_quantize_with_a_zero_point_of_zero(method):
     bounds = observed(np.random.default_rng(0).normal(0.5, 1.0, 5_000)).range(method, symmetric=True)
-    assert affine(bounds, symmetric=True)[1] == 0
+    assert quantization_parameters(bounds, symmetric=True)[1] == 0
 
 
 def test_observing_a_program_gives_the_range_of_every_float_tensor_whatever_the_slices():
     model = two_layers([[2, 0], [0, -1]], [0, 0], [[1, 1]], [0.5])
     x = np.array([[1, 2], [-3, 4], [2, -5]], np.float32)
-    found = observe(model, [{"x": x}])
-    assert ranges_of(found, "minmax") == {"x": (-5.0, 4.0), "h": (-6.0, 5.0), "a": (0.0, 5.0), "y": (0.0, 9.5)}
-    halves = observe(model, [{"x": x[:1]}, {"x": x[1:]}])
-    assert ranges_of(halves, "minmax") == ranges_of(found, "minmax")
+    found = observe_activations(model, [{"x": x}])
+    assert compute_ranges(found, "minmax") == {"x": (-5.0, 4.0), "h": (-6.0, 5.0), "a": (0.0, 5.0), "y": (0.0, 9.5)}
+    halves = observe_activations(model, [{"x": x[:1]}, {"x": x[1:]}])
+    assert compute_ranges(halves, "minmax") == compute_ranges(found, "minmax")
 
 
 def test_an_overflow_inside_the_network_is_an_error_that_names_the_tensor():
     model = two_layers([[3e38, 3e38], [0, 1]], [0, 0], [[1, 1]], [0])
     with pytest.raises(DataError, match="'h' is not finite"):
-        observe(model, [{"x": np.ones((2, 2), np.float32)}])
+        observe_activations(model, [{"x": np.ones((2, 2), np.float32)}])
 
 
 def test_a_watch_reads_inner_tensors_in_slices_and_computes_nothing_else():
     model = two_layers([[2, 0], [0, -1]], [0, 0], [[1, 1]], [0])
-    watch = Watch(model, ["a", "x"], exact=True)
+    watch = ActivationReader(model, ["a", "x"], exact=True)
     assert [value.name for value in watch.session.get_outputs()] == ["a"]
     parts = list(watch.slices([{"x": np.array([[1, 1], [2, -2], [3, 3]], np.float32)}]))
     np.testing.assert_array_equal(np.concatenate([values["a"] for _, values in parts]), [[2, 0], [4, 2], [6, 0]])

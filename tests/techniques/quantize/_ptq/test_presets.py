@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from omgoptim.requests.quantize import Static
-from omgoptim.techniques.quantize._ptq.presets import resolved
+from omgoptim.techniques.quantize._ptq.presets import apply_preset
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,7 @@ from omgoptim.techniques.quantize._ptq.presets import resolved
     ],
 )
 def test_an_effort_fills_every_open_setting(effort, ranges, on, rounding):
-    found = resolved(Static(), effort)
+    found = apply_preset(Static(), effort)
     assert (found.range_method, found.rounding) == (ranges, rounding)
     assert (found.equalize, found.bias_correction) == (on, on)
 
@@ -23,10 +23,10 @@ def test_an_effort_fills_every_open_setting(effort, ranges, on, rounding):
 @pytest.mark.parametrize("effort", ["fast", "balanced", "best"])
 def test_what_was_given_wins_over_the_effort(effort):
     given = Static(range_method="mse", equalize=effort == "fast", bias_correction=effort == "fast", rounding="nearest")
-    assert resolved(given, effort) == given
+    assert apply_preset(given, effort) == given
 
 
 @pytest.mark.parametrize("effort", ["fast", "balanced", "best"])
 def test_a_resolved_request_is_not_changed_by_balanced(effort):
-    once = resolved(Static(), effort)
-    assert resolved(once, "balanced") == once
+    once = apply_preset(Static(), effort)
+    assert apply_preset(once, "balanced") == once
