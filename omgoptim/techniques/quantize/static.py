@@ -43,6 +43,7 @@ from omgoptim.techniques.quantize._onnx.weight_storage import quantize_embedding
 from omgoptim.techniques.quantize._ptq import nncf_backend, onnxruntime_backend, pipeline
 from omgoptim.techniques.quantize._ptq.calibration import Batch, batches_for
 from omgoptim.techniques.quantize._ptq.presets import apply_preset
+from omgoptim.techniques.quantize._ptq.state import PtqTask
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
 KEPT = "first layer kept in float: little work, and most of the quantization noise in int8"
@@ -97,7 +98,9 @@ def apply(source: Path, target: Path, params: Static, run: ProgramRun) -> Outcom
         if nothing := no_layer_left("static quantization", before, chosen):
             raise nothing
         if algorithm == "onnxruntime":
-            quantized, notes = onnxruntime_backend.quantize(model, chosen, batches, params, run, folder, kept)
+            quantized, notes = onnxruntime_backend.quantize(
+                model, batches, PtqTask(chosen, params, run.threads, run.seed, run.progress), folder, kept
+            )
             quantize_embeddings(quantized, chosen, params.granularity == "per_channel")
         else:
             model, scaling = _scaled(model, chosen, batches, params, run)
@@ -143,6 +146,6 @@ def _scaled(
         return model, []
     try:
         shaped = preparation.infer_shapes(model)
-        return pipeline.equalize(shaped, chosen, batches, params, threads=run.threads, progress=run.progress)
+        return pipeline.equalize(shaped, batches, PtqTask(chosen, params, run.threads, progress=run.progress))
     except TechniqueError as error:  # ONNX Runtime, by which it is judged, cannot quantize this program
         return model, [f"Cross-layer equalization was left out: {error.what}."]

@@ -26,14 +26,11 @@ from omgoptim.techniques.quantize._diagnostics.simulation import Simulation
 
 Array = NDArray[Any]
 
-
 OUTLIERS = 4.0
 """An activation's range over its 99.9th percentile: two bits are spent on one value in a thousand."""
 
-
 SPREAD = 8.0
 """Widest over typical channel: three bits are lost to the typical one."""
-
 
 UNLIKE = 1.5
 """Range of what comes over the calibrated one, or under it."""

@@ -13,15 +13,11 @@ from omgoptim.techniques.registry import Outcome
 
 IGNORED = "left in float by targets or ignore"
 
-
 ALREADY = "already quantized in the source"
-
 
 EMBEDDING = "int8 weight, computed in float"
 
-
 NOT_TAKEN = "the quantizer left it in float"
-
 
 REPLACED_SUFFIXES = ("_quant", "_MatMul_quant", "_MatMul", "_quantized_rows")
 """What a rewrite appends to the name of the node it replaces."""

@@ -18,7 +18,6 @@ from omgoptim.techniques.quantize._diagnostics.layer_statistics import Quantizab
 HUGE = 1e4
 """A constant above this is no number to compute with, but a mask's fill."""
 
-
 MAX_PATHS = 8
 """Places that a signature names."""
 

@@ -22,14 +22,11 @@ from omgoptim.techniques.quantize._ptq.calibration import ActivationReader
 
 Array = NDArray[Any]
 
-
 AT_ONCE = 8
 """Samples that run together: what every layer is given is in memory at the same time."""
 
-
 KEPT_VALUES = 20_000
 """Values of each layer's input per run from which its 99.9th percentile is read."""
-
 
 OUTPUT_CHANNEL = {"Conv": 0, "ConvTranspose": 1, "MatMul": -1, "Gather": 0}
 """The axis of a weight that has a scale per entry; of a Gemm it depends on `transB`."""

@@ -37,10 +37,8 @@ from omgoptim.techniques.quantize._ptq.sqnr import noise_to_signal, to_decibels
 
 Array = NDArray[Any]
 
-
 SAMPLES = 48
 """Samples that noise is measured on."""
-
 
 SWITCHES = "omgoptim.quantized"
 """Name of the program's input that says which layers are quantized."""

@@ -32,7 +32,6 @@ from omgoptim.techniques.registry import Outcome
 SMALLEST_BYTES = 1024
 """Tensors up to this size stay: a Cast node costs more than they hold."""
 
-
 Half = Literal["bfloat16", "float16"]
 
 
@@ -143,7 +142,6 @@ def _nodes(node: NodeProto, weight: str, per_row: bool) -> list[NodeProto]:
 
 
 RECURRENT = ("GRU", "LSTM", "RNN")
-
 
 STORED = "int8 weight on disk, computed in float"
 """What such a layer is then, for people."""

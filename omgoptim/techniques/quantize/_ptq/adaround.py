@@ -20,20 +20,15 @@ from omgoptim.techniques.quantize._ptq.patch_moments import PatchMoments
 
 STEPS, RATE = 400, 0.05
 
-
 BUDGET = 5e11
 """Multiply-accumulates that a layer's learning may take; a layer that could make few steps for it is only flipped."""
 
-
 PENALTY, WARM_UP = 0.05, 0.2
-
 
 BETA_FROM, BETA_TO = 20.0, 2.0
 
-
 DAMPING = 0.01
 """Of the mean of A's diagonal, added to it: what the samples don't say is as if inputs were independent."""
-
 
 FLOOR = 1e-6
 """Of the inputs' mean square, the least variance that counts: a single patch has none."""

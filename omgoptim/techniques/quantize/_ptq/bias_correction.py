@@ -11,17 +11,16 @@ Source: arXiv:1906.04721, 4.2; measured on data, where that paper also derives i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from omgoptim.models.onnx_graph import Layer
-from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._onnx.layer_weights import LayerWeight, bias_of, find_layer_weights, set_bias
 from omgoptim.techniques.quantize._onnx.qdq import Range, nodes_by_name, stored_weights, write_qdq
 from omgoptim.techniques.quantize._ptq.calibration import ActivationReader, Batch
+from omgoptim.techniques.quantize._ptq.state import PtqTask
 
 MAX_PASSES = 24
 """Of the quantized program over the data: past as many layers, neighbours are corrected together."""
@@ -30,13 +29,9 @@ MAX_PASSES = 24
 def correct_biases(
     model: ModelProto,
     reference: ModelProto,
-    chosen: Sequence[Layer],
     ranges: Mapping[str, Range],
-    params: Static,
     batches: Sequence[Batch],
-    *,
-    threads: int = 1,
-    progress: Callable[[str, float | None], None] = lambda _stage, _done: None,
+    task: PtqTask,
 ) -> tuple[ModelProto, int]:
     """A copy of the float program with corrected biases, and how many layers got one.
 
@@ -46,21 +41,23 @@ def correct_biases(
     """
     result = ModelProto()
     result.CopyFrom(model)
-    simulated = write_qdq(model, chosen, ranges, params, float_biases=True)
+    simulated = write_qdq(model, task.chosen, ranges, task.params, float_biases=True)
     integers = stored_weights(simulated)
     layers = [
         layer
-        for layer in find_layer_weights(result, chosen)
+        for layer in find_layer_weights(result, task.chosen)
         if layer.name in integers and bias_of(result, layer) is not None
     ]
     nodes, wanted_nodes = nodes_by_name(simulated), nodes_by_name(reference)
     tensors = {layer.name: wanted_nodes[layer.name].output[0] for layer in layers}
-    wanted = output_means(reference, tensors, batches, threads)
+    wanted = output_means(reference, tensors, batches, task.threads)
     count = max(1, -(-len(layers) // MAX_PASSES))
     for start in range(0, len(layers), count):
-        progress("correcting biases", start / len(layers))
+        task.progress("correcting biases", start / len(layers))
         part = layers[start : start + count]
-        means = output_means(simulated, {layer.name: nodes[layer.name].output[0] for layer in part}, batches, threads)
+        means = output_means(
+            simulated, {layer.name: nodes[layer.name].output[0] for layer in part}, batches, task.threads
+        )
         for layer in part:
             _add(result, simulated, layer, wanted[layer.name] - means[layer.name])
     return result, len(layers)

@@ -109,7 +109,6 @@ def split(batches: Sequence[Batch], every: int = 4, *, sliceable: bool = True) -
 SLICE_BYTES = 2**28
 """Bytes of watched tensors that may be held at once."""
 
-
 Values = dict[str, NDArray[Any]]
 
 

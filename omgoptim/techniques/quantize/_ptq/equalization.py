@@ -39,15 +39,12 @@ from omgoptim.techniques.quantize._ptq.equalization_groups import EqualizationGr
 SHARES = (1.0, 0.5)
 """Values of `a` that are worth trying."""
 
-
 DFQ_ITERATIONS = 20
 """Of the per-tensor formula, which settles one pair of layers at a time."""
-
 
 MAX_FACTOR = 1e4
 """Largest factor, and its inverse the smallest, beside the middle of a group's: a channel that is nearly dead would
 otherwise get one that float32 cannot carry."""
-
 
 CLIP_MARGIN = 0.95
 """Share of its upper bound that a Clip's input may reach on the calibration data to be taken for a Relu."""

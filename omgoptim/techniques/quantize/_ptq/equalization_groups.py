@@ -18,10 +18,8 @@ from omgoptim.techniques.quantize._onnx.layer_weights import LayerWeight
 HOMOGENEOUS = {"Relu", "LeakyRelu", "PRelu", "Identity", "Dropout", "Abs", "Neg"}
 """Ops on the elements of their first input with op(s x) = s op(x) for s > 0."""
 
-
 SPATIAL = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Resize", "Upsample"}
 """The same for ops that mix what lies behind the channels of axis 1."""
-
 
 CHANNEL = 1
 """Axis of the channels of a convolution's tensors and of a matrix (batch, channels)."""

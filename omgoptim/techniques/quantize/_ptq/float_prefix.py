@@ -16,7 +16,6 @@ from omgoptim.models.onnx_graph import Layer
 MAX_FLOAT_LAYERS = 3
 """Layers from the beginning that may stay in float."""
 
-
 MAX_WORK_SHARE = 0.04
 """Of the multiply-accumulates, and of the weights, of all chosen layers, that those which stay may have."""
 

@@ -70,9 +70,7 @@ def _factor(h_KK: Float) -> NDArray[np.float64]:
 
 Batches = Sequence[Mapping[str, NDArray[Any]]]
 
-
 Hessians = dict[str, NDArray[np.float32]]
-
 
 MAX_PASS_BYTES = 2**28
 """Moments that one pass over the batches may hold."""

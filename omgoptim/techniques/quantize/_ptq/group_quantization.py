@@ -18,13 +18,10 @@ from numpy.typing import NDArray
 
 Float = NDArray[np.float32]
 
-
 Bytes = NDArray[np.uint8]
-
 
 SHRINKS: dict[int, tuple[float, ...]] = {4: (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65), 8: ()}
 """Ranges that are tried besides the whole one, as parts of it, by bits: with 256 levels cutting brings nothing."""
-
 
 CHUNK = 2**17
 """Weights that are worked on at once: what the search makes of them should stay in the processor's cache."""

@@ -30,14 +30,11 @@ from omgoptim.techniques.quantize._ptq.calibration import ActivationReader, Batc
 
 Method = Literal["minmax", "moving_average", "percentile", "mse", "entropy"]
 
-
 BINS = 8192
 """Of a histogram, over [-span, span]: some 16 to 32 to a step of 255, whatever the span was when it began."""
 
-
 OUTSIDE = 1e-5
 """Fraction of the values that `percentile` leaves out at each end."""
-
 
 SHRINKS = np.concatenate([np.linspace(1.0, 0.8, 21), np.linspace(0.78, 0.2, 30)])
 """Fractions of an extreme that are tried as a bound."""

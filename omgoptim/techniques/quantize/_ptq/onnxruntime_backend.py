@@ -15,17 +15,11 @@ from omgoptim.techniques.quantize._onnx import preparation
 from omgoptim.techniques.quantize._onnx.runtime import as_technique_error, lacks_int8_dot_product, quiet_stdout
 from omgoptim.techniques.quantize._ptq import pipeline
 from omgoptim.techniques.quantize._ptq.calibration import Batch
-from omgoptim.techniques.registry import ProgramRun
+from omgoptim.techniques.quantize._ptq.state import PtqTask
 
 
 def quantize(
-    model: ModelProto,
-    chosen: Sequence[Layer],
-    batches: Sequence[Batch],
-    params: Static,
-    run: ProgramRun,
-    folder: Path,
-    kept: list[Layer] | None = None,
+    model: ModelProto, batches: Sequence[Batch], task: PtqTask, folder: Path, kept: list[Layer] | None = None
 ) -> tuple[ModelProto, list[str]]:
     """Quantize the chosen layers of a prepared model and what lies between them.
 
@@ -36,20 +30,12 @@ def quantize(
         kept: takes the chosen layers that stay in float.
 
     Returns:
-        The QDQ program, and what was chosen, a sentence each.
+        The QDQ program, and what was done, a sentence each.
     """
     if is_large(model):
-        return _large(model, chosen, batches, params, folder), ["Programs over 2 GB get min/max ranges only."]
-    return pipeline.quantize(
-        preparation.infer_shapes(model),
-        chosen,
-        batches,
-        params,
-        threads=run.threads,
-        seed=run.seed,
-        progress=run.progress,
-        kept=kept,
-    )
+        quantized = _large(model, task.chosen, batches, task.params, folder)
+        return quantized, ["Programs over 2 GB get min/max ranges only."]
+    return pipeline.quantize(preparation.infer_shapes(model), batches, task, kept)
 
 
 def _large(

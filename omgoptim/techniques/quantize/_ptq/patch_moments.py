@@ -26,7 +26,6 @@ from omgoptim.techniques.quantize._ptq.calibration import ActivationReader, Batc
 MAX_PATCHES = 16384
 """Patches of a layer that are read at most, drawn at random: enough for the moments of a patch of a few thousand."""
 
-
 MIN_PATCHES = 1024
 """Patches that are read whatever they cost."""
 

@@ -11,13 +11,12 @@ see (a quarter of them, held out). Evaluation data plays no part.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from onnx import ModelProto
 
 from omgoptim.models.onnx_graph import Layer, layers
-from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._onnx.layer_weights import find_layer_weights
 from omgoptim.techniques.quantize._onnx.qdq import write_qdq
 from omgoptim.techniques.quantize._onnx.runtime import has_free_batch
@@ -39,6 +38,7 @@ from omgoptim.techniques.quantize._ptq.state import (
     CalibrationSplit,
     PtqSettings,
     PtqState,
+    PtqTask,
 )
 from omgoptim.techniques.quantize._ptq.weight_rounding import (
     MAX_PASSES,
@@ -49,51 +49,38 @@ from omgoptim.techniques.quantize._ptq.weight_rounding import (
 SHARES_TRIED: dict[bool, tuple[float, ...]] = {False: SHARES, True: (1.0, 0.75, 0.5)}
 """Of `equalize_channels`, to be tried without and with a learned rounding."""
 
-
 ROUNDED = ("small_kernels", "adaround")
 """Roundings that look at the layers' outputs."""
-
 
 MUCH_DB = 1.0
 """What a layer that stays in float must gain."""
 
-
 BEGINNING_MACS = 5e10
 """Multiply-accumulates of a run that scaled channels are judged by: of a large network it takes fewer samples."""
 
-
 FEWEST_SAMPLES = 16
 """Read whatever they cost."""
-
 
 CORRECTING_MACS, ROUNDING_MACS = 1e12, 2e12
 """The same of all runs that biases are corrected by, and that learned rounding reads inputs from."""
 
 
 def quantize(
-    model: ModelProto,
-    chosen: Sequence[Layer],
-    batches: Sequence[Batch],
-    params: Static,
-    *,
-    threads: int = 1,
-    seed: int = 0,
-    progress: Callable[[str, float | None], None] = lambda _stage, _done: None,
-    kept: list[Layer] | None = None,
+    model: ModelProto, batches: Sequence[Batch], task: PtqTask, kept: list[Layer] | None = None
 ) -> tuple[ModelProto, list[str]]:
-    """Return the QDQ program of a prepared float program, and what was chosen, a sentence each.
+    """Return the QDQ program of a prepared float program, and what was done, a sentence each.
 
     Args:
-        params: resolved, see `presets.py`.
-        kept: takes the chosen layers that stay in float.
+        kept: takes the layers of the task that stay in float.
     """
+    chosen, params = task.chosen, task.params
     plain = not (params.equalize or params.bias_correction or params.rounding in ROUNDED)
     if plain and params.range_method != "auto":
         histogram = params.range_method not in ("minmax", "moving_average")
-        observed = observe_activations(model, batches, histogram=histogram, threads=threads)
+        observed = observe_activations(model, batches, histogram=histogram, threads=task.threads)
         return write_qdq(model, chosen, compute_ranges(observed, params.range_method, params.symmetric), params), []
     notes: list[str] = []
-    settings = _settings(model, chosen, batches, params, threads, seed, progress, notes)
+    settings = _settings(model, batches, task, notes)
     state = _begin(model, settings)
     state, settings = _keep_first(state, settings, notes)
     if kept is not None:
@@ -108,44 +95,23 @@ def quantize(
     return write_qdq(state.model, settings.chosen, state.ranges, params), notes
 
 
-def equalize(
-    model: ModelProto,
-    chosen: Sequence[Layer],
-    batches: Sequence[Batch],
-    params: Static,
-    *,
-    threads: int = 1,
-    progress: Callable[[str, float | None], None] = lambda _stage, _done: None,
-) -> tuple[ModelProto, list[str]]:
-    """The first step alone, for another quantizer: the float program with its channels scaled, if that helps ours."""
+def equalize(model: ModelProto, batches: Sequence[Batch], task: PtqTask) -> tuple[ModelProto, list[str]]:
+    """Return the float program after cross-layer equalization alone, for another quantizer, and what was done."""
     notes: list[str] = []
-    settings = _settings(model, chosen, batches, params, threads, 0, progress, notes)
+    settings = _settings(model, batches, task, notes)
     return _equalize(_begin(model, settings), settings, notes).model, notes
 
 
-def _settings(
-    model: ModelProto,
-    chosen: Sequence[Layer],
-    batches: Sequence[Batch],
-    params: Static,
-    threads: int,
-    seed: int,
-    progress: Callable[[str, float | None], None],
-    notes: list[str],
-) -> PtqSettings:
+def _settings(model: ModelProto, batches: Sequence[Batch], task: PtqTask, notes: list[str]) -> PtqSettings:
     fit, held = split(batches, sliceable=has_free_batch(model))
     if fit[0] is held[0]:
         count = sum(map(size_of, held))
         plural = "" if count == 1 else "s"
         notes.append(f"Steps were fitted and judged on the same {count} sample{plural}: there were no others.")
     return PtqSettings(
-        chosen,
-        params,
-        CalibrationSplit(fit, held, outputs(model, held, threads)),
-        threads,
-        seed,
-        progress,
-        multiply_accumulates(model, chosen),
+        *(task.chosen, task.params, task.threads, task.seed, task.progress),
+        data=CalibrationSplit(fit, held, outputs(model, held, task.threads)),
+        macs=multiply_accumulates(model, task.chosen),
     )
 
 
@@ -214,11 +180,7 @@ def _round_small_kernels(state: PtqState, settings: PtqSettings) -> PtqState:
     """The small kernels rounded for their outputs, where that is wanted and brings the outputs closer."""
     if settings.params.rounding not in ROUNDED:
         return state
-    found = round_small_kernels(
-        *(state.model, settings.chosen, state.ranges, settings.params, settings.data.fit),
-        seed=settings.seed,
-        threads=settings.threads,
-    )
+    found = round_small_kernels(state.model, state.ranges, settings.data.fit, settings)
     if not found.changed:
         return state
     rounded = replace(settings.after(state, found.model, state.ranges), rounded=len(found.changed))
@@ -234,16 +196,8 @@ def _note_small_kernels(state: PtqState, notes: list[str]) -> None:
 def _correct(state: PtqState, settings: PtqSettings, notes: list[str]) -> PtqState:
     fit = settings.data.fit
     share = settings.evaluations(CORRECTING_MACS, sum(map(size_of, fit))) / CORRECTIONS
-    model, count = correct_biases(
-        state.model,
-        state.reference,
-        settings.chosen,
-        state.ranges,
-        settings.params,
-        _some(fit, share, state.model),
-        threads=settings.threads,
-        progress=settings.progress,
-    )
+    some = _some(fit, share, state.model)
+    model, count = correct_biases(state.model, state.reference, state.ranges, some, settings)
     better = settings.after(state, model, state.ranges)
     if count == 0 or better.sqnr_db <= state.sqnr_db + MIN_STEP_GAIN_DB:
         notes.append("Bias correction did not raise the SQNR and was left out.")
@@ -258,18 +212,7 @@ def _round(state: PtqState, settings: PtqSettings, notes: list[str]) -> PtqState
     samples = sum(map(size_of, [*data.fit, *data.held]))
     share = settings.evaluations(ROUNDING_MACS, samples) / runs
     fit, held = (_some(part, share, state.model) for part in (data.fit, data.held))
-    found = apply_adaround(
-        state.model,
-        state.reference,
-        settings.chosen,
-        state.ranges,
-        settings.params,
-        fit,
-        held,
-        seed=settings.seed,
-        threads=settings.threads,
-        progress=settings.progress,
-    )
+    found = apply_adaround(state.model, state.reference, state.ranges, fit, held, settings)
     after = settings.after(state, found.model, state.ranges)
     if after.sqnr_db <= state.sqnr_db + MIN_STEP_GAIN_DB:
         notes.append("AdaRound did not raise the SQNR and was left out.")

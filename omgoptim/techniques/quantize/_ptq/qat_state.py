@@ -29,7 +29,6 @@ from omgoptim.techniques.quantize._ptq.equalization_groups import EqualizationGr
 
 KEY = "omgoptim.learned"
 
-
 Peaks = Mapping[str, NDArray[np.float32]]
 """Name of a tensor to the largest size of each of its channels."""
 

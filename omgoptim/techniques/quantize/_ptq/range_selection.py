@@ -22,10 +22,8 @@ METHODS: dict[bool, tuple[Method, ...]] = {
 }
 """What a range method of auto tries."""
 
-
 TENSORS_TRIED = 64
 """Activations whose range `best` chooses one by one, those first whose methods differ most."""
-
 
 CHOOSING_MACS = 2e12
 """Multiply-accumulates that choosing ranges one by one may take: about a minute on two cores."""

@@ -17,10 +17,8 @@ from omgoptim.techniques.quantize._ptq.sqnr import sqnr_db
 MIN_CHOICE_GAIN_DB = 0.3
 """What the held-out samples must gain for anything but the program as it is and its plain ranges: less is chance."""
 
-
 MIN_STEP_GAIN_DB = 0.05
 """The same for a step that can do no harm elsewhere, and for the range of one tensor."""
-
 
 MIN_HELD_OUT = 32
 """Held-out samples from which on ranges are chosen one by one: fewer would be fitted, not judged by."""
@@ -49,15 +47,22 @@ class PtqState:
 
 
 @dataclass(frozen=True, slots=True)
-class PtqSettings:
-    """What does not change along the way."""
+class PtqTask:
+    """Layers to quantize, and how."""
 
     chosen: Sequence[Layer]
     params: Static
+    """Resolved, see `presets.py`."""
+    threads: int = 1
+    seed: int = 0
+    progress: Callable[[str, float | None], None] = lambda _stage, _done: None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PtqSettings(PtqTask):
+    """A task with its calibration data."""
+
     data: CalibrationSplit
-    threads: int
-    seed: int
-    progress: Callable[[str, float | None], None]
     macs: int | None
     """Multiply-accumulates of one sample; None: unknown."""
 

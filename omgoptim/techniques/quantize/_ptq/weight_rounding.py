@@ -7,15 +7,13 @@ nearest gives exactly the integers that were chosen: the largest weight of a sca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from omgoptim.models.onnx_graph import Layer
-from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._onnx.layer_weights import LayerWeight, bias_of, find_layer_weights, set_bias
 from omgoptim.techniques.quantize._onnx.qdq import (
     Range,
@@ -28,23 +26,20 @@ from omgoptim.techniques.quantize._onnx.qdq import (
 from omgoptim.techniques.quantize._onnx.runtime import has_free_batch, weight_levels
 from omgoptim.techniques.quantize._ptq.calibration import Batch, subsample
 from omgoptim.techniques.quantize._ptq.patch_moments import PatchMoments, collect_moments, is_readable
+from omgoptim.techniques.quantize._ptq.state import PtqTask
 
 MAX_PATCH = 4608
 """Values of a patch up to which a layer's rounding is learned: its moments are the square of it."""
-
 
 MAX_PASSES = 32
 """Over the data: past as many layers, neighbours share a run; all but the first of them then heed their own rounding
 only, since what they will read is not known yet."""
 
-
 SMALL_PATCH = 64
 """Values of a patch up to which a kernel is small: a few rounding errors that add up instead of cancelling out."""
 
-
 SMALL_VALUES = 2**23
 """Of a layer's patches that are read for a small kernel: its few moments need no more."""
-
 
 SMALL_SAMPLES = 64
 """Samples that are enough for the moments of a small kernel."""
@@ -76,15 +71,10 @@ class RoundingTask:
 def apply_adaround(
     model: ModelProto,
     reference: ModelProto,
-    chosen: Sequence[Layer],
     ranges: Mapping[str, Range],
-    params: Static,
     fit: Sequence[Batch],
     held: Sequence[Batch],
-    *,
-    seed: int = 0,
-    threads: int = 1,
-    progress: Callable[[str, float | None], None] = lambda _stage, _done: None,
+    task: PtqTask,
 ) -> RoundingResult:
     """A copy of the float program `model` with weights rounded for their layer's output, biases following.
 
@@ -93,6 +83,7 @@ def apply_adaround(
         reference: the float program with the weights and biases before any rounding.
         fit, held: batches to learn from, and to choose between the ways of rounding by.
     """
+    chosen, params = task.chosen, task.params
     result = ModelProto()
     result.CopyFrom(model)
     simulated = write_qdq(model, chosen, ranges, params, float_biases=True)
@@ -105,12 +96,14 @@ def apply_adaround(
     count = max(1, -(-len(layers) // MAX_PASSES))
     integers: dict[str, NDArray[np.int32]] = {}
     for start in range(0, len(layers), count):
-        progress("learning the rounding", start / len(layers))
+        task.progress("learning the rounding", start / len(layers))
         block = layers[start : start + count]
         units = {layer.name: floats[layer.name].read() / _scales(layer, stored[layer.name]) for layer in block}
         alone = {layer.name for layer in block[1:]}
         parts = [
-            collect_moments(block, simulated, reference, units, batches, alone=alone, seed=seed, threads=threads)
+            collect_moments(
+                block, simulated, reference, units, batches, alone=alone, seed=task.seed, threads=task.threads
+            )
             for batches in (fit, held)
         ]
         for layer in block:
@@ -126,19 +119,16 @@ def apply_adaround(
 
 def round_small_kernels(
     model: ModelProto,
-    chosen: Sequence[Layer],
     ranges: Mapping[str, Range],
-    params: Static,
     batches: Sequence[Batch],
-    *,
-    seed: int = 0,
-    threads: int = 1,
+    task: PtqTask,
 ) -> RoundingResult:
     """A copy of the float program with its small kernels rounded for their outputs, on the float program's own inputs.
 
     Costs one run over a few samples, whatever the number of layers. Depthwise and first convolutions need it most:
     their taps often cancel out, so that an error of the sum of nine weights is large beside what is left.
     """
+    chosen, params = task.chosen, task.params
     result = ModelProto()
     result.CopyFrom(model)
     stored = stored_weights(write_qdq(model, chosen, ranges, params))
@@ -156,8 +146,8 @@ def round_small_kernels(
         alone=set(units),
         exact=False,
         values=SMALL_VALUES,
-        seed=seed,
-        threads=threads,
+        seed=task.seed,
+        threads=task.threads,
     )
     integers = {
         layer.name: _round(work, layer, units[layer.name], moments[layer.name], moments[layer.name], steps=0)

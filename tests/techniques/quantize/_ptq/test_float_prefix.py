@@ -11,6 +11,7 @@ from omgoptim.techniques.quantize._onnx.qdq import stored_weights
 from omgoptim.techniques.quantize._ptq import pipeline
 from omgoptim.techniques.quantize._ptq.float_prefix import affordable_prefixes, restore_float_layers
 from omgoptim.techniques.quantize._ptq.presets import apply_preset
+from omgoptim.techniques.quantize._ptq.state import PtqTask
 
 
 def chain() -> onnx.ModelProto:
@@ -64,7 +65,7 @@ def test_a_first_layer_that_makes_most_of_the_noise_stays_in_float_unless_target
     for targets, left in (([], {"first"}), (["*"], set())):
         params = apply_preset(Static(algorithm="onnxruntime", targets=targets), "balanced")
         kept: list[Layer] = []
-        quantized, notes = pipeline.quantize(model, layers(model), data, params, kept=kept)
+        quantized, notes = pipeline.quantize(model, data, PtqTask(layers(model), params), kept)
         assert {layer.node for layer in kept} & {"first"} == left
         assert ("first" in stored_weights(quantized)) is not bool(left)
         assert any("in float32" in note for note in notes) is bool(left)
