@@ -33,7 +33,8 @@ from omgoptim.techniques.quantize._diagnostics.sensitivity import (
     SensitivityReport,
     measure_sensitivity,
 )
-from omgoptim.techniques.quantize._diagnostics.simulation import Simulation, sqnr_db
+from omgoptim.techniques.quantize._diagnostics.simulation import NON_FINITE_DB, Simulation
+from omgoptim.techniques.quantize._ptq.sqnr import sqnr_db
 
 RESTORED = 3
 """Worst layers whose recovered quality is measured."""
@@ -170,7 +171,7 @@ def _times(subject: Subject, context: RunContext) -> tuple[list[TimeShare], str]
 
 
 def _sqnr(attempt: Attempt, yardstick: Yardstick) -> float | None:
-    return sqnr_db(yardstick.original, attempt.outputs) if attempt.outputs is not None else None
+    return sqnr_db(yardstick.original, attempt.outputs, NON_FINITE_DB) if attempt.outputs is not None else None
 
 
 def _layers(noise: SensitivityReport, about: Explained, trials: Trials) -> list[LayerNoise]:

@@ -42,7 +42,7 @@ from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
 
 def static_of(params: Qat) -> Static:
-    """The static quantization that training competes with: that of effort balanced, or with plain ranges of fast."""
+    """Return the static quantization that training competes with: preset balanced, or fast for plain ranges."""
     return Static(
         granularity=params.granularity,
         symmetric=params.symmetric,

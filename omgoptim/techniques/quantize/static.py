@@ -56,7 +56,7 @@ REASONS = {
 
 
 def variants(params: Static, source: Path) -> list[Static]:
-    """The concrete algorithms worth trying on the program `source`, those that are installed.
+    """Resolve algorithm `auto` to the installed algorithms worth trying on the program `source`.
 
     For a graph with attention that is NNCF alone, named even if it is missing, so that the install line is told.
     """
@@ -118,7 +118,7 @@ def changes(
     params: Static,
     kept: Sequence[Layer] = (),
 ) -> Outcome:
-    """What was changed in the program that was written.
+    """Return the changed and skipped layers of a written program.
 
     Args:
         kept: layers that were left in float for what int8 would lose there.
@@ -141,7 +141,7 @@ def changes(
 def _scaled(
     model: ModelProto, chosen: Sequence[Layer], batches: Sequence[Batch], params: Static, run: ProgramRun
 ) -> tuple[ModelProto, list[str]]:
-    """The float program for another quantizer, its channels scaled where that is wanted and can be judged."""
+    """Equalize the float program for another quantizer, where that is requested and supported."""
     if not params.equalize or has_attention(model) or is_large(model):
         return model, []
     try:

@@ -103,7 +103,7 @@ def apply(source: Path, target: Path, params: WeightOnly, run: ProgramRun) -> Ou
 
 
 def _group_sizes(model: ModelProto, chosen: Sequence[Layer], asked: int) -> dict[str, int]:
-    """The stored matrices to pack, each with the largest group up to the one asked for that divides its inputs."""
+    """Map the matrices to pack to the largest group size, up to the requested one, that divides their inputs."""
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     sizes: dict[str, int] = {}
     for name in stored_matmuls(model, chosen):
@@ -184,7 +184,7 @@ def _copy(node: NodeProto) -> NodeProto:
 def _rounded(
     w_KN: Float, size: int, params: WeightOnly, fitted_KK: Float | None, held_out_KK: Float | None
 ) -> tuple[QuantizedGroups, bool]:
-    """The better of rounding each group by itself and rounding with feedback, and whether it is the latter."""
+    """Quantize by GPTQ or round to nearest, whichever is better on held-out samples; whether it was GPTQ."""
     if fitted_KK is None or held_out_KK is None:
         return quantize_groups(w_KN, size, params.num_bits, params.symmetric), False
     alone = quantize_groups(w_KN, size, params.num_bits, params.symmetric, np.diagonal(fitted_KK) + np.float32(1e-12))

@@ -37,7 +37,7 @@ UNLIKE = 1.5
 
 
 def diagnose(simulation: Simulation, params: Any, evaluation: Sequence[Mapping[str, Array]] = ()) -> list[Diagnostic]:
-    """What is found in the simulation's program, the likeliest culprit first.
+    """Return the diagnostics of the simulated program, the likeliest cause first.
 
     Args:
         params: of the technique: what they cure already is not told.
@@ -105,7 +105,7 @@ def _spread_weights(simulation: Simulation, params: Any) -> Iterator[Diagnostic]
 
 
 def _spread_activations(simulation: Simulation, params: Any) -> Iterator[Diagnostic]:
-    """Activations have one scale per tensor: narrow channels are left few levels."""
+    """Find activations whose channels have uneven ranges: they share one scale per tensor."""
     typical = {}
     ratios = {}
     for item, given in _given(simulation):
@@ -131,7 +131,7 @@ def _spread_activations(simulation: Simulation, params: Any) -> Iterator[Diagnos
 
 
 def _typical_channel(channels: Array, powers: Array | None) -> float:
-    """The channels' reach, each weighed by what the layer multiplies it with; the median where that is not known."""
+    """Return the typical channel peak, weighted by the layer's columns; the median where those are unknown."""
     alive = channels > 0
     if not alive.any():
         return 1.0

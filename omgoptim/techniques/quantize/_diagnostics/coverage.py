@@ -63,7 +63,7 @@ def outcome(
 
 
 def no_layer_left(scheme: str, before: Sequence[Layer], chosen: Sequence[Layer]) -> NoLayerChanged | None:
-    """The error of a scheme that has no layer to work on; None where it has one.
+    """Return the error of a scheme that has no layer to quantize, else None.
 
     Args:
         scheme: in words: `static quantization`.

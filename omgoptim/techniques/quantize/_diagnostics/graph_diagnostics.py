@@ -24,7 +24,7 @@ MAX_PATHS = 8
 
 @dataclass(frozen=True, slots=True)
 class Diagnostic:
-    """Something that was found."""
+    """Known cause of int8 quantization error, found in a program."""
 
     name: str
     paths: list[str]
@@ -101,7 +101,7 @@ def gates(model: ModelProto, layers: Sequence[Quantizable]) -> Iterator[Diagnost
 
 
 def _behind(gate: NodeProto, producers: Mapping[str, NodeProto], most: int = 12) -> list[NodeProto]:
-    """The chain of nodes before a gate, as far as the pooling that begins a squeeze."""
+    """Return the chain of nodes before a gate, up to the pooling of a squeeze-excite block."""
     chain, node = [gate], gate
     for _ in range(most):
         before = next((producers[name] for name in node.input if name in producers), None)

@@ -49,13 +49,13 @@ class Quantizable:
 
     @property
     def is_depthwise(self) -> bool:
-        """A convolution whose kernels see one channel each."""
+        """Whether it is a depthwise convolution."""
         return self.layer.op == "Conv" and len(self.layer.shape) > 2 and self.layer.shape[1] == 1 < self.layer.shape[0]
 
 
 @dataclass(frozen=True, slots=True)
 class LayerStatistics:
-    """What a layer was given over all samples."""
+    """Statistics of a layer's input over all samples."""
 
     low: float
     high: float
@@ -68,7 +68,7 @@ class LayerStatistics:
 
 
 def load_folded(source: Path, threads: int) -> tuple[ModelProto, list[Layer]]:
-    """The float program with constants folded and norms merged, and all its layers under the source's paths."""
+    """Load the float program with constants and batch norms folded, and its layers under the source's paths."""
     original = load(source)
     with tempfile.TemporaryDirectory() as folder:
         model = at_opset(load(fold_constants(original, Path(folder), threads)), 13)
@@ -76,7 +76,7 @@ def load_folded(source: Path, threads: int) -> tuple[ModelProto, list[Layer]]:
 
 
 def quantizable_layers(model: ModelProto, chosen: Sequence[Layer]) -> list[Quantizable]:
-    """Those of the chosen layers that a simulation can take: a float32 weight that the node reads itself."""
+    """Find the chosen layers that can be simulated: a float32 weight that the node reads itself."""
     nodes = {node.name: node for node in model.graph.node}
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     readers: dict[str, list[NodeProto]] = {}
@@ -115,7 +115,7 @@ def _axis(node: NodeProto) -> int:
 
 
 def take_samples(model: ModelProto, batches: Sequence[Mapping[str, Array]], samples: int) -> list[dict[str, Array]]:
-    """The first `samples` samples as small batches of the model's own inputs; as they come if its batch is fixed."""
+    """Take the first `samples` samples in small batches of the model's inputs; whole batches if the batch is fixed."""
     names = [value.name for value in model.graph.input]
     fixed = any(
         value.type.tensor_type.shape.dim and value.type.tensor_type.shape.dim[0].HasField("dim_value")
@@ -143,7 +143,7 @@ def collect_statistics(
     threads: int,
     outputs: bool = False,
 ) -> dict[str, LayerStatistics]:
-    """By tensor name, what the layers are given on all batches, and what they give if `outputs`."""
+    """Collect the statistics of layer inputs, and of outputs if `outputs`, by tensor name."""
     ranks = {item.output: item.channel_axis for item in found if outputs and item.activation}
     for item in found:
         if item.activation:

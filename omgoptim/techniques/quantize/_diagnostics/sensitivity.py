@@ -27,7 +27,7 @@ MAX_LAYERS = 60
 
 @dataclass(frozen=True, slots=True)
 class LayerSensitivity:
-    """One layer's part in the noise."""
+    """Sensitivity of one layer."""
 
     layer: Layer
     alone_db: float
@@ -45,7 +45,7 @@ class LayerSensitivity:
 
 @dataclass(frozen=True, slots=True)
 class SensitivityReport:
-    """Every layer's part, the worst first, and that of all together."""
+    """Sensitivity of every layer, the worst first, and SQNR with all quantized."""
 
     whole_db: float
     layers: list[LayerSensitivity]
@@ -53,7 +53,7 @@ class SensitivityReport:
 
     @property
     def estimated(self) -> int:
-        """How many layers were not run by themselves."""
+        """Number of layers that were estimated."""
         return sum(not layer.measured for layer in self.layers)
 
 
@@ -65,7 +65,7 @@ def measure_sensitivity(
     clock: Callable[[], float] = time.monotonic,
     progress: Callable[[float], None] = lambda _: None,
 ) -> SensitivityReport:
-    """Each layer's part in the noise at the output.
+    """Measure the sensitivity of each layer.
 
     Args:
         restored: whether to measure the whole with one layer back in float, too: twice the work.
@@ -102,7 +102,7 @@ def measure_sensitivity(
 
 
 def local_noise(simulation: Simulation, item: Quantizable) -> float:
-    """Noise over signal of one layer's rounding where it happens: its weight's and, by its range, its input's."""
+    """Return the noise-to-signal ratio of one layer's weight and input rounding."""
     weight, rounding = simulation.weight(item), simulation.rounding
     signal = float(np.square(weight, dtype=np.float64).sum()) or 1.0
     lost = float(np.square(weight - rounded_weight(weight, item.axis, rounding), dtype=np.float64).sum())

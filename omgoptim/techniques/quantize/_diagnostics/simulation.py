@@ -9,7 +9,6 @@ ranks; candidates are judged by themselves.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +32,15 @@ from omgoptim.techniques.quantize._diagnostics.layer_statistics import (
 from omgoptim.techniques.quantize._onnx.qdq import quantization_parameters
 from omgoptim.techniques.quantize._onnx.runtime import as_technique_error, open_program, weight_levels
 from omgoptim.techniques.quantize._ptq.equalization import SHARES, equalize_channels
-from omgoptim.techniques.quantize._ptq.sqnr import noise_to_signal, to_decibels
+from omgoptim.techniques.quantize._ptq.sqnr import sqnr_db
 
 Array = NDArray[Any]
 
 SAMPLES = 48
 """Samples that noise is measured on."""
+
+NON_FINITE_DB = 0.0
+"""SQNR of an output that is not finite where the original is: all noise."""
 
 SWITCHES = "omgoptim.quantized"
 """Name of the program's input that says which layers are quantized."""
@@ -58,14 +60,14 @@ class SimulationConfig:
 
     @classmethod
     def of(cls, params: Any) -> SimulationConfig:
-        """What a params class of calibrated int8 asks for, on this processor."""
+        """Create the configuration for params of calibrated int8 on this processor."""
         per_channel = getattr(params, "granularity", "per_channel") == "per_channel"
         outputs = getattr(params, "algorithm", "auto") != "nncf"
         return cls(per_channel, getattr(params, "symmetric", False), weight_levels(), outputs)
 
 
 class Simulation:
-    """A program whose layers can be quantized one by one, opened on some samples.
+    """Session of a program whose layers can be quantized one by one.
 
     Args:
         model: the float program, folded.
@@ -107,7 +109,7 @@ class Simulation:
         return found
 
     def outputs(self, nodes: Collection[str], batch: Mapping[str, Array]) -> list[Array]:
-        """The model's outputs on a batch with the layers of these node names quantized."""
+        """Return the outputs on a batch with these nodes quantized."""
         switches = np.zeros(max(1, len(self.layers)), bool)
         switches[[self._index[node] for node in nodes]] = True
         with as_technique_error("ONNX Runtime cannot run the simulation"):
@@ -115,7 +117,7 @@ class Simulation:
 
     def sqnr(self, nodes: Collection[str]) -> float:
         """SQNR of the output, in dB, with the layers of these node names quantized."""
-        return sqnr_db(self._original, [self.outputs(nodes, batch) for batch in self.batches])
+        return sqnr_db(self._original, [self.outputs(nodes, batch) for batch in self.batches], NON_FINITE_DB)
 
 
 def build_simulation(
@@ -127,7 +129,7 @@ def build_simulation(
     threads: int = 1,
     rounding: SimulationConfig | None = None,
 ) -> Simulation:
-    """The simulation of what these params do to the float program `source`.
+    """Build the simulation of these params on the float program `source`.
 
     Channels are scaled as the technique would, unless `params.equalize` is off or another's algorithm does it its own
     way: of the program as it is and the ways of scaling it, the one that is quantized with the least noise.
@@ -163,14 +165,8 @@ def build_simulation(
     return best
 
 
-def sqnr_db(original: Sequence[Sequence[Array]], noisy: Sequence[Sequence[Array]]) -> float:
-    """SQNR of outputs, batch by batch lists of arrays; one that is not finite where the original is is all noise."""
-    ratio = noise_to_signal(original, noisy)
-    return to_decibels(1.0 if math.isinf(ratio) else ratio)
-
-
 def rounded_weight(weight: Array, axis: int, rounding: SimulationConfig) -> Array:
-    """What symmetric int8 leaves of a weight: a scale per entry of `axis`, or one for all."""
+    """Quantize and dequantize a weight in symmetric int8: a scale per entry of `axis`, or one for all."""
     around = tuple(i for i in range(weight.ndim) if i != axis) if rounding.per_channel else None
     largest = np.abs(weight).max(axis=around, keepdims=True)
     scale = np.where(largest > 0, largest / rounding.weight_levels, 1.0)
@@ -184,7 +180,7 @@ def switchable(
     statistics: Mapping[str, LayerStatistics],
     rounding: SimulationConfig,
 ) -> ModelProto:
-    """The program with one more input, a bool per layer: whether that layer is quantized."""
+    """Add an input to the program: a bool per layer, whether that layer is quantized."""
     result = ModelProto()
     result.CopyFrom(model)
     graph = result.graph
@@ -231,7 +227,7 @@ class _Writer:
     def round(
         self, tensor: str, name: str, given: LayerStatistics, rounding: SimulationConfig, output: str = ""
     ) -> str:
-        """The tensor, rounded if the layer's switch is on; the switch was read before."""
+        """Round a tensor if the layer's switch is on; the switch was read before."""
         scale, zero = quantization_parameters((given.low, given.high), rounding.symmetric)
         grid = [
             self.constant(f"{name}_scale", np.array(scale, np.float32)),

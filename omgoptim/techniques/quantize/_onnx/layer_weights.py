@@ -34,7 +34,7 @@ class LayerWeight:
         return str(self.node.name)
 
     def read(self) -> NDArray[np.float32]:
-        """The weight as w_GOIT."""
+        """Return the weight as w_GOIT."""
         return self.arrange(numpy_helper.to_array(self.weight))
 
     def write(self, w_GOIT: NDArray[np.float32]) -> None:
@@ -42,7 +42,7 @@ class LayerWeight:
         self.weight.CopyFrom(numpy_helper.from_array(self.restore(w_GOIT), self.weight.name))
 
     def arrange(self, stored: NDArray[Any]) -> NDArray[Any]:
-        """A tensor of the weight's shape as (G, O, I, T)."""
+        """Reshape a tensor of the weight's shape to (G, O, I, T)."""
         if self.node.op_type == "Conv":
             return stored.reshape(self.groups, stored.shape[0] // self.groups, stored.shape[1], -1)
         if self.node.op_type == "ConvTranspose":
@@ -52,7 +52,7 @@ class LayerWeight:
         return matrix.reshape(1, *matrix.shape, 1)
 
     def restore(self, arranged: NDArray[Any]) -> NDArray[Any]:
-        """The inverse of `arrange`."""
+        """Reshape (G, O, I, T) back to the weight's shape."""
         shape = tuple(self.weight.dims)
         if self.node.op_type == "ConvTranspose":
             arranged = arranged.swapaxes(1, 2)
@@ -63,7 +63,7 @@ class LayerWeight:
 
 
 def find_layer_weights(model: ModelProto, chosen: Sequence[Layer]) -> list[LayerWeight]:
-    """Those of the chosen layers that have a weight of their own in one of `OPS`, in graph order."""
+    """Find the chosen layers of `OPS` whose weight no other node reads, in graph order."""
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     reads = Counter(name for node in model.graph.node for name in node.input)
     names = {layer.node for layer in chosen}
@@ -85,7 +85,7 @@ def find_layer_weights(model: ModelProto, chosen: Sequence[Layer]) -> list[Layer
 
 
 def bias_of(model: ModelProto, layer: LayerWeight) -> NDArray[np.float32] | None:
-    """The bias (O,) that the layer adds itself; zeros if it adds none, None if it has one that cannot be changed.
+    """Return the bias (O,) of a layer: zeros if it has none, None if it cannot be changed.
 
     A MatMul adds none: its bias is the Add after it, which the quantizer rounds by itself.
     """

@@ -53,7 +53,7 @@ def split_gemms(model: ModelProto, nodes: Collection[str]) -> None:
 
 
 def _biased(model: ModelProto, tensors: dict[str, TensorProto], product: NodeProto, gemm: NodeProto) -> NodeProto:
-    """The node that adds a Gemm's bias to its product, by taking away the negated one where it is stored."""
+    """Create the node that adds a Gemm's bias, as the subtraction of the negated one where it is stored."""
     bias, op = gemm.input[2], "Add"
     if bias in tensors:
         op, negated = "Sub", f"{bias}_negated"
@@ -67,7 +67,7 @@ def _biased(model: ModelProto, tensors: dict[str, TensorProto], product: NodePro
 
 
 def stored_matmuls(model: ModelProto, chosen: Collection[Layer]) -> dict[str, list[NodeProto]]:
-    """Names of the float32 matrices (K, N) that chosen MatMul nodes have on their right, with those nodes."""
+    """Map the float32 matrices (K, N) on the right of chosen MatMul nodes to those nodes."""
     wanted = {layer.node for layer in chosen if layer.op in ("MatMul", "Gemm")}
     matrices = {t.name for t in model.graph.initializer if t.data_type == TensorProto.FLOAT and len(t.dims) == 2}
     found: dict[str, list[NodeProto]] = {}
@@ -88,7 +88,7 @@ def pack_nibbles(values: Bytes) -> bytes:
 
 
 def packed_tensors(groups: QuantizedGroups, name: str, num_bits: int, symmetric: bool) -> list[TensorProto]:
-    """What a layer stores: integers (K, N), scales (G, N) and, unless symmetric, zero points (G, N).
+    """Create a layer's initializers: integers (K, N), scales (G, N) and, unless symmetric, zero points (G, N).
 
     Symmetric integers are signed and need no zero point: q - 2 ** (num_bits - 1).
     """
@@ -104,7 +104,7 @@ def packed_tensors(groups: QuantizedGroups, name: str, num_bits: int, symmetric:
 
 
 def unpacking_node(tensors: list[TensorProto], group_size: int, output: str, node: str) -> NodeProto:
-    """The node that makes a float weight of them."""
+    """Create the node that dequantizes packed tensors to a float weight."""
     return helper.make_node(
         "DequantizeLinear", [tensor.name for tensor in tensors], [output], node, axis=0, block_size=group_size
     )

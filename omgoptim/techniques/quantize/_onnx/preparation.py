@@ -54,7 +54,7 @@ def opset(model: ModelProto) -> int:
 
 
 def at_opset(model: ModelProto, minimum: int) -> ModelProto:
-    """The model at `minimum` or a later opset, converted if it is older."""
+    """Convert a model to opset `minimum` if it is older."""
     if opset(model) >= minimum:
         return model
     with as_technique_error(f"the program's opset {opset(model)} cannot be raised to {minimum}"):
@@ -94,7 +94,7 @@ def prepare(model: ModelProto, folder: Path) -> ModelProto:
 
 
 def infer_shapes(model: ModelProto) -> ModelProto:
-    """The model with the type of every tensor that can be inferred; what has none is not quantized."""
+    """Infer the type of every tensor; tensors without a type are not quantized."""
     with as_technique_error("the program's shapes cannot be inferred"):
         return onnx.shape_inference.infer_shapes(model)
 

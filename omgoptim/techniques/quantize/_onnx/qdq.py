@@ -31,7 +31,7 @@ def write_qdq(
     *,
     float_biases: bool = False,
 ) -> ModelProto:
-    """The QDQ program of a prepared float program, which is not changed.
+    """Write the QDQ program of a prepared float program, which is not changed.
 
     Args:
         model: prepared by `preparation.prepare`.
@@ -76,7 +76,7 @@ def write_qdq(
 
 @contextlib.contextmanager
 def _quiet_log() -> Iterator[None]:
-    """The writer warns on the root logger of every vector that it does not take for a weight, in every lowering."""
+    """Silence ONNX Runtime's quantizer, which warns on the root logger about every vector that is no weight."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -87,7 +87,7 @@ def _quiet_log() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class StoredWeight:
-    """A layer's weight in a QDQ program."""
+    """Int8 weight of a layer in a QDQ program."""
 
     integers: NDArray[np.int8]
     scales: NDArray[np.float32]
@@ -95,7 +95,7 @@ class StoredWeight:
 
     @property
     def values(self) -> NDArray[np.float32]:
-        """What the integers stand for: q * s, the weight's own shape."""
+        """Dequantized weight q * s, in the weight's own shape."""
         return (self.integers * self.scales).astype(np.float32)
 
 

@@ -20,7 +20,7 @@ from omgoptim.models.onnx_file import is_large, save
 
 
 def open_program(model: ModelProto, threads: int, level: str = "ORT_ENABLE_ALL") -> Any:
-    """A session on a program in memory; what is too large for a message goes through a file that is gone afterwards.
+    """Open a session on a program in memory; a program over 2 GB goes through a temporary file.
 
     Args:
         level: name of ONNX Runtime's graph optimization level. At `ORT_ENABLE_BASIC` and below, pairs of
@@ -68,7 +68,7 @@ def lacks_int8_dot_product() -> bool:
 
 
 def weight_levels() -> int:
-    """The largest integer of a symmetric int8 weight on this CPU, as ONNX Runtime's writer has it."""
+    """Return the largest integer of a symmetric int8 weight on this CPU, as in ONNX Runtime's quantizer."""
     return 64 if lacks_int8_dot_product() else 127
 
 

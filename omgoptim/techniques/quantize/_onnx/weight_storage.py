@@ -58,7 +58,7 @@ def store_half(model: ModelProto, half: Half) -> Outcome:
 
 
 def to_half(values: NDArray[np.float32], half: Half) -> NDArray[np.uint16] | None:
-    """The bit patterns of `values` rounded to nearest even, any shape; None if a finite value would become infinite."""
+    """Return the bit patterns of `values` rounded to nearest even; None if a finite value would become infinite."""
     if half == "float16":
         with np.errstate(over="ignore", under="ignore"):
             rounded = values.astype(np.float16)

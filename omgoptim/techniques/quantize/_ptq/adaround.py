@@ -43,7 +43,7 @@ def round_weights(
     centred: bool = True,
     steps: int = STEPS,
 ) -> NDArray[np.int32]:
-    """The best integers (G, O, K) for weights in units of their scale.
+    """Return the integers (G, O, K) of least output error for weights in units of their scale.
 
     Args:
         w_GOK: w / s; at most `highest` in size, and where it is that, it stays: the scale is read off it.
@@ -78,7 +78,7 @@ def output_error(q_GOK: Tensor, a_GKK: Tensor, t_GOK: Tensor) -> Tensor:
 
 
 def round_sequentially(w_GOK: Tensor, fixed: Tensor, a_GKK: Tensor, t_GOK: Tensor) -> Tensor:
-    """Round one weight after another, the error of each carried over to those that are not rounded yet.
+    """Round weight by weight and compensate the error in the remaining weights, as GPTQ does.
 
     With U the upper Cholesky factor of A^-1, the best change of the weights k.. for an error e of weight k is
     -e U_k / U_kk, as in arXiv:2210.17323; here no weight leaves the integers below and above it.

@@ -33,7 +33,7 @@ def correct_biases(
     batches: Sequence[Batch],
     task: PtqTask,
 ) -> tuple[ModelProto, int]:
-    """A copy of the float program with corrected biases, and how many layers got one.
+    """Return a copy of the float program with corrected biases, and the number of corrected layers.
 
     Args:
         model: the program that will be lowered with `ranges`.

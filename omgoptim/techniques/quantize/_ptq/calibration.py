@@ -23,7 +23,7 @@ Batch = dict[str, NDArray[Any]]
 
 
 def batches_for(model: ModelProto, run: ProgramRun, samples: int) -> list[Batch]:
-    """The first `samples` calibration samples, as batches of the model's inputs only.
+    """Return the first `samples` calibration samples as batches of the model's inputs.
 
     Raises:
         DataError: there is none, an input is missing, or a value is NaN or infinite.
@@ -69,7 +69,7 @@ def size_of(batch: Batch) -> int:
 
 
 def subsample(batches: Sequence[Batch], samples: int, *, sliceable: bool = True) -> list[Batch]:
-    """About `samples` of the samples, every n-th of each batch; batches that cannot be cut are taken whole."""
+    """Take about `samples` samples, every n-th of each batch; batches that cannot be sliced are taken whole."""
     step = max(1, sum(map(size_of, batches)) // samples)
     cut = sliceable and all(
         array.ndim and len(array) == size_of(batch) for batch in batches for array in batch.values()
@@ -113,7 +113,7 @@ Values = dict[str, NDArray[Any]]
 
 
 def float_tensors(model: ModelProto) -> list[str]:
-    """Names of the float32 tensors of the main graph that are computed or given, as far as types are known."""
+    """List the float32 inputs and activations of the main graph whose type is known."""
     known = {
         value.name: value.type.tensor_type.elem_type
         for value in (*model.graph.value_info, *model.graph.input, *model.graph.output)
@@ -123,7 +123,7 @@ def float_tensors(model: ModelProto) -> list[str]:
 
 
 class ActivationReader:
-    """A session of a program whose inner tensors can be read.
+    """Session of a program that returns inner tensors.
 
     Args:
         model: the program; it is not changed.
@@ -143,7 +143,7 @@ class ActivationReader:
         self.session = open_program(_only(model, self.computed), threads, level) if self.computed else None
 
     def run(self, batch: Batch) -> Values:
-        """The watched tensors of a batch."""
+        """Return the tensors for a batch."""
         found: Values = {}
         if self.session is not None:
             with as_technique_error("the program does not run on the calibration data"):
@@ -151,7 +151,7 @@ class ActivationReader:
         return {name: np.asarray(found[name] if name in found else batch[name]) for name in self.names}
 
     def slices(self, batches: Sequence[Batch]) -> Iterator[tuple[Batch, Values]]:
-        """Every batch in slices, each with the watched tensors."""
+        """Yield every batch in slices, each with the tensors."""
         for batch in batches:
             size = size_of(batch)
             if not self.sliceable or any(array.ndim == 0 or len(array) != size for array in batch.values()):
@@ -168,13 +168,13 @@ class ActivationReader:
 
 
 def outputs(model: ModelProto, batches: Sequence[Batch], threads: int = 1) -> list[Values]:
-    """The program's outputs, batch by batch."""
+    """Return the program's outputs, batch by batch."""
     watch = ActivationReader(model, threads=threads)
     return [watch.run(batch) for batch in batches]
 
 
 def _only(model: ModelProto, names: Sequence[str]) -> ModelProto:
-    """A copy of the program that computes the named tensors and nothing that they don't need."""
+    """Return a copy of the program that computes the named tensors only."""
     copy = ModelProto()
     copy.CopyFrom(model)
     known = {value.name: value for value in model.graph.output}

@@ -74,7 +74,7 @@ def equalize_channels(
     peaks: Mapping[str, NDArray[np.float32]] | None = None,
     batches: Sequence[Batch] = (),
 ) -> tuple[ModelProto, int]:
-    """A copy of the program with its channels scaled, and in how many sets of tensors they are.
+    """Return an equalized copy of the program, and the number of equalization groups.
 
     Args:
         model: the float program.
@@ -114,7 +114,7 @@ def weight_factors(group: EqualizationGroup) -> NDArray[np.float64]:
 
 
 def column_factors(group: EqualizationGroup, share: float) -> NDArray[np.float64]:
-    """How much of an even activation each channel gives back to the reader: u_C^-(1 - a), u the size of its column.
+    """Return the second factor of each channel, u_C^-(1 - a), u the size of the reader's column.
 
     u_C is the root mean square over the rows of |w_OC| / max_C' |w_OC'|, the largest over readers; a channel that only
     depthwise layers read gives nothing back.

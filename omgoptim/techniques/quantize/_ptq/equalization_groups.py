@@ -41,12 +41,12 @@ class EqualizationGroup:
 
     @property
     def depthwise(self) -> bool:
-        """Whether every reader reads each channel alone, so that its own scale per channel takes any factor."""
+        """Whether every reader is depthwise: a scale per channel takes any factor."""
         return all(reader.read().shape[2] == 1 for reader in self.readers)
 
 
 def find_groups(model: ModelProto, weighted: Sequence[LayerWeight]) -> list[EqualizationGroup]:
-    """The sets that can be scaled: at least one writer and one reader, and nothing else touches them."""
+    """Find the equalization groups of a program."""
     finder = _Finder(model, weighted)
     for node in model.graph.node:
         finder.visit(node)
@@ -54,7 +54,7 @@ def find_groups(model: ModelProto, weighted: Sequence[LayerWeight]) -> list[Equa
 
 
 class _Finder:
-    """A union-find over tensor names, and what forbids or joins them."""
+    """Union-find over tensor names."""
 
     def __init__(self, model: ModelProto, weighted: Sequence[LayerWeight]):
         self.layers = {layer.name: layer for layer in weighted}
@@ -163,7 +163,7 @@ class _Finder:
         return low is not None and float(numpy_helper.to_array(low)) == 0
 
     def _is_spatial(self, node: NodeProto) -> bool:
-        """A ReduceMean over everything behind the channels."""
+        """Whether a node reduces all axes after the channels."""
         if node.op_type not in ("ReduceMean", "ReduceMax", "ReduceSum"):
             return False
         axes = next((list(a.ints) for a in node.attribute if a.name == "axes"), None)
@@ -173,7 +173,7 @@ class _Finder:
         return shape is not None and axes is not None and all(axis % len(shape) > CHANNEL for axis in axes)
 
     def _drops_ones(self, node: NodeProto) -> bool:
-        """A Flatten, Reshape or Squeeze from (N, C, 1, 1) to (N, C)."""
+        """Whether a node reshapes (N, C, 1, 1) to (N, C)."""
         before, after = self.shapes.get(node.input[0]), self.shapes.get(node.output[0])
         if node.op_type not in ("Flatten", "Reshape", "Squeeze") or before is None or after is None:
             return False

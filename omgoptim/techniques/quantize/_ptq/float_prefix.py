@@ -21,7 +21,7 @@ MAX_WORK_SHARE = 0.04
 
 
 def affordable_prefixes(model: ModelProto, chosen: Sequence[Layer]) -> Iterator[list[Layer]]:
-    """The first layer, the first two … in graph order, as far as their share of the work allows it.
+    """Yield the first layer, the first two … in graph order, while their share of the work is small.
 
     Nothing for a program in which the size of an output is unknown.
     """
@@ -41,13 +41,13 @@ def affordable_prefixes(model: ModelProto, chosen: Sequence[Layer]) -> Iterator[
 
 
 def multiply_accumulates(model: ModelProto, chosen: Sequence[Layer]) -> int | None:
-    """Of one sample, in the chosen layers; None where the size of an output is unknown."""
+    """Count the MACs of one sample in the chosen layers; None where an output size is unknown."""
     work = [_multiply_accumulates(model, layer) for layer in chosen if layer.op != "Gather"]
     return None if None in work else sum(one or 0 for one in work)
 
 
 def restore_float_layers(model: ModelProto, reference: ModelProto, kept: Sequence[Layer]) -> ModelProto:
-    """A copy of the program with the stored inputs of some layers as another with the same nodes has them."""
+    """Return a copy of the program with some layers' weights and biases from the reference."""
     copy = ModelProto()
     copy.CopyFrom(model)
     nodes = {node.name: node for node in copy.graph.node}
@@ -64,7 +64,7 @@ def restore_float_layers(model: ModelProto, reference: ModelProto, kept: Sequenc
 
 
 def _multiply_accumulates(model: ModelProto, layer: Layer) -> int | None:
-    """Of one sample: weights times the places that an output channel has; None where that is unknown."""
+    """Count a layer's MACs of one sample; None where its output size is unknown."""
     if layer.op == "Gemm":
         return _size(layer)
     node = next(node for node in model.graph.node if node.name == layer.node)

@@ -26,7 +26,7 @@ DAMPING = 0.01
 
 
 def gptq_quantize(w_KN: Float, h_KK: Float, group_size: int, num_bits: int, symmetric: bool) -> QuantizedGroups:
-    """As `quantize_groups`, with the second moments (K, K) of the layer's inputs.
+    """Quantize a weight (K, N) by GPTQ with the Hessian (K, K) of the layer's inputs.
 
     Raises:
         numpy.linalg.LinAlgError: the moments are no positive definite matrix.

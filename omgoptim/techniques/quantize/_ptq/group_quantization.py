@@ -36,7 +36,7 @@ class QuantizedGroups:
     z_GN: Bytes
 
     def weight(self) -> Float:
-        """What an engine computes with, (K, N)."""
+        """Return the dequantized weight (K, N)."""
         size = len(self.q_KN) // len(self.s_GN)
         q_GBN = self.q_KN.reshape(len(self.s_GN), size, -1).astype(np.float32)
         return ((q_GBN - self.z_GN[:, None]) * self.s_GN[:, None]).reshape(self.q_KN.shape)
@@ -68,7 +68,7 @@ def quantize_groups(
 
 
 def integers(w: Float, s: Float, z: Float, num_bits: int) -> Float:
-    """The nearest integers, still as floats; shapes broadcast."""
+    """Round to the nearest integers, still as floats; shapes broadcast."""
     q: Float = w / s
     np.rint(q, out=q)
     q += z
@@ -90,7 +90,7 @@ def _best(w_GBN: Float, h_GB1: Float, num_bits: int, symmetric: bool) -> tuple[B
 
 
 def _better(known: tuple[Float, ...], tried: tuple[Float, ...]) -> tuple[Float, Float, Float]:
-    """Of two choices (scales, zero points, errors), group by group, that of the smaller error."""
+    """Select per group the (scales, zero points, errors) of the smaller error."""
     better = tried[2] < known[2]
     scales, zeros, errors = (np.where(better, new, old) for old, new in zip(known, tried, strict=True))
     return scales, zeros, errors
@@ -110,7 +110,7 @@ def _range(w_GBN: Float, shrink: float, num_bits: int, symmetric: bool) -> tuple
 
 
 def _fitted(w_GBN: Float, h_GB1: Float, s_GN: Float, z_GN: Float, num_bits: int) -> Float:
-    """The scales that fit these integers best: s = sum h (q - z) w / sum h (q - z)^2."""
+    """Fit scales to integers by least squares: s = sum h (q - z) w / sum h (q - z)^2."""
     c_GBN = integers(w_GBN, s_GN[:, None], z_GN[:, None], num_bits) - z_GN[:, None]
     above, below = (h_GB1 * c_GBN * w_GBN).sum(1), (h_GB1 * c_GBN * c_GBN).sum(1)
     fits = (above > 0) & (below > 0)

@@ -82,7 +82,7 @@ def quantize(
 
 
 def _slowly_if_it_can(apply: Callable[[bool], ModelProto], notes: list[str]) -> ModelProto:
-    """With biases corrected layer by layer, else all at once: the slow way fails on some graphs (a Conv1d's, 3.4)."""
+    """Try layer-by-layer bias correction, then the fast one: the former fails on some graphs (Conv1d, NNCF 3.4)."""
     try:
         quantized = apply(False)
     except Exception as error:  # noqa: BLE001  whatever a foreign library raises; there is a way on without it

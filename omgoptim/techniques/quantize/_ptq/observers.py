@@ -31,7 +31,7 @@ from omgoptim.techniques.quantize._ptq.calibration import ActivationReader, Batc
 Method = Literal["minmax", "moving_average", "percentile", "mse", "entropy"]
 
 BINS = 8192
-"""Of a histogram, over [-span, span]: some 16 to 32 to a step of 255, whatever the span was when it began."""
+"""Histogram bins over [-span, span]: some 16 to 32 to a step of 255, whatever the span was when it began."""
 
 OUTSIDE = 1e-5
 """Fraction of the values that `percentile` leaves out at each end."""
@@ -42,7 +42,7 @@ SHRINKS = np.concatenate([np.linspace(1.0, 0.8, 21), np.linspace(0.78, 0.2, 30)]
 
 @dataclass(slots=True)
 class RangeObserver:
-    """What was seen of one tensor."""
+    """Range observer of one tensor."""
 
     low: float = 0.0
     high: float = 0.0
@@ -90,7 +90,7 @@ class RangeObserver:
         return np.clip(edges[held], self.low, self.high), self.counts[held].astype(np.float64)
 
     def range(self, method: Method, symmetric: bool = False) -> Range:
-        """The range by a method; a tensor that was always 0 has (0, 0)."""
+        """Return the range by a method; (0, 0) for a tensor that was always 0."""
         if method == "moving_average" and self.batch_lows:
             return min(0.0, float(np.mean(self.batch_lows))), max(0.0, float(np.mean(self.batch_highs)))
         if method in ("minmax", "moving_average") or self.span == 0:
@@ -126,12 +126,12 @@ def observe_activations(
 
 
 def compute_ranges(observed: Mapping[str, RangeObserver], method: Method, symmetric: bool = False) -> dict[str, Range]:
-    """The range of every tensor by one method."""
+    """Return the range of every tensor by one method."""
     return {name: seen.range(method, symmetric) for name, seen in observed.items()}
 
 
 def percentile_range(values: NDArray[np.float64], counts: NDArray[np.float64]) -> Range:
-    """The values between which all but `OUTSIDE` at each end lie; 0 inside."""
+    """Return the range that leaves `OUTSIDE` of the values out at each end; it holds 0."""
     below = np.cumsum(counts) / counts.sum()
     low = values[np.searchsorted(below, OUTSIDE, side="right")]
     high = values[min(int(np.searchsorted(below, 1 - OUTSIDE)), len(values) - 1)]
@@ -145,7 +145,7 @@ def search_range(
     symmetric: bool,
     cost: Callable[[NDArray[np.float64], NDArray[np.float64], Range, bool], float],
 ) -> Range:
-    """The range of least cost: each end is shrunk in turn, twice; both at once if symmetric."""
+    """Search the range of least cost: each end is shrunk in turn, twice; both at once if symmetric."""
     if symmetric:
         peak = max(-bounds[0], bounds[1])
         costs = [cost(values, counts, (-peak * f, peak * f), True) for f in SHRINKS]
@@ -192,7 +192,7 @@ def divergence(values: NDArray[np.float64], counts: NDArray[np.float64], bounds:
 
 
 def _grid(bounds: Range, symmetric: bool) -> tuple[Range, float, float, float]:
-    """The range with 0 inside, its step, and its least and greatest integer counted from the zero point."""
+    """Return the range with 0 inside, its step, and its least and greatest integer relative to the zero point."""
     low, high = min(bounds[0], 0.0), max(bounds[1], 0.0)
     if symmetric:
         peak = max(-low, high, 1e-30)

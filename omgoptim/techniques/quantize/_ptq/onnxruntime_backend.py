@@ -67,7 +67,7 @@ def _large(
 
 
 def _reader(batches: Sequence[Batch]) -> Any:
-    """The quantizer's reader, a class of its own since its base comes from the optional import."""
+    """Create a calibration data reader; its base class comes from the optional import."""
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]

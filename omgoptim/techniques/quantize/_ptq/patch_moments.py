@@ -59,7 +59,7 @@ class PatchMoments:
         return sums / max(self.count, 1)
 
     def quadratic(self, centred: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """A_GKK and t_GOK; centred, the error's mean is left to the bias."""
+        """Return A_GKK and t_GOK; centred, the error's mean is left to the bias."""
         count = max(self.count, 1)
         a, t = self.xx_GKK / count, self.yx_GOK / count
         if centred:
@@ -69,7 +69,7 @@ class PatchMoments:
 
 
 def patches(layer: LayerWeight, x: NDArray[np.float32], keep: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-    """The patches (P, G, K) that a layer multiplies with its weights.
+    """Extract the patches (P, G, K) that a layer multiplies with its weights.
 
     Args:
         x: the layer's input: (N, C, *space) for a Conv, (..., K) for Gemm and MatMul.
@@ -88,7 +88,7 @@ def patches(layer: LayerWeight, x: NDArray[np.float32], keep: NDArray[np.int64] 
 
 
 def patch_count(layer: LayerWeight, x: NDArray[np.float32]) -> int:
-    """How many patches `patches` would give."""
+    """Count the patches of an input."""
     if layer.node.op_type != "Conv":
         return int(x.size // x.shape[-1])
     windows = _windows(layer, x)
@@ -156,7 +156,7 @@ def collect_moments(
 
 
 def _windows(layer: LayerWeight, x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A view (N, C, *places, *taps) of a convolution's padded input."""
+    """Return a view (N, C, *places, *taps) of a convolution's padded input."""
     space = x.ndim - 2
     attributes = {a.name: list(a.ints) for a in layer.node.attribute}
     taps = list(layer.weight.dims[2:])

@@ -53,7 +53,7 @@ ROUNDED = ("small_kernels", "adaround")
 """Roundings that look at the layers' outputs."""
 
 MUCH_DB = 1.0
-"""What a layer that stays in float must gain."""
+"""SQNR gain that pays for a layer in float32 (chosen: below it, the float layer's time is not worth it)."""
 
 BEGINNING_MACS = 5e10
 """Multiply-accumulates of a run that scaled channels are judged by: of a large network it takes fewer samples."""
@@ -116,7 +116,7 @@ def _settings(model: ModelProto, batches: Sequence[Batch], task: PtqTask, notes:
 
 
 def _begin(model: ModelProto, settings: PtqSettings) -> PtqState:
-    """The program by ranges read from the samples to fit to, its small kernels rounded if that helps."""
+    """Create the state of a program with ranges from the fitting samples and small kernels rounded if that helps."""
     method: Method = "minmax" if settings.params.range_method == "auto" else settings.params.range_method
     histogram = method not in ("minmax", "moving_average")
     observed = observe_activations(model, _beginning(settings, model), histogram=histogram, threads=settings.threads)
@@ -125,7 +125,7 @@ def _begin(model: ModelProto, settings: PtqSettings) -> PtqState:
 
 
 def _keep_first(state: PtqState, settings: PtqSettings, notes: list[str]) -> tuple[PtqState, PtqSettings]:
-    """Leave the first layers in float where they cost next to nothing there and most of the noise is theirs."""
+    """Leave the first layers in float where they are cheap and make most of the noise."""
     if settings.params.rounding not in ROUNDED or settings.params.targets:
         return state, settings
     best, kept = state, settings
@@ -143,7 +143,7 @@ def _keep_first(state: PtqState, settings: PtqSettings, notes: list[str]) -> tup
 
 
 def _equalize(best: PtqState, settings: PtqSettings, notes: list[str]) -> PtqState:
-    """The program as it is, or with channels scaled, whichever quantizes better by ranges read alike.
+    """Equalize channels if that raises the SQNR.
 
     Layers that stay in float take part: they compute the same, and their neighbours need the scaling all the more.
     """
@@ -177,7 +177,7 @@ def _equalize(best: PtqState, settings: PtqSettings, notes: list[str]) -> PtqSta
 
 
 def _round_small_kernels(state: PtqState, settings: PtqSettings) -> PtqState:
-    """The small kernels rounded for their outputs, where that is wanted and brings the outputs closer."""
+    """Round small kernels if that is requested and raises the SQNR."""
     if settings.params.rounding not in ROUNDED:
         return state
     found = round_small_kernels(state.model, state.ranges, settings.data.fit, settings)
@@ -231,7 +231,7 @@ def _beginning(settings: PtqSettings, model: ModelProto) -> list[Batch]:
 
 
 def _some(batches: list[Batch], share: float, model: ModelProto) -> list[Batch]:
-    """About that share of the samples, at least `FEWEST_SAMPLES` where there are as many."""
+    """Take about that share of the samples, at least `FEWEST_SAMPLES` where there are as many."""
     samples = sum(map(size_of, batches))
     wanted = max(FEWEST_SAMPLES, share * samples)
     return batches if wanted >= samples else subsample(batches, round(wanted), sliceable=has_free_batch(model))

@@ -14,7 +14,7 @@ from omgoptim.requests.quantize import Effort, Static
 
 
 def apply_preset(params: Static, effort: Effort) -> Static:
-    """The params with every open setting as `effort` has it; what was given explicitly stays.
+    """Fill the open settings of params from the preset of an effort; explicit settings stay.
 
     Resolving again with balanced changes nothing, whatever the effort was.
     """

@@ -35,7 +35,7 @@ Peaks = Mapping[str, NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True)
 class ChannelScaling:
-    """How channels are scaled while training and at conversion alike."""
+    """Channel scaling of training and conversion."""
 
     peaks: Peaks = field(default_factory=dict)
     """What scales the program's channels, as `equalize_channels` takes it."""
@@ -45,14 +45,14 @@ class ChannelScaling:
 
 @dataclass(frozen=True, slots=True)
 class QatState:
-    """Lowest and highest input of each trained layer, by path, its channels being scaled; and the scaling's peaks."""
+    """Input ranges of trained layers by path, after equalization, and the channel peaks it was computed from."""
 
     ranges: Mapping[str, Range]
     peaks: Peaks = field(default_factory=dict)
 
 
 def write_qat_state(program: Path, learned: QatState) -> None:
-    """Note it in the metadata of a program file."""
+    """Write QAT state to the metadata of a program file."""
     model = onnx.load(str(program), load_external_data=False)
     peaks = {name: array.tolist() for name, array in learned.peaks.items()}
     onnx.helper.set_model_props(model, {KEY: json.dumps({"ranges": dict(learned.ranges), "peaks": peaks})})
@@ -60,7 +60,7 @@ def write_qat_state(program: Path, learned: QatState) -> None:
 
 
 def read_qat_state(model: ModelProto) -> QatState | None:
-    """What is noted in a program; None where it was not trained with int8 simulated."""
+    """Read the QAT state of a program; None where it has none."""
     noted = next((entry.value for entry in model.metadata_props if entry.key == KEY), None)
     if noted is None:
         return None
@@ -72,7 +72,7 @@ def read_qat_state(model: ModelProto) -> QatState | None:
 def compute_scaling(
     source: Path, params: Static, batches: Sequence[Batch], scratch: Path, threads: int = 1
 ) -> ChannelScaling:
-    """How to scale the channels of a float program so that each tensor's reach equally far on these batches.
+    """Compute the channel scaling that equalizes the ranges of a float program on these batches.
 
     Read off as the ratio of what a channel reaches before and after. Empty for networks with attention and for those
     past two gigabytes, which ONNX Runtime's path does not scale.
@@ -100,7 +100,7 @@ def compute_scaling(
 
 
 def apply_trained_scaling(model: ModelProto, chosen: Sequence[Layer], params: Static, learned: QatState) -> ModelProto:
-    """The prepared float program with its channels scaled as they were for training."""
+    """Equalize the prepared float program as it was for training."""
     needed = {name for group in _groups(model, chosen) for name in group.tensors}
     if not needed or not needed <= set(learned.peaks):
         return model
@@ -110,7 +110,7 @@ def apply_trained_scaling(model: ModelProto, chosen: Sequence[Layer], params: St
 def with_trained_ranges(
     ranges: Mapping[str, Range], model: ModelProto, chosen: Sequence[Layer], learned: QatState
 ) -> dict[str, Range]:
-    """The ranges of a program's tensors, those of trained layers' inputs as they were learnt.
+    """Replace the ranges of trained layers' inputs by the trained ones.
 
     Several layers that read one tensor share the widest of their ranges.
     """

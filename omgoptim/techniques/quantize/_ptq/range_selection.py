@@ -30,7 +30,7 @@ CHOOSING_MACS = 2e12
 
 
 def read_ranges(state: PtqState, settings: PtqSettings, notes: list[str]) -> PtqState:
-    """The best method's ranges, or each tensor's own; chosen on the two parts, then read from both."""
+    """Select the range method, for all tensors or for each, then observe ranges on all samples."""
     settings.progress("choosing ranges", 0.0)
     symmetric, data = settings.params.symmetric, settings.data
     wanted: Method = "minmax"

@@ -13,9 +13,22 @@ MAX_SQNR_DB = 120.0
 """What is told where no noise is left."""
 
 
-def sqnr_db(want: Sequence[Mapping[str, NDArray[Any]]], got: Sequence[Mapping[str, NDArray[Any]]]) -> float:
-    """Signal to quantization noise of the outputs, in dB; of an output that is no number -inf."""
-    return to_decibels(noise_to_signal([list(one.values()) for one in want], [list(one.values()) for one in got]))
+Outputs = Mapping[str, NDArray[Any]] | Sequence[NDArray[Any]]
+"""Outputs of one batch, by name or in order."""
+
+
+def sqnr_db(want: Sequence[Outputs], got: Sequence[Outputs], non_finite_db: float = -math.inf) -> float:
+    """Return the SQNR of outputs in dB, batch by batch.
+
+    Args:
+        non_finite_db: result where `got` is not finite and `want` is.
+    """
+    ratio = noise_to_signal(*([_arrays(batch) for batch in outputs] for outputs in (want, got)))
+    return non_finite_db if math.isinf(ratio) else to_decibels(ratio)
+
+
+def _arrays(outputs: Outputs) -> list[NDArray[Any]]:
+    return list(outputs.values() if isinstance(outputs, Mapping) else outputs)
 
 
 def noise_to_signal(want: Sequence[Sequence[NDArray[Any]]], got: Sequence[Sequence[NDArray[Any]]]) -> float:

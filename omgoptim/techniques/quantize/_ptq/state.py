@@ -72,7 +72,7 @@ class PtqSettings(PtqTask):
         return sqnr_db(self.data.wanted, outputs(lowered, self.data.held, self.threads))
 
     def after(self, state: PtqState, model: ModelProto, ranges: Mapping[str, Range]) -> PtqState:
-        """The state with another program or other ranges."""
+        """Return the state with another program or other ranges."""
         return replace(state, model=model, ranges=ranges, sqnr_db=self.level(model, ranges))
 
     def evaluations(self, macs: float, samples: int) -> float:

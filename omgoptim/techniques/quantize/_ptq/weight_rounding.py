@@ -47,7 +47,7 @@ SMALL_SAMPLES = 64
 
 @dataclass(frozen=True, slots=True)
 class RoundingResult:
-    """A program with learned weights and what became of its layers."""
+    """Program with rounded weights, and its layers."""
 
     model: ModelProto
     changed: list[str]
@@ -58,7 +58,7 @@ class RoundingResult:
 
 @dataclass(slots=True)
 class RoundingTask:
-    """What is rounded: the float program, the same one lowered if it is run, and the float program as it was."""
+    """Programs that are rounded together: float, its QDQ form if it is run, and the float reference."""
 
     result: ModelProto
     simulated: ModelProto | None
@@ -76,7 +76,7 @@ def apply_adaround(
     held: Sequence[Batch],
     task: PtqTask,
 ) -> RoundingResult:
-    """A copy of the float program `model` with weights rounded for their layer's output, biases following.
+    """Round the weights of a copy of the float program by AdaRound, and correct its biases.
 
     Args:
         model: the program to round; its biases may be corrected already.
@@ -123,7 +123,7 @@ def round_small_kernels(
     batches: Sequence[Batch],
     task: PtqTask,
 ) -> RoundingResult:
-    """A copy of the float program with its small kernels rounded for their outputs, on the float program's own inputs.
+    """Round the small kernels of a copy of the float program for the least output error on float inputs.
 
     Costs one run over a few samples, whatever the number of layers. Depthwise and first convolutions need it most:
     their taps often cancel out, so that an error of the sum of nine weights is large beside what is left.
@@ -211,6 +211,6 @@ def _patch(layer: LayerWeight) -> int:
 
 
 def _scales(layer: LayerWeight, stored: StoredWeight) -> NDArray[np.float32]:
-    """A layer's scales as (G, O, 1, 1): one for every output channel, or the same for all."""
+    """Return a layer's scales as (G, O, 1, 1): one per output channel, or the same for all."""
     whole = layer.arrange(np.broadcast_to(stored.scales, stored.integers.shape))
     return np.ascontiguousarray(whole[:, :, :1, :1])

@@ -15,14 +15,14 @@ from omgoptim.errors import TechniqueError
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._diagnostics.sensitivity import measure_sensitivity
 from omgoptim.techniques.quantize._diagnostics.simulation import (
+    NON_FINITE_DB,
     Simulation,
     SimulationConfig,
     build_simulation,
     rounded_weight,
-    sqnr_db,
 )
 from omgoptim.techniques.quantize._onnx.qdq import quantization_parameters
-from omgoptim.techniques.quantize._ptq.sqnr import MAX_SQNR_DB
+from omgoptim.techniques.quantize._ptq.sqnr import MAX_SQNR_DB, sqnr_db
 
 Array = NDArray[np.float32]
 FULL = SimulationConfig(weight_levels=127, outputs=False)
@@ -79,7 +79,7 @@ def test_the_sqnr_is_that_of_signal_over_noise_averaged_over_outputs() -> None:
 def test_masked_outputs_do_not_count_and_lost_ones_count_as_noise() -> None:
     masked = [np.array([[1.0, -np.inf]], np.float32)]
     assert sqnr_db([masked], [[np.array([[1.1, -np.inf]], np.float32)]]) == pytest.approx(20.0, abs=1e-4)
-    assert sqnr_db([masked], [[np.array([[np.nan, 0.0]], np.float32)]]) == pytest.approx(0.0)
+    assert sqnr_db([masked], [[np.array([[np.nan, 0.0]], np.float32)]], NON_FINITE_DB) == pytest.approx(0.0)
 
 
 def test_grids_and_weights_are_rounded_as_by_hand() -> None:
