@@ -4,7 +4,7 @@ What it does: copies the program, and its external data if it has any.
 Use when: always worth measuring: an engine alone is often faster than eager torch, at no loss of quality.
 What you really get: the same storage; speed from the engine's own fusions and kernels.
 Limits: none.
-Source: none needed; it is the yardstick of what quantization adds to an engine.
+Source: none needed; it is the reference for what quantization adds to an engine.
 """
 
 from __future__ import annotations

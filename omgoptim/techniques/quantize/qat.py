@@ -60,7 +60,7 @@ def static_of(params: Qat) -> Static:
 def apply(source: Path, target: Path, params: Qat, run: ProgramRun) -> Outcome:
     """Quantize the program of a trained module, `source`, and write it to `target`.
 
-    A program that carries no learnt ranges was not trained: it is quantized as scheme static would.
+    A program that carries no QAT state was not trained: it is quantized as scheme static would.
 
     Raises:
         DataError, SetupError, TechniqueError: as static quantization does.
@@ -73,7 +73,7 @@ def apply(source: Path, target: Path, params: Qat, run: ProgramRun) -> Outcome:
 
 
 def _as_trained(source: Path, target: Path, params: Qat, learned: QatState, run: ProgramRun) -> Outcome:
-    """Scale channels, take the learnt ranges, read the others, and write what training simulated."""
+    """Equalize channels, take the trained ranges, observe the others, and write what training simulated."""
     original, asked = load(source), static_of(params)
     batches = batches_for(original, run, params.calibration_samples)
     with tempfile.TemporaryDirectory(dir=run.scratch) as scratch:

@@ -58,7 +58,7 @@ REASONS = {
 def variants(params: Static, source: Path) -> list[Static]:
     """Resolve algorithm `auto` to the installed algorithms worth trying on the program `source`.
 
-    For a graph with attention that is NNCF alone, named even if it is missing, so that the install line is told.
+    For a graph with attention that is NNCF alone, even if it is missing: its error names the install line.
     """
     if params.algorithm != "auto":
         return [params]

@@ -2,9 +2,9 @@
 
 What it does: each run of `group_size` weights of an output channel becomes integers with a scale (and a zero point
 unless symmetric), w ~ (q - z) * s, packed: two 4-bit integers a byte. The range of a group is searched for the least
-squared error. With calibration data the error that counts is the output's: inputs are rounded one after another and
-the error of each is made good by those that follow (GPTQ), where samples that were not used for it agree that it is
-better. Embeddings and recurrent weights are stored in int8 with a scale per row.
+squared error. With calibration data, GPTQ minimizes the error of the layer's output: it rounds input by input and
+compensates each error in the remaining ones. It is kept where held-out samples agree that it is better. Embeddings
+and recurrent weights are stored in int8 with a scale per row.
 Use when: bytes decide (a download, a small disk, memory) and the weights are in Linear layers. Takes seconds without
 data; a little longer with it.
 What you really get: storage, about a seventh (4 bits) or less than a third (8 bits) of the Linear layers' bytes, on

@@ -40,7 +40,7 @@ def diagnose(simulation: Simulation, params: Any, evaluation: Sequence[Mapping[s
     """Return the diagnostics of the simulated program, the likeliest cause first.
 
     Args:
-        params: of the technique: what they cure already is not told.
+        params: of the technique: what they mend already is left out.
         evaluation: inputs as they will come, whose ranges are compared with the calibrated ones. Nothing is chosen by
             them.
     """

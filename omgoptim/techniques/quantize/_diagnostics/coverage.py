@@ -47,7 +47,7 @@ def outcome(
     changed: list[Change] = []
     skipped: list[Skip] = []
     for layer in before:
-        if (layer.path, layer.op, layer.weight) in seen:  # a cell in a loop, unrolled: one layer, told once
+        if (layer.path, layer.op, layer.weight) in seen:  # a cell in a loop, unrolled: one layer, listed once
             continue
         seen.add((layer.path, layer.op, layer.weight))
         if layer.is_quantized:

@@ -20,7 +20,7 @@ from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._onnx.runtime import as_technique_error, lacks_int8_dot_product, quiet_stdout
 
 Range = tuple[float, float]
-"""Lowest and highest value of an activation that is told apart; what lies outside is clipped."""
+"""Lowest and highest value of an activation; values outside are clipped."""
 
 
 def write_qdq(

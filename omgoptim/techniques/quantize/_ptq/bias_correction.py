@@ -36,7 +36,7 @@ def correct_biases(
     """Return a copy of the float program with corrected biases, and the number of corrected layers.
 
     Args:
-        model: the program that will be lowered with `ranges`.
+        model: the program that will be quantized with `ranges`.
         reference: the program whose means are wanted: the same nodes with the weights before rounding.
     """
     result = ModelProto()

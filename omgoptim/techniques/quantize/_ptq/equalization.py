@@ -14,7 +14,7 @@ through everything that commutes with it (`equalization_groups.py`). The factors
     per channel:  a writer's rows have scales of their own, so X is what matters, against the reader's columns as in
                   arXiv:2211.10438: s_C = max|X_C| * (mean_O (w_OC max|X_C| / max_C')^2)^(-(1 - a) / 2)
                   For a = 1 every channel of X' has the same range; for less, some of it is left in X' where the
-                  reader's column is small, so that the reader's own rows are told apart more finely. A depthwise reader
+                  reader's column is small, so that the reader's own rows keep a finer resolution. A depthwise reader
                   has a scale for every channel, and takes a = 1.
 
 Both are the same for all programs that differ only by such factors: however badly spread, what comes out is one.
@@ -94,7 +94,7 @@ def equalize_channels(
             for group in ready:
                 _scale(copy, group, _bounded(weight_factors(group)))
     else:
-        for group in ready:  # all first: a reader's columns are only told apart in a row whose inputs are even
+        for group in ready:  # all first: a reader's columns can only be compared in a row whose inputs are even
             _scale(copy, group, _bounded(_peak_of(group, peaks)))
         for group, factors in [(group, _bounded(column_factors(group, share))) for group in ready]:
             _scale(copy, group, factors)

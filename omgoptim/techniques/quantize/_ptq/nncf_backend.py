@@ -42,17 +42,7 @@ def quantize(
     ignored = [layer.node for layer in layers(model) if layer.node not in taken]
     with as_technique_error("NNCF could not quantize the program", "algorithm onnxruntime"), quiet_stdout():
         nncf = _import_without_telemetry()
-        from nncf.quantization.advanced_parameters import QuantizationParameters
-
-        advanced = nncf.AdvancedQuantizationParameters(
-            overflow_fix=nncf.OverflowFix.ENABLE if lacks_int8_dot_product() else nncf.OverflowFix.DISABLE,
-            weights_quantization_params=QuantizationParameters(per_channel=params.granularity == "per_channel"),
-            disable_channel_alignment=not params.equalize or has_attention(model),
-            disable_bias_correction=not params.bias_correction,
-        )
-        notes = _set_ranges(advanced, params)
-        if params.smooth_quant is not None:
-            advanced.smooth_quant_alphas = nncf.AdvancedSmoothQuantParameters(matmul=params.smooth_quant or -1)
+        advanced, notes = _advanced_parameters(nncf, model, params)
         if is_large(model):
             advanced.backend_params = {"external_data_dir": str(folder)}
             save(model, folder / "to_quantize.onnx")
@@ -79,6 +69,22 @@ def quantize(
     if params.rounding == "adaround":
         notes.append("Algorithm nncf has no AdaRound.")
     return quantized, notes
+
+
+def _advanced_parameters(nncf: Any, model: ModelProto, params: Static) -> tuple[Any, list[str]]:
+    """Translate params to NNCF's advanced parameters; a note where it has no equivalent."""
+    from nncf.quantization.advanced_parameters import QuantizationParameters
+
+    advanced = nncf.AdvancedQuantizationParameters(
+        overflow_fix=nncf.OverflowFix.ENABLE if lacks_int8_dot_product() else nncf.OverflowFix.DISABLE,
+        weights_quantization_params=QuantizationParameters(per_channel=params.granularity == "per_channel"),
+        disable_channel_alignment=not params.equalize or has_attention(model),
+        disable_bias_correction=not params.bias_correction,
+    )
+    notes = _set_ranges(advanced, params)
+    if params.smooth_quant is not None:
+        advanced.smooth_quant_alphas = nncf.AdvancedSmoothQuantParameters(matmul=params.smooth_quant or -1)
+    return advanced, notes
 
 
 def _slowly_if_it_can(apply: Callable[[bool], ModelProto], notes: list[str]) -> ModelProto:

@@ -101,49 +101,54 @@ def is_readable(layer: LayerWeight) -> bool:
     return layer.node.op_type != "ConvTranspose" and pads == "NOTSET"
 
 
+@dataclass(frozen=True, slots=True)
+class MomentOptions:
+    """How moments are collected."""
+
+    alone: Collection[str] = ()
+    """Layers whose y is computed from x^ instead, so that only their own rounding is an error: right for those whose
+    inputs are going to change."""
+    exact: bool = True
+    """Whether the quantized program holds integers, which the engine must not fuse."""
+    values: int | None = None
+    """About how many patch values are read per layer; None: `MAX_PATCHES` patches, whatever their size."""
+    seed: int = 0
+    threads: int = 1
+
+
 def collect_moments(
     layers: Sequence[LayerWeight],
     quantized: ModelProto,
     reference: ModelProto,
     weights: Mapping[str, NDArray[np.float32]],
     batches: Sequence[Batch],
-    *,
-    alone: Collection[str] = (),
-    exact: bool = True,
-    values: int | None = None,
-    seed: int = 0,
-    threads: int = 1,
+    options: MomentOptions,
 ) -> dict[str, PatchMoments]:
-    """Moments of every layer by its node's name.
+    """Collect the moments of every layer, by its node's name.
 
     Args:
         quantized: the QDQ program, from which x^ is read.
         reference: the float program, from which x is read.
         weights: the float weights w_GOIT that make y of x.
-        alone: layers whose y is made of x^ instead: only their own rounding is then an error. That is right for those
-            whose inputs are going to change.
-        exact: whether `quantized` holds integers, which the engine must not fuse.
-        values: about how many values of patches are read of a layer; None: `MAX_PATCHES` patches, whatever their size.
     """
+    alone, threads = options.alone, options.threads
     ours = {layer.name: nodes_by_name(quantized)[layer.name].input[0] for layer in layers}
     theirs = {layer.name: nodes_by_name(reference)[layer.name].input[0] for layer in layers if layer.name not in alone}
-    got = ActivationReader(quantized, list(dict.fromkeys(ours.values())), exact=exact, threads=threads)
+    got = ActivationReader(quantized, list(dict.fromkeys(ours.values())), exact=options.exact, threads=threads)
     wanted = (
         ActivationReader(reference, list(dict.fromkeys(theirs.values())), exact=True, threads=threads)
         if theirs
         else None
     )
     samples = max(1, sum(size_of(batch) for batch in batches))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(options.seed)
     found: dict[str, PatchMoments] = {}
     for part, read in got.slices(batches):
         floats = wanted.run(part) if wanted is not None else {}
         for layer in layers:
             x, w_GOIT = read[ours[layer.name]], weights[layer.name]
             total = patch_count(layer, x)
-            size = w_GOIT.size // w_GOIT.shape[1]  # values of a patch, all groups
-            most = MAX_PATCHES if values is None else min(MAX_PATCHES, max(MIN_PATCHES, values // size))
-            share = -(-most * size_of(part) // samples)
+            share = -(-_most_patches(w_GOIT, options.values) * size_of(part) // samples)
             keep = None if total <= share else rng.choice(total, share, replace=False)
             w_GOK = w_GOIT.reshape(*w_GOIT.shape[:2], -1)
             x_PGK = patches(layer, x, keep)
@@ -153,6 +158,11 @@ def collect_moments(
                 found[layer.name] = PatchMoments.empty(*w_GOK.shape)
             found[layer.name].add(x_PGK, y_PGO)
     return found
+
+
+def _most_patches(w_GOIT: NDArray[np.float32], values: int | None) -> int:
+    size = w_GOIT.size // w_GOIT.shape[1]  # values of a patch, all groups
+    return MAX_PATCHES if values is None else min(MAX_PATCHES, max(MIN_PATCHES, values // size))
 
 
 def _windows(layer: LayerWeight, x: NDArray[np.float32]) -> NDArray[np.float32]:

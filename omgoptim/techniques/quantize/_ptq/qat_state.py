@@ -64,9 +64,9 @@ def read_qat_state(model: ModelProto) -> QatState | None:
     noted = next((entry.value for entry in model.metadata_props if entry.key == KEY), None)
     if noted is None:
         return None
-    told = json.loads(noted)
-    ranges = {path: (float(low), float(high)) for path, (low, high) in told["ranges"].items()}
-    return QatState(ranges, {name: np.asarray(values, np.float32) for name, values in told["peaks"].items()})
+    stored = json.loads(noted)
+    ranges = {path: (float(low), float(high)) for path, (low, high) in stored["ranges"].items()}
+    return QatState(ranges, {name: np.asarray(values, np.float32) for name, values in stored["peaks"].items()})
 
 
 def compute_scaling(
@@ -115,13 +115,13 @@ def with_trained_ranges(
     Several layers that read one tensor share the widest of their ranges.
     """
     inputs = {node.name: node.input[0] for node in model.graph.node if node.input}
-    told: dict[str, Range] = {}
+    trained: dict[str, Range] = {}
     for layer in chosen:
         if layer.path in learned.ranges:
             low, high = learned.ranges[layer.path]
-            known = told.get(inputs[layer.node], (low, high))
-            told[inputs[layer.node]] = min(low, known[0]), max(high, known[1])
-    return {name: told.get(name, bounds) for name, bounds in ranges.items()}
+            known = trained.get(inputs[layer.node], (low, high))
+            trained[inputs[layer.node]] = min(low, known[0]), max(high, known[1])
+    return {name: trained.get(name, bounds) for name, bounds in ranges.items()}
 
 
 def _groups(model: ModelProto, chosen: Sequence[Layer]) -> list[EqualizationGroup]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_SQNR_DB = 120.0
-"""What is told where no noise is left."""
+"""SQNR of outputs without noise."""
 
 
 Outputs = Mapping[str, NDArray[Any]] | Sequence[NDArray[Any]]

@@ -35,7 +35,7 @@ class CalibrationSplit:
 
 @dataclass(frozen=True, slots=True)
 class PtqState:
-    """A float program and the ranges that it is lowered with, and how good that is."""
+    """A float program, the ranges of its QDQ form, and their SQNR."""
 
     model: ModelProto
     ranges: Mapping[str, Range]
@@ -67,9 +67,9 @@ class PtqSettings(PtqTask):
     """Multiply-accumulates of one sample; None: unknown."""
 
     def level(self, model: ModelProto, ranges: Mapping[str, Range]) -> float:
-        """SQNR of the lowered program on the held-out samples, in dB."""
-        lowered = write_qdq(model, self.chosen, ranges, self.params)
-        return sqnr_db(self.data.wanted, outputs(lowered, self.data.held, self.threads))
+        """Return the SQNR of the QDQ program on the held-out samples, in dB."""
+        quantized = write_qdq(model, self.chosen, ranges, self.params)
+        return sqnr_db(self.data.wanted, outputs(quantized, self.data.held, self.threads))
 
     def after(self, state: PtqState, model: ModelProto, ranges: Mapping[str, Range]) -> PtqState:
         """Return the state with another program or other ranges."""

@@ -25,7 +25,7 @@ from omgoptim.techniques.quantize._onnx.qdq import (
 )
 from omgoptim.techniques.quantize._onnx.runtime import has_free_batch, weight_levels
 from omgoptim.techniques.quantize._ptq.calibration import Batch, subsample
-from omgoptim.techniques.quantize._ptq.patch_moments import PatchMoments, collect_moments, is_readable
+from omgoptim.techniques.quantize._ptq.patch_moments import MomentOptions, PatchMoments, collect_moments, is_readable
 from omgoptim.techniques.quantize._ptq.state import PtqTask
 
 MAX_PATCH = 4608
@@ -99,13 +99,8 @@ def apply_adaround(
         task.progress("learning the rounding", start / len(layers))
         block = layers[start : start + count]
         units = {layer.name: floats[layer.name].read() / _scales(layer, stored[layer.name]) for layer in block}
-        alone = {layer.name for layer in block[1:]}
-        parts = [
-            collect_moments(
-                block, simulated, reference, units, batches, alone=alone, seed=task.seed, threads=task.threads
-            )
-            for batches in (fit, held)
-        ]
+        options = MomentOptions({layer.name for layer in block[1:]}, seed=task.seed, threads=task.threads)
+        parts = [collect_moments(block, simulated, reference, units, batches, options) for batches in (fit, held)]
         for layer in block:
             integers[layer.name] = _round(work, layer, units[layer.name], parts[0][layer.name], parts[1][layer.name])
     moved = _restore_moved(write_qdq(result, chosen, ranges, params), layers, integers, floats)
@@ -143,11 +138,7 @@ def round_small_kernels(
     units = {layer.name: floats[layer.name].read() / _scales(layer, stored[layer.name]) for layer in layers}
     moments = collect_moments(
         *(layers, model, model, units, subsample(batches, SMALL_SAMPLES, sliceable=has_free_batch(model))),
-        alone=set(units),
-        exact=False,
-        values=SMALL_VALUES,
-        seed=task.seed,
-        threads=task.threads,
+        MomentOptions(set(units), exact=False, values=SMALL_VALUES, seed=task.seed, threads=task.threads),
     )
     integers = {
         layer.name: _round(work, layer, units[layer.name], moments[layer.name], moments[layer.name], steps=0)
