@@ -24,8 +24,10 @@ BUDGET = 5e11
 """Multiply-accumulates that a layer's learning may take; a layer that could make few steps for it is only flipped."""
 
 PENALTY, WARM_UP = 0.05, 0.2
+"""Weight of the rounding regularizer; share of the steps before it begins, as in arXiv:2004.10568."""
 
 BETA_FROM, BETA_TO = 20.0, 2.0
+"""Annealing of the regularizer's exponent, as in arXiv:2004.10568."""
 
 DAMPING = 0.01
 """Of the mean of A's diagonal, added to it: what the samples don't say is as if inputs were independent."""

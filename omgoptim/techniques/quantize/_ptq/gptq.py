@@ -22,7 +22,8 @@ from omgoptim.techniques.quantize._onnx.runtime import as_technique_error, open_
 from omgoptim.techniques.quantize._ptq.group_quantization import Float, QuantizedGroups, integers, quantize_groups
 
 DAMPING = 0.01
-"""Of the mean of H's diagonal, added to the diagonal: few samples say little about some directions."""
+"""Of the mean of H's diagonal, added to the diagonal, as in arXiv:2210.17323: few samples determine some directions
+badly."""
 
 
 def gptq_quantize(w_KN: Float, h_KK: Float, group_size: int, num_bits: int, symmetric: bool) -> QuantizedGroups:

@@ -53,7 +53,7 @@ ROUNDED = ("small_kernels", "adaround")
 """Roundings that look at the layers' outputs."""
 
 MUCH_DB = 1.0
-"""SQNR gain that pays for a layer in float32 (chosen: below it, the float layer's time is not worth it)."""
+"""Smallest SQNR gain for which first layers stay in float."""
 
 BEGINNING_MACS = 5e10
 """Multiply-accumulates of a run that scaled channels are judged by: of a large network it takes fewer samples."""
