@@ -194,14 +194,13 @@ def switchable(
         copy.CopyFrom(node)
         if node.name in items:
             index, item = items[node.name]
-            _switch(copy, _Writer(graph, nodes, f"omgoptim.{index}."), index, item, stored, statistics, rounding)
+            _switch(copy, _Writer(graph, nodes, f"omgoptim.{index}.", rounding), index, item, stored, statistics)
         nodes.append(copy)
         for place, name in enumerate(node.output):
             if name in rounds and name in statistics:
                 copy.output[place] = f"{rounds[name]}raw"
-                _Writer(graph, nodes, rounds[name]).round(
-                    f"{rounds[name]}raw", "output", statistics[name], rounding, name
-                )
+                writer = _Writer(graph, nodes, rounds[name], rounding)
+                writer.round(f"{rounds[name]}raw", "output", statistics[name], name)
     del graph.node[:]
     graph.node.extend(nodes)
     return result
@@ -214,6 +213,7 @@ class _Writer:
     graph: GraphProto
     nodes: list[NodeProto]
     own: str
+    rounding: SimulationConfig
 
     def constant(self, name: str, value: Array) -> str:
         self.graph.initializer.append(numpy_helper.from_array(value, self.own + name))
@@ -224,14 +224,12 @@ class _Writer:
         self.nodes.append(helper.make_node(op, inputs, [output], self.own + name + "_node"))
         return output
 
-    def round(
-        self, tensor: str, name: str, given: LayerStatistics, rounding: SimulationConfig, output: str = ""
-    ) -> str:
+    def round(self, tensor: str, name: str, given: LayerStatistics, output: str = "") -> str:
         """Round a tensor if the layer's switch is on; the switch was read before."""
-        scale, zero = quantization_parameters((given.low, given.high), rounding.symmetric)
+        scale, zero = quantization_parameters((given.low, given.high), self.rounding.symmetric)
         grid = [
             self.constant(f"{name}_scale", np.array(scale, np.float32)),
-            self.constant(f"{name}_zero", np.array(zero, np.int8 if rounding.symmetric else np.uint8)),
+            self.constant(f"{name}_zero", np.array(zero, np.int8 if self.rounding.symmetric else np.uint8)),
         ]
         integers = self.add("QuantizeLinear", [tensor, *grid], f"{name}_integers")
         restored = self.add("DequantizeLinear", [integers, *grid], f"{name}_rounded")
@@ -245,13 +243,12 @@ def _switch(
     item: Quantizable,
     stored: Mapping[str, TensorProto],
     statistics: Mapping[str, LayerStatistics],
-    rounding: SimulationConfig,
 ) -> None:
     """Let a layer's node read what its switch lets through."""
     on = writer.add("Gather", [SWITCHES, writer.constant("index", np.array(index, np.int64))], "on")
     weight = numpy_helper.to_array(stored[item.layer.weight])
-    rounded = writer.constant("weight", rounded_weight(weight, item.axis, rounding))
+    rounded = writer.constant("weight", rounded_weight(weight, item.axis, writer.rounding))
     node.input[item.weight_position] = writer.add("Where", [on, rounded, item.layer.weight], "weight_chosen")
     given = statistics.get(item.activation or "")
     if given is not None and item.activation:
-        node.input[1 - item.weight_position] = writer.round(item.activation, "input", given, rounding)
+        node.input[1 - item.weight_position] = writer.round(item.activation, "input", given)
