@@ -96,6 +96,21 @@ class TechniqueError(OmgoptimError):
     """A technique or an engine could not take this model."""
 
 
+class NoLayerChanged(TechniqueError):
+    """A technique would change no layer of this model.
+
+    Args:
+        schemes: quantization schemes that would change something, the best first.
+    """
+
+    def __init__(self, what: str, why: str = "", fix: str = "", log: str = "", schemes: Iterable[str] = ()) -> None:
+        super().__init__(what, why, fix, log)
+        self.schemes = tuple(schemes)
+
+    def to_dict(self) -> dict[str, str]:
+        return super().to_dict() | {"kind": TechniqueError.__name__}
+
+
 class ArtifactError(OmgoptimError):
     """An artifact is damaged, or does not give what it gave when it was saved."""
 

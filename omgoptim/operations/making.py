@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from omgoptim.errors import OmgoptimError, TechniqueError
+from omgoptim.errors import NoLayerChanged, OmgoptimError, TechniqueError
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.artifact import Check, Manifest
 from omgoptim.models.onnx_graph import graph_traits
@@ -191,10 +191,11 @@ def _module_outcome(module: nn.Module, precision: str) -> Outcome:
             Change(path=path, what="dynamic int8", before=kind, after="int8") for path, kind in converted_layers(module)
         ]
         if not changed:
-            raise TechniqueError(
+            raise NoLayerChanged(
                 "dynamic quantization found no layer to change",
                 "the model has no Linear, LSTM or GRU module",
                 "for convolutions: scheme static with data",
+                schemes=["static"],
             )
         done = {change.path for change in changed}
         left = [

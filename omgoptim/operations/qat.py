@@ -27,8 +27,8 @@ from omgoptim.reports import Round, Training
 from omgoptim.requests import ModelRequest, QuantizeRequest, TrainingRequest
 from omgoptim.requests.quantize import Qat
 from omgoptim.requests.training import TrainingFields
-from omgoptim.techniques.quantize.learned import Scaling, scaling_of
-from omgoptim.techniques.quantize.onnx_file import weight_levels
+from omgoptim.techniques.quantize._onnx.runtime import weight_levels
+from omgoptim.techniques.quantize._ptq.qat_state import ChannelScaling, compute_scaling
 from omgoptim.techniques.quantize.qat import static_of
 from omgoptim.techniques.registry import Outcome
 from omgoptim.training.batches import Batches
@@ -204,14 +204,14 @@ def _lesson(
     return _Lesson(Batches(subject.data, original, subject.signature, subject.outputs), loss, distills, notes)
 
 
-def _scaling(params: Qat, context: RunContext, subject: Subject, program: Program, splits: Splits) -> Scaling:
+def _scaling(params: Qat, context: RunContext, subject: Subject, program: Program, splits: Splits) -> ChannelScaling:
     if program.path is None or not params.equalize:
-        return Scaling()
+        return ChannelScaling()
     batches, threads = splits.calibration.batches, subject.bench.threads
-    return scaling_of(program.path, static_of(params), batches, _scratch(context), threads)
+    return compute_scaling(program.path, static_of(params), batches, _scratch(context), threads)
 
 
-def _simulation(params: Qat, scaling: Scaling) -> Simulation:
+def _simulation(params: Qat, scaling: ChannelScaling) -> Simulation:
     """What the conversion will do to the layers."""
     return Simulation(
         per_channel=params.granularity == "per_channel",
@@ -230,7 +230,7 @@ def _judge(
     subject: Subject,
     untrained: Path,
     splits: Splits,
-    scaling: Scaling,
+    scaling: ChannelScaling,
 ) -> ConvertedJudge:
     limit_s = request.time_limit_s
     original = require_module(subject, "quantize with scheme qat")

@@ -27,7 +27,7 @@ from omgoptim.operations.splits import splits_of
 from omgoptim.operations.subject import Live, prepare
 from omgoptim.requests import QuantizeRequest, parse
 from omgoptim.requests.quantize import Qat
-from omgoptim.techniques.quantize.learned import read_learned
+from omgoptim.techniques.quantize._ptq.qat_state import read_qat_state
 from omgoptim.training.evaluator import COLLAPSED, Evaluator
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -88,7 +88,7 @@ def test_training_that_hurts_is_undone_and_the_weights_from_before_compete(tmp_p
         for kept, weight in zip(trained.subject.module.parameters(), module().parameters(), strict=True)
     )
     assert trained.program.path is not None
-    assert read_learned(load_program(trained.program.path)) is None
+    assert read_qat_state(load_program(trained.program.path)) is None
 
 
 def test_an_epoch_is_judged_by_the_program_it_becomes_and_carries_its_ranges(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_an_epoch_is_judged_by_the_program_it_becomes_and_carries_its_ranges(tmp
     assert trained.training.epochs[0].best
     assert "teacher" in trained.training.loss  # there are no labels: it learns from the float model
     assert trained.program.path is not None
-    learned = read_learned(load_program(trained.program.path))
+    learned = read_qat_state(load_program(trained.program.path))
     assert learned is not None
     assert set(learned.ranges) == {"0", "2"}
     assert learned.ranges["2"][0] == 0.0  # after a ReLU
