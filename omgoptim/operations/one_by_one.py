@@ -14,7 +14,7 @@ from omgoptim.measure.own_cost import evaluating
 from omgoptim.models.calls import NamedBatch
 from omgoptim.models.samples import Samples, batch_length, call_of
 from omgoptim.runtimes.signature import Signature, flatten
-from omgoptim.techniques.prune.probe import quiet, told
+from omgoptim.techniques.probe import quiet, told
 from omgoptim.training.judge import judged
 
 LONGEST_S, FEWEST = 20.0, 32

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from omgoptim.errors import TechniqueError
 from omgoptim.measure.own_cost import evaluating
 from omgoptim.runtimes.signature import flatten
-from omgoptim.techniques.prune.probe import Probe, quiet, told
+from omgoptim.techniques.probe import Probe, quiet, told
 from omgoptim.techniques.registry import ModuleRun
 
 Shapes = list[tuple[int, ...]]

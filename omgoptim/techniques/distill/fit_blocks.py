@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from omgoptim.blocks.depth_separable import DepthSeparableConv
 from omgoptim.blocks.inverted_residual import MIDDLE, InvertedResidual
 from omgoptim.measure.own_cost import evaluating
-from omgoptim.techniques.factorize.replace import put
-from omgoptim.techniques.prune.probe import quiet
-from omgoptim.techniques.prune.refit import refit
+from omgoptim.techniques.factorize._low_rank.replacement import put
+from omgoptim.techniques.probe import quiet
+from omgoptim.techniques.prune._channels.channel_reconstruction import refit
 from omgoptim.techniques.registry import ModuleRun
 from omgoptim.training.batch_norm import reestimate
 

@@ -22,7 +22,7 @@ from omgoptim.requests.distill import Auto, Depthwise, Derived, FewerLayers, Inv
 from omgoptim.techniques.distill.derive import NO_REPEATS
 from omgoptim.techniques.distill.drafts import Drafts
 from omgoptim.techniques.distill.largest import largest
-from omgoptim.techniques.prune.probe import Probe
+from omgoptim.techniques.probe import Probe
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
 LEAST = 0.02

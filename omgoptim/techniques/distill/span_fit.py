@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from omgoptim.measure.own_cost import evaluating
-from omgoptim.techniques.factorize.rows import real_positions, real_rows
+from omgoptim.techniques.reconstruction.rows import real_positions, real_rows
 from omgoptim.techniques.registry import ModuleRun
 
 HELD = 1e-3

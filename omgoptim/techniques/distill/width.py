@@ -19,12 +19,12 @@ from omgoptim.requests.prune import Structured
 from omgoptim.techniques.distill.chosen import Chosen
 from omgoptim.techniques.distill.recurrent import find_recurrent
 from omgoptim.techniques.distill.recurrent_weights import Recurrent, narrow_units
-from omgoptim.techniques.prune.dependencies import find_groups
-from omgoptim.techniques.prune.groups import Groups
-from omgoptim.techniques.prune.importance import importance_of
-from omgoptim.techniques.prune.refit import refit
-from omgoptim.techniques.prune.removal import take_out
-from omgoptim.techniques.prune.widths import best, by_ratio
+from omgoptim.techniques.prune._channels.channel_allocation import best, by_ratio
+from omgoptim.techniques.prune._channels.channel_reconstruction import refit
+from omgoptim.techniques.prune._channels.dependency_graph import find_groups
+from omgoptim.techniques.prune._channels.groups import Groups
+from omgoptim.techniques.prune._channels.importance import importance_of
+from omgoptim.techniques.prune._channels.removal import take_out
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
 ROUND_TO, ROUND_FROM = 8, 64

@@ -20,10 +20,10 @@ import copy
 from torch import nn
 
 from omgoptim.requests.prune import Magnitude
-from omgoptim.techniques.prune.masked_refit import reconstructed
-from omgoptim.techniques.prune.prunable import select
-from omgoptim.techniques.prune.scores import lamp
-from omgoptim.techniques.prune.zeroing import Aim, Scope, zero_lowest
+from omgoptim.techniques.prune._unstructured.masked_reconstruction import reconstructed
+from omgoptim.techniques.prune._unstructured.masking import Aim, Scope, zero_lowest
+from omgoptim.techniques.prune._unstructured.parameter_selection import select
+from omgoptim.techniques.prune._unstructured.saliency import lamp
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from omgoptim.requests.prune import Random
-from omgoptim.techniques.prune.masked_refit import reconstructed
-from omgoptim.techniques.prune.prunable import select
-from omgoptim.techniques.prune.zeroing import Aim, Scope, zero_lowest
+from omgoptim.techniques.prune._unstructured.masked_reconstruction import reconstructed
+from omgoptim.techniques.prune._unstructured.masking import Aim, Scope, zero_lowest
+from omgoptim.techniques.prune._unstructured.parameter_selection import select
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 

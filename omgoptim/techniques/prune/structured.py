@@ -25,13 +25,20 @@ from torch import Tensor, nn
 from omgoptim.errors import DataError, TechniqueError
 from omgoptim.measure.macs import count_macs
 from omgoptim.requests.prune import Structured
-from omgoptim.techniques.prune.dependencies import find_groups
-from omgoptim.techniques.prune.groups import Groups
-from omgoptim.techniques.prune.importance import importance_of
-from omgoptim.techniques.prune.probe import Probe
-from omgoptim.techniques.prune.refit import refit
-from omgoptim.techniques.prune.removal import DOES_NOT_RUN, OUTPUTS, WAY_OUT, remove, take_out
-from omgoptim.techniques.prune.widths import Operations, Widths, best, by_operations, by_ratio, original_widths
+from omgoptim.techniques.probe import Probe
+from omgoptim.techniques.prune._channels.channel_allocation import (
+    Operations,
+    Widths,
+    best,
+    by_operations,
+    by_ratio,
+    original_widths,
+)
+from omgoptim.techniques.prune._channels.channel_reconstruction import refit
+from omgoptim.techniques.prune._channels.dependency_graph import find_groups
+from omgoptim.techniques.prune._channels.groups import Groups
+from omgoptim.techniques.prune._channels.importance import importance_of
+from omgoptim.techniques.prune._channels.removal import DOES_NOT_RUN, OUTPUTS, WAY_OUT, remove, take_out
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 CORRECTIONS = 5
