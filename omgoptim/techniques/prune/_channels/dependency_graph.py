@@ -12,6 +12,7 @@ import copy
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ from omgoptim.techniques.prune._channels.groups import (
     Group,
     Groups,
     Place,
+    Refusal,
+    RefusalKind,
     not_asked_for,
     owned_parameters,
     why_not,
@@ -40,6 +43,14 @@ from omgoptim.techniques.registry import ModuleRun
 
 FEWEST_BLOCKS = 4
 """Norm groups are removed whole where there are so many; else the same channels go from each, which moves its mean."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Skipped:
+    """A layer whose channels form no group."""
+
+    path: str
+    refusal: Refusal
 
 
 def find_groups(module: nn.Module, params: Structured, run: ModuleRun) -> Groups:
@@ -57,40 +68,44 @@ def find_groups(module: nn.Module, params: Structured, run: ModuleRun) -> Groups
         raise TechniqueError("the model does not run on a batch of two", str(error)) from error
     attentions, skipped = find_heads(module, probe)
     claimed = frozenset().union(*(attention.claimed for attention in attentions))
-    candidates: list[Group | Skip] = [attention.group for attention in attentions]
+    candidates: list[Group | _Skipped] = [attention.group for attention in attentions]
     candidates += _channel_groups(module, probe, claimed)
     skipped += _untraced(module, candidates, known)
     owners, removal = owned_parameters(module), Removal(module, run, probe)
     groups: list[Group] = []
+    refusals: dict[str, RefusalKind] = {}
     for index, found in enumerate(candidates):
         run.progress("looking for what can be removed", index / len(candidates))
-        if isinstance(found, Skip):
-            skipped.append(found)
+        if isinstance(found, _Skipped):
+            skipped.append(Skip(path=found.path, reason=found.refusal.reason))
+            refusals[found.path] = found.refusal.kind
             continue
         reason = not_asked_for(found.places, params) or why_not(module, found.places, owners)
         if not reason and found.kind == "heads" and not params.prune_heads:
             reason = "prune_heads is off"
-        reason = reason or known.why_not(module, found) or removal.check(found)
-        if reason:
-            skipped.append(Skip(path=found.name, reason=reason))
+        reason = reason or known.why_not(module, found)
+        refusal = Refusal(reason) if reason else removal.check(found)
+        if refusal:
+            skipped.append(Skip(path=found.name, reason=refusal.reason))
+            refusals[found.name] = refusal.kind
         else:
             groups.append(found)
     order = {path: index for index, (path, _) in enumerate(module.named_modules())}
     groups.sort(key=lambda group: order[group.name])
     skipped.sort(key=lambda skip: order.get(skip.path, -1))
-    return Groups(groups, skipped, probe.others)
+    return Groups(groups, skipped, probe.others, refusals)
 
 
-def _untraced(module: nn.Module, candidates: Sequence[Group | Skip], known: Coverage) -> Iterator[Skip]:
+def _untraced(module: nn.Module, candidates: Sequence[Group | _Skipped], known: Coverage) -> Iterator[Skip]:
     """Layers that do not always run and that the trace of one batch did not meet."""
     met = {place.path for each in candidates if isinstance(each, Group) for place in each.places}
-    met |= {each.path for each in candidates if isinstance(each, Skip)}
+    met |= {each.path for each in candidates if isinstance(each, _Skipped)}
     for path, reason in known.partial().items():
         if path not in met and isinstance(module.get_submodule(path), (_ConvNd, nn.Linear)):
             yield Skip(path=path, reason=reason)
 
 
-def _channel_groups(module: nn.Module, probe: Probe, claimed: frozenset[str]) -> Iterator[Group | Skip]:
+def _channel_groups(module: nn.Module, probe: Probe, claimed: frozenset[str]) -> Iterator[Group | _Skipped]:
     """Groups of plain channels, as torch-pruning sees them, less those of attention's own layers."""
     twin = copy.deepcopy(module)
     for tensor in twin.parameters():
@@ -98,7 +113,7 @@ def _channel_groups(module: nn.Module, probe: Probe, claimed: frozenset[str]) ->
     recurrent = [layer for layer in twin.modules() if isinstance(layer, nn.RNNBase)]
     for path, layer in module.named_modules():
         if isinstance(layer, nn.RNNBase):
-            yield Skip(path=path, reason=f"the width of a recurrent layer ({type(layer).__name__}) stays")
+            yield _Skipped(path, Refusal(f"the width of a recurrent layer ({type(layer).__name__}) stays"))
     graph = traced("following the model's layers with torch-pruning", lambda: _graph(twin, probe, recurrent))
     paths = {layer: path for path, layer in twin.named_modules()}
     written: set[str] = set()
@@ -112,16 +127,16 @@ def _channel_groups(module: nn.Module, probe: Probe, claimed: frozenset[str]) ->
                 width = pruner.get_out_channels(layer)
                 hanging = graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(width)))
         except Exception as error:  # noqa: BLE001 - whatever torch-pruning's rules run into: one group less
-            yield Skip(path=path, reason=f"torch-pruning cannot follow its channels: {told(error)}")
+            yield _Skipped(path, Refusal(f"torch-pruning cannot follow its channels: {told(error)}"))
             continue
         places, reaches_output = _places(graph, hanging, paths)
         written |= {place.path for place in places if place.side == "out"}
         if claimed & {place.path for place in places if place.side == "out"}:
             continue  # its heads are a group already
         if not places:
-            yield Skip(path=path, reason="torch-pruning cannot tell which channel is which on their way")
+            yield _Skipped(path, Refusal("torch-pruning cannot map its channels to those of the next layers"))
         elif reaches_output or not any(place.side == "in" for place in places):
-            yield Skip(path=path, reason=OUTPUTS)
+            yield _Skipped(path, Refusal(OUTPUTS, RefusalKind.MODEL_OUTPUT))
         else:
             yield _group(twin, path, width, places)
 
@@ -178,7 +193,7 @@ def _places(graph: Any, hanging: Any, paths: dict[nn.Module, str]) -> tuple[list
     return places, reaches_output
 
 
-def _group(module: nn.Module, root: str, width: int, places: Sequence[Place]) -> Group | Skip:
+def _group(module: nn.Module, root: str, width: int, places: Sequence[Place]) -> Group | _Skipped:
     """A group with the units that its grouped convolutions and normalizations ask for."""
     convs: set[int] = set()
     norms: set[int] = set()
@@ -187,8 +202,7 @@ def _group(module: nn.Module, root: str, width: int, places: Sequence[Place]) ->
         if layer is None or (channel_groups(layer) == 1 and not isinstance(layer, nn.GroupNorm)):
             continue
         if width_of(layer, place.side) != width:
-            why = f"{place.path} divides them, together with others, into equal groups"
-            return Skip(path=root, reason=why)
+            return _Skipped(root, Refusal(f"{place.path} divides them, together with others, into equal groups"))
         (norms if isinstance(layer, nn.GroupNorm) else convs).add(channel_groups(layer))
     conv_unit = math.lcm(*convs)
     block = math.lcm(*(width // norm for norm in norms)) if norms else 1
@@ -196,6 +210,6 @@ def _group(module: nn.Module, root: str, width: int, places: Sequence[Place]) ->
         return Group(root, width, block, "channels", tuple(places))
     unit = math.lcm(conv_unit, *norms)
     if width % unit or width // unit < 2:
-        return Skip(path=root, reason=f"its {width} channels can only go {unit} at a time")
+        return _Skipped(root, Refusal(f"its {width} channels can only be removed {unit} at a time"))
     blocked = unit == 1 and not norms
     return Group(root, width, unit, "channels", tuple(places), blocked=blocked, exact=not norms)

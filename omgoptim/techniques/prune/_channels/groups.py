@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Literal
 
 import torch
@@ -90,14 +91,32 @@ class Group:
         return math.lcm(self.unit, round_to)
 
 
+class RefusalKind(Enum):
+    """Kinds of reasons for which a group keeps its width."""
+
+    MODEL_OUTPUT = "the channels are outputs of the model"
+    FORWARD_FAILS = "the model does not run with fewer channels"
+    OTHER = "any other reason"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Reason for which one group keeps its width."""
+
+    reason: str
+    kind: RefusalKind = RefusalKind.OTHER
+
+
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """What can be removed from a module, and what cannot, with the reasons."""
+    """Groups that can shrink, and the layers that keep their width with the reasons."""
 
     groups: list[Group]
     skipped: list[Skip] = field(default_factory=list)
     others: tuple[tuple[tuple[Tensor, ...], dict[str, Tensor]], ...] = ()
     """Arguments of forwards on single samples that take other ways through the module, to prove removals on too."""
+    refusals: Mapping[str, RefusalKind] = field(default_factory=dict)
+    """Kind of the reason for the skipped paths where it is not `OTHER`."""
 
 
 def owned_parameters(module: nn.Module) -> dict[int, list[tuple[int, str]]]:

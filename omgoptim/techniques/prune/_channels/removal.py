@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from omgoptim.errors import TechniqueError
 from omgoptim.reports import Change, Skip
 from omgoptim.techniques.probe import DoesNotRun, Probe, difference, tolerance_of
-from omgoptim.techniques.prune._channels.groups import Group, Groups, Place
+from omgoptim.techniques.prune._channels.groups import Group, Groups, Place, Refusal, RefusalKind
 from omgoptim.techniques.prune._channels.layer_widths import cut, narrowed, silenced, width_of
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
@@ -54,9 +54,9 @@ def take_out(
     asked = [group for group in groups.groups if group.name in keep and len(keep[group.name]) < group.width]
     for index, group in enumerate(asked):
         run.progress(f"removing channels: {group.name}", index / len(asked))
-        reason = removal.attempt(group, keep[group.name])
-        if reason:
-            skipped.append(Skip(path=group.name, reason=reason))
+        refusal = removal.attempt(group, keep[group.name])
+        if refusal:
+            skipped.append(Skip(path=group.name, reason=refusal.reason))
     changed = removal.changes()
     if asked and not changed:
         raise TechniqueError("no channel could be removed", skipped[0].reason, WAY_OUT)
@@ -79,40 +79,40 @@ class Removal:
         self._full: dict[Key, int] = {}
         self._heads: list[Change] = []
 
-    def check(self, group: Group) -> str:
-        """Why a group cannot shrink, found out by removing its first unit; the module is as before afterwards."""
+    def check(self, group: Group) -> Refusal | None:
+        """Return why a group cannot shrink, by removing its first unit and restoring the module; None if it can."""
         before, left = _snapshot(self.module, group), dict(self.left)
         heads = list(self._heads)
-        reason = self.attempt(group, group.units()[1:].flatten().sort().values)
+        refusal = self.attempt(group, group.units()[1:].flatten().sort().values)
         _restore(before)
         self.left, self._heads = left, heads
-        return reason
+        return refusal
 
-    def attempt(self, group: Group, keep: Tensor) -> str:
-        """Keep only some channels of a group, or leave all as it was and say why."""
+    def attempt(self, group: Group, keep: Tensor) -> Refusal | None:
+        """Keep only some channels of a group; where that fails, restore the module and return why."""
         gone = torch.ones(group.width, dtype=torch.bool)
         gone[keep] = False
         reads = [place for place in group.places if place.side == "in"]
         try:
             expected = self._ignoring(reads, gone) if group.exact else self._probe.outputs(self.module)
         except DoesNotRun as error:
-            return str(error)
+            return Refusal(str(error))
         before = _snapshot(self.module, group)
         left = dict(self.left)
         try:
             self._cut(group, gone)
-            reason = _verdict(self._probe.outputs(self.module), expected, group)
+            refusal = _refusal_of(self._probe.outputs(self.module), expected, group)
         except DoesNotRun as error:
-            reason = f"{DOES_NOT_RUN}: {error}"
+            refusal = Refusal(f"{DOES_NOT_RUN}: {error}", RefusalKind.FORWARD_FAILS)
         except ValueError as error:
-            reason = str(error)
-        if reason:
+            refusal = Refusal(str(error))
+        if refusal:
             _restore(before)
             self.left = left
         elif group.kind == "heads":
             left_over = group.heads * len(keep) // group.width
             self._heads.append(Change(path=group.name, what="heads", before=str(group.heads), after=str(left_over)))
-        return reason
+        return refusal
 
     def changes(self) -> list[Change]:
         """Every side of every layer that got narrower, in the module's order."""
@@ -171,17 +171,17 @@ class Removal:
             setattr(self.module.get_submodule(count.path), count.name, round(count.value * kept_share))
 
 
-def _verdict(outputs: list[Tensor], expected: list[Tensor], group: Group) -> str:
+def _refusal_of(outputs: list[Tensor], expected: list[Tensor], group: Group) -> Refusal | None:
     try:
         apart = difference(outputs, expected)
     except ValueError:
-        return OUTPUTS
+        return Refusal(OUTPUTS, RefusalKind.MODEL_OUTPUT)
     if group.exact and apart > tolerance_of(expected):
-        return (
-            "removing channels changes what the others compute: something on their way mixes channels "
+        return Refusal(
+            "removing channels changes what the others compute: an operation in between mixes channels "
             "(a normalization or softmax over them, a split that torch-pruning does not follow)"
         )
-    return ""
+    return None
 
 
 def _size(module: nn.Module, place: Place) -> int:
