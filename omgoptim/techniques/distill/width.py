@@ -20,7 +20,7 @@ from omgoptim.techniques.distill.chosen import Chosen
 from omgoptim.techniques.distill.recurrent import find_recurrent
 from omgoptim.techniques.distill.recurrent_weights import Recurrent, narrow_units
 from omgoptim.techniques.prune._channels.channel_allocation import best, by_ratio
-from omgoptim.techniques.prune._channels.channel_reconstruction import refit
+from omgoptim.techniques.prune._channels.channel_reconstruction import reconstruct_channels
 from omgoptim.techniques.prune._channels.dependency_graph import find_groups
 from omgoptim.techniques.prune._channels.groups import Groups
 from omgoptim.techniques.prune._channels.importance import importance_of
@@ -94,7 +94,7 @@ def narrow_to(module: nn.Module, narrowing: Narrowing, width: float, run: Module
         changed, skipped = [*changed, *outcome.changed], [*skipped, *outcome.skipped]
         kept_columns |= sides
     if before is not None and kept_columns:
-        refit(module, before, kept_columns, run)
+        reconstruct_channels(module, before, kept_columns, run)
     return Outcome(_in_order(module, changed), skipped)
 
 

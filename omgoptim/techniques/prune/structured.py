@@ -34,7 +34,7 @@ from omgoptim.techniques.prune._channels.channel_allocation import (
     by_ratio,
     original_widths,
 )
-from omgoptim.techniques.prune._channels.channel_reconstruction import refit
+from omgoptim.techniques.prune._channels.channel_reconstruction import reconstruct_channels
 from omgoptim.techniques.prune._channels.dependency_graph import find_groups
 from omgoptim.techniques.prune._channels.groups import Groups, RefusalKind
 from omgoptim.techniques.prune._channels.importance import importance_of
@@ -98,7 +98,7 @@ def keep_only(
     outcome, left = take_out(module, groups, keep, run)
     if not (params.reconstruct and run.real):
         return outcome
-    fitted = refit(module, before, left, run)
+    fitted = reconstruct_channels(module, before, left, run)
     layers = "1 layer" if len(fitted) == 1 else f"{len(fitted)} layers"
     note = f"{layers} that lost inputs were fitted to give what was there before, on inputs without labels."
     return replace(outcome, notes=[*outcome.notes, note]) if fitted else outcome

@@ -1,4 +1,4 @@
-"""What a convolution multiplies its weight with: its input, padded and unfolded to patches. Registers no technique."""
+"""What a convolution multiplies its weight with: its input, padded and unfolded to patches."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The rows that a layer's weight is multiplied with: what a Linear sees as vectors, a convolution as patches.
-
-Registers no technique.
-"""
+"""The rows that a layer's weight is multiplied with: what a Linear sees as vectors, a convolution as patches."""
 
 from __future__ import annotations
 
@@ -17,10 +14,11 @@ from omgoptim.models.samples import Samples, as_tensors, batch_length
 from omgoptim.techniques.reconstruction.patches import padded, patches_of
 from omgoptim.techniques.registry import ModuleRun
 
-Layer = nn.Linear | nn.Conv2d
+DenseLayer = nn.Linear | nn.Conv2d
 
-MASK = "attention_mask"
-"""Name of the input that says which positions of a sequence are real."""
+MASKS = ("attention_mask", "mask")
+"""Names of inputs that mark the real positions of a sequence with 1 or True, as Hugging Face's models take them. Masks
+of other names are not read: torch's `key_padding_mask` marks the padding instead."""
 
 MOST_PATCHES = 256
 """Patches of one sample that are looked at, spread evenly; an image's neighbouring patches say much the same."""
@@ -46,23 +44,27 @@ def call_tensors(batch: Mapping[str, np.ndarray[Any, Any]], run: ModuleRun) -> d
     return {name: tensor.to(run.device) for name, tensor in as_tensors(dict(batch), run.signature.dtypes).items()}
 
 
-def real_positions(tensors: Mapping[str, Tensor]) -> Tensor | None:
-    """The batch's attention mask (B, T) as booleans, if it has one whose positions are 0 or 1 and not all 1."""
-    mask = tensors.get(MASK)
+def padding_mask(tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """Return the mask (B, T), True for real positions, of a batch of padded sequences.
+
+    None where no input of a name in `MASKS` has two dimensions and only values of 0 and 1, or where none or all of its
+    positions are real.
+    """
+    mask = next((tensors[name] for name in MASKS if name in tensors), None)
     if mask is None or mask.dim() != 2 or not bool(((mask == 0) | (mask == 1)).all()):
         return None
     real = mask != 0
-    return None if bool(real.all()) else real
+    return real if bool(real.any()) and not bool(real.all()) else None
 
 
-def real_rows(values: Tensor, real: Tensor | None) -> Tensor:
+def unpadded_rows(values: Tensor, real: Tensor | None) -> Tensor:
     """(B, T, C) -> (rows, C): the real positions where the mask (B, T) fits, else all rows of any leading shape."""
     if real is not None and values.dim() == 3 and values.shape[:2] == real.shape:
         return values[real]
     return values.reshape(-1, values.shape[-1])
 
 
-def input_rows(layer: Layer, values: Tensor, real: Tensor | None) -> Tensor:
+def input_rows(layer: DenseLayer, values: Tensor, real: Tensor | None) -> Tensor:
     """What the weight of each group is multiplied with, float64.
 
     Args:
@@ -75,7 +77,7 @@ def input_rows(layer: Layer, values: Tensor, real: Tensor | None) -> Tensor:
         the weight. Padding of a convolution counts as zeros. At most `MOST_PATCHES` patches of a sample.
     """
     if isinstance(layer, nn.Linear):
-        return real_rows(values, real).double()[None]
+        return unpadded_rows(values, real).double()[None]
     images = values if values.dim() == 4 else values[None]
     found = []
     for image in padded(layer, images):  # one at a time: patches take kernel height * width times an image's memory
@@ -85,7 +87,7 @@ def input_rows(layer: Layer, values: Tensor, real: Tensor | None) -> Tensor:
     return patches.reshape(layer.groups, -1, patches.shape[1]).mT
 
 
-def rows_of_shape(layer: Layer, shape: Sequence[int]) -> int:
+def rows_of_shape(layer: DenseLayer, shape: Sequence[int]) -> int:
     """How many rows `input_rows` gives for an input of this shape, padding positions of a sequence among them."""
     if isinstance(layer, nn.Linear):
         return math.prod(shape[:-1])
@@ -99,10 +101,10 @@ def rows_of_shape(layer: Layer, shape: Sequence[int]) -> int:
     return min(math.prod(sides), MOST_PATCHES) * (shape[0] if len(shape) == 4 else 1)
 
 
-def output_rows(layer: Layer, values: Tensor, real: Tensor | None) -> Tensor:
+def output_rows(layer: DenseLayer, values: Tensor, real: Tensor | None) -> Tensor:
     """The rows of an output, or of its gradient: (groups, rows, out of a group), float64, all positions."""
     if isinstance(layer, nn.Linear):
-        return real_rows(values, real).double()[None]
+        return unpadded_rows(values, real).double()[None]
     channels = values if values.dim() == 4 else values[None]
     flat = channels.double().movedim(1, 0).reshape(layer.groups, layer.out_channels // layer.groups, -1)
     return flat.mT

@@ -3,7 +3,7 @@
 Linear and 1x1 convolutions are one matrix. `spatial` (kernel height x 1, then 1 x kernel width) is a matrix too, with
 rows (out, x) and columns (in, y). Their inputs are whitened by the moment of (in, y), averaged over x; for the chosen
 rank the second factor is then the best one for the whole moment (least squares). `tucker2` (1x1, kernel, 1x1) is in
-`tucker.py`. Registers no technique.
+`tucker.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from omgoptim.techniques.factorize._low_rank import tucker
 from omgoptim.techniques.factorize._low_rank.problem import Form, Option, Problem, ladder_of
-from omgoptim.techniques.factorize._low_rank.truncated_svd import (
+from omgoptim.techniques.reconstruction.low_rank import (
     Factors,
     projected,
     singular_values,

@@ -1,4 +1,4 @@
-"""What both techniques share: find layers, choose ranks, put blocks in their places. Registers no technique."""
+"""What both techniques share: find layers, choose ranks, put blocks in their places."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from omgoptim.techniques.factorize._low_rank.replacement import (
     weight_of,
 )
 from omgoptim.techniques.factorize._low_rank.second_moments import WIDEST, in_of, input_moments, output_influence
-from omgoptim.techniques.factorize._low_rank.sequential_solve import refit
-from omgoptim.techniques.reconstruction.rows import Layer
+from omgoptim.techniques.factorize._low_rank.sequential_solve import solve_in_order
+from omgoptim.techniques.reconstruction.rows import DenseLayer
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
 
@@ -58,19 +58,19 @@ def factorize(module: nn.Module, params: Factorization, run: ModuleRun, samples:
         errors = {path: _by_weight(module, path, layers[path], option) for path, option in chosen.items()}
     else:
         energies = {path: ladders[path].plain_energy for path in chosen}
-        errors = refit(copy.deepcopy(module), module, chosen, influence, energies, run, samples)
+        errors = solve_in_order(copy.deepcopy(module), module, chosen, influence, energies, run, samples)
     of = "weight" if samples is None else "output"
     changed = [_change(path, layers[path], option, errors[path], of) for path, option in chosen.items()]
     return Outcome(changed, sorted(skipped, key=lambda skip: skip.path))
 
 
-def _of_weights(layers: Mapping[str, Layer], params: Factorization) -> dict[str, Ladder]:
+def _of_weights(layers: Mapping[str, DenseLayer], params: Factorization) -> dict[str, Ladder]:
     return {path: ladder_of_layer(layer, Problem(weight_of(layer)), params) for path, layer in layers.items()}
 
 
 def _on_inputs(
     module: nn.Module,
-    layers: Mapping[str, Layer],
+    layers: Mapping[str, DenseLayer],
     params: Factorization,
     run: ModuleRun,
     samples: int,
@@ -96,7 +96,7 @@ def _on_inputs(
     return ladders
 
 
-def _by_weight(module: nn.Module, path: str, layer: Layer, option: Option) -> float | None:
+def _by_weight(module: nn.Module, path: str, layer: DenseLayer, option: Option) -> float | None:
     """Put the block that is nearest to the weight itself; its relative error."""
     weight = weight_of(layer)
     bias = None if layer.bias is None else layer.bias.detach().double()
@@ -106,7 +106,7 @@ def _by_weight(module: nn.Module, path: str, layer: Layer, option: Option) -> fl
     return float((weight - product_of(block)).norm()) / size if size > 0 else None
 
 
-def _change(path: str, layer: Layer, option: Option, error: float | None, of: str) -> Change:
+def _change(path: str, layer: DenseLayer, option: Option, error: float | None, of: str) -> Change:
     before = " x ".join(map(str, layer.weight.shape))
     told = "" if error is None else f"; its {of} changes by {error:.1%}"
     return Change(path=path, what="low rank", before=before, after=f"{option}{told}")

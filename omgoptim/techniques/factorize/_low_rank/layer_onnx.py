@@ -1,4 +1,4 @@
-"""A layer or a block alone as an ONNX program, to be timed on an engine that runs programs. Registers no technique."""
+"""A layer or a block alone as an ONNX program, to be timed on an engine that runs programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which layers can be factorized, and why the others cannot. Registers no technique."""
+"""Which layers can be factorized, and why the others cannot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from omgoptim.models.samples import batch_length, call_of
 from omgoptim.reports import Skip
 from omgoptim.requests.factorize import Factorization
 from omgoptim.techniques.probe import NOT_RUN
-from omgoptim.techniques.reconstruction.rows import Layer, batches_of
+from omgoptim.techniques.reconstruction.rows import DenseLayer, batches_of
 from omgoptim.techniques.registry import ModuleRun
 
 OTHER_KINDS: dict[type[nn.Module], str] = {
@@ -60,14 +60,14 @@ def factorizable(module: nn.Module, params: Factorization, run: ModuleRun) -> tu
     return [path for path in layers if path in uses], sorted([*skipped, *unreached], key=lambda skip: skip.path)
 
 
-def candidates(module: nn.Module, params: Factorization) -> tuple[dict[str, Layer], list[Skip]]:
+def candidates(module: nn.Module, params: Factorization) -> tuple[dict[str, DenseLayer], list[Skip]]:
     """The layers as `factorizable` finds them, before the model has run."""
     with_weights = dict(_layers(module))
     refuse_unknown((*params.targets, *params.ignore), with_weights)
     chosen = {path for path in with_weights if meant([path], params.targets, params.ignore)}
     owners = _owners(module)
     frozen_model = not any(parameter.requires_grad for parameter in module.parameters())
-    layers: dict[str, Layer] = {}
+    layers: dict[str, DenseLayer] = {}
     skipped = []
     for path, (layer, around) in with_weights.items():
         reason = (
@@ -171,7 +171,7 @@ def _runs_as_torch_does(layer: nn.Linear | nn.Conv2d) -> bool:
     return type(layer).forward is nn.Conv2d.forward and type(layer)._conv_forward is nn.Conv2d._conv_forward
 
 
-def uses_of(module: nn.Module, layers: Mapping[str, Layer], run: ModuleRun, samples: int = 2) -> dict[str, Use]:
+def uses_of(module: nn.Module, layers: Mapping[str, DenseLayer], run: ModuleRun, samples: int = 2) -> dict[str, Use]:
     """Path to how it is called, in one forward of the first few samples, in the order of the first calls."""
     shapes: dict[str, list[tuple[int, ...]]] = {}
     sources: dict[str, list[int]] = {}
@@ -200,7 +200,7 @@ def uses_of(module: nn.Module, layers: Mapping[str, Layer], run: ModuleRun, samp
     return {path: Use(tuple(some), tuple(sources[path]), size) for path, some in shapes.items()}
 
 
-def with_same_rows(layers: Mapping[str, Layer], uses: Mapping[str, Use]) -> dict[str, str]:
+def with_same_rows(layers: Mapping[str, DenseLayer], uses: Mapping[str, Use]) -> dict[str, str]:
     """Path to the first path whose weight is multiplied with the same rows: of Linear layers or alike convolutions."""
     first: dict[tuple[Any, ...], str] = {}
     leaders = {}

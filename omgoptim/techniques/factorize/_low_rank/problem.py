@@ -1,4 +1,4 @@
-"""What a layer is to be replaced for, and the ranks it could have. Tensors and numbers; registers no technique.
+"""What a layer is to be replaced for, and the ranks it could have. Tensors and numbers.
 
 A layer's weight is (groups, out, in, kernel height, kernel width) here, a Linear's and a 1x1 convolution's too, so that
 grouped convolutions are factorized in each group, all with the same rank.
@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from omgoptim.techniques.factorize._low_rank.truncated_svd import (
+from omgoptim.techniques.reconstruction.low_rank import (
     INFLUENCE_DAMPING,
     INPUT_DAMPING,
     cholesky,

@@ -1,4 +1,4 @@
-"""Choosing ranks: for one layer, or shared out so that the whole model reaches a size. Registers no technique.
+"""Choosing ranks: for one layer, or shared out so that the whole model reaches a size.
 
 Shared out: every layer is dense or has one of its options; each step down loses some of the model's output and saves
 parameters (or time). On the lower convex hull of a layer's options the loss per saving only grows, so taking the
@@ -20,7 +20,7 @@ TOLERANCE = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Layered:
+class RankChoice:
     """A layer that may be factorized."""
 
     params: int
@@ -66,7 +66,7 @@ def pareto(options: Sequence[Option]) -> list[Option]:
     return best
 
 
-def share_out(layers: Mapping[str, Layered], elsewhere: int, total: int, compression: float) -> dict[str, Option]:
+def share_out(layers: Mapping[str, RankChoice], elsewhere: int, total: int, compression: float) -> dict[str, Option]:
     """Path to its option, for the layers that are factorized.
 
     Args:
@@ -94,11 +94,11 @@ def share_out(layers: Mapping[str, Layered], elsewhere: int, total: int, compres
     return {path: layers[path].options[index] for path, index in chosen.items() if index >= 0}
 
 
-def _params(layer: Layered, index: int) -> int:
+def _params(layer: RankChoice, index: int) -> int:
     return layer.params if index < 0 else layer.options[index].params
 
 
-def _points(layer: Layered) -> list[_Point]:
+def _points(layer: RankChoice) -> list[_Point]:
     """The layer as it is, and the options that save something, from the costliest down."""
     by_time = layer.times_ms is not None and layer.time_ms is not None
     points = [_Point(layer.time_ms if by_time else layer.params, 0.0, layer.params, -1)]  # type: ignore[arg-type]
@@ -108,7 +108,7 @@ def _points(layer: Layered) -> list[_Point]:
     return sorted((p for p in points if p.index < 0 or p.cost < points[0].cost), key=lambda p: (-p.params, p.error))
 
 
-def _hull(layer: Layered) -> list[_Point]:
+def _hull(layer: RankChoice) -> list[_Point]:
     """The lower convex hull of error over cost, from the layer as it is down."""
     hull: list[_Point] = []
     for point in _points(layer):
@@ -125,7 +125,7 @@ def _slope(above: _Point, below: _Point) -> float:
     return (below.error - above.error) / (above.cost - below.cost)
 
 
-def _descend(layers: Mapping[str, Layered], budget: int) -> dict[str, int]:
+def _descend(layers: Mapping[str, RankChoice], budget: int) -> dict[str, int]:
     """Take the cheapest steps until the parameters fit the budget: path to index of its option."""
     hulls = {path: _hull(layer) for path, layer in layers.items()}
     heap = [(_slope(hull[0], hull[1]), path, 1) for path, hull in hulls.items() if len(hull) > 1]
@@ -142,7 +142,7 @@ def _descend(layers: Mapping[str, Layered], budget: int) -> dict[str, int]:
     return chosen
 
 
-def _spend(layers: Mapping[str, Layered], chosen: dict[str, int], budget: int) -> None:
+def _spend(layers: Mapping[str, RankChoice], chosen: dict[str, int], budget: int) -> None:
     """Give what is left of the budget to the layers that regain most per parameter, as long as something fits."""
     points = {path: {point.index: point for point in _points(layer)} for path, layer in layers.items()}
     left = budget - sum(_params(layers[path], index) for path, index in chosen.items())
@@ -162,7 +162,7 @@ def _spend(layers: Mapping[str, Layered], chosen: dict[str, int], budget: int) -
 
 
 def _out_of_reach(
-    layers: Mapping[str, Layered], elsewhere: int, total: int, compression: float, least: int
+    layers: Mapping[str, RankChoice], elsewhere: int, total: int, compression: float, least: int
 ) -> TechniqueError:
     best = total / (elsewhere + least)
     share = elsewhere / total

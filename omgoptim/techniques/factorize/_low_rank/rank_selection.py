@@ -1,4 +1,4 @@
-"""Which of its options each layer gets, for every goal that may be asked for. Registers no technique."""
+"""Which of its options each layer gets, for every goal that may be asked for."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from omgoptim.reports import Skip
 from omgoptim.requests.factorize import Factorization
 from omgoptim.techniques.factorize._low_rank import factor_forms as forms
 from omgoptim.techniques.factorize._low_rank.problem import Form, Option, Problem
-from omgoptim.techniques.factorize._low_rank.rank_allocation import Layered, pareto, share_out, with_energy, within
+from omgoptim.techniques.factorize._low_rank.rank_allocation import RankChoice, pareto, share_out, with_energy, within
 from omgoptim.techniques.factorize._low_rank.rank_timing import measure_times
-from omgoptim.techniques.reconstruction.rows import Layer
+from omgoptim.techniques.reconstruction.rows import DenseLayer
 from omgoptim.techniques.registry import ModuleRun
 
 SMALLEST_SHARE = 1e-9
@@ -44,7 +44,7 @@ class Ladder:
         return [option for option in self.options if option.params < self.params]
 
 
-def forms_of(layer: Layer, convolution: str) -> tuple[Form, ...]:
+def forms_of(layer: DenseLayer, convolution: str) -> tuple[Form, ...]:
     """The forms that a layer may take."""
     if isinstance(layer, nn.Linear) or layer.kernel_size == (1, 1):
         return ("linear",)
@@ -53,7 +53,7 @@ def forms_of(layer: Layer, convolution: str) -> tuple[Form, ...]:
     return "spatial", "tucker2"
 
 
-def ladder_of_layer(layer: Layer, problem: Problem, params: Factorization) -> Ladder:
+def ladder_of_layer(layer: DenseLayer, problem: Problem, params: Factorization) -> Ladder:
     """A layer's options under the request's goal, of the forms it allows."""
     kinds = forms_of(layer, params.convolution)
     if params.rank is not None:
@@ -67,7 +67,7 @@ def ladder_of_layer(layer: Layer, problem: Problem, params: Factorization) -> La
 
 def choose(
     module: nn.Module,
-    layers: Mapping[str, Layer],
+    layers: Mapping[str, DenseLayer],
     ladders: Mapping[str, Ladder],
     params: Factorization,
     run: ModuleRun,
@@ -109,7 +109,7 @@ def _of_one(ladder: Ladder, params: Factorization) -> tuple[Option | None, str]:
     return within(ladder.options, int(ratio * ladder.params)), f"at most {ratio:.0%} of its weights"
 
 
-def _no_smaller(layer: Layer, ladder: Ladder, option: Option | None, wanted: str) -> str:
+def _no_smaller(layer: DenseLayer, ladder: Ladder, option: Option | None, wanted: str) -> str:
     if option is None:
         least = f"the smallest has {ladder.options[0].params:,}" if ladder.options else "there is none"
         return f"none of its ranks has {wanted}: {least} of {ladder.params:,} weights"
@@ -122,22 +122,22 @@ def _no_smaller(layer: Layer, ladder: Ladder, option: Option | None, wanted: str
 
 def _layered(
     module: nn.Module,
-    layers: Mapping[str, Layer],
+    layers: Mapping[str, DenseLayer],
     ladders: Mapping[str, Ladder],
     params: Factorization,
     run: ModuleRun,
     skipped: list[Skip],
-) -> dict[str, Layered]:
+) -> dict[str, RankChoice]:
     """The layers that ranks are shared out over: those with a rank that is smaller, and faster where that is asked."""
     comparable = all(ladder.comparable for ladder in ladders.values())
-    found: dict[str, Layered] = {}
+    found: dict[str, RankChoice] = {}
     for path, ladder in ladders.items():
         options = _thinned(ladder.smaller)
         if not options:
             skipped.append(Skip(path=path, reason=_no_smaller(layers[path], ladder, ladder.options[0], "any rank")))
             continue
         losses = tuple(option.error if comparable else _share_lost(option, ladder) for option in options)
-        found[path] = Layered(ladder.params, tuple(options), losses)
+        found[path] = RankChoice(ladder.params, tuple(options), losses)
     return found if params.per == "bytes" else measure_times(module, found, run, skipped)
 
 

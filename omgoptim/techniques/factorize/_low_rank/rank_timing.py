@@ -1,4 +1,4 @@
-"""What a layer takes by its rank, measured on the engine that the artifact will run on. Registers no technique.
+"""What a layer takes by its rank, measured on the engine that the artifact will run on.
 
 A block is timed alone at the input shapes that the layer sees in one forward at batch 1, at a few of its ranks; between
 them the time is interpolated over the parameters. For torch it is the module itself (torch_compile counts as
@@ -26,9 +26,9 @@ from omgoptim.runtimes.signature import InputTensor, Signature
 from omgoptim.techniques.factorize._low_rank.layer_onnx import INPUT, write_program
 from omgoptim.techniques.factorize._low_rank.layer_selection import uses_of
 from omgoptim.techniques.factorize._low_rank.problem import Option
-from omgoptim.techniques.factorize._low_rank.rank_allocation import Layered
+from omgoptim.techniques.factorize._low_rank.rank_allocation import RankChoice
 from omgoptim.techniques.factorize._low_rank.replacement import empty_block
-from omgoptim.techniques.reconstruction.rows import Layer
+from omgoptim.techniques.reconstruction.rows import DenseLayer
 from omgoptim.techniques.registry import ModuleRun
 
 POINTS = 6
@@ -45,7 +45,7 @@ SLOPE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class RankTimes:
     """Times of a layer in one forward."""
 
     whole_ms: float
@@ -54,8 +54,8 @@ class Measured:
 
 
 def measure_times(
-    module: nn.Module, layers: Mapping[str, Layered], run: ModuleRun, skipped: list[Skip]
-) -> dict[str, Layered]:
+    module: nn.Module, layers: Mapping[str, RankChoice], run: ModuleRun, skipped: list[Skip]
+) -> dict[str, RankChoice]:
     """The layers with the times of their options, less the options that are no faster.
 
     Args:
@@ -64,9 +64,9 @@ def measure_times(
         run: gives engine, device and threads.
         skipped: gets the layers that no rank makes faster.
     """
-    parts: dict[str, Layer] = {path: module.get_submodule(path) for path in layers}  # type: ignore[misc]
+    parts: dict[str, DenseLayer] = {path: module.get_submodule(path) for path in layers}  # type: ignore[misc]
     uses = uses_of(module, parts, run, samples=1)
-    known: dict[tuple[Any, ...], Measured] = {}
+    known: dict[tuple[Any, ...], RankTimes] = {}
     timed = {}
     for count, (path, layered) in enumerate(layers.items()):
         picked = picked_of(layered.options)
@@ -90,7 +90,7 @@ def picked_of(options: Sequence[Option]) -> list[Option]:
     return [options[place] for place in places]
 
 
-def with_times(layered: Layered, picked: Sequence[Option], times: Measured) -> Layered:
+def with_times(layered: RankChoice, picked: Sequence[Option], times: RankTimes) -> RankChoice:
     """The options that are faster than the layer, with times that never fall as parameters grow."""
     rising = np.maximum.accumulate(times.ranks_ms)
     given = np.interp([o.params for o in layered.options], [o.params for o in picked], rising)
@@ -106,7 +106,9 @@ def with_times(layered: Layered, picked: Sequence[Option], times: Measured) -> L
     )
 
 
-def measured(layer: Layer, picked: Sequence[Option], shapes: Sequence[tuple[int, ...]], run: ModuleRun) -> Measured:
+def measured(
+    layer: DenseLayer, picked: Sequence[Option], shapes: Sequence[tuple[int, ...]], run: ModuleRun
+) -> RankTimes:
     """Milliseconds of the layer and of the blocks in its place, all its calls in one forward added up."""
     subjects: list[nn.Module] = [layer, *(empty_block(layer, option) for option in picked)]
     totals = [0.0] * len(subjects)
@@ -121,7 +123,7 @@ def measured(layer: Layer, picked: Sequence[Option], shapes: Sequence[tuple[int,
                 totals = [total + shapes.count(shape) * ms for total, ms in zip(totals, best, strict=True)]
     finally:
         torch.set_num_threads(threads)
-    return Measured(totals[0], tuple(totals[1:]))
+    return RankTimes(totals[0], tuple(totals[1:]))
 
 
 def _visit(subject: nn.Module, shape: tuple[int, ...], run: ModuleRun, folder: Path) -> float:

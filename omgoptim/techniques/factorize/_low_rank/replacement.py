@@ -1,4 +1,4 @@
-"""From a layer to the problem of its weight, and from factors to the block in its place. Registers no technique."""
+"""From a layer to the problem of its weight, and from factors to the block in its place."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from omgoptim.blocks import LowRankLinear, SpatialConv2d, Tucker2Conv2d
 from omgoptim.techniques.factorize._low_rank.problem import Option, Problem
-from omgoptim.techniques.factorize._low_rank.second_moments import Moments, groups_of
-from omgoptim.techniques.reconstruction.rows import Layer
+from omgoptim.techniques.factorize._low_rank.second_moments import InputMoments, groups_of
+from omgoptim.techniques.reconstruction.rows import DenseLayer
 
 Block = LowRankLinear | SpatialConv2d | Tucker2Conv2d
 
 
-def weight_of(layer: Layer) -> Tensor:
+def weight_of(layer: DenseLayer) -> Tensor:
     """(groups, out, in, kernel height, kernel width), float64."""
     weight = layer.weight.detach().double()
     if weight.dim() == 2:
@@ -24,7 +24,9 @@ def weight_of(layer: Layer) -> Tensor:
     return weight.reshape(groups, -1, *weight.shape[1:])
 
 
-def problem_of(layer: Layer, moments: Moments, influence: Tensor | None, weight: Tensor | None = None) -> Problem:
+def problem_of(
+    layer: DenseLayer, moments: InputMoments, influence: Tensor | None, weight: Tensor | None = None
+) -> Problem:
     """A layer's problem on its inputs: centred where it has a bias, which then takes up what the mean input gave.
 
     Args:
@@ -44,7 +46,7 @@ def problem_of(layer: Layer, moments: Moments, influence: Tensor | None, weight:
     return Problem(weight, second, outputs, influence)
 
 
-def unusable(moments: Moments) -> str | None:
+def unusable(moments: InputMoments) -> str | None:
     """Why nothing can be told from a layer's inputs, or None."""
     if not moments.rows:
         return "the calibration samples give it no input but padding"
@@ -53,7 +55,7 @@ def unusable(moments: Moments) -> str | None:
     return None
 
 
-def empty_block(layer: Layer, option: Option) -> Block:
+def empty_block(layer: DenseLayer, option: Option) -> Block:
     """A block of an option's ranks that can stand where a layer does, its weights torch's own first ones."""
     if isinstance(layer, nn.Linear):
         return LowRankLinear.like(layer, *option.ranks)
@@ -62,7 +64,7 @@ def empty_block(layer: Layer, option: Option) -> Block:
     return SpatialConv2d.like(layer, *option.ranks)
 
 
-def block_of(layer: Layer, option: Option, factors: Sequence[Tensor], bias: Tensor | None) -> Block:
+def block_of(layer: DenseLayer, option: Option, factors: Sequence[Tensor], bias: Tensor | None) -> Block:
     """The block that stands for a layer, in its mode, dtype and place, trainable if the layer is.
 
     Args:

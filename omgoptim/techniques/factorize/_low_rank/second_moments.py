@@ -1,4 +1,4 @@
-"""What the inputs of layers are like on data, and how much their outputs matter. Registers no technique.
+"""What the inputs of layers are like on data, and how much their outputs matter.
 
 The second moment and the mean of each layer's inputs are read by hooks while the model runs on samples of the train
 split, without labels. Positions that a batch's `attention_mask` marks as padding are left out, where a layer's input is
@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from omgoptim.measure.own_cost import evaluating
 from omgoptim.runtimes.signature import flatten
 from omgoptim.techniques.factorize._low_rank.layer_selection import Use, uses_of, with_same_rows
+from omgoptim.techniques.reconstruction.capture import Hook, forward_hooks
 from omgoptim.techniques.reconstruction.rows import (
-    Layer,
+    DenseLayer,
     batches_of,
     call_tensors,
     input_rows,
     output_rows,
-    real_positions,
+    padding_mask,
 )
 from omgoptim.techniques.registry import ModuleRun
 
@@ -33,14 +34,14 @@ WIDEST = 12_288
 """Inputs of a layer whose second moment is still kept: it has the square of that many float64, 1.2 GB here."""
 
 AT_ONCE_BYTES = 1_500_000_000
-"""Moments that are gathered in one pass over the samples; layers beyond it wait for the next pass."""
+"""InputMoments that are gathered in one pass over the samples; layers beyond it wait for the next pass."""
 
 INFLUENCE_SAMPLES = 128
 """Samples whose gradients the influence is read from: it needs to say roughly what matters."""
 
 
 @dataclass(slots=True)
-class Moments:
+class InputMoments:
     """The inputs x of a layer, per group: sums until `finish`, then means."""
 
     mean: Tensor
@@ -63,18 +64,18 @@ class Moments:
         return all(bool(part.isfinite().all()) for part in (self.mean, self.second, self.outputs) if part is not None)
 
 
-def in_of(layer: Layer) -> int:
+def in_of(layer: DenseLayer) -> int:
     """Values that one output of a layer is computed from."""
     return layer.weight[0].numel()
 
 
-def groups_of(layer: Layer) -> int:
+def groups_of(layer: DenseLayer) -> int:
     return layer.groups if isinstance(layer, nn.Conv2d) else 1
 
 
 def input_moments(
-    module: nn.Module, layers: Mapping[str, Layer], run: ModuleRun, samples: int
-) -> Iterator[tuple[str, Moments]]:
+    module: nn.Module, layers: Mapping[str, DenseLayer], run: ModuleRun, samples: int
+) -> Iterator[tuple[str, InputMoments]]:
     """Path and moments of each layer, some layers per pass over the samples. See the module's docstring.
 
     Args:
@@ -89,14 +90,14 @@ def input_moments(
         yield from ((path, found[leader]) for path, leader in leaders.items() if leader in found)
 
 
-def leaders_of(layers: Mapping[str, Layer], uses: Mapping[str, Use]) -> dict[str, str]:
+def leaders_of(layers: Mapping[str, DenseLayer], uses: Mapping[str, Use]) -> dict[str, str]:
     """Path to the path whose moments are its own too; a layer too wide for a second moment has its own."""
     leaders = with_same_rows(layers, uses)
     return {path: path if in_of(layers[path]) > WIDEST else leader for path, leader in leaders.items()}
 
 
-def _chunks(layers: Mapping[str, Layer]) -> Iterator[dict[str, Layer]]:
-    chunk: dict[str, Layer] = {}
+def _chunks(layers: Mapping[str, DenseLayer]) -> Iterator[dict[str, DenseLayer]]:
+    chunk: dict[str, DenseLayer] = {}
     total = 0
     for path, layer in layers.items():
         size = moments_bytes(layer)
@@ -109,50 +110,46 @@ def _chunks(layers: Mapping[str, Layer]) -> Iterator[dict[str, Layer]]:
         yield chunk
 
 
-def moments_bytes(layer: Layer) -> int:
+def moments_bytes(layer: DenseLayer) -> int:
     """What the moments of a layer's inputs take in memory."""
     side = len(layer.weight) // groups_of(layer) if in_of(layer) > WIDEST else in_of(layer)
     return 8 * groups_of(layer) * side**2
 
 
-def _one_pass(module: nn.Module, layers: Mapping[str, Layer], run: ModuleRun, samples: int) -> dict[str, Moments]:
+def _one_pass(
+    module: nn.Module, layers: Mapping[str, DenseLayer], run: ModuleRun, samples: int
+) -> dict[str, InputMoments]:
     found = {path: empty_moments(layer) for path, layer in layers.items()}
-    real: list[Tensor | None] = [None]
+    real: Tensor | None = None
 
-    def watch(path: str, layer: Layer) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            values = inputs[0] if inputs else kwargs["input"]
-            add_rows(found[path], layer, input_rows(layer, values.detach(), real[0]))
+    def watch(path: str) -> Hook:
+        def hook(_layer: nn.Module, values: Tensor, _output: Any) -> None:
+            add_rows(found[path], layers[path], input_rows(layers[path], values.detach(), real))
 
         return hook
 
-    handles = [layer.register_forward_pre_hook(watch(path, layer), with_kwargs=True) for path, layer in layers.items()]
-    try:
-        with evaluating(module):
-            for batch in batches_of(run.statistics, samples):
-                tensors = call_tensors(batch, run)
-                real[0] = real_positions(tensors)
-                args, kwargs = run.signature.to_call(tensors)
-                module(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with evaluating(module), forward_hooks(module, {path: watch(path) for path in layers}, before=True):
+        for batch in batches_of(run.statistics, samples):
+            tensors = call_tensors(batch, run)
+            real = padding_mask(tensors)
+            args, kwargs = run.signature.to_call(tensors)
+            module(*args, **kwargs)
     for moments in found.values():
         moments.finish()
     return found
 
 
-def empty_moments(layer: Layer) -> Moments:
+def empty_moments(layer: DenseLayer) -> InputMoments:
     """Sums of nothing yet, in the shapes of a layer."""
     groups, width, place = groups_of(layer), in_of(layer), layer.weight.device
     mean = torch.zeros(groups, width, dtype=torch.float64, device=place)
     if width > WIDEST:
         out = len(layer.weight) // groups
-        return Moments(mean, None, torch.zeros(groups, out, out, dtype=torch.float64, device=place))
-    return Moments(mean, torch.zeros(groups, width, width, dtype=torch.float64, device=place), None)
+        return InputMoments(mean, None, torch.zeros(groups, out, out, dtype=torch.float64, device=place))
+    return InputMoments(mean, torch.zeros(groups, width, width, dtype=torch.float64, device=place), None)
 
 
-def add_rows(moments: Moments, layer: Layer, rows: Tensor) -> None:
+def add_rows(moments: InputMoments, layer: DenseLayer, rows: Tensor) -> None:
     """Count rows (groups, rows, in) in."""
     moments.rows += rows.shape[1]
     moments.mean += rows.sum(1)
@@ -163,7 +160,9 @@ def add_rows(moments: Moments, layer: Layer, rows: Tensor) -> None:
         moments.outputs += given.mT @ given
 
 
-def output_influence(module: nn.Module, layers: Mapping[str, Layer], run: ModuleRun, samples: int) -> dict[str, Tensor]:
+def output_influence(
+    module: nn.Module, layers: Mapping[str, DenseLayer], run: ModuleRun, samples: int
+) -> dict[str, Tensor]:
     """Path to G (groups, out, out), summed over a sample's rows; without those that no gradient reaches.
 
     Empty where the model has no gradient to give: outputs that are no floating numbers, an operation without one.
@@ -186,7 +185,7 @@ def output_influence(module: nn.Module, layers: Mapping[str, Layer], run: Module
         with evaluating(module), torch.enable_grad():
             for batch in batches_of(run.statistics, min(samples, INFLUENCE_SAMPLES)):
                 tensors = call_tensors(batch, run)
-                real = real_positions(tensors)
+                real = padding_mask(tensors)
                 called.clear()
                 args, kwargs = run.signature.to_call(tensors)
                 whole = _random_combination(module(*args, **kwargs), real, generator)

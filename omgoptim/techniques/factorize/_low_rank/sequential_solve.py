@@ -1,4 +1,4 @@
-"""Solve layer after layer, each on the inputs that the compressed layers before it give. Registers no technique.
+"""Solve layer after layer, each on the inputs that the compressed layers before it give.
 
 A layer's factors are to give what the original layer gave on the original's inputs: first the dense weight M that does
 so best on the new inputs (least squares), then the product of low rank that is nearest to it on them. So each layer
@@ -9,7 +9,6 @@ is about. What the original's layers saw is kept for as many of them as fit in m
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omgoptim.measure.own_cost import evaluating
 from omgoptim.techniques.factorize._low_rank.factor_forms import solve
 from omgoptim.techniques.factorize._low_rank.layer_selection import Use, uses_of
 from omgoptim.techniques.factorize._low_rank.problem import Option, Problem
@@ -34,28 +32,31 @@ from omgoptim.techniques.factorize._low_rank.replacement import (
 )
 from omgoptim.techniques.factorize._low_rank.second_moments import (
     AT_ONCE_BYTES,
-    Moments,
+    InputMoments,
     add_rows,
     empty_moments,
     in_of,
     leaders_of,
     moments_bytes,
 )
-from omgoptim.techniques.factorize._low_rank.truncated_svd import fit
+from omgoptim.techniques.reconstruction.capture import Hook, StopForward, forward_hooks, run_until_stopped
+from omgoptim.techniques.reconstruction.low_rank import fit
 from omgoptim.techniques.reconstruction.rows import (
-    Layer,
+    DenseLayer,
     batches_of,
     call_tensors,
     input_rows,
-    real_positions,
+    padding_mask,
     rows_of_shape,
 )
 from omgoptim.techniques.registry import ModuleRun
 
 MOST_STAGES = 32
+"""Most passes over the samples; a model with more layers has neighbours solved together, so that time grows linearly
+with depth."""
 
 KEPT_BYTES = 1_000_000_000
-"""Inputs of the original's layers that are kept at once, in float32."""
+"""Memory for the inputs of the original's layers in float32, as large as that for moments."""
 
 HELD = 0.1
 """How strongly the refitted weight is held at the original, as a fraction of the mean energy of an input."""
@@ -65,10 +66,10 @@ Rows = dict[str, list[Tensor]]
 
 
 @dataclass(slots=True)
-class Pairs:
-    """Inputs z of a layer in the compressed model, beside its inputs x in the original: sums, then means."""
+class CrossMoments:
+    """Second moments of the inputs x of a layer in the original and z in the compressed model; sums until `finish`."""
 
-    new: Moments
+    new: InputMoments
     old_mean: Tensor
     """E[x]: (groups, in)."""
     cross: Tensor | None
@@ -77,12 +78,12 @@ class Pairs:
     """False once the two models gave different numbers of rows: what a layer sees depends on the values there."""
 
     @staticmethod
-    def none_yet(layer: Layer) -> Pairs:
+    def none_yet(layer: DenseLayer) -> CrossMoments:
         new = empty_moments(layer)
         cross = None if new.second is None else torch.zeros_like(new.second)
-        return Pairs(new, torch.zeros_like(new.mean), cross)
+        return CrossMoments(new, torch.zeros_like(new.mean), cross)
 
-    def count(self, layer: Layer, old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
+    def count(self, layer: DenseLayer, old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
         """Count the rows of one batch in, a tensor for each call."""
         for z in new:
             add_rows(self.new, layer, z.double())
@@ -110,11 +111,7 @@ class Pairs:
         return self.cross - self.old_mean[:, :, None] * self.new.mean[:, None, :] if centred else self.cross
 
 
-class _Enough(Exception):
-    """Every layer that was waited for has been called."""
-
-
-def refit(
+def solve_in_order(
     original: nn.Module,
     module: nn.Module,
     chosen: Mapping[str, Option],
@@ -137,7 +134,7 @@ def refit(
     Returns:
         Path to the relative error of the layer's output, |W x - W' z| / |W x|; None where that cannot be told.
     """
-    layers: dict[str, Layer] = {path: original.get_submodule(path) for path in chosen}  # type: ignore[misc]
+    layers: dict[str, DenseLayer] = {path: original.get_submodule(path) for path in chosen}  # type: ignore[misc]
     uses = uses_of(original, layers, run)
     leaders = leaders_of(layers, uses)
     errors: dict[str, float | None] = {}
@@ -154,7 +151,7 @@ def refit(
     return errors
 
 
-def stages(layers: Mapping[str, Layer], uses: Mapping[str, Use]) -> list[list[str]]:
+def stages(layers: Mapping[str, DenseLayer], uses: Mapping[str, Use]) -> list[list[str]]:
     """Paths in the order of their first calls, those with one input together, in about `MOST_STAGES` lists."""
     by_source: dict[int, list[str]] = {}
     for path in (path for path in uses if path in layers):
@@ -165,7 +162,7 @@ def stages(layers: Mapping[str, Layer], uses: Mapping[str, Use]) -> list[list[st
     return [part for stage in merged for part in _fitting(stage, layers)]
 
 
-def _fitting(stage: Sequence[str], layers: Mapping[str, Layer]) -> Iterator[list[str]]:
+def _fitting(stage: Sequence[str], layers: Mapping[str, DenseLayer]) -> Iterator[list[str]]:
     """A stage in parts whose moments fit in memory together."""
     part: list[str] = []
     size = 0
@@ -181,7 +178,7 @@ def _fitting(stage: Sequence[str], layers: Mapping[str, Layer]) -> Iterator[list
 
 def _windows(
     found: Sequence[list[str]],
-    layers: Mapping[str, Layer],
+    layers: Mapping[str, DenseLayer],
     leaders: Mapping[str, str],
     uses: Mapping[str, Use],
     samples: int,
@@ -200,7 +197,7 @@ def _windows(
         yield window
 
 
-def _rows_bytes(layer: Layer, use: Use, samples: int) -> int:
+def _rows_bytes(layer: DenseLayer, use: Use, samples: int) -> int:
     """What the rows of a layer take, by the shapes of its calls with a few samples."""
     rows = sum(rows_of_shape(layer, shape) for shape in use.shapes)
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
@@ -210,7 +207,7 @@ def _rows_bytes(layer: Layer, use: Use, samples: int) -> int:
 def _kept_rows(
     original: nn.Module,
     window: Sequence[Sequence[str]],
-    layers: Mapping[str, Layer],
+    layers: Mapping[str, DenseLayer],
     leaders: Mapping[str, str],
     uses: Mapping[str, Use],
     run: ModuleRun,
@@ -224,26 +221,24 @@ def _kept_rows(
 
 
 def _rows_by_batch(
-    model: nn.Module, layers: Mapping[str, Layer], uses: Mapping[str, Use], run: ModuleRun, samples: int
+    model: nn.Module, layers: Mapping[str, DenseLayer], uses: Mapping[str, Use], run: ModuleRun, samples: int
 ) -> Iterator[Rows]:
     for batch in batches_of(run.statistics, samples):
         tensors = call_tensors(batch, run)
-        with evaluating(model):
-            rows = _inputs(model, layers, uses, tensors, run)
-        yield rows
+        yield _inputs(model, layers, uses, tensors, run)
 
 
 def _pairs(
     original: nn.Module,
     module: nn.Module,
-    layers: Mapping[str, Layer],
+    layers: Mapping[str, DenseLayer],
     kept: list[Rows] | None,
     uses: Mapping[str, Use],
     run: ModuleRun,
     samples: int,
-) -> dict[str, Pairs]:
-    """Moments of the layers' inputs in both models, on the samples."""
-    found = {path: Pairs.none_yet(layer) for path, layer in layers.items()}
+) -> dict[str, CrossMoments]:
+    """InputMoments of the layers' inputs in both models, on the samples."""
+    found = {path: CrossMoments.none_yet(layer) for path, layer in layers.items()}
     olds = _rows_by_batch(original, layers, uses, run, samples) if kept is None else kept
     for old, new in zip(olds, _rows_by_batch(module, layers, uses, run, samples), strict=True):
         for path, layer in layers.items():
@@ -254,36 +249,35 @@ def _pairs(
 
 
 def _inputs(
-    model: nn.Module, layers: Mapping[str, Layer], uses: Mapping[str, Use], tensors: dict[str, Tensor], run: ModuleRun
+    model: nn.Module,
+    layers: Mapping[str, DenseLayer],
+    uses: Mapping[str, Use],
+    tensors: dict[str, Tensor],
+    run: ModuleRun,
 ) -> Rows:
     """Rows of the layers at these paths in one forward, which ends with the last of their calls."""
-    real = real_positions(tensors)
+    real = padding_mask(tensors)
     rows: Rows = {path: [] for path in layers}
     waiting = sum(len(uses[path].shapes) for path in layers)
 
-    def watch(path: str) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def watch(path: str) -> Hook:
+        def hook(_layer: nn.Module, values: Tensor, _output: Any) -> None:
             nonlocal waiting
-            rows[path].append(input_rows(layers[path], inputs[0] if inputs else kwargs["input"], real).float())
+            rows[path].append(input_rows(layers[path], values, real).float())
             waiting -= 1
             if not waiting:
-                raise _Enough
+                raise StopForward
 
         return hook
 
-    handles = [model.get_submodule(path).register_forward_pre_hook(watch(path), with_kwargs=True) for path in layers]
     args, kwargs = run.signature.to_call(tensors)
-    with contextlib.suppress(_Enough):
-        try:
-            model(*args, **kwargs)
-        finally:
-            for handle in handles:
-                handle.remove()
+    with forward_hooks(model, {path: watch(path) for path in layers}, before=True):
+        run_until_stopped(model, args, kwargs)
     return rows
 
 
 def _solved(
-    layer: Layer, option: Option, pairs: Pairs, influence: Tensor | None, energy: float
+    layer: DenseLayer, option: Option, pairs: CrossMoments, influence: Tensor | None, energy: float
 ) -> tuple[Block, float | None]:
     """The block for a layer, and its relative error; None where that cannot be told."""
     new, weight = pairs.new, weight_of(layer)

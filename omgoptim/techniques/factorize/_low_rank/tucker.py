@@ -1,4 +1,4 @@
-"""Tucker-2 of a convolution's weight: channels in and out get ranks of their own. Registers no technique.
+"""Tucker-2 of a convolution's weight: channels in and out get ranks of their own.
 
 The bases come from the higher-order SVD, whitened: on the side of the inputs by the second moment of the channels
 (averaged over the kernel's positions), on the side of the outputs by their influence; then a few sweeps of higher-order
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from omgoptim.techniques.factorize._low_rank.problem import Option, Problem
-from omgoptim.techniques.factorize._low_rank.truncated_svd import (
+from omgoptim.techniques.reconstruction.low_rank import (
     INPUT_DAMPING,
     cholesky,
     projected,

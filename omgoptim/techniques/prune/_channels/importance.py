@@ -21,6 +21,7 @@ from omgoptim.requests.prune import Structured
 from omgoptim.techniques.probe import quiet
 from omgoptim.techniques.prune._channels.groups import Group, Groups, Place
 from omgoptim.techniques.prune._channels.layer_widths import as_rows
+from omgoptim.techniques.prune._unstructured.saliency import lamp_of_squares
 from omgoptim.techniques.registry import ModuleRun
 
 HESSIAN_SAMPLES = 128
@@ -49,7 +50,7 @@ def importance_of(module: nn.Module, groups: Groups, params: Structured, run: Mo
         if raw is None:  # a group without normalization, say: its weights speak for it
             raw = _over_places(module, group, _magnitude)
         assert raw is not None
-        raw = _lamp(raw) if params.importance == "lamp" else raw
+        raw = lamp_of_squares(raw) if params.importance == "lamp" else raw
         scores[group.name] = _by_unit(raw / raw.mean().clamp_min(1e-12), group)
     return scores
 
@@ -101,15 +102,6 @@ def _distance(module: nn.Module, place: Place) -> Tensor | None:
         return None
     rows = as_rows(layer, place.side, layer.weight.detach()).square().float()
     return torch.cdist(rows, rows).sum(1)
-
-
-def _lamp(squares: Tensor) -> Tensor:
-    """Each score over the sum of all that are at least as large."""
-    order = squares.argsort(stable=True)
-    ranked = squares[order]
-    scores = torch.empty_like(squares)
-    scores[order] = ranked / ranked.flip(0).cumsum(0).flip(0).clamp_min(1e-12)
-    return scores
 
 
 def _layer(module: nn.Module, place: Place) -> Any:

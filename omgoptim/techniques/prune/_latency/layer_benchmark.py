@@ -18,7 +18,7 @@ from torch import nn
 from omgoptim.runtimes import ENGINES, Session, Settings
 from omgoptim.techniques.prune._latency import single_layer
 from omgoptim.techniques.prune._latency.latency_steps import rounding_of
-from omgoptim.techniques.prune._latency.single_layer import Layer, Sized, sides
+from omgoptim.techniques.prune._latency.single_layer import SizedLayer, TimedLayer, sides
 from omgoptim.techniques.registry import ModuleRun
 
 BLOCKS = 4
@@ -39,7 +39,7 @@ class Bench:
     scratch: Path
     seed: int
 
-    def open(self, sized: Sized) -> tuple[Session, Any]:
+    def open(self, sized: SizedLayer) -> tuple[Session, Any]:
         """A session of the layer alone, and an input for it."""
         dtype = "float32"
         if ENGINES[self.runtime].runs == "program":
@@ -69,10 +69,10 @@ class Times:
 
     by_point: dict[tuple[Any, ...], list[float]] = field(default_factory=dict)
 
-    def ms(self, point: Sized) -> float:
+    def ms(self, point: SizedLayer) -> float:
         return min(self.by_point[point.key])
 
-    def apart(self, point: Sized) -> float:
+    def apart(self, point: SizedLayer) -> float:
         """How far the second fastest visit is from the fastest, as a fraction."""
         return _apart(self.by_point[point.key])
 
@@ -100,7 +100,7 @@ def bench_of(run: ModuleRun) -> Iterator[Bench]:
 
 
 def visits(
-    points: Sequence[Sized], bench: Bench, block_s: float, seed: int, end: float | None = None
+    points: Sequence[SizedLayer], bench: Bench, block_s: float, seed: int, end: float | None = None
 ) -> dict[tuple[Any, ...], float]:
     """Milliseconds of each point by its key, in random order, one session open at a time.
 
@@ -133,9 +133,9 @@ def round_to_of(module: nn.Module, run: ModuleRun) -> int:
     A convolution on a 14x14 map where the module has convolutions, else a Linear on 64 rows; about a second.
     """
     convolutions = any(isinstance(part, nn.Conv2d) for part in module.modules())
-    layer: Layer = nn.Conv2d(64, 96, 3, padding=1, bias=False) if convolutions else nn.Linear(256, 96)
+    layer: TimedLayer = nn.Conv2d(64, 96, 3, padding=1, bias=False) if convolutions else nn.Linear(256, 96)
     shape = (1, 64, 14, 14) if convolutions else (1, 64, 256)
-    points = {width: Sized(layer, shape, sides(layer)[0], width) for width in SWEEP}
+    points = {width: SizedLayer(layer, shape, sides(layer)[0], width) for width in SWEEP}
     with bench_of(run) as bench:
         passes = [visits(list(points.values()), bench, LONGEST_BLOCK_S, seed) for seed in range(2)]
     return rounding_of({width: min(some[point.key] for some in passes) for width, point in points.items()})

@@ -39,7 +39,7 @@ from omgoptim.techniques.prune._latency.layer_benchmark import (
     bench_of,
     visits,
 )
-from omgoptim.techniques.prune._latency.single_layer import Layer, Sized, sides
+from omgoptim.techniques.prune._latency.single_layer import SizedLayer, TimedLayer, sides
 from omgoptim.techniques.prune._latency.width_grid import side_of, sizes_of, widths_of
 from omgoptim.techniques.registry import ModuleRun
 
@@ -67,7 +67,7 @@ class _Member:
     """A layer of some groups, and where it is to be measured."""
 
     path: str
-    layer: Layer
+    layer: TimedLayer
     shapes: Counter[tuple[int, ...]]
     """Input shape to how often the layer is called with it in one forward."""
     inside: Side
@@ -80,17 +80,17 @@ class _Member:
         """Whether its output's width decides its input's."""
         return is_depthwise(self.layer) or (bool(self.inside.parts) and self.inside.parts == self.outside.parts)
 
-    def sized(self, shape: tuple[int, ...], inside: int | None, outside: int) -> Sized:
+    def sized(self, shape: tuple[int, ...], inside: int | None, outside: int) -> SizedLayer:
         """At an output width, and an input width unless the output decides it."""
         if inside is None:
             whole_in, whole_out = sides(self.layer)
             inside = whole_in - (whole_out - outside)
-        return Sized(self.layer, shape, inside, outside)
+        return SizedLayer(self.layer, shape, inside, outside)
 
     def rows(self) -> tuple[int | None, ...]:
         return (None,) if self.tied else self.ins
 
-    def points(self) -> Iterator[Sized]:
+    def points(self) -> Iterator[SizedLayer]:
         for shape in self.shapes:
             for inside in self.rows():
                 yield from (self.sized(shape, inside, outside) for outside in self.outs)
@@ -197,7 +197,7 @@ def _thinned(
     most = max(FEWEST_WIDTHS, *(len(some) for some in candidates.values()))
     for member in members:
         for shape in member.shapes:
-            point = Sized(member.layer, shape, *sides(member.layer))
+            point = SizedLayer(member.layer, shape, *sides(member.layer))
             if point.key not in cost:
                 start = time.perf_counter()
                 session, prepared = bench.open(point)
@@ -211,7 +211,7 @@ def _thinned(
     return grids
 
 
-def _whole(member: _Member, point: Sized) -> Sized:
+def _whole(member: _Member, point: SizedLayer) -> SizedLayer:
     inside, outside = sides(member.layer)
     return replace(point, inside=inside, outside=outside)
 
@@ -256,9 +256,9 @@ def _measure(members: Sequence[_Member], bench: Bench, budget_s: float, run: Mod
     return times
 
 
-def _doubtful(members: Sequence[_Member], times: Times) -> list[Sized]:
+def _doubtful(members: Sequence[_Member], times: Times) -> list[SizedLayer]:
     """Points whose fastest visit no other one confirms, and those that are slower than the next wider one."""
-    doubtful: dict[tuple[Any, ...], Sized] = {}
+    doubtful: dict[tuple[Any, ...], SizedLayer] = {}
     for member in members:
         for shape in member.shapes:
             table = [[member.sized(shape, inside, outside) for outside in member.outs] for inside in member.rows()]

@@ -30,16 +30,16 @@ INPUT, OUTPUT = "x", "output"
 KINDS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
 """The layers that can be timed by themselves."""
 
-Layer = nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.Linear
+TimedLayer = nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.Linear
 
 _CONVOLUTIONS: tuple[type[_ConvNd], ...] = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Conv1d, nn.Conv2d)
 
 
 @dataclass(frozen=True, slots=True)
-class Sized:
+class SizedLayer:
     """A layer of given sizes on an input of a given shape; equal ones take equal time."""
 
-    layer: Layer
+    layer: TimedLayer
     shape: tuple[int, ...]
     """Of the whole layer's input; its features are replaced by `inside`."""
     inside: int
@@ -84,14 +84,14 @@ class Sized:
         return (*how, layer.bias is not None, str(layer.weight.dtype), self.input_shape, self.outside)
 
 
-def sides(layer: Layer) -> tuple[int, int]:
+def sides(layer: TimedLayer) -> tuple[int, int]:
     """Input and output features of a layer."""
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
     return layer.in_channels, layer.out_channels
 
 
-def fits(layer: Layer, inside: int, outside: int) -> bool:
+def fits(layer: TimedLayer, inside: int, outside: int) -> bool:
     """Whether a layer can have these sizes: its convolution groups must divide both."""
     if isinstance(layer, nn.Linear) or layer.groups == 1:
         return True
@@ -99,7 +99,7 @@ def fits(layer: Layer, inside: int, outside: int) -> bool:
     return inside % groups == 0 and outside % groups == 0
 
 
-def as_module(sized: Sized, device: str, seed: int) -> nn.Module:
+def as_module(sized: SizedLayer, device: str, seed: int) -> nn.Module:
     """A fresh module of that size, in eval mode."""
     layer, bias = sized.layer, sized.layer.bias is not None
     with torch.device("meta"):
@@ -125,7 +125,7 @@ def as_module(sized: Sized, device: str, seed: int) -> nn.Module:
     return fresh.to(device=device, dtype=layer.weight.dtype).eval().requires_grad_(False)
 
 
-def write_program(sized: Sized, path: Path, seed: int) -> Path:
+def write_program(sized: SizedLayer, path: Path, seed: int) -> Path:
     """An ONNX file of the layer alone: Conv, ConvTranspose, Gemm, or MatMul and Add on more than two dimensions."""
     from onnx import TensorProto, helper, numpy_helper
 
@@ -169,7 +169,7 @@ def signature_of(shape: Sequence[int], dtype: str = "float32") -> Signature:
     return Signature((InputTensor(INPUT, dtype, tuple(shape), False),), "tensor")
 
 
-def _nodes(sized: Sized, weight: NDArray[np.float32]) -> tuple[list[onnx.NodeProto], NDArray[np.float32]]:
+def _nodes(sized: SizedLayer, weight: NDArray[np.float32]) -> tuple[list[onnx.NodeProto], NDArray[np.float32]]:
     """The nodes, and the weight as they take it."""
     from onnx import helper
 

@@ -14,13 +14,17 @@ def lamp(weight: Tensor) -> Tensor:
 
     Of weights of equal magnitude the first counts as the smallest. The largest of a layer scores 1, a zero 0.
     """
-    energy = weight.detach().double().square().flatten()
-    order = energy.argsort(stable=True)
-    rising = energy[order]
+    return lamp_of_squares(weight.detach().double().square().flatten()).reshape(weight.shape).float()
+
+
+def lamp_of_squares(squares: Tensor) -> Tensor:
+    """Return each square (N,) divided by the sum of all that are not smaller; 0 for a zero."""
+    order = squares.argsort(stable=True)
+    rising = squares[order]
     left = rising.flip(0).cumsum(0).flip(0)
-    scores = torch.zeros_like(energy)
+    scores = torch.zeros_like(squares)
     scores[order] = torch.where(left > 0, rising / left, 0.0)
-    return scores.reshape(weight.shape).float()
+    return scores
 
 
 def by_input(rows: Tensor, norms: Tensor) -> Tensor:

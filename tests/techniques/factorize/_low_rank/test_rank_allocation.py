@@ -6,16 +6,16 @@ import pytest
 
 from omgoptim.errors import TechniqueError
 from omgoptim.techniques.factorize._low_rank.problem import Option
-from omgoptim.techniques.factorize._low_rank.rank_allocation import Layered, pareto, share_out, with_energy, within
+from omgoptim.techniques.factorize._low_rank.rank_allocation import RankChoice, pareto, share_out, with_energy, within
 
 
 def options(per_rank: int, costs: list[float]) -> list[Option]:
     return [Option("linear", (r,), r * per_rank, sum(costs[r:])) for r in range(1, len(costs) + 1)]
 
 
-def layered(params: int, per_rank: int, costs: list[float]) -> Layered:
+def layered(params: int, per_rank: int, costs: list[float]) -> RankChoice:
     smaller = [option for option in options(per_rank, costs) if option.params < params]
-    return Layered(params, tuple(smaller), tuple(option.error for option in smaller))
+    return RankChoice(params, tuple(smaller), tuple(option.error for option in smaller))
 
 
 def test_one_layers_goals_by_hand() -> None:
@@ -80,7 +80,7 @@ def test_ranks_too_coarse_for_a_target_are_told() -> None:
 def test_time_decides_the_order_where_times_are_given() -> None:
     """By hand: both lose the same for the same weights, but only `slow` takes long."""
     one = layered(100, 20, [1.0] * 5)
-    slow = Layered(one.params, one.options, one.losses, (1.0, 2.0, 3.0, 4.0), 10.0)
-    fast = Layered(one.params, one.options, one.losses, (0.1, 0.2, 0.3, 0.4), 0.5)
+    slow = RankChoice(one.params, one.options, one.losses, (1.0, 2.0, 3.0, 4.0), 10.0)
+    fast = RankChoice(one.params, one.options, one.losses, (0.1, 0.2, 0.3, 0.4), 0.5)
     chosen = share_out({"fast": fast, "slow": slow}, 0, 200, 200 / 180)
     assert list(chosen) == ["slow"]

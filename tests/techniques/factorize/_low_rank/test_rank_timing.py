@@ -15,15 +15,15 @@ from omgoptim.reports import Skip
 from omgoptim.requests.factorize import Svd
 from omgoptim.techniques.factorize._low_rank.layer_onnx import write_program
 from omgoptim.techniques.factorize._low_rank.problem import Option
-from omgoptim.techniques.factorize._low_rank.rank_allocation import Layered
-from omgoptim.techniques.factorize._low_rank.rank_timing import Measured, measure_times, picked_of, with_times
+from omgoptim.techniques.factorize._low_rank.rank_allocation import RankChoice
+from omgoptim.techniques.factorize._low_rank.rank_timing import RankTimes, measure_times, picked_of, with_times
 
 RunOf = Callable[..., Any]
 
 
-def layered(params: int, per_rank: int, ranks: range) -> Layered:
+def layered(params: int, per_rank: int, ranks: range) -> RankChoice:
     options = tuple(Option("linear", (r,), r * per_rank, 1.0 / r) for r in ranks)
-    return Layered(params, options, tuple(option.error for option in options))
+    return RankChoice(params, options, tuple(option.error for option in options))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_the_program_of_a_block_gives_what_the_block_gives(
 def test_between_measured_ranks_the_time_is_interpolated_and_never_falls() -> None:
     """By hand: 1, 0.8 and 3 ms at 10, 20 and 30 weights: the fall is smoothed; 2 ms at 25; the layer takes 2.5."""
     one = layered(100, 5, range(2, 7))
-    timed = with_times(one, [one.options[0], one.options[2], one.options[4]], Measured(2.5, (1.0, 0.8, 3.0)))
+    timed = with_times(one, [one.options[0], one.options[2], one.options[4]], RankTimes(2.5, (1.0, 0.8, 3.0)))
     assert [option.params for option in timed.options] == [10, 15, 20, 25]
     assert timed.times_ms == pytest.approx((1.0, 1.0, 1.0, 2.0), abs=1e-4)
     assert list(timed.times_ms or ()) == sorted(timed.times_ms or ())

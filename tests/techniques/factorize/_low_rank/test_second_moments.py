@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from omgoptim.techniques.factorize._low_rank import second_moments as moments_module
-from omgoptim.techniques.factorize._low_rank.second_moments import Moments, input_moments, output_influence
+from omgoptim.techniques.factorize._low_rank.second_moments import InputMoments, input_moments, output_influence
 from omgoptim.techniques.reconstruction.rows import MOST_PATCHES, input_rows, rows_of_shape
 
 RunOf = Callable[..., Any]
@@ -24,7 +24,7 @@ class Masked(nn.Module):
         return self.second(self.first(x)) * attention_mask[..., None]
 
 
-def read(module: nn.Module, run: Any, samples: int = 100) -> dict[str, Moments]:
+def read(module: nn.Module, run: Any, samples: int = 100) -> dict[str, InputMoments]:
     layers = {path: layer for path, layer in module.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))}
     return dict(input_moments(module, layers, run, samples))
 

@@ -11,7 +11,7 @@ from omgoptim.models.samples import Samples
 from omgoptim.runtimes.signature import InputTensor, Signature
 from omgoptim.techniques.prune._latency import layer_benchmark as layer_bench
 from omgoptim.techniques.prune._latency.layer_benchmark import bench_of, round_to_of, visits
-from omgoptim.techniques.prune._latency.single_layer import Sized
+from omgoptim.techniques.prune._latency.single_layer import SizedLayer
 from omgoptim.techniques.registry import ModuleRun
 
 
@@ -30,7 +30,7 @@ def test_the_rounding_is_a_block_that_kernels_work_in(
 
 
 def test_the_rounding_follows_the_measured_stairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def of_sixteen(points: list[Sized], *_: object) -> dict[object, float]:
+    def of_sixteen(points: list[SizedLayer], *_: object) -> dict[object, float]:
         return {point.key: 1.0 + -(-point.outside // 16) for point in points}
 
     monkeypatch.setattr(layer_bench, "visits", of_sixteen)
@@ -45,7 +45,7 @@ def test_a_program_pays_for_its_call_and_a_module_does_not(tmp_path: Path) -> No
 
 
 def test_visits_stop_at_the_end_of_the_time(tmp_path: Path) -> None:
-    points = [Sized(nn.Linear(4, out), (1, 4), 4, out) for out in (1, 2, 3)]
+    points = [SizedLayer(nn.Linear(4, out), (1, 4), 4, out) for out in (1, 2, 3)]
     with bench_of(run_on("torch_eager", tmp_path)) as bench:
         assert visits(points, bench, 1e-4, seed=0, end=0.0) == {}
         assert set(visits(points, bench, 1e-4, seed=0)) == {point.key for point in points}
@@ -54,6 +54,6 @@ def test_visits_stop_at_the_end_of_the_time(tmp_path: Path) -> None:
 def test_the_scratch_folder_is_left_empty_and_the_threads_as_they_were(tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     with bench_of(run_on("onnxruntime", tmp_path)) as bench:
-        visits([Sized(nn.Linear(4, 2), (1, 4), 4, 2)], bench, 1e-4, seed=0)
+        visits([SizedLayer(nn.Linear(4, 2), (1, 4), 4, 2)], bench, 1e-4, seed=0)
     assert list(tmp_path.iterdir()) == []
     assert torch.get_num_threads() == threads

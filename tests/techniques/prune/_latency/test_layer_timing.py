@@ -17,7 +17,7 @@ from omgoptim.techniques.prune._latency.knapsack import choose_widths
 from omgoptim.techniques.prune._latency.latency_table import full_ms, predicted_ms
 from omgoptim.techniques.prune._latency.layer_benchmark import Times
 from omgoptim.techniques.prune._latency.layer_timing import measure_layer_times
-from omgoptim.techniques.prune._latency.single_layer import Sized
+from omgoptim.techniques.prune._latency.single_layer import SizedLayer
 from omgoptim.techniques.registry import ModuleRun
 
 
@@ -105,7 +105,7 @@ def test_measuring_leaves_the_module_and_torch_as_they_were(module: nn.Module, t
 def test_a_layer_that_is_called_twice_costs_twice(
     module: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def one_ms(points: list[Sized], *_: object) -> dict[object, float]:
+    def one_ms(points: list[SizedLayer], *_: object) -> dict[object, float]:
         return {point.key: 1.0 for point in points}
 
     monkeypatch.setattr(layer_times, "visits", one_ms)
@@ -136,7 +136,7 @@ def test_little_time_means_fewer_widths_but_all_layers(module: nn.Module, tmp_pa
 
 def test_visits_that_disagree_and_falls_are_in_doubt() -> None:
     layer = nn.Linear(4, 16)
-    points = [Sized(layer, (1, 4), 4, out) for out in (4, 8, 12, 16)]
+    points = [SizedLayer(layer, (1, 4), 4, out) for out in (4, 8, 12, 16)]
     times = Times({p.key: ms for p, ms in zip(points, ([1.0, 1.01], [3.0, 3.0], [2.0, 2.0], [4.0, 5.0]), strict=True)})
     assert times.apart(points[3]) == pytest.approx(0.25)
     member = layer_times._Member("l", layer, layer_times.Counter([(1, 4)]), STEM_IN, HIDDEN_OUT, (4,), (4, 8, 12, 16))

@@ -12,8 +12,8 @@ from torch import nn
 from omgoptim.runtimes import ENGINES, Settings
 from omgoptim.techniques.prune._latency.single_layer import (
     INPUT,
-    Layer,
-    Sized,
+    SizedLayer,
+    TimedLayer,
     as_module,
     fits,
     sides,
@@ -22,7 +22,7 @@ from omgoptim.techniques.prune._latency.single_layer import (
     write_program,
 )
 
-CASES: dict[str, tuple[Layer, tuple[int, ...], int, int]] = {
+CASES: dict[str, tuple[TimedLayer, tuple[int, ...], int, int]] = {
     "linear on rows": (nn.Linear(8, 6), (1, 8), 4, 5),
     "linear on tokens": (nn.Linear(8, 6), (1, 7, 8), 4, 5),
     "linear on tokens without bias": (nn.Linear(8, 6, bias=False), (1, 7, 8), 3, 2),
@@ -41,7 +41,7 @@ CASES: dict[str, tuple[Layer, tuple[int, ...], int, int]] = {
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_the_program_computes_what_the_module_does(case: str, runtime: str, tmp_path: Path) -> None:
     """Oracle: torch, given the program's weights."""
-    sized = Sized(*CASES[case])
+    sized = SizedLayer(*CASES[case])
     module = as_module(sized, "cpu", seed=0)
     path = write_program(sized, tmp_path / "layer.onnx", seed=1)
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
@@ -57,7 +57,7 @@ def test_the_program_computes_what_the_module_does(case: str, runtime: str, tmp_
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_module_has_the_sizes_asked_for(case: str) -> None:
-    sized = Sized(*CASES[case])
+    sized = SizedLayer(*CASES[case])
     module = as_module(sized, "cpu", seed=0)
     assert isinstance(module, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear))
     assert sides(module) == (sized.inside, sized.outside)
@@ -67,7 +67,7 @@ def test_the_module_has_the_sizes_asked_for(case: str) -> None:
 
 
 def test_a_module_keeps_the_dtype_of_the_layer() -> None:
-    assert as_module(Sized(nn.Linear(4, 4).bfloat16(), (1, 4), 2, 2), "cpu", 0).weight.dtype == torch.bfloat16
+    assert as_module(SizedLayer(nn.Linear(4, 4).bfloat16(), (1, 4), 2, 2), "cpu", 0).weight.dtype == torch.bfloat16
 
 
 def test_a_subclass_is_timed_as_what_it_is_a_kind_of() -> None:
@@ -75,7 +75,7 @@ def test_a_subclass_is_timed_as_what_it_is_a_kind_of() -> None:
         def __init__(self) -> None:
             super().__init__(4, 4, 1)
 
-    assert type(as_module(Sized(Own(), (1, 4, 3, 3), 2, 2), "cpu", 0)) is nn.Conv2d
+    assert type(as_module(SizedLayer(Own(), (1, 4, 3, 3), 2, 2), "cpu", 0)) is nn.Conv2d
 
 
 def test_convolution_groups_must_divide_both_sides() -> None:
@@ -88,16 +88,16 @@ def test_convolution_groups_must_divide_both_sides() -> None:
 
 
 def test_only_layers_that_take_the_same_time_have_the_same_key() -> None:
-    one = Sized(nn.Conv2d(8, 8, 3), (1, 8, 9, 9), 4, 4)
-    assert one.key == Sized(nn.Conv2d(8, 8, 3), (1, 8, 9, 9), 4, 4).key
+    one = SizedLayer(nn.Conv2d(8, 8, 3), (1, 8, 9, 9), 4, 4)
+    assert one.key == SizedLayer(nn.Conv2d(8, 8, 3), (1, 8, 9, 9), 4, 4).key
     others = [
-        Sized(nn.Conv2d(8, 8, 3), (1, 8, 9, 9), 4, 5),
-        Sized(nn.Conv2d(8, 8, 3), (1, 8, 9, 9), 5, 4),
-        Sized(nn.Conv2d(8, 8, 3), (1, 8, 9, 8), 4, 4),
-        Sized(nn.Conv2d(8, 8, 3, stride=2), (1, 8, 9, 9), 4, 4),
-        Sized(nn.Conv2d(8, 8, 3, bias=False), (1, 8, 9, 9), 4, 4),
-        Sized(nn.Conv2d(8, 8, 3, groups=2), (1, 8, 9, 9), 4, 4),
-        Sized(nn.ConvTranspose2d(8, 8, 3), (1, 8, 9, 9), 4, 4),
+        SizedLayer(nn.Conv2d(8, 8, 3), (1, 8, 9, 9), 4, 5),
+        SizedLayer(nn.Conv2d(8, 8, 3), (1, 8, 9, 9), 5, 4),
+        SizedLayer(nn.Conv2d(8, 8, 3), (1, 8, 9, 8), 4, 4),
+        SizedLayer(nn.Conv2d(8, 8, 3, stride=2), (1, 8, 9, 9), 4, 4),
+        SizedLayer(nn.Conv2d(8, 8, 3, bias=False), (1, 8, 9, 9), 4, 4),
+        SizedLayer(nn.Conv2d(8, 8, 3, groups=2), (1, 8, 9, 9), 4, 4),
+        SizedLayer(nn.ConvTranspose2d(8, 8, 3), (1, 8, 9, 9), 4, 4),
     ]
     assert len({one.key, *(other.key for other in others)}) == 8
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from omgoptim.techniques.prune._unstructured import masked_reconstruction as masked_refit
-from omgoptim.techniques.prune._unstructured.masked_reconstruction import Moments, refit, solve
+from omgoptim.techniques.prune._unstructured import masked_reconstruction
+from omgoptim.techniques.prune._unstructured.masked_reconstruction import reconstruct_kept_weights
 from omgoptim.techniques.registry import Outcome
 
 RunOf = Callable[..., Any]
@@ -27,33 +27,6 @@ def zeroed(module: nn.Module, fraction: float, seed: int = 0) -> nn.Module:
         if parameter.ndim > 1:
             parameter.data[torch.rand(parameter.shape, generator=generator) < fraction] = 0.0
     return sparse
-
-
-def test_each_row_is_the_ridge_regression_on_its_kept_inputs(drawn: Drawn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(masked_refit, "TOLERANCE", 1e-12)
-    rows, residuals = drawn(2, 200, 6).double(), drawn(2, 200, 3, seed=1).double()
-    kept = torch.rand(6, 5, generator=torch.Generator().manual_seed(2)) < 0.5  # and a bias behind them
-    added = solve(Moments(rows.mT @ rows, residuals.mT @ rows), kept, has_bias=True)
-    for group in range(2):
-        gram = rows[group].T @ rows[group]
-        ridge = masked_refit.RIDGE * gram.diagonal().mean()
-        for output in range(3):
-            chosen = torch.cat([kept[3 * group + output], torch.tensor([True])]).nonzero().flatten()
-            left = gram[chosen][:, chosen] + ridge * torch.eye(len(chosen))
-            exact = torch.linalg.solve(left, rows[group].T[chosen] @ residuals[group][:, output])
-            expected = torch.zeros(6).double()
-            expected[chosen] = exact
-            assert torch.allclose(added[group, output], expected, atol=1e-9)
-
-
-def test_a_row_without_any_kept_weight_and_inputs_that_are_all_zero_give_nothing() -> None:
-    moments = Moments(torch.eye(4)[None], torch.ones(1, 2, 4))
-    kept = torch.tensor([[False] * 4, [True] * 4])
-    added = solve(moments, kept, has_bias=False)
-    assert not bool(added[0, 0].any())
-    assert added[0, 1].tolist() == pytest.approx([1 / (1 + masked_refit.RIDGE)] * 4)
-    silent = solve(Moments(torch.zeros(1, 4, 4), torch.zeros(1, 2, 4)), kept, has_bias=False)
-    assert not bool(silent.any())
 
 
 def net_of(kind: str) -> nn.Sequential:
@@ -77,7 +50,7 @@ def test_outputs_come_nearer_to_what_they_were_and_zeros_stay_zeros(
         batches = [batch.cumsum(axis) / 3 for batch in batches]
     sparse = zeroed(net, 0.5)
     fitted = copy.deepcopy(sparse)
-    assert refit(fitted, net, ["2", "0"], run_of(fitted, batches[:3])) == ["0", "2"]
+    assert reconstruct_kept_weights(fitted, net, ["2", "0"], run_of(fitted, batches[:3])) == ["0", "2"]
     with torch.no_grad():
         wanted = net(batches[3])
         assert (fitted(batches[3]) - wanted).norm() < 0.5 * (sparse(batches[3]) - wanted).norm()
@@ -91,7 +64,7 @@ def test_a_redundant_input_stands_in_for_its_twin_exactly(run_of: RunOf, drawn: 
     sparse = copy.deepcopy(net)
     sparse[0].weight.data[0, 1] = 0.0
     x = drawn(500, 1).expand(500, 2)  # both inputs are the same
-    refit(sparse, net, ["0"], run_of(sparse, [x.contiguous()]))
+    reconstruct_kept_weights(sparse, net, ["0"], run_of(sparse, [x.contiguous()]))
     assert sparse[0].weight[0, 0].item() == pytest.approx(net[0].weight.sum().item(), abs=0.02)
     assert sparse[0].weight[0, 1].item() == 0.0
 
@@ -114,7 +87,7 @@ def test_only_layers_that_run_once_own_their_weight_and_are_of_a_known_kind_are_
     sparse = zeroed(net, 0.5)
     before = {name: value.clone() for name, value in sparse.state_dict().items()}
     paths = ["once", "twice", "never", "tied", "rnn.weight_ih_l0"]
-    assert refit(sparse, net, paths, run_of(sparse, [drawn(8, 4)])) == ["once"]
+    assert reconstruct_kept_weights(sparse, net, paths, run_of(sparse, [drawn(8, 4)])) == ["once"]
     changed = {name for name, value in sparse.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"once.weight", "once.bias"}
 
@@ -126,7 +99,7 @@ def test_frozen_biases_the_model_before_and_modes_stay(run_of: RunOf, drawn: Dra
     bias, dense = sparse[0].bias.clone(), copy.deepcopy(net.state_dict())
     run = run_of(sparse, [drawn(16, 6)])
     sparse.train()
-    refit(sparse, net, ["0"], run)
+    reconstruct_kept_weights(sparse, net, ["0"], run)
     assert torch.equal(sparse[0].bias, bias)
     assert all(torch.equal(net.state_dict()[name], value) for name, value in dense.items())
     assert sparse[1].training
@@ -139,7 +112,7 @@ def test_inputs_that_are_no_numbers_change_nothing(run_of: RunOf, drawn: Drawn) 
     before = sparse[0].weight.detach().clone()
     run = run_of(sparse, [drawn(16, 6)])
     run.statistics.batches[0]["input"][0, 0] = float("nan")
-    refit(sparse, net, ["0"], run)
+    reconstruct_kept_weights(sparse, net, ["0"], run)
     assert torch.equal(sparse[0].weight, before)
 
 
@@ -150,4 +123,4 @@ def test_without_real_data_nothing_is_fitted_and_nothing_is_said(run_of: RunOf, 
     sparse = zeroed(net, 0.5)
     run = replace(run_of(sparse, [drawn(16, 6)]), real=False)
     outcome = Outcome([])
-    assert masked_refit.reconstructed(outcome, sparse, net, Magnitude(), run) is outcome
+    assert masked_reconstruction.reconstructed(outcome, sparse, net, Magnitude(), run) is outcome

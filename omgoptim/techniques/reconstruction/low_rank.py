@@ -1,4 +1,4 @@
-"""The best product of low rank for a weight, in closed form: tensors in, tensors out. Registers no technique.
+"""The best product of low rank for a weight, in closed form: tensors in, tensors out.
 
 With inputs x of second moment C = E[x xᵀ] = S Sᵀ (S its Cholesky factor) and outputs whose changes matter by
 G = R Rᵀ, the expected cost of putting W' for W is E|Rᵀ (W - W') x|² = |Rᵀ (W - W') S|², a Frobenius norm. So the best
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from omgoptim.techniques.reconstruction.ridge import ridge
 
 INPUT_DAMPING = 1e-6
 """Added to the diagonal of an input's second moment, as a fraction of its mean."""
@@ -141,11 +143,7 @@ def fit(weight: Tensor, cross: Tensor, moment: Tensor, damping: float) -> Tensor
     Returns:
         M (out, in).
     """
-    held = damping * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
-    if not held.diagonal().mean() > 0:
-        return weight
-    solved: Tensor = torch.linalg.solve((moment + held).mT, (weight @ (cross + held)).mT)
-    return solved.mT
+    return ridge(moment, (weight @ cross).mT, damping, prior=weight.mT).mT
 
 
 def projected(weight: Tensor, moment: Tensor | None, features: Tensor, damping: float = INPUT_DAMPING) -> Tensor:
@@ -162,9 +160,7 @@ def projected(weight: Tensor, moment: Tensor | None, features: Tensor, damping: 
     """
     seen = features if moment is None else features @ moment
     gram = seen @ features.mT
-    held = damping * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    solved: Tensor = torch.linalg.solve(gram + held, seen @ weight.mT)
-    return solved.mT
+    return ridge(gram, seen @ weight.mT, damping).mT
 
 
 def squared_error(change: Tensor, moment: Tensor | None, influence: Tensor | None = None) -> float:

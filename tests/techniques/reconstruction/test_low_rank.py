@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from omgoptim.techniques.factorize._low_rank.truncated_svd import (
+from omgoptim.techniques.reconstruction.low_rank import (
     cholesky,
     fit,
     projected,
