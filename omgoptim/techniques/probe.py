@@ -1,4 +1,4 @@
-"""A batch of two samples and further ones, what a module gives for them, and the words for what goes wrong then."""
+"""Probe of a module on a few samples: its outputs, their comparison, and the place of an error in the user's code."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class DoesNotRun(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """How a module is called on one batch, and on further samples."""
+    """Calls of a module on one batch and on further samples."""
 
     args: tuple[Tensor, ...]
     kwargs: dict[str, Tensor]
@@ -66,7 +66,7 @@ class Probe:
             try:
                 results = [module(*args, **kwargs) for args, kwargs in ((self.args, self.kwargs), *self.others)]
             except Exception as error:  # whatever a user's forward raises once widths have changed
-                raise DoesNotRun(told(error)) from error
+                raise DoesNotRun(error_location(error)) from error
         return [leaf for result in results for leaf in flatten(result) if isinstance(leaf, Tensor)]
 
 
@@ -78,7 +78,7 @@ def quiet() -> Any:
         yield
 
 
-def told(error: BaseException) -> str:
+def error_location(error: BaseException) -> str:
     """Where in the user's code it went wrong, and how: `net.py line 12: x.view(-1, 7200) (shape …)`."""
     said = (str(error).strip() or type(error).__name__).splitlines()[0]
     place = ""
@@ -133,4 +133,4 @@ def traced(doing: str, call: Callable[[], Any]) -> Any:
     except OmgoptimError:
         raise
     except Exception as error:  # torch-pruning raises whatever its heuristics run into
-        raise TechniqueError(f"{doing} failed", told(error)) from error
+        raise TechniqueError(f"{doing} failed", error_location(error)) from error

@@ -55,7 +55,7 @@ def apply(module: nn.Module, params: Structured, run: ModuleRun) -> Outcome:
     Raises:
         SetupError: torch-pruning is not installed.
         DataError: importance taylor or hessian on random inputs.
-        TechniqueError: nothing can be removed, or the target is beyond reach.
+        TechniqueError: nothing can be removed, or the target cannot be reached.
     """
     if params.importance in ("taylor", "hessian") and not run.real:
         raise DataError(

@@ -13,11 +13,11 @@ from omgoptim.techniques.probe import Probe
 from omgoptim.techniques.registry import ModuleRun
 
 MOST_SAMPLES, MOST_ACTIVATIONS = 1024, 2**27
-"""How many samples the batch has at most, and how many numbers the layer that gives most may give for it."""
+"""Most samples of the batch, and most values of its largest activation (512 MiB in float32)."""
 
 
 def one_batch(module: nn.Module, run: ModuleRun) -> Probe:
-    """How `module` is called on that batch."""
+    """Return the call of `module` on that batch."""
     largest = 1
 
     def look(_layer: nn.Module, _args: Any, output: Any) -> None:

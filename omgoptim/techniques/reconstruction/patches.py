@@ -1,4 +1,4 @@
-"""What a convolution multiplies its weight with: its input, padded and unfolded to patches."""
+"""Patches of a convolution's input: padded and unfolded."""
 
 from __future__ import annotations
 

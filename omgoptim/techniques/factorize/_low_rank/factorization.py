@@ -1,4 +1,4 @@
-"""What both techniques share: find layers, choose ranks, put blocks in their places."""
+"""Factorization of a module: select layers, choose ranks, replace layers by blocks."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _on_inputs(
     influence: Mapping[str, Tensor],
     skipped: list[Skip],
 ) -> dict[str, Ladder]:
-    """Path to the ranks that a layer could have; one whose inputs tell nothing is skipped."""
+    """Path to the ranks that a layer could have; a layer without usable inputs is skipped."""
     kept = {}
     for path, layer in layers.items():
         if in_of(layer) > WIDEST and isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1):

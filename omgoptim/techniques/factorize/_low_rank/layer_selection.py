@@ -1,4 +1,4 @@
-"""Which layers can be factorized, and why the others cannot."""
+"""Selection of the layers that can be factorized, with the reasons for the others."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OTHER_KINDS: dict[type[nn.Module], str] = {
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """How a layer is called in one forward."""
+    """Calls of a layer in one forward."""
 
     shapes: tuple[tuple[int, ...], ...]
     """Input shape of each call, at the batch that was looked at."""

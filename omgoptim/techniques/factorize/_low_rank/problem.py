@@ -1,4 +1,4 @@
-"""What a layer is to be replaced for, and the ranks it could have. Tensors and numbers.
+"""Weighted low-rank approximation problem of one layer, and its candidate ranks.
 
 A layer's weight is (groups, out, in, kernel height, kernel width) here, a Linear's and a 1x1 convolution's too, so that
 grouped convolutions are factorized in each group, all with the same rank.

@@ -16,7 +16,7 @@ from omgoptim.errors import TechniqueError
 from omgoptim.techniques.factorize._low_rank.problem import Option
 
 TOLERANCE = 0.02
-"""How far from the target the reached compression may be, as a fraction."""
+"""Largest relative distance of the reached compression from the target."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Which of its options each layer gets, for every goal that may be asked for."""
+"""Rank selection for each layer under the requested target."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RUNGS = 256
 
 @dataclass(frozen=True, slots=True)
 class Ladder:
-    """What a layer could have, for one goal."""
+    """Candidate ranks of one layer."""
 
     params: int
     """Its weights now."""

@@ -1,4 +1,4 @@
-"""What a layer takes by its rank, measured on the engine that the artifact will run on.
+"""Latency of a layer by rank, measured on the engine that the artifact will run on.
 
 A block is timed alone at the input shapes that the layer sees in one forward at batch 1, at a few of its ranks; between
 them the time is interpolated over the parameters. For torch it is the module itself (torch_compile counts as

@@ -47,7 +47,7 @@ def problem_of(
 
 
 def unusable(moments: InputMoments) -> str | None:
-    """Why nothing can be told from a layer's inputs, or None."""
+    """Return why the moments of a layer's inputs cannot be used, or None."""
     if not moments.rows:
         return "the calibration samples give it no input but padding"
     if not moments.are_finite:

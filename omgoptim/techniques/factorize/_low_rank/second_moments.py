@@ -1,4 +1,4 @@
-"""What the inputs of layers are like on data, and how much their outputs matter.
+"""Second moments of layer inputs, and the influence of layer outputs on the model's outputs.
 
 The second moment and the mean of each layer's inputs are read by hooks while the model runs on samples of the train
 split, without labels. Positions that a batch's `attention_mask` marks as padding are left out, where a layer's input is

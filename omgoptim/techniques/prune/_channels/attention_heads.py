@@ -28,7 +28,7 @@ HEAD_WIDTHS = ("head_dim", "attention_head_size", "dim_head", "d_head", "head_si
 MOST_LINEARS = 8
 """A module with more of them is a model or a stack of blocks."""
 
-UNKNOWN = "it looks like attention, and which weights belong to which head could not be told"
+UNKNOWN = "it looks like attention, but the weights of each head could not be identified"
 MULTIHEAD = "torch.nn.MultiheadAttention ties its width to the model's: its heads cannot be removed"
 
 

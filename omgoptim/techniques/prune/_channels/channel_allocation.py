@@ -1,4 +1,4 @@
-"""How wide each group stays: a share of its original width, a place in a ranking, or what some operations allow."""
+"""Channel allocation: width of each group by a uniform ratio, a global ranking, or a target of MACs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Widths = dict[str, int]
 """Name of a group to its width."""
 
 CLOSE = 0.02
-"""How far below a target number of operations it may end, before widths are rounded less."""
+"""Largest relative distance below the target MACs before widths are rounded to smaller multiples."""
 
 FINER = (None, 4, 2, 1)
 """What widths are rounded to, one after the other, until the target is met closely."""
@@ -148,7 +148,7 @@ class Operations:
                 self._shares.setdefault(group.name.rpartition(".")[0], {})["heads"] = [(group, 1.0)]
 
     def at(self, widths: Mapping[str, int]) -> float:
-        """Multiply-accumulates of one sample, as the widths foretell them."""
+        """Multiply-accumulates of one sample, as predicted from the widths."""
         total = 0.0
         for path, macs in self._by_path.items():
             share = 1.0
@@ -192,7 +192,7 @@ def by_operations(
     if not found:
         least = operations.at(widths_at(1.0, 1 if round_to is None else round_to))
         raise TechniqueError(
-            f"the target of {most:,.0f} multiply-accumulates is beyond reach",
+            f"the target of {most:,.0f} multiply-accumulates cannot be reached",
             f"with as little as max_layer_ratio leaves there are {least:,.0f}, of {operations.now:,} now",
             "raise max_layer_ratio, widen targets, or ask for less",
         )

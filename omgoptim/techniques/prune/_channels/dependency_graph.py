@@ -1,4 +1,4 @@
-"""What can be removed from a module: torch-pruning's dependency graph, read into groups and put to the proof.
+"""Channel groups from torch-pruning's dependency graph, each verified by running the module.
 
 torch-pruning follows a forward pass from layer to layer and says which channels hang together. It does so by rules of
 thumb, so every group that it gives is tried once: one unit is removed, and what the module gives then is compared with
@@ -24,7 +24,7 @@ from omgoptim.models.globs import refuse_unknown
 from omgoptim.reports import Skip
 from omgoptim.requests.prune import Structured
 from omgoptim.runtimes.signature import flatten
-from omgoptim.techniques.probe import DoesNotRun, Probe, quiet, told, traced
+from omgoptim.techniques.probe import DoesNotRun, Probe, error_location, quiet, traced
 from omgoptim.techniques.prune._channels.attention_heads import find_heads
 from omgoptim.techniques.prune._channels.execution_coverage import Coverage, covering
 from omgoptim.techniques.prune._channels.groups import (
@@ -127,7 +127,7 @@ def _channel_groups(module: nn.Module, probe: Probe, claimed: frozenset[str]) ->
                 width = pruner.get_out_channels(layer)
                 hanging = graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(width)))
         except Exception as error:  # noqa: BLE001 - whatever torch-pruning's rules run into: one group less
-            yield _Skipped(path, Refusal(f"torch-pruning cannot follow its channels: {told(error)}"))
+            yield _Skipped(path, Refusal(f"torch-pruning cannot follow its channels: {error_location(error)}"))
             continue
         places, reaches_output = _places(graph, hanging, paths)
         written |= {place.path for place in places if place.side == "out"}

@@ -1,4 +1,4 @@
-"""Which layers run for which samples, one sample at a time: what a trace of one batch cannot tell.
+"""Execution coverage: the layers that run for each sample, which a trace of one batch does not show.
 
 A forward that branches on values (`if x.mean() > 0`, early exits, experts) takes one way for a batch, and another one
 for other inputs. What hangs together along the ways that the batch did not take is unknown to a dependency graph.

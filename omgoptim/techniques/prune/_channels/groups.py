@@ -130,7 +130,7 @@ def owned_parameters(module: nn.Module) -> dict[int, list[tuple[int, str]]]:
 
 
 def why_not(module: nn.Module, places: Sequence[Place], owners: Mapping[int, list[tuple[int, str]]]) -> str:
-    """Why the layers at these places must stay whole; empty if nothing speaks against it.
+    """Return why the layers at these places keep their width; empty if they can shrink.
 
     Args:
         owners: as `owned_parameters` gives them.

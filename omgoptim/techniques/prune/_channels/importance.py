@@ -1,4 +1,4 @@
-"""How much each channel of a group matters: one number for each of the root's channels, higher is kept.
+"""Channel importance: one score for each of the root's channels, of which the highest are kept.
 
 Every layer of a group has a say: a channel's row of the weight that writes it, its column of each weight that reads it,
 its scale in a normalization. What they say is averaged over the layers, and divided by the group's mean, so that
@@ -28,7 +28,7 @@ HESSIAN_SAMPLES = 128
 """Most samples whose gradients are squared one by one."""
 
 Score = Callable[[nn.Module, Place], Tensor | None]
-"""What one place says: (width of that side,), or None if it has no say."""
+"""Scores of one place: (width of that side,), or None where the criterion does not apply."""
 
 
 def importance_of(module: nn.Module, groups: Groups, params: Structured, run: ModuleRun) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 Removing a channel must give exactly what the module gives when every layer that reads the channel ignores it. This is
 how a wrong map between layers is found even where every shape fits: the module with zeros in the columns that read the
-channels is run beside the one without them. A group that fails is put back, and its reason told.
+channels is run beside the one without them. A group that fails is restored and reported with the reason.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ times may add up to no more than wanted, and what is lost of the importance is t
   costly groups shrink alike. Sums of plain shares or of plain logarithms would empty the costliest groups first.
 - A layer's time depends on two groups, the one it reads and the one it writes, so times do not add up group by group.
   Widths are first taken where a price per millisecond leads group by group (Lagrange); then, around the best found,
-  times are taken as adding up, the knapsack is solved exactly for that, and the truth decides whether it is better;
+  times are taken as adding up, the knapsack is solved exactly for that, and the measured times decide;
   last, one or two groups at a time are changed while that helps. Where times do add up, the result is the optimum.
 """
 

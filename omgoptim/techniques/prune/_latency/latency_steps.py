@@ -1,6 +1,6 @@
-"""The steps in a layer's time: kernels work in blocks of channels, so time rises at some widths and not at others.
+"""Steps of latency over width: kernels work in tiles of channels, so latency rises only at some widths.
 
-Pure functions on measured times. Noise is told from stairs by what it is: a narrower layer that measures slower by less
+Pure functions on measured times. Noise is smaller than steps: a narrower layer that measures slower by less
 than the scatter of the measurement is noise, and is smoothed; one that measures slower by more is how the engine is
 (a width that falls off the fast kernel), and stays.
 """

@@ -1,4 +1,4 @@
-"""What a model's layers take as their widths shrink, as a table; and how to aim at a speed with it.
+"""Latency table of layers by width, and the search for a target latency with it.
 
 A table holds one measured time per layer and size. Between two measured sizes the wider one counts, so that a table
 never promises what was not measured. What is outside the table (other layers, the calls between layers) is not in it:
@@ -25,7 +25,7 @@ MARGIN = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """How one side of a layer follows the widths of groups."""
+    """Dependence of one side of a layer on the widths of groups."""
 
     fixed: int
     """Features that no group decides."""
@@ -195,7 +195,7 @@ def next_aim(history: Sequence[Aim], target: float) -> float:
 def beyond_reach(reason: str, best: str) -> TechniqueError:
     """The error of a target that no widths reach, with the best that can be had."""
     return TechniqueError(
-        "the target is beyond reach for pruning",
+        "pruning cannot reach the target",
         f"{reason}; {best}",
         "ask for less, raise max_layer_ratio, or prune less and then quantize: run `omgoptim quantize` on the result",
     )

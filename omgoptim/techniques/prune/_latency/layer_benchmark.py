@@ -1,4 +1,4 @@
-"""Where single layers are timed: on one engine, one session open at a time, as idle threads would disturb the next."""
+"""Benchmark of single layers on one engine, with one session open at a time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SWEEP = (33, 36, 40, 44, 48, 52, 56, 60, 64, 72, 80, 96)
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Where and how single layers are timed."""
+    """Engine and settings with which single layers are timed."""
 
     runtime: str
     settings: Settings

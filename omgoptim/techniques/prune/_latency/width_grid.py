@@ -1,4 +1,4 @@
-"""Which widths of a group to look at, and which sizes of a layer they make."""
+"""Grid of candidate widths of a group, and the layer sizes that follow from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The norm of what each weight multiplies, read while the model runs on samples: the other half of Wanda's score.
+"""Norms of the inputs of each weight on samples, for Wanda's score.
 
 For a linear layer: one per input feature. For a convolution: one per input channel and kernel position, over all the
 places that this position of the kernel visits (what unfolding the input and taking norms would give, without the copy),

@@ -1,4 +1,4 @@
-"""From scores to masks: which weights become zero. Tensors in, tensors out; every mask has exactly the count asked.
+"""Masks of the lowest saliency. Pure functions of tensors; each mask has exactly the requested count.
 
 A weight that is zero already has the lowest rank: it counts and stays, so that masks of rising sparsity are nested.
 Ties are broken by position: of equals, the first becomes zero first.

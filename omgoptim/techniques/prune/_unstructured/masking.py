@@ -1,4 +1,4 @@
-"""From scores to zeros: how many each layer gives, which ones, and what is told of it.
+"""Masking: zero the weights of lowest saliency and report the changes.
 
 The fraction asked for is one of all selected weights together, exactly: `round(sparsity * weights)` of them are zero at
 the end, whatever each layer gives. What was zero before counts and stays. Nothing but the values changes: no masks, no
@@ -31,7 +31,7 @@ UNTOUCHED_REASON = "every weight of it scores above those that went"
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """What is to be zero, and how it is shared."""
+    """Target sparsity, and its allocation over layers."""
 
     sparsity: float
     """Fraction of the selected weights that are zero at the end."""
@@ -72,7 +72,7 @@ def zero_where(weight: Weight, mask: Tensor) -> None:
 
 
 def outcome_of(selection: Selection, before: list[int], what: str, dense: set[str]) -> Outcome:
-    """What is told of weights that were zeroed.
+    """Return the outcome of masking.
 
     Args:
         before: how many of each were zero.

@@ -1,4 +1,4 @@
-"""Which weights single zeros may be put into: found in a module, and chosen by globs on module paths.
+"""Selection of the weights for unstructured pruning, by kind of layer and globs on module paths.
 
 Weights of linear, convolution and recurrent layers, of the projections of nn.MultiheadAttention, and of embeddings that
 are named; blocks of ours are made of these. Biases and normalization never: they are few, and each scales a whole unit.

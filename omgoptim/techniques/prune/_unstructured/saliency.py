@@ -1,4 +1,4 @@
-"""What says how much a weight matters: tensors in, a tensor of the same shape out, larger where it matters more."""
+"""Saliency of single weights: LAMP and Wanda scores of the shape of the weight."""
 
 from __future__ import annotations
 

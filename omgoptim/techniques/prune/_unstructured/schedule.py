@@ -1,4 +1,4 @@
-"""How the amount taken away grows over the rounds. Amounts are fractions of the original, so the last is the goal.
+"""Sparsity schedule over rounds. Amounts are fractions of the original, so the last is the goal.
 
 A round takes away what is missing to its level: levels 0.5, 0.75, 0.9 end at 0.9, where pruning 0.9 of what two rounds
 had left would end at 0.9875.

@@ -1,4 +1,4 @@
-"""How many weights each layer gives: shares by shape, whole numbers that add up exactly, and layers too small to ask.
+"""Sparsity allocation over layers: Erdos-Renyi shares, integer counts of a given sum, and small layers left dense.
 
 Numbers in, numbers out.
 """

@@ -147,5 +147,5 @@ def test_the_widest_widths_within_some_operations_are_found(run_of: RunOf) -> No
     most = operations.now / 2
     found = by_operations(groups, scores, operations, most, at, None)
     assert 0.98 * most <= operations.at(found) <= most
-    with pytest.raises(TechniqueError, match="beyond reach"):
+    with pytest.raises(TechniqueError, match="cannot be reached"):
         by_operations(groups, scores, operations, operations.now / 500, at, None)
