@@ -5,7 +5,7 @@ for torch (torch_compile counts as torch_eager: compiling each width would take 
 ONNX Runtime and OpenVINO. One engine, one session open at a time, as idle threads of another would disturb it. Each
 point is visited in two passes, each in a new random order, and the fastest of its blocks counts: what other programs do
 only ever adds. A point whose fastest visit none confirms, or that is slower than a wider one, is visited again while
-there is time. Falls that stay and lie within the scatter between visits are smoothed (`latency_steps.smooth`).
+there is time. Falls that stay and lie within the scatter between visits are smoothed (`smooth`).
 
 What a time alone cannot show: fusing with neighbours, and the change of memory layout at a program's ends, which a
 whole network does once and a single node does every time. `latency_table.calibrate` takes up what of it is the same for all.
