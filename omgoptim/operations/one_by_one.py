@@ -14,7 +14,7 @@ from omgoptim.measure.own_cost import evaluating
 from omgoptim.models.calls import NamedBatch
 from omgoptim.models.samples import Samples, batch_length, call_of
 from omgoptim.runtimes.signature import Signature, flatten
-from omgoptim.techniques.prune.probe import quiet, told
+from omgoptim.techniques.probe import error_location, quiet
 from omgoptim.training.evaluator import eval_mode
 
 LONGEST_S, FEWEST = 20.0, 32
@@ -68,7 +68,7 @@ def _outputs(module: nn.Module, signature: Signature, one: NamedBatch, device: s
         with evaluating(module), quiet(), torch.no_grad():
             result = module(*args, **kwargs)
     except Exception as error:  # noqa: BLE001 - whatever a user's forward raises once widths have changed
-        return told(error)
+        return error_location(error)
     return [tuple(leaf.shape) for leaf in flatten(result) if isinstance(leaf, Tensor)]
 
 

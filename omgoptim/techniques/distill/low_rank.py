@@ -22,7 +22,7 @@ from omgoptim.requests.distill import LowRank
 from omgoptim.requests.factorize import Svd, Whitened
 from omgoptim.techniques.distill._student.derivation import derive
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection
-from omgoptim.techniques.factorize.apply import factorize
+from omgoptim.techniques.factorize._low_rank.factorization import factorize
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from omgoptim.blocks.depth_separable import DepthSeparableConv
 from omgoptim.blocks.inverted_residual import MIDDLE, InvertedResidual
 from omgoptim.measure.own_cost import evaluating
-from omgoptim.techniques.factorize.replace import put
-from omgoptim.techniques.prune.probe import quiet
-from omgoptim.techniques.prune.refit import refit
+from omgoptim.techniques.factorize._low_rank.replacement import put
+from omgoptim.techniques.probe import quiet
+from omgoptim.techniques.prune._channels.channel_reconstruction import reconstruct_channels
 from omgoptim.techniques.registry import ModuleRun
 from omgoptim.training.batch_norm import reestimate
 
@@ -81,7 +81,7 @@ def fit_blocks(module: nn.Module, dense: nn.Module, blocks: Mapping[str, Block],
         block.activation = _Centred()
     for _ in range(FITS if inverted else 1):
         _settle(module, inverted, run)
-        refit(module, dense, parts, run)
+        reconstruct_channels(module, dense, parts, run)
     _settle(module, inverted, run)
     for block in inverted:
         bias, mean = block.project.bias, block.project_norm.running_mean

@@ -14,9 +14,9 @@ from omgoptim.measure.size import count_params
 from omgoptim.reports import Change, Skip
 from omgoptim.techniques.distill._student.block_fitting import Block, Conv, fit_blocks, with_dense
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection
-from omgoptim.techniques.factorize.replace import put
-from omgoptim.techniques.prune.groups import owned_parameters
-from omgoptim.techniques.prune.probe import NOT_RUN, Probe
+from omgoptim.techniques.factorize._low_rank.replacement import put
+from omgoptim.techniques.probe import NOT_RUN, Probe
+from omgoptim.techniques.prune._channels.groups import owned_parameters
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
 MakeBlock = Callable[[Conv], Block]

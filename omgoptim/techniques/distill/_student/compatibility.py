@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from omgoptim.errors import TechniqueError
 from omgoptim.measure.own_cost import evaluating
 from omgoptim.runtimes.signature import flatten
-from omgoptim.techniques.prune.probe import Probe, quiet
-from omgoptim.techniques.prune.probe import told as failure_text
+from omgoptim.techniques.probe import Probe, error_location, quiet
 from omgoptim.techniques.registry import ModuleRun
 
 Shapes = list[tuple[int, ...]]
@@ -43,7 +42,7 @@ def output_shapes(module: nn.Module, run: ModuleRun) -> Shapes:
         place = f"layer '{inside[-1]}'" if inside and inside[-1] else "the model's own forward"
         raise TechniqueError(
             "the student does not run",
-            f"{place} failed: {failure_text(error)}",
+            f"{place} failed: {error_location(error)}",
             "name that layer, or what the forward takes from it, in ignore; sizes are best written from the tensors "
             "themselves (x.flatten(1), x.shape, len(self.layers)); or give a student of your own",
         ) from error

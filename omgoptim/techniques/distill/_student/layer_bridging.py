@@ -9,7 +9,7 @@ inputs without labels, each layer on what the fitted ones before it give; the no
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from omgoptim.measure.own_cost import evaluating
-from omgoptim.techniques.factorize.rows import real_positions, real_rows
+from omgoptim.techniques.reconstruction.capture import StopForward, run_until_stopped
+from omgoptim.techniques.reconstruction.ridge import ridge
+from omgoptim.techniques.reconstruction.rows import padding_mask, unpadded_rows
 from omgoptim.techniques.registry import ModuleRun
 
 HELD = 1e-3
@@ -45,10 +47,6 @@ class _Writer:
     linear: str
     norm: str | None
     """Paths inside the layer."""
-
-
-class _Enough(BaseException):
-    """All that is needed of a forward was heard; no `except Exception` of a model's code may stop it."""
 
 
 def fit_spans(module: nn.Module, teacher: nn.Module, spans: Sequence[Span], run: ModuleRun) -> list[str]:
@@ -168,8 +166,7 @@ def _fit(module: nn.Module, teacher: nn.Module, span: Span, writer: _Writer, run
         energy += float(goal.double().square().sum())
     bias = torch.zeros_like(linear.weight[:, 0]) if linear.bias is None else linear.bias
     before = torch.cat([linear.weight, bias[:, None]], 1).detach().double().mT
-    ridge = HELD * gram.diagonal().mean()
-    solved = torch.linalg.solve(gram + ridge * torch.eye(size).to(gram), cross + ridge * before)
+    solved = ridge(gram, cross, HELD, prior=before)
     errors = [float(energy - 2 * (x * cross).sum() + (x * (gram @ x)).sum()) for x in (before, solved)]
     if not (bool(solved.isfinite().all()) and errors[1] < errors[0]):
         return False
@@ -192,7 +189,7 @@ def _rows(
     def last(name: str) -> Callable[[Tensor], None]:
         def keep(value: Tensor) -> None:
             heard[name] = value
-            raise _Enough
+            raise StopForward
 
         return keep
 
@@ -206,8 +203,7 @@ def _rows(
         _hear(stack, teacher, theirs)
         for args, kwargs, _target in run.calls():
             for each in (module, teacher):
-                with suppress(_Enough):
-                    each(*args, **kwargs)
+                run_until_stopped(each, args, kwargs)
             named = dict(zip(run.signature.input_names, (*args, *kwargs.values()), strict=True))
-            real = real_positions(named)
-            yield tuple(real_rows(heard[name], real).float() for name in ("read", "written", "ended", "wanted"))
+            real = padding_mask(named)
+            yield tuple(unpadded_rows(heard[name], real).float() for name in ("read", "written", "ended", "wanted"))

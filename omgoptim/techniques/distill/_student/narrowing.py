@@ -19,12 +19,12 @@ from omgoptim.requests.prune import Structured
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection
 from omgoptim.techniques.distill._student.recurrent import find_recurrent
 from omgoptim.techniques.distill._student.recurrent_weights import Recurrent, narrow_units
-from omgoptim.techniques.prune.dependencies import find_groups
-from omgoptim.techniques.prune.groups import Groups
-from omgoptim.techniques.prune.importance import importance_of
-from omgoptim.techniques.prune.refit import refit
-from omgoptim.techniques.prune.removal import take_out
-from omgoptim.techniques.prune.widths import best, by_ratio
+from omgoptim.techniques.prune._channels.channel_allocation import best, by_ratio
+from omgoptim.techniques.prune._channels.channel_reconstruction import reconstruct_channels
+from omgoptim.techniques.prune._channels.dependency_graph import find_groups
+from omgoptim.techniques.prune._channels.groups import Groups
+from omgoptim.techniques.prune._channels.importance import importance_of
+from omgoptim.techniques.prune._channels.removal import take_out
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
 ROUND_TO, ROUND_FROM = 8, 64
@@ -94,7 +94,7 @@ def narrow_to(module: nn.Module, narrowing: Narrowing, width: float, run: Module
         changed, skipped = [*changed, *outcome.changed], [*skipped, *outcome.skipped]
         kept_columns |= sides
     if before is not None and kept_columns:
-        refit(module, before, kept_columns, run)
+        reconstruct_channels(module, before, kept_columns, run)
     return Outcome(_in_order(module, changed), skipped)
 
 

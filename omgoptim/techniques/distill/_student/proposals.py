@@ -22,7 +22,7 @@ from omgoptim.requests.distill import Auto, Depthwise, Derived, FewerLayers, Inv
 from omgoptim.techniques.distill._student.derivation import NO_REPEATS
 from omgoptim.techniques.distill._student.monotone_search import largest_within
 from omgoptim.techniques.distill._student.student_builder import StudentBuilder
-from omgoptim.techniques.prune.probe import Probe
+from omgoptim.techniques.probe import Probe
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
 LEAST = 0.02

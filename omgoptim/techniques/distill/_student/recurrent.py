@@ -27,8 +27,8 @@ from omgoptim.techniques.distill._student.recurrent_weights import (
     inputs_of,
     narrow_units,
 )
-from omgoptim.techniques.prune.groups import owned_parameters
-from omgoptim.techniques.prune.probe import DoesNotRun, Probe, difference, tolerance_of
+from omgoptim.techniques.probe import DoesNotRun, Probe, difference, tolerance_of
+from omgoptim.techniques.prune._channels.groups import owned_parameters
 from omgoptim.techniques.registry import ModuleRun
 
 WIDTHS = (

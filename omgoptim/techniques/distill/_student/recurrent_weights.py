@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.reports import Change
-from omgoptim.techniques.prune.layers import narrowed
+from omgoptim.techniques.prune._channels.layer_widths import narrowed
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from omgoptim.models.surgery import keep_children
 from omgoptim.reports import Change
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection
-from omgoptim.techniques.prune.probe import Probe
+from omgoptim.techniques.probe import Probe
 from omgoptim.techniques.registry import ModuleRun
 
 LONGEST_UNIT = 6
