@@ -20,6 +20,7 @@ from omgoptim.reports import Change, Skip
 from omgoptim.requests import Params
 from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Fp32, Qat, Static, WeightOnly
 from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes.tied_weights import tied_weights
 from omgoptim.techniques.registry import Outcome, ProgramRun, apply_to_program, technique_of
 
 if TYPE_CHECKING:
@@ -124,6 +125,8 @@ def make(
             calibration.batches, folder.with_name(folder.name + ".scratch"), seed, subject.bench.threads, told
         )
         made = _make_program(option, folder, subject, program, run, twin)
+        if subject.module is not None and twin is None:
+            made = with_ties(made, subject.module, precision_of(option.params))
         return Made(option, folder, as_stored(made, subject.precision))
     except OmgoptimError as error:
         return Made(option, error=error)
@@ -138,6 +141,24 @@ def as_stored(outcome: Outcome, precision: str) -> Outcome:
         for change in outcome.changed
     ]
     return replace(outcome, changed=[c for c in before if c.after not in (precision, f"stored in {precision}")])
+
+
+def with_ties(outcome: Outcome, module: nn.Module, precision: str) -> Outcome:
+    """Add to the notes which tied weights a quantized program stores more than once, and the bytes that this costs."""
+    if not precision.startswith("int"):
+        return outcome
+    bits = int(precision.removeprefix("int"))
+    notes = []
+    for names in tied_weights(module):
+        owners = {name.rpartition(".")[0] for name in names}
+        quantized = sum(change.path in owners for change in outcome.changed)
+        in_float = any(skip.path in owners for skip in outcome.skipped)
+        again = quantized - (not in_float)
+        if again > 0:
+            more = again * module.get_parameter(names[0]).numel() * bits / 8e6
+            places = f"in float and in {precision}" if in_float else f"in {precision} for each layer that reads it"
+            notes.append(f"The tied weight {names[0]} is stored {places}: {more:.3g} MB more.")
+    return replace(outcome, notes=[*outcome.notes, *notes])
 
 
 def _make_program(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from omgoptim.errors import TechniqueError
 from omgoptim.runtimes.free_batch import refuse_fixed_batch, symbolic_len
 from omgoptim.runtimes.signature import BATCH, Signature
+from omgoptim.runtimes.tied_weights import share_tied_weights
 from omgoptim.text import clean
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ def export_onnx(module: nn.Module, batch: Mapping[str, Tensor], signature: Signa
         )
         for node in program.model.graph:  # the exporter notes the lines of the user's files on every node
             node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
+        share_tied_weights(program.model, module)
         program.save(str(path), external_data=size > MAX_ONE_FILE_BYTES)
 
 
