@@ -30,6 +30,7 @@ from omgoptim.techniques.prune.groups import (
     Place,
     not_asked_for,
     owned_parameters,
+    stays,
     why_not,
 )
 from omgoptim.techniques.prune.heads import find_heads
@@ -72,7 +73,7 @@ def find_groups(module: nn.Module, params: Structured, run: ModuleRun) -> Groups
             reason = "prune_heads is off"
         reason = reason or known.why_not(module, found) or removal.check(found)
         if reason:
-            skipped.append(Skip(path=found.name, reason=reason))
+            skipped += stays(module, found.name, found.writers, reason)
         else:
             groups.append(found)
     order = {path: index for index, (path, _) in enumerate(module.named_modules())}
@@ -121,7 +122,7 @@ def _channel_groups(module: nn.Module, probe: Probe, claimed: frozenset[str]) ->
         if not places:
             yield Skip(path=path, reason="torch-pruning cannot tell which channel is which on their way")
         elif reaches_output or not any(place.side == "in" for place in places):
-            yield Skip(path=path, reason=OUTPUTS)
+            yield from stays(twin, path, [place.path for place in places if place.side == "out"], OUTPUTS)
         else:
             yield _group(twin, path, width, places)
 
