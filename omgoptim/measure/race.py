@@ -98,7 +98,7 @@ class Bench:
     """What the contestants are timed on."""
 
     batches: Mapping[str, Path]
-    """.npz files under the names `latency` (batch 1) and `throughput`."""
+    """.npz files under the names `latency` (batch 1) and `throughput`; without the second, throughput is not timed."""
     batch: int
     threads: int
     cwd: Path
@@ -190,7 +190,8 @@ def race(
 def _launch(contest: _Contest, launch: int, on_first: Callable[[int, Process], None] | None) -> None:
     plan, order = contest.plan, contest.order
     slowest = max((contest.bench.batch / rate for c in contest.racing for rate in c.per_s), default=0.0)
-    with_throughput = launch < plan.throughput_launches and slowest <= VERY_SLOW_S
+    more = launch < plan.throughput_launches and slowest <= VERY_SLOW_S
+    with_throughput = more and THROUGHPUT in contest.bench.batches
     batches = {name: contest.bench.batches[name] for name in ((LATENCY, THROUGHPUT) if with_throughput else (LATENCY,))}
     with ExitStack() as stack:
         for contestant in order.sample(contest.racing, len(contest.racing)):
@@ -220,6 +221,7 @@ def _launch(contest: _Contest, launch: int, on_first: Callable[[int, Process], N
                 turns = throughput[id(contestant)]
                 contestant.per_s.append(contest.bench.batch / statistics.median(turn["p50"] for turn in turns))
                 contestant.log_throughput.append(_median_log_ratio(throughput[id(contest.first)], turns))
+        if more:
             contest.each(_read_peak)
         if on_first:
             contest.each(lambda c: on_first(contest.contestants.index(c), c.process))

@@ -137,7 +137,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
         evaluation = Samples(evaluation.batches, [shifted(target) for target in evaluation.targets])
     dependent = batch_dependence_of(opened.module, opened.program, signature, evaluation, threads)
     if dependent:
-        learnt.append(f"{dependent}; quality is measured one sample at a time")
+        learnt.append(f"{dependent}; quality is measured one sample at a time, and throughput not at all")
     metric = live.metric or request.metric
     outputs = outputs_of(request, metric, opened.module, opened.program, signature, data, evaluation, threads)
     macs, params = _counts(opened, signature, of_size(evaluation, 1))
@@ -148,7 +148,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     if opened.module is not None:
         evaluation = float32_arrays(evaluation)
         example = {name: as_float32(array) for name, array in example.items()}
-    bench = _bench(request, context, evaluation, threads, device, reach)
+    bench = _bench(request, context, evaluation, threads, device, reach, free_batch=not dependent)
     evaluation = evaluation.one_by_one() if dependent else evaluation
     baseline = source.artifact
     if baseline is None:
@@ -293,14 +293,21 @@ def _counts(opened: _Opened, signature: Signature, one: NamedBatch) -> tuple[Mac
 
 
 def _bench(
-    request: ModelRequest, context: RunContext, evaluation: Samples, threads: int, device: str, reach: Reach
+    request: ModelRequest,
+    context: RunContext,
+    evaluation: Samples,
+    threads: int,
+    device: str,
+    reach: Reach,
+    free_batch: bool,
 ) -> Bench:
     context.work.mkdir(parents=True, exist_ok=True)
     batches = {}
-    for name, size in ((LATENCY, 1), (THROUGHPUT, request.batch)):
+    sizes = {LATENCY: 1} | ({THROUGHPUT: request.batch} if free_batch else {})
+    for name, size in sizes.items():
         batches[name] = context.work / f"{name}.npz"
         np.savez(batches[name], **of_size(evaluation, size))  # type: ignore[arg-type]
-    return Bench(batches, request.batch, threads, context.project, device, reach)
+    return Bench(batches, request.batch if free_batch else 1, threads, context.project, device, reach)
 
 
 def _save_baseline(

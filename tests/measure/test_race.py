@@ -231,6 +231,17 @@ def test_a_turn_holds_four_calls_and_one_of_a_slow_model(noted_race):
     assert lengths == {"a": 3.0, "b": TINY.turn_s, "c": 0.36}
 
 
+def test_without_a_batch_for_it_throughput_is_not_timed_and_memory_is_read_all_the_same():
+    notes = Notes({"a": 0.002, "b": 0.001})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(races, "Process", notes.process)
+        timings = race(["a", "b"], races.Bench({"latency": "x"}, 1, 1, "."), TINY, 0)
+    assert [timing.throughput_per_s for timing in timings] == [None, None]
+    assert timings[1].throughput_ratio is None
+    assert all(timing.peak_memory_bytes for timing in timings)
+    assert timings[1].speedup.value == pytest.approx(2.0)
+
+
 def test_throughput_of_a_very_slow_model_is_measured_once(noted_race):
     plan = replace(TINY, launches=3, most_launches=3, throughput_launches=2, throughput_rounds=2)
     timings, notes = noted_race(["a", "b"], {"a": 3.0, "b": 2.0}, plan)
