@@ -57,10 +57,10 @@ class Probe:
         start = time.perf_counter()
         self.manifest, self.session = open_session(Path(artifact), threads, Reach.from_json(reach), device)
         opened = time.perf_counter() - start
-        difference = verify_outputs(Path(artifact), self.manifest, self.session)
+        differences = verify_outputs(Path(artifact), self.manifest, self.session)
         for name, path in batches.items():
             self.prepared[name] = self.session.prepare(_read(Path(path)))
-        return {"open_s": opened, "max_difference": difference}
+        return {"open_s": opened, "differences": differences}
 
     def warm(self, batch: str) -> dict[str, Any]:
         """Call until the time per call settles; returns seconds per call."""

@@ -91,6 +91,8 @@ class Timing:
     """How many calls the latency comes from."""
     busy: float | None = None
     """Cores that the process kept busy while it was timed: near 0 where it waited."""
+    reopened: tuple[float, ...] = ()
+    """Of each output, how far the opened artifact was from what the model gave in memory, relative to its scale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,7 @@ class _Contestant:
     log_throughput: list[float] = field(default_factory=list)
     busy: list[float] = field(default_factory=list)
     calls: int = 0
+    reopened: list[float] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -206,7 +209,7 @@ def _launch(contest: _Contest, launch: int, on_first: Callable[[int, Process], N
             )
             contestant.process = stack.enter_context(process)
             process.begin_open()
-        contest.each(lambda contestant: contestant.process.end_open())
+        contest.each(_end_open)
         latency = _turns(contest, LATENCY, plan.rounds)
         for contestant in contest.racing:
             turns = latency[id(contestant)]
@@ -245,6 +248,12 @@ def _turns(contest: _Contest, batch: str, rounds: int) -> dict[int, list[dict[st
     for _ in range(1 if batch == THROUGHPUT and very_slow else rounds):
         contest.each(turn, shuffled=True)
     return turns
+
+
+def _end_open(contestant: _Contestant) -> None:
+    differences = contestant.process.end_open()["differences"]
+    before = contestant.reopened or differences
+    contestant.reopened = [max(pair) for pair in zip(before, differences, strict=True)]
 
 
 def _read_peak(contestant: _Contestant) -> None:
@@ -301,4 +310,5 @@ def _timing(record: _Contestant, first: bool) -> Timing:
         log_ratios=() if first else tuple(record.log_ratios),
         calls=record.calls or None,
         busy=statistics.median(record.busy) if record.busy else None,
+        reopened=tuple(record.reopened),
     )

@@ -112,7 +112,7 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
         before=before,
         after=after,
         gains=gained,
-        outputs=output_records(described, quality),
+        outputs=output_records(described, quality, timing),
         lineage=lineage,
         repeat=command_of("compare", request),
     )

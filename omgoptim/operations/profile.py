@@ -66,7 +66,7 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
         request=shown_request(request),
         environment=environment(context, subject.bench, request.seed, subject.device, raced.load),
         before=before,
-        outputs=output_records(subject.outputs),
+        outputs=output_records(subject.outputs, timing=timing),
         layers=layers,
         macs_check=subject.macs.check if subject.macs else None,
         lineage=list(subject.lineage[:-1]),

@@ -38,12 +38,22 @@ def agreement_text(output: OutputRecord) -> str:
     return f"{same} {output.agreement:.1%}{ruined}"
 
 
+def reopened_text(output: OutputRecord) -> str:
+    """`reopened within 2.1e-07 of the model in memory`; empty where it was not measured."""
+    if output.reopened is None:
+        return ""
+    if not output.reopened:
+        return "reopened bit for bit"
+    return f"reopened within {output.reopened:.2g} of the model in memory"
+
+
 def outputs_lines(report: EfficiencyReport, full: bool) -> list[str]:
     """The outputs for an agent."""
     lines = []
     for output in shown(report, full):
         told = [shape_text(output), kind_text(output), agreement_text(output)]
-        lines.append(f"`{safe(output.name, 60)}` {safe(': '.join(part for part in told if part), 160)}")
+        told += [reopened_text(output)] if full else []
+        lines.append(f"`{safe(output.name, 60)}` {safe(': '.join(part for part in told if part), 240)}")
     return bulleted("Outputs, against the original's", lines, 50 if full else 8)
 
 
@@ -54,7 +64,8 @@ def outputs_section(report: EfficiencyReport) -> str:
     rows = (
         f"<tr><td>{text(output.name, 60)}</td><td>{text(shape_text(output), 60)}</td>"
         f'<td>{text(kind_text(output))}</td><td class="{"worse" if output.ruined else ""}">'
-        f'{text(agreement_text(output))}</td><td class="why">{text(output.evidence, 160)}</td></tr>'
+        f"{text(agreement_text(output))}</td><td>{text(reopened_text(output))}</td>"
+        f'<td class="why">{text(output.evidence, 160)}</td></tr>'
         for output in report.outputs
     )
-    return section("Outputs", table([(name, False) for name in (*HEADER, "known by")], rows))
+    return section("Outputs", table([(name, False) for name in (*HEADER, "fresh process", "known by")], rows))

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from omgoptim.render import facts
-from omgoptim.render.outputs import HEADER, agreement_text, kind_text, shape_text, shown
+from omgoptim.render.outputs import HEADER, agreement_text, kind_text, reopened_text, shape_text, shown
 from omgoptim.reports import EfficiencyReport
 
 
@@ -18,7 +18,7 @@ def outputs_table(report: EfficiencyReport, full: bool) -> RenderableType | None
     if not outputs:
         return None
     found = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text("outputs", "bold"), title_justify="left")
-    for header in HEADER:
+    for header in (*HEADER, "fresh process") if full else HEADER:
         found.add_column(header, overflow="fold")
     for output in outputs:
         style = "red" if output.ruined else ""
@@ -27,5 +27,6 @@ def outputs_table(report: EfficiencyReport, full: bool) -> RenderableType | None
             Text(facts.plain(shape_text(output), 60)),
             Text(kind_text(output)),
             Text(agreement_text(output), style),
+            *([Text(reopened_text(output))] if full else []),
         )
     return found

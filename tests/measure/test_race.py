@@ -103,6 +103,7 @@ class Notes:
 
     def __init__(self, seconds, fails=None):
         self.seconds, self.fails, self.asked = seconds, fails or {}, []
+        self.opened = 0
 
     def process(self, artifact, **options):
         return _Noted(self, artifact)
@@ -123,7 +124,8 @@ class _Noted:
         pass
 
     def end_open(self):
-        return self._answer("open", {})
+        self.notes.opened += 1
+        return self._answer("open", {"differences": [0.0, self.notes.opened / 10]})
 
     def ask(self, command, **arguments):
         seconds = self.notes.seconds[self.artifact]
@@ -209,6 +211,12 @@ def test_the_seed_decides_the_order(noted_race):
     plan, seconds = replace(TINY, rounds=20), {"a": 1, "b": 1}
     first, again, other = (noted_race(["a", "b"], seconds, plan, seed)[1].asked for seed in (1, 1, 2))
     assert first == again != other
+
+
+def test_the_worst_of_all_launches_is_how_far_each_reopened_output_was(noted_race):
+    plan = replace(TINY, launches=3, most_launches=3)
+    timings, _ = noted_race(["a"], {"a": 1}, plan)
+    assert timings[0].reopened == (0.0, 0.3)
 
 
 def test_every_launch_starts_and_ends_every_process(noted_race):
