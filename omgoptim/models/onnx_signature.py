@@ -14,7 +14,8 @@ def stated_signature(program: Path) -> Signature:
     """The signature that an ONNX file states: inputs by name, a free dimension where it has no fixed size.
 
     Raises:
-        ModelError: ONNX Runtime cannot open it, its weights lie outside its folder, or its batch is not free.
+        ModelError: ONNX Runtime cannot open it, its weights lie outside its folder, or its batch is
+            fixed at another number than 1.
     """
     import onnxruntime
 
@@ -32,7 +33,7 @@ def stated_signature(program: Path) -> Signature:
     inputs = []
     for tensor in session.get_inputs():
         kind = tensor.type.removeprefix("tensor(").removesuffix(")")
-        if not tensor.shape or isinstance(tensor.shape[0], int):
+        if not tensor.shape or (isinstance(tensor.shape[0], int) and tensor.shape[0] != 1):
             raise ModelError(
                 f"{program.name} takes no batch of any size",
                 f"the first dimension of input '{tensor.name}' is {tensor.shape[0] if tensor.shape else 'missing'}; "
@@ -40,6 +41,8 @@ def stated_signature(program: Path) -> Signature:
                 "export it with a free batch: torch.onnx.export(…, dynamic_shapes=({0: torch.export.Dim('batch')},))",
             )
         shape = [size if isinstance(size, int) else f"{tensor.name}_{axis}" for axis, size in enumerate(tensor.shape)]
-        inputs.append(InputTensor(tensor.name, kinds.get(kind, kind), (BATCH, *shape[1:]), False))
+        inputs.append(
+            InputTensor(tensor.name, kinds.get(kind, kind), (1 if tensor.shape[0] == 1 else BATCH, *shape[1:]), False)
+        )
     names = [tensor.name for tensor in session.get_outputs()]
     return Signature(tuple(inputs), "tensor" if len(names) == 1 else {"dict": dict.fromkeys(names, "tensor")})

@@ -20,6 +20,7 @@ from omgoptim.reports import Change, Skip
 from omgoptim.requests import Params
 from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Fp32, Qat, Static, WeightOnly
 from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes.signature import BATCH
 from omgoptim.runtimes.tied_weights import tied_weights
 from omgoptim.techniques.registry import Outcome, ProgramRun, apply_to_program, technique_of
 
@@ -58,11 +59,12 @@ class Made:
         return Manifest.read(self.folder).size_bytes if self.folder else None
 
 
-def float_program(subject: Subject, context: RunContext, name: str = "float") -> Program:
+def float_program(subject: Subject, context: RunContext, name: str = "float", *, or_at_one: bool = False) -> Program:
     """The model as a float32 ONNX file: exported once, and checked against the module it came from.
 
     Args:
         name: of the folder that it is put in.
+        or_at_one: export at batch 1 where the batch cannot be free; the caller goes on with `at_batch_one`.
     """
     if subject.program is not None:
         return Program(subject.program, graph_traits(subject.program))
@@ -74,11 +76,11 @@ def float_program(subject: Subject, context: RunContext, name: str = "float") ->
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         example = as_tensors(subject.example, subject.signature.dtypes)
-        export_onnx(subject.module, example, subject.signature, path)
+        fixed = export_onnx(subject.module, example, subject.signature, path, or_at_one=or_at_one)
         _check_export(subject, path)
     except OmgoptimError as error:
         return Program(None, None, error)
-    return Program(path, graph_traits(path))
+    return Program(path, graph_traits(path), fixed_batch=fixed)
 
 
 def _check_export(subject: Subject, path: Path) -> None:
@@ -239,7 +241,9 @@ def _manifest(option: Option, subject: Subject, precision: str) -> Manifest:
         baseline,
         runtime=option.runtime,
         precision=precision,
-        signature=subject.signature,
+        signature=subject.signature.at_batch(baseline.signature.batch or BATCH)
+        if option.on_module
+        else subject.signature,
         lineage=subject.lineage,
         device=subject.device,
         files={},

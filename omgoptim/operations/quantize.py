@@ -9,6 +9,7 @@ from omgoptim.operations.choosing import Preference, finalists
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.explain import explain
 from omgoptim.operations.finals import Final, final_race
+from omgoptim.operations.fixed_batch import at_batch_one
 from omgoptim.operations.guard import Guarded, Search, repair, worth_repairing
 from omgoptim.operations.guard_again import search_again
 from omgoptim.operations.guard_report import with_guard
@@ -39,7 +40,9 @@ def quantize(request: QuantizeRequest, context: RunContext, live: Live | None = 
             "quantize the float model that it was made from",
         )
     context.progress("exporting the model", 0.08)
-    program = float_program(subject, context)
+    program = float_program(subject, context, or_at_one=True)
+    if program.fixed_batch is not None:
+        subject = at_batch_one(subject, program.fixed_batch, context.work)
     proposal = propose(request, subject, program)
     if request.plan:
         return plan_report(request, context, subject, program, proposal)

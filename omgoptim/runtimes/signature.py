@@ -7,7 +7,7 @@ keyword arguments of the original `forward`, and turns the flat list of output a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 Array = TypeVar("Array")
@@ -54,6 +54,16 @@ class Signature:
             taken.add(name)
             names.append(name)
         return names
+
+    @property
+    def batch(self) -> int | None:
+        """The only batch size that it may be called with; None where the batch is free."""
+        return next((t.shape[0] for t in self.inputs if t.shape and isinstance(t.shape[0], int)), None)
+
+    def at_batch(self, size: int | str) -> Signature:
+        """The same with this batch size, or with `BATCH`, a free one."""
+        inputs = tuple(replace(tensor, shape=(size, *tensor.shape[1:])) for tensor in self.inputs)
+        return replace(self, inputs=inputs)
 
     def to_call(self, batch: Mapping[str, Array]) -> tuple[tuple[Array, ...], dict[str, Array]]:
         """Positional and keyword arguments of the original forward for a batch."""
