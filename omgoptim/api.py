@@ -304,6 +304,7 @@ def _request(
     verb: str, model: str | nn.Module, data: Any, metric: Any, arguments: dict[str, Any], loss: Any = None
 ) -> tuple[Request, Live]:
     """The request that names what can be named, and the live objects beside it."""
+    from omgoptim.models.source import training_mode_notes
     from omgoptim.operations.live import Live, by_split
 
     is_source = isinstance(model, str)
@@ -315,10 +316,11 @@ def _request(
     if loss is not None:
         named["loss"] = loss if isinstance(loss, str) else LIVE.format("loss")
     live = Live(
-        module=None if isinstance(model, str) else _copy(model),
+        module=None if isinstance(model, str) else _copy(model),  # refuses what is no module
         data=None if data is None or isinstance(data, str) else by_split(data),
         metric=None if isinstance(metric, str) else metric,
         loss=None if isinstance(loss, str) else loss,
+        notes=() if isinstance(model, str) else tuple(training_mode_notes(model)),
     )
     return parse(verb, named), live
 

@@ -22,7 +22,7 @@ from omgoptim.errors import ArtifactError, ModelError, OmgoptimError
 from omgoptim.models.artifact import Manifest, open_session, verify_outputs
 from omgoptim.models.trust import Reach
 from omgoptim.runtimes import Session
-from omgoptim.runtimes.engine import Kernel
+from omgoptim.runtimes.engine import Kernel, engine_message
 
 SHORTEST_SAMPLE_S = 1e-4
 """A call shorter than this is timed several at a time: the clock itself would be part of it."""
@@ -205,12 +205,8 @@ def serve(commands: TextIO, answers: TextIO) -> None:
             import traceback
 
             traceback.print_exc()
-            text = str(error).strip().splitlines()
-            answer = {
-                "error": ArtifactError(
-                    "the engine failed on the artifact", f"{type(error).__name__}: {text[0] if text else ''}"
-                ).to_dict()
-            }
+            said = f"{type(error).__name__}: {engine_message(error)}"
+            answer = {"error": ArtifactError("the engine failed on the artifact", said).to_dict()}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

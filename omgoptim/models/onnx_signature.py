@@ -6,6 +6,7 @@ from pathlib import Path
 
 from omgoptim.errors import ModelError
 from omgoptim.runtimes import ENGINES
+from omgoptim.runtimes.engine import engine_message
 from omgoptim.runtimes.external_data import external_data
 from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
 
@@ -28,7 +29,7 @@ def stated_signature(program: Path) -> Signature:
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(f"{program.name} cannot be opened", str(error).splitlines()[0]) from error
+        raise ModelError(f"{program.name} cannot be opened", engine_message(error)) from error
     kinds = {"float": "float32", "double": "float64"}
     inputs = []
     for tensor in session.get_inputs():

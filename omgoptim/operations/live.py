@@ -25,6 +25,8 @@ class Live:
     metric: Callable[..., Any] | None = None
     loss: Callable[..., Any] | None = None
     student: nn.Module | None = None
+    notes: tuple[str, ...] = ()
+    """What to say of the module, such as that it came in training mode."""
 
 
 def recipe_of_live(

@@ -20,6 +20,7 @@ from omgoptim.reports import Change, Skip
 from omgoptim.requests import Params
 from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Fp32, Qat, Static, WeightOnly
 from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes.engine import engine_message
 from omgoptim.runtimes.signature import BATCH
 from omgoptim.runtimes.tied_weights import tied_weights
 from omgoptim.techniques.registry import Outcome, ProgramRun, apply_to_program, technique_of
@@ -91,7 +92,7 @@ def _check_export(subject: Subject, path: Path) -> None:
     try:
         actual = ENGINES["onnxruntime"].open(path, subject.signature, settings).run(one)
     except Exception as error:  # ONNX Runtime's errors have no common base
-        raise TechniqueError("ONNX Runtime cannot run the exported model", str(error).splitlines()[0]) from error
+        raise TechniqueError("ONNX Runtime cannot run the exported model", engine_message(error)) from error
     worst = artifacts.max_difference(expected, actual)
     if not worst <= artifacts.TOLERANCE["float32"]:
         raise TechniqueError(
@@ -257,7 +258,4 @@ def in_memory(action: Callable[[], Result]) -> Result:
     except OmgoptimError:
         raise
     except Exception as error:  # engines raise kinds of their own without a common base
-        first = str(error).strip().splitlines()
-        raise TechniqueError(
-            "the engine cannot run it", f"{type(error).__name__}: {first[0] if first else ''}"
-        ) from error
+        raise TechniqueError("the engine cannot run it", f"{type(error).__name__}: {engine_message(error)}") from error

@@ -214,7 +214,7 @@ class _Opened:
 
 def _load(request: ModelRequest, reach: Reach, live: Live) -> Source:
     if live.module is not None:
-        return Source(module=live.module)
+        return Source(module=live.module, notes=list(live.notes))
     return load_source(
         request.model,
         reach,
