@@ -7,6 +7,7 @@ fresh tensors, since an exported program would otherwise store the whole storage
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import logging
 import warnings
@@ -22,7 +23,7 @@ from omgoptim.runtimes.free_batch import (
     is_constraint_violation,
     symbolic_len,
 )
-from omgoptim.runtimes.signature import BATCH, Signature
+from omgoptim.runtimes.signature import BATCH, Signature, flatten, holds_dataclass
 from omgoptim.runtimes.tied_weights import share_tied_weights
 from omgoptim.text import clean
 
@@ -178,8 +179,29 @@ def _spelled_out(module: nn.Module, signature: Signature) -> Iterator[None]:
 
     The models of transformers are of that kind. `len` of a tensor stays a free size meanwhile.
     """
-    with symbolic_len(module), _spelled_out_forward(module, signature):
+    with symbolic_len(module), _spelled_out_forward(module, signature), _plain_outputs(module, signature):
         yield
+
+
+@contextlib.contextmanager
+def _plain_outputs(module: nn.Module, signature: Signature) -> Iterator[None]:
+    """Let a forward that returns a dataclass return its tensors as a tuple: torch.export takes only registered ones."""
+    if not holds_dataclass(signature.outputs):
+        yield
+        return
+    forward, own = module.forward, module.__dict__.get("forward")
+
+    @functools.wraps(forward)
+    def plain(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        return tuple(flatten(forward(*args, **kwargs)))
+
+    module.forward = plain
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
 
 
 @contextlib.contextmanager
