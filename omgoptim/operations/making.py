@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -110,19 +112,26 @@ def make(
     context: RunContext,
     seed: int,
     twin: Made | None = None,
+    *,
+    doing: str = "",
+    limit_s: float = math.inf,
 ) -> Made:
     """Apply one option and save its artifact. A technique or engine that cannot take the model is a recorded failure.
 
     Args:
         twin: the same technique made for another engine: its program is used again.
+        doing: what the progress says; default: the option's name.
+        limit_s: seconds after which no further step of it begins.
     """
     folder = context.work / "candidates" / option.name.replace(" ", "_")
+    began, doing = time.monotonic(), doing or f"making {option.name}"
     try:
         if option.on_module:
             return Made(option, folder, as_stored(_make_module(option, folder, subject), subject.precision))
 
         def told(stage: str, _done: float | None) -> None:
-            context.progress(f"making {option.name}: {stage}", None)
+            refuse_beyond_share(time.monotonic() - began, limit_s)
+            context.progress(f"{doing}: {stage}", None)
 
         run = ProgramRun(
             calibration.batches, folder.with_name(folder.name + ".scratch"), seed, subject.bench.threads, told
@@ -133,6 +142,16 @@ def make(
         return Made(option, folder, as_stored(made, subject.precision))
     except OmgoptimError as error:
         return Made(option, error=error)
+
+
+def refuse_beyond_share(seconds: float, limit_s: float) -> None:
+    """Raise a TechniqueError where making one candidate of several has taken more than its share."""
+    if seconds > limit_s:
+        raise TechniqueError(
+            "making it took more than its share of the time",
+            f"given up after {seconds:.0f} s; one candidate of several may take {limit_s:.0f} s",
+            "name its scheme and runtime: a candidate alone has no limit",
+        )
 
 
 def as_stored(outcome: Outcome, precision: str) -> Outcome:

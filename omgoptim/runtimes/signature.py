@@ -104,8 +104,8 @@ class Outputs(dict[str, Any]):
 def structure_of(value: Any) -> Any:
     """The JSON structure of a forward's return value.
 
-    A tensor is `"tensor"`, None is None; tuples, lists, mappings, named tuples and dataclasses nest as `{"tuple": [...]}`,
-    `{"list": [...]}`, `{"dict": {...}}`, `{"named_tuple": {...}}` and `{"dataclass": {...}}`.
+    A tensor is `"tensor"`, None is None; tuples, lists, mappings, named tuples and dataclasses nest as
+    `{"tuple": [...]}`, `{"list": [...]}`, `{"dict": {...}}`, `{"named_tuple": {...}}` and `{"dataclass": {...}}`.
 
     Raises:
         TypeError: a leaf that is neither a tensor nor None.
