@@ -34,8 +34,8 @@ def unrolled_note(subject: Subject, request: QuantizeRequest) -> str | None:
     total = sum(counts.values())
     return (
         f"'{path}' ({type(layer).__name__}) is called {most} times in one forward: the export writes out {total:,} "
-        f"layer calls for {len(counts)} layers, so that export, calibration and conversion of each candidate take about "
-        f"{total / len(counts):.0f} times as long as for the layers alone{instead}{cheaper}"
+        f"layer calls for {len(counts)} layers, so that export, calibration and conversion of each candidate take "
+        f"about {total / len(counts):.0f} times as long as for the layers alone{instead}{cheaper}"
     )
 
 
