@@ -45,6 +45,7 @@ def request_of(
     verb: str, model: str | nn.Module, data: Any, metric: Any, arguments: dict[str, Any], loss: Any = None
 ) -> tuple[Request, Live]:
     """Return the request, in which live objects have placeholder names, and the live objects."""
+    from omgoptim.models.source import training_mode_notes
     from omgoptim.operations.live import Live, by_split
 
     is_source = isinstance(model, str)
@@ -60,6 +61,7 @@ def request_of(
         data=None if data is None or isinstance(data, str) else by_split(data),
         metric=None if isinstance(metric, str) else metric,
         loss=None if isinstance(loss, str) else loss,
+        notes=() if isinstance(model, str) else tuple(training_mode_notes(model)),
     )
     return parse(verb, named), live
 

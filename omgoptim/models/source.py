@@ -101,7 +101,7 @@ def load_source(
             "give path/to/file.py:callable, package.module:callable, model.pt2, model.onnx, hf:…, timm:… or a run id",
         )
     module = _constructed(recipe, reach)
-    modes = _training_mode_notes(module)
+    modes = training_mode_notes(module)
     module = module if recipe.kind == "pt2" else module.eval()
     notes = modes + load_checkpoint(module, reach.file(checkpoint, "checkpoint"), weights) if checkpoint else modes
     return Source(module=module, recipe=recipe, notes=notes)
@@ -154,7 +154,7 @@ def _refuse_uninitialized(module: nn.Module, recipe: Recipe) -> None:
         )
 
 
-def _training_mode_notes(module: nn.Module) -> list[str]:
+def training_mode_notes(module: nn.Module) -> list[str]:
     """Say it where layers that behave differently in training came in training mode."""
     kinds = {type(layer).__name__ for layer in module.modules() if layer.training and isinstance(layer, WITH_MODES)}
     if not kinds:

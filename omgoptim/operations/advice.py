@@ -16,6 +16,9 @@ from omgoptim.requests.command import command_of
 AS_THEY_ARE = ("bf16", "fp16", "fp32", "dynamic")
 """Schemes that a call by their bare name repeats as they were tried: there is nothing to learn or to search."""
 
+QUANTIZABLE_SHARE = 0.1
+"""Of the time, in layers that can compute in int8: with less, quantization makes nothing faster."""
+
 MOST_SAMPLES = 1_000_000
 """The request's own bound."""
 
@@ -81,8 +84,8 @@ def technique_arguments(request: Request) -> dict[str, Any]:
 
 
 def profile_steps(request: ModelRequest, subject: Subject, layers: Sequence[Layer]) -> list[NextStep]:
-    """After a profile: quantize, unless it is quantized already, and give data if there was none."""
-    if subject.precision.startswith("int"):
+    """After a profile: quantize, unless that could not speed it up, and give data if there was none."""
+    if not subject.precision.startswith("float32") or not _quantizable(layers):
         return []
     arguments = common_arguments(request)
     costly = layers[0] if layers and layers[0].time_share else None
@@ -91,6 +94,15 @@ def profile_steps(request: ModelRequest, subject: Subject, layers: Sequence[Laye
     if not subject.data.real:
         why += "; without data only dynamic quantization and half precision can be tried"
     return [step("quantize", arguments, why)]
+
+
+def _quantizable(layers: Sequence[Layer]) -> bool:
+    """Whether layers with weights and products take a share of the time; where that was not measured, it may be so."""
+    if not any(layer.macs for layer in layers):
+        return True
+    timed = [layer for layer in layers if layer.time_share is not None]
+    able = sum(layer.time_share or 0 for layer in timed if layer.macs and layer.size_bytes)
+    return not timed or able >= QUANTIZABLE_SHARE
 
 
 def new_calls(report: EfficiencyReport, request: Request) -> list[NextStep]:

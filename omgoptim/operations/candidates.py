@@ -60,6 +60,8 @@ class Program:
     path: Path | None
     traits: GraphTraits | None
     error: OmgoptimError | None = None
+    fixed_batch: str | None = None
+    """Why its batch is 1, where torch.export could not free it."""
 
 
 def propose(request: QuantizeRequest, subject: Subject, program: Program) -> Proposal:

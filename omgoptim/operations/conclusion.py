@@ -90,7 +90,7 @@ def conclude(verb: str, job: AnyJob, ending: Ending, output: Path | None) -> Eff
         before=measured.before,
         after=measured.after,
         gains=measured.gains,
-        outputs=output_records(subject.outputs, measured.quality),
+        outputs=output_records(subject.outputs, measured.quality, measured.timing),
         changed=ending.changes.changed,
         skipped=ending.changes.skipped,
         rounds=ending.rounds,

@@ -167,13 +167,16 @@ def collapsed(job: RoundsJob, stage: Stage) -> bool:
 
 
 def merged(stages: list[Stage], kept: Stage) -> Outcome:
-    """What the rounds up to the kept one changed together: each path from its first state to its last."""
+    """What the rounds up to the kept one changed together: each path from its first state to its last.
+
+    A layer that only reads fewer channels than before stays among those skipped, with its reason.
+    """
     changes: dict[tuple[str, str], Change] = {}
     for stage in stages[: stages.index(kept) + 1]:
         for change in stage.outcome.changed:
             first = changes.get((change.path, change.what), change)
             changes[change.path, change.what] = change.model_copy(update={"before": first.before})
-    touched = {path for path, _ in changes}
+    touched = {path for path, what in changes if what != "input channels"}
     skipped = [skip for skip in kept.outcome.skipped if skip.path not in touched]
     return Outcome(list(changes.values()), skipped, kept.outcome.notes)
 

@@ -146,7 +146,7 @@ def given_student(job: Job[DistillRequest], params: Given, live: Live) -> Studen
         )
     signature = _signature(module, teacher, job.original)
     if recipe is None:
-        recipe = recipe_of_live(module, signature, teacher.example, job.context.work / "live_student.pt2")
+        recipe, _ = recipe_of_live(module, signature, teacher.example, job.context.work / "live_student.pt2")
     runs = tuple(dict.fromkeys((*lineage, *teacher.lineage)))
     subject = replace(teacher, module=module, program=None, signature=signature, lineage=runs)
     return Student(

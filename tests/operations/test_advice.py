@@ -5,8 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from omgoptim.operations.advice import plan_step, quantize_steps
-from omgoptim.requests import QuantizeRequest, parse
+import pytest
+
+from omgoptim.operations.advice import plan_step, profile_steps, quantize_steps
+from omgoptim.reports import Layer
+from omgoptim.requests import ModelRequest, QuantizeRequest, parse
 
 SUBJECT: Any = SimpleNamespace(data=SimpleNamespace(real=True), evaluation=SimpleNamespace(count=100))
 """What the advice reads of a subject: its data is real, and 100 samples of it were used."""
@@ -40,3 +43,25 @@ def test_more_samples_are_asked_for_with_everything_else_the_same() -> None:
     asked = request(timing="careful", max_quality_drop=0.03, samples=100)
     first = quantize_steps(asked, "ok", "run-1", has_interval=True, needed=200, subject=SUBJECT)[0]
     assert parse("quantize", first.arguments) == request(timing="careful", max_quality_drop=0.03, samples=400)
+
+
+@pytest.mark.parametrize(
+    ("precision", "shares", "advised"),
+    [
+        ("float32", (0.6, 0.4), True),
+        ("float32", (0.05, 0.95), False),
+        ("float32", (None, None), True),
+        ("bfloat16", (0.6, 0.4), False),
+        ("int8", (0.6, 0.4), False),
+    ],
+)
+def test_profile_advises_quantization_only_where_layers_with_products_take_time(
+    precision: str, shares: tuple[float | None, float | None], advised: bool
+) -> None:
+    """A Linear, and a softmax that no integer computes."""
+    product = Layer(path="fc", kind="Linear", macs=1000, size_bytes=4000, time_share=shares[0])
+    other = Layer(path="act", kind="Softmax", time_share=shares[1])
+    asked = parse("profile", {"model": "net.py:build", "data": "net.py:load"})
+    assert isinstance(asked, ModelRequest)
+    subject: Any = SimpleNamespace(precision=precision, data=SimpleNamespace(real=True))
+    assert bool(profile_steps(asked, subject, [product, other])) is advised

@@ -179,9 +179,9 @@ def narrow(module: nn.Module, narrowing: Narrowing, width: float, run: ModuleRun
 
 
 def joined(steps: Sequence[Outcome]) -> Outcome:
-    """Merge the outcomes of several steps; a layer that one of them changed was not skipped."""
+    """Merge the outcomes of several steps; a layer whose own channels one of them changed was not skipped."""
     changed = [change for step in steps for change in step.changed]
-    paths = {change.path for change in changed}
+    paths = {change.path for change in changed if change.what != "input channels"}
     skipped = {skip.path: skip for step in steps for skip in step.skipped if skip.path not in paths}
     return Outcome(changed, list(skipped.values()), [note for step in steps for note in step.notes])
 

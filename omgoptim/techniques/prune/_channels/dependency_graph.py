@@ -35,6 +35,7 @@ from omgoptim.techniques.prune._channels.groups import (
     RefusalKind,
     not_asked_for,
     owned_parameters,
+    stays,
     why_not,
 )
 from omgoptim.techniques.prune._channels.layer_widths import Side, channel_groups, is_depthwise, width_of
@@ -86,7 +87,7 @@ def find_groups(module: nn.Module, params: Structured, run: ModuleRun) -> Groups
         reason = reason or known.why_not(module, found)
         refusal = Refusal(reason) if reason else removal.check(found)
         if refusal:
-            skipped.append(Skip(path=found.name, reason=refusal.reason))
+            skipped += stays(module, found.name, found.writers, refusal.reason)
             refusals[found.name] = refusal.kind
         else:
             groups.append(found)
@@ -136,7 +137,9 @@ def _channel_groups(module: nn.Module, probe: Probe, claimed: frozenset[str]) ->
         if not places:
             yield _Skipped(path, Refusal("torch-pruning cannot map its channels to those of the next layers"))
         elif reaches_output or not any(place.side == "in" for place in places):
-            yield _Skipped(path, Refusal(OUTPUTS, RefusalKind.MODEL_OUTPUT))
+            refusal = Refusal(OUTPUTS, RefusalKind.MODEL_OUTPUT)
+            writers = [place.path for place in places if place.side == "out"]
+            yield from (_Skipped(one.path, refusal) for one in stays(twin, path, writers, OUTPUTS))
         else:
             yield _group(twin, path, width, places)
 

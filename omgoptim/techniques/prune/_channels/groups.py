@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from omgoptim.models.globs import names
 from omgoptim.reports import Skip
@@ -74,6 +75,11 @@ class Group:
         """Path and side of every layer in it."""
         return tuple((place.path, place.side) for place in self.places)
 
+    @property
+    def writers(self) -> tuple[str, ...]:
+        """The layers and parameters whose own channels shrink with it."""
+        return tuple(dict.fromkeys(place.path for place in self.places if place.side == "out"))
+
     def units(self) -> Tensor:
         """(units, unit): the root's channels of each unit."""
         order = torch.arange(self.width)
@@ -117,6 +123,18 @@ class Groups:
     """Arguments of forwards on single samples that take other ways through the module, to prove removals on too."""
     refusals: Mapping[str, RefusalKind] = field(default_factory=dict)
     """Kind of the reason for the skipped paths where it is not `OTHER`."""
+
+
+def stays(module: nn.Module, root: str, writers: Sequence[str], reason: str) -> list[Skip]:
+    """Say of the root of a group that stays why, and of every other convolution and Linear that writes its channels."""
+    layers = dict(module.named_modules())
+    others = [
+        path for path in dict.fromkeys(writers) if path != root and isinstance(layers.get(path), (_ConvNd, nn.Linear))
+    ]
+    return [
+        Skip(path=root, reason=reason),
+        *(Skip(path=path, reason=f"its channels go with those of {root}: {reason}") for path in others),
+    ]
 
 
 def owned_parameters(module: nn.Module) -> dict[int, list[tuple[int, str]]]:

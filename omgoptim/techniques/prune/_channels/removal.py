@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from omgoptim.errors import TechniqueError
 from omgoptim.reports import Change, Skip
 from omgoptim.techniques.probe import DoesNotRun, Probe, difference, tolerance_of
-from omgoptim.techniques.prune._channels.groups import Group, Groups, Place, Refusal, RefusalKind
+from omgoptim.techniques.prune._channels.groups import Group, Groups, Place, Refusal, RefusalKind, stays
 from omgoptim.techniques.prune._channels.layer_widths import cut, narrowed, silenced, width_of
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
@@ -26,6 +26,7 @@ Key = tuple[str, str]
 
 OUTPUTS = "its channels are the model's outputs"
 DOES_NOT_RUN = "with fewer channels the model does not run"
+ENOUGH = "all of its channels stay: the goal took none of them, or the step of its width is larger"
 WAY_OUT = "write sizes from the tensors themselves: x.flatten(1) or x.shape, instead of numbers fixed for full width"
 
 
@@ -37,7 +38,7 @@ def remove(module: nn.Module, groups: Groups, keep: Mapping[str, Tensor], run: M
         keep: name of a group to the root's channels (k,) that stay; a group that is not named stays whole.
 
     Returns:
-        Every layer that got narrower, and the groups that had to be put back with the reason.
+        Every layer that got narrower; and every layer whose own channels stay, also one that reads fewer, and why.
 
     Raises:
         TechniqueError: nothing could be removed.
@@ -50,16 +51,20 @@ def take_out(
 ) -> tuple[Outcome, dict[Key, Tensor]]:
     """What `remove` does; and for each side that was cut the positions that are left, counted as before."""
     removal = Removal(module, run, replace(Probe.of(run), others=groups.others))
-    skipped = []
+    skipped: list[Skip] = []
     asked = [group for group in groups.groups if group.name in keep and len(keep[group.name]) < group.width]
     for index, group in enumerate(asked):
         run.progress(f"removing channels: {group.name}", index / len(asked))
         refusal = removal.attempt(group, keep[group.name])
         if refusal:
-            skipped.append(Skip(path=group.name, reason=refusal.reason))
+            skipped += stays(module, group.name, group.writers, refusal.reason)
     changed = removal.changes()
     if asked and not changed:
         raise TechniqueError("no channel could be removed", skipped[0].reason, WAY_OUT)
+    names = {group.name for group in asked}
+    for group in groups.groups:
+        if group.name not in names:
+            skipped += stays(module, group.name, group.writers, ENOUGH)
     return Outcome(changed, [*groups.skipped, *skipped]), removal.left
 
 

@@ -142,3 +142,34 @@ def test_ties_and_frozen_parameters_are_what_they_were(run_of: RunOf) -> None:
     assert module.extra is module.conv1
     assert not module.head.bias.requires_grad
     assert module.head.weight.requires_grad
+
+
+class Joined(nn.Module):
+    """`narrow` stays at four channels, `left` and `right` write one sum, `out` the model's outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.narrow, self.left = nn.Linear(6, 4), nn.Linear(4, 16)
+        self.middle, self.right, self.out = nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.left(self.narrow(x).relu()).relu()
+        logits: Tensor = self.out(y + self.right(self.middle(y).relu()))
+        return logits
+
+
+@pytest.mark.parametrize(("asked", "stay"), [("middle", {"narrow", "left", "right", "out"}), ("left", {"middle"})])
+def test_every_layer_whose_own_channels_stay_is_skipped_with_its_reason(
+    asked: str, stay: set[str], run_of: RunOf
+) -> None:
+    torch.manual_seed(0)
+    module = Joined().eval()
+    run = run_of(module, [torch.randn(4, 6)])
+    groups = find_groups(module, Structured(), run)
+    outcome = remove(module, groups, {asked: channels(0, 3)}, run)
+    shrunk = {change.path for change in outcome.changed if change.what == "channels"}
+    skipped = {skip.path: skip.reason for skip in outcome.skipped}
+    assert stay <= skipped.keys()
+    assert not shrunk & skipped.keys()
+    assert shrunk | skipped.keys() == {"narrow", "left", "middle", "right", "out"}
+    assert all(skipped.values())
