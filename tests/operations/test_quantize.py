@@ -69,8 +69,8 @@ def test_a_live_module_and_its_data_work_and_the_module_stays_as_it_was(project:
 
 
 def test_a_failed_guard_is_told_and_the_closest_candidate_is_kept(project: Path) -> None:
-    guarded = {"metric": "cosine", "max_quality_drop": 0, "guard_time_s": 1e-3}
-    report = omgoptim.quantize("net.py:net", scheme="static", runtime="onnxruntime", **guarded, **COMMON)
+    mixed_precision = {"metric": "cosine", "max_quality_drop": 0, "guard_time_s": 1e-3}
+    report = omgoptim.quantize("net.py:net", scheme="static", runtime="onnxruntime", **mixed_precision, **COMMON)
     assert report.outcome == "guard_failed"
     assert report.summary.startswith("The guard failed")
     assert report.gains is not None
