@@ -76,7 +76,9 @@ def conclude(verb: str, job: AnyJob, ending: Ending, output: Path | None) -> Eff
     outcome: Outcome = "guard_failed" if missed else outcome_of(measured.gains, measured.quality, guard)
     place, undelivered = deliver(context.artifact, output, outcome != "guard_failed")
     warnings = [*subject.notes, *job.material.notes, *ending.warnings, *untold, *undelivered]
-    warnings += [*quality_warnings(measured.quality, guard, subject.data.real), *load_warnings(measured.load)]
+    labelled = any(target is not None for target in subject.evaluation.targets)
+    warnings += quality_warnings(measured.quality, guard, subject.data.real, labelled)
+    warnings += load_warnings(measured.load)
     result = Result(outcome, context.run_id, measured.gains, missed is not None, ending.rounds, ending.training)
     return EfficiencyReport(
         outcome=outcome,

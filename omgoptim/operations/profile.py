@@ -12,6 +12,7 @@ from omgoptim.measure.race import LATENCY
 from omgoptim.models.artifact import Manifest
 from omgoptim.models.samples import of_size
 from omgoptim.operations.advice import profile_steps, repeat_of
+from omgoptim.operations.attribution import waiting_share, waiting_words
 from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.measured import environment, measurement, output_records, shown_request
@@ -53,14 +54,17 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
     doubt = chance_words(metric_name, quality, subject.evaluation.targets)
     if before.macs is None and subject.macs and subject.macs.macs is not None:  # an artifact that does not say
         before = before.model_copy(update={"macs": subject.macs.macs, "flops": 2 * subject.macs.macs})
+    waits = waiting_share(timing, raced.load) if subject.device == "cpu" else None
     warnings = [*subject.notes, *untold, *load_warnings(raced.load)]
+    if waits is not None:
+        warnings.insert(0, waiting_words(waits))
     if before.macs is None:
         warnings.append("multiply-accumulates were not counted: the run's log says why")
     return EfficiencyReport(
         outcome="ok",
         summary=" ".join(part for part in (doubt, _summary(request.model, before)) if part),
         warnings=warnings,
-        next_steps=profile_steps(request, subject, layers),
+        next_steps=profile_steps(request, subject, layers, waits),
         verb="profile",
         run_id=context.run_id,
         request=shown_request(request),
