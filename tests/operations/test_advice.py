@@ -5,7 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from omgoptim.operations.advice import plan_step, quantize_steps
+import pytest
+
+from omgoptim.operations.advice import plan_step, profile_steps, quantize_steps
+from omgoptim.reports import Layer
 from omgoptim.requests import QuantizeRequest, parse
 
 SUBJECT: Any = SimpleNamespace(data=SimpleNamespace(real=True), evaluation=SimpleNamespace(count=100))
@@ -40,3 +43,21 @@ def test_more_samples_are_asked_for_with_everything_else_the_same() -> None:
     asked = request(timing="careful", max_quality_drop=0.03, samples=100)
     first = quantize_steps(asked, "ok", "run-1", has_interval=True, needed=200, subject=SUBJECT)[0]
     assert parse("quantize", first.arguments) == request(timing="careful", max_quality_drop=0.03, samples=400)
+
+
+@pytest.mark.parametrize(
+    ("kind", "macs", "waits", "why"),
+    [
+        ("Conv2d", 100, None, "the cheapest way to smaller and faster"),
+        ("GRU", 100, None, "no engine here computes a GRU in integers"),
+        ("Sequential", None, None, "what is around its layers"),
+        ("Conv2d", 100, 0.97, "97% is waiting, which fewer bits do not shorten"),
+    ],
+)
+def test_a_profile_promises_speed_only_of_what_fewer_bits_make_faster(
+    kind: str, macs: int | None, waits: float | None, why: str
+) -> None:
+    subject: Any = SimpleNamespace(data=SimpleNamespace(real=True), precision="float32")
+    layer = Layer(path="body", kind=kind, time_share=0.8, macs=macs)
+    (told,) = profile_steps(request(), subject, [layer], waits)
+    assert why in told.why
