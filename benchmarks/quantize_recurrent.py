@@ -41,7 +41,7 @@ from omgoptim.requests.quantize import Dynamic, WeightOnly
 from omgoptim.runtimes import ENGINES, Settings
 from omgoptim.runtimes.export import export_onnx
 from omgoptim.runtimes.signature import InputTensor, Signature
-from omgoptim.techniques.quantize.onnx_file import fold
+from omgoptim.techniques.quantize._onnx.preparation import fold_constants
 from omgoptim.techniques.registry import ProgramRun, apply_to_program
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -128,7 +128,7 @@ def peers(source: Path, folder: Path) -> Path:
     from onnxruntime.quantization import quantize_dynamic
 
     target = folder / "peer.onnx"
-    quantize_dynamic(fold(load(source), folder, usable_cores()), target)
+    quantize_dynamic(fold_constants(load(source), folder, usable_cores()), target)
     return target
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omgoptim.requests.quantize import Static
-from omgoptim.techniques.quantize.efforts import resolved
+from omgoptim.techniques.quantize._ptq.presets import apply_preset
 from omgoptim.techniques.registry import ProgramRun, apply_to_program
 
 Batches = Sequence[dict[str, NDArray[Any]]]
@@ -74,7 +74,7 @@ def ours(effort: str, algorithm: str = "onnxruntime") -> Quantizer:
     """Our static quantization at an effort: fast, balanced or best."""
 
     def write(source: Path, target: Path, batches: Batches) -> None:
-        params = resolved(Static(algorithm=algorithm), effort)  # type: ignore[arg-type]
+        params = apply_preset(Static(algorithm=algorithm), effort)  # type: ignore[arg-type]
         with tempfile.TemporaryDirectory() as scratch:
             outcome = apply_to_program(source, target, params, ProgramRun(list(batches), Path(scratch)))
         print(f"{algorithm} {effort}: {'; '.join(outcome.notes)}", flush=True)

@@ -1,4 +1,4 @@
-"""Put the output of a real `make demo` into README.md (as text) and docs/demo.svg (as a picture of the terminal).
+"""Put the output of a real `make demo` into docs/report.md (as text) and docs/demo.svg (as a picture of the terminal).
 
 make demo
 .venv/bin/python docs/record_demo.py .omgoptim/runs/quantize-…
@@ -17,18 +17,12 @@ from omgoptim.render.terminal import report_view
 from omgoptim.reports import EfficiencyReport
 
 DOCS = Path(__file__).parent
-README = DOCS.parent / "README.md"
+PAGE = DOCS / "report.md"
 START, END = "<!-- demo:start -->", "<!-- demo:end -->"
 BLOCK = f"""{START}
-![The report of make demo in a terminal](docs/demo.svg)
-
-<details><summary>The same as text</summary>
-
 ```text
 {{text}}
 ```
-
-</details>
 {END}"""
 
 
@@ -42,9 +36,9 @@ def main() -> None:
     text = "\n".join(line.rstrip() for line in console.export_text(clear=False).splitlines())
     drawn = console.export_svg(title="make demo")
     (DOCS / "demo.svg").write_text(re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL))  # no fonts off the web
-    before, _, rest = README.read_text().partition(START)
+    before, _, rest = PAGE.read_text().partition(START)
     after = rest.partition(END)[2]
-    README.write_text(before + BLOCK.format(text=text) + after)
+    PAGE.write_text(before + BLOCK.format(text=text) + after)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ OmgoptimError            what happened, why, and what to do next
 ├── RequestError         the request itself: unknown name, bound broken, path outside the project     exit 2
 ├── SetupError           the Python that would do the work lacks something                             exit 3
 ├── ModelError           the model, its checkpoint or its inputs                                       exit 3
+│   └── UnknownModelError  a model is named that does not exist; crosses processes as a ModelError
 ├── DataError            the data or the metric                                                        exit 3
 ├── UserCodeError        the user's own code raised, exited or hung                                    exit 3
 ├── TechniqueError       a technique or an engine could not take the model                             exit 3
@@ -50,8 +51,13 @@ class OmgoptimError(Exception):
         return "\n".join(parts)
 
     def to_dict(self) -> dict[str, str]:
-        told = {"kind": type(self).__name__, "what": self.what, "why": self.why, "fix": self.fix}
-        return told | ({"log": self.log} if self.log else {})
+        record = {"kind": self.kind, "what": self.what, "why": self.why, "fix": self.fix}
+        return record | ({"log": self.log} if self.log else {})
+
+    @property
+    def kind(self) -> str:
+        """Name of the kind in the tree above; a subclass of a kind is of that kind."""
+        return next((each.__name__ for each in type(self).__mro__ if OmgoptimError in each.__bases__), "OmgoptimError")
 
     @staticmethod
     def from_dict(record: dict[str, str]) -> OmgoptimError:
@@ -74,6 +80,10 @@ class ModelError(OmgoptimError):
     """The model source, its checkpoint or its inputs do not work."""
 
 
+class UnknownModelError(ModelError):
+    """The text that should name a model names nothing that exists."""
+
+
 class DataError(OmgoptimError):
     """The data or the metric does not work."""
 
@@ -84,6 +94,21 @@ class UserCodeError(OmgoptimError):
 
 class TechniqueError(OmgoptimError):
     """A technique or an engine could not take this model."""
+
+
+class NoLayerChanged(TechniqueError):
+    """A technique would change no layer of this model.
+
+    Args:
+        schemes: quantization schemes that would change something, the best first.
+    """
+
+    def __init__(self, what: str, why: str = "", fix: str = "", log: str = "", schemes: Iterable[str] = ()) -> None:
+        super().__init__(what, why, fix, log)
+        self.schemes = tuple(schemes)
+
+    def to_dict(self) -> dict[str, str]:
+        return super().to_dict() | {"kind": TechniqueError.__name__}
 
 
 class ArtifactError(OmgoptimError):

@@ -9,8 +9,8 @@ import torch
 from small_training import signature_of
 from torch import Tensor, nn
 
+from omgoptim.training._features.layer_trace import Trace, trace
 from omgoptim.training.feature_losses import FeatureLoss
-from omgoptim.training.layer_trace import Trace, trace
 
 
 class Conv(nn.Module):
@@ -109,7 +109,7 @@ def features_of(method: str, student: nn.Module, teacher: nn.Module, inputs: Any
 def heard_by(loss: FeatureLoss, student: nn.Module, teacher: nn.Module, inputs: Any) -> Tensor:
     """The distance of both on a batch, with the student's gradient."""
     args, kwargs = signature_of(student, inputs).to_call(named(student, inputs))
-    with loss.hearing(student, teacher) as heard:
+    with loss.capturing(student, teacher) as heard:
         student(*args, **kwargs)
         with torch.no_grad():
             teacher(*args, **kwargs)

@@ -17,7 +17,7 @@ from omgoptim.models.samples import Samples
 from omgoptim.models.trust import Reach
 from omgoptim.runtimes.signature import Signature
 from omgoptim.training.batches import Batches
-from omgoptim.training.judge import Judge
+from omgoptim.training.evaluator import Evaluator
 
 LIMIT_S = 60.0
 
@@ -71,12 +71,12 @@ def batches_of(module: nn.Module, inputs: torch.Tensor, target: torch.Tensor | N
     return Batches(source(TensorDataset(*tensors)), module, signature_of(module, inputs[:2]))
 
 
-def judge_of(
+def evaluator_of(
     module: nn.Module, inputs: torch.Tensor, target: torch.Tensor | None, metric: str | Callable[..., Any] = "auto"
-) -> Judge:
+) -> Evaluator:
     (tensor,) = signature_of(module, inputs[:2]).inputs
     samples = Samples([{tensor.name: inputs.numpy()}], [None if target is None else target.numpy()])
-    return Judge.of(module, samples, signature_of(module, inputs[:2]), metric, Reach.of(Path.cwd(), []), LIMIT_S)
+    return Evaluator.of(module, samples, signature_of(module, inputs[:2]), metric, Reach.of(Path.cwd(), []), LIMIT_S)
 
 
 def state(module: nn.Module) -> dict[str, torch.Tensor]:

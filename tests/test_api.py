@@ -1,4 +1,4 @@
-"""Tests of what the Python face shows while a run goes on, and of how it names arguments."""
+"""Tests of the Python face: what it shows while a run goes on, and a technique given by its parameters."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from types import ModuleType
 
 import by_hand
 import pytest
+from torch import nn
 
-from omgoptim import api
+import omgoptim
+from omgoptim.api import live_call
 from omgoptim.cli.progress import watching
 
 
@@ -59,5 +61,22 @@ def test_progress_is_shown_where_a_person_looks_or_where_it_is_asked_for(
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
     if notebook:
         monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
-    watched = api._shown(by_hand.running_run(tmp_path), asked)
+    watched = live_call.shown(by_hand.running_run(tmp_path), asked)
     assert (type(watched).__name__ != "nullcontext") is shown
+
+
+def test_a_technique_is_given_by_name_or_by_its_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    report = omgoptim.prune(module, omgoptim.Magnitude(sparsity=0.75), inputs=["1x8"], plan=True)
+    assert report.request["method"]["method"] == "magnitude"
+    assert report.request["method"]["sparsity"] == 0.75
+    named = omgoptim.prune(module, "magnitude", sparsity=0.75, inputs=["1x8"], plan=True)
+    assert named.request["method"] == report.request["method"]
+    with pytest.raises(omgoptim.OmgoptimError):
+        omgoptim.quantize(module, omgoptim.Magnitude(), inputs=["1x8"], plan=True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", [name for name in omgoptim.__all__ if name[0].isupper()])
+def test_every_public_class_is_there_and_says_what_it_is(name: str) -> None:
+    assert (getattr(omgoptim, name).__doc__ or "").strip()

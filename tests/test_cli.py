@@ -88,7 +88,8 @@ class OddRequest(Request):
 def test_a_technique_and_a_field_that_nobody_has_heard_of_become_options() -> None:
     told = {option.name: option for option in options.options_of(OddRequest)}
     assert next(iter(told)) == "model"
-    assert told["strength"].help == "(odd) How odd."
+    assert told["strength"].help == "How odd."
+    assert told["strength"].panel == "Scheme odd"
     assert told["scheme"].metavar == "odd|bf16"
     given = {"strength": "0.25", "names": ["a", "b"], "sizes": ["x=1", 'y="z"'], "careful": False, "model": None}
     raw = options.given_arguments(OddRequest, given)
@@ -123,10 +124,12 @@ def test_options_reach_the_request_as_they_would_from_any_face() -> None:
     assert parsed == direct
 
 
-def test_a_switch_that_may_be_on_by_itself_can_be_turned_off() -> None:
+def test_a_flag_that_is_not_off_by_default_can_be_turned_off() -> None:
     told = {option.name: option for option in options.options_of(QuantizeRequest)}
     for name in ("equalize", "bias_correction", "distill"):
-        assert [parameter.name for parameter in told[name].parameters()] == [name, f"no_{name}"]
+        shown, hidden = told[name].parameters()
+        assert [shown.name, hidden.name] == [name, f"no_{name}"]
+        assert shown.default.metavar == f"/--no-{name.replace('_', '-')}"
     assert [parameter.name for parameter in told["symmetric"].parameters()] == ["symmetric"]
     assert options.given_arguments(QuantizeRequest, {"no_equalize": True, "distill": True, "no_distill": None}) == {
         "equalize": False,
@@ -134,33 +137,43 @@ def test_a_switch_that_may_be_on_by_itself_can_be_turned_off() -> None:
     }
 
 
-def test_the_verbs_own_options_come_first_and_training_and_the_shared_ones_have_panels() -> None:
+def test_the_verbs_own_options_come_first_then_those_of_its_techniques_and_the_shared_ones_in_panels() -> None:
     told = {option.name: option.panel for option in options.options_of(PruneRequest)}
     assert told["method"] is told["rounds"] is told["max_quality_drop"] is None
-    assert told["sparsity"] == "Parameters of a method"
+    assert told["sparsity"] == "Common to several methods"
+    assert told["pruning_ratio"] == "Method structured"
     training = set(TrainingRequest.model_fields) - set(ModelRequest.model_fields)
     assert {told[name] for name in training} == {"Training"}
-    assert {told[name] for name in ("checkpoint", "data", "timing")} == {"Model, data and measuring"}
     panels = list(dict.fromkeys(told.values()))
-    assert panels == [None, "Parameters of a method", "Training", "Model, data and measuring"]
+    of_techniques = ["Common to several methods", "Method structured", "Method semi_structured"]
+    shared = ["Training", "Model and data", "Measurement", "Project and permissions", "Output"]
+    assert panels == [None, *of_techniques, *shared]
+    assert [told[name] for name in ("data", "timing", "allow_path", "plan")] == shared[1:]
+
+
+def test_the_help_names_no_type_of_a_flag_of_a_request(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["quantize", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "<bool>" in line and "--help" not in line] == []
+    assert any("--equalize" in line and "/--no-equalize" in line for line in lines)
 
 
 def test_what_differs_between_techniques_is_told_for_each() -> None:
     told = {option.name: option for option in options.options_of(PruneRequest)}
     scope, score = told["scope"], told["score"]
-    assert scope.default_told == "global (wanda: per_row)"
-    assert scope.help.startswith("(magnitude, gradient, random) Rank all selected weights together")
-    assert "(wanda) Rank the weights of each output row" in scope.help
+    assert scope.default_text == "global (wanda: per_row)"
+    assert scope.help.startswith("(magnitude, gradient, random) Rank weights over all selected layers")
+    assert "(wanda) Rank weights within each output row" in scope.help
     assert scope.help.endswith("One of: global, per_layer, per_row.")
-    assert score.default_told == "sensitivity (semi_structured: magnitude)"
+    assert score.default_text == "sensitivity (semi_structured: magnitude)"
     assert told["targets"].help == "Globs on module paths: prune only these. Repeatable."
-    assert told["prune_heads"].default_told == "on"
+    assert told["prune_heads"].default_text == "on"
 
 
 def test_keyword_arguments_may_be_one_json_object_as_in_the_command_that_repeats_a_run() -> None:
     raw = options.given_arguments(QuantizeRequest, {"model_kwargs": ['{"width": 64}']})
     assert raw == {"model_kwargs": {"width": 64}}
-    with pytest.raises(RequestError, match="no KEY=VALUE"):
+    with pytest.raises(RequestError, match="not KEY=VALUE"):
         options.given_arguments(QuantizeRequest, {"model_kwargs": ["width"]})
 
 
@@ -212,6 +225,13 @@ def test_a_usage_error_is_a_bad_request(words: list[str], capsys: pytest.Capture
     streams = capsys.readouterr()
     assert streams.out == ""
     assert "--help shows what is possible" in streams.err
+
+
+def test_an_unknown_command_is_refused_with_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["--json", "quantise", "m"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["what"] == "unknown command 'quantise'"
+    assert error["why"].startswith("Did you mean 'quantize'?")
 
 
 def test_a_python_that_does_not_exist_is_a_matter_of_set_up(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Layers that take the place of larger ones. Public, and what an artifact of changed shape is rebuilt from.
+"""Compact layers that replace larger ones; artifacts of changed shape are rebuilt from them.
 
 The names below are imported on first use, so that the room costs nothing where no layer is built.
 """

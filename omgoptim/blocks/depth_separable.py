@@ -1,4 +1,4 @@
-"""A convolution in two steps: one filter for each channel, then a 1x1 mix of the channels.
+"""Depthwise-separable convolution.
 
 Built from plain numbers, which `config` gives back, so that an artifact can rebuild it.
 Source: MobileNets, arXiv:1704.04861; Xception, arXiv:1610.02357.
@@ -22,7 +22,7 @@ Numbers = int | Sequence[int]
 
 
 class DepthSeparableConv(nn.Module):
-    """A Conv1d or Conv2d (in -> out) as `depthwise`, a kernel for each channel, and `pointwise`, 1x1 with the bias.
+    """Depthwise-separable Conv1d or Conv2d: `depthwise`, one kernel per channel, then `pointwise`, 1x1 with the bias.
 
     It takes the convolution's place and no more: what follows a teacher's convolution, its own batch normalization and
     ReLU, stays behind it. Between the two parts there is nothing by default: so it can begin as the nearest to the
@@ -33,6 +33,15 @@ class DepthSeparableConv(nn.Module):
     `pointwise.weight` (out, in, *1). Parameters without bias and norm: in * (kernel + out) instead of
     in * out * kernel: 3x3, 64 -> 128: 8,768 instead of 73,728. Multiply-accumulates likewise, at every position of
     the output.
+
+    Example:
+        >>> import torch
+        >>> from omgoptim.blocks import DepthSeparableConv
+        >>> block = DepthSeparableConv.from_conv(torch.nn.Conv2d(64, 128, 3, padding=1))
+        >>> sum(parameter.numel() for parameter in block.parameters())
+        8896
+        >>> block(torch.randn(2, 64, 8, 8)).shape
+        torch.Size([2, 128, 8, 8])
 
     Raises:
         ValueError: dims is neither 1 nor 2, or a kernel, stride or dilation has another number of sizes.
@@ -77,7 +86,7 @@ class DepthSeparableConv(nn.Module):
 
     @classmethod
     def like(cls, conv: nn.Conv1d | nn.Conv2d, norm: bool = False, activation: bool = False) -> DepthSeparableConv:
-        """One that can stand where `conv` does; its weights are not taken over."""
+        """Build a block of the same geometry as `conv`; weights are not copied."""
         return cls(**geometry_of(conv), bias=conv.bias is not None, norm=norm, activation=activation).train(
             conv.training
         )
@@ -123,13 +132,13 @@ class DepthSeparableConv(nn.Module):
         return self.pointwise.bias
 
     def config(self) -> dict[str, Any]:
-        """What `from_config` builds the same layer from, as JSON."""
+        """Return the arguments of `from_config`, as JSON."""
         own = {"norm": self.has_norm, "activation": self.has_activation, "dims": self.dims}
         return {**geometry_config(self), "bias": self.pointwise.bias is not None, **own}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> DepthSeparableConv:
-        """A new layer of that shape."""
+        """Build a layer from its `config()`."""
         return cls(**config)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -162,8 +171,8 @@ def check_dims(dims: int) -> int:
 
 def geometry_config(block: Any) -> dict[str, Any]:
     """The geometry of a block that stands in a convolution's place, as JSON."""
-    told = {name: getattr(block, name) for name in GEOMETRY}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in told.items()}
+    geometry = {name: getattr(block, name) for name in GEOMETRY}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in geometry.items()}
 
 
 def geometry_of(conv: nn.Conv1d | nn.Conv2d) -> dict[str, Any]:

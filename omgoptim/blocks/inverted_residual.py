@@ -1,4 +1,4 @@
-"""MobileNetV2's block: widen with 1x1, filter each channel by itself, narrow with 1x1.
+"""Inverted residual block of MobileNetV2.
 
 Built from plain numbers, which `config` gives back, so that an artifact can rebuild it.
 Source: MobileNetV2, arXiv:1801.04381.
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from omgoptim.blocks.depth_separable import CONVS, NORMS, Numbers, check_dims, geometry_config, geometry_of, sizes
 
 MIDDLE = 3.0
-"""Of the range of ReLU6."""
+"""Midpoint of ReLU6's linear range 0..6."""
 
 
 class InvertedResidual(nn.Module):
@@ -28,6 +28,15 @@ class InvertedResidual(nn.Module):
     Shapes: input (N, in, *), output (N, out, *) as of a convolution with that kernel, stride, padding and dilation.
     Parameters: hidden * (in + kernel + out) and 2 * (2 * hidden + out) of the norms: 3x3, 64 -> 128, expansion 2:
     25,728 + 768 instead of 73,728.
+
+    Example:
+        >>> import torch
+        >>> from omgoptim.blocks import InvertedResidual
+        >>> block = InvertedResidual(16, 16, expansion=2)
+        >>> block.hidden, block.adds_input
+        (32, True)
+        >>> block(torch.randn(2, 16, 8, 8)).shape
+        torch.Size([2, 16, 8, 8])
 
     Raises:
         ValueError: dims is neither 1 nor 2, a kernel, stride or dilation has another number of sizes, or expansion is
@@ -81,7 +90,7 @@ class InvertedResidual(nn.Module):
 
     @classmethod
     def like(cls, conv: nn.Conv1d | nn.Conv2d, expansion: float = 2.0, residual: bool = False) -> InvertedResidual:
-        """One that can stand where `conv` does; its weights are not taken over."""
+        """Build a block of the same geometry as `conv`; weights are not copied."""
         block = cls(**geometry_of(conv), expansion=expansion, residual=residual).train(conv.training)
         return block.requires_grad_(conv.weight.requires_grad)
 
@@ -138,13 +147,13 @@ class InvertedResidual(nn.Module):
         return self.depthwise.weight
 
     def config(self) -> dict[str, Any]:
-        """What `from_config` builds the same block from, as JSON."""
+        """Return the arguments of `from_config`, as JSON."""
         own = {"expansion": self.expansion, "residual": self.residual, "dims": self.dims}
         return {**geometry_config(self), **own}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> InvertedResidual:
-        """A new block of that shape."""
+        """Build a block from its `config()`."""
         return cls(**config)
 
     def forward(self, input: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Low-rank adapters: a frozen layer plus a product of two thin weights that learns in its place, then joins it.
+"""Low-rank adapters (LoRA): a frozen layer plus a trainable product of two thin weights, merged afterwards.
 
 LoRA saves memory while training (optimizer state and gradients of the thin weights only). Merged, the layer is the
 plain one that it was before: nothing is saved, and nothing lost, at inference.
@@ -32,6 +32,15 @@ class LoRALinear(nn.Module):
         mask: where the weight may change; None for everywhere.
         generator: that A is drawn from; None for torch's global one.
 
+    Example:
+        >>> import torch
+        >>> from omgoptim.blocks import LoRALinear
+        >>> layer = LoRALinear(torch.nn.Linear(64, 32), rank=4)
+        >>> sum(parameter.numel() for parameter in layer.parameters() if parameter.requires_grad)
+        384
+        >>> layer.merge()
+        Linear(in_features=64, out_features=32, bias=True)
+
     Raises:
         ValueError: rank is below 1, or the mask is not of the weight's shape.
     """
@@ -64,7 +73,7 @@ class LoRALinear(nn.Module):
         return self.base.bias
 
     def delta(self) -> Tensor:
-        """What is added to the weight: (alpha / rank) B A where the mask lets it, (out, in)."""
+        """Return the weight update (alpha / rank) B A, masked, (out, in)."""
         return _delta(self)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -85,7 +94,7 @@ class LoRALinear(nn.Module):
         _unmerge(self)
 
     def config(self) -> dict[str, Any]:
-        """What `from_config` builds the same layer from, as JSON."""
+        """Return the arguments of `from_config`, as JSON."""
         return {
             "in_features": self.in_features,
             "out_features": self.out_features,
@@ -97,7 +106,7 @@ class LoRALinear(nn.Module):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> LoRALinear:
-        """A new layer of that shape, to load a state into."""
+        """Build a layer from its `config()`, to load a state into."""
         base = nn.Linear(config["in_features"], config["out_features"], bias=config["bias"])
         mask = torch.ones_like(base.weight, dtype=torch.bool) if config["masked"] else None
         return cls(base, config["rank"], config["alpha"], mask)
@@ -112,6 +121,13 @@ class LoRAConv(nn.Module):
     Shapes: W (out, in / groups, k, …) taken as the matrix (out, in / groups x k x …); `lora_a` (rank, columns),
     `lora_b` (out, rank). The product is added to the weight before the one convolution, which costs a copy of the
     weight and keeps padding modes, groups and zeros right. Arguments and Raises as in LoRALinear.
+
+    Example:
+        >>> import torch
+        >>> from omgoptim.blocks import LoRAConv
+        >>> layer = LoRAConv(torch.nn.Conv2d(8, 16, 3), rank=2)
+        >>> tuple(layer.lora_a.shape), tuple(layer.lora_b.shape)
+        ((2, 72), (16, 2))
     """
 
     lora_a: nn.Parameter
@@ -141,7 +157,7 @@ class LoRAConv(nn.Module):
         return self.base.bias
 
     def delta(self) -> Tensor:
-        """What is added to the weight, in its shape."""
+        """Return the weight update in the shape of the weight."""
         return _delta(self)
 
     def forward(self, input: Tensor) -> Tensor:

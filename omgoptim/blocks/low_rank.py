@@ -1,4 +1,4 @@
-"""Layers whose weight is a product of thin ones: a Linear as two, a Conv2d as two or three.
+"""Low-rank layers: a Linear as two factors, a Conv2d as two or three.
 
 Each is built empty (torch's own initialization) from plain numbers, which `config` gives back, so that an artifact can
 rebuild it; `dense_weight` is the one weight that it stands for. Parameters are counted here without the bias.
@@ -23,6 +23,13 @@ class LowRankLinear(nn.Module):
     Parameters and multiply-accumulates per row: rank * (in + out) instead of in * out, so fewer below a rank of
     in * out / (in + out).
 
+    Example:
+        >>> import torch
+        >>> from omgoptim.blocks import LowRankLinear
+        >>> layer = LowRankLinear(256, 128, rank=16)
+        >>> sum(parameter.numel() for parameter in layer.parameters()), layer.dense_weight().numel()
+        (6272, 32768)
+
     Raises:
         ValueError: rank is not in 1..min(in, out).
     """
@@ -44,7 +51,7 @@ class LowRankLinear(nn.Module):
 
     @classmethod
     def like(cls, layer: nn.Linear, rank: int) -> LowRankLinear:
-        """One that can stand where `layer` does; its weights are not taken over."""
+        """Build a layer of the same geometry as `layer`; weights are not copied."""
         weight = layer.weight
         return cls(
             layer.in_features, layer.out_features, rank, layer.bias is not None, weight.device, weight.dtype
@@ -65,7 +72,7 @@ class LowRankLinear(nn.Module):
         return self.b.weight @ self.a.weight
 
     def config(self) -> dict[str, Any]:
-        """What `from_config` builds the same layer from, as JSON."""
+        """Return the arguments of `from_config`, as JSON."""
         return {
             "in_features": self.in_features,
             "out_features": self.out_features,
@@ -75,7 +82,7 @@ class LowRankLinear(nn.Module):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> LowRankLinear:
-        """A new layer of that shape."""
+        """Build a layer from its `config()`."""
         return cls(**config)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -87,7 +94,7 @@ class LowRankLinear(nn.Module):
 
 
 class _LowRankConv2d(nn.Module):
-    """What the two forms of a Conv2d share: its geometry, as plain numbers.
+    """Base of the low-rank forms of a Conv2d: its geometry, as plain numbers.
 
     Raises:
         ValueError: a geometry that no product of convolutions equals (another padding mode than zeros, a depthwise
@@ -144,7 +151,7 @@ class _LowRankConv2d(nn.Module):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """A new layer of that shape."""
+        """Build a layer from its `config()`."""
         return cls(**config)
 
     def _geometry(self) -> dict[str, Any]:
@@ -173,6 +180,15 @@ class SpatialConv2d(_LowRankConv2d):
     W[o, i, y, x] = sum over r of b[o, r, 0, x] a[r, i, y, 0] within the group of o.
     Parameters: rank * (in * kh + out * kw) instead of out * in/g * kh * kw. Multiply-accumulates: those of `a` at
     (H_out, W_in) positions, those of `b` at (H_out, W_out).
+
+    Example:
+        >>> import torch
+        >>> from omgoptim.blocks import SpatialConv2d
+        >>> layer = SpatialConv2d(32, 64, 3, rank=8, padding=1)
+        >>> tuple(layer.a.weight.shape), tuple(layer.b.weight.shape)
+        ((8, 32, 3, 1), (64, 8, 1, 3))
+        >>> layer(torch.randn(2, 32, 8, 8)).shape
+        torch.Size([2, 64, 8, 8])
 
     Raises:
         ValueError: rank is not in 1..min(in/g * kh, out/g * kw), or a geometry that it has no exact form for.
@@ -209,7 +225,7 @@ class SpatialConv2d(_LowRankConv2d):
 
     @classmethod
     def like(cls, layer: nn.Conv2d, rank: int) -> SpatialConv2d:
-        """One that can stand where `layer` does; its weights are not taken over."""
+        """Build a layer of the same geometry as `layer`; weights are not copied."""
         return cls(**_geometry_of(layer), rank=rank).train(layer.training)
 
     def dense_weight(self) -> Tensor:
@@ -218,7 +234,7 @@ class SpatialConv2d(_LowRankConv2d):
         return torch.einsum("gorx,griy->goiyx", b, a).flatten(0, 1)
 
     def config(self) -> dict[str, Any]:
-        """What `from_config` builds the same layer from, as JSON."""
+        """Return the arguments of `from_config`, as JSON."""
         return {**self._geometry(), "rank": self.rank}
 
     def forward(self, input: Tensor) -> Tensor:
@@ -236,6 +252,15 @@ class Tucker2Conv2d(_LowRankConv2d):
     `b.weight` (out, rank_out, 1, 1); W[o, i] = sum over s, r of b[o, s] core[s, r] a[r, i] within the group of o.
     Parameters: rank_in * in + g * rank_in * rank_out * kh * kw + rank_out * out instead of out * in/g * kh * kw.
     Multiply-accumulates: those of `a` at the input's positions, the others at the output's.
+
+    Example:
+        >>> import torch
+        >>> from omgoptim.blocks import Tucker2Conv2d
+        >>> layer = Tucker2Conv2d(32, 64, 3, rank_in=8, rank_out=16, padding=1)
+        >>> tuple(layer.core.weight.shape)
+        (16, 8, 3, 3)
+        >>> layer(torch.randn(2, 32, 8, 8)).shape
+        torch.Size([2, 64, 8, 8])
 
     Raises:
         ValueError: a rank is not in 1..in/g or 1..out/g, or a geometry that it has no exact form for.
@@ -280,7 +305,7 @@ class Tucker2Conv2d(_LowRankConv2d):
 
     @classmethod
     def like(cls, layer: nn.Conv2d, rank_in: int, rank_out: int) -> Tucker2Conv2d:
-        """One that can stand where `layer` does; its weights are not taken over."""
+        """Build a layer of the same geometry as `layer`; weights are not copied."""
         return cls(**_geometry_of(layer), rank_in=rank_in, rank_out=rank_out).train(layer.training)
 
     def dense_weight(self) -> Tensor:
@@ -290,7 +315,7 @@ class Tucker2Conv2d(_LowRankConv2d):
         return torch.einsum("gos,gsryx,gri->goiyx", b, core, a).flatten(0, 1)
 
     def config(self) -> dict[str, Any]:
-        """What `from_config` builds the same layer from, as JSON."""
+        """Return the arguments of `from_config`, as JSON."""
         return {**self._geometry(), "rank_in": self.rank_in, "rank_out": self.rank_out}
 
     def forward(self, input: Tensor) -> Tensor:

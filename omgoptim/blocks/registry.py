@@ -1,4 +1,4 @@
-"""The blocks that an artifact of changed shape is rebuilt from, by class name.
+"""Registry of the blocks that an artifact is rebuilt from, by class name.
 
 A block here is an nn.Module with `config()`, plain JSON, and a classmethod `from_config` that builds the same shape
 from it. A LoRALinear is merged before a module is saved, so it is not among them.

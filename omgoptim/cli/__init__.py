@@ -17,7 +17,7 @@ import typer
 
 from omgoptim import __version__, requests
 from omgoptim.cli import options
-from omgoptim.errors import OmgoptimError, RequestError, RunError
+from omgoptim.errors import OmgoptimError, RequestError, RunError, did_you_mean
 from omgoptim.jobs.cancel import cancel
 from omgoptim.jobs.doctor import doctor
 from omgoptim.jobs.folder import RunFolder, find_run
@@ -46,6 +46,7 @@ def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
     as_json = "--json" in arguments
     try:
+        _refuse_unknown_command(arguments)
         return int(application()(args=arguments, prog_name="omgoptim", standalone_mode=False) or 0)
     except OmgoptimError as error:
         return _tell_error(error, as_json)
@@ -61,21 +62,30 @@ def run(arguments: list[str]) -> int:
         return _tell_error(fault, as_json)
 
 
+def _refuse_unknown_command(arguments: list[str]) -> None:
+    """Raise for a command that does not exist; no option before it takes a value."""
+    command = next((word for word in arguments if not word.startswith("-")), None)
+    known = [*requests.VERBS, *_COMMANDS]
+    if command is not None and command not in known:
+        fix = "omgoptim --help shows what is possible"
+        raise RequestError(f"unknown command '{command[:80]}'", did_you_mean(command, known), fix)
+
+
 def application() -> typer.Typer:
-    """The Typer application: one command per verb, and runs, doctor, mcp."""
+    """The Typer application: one command per verb, and runs, pick, doctor, mcp."""
     app = typer.Typer(name="omgoptim", pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="rich")
     app.callback(invoke_without_command=True)(_root)
     for verb, request in requests.VERBS.items():
         app.command(verb)(_verb_command(verb, request))
-    app.command("runs")(_runs)
-    app.command("pick")(_pick)
-    app.command("doctor")(_doctor)
-    app.command("mcp")(_mcp)
+    for name, command in _COMMANDS.items():
+        app.command(name)(command)
     return app
 
 
-def _root(ctx: typer.Context, version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
-    """Make a PyTorch model smaller and faster, and prove it on the saved artifact."""
+def _root(
+    ctx: typer.Context, version: bool = typer.Option(False, "--version", metavar="", help="Print the version.")
+) -> None:
+    """Make a PyTorch model smaller and faster; every number is measured on the saved artifact."""
     if version:
         typer.echo(__version__)
     elif ctx.invoked_subcommand is None:
@@ -103,9 +113,20 @@ def _verb_command(verb: str, request: type[requests.Request]) -> Callable[..., i
     return command
 
 
-_AS_JSON = typer.Option(False, "--json", help="Print one JSON object on standard output, and nothing else there.")
-_DETAIL = typer.Option(None, "--detail", metavar="brief|full", help="How much to show: brief, or full.")
-_PROJECT = typer.Option(None, "--project", metavar="TEXT", help="The user's project; default: the working directory.")
+_AS_JSON = typer.Option(
+    False,
+    "--json",
+    metavar="",
+    help="Print one JSON object and nothing else on stdout.",
+    rich_help_panel=options.OUTPUT,
+)
+_DETAIL = typer.Option(
+    None, "--detail", metavar="brief|full", help="How much of the report to print.", rich_help_panel=options.OUTPUT
+)
+_NO_WAIT = typer.Option(
+    False, "--no-wait", metavar="", help="Print the run's id and return at once.", rich_help_panel=options.OUTPUT
+)
+_PROJECT = typer.Option(None, "--project", metavar="TEXT", help="Path of the project; default: the working directory.")
 
 
 def _face_parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
@@ -115,19 +136,21 @@ def _face_parameter(name: str, annotation: Any, default: Any) -> inspect.Paramet
 _FACE_PARAMETERS = [
     _face_parameter("as_json", bool, _AS_JSON),
     _face_parameter("detail", str | None, _DETAIL),
-    _face_parameter("no_wait", bool, typer.Option(False, "--no-wait", help="Print the run's id and go.")),
+    _face_parameter("no_wait", bool, _NO_WAIT),
 ]
 
 
 def _runs(
     action: str = typer.Argument("list", metavar="[list|show|wait|cancel|resume|pick]", help="What to do."),
-    run_id: str | None = typer.Argument(None, metavar="[ID]", help="The run; the start or end of its id will do."),
-    name: str | None = typer.Argument(None, metavar="[NAME]", help="For pick: which of the report's alternatives."),
+    run_id: str | None = typer.Argument(None, metavar="[ID]", help="Run id; its start or end is enough."),
+    name: str | None = typer.Argument(
+        None, metavar="[NAME]", help="For pick: name of one of the report's alternatives."
+    ),
     project: str | None = _PROJECT,
     as_json: bool = _AS_JSON,
     detail: str | None = _DETAIL,
 ) -> int:
-    """List runs, show one, wait for one, cancel one, resume one that was cut off, or pick another finalist of one."""
+    """List runs; show, wait for, cancel or resume one; or pick another finalist of a quantize run."""
     given = {"action": action, "run_id": run_id, "name": name, "project": project}
     request = requests.parse("runs", {name: value for name, value in given.items() if value is not None})
     assert isinstance(request, requests.RunsRequest)  # what parse gives for this verb
@@ -155,22 +178,22 @@ def _runs(
 
 
 def _pick(
-    run_id: str = typer.Argument(..., metavar="ID", help="The run; the start or end of its id will do."),
-    name: str = typer.Argument(..., metavar="NAME", help="Which of the report's alternatives."),
+    run_id: str = typer.Argument(..., metavar="ID", help="Run id; its start or end is enough."),
+    name: str = typer.Argument(..., metavar="NAME", help="Name of one of the report's alternatives."),
     project: str | None = _PROJECT,
     as_json: bool = _AS_JSON,
     detail: str | None = _DETAIL,
 ) -> int:
-    """Deliver another finalist of a quantize run, with the numbers it was measured with; nothing is computed again."""
+    """Replace a quantize run's artifact by another of its finalists; nothing is computed again."""
     return _runs("pick", run_id, name, project, as_json, detail)
 
 
 def _doctor(
     project: str | None = _PROJECT,
-    python: str | None = typer.Option(None, "--python", metavar="TEXT", help="Python to look at."),
+    python: str | None = typer.Option(None, "--python", metavar="TEXT", help="Python interpreter to check."),
     as_json: bool = _AS_JSON,
 ) -> int:
-    """Say which engines, devices and extras the project's Python has, and what to install for the rest."""
+    """Report the engines, devices and optional packages of the project's Python, and how to install missing ones."""
     given = {"project": project, "python": python}
     request = requests.parse("doctor", {name: value for name, value in given.items() if value is not None})
     assert isinstance(request, requests.DoctorRequest)  # what parse gives for this verb
@@ -179,13 +202,19 @@ def _doctor(
 
 
 def _mcp(
-    http: bool = typer.Option(False, "--http", help="Serve HTTP on the loopback interface instead of stdio."),
+    http: bool = typer.Option(
+        False, "--http", metavar="", help="Serve HTTP on the loopback interface instead of stdio."
+    ),
     port: int = typer.Option(8377, "--port", help="Port for --http; 0 takes a free one.", min=0, max=65535),
 ) -> None:
     """Start the MCP server: over stdio, or over HTTP with a bearer token ($OMGOPTIM_TOKEN, else a new one)."""
     from omgoptim import server  # the one command that needs mcp
 
     server.serve_http(port) if http else server.main()
+
+
+_COMMANDS: dict[str, Callable[..., Any]] = {"runs": _runs, "pick": _pick, "doctor": _doctor, "mcp": _mcp}
+"""Commands beside the verbs."""
 
 
 def _await_report(folder: RunFolder, as_json: bool, full: bool) -> int:
@@ -262,7 +291,7 @@ def _usage_error(error: Exception) -> RequestError:
 
 def _wants_full(detail: str | None, as_json: bool) -> bool:
     if detail not in (None, "brief", "full"):
-        raise RequestError(f"'{detail}' is no detail", "Known: brief, full.")
+        raise RequestError(f"unknown detail '{detail}'", "Known: brief, full.")
     return as_json if detail is None else detail == "full"
 
 

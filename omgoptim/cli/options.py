@@ -10,7 +10,7 @@ import inspect
 import json
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -18,12 +18,22 @@ import typer
 from pydantic.fields import FieldInfo
 
 from omgoptim.errors import RequestError
-from omgoptim.requests import ModelRequest, Request, TrainingRequest, technique_field, techniques
+from omgoptim.requests import GRANTS, ModelRequest, Request, TrainingRequest, technique_field, techniques
 from omgoptim.requests.limits import DEEPEST
 
 Kind = Literal["text", "number", "flag", "list", "mapping"]
 
-SHARED, TRAINING = "Model, data and measuring", "Training"
+TRAINING, MODEL, MEASUREMENT = "Training", "Model and data", "Measurement"
+PROJECT, OUTPUT = "Project and permissions", "Output"
+SHARED_PANELS = (TRAINING, MODEL, MEASUREMENT, PROJECT, OUTPUT)
+"""Panels of the help after those of the verb and its techniques, in this order."""
+
+_PANELS = {
+    **dict.fromkeys(("device", "timing", "batch", "threads", "samples", "seed", "time_limit_s"), MEASUREMENT),
+    **dict.fromkeys(("project", "python", *GRANTS), PROJECT),
+    **dict.fromkeys(("output", "plan", "explain", "sensitivity"), OUTPUT),
+}
+"""Panel of an argument that several verbs have; the rest of `ModelRequest` is about the model and its data."""
 
 _METAVARS = {str: "TEXT", int: "INTEGER", float: "NUMBER"}
 _LONGEST_METAVAR = 22
@@ -41,30 +51,29 @@ class Option:
     metavar: str
     default: Any
     panel: str | None = None
-    default_told: str = ""
+    default_text: str = ""
     required: bool = True
     """Of one that is given by place: whether it must be, or can be given by another name."""
 
     @property
     def turns_off(self) -> str | None:
-        """The option that turns off a switch which is neither on nor off by itself; None for any other."""
-        return f"no_{self.name}" if self.kind == "flag" and self.default is None else None
+        """The `no_` option of a flag that is not off by default; None for any other."""
+        return f"no_{self.name}" if self.kind == "flag" and self.default is not False else None
 
     def parameters(self) -> list[inspect.Parameter]:
         """The parameters of a function that Typer reads: the option, and the one that turns it off.
 
-        The second is told in the first one's words: in a column of its own it would crowd out the names of the others.
+        The second is hidden and shown in the first one's type column: a column of its own would crowd out the names.
         """
         off = self.turns_off
         if off is None:
-            return [self._parameter(self.help)]
-        flag = "--" + off.replace("_", "-")
-        hidden = typer.Option(None, flag, hidden=True)
+            return [self._parameter()]
+        hidden = typer.Option(None, "--" + off.replace("_", "-"), hidden=True)
         other = inspect.Parameter(off, inspect.Parameter.KEYWORD_ONLY, default=hidden, annotation=bool | None)
-        return [self._parameter(f"{self.help} {flag} turns it off."), other]
+        return [self._parameter(), other]
 
-    def _parameter(self, words: str) -> inspect.Parameter:
-        shown = words.replace("[", "\\[")
+    def _parameter(self) -> inspect.Parameter:
+        shown = self.help.replace("[", "\\[")
         kinds: dict[Kind, Any] = {"flag": bool | None, "list": list[str] | None, "mapping": list[str] | None}
         annotation = kinds.get(self.kind, str if self.positional and self.required else str | None)
         default: Any
@@ -72,10 +81,10 @@ class Option:
             default = typer.Argument(... if self.required else None, metavar=self.metavar, help=shown)
         else:
             flag = "--" + self.name.replace("_", "-")
-            flags = f"{flag}/--no-{flag[2:]}" if self.kind == "flag" and self.default is True else flag
-            metavar = None if self.kind == "flag" else self.metavar
-            told = f" Default: {self.default_told}." if self.default_told else ""
-            default = typer.Option(None, flags, metavar=metavar, help=shown + told, rich_help_panel=self.panel)
+            off = f"/--no-{flag[2:]}" if self.turns_off else ""
+            metavar = off if self.kind == "flag" else self.metavar
+            ending = f" Default: {self.default_text}." if self.default_text else ""
+            default = typer.Option(None, flag, metavar=metavar, help=shown + ending, rich_help_panel=self.panel)
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if self.positional else inspect.Parameter.KEYWORD_ONLY
         return inspect.Parameter(self.name, kind, default=default, annotation=annotation)
 
@@ -89,14 +98,14 @@ class Option:
 
 
 def options_of(request: type[Request]) -> list[Option]:
-    """The options of a verb: what it needs by place, its own, its techniques', those of training, and the shared."""
+    """The options of a verb, panel by panel: what it needs by place, its own, its techniques', and the shared ones."""
     key = technique_field(request)
     own = [
         _technique_choice(name, request) if name == key else _option(name, [("", field)], _panel(name, request))
         for name, field in request.model_fields.items()
     ]
     named = [name for option in own for name in _by_other_names(option, request)]
-    panels = [None, _technique_panel(key), TRAINING, SHARED]
+    panels = [None, *_technique_panels(request), *SHARED_PANELS]
     return sorted(
         [*named, *_technique_options(request)], key=lambda option: (not option.positional, panels.index(option.panel))
     )
@@ -104,10 +113,10 @@ def options_of(request: type[Request]) -> list[Option]:
 
 def given_arguments(request: type[Request], given: dict[str, Any]) -> dict[str, Any]:
     """The raw request: only what was given."""
-    told = {option.name: option for option in options_of(request)}
-    off = {option.turns_off: name for name, option in told.items() if option.turns_off}
+    options = {option.name: option for option in options_of(request)}
+    off = {option.turns_off: name for name, option in options.items() if option.turns_off}
     kept = {name: value for name, value in given.items() if value not in (None, [], ())}
-    return {off.get(name, name): False if name in off else told[name].value(value) for name, value in kept.items()}
+    return {off.get(name, name): False if name in off else options[name].value(value) for name, value in kept.items()}
 
 
 def _by_other_names(option: Option, request: type[Request]) -> list[Option]:
@@ -126,14 +135,23 @@ def _by_other_names(option: Option, request: type[Request]) -> list[Option]:
 
 
 def _panel(name: str, request: type[Request]) -> str | None:
-    """Where an argument that verbs share is shown; None for the verb's own."""
+    """The panel of an argument that verbs share; None for the verb's own."""
+    if name in _PANELS:
+        return _PANELS[name]
     if issubclass(request, ModelRequest) and name in ModelRequest.model_fields:
-        return SHARED
+        return MODEL
     return TRAINING if issubclass(request, TrainingRequest) and name in TrainingRequest.model_fields else None
 
 
-def _technique_panel(key: str | None) -> str:
-    return f"Parameters of a {key}"
+def _technique_panels(request: type[Request]) -> list[str]:
+    """The panels of a verb's techniques: what several of them have, then one for each."""
+    key, kinds = technique_field(request), techniques(request)
+    return [_technique_panel(key, kinds), *(_technique_panel(key, [kind]) for kind in kinds)] if kinds else []
+
+
+def _technique_panel(key: str | None, kinds: Collection[str]) -> str:
+    """The panel of a parameter that these techniques have."""
+    return f"Common to several {key}s" if len(kinds) > 1 else f"{str(key).capitalize()} {next(iter(kinds))}"
 
 
 def _option(name: str, held: list[tuple[str, FieldInfo]], panel: str | None, of_all: bool = True) -> Option:
@@ -153,22 +171,22 @@ def _option(name: str, held: list[tuple[str, FieldInfo]], panel: str | None, of_
 
 
 def _words(held: list[tuple[str, FieldInfo]], of_all: bool) -> str:
-    """The description; with the techniques it is from where not all have the argument, or in the same words."""
+    """The description; with the techniques that have it, unless all or one do, which its panel then names."""
     holders: dict[str, list[str]] = {}
     for kind, field in held:
         holders.setdefault(" ".join((field.description or "").split()), []).append(kind)
-    if of_all and len(holders) == 1:
+    if (of_all or len(held) == 1) and len(holders) == 1:
         return next(iter(holders))
     return " ".join(f"({', '.join(kinds)}) {words}".strip() for words, kinds in holders.items())
 
 
 def _default_words(held: list[tuple[str, FieldInfo]], defaults: list[Any]) -> str:
-    """The default, and the techniques whose default is another; empty where there is nothing to tell."""
+    """The default, and the techniques whose default is another; empty where the default says nothing."""
     if defaults[0] in (None, [], {}, False, ""):
         return ""
-    told = "on" if defaults[0] is True else str(defaults[0])
+    first = "on" if defaults[0] is True else str(defaults[0])
     others = [f"{kind}: {default}" for (kind, _), default in zip(held, defaults, strict=True) if default != defaults[0]]
-    return f"{told} ({', '.join(others)})" if others else told
+    return f"{first} ({', '.join(others)})" if others else first
 
 
 def _technique_choice(name: str, request: type[Request]) -> Option:
@@ -193,7 +211,7 @@ def _technique_options(request: type[Request]) -> Iterator[Option]:
             if name != key and name not in request.model_fields and not (params.by_source and name == "source"):
                 holders.setdefault(name, []).append((kind, field))
     for name, held in holders.items():
-        yield _option(name, held, _technique_panel(key), of_all=len(held) == len(kinds))
+        yield _option(name, held, _technique_panel(key, [kind for kind, _ in held]), of_all=len(held) == len(kinds))
 
 
 def _kind(fields: list[FieldInfo]) -> tuple[Kind, str]:
@@ -244,7 +262,9 @@ def _mapping(name: str, given: list[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not equals or not key:
             flag = "--" + name.replace("_", "-")
-            raise RequestError(f"'{text[:80]}' is no KEY=VALUE", f"{flag} takes pairs", f"for instance {flag} width=64")
+            raise RequestError(
+                f"'{text[:80]}' is not KEY=VALUE", f"{flag} takes pairs", f"for instance {flag} width=64"
+            )
         try:
             mapping[key] = json.loads(value)
         except ValueError:

@@ -16,7 +16,7 @@ from typing_extensions import Self
 from omgoptim.errors import OmgoptimError
 from omgoptim.jobs.folder import RunFolder
 from omgoptim.jobs.follow import follow
-from omgoptim.render import facts
+from omgoptim.render import numbers
 from omgoptim.reports import RunState
 
 
@@ -88,9 +88,9 @@ class LiveBar:
 
     def show(self, state: RunState) -> None:
         total, done = (None, None) if state.progress is None else (1.0, state.progress)
-        numbers = ", ".join(facts.progress_numbers(state))
-        stage = facts.stage_text(state)
-        self._progress.update(self._task, description=stage, total=total, completed=done, numbers=numbers)
+        shown = ", ".join(numbers.progress_numbers(state))
+        stage = numbers.stage_text(state)
+        self._progress.update(self._task, description=stage, total=total, completed=done, numbers=shown)
 
 
 class StageLines:
@@ -112,4 +112,4 @@ class StageLines:
         stage = state.stage.partition(": ")[0]
         if stage != self._stage and state.status in ("starting", "queued", "running"):
             self._stage = stage
-            self._console.print(facts.progress_text(state), markup=False, highlight=False, soft_wrap=True)
+            self._console.print(numbers.progress_text(state), markup=False, highlight=False, soft_wrap=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from omgoptim.errors import ArtifactError, ModelError, RequestError, argument, did_you_mean
+from omgoptim.errors import ArtifactError, ModelError, RequestError, UnknownModelError, argument, did_you_mean
 from omgoptim.jobs.folder import run_folders, runs_root
 from omgoptim.models.plain_file import read_plain
 from omgoptim.models.trust import Reach, error_about
@@ -109,7 +109,7 @@ def _check_run_or_folder(what: str, text: str, reach: Reach) -> None:
             f"it is neither a run of this project nor an artifact folder. {near}",
             "omgoptim runs list",
         )
-    raise ModelError(
+    raise UnknownModelError(
         f"'{text}' names no model",
         f"no run, artifact folder or file of that name was found in the project. {near}",
         "give path/to/file.py:callable, package.module:callable, model.pt2, model.onnx, hf:…, timm:… or a run id",

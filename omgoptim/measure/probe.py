@@ -23,7 +23,7 @@ from omgoptim.measure.queued import queued_s
 from omgoptim.models.artifact import Manifest, open_session, verify_outputs
 from omgoptim.models.trust import Reach
 from omgoptim.runtimes import Session
-from omgoptim.runtimes.engine import Kernel
+from omgoptim.runtimes.engine import Kernel, engine_message
 
 SHORTEST_SAMPLE_S = 1e-4
 """A call shorter than this is timed several at a time: the clock itself would be part of it."""
@@ -58,10 +58,10 @@ class Probe:
         start = time.perf_counter()
         self.manifest, self.session = open_session(Path(artifact), threads, Reach.from_json(reach), device)
         opened = time.perf_counter() - start
-        difference = verify_outputs(Path(artifact), self.manifest, self.session)
+        differences = verify_outputs(Path(artifact), self.manifest, self.session)
         for name, path in batches.items():
             self.prepared[name] = self.session.prepare(_read(Path(path)))
-        return {"open_s": opened, "max_difference": difference}
+        return {"open_s": opened, "differences": differences}
 
     def warm(self, batch: str) -> dict[str, Any]:
         """Call until the time per call settles; returns seconds per call."""
@@ -211,12 +211,8 @@ def serve(commands: TextIO, answers: TextIO) -> None:
             import traceback
 
             traceback.print_exc()
-            text = str(error).strip().splitlines()
-            answer = {
-                "error": ArtifactError(
-                    "the engine failed on the artifact", f"{type(error).__name__}: {text[0] if text else ''}"
-                ).to_dict()
-            }
+            said = f"{type(error).__name__}: {engine_message(error)}"
+            answer = {"error": ArtifactError("the engine failed on the artifact", said).to_dict()}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

@@ -93,6 +93,8 @@ class Timing:
     """Cores that the process kept busy while it was timed: near 0 where it waited."""
     idle: float | None = None
     """Share of that time in which it neither computed nor waited for a core; None where the system does not tell."""
+    reopened: tuple[float, ...] = ()
+    """Of each output, how far the opened artifact was from what the model gave in memory, relative to its scale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ class Bench:
     """What the contestants are timed on."""
 
     batches: Mapping[str, Path]
-    """.npz files under the names `latency` (batch 1) and `throughput`."""
+    """.npz files under the names `latency` (batch 1) and `throughput`; without the second, throughput is not timed."""
     batch: int
     threads: int
     cwd: Path
@@ -125,6 +127,7 @@ class _Contestant:
     busy: list[float] = field(default_factory=list)
     idle: list[float] = field(default_factory=list)
     calls: int = 0
+    reopened: list[float] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -193,7 +196,8 @@ def race(
 def _launch(contest: _Contest, launch: int, on_first: Callable[[int, Process], None] | None) -> None:
     plan, order = contest.plan, contest.order
     slowest = max((contest.bench.batch / rate for c in contest.racing for rate in c.per_s), default=0.0)
-    with_throughput = launch < plan.throughput_launches and slowest <= VERY_SLOW_S
+    more = launch < plan.throughput_launches and slowest <= VERY_SLOW_S
+    with_throughput = more and THROUGHPUT in contest.bench.batches
     batches = {name: contest.bench.batches[name] for name in ((LATENCY, THROUGHPUT) if with_throughput else (LATENCY,))}
     with ExitStack() as stack:
         for contestant in order.sample(contest.racing, len(contest.racing)):
@@ -208,7 +212,7 @@ def _launch(contest: _Contest, launch: int, on_first: Callable[[int, Process], N
             )
             contestant.process = stack.enter_context(process)
             process.begin_open()
-        contest.each(lambda contestant: contestant.process.end_open())
+        contest.each(_end_open)
         latency = _turns(contest, LATENCY, plan.rounds)
         for contestant in contest.racing:
             turns = latency[id(contestant)]
@@ -224,6 +228,7 @@ def _launch(contest: _Contest, launch: int, on_first: Callable[[int, Process], N
                 turns = throughput[id(contestant)]
                 contestant.per_s.append(contest.bench.batch / statistics.median(turn["p50"] for turn in turns))
                 contestant.log_throughput.append(_median_log_ratio(throughput[id(contest.first)], turns))
+        if more:
             contest.each(_read_peak)
         if on_first:
             contest.each(lambda c: on_first(contest.contestants.index(c), c.process))
@@ -247,6 +252,12 @@ def _turns(contest: _Contest, batch: str, rounds: int) -> dict[int, list[dict[st
     for _ in range(1 if batch == THROUGHPUT and very_slow else rounds):
         contest.each(turn, shuffled=True)
     return turns
+
+
+def _end_open(contestant: _Contestant) -> None:
+    differences = contestant.process.end_open()["differences"]
+    before = contestant.reopened or differences
+    contestant.reopened = [max(pair) for pair in zip(before, differences, strict=True)]
 
 
 def _read_peak(contestant: _Contestant) -> None:
@@ -304,4 +315,5 @@ def _timing(record: _Contestant, first: bool) -> Timing:
         calls=record.calls or None,
         busy=statistics.median(record.busy) if record.busy else None,
         idle=statistics.median(record.idle) if record.idle else None,
+        reopened=tuple(record.reopened),
     )

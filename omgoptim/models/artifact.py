@@ -39,6 +39,7 @@ from omgoptim.models.recipe_file import Built, read_built, refuse_foreign_recipe
 from omgoptim.models.recipe_file import made_in as made_in
 from omgoptim.models.recipe_file import read_recipe as read_recipe
 from omgoptim.runtimes import Session, Settings, engine_named
+from omgoptim.runtimes.engine import engine_message
 from omgoptim.runtimes.external_data import NotOnnx, external_data
 
 if TYPE_CHECKING:
@@ -154,8 +155,7 @@ def open_session(folder: Path, threads: int, reach: Reach, device: str | None = 
     except OmgoptimError:
         raise
     except Exception as error:  # engines raise kinds of their own without a common base
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ArtifactError(f"{manifest.runtime} cannot open artifact {folder}", said) from error
+        raise ArtifactError(f"{manifest.runtime} cannot open artifact {folder}", engine_message(error)) from error
 
 
 def has_module(manifest: Manifest, reach: Reach) -> bool:

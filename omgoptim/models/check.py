@@ -65,24 +65,25 @@ def read_check(folder: Path) -> Check:
     return Check(batch, outputs)
 
 
-def verify_outputs(folder: Path, manifest: Manifest, session: Session) -> float:
+def verify_outputs(folder: Path, manifest: Manifest, session: Session) -> list[float]:
     """Run the recorded batch and compare with the recorded outputs.
 
     Returns:
-        The largest difference, relative to the outputs' own scale.
+        Of each output the largest difference, relative to its own scale.
 
     Raises:
         ArtifactError: the recorded batch is damaged, NaN, or a difference above `TOLERANCE`.
     """
     check = read_check(folder)
-    worst = max_difference(check.outputs, session.run(check.batch))
+    given = session.run(check.batch)
+    worst = max_difference(check.outputs, given)
     if not worst <= TOLERANCE[manifest.precision]:
         raise ArtifactError(
             f"artifact {folder} does not give what it gave when it was saved",
             f"its outputs differ by {worst:.3g} of their scale; at most {TOLERANCE[manifest.precision]:g} was expected",
             "the engine or its version changes the result: run the compression again with this Python",
         )
-    return worst
+    return [max_difference([one], [other]) for one, other in zip(check.outputs, given, strict=True)]
 
 
 def max_difference(expected: list[NDArray[Any]], actual: list[NDArray[Any]]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Collection, Iterable, Sequence
 
-from omgoptim.errors import TechniqueError, did_you_mean
+from omgoptim.errors import NoLayerChanged, did_you_mean
 
 
 def names(glob: str, path: str) -> bool:
@@ -22,7 +22,7 @@ def meant(paths: Iterable[str], targets: Sequence[str], ignore: Sequence[str]) -
 
 
 def refuse_unknown(globs: Iterable[str], paths: Collection[str]) -> None:
-    """Raise a TechniqueError if a glob names none of the paths."""
+    """Raise NoLayerChanged if a glob names none of the paths."""
     for glob in globs:
         if not any(names(glob, path) for path in paths):
-            raise TechniqueError(f"'{glob}' names no layer of this model", did_you_mean(glob, set(paths)))
+            raise NoLayerChanged(f"'{glob}' names no layer of this model", did_you_mean(glob, set(paths)))

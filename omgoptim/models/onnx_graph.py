@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
-from omgoptim.errors import TechniqueError, did_you_mean
+from omgoptim.errors import NoLayerChanged, did_you_mean
 from omgoptim.models.globs import names
 from omgoptim.models.onnx_file import SCOPES, bodies, graphs, load, tensor_bytes
 
@@ -233,11 +233,11 @@ def select(found: Sequence[Layer], targets: Sequence[str], ignore: Sequence[str]
     A glob names a layer by its path, or by the path of a module around it: `encoder` is all of the encoder.
 
     Raises:
-        TechniqueError: a glob names no layer.
+        NoLayerChanged: a glob names no layer.
     """
     for glob in (*targets, *ignore):
         if not any(_names(glob, layer) for layer in found):
-            raise TechniqueError(
+            raise NoLayerChanged(
                 f"'{glob}' names no layer of this model", did_you_mean(glob, {layer.path for layer in found})
             )
     return [

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from omgoptim.errors import ModelError
 from omgoptim.runtimes import ENGINES
+from omgoptim.runtimes.engine import engine_message
 from omgoptim.runtimes.external_data import external_data
 from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
 
@@ -14,7 +15,8 @@ def stated_signature(program: Path) -> Signature:
     """The signature that an ONNX file states: inputs by name, a free dimension where it has no fixed size.
 
     Raises:
-        ModelError: ONNX Runtime cannot open it, its weights lie outside its folder, or its batch is not free.
+        ModelError: ONNX Runtime cannot open it, its weights lie outside its folder, or its batch is
+            fixed at another number than 1.
     """
     import onnxruntime
 
@@ -27,12 +29,12 @@ def stated_signature(program: Path) -> Signature:
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(f"{program.name} cannot be opened", str(error).splitlines()[0]) from error
+        raise ModelError(f"{program.name} cannot be opened", engine_message(error)) from error
     kinds = {"float": "float32", "double": "float64"}
     inputs = []
     for tensor in session.get_inputs():
         kind = tensor.type.removeprefix("tensor(").removesuffix(")")
-        if not tensor.shape or isinstance(tensor.shape[0], int):
+        if not tensor.shape or (isinstance(tensor.shape[0], int) and tensor.shape[0] != 1):
             raise ModelError(
                 f"{program.name} takes no batch of any size",
                 f"the first dimension of input '{tensor.name}' is {tensor.shape[0] if tensor.shape else 'missing'}; "
@@ -40,6 +42,8 @@ def stated_signature(program: Path) -> Signature:
                 "export it with a free batch: torch.onnx.export(…, dynamic_shapes=({0: torch.export.Dim('batch')},))",
             )
         shape = [size if isinstance(size, int) else f"{tensor.name}_{axis}" for axis, size in enumerate(tensor.shape)]
-        inputs.append(InputTensor(tensor.name, kinds.get(kind, kind), (BATCH, *shape[1:]), False))
+        inputs.append(
+            InputTensor(tensor.name, kinds.get(kind, kind), (1 if tensor.shape[0] == 1 else BATCH, *shape[1:]), False)
+        )
     names = [tensor.name for tensor in session.get_outputs()]
     return Signature(tuple(inputs), "tensor" if len(names) == 1 else {"dict": dict.fromkeys(names, "tensor")})

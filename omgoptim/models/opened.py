@@ -38,7 +38,8 @@ class OpenedModel:
         """Run the model: inputs by position or by name, the batch first; outputs in the original's structure.
 
         Raises:
-            ModelError: an input is missing, unknown, given twice, or of another kind of number.
+            ModelError: an input is missing, unknown, given twice, of another kind of number, or of another batch
+                than the only one that the artifact takes.
         """
         names = self.manifest.signature.input_names
         if len(args) > len(names):
@@ -52,9 +53,25 @@ class OpenedModel:
             raise ModelError("the inputs do not fit the model", f"{problems}; it takes {', '.join(names)}")
         torch_in = any(_is_tensor(value) for value in given.values())
         inputs = {tensor.name: _to_array(given[tensor.name], tensor) for tensor in self.manifest.signature.inputs}
+        self._refuse_other_batch(inputs)
         outputs = self._session.run(inputs)
         leaves = [_to_tensor(array) for array in outputs] if torch_in else outputs
         return unflatten(self.manifest.signature.outputs, leaves)
+
+    def _refuse_other_batch(self, inputs: dict[str, NDArray[Any]]) -> None:
+        """Refuse another batch than that of a program whose batch could not be free."""
+        size = self.manifest.signature.batch
+        other = next((name for name, array in inputs.items() if size and array.shape[:1] != (size,)), None)
+        if other is not None:
+            raise ModelError(
+                f"this artifact takes a batch of {size} and was given {inputs[other].shape[0]} samples"
+                if inputs[other].ndim
+                else f"this artifact takes a batch of {size} and was given a single number",
+                f"input '{other}'; the code of the model it was made of fixes the batch, so that it was exported at "
+                f"{size}",
+                f"call it with {size} sample{'s' * (size != 1)} at a time; or write x.shape[0] where the model's code "
+                "has the batch as a number, and compress it again",
+            )
 
     def eval(self) -> OpenedModel:
         """Return the model itself: it always runs in evaluation mode."""

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from omgoptim.errors import ModelError, SetupError, argument
+from omgoptim.errors import ModelError, SetupError, UnknownModelError, argument
 from omgoptim.models.artifact import MANIFEST, check_artifact
 from omgoptim.models.checkpoint import load_checkpoint
 from omgoptim.models.checkpoint_keys import WeightSet
@@ -95,13 +95,13 @@ def load_source(
         file, _, name = model.rpartition(":")
         recipe = replace(recipe, kind="callable", spec=f"{portable(file, reach)}:{name}" if is_file(file) else model)
     else:
-        raise ModelError(
+        raise UnknownModelError(
             f"'{model}' names no model",
             "no run, artifact folder or file of that name was found in the project",
             "give path/to/file.py:callable, package.module:callable, model.pt2, model.onnx, hf:…, timm:… or a run id",
         )
     module = _constructed(recipe, reach)
-    modes = _training_mode_notes(module)
+    modes = training_mode_notes(module)
     module = module if recipe.kind == "pt2" else module.eval()
     notes = modes + load_checkpoint(module, reach.file(checkpoint, "checkpoint"), weights) if checkpoint else modes
     return Source(module=module, recipe=recipe, notes=notes)
@@ -154,7 +154,7 @@ def _refuse_uninitialized(module: nn.Module, recipe: Recipe) -> None:
         )
 
 
-def _training_mode_notes(module: nn.Module) -> list[str]:
+def training_mode_notes(module: nn.Module) -> list[str]:
     """Say it where layers that behave differently in training came in training mode."""
     kinds = {type(layer).__name__ for layer in module.modules() if layer.training and isinstance(layer, WITH_MODES)}
     if not kinds:

@@ -11,6 +11,7 @@ from omgoptim.requests import (
     CompareRequest,
     DistillRequest,
     FactorizeRequest,
+    OptimizeRequest,
     ProfileRequest,
     PruneRequest,
     QuantizeRequest,
@@ -65,4 +66,8 @@ def _operation(verb: str, request: Request, context: RunContext, live: Live | No
         from omgoptim.operations.compare import compare
 
         return compare(request, context)
+    if isinstance(request, OptimizeRequest):
+        from omgoptim.operations.optimize import optimize
+
+        return optimize(request, context, live)
     raise RequestError(f"'{verb}' starts no run")

@@ -22,6 +22,9 @@ IN_INTEGERS = (
 )
 """Kinds of layers, and operators of programs, that an engine here computes in integers: fewer bits make them faster."""
 
+QUANTIZABLE_SHARE = 0.1
+"""Of the time, in layers that can compute in int8: with less, quantization makes nothing faster."""
+
 MOST_SAMPLES = 1_000_000
 """The request's own bound."""
 
@@ -89,12 +92,12 @@ def technique_arguments(request: Request) -> dict[str, Any]:
 def profile_steps(
     request: ModelRequest, subject: Subject, layers: Sequence[Layer], waits: float | None = None
 ) -> list[NextStep]:
-    """After a profile: quantize, unless it is quantized already, and give data if there was none.
+    """After a profile: quantize, unless that could not speed it up, and give data if there was none.
 
     Args:
         waits: share of its time that the model waits instead of computing, if that is most of it.
     """
-    if subject.precision.startswith("int"):
+    if not subject.precision.startswith("float32") or not _quantizable(layers):
         return []
     arguments = common_arguments(request)
     costly = layers[0] if layers and layers[0].time_share else None
@@ -114,6 +117,15 @@ def _what_fewer_bits_bring(costly: Layer | None, waits: float | None) -> str:
     if costly.macs:
         return f"quantization makes it smaller, but no engine here computes a {costly.kind} in integers"
     return "quantization makes it smaller, and another engine may take less time for what is around its layers"
+
+
+def _quantizable(layers: Sequence[Layer]) -> bool:
+    """Whether layers with weights and products take a share of the time; where that was not measured, it may be so."""
+    if not any(layer.macs for layer in layers):
+        return True
+    timed = [layer for layer in layers if layer.time_share is not None]
+    able = sum(layer.time_share or 0 for layer in timed if layer.macs and layer.size_bytes)
+    return not timed or able >= QUANTIZABLE_SHARE
 
 
 def new_calls(report: EfficiencyReport, request: Request) -> list[NextStep]:

@@ -14,11 +14,11 @@ from omgoptim.operations.round_state import Stage, note_training, read_stage, tr
 from omgoptim.operations.student import Student
 from omgoptim.reports import Round, Training
 from omgoptim.requests import DistillRequest
+from omgoptim.training.config import TrainingConfig
 from omgoptim.training.distillation import DistillationLoss
 from omgoptim.training.feature_losses import FeatureLoss
-from omgoptim.training.few_steps import fitted_plan
 from omgoptim.training.loop import fit
-from omgoptim.training.plan import TrainingPlan
+from omgoptim.training.small_data import config_for_data
 
 GENTLE = 3e-4
 """Peak learning rate of Adam for a student that begins with a transformer's weights: what suits a network that begins
@@ -54,7 +54,7 @@ def train(
         return done
     module = copy.deepcopy(start or student.module)
     check = material.loss.check if material.loss is not None else lambda _target: None
-    plan = fitted_plan(_plan(job, student, epochs or request.epochs), request, material.batches, check)
+    plan = config_for_data(_plan(job, student, epochs or request.epochs), request, material.batches, check)
 
     def progress(told: str, fraction: float | None) -> None:
         doing = f"{arm}, {told}" if request.control or arm != "student" else told
@@ -84,10 +84,10 @@ def training_record(job: Job[DistillRequest], student: Student, stage: Stage) ->
     return training_of([stage], _plan(job, student, job.request.epochs), job.material.judge.metric.name)
 
 
-def _plan(job: Job[DistillRequest], student: Student, epochs: int) -> TrainingPlan:
+def _plan(job: Job[DistillRequest], student: Student, epochs: int) -> TrainingConfig:
     """The plan of the request; a gentler learning rate where none was given and trained layers are to be kept."""
     request = job.request
-    plan = TrainingPlan.of(request, epochs, job.subject.device, request.seed)
+    plan = TrainingConfig.of(request, epochs, job.subject.device, request.seed)
     adaptive = request.learning_rate is None and request.optimizer in ("adam", "adamw")
     goes_on = student.recipe is None and getattr(request.student, "initialize", "teacher") == "teacher"
     normalized = any(isinstance(layer, nn.LayerNorm) for layer in student.module.modules())

@@ -8,14 +8,18 @@ from pathlib import Path
 from omgoptim.errors import ModelError, RequestError, SetupError
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.artifact import Check, Manifest
+from omgoptim.operations.candidates import Program
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.making import float_program, in_memory
 from omgoptim.operations.subject import Subject, recipe_of
 from omgoptim.runtimes import ENGINES, Settings
 
 
-def baseline_on(runtime: str, subject: Subject, context: RunContext) -> Path:
+def baseline_on(runtime: str, subject: Subject, context: RunContext, program: Program | None = None) -> Path:
     """The untouched model as an artifact: as it came (`auto`), or its float form on the engine that was asked for.
+
+    Args:
+        program: the model's export, where there is one already.
 
     Raises:
         SetupError: this Python cannot use the engine.
@@ -47,7 +51,7 @@ def baseline_on(runtime: str, subject: Subject, context: RunContext) -> Path:
         )
         artifacts.save_module(folder, subject.module, recipe_of(subject), other, Check(subject.example, outputs))
         return folder
-    program = float_program(subject, context)
+    program = program or float_program(subject, context)
     if program.path is None:
         raise program.error or ModelError("the model has no program")
     path, engine = program.path, ENGINES[runtime]

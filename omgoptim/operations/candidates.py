@@ -14,7 +14,7 @@ from omgoptim.reports import Candidate
 from omgoptim.requests import Params, QuantizeRequest
 from omgoptim.requests.quantize import Auto, Bf16, Dynamic, Fp32, Static
 from omgoptim.runtimes import ENGINES
-from omgoptim.techniques.quantize.efforts import resolved
+from omgoptim.techniques.quantize._ptq.presets import apply_preset
 from omgoptim.techniques.quantize.static import variants
 from omgoptim.techniques.registry import technique_of
 
@@ -60,6 +60,8 @@ class Program:
     path: Path | None
     traits: GraphTraits | None
     error: OmgoptimError | None = None
+    fixed_batch: str | None = None
+    """Why its batch is 1, where torch.export could not free it."""
 
 
 def propose(request: QuantizeRequest, subject: Subject, program: Program) -> Proposal:
@@ -100,13 +102,13 @@ def _schemes(request: QuantizeRequest, program: Program, passed_over: list[Candi
     """The concrete params of a request: `auto` stands for all that the model could gain from."""
     asked = request.scheme
     if isinstance(asked, Static):
-        asked = resolved(asked, request.effort)
+        asked = apply_preset(asked, request.effort)
         return [asked] if program.path is None else list(variants(asked, program.path))
     if not isinstance(asked, Auto):
         return [asked]
     schemes: list[Params] = []
     if program.path is not None:
-        static = resolved(Static(calibration_samples=asked.calibration_samples), request.effort)
+        static = apply_preset(Static(calibration_samples=asked.calibration_samples), request.effort)
         schemes += variants(static, program.path)
     schemes += [Dynamic(), Bf16(), Fp32()]
     passed_over.append(

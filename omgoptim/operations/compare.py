@@ -29,6 +29,7 @@ from omgoptim.models.samples import Samples, named_samples, of_size
 from omgoptim.models.source import find_artifact
 from omgoptim.models.trust import Reach
 from omgoptim.operations.context import RunContext, is_live
+from omgoptim.operations.fixed_batch import fixed_batch_note
 from omgoptim.operations.measured import environment, gains, measurement, output_records, shown_request
 from omgoptim.operations.timing import full_race, told
 from omgoptim.operations.verdict import (
@@ -63,13 +64,14 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     named = [name_inputs(None, item.inputs, names[0]) for item in raw]
     samples = named_samples(named, raw)
     threads = request.threads or usable_cores()
-    samples, notes = read_by_both(folders, samples, threads, reach)
+    samples, notes, free_batch = read_by_both(folders, samples, threads, reach)
     context.work.mkdir(parents=True, exist_ok=True)
     batches = {}
-    for name, size in ((LATENCY, 1), (THROUGHPUT, request.batch)):
+    sizes = {LATENCY: 1} | ({THROUGHPUT: request.batch} if free_batch else {})
+    for name, size in sizes.items():
         batches[name] = context.work / f"{name}.npz"
         np.savez(batches[name], **of_size(samples, size))  # type: ignore[arg-type]
-    bench = Bench(batches, request.batch, threads, context.project, manifests[0].device, reach)
+    bench = Bench(batches, request.batch if free_batch else 1, threads, context.project, manifests[0].device, reach)
     inputs = samples.write(context.work / "eval")
     targets = [context.work / "outputs" / str(index) for index in range(2)]
 
@@ -112,20 +114,27 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
         before=before,
         after=after,
         gains=gained,
-        outputs=output_records(described, quality),
+        outputs=output_records(described, quality, timing),
         lineage=lineage,
         repeat=command_of("compare", request),
     )
 
 
-def read_by_both(folders: Sequence[Path], samples: Samples, threads: int, reach: Reach) -> tuple[Samples, list[str]]:
-    """The samples as both artifacts are to be judged on them, and what to say of that.
+def read_by_both(
+    folders: Sequence[Path], samples: Samples, threads: int, reach: Reach
+) -> tuple[Samples, list[str], bool]:
+    """The samples as both artifacts are to be judged on them, what to say of that, and whether any batch may be timed.
 
     The targets of a causal language model become the next tokens; samples are one by one where an answer depends on
-    its batch.
+    its batch, or where one of the artifacts takes a batch of 1 only.
     """
     notes: list[str] = []
     dependent = None
+    taken = {name: Manifest.read(folder).signature.batch for name, folder in zip("AB", folders, strict=True)}
+    fixed = [name for name, size in taken.items() if size]
+    if fixed:
+        samples = samples.one_by_one()
+        notes.append(fixed_batch_note(f"the batch of {' and '.join(fixed)} is fixed at 1"))
     for name, folder in zip("AB", folders, strict=True):
         manifest, session = open_session(folder, threads, reach)
         if name == "A" and predicts_next_token(samples.batches[0], samples.targets[0], session.run):
@@ -134,8 +143,8 @@ def read_by_both(folders: Sequence[Path], samples: Samples, threads: int, reach:
         found = batch_dependence(session.run, samples, coarse=manifest.precision != "float32")
         if found and not dependent:
             dependent = found
-            notes.append(f"of {name}, {found}; quality is measured one sample at a time")
-    return samples.one_by_one() if dependent else samples, notes
+            notes.append(f"of {name}, {found}; quality is measured one sample at a time, and throughput not at all")
+    return samples.one_by_one() if dependent else samples, notes, not (dependent or fixed)
 
 
 def _artifact(name: str, reach: Reach) -> Path:

@@ -92,7 +92,7 @@ def conclude(verb: str, job: AnyJob, ending: Ending, output: Path | None) -> Eff
         before=measured.before,
         after=measured.after,
         gains=measured.gains,
-        outputs=output_records(subject.outputs, measured.quality),
+        outputs=output_records(subject.outputs, measured.quality, measured.timing),
         changed=ending.changes.changed,
         skipped=ending.changes.skipped,
         rounds=ending.rounds,
@@ -145,19 +145,19 @@ def left_words(before: Measurement, after: Measurement) -> str:
 
 
 def control_words(control: Control | None) -> str:
-    """What the teacher brought, as far as the interval says that it did."""
+    """Effect of distillation against the control without a teacher, with its interval."""
     if control is None or control.quality is None or control.gain is None:
         return ""
     interval = ""
     if control.gain_low is not None and control.gain_high is not None:
-        interval = f" (95 %: {control.gain_low:+.4f} to {control.gain_high:+.4f})"
+        interval = f", 95 % interval {control.gain_low:+.4f} to {control.gain_high:+.4f}"
     if control.kept:
         return (
             "The artifact is the control: on the selection samples the same student was better without the teacher. "
-            f"On the evaluation data the distilled one differs from it by {control.gain:+.4f}{interval}."
+            f"Effect of distillation on the evaluation data: {control.gain:+.4f}{interval}."
         )
     clear = control.gain_low is not None and control.gain_low > 0
-    brought = "the teacher brought" if clear else "what the teacher brought cannot be told from nothing:"
+    effect = "significant improvement by distillation" if clear else "no significant effect of distillation"
     return (
-        f"Without the teacher the same student reaches {control.quality:.4f}: {brought} {control.gain:+.4f}{interval}."
+        f"Without the teacher the same student reaches {control.quality:.4f}: {effect} ({control.gain:+.4f}{interval})."
     )

@@ -6,6 +6,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omgoptim.errors import RunError
+from omgoptim.reports import EfficiencyReport
+from omgoptim.requests import Request
+
+if TYPE_CHECKING:
+    from omgoptim.operations.live import Live
 
 LIVE = "(live {})"
 """What a request names where the caller of the Python face gave an object: `(live module)`, `(live data)`."""
@@ -14,6 +22,24 @@ LIVE = "(live {})"
 def is_live(name: object) -> bool:
     """Whether a request's argument stands for an object of the caller's process, which nobody else can name."""
     return isinstance(name, str) and name.startswith("(live ")
+
+
+@dataclass(frozen=True, slots=True)
+class StepRun:
+    """A finished run that was a step of another one."""
+
+    run_id: str
+    folder: Path
+    report: EfficiencyReport
+
+
+RunStep = Callable[[str, Request, "Live", tuple[float, float]], StepRun]
+"""`run_step(verb, request, live, span)`: do a verb as a run of its own, here and now; `span` is the fraction of the
+whole run that it takes. Raises what the run raised."""
+
+
+def _no_steps(*_: object) -> StepRun:
+    raise RunError("this run cannot start others")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +59,7 @@ class RunContext:
     `None` leaves the fraction as it was."""
     measuring: Callable[[], AbstractContextManager[None]] = nullcontext
     """`with measuring():` holds the device: no other run of this machine measures on it meanwhile."""
+    run_step: RunStep = _no_steps
 
     @property
     def work(self) -> Path:

@@ -15,14 +15,14 @@ from omgoptim.models import artifact as artifacts
 from omgoptim.models.samples import as_tensors
 from omgoptim.requests.quantize import Qat
 from omgoptim.runtimes import ENGINES, Settings
-from omgoptim.techniques.quantize.learned import Learned, Peaks, write_learned
+from omgoptim.techniques.quantize._ptq.qat_state import Peaks, QatState, write_qat_state
 from omgoptim.techniques.registry import ProgramRun, apply_to_program
+from omgoptim.training.evaluator import COLLAPSED, Evaluator
 from omgoptim.training.fake_quantization import FakeQuantized
-from omgoptim.training.judge import COLLAPSED, Judge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ConvertedJudge(Judge):
+class ConvertedJudge(Evaluator):
     """A judge of what a module becomes: its `module` exported, quantized, and run by ONNX Runtime on the CPU."""
 
     params: Qat
@@ -43,7 +43,7 @@ class ConvertedJudge(Judge):
         """The metric's value of the converted program; `COLLAPSED` where the module's own outputs are no numbers.
 
         Raises:
-            OmgoptimError: it cannot be converted, or as `Judge.score`.
+            OmgoptimError: it cannot be converted, or as `Evaluator.score`.
         """
         plain = plain_of(module)
         if not self.usable(self.outputs_of(plain)):  # no range could be read: that training failed, not the run
@@ -74,7 +74,7 @@ def was_trained(module: nn.Module) -> bool:
 def note_learned(module: nn.Module, program: Path, peaks: Peaks) -> None:
     """Note in the program of a trained module what it has learnt beside its weights."""
     if isinstance(module, FakeQuantized):
-        write_learned(program, Learned(module.ranges(), peaks))
+        write_qat_state(program, QatState(module.ranges(), peaks))
 
 
 def plain_of(module: nn.Module) -> nn.Module:

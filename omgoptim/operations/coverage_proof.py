@@ -24,7 +24,7 @@ from omgoptim.models.onnx_file import load
 from omgoptim.reports import Coverage, LayerPrecision, Skip
 from omgoptim.runtimes import ENGINES
 from omgoptim.runtimes.engine import Kernel
-from omgoptim.techniques.quantize.coverage import RENAMES
+from omgoptim.techniques.quantize._diagnostics.coverage import REPLACED_SUFFIXES
 
 if TYPE_CHECKING:
     from torch import nn
@@ -146,7 +146,7 @@ def _program_pairs(source: Path, program: Path, kernels: Sequence[Kernel]) -> li
     numbers = numbers_of(kernels, written, by_node.keys())
     pairs = []
     for layer in before:
-        renamed = (node + suffix for node in layer.nodes for suffix in ("", *RENAMES))
+        renamed = (node + suffix for node in layer.nodes for suffix in ("", *REPLACED_SUFFIXES))
         found = [by_node[name] for name in renamed if name in by_node] or [by_path.get(layer.path, layer)]
         now = replace(found[0], tensors={name: size for one in found for name, size in one.tensors.items()})
         told = {numbers[node] for one in found for node in one.nodes if node in numbers}

@@ -26,10 +26,15 @@ from omgoptim.operations.trial import CALIBRATED, Evaluators, Trials
 from omgoptim.operations.verdict import ROUNDING
 from omgoptim.reports import Explanation, Finding, LayerNoise, TimeShare
 from omgoptim.requests import QuantizeRequest
-from omgoptim.techniques.quantize.graph_signatures import Signature
-from omgoptim.techniques.quantize.noise import LayerSqnr, NoiseReport, measure_noise
-from omgoptim.techniques.quantize.signatures import signatures
-from omgoptim.techniques.quantize.simulation import Simulation, sqnr_db
+from omgoptim.techniques.quantize._diagnostics.activation_diagnostics import diagnose
+from omgoptim.techniques.quantize._diagnostics.graph_diagnostics import Diagnostic
+from omgoptim.techniques.quantize._diagnostics.sensitivity import (
+    LayerSensitivity,
+    SensitivityReport,
+    measure_sensitivity,
+)
+from omgoptim.techniques.quantize._diagnostics.simulation import NON_FINITE_DB, Simulation
+from omgoptim.techniques.quantize._ptq.sqnr import sqnr_db
 
 RESTORED = 3
 """Worst layers whose recovered quality is measured."""
@@ -116,7 +121,7 @@ def _explained_by(
         context.progress("explaining: the noise of each layer", None)
         simulation = simulate(about.attempt.made.option.params, subject, program, calibration)
         limit_s = request.guard_time_s * NOISE_SHARE
-        noise = measure_noise(simulation, restored=True, limit_s=limit_s, clock=clock)
+        noise = measure_sensitivity(simulation, restored=True, limit_s=limit_s, clock=clock)
     except OmgoptimError as error:
         nothing = f"The layers could not be explained: {error.what}: {error.why}."
         return known.model_copy(update={"summary": f"{nothing} {_speed_words(times, bound, untold)}"})
@@ -166,10 +171,10 @@ def _times(subject: Subject, context: RunContext) -> tuple[list[TimeShare], str]
 
 
 def _sqnr(attempt: Attempt, yardstick: Yardstick) -> float | None:
-    return sqnr_db(yardstick.original, attempt.outputs) if attempt.outputs is not None else None
+    return sqnr_db(yardstick.original, attempt.outputs, NON_FINITE_DB) if attempt.outputs is not None else None
 
 
-def _layers(noise: NoiseReport, about: Explained, trials: Trials) -> list[LayerNoise]:
+def _layers(noise: SensitivityReport, about: Explained, trials: Trials) -> list[LayerNoise]:
     """Every layer, the worst first; of the worst few also what keeping it in float brings."""
     drop = about.attempt.drop or 0.0
     result = []
@@ -181,7 +186,7 @@ def _layers(noise: NoiseReport, about: Explained, trials: Trials) -> list[LayerN
     return result
 
 
-def _layer(entry: LayerSqnr, whole_db: float, recovered: float | None) -> LayerNoise:
+def _layer(entry: LayerSensitivity, whole_db: float, recovered: float | None) -> LayerNoise:
     gain = None if entry.restored_db is None else entry.restored_db - whole_db
     layer = entry.layer
     return LayerNoise(
@@ -209,7 +214,7 @@ def _findings(
     """What is known to hurt and was found here, with what undoing it brought; the most first."""
     option, drop = about.attempt.made.option, about.attempt.drop or 0.0
     found = []
-    for signature in signatures(simulation, option.params, evaluation):
+    for signature in diagnose(simulation, option.params, evaluation):
         undone = _undone(option, signature)
         recovered = _recovered(undone, drop, trials) if undone is not None and drop > ROUNDING else None
         found.append(
@@ -224,7 +229,7 @@ def _findings(
     return sorted(found, key=lambda finding: -(finding.recovered or 0.0))
 
 
-def _undone(option: Option, signature: Signature) -> Option | None:
+def _undone(option: Option, signature: Diagnostic) -> Option | None:
     """The option without what was found: other parameters where it has them, else those layers in float."""
     if signature.undo and all(hasattr(option.params, name) for name in signature.undo):
         return replace(option, params=option.params.model_copy(update=signature.undo))
@@ -232,7 +237,7 @@ def _undone(option: Option, signature: Signature) -> Option | None:
 
 
 def _quality_words(
-    about: Explained, yardstick: Yardstick, whole: float | None, noise: NoiseReport, layers: Sequence[LayerNoise]
+    about: Explained, yardstick: Yardstick, whole: float | None, noise: SensitivityReport, layers: Sequence[LayerNoise]
 ) -> str:
     name = about.attempt.made.option.name
     drop = about.attempt.drop or 0.0

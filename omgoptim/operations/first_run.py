@@ -23,7 +23,7 @@ from omgoptim.models.raw import RawBatch
 from omgoptim.models.samples import Samples, as_tensors, nan_samples
 from omgoptim.models.user_code import call_user
 from omgoptim.runtimes import ENGINES, Session, Settings
-from omgoptim.runtimes.engine import as_float32
+from omgoptim.runtimes.engine import as_float32, engine_message
 from omgoptim.runtimes.signature import InputTensor, Signature
 from omgoptim.runtimes.torch_precision import HALF
 
@@ -144,8 +144,7 @@ def settled_outputs(session: Session, example: NamedBatch) -> list[NDArray[Any]]
     except OmgoptimError:
         raise
     except Exception as error:  # engines raise kinds of their own without a common base
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError("the model does not run on a batch of two samples", said) from error
+        raise ModelError("the model does not run on a batch of two samples", engine_message(error)) from error
     difference = artifacts.max_difference(outputs, again)
     if difference > artifacts.TOLERANCE["float32"]:
         changed = [name for name, array in kept.items() if array.tobytes() != example[name].tobytes()]

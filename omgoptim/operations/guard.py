@@ -1,9 +1,9 @@
 """The guard: where int8 from calibration data loses too much, find the few layers that must stay in float.
 
-Layers are ranked by their simulated noise at the model's output (`techniques/quantize/noise.py`), so that only few
-sets get a full evaluation, and `guard_search.py` decides which. An evaluation is a candidate like any other: made,
-saved, opened in the measuring process of its engine and run on the selection samples, the same for it and the
-original. What the search ends with is proved in a fresh process, as every finalist is.
+Layers are ranked by their simulated noise at the model's output (`_diagnostics/sensitivity.py`), so that only few sets
+get a full evaluation, and `guard_search.py` decides which. An evaluation is a candidate like any other: made, saved,
+opened in the measuring process of its engine and run on the selection samples, the same for it and the original.
+What the search ends with is proved in a fresh process, as every finalist is.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from omgoptim.operations.trial import CALIBRATED, Evaluators, Trials
 from omgoptim.operations.verdict import holds
 from omgoptim.reports import Guard
 from omgoptim.requests import Params, QuantizeRequest
-from omgoptim.techniques.quantize.noise import NoiseReport, measure_noise
-from omgoptim.techniques.quantize.simulation import Simulation, simulation_of
+from omgoptim.techniques.quantize._diagnostics.sensitivity import SensitivityReport, measure_sensitivity
+from omgoptim.techniques.quantize._diagnostics.simulation import Simulation, build_simulation
 
 RANKING_SHARE = 1 / 3
 """Part of the guard's time that ranking the layers may take."""
@@ -153,7 +153,7 @@ def worth_repairing(attempts: Sequence[Attempt], guard: float, preference: Prefe
 
 
 def _pays(
-    given: Search, base: Attempt, attempts: Sequence[Attempt], noise: NoiseReport
+    given: Search, base: Attempt, attempts: Sequence[Attempt], noise: SensitivityReport
 ) -> Callable[[tuple[str, ...]], bool]:
     """Whether a set of layers in float could be better than a float candidate, by the time and bytes that they cost.
 
@@ -194,7 +194,7 @@ def simulate(params: Params, subject: Subject, program: Program, calibration: Sa
     if program.path is None:
         raise TechniqueError("no layer can be simulated", "the model has no program")
     threads = subject.bench.threads
-    simulation = simulation_of(program.path, calibration.batches, params, threads=threads)
+    simulation = build_simulation(program.path, calibration.batches, params, threads=threads)
     if not simulation.layers:
         raise TechniqueError("no layer can be simulated", "none reads a stored float32 weight")
     return simulation
@@ -202,12 +202,12 @@ def simulate(params: Params, subject: Subject, program: Program, calibration: Sa
 
 def _ranking(
     params: Params, subject: Subject, program: Program, calibration: Samples, context: RunContext, limit_s: float
-) -> tuple[NoiseReport | None, Predict | None, str]:
+) -> tuple[SensitivityReport | None, Predict | None, str]:
     """The noise of each layer that these params quantize, and of all without some; or why it is not known."""
     context.progress("guard: measuring the noise of each layer", None)
     try:
         simulation = simulate(params, subject, program, calibration)
-        noise = measure_noise(simulation, limit_s=limit_s)
+        noise = measure_sensitivity(simulation, limit_s=limit_s)
     except OmgoptimError as error:  # a program that the simulation cannot take still has its candidates
         return None, None, f"{error.what}: {error.why}"
     nodes = {layer.name: entry.layer.node for layer, entry in zip(keepable(noise), noise.layers, strict=True)}
@@ -218,7 +218,7 @@ def _ranking(
     return noise, predict, ""
 
 
-def keepable(noise: NoiseReport) -> list[Keepable]:
+def keepable(noise: SensitivityReport) -> list[Keepable]:
     """The layers as the search knows them, each under a name that means it alone."""
     entries = [(entry, entry.layer) for entry in noise.layers]
     paths = Counter(layer.path for _, layer in entries)

@@ -11,7 +11,7 @@ from omgoptim.operations.screening import Attempt
 from omgoptim.operations.verdict import holds
 from omgoptim.reports import Guard
 from omgoptim.requests import QuantizeRequest
-from omgoptim.techniques.quantize.noise import LayerSqnr, NoiseReport
+from omgoptim.techniques.quantize._diagnostics.sensitivity import LayerSensitivity, SensitivityReport
 
 NAMED = 4
 """Layers that a sentence names."""
@@ -23,7 +23,7 @@ class Ended:
 
     found: Found
     layers: Sequence[Keepable]
-    noise: NoiseReport | None
+    noise: SensitivityReport | None
     untold: str
     """Why the layers could not be ranked, where they could not."""
     base: Attempt
@@ -89,7 +89,7 @@ def _named(paths: Sequence[str]) -> str:
     return shown if len(paths) <= NAMED else f"{shown} and {len(paths) - NAMED} others"
 
 
-def _worst_words(layers: Sequence[LayerSqnr]) -> str:
+def _worst_words(layers: Sequence[LayerSensitivity]) -> str:
     worst = ", ".join(f"{entry.layer.path} ({entry.alone_db:.1f} dB alone)" for entry in layers[:3])
     return f"most noise comes from {worst}"
 

@@ -173,7 +173,7 @@ def _report(run: Run, kept: _Kept, everyone: list[_Kept]) -> EfficiencyReport:
         after=kept.after,
         gains=gained,
         gains_by=finalist.parts,
-        outputs=output_records(subject.outputs, quality),
+        outputs=output_records(subject.outputs, quality, finalist.timing),
         changed=made.changed if made else [],
         skipped=skipped,
         training=run.trained.training if run.trained else None,

@@ -11,6 +11,7 @@ from torch import nn
 
 from omgoptim.errors import RequestError
 from omgoptim.models.calls import NamedBatch
+from omgoptim.models.data import DataSource
 from omgoptim.models.samples import as_tensors
 from omgoptim.models.source import Recipe
 from omgoptim.runtimes.signature import Signature
@@ -25,20 +26,29 @@ class Live:
     metric: Callable[..., Any] | None = None
     loss: Callable[..., Any] | None = None
     student: nn.Module | None = None
+    resplit: Callable[[DataSource], DataSource] | None = None
+    """What a step of a longer run does with the data: its evaluation samples are selection samples of that run."""
+    notes: tuple[str, ...] = ()
+    """What to say of the module, such as that it came in training mode."""
 
 
-def recipe_of_live(module: nn.Module, signature: Signature, example: NamedBatch, path: Path) -> Recipe:
+def recipe_of_live(
+    module: nn.Module, signature: Signature, example: NamedBatch, path: Path
+) -> tuple[Recipe, str | None]:
     """A live module has no source that a fresh process could build it from: it travels as an exported program.
 
     Args:
         path: where the program is written.
+
+    Returns:
+        The recipe; and why the program takes a batch of 1 only, where it does.
     """
     from omgoptim.runtimes.export import export_pt2
 
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = as_tensors(example, signature.dtypes)
-    export_pt2(module, tensors, signature, path)
-    return Recipe("pt2", str(path))
+    fixed = export_pt2(module, tensors, signature, path, or_at_one=True)
+    return Recipe("pt2", str(path)), fixed
 
 
 def by_split(data: Any) -> Callable[..., Iterable[Any]]:

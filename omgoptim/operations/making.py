@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from omgoptim.errors import OmgoptimError, TechniqueError
+from omgoptim.errors import NoLayerChanged, OmgoptimError, TechniqueError
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.artifact import Check, Manifest
 from omgoptim.models.onnx_graph import graph_traits
@@ -20,6 +22,9 @@ from omgoptim.reports import Change, Skip
 from omgoptim.requests import Params
 from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Fp32, Qat, Static, WeightOnly
 from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes.engine import engine_message
+from omgoptim.runtimes.signature import BATCH
+from omgoptim.runtimes.tied_weights import tied_weights
 from omgoptim.techniques.registry import Outcome, ProgramRun, apply_to_program, technique_of
 
 if TYPE_CHECKING:
@@ -57,11 +62,12 @@ class Made:
         return Manifest.read(self.folder).size_bytes if self.folder else None
 
 
-def float_program(subject: Subject, context: RunContext, name: str = "float") -> Program:
+def float_program(subject: Subject, context: RunContext, name: str = "float", *, or_at_one: bool = False) -> Program:
     """The model as a float32 ONNX file: exported once, and checked against the module it came from.
 
     Args:
         name: of the folder that it is put in.
+        or_at_one: export at batch 1 where the batch cannot be free; the caller goes on with `at_batch_one`.
     """
     if subject.program is not None:
         return Program(subject.program, graph_traits(subject.program))
@@ -73,11 +79,11 @@ def float_program(subject: Subject, context: RunContext, name: str = "float") ->
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         example = as_tensors(subject.example, subject.signature.dtypes)
-        export_onnx(subject.module, example, subject.signature, path)
+        fixed = export_onnx(subject.module, example, subject.signature, path, or_at_one=or_at_one)
         _check_export(subject, path)
     except OmgoptimError as error:
         return Program(None, None, error)
-    return Program(path, graph_traits(path))
+    return Program(path, graph_traits(path), fixed_batch=fixed)
 
 
 def _check_export(subject: Subject, path: Path) -> None:
@@ -88,7 +94,7 @@ def _check_export(subject: Subject, path: Path) -> None:
     try:
         actual = ENGINES["onnxruntime"].open(path, subject.signature, settings).run(one)
     except Exception as error:  # ONNX Runtime's errors have no common base
-        raise TechniqueError("ONNX Runtime cannot run the exported model", str(error).splitlines()[0]) from error
+        raise TechniqueError("ONNX Runtime cannot run the exported model", engine_message(error)) from error
     worst = artifacts.max_difference(expected, actual)
     if not worst <= artifacts.TOLERANCE["float32"]:
         raise TechniqueError(
@@ -106,27 +112,46 @@ def make(
     context: RunContext,
     seed: int,
     twin: Made | None = None,
+    *,
+    doing: str = "",
+    limit_s: float = math.inf,
 ) -> Made:
     """Apply one option and save its artifact. A technique or engine that cannot take the model is a recorded failure.
 
     Args:
         twin: the same technique made for another engine: its program is used again.
+        doing: what the progress says; default: the option's name.
+        limit_s: seconds after which no further step of it begins.
     """
     folder = context.work / "candidates" / option.name.replace(" ", "_")
+    began, doing = time.monotonic(), doing or f"making {option.name}"
     try:
         if option.on_module:
             return Made(option, folder, as_stored(_make_module(option, folder, subject), subject.precision))
 
         def told(stage: str, _done: float | None) -> None:
-            context.progress(f"making {option.name}: {stage}", None)
+            refuse_beyond_share(time.monotonic() - began, limit_s)
+            context.progress(f"{doing}: {stage}", None)
 
         run = ProgramRun(
             calibration.batches, folder.with_name(folder.name + ".scratch"), seed, subject.bench.threads, told
         )
         made = _make_program(option, folder, subject, program, run, twin)
+        if subject.module is not None and twin is None:
+            made = with_ties(made, subject.module, precision_of(option.params))
         return Made(option, folder, as_stored(made, subject.precision))
     except OmgoptimError as error:
         return Made(option, error=error)
+
+
+def refuse_beyond_share(seconds: float, limit_s: float) -> None:
+    """Raise a TechniqueError where making one candidate of several has taken more than its share."""
+    if seconds > limit_s:
+        raise TechniqueError(
+            "making it took more than its share of the time",
+            f"given up after {seconds:.0f} s; one candidate of several may take {limit_s:.0f} s",
+            "name its scheme and runtime: a candidate alone has no limit",
+        )
 
 
 def as_stored(outcome: Outcome, precision: str) -> Outcome:
@@ -138,6 +163,24 @@ def as_stored(outcome: Outcome, precision: str) -> Outcome:
         for change in outcome.changed
     ]
     return replace(outcome, changed=[c for c in before if c.after not in (precision, f"stored in {precision}")])
+
+
+def with_ties(outcome: Outcome, module: nn.Module, precision: str) -> Outcome:
+    """Add to the notes which tied weights a quantized program stores more than once, and the bytes that this costs."""
+    if not precision.startswith("int"):
+        return outcome
+    bits = int(precision.removeprefix("int"))
+    notes = []
+    for names in tied_weights(module):
+        owners = {name.rpartition(".")[0] for name in names}
+        quantized = sum(change.path in owners for change in outcome.changed)
+        in_float = any(skip.path in owners for skip in outcome.skipped)
+        again = quantized - (not in_float)
+        if again > 0:
+            more = again * module.get_parameter(names[0]).numel() * bits / 8e6
+            places = f"in float and in {precision}" if in_float else f"in {precision} for each layer that reads it"
+            notes.append(f"The tied weight {names[0]} is stored {places}: {more:.3g} MB more.")
+    return replace(outcome, notes=[*outcome.notes, *notes])
 
 
 def _make_program(
@@ -191,10 +234,11 @@ def _module_outcome(module: nn.Module, precision: str) -> Outcome:
             Change(path=path, what="dynamic int8", before=kind, after="int8") for path, kind in converted_layers(module)
         ]
         if not changed:
-            raise TechniqueError(
+            raise NoLayerChanged(
                 "dynamic quantization found no layer to change",
                 "the model has no Linear, LSTM or GRU module",
                 "for convolutions: scheme static with data",
+                schemes=["static"],
             )
         done = {change.path for change in changed}
         left = [
@@ -218,7 +262,9 @@ def _manifest(option: Option, subject: Subject, precision: str) -> Manifest:
         baseline,
         runtime=option.runtime,
         precision=precision,
-        signature=subject.signature,
+        signature=subject.signature.at_batch(baseline.signature.batch or BATCH)
+        if option.on_module
+        else subject.signature,
         lineage=subject.lineage,
         device=subject.device,
         files={},
@@ -232,7 +278,4 @@ def in_memory(action: Callable[[], Result]) -> Result:
     except OmgoptimError:
         raise
     except Exception as error:  # engines raise kinds of their own without a common base
-        first = str(error).strip().splitlines()
-        raise TechniqueError(
-            "the engine cannot run it", f"{type(error).__name__}: {first[0] if first else ''}"
-        ) from error
+        raise TechniqueError("the engine cannot run it", f"{type(error).__name__}: {engine_message(error)}") from error

@@ -19,7 +19,7 @@ from omgoptim.operations.overlap import overlap_notes
 from omgoptim.operations.subject import Live, Subject
 from omgoptim.requests import RecoveryRequest, TrainingRequest
 from omgoptim.training.batches import Batches, as_target
-from omgoptim.training.judge import Judge
+from omgoptim.training.evaluator import Evaluator
 from omgoptim.training.losses import Loss, loss_of, tensor_outputs
 
 STATISTICS_SAMPLES = 512
@@ -36,7 +36,7 @@ class Material:
     statistics: Samples
     selection: Samples
     batches: Batches
-    judge: Judge
+    judge: Evaluator
     loss: Loss | None
     """None without targets: there the original's outputs are all that can be learnt."""
     epochs: int
@@ -77,7 +77,9 @@ def gather(request: TrainingRequest, subject: Subject, module: nn.Module, live: 
         )
     limit_s = request.time_limit_s
     device, described = subject.device, subject.outputs
-    judge = Judge.of(module, selection, subject.signature, subject.metric, subject.reach, limit_s, device, described)
+    judge = Evaluator.of(
+        module, selection, subject.signature, subject.metric, subject.reach, limit_s, device, described
+    )
     batches = Batches(subject.data, module, subject.signature, subject.outputs)
     return Material(statistics, selection, batches, judge, loss, epochs, notes)
 

@@ -67,8 +67,15 @@ def gains(before: Measurement, after: Measurement, timing: Timing, quality: Qual
     )
 
 
-def output_records(outputs: ModelOutputs, quality: Quality | None = None) -> list[OutputRecord]:
-    """The outputs of a model, each with its agreement where that was measured."""
+def output_records(
+    outputs: ModelOutputs, quality: Quality | None = None, timing: Timing | None = None
+) -> list[OutputRecord]:
+    """The outputs of a model, each with its agreement where that was measured.
+
+    Args:
+        timing: of the artifact that the report is of, with what its fresh processes gave for its recorded samples.
+    """
+    reopened = timing.reopened if timing else ()
     measured = {found.spec.index: found for found in quality.outputs} if quality else {}
     records = []
     for spec in outputs.specs:
@@ -87,6 +94,7 @@ def output_records(outputs: ModelOutputs, quality: Quality | None = None) -> lis
                 relative_error=None if found is None or found.relative_error is None else finite(found.relative_error),
                 cosine=None if found is None else found.cosine,
                 ruined=found is not None and found.ruined,
+                reopened=reopened[spec.index] if spec.index < len(reopened) else None,
             )
         )
     return records

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
-from omgoptim.errors import OmgoptimError, TechniqueError, call
+from omgoptim.errors import NoLayerChanged, OmgoptimError, TechniqueError, call
 from omgoptim.operations.advice import same_arguments, step
 from omgoptim.operations.context import is_live
 from omgoptim.requests import QuantizeRequest, parse
 from omgoptim.requests.quantize import Auto
 from omgoptim.techniques.registry import technique_of
-
-NO_OP = "no layer"
-"""What the error of a technique that changes nothing says."""
 
 WITHOUT_DATA = "bf16"
 """The scheme that halves any model, where the one that would help needs data and there is none."""
@@ -26,7 +22,7 @@ def nothing_made(failed: Sequence[tuple[str, OmgoptimError]], request: QuantizeR
         failed: each candidate's name and error.
     """
     errors = [error for _, error in failed]
-    if len({error.what for error in errors}) == 1 or all(NO_OP in error.what for error in errors):
+    if len({error.what for error in errors}) == 1 or all(isinstance(error, NoLayerChanged) for error in errors):
         return with_call(errors[0], request)
     reasons = "; ".join(f"{name}: {error.what}" for name, error in failed)
     return TechniqueError("no candidate could be made", reasons, errors[0].fix)
@@ -35,19 +31,15 @@ def nothing_made(failed: Sequence[tuple[str, OmgoptimError]], request: QuantizeR
 def with_call(error: OmgoptimError, request: QuantizeRequest) -> OmgoptimError:
     """The same error, its fix with the call ready to run; any other error as it is.
 
-    The technique knows which scheme would help and names it first in its fix; the request knows the model. A glob that
+    The technique knows which schemes would help, the best first; the request knows the model. A glob that
     leaves no layer is left out of the call.
     """
-    if not isinstance(error, TechniqueError) or NO_OP not in error.what:
+    if not isinstance(error, NoLayerChanged):
         return error
-    named = [
-        name for name in re.findall(r"scheme (\w+)", error.fix) if request.data is not None or not _needs_data(name)
-    ]
+    usable = [name for name in error.schemes if request.data is not None or not _needs_data(name)]
     globs = [name for name in ("targets", "ignore") if getattr(request.scheme, name, [])]
-    if named:
-        scheme = {"scheme": named[0]}
-    elif "scheme" in error.fix:
-        scheme = {"scheme": WITHOUT_DATA}
+    if error.schemes:
+        scheme = {"scheme": usable[0] if usable else WITHOUT_DATA}
     elif globs:
         scheme = {"scheme": request.scheme.scheme}
     else:

@@ -14,8 +14,8 @@ from omgoptim.measure.own_cost import evaluating
 from omgoptim.models.calls import NamedBatch
 from omgoptim.models.samples import Samples, batch_length, call_of
 from omgoptim.runtimes.signature import Signature, flatten
-from omgoptim.techniques.prune.probe import quiet, told
-from omgoptim.training.judge import judged
+from omgoptim.techniques.probe import error_location, quiet
+from omgoptim.training.evaluator import eval_mode
 
 LONGEST_S, FEWEST = 20.0, 32
 """No further sample begins after so many seconds, once so many were run: a slow model is proven on fewer."""
@@ -42,7 +42,7 @@ def refuse_partial(
     if _shapes(module) == _shapes(original):
         return 0
     began, done, failures = time.monotonic(), 0, []
-    with judged(module, device), judged(original, device):
+    with eval_mode(module, device), eval_mode(original, device):
         for one in _spread(samples):
             if done >= FEWEST and time.monotonic() - began > LONGEST_S:
                 break
@@ -68,7 +68,7 @@ def _outputs(module: nn.Module, signature: Signature, one: NamedBatch, device: s
         with evaluating(module), quiet(), torch.no_grad():
             result = module(*args, **kwargs)
     except Exception as error:  # noqa: BLE001 - whatever a user's forward raises once widths have changed
-        return told(error)
+        return error_location(error)
     return [tuple(leaf.shape) for leaf in flatten(result) if isinstance(leaf, Tensor)]
 
 

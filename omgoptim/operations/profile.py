@@ -15,19 +15,27 @@ from omgoptim.operations.advice import profile_steps, repeat_of
 from omgoptim.operations.attribution import waiting_share, waiting_words
 from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.fixed_batch import at_batch_one
+from omgoptim.operations.making import float_program
 from omgoptim.operations.measured import environment, measurement, output_records, shown_request
 from omgoptim.operations.subject import Live, Subject, prepare
 from omgoptim.operations.timing import full_race, told
 from omgoptim.operations.verdict import load_warnings
 from omgoptim.reports import EfficiencyReport, Layer, Measurement
 from omgoptim.requests import ProfileRequest
+from omgoptim.runtimes import ENGINES
 from omgoptim.runtimes.torch_precision import HALF
 
 
 def profile(request: ProfileRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
     """Measure a model as it is. See `ProfileRequest`."""
     subject = prepare(request, context, live)
-    folder = baseline_on(request.runtime, subject, context)
+    program = None
+    if request.runtime != "auto" and ENGINES[request.runtime].runs == "program" and subject.precision == "float32":
+        program = float_program(subject, context, or_at_one=True)
+        if program.fixed_batch is not None:
+            subject = at_batch_one(subject, program.fixed_batch, context.work)
+    folder = baseline_on(request.runtime, subject, context, program)
     layers: list[Layer] = []
     untold: list[str] = []
 
@@ -70,7 +78,7 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
         request=shown_request(request),
         environment=environment(context, subject.bench, request.seed, subject.device, raced.load),
         before=before,
-        outputs=output_records(subject.outputs),
+        outputs=output_records(subject.outputs, timing=timing),
         layers=layers,
         macs_check=subject.macs.check if subject.macs else None,
         lineage=list(subject.lineage[:-1]),

@@ -23,7 +23,7 @@ from omgoptim.operations.subject import Live, Subject, prepare
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import Params, PruneRequest
 from omgoptim.requests.prune import SemiStructured, Structured, Unstructured
-from omgoptim.techniques.prune.schedule import levels
+from omgoptim.techniques.prune._unstructured.schedule import levels
 from omgoptim.techniques.registry import Outcome, technique_of
 
 

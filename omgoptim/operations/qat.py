@@ -27,19 +27,19 @@ from omgoptim.reports import Round, Training
 from omgoptim.requests import ModelRequest, QuantizeRequest, TrainingRequest
 from omgoptim.requests.quantize import Qat
 from omgoptim.requests.training import TrainingFields
-from omgoptim.techniques.quantize.learned import Scaling, scaling_of
-from omgoptim.techniques.quantize.onnx_file import weight_levels
+from omgoptim.techniques.quantize._onnx.runtime import weight_levels
+from omgoptim.techniques.quantize._ptq.qat_state import ChannelScaling, compute_scaling
 from omgoptim.techniques.quantize.qat import static_of
 from omgoptim.techniques.registry import Outcome
 from omgoptim.training.batches import Batches
+from omgoptim.training.config import LEARNING_RATES, TrainingConfig
 from omgoptim.training.distillation import DistillationLoss
+from omgoptim.training.evaluator import Evaluator
 from omgoptim.training.fake_quantization import FakeQuantized, Simulation
-from omgoptim.training.few_steps import fitted_plan
-from omgoptim.training.judge import Judge
-from omgoptim.training.loop import Fitted, fit
+from omgoptim.training.loop import TrainingResult, fit
 from omgoptim.training.losses import Loss
-from omgoptim.training.plan import LEARNING_RATES, TrainingPlan
 from omgoptim.training.randomness import own_randomness
+from omgoptim.training.small_data import config_for_data
 
 GENTLE = 0.1
 """Peak learning rate, as a fraction of what suits the optimizer for training: the weights are good ones already."""
@@ -95,12 +95,12 @@ def train(
     asked = _as_training(request, params)
     lesson = _lesson(asked, params, subject, original, splits.selection, live or Live())
     refuse_beyond_memory(training_bytes(original), "training the model with int8 simulated")
-    plan = TrainingPlan.of(asked, params.epochs, subject.device, request.seed)
+    plan = TrainingConfig.of(asked, params.epochs, subject.device, request.seed)
     if params.learning_rate is None:
         plan = replace(plan, learning_rate=GENTLE * LEARNING_RATES[params.optimizer])
     check = lesson.loss.check if lesson.loss is not None else lambda _target: None
     with own_randomness():
-        plan = fitted_plan(plan, asked, lesson.batches, check)
+        plan = config_for_data(plan, asked, lesson.batches, check)
         count, _ = lesson.batches.survey(plan.batch, plan.seed, check)
     context.progress("reading ranges to train with", STARTED)
     scaling = _scaling(params, context, subject, program, splits)
@@ -127,8 +127,8 @@ def _trained(
     subject: Subject,
     program: Program,
     module: FakeQuantized,
-    fitted: Fitted,
-    plan: TrainingPlan,
+    fitted: TrainingResult,
+    plan: TrainingConfig,
     judge: ConvertedJudge,
     notes: list[str],
 ) -> Trained:
@@ -150,7 +150,7 @@ def _trained(
     return Trained(trained, program, record, brought(fitted, judge.metric.name, judge.samples.count), warnings)
 
 
-def brought(fitted: Fitted, metric: str, samples: int) -> str:
+def brought(fitted: TrainingResult, metric: str, samples: int) -> str:
     """What training brought over the same conversion of the untrained weights, in a sentence."""
     before, after = fitted.quality_before, fitted.quality
     if before is None or after is None:
@@ -204,14 +204,14 @@ def _lesson(
     return _Lesson(Batches(subject.data, original, subject.signature, subject.outputs), loss, distills, notes)
 
 
-def _scaling(params: Qat, context: RunContext, subject: Subject, program: Program, splits: Splits) -> Scaling:
+def _scaling(params: Qat, context: RunContext, subject: Subject, program: Program, splits: Splits) -> ChannelScaling:
     if program.path is None or not params.equalize:
-        return Scaling()
+        return ChannelScaling()
     batches, threads = splits.calibration.batches, subject.bench.threads
-    return scaling_of(program.path, static_of(params), batches, _scratch(context), threads)
+    return compute_scaling(program.path, static_of(params), batches, _scratch(context), threads)
 
 
-def _simulation(params: Qat, scaling: Scaling) -> Simulation:
+def _simulation(params: Qat, scaling: ChannelScaling) -> Simulation:
     """What the conversion will do to the layers."""
     return Simulation(
         per_channel=params.granularity == "per_channel",
@@ -230,11 +230,11 @@ def _judge(
     subject: Subject,
     untrained: Path,
     splits: Splits,
-    scaling: Scaling,
+    scaling: ChannelScaling,
 ) -> ConvertedJudge:
     limit_s = request.time_limit_s
     original = require_module(subject, "quantize with scheme qat")
-    judge = Judge.of(
+    judge = Evaluator.of(
         original,
         splits.selection,
         subject.signature,

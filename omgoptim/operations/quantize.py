@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 from omgoptim.errors import RequestError
 from omgoptim.models.artifact import Manifest
 from omgoptim.operations.candidates import Option, Program, Proposal, propose
@@ -9,6 +12,7 @@ from omgoptim.operations.choosing import Preference, finalists
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.explain import explain
 from omgoptim.operations.finals import Final, final_race
+from omgoptim.operations.fixed_batch import at_batch_one
 from omgoptim.operations.guard import Guarded, Search, repair, worth_repairing
 from omgoptim.operations.guard_again import search_again
 from omgoptim.operations.guard_report import with_guard
@@ -22,10 +26,14 @@ from omgoptim.operations.qat import TRAINED, Trained, train
 from omgoptim.operations.screening import Attempt, Yardstick, screen
 from omgoptim.operations.splits import Splits, splits_of
 from omgoptim.operations.subject import Live, Subject, prepare
+from omgoptim.operations.unrolled import unrolled_note
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import QuantizeRequest
 from omgoptim.requests.quantize import Fp32, Qat
 from omgoptim.runtimes import ENGINES
+
+SHARE_S = 300.0
+"""Seconds that making one candidate of several may take, unless the effort is best."""
 
 
 def quantize(request: QuantizeRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
@@ -38,8 +46,15 @@ def quantize(request: QuantizeRequest, context: RunContext, live: Live | None = 
             f"its artifact is in {subject.precision}, and another rounding would only lose more",
             "quantize the float model that it was made from",
         )
-    context.progress("exporting the model", 0.08)
-    program = float_program(subject, context)
+    unrolled = unrolled_note(subject, request)
+    if unrolled is not None:
+        subject = replace(subject, notes=[*subject.notes, unrolled])
+        context.progress(f"exporting the model, which takes long: {unrolled}", 0.08)
+    else:
+        context.progress("exporting the model", 0.08)
+    program = float_program(subject, context, or_at_one=True)
+    if program.fixed_batch is not None:
+        subject = at_batch_one(subject, program.fixed_batch, context.work)
     proposal = propose(request, subject, program)
     if request.plan:
         return plan_report(request, context, subject, program, proposal)
@@ -103,14 +118,24 @@ def _make_all(
 ) -> list[Attempt]:
     """Every proposed candidate's artifact, and float32 on the engines of these, which tells what an engine alone
     brings. If no candidate could be made, the first one's reason is the error."""
-    attempts = []
+    attempts: list[Attempt] = []
     twins: dict[str | None, Made] = {}
     for index, option in enumerate(proposal.options):
         start = TRAINED if isinstance(request.scheme, Qat) else 0.1
-        context.progress(f"making {option.name}", start + (0.35 - start) * index / len(proposal.options))
+        doing = making_words(option.name, index, len(proposal.options))
+        context.progress(doing, start + (0.35 - start) * index / len(proposal.options))
         key = None if option.on_module else option.params.model_dump_json()
+        left = len(proposal.options) - index > 1 or any(attempt.made.folder for attempt in attempts)
         made = make(
-            option, subject, program, splits.calibration, context, request.seed, twins.get(key) if key else None
+            option,
+            subject,
+            program,
+            splits.calibration,
+            context,
+            request.seed,
+            twins.get(key) if key else None,
+            doing=doing,
+            limit_s=SHARE_S if left and request.effort != "best" else math.inf,
         )
         if key and made.folder:
             twins.setdefault(key, made)
@@ -124,6 +149,11 @@ def _make_all(
             twins.setdefault(key, made)
             attempts.append(Attempt(made, reference=True))
     return attempts
+
+
+def making_words(name: str, index: int, count: int) -> str:
+    """What progress says while a candidate is made."""
+    return f"making candidate {index + 1} of {count}, {name}" if count > 1 else f"making {name}"
 
 
 def _references(proposal: Proposal, subject: Subject, program: Program) -> list[Option]:

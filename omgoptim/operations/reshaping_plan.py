@@ -15,8 +15,8 @@ from omgoptim.operations.measured import environment, shown_request
 from omgoptim.operations.rounds import RoundsJob
 from omgoptim.reports import EfficiencyReport, Round
 from omgoptim.requests import Params
-from omgoptim.training.few_steps import STEPS_AN_EPOCH, fitted_plan
-from omgoptim.training.plan import TrainingPlan
+from omgoptim.training.config import TrainingConfig
+from omgoptim.training.small_data import STEPS_AN_EPOCH, config_for_data
 
 MOST_BATCHES = 100_000
 """Batches of an epoch that are counted; more are called more."""
@@ -61,11 +61,11 @@ def plan_report(verb: str, job: RoundsJob, steps: Sequence[Params]) -> Efficienc
 def batches_in_epoch(job: AnyJob) -> int:
     """How many batches one epoch of training would have, counted up to `MOST_BATCHES`."""
     batches, loss = job.material.batches, job.material.loss
-    plan = TrainingPlan.of(job.request, 1, job.subject.device, job.request.seed)
+    plan = TrainingConfig.of(job.request, 1, job.subject.device, job.request.seed)
     count = sum(1 for _ in itertools.islice(batches.epoch(plan.batch), MOST_BATCHES))
     if count >= STEPS_AN_EPOCH:
         return count
-    plan = fitted_plan(plan, job.request, batches, loss.check if loss is not None else lambda _target: None)
+    plan = config_for_data(plan, job.request, batches, loss.check if loss is not None else lambda _target: None)
     return batches.survey(plan.batch, plan.seed, lambda _target: None)[0]
 
 

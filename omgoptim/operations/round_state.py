@@ -16,8 +16,8 @@ from omgoptim.models.surgery import Surgery, operate, record
 from omgoptim.reports import Change, Epoch, Round, Skip, Training
 from omgoptim.runtimes.torch_precision import load_state, state_of
 from omgoptim.techniques.registry import Outcome
-from omgoptim.training.loop import Fitted
-from omgoptim.training.plan import TrainingPlan
+from omgoptim.training.config import TrainingConfig
+from omgoptim.training.loop import TrainingResult
 
 WEIGHTS, STATE = "weights.safetensors", "state.json"
 TRAINING = (
@@ -60,7 +60,7 @@ class Stage:
     """What must be said of its training."""
 
 
-def note_training(stage: Stage, fitted: Fitted) -> None:
+def note_training(stage: Stage, fitted: TrainingResult) -> None:
     """Take over what a training did; the quality is the caller's to judge where there is none."""
     stage.epochs, stage.stopped, stage.loss = fitted.epochs, fitted.stopped, fitted.loss
     stage.optimizer = fitted.optimizer
@@ -72,7 +72,7 @@ def note_training(stage: Stage, fitted: Fitted) -> None:
         stage.quality = fitted.quality
 
 
-def training_of(stages: Sequence[Stage], plan: TrainingPlan, metric: str) -> Training | None:
+def training_of(stages: Sequence[Stage], plan: TrainingConfig, metric: str) -> Training | None:
     """What was trained over all stages, for the report; None if nothing was."""
     epochs = [epoch for stage in stages for epoch in stage.epochs]
     if not epochs and not any(stage.stopped for stage in stages):

@@ -22,13 +22,13 @@ from omgoptim.operations.verdict import holds
 from omgoptim.reports import Change, Round, Training
 from omgoptim.requests import FactorizeRequest, PruneRequest
 from omgoptim.techniques.registry import Outcome
+from omgoptim.training.adapters import recovering
 from omgoptim.training.batch_norm import reestimate
+from omgoptim.training.config import TrainingConfig
 from omgoptim.training.distillation import DistillationLoss
-from omgoptim.training.few_steps import fitted_plan
 from omgoptim.training.loop import fit
-from omgoptim.training.masks import ZeroMasks
-from omgoptim.training.plan import TrainingPlan
-from omgoptim.training.recover import recovering
+from omgoptim.training.small_data import config_for_data
+from omgoptim.training.zero_masks import ZeroMasks
 
 COLLAPSE = 0.5
 """A round that loses this fraction of the original's quality is not built upon."""
@@ -99,8 +99,8 @@ def _train(job: RoundsJob, stage: Stage, number: int, folder: Path, held: bool) 
     start, end = job.span(number, (0.4, 1.0))
     masks = ZeroMasks.of(stage.module, [change.path for change in stage.outcome.changed]) if held else None
     check = material.loss.check if material.loss is not None else lambda _target: None
-    plan = TrainingPlan.of(request, material.epochs, device, request.seed)
-    plan = fitted_plan(plan, request, material.batches, check)
+    plan = TrainingConfig.of(request, material.epochs, device, request.seed)
+    plan = config_for_data(plan, request, material.batches, check)
 
     def progress(told: str, done: float | None) -> None:
         doing = told if job.rounds == 1 else f"round {number} of {job.rounds}: {told}"
@@ -167,13 +167,16 @@ def collapsed(job: RoundsJob, stage: Stage) -> bool:
 
 
 def merged(stages: list[Stage], kept: Stage) -> Outcome:
-    """What the rounds up to the kept one changed together: each path from its first state to its last."""
+    """What the rounds up to the kept one changed together: each path from its first state to its last.
+
+    A layer that only reads fewer channels than before stays among those skipped, with its reason.
+    """
     changes: dict[tuple[str, str], Change] = {}
     for stage in stages[: stages.index(kept) + 1]:
         for change in stage.outcome.changed:
             first = changes.get((change.path, change.what), change)
             changes[change.path, change.what] = change.model_copy(update={"before": first.before})
-    touched = {path for path, _ in changes}
+    touched = {path for path, what in changes if what != "input channels"}
     skipped = [skip for skip in kept.outcome.skipped if skip.path not in touched]
     return Outcome(list(changes.values()), skipped, kept.outcome.notes)
 
@@ -181,7 +184,7 @@ def merged(stages: list[Stage], kept: Stage) -> Outcome:
 def training_record(job: RoundsJob, stages: list[Stage]) -> Training | None:
     """What was trained over all rounds; None if nothing was."""
     request, material = job.request, job.material
-    plan = TrainingPlan.of(request, material.epochs, job.subject.device, request.seed)
+    plan = TrainingConfig.of(request, material.epochs, job.subject.device, request.seed)
     return training_of(stages, plan, material.judge.metric.name)
 
 

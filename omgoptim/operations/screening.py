@@ -123,6 +123,8 @@ def screen(
         folders = [subject.baseline, *(attempt.made.folder for attempt in group if attempt.made.folder)]
         with context.measuring():
             timings = race(folders, subject.bench, SCREENING, request.seed, on_first=outputs)
+        if not isinstance(timings[0], Timing):  # the original does not run: its own error, not what follows from it
+            raise timings[0]
         original = read_outputs(targets[0])
         metric = resolve_metric(
             subject.metric,

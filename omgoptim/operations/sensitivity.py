@@ -16,7 +16,7 @@ from omgoptim.reports import SensitivityPoint
 from omgoptim.requests import Params
 from omgoptim.requests.factorize import Factorization, Whitened
 from omgoptim.requests.prune import SemiStructured, Structured
-from omgoptim.techniques.prune.dependencies import find_groups
+from omgoptim.techniques.prune._channels.dependency_graph import find_groups
 from omgoptim.techniques.registry import ModuleRun
 from omgoptim.training.batch_norm import reestimate
 from omgoptim.training.modes import placed

@@ -16,15 +16,15 @@ from omgoptim.operations.delivery import Measured, save
 from omgoptim.operations.job import Job
 from omgoptim.requests import Params, PruneRequest
 from omgoptim.requests.prune import Structured
-from omgoptim.techniques.prune.dependencies import find_groups
-from omgoptim.techniques.prune.importance import importance_of
-from omgoptim.techniques.prune.knapsack import choose_widths, fastest_widths
-from omgoptim.techniques.prune.latency import Aim, TimeTable, floor_ms, full_ms, next_aim, predicted_ms
-from omgoptim.techniques.prune.layer_bench import round_to_of
-from omgoptim.techniques.prune.layer_times import measure_layer_times
-from omgoptim.techniques.prune.removal import remove
+from omgoptim.techniques.prune._channels.channel_allocation import best as best_channels
+from omgoptim.techniques.prune._channels.dependency_graph import find_groups
+from omgoptim.techniques.prune._channels.importance import importance_of
+from omgoptim.techniques.prune._channels.removal import remove
+from omgoptim.techniques.prune._latency.knapsack import choose_widths, fastest_widths
+from omgoptim.techniques.prune._latency.latency_table import Aim, TimeTable, floor_ms, full_ms, next_aim, predicted_ms
+from omgoptim.techniques.prune._latency.layer_benchmark import round_to_of
+from omgoptim.techniques.prune._latency.layer_timing import measure_layer_times
 from omgoptim.techniques.prune.structured import keep_only, nothing_to_remove
-from omgoptim.techniques.prune.widths import best as best_channels
 from omgoptim.techniques.registry import Outcome
 from omgoptim.training.modes import placed
 

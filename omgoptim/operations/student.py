@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from omgoptim.errors import DataError, ModelError, OmgoptimError, RequestError, did_you_mean
+from omgoptim.errors import DataError, ModelError, OmgoptimError, RequestError, UnknownModelError, did_you_mean
 from omgoptim.measure.macs import count_macs
 from omgoptim.measure.size import count_params
 from omgoptim.models import artifact as artifacts
@@ -36,6 +36,8 @@ class Student:
     """A module to train, and how a fresh process will build it again."""
 
     name: str
+    scheme: str
+    """The way in which it was derived: "narrow"; "given" for the user's own."""
     module: nn.Module
     """As it is before training; not changed."""
     base: nn.Module
@@ -96,7 +98,8 @@ def derived_alone(teacher: nn.Module, params: Params, inputs: Any, seed: int) ->
 
 def as_student(job: Job[DistillRequest], params: Params, module: nn.Module, outcome: Outcome) -> Student:
     """A module that a technique has made of the teacher, as a student."""
-    return Student(name_of(params), module, job.original, replace(job.subject, module=module), outcome)
+    subject = replace(job.subject, module=module)
+    return Student(name_of(params), scheme_of(params), module, job.original, subject, outcome)
 
 
 def name_of(params: Params) -> str:
@@ -104,7 +107,12 @@ def name_of(params: Params) -> str:
     own = params.model_dump(exclude_defaults=True, exclude={"student", "targets", "ignore"})
     told = [f"{name.replace('_', ' ')} {value:.3g}" for name, value in own.items() if isinstance(value, (int, float))]
     told += [f"{value} weights" for name, value in own.items() if name == "initialize"]
-    return ", ".join([params.bare("student").replace("_", " "), *told])
+    return ", ".join([scheme_of(params), *told])
+
+
+def scheme_of(params: Params) -> str:
+    """The way to a derived student in words: `fewer layers`."""
+    return params.bare("student").replace("_", " ")
 
 
 def given_student(job: Job[DistillRequest], params: Given, live: Live) -> Student:
@@ -138,11 +146,12 @@ def given_student(job: Job[DistillRequest], params: Given, live: Live) -> Studen
         )
     signature = _signature(module, teacher, job.original)
     if recipe is None:
-        recipe = recipe_of_live(module, signature, teacher.example, job.context.work / "live_student.pt2")
+        recipe, _ = recipe_of_live(module, signature, teacher.example, job.context.work / "live_student.pt2")
     runs = tuple(dict.fromkeys((*lineage, *teacher.lineage)))
     subject = replace(teacher, module=module, program=None, signature=signature, lineage=runs)
     return Student(
         name=params.source,
+        scheme=params.student,
         module=module,
         base=copy.deepcopy(module),
         subject=subject,
@@ -162,14 +171,14 @@ def _loaded(job: Job[DistillRequest], params: Given) -> Source:
             kwargs=params.student_kwargs,
             limit_s=request.time_limit_s,
         )
+    except UnknownModelError as error:
+        known = did_you_mean(params.source, [name for name in STUDENTS if name != "given"])
+        raise ModelError(
+            f"'{params.source}' is no student",
+            f"it names no module, run or artifact of the project. {known}",
+            "give file.py:callable, or one of the names",
+        ) from error
     except ModelError as error:
-        if "names no model" in error.what:
-            known = did_you_mean(params.source, [name for name in STUDENTS if name != "given"])
-            raise ModelError(
-                f"'{params.source}' is no student",
-                f"it names no module, run or artifact of the project. {known}",
-                "give file.py:callable, or one of the names",
-            ) from error
         raise type(error)(f"the student: {error.what}", error.why, error.fix) from error
 
 

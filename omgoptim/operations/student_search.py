@@ -24,7 +24,7 @@ from omgoptim.operations.student import Student, as_student, name_of
 from omgoptim.reports import Candidate
 from omgoptim.requests import DistillRequest
 from omgoptim.requests.distill import Auto
-from omgoptim.techniques.distill.proposals import Proposal, proposals
+from omgoptim.techniques.distill._student.proposals import Proposal, proposals
 
 Status = Literal["chosen", "finalist", "dropped", "failed", "skipped", "planned"]
 
@@ -219,7 +219,7 @@ def planned(job: Job[DistillRequest], trial: Trial) -> Candidate:
     """A student that would be tried."""
     return Candidate(
         name=trial.student.name,
-        scheme=trial.student.name.partition(",")[0],
+        scheme=trial.student.scheme,
         runtime=job.runtime,
         status="planned",
         why=_size_words(job, trial),

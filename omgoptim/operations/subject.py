@@ -45,6 +45,7 @@ from omgoptim.operations.first_run import (
     settled_outputs,
     with_shifted_labels,
 )
+from omgoptim.operations.fixed_batch import at_batch_one, stated_batch
 from omgoptim.operations.live import Live as Live
 from omgoptim.operations.live import recipe_of_live
 from omgoptim.operations.output import not_sealed
@@ -52,6 +53,7 @@ from omgoptim.operations.reference import outputs_of
 from omgoptim.requests import ModelRequest, QuantizeRequest, TrainingRequest
 from omgoptim.runtimes import ENGINES, Settings
 from omgoptim.runtimes.engine import as_float32
+from omgoptim.runtimes.export import at_one
 from omgoptim.runtimes.signature import InputTensor, Signature
 from omgoptim.runtimes.torch_precision import HALF
 
@@ -85,6 +87,8 @@ class Subject:
     notes: list[str] = field(default_factory=list)
     batch_dependent: str | None = None
     """Why the answer to a sample depends on its batch; evaluation and selection samples are then batches of one."""
+    fixed_batch: str | None = None
+    """Why the batch cannot be free in an export; all samples but those that train are then batches of one."""
 
     def samples(self, split: Split, count: int) -> Samples:
         """The first `count` samples of a split, named as the model takes them.
@@ -96,7 +100,8 @@ class Subject:
         samples = named_samples(named, raw)
         if self.module is not None:
             samples = float32_arrays(samples)
-        return samples.one_by_one() if self.batch_dependent and split != "train" else samples
+        one_by_one = self.batch_dependent or self.fixed_batch
+        return samples.one_by_one() if one_by_one and split != "train" else samples
 
 
 def prepare(request: ModelRequest, context: RunContext, live: Live | None = None) -> Subject:
@@ -120,24 +125,27 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
         raise SetupError(f"device {device} cannot be used", unusable, "leave device out to measure on the CPU")
     context.progress("loading the data", 0.03)
     data = _data(request, reach, live, source, opened)
+    data = live.resplit(data) if live.resplit else data
     raw = take(data.batches("eval"), request.samples if data.real else 64)
     if not raw:
         raise DataError("the eval data is empty", "the data gave no batch for split 'eval'", "give at least one sample")
     named = [name_inputs(opened.module, item.inputs, opened.input_names) for item in raw]
     evaluation = named_samples(named, raw)
+    stated = stated_batch(opened.module, opened.signature, request)
+    evaluation = evaluation.one_by_one() if stated else evaluation
     context.progress("running the model once", 0.05)
     inputs = input_tensors(named)
     if opened.program and opened.signature:
         refuse_other_inputs(inputs, opened.signature)
     refuse_nan_samples(opened.module, inputs, evaluation, request.time_limit_s)
-    example, signature, learnt = _run_once(opened, inputs, evaluation, request)
+    example, signature, learnt = _run_once(opened, inputs, evaluation, request, stated or 2)
     if is_causal(opened.module or opened.program, signature, evaluation, request.time_limit_s):
         learnt = [*learnt, "the labels repeat the inputs: each position is scored on the next token"]
         data = with_shifted_labels(data, opened.module)
         evaluation = Samples(evaluation.batches, [shifted(target) for target in evaluation.targets])
     dependent = batch_dependence_of(opened.module, opened.program, signature, evaluation, threads)
     if dependent:
-        learnt.append(f"{dependent}; quality is measured one sample at a time")
+        learnt.append(f"{dependent}; quality is measured one sample at a time, and throughput not at all")
     metric = live.metric or request.metric
     outputs = outputs_of(request, metric, opened.module, opened.program, signature, data, evaluation, threads)
     macs, params = _counts(opened, signature, of_size(evaluation, 1))
@@ -148,9 +156,9 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     if opened.module is not None:
         evaluation = float32_arrays(evaluation)
         example = {name: as_float32(array) for name, array in example.items()}
-    bench = _bench(request, context, evaluation, threads, device, reach)
+    bench = _bench(request, context, evaluation, threads, device, reach, free_batch=not dependent)
     evaluation = evaluation.one_by_one() if dependent else evaluation
-    baseline = source.artifact
+    baseline, fixed = source.artifact, f"'{request.model}' was exported for a batch of 1" if stated else None
     if baseline is None:
         baseline = context.work / "baseline"
         manifest = Manifest(
@@ -163,11 +171,11 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
             macs_check=macs.check if macs else None,
             device=device,
         )
-        _save_baseline(baseline, source, opened, manifest, example, threads, context.work)
+        fixed = _save_baseline(baseline, source, opened, manifest, example, threads, context.work) or fixed
     if opened.module is not None and precision != "float32":
         opened, signature = replace(opened, module=float32_copy(opened.module)), float32_signature(signature)
     made = Manifest.read(baseline)
-    return Subject(
+    subject = Subject(
         source=source,
         module=opened.module,
         program=opened.program,
@@ -189,6 +197,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
         notes=[*source.notes, *data.notes, *learnt, *count_notes(macs), *not_sealed(request)],
         batch_dependent=dependent,
     )
+    return at_batch_one(subject, fixed, context.work) if fixed else subject
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +215,7 @@ class _Opened:
 
 def _load(request: ModelRequest, reach: Reach, live: Live) -> Source:
     if live.module is not None:
-        return Source(module=live.module)
+        return Source(module=live.module, notes=list(live.notes))
     return load_source(
         request.model,
         reach,
@@ -261,10 +270,10 @@ def _stated_inputs(signature: Signature | None) -> list[str]:
 
 
 def _run_once(
-    opened: _Opened, inputs: tuple[InputTensor, ...], evaluation: Samples, request: ModelRequest
+    opened: _Opened, inputs: tuple[InputTensor, ...], evaluation: Samples, request: ModelRequest, size: int
 ) -> tuple[NamedBatch, Signature, list[str]]:
-    """A synthetic example batch that the model runs on, its signature learnt on real inputs, and what to say of it."""
-    real = of_size(evaluation, 2)
+    """A synthetic example of `size` samples, the signature learnt on real inputs, and what to say of it."""
+    real = of_size(evaluation, size)
     example = synthetic_like(real, request.seed)
     if opened.module is None:
         if opened.signature is None:
@@ -273,13 +282,11 @@ def _run_once(
     dtypes = Signature(inputs, None).dtypes
     doing, limit_s = "running the model once", request.time_limit_s
     signature = call_user(doing, limit_s, first_forward, opened.module, inputs, as_tensors(real, dtypes))
+    signature = signature.at_batch(1) if size == 1 else signature
     try:
         call_user(doing, limit_s, first_forward, opened.module, inputs, as_tensors(example, dtypes))
     except ModelError:  # inputs that mean something: lengths, offsets
-        note = (
-            "the model does not run on random inputs, so the artifact's check.npz holds two of the evaluation samples"
-        )
-        return real, signature, [note]
+        return real, signature, ["the model does not run on random inputs: check.npz holds evaluation samples"]
     return example, signature, []
 
 
@@ -293,14 +300,21 @@ def _counts(opened: _Opened, signature: Signature, one: NamedBatch) -> tuple[Mac
 
 
 def _bench(
-    request: ModelRequest, context: RunContext, evaluation: Samples, threads: int, device: str, reach: Reach
+    request: ModelRequest,
+    context: RunContext,
+    evaluation: Samples,
+    threads: int,
+    device: str,
+    reach: Reach,
+    free_batch: bool,
 ) -> Bench:
     context.work.mkdir(parents=True, exist_ok=True)
     batches = {}
-    for name, size in ((LATENCY, 1), (THROUGHPUT, request.batch)):
+    sizes = {LATENCY: 1} | ({THROUGHPUT: request.batch} if free_batch else {})
+    for name, size in sizes.items():
         batches[name] = context.work / f"{name}.npz"
         np.savez(batches[name], **of_size(evaluation, size))  # type: ignore[arg-type]
-    return Bench(batches, request.batch, threads, context.project, device, reach)
+    return Bench(batches, request.batch if free_batch else 1, threads, context.project, device, reach)
 
 
 def _save_baseline(
@@ -311,17 +325,24 @@ def _save_baseline(
     example: NamedBatch,
     threads: int,
     work: Path,
-) -> None:
+) -> str | None:
+    """Save the untouched model; returns why a live module could only be exported at batch 1, if so."""
     target = opened.program or opened.module
     session = ENGINES[manifest.runtime].open(target, manifest.signature, Settings(threads=threads))
     check = Check(example, settled_outputs(session, example))
     if opened.program is not None:
         artifacts.save_program(folder, opened.program, manifest, check)
-        return
+        return None
     if opened.module is None:
         raise ModelError("there is no model to save")
-    recipe = source.recipe or recipe_of_live(opened.module, manifest.signature, example, work / "live.pt2")
+    recipe, fixed = source.recipe, None
+    if recipe is None:
+        recipe, fixed = recipe_of_live(opened.module, manifest.signature, example, work / "live.pt2")
+    if fixed:
+        manifest = replace(manifest, signature=manifest.signature.at_batch(1))
+        check = Check(at_one(example), settled_outputs(session, at_one(example)))
     artifacts.save_module(folder, opened.module, recipe, manifest, check)
+    return fixed
 
 
 def recipe_of(subject: Subject) -> Recipe:

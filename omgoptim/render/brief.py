@@ -10,10 +10,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from omgoptim.render import arms, facts, outputs, rounds
-from omgoptim.render.brief_precision import precision_head, trimmed
-from omgoptim.render.undecided import shown_sides
-from omgoptim.reports import Candidate, Control, EfficiencyReport, Record
+from omgoptim.render.claims import shown_sides
+from omgoptim.render.lists import Sensitivity, changed_paths, extremes, ranked_candidates, sensitivities, skip_groups
+from omgoptim.render.numbers import path_text, plain
+from omgoptim.render.sections.explanation import time_text
+from omgoptim.render.sections.outputs import shown_outputs
+from omgoptim.render.sections.quantization import guard_texts
+from omgoptim.render.sections.training import control_text, curve_lines, shown_rounds, training_text
+from omgoptim.reports import Candidate, Control, EfficiencyReport, Explanation, Finding, Guard, LayerNoise, Record
 
 MAX_CHARACTERS = 8_000
 """About 2,000 tokens."""
@@ -22,6 +26,15 @@ MAX_FULL_CHARACTERS = 40_000
 """About 10,000 tokens: the most that `detail="full"` puts into a context."""
 
 Json = dict[str, Any]
+
+NESTED = (
+    ("coverage", "layers"),
+    ("guard", "kept_in_float"),
+    ("explanation", "layers"),
+    ("explanation", "findings"),
+    ("explanation", "times"),
+)
+"""Lists inside of a report's records that grow with the model."""
 
 
 def report_files(folder: Path) -> dict[str, str]:
@@ -40,7 +53,7 @@ def brief_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
     before, after = shown_sides(report)
     answer: Json = {
         "outcome": report.outcome,
-        "summary": facts.plain(report.summary, 1200),
+        "summary": plain(report.summary, 1200),
         "warnings": _bounded_texts(report.warnings, 6, 300),
         "next_steps": [_dump(step) for step in report.next_steps[:4]],
         "verb": report.verb,
@@ -49,25 +62,26 @@ def brief_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
         "after": _dump(after),
         "gains": _dump(report.gains),
         "total": _dump(report.total, 80),
-        **({"outputs": [_dump(one, 60) for one in listed]} if (listed := outputs.shown(report)[:8]) else {}),
-        **precision_head(report),
+        **({"outputs": [_dump(one, 60) for one in listed]} if (listed := shown_outputs(report)[:8]) else {}),
+        **_quantization_head(report),
         "artifact": {"path": report.artifact.path, "load": report.artifact.load} if report.artifact else None,
         "files": report_files(folder) if folder else None,
-        "rounds": [_dump(one, 120) for one in rounds.shown_rounds(report, 8)],
-        "training": facts.plain(rounds.training_text(report.training), 500) if report.training else None,
+        "rounds": [_dump(one, 120) for one in shown_rounds(report, 8)],
+        "training": plain(training_text(report.training), 500) if report.training else None,
         "control": _control(report.control),
-        "quality_by_epoch": arms.curve_lines(report),
-        "sensitivity": [_slack(slack) for slack in rounds.extremes(rounds.slacks(report))],
-        "candidates": [_candidate(one) for one in facts.ranked_candidates(report)[:6]],
+        "quality_by_epoch": curve_lines(report),
+        "sensitivity": [_sensitivity(one) for one in extremes(sensitivities(report))],
+        "steps": [_dump(one, 120) for one in report.steps[:12]],
+        "candidates": [_candidate(one) for one in ranked_candidates(report)[:6]],
         "layers": [_dump(layer, 120) for layer in report.layers[:6]],
-        "changed_layers": len(facts.changed_paths(report)),
+        "changed_layers": len(changed_paths(report)),
         "skipped": [
             {
-                "reason": facts.plain(group.reason, 160),
+                "reason": plain(group.reason, 160),
                 "layers": len(group.paths),
-                "first": facts.plain(group.paths[0], 80),
+                "first": plain(group.paths[0], 80),
             }
-            for group in facts.skip_groups(report.skipped)[:3]
+            for group in skip_groups(report.skipped)[:3]
         ],
         "repeat": report.repeat,
     }
@@ -89,7 +103,7 @@ def brief_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
         ],
     )
     if _length(answer) > MAX_CHARACTERS:  # names without end: every text is cut
-        answer |= {key: facts.plain(answer[key], 300) for key in ("summary", "training") if answer.get(key)}
+        answer |= {key: plain(answer[key], 300) for key in ("summary", "training") if answer.get(key)}
     return answer
 
 
@@ -104,7 +118,7 @@ def full_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
         answer["training"] = _last_epochs(answer["training"])
         if answer["control"]:
             answer["control"] = answer["control"] | {"training": _last_epochs(answer["control"]["training"])}
-        answer = trimmed(answer, 100)
+        answer = _with_short_lists(answer, 100)
     answer = _cut(answer, MAX_FULL_CHARACTERS, [(key, keep) for keep in (100, 20, 5) for key in lists])
     return answer if _length(answer) <= MAX_FULL_CHARACTERS else brief_report(report, folder)
 
@@ -112,14 +126,14 @@ def full_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
 def _candidate(one: Candidate) -> Json:
     fields = ("status", "runtime", "size_bytes", "speedup", "quality_drop")
     told = {key: value for key in fields if (value := getattr(one, key)) is not None}
-    return {"name": facts.plain(one.name, 80)} | told | {"why": facts.plain(one.why, 160)}
+    return {"name": plain(one.name, 80)} | told | {"why": plain(one.why, 160)}
 
 
 def _control(control: Control | None) -> Json | None:
     if control is None:
         return None
     told: Json = {key: value for key, value in to_json(control).items() if key != "training" and value is not None}
-    return told | {"told": facts.plain(arms.control_text(control, trained=False), 400)}
+    return told | {"told": plain(control_text(control, trained=False), 400)}
 
 
 def _last_epochs(training: Json | None, most: int = 20) -> Json | None:
@@ -128,10 +142,10 @@ def _last_epochs(training: Json | None, most: int = 20) -> Json | None:
     return training | {"epochs": training["epochs"][-most:], "epochs_in_all": len(training["epochs"])}
 
 
-def _slack(slack: rounds.Slack) -> Json:
-    worst = slack.worst
-    told = {"path": facts.plain(slack.path, 80), "largest_drop": worst.quality_drop, "at": worst.amount}
-    return told | ({"within_guard_up_to": slack.within} if slack.within is not None else {})
+def _sensitivity(one: Sensitivity) -> Json:
+    worst = one.worst
+    told = {"path": plain(one.path, 80), "largest_drop": worst.quality_drop, "at": worst.amount}
+    return told | ({"within_guard_up_to": one.within} if one.within is not None else {})
 
 
 def _dump(record: Record | None, limit: int = 600) -> Json | None:
@@ -139,11 +153,11 @@ def _dump(record: Record | None, limit: int = 600) -> Json | None:
     if record is None:
         return None
     values = {key: value for key, value in to_json(record).items() if value not in (None, [])}
-    return {key: facts.plain(value, limit) if isinstance(value, str) else value for key, value in values.items()}
+    return {key: plain(value, limit) if isinstance(value, str) else value for key, value in values.items()}
 
 
 def _bounded_texts(texts: list[str], most: int, limit: int) -> list[str]:
-    shown = [facts.plain(text, limit) for text in texts[:most]]
+    shown = [plain(text, limit) for text in texts[:most]]
     return [*shown, f"and {len(texts) - most} more in report.json"] if len(texts) > most else shown
 
 
@@ -166,3 +180,76 @@ def _cut(answer: Json, limit: int, cuts: list[tuple[str, int]]) -> Json:
 
 def _with_cut(answer: Json, cut: Json) -> Json:
     return answer | {"cut": {"total": cut, "rest": "in report.json"}} if cut else answer
+
+
+def _quantization_head(report: EfficiencyReport) -> Json:
+    """What a next decision needs; None or empty where a report has none of it. Lists are bounded."""
+    coverage, explanation = report.coverage, report.explanation
+    head: Json = {"coverage": None, "guard": _guard(report.guard) if report.guard else None}
+    parts = report.gains_by
+    head["gains_by"] = parts.model_dump(mode="json", exclude_none=True) if parts else None
+    head["delivered"] = report.delivered
+    left_out = {"path", "candidate", "runtime", "speedup_low", "speedup_high", "quality"}
+    head["alternatives"] = [
+        one.model_dump(mode="json", exclude=left_out, exclude_none=True) for one in report.alternatives[:5]
+    ]
+    if coverage is not None:
+        head["coverage"] = coverage.model_dump(mode="json", exclude={"layers"}, exclude_none=True) | {
+            "why": plain(coverage.why, 300),
+        }
+    if explanation is not None:
+        head |= _explanation(explanation)
+    return head
+
+
+def _with_short_lists(answer: Json, keep: int) -> Json:
+    """A whole report with the lists inside of its records cut to so many entries; each says how many there were."""
+    for outer, inner in NESTED:
+        record = answer.get(outer)
+        if record and len(record[inner]) > keep:
+            cut = {inner: record[inner][:keep], f"{inner}_in_all": len(record[inner])}
+            answer = answer | {outer: record | cut}
+    return answer
+
+
+def _guard(guard: Guard) -> Json:
+    return {
+        "holds": guard.holds,
+        "quality_drop": guard.quality_drop,
+        "evaluations": guard.evaluations,
+        "layers_in_float": len(guard.kept_in_float),
+        "float_bytes": guard.float_bytes,
+        "first": [path_text(path, 60) for path in guard.kept_in_float[:3]],
+        "told": plain(guard_texts(guard)[0], 400),
+    }
+
+
+def _explanation(explanation: Explanation) -> Json:
+    numbers = {
+        "metric": plain(explanation.metric, 60),
+        "samples": explanation.samples,
+        "sqnr_db": explanation.sqnr_db,
+        "speedup_bound": explanation.speedup_bound,
+    }
+    known = {key: value for key, value in numbers.items() if value is not None}
+    return {
+        "explanation": {"summary": plain(explanation.summary, 600)} | known,
+        "findings": [_finding(finding) for finding in explanation.findings[:4]],
+        "noisiest_layers": [_noise(layer) for layer in explanation.layers[:5]],
+        "times": [time_text(time) for time in explanation.times[:4]],
+    }
+
+
+def _finding(finding: Finding) -> Json:
+    told: Json = {
+        "name": plain(finding.name, 60),
+        "paths": [path_text(path) for path in finding.paths[:3]],
+        "evidence": plain(finding.evidence, 160),
+        "fix": plain(finding.fix, 160),
+    }
+    return told if finding.recovered is None else told | {"recovered": finding.recovered}
+
+
+def _noise(layer: LayerNoise) -> Json:
+    values = layer.model_dump(mode="json", exclude_none=True)
+    return values | {"path": path_text(layer.path), "kind": plain(layer.kind, 40)}

@@ -1,14 +1,20 @@
-"""The two pictures of the HTML report as inline SVG: candidates as a scatter, the costliest layers as bars."""
+"""Pictures of the HTML report as inline SVG: candidates as a scatter, layers by their cost or noise as bars."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from omgoptim.render import facts
-from omgoptim.reports import Candidate, EfficiencyReport, Layer
+from omgoptim.render.lists import ranked_candidates
+from omgoptim.render.numbers import count_text, path_text, plain, ratio_text, size_text, time_text
+from omgoptim.reports import Candidate, EfficiencyReport, Layer, LayerNoise
 
 WIDTH, HEIGHT = 760, 360
+MOST_BARS = 15
+"""How many layers a picture of bars shows; the table has all."""
+
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 18, 46
 _ROW = 30
 
@@ -37,9 +43,9 @@ class Scale:
 def candidate_scatter(report: EfficiencyReport) -> str:
     """Speedup against quality, both as screened; the chosen one ringed, the guard as a line. Empty if too few.
 
-    The numbers at the points are the places of `facts.ranked_candidates`, from 1.
+    The numbers at the points are the places of `ranked_candidates`, from 1.
     """
-    numbered = list(enumerate(facts.ranked_candidates(report), start=1))
+    numbered = list(enumerate(ranked_candidates(report), start=1))
     points = [(number, one) for number, one in numbered if one.speedup is not None and one.quality is not None]
     if len(points) < 2:
         return ""
@@ -67,24 +73,62 @@ def layer_bars(layers: list[Layer]) -> str:
     value = _layer_value(layers)
     if value is None:
         return ""
-    costs = [(layer, getattr(layer, value) or 0) for layer in layers[:15]]
+    costs = [(layer, getattr(layer, value) or 0) for layer in layers[:MOST_BARS]]
     most = max(cost for _, cost in costs)
     height = _ROW * len(costs) + 6
-    longest = max(len(tail(facts.plain(layer.path, 200), 38)) for layer, _ in costs)
+    longest = max(len(tail(plain(layer.path, 200), 38)) for layer, _ in costs)
     start = 24 + round(6.6 * longest)
     room = WIDTH - start - 150
     rows = []
     for index, (layer, cost) in enumerate(costs):
         top = index * _ROW + 6
         width = max(1.0, room * cost / most) if most else 1.0
-        name = escape(tail(facts.plain(layer.path, 200), 38))
-        whole = escape(f"{facts.plain(layer.path, 200)} ({facts.plain(layer.kind, 60)})")
+        name = escape(tail(plain(layer.path, 200), 38))
+        whole = escape(f"{plain(layer.path, 200)} ({plain(layer.kind, 60)})")
         rows.append(
             f'<text class="label" x="{start - 12}" y="{top + 15}" text-anchor="end">{name}<title>{whole}</title></text>'
             f'<rect class="bar" x="{start}" y="{top + 2}" width="{width:.1f}" height="18" rx="4"/>'
             f'<text x="{start + width + 8:.1f}" y="{top + 15}">{escape(_layer_text(layer))}</text>'
         )
     return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="Costliest layers">{"".join(rows)}</svg>'
+
+
+def noise_bars(layers: Sequence[LayerNoise], whole_db: float | None = None) -> str:
+    """The signal-to-noise ratio of each layer as a bar, the most sensitive first. Empty without layers.
+
+    Args:
+        whole_db: that of the model with all layers quantized, drawn as a line where it is within the picture.
+    """
+    shown = list(layers[:MOST_BARS])
+    if not shown:
+        return ""
+    names = [tail(path_text(layer.path, 200), 38) for layer in shown]
+    start = 24 + round(6.6 * max(map(len, names)))
+    most = max((layer.sqnr_db for layer in shown if math.isfinite(layer.sqnr_db)), default=0.0)
+    most = max(most, whole_db or 0.0, 1e-9)
+    per_db = (WIDTH - start - 90) / most
+    height = _ROW * len(shown) + 6
+    parts = [
+        _bar(layer, name, index, start, per_db) for index, (layer, name) in enumerate(zip(shown, names, strict=True))
+    ]
+    if whole_db is not None and whole_db > 0:
+        at = start + per_db * whole_db
+        told = f"<title>all layers quantized: {whole_db:.1f} dB</title>"
+        parts.append(f'<line class="guard" x1="{at:.1f}" x2="{at:.1f}" y1="0" y2="{height}">{told}</line>')
+    name = "Signal-to-noise ratio with only this layer quantized"
+    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{name}">{"".join(parts)}</svg>'
+
+
+def _bar(layer: LayerNoise, name: str, index: int, start: int, per_db: float) -> str:
+    top, db = index * _ROW + 6, layer.sqnr_db
+    width = max(1.0, per_db * db) if math.isfinite(db) else 1.0
+    whole = escape(f"{path_text(layer.path, 200)} ({plain(layer.kind, 60)})")
+    title = f"<title>{whole}</title>"
+    return (
+        f'<text class="label" x="{start - 12}" y="{top + 15}" text-anchor="end">{escape(name)}{title}</text>'
+        f'<rect class="bar" x="{start}" y="{top + 2}" width="{width:.1f}" height="18" rx="4"/>'
+        f'<text x="{start + width + 8:.1f}" y="{top + 15}">{db:.1f} dB</text>'
+    )
 
 
 def _quality_of_original(candidates: list[Candidate]) -> float | None:
@@ -139,7 +183,7 @@ def _candidate_mark(
 ) -> str:
     at_x, at_y = x.at(one.speedup or 0), y.at(one.quality or 0)
     outside = guard is not None and (one.quality or 0) < guard
-    told = f"{one.name}: {facts.ratio_text(one.speedup or 0)}, quality {one.quality:.4f}. {one.status}: {one.why}"
+    told = f"{one.name}: {ratio_text(one.speedup or 0)}, quality {one.quality:.4f}. {one.status}: {one.why}"
     chosen = one.status == "chosen"
     mark = _point("pick" if chosen else "out" if outside else "dot", told, at_x, at_y)
     ring = f'<circle class="ring" cx="{at_x:.1f}" cy="{at_y:.1f}" r="12"/>' if chosen else ""
@@ -147,7 +191,7 @@ def _candidate_mark(
 
 
 def _point(kind: str, told: str, at_x: float, at_y: float) -> str:
-    title = f"<title>{escape(facts.plain(told))}</title>"
+    title = f"<title>{escape(plain(told))}</title>"
     return f'<circle class="{kind}" cx="{at_x:.1f}" cy="{at_y:.1f}" r="6.5">{title}</circle>'
 
 
@@ -168,8 +212,8 @@ def _layer_value(layers: list[Layer]) -> str | None:
 
 def _layer_text(layer: Layer) -> str:
     if layer.time_ms is not None:
-        return facts.time_text(layer.time_ms) + (f", {layer.time_share:.0%}" if layer.time_share is not None else "")
-    return f"{facts.count_text(layer.macs)} MACs" if layer.macs else facts.size_text(layer.size_bytes or 0)
+        return time_text(layer.time_ms) + (f", {layer.time_share:.0%}" if layer.time_share is not None else "")
+    return f"{count_text(layer.macs)} MACs" if layer.macs else size_text(layer.size_bytes or 0)
 
 
 def tail(text: str, limit: int) -> str:

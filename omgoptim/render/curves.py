@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from omgoptim.render import arms, facts, rounds
 from omgoptim.render.charts import WIDTH, Scale, tail
+from omgoptim.render.lists import Sensitivity
+from omgoptim.render.numbers import amount_text, plain
 from omgoptim.reports import Epoch, Training
 
 MOST_LAYERS = 24
@@ -34,11 +35,13 @@ class Series:
         return [value for value in self.values if value is not None]
 
 
-def learning_curve(training: Training, control: Training | None = None) -> str:
+def learning_curve(training: Training, control: Training | None, description: str, names: tuple[str, str]) -> str:
     """Loss above, quality below, over all epochs; a line where a round begins. Empty below two epochs.
 
     Args:
-        control: a training without the teacher, drawn beside it on the same scales, dashed, with a legend.
+        control: a second training, drawn on the same scales, dashed, with a legend.
+        description: what the picture says to those who cannot see it.
+        names: of both trainings, for the legend.
     """
     both = [training.epochs, *([control.epochs] if control is not None and control.epochs else [])]
     epochs = training.epochs
@@ -52,32 +55,32 @@ def learning_curve(training: Training, control: Training | None = None) -> str:
     top = 14 + _LEGEND * (len(both) > 1)
     x = Scale(0.5, max(len(each) for each in both) + 0.5, _LEFT, WIDTH - _RIGHT)
     height = top + len(panels) * (_PANEL + _GAP) + _FOOT - _GAP
-    parts = [_rounds(epochs, x, height - _FOOT), _legend() if len(both) > 1 else ""]
+    parts = [_rounds(epochs, x, height - _FOOT), _legend(names) if len(both) > 1 else ""]
     for place, (name, curves) in enumerate(panels):
         parts.append(_panel(name, curves, x, top + place * (_PANEL + _GAP)))
     name = "epoch, over all rounds" if len({epoch.round for epoch in epochs}) > 1 else "epoch"
     parts.append(_epoch_axis(name, max(len(each) for each in both), x, height))
     label = "Loss and quality over the epochs" if len(panels) == 2 else "Loss over the epochs"
     label += ", with the teacher and without" if len(both) > 1 else ""
-    told = escape(facts.plain(rounds.training_text(training), 600))
-    return _svg(WIDTH, height, label, f"<title>{label}: {told}</title>{''.join(parts)}")
+    described = escape(description)
+    return _svg(WIDTH, height, label, f"<title>{label}: {described}</title>{''.join(parts)}")
 
 
-def sensitivity_multiples(found: Sequence[rounds.Slack], guard: float | None) -> str:
+def sensitivity_multiples(found: Sequence[Sensitivity], guard: float | None) -> str:
     """One small curve per layer or group: the drop in quality against the amount, all on the same scales."""
     shown = found[:MOST_LAYERS]
-    drops = [point.quality_drop for slack in shown for point in slack.points]
+    drops = [point.quality_drop for one in shown for point in one.points]
     if not drops:
         return ""
-    amounts = [point.amount for slack in shown for point in slack.points]
+    amounts = [point.amount for one in shown for point in one.points]
     low, high = min(0.0, *drops), max(*drops, guard or 0.0, 1e-6)
     width = WIDTH / _COLUMNS
     cells = []
-    for place, slack in enumerate(shown):
+    for place, one in enumerate(shown):
         left, top = (place % _COLUMNS) * width, (place // _COLUMNS) * _CELL_HEIGHT
         x = Scale(0, max(amounts), left + 8, left + width - 16)
         y = Scale(low, high, top + _CELL_HEIGHT - 26, top + 28)
-        cells.append(_cell(slack, guard, x, y))
+        cells.append(_cell(one, guard, x, y))
     height = math.ceil(len(shown) / _COLUMNS) * _CELL_HEIGHT
     return _svg(WIDTH, height, "Drop in quality against the amount, for each layer alone", "".join(cells))
 
@@ -113,10 +116,10 @@ def _curve(series: Series, name: str, x: Scale, y: Scale) -> str:
     return "".join(parts)
 
 
-def _legend() -> str:
-    """Which line is which: whole ones with the teacher, dashed ones without."""
+def _legend(names: tuple[str, str]) -> str:
+    """Which line is which: solid or dashed."""
     parts = []
-    for at, kind, name in ((_LEFT, "", arms.DISTILLED), (_LEFT + 170, "control", arms.CONTROL)):
+    for at, kind, name in ((_LEFT, "", names[0]), (_LEFT + 170, "control", names[1])):
         parts.append(_line([(at, 10), (at + 28, 10)], f"key {kind}".strip()))
         parts.append(f'<text class="label" x="{at + 36}" y="14">{name}</text>')
     return "".join(parts)
@@ -153,13 +156,13 @@ def _epoch_axis(name: str, count: int, x: Scale, height: float) -> str:
     return f'{ticks}<text x="{middle}" y="{height - 4:.1f}" text-anchor="middle">{name}</text>'
 
 
-def _cell(slack: rounds.Slack, guard: float | None, x: Scale, y: Scale) -> str:
-    name = escape(tail(facts.plain(slack.path, 200), 24))
-    told = ", ".join(f"{rounds.amount_text(p.amount)}: drop {p.quality_drop:.4f}" for p in slack.points)
-    title = f"<title>{escape(facts.plain(slack.path, 200))}. {told}</title>"
-    worst = slack.worst
+def _cell(one: Sensitivity, guard: float | None, x: Scale, y: Scale) -> str:
+    name = escape(tail(plain(one.path, 200), 24))
+    told = ", ".join(f"{amount_text(p.amount)}: drop {p.quality_drop:.4f}" for p in one.points)
+    title = f"<title>{escape(plain(one.path, 200))}. {told}</title>"
+    worst = one.worst
     points: list[tuple[float, float | None]] = [(x.at(0), y.at(0))]
-    points += [(x.at(point.amount), y.at(point.quality_drop)) for point in slack.points]
+    points += [(x.at(point.amount), y.at(point.quality_drop)) for point in one.points]
     parts = [
         f'<text class="label" x="{x.start:.1f}" y="{y.end - 12:.1f}">{name}</text>',
         f'<line class="grid" x1="{x.start:.1f}" x2="{x.end:.1f}" y1="{y.at(0):.1f}" y2="{y.at(0):.1f}"/>',
@@ -171,7 +174,7 @@ def _cell(slack: rounds.Slack, guard: float | None, x: Scale, y: Scale) -> str:
     parts += [_line(run, "curve drop") for run in _runs(points, [0] * len(points))]
     last_x, last_y = x.at(worst.amount), y.at(worst.quality_drop)
     parts.append(f'<circle class="{"out" if over else "pick"}" cx="{last_x:.1f}" cy="{last_y:.1f}" r="4"/>')
-    foot = f"{worst.quality_drop:.4f} at {rounds.amount_text(worst.amount)}"
+    foot = f"{worst.quality_drop:.4f} at {amount_text(worst.amount)}"
     parts.append(f'<text x="{x.start:.1f}" y="{y.start + 16:.1f}">{foot}</text>')
     return f"<g>{title}{''.join(parts)}</g>"
 

@@ -43,7 +43,7 @@ code { overflow-wrap:anywhere } pre { background:var(--code); border-radius:9px;
 ul { margin:0; padding:0; list-style:none } li + li { margin-top:10px }
 .warnings { border-color:var(--warn); background:var(--warn-bg) } .warnings h2 { color:var(--warn) }
 dl { display:grid; grid-template-columns:max-content 1fr; gap:7px 22px; margin:0; font-size:14px }
-dt { color:var(--soft) } dd { margin:0; overflow-wrap:anywhere }
+dt { color:var(--soft) } dd { margin:0; overflow-wrap:anywhere; grid-column:2 }
 svg { display:block; width:100%; height:auto; font:12px system-ui,-apple-system,"Segoe UI",Roboto,Arial,sans-serif }
 svg text { fill:var(--soft) } svg .grid { stroke:var(--line) } svg .guard { stroke:var(--bad); stroke-dasharray:5 4 }
 svg .guardtext { fill:var(--bad) } svg .dot { fill:var(--soft); fill-opacity:.55 }
@@ -52,7 +52,7 @@ svg .pick { fill:var(--ok); stroke:var(--card); stroke-width:2 }
   svg .ring { fill:none; stroke:var(--ok); stroke-width:1.5 }
 svg .curve { fill:none; stroke:var(--accent); stroke-width:2; stroke-linejoin:round }
   svg .curve.quality { stroke:var(--ok) } svg .curve.control, svg .key.control { stroke-dasharray:5 4;
-  stroke-opacity:.75 } svg .key { fill:none; stroke:var(--soft); stroke-width:2 } td.kept { color:var(--ok) }
+  stroke-opacity:.75 } svg .key { fill:none; stroke:var(--soft); stroke-width:2 }
 svg .label { fill:var(--ink) } svg .bar { fill:var(--accent); fill-opacity:.8 }
   svg .base { fill:var(--card); stroke:var(--soft);
   stroke-width:2 } svg .strong { fill:var(--ink); font-weight:650 }

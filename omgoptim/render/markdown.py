@@ -11,12 +11,20 @@ from pathlib import Path
 from typing import Literal
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.render import arms, facts, rounds
-from omgoptim.render.markdown_parts import bulleted as _bulleted
-from omgoptim.render.markdown_parts import cell as _cell
-from omgoptim.render.markdown_parts import code, safe
-from omgoptim.render.markdown_precision import coverage_lines, explanation_lines, precision_lines
-from omgoptim.render.outputs import outputs_lines
+from omgoptim.render.blocks import Block, Items, Line, Section, Table, Text
+from omgoptim.render.claims import size_files_text, verdict
+from omgoptim.render.markdown_parts import cell, code, code_cell, safe
+from omgoptim.render.numbers import progress_text
+from omgoptim.render.sections.candidates import candidates_section
+from omgoptim.render.sections.comparison import comparison_section
+from omgoptim.render.sections.explanation import explanation_section
+from omgoptim.render.sections.layers import changed_section, costliest_section
+from omgoptim.render.sections.outputs import outputs_section
+from omgoptim.render.sections.quantization import quantization_section
+from omgoptim.render.sections.run import environment_section, warnings_section
+from omgoptim.render.sections.sensitivity import sensitivity_section
+from omgoptim.render.sections.steps import steps_section
+from omgoptim.render.sections.training import rounds_section, training_section
 from omgoptim.reports import DoctorReport, EfficiencyReport, RunState
 from omgoptim.text import LONGEST_LINE
 
@@ -28,35 +36,38 @@ MAX_BRIEF = 8_000
 MAX_FULL = 40_000
 """Characters of the full form, about 10,000 tokens."""
 
+LONGEST = 2_000
+"""Characters of one line."""
+
+MOST_ROWS = 100
+"""Rows of a table, entries of a list; report.json has all."""
+
+FIRST = (warnings_section, comparison_section, outputs_section, steps_section, quantization_section)
+REST = (
+    rounds_section,
+    training_section,
+    sensitivity_section,
+    explanation_section,
+    candidates_section,
+    costliest_section,
+    changed_section,
+    environment_section,
+)
+"""What stands before and after the next steps: a text that is too long is cut at its end."""
+
 
 def report_markdown(report: EfficiencyReport, detail: Detail = "brief", folder: Path | None = None) -> str:
-    """The report for an agent. `folder` is the run's folder, to say where report.json and report.html are."""
+    """The report for an agent. `folder` is the run's folder, to name report.json and report.html."""
     full = detail == "full"
-    sections = [
-        [f"**{facts.verdict(report)}** {safe(report.summary, 1200)}"],
-        _bulleted("Warnings", [safe(text, 300) for text in report.warnings], 50 if full else 6),
-        _comparison(report),
-        outputs_lines(report, full),
-        coverage_lines(report),
+    parts = [
+        [f"**{verdict(report)}** {safe(report.summary, 1200)}"],
+        *(_section(section(report, full)) for section in FIRST),
         _next_steps(report),
         _places(report, folder),
-        _rounds(report, 100 if full else 8),
-        _training(report),
-        _sensitivity(report, full),
-        explanation_lines(report, 100 if full else 4),
-        _candidates(report, 100 if full else 6),
-        _layers(report, 100 if full else 6),
-        _bulleted(
-            f"{facts.changed_title(report).capitalize()} ({len(facts.changed_paths(report))} layers)",
-            _changes(report),
-            200 if full else 3,
-        ),
-        _skipped(report, 50 if full else 3, 20 if full else 2),
-        precision_lines(report, 200) if full else [],
-        _environment(report) if full else [],
+        *(_section(section(report, full)) for section in REST),
         [f"Repeat: {code(report.repeat, 600)}"],
     ]
-    text = "\n\n".join("\n".join(lines) for lines in sections if lines)
+    text = "\n\n".join("\n".join(lines) for lines in parts if lines)
     limit = MAX_FULL if full else MAX_BRIEF
     if len(text) <= limit:
         return text
@@ -71,7 +82,7 @@ def state_markdown(state: RunState) -> str:
         log = code(f"{state.folder}/log.txt", 300)
         return f"{head}\n{error_markdown(OmgoptimError.from_dict(state.error))}\nLog: {log}"
     if state.status in ("starting", "queued", "running"):
-        return f"{head}: {safe(facts.progress_text(state))}"
+        return f"{head}: {safe(progress_text(state))}"
     return f"{head}: {safe(state.summary or '')}\nFolder: {code(state.folder, 300)}"
 
 
@@ -81,7 +92,7 @@ def runs_markdown(states: list[RunState], total: int) -> str:
         return "No runs yet in this project."
     lines = []
     for state in states:
-        what = state.summary or (state.error or {}).get("what", "") or facts.progress_text(state)
+        what = state.summary or (state.error or {}).get("what", "") or progress_text(state)
         model = f" {safe(state.model, 60)}" if state.model else ""
         lines.append(f"- {code(state.run_id)} {safe(state.outcome or state.status, 40)}{model}: {safe(what, 140)}")
     more = [f"… {total - len(states)} older ones in .omgoptim/runs"] if total > len(states) else []
@@ -113,22 +124,44 @@ def error_markdown(error: OmgoptimError) -> str:
     return "\n".join([*lines, *(["Its log ends:", *log] if log else [])])
 
 
-def _comparison(report: EfficiencyReport) -> list[str]:
-    rows = facts.comparison_rows(report)
-    if not rows:
-        return []
-    if report.before is None or report.after is None:
-        title = _cell(facts.side_title("measured", report.before or report.after))
-        return [f"| | {title} |", "| --- | --- |", *(f"| {_cell(r.label)} | {r.before or r.after} |" for r in rows)]
-    names = facts.sides(report)
-    sides = (report.before, report.after)
-    titles = [_cell(facts.side_title(name, side)) for name, side in zip(names, sides, strict=True)]
-    head = [f"| | {titles[0]} | {titles[1]} | gain |", "| --- | --- | --- | --- |"]
-    table = head + [f"| {_cell(r.label)} | {r.before} | {r.after} | {r.gain} |" for r in rows]
-    if report.total is None:
-        return table
-    first = f"Since the original of run {code(report.total.from_run, 80)}"
-    return [*table, "", f"{first}: {safe(facts.total_text(report.total), 300)}"]
+def _section(section: Section | None) -> list[str]:
+    return [line for block in section.blocks for line in _block(block)] if section else []
+
+
+def _block(block: Block) -> list[str]:
+    if isinstance(block, Table):
+        return _table(block)
+    if isinstance(block, Items):
+        left_out = block.left_out + max(0, len(block.items) - MOST_ROWS)
+        more = [f"- … {left_out} more in report.json"] if left_out else []
+        return [f"{_title(block.title)}:", *(f"- {_shown(item)}" for item in block.items[:MOST_ROWS]), *more]
+    if isinstance(block, Line):
+        head = f"{_shown(block.head)} " if block.head else ""
+        return [f"{_title(block.label)}: {head}{_shown(block.text)}" if block.label else _shown(block.text)]
+    return []
+
+
+def _table(table: Table) -> list[str]:
+    title = _title(table.title)
+    head = [f"{title}: {safe(table.note, 500)}".rstrip(), ""] if title else []
+    names = " | ".join(cell(column.name, 120) for column in table.columns)
+    rows = [f"| {' | '.join(_cell(one) for one in row.cells)} |" for row in table.rows[:MOST_ROWS]]
+    left_out = table.left_out + max(0, len(table.rows) - MOST_ROWS)
+    more = [f"… {left_out} more in report.json"] if left_out else []
+    return [*head, f"| {names} |", f"|{' --- |' * len(table.columns)}", *rows, *more]
+
+
+def _cell(text: Text) -> str:
+    return code_cell(text.text, text.limit) if text.code and text.text else cell(text.text, text.limit)
+
+
+def _shown(text: Text) -> str:
+    limit = min(text.limit, LONGEST)
+    return code(text.text, limit) if text.code else safe(text.text, limit)
+
+
+def _title(title: str) -> str:
+    return title[:1].upper() + title[1:]
 
 
 def _next_steps(report: EfficiencyReport) -> list[str]:
@@ -146,92 +179,8 @@ def _places(report: EfficiencyReport, folder: Path | None) -> list[str]:
     if report.artifact:
         load = next(iter(report.artifact.load.splitlines()), "")  # further lines are other ways
         lines.append(f"Artifact: {code(report.artifact.path, 400)}; open it with {code(load, 400)}")
-    if files := facts.size_files_text(report):
+    if files := size_files_text(report):
         lines.append(f"Size counts {code(files, 300)}")
     if folder:
         lines.append(f"Whole report: {code(str(folder / 'report.json'), 400)}, as a page: report.html beside it")
     return lines
-
-
-def _rounds(report: EfficiencyReport, most: int) -> list[str]:
-    shown = rounds.shown_rounds(report, most)
-    if not shown:
-        return []
-    columns = rounds.round_columns(shown)
-    whys = [_cell(facts.plain(one.why, 160)) for one in shown]
-    note = rounds.rounds_note(shown)
-    head = [f"Rounds ({note}):" if note else "Rounds:", "", f"| {' | '.join([*columns, 'why'])} |"]
-    rule = f"|{' --- |' * (len(columns) + 1)}"
-    rows = [f"| {' | '.join([*(cells[i] for cells in columns.values()), whys[i]])} |" for i in range(len(shown))]
-    more = len(rounds.shown_rounds(report)) - len(shown)
-    return [*head, rule, *rows, *([f"… {more} more in report.json"] if more else [])]
-
-
-def _training(report: EfficiencyReport) -> list[str]:
-    lines = [f"Training: {safe(rounds.training_text(report.training), 600)}"] if report.training else []
-    if report.control:
-        lines.append(f"Control: {safe(arms.control_text(report.control), 600)}")
-    curves = arms.curve_lines(report)
-    return [*lines, *([f"Quality by epoch: {safe('; '.join(curves), 400)}"] if curves else [])]
-
-
-def _sensitivity(report: EfficiencyReport, full: bool) -> list[str]:
-    found = rounds.slacks(report)
-    if not found:
-        return []
-    highest = rounds.highest_drop(found)
-    shown = found[:100] if full else rounds.extremes(found)
-    lines = []
-    for slack in shown:
-        worst = slack.worst
-        within = f"; within the guard: {rounds.within_text(slack)}" if slack.within is not None else ""
-        drop = f"drop {worst.quality_drop:.4f} at {rounds.amount_text(worst.amount)}"
-        lines.append(f"{code(slack.path, 80)} {rounds.spark(slack, highest)} {drop}{within}")
-    whole = len(shown) == len(found)
-    of = "" if whole else f", the {len(shown)} most" if full else ", the most and the least sensitive"
-    amounts = rounds.amounts_text(found[0])
-    return _bulleted(f"Sensitivity ({len(found)} layers or groups{of}; one bar each for {amounts})", lines, len(lines))
-
-
-def _candidates(report: EfficiencyReport, most: int) -> list[str]:
-    lines = []
-    for one in facts.ranked_candidates(report):
-        numbers = [facts.ratio_text(one.speedup)] if one.speedup is not None else []
-        numbers += [facts.size_text(one.size_bytes)] if one.size_bytes is not None else []
-        numbers += [f"drop {facts.drop_text(one.quality_drop)}"] if one.quality_drop is not None else []
-        told = f" ({', '.join(numbers)})" if numbers else ""
-        lines.append(f"{safe(one.name, 60)}: {one.status}{told}. {safe(one.why, 160)}")
-    return _bulleted("Candidates", lines, most)
-
-
-def _layers(report: EfficiencyReport, most: int) -> list[str]:
-    lines = []
-    for layer in report.layers:
-        numbers = [facts.time_text(layer.time_ms)] if layer.time_ms is not None else []
-        numbers += [f"{layer.time_share:.0%} of the time"] if layer.time_share is not None else []
-        numbers += [f"{facts.count_text(layer.macs)} MACs"] if layer.macs is not None else []
-        numbers += [facts.size_text(layer.size_bytes)] if layer.size_bytes is not None else []
-        lines.append(f"{code(layer.path, 80)} {safe(layer.kind, 40)}: {', '.join(numbers)}")
-    return _bulleted("Costliest layers", lines, most)
-
-
-def _changes(report: EfficiencyReport) -> list[str]:
-    return [
-        f"{code(c.path, 80)} {safe(c.what, 60)}: {safe(c.before, 60)} -> {safe(c.after, 60)}" for c in report.changed
-    ]
-
-
-def _skipped(report: EfficiencyReport, most: int, named: int) -> list[str]:
-    lines = []
-    for group in facts.skip_groups(report.skipped):
-        paths = ", ".join(code(path, 60) for path in group.paths[:named])
-        more = f" and {len(group.paths) - named} more" if len(group.paths) > named else ""
-        lines.append(f"{safe(group.reason, 160)}: {paths}{more}")
-    return _bulleted(f"Skipped ({len(report.skipped)} layers)", lines, most)
-
-
-def _environment(report: EfficiencyReport) -> list[str]:
-    here = report.environment
-    versions = ", ".join(f"{name} {version}" for name, version in list(here.versions.items())[:20])
-    cpu = f"{safe(here.cpu)}, {here.threads} threads, device {safe(here.device)}, gpu {safe(here.gpu or 'none')}"
-    return [f"Measured on {cpu}; python {safe(here.python)}; {safe(versions, 400)}; seed {here.seed}"]

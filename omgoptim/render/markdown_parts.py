@@ -31,9 +31,6 @@ def cell(text: str, limit: int = 200) -> str:
     return safe(text, limit).replace("|", "/")
 
 
-def bulleted(title: str, lines: list[str], most: int) -> list[str]:
-    """A list under its title, of many lines the first ones."""
-    if not lines:
-        return []
-    more = [f"- … {len(lines) - most} more in report.json"] if len(lines) > most else []
-    return [f"{title}:", *(f"- {line}" for line in lines[:most]), *more]
+def code_cell(text: str, limit: int = 200) -> str:
+    """A code span for a table."""
+    return code(text.replace("|", "/"), limit)

@@ -6,103 +6,113 @@ All text of a model, a log or a library goes through `rich.text.Text`, which rea
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.panel import Panel
-from rich.table import Table
-from rich.text import Text
+from rich.table import Table as RichTable
+from rich.text import Text as RichText
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.render import facts
-from omgoptim.render.terminal_outputs import outputs_table
-from omgoptim.render.terminal_precision import coverage_block, explanation_block
-from omgoptim.render.terminal_rounds import rounds_table, sensitivity_table, training_line
-from omgoptim.reports import Candidate, DoctorReport, EfficiencyReport, PackageState, RunState
+from omgoptim.render.blocks import Block, Items, Line, Section, Table, Text
+from omgoptim.render.claims import size_files_text, verdict
+from omgoptim.render.numbers import block, plain, progress_text
+from omgoptim.render.sections.candidates import candidates_section
+from omgoptim.render.sections.comparison import comparison_section
+from omgoptim.render.sections.explanation import explanation_section
+from omgoptim.render.sections.layers import changed_section, costliest_section
+from omgoptim.render.sections.outputs import outputs_section
+from omgoptim.render.sections.quantization import quantization_section
+from omgoptim.render.sections.run import warnings_section
+from omgoptim.render.sections.sensitivity import sensitivity_section
+from omgoptim.render.sections.steps import steps_section
+from omgoptim.render.sections.training import rounds_section, training_section
+from omgoptim.reports import DoctorReport, EfficiencyReport, PackageState, RunState
 from omgoptim.requests.command import in_shell
+
+SECTIONS = (
+    comparison_section,
+    outputs_section,
+    steps_section,
+    quantization_section,
+    rounds_section,
+    training_section,
+    sensitivity_section,
+    explanation_section,
+    costliest_section,
+    candidates_section,
+    changed_section,
+    warnings_section,
+)
+"""In the order of the screen: the most important is near the top and, with the next steps, at the end."""
 
 _VERDICT_STYLE = {"ok": "green", "no_gain": "yellow", "guard_failed": "red"}
 _TONE_STYLE = {"better": "green", "worse": "red", "same": "", "open": "yellow"}
+_MARK_STYLE = {"": "", "chosen": "bold", "faded": "dim"}
 _STATUS_STYLE = {"done": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
 _STATE_MARK = {"ok": ("✓", "green"), "missing": ("–", "yellow"), "broken": ("✗", "red")}
-
-BRIEF = {"candidates": 8, "skipped": 3, "layers": 8, "warnings": 8}
-"""How many rows of each list the short form shows; the full form shows all."""
+_LABEL = 10
+"""Width of the labels of lines."""
 
 
 def report_view(report: EfficiencyReport, *, full: bool = False, folder: Path | None = None) -> RenderableType:
-    """A whole report. `folder` is its run folder, to say where report.json and report.html are."""
-    parts: Iterable[RenderableType | None] = (
-        _verdict_panel(report),
-        _comparison_table(report),
-        outputs_table(report, full),
-        coverage_block(report, full),
-        rounds_table(report, full),
-        training_line(report),
-        sensitivity_table(report, full),
-        explanation_block(report, full),
-        _layers_table(report, full),
-        _candidates_table(report, full),
-        _changed(report, full),
-        _skipped(report, full),
-        _warnings(report, full),
-        _next_steps(report),
-        _places(report, folder),
-    )
-    return Group(*(part for part in parts if part is not None))
+    """A whole report. `folder` is its run folder, to name report.json and report.html."""
+    sections = (section(report, full) for section in SECTIONS)
+    parts = [_section(section) for section in sections if section is not None]
+    return Group(_verdict_panel(report), *parts, *_next_steps(report), _places(report, folder))
 
 
 def error_view(error: OmgoptimError) -> RenderableType:
     """What happened, why, and what to do next."""
-    lines = [Text.assemble(("error: ", "bold red"), facts.block(error.what))]
+    lines = [RichText.assemble(("error: ", "bold red"), block(error.what))]
     if error.why:
-        lines.append(Text.assemble(("  why: ", "bold"), facts.block(error.why)))
+        lines.append(RichText.assemble(("  why: ", "bold"), block(error.why)))
     if error.fix:
-        lines.append(Text.assemble(("  fix: ", "bold"), facts.block(in_shell(error.fix))))
-    lines += [Text(f"  | {line}", "dim") for line in error.log.splitlines()]
+        lines.append(RichText.assemble(("  fix: ", "bold"), block(in_shell(error.fix))))
+    lines += [RichText(f"  | {line}", "dim") for line in error.log.splitlines()]
     return Group(*lines)
 
 
 def runs_view(states: list[RunState]) -> RenderableType:
     """The runs of a project, one line each."""
     if not states:
-        return Text("No runs yet. Start with: omgoptim profile MODEL")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        return RichText("No runs yet. Start with: omgoptim profile MODEL")
+    table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     for header in ("run", "status", "started (UTC)", "model", "summary"):
         table.add_column(header, overflow="fold", no_wrap=header in ("run", "status", "started (UTC)"))
     for state in states:
-        going = facts.progress_text(state) if state.status in ("starting", "queued", "running") else ""
+        going = progress_text(state) if state.status in ("starting", "queued", "running") else ""
         told = going or state.summary or (state.error or {}).get("what", "")
         table.add_row(
-            Text(state.run_id),
-            Text(state.outcome or state.status, _STATUS_STYLE.get(state.status, "")),
-            Text(state.started[:16].replace("T", " ")),
-            Text(facts.plain(state.model, 60)),
-            Text(facts.plain(told, 100)),
+            RichText(state.run_id),
+            RichText(state.outcome or state.status, _STATUS_STYLE.get(state.status, "")),
+            RichText(state.started[:16].replace("T", " ")),
+            RichText(plain(state.model, 60)),
+            RichText(plain(told, 100)),
         )
     return table
 
 
 def state_view(state: RunState) -> RenderableType:
     """A run that has no report: where it stands, or how it ended."""
-    head = Text.assemble((state.run_id, "bold"), "  ", (state.status, _STATUS_STYLE.get(state.status, "")))
+    head = RichText.assemble((state.run_id, "bold"), "  ", (state.status, _STATUS_STYLE.get(state.status, "")))
     lines: list[RenderableType] = [head]
     if state.status in ("starting", "queued", "running"):
-        lines.append(Text(f"  {facts.progress_text(state)}"))
+        lines.append(RichText(f"  {progress_text(state)}"))
     if state.error:
         lines.append(error_view(OmgoptimError.from_dict(state.error)))
-    lines.append(Text(f"  folder: {state.folder}"))
+    lines.append(RichText(f"  folder: {state.folder}"))
     return Group(*lines)
 
 
 def doctor_view(report: DoctorReport) -> RenderableType:
     """What this machine and the project's Python can do, and what to install for the rest."""
     style = "green" if report.outcome == "ok" else "yellow"
-    head = Panel(Text(report.summary), title=Text(report.outcome.upper(), f"bold {style}"), border_style=style)
-    about = Table.grid(padding=(0, 2))
+    head = Panel(RichText(report.summary), title=RichText(report.outcome.upper(), f"bold {style}"), border_style=style)
+    about = RichTable.grid(padding=(0, 2))
     features = f" ({', '.join(report.cpu_features)})" if report.cpu_features else ""
     for label, value in (
         ("python", f"{report.python} ({report.python_version}, {report.python_found_by})"),
@@ -110,8 +120,8 @@ def doctor_view(report: DoctorReport) -> RenderableType:
         ("gpu", report.gpu or "none"),
         ("project", report.project),
     ):
-        about.add_row(Text(label, "dim"), Text(value))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        about.add_row(RichText(label, "dim"), RichText(value))
+    table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     for header in ("", "package", "version", "unlocks"):
         table.add_column(header, overflow="fold")
     packages = (*report.runtimes, *report.extras)
@@ -119,170 +129,96 @@ def doctor_view(report: DoctorReport) -> RenderableType:
         table.add_row(*_package_row(package))
     fixes = {package.fix: package.name for package in reversed(packages) if package.fix}
     lines = [_to_copy("  ", (fix, "cyan"), (f"  # {name}", "dim")) for fix, name in reversed(fixes.items())]
-    installs: list[Text] = [Text("to install", "bold"), *lines, Text()] if lines else []
-    entry = Text(json.dumps(report.mcp_entry, indent=2), no_wrap=True, overflow="ignore")
+    installs: list[RichText] = [RichText("to install", "bold"), *lines, RichText()] if lines else []
+    entry = RichText(json.dumps(report.mcp_entry, indent=2), no_wrap=True, overflow="ignore")
     return Group(
         head,
         Padding(about, (0, 1)),
         table,
         *installs,
-        Text("for an MCP client", "bold"),
+        RichText("for an MCP client", "bold"),
         entry,
     )
 
 
-def _package_row(package: PackageState) -> list[Text]:
+def _package_row(package: PackageState) -> list[RichText]:
     mark, style = _STATE_MARK[package.state]
-    return [Text(mark, style), Text(package.name), Text(package.version or ""), Text(package.unlocks)]
+    return [RichText(mark, style), RichText(package.name), RichText(package.version or ""), RichText(package.unlocks)]
 
 
 def _verdict_panel(report: EfficiencyReport) -> RenderableType:
     style = _VERDICT_STYLE[report.outcome]
-    title = Text.assemble((facts.verdict(report), f"bold {style}"), ("  " + report.verb, "dim"))
-    return Panel(Text(facts.plain(report.summary, 1200)), title=title, title_align="left", border_style=style)
+    title = RichText.assemble((verdict(report), f"bold {style}"), ("  " + report.verb, "dim"))
+    return Panel(RichText(plain(report.summary, 1200)), title=title, title_align="left", border_style=style)
 
 
-def _comparison_table(report: EfficiencyReport) -> RenderableType | None:
-    rows = facts.comparison_rows(report)
-    if not rows:
-        return None
-    two = report.before is not None and report.after is not None
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    for name, side in zip(facts.sides(report), (report.before, report.after), strict=True):
-        if side is not None:
-            title = facts.side_title(name if two else "measured", side).replace(": ", "\n")
-            table.add_column(Text(title), justify="right")
-    if two:
-        table.add_column("gain")
-    for row in rows:
-        cells = [Text(row.label, "dim")]
-        cells += [Text(row.before)] if report.before is not None else []
-        cells += [Text(row.after, "bold" if two else "")] if report.after is not None else []
-        table.add_row(*cells, *([Text(row.gain, _TONE_STYLE[row.tone])] if two else []))
-    if report.total is None:
-        return table
-    first = facts.plain(report.total.from_run, 80)
-    return Group(table, Text(f" since the original of {first}: {facts.total_text(report.total)}\n"))
+def _section(section: Section) -> RenderableType:
+    parts = Group(*(part for one in section.blocks for part in _block(one)))
+    last = section.blocks[-1]
+    ends_blank = isinstance(last, Table) and not last.note and not last.left_out
+    return parts if ends_blank else Padding(parts, (0, 0, 1, 0))
 
 
-def _layers_table(report: EfficiencyReport, full: bool) -> RenderableType | None:
-    if not report.layers:
-        return None
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text("costliest layers", "bold"), title_justify="left")
-    for header in ("layer", "kind", "time", "share", "MACs", "size"):
-        left = header in ("layer", "kind")
-        table.add_column(header, justify="left" if left else "right", overflow="fold")
-    for layer in report.layers if full else report.layers[: BRIEF["layers"]]:
-        table.add_row(
-            Text(facts.plain(layer.path, 80)),
-            Text(facts.plain(layer.kind, 40)),
-            Text("" if layer.time_ms is None else facts.time_text(layer.time_ms)),
-            Text("" if layer.time_share is None else f"{layer.time_share:.0%}"),
-            Text("" if layer.macs is None else facts.count_text(layer.macs)),
-            Text("" if layer.size_bytes is None else facts.size_text(layer.size_bytes)),
-        )
+def _block(one: Block) -> Iterator[RenderableType]:
+    if isinstance(one, Table):
+        yield _table(one)
+        if one.note:
+            yield RichText(f"  {plain(one.note)}", "dim")
+        if one.left_out:
+            yield _left_out(one.left_out)
+    elif isinstance(one, Line):
+        head = (f"{_shown(one.head)} ", _TONE_STYLE[one.head.tone]) if one.head else ""
+        label = (f"{one.label:<{_LABEL - 1}} ", "bold")
+        yield RichText.assemble(label, head, (_shown(one.text), _TONE_STYLE[one.text.tone]))
+    elif isinstance(one, Items):
+        yield RichText(one.title, "bold")
+        yield from (RichText(f"  {_shown(item)}", _TONE_STYLE[item.tone]) for item in one.items)
+        if one.left_out:
+            yield _left_out(one.left_out)
+
+
+def _table(one: Table) -> RichTable:
+    title = RichText(one.title, "bold") if one.title else None
+    table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+    for column in one.columns:
+        header = RichText(plain(column.name, 120).replace(": ", "\n"))
+        table.add_column(header, justify="right" if column.numeric else "left", no_wrap=column.numeric, overflow="fold")
+    for row in one.rows:
+        cells = [RichText(_shown(cell), _TONE_STYLE[cell.tone]) for cell in row.cells]
+        table.add_row(*cells, style=_MARK_STYLE[row.mark])
     return table
 
 
-def _candidates_table(report: EfficiencyReport, full: bool) -> RenderableType | None:
-    candidates = facts.ranked_candidates(report)
-    if not candidates:
-        return None
-    shown = candidates if full else candidates[: BRIEF["candidates"]]
-    numbers = {
-        "speedup": ["" if one.speedup is None else facts.ratio_text(one.speedup) for one in shown],
-        "size": ["" if one.size_bytes is None else facts.size_text(one.size_bytes) for one in shown],
-        "drop": ["" if one.quality_drop is None else facts.drop_text(one.quality_drop) for one in shown],
-    }
-    measured = {header: cells for header, cells in numbers.items() if any(cells)}
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text("candidates", "bold"), title_justify="left")
-    table.add_column("candidate", overflow="fold")
-    table.add_column("status")
-    for header in measured:
-        table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("why", overflow="fold")
-    for row, one in enumerate(shown):
-        table.add_row(
-            Text(facts.plain(one.name, 60)),
-            Text(one.status, _candidate_style(one, report)),
-            *(Text(cells[row]) for cells in measured.values()),
-            Text(facts.plain(one.why, 400 if full else 140)),
-        )
-    if len(shown) < len(candidates):
-        return Group(table, Text(f"  and {len(candidates) - len(shown)} more: --detail full", "dim"))
-    return table
+def _left_out(count: int) -> RichText:
+    return RichText(f"  and {count} more: --detail full", "dim")
 
 
-def _candidate_style(one: Candidate, report: EfficiencyReport) -> str:
-    chosen = "bold green" if report.outcome == "ok" else "bold"
-    return chosen if one.status == "chosen" else _STATUS_STYLE.get(one.status, "dim")
+def _shown(text: Text) -> str:
+    return plain(text.text, text.limit)
 
 
-def _changed(report: EfficiencyReport, full: bool) -> RenderableType | None:
-    if not report.changed:
-        return None
-    title = facts.changed_title(report)
-    if not full:
-        paths = facts.changed_paths(report)
-        named = ", ".join(facts.plain(path or "the model itself", 60) for path in paths[:4])
-        count = f"{len(paths)} layer{'' if len(paths) == 1 else 's'}"
-        return _block([Text.assemble((f"{title}: {count}", "bold"), f"  {named}{', …' if len(paths) > 4 else ''}")])
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=Text(title, "bold"), title_justify="left")
-    for header in ("layer", "what", "before", "after"):
-        table.add_column(header, overflow="fold")
-    for one in report.changed:
-        table.add_row(*(Text(facts.plain(cell, 120)) for cell in (one.path, one.what, one.before, one.after)))
-    return table
-
-
-def _skipped(report: EfficiencyReport, full: bool) -> RenderableType | None:
-    groups = facts.skip_groups(report.skipped)
-    if not groups:
-        return None
-    lines = [Text(f"skipped: {len(report.skipped)} layers", "bold")]
-    for group in groups if full else groups[: BRIEF["skipped"]]:
-        paths = group.paths if full else group.paths[:3]
-        more = f" and {len(group.paths) - len(paths)} more" if len(paths) < len(group.paths) else ""
-        named = ", ".join(facts.plain(path, 60) for path in paths)
-        lines.append(Text(f"  {facts.plain(group.reason, 160)}: {named}{more}"))
-    return _block(lines)
-
-
-def _warnings(report: EfficiencyReport, full: bool) -> RenderableType | None:
-    if not report.warnings:
-        return None
-    shown = report.warnings if full else report.warnings[: BRIEF["warnings"]]
-    return _block([Text.assemble(("warning: ", "bold yellow"), facts.plain(text, 500)) for text in shown])
-
-
-def _next_steps(report: EfficiencyReport) -> RenderableType | None:
+def _next_steps(report: EfficiencyReport) -> Sequence[RenderableType]:
     if not report.next_steps:
-        return None
-    lines = [Text("next", "bold")]
+        return ()
+    lines: list[RenderableType] = [RichText("next", "bold")]
     for step in report.next_steps:
-        lines += [_to_copy("  ", (step.command, "cyan")), Text(f"      {facts.plain(step.why, 200)}", "dim")]
-    return Group(*lines, "")
+        lines += [_to_copy("  ", (step.command, "cyan")), RichText(f"      {plain(step.why, 200)}", "dim")]
+    return [*lines, ""]
 
 
 def _places(report: EfficiencyReport, folder: Path | None) -> RenderableType:
     places = []
     if report.artifact:
         places.append(("artifact", report.artifact.path))
-        places += [("open it", line) for line in facts.block(report.artifact.load).splitlines()]
+        places += [("open it", line) for line in block(report.artifact.load).splitlines()]
     if folder:
         places += [("report", str(folder / "report.json")), ("page", str(folder / "report.html"))]
-    size_files = facts.size_files_text(report)
-    if size_files:
-        places.append(("size of", size_files))
+    if files := size_files_text(report):
+        places.append(("size of", files))
     places.append(("repeat", report.repeat))
-    return Group(*(_to_copy((f"{label:<10}", "dim"), text) for label, text in places))
+    return Group(*(_to_copy((f"{label:<{_LABEL}}", "dim"), text) for label, text in places))
 
 
-def _to_copy(*parts: str | tuple[str, str]) -> Text:
+def _to_copy(*parts: str | tuple[str, str]) -> RichText:
     """A line that stays one line, however long: what is copied out of the terminal must still run."""
-    return Text.assemble(*parts, no_wrap=True, overflow="ignore")
-
-
-def _block(lines: list[Text]) -> RenderableType:
-    return Padding(Group(*lines), (0, 0, 1, 0))
+    return RichText.assemble(*parts, no_wrap=True, overflow="ignore")

@@ -25,6 +25,7 @@ from omgoptim.reports.measured import (
 from omgoptim.reports.outputs import OutputRecord
 from omgoptim.reports.precision import Coverage, Explanation, Finding, Guard, LayerNoise, LayerPrecision, TimeShare
 from omgoptim.reports.state import DoctorReport, PackageState, RunState
+from omgoptim.reports.steps import Step
 from omgoptim.reports.training import Control, Epoch, Round, SensitivityPoint, Training
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "RunState",
     "SensitivityPoint",
     "Skip",
+    "Step",
     "TimeShare",
     "Total",
     "Training",

@@ -20,6 +20,7 @@ from omgoptim.reports.measured import (
 )
 from omgoptim.reports.outputs import OutputRecord
 from omgoptim.reports.precision import Coverage, Explanation, Guard
+from omgoptim.reports.steps import Step
 from omgoptim.reports.training import Control, Round, SensitivityPoint, Training
 
 
@@ -64,6 +65,8 @@ class EfficiencyReport(Record):
     training: Training | None = None
     control: Control | None = None
     sensitivity: list[SensitivityPoint] = []
+    steps: list[Step] = []
+    """Of a run that reaches for a goal: what was tried, in order."""
     candidates: list[Candidate] = []
     alternatives: list[Alternative] = []
     delivered: str | None = None

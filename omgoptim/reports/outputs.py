@@ -32,3 +32,6 @@ class OutputRecord(Record):
     ruined: bool = False
     """Whether what the original gives here is lost: relative error above 0.5, or fewer than half of the classes or
     integers equal. A run whose metric never reads a ruined output ends as `guard_failed`."""
+    reopened: float | None = None
+    """How far the artifact, reopened in fresh processes, was from the model in memory on the samples in `check.npz`:
+    the largest difference, relative to the output's largest value."""

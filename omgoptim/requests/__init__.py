@@ -19,6 +19,7 @@ from omgoptim.requests.compare import CompareRequest
 from omgoptim.requests.distill import DistillRequest
 from omgoptim.requests.factorize import FactorizeRequest
 from omgoptim.requests.limits import refuse_unusable, shown
+from omgoptim.requests.optimize import OptimizeRequest
 from omgoptim.requests.profile import ProfileRequest
 from omgoptim.requests.prune import PruneRequest
 from omgoptim.requests.quantize import QuantizeRequest
@@ -33,6 +34,7 @@ VERBS: dict[str, type[Request]] = {
     "factorize": FactorizeRequest,
     "distill": DistillRequest,
     "compare": CompareRequest,
+    "optimize": OptimizeRequest,
 }
 """Verbs that start a run."""
 
@@ -50,6 +52,7 @@ __all__ = [
     "FactorizeRequest",
     "InputSpec",
     "ModelRequest",
+    "OptimizeRequest",
     "Params",
     "ProfileRequest",
     "PruneRequest",
@@ -90,7 +93,7 @@ def parse(verb: str, raw: dict[str, Any]) -> Request:
     """
     known = VERBS | QUERIES
     if verb not in known:
-        raise RequestError(f"'{verb[:80]}' is no verb of omgoptim", did_you_mean(verb, known))
+        raise RequestError(f"unknown command '{verb[:80]}'", did_you_mean(verb, known))
     request = known[verb]
     refuse_unusable(raw)
     _refuse_unnamed_technique(verb, request, raw)

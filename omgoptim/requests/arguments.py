@@ -9,6 +9,11 @@ from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
+QuantizeScheme = Literal["auto", "dynamic", "static", "qat", "weight_only", "bf16", "fp16", "fp32"]
+PruneMethod = Literal["structured", "magnitude", "wanda", "gradient", "semi_structured", "random"]
+FactorizeMethod = Literal["whitened", "svd"]
+DistillStudent = Literal["auto", "given", "narrow", "depthwise", "inverted_residual", "low_rank", "fewer_layers"]
+
 
 class ModelArguments(TypedDict, total=False):
     checkpoint: str | None
@@ -60,7 +65,6 @@ class ProfileArguments(ModelArguments, total=False):
 
 
 class QuantizeArguments(ModelArguments, total=False):
-    scheme: Literal["auto", "dynamic", "static", "qat", "weight_only", "bf16", "fp16", "fp32"] | dict[str, Any]
     runtime: Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino"]
     max_quality_drop: float
     prefer: Literal["balanced", "speed", "size"]
@@ -99,7 +103,6 @@ class QuantizeArguments(ModelArguments, total=False):
 
 
 class PruneArguments(RecoveryArguments, total=False):
-    method: Literal["structured", "magnitude", "wanda", "gradient", "semi_structured", "random"] | dict[str, Any]
     schedule: str
     rounds: int
     sensitivity: bool
@@ -127,7 +130,6 @@ class PruneArguments(RecoveryArguments, total=False):
 
 
 class FactorizeArguments(RecoveryArguments, total=False):
-    method: Literal["whitened", "svd"] | dict[str, Any]
     sensitivity: bool
     runtime: Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino"]
     max_quality_drop: float
@@ -186,3 +188,16 @@ class CompareArguments(TypedDict, total=False):
     allow_remote_code: bool
     allow_module: list[str]
     trust_artifact: bool
+
+
+class OptimizeArguments(ModelArguments, total=False):
+    max_quality_drop: float
+    target_latency_ms: float | None
+    target_size_mb: float | None
+    target_memory_mb: float | None
+    budget_minutes: float
+    prefer: Literal["balanced", "speed", "size"]
+    runtime: Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino"]
+    learning_rate: float | None
+    output: str | None
+    plan: bool

@@ -44,49 +44,49 @@ class ModelRequest(Request):
     """The arguments that every verb on a model shares."""
 
     model: str = Field(min_length=1)
-    """What to load: file.py:callable, package.module:callable, an artifact folder or run id, model.pt2, model.onnx, hf:FOLDER, timm:NAME, torchvision:NAME."""  # noqa: E501
+    """Model source: file.py:callable, package.module:callable, an artifact folder, a run id, model.pt2, model.onnx, hf:FOLDER, timm:NAME or torchvision:NAME."""  # noqa: E501
     checkpoint: str | None = None
-    """Weights for it: a .safetensors file, or a .pt/.pth state dict."""
+    """Weights to load: a .safetensors file, or a .pt/.pth state dict."""
     weights: Literal["auto", "ema", "plain"] = "auto"
-    """Which of a checkpoint's averaged (EMA, SWA) and plain weights to take; auto: averaged where there are any."""
+    """Weights to load from a checkpoint with averaged (EMA, SWA) and plain ones; auto: averaged, if present."""
     model_kwargs: dict[str, Any] = {}
-    """Keyword arguments for the callable."""
+    """Keyword arguments of the model's callable."""
     data: str | None = None
-    """file.py:callable that takes split=train|calibration|eval, or a .npz/.safetensors file of named arrays."""
+    """Data source: file.py:callable with an argument split=train|calibration|eval, or a .npz/.safetensors file of named arrays."""  # noqa: E501
     inputs: list[str] = []
-    """Without data: input shapes, batch first, such as 1x3x224x224 or input_ids:int64:1x128."""
+    """Shapes for random inputs when there is no data, batch first: 1x3x224x224 or input_ids:int64:1x128."""
     metric: str = "auto"
-    """auto, top1, r2, cosine, perplexity, kl, a torchmetrics name, or file.py:callable, higher is better."""
+    """Quality metric, higher is better: auto, top1, r2, cosine, perplexity, kl, a torchmetrics name, or file.py:callable."""  # noqa: E501
     target_output: str | None = None
-    """The output of the labels, by name or index."""
+    """Name or index of the output that the labels belong to."""
     ignore_outputs: list[str] = []
-    """Outputs that nobody reads."""
+    """Outputs to leave out of the comparison, such as auxiliary heads."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to run and measure; auto is the cpu."""
+    """Device to run and measure on; auto: cpu."""
     timing: Timing = "standard"
-    """quick: one launch, a point estimate; standard: five, with an interval; careful: until it is narrow."""
+    """Process launches per latency measurement. quick: one; standard: five, with an interval; careful: until narrow."""
     batch: int = Field(32, ge=1, le=4096)
-    """Batch size of the throughput measurement; latency is always at batch 1."""
+    """Batch size for throughput; latency is always measured at batch 1."""
     threads: int | None = Field(None, ge=1, le=512)
-    """CPU threads of measured processes; default: the cores this process may use."""
+    """CPU threads of a measured process; default: all cores available."""
     samples: int = Field(2000, ge=1, le=1_000_000)
-    """Most evaluation samples to use."""
+    """Maximum number of evaluation samples."""
     seed: int = Field(0, ge=0, lt=2**32)
-    """Seed of every random choice."""
+    """Random seed."""
     time_limit_s: float = Field(300, gt=0, le=10_000_000)
-    """Longest seconds that one call into the user's code (build, load, metric) may take."""
+    """Timeout, in seconds, of one call into user code (build, load, metric)."""
     project: str | None = None
-    """Absolute path of the user's project; model, checkpoint and data must lie inside it."""
+    """Absolute path of the project; model, checkpoint and data must be inside it."""
     python: str | None = None
-    """Python that has the model's packages; default: the project's .venv, else the active environment."""
+    """Python interpreter with the model's packages; default: the project's .venv, else the active environment."""
     allow_path: list[str] = []
-    """Further folders that may be read from."""
+    """Additional folders that may be read."""
     allow_remote_code: bool = False
-    """Let a model library run a repository's own code and open its pickles, such as trust_remote_code in model_kwargs."""  # noqa: E501
+    """Allow model libraries to run a repository's own code and load its pickles (trust_remote_code in model_kwargs)."""
     allow_module: list[str] = []
-    """Installed modules whose functions and classes may be named as model, data, metric or loss, such as timm.models."""  # noqa: E501
+    """Installed modules whose functions and classes may be used as model, data, metric or loss, such as timm.models."""
     trust_artifact: bool = False
-    """Open an artifact that you did not make though its recipe runs code of this project or of a model library."""
+    """Open an artifact from elsewhere even if loading it runs code of this project or of a model library."""
 
     @field_validator("inputs")
     @classmethod

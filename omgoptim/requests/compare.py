@@ -8,37 +8,37 @@ from omgoptim.requests.base import Request, Timing
 
 
 class CompareRequest(Request):
-    """Measure two artifacts or runs side by side: size, speed, memory, quality and how far they agree."""
+    """Measure two artifacts or runs against each other: size, speed, memory, quality and agreement of their outputs."""
 
     a: str = Field(min_length=1)
-    """The one compared against: run id or artifact folder."""
+    """Baseline: run id or artifact folder."""
     b: str = Field(min_length=1)
-    """The other one: run id or artifact folder."""
+    """Candidate, compared with the baseline: run id or artifact folder."""
     data: str | None = None
-    """Data as for the other verbs; default: what run A was measured with."""
+    """Data source, as for the other commands; default: that of run A."""
     metric: str | None = None
-    """Metric as for the other verbs; default: what run A was measured with."""
+    """Quality metric, as for the other commands; default: that of run A."""
     timing: Timing = "standard"
-    """quick: one launch, a point estimate; standard: five, with an interval; careful: until it is narrow."""
+    """Process launches per latency measurement. quick: one; standard: five, with an interval; careful: until narrow."""
     batch: int = Field(32, ge=1, le=4096)
-    """Batch size of the throughput measurement; latency is always at batch 1."""
+    """Batch size for throughput; latency is always measured at batch 1."""
     threads: int | None = Field(None, ge=1, le=512)
-    """CPU threads for both; default: the cores this process may use."""
+    """CPU threads of a measured process; default: all cores available."""
     samples: int = Field(2000, ge=1, le=1_000_000)
-    """Most evaluation samples to use."""
+    """Maximum number of evaluation samples."""
     seed: int = Field(0, ge=0, lt=2**32)
-    """Seed of every random choice."""
+    """Random seed."""
     time_limit_s: float = Field(300, gt=0, le=10_000_000)
-    """Longest time, in seconds, that one call into the user's code may take."""
+    """Timeout, in seconds, of one call into user code."""
     project: str | None = None
-    """Absolute path of the user's project."""
+    """Absolute path of the project."""
     python: str | None = None
-    """Python that has the model's packages; default: the project's .venv, else the active environment."""
+    """Python interpreter with the model's packages; default: the project's .venv, else the active environment."""
     allow_path: list[str] = []
-    """Further folders that may be read from."""
+    """Additional folders that may be read."""
     allow_remote_code: bool = False
-    """Let a model library run a repository's own code, where an artifact is built by it."""
+    """Allow model libraries to run a repository's own code when an artifact is loaded."""
     allow_module: list[str] = []
-    """Installed modules whose functions and classes may be named as data or metric."""
+    """Installed modules whose functions and classes may be used as data or metric."""
     trust_artifact: bool = False
-    """Open an artifact that you did not make though its recipe runs code of this project or of a model library."""
+    """Open an artifact from elsewhere even if loading it runs code of this project or of a model library."""

@@ -13,70 +13,70 @@ from omgoptim.requests.training import TrainingRequest
 
 
 class Given(Params):
-    """A smaller module of your own, which takes the teacher's inputs."""
+    """A student module of your own, with the teacher's inputs."""
 
     by_source: ClassVar[bool] = True
 
     student: Literal["given"] = "given"
     source: str = Field(min_length=1)
-    """What to load, as for the teacher: file.py:callable, a run id."""
+    """Model source, as for the teacher: file.py:callable, a run id."""
     student_checkpoint: str | None = None
-    """Weights that the student starts from: a .safetensors file, or a .pt/.pth state dict."""
+    """Initial weights of the student: a .safetensors file, or a .pt/.pth state dict."""
     student_kwargs: dict[str, Any] = {}
-    """Keyword arguments for the student's callable."""
+    """Keyword arguments of the student's callable."""
 
 
 class Derived(Params):
     """What the students share that are made from the teacher."""
 
     width: float = Field(1.0, gt=0, le=1)
-    """Fraction of the channels, heads and hidden units that the student has, 0..1."""
+    """Width multiplier: fraction of channels, heads and hidden units kept, 0..1."""
     depth: float = Field(1.0, gt=0, le=1)
-    """Fraction that it keeps of the layers that repeat (same shape in and out), 0..1."""
+    """Depth multiplier: fraction of repeated layers (same input and output shape) kept, 0..1."""
     initialize: Literal["teacher", "random"] = "teacher"
-    """Weights to begin with: what is left of the teacher's, or random ones."""
+    """Initial weights: from the teacher, or random."""
     targets: list[str] = []
     """Globs on module paths: change only these."""
     ignore: list[str] = []
-    """Globs on module paths: leave these as they are."""
+    """Globs on module paths: do not change these."""
 
 
 class Narrow(Derived):
-    """The teacher with fewer channels, heads and hidden units: pruned, then distilled."""
+    """The teacher with fewer channels, heads and hidden units."""
 
     student: Literal["narrow"] = "narrow"
     width: float = Field(0.5, gt=0, le=1)
-    """Fraction of the channels, heads and hidden units that the student has, 0..1."""
+    """Width multiplier: fraction of channels, heads and hidden units kept, 0..1."""
 
 
 class Depthwise(Derived):
-    """The teacher with depth-separable convolutions (a depthwise one, then 1x1) in place of its own."""
+    """The teacher with depthwise separable convolutions (depthwise, then 1x1)."""
 
     student: Literal["depthwise"] = "depthwise"
 
 
 class InvertedResidual(Derived):
-    """The teacher with MobileNetV2's inverted residual blocks in place of its convolutions."""
+    """The teacher with MobileNetV2's inverted residual blocks instead of its convolutions."""
 
     student: Literal["inverted_residual"] = "inverted_residual"
     expansion: float = Field(2.0, ge=1, le=16)
-    """Channels inside a block over those that go in."""
+    """Expansion factor: hidden channels / input channels of a block."""
 
 
 class LowRank(Derived):
-    """The teacher with products of two thin weights in place of its large ones."""
+    """The teacher with low-rank factors instead of its large weights."""
 
     student: Literal["low_rank"] = "low_rank"
     rank_ratio: float = Field(0.25, gt=0, lt=1)
-    """Parameters kept of each factorized layer, 0..1."""
+    """Fraction of parameters kept in each factorized layer, 0..1."""
 
 
 class FewerLayers(Derived):
-    """The teacher with every n-th of its repeated layers, as DistilBERT: for transformers and deep stacks."""
+    """The teacher with every n-th of its repeated layers (DistilBERT): for transformers and deep stacks."""
 
     student: Literal["fewer_layers"] = "fewer_layers"
     keep_layers: int | None = Field(None, ge=1)
-    """How many of the repeated layers stay, spread evenly; default: half of them."""
+    """Number of repeated layers to keep, evenly spaced; default: half of them."""
 
     @model_validator(mode="after")
     def _one_depth(self) -> Self:
@@ -86,23 +86,23 @@ class FewerLayers(Derived):
 
 
 class Auto(Params):
-    """Students derived in several ways: the likeliest few train for a short while, the best of them to the end."""
+    """Derive several students, train the most promising ones briefly (successive halving), and the best one fully."""
 
     student: Literal["auto"] = "auto"
     target_compression: Annotated[float | None, BeforeValidator(before_over_after)] = Field(None, gt=1, le=10_000)
-    """Parameters of the teacher over those of the student, at least (default 4; with keep_layers: what that gives)."""
+    """Target: parameters of the teacher / those of the student, at least (default 4; with keep_layers: none)."""
     target_speedup: Annotated[float | None, BeforeValidator(before_over_after)] = Field(None, gt=1, le=1000)
-    """Also: latency of the teacher over that of the student, as measured on this machine, at least."""
+    """Additional target: latency of the teacher / that of the student, measured on this machine, at least."""
     keep_layers: int | None = Field(None, ge=1)
-    """How many of the repeated layers every student keeps."""
+    """Number of repeated layers that every student keeps."""
     candidates: int = Field(6, ge=1, le=32)
-    """Students that train for a short while; each time the better half goes on."""
+    """Students in the first trial; each trial keeps the better half (successive halving)."""
     trial_epochs: int = Field(1, ge=1, le=1000)
-    """Epochs of the first trial; each further one is twice as long."""
+    """Epochs of the first trial; doubled in each further one."""
     targets: list[str] = []
     """Globs on module paths: change only these."""
     ignore: list[str] = []
-    """Globs on module paths: leave these as they are."""
+    """Globs on module paths: do not change these."""
 
     @property
     def compression(self) -> float | None:
@@ -131,34 +131,34 @@ Student = Annotated[
 
 
 class DistillRequest(TrainingRequest):
-    """Train a smaller student to answer as the teacher, the model, does; measure the saved student against it.
+    """Knowledge distillation: train a smaller student on the outputs of the model (the teacher), measure its artifact.
 
-    For the largest savings; needs training data, labels are welcome. Runs user code with the user's rights.
+    For the largest savings. Needs training data; labels are optional. Runs code with the user's rights.
     """
 
     other_names: ClassVar[dict[str, str]] = {"teacher": "model"}
 
     model: str = Field(min_length=1)
-    """The teacher: file.py:callable, package.module:callable, an artifact folder or run id, model.pt2, hf:FOLDER, timm:NAME, torchvision:NAME."""  # noqa: E501
+    """The teacher: file.py:callable, package.module:callable, an artifact folder, a run id, model.pt2, hf:FOLDER, timm:NAME or torchvision:NAME."""  # noqa: E501
     student: Student = Auto()
-    """The student: a module (file.py:callable, a run id), or how to derive one from the teacher."""
+    """The student: a module (file.py:callable, a run id), or a way to derive one from the teacher."""
     epochs: int = Field(10, ge=1, le=10_000)
     """Training epochs."""
     output_loss: Literal["auto", "hinton", "mse", "dkd", "dist"] = "auto"
-    """Distance to the teacher's outputs: softened KL (hinton), squared error of logits, decoupled KD, DIST; auto: hinton for classes, squared error and cosine for values."""  # noqa: E501
+    """Distillation loss on the outputs: KL of softened probabilities (hinton), MSE of logits (mse), decoupled KD (dkd), DIST (dist); auto: hinton for classes, MSE and cosine otherwise."""  # noqa: E501
     features: Literal["none", "fitnets", "attention", "relational", "minilm"] = "none"
-    """Also learn from inside the teacher: layers' outputs through adapters (fitnets), attention maps, distances and angles between samples, relations of the last attention."""  # noqa: E501
+    """Feature distillation: hidden layers through adapters (fitnets), attention transfer (attention), relational KD (relational), self-attention relations (minilm)."""  # noqa: E501
     feature_weight: float = Field(1.0, gt=0)
-    """Weight of that, beside the other losses."""
+    """Weight of the feature loss."""
     feature_layers: list[str] = []
-    """Pairs of layers, STUDENT=TEACHER by module path, or one path for both; default: found by path and shape."""
+    """Layer pairs for feature distillation: STUDENT=TEACHER module paths, or one path for both; default: matched by path and shape."""  # noqa: E501
     control: bool = False
-    """Train the same student as long without the teacher too, and say what the teacher brought; twice the time."""
+    """Ablation: also train the student without the teacher, report the effect of distillation; doubles the time."""
     runtime: Runtime = "auto"
-    """Engine of the artifact, on which both models are measured; auto is torch_eager for a module."""
+    """Engine that runs the artifact; both models are measured on it. auto: torch_eager for a module."""
     max_quality_drop: float = Field(0.01, ge=0, le=1)
-    """The guard: most quality that may be lost, before minus after."""
+    """Quality guard: largest allowed drop of the metric, before minus after."""
     output: str | None = None
-    """Folder to put a copy of the artifact in; must not exist yet."""
+    """New folder for a copy of the artifact; must not exist yet."""
     plan: bool = False
-    """Say which student would be trained, and do nothing."""
+    """Dry run: print the student that would be trained, train nothing."""

@@ -17,23 +17,23 @@ class Factorization(Params):
     """What the techniques that write a weight as a product of two smaller ones share."""
 
     target_compression: Annotated[float | None, BeforeValidator(before_over_after)] = Field(None, gt=1, le=1000)
-    """Parameters of the whole model, before over after (default 2); ranks are shared out by what each layer loses."""
+    """Target: parameters of the whole model, before / after (default 2); ranks are allocated by each layer's error."""
     energy: float | None = Field(None, gt=0, le=1)
-    """Instead: the smallest rank of each layer that keeps this fraction of its output's (or weight's) energy."""
+    """Alternative target: fraction of each layer's output (or weight) energy to keep, 0..1."""
     rank: int | None = Field(None, ge=1)
-    """Instead: one rank for all layers."""
+    """Alternative target: one rank for all layers."""
     rank_ratio: float | None = Field(None, gt=0, lt=1)
-    """Instead: parameters kept of each factorized layer, 0..1."""
+    """Alternative target: fraction of parameters kept in each factorized layer, 0..1."""
     per: Literal["bytes", "time"] = "bytes"
-    """What the shared-out ranks save: bytes, or time as measured on this machine."""
+    """Cost that rank allocation minimizes: bytes, or time measured on this machine."""
     convolution: Literal["auto", "tucker2", "spatial", "skip"] = "auto"
-    """Form of convolutions: 1x1, kxk, 1x1 (tucker2); kx1, 1xk (spatial); the one that loses less (auto)."""
+    """Factorization of convolutions: 1x1, kxk, 1x1 (tucker2); kx1, 1xk (spatial); the one with the smaller error (auto); none (skip)."""  # noqa: E501
     round_to: int = Field(1, ge=1, le=256)
-    """Keep ranks at multiples of this."""
+    """Round ranks to multiples of this."""
     targets: list[str] = []
     """Globs on module paths: factorize only these."""
     ignore: list[str] = []
-    """Globs on module paths: leave these as they are."""
+    """Globs on module paths: do not change these."""
 
     @model_validator(mode="after")
     def _one_goal(self) -> Self:
@@ -52,15 +52,15 @@ class Factorization(Params):
 
 
 class Whitened(Factorization):
-    """Low-rank products that lose least of a layer's output on data (SVD of the whitened weight, as SVD-LLM)."""
+    """SVD of the whitened weight (SVD-LLM): smallest error of the layer's output on calibration data."""
 
     method: Literal["whitened"] = "whitened"
     calibration_samples: int = Field(256, ge=1)
-    """Samples that the second moments of the inputs are read from."""
+    """Samples for the input covariance."""
 
 
 class Svd(Factorization):
-    """Low-rank products that lose least of the weight itself (plain SVD); needs no data, and loses more."""
+    """Plain SVD of the weight; needs no data, larger error."""
 
     method: Literal["svd"] = "svd"
 
@@ -69,20 +69,20 @@ FactorMethod = Annotated[Whitened | Svd, Field(discriminator="method"), BeforeVa
 
 
 class FactorizeRequest(RecoveryRequest):
-    """Write large weights as products of two thin ones, train back what that costs, and measure the saved artifact.
+    """Low-rank factorization: replace large weights by two low-rank factors, fine-tune, measure the artifact.
 
-    For models with large Linear layers or convolutions. Runs user code with the user's rights.
+    For models with large Linear layers or convolutions. Runs code with the user's rights.
     """
 
     method: FactorMethod = Whitened()
-    """One technique: its name, or an object with its parameters."""
+    """Factorization method: a name, or an object with its parameters."""
     sensitivity: bool = False
-    """Measure how quality falls with the rank of each layer alone; takes longer."""
+    """Sensitivity analysis: quality against the rank of one layer alone; takes longer."""
     runtime: Runtime = "auto"
-    """Engine of the artifact, on which both models are measured; auto is torch_eager for a module."""
+    """Engine that runs the artifact; both models are measured on it. auto: torch_eager for a module."""
     max_quality_drop: float = Field(0.01, ge=0, le=1)
-    """The guard: most quality that may be lost, before minus after."""
+    """Quality guard: largest allowed drop of the metric, before minus after."""
     output: str | None = None
-    """Folder to put a copy of the artifact in; must not exist yet."""
+    """New folder for a copy of the artifact; must not exist yet."""
     plan: bool = False
-    """Say which layers would be factorized, at which ranks, and do nothing."""
+    """Dry run: print the layers and their ranks, change nothing."""

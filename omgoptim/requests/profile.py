@@ -6,10 +6,10 @@ from omgoptim.requests.base import ModelRequest, Runtime
 
 
 class ProfileRequest(ModelRequest):
-    """Measure a model as it is: size, parameters, MACs, latency, throughput, memory, quality and the costliest layers.
+    """Measure a model: size, parameters, MACs, latency, throughput, peak memory, quality and cost per layer.
 
-    Start here. Changes nothing. Runs user code with the user's rights.
+    Start here; changes nothing. Runs code with the user's rights.
     """
 
     runtime: Runtime = "auto"
-    """Engine to measure on; auto is the one the model comes with (torch_eager for a module)."""
+    """Engine to measure on; auto: that of the model (torch_eager for a module)."""

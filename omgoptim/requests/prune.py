@@ -15,33 +15,33 @@ from omgoptim.requests.training import RecoveryRequest
 
 
 class Structured(Params):
-    """Remove whole channels, heads and hidden units, so that tensors get smaller and every engine gets faster."""
+    """Remove whole channels, attention heads and hidden units; tensors get smaller and faster on every engine."""
 
     method: Literal["structured"] = "structured"
     pruning_ratio: float | None = Field(None, gt=0, lt=1)
-    """Fraction of the channels to remove, 0..1 (default 0.3); parameters and MACs fall by more."""
+    """Fraction of channels to remove, 0..1 (default 0.3); parameters and MACs fall by more."""
     target_speedup: Annotated[float | None, BeforeValidator(before_over_after)] = Field(None, gt=1, le=100)
-    """Instead of a ratio: remove until the whole model is measured to be so many times faster on this machine."""
+    """Alternative target: speedup (before / after) of the whole model, measured on this machine."""
     target_latency_ms: float | None = Field(None, gt=0)
-    """Instead of a ratio: remove until one call at batch 1 takes so many milliseconds on this machine."""
+    """Alternative target: latency in ms at batch 1, measured on this machine."""
     target_macs_ratio: Annotated[float | None, BeforeValidator(before_over_after)] = Field(None, gt=1, le=1000)
-    """Instead of a ratio: remove until the multiply-accumulates are so many times fewer (before / after)."""
+    """Alternative target: reduction of multiply-accumulates (before / after)."""
     importance: Literal["magnitude", "taylor", "bn_scale", "lamp", "fpgm", "hessian", "random"] = "magnitude"
-    """What says which channels matter least; taylor and hessian need data."""
+    """Importance criterion of channels; taylor and hessian need data."""
     ranking: Literal["uniform", "global", "isomorphic"] = "uniform"
-    """The same ratio in every group, one ranking of all channels, or one per kind of group."""
+    """Same ratio in every group (uniform), one ranking of all channels (global), one per type of group (isomorphic)."""
     round_to: int | None = Field(None, ge=1, le=1024)
-    """Keep widths at multiples of this; default: 8 where wide enough, and for a speed what was measured here."""
+    """Round widths to multiples of this; default: 8 if wide enough; for a speed target, from the latency table."""
     max_layer_ratio: float = Field(0.9, gt=0, lt=1)
-    """Most that is removed from one group."""
+    """Largest fraction removed from one group."""
     reconstruct: bool = True
-    """Fit the weights that stay to the layers' outputs before, on training inputs without labels."""
+    """Refit the remaining weights to each layer's original output by least squares; needs no labels."""
     prune_heads: bool = True
-    """Whether attention heads may be removed; else only their neighbours."""
+    """Allow removal of attention heads."""
     targets: list[str] = []
     """Globs on module paths: prune only these."""
     ignore: list[str] = []
-    """Globs on module paths: leave these whole."""
+    """Globs on module paths: do not prune these."""
 
     @model_validator(mode="after")
     def _one_goal(self) -> Self:
@@ -61,67 +61,67 @@ class Unstructured(Params):
     """What the techniques that zero single weights share."""
 
     sparsity: float = Field(0.5, gt=0, lt=1)
-    """Fraction of the selected weights that are zero at the end, 0..1."""
+    """Final sparsity: fraction of the selected weights that are zero, 0..1."""
     reconstruct: bool = True
-    """Fit the weights that stay to the layers' outputs before, on training inputs without labels."""
+    """Refit the remaining weights to each layer's original output by least squares; needs no labels."""
     targets: list[str] = []
     """Globs on module paths: prune only these."""
     ignore: list[str] = []
-    """Globs on module paths: leave these whole."""
+    """Globs on module paths: do not prune these."""
 
 
 class Magnitude(Unstructured):
-    """Zero the weights of smallest magnitude."""
+    """Zero the weights with the smallest magnitude."""
 
     method: Literal["magnitude"] = "magnitude"
     scope: Literal["global", "per_layer"] = "global"
-    """Rank all selected weights together, or those of each layer alone."""
+    """Rank weights over all selected layers, or within each layer."""
     layer_ratios: Literal["uniform", "erdos_renyi", "lamp"] = "uniform"
-    """How sparsity is shared among layers: by plain rank (uniform), by layer shape, or by LAMP scores."""
+    """Sparsity allocation over layers: plain ranking (uniform), Erdos-Renyi by layer shape, or LAMP scores."""
 
 
 class Random(Unstructured):
-    """Zero weights drawn at random: the control that any other method has to beat."""
+    """Zero random weights: the baseline for the other methods."""
 
     method: Literal["random"] = "random"
     scope: Literal["global", "per_layer"] = "global"
-    """Rank all selected weights together, or those of each layer alone."""
+    """Rank weights over all selected layers, or within each layer."""
     layer_ratios: Literal["uniform", "erdos_renyi"] = "uniform"
-    """How sparsity is shared among layers: evenly, or by layer shape."""
+    """Sparsity allocation over layers: uniform, or Erdos-Renyi by layer shape."""
 
 
 class Wanda(Unstructured):
-    """Zero the weights whose magnitude times the norm of their input is smallest (Wanda); needs data, no labels."""
+    """Zero the weights with the smallest magnitude times input norm (Wanda); needs data, no labels."""
 
     method: Literal["wanda"] = "wanda"
     scope: Literal["per_row", "per_layer", "global"] = "per_row"
-    """Rank the weights of each output row, of each layer, or all together."""
+    """Rank weights within each output row, within each layer, or over all layers."""
 
 
 class Gradient(Unstructured):
-    """Zero the weights whose loss would change least; needs data."""
+    """Zero the weights whose removal changes the loss least (first-order saliency); needs data."""
 
     method: Literal["gradient"] = "gradient"
     score: Literal["sensitivity", "movement"] = "sensitivity"
-    """sensitivity: |weight x gradient|; movement: -weight x gradient summed over steps."""
+    """Saliency. sensitivity: |weight x gradient|; movement: -weight x gradient, summed over steps."""
     scope: Literal["global", "per_layer"] = "global"
-    """Rank all selected weights together, or those of each layer alone."""
+    """Rank weights over all selected layers, or within each layer."""
 
 
 class SemiStructured(Params):
-    """Keep n of every m neighbouring weights: the pattern that some GPUs run faster."""
+    """N:M sparsity: keep n of every m neighbouring weights, the pattern that some GPUs accelerate."""
 
     method: Literal["semi_structured"] = "semi_structured"
     pattern: str = "2:4"
-    """n:m, n weights kept of every m along a weight's inputs."""
+    """n:m, n weights kept of every m along the input dimension."""
     score: Literal["magnitude", "wanda"] = "magnitude"
-    """What says which weights matter least; wanda needs data."""
+    """Saliency of weights; wanda needs data."""
     reconstruct: bool = True
-    """Fit the weights that stay to the layers' outputs before, on training inputs without labels."""
+    """Refit the remaining weights to each layer's original output by least squares; needs no labels."""
     targets: list[str] = []
     """Globs on module paths: prune only these."""
     ignore: list[str] = []
-    """Globs on module paths: leave these whole."""
+    """Globs on module paths: do not prune these."""
 
     @field_validator("pattern")
     @classmethod
@@ -148,28 +148,28 @@ SHAPES = ("one_shot", "linear", "cubic")
 
 
 class PruneRequest(RecoveryRequest):
-    """Remove weights from a model, bring it back by training, and measure the saved artifact against the original.
+    """Prune a model, fine-tune it, and measure the saved artifact against the original.
 
-    Structured pruning makes a model smaller and faster; zeroed single weights make the file smaller, and no dense
-    engine faster. Runs user code with the user's rights.
+    Structured pruning makes a model smaller and faster; unstructured sparsity makes the file smaller, but dense
+    engines no faster. Runs code with the user's rights.
     """
 
     method: Method = Structured()
-    """One technique: its name, or an object with its parameters."""
+    """Pruning method: a name, or an object with its parameters."""
     schedule: str = "cubic"
-    """How the amount grows over the rounds: one_shot, linear, cubic, or the amounts themselves: 0.5,0.75,0.9."""
+    """Pruning schedule over the rounds: one_shot, linear, cubic, or a list of amounts: 0.5,0.75,0.9."""
     rounds: int = Field(1, ge=1, le=100)
-    """Rounds of pruning, each followed by `epochs` of training."""
+    """Pruning rounds, each followed by `epochs` of fine-tuning."""
     sensitivity: bool = False
-    """Measure how quality falls with the amount removed from each layer or group alone; takes longer."""
+    """Sensitivity analysis: quality against the amount pruned from one layer or group alone; takes longer."""
     runtime: Runtime = "auto"
-    """Engine of the artifact, on which both models are measured; auto is torch_eager for a module."""
+    """Engine that runs the artifact; both models are measured on it. auto: torch_eager for a module."""
     max_quality_drop: float = Field(0.01, ge=0, le=1)
-    """The guard: most quality that may be lost, before minus after."""
+    """Quality guard: largest allowed drop of the metric, before minus after."""
     output: str | None = None
-    """Folder to put a copy of the artifact in; must not exist yet."""
+    """New folder for a copy of the artifact; must not exist yet."""
     plan: bool = False
-    """Say what would be removed, from which layers and at what cost, and do nothing."""
+    """Dry run: print what would be removed from which layers, change nothing."""
 
     @model_validator(mode="after")
     def _schedule_reaches_the_goal(self) -> Self:

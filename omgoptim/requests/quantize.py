@@ -16,110 +16,114 @@ RangeMethod = Literal["auto", "minmax", "moving_average", "percentile", "mse", "
 
 
 class Auto(Params):
-    """Try what this machine can run and keep the best candidate whose quality drop is within the guard."""
+    """Try every scheme and engine that this machine can run; keep the best candidate within the quality guard."""
 
     scheme: Literal["auto"] = "auto"
     calibration_samples: int = Field(256, ge=1)
-    """Samples of the calibration split that static quantization reads its ranges from."""
+    """Number of calibration samples."""
 
 
 class Dynamic(Params):
-    """Int8 weights, activations quantized on the fly: Linear, MatMul, LSTM and GRU. Needs no data."""
+    """Int8 weights, activations quantized at run time: Linear, MatMul, LSTM and GRU. Needs no data."""
 
     scheme: Literal["dynamic"] = "dynamic"
     num_bits: Literal[8] = 8
+    """Bits per quantized value."""
     granularity: Literal["per_channel", "per_tensor"] = "per_channel"
-    """One scale per output channel of a weight, or one for the whole weight."""
+    """One weight scale per output channel, or one per tensor."""
     targets: list[str] = []
     """Globs on module paths: quantize only these."""
     ignore: list[str] = []
-    """Globs on module paths: leave these in float."""
+    """Globs on module paths: keep these in float."""
 
 
 class Static(Params):
-    """Int8 weights and activations, ranges read from calibration data: convolutions and Linear."""
+    """Int8 weights and activations, activation ranges from calibration data: convolutions and Linear."""
 
     scheme: Literal["static"] = "static"
     num_bits: Literal[8] = 8
+    """Bits per quantized value."""
     granularity: Literal["per_channel", "per_tensor"] = "per_channel"
-    """One scale per output channel of a weight, or one for the whole weight."""
+    """One weight scale per output channel, or one per tensor."""
     symmetric: bool = False
-    """Whether activations use a zero point of 0."""
+    """Symmetric activations (zero point 0)."""
     algorithm: Literal["auto", "onnxruntime", "nncf"] = "auto"
-    """Whose calibration writes the program; auto tries each that is installed."""
+    """Quantizer that calibrates and inserts the QDQ nodes; auto tries each that is installed."""
     range_method: RangeMethod = "auto"
-    """How an activation's range is read from the calibration data; auto: as `effort` says."""
+    """Observer of activation ranges; auto: by `effort`."""
     equalize: bool | None = None
-    """Scale channels so that they fill their ranges evenly (cross-layer equalization); default: as `effort` says."""
+    """Cross-layer equalization; default: by `effort`."""
     bias_correction: bool | None = None
-    """Take the mean error of each layer's output back through its bias; default: as `effort` says."""
+    """Bias correction: subtract the mean output error of each layer from its bias; default: by `effort`."""
     rounding: Literal["auto", "nearest", "small_kernels", "adaround"] = "auto"
-    """Round each weight to the nearest integer, or the way the layer's output needs (small_kernels: depthwise and other
-    layers of few inputs only); auto: as `effort` says."""
+    """Weight rounding: nearest, or learned from the layer's output error: adaround for all layers, small_kernels for
+    depthwise and other layers with few inputs; auto: by `effort`."""
     smooth_quant: float | None = Field(None, ge=0, le=1)
-    """Share of a transformer's activation outliers that moves into the weights (algorithm nncf); 0: none."""
+    """SmoothQuant alpha for transformers (algorithm nncf); 0: off."""
     calibration_samples: int = Field(256, ge=1)
-    """Samples of the calibration split to read ranges from."""
+    """Number of calibration samples."""
     targets: list[str] = []
     """Globs on module paths: quantize only these."""
     ignore: list[str] = []
-    """Globs on module paths: leave these in float."""
+    """Globs on module paths: keep these in float."""
 
 
 class Qat(TrainingFields, Params):
-    """Train with int8 simulated, then quantize statically: weights that have learnt to be int8. Needs training data."""
+    """Quantization-aware training (fake quantization in the forward pass), then static int8. Needs training data."""
 
     scheme: Literal["qat"] = "qat"
     num_bits: Literal[8] = 8
+    """Bits per quantized value."""
     epochs: int = Field(3, ge=1, le=10_000)
     """Training epochs."""
     learning_rate: float | None = Field(None, gt=0)
-    """Peak learning rate; default: a tenth of what suits the optimizer for training."""
+    """Peak learning rate; default: a tenth of the optimizer's default."""
     distill: bool | None = None
-    """Learn from the float model's outputs too; default: only where the data has no targets."""
+    """Use the float model as a teacher; default: only if the data has no targets."""
     equalize: bool = True
-    """Scale channels so that they fill their ranges evenly, while training and at its end; off: plain ranges alone."""
+    """Cross-layer equalization, during training and at conversion."""
     granularity: Literal["per_channel", "per_tensor"] = "per_channel"
-    """One scale per output channel of a weight, or one for the whole weight."""
+    """One weight scale per output channel, or one per tensor."""
     symmetric: bool = False
-    """Whether activations use a zero point of 0."""
+    """Symmetric activations (zero point 0)."""
     calibration_samples: int = Field(256, ge=1)
-    """Samples of the calibration split to read ranges from."""
+    """Number of calibration samples."""
     targets: list[str] = []
     """Globs on module paths: quantize only these."""
     ignore: list[str] = []
-    """Globs on module paths: leave these in float."""
+    """Globs on module paths: keep these in float."""
 
 
 class WeightOnly(Params):
-    """Int4 or int8 weights of Linear layers in groups, packed on disk and unpacked while computing. Needs no data."""
+    """Int4 or int8 weights of Linear layers with one scale per group, dequantized at run time. Needs no data."""
 
     scheme: Literal["weight_only"] = "weight_only"
     num_bits: Literal[4, 8] = 4
+    """Bits per quantized value."""
     group_size: Literal[16, 32, 64, 128, 256] = 64
-    """Weights of one output channel that share a scale."""
+    """Weights per scale within an output channel."""
     symmetric: bool = False
-    """Whether weights use a zero point in the middle of their range."""
+    """Symmetric weights (zero point in the middle of the integer range)."""
     targets: list[str] = []
     """Globs on module paths: quantize only these."""
     ignore: list[str] = []
-    """Globs on module paths: leave these in float."""
+    """Globs on module paths: keep these in float."""
 
 
 class Bf16(Params):
-    """Weights stored in bfloat16, half the bytes; computed in bfloat16 where the engine can."""
+    """Weights in bfloat16, half the bytes; computed in bfloat16 if the engine supports it."""
 
     scheme: Literal["bf16"] = "bf16"
 
 
 class Fp16(Params):
-    """Weights stored in float16, half the bytes; computed in float16 on a GPU, in float32 on most CPUs."""
+    """Weights in float16, half the bytes; computed in float16 on a GPU, in float32 on most CPUs."""
 
     scheme: Literal["fp16"] = "fp16"
 
 
 class Fp32(Params):
-    """No quantization: the float32 program on another engine. What the engine alone brings."""
+    """No quantization: the float32 program on another engine, to measure the engine's own speedup."""
 
     scheme: Literal["fp32"] = "fp32"
 
@@ -132,28 +136,28 @@ Scheme = Annotated[
 
 
 class QuantizeRequest(ModelRequest):
-    """Quantize a model and keep the best candidate that holds the quality guard, measured from the saved artifact.
+    """Quantize a model: try schemes and engines, keep the best within the quality guard, measure the saved artifact.
 
-    The first thing to try when a model must get smaller or faster. Runs user code with the user's rights.
+    First choice to make a model smaller or faster. Runs code with the user's rights.
     """
 
     scheme: Scheme = Auto()
-    """auto, or one technique: its name, or an object with its parameters."""
+    """Quantization scheme: a name, or an object with its parameters; auto tries several."""
     runtime: Runtime = "auto"
-    """Engine that will run the artifact; auto tries each that is installed."""
+    """Engine that runs the artifact; auto tries each that is installed."""
     max_quality_drop: float = Field(0.01, ge=0, le=1)
-    """The guard: most quality that may be lost, before minus after. Layers are kept in float until it holds."""
+    """Quality guard: largest allowed drop of the metric, before minus after; layers stay in float until it holds."""
     prefer: Prefer = "balanced"
-    """What is delivered of all that hold the guard: balanced: the largest speedup times size ratio; speed: the fastest;
-    size: the smallest. Of those that are equally fast, the smallest. The others are kept: `omgoptim pick`."""
+    """Which candidate within the guard to choose. balanced: largest speedup x size ratio; speed: the fastest; size: the
+    smallest. If equally fast: the smaller. `omgoptim pick` selects another finalist later."""
     effort: Effort = "balanced"
-    """What int8 from calibration data may cost: fast reads plain ranges; balanced also equalizes, corrects biases and
-    chooses ranges (seconds); best also learns the rounding (minutes)."""
+    """Effort of static int8. fast: min-max calibration; balanced: adds equalization, bias correction and range search
+    (seconds); best: adds AdaRound (minutes)."""
     guard_time_s: float = Field(600, gt=0, le=10_000_000)
-    """Longest time, in seconds, that the search for the layers to keep in float may take."""
+    """Time limit, in seconds, of the mixed-precision search for layers to keep in float."""
     explain: bool = False
-    """Say layer by layer where quality and time go, and what would help."""
+    """Report per-layer sensitivity, causes of quality loss, and time by kind of layer."""
     output: str | None = None
-    """Folder to put a copy of the artifact in; must not exist yet."""
+    """New folder for a copy of the artifact; must not exist yet."""
     plan: bool = False
-    """Say what would be tried, on which layers and at what cost, and do nothing."""
+    """Dry run: print the candidates, their layers and costs, change nothing."""

@@ -11,17 +11,17 @@ from omgoptim.requests.base import Request
 
 
 class RunsRequest(Request):
-    """List runs; show, wait for, cancel or resume one; pick another result of one."""
+    """List runs; show, wait for, cancel or resume one; select another finalist."""
 
     action: Literal["list", "show", "wait", "cancel", "resume", "pick"] = "list"
-    """resume: start a run that failed or was cancelled again, from its last checkpoint. pick: deliver another of its
-    finalists, without computing again."""
+    """What to do. resume: continue a failed or cancelled run from its last checkpoint; pick: replace the artifact by
+    another finalist of the run, nothing is computed again."""
     run_id: str | None = None
-    """The run to show, wait for, cancel, resume or pick from."""
+    """Run to act on."""
     name: str | None = None
-    """For pick: which of the report's alternatives."""
+    """For pick: name of one of the report's alternatives."""
     project: str | None = None
-    """Absolute path of the user's project."""
+    """Absolute path of the project."""
 
     @model_validator(mode="after")
     def _run_id_where_needed(self) -> Self:
@@ -33,9 +33,9 @@ class RunsRequest(Request):
 
 
 class DoctorRequest(Request):
-    """Start the project's Python: say which engines, devices and extras it has, what to install for the rest."""
+    """Report the engines, devices and optional packages of the project's Python, and how to install missing ones."""
 
     project: str | None = None
-    """Absolute path of the user's project."""
+    """Absolute path of the project."""
     python: str | None = Field(None)
-    """Python to look at; default: the project's .venv, else the active environment."""
+    """Python interpreter to check; default: the project's .venv, else the active environment."""

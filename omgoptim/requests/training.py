@@ -13,33 +13,33 @@ class TrainingFields(Request):
     """How a module is trained: what every verb that trains asks, and every technique that does."""
 
     epochs: int | None = Field(None, ge=0, le=10_000)
-    """Training epochs (after each round, where there are rounds); default: 1 with training data, else 0."""
+    """Training epochs (per round, if there are rounds); default: 1 with training data, else 0."""
     learning_rate: float | None = Field(None, gt=0)
-    """Peak learning rate; default: what suits the optimizer, lower for a training of fewer than 100 steps."""
+    """Peak learning rate; default: depends on the optimizer, lower if there are fewer than 100 steps."""
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"
     """Optimizer; sgd has momentum 0.9."""
     lr_schedule: Literal["cosine", "linear", "constant", "one_cycle"] = "cosine"
-    """How the learning rate falls over the steps."""
+    """Learning rate schedule."""
     warmup: float = Field(0.05, ge=0, lt=1)
-    """Fraction of the steps in which the learning rate rises."""
+    """Fraction of the steps used for learning rate warmup."""
     weight_decay: float = Field(0.01, ge=0)
-    """Weight decay; biases and normalization are left out."""
+    """Weight decay; not applied to biases and normalization layers."""
     train_batch: int | None = Field(None, ge=1, le=65_536)
-    """Batch size of training, where the data is a Dataset or arrays; a DataLoader keeps its own; default: 64, fewer (8 or more) where an epoch would have fewer than 8 steps."""  # noqa: E501
+    """Training batch size for a Dataset or arrays (a DataLoader keeps its own); default: 64, down to 8 if an epoch would have fewer than 8 steps."""  # noqa: E501
     accumulate: int = Field(1, ge=1, le=4096)
-    """Batches whose gradients make one step."""
+    """Gradient accumulation: batches per optimizer step."""
     clip_norm: float = Field(1.0, ge=0)
-    """Largest norm of the gradient; 0: not clipped."""
+    """Maximum gradient norm; 0: no clipping."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
-    """Precision of the forward and backward pass; weights stay in float32."""
+    """Autocast type of the forward and backward pass; master weights stay in float32."""
     patience: int = Field(0, ge=0)
-    """Stop after so many epochs without better quality on the selection samples; 0: never."""
+    """Early stopping: epochs without improvement on the selection samples; 0: off."""
     loss: str = "auto"
-    """auto (cross-entropy, mean squared error, or the model's own loss), or file.py:callable = loss(outputs, targets)."""  # noqa: E501
+    """Training loss: auto (cross-entropy, mean squared error, or the model's own), or file.py:callable = loss(outputs, targets)."""  # noqa: E501
     temperature: float = Field(4.0, gt=0)
-    """Temperature of the softened outputs."""
+    """Softmax temperature of the distillation loss."""
     alpha: float = Field(0.5, ge=0, le=1)
-    """Weight of the loss on the targets; 1 - alpha is that of the original's outputs."""
+    """Weight of the loss on the targets; the distillation loss has weight 1 - alpha."""
 
 
 class TrainingRequest(TrainingFields, ModelRequest):
@@ -50,10 +50,10 @@ class RecoveryRequest(TrainingRequest):
     """A verb that changes a model and then trains it back."""
 
     recover: Literal["full", "lora", "none"] = "full"
-    """What is trained: every weight, low-rank adapters that are merged afterwards (less memory while training), nothing."""  # noqa: E501
+    """Fine-tuning: all weights (full), LoRA adapters that are merged afterwards (less memory while training), or none."""  # noqa: E501
     lora_rank: int = Field(8, ge=1)
-    """Rank of the adapters."""
+    """Rank of the LoRA adapters."""
     lora_alpha: float = Field(16.0, gt=0)
-    """Scale of the adapters: their product is multiplied by alpha / rank."""
+    """LoRA alpha: the adapter product is scaled by alpha / rank."""
     distill: bool = True
-    """Learn from the original model's outputs too; without targets, from them alone."""
+    """Use the original model as a teacher; without targets, its outputs are the only loss."""

@@ -20,10 +20,11 @@ from omgoptim.requests.training import RecoveryRequest, TrainingRequest
 
 BY_NAME: dict[str, tuple[str, ...]] = {
     "profile": ("model", "data", "metric"),
-    "quantize": ("model", "data", "metric", "loss"),
-    "prune": ("model", "data", "metric", "loss"),
-    "factorize": ("model", "data", "metric", "loss"),
+    "quantize": ("model", "scheme", "data", "metric", "loss"),
+    "prune": ("model", "method", "data", "metric", "loss"),
+    "factorize": ("model", "method", "data", "metric", "loss"),
     "distill": ("model", "student", "data", "metric", "loss"),
+    "optimize": ("model", "data", "metric", "loss"),
     "compare": ("a", "b"),
 }
 """Arguments that a verb's function in `omgoptim.api` names itself, since they may be objects."""
@@ -97,7 +98,17 @@ def help_of(verb: str) -> str:
 
 def source() -> str:
     """The module `omgoptim.requests.arguments`."""
-    return "\n\n".join([HEAD, *(_class(name, base, fields) for name, base, fields in _classes())])
+    return "\n\n".join([HEAD + "\n" + _names(), *(_class(name, base, fields) for name, base, fields in _classes())])
+
+
+def _names() -> str:
+    """The names of each verb's techniques, as types: `QuantizeScheme = Literal["auto", …]`."""
+    lines = []
+    for verb, request in VERBS.items():
+        if key := technique_field(request):
+            names: Any = Literal[tuple(techniques(request))]
+            lines.append(f"{verb.capitalize()}{key.capitalize()} = {_name(names)}\n")
+    return "".join(lines)
 
 
 def _classes() -> Iterator[tuple[str, str, dict[str, list[Any]]]]:

@@ -6,6 +6,7 @@ opens what it is given as a `Session`, which is all that measuring ever sees.
 
 from __future__ import annotations
 
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -131,6 +132,34 @@ def medians(calls: Iterable[Mapping[str, float]]) -> dict[str, float]:
         for name, ms in call.items():
             times.setdefault(name, []).append(ms)
     return {name: statistics.median(some) for name, some in times.items()}
+
+
+SOURCE_PLACE = re.compile(
+    r"/?(?:[\w.+-]+/)*[\w.+-]+\.(?:cc|cpp|cxx|cu|h|hpp):\d+:?\s*"
+    r"(?:[\w:&*<>,~ ]*::[\w~<>]+\([^()]*\)(?: const)?\s*)?"
+)
+"""A place in an engine's own source, and the C++ function that stands there."""
+
+CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
+MEANINGLESS = re.compile(r"(Exception from|Please fix either|Check '.*' failed at|While validating node)\b.*|[\s:.]*")
+"""Lines of an engine's message that only say where it was raised, or what anyone would do."""
+
+
+def engine_message(error: BaseException) -> str:
+    """Return the last meaningful line of an engine's error, without the places in the engine's own source.
+
+    An indented line continues the one before it.
+    """
+    lines: list[str] = []
+    for raw in str(error).splitlines():
+        line = SOURCE_PLACE.sub("", CODE.sub("", raw)).rstrip()
+        if MEANINGLESS.fullmatch(line.strip()):
+            continue
+        if raw[:1].isspace() and lines:
+            lines[-1] += f" {line.strip()}"
+        else:
+            lines.append(line.strip())
+    return lines[-1] if lines else type(error).__name__
 
 
 def as_float32(array: NDArray[Any]) -> NDArray[Any]:

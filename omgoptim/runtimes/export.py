@@ -7,6 +7,7 @@ fresh tensors, since an exported program would otherwise store the whole storage
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import logging
 import warnings
@@ -15,8 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omgoptim.errors import TechniqueError
-from omgoptim.runtimes.free_batch import refuse_fixed_batch, symbolic_len
-from omgoptim.runtimes.signature import BATCH, Signature
+from omgoptim.runtimes.free_batch import (
+    fixed_batch_error,
+    fixed_batch_reason,
+    has_fixed_batch,
+    is_constraint_violation,
+    symbolic_len,
+)
+from omgoptim.runtimes.signature import BATCH, Signature, flatten, holds_dataclass
+from omgoptim.runtimes.tied_weights import share_tied_weights
 from omgoptim.text import clean
 
 if TYPE_CHECKING:
@@ -26,7 +34,14 @@ MAX_ONE_FILE_BYTES = 2**31 - 2**24
 """Protobuf's limit on one file: weights past it go to a data file beside the program."""
 
 
-def export_onnx(module: nn.Module, batch: Mapping[str, Tensor], signature: Signature, path: Path) -> None:
+def export_onnx(
+    module: nn.Module,
+    batch: Mapping[str, Tensor],
+    signature: Signature,
+    path: Path,
+    *,
+    or_at_one: bool = False,
+) -> str | None:
     """Write `module` as an ONNX file whose inputs and outputs carry the signature's names.
 
     Args:
@@ -34,60 +49,110 @@ def export_onnx(module: nn.Module, batch: Mapping[str, Tensor], signature: Signa
         batch: example inputs by name, at least two samples each.
         signature: which inputs are positional, and which dimensions are free.
         path: the file to write.
+        or_at_one: export at batch 1 where the module's code fixes the batch, instead of raising.
+
+    Returns:
+        None; or why the batch of the file is 1, with the line of the user's code that fixes it.
 
     Raises:
         TechniqueError: torch cannot export the model, with torch's reason; or only with the example's batch, with the
             line of the user's code that fixes it.
     """
+    size = sum(p.numel() * p.element_size() for p in module.parameters())
+    with _quiet(), _spelled_out(module, signature):
+        program = _onnx_program(module, batch, signature)
+        if program is not None:
+            for node in program.model.graph:  # the exporter notes the lines of the user's files on every node
+                node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
+            share_tied_weights(program.model, module)
+            program.save(str(path), external_data=size > MAX_ONE_FILE_BYTES)
+            return None
+    reason = _why_fixed(module, batch, signature)
+    if not or_at_one:
+        raise fixed_batch_error(reason)
+    export_onnx(module, at_one(batch), signature.at_batch(1), path)
+    return reason
+
+
+def _onnx_program(module: nn.Module, batch: Mapping[str, Tensor], signature: Signature) -> Any:
+    """The exported program, or None where the module's code makes the batch that was to be free a number."""
     import torch
 
     args, kwargs = signature.to_call({name: tensor.clone() for name, tensor in batch.items()})
-    size = sum(p.numel() * p.element_size() for p in module.parameters())
-    with _quiet(), _spelled_out(module, signature):
-        try:
-            program = torch.onnx.export(
-                module,
-                args,
-                kwargs=kwargs,
-                dynamo=True,
-                dynamic_shapes=_dynamic_shapes(module, signature),
-                input_names=signature.input_names,
-                output_names=signature.output_names,
-                verbose=False,
-            )
-        except Exception as error:
-            raise TechniqueError(
-                "the model cannot be exported to ONNX",
-                _cause(error),
-                "see torch.export's limits (control flow on values, unsupported operators); torch runtimes still work",
-            ) from error
-        if program is None:
-            raise TechniqueError("the model cannot be exported to ONNX", "torch.onnx.export gave no program")
-        stated = {str(value.name): list(value.shape or ()) for value in program.model.graph.inputs}
-        shapes = _dynamic_shapes(module, signature)
-        refuse_fixed_batch(
-            stated, signature, lambda: torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+    try:
+        program = torch.onnx.export(
+            module,
+            args,
+            kwargs=kwargs,
+            dynamo=True,
+            dynamic_shapes=_dynamic_shapes(module, signature),
+            input_names=signature.input_names,
+            output_names=signature.output_names,
+            verbose=False,
         )
-        for node in program.model.graph:  # the exporter notes the lines of the user's files on every node
-            node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
-        program.save(str(path), external_data=size > MAX_ONE_FILE_BYTES)
+    except Exception as error:
+        if is_constraint_violation(error):
+            return None
+        raise TechniqueError(
+            "the model cannot be exported to ONNX",
+            _cause(error),
+            "see torch.export's limits (control flow on values, unsupported operators); torch runtimes still work",
+        ) from error
+    if program is None:
+        raise TechniqueError("the model cannot be exported to ONNX", "torch.onnx.export gave no program")
+    stated = {str(value.name): list(value.shape or ()) for value in program.model.graph.inputs}
+    return None if has_fixed_batch(stated, signature) else program
 
 
-def export_pt2(module: nn.Module, batch: Mapping[str, Tensor], signature: Signature, path: Path) -> None:
-    """Write `module` as a .pt2 file; arguments and errors as for `export_onnx`."""
+def export_pt2(
+    module: nn.Module,
+    batch: Mapping[str, Tensor],
+    signature: Signature,
+    path: Path,
+    *,
+    or_at_one: bool = False,
+) -> str | None:
+    """Write `module` as a .pt2 file; arguments, result and errors as for `export_onnx`."""
     import torch
 
     args, kwargs = signature.to_call({name: tensor.clone() for name, tensor in batch.items()})
     with _quiet(), _spelled_out(module, signature):
         try:
             shapes = _dynamic_shapes(module, signature)
-            torch.export.save(torch.export.export(module, args, kwargs, dynamic_shapes=shapes), path)
+            program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
         except Exception as error:
-            raise TechniqueError(
-                "the model cannot be exported",
-                _cause(error),
-                "give it as file.py:callable instead of as a live module: then it is rebuilt from its own code",
-            ) from error
+            if not is_constraint_violation(error):
+                raise TechniqueError(
+                    "the model cannot be exported",
+                    _cause(error),
+                    "give it as file.py:callable instead of as a live module: then it is rebuilt from its own code",
+                ) from error
+        else:
+            torch.export.save(program, path)
+            return None
+    reason = _why_fixed(module, batch, signature)
+    if not or_at_one:
+        raise fixed_batch_error(reason)
+    export_pt2(module, at_one(batch), signature.at_batch(1), path)
+    return reason
+
+
+def at_one(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the first sample of a batch as a batch of one."""
+    return {name: values[:1] for name, values in batch.items()}
+
+
+def _why_fixed(module: nn.Module, batch: Mapping[str, Tensor], signature: Signature) -> str:
+    import torch
+
+    args, kwargs = signature.to_call({name: tensor.clone() for name, tensor in batch.items()})
+
+    def export() -> Any:
+        shapes = _dynamic_shapes(module, signature)
+        return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+
+    with _quiet(), _spelled_out(module, signature):
+        return fixed_batch_reason(signature.input_names[0], export)
 
 
 def _dynamic_shapes(module: nn.Module, signature: Signature) -> dict[str, Any]:
@@ -114,8 +179,29 @@ def _spelled_out(module: nn.Module, signature: Signature) -> Iterator[None]:
 
     The models of transformers are of that kind. `len` of a tensor stays a free size meanwhile.
     """
-    with symbolic_len(module), _spelled_out_forward(module, signature):
+    with symbolic_len(module), _spelled_out_forward(module, signature), _plain_outputs(module, signature):
         yield
+
+
+@contextlib.contextmanager
+def _plain_outputs(module: nn.Module, signature: Signature) -> Iterator[None]:
+    """Let a forward that returns a dataclass return its tensors as a tuple: torch.export takes only registered ones."""
+    if not holds_dataclass(signature.outputs):
+        yield
+        return
+    forward, own = module.forward, module.__dict__.get("forward")
+
+    @functools.wraps(forward)
+    def plain(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        return tuple(flatten(forward(*args, **kwargs)))
+
+    module.forward = plain
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
 
 
 @contextlib.contextmanager

@@ -15,6 +15,9 @@ from omgoptim.runtimes.signature import BATCH, Signature
 if TYPE_CHECKING:
     from torch import nn
 
+FREE_IT = "take the batch from x.shape[0] and pass it on as it is, without int(), range() or a branch on it"
+"""What to write instead of a line that fixes the batch."""
+
 
 @contextlib.contextmanager
 def symbolic_len(module: nn.Module) -> Iterator[None]:
@@ -42,31 +45,46 @@ def symbolic_len(module: nn.Module) -> Iterator[None]:
             names.pop("len", None)
 
 
-def refuse_fixed_batch(shapes: Mapping[str, Sequence[Any]], signature: Signature, export: Callable[[], Any]) -> None:
-    """Raise a TechniqueError where an exported program takes the example's batch only.
+def has_fixed_batch(shapes: Mapping[str, Sequence[Any]], signature: Signature) -> bool:
+    """Whether the batch of an input, which was to be free, is a number in an exported program.
 
     Args:
         shapes: the program's own inputs: name to sizes, integers where they are fixed.
-        signature: which dimensions were to be free.
-        export: exports the model again, for the line that makes the batch a number.
     """
-    fixed = next(
-        (
-            (tensor.name, shapes[tensor.name][0])
-            for tensor in signature.inputs
-            if tensor.shape[0] == BATCH and shapes.get(tensor.name) and isinstance(shapes[tensor.name][0], int)
-        ),
-        None,
+    return any(
+        tensor.shape[0] == BATCH and shapes.get(tensor.name) and isinstance(shapes[tensor.name][0], int)
+        for tensor in signature.inputs
     )
-    if fixed is None:
-        return
+
+
+def is_constraint_violation(error: BaseException | None) -> bool:
+    """Whether torch.export refused a model because a dimension that was to be free is a constant in it."""
+    from torch._dynamo.exc import UserError, UserErrorType
+
+    while error is not None:
+        if isinstance(error, UserError) and error.error_type is UserErrorType.CONSTRAINT_VIOLATION:
+            return True
+        error = error.__cause__
+    return False
+
+
+def fixed_batch_reason(name: str, export: Callable[[], Any]) -> str:
+    """Say which input fixes the batch, and in which line of the user's code where torch.export tells it.
+
+    Args:
+        export: exports the model again.
+    """
     line = _specializing_line(export)
-    raise TechniqueError(
+    where = f"the batch becomes a Python number in {line}" if line else f"the batch of input '{name}' becomes a number"
+    return f"torch.export fixes the batch to that of the example: {where}"
+
+
+def fixed_batch_error(reason: str) -> TechniqueError:
+    """Return the error where the batch has to be free."""
+    return TechniqueError(
         "the export fixes the batch to that of the example, so no engine can run it at another",
-        f"input '{fixed[0]}' takes {fixed[1]} samples only"
-        + (f"; the batch becomes a Python number in {line}" if line else ""),
-        "take the batch from x.shape[0] and pass it on as it is, without int(), range() or a branch on it; "
-        "torch runtimes still work",
+        reason,
+        f"{FREE_IT}; torch runtimes still work",
     )
 
 

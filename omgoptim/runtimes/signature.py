@@ -6,8 +6,9 @@ keyword arguments of the original `forward`, and turns the flat list of output a
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 Array = TypeVar("Array")
@@ -55,6 +56,16 @@ class Signature:
             names.append(name)
         return names
 
+    @property
+    def batch(self) -> int | None:
+        """The only batch size that it may be called with; None where the batch is free."""
+        return next((t.shape[0] for t in self.inputs if t.shape and isinstance(t.shape[0], int)), None)
+
+    def at_batch(self, size: int | str) -> Signature:
+        """The same with this batch size, or with `BATCH`, a free one."""
+        inputs = tuple(replace(tensor, shape=(size, *tensor.shape[1:])) for tensor in self.inputs)
+        return replace(self, inputs=inputs)
+
     def to_call(self, batch: Mapping[str, Array]) -> tuple[tuple[Array, ...], dict[str, Array]]:
         """Positional and keyword arguments of the original forward for a batch."""
         args = tuple(batch[tensor.name] for tensor in self.inputs if not tensor.keyword)
@@ -93,8 +104,8 @@ class Outputs(dict[str, Any]):
 def structure_of(value: Any) -> Any:
     """The JSON structure of a forward's return value.
 
-    A tensor is `"tensor"`, None is None; tuples, lists and mappings nest as `{"tuple": [...]}`, `{"list": [...]}` and
-    `{"dict": {...}}`.
+    A tensor is `"tensor"`, None is None; tuples, lists, mappings, named tuples and dataclasses nest as
+    `{"tuple": [...]}`, `{"list": [...]}`, `{"dict": {...}}`, `{"named_tuple": {...}}` and `{"dataclass": {...}}`.
 
     Raises:
         TypeError: a leaf that is neither a tensor nor None.
@@ -103,6 +114,9 @@ def structure_of(value: Any) -> Any:
         return None
     if isinstance(value, Mapping):  # Hugging Face's ModelOutput is one
         return {"dict": {str(key): structure_of(item) for key, item in value.items()}}
+    for kind, found in (("named_tuple", named_tuple_fields(value)), ("dataclass", dataclass_fields(value))):
+        if found is not None:
+            return {kind: {name: structure_of(item) for name, item in found.items()}}
     if isinstance(value, (tuple, list)):
         kind = "list" if isinstance(value, list) else "tuple"
         return {kind: [structure_of(item) for item in value]}
@@ -119,7 +133,30 @@ def flatten(value: Any) -> list[Any]:
         return [leaf for item in value.values() for leaf in flatten(item)]
     if isinstance(value, (tuple, list)):
         return [leaf for item in value for leaf in flatten(item)]
-    return [value]
+    found = dataclass_fields(value)
+    return [value] if found is None else [leaf for item in found.values() for leaf in flatten(item)]
+
+
+def named_tuple_fields(value: Any) -> dict[str, Any] | None:
+    """The fields of a named tuple; None of anything else."""
+    names = getattr(type(value), "_fields", None)
+    return dict(zip(names, value, strict=True)) if isinstance(value, tuple) and names is not None else None
+
+
+def dataclass_fields(value: Any) -> dict[str, Any] | None:
+    """The fields of an instance of a dataclass; None of anything else."""
+    if not is_dataclass(value) or isinstance(value, type):
+        return None
+    return {field.name: getattr(value, field.name) for field in fields(value)}
+
+
+def holds_dataclass(structure: Any) -> bool:
+    """Whether a structure has a dataclass in it, which torch.export does not take as an output."""
+    if not isinstance(structure, Mapping):
+        return False
+    ((kind, items),) = structure.items()
+    parts = items.values() if isinstance(items, Mapping) else items
+    return kind == "dataclass" or any(holds_dataclass(part) for part in parts)
 
 
 def unflatten(structure: Any, leaves: Sequence[Any]) -> Any:
@@ -132,7 +169,9 @@ def unflatten(structure: Any, leaves: Sequence[Any]) -> Any:
         if node == "tensor":
             return next(remaining)
         ((kind, items),) = node.items()
-        if kind == "dict":
+        if kind == "named_tuple":
+            return namedtuple("Outputs", items)(*(build(item) for item in items.values()))
+        if kind in ("dict", "dataclass"):
             return Outputs({key: build(item) for key, item in items.items()})
         return (tuple if kind == "tuple" else list)(build(item) for item in items)
 
@@ -145,7 +184,7 @@ def leaf_names(structure: Any, prefix: str = "") -> list[str]:
         return []
     if structure == "tensor":
         return [prefix or "output"]
-    ((kind, items),) = structure.items()
-    pairs = items.items() if kind == "dict" else enumerate(items)
+    ((_, items),) = structure.items()
+    pairs = items.items() if isinstance(items, Mapping) else enumerate(items)
     names = [name for key, item in pairs for name in leaf_names(item, f"{prefix}_{key}" if prefix else str(key))]
     return [f"output_{name}" if name.isdigit() else name for name in names]

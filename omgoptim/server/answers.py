@@ -13,7 +13,7 @@ from mcp.types import CallToolResult, TextContent
 from omgoptim.errors import OmgoptimError
 from omgoptim.jobs.folder import RunFolder
 from omgoptim.jobs.states import ENDED
-from omgoptim.render import brief, facts, markdown
+from omgoptim.render import brief, markdown, numbers
 from omgoptim.render.markdown_parts import code, safe
 from omgoptim.reports import DoctorReport, EfficiencyReport, NextStep, RunState
 from omgoptim.server.schema import options_of
@@ -42,8 +42,8 @@ def unfinished_answer(state: RunState, project: Path, wait_s: float, cap: str | 
     Args:
         cap: that the wait was shorter than asked, in words.
     """
-    left = "" if state.eta_s is None else f", about {facts.wait_text(state.eta_s)} left"
-    summary = f"The run goes on by itself: {facts.stage_text(state)}{left}. Wait for it with the call in next_steps."
+    left = "" if state.eta_s is None else f", about {numbers.wait_text(state.eta_s)} left"
+    summary = f"The run goes on by itself: {numbers.stage_text(state)}{left}. Wait for it with the call in next_steps."
     arguments = {"action": "wait", "run_id": state.run_id, "project": str(project), "wait_s": wait_s}
     wait = NextStep(
         tool="runs",
@@ -58,7 +58,7 @@ def unfinished_answer(state: RunState, project: Path, wait_s: float, cap: str | 
         "next_steps": [brief.to_json(wait)],
         "run_id": state.run_id,
         "verb": state.verb,
-        "stage": facts.stage_text(state),
+        "stage": numbers.stage_text(state),
         "progress": state.progress,
         "eta_s": state.eta_s,
     }
@@ -123,8 +123,8 @@ def _listed(state: RunState) -> Json:
     names = ("run_id", "verb", "status", "outcome", "started", "progress", "eta_s")
     told = {name: value for name in names if (value := getattr(state, name)) is not None}
     if state.status not in ENDED:
-        told["stage"] = facts.stage_text(state)
-    return told | {"model": facts.plain(state.model, 120), "summary": facts.plain(state.summary or "", 200)}
+        told["stage"] = numbers.stage_text(state)
+    return told | {"model": numbers.plain(state.model, 120), "summary": numbers.plain(state.summary or "", 200)}
 
 
 def _result(content: Json, text: str, is_error: bool = False) -> CallToolResult:

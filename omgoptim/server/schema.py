@@ -1,8 +1,8 @@
 """The JSON schemas of the tools' arguments, made small, because a tool list is paid for in every conversation.
 
 Titles, nulls, bounds (`requests.parse` checks them) and empty defaults are left out. A technique's parameters stand
-beside the common arguments, each once, with the techniques that have it. An argument is told where it first appears,
-in the short words of `words.py`, and is only named by the tools after that; the first of its choices is the default.
+beside the common arguments, each once, with the techniques that have it. An argument is described where it first
+appears, by the short text of `words.py`, and is only named by the tools after that; its first choice is the default.
 What every verb shares and is rarely given stands in one object, `options`, and is told in the server's instructions.
 """
 
@@ -33,8 +33,8 @@ RARE = (
     *("granularity", "symmetric", "algorithm", "range_method", "equalize", "bias_correction", "rounding"),
     *("smooth_quant", "group_size", "guard_time_s", "calibration_samples", "prefer"),
     *("score", "pattern", "reconstruct", "ranking", "round_to", "max_layer_ratio", "prune_heads", "layer_ratios"),
-    *("scope", "convolution", "per", "weights"),
-    *("candidates", "initialize"),
+    *("scope", "importance", "convolution", "per", "energy", "rank", "weights"),
+    *("candidates", "initialize", "output_loss", "features"),
     *("feature_weight", "feature_layers", "student_checkpoint", "student_kwargs", "expansion", "trial_epochs", "depth"),
 )
 OPTIONS = (*MEASURING, *TRAINING, *RARE)
@@ -89,7 +89,7 @@ def told_options() -> str:
         choices = typing.get_args(RecoveryRequest.model_fields[name].annotation)
         told = f" ({'|'.join(choices)})" if choices and isinstance(choices[0], str) else ""
         training.append(f"{name}{told}")
-    return "\n".join([*shared, f"- of training: {', '.join(training)}."])
+    return "\n".join([*shared, f"- training: {', '.join(training)}."])
 
 
 def _options(verb: str, told: set[str]) -> Json:
@@ -99,7 +99,7 @@ def _options(verb: str, told: set[str]) -> Json:
         return {"type": "object"}
     training = [name for name in new if name in TRAINING and "options" in told]
     listed = [name for name in new if name not in (*training, *OF_OUTPUTS)]
-    words = f"Of training too, such as {training[0]}. " if training else ""
+    words = f"Training parameters such as {training[0]}. " if training else ""
     return {"type": "object", "description": words + (f"Rarely needed: {', '.join(listed)}." if listed else "")}
 
 
@@ -135,7 +135,7 @@ def _technique_properties(verb: str, key: str, request: type[Request]) -> dict[s
     words = ARGUMENTS.get(f"{verb}.{key}", ARGUMENTS.get(key, ""))
     open_to_sources = any(params.by_source for params in kinds.values())
     named: Json = {"type": "string"} if open_to_sources else {"enum": list(kinds)}
-    choice = named | {"default": default, "description": words}
+    choice = named | ({} if named.get("enum", [None])[0] == default else {"default": default}) | {"description": words}
     found: dict[str, tuple[list[str], Json]] = {}
     for kind, params in kinds.items():
         for name, schema in _properties(params).items():

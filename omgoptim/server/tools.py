@@ -17,28 +17,28 @@ TITLES = {
     "factorize": "Factorize a model",
     "distill": "Distill a model into a smaller one",
     "compare": "Compare two artifacts",
-    "runs": "Look after runs",
+    "optimize": "Reach a goal by a chain of steps",
+    "runs": "Manage runs",
     "doctor": "Check the set-up",
 }
 
-_RUNS_CODE = "Runs user code with the user's rights."
+_RUNS_CODE = "Runs code with the user's rights."
 
 OUTPUT_SCHEMA: dict[str, Any] = {"type": "object"}
 """Every answer is an object whose `summary` says it in words; an error has `error` instead."""
 
 INSTRUCTIONS = f"""\
-omgoptim makes a PyTorch model smaller and faster and proves it: every number is measured on the saved artifact,
-reopened in a fresh process. Start with profile, then quantize (scheme and runtime at auto). Where that is not enough,
-prune, factorize or distill, and quantize the result. An answer begins with its outcome and summary: tell the user
-those, the warnings and the intervals, and follow next_steps. Always give project, the absolute path of the user's
-project. The model's own code runs, with the user's rights, in the project's Python.
+omgoptim makes a PyTorch model smaller and faster, and proves it: every number is measured on the saved artifact,
+reopened in a fresh process. For a goal, or as far as it gets: optimize. By hand: profile, then quantize (scheme and
+runtime auto); if not enough, prune, factorize or distill, and quantize the result. An answer begins with outcome and
+summary: report both, with warnings and intervals, and follow next_steps. Always give project, the absolute
+path of the user's project. Its code runs with the user's rights in the project's Python.
 
-A run that takes longer than the call answers with its status and a run_id: call runs with action wait. It goes on when
-the client goes away. If something is missing, call doctor.
+If a run takes longer than the call, the answer has its status and a run_id: call runs with action wait. The run goes on
+if the client disconnects. Something missing: call doctor.
 
-An argument that a tool does not describe means what it does in the tools before; its first choice is the default.
-wait_s: seconds to wait for the result. detail: full gives the whole report. options holds what is rarely needed, each
-with its default:
+An argument without description means the same as in an earlier tool; the first choice is the default.
+wait_s: seconds to wait for the result. detail: full for the whole report. options: rarely needed arguments (=default):
 {told_options()}"""
 
 
@@ -52,7 +52,7 @@ def _tool(name: str, told: set[str]) -> Tool:
     request = (VERBS | QUERIES)[name]
     runs_code = name in VERBS
     description = " ".join((request.__doc__ or "").split())
-    if runs_code and _RUNS_CODE[:15] not in description:
+    if runs_code and _RUNS_CODE not in description:
         description = f"{description} {_RUNS_CODE}"
     return Tool(
         name=name,

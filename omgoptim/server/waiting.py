@@ -13,7 +13,7 @@ from anyio.to_thread import run_sync
 from omgoptim.errors import RequestError
 from omgoptim.jobs.folder import RunFolder
 from omgoptim.jobs.states import ENDED, read_state
-from omgoptim.render import facts
+from omgoptim.render import numbers
 from omgoptim.reports import RunState
 from omgoptim.requests.limits import shown
 
@@ -76,7 +76,7 @@ async def wait_for(folder: RunFolder, seconds: float, report: Report) -> RunStat
         key = (state.status, state.stage, state.progress)
         if key != told or now - told_at >= HEARTBEAT_S:
             shown = min(100.0, max(shown + 0.01, 100 * (state.progress or 0.0)))  # it must grow with every notification
-            await report(shown, 100.0, facts.progress_text(state))
+            await report(shown, 100.0, numbers.progress_text(state))
             told, told_at = key, now
         if state.status in ENDED or now >= deadline:
             return state

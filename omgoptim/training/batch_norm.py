@@ -1,4 +1,4 @@
-"""Statistics of batch normalization, estimated again after weights were taken away.
+"""Re-estimation of batch-norm statistics after weights were removed.
 
 What a layer gives changes when weights go, and the running mean and variance are those of what it gave before. Training
 inputs, without labels, are enough to estimate them anew, and no weight changes.
@@ -19,7 +19,7 @@ from omgoptim.models.samples import Samples, batch_length, call_of
 from omgoptim.runtimes.signature import Signature
 
 LEAST = 32
-"""Samples that a batch should have: the mean of many small batches' variances is too small, and of one sample none."""
+"""Minimum samples of a joined batch: the batch variance of fewer is too noisy, and of one sample undefined."""
 
 
 def count(module: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""One epoch of the user's training data, as the loop takes it: tensors by input name, the target beside."""
+"""Batches of the user's training data: tensors by input name, and the target."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class Batch:
 
 @dataclass(slots=True)
 class Batches:
-    """How the train split is read, epoch by epoch."""
+    """Reader of the train split, epoch by epoch."""
 
     data: DataSource
     module: nn.Module
     """Whose forward names the inputs; a compressed copy has the same one."""
     signature: Signature
     outputs: ModelOutputs | None = None
-    """What the original's outputs are; None: not known."""
+    """Specification of the original's outputs; None: not known."""
     _counted: dict[int, tuple[int, Batch]] = field(default_factory=dict)
     _samples: dict[int, int] = field(default_factory=dict)
 

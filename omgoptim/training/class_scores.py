@@ -1,4 +1,4 @@
-"""Outputs that are scores of classes: which axis holds the classes, how many, and whether they are probabilities."""
+"""Layout of class scores in an output: class axis, number of classes, logits or probabilities."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from omgoptim.errors import DataError
 from omgoptim.models.outputs import OutputSpec, class_layout
 
 IGNORED = -100
-"""Targets that do not count, as torch's cross_entropy has it."""
+"""Label of ignored targets: the default `ignore_index` of torch's cross_entropy."""
 
 SMALLEST = 1e-12
-"""Smallest probability whose logarithm is taken."""
+"""Lower bound of a probability before its logarithm: keeps log finite, far below the float32 epsilon of 1.2e-7."""
 
 ENOUGH = 16
-"""Single scores that have to lie in 0..1 before they are taken for probabilities: a few logits do so by chance."""
+"""Minimum single scores, all in 0..1, that are taken for probabilities: 16 logits of N(0, 1) lie there once in 3e7."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClassScores:
-    """How the scores of classes lie in an output.
+    """Layout of class scores in an output.
 
     Shapes: (N, C), (N, C, …) or (N, …, C) with `axis` 1 or -1; a single score per target, (N), (N, 1) or the targets'
     own shape, has no class axis and two classes.

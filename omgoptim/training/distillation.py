@@ -1,8 +1,8 @@
-"""Learning from a teacher's outputs: scores of classes in one of four ways, or the values themselves; all of them.
+"""Knowledge distillation from a teacher's outputs: class scores by one of four losses, or values.
 
 Sources: Hinton, Vinyals & Dean 2015, arXiv:1503.02531, section 2; Kim et al. 2021, arXiv:2105.08919; Zhao et al. 2022,
-arXiv:2203.08679 (DKD); Huang et al. 2022, arXiv:2205.10536 (DIST). Where each differs is told beside its function, in
-`output_distances`.
+arXiv:2203.08679 (DKD); Huang et al. 2022, arXiv:2205.10536 (DIST). Deviations from each
+are beside its function in `output_distances`.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from torch.nn import functional as F
 
 from omgoptim.errors import DataError, TechniqueError
 from omgoptim.models.outputs import ModelOutputs, OutputSpec
-from omgoptim.training.class_scores import IGNORED, ClassScores, is_distribution
-from omgoptim.training.losses import described_tensors, main_output, tensor_outputs
-from omgoptim.training.output_distances import (
+from omgoptim.training._distillation.output_distances import (
     correlation_distance,
     decoupled_divergence,
     relative_distance,
     softened_divergence,
     squared_distance,
 )
+from omgoptim.training.class_scores import IGNORED, ClassScores, is_distribution
+from omgoptim.training.losses import described_tensors, main_output, tensor_outputs
 
 Kind = Literal["auto", "classes", "values"]
 Form = Literal["auto", "hinton", "mse", "dkd", "dist"]
 
 
 class DistillationLoss(nn.Module):
-    """Distance between a student's outputs and its teacher's, and its mixture with a loss on targets.
+    """Knowledge-distillation loss: a distance between outputs of student and teacher, mixed with a loss on targets.
 
     With p and q the softmax of the teacher's and of the student's logits over the temperature T, a row being a sample,
     a token or a pixel, the distance of class scores is by `form`, averaged over rows:
@@ -54,6 +54,14 @@ class DistillationLoss(nn.Module):
         kind: of the main output: `classes`, `values`, or `auto`: integer targets that fit as labels make scores, and
             without them rows that sum to one, or a form that is for classes.
         form: the distance; `auto` is hinton for classes.
+
+    Example:
+        >>> import torch, omgoptim
+        >>> loss = omgoptim.DistillationLoss(temperature=2.0, alpha=0.3)
+        >>> student, teacher = torch.randn(8, 5, requires_grad=True), torch.randn(8, 5)
+        >>> value = loss(student, teacher, targets=torch.tensor([0, 1, 2, 3, 4, 0, 1, 2]))
+        >>> value.shape, value.requires_grad
+        (torch.Size([]), True)
     """
 
     def __init__(self, temperature: float = 4.0, alpha: float = 0.5, kind: Kind = "auto", form: Form = "auto") -> None:
@@ -63,8 +71,8 @@ class DistillationLoss(nn.Module):
         if kind not in get_args(Kind) or form not in get_args(Form):
             raise ValueError(f"kind is one of {', '.join(get_args(Kind))} and form one of {', '.join(get_args(Form))}")
         self.temperature, self.alpha, self.kind, self.form = temperature, alpha, kind, form
-        self._main: _Taught | None = None
-        self._others: tuple[_Taught, ...] = ()
+        self._main: _LearnedOutput | None = None
+        self._others: tuple[_LearnedOutput, ...] = ()
         self._count: int | None = None
 
     @property
@@ -79,12 +87,12 @@ class DistillationLoss(nn.Module):
 
     @property
     def others_name(self) -> str:
-        """What is learnt beside the main output, in words; empty without any."""
+        """Description of the losses on the other outputs; empty without any."""
         return f"distance to the teacher's {', '.join(taught.name for taught in self._others)}" if self._others else ""
 
     @property
     def name(self) -> str:
-        """What is learnt of the main output, in words, for the report."""
+        """Description of the loss on the main output, for the report."""
         if self.kind == "values":
             return f"{'squared error against' if self.form == 'mse' else 'distance to'} the teacher's outputs"
         if self.form == "mse":
@@ -115,9 +123,9 @@ class DistillationLoss(nn.Module):
         scores = (
             None if self.kind == "values" else _class_scores(leaves[main.index], targets, self.kind, self.form, main)
         )
-        made._main = _Taught(main.index, main.name, scores, None)
+        made._main = _LearnedOutput(main.index, main.name, scores, None)
         made._others = tuple(
-            _Taught(spec.index, spec.name, ClassScores.of_spec(spec, leaves[spec.index]), spec.spread)
+            _LearnedOutput(spec.index, spec.name, ClassScores.of_spec(spec, leaves[spec.index]), spec.spread)
             for spec in learnt
             if spec is not main
         )
@@ -221,7 +229,7 @@ class DistillationLoss(nn.Module):
             total = total.to(distance.device) + distance
         return total
 
-    def _pair(self, taught: _Taught, student: Any, teacher: Any) -> tuple[Tensor, Tensor]:
+    def _pair(self, taught: _LearnedOutput, student: Any, teacher: Any) -> tuple[Tensor, Tensor]:
         """An output of both, the teacher's without a gradient."""
         output, goal = (tensor_outputs(each, self._count)[taught.index] for each in (student, teacher))
         same_shape(output, goal)
@@ -240,7 +248,7 @@ class DistillationLoss(nn.Module):
 
 
 @dataclass(frozen=True, slots=True)
-class _Taught:
+class _LearnedOutput:
     """An output that is learnt."""
 
     index: int

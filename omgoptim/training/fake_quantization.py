@@ -32,10 +32,10 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from omgoptim.errors import TechniqueError
 from omgoptim.models.globs import meant
-from omgoptim.training.judge import judged
+from omgoptim.training.evaluator import eval_mode
 
 NORMS_FROZEN = 1 / 3
-"""Fraction of the steps after which batch normalization uses its running statistics, as it will when it is folded."""
+"""Fraction of the steps after which batch normalization uses its running statistics, as it does once it is folded."""
 
 RANGES_FIXED = 2 / 3
 """Fraction of the steps after which the ranges of inputs stay."""
@@ -191,7 +191,7 @@ class FakeQuantized(nn.Module):
         """
         self._calibrating = True
         try:
-            with judged(self, device), self._hooked(True):
+            with eval_mode(self, device), self._hooked(True):
                 for args, kwargs in calls:
                     self.module(*args, **kwargs)
         finally:
@@ -206,7 +206,7 @@ class FakeQuantized(nn.Module):
             yield
 
     def _before(self, index: int, observes: bool) -> Callable[..., Any]:
-        """What a layer's input goes through; whether it comes by place or by name."""
+        """Return the pre-hook that fake-quantizes a layer's input, positional or keyword."""
 
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             spatial = len(layer.kernel_size) if isinstance(layer, _ConvNd) else 0

@@ -1,10 +1,10 @@
-"""Learning from inside a teacher: from what its layers give, beside or instead of its outputs.
+"""Feature distillation: losses between layers of student and teacher, beside or instead of their outputs.
 
 fitnets     layers of the student give, through an adapter, what the teacher's give: arXiv:1412.6550.
 attention   they look at the same places of a map or a sequence: arXiv:1612.03928.
 relational  samples are as far from each other, and at the same angles: arXiv:1904.05068.
 minilm      tokens are related alike by the queries, keys and values of the last attention: arXiv:2012.15828.
-What each takes for a distance, and how that is scaled, is told in `feature_distances`.
+Distances and their scales: `feature_distances`.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from torch import Tensor, nn
 
 from omgoptim.errors import DataError, RequestError, did_you_mean
 from omgoptim.runtimes.signature import Signature
-from omgoptim.training.attention_parts import attention_of
-from omgoptim.training.feature_distances import (
+from omgoptim.training._features.attention_layers import attention_of
+from omgoptim.training._features.feature_distances import (
     attention_distance,
     hint_distance,
     relation_divergence,
     relation_heads,
     relational_distance,
 )
-from omgoptim.training.layer_pairs import asked_pair, pairs_of, two_paths
-from omgoptim.training.layer_trace import Seen, Side, Trace, listening, trace
+from omgoptim.training._features.layer_pairing import asked_pair, pairs_of, two_paths
+from omgoptim.training._features.layer_trace import LayerOutput, Side, Trace, capture_outputs, trace
 
 Method = Literal["fitnets", "attention", "relational", "minilm"]
 
@@ -42,7 +42,7 @@ WORDS: dict[Method, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class LayerPlace:
     """Where to listen in a module."""
 
     path: str
@@ -51,23 +51,23 @@ class Place:
     """Of the channels there."""
 
     @staticmethod
-    def of(seen: Seen) -> Place:
-        return Place(seen.path, "output", seen.axis)
+    def of(seen: LayerOutput) -> LayerPlace:
+        return LayerPlace(seen.path, "output", seen.axis)
 
     def __str__(self) -> str:
         return f"{'what goes into ' if self.side == 'input' else ''}{self.path or 'the output'}"
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
-    """What student and teacher gave for a batch, by path and side."""
+class Features:
+    """Captured features of student and teacher for one batch, by path and side."""
 
     student: Mapping[tuple[str, Side], Tensor]
     teacher: Mapping[tuple[str, Side], Tensor]
 
 
 class FeatureLoss(nn.Module):
-    """Distance between layers of a student and of its teacher, averaged over pairs (for minilm their sum).
+    """Feature-distillation loss: distance between paired layers, averaged over pairs (for minilm summed).
 
     Its only parameters are the adapters of fitnets: a linear map of channels (a 1x1 convolution of maps) for each pair
     whose widths differ. They are trained with the student, and are no part of it. The bigger of two grids is averaged
@@ -78,13 +78,25 @@ class FeatureLoss(nn.Module):
         pairs: places in the student and in the teacher.
         widths: channels there, of the student and of the teacher: for fitnets only, one for each pair.
         seed: that the adapters are drawn from; the global random state is not touched.
+
+    Example:
+        >>> import torch, omgoptim
+        >>> from omgoptim.training.feature_losses import LayerPlace
+        >>> student, teacher = (torch.nn.Sequential(torch.nn.Linear(4, n), torch.nn.Linear(n, 2)) for n in (8, 16))
+        >>> hidden = LayerPlace("0", "output")
+        >>> loss = omgoptim.FeatureLoss("fitnets", weight=1.0, pairs=[(hidden, hidden)], widths=[(8, 16)])
+        >>> x = torch.randn(3, 4)
+        >>> with loss.capturing(student, teacher) as features:
+        ...     _ = student(x), teacher(x)
+        >>> loss(features).shape
+        torch.Size([])
     """
 
     def __init__(
         self,
         method: Method,
         weight: float,
-        pairs: Sequence[tuple[Place, Place]],
+        pairs: Sequence[tuple[LayerPlace, LayerPlace]],
         widths: Sequence[tuple[int, int]] = (),
         seed: int = 0,
     ) -> None:
@@ -137,7 +149,9 @@ class FeatureLoss(nn.Module):
         else:
             found = pairs_of(own, theirs, pairs, positions=made == "attention")
         widths = [(one.channels, other.channels) for one, other in found] if made == "fitnets" else []
-        return FeatureLoss(made, weight, [(Place.of(one), Place.of(other)) for one, other in found], widths, seed)
+        return FeatureLoss(
+            made, weight, [(LayerPlace.of(one), LayerPlace.of(other)) for one, other in found], widths, seed
+        )
 
     @property
     def name(self) -> str:
@@ -147,25 +161,25 @@ class FeatureLoss(nn.Module):
     @property
     def names(self) -> list[str]:
         """The pairs in words."""
-        told = []
+        names = []
         for one, other in self.pairs:
             words = f"{one} of both" if str(one) == str(other) else f"{one} after the teacher's {other}"
-            told.append(words)
+            names.append(words)
         for index, adapter in enumerate(self.adapters):
             if isinstance(adapter, nn.Linear):
-                told[index] += f", through an adapter {adapter.in_features} to {adapter.out_features}"
-        return told
+                names[index] += f", through an adapter {adapter.in_features} to {adapter.out_features}"
+        return names
 
     @contextmanager
-    def hearing(self, student: nn.Module, teacher: nn.Module) -> Iterator[Heard]:
+    def capturing(self, student: nn.Module, teacher: nn.Module) -> Iterator[Features]:
         """Within the block, what both give in their places at their last forward; no hook is left behind."""
         with (
-            listening(student, [(one.path, one.side) for one, _ in self.pairs]) as own,
-            listening(teacher, [(other.path, other.side) for _, other in self.pairs]) as theirs,
+            capture_outputs(student, [(one.path, one.side) for one, _ in self.pairs]) as own,
+            capture_outputs(teacher, [(other.path, other.side) for _, other in self.pairs]) as theirs,
         ):
-            yield Heard(own, theirs)
+            yield Features(own, theirs)
 
-    def forward(self, heard: Heard, real: Tensor | None = None) -> Tensor:
+    def forward(self, heard: Features, real: Tensor | None = None) -> Tensor:
         """The distance, without its weight: a scalar with the gradient that the student's side has.
 
         Args:
@@ -178,7 +192,7 @@ class FeatureLoss(nn.Module):
         total = torch.stack(distances).sum()
         return total if self.method == "minilm" else total / len(distances)
 
-    def _distance(self, index: int, heard: Heard, real: Tensor | None) -> Tensor:
+    def _distance(self, index: int, heard: Features, real: Tensor | None) -> Tensor:
         one, other = self.pairs[index]
         student = _values(heard.student, one, "student")
         teacher = _values(heard.teacher, other, "teacher").detach()
@@ -196,25 +210,25 @@ class FeatureLoss(nn.Module):
         return hint_distance(self.adapters[index](student), teacher, tokens)
 
 
-def _embedding(traced: Trace) -> Place:
-    """What goes into the Linear layer that the main output comes from; without one, the main output."""
-    return Place("", "output") if traced.head is None else Place(traced.head, "input")
+def _embedding(traced: Trace) -> LayerPlace:
+    """Return the input of the head (the Linear layer that gives the main output); without one, the main output."""
+    return LayerPlace("", "output") if traced.head is None else LayerPlace(traced.head, "input")
 
 
 def _attention_pairs(
     student: nn.Module, own: Trace, teacher: nn.Module, theirs: Trace, asked: Sequence[str]
-) -> list[tuple[Seen, Seen]]:
+) -> list[tuple[LayerOutput, LayerOutput]]:
     """Queries with queries, keys with keys, values with values, of the last self-attentions or of those asked for."""
     paths: list[tuple[str | None, str | None]] = [two_paths(text) for text in asked] or [(None, None)]
-    pairs: list[tuple[Seen, Seen]] = []
+    pairs: list[tuple[LayerOutput, LayerOutput]] = []
     for one, other in paths:
         mine = attention_of(student, own, one, "student")
         pairs += zip(mine, attention_of(teacher, theirs, other, "teacher"), strict=True)
     return pairs
 
 
-def _values(heard: Mapping[tuple[str, Side], Tensor], place: Place, whose: str) -> Tensor:
-    """What was heard in a place, in float32, with the channels last."""
+def _values(heard: Mapping[tuple[str, Side], Tensor], place: LayerPlace, whose: str) -> Tensor:
+    """Return the features captured at a place, in float32, channels last."""
     found = heard.get((place.path, place.side))
     if found is None:
         raise DataError(

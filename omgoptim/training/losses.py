@@ -1,4 +1,4 @@
-"""What training minimizes on the targets: inferred from outputs and targets, the model's own, or the user's."""
+"""Losses on targets: inferred from outputs and targets, the model's own, or the user's."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def tensor_outputs(outputs: Any, count: int | None = None) -> list[Tensor]:
 
 
 def described_tensors(leaves: Sequence[Tensor], target: Any = None) -> ModelOutputs:
-    """What outputs are, read from one batch of them and its target."""
+    """Infer the specification of outputs from one batch and its target."""
     labels = [target.detach().cpu().numpy() if isinstance(target, Tensor) else target]
     return outputs_from([[to_array(leaf) for leaf in leaves]], labels)
 

@@ -1,4 +1,4 @@
-"""The modes of modules while one is trained, maybe by another, and where they are: set, and put back."""
+"""Context managers for the mode and device of a trained module and its teacher."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from omgoptim.training.judge import device_of, judged
+from omgoptim.training.evaluator import device_of, eval_mode
 
 
 def placed(module: nn.Module, device: str) -> nn.Module:
@@ -44,5 +44,5 @@ def training(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def teaching(teacher: nn.Module | None, device: str) -> Iterator[None]:
     """A teacher in eval mode on the device, and afterwards as it was."""
-    with judged(teacher, device) if teacher is not None else nullcontext():
+    with eval_mode(teacher, device) if teacher is not None else nullcontext():
         yield

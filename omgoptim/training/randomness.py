@@ -1,4 +1,4 @@
-"""The global random state while training: seeded before each epoch, and the caller's own afterwards."""
+"""Global random state: seeded for each epoch, restored afterwards."""
 
 from __future__ import annotations
 

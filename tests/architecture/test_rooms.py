@@ -24,6 +24,7 @@ STOREYS = (
     ("measure",),
     ("training",),
     ("techniques",),
+    ("search",),
     ("operations",),
     ("render",),
     ("jobs",),

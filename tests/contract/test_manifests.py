@@ -16,7 +16,7 @@ import typer
 import yaml
 
 import omgoptim
-from omgoptim import cli
+from omgoptim import blocks, cli
 from omgoptim.requests import QUERIES, VERBS, Request, techniques
 from omgoptim.server.schema import SHELL_ONLY
 from omgoptim.server.schema import options_of as options_of_tool
@@ -169,6 +169,7 @@ def test_every_manifest_carries_the_version_of_the_package() -> None:
         "plugin.json": manifest("plugin.json")["version"],
         "server.json": server["version"],
         "server.json, package": server["packages"][0]["version"],
+        "CITATION.cff": yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"],
     }
     assert versions == dict.fromkeys(versions, omgoptim.__version__)
 
@@ -355,6 +356,7 @@ def test_a_call_in_python_uses_real_names(path: Path) -> None:
     "name",
     [
         *("README.md", "CONTRIBUTING.md", "AGENTS.md", "SKILL.md"),
+        *("docs/index.md", "docs/guide.md", "docs/how-to.md", "docs/report.md"),
         *("docs/timing.md", "docs/quantization.md", "docs/pruning.md", "docs/distillation.md"),
     ],
 )
@@ -365,6 +367,25 @@ def test_a_file_of_this_repository_that_a_page_names_exists(name: str) -> None:
     linked = {target for target in re.findall(r"\]\(([^)#]+)\)", text) if not target.startswith("http")}
     there = [ROOT / path for path in named] + [(ROOT / name).parent / path for path in linked]
     assert [path for path in there if not path.exists()] == []
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 180
+
+
+def test_the_reference_has_every_command_and_public_name() -> None:
+    reference = (ROOT / "docs" / "reference.md").read_text()
+    modules = set(re.findall(r"^::: ([\w.]+)$", reference, re.MULTILINE))
+    documented = {name.rpartition(".")[2] for name in modules}
+    public = {name: getattr(omgoptim, name).__module__ for name in omgoptim.__all__ if name != "__version__"}
+    assert [name for name, home in public.items() if name not in documented and home not in modules] == []
+    assert set(blocks.__all__) - {"BLOCKS"} <= documented
+    assert {f"omgoptim.requests.{verb}" for verb in VERBS} <= modules
+
+
+def test_every_page_of_the_site_is_in_its_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    assert [path.name for path in (ROOT / "docs").glob("*.md") if f": {path.name}\n" not in navigation] == []
 
 
 def test_the_readme_shows_every_verb_as_a_shell_line() -> None:

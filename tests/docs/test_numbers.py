@@ -18,11 +18,11 @@ from omgoptim.requests.factorize import Factorization, Whitened
 from omgoptim.requests.prune import Structured
 from omgoptim.requests.quantize import Static
 from omgoptim.requests.training import TrainingFields
-from omgoptim.techniques.distill.derive import HALF
+from omgoptim.techniques.distill._student.derivation import HALF
+from omgoptim.training._distillation.output_distances import OTHERS_WEIGHT
+from omgoptim.training._distillation.teacher_outputs import LIMIT_BYTES
+from omgoptim.training._loop.optimizers import MOMENTUM
 from omgoptim.training.class_scores import IGNORED
-from omgoptim.training.optimizers import MOMENTUM
-from omgoptim.training.output_distances import OTHERS_WEIGHT
-from omgoptim.training.teacher_outputs import LIMIT_BYTES
 
 ROOT = Path(__file__).parents[2]
 WORDS = {1: "one", 2: "two", 3: "three", 5: "five", 8: "eight"}
@@ -59,10 +59,10 @@ SENTENCES = [
     ("docs/quantization.md", f"a guard of {default(QuantizeRequest, 'max_quality_drop'):g} unless you say"),
     ("docs/pruning.md", f"{Structured().goal:g} unless you say"),
     ("docs/pruning.md", f"smaller by less than {SMALLER - 1:.0%} is called about the same size"),
-    ("README.md", f"| {RequestError.exit_code} | the request is wrong; nothing was started |"),
-    ("README.md", f"| {DataError.exit_code} | the model, its data or the set-up"),
-    ("README.md", f"| {cli.GUARD_FAILED} | done, but the quality guard was not held"),
-    ("README.md", f"| {cli.INTERRUPTED} | interrupted; the run was cancelled |"),
+    ("docs/guide.md", f"| {RequestError.exit_code} | the request is wrong; nothing was started |"),
+    ("docs/guide.md", f"| {DataError.exit_code} | the model, its data or the set-up"),
+    ("docs/guide.md", f"| {cli.GUARD_FAILED} | done, but the quality guard was not held"),
+    ("docs/guide.md", f"| {cli.INTERRUPTED} | interrupted; the run was cancelled |"),
 ]
 """A document and what it must say, made of the constants that decide it."""
 

@@ -48,7 +48,7 @@ def test_it_opens_the_artifact_in_a_process_of_its_own_and_is_gone_afterwards(ma
     artifact = make_module("artifact", name="a")
     with Process(artifact, threads=1, batches=batches, cwd=tmp_path) as process:
         process.begin_open()
-        assert process.end_open()["max_difference"] == 0
+        assert process.end_open()["differences"] == [0]
         pid, parent = json.loads((tmp_path / "calls.jsonl").read_text().splitlines()[0])[1:3]
         assert pid != os.getpid() == parent
         assert is_alive(pid)

@@ -167,7 +167,7 @@ def test_a_command_that_fails_is_answered_and_the_next_one_works(make_program, t
     assert failed["error"]["kind"] == "ArtifactError"
     assert bad["error"]["what"] == "the engine failed on the artifact"
     assert "Traceback" in capsys.readouterr().err
-    assert opened["max_difference"] == 0
+    assert opened["differences"] == [0]
     assert memory["peak_bytes"] == peak_resident_bytes()
 
 

@@ -103,6 +103,7 @@ class Notes:
 
     def __init__(self, seconds, fails=None):
         self.seconds, self.fails, self.asked = seconds, fails or {}, []
+        self.opened = 0
 
     def process(self, artifact, **options):
         return _Noted(self, artifact)
@@ -123,7 +124,8 @@ class _Noted:
         pass
 
     def end_open(self):
-        return self._answer("open", {})
+        self.notes.opened += 1
+        return self._answer("open", {"differences": [0.0, self.notes.opened / 10]})
 
     def ask(self, command, **arguments):
         seconds = self.notes.seconds[self.artifact]
@@ -211,6 +213,12 @@ def test_the_seed_decides_the_order(noted_race):
     assert first == again != other
 
 
+def test_the_worst_of_all_launches_is_how_far_each_reopened_output_was(noted_race):
+    plan = replace(TINY, launches=3, most_launches=3)
+    timings, _ = noted_race(["a"], {"a": 1}, plan)
+    assert timings[0].reopened == (0.0, 0.3)
+
+
 def test_every_launch_starts_and_ends_every_process(noted_race):
     plan = replace(TINY, launches=3, most_launches=3)
     _, notes = noted_race(["a", "b"], {"a": 1, "b": 1}, plan)
@@ -229,6 +237,17 @@ def test_a_turn_holds_four_calls_and_one_of_a_slow_model(noted_race):
     _, notes = noted_race(["a", "b", "c"], {"a": 3.0, "b": 0.001, "c": 0.09})
     lengths = {asked[1]: asked[3] for asked in notes.asked if asked[0] == "turn"}
     assert lengths == {"a": 3.0, "b": TINY.turn_s, "c": 0.36}
+
+
+def test_without_a_batch_for_it_throughput_is_not_timed_and_memory_is_read_all_the_same():
+    notes = Notes({"a": 0.002, "b": 0.001})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(races, "Process", notes.process)
+        timings = race(["a", "b"], races.Bench({"latency": "x"}, 1, 1, "."), TINY, 0)
+    assert [timing.throughput_per_s for timing in timings] == [None, None]
+    assert timings[1].throughput_ratio is None
+    assert all(timing.peak_memory_bytes for timing in timings)
+    assert timings[1].speedup.value == pytest.approx(2.0)
 
 
 def test_throughput_of_a_very_slow_model_is_measured_once(noted_race):

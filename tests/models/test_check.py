@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
 from omgoptim.errors import ArtifactError
-from omgoptim.models.check import CHECK, Check, max_difference, read_check, write_check
+from omgoptim.models.check import CHECK, Check, max_difference, read_check, verify_outputs, write_check
 
 NAN, INF = float("nan"), float("inf")
 
@@ -69,3 +71,14 @@ def test_a_damaged_or_missing_check_is_the_artifacts_error(tmp_path: Path, damag
     with pytest.raises(ArtifactError, match="is damaged") as error:
         read_check(tmp_path)
     assert error.value.why.startswith("check.npz cannot be read")
+
+
+def test_each_output_of_a_reopened_artifact_is_compared_on_its_own_scale(tmp_path: Path) -> None:
+    large, small = np.array([100.0, 0.0]), np.array([1.0, -0.5])
+    write_check(tmp_path, Check({"x": large}, [large, small]))
+    session: Any = SimpleNamespace(run=lambda batch: [batch["x"] + 0.05, small + 0.0005])
+    manifest: Any = SimpleNamespace(precision="float32")
+    assert verify_outputs(tmp_path, manifest, session) == pytest.approx([0.0005, 0.0005])
+    session = SimpleNamespace(run=lambda batch: [batch["x"], small + 0.05])
+    with pytest.raises(ArtifactError, match="does not give what it gave"):
+        verify_outputs(tmp_path, manifest, session)

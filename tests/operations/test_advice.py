@@ -9,7 +9,7 @@ import pytest
 
 from omgoptim.operations.advice import plan_step, profile_steps, quantize_steps
 from omgoptim.reports import Layer
-from omgoptim.requests import QuantizeRequest, parse
+from omgoptim.requests import ModelRequest, QuantizeRequest, parse
 
 SUBJECT: Any = SimpleNamespace(data=SimpleNamespace(real=True), evaluation=SimpleNamespace(count=100))
 """What the advice reads of a subject: its data is real, and 100 samples of it were used."""
@@ -61,3 +61,25 @@ def test_a_profile_promises_speed_only_of_what_fewer_bits_make_faster(
     layer = Layer(path="body", kind=kind, time_share=0.8, macs=macs)
     (told,) = profile_steps(request(), subject, [layer], waits)
     assert why in told.why
+
+
+@pytest.mark.parametrize(
+    ("precision", "shares", "advised"),
+    [
+        ("float32", (0.6, 0.4), True),
+        ("float32", (0.05, 0.95), False),
+        ("float32", (None, None), True),
+        ("bfloat16", (0.6, 0.4), False),
+        ("int8", (0.6, 0.4), False),
+    ],
+)
+def test_profile_advises_quantization_only_where_layers_with_products_take_time(
+    precision: str, shares: tuple[float | None, float | None], advised: bool
+) -> None:
+    """A Linear, and a softmax that no integer computes."""
+    product = Layer(path="fc", kind="Linear", macs=1000, size_bytes=4000, time_share=shares[0])
+    other = Layer(path="act", kind="Softmax", time_share=shares[1])
+    asked = parse("profile", {"model": "net.py:build", "data": "net.py:load"})
+    assert isinstance(asked, ModelRequest)
+    subject: Any = SimpleNamespace(precision=precision, data=SimpleNamespace(real=True))
+    assert bool(profile_steps(asked, subject, [product, other])) is advised

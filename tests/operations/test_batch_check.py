@@ -62,10 +62,13 @@ def test_a_model_whose_answer_depends_on_the_batch_is_judged_sample_by_sample(
     assert len(subject.samples("calibration", 40).batches) == 40
     assert len(subject.samples("train", 40).batches) == 3  # statistics are read in batches
     assert len(list(subject.eval_folder.iterdir())) == 40
+    assert (set(subject.bench.batches), subject.bench.batch) == ({"latency"}, 1)
+    assert any("throughput not at all" in note for note in subject.notes)
 
 
 def test_an_ordinary_model_keeps_its_batches(tmp_path: Path) -> None:
     subject = prepared(tmp_path, nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))
     assert subject.batch_dependent is None
     assert len(subject.evaluation.batches) == 3
+    assert set(subject.bench.batches) == {"latency", "throughput"}
     assert batch_dependence_of(None, None, subject.signature, subject.evaluation, 1) is None

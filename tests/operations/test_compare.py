@@ -74,7 +74,9 @@ class Centred(nn.Module):
         return self.layer(x - x.mean(0))
 
 
-def read_twice(folder: Path, module: nn.Module, batch: Tensor, target: Tensor | None) -> tuple[Samples, list[str]]:
+def read_twice(
+    folder: Path, module: nn.Module, batch: Tensor, target: Tensor | None
+) -> tuple[Samples, list[str], bool]:
     """The samples as a comparison of a model's artifact with itself takes them."""
     request = parse("profile", {"model": "(live module)", "data": "(live data)", "threads": 1})
     assert isinstance(request, ModelRequest)
@@ -92,13 +94,15 @@ def test_labels_that_repeat_the_inputs_are_shifted_only_for_a_model_that_sees_no
     causal: bool, tmp_path: Path
 ) -> None:
     ids = torch.randint(0, 9, (6, 5), generator=torch.Generator().manual_seed(0))
-    samples, notes = read_twice(tmp_path, Recalled(causal), ids, ids)
+    samples, notes, free_batch = read_twice(tmp_path, Recalled(causal), ids, ids)
     expected = torch.cat([ids[:, 1:], torch.full((6, 1), -100)], 1) if causal else ids
     assert (samples.targets[0] == expected.numpy()).all()
     assert any("next token" in note for note in notes) is causal
+    assert free_batch
 
 
 def test_a_comparison_of_models_whose_answer_depends_on_the_batch_takes_samples_one_by_one(tmp_path: Path) -> None:
-    samples, notes = read_twice(tmp_path, Centred(), torch.randn(6, 4), None)
+    samples, notes, free_batch = read_twice(tmp_path, Centred(), torch.randn(6, 4), None)
     assert len(samples.batches) == 6
+    assert not free_batch
     assert len([note for note in notes if "depends on the others of its batch" in note]) == 1

@@ -13,7 +13,7 @@ from omgoptim.operations.making import Made
 from omgoptim.operations.screening import Attempt
 from omgoptim.reports import Guard
 from omgoptim.requests.quantize import Bf16, Static
-from omgoptim.techniques.quantize.graph_signatures import Signature
+from omgoptim.techniques.quantize._diagnostics.graph_diagnostics import Diagnostic
 
 PLAIN = Option(Static(algorithm="nncf"), "openvino")
 MIXED = Option(Static(algorithm="nncf", ignore=["head"]), "openvino", "1 layer in float")
@@ -63,11 +63,11 @@ def test_the_time_is_told_with_its_bound_and_with_what_the_processor_lacks(monke
 
 
 def test_a_cause_is_undone_by_parameters_where_the_technique_has_them_else_by_layers_in_float() -> None:
-    cause = Signature("spread channels", ["head"], "", "", ["node_head"], {"equalize": True})
+    cause = Diagnostic("spread channels", ["head"], "", "", ["node_head"], {"equalize": True})
     undone = _undone(PLAIN, cause)
     assert undone is not None
     assert undone.params == Static(algorithm="nncf", equalize=True)
-    other = _undone(PLAIN, Signature("x", ["head"], "", "", ["node_head"], {"unheard_of": True}))
+    other = _undone(PLAIN, Diagnostic("x", ["head"], "", "", ["node_head"], {"unheard_of": True}))
     assert other is not None
     assert other.params == Static(algorithm="nncf", ignore=["node_head"])
-    assert _undone(PLAIN, Signature("mask fill", ["m"], "", "")) is None
+    assert _undone(PLAIN, Diagnostic("mask fill", ["m"], "", "")) is None

@@ -20,7 +20,7 @@ from omgoptim.operations.making import Made
 from omgoptim.operations.screening import Attempt
 from omgoptim.operations.trial import Trials
 from omgoptim.requests.quantize import Bf16, Static
-from omgoptim.techniques.quantize.noise import LayerSqnr, NoiseReport
+from omgoptim.techniques.quantize._diagnostics.sensitivity import LayerSensitivity, SensitivityReport
 
 warnings_of_engines = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"
@@ -125,7 +125,7 @@ def layer(node: str, path: str) -> Layer:
 
 def test_every_layer_gets_a_name_that_means_it_alone() -> None:
     layers = [layer("n0", "body"), layer("n1", "body.0"), layer("n2", "head"), layer("n3", "head"), layer("n4", "a[0]")]
-    noise = NoiseReport(10.0, [LayerSqnr(one, 20.0, True) for one in layers], 8)
+    noise = SensitivityReport(10.0, [LayerSensitivity(one, 20.0, True) for one in layers], 8)
     assert [keep.name for keep in keepable(noise)] == ["n0", "body.0", "n2", "n3", "n4"]
     assert keepable(noise)[0].noise == pytest.approx(0.01)
 

@@ -4,14 +4,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from torch import nn
 
 from omgoptim.models.check import TOLERANCE
 from omgoptim.models.samples import Samples
 from omgoptim.operations import splits
 from omgoptim.operations.candidates import Option, Proposal
-from omgoptim.operations.making import PRECISIONS, precision_of
+from omgoptim.operations.making import PRECISIONS, precision_of, with_ties
+from omgoptim.reports import Change, Skip
 from omgoptim.requests import QuantizeRequest
 from omgoptim.requests.quantize import WeightOnly
+from omgoptim.techniques.registry import Outcome
 
 
 def test_every_scheme_has_a_precision_that_an_artifact_may_have():
@@ -31,3 +34,20 @@ def test_weight_only_is_given_calibration_samples_where_there_are_real_ones(monk
     found = splits.splits_of(request, subject, Proposal([Option(params, "onnxruntime")], []))
     assert (found.calibration.count > 0) == real
     assert found.selection.count > 0
+
+
+@pytest.mark.parametrize(
+    ("head_too", "said"),
+    [(True, "in int8 for each layer that reads it: 0.008 MB more"), (False, "in float and in int8: 0.008 MB more")],
+)
+def test_a_tied_weight_that_a_quantized_program_stores_twice_is_said(head_too, said):
+    module = nn.ModuleDict({"words": nn.Embedding(500, 16), "head": nn.Linear(16, 500, bias=False)})
+    module["head"].weight = module["words"].weight  # 8,000 entries
+    gathered = Change(path="head", what="Gather 500x16", before="float32", after="int8")
+    multiplied = Change(path="head", what="MatMul 16x500", before="float32", after="int8")
+    skipped = [] if head_too else [Skip(path="head", reason="asked")]
+    outcome = Outcome([gathered, multiplied] if head_too else [gathered], skipped)
+    assert said in with_ties(outcome, module, "int8").notes[0]
+    assert with_ties(outcome, module, "bfloat16") == outcome
+    module["head"].weight = nn.Parameter(module["words"].weight.detach().clone())
+    assert with_ties(outcome, module, "int8") == outcome

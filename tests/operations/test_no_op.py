@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 
 import omgoptim
-from omgoptim.errors import DataError, TechniqueError
+from omgoptim.errors import DataError, NoLayerChanged, OmgoptimError, TechniqueError
 from omgoptim.operations.no_op import nothing_made, with_call
 from omgoptim.requests import QuantizeRequest, parse
 from omgoptim.requests.command import in_shell
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
-CONVOLUTIONS = TechniqueError("dynamic quantization would change no layer", "w", "scheme static, with data, does")
+CONVOLUTIONS = NoLayerChanged(
+    "dynamic quantization would change no layer", "w", "scheme static, with data, does", schemes=["static"]
+)
 
 
 def request(**arguments: Any) -> QuantizeRequest:
@@ -37,32 +39,41 @@ def test_the_call_is_the_request_with_the_scheme_that_the_technique_names() -> N
 
 def test_without_data_the_call_is_one_that_needs_none() -> None:
     assert fixed(CONVOLUTIONS, request()).endswith(": omgoptim quantize net.py:net --scheme bf16")
-    two = TechniqueError("it changed no layer", "", "scheme static with data, or scheme fp32")
+    two = NoLayerChanged("nothing", "", "scheme static with data, or scheme fp32", schemes=["static", "fp32"])
     assert fixed(two, request()).endswith("--scheme fp32")
 
 
 def test_a_glob_that_leaves_no_layer_is_left_out_of_the_call() -> None:
-    error = TechniqueError("it would change no layer", "targets leave none", "widen targets")
+    error = NoLayerChanged("nothing", "targets leave none", "widen targets")
     assert fixed(error, request(targets=["nothing"])) == "widen targets: omgoptim quantize net.py:net --scheme dynamic"
 
 
 def test_a_glob_that_names_no_layer_has_the_call_for_its_fix() -> None:
-    error = TechniqueError("'nothing' names no layer of this model", "Known: 0, 3.")
+    error = NoLayerChanged("'nothing' names no layer of this model", "Known: 0, 3.")
     assert fixed(error, request(targets=["nothing"])) == "omgoptim quantize net.py:net --scheme dynamic"
 
 
 def test_another_error_and_one_without_a_way_out_stay_as_they_are() -> None:
     other = DataError("the calibration data is empty", "", "scheme dynamic needs none")
     assert with_call(other, request()) is other
-    stuck = TechniqueError("it would change no layer", "it is quantized", "start from the float model")
+    stuck = NoLayerChanged("nothing", "it is quantized", "start from the float model")
     assert with_call(stuck, request()) is stuck
 
 
 def test_candidates_that_all_change_nothing_are_one_error_with_the_call() -> None:
-    torch = TechniqueError("dynamic quantization found no layer to change", "w", "scheme static with data")
+    torch = NoLayerChanged("another text", "w", "another fix", schemes=["static"])
     error = nothing_made([("dynamic on onnxruntime", CONVOLUTIONS), ("dynamic on torch", torch)], request())
     assert error.what == CONVOLUTIONS.what
     assert in_shell(error.fix).endswith("--scheme bf16")
+
+
+def test_an_error_that_only_reads_like_one_of_no_layer_stays_as_it_is() -> None:
+    other = TechniqueError("it would change no layer", "", "scheme static")
+    assert with_call(other, request(data="net.py:load")) is other
+
+
+def test_the_kind_crosses_processes_as_that_of_a_technique() -> None:
+    assert type(OmgoptimError.from_dict(CONVOLUTIONS.to_dict())) is TechniqueError
 
 
 def test_candidates_that_fail_for_other_reasons_are_all_named() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 import omgoptim
+from omgoptim.errors import OmgoptimError
 from omgoptim.models.artifact import PROGRAM
 from omgoptim.reports import EfficiencyReport
 from omgoptim.runtimes.export import export_onnx
@@ -48,3 +50,34 @@ def test_a_quantized_artifact_has_macs_and_layers_on_its_engine(project: Path, r
     assert made.artifact is not None
     assert (Path(made.artifact.path) / PROGRAM).is_file()
     check(omgoptim.profile(made.run_id, **common))
+
+
+def scores(outputs: object, targets: object) -> float:
+    raise ValueError("the metric met a sample it does not know")
+
+
+def test_a_metric_that_raises_in_the_evaluation_shows_its_own_error(project: Path) -> None:
+    with pytest.raises(OmgoptimError) as error:
+        omgoptim.profile("net.py:net", data="net.py:load", metric=scores, timing="quick", samples=50)
+    assert "the metric met a sample it does not know" in str(error.value)
+    assert "omgoptim itself" not in str(error.value)
+
+
+def test_data_that_raises_in_the_middle_shows_its_own_error(project: Path) -> None:
+    def load(split: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        yield torch.randn(8, 1, 8, 8), torch.zeros(8, dtype=torch.int64)
+        raise OSError("the disk with the images is gone")
+
+    with pytest.raises(OmgoptimError) as error:
+        omgoptim.profile("net.py:net", data=load, timing="quick", samples=50)
+    assert "the disk with the images is gone" in str(error.value)
+    assert "omgoptim itself" not in str(error.value)
+
+
+def test_a_live_module_in_training_mode_is_measured_in_eval_mode_and_that_is_said(project: Path) -> None:
+    module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(64, 3)).train()
+    report = omgoptim.profile(module, inputs=["1x1x8x8"], timing="quick", samples=8)
+    assert any("came in training mode; it has Dropout" in warning for warning in report.warnings)
+    assert module.training
+    again = omgoptim.profile(module.eval(), inputs=["1x1x8x8"], timing="quick", samples=8)
+    assert not any("training mode" in warning for warning in again.warnings)

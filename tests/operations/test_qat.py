@@ -27,8 +27,8 @@ from omgoptim.operations.splits import splits_of
 from omgoptim.operations.subject import Live, prepare
 from omgoptim.requests import QuantizeRequest, parse
 from omgoptim.requests.quantize import Qat
-from omgoptim.techniques.quantize.learned import read_learned
-from omgoptim.training.judge import COLLAPSED, Judge
+from omgoptim.techniques.quantize._ptq.qat_state import read_qat_state
+from omgoptim.training.evaluator import COLLAPSED, Evaluator
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -88,7 +88,7 @@ def test_training_that_hurts_is_undone_and_the_weights_from_before_compete(tmp_p
         for kept, weight in zip(trained.subject.module.parameters(), module().parameters(), strict=True)
     )
     assert trained.program.path is not None
-    assert read_learned(load_program(trained.program.path)) is None
+    assert read_qat_state(load_program(trained.program.path)) is None
 
 
 def test_an_epoch_is_judged_by_the_program_it_becomes_and_carries_its_ranges(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_an_epoch_is_judged_by_the_program_it_becomes_and_carries_its_ranges(tmp
     assert trained.training.epochs[0].best
     assert "teacher" in trained.training.loss  # there are no labels: it learns from the float model
     assert trained.program.path is not None
-    learned = read_learned(load_program(trained.program.path))
+    learned = read_qat_state(load_program(trained.program.path))
     assert learned is not None
     assert set(learned.ranges) == {"0", "2"}
     assert learned.ranges["2"][0] == 0.0  # after a ReLU
@@ -122,7 +122,7 @@ def test_a_module_without_numbers_scores_below_any_other(tmp_path: Path) -> None
     trial = Trial(tmp_path)
     subject, samples = trial.subject, trial.subject.samples("calibration", 64)
     original = module()
-    judge = Judge.of(original, samples, subject.signature, "auto", subject.reach, 60.0)
+    judge = Evaluator.of(original, samples, subject.signature, "auto", subject.reach, 60.0)
     converted = ConvertedJudge(
         samples=samples,
         signature=subject.signature,
@@ -235,7 +235,7 @@ def test_a_whole_run_reports_the_training_and_a_converted_artifact(project: Path
     (chosen,) = [candidate for candidate in report.candidates if candidate.status == "chosen"]
     assert chosen.scheme == "qat"
     assert chosen.quality is not None
-    assert chosen.quality >= max(epoch.quality or 0 for epoch in report.training.epochs)  # what was judged was made
+    assert chosen.quality >= max(epoch.quality or 0 for epoch in report.training.epochs)  # what was eval_mode was made
     assert {change.path for change in report.changed} == {"0", "3", "8"}
     assert report.artifact is not None
     program = load_program(Path(report.artifact.path) / "model.onnx")

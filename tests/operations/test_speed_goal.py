@@ -17,7 +17,7 @@ from omgoptim.operations.speed_goal import Cut, SpeedGoal, reached
 from omgoptim.operations.speed_goal import _best as best
 from omgoptim.requests import PruneRequest, parse
 from omgoptim.requests.prune import Structured
-from omgoptim.techniques.prune.latency import LayerTimes, Side, TimeTable
+from omgoptim.techniques.prune._latency.latency_table import LayerTimes, Side, TimeTable
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 

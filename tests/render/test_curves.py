@@ -5,8 +5,13 @@ from __future__ import annotations
 import math
 import re
 
-from omgoptim.render import curves, rounds
-from omgoptim.reports import EfficiencyReport
+from omgoptim.render import curves
+from omgoptim.render.lists import sensitivities
+from omgoptim.reports import EfficiencyReport, Training
+
+
+def drawn_training(training: Training, control: Training | None = None) -> str:
+    return curves.learning_curve(training, control, "how it went", ("with the teacher", "without the teacher"))
 
 
 def points_of(picture: str, kind: str) -> list[list[tuple[float, float]]]:
@@ -16,7 +21,7 @@ def points_of(picture: str, kind: str) -> list[list[tuple[float, float]]]:
 
 def test_a_curve_ends_with_its_round_and_a_higher_loss_lies_higher(pruned: EfficiencyReport) -> None:
     assert pruned.training
-    picture = curves.learning_curve(pruned.training)
+    picture = drawn_training(pruned.training)
     losses = points_of(picture, "loss")
     assert [len(run) for run in losses] == [2, 2, 2]
     drawn = [y for run in losses for _, y in run]
@@ -30,7 +35,7 @@ def test_quality_without_numbers_has_no_curve_and_a_loss_that_is_none_leaves_a_g
     assert pruned.training
     epochs = [epoch.model_copy(update={"quality": None, "round": 1}) for epoch in pruned.training.epochs]
     epochs[2] = epochs[2].model_copy(update={"loss": math.nan})
-    picture = curves.learning_curve(pruned.training.model_copy(update={"epochs": epochs}))
+    picture = drawn_training(pruned.training.model_copy(update={"epochs": epochs}))
     assert points_of(picture, "quality") == []
     assert [len(run) for run in points_of(picture, "loss")] == [2, 3]
     assert "nan" not in picture
@@ -40,13 +45,13 @@ def test_quality_without_numbers_has_no_curve_and_a_loss_that_is_none_leaves_a_g
 def test_one_epoch_is_no_picture_and_equal_losses_are_one(pruned: EfficiencyReport) -> None:
     assert pruned.training
     one = pruned.training.model_copy(update={"epochs": pruned.training.epochs[:1]})
-    assert curves.learning_curve(one) == ""
+    assert drawn_training(one) == ""
     flat = pruned.training.model_copy(update={"epochs": [pruned.training.epochs[0]] * 2})
-    assert len(points_of(curves.learning_curve(flat), "loss")[0]) == 2
+    assert len(points_of(drawn_training(flat), "loss")[0]) == 2
 
 
 def test_small_curves_share_their_scale_and_begin_at_no_drop(pruned: EfficiencyReport) -> None:
-    found = rounds.slacks(pruned)
+    found = sensitivities(pruned)
     drawn = points_of(curves.sensitivity_multiples(found, 0.01), "drop")
     assert len(drawn) == len(found) == 11
     heights = [run[0][1] - run[-1][1] for run in drawn]
@@ -58,7 +63,7 @@ def test_small_curves_share_their_scale_and_begin_at_no_drop(pruned: EfficiencyR
 def test_more_layers_than_fit_are_left_out_and_the_guard_is_drawn_only_where_it_is_known(
     pruned: EfficiencyReport,
 ) -> None:
-    found = rounds.slacks(pruned) * 3
+    found = sensitivities(pruned) * 3
     picture = curves.sensitivity_multiples(found, None)
     assert len(points_of(picture, "drop")) == curves.MOST_LAYERS
     assert 'class="guard"' not in picture
@@ -69,7 +74,7 @@ def test_a_control_is_a_second_line_on_the_same_scale_with_a_legend(distilled: E
     assert distilled.training
     assert distilled.control
     assert distilled.control.training
-    picture = curves.learning_curve(distilled.training, distilled.control.training)
+    picture = drawn_training(distilled.training, distilled.control.training)
     (student,), (control,) = points_of(picture, "quality"), points_of(picture, "quality control")
     assert len(student) == len(control) == 10
     assert all(mine[0] == other[0] and mine[1] < other[1] for mine, other in zip(student, control, strict=True))
@@ -87,11 +92,11 @@ def test_a_control_that_stopped_early_is_shorter_and_alone_a_curve_has_no_legend
     assert distilled.control
     assert distilled.control.training
     short = distilled.control.training.model_copy(update={"epochs": distilled.control.training.epochs[:3]})
-    picture = curves.learning_curve(distilled.training, short)
+    picture = drawn_training(distilled.training, short)
     assert len(points_of(picture, "quality control")[0]) == 3
     assert len(points_of(picture, "quality")[0]) == 10
-    alone = curves.learning_curve(distilled.training)
+    alone = drawn_training(distilled.training)
     assert "control" not in alone
     assert 'class="key' not in alone
     none = short.model_copy(update={"epochs": []})
-    assert curves.learning_curve(distilled.training, none) == alone
+    assert drawn_training(distilled.training, none) == alone

@@ -8,7 +8,7 @@ from rich.console import Console
 from omgoptim.render.brief import brief_report
 from omgoptim.render.html import report_html
 from omgoptim.render.markdown import report_markdown
-from omgoptim.render.outputs import agreement_text
+from omgoptim.render.sections.outputs import agreement_text
 from omgoptim.render.terminal import report_view
 from omgoptim.reports import EfficiencyReport, OutputRecord
 
@@ -61,6 +61,15 @@ def test_a_single_output_is_told_in_full_detail_only_unless_it_was_ruined(quanti
     assert "same class 98.5%" in terminal(report, full=True)
     ruined = quantized.model_copy(update={"outputs": [BOXES]})
     assert "ruined" in report_markdown(ruined)
+
+
+def test_what_a_fresh_process_gave_is_told_in_full_detail(quantized: EfficiencyReport) -> None:
+    outputs = [SCORES.model_copy(update={"reopened": 2.125e-7}), BOXES.model_copy(update={"reopened": 0.0})]
+    report = quantized.model_copy(update={"outputs": outputs})
+    for told in (report_markdown(report, "full"), terminal(report, full=True), report_html(report)):
+        assert "reopened within 2.1e-07 of the model in memory" in " ".join(told.split())
+        assert "reopened bit for bit" in " ".join(told.split())
+    assert "reopened within" not in report_markdown(report)
 
 
 @pytest.mark.parametrize(

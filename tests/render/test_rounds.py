@@ -6,7 +6,9 @@ import math
 
 import pytest
 
-from omgoptim.render import rounds
+from omgoptim.render.lists import Sensitivity, extremes, sensitivities
+from omgoptim.render.sections.sensitivity import drop_bars, within_text
+from omgoptim.render.sections.training import round_columns, rounds_note, training_text
 from omgoptim.reports import EfficiencyReport, Epoch, Round, SensitivityPoint, Training
 
 
@@ -21,7 +23,7 @@ def training(*epochs: Epoch, **more: object) -> Training:
 
 def test_training_is_told_in_one_line() -> None:
     told = training(epoch(1, 2.0, quality=0.5), epoch(2, 0.5, quality=0.75, best=True), metric="top1_accuracy")
-    assert rounds.training_text(told) == (
+    assert training_text(told) == (
         "2 epochs; sgd, cross-entropy; loss 2 -> 0.5; kept epoch 2 (top1_accuracy 0.7500); 7 s; all 10 parameters"
     )
 
@@ -29,7 +31,7 @@ def test_training_is_told_in_one_line() -> None:
 def test_in_rounds_the_loss_is_that_of_the_last_and_the_kept_epoch_has_its_round() -> None:
     told = training(epoch(1, 2.0, best=True), epoch(1, 3.0, of_round=2), epoch(2, 1.0, of_round=2, best=True))
     assert "3 epochs in 2 rounds; sgd, cross-entropy; loss in round 2 3 -> 1; kept epoch 2 of round 2;" in (
-        rounds.training_text(told)
+        training_text(told)
     )
 
 
@@ -37,7 +39,7 @@ def test_adapters_an_interruption_and_an_early_end_are_told() -> None:
     told = training(
         epoch(1, math.nan), trained_params=1200, total_params=22_000_000, resumed=2, stopped="the loss is no number"
     )
-    text = rounds.training_text(told)
+    text = training_text(told)
     assert "1 epoch;" in text
     assert "loss no number;" in text
     assert "1.2 k of 22 M parameters; resumed 2 times; stopped early: the loss is no number" in text
@@ -45,19 +47,19 @@ def test_adapters_an_interruption_and_an_early_end_are_told() -> None:
 
 def test_what_became_of_the_teachers_outputs_is_told_where_there_is_a_teacher() -> None:
     told = training(epoch(1, 2.0), teacher_outputs="computed for every batch: the inputs are augmented")
-    assert "; the teacher's outputs computed for every batch: the inputs are augmented" in rounds.training_text(told)
-    assert "teacher" not in rounds.training_text(training(epoch(1, 2.0)))
+    assert "; the teacher's outputs computed for every batch: the inputs are augmented" in training_text(told)
+    assert "teacher" not in training_text(training(epoch(1, 2.0)))
 
 
 def test_training_that_ended_before_its_first_epoch_says_why() -> None:
-    assert rounds.training_text(training(stopped="the loss is no number")) == ("no epoch ended; the loss is no number")
+    assert training_text(training(stopped="the loss is no number")) == ("no epoch ended; the loss is no number")
 
 
 def test_a_column_that_nothing_is_known_of_is_left_out() -> None:
     bare = [Round(number=1, quality_taken=0.5), Round(number=2, quality_taken=0.25, kept=True)]
-    assert rounds.round_columns(bare) == {"round": ["1", "2"], "taken": ["0.5000", "0.2500"], "kept": ["", "✓"]}
+    assert round_columns(bare) == {"round": ["1", "2"], "taken": ["0.5000", "0.2500"], "kept": ["", "✓"]}
     timed = [Round(number=1, amount=0.325, speedup=2.0, params=1000)]
-    assert rounds.round_columns(timed) == {
+    assert round_columns(timed) == {
         "round": ["1"],
         "amount": ["32.5%"],
         "speedup": ["2.00x"],
@@ -66,19 +68,19 @@ def test_a_column_that_nothing_is_known_of_is_left_out() -> None:
 
 
 def test_the_note_names_only_the_steps_that_there_were() -> None:
-    assert rounds.rounds_note([Round(number=1, quality_taken=0.5)]).endswith("right after weights were taken away")
-    trained = rounds.rounds_note([Round(number=1, quality_reestimated=0.5, quality_trained=0.0)])
+    assert rounds_note([Round(number=1, quality_taken=0.5)]).endswith("right after weights were taken away")
+    trained = rounds_note([Round(number=1, quality_reestimated=0.5, quality_trained=0.0)])
     assert trained.endswith("after batch-norm statistics were estimated again, after training")
-    assert rounds.rounds_note([Round(number=1, params=10)]) == ""
+    assert rounds_note([Round(number=1, params=10)]) == ""
 
 
 def test_the_most_sensitive_layer_comes_first_and_its_slack_is_read_off_the_guard(pruned: EfficiencyReport) -> None:
-    found = rounds.slacks(pruned)
+    found = sensitivities(pruned)
     assert [slack.path for slack in found[:3]] == ["0", "3.shortcut", "4.shortcut"]
-    assert [rounds.within_text(slack) for slack in found[:2]] == ["50%", "75%"]
-    assert found[0].worst.quality_drop == rounds.highest_drop(found) == 0.1212
-    assert len(rounds.extremes(found)) == 10
-    assert rounds.extremes(found)[-1] is found[-1]
+    assert [within_text(slack) for slack in found[:2]] == ["50%", "75%"]
+    assert found[0].worst.quality_drop == 0.1212
+    assert len(extremes(found)) == 10
+    assert extremes(found)[-1] is found[-1]
 
 
 @pytest.mark.parametrize(("drops", "within"), [((0.0, 0.0), "50%"), ((0.02, 0.0), "nothing"), ((0.01, 0.02), "25%")])
@@ -89,8 +91,8 @@ def test_slack_ends_at_the_first_drop_that_is_too_much(
         SensitivityPoint(path="a", amount=amount, quality=0.9, quality_drop=drop)
         for amount, drop in zip((0.25, 0.5), drops, strict=True)
     ]
-    (slack,) = rounds.slacks(pruned.model_copy(update={"sensitivity": points[::-1]}))
-    assert rounds.within_text(slack) == within
+    (slack,) = sensitivities(pruned.model_copy(update={"sensitivity": points[::-1]}))
+    assert within_text(slack) == within
     assert [point.amount for point in slack.points] == [0.25, 0.5]
 
 
@@ -99,7 +101,7 @@ def test_a_bar_is_as_high_as_its_drop_and_a_gain_is_flat() -> None:
         SensitivityPoint(path="a", amount=a, quality=0.9, quality_drop=d)
         for a, d in ((0.1, -1.0), (0.2, 0.5), (0.3, 1.0))
     ]
-    slack = rounds.Slack("a", tuple(points), None)
-    assert rounds.spark(slack, 1.0) == "▁▅█"
-    assert rounds.spark(slack, 0.0) == "▁██"
-    assert rounds.within_text(slack) == ""
+    slack = Sensitivity("a", tuple(points), None)
+    assert drop_bars(slack, 1.0) == "▁▅█"
+    assert drop_bars(slack, 0.0) == "▁██"
+    assert within_text(slack) == ""

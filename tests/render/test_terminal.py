@@ -47,7 +47,7 @@ def test_a_plan_shows_what_would_be_tried_and_no_empty_columns(planned: Efficien
     assert "PLAN" in text
     assert "planned" in text
     assert "speedup" not in text
-    assert "would change: " in text
+    assert "would change" in text
 
 
 def test_a_pruning_shows_rounds_training_and_sensitivity(pruned: EfficiencyReport) -> None:
@@ -119,7 +119,7 @@ def test_doctor_prints_each_install_command_once_and_whole_and_the_entry_for_a_c
 def test_a_distillation_shows_teacher_and_student_its_control_and_both_curves(distilled: EfficiencyReport) -> None:
     lines = shown(terminal.report_view(distilled), width=200).splitlines()
     assert any(line.split() == ["teacher", "student"] for line in lines)
-    assert any(line.startswith(" without the teacher") and "the teacher brought +0.0127" in line for line in lines)
+    assert any(line.startswith(" without the teacher") and "distillation gained 0.0127" in line for line in lines)
     text = "\n".join(lines)
     assert "the teacher's outputs computed once for 3,000 samples and kept (120 kB)" in text
     assert "control   the same student, trained as long without the teacher, reaches 0.9540" in text

@@ -35,7 +35,7 @@ def test_a_verb_shows_every_argument_of_its_request_by_name(verb: str) -> None:
 
 def test_help_tells_an_argument_s_default_and_whose_it_is() -> None:
     told = omgoptim.quantize.__doc__ or ""
-    assert "max_quality_drop: The guard: most quality that may be lost" in told
+    assert "max_quality_drop: Quality guard: largest allowed drop of the metric" in told
     assert "Default: 0.01." in told
     assert "calibration_samples: (of scheme auto, static" in told
 

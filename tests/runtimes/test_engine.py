@@ -7,7 +7,7 @@ import pytest
 
 from omgoptim.errors import RequestError
 from omgoptim.runtimes import ENGINES, engine_named
-from omgoptim.runtimes.engine import as_float32, wall_clock
+from omgoptim.runtimes.engine import as_float32, engine_message, wall_clock
 
 
 def test_every_engine_is_found_by_its_name_and_an_unknown_one_is_answered_with_the_nearest() -> None:
@@ -53,3 +53,46 @@ def test_floats_are_told_as_float32_and_anything_else_as_it_is() -> None:
         assert as_float32(np.ones(2, dtype)).dtype == np.float32
     for array in (np.ones(2, np.float32), np.ones(2, np.int64), np.ones(2, bool)):
         assert as_float32(array) is array
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : Load model from /a/b.onnx failed:/onnxruntime_src/onnxruntime/core/graph/"
+            "model.cc:180 onnxruntime::Model::Model(onnx::ModelProto&&, const onnxruntime::PathString&) Unsupported "
+            "model IR version: 99, max supported IR version: 13\n",
+            "Load model from /a/b.onnx failed:Unsupported model IR version: 99, max supported IR version: 13",
+        ),
+        (
+            "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Got invalid dimensions for input: x for the following indices"
+            "\n index: 0 Got: 3 Expected: 2\n Please fix either the inputs/outputs or the model.",
+            "Got invalid dimensions for input: x for the following indices index: 0 Got: 3 Expected: 2",
+        ),
+        (
+            "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned while running Reshape node. "
+            "Status Message: /onnxruntime_src/onnxruntime/core/providers/cpu/tensor/reshape_helper.h:45 onnxruntime::"
+            "ReshapeHelper::ReshapeHelper(const onnxruntime::TensorShape&, bool) The input cannot be reshaped",
+            "Non-zero status code returned while running Reshape node. Status Message: The input cannot be reshaped",
+        ),
+        (
+            "Exception from src/inference/src/cpp/core.cpp:97:\nException from src/core/node.cpp:12:\n"
+            "Check 'a == b' failed at src/core/shape.cpp:44:\nShapes do not match\n\n",
+            "Shapes do not match",
+        ),
+        ("", "RuntimeError"),
+    ],
+)
+def test_an_engines_error_is_its_last_meaningful_line(message: str, said: str) -> None:
+    assert engine_message(RuntimeError(message)) == said
+
+
+def test_what_onnx_runtime_really_raises_has_no_place_of_its_source_in_it() -> None:
+    import onnxruntime
+
+    with pytest.raises(Exception) as error:  # noqa: PT011  onnxruntime's errors have no common base
+        onnxruntime.InferenceSession(b"no model")
+    said = engine_message(error.value)
+    assert said
+    assert ".cc:" not in said
+    assert "[ONNXRuntimeError]" not in said

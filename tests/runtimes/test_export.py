@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,21 @@ class NestedDict(Linear):
     def forward(self, x: Tensor) -> Any:
         y = self.fc(x)
         return {"x": y, "parts": [y, (x + 1, y > 0)], "none": None, "best": y.argmax(-1)}
+
+
+@dataclass
+class Answer:
+    """What torch.export takes as an output only where it was registered."""
+
+    logits: Tensor
+    parts: tuple[Tensor, Tensor]
+    loss: Tensor | None = None
+
+
+class OfFields(Linear):
+    def forward(self, x: Tensor) -> Answer:
+        y = self.fc(x)
+        return Answer(y, (x + 1, y * 2))
 
 
 class KeywordOnly(Linear):
@@ -71,6 +87,7 @@ def of_length(length: int) -> dict[str, Tensor]:
 CASES: dict[str, tuple[Callable[[], nn.Module], list[Any]]] = {
     "one tensor": (lambda: nn.Linear(3, 2), [X]),
     "nested dict": (NestedDict, [X]),
+    "dataclass": (OfFields, [X]),
     "keyword inputs": (KeywordOnly, [{"scale": X[:, :2], "x": X, "unused": X}]),
     "anything by name": (Anything, [{"scale": X[:, :2], "x": X, "unused": X}]),
     "variadic": (Variadic, [(X, X + 1)]),

@@ -2,12 +2,22 @@ from __future__ import annotations
 
 import copy
 import json
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
-from omgoptim.runtimes.signature import InputTensor, Outputs, Signature, flatten, leaf_names, structure_of, unflatten
+from omgoptim.runtimes.signature import (
+    InputTensor,
+    Outputs,
+    Signature,
+    flatten,
+    holds_dataclass,
+    leaf_names,
+    structure_of,
+    unflatten,
+)
 
 A, B, C = (np.full((2, 3), value) for value in (1.0, 2.0, 3.0))
 
@@ -78,3 +88,31 @@ def test_a_signature_survives_json() -> None:
 def test_no_output_has_the_name_of_an_input_or_of_another_output() -> None:
     outputs = {"dict": {"x": "tensor", "a_0": "tensor", "a": {"tuple": ["tensor"]}, "x_out": "tensor"}}
     assert signature(outputs).output_names == ["x_out", "a_0", "a_0_out", "x_out_out"]
+
+
+class Found(NamedTuple):
+    boxes: Any
+    scores: Any
+
+
+@dataclass
+class Answer:
+    logits: Any
+    found: Found
+    loss: Any = None
+
+
+def test_fields_of_named_tuples_and_dataclasses_are_the_names_of_outputs() -> None:
+    value = Answer(A, Found(B, C))
+    structure = json.loads(json.dumps(structure_of(value)))
+    assert [id(leaf) for leaf in flatten(value)] == [id(A), id(B), id(C)]
+    assert signature(structure).output_names == ["logits", "found_boxes", "found_scores"]
+    built = unflatten(structure, [1, 2, 3])
+    assert (built.logits, built.found.scores, built.loss) == (1, 3, None)
+    boxes, scores = built.found
+    assert (boxes, scores) == (2, 3)
+
+
+def test_only_a_structure_with_a_dataclass_in_it_needs_plain_outputs() -> None:
+    assert holds_dataclass(structure_of({"a": (Answer(A, Found(B, C)),)}))
+    assert not holds_dataclass(structure_of({"a": (A, Found(B, C), None)}))

@@ -7,14 +7,14 @@ from torch.nn import functional as F
 
 from omgoptim.errors import DataError, TechniqueError
 from omgoptim.runtimes.signature import Outputs
-from omgoptim.training.distillation import DistillationLoss, Form
-from omgoptim.training.output_distances import (
+from omgoptim.training._distillation.output_distances import (
     correlation_distance,
     decoupled_divergence,
     relative_distance,
     softened_divergence,
     squared_distance,
 )
+from omgoptim.training.distillation import DistillationLoss, Form
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from small_training import batches_of, blobs, judge_of, net, same, state
+from small_training import batches_of, blobs, evaluator_of, net, same, state
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from omgoptim.errors import TechniqueError
 from omgoptim.models.trust import Reach
-from omgoptim.training.checkpoints import all_tensors
+from omgoptim.training._loop.checkpoints import all_tensors
+from omgoptim.training.config import TrainingConfig
 from omgoptim.training.fake_quantization import (
     NORMS_FROZEN,
     RANGES_FIXED,
@@ -22,9 +23,8 @@ from omgoptim.training.fake_quantization import (
     input_scale,
     weight_scale,
 )
-from omgoptim.training.loop import Fitted, fit
+from omgoptim.training.loop import TrainingResult, fit
 from omgoptim.training.losses import loss_of
-from omgoptim.training.plan import TrainingPlan
 
 X, Y = blobs()
 BATCHES = 6
@@ -41,12 +41,12 @@ def calibrated(module: nn.Module, steps: int = 12, **simulation: Any) -> FakeQua
     return made
 
 
-def learnt(module: nn.Module, epochs: int, judged: bool = True, **more: Any) -> Fitted:
+def learnt(module: nn.Module, epochs: int, eval_mode: bool = True, **more: Any) -> TrainingResult:
     inside = module.module if isinstance(module, FakeQuantized) else module
     assert isinstance(inside, nn.Module)
     loss = loss_of("auto", inside(X[:8]), Y[:8], Reach.of(Path.cwd(), []), 60.0)
-    judge = judge_of(inside, X, Y) if judged else None
-    return fit(module, batches_of(inside, X, Y), loss, TrainingPlan(epochs=epochs, batch=16), judge, **more)
+    evaluator = evaluator_of(inside, X, Y) if eval_mode else None
+    return fit(module, batches_of(inside, X, Y), loss, TrainingConfig(epochs=epochs, batch=16), evaluator, **more)
 
 
 def test_weights_are_rounded_to_what_a_hand_computes() -> None:
@@ -203,7 +203,7 @@ def test_training_leaves_modes_flags_and_the_plain_module() -> None:
 
 def test_a_resumed_training_is_an_uninterrupted_one_bit_for_bit_ranges_included(tmp_path: Path) -> None:
     whole = calibrated(net(), 4 * BATCHES)
-    learnt(whole, 4, judged=False)
+    learnt(whole, 4, eval_mode=False)
 
     class Cut(Exception):
         pass
@@ -214,9 +214,9 @@ def test_a_resumed_training_is_an_uninterrupted_one_bit_for_bit_ranges_included(
 
     broken = calibrated(net(), 4 * BATCHES)
     with pytest.raises(Cut):
-        learnt(broken, 4, judged=False, checkpoints=tmp_path, progress=cut)
+        learnt(broken, 4, eval_mode=False, checkpoints=tmp_path, progress=cut)
     resumed = calibrated(net(), 4 * BATCHES)
-    fitted = learnt(resumed, 4, judged=False, checkpoints=tmp_path)
+    fitted = learnt(resumed, 4, eval_mode=False, checkpoints=tmp_path)
     assert fitted.resumed == 1
     assert int(resumed.steps_done) == int(whole.steps_done) == 4 * BATCHES
     assert same(all_tensors(whole), all_tensors(resumed))

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omgoptim.errors import DataError, RequestError, TechniqueError
-from omgoptim.training.feature_distances import (
+from omgoptim.training._features.feature_distances import (
     attention_distance,
     hint_distance,
     relation_divergence,
     relational_distance,
 )
-from omgoptim.training.feature_losses import FeatureLoss, Place
+from omgoptim.training.feature_losses import FeatureLoss, LayerPlace
 
 METHODS = {
     "fitnets": (Conv, images()),
@@ -81,7 +81,7 @@ def test_hints_go_through_an_adapter_where_widths_differ_and_to_the_smaller_grid
 
 def test_adapters_are_drawn_from_the_seed() -> None:
     def drawn(seed: int) -> Tensor:
-        place = Place("stage1", "output", 1)
+        place = LayerPlace("stage1", "output", 1)
         return FeatureLoss("fitnets", 1.0, [(place, place)], [(4, 8)], seed).adapters[0].weight
 
     assert torch.equal(drawn(3), drawn(3))

@@ -13,24 +13,24 @@ from typing import Any
 import pytest
 import torch
 from learning_pairs import Conv, Encoder, features_of, heard_by, inner_state, made
-from small_training import batches_of, blobs, judge_of, net, same, signature_of, source, state
+from small_training import batches_of, blobs, evaluator_of, net, same, signature_of, source, state
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from omgoptim.errors import DataError, RunError, TechniqueError
 from omgoptim.models.data import DataSource, RawBatch
 from omgoptim.models.trust import Reach
-from omgoptim.training import course
+from omgoptim.training._loop import training_state
 from omgoptim.training.batches import Batches
+from omgoptim.training.config import TrainingConfig
 from omgoptim.training.distillation import DistillationLoss
 from omgoptim.training.feature_losses import FeatureLoss
-from omgoptim.training.loop import Fitted, fit
+from omgoptim.training.loop import TrainingResult, fit
 from omgoptim.training.losses import Loss, loss_of
-from omgoptim.training.plan import TrainingPlan
 
 X, Y = blobs()
 ROOT = Path(__file__).parents[2]
-PLAN = TrainingPlan(epochs=3, batch=16, learning_rate=0.01)
+PLAN = TrainingConfig(epochs=3, batch=16, learning_rate=0.01)
 
 
 def pictures(count: int = 48) -> tuple[Tensor, Tensor]:
@@ -67,10 +67,10 @@ class Counted(nn.Module):
 
 
 def distilled(
-    teacher: nn.Module, student: nn.Module, plan: TrainingPlan = PLAN, alpha: float = 0.5, **more: Any
-) -> Fitted:
+    teacher: nn.Module, student: nn.Module, config: TrainingConfig = PLAN, alpha: float = 0.5, **more: Any
+) -> TrainingResult:
     return fit(
-        student, batches_of(student, X, Y), cross_entropy(student, X, Y), plan, None,
+        student, batches_of(student, X, Y), cross_entropy(student, X, Y), config, None,
         teacher=teacher, distillation=more.pop("distillation", DistillationLoss(2.0, alpha)), **more,
     )  # fmt: skip
 
@@ -82,7 +82,7 @@ def test_a_teacher_is_asked_once_about_each_sample_and_the_student_learns_the_sa
     fitted = distilled(teacher, student)
     assert fitted.teacher_outputs == "computed once for 96 samples and kept (1.15 kB)"
     assert teacher.calls == 1 + 1 + 1 + 6  # settled on, tried, one example, one pass of six batches
-    monkeypatch.setattr(course, "keep_outputs", lambda *_: (None, "computed for every batch"))
+    monkeypatch.setattr(training_state, "keep_outputs", lambda *_: (None, "computed for every batch"))
     again, other = Counted(net(seed=1)).eval(), net()
     whole = distilled(again, other)
     assert again.calls == 2 + 3 * 6
@@ -95,7 +95,7 @@ def test_what_is_done_with_the_teachers_outputs_is_said() -> None:
     def words(**more: Any) -> str | None:
         return distilled(net(seed=1), net(), **more).teacher_outputs
 
-    assert words(plan=TrainingPlan(epochs=1, batch=16)) == "computed for every batch: there is one epoch"
+    assert words(config=TrainingConfig(epochs=1, batch=16)) == "computed for every batch: there is one epoch"
     assert words(alpha=1.0) is None
     student = net()
     features = features_of("fitnets", student, net(seed=1, width=8), X[:4])
@@ -107,14 +107,14 @@ def test_what_is_done_with_the_teachers_outputs_is_said() -> None:
 @pytest.mark.parametrize("form", ["hinton", "mse", "dkd", "dist"])
 def test_every_form_brings_a_student_to_its_teachers_answers(form: Any) -> None:
     teacher, student = net(seed=1), net(seed=2)
-    distilled(teacher, teacher, TrainingPlan(epochs=8, batch=16), alpha=1.0)
-    judge = judge_of(teacher, X, None, "top1_agreement")
-    before = judge.score(student)
+    distilled(teacher, teacher, TrainingConfig(epochs=8, batch=16), alpha=1.0)
+    evaluator = evaluator_of(teacher, X, None, "top1_agreement")
+    before = evaluator.score(student)
     fitted = distilled(
-        teacher, student, TrainingPlan(epochs=10, batch=16, learning_rate=0.02),
+        teacher, student, TrainingConfig(epochs=10, batch=16, learning_rate=0.02),
         distillation=DistillationLoss(2.0, 0.1, form=form),
     )  # fmt: skip
-    assert judge.score(student) > max(before, 0.85)
+    assert evaluator.score(student) > max(before, 0.85)
     assert "0.1 x cross-entropy + 0.9 x " in fitted.loss
 
 
@@ -167,7 +167,7 @@ def test_features_are_learnt_and_the_teacher_is_not_changed(method: str) -> None
     before, tensors, hooks = inner_state(teacher), state(teacher), inner_state(student)
     fitted = fit(
         student, batches_of(student, P, L), cross_entropy(student, P, L),
-        TrainingPlan(epochs=6, batch=16, learning_rate=0.02), None,
+        TrainingConfig(epochs=6, batch=16, learning_rate=0.02), None,
         teacher=teacher, distillation=DistillationLoss(2.0), features=features,
     )  # fmt: skip
     assert inner_state(teacher) == before
@@ -184,7 +184,7 @@ def test_the_adapters_learn_with_the_student_and_come_nearer_to_the_teacher() ->
     teacher, student = made(Conv, 1, width=8), made(Conv, 2, width=4)
     features = features_of("fitnets", student, teacher, P[:4])
     started, before = state(features), heard_by(features, student, teacher, P).item()
-    fit(student, batches_of(student, P, None), None, TrainingPlan(epochs=8, batch=16, learning_rate=0.02), None,
+    fit(student, batches_of(student, P, None), None, TrainingConfig(epochs=8, batch=16, learning_rate=0.02), None,
         teacher=teacher, features=features)  # fmt: skip
     assert not any(torch.equal(started[name], tensor) for name, tensor in state(features).items())
     assert heard_by(features, student, teacher, P).item() < 0.7 * before
@@ -196,10 +196,10 @@ def test_layers_alone_can_be_learnt_from_a_teacher_of_other_classes_or_width() -
     data = [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in ids.split(8)]
     batches = Batches(source(data), student, signature_of(student, data[0]))
     features = features_of("relational", student, teacher, data[0])
-    plan = TrainingPlan(epochs=6, batch=8, learning_rate=0.01)
+    config = TrainingConfig(epochs=6, batch=8, learning_rate=0.01)
     with pytest.raises(DataError, match="different shapes"):
-        fit(student, batches, None, plan, None, teacher=teacher, features=features)
-    fitted = fit(student, batches, None, plan, None, teacher=teacher, distillation=DistillationLoss(alpha=1.0),
+        fit(student, batches, None, config, None, teacher=teacher, features=features)
+    fitted = fit(student, batches, None, config, None, teacher=teacher, distillation=DistillationLoss(alpha=1.0),
                  features=features)  # fmt: skip
     assert fitted.loss == "1 x relations between samples (RKD)"
     assert fitted.epochs[-1].loss < fitted.epochs[0].loss  # type: ignore[operator]
@@ -225,7 +225,9 @@ def test_features_without_a_teacher_are_a_mistake() -> None:
             features=FeatureLoss("relational", 1.0, []))  # fmt: skip
 
 
-def cut_distillation(folder: Path, method: str, killed_pass: int = 0) -> tuple[Fitted, nn.Module, FeatureLoss | None]:
+def cut_distillation(
+    folder: Path, method: str, killed_pass: int = 0
+) -> tuple[TrainingResult, nn.Module, FeatureLoss | None]:
     """Four epochs with a teacher; `killed_pass`: by the data, in the middle of that pass."""
     whole, passes = source(TensorDataset(P, L)), []
     teacher, student = made(Conv, 1, width=8), made(Conv, 2)
@@ -240,9 +242,9 @@ def cut_distillation(folder: Path, method: str, killed_pass: int = 0) -> tuple[F
     batches = Batches(DataSource(whole.batches, epoch, real=True), student, signature_of(student, P[:2]))
     features = None if method == "outputs" else features_of(method, student, teacher, P[:4])
     fitted = fit(
-        student, batches, cross_entropy(student, P, L), TrainingPlan(epochs=4, batch=7, learning_rate=0.02),
-        judge_of(student, P, L), checkpoints=folder, teacher=teacher, distillation=DistillationLoss(2.0, form="dist"),
-        features=features,
+        student, batches, cross_entropy(student, P, L), TrainingConfig(epochs=4, batch=7, learning_rate=0.02),
+        evaluator_of(student, P, L), checkpoints=folder, teacher=teacher,
+        distillation=DistillationLoss(2.0, form="dist"), features=features,
     )  # fmt: skip
     return fitted, student, features
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_training import Net, batches_of, blobs, judge_of, net, same, signature_of, source, state
+from small_training import Net, batches_of, blobs, evaluator_of, net, same, signature_of, source, state
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -22,14 +22,14 @@ from omgoptim.errors import DataError, RequestError, RunError, SetupError, Techn
 from omgoptim.models.data import DataSource, RawBatch, random_data
 from omgoptim.models.trust import Reach
 from omgoptim.training.batches import Batches
+from omgoptim.training.config import TrainingConfig
 from omgoptim.training.distillation import DistillationLoss
-from omgoptim.training.loop import Fitted, fit
+from omgoptim.training.loop import TrainingResult, fit
 from omgoptim.training.losses import Loss, loss_of
-from omgoptim.training.masks import ZeroMasks
-from omgoptim.training.plan import TrainingPlan
+from omgoptim.training.zero_masks import ZeroMasks
 
 X, Y = blobs()
-PLAN = TrainingPlan(epochs=2, batch=16)
+PLAN = TrainingConfig(epochs=2, batch=16)
 ROOT = Path(__file__).parents[2]
 
 
@@ -40,9 +40,9 @@ def cross_entropy(module: nn.Module, inputs: torch.Tensor = X, target: torch.Ten
     return found
 
 
-def trained(module: nn.Module, plan: TrainingPlan = PLAN, judged: bool = True, **more: Any) -> Fitted:
-    judge = judge_of(module, X, Y) if judged else None
-    return fit(module, batches_of(module, X, Y), cross_entropy(module), plan, judge, **more)
+def trained(module: nn.Module, config: TrainingConfig = PLAN, eval_mode: bool = True, **more: Any) -> TrainingResult:
+    evaluator = evaluator_of(module, X, Y) if eval_mode else None
+    return fit(module, batches_of(module, X, Y), cross_entropy(module), config, evaluator, **more)
 
 
 def test_two_epochs_on_digits_raise_the_accuracy_of_a_small_net() -> None:
@@ -52,36 +52,36 @@ def test_two_epochs_on_digits_raise_the_accuracy_of_a_small_net() -> None:
     images = torch.tensor(digits.data / 16, dtype=torch.float32)
     labels = torch.tensor(digits.target)
     module = net(inputs=64, width=64, outputs=10)
-    judge = judge_of(module, images[1200:], labels[1200:])
+    evaluator = evaluator_of(module, images[1200:], labels[1200:])
     batches = batches_of(module, images[:1200], labels[:1200])
-    fitted = fit(module, batches, cross_entropy(module, images, labels), TrainingPlan(epochs=2, batch=32), judge)
+    fitted = fit(module, batches, cross_entropy(module, images, labels), TrainingConfig(epochs=2, batch=32), evaluator)
     assert fitted.quality_before is not None
     assert fitted.quality_before < 0.3
     assert fitted.quality is not None
     assert fitted.quality > 0.8
-    assert judge.score(module) == fitted.quality
+    assert evaluator.score(module) == fitted.quality
     assert [record.epoch for record in fitted.epochs] == [1, 2]
     assert fitted.epochs[1].loss < fitted.epochs[0].loss
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "rmsprop"])
 def test_the_default_learning_rate_of_every_optimizer_learns(optimizer: Any) -> None:
-    from omgoptim.training.plan import LEARNING_RATES
+    from omgoptim.training.config import LEARNING_RATES
 
     x, y = blobs(480)
     module = net()
-    judge = judge_of(module, X, Y)
-    plan = TrainingPlan(epochs=6, batch=16, optimizer=optimizer, learning_rate=LEARNING_RATES[optimizer])
-    fitted = fit(module, batches_of(module, x, y), cross_entropy(module), plan, judge)
+    evaluator = evaluator_of(module, X, Y)
+    config = TrainingConfig(epochs=6, batch=16, optimizer=optimizer, learning_rate=LEARNING_RATES[optimizer])
+    fitted = fit(module, batches_of(module, x, y), cross_entropy(module), config, evaluator)
     assert fitted.quality is not None
-    assert fitted.quality > max(judge.original, 0.7)
+    assert fitted.quality > max(evaluator.original, 0.7)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
     runs = []
     for seed in (0, 0, 1):
         module = net()
-        trained(module, TrainingPlan(epochs=2, batch=16, seed=seed), judged=False)
+        trained(module, TrainingConfig(epochs=2, batch=16, seed=seed), eval_mode=False)
         runs.append(state(module))
     assert same(runs[0], runs[1])
     assert not same(runs[0], runs[2])
@@ -93,10 +93,10 @@ def test_accumulated_batches_make_the_step_that_one_large_batch_makes() -> None:
         module.load_state_dict(start)
         parts = list(zip(X[:60].split(cuts), target.split(cuts), strict=True))
         batches = Batches(source(lambda: parts), module, signature_of(module, X[:2]))
-        plan = TrainingPlan(
+        config = TrainingConfig(
             epochs=3, batch=batch, accumulate=accumulate, optimizer="sgd", learning_rate=0.1, clip_norm=0
         )
-        fit(module, batches, cross_entropy(module), plan, None)
+        fit(module, batches, cross_entropy(module), config, None)
         return state(module)
 
     start = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).state_dict()
@@ -112,7 +112,7 @@ def test_frozen_parameters_stay_and_frozen_batch_norm_keeps_its_statistics() -> 
     for parameter in [*module.fc.parameters(), *module.norm.parameters()]:
         parameter.requires_grad_(False)
     before = state(module)
-    fitted = trained(module, judged=False)
+    fitted = trained(module, eval_mode=False)
     after = state(module)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"out.weight", "out.bias"}
@@ -125,7 +125,7 @@ def test_a_module_comes_back_in_its_modes_with_its_own_forward_and_without_gradi
     module = net()
     module.drop.train()
     attributes = set(vars(module))
-    trained(module, TrainingPlan(epochs=1, batch=16, mixed_precision="bf16"))
+    trained(module, TrainingConfig(epochs=1, batch=16, mixed_precision="bf16"))
     assert set(vars(module)) == attributes
     assert module.forward.__func__ is Net.forward  # type: ignore[attr-defined]
     assert [module.training, module.drop.training, module.norm.training] == [False, True, False]
@@ -144,7 +144,7 @@ def test_trainings_of_several_precisions_follow_each_other_and_a_callers_acceler
         results = []
         for precision in ("no", "bf16", "no"):
             module = net()
-            trained(module, TrainingPlan(epochs=1, batch=16, mixed_precision=precision), judged=False)  # type: ignore[arg-type]
+            trained(module, TrainingConfig(epochs=1, batch=16, mixed_precision=precision), eval_mode=False)  # type: ignore[arg-type]
             results.append(state(module))
         assert same(results[0], results[2])
         assert not same(results[0], results[1])
@@ -156,7 +156,7 @@ def test_trainings_of_several_precisions_follow_each_other_and_a_callers_acceler
 
 def test_half_precision_floats_on_a_cpu_are_refused_with_the_way_out() -> None:
     with pytest.raises(RequestError, match="fp16") as error:
-        trained(net(), TrainingPlan(mixed_precision="fp16"))
+        trained(net(), TrainingConfig(mixed_precision="fp16"))
     assert "bf16" in error.value.fix
 
 
@@ -169,7 +169,7 @@ def test_the_callers_random_state_is_untouched() -> None:
 
 
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
-    trained(net(), TrainingPlan(epochs=1, batch=16, mixed_precision="bf16"))
+    trained(net(), TrainingConfig(epochs=1, batch=16, mixed_precision="bf16"))
     assert capfd.readouterr() == ("", "")
 
 
@@ -183,10 +183,10 @@ def test_progress_tells_the_epoch_the_loss_and_the_time_left() -> None:
 
 def test_training_that_only_hurts_is_undone() -> None:
     module = net()
-    trained(module, TrainingPlan(epochs=10, batch=16))
-    before, good = state(module), judge_of(module, X, Y)
-    plan = TrainingPlan(epochs=3, batch=16, learning_rate=0.05)
-    fitted = fit(module, batches_of(module, X, (Y + 1) % 3), cross_entropy(module), plan, good)
+    trained(module, TrainingConfig(epochs=10, batch=16))
+    before, good = state(module), evaluator_of(module, X, Y)
+    config = TrainingConfig(epochs=3, batch=16, learning_rate=0.05)
+    fitted = fit(module, batches_of(module, X, (Y + 1) % 3), cross_entropy(module), config, good)
     assert same(state(module), before)
     assert (fitted.best_epoch, fitted.quality) == (0, good.original)
     assert [record.best for record in fitted.epochs] == [False] * 3
@@ -194,42 +194,42 @@ def test_training_that_only_hurts_is_undone() -> None:
 
 
 class Scripted:
-    """A judge that gives the scores it was told to; the loop sees a score and nothing else."""
+    """An evaluator that gives the scores it was told to; the loop sees a score and nothing else."""
 
     def __init__(self, *scores: float) -> None:
         self.scores, self.seen = list(scores), []
-        self.metric = judge_of(net(), X, Y).metric
+        self.metric = evaluator_of(net(), X, Y).metric
 
     def score(self, module: nn.Module) -> float:
         self.seen.append(state(module))
         return self.scores[len(self.seen) - 1]
 
 
-def fit_scripted(plan: TrainingPlan, *scores: float) -> tuple[Fitted, Scripted, nn.Module]:
-    module, judge = net(), Scripted(*scores)
-    fitted = fit(module, batches_of(module, X, Y), cross_entropy(module), plan, judge)  # type: ignore[arg-type]
-    return fitted, judge, module
+def fit_scripted(config: TrainingConfig, *scores: float) -> tuple[TrainingResult, Scripted, nn.Module]:
+    module, evaluator = net(), Scripted(*scores)
+    fitted = fit(module, batches_of(module, X, Y), cross_entropy(module), config, evaluator)  # type: ignore[arg-type]
+    return fitted, evaluator, module
 
 
 def test_the_best_epoch_is_kept_and_of_equal_ones_the_latest() -> None:
-    fitted, judge, module = fit_scripted(TrainingPlan(epochs=4, batch=16), 0.1, 0.7, 0.9, 0.9, 0.8)
-    assert same(state(module), judge.seen[3])
+    fitted, evaluator, module = fit_scripted(TrainingConfig(epochs=4, batch=16), 0.1, 0.7, 0.9, 0.9, 0.8)
+    assert same(state(module), evaluator.seen[3])
     assert (fitted.best_epoch, fitted.quality, fitted.quality_before) == (3, 0.9, 0.1)
     assert [record.best for record in fitted.epochs] == [False, False, True, False]
 
 
 def test_training_stops_after_so_many_epochs_without_better_quality() -> None:
-    fitted, _, _ = fit_scripted(TrainingPlan(epochs=9, batch=16, patience=2), 0.1, 0.5, 0.5, 0.4)
+    fitted, _, _ = fit_scripted(TrainingConfig(epochs=9, batch=16, patience=2), 0.1, 0.5, 0.5, 0.4)
     assert len(fitted.epochs) == 3  # an equal score is no better one
     assert fitted.stopped is not None
     assert "2 epochs" in fitted.stopped
-    patient, _, _ = fit_scripted(TrainingPlan(epochs=4, batch=16, patience=2), 0.1, 0.5, 0.4, 0.6, 0.5)
+    patient, _, _ = fit_scripted(TrainingConfig(epochs=4, batch=16, patience=2), 0.1, 0.5, 0.4, 0.6, 0.5)
     assert (len(patient.epochs), patient.stopped) == (4, None)
 
 
 def test_a_collapsed_epoch_is_never_the_best_and_has_no_quality() -> None:
-    fitted, judge, module = fit_scripted(TrainingPlan(epochs=2, batch=16), 0.1, 0.4, float("-inf"))
-    assert same(state(module), judge.seen[1])
+    fitted, evaluator, module = fit_scripted(TrainingConfig(epochs=2, batch=16), 0.1, 0.4, float("-inf"))
+    assert same(state(module), evaluator.seen[1])
     assert [record.quality for record in fitted.epochs] == [0.4, None]
 
 
@@ -249,8 +249,8 @@ def test_a_loss_that_is_no_number_stops_training_and_brings_the_best_weights_bac
             after_epoch.append(state(module))
 
     before = state(module)
-    plan = TrainingPlan(epochs=4, batch=16)  # six steps an epoch
-    fitted = fit(module, batches_of(module, X, Y), Loss("odd", function), plan, None, progress=keep)
+    config = TrainingConfig(epochs=4, batch=16)  # six steps an epoch
+    fitted = fit(module, batches_of(module, X, Y), Loss("odd", function), config, None, progress=keep)
     assert same(state(module), before if bad_call == 3 else after_epoch[0])
     assert fitted.best_epoch == (0 if bad_call == 3 else 1)
     assert fitted.stopped is not None
@@ -266,8 +266,8 @@ def test_zeros_stay_zero_through_momentum_and_weight_decay_and_all_others_learn(
         zero = module.fc.weight == 0
         before = module.fc.weight.detach().clone()
         masks = ZeroMasks.of(module, ["fc"])
-        plan = TrainingPlan(epochs=2, batch=16, optimizer=optimizer, weight_decay=0.1)  # type: ignore[arg-type]
-        trained(module, plan, masks=masks)
+        config = TrainingConfig(epochs=2, batch=16, optimizer=optimizer, weight_decay=0.1)  # type: ignore[arg-type]
+        trained(module, config, masks=masks)
         assert torch.equal(module.fc.weight == 0, zero)
         assert (module.fc.weight[~zero] != before[~zero]).all()
 
@@ -290,12 +290,12 @@ def test_zeros_are_held_after_every_step_whatever_else_writes_to_the_weights() -
 
 def test_a_teacher_is_learnt_from_without_targets_and_not_changed_by_it() -> None:
     teacher = net(seed=1)
-    trained(teacher, TrainingPlan(epochs=8, batch=16), judged=False)
+    trained(teacher, TrainingConfig(epochs=8, batch=16), eval_mode=False)
     before, modes = state(teacher), [layer.training for layer in teacher.modules()]
     student = net(seed=2)
-    judge = judge_of(teacher, X, None, "top1_agreement")
+    evaluator = evaluator_of(teacher, X, None, "top1_agreement")
     fitted = fit(
-        student, batches_of(student, X, None), None, TrainingPlan(epochs=6, batch=16, learning_rate=1e-2), judge,
+        student, batches_of(student, X, None), None, TrainingConfig(epochs=6, batch=16, learning_rate=1e-2), evaluator,
         teacher=teacher, distillation=DistillationLoss(temperature=2.0, form="hinton"),
     )  # fmt: skip
     assert same(state(teacher), before)
@@ -310,18 +310,18 @@ def test_random_inputs_are_enough_to_learn_from_a_teacher() -> None:
     teacher, student = net(seed=1), net(seed=2)
     data = random_data(["8x4"], student, count=12, seed=0)
     batches = Batches(data, student, signature_of(student, X[:2]))
-    judge = judge_of(teacher, X, None)
-    before = judge.score(student)
-    plan = TrainingPlan(epochs=10, learning_rate=1e-2)
-    fit(student, batches, None, plan, None, teacher=teacher)
-    assert judge.score(student) > before
+    evaluator = evaluator_of(teacher, X, None)
+    before = evaluator.score(student)
+    config = TrainingConfig(epochs=10, learning_rate=1e-2)
+    fit(student, batches, None, config, None, teacher=teacher)
+    assert evaluator.score(student) > before
 
 
 def test_alpha_weighs_targets_against_the_teacher() -> None:
     def after(alpha: float, with_teacher: bool) -> dict[str, torch.Tensor]:
         module = net()
         more = {"teacher": net(seed=5), "distillation": DistillationLoss(4.0, alpha)} if with_teacher else {}
-        trained(module, judged=False, **more)
+        trained(module, eval_mode=False, **more)
         return state(module)
 
     assert same(after(1.0, True), after(1.0, False))
@@ -340,7 +340,7 @@ def test_nothing_to_train_and_nothing_to_learn_from_are_refused() -> None:
 def test_no_epochs_change_nothing() -> None:
     module = net()
     before = state(module)
-    fitted = trained(module, TrainingPlan(epochs=0))
+    fitted = trained(module, TrainingConfig(epochs=0))
     assert same(state(module), before)
     assert (fitted.epochs, fitted.best_epoch, fitted.quality) == ([], 0, fitted.quality_before)
 
@@ -373,7 +373,7 @@ def test_missing_accelerate_is_said_with_the_line_that_installs_it(monkeypatch: 
     assert f'{sys.executable} -m pip install "accelerate' in error.value.fix
 
 
-def cut_training(folder: Path, optimizer: Any, killed: bool = False) -> tuple[Fitted, nn.Module]:
+def cut_training(folder: Path, optimizer: Any, killed: bool = False) -> tuple[TrainingResult, nn.Module]:
     """Four epochs with zeros to keep; `killed`: by the data, in the middle of the second."""
     module, whole, passes = net(), source(TensorDataset(X, Y)), []
     with torch.no_grad():
@@ -387,9 +387,9 @@ def cut_training(folder: Path, optimizer: Any, killed: bool = False) -> tuple[Fi
             yield batch
 
     batches = Batches(DataSource(whole.batches, epoch, real=True), module, signature_of(module, X[:2]))
-    plan = TrainingPlan(epochs=4, batch=16, optimizer=optimizer, learning_rate=0.02, accumulate=4)
-    judge, masks = judge_of(module, X, Y), ZeroMasks.of(module, ["fc"])
-    return fit(module, batches, cross_entropy(module), plan, judge, checkpoints=folder, masks=masks), module
+    config = TrainingConfig(epochs=4, batch=16, optimizer=optimizer, learning_rate=0.02, accumulate=4)
+    evaluator, masks = evaluator_of(module, X, Y), ZeroMasks.of(module, ["fc"])
+    return fit(module, batches, cross_entropy(module), config, evaluator, checkpoints=folder, masks=masks), module
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
@@ -422,11 +422,11 @@ def test_the_best_weights_of_an_epoch_before_the_interruption_are_kept(tmp_path:
         if done is not None and done > 0.55:
             raise Stop
 
-    def run(judge: Scripted, **more: Any) -> tuple[Fitted, nn.Module]:
+    def run(evaluator: Scripted, **more: Any) -> tuple[TrainingResult, nn.Module]:
         module = net()
-        plan = TrainingPlan(epochs=4, batch=16)
+        config = TrainingConfig(epochs=4, batch=16)
         batches, loss = batches_of(module, X, Y), cross_entropy(module)
-        return fit(module, batches, loss, plan, judge, checkpoints=tmp_path, **more), module  # type: ignore[arg-type]
+        return fit(module, batches, loss, config, evaluator, checkpoints=tmp_path, **more), module  # type: ignore[arg-type]
 
     first = Scripted(0.1, 0.9, 0.5)
     with pytest.raises(Stop):
@@ -449,7 +449,7 @@ def test_a_checkpoint_of_another_training_is_refused_and_another_round_has_its_o
     trained(net(), checkpoints=tmp_path)
     kept = (tmp_path / "round_001.pt").read_bytes()
     with pytest.raises(RunError, match="another training") as error:
-        trained(net(), TrainingPlan(epochs=3, batch=16), checkpoints=tmp_path)
+        trained(net(), TrainingConfig(epochs=3, batch=16), checkpoints=tmp_path)
     assert "plan.epochs was 2 and is 3" in error.value.why
     with pytest.raises(RunError, match="another training"):
         trained(net(width=8), checkpoints=tmp_path)
@@ -460,8 +460,8 @@ def test_a_checkpoint_of_another_training_is_refused_and_another_round_has_its_o
 
 def test_rounds_differ_in_what_they_draw() -> None:
     one, two = net(), net()
-    trained(one, judged=False, round_number=1)
-    trained(two, judged=False, round_number=2)
+    trained(one, eval_mode=False, round_number=1)
+    trained(two, eval_mode=False, round_number=2)
     assert not same(state(one), state(two))
 
 

@@ -20,9 +20,9 @@ from torch import nn
 
 from omgoptim.blocks.depth_separable import DepthSeparableConv
 from omgoptim.requests.distill import Depthwise
-from omgoptim.techniques.distill.chosen import Chosen
-from omgoptim.techniques.distill.derive import derive
-from omgoptim.techniques.distill.replace_convolutions import Words, replace_convolutions
+from omgoptim.techniques.distill._student.block_replacement import Words, replace_convolutions
+from omgoptim.techniques.distill._student.derivation import derive
+from omgoptim.techniques.distill._student.layer_selection import LayerSelection
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 WORDS = Words("depthwise", "a depth-separable one")
@@ -39,6 +39,6 @@ def apply(module: nn.Module, params: Depthwise, run: ModuleRun) -> Outcome:
     return derive(module, params, run, replace)
 
 
-def replace(module: nn.Module, chosen: Chosen, run: ModuleRun, fit: bool) -> Outcome:
+def replace(module: nn.Module, selection: LayerSelection, run: ModuleRun, fit: bool) -> Outcome:
     """Depth-separable convolutions in place of dense ones."""
-    return replace_convolutions(module, DepthSeparableConv.from_conv, WORDS, chosen, run, fit=fit)
+    return replace_convolutions(module, DepthSeparableConv.from_conv, WORDS, selection, run, fit=fit)

@@ -4,7 +4,7 @@ What it does: finds layers that repeat, of one class and shape, each giving the 
 ModuleList or Sequential, groups of neighbours (convolution, normalization, ReLU), or lists that the code runs side by
 side. Of every such stack `keep_layers` stay, or the fraction `depth`, half by default: spread evenly, the first and the
 last among them. With real inputs each is then fitted to what it and the ones after it gave, in closed form, without
-labels (`span_fit.py`). Numbers that count the layers, in the model and its Hugging Face configuration, follow. With
+labels (`layer_bridging`). Numbers that count the layers, in the model and its Hugging Face configuration, follow. With
 `width` below 1 what is left is narrowed too.
 Use when: transformers and other deep stacks. The embedding and the head stay as they are, so their parameters do too.
 What you really get: time and operations fall with the layers, on every engine; storage by their parameters.
@@ -19,7 +19,7 @@ from __future__ import annotations
 from torch import nn
 
 from omgoptim.requests.distill import FewerLayers
-from omgoptim.techniques.distill.derive import derive
+from omgoptim.techniques.distill._student.derivation import derive
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 

@@ -24,10 +24,10 @@ from torch import nn
 
 from omgoptim.blocks.inverted_residual import InvertedResidual as Block
 from omgoptim.requests.distill import InvertedResidual
-from omgoptim.techniques.distill.chosen import Chosen
-from omgoptim.techniques.distill.derive import derive
-from omgoptim.techniques.distill.fit_blocks import Conv
-from omgoptim.techniques.distill.replace_convolutions import Words, replace_convolutions
+from omgoptim.techniques.distill._student.block_fitting import Conv
+from omgoptim.techniques.distill._student.block_replacement import Words, replace_convolutions
+from omgoptim.techniques.distill._student.derivation import derive
+from omgoptim.techniques.distill._student.layer_selection import LayerSelection
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 WORDS = Words("inverted residual", "an inverted residual block")
@@ -44,10 +44,10 @@ def apply(module: nn.Module, params: InvertedResidual, run: ModuleRun) -> Outcom
     return derive(module, params, run, partial(replace, params.expansion))
 
 
-def replace(expansion: float, module: nn.Module, chosen: Chosen, run: ModuleRun, fit: bool) -> Outcome:
+def replace(expansion: float, module: nn.Module, selection: LayerSelection, run: ModuleRun, fit: bool) -> Outcome:
     """Inverted residual blocks in place of dense convolutions."""
 
     def make(conv: Conv) -> Block:
         return Block.from_conv(conv, expansion)
 
-    return replace_convolutions(module, make, WORDS, chosen, run, fit=fit)
+    return replace_convolutions(module, make, WORDS, selection, run, fit=fit)

@@ -20,9 +20,9 @@ from torch import nn
 from omgoptim.errors import TechniqueError
 from omgoptim.requests.distill import LowRank
 from omgoptim.requests.factorize import Svd, Whitened
-from omgoptim.techniques.distill.chosen import Chosen
-from omgoptim.techniques.distill.derive import derive
-from omgoptim.techniques.factorize.apply import factorize
+from omgoptim.techniques.distill._student.derivation import derive
+from omgoptim.techniques.distill._student.layer_selection import LayerSelection
+from omgoptim.techniques.factorize._low_rank.factorization import factorize
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 
@@ -37,17 +37,17 @@ def apply(module: nn.Module, params: LowRank, run: ModuleRun) -> Outcome:
     return derive(module, params, run, partial(replace, params.rank_ratio))
 
 
-def replace(rank_ratio: float, module: nn.Module, chosen: Chosen, run: ModuleRun, fit: bool) -> Outcome:
+def replace(rank_ratio: float, module: nn.Module, selection: LayerSelection, run: ModuleRun, fit: bool) -> Outcome:
     """Products of two thin weights in place of large ones.
 
     Raises:
         TechniqueError: no layer can be factorized.
     """
     targets = []
-    if chosen.targets or chosen.ignore:
+    if selection.targets or selection.ignore:
         layers = [(path, layer) for path, layer in module.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
-        free = [path for path, layer in layers if layer.weight.requires_grad or chosen.targets]
-        targets = [path for path in free if chosen.means(path)]
+        free = [path for path, layer in layers if layer.weight.requires_grad or selection.targets]
+        targets = [path for path in free if selection.includes(path)]
         if not targets:
             raise TechniqueError("no layer can be factorized", "targets and ignore leave no Linear layer and no Conv2d")
     if fit and run.real:

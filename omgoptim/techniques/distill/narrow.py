@@ -6,8 +6,8 @@ the layers that repeat as well. Layers that lost inputs are fitted to what they 
 on training inputs without labels.
 Use when: the first choice for convolutional and recurrent teachers. Parameters fall with about the square of the width:
 a quarter of the channels is a sixteenth of a convolution. Deriving it takes seconds; training does the rest.
-What you really get: storage, memory and operations fall together; time on every engine too, in steps of the kernels'
-liking (from 64 channels on, widths are multiples of 8).
+What you really get: storage, memory and operations fall together; time on every engine too, in steps of the kernel's
+tile size (from 64 channels on, widths are multiples of 8).
 Limits: streams under LayerNorm stay as wide as they are, so a transformer loses heads and hidden units only; a
 recurrent layer whose units a normalization mixes, and the Linear layers behind a bidirectional one, stay. Each is
 listed with the reason. `initialize` random keeps the shape and forgets the weights: a worse start, of use as a control.
@@ -20,7 +20,7 @@ from __future__ import annotations
 from torch import nn
 
 from omgoptim.requests.distill import Narrow
-from omgoptim.techniques.distill.derive import derive
+from omgoptim.techniques.distill._student.derivation import derive
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from torch import nn
 
 from omgoptim.requests.factorize import Svd
-from omgoptim.techniques.factorize.apply import factorize
+from omgoptim.techniques.factorize._low_rank.factorization import factorize
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 

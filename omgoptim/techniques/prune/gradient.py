@@ -27,9 +27,9 @@ from omgoptim.errors import TechniqueError
 from omgoptim.measure.own_cost import evaluating
 from omgoptim.reports import Skip
 from omgoptim.requests.prune import Gradient
-from omgoptim.techniques.prune.masked_refit import reconstructed
-from omgoptim.techniques.prune.prunable import Selection, Weight, select
-from omgoptim.techniques.prune.zeroing import Aim, zero_lowest
+from omgoptim.techniques.prune._unstructured.masked_reconstruction import reconstructed
+from omgoptim.techniques.prune._unstructured.masking import Aim, zero_lowest
+from omgoptim.techniques.prune._unstructured.parameter_selection import Selection, Weight, select
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 STEP = 0.01

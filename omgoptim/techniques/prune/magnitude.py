@@ -3,7 +3,7 @@
 What it does: ranks the selected weights by |w|, and zeroes the lowest. scope global ranks all layers together and
 per_layer each alone. layer_ratios lamp ranks all together by |w|^2 over the sum of what is not smaller in its layer;
 erdos_renyi gives each layer a share by its shape, and ranks it alone; with these two the scope says nothing more. With
-data, the weights that stay are then fitted to give what was there before, without labels (`masked_refit.py`).
+data, the weights that stay are then fitted to give what was there before, without labels.
 Use when: a file has to get smaller, or a sparse engine follows. Needs no data and takes seconds; with data much less is
 lost, for some forward passes per layer. Batch normalization has to be estimated again afterwards.
 What you really get: storage: a zero takes a bit instead of a number in the artifact. Memory: nothing, the tensors are
@@ -20,10 +20,10 @@ import copy
 from torch import nn
 
 from omgoptim.requests.prune import Magnitude
-from omgoptim.techniques.prune.masked_refit import reconstructed
-from omgoptim.techniques.prune.prunable import select
-from omgoptim.techniques.prune.scores import lamp
-from omgoptim.techniques.prune.zeroing import Aim, Scope, zero_lowest
+from omgoptim.techniques.prune._unstructured.masked_reconstruction import reconstructed
+from omgoptim.techniques.prune._unstructured.masking import Aim, Scope, zero_lowest
+from omgoptim.techniques.prune._unstructured.parameter_selection import select
+from omgoptim.techniques.prune._unstructured.saliency import lamp
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 

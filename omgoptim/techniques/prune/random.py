@@ -2,7 +2,7 @@
 
 What it does: gives each selected weight a random score, and zeroes the lowest; the same seed gives the same weights,
 and more of them where more is asked for. Shares among layers, and fits what stays, as magnitude does.
-Use when: a method's gain is to be told from what any sparsity would give. Needs no data.
+Use when: a baseline is needed for a method's gain at the same sparsity. Needs no data.
 What you really get: storage: a zero takes a bit instead of a number in the artifact. Memory and speed: nothing.
 Limits: as magnitude: biases, normalization, unnamed embeddings, frozen weights and the smallest layers stay.
 Source: the control in Gale et al. (arXiv:1902.09574); Erdos-Renyi kernel arXiv:1911.11134.
@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from omgoptim.requests.prune import Random
-from omgoptim.techniques.prune.masked_refit import reconstructed
-from omgoptim.techniques.prune.prunable import select
-from omgoptim.techniques.prune.zeroing import Aim, Scope, zero_lowest
+from omgoptim.techniques.prune._unstructured.masked_reconstruction import reconstructed
+from omgoptim.techniques.prune._unstructured.masking import Aim, Scope, zero_lowest
+from omgoptim.techniques.prune._unstructured.parameter_selection import select
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 

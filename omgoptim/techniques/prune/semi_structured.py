@@ -23,14 +23,14 @@ from torch import Tensor, nn
 from omgoptim.errors import TechniqueError
 from omgoptim.reports import Skip
 from omgoptim.requests.prune import SemiStructured
-from omgoptim.techniques.prune.input_norms import input_norms
-from omgoptim.techniques.prune.masked_refit import reconstructed
-from omgoptim.techniques.prune.prunable import Selection, Weight, select
-from omgoptim.techniques.prune.ranking import keep_of_every
-from omgoptim.techniques.prune.scores import by_input
+from omgoptim.techniques.prune._unstructured.input_norms import input_norms
+from omgoptim.techniques.prune._unstructured.mask_selection import keep_of_every
+from omgoptim.techniques.prune._unstructured.masked_reconstruction import reconstructed
+from omgoptim.techniques.prune._unstructured.masking import nothing_zeroed, outcome_of, zero_where
+from omgoptim.techniques.prune._unstructured.parameter_selection import Selection, Weight, select
+from omgoptim.techniques.prune._unstructured.saliency import by_input
+from omgoptim.techniques.prune._unstructured.weight_matrix import channels_in, from_rows, to_rows
 from omgoptim.techniques.prune.wanda import only_seen
-from omgoptim.techniques.prune.weight_rows import channels_in, from_rows, to_rows
-from omgoptim.techniques.prune.zeroing import nothing_zeroed, outcome_of, zero_where
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 

@@ -6,7 +6,7 @@ layers that read them, by ridge regression on the model's own inputs without lab
 Use when: a model has to get smaller and faster on every engine. Without training a third of the channels or so can go;
 beyond that, a few epochs bring most back. importance taylor and hessian need data, labels where the loss does.
 What you really get: storage, memory and operations fall together, by more than the ratio: half of the channels is about
-a quarter of a convolution's weights. Time falls by less, in steps of the kernels' liking.
+a quarter of a convolution's weights. Time falls by less, in steps of the kernel's tile size.
 `reconstruct` False leaves the layers as they are, and so do random inputs.
 Limits: streams under LayerNorm, recurrent layers, torch.nn.MultiheadAttention, tied and frozen weights, and what a
 model's code reshapes to numbers stay whole, each listed with the reason; at least one unit of every group stays.
@@ -25,17 +25,24 @@ from torch import Tensor, nn
 from omgoptim.errors import DataError, TechniqueError
 from omgoptim.measure.macs import count_macs
 from omgoptim.requests.prune import Structured
-from omgoptim.techniques.prune.dependencies import find_groups
-from omgoptim.techniques.prune.groups import Groups
-from omgoptim.techniques.prune.importance import importance_of
-from omgoptim.techniques.prune.probe import Probe
-from omgoptim.techniques.prune.refit import refit
-from omgoptim.techniques.prune.removal import DOES_NOT_RUN, OUTPUTS, WAY_OUT, remove, take_out
-from omgoptim.techniques.prune.widths import Operations, Widths, best, by_operations, by_ratio, original_widths
+from omgoptim.techniques.probe import Probe
+from omgoptim.techniques.prune._channels.channel_allocation import (
+    Operations,
+    Widths,
+    best,
+    by_operations,
+    by_ratio,
+    original_widths,
+)
+from omgoptim.techniques.prune._channels.channel_reconstruction import reconstruct_channels
+from omgoptim.techniques.prune._channels.dependency_graph import find_groups
+from omgoptim.techniques.prune._channels.groups import Groups, RefusalKind
+from omgoptim.techniques.prune._channels.importance import importance_of
+from omgoptim.techniques.prune._channels.removal import WAY_OUT, remove, take_out
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 CORRECTIONS = 5
-"""How often the aim is lowered when the operations that were foretold are not those that are counted."""
+"""Maximum corrections when predicted and counted MACs disagree."""
 
 
 @module_technique(Structured, needs_data=False, source="arXiv:2301.12900")
@@ -48,7 +55,7 @@ def apply(module: nn.Module, params: Structured, run: ModuleRun) -> Outcome:
     Raises:
         SetupError: torch-pruning is not installed.
         DataError: importance taylor or hessian on random inputs.
-        TechniqueError: nothing can be removed, or the target is beyond reach.
+        TechniqueError: nothing can be removed, or the target cannot be reached.
     """
     if params.importance in ("taylor", "hessian") and not run.real:
         raise DataError(
@@ -91,7 +98,7 @@ def keep_only(
     outcome, left = take_out(module, groups, keep, run)
     if not (params.reconstruct and run.real):
         return outcome
-    fitted = refit(module, before, left, run)
+    fitted = reconstruct_channels(module, before, left, run)
     layers = "1 layer that lost inputs was" if len(fitted) == 1 else f"{len(fitted)} layers that lost inputs were"
     note = f"{layers} fitted to give what was there before, on inputs without labels."
     return replace(outcome, notes=[*outcome.notes, note]) if fitted else outcome
@@ -106,7 +113,7 @@ def _within(
     round_to: int | None,
     run: ModuleRun,
 ) -> dict[str, Tensor]:
-    """Channels to keep so that what is counted on the smaller module is at most `goal` multiply-accumulates."""
+    """Return the channels to keep so that the smaller module has at most `goal` counted MACs."""
     operations, aim = Operations(module, groups, Probe.of(run)), goal
     for _ in range(CORRECTIONS):
         widths = by_operations(groups, scores, operations, aim, widths_at, round_to)
@@ -137,11 +144,12 @@ def _operations(module: nn.Module, run: ModuleRun) -> int:
 
 
 def nothing_to_remove(groups: Groups) -> TechniqueError:
-    """Why no group of the model can shrink: the first reason that is about more than its outputs."""
-    reasons = [f"{skip.path}: {skip.reason}" for skip in groups.skipped]
-    telling = [reason for reason in reasons if not reason.endswith(OUTPUTS)]
-    fix = WAY_OUT if any(DOES_NOT_RUN in reason for reason in telling) else "method magnitude zeroes single weights"
-    why = next(iter([r for r in telling if DOES_NOT_RUN in r] or telling or reasons), "it has no convolution or Linear")
+    """Return the error for a model in which no group can shrink, with the most useful of the reasons."""
+    rank = {RefusalKind.FORWARD_FAILS: 0, RefusalKind.OTHER: 1, RefusalKind.MODEL_OUTPUT: 2}
+    kinds = [groups.refusals.get(skip.path, RefusalKind.OTHER) for skip in groups.skipped]
+    ranked = sorted(zip(kinds, groups.skipped, strict=True), key=lambda pair: rank[pair[0]])
+    why = f"{ranked[0][1].path}: {ranked[0][1].reason}" if ranked else "it has no convolution or Linear"
+    fix = WAY_OUT if RefusalKind.FORWARD_FAILS in kinds else "method magnitude zeroes single weights"
     return TechniqueError("structured pruning can remove nothing from this model", why, fix)
 
 
@@ -150,6 +158,6 @@ def _too_little(groups: Groups, params: Structured) -> TechniqueError:
     step = widest.step(params.round_to)
     return TechniqueError(
         "nothing would be removed",
-        f"the widest group, {widest.name}, has {widest.width} channels, which go {step} at a time",
+        f"the widest group, {widest.name}, has {widest.width} channels, which can only be removed {step} at a time",
         "ask for more, or for a smaller round_to",
     )

@@ -21,12 +21,12 @@ from torch import nn
 from omgoptim.errors import TechniqueError
 from omgoptim.reports import Skip
 from omgoptim.requests.prune import Wanda
-from omgoptim.techniques.prune.input_norms import input_norms
-from omgoptim.techniques.prune.masked_refit import reconstructed
-from omgoptim.techniques.prune.prunable import Selection, select
-from omgoptim.techniques.prune.scores import by_input
-from omgoptim.techniques.prune.weight_rows import from_rows, to_rows
-from omgoptim.techniques.prune.zeroing import Aim, zero_lowest
+from omgoptim.techniques.prune._unstructured.input_norms import input_norms
+from omgoptim.techniques.prune._unstructured.masked_reconstruction import reconstructed
+from omgoptim.techniques.prune._unstructured.masking import Aim, zero_lowest
+from omgoptim.techniques.prune._unstructured.parameter_selection import Selection, select
+from omgoptim.techniques.prune._unstructured.saliency import by_input
+from omgoptim.techniques.prune._unstructured.weight_matrix import from_rows, to_rows
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 UNSEEN = "what its weight is multiplied with cannot be seen from outside; magnitude can prune it"

@@ -16,8 +16,9 @@ from pathlib import Path
 from omgoptim.errors import TechniqueError
 from omgoptim.models.onnx_file import load
 from omgoptim.requests.quantize import Bf16
-from omgoptim.techniques.quantize.half_storage import store_as
-from omgoptim.techniques.quantize.onnx_file import at_opset, finish
+from omgoptim.techniques.quantize._onnx.files import finish
+from omgoptim.techniques.quantize._onnx.preparation import at_opset
+from omgoptim.techniques.quantize._onnx.weight_storage import store_half
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
 
@@ -31,7 +32,7 @@ def apply(source: Path, target: Path, params: Bf16, run: ProgramRun) -> Outcome:
     del params, run
     original = load(source)
     model = at_opset(load(source), 13)  # the first with bfloat16 in Cast
-    result = store_as(model, "bfloat16")
+    result = store_half(model, "bfloat16")
     if not result.changed:
         raise TechniqueError("no weight can be stored in bfloat16", "the program has no float32 weights over 1 KiB")
     finish(model, original, target)

@@ -22,14 +22,15 @@ from pathlib import Path
 
 import onnx
 
-from omgoptim.errors import TechniqueError
+from omgoptim.errors import NoLayerChanged
 from omgoptim.models.onnx_file import graphs, is_large, load
 from omgoptim.models.onnx_graph import CONV, Layer, layers, module_paths, select
 from omgoptim.requests.quantize import Dynamic
-from omgoptim.techniques.quantize.coverage import no_layer_left, outcome
-from omgoptim.techniques.quantize.embeddings import quantize_embeddings
-from omgoptim.techniques.quantize.onnx_file import as_technique_error, finish, fold, lacks_int8_dot_product
-from omgoptim.techniques.quantize.recurrent_storage import RECURRENT, STORED, store_recurrent
+from omgoptim.techniques.quantize._diagnostics.coverage import no_layer_left, outcome
+from omgoptim.techniques.quantize._onnx.files import finish
+from omgoptim.techniques.quantize._onnx.preparation import fold_constants
+from omgoptim.techniques.quantize._onnx.runtime import as_technique_error, lacks_int8_dot_product
+from omgoptim.techniques.quantize._onnx.weight_storage import RECURRENT, STORED, quantize_embeddings, store_recurrent
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
 CONV_REASON = "a dynamic int8 convolution is slower than float in ONNX Runtime; scheme static quantizes it, with data"
@@ -53,12 +54,12 @@ def apply(source: Path, target: Path, params: Dynamic, run: ProgramRun) -> Outco
     """Read the float program `source`, write the quantized one to `target`.
 
     Raises:
-        TechniqueError: nothing in it can be quantized this way, or a glob names no layer.
+        NoLayerChanged: nothing in it can be quantized this way, or a glob names no layer.
     """
     original = load(source)
     per_channel = params.granularity == "per_channel"
     with tempfile.TemporaryDirectory(dir=run.scratch) as scratch:
-        folded = fold(original, Path(scratch), run.threads)
+        folded = fold_constants(original, Path(scratch), run.threads)
         model = load(folded)
         before = layers(model, module_paths(original))
         chosen = [layer for layer in select(before, params.targets, params.ignore) if not layer.is_quantized]
@@ -110,12 +111,10 @@ def _batch_first(model: onnx.ModelProto) -> set[str]:
     }
 
 
-def _nothing_changed(chosen: Sequence[Layer]) -> TechniqueError:
+def _nothing_changed(chosen: Sequence[Layer]) -> NoLayerChanged:
     what = "dynamic quantization would change no layer"
     ops = {layer.op for layer in chosen}
     reasons = "; ".join(sorted({REASONS.get(op, op) for op in ops}))
     if ops & set(CONV):
-        fix = "scheme static, with data, quantizes convolutions"
-    else:
-        fix = "scheme static with data, or scheme bf16"
-    return TechniqueError(what, reasons, fix)
+        return NoLayerChanged(what, reasons, "scheme static, with data, quantizes convolutions", schemes=["static"])
+    return NoLayerChanged(what, reasons, "scheme static with data, or scheme bf16", schemes=["static", "bf16"])

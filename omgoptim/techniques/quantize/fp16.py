@@ -16,8 +16,8 @@ from pathlib import Path
 from omgoptim.errors import TechniqueError
 from omgoptim.models.onnx_file import load
 from omgoptim.requests.quantize import Fp16
-from omgoptim.techniques.quantize.half_storage import store_as
-from omgoptim.techniques.quantize.onnx_file import finish
+from omgoptim.techniques.quantize._onnx.files import finish
+from omgoptim.techniques.quantize._onnx.weight_storage import store_half
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
 
@@ -33,7 +33,7 @@ def apply(source: Path, target: Path, params: Fp16, run: ProgramRun) -> Outcome:
     del params, run
     original = load(source)
     model = load(source)
-    result = store_as(model, "float16")
+    result = store_half(model, "float16")
     if not result.changed:
         why = result.skipped[0].reason if result.skipped else "the program has no float32 weights over 1 KiB"
         raise TechniqueError("no weight can be stored in float16", why, "scheme bf16 has float32's range")

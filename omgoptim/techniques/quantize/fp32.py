@@ -4,7 +4,7 @@ What it does: copies the program, and its external data if it has any.
 Use when: always worth measuring: an engine alone is often faster than eager torch, at no loss of quality.
 What you really get: the same storage; speed from the engine's own fusions and kernels.
 Limits: none.
-Source: none needed; it is the yardstick of what quantization adds to an engine.
+Source: none needed; it is the reference for what quantization adds to an engine.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from omgoptim.requests.quantize import Fp32
-from omgoptim.techniques.quantize.onnx_file import copy
+from omgoptim.techniques.quantize._onnx.files import copy
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
 

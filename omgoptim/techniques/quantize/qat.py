@@ -24,18 +24,25 @@ from pathlib import Path
 from omgoptim.models.onnx_file import is_large, load
 from omgoptim.models.onnx_graph import has_attention, layers, module_paths, select
 from omgoptim.requests.quantize import Qat, Static
-from omgoptim.techniques.quantize import ort_static, static
-from omgoptim.techniques.quantize.calibration import batches_for
-from omgoptim.techniques.quantize.embeddings import quantize_embeddings
-from omgoptim.techniques.quantize.learned import Learned, read_learned, scaled_as_trained, with_learned
-from omgoptim.techniques.quantize.lowering import lower
-from omgoptim.techniques.quantize.onnx_file import at_opset, finish
-from omgoptim.techniques.quantize.ranges import observe, ranges_of
+from omgoptim.techniques.quantize import static
+from omgoptim.techniques.quantize._onnx import preparation
+from omgoptim.techniques.quantize._onnx.files import finish
+from omgoptim.techniques.quantize._onnx.preparation import at_opset
+from omgoptim.techniques.quantize._onnx.qdq import write_qdq
+from omgoptim.techniques.quantize._onnx.weight_storage import quantize_embeddings
+from omgoptim.techniques.quantize._ptq.calibration import batches_for
+from omgoptim.techniques.quantize._ptq.observers import compute_ranges, observe_activations
+from omgoptim.techniques.quantize._ptq.qat_state import (
+    QatState,
+    apply_trained_scaling,
+    read_qat_state,
+    with_trained_ranges,
+)
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
 
 def static_of(params: Qat) -> Static:
-    """The static quantization that training competes with: that of effort balanced, or with plain ranges of fast."""
+    """Return the static quantization that training competes with: preset balanced, or fast for plain ranges."""
     return Static(
         granularity=params.granularity,
         symmetric=params.symmetric,
@@ -53,30 +60,30 @@ def static_of(params: Qat) -> Static:
 def apply(source: Path, target: Path, params: Qat, run: ProgramRun) -> Outcome:
     """Quantize the program of a trained module, `source`, and write it to `target`.
 
-    A program that carries no learnt ranges was not trained: it is quantized as scheme static would.
+    A program that carries no QAT state was not trained: it is quantized as scheme static would.
 
     Raises:
         DataError, SetupError, TechniqueError: as static quantization does.
     """
     original = load(source)
-    learned = read_learned(original)
+    learned = read_qat_state(original)
     if learned is None or has_attention(original) or is_large(original):
         return static.apply(source, target, static_of(params), run)
     return _as_trained(source, target, params, learned, run)
 
 
-def _as_trained(source: Path, target: Path, params: Qat, learned: Learned, run: ProgramRun) -> Outcome:
-    """Scale channels, take the learnt ranges, read the others, and write what training simulated."""
+def _as_trained(source: Path, target: Path, params: Qat, learned: QatState, run: ProgramRun) -> Outcome:
+    """Equalize channels, take the trained ranges, observe the others, and write what training simulated."""
     original, asked = load(source), static_of(params)
     batches = batches_for(original, run, params.calibration_samples)
     with tempfile.TemporaryDirectory(dir=run.scratch) as scratch:
-        model = ort_static.with_shapes(ort_static.prepare(at_opset(load(source), 13), Path(scratch)))
+        model = preparation.infer_shapes(preparation.prepare(at_opset(load(source), 13), Path(scratch)))
     before = layers(model, module_paths(original))
     chosen = select(before, params.targets, params.ignore)
-    model = scaled_as_trained(model, chosen, asked, learned)
-    observed = observe(model, batches, histogram=False, threads=run.threads)
-    ranges = with_learned(ranges_of(observed, "minmax", params.symmetric), model, chosen, learned)
-    quantized = lower(model, chosen, ranges, asked)
+    model = apply_trained_scaling(model, chosen, asked, learned)
+    observed = observe_activations(model, batches, histogram=False, threads=run.threads)
+    ranges = with_trained_ranges(compute_ranges(observed, "minmax", params.symmetric), model, chosen, learned)
+    quantized = write_qdq(model, chosen, ranges, asked)
     quantize_embeddings(quantized, chosen, params.granularity == "per_channel")
     result = static.changes(before, chosen, quantized, asked)
     finish(quantized, original, target)

@@ -3,11 +3,10 @@
 What it does: runs the float program on calibration samples, reads each activation's range, and puts QuantizeLinear /
 DequantizeLinear pairs around the layers, from which an engine makes integer kernels. q = round(x / s) + z with
 s = (max - min) / 255 for activations; weights have s = max|w| / 127 over an output channel and no zero point.
-Before that the float program is rewritten so that little is lost: channels scaled to fill their ranges
-(`equalization.py`), ranges chosen by the noise of the outputs (`ranges.py`), mean errors taken back through biases
-(`bias_correction.py`), small kernels, with effort best all weights, rounded for their outputs (`rounding.py`); up to
-three first layers stay in float where they have under 4 % of the work and made most of the noise (`first_layers.py`).
-`efforts.py` says which effort does what, `accurate.py` in which order and how it is decided that a step stays.
+Before that the float program is rewritten to keep the accuracy: cross-layer equalization, ranges selected by output
+SQNR, bias correction, rounding of small kernels (effort best: AdaRound on all weights); up to three first layers stay
+in float where they have under 4 % of the work and made most of the noise. `_ptq/presets.py` says which effort does
+what, `_ptq/pipeline.py` in which order and when a step is kept.
 Two algorithms write the program: ONNX Runtime's writer with all of the above, and NNCF with scaled channels, its own
 ranges and bias correction, and for transformers its SmoothQuant and mixed preset; `auto` tries both.
 Use when: convolution nets, and Linear where dynamic quantization costs too much time. Needs some 100-300 samples.
@@ -31,21 +30,24 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from omgoptim.errors import TechniqueError
+from omgoptim.errors import NoLayerChanged, TechniqueError
 from omgoptim.models.onnx_file import is_large, load
 from omgoptim.models.onnx_graph import Layer, has_attention, layers, module_paths, select
 from omgoptim.reports import Skip
 from omgoptim.requests.quantize import Static
-from omgoptim.techniques.quantize import accurate, nncf_static, ort_static
-from omgoptim.techniques.quantize.calibration import Batch, batches_for
-from omgoptim.techniques.quantize.coverage import no_layer_left, outcome
-from omgoptim.techniques.quantize.efforts import resolved
-from omgoptim.techniques.quantize.embeddings import quantize_embeddings
-from omgoptim.techniques.quantize.onnx_file import at_opset, finish
+from omgoptim.techniques.quantize._diagnostics.coverage import no_layer_left, outcome
+from omgoptim.techniques.quantize._onnx import preparation
+from omgoptim.techniques.quantize._onnx.files import finish
+from omgoptim.techniques.quantize._onnx.preparation import at_opset
+from omgoptim.techniques.quantize._onnx.weight_storage import quantize_embeddings
+from omgoptim.techniques.quantize._ptq import nncf_backend, onnxruntime_backend, pipeline
+from omgoptim.techniques.quantize._ptq.calibration import Batch, batches_for
+from omgoptim.techniques.quantize._ptq.presets import apply_preset
+from omgoptim.techniques.quantize._ptq.state import PtqTask
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
-KEPT = "in float it costs next to nothing, in int8 it made most of the noise"
-RECURRENT_REASON = "its recurrence is not quantized from calibrated ranges; "
+KEPT = "first layer kept in float: little work, and most of the quantization noise in int8"
+RECURRENT_REASON = "static quantization does not support recurrent layers; "
 REASONS = {
     "LSTM": RECURRENT_REASON + "scheme dynamic quantizes an LSTM",
     "GRU": RECURRENT_REASON + "scheme dynamic stores a GRU in int8, computed in float",
@@ -54,16 +56,16 @@ REASONS = {
 
 
 def variants(params: Static, source: Path) -> list[Static]:
-    """The concrete algorithms worth trying on the program `source`, those that are installed.
+    """Resolve algorithm `auto` to the installed algorithms worth trying on the program `source`.
 
-    For a graph with attention that is NNCF alone, named even if it is missing, so that the install line is told.
+    For a graph with attention that is NNCF alone, even if it is missing: its error names the install line.
     """
     if params.algorithm != "auto":
         return [params]
     if has_attention(load(source, weights=False)):
         return [params.model_copy(update={"algorithm": "nncf"})]
     plain = [params.model_copy(update={"algorithm": "onnxruntime"})]
-    return [*plain, params.model_copy(update={"algorithm": "nncf"})] if nncf_static.is_installed() else plain
+    return [*plain, params.model_copy(update={"algorithm": "nncf"})] if nncf_backend.is_installed() else plain
 
 
 @technique(Static, runtimes=("onnxruntime", "openvino"), needs_data=True, source="arXiv:1712.05877")
@@ -75,7 +77,7 @@ def apply(source: Path, target: Path, params: Static, run: ProgramRun) -> Outcom
         SetupError: algorithm nncf without nncf.
         TechniqueError: this network is none for the algorithm, or nothing in it can be quantized.
     """
-    params = resolved(params, "balanced")  # what nobody left open any more stays
+    params = apply_preset(params, "balanced")  # what nobody left open any more stays
     original = load(source)
     algorithm = variants(params, source)[0].algorithm
     if algorithm == "onnxruntime" and has_attention(original):
@@ -90,17 +92,19 @@ def apply(source: Path, target: Path, params: Static, run: ProgramRun) -> Outcom
         folder = Path(scratch)
         model = at_opset(load(source), 13)  # the first with a scale per channel
         if algorithm == "onnxruntime":
-            model = ort_static.prepare(model, folder)
+            model = preparation.prepare(model, folder)
         before = layers(model, module_paths(original))
         chosen = [layer for layer in select(before, params.targets, params.ignore) if not layer.is_quantized]
         if nothing := no_layer_left("static quantization", before, chosen):
             raise nothing
         if algorithm == "onnxruntime":
-            quantized, notes = ort_static.quantize(model, chosen, batches, params, run, folder, kept)
+            quantized, notes = onnxruntime_backend.quantize(
+                model, batches, PtqTask(chosen, params, run.threads, run.seed, run.progress), folder, kept
+            )
             quantize_embeddings(quantized, chosen, params.granularity == "per_channel")
         else:
             model, scaling = _scaled(model, chosen, batches, params, run)
-            quantized, notes = nncf_static.quantize(model, chosen, batches, params, folder)
+            quantized, notes = nncf_backend.quantize(model, chosen, batches, params, folder)
             notes = [*scaling, *notes]
     result = changes(before, chosen, quantized, params, kept)
     finish(quantized, original, target)
@@ -114,20 +118,21 @@ def changes(
     params: Static,
     kept: Sequence[Layer] = (),
 ) -> Outcome:
-    """What was changed in the program that was written.
+    """Return the changed and skipped layers of a written program.
 
     Args:
         kept: layers that were left in float for what int8 would lose there.
 
     Raises:
-        TechniqueError: nothing.
+        NoLayerChanged: nothing.
     """
     activations = "int8" if params.symmetric else "uint8"
     precision = f"int8 weight {params.granularity.replace('_', ' ')}, {activations} activations"
     result = outcome(before, chosen, quantized, REASONS, precision)
     if not result.changed:
         why = "; ".join(sorted({skip.reason for skip in result.skipped}))
-        raise TechniqueError("static quantization changed no layer", why, "scheme dynamic, or scheme bf16")
+        fix = "scheme dynamic, or scheme bf16"
+        raise NoLayerChanged("static quantization changed no layer", why, fix, schemes=["dynamic", "bf16"])
     paths = {layer.path for layer in kept}
     skipped = [Skip(path=skip.path, reason=KEPT) if skip.path in paths else skip for skip in result.skipped]
     return replace(result, skipped=skipped)
@@ -136,11 +141,11 @@ def changes(
 def _scaled(
     model: ModelProto, chosen: Sequence[Layer], batches: Sequence[Batch], params: Static, run: ProgramRun
 ) -> tuple[ModelProto, list[str]]:
-    """The float program for another quantizer, its channels scaled where that is wanted and can be judged."""
+    """Equalize the float program for another quantizer, where that is requested and supported."""
     if not params.equalize or has_attention(model) or is_large(model):
         return model, []
     try:
-        shaped = ort_static.with_shapes(model)
-        return accurate.scaled(shaped, chosen, batches, params, threads=run.threads, progress=run.progress)
+        shaped = preparation.infer_shapes(model)
+        return pipeline.equalize(shaped, batches, PtqTask(chosen, params, run.threads, progress=run.progress))
     except TechniqueError as error:  # ONNX Runtime, by which it is judged, cannot quantize this program
-        return model, [f"Channels were not scaled: {error.what}."]
+        return model, [f"Cross-layer equalization was left out: {error.what}."]

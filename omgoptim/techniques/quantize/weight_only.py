@@ -2,18 +2,18 @@
 
 What it does: each run of `group_size` weights of an output channel becomes integers with a scale (and a zero point
 unless symmetric), w ~ (q - z) * s, packed: two 4-bit integers a byte. The range of a group is searched for the least
-squared error. With calibration data the error that counts is the output's: inputs are rounded one after another and
-the error of each is made good by those that follow (GPTQ), where samples that were not used for it agree that it is
-better. Embeddings and recurrent weights are stored in int8 with a scale per row.
+squared error. With calibration data, GPTQ minimizes the error of the layer's output: it rounds input by input and
+compensates each error in the remaining ones. It is kept where held-out samples agree that it is better. Embeddings
+and recurrent weights are stored in int8 with a scale per row.
 Use when: bytes decide (a download, a small disk, memory) and the weights are in Linear layers. Takes seconds without
 data; a little longer with it.
 What you really get: storage, about a seventh (4 bits) or less than a third (8 bits) of the Linear layers' bytes, on
-ONNX Runtime and OpenVINO from one file. Weights are unpacked on the fly: smaller, often not faster; for one sample at
-a time a layer that waits for its weights can be faster, and the measured speed says which.
+ONNX Runtime and OpenVINO from one file. Weights are dequantized at run time: smaller, often not faster; for one sample
+at a time a layer bound by memory bandwidth can be faster, and the measured speed says which.
 Limits: convolutions stay; a layer whose number of inputs no power of two from 16 to the group size divides stays;
 ONNX Runtime's fused product also rounds activations to 8 bits, a block at a time.
 Source: arXiv:2210.17323 (GPTQ); the format is ONNX opset 21 (blocked DequantizeLinear). Differs in the searched ranges
-(group_rounding.py) and in the check on held-out samples.
+(group_quantization.py) and in the check on held-out samples.
 """
 
 from __future__ import annotations
@@ -25,21 +25,25 @@ from pathlib import Path
 import numpy as np
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from omgoptim.errors import TechniqueError
+from omgoptim.errors import NoLayerChanged
 from omgoptim.models.onnx_file import load
 from omgoptim.models.onnx_graph import CONV, Layer, layers, module_paths, select
 from omgoptim.requests.quantize import WeightOnly
-from omgoptim.techniques.quantize.activations import has_free_batch
-from omgoptim.techniques.quantize.calibration import batches_for, split
-from omgoptim.techniques.quantize.coverage import no_layer_left, outcome
-from omgoptim.techniques.quantize.embeddings import quantize_embeddings
-from omgoptim.techniques.quantize.error_feedback import output_error, round_with_feedback
-from omgoptim.techniques.quantize.group_rounding import Float, Groups, round_groups
-from omgoptim.techniques.quantize.input_moments import Moments, input_moments
-from omgoptim.techniques.quantize.onnx_file import at_opset, finish, fold
-from omgoptim.techniques.quantize.packed import OPSET, packed_tensors, unpacked
-from omgoptim.techniques.quantize.products import split_gemms, stored_products
-from omgoptim.techniques.quantize.recurrent_storage import RECURRENT, STORED, store_recurrent
+from omgoptim.techniques.quantize._diagnostics.coverage import no_layer_left, outcome
+from omgoptim.techniques.quantize._onnx.files import finish
+from omgoptim.techniques.quantize._onnx.packed_weights import (
+    OPSET,
+    packed_tensors,
+    split_gemms,
+    stored_matmuls,
+    unpacking_node,
+)
+from omgoptim.techniques.quantize._onnx.preparation import at_opset, fold_constants
+from omgoptim.techniques.quantize._onnx.runtime import has_free_batch
+from omgoptim.techniques.quantize._onnx.weight_storage import RECURRENT, STORED, quantize_embeddings, store_recurrent
+from omgoptim.techniques.quantize._ptq.calibration import batches_for, split
+from omgoptim.techniques.quantize._ptq.gptq import Hessians, gptq_quantize, input_hessians, output_error
+from omgoptim.techniques.quantize._ptq.group_quantization import Float, QuantizedGroups, quantize_groups
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
 SMALLEST_BYTES = 1024
@@ -54,7 +58,7 @@ WIDEST = 4096
 SAMPLES = 64
 """Calibration samples that moments are collected from, half of them to fit to and half to judge by."""
 
-HONEST = "Weights are unpacked on the fly: the file is smaller, often not faster."
+SPEED_NOTE = "Weights are dequantized at run time: the file is smaller, often not faster."
 REASONS = {
     **dict.fromkeys(CONV, "weight_only packs Linear layers; scheme static quantizes convolutions, with data"),
     **dict.fromkeys(
@@ -73,12 +77,12 @@ def apply(source: Path, target: Path, params: WeightOnly, run: ProgramRun) -> Ou
     """Read the float program `source`, write the packed one to `target`.
 
     Raises:
-        TechniqueError: nothing in it can be packed, or a glob names no layer.
+        NoLayerChanged: nothing in it can be packed, or a glob names no layer.
         DataError: the calibration data holds NaN.
     """
     original = load(source)
     with tempfile.TemporaryDirectory(dir=run.scratch) as scratch:
-        model = at_opset(load(fold(original, Path(scratch), run.threads)), OPSET)
+        model = at_opset(load(fold_constants(original, Path(scratch), run.threads)), OPSET)
         before = layers(model, module_paths(original))
         chosen = [layer for layer in select(before, params.targets, params.ignore) if not layer.is_quantized]
         split_gemms(model, {layer.node for layer in chosen})
@@ -92,17 +96,17 @@ def apply(source: Path, target: Path, params: WeightOnly, run: ProgramRun) -> Ou
     if not result.changed:
         raise no_layer_left("weight-only quantization", before, chosen) or _nothing_changed(chosen)
     finish(model, original, target)
-    notes = [HONEST]
+    notes = [SPEED_NOTE]
     if fitted:
-        notes.append(f"{improved} of {len(sizes)} packed weights were rounded with the calibration data.")
+        notes.append(f"GPTQ was used for {improved} of {len(sizes)} packed weights.")
     return Outcome(result.changed, result.skipped, notes)
 
 
 def _group_sizes(model: ModelProto, chosen: Sequence[Layer], asked: int) -> dict[str, int]:
-    """The stored matrices to pack, each with the largest group up to the one asked for that divides its inputs."""
+    """Map the matrices to pack to the largest group size, up to the requested one, that divides their inputs."""
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     sizes: dict[str, int] = {}
-    for name in stored_products(model, chosen):
+    for name in stored_matmuls(model, chosen):
         inputs, outputs = tensors[name].dims
         fits = [size for size in (256, 128, 64, 32, 16) if SMALLEST_GROUP <= size <= asked and inputs % size == 0]
         if fits and 4 * inputs * outputs > SMALLEST_BYTES:
@@ -112,15 +116,15 @@ def _group_sizes(model: ModelProto, chosen: Sequence[Layer], asked: int) -> dict
 
 def _moments(
     model: ModelProto, chosen: Sequence[Layer], sizes: Mapping[str, int], run: ProgramRun
-) -> tuple[Moments, Moments]:
+) -> tuple[Hessians, Hessians]:
     """Second moments of the inputs of each packed weight, by weight: to fit to, and to judge by. Empty without data."""
     if not run.calibration or not sizes:
         return {}, {}
-    readers = {name: nodes for name, nodes in stored_products(model, chosen).items() if name in sizes}
+    readers = {name: nodes for name, nodes in stored_matmuls(model, chosen).items() if name in sizes}
     of_input = {t.name: t.dims[0] for t in model.graph.initializer if t.name in readers and t.dims[0] <= WIDEST}
     widths = {node.input[0]: of_input[name] for name, nodes in readers.items() if name in of_input for node in nodes}
     parts = split(batches_for(model, run, SAMPLES), 2, sliceable=has_free_batch(model))
-    moments = [input_moments(model, widths, part, run.threads) for part in parts]
+    moments = [input_hessians(model, widths, part, run.threads) for part in parts]
     by_weight = [
         {
             name: np.asarray(sum(of[node.input[0]] for node in nodes), np.float32)
@@ -137,8 +141,8 @@ def _pack(
     chosen: Sequence[Layer],
     sizes: Mapping[str, int],
     params: WeightOnly,
-    fitted: Moments,
-    held_out: Moments,
+    fitted: Hessians,
+    held_out: Hessians,
 ) -> tuple[dict[str, str], int]:
     """Replace the matrices in place; each is stored once, and unpacked for each reader by a node of its own, so that an
     engine can fuse the two.
@@ -150,7 +154,7 @@ def _pack(
     precisions: dict[str, str] = {}
     before: dict[str, NodeProto] = {}
     improved = 0
-    for name, readers in stored_products(model, chosen).items():
+    for name, readers in stored_matmuls(model, chosen).items():
         if name not in sizes:
             continue
         w_KN, size = numpy_helper.to_array(tensors[name]).astype(np.float32), sizes[name]
@@ -159,11 +163,11 @@ def _pack(
         packed = packed_tensors(groups, name, params.num_bits, params.symmetric)
         model.graph.initializer.extend(packed)
         for index, node in enumerate(readers):
-            unpacking = unpacked(packed, size, f"{name}_unpacked_{index}", f"{node.name}_unpack")
+            unpacking = unpacking_node(packed, size, f"{name}_unpacked_{index}", f"{node.name}_unpack")
             unpacking.metadata_props.extend(node.metadata_props)
             before[node.name] = unpacking
             node.input[1] = unpacking.output[0]
-            precisions[node.name] = f"int{params.num_bits} weight in groups of {size}, unpacked on the fly"
+            precisions[node.name] = f"int{params.num_bits} weight in groups of {size}, dequantized at run time"
     nodes = [each for node in model.graph.node for each in (before.get(node.name), node) if each is not None]
     nodes = [_copy(node) for node in nodes]
     del model.graph.node[:]
@@ -179,22 +183,24 @@ def _copy(node: NodeProto) -> NodeProto:
 
 def _rounded(
     w_KN: Float, size: int, params: WeightOnly, fitted_KK: Float | None, held_out_KK: Float | None
-) -> tuple[Groups, bool]:
-    """The better of rounding each group by itself and rounding with feedback, and whether it is the latter."""
+) -> tuple[QuantizedGroups, bool]:
+    """Quantize by GPTQ or round to nearest, whichever is better on held-out samples; whether it was GPTQ."""
     if fitted_KK is None or held_out_KK is None:
-        return round_groups(w_KN, size, params.num_bits, params.symmetric), False
-    alone = round_groups(w_KN, size, params.num_bits, params.symmetric, np.diagonal(fitted_KK) + np.float32(1e-12))
+        return quantize_groups(w_KN, size, params.num_bits, params.symmetric), False
+    alone = quantize_groups(w_KN, size, params.num_bits, params.symmetric, np.diagonal(fitted_KK) + np.float32(1e-12))
     try:
-        together = round_with_feedback(w_KN, fitted_KK, size, params.num_bits, params.symmetric)
+        together = gptq_quantize(w_KN, fitted_KK, size, params.num_bits, params.symmetric)
     except np.linalg.LinAlgError:
         return alone, False
     better = output_error(w_KN, together, held_out_KK) < output_error(w_KN, alone, held_out_KK)
     return (together if better else alone), better
 
 
-def _nothing_changed(chosen: Sequence[Layer]) -> TechniqueError:
+def _nothing_changed(chosen: Sequence[Layer]) -> NoLayerChanged:
     what = "weight-only quantization would change no layer"
     reasons = "; ".join(sorted({REASONS.get(layer.op, layer.op) for layer in chosen}))
     if {layer.op for layer in chosen} & set(CONV):
-        return TechniqueError(what, reasons, "scheme static, with data, quantizes convolutions; or scheme bf16")
-    return TechniqueError(what, reasons, "a smaller group_size, scheme dynamic, or scheme bf16")
+        fix = "scheme static, with data, quantizes convolutions; or scheme bf16"
+        return NoLayerChanged(what, reasons, fix, schemes=["static", "bf16"])
+    fix = "a smaller group_size, scheme dynamic, or scheme bf16"
+    return NoLayerChanged(what, reasons, fix, schemes=["dynamic", "bf16"])

@@ -18,7 +18,7 @@ from torch import nn
 
 from omgoptim.models.onnx_file import load
 from omgoptim.requests import Params
-from omgoptim.techniques.quantize.ort_static import prepare, with_shapes
+from omgoptim.techniques.quantize._onnx.preparation import infer_shapes, prepare
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique_of
 
 Array = NDArray[Any]
@@ -211,6 +211,6 @@ def export_onnx(tmp_path: Path) -> Callable[[nn.Module, torch.Tensor], onnx.Mode
 
     def call(module: nn.Module, example: torch.Tensor) -> onnx.ModelProto:
         export(module, example, tmp_path / "exported.onnx")
-        return with_shapes(prepare(load(tmp_path / "exported.onnx"), tmp_path))
+        return infer_shapes(prepare(load(tmp_path / "exported.onnx"), tmp_path))
 
     return call

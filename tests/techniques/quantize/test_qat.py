@@ -15,14 +15,14 @@ from omgoptim.requests.quantize import Qat
 from omgoptim.runtimes import ENGINES, Settings
 from omgoptim.runtimes.export import export_onnx
 from omgoptim.runtimes.signature import InputTensor, Signature, structure_of
-from omgoptim.techniques.quantize.learned import (
-    Learned,
-    read_learned,
-    scaling_of,
-    with_learned,
-    write_learned,
+from omgoptim.techniques.quantize._onnx.runtime import lacks_int8_dot_product
+from omgoptim.techniques.quantize._ptq.qat_state import (
+    QatState,
+    compute_scaling,
+    read_qat_state,
+    with_trained_ranges,
+    write_qat_state,
 )
-from omgoptim.techniques.quantize.onnx_file import lacks_int8_dot_product
 from omgoptim.techniques.quantize.qat import static_of
 from omgoptim.techniques.registry import ProgramRun, apply_to_program
 from omgoptim.training.fake_quantization import FakeQuantized, Simulation
@@ -66,7 +66,7 @@ def spread(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path, l
 def test_what_was_simulated_is_what_is_converted(spread: Any, tmp_path: Path, equalize: bool) -> None:
     module, source, batches, signature = spread
     params = Qat(equalize=equalize)
-    scaling = scaling_of(source, static_of(params), batches, tmp_path) if equalize else None
+    scaling = compute_scaling(source, static_of(params), batches, tmp_path) if equalize else None
     factors = {path: torch.from_numpy(array) for path, array in scaling.factors.items()} if scaling else {}
     assert set(factors) == ({"depth", "point"} if equalize else set())
     simulated = FakeQuantized(module, Simulation(weight_levels=LEVELS, factors=factors), 1)
@@ -75,12 +75,12 @@ def test_what_was_simulated_is_what_is_converted(spread: Any, tmp_path: Path, eq
     simulated.high.mul_(0.6)  # a range that no program would read by itself
     program = tmp_path / "trained.onnx"
     program.write_bytes(source.read_bytes())
-    write_learned(program, Learned(simulated.ranges(), scaling.peaks if scaling else {}))
+    write_qat_state(program, QatState(simulated.ranges(), scaling.peaks if scaling else {}))
     target = tmp_path / "int8.onnx"
     outcome = apply_to_program(program, target, params, ProgramRun(batches, tmp_path))
     assert {change.path for change in outcome.changed} == {"stem", "depth", "point"}
     assert all(layer.is_quantized for layer in layers(load(target)))
-    assert read_learned(load(target)) is None  # the artifact does not carry it on
+    assert read_qat_state(load(target)) is None  # the artifact does not carry it on
     (converted,) = ENGINES["onnxruntime"].open(target, signature, Settings(1)).run(batches[0])
     with torch.no_grad():
         expected, plain = simulated.eval()(images).numpy(), module(images).numpy()
@@ -102,8 +102,12 @@ def test_layers_that_read_one_tensor_share_the_widest_learnt_range(spread: Any) 
     found = layers(model)
     first = next(layer for layer in found if layer.op == "Conv")
     name = next(node.input[0] for node in model.graph.node if node.name == first.node)
-    told = with_learned({name: (0.0, 1.0), "other": (0.0, 2.0)}, model, [first], Learned({first.path: (-3.0, 4.0)}))
+    told = with_trained_ranges(
+        {name: (0.0, 1.0), "other": (0.0, 2.0)}, model, [first], QatState({first.path: (-3.0, 4.0)})
+    )
     assert told == {name: (-3.0, 4.0), "other": (0.0, 2.0)}
     twice = [first, replace(first, path="twin")]
-    told = with_learned({name: (0.0, 1.0)}, model, twice, Learned({first.path: (-3.0, 4.0), "twin": (-5.0, 1.0)}))
+    told = with_trained_ranges(
+        {name: (0.0, 1.0)}, model, twice, QatState({first.path: (-3.0, 4.0), "twin": (-5.0, 1.0)})
+    )
     assert told == {name: (-5.0, 4.0)}

@@ -14,15 +14,15 @@ from onnx import numpy_helper
 import omgoptim
 from omgoptim.errors import DataError, SetupError, TechniqueError
 from omgoptim.requests.quantize import Static
-from omgoptim.techniques.quantize import nncf_static
-from omgoptim.techniques.quantize.efforts import resolved
+from omgoptim.techniques.quantize._ptq import nncf_backend
+from omgoptim.techniques.quantize._ptq.presets import apply_preset
 from omgoptim.techniques.quantize.static import variants
 
 ALGORITHMS = [
     "onnxruntime",
-    pytest.param("nncf", marks=pytest.mark.skipif(not nncf_static.is_installed(), reason="nncf is not installed")),
+    pytest.param("nncf", marks=pytest.mark.skipif(not nncf_backend.is_installed(), reason="nncf is not installed")),
 ]
-needs_nncf = pytest.mark.skipif(not nncf_static.is_installed(), reason="nncf is not installed")
+needs_nncf = pytest.mark.skipif(not nncf_backend.is_installed(), reason="nncf is not installed")
 
 
 def ops(path: Path) -> Counter[str]:
@@ -44,7 +44,7 @@ def test_layers_get_quantizers_and_both_engines_stay_close(program, apply, cosin
     assert ops(target)["QuantizeLinear"] >= 3
     assert ops(target)["DequantizeLinear"] >= 6
     assert cosine(source, target) > 0.995
-    if nncf_static.is_installed():
+    if nncf_backend.is_installed():
         assert cosine(source, target, "openvino") > 0.995
     before, after = (sum(a.nbytes for a in stored(p).values()) for p in (source.path, target))
     assert before / after > 3
@@ -89,7 +89,7 @@ def test_symmetric_activations_have_a_zero_point_of_zero(program, apply):
 
 def test_the_input_scale_is_the_range_of_the_calibration_data_over_255(program, apply):
     low_to_high = np.linspace(-1, 3, 64, dtype=np.float32).reshape(2, 32)
-    plain = resolved(Static(algorithm="onnxruntime"), "fast")
+    plain = apply_preset(Static(algorithm="onnxruntime"), "fast")
     target, _ = apply(program("mlp"), plain, [low_to_high])
     node = next(n for n in onnx.load(str(target)).graph.node if n.op_type == "QuantizeLinear" and n.input[0] == "x")
     np.testing.assert_allclose(stored(target)[node.input[1]], 4 / 255, rtol=1e-5)
@@ -167,13 +167,13 @@ def test_missing_nncf_is_an_error_with_the_install_line(program, apply, monkeypa
 
 
 def test_variants_are_the_algorithms_worth_trying_on_the_graph(program, monkeypatch):
-    monkeypatch.setattr(nncf_static, "is_installed", lambda: True)
+    monkeypatch.setattr(nncf_backend, "is_installed", lambda: True)
     params = Static(symmetric=True)
     assert [v.algorithm for v in variants(params, program("cnn").path)] == ["onnxruntime", "nncf"]
     assert [v.algorithm for v in variants(params, program("encoder").path)] == ["nncf"]
     assert all(v.symmetric for v in variants(params, program("cnn").path))
     assert variants(Static(algorithm="nncf"), program("cnn").path) == [Static(algorithm="nncf")]
-    monkeypatch.setattr(nncf_static, "is_installed", lambda: False)
+    monkeypatch.setattr(nncf_backend, "is_installed", lambda: False)
     assert [v.algorithm for v in variants(params, program("cnn").path)] == ["onnxruntime"]
 
 

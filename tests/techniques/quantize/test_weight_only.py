@@ -13,7 +13,7 @@ from omgoptim.measure.program_macs import count_program
 from omgoptim.models.onnx_file import load, tensor_bytes
 from omgoptim.models.onnx_graph import count_params, layers
 from omgoptim.requests.quantize import WeightOnly
-from omgoptim.techniques.quantize.packed import pack_nibbles
+from omgoptim.techniques.quantize._onnx.packed_weights import pack_nibbles
 
 
 def gemm_program(kind: type, path: Path, weight: np.ndarray, **attributes: float):
@@ -48,7 +48,7 @@ def test_one_file_runs_on_both_engines_and_stays_close(program, apply, cosine, n
     target, outcome = apply(source, WeightOnly(num_bits=num_bits, group_size=32, symmetric=symmetric))
     assert [change.path for change in outcome.changed] == ["body.0", "body.2", "head"]
     assert all(
-        change.after == f"int{num_bits} weight in groups of 32, unpacked on the fly" for change in outcome.changed
+        change.after == f"int{num_bits} weight in groups of 32, dequantized at run time" for change in outcome.changed
     )
     assert "often not faster" in outcome.notes[0]
     assert cosine(source, target, engine) > least
@@ -89,7 +89,7 @@ def test_calibration_data_brings_the_output_closer(program, apply, infer):
     alone, _ = apply(source, WeightOnly(group_size=32), [])
     off_alone = np.abs(infer(alone, x) - want).mean()
     together, outcome = apply(source, WeightOnly(group_size=32), batches)
-    assert any("rounded with the calibration data" in note for note in outcome.notes)
+    assert any("GPTQ was used" in note for note in outcome.notes)
     assert np.abs(infer(together, x) - want).mean() < 0.8 * off_alone
 
 

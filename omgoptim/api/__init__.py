@@ -1,0 +1,322 @@
+"""The Python face: the same verbs on a source or a live module, in this process, measured from the reopened artifact.
+
+report = omgoptim.quantize(model, data=load, max_quality_drop=0.01)
+small = omgoptim.open_artifact(report.artifact.path)
+small(images)                                  # the original's forward signature
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from typing_extensions import Unpack
+
+from omgoptim.api.live_call import copied, request_of, run
+from omgoptim.jobs.folder import find_run, project_of, runs_root
+from omgoptim.jobs.pick import pick as pick_from
+from omgoptim.jobs.project import find_project
+from omgoptim.models.artifact import made_in
+from omgoptim.models.opened import OpenedModel
+from omgoptim.models.opened import open_artifact as open_folder
+from omgoptim.models.trust import Reach
+from omgoptim.operations.context import LIVE
+from omgoptim.reports import EfficiencyReport
+from omgoptim.requests import parse
+from omgoptim.requests.arguments import (
+    CompareArguments,
+    DistillArguments,
+    DistillStudent,
+    FactorizeArguments,
+    FactorizeMethod,
+    OptimizeArguments,
+    ProfileArguments,
+    PruneArguments,
+    PruneMethod,
+    QuantizeArguments,
+    QuantizeScheme,
+)
+from omgoptim.requests.distill import Student
+from omgoptim.requests.factorize import FactorMethod
+from omgoptim.requests.prune import Method
+from omgoptim.requests.quantize import Scheme
+from omgoptim.requests.typed import help_of, signature_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+Verb = TypeVar("Verb", bound=Callable[..., EfficiencyReport])
+
+
+def _documented(verb: str) -> Callable[[Verb], Verb]:
+    """Give a verb's function the signature and help of its request, for `help()` and completion in a notebook."""
+
+    def documented(function: Verb) -> Verb:
+        words = inspect.cleandoc(function.__doc__ or "")
+        function.__doc__ = f"{words}\n\nArguments by name:\n{help_of(verb)}\n"
+        function.__signature__ = signature_of(verb, function)  # type: ignore[attr-defined]
+        return function
+
+    return documented
+
+
+@_documented("profile")
+def profile(
+    model: str | nn.Module,
+    *,
+    data: Any = None,
+    metric: Any = "auto",
+    progress: bool | None = None,
+    **arguments: Unpack[ProfileArguments],
+) -> EfficiencyReport:
+    """Measure a model as it is.
+
+    Args:
+        model: a source, as for the other faces, or a module of this process; it is not changed.
+        data: a source; or a callable taking `split`; or a mapping of split name to a DataLoader or list of batches.
+        metric: a name or source; or a callable `metric(outputs, targets) -> float`, higher is better.
+        progress: whether to show on standard error where the run stands; None: in a notebook or on a terminal.
+        arguments: as listed below.
+
+    Raises:
+        OmgoptimError: of the kind that fits: see `omgoptim.errors`.
+    """
+    request, live = request_of("profile", model, data, metric, dict(arguments))
+    return run("profile", request, live, progress)
+
+
+@_documented("quantize")
+def quantize(
+    model: str | nn.Module,
+    scheme: QuantizeScheme | Scheme | dict[str, Any] = "auto",
+    *,
+    data: Any = None,
+    metric: Any = "auto",
+    loss: Any = None,
+    progress: bool | None = None,
+    **arguments: Unpack[QuantizeArguments],
+) -> EfficiencyReport:
+    """Quantize a model and keep the fastest candidate that holds the quality guard.
+
+    Args:
+        model: a source, as for the other faces, or a module of this process; it is not changed.
+        scheme: a name, or its parameters such as `omgoptim.Static(num_bits=8)`; auto tries all that fit.
+        data: a source; or a callable taking `split`; or a mapping of split name to a DataLoader or list of batches.
+        metric: a name or source; or a callable `metric(outputs, targets) -> float`, higher is better.
+        loss: of scheme qat, as for `prune`.
+        progress: as for `profile`.
+        arguments: as listed below.
+
+    Raises:
+        OmgoptimError: of the kind that fits: see `omgoptim.errors`.
+    """
+    request, live = request_of("quantize", model, data, metric, {"scheme": scheme, **arguments}, loss)
+    return run("quantize", request, live, progress)
+
+
+@_documented("prune")
+def prune(
+    model: str | nn.Module,
+    method: PruneMethod | Method | dict[str, Any] = "structured",
+    *,
+    data: Any = None,
+    metric: Any = "auto",
+    loss: Any = "auto",
+    progress: bool | None = None,
+    **arguments: Unpack[PruneArguments],
+) -> EfficiencyReport:
+    """Take weights away, train the rest back, and measure the saved artifact against the original.
+
+    Args:
+        model: a source, as for the other faces, or a module of this process; it is not changed.
+        method: a name, or its parameters such as `omgoptim.Magnitude(sparsity=0.9)`.
+        data: a source; or a callable taking `split`; or a mapping of split name to a DataLoader or list of batches.
+            Training takes its `train` split.
+        metric: a name or source; or a callable `metric(outputs, targets) -> float`, higher is better.
+        loss: auto or a source; or a callable `loss(outputs, targets)` that returns a scalar tensor.
+        progress: as for `profile`.
+        arguments: as listed below.
+
+    Raises:
+        OmgoptimError: of the kind that fits: see `omgoptim.errors`.
+    """
+    request, live = request_of("prune", model, data, metric, {"method": method, **arguments}, loss)
+    return run("prune", request, live, progress)
+
+
+@_documented("factorize")
+def factorize(
+    model: str | nn.Module,
+    method: FactorizeMethod | FactorMethod | dict[str, Any] = "whitened",
+    *,
+    data: Any = None,
+    metric: Any = "auto",
+    loss: Any = "auto",
+    progress: bool | None = None,
+    **arguments: Unpack[FactorizeArguments],
+) -> EfficiencyReport:
+    """Write large weights as products of thin ones, train back what that costs, and measure the saved artifact.
+
+    Args:
+        method: a name, or its parameters such as `omgoptim.Svd(rank_ratio=0.5)`.
+        model, data, metric, loss: as for `prune`.
+        progress: as for `profile`.
+        arguments: as listed below.
+
+    Raises:
+        OmgoptimError: of the kind that fits: see `omgoptim.errors`.
+    """
+    request, live = request_of("factorize", model, data, metric, {"method": method, **arguments}, loss)
+    return run("factorize", request, live, progress)
+
+
+@_documented("distill")
+def distill(
+    teacher: str | nn.Module,
+    student: DistillStudent | str | Student | dict[str, Any] | nn.Module = "auto",
+    *,
+    data: Any = None,
+    metric: Any = "auto",
+    loss: Any = "auto",
+    progress: bool | None = None,
+    **arguments: Unpack[DistillArguments],
+) -> EfficiencyReport:
+    """Train a smaller student to answer as the teacher does, and measure the saved student against the teacher.
+
+    Args:
+        teacher: a source, as for the other faces, or a module of this process; it is not changed.
+        student: a source, or a module of this process (a copy is trained); or how to derive one from the teacher: a
+            name, or its parameters such as `omgoptim.Narrow(width=0.5)`.
+        data, metric, loss: as for `prune`; labels are welcome and not needed.
+        progress: as for `profile`.
+        arguments: as listed below.
+
+    Raises:
+        OmgoptimError: of the kind that fits: see `omgoptim.errors`.
+    """
+    named = LIVE.format("student") if callable(student) else student
+    request, live = request_of("distill", teacher, data, metric, {"student": named, **arguments}, loss)
+    if callable(student):
+        live = replace(live, student=copied(student))
+    return run("distill", request, live, progress)
+
+
+def derive_student(
+    teacher: nn.Module, student: str = "narrow", *, inputs: Any, seed: int = 0, **parameters: Any
+) -> nn.Module:
+    """A student derived from a teacher, not yet trained; the teacher is not changed.
+
+    Args:
+        student: narrow, depthwise, inverted_residual, low_rank or fewer_layers.
+        inputs: one batch of at least two samples, as the teacher takes it: a tensor, a tuple, or a dict of tensors.
+            Real ones: what is left of the teacher's weights is fitted to what it gives for them.
+        parameters: the student's own, such as width=0.5; see the params classes in `omgoptim.requests.distill`.
+
+    Example:
+        >>> import torch, omgoptim
+        >>> teacher = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.ReLU(), torch.nn.Linear(64, 3))
+        >>> student = omgoptim.derive_student(teacher, "narrow", width=0.5, inputs=torch.randn(32, 8))
+        >>> student[0]
+        Linear(in_features=8, out_features=32, bias=True)
+
+    Raises:
+        OmgoptimError: of the kind that fits: see `omgoptim.errors`.
+    """
+    from omgoptim.operations.student import derived_alone
+
+    request = parse("distill", {"model": LIVE.format("module"), "student": student, **parameters})
+    return derived_alone(copied(teacher), getattr(request, "student"), inputs, seed)  # noqa: B009  DistillRequest has it
+
+
+@_documented("optimize")
+def optimize(
+    model: str | nn.Module,
+    *,
+    data: Any = None,
+    metric: Any = "auto",
+    loss: Any = "auto",
+    progress: bool | None = None,
+    **arguments: Unpack[OptimizeArguments],
+) -> EfficiencyReport:
+    """Make a model as small and fast as it gets within a quality drop and a time budget.
+
+    Args:
+        model: a source, as for the other faces, or a module of this process; it is not changed.
+        data, metric, loss: as for `prune`.
+        progress: as for `profile`.
+        arguments: as listed below.
+
+    Raises:
+        OmgoptimError: of the kind that fits: see `omgoptim.errors`.
+    """
+    request, live = request_of("optimize", model, data, metric, dict(arguments), loss)
+    return run("optimize", request, live, progress)
+
+
+@_documented("compare")
+def compare(a: str, b: str, *, progress: bool | None = None, **arguments: Unpack[CompareArguments]) -> EfficiencyReport:
+    """Measure artifact or run `b` against `a`.
+
+    Args:
+        a, b: run ids or artifact folders.
+        progress: as for `profile`.
+        arguments: as listed below.
+
+    Raises:
+        OmgoptimError: of the kind that fits: see `omgoptim.errors`.
+    """
+    return run("compare", parse("compare", {"a": a, "b": b, **arguments}), None, progress)
+
+
+def pick(run_id: str, name: str, *, project: str | None = None) -> EfficiencyReport:
+    """Deliver another finalist of a quantize run: its artifact and report take the place of the run's.
+
+    Nothing is computed again. What was delivered before is kept among the alternatives.
+
+    Args:
+        name: of an entry of the report's `alternatives`.
+
+    Raises:
+        RunError: there is no such run, or it keeps nothing of that name.
+    """
+    return pick_from(find_run(find_project(project), run_id), name)
+
+
+def open_artifact(
+    path: str | Path,
+    *,
+    trust: bool = False,
+    allow_path: Iterable[str | Path] = (),
+    allow_module: Iterable[str] = (),
+    threads: int | None = None,
+) -> OpenedModel:
+    """Open an artifact folder, or a run id of this project, as a callable with the original's forward signature.
+
+    Tensors in give tensors out, arrays in give arrays out. Every file is checked against its recorded sha256. A recipe
+    runs only if you made the artifact, or with `trust`; and then it runs only code of the project (the one that the
+    run's folder lies in; else the one that you made it in, or the working directory) and of what is allowed here.
+
+    Args:
+        path: the artifact folder, or a run id.
+        trust: open an artifact that you did not make though its recipe runs code.
+        allow_path: further folders whose code the recipe may name.
+        allow_module: installed modules whose functions and classes it may name, such as `timm.models`.
+        threads: CPU threads; default: the cores this process may use.
+
+    Raises:
+        ArtifactError: it is no artifact, is damaged, its engine is not installed, or its recipe runs code that may not
+            run.
+    """
+    folder = Path(path)
+    if not folder.is_dir() and len(folder.parts) == 1:
+        folder = runs_root(find_project(None)) / folder / "artifact"
+    folders = [str(each) for each in allow_path]
+    project = project_of(folder)
+    if project is None:
+        project = Path.cwd()
+        folders += filter(None, [made_in(folder)])
+    return open_folder(folder, Reach.of(project, folders, list(allow_module), trust_artifact=trust), threads)

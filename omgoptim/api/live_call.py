@@ -1,0 +1,84 @@
+"""From a call in Python to a request, and back: live objects are named in the request and kept beside it."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from omgoptim.errors import ModelError, RequestError
+from omgoptim.jobs.folder import RunFolder
+from omgoptim.jobs.inline import run_inline
+from omgoptim.jobs.project import find_project
+from omgoptim.operations import run_verb
+from omgoptim.operations.context import LIVE, RunContext
+from omgoptim.reports import EfficiencyReport
+from omgoptim.requests import Request, parse
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from omgoptim.operations.subject import Live
+
+
+def run(verb: str, request: Request, live: Live | None, progress: bool | None) -> EfficiencyReport:
+    """Run a verb in this process, in a run folder of its own."""
+    project = find_project(getattr(request, "project", None))
+
+    def operation(resolved: Request, context: RunContext) -> EfficiencyReport:
+        return run_verb(verb, resolved, context, live)
+
+    return run_inline(verb, request, project, operation, lambda folder: shown(folder, progress))
+
+
+def shown(folder: RunFolder, progress: bool | None) -> AbstractContextManager[None]:
+    """Show where a run stands, if that was asked for, or where a person looks: in a notebook or on a terminal."""
+    notebook = "ipykernel" in sys.modules
+    if progress is False or (progress is None and not notebook and not sys.stdout.isatty()):
+        return nullcontext()
+    from omgoptim.cli.progress import watching
+
+    return watching(folder, lines=notebook)
+
+
+def request_of(
+    verb: str, model: str | nn.Module, data: Any, metric: Any, arguments: dict[str, Any], loss: Any = None
+) -> tuple[Request, Live]:
+    """Return the request, in which live objects have placeholder names, and the live objects."""
+    from omgoptim.models.source import training_mode_notes
+    from omgoptim.operations.live import Live, by_split
+
+    is_source = isinstance(model, str)
+    named: dict[str, Any] = {"model": model if is_source else LIVE.format("module"), **arguments}
+    if data is not None:
+        named["data"] = data if isinstance(data, str) else LIVE.format("data")
+    if metric is not None:
+        named["metric"] = metric if isinstance(metric, str) else LIVE.format("metric")
+    if loss is not None:
+        named["loss"] = loss if isinstance(loss, str) else LIVE.format("loss")
+    live = Live(
+        module=None if isinstance(model, str) else copied(model),
+        data=None if data is None or isinstance(data, str) else by_split(data),
+        metric=None if isinstance(metric, str) else metric,
+        loss=None if isinstance(loss, str) else loss,
+        notes=() if isinstance(model, str) else tuple(training_mode_notes(model)),
+    )
+    return parse(verb, named), live
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Return a copy of a module on the CPU in eval mode."""
+    import copy
+
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        raise RequestError(f"the model is a {type(model).__name__}", "a source (text) or a torch.nn.Module is needed")
+    try:
+        return copy.deepcopy(model).cpu().eval()
+    except Exception as error:  # whatever a module holds that cannot be copied: a lock, a tensor with a history
+        raise ModelError(
+            "the module cannot be copied",
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            "give it as file.py:callable: then it is built from its own code",
+        ) from error

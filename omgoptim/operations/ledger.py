@@ -1,0 +1,181 @@
+"""The ledger of a run: everything that was tried, one line of JSON each, only ever appended to.
+
+The key of an entry is a hash of all that decides its result, so the ledger is at once the cache, the state to resume
+from and the explanation of what was kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from omgoptim.errors import RunError
+
+MOST_BYTES = 64 * 2**20
+"""Of a ledger that is read; a run of thousands of entries writes a few."""
+
+Verdict = Literal["kept", "rolled_back", "pruned", "failed"]
+"""What became of a step or trial: kept, measured and not kept, stopped early or too slow, or ended by an error."""
+
+
+class _Line(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Amounts(_Line):
+    """What a step brings, predicted or measured; None is not known."""
+
+    latency_ms: float | None = Field(None, ge=0)
+    """Median of one call at the run's batch size."""
+    speedup: float | None = Field(None, gt=0)
+    """Latency of the original over this one's, in one race."""
+    size_bytes: int | None = Field(None, ge=0)
+    """Of the artifact's file."""
+    quality: float | None = None
+    """On the selection samples; higher is better."""
+    quality_drop: float | None = None
+    """Original less this one, on the selection samples."""
+
+
+class Entry(_Line):
+    """One step or trial."""
+
+    key: str = Field(pattern="^[0-9a-f]{64}$")
+    """From `key_of`."""
+    parent: str
+    """Identity of the artifact that the step started from."""
+    step: str = Field(min_length=1)
+    """Verb or trial: quantize, prune, search trial."""
+    settings: dict[str, Any] = {}
+    """As the step was asked for."""
+    predicted: Amounts = Amounts()
+    measured: Amounts = Amounts()
+    seconds: float = Field(0.0, ge=0)
+    """That the step took."""
+    verdict: Verdict
+    why: str = ""
+    """The reason for the verdict, as text."""
+    artifact: str | None = None
+    """The artifact's folder, relative to the run; None when none was saved."""
+
+
+def key_of(*, parent: str, step: str, settings: dict[str, Any], data: str, engine: str, seed: int) -> str:
+    """Hash all that decides a step's result.
+
+    Args:
+        parent: identity of the artifact that the step starts from.
+        settings: plain JSON values.
+        data: identity of the data.
+        engine: name and version of the engine, since a new version is another result.
+
+    Raises:
+        TypeError, ValueError: the settings are not plain JSON.
+    """
+    decisive = {"parent": parent, "step": step, "settings": settings, "data": data, "engine": engine, "seed": seed}
+    text = json.dumps(decisive, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Ledger:
+    """The entries of a file, in order, with the latest of each key; written by one process.
+
+    Raises:
+        RunError: the file is not a ledger, or one of its lines but the last is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._entries: list[Entry] = []
+        self._by_key: dict[str, Entry] = {}
+        whole = 0
+        for entry, end in _read(path):
+            self._add(entry)
+            whole = end
+        self._whole = whole
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(tuple(self._entries))
+
+    def get(self, key: str) -> Entry | None:
+        """Return the latest entry of a key; None when that step was never finished."""
+        return self._by_key.get(key)
+
+    def append(self, entry: Entry) -> None:
+        """Write an entry and wait until it is on disk; a torn last line is cut off first."""
+        line = (entry.model_dump_json(exclude_defaults=True) + "\n").encode()
+        with open(self.path, "ab") as file:
+            if file.tell() > self._whole:
+                file.truncate(self._whole)
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        self._whole += len(line)
+        self._add(entry)
+
+    def front(self, max_quality_drop: float | None = None) -> list[Entry]:
+        """Return the Pareto front of what was measured, fastest first; see `pareto_front`."""
+        return pareto_front(self._by_key.values(), max_quality_drop)
+
+    def _add(self, entry: Entry) -> None:
+        self._entries.append(entry)
+        self._by_key[entry.key] = entry
+
+
+def pareto_front(entries: Iterable[Entry], max_quality_drop: float | None = None) -> list[Entry]:
+    """Return the entries that no other beats in latency, size and quality drop at once, fastest first.
+
+    Args:
+        entries: those without an artifact's latency, size and drop measured are left out, as are failed ones.
+        max_quality_drop: the guard; entries above it are left out.
+    """
+    points = [
+        (point, entry)
+        for entry in entries
+        if entry.verdict != "failed" and (point := _point(entry)) is not None
+        if max_quality_drop is None or point[2] <= max_quality_drop
+    ]
+    front: list[tuple[tuple[float, float, float], Entry]] = []
+    for point, entry in sorted(points, key=lambda each: each[0]):
+        if not any(all(a <= b for a, b in zip(other, point, strict=True)) for other, _ in front):
+            front.append((point, entry))
+    return [entry for _, entry in front]
+
+
+def _point(entry: Entry) -> tuple[float, float, float] | None:
+    seen = entry.measured
+    if seen.latency_ms is None or seen.size_bytes is None or seen.quality_drop is None:
+        return None
+    return seen.latency_ms, float(seen.size_bytes), seen.quality_drop
+
+
+def _read(path: Path) -> Iterator[tuple[Entry, int]]:
+    """Yield each entry with the offset of its end; the last line may be torn by a kill and is passed over then."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MOST_BYTES + 1)
+    except FileNotFoundError:
+        return
+    if len(data) > MOST_BYTES:
+        raise RunError(f"the ledger '{path.name}' is larger than a run writes", f"more than {MOST_BYTES:,} bytes")
+    end = 0
+    for number, line in enumerate(data.splitlines(keepends=True), start=1):
+        end += len(line)
+        if not line.endswith(b"\n"):
+            return
+        try:
+            yield Entry.model_validate_json(line), end
+        except ValidationError as error:
+            raise RunError(
+                f"line {number} of the ledger '{path.name}' is damaged",
+                str(error.errors()[0]["msg"]),
+                "restore the file, or start a new run",
+            ) from error

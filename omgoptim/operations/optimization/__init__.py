@@ -1,0 +1,1 @@
+"""The parts of `optimize`: goal, floors, steps, levels of compression, and the final choice."""

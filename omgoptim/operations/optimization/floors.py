@@ -1,0 +1,125 @@
+"""Floors: what an empty graph costs on each engine. No compression of the model gets below that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from omgoptim.errors import OmgoptimError, RequestError
+from omgoptim.measure.race import PLANS, Timing, race
+from omgoptim.models.artifact import Check, Manifest, save_program
+from omgoptim.operations.context import RunContext
+from omgoptim.operations.optimization.goal import MB, Goal
+from omgoptim.operations.subject import Subject
+from omgoptim.runtimes import ENGINES
+from omgoptim.runtimes.signature import Signature
+
+MARGIN = 1.2
+"""A target within this factor of the floor is as good as below it: the model's own work comes on top."""
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """What a graph that only passes its input on costs on one engine."""
+
+    runtime: str
+    latency_ms: float
+    memory_bytes: int | None
+    size_bytes: int
+
+
+def measure_floors(subject: Subject, context: RunContext, runtime: str) -> list[Floor]:
+    """Time an empty graph with the model's inputs on every engine that may be used; none where no program engine is.
+
+    Args:
+        runtime: the engine of the result, or auto.
+    """
+    names = [
+        name
+        for name, engine in ENGINES.items()
+        if engine.runs == "program" and runtime in ("auto", name) and not engine.missing(subject.device)
+    ]
+    folders = []
+    for name in names:
+        folder = context.work / "floors" / name
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _save_empty(folder, name, subject)
+        folders.append(folder)
+    if not folders:
+        return []
+    context.progress("measuring what an empty graph costs", 0.03)
+    with context.measuring():
+        timings = race(folders, subject.bench, PLANS["quick"], 0)
+    return [
+        Floor(name, timing.latency_ms_p50, timing.peak_memory_bytes, Manifest.read(folder).size_bytes)
+        for name, folder, timing in zip(names, folders, timings, strict=True)
+        if isinstance(timing, Timing)
+    ]
+
+
+def refuse_below(goal: Goal, floors: Sequence[Floor]) -> None:
+    """Refuse a target that not even an empty graph reaches.
+
+    Raises:
+        RequestError: with the nearest target that is not ruled out.
+    """
+    if not floors:
+        return
+    fastest = min(floors, key=lambda floor: floor.latency_ms)
+    if goal.latency_ms is not None and goal.latency_ms < fastest.latency_ms:
+        least = fastest.latency_ms * MARGIN
+        raise RequestError(
+            f"no model reaches {goal.latency_ms:g} ms on this machine",
+            f"an empty graph with these inputs takes {fastest.latency_ms:.3g} ms on {fastest.runtime}, the fastest",
+            f"give a latency target of at least {least:.3g} ms",
+        )
+    known = [floor for floor in floors if floor.memory_bytes]
+    if goal.memory_bytes is not None and known:
+        lightest = min(known, key=lambda floor: floor.memory_bytes or 0)
+        least_bytes = lightest.memory_bytes or 0
+        if goal.memory_bytes < least_bytes:
+            raise RequestError(
+                f"no model runs within {goal.memory_bytes / MB:g} MB on these engines",
+                f"a process of {lightest.runtime} with an empty graph takes {least_bytes / MB:.0f} MB",
+                f"give a memory target of at least {MARGIN * least_bytes / MB:.0f} MB",
+            )
+    smallest = min(floor.size_bytes for floor in floors)
+    if goal.size_bytes is not None and goal.size_bytes < smallest:
+        raise RequestError(
+            f"no model fits into {goal.size_bytes / MB:g} MB",
+            f"a file with an empty graph takes {smallest:,} bytes",
+            f"give a size target of at least {MARGIN * smallest / MB:.3g} MB",
+        )
+
+
+def _save_empty(folder: Path, runtime: str, subject: Subject) -> None:
+    """Save a program that gives its first input back and reads no other."""
+    path = folder.with_suffix(".onnx")
+    inputs = subject.signature.inputs
+    kinds = [onnx.helper.np_dtype_to_tensor_dtype(np.dtype(_numpy(tensor.dtype))) for tensor in inputs]
+    values = [
+        onnx.helper.make_tensor_value_info(tensor.name, kind, [_dim(size) for size in tensor.shape])
+        for tensor, kind in zip(inputs, kinds, strict=True)
+    ]
+    given = onnx.helper.make_tensor_value_info("given", kinds[0], [_dim(size) for size in inputs[0].shape])
+    node = onnx.helper.make_node("Identity", [inputs[0].name], ["given"])
+    graph = onnx.helper.make_graph([node], "empty", values, [given])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save_model(model, path)
+    signature = Signature(inputs, "tensor")
+    batch = {tensor.name: subject.example[tensor.name] for tensor in inputs}
+    save_program(folder, path, Manifest(runtime, "float32", signature), Check(batch, [batch[inputs[0].name]]))
+
+
+def _dim(size: int | str) -> int | str:
+    return size
+
+
+def _numpy(dtype: str) -> str:
+    if dtype == "bfloat16":
+        raise OmgoptimError("an input in bfloat16 has no floor")
+    return dtype

@@ -1,0 +1,41 @@
+"""How far to compress: bisection to the deepest level whose drop stays within the guard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+Found = TypeVar("Found")
+
+
+def deepest_level(
+    attempt: Callable[[float], Found | None],
+    within: Callable[[Found], bool],
+    *,
+    first: float,
+    low: float = 0.0,
+    high: float = 0.9,
+    most: int = 4,
+    narrow: float = 0.08,
+) -> tuple[float, Found] | None:
+    """Return the deepest level found whose result is within the guard, with that result; None if none is.
+
+    Args:
+        attempt: does a level, 0..1, and returns what came of it; None where it failed, which counts as too deep.
+        within: whether a result is within the guard.
+        first: the level to begin with, between low and high.
+        most: attempts.
+        narrow: width of the bracket that ends the search.
+    """
+    best: tuple[float, Found] | None = None
+    level = first
+    for _ in range(most):
+        found = attempt(level)
+        if found is not None and within(found):
+            low, best = level, (level, found)
+        else:
+            high = level
+        if high - low <= narrow:
+            break
+        level = round((low + high) / 2, 3)
+    return best

@@ -1,0 +1,244 @@
+"""optimize: quantize; compress as far as the guard allows and quantize that; measure and deliver the best."""
+
+from __future__ import annotations
+
+import time
+
+from omgoptim.errors import RequestError
+from omgoptim.models.artifact import Manifest
+from omgoptim.models.data import take
+from omgoptim.models.report_file import write_sealed
+from omgoptim.operations.advice import new_calls, pick_step, repeat_of, step
+from omgoptim.operations.choosing import Preference
+from omgoptim.operations.context import RunContext
+from omgoptim.operations.ledger import Ledger
+from omgoptim.operations.live import Live
+from omgoptim.operations.measured import artifact_record, environment, output_records, shown_request
+from omgoptim.operations.optimization.chain import build_chain, single
+from omgoptim.operations.optimization.final_choice import (
+    Chosen,
+    Finalist,
+    deliver,
+    measure_finalists,
+    pick_finalists,
+)
+from omgoptim.operations.optimization.floors import measure_floors, refuse_below
+from omgoptim.operations.optimization.goal import Goal
+from omgoptim.operations.optimization.plan import plan_report
+from omgoptim.operations.optimization.selection_data import selection_as_evaluation
+from omgoptim.operations.optimization.steps import Steps
+from omgoptim.operations.output import deliver as deliver_output
+from omgoptim.operations.output import free_output
+from omgoptim.operations.subject import Subject, prepare
+from omgoptim.operations.timing import OVERLOADED, slow_warnings
+from omgoptim.operations.verdict import (
+    Outcome,
+    is_gain,
+    load_warnings,
+    passes,
+    quality_warnings,
+    quality_words,
+    size_words,
+    speed_words,
+)
+from omgoptim.reports import Alternative, EfficiencyReport, NextStep
+from omgoptim.requests import OptimizeRequest
+
+FINAL_SHARE = 0.15
+"""Share of the budget that is held back for the final measurement."""
+
+LEDGER = "ledger.jsonl"
+
+
+def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
+    """Reach for a goal within a budget. See `OptimizeRequest`."""
+    began = time.monotonic()
+    output = free_output(request.output, request.allow_path, context)
+    live = live or Live()
+    subject = prepare(request, context, live)
+    _refuse_programs(request, subject)
+    goal = Goal.of(request)
+    floors = measure_floors(subject, context, request.runtime)
+    refuse_below(goal, floors)
+    selection_as_evaluation(subject.data)  # refuses data that cannot be divided, before any step
+    has_train = subject.module is not None and bool(take(subject.data.batches("train"), 1)) and subject.data.real
+    if request.plan:
+        return plan_report(request, context, subject, floors, has_train)
+    budget_s = 60 * request.budget_minutes
+    prepared_s = time.monotonic() - began
+    if budget_s < 2 * prepared_s:
+        raise RequestError(
+            f"a budget of {request.budget_minutes:g} minutes is too short",
+            f"loading the model and measuring an empty graph alone took {prepared_s:.0f} s",
+            f"give at least {max(1, round(8 * prepared_s / 60))} minutes",
+        )
+    ledger = Ledger(context.folder / LEDGER)
+    steps = Steps(request, context, live, ledger, began + (1 - FINAL_SHARE) * budget_s)
+    alone = single(steps)
+    singles = [alone, *steps.alternatives(alone)] if alone else []
+    chained = build_chain(steps, goal, has_train) if steps.seconds_left > 0 else []
+    points = [*singles, *chained]
+    if not points:
+        first = steps.failed[0]
+        raise RequestError("no step gave a result", f"{first.name}: {first.why}", "see the runs of the steps")
+    preference = Preference(request.prefer, Manifest.read(subject.baseline).size_bytes)
+    chosen = measure_finalists(
+        request, context, subject, pick_finalists(points, goal, preference, singles), goal, preference
+    )
+    for point in chosen.winner.point.chain:
+        point.status = "kept"
+    for point in steps.taken:
+        if point.status != "kept":
+            point.why = "another result is better on the selection samples, or beyond the guard there"
+    places = deliver(chosen, context)
+    reports = {one.slug: _report(request, context, subject, steps, goal, chosen, one) for one in chosen.finalists}
+    for name, report in reports.items():
+        asked = report.model_copy(update={"next_steps": new_calls(report, request)})
+        write_sealed(context.alternatives / f"{name}.json", context.run_id, asked)
+    report = reports[chosen.winner.slug]
+    place, notes = deliver_output(places[chosen.winner.slug], output, chosen.holds)
+    update = {"warnings": [*report.warnings, *notes]}
+    return report.model_copy(update=update | ({"artifact": artifact_record(place)} if output else {}))
+
+
+def _refuse_programs(request: OptimizeRequest, subject: Subject) -> None:
+    if subject.precision.startswith("int"):
+        raise RequestError(
+            f"'{request.model}' is quantized already",
+            f"its artifact is in {subject.precision}, and nothing may follow quantization",
+            "optimize the float model that it was made from",
+        )
+
+
+def _report(
+    request: OptimizeRequest,
+    context: RunContext,
+    subject: Subject,
+    steps: Steps,
+    goal: Goal,
+    chosen: Chosen,
+    one: Finalist,
+) -> EfficiencyReport:
+    """Return the report of a finalist as that of the run's artifact."""
+    outcome = _outcome(one, goal)
+    place = str(context.artifact)
+    artifact = artifact_record(one.point.artifact)
+    load = artifact.load.replace(str(one.point.artifact), place)
+    last = one.point.run.report
+    chain = [point.run.report for point in one.point.chain]
+    warnings = [*subject.notes, *quality_warnings(one.quality, goal.max_quality_drop, subject.data.real)]
+    warnings += [*load_warnings(chosen.load), *slow_warnings(one.timing)]
+    others = [_alternative(other, chosen, goal, context) for other in chosen.finalists if other is not one]
+    return EfficiencyReport(
+        outcome=outcome,
+        summary=_summary(one, goal, outcome, chosen),
+        warnings=warnings,
+        next_steps=_next_steps(request, context, goal, chosen, one),
+        verb="optimize",
+        run_id=context.run_id,
+        request=shown_request(request),
+        environment=environment(context, subject.bench, request.seed, subject.device, chosen.load),
+        before=one.before,
+        after=one.after,
+        gains=one.gains,
+        outputs=output_records(subject.outputs, one.quality),
+        changed=[change for report in chain for change in report.changed],
+        skipped=last.skipped,
+        steps=steps.records(),
+        alternatives=others,
+        delivered=one.slug,
+        coverage=last.coverage if last.verb == "quantize" and one.point.artifact.name == "artifact" else None,
+        macs_check=subject.macs.check if subject.macs else None,
+        artifact=artifact.model_copy(update={"path": place, "load": load}),
+        lineage=[*Manifest.read(one.point.artifact).lineage, context.run_id],
+        repeat=repeat_of("optimize", request),
+    )
+
+
+def _outcome(one: Finalist, goal: Goal) -> Outcome:
+    if not passes(one.quality, goal.max_quality_drop) or one.missed:
+        return "guard_failed"
+    return "ok" if is_gain(one.gains) else "no_gain"
+
+
+def _summary(one: Finalist, goal: Goal, outcome: Outcome, chosen: Chosen) -> str:
+    became = f"{size_words(one.gains)}, {speed_words(one.gains)}"
+    how = " -> ".join(point.name for point in one.point.chain[:-1]) if len(one.point.chain) > 1 else ""
+    made = f"{how} -> {one.point.name}" if how else one.point.name
+    quality = quality_words(one.before, one.quality)
+    if outcome == "guard_failed":
+        reasons = [str(missed) for missed in one.missed]
+        if not passes(one.quality, goal.max_quality_drop):
+            reasons.insert(0, f"a drop of {one.quality.drop:.4f}, guard {goal.max_quality_drop:g}")
+        return f"The goal was not met: {'; '.join(reasons)}. The nearest result is {became}. Made by: {made}. {quality}"
+    first = "No gain. The best result is" if outcome == "no_gain" else "Optimized:"
+    alone = _against_single(one, chosen)
+    return f"{first} {became}. Made by: {made}. {quality}{alone}"
+
+
+def _against_single(one: Finalist, chosen: Chosen) -> str:
+    """What the chain brought beside the best of quantization alone, from the same measurement."""
+    singles = [other for other in chosen.finalists if len(other.point.chain) == 1 and other.point.verb == "quantize"]
+    if not singles or any(one is other for other in singles) or chosen.load > OVERLOADED:
+        return ""
+    best = singles[0]
+    if best.gains.speedup is None or one.gains.speedup is None:
+        return ""
+    size = (best.after.size_bytes or 0) / (one.after.size_bytes or 1)
+    return (
+        f" Quantization alone ({best.point.name}) is {best.gains.speedup:.2f}x the original's speed: this is "
+        f"{one.gains.speedup / best.gains.speedup:.2f}x as fast and {size:.2f}x smaller than that."
+    )
+
+
+def _alternative(one: Finalist, chosen: Chosen, goal: Goal, context: RunContext) -> Alternative:
+    return Alternative(
+        name=one.slug,
+        candidate=one.point.name,
+        runtime=one.after.runtime,
+        precision=one.after.precision,
+        best_for=_strengths(one, chosen, goal),
+        size_bytes=one.after.size_bytes,
+        size_ratio=one.gains.size_ratio,
+        speedup=one.gains.speedup,
+        speedup_low=one.gains.speedup_low,
+        speedup_high=one.gains.speedup_high,
+        quality=one.quality.after,
+        quality_drop=one.quality.drop,
+        holds=passes(one.quality, goal.max_quality_drop),
+        path=str(context.alternatives / one.slug),
+        command=pick_step(context.run_id, one.slug, "").command,
+    )
+
+
+def _strengths(one: Finalist, chosen: Chosen, goal: Goal) -> list[str]:
+    holding = [other for other in chosen.finalists if passes(other.quality, goal.max_quality_drop)]
+    if not any(one is other for other in holding):
+        return []
+    strengths = []
+    if one.gains.speedup is not None and one is max(holding, key=lambda other: other.gains.speedup or 0.0):
+        strengths.append("speed")
+    if one is max(holding, key=lambda other: other.gains.size_ratio or 0.0):
+        strengths.append("size")
+    if one is min(holding, key=lambda other: other.quality.drop):
+        strengths.append("quality")
+    return strengths
+
+
+def _next_steps(
+    request: OptimizeRequest, context: RunContext, goal: Goal, chosen: Chosen, one: Finalist
+) -> list[NextStep]:
+    steps = []
+    outcome = _outcome(one, goal)
+    if outcome == "guard_failed":
+        holding = [o for o in chosen.finalists if o is not one and passes(o.quality, goal.max_quality_drop)]
+        if holding and not passes(one.quality, goal.max_quality_drop):
+            steps.append(pick_step(context.run_id, holding[0].slug, f"{holding[0].point.name} holds the guard"))
+        if request.budget_minutes < 240:
+            again = {"model": request.model, "data": request.data, "max_quality_drop": request.max_quality_drop}
+            known = {name: value for name, value in again.items() if value is not None}
+            longer = known | {"budget_minutes": 3 * request.budget_minutes}
+            steps.append(step("optimize", longer, "more time trains longer and tries more levels"))
+    else:
+        steps.append(step("profile", {"model": context.run_id}, "see which layers cost most now"))
+    return steps

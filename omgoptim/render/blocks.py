@@ -1,0 +1,133 @@
+"""What a section of a report consists of: typed blocks, which each writer turns into its own form.
+
+A section says what is shown; `terminal.py`, `markdown.py` and `html.py` say how. Texts are as they came: a writer
+bounds and escapes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from omgoptim.render.claims import Tone
+
+Mark = Literal["", "chosen", "faded"]
+"""How a row stands out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text on one line."""
+
+    text: str
+    tone: Tone = "same"
+    code: bool = False
+    """A path, a name or a command, which is shown character by character."""
+    limit: int = 400
+    """Characters that are shown of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """The header of a column."""
+
+    name: str
+    numeric: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The cells of one row."""
+
+    cells: tuple[Text, ...]
+    mark: Mark = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows under headers."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    title: str = ""
+    note: str = ""
+    left_out: int = 0
+    """Rows that a short form leaves out."""
+    folded: bool = False
+    """Whether the page shows it only when asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A labelled line; an empty label continues the line before it. `head` is a verdict before the text."""
+
+    label: str
+    text: Text
+    head: Text | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """A list of texts."""
+
+    title: str
+    items: tuple[Text, ...]
+    left_out: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A picture, an inline SVG: only the page shows it. `note` says how to read it."""
+
+    svg: str
+    note: str = ""
+
+
+Block = Table | Line | Items | Chart
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A titled part of a report."""
+
+    title: str
+    blocks: tuple[Block, ...]
+    note: str = ""
+    kind: str = ""
+    """Its class in the page's style sheet."""
+
+
+Columns = Mapping[str, Sequence[str | Text]]
+"""Header to cells, all of one length."""
+
+
+def table_of(
+    columns: Columns,
+    *,
+    numeric: Sequence[str] = (),
+    marks: Sequence[Mark] = (),
+    title: str = "",
+    note: str = "",
+    left_out: int = 0,
+    folded: bool = False,
+) -> Table:
+    """Return a table from its columns; a column that is empty in every row is left out.
+
+    Args:
+        columns: header to cells.
+        numeric: headers of the columns that hold numbers.
+        marks: one for each row; none stands out where it is empty.
+    """
+    cells = {name: [_text(cell) for cell in column] for name, column in columns.items()}
+    shown = {name: column for name, column in cells.items() if any(cell.text for cell in column)}
+    count = len(next(iter(cells.values()), []))
+    rows = tuple(
+        Row(tuple(column[index] for column in shown.values()), marks[index] if marks else "") for index in range(count)
+    )
+    headers = tuple(Column(name, name in numeric) for name in shown)
+    return Table(headers, rows, title, note, left_out, folded)
+
+
+def _text(cell: str | Text) -> Text:
+    return Text(cell) if isinstance(cell, str) else cell

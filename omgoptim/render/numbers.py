@@ -1,0 +1,110 @@
+"""Numbers and foreign text as every form of a report writes them: units, digits, one line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from omgoptim.reports import RunState
+from omgoptim.text import clean, clean_block
+
+SAME = 0.005
+"""A ratio nearer to 1 than this is written as no change."""
+
+BARS = "▁▂▃▄▅▆▇█"
+
+
+def plain(text: str, limit: int = 400) -> str:
+    """Text of a model, a log or a library on one line: no control or invisible characters, and bounded."""
+    return clean(text, limit)
+
+
+def block(text: str, limit: int = 2000) -> str:
+    """Like `plain`, but the line breaks stay: for logs and code."""
+    return clean_block(text, limit)
+
+
+def progress_text(state: RunState) -> str:
+    """`measuring, 40%, 12 s left`"""
+    return ", ".join([stage_text(state), *progress_numbers(state)])
+
+
+def stage_text(state: RunState) -> str:
+    return plain(state.stage or state.status, 120)
+
+
+def progress_numbers(state: RunState) -> list[str]:
+    """What is known of: percent done, time left."""
+    done = [] if state.progress is None else [f"{state.progress:.0%}"]
+    return done if state.eta_s is None else [*done, f"{wait_text(state.eta_s)} left"]
+
+
+def size_text(size: int) -> str:
+    """Bytes in decimal units: 1 MB is 1,000,000 bytes."""
+    return _scaled(size, ("B", "kB", "MB", "GB", "TB"))
+
+
+def count_text(count: int) -> str:
+    """A count with three digits and k, M, G or T."""
+    return _scaled(count, ("", "k", "M", "G", "T")).rstrip()
+
+
+def time_text(ms: float) -> str:
+    """A duration given in milliseconds."""
+    if ms >= 1000:
+        return f"{ms / 1000:.2f} s"
+    return f"{ms:.1f} ms" if ms >= 100 else f"{ms:.3g} ms"
+
+
+def wait_text(seconds: float) -> str:
+    """How long something still takes, as a person says it."""
+    whole = max(0, round(seconds))
+    return f"{whole} s" if whole < 90 else f"{round(whole / 60)} min"
+
+
+def ratio_text(ratio: float) -> str:
+    return f"{ratio:.2f}x" if ratio < 10 else f"{ratio:.1f}x"
+
+
+def drop_text(drop: float) -> str:
+    """A drop with four digits; one that rounds to nothing has no sign."""
+    return f"{round(drop, 4) or 0.0:.4f}"
+
+
+def amount_text(amount: float | None) -> str:
+    """A fraction as `90%`; empty where no amount is the goal."""
+    return "" if amount is None else f"{100 * amount:.3g}%"
+
+
+def quality_text(quality: float | None) -> str:
+    """A quality with four digits; empty where it was not measured."""
+    return "" if quality is None else f"{quality:.4f}"
+
+
+def plural(count: int, thing: str) -> str:
+    """`1 layer`, `3 layers`"""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
+def path_text(path: str, limit: int = 80) -> str:
+    """The path of a layer; the empty path is the model's own."""
+    return plain(path, limit) or "the model itself"
+
+
+def paths_text(paths: Sequence[str], most: int = 4) -> str:
+    """The first few paths, and how many more there are."""
+    shown = ", ".join(path_text(path, 60) for path in paths[:most])
+    return f"{shown} and {len(paths) - most} more" if len(paths) > most else shown
+
+
+def bars(fractions: Sequence[float]) -> str:
+    """One bar for each fraction in 0..1; values outside are clipped."""
+    steps = (max(0.0, min(1.0, fraction)) for fraction in fractions)
+    return "".join(BARS[round(step * (len(BARS) - 1))] for step in steps)
+
+
+def _scaled(value: float, units: tuple[str, ...]) -> str:
+    for unit in units[:-1]:
+        if abs(value) < 999.5:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} {units[-1]}"

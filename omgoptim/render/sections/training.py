@@ -1,0 +1,224 @@
+"""Rounds of pruning or factorization, training, and the control of a distillation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from omgoptim.render.blocks import Block, Chart, Columns, Items, Line, Mark, Section, Text, table_of
+from omgoptim.render.claims import control_claim
+from omgoptim.render.curves import learning_curve
+from omgoptim.render.numbers import amount_text, bars, count_text, plain, plural, quality_text, ratio_text, wait_text
+from omgoptim.reports import Control, EfficiencyReport, Epoch, Round, Training
+
+BRIEF_ROUNDS = 8
+"""Rounds that the short form shows."""
+
+KEPT = "✓"
+DISTILLED, CONTROL = "with the teacher", "without the teacher"
+MOST_BARS = 40
+"""Epochs that a curve of text has at most."""
+
+
+def rounds_section(report: EfficiencyReport, full: bool) -> Section | None:
+    """What each round was to reach, and the quality at each of its steps."""
+    shown = shown_rounds(report, None if full else BRIEF_ROUNDS)
+    if not shown:
+        return None
+    numbers = round_columns(shown)
+    columns: Columns = {**numbers, "why": [Text(one.why, limit=400 if full else 160) for one in shown]}
+    numeric = [name for name in numbers if name != "kept"]
+    left_out = len(shown_rounds(report)) - len(shown)
+    marks: list[Mark] = ["chosen" if one.kept else "" for one in shown]
+    table = table_of(columns, numeric=numeric, marks=marks, title="rounds", left_out=left_out, note=rounds_note(shown))
+    return Section("Rounds", (table,))
+
+
+def training_section(report: EfficiencyReport, _full: bool) -> Section | None:
+    """How training went; of a distillation also its control and both curves."""
+    if report.training is None:
+        return None
+    text = training_text(report.training)
+    blocks: list[Block] = [Line("training", Text(text, limit=600))]
+    if report.control is not None:
+        blocks.append(Line("control", Text(control_text(report.control), limit=600)))
+    curves = curve_lines(report)
+    if curves:
+        blocks.append(Items("quality by epoch, on the selection samples", tuple(Text(line) for line in curves)))
+    control = report.control.training if report.control is not None else None
+    note = "the two losses measure different things; the qualities compare" if report.control is not None else ""
+    picture = learning_curve(report.training, control, plain(text, 600), (DISTILLED, CONTROL))
+    return Section("Training", (*blocks, *([Chart(picture)] if picture else [])), note)
+
+
+def shown_rounds(report: EfficiencyReport, most: int | None = None) -> list[Round]:
+    """The rounds, in order; of many, the last ones and the one that was kept.
+
+    One that has neither a goal nor a result is left out: the plan of a distillation, whose size is in the summary.
+    """
+    rounds = [
+        one for one in report.rounds if one.amount is not None or one.why or one.speedup is not None or _judged(one)
+    ]
+    if most is None or len(rounds) <= most:
+        return list(rounds)
+    last = rounds[-most:]
+    kept = [one for one in rounds[:-most] if one.kept]
+    return [*kept[-1:], *(last[1:] if kept else last)]
+
+
+def round_columns(rounds: Sequence[Round]) -> dict[str, list[str]]:
+    """The table of rounds by column, a text for each round; a column without any value is left out."""
+    columns = {
+        "round": [str(one.number) for one in rounds],
+        "amount": [amount_text(one.amount) for one in rounds],
+        "taken": [quality_text(one.quality_taken) for one in rounds],
+        "re-estimated": [quality_text(one.quality_reestimated) for one in rounds],
+        "trained": [quality_text(one.quality_trained) for one in rounds],
+        "drop": [quality_text(one.quality_drop) for one in rounds],
+        "speedup": ["" if one.speedup is None else ratio_text(one.speedup) for one in rounds],
+        "left": [_left_text(one) for one in rounds],
+        "kept": [KEPT if one.kept else "" for one in rounds],
+    }
+    return {name: cells for name, cells in columns.items() if any(cells)}
+
+
+def rounds_note(rounds: Sequence[Round]) -> str:
+    """What the columns of qualities are; empty where there are none."""
+    if not any(_judged(one) for one in rounds):
+        return ""
+    reestimated = ", after batch-norm statistics were estimated again" * any(r.quality_reestimated for r in rounds)
+    trained = ", after training" * any(one.quality_trained is not None for one in rounds)
+    return f"quality on the selection samples: right after weights were taken away{reestimated}{trained}"
+
+
+def _judged(one: Round) -> bool:
+    """Whether a quality is known of it."""
+    qualities = (one.quality_taken, one.quality_reestimated, one.quality_trained)
+    return any(quality is not None for quality in qualities)
+
+
+def _left_text(one: Round) -> str:
+    """Parameters that are left: those that are no zero, where some are."""
+    left = one.params if one.nonzero_params is None else one.nonzero_params
+    return "" if left is None else count_text(left)
+
+
+def training_text(training: Training) -> str:
+    """What was trained and how it went, in one line."""
+    epochs = training.epochs
+    if not epochs:
+        return f"no epoch ended; {training.stopped}" if training.stopped else "no epoch"
+    rounds = len({epoch.round for epoch in epochs})
+    last = [epoch.loss for epoch in epochs if epoch.round == epochs[-1].round]
+    of_last = f" in round {epochs[-1].round}" if rounds > 1 else ""
+    parts = [
+        plural(len(epochs), "epoch") + (f" in {rounds} rounds" if rounds > 1 else ""),
+        f"{training.optimizer}, {training.loss}",
+        f"loss{of_last} {' -> '.join(_loss_text(loss) for loss in dict.fromkeys((last[0], last[-1])))}",
+    ]
+    kept = kept_epoch(epochs)
+    if kept is not None:
+        of_round = f" of round {kept.round}" if rounds > 1 else ""
+        parts.append(f"kept epoch {kept.epoch}{of_round}" + (f" ({_quality(kept, training)})" if kept.quality else ""))
+    parts += [wait_text(training.seconds), _trained_text(training)]
+    if training.teacher_outputs:
+        parts.append(f"the teacher's outputs {training.teacher_outputs}")
+    if training.resumed:
+        parts.append("resumed once" if training.resumed == 1 else f"resumed {training.resumed} times")
+    if training.stopped:
+        parts.append(f"stopped early: {training.stopped}")
+    return "; ".join(parts)
+
+
+def kept_epoch(epochs: Sequence[Epoch]) -> Epoch | None:
+    """The last epoch whose weights were kept."""
+    return next((epoch for epoch in reversed(epochs) if epoch.best), None)
+
+
+@dataclass(frozen=True, slots=True)
+class StudentTraining:
+    """One training of the student: with the teacher, or the control without it."""
+
+    name: str
+    training: Training
+
+    @property
+    def qualities(self) -> list[float]:
+        """On the selection samples, by epoch; epochs without a number are left out."""
+        known = (epoch.quality for epoch in self.training.epochs)
+        return [quality for quality in known if quality is not None and math.isfinite(quality)]
+
+
+def student_trainings(report: EfficiencyReport) -> list[StudentTraining]:
+    """The trainings of a distillation, that with the teacher first; empty for any other report."""
+    if report.verb != "distill":
+        return []
+    control = report.control.training if report.control else None
+    each = ((DISTILLED, report.training), (CONTROL, control))
+    return [StudentTraining(name, training) for name, training in each if training is not None]
+
+
+def control_text(control: Control, trained: bool = True) -> str:
+    """What the student reaches alone, what the teacher brought, and which of the two is the artifact, in one line.
+
+    Args:
+        trained: whether to tell how its training went, too.
+    """
+    alone = "the same student, trained as long without the teacher"
+    parts = [alone if control.quality is None else f"{alone}, reaches {control.quality:.4f}"]
+    claim, _ = control_claim(control)
+    parts += [claim] if claim else []
+    if control.kept:
+        parts.append("this one is the artifact: it was better on the selection samples than the distilled one")
+    else:
+        parts.append("the distilled one is the artifact: it was no worse on the selection samples")
+    if trained and control.training is not None:
+        parts.append(training_text(control.training))
+    return "; ".join(parts)
+
+
+def curve_lines(report: EfficiencyReport) -> list[str]:
+    """The quality of each epoch as a bar, all trainings on one scale; empty below two epochs.
+
+    `▂▅▇█ 0.8113 -> 0.9667 with the teacher, best in the last epoch`
+    """
+    shown = [arm for arm in student_trainings(report) if len(arm.qualities) > 1]
+    every = [quality for arm in shown for quality in arm.qualities]
+    lines = []
+    for arm in shown:
+        ends = " -> ".join(quality_text(quality) for quality in (arm.qualities[0], arm.qualities[-1]))
+        rising = ", best in the last epoch" if best_at_the_end(arm.training) else ""
+        lines.append(f"{_bars(arm.qualities, min(every), max(every))} {ends} {arm.name}{rising}")
+    return lines
+
+
+def best_at_the_end(training: Training) -> bool:
+    """Whether the last of several epochs was better than every one before it."""
+    epochs = training.epochs
+    earlier = [epoch.quality for epoch in epochs[:-1] if epoch.quality is not None]
+    last = epochs[-1].quality if epochs else None
+    return bool(earlier) and last is not None and last > max(earlier)
+
+
+def _trained_text(training: Training) -> str:
+    total = count_text(training.total_params)
+    if training.trained_params >= training.total_params:
+        return f"all {total} parameters"
+    return f"{count_text(training.trained_params)} of {total} parameters"
+
+
+def _quality(epoch: Epoch, training: Training) -> str:
+    return f"{training.metric} {quality_text(epoch.quality)}" if training.metric else quality_text(epoch.quality)
+
+
+def _loss_text(loss: float | None) -> str:
+    return f"{loss:.3g}" if loss is not None and math.isfinite(loss) else "no number"
+
+
+def _bars(qualities: list[float], low: float, high: float) -> str:
+    """One bar an epoch; of many epochs evenly spread ones, the last among them."""
+    count = min(len(qualities), MOST_BARS)
+    shown = [qualities[round(place * (len(qualities) - 1) / (count - 1))] for place in range(count)]
+    span = high - low
+    return bars([(quality - low) / span if span > 0 else 1.0 for quality in shown])

@@ -1,0 +1,39 @@
+"""What may be asked of `optimize`: a goal, and how long reaching it may take."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from omgoptim.requests.base import ModelRequest, Runtime
+from omgoptim.requests.quantize import Prefer
+
+
+class OptimizeRequest(ModelRequest):
+    """Make a model as small and fast as it gets within a quality drop and a time budget.
+
+    Quantizes first, then prunes or distills as far as the guard allows, quantizes that, and measures the best against
+    the original. Never worse than quantization alone. Runs user code with the user's rights.
+    """
+
+    max_quality_drop: float = Field(0.01, ge=0, le=1)
+    """The guard: most quality that may be lost, before minus after."""
+    target_latency_ms: float | None = Field(None, gt=0)
+    """Latency of one call at batch 1 to reach on this machine, in milliseconds."""
+    target_size_mb: float | None = Field(None, gt=0)
+    """Size on disk to reach, in MB (1,000,000 bytes)."""
+    target_memory_mb: float | None = Field(None, gt=0)
+    """Peak memory of a process that runs the model to reach, in MB."""
+    budget_minutes: float = Field(30.0, gt=0, le=10_080)
+    """Longest minutes that the whole run should take."""
+    prefer: Prefer = "balanced"
+    """What is to be best among what reaches the goal: speedup times size ratio (balanced), speed or size."""
+    runtime: Runtime = "auto"
+    """Engine of the result; auto tries those that are installed."""
+    loss: str = "auto"
+    """auto (cross-entropy, mean squared error, or the model's own loss), or file.py:callable = loss(outputs, targets)."""  # noqa: E501
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate of training; default: what suits the optimizer."""
+    output: str | None = None
+    """Folder to put a copy of the artifact in; must not exist yet."""
+    plan: bool = False
+    """Say which steps would be taken, what they would cost, and what cannot be reached; and do nothing."""

@@ -1,0 +1,179 @@
+"""Drive a search: choose, run, tell, until enough trials were trained. The one writer of the study.
+
+A trial that is too slow costs a measurement and does not count. After a kill, `drive` on the same folder goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omgoptim.errors import TechniqueError
+from omgoptim.search.propose import DEFAULT, Load, Proposal, Rule, propose
+from omgoptim.search.space import Configuration, Space
+from omgoptim.search.study import Finished, Rejected, Search, SearchSettings
+from omgoptim.search.trials import TrialFolders, TrialResult, TrialSpec
+
+Trial = Callable[[TrialSpec, Path], TrialResult]
+"""`trial(spec, folder)`: build, measure, train; a function of the spec alone."""
+
+REJECTED_PER_TRIAL = 10
+"""Candidates that may miss the target for each trial that is asked for, before the search gives up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a search is asked for."""
+
+    trials: int
+    seed: int
+    parent: str
+    data: str
+    epochs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Driven:
+    """How a search ended."""
+
+    trained: int
+    rejected: int
+    failed: int
+    exhausted: bool
+    """Whether everything predicted to be within the limits was tried before there were enough trials."""
+    best: int | None
+    """Number of the best trial that was trained to the end."""
+
+
+def drive(
+    space: Space,
+    loads: Callable[[dict[int, TrialResult]], Load],
+    trial: Trial,
+    plan: Plan,
+    folder: Path,
+    way: Proposal = propose,
+    rule: Rule = DEFAULT,
+    progress: Callable[[str, float | None], None] = lambda _stage, _done: None,
+) -> Driven:
+    """Search a product of knobs by a way of proposing.
+
+    Args:
+        loads: the predicted load given the trials so far; called before each proposal, so that it can learn from what
+            was measured.
+        folder: of the run; a search that was begun there goes on.
+
+    Raises:
+        TechniqueError: every trial failed, or every candidate was measured to be over the limits.
+    """
+
+    def begin(search: Search, results: dict[int, TrialResult]) -> Any:
+        row = way(space, loads(results), search.observations(space), plan.seed, search.asked, rule)
+        return None if row is None else search.ask(space, space.configuration(row))
+
+    return _loop(lambda search: search.ask_again(space), begin, trial, plan, folder, progress)
+
+
+def drive_conditional(
+    parameters: Callable[[Any], Configuration],
+    predicted: Callable[[Configuration], dict[str, float]] | None,
+    trial: Trial,
+    plan: Plan,
+    folder: Path,
+    progress: Callable[[str, float | None], None] = lambda _stage, _done: None,
+) -> Driven:
+    """Search a conditional space by TPE, rejecting what is predicted to be over the limits.
+
+    Args:
+        parameters: asks an Optuna trial for all that the space varies, and returns it.
+        predicted: loads of a configuration by constraint, or None to leave rejecting to the trial's measurement.
+
+    Raises:
+        TechniqueError: as for `drive`.
+    """
+
+    def begin(search: Search, _results: dict[int, TrialResult]) -> Any:
+        while search.asked < plan.trials * (1 + REJECTED_PER_TRIAL):
+            asked = search.ask_sampler()
+            found = predicted(parameters(asked)) if predicted is not None else {}
+            if predicted is None:
+                parameters(asked)
+            if max(found.values(), default=0.0) <= 1.0:
+                return asked
+            search.reject(asked, Rejected(found))
+        return None
+
+    def again(search: Search) -> Any:
+        if not search.waiting():
+            return None
+        asked = search.ask_sampler()
+        parameters(asked)
+        return asked
+
+    return _loop(again, begin, trial, plan, folder, progress)
+
+
+def _loop(
+    again: Callable[[Search], Any],
+    begin: Callable[[Search, dict[int, TrialResult]], Any],
+    trial: Trial,
+    plan: Plan,
+    folder: Path,
+    progress: Callable[[str, float | None], None],
+) -> Driven:
+    folders = TrialFolders(folder / "trials")
+    folders.clear()
+    search = Search(SearchSettings(seed=plan.seed, journal=folder / "study.log"))
+    search.resume(lambda number: None if (found := folders.result(number)) is None else found.for_study())
+    results = folders.results()
+    exhausted = False
+    while len(search) < plan.trials:
+        asked = again(search) or begin(search, results)
+        if asked is None:
+            exhausted = True
+            break
+        progress(f"trial {len(search) + 1} of {plan.trials}", len(search) / plan.trials)
+        spec = TrialSpec(
+            number=asked.number,
+            configuration=dict(asked.params),
+            seed=plan.seed,
+            parent=plan.parent,
+            data=plan.data,
+            epochs=plan.epochs,
+        )
+        results[asked.number] = found = folders.run(spec, trial)
+        _tell(search, asked, found)
+        if len(results) >= plan.trials * (1 + REJECTED_PER_TRIAL):
+            exhausted = True
+            break
+    return _ended(search, results, exhausted)
+
+
+def _tell(search: Search, asked: Any, result: TrialResult) -> None:
+    ended = result.for_study()
+    if isinstance(ended, Finished):
+        search.finish(asked, ended)
+    elif isinstance(ended, Rejected):
+        search.reject(asked, ended)
+    else:
+        search.fail(asked, ended)
+
+
+def _ended(search: Search, results: dict[int, TrialResult], exhausted: bool) -> Driven:
+    outcomes = [result.outcome for result in results.values()]
+    trained = len(search)
+    if not trained:
+        reasons = search.reasons()
+        if reasons:
+            raise TechniqueError("no trial of the search could be trained", reasons[0])
+        nearest = min((max(each.loads.values(), default=1.0) for each in results.values()), default=None)
+        raise TechniqueError(
+            "no candidate of the search is within the limits",
+            "none is predicted to be"
+            if nearest is None
+            else f"the nearest of {len(results)} is {nearest:.2f} times over",
+            "allow more latency or size, or give a space with smaller networks",
+        )
+    best = search.best()
+    return Driven(trained, outcomes.count("rejected"), outcomes.count("failed"), exhausted, best and best[0])

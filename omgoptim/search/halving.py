@@ -1,0 +1,61 @@
+"""Asynchronous successive halving: a trial goes on to the next rung while it is among the best third that reached it.
+
+Source: Li et al. 2020, A System for Massively Parallel Hyperparameter Tuning, arXiv:1810.05934. Differs: a trial is
+judged once, when it reaches a rung, and not promoted later.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+ETA = 3
+RUNGS = (1 / 9, 1 / 3, 1.0)
+"""Fraction of the whole training after which a trial is judged; at the last one it has ended."""
+
+
+def goes_on(quality: float, others: Sequence[float], eta: int = ETA) -> bool:
+    """Say whether a trial with this quality at a rung trains on.
+
+    Args:
+        quality: higher is better.
+        others: qualities of the earlier trials at the same rung.
+    """
+    ahead = sum(other > quality for other in others)
+    return math.isfinite(quality) and ahead < math.ceil((len(others) + 1) / eta)
+
+
+def rung_epochs(epochs: int) -> tuple[int, ...]:
+    """Return the whole epochs that each rung adds, first to last; fewer rungs where there are too few epochs.
+
+    They sum to `epochs`, which is at least 1.
+    """
+    ends = sorted({max(1, round(fraction * epochs)) for fraction in RUNGS})
+    return tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
+
+
+def at_rung(histories: Sequence[Sequence[float]], rung: int) -> list[float]:
+    """Return the qualities of the trials that reached a rung, counted from 0."""
+    return [history[rung] for history in histories if len(history) > rung]
+
+
+def comparable(histories: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """Return the quality each trial is expected to end with.
+
+    The last quality of a trial, plus the mean gain from rung to rung of the trials that went on: paired differences,
+    so that promoting only the best does not pass for a gain. Shape [trials].
+    """
+    longest = max((len(history) for history in histories), default=0)
+    gains = np.zeros(max(longest, 1))
+    for rung in range(1, longest):
+        pairs = [history[rung] - history[rung - 1] for history in histories if len(history) > rung]
+        gains[rung] = float(np.mean(pairs))
+    return np.array([history[-1] + gains[len(history) :].sum() for history in histories], dtype=np.float64)
+
+
+def best_of(histories: Sequence[Sequence[float]], count: int = 3) -> list[int]:
+    """Return the indices of the trials that are expected to end best, the best first; all train to the end."""
+    return [int(index) for index in np.argsort(-comparable(histories), kind="stable")[:count]]

@@ -1,0 +1,188 @@
+"""Predict the latency of a configuration as a sum over its choices, and say by how much that misses.
+
+Two predictors. `corrected` has a table of blocks that were measured one by one, and fits what the sum of blocks cannot
+know (the call itself, fusion across blocks, the cost of one more block) from whole networks: three parameters. `fitted`
+has whole networks only, as with a user's own space, and fits a term for each option, of the latency or of its
+logarithm, whichever misses less when a network is left out.
+
+Both weigh relative errors. Latencies are in ms; what else adds up (bytes of weights) can be predicted in the same way.
+Source: the sum over a table of layers is that of ProxylessNAS (Cai et al. 2018, arXiv:1812.00332), appendix B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omgoptim.errors import DataError
+from omgoptim.search.space import Indices, Space
+
+Floats = NDArray[np.float64]
+
+RIDGE = 1e-3
+"""Weight of the prior in a fit of relative errors: latencies known to 3 %, terms free to change them by 100 %."""
+
+
+class Predictor(Protocol):
+    """Latencies of rows of option indices, and how far a prediction is off."""
+
+    @property
+    def error(self) -> float | None:
+        """Median relative error when each measured network is left out in turn; None below three networks."""
+
+    def predict(self, rows: Indices) -> Floats:
+        """Return latencies in ms, shape [configurations]."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockTable:
+    """Latencies of blocks, each measured alone, less the empty graph."""
+
+    base: float
+    """Round trip of an empty graph, in ms."""
+    blocks: tuple[tuple[float, ...], ...]
+    """For each knob, the latency of each option in ms; 0 where the option leaves nothing behind."""
+
+    def sums(self, rows: Indices) -> Floats:
+        """Return the summed latencies of the blocks, shape [configurations]."""
+        total: Floats = self._chosen(rows).sum(axis=1)
+        return total
+
+    def counts(self, rows: Indices) -> Floats:
+        """Return how many blocks a configuration has left, shape [configurations]."""
+        left: Floats = (self._chosen(rows) > 0).sum(axis=1, dtype=np.float64)
+        return left
+
+    def _chosen(self, rows: Indices) -> Floats:
+        return np.stack([np.asarray(times)[rows[:, knob]] for knob, times in enumerate(self.blocks)], axis=1)
+
+
+@dataclass(frozen=True, slots=True)
+class CorrectedTable:
+    """`constant + scale * sum of blocks + each * number of blocks`."""
+
+    table: BlockTable
+    constant: float
+    scale: float
+    each: float
+    error: float | None
+
+    def predict(self, rows: Indices) -> Floats:
+        return self.constant + self.scale * self.table.sums(rows) + self.each * self.table.counts(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class FittedOptions:
+    """A constant and a term for every option but a knob's first, of the latency or of its logarithm."""
+
+    space: Space
+    weights: Floats
+    logarithmic: bool
+    error: float | None
+
+    def predict(self, rows: Indices) -> Floats:
+        predicted = _with_constant(self.space.one_hot(rows)) @ self.weights
+        return np.exp(predicted) if self.logarithmic else np.maximum(predicted, 0.0)
+
+
+def corrected(table: BlockTable, rows: Indices, measured: Sequence[float]) -> CorrectedTable:
+    """Fit the correction of a table to whole networks; without any, the table stands as it is.
+
+    Args:
+        rows: configurations that were measured as whole networks, shape [networks, knobs].
+        measured: their latencies in ms, above 0.
+
+    Raises:
+        DataError: a measured latency is not a positive number.
+    """
+    latencies = _checked(measured)
+    features = np.stack([np.ones(len(rows)), table.sums(rows), table.counts(rows)], axis=1)
+    prior = np.array([table.base, 1.0, 0.0])
+
+    def fit(kept: Indices) -> Floats:
+        return _ridge(features[kept], latencies[kept], prior)
+
+    weights = fit(np.arange(len(rows)))
+    error = _left_out(fit, lambda index, solved: float(features[index] @ solved), latencies, np.arange(len(rows)))
+    return CorrectedTable(table, float(weights[0]), float(weights[1]), float(weights[2]), error)
+
+
+def fitted(
+    space: Space, rows: Indices, measured: Sequence[float], judged_by: Sequence[int] | None = None
+) -> FittedOptions:
+    """Fit a term for every option to whole networks.
+
+    With `space.singles` among the networks, every option was seen at least once.
+
+    Args:
+        rows: configurations that were measured, shape [networks, knobs]; at least one.
+        measured: their latencies in ms, above 0.
+        judged_by: the networks to leave out for the error, such as those that are no singles; default: all.
+
+    Raises:
+        DataError: there is no network, or a latency is not a positive number.
+    """
+    latencies = _checked(measured)
+    if not len(latencies):
+        raise DataError("no latency was measured", "a predictor needs at least one network")
+    features = _with_constant(space.one_hot(rows))
+    judges = np.arange(len(latencies)) if judged_by is None else np.asarray(judged_by, dtype=np.int64)
+    tried = [_fitted(space, features, latencies, logarithmic, judges) for logarithmic in (False, True)]
+    return min(tried, key=lambda each: np.inf if each.error is None else each.error)
+
+
+def _fitted(space: Space, features: Floats, latencies: Floats, logarithmic: bool, judges: Indices) -> FittedOptions:
+    def fit(kept: Indices) -> Floats:
+        prior = np.zeros(features.shape[1])
+        if logarithmic:
+            logs = np.log(latencies[kept])
+            prior[0] = logs.mean()
+            gram = features[kept].T @ features[kept] + RIDGE * np.eye(len(prior))
+            return prior + np.linalg.solve(gram, features[kept].T @ (logs - prior[0]))
+        prior[0] = latencies[kept].mean()
+        return _ridge(features[kept], latencies[kept], prior)
+
+    def predict(index: int, weights: Floats) -> float:
+        predicted = float(features[index] @ weights)
+        return float(np.exp(predicted)) if logarithmic else predicted
+
+    error = _left_out(fit, predict, latencies, judges)
+    return FittedOptions(space, fit(np.arange(len(latencies))), logarithmic, error)
+
+
+def _ridge(features: Floats, latencies: Floats, prior: Floats) -> Floats:
+    """Least squares of relative errors, drawn to a prior; each weight in units of what it can change."""
+    if not len(latencies):
+        return prior
+    x, y = features / latencies[:, None], np.ones(len(latencies))
+    units = np.maximum(np.abs(x).max(axis=0), 1e-12)
+    scaled = x / units
+    gram = scaled.T @ scaled + RIDGE * np.eye(len(prior))
+    weights: Floats = prior + np.linalg.solve(gram, scaled.T @ (y - x @ prior)) / units
+    return weights
+
+
+def _left_out(
+    fit: Callable[[Indices], Floats], predict: Callable[[int, Floats], float], latencies: Floats, judges: Indices
+) -> float | None:
+    """Return the median relative error of networks that the fit did not see."""
+    if len(judges) < 3:
+        return None
+    every = np.arange(len(latencies))
+    predicted = np.array([predict(int(index), fit(np.delete(every, index))) for index in judges])
+    return float(np.median(np.abs(predicted - latencies[judges]) / latencies[judges]))
+
+
+def _checked(measured: Sequence[float]) -> Floats:
+    latencies = np.asarray(measured, dtype=np.float64)
+    if not (np.isfinite(latencies) & (latencies > 0)).all():
+        raise DataError("a measured latency is not a positive number", repr(list(measured))[:200])
+    return latencies
+
+
+def _with_constant(features: Floats) -> Floats:
+    return np.concatenate([np.ones((len(features), 1)), features], axis=1)

@@ -1,0 +1,194 @@
+"""Run one trial: build, predict, measure the untrained network, train rung by rung while it is among the best, save.
+
+A network that is predicted or measured to be over a limit is rejected before any training. Each rung is a training of
+its own, whose learning rate falls to its end, so that qualities at one rung compare.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from omgoptim.errors import ArtifactError
+from omgoptim.search.halving import at_rung, best_of, goes_on, rung_epochs
+from omgoptim.search.space import Configuration
+from omgoptim.search.trials import TrialFolders, TrialResult, TrialSpec
+from omgoptim.training.batches import Batches
+from omgoptim.training.config import TrainingConfig
+from omgoptim.training.distillation import DistillationLoss
+from omgoptim.training.evaluator import Evaluator
+from omgoptim.training.loop import fit
+from omgoptim.training.losses import Loss
+
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a saved network costs on the device."""
+
+    latency_ms: float | None = None
+    size_bytes: int | None = None
+    loads: Mapping[str, float] = field(default_factory=dict)
+    """Measured over allowed, by constraint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What a trial is made of; each may raise an OmgoptimError, which fails the trial alone."""
+
+    build: Callable[[Configuration], nn.Module]
+    """A new module, weights inherited where it has a parent."""
+    measure: Callable[[nn.Module, Path], Cost]
+    """`measure(module, folder)`: export into the folder in the final engine and precision, and measure that."""
+    train: Callable[[nn.Module, int, int, Path], float]
+    """`train(module, rung, epochs, checkpoints)`: train in place, return the quality on the selection samples."""
+    predict: Callable[[Configuration], float] | None = None
+    """Latency in ms."""
+    limit_ms: float | None = None
+    """What a prediction is rejected by; a measurement is by its own loads."""
+    tolerance: float = 0.15
+    """How much a prediction may be over: the measurement decides there."""
+
+
+def run_trial(steps: Steps, folders: TrialFolders, spec: TrialSpec, folder: Path) -> TrialResult:
+    """Run a trial; a function of its spec and of the trials that are finished.
+
+    Args:
+        folder: in the making; the saved artifact stays in it, and the weights where there are more rungs to climb.
+
+    Raises:
+        OmgoptimError: as the steps do.
+    """
+    module, predicted = steps.build(spec.configuration), _predicted(steps, spec.configuration)
+    if predicted is not None and steps.limit_ms is not None and predicted > steps.limit_ms * (1 + steps.tolerance):
+        loads = {"latency": predicted / steps.limit_ms}
+        return TrialResult(outcome="rejected", loads=loads, predicted_ms=predicted, reason="predicted to be too slow")
+    untrained = steps.measure(copy.deepcopy(module), folder / "untrained")
+    if max(untrained.loads.values(), default=0.0) > 1.0:
+        return _result("rejected", (), untrained, predicted, "measured over a limit before training")
+    qualities = climb(steps, module, spec, folder, list(folders.histories().values()))
+    _save(module, folder / WEIGHTS)
+    if len(qualities) < len(rung_epochs(spec.epochs)):
+        return _result("stopped", qualities, untrained, predicted, "not among the best third at its rung")
+    return _result("trained", qualities, steps.measure(module, folder / "artifact"), predicted, "")
+
+
+def climb(
+    steps: Steps, module: nn.Module, spec: TrialSpec, folder: Path, others: Sequence[Sequence[float]]
+) -> tuple[float, ...]:
+    """Train a module in place rung by rung; returns its quality at each rung that it reached."""
+    qualities: list[float] = []
+    for rung, epochs in enumerate(rung_epochs(spec.epochs)):
+        qualities.append(steps.train(module, rung, epochs, folder / "checkpoints"))
+        if not goes_on(qualities[-1], at_rung(others, rung)):
+            break
+    return tuple(qualities)
+
+
+def finalists(
+    steps: Steps, folders: TrialFolders, finals: TrialFolders, count: int = 3
+) -> list[tuple[TrialSpec, TrialResult]]:
+    """Train the best trials to the end, the most promising first; what is finished in `finals` is not done again.
+
+    Raises:
+        ArtifactError: the weights of a trial are gone or not its own.
+        OmgoptimError: as the steps do.
+    """
+    histories = folders.histories()
+    numbers = list(histories)
+    found = []
+    for index in best_of(list(histories.values()), count):
+        number = numbers[index]
+        spec, before = folders.spec(number), folders.result(number)
+        if before is None or before.outcome == "trained":
+            found += [] if before is None else [(spec, before)]
+            continue
+        weights = folders.path(number) / WEIGHTS
+
+        def trial(spec: TrialSpec, folder: Path, before: TrialResult = before, weights: Path = weights) -> TrialResult:
+            return _to_the_end(steps, spec, folder, before, weights)
+
+        found.append((spec, finals.run(spec, trial)))
+    return found
+
+
+def fitting(
+    batches: Batches,
+    loss: Loss | None,
+    plan: Callable[[int], TrainingConfig],
+    evaluator: Evaluator,
+    teacher: nn.Module | None,
+    distillation: DistillationLoss | None = None,
+) -> Callable[[nn.Module, int, int, Path], float]:
+    """Return a `train` step on the training loop, with the original as the teacher where there is one.
+
+    Args:
+        plan: of so many epochs.
+        evaluator: of the selection samples.
+    """
+
+    def train(module: nn.Module, rung: int, epochs: int, checkpoints: Path) -> float:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        fitted = fit(
+            module,
+            batches,
+            loss,
+            plan(epochs),
+            evaluator,
+            checkpoints=checkpoints,
+            teacher=teacher,
+            distillation=distillation if teacher is not None else None,
+            round_number=rung + 1,
+        )
+        return float("nan") if fitted.quality is None else fitted.quality
+
+    return train
+
+
+def _to_the_end(steps: Steps, spec: TrialSpec, folder: Path, before: TrialResult, weights: Path) -> TrialResult:
+    module = steps.build(spec.configuration)
+    _load(module, weights)
+    qualities = list(before.rungs)
+    for rung, epochs in list(enumerate(rung_epochs(spec.epochs)))[len(qualities) :]:
+        qualities.append(steps.train(module, rung, epochs, folder / "checkpoints"))
+    _save(module, folder / WEIGHTS)
+    cost = steps.measure(module, folder / "artifact")
+    return _result("trained", tuple(qualities), cost, before.predicted_ms, "")
+
+
+def _result(outcome: str, rungs: tuple[float, ...], cost: Cost, predicted: float | None, reason: str) -> TrialResult:
+    return TrialResult.model_validate(
+        {
+            "outcome": outcome,
+            "rungs": rungs,
+            "loads": dict(cost.loads),
+            "predicted_ms": predicted,
+            "measured_ms": cost.latency_ms,
+            "size_bytes": cost.size_bytes,
+            "reason": reason,
+        }
+    )
+
+
+def _predicted(steps: Steps, configuration: Configuration) -> float | None:
+    return None if steps.predict is None else steps.predict(configuration)
+
+
+def _save(module: nn.Module, file: Path) -> None:
+    from safetensors.torch import save_model
+
+    save_model(module, str(file))
+
+
+def _load(module: nn.Module, file: Path) -> None:
+    from safetensors.torch import load_model
+
+    try:
+        load_model(module, str(file))
+    except (OSError, RuntimeError) as error:
+        raise ArtifactError(f"the weights of trial {file.parent.name} cannot be loaded", str(error)[:300]) from error

@@ -1,0 +1,266 @@
+"""The study behind a search: Optuna's, in a journal file of the run folder with one writer, asked and told here.
+
+Quality is the one objective; what may not be exceeded is a constraint, told as `load - 1` with `Trial.set_constraint`
+(Optuna 5). A trial that is too slow is PRUNED before it is trained, and does not count as a trial of the search.
+
+After a kill (`resume`), each trial that was asked for and not told is looked up in its folder:
+
+    told                    nothing to do
+    folder there            its result is told
+    neither                 it failed here, and the same parameters are asked for again, first
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from omgoptim.errors import SetupError
+from omgoptim.search.halving import comparable
+from omgoptim.search.journal import backend
+from omgoptim.search.propose import Observations
+from omgoptim.search.space import Configuration, Space
+
+if TYPE_CHECKING:
+    import optuna
+
+STARTUP = 10
+"""Trials that TPE draws at random before it models anything."""
+
+COUNTS, REASON, LOST, REPLACES = "counts", "reason", "lost", "replaces"
+"""User attributes of trials: it was trained, why it failed, a kill ended it, the number of the lost one it repeats."""
+
+
+@dataclass(frozen=True, slots=True)
+class SearchSettings:
+    """What a study is made with; the same on resuming."""
+
+    seed: int = 0
+    journal: Path | None = None
+    """The file that Optuna appends to; None keeps the study in memory."""
+    name: str = "search"
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """Why a candidate is not trained: its loads, of which at least one is above 1."""
+
+    loads: Mapping[str, float]
+    """Measured over allowed, by constraint: latency, size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A trial that was trained: what its folder says."""
+
+    rungs: tuple[float, ...]
+    """Quality at each rung of successive halving that it reached; at least one."""
+    loads: Mapping[str, float] = field(default_factory=dict)
+    complete: bool = True
+    """False: successive halving stopped it early."""
+
+
+class Search:
+    """A study with one writer: whoever holds this asks and tells.
+
+    Raises:
+        SetupError: Optuna is absent, or older than 5.
+    """
+
+    def __init__(self, settings: SearchSettings) -> None:
+        self.settings = settings
+        library = _optuna()
+        storage: optuna.storages.BaseStorage = library.storages.InMemoryStorage()
+        if settings.journal is not None:
+            storage = library.storages.JournalStorage(backend(library, settings.journal))
+        self.study = library.create_study(
+            storage=storage,
+            study_name=settings.name,
+            direction="maximize",
+            sampler=library.samplers.RandomSampler(seed=settings.seed),
+            load_if_exists=True,
+        )
+
+    def __len__(self) -> int:
+        """Count the trials that were trained."""
+        return sum(bool(trial.user_attrs.get(COUNTS)) for trial in self._trials())
+
+    @property
+    def asked(self) -> int:
+        """Trials that were asked for, rejected and failed ones counted, a lost one and its repetition once.
+
+        It is the number of the next proposal, the same whether or not the search was killed on its way.
+        """
+        return sum(LOST not in trial.user_attrs for trial in self._trials())
+
+    def ask(self, space: Space, configuration: Configuration) -> optuna.trial.Trial:
+        """Begin a trial of a configuration that the proposal rule chose; `ask_again` comes first after a kill."""
+        self.study.enqueue_trial(dict(configuration))
+        return self._suggested(space)
+
+    def ask_again(self, space: Space) -> optuna.trial.Trial | None:
+        """Begin the next trial that was lost to a kill; None when there is none."""
+        return self._suggested(space) if self.waiting() else None
+
+    def ask_sampler(self) -> optuna.trial.Trial:
+        """Begin a trial of a conditional space by TPE; a lost one comes first, with its parameters."""
+        library = _optuna()
+        seed = int(np.random.default_rng([self.settings.seed, self.asked - self.waiting()]).integers(2**31))
+        # A sampler of its own for each trial: a resumed search draws what an uninterrupted one would.
+        self.study.sampler = library.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=STARTUP)
+        trial: optuna.trial.Trial = self.study.ask()
+        return trial
+
+    def tell(self, trial: optuna.trial.Trial | int, quality: float, loads: Mapping[str, float] | None = None) -> None:
+        """End a trial that was trained to the end; a quality that is no number fails it."""
+        self.finish(trial, Finished((quality,), loads or {}))
+
+    def finish(self, trial: optuna.trial.Trial | int, result: Finished) -> None:
+        """End a trial with its result, as its folder holds it."""
+        bad = [quality for quality in result.rungs if not math.isfinite(quality)]
+        if bad or not result.rungs:
+            self.fail(trial, f"its quality is {bad[0]}" if bad else "it has no quality")
+            return
+        live = self._live(trial)
+        live.set_user_attr(COUNTS, True)
+        _constrain(live, result.loads)
+        known = self._trials()[live.number].intermediate_values  # of a kill between the report and the end
+        for rung, quality in enumerate(result.rungs):
+            if rung not in known:
+                live.report(quality, rung)
+        states = _optuna().trial.TrialState
+        if result.complete:
+            self.study.tell(live, result.rungs[-1])
+        else:
+            self.study.tell(live, state=states.PRUNED)
+
+    def reject(self, trial: optuna.trial.Trial | int, rejected: Rejected) -> None:
+        """End a trial that was measured or predicted to break a constraint, before it was trained."""
+        live = self._live(trial)
+        _constrain(live, rejected.loads)
+        self.study.tell(live, state=_optuna().trial.TrialState.PRUNED)
+
+    def fail(self, trial: optuna.trial.Trial | int, reason: str) -> None:
+        """End a trial that raised, with its reason."""
+        live = self._live(trial)
+        live.set_user_attr(REASON, reason[:500])
+        self.study.tell(live, state=_optuna().trial.TrialState.FAIL)
+
+    def resume(self, result_of: Callable[[int], Finished | Rejected | str | None]) -> list[int]:
+        """Bring the study in line with the folders after a kill; returns the trials that are asked for again.
+
+        Args:
+            result_of: what the folder of a trial's number holds, the reason of a failed one; None when there is none.
+        """
+        lost = []
+        for trial in self._trials():
+            if trial.state != _optuna().trial.TrialState.RUNNING:
+                continue
+            result = result_of(trial.number)
+            if isinstance(result, Finished):
+                self.finish(trial.number, result)
+            elif isinstance(result, Rejected):
+                self.reject(trial.number, result)
+            elif isinstance(result, str):
+                self.fail(trial.number, result)
+            else:
+                lost.append(trial.number)
+                self._repeat(trial)
+        return lost
+
+    def _repeat(self, trial: optuna.trial.FrozenTrial) -> None:
+        """Ask for a lost trial again, then end it: killed between the two, the next resume does not ask twice."""
+        number = trial.number
+        if not any(other.user_attrs.get(REPLACES) == number for other in self._trials()):
+            parameters = trial.system_attrs.get("fixed_params", trial.params)
+            self.study.enqueue_trial(dict(parameters), user_attrs={REPLACES: number})
+        live = self._live(number)
+        live.set_user_attr(LOST, True)
+        self.study.tell(live, state=_optuna().trial.TrialState.FAIL)
+
+    def waiting(self) -> int:
+        """Count the trials that were lost to a kill and not begun again."""
+        return sum(trial.state == _optuna().trial.TrialState.WAITING for trial in self._trials())
+
+    def observations(self, space: Space) -> Observations:
+        """Return what the proposal rule learns from: trained configurations, and those that are out."""
+        rows, histories, out = [], [], []
+        for trial in self._trials():
+            if not trial.state.is_finished() or LOST in trial.user_attrs:
+                continue
+            if trial.user_attrs.get(COUNTS):
+                rows.append(space.row(trial.params))
+                histories.append(_history(trial))
+            elif len(trial.params) == len(space.knobs):
+                out.append(space.row(trial.params))
+        none = np.empty((0, len(space.knobs)), dtype=np.int64)
+        return Observations(
+            np.array(rows, dtype=np.int64) if rows else none,
+            comparable(histories),
+            np.array(out, dtype=np.int64) if out else none,
+        )
+
+    def histories(self) -> dict[int, tuple[float, ...]]:
+        """Return the qualities at each rung of every trained trial, by the trial's number."""
+        return {trial.number: _history(trial) for trial in self._trials() if trial.user_attrs.get(COUNTS)}
+
+    def best(self) -> tuple[int, float] | None:
+        """Return number and quality of the best trial that was trained to the end; None when there is none."""
+        complete = _optuna().trial.TrialState.COMPLETE
+        done = [trial for trial in self._trials() if trial.state == complete and trial.value is not None]
+        if not done:
+            return None
+        best = max(done, key=lambda trial: (trial.value, -trial.number))
+        return best.number, float(best.value or 0.0)
+
+    def reasons(self) -> list[str]:
+        """Return why trials failed, the commonest reason first."""
+        found = [str(trial.user_attrs[REASON]) for trial in self._trials() if REASON in trial.user_attrs]
+        return sorted(dict.fromkeys(found), key=lambda reason: -found.count(reason))
+
+    def _suggested(self, space: Space) -> optuna.trial.Trial:
+        categorical = _optuna().distributions.CategoricalDistribution
+        trial: optuna.trial.Trial = self.study.ask({knob.name: categorical(knob.options) for knob in space.knobs})
+        return trial
+
+    def _trials(self) -> list[optuna.trial.FrozenTrial]:
+        trials: list[optuna.trial.FrozenTrial] = self.study.get_trials(deepcopy=False)
+        return trials
+
+    def _live(self, trial: optuna.trial.Trial | int) -> optuna.trial.Trial:
+        if not isinstance(trial, int):
+            return trial
+        live: optuna.trial.Trial = _optuna().trial.Trial(self.study, self._trials()[trial]._trial_id)
+        return live
+
+
+def _history(trial: optuna.trial.FrozenTrial) -> tuple[float, ...]:
+    return tuple(value for _, value in sorted(trial.intermediate_values.items()))
+
+
+def _constrain(trial: optuna.trial.Trial, loads: Mapping[str, float]) -> None:
+    """Tell each load as a constraint, which holds at 0 and below."""
+    for name, load in loads.items():
+        trial.set_constraint(name, load - 1.0)
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ModuleNotFoundError as error:
+        raise SetupError(
+            "a search needs the package optuna", "it is not installed here", "pip install 'omgoptim[search]'"
+        ) from error
+    if int(optuna.__version__.split(".")[0]) < 5:
+        raise SetupError(
+            f"a search needs Optuna 5 or later, and this is {optuna.__version__}",
+            "constraints are told by Trial.set_constraint",
+            "pip install -U 'omgoptim[search]'",
+        )
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna

@@ -1,0 +1,203 @@
+"""Derivation of a student from its teacher: depth, width, replacement, initialization.
+
+What every way to a student shares: depth first, then width, then what the technique replaces, so that each step works
+on what the one before left; random weights last where they are asked for, and the proof that the student runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from omgoptim.errors import TechniqueError
+from omgoptim.reports import Skip
+from omgoptim.requests.distill import Derived, FewerLayers
+from omgoptim.techniques.distill._student.compatibility import output_shapes, refuse_other_shapes
+from omgoptim.techniques.distill._student.initialization import reinitialize
+from omgoptim.techniques.distill._student.layer_bridging import Span, fit_spans
+from omgoptim.techniques.distill._student.layer_selection import LayerSelection, paths_of
+from omgoptim.techniques.distill._student.narrowing import Narrowing, find_narrowing, narrow_to
+from omgoptim.techniques.distill._student.repeated_layers import Stack, drop, find_stacks
+from omgoptim.techniques.registry import ModuleRun, Outcome
+
+HALF = 0.5
+
+Replace = Callable[[nn.Module, LayerSelection, ModuleRun, bool], Outcome]
+"""`replace(module, selection, run, fit)`: puts other layers in place, in the module; may change nothing."""
+
+NO_REPEATS = (
+    "no layer repeats: in no ModuleList or Sequential are two neighbours alike that give the shape that they get"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Shortened:
+    """A module after some of its layers went."""
+
+    outcome: Outcome
+    selection: LayerSelection
+    """Layers that may change, by their present paths."""
+    spans: tuple[Span, ...] = ()
+    """Layers that stay, with what each stands for."""
+
+
+def derive(module: nn.Module, params: Derived, run: ModuleRun, replace: Replace | None = None) -> Outcome:
+    """Derive a student from a copy of the teacher, in place.
+
+    Args:
+        replace: what comes after depth and width; None for nothing.
+
+    Raises:
+        TechniqueError: nothing of the teacher changes, or the student does not run as it does.
+    """
+    shapes = output_shapes(module, run)
+    fit = params.initialize == "teacher"
+    short = Shortened(Outcome([]), LayerSelection.of(module, params))
+    if params.depth < 1 or isinstance(params, FewerLayers):
+        run.progress("looking for layers that repeat", 0.0)
+        short = shorten(module, short.selection, stays(params), run)
+    steps = [bridged(module, run.original, short, run) if fit else short.outcome]
+    if params.width < 1:
+        run.progress("looking for what can be narrowed", 0.1)
+        steps.append(narrow(module, find_narrowing(module, short.selection, run), params.width, run, fit))
+    if replace is not None:
+        run.progress("replacing layers", 0.7)
+        steps.append(replace(module, short.selection, run, fit))
+    outcome = joined(steps)
+    if not outcome.changed:
+        raise _nothing(params, outcome.skipped)
+    return finish(module, params, outcome, shapes, run)
+
+
+def finish(
+    module: nn.Module, params: Derived, outcome: Outcome, shapes: list[tuple[int, ...]], run: ModuleRun
+) -> Outcome:
+    """Random weights where the params ask for them, and the proof that the student runs.
+
+    Args:
+        shapes: of the teacher's outputs.
+
+    Raises:
+        TechniqueError: it does not, or gives other shapes.
+    """
+    if params.initialize == "random":
+        reinitialize(module, run.seed)
+    refuse_other_shapes(module, shapes, run)
+    return outcome
+
+
+def stays(params: Derived) -> Callable[[Stack], int]:
+    """How many units of a stack stay: the layers to keep, or the fraction; one at least, and no more than there are."""
+    if isinstance(params, FewerLayers) and params.depth == 1:
+        if params.keep_layers is not None:
+            return keeping(params.keep_layers)
+        return lambda stack: _share(stack, HALF)
+    return lambda stack: _share(stack, params.depth)
+
+
+def keeping(layers: int) -> Callable[[Stack], int]:
+    """So many units of every stack, or all where it has fewer."""
+    return lambda stack: min(layers, len(stack.units))
+
+
+def _share(stack: Stack, depth: float) -> int:
+    return max(1, math.floor(len(stack.units) * depth + 0.5))
+
+
+def shorten(module: nn.Module, selection: LayerSelection, count: Callable[[Stack], int], run: ModuleRun) -> Shortened:
+    """Reduce every stack to `count(stack)` units, in place."""
+    stacks = find_stacks(module, selection, run)
+    keep = {stack: count(stack) for stack in stacks}
+    before = paths_of(module)
+    spans = tuple(span for stack in stacks for span in _spans(module, stack, keep[stack]))
+    whole = [
+        Skip(path=path, reason=f"{count(stack)} layers stay, and it repeats {len(stack.units)}")
+        for stack in stacks
+        if count(stack) >= len(stack.units)
+        for path in stack.paths
+    ]
+    changed = drop(module, stacks, keep)
+    if changed:
+        selection = selection.after(before, module)
+    skipped = [
+        Skip(path=path, reason=f"{type(layer).__name__} holds its {layer.num_layers} layers as one module: they stay")
+        for path, layer in module.named_modules()
+        if isinstance(layer, nn.RNNBase) and layer.num_layers > 1
+    ]
+    return Shortened(Outcome(changed, [*whole, *skipped]), selection, spans if changed else ())
+
+
+def _spans(module: nn.Module, stack: Stack, keep: int) -> list[Span]:
+    """Return the span that each kept unit stands for, in a stack whose units are single children of one container.
+
+    Args:
+        module: before any layer went.
+    """
+    if len(stack.paths) > 1 or any(len(unit) > 1 for unit in stack.units) or keep >= len(stack.units):
+        return []
+    (path,) = stack.paths
+    names, prefix = list(module.get_submodule(path)._modules), f"{path}." if path else ""
+    gone = set(range(len(stack.units))) - set(stack.spread(keep))
+    lost = {stack.units[index][0] for index in gone}
+    stay = [child for child in range(len(names)) if child not in lost]
+    last = stack.units[-1][0]
+    ends = [*(child - 1 for child in stay[1:]), len(names) - 1]
+    numbered = names == [str(index) for index in range(len(names))]
+    own = [str(new) if numbered else names[old] for new, old in enumerate(stay)]
+    return [
+        Span(f"{prefix}{name}", f"{prefix}{names[min(end, last)]}")
+        for name, old, end in zip(own, stay, ends, strict=True)
+        if stack.units[0][0] <= old <= last
+    ]
+
+
+def bridged(module: nn.Module, teacher: nn.Module, short: Shortened, run: ModuleRun) -> Outcome:
+    """Fit the layers that stayed to what those gave that went, in place, where there are real inputs to fit on.
+
+    Returns:
+        What was done to the layers, with a note of it.
+    """
+    if not (short.spans and run.real):
+        return short.outcome
+    run.progress("fitting the layers that stay", 0.05)
+    fitted = fit_spans(module, teacher, short.spans, run)
+    if not fitted:
+        return short.outcome
+    note = f"{len(fitted)} of the layers that stayed were fitted to what the ones after them gave, without labels."
+    return dataclasses.replace(short.outcome, notes=[*short.outcome.notes, note])
+
+
+def narrow(module: nn.Module, narrowing: Narrowing, width: float, run: ModuleRun, fit: bool) -> Outcome:
+    """The fraction `width` of all that can shrink, in place; nothing where nothing can."""
+    if not narrowing.is_possible or width >= 1:
+        return Outcome([], list(narrowing.skipped))
+    return narrow_to(module, narrowing, width, run, fit=fit)
+
+
+def joined(steps: Sequence[Outcome]) -> Outcome:
+    """Merge the outcomes of several steps; a layer whose own channels one of them changed was not skipped."""
+    changed = [change for step in steps for change in step.changed]
+    paths = {change.path for change in changed if change.what != "input channels"}
+    skipped = {skip.path: skip for step in steps for skip in step.skipped if skip.path not in paths}
+    return Outcome(changed, list(skipped.values()), [note for step in steps for note in step.notes])
+
+
+def _nothing(params: Derived, skipped: Sequence[Skip]) -> TechniqueError:
+    reasons = list(dict.fromkeys(f"{skip.path}: {skip.reason}" for skip in skipped))[:3]
+    if isinstance(params, FewerLayers):
+        return TechniqueError(
+            "no layer can be left out of this model",
+            "; ".join(reasons) or NO_REPEATS,
+            "student narrow for fewer channels, or depthwise or low_rank; or give a student of your own",
+        )
+    return TechniqueError(
+        "nothing of this model can be narrowed",
+        "; ".join(reasons) or "no channels, heads or hidden units can go"
+        if params.width < 1
+        else "width and depth are 1",
+        "student fewer_layers where layers repeat, low_rank for large Linear layers; or give a student of your own",
+    )

@@ -1,0 +1,209 @@
+"""Fit the layers that stay to what the ones after them gave, which are gone.
+
+A layer that stays stands for itself and for those after it up to the next one that stays: its span. Most layers end by
+adding what a Linear writes to a stream, maybe with a normalization after it (transformers, residual MLPs). The Linear
+is solved by ridge regression so that the sum becomes what it was in the teacher at the end of the span, on training
+inputs without labels, each layer on what the fitted ones before it give; the normalization there is taken over too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from omgoptim.measure.own_cost import evaluating
+from omgoptim.techniques.reconstruction.capture import StopForward, run_until_stopped
+from omgoptim.techniques.reconstruction.ridge import ridge
+from omgoptim.techniques.reconstruction.rows import padding_mask, unpadded_rows
+from omgoptim.techniques.registry import ModuleRun
+
+HELD = 1e-3
+"""How strongly the fitted weight is held at the one before, as a fraction of the mean energy of an input."""
+
+CLOSE = 1e-3
+"""Relative difference of two float32 sums that is only their order of adding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A layer that stays, and the last one that it stands for."""
+
+    kept: str
+    """Path in the student."""
+    end: str
+    """Path in the teacher."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    """How a layer ends: a Linear whose output is added to a stream, which is then normalized, or is what it gives."""
+
+    linear: str
+    norm: str | None
+    """Paths inside the layer."""
+
+
+def fit_spans(module: nn.Module, teacher: nn.Module, spans: Sequence[Span], run: ModuleRun) -> list[str]:
+    """Fit the layers of a student in turn, in place.
+
+    Args:
+        module: the student; on the run's device, as the teacher is, which is not changed.
+        spans: in the order in which the layers run.
+
+    Returns:
+        The layers that were fitted; one that ends in another way, or loses by being fitted, stays as it is.
+    """
+    fitted = []
+    fast = torch.backends.mha.get_fastpath_enabled()  # its fused layers call none of the modules inside
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        for span in spans:
+            writer = _writer(module, span.kept, run)
+            if writer is not None and _fit(module, teacher, span, writer, run):
+                fitted.append(span.kept)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return fitted
+
+
+def _writer(module: nn.Module, path: str, run: ModuleRun) -> _Writer | None:
+    """The last Linear of a layer, if what it writes is added to what becomes the layer's output."""
+    layer = module.get_submodule(path)
+    leaves = {inner: part for inner, part in layer.named_modules() if not part._modules and inner}
+    order: list[str] = []
+    _watched(module, run, {f"{path}.{inner}": lambda *_, inner=inner: order.append(inner) for inner in leaves})
+    linears = [inner for inner in order if type(leaves[inner]) is nn.Linear]
+    if not linears or order.count(linears[-1]) > 1:
+        return None
+    later = order[order.index(linears[-1]) + 1 :]
+    after = [inner for inner in later if next(leaves[inner].parameters(), None) is not None]
+    if len(after) > 1 or (after and not type(leaves[after[0]]).__name__.endswith("Norm")):
+        return None
+    writer = _Writer(linears[-1], after[0] if after else None)
+    return writer if _adds(module, path, writer, run) else None
+
+
+def _adds(module: nn.Module, path: str, writer: _Writer, run: ModuleRun) -> bool:
+    """Whether what is added to the Linear's output is added to the sum after it too, unchanged."""
+    drawn: list[Tensor] = []
+
+    def push(_layer: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(run.seed)
+        noise = torch.randn(output.shape, generator=generator).to(output) * output.std()
+        drawn.append(noise)
+        return output + noise
+
+    plain = _sums(module, path, writer, run)
+    with ExitStack() as hooks:
+        hooks.callback(module.get_submodule(f"{path}.{writer.linear}").register_forward_hook(push).remove)
+        pushed = _sums(module, path, writer, run)
+    if len(plain) != 1 or len(pushed) != 1 or plain[0].shape != drawn[0].shape:
+        return False
+    wanted = plain[0] + drawn[0]
+    return bool((pushed[0] - wanted).abs().max() <= CLOSE * wanted.abs().max())
+
+
+def _sums(module: nn.Module, path: str, writer: _Writer, run: ModuleRun) -> list[Tensor]:
+    """The sum that a layer ends with, of the first batch."""
+    found: list[Tensor] = []
+    _watched(module, run, _at_the_end(path, writer, found.append))
+    return found
+
+
+def _at_the_end(path: str, writer: _Writer, tell: Callable[[Tensor], None]) -> dict[str, Hook]:
+    """A hook where the sum can be heard: before the normalization, or after the layer."""
+    if writer.norm is not None:
+        return {f"{path}.{writer.norm}": lambda args, _output: tell(args[0])}
+
+    def heard(_args: Any, output: Any) -> None:
+        tell(next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)))
+
+    return {path: heard}
+
+
+Hook = Callable[[Any, Any], None]
+"""`hook(args, output)` of a layer that was called."""
+
+
+def _hear(stack: ExitStack, module: nn.Module, hooks: Mapping[str, Hook]) -> None:
+    """Have the layers named heard until the stack ends."""
+    for path, hook in hooks.items():
+        layer = module.get_submodule(path)
+        handle = layer.register_forward_hook(lambda _layer, args, output, hook=hook: hook(args, output))
+        stack.callback(handle.remove)
+
+
+def _watched(module: nn.Module, run: ModuleRun, hooks: Mapping[str, Hook]) -> None:
+    """Run the module on the first batch, heard."""
+    with ExitStack() as stack, evaluating(module):
+        _hear(stack, module, hooks)
+        args, kwargs, _target = next(run.calls())
+        module(*args, **kwargs)
+
+
+def _fit(module: nn.Module, teacher: nn.Module, span: Span, writer: _Writer, run: ModuleRun) -> bool:
+    """Solve the Linear of one layer; False where it is left as it was."""
+    layer = module.get_submodule(span.kept)
+    linear = layer.get_submodule(writer.linear)
+    if not isinstance(linear, nn.Linear):
+        return False
+    size = linear.in_features + 1
+    gram = torch.zeros(size, size, dtype=torch.float64, device=linear.weight.device)
+    cross = torch.zeros(size, linear.out_features, dtype=torch.float64, device=linear.weight.device)
+    energy = 0.0
+    for read, written, ended, wanted in _rows(module, teacher, span, writer, run):
+        constant = torch.full_like(read[:, :1], float(linear.bias is not None))
+        inputs = torch.cat([read, constant], 1)
+        goal = wanted - (ended - written)  # the stream beside the Linear stays what it is
+        gram += inputs.mT @ inputs  # products of one batch in float32, their sum in float64
+        cross += inputs.mT @ goal
+        energy += float(goal.double().square().sum())
+    bias = torch.zeros_like(linear.weight[:, 0]) if linear.bias is None else linear.bias
+    before = torch.cat([linear.weight, bias[:, None]], 1).detach().double().mT
+    solved = ridge(gram, cross, HELD, prior=before)
+    errors = [float(energy - 2 * (x * cross).sum() + (x * (gram @ x)).sum()) for x in (before, solved)]
+    if not (bool(solved.isfinite().all()) and errors[1] < errors[0]):
+        return False
+    with torch.no_grad():
+        linear.weight.copy_(solved[:-1].mT)
+        if linear.bias is not None:
+            linear.bias.copy_(solved[-1])
+    if writer.norm is not None:
+        norm = teacher.get_submodule(span.end).get_submodule(writer.norm)
+        layer.get_submodule(writer.norm).load_state_dict(norm.state_dict())
+    return True
+
+
+def _rows(
+    module: nn.Module, teacher: nn.Module, span: Span, writer: _Writer, run: ModuleRun
+) -> Iterator[tuple[Tensor, ...]]:
+    """Per batch, the rows of real positions: what the Linear reads and writes, the layer's sum, the teacher's."""
+    heard: dict[str, Tensor] = {}
+
+    def last(name: str) -> Callable[[Tensor], None]:
+        def keep(value: Tensor) -> None:
+            heard[name] = value
+            raise StopForward
+
+        return keep
+
+    def linear(args: Any, output: Tensor) -> None:
+        heard["read"], heard["written"] = args[0], output
+
+    own = {f"{span.kept}.{writer.linear}": linear, **_at_the_end(span.kept, writer, last("ended"))}
+    theirs = _at_the_end(span.end, writer, last("wanted"))
+    with ExitStack() as stack, evaluating(module), evaluating(teacher):
+        _hear(stack, module, own)
+        _hear(stack, teacher, theirs)
+        for args, kwargs, _target in run.calls():
+            for each in (module, teacher):
+                run_until_stopped(each, args, kwargs)
+            named = dict(zip(run.signature.input_names, (*args, *kwargs.values()), strict=True))
+            real = padding_mask(named)
+            yield tuple(unpadded_rows(heard[name], real).float() for name in ("read", "written", "ended", "wanted"))

@@ -1,0 +1,121 @@
+"""Width reduction: a fraction of the channels, heads and hidden units of a module.
+
+What can shrink is found once, with the proof that it can; then a copy of the module is cut to as many widths as are
+asked for, and the layers that read what is gone are fitted where there is data.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from omgoptim.errors import TechniqueError
+from omgoptim.reports import Change, Skip
+from omgoptim.requests.prune import Structured
+from omgoptim.techniques.distill._student.layer_selection import LayerSelection
+from omgoptim.techniques.distill._student.recurrent import find_recurrent
+from omgoptim.techniques.distill._student.recurrent_weights import Recurrent, narrow_units
+from omgoptim.techniques.prune._channels.channel_allocation import best, by_ratio
+from omgoptim.techniques.prune._channels.channel_reconstruction import reconstruct_channels
+from omgoptim.techniques.prune._channels.dependency_graph import find_groups
+from omgoptim.techniques.prune._channels.groups import Groups
+from omgoptim.techniques.prune._channels.importance import importance_of
+from omgoptim.techniques.prune._channels.removal import take_out
+from omgoptim.techniques.registry import ModuleRun, Outcome
+
+ROUND_TO, ROUND_FROM = 8, 64
+"""Widths of at least the second are multiples of the first; smaller ones are any number."""
+
+LEAST = 1e-9
+"""Minimum fraction of a group that is kept: one unit, whatever the width."""
+
+
+@dataclass(frozen=True, slots=True)
+class Narrowing:
+    """Narrowable groups of one module, with the importance of each channel."""
+
+    groups: Groups
+    scores: Mapping[str, Tensor]
+    recurrent: list[Recurrent]
+    skipped: list[Skip]
+
+    @property
+    def is_possible(self) -> bool:
+        return bool(self.groups.groups or self.recurrent)
+
+    @property
+    def why_not(self) -> str:
+        """The reasons why nothing can shrink."""
+        reasons = dict.fromkeys(f"{skip.path}: {skip.reason}" for skip in self.skipped)
+        return "; ".join(list(reasons)[:3]) or "it has no convolution, Linear or recurrent layer"
+
+
+def find_narrowing(module: nn.Module, selection: LayerSelection, run: ModuleRun) -> Narrowing:
+    """Find the narrowable groups of a module, which is not changed.
+
+    Raises:
+        SetupError: torch-pruning is not installed.
+        TechniqueError: the model cannot be traced, and has no recurrent layer that could shrink.
+    """
+    if selection.nothing:
+        return Narrowing(Groups([]), {}, [], [])
+    recurrent, skipped = find_recurrent(module, selection, run)
+    asked = Structured(targets=selection.targets, ignore=selection.ignore)
+    try:
+        groups = find_groups(module, asked, run)
+    except TechniqueError as error:
+        if not recurrent:
+            raise
+        groups = Groups([], [Skip(path="(model)", reason=f"{error.what}: {error.why}")])
+    shrinking = {each.path for each in recurrent}
+    skipped += [skip for skip in groups.skipped if skip.path not in shrinking]
+    return Narrowing(groups, importance_of(module, groups, asked, run), recurrent, skipped)
+
+
+def narrow_to(module: nn.Module, narrowing: Narrowing, width: float, run: ModuleRun, *, fit: bool) -> Outcome:
+    """Leave `width` (0..1) of every group's channels and units, those that matter most, and at least one; in place.
+
+    Args:
+        module: the one in which `narrowing` was found, or a copy of it.
+        fit: whether layers that lost inputs are fitted to what they gave, where the run has real data.
+    """
+    before = copy.deepcopy(module) if fit and run.real else None
+    counts = [(each, _units(each.width, width)) for each in narrowing.recurrent]
+    changed, left = narrow_units(module, [(each, count) for each, count in counts if count < each.width])
+    kept_columns = {(path, "in"): columns for path, columns in left.items()}
+    skipped = list(narrowing.skipped)
+    keep = best(narrowing.groups, narrowing.scores, _widths(module, narrowing, width))
+    if keep:
+        outcome, sides = take_out(module, narrowing.groups, keep, run)
+        changed, skipped = [*changed, *outcome.changed], [*skipped, *outcome.skipped]
+        kept_columns |= sides
+    if before is not None and kept_columns:
+        reconstruct_channels(module, before, kept_columns, run)
+    return Outcome(_in_order(module, changed), skipped)
+
+
+def _units(full: int, width: float) -> int:
+    return max(1, _rounded(full * width))
+
+
+def _rounded(wanted: float) -> int:
+    step = ROUND_TO if wanted >= ROUND_FROM else 1
+    return math.floor(wanted / step + 0.5) * step
+
+
+def _widths(module: nn.Module, narrowing: Narrowing, width: float) -> dict[str, int]:
+    full = {group.name: group.width for group in narrowing.groups.groups}
+    asked = Structured(max_layer_ratio=1 - LEAST)
+    fine, coarse = (
+        by_ratio(module, narrowing.groups, narrowing.scores, full, asked, 1 - width, step) for step in (1, ROUND_TO)
+    )
+    return {name: coarse[name] if fine[name] >= ROUND_FROM else fine[name] for name in fine}
+
+
+def _in_order(module: nn.Module, changes: list[Change]) -> list[Change]:
+    order = {path: index for index, (path, _) in enumerate(module.named_modules(remove_duplicate=False))}
+    return sorted(changes, key=lambda change: order.get(change.path, -1))

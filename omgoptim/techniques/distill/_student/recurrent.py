@@ -1,0 +1,208 @@
+"""Hidden units of LSTM, GRU and RNN layers: which weights hold a unit, and fewer of them.
+
+Which columns of which layers read a unit is found by running the model with a number in place of all that the unit
+gives: a column that reads that number, whatever numbers are dealt out, reads that unit. Like channels, this is put to
+the proof: the model without some units must give what the model gives that ignores them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_map
+
+from omgoptim.reports import Skip
+from omgoptim.techniques.distill._student.layer_selection import LayerSelection
+from omgoptim.techniques.distill._student.recurrent_weights import (
+    Reader,
+    Recurrent,
+    ignore_units,
+    importance_of_units,
+    inputs_of,
+    narrow_units,
+)
+from omgoptim.techniques.probe import DoesNotRun, Probe, difference, tolerance_of
+from omgoptim.techniques.prune._channels.groups import owned_parameters
+from omgoptim.techniques.registry import ModuleRun
+
+WIDTHS = (
+    *("hidden_size", "hidden_dim", "hidden", "hidden_units", "hidden_features", "n_hidden", "num_hidden", "nhid"),
+    *("rnn_size", "lstm_size", "gru_size", "units", "d_hidden", "rnn_units"),
+)
+"""Names that models give to the width of their recurrent layers."""
+
+NEAR = 1e-2
+"""Tolerance of a float32 mean of equal integers."""
+
+
+def find_recurrent(module: nn.Module, selection: LayerSelection, run: ModuleRun) -> tuple[list[Recurrent], list[Skip]]:
+    """Recurrent layers that can do with fewer units, each proven; and those that cannot, with the reason."""
+    found, skipped = [], []
+    owners = owned_parameters(module)
+    for path, layer in module.named_modules():
+        if not isinstance(layer, nn.RNNBase):
+            continue
+        reason = _why_not(path, layer, selection, owners)
+        recurrent = None if reason else _read(module, path, run)
+        if recurrent is not None:
+            reason = _tied_reader(module, recurrent, owners) or _proof(module, recurrent, run)
+            if reason:
+                recurrent = replace(recurrent, numbers=_numbers(module, path, layer.hidden_size))
+                reason = _proof(module, recurrent, run) if recurrent.numbers else reason
+        if recurrent is None or reason:
+            skipped.append(Skip(path=path, reason=reason))
+        else:
+            found.append(recurrent)
+    return found, skipped
+
+
+def _why_not(
+    path: str, layer: nn.RNNBase, selection: LayerSelection, owners: Mapping[int, list[tuple[int, str]]]
+) -> str:
+    if not selection.includes(path):
+        return "left as it is by targets or ignore"
+    if layer.proj_size:
+        return "its outputs are projections of its hidden units (proj_size)"
+    if layer.hidden_size < 2:
+        return "it has one hidden unit"
+    for name, tensor in layer._parameters.items():
+        if tensor is not None and not tensor.requires_grad:
+            return f"{name} is frozen (requires_grad is False)"
+        if tensor is not None and (tensor.dtype not in (torch.float32, torch.float64)):
+            return f"its weights are {str(tensor.dtype).removeprefix('torch.')}"
+        if len({owner for owner, _ in owners.get(id(tensor), [])}) > 1:
+            return f"{name} is shared with another layer"
+    if any(name not in layer._parameters for name in layer._flat_weights_names):
+        return "its weights are computed from others (a parametrization)"
+    return ""
+
+
+def _tied_reader(module: nn.Module, recurrent: Recurrent, owners: Mapping[int, list[tuple[int, str]]]) -> str:
+    for reader in recurrent.readers:
+        for name, tensor in module.get_submodule(reader.path)._parameters.items():
+            if len({owner for owner, _ in owners.get(id(tensor), [])}) > 1:
+                return f"{reader.path}.{name}, which reads it, is shared with another layer"
+    return ""
+
+
+# Who reads what
+
+
+def _read(module: nn.Module, path: str, run: ModuleRun) -> Recurrent:
+    """The layer with its readers, found by tracing two assignments of numbers to its units."""
+    layer: Any = module.get_submodule(path)
+    rows = layer.num_layers * (2 if layer.bidirectional else 1)
+    count = rows * layer.hidden_size
+    numbers = torch.arange(1, count + 1)
+    deals = [numbers, numbers.flip(0) + count]
+    seen = [_columns(module, layer, deal.view(rows, -1), run) for deal in deals]
+    readers = []
+    for name in seen[0]:
+        one, other = (values.get(name) for values in seen)
+        if one is None or other is None or len(one) != len(other):
+            continue
+        units = one - 1
+        columns = ((units >= 0) & (units < count) & (other == 2 * count - units)).nonzero().flatten()
+        if len(columns):
+            readers.append(Reader(name, columns, units[columns]))
+    importance = importance_of_units(module, layer, rows, readers)
+    return Recurrent(path, importance, tuple(readers))
+
+
+def _columns(module: nn.Module, layer: Any, numbers: Tensor, run: ModuleRun) -> dict[str, Tensor]:
+    """Path of every Linear and recurrent layer to the one whole number that each column reads, 0 where there is none.
+
+    Args:
+        numbers: (layers * directions, hidden units): dealt out to the units.
+    """
+    read: dict[str, Tensor] = {}
+
+    def deal(_: nn.Module, _args: Any, output: Any) -> Any:
+        sequence, state = output
+        directions = 2 if layer.bidirectional else 1
+        last = numbers[-directions:].flatten()
+
+        def written(values: Tensor) -> Tensor:
+            return last.to(values).expand_as(values).clone()
+
+        def of_layers(values: Tensor) -> Tensor:
+            each = numbers.to(values)
+            return (each if values.dim() == 2 else each[:, None]).expand_as(values).clone()
+
+        if isinstance(sequence, PackedSequence):
+            sequence = sequence._replace(data=written(sequence.data))
+        else:
+            sequence = written(sequence)
+        return sequence, tree_map(of_layers, state)
+
+    def look(path: str) -> Any:
+        def hook(part: nn.Module, args: Any, kwargs: Any) -> None:
+            values = args[0] if args else next(iter(kwargs.values()))
+            values = values.data if isinstance(values, PackedSequence) else values
+            if isinstance(values, Tensor) and values.shape[-1] == inputs_of(part):
+                found = _constant(values.detach().reshape(-1, values.shape[-1]).cpu())
+                known = read.get(path)
+                read[path] = found if known is None else found * (found == known)
+
+        return hook
+
+    hooks = [layer.register_forward_hook(deal)]
+    for path, part in module.named_modules():
+        if isinstance(part, (nn.Linear, nn.RNNBase)) and part is not layer:
+            hooks.append(part.register_forward_pre_hook(look(path), with_kwargs=True))
+    try:
+        Probe.of(run).outputs(module)
+    except DoesNotRun:
+        return {}
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return read
+
+
+def _constant(values: Tensor) -> Tensor:
+    """(rows, columns) to (columns,): the whole number that a column holds wherever it is not zero, or 0."""
+    values = values.double()
+    largest = values.abs().max(0).values
+    whole = largest.round()
+    same = ((values - whole).abs() <= NEAR) | (values == 0)
+    return torch.where(same.all(0), whole, 0.0).long()
+
+
+def _numbers(module: nn.Module, path: str, width: int) -> tuple[tuple[str, str], ...]:
+    """Return the attributes of enclosing modules that hold the number of units."""
+    parts = path.split(".")
+    owners = [".".join(parts[:length]) for length in range(len(parts))]
+    return tuple(
+        (owner, name)
+        for owner in owners
+        for name, value in vars(module.get_submodule(owner)).items()
+        if name in WIDTHS and type(value) is int and value == width
+    )
+
+
+# Proof
+
+
+def _proof(module: nn.Module, recurrent: Recurrent, run: ModuleRun) -> str:
+    """Why the layer cannot do with half of its units, tried on copies; empty if it can."""
+    probe, keep = Probe.of(run), recurrent.width // 2
+    ignoring, smaller = copy.deepcopy(module), copy.deepcopy(module)
+    ignore_units(ignoring, recurrent, recurrent.best(keep))
+    try:
+        narrow_units(smaller, [(recurrent, keep)])
+        outputs, expected = probe.outputs(smaller), probe.outputs(ignoring)
+        apart = difference(outputs, expected)
+    except DoesNotRun as error:
+        return f"with fewer hidden units the model does not run: {error}"
+    except ValueError:
+        return "its hidden units are the model's outputs"
+    if apart > tolerance_of(expected):
+        return "something on their way mixes its hidden units (a normalization or a product over them)"
+    return ""

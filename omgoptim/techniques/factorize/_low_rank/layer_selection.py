@@ -1,0 +1,212 @@
+"""Selection of the layers that can be factorized, with the reasons for the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from omgoptim.blocks import BLOCKS, LowRankLinear, SpatialConv2d, Tucker2Conv2d
+from omgoptim.measure.own_cost import evaluating
+from omgoptim.models.globs import meant, refuse_unknown
+from omgoptim.models.samples import batch_length, call_of
+from omgoptim.reports import Skip
+from omgoptim.requests.factorize import Factorization
+from omgoptim.techniques.probe import NOT_RUN
+from omgoptim.techniques.reconstruction.rows import DenseLayer, batches_of
+from omgoptim.techniques.registry import ModuleRun
+
+OTHER_KINDS: dict[type[nn.Module], str] = {
+    nn.MultiheadAttention: "its packed projection is read by the attention itself, not called as a layer",
+    nn.RNNBase: "a recurrent layer's weights are read by one kernel; Linear layers and Conv2d have low-rank forms",
+    nn.RNNCellBase: "a recurrent cell has no low-rank form here; Linear layers and Conv2d have",
+    nn.Embedding: "an embedding is looked up, not multiplied",
+    nn.EmbeddingBag: "an embedding is looked up, not multiplied",
+    nn.Bilinear: "a bilinear layer has no low-rank form here; Linear layers and Conv2d have",
+    nn.modules.conv._ConvNd: "only Linear layers and Conv2d have a low-rank form here",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Calls of a layer in one forward."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    """Input shape of each call, at the batch that was looked at."""
+    sources: tuple[int, ...]
+    """A number for the input of each call, the same where two layers get the same tensor."""
+    samples: int
+    """Size of the batch that was looked at."""
+
+
+def factorizable(module: nn.Module, params: Factorization, run: ModuleRun) -> tuple[list[str], list[Skip]]:
+    """Paths of the layers that params could factorize, and the others with the reason.
+
+    A layer may still stay as it is when its ranks are chosen: where none is smaller.
+
+    Args:
+        module: runs once on a few samples of the run's statistics, to see which layers are called.
+        params: whose targets, ignore and convolution count.
+        run: gives the samples.
+
+    Raises:
+        TechniqueError: a glob names no layer.
+    """
+    layers, skipped = candidates(module, params)
+    uses = uses_of(module, layers, run)
+    unreached = [Skip(path=path, reason=NOT_RUN) for path in layers if path not in uses]
+    return [path for path in layers if path in uses], sorted([*skipped, *unreached], key=lambda skip: skip.path)
+
+
+def candidates(module: nn.Module, params: Factorization) -> tuple[dict[str, DenseLayer], list[Skip]]:
+    """The layers as `factorizable` finds them, before the model has run."""
+    with_weights = dict(_layers(module))
+    refuse_unknown((*params.targets, *params.ignore), with_weights)
+    chosen = {path for path in with_weights if meant([path], params.targets, params.ignore)}
+    owners = _owners(module)
+    frozen_model = not any(parameter.requires_grad for parameter in module.parameters())
+    layers: dict[str, DenseLayer] = {}
+    skipped = []
+    for path, (layer, around) in with_weights.items():
+        reason = (
+            _reason(layer, around, params, owners, frozen_model)
+            if path in chosen
+            else "left as it is by targets or ignore"
+        )
+        if reason is None and path:
+            layers[path] = layer  # type: ignore[assignment]
+        else:
+            skipped.append(Skip(path=path or "(model)", reason=reason or "the model itself is this one layer"))
+    return layers, skipped
+
+
+def _layers(module: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, nn.Module | None]]]:
+    """Path to layer, and the block or attention it belongs to; parts of a block count as the block."""
+    owners: dict[str, nn.Module] = {}
+    for path, layer in module.named_modules():
+        parts = path.split(".")
+        around = next((owners[p] for n in range(1, len(parts)) if (p := ".".join(parts[:n])) in owners), None)
+        if _is_block(layer) or isinstance(layer, nn.MultiheadAttention):
+            owners[path] = layer
+        if around is not None and _is_block(around):
+            continue
+        kinds = (nn.Linear, nn.Conv2d, *OTHER_KINDS)
+        if isinstance(layer, kinds) or _is_block(layer):
+            yield path, (layer, around)
+
+
+def _owners(module: nn.Module) -> dict[int, dict[int, str]]:
+    """Where a parameter's values lie, to the layers that hold it there and its name in each."""
+    found: dict[int, dict[int, str]] = {}
+    for path, layer in module.named_modules():
+        for name, parameter in layer.named_parameters(recurse=False):
+            found.setdefault(_place(parameter), {})[id(layer)] = f"{path}.{name}" if path else name
+    return found
+
+
+def _is_block(layer: nn.Module) -> bool:
+    return BLOCKS.get(type(layer).__name__) is type(layer)
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.data_ptr() or id(tensor)
+
+
+def _reason(
+    layer: nn.Module,
+    around: nn.Module | None,
+    params: Factorization,
+    owners: Mapping[int, Mapping[int, str]],
+    frozen_model: bool,
+) -> str | None:
+    """Why a layer cannot be factorized, or None."""
+    if _is_block(layer):
+        low = isinstance(layer, (LowRankLinear, SpatialConv2d, Tucker2Conv2d))
+        return "it is of low rank already" if low else "it stands in a convolution's place already, with fewer weights"
+    if isinstance(around, nn.MultiheadAttention):
+        return "the attention around it reads its weight itself instead of calling it"
+    if not isinstance(layer, (nn.Linear, nn.Conv2d)):
+        return next(reason for kind, reason in OTHER_KINDS.items() if isinstance(layer, kind))
+    weight = layer._parameters.get("weight")
+    if weight is None:
+        return "its weight is computed from other parameters (a parametrization, weight norm or the like)"
+    if not _runs_as_torch_does(layer):
+        return f"{type(layer).__name__} has a forward of its own"
+    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
+        return "hooks are attached to it, which another layer in its place would not have"
+    if not weight.is_floating_point():
+        return f"its weight is {str(weight.dtype).removeprefix('torch.')}"
+    for parameter in layer.parameters(recurse=False):
+        if len(owners[_place(parameter)]) > 1:
+            return f"its parameters are shared with another layer: {', '.join(owners[_place(parameter)].values())}"
+    if not (weight.requires_grad or frozen_model or params.targets):
+        return "it is frozen (requires_grad is False); name it in targets to factorize it all the same"
+    if min(weight.shape[0], weight[0].numel()) < 2:
+        return f"its weight of {_shape(weight)} has rank 1 as it is"
+    return _conv_reason(layer, params) if isinstance(layer, nn.Conv2d) else None
+
+
+def _conv_reason(layer: nn.Conv2d, params: Factorization) -> str | None:
+    if params.convolution == "skip":
+        return "convolutions are left as they are (convolution=skip)"
+    if layer.groups > 1 and layer.in_channels == layer.groups:
+        return "it is depthwise: each output sees one channel, so there is nothing to factorize"
+    if layer.padding_mode != "zeros":
+        return f"padding_mode {layer.padding_mode} has no exact form as a product; only zeros has"
+    return None
+
+
+def _shape(weight: Tensor) -> str:
+    return " x ".join(map(str, weight.shape))
+
+
+def _runs_as_torch_does(layer: nn.Linear | nn.Conv2d) -> bool:
+    """Whether its forward is torch's own, of the class and of the object."""
+    if "forward" in vars(layer):
+        return False
+    if isinstance(layer, nn.Linear):
+        return type(layer).forward is nn.Linear.forward
+    return type(layer).forward is nn.Conv2d.forward and type(layer)._conv_forward is nn.Conv2d._conv_forward
+
+
+def uses_of(module: nn.Module, layers: Mapping[str, DenseLayer], run: ModuleRun, samples: int = 2) -> dict[str, Use]:
+    """Path to how it is called, in one forward of the first few samples, in the order of the first calls."""
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+    sources: dict[str, list[int]] = {}
+    seen: list[Tensor] = []  # kept, so that no two inputs get the same address
+
+    def watch(path: str) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            values = inputs[0] if inputs else kwargs["input"]
+            same = next((n for n, one in enumerate(seen) if one is values), len(seen))
+            seen.append(values)
+            shapes.setdefault(path, []).append(tuple(values.shape))
+            sources.setdefault(path, []).append(same)
+
+        return hook
+
+    handles = [layer.register_forward_pre_hook(watch(path), with_kwargs=True) for path, layer in layers.items()]
+    try:
+        with evaluating(module):
+            batch = next(batches_of(run.statistics, samples))
+            size = batch_length(batch)
+            args, kwargs = call_of(run.signature, batch, run.device)
+            module(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {path: Use(tuple(some), tuple(sources[path]), size) for path, some in shapes.items()}
+
+
+def with_same_rows(layers: Mapping[str, DenseLayer], uses: Mapping[str, Use]) -> dict[str, str]:
+    """Path to the first path whose weight is multiplied with the same rows: of Linear layers or alike convolutions."""
+    first: dict[tuple[Any, ...], str] = {}
+    leaders = {}
+    for path, layer in layers.items():
+        how: tuple[Any, ...] = ()
+        if isinstance(layer, nn.Conv2d):
+            how = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups)
+        leaders[path] = first.setdefault((uses[path].sources, how), path)
+    return leaders

@@ -1,0 +1,147 @@
+"""Latency of a layer by rank, measured on the engine that the artifact will run on.
+
+A block is timed alone at the input shapes that the layer sees in one forward at batch 1, at a few of its ranks; between
+them the time is interpolated over the parameters. For torch it is the module itself (torch_compile counts as
+torch_eager: compiling every rank would take minutes), for ONNX Runtime and OpenVINO a program of its MatMul or Conv
+nodes. One session is open at a time; the points are visited in several turns, and the fastest block of calls counts:
+what other programs do only ever adds. Equal layers are measured once. What a time alone cannot show is what an engine
+fuses with neighbours.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from omgoptim.reports import Skip
+from omgoptim.runtimes import ENGINES, Session, Settings
+from omgoptim.runtimes.signature import InputTensor, Signature
+from omgoptim.techniques.factorize._low_rank.layer_onnx import INPUT, write_program
+from omgoptim.techniques.factorize._low_rank.layer_selection import uses_of
+from omgoptim.techniques.factorize._low_rank.problem import Option
+from omgoptim.techniques.factorize._low_rank.rank_allocation import RankChoice
+from omgoptim.techniques.factorize._low_rank.replacement import empty_block
+from omgoptim.techniques.reconstruction.rows import DenseLayer
+from omgoptim.techniques.registry import ModuleRun
+
+POINTS = 6
+"""Ranks of a layer that are measured."""
+
+TURNS = 3
+"""Visits of each point."""
+
+BLOCK_S = 0.005
+"""Seconds of one block of calls; there are `TURNS` per visit."""
+
+SLOPE = 1e-6
+"""Fraction of a layer's time that all its parameters count for besides: of two ranks as fast, the smaller one."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankTimes:
+    """Times of a layer in one forward."""
+
+    whole_ms: float
+    ranks_ms: tuple[float, ...]
+    """Of the options that were picked."""
+
+
+def measure_times(
+    module: nn.Module, layers: Mapping[str, RankChoice], run: ModuleRun, skipped: list[Skip]
+) -> dict[str, RankChoice]:
+    """The layers with the times of their options, less the options that are no faster.
+
+    Args:
+        module: where the layers are; run once to see the shapes.
+        layers: path to its options.
+        run: gives engine, device and threads.
+        skipped: gets the layers that no rank makes faster.
+    """
+    parts: dict[str, DenseLayer] = {path: module.get_submodule(path) for path in layers}  # type: ignore[misc]
+    uses = uses_of(module, parts, run, samples=1)
+    known: dict[tuple[Any, ...], RankTimes] = {}
+    timed = {}
+    for count, (path, layered) in enumerate(layers.items()):
+        picked = picked_of(layered.options)
+        key = (repr(parts[path]), uses[path].shapes, tuple((option.form, option.ranks) for option in picked))
+        if key not in known:
+            known[key] = measured(parts[path], picked, uses[path].shapes, run)
+        faster = with_times(layered, picked, known[key])
+        if faster.options:
+            timed[path] = faster
+        else:
+            best, whole = min(known[key].ranks_ms), known[key].whole_ms
+            reason = f"no rank is faster on {run.runtime}: {best:.3f} ms at best, {whole:.3f} ms as it is"
+            skipped.append(Skip(path=path, reason=reason))
+        run.progress("timing ranks", 0.4 + 0.1 * (count + 1) / len(layers))
+    return timed
+
+
+def picked_of(options: Sequence[Option]) -> list[Option]:
+    """Options to measure, from the smallest to the largest, evenly spread."""
+    places = sorted({round(place) for place in np.linspace(0, len(options) - 1, POINTS)})
+    return [options[place] for place in places]
+
+
+def with_times(layered: RankChoice, picked: Sequence[Option], times: RankTimes) -> RankChoice:
+    """The options that are faster than the layer, with times that never fall as parameters grow."""
+    rising = np.maximum.accumulate(times.ranks_ms)
+    given = np.interp([o.params for o in layered.options], [o.params for o in picked], rising)
+    slope = SLOPE * times.whole_ms / layered.params
+    ms = [float(one) + slope * option.params for option, one in zip(layered.options, given, strict=True)]
+    faster = [index for index, one in enumerate(ms) if one < times.whole_ms]
+    return replace(
+        layered,
+        options=tuple(layered.options[index] for index in faster),
+        losses=tuple(layered.losses[index] for index in faster),
+        times_ms=tuple(ms[index] for index in faster),
+        time_ms=times.whole_ms,
+    )
+
+
+def measured(
+    layer: DenseLayer, picked: Sequence[Option], shapes: Sequence[tuple[int, ...]], run: ModuleRun
+) -> RankTimes:
+    """Milliseconds of the layer and of the blocks in its place, all its calls in one forward added up."""
+    subjects: list[nn.Module] = [layer, *(empty_block(layer, option) for option in picked)]
+    totals = [0.0] * len(subjects)
+    threads = torch.get_num_threads()
+    try:
+        with tempfile.TemporaryDirectory(dir=run.scratch) as folder:
+            for shape in sorted(set(shapes)):
+                best = [float("inf")] * len(subjects)
+                for _ in range(TURNS):
+                    for index, subject in enumerate(subjects):
+                        best[index] = min(best[index], _visit(subject, shape, run, Path(folder)))
+                totals = [total + shapes.count(shape) * ms for total, ms in zip(totals, best, strict=True)]
+    finally:
+        torch.set_num_threads(threads)
+    return RankTimes(totals[0], tuple(totals[1:]))
+
+
+def _visit(subject: nn.Module, shape: tuple[int, ...], run: ModuleRun, folder: Path) -> float:
+    session, prepared = _open(subject, shape, run, folder)
+    session.seconds(prepared, 2)
+    calls = max(1, round(BLOCK_S / max(session.seconds(prepared, 1), 1e-7)))
+    return 1e3 * min(session.seconds(prepared, calls) for _ in range(TURNS))
+
+
+def _open(subject: nn.Module, shape: tuple[int, ...], run: ModuleRun, folder: Path) -> tuple[Session, Any]:
+    engine = ENGINES["torch_eager" if run.runtime == "torch_compile" else run.runtime]
+    thing: Any = subject
+    dtype = "float32"
+    if engine.runs == "program":
+        thing = write_program(list(subject.children()) or [subject], shape, folder / "layer.onnx")
+    else:
+        dtype = str(next(subject.parameters()).dtype).removeprefix("torch.")
+    signature = Signature((InputTensor(INPUT, dtype, shape, keyword=False),), "tensor")
+    session = engine.open(thing, signature, Settings(run.threads, run.device))
+    values = np.random.default_rng(run.seed).standard_normal(shape, dtype=np.float32)
+    return session, session.prepare({INPUT: values})

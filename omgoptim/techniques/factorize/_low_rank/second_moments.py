@@ -1,0 +1,223 @@
+"""Second moments of layer inputs, and the influence of layer outputs on the model's outputs.
+
+The second moment and the mean of each layer's inputs are read by hooks while the model runs on samples of the train
+split, without labels. Positions that a batch's `attention_mask` marks as padding are left out, where a layer's input is
+(batch, positions, channels). The influence of an output y on the model's own outputs z is G = E[Jᵀ J] with J = dz/dy,
+read from gradients of random combinations of z (each of its tensors scaled to size 1): E|J (change of y)|² is what the
+model's outputs change by, to first order. That needs no labels either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from omgoptim.measure.own_cost import evaluating
+from omgoptim.runtimes.signature import flatten
+from omgoptim.techniques.factorize._low_rank.layer_selection import Use, uses_of, with_same_rows
+from omgoptim.techniques.reconstruction.capture import Hook, forward_hooks
+from omgoptim.techniques.reconstruction.rows import (
+    DenseLayer,
+    batches_of,
+    call_tensors,
+    input_rows,
+    output_rows,
+    padding_mask,
+)
+from omgoptim.techniques.registry import ModuleRun
+
+WIDEST = 12_288
+"""Inputs of a layer whose second moment is still kept: it has the square of that many float64, 1.2 GB here."""
+
+AT_ONCE_BYTES = 1_500_000_000
+"""InputMoments that are gathered in one pass over the samples; layers beyond it wait for the next pass."""
+
+INFLUENCE_SAMPLES = 128
+"""Samples whose gradients the influence is read from: it needs to say roughly what matters."""
+
+
+@dataclass(slots=True)
+class InputMoments:
+    """The inputs x of a layer, per group: sums until `finish`, then means."""
+
+    mean: Tensor
+    """E[x]: (groups, in)."""
+    second: Tensor | None
+    """E[x xᵀ]: (groups, in, in); None for a Linear wider than `WIDEST`."""
+    outputs: Tensor | None
+    """There instead: E[y yᵀ] of y = W x, (groups, out, out)."""
+    rows: int = 0
+    """How many rows they come from."""
+
+    def finish(self) -> None:
+        if self.rows:
+            for part in (self.mean, self.second, self.outputs):
+                if part is not None:
+                    part /= self.rows
+
+    @property
+    def are_finite(self) -> bool:
+        return all(bool(part.isfinite().all()) for part in (self.mean, self.second, self.outputs) if part is not None)
+
+
+def in_of(layer: DenseLayer) -> int:
+    """Values that one output of a layer is computed from."""
+    return layer.weight[0].numel()
+
+
+def groups_of(layer: DenseLayer) -> int:
+    return layer.groups if isinstance(layer, nn.Conv2d) else 1
+
+
+def input_moments(
+    module: nn.Module, layers: Mapping[str, DenseLayer], run: ModuleRun, samples: int
+) -> Iterator[tuple[str, InputMoments]]:
+    """Path and moments of each layer, some layers per pass over the samples. See the module's docstring.
+
+    Args:
+        module: in any mode; run in eval mode.
+        layers: path to Linear or Conv2d of it, each called in its forward.
+        run: its statistics are the data.
+        samples: how many of them to read.
+    """
+    leaders = leaders_of(layers, uses_of(module, layers, run))
+    for chunk in _chunks({leader: layers[leader] for leader in dict.fromkeys(leaders.values())}):
+        found = _one_pass(module, chunk, run, samples)
+        yield from ((path, found[leader]) for path, leader in leaders.items() if leader in found)
+
+
+def leaders_of(layers: Mapping[str, DenseLayer], uses: Mapping[str, Use]) -> dict[str, str]:
+    """Path to the path whose moments are its own too; a layer too wide for a second moment has its own."""
+    leaders = with_same_rows(layers, uses)
+    return {path: path if in_of(layers[path]) > WIDEST else leader for path, leader in leaders.items()}
+
+
+def _chunks(layers: Mapping[str, DenseLayer]) -> Iterator[dict[str, DenseLayer]]:
+    chunk: dict[str, DenseLayer] = {}
+    total = 0
+    for path, layer in layers.items():
+        size = moments_bytes(layer)
+        if chunk and total + size > AT_ONCE_BYTES:
+            yield chunk
+            chunk, total = {}, 0
+        chunk[path] = layer
+        total += size
+    if chunk:
+        yield chunk
+
+
+def moments_bytes(layer: DenseLayer) -> int:
+    """What the moments of a layer's inputs take in memory."""
+    side = len(layer.weight) // groups_of(layer) if in_of(layer) > WIDEST else in_of(layer)
+    return 8 * groups_of(layer) * side**2
+
+
+def _one_pass(
+    module: nn.Module, layers: Mapping[str, DenseLayer], run: ModuleRun, samples: int
+) -> dict[str, InputMoments]:
+    found = {path: empty_moments(layer) for path, layer in layers.items()}
+    real: Tensor | None = None
+
+    def watch(path: str) -> Hook:
+        def hook(_layer: nn.Module, values: Tensor, _output: Any) -> None:
+            add_rows(found[path], layers[path], input_rows(layers[path], values.detach(), real))
+
+        return hook
+
+    with evaluating(module), forward_hooks(module, {path: watch(path) for path in layers}, before=True):
+        for batch in batches_of(run.statistics, samples):
+            tensors = call_tensors(batch, run)
+            real = padding_mask(tensors)
+            args, kwargs = run.signature.to_call(tensors)
+            module(*args, **kwargs)
+    for moments in found.values():
+        moments.finish()
+    return found
+
+
+def empty_moments(layer: DenseLayer) -> InputMoments:
+    """Sums of nothing yet, in the shapes of a layer."""
+    groups, width, place = groups_of(layer), in_of(layer), layer.weight.device
+    mean = torch.zeros(groups, width, dtype=torch.float64, device=place)
+    if width > WIDEST:
+        out = len(layer.weight) // groups
+        return InputMoments(mean, None, torch.zeros(groups, out, out, dtype=torch.float64, device=place))
+    return InputMoments(mean, torch.zeros(groups, width, width, dtype=torch.float64, device=place), None)
+
+
+def add_rows(moments: InputMoments, layer: DenseLayer, rows: Tensor) -> None:
+    """Count rows (groups, rows, in) in."""
+    moments.rows += rows.shape[1]
+    moments.mean += rows.sum(1)
+    if moments.second is not None:
+        moments.second += rows.mT @ rows
+    if moments.outputs is not None:
+        given = rows @ layer.weight.detach().double().reshape(len(rows), -1, rows.shape[2]).mT
+        moments.outputs += given.mT @ given
+
+
+def output_influence(
+    module: nn.Module, layers: Mapping[str, DenseLayer], run: ModuleRun, samples: int
+) -> dict[str, Tensor]:
+    """Path to G (groups, out, out), summed over a sample's rows; without those that no gradient reaches.
+
+    Empty where the model has no gradient to give: outputs that are no floating numbers, an operation without one.
+    """
+    found: dict[str, Tensor] = {}
+    called: list[tuple[str, Tensor]] = []
+    generator = torch.Generator().manual_seed(run.seed)
+
+    def watch(path: str) -> Any:
+        def hook(_: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+            output = output if output.requires_grad else output.detach().requires_grad_()
+            called.append((path, output))
+            return output.clone()  # what comes next may write into it
+
+        return hook
+
+    seen = 0
+    handles = [layer.register_forward_hook(watch(path)) for path, layer in layers.items()]
+    try:
+        with evaluating(module), torch.enable_grad():
+            for batch in batches_of(run.statistics, min(samples, INFLUENCE_SAMPLES)):
+                tensors = call_tensors(batch, run)
+                real = padding_mask(tensors)
+                called.clear()
+                args, kwargs = run.signature.to_call(tensors)
+                whole = _random_combination(module(*args, **kwargs), real, generator)
+                if whole is None:
+                    return {}
+                gradients = torch.autograd.grad(whole, [output for _, output in called], allow_unused=True)
+                for (path, _), gradient in zip(called, gradients, strict=True):
+                    if gradient is not None:
+                        rows = output_rows(layers[path], gradient, real)
+                        found[path] = found.get(path, rows.new_zeros(())) + rows.mT @ rows
+                seen += len(next(iter(tensors.values())))
+    except RuntimeError:  # torch's word for an operation without a gradient: written in place, a recurrent kernel
+        return {}
+    finally:
+        called.clear()
+        for handle in handles:
+            handle.remove()
+    return {path: total / seen for path, total in found.items() if bool(total.isfinite().all()) and bool(total.any())}
+
+
+def _random_combination(result: Any, real: Tensor | None, generator: torch.Generator) -> Tensor | None:
+    """The sum of all outputs times random numbers of size 1 / the output's own; None if nothing has a gradient."""
+    whole: Tensor | None = None
+    for leaf in flatten(result):
+        if not (isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.requires_grad):
+            continue
+        size = leaf.detach().float().square().mean().sqrt()
+        if not (size > 0 and size.isfinite()):
+            continue
+        drawn = torch.randn(leaf.shape, generator=generator).to(leaf.device, leaf.dtype) / size.to(leaf.dtype)
+        if real is not None and leaf.dim() >= 2 and leaf.shape[:2] == real.shape:
+            drawn = drawn * real.reshape(*real.shape, *[1] * (leaf.dim() - 2))
+        part = (leaf * drawn).sum()
+        whole = part if whole is None else whole + part
+    return whole

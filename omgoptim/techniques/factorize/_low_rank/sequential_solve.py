@@ -1,0 +1,301 @@
+"""Solve layer after layer, each on the inputs that the compressed layers before it give.
+
+A layer's factors are to give what the original layer gave on the original's inputs: first the dense weight M that does
+so best on the new inputs (least squares), then the product of low rank that is nearest to it on them. So each layer
+makes up for what the ones before it lost. Layers with the same input are solved together, and neighbours too where
+there would be more than `MOST_STAGES` passes: each pass runs the compressed model on the samples, up to the layers it
+is about. What the original's layers saw is kept for as many of them as fit in memory.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from omgoptim.techniques.factorize._low_rank.factor_forms import solve
+from omgoptim.techniques.factorize._low_rank.layer_selection import Use, uses_of
+from omgoptim.techniques.factorize._low_rank.problem import Option, Problem
+from omgoptim.techniques.factorize._low_rank.replacement import (
+    Block,
+    block_of,
+    problem_of,
+    product_of,
+    put,
+    unusable,
+    weight_of,
+)
+from omgoptim.techniques.factorize._low_rank.second_moments import (
+    AT_ONCE_BYTES,
+    InputMoments,
+    add_rows,
+    empty_moments,
+    in_of,
+    leaders_of,
+    moments_bytes,
+)
+from omgoptim.techniques.reconstruction.capture import Hook, StopForward, forward_hooks, run_until_stopped
+from omgoptim.techniques.reconstruction.low_rank import fit
+from omgoptim.techniques.reconstruction.rows import (
+    DenseLayer,
+    batches_of,
+    call_tensors,
+    input_rows,
+    padding_mask,
+    rows_of_shape,
+)
+from omgoptim.techniques.registry import ModuleRun
+
+MOST_STAGES = 32
+"""Most passes over the samples; a model with more layers has neighbours solved together, so that time grows linearly
+with depth."""
+
+KEPT_BYTES = 1_000_000_000
+"""Memory for the inputs of the original's layers in float32, as large as that for moments."""
+
+HELD = 0.1
+"""How strongly the refitted weight is held at the original, as a fraction of the mean energy of an input."""
+
+Rows = dict[str, list[Tensor]]
+"""Path to the rows of each call of a layer in one batch, (groups, rows, in) each."""
+
+
+@dataclass(slots=True)
+class CrossMoments:
+    """Second moments of the inputs x of a layer in the original and z in the compressed model; sums until `finish`."""
+
+    new: InputMoments
+    old_mean: Tensor
+    """E[x]: (groups, in)."""
+    cross: Tensor | None
+    """E[x zᵀ]: (groups, in, in); None where a second moment would be too large."""
+    paired: bool = True
+    """False once the two models gave different numbers of rows: what a layer sees depends on the values there."""
+
+    @staticmethod
+    def none_yet(layer: DenseLayer) -> CrossMoments:
+        new = empty_moments(layer)
+        cross = None if new.second is None else torch.zeros_like(new.second)
+        return CrossMoments(new, torch.zeros_like(new.mean), cross)
+
+    def count(self, layer: DenseLayer, old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
+        """Count the rows of one batch in, a tensor for each call."""
+        for z in new:
+            add_rows(self.new, layer, z.double())
+        self.paired &= [x.shape for x in old] == [z.shape for z in new]
+        if not self.paired:
+            return
+        for x, z in zip(old, new, strict=True):
+            self.old_mean += x.double().sum(1)
+            if self.cross is not None:
+                self.cross += x.double().mT @ z.double()
+
+    def finish(self) -> None:
+        """From sums to means."""
+        rows = self.new.rows
+        self.new.finish()
+        if rows:
+            self.old_mean /= rows
+            if self.cross is not None:
+                self.cross /= rows
+
+    def centred_cross(self, centred: bool) -> Tensor | None:
+        """E[x zᵀ], less the product of the means if `centred`; None if there is none."""
+        if self.cross is None or not self.paired:
+            return None
+        return self.cross - self.old_mean[:, :, None] * self.new.mean[:, None, :] if centred else self.cross
+
+
+def solve_in_order(
+    original: nn.Module,
+    module: nn.Module,
+    chosen: Mapping[str, Option],
+    influence: Mapping[str, Tensor],
+    energies: Mapping[str, float],
+    run: ModuleRun,
+    samples: int,
+) -> dict[str, float | None]:
+    """Put the blocks of `chosen` into `module`, solved in the order in which the layers are called.
+
+    Args:
+        original: the model as it was; not changed.
+        module: a copy of it, changed.
+        chosen: path to ranks.
+        influence: path to G of a layer's outputs, where it is known.
+        energies: path to E|W x|², without the mean where the layer has a bias.
+        run: its statistics are the inputs.
+        samples: how many of them to read.
+
+    Returns:
+        Path to the relative error of the layer's output, |W x - W' z| / |W x|; None where that cannot be told.
+    """
+    layers: dict[str, DenseLayer] = {path: original.get_submodule(path) for path in chosen}  # type: ignore[misc]
+    uses = uses_of(original, layers, run)
+    leaders = leaders_of(layers, uses)
+    errors: dict[str, float | None] = {}
+    for window in _windows(stages(layers, uses), layers, leaders, uses, samples):
+        kept = _kept_rows(original, window, layers, leaders, uses, run, samples)
+        for stage in window:
+            firsts = {leaders[path]: layers[leaders[path]] for path in stage}
+            pairs = _pairs(original, module, firsts, kept, uses, run, samples)
+            for path in stage:
+                option, given = chosen[path], pairs[leaders[path]]
+                block, errors[path] = _solved(layers[path], option, given, influence.get(path), energies[path])
+                put(module, path, block)
+            run.progress("fitting low ranks", 0.5 + 0.5 * len(errors) / len(layers))
+    return errors
+
+
+def stages(layers: Mapping[str, DenseLayer], uses: Mapping[str, Use]) -> list[list[str]]:
+    """Paths in the order of their first calls, those with one input together, in about `MOST_STAGES` lists."""
+    by_source: dict[int, list[str]] = {}
+    for path in (path for path in uses if path in layers):
+        by_source.setdefault(uses[path].sources[0], []).append(path)
+    groups = list(by_source.values())
+    merge = -(-len(groups) // MOST_STAGES)
+    merged = [list(itertools.chain(*groups[i : i + merge])) for i in range(0, len(groups), merge)]
+    return [part for stage in merged for part in _fitting(stage, layers)]
+
+
+def _fitting(stage: Sequence[str], layers: Mapping[str, DenseLayer]) -> Iterator[list[str]]:
+    """A stage in parts whose moments fit in memory together."""
+    part: list[str] = []
+    size = 0
+    for path in stage:
+        more = 2 * moments_bytes(layers[path])
+        if part and size + more > AT_ONCE_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(path)
+        size += more
+    yield part
+
+
+def _windows(
+    found: Sequence[list[str]],
+    layers: Mapping[str, DenseLayer],
+    leaders: Mapping[str, str],
+    uses: Mapping[str, Use],
+    samples: int,
+) -> Iterator[list[list[str]]]:
+    """Stages together whose inputs in the original fit in memory."""
+    window: list[list[str]] = []
+    size = 0
+    for stage in found:
+        more = sum(_rows_bytes(layers[path], uses[path], samples) for path in {leaders[path] for path in stage})
+        if window and size + more > KEPT_BYTES:
+            yield window
+            window, size = [], 0
+        window.append(stage)
+        size += more
+    if window:
+        yield window
+
+
+def _rows_bytes(layer: DenseLayer, use: Use, samples: int) -> int:
+    """What the rows of a layer take, by the shapes of its calls with a few samples."""
+    rows = sum(rows_of_shape(layer, shape) for shape in use.shapes)
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    return 4 * groups * in_of(layer) * rows * samples // use.samples
+
+
+def _kept_rows(
+    original: nn.Module,
+    window: Sequence[Sequence[str]],
+    layers: Mapping[str, DenseLayer],
+    leaders: Mapping[str, str],
+    uses: Mapping[str, Use],
+    run: ModuleRun,
+    samples: int,
+) -> list[Rows] | None:
+    """What the layers of a window see in the original, batch by batch; None where even one stage is too much."""
+    firsts = {leaders[path]: layers[leaders[path]] for stage in window for path in stage}
+    if sum(_rows_bytes(layer, uses[path], samples) for path, layer in firsts.items()) > KEPT_BYTES:
+        return None
+    return list(_rows_by_batch(original, firsts, uses, run, samples))
+
+
+def _rows_by_batch(
+    model: nn.Module, layers: Mapping[str, DenseLayer], uses: Mapping[str, Use], run: ModuleRun, samples: int
+) -> Iterator[Rows]:
+    for batch in batches_of(run.statistics, samples):
+        tensors = call_tensors(batch, run)
+        yield _inputs(model, layers, uses, tensors, run)
+
+
+def _pairs(
+    original: nn.Module,
+    module: nn.Module,
+    layers: Mapping[str, DenseLayer],
+    kept: list[Rows] | None,
+    uses: Mapping[str, Use],
+    run: ModuleRun,
+    samples: int,
+) -> dict[str, CrossMoments]:
+    """InputMoments of the layers' inputs in both models, on the samples."""
+    found = {path: CrossMoments.none_yet(layer) for path, layer in layers.items()}
+    olds = _rows_by_batch(original, layers, uses, run, samples) if kept is None else kept
+    for old, new in zip(olds, _rows_by_batch(module, layers, uses, run, samples), strict=True):
+        for path, layer in layers.items():
+            found[path].count(layer, old[path], new[path])
+    for pairs in found.values():
+        pairs.finish()
+    return found
+
+
+def _inputs(
+    model: nn.Module,
+    layers: Mapping[str, DenseLayer],
+    uses: Mapping[str, Use],
+    tensors: dict[str, Tensor],
+    run: ModuleRun,
+) -> Rows:
+    """Rows of the layers at these paths in one forward, which ends with the last of their calls."""
+    real = padding_mask(tensors)
+    rows: Rows = {path: [] for path in layers}
+    waiting = sum(len(uses[path].shapes) for path in layers)
+
+    def watch(path: str) -> Hook:
+        def hook(_layer: nn.Module, values: Tensor, _output: Any) -> None:
+            nonlocal waiting
+            rows[path].append(input_rows(layers[path], values, real).float())
+            waiting -= 1
+            if not waiting:
+                raise StopForward
+
+        return hook
+
+    args, kwargs = run.signature.to_call(tensors)
+    with forward_hooks(model, {path: watch(path) for path in layers}, before=True):
+        run_until_stopped(model, args, kwargs)
+    return rows
+
+
+def _solved(
+    layer: DenseLayer, option: Option, pairs: CrossMoments, influence: Tensor | None, energy: float
+) -> tuple[Block, float | None]:
+    """The block for a layer, and its relative error; None where that cannot be told."""
+    new, weight = pairs.new, weight_of(layer)
+    bias = None if layer.bias is None else layer.bias.detach().double()
+    if unusable(new):  # the compressed model gives it nothing to go by: its own weight is what is left
+        return block_of(layer, option, solve(Problem(weight, influence=influence), option), bias), None
+    problem = problem_of(layer, new, influence)
+    cross, moment, old_mean = pairs.centred_cross(bias is not None), problem.moment, new.mean
+    if cross is not None and moment is not None:
+        old_mean = pairs.old_mean
+        fitted = [fit(w, c, m, HELD) for w, c, m in zip(weight.flatten(2), cross, moment, strict=True)]
+        problem = replace(problem, weight=torch.stack(fitted).reshape(weight.shape))
+    block = block_of(layer, option, solve(problem, option), None)
+    w, p = weight.flatten(2), product_of(block).flatten(2)
+    if bias is not None and block.b.bias is not None:
+        shift = torch.einsum("gon,gn->go", w, old_mean) - torch.einsum("gon,gn->go", p, new.mean)
+        block.b.bias.data.copy_(bias + shift.flatten())
+    if cross is None or moment is None or not energy > 0:
+        return block, None
+    lost = energy - 2 * float(((w @ cross) * p).sum()) + float(((p @ moment) * p).sum())
+    return block, math.sqrt(max(lost, 0.0) / energy)

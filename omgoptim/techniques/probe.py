@@ -1,0 +1,136 @@
+"""Probe of a module on a few samples: its outputs, their comparison, and the place of an error in the user's code."""
+
+from __future__ import annotations
+
+import contextlib
+import linecache
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from omgoptim.errors import OmgoptimError, TechniqueError
+from omgoptim.measure.own_cost import evaluating
+from omgoptim.models.samples import call_of, of_size
+from omgoptim.runtimes.signature import flatten
+from omgoptim.techniques.registry import ModuleRun
+
+SAMPLES = 2
+TOLERANCE, COARSE = 3e-4, 2e-2
+"""Largest difference of two outputs, relative to the largest value, that is only another order of adding: in float32
+on a CPU; in half precision, and on GPUs, which may round the factors of float32 products."""
+
+NOT_RUN = "it did not run for the samples that were tried: the forward does not call it, or only for some inputs"
+"""Why a layer that a trace did not meet stays as it is."""
+
+NOT_THE_USERS = ("torch", "omgoptim", "torch_pruning")
+"""Packages whose lines say nothing to the author of a model."""
+
+
+class DoesNotRun(Exception):
+    """A module that raises on inputs that it took before; the message says where and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Calls of a module on one batch and on further samples."""
+
+    args: tuple[Tensor, ...]
+    kwargs: dict[str, Tensor]
+    others: tuple[tuple[tuple[Tensor, ...], dict[str, Tensor]], ...] = ()
+    """Further calls that `outputs` makes: samples for which other layers run than for the batch."""
+
+    @staticmethod
+    def of(run: ModuleRun) -> Probe:
+        """On two samples."""
+        return Probe(*call_of(run.signature, of_size(run.statistics, SAMPLES), run.device))
+
+    @property
+    def samples(self) -> int:
+        return len(next(iter([*self.args, *self.kwargs.values()])))
+
+    def outputs(self, module: nn.Module) -> list[Tensor]:
+        """The module's output tensors in eval mode, call by call; random numbers that it draws are the same each time.
+
+        Raises:
+            DoesNotRun: the forward raised.
+        """
+        with evaluating(module), quiet(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            try:
+                results = [module(*args, **kwargs) for args, kwargs in ((self.args, self.kwargs), *self.others)]
+            except Exception as error:  # whatever a user's forward raises once widths have changed
+                raise DoesNotRun(error_location(error)) from error
+        return [leaf for result in results for leaf in flatten(result) if isinstance(leaf, Tensor)]
+
+
+@contextlib.contextmanager
+def quiet() -> Any:
+    """What a model prints goes to the log, and warnings of a library that is only looking around go nowhere."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def error_location(error: BaseException) -> str:
+    """Where in the user's code it went wrong, and how: `net.py line 12: x.view(-1, 7200) (shape …)`."""
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    place = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if not _is_of_a_library(frame.filename):
+            line = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
+            place = f"{Path(frame.filename).name} line {frame.lineno}: {line}"
+    return f"{place} ({said})" if place else said
+
+
+def _is_of_a_library(filename: str) -> bool:
+    parts = Path(filename).parts
+    folder = "site-packages" if "site-packages" in parts else "omgoptim" if "omgoptim" in parts else ""
+    if not folder:
+        return False
+    inside = parts[len(parts) - parts[::-1].index(folder) :] if folder == "site-packages" else ("omgoptim",)
+    return bool(inside) and inside[0] in NOT_THE_USERS
+
+
+def tolerance_of(outputs: list[Tensor]) -> float:
+    """How far apart outputs like these may be and still count as the same."""
+    coarse = any(out.is_floating_point() and (out.element_size() < 4 or out.device.type != "cpu") for out in outputs)
+    return COARSE if coarse else TOLERANCE
+
+
+def difference(some: list[Tensor], others: list[Tensor]) -> float:
+    """Largest difference of any output, relative to that output's largest value; infinite where one is NaN.
+
+    Raises:
+        ValueError: their shapes differ.
+    """
+    largest = 0.0
+    if [tensor.shape for tensor in some] != [tensor.shape for tensor in others]:
+        raise ValueError("the outputs have other shapes")
+    for one, other in zip(some, others, strict=True):
+        if one.numel():
+            scale = max(float(other.double().abs().max()), 1e-12)
+            apart = float((one.double() - other.double()).abs().max()) / scale
+            largest = max(largest, apart if apart == apart else float("inf"))
+    return largest
+
+
+def traced(doing: str, call: Callable[[], Any]) -> Any:
+    """What torch-pruning gives, with its warnings and prints kept away.
+
+    Raises:
+        TechniqueError: it raised.
+    """
+    try:
+        with quiet():
+            return call()
+    except OmgoptimError:
+        raise
+    except Exception as error:  # torch-pruning raises whatever its heuristics run into
+        raise TechniqueError(f"{doing} failed", error_location(error)) from error

@@ -1,0 +1,206 @@
+"""Attention heads: which layers hold a head, found by what the model does rather than by what its layers are called.
+
+An attention block is a module that knows how many heads it has, or how wide one is, and whose projections are separate
+Linears for queries, keys and values or one Linear for all three. Which part of the weight is which is tried out: with
+the values of one head at zero, exactly that head's columns of the layer behind attention read zeros. With grouped
+queries (fewer heads of keys and values), a unit is one of those with all of its query heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from omgoptim.reports import Skip
+from omgoptim.techniques.probe import DoesNotRun, Probe
+from omgoptim.techniques.prune._channels.groups import Count, Group, Place
+
+HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "heads", "nheads", "num_head", "h")
+KEY_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head", "kv_heads")
+HEAD_WIDTHS = ("head_dim", "attention_head_size", "dim_head", "d_head", "head_size", "dim_per_head", "d_k")
+"""Names that attention blocks use, in the order in which they are looked for."""
+
+MOST_LINEARS = 8
+"""A module with more of them is a model or a stack of blocks."""
+
+UNKNOWN = "it looks like attention, but the weights of each head could not be identified"
+MULTIHEAD = "torch.nn.MultiheadAttention ties its width to the model's: its heads cannot be removed"
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """The heads of one block as a group, and the layers that no other group may cut."""
+
+    group: Group
+    claimed: frozenset[str]
+
+
+def find_heads(module: nn.Module, probe: Probe) -> tuple[list[Attention], list[Skip]]:
+    """Every attention block whose heads can be told apart, and those whose cannot."""
+    found: list[Attention] = []
+    skipped: list[Skip] = []
+    claimed: set[str] = set()
+    for path, block in reversed(list(module.named_modules())):  # a block inside another one first
+        if isinstance(block, nn.MultiheadAttention):
+            skipped.append(Skip(path=path, reason=MULTIHEAD))
+        elif _number(block, HEAD_COUNTS) or _number(block, HEAD_WIDTHS):
+            linears = _linears(path, block)
+            if not 1 <= len(linears) <= MOST_LINEARS or claimed & linears.keys():
+                continue
+            attention = _heads_of(module, path, block, linears, probe)
+            if attention is not None:
+                found.append(attention)
+                claimed |= attention.claimed
+            elif any(type(child) is nn.Linear for child in block.children()):
+                skipped.append(Skip(path=path, reason=UNKNOWN))
+    return found[::-1], skipped[::-1]
+
+
+def _linears(path: str, block: nn.Module) -> dict[str, nn.Linear]:
+    return {
+        f"{path}.{name}" if path else name: layer for name, layer in block.named_modules() if type(layer) is nn.Linear
+    }
+
+
+def _number(block: nn.Module, names: Sequence[str]) -> int:
+    values = (vars(block).get(name) for name in names)
+    return next((value for value in values if type(value) is int and value > 0), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Which rows of which Linears are the values, and all three parts, of one unit of heads."""
+
+    values: str
+    value_rows: Tensor
+    """(units, rows of a unit)."""
+    parts: tuple[tuple[str, Tensor], ...]
+    """Path of a Linear and its rows (units, rows of a unit)."""
+    width: int
+    """Columns of the layer behind attention."""
+    heads: int
+
+
+def _heads_of(
+    module: nn.Module, path: str, block: nn.Module, linears: dict[str, nn.Linear], probe: Probe
+) -> Attention | None:
+    tried: dict[tuple[str, bytes], str | None] = {}
+    for layout in _layouts(block, linears):
+        units = len(layout.value_rows)
+        key = (layout.values, layout.value_rows.numpy().tobytes())
+        if key not in tried:
+            try:
+                tried[key] = _reader(module, layout, probe)
+            except DoesNotRun:
+                tried[key] = None
+        reader = tried[key]
+        if reader is None or units < 2 or any(reader == name for name, _ in layout.parts):
+            continue
+        columns = torch.arange(layout.width).view(units, -1)
+        unit = columns.shape[1]
+        places = [Place(name, "out", rows.flatten(), _roots(rows, unit)) for name, rows in layout.parts]
+        places.append(Place(reader, "in", columns.flatten(), columns.flatten()))
+        claimed = frozenset(name for name, _ in layout.parts)
+        counts = _counts(path, block, layout, linears)
+        group = Group(layout.parts[0][0], layout.width, unit, "heads", tuple(places), heads=layout.heads, counts=counts)
+        return Attention(group, claimed)
+    return None
+
+
+def _roots(rows: Tensor, unit: int) -> Tensor:
+    """The root channel of every row: of its unit, the one at the same place, or nearest before it."""
+    units, each = rows.shape
+    within = torch.arange(each) * unit // each if each < unit else torch.arange(each) % unit
+    return (torch.arange(units).unsqueeze(1) * unit + within).flatten()
+
+
+def _layouts(block: nn.Module, linears: dict[str, nn.Linear]) -> Iterator[_Layout]:
+    """What the block's Linears may be, most likely first."""
+    heads, head_width = _number(block, HEAD_COUNTS), _number(block, HEAD_WIDTHS)
+    for name, layer in linears.items():
+        if layer.out_features % 3 == 0:
+            width = layer.out_features // 3
+            count = heads or (width // head_width if width % head_width == 0 else 0)
+            if count > 1 and width % count == 0:
+                order = torch.arange(layer.out_features)
+                thirds = order.view(3, count, -1).transpose(0, 1)  # queries of all heads, keys, values
+                in_turn = order.view(count, 3, -1)  # of each head its query, key and value
+                for by_head in (thirds, in_turn):
+                    yield _Layout(name, by_head[:, 2], ((name, by_head.flatten(1)),), width, count)
+    names = list(linears)
+    for query, key, value in permutations(names, 3):
+        wide, narrow = linears[query].out_features, linears[key].out_features
+        twice = wide == narrow and names.index(query) > names.index(key)  # the two are alike, and were tried
+        if linears[value].out_features != narrow or wide % narrow or twice:
+            continue
+        count = heads if heads and wide % heads == 0 else wide // head_width if head_width else 0
+        if count < 1 or wide % count or narrow % (wide // count):
+            continue
+        units = narrow // (wide // count)
+        parts = [(n, torch.arange(linears[n].out_features).view(units, -1)) for n in (query, key, value)]
+        yield _Layout(value, parts[2][1], tuple(parts), wide, count)
+
+
+def _reader(module: nn.Module, layout: _Layout, probe: Probe) -> str | None:
+    """The Linear that reads attention's result: with one unit's values at zero, it reads zeros there and only there."""
+    readers: set[str] | None = None
+    units = len(layout.value_rows)
+    for index in sorted({0, units - 1}):
+        columns = torch.zeros(layout.width, dtype=torch.bool)
+        columns.view(units, -1)[index] = True
+        found = {
+            name
+            for name, zeros in _zero_columns(module, layout.values, layout.value_rows[index], layout.width, probe)
+            if torch.equal(zeros, columns)
+        }
+        readers = found if readers is None else readers & found
+    return next(iter(readers)) if readers and len(readers) == 1 else None
+
+
+def _zero_columns(module: nn.Module, values: str, rows: Tensor, width: int, probe: Probe) -> list[tuple[str, Tensor]]:
+    """Which columns (width,) of their inputs the Linears read as zeros, when some outputs of a layer are zero."""
+    seen: list[tuple[str, Tensor]] = []
+
+    def silence(_layer: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        return output.index_fill(-1, rows.to(output.device), 0.0)
+
+    def look(name: str) -> Any:
+        def hook(_layer: nn.Module, args: tuple[Any, ...]) -> None:
+            if args and isinstance(args[0], Tensor) and args[0].shape[-1] == width:
+                seen.append((name, (args[0].reshape(-1, width) == 0).all(0).cpu()))
+
+        return hook
+
+    hooks = [module.get_submodule(values).register_forward_hook(silence)]
+    for name, layer in module.named_modules():
+        if type(layer) is nn.Linear and layer.in_features == width:
+            hooks.append(layer.register_forward_pre_hook(look(name)))
+    try:
+        probe.outputs(module)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+def _counts(path: str, block: nn.Module, layout: _Layout, linears: dict[str, nn.Linear]) -> tuple[Count, ...]:
+    """The block's own numbers that follow its heads: how many there are, and how wide they are together."""
+    units = len(layout.value_rows)
+    heads = _number(block, HEAD_COUNTS)
+    widths = {layout.width, *(linears[name].out_features for name, _ in layout.parts)}
+    total_names = ("all_head_size", "inner_dim", "attn_dim", "inner_size", "all_head_dim", "attention_dim", "proj_dim")
+    return tuple(
+        Count(path, name, value)
+        for name, value in vars(block).items()
+        if type(value) is int
+        and (
+            (name in HEAD_COUNTS and value == heads)
+            or (name in KEY_COUNTS and value % units == 0)
+            or (name in total_names and value in widths)
+        )
+    )

@@ -1,0 +1,216 @@
+"""Channel allocation: width of each group by a uniform ratio, a global ranking, or a target of MACs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from omgoptim.errors import TechniqueError
+from omgoptim.measure.macs import count_macs
+from omgoptim.requests.prune import Structured
+from omgoptim.techniques.probe import Probe
+from omgoptim.techniques.prune._channels.groups import Group, Groups
+from omgoptim.techniques.prune._channels.layer_widths import width_of
+
+Widths = dict[str, int]
+"""Name of a group to its width."""
+
+CLOSE = 0.02
+"""Largest relative distance below the target MACs before widths are rounded to smaller multiples."""
+
+FINER = (None, 4, 2, 1)
+"""What widths are rounded to, one after the other, until the target is met closely."""
+
+
+def original_widths(groups: Groups, module: nn.Module, original: nn.Module) -> Widths:
+    """How wide each group was before anything was removed."""
+    found = {}
+    for group in groups.groups:
+        now, then = (width_of(each.get_submodule(group.name), "out") for each in (module, original))
+        found[group.name] = group.width * (then or 0) // (now or 1)  # a fused qkv writes three times its group's width
+    return found
+
+
+def by_ratio(
+    module: nn.Module,
+    groups: Groups,
+    scores: Mapping[str, Tensor],
+    full: Widths,
+    params: Structured,
+    ratio: float,
+    round_to: int | None = None,
+) -> Widths:
+    """Widths with about `ratio` (0..1) of the original channels gone; none is wider than it is now.
+
+    Args:
+        scores: importance (width,) by group; not looked at when `ranking` is uniform.
+        full: the original widths.
+        round_to: what widths are multiples of; None for the default of each group.
+    """
+    if params.ranking == "uniform":
+        wanted = {group.name: full[group.name] * (1 - ratio) for group in groups.groups}
+    else:
+        wanted = {}
+        for scope in _scopes(module, groups.groups, params.ranking):
+            wanted |= _ranked(scope, scores, full, params.max_layer_ratio, ratio)
+    return {
+        group.name: _rounded(group, wanted[group.name], full[group.name], params.max_layer_ratio, round_to)
+        for group in groups.groups
+    }
+
+
+def best(groups: Groups, scores: Mapping[str, Tensor], widths: Mapping[str, int]) -> dict[str, Tensor]:
+    """The channels to keep of every group that gets narrower: its most important units, ascending."""
+    keep = {}
+    for group in groups.groups:
+        if widths.get(group.name, group.width) < group.width:
+            units = group.units()
+            order = scores[group.name][units[:, 0]].argsort(descending=True, stable=True)
+            chosen = units[order[: widths[group.name] // group.unit]]
+            keep[group.name] = chosen.flatten().sort().values
+    return keep
+
+
+def _least(group: Group, full: int, max_layer_ratio: float) -> int:
+    """The fewest channels that a group keeps: one unit, and what `max_layer_ratio` leaves."""
+    share = math.ceil(full * (1 - max_layer_ratio) / group.unit - 1e-9) * group.unit
+    return min(group.width, max(group.unit, share))
+
+
+def _rounded(group: Group, wanted: float, full: int, max_layer_ratio: float, round_to: int | None) -> int:
+    step = group.step(round_to)
+    width = max(math.floor(wanted / step + 0.5), 1) * step
+    return min(max(width, _least(group, full, max_layer_ratio)), group.width)
+
+
+def _scopes(module: nn.Module, groups: Sequence[Group], ranking: str) -> list[list[Group]]:
+    """The groups that are ranked together: all of a kind, or all of one structure (arXiv:2407.04616)."""
+    scopes: dict[object, list[Group]] = {}
+    for group in groups:
+        key: object = group.kind
+        if ranking == "isomorphic":
+            kinds = [
+                (type(module.get_submodule(place.path)).__name__ if place.axis is None else "Parameter", place.side)
+                for place in group.places
+            ]
+            key = (group.kind, *sorted(kinds))
+        scopes.setdefault(key, []).append(group)
+    return list(scopes.values())
+
+
+def _ranked(
+    scope: Sequence[Group], scores: Mapping[str, Tensor], full: Widths, max_layer_ratio: float, ratio: float
+) -> dict[str, float]:
+    """Widths when the least important units of all the groups together go, whichever group they are in."""
+    widths = {group.name: group.width for group in scope}
+    least = {group.name: _least(group, full[group.name], max_layer_ratio) for group in scope}
+    goal = sum(full[group.name] for group in scope) * (1 - ratio)
+    total = sum(widths.values())
+    units = [
+        (float(score), index, group)
+        for index, group in enumerate(scope)
+        for score in scores[group.name][group.units()[:, 0]]
+    ]
+    for _, _, group in sorted(units, key=lambda unit: unit[:2]):
+        if total <= goal + 1e-9:
+            break
+        if widths[group.name] - group.unit >= least[group.name]:
+            widths[group.name] -= group.unit
+            total -= group.unit
+    return {name: float(width) for name, width in widths.items()}
+
+
+# By operations
+
+
+class Operations:
+    """Multiply-accumulates of a module as the widths of its groups change, from one count at full width."""
+
+    def __init__(self, module: nn.Module, groups: Groups, probe: Probe) -> None:
+        count = count_macs(module, probe.args, probe.kwargs)
+        if count.macs is None:
+            raise TechniqueError(
+                "the model's multiply-accumulates cannot be counted", "target_macs_ratio aims at them", "use a ratio"
+            )
+        self.now = count.macs
+        self._by_path = count.by_path
+        self._shares: dict[str, dict[str, list[tuple[Group, float]]]] = {}
+        """Path, side, and for each group on that side the part of it that the group's channels are."""
+        for group in groups.groups:
+            for place in group.places:
+                if place.axis is None and place.path in self._by_path:
+                    width = width_of(module.get_submodule(place.path), place.side) or group.width
+                    sides = self._shares.setdefault(place.path, {})
+                    sides.setdefault(place.side, []).append((group, len(place.positions) / width))
+            if group.kind == "heads":  # scores and their product with the values, in the block's own forward
+                self._shares.setdefault(group.name.rpartition(".")[0], {})["heads"] = [(group, 1.0)]
+
+    def at(self, widths: Mapping[str, int]) -> float:
+        """Multiply-accumulates of one sample, as predicted from the widths."""
+        total = 0.0
+        for path, macs in self._by_path.items():
+            share = 1.0
+            for parts in self._shares.get(path, {}).values():
+                share *= 1 - sum(part * (1 - widths[group.name] / group.width) for group, part in parts)
+            total += macs * share
+        return total
+
+
+def by_operations(
+    groups: Groups,
+    scores: Mapping[str, Tensor],
+    operations: Operations,
+    most: float,
+    widths_at: Callable[[float, int | None], Widths],
+    round_to: int | None,
+) -> Widths:
+    """The widest widths whose multiply-accumulates are at most `most`.
+
+    Args:
+        most: of one sample.
+        widths_at: widths for a ratio and a `round_to`.
+
+    Raises:
+        TechniqueError: the narrowest widths still need more.
+    """
+    found: Widths = {}
+    for rounding in FINER if round_to is None else (round_to,):
+        low, high = 0.0, 1.0
+        if operations.at(widths_at(high, rounding)) > most:
+            continue
+        for _ in range(30):
+            middle = (low + high) / 2
+            if operations.at(widths_at(middle, rounding)) > most:
+                low = middle
+            else:
+                high = middle
+        found = _given_back(groups, scores, operations, most, widths_at(high, rounding), widths_at(low, rounding))
+        if operations.at(found) >= most * (1 - CLOSE):
+            break
+    if not found:
+        least = operations.at(widths_at(1.0, 1 if round_to is None else round_to))
+        raise TechniqueError(
+            f"the target of {most:,.0f} multiply-accumulates cannot be reached",
+            f"with as little as max_layer_ratio leaves there are {least:,.0f}, of {operations.now:,} now",
+            "raise max_layer_ratio, widen targets, or ask for less",
+        )
+    return found
+
+
+def _given_back(
+    groups: Groups, scores: Mapping[str, Tensor], operations: Operations, most: float, narrow: Widths, wide: Widths
+) -> Widths:
+    """The narrow widths, with as many groups at their wide one as the operations allow: what matters most first."""
+
+    def regained(group: Group) -> float:
+        ranked = scores[group.name].sort(descending=True).values
+        return float(ranked[narrow[group.name] : wide[group.name]].sum())
+
+    widths = dict(narrow)
+    for group in sorted(groups.groups, key=regained, reverse=True):
+        tried = widths | {group.name: wide[group.name]}
+        if operations.at(tried) <= most:
+            widths = tried
+    return widths

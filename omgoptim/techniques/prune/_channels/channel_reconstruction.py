@@ -1,0 +1,62 @@
+"""Ridge regression of the layers that lost input channels, towards their outputs in the model before.
+
+The remaining inputs stand in for the removed ones, and for all that changed further up. The damping pulls towards
+the weights that were there, so that a direction that no input shows stays as it is. Source: ThiNet (arXiv:1707.06342)
+and channel pruning (arXiv:1707.06168); differs in the target, which is the model before, and in that the inputs are
+those of the smaller model with everything above fitted already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from omgoptim.techniques.prune._channels.layer_widths import is_depthwise, width_of
+from omgoptim.techniques.reconstruction.ridge import ridge
+from omgoptim.techniques.reconstruction.sequential import LayerFit, fit_in_order
+from omgoptim.techniques.registry import ModuleRun
+
+RIDGE = 0.1
+MOST_FEATURES = 8192
+"""Most inputs of a layer that is fitted: its second moments take half a gigabyte."""
+
+FEWEST_ROWS, ROWS_PER_FEATURE = 10_000, 10
+"""Rows that a layer is fitted on; where there are more, some are drawn."""
+
+
+def reconstruct_channels(
+    module: nn.Module, before: nn.Module, left: Mapping[tuple[str, str], Tensor], run: ModuleRun
+) -> list[str]:
+    """Fit every layer of `module` that lost inputs to its outputs in `before`.
+
+    Args:
+        module: the smaller model; its weights are changed.
+        before: the same model before the removal; not changed.
+        left: side of a layer to the remaining positions of those that it had in `before`.
+
+    Returns:
+        Paths of the fitted layers, in the order in which they run.
+    """
+    lost = [
+        path
+        for (path, side), kept in left.items()
+        if side == "in"
+        and _can_be_fitted(layer := before.get_submodule(path))
+        and len(kept) < (width_of(layer, "in") or 0)
+    ]
+    outputs = {path: left.get((path, "out")) for path in lost}
+    return fit_in_order(module, before, outputs, run, LayerFit(_solve, FEWEST_ROWS, ROWS_PER_FEATURE))
+
+
+def _solve(_layer: Any, gram: Tensor, cross: Tensor) -> Tensor:
+    return ridge(gram, cross, RIDGE)
+
+
+def _can_be_fitted(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.Linear):
+        return layer.in_features <= MOST_FEATURES
+    if not isinstance(layer, (nn.Conv1d, nn.Conv2d)) or is_depthwise(layer) or layer.padding_mode != "zeros":
+        return False
+    return layer.weight[0].numel() <= MOST_FEATURES

@@ -1,0 +1,218 @@
+"""Channel groups from torch-pruning's dependency graph, each verified by running the module.
+
+torch-pruning follows a forward pass from layer to layer and says which channels hang together. It does so by rules of
+thumb, so every group that it gives is tried once: one unit is removed, and what the module gives then is compared with
+what it gives when that unit is ignored, on two samples and on one for each way through the model that samples take.
+What does not pass is listed with the reason and left as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from omgoptim.errors import SetupError, TechniqueError
+from omgoptim.models.globs import refuse_unknown
+from omgoptim.reports import Skip
+from omgoptim.requests.prune import Structured
+from omgoptim.runtimes.signature import flatten
+from omgoptim.techniques.probe import DoesNotRun, Probe, error_location, quiet, traced
+from omgoptim.techniques.prune._channels.attention_heads import find_heads
+from omgoptim.techniques.prune._channels.execution_coverage import Coverage, covering
+from omgoptim.techniques.prune._channels.groups import (
+    Group,
+    Groups,
+    Place,
+    Refusal,
+    RefusalKind,
+    not_asked_for,
+    owned_parameters,
+    stays,
+    why_not,
+)
+from omgoptim.techniques.prune._channels.layer_widths import Side, channel_groups, is_depthwise, width_of
+from omgoptim.techniques.prune._channels.removal import OUTPUTS, Removal
+from omgoptim.techniques.registry import ModuleRun
+
+FEWEST_BLOCKS = 4
+"""Norm groups are removed whole where there are so many; else the same channels go from each, which moves its mean."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Skipped:
+    """A layer whose channels form no group."""
+
+    path: str
+    refusal: Refusal
+
+
+def find_groups(module: nn.Module, params: Structured, run: ModuleRun) -> Groups:
+    """Every group of channels and heads that can shrink, each tried once; the module is not changed.
+
+    Raises:
+        SetupError: torch-pruning is not installed.
+        TechniqueError: a glob names no layer, or the model cannot be traced.
+    """
+    refuse_unknown((*params.targets, *params.ignore), [path for path, _ in module.named_modules() if path])
+    probe, known = covering(module, run)
+    try:
+        probe.outputs(module)
+    except DoesNotRun as error:
+        raise TechniqueError("the model does not run on a batch of two", str(error)) from error
+    attentions, skipped = find_heads(module, probe)
+    claimed = frozenset().union(*(attention.claimed for attention in attentions))
+    candidates: list[Group | _Skipped] = [attention.group for attention in attentions]
+    candidates += _channel_groups(module, probe, claimed)
+    skipped += _untraced(module, candidates, known)
+    owners, removal = owned_parameters(module), Removal(module, run, probe)
+    groups: list[Group] = []
+    refusals: dict[str, RefusalKind] = {}
+    for index, found in enumerate(candidates):
+        run.progress("looking for what can be removed", index / len(candidates))
+        if isinstance(found, _Skipped):
+            skipped.append(Skip(path=found.path, reason=found.refusal.reason))
+            refusals[found.path] = found.refusal.kind
+            continue
+        reason = not_asked_for(found.places, params) or why_not(module, found.places, owners)
+        if not reason and found.kind == "heads" and not params.prune_heads:
+            reason = "prune_heads is off"
+        reason = reason or known.why_not(module, found)
+        refusal = Refusal(reason) if reason else removal.check(found)
+        if refusal:
+            skipped += stays(module, found.name, found.writers, refusal.reason)
+            refusals[found.name] = refusal.kind
+        else:
+            groups.append(found)
+    order = {path: index for index, (path, _) in enumerate(module.named_modules())}
+    groups.sort(key=lambda group: order[group.name])
+    skipped.sort(key=lambda skip: order.get(skip.path, -1))
+    return Groups(groups, skipped, probe.others, refusals)
+
+
+def _untraced(module: nn.Module, candidates: Sequence[Group | _Skipped], known: Coverage) -> Iterator[Skip]:
+    """Layers that do not always run and that the trace of one batch did not meet."""
+    met = {place.path for each in candidates if isinstance(each, Group) for place in each.places}
+    met |= {each.path for each in candidates if isinstance(each, _Skipped)}
+    for path, reason in known.partial().items():
+        if path not in met and isinstance(module.get_submodule(path), (_ConvNd, nn.Linear)):
+            yield Skip(path=path, reason=reason)
+
+
+def _channel_groups(module: nn.Module, probe: Probe, claimed: frozenset[str]) -> Iterator[Group | _Skipped]:
+    """Groups of plain channels, as torch-pruning sees them, less those of attention's own layers."""
+    twin = copy.deepcopy(module)
+    for tensor in twin.parameters():
+        tensor.requires_grad_(tensor.is_floating_point())  # the graph is read from gradients; frozen ones have none
+    recurrent = [layer for layer in twin.modules() if isinstance(layer, nn.RNNBase)]
+    for path, layer in module.named_modules():
+        if isinstance(layer, nn.RNNBase):
+            yield _Skipped(path, Refusal(f"the width of a recurrent layer ({type(layer).__name__}) stays"))
+    graph = traced("following the model's layers with torch-pruning", lambda: _graph(twin, probe, recurrent))
+    paths = {layer: path for path, layer in twin.named_modules()}
+    written: set[str] = set()
+    for path, layer in twin.named_modules():
+        root = isinstance(layer, (_ConvNd, nn.Linear)) and not is_depthwise(layer)
+        if not root or path in written or path in claimed or layer not in graph.module2node:
+            continue
+        try:
+            with quiet():
+                pruner = graph.get_pruner_of_module(layer)
+                width = pruner.get_out_channels(layer)
+                hanging = graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(width)))
+        except Exception as error:  # noqa: BLE001 - whatever torch-pruning's rules run into: one group less
+            yield _Skipped(path, Refusal(f"torch-pruning cannot follow its channels: {error_location(error)}"))
+            continue
+        places, reaches_output = _places(graph, hanging, paths)
+        written |= {place.path for place in places if place.side == "out"}
+        if claimed & {place.path for place in places if place.side == "out"}:
+            continue  # its heads are a group already
+        if not places:
+            yield _Skipped(path, Refusal("torch-pruning cannot map its channels to those of the next layers"))
+        elif reaches_output or not any(place.side == "in" for place in places):
+            refusal = Refusal(OUTPUTS, RefusalKind.MODEL_OUTPUT)
+            writers = [place.path for place in places if place.side == "out"]
+            yield from (_Skipped(one.path, refusal) for one in stays(twin, path, writers, OUTPUTS))
+        else:
+            yield _group(twin, path, width, places)
+
+
+def _graph(twin: nn.Module, probe: Probe, recurrent: Sequence[nn.Module]) -> Any:
+    """The dependency graph of a module, which is put in eval mode."""
+    try:
+        import torch_pruning
+    except ModuleNotFoundError as error:
+        raise SetupError(
+            "structured pruning needs torch-pruning",
+            f"{error.name} is not installed in {sys.executable}",
+            f"{sys.executable} -m pip install torch-pruning",
+        ) from error
+
+    def forward(model: nn.Module, _inputs: object) -> list[Tensor]:
+        results = flatten(model(*probe.args, **probe.kwargs))
+        return [leaf for leaf in results if isinstance(leaf, Tensor) and leaf.grad_fn is not None]
+
+    with torch.enable_grad():
+        return torch_pruning.DependencyGraph().build_dependency(
+            twin,
+            example_inputs=(),
+            forward_fn=forward,
+            ignored_layers=list(recurrent),
+            ignored_params=[tensor for layer in recurrent for tensor in layer.parameters()],
+            verbose=False,
+        )
+
+
+def _places(graph: Any, hanging: Any, paths: dict[nn.Module, str]) -> tuple[list[Place], bool]:
+    """Where the channels of one of torch-pruning's groups are, and whether the model gives them out."""
+    from torch_pruning.ops import OPTYPE
+
+    places, reaches_output = [], False
+    for item in hanging:
+        node, handler = item.dep.target, item.dep.handler
+        if node.type == OPTYPE.OUTPUT:
+            reaches_output = True
+            continue
+        is_parameter = node.type == OPTYPE.PARAMETER
+        if not is_parameter and node.module not in paths:
+            continue  # an operation without weights
+        pairs = sorted(zip(item.idxs, item.root_idxs, strict=True), key=lambda pair: pair[0])
+        if any(root is None for _, root in pairs):
+            return [], reaches_output
+        positions, roots = (torch.tensor(values, dtype=torch.long) for values in zip(*pairs, strict=True))
+        if is_parameter:
+            axis = int(node.pruning_dim) % node.module.ndim
+            places.append(Place(graph._param_to_name[node.module], "out", positions, roots, axis))
+        else:
+            side: Side = "out" if graph.is_out_channel_pruning_fn(handler) else "in"
+            places.append(Place(paths[node.module], side, positions, roots))
+    return places, reaches_output
+
+
+def _group(module: nn.Module, root: str, width: int, places: Sequence[Place]) -> Group | _Skipped:
+    """A group with the units that its grouped convolutions and normalizations ask for."""
+    convs: set[int] = set()
+    norms: set[int] = set()
+    for place in places:
+        layer = module.get_submodule(place.path) if place.axis is None else None
+        if layer is None or (channel_groups(layer) == 1 and not isinstance(layer, nn.GroupNorm)):
+            continue
+        if width_of(layer, place.side) != width:
+            return _Skipped(root, Refusal(f"{place.path} divides them, together with others, into equal groups"))
+        (norms if isinstance(layer, nn.GroupNorm) else convs).add(channel_groups(layer))
+    conv_unit = math.lcm(*convs)
+    block = math.lcm(*(width // norm for norm in norms)) if norms else 1
+    if norms and conv_unit == 1 and width % block == 0 and width // block >= FEWEST_BLOCKS:
+        return Group(root, width, block, "channels", tuple(places))
+    unit = math.lcm(conv_unit, *norms)
+    if width % unit or width // unit < 2:
+        return _Skipped(root, Refusal(f"its {width} channels can only be removed {unit} at a time"))
+    blocked = unit == 1 and not norms
+    return Group(root, width, unit, "channels", tuple(places), blocked=blocked, exact=not norms)

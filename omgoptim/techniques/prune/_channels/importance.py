@@ -1,0 +1,180 @@
+"""Channel importance: one score for each of the root's channels, of which the highest are kept.
+
+Every layer of a group has a say: a channel's row of the weight that writes it, its column of each weight that reads it,
+its scale in a normalization. What they say is averaged over the layers, and divided by the group's mean, so that
+groups can be ranked together. Sources: magnitude DepGraph (arXiv:2301.12900), taylor arXiv:1906.10771, bn_scale
+Network Slimming (arXiv:1708.06519), lamp arXiv:2010.07611, fpgm arXiv:1811.00250, hessian Optimal Brain Damage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from omgoptim.errors import DataError, TechniqueError
+from omgoptim.measure.own_cost import evaluating
+from omgoptim.requests.prune import Structured
+from omgoptim.techniques.probe import quiet
+from omgoptim.techniques.prune._channels.groups import Group, Groups, Place
+from omgoptim.techniques.prune._channels.layer_widths import as_rows
+from omgoptim.techniques.prune._unstructured.saliency import lamp_of_squares
+from omgoptim.techniques.registry import ModuleRun
+
+HESSIAN_SAMPLES = 128
+"""Most samples whose gradients are squared one by one."""
+
+Score = Callable[[nn.Module, Place], Tensor | None]
+"""Scores of one place: (width of that side,), or None where the criterion does not apply."""
+
+
+def importance_of(module: nn.Module, groups: Groups, params: Structured, run: ModuleRun) -> dict[str, Tensor]:
+    """Name of each group to the importance (width,) of its root's channels, float32 on the CPU.
+
+    Channels of a unit have the mean over the unit; the mean over the group is 1.
+
+    Raises:
+        DataError: taylor or hessian without a single batch, or with a loss whose gradient is no number.
+    """
+    if params.importance == "random":
+        generator = torch.Generator().manual_seed(run.seed)
+        drawn = {group.name: torch.rand(group.width, generator=generator) for group in groups.groups}
+        return {group.name: _by_unit(drawn[group.name], group) for group in groups.groups}
+    score = _score(module, groups.groups, params, run)
+    scores = {}
+    for group in groups.groups:
+        raw = _over_places(module, group, score)
+        if raw is None:  # a group without normalization, say: its weights speak for it
+            raw = _over_places(module, group, _magnitude)
+        assert raw is not None
+        raw = lamp_of_squares(raw) if params.importance == "lamp" else raw
+        scores[group.name] = _by_unit(raw / raw.mean().clamp_min(1e-12), group)
+    return scores
+
+
+def _by_unit(values: Tensor, group: Group) -> Tensor:
+    units = group.units()
+    spread = torch.empty_like(values)
+    spread[units] = values[units].mean(1, keepdim=True).expand(-1, group.unit).clone()
+    return spread
+
+
+def _over_places(module: nn.Module, group: Group, score: Score) -> Tensor | None:
+    """Mean over the places of what they say of each root channel; several positions of a channel add up."""
+    total, voices = torch.zeros(group.width), 0
+    for place in group.places:
+        said = score(module, place)
+        if said is not None:
+            total.index_add_(0, place.roots, said.cpu().float()[place.positions])
+            voices += 1
+    return total / voices if voices else None
+
+
+def _score(module: nn.Module, groups: Iterable[Group], params: Structured, run: ModuleRun) -> Score:
+    if params.importance == "bn_scale":
+        return _norm_scale
+    if params.importance == "fpgm":
+        return _distance
+    if params.importance in ("taylor", "hessian"):
+        return _of_gradients(module, list(groups), params.importance, run)
+    return _magnitude
+
+
+def _magnitude(module: nn.Module, place: Place) -> Tensor | None:
+    """Sum of the squares of the weights that belong to each channel."""
+    return _weighed(module, place, lambda values: values.square(), norms=True)
+
+
+def _norm_scale(module: nn.Module, place: Place) -> Tensor | None:
+    """|scale| of each channel in a normalization."""
+    layer = _layer(module, place)
+    is_norm = isinstance(layer, (nn.modules.batchnorm._NormBase, nn.GroupNorm))
+    return layer.weight.detach().abs() if is_norm and layer.weight is not None else None
+
+
+def _distance(module: nn.Module, place: Place) -> Tensor | None:
+    """Sum of the distances of a channel's squared weights to every other channel's: the most ordinary go first."""
+    layer = _layer(module, place)
+    if not isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear)):
+        return None
+    rows = as_rows(layer, place.side, layer.weight.detach()).square().float()
+    return torch.cdist(rows, rows).sum(1)
+
+
+def _layer(module: nn.Module, place: Place) -> Any:
+    return module.get_submodule(place.path) if place.axis is None else None
+
+
+def _weighed(module: nn.Module, place: Place, of: Callable[[Tensor], Tensor], *, norms: bool) -> Tensor | None:
+    """Sum over each channel's weights of a function of the weight tensor."""
+    layer = _layer(module, place)
+    if isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear)):
+        return as_rows(layer, place.side, of(layer.weight.detach())).sum(1)
+    if norms and isinstance(layer, (nn.modules.batchnorm._NormBase, nn.GroupNorm)) and layer.weight is not None:
+        return of(layer.weight.detach())
+    return None
+
+
+# From gradients
+
+
+def _of_gradients(module: nn.Module, groups: list[Group], kind: str, run: ModuleRun) -> Score:
+    """taylor: |sum of weight x gradient| of each channel, mean over batches; hessian: weight² x gradient² summed."""
+    if not run.statistics.batches:
+        raise DataError(f"importance {kind} needs data", "there is no batch to take gradients on")
+    places = {(place.path, place.side): place for group in groups for place in group.places}
+    sums: dict[tuple[str, str], Tensor] = {}
+    for args, kwargs, target in _single(run.calls()) if kind == "hessian" else run.calls():
+        gradients = _gradients(module, args, kwargs, target, run)
+        for key, place in places.items():
+            said = _weighed(module, place, partial(_product, gradients.get(f"{place.path}.weight"), kind), norms=True)
+            if said is not None:
+                said = said if kind == "hessian" else said.abs()
+                sums[key] = sums[key] + said if key in sums else said
+        run.progress(f"importance {kind}", None)
+    if not all(bool(torch.isfinite(total).all()) for total in sums.values()):
+        raise DataError(f"importance {kind} is no number", "the loss has a gradient that is infinite or NaN")
+    return lambda _module, place: sums.get((place.path, place.side))
+
+
+def _product(gradient: Tensor | None, kind: str, weight: Tensor) -> Tensor:
+    product = weight * (0.0 if gradient is None else gradient)
+    return product.square() if kind == "hessian" else product
+
+
+def _single(batches: Iterable[Any]) -> Iterator[tuple[Any, Any, Any]]:
+    """Sample by sample: the square of a mean gradient is not the mean of squares."""
+    taken = 0
+    for args, kwargs, target in batches:
+        for row in range(len(next(iter([*args, *kwargs.values()])))):
+            if taken == HESSIAN_SAMPLES:
+                return
+            taken += 1
+            one = slice(row, row + 1)
+            try:
+                yield [arg[one] for arg in args], {k: v[one] for k, v in kwargs.items()}, _rows(target, one)
+            except (TypeError, KeyError) as error:
+                raise DataError("importance hessian needs targets that can be cut by sample", str(error)) from error
+
+
+def _rows(target: Any, one: slice) -> Any:
+    if isinstance(target, dict):
+        return {key: value[one] for key, value in target.items()}
+    return None if target is None else target[one]
+
+
+def _gradients(module: nn.Module, args: Any, kwargs: Any, target: Any, run: ModuleRun) -> dict[str, Tensor]:
+    """Name of every trained parameter to the gradient of the loss, in eval mode; `.grad` is left alone."""
+    names = {name: tensor for name, tensor in module.named_parameters() if tensor.requires_grad}
+    with evaluating(module), torch.enable_grad(), quiet():
+        loss = run.loss(module(*args, **kwargs), target)
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+            raise TechniqueError("the loss has no gradient", "importance taylor and hessian need one", "use magnitude")
+        found = torch.autograd.grad(loss, list(names.values()), allow_unused=True)
+    return {
+        name: torch.zeros_like(tensor) if gradient is None else gradient
+        for (name, tensor), gradient in zip(names.items(), found, strict=True)
+    }

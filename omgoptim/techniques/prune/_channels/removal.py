@@ -1,0 +1,224 @@
+"""Channels taken out of a module, one group at a time, each proven by running the module before it stays.
+
+Removing a channel must give exactly what the module gives when every layer that reads the channel ignores it. This is
+how a wrong map between layers is found even where every shape fits: the module with zeros in the columns that read the
+channels is run beside the one without them. A group that fails is restored and reported with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from omgoptim.errors import TechniqueError
+from omgoptim.reports import Change, Skip
+from omgoptim.techniques.probe import DoesNotRun, Probe, difference, tolerance_of
+from omgoptim.techniques.prune._channels.groups import Group, Groups, Place, Refusal, RefusalKind, stays
+from omgoptim.techniques.prune._channels.layer_widths import cut, narrowed, silenced, width_of
+from omgoptim.techniques.registry import ModuleRun, Outcome
+
+Key = tuple[str, str]
+"""Path and side: one side of one layer, or a parameter."""
+
+OUTPUTS = "its channels are the model's outputs"
+DOES_NOT_RUN = "with fewer channels the model does not run"
+ENOUGH = "all of its channels stay: the goal took none of them, or the step of its width is larger"
+WAY_OUT = "write sizes from the tensors themselves: x.flatten(1) or x.shape, instead of numbers fixed for full width"
+
+
+def remove(module: nn.Module, groups: Groups, keep: Mapping[str, Tensor], run: ModuleRun) -> Outcome:
+    """Take out of a module, which is changed, all channels but those to keep.
+
+    Args:
+        groups: as `find_groups` found them in this module.
+        keep: name of a group to the root's channels (k,) that stay; a group that is not named stays whole.
+
+    Returns:
+        Every layer that got narrower; and every layer whose own channels stay, also one that reads fewer, and why.
+
+    Raises:
+        TechniqueError: nothing could be removed.
+    """
+    return take_out(module, groups, keep, run)[0]
+
+
+def take_out(
+    module: nn.Module, groups: Groups, keep: Mapping[str, Tensor], run: ModuleRun
+) -> tuple[Outcome, dict[Key, Tensor]]:
+    """What `remove` does; and for each side that was cut the positions that are left, counted as before."""
+    removal = Removal(module, run, replace(Probe.of(run), others=groups.others))
+    skipped: list[Skip] = []
+    asked = [group for group in groups.groups if group.name in keep and len(keep[group.name]) < group.width]
+    for index, group in enumerate(asked):
+        run.progress(f"removing channels: {group.name}", index / len(asked))
+        refusal = removal.attempt(group, keep[group.name])
+        if refusal:
+            skipped += stays(module, group.name, group.writers, refusal.reason)
+    changed = removal.changes()
+    if asked and not changed:
+        raise TechniqueError("no channel could be removed", skipped[0].reason, WAY_OUT)
+    names = {group.name for group in asked}
+    for group in groups.groups:
+        if group.name not in names:
+            skipped += stays(module, group.name, group.writers, ENOUGH)
+    return Outcome(changed, [*groups.skipped, *skipped]), removal.left
+
+
+class Removal:
+    """A module on which groups are tried, and which of the channels it had at the start are left."""
+
+    def __init__(self, module: nn.Module, run: ModuleRun, probe: Probe | None = None) -> None:
+        """Take the module that changes.
+
+        Args:
+            probe: what each removal is proven on; default: the first two samples.
+        """
+        self.module = module
+        self.left: dict[Key, Tensor] = {}
+        """Side to the positions (k,), counted as at the start, that are left there."""
+        self._probe = probe or Probe.of(run)
+        self._full: dict[Key, int] = {}
+        self._heads: list[Change] = []
+
+    def check(self, group: Group) -> Refusal | None:
+        """Return why a group cannot shrink, by removing its first unit and restoring the module; None if it can."""
+        before, left = _snapshot(self.module, group), dict(self.left)
+        heads = list(self._heads)
+        refusal = self.attempt(group, group.units()[1:].flatten().sort().values)
+        _restore(before)
+        self.left, self._heads = left, heads
+        return refusal
+
+    def attempt(self, group: Group, keep: Tensor) -> Refusal | None:
+        """Keep only some channels of a group; where that fails, restore the module and return why."""
+        gone = torch.ones(group.width, dtype=torch.bool)
+        gone[keep] = False
+        reads = [place for place in group.places if place.side == "in"]
+        try:
+            expected = self._ignoring(reads, gone) if group.exact else self._probe.outputs(self.module)
+        except DoesNotRun as error:
+            return Refusal(str(error))
+        before = _snapshot(self.module, group)
+        left = dict(self.left)
+        try:
+            self._cut(group, gone)
+            refusal = _refusal_of(self._probe.outputs(self.module), expected, group)
+        except DoesNotRun as error:
+            refusal = Refusal(f"{DOES_NOT_RUN}: {error}", RefusalKind.FORWARD_FAILS)
+        except ValueError as error:
+            refusal = Refusal(str(error))
+        if refusal:
+            _restore(before)
+            self.left = left
+        elif group.kind == "heads":
+            left_over = group.heads * len(keep) // group.width
+            self._heads.append(Change(path=group.name, what="heads", before=str(group.heads), after=str(left_over)))
+        return refusal
+
+    def changes(self) -> list[Change]:
+        """Every side of every layer that got narrower, in the module's order."""
+        order = {path: index for index, (path, _) in enumerate(self.module.named_modules(remove_duplicate=False))}
+        sides = [
+            Change(
+                path=path,
+                what="input channels" if side == "in" else "channels",
+                before=str(self._full[path, side]),
+                after=str(len(left)),
+            )
+            for (path, side), left in self.left.items()
+            if len(left) < self._full[path, side]
+        ]
+        return sorted([*self._heads, *sides], key=lambda change: (order.get(change.path, -1), change.what))
+
+    def _positions(self, place: Place, gone: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the channels that go, and those that stay, are at a place now."""
+        key = (place.path, place.side)
+        if key not in self.left:
+            size = _size(self.module, place)
+            self.left[key], self._full[key] = torch.arange(size), size
+        going = torch.isin(self.left[key], place.positions[gone[place.roots]])
+        return going.nonzero().flatten(), (~going).nonzero().flatten()
+
+    def _ignoring(self, reads: list[Place], gone: Tensor) -> list[Tensor]:
+        """What the module gives when its layers ignore the channels that go."""
+        weights: list[tuple[Any, Tensor]] = []
+        try:
+            for place in reads:
+                layer: Any = self.module.get_submodule(place.path)
+                weights.append((layer.weight, layer.weight.data))
+                layer.weight.data = silenced(layer, self._positions(place, gone)[0])
+            return self._probe.outputs(self.module)
+        finally:
+            for weight, data in reversed(weights):
+                weight.data = data
+
+    def _cut(self, group: Group, gone: Tensor) -> None:
+        kept_share = 1 - int(gone.sum()) / group.width
+        for place in group.places:
+            going, keep = self._positions(place, gone)
+            key = (place.path, place.side)
+            if not len(keep):
+                raise ValueError(f"{place.path} would be left without channels")
+            if place.axis is not None:
+                _replace(self.module, place, keep)
+            else:
+                layer = self.module.get_submodule(place.path)
+                norm_groups = None
+                if group.blocked and isinstance(layer, nn.GroupNorm):  # whole groups of it
+                    norm_groups = round(layer.num_groups * kept_share)
+                cut(layer, place.side, keep, norm_groups)
+            self.left[key] = self.left[key][keep] if len(going) else self.left[key]
+        for count in group.counts:
+            setattr(self.module.get_submodule(count.path), count.name, round(count.value * kept_share))
+
+
+def _refusal_of(outputs: list[Tensor], expected: list[Tensor], group: Group) -> Refusal | None:
+    try:
+        apart = difference(outputs, expected)
+    except ValueError:
+        return Refusal(OUTPUTS, RefusalKind.MODEL_OUTPUT)
+    if group.exact and apart > tolerance_of(expected):
+        return Refusal(
+            "removing channels changes what the others compute: an operation in between mixes channels "
+            "(a normalization or softmax over them, a split that torch-pruning does not follow)"
+        )
+    return None
+
+
+def _size(module: nn.Module, place: Place) -> int:
+    if place.axis is not None:
+        return module.get_parameter(place.path).shape[place.axis]
+    width = width_of(module.get_submodule(place.path), place.side)
+    assert width is not None  # groups hold no other places
+    return width
+
+
+def _replace(module: nn.Module, place: Place, keep: Tensor) -> None:
+    """A narrower parameter in place of one that stands by itself."""
+    assert place.axis is not None
+    path, _, name = place.path.rpartition(".")
+    owner = module.get_submodule(path)
+    setattr(owner, name, narrowed(getattr(owner, name), place.axis, keep))
+
+
+Snapshot = list[tuple[nn.Module, dict[str, Any], dict[str, Any], dict[str, Any]]]
+
+
+def _snapshot(module: nn.Module, group: Group) -> Snapshot:
+    """All that a group's layers hold; tensors are replaced by cutting, never written to, so names are enough."""
+    paths = {place.path.rpartition(".")[0] if place.axis is not None else place.path for place in group.places}
+    layers = [module.get_submodule(path) for path in sorted(paths | {count.path for count in group.counts})]
+    return [(layer, dict(vars(layer)), dict(layer._parameters), dict(layer._buffers)) for layer in layers]
+
+
+def _restore(before: Snapshot) -> None:
+    for layer, attributes, parameters, buffers in before:
+        layer.__dict__.update(attributes)
+        layer._parameters.clear()
+        layer._parameters.update(parameters)
+        layer._buffers.clear()
+        layer._buffers.update(buffers)

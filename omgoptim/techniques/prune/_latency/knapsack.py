@@ -1,0 +1,271 @@
+"""Choose the width of every group: lose the least importance that a measured time allows.
+
+A multiple-choice knapsack as in HALP (arXiv:2110.10811): every group takes one of its widths, the layers' measured
+times may add up to no more than wanted, and what is lost of the importance is to be the least. Two things differ:
+
+- Importance is compared between groups by the share that a width keeps of its group's own: scores of different layers
+  have no common scale. What is lost is the square of the share's logarithm. The logarithm, because a network passes on
+  a product of shares, group after group; its square, because harm grows faster than what is removed, so that equally
+  costly groups shrink alike. Sums of plain shares or of plain logarithms would empty the costliest groups first.
+- A layer's time depends on two groups, the one it reads and the one it writes, so times do not add up group by group.
+  Widths are first taken where a price per millisecond leads group by group (Lagrange); then, around the best found,
+  times are taken as adding up, the knapsack is solved exactly for that, and the measured times decide;
+  last, one or two groups at a time are changed while that helps. Where times do add up, the result is the optimum.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from omgoptim.techniques.prune._latency.latency_steps import staircase
+from omgoptim.techniques.prune._latency.latency_table import TimeTable, allowed, beyond_reach, full_ms
+from omgoptim.techniques.prune._latency.multiple_choice import TINY, Choice, multiple_choice
+
+PRICES = 40
+"""Halvings of the price per millisecond."""
+
+ROUNDS = 8
+"""Times that the knapsack is solved anew around the best widths."""
+
+MOST_PAIRS = 200_000
+"""Changes of two groups that one sweep may try; with more, only neighbouring widths are tried."""
+
+
+def choose_widths(
+    table: TimeTable, importance: Mapping[str, Tensor], wanted: float, max_layer_ratio: float = 0.9
+) -> dict[str, int]:
+    """The widths that lose the least importance while the layers take no more than `wanted` of their time.
+
+    Args:
+        table: measured times.
+        importance: group to one score per channel (or per unit), additive, not negative: squared norms, Taylor terms.
+            A group that is not in it keeps its full width.
+        wanted: fraction of the layers' time to keep, 0..1.
+        max_layer_ratio: most of one group that may be removed, 0..1.
+
+    Returns:
+        Group to kept width, for every group of the table. Which channels stay is for the caller: the most important.
+
+    Raises:
+        TechniqueError: even the narrowest widths allowed take longer.
+    """
+    budget = wanted * full_ms(table)
+    problem = problem_of(table, importance, max_layer_ratio)
+    lightest = _fastest(problem)
+    if problem.ms(lightest) > budget:
+        raise beyond_reach(
+            f"at most {max_layer_ratio:.0%} of a group may go, and then the prunable layers still take "
+            f"{problem.ms(lightest) / full_ms(table):.0%} of their time, {wanted:.0%} wanted",
+            f"their best is {full_ms(table) / problem.ms(lightest):.2f} times as fast",
+        )
+    return problem.widths(solve(problem, budget, lightest))
+
+
+def fastest_widths(table: TimeTable, importance: Mapping[str, Tensor], max_layer_ratio: float = 0.9) -> dict[str, int]:
+    """The widths with the least time that `choose_widths` can reach, from the same arguments."""
+    problem = problem_of(table, importance, max_layer_ratio)
+    return problem.widths(_fastest(problem))
+
+
+def kept_share(importance: Tensor, width: int, full: int) -> float:
+    """The share, 0..1, of a group's importance in its `width` most important channels.
+
+    Args:
+        importance: (channels,) or (units,): one score for every so many channels of `full`.
+        width: channels kept.
+        full: channels of the group.
+    """
+    scores = importance.detach().double().clamp_min(0).sort(descending=True).values
+    kept = round(width * len(scores) / full)
+    total = float(scores.sum())
+    return float(scores[:kept].sum()) / total if total > 0 else kept / len(scores)
+
+
+@dataclass(slots=True)
+class Problem:
+    """A knapsack of choices whose times depend on several groups each."""
+
+    names: Sequence[str]
+    options: Sequence[tuple[int, ...]]
+    """For each group its widths, ascending."""
+    losses: Sequence[tuple[float, ...]]
+    """For each group and width, what is lost: the squared logarithm of the share kept; falls as the width grows."""
+    table: TimeTable
+    touching: list[list[int]] = field(default_factory=list)
+    """For each group, the layers whose time depends on it."""
+    readers: list[tuple[int, ...]] = field(default_factory=list)
+    """For each layer, the groups (indices) it depends on."""
+    known: dict[tuple[int, ...], float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        index = {name: g for g, name in enumerate(self.names)}
+        self.readers = [tuple(index[name] for name in layer.groups if name in index) for layer in self.table.layers]
+        self.touching = [[i for i, groups in enumerate(self.readers) if g in groups] for g in range(len(self.names))]
+
+    def layer_ms(self, layer: int, choice: Choice) -> float:
+        groups = self.readers[layer]
+        key = (layer, *(choice[g] for g in groups))
+        if key not in self.known:
+            widths = {self.names[g]: self.options[g][choice[g]] for g in groups}
+            self.known[key] = self.table.layers[layer].at({**self.table.widths, **widths})
+        return self.known[key]
+
+    def widths(self, choice: Choice) -> dict[str, int]:
+        """Width of every group of the table; those that are not chosen for keep their full one."""
+        return {**self.table.widths, **{name: self.options[g][choice[g]] for g, name in enumerate(self.names)}}
+
+    def ms(self, choice: Choice) -> float:
+        return sum(self.layer_ms(layer, choice) for layer in range(len(self.readers)))
+
+    def loss(self, choice: Choice) -> float:
+        return sum(losses[option] for losses, option in zip(self.losses, choice, strict=True))
+
+    def change_ms(self, choice: Choice, changed: Choice, groups: Sequence[int]) -> float:
+        """How much longer `changed` takes than `choice`, which differ in `groups` only."""
+        layers = {layer for g in groups for layer in self.touching[g]}
+        return sum(self.layer_ms(layer, changed) - self.layer_ms(layer, choice) for layer in layers)
+
+
+def problem_of(table: TimeTable, importance: Mapping[str, Tensor], max_layer_ratio: float) -> Problem:
+    """The groups that can be chosen for, with the widths at the edges of steps and what each loses."""
+    names = [name for name in table.widths if name in importance]
+    options, losses = [], []
+    for name in names:
+        full = table.widths[name]
+        widths = _edges(table, name, allowed(table, name, max_layer_ratio))
+        shares = [kept_share(importance[name], width, full) for width in widths]
+        options.append(widths)
+        losses.append(tuple(math.log(max(share, TINY)) ** 2 for share in shares))
+    return Problem(names, options, losses, table)
+
+
+def solve(problem: Problem, budget: float, start: Choice) -> Choice:
+    """The best choice found that takes at most `budget` ms; `start` must."""
+    best = min((start, *_by_price(problem, budget)), key=problem.loss)
+    for _ in range(ROUNDS):
+        better = _around(problem, budget, best)
+        if better is None or problem.loss(better) >= problem.loss(best) - TINY:
+            break
+        best = better
+    return _polished(problem, budget, best)
+
+
+def _edges(table: TimeTable, name: str, widths: tuple[int, ...]) -> tuple[int, ...]:
+    """Widths at the edges of the steps in the time of all layers of a group, others at full or at least width."""
+    layers = [layer for layer in table.layers if name in layer.groups]
+    if not layers:
+        return widths[-1:]  # nothing was measured that it could make faster
+    edges: set[int] = set()
+    for others in (dict(table.widths), {other: some[0] for other, some in table.candidates.items()}):
+        times = {width: sum(layer.at({**others, name: width}) for layer in layers) for width in widths}
+        edges |= set(staircase(times, widths))
+    return tuple(sorted(edges))
+
+
+def _fastest(problem: Problem) -> Choice:
+    """The choice with the least time, group by group from the narrowest."""
+    return _settled(problem, tuple(0 for _ in problem.names), math.inf)
+
+
+def _settled(problem: Problem, choice: Choice, price: float) -> Choice:
+    """Group by group to the option with the least `loss + price * time`, until none changes; inf: time alone."""
+    for _ in range(50):
+        before = choice
+        for g, losses in enumerate(problem.losses):
+            costs = []
+            for option, loss in enumerate(losses):
+                ms = sum(problem.layer_ms(layer, _with(choice, {g: option})) for layer in problem.touching[g])
+                costs.append((ms, loss) if math.isinf(price) else (loss + price * ms, loss))
+            choice = _with(choice, {g: min(range(len(costs)), key=costs.__getitem__)})
+        if choice == before:
+            break
+    return choice
+
+
+def _by_price(problem: Problem, budget: float) -> list[Choice]:
+    """Choices within the budget on the way to the lowest price per ms that keeps to it."""
+    low, high = 0.0, 1.0
+    widest = tuple(len(options) - 1 for options in problem.options)
+    narrowest = tuple(0 for _ in problem.options)
+    found = []
+    for _ in range(PRICES):
+        price = high if not low else math.sqrt(low * high)
+        choices = [_settled(problem, start, price) for start in (widest, narrowest)]
+        within = [choice for choice in choices if problem.ms(choice) <= budget]
+        found += within
+        if within:
+            high, low = price, low or price * 1e-6
+        elif price == high:
+            low, high = high, high * 4
+        else:
+            low = price
+    return list(dict.fromkeys(found))
+
+
+def _around(problem: Problem, budget: float, choice: Choice) -> Choice | None:
+    """The exact knapsack with times taken as adding up around a choice; the widest reach whose result holds.
+
+    Where layers depend on two groups the sum of single changes is not the change together, so the options are limited
+    to ever nearer ones until what is chosen does keep to the budget and loses less.
+    """
+    room = budget - problem.ms(choice)
+    for reach in (max(map(len, problem.options), default=1), 3, 2, 1):
+        spans = [
+            range(max(0, here - reach), min(len(options), here + reach + 1))
+            for options, here in zip(problem.options, choice, strict=True)
+        ]
+        times = [
+            [problem.change_ms(choice, _with(choice, {g: option}), (g,)) for option in span]
+            for g, span in enumerate(spans)
+        ]
+        losses = [[problem.losses[g][option] for option in span] for g, span in enumerate(spans)]
+        picked = multiple_choice(times, losses, room)
+        if picked is not None:
+            result = tuple(span[option] for span, option in zip(spans, picked, strict=True))
+            if problem.ms(result) <= budget and problem.loss(result) < problem.loss(choice):
+                return result
+    return None
+
+
+def _polished(problem: Problem, budget: float, choice: Choice) -> Choice:
+    """Change one or two groups at a time to what loses less within the budget, the best change first, until none is."""
+    room = budget - problem.ms(choice)
+    while True:
+        best: tuple[float, float, dict[int, int]] | None = None
+        for change in _changes(problem, choice):
+            gain = sum(problem.losses[g][choice[g]] - problem.losses[g][option] for g, option in change.items())
+            if gain <= TINY or (best is not None and gain <= best[0]):
+                continue
+            ms = problem.change_ms(choice, _with(choice, change), tuple(change))
+            if ms <= room:
+                best = (gain, ms, change)
+        if best is None:
+            return choice
+        choice, room = _with(choice, best[2]), room - best[1]
+
+
+def _changes(problem: Problem, choice: Choice) -> list[dict[int, int]]:
+    """Other options for one group, and for two."""
+    reach = max(map(len, problem.options), default=1)
+    if (len(choice) * reach) ** 2 / 2 > MOST_PAIRS:
+        reach = 2
+    single = [
+        [option for option in range(len(options)) if option != here and abs(option - here) <= reach]
+        for options, here in zip(problem.options, choice, strict=True)
+    ]
+    changes = [{g: option} for g, options in enumerate(single) for option in options]
+    for a, b in itertools.combinations(range(len(choice)), 2):
+        changes += [{a: one, b: other} for one in single[a] for other in single[b]]
+    return changes
+
+
+def _with(choice: Choice, change: Mapping[int, int]) -> Choice:
+    changed = list(choice)
+    for g, option in change.items():
+        changed[g] = option
+    return tuple(changed)

@@ -1,0 +1,289 @@
+"""Measure how the time of each prunable layer depends on its width, on the engine the artifact will run on.
+
+Every layer is timed alone, with the input shapes it sees in one forward at batch 1, at widths on a grid: as the module
+for torch (torch_compile counts as torch_eager: compiling each width would take minutes), as a program of one node for
+ONNX Runtime and OpenVINO. One engine, one session open at a time, as idle threads of another would disturb it. Each
+point is visited in two passes, each in a new random order, and the fastest of its blocks counts: what other programs do
+only ever adds. A point whose fastest visit none confirms, or that is slower than a wider one, is visited again while
+there is time. Falls that stay and lie within the scatter between visits are smoothed (`smooth`).
+
+What a time alone cannot show: fusing with neighbours, and the change of memory layout at a program's ends, which a
+whole network does once and a single node does every time. `calibrate` takes up what of it is the same for all.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from omgoptim.errors import TechniqueError
+from omgoptim.measure.own_cost import evaluating
+from omgoptim.models.samples import call_of, of_size
+from omgoptim.techniques.prune._channels.groups import Group, Place
+from omgoptim.techniques.prune._channels.layer_widths import is_depthwise
+from omgoptim.techniques.prune._latency import single_layer
+from omgoptim.techniques.prune._latency.latency_steps import smooth
+from omgoptim.techniques.prune._latency.latency_table import LayerTimes, Side, TimeTable
+from omgoptim.techniques.prune._latency.layer_benchmark import (
+    BLOCKS,
+    LONGEST_BLOCK_S,
+    SHORTEST_BLOCK_S,
+    Bench,
+    Times,
+    bench_of,
+    visits,
+)
+from omgoptim.techniques.prune._latency.single_layer import SizedLayer, TimedLayer, sides
+from omgoptim.techniques.prune._latency.width_grid import side_of, sizes_of, widths_of
+from omgoptim.techniques.registry import ModuleRun
+
+PASSES, MOST_VISITS = 2, 6
+"""Visits of every point, and of a point that is in doubt."""
+
+DOUBT = 0.05
+"""A point is in doubt when no other visit comes nearer to its fastest than this fraction."""
+
+SHARE_OF_PASSES = 0.7
+"""Fraction of the time that the passes are planned to take; the rest is for points in doubt."""
+
+FEWEST_WIDTHS = 3
+"""Per side of a layer, however short the time."""
+
+MOST_IS_NOISE = 0.25
+"""A fall of more than this fraction is never smoothed, whatever the passes scatter."""
+
+LEAST_OF_CALL = 0.05
+"""A node counts for at least this fraction of its call, however much the empty call took."""
+
+
+@dataclass(slots=True)
+class _Member:
+    """A layer of some groups, and where it is to be measured."""
+
+    path: str
+    layer: TimedLayer
+    shapes: Counter[tuple[int, ...]]
+    """Input shape to how often the layer is called with it in one forward."""
+    inside: Side
+    outside: Side
+    ins: tuple[int, ...] = ()
+    outs: tuple[int, ...] = ()
+
+    @property
+    def tied(self) -> bool:
+        """Whether its output's width decides its input's."""
+        return is_depthwise(self.layer) or (bool(self.inside.parts) and self.inside.parts == self.outside.parts)
+
+    def sized(self, shape: tuple[int, ...], inside: int | None, outside: int) -> SizedLayer:
+        """At an output width, and an input width unless the output decides it."""
+        if inside is None:
+            whole_in, whole_out = sides(self.layer)
+            inside = whole_in - (whole_out - outside)
+        return SizedLayer(self.layer, shape, inside, outside)
+
+    def rows(self) -> tuple[int | None, ...]:
+        return (None,) if self.tied else self.ins
+
+    def points(self) -> Iterator[SizedLayer]:
+        for shape in self.shapes:
+            for inside in self.rows():
+                yield from (self.sized(shape, inside, outside) for outside in self.outs)
+
+
+def measure_layer_times(
+    module: nn.Module,
+    groups: Sequence[Group],
+    run: ModuleRun,
+    widths_per_group: int = 8,
+    round_to: int | None = None,
+    budget_s: float = 30.0,
+) -> TimeTable:
+    """Time every layer that belongs to a group by its widths, on the run's engine, threads and device.
+
+    Args:
+        module: not changed; run once in eval mode to see the shapes.
+        groups: the groups to choose widths for, at their full width.
+        run: gives the engine, the inputs and the seed.
+        widths_per_group: how many widths of a group to measure, its full one among them; fewer where time is short.
+        round_to: what widths are multiples of, as `Group.step` takes it.
+        budget_s: about how many seconds to spend. Equal layers are measured once.
+
+    Raises:
+        TechniqueError: no member of any group is a layer that can be timed.
+    """
+    shapes = _input_shapes(module, run)
+    candidates = {group.name: widths_of(group, widths_per_group, round_to) for group in groups}
+    members, unmeasured = _members(module, groups, shapes)
+    if not members:
+        raise TechniqueError(
+            "no layer of the groups can be timed by itself",
+            f"none of {', '.join(unmeasured[:10]) or 'no layers'} is called as a convolution or a Linear",
+            "prune to a pruning_ratio or a target_macs_ratio instead",
+        )
+    full = {group.name: group.width for group in groups}
+    with bench_of(run) as bench:
+        empty = bench.empty_call_ms()
+        grids = _thinned(members, candidates, full, bench, budget_s)
+        times = _measure(grids, bench, budget_s, run)
+    noise = min(max(2 * times.scatter(), DOUBT), MOST_IS_NOISE)
+    layers = tuple(_layer_times(member, times, empty, noise) for member in grids)
+    return TimeTable(bench.runtime, full, candidates, layers, tuple(unmeasured))
+
+
+def _input_shapes(module: nn.Module, run: ModuleRun) -> dict[str, Counter[tuple[int, ...]]]:
+    """Path of each layer that can be timed to the shapes it is called with in one forward at batch 1."""
+    seen: dict[str, Counter[tuple[int, ...]]] = {}
+
+    def watch(path: str) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if inputs and isinstance(inputs[0], Tensor):
+                seen.setdefault(path, Counter())[tuple(inputs[0].shape)] += 1
+
+        return hook
+
+    args, kwargs = call_of(run.signature, of_size(run.statistics, 1), run.device)
+    handles = [
+        part.register_forward_pre_hook(watch(path))
+        for path, part in module.named_modules()
+        if isinstance(part, single_layer.KINDS)
+    ]
+    try:
+        with evaluating(module):
+            module(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _members(
+    module: nn.Module, groups: Sequence[Group], shapes: Mapping[str, Counter[tuple[int, ...]]]
+) -> tuple[list[_Member], list[str]]:
+    """The layers to measure, and those that cannot be; norms and bare parameters are neither."""
+    parts = dict(module.named_modules())
+    found: dict[str, dict[str, list[tuple[Group, Place]]]] = {}
+    for group in groups:
+        for place in group.places:
+            if place.axis is None:
+                found.setdefault(place.path, {"in": [], "out": []})[place.side].append((group, place))
+    members, unmeasured = [], []
+    for path, of_side in found.items():
+        layer = parts[path]
+        if isinstance(layer, single_layer.KINDS) and path in shapes:
+            inside, outside = sides(layer)
+            members.append(
+                _Member(path, layer, shapes[path], side_of(inside, of_side["in"]), side_of(outside, of_side["out"]))
+            )
+        elif getattr(layer, "weight", None) is not None and layer.weight.dim() > 1:
+            unmeasured.append(path)
+    return members, unmeasured
+
+
+def _thinned(
+    members: Sequence[_Member],
+    candidates: Mapping[str, tuple[int, ...]],
+    full: Mapping[str, int],
+    bench: Bench,
+    budget_s: float,
+) -> list[_Member]:
+    """The members with as many sizes per side as the budget allows; opens each layer once, at full size, to know."""
+    cost: dict[tuple[Any, ...], float] = {}
+    most = max(FEWEST_WIDTHS, *(len(some) for some in candidates.values()))
+    for member in members:
+        for shape in member.shapes:
+            point = SizedLayer(member.layer, shape, *sides(member.layer))
+            if point.key not in cost:
+                start = time.perf_counter()
+                session, prepared = bench.open(point)
+                call_s = session.seconds(prepared, 2)
+                cost[point.key] = time.perf_counter() - start + BLOCKS * max(call_s, SHORTEST_BLOCK_S)
+    for count in range(most, FEWEST_WIDTHS - 1, -1):
+        grids = [_with_grid(member, candidates, full, count) for member in members]
+        points = {point.key: cost[_whole(member, point).key] for member in grids for point in member.points()}
+        if PASSES * sum(points.values()) <= SHARE_OF_PASSES * budget_s:
+            break
+    return grids
+
+
+def _whole(member: _Member, point: SizedLayer) -> SizedLayer:
+    inside, outside = sides(member.layer)
+    return replace(point, inside=inside, outside=outside)
+
+
+def _with_grid(
+    member: _Member, candidates: Mapping[str, tuple[int, ...]], full: Mapping[str, int], count: int
+) -> _Member:
+    whole_in, whole_out = sides(member.layer)
+    outs = sizes_of(member.outside, candidates, full, count)
+    ins = sizes_of(member.inside, candidates, full, count)
+    if member.tied:
+        ins = ins[-1:]
+        outs = tuple(out for out in outs if _fits(member, None, out))
+    else:
+        outs = tuple(out for out in outs if single_layer.fits(member.layer, whole_in, out))
+        ins = tuple(into for into in ins if single_layer.fits(member.layer, into, whole_out))
+    return replace(member, ins=ins, outs=outs)
+
+
+def _fits(member: _Member, inside: int | None, outside: int) -> bool:
+    point = member.sized((), inside, outside)
+    return point.inside > 0 and single_layer.fits(member.layer, point.inside, point.outside)
+
+
+def _measure(members: Sequence[_Member], bench: Bench, budget_s: float, run: ModuleRun) -> Times:
+    """Every point in every pass; then those that are in doubt, again and again while there is time."""
+    points = list({point.key: point for member in members for point in member.points()}.values())
+    times = Times()
+    end = time.perf_counter() + budget_s
+    block_s = SHORTEST_BLOCK_S
+    for number in range(MOST_VISITS):
+        doubtful = points if number < PASSES else _doubtful(members, times)
+        if not doubtful or (number >= PASSES and time.perf_counter() > end):
+            break
+        start = time.perf_counter()
+        for key, ms in visits(doubtful, bench, block_s, run.seed + number, end if number else None).items():
+            times.by_point.setdefault(key, []).append(ms)
+        if number == 0:  # what is left of the time goes into longer blocks
+            spare = (end - start) / PASSES - (time.perf_counter() - start)
+            block_s = min(max(block_s + spare / (len(points) * BLOCKS), SHORTEST_BLOCK_S), LONGEST_BLOCK_S)
+        run.progress("timing layers by width", min(1.0, (number + 1) / PASSES))
+    return times
+
+
+def _doubtful(members: Sequence[_Member], times: Times) -> list[SizedLayer]:
+    """Points whose fastest visit no other one confirms, and those that are slower than the next wider one."""
+    doubtful: dict[tuple[Any, ...], SizedLayer] = {}
+    for member in members:
+        for shape in member.shapes:
+            table = [[member.sized(shape, inside, outside) for outside in member.outs] for inside in member.rows()]
+            rows = [*table, *(list(column) for column in zip(*table, strict=True))]
+            falls = (
+                narrow
+                for row in rows
+                for narrow, wide in itertools.pairwise(row)
+                if times.ms(narrow) > times.ms(wide) * (1 + DOUBT)
+            )
+            alone = (point for row in table for point in row if times.apart(point) > DOUBT)
+            doubtful |= {point.key: point for point in (*falls, *alone)}
+    return list(doubtful.values())
+
+
+def _layer_times(member: _Member, times: Times, empty_ms: float, noise: float) -> LayerTimes:
+    def ms(inside: int | None, outside: int) -> float:
+        return sum(
+            calls * _without_call(times.ms(member.sized(shape, inside, outside)), empty_ms)
+            for shape, calls in member.shapes.items()
+        )
+
+    table = [[ms(inside, outside) for outside in member.outs] for inside in member.rows()]
+    return LayerTimes(member.path, member.inside, member.outside, member.ins, member.outs, smooth(table, noise))
+
+
+def _without_call(ms: float, empty_ms: float) -> float:
+    return max(ms - empty_ms, LEAST_OF_CALL * ms)

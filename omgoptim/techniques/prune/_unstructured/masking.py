@@ -1,0 +1,153 @@
+"""Masking: zero the weights of lowest saliency and report the changes.
+
+The fraction asked for is one of all selected weights together, exactly: `round(sparsity * weights)` of them are zero at
+the end, whatever each layer gives. What was zero before counts and stays. Nothing but the values changes: no masks, no
+buffers, no renamed parameters; a zero is +0.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from omgoptim.errors import TechniqueError
+from omgoptim.reports import Change, Skip
+from omgoptim.techniques.prune._unstructured.mask_selection import alone, by_row, together
+from omgoptim.techniques.prune._unstructured.parameter_selection import Selection, Weight
+from omgoptim.techniques.prune._unstructured.sparsity_allocation import allot, erdos_renyi, spared
+from omgoptim.techniques.prune._unstructured.weight_matrix import from_rows, to_rows
+from omgoptim.techniques.registry import Outcome
+
+Scope = Literal["global", "per_layer", "per_row", "erdos_renyi"]
+"""How many weights each layer gives: as one ranking of all says; a fraction of each, or of its rows; by its shape."""
+
+SPARED_REASON = "left dense: it holds {share:.2f} % of the selected weights, and the others make up for it"
+UNTOUCHED_REASON = "every weight of it scores above those that went"
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """Target sparsity, and its allocation over layers."""
+
+    sparsity: float
+    """Fraction of the selected weights that are zero at the end."""
+    scope: Scope
+    what: str
+    """For the report: by which score."""
+    spare_small: bool
+    """Whether layers that hold next to nothing stay dense."""
+
+
+def zero_lowest(selection: Selection, scores: Mapping[str, Tensor], aim: Aim) -> Outcome:
+    """Zero the weights with the lowest scores, in place.
+
+    Args:
+        selection: the weights, and what was skipped before.
+        scores: by the weights' paths, each of its weight's shape; larger matters more.
+
+    Raises:
+        TechniqueError: no weight became zero.
+    """
+    weights = selection.weights
+    dense = spared([weight.count for weight in weights], aim.sparsity) if aim.spare_small else set()
+    free = [weight for index, weight in enumerate(weights) if index not in dense]
+    already = sum(_zeros(weight) for index, weight in enumerate(weights) if index in dense)
+    total = round(aim.sparsity * selection.count)
+    before = [_zeros(weight) for weight in weights]
+    for weight, mask in zip(free, _masks(free, scores, total - already, aim.scope), strict=True):
+        zero_where(weight, mask)
+    if selection.zeros <= sum(before):
+        raise nothing_zeroed(selection, aim.sparsity)
+    return outcome_of(selection, before, aim.what, {weights[index].path for index in dense})
+
+
+def zero_where(weight: Weight, mask: Tensor) -> None:
+    """Zero a weight where the mask (of its shape) says so; what was zero, -0.0 too, is +0.0 afterwards."""
+    with torch.no_grad():
+        weight.parameter.masked_fill_(mask | (weight.parameter == 0), 0.0)
+
+
+def outcome_of(selection: Selection, before: list[int], what: str, dense: set[str]) -> Outcome:
+    """Return the outcome of masking.
+
+    Args:
+        before: how many of each were zero.
+        dense: paths of weights that were left dense on purpose.
+    """
+    changed, skipped = [], list(selection.skipped)
+    for weight, zeros_before in zip(selection.weights, before, strict=True):
+        zeros = _zeros(weight)
+        if not zeros:
+            share = 100 * weight.count / selection.count
+            reason = SPARED_REASON.format(share=share) if weight.path in dense else UNTOUCHED_REASON
+            skipped.append(Skip(path=weight.path, reason=reason))
+            continue
+        told = [what, *(f"shared with {path}" for path, _ in weight.shared)]
+        if weight.count - zeros == 1 and weight.count > 1:
+            told.append("one weight kept, without which nothing would pass")
+        changed.append(
+            Change(
+                path=weight.path,
+                what=", ".join(told),
+                before=f"{100 * zeros_before / weight.count:.1f} % zero" if zeros_before else "dense",
+                after=f"{100 * zeros / weight.count:.1f} % zero ({zeros:,} of {weight.count:,})",
+            )
+        )
+    zeros, count = selection.zeros, selection.count
+    note = f"{100 * zeros / count:.2f} % of the selected weights are zero ({zeros:,} of {count:,})."
+    return Outcome(changed, skipped, [note])
+
+
+def nothing_zeroed(selection: Selection, sparsity: float) -> TechniqueError:
+    """The error where a technique would change nothing."""
+    zeros, count = selection.zeros, selection.count
+    if zeros:
+        return TechniqueError(
+            "no weight became zero",
+            f"{zeros:,} of the {count:,} selected weights are zero already, and {sparsity:g} of them were asked for",
+            f"ask for more than {zeros / count:.4f}",
+        )
+    return TechniqueError(
+        "no weight became zero",
+        f"{sparsity:g} of {count:,} selected weights is less than one, or every layer would be left without any",
+        "ask for more, or select more layers",
+    )
+
+
+def _masks(weights: list[Weight], scores: Mapping[str, Tensor], total: int, scope: Scope) -> list[Tensor]:
+    values = [weight.parameter.detach() for weight in weights]
+    ranked = [scores[weight.path].to(value.device) for weight, value in zip(weights, values, strict=True)]
+    if scope == "global":
+        return together(ranked, values, total)
+    counts = [weight.count for weight in weights]
+    sparsity = min(max(total / sum(counts), 0.0), 1.0)
+    if scope == "erdos_renyi":
+        fractions = erdos_renyi([tuple(value.shape) for value in values], sparsity)
+    else:
+        fractions = [sparsity] * len(weights)
+    least = [_zeros(weight) for weight in weights]
+    most = [max(low, _most(weight, scope)) for weight, low in zip(weights, least, strict=True)]
+    wanted = [fraction * count for fraction, count in zip(fractions, counts, strict=True)]
+    given = allot(wanted, total, least, most)
+    if scope == "per_row":
+        return [_by_row(weight, score, count) for weight, score, count in zip(weights, ranked, given, strict=True)]
+    return [alone(score, value, count) for score, value, count in zip(ranked, values, given, strict=True)]
+
+
+def _by_row(weight: Weight, scores: Tensor, count: int) -> Tensor:
+    values = weight.parameter.detach()
+    mask = by_row(to_rows(scores, weight.layer), to_rows(values, weight.layer), count)
+    return from_rows(mask, weight.layer, tuple(values.shape))
+
+
+def _most(weight: Weight, scope: Scope) -> int:
+    """Most zeros that leave one weight to each layer, or to each of its rows."""
+    return weight.count - (len(to_rows(weight.parameter.detach(), weight.layer)) if scope == "per_row" else 1)
+
+
+def _zeros(weight: Weight) -> int:
+    return int((weight.parameter.detach() == 0).sum())

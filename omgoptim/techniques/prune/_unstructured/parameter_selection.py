@@ -1,0 +1,174 @@
+"""Selection of the weights for unstructured pruning, by kind of layer and globs on module paths.
+
+Weights of linear, convolution and recurrent layers, of the projections of nn.MultiheadAttention, and of embeddings that
+are named; blocks of ours are made of these. Biases and normalization never: they are few, and each scales a whole unit.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import ParametrizationList
+
+from omgoptim.errors import TechniqueError
+from omgoptim.models.globs import meant, refuse_unknown
+from omgoptim.reports import Skip
+from omgoptim.techniques.prune._unstructured.weight_matrix import is_linear_transposed
+
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+NO_WEIGHTS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, ParametrizationList)
+PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+EMBEDDING_REASON = "an embedding is pruned only where targets name it: a row is one token's whole meaning"
+FROZEN_REASON = "frozen: requires_grad is False"
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A weight, once, however many layers share it."""
+
+    path: str
+    """The layer's path, or the parameter's where the layer has several weights or is the model itself."""
+    parameter: nn.Parameter
+    layer: nn.Module
+    shared: tuple[tuple[str, nn.Module], ...] = ()
+    """The other layers that it belongs to, with their paths."""
+
+    @property
+    def count(self) -> int:
+        return self.parameter.numel()
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        return [self.layer, *(layer for _, layer in self.shared)]
+
+    @property
+    def paths(self) -> list[str]:
+        return [self.path, *(path for path, _ in self.shared)]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The weights to take zeros from, and the layers left alone with the reason."""
+
+    weights: list[Weight]
+    skipped: list[Skip] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        return sum(weight.count for weight in self.weights)
+
+    @property
+    def zeros(self) -> int:
+        """How many are zero now."""
+        return sum(int((weight.parameter.detach() == 0).sum()) for weight in self.weights)
+
+
+def select(module: nn.Module, targets: Sequence[str], ignore: Sequence[str]) -> Selection:
+    """The weights that `targets` names (all, if empty) less those that `ignore` names.
+
+    A glob names a layer by its path, or by the path of a module around it: `encoder` is all of the encoder. A weight
+    that several layers share is meant where any of them is.
+
+    Raises:
+        TechniqueError: a glob names no layer, or no weight is left.
+    """
+    found, skipped = _find(module)
+    known = [path for weight in found for path in weight.paths] + [skip.path for skip in skipped]
+    refuse_unknown((*targets, *ignore), known)
+    skipped = [skip for skip in skipped if meant([skip.path], targets, ignore)]
+    weights = []
+    for weight in (weight for weight in found if meant(weight.paths, targets, ignore)):
+        reason = _reason(weight, targets)
+        if reason:
+            skipped.append(Skip(path=weight.path, reason=reason))
+        else:
+            weights.append(weight)
+    if not weights:
+        reasons = "; ".join(f"{skip.path}: {skip.reason}" for skip in skipped[:5])
+        raise TechniqueError(
+            "there is no weight to prune",
+            reasons or "no linear, convolution or recurrent layer was found; a .pt2 program has none",
+            "name other layers in targets" if targets or ignore else "give the module itself, with such layers",
+        )
+    return Selection(weights, skipped)
+
+
+def _reason(weight: Weight, targets: Sequence[str]) -> str | None:
+    """Why a weight that is meant is left alone, or None."""
+    parameter = weight.parameter
+    embeddings = [
+        path for path, layer in zip(weight.paths, weight.layers, strict=True) if isinstance(layer, EMBEDDINGS)
+    ]
+    if not parameter.is_floating_point():
+        return f"its weight is {str(parameter.dtype).removeprefix('torch.')}, no float"
+    if not parameter.requires_grad:
+        return FROZEN_REASON
+    unnamed = [path for path in embeddings if not any(_by_name(glob, path) for glob in targets)]
+    if unnamed:
+        shared = f"it shares its weight with {unnamed[0]}; " if unnamed[0] != weight.path or weight.shared else ""
+        return shared + EMBEDDING_REASON
+    if not bool(torch.isfinite(parameter).all()):
+        return "its weight holds NaN or infinity"
+    return None
+
+
+def _find(module: nn.Module) -> tuple[list[Weight], list[Skip]]:
+    """Every weight, and every layer or parameter that looks like one and cannot be pruned."""
+    owners: dict[tuple[int, int], list[tuple[str, nn.Module, nn.Parameter]]] = {}
+    skipped: list[Skip] = []
+    strange: list[tuple[str, nn.Module, nn.Parameter]] = []
+    for path, layer in module.named_modules(remove_duplicate=False):
+        names = _weight_names(layer)
+        for name in names:
+            parameter = layer._parameters.get(name)
+            label = path if path and names == ["weight"] else _join(path, name)
+            if parameter is None:
+                reason = f"its {name} is computed from other parameters; remove the parametrization first"
+                skipped.append(Skip(path=label, reason=reason))
+            elif parameter.numel():
+                owners.setdefault(_place(parameter), []).append((label, layer, parameter))
+        if not names and not isinstance(layer, NO_WEIGHTS):
+            own = layer.named_parameters(recurse=False)
+            strange += [(_join(path, name), layer, parameter) for name, parameter in own if parameter.ndim > 1]
+    for label, layer, parameter in strange:
+        if _place(parameter) not in owners:
+            skipped.append(Skip(path=label, reason=f"a parameter of {type(layer).__name__}, which is no known layer"))
+    weights = [
+        Weight(label, parameter, layer, tuple((path, other) for path, other, _ in others))
+        for (label, layer, parameter), *others in owners.values()
+    ]
+    return weights, skipped
+
+
+def _place(parameter: nn.Parameter) -> tuple[int, int]:
+    """What is the same for a weight under two names, even where the parameter objects differ."""
+    return parameter.data_ptr(), parameter.numel()
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _weight_names(layer: nn.Module) -> list[str]:
+    """The attributes of a known layer that are weights."""
+    if isinstance(layer, (nn.Linear, _ConvNd, *EMBEDDINGS)) or is_linear_transposed(layer):
+        return ["weight"]
+    if isinstance(layer, nn.RNNBase):
+        return [name for name in layer._flat_weights_names if name.startswith("weight")]
+    if isinstance(layer, nn.RNNCellBase):
+        return ["weight_ih", "weight_hh"]
+    if isinstance(layer, nn.MultiheadAttention):
+        return [name for name in PROJECTIONS if layer._parameters.get(name) is not None]
+    return []
+
+
+def _by_name(glob: str, path: str) -> bool:
+    """Whether a glob means this very layer, and does not merely mean everything."""
+    return fnmatch.fnmatchcase(path, glob) and glob.strip("*?.") != ""

@@ -1,0 +1,83 @@
+"""Sparsity allocation over layers: Erdos-Renyi shares, integer counts of a given sum, and small layers left dense.
+
+Numbers in, numbers out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+SMALL = 0.02
+"""A layer with less than this fraction of the largest layer's weights is small."""
+SPARED = 0.01
+"""Largest fraction of all weights that small layers, which are left dense, hold together."""
+SPARED_OF_KEPT = 0.1
+"""And largest fraction of the weights that stay: the others have to give so many more."""
+
+
+def erdos_renyi(shapes: Sequence[tuple[int, ...]], sparsity: float) -> list[float]:
+    """Fraction of zeros per layer, so that layers with few weights per unit keep more of them.
+
+    Density is in proportion to (n_out + n_in + k_1 + ...) / (n_out n_in k_1 ...), the Erdos-Renyi-kernel rule of RigL
+    (arXiv:1911.11134); a layer that would keep more than all of its weights keeps all, and the others share the rest.
+
+    Args:
+        shapes: of the weights: (out, in), or (out, in / groups, kernel...).
+        sparsity: fraction of zeros over all layers together, in [0, 1].
+    """
+    counts = [math.prod(shape) for shape in shapes]
+    raw = [sum(shape) / count for shape, count in zip(shapes, counts, strict=True)]
+    whole: set[int] = set()
+    kept = (1 - sparsity) * sum(counts)
+    while len(whole) < len(shapes):
+        others = [index for index in range(len(shapes)) if index not in whole]
+        left = kept - sum(counts[index] for index in whole)
+        scale = left / sum(raw[index] * counts[index] for index in others)
+        full = {index for index in others if scale * raw[index] >= 1}
+        if not full:
+            return [0.0 if index in whole else 1 - scale * raw[index] for index in range(len(shapes))]
+        whole |= full
+    return [0.0] * len(shapes)
+
+
+def allot(wanted: Sequence[float], total: int, least: Sequence[int], most: Sequence[int]) -> list[int]:
+    """Whole numbers near `wanted` that add up to `total`, by largest remainder; of equals the first comes first.
+
+    Args:
+        wanted: how many from each, a real number; where the bounds forbid it, the others share the difference in
+            proportion to the room that they have.
+        total: their sum; taken as near as the bounds allow.
+        least: lower bounds.
+        most: upper bounds, none below its lower bound.
+    """
+    total = min(max(total, sum(least)), sum(most))
+    exact = [min(max(want, low), high) for want, low, high in zip(wanted, least, most, strict=True)]
+    gap = total - math.fsum(exact)
+    room = [high - now if gap > 0 else now - low for now, low, high in zip(exact, least, most, strict=True)]
+    if math.fsum(room) > 0:
+        share = gap / math.fsum(room)
+        exact = [now + share * free for now, free in zip(exact, room, strict=True)]
+    given = [min(max(math.floor(now), low), high) for now, low, high in zip(exact, least, most, strict=True)]
+    missing = total - sum(given)
+    free = [index for index, high in enumerate(most) if given[index] < high]
+    free.sort(key=lambda index: round(given[index] - exact[index], 9))
+    for index in free[: max(missing, 0)]:
+        given[index] += 1
+    return given
+
+
+def spared(counts: Sequence[int], sparsity: float) -> set[int]:
+    """Positions of layers that are so small that they had better stay dense.
+
+    A first layer of one channel and a classifier of ten classes hold almost none of a network's weights, and every
+    output goes through each of those. The smallest are spared first, as long as they are small.
+    """
+    limit = min(SPARED, SPARED_OF_KEPT * (1 - sparsity)) * sum(counts)
+    chosen: set[int] = set()
+    for index in sorted(range(len(counts)), key=lambda index: counts[index]):
+        limit -= counts[index]
+        if limit < 0 or counts[index] >= SMALL * max(counts):
+            break
+        chosen.add(index)
+    return chosen

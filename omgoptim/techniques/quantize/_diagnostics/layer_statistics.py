@@ -1,0 +1,199 @@
+"""Activation statistics of layers: ranges, outliers, channel peaks.
+
+Computed from the float program on a few samples.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto
+
+from omgoptim.models.onnx_file import load
+from omgoptim.models.onnx_graph import Layer, layers, module_paths
+from omgoptim.techniques.quantize._onnx.preparation import at_opset, fold_constants
+from omgoptim.techniques.quantize._ptq.calibration import ActivationReader
+
+Array = NDArray[Any]
+
+AT_ONCE = 8
+"""Samples that run together: what every layer is given is in memory at the same time."""
+
+KEPT_VALUES = 20_000
+"""Values of each layer's input per run from which its 99.9th percentile is read."""
+
+OUTPUT_CHANNEL = {"Conv": 0, "ConvTranspose": 1, "MatMul": -1, "Gather": 0}
+"""The axis of a weight that has a scale per entry; of a Gemm it depends on `transB`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quantizable:
+    """A layer that static quantization takes: its node, its weight, and what it is given."""
+
+    layer: Layer
+    weight_position: int
+    axis: int
+    """Of the weight's output channels, from 0."""
+    activation: str | None
+    """Name of the tensor it is given; None for an embedding, which is given indices."""
+    output: str
+    """Name of the tensor it gives, behind a ReLU or clip that nothing else stands before."""
+    channel_axis: int
+    """Of both tensors' channels."""
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether it is a depthwise convolution."""
+        return self.layer.op == "Conv" and len(self.layer.shape) > 2 and self.layer.shape[1] == 1 < self.layer.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerStatistics:
+    """Statistics of a layer's input over all samples."""
+
+    low: float
+    high: float
+    typical: float
+    """99.9th percentile of the absolute values."""
+    power: float
+    """Mean of the squares."""
+    channels: Array
+    """(C,): the largest absolute value of each channel."""
+
+
+def load_folded(source: Path, threads: int) -> tuple[ModelProto, list[Layer]]:
+    """Load the float program with constants and batch norms folded, and its layers under the source's paths."""
+    original = load(source)
+    with tempfile.TemporaryDirectory() as folder:
+        model = at_opset(load(fold_constants(original, Path(folder), threads)), 13)
+    return model, layers(model, module_paths(original))
+
+
+def quantizable_layers(model: ModelProto, chosen: Sequence[Layer]) -> list[Quantizable]:
+    """Find the chosen layers that can be simulated: a float32 weight that the node reads itself."""
+    nodes = {node.name: node for node in model.graph.node}
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    readers: dict[str, list[NodeProto]] = {}
+    for other in model.graph.node:
+        for name in other.input:
+            readers.setdefault(name, []).append(other)
+    kept = {value.name for value in model.graph.output}
+    found = []
+    for layer in chosen:
+        node = nodes.get(layer.node)
+        if node is None or layer.op not in (*OUTPUT_CHANNEL, "Gemm") or layer.data_type != TensorProto.FLOAT:
+            continue
+        position = next((i for i, name in enumerate(node.input) if name == layer.weight), None)
+        rank = len(layer.shape)
+        if position is None or rank < 2 or layer.weight not in stored:
+            continue
+        activation = None if layer.op == "Gather" else node.input[1 - position] if position < 2 else None
+        if layer.op != "Gather" and (not activation or activation in stored):
+            continue
+        channel_axis = 1 if layer.op.startswith("Conv") else -1
+        output = _behind_activations(node.output[0], readers, kept)
+        found.append(Quantizable(layer, position, _axis(node) % rank, activation, output, channel_axis))
+    return found
+
+
+def _behind_activations(name: str, readers: Mapping[str, Sequence[NodeProto]], kept: set[str]) -> str:
+    while name not in kept and [node.op_type for node in readers.get(name, ())] in (["Relu"], ["Clip"]):
+        name = readers[name][0].output[0]
+    return name
+
+
+def _axis(node: NodeProto) -> int:
+    if node.op_type == "Gemm":
+        return 0 if next((a.i for a in node.attribute if a.name == "transB"), 0) else 1
+    return OUTPUT_CHANNEL[node.op_type]
+
+
+def take_samples(model: ModelProto, batches: Sequence[Mapping[str, Array]], samples: int) -> list[dict[str, Array]]:
+    """Take the first `samples` samples in small batches of the model's inputs; whole batches if the batch is fixed."""
+    names = [value.name for value in model.graph.input]
+    fixed = any(
+        value.type.tensor_type.shape.dim and value.type.tensor_type.shape.dim[0].HasField("dim_value")
+        for value in model.graph.input
+    )
+    taken: list[dict[str, Array]] = []
+    left = samples
+    for batch in batches:
+        length = len(batch[names[0]])
+        step = length if fixed else AT_ONCE
+        for start in range(0, length, max(step, 1)):
+            stop = length if fixed else min(start + step, start + left)
+            part = {name: np.asarray(batch[name])[start:stop] for name in names}
+            taken.append(part)
+            left -= len(part[names[0]])
+            if left <= 0:
+                return taken
+    return taken
+
+
+def collect_statistics(
+    model: ModelProto,
+    found: Sequence[Quantizable],
+    batches: Sequence[Mapping[str, Array]],
+    threads: int,
+    outputs: bool = False,
+) -> dict[str, LayerStatistics]:
+    """Collect the statistics of layer inputs, and of outputs if `outputs`, by tensor name."""
+    ranks = {item.output: item.channel_axis for item in found if outputs and item.activation}
+    for item in found:
+        if item.activation:
+            ranks[item.activation] = item.channel_axis
+    gathered: dict[str, list[LayerStatistics]] = {name: [] for name in ranks}
+    given = [dict(batch) for batch in batches]
+    for _, values in ActivationReader(model, list(ranks), threads=threads).slices(given) if ranks else ():
+        for name, array in values.items():
+            if array.size:
+                gathered[name].append(_one(array, ranks[name]))
+    return {name: _merged(parts) for name, parts in gathered.items() if parts}
+
+
+def input_ranges(batches: Sequence[Mapping[str, Array]]) -> dict[str, tuple[float, float]]:
+    """Lowest and highest finite value of every floating input."""
+    ranges: dict[str, tuple[float, float]] = {}
+    for batch in batches:
+        for name, array in batch.items():
+            finite = array[np.isfinite(array)] if np.issubdtype(array.dtype, np.floating) else array[:0]
+            if finite.size:
+                low, high = ranges.get(name, (np.inf, -np.inf))
+                ranges[name] = min(low, float(finite.min())), max(high, float(finite.max()))
+    return ranges
+
+
+def _one(array: Array, channel_axis: int) -> LayerStatistics:
+    values = np.asarray(array, np.float32)
+    if not np.isfinite(values).all():
+        values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)  # a mask's fill: its own signature
+    axis = channel_axis % values.ndim if values.ndim > 1 else 0
+    around = tuple(i for i in range(values.ndim) if i != axis)
+    size = np.abs(values)
+    flat = size.reshape(-1)
+    kept = flat[:: max(1, flat.size // KEPT_VALUES)]
+    return LayerStatistics(
+        low=float(values.min()),
+        high=float(values.max()),
+        typical=float(np.quantile(kept, 0.999)),
+        power=float(np.mean(np.square(values, dtype=np.float64))),
+        channels=size.max(around) if around else size,
+    )
+
+
+def _merged(parts: Sequence[LayerStatistics]) -> LayerStatistics:
+    """Over all runs; the percentile is the median of theirs."""
+    same = all(part.channels.shape == parts[0].channels.shape for part in parts)
+    return LayerStatistics(
+        low=min(part.low for part in parts),
+        high=max(part.high for part in parts),
+        typical=float(np.median([part.typical for part in parts])),
+        power=float(np.mean([part.power for part in parts])),
+        channels=np.max([part.channels for part in parts], 0) if same else parts[0].channels,
+    )

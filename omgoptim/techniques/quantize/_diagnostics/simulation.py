@@ -1,0 +1,254 @@
+"""Simulated quantization: a float program in one session, with a switch per layer.
+
+What is simulated: a layer's input (and its output, where the writer of the algorithm rounds that) through
+QuantizeLinear and DequantizeLinear with its range over the samples, its weight replaced by what int8 leaves of it, on
+the program with its channels scaled where the technique scales them. Ranges are plain minima and maxima; what bias
+correction, chosen ranges or learned rounding repair is not in it, nor is what lies between layers (additions). It
+ranks; candidates are judged by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from omgoptim.errors import OmgoptimError
+from omgoptim.models.onnx_graph import Layer, layers, select
+from omgoptim.requests.quantize import Static
+from omgoptim.techniques.quantize._diagnostics.layer_statistics import (
+    LayerStatistics,
+    Quantizable,
+    collect_statistics,
+    load_folded,
+    quantizable_layers,
+    take_samples,
+)
+from omgoptim.techniques.quantize._onnx.qdq import quantization_parameters
+from omgoptim.techniques.quantize._onnx.runtime import as_technique_error, open_program, weight_levels
+from omgoptim.techniques.quantize._ptq.equalization import SHARES, equalize_channels
+from omgoptim.techniques.quantize._ptq.sqnr import sqnr_db
+
+Array = NDArray[Any]
+
+SAMPLES = 48
+"""Samples that noise is measured on."""
+
+NON_FINITE_DB = 0.0
+"""SQNR of an output that is not finite where the original is: all noise."""
+
+SWITCHES = "omgoptim.quantized"
+"""Name of the program's input that says which layers are quantized."""
+
+
+@dataclass(frozen=True, slots=True)
+class SimulationConfig:
+    """How layers are quantized in the simulation."""
+
+    per_channel: bool = True
+    symmetric: bool = False
+    """Whether activations use a zero point of 0."""
+    weight_levels: int = 127
+    """Largest integer of a weight."""
+    outputs: bool = True
+    """Whether what a layer gives is rounded too, as ONNX Runtime's writer does, or only what it is given, as NNCF's."""
+
+    @classmethod
+    def of(cls, params: Any) -> SimulationConfig:
+        """Create the configuration for params of calibrated int8 on this processor."""
+        per_channel = getattr(params, "granularity", "per_channel") == "per_channel"
+        outputs = getattr(params, "algorithm", "auto") != "nncf"
+        return cls(per_channel, getattr(params, "symmetric", False), weight_levels(), outputs)
+
+
+class Simulation:
+    """Session of a program whose layers can be quantized one by one.
+
+    Args:
+        model: the float program, folded.
+        chosen: the layers that get a switch.
+        batches: few samples, none of them evaluation data.
+    """
+
+    def __init__(
+        self,
+        model: ModelProto,
+        chosen: Sequence[Layer],
+        batches: Sequence[Mapping[str, Array]],
+        rounding: SimulationConfig,
+        threads: int = 1,
+    ) -> None:
+        self.model, self.batches, self.rounding = model, batches, rounding
+        self.layers = quantizable_layers(model, chosen)
+        self.statistics = collect_statistics(model, self.layers, batches, threads, rounding.outputs)
+        self._index = {item.layer.node: i for i, item in enumerate(self.layers)}
+        self._session = open_program(
+            switchable(model, self.layers, self.statistics, rounding), threads, "ORT_ENABLE_BASIC"
+        )
+        self._original = [self.outputs((), batch) for batch in batches]
+
+    @property
+    def samples(self) -> int:
+        return sum(len(next(iter(batch.values()))) for batch in self.batches)
+
+    @property
+    def nodes(self) -> set[str]:
+        """Names of the nodes that have a switch."""
+        return set(self._index)
+
+    def weight(self, item: Quantizable) -> Array:
+        """A layer's float weight."""
+        found: Array = numpy_helper.to_array(
+            next(tensor for tensor in self.model.graph.initializer if tensor.name == item.layer.weight)
+        )
+        return found
+
+    def outputs(self, nodes: Collection[str], batch: Mapping[str, Array]) -> list[Array]:
+        """Return the outputs on a batch with these nodes quantized."""
+        switches = np.zeros(max(1, len(self.layers)), bool)
+        switches[[self._index[node] for node in nodes]] = True
+        with as_technique_error("ONNX Runtime cannot run the simulation"):
+            return list(self._session.run(None, {**batch, SWITCHES: switches}))
+
+    def sqnr(self, nodes: Collection[str]) -> float:
+        """SQNR of the output, in dB, with the layers of these node names quantized."""
+        return sqnr_db(self._original, [self.outputs(nodes, batch) for batch in self.batches], NON_FINITE_DB)
+
+
+def build_simulation(
+    source: Path,
+    batches: Sequence[Mapping[str, Array]],
+    params: Any,
+    *,
+    samples: int = SAMPLES,
+    threads: int = 1,
+    rounding: SimulationConfig | None = None,
+) -> Simulation:
+    """Build the simulation of these params on the float program `source`.
+
+    Channels are scaled as the technique would, unless `params.equalize` is off or another's algorithm does it its own
+    way: of the program as it is and the ways of scaling it, the one that is quantized with the least noise.
+
+    Args:
+        params: of calibrated int8: `targets`, `ignore`, `granularity`, `symmetric`, `equalize`, those that it has.
+        rounding: default: as params ask.
+
+    Raises:
+        TechniqueError: a glob names no layer, or the program does not run.
+    """
+    model, found = load_folded(source, threads)
+    paths = {layer.node: layer.path for layer in found}
+    rounding = rounding or SimulationConfig.of(params)
+    taken = take_samples(model, batches, samples)
+
+    def chosen(one: ModelProto) -> list[Layer]:
+        now = select(layers(one, paths), getattr(params, "targets", []), getattr(params, "ignore", []))
+        return [layer for layer in now if not layer.is_quantized]
+
+    best = Simulation(model, chosen(model), taken, rounding, threads)
+    scales = getattr(params, "equalize", False) is not False and getattr(params, "algorithm", "auto") != "nncf"
+    for share in SHARES if scales and best.layers else ():
+        try:
+            with as_technique_error("the channels cannot be scaled"):
+                granularity = Static(granularity="per_channel" if rounding.per_channel else "per_tensor")
+                scaled, count = equalize_channels(model, chosen(model), granularity, share, batches=taken)
+        except OmgoptimError:  # the technique would leave them, too
+            break
+        if count:
+            other = Simulation(scaled, chosen(scaled), taken, rounding, threads)
+            best = max(best, other, key=lambda one: one.sqnr(one.nodes))
+    return best
+
+
+def rounded_weight(weight: Array, axis: int, rounding: SimulationConfig) -> Array:
+    """Quantize and dequantize a weight in symmetric int8: a scale per entry of `axis`, or one for all."""
+    around = tuple(i for i in range(weight.ndim) if i != axis) if rounding.per_channel else None
+    largest = np.abs(weight).max(axis=around, keepdims=True)
+    scale = np.where(largest > 0, largest / rounding.weight_levels, 1.0)
+    quantized: Array = (np.rint(weight / scale) * scale).astype(np.float32)
+    return quantized
+
+
+def switchable(
+    model: ModelProto,
+    found: Sequence[Quantizable],
+    statistics: Mapping[str, LayerStatistics],
+    rounding: SimulationConfig,
+) -> ModelProto:
+    """Add an input to the program: a bool per layer, whether that layer is quantized."""
+    result = ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    graph.input.append(helper.make_tensor_value_info(SWITCHES, TensorProto.BOOL, [max(1, len(found))]))
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    items = {item.layer.node: (index, item) for index, item in enumerate(found)}
+    rounds = {item.output: f"omgoptim.{index}." for index, item in enumerate(found) if rounding.outputs}
+    nodes: list[NodeProto] = []
+    for node in model.graph.node:
+        copy = NodeProto()
+        copy.CopyFrom(node)
+        if node.name in items:
+            index, item = items[node.name]
+            _switch(copy, _Writer(graph, nodes, f"omgoptim.{index}.", rounding), index, item, stored, statistics)
+        nodes.append(copy)
+        for place, name in enumerate(node.output):
+            if name in rounds and name in statistics:
+                copy.output[place] = f"{rounds[name]}raw"
+                writer = _Writer(graph, nodes, rounds[name], rounding)
+                writer.round(f"{rounds[name]}raw", "output", statistics[name], name)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    """Appends constants and nodes of one layer under names of their own."""
+
+    graph: GraphProto
+    nodes: list[NodeProto]
+    own: str
+    rounding: SimulationConfig
+
+    def constant(self, name: str, value: Array) -> str:
+        self.graph.initializer.append(numpy_helper.from_array(value, self.own + name))
+        return self.own + name
+
+    def add(self, op: str, inputs: Sequence[str], name: str, output: str = "") -> str:
+        output = output or self.own + name
+        self.nodes.append(helper.make_node(op, inputs, [output], self.own + name + "_node"))
+        return output
+
+    def round(self, tensor: str, name: str, given: LayerStatistics, output: str = "") -> str:
+        """Round a tensor if the layer's switch is on; the switch was read before."""
+        scale, zero = quantization_parameters((given.low, given.high), self.rounding.symmetric)
+        grid = [
+            self.constant(f"{name}_scale", np.array(scale, np.float32)),
+            self.constant(f"{name}_zero", np.array(zero, np.int8 if self.rounding.symmetric else np.uint8)),
+        ]
+        integers = self.add("QuantizeLinear", [tensor, *grid], f"{name}_integers")
+        restored = self.add("DequantizeLinear", [integers, *grid], f"{name}_rounded")
+        return self.add("Where", [f"{self.own}on", restored, tensor], f"{name}_chosen", output)
+
+
+def _switch(
+    node: NodeProto,
+    writer: _Writer,
+    index: int,
+    item: Quantizable,
+    stored: Mapping[str, TensorProto],
+    statistics: Mapping[str, LayerStatistics],
+) -> None:
+    """Let a layer's node read what its switch lets through."""
+    on = writer.add("Gather", [SWITCHES, writer.constant("index", np.array(index, np.int64))], "on")
+    weight = numpy_helper.to_array(stored[item.layer.weight])
+    rounded = writer.constant("weight", rounded_weight(weight, item.axis, writer.rounding))
+    node.input[item.weight_position] = writer.add("Where", [on, rounded, item.layer.weight], "weight_chosen")
+    given = statistics.get(item.activation or "")
+    if given is not None and item.activation:
+        node.input[1 - item.weight_position] = writer.round(item.activation, "input", given)

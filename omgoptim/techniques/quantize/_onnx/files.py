@@ -1,0 +1,121 @@
+"""Write and copy rewritten ONNX files: original inputs and outputs, module paths, no unused data."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import onnx
+from onnx import ModelProto
+
+from omgoptim.errors import ModelError, TechniqueError
+from omgoptim.models.onnx_file import SCOPES, graphs, load, save
+from omgoptim.models.onnx_graph import layers, module_paths
+
+REPLACED = re.compile(r"(_MatMul)?_quant(_\w+)?$|(?<=.)_Add$")
+"""What ONNX Runtime's dynamic quantizer appends to the name of a node that it replaces."""
+
+
+def finish(model: ModelProto, source: ModelProto, target: Path) -> None:
+    """Write a rewritten program: the source's inputs and outputs, no leftovers, valid.
+
+    Raises:
+        TechniqueError: the rewrite changed the inputs or outputs, or is no valid ONNX.
+    """
+    names = [[v.name for v in (*m.graph.input, *m.graph.output)] for m in (source, model)]
+    if names[0] != names[1]:
+        raise TechniqueError("the rewritten program has other inputs or outputs", f"{names[1]} instead of {names[0]}")
+    for values, originals in ((model.graph.input, source.graph.input), (model.graph.output, source.graph.output)):
+        kept = list(originals)
+        del values[:]
+        values.extend(kept)
+    _restore_scopes(model, source)
+    del model.graph.value_info[:]  # shapes of tensors that may be gone
+    _drop_unused(model)
+    _name_layers(model)
+    save(model, target)
+    try:
+        onnx.checker.check_model(str(target))
+    except onnx.checker.ValidationError as error:
+        raise TechniqueError("the rewritten program is no valid ONNX", str(error)) from error
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a program and the data files it names, byte for byte."""
+    model = load(source, weights=False)
+    locations = {
+        entry.value
+        for graph in graphs(model.graph)
+        for tensor in graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    for location in sorted(locations):
+        if os.path.isabs(location) or ".." in Path(location).parts:
+            raise ModelError(f"{source} reads weights outside its folder", f"external data at '{location}'")
+    shutil.copyfile(source, target)
+    for location in sorted(locations):
+        other = target.parent / location
+        if not other.exists() or not other.samefile(source.parent / location):
+            other.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source.parent / location, other)
+
+
+def _restore_scopes(model: ModelProto, source: ModelProto) -> None:
+    """Give nodes that a quantizer put in place of others the module paths of those: a profile names layers by them."""
+    known: dict[str, str] = {}
+    for graph in graphs(source.graph):
+        for node in graph.node:
+            for entry in node.metadata_props:
+                if entry.key == SCOPES:
+                    known.update(dict.fromkeys((node.name, *node.output), entry.value))
+    for graph in graphs(model.graph):
+        for node in graph.node:
+            names = (node.name, *node.output, REPLACED.sub("", node.name))
+            scopes = next((known[name] for name in names if name in known), None)
+            if scopes is not None and not any(entry.key == SCOPES for entry in node.metadata_props):
+                node.metadata_props.add(key=SCOPES, value=scopes)
+
+
+def _name_layers(model: ModelProto) -> None:
+    """Let every node say its own module path, and no more: that of a layer may have been known by its weight's name."""
+    paths = module_paths(model) | {layer.node: layer.path for layer in layers(model)}
+    for graph in graphs(model.graph):
+        for node in graph.node:
+            path = paths.get(node.name)
+            del node.metadata_props[:]
+            if path is not None and path != node.name:
+                node.metadata_props.add(key=SCOPES, value=str([path, ""]))
+
+
+def _drop_unused(model: ModelProto) -> None:
+    """Remove initializers nobody reads, domains nobody uses, the exporter's notes on the program, which are more bytes
+    than the weights of a small one, and its stack traces (paths of the user's)."""
+    del model.metadata_props[:]
+    model.doc_string = model.graph.doc_string = ""
+    for graph in graphs(model.graph):
+        del graph.metadata_props[:]
+    used = {value.name for graph in graphs(model.graph) for value in graph.output}
+    domains = {""}
+    for graph in graphs(model.graph):
+        for node in graph.node:
+            used.update(node.input)
+            domains.add("" if node.domain == "ai.onnx" else node.domain)
+            scopes = [entry for entry in node.metadata_props if entry.key == SCOPES]
+            del node.metadata_props[:]
+            node.metadata_props.extend(scopes)
+    for graph in graphs(model.graph):
+        kept = [tensor for tensor in graph.initializer if tensor.name in used]
+        if len(kept) != len(graph.initializer):
+            del graph.initializer[:]
+            graph.initializer.extend(kept)
+    functions = {function.domain for function in model.functions}
+    needed = [
+        entry
+        for entry in model.opset_import
+        if ("" if entry.domain == "ai.onnx" else entry.domain) in domains | functions
+    ]
+    del model.opset_import[:]
+    model.opset_import.extend(needed)

@@ -1,0 +1,174 @@
+"""Write QDQ programs from float programs and activation ranges, by ONNX Runtime's quantizer.
+
+Which tensors get quantizers, and which share one, stays ONNX Runtime's knowledge of its kernels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, numpy_helper
+
+from omgoptim.models.onnx_graph import Layer, layers
+from omgoptim.requests.quantize import Static
+from omgoptim.techniques.quantize._onnx.runtime import as_technique_error, lacks_int8_dot_product, quiet_stdout
+
+Range = tuple[float, float]
+"""Lowest and highest value of an activation; values outside are clipped."""
+
+
+def write_qdq(
+    model: ModelProto,
+    chosen: Sequence[Layer],
+    ranges: Mapping[str, Range],
+    params: Static,
+    *,
+    float_biases: bool = False,
+) -> ModelProto:
+    """Write the QDQ program of a prepared float program, which is not changed.
+
+    Args:
+        model: prepared by `preparation.prepare`.
+        chosen: the layers to quantize, with what lies between them; embeddings are left to `weight_storage.py`.
+        ranges: of every float tensor that is computed or given.
+        params: granularity and symmetry.
+        float_biases: whether biases stay float initializers under their own names, to be looked at and changed;
+            otherwise they are int32, whose rounding is negligible.
+    """
+    from onnxruntime.quantization import CalibrationMethod, QuantType
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+    taken = {layer.node for layer in chosen if layer.op != "Gather"}
+    excluded = [layer.node for layer in layers(model) if layer.node not in taken]
+    data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()}
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    with as_technique_error("ONNX Runtime could not quantize the program"), quiet_stdout(), _quiet_log():
+        quantizer = QDQQuantizer(
+            copy,
+            params.granularity == "per_channel",
+            lacks_int8_dot_product(),
+            QuantType.QInt8,
+            QuantType.QInt8 if params.symmetric else QuantType.QUInt8,
+            TensorsData(CalibrationMethod.MinMax, data),
+            [],
+            excluded,
+            list({*QLinearOpsRegistry, *QDQRegistry}),
+            {
+                "ActivationSymmetric": params.symmetric,
+                "WeightSymmetric": True,
+                "QuantizeBias": not float_biases,
+            },
+        )
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
+    quantized: ModelProto = quantizer.model.model
+    return quantized
+
+
+@contextlib.contextmanager
+def _quiet_log() -> Iterator[None]:
+    """Silence ONNX Runtime's quantizer, which warns on the root logger about every vector that is no weight."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWeight:
+    """Int8 weight of a layer in a QDQ program."""
+
+    integers: NDArray[np.int8]
+    scales: NDArray[np.float32]
+    """In a shape that broadcasts to the weight's."""
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """Dequantized weight q * s, in the weight's own shape."""
+        return (self.integers * self.scales).astype(np.float32)
+
+
+def stored_weights(quantized: ModelProto) -> dict[str, StoredWeight]:
+    """Node name to its int8 weight, of the nodes of a QDQ program that have one."""
+    tensors = {tensor.name: tensor for tensor in quantized.graph.initializer}
+    makers = {name: node for node in quantized.graph.node for name in node.output}
+    found = {}
+    for node in quantized.graph.node:
+        maker = makers.get(node.input[1]) if len(node.input) > 1 else None
+        if maker is None or maker.op_type != "DequantizeLinear" or maker.input[0] not in tensors:
+            continue
+        integers = numpy_helper.to_array(tensors[maker.input[0]])
+        scales = numpy_helper.to_array(tensors[maker.input[1]])
+        if integers.dtype != np.int8 or integers.ndim < 2:
+            continue
+        if scales.size > 1:
+            axis = next((a.i for a in maker.attribute if a.name == "axis"), 1)
+            scales = scales.reshape([-1 if i == axis % integers.ndim else 1 for i in range(integers.ndim)])
+        found[node.name] = StoredWeight(integers, scales.astype(np.float32))
+    return found
+
+
+def set_integers(quantized: ModelProto, node: str, integers: NDArray[np.int8]) -> None:
+    """Store other integers for a node's weight in a QDQ program, in place; the scale stays."""
+    makers = {name: maker for maker in quantized.graph.node for name in maker.output}
+    name = makers[nodes_by_name(quantized)[node].input[1]].input[0]
+    tensor = next(t for t in quantized.graph.initializer if t.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(integers), name))
+
+
+def nodes_by_name(model: ModelProto) -> dict[str, NodeProto]:
+    """Node name to node."""
+    return {node.name: node for node in model.graph.node}
+
+
+def activation_parameters(quantized: ModelProto) -> dict[str, tuple[str, str]]:
+    """Float tensor name to the names of its stored scale and zero point, of the activations of a QDQ program.
+
+    The writer names both after the tensor whose range they hold; tensors that share them are not listed.
+    """
+    tensors = {tensor.name for tensor in quantized.graph.initializer}
+    found: dict[str, tuple[str, str]] = {}
+    for node in quantized.graph.node:
+        if node.op_type == "QuantizeLinear" and len(node.input) == 3 and node.input[0] not in tensors:
+            scale, zero = node.input[1], node.input[2]
+            if scale.endswith("_scale") and scale in tensors and zero in tensors:
+                found[scale.removesuffix("_scale")] = (scale, zero)
+    return found
+
+
+def set_scale(quantized: ModelProto, names: tuple[str, str], bounds: Range, symmetric: bool) -> None:
+    """Give an activation of a QDQ program another range, in place: s and z as the writer computes them."""
+    scale, zero = quantization_parameters(bounds, symmetric)
+    for tensor in quantized.graph.initializer:
+        if tensor.name == names[0]:
+            old: Any = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(np.full(old.shape, scale, old.dtype), tensor.name))
+        elif tensor.name == names[1]:
+            old = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(np.full(old.shape, zero, old.dtype), tensor.name))
+
+
+def quantization_parameters(bounds: Range, symmetric: bool) -> tuple[float, int]:
+    """Scale and zero point of a range: s = (max - min) / 255, z = round(-min / s), 0 always inside.
+
+    Symmetric: s = 2 max(|min|, |max|) / 254, z = 0, for integers of -127..127.
+    """
+    low, high = min(bounds[0], 0.0), max(bounds[1], 0.0)
+    if symmetric:
+        peak = max(-low, high)
+        return (peak / 127 if peak > 0 else 1.0), 0
+    if high == low:
+        return 1.0, 0
+    scale = (high - low) / 255
+    return scale, int(np.clip(np.rint(-low / scale), 0, 255))

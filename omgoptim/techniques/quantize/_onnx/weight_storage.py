@@ -1,0 +1,175 @@
+"""Weight-only storage computed in float: 16-bit weights, int8 embeddings, int8 recurrent weights.
+
+16 bits: a Cast back to float32 takes the weight's name, so that no reader changes, bodies of control flow included.
+Engines fold the Cast when they open the file.
+
+Embeddings: only the rows that are looked up are converted. ONNX Runtime's own quantizer has one scale per embedding; a
+scale per row costs 4 bytes a row and bounds each row's error by its own largest value.
+
+    s_V1 = max_D |w_VD| / 127,   q_VD = round(w_VD / s_V1),   out = Cast(Gather(q, ids)) * Gather(s, ids)
+
+Recurrent layers: ONNX Runtime and OpenVINO have no int8 GRU or RNN. Both fold Cast and Mul of constants when they open
+the file and run the float layer at its float speed. (ONNX Runtime does not fold a DequantizeLinear.)
+
+    s = max |w| / 127 over a row of a direction's weight,   w = Cast(q) * s
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from omgoptim.models.onnx_file import graphs
+from omgoptim.models.onnx_graph import Layer, layers
+from omgoptim.reports import Change, Skip
+from omgoptim.techniques.registry import Outcome
+
+SMALLEST_BYTES = 1024
+"""Tensors up to this size stay: a Cast node costs more than they hold."""
+
+Half = Literal["bfloat16", "float16"]
+
+
+def store_half(model: ModelProto, half: Half) -> Outcome:
+    """Rewrite the model's float32 weights in place; what does not fit the 16-bit range stays and is listed."""
+    paths = {weight: layer.path for layer in layers(model) for weight in layer.weights}
+    changed: list[Change] = []
+    skipped: list[Skip] = []
+    for graph in list(graphs(model.graph)):
+        casts: list[NodeProto] = []
+        for tensor in list(graph.initializer):
+            if tensor.data_type != TensorProto.FLOAT or _elements(tensor) * 4 <= SMALLEST_BYTES:
+                continue
+            path, name = paths.get(tensor.name, tensor.name.removesuffix(".weight")), tensor.name
+            converted = to_half(numpy_helper.to_array(tensor), half)
+            if converted is None:
+                skipped.append(Skip(path=path, reason=f"holds values that overflow {half}: kept in float32"))
+                continue
+            casts.append(_replace(tensor, converted, half))
+            what = f"weight {name} {'x'.join(str(size) for size in tensor.dims)}"
+            changed.append(Change(path=path, what=what, before="float32", after=f"stored in {half}"))
+        _put_first(graph, casts)
+    return Outcome(changed, skipped)
+
+
+def to_half(values: NDArray[np.float32], half: Half) -> NDArray[np.uint16] | None:
+    """Return the bit patterns of `values` rounded to nearest even; None if a finite value would become infinite."""
+    if half == "float16":
+        with np.errstate(over="ignore", under="ignore"):
+            rounded = values.astype(np.float16)
+        bits, back = rounded.view(np.uint16), rounded.astype(np.float32)
+    else:
+        wide = np.ascontiguousarray(values).view(np.uint32)
+        with np.errstate(over="ignore"):
+            bits = ((wide + 0x7FFF + ((wide >> 16) & 1)) >> 16).astype(np.uint16)
+        bits = np.where(np.isnan(values), np.uint16(0x7FC0), bits).reshape(values.shape)
+        back = (bits.astype(np.uint32) << 16).view(np.float32)
+    return None if bool((np.isinf(back) & np.isfinite(values)).any()) else bits
+
+
+def _elements(tensor: TensorProto) -> int:
+    return int(np.prod(tensor.dims, dtype=np.int64))
+
+
+def _replace(tensor: TensorProto, bits: NDArray[np.uint16], half: Half) -> NodeProto:
+    """Turn the initializer into its 16-bit form under a name of its own; the Cast that gives its old name back."""
+    name = tensor.name
+    stored = TensorProto(
+        name=f"{name}_{half}",
+        data_type=TensorProto.BFLOAT16 if half == "bfloat16" else TensorProto.FLOAT16,
+        dims=list(tensor.dims),
+        raw_data=bits.astype("<u2").tobytes(),
+    )
+    tensor.CopyFrom(stored)
+    return helper.make_node("Cast", [stored.name], [name], f"{name}_to_float32", to=TensorProto.FLOAT)
+
+
+def _put_first(graph: GraphProto, nodes: list[NodeProto]) -> None:
+    rest = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*nodes, *rest])
+
+
+def quantize_rows(w: NDArray[np.float32], per_row: bool) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Symmetric int8 of an array (…, D) whose rows lie along its last axis.
+
+    Returns:
+        Integers (…, D) and scales: (…, 1) if `per_row`, else a single one of as many dimensions. A row of zeros has
+        scale 1.
+    """
+    peak = np.abs(w).max(axis=-1 if per_row else None, keepdims=True)
+    scales = np.where(peak > 0, peak / 127, 1).astype(np.float32)
+    return np.clip(np.rint(w / scales), -127, 127).astype(np.int8), scales
+
+
+def quantize_embeddings(model: ModelProto, chosen: Sequence[Layer], per_row: bool) -> None:
+    """Rewrite the chosen layers that are embeddings with a stored float32 matrix, in place; a shared one once."""
+    wanted = {layer.node for layer in chosen if layer.op == "Gather"}
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    stored: set[str] = set()
+    rewritten: list[NodeProto] = []
+    for node in model.graph.node:
+        tensor = tensors.get(node.input[0]) if node.name in wanted else None
+        if tensor is None or tensor.data_type != TensorProto.FLOAT:
+            rewritten.append(node)
+            continue
+        if tensor.name not in stored:
+            stored.add(tensor.name)
+            values, scales = quantize_rows(numpy_helper.to_array(tensor), per_row)
+            model.graph.initializer.append(numpy_helper.from_array(values, f"{tensor.name}_rows_quantized"))
+            scales = scales if per_row else scales.reshape(())
+            model.graph.initializer.append(numpy_helper.from_array(scales, f"{tensor.name}_rows_scale"))
+        rewritten += _nodes(node, tensor.name, per_row)
+    del model.graph.node[:]
+    model.graph.node.extend(rewritten)
+
+
+def _nodes(node: NodeProto, weight: str, per_row: bool) -> list[NodeProto]:
+    name, out = f"{node.name}_quantized_rows", node.output[0]
+    integers = helper.make_node("Gather", [f"{weight}_rows_quantized", node.input[1]], [f"{out}_int8"], name)
+    integers.metadata_props.extend(node.metadata_props)
+    cast = helper.make_node("Cast", [f"{out}_int8"], [f"{out}_float"], f"{name}_cast", to=onnx.TensorProto.FLOAT)
+    nodes, scale = [integers, cast], f"{weight}_rows_scale"
+    if per_row:
+        scale = f"{out}_scale_of_row"
+        nodes.append(helper.make_node("Gather", [f"{weight}_rows_scale", node.input[1]], [scale], f"{name}_scale"))
+    return [*nodes, helper.make_node("Mul", [f"{out}_float", scale], [out], f"{name}_mul")]
+
+
+RECURRENT = ("GRU", "LSTM", "RNN")
+
+STORED = "int8 weight on disk, computed in float"
+"""What such a layer is then, for people."""
+
+
+def store_recurrent(model: ModelProto, chosen: Sequence[Layer], per_row: bool = True) -> None:
+    """Rewrite the chosen recurrent layers in place: every float32 weight (D, gates * H, K) that they read.
+
+    Biases and initial states stay; a weight that several layers share is stored once. Layers whose weights are no
+    stored tensors are left, and so are layers inside of a loop's body.
+    """
+    wanted = {layer.node for layer in chosen if layer.op in RECURRENT}
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    read = [name for node in model.graph.node if node.name in wanted for name in node.input[1:3]]
+    added: list[NodeProto] = []
+    for name in dict.fromkeys(read):
+        tensor = tensors.get(name)
+        if tensor is None or tensor.data_type != TensorProto.FLOAT or len(tensor.dims) != 3:
+            continue
+        values, scales = quantize_rows(numpy_helper.to_array(tensor), per_row)
+        model.graph.initializer.remove(tensor)
+        model.graph.initializer.append(numpy_helper.from_array(values, f"{name}_gates_quantized"))
+        model.graph.initializer.append(numpy_helper.from_array(scales, f"{name}_gates_scale"))
+        stem = f"{name}_gates"
+        added += [
+            helper.make_node("Cast", [f"{stem}_quantized"], [f"{stem}_float"], f"{stem}_cast", to=TensorProto.FLOAT),
+            helper.make_node("Mul", [f"{stem}_float", f"{stem}_scale"], [name], f"{stem}_mul"),
+        ]
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*added, *nodes])

@@ -1,0 +1,143 @@
+"""AdaRound: round every weight up or down so that the error of the layer's output is least.
+
+Nearest is best for a weight alone; together, errors that point the same way add up. With v = s (floor(w / s) + h) the
+output error is a quadratic in h (`patch_moments.py`), minimized over h = clip(1.2 sigmoid(V) - 0.1, 0, 1) with a term
+1 - |2h - 1|^beta that drives h to 0 or 1 as beta falls; then single weights are flipped while that lowers the error.
+Of nearest, learned and carried over (one weight after another) the one with the least error on moments of other samples
+is kept, row by row.
+Source: arXiv:2004.10568. Differs: the loss leaves the activation function out, which makes it exact from second moments
+without data at hand; the flips after it; and the choice on other samples.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from omgoptim.techniques.quantize._ptq.patch_moments import PatchMoments
+
+STEPS, RATE = 400, 0.05
+
+BUDGET = 5e11
+"""Multiply-accumulates that a layer's learning may take; a layer that could make few steps for it is only flipped."""
+
+PENALTY, WARM_UP = 0.05, 0.2
+"""Weight of the rounding regularizer; share of the steps before it begins, as in arXiv:2004.10568."""
+
+BETA_FROM, BETA_TO = 20.0, 2.0
+"""Annealing of the regularizer's exponent, as in arXiv:2004.10568."""
+
+DAMPING = 0.01
+"""Of the mean of A's diagonal, added to it: what the samples don't say is as if inputs were independent."""
+
+FLOOR = 1e-6
+"""Of the inputs' mean square, the least variance that counts: a single patch has none."""
+
+
+def round_weights(
+    w_GOK: NDArray[np.float64],
+    fit: PatchMoments,
+    held: PatchMoments,
+    *,
+    highest: int = 127,
+    centred: bool = True,
+    steps: int = STEPS,
+) -> NDArray[np.int32]:
+    """Return the integers (G, O, K) of least output error for weights in units of their scale.
+
+    Args:
+        w_GOK: w / s; at most `highest` in size, and where it is that, it stays: the scale is read off it.
+        fit, held: moments to minimize the error on, and to choose by; y in units of the scale as well.
+        centred: whether the bias takes the mean error back.
+        steps: of gradient descent; 0: weights are only carried over and flipped.
+    """
+    a_GKK, t_GOK = (torch.from_numpy(array) for array in fit.quadratic(centred))
+    w = torch.from_numpy(w_GOK)
+    least = FLOOR * fit.quadratic(False)[0].diagonal(axis1=1, axis2=2).mean(1) + 1e-30
+    level = torch.maximum(a_GKK.diagonal(dim1=1, dim2=2).mean(1), torch.from_numpy(least))[:, None, None]
+    a_GKK = a_GKK / level + DAMPING * torch.eye(a_GKK.shape[-1], dtype=a_GKK.dtype)
+    t_GOK = t_GOK / level + DAMPING * w
+    nearest = w.round().clamp(-highest, highest)
+    fixed = (w.abs() > highest - 0.5) | (w == w.round())
+    carried = round_sequentially(w, fixed, a_GKK, t_GOK)
+    found = [nearest] + [flip_greedily(start, w, fixed, a_GKK, t_GOK) for start in (nearest, carried)]
+    affordable = int(min(steps, BUDGET / (2.0 * t_GOK.numel() * t_GOK.shape[-1])))
+    if affordable >= max(1, min(steps, 100)):
+        soft = optimize_rounding(w, fixed, a_GKK.float(), t_GOK.float(), affordable)
+        hard = torch.where(fixed, nearest, w.floor() + (soft >= 0.5)).clamp(-highest, highest)
+        found.append(flip_greedily(hard, w, fixed, a_GKK, t_GOK))
+    a, t = (torch.from_numpy(array) for array in held.quadratic(centred))
+    best = torch.stack([output_error(q, a, t) for q in found]).argmin(0)  # (G, O)
+    chosen = torch.stack(found).gather(0, best[None, :, :, None].expand(1, *w.shape))[0]
+    return chosen.numpy().astype(np.int32)
+
+
+def output_error(q_GOK: Tensor, a_GKK: Tensor, t_GOK: Tensor) -> Tensor:
+    """q A q^T - 2 q t of every row, (G, O): the output error less a constant."""
+    return ((q_GOK @ a_GKK - 2 * t_GOK) * q_GOK).sum(-1)
+
+
+def round_sequentially(w_GOK: Tensor, fixed: Tensor, a_GKK: Tensor, t_GOK: Tensor) -> Tensor:
+    """Round weight by weight and compensate the error in the remaining weights, as GPTQ does.
+
+    With U the upper Cholesky factor of A^-1, the best change of the weights k.. for an error e of weight k is
+    -e U_k / U_kk, as in arXiv:2210.17323; here no weight leaves the integers below and above it.
+    """
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(a_GKK))
+    upper = torch.linalg.cholesky(inverse, upper=True)
+    wanted = t_GOK @ inverse
+    low, nearest = w_GOK.floor(), w_GOK.round()
+    q = nearest.clone()
+    for k in range(w_GOK.shape[-1]):
+        up = (wanted[..., k] - low[..., k]).round().clamp(0, 1)
+        q[..., k] = torch.where(fixed[..., k], nearest[..., k], low[..., k] + up)
+        missed = (wanted[..., k] - q[..., k]) / upper[:, None, k, k]
+        wanted[..., k:] -= missed[..., None] * upper[:, None, k, k:]
+    return q
+
+
+def optimize_rounding(w: Tensor, fixed: Tensor, a_GKK: Tensor, t_GOK: Tensor, steps: int) -> Tensor:
+    """h in 0..1, (G, O, K), after `steps` of Adam."""
+    low = w.floor().float()
+    fraction = (w - w.floor()).float().clamp(0.01, 0.99)
+    logits = torch.logit((fraction + 0.1) / 1.2).requires_grad_()
+    optimizer = torch.optim.Adam([logits], RATE)
+    frozen = w.round().float() - low
+    with torch.enable_grad():
+        for step in range(steps):
+            h = torch.where(fixed, frozen, (1.2 * torch.sigmoid(logits) - 0.1).clamp(0, 1))
+            loss = output_error(low + h, a_GKK, t_GOK).sum()
+            progress = (step / steps - WARM_UP) / (1 - WARM_UP)
+            if progress > 0:
+                beta = BETA_TO + (BETA_FROM - BETA_TO) * 0.5 * (1 + np.cos(np.pi * progress))
+                loss = loss + PENALTY * (1 - (2 * h - 1).abs().pow(beta)).sum()
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    return (1.2 * torch.sigmoid(logits.detach()) - 0.1).clamp(0, 1)
+
+
+def flip_greedily(q_GOK: Tensor, w_GOK: Tensor, fixed: Tensor, a_GKK: Tensor, t_GOK: Tensor) -> Tensor:
+    """Flip one weight of every row to its other integer, the one that lowers the error most, until none does.
+
+    A flip by d = +-1 changes the error by 2 d (q A - t) + A_kk.
+    """
+    q = q_GOK.clone()
+    groups, outputs, size = q.shape
+    low = w_GOK.floor()
+    slope = q @ a_GKK - t_GOK
+    diagonal = a_GKK.diagonal(dim1=1, dim2=2)[:, None, :]
+    group = torch.arange(groups)[:, None].expand(groups, outputs)
+    for _ in range(2 * size):
+        way = torch.where(q > low, -1.0, 1.0).to(q.dtype)
+        change = (2 * way * slope + diagonal).masked_fill(fixed, 0.0)
+        least, at = change.min(-1)
+        better = least < -1e-9
+        if not better.any():
+            break
+        move = torch.where(better, way.gather(-1, at[..., None])[..., 0], 0.0)
+        q.scatter_add_(-1, at[..., None], move[..., None])
+        slope += move[..., None] * a_GKK[group, at]
+    return q

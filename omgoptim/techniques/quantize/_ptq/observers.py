@@ -1,0 +1,202 @@
+"""Range observers: the activation ranges of a program, from one pass over the calibration data.
+
+An observer takes the same memory whatever the data: extremes, extremes per batch, and a histogram whose span doubles
+when a value falls outside (pairs of bins are merged), so that nothing is read twice.
+
+    minmax          smallest and largest value
+    moving_average  mean over batches of the smallest and largest value (arXiv:1712.05877)
+    percentile      the range that leaves `OUTSIDE` of the values out at either end
+    mse             the range of least squared rounding and clipping error at 8 bits
+    entropy         the range whose quantized distribution has the least Kullback-Leibler divergence from that of the
+                    values (as in TensorRT, here from either end)
+
+A range always holds 0, as padding and ReLU need it.
+Source: arXiv:2004.09602 compares the methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from omgoptim.errors import DataError
+from omgoptim.techniques.quantize._onnx.qdq import Range
+from omgoptim.techniques.quantize._ptq.calibration import ActivationReader, Batch, float_tensors
+
+Method = Literal["minmax", "moving_average", "percentile", "mse", "entropy"]
+
+BINS = 8192
+"""Histogram bins over [-span, span]: some 16 to 32 to a step of 255, whatever the span was when it began."""
+
+OUTSIDE = 1e-5
+"""Fraction of the values that `percentile` leaves out at each end."""
+
+SHRINKS = np.concatenate([np.linspace(1.0, 0.8, 21), np.linspace(0.78, 0.2, 30)])
+"""Fractions of an extreme that are tried as a bound."""
+
+
+@dataclass(slots=True)
+class RangeObserver:
+    """Range observer of one tensor."""
+
+    low: float = 0.0
+    high: float = 0.0
+    batch_lows: list[float] = field(default_factory=list)
+    batch_highs: list[float] = field(default_factory=list)
+    span: float = 0.0
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+
+    def add(self, values: NDArray[np.float32], *, histogram: bool, same_batch: bool = False) -> bool:
+        """Take the values of one slice, if all are finite; `same_batch` says that it is of the batch before it."""
+        if values.size == 0:
+            return True
+        low, high = float(values.min()), float(values.max())
+        if not np.isfinite(low) or not np.isfinite(high):
+            return False
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        if same_batch and self.batch_lows:
+            self.batch_lows[-1], self.batch_highs[-1] = min(self.batch_lows[-1], low), max(self.batch_highs[-1], high)
+        else:
+            self.batch_lows.append(low)
+            self.batch_highs.append(high)
+        peak = max(-low, high)
+        if not histogram or peak == 0:
+            if histogram and self.span:
+                self.counts[BINS // 2] += values.size
+            return True
+        if self.span == 0:
+            self.span = peak
+        while peak > self.span:
+            self._double()
+        bins = ((values.reshape(-1) + self.span) * (BINS / 2 / self.span)).astype(np.int32)
+        self.counts += np.bincount(np.clip(bins, 0, BINS - 1), minlength=BINS)
+        return True
+
+    def _double(self) -> None:
+        pairs = self.counts.reshape(-1, 2).sum(1)
+        self.counts = np.zeros(BINS, np.int64)
+        self.counts[BINS // 4 : BINS // 4 + BINS // 2] = pairs
+        self.span *= 2
+
+    def distribution(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Centres of the bins that hold something, ascending, and their counts."""
+        edges = (np.arange(BINS) + 0.5) * (2 * self.span / BINS) - self.span
+        held = self.counts > 0
+        return np.clip(edges[held], self.low, self.high), self.counts[held].astype(np.float64)
+
+    def range(self, method: Method, symmetric: bool = False) -> Range:
+        """Return the range by a method; (0, 0) for a tensor that was always 0."""
+        if method == "moving_average" and self.batch_lows:
+            return min(0.0, float(np.mean(self.batch_lows))), max(0.0, float(np.mean(self.batch_highs)))
+        if method in ("minmax", "moving_average") or self.span == 0:
+            return self.low, self.high
+        values, counts = self.distribution()
+        if method == "percentile":
+            return percentile_range(values, counts)
+        cost = squared_error if method == "mse" else divergence
+        return search_range(values, counts, (self.low, self.high), symmetric, cost)
+
+
+def observe_activations(
+    model: ModelProto, batches: Sequence[Batch], *, histogram: bool = True, threads: int = 1
+) -> dict[str, RangeObserver]:
+    """Run the float program once over the batches.
+
+    Raises:
+        DataError: a value inside the network is NaN or infinite, with the tensor's name.
+    """
+    names = float_tensors(model)
+    observed = {name: RangeObserver() for name in names}
+    watch = ActivationReader(model, names, exact=True, threads=threads)
+    for batch in batches:
+        for index, (_, values) in enumerate(watch.slices([batch])):
+            for name, array in values.items():
+                if not observed[name].add(array, histogram=histogram, same_batch=index > 0):
+                    raise DataError(
+                        f"the network's tensor '{name}' is not finite on the calibration data",
+                        "a range read from it would be useless for every sample",
+                        "look for a division by zero or an overflow, or leave the samples out that cause it",
+                    )
+    return observed
+
+
+def compute_ranges(observed: Mapping[str, RangeObserver], method: Method, symmetric: bool = False) -> dict[str, Range]:
+    """Return the range of every tensor by one method."""
+    return {name: seen.range(method, symmetric) for name, seen in observed.items()}
+
+
+def percentile_range(values: NDArray[np.float64], counts: NDArray[np.float64]) -> Range:
+    """Return the range that leaves `OUTSIDE` of the values out at each end; it holds 0."""
+    below = np.cumsum(counts) / counts.sum()
+    low = values[np.searchsorted(below, OUTSIDE, side="right")]
+    high = values[min(int(np.searchsorted(below, 1 - OUTSIDE)), len(values) - 1)]
+    return min(0.0, float(low)), max(0.0, float(high))
+
+
+def search_range(
+    values: NDArray[np.float64],
+    counts: NDArray[np.float64],
+    bounds: Range,
+    symmetric: bool,
+    cost: Callable[[NDArray[np.float64], NDArray[np.float64], Range, bool], float],
+) -> Range:
+    """Search the range of least cost: each end is shrunk in turn, twice; both at once if symmetric."""
+    if symmetric:
+        peak = max(-bounds[0], bounds[1])
+        costs = [cost(values, counts, (-peak * f, peak * f), True) for f in SHRINKS]
+        best = peak * float(SHRINKS[int(np.argmin(costs))])
+        return -best, best
+    low, high = bounds
+    for _ in range(2):
+        if high > 0:
+            costs = [cost(values, counts, (low, bounds[1] * f), False) for f in SHRINKS]
+            high = bounds[1] * float(SHRINKS[int(np.argmin(costs))])
+        if low < 0:
+            costs = [cost(values, counts, (bounds[0] * f, high), False) for f in SHRINKS]
+            low = bounds[0] * float(SHRINKS[int(np.argmin(costs))])
+        else:
+            break
+    return low, high
+
+
+def squared_error(values: NDArray[np.float64], counts: NDArray[np.float64], bounds: Range, symmetric: bool) -> float:
+    """Sum of squared errors of values that are rounded to the range's integers and clipped."""
+    _, scale, lowest, highest = _grid(bounds, symmetric)
+    rounded = np.clip(np.rint(values / scale), lowest, highest) * scale
+    return float(np.dot(counts, np.square(values - rounded)))
+
+
+def divergence(values: NDArray[np.float64], counts: NDArray[np.float64], bounds: Range, symmetric: bool) -> float:
+    """Kullback-Leibler divergence of the clipped values' distribution P from that of the quantized ones Q.
+
+    What is clipped counts for the outermost bins of P and for nothing of Q; Q spreads the mass of an integer evenly
+    over its bins that hold something.
+    """
+    (low, high), scale, lowest, highest = _grid(bounds, symmetric)
+    inside = (values >= low) & (values <= high)
+    if not inside.any():
+        return np.inf
+    p = counts[inside].copy()
+    integers = np.clip(np.rint(values[inside] / scale), lowest, highest).astype(np.int64) - int(lowest)
+    mass = np.bincount(integers, weights=p)
+    q = (mass / np.maximum(np.bincount(integers), 1))[integers]
+    p[0] += counts[values < low].sum()
+    p[-1] += counts[values > high].sum()
+    p, q = p / p.sum(), q / q.sum()
+    return float(np.sum(p * np.log(p / q)))
+
+
+def _grid(bounds: Range, symmetric: bool) -> tuple[Range, float, float, float]:
+    """Return the range with 0 inside, its step, and its least and greatest integer relative to the zero point."""
+    low, high = min(bounds[0], 0.0), max(bounds[1], 0.0)
+    if symmetric:
+        peak = max(-low, high, 1e-30)
+        return (-peak, peak), peak / 127, -127.0, 127.0
+    scale = max(high - low, 1e-30) / 255
+    zero = float(np.rint(-low / scale))
+    return (low, high), scale, -zero, 255.0 - zero

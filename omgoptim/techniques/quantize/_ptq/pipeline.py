@@ -1,0 +1,241 @@
+"""Post-training static quantization (PTQ): a pipeline of accuracy-preserving steps before the QDQ program is written.
+
+The float program is rewritten first (cross-layer equalization, bias correction, weight rounding) and activation ranges
+are observed. The QDQ program written from both is a standard one and runs at the speed of any other.
+
+    first layers in float -> equalize channels, round small kernels -> select ranges -> correct biases -> AdaRound
+
+A step is kept only if it raises the output SQNR of the quantized program on calibration samples that the step did not
+see (a quarter of them, held out). Evaluation data plays no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from onnx import ModelProto
+
+from omgoptim.models.onnx_graph import Layer, layers
+from omgoptim.techniques.quantize._onnx.layer_weights import find_layer_weights
+from omgoptim.techniques.quantize._onnx.qdq import write_qdq
+from omgoptim.techniques.quantize._onnx.runtime import has_free_batch
+from omgoptim.techniques.quantize._ptq.bias_correction import MAX_PASSES as CORRECTIONS
+from omgoptim.techniques.quantize._ptq.bias_correction import correct_biases
+from omgoptim.techniques.quantize._ptq.calibration import Batch, outputs, size_of, split, subsample
+from omgoptim.techniques.quantize._ptq.equalization import SHARES, channel_peaks, equalize_channels
+from omgoptim.techniques.quantize._ptq.equalization_groups import find_groups
+from omgoptim.techniques.quantize._ptq.float_prefix import (
+    affordable_prefixes,
+    multiply_accumulates,
+    restore_float_layers,
+)
+from omgoptim.techniques.quantize._ptq.observers import Method, compute_ranges, observe_activations
+from omgoptim.techniques.quantize._ptq.range_selection import read_ranges
+from omgoptim.techniques.quantize._ptq.state import (
+    MIN_CHOICE_GAIN_DB,
+    MIN_STEP_GAIN_DB,
+    CalibrationSplit,
+    PtqSettings,
+    PtqState,
+    PtqTask,
+)
+from omgoptim.techniques.quantize._ptq.weight_rounding import (
+    MAX_PASSES,
+    apply_adaround,
+    round_small_kernels,
+)
+
+SHARES_TRIED: dict[bool, tuple[float, ...]] = {False: SHARES, True: (1.0, 0.75, 0.5)}
+"""Of `equalize_channels`, to be tried without and with a learned rounding."""
+
+ROUNDED = ("small_kernels", "adaround")
+"""Roundings that look at the layers' outputs."""
+
+MUCH_DB = 1.0
+"""Smallest SQNR gain for which first layers stay in float."""
+
+BEGINNING_MACS = 5e10
+"""Multiply-accumulates of a run that scaled channels are judged by: of a large network it takes fewer samples."""
+
+FEWEST_SAMPLES = 16
+"""Read whatever they cost."""
+
+CORRECTING_MACS, ROUNDING_MACS = 1e12, 2e12
+"""The same of all runs that biases are corrected by, and that learned rounding reads inputs from."""
+
+
+def quantize(
+    model: ModelProto, batches: Sequence[Batch], task: PtqTask, kept: list[Layer] | None = None
+) -> tuple[ModelProto, list[str]]:
+    """Return the QDQ program of a prepared float program, and what was done, a sentence each.
+
+    Args:
+        kept: takes the layers of the task that stay in float.
+    """
+    chosen, params = task.chosen, task.params
+    plain = not (params.equalize or params.bias_correction or params.rounding in ROUNDED)
+    if plain and params.range_method != "auto":
+        histogram = params.range_method not in ("minmax", "moving_average")
+        observed = observe_activations(model, batches, histogram=histogram, threads=task.threads)
+        return write_qdq(model, chosen, compute_ranges(observed, params.range_method, params.symmetric), params), []
+    notes: list[str] = []
+    settings = _settings(model, batches, task, notes)
+    state = _begin(model, settings)
+    state, settings = _keep_first(state, settings, notes)
+    if kept is not None:
+        taken = {layer.node for layer in settings.chosen}
+        kept.extend(layer for layer in chosen if layer.node not in taken)
+    state = _equalize(state, settings, notes)
+    state = read_ranges(state, settings, notes)
+    if params.bias_correction:
+        state = _correct(state, settings, notes)
+    if params.rounding == "adaround":
+        state = _round(state, settings, notes)
+    return write_qdq(state.model, settings.chosen, state.ranges, params), notes
+
+
+def equalize(model: ModelProto, batches: Sequence[Batch], task: PtqTask) -> tuple[ModelProto, list[str]]:
+    """Return the float program after cross-layer equalization alone, for another quantizer, and what was done."""
+    notes: list[str] = []
+    settings = _settings(model, batches, task, notes)
+    return _equalize(_begin(model, settings), settings, notes).model, notes
+
+
+def _settings(model: ModelProto, batches: Sequence[Batch], task: PtqTask, notes: list[str]) -> PtqSettings:
+    fit, held = split(batches, sliceable=has_free_batch(model))
+    if fit[0] is held[0]:
+        count = sum(map(size_of, held))
+        plural = "" if count == 1 else "s"
+        notes.append(f"Steps were fitted and judged on the same {count} sample{plural}: there were no others.")
+    return PtqSettings(
+        *(task.chosen, task.params, task.threads, task.seed, task.progress),
+        data=CalibrationSplit(fit, held, outputs(model, held, task.threads)),
+        macs=multiply_accumulates(model, task.chosen),
+    )
+
+
+def _begin(model: ModelProto, settings: PtqSettings) -> PtqState:
+    """Create the state of a program with ranges from the fitting samples and small kernels rounded if that helps."""
+    method: Method = "minmax" if settings.params.range_method == "auto" else settings.params.range_method
+    histogram = method not in ("minmax", "moving_average")
+    observed = observe_activations(model, _beginning(settings, model), histogram=histogram, threads=settings.threads)
+    ranges = compute_ranges(observed, method, settings.params.symmetric)
+    return _round_small_kernels(PtqState(model, ranges, settings.level(model, ranges), model), settings)
+
+
+def _keep_first(state: PtqState, settings: PtqSettings, notes: list[str]) -> tuple[PtqState, PtqSettings]:
+    """Leave the first layers in float where they are cheap and make most of the noise."""
+    if settings.params.rounding not in ROUNDED or settings.params.targets:
+        return state, settings
+    best, kept = state, settings
+    for first in affordable_prefixes(state.model, settings.chosen):
+        nodes = {layer.node for layer in first}
+        tried = replace(settings, chosen=[layer for layer in settings.chosen if layer.node not in nodes])
+        found = tried.after(state, restore_float_layers(state.model, state.reference, first), state.ranges)
+        if found.sqnr_db > best.sqnr_db + MUCH_DB:
+            best, kept = found, tried
+    count = len(settings.chosen) - len(kept.chosen)
+    if count:
+        layers = "The first layer" if count == 1 else f"The first {count} layers"
+        notes.append(f"{layers} in float32 {_raised(state.sqnr_db, best.sqnr_db)}.")
+    return best, kept
+
+
+def _equalize(best: PtqState, settings: PtqSettings, notes: list[str]) -> PtqState:
+    """Equalize channels if that raises the SQNR.
+
+    Layers that stay in float take part: they compute the same, and their neighbours need the scaling all the more.
+    """
+    model = best.reference
+    if not settings.params.equalize:
+        _note_small_kernels(best, notes)
+        return best
+    plain, count, places = best.sqnr_db, 0, 0
+    shares = (
+        SHARES_TRIED[settings.params.rounding == "adaround"] if settings.params.granularity == "per_channel" else (1.0,)
+    )
+    sets = find_groups(model, find_layer_weights(model, layers(model)))
+    peaks = channel_peaks(model, sets, settings.data.fit, settings.threads)
+    for index, share in enumerate(shares):
+        settings.progress("scaling channels", index / len(shares))
+        scaled, places = equalize_channels(model, layers(model), settings.params, share, peaks)
+        if places == 0:
+            break
+        state = _begin(scaled, settings)
+        if state.sqnr_db > best.sqnr_db + MIN_CHOICE_GAIN_DB:
+            best, count = state, places
+    if places == 0:
+        notes.append("Cross-layer equalization found no layer groups.")
+    elif not count:
+        notes.append("Cross-layer equalization did not raise the SQNR and was left out.")
+    else:
+        where = "1 layer group" if count == 1 else f"{count} layer groups"
+        notes.append(f"Cross-layer equalization on {where} {_raised(plain, best.sqnr_db)}.")
+    _note_small_kernels(best, notes)
+    return best
+
+
+def _round_small_kernels(state: PtqState, settings: PtqSettings) -> PtqState:
+    """Round small kernels if that is requested and raises the SQNR."""
+    if settings.params.rounding not in ROUNDED:
+        return state
+    found = round_small_kernels(state.model, state.ranges, settings.data.fit, settings)
+    if not found.changed:
+        return state
+    rounded = replace(settings.after(state, found.model, state.ranges), rounded=len(found.changed))
+    return rounded if rounded.sqnr_db > state.sqnr_db + MIN_STEP_GAIN_DB else state
+
+
+def _note_small_kernels(state: PtqState, notes: list[str]) -> None:
+    if state.rounded:
+        layers = "1 layer" if state.rounded == 1 else f"{state.rounded} layers"
+        notes.append(f"Small kernels of {layers} were rounded for the least output error.")
+
+
+def _correct(state: PtqState, settings: PtqSettings, notes: list[str]) -> PtqState:
+    fit = settings.data.fit
+    share = settings.evaluations(CORRECTING_MACS, sum(map(size_of, fit))) / CORRECTIONS
+    some = _some(fit, share, state.model)
+    model, count = correct_biases(state.model, state.reference, state.ranges, some, settings)
+    better = settings.after(state, model, state.ranges)
+    if count == 0 or better.sqnr_db <= state.sqnr_db + MIN_STEP_GAIN_DB:
+        notes.append("Bias correction did not raise the SQNR and was left out.")
+        return state
+    layers = "1 layer" if count == 1 else f"{count} layers"
+    notes.append(f"Bias correction of {layers} {_raised(state.sqnr_db, better.sqnr_db)}.")
+    return better
+
+
+def _round(state: PtqState, settings: PtqSettings, notes: list[str]) -> PtqState:
+    data, runs = settings.data, 2 * MAX_PASSES
+    samples = sum(map(size_of, [*data.fit, *data.held]))
+    share = settings.evaluations(ROUNDING_MACS, samples) / runs
+    fit, held = (_some(part, share, state.model) for part in (data.fit, data.held))
+    found = apply_adaround(state.model, state.reference, state.ranges, fit, held, settings)
+    after = settings.after(state, found.model, state.ranges)
+    if after.sqnr_db <= state.sqnr_db + MIN_STEP_GAIN_DB:
+        notes.append("AdaRound did not raise the SQNR and was left out.")
+        return state
+    layers = "1 layer" if len(found.changed) == 1 else f"{len(found.changed)} layers"
+    notes.append(f"AdaRound on {layers} {_raised(state.sqnr_db, after.sqnr_db)}.")
+    if found.left:
+        layers = "1 layer" if len(found.left) == 1 else f"{len(found.left)} layers"
+        notes.append(f"AdaRound does not support {layers}: too large or transposed.")
+    return after
+
+
+def _beginning(settings: PtqSettings, model: ModelProto) -> list[Batch]:
+    fit = settings.data.fit
+    return _some(fit, settings.evaluations(BEGINNING_MACS, sum(map(size_of, fit))), model)
+
+
+def _some(batches: list[Batch], share: float, model: ModelProto) -> list[Batch]:
+    """Take about that share of the samples, at least `FEWEST_SAMPLES` where there are as many."""
+    samples = sum(map(size_of, batches))
+    wanted = max(FEWEST_SAMPLES, share * samples)
+    return batches if wanted >= samples else subsample(batches, round(wanted), sliceable=has_free_batch(model))
+
+
+def _raised(before_db: float, after_db: float) -> str:
+    return f"raised SQNR from {before_db:.1f} to {after_db:.1f} dB"

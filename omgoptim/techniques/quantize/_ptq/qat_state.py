@@ -1,0 +1,128 @@
+"""QAT state: the activation ranges and channel scaling of a quantization-aware training, stored in the ONNX metadata.
+
+The float program alone does not determine them: training may rely on values being clipped, and ranges observed on the
+float program's own activations would be others.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from omgoptim.models.onnx_file import is_large, load
+from omgoptim.models.onnx_graph import Layer, has_attention, layers, module_paths, select
+from omgoptim.requests.quantize import Static
+from omgoptim.techniques.quantize._onnx import preparation
+from omgoptim.techniques.quantize._onnx.layer_weights import find_layer_weights
+from omgoptim.techniques.quantize._onnx.preparation import at_opset
+from omgoptim.techniques.quantize._onnx.qdq import Range
+from omgoptim.techniques.quantize._ptq.calibration import Batch
+from omgoptim.techniques.quantize._ptq.equalization import channel_peaks, equalize_channels
+from omgoptim.techniques.quantize._ptq.equalization_groups import EqualizationGroup, find_groups
+
+KEY = "omgoptim.learned"
+
+Peaks = Mapping[str, NDArray[np.float32]]
+"""Name of a tensor to the largest size of each of its channels."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelScaling:
+    """Channel scaling of training and conversion."""
+
+    peaks: Peaks = field(default_factory=dict)
+    """What scales the program's channels, as `equalize_channels` takes it."""
+    factors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Path of a layer to what that divides the channels of its input by."""
+
+
+@dataclass(frozen=True, slots=True)
+class QatState:
+    """Input ranges of trained layers by path, after equalization, and the channel peaks it was computed from."""
+
+    ranges: Mapping[str, Range]
+    peaks: Peaks = field(default_factory=dict)
+
+
+def write_qat_state(program: Path, learned: QatState) -> None:
+    """Write QAT state to the metadata of a program file."""
+    model = onnx.load(str(program), load_external_data=False)
+    peaks = {name: array.tolist() for name, array in learned.peaks.items()}
+    onnx.helper.set_model_props(model, {KEY: json.dumps({"ranges": dict(learned.ranges), "peaks": peaks})})
+    onnx.save(model, str(program))
+
+
+def read_qat_state(model: ModelProto) -> QatState | None:
+    """Read the QAT state of a program; None where it has none."""
+    noted = next((entry.value for entry in model.metadata_props if entry.key == KEY), None)
+    if noted is None:
+        return None
+    stored = json.loads(noted)
+    ranges = {path: (float(low), float(high)) for path, (low, high) in stored["ranges"].items()}
+    return QatState(ranges, {name: np.asarray(values, np.float32) for name, values in stored["peaks"].items()})
+
+
+def compute_scaling(
+    source: Path, params: Static, batches: Sequence[Batch], scratch: Path, threads: int = 1
+) -> ChannelScaling:
+    """Compute the channel scaling that equalizes the ranges of a float program on these batches.
+
+    Read off as the ratio of what a channel reaches before and after. Empty for networks with attention and for those
+    past two gigabytes, which ONNX Runtime's path does not scale.
+
+    Args:
+        scratch: an existing folder.
+    """
+    original = load(source)
+    if is_large(original) or has_attention(original):
+        return ChannelScaling()
+    model = preparation.infer_shapes(preparation.prepare(at_opset(load(source), 13), scratch))
+    chosen = select(layers(model, module_paths(original)), params.targets, params.ignore)
+    found = _groups(model, chosen)
+    peaks = channel_peaks(model, found, batches, threads)
+    scaled, _ = equalize_channels(model, chosen, params, 1.0, peaks)
+    after = channel_peaks(scaled, found, batches, threads)
+    paths = {layer.node: layer.path for layer in chosen}
+    factors: dict[str, NDArray[np.float32]] = {}
+    for group in found:
+        for reader in group.readers:
+            reached, now = peaks[reader.node.input[0]], after[reader.node.input[0]]
+            alive = (reached > 0) & (now > 0)
+            factors[paths[reader.name]] = np.where(alive, reached / np.where(alive, now, 1), 1).astype(np.float32)
+    return ChannelScaling(peaks, factors)
+
+
+def apply_trained_scaling(model: ModelProto, chosen: Sequence[Layer], params: Static, learned: QatState) -> ModelProto:
+    """Equalize the prepared float program as it was for training."""
+    needed = {name for group in _groups(model, chosen) for name in group.tensors}
+    if not needed or not needed <= set(learned.peaks):
+        return model
+    return equalize_channels(model, chosen, params, 1.0, learned.peaks)[0]
+
+
+def with_trained_ranges(
+    ranges: Mapping[str, Range], model: ModelProto, chosen: Sequence[Layer], learned: QatState
+) -> dict[str, Range]:
+    """Replace the ranges of trained layers' inputs by the trained ones.
+
+    Several layers that read one tensor share the widest of their ranges.
+    """
+    inputs = {node.name: node.input[0] for node in model.graph.node if node.input}
+    trained: dict[str, Range] = {}
+    for layer in chosen:
+        if layer.path in learned.ranges:
+            low, high = learned.ranges[layer.path]
+            known = trained.get(inputs[layer.node], (low, high))
+            trained[inputs[layer.node]] = min(low, known[0]), max(high, known[1])
+    return {name: trained.get(name, bounds) for name, bounds in ranges.items()}
+
+
+def _groups(model: ModelProto, chosen: Sequence[Layer]) -> list[EqualizationGroup]:
+    return find_groups(model, find_layer_weights(model, chosen))

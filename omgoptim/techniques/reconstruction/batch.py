@@ -1,0 +1,58 @@
+"""The batch on which layers are fitted: as many of the run's samples as memory allows, as one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from omgoptim.models.calls import NamedBatch
+from omgoptim.models.samples import batch_length, call_of
+from omgoptim.techniques.probe import Probe
+from omgoptim.techniques.registry import ModuleRun
+
+MOST_SAMPLES, MOST_ACTIVATIONS = 1024, 2**27
+"""Most samples of the batch, and most values of its largest activation (512 MiB in float32)."""
+
+
+def one_batch(module: nn.Module, run: ModuleRun) -> Probe:
+    """Return the call of `module` on that batch."""
+    largest = 1
+
+    def look(_layer: nn.Module, _args: Any, output: Any) -> None:
+        nonlocal largest
+        if isinstance(output, Tensor) and output.ndim:
+            largest = max(largest, output[0].numel())
+
+    hooks = [layer.register_forward_hook(look) for layer in module.modules()]
+    try:
+        Probe.of(run).outputs(module)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    samples = max(2, min(MOST_SAMPLES, MOST_ACTIVATIONS // largest))
+    return Probe(*call_of(run.signature, joined(run.statistics.batches, samples), run.device))
+
+
+def joined(batches: list[NamedBatch], samples: int) -> NamedBatch:
+    """The first `samples` of some batches as one batch.
+
+    Batches of other sizes (texts of other lengths) are cut to those of the batch in the middle; smaller ones are left
+    out.
+    """
+    by_size = sorted(batches, key=lambda batch: sum(array[0].size for array in batch.values()))
+    sizes = {name: array.shape[1:] for name, array in by_size[len(by_size) // 2].items()}
+    taken: list[NamedBatch] = []
+    count = 0
+    for batch in batches:
+        fits = all(
+            all(own >= size for own, size in zip(array.shape[1:], sizes[name], strict=True))
+            for name, array in batch.items()
+        )
+        if fits and count < samples:
+            first = slice(0, samples - count)
+            cut = {name: array[first][tuple(map(slice, (None, *sizes[name])))] for name, array in batch.items()}
+            taken.append(cut)
+            count += batch_length(cut)
+    return {name: np.concatenate([batch[name] for batch in taken]) for name in taken[0]}

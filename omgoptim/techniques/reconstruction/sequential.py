@@ -1,0 +1,253 @@
+"""Layer-by-layer reconstruction: fit the layers of a changed model to their outputs in the model before.
+
+The layers are fitted in the order in which they run, on one joint batch, each on the inputs that the fitted layers
+before it give: U (rows, features; the patches of a convolution). What is added to a weight W is the solution for the
+residual Y - U W of the output Y in the model before. A layer is fitted in a hook before it runs, so that the same
+forward goes on with its new weight: one forward of each model for as many layers as `MOST_TARGETS` allows, and no
+forward per layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from omgoptim.techniques.probe import Probe, quiet
+from omgoptim.techniques.reconstruction.batch import one_batch
+from omgoptim.techniques.reconstruction.capture import Hook, StopForward, forward_hooks, run_until_stopped
+from omgoptim.techniques.reconstruction.patches import padded, patches_of
+from omgoptim.techniques.reconstruction.rows import padding_mask
+from omgoptim.techniques.registry import ModuleRun
+
+MOST_TARGETS = 2**26
+"""Values of Y that are kept at once, 256 MiB in float32; with more, the layers are fitted in several forwards."""
+
+CHUNK = 2**24
+"""Values of U at once, 64 MiB in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFit:
+    """How the layers are fitted, and on how many rows."""
+
+    solve: Callable[[Any, Tensor, Tensor], Tensor]
+    """`solve(layer, gram, cross)`: what to add, (groups, features, outputs of a group), from U'U (groups, features,
+    features) and U'(Y - U W) (groups, features, outputs of a group); with a bias that can be fitted, the last feature
+    is 1."""
+    fewest_rows: int
+    rows_per_feature: int
+
+    def rows(self, layer: Any) -> int:
+        """Most rows that a layer is fitted on."""
+        return max(self.fewest_rows, self.rows_per_feature * int(layer.weight[0].numel()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """One layer to fit."""
+
+    path: str
+    outputs: Tensor | None
+    """Channels of its output in the model before that are left; None for all."""
+    most_rows: int
+    target_size: int
+    """Values of Y that are kept for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What a layer gave, on some rows; a row is a position of a sample."""
+
+    shape: torch.Size
+    """Of the output that the rows are of, without its channels."""
+    rows: Tensor
+    """(R,) ascending."""
+    given: Tensor
+    """(R, outputs)."""
+
+
+def fits_bias(layer: Any) -> bool:
+    """Whether a layer has a bias that may change."""
+    return layer.bias is not None and bool(layer.bias.requires_grad)
+
+
+def fit_in_order(
+    module: nn.Module, before: nn.Module, outputs: Mapping[str, Tensor | None], run: ModuleRun, fit: LayerFit
+) -> list[str]:
+    """Fit layers of `module` to their outputs in `before`.
+
+    Args:
+        module: its weights and biases are changed.
+        before: the same model before; not changed.
+        outputs: path of each layer to the channels of its output in `before` that `module` still has; None for all.
+        fit: how.
+
+    Returns:
+        Paths of the fitted layers, in the order in which they run. A layer that runs more than once has no one target
+        and is left out, as is one whose solution is not finite.
+    """
+    if not outputs or not run.statistics.count:
+        return []
+    call = one_batch(before, run)
+    real = padding_mask(_named(call, run))
+    tasks, fitted = _tasks(module, call, outputs, run, fit), list[str]()
+    for stage in _stages(tasks):
+        targets: dict[str, _Target] = {}
+
+        def remember(task: _Task, layer: nn.Module, _: Any, given: Tensor, into: dict[str, _Target] = targets) -> None:
+            into[task.path] = _drawn(layer, given, task, real, run.seed)
+
+        def solve(task: _Task, layer: nn.Module, read: Tensor, _: Any, of: dict[str, _Target] = targets) -> None:
+            run.progress(f"fitting {task.path}", len(fitted) / len(tasks))
+            if _fit(layer, read.detach(), of.pop(task.path), fit):
+                fitted.append(task.path)
+
+        _forward(before, call, stage, remember, before=False)
+        _forward(module, call, stage, solve, before=True)
+    return fitted
+
+
+def _forward(
+    module: nn.Module,
+    call: Probe,
+    tasks: list[_Task],
+    do: Callable[[_Task, nn.Module, Any, Any], None],
+    *,
+    before: bool,
+) -> None:
+    """Run a forward that does something before, or after, each of the tasks' layers; it ends with the last of them."""
+
+    def hook(task: _Task) -> Hook:
+        def act(layer: nn.Module, read: Any, output: Any) -> None:
+            do(task, layer, read, output)
+            if task is tasks[-1]:
+                raise StopForward
+
+        return act
+
+    with forward_hooks(module, {task.path: hook(task) for task in tasks}, before=before), quiet():
+        run_until_stopped(module, call.args, call.kwargs)
+
+
+def _tasks(
+    module: nn.Module, call: Probe, outputs: Mapping[str, Tensor | None], run: ModuleRun, fit: LayerFit
+) -> list[_Task]:
+    """Return the layers that run exactly once, in the order in which they run."""
+    calls: list[tuple[str, int]] = []
+
+    def noting(path: str) -> Hook:
+        return lambda layer, _read, given: calls.append((path, given.numel() // given.shape[_axis(layer)]))
+
+    small = Probe.of(run)
+    with forward_hooks(module, {path: noting(path) for path in outputs}):
+        small.outputs(module)
+    more = call.samples / small.samples
+    once = Counter(path for path, _ in calls)
+    tasks = []
+    for path, rows in calls:
+        layer: Any = module.get_submodule(path)
+        if once[path] == 1:
+            size = min(int(rows * more), fit.rows(layer)) * layer.weight.shape[0]
+            tasks.append(_Task(path, outputs[path], fit.rows(layer), size))
+    return tasks
+
+
+def _stages(tasks: list[_Task]) -> Iterator[list[_Task]]:
+    """The tasks in portions whose targets fit into memory."""
+    portion: list[_Task] = []
+    for task in tasks:
+        if portion and sum(each.target_size for each in (*portion, task)) > MOST_TARGETS:
+            yield portion
+            portion = []
+        portion.append(task)
+    if portion:
+        yield portion
+
+
+# One layer
+
+
+def _axis(layer: nn.Module) -> int:
+    return -1 if isinstance(layer, nn.Linear) else 1
+
+
+def _without_channels(layer: nn.Module, given: Tensor) -> torch.Size:
+    return given.select(_axis(layer), 0).shape
+
+
+def _named(call: Probe, run: ModuleRun) -> dict[str, Tensor]:
+    positional = iter(call.args)
+    return {t.name: call.kwargs[t.name] if t.keyword else next(positional) for t in run.signature.inputs}
+
+
+def _drawn(layer: nn.Module, given: Tensor, task: _Task, real: Tensor | None, seed: int) -> _Target:
+    """The channels that are left, on enough rows of what a layer gave, padding left out."""
+    if task.outputs is not None:
+        given = given.index_select(_axis(layer), task.outputs.to(given.device))
+    shape = _without_channels(layer, given)
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.arange(shape.numel())
+    if real is not None and real.shape == shape:
+        rows = real.cpu().flatten().nonzero().flatten()
+    chosen = torch.randperm(len(rows), generator=generator)[: task.most_rows]
+    rows = rows[chosen].sort().values.to(given.device)
+    if isinstance(layer, nn.Linear):
+        return _Target(shape, rows, given.reshape(-1, given.shape[-1])[rows])
+    flat = given.flatten(2)
+    return _Target(shape, rows, flat[rows // flat.shape[2], :, rows % flat.shape[2]])
+
+
+def _fit(layer: Any, read: Tensor, target: _Target, fit: LayerFit) -> bool:
+    """Change a layer's weight and bias towards its target; False if the solution is not finite."""
+    groups, features = getattr(layer, "groups", 1), layer.weight[0].numel()
+    weight = layer.weight.detach().float().flatten(1).view(groups, -1, features)  # (groups, outputs, features)
+    biased = fits_bias(layer)
+    size = features + biased
+    moments = torch.zeros(groups, size, size, dtype=torch.float64, device=read.device)
+    crossed = torch.zeros(groups, size, weight.shape[1], dtype=torch.float64, device=read.device)
+    for rows, chosen in _features(layer, read, target):
+        known = rows.float().view(len(rows), groups, features).transpose(0, 1)
+        wanted = target.given[chosen].float().view(len(rows), groups, -1).transpose(0, 1)
+        missing = wanted - known @ weight.mT
+        if layer.bias is not None:
+            missing = missing - layer.bias.detach().float().view(groups, 1, -1)
+        if biased:
+            known = torch.cat([known, known.new_ones(*known.shape[:2], 1)], 2)
+        moments += known.mT @ known
+        crossed += known.mT @ missing
+    step = fit.solve(layer, moments, crossed).mT  # (groups, outputs, size)
+    if not bool(torch.isfinite(step).all()):
+        return False  # infinite or NaN activations
+    with torch.no_grad():
+        layer.weight += step[..., :features].reshape(layer.weight.shape).to(layer.weight.dtype)
+        if biased:
+            layer.bias += step[..., features].flatten().to(layer.bias.dtype)
+    return True
+
+
+def _features(layer: Any, read: Tensor, target: _Target) -> Iterator[tuple[Tensor, slice]]:
+    """U in portions: what the layer reads for each of the target's rows (r, groups * F), and which rows these are."""
+    if isinstance(layer, nn.Linear):
+        flat = read.reshape(-1, read.shape[-1])
+        portion = max(1, CHUNK // flat.shape[1])
+        for start in range(0, len(target.rows), portion):
+            chosen = slice(start, start + portion)
+            yield flat[target.rows[chosen]], chosen
+        return
+    images = padded(layer, read)
+    positions = math.prod(target.shape[1:])
+    portion = max(1, CHUNK // (positions * layer.weight[0].numel() * layer.groups))
+    for start in range(0, len(read), portion):
+        first, last = torch.searchsorted(
+            target.rows, torch.tensor([start * positions, (start + portion) * positions], device=read.device)
+        ).tolist()
+        if first < last:
+            patches = patches_of(layer, images[start : start + portion])
+            rows = target.rows[first:last] - start * positions
+            yield patches[rows // positions, :, rows % positions], slice(first, last)

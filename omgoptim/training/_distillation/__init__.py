@@ -1,0 +1,1 @@
+"""Distances between outputs of a student and of its teacher, and a cache of the teacher's."""

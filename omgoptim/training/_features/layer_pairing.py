@@ -1,0 +1,163 @@
+"""Pairing of student layers with teacher layers: as requested, or found by path and shape.
+
+Found, in this order: blocks of a repeated stack of sequences (transformer layers), spread evenly; the last layer of
+each size of map (the stages of a convolutional network); any layers with parameters. Within each, a layer that both
+have under one path goes with itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from omgoptim.errors import RequestError, TechniqueError, did_you_mean
+from omgoptim.training._features.layer_trace import LayerOutput, Trace
+
+DIGITS = "0123456789"
+
+Pair = tuple[LayerOutput, LayerOutput]
+"""Layer of the student, layer of the teacher."""
+
+
+def pairs_of(student: Trace, teacher: Trace, asked: Sequence[str], positions: bool = False) -> list[Pair]:
+    """The pairs that are asked for, or else found.
+
+    Args:
+        asked: `STUDENT=TEACHER` by module path, or one path for both; empty: found.
+        positions: whether only layers with positions (maps, sequences) will do.
+
+    Raises:
+        RequestError: a path that is asked for is no layer of the module, or one that gives nothing to compare.
+        TechniqueError: nothing could be paired, or a pair has grids of different kinds.
+    """
+    pairs = [asked_pair(text, student, teacher) for text in asked] or found_pairs(student, teacher, positions)
+    if not pairs:
+        raise TechniqueError(
+            "no layers of the student and the teacher could be paired",
+            "they have no repeated layers, no maps of the same kind and no layers in the same places",
+            "name them: feature_layers STUDENT=TEACHER, by module path",
+        )
+    for one, other in pairs:
+        if len(one.grid) != len(other.grid) or one.sequence != other.sequence or (positions and not one.grid):
+            raise TechniqueError(
+                f"the layers '{one.path}' and '{other.path}' cannot be compared",
+                f"the student's gives {one.shape}, the teacher's {other.shape}",
+                "pair maps with maps and sequences with sequences" + (", no vectors" if positions else ""),
+            )
+    return pairs
+
+
+def two_paths(text: str) -> tuple[str, str]:
+    """The paths in student and teacher that `STUDENT=TEACHER`, or one path for both, names."""
+    one, separator, other = text.partition("=")
+    return one.strip(), (other if separator else one).strip()
+
+
+def asked_pair(text: str, student: Trace, teacher: Trace) -> Pair:
+    """The two layers that `STUDENT=TEACHER`, or one path for both, names.
+
+    Raises:
+        RequestError: one of them is no layer, or gives no tensor with the batch first.
+    """
+    one, other = two_paths(text)
+    return layer_named(one, student, "student"), layer_named(other, teacher, "teacher")
+
+
+def layer_named(path: str, traced: Trace, whose: str) -> LayerOutput:
+    """Return the traced output of the layer at a path.
+
+    Raises:
+        RequestError: it is none, or gives no tensor with the batch first.
+    """
+    if path and path in traced.by_path:
+        return traced.by_path[path]
+    known = [seen.path for seen in traced.seen if seen.path]
+    raise RequestError(
+        f"'{path}' is no layer of the {whose} that gives values for each sample",
+        did_you_mean(path, known) or "it has no layers that do",
+        "name a layer of the list, as STUDENT=TEACHER, or one path for both",
+    )
+
+
+def found_pairs(student: Trace, teacher: Trace, positions: bool = False) -> list[Pair]:
+    """Pairs by path and shape, in the order of the student's layers; empty if there are none.
+
+    The last layers are left out where they are the outputs, unless there are no others.
+    """
+    ways: tuple[Callable[[Trace, Trace], list[Pair]], ...] = (_stacked, _staged, _placed)
+    for way in ways:
+        pairs = [(one, other) for one, other in way(student, teacher) if one.grid or not positions]
+        if pairs:
+            return [pair for pair in pairs if not _answers(*pair)] or pairs
+    return []
+
+
+def _answers(one: LayerOutput, other: LayerOutput) -> bool:
+    """Whether both are what the loss on outputs compares anyway."""
+    return one.final and other.final and one.shape == other.shape
+
+
+def evenly(index: int, count: int, of: int) -> int:
+    """The layer of `of` that layer `index` of `count` stands for: the last of its share, so that ends meet."""
+    return max(-(-(index + 1) * of // count) - 1, 0)
+
+
+def _stacked(student: Trace, teacher: Trace) -> list[Pair]:
+    """Blocks of the teacher's deepest stack of sequences, with the student's stack of the same path, class or depth."""
+    theirs = max(_stacks(teacher).values(), key=len, default=[])
+    if len(theirs) < 2:
+        return []
+    first = theirs[0]
+
+    def likeness(stack: list[LayerOutput]) -> tuple[bool, bool, int]:
+        return stack[0].path.rstrip(DIGITS) == first.path.rstrip(DIGITS), stack[0].layer == first.layer, len(stack)
+
+    mine = max(_stacks(student).values(), key=likeness, default=[])
+    return [(block, theirs[evenly(index, len(mine), len(theirs))]) for index, block in enumerate(mine)]
+
+
+def _stacks(traced: Trace) -> dict[tuple[str, str, tuple[int, ...]], list[LayerOutput]]:
+    """Blocks whose paths differ in their last number, of one class, that give sequences of one shape."""
+    stacks: dict[tuple[str, str, tuple[int, ...]], list[LayerOutput]] = {}
+    for seen in traced.seen:
+        if seen.sequence and seen.block and seen.path[-1:].isdecimal():
+            stacks.setdefault((seen.path.rstrip(DIGITS), seen.layer, seen.shape), []).append(seen)
+    return stacks
+
+
+def _staged(student: Trace, teacher: Trace) -> list[Pair]:
+    """The ends of stages whose maps are of the same size; if there are none, the ends of all stages, evenly."""
+    mine, theirs, own = _stage_ends(student), _stage_ends(teacher), student.by_path
+    pairs = []
+    for grid, end in mine.items():
+        other = theirs.get(grid)
+        if other is None:
+            continue
+        same = own.get(other.path)
+        pairs.append((same if same is not None and same.grid == grid else end, other))
+    if pairs or not theirs:
+        return pairs
+    ends = list(theirs.values())
+    spread = [(end, ends[evenly(index, len(mine), len(ends))]) for index, end in enumerate(mine.values())]
+    return [(end, other) for end, other in spread if len(end.grid) == len(other.grid)]
+
+
+def _stage_ends(traced: Trace) -> dict[tuple[int, ...], LayerOutput]:
+    """Size of map to the last layer that gives it, where a layer with parameters does; not the module's output."""
+    maps = [seen for seen in traced.seen if seen.grid and max(seen.grid) > 1 and not seen.sequence and not seen.final]
+    learnt = {seen.grid for seen in maps if seen.leaf}
+    return {seen.grid: seen for seen in maps if seen.grid in learnt}
+
+
+def _placed(student: Trace, teacher: Trace) -> list[Pair]:
+    """Layers with parameters, vectors and sequences: of the same path and kind; if there are none, evenly."""
+    mine, theirs = ([seen for seen in traced.seen if seen.leaf and not seen.final] for traced in (student, teacher))
+    of = {seen.path: seen for seen in theirs}
+    same = [
+        (seen, of[seen.path])
+        for seen in mine
+        if seen.path in of and (len(of[seen.path].grid), of[seen.path].sequence) == (len(seen.grid), seen.sequence)
+    ]
+    if same or not theirs:
+        return same
+    pairs = [(seen, theirs[evenly(index, len(mine), len(theirs))]) for index, seen in enumerate(mine)]
+    return [(one, other) for one, other in pairs if (len(one.grid), one.sequence) == (len(other.grid), other.sequence)]

@@ -1,0 +1,197 @@
+"""Layer outputs of a module: shapes of all in one forward, and values of some within a block.
+
+Listening is by forward hooks that are gone afterwards, whatever happens; the module is not changed by it.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from omgoptim.errors import DataError
+from omgoptim.runtimes.signature import Signature
+from omgoptim.training.evaluator import device_of, eval_mode
+from omgoptim.training.losses import main_output
+
+Side = Literal["output", "input"]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerOutput:
+    """Traced output of a layer for one batch."""
+
+    path: str
+    layer: str
+    """Class of the layer."""
+    shape: tuple[int, ...]
+    """The batch first."""
+    axis: int
+    """Of the channels: 1, as convolutions have it, or the last."""
+    final: bool
+    """Whether it is the module's main output itself."""
+    leaf: bool
+    """Whether the layer has parameters of its own and no layers in it."""
+    block: bool
+    """Whether it has layers in it."""
+
+    @property
+    def channels(self) -> int:
+        return self.shape[self.axis]
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Sizes of the positions: (height, width) of a map, (length) of a sequence, () of a vector."""
+        return self.shape[1:-1] if self.axis == -1 else self.shape[2:]
+
+    @property
+    def sequence(self) -> bool:
+        """Whether positions are tokens or steps in time, with the channels last."""
+        return len(self.shape) == 3 and self.axis == -1
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Traced outputs of the layers of a module, in order of execution."""
+
+    seen: list[LayerOutput]
+    head: str | None
+    """The Linear layer that the main output comes from, if it does."""
+    output: tuple[int, ...]
+    """Shape of the main output."""
+
+    @property
+    def by_path(self) -> dict[str, LayerOutput]:
+        return {seen.path: seen for seen in self.seen}
+
+
+@dataclass(slots=True)
+class _Tracing:
+    """Records of the forward hooks."""
+
+    batch: int
+    seen: dict[str, LayerOutput] = field(default_factory=dict)
+    width: int = 0
+    """Channels of the last layer with parameters."""
+    first: bool = False
+    """Whether that one has them in dimension 1."""
+    given: dict[str, weakref.ref[Tensor]] = field(default_factory=dict)
+    """The outputs, not kept alive by this: the one that lives on as the main output is found by it."""
+
+    def note(self, path: str, layer: nn.Module, output: Any) -> None:
+        block = any(True for _ in layer.children())
+        leaf = not block and any(True for _ in layer.parameters(recurse=False))
+        if leaf and (found := _width(layer)) is not None:
+            self.width, self.first = found
+        tensor = _tensor(output)
+        if tensor is None or tensor.ndim < 2 or len(tensor) != self.batch or not tensor.is_floating_point():
+            return
+        self.seen.pop(path, None)  # called again: where the last call was
+        shape, axis = tuple(tensor.shape), self._axis(tensor)
+        self.seen[path] = LayerOutput(path, type(layer).__name__, shape, axis, final=False, leaf=leaf, block=block)
+        self.given[path] = weakref.ref(tensor)
+
+    def _axis(self, output: Tensor) -> int:
+        """Where the channels are: as the last layer has them, if the sizes agree; else as its number of dimensions is
+        usual for."""
+        if output.ndim == 2:
+            return -1
+        usual = [1, -1] if self.first else [-1, 1]
+        fitting = [axis for axis in usual if output.shape[axis] == self.width]
+        return fitting[0] if fitting else (1 if output.ndim > 3 else usual[0])
+
+
+def trace(module: nn.Module, signature: Signature, inputs: Mapping[str, Tensor]) -> Trace:
+    """Run a module once in eval mode, without gradients, and note what each layer gives.
+
+    Layers without a tensor whose first dimension is the batch are left out.
+
+    Args:
+        inputs: one batch by input name; moved to where the module is.
+
+    Raises:
+        DataError: the module returns no tensor with a batch dimension.
+    """
+    device = device_of(module)
+    tracing = _Tracing(len(next(iter(inputs.values()))))
+    args, kwargs = signature.to_call({name: tensor.to(device) for name, tensor in inputs.items()})
+    hooks = [
+        layer.register_forward_hook(lambda layer, _args, output, path=path: tracing.note(path, layer, output))
+        for path, layer in module.named_modules()
+    ]
+    try:
+        with eval_mode(module, device), torch.no_grad():
+            outputs = main_output(module(*args, **kwargs))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    final = {path for path, given in tracing.given.items() if given() is outputs}
+    head = next((path for path in final if isinstance(module.get_submodule(path), nn.Linear)), None)
+    seen = [replace(seen, final=seen.path in final or not seen.path) for seen in tracing.seen.values()]
+    return Trace(seen, head, tuple(outputs.shape))
+
+
+@contextmanager
+def capture_outputs(module: nn.Module, places: Iterable[tuple[str, Side]]) -> Iterator[dict[tuple[str, Side], Tensor]]:
+    """Within the block, what goes into or comes out of layers at a module's last forward, by path and side.
+
+    What is heard has the gradient that the forward gave it, and is a copy where it is an output: layers after this one
+    may work in place.
+    """
+    heard: dict[tuple[str, Side], Tensor] = {}
+
+    def hear(path: str, side: Side, value: Any) -> None:
+        tensor = _tensor(value)
+        if tensor is None:
+            raise DataError(f"layer '{path}' gives no tensor to learn from", f"it gave a {type(value).__name__}")
+        heard[path, side] = tensor.clone()
+
+    hooks = []
+    try:
+        for path, side in dict.fromkeys(places):
+            layer = module.get_submodule(path)
+            if side == "output":
+                hook = layer.register_forward_hook(lambda _m, _args, out, path=path: hear(path, "output", out))
+            else:
+                hook = layer.register_forward_pre_hook(
+                    lambda _m, args, kwargs, path=path: hear(path, "input", (args, kwargs)), with_kwargs=True
+                )
+            hooks.append(hook)
+        yield heard
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _tensor(value: Any) -> Tensor | None:
+    try:
+        return main_output(value)
+    except DataError:
+        return None
+
+
+def _width(layer: nn.Module) -> tuple[int, bool] | None:
+    """Channels that a layer gives, and whether in dimension 1; None where that is unknown."""
+    if isinstance(layer, _ConvNd):
+        return layer.out_channels, True
+    if isinstance(layer, (_BatchNorm, _InstanceNorm)):
+        return layer.num_features, True
+    if isinstance(layer, nn.GroupNorm):
+        return layer.num_channels, True
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, False
+    if isinstance(layer, nn.LayerNorm):
+        return layer.normalized_shape[-1], False
+    if isinstance(layer, nn.Embedding):
+        return layer.embedding_dim, False
+    if isinstance(layer, nn.RNNBase):
+        return (layer.proj_size or layer.hidden_size) * (1 + layer.bidirectional), False
+    return None

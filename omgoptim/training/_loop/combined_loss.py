@@ -1,0 +1,159 @@
+"""Total loss of a batch: the loss on its targets, distillation losses, or both, with the forward that they need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from omgoptim.errors import DataError, TechniqueError
+from omgoptim.models.outputs import ModelOutputs
+from omgoptim.runtimes.signature import Signature
+from omgoptim.training._distillation.teacher_outputs import TeacherOutput, TeacherOutputs
+from omgoptim.training.batches import Batch
+from omgoptim.training.distillation import DistillationLoss, other_outputs, same_shape
+from omgoptim.training.evaluator import eval_mode
+from omgoptim.training.feature_losses import FeatureLoss
+from omgoptim.training.losses import Loss, tensor_outputs
+
+
+@dataclass(slots=True)
+class CombinedLoss:
+    """The loss of a batch as a function of the module.
+
+    alpha x loss on the targets + (1 - alpha) x distance to the teacher's main output + distances to its other outputs
+    + weight x distance of features.
+    """
+
+    signature: Signature
+    loss: Loss | None
+    teacher: nn.Module | None
+    distillation: DistillationLoss | None
+    """Its kind is settled by the first batch; None without a teacher."""
+    features: FeatureLoss | None = None
+    student: nn.Module | None = None
+    """Whose layers the features are of: the module itself, without what Accelerate wraps it in."""
+    kept: TeacherOutputs | None = None
+    """Cached teacher outputs; those of other samples are computed."""
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """The precision in which the teacher runs: the student's."""
+    outputs: ModelOutputs | None = None
+    """Specification of the original's outputs; None: inferred from the teacher's for the first batch."""
+
+    @property
+    def learns_outputs(self) -> bool:
+        """Whether the teacher's outputs have a part in the loss. At alpha 1 the main one has none, unless there is
+        nothing else to learn from."""
+        if self.teacher is None or self.distillation is None:
+            return False
+        several = self.distillation.teaches_others or (self.outputs is not None and len(self.outputs.compared) > 1)
+        return several or self.distillation.alpha != 1 or (self.loss is None and self.features is None)
+
+    @property
+    def name(self) -> str:
+        """In words, for the report."""
+        hard = self.loss.name if self.loss is not None else None
+        parts = [hard] if hard else []
+        if self.distillation is not None and self.learns_outputs:
+            alpha, soft = self.distillation.alpha, self.distillation.name
+            mixed = f"{alpha:g} x {hard} + {1 - alpha:g} x {soft}" if alpha != 1 else str(hard)
+            parts = [soft] if hard is None or alpha == 0 else [mixed]
+            parts += [self.distillation.others_name] if self.distillation.others_name else []
+        if self.features is not None:
+            parts.append(f"{self.features.weight:g} x {self.features.name}")
+        return " + ".join(parts)
+
+    def settle(self, module: nn.Module, batch: Batch) -> None:
+        """Settle on one batch what is learnt of each output, and find out whether the loss works at all.
+
+        Raises:
+            DataError: the loss cannot be computed, or has no gradient; the teacher's outputs are of another shape.
+            TechniqueError: the distance to the teacher is of a kind that its outputs are not for.
+        """
+        with eval_mode(module, next(iter(batch.inputs.values())).device):
+            if self.distillation is not None and self.learns_outputs:
+                self._refuse_shifted_labels(module, self.distillation)
+                args, kwargs = self.signature.to_call(batch.inputs)
+                taught = self.taught(batch)
+                with torch.no_grad():
+                    pairs = [tensor_outputs(given) for given in (module(*args, **kwargs), taught)]
+                if len(pairs[0]) != len(pairs[1]):
+                    raise other_outputs(*map(len, pairs))
+                for student, teacher in zip(*pairs, strict=True):
+                    same_shape(student, teacher)
+                self.distillation = self.distillation.decided(taught, batch.target, self.outputs)
+            value = self(module, batch)
+        if not value.requires_grad:
+            raise DataError("the loss has no gradient", "no parameter that is trained has a part in the outputs")
+
+    def __call__(self, called: nn.Module, batch: Batch, taught: Any = None) -> Tensor:
+        """The loss of a batch, a scalar with a gradient.
+
+        Args:
+            called: the module, or what Accelerate wraps it in.
+            taught: the teacher's outputs for the batch, where they are known.
+        """
+        args, kwargs = self.signature.to_call(batch.inputs)
+        if self.loss is not None and self.loss.by_the_model and batch.target is not None:
+            kwargs = {**kwargs, "labels": batch.target}
+        if self.features is None or self.teacher is None or self.student is None:
+            return self._on_outputs(called(*args, **kwargs), batch, taught)
+        with self.features.capturing(self.student, self.teacher) as heard:
+            outputs = called(*args, **kwargs)
+            taught = self.taught(batch)
+        inside: Tensor = self.features.weight * self.features(heard, batch.inputs.get("attention_mask"))
+        if self.loss is None and not self.learns_outputs:
+            return inside
+        return self._on_outputs(outputs, batch, taught) + inside
+
+    def learnt(self, batch: Batch) -> TeacherOutput:
+        """The teacher's outputs for a batch that are learnt, each in its place."""
+        leaves = tensor_outputs(self.taught(batch))
+        indices = self.distillation.indices if self.distillation is not None else frozenset()
+        return TeacherOutput(leaf if index in indices else leaf.new_empty(0) for index, leaf in enumerate(leaves))
+
+    def taught(self, batch: Batch) -> Any:
+        """Run the teacher on a batch."""
+        args, kwargs = self.signature.to_call(batch.inputs)
+        if self.teacher is None:
+            raise ValueError("there is no teacher")
+        with torch.no_grad(), self.autocast():
+            return self.teacher(*args, **kwargs)
+
+    def _on_outputs(self, outputs: Any, batch: Batch, taught: Any) -> Tensor:
+        distillation = self.distillation
+        if distillation is None or not self.learns_outputs:
+            return self._hard(outputs, batch)
+        if self.loss is None:
+            return self._soft(outputs, batch, distillation, taught)
+        if distillation.alpha != 1 or distillation.teaches_others:
+            taught = self.taught(batch) if taught is None else taught
+        real = batch.inputs.get("attention_mask")
+        return distillation.mixed(
+            lambda: self._hard(outputs, batch),
+            lambda: distillation.main(outputs, taught, batch.target, real),
+            lambda: distillation.others(outputs, taught, real),
+        )
+
+    def _hard(self, outputs: Any, batch: Batch) -> Tensor:
+        if self.loss is None:
+            raise ValueError("there is neither a loss nor a teacher")
+        return self.loss.function(outputs, batch.target)
+
+    def _soft(self, outputs: Any, batch: Batch, distillation: DistillationLoss, taught: Any) -> Tensor:
+        real = batch.inputs.get("attention_mask")
+        return distillation.soft(outputs, self.taught(batch) if taught is None else taught, batch.target, real)
+
+    def _refuse_shifted_labels(self, module: nn.Module, distillation: DistillationLoss) -> None:
+        """A causal language model's row i is about label i + 1, and dkd would take label i."""
+        kind = type(module).__name__
+        if distillation.form == "dkd" and any(part in kind for part in ("CausalLM", "LMHead")):
+            raise TechniqueError(
+                "decoupled distillation (dkd) does not know the labels of a causal language model's rows",
+                f"{kind} shifts its labels itself",
+                "use the output loss hinton",
+            )

@@ -1,0 +1,192 @@
+"""The steps of an epoch: gradients over a group of batches, then one step, through Hugging Face Accelerate."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from omgoptim.errors import SetupError
+from omgoptim.training._loop.checkpoints import Checkpoint
+from omgoptim.training._loop.combined_loss import CombinedLoss
+from omgoptim.training._loop.optimizers import optimizer_of, scheduler_of
+from omgoptim.training.batches import Batch
+from omgoptim.training.config import TrainingConfig
+from omgoptim.training.losses import Loss
+from omgoptim.training.zero_masks import ZeroMasks
+
+
+class _Called(nn.Module):
+    """Wrapper that Accelerate patches instead of the user's module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+
+@dataclass(slots=True)
+class Steps:
+    """Module, optimizer and schedule as Accelerate has prepared them."""
+
+    accelerator: Any
+    called: nn.Module
+    parameters: list[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    scheduler: LambdaLR
+    prepared: tuple[Any, Any]
+    """Optimizer and scheduler in Accelerate's wrappers."""
+    loss_fn: CombinedLoss
+    config: TrainingConfig
+    masks: ZeroMasks | None
+    last_rate: float = 0.0
+    """Learning rate of the last step."""
+
+    @property
+    def device(self) -> torch.device:
+        place: torch.device = self.accelerator.device
+        return place
+
+    def epoch(self, batches: Iterator[Batch], report: Callable[[int, float], None]) -> float:
+        """One pass over the batches.
+
+        Args:
+            report: `report(batches done, mean loss)` after each step.
+
+        Returns:
+            The mean loss over what counts in all batches; NaN or infinite as soon as one batch's is, without its step.
+        """
+        total, weight, done = 0.0, 0, 0
+        while group := list(islice(batches, self.config.accumulate)):
+            counted = [self._check(batch) for batch in group]
+            for index, (batch, count) in enumerate(zip(group, counted, strict=True)):
+                loss = self._backward(batch, count / max(sum(counted), 1), last=index == len(group) - 1)
+                if not math.isfinite(loss):
+                    return loss
+                total, weight = total + loss * count, weight + count
+            self._step()
+            done += len(group)
+            report(done, total / max(weight, 1))
+        return total / max(weight, 1)
+
+    def _check(self, batch: Batch) -> int:
+        """How many targets of a batch count, or samples, where that is what a loss is the mean of."""
+        if self.loss_fn.loss is None:
+            return batch.size
+        self.loss_fn.loss.check(batch.target)
+        counted = Loss.counted(batch.target)
+        return batch.size if counted is None else counted
+
+    def _backward(self, batch: Batch, share: float, last: bool) -> float:
+        with nullcontext() if last else self.accelerator.no_sync(self.called):
+            kept = self.loss_fn.kept
+            taught = kept.of(batch) if kept is not None else None
+            taught = None if taught is None else taught.to(self.device)
+            loss: Tensor = self.loss_fn(self.called, batch.to(self.device), taught)
+            value = float(loss.detach())
+            if math.isfinite(value):
+                self.accelerator.backward(loss * share)
+        return value
+
+    def _step(self) -> None:
+        optimizer, scheduler = self.prepared
+        if self.masks is not None:
+            self.masks.drop_gradients()
+        if self.config.clip_norm:
+            self.accelerator.clip_grad_norm_(self.parameters, self.config.clip_norm)
+        self.last_rate = float(self.scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        if self.masks is not None:
+            self.masks.hold()
+
+    def state(self) -> dict[str, Any]:
+        """Return the optimizer, scheduler and scaler state for a checkpoint."""
+        scaler = self.accelerator.scaler
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else {},
+        }
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from there."""
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        self.scheduler.load_state_dict(checkpoint.scheduler)
+        if checkpoint.scaler and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(checkpoint.scaler)
+
+
+@contextmanager
+def prepared_steps(
+    module: nn.Module,
+    parameters: list[nn.Parameter],
+    config: TrainingConfig,
+    steps: int,
+    loss_fn: CombinedLoss,
+    masks: ZeroMasks | None,
+) -> Iterator[Steps]:
+    """Steps on a module, which is moved to the config's device, as are the adapters of its feature loss.
+
+    Accelerate keeps its device and precision in state that the whole process shares: a caller's is put back afterwards,
+    and a training of another precision can follow.
+
+    Args:
+        parameters: all that are trained: the module's, and the adapters'.
+
+    Raises:
+        SetupError: accelerate is not installed, or does not import.
+    """
+    accelerate = _accelerate()
+    kinds = accelerate.state.PartialState, accelerate.state.AcceleratorState, accelerate.state.GradientState
+    shared = [kind._shared_state for kind in kinds]
+    before = [dict(state) for state in shared]
+    for state in shared:
+        state.clear()
+    try:
+        accelerator = accelerate.Accelerator(cpu=config.device == "cpu", mixed_precision=config.mixed_precision)
+        called = accelerator.prepare_model(_Called(module))
+        if loss_fn.features is not None:
+            loss_fn.features.to(accelerator.device)
+        parameters = parameters or [nn.Parameter(torch.zeros(1))]  # nothing is trained for 0 epochs
+        optimizer = optimizer_of(config, parameters)
+        scheduler = scheduler_of(config, optimizer, steps)
+        prepared = accelerator.prepare(optimizer, scheduler)
+        loss_fn.autocast = accelerator.autocast
+        yield Steps(accelerator, called, parameters, optimizer, scheduler, prepared, loss_fn, config, masks)
+        accelerator.free_memory()
+    finally:
+        if loss_fn.features is not None:
+            loss_fn.features.to("cpu")
+        for state, kept in zip(shared, before, strict=True):
+            state.clear()
+            state.update(kept)
+
+
+def _accelerate() -> Any:
+    try:
+        import accelerate
+    except ModuleNotFoundError as error:
+        raise SetupError(
+            "training needs accelerate",
+            f"{error.name} is not installed in {sys.executable}",
+            f'{sys.executable} -m pip install "accelerate>=1.6"',
+        ) from error
+    except (ImportError, RuntimeError, AttributeError) as error:
+        raise SetupError(
+            "accelerate is installed but does not import",
+            str(error).splitlines()[0] if str(error) else type(error).__name__,
+            f'{sys.executable} -m pip install --upgrade "accelerate>=1.6"',
+        ) from error
+    return accelerate

@@ -1,0 +1,162 @@
+"""State of one training: its epochs, the best weights so far, and the checkpoint to resume from."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from omgoptim.reports import Epoch
+from omgoptim.training._distillation.teacher_outputs import EVERY, keep_outputs
+from omgoptim.training._loop.checkpoints import Checkpoint, all_tensors, put_tensors, trained_tensors
+from omgoptim.training._loop.progress import Progress, ProgressReporter
+from omgoptim.training._loop.steps import Steps
+from omgoptim.training.batches import Batch, Batches
+from omgoptim.training.evaluator import Evaluator, distance_to_original
+from omgoptim.training.randomness import seed_everything
+
+
+@dataclass(slots=True)
+class TrainingState:
+    """State of one training."""
+
+    module: nn.Module
+    steps: Steps
+    evaluator: Evaluator | None
+    round_number: int
+    records: list[Epoch] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    """The evaluator's, from before training on."""
+    best: dict[str, Tensor] = field(default_factory=dict)
+    best_epoch: int = 0
+    stopped: str | None = None
+    seconds: float = 0.0
+    resumed: int = 0
+    teacher_outputs: str | None = None
+
+    @property
+    def epoch(self) -> int:
+        return len(self.records)
+
+    @property
+    def is_running(self) -> bool:
+        return self.stopped is None and self.epoch < self.steps.config.epochs
+
+    def begin(self, score: float | None, checkpoint: Checkpoint | None) -> None:
+        """The untrained state as the first candidate, or where a checkpoint stands.
+
+        Args:
+            score: the evaluator's of the untrained state, where that is known.
+        """
+        if checkpoint is None:
+            self.best = trained_tensors(self.module)
+            if self.evaluator is not None:
+                self.scores = [self.evaluator.score(self.module) if score is None else score]
+            return
+        put_tensors(self.module, checkpoint.state)
+        features = self.steps.loss_fn.features
+        if features is not None:
+            put_tensors(features, checkpoint.adapters)
+        saved = checkpoint.best or {name: checkpoint.state[name] for name in trained_tensors(self.module)}
+        self.best = {name: tensor.to(self.steps.device) for name, tensor in saved.items()}
+        self.records, self.scores = checkpoint.records, list(checkpoint.scores)
+        self.best_epoch, self.stopped = checkpoint.best_epoch, checkpoint.stopped
+        self.seconds, self.resumed = checkpoint.seconds, checkpoint.resumed + self.is_running
+        self.teacher_outputs = checkpoint.teacher_outputs
+        self.steps.restore(checkpoint)
+
+    def cache_teacher_outputs(self, batches: Batches, count: int, first: Batch, progress: Progress) -> None:
+        """Compute the teacher's outputs for all samples and keep them, where that is possible and saves anything."""
+        started, loss_fn = time.perf_counter(), self.steps.loss_fn
+        if loss_fn.features is not None:
+            self.teacher_outputs = f"{EVERY}: features are learnt too"
+        elif loss_fn.learns_outputs:
+            loss_fn.kept, self.teacher_outputs = keep_outputs(
+                batches,
+                self.steps.config,
+                count,
+                first,
+                lambda batch: loss_fn.learnt(batch.to(self.steps.device)),
+                progress,
+            )
+        self.seconds += time.perf_counter() - started
+
+    def one_epoch(self, batches: Batches, count: int, progress: Progress) -> None:
+        """Train for one more epoch, evaluate it, and keep its weights if they are the best.
+
+        Args:
+            count: batches in an epoch.
+        """
+        config, started, epoch = self.steps.config, time.perf_counter(), self.epoch + 1
+        seed_everything(config.seed, self.round_number, epoch)
+        loss = self.steps.epoch(batches.epoch(config.batch), ProgressReporter(progress, config.epochs, epoch, count))
+        score = None
+        if not math.isfinite(loss):
+            self.stopped = f"the loss was {loss:g} in epoch {epoch}; the weights are those {self._of_best}"
+        elif not all(bool(torch.isfinite(parameter).all()) for parameter in self.steps.parameters):
+            self.stopped = f"a weight was NaN or infinite after epoch {epoch}; the weights are those {self._of_best}"
+        else:
+            score = self.evaluator.score(self.module) if self.evaluator else None
+            if score is None or self._competes(score):
+                self.best, self.best_epoch = trained_tensors(self.module), epoch
+            if score is not None:
+                self.scores.append(score)
+        seconds = time.perf_counter() - started
+        self.seconds += seconds
+        self.records.append(
+            Epoch(
+                round=self.round_number,
+                epoch=epoch,
+                loss=loss if math.isfinite(loss) else None,
+                quality=score if score is not None and math.isfinite(score) else None,
+                learning_rate=self.steps.last_rate,
+                seconds=seconds,
+            )
+        )
+        if self.is_running and config.patience and score is not None:
+            waited = epoch - self.scores.index(max(self.scores))  # an equal score is no better one
+            if waited >= config.patience:
+                self.stopped = f"no better quality in {waited} epoch{'s' if waited > 1 else ''}"
+
+    def _competes(self, score: float) -> bool:
+        """Whether the weights as they are now take the place of the best so far.
+
+        Of equal scores the later one does. But a metric of few samples (accuracy on 60) often cannot distinguish the
+        trained state from the untrained one; then the outputs decide: those nearer to the original's.
+        """
+        assert self.evaluator is not None  # it gave the score
+        highest = max(self.scores)
+        if score != highest or self.best_epoch or not math.isfinite(score):
+            return score >= highest
+        now = distance_to_original(self.evaluator, self.module)
+        trained = trained_tensors(self.module)
+        put_tensors(self.module, self.best)
+        before = distance_to_original(self.evaluator, self.module)
+        put_tensors(self.module, trained)
+        return now <= before
+
+    def checkpoint(self, identity: dict[str, Any]) -> Checkpoint:
+        """Everything that the epochs to come depend on."""
+        features = self.steps.loss_fn.features
+        return Checkpoint(
+            identity=identity,
+            state=all_tensors(self.module),
+            best={} if self.best_epoch == self.epoch else self.best,
+            best_epoch=self.best_epoch,
+            scores=self.scores,
+            epochs=[record.model_dump() for record in self.records],
+            stopped=self.stopped,
+            seconds=self.seconds,
+            resumed=self.resumed,
+            adapters=all_tensors(features) if features is not None else {},
+            teacher_outputs=self.teacher_outputs,
+            **self.steps.state(),
+        )
+
+    @property
+    def _of_best(self) -> str:
+        return f"of epoch {self.best_epoch}" if self.best_epoch else "from before training"

@@ -1,0 +1,216 @@
+"""Trainable weights of a module: all, or low-rank adapters (LoRA) that are merged afterwards.
+
+Adapters save memory while training: gradients and optimizer state are those of the thin weights. They save nothing at
+inference; merged in the weights' own precision, the module is the plain one it was, layer for layer and name for name.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from omgoptim.blocks.lora import LoRAConv, LoRALinear
+from omgoptim.errors import RequestError, TechniqueError, argument
+from omgoptim.reports import Skip
+from omgoptim.training.zero_masks import ZeroMasks
+
+Kind = Literal["full", "lora", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Adaptable:
+    """Which layers of a module get adapters."""
+
+    layers: dict[str, nn.Linear | _ConvNd]
+    """By path."""
+    skipped: list[Skip] = field(default_factory=list)
+    """Layers with a weight that could have had one, and why they have none."""
+
+
+@contextmanager
+def recovering(
+    module: nn.Module,
+    kind: Kind | str,
+    rank: int = 8,
+    alpha: float = 16.0,
+    masks: ZeroMasks | None = None,
+    seed: int = 0,
+) -> Iterator[nn.Module]:
+    """The module made ready to be trained; afterwards as it was, with what it learnt.
+
+    `full` trains every weight that requires a gradient. `lora` freezes all weights, gives each Linear and convolution
+    an adapter, and trains those and the weights and biases of normalization layers; at the end the adapters are merged,
+    and the plain layers are back in their places. If the block raises, they are dropped instead. `none` freezes all.
+    A model of transformers gets the adapters of PEFT where that is installed and no zeros have to be kept.
+
+    Args:
+        rank, alpha: of the adapters; their product is scaled by alpha / rank, rank cut to what a layer can have.
+        masks: zeros that merged weights keep.
+        seed: that the adapters are drawn from; the global random state is not touched.
+
+    Raises:
+        TechniqueError: `lora`, and no layer can have an adapter.
+    """
+    if kind not in ("full", "lora", "none"):
+        raise RequestError(f"recover '{kind}' is none of full, lora, none")
+    if kind == "full":
+        yield module
+        return
+    wanted = {parameter: parameter.requires_grad for parameter in module.parameters()}
+    restore: Callable[[bool], None] = lambda _merge: None  # noqa: E731
+    learnt = False
+    try:
+        restore = _adapt(module, rank, alpha, masks, seed) if kind == "lora" else _freeze(module)
+        yield module
+        learnt = True
+    finally:
+        restore(learnt)
+        for parameter, requires_grad in wanted.items():
+            parameter.requires_grad_(requires_grad)
+
+
+def adaptable(module: nn.Module) -> Adaptable:
+    """The layers that `lora` adapts: plain Linears and convolutions whose weight is theirs alone and may be trained."""
+    places = Counter(id(layer) for _, layer in module.named_modules(remove_duplicate=False))
+    owners = Counter(
+        id(weight)
+        for layer in dict.fromkeys(module.modules())
+        for weight in layer._parameters.values()
+        if weight is not None
+    )
+    found = Adaptable({})
+    for path, layer in module.named_modules():
+        if not isinstance(layer, (nn.Linear, _ConvNd)):
+            continue
+        reason = _not_adaptable(layer, owners, places)
+        if reason is None:
+            found.layers[path] = layer
+        else:
+            found.skipped.append(Skip(path=path, reason=reason))
+    return found
+
+
+def _not_adaptable(layer: nn.Linear | _ConvNd, owners: Counter[int], places: Counter[int]) -> str | None:
+    if type(layer) not in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d):
+        return f"a {type(layer).__name__} is called in a way of its own"  # attention reads its out_proj's weight itself
+    if not isinstance(layer.weight, nn.Parameter):
+        return "its weight is computed from others"
+    if not layer.weight.is_floating_point() or not layer.weight.requires_grad:
+        return "its weight is frozen"
+    if places[id(layer)] > 1 or owners[id(layer.weight)] > 1:
+        return "its weight is shared with another layer"
+    if isinstance(layer, _ConvNd) and layer.weight.shape[1] == 1 and layer.groups > 1:
+        return "a depthwise convolution has too few weights for an adapter"
+    return None
+
+
+def _adapt(module: nn.Module, rank: int, alpha: float, masks: ZeroMasks | None, seed: int) -> Callable[[bool], None]:
+    """Put adapters in; returns what takes them out, merged or not."""
+    found = adaptable(module)
+    if "" in found.layers:
+        raise TechniqueError(
+            "the model is a single layer, which cannot be replaced inside it", "", f"use {argument('recover', 'full')}"
+        )
+    if not found.layers:
+        reasons = "; ".join(f"{skip.path}: {skip.reason}" for skip in found.skipped[:4])
+        raise TechniqueError(
+            "no layer of the model can have an adapter",
+            reasons or "it has no Linear or convolution inside",
+            f"use {argument('recover', 'full')}",
+        )
+    trained_before = {parameter for parameter in module.parameters() if parameter.requires_grad}
+    _freeze(module)
+    for layer in module.modules():
+        if _is_normalization(layer):
+            for parameter in layer.parameters(recurse=False):
+                parameter.requires_grad_(parameter in trained_before)
+    norms = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if masks is None and _is_pretrained(module) and importlib.util.find_spec("peft") is not None:
+        restore = _adapt_with_peft(module, found, rank, alpha, seed)
+    else:
+        restore = _adapt_with_blocks(module, found, rank, alpha, masks, seed)
+    for parameter in norms:  # PEFT freezes whatever is not its own
+        parameter.requires_grad_(True)
+    return restore
+
+
+def _adapt_with_blocks(
+    module: nn.Module, found: Adaptable, rank: int, alpha: float, masks: ZeroMasks | None, seed: int
+) -> Callable[[bool], None]:
+    generator = torch.Generator().manual_seed(seed)
+    adapters: dict[str, LoRALinear | LoRAConv] = {}
+    for path, layer in found.layers.items():
+        kept = masks.kept(layer.weight) if masks is not None else None
+        if isinstance(layer, nn.Linear):
+            adapters[path] = LoRALinear(layer, rank, alpha, kept, generator)
+        else:
+            adapters[path] = LoRAConv(layer, rank, alpha, kept, generator)
+    for path, adapter in adapters.items():
+        module.set_submodule(path, adapter)
+
+    def restore(merge: bool) -> None:
+        for path, adapter in adapters.items():
+            module.set_submodule(path, adapter.merge() if merge else adapter.base)
+
+    return restore
+
+
+def _adapt_with_peft(module: nn.Module, found: Adaptable, rank: int, alpha: float, seed: int) -> Callable[[bool], None]:
+    import peft
+
+    attributes = set(vars(module))
+    linears = [path for path, layer in found.layers.items() if isinstance(layer, nn.Linear)]
+    others = {path: layer for path, layer in found.layers.items() if path not in linears}
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="|".join(re.escape(path) for path in linears)
+    )
+    rest = None
+    if linears:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            peft.inject_adapter_in_model(config, module)
+    if others:
+        rest = _adapt_with_blocks(module, Adaptable(others), rank, alpha, None, seed)
+
+    def restore(merge: bool) -> None:
+        if rest is not None:
+            rest(merge)
+        for path in linears:
+            adapter: Any = module.get_submodule(path)
+            if merge:
+                adapter.merge()
+            module.set_submodule(path, adapter.get_base_layer())
+        for name in set(vars(module)) - attributes:
+            delattr(module, name)
+
+    return restore
+
+
+def _freeze(module: nn.Module) -> Callable[[bool], None]:
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    return lambda _merge: None
+
+
+def _is_normalization(layer: nn.Module) -> bool:
+    """Torch's normalization layers, and those that models name so: LlamaRMSNorm, LayerNorm2d."""
+    return isinstance(layer, (_NormBase, nn.LayerNorm, nn.GroupNorm)) or bool(
+        re.search(r"(Norm|Norm\dd)$", type(layer).__name__)
+    )
+
+
+def _is_pretrained(module: nn.Module) -> bool:
+    """Whether it is a model of transformers; one that was never imported has made none."""
+    transformers = sys.modules.get("transformers")
+    return transformers is not None and isinstance(module, transformers.PreTrainedModel)

@@ -1,0 +1,188 @@
+"""Evaluation on the selection samples, in this process: best weights and early stopping go by it.
+
+It never sees the evaluation data, and no figure of a report but the rounds' and epochs' comes from it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from omgoptim.errors import DataError
+from omgoptim.measure.intervals import Arrays
+from omgoptim.measure.metrics import resolve_metric
+from omgoptim.measure.quality import Metric, score
+from omgoptim.models.outputs import ModelOutputs
+from omgoptim.models.samples import Samples
+from omgoptim.models.trust import Reach
+from omgoptim.models.user_code import call_user
+from omgoptim.runtimes.signature import Signature, flatten
+from omgoptim.runtimes.torch_session import to_array, to_tensor
+
+COLLAPSED = -math.inf
+"""The score of a module whose outputs are not finite where the original's are, or whose metric is no number: below any
+other, so that a round or an epoch that ends there is undone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluator:
+    """Metric on fixed samples, with the original model's outputs and score on them."""
+
+    samples: Samples
+    signature: Signature
+    metric: Metric
+    outputs: list[Arrays]
+    """Of the original, per batch."""
+    original: float
+    """The original's score."""
+    limit_s: float
+    device: str = "cpu"
+
+    @staticmethod
+    def of(
+        module: nn.Module,
+        samples: Samples,
+        signature: Signature,
+        metric: str | Callable[..., Any],
+        reach: Reach,
+        limit_s: float,
+        device: str = "cpu",
+        described: ModelOutputs | None = None,
+    ) -> Evaluator:
+        """An evaluator by the metric that a request names, with `module` as the original.
+
+        Args:
+            described: what the original's outputs are; default: read from what it gives for the samples.
+
+        Raises:
+            DataError: there are no samples, or the metric does not suit them.
+            SetupError, UserCodeError: the metric's package or code.
+        """
+        if not samples.batches:
+            raise DataError("there are no samples to evaluator quality on", "the selection samples are empty")
+        outputs = _run(module, samples, signature, limit_s, device)
+        resolved = resolve_metric(metric, signature, outputs, samples.targets, reach, limit_s, described)
+        original = score(resolved, outputs, samples.targets, outputs)
+        return Evaluator(samples, signature, resolved, outputs, original, limit_s, device)
+
+    def score(self, module: nn.Module) -> float:
+        """The metric's value, higher is better; `COLLAPSED` where the module gives no usable numbers.
+
+        The module runs in eval mode, without gradients, and is left as it was: mode, device and weights.
+
+        Raises:
+            DataError: the metric cannot be computed for another reason.
+            UserCodeError: the module or the user's metric failed.
+        """
+        return self.value_of(self.outputs_of(module))
+
+    def outputs_of(self, module: nn.Module) -> list[Arrays]:
+        """Return a module's outputs on the samples, per batch; the module is left as it was."""
+        return _run(module, self.samples, self.signature, self.limit_s, self.device)
+
+    def usable(self, outputs: Sequence[Arrays]) -> bool:
+        """Whether outputs are finite wherever the original's are."""
+        pairs = zip(outputs, self.outputs, strict=True)
+        return not any(_broken(made, of_original) for made, of_original in pairs)
+
+    def value_of(self, outputs: Sequence[Arrays]) -> float:
+        """The metric's value for what a model gave for the samples, per batch; `COLLAPSED` as `score` has it.
+
+        Raises:
+            DataError, UserCodeError: as `score`.
+        """
+        if not self.usable(outputs):
+            return COLLAPSED
+        if self.metric.per_sample is not None:
+            value = float(self.metric.per_sample(outputs, self.samples.targets, self.outputs).mean())
+        elif self.metric.whole is not None:
+            value = float(self.metric.whole(outputs, self.samples.targets))
+        else:
+            raise ValueError(f"metric {self.metric.name} has no function")
+        return value if math.isfinite(value) else COLLAPSED
+
+
+def distance_to_original(evaluator: Evaluator, module: nn.Module) -> float:
+    """Return how far a module's outputs are from the original's on the selection samples; breaks ties of scores.
+
+    RMS of the difference over the RMS of the original about its mean, averaged over the floating outputs.
+
+    Only values that are finite in the original count. Infinite where an output is not finite there, 0 without floating
+    outputs.
+    """
+    made = evaluator.outputs_of(module)
+    distances = []
+    for index, first in enumerate(evaluator.outputs[0]):
+        if first.dtype.kind != "f":
+            continue
+        ours = [batch[index].astype(np.float64).ravel() for batch in made]
+        originals = [batch[index].astype(np.float64).ravel() for batch in evaluator.outputs]
+        if [each.size for each in ours] != [each.size for each in originals]:
+            return math.inf
+        own, original = np.concatenate(ours), np.concatenate(originals)
+        finite = np.isfinite(original)
+        if not finite.any():
+            continue
+        own, original = own[finite], original[finite]
+        spread = max(float(original.std()), 1e-12)
+        distances.append(float(np.sqrt(np.mean((own - original) ** 2))) / spread)
+    distance = float(np.mean(distances)) if distances else 0.0
+    return distance if math.isfinite(distance) else math.inf
+
+
+@contextmanager
+def eval_mode(module: nn.Module, device: str | torch.device) -> Iterator[None]:
+    """The module in eval mode on a device; afterwards every layer's mode and the device are what they were."""
+    modes = [(layer, layer.training) for layer in module.modules()]
+    home = device_of(module)
+    try:
+        for layer, _ in modes:
+            layer.training = False  # all that eval() does, and what opens a .pt2 does not accept eval()
+        module.to(device)
+        yield
+    finally:
+        module.to(home)
+        for layer, mode in modes:
+            layer.training = mode
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the module's first tensor is; the CPU for a module without any."""
+    first = next((tensor for tensors in (module.parameters(), module.buffers()) for tensor in tensors), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def _run(module: nn.Module, samples: Samples, signature: Signature, limit_s: float, device: str) -> list[Arrays]:
+    """The outputs per batch as flat lists of arrays, floating ones as float32."""
+
+    def forward(batch: dict[str, Any]) -> Arrays:
+        tensors = {t.name: to_tensor(batch[t.name], t.dtype, device) for t in signature.inputs}
+        args, kwargs = signature.to_call(tensors)
+        return [to_array(leaf) for leaf in flatten(module(*args, **kwargs))]
+
+    doing = "running the model on the selection samples"
+    with (
+        eval_mode(module, device),
+        torch.no_grad(),
+    ):  # a tensor that forward keeps in inference mode could not be trained on
+        return [call_user(doing, limit_s, forward, batch) for batch in samples.batches]
+
+
+def _broken(outputs: Sequence[Any], original: Sequence[Any]) -> bool:
+    """Whether a value is not finite where the original's is, or NaN anywhere."""
+    for made, reference in zip(outputs, original, strict=True):
+        if made.dtype.kind != "f":
+            continue
+        wrong = ~np.isfinite(made)
+        if wrong.any() and (np.isnan(made).any() or made.shape != reference.shape):
+            return True
+        if wrong.any() and bool((made[wrong] != reference[wrong]).any()):
+            return True
+    return False

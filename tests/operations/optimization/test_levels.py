@@ -1,0 +1,36 @@
+"""The deepest level within the guard is found by bisection."""
+
+from __future__ import annotations
+
+import pytest
+
+from omgoptim.operations.optimization.levels import deepest_level
+
+
+@pytest.mark.parametrize(("limit", "found"), [(0.95, 0.85), (0.62, 0.6), (0.3, 0.25), (0.05, None)])
+def test_the_level_found_is_within_and_the_bracket_narrows(limit: float, found: float | None) -> None:
+    tried: list[float] = []
+
+    def attempt(level: float) -> float:
+        tried.append(level)
+        return level
+
+    best = deepest_level(attempt, lambda level: level <= limit, first=0.5, most=4)
+    assert len(tried) <= 4
+    if found is None:
+        assert best is None
+    else:
+        assert best is not None
+        assert best[0] == best[1] == pytest.approx(found, abs=0.06)
+        assert best[0] <= limit
+
+
+def test_a_level_that_fails_counts_as_too_deep() -> None:
+    best = deepest_level(lambda level: None if level > 0.3 else level, lambda _: True, first=0.5, most=3)
+    assert best == (0.25, 0.25)
+
+
+def test_the_search_ends_once_the_bracket_is_narrow() -> None:
+    tried = []
+    deepest_level(lambda level: tried.append(level), lambda _: True, first=0.5, most=50)
+    assert len(tried) < 6

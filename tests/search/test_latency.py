@@ -1,0 +1,73 @@
+"""The latency predictors recover sums that they were built for, and say how far they are off."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from omgoptim.errors import DataError
+from omgoptim.search.latency import BlockTable, corrected, fitted
+from omgoptim.search.space import Knob, Space
+
+SPACE = Space(tuple(Knob(f"stage{number}", ("keep", "half", "drop")) for number in range(4)))
+TABLE = BlockTable(0.1, ((2.0, 1.0, 0.0), (4.0, 1.5, 0.0), (1.0, 0.5, 0.0), (3.0, 1.0, 0.0)))
+
+
+def some(count: int) -> np.ndarray:
+    return np.random.default_rng(0).permutation(SPACE.every)[:count]
+
+
+def test_without_a_whole_network_the_table_stands_as_it_is() -> None:
+    rows = np.array([[0, 0, 0, 0], [1, 2, 1, 2], [2, 2, 2, 2]])
+    np.testing.assert_allclose(corrected(TABLE, rows[:0], []).predict(rows), [10.1, 1.6, 0.1])
+
+
+def test_the_correction_recovers_fusion_and_the_cost_of_a_block() -> None:
+    rows = some(16)
+    measured = 0.3 + 0.8 * TABLE.sums(rows) + 0.05 * TABLE.counts(rows)
+    predictor = corrected(TABLE, rows, measured.tolist())
+    truth = 0.3 + 0.8 * TABLE.sums(SPACE.every) + 0.05 * TABLE.counts(SPACE.every)
+    relative = np.abs(predictor.predict(SPACE.every) / truth - 1)
+    assert np.median(relative) < 0.02
+    assert predictor.error is not None
+    assert predictor.error < 0.02
+
+
+def test_terms_of_options_recover_a_sum_and_a_product_from_whole_networks() -> None:
+    rows = some(40)
+    sums = 1.0 + TABLE.sums(SPACE.every)
+    products = np.exp(0.2 * TABLE.sums(SPACE.every))
+    for truth, logarithmic in ((sums, False), (products, True)):
+        seen = [truth[np.flatnonzero((SPACE.every == row).all(axis=1))[0]] for row in rows]
+        predictor = fitted(SPACE, rows, seen)
+        assert predictor.logarithmic is logarithmic
+        assert np.median(np.abs(predictor.predict(SPACE.every) / truth - 1)) < 0.02
+
+
+def test_singles_are_enough_for_a_sum_and_whole_networks_judge_it() -> None:
+    rows = np.concatenate([SPACE.singles, some(6)])
+    predictor = fitted(SPACE, rows, (1.0 + TABLE.sums(rows)).tolist(), judged_by=range(9, 15))
+    np.testing.assert_allclose(predictor.predict(SPACE.every), 1.0 + TABLE.sums(SPACE.every), rtol=0.05)
+    assert predictor.error is not None
+    assert predictor.error < 0.05
+
+
+def test_the_error_is_that_of_networks_that_were_left_out() -> None:
+    rows = some(30)
+    noise = np.random.default_rng(1).lognormal(sigma=0.5, size=len(rows))
+    predictor = corrected(TABLE, rows, (TABLE.sums(rows) + 1.0) * noise)
+    assert predictor.error is not None
+    assert 0.15 < predictor.error < 0.8
+
+
+def test_two_networks_give_no_error_and_none_give_no_fit() -> None:
+    rows = some(2)
+    assert fitted(SPACE, rows, [1.0, 2.0]).error is None
+    with pytest.raises(DataError, match="no latency"):
+        fitted(SPACE, rows[:0], [])
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan")])
+def test_a_latency_that_is_no_positive_number_is_refused(bad: float) -> None:
+    with pytest.raises(DataError, match="positive"):
+        corrected(TABLE, some(2), [1.0, bad])

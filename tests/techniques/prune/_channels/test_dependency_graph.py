@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pruning_nets as nets
+import pytest
+import torch
+from torch import Tensor, nn
+
+from omgoptim.errors import SetupError, TechniqueError
+from omgoptim.requests.prune import Structured
+from omgoptim.techniques.prune._channels.dependency_graph import find_groups
+from omgoptim.techniques.prune._channels.groups import Groups
+from omgoptim.techniques.registry import ModuleRun
+
+RunOf = Callable[..., ModuleRun]
+IMAGES = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def found_in(module: nn.Module, run_of: RunOf, x: Tensor = IMAGES, **asked: object) -> Groups:
+    return find_groups(module, Structured(**asked), run_of(module, [x]))  # type: ignore[arg-type]
+
+
+def reasons(groups: Groups) -> dict[str, str]:
+    return {skip.path: skip.reason for skip in groups.skipped}
+
+
+def test_channels_that_are_added_go_together_and_the_outputs_stay(run_of: RunOf) -> None:
+    groups = found_in(nets.Residual(), run_of)
+    assert [(group.name, group.width, group.unit) for group in groups.groups] == [("stem", 8, 1), ("conv1", 16, 1)]
+    assert set(groups.groups[0].members) == {
+        ("stem", "out"),
+        ("bn", "out"),
+        ("conv1", "in"),
+        ("conv2", "out"),
+        ("head", "in"),
+    }
+    assert reasons(groups) == {"head": "its channels are the model's outputs"}
+
+
+def test_units_follow_from_groups_of_convolutions_and_of_norms(run_of: RunOf) -> None:
+    groups = {group.name: group for group in found_in(nets.Branches(), run_of).groups}
+    assert {name: (group.width, group.unit, group.exact) for name, group in groups.items()} == {
+        "left": (8, 1, True),
+        "right": (6, 1, True),
+        "joined": (8, 4, True),
+        "grouped": (12, 4, True),
+        "up": (16, 2, True),
+        "narrow": (8, 2, False),
+        "hidden": (10, 1, True),
+    }
+    assert groups["joined"].units().tolist() == [[0, 2, 4, 6], [1, 3, 5, 7]]  # one of each group of the convolution
+    assert groups["up"].units()[0].tolist() == [0, 1]  # a whole group of the norm
+    assert groups["narrow"].units()[0].tolist() == [0, 4]  # of two groups of a norm, one channel each
+
+
+def test_a_channel_may_be_many_columns_behind_a_flattened_map(run_of: RunOf) -> None:
+    narrow = next(group for group in found_in(nets.Branches(), run_of).groups if group.name == "narrow")
+    hidden = next(place for place in narrow.places if place.path == "hidden")
+    assert len(hidden.positions) == 8 * 16
+    assert hidden.positions[hidden.roots == 1].tolist() == list(range(16, 32))
+
+
+def test_a_depthwise_convolution_is_in_its_neighbours_group(run_of: RunOf) -> None:
+    groups = {group.name: group for group in found_in(nets.mobile(), run_of, torch.randn(2, 3, 16, 16)).groups}
+    assert list(groups) == ["0", "1.layers.0", "2.layers.0", "2.layers.6"]
+    assert ("1.layers.3", "out") in groups["1.layers.0"].members
+    assert ("1.layers.6", "out") in groups["0"].members  # added to what the stem gives
+
+
+def test_the_module_is_as_it_was_and_nothing_is_printed(run_of: RunOf, capsys: pytest.CaptureFixture[str]) -> None:
+    class Loud(nets.Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            print("forward")
+            return super().forward(x)
+
+    module = Loud().train()
+    run = run_of(module, [IMAGES])
+    module.train()
+    before = copy.deepcopy(module.state_dict())
+    capsys.readouterr()
+    find_groups(module, Structured(), run)
+    assert capsys.readouterr().out == ""
+    assert module.training
+    assert module.conv1.out_channels == 16
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_a_reshape_to_a_number_is_told_by_its_line_and_the_rest_goes_on(run_of: RunOf) -> None:
+    groups = found_in(nets.HardCoded(), run_of)
+    assert [group.name for group in groups.groups] == ["first"]
+    lines = Path(nets.__file__).read_text().splitlines()
+    line = next(number for number, text in enumerate(lines, 1) if "x.view(-1, 512)" in text)
+    assert f"pruning_nets.py line {line}: return self.out(x.view(-1, 512))" in reasons(groups)["second"]
+
+
+def test_a_stream_under_layer_norm_stays(run_of: RunOf) -> None:
+    groups = found_in(nets.Vit(24, nets.FusedAttention(24, 4)), run_of, torch.randn(2, 3, 16, 16))
+    assert "blocks.0.norm1 (LayerNorm)" in reasons(groups)["patches"]
+    assert [group.name for group in groups.groups] == ["blocks.0.attention.qkv", "blocks.0.fc1"]
+
+
+def test_multihead_attention_stays_and_its_feed_forward_shrinks(run_of: RunOf) -> None:
+    module = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    groups = found_in(module, run_of, torch.randn(2, 5, 8))
+    assert [group.name for group in groups.groups] == ["linear1"]
+    assert "MultiheadAttention" in reasons(groups)["self_attn"]
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind: type[nn.LSTM] | type[nn.GRU]) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 12), nn.Linear(12, 6)
+        self.recurrent = kind(6, 6, batch_first=True)
+        self.out = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.recurrent(self.second(torch.relu(self.first(x))))[0][:, -1])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_a_recurrent_layer_keeps_its_widths(kind: type[nn.LSTM], run_of: RunOf) -> None:
+    groups = found_in(Recurrent(kind), run_of, torch.randn(2, 3, 4))
+    assert [group.name for group in groups.groups] == ["first"]
+    assert "recurrent" in reasons(groups)["recurrent"]
+    assert "second" in reasons(groups)
+
+
+class Tied(nn.Module):
+    """Text without a norm: the embedding's width is its stream's, and the output has the embedding's weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(20, 8)
+        self.hidden, self.back = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.out = nn.Linear(8, 20, bias=False)
+        self.out.weight = self.embedding.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embedding(x)
+        return self.out(x + self.back(torch.relu(self.hidden(x))))
+
+
+def test_tied_weights_stay_tied(run_of: RunOf) -> None:
+    groups = found_in(Tied(), run_of, torch.randint(20, (2, 5)))
+    assert [group.name for group in groups.groups] == ["hidden"]
+    assert "tied to" in reasons(groups)["back"]
+
+
+def test_a_frozen_layer_keeps_its_group_whole_and_does_not_hide_the_others(run_of: RunOf) -> None:
+    module = nets.Residual()
+    module.conv2.weight.requires_grad_(False)
+    groups = found_in(module, run_of)
+    assert groups.groups == []
+    assert reasons(groups)["conv1"] == "conv2.weight is frozen (requires_grad is False)"
+    module.conv2.weight.requires_grad_(True)
+    module.stem.weight.requires_grad_(False)
+    assert [group.name for group in found_in(module, run_of).groups] == ["conv1"]
+
+
+def test_a_weight_that_is_computed_from_others_stays(run_of: RunOf) -> None:
+    module = nets.Residual()
+    nn.utils.parametrizations.weight_norm(module.conv1)
+    assert "parametrization" in reasons(found_in(module, run_of))["conv1"]
+
+
+class Splitting(nn.Module):
+    """Half of the channels gate the other half: to torch-pruning two independent halves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.after, self.out = nn.Conv2d(3, 16, 1), nn.Conv2d(8, 12, 1), nn.Conv2d(12, 2, 1)
+        self.register_buffer("scale", torch.ones(1, 12, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.both(x).chunk(2, 1)
+        return self.out(self.after(value * torch.sigmoid(gate)) * self.scale)
+
+
+def test_what_cannot_be_proven_is_left_alone(run_of: RunOf) -> None:
+    groups = found_in(Splitting(), run_of)
+    assert groups.groups == []
+    assert set(reasons(groups)) == {"both", "after", "out"}
+
+
+class Softmax(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.first(x).softmax(-1))
+
+
+def test_channels_that_are_mixed_on_their_way_stay(run_of: RunOf) -> None:
+    groups = found_in(Softmax(), run_of, torch.randn(3, 4))
+    assert "mixes channels" in reasons(groups)["first"]
+
+
+class TwoOutputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        features = self.body(x)
+        return {"logits": self.head(features), "features": features}
+
+
+def test_a_layer_whose_outputs_are_the_models_too_stays(run_of: RunOf) -> None:
+    groups = found_in(TwoOutputs(), run_of, torch.randn(3, 4))
+    assert groups.groups == []
+    assert reasons(groups)["body"] == "its channels are the model's outputs"
+
+
+def test_targets_and_ignore_name_layers_or_what_is_around_them(run_of: RunOf) -> None:
+    module, x = nets.mobile(), torch.randn(2, 3, 16, 16)
+    assert [group.name for group in found_in(module, run_of, x, targets=["2"]).groups] == ["2.layers.0", "2.layers.6"]
+    left = found_in(module, run_of, x, ignore=["*.layers.3"])
+    assert [group.name for group in left.groups] == ["0", "2.layers.6"]
+    assert reasons(left)["1.layers.0"] == "ignore names 1.layers.3"
+    with pytest.raises(TechniqueError, match="'nothing' names no layer"):
+        found_in(module, run_of, x, targets=["nothing"])
+
+
+def test_a_missing_torch_pruning_is_said_with_its_install_line(run_of: RunOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(SetupError) as refused:
+        found_in(nets.Residual(), run_of)
+    assert "pip install torch-pruning" in refused.value.fix

@@ -1,0 +1,149 @@
+"""Which weights are found, which are chosen, and what is told of the others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from omgoptim.errors import TechniqueError
+from omgoptim.techniques.prune._unstructured.parameter_selection import (
+    EMBEDDING_REASON,
+    FROZEN_REASON,
+    Selection,
+    select,
+)
+
+
+class Mixed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, 8)
+        self.conv = nn.Sequential(nn.Conv1d(8, 8, 3), nn.BatchNorm1d(8), nn.ConvTranspose1d(8, 8, 3))
+        self.norm, self.affine = nn.LayerNorm([4, 8]), nn.GroupNorm(2, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.cross = nn.MultiheadAttention(8, 2, kdim=4, vdim=6)
+        self.rnn = nn.LSTM(8, 4, num_layers=2, bidirectional=True, proj_size=2)
+        self.cell = nn.GRUCell(8, 4)
+        self.head = nn.Linear(8, 3)
+        self.position = nn.Parameter(torch.zeros(5, 8))
+
+
+def paths(selection: Selection) -> list[str]:
+    return [weight.path for weight in selection.weights]
+
+
+def reasons(selection: Selection) -> dict[str, str]:
+    return {skip.path: skip.reason for skip in selection.skipped}
+
+
+def test_the_weights_of_known_layers_are_found_and_neither_biases_nor_norms() -> None:
+    found = paths(select(Mixed(), [], []))
+    expected = {"conv.0", "conv.2", "head", "cell.weight_ih", "cell.weight_hh"}
+    expected |= {"attention.in_proj_weight", "attention.out_proj", "cross.out_proj"}
+    expected |= {f"cross.{name}_proj_weight" for name in "qkv"}
+    expected |= {
+        f"rnn.weight_{kind}_l{layer}{way}"
+        for kind in ("ih", "hh", "hr")
+        for layer in (0, 1)
+        for way in ("", "_reverse")
+    }
+    assert set(found) == expected
+    assert len(found) == len(expected)
+
+
+def test_what_looks_like_a_weight_and_is_none_is_told() -> None:
+    told = reasons(select(Mixed(), [], []))
+    assert told == {"embed": EMBEDDING_REASON, "position": "a parameter of Mixed, which is no known layer"}
+
+
+def test_globs_mean_layers_and_everything_under_a_module() -> None:
+    module = Mixed()
+    assert paths(select(module, ["conv"], [])) == ["conv.0", "conv.2"]
+    assert paths(select(module, ["conv", "head"], ["*.0"])) == ["conv.2", "head"]
+    assert paths(select(module, ["rnn.weight_hh*"], ["*reverse"])) == ["rnn.weight_hh_l0", "rnn.weight_hh_l1"]
+    assert "attention.in_proj_weight" not in paths(select(module, [], ["attention"]))
+
+
+def test_an_embedding_is_chosen_by_its_name_alone() -> None:
+    module = Mixed()
+    assert paths(select(module, ["embed"], [])) == ["embed"]
+    assert paths(select(module, ["em*"], [])) == ["embed"]
+    assert "embed" not in paths(select(module, ["*"], []))
+    assert "embed" not in paths(select(nn.Sequential(nn.Sequential(nn.Embedding(3, 2), nn.Linear(2, 2))), ["0"], []))
+
+
+def test_a_glob_that_names_nothing_is_refused_with_what_was_meant() -> None:
+    for targets, ignore in ((["haed"], []), ([], ["haed"])):
+        with pytest.raises(TechniqueError, match="'haed' names no layer") as error:
+            select(Mixed(), targets, ignore)
+        assert "'head'" in error.value.why
+
+
+def test_a_glob_may_name_what_cannot_be_pruned_and_is_then_told_why() -> None:
+    with pytest.raises(TechniqueError, match="no weight to prune") as error:
+        select(Mixed(), ["position"], [])
+    assert "no known layer" in error.value.why
+    assert "name other layers" in error.value.fix
+
+
+def test_frozen_integer_and_broken_weights_are_skipped() -> None:
+    net = nn.Sequential(*(nn.Linear(2, 2) for _ in range(4)))
+    net[0].weight.requires_grad = False
+    net[1].weight = nn.Parameter(torch.ones(2, 2, dtype=torch.int8), requires_grad=False)
+    net[2].weight.data[0, 0] = float("nan")
+    selection = select(net, [], [])
+    assert paths(selection) == ["3"]
+    assert reasons(selection) == {
+        "0": FROZEN_REASON,
+        "1": "its weight is int8, no float",
+        "2": "its weight holds NaN or infinity",
+    }
+
+
+def test_a_weight_that_is_computed_from_others_is_skipped() -> None:
+    net = nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 3)), nn.Linear(3, 3))
+    selection = select(net, [], [])
+    assert paths(selection) == ["1"]
+    assert "remove the parametrization first" in reasons(selection)["0"]
+
+
+class Tied(nn.Module):
+    def __init__(self, other: nn.Module) -> None:
+        super().__init__()
+        self.first, self.other = nn.Linear(4, 6), other
+        self.other.weight = self.first.weight
+
+
+def test_a_shared_weight_is_found_once_with_both_paths() -> None:
+    selection = select(Tied(nn.Linear(4, 6)), [], [])
+    assert [weight.paths for weight in selection.weights] == [["first", "other"]]
+    assert selection.count == 24
+    assert paths(select(Tied(nn.Linear(4, 6)), ["other"], [])) == ["first"]
+    with pytest.raises(TechniqueError, match="no weight to prune"):
+        select(Tied(nn.Linear(4, 6)), [], ["other"])
+
+
+def test_a_head_that_shares_its_weight_with_an_embedding_is_chosen_by_the_embeddings_name_alone() -> None:
+    net = nn.Sequential(Tied(nn.Embedding(6, 4)), nn.Linear(4, 4))
+    selection = select(net, [], [])
+    assert paths(selection) == ["1"]
+    assert reasons(selection) == {"0.first": f"it shares its weight with 0.other; {EMBEDDING_REASON}"}
+    assert paths(select(net, ["0.other"], [])) == ["0.first"]
+
+
+def test_a_layer_used_under_two_names_is_one_weight() -> None:
+    layer = nn.Linear(2, 2)
+    assert [weight.paths for weight in select(nn.Sequential(layer, nn.ReLU(), layer), [], []).weights] == [["0", "2"]]
+
+
+def test_a_model_that_is_one_layer_has_its_weight_by_name() -> None:
+    assert paths(select(nn.Linear(2, 2), [], [])) == ["weight"]
+    assert paths(select(nn.Linear(2, 2), ["*"], [])) == ["weight"]
+
+
+def test_a_model_without_layers_is_refused() -> None:
+    with pytest.raises(TechniqueError, match="no weight to prune") as error:
+        select(nn.Sequential(nn.ReLU(), nn.LayerNorm(3)), [], [])
+    assert "no linear, convolution or recurrent layer" in error.value.why

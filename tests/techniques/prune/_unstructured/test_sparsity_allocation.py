@@ -1,0 +1,96 @@
+"""Shares among layers: shapes to densities, real numbers to whole ones, and layers too small to ask."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+import pytest
+
+from omgoptim.techniques.prune._unstructured.sparsity_allocation import allot, erdos_renyi, spared
+
+
+def test_erdos_renyi_keeps_weights_in_proportion_to_a_layers_sides() -> None:
+    # 10 x 10 keeps in proportion to 20, 10 x 30 to 40; together 400 weights of which 30 stay: 10 and 20
+    assert erdos_renyi([(10, 10), (10, 30)], 1 - 30 / 400) == pytest.approx([0.9, 1 - 20 / 300])
+
+
+def test_erdos_renyi_counts_a_kernels_sides_too() -> None:
+    # 8 + 4 + 3 + 3 = 18 of 288 against 18 + 18 = 36 of 324: kept 1 to 2
+    fractions = erdos_renyi([(8, 4, 3, 3), (18, 18)], 0.9)
+    kept = [288 * (1 - fractions[0]), 324 * (1 - fractions[1])]
+    assert kept[1] == pytest.approx(2 * kept[0])
+
+
+def test_a_layer_that_would_keep_more_than_it_has_keeps_all_and_the_others_share_the_rest() -> None:
+    shapes = [(4, 1, 3, 3), (64, 64, 3, 3), (10, 64)]
+    fractions = erdos_renyi(shapes, 0.9)
+    counts = [math.prod(shape) for shape in shapes]
+    assert fractions[0] == 0.0
+    assert sum(f * n for f, n in zip(fractions, counts, strict=True)) == pytest.approx(0.9 * sum(counts))
+    assert all(0 <= fraction < 1 for fraction in fractions)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.01, 0.5, 0.99, 1.0])
+def test_erdos_renyi_holds_the_sparsity_of_all_together(sparsity: float) -> None:
+    shapes = [(6, 1, 5, 5), (16, 6, 5, 5), (120, 400), (84, 120), (10, 84)]
+    counts = [math.prod(shape) for shape in shapes]
+    fractions = erdos_renyi(shapes, sparsity)
+    assert sum(f * n for f, n in zip(fractions, counts, strict=True)) == pytest.approx(sparsity * sum(counts))
+
+
+def test_the_largest_remainders_get_what_rounding_down_left() -> None:
+    assert allot([1.2, 2.7, 3.1], 7, [0, 0, 0], [9, 9, 9]) == [1, 3, 3]
+    assert allot([0.5, 0.5, 0.5, 0.5], 2, [0] * 4, [9] * 4) == [1, 1, 0, 0]
+
+
+def test_a_bound_is_kept_and_the_others_take_the_difference_by_their_room() -> None:
+    assert allot([5.0, 5.0, 5.0], 15, [0, 9, 0], [10, 10, 10]) == [3, 9, 3]
+    assert allot([5.0, 5.0, 5.0], 15, [0, 0, 0], [2, 20, 20]) == [2, 7, 6]
+
+
+def test_what_the_bounds_forbid_is_taken_as_near_as_they_allow() -> None:
+    assert allot([5.0, 5.0], 10, [0, 0], [3, 4]) == [3, 4]
+    assert allot([0.0, 0.0], 0, [2, 1], [3, 4]) == [2, 1]
+
+
+def test_any_numbers_within_any_bounds_add_up() -> None:
+    draw = random.Random(0)
+    for _ in range(500):
+        size = draw.randint(1, 9)
+        most = [draw.randint(0, 1000) for _ in range(size)]
+        least = [draw.randint(0, high) for high in most]
+        total = draw.randint(sum(least), sum(most))
+        wanted = [draw.random() * 1000 for _ in range(size)]
+        given = allot(wanted, total, least, most)
+        assert sum(given) == total
+        assert all(low <= now <= high for low, now, high in zip(least, given, most, strict=True))
+
+
+def test_rounding_moves_no_share_by_one_or_more_where_the_bounds_are_far() -> None:
+    counts = [7, 31, 1001, 12_345]
+    for sparsity in (0.1, 0.37, 0.5, 0.9):
+        wanted = [sparsity * count for count in counts]
+        given = allot(wanted, round(sparsity * sum(counts)), [0] * 4, counts)
+        assert all(abs(now - want) <= 1 for now, want in zip(given, wanted, strict=True))
+
+
+def test_the_smallest_layers_are_spared_while_they_hold_next_to_nothing() -> None:
+    counts = [216, 5184, 5184, 10368, 20736, 1152, 41472, 82944, 4608, 960]  # R8(24): its stem first, its head last
+    assert spared(counts, 0.9) == {0, 9}
+    assert spared(counts, 0.99) == set()  # nothing is left to make up for them
+
+
+def test_no_layer_is_spared_among_layers_of_one_size_or_in_a_tiny_net() -> None:
+    assert spared([1000] * 200, 0.5) == set()
+    assert spared([8, 12], 0.5) == set()
+    assert spared([36], 0.5) == set()
+
+
+def test_what_is_spared_at_more_sparsity_was_spared_at_less() -> None:
+    counts = [9, 90, 900, 100_000, 100_000]
+    sets = [spared(counts, sparsity) for sparsity in (0.0, 0.5, 0.9, 0.95, 0.99, 0.999)]
+    assert all(more <= less for less, more in itertools.pairwise(sets))
+    assert sets[0] == {0, 1, 2}
+    assert sets[-1] != sets[0]

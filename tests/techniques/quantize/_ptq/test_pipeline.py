@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import onnx
+import pytest
+from float_programs import gemm, program, relu, run, two_layers, weight
+from onnx import helper
+
+from omgoptim.errors import DataError
+from omgoptim.models.onnx_graph import layers
+from omgoptim.requests.quantize import Static
+from omgoptim.techniques.quantize._onnx.qdq import stored_weights, write_qdq
+from omgoptim.techniques.quantize._ptq import pipeline
+from omgoptim.techniques.quantize._ptq.bias_correction import correct_biases
+from omgoptim.techniques.quantize._ptq.calibration import outputs, size_of, split
+from omgoptim.techniques.quantize._ptq.observers import compute_ranges, observe_activations
+from omgoptim.techniques.quantize._ptq.presets import apply_preset
+from omgoptim.techniques.quantize._ptq.sqnr import sqnr_db
+from omgoptim.techniques.quantize._ptq.state import PtqTask
+from omgoptim.techniques.quantize._ptq.weight_rounding import apply_adaround, round_small_kernels
+
+PLAIN = apply_preset(Static(algorithm="onnxruntime"), "fast")
+
+
+def batches(seed: int, *shape: int, count: int = 4) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    return [{"x": rng.standard_normal(shape, dtype=np.float32)} for _ in range(count)]
+
+
+def test_weights_are_stored_by_their_largest_value_over_127():
+    model = two_layers([[12.7, 1.0], [0.5, -0.254]], [0, 0], [[1.27, 0.634]], [0])
+    ranges = compute_ranges(observe_activations(model, batches(0, 8, 2)), "minmax")
+    stored = stored_weights(write_qdq(model, layers(model), ranges, PLAIN))
+    np.testing.assert_array_equal(stored["make_h"].integers, [[127, 10], [127, -65]])  # 64.5 steps, to the even one off
+    np.testing.assert_allclose(stored["make_h"].scales, [[0.1], [0.5 / 127]], rtol=1e-6)
+    np.testing.assert_array_equal(stored["make_y"].integers, [[127, 63]])
+
+
+def test_a_bias_takes_the_mean_error_of_the_rounded_weights_back():
+    # s = 1: 0.4 is stored as 0, so that y lacks 0.4 E[x_1] = 0.4 * 2
+    model = program([gemm("x", "w", "b", "y")], {"w": [[127.0, 0.4]], "b": [1.0]}, ["batch", 2], ["batch", 1])
+    data = [{"x": np.array([[0, 1], [0, 3]], np.float32)}]
+    ranges = dict.fromkeys(compute_ranges(observe_activations(model, data), "minmax"), (0.0, 255.0))
+    result, count = correct_biases(model, model, ranges, data, PtqTask(layers(model), PLAIN))
+    assert count == 1
+    np.testing.assert_allclose(weight(result, "b"), [1.0 + 0.8], rtol=1e-6)
+    np.testing.assert_array_equal(weight(result, "w"), weight(model, "w"))
+
+
+def test_a_layer_without_a_bias_gets_one():
+    nodes = [gemm("x", "w", "", "h"), relu("h", "y")]
+    model = program(nodes, {"w": [[127.0, 0.4]]}, ["batch", 2], ["batch", 1])
+    data = [{"x": np.array([[0, 1], [0, 3]], np.float32)}]
+    ranges = dict.fromkeys(("x", "h", "y"), (0.0, 255.0))
+    result, _ = correct_biases(model, model, ranges, data, PtqTask(layers(model), PLAIN))
+    np.testing.assert_allclose(weight(result, "make_h_bias"), [0.8], rtol=1e-6)
+    np.testing.assert_allclose(run(result, data[0]["x"]), [[0.4 + 0.8], [1.2 + 0.8]], rtol=1e-6)
+
+
+def test_a_later_layer_is_corrected_after_those_before_it():
+    # the first layer's mean error is gone once it is corrected, so that the second has none of it to take back
+    model = two_layers([[127.0, 0.4]], [0.0], [[127.0]], [0.0])
+    data = [{"x": np.array([[0, 2], [0, 2]], np.float32)}]
+    ranges = {"x": (0.0, 255.0), "h": (0.0, 25.5), "a": (0.0, 25.5), "y": (0.0, 25500.0)}
+    result, _ = correct_biases(model, model, ranges, data, PtqTask(layers(model), PLAIN))
+    np.testing.assert_allclose(weight(result, "b1"), [0.8], rtol=1e-6)
+    np.testing.assert_allclose(weight(result, "b2"), [0.0], atol=1e-4)
+
+
+def test_learned_integers_are_what_the_writer_stores():
+    rng = np.random.default_rng(0)
+    model = two_layers(rng.standard_normal((6, 8)), np.zeros(6), rng.standard_normal((3, 6)), np.zeros(3))
+    mixed = rng.standard_normal((3, 8))
+    data = [{"x": (rng.standard_normal((64, 3)) @ mixed).astype(np.float32)} for _ in range(2)]
+    ranges = compute_ranges(observe_activations(model, data), "minmax")
+    params = PLAIN.model_copy(update={"bias_correction": True})
+    found = apply_adaround(model, model, ranges, data[:1], data[1:], PtqTask(layers(model), params))
+    before, after = (stored_weights(write_qdq(m, layers(m), ranges, params)) for m in (model, found.model))
+    assert "make_h" in found.changed
+    assert found.left == []
+    for name in before:
+        np.testing.assert_allclose(after[name].scales, before[name].scales, rtol=1e-6)
+        moved = np.abs(after[name].integers.astype(int) - before[name].integers).max()
+        assert moved == (name in found.changed)
+        tensor = {"make_h": "w1", "make_y": "w2"}[name]
+        np.testing.assert_allclose(after[name].values, weight(found.model, tensor), rtol=1e-5, atol=1e-7)
+
+
+def separable() -> onnx.ModelProto:
+    """Depthwise-separable convolutions whose channels are spread by an equivalent rescale, their mean, a Linear."""
+    rng = np.random.default_rng(0)
+    shapes = {"a": (12, 1, 3, 3), "b": (12, 1, 3, 3), "c": (16, 12, 1, 1), "d": (16, 1, 3, 3), "e": (16, 16, 1, 1)}
+    weights = {name: 2 * rng.uniform(-1, 1, shape) / np.sqrt(np.prod(shape[1:])) for name, shape in shapes.items()}
+    weights["head"] = rng.uniform(-1, 1, (5, 16)) / 4
+    nodes, x = [], "x"
+    for name, reader in itertools.pairwise(list(weights)):
+        outputs, _, size, _ = shapes[name]
+        spread = 30 ** rng.uniform(-1, 1, outputs)
+        weights[name] = weights[name] * spread.reshape(-1, 1, 1, 1)
+        depthwise = shapes.get(reader, (0, 0))[1] == 1
+        rest = (1,) * (weights[reader].ndim - 2)
+        weights[reader] = weights[reader] / spread.reshape(*((-1, 1) if depthwise else (1, -1)), *rest)
+        weights[f"{name}_bias"] = rng.uniform(-0.2, 0.2, outputs) * spread
+        groups = outputs if name in "bd" else 1
+        conv = ["Conv", [x, name, f"{name}_bias"], [f"{name}_conv"]]
+        nodes.append(helper.make_node(*conv, pads=[size // 2] * 4, group=groups))
+        nodes.append(relu(f"{name}_conv", x := f"{name}_relu"))
+        if reader == "head":
+            break
+    weights["head_bias"] = rng.uniform(-0.2, 0.2, 5)
+    nodes.append(helper.make_node("ReduceMean", [x], ["mean"], axes=[2, 3], keepdims=0))
+    nodes.append(gemm("mean", "head", "head_bias", "y"))
+    return program(nodes, weights, ["batch", 1, 8, 8], ["batch", 5])
+
+
+def test_balanced_and_best_keep_on_unseen_data_what_plain_ranges_lose():
+    model = separable()
+    data, unseen = batches(0, 16, 1, 8, 8), batches(1, 64, 1, 8, 8)
+    want = outputs(model, unseen)
+    levels, notes, ops = {}, {}, {}
+    for effort in ("fast", "balanced", "best"):
+        params = apply_preset(Static(algorithm="onnxruntime"), effort)
+        quantized, notes[effort] = pipeline.quantize(model, data, PtqTask(layers(model), params))
+        levels[effort] = sqnr_db(want, outputs(quantized, unseen))
+        ops[effort] = Counter(node.op_type for node in quantized.graph.node)
+    assert levels["balanced"] > levels["fast"] + 10
+    assert levels["best"] > levels["balanced"] - 0.5  # inputs are independent here: nearest is about best
+    assert ops["fast"] == ops["balanced"] == ops["best"]  # what it costs to run is the same
+    assert notes["fast"] == []
+    assert any("Cross-layer equalization on 5 layer groups raised SQNR" in note for note in notes["balanced"])
+
+
+def test_learned_rounding_lowers_the_noise_on_data_it_never_saw_where_inputs_move_together():
+    rng = np.random.default_rng(0)
+    model = two_layers(rng.standard_normal((24, 32)), np.zeros(24), rng.standard_normal((8, 24)), np.zeros(8))
+    mixed = rng.standard_normal((4, 32))
+    data, unseen = (
+        [{"x": (rng.standard_normal((64, 4)) @ mixed).astype(np.float32)} for _ in range(8)] for _ in range(2)
+    )
+    want, levels = outputs(model, unseen), {}
+    for rounding in ("nearest", "adaround"):
+        params = apply_preset(Static(algorithm="onnxruntime", range_method="minmax", rounding=rounding), "balanced")
+        quantized, notes = pipeline.quantize(model, data, PtqTask(layers(model), params))
+        levels[rounding] = sqnr_db(want, outputs(quantized, unseen))
+    assert levels["adaround"] > levels["nearest"] + 0.1
+    assert any("AdaRound on 2 layers raised SQNR" in note for note in notes)
+
+
+def edges() -> onnx.ModelProto:
+    """Depthwise 3x3 kernels whose taps nearly cancel out: a smooth image gives small differences of large products."""
+    rng = np.random.default_rng(0)
+    taps = rng.uniform(-1, 1, (8, 1, 3, 3))
+    taps -= taps.mean(axis=(2, 3), keepdims=True)
+    mix = rng.uniform(-1, 1, (80, 8, 1, 1))
+    nodes = [
+        helper.make_node("Conv", ["x", "taps"], ["h"], "depthwise", group=8, pads=[1] * 4),
+        helper.make_node("Conv", ["h", "mix"], ["y"], "pointwise"),
+    ]
+    return program(nodes, {"taps": taps, "mix": mix}, ["batch", 8, 6, 6], ["batch", 80, 6, 6])
+
+
+def smooth(seed: int, count: int = 4) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    shape = (16, 8, 6, 6)
+    return [
+        {"x": (rng.uniform(0, 6, (16, 8, 1, 1)) + 0.05 * rng.standard_normal(shape)).astype(np.float32)}
+        for _ in range(count)
+    ]
+
+
+def test_small_kernels_are_rounded_for_inputs_that_move_together_within_the_same_integers():
+    model, data, unseen = edges(), smooth(0), smooth(1)
+    ranges = compute_ranges(observe_activations(model, data), "minmax")
+    found = round_small_kernels(model, ranges, data, PtqTask(layers(model), PLAIN))
+    assert found.changed == ["depthwise", "pointwise"]
+    before, after = (stored_weights(write_qdq(one, layers(one), ranges, PLAIN)) for one in (model, found.model))
+    for name, tensor in (("depthwise", "taps"), ("pointwise", "mix")):
+        np.testing.assert_allclose(after[name].scales, before[name].scales, rtol=1e-6)
+        np.testing.assert_allclose(after[name].values, weight(found.model, tensor), rtol=1e-5, atol=1e-7)
+        assert np.abs(after[name].integers.astype(int) - before[name].integers).max() == 1
+    want = outputs(model, unseen)
+    nearest = onnx.ModelProto()
+    nearest.CopyFrom(model)
+    for tensor in nearest.graph.initializer:
+        values = before["depthwise" if tensor.name == "taps" else "pointwise"].values
+        tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    assert sqnr_db(want, outputs(found.model, unseen)) > sqnr_db(want, outputs(nearest, unseen)) + 6
+
+
+def test_balanced_rounds_small_kernels_where_the_held_out_samples_gain():
+    model, data, unseen = edges(), smooth(0), smooth(1)
+    want, levels = outputs(model, unseen), {}
+    for rounding in ("nearest", "auto"):
+        params = apply_preset(Static(algorithm="onnxruntime", range_method="minmax", rounding=rounding), "balanced")
+        quantized, notes = pipeline.quantize(model, data, PtqTask(layers(model), params))
+        levels[rounding] = sqnr_db(want, outputs(quantized, unseen))
+    assert "Small kernels of 2 layers were rounded for the least output error." in notes
+    assert levels["auto"] > levels["nearest"] + 0.3  # activations are rounded in both
+
+
+def test_steps_that_were_switched_off_are_not_done():
+    rng = np.random.default_rng(0)
+    model = two_layers(rng.standard_normal((6, 8)), np.zeros(6), rng.standard_normal((3, 6)), np.zeros(3))
+    params = Static(range_method="mse", equalize=False, bias_correction=True, rounding="nearest")
+    _, notes = pipeline.quantize(model, batches(0, 8, 8), PtqTask(layers(model), params))
+    assert len(notes) == 1
+    assert notes[0].startswith("Bias correction")
+
+
+def test_one_calibration_sample_is_enough_and_it_is_said_that_it_chose_as_well():
+    rng = np.random.default_rng(0)
+    model = two_layers(rng.standard_normal((6, 8)), np.zeros(6), rng.standard_normal((3, 6)), np.zeros(3))
+    params = apply_preset(Static(algorithm="onnxruntime"), "best")
+    quantized, notes = pipeline.quantize(model, batches(0, 1, 8, count=1), PtqTask(layers(model), params))
+    assert "same 1 sample" in notes[0]
+    assert np.isfinite(run(quantized, batches(1, 4, 8)[0]["x"])).all()
+
+
+def test_a_network_that_is_not_finite_on_the_calibration_data_is_an_error():
+    model = two_layers([[3e38, 3e38], [0, 1]], [0, 0], [[1, 1]], [0])
+    params = apply_preset(Static(algorithm="onnxruntime"), "balanced")
+    with pytest.raises(DataError, match="not finite"):
+        pipeline.quantize(model, [{"x": np.full((4, 2), 2, np.float32)}], PtqTask(layers(model), params))
+
+
+@pytest.mark.parametrize("sizes", [[8], [3, 3, 2], [1, 1], [1, 1, 1, 1, 1], [2]])
+def test_a_split_gives_every_sample_to_one_part(sizes):
+    numbers = iter(range(100))
+    data = [{"x": np.array([[next(numbers)] for _ in range(size)])} for size in sizes]
+    fit, held = split(data)
+    seen = np.concatenate([batch["x"] for batch in (*fit, *held)]).ravel()
+    assert sorted(seen) == list(range(sum(sizes)))
+    assert sum(map(size_of, held)) == max(1, sum(sizes) // 4)
+
+
+def test_a_single_sample_and_a_program_of_a_fixed_batch_are_not_cut():
+    one = [{"x": np.zeros((1, 2))}]
+    assert split(one) == (one, one)
+    fixed = [{"x": np.full((4, 2), number)} for number in range(5)]
+    fit, held = split(fixed, sliceable=False)
+    assert [batch["x"][0, 0] for batch in held] == [3]
+    assert len(fit) == 4
+
+
+def test_the_noise_of_outputs_is_in_decibels():
+    want, got = [{"y": np.array([3.0, 4.0])}], [{"y": np.array([3.0, 4.5])}]
+    assert sqnr_db(want, got) == pytest.approx(20.0)  # 25 / 0.25
+    assert sqnr_db(want, [{"y": np.array([3.0, np.nan])}]) == -np.inf
