@@ -141,11 +141,11 @@ def watch(split: str) -> Dataset[Any]:
         np.lib.format.read_array_header_1_0(file)
         recorded = _ArraysOnly(file).load().item()
     rows = list(zip(recorded["X"], recorded["y"], recorded["subject"], strict=True))
-    learnt = np.concatenate([samples for samples, _, subject in rows if subject in SUBJECTS["train"]])
+    learnt = np.concatenate([samples for samples, _, loaded in rows if loaded in SUBJECTS["train"]])
     middle, spread = (torch.from_numpy(each.astype(np.float32)) for each in (learnt.mean(0), learnt.std(0)))
     series = [
         (torch.from_numpy(samples.astype(np.float32)), int(label))
-        for samples, label, subject in rows
-        if subject in SUBJECTS[split]
+        for samples, label, loaded in rows
+        if loaded in SUBJECTS[split]
     ]
     return Windows(series, middle, spread, varied=split == "train")

@@ -34,9 +34,9 @@ from omgoptim.hardware import usable_cores
 from omgoptim.measure.race import LATENCY, THROUGHPUT, Bench, Plan, race
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.artifact import Check, Manifest
+from omgoptim.models.path_policy import PathPolicy
 from omgoptim.models.source import Recipe, build
 from omgoptim.models.surgery import record
-from omgoptim.models.trust import Reach
 from omgoptim.runtimes import ENGINES, Settings
 from omgoptim.runtimes.export import export_onnx
 from omgoptim.runtimes.signature import InputTensor, Signature
@@ -90,7 +90,7 @@ def saved(net: nn.Module, folder: Path, weights: Path, name: str, runtime: str) 
     if ENGINES[runtime].runs == "program":
         return program(net, folder, name, runtime)
     recipe = Recipe("callable", MODEL, {"weights": str(weights)}, str(folder))
-    surgery = record(build(recipe, Reach(folder)), net)
+    surgery = record(build(recipe, PathPolicy(folder)), net)
     example = {"x": np.zeros((2, 1, 28, 28), np.float32)}
     settings = Settings(usable_cores())
     outputs = ENGINES["torch_eager"].open(net, SIGNATURE, settings).run(example)

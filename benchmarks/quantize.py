@@ -30,7 +30,7 @@ from omgoptim.measure.quality import Quality, compare_quality, read_outputs
 from omgoptim.measure.race import PLANS, Timing, race
 from omgoptim.models.artifact import MANIFEST, PROGRAM, Check, Manifest, save_program
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.subject import Subject, prepare
+from omgoptim.operations.loaded_model import LoadedModel, prepare
 from omgoptim.requests import QuantizeRequest, parse
 from omgoptim.runtimes import ENGINES, Settings
 
@@ -150,7 +150,7 @@ def steps_of(report: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(STEP_OF[technique] for technique in tried if technique in STEP_OF))
 
 
-def as_artifact(peer: Peer, made: Path, folder: Path, subject: Subject) -> Path:
+def as_artifact(peer: Peer, made: Path, folder: Path, loaded: LoadedModel) -> Path:
     """A peer's file as an artifact, so that it is opened and timed as any other.
 
     OpenVINO looks at what a file holds and not at its ending, so its own format takes the ONNX program's place.
@@ -159,10 +159,10 @@ def as_artifact(peer: Peer, made: Path, folder: Path, subject: Subject) -> Path:
     own_format = program.with_suffix(".xml")
     if own_format.exists() and not program.exists():
         shutil.copy2(own_format, program)
-    settings = Settings(subject.bench.threads, precision=peer.precision)
-    outputs = ENGINES[peer.runtime].open(program, subject.signature, settings).run(subject.example)
-    manifest = replace(Manifest.read(subject.baseline), runtime=peer.runtime, precision=peer.precision, files={})
-    save_program(folder, made / "float" / PROGRAM, manifest, Check(subject.example, outputs))
+    settings = Settings(loaded.bench.threads, precision=peer.precision)
+    outputs = ENGINES[peer.runtime].open(program, loaded.signature, settings).run(loaded.example)
+    manifest = replace(Manifest.read(loaded.baseline), runtime=peer.runtime, precision=peer.precision, files={})
+    save_program(folder, made / "float" / PROGRAM, manifest, Check(loaded.example, outputs))
     files = {}
     for file in (program, weights):
         if file.exists():
@@ -172,24 +172,24 @@ def as_artifact(peer: Peer, made: Path, folder: Path, subject: Subject) -> Path:
     return folder
 
 
-def subject_of(case: Case, project: Path, quick: bool, seed: int) -> Subject:
+def subject_of(case: Case, project: Path, quick: bool, seed: int) -> LoadedModel:
     request = parse("quantize", request_of(case, project, quick, seed))
     if not isinstance(request, QuantizeRequest):
         raise TypeError("no quantize request")
     return prepare(request, RunContext(project / "race", "race", project, sys.executable, "here", lambda *_: None))
 
 
-def race_all(case: Case, subject: Subject, folders: dict[str, Path], quick: bool, seed: int) -> list[Raced]:
+def race_all(case: Case, loaded: LoadedModel, folders: dict[str, Path], quick: bool, seed: int) -> list[Raced]:
     """Everyone in one race, the eager float32 model first; one who fails is told and left out."""
-    targets = [subject.eval_folder.parent / "outputs" / str(index) for index in range(len(folders))]
+    targets = [loaded.eval_folder.parent / "outputs" / str(index) for index in range(len(folders))]
 
     def outputs(index: int, process: Process) -> None:
-        process.run_samples(subject.eval_folder, targets[index])
+        process.run_samples(loaded.eval_folder, targets[index])
 
     plan = PLANS["quick" if quick else "standard"]
-    timings = race(list(folders.values()), subject.bench, plan, seed, on_first=outputs)
-    original, labels = read_outputs(targets[0]), subject.evaluation.targets
-    metric = resolve_metric("auto", subject.signature, original, labels, subject.reach, 300)
+    timings = race(list(folders.values()), loaded.bench, plan, seed, on_first=outputs)
+    original, labels = read_outputs(targets[0]), loaded.evaluation.targets
+    metric = resolve_metric("auto", loaded.signature, original, labels, loaded.policy, 300)
     ended = []
     for (name, folder), timing, target in zip(folders.items(), timings, targets, strict=True):
         if isinstance(timing, OmgoptimError):
@@ -264,12 +264,12 @@ def compare(case: Case, quick: bool, seed: int) -> dict[str, Any]:
         bare_s = by_hand(case, project, "same", same)
         peers = {name: PEERS[name] for name in case.peers}
         by_hand(case, project, "peers", sorted({peer.step for peer in peers.values()} - {"float"}))
-        subject = subject_of(case, project, quick, seed)
-        folders = {"torch eager fp32": subject.baseline, AUTO: Path(whole["report"]["artifact"]["path"])}
+        loaded = subject_of(case, project, quick, seed)
+        folders = {"torch eager fp32": loaded.baseline, AUTO: Path(whole["report"]["artifact"]["path"])}
         for index, (name, peer) in enumerate(peers.items()):
-            folders[name] = as_artifact(peer, project / "peers", project / "artifacts" / str(index), subject)
+            folders[name] = as_artifact(peer, project / "peers", project / "artifacts" / str(index), loaded)
         console.print(f"[dim]{case.name}: racing {len(folders)}[/]")
-        ended = race_all(case, subject, folders, quick, seed)
+        ended = race_all(case, loaded, folders, quick, seed)
     show(case, ended, whole, bare_s)
     return {
         "bars": judged(case, ended, whole, bare_s),

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import omgoptim
-from omgoptim.operations import screening, timing
+from omgoptim.operations import timing
+from omgoptim.operations.quantization import screening
 
 spent = {"measuring_s": 0.0, "waiting_s": 0.0}
 

@@ -13,8 +13,8 @@ from torch.utils.data import TensorDataset
 
 from omgoptim.models.calls import first_forward, input_tensors, name_inputs
 from omgoptim.models.data import DataSource, from_callable
+from omgoptim.models.path_policy import PathPolicy
 from omgoptim.models.samples import Samples
-from omgoptim.models.trust import Reach
 from omgoptim.runtimes.signature import Signature
 from omgoptim.training.batches import Batches
 from omgoptim.training.evaluator import Evaluator
@@ -76,7 +76,9 @@ def evaluator_of(
 ) -> Evaluator:
     (tensor,) = signature_of(module, inputs[:2]).inputs
     samples = Samples([{tensor.name: inputs.numpy()}], [None if target is None else target.numpy()])
-    return Evaluator.of(module, samples, signature_of(module, inputs[:2]), metric, Reach.of(Path.cwd(), []), LIMIT_S)
+    return Evaluator.of(
+        module, samples, signature_of(module, inputs[:2]), metric, PathPolicy.of(Path.cwd(), []), LIMIT_S
+    )
 
 
 def state(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -22,7 +22,7 @@ from omgoptim.jobs.project import find_project
 from omgoptim.models.artifact import made_in
 from omgoptim.models.opened import OpenedModel
 from omgoptim.models.opened import open_artifact as open_folder
-from omgoptim.models.trust import Reach
+from omgoptim.models.path_policy import PathPolicy
 from omgoptim.operations.context import LIVE
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import parse
@@ -226,7 +226,7 @@ def derive_student(
     Raises:
         OmgoptimError: of the kind that fits: see `omgoptim.errors`.
     """
-    from omgoptim.operations.student import derived_alone
+    from omgoptim.operations.distillation.student import derived_alone
 
     request = parse("distill", {"model": LIVE.format("module"), "student": student, **parameters})
     return derived_alone(copied(teacher), getattr(request, "student"), inputs, seed)  # noqa: B009  DistillRequest has it
@@ -319,4 +319,4 @@ def open_artifact(
     if project is None:
         project = Path.cwd()
         folders += filter(None, [made_in(folder)])
-    return open_folder(folder, Reach.of(project, folders, list(allow_module), trust_artifact=trust), threads)
+    return open_folder(folder, PathPolicy.of(project, folders, list(allow_module), trust_artifact=trust), threads)

@@ -18,7 +18,7 @@ from omgoptim.requests import Request, parse
 if TYPE_CHECKING:
     from torch import nn
 
-    from omgoptim.operations.subject import Live
+    from omgoptim.operations.loaded_model import Live
 
 
 def run(verb: str, request: Request, live: Live | None, progress: bool | None) -> EfficiencyReport:
@@ -46,7 +46,7 @@ def request_of(
 ) -> tuple[Request, Live]:
     """Return the request, in which live objects have placeholder names, and the live objects."""
     from omgoptim.models.source import training_mode_notes
-    from omgoptim.operations.live import Live, by_split
+    from omgoptim.operations.live_objects import Live, by_split
 
     is_source = isinstance(model, str)
     named: dict[str, Any] = {"model": model if is_source else LIVE.format("module"), **arguments}

@@ -13,8 +13,8 @@ from typing import Any
 
 from omgoptim.errors import ArtifactError, ModelError, RequestError, UnknownModelError, argument, did_you_mean
 from omgoptim.jobs.folder import run_folders, runs_root
+from omgoptim.models.path_policy import PathPolicy, error_about
 from omgoptim.models.plain_file import read_plain
-from omgoptim.models.trust import Reach, error_about
 from omgoptim.requests import Request, technique_field
 
 LIBRARIES = ("hf", "timm", "torchvision")
@@ -39,22 +39,22 @@ def check_named(request: Request, project: Path) -> None:
         RequestError: a path outside of what the request grants, or an output that exists.
         ModelError, DataError, ArtifactError: a file, a callable or a run that is not there.
     """
-    reach = _reach_of(request, project)
+    policy = _reach_of(request, project)
     for what, text in _sources(request):
         if text.startswith("(live "):  # an object of the caller's process
             continue
         if what == "checkpoint":
-            _check_weights(text, reach)
+            _check_weights(text, policy)
         else:
-            _check_source(what, text, reach)
+            _check_source(what, text, policy)
     output = getattr(request, "output", None)
-    if output is not None and reach.inside(output, "output").exists():
+    if output is not None and policy.inside(output, "output").exists():
         raise RequestError(f"output '{output}' exists already", "nothing is overwritten", "name a new folder")
 
 
-def _reach_of(request: Request, project: Path) -> Reach:
+def _reach_of(request: Request, project: Path) -> PathPolicy:
     allow_path, allow_module = getattr(request, "allow_path", ()), getattr(request, "allow_module", ())
-    return Reach.of(project, allow_path, allow_module)
+    return PathPolicy.of(project, allow_path, allow_module)
 
 
 def _sources(request: Request) -> Iterator[tuple[str, str]]:
@@ -72,37 +72,37 @@ def _sources(request: Request) -> Iterator[tuple[str, str]]:
         yield "checkpoint", student_weights
 
 
-def _check_source(what: str, text: str, reach: Reach) -> None:
+def _check_source(what: str, text: str, policy: PathPolicy) -> None:
     source, _, name = text.rpartition(":")
     if text.partition(":")[0] in LIBRARIES:
         return
     if source.endswith(".py") and name:
-        _check_callable(what, source, name, reach)
+        _check_callable(what, source, name, policy)
     elif text.endswith(".py"):
-        found = "; ".join(argument(what, f"{text}:{one}") for one in _callables(reach.file(text, what)))
+        found = "; ".join(argument(what, f"{text}:{one}") for one in _callables(policy.file(text, what)))
         raise error_about(what)(
             f"{what} '{text}' is a file, and no callable in it is named", "it must read file.py:callable", found
         )
     elif text.endswith(FILES.get(what, ())):
-        reach.file(text, what)
+        policy.file(text, what)
     elif what in ("model", "a", "b") and not source and Path(text).suffix not in WEIGHTS:
-        _check_run_or_folder(what, text, reach)
+        _check_run_or_folder(what, text, policy)
 
 
-def _check_callable(what: str, source: str, name: str, reach: Reach) -> None:
-    path = reach.file(source, what)
+def _check_callable(what: str, source: str, name: str, policy: PathPolicy) -> None:
+    path = policy.file(source, what)
     names = _names(path)
     if names is not None and name.split(".")[0] not in names:
         known = [one for one in _callables(path) if not one.startswith("_")]
         raise error_about(what)(f"{source} has no '{name}'", did_you_mean(name, known))
 
 
-def _check_run_or_folder(what: str, text: str, reach: Reach) -> None:
+def _check_run_or_folder(what: str, text: str, policy: PathPolicy) -> None:
     """A run's id, an artifact folder, or nothing at all."""
-    ids = [folder.id for folder in run_folders(reach.project)]
-    if text in ids or _is_folder(reach.project, text):
+    ids = [folder.id for folder in run_folders(policy.project)]
+    if text in ids or _is_folder(policy.project, text):
         return
-    near = did_you_mean(text, ids[-10:]) if ids else f"{runs_root(reach.project)} holds no runs yet"
+    near = did_you_mean(text, ids[-10:]) if ids else f"{runs_root(policy.project)} holds no runs yet"
     if what != "model":
         raise ArtifactError(
             f"'{text}' names no artifact",
@@ -123,8 +123,8 @@ def _is_folder(project: Path, text: str) -> bool:
         return False
 
 
-def _check_weights(text: str, reach: Reach) -> None:
-    path = reach.file(text, "checkpoint")
+def _check_weights(text: str, policy: PathPolicy) -> None:
+    path = policy.file(text, "checkpoint")
     if path.is_file() and path.suffix not in WEIGHTS:
         raise ModelError(f"checkpoint {path.name} is of no known kind", f"known: {', '.join(WEIGHTS)}")
 

@@ -36,7 +36,7 @@ from omgoptim.requests import Request, parse, technique_field
 
 if TYPE_CHECKING:
     from omgoptim.operations.context import RunContext, StepRun
-    from omgoptim.operations.live import Live
+    from omgoptim.operations.live_objects import Live
 
     RunVerb = Callable[[str, Request, RunContext], EfficiencyReport]
 

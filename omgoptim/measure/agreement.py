@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from omgoptim.errors import DataError
 from omgoptim.measure.intervals import Arrays
-from omgoptim.models.moments import RunningMoments, as_rows
+from omgoptim.models.output_moments import RunningMoments, as_rows
 from omgoptim.models.outputs import ModelOutputs, OutputSpec
 
 RUINED_ERROR = 0.5

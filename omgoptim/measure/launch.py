@@ -18,7 +18,7 @@ from typing import Any
 
 from omgoptim.bootstrap import IMPORT_OMGOPTIM, PACKAGE_FILE
 from omgoptim.errors import ArtifactError, OmgoptimError
-from omgoptim.models.trust import Reach
+from omgoptim.models.path_policy import PathPolicy
 
 LEFTOVER_S = 2.0
 """How long something that the user's code left running may hold the pipe of a process that has ended."""
@@ -49,16 +49,16 @@ class Process:
         cwd: Path,
         limit_s: float = 900.0,
         device: str | None = None,
-        reach: Reach | None = None,
+        policy: PathPolicy | None = None,
     ) -> None:
         self.artifact = artifact
-        granted = replace(reach or Reach.of(cwd, []), trusted=True)
+        granted = replace(policy or PathPolicy.of(cwd, []), trusted=True)
         self._limit_s = limit_s
         self._open = {
             "artifact": str(artifact),
             "threads": threads,
             "device": device,
-            "reach": granted.to_json(),
+            "policy": granted.to_json(),
             "batches": {name: str(path) for name, path in batches.items()},
         }
         environment = os.environ | {

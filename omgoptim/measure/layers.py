@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from omgoptim.measure.own_cost import evaluating, module_paths, own_cost
+from omgoptim.measure.self_time import evaluating, module_paths, own_cost
 from omgoptim.reports import Layer
 
 FEWEST_CALLS = 5

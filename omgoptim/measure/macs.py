@@ -26,7 +26,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from omgoptim.measure.own_cost import evaluating, module_paths, own_cost
+from omgoptim.measure.self_time import evaluating, module_paths, own_cost
 from omgoptim.reports import CountDisagreement, MacsCheck
 
 TOLERANCE = 0.01

@@ -13,7 +13,7 @@ from omgoptim.errors import DataError, SetupError, argument, did_you_mean
 from omgoptim.measure.builtin_metrics import BUILTIN, OWN_METRIC_FIX, Metric, builtin_metric, outputs_from
 from omgoptim.measure.intervals import Arrays
 from omgoptim.models.outputs import ModelOutputs
-from omgoptim.models.trust import Reach
+from omgoptim.models.path_policy import PathPolicy
 from omgoptim.models.user_code import call_user, load_callable
 from omgoptim.runtimes.signature import Signature, unflatten
 
@@ -23,7 +23,7 @@ def resolve_metric(
     signature: Signature,
     original: Sequence[Arrays],
     targets: list[Any],
-    reach: Reach,
+    policy: PathPolicy,
     limit_s: float,
     outputs: ModelOutputs | None = None,
 ) -> Metric:
@@ -44,7 +44,7 @@ def resolve_metric(
     if builtin is not None:
         return builtin
     if ":" in name:
-        function = load_callable(name, reach, "metric", limit_s)
+        function = load_callable(name, policy, "metric", limit_s)
         return _user_metric(name.rpartition(":")[2], function, signature, limit_s, outputs)
     return _torchmetric(name, original, targets, outputs)
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from omgoptim.errors import ArtifactError, ModelError, OmgoptimError
 from omgoptim.measure.queued import queued_s
 from omgoptim.models.artifact import Manifest, open_session, verify_outputs
-from omgoptim.models.trust import Reach
+from omgoptim.models.path_policy import PathPolicy
 from omgoptim.runtimes import Session
 from omgoptim.runtimes.engine import Kernel, engine_message
 
@@ -44,7 +44,7 @@ class Probe:
         self.prepared: dict[str, Any] = {}
 
     def open(
-        self, artifact: str, threads: int, device: str | None, reach: dict[str, Any], batches: dict[str, str]
+        self, artifact: str, threads: int, device: str | None, policy: dict[str, Any], batches: dict[str, str]
     ) -> dict[str, Any]:
         """Open the artifact, check it against its record, and prepare the named batches (.npz files).
 
@@ -56,7 +56,7 @@ class Probe:
         self.prepared = {}
         self.__dict__.pop("session", None)
         start = time.perf_counter()
-        self.manifest, self.session = open_session(Path(artifact), threads, Reach.from_json(reach), device)
+        self.manifest, self.session = open_session(Path(artifact), threads, PathPolicy.from_json(policy), device)
         opened = time.perf_counter() - start
         differences = verify_outputs(Path(artifact), self.manifest, self.session)
         for name, path in batches.items():

@@ -18,7 +18,7 @@ from typing import Any
 
 from omgoptim.errors import OmgoptimError
 from omgoptim.measure.launch import Process
-from omgoptim.models.trust import Reach
+from omgoptim.models.path_policy import PathPolicy
 
 # fmt: off
 T_975 = (
@@ -107,7 +107,7 @@ class Bench:
     threads: int
     cwd: Path
     device: str | None = None
-    reach: Reach | None = None
+    policy: PathPolicy | None = None
     """What the request grants to the code of the contestants' recipes; None for the project alone."""
 
 
@@ -208,7 +208,7 @@ def _launch(contest: _Contest, launch: int, on_first: Callable[[int, Process], N
                 batches=batches,
                 cwd=bench.cwd,
                 device=bench.device,
-                reach=bench.reach,
+                policy=bench.policy,
             )
             contestant.process = stack.enter_context(process)
             process.begin_open()

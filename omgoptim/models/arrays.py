@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omgoptim.errors import DataError
-from omgoptim.models.room import refuse_beyond_memory
+from omgoptim.models.memory_check import refuse_beyond_memory
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:

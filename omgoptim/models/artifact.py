@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from omgoptim.models.path_policy import PathPolicy
     from omgoptim.models.recipe import Recipe
-    from omgoptim.models.trust import Reach
 
 PACKABLE = ("float32", "float16", "bfloat16")
 """Precisions whose weights may be packed; int8 layers have a form of their own."""
@@ -110,7 +110,7 @@ def save_module(
         _finish(partial, manifest, check, saved)
 
 
-def check_artifact(folder: Path, reach: Reach) -> Manifest:
+def check_artifact(folder: Path, policy: PathPolicy) -> Manifest:
     """Check everything about an artifact that can be checked before its engine opens it.
 
     Raises:
@@ -120,7 +120,7 @@ def check_artifact(folder: Path, reach: Reach) -> Manifest:
     manifest = Manifest.read(folder)
     verify_files(folder, manifest)
     if engine_named(manifest.runtime).runs == "module":
-        refuse_foreign_recipe(folder, manifest, reach)
+        refuse_foreign_recipe(folder, manifest, policy)
     elif not manifest.made_here:
         try:
             locations = external_data(listed_file(folder, manifest, PROGRAM))
@@ -131,7 +131,7 @@ def check_artifact(folder: Path, reach: Reach) -> Manifest:
     return manifest
 
 
-def open_session(folder: Path, threads: int, reach: Reach, device: str | None = None) -> tuple[Manifest, Session]:
+def open_session(folder: Path, threads: int, policy: PathPolicy, device: str | None = None) -> tuple[Manifest, Session]:
     """Open an artifact in its engine. The files are verified first.
 
     Args:
@@ -149,7 +149,7 @@ def open_session(folder: Path, threads: int, reach: Reach, device: str | None = 
     if engine.runs == "program":
         target = listed_file(folder, manifest, PROGRAM)
     else:
-        target = load_module(folder, manifest, reach).to(place)
+        target = load_module(folder, manifest, policy).to(place)
     try:
         return manifest, engine.open(target, manifest.signature, settings)
     except OmgoptimError:
@@ -158,14 +158,14 @@ def open_session(folder: Path, threads: int, reach: Reach, device: str | None = 
         raise ArtifactError(f"{manifest.runtime} cannot open artifact {folder}", engine_message(error)) from error
 
 
-def has_module(manifest: Manifest, reach: Reach) -> bool:
+def has_module(manifest: Manifest, policy: PathPolicy) -> bool:
     """Whether the artifact's module can be built: a program that somebody else made is only a program."""
     if RECIPE not in manifest.files:
         return False
-    return engine_named(manifest.runtime).runs == "module" or manifest.made_here or reach.trusted
+    return engine_named(manifest.runtime).runs == "module" or manifest.made_here or policy.trusted
 
 
-def load_module(folder: Path, manifest: Manifest, reach: Reach) -> nn.Module:
+def load_module(folder: Path, manifest: Manifest, policy: PathPolicy) -> nn.Module:
     """Build the module of a module artifact and load its weights.
 
     Args:
@@ -178,10 +178,10 @@ def load_module(folder: Path, manifest: Manifest, reach: Reach) -> nn.Module:
     from omgoptim.models.source import build
     from omgoptim.runtimes.torch_precision import convert
 
-    refuse_foreign_recipe(folder, manifest, reach)
+    refuse_foreign_recipe(folder, manifest, policy)
     built = read_built(folder, manifest)
     try:
-        module = build(built.recipe, reach)
+        module = build(built.recipe, policy)
     except RequestError as error:
         raise ArtifactError(f"artifact {folder} cannot run its code: {error.what}", error.why, error.fix) from error
     module = convert(module, manifest.precision)

@@ -17,8 +17,8 @@ from torch.utils.data import Dataset, IterableDataset
 from omgoptim.errors import DataError, RequestError
 from omgoptim.models.arrays import read_arrays
 from omgoptim.models.collate import Collation
+from omgoptim.models.path_policy import PathPolicy
 from omgoptim.models.raw import TARGET_KEYS, RawBatch, split_target
-from omgoptim.models.trust import Reach
 from omgoptim.models.user_code import call_user, load_callable
 from omgoptim.requests import InputSpec
 
@@ -42,7 +42,7 @@ class DataSource:
 
 
 def open_data(
-    spec: str, reach: Reach, batch: int, limit_s: float, seed: int, collation: Collation | None = None
+    spec: str, policy: PathPolicy, batch: int, limit_s: float, seed: int, collation: Collation | None = None
 ) -> DataSource:
     """The data that `spec` names: `file.py:callable`, `.npz` or `.safetensors`.
 
@@ -54,12 +54,12 @@ def open_data(
         UserCodeError: the callable failed.
     """
     if spec.endswith((".npz", ".safetensors")):
-        return _from_arrays(reach.file(spec, "data"), batch, seed)
-    load = load_callable(spec, reach, "data", limit_s)
+        return _from_arrays(policy.file(spec, "data"), batch, seed)
+    load = load_callable(spec, policy, "data", limit_s)
     return from_callable(load, batch, limit_s, collation)
 
 
-def load_beside(recipe: Recipe | None, reach: Reach, limit_s: float) -> tuple[str, Callable[..., Any]] | None:
+def load_beside(recipe: Recipe | None, policy: PathPolicy, limit_s: float) -> tuple[str, Callable[..., Any]] | None:
     """The callable `load(split)` in the file or module that a model's callable is in, with its name; None without.
 
     Raises:
@@ -69,7 +69,7 @@ def load_beside(recipe: Recipe | None, reach: Reach, limit_s: float) -> tuple[st
         return None
     name = f"{recipe.spec.rpartition(':')[0]}:load"
     try:
-        load = load_callable(name, reach, "data", limit_s)
+        load = load_callable(name, policy, "data", limit_s)
     except (DataError, RequestError):  # there is none, or only one that was imported there
         return None
     takes_split = callable(load) and "split" in inspect.signature(load).parameters

@@ -17,7 +17,7 @@ from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 from omgoptim.errors import RequestError, argument
-from omgoptim.models.trust import Reach
+from omgoptim.models.path_policy import PathPolicy
 
 LAYERS = ("torch.nn", "torch.nn.modules")
 """Where the classes of layers are that may be named as a model or a loss: their arguments are numbers."""
@@ -26,7 +26,7 @@ DEEPEST = 8
 """How many wrappers around a function are looked through."""
 
 
-def refuse_foreign_module(place: str, name: str, reach: Reach, spec: str, what: str) -> None:
+def refuse_foreign_module(place: str, name: str, policy: PathPolicy, spec: str, what: str) -> None:
     """Refuse a module that is neither of the project nor allowed, before anything of it is imported.
 
     Args:
@@ -37,10 +37,10 @@ def refuse_foreign_module(place: str, name: str, reach: Reach, spec: str, what: 
     Raises:
         RequestError: it is one of Python's own or of an installed package.
     """
-    if reach.allows_module(name) or name in LAYERS:
+    if policy.allows_module(name) or name in LAYERS:
         return
     found = _spec_of(place)
-    if found is not None and not _of_project(found, reach):  # what is nowhere is told by the import
+    if found is not None and not _of_project(found, policy):  # what is nowhere is told by the import
         raise foreign_code(spec, what, f"'{place}' is an installed module", name)
 
 
@@ -58,7 +58,7 @@ def attribute_of(holder: Any, part: str, module: ModuleType, spec: str, what: st
     return getattr(holder, part)
 
 
-def refuse_foreign_object(found: Any, module: ModuleType, reach: Reach, spec: str, what: str) -> None:
+def refuse_foreign_object(found: Any, module: ModuleType, policy: PathPolicy, spec: str, what: str) -> None:
     """Refuse a callable that was imported into the module it is named in.
 
     Raises:
@@ -66,41 +66,41 @@ def refuse_foreign_object(found: Any, module: ModuleType, reach: Reach, spec: st
     """
     if not callable(found):  # told by whoever asked for a callable
         return
-    own = reach.holds_code(getattr(module, "__file__", None)) or reach.allows_module(module.__name__)
+    own = policy.holds_code(getattr(module, "__file__", None)) or policy.allows_module(module.__name__)
     if own and _is_torch_module(found):  # an object that the project made
         return
-    if _is_allowed(found, reach, DEEPEST):
+    if _is_allowed(found, policy, DEEPEST):
         return
     place = getattr(found, "__module__", None) or type(found).__module__
     raise foreign_code(spec, what, f"it is defined in '{place}', not in the project", str(place))
 
 
-def _is_allowed(found: Any, reach: Reach, depth: int) -> bool:
+def _is_allowed(found: Any, policy: PathPolicy, depth: int) -> bool:
     """Whether code that is called when `found` is called is defined in the project or in an allowed module."""
     if depth == 0:
         return False
     wrapped = inspect.getattr_static(found, "__wrapped__", None)
     if isinstance(found, functools.partial):
-        return _is_allowed(found.func, reach, depth - 1)
+        return _is_allowed(found.func, policy, depth - 1)
     if isinstance(found, MethodType):
-        return _is_allowed(found.__func__, reach, depth - 1)
+        return _is_allowed(found.__func__, policy, depth - 1)
     if isinstance(found, type):
-        return _is_own_class(found, reach) or _is_layer(found)
+        return _is_own_class(found, policy) or _is_layer(found)
     if wrapped is not None:  # functools.wraps, functools.cache, torch.no_grad
-        return _is_allowed(wrapped, reach, depth - 1)
+        return _is_allowed(wrapped, policy, depth - 1)
     if isinstance(found, FunctionType):
         file = found.__globals__.get("__file__") or found.__code__.co_filename
-        return reach.holds_code(file) or reach.allows_module(found.__module__)
+        return policy.holds_code(file) or policy.allows_module(found.__module__)
     if inspect.isbuiltin(found) or inspect.isroutine(found):
-        return reach.allows_module(found.__module__)
-    return _is_own_class(type(found), reach)
+        return policy.allows_module(found.__module__)
+    return _is_own_class(type(found), policy)
 
 
-def _is_own_class(kind: type, reach: Reach) -> bool:
-    if reach.allows_module(kind.__module__):
+def _is_own_class(kind: type, policy: PathPolicy) -> bool:
+    if policy.allows_module(kind.__module__):
         return True
     module = sys.modules.get(kind.__module__)
-    return reach.holds_code(getattr(module, "__file__", None))
+    return policy.holds_code(getattr(module, "__file__", None))
 
 
 def _is_layer(kind: type) -> bool:
@@ -122,11 +122,11 @@ def _spec_of(name: str) -> importlib.machinery.ModuleSpec | None:
         return importlib.machinery.ModuleSpec(name, None)
 
 
-def _of_project(found: importlib.machinery.ModuleSpec, reach: Reach) -> bool:
+def _of_project(found: importlib.machinery.ModuleSpec, policy: PathPolicy) -> bool:
     if found.origin is not None and found.has_location:
-        return reach.holds_code(found.origin)
+        return policy.holds_code(found.origin)
     places = list(found.submodule_search_locations or [])  # a folder without __init__.py
-    return bool(places) and all(reach.holds_code(f"{place}/__init__.py") for place in places)
+    return bool(places) and all(policy.holds_code(f"{place}/__init__.py") for place in places)
 
 
 def foreign_code(spec: str, what: str, why: str, module: str) -> RequestError:

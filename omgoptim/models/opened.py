@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from omgoptim.errors import ModelError
 from omgoptim.hardware import usable_cores
 from omgoptim.models.artifact import Manifest, check_artifact, open_session, verify_outputs
-from omgoptim.models.trust import Reach
+from omgoptim.models.path_policy import PathPolicy
 from omgoptim.runtimes import Session
 from omgoptim.runtimes.signature import InputTensor, unflatten
 
@@ -105,7 +105,7 @@ class OpenedModel:
         return f"<omgoptim model on {self.manifest.runtime}, {self.manifest.precision}: {takes}>"
 
 
-def open_artifact(folder: Path, reach: Reach, threads: int | None = None) -> OpenedModel:
+def open_artifact(folder: Path, policy: PathPolicy, threads: int | None = None) -> OpenedModel:
     """Open an artifact folder; its files are checked against their sha256, its outputs against the recorded ones.
 
     Args:
@@ -115,8 +115,8 @@ def open_artifact(folder: Path, reach: Reach, threads: int | None = None) -> Ope
         ArtifactError: it is no artifact, is damaged, its engine is not installed, or its recipe runs code that was not
             granted.
     """
-    check_artifact(folder, reach)
-    manifest, session = open_session(folder, threads or usable_cores(), reach)
+    check_artifact(folder, policy)
+    manifest, session = open_session(folder, threads or usable_cores(), policy)
     verify_outputs(folder, manifest, session)
     return OpenedModel(manifest, session)
 

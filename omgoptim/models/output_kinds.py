@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omgoptim.errors import DataError, RequestError, argument
-from omgoptim.models.moments import RunningMoments
+from omgoptim.models.output_moments import RunningMoments
 from omgoptim.models.outputs import (
     Arrays,
     Labels,

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from omgoptim.models.path_policy import PathPolicy
 from omgoptim.models.surgery import Surgery
-from omgoptim.models.trust import Reach
 
 KINDS = ("callable", "pt2", "hf", "timm", "torchvision")
 
@@ -69,30 +69,30 @@ def is_file(source: str) -> bool:
     return source.endswith(".py")
 
 
-def is_local(name: str, reach: Reach) -> bool:
+def is_local(name: str, policy: PathPolicy) -> bool:
     """Whether `hf:name` means a folder, as transformers will see it, and not a name on the hub."""
-    return name.startswith((".", "/", "~")) or ".." in name or exists(reach.project, name) or exists(Path.cwd(), name)
+    return name.startswith((".", "/", "~")) or ".." in name or exists(policy.project, name) or exists(Path.cwd(), name)
 
 
-def portable(name: str, reach: Reach) -> str:
+def portable(name: str, policy: PathPolicy) -> str:
     """How a recipe names a file or folder; relative to the project, and never to be taken for something else."""
-    path = reach.file(name, "model")
-    relative = reach.relative(path)
+    path = policy.file(name, "model")
+    relative = policy.relative(path)
     return relative if Path(relative).is_absolute() or is_file(relative) else f"./{relative}"
 
 
-def rooted(recipe: Recipe, reach: Reach) -> Reach:
+def rooted(recipe: Recipe, policy: PathPolicy) -> PathPolicy:
     """The reach as its relative paths are meant: from its project, or from the recipe's where only that has the file.
 
     What is granted stays the same.
     """
     named = recipe.spec.rpartition(":")[0] if recipe.kind == "callable" else recipe.spec
     if recipe.kind == "callable" and not is_file(named):
-        return reach
+        return policy
     home = Path(recipe.project)
-    if exists(reach.project, named) or not home.is_absolute() or not exists(home, named):
-        return reach
-    granted = (reach.project, *reach.allowed)
+    if exists(policy.project, named) or not home.is_absolute() or not exists(home, named):
+        return policy
+    granted = (policy.project, *policy.allowed)
     if not any(home.resolve().is_relative_to(folder) for folder in granted):
-        return reach
-    return replace(reach, project=home.resolve(), allowed=granted)
+        return policy
+    return replace(policy, project=home.resolve(), allowed=granted)

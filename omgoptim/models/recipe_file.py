@@ -22,8 +22,8 @@ from omgoptim.models.plain_file import read_plain
 from omgoptim.runtimes import engine_named
 
 if TYPE_CHECKING:
+    from omgoptim.models.path_policy import PathPolicy
     from omgoptim.models.recipe import Recipe
-    from omgoptim.models.trust import Reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +37,14 @@ class Built:
     """Names of packed weights to their shapes."""
 
 
-def refuse_foreign_recipe(folder: Path, manifest: Manifest, reach: Reach) -> None:
+def refuse_foreign_recipe(folder: Path, manifest: Manifest, policy: PathPolicy) -> None:
     """Refuse an artifact whose recipe runs code, unless this user made it or trusts it.
 
     Raises:
         ArtifactError: neither is so, or the recipe cannot be read.
     """
     recipe = read_recipe(folder, manifest)
-    if manifest.made_here or reach.trusted or not recipe.runs_code:
+    if manifest.made_here or policy.trusted or not recipe.runs_code:
         return
     calls = recipe.kind == "callable"
     runs = f"calls '{recipe.spec[:200]}'" if calls else f"builds '{recipe.spec[:200]}' with {recipe.kind}"

@@ -19,13 +19,13 @@ from omgoptim.models.artifact import MANIFEST, check_artifact
 from omgoptim.models.checkpoint import load_checkpoint
 from omgoptim.models.checkpoint_keys import WeightSet
 from omgoptim.models.hub_options import check_config, check_folder, check_options, is_granted
+from omgoptim.models.memory_check import refuse_beyond_memory, weight_bytes
+from omgoptim.models.path_policy import PathPolicy
 from omgoptim.models.plain_file import read_plain
 from omgoptim.models.pt2_file import open_pt2
 from omgoptim.models.recipe import Recipe as Recipe
 from omgoptim.models.recipe import exists, is_file, is_local, portable, rooted
-from omgoptim.models.room import refuse_beyond_memory, weight_bytes
 from omgoptim.models.surgery import operate
-from omgoptim.models.trust import Reach
 from omgoptim.models.user_code import call_user, load_callable
 
 RUNS = Path(".omgoptim") / "runs"
@@ -52,7 +52,7 @@ class Source:
 
 def load_source(
     model: str,
-    reach: Reach,
+    policy: PathPolicy,
     *,
     checkpoint: str | None = None,
     weights: WeightSet = "auto",
@@ -69,8 +69,8 @@ def load_source(
         ModelError: it does not exist, is no module, its checkpoint does not fit, or its weights are more than memory.
         UserCodeError, SetupError: building it failed.
     """
-    artifact = find_artifact(model, reach)
-    for path in _weights_of(model, artifact, checkpoint, reach):
+    artifact = find_artifact(model, policy)
+    for path in _weights_of(model, artifact, checkpoint, policy):
         refuse_beyond_memory(weight_bytes(path), f"loading {path.name}")
     if (artifact is not None or model.endswith((".onnx", ".pt2"))) and (checkpoint or kwargs):
         given = "a checkpoint was" if checkpoint else "model_kwargs were"
@@ -78,44 +78,44 @@ def load_source(
     if artifact is not None:
         return Source(artifact=artifact)
     prefix, _, name = model.partition(":")
-    recipe = Recipe("", "", dict(kwargs or {}), str(reach.project), limit_s)
+    recipe = Recipe("", "", dict(kwargs or {}), str(policy.project), limit_s)
     if prefix == "hf":
-        recipe = replace(recipe, kind=prefix, spec=portable(name, reach) if is_local(name, reach) else name)
+        recipe = replace(recipe, kind=prefix, spec=portable(name, policy) if is_local(name, policy) else name)
     elif prefix in PRETRAINED:
         option, untrained, trained = PRETRAINED[prefix]
         chosen = {option: untrained if checkpoint else trained}
         recipe = replace(recipe, kind=prefix, spec=name, kwargs=chosen | recipe.kwargs)
     elif model.endswith(".onnx"):
-        return Source(program=reach.file(model, "model"))
+        return Source(program=policy.file(model, "model"))
     elif model.endswith(".pt2"):
-        recipe = replace(recipe, kind="pt2", spec=str(reach.file(model, "model")))
+        recipe = replace(recipe, kind="pt2", spec=str(policy.file(model, "model")))
     elif model.endswith(PICKLE):
         raise _refused_pickle(model)
     elif prefix and name:
         file, _, name = model.rpartition(":")
-        recipe = replace(recipe, kind="callable", spec=f"{portable(file, reach)}:{name}" if is_file(file) else model)
+        recipe = replace(recipe, kind="callable", spec=f"{portable(file, policy)}:{name}" if is_file(file) else model)
     else:
         raise UnknownModelError(
             f"'{model}' names no model",
             "no run, artifact folder or file of that name was found in the project",
             "give path/to/file.py:callable, package.module:callable, model.pt2, model.onnx, hf:…, timm:… or a run id",
         )
-    module = _constructed(recipe, reach)
+    module = _constructed(recipe, policy)
     modes = training_mode_notes(module)
     module = module if recipe.kind == "pt2" else module.eval()
-    notes = modes + load_checkpoint(module, reach.file(checkpoint, "checkpoint"), weights) if checkpoint else modes
+    notes = modes + load_checkpoint(module, policy.file(checkpoint, "checkpoint"), weights) if checkpoint else modes
     return Source(module=module, recipe=recipe, notes=notes)
 
 
-def _weights_of(model: str, artifact: Path | None, checkpoint: str | None, reach: Reach) -> list[Path]:
+def _weights_of(model: str, artifact: Path | None, checkpoint: str | None, policy: PathPolicy) -> list[Path]:
     """The files and folders that weights will be read from, as far as their size can be seen."""
     if artifact is not None:
         return [artifact]
     names = [name for name in (checkpoint, model.removeprefix("hf:")) if name]
-    return [reach.project / name for name in names if exists(reach.project, name)]
+    return [policy.project / name for name in names if exists(policy.project, name)]
 
 
-def build(recipe: Recipe, reach: Reach) -> nn.Module:
+def build(recipe: Recipe, policy: PathPolicy) -> nn.Module:
     """Build the module that a recipe describes, in eval mode where the module has modes.
 
     Args:
@@ -125,15 +125,15 @@ def build(recipe: Recipe, reach: Reach) -> nn.Module:
         RequestError: it names code or a folder that the request does not grant.
         ModelError, UserCodeError, SetupError: building it failed.
     """
-    module = _constructed(recipe, reach)
+    module = _constructed(recipe, policy)
     return module if recipe.kind == "pt2" else module.eval()
 
 
-def _constructed(recipe: Recipe, reach: Reach) -> nn.Module:
+def _constructed(recipe: Recipe, policy: PathPolicy) -> nn.Module:
     if recipe.kind == "callable":
-        module = _build_callable(recipe, rooted(recipe, reach))
-    elif recipe.kind == "hf" and is_local(recipe.spec, reach):
-        folder = rooted(recipe, reach).file(recipe.spec, "model")
+        module = _build_callable(recipe, rooted(recipe, policy))
+    elif recipe.kind == "hf" and is_local(recipe.spec, policy):
+        folder = rooted(recipe, policy).file(recipe.spec, "model")
         module = _BUILDERS[recipe.kind](replace(recipe, spec=str(folder)))
     else:
         module = _BUILDERS[recipe.kind](recipe)
@@ -162,35 +162,35 @@ def training_mode_notes(module: nn.Module) -> list[str]:
     return [f"the model came in training mode; it has {', '.join(sorted(kinds))}, and is measured in eval mode"]
 
 
-def find_artifact(model: str, reach: Reach) -> Path | None:
+def find_artifact(model: str, policy: PathPolicy) -> Path | None:
     """The artifact folder that `model` names, as a folder or as a run id; None if it names none."""
     if "/" not in model and "\\" not in model:
-        run = reach.project / RUNS / model
+        run = policy.project / RUNS / model
         if _is_folder(run) and (run.is_symlink() or (run / "artifact").is_symlink()):
             raise ModelError(
                 f"run '{model}' is none of this project", "its folder is a link", f"name the folder: {run.resolve()}"
             )
         if _is_folder(run, "artifact") and (run / "artifact" / MANIFEST).is_file():
-            return _checked(run / "artifact", reach)
+            return _checked(run / "artifact", policy)
         if _is_folder(run):
             raise ModelError(
                 f"run '{model}' has no artifact",
                 _run_status(run),
                 "name a finished run that makes one, such as a quantize; omgoptim runs list shows them",
             )
-    if _is_folder(reach.project, model):
-        folder = reach.file(model, "model")
+    if _is_folder(policy.project, model):
+        folder = policy.file(model, "model")
         if (folder / MANIFEST).is_file():
-            return _checked(folder, reach)
+            return _checked(folder, policy)
         raise ModelError(
             f"'{model}' is a folder without {MANIFEST}", "so it is no artifact", "for Hugging Face: hf:FOLDER"
         )
     return None
 
 
-def _checked(folder: Path, reach: Reach) -> Path:
+def _checked(folder: Path, policy: PathPolicy) -> Path:
     """The artifact's folder, if its files are what was saved and the code that opening it would run may run."""
-    check_artifact(folder, reach)
+    check_artifact(folder, policy)
     return folder
 
 
@@ -218,8 +218,8 @@ def _refused_pickle(model: str) -> ModelError:
     )
 
 
-def _build_callable(recipe: Recipe, reach: Reach) -> nn.Module:
-    target = load_callable(recipe.spec, reach, "model", recipe.limit_s)
+def _build_callable(recipe: Recipe, policy: PathPolicy) -> nn.Module:
+    target = load_callable(recipe.spec, policy, "model", recipe.limit_s)
     name = recipe.spec.rpartition(":")[2]
     if isinstance(target, nn.Module):
         if recipe.kwargs:

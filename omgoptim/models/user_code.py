@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from omgoptim.errors import OmgoptimError, SetupError, UserCodeError, argument, did_you_mean
 from omgoptim.models.named_code import attribute_of, foreign_code, refuse_foreign_module, refuse_foreign_object
-from omgoptim.models.trust import Reach, error_about
+from omgoptim.models.path_policy import PathPolicy, error_about
 
 Result = TypeVar("Result")
 
@@ -39,7 +39,7 @@ class _TimeUp(BaseException):
     """Raised inside user code that took too long; no `except Exception` of theirs catches it."""
 
 
-def load_callable(spec: str, reach: Reach, what: str, limit_s: float) -> Any:
+def load_callable(spec: str, policy: PathPolicy, what: str, limit_s: float) -> Any:
     """The object that `file.py:name` or `package.module:name` names; the project is importable.
 
     Raises:
@@ -52,7 +52,7 @@ def load_callable(spec: str, reach: Reach, what: str, limit_s: float) -> Any:
         raise error_about(what)(
             f"{what} '{spec}' names no callable", "it must read file.py:callable or package.module:callable"
         )
-    module = call_user(f"importing {source}", limit_s, _import_source, source, reach, spec, what)
+    module = call_user(f"importing {source}", limit_s, _import_source, source, policy, spec, what)
     found: Any = module
     for part in name.split("."):
         try:
@@ -60,7 +60,7 @@ def load_callable(spec: str, reach: Reach, what: str, limit_s: float) -> Any:
         except AttributeError:
             names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
             raise error_about(what)(f"{source} has no '{name}'", did_you_mean(name, names)) from None
-    refuse_foreign_object(found, module, reach, spec, what)
+    refuse_foreign_object(found, module, policy, spec, what)
     return found
 
 
@@ -118,16 +118,16 @@ def _raised(doing: str, error: BaseException) -> UserCodeError:
     return UserCodeError(f"{doing} raised an error", f"{last}{where}", "the run's log has the whole traceback")
 
 
-def _import_source(source: str, reach: Reach, spec: str, what: str) -> ModuleType:
-    if str(reach.project) not in sys.path:
-        sys.path.insert(0, str(reach.project))
+def _import_source(source: str, policy: PathPolicy, spec: str, what: str) -> ModuleType:
+    if str(policy.project) not in sys.path:
+        sys.path.insert(0, str(policy.project))
     if not source.endswith(".py"):
-        refuse_foreign_module(source.partition(".")[0], source, reach, spec, what)
+        refuse_foreign_module(source.partition(".")[0], source, policy, spec, what)
         _require_module(source, what)  # imports the packages above it, which are the project's
-        refuse_foreign_module(source, source, reach, spec, what)
+        refuse_foreign_module(source, source, policy, spec, what)
         return importlib.import_module(source)
-    path = reach.file(source, what)
-    if not reach.holds_code(str(path)):
+    path = policy.file(source, what)
+    if not policy.holds_code(str(path)):
         raise foreign_code(spec, what, f"{path} belongs to an installed package", "")
     known = sys.modules.get(path.stem)
     if known is not None and Path(getattr(known, "__file__", None) or "").resolve() == path:

@@ -19,7 +19,7 @@ from omgoptim.requests import (
 )
 
 if TYPE_CHECKING:
-    from omgoptim.operations.subject import Live
+    from omgoptim.operations.loaded_model import Live
 
 __all__ = ["RunContext", "run_verb"]
 
@@ -34,8 +34,8 @@ def run_verb(verb: str, request: Request, context: RunContext, live: Live | None
         OmgoptimError: of the kind that fits: see `errors.py`.
     """
     report = _operation(verb, request, context, live)
-    from omgoptim.operations.advice import new_calls
-    from omgoptim.operations.chain import with_total
+    from omgoptim.operations.chained_gains import with_total
+    from omgoptim.operations.next_steps import new_calls
 
     report = with_total(report, request, context)
     return report.model_copy(update={"next_steps": new_calls(report, request)})

@@ -8,14 +8,14 @@ from pathlib import Path
 from omgoptim.errors import ModelError, RequestError, SetupError
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.artifact import Check, Manifest
-from omgoptim.operations.candidates import Program
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.making import float_program, in_memory
-from omgoptim.operations.subject import Subject, recipe_of
+from omgoptim.operations.loaded_model import LoadedModel, recipe_of
+from omgoptim.operations.quantization.build_candidates import float_program, in_memory
+from omgoptim.operations.quantization.candidates import Program
 from omgoptim.runtimes import ENGINES, Settings
 
 
-def baseline_on(runtime: str, subject: Subject, context: RunContext, program: Program | None = None) -> Path:
+def baseline_on(runtime: str, loaded: LoadedModel, context: RunContext, program: Program | None = None) -> Path:
     """The untouched model as an artifact: as it came (`auto`), or its float form on the engine that was asked for.
 
     Args:
@@ -25,36 +25,34 @@ def baseline_on(runtime: str, subject: Subject, context: RunContext, program: Pr
         SetupError: this Python cannot use the engine.
         RequestError, ModelError: the model does not run on it.
     """
-    manifest = Manifest.read(subject.baseline)
+    manifest = Manifest.read(loaded.baseline)
     if runtime in ("auto", manifest.runtime):
-        return subject.baseline
-    reason = ENGINES[runtime].missing(subject.device)
+        return loaded.baseline
+    reason = ENGINES[runtime].missing(loaded.device)
     if reason:
         raise SetupError(f"runtime {runtime} cannot be used", reason, "omgoptim doctor lists what can")
     folder = context.work / runtime
     if folder.is_dir():  # made before, in this run: an artifact appears whole or not at all
         return folder
     other = replace(manifest, runtime=runtime, files={})
-    settings = Settings(subject.bench.threads, subject.device, manifest.precision)
-    if manifest.precision != "float32" and subject.module is not None:
+    settings = Settings(loaded.bench.threads, loaded.device, manifest.precision)
+    if manifest.precision != "float32" and loaded.module is not None:
         raise RequestError(
             f"an artifact in {manifest.precision} runs on the engine that it was made for",
             f"it was made for {manifest.runtime}",
             "leave the runtime out, or profile the float model on that engine",
         )
     if ENGINES[runtime].runs == "module":
-        if subject.module is None:
+        if loaded.module is None:
             raise ModelError("a program does not run on torch", "the model was given as ONNX", "use onnxruntime")
-        module = subject.module
-        outputs = in_memory(
-            lambda: ENGINES["torch_eager"].open(module, subject.signature, settings).run(subject.example)
-        )
-        artifacts.save_module(folder, subject.module, recipe_of(subject), other, Check(subject.example, outputs))
+        module = loaded.module
+        outputs = in_memory(lambda: ENGINES["torch_eager"].open(module, loaded.signature, settings).run(loaded.example))
+        artifacts.save_module(folder, loaded.module, recipe_of(loaded), other, Check(loaded.example, outputs))
         return folder
-    program = program or float_program(subject, context)
+    program = program or float_program(loaded, context)
     if program.path is None:
         raise program.error or ModelError("the model has no program")
     path, engine = program.path, ENGINES[runtime]
-    outputs = in_memory(lambda: engine.open(path, subject.signature, settings).run(subject.example))
-    artifacts.save_program(folder, path, other, Check(subject.example, outputs))
+    outputs = in_memory(lambda: engine.open(path, loaded.signature, settings).run(loaded.example))
+    artifacts.save_program(folder, path, other, Check(loaded.example, outputs))
     return folder

@@ -25,12 +25,12 @@ from omgoptim.models.hub_options import grant_remote_code
 from omgoptim.models.language import predicts_next_token, shifted
 from omgoptim.models.manifest import read_json
 from omgoptim.models.origin import is_sealed
+from omgoptim.models.path_policy import PathPolicy
 from omgoptim.models.samples import Samples, named_samples, of_size
 from omgoptim.models.source import find_artifact
-from omgoptim.models.trust import Reach
 from omgoptim.operations.context import RunContext, is_live
 from omgoptim.operations.fixed_batch import fixed_batch_note
-from omgoptim.operations.measured import environment, gains, measurement, output_records, shown_request
+from omgoptim.operations.report_records import environment, gains, measurement, output_records, shown_request
 from omgoptim.operations.timing import full_race, told
 from omgoptim.operations.verdict import (
     is_gain,
@@ -49,29 +49,29 @@ from omgoptim.requests.command import command_of
 def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     """Measure B against A. See `CompareRequest`."""
     grant_remote_code(request.allow_remote_code)
-    reach = Reach.of_request(context.project, request)
-    folders = [_artifact(name, reach) for name in (request.a, request.b)]
+    policy = PathPolicy.of_request(context.project, request)
+    folders = [_artifact(name, policy) for name in (request.a, request.b)]
     manifests = [Manifest.read(folder) for folder in folders]
     lineage = common_lineage(*manifests)
     names = [manifest.signature.input_names for manifest in manifests]
     if names[0] != names[1]:
         raise ModelError("the two artifacts take different inputs", f"A takes {names[0]}, B takes {names[1]}")
     past = _past_request(folders[0], context)
-    data = _data(request, past, reach, folders[0])
+    data = _data(request, past, policy, folders[0])
     raw = take(data.batches("eval"), request.samples if data.real else 256)
     if not raw:
         raise DataError("the eval data is empty", "the data gave no batch for split 'eval'", "give at least one sample")
     named = [name_inputs(None, item.inputs, names[0]) for item in raw]
     samples = named_samples(named, raw)
     threads = request.threads or usable_cores()
-    samples, notes, free_batch = read_by_both(folders, samples, threads, reach)
+    samples, notes, free_batch = read_by_both(folders, samples, threads, policy)
     context.work.mkdir(parents=True, exist_ok=True)
     batches = {}
     sizes = {LATENCY: 1} | ({THROUGHPUT: request.batch} if free_batch else {})
     for name, size in sizes.items():
         batches[name] = context.work / f"{name}.npz"
         np.savez(batches[name], **of_size(samples, size))  # type: ignore[arg-type]
-    bench = Bench(batches, request.batch if free_batch else 1, threads, context.project, manifests[0].device, reach)
+    bench = Bench(batches, request.batch if free_batch else 1, threads, context.project, manifests[0].device, policy)
     inputs = samples.write(context.work / "eval")
     targets = [context.work / "outputs" / str(index) for index in range(2)]
 
@@ -93,7 +93,7 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
         past.get("ignore_outputs", []),
     )
     metric = resolve_metric(
-        metric_name, manifests[0].signature, original, samples.targets, reach, request.time_limit_s, described
+        metric_name, manifests[0].signature, original, samples.targets, policy, request.time_limit_s, described
     )
     quality = compare_quality(metric, original, read_outputs(targets[1]), samples.targets, request.seed)
     before = measurement(folders[0], raced.timing(0), bench, quality.before, quality.metric, samples.count)
@@ -121,7 +121,7 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
 
 
 def read_by_both(
-    folders: Sequence[Path], samples: Samples, threads: int, reach: Reach
+    folders: Sequence[Path], samples: Samples, threads: int, policy: PathPolicy
 ) -> tuple[Samples, list[str], bool]:
     """The samples as both artifacts are to be judged on them, what to say of that, and whether any batch may be timed.
 
@@ -136,7 +136,7 @@ def read_by_both(
         samples = samples.one_by_one()
         notes.append(fixed_batch_note(f"the batch of {' and '.join(fixed)} is fixed at 1"))
     for name, folder in zip("AB", folders, strict=True):
-        manifest, session = open_session(folder, threads, reach)
+        manifest, session = open_session(folder, threads, policy)
         if name == "A" and predicts_next_token(samples.batches[0], samples.targets[0], session.run):
             samples = Samples(samples.batches, [shifted(target) for target in samples.targets])
             notes.append("the labels repeat the inputs: each position is scored on the next token")
@@ -147,8 +147,8 @@ def read_by_both(
     return samples.one_by_one() if dependent else samples, notes, not (dependent or fixed)
 
 
-def _artifact(name: str, reach: Reach) -> Path:
-    folder = find_artifact(name, reach)
+def _artifact(name: str, policy: PathPolicy) -> Path:
+    folder = find_artifact(name, policy)
     if folder is None:
         raise ArtifactError(
             f"'{name}' names no artifact",
@@ -188,7 +188,7 @@ def _past_request(folder: Path, context: RunContext) -> dict[str, Any]:
         return {}
 
 
-def _data(request: CompareRequest, past: dict[str, Any], reach: Reach, folder: Path) -> DataSource:
+def _data(request: CompareRequest, past: dict[str, Any], policy: PathPolicy, folder: Path) -> DataSource:
     manifest = Manifest.read(folder)
     spec = request.data or past.get("data")
     if is_live(spec) or (is_live(past.get("metric")) and not request.metric):
@@ -200,7 +200,7 @@ def _data(request: CompareRequest, past: dict[str, Any], reach: Reach, folder: P
     if spec:
         ranks = [len(tensor.shape) for tensor in manifest.signature.inputs]
         collation = Collation(None, ranks)
-        return open_data(str(spec), reach, request.batch, request.time_limit_s, request.seed, collation)
+        return open_data(str(spec), policy, request.batch, request.time_limit_s, request.seed, collation)
     recorded = read_check(folder).batch  # sizes that its data had, where the signature leaves them free
     shapes = past.get("inputs") or [
         f"{t.name}:{t.dtype}:{'x'.join(map(str, (1, *recorded[t.name].shape[1:])))}" for t in manifest.signature.inputs

@@ -13,7 +13,7 @@ from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import Request
 
 if TYPE_CHECKING:
-    from omgoptim.operations.live import Live
+    from omgoptim.operations.live_objects import Live
 
 LIVE = "(live {})"
 """What a request names where the caller of the Python face gave an object: `(live module)`, `(live data)`."""

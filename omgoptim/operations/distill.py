@@ -11,20 +11,20 @@ from omgoptim.errors import DataError, RequestError, argument
 from omgoptim.measure.launch import Process
 from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import compare_quality, read_outputs
-from omgoptim.models.room import refuse_beyond_memory, training_bytes
-from omgoptim.operations.arms import train, training_record
-from omgoptim.operations.conclusion import Ending, conclude
+from omgoptim.models.memory_check import refuse_beyond_memory, training_bytes
+from omgoptim.operations.compression_job import WORK, Job
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.delivery import Measured, engine_for, require_module, save
-from omgoptim.operations.distill_plan import plan_report
-from omgoptim.operations.job import WORK, Job
-from omgoptim.operations.material import gather, loss_for
-from omgoptim.operations.measured import finite
-from omgoptim.operations.output import free_output
-from omgoptim.operations.round_state import Stage
-from omgoptim.operations.student import Student, derived_student, given_student
-from omgoptim.operations.student_search import search
-from omgoptim.operations.subject import Live, Subject, prepare
+from omgoptim.operations.datasets import gather, loss_for
+from omgoptim.operations.distillation.plan import plan_report
+from omgoptim.operations.distillation.student import Student, derived_student, given_student
+from omgoptim.operations.distillation.student_search import search
+from omgoptim.operations.distillation.student_training import train, training_record
+from omgoptim.operations.loaded_model import Live, LoadedModel, prepare
+from omgoptim.operations.output_folder import free_output
+from omgoptim.operations.report_builder import FinalModel, build_report
+from omgoptim.operations.report_records import finite
+from omgoptim.operations.rounds.checkpoint import Stage
+from omgoptim.operations.save_and_measure import Measured, engine_for, require_module, save
 from omgoptim.operations.timing import told
 from omgoptim.reports import Candidate, Control, EfficiencyReport
 from omgoptim.requests import DistillRequest
@@ -40,26 +40,26 @@ def distill(request: DistillRequest, context: RunContext, live: Live | None = No
     """Train a student and measure it against its teacher. See `DistillRequest`."""
     live = live or Live()
     output = free_output(request.output, request.allow_path, context)
-    subject = prepare(request, context, live)
-    teacher = require_module(subject, "distill")
-    _refuse_without_data(subject)
+    loaded = prepare(request, context, live)
+    teacher = require_module(loaded, "distill")
+    _refuse_without_data(loaded)
     context.progress("reading the training data", 0.08)
-    material = gather(request, subject, teacher, live)
-    job = Job(request, context, subject, material, teacher, engine_for(request.runtime, subject))
+    datasets = gather(request, loaded, teacher, live)
+    job = Job(request, context, loaded, datasets, teacher, engine_for(request.runtime, loaded))
     if request.plan:
         return plan_report(job, live)
     start, end = WORK
     middle = start + (end - start) * (SEARCHING if isinstance(request.student, Auto) else DERIVING)
     student, candidates = _student(job, live, (start, middle))
     if isinstance(request.student, Given):
-        loss = loss_for(request, student.subject, student.module, material.statistics, live)
-        job = replace(job, material=replace(material, loss=loss))
+        loss = loss_for(request, student.loaded, student.module, datasets.statistics, live)
+        job = replace(job, datasets=replace(datasets, loss=loss))
     _refuse(job, student)
     parts = 2 if request.control else 1
     half = middle + (end - middle) / parts
     distilled = train(job, student, "student", (middle, half), teacher=teacher)
     control = train(job, student, "control", (half, end), teacher=None) if request.control else None
-    return conclude("distill", job, _ending(job, student, distilled, control, candidates), output)
+    return build_report("distill", job, _ending(job, student, distilled, control, candidates), output)
 
 
 def _student(job: Job[DistillRequest], live: Live, span: tuple[float, float]) -> tuple[Student, list[Candidate]]:
@@ -73,8 +73,8 @@ def _student(job: Job[DistillRequest], live: Live, span: tuple[float, float]) ->
     return derived_student(job, params, span), []
 
 
-def _refuse_without_data(subject: Subject) -> None:
-    if subject.data.real:
+def _refuse_without_data(loaded: LoadedModel) -> None:
+    if loaded.data.real:
         return
     raise DataError(
         "distillation needs training data",
@@ -84,7 +84,7 @@ def _refuse_without_data(subject: Subject) -> None:
 
 
 def _refuse(job: Job[DistillRequest], student: Student) -> None:
-    if job.request.control and job.material.loss is None:
+    if job.request.control and job.datasets.loss is None:
         raise RequestError(
             "there can be no control",
             "it learns from targets alone, and the training data has none",
@@ -95,15 +95,15 @@ def _refuse(job: Job[DistillRequest], student: Student) -> None:
 
 def _ending(
     job: Job[DistillRequest], student: Student, distilled: Stage, control: Stage | None, candidates: list[Candidate]
-) -> Ending:
+) -> FinalModel:
     """The better of the two on the selection samples becomes the artifact; without a control the distilled one."""
     control_kept = control is not None and control.quality > distilled.quality
     kept = control if control is not None and control_kept else distilled
     other = distilled if control_kept else control
     warnings = [*student.notes, *kept.warnings]
-    if job.material.loss is None:
+    if job.datasets.loss is None:
         warnings.append(ALONE)
-    before = job.subject.params[0] if job.subject.params else None
+    before = job.loaded.params[0] if job.loaded.params else None
     if before is not None and student.params >= before:
         warnings.append(f"the student is no smaller than the teacher: {student.params:,} parameters against {before:,}")
     if kept.stopped:
@@ -114,10 +114,10 @@ def _ending(
             raise ValueError("there is no control")
         return _control(job, student, control, other.module, control_kept, measured)
 
-    return Ending(
+    return FinalModel(
         name=f"student {student.name}",
         module=kept.module,
-        subject=student.subject,
+        loaded=student.loaded,
         changes=student.changes,
         recipe=student.recipe,
         warnings=warnings,
@@ -137,18 +137,18 @@ def _control(
         other: of the two, the module that is not the artifact.
         kept: whether the control is the artifact.
     """
-    request, subject, context = job.request, job.subject, job.context
+    request, loaded, context = job.request, job.loaded, job.context
     folder = context.work / "other"
-    save(other, student.subject, job.runtime, folder, context, recipe=student.recipe)
+    save(other, student.loaded, job.runtime, folder, context, recipe=student.recipe)
     outputs = context.work / "final" / "other"
     _run(job, folder, outputs)
     original = read_outputs(measured.outputs[0])
     distilled, alone = read_outputs(measured.outputs[1]), read_outputs(outputs)
     if kept:
         distilled, alone = alone, distilled
-    targets = subject.evaluation.targets
+    targets = loaded.evaluation.targets
     metric = resolve_metric(
-        subject.metric, subject.signature, original, targets, subject.reach, request.time_limit_s, subject.outputs
+        loaded.metric, loaded.signature, original, targets, loaded.policy, request.time_limit_s, loaded.outputs
     )
     quality = compare_quality(metric, alone, distilled, targets, request.seed, original=original)
     return Control(
@@ -162,11 +162,11 @@ def _control(
 
 
 def _run(job: Job[DistillRequest], folder: Path, target: Path) -> None:
-    bench = job.subject.bench
+    bench = job.loaded.bench
     process = Process(
-        folder, threads=bench.threads, batches={}, cwd=bench.cwd, device=job.subject.device, reach=bench.reach
+        folder, threads=bench.threads, batches={}, cwd=bench.cwd, device=job.loaded.device, policy=bench.policy
     )
     with process:
         process.begin_open()
         process.end_open()
-        process.run_samples(job.subject.eval_folder, target, told(job.context, "evaluating the control"))
+        process.run_samples(job.loaded.eval_folder, target, told(job.context, "evaluating the control"))

@@ -5,17 +5,17 @@ from __future__ import annotations
 from torch import nn
 
 from omgoptim.errors import DataError, argument
-from omgoptim.operations.conclusion import conclude
+from omgoptim.operations.compression_job import Job, applied
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.delivery import engine_for, require_module
-from omgoptim.operations.job import Job, applied
-from omgoptim.operations.material import gather
-from omgoptim.operations.output import free_output
-from omgoptim.operations.reshaping_plan import plan_report
-from omgoptim.operations.rounds import keep, run_round
-from omgoptim.operations.rounds_ending import Goal, ending_of
-from omgoptim.operations.sensitivity import study
-from omgoptim.operations.subject import Live, prepare
+from omgoptim.operations.datasets import gather
+from omgoptim.operations.loaded_model import Live, prepare
+from omgoptim.operations.output_folder import free_output
+from omgoptim.operations.report_builder import build_report
+from omgoptim.operations.rounds.final_model import Goal, final_model_of
+from omgoptim.operations.rounds.loop import keep, run_round
+from omgoptim.operations.rounds.plan import plan_report
+from omgoptim.operations.rounds.sensitivity import study
+from omgoptim.operations.save_and_measure import engine_for, require_module
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import FactorizeRequest
 from omgoptim.requests.factorize import Svd, Whitened
@@ -25,17 +25,17 @@ from omgoptim.techniques.registry import Outcome, technique_of
 def factorize(request: FactorizeRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
     """Factorize weights and train back what that costs. See `FactorizeRequest`."""
     output = free_output(request.output, request.allow_path, context)
-    subject = prepare(request, context, live)
-    original = require_module(subject, "factorize")
-    if technique_of(request.method).needs_data and not subject.data.real:
+    loaded = prepare(request, context, live)
+    original = require_module(loaded, "factorize")
+    if technique_of(request.method).needs_data and not loaded.data.real:
         raise DataError(
             f"method {request.method.method} needs data",
             "it loses least on the inputs that it has seen; none were given",
             f"give {argument('data', 'file.py:callable')}; or use method svd, which needs none and loses more",
         )
     context.progress("reading the training data", 0.08)
-    material = gather(request, subject, original, live)
-    job = Job(request, context, subject, material, original, engine_for(request.runtime, subject), 1)
+    datasets = gather(request, loaded, original, live)
+    job = Job(request, context, loaded, datasets, original, engine_for(request.runtime, loaded), 1)
     if request.plan:
         return plan_report("factorize", job, [request.method])
     points = study(job, request.method) if request.sensitivity else []
@@ -45,7 +45,7 @@ def factorize(request: FactorizeRequest, context: RunContext, live: Live | None 
         return applied(job, copied, request.method, job.module_run(span))
 
     kept = keep(job, [run_round(job, 1, _amount(request), original, take, held=False)])
-    return conclude("factorize", job, ending_of(job, kept, Goal(_name(request.method)), points), output)
+    return build_report("factorize", job, final_model_of(job, kept, Goal(_name(request.method)), points), output)
 
 
 def _amount(request: FactorizeRequest) -> float | None:

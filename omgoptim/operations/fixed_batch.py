@@ -16,7 +16,7 @@ from omgoptim.runtimes.free_batch import FREE_IT
 from omgoptim.runtimes.signature import Signature
 
 if TYPE_CHECKING:
-    from omgoptim.operations.subject import Subject
+    from omgoptim.operations.loaded_model import LoadedModel
 
 EXPORT_FREE = (
     "export it again with a free batch: torch.export.export(…, dynamic_shapes=({0: torch.export.Dim('batch')},)); "
@@ -59,24 +59,24 @@ def _batch_of_placeholders(module: fx.GraphModule) -> int | None:
     return sizes.pop() if len(sizes) == 1 and all(shape and isinstance(shape[0], int) for shape in shapes) else None
 
 
-def at_batch_one(subject: Subject, reason: str, work: Path) -> Subject:
+def at_batch_one(loaded: LoadedModel, reason: str, work: Path) -> LoadedModel:
     """The subject with all that is measured at batch 1: signature, example, samples, and no throughput.
 
     Args:
         reason: why the batch cannot be free.
         work: the folder for the evaluation samples, each as a batch of its own.
     """
-    evaluation = subject.evaluation.one_by_one()
-    batches = {LATENCY: subject.bench.batches[LATENCY]}
+    evaluation = loaded.evaluation.one_by_one()
+    batches = {LATENCY: loaded.bench.batches[LATENCY]}
     return replace(
-        subject,
-        signature=subject.signature.at_batch(1),
-        example=at_one(subject.example),
+        loaded,
+        signature=loaded.signature.at_batch(1),
+        example=at_one(loaded.example),
         evaluation=evaluation,
         eval_folder=evaluation.write(work / "eval_at_1"),
-        bench=replace(subject.bench, batches=batches, batch=1),
+        bench=replace(loaded.bench, batches=batches, batch=1),
         fixed_batch=reason,
-        notes=[*subject.notes, fixed_batch_note(reason)],
+        notes=[*loaded.notes, fixed_batch_note(reason)],
     )
 
 

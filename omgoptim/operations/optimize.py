@@ -8,12 +8,11 @@ from omgoptim.errors import RequestError
 from omgoptim.models.artifact import Manifest
 from omgoptim.models.data import take
 from omgoptim.models.report_file import write_sealed
-from omgoptim.operations.advice import new_calls, pick_step, repeat_of, step
-from omgoptim.operations.choosing import Preference
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.ledger import Ledger
-from omgoptim.operations.live import Live
-from omgoptim.operations.measured import artifact_record, environment, output_records, shown_request
+from omgoptim.operations.live_objects import Live
+from omgoptim.operations.loaded_model import LoadedModel, prepare
+from omgoptim.operations.next_steps import new_calls, pick_step, repeat_of, step
 from omgoptim.operations.optimization.chain import build_chain, single
 from omgoptim.operations.optimization.final_choice import (
     Chosen,
@@ -27,9 +26,10 @@ from omgoptim.operations.optimization.goal import Goal
 from omgoptim.operations.optimization.plan import plan_report
 from omgoptim.operations.optimization.selection_data import selection_as_evaluation
 from omgoptim.operations.optimization.steps import Steps
-from omgoptim.operations.output import deliver as deliver_output
-from omgoptim.operations.output import free_output
-from omgoptim.operations.subject import Subject, prepare
+from omgoptim.operations.output_folder import deliver as deliver_output
+from omgoptim.operations.output_folder import free_output
+from omgoptim.operations.quantization.selection import Preference
+from omgoptim.operations.report_records import artifact_record, environment, output_records, shown_request
 from omgoptim.operations.timing import OVERLOADED, slow_warnings
 from omgoptim.operations.verdict import (
     Outcome,
@@ -55,15 +55,15 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
     began = time.monotonic()
     output = free_output(request.output, request.allow_path, context)
     live = live or Live()
-    subject = prepare(request, context, live)
-    _refuse_programs(request, subject)
+    loaded = prepare(request, context, live)
+    _refuse_programs(request, loaded)
     goal = Goal.of(request)
-    floors = measure_floors(subject, context, request.runtime)
+    floors = measure_floors(loaded, context, request.runtime)
     refuse_below(goal, floors)
-    selection_as_evaluation(subject.data)  # refuses data that cannot be divided, before any step
-    has_train = subject.module is not None and bool(take(subject.data.batches("train"), 1)) and subject.data.real
+    selection_as_evaluation(loaded.data)  # refuses data that cannot be divided, before any step
+    has_train = loaded.module is not None and bool(take(loaded.data.batches("train"), 1)) and loaded.data.real
     if request.plan:
-        return plan_report(request, context, subject, floors, has_train)
+        return plan_report(request, context, loaded, floors, has_train)
     budget_s = 60 * request.budget_minutes
     prepared_s = time.monotonic() - began
     if budget_s < 2 * prepared_s:
@@ -81,9 +81,9 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
     if not points:
         first = steps.failed[0]
         raise RequestError("no step gave a result", f"{first.name}: {first.why}", "see the runs of the steps")
-    preference = Preference(request.prefer, Manifest.read(subject.baseline).size_bytes)
+    preference = Preference(request.prefer, Manifest.read(loaded.baseline).size_bytes)
     chosen = measure_finalists(
-        request, context, subject, pick_finalists(points, goal, preference, singles), goal, preference
+        request, context, loaded, pick_finalists(points, goal, preference, singles), goal, preference
     )
     for point in chosen.winner.point.chain:
         point.status = "kept"
@@ -91,7 +91,7 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
         if point.status != "kept":
             point.why = "another result is better on the selection samples, or beyond the guard there"
     places = deliver(chosen, context)
-    reports = {one.slug: _report(request, context, subject, steps, goal, chosen, one) for one in chosen.finalists}
+    reports = {one.slug: _report(request, context, loaded, steps, goal, chosen, one) for one in chosen.finalists}
     for name, report in reports.items():
         asked = report.model_copy(update={"next_steps": new_calls(report, request)})
         write_sealed(context.alternatives / f"{name}.json", context.run_id, asked)
@@ -101,11 +101,11 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
     return report.model_copy(update=update | ({"artifact": artifact_record(place)} if output else {}))
 
 
-def _refuse_programs(request: OptimizeRequest, subject: Subject) -> None:
-    if subject.precision.startswith("int"):
+def _refuse_programs(request: OptimizeRequest, loaded: LoadedModel) -> None:
+    if loaded.precision.startswith("int"):
         raise RequestError(
             f"'{request.model}' is quantized already",
-            f"its artifact is in {subject.precision}, and nothing may follow quantization",
+            f"its artifact is in {loaded.precision}, and nothing may follow quantization",
             "optimize the float model that it was made from",
         )
 
@@ -113,7 +113,7 @@ def _refuse_programs(request: OptimizeRequest, subject: Subject) -> None:
 def _report(
     request: OptimizeRequest,
     context: RunContext,
-    subject: Subject,
+    loaded: LoadedModel,
     steps: Steps,
     goal: Goal,
     chosen: Chosen,
@@ -126,7 +126,7 @@ def _report(
     load = artifact.load.replace(str(one.point.artifact), place)
     last = one.point.run.report
     chain = [point.run.report for point in one.point.chain]
-    warnings = [*subject.notes, *quality_warnings(one.quality, goal.max_quality_drop, subject.data.real)]
+    warnings = [*loaded.notes, *quality_warnings(one.quality, goal.max_quality_drop, loaded.data.real)]
     warnings += [*load_warnings(chosen.load), *slow_warnings(one.timing)]
     others = [_alternative(other, chosen, goal, context) for other in chosen.finalists if other is not one]
     return EfficiencyReport(
@@ -137,18 +137,18 @@ def _report(
         verb="optimize",
         run_id=context.run_id,
         request=shown_request(request),
-        environment=environment(context, subject.bench, request.seed, subject.device, chosen.load),
+        environment=environment(context, loaded.bench, request.seed, loaded.device, chosen.load),
         before=one.before,
         after=one.after,
         gains=one.gains,
-        outputs=output_records(subject.outputs, one.quality),
+        outputs=output_records(loaded.outputs, one.quality),
         changed=[change for report in chain for change in report.changed],
         skipped=last.skipped,
         steps=steps.records(),
         alternatives=others,
         delivered=one.slug,
         coverage=last.coverage if last.verb == "quantize" and one.point.artifact.name == "artifact" else None,
-        macs_check=subject.macs.check if subject.macs else None,
+        macs_check=loaded.macs.check if loaded.macs else None,
         artifact=artifact.model_copy(update={"path": place, "load": load}),
         lineage=[*Manifest.read(one.point.artifact).lineage, context.run_id],
         repeat=repeat_of("optimize", request),

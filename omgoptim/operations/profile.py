@@ -11,14 +11,14 @@ from omgoptim.measure.quality import read_outputs, score
 from omgoptim.measure.race import LATENCY
 from omgoptim.models.artifact import Manifest
 from omgoptim.models.samples import of_size
-from omgoptim.operations.advice import profile_steps, repeat_of
-from omgoptim.operations.attribution import waiting_share, waiting_words
 from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.fixed_batch import at_batch_one
-from omgoptim.operations.making import float_program
-from omgoptim.operations.measured import environment, measurement, output_records, shown_request
-from omgoptim.operations.subject import Live, Subject, prepare
+from omgoptim.operations.gain_attribution import waiting_share, waiting_words
+from omgoptim.operations.loaded_model import Live, LoadedModel, prepare
+from omgoptim.operations.next_steps import profile_steps, repeat_of
+from omgoptim.operations.quantization.build_candidates import float_program
+from omgoptim.operations.report_records import environment, measurement, output_records, shown_request
 from omgoptim.operations.timing import full_race, told
 from omgoptim.operations.verdict import load_warnings
 from omgoptim.reports import EfficiencyReport, Layer, Measurement
@@ -29,41 +29,41 @@ from omgoptim.runtimes.torch_precision import HALF
 
 def profile(request: ProfileRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
     """Measure a model as it is. See `ProfileRequest`."""
-    subject = prepare(request, context, live)
+    loaded = prepare(request, context, live)
     program = None
-    if request.runtime != "auto" and ENGINES[request.runtime].runs == "program" and subject.precision == "float32":
-        program = float_program(subject, context, or_at_one=True)
+    if request.runtime != "auto" and ENGINES[request.runtime].runs == "program" and loaded.precision == "float32":
+        program = float_program(loaded, context, or_at_one=True)
         if program.fixed_batch is not None:
-            subject = at_batch_one(subject, program.fixed_batch, context.work)
-    folder = baseline_on(request.runtime, subject, context, program)
+            loaded = at_batch_one(loaded, program.fixed_batch, context.work)
+    folder = baseline_on(request.runtime, loaded, context, program)
     layers: list[Layer] = []
-    untold: list[str] = []
+    unknown: list[str] = []
 
     def more(_: int, process: Process) -> None:
-        process.run_samples(subject.eval_folder, context.work / "outputs", told(context, "evaluating the model"))
-        if subject.module is not None and subject.precision in HALF:
-            untold.append(f"layers are not timed in {subject.precision}")
+        process.run_samples(loaded.eval_folder, context.work / "outputs", told(context, "evaluating the model"))
+        if loaded.module is not None and loaded.precision in HALF:
+            unknown.append(f"layers are not timed in {loaded.precision}")
             return
         context.progress("timing the layers", None)
-        by_path = subject.macs.by_path if subject.macs else {}
+        by_path = loaded.macs.by_path if loaded.macs else {}
         try:
-            layers.extend(ask_layers(process, LATENCY, of_size(subject.evaluation, 1), by_path, top=10))
+            layers.extend(ask_layers(process, LATENCY, of_size(loaded.evaluation, 1), by_path, top=10))
         except OmgoptimError as error:  # the rest of the profile stands without them
-            untold.append(f"the layers could not be timed: {error.what}. {error.why}")
-        if not layers and not untold:
-            untold.append(f"{Manifest.read(folder).runtime} does not tell how long its layers take on this device")
+            unknown.append(f"the layers could not be timed: {error.what}. {error.why}")
+        if not layers and not unknown:
+            unknown.append(f"{Manifest.read(folder).runtime} does not tell how long its layers take on this device")
 
-    raced = full_race([folder], subject.bench, request.timing, request.seed, context, (0.2, 0.95), "measuring", more)
+    raced = full_race([folder], loaded.bench, request.timing, request.seed, context, (0.2, 0.95), "measuring", more)
     timing = raced.timing(0)
-    quality, metric_name = _quality(request, subject, context)
+    quality, metric_name = _quality(request, loaded, context)
     before = measurement(
-        folder, timing, subject.bench, quality, metric_name, subject.evaluation.count if metric_name else None
+        folder, timing, loaded.bench, quality, metric_name, loaded.evaluation.count if metric_name else None
     )
-    doubt = chance_words(metric_name, quality, subject.evaluation.targets)
-    if before.macs is None and subject.macs and subject.macs.macs is not None:  # an artifact that does not say
-        before = before.model_copy(update={"macs": subject.macs.macs, "flops": 2 * subject.macs.macs})
-    waits = waiting_share(timing, raced.load) if subject.device == "cpu" else None
-    warnings = [*subject.notes, *untold, *load_warnings(raced.load)]
+    doubt = chance_words(metric_name, quality, loaded.evaluation.targets)
+    if before.macs is None and loaded.macs and loaded.macs.macs is not None:  # an artifact that does not say
+        before = before.model_copy(update={"macs": loaded.macs.macs, "flops": 2 * loaded.macs.macs})
+    waits = waiting_share(timing, raced.load) if loaded.device == "cpu" else None
+    warnings = [*loaded.notes, *unknown, *load_warnings(raced.load)]
     if waits is not None:
         warnings.insert(0, waiting_words(waits))
     if before.macs is None:
@@ -72,29 +72,29 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
         outcome="ok",
         summary=" ".join(part for part in (doubt, _summary(request.model, before)) if part),
         warnings=warnings,
-        next_steps=profile_steps(request, subject, layers, waits),
+        next_steps=profile_steps(request, loaded, layers, waits),
         verb="profile",
         run_id=context.run_id,
         request=shown_request(request),
-        environment=environment(context, subject.bench, request.seed, subject.device, raced.load),
+        environment=environment(context, loaded.bench, request.seed, loaded.device, raced.load),
         before=before,
-        outputs=output_records(subject.outputs, timing=timing),
+        outputs=output_records(loaded.outputs, timing=timing),
         layers=layers,
-        macs_check=subject.macs.check if subject.macs else None,
-        lineage=list(subject.lineage[:-1]),
+        macs_check=loaded.macs.check if loaded.macs else None,
+        lineage=list(loaded.lineage[:-1]),
         repeat=repeat_of("profile", request),
     )
 
 
-def _quality(request: ProfileRequest, subject: Subject, context: RunContext) -> tuple[float | None, str | None]:
+def _quality(request: ProfileRequest, loaded: LoadedModel, context: RunContext) -> tuple[float | None, str | None]:
     """The model's quality where the data has targets; agreement with itself would say nothing."""
     outputs = read_outputs(context.work / "outputs")
-    targets = subject.evaluation.targets
-    name = subject.metric
+    targets = loaded.evaluation.targets
+    name = loaded.metric
     if targets[0] is None and name == "auto":
         return None, None
     metric = resolve_metric(
-        name, subject.signature, outputs, targets, subject.reach, request.time_limit_s, subject.outputs
+        name, loaded.signature, outputs, targets, loaded.policy, request.time_limit_s, loaded.outputs
     )
     if metric.agreement:
         return None, None

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from torch import nn
 
 from omgoptim.errors import DataError, argument
-from omgoptim.operations.conclusion import conclude
+from omgoptim.operations.compression_job import Job, applied
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.delivery import engine_for, require_module
-from omgoptim.operations.job import Job, applied
-from omgoptim.operations.material import gather
-from omgoptim.operations.output import free_output
-from omgoptim.operations.reshaping_plan import plan_report
-from omgoptim.operations.round_state import Stage
-from omgoptim.operations.rounds import collapsed, keep, run_round
-from omgoptim.operations.rounds_ending import Goal, ending_of
-from omgoptim.operations.sensitivity import study
-from omgoptim.operations.speed_goal import SpeedGoal, reached, take_for_speed
-from omgoptim.operations.subject import Live, Subject, prepare
+from omgoptim.operations.datasets import gather
+from omgoptim.operations.loaded_model import Live, LoadedModel, prepare
+from omgoptim.operations.output_folder import free_output
+from omgoptim.operations.report_builder import build_report
+from omgoptim.operations.rounds.checkpoint import Stage
+from omgoptim.operations.rounds.final_model import Goal, final_model_of
+from omgoptim.operations.rounds.loop import collapsed, keep, run_round
+from omgoptim.operations.rounds.plan import plan_report
+from omgoptim.operations.rounds.sensitivity import study
+from omgoptim.operations.rounds.speed_target import SpeedGoal, reached, take_for_speed
+from omgoptim.operations.save_and_measure import engine_for, require_module
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import Params, PruneRequest
 from omgoptim.requests.prune import SemiStructured, Structured, Unstructured
@@ -40,20 +40,20 @@ class Step:
 def prune(request: PruneRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
     """Remove weights and train the rest back. See `PruneRequest`."""
     output = free_output(request.output, request.allow_path, context)
-    subject = prepare(request, context, live)
-    original = require_module(subject, "prune")
-    _refuse_without_data(request, subject)
+    loaded = prepare(request, context, live)
+    original = require_module(loaded, "prune")
+    _refuse_without_data(request, loaded)
     context.progress("reading the training data", 0.08)
-    material = gather(request, subject, original, live)
-    runtime = engine_for(request.runtime, subject)
+    datasets = gather(request, loaded, original, live)
+    runtime = engine_for(request.runtime, loaded)
     steps = steps_of(request)
-    job = Job(request, context, subject, material, original, runtime, len(steps))
+    job = Job(request, context, loaded, datasets, original, runtime, len(steps))
     if request.plan:
         return plan_report("prune", job, [step.params for step in steps])
     points = study(job, request.method) if request.sensitivity else []
     stages = _rounds(job, steps)
     kept = keep(job, stages)
-    return conclude("prune", job, ending_of(job, kept, _goal(request, kept.stage), points), output)
+    return build_report("prune", job, final_model_of(job, kept, _goal(request, kept.stage), points), output)
 
 
 def steps_of(request: PruneRequest) -> list[Step]:
@@ -76,12 +76,12 @@ def steps_of(request: PruneRequest) -> list[Step]:
     return [Step(method, goal.amount, goal) for goal in goals]
 
 
-def _refuse_without_data(request: PruneRequest, subject: Subject) -> None:
+def _refuse_without_data(request: PruneRequest, loaded: LoadedModel) -> None:
     """Raise a DataError where scores read off random inputs would mean nothing."""
     method = request.method
     needs = technique_of(method).needs_data or getattr(method, "score", "") == "wanda"
     scored = isinstance(method, Structured) and method.importance in ("taylor", "hessian")
-    if (needs or scored) and not subject.data.real:
+    if (needs or scored) and not loaded.data.real:
         what = f"importance {method.importance}" if isinstance(method, Structured) else f"method {method.method}"
         raise DataError(
             f"{what} needs data",
@@ -99,7 +99,7 @@ def _rounds(job: Job[PruneRequest], steps: list[Step]) -> list[Stage]:
         def take(copied: nn.Module, span: tuple[float, float], step: Step = step) -> Outcome:
             if step.speed is not None:
                 try:
-                    return take_for_speed(job, step.speed, step.params, copied.to(job.subject.device), span)
+                    return take_for_speed(job, step.speed, step.params, copied.to(job.loaded.device), span)
                 finally:
                     copied.cpu()
             job.context.progress(f"pruning, round {number} of {len(steps)}", span[0])  # noqa: B023  called in this turn

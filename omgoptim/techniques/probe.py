@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.errors import OmgoptimError, TechniqueError
-from omgoptim.measure.own_cost import evaluating
+from omgoptim.measure.self_time import evaluating
 from omgoptim.models.samples import call_of, of_size
 from omgoptim.runtimes.signature import flatten
 from omgoptim.techniques.registry import ModuleRun

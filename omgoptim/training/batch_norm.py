@@ -13,7 +13,7 @@ import numpy as np
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from omgoptim.measure.own_cost import evaluating
+from omgoptim.measure.self_time import evaluating
 from omgoptim.models.calls import NamedBatch
 from omgoptim.models.samples import Samples, batch_length, call_of
 from omgoptim.runtimes.signature import Signature

@@ -20,8 +20,8 @@ from omgoptim.measure.intervals import Arrays
 from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import Metric, score
 from omgoptim.models.outputs import ModelOutputs
+from omgoptim.models.path_policy import PathPolicy
 from omgoptim.models.samples import Samples
-from omgoptim.models.trust import Reach
 from omgoptim.models.user_code import call_user
 from omgoptim.runtimes.signature import Signature, flatten
 from omgoptim.runtimes.torch_session import to_array, to_tensor
@@ -51,7 +51,7 @@ class Evaluator:
         samples: Samples,
         signature: Signature,
         metric: str | Callable[..., Any],
-        reach: Reach,
+        policy: PathPolicy,
         limit_s: float,
         device: str = "cpu",
         described: ModelOutputs | None = None,
@@ -68,7 +68,7 @@ class Evaluator:
         if not samples.batches:
             raise DataError("there are no samples to evaluator quality on", "the selection samples are empty")
         outputs = _run(module, samples, signature, limit_s, device)
-        resolved = resolve_metric(metric, signature, outputs, samples.targets, reach, limit_s, described)
+        resolved = resolve_metric(metric, signature, outputs, samples.targets, policy, limit_s, described)
         original = score(resolved, outputs, samples.targets, outputs)
         return Evaluator(samples, signature, resolved, outputs, original, limit_s, device)
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from omgoptim.errors import DataError, argument
 from omgoptim.measure.builtin_metrics import outputs_from
 from omgoptim.models.outputs import ModelOutputs
-from omgoptim.models.trust import Reach
+from omgoptim.models.path_policy import PathPolicy
 from omgoptim.models.user_code import call_user, load_callable
 from omgoptim.runtimes.signature import flatten
 from omgoptim.runtimes.torch_session import to_array
@@ -94,7 +94,7 @@ def loss_of(
     spec: str | Callable[[Any, Any], Tensor],
     outputs_example: Any,
     target_example: Any,
-    reach: Reach,
+    policy: PathPolicy,
     limit_s: float,
     module: nn.Module | None = None,
     outputs: ModelOutputs | None = None,
@@ -121,7 +121,7 @@ def loss_of(
     if callable(spec):
         return _user_loss(getattr(spec, "__name__", type(spec).__name__), spec, limit_s)
     if spec != "auto":
-        function = load_callable(spec, reach, "loss", limit_s)
+        function = load_callable(spec, policy, "loss", limit_s)
         if not callable(function):
             raise DataError(f"loss '{spec}' is a {type(function).__name__}", "loss(outputs, targets) is needed")
         return _user_loss(spec.rpartition(":")[2], function, limit_s)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from omgoptim.measure.layers import costliest_layers
-from omgoptim.measure.own_cost import ROOT
+from omgoptim.measure.self_time import ROOT
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import flop_registry
 
 from omgoptim.measure import macs as counting
 from omgoptim.measure.macs import batch_of, count_macs
-from omgoptim.measure.own_cost import ROOT
+from omgoptim.measure.self_time import ROOT
 
 
 def macs(module, *args, **kwargs):

@@ -10,7 +10,7 @@ import torch
 from omgoptim.errors import DataError, OmgoptimError, UserCodeError
 from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import compare_quality, score
-from omgoptim.models.trust import Reach
+from omgoptim.models.path_policy import PathPolicy
 from omgoptim.runtimes.signature import Signature
 
 ONE = Signature((), "tensor")
@@ -21,7 +21,7 @@ TARGETS = [np.array([0, 2]), np.array([2])]
 @pytest.fixture
 def resolve(tmp_path):
     def resolved(name, scores=SCORES, targets=TARGETS, signature=ONE):
-        return resolve_metric(name, signature, scores, targets, Reach(tmp_path), 60)
+        return resolve_metric(name, signature, scores, targets, PathPolicy(tmp_path), 60)
 
     return resolved
 

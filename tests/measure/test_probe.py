@@ -13,7 +13,7 @@ import pytest
 
 from omgoptim.bootstrap import IMPORT_OMGOPTIM, PACKAGE_FILE
 from omgoptim.measure.probe import DROPPED, SHORTEST_SAMPLE_S, Probe, peak_resident_bytes, serve
-from omgoptim.models.trust import Reach
+from omgoptim.models.path_policy import PathPolicy
 from omgoptim.runtimes import Session
 
 MODULES_LOADED = (
@@ -157,7 +157,7 @@ def answers_to(*requests):
 
 def test_a_command_that_fails_is_answered_and_the_next_one_works(make_program, tmp_path, capsys):
     artifact = make_program("artifact")
-    opening = {"command": "open", "threads": 1, "device": None, "reach": Reach(tmp_path).to_json(), "batches": {}}
+    opening = {"command": "open", "threads": 1, "device": None, "policy": PathPolicy(tmp_path).to_json(), "batches": {}}
     failed, bad, opened, memory = answers_to(
         opening | {"artifact": str(tmp_path / "nowhere")},
         {"command": "warm", "batch": "latency"},
@@ -173,7 +173,7 @@ def test_a_command_that_fails_is_answered_and_the_next_one_works(make_program, t
 
 def test_outputs_of_an_unknown_file_are_an_error_and_write_nothing(make_program, tmp_path: Path, capsys):
     opening = {"command": "open", "artifact": str(make_program("artifact")), "threads": 1, "device": None}
-    opening["reach"] = Reach(tmp_path).to_json()
+    opening["policy"] = PathPolicy(tmp_path).to_json()
     wanted = {"command": "outputs", "inputs": str(tmp_path / "none.npz"), "target": str(tmp_path / "out.npz")}
     assert "FileNotFoundError" in answers_to(opening | {"batches": {}}, wanted)[1]["error"]["why"]
     assert not (tmp_path / "out.npz").exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from omgoptim.models.trust import Reach
+from omgoptim.models.path_policy import PathPolicy
 
 NET = """
 import torch
@@ -53,8 +53,8 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def reach(project: Path) -> Reach:
-    return Reach.of(project, [])
+def policy(project: Path) -> PathPolicy:
+    return PathPolicy.of(project, [])
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from omgoptim.errors import DataError
-from omgoptim.models import room
+from omgoptim.models import memory_check as room
 from omgoptim.models.arrays import read_arrays
 
 

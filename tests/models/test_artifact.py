@@ -23,9 +23,9 @@ from omgoptim.models import opened
 from omgoptim.models.artifact import Check, Manifest
 from omgoptim.models.calls import first_forward, input_tensors, name_inputs
 from omgoptim.models.origin import sealed
+from omgoptim.models.path_policy import PathPolicy
 from omgoptim.models.samples import synthetic_like
 from omgoptim.models.source import Recipe, build, load_source
-from omgoptim.models.trust import Reach
 from omgoptim.reports import MacsCheck
 from omgoptim.runtimes import ENGINES, Settings
 from omgoptim.runtimes.export import export_onnx, export_pt2
@@ -74,13 +74,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def reach_of(recipe: Recipe) -> Reach:
-    return Reach.of(Path(recipe.project), [])
+def reach_of(recipe: Recipe) -> PathPolicy:
+    return PathPolicy.of(Path(recipe.project), [])
 
 
 def open_artifact(folder: Path, threads: int | None = None) -> opened.OpenedModel:
     """Open it as the person who made it does."""
-    return opened.open_artifact(folder, Reach.of(Path(artifacts.made_in(folder) or folder), []), threads)
+    return opened.open_artifact(folder, PathPolicy.of(Path(artifacts.made_in(folder) or folder), []), threads)
 
 
 def manifest_of(signature: Signature, runtime: str, precision: str) -> Manifest:
@@ -117,7 +117,7 @@ def module_artifact(home: Path) -> Path:
 def exported(home: Path) -> tuple[Path, Signature]:
     """The Net as an ONNX file."""
     torch.manual_seed(4)
-    module = build(recipe_for(home, "Net"), Reach(home))
+    module = build(recipe_for(home, "Net"), PathPolicy(home))
     signature = signature_of(module)
     path = home / "exported" / "net.onnx"
     path.parent.mkdir()
@@ -163,7 +163,7 @@ def test_a_module_comes_back_bit_for_bit(
     folder = tmp_path / "artifact"
     saved = save(folder, recipe_for(home, name, **kwargs), precision)
     torch.manual_seed(99)
-    manifest, session = artifacts.open_session(folder, 1, Reach(home))
+    manifest, session = artifacts.open_session(folder, 1, PathPolicy(home))
     x = X.to({"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision, torch.float32))
     with torch.inference_mode():
         assert torch.equal(session.module(x), saved(x))
@@ -183,7 +183,7 @@ def test_tied_weights_are_stored_once_and_stay_tied(home: Path, tmp_path: Path) 
     save(tmp_path / "tied", recipe_for(home, "Tied"))
     with safe_open(tmp_path / "tied" / "weights.safetensors", "pt") as file:
         assert set(file.keys()) == {"inner.weight", "inner.bias", "again.bias"}
-    module: Any = artifacts.load_module(tmp_path / "tied", Manifest.read(tmp_path / "tied"), Reach(home))
+    module: Any = artifacts.load_module(tmp_path / "tied", Manifest.read(tmp_path / "tied"), PathPolicy(home))
     assert module.again.weight is module.inner.weight
 
 
@@ -199,7 +199,7 @@ def test_two_artifacts_of_one_instance_are_open_at_once_without_touching_each_ot
 
 
 def test_an_exported_module_travels_as_its_pt2_file_alone(home: Path, tmp_path: Path) -> None:
-    module = build(recipe_for(home, "Net"), Reach(home))
+    module = build(recipe_for(home, "Net"), PathPolicy(home))
     signature = signature_of(module)
     export_pt2(module, {"x": X}, signature, tmp_path / "live.pt2")
     save(tmp_path / "artifact", Recipe("pt2", str(tmp_path / "live.pt2")))
@@ -213,7 +213,7 @@ def test_a_program_opens_on_each_engine_and_gives_what_it_gave(
     tmp_path: Path, exported: tuple[Path, Signature], runtime: str
 ) -> None:
     save_program(tmp_path / "artifact", *exported, runtime=runtime)
-    manifest, session = artifacts.open_session(tmp_path / "artifact", 1, Reach(home))
+    manifest, session = artifacts.open_session(tmp_path / "artifact", 1, PathPolicy(home))
     assert max(artifacts.verify_outputs(tmp_path / "artifact", manifest, session)) <= 1e-6
     assert list(manifest.files) == ["check.npz", "model.onnx"]
     assert manifest.size_bytes == (tmp_path / "artifact" / "model.onnx").stat().st_size
@@ -302,7 +302,7 @@ def test_a_manifest_reads_back_as_it_was_written(tmp_path: Path, exported: tuple
 def test_an_engine_that_is_not_there_is_told_with_what_to_install(copy_of: Callable[[str], Path]) -> None:
     folder = copy_of("program")
     with pytest.raises(ArtifactError, match="needs onnxruntime") as error:
-        artifacts.open_session(folder, 1, Reach(folder), device="cuda")
+        artifacts.open_session(folder, 1, PathPolicy(folder), device="cuda")
     assert "pip install onnxruntime-gpu" in error.value.why
 
 
@@ -352,7 +352,7 @@ def test_an_output_that_becomes_nan_is_no_agreement(tmp_path: Path) -> None:
 
 def test_a_save_that_fails_in_the_middle_leaves_nothing(home: Path, tmp_path: Path) -> None:
     recipe = replace(recipe_for(home, "Net"), kwargs={"width": {4}})
-    module = build(recipe_for(home, "Net"), Reach(home))
+    module = build(recipe_for(home, "Net"), PathPolicy(home))
     manifest, check = manifest_of(signature_of(module), "torch_eager", "float32"), Check(EXAMPLE, [])
     with pytest.raises(TypeError, match="not JSON serializable"):
         artifacts.save_module(tmp_path / "runs" / "artifact", module, recipe, manifest, check)
@@ -388,7 +388,7 @@ def test_a_program_opens_in_a_fresh_process_that_never_imports_torch(program_art
     code = (
         "import sys, numpy as np\n"
         "from omgoptim.models.opened import open_artifact\n"
-        "from omgoptim.models.trust import Reach\n"
+        "from omgoptim.models.path_policy import Reach\n"
         "given = np.load(sys.argv[1] + '/check.npz')\n"
         "from pathlib import Path\n"
         "model = open_artifact(Path(sys.argv[1]), Reach(Path(sys.argv[1])), threads=1)\n"
@@ -402,7 +402,7 @@ def test_a_program_opens_in_a_fresh_process_that_never_imports_torch(program_art
 
 
 def test_a_source_that_names_an_artifact_leads_back_to_its_recipe(home: Path, module_artifact: Path) -> None:
-    source = load_source("module", Reach.of(home, []))
+    source = load_source("module", PathPolicy.of(home, []))
     assert source.artifact == module_artifact
     assert artifacts.read_recipe(module_artifact) == recipe_for(home, "Net")
 
@@ -410,7 +410,7 @@ def test_a_source_that_names_an_artifact_leads_back_to_its_recipe(home: Path, mo
 def saved_with_zeros(folder: Path, home: Path, precision: str, zeros: int) -> nn.Module:
     """A net of 1536 weights and 512 biases, of which so many weights are zero."""
     torch.manual_seed(4)
-    module = build(recipe_for(home, "Net", width=512), Reach(home))
+    module = build(recipe_for(home, "Net", width=512), PathPolicy(home))
     module.fc.weight.data.view(-1)[torch.randperm(1536)[:zeros]] = 0.0
     module = module if precision == "float32" else convert(module, precision)
     session = ENGINES["torch_eager"].open(module, signature_of_wide(module), Settings(threads=1, precision=precision))
@@ -441,9 +441,9 @@ def test_a_module_with_many_zeros_is_packed_and_comes_back_bit_for_bit(
     saved = manifest.dense_size_bytes - manifest.size_bytes
     assert saved == pytest.approx(1382 * element - 1536 / 8, abs=128)  # a bit each; and the header of one more tensor
     assert json.loads((tmp_path / "artifact" / "recipe.json").read_text())["packed"] == {"fc.weight": [512, 3]}
-    opened, session = artifacts.open_session(tmp_path / "artifact", 1, Reach(home))
+    opened, session = artifacts.open_session(tmp_path / "artifact", 1, PathPolicy(home))
     assert artifacts.verify_outputs(tmp_path / "artifact", opened, session) == [0.0]
-    again = artifacts.load_module(tmp_path / "artifact", manifest, Reach(home)).state_dict()
+    again = artifacts.load_module(tmp_path / "artifact", manifest, PathPolicy(home)).state_dict()
     assert again.keys() == module.state_dict().keys()
     assert all(torch.equal(again[name], value) for name, value in module.state_dict().items())
 
@@ -469,4 +469,4 @@ def test_an_artifact_from_before_packing_and_sealing_opens_where_it_is_trusted(
     written["files"]["recipe.json"] = {"bytes": size, "sha256": digest}
     (folder / "manifest.json").write_text(json.dumps(written))
     assert Manifest.read(folder).dense_size_bytes is None
-    opened.open_artifact(folder, Reach(home, trusted=True), threads=1)
+    opened.open_artifact(folder, PathPolicy(home, trusted=True), threads=1)

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from omgoptim.errors import DataError, RequestError, UserCodeError
 from omgoptim.models.data import batch_size, cut, from_callable, open_data, random_data, take
+from omgoptim.models.path_policy import PathPolicy
 from omgoptim.models.raw import RawBatch, split_target
-from omgoptim.models.trust import Reach
 
 X, Y = torch.arange(30.0).reshape(10, 3), torch.arange(10)
 
@@ -146,9 +146,11 @@ def test_data_that_hangs_is_stopped(capfd: pytest.CaptureFixture[str]) -> None:
         list(from_callable(lambda split: endless(), 4, 0.2).batches("eval"))
 
 
-def test_a_callable_of_the_project_gets_each_split_by_name(write: Callable[[str, str], Path], reach: Reach) -> None:
+def test_a_callable_of_the_project_gets_each_split_by_name(
+    write: Callable[[str, str], Path], policy: PathPolicy
+) -> None:
     write("load.py", "import torch\ndef load(split):\n    return [(torch.full((2, 3), float(len(split))), [0, 1])]\n")
-    source = open_data("load.py:load", reach, 4, 60, 0)
+    source = open_data("load.py:load", policy, 4, 60, 0)
     assert source.real
     assert [float(next(source.batches(split)).inputs[0, 0]) for split in ("train", "calibration", "eval")] == [
         5.0,
@@ -157,9 +159,9 @@ def test_a_callable_of_the_project_gets_each_split_by_name(write: Callable[[str,
     ]
 
 
-def test_arrays_with_splits_are_read_by_their_suffix(project: Path, reach: Reach) -> None:
+def test_arrays_with_splits_are_read_by_their_suffix(project: Path, policy: PathPolicy) -> None:
     np.savez(project / "d.npz", x_train=X, y_train=Y, x_eval=X[:3], y_eval=Y[:3])
-    source = open_data("d.npz", reach, 4, 60, 0)
+    source = open_data("d.npz", policy, 4, 60, 0)
     x, y = together(list(source.batches("eval")))
     assert torch.equal(x, X[:3])
     assert torch.equal(y, Y[:3])
@@ -168,24 +170,24 @@ def test_arrays_with_splits_are_read_by_their_suffix(project: Path, reach: Reach
     assert source.notes == []
 
 
-def test_without_a_training_split_nothing_calibrates_on_the_evaluation(project: Path, reach: Reach) -> None:
+def test_without_a_training_split_nothing_calibrates_on_the_evaluation(project: Path, policy: PathPolicy) -> None:
     np.savez(project / "d.npz", x_eval=X)
-    source = open_data("d.npz", reach, 4, 60, 0)
+    source = open_data("d.npz", policy, 4, 60, 0)
     assert list(source.batches("calibration")) == []
 
 
-def test_arrays_without_splits_are_divided_once_and_it_is_said(project: Path, reach: Reach) -> None:
+def test_arrays_without_splits_are_divided_once_and_it_is_said(project: Path, policy: PathPolicy) -> None:
     np.savez(project / "d.npz", x=X, y=Y)
-    source = open_data("d.npz", reach, 4, 60, 0)
+    source = open_data("d.npz", policy, 4, 60, 0)
     calibration, evaluation = (together(list(source.batches(split)))[1] for split in ("calibration", "eval"))
     assert sorted([*calibration.tolist(), *evaluation.tolist()]) == Y.tolist()
     assert "2 of its 10 samples calibrate" in source.notes[0]
-    assert torch.equal(calibration, together(list(open_data("d.npz", reach, 4, 60, 0).batches("calibration")))[1])
+    assert torch.equal(calibration, together(list(open_data("d.npz", policy, 4, 60, 0).batches("calibration")))[1])
 
 
-def test_several_arrays_are_inputs_by_name_and_half_precision_can_be_read(project: Path, reach: Reach) -> None:
+def test_several_arrays_are_inputs_by_name_and_half_precision_can_be_read(project: Path, policy: PathPolicy) -> None:
     save_file({"a_eval": X.bfloat16(), "b_eval": X + 1, "labels_eval": Y}, project / "d.safetensors")
-    (batch,) = open_data("d.safetensors", reach, 16, 60, 0).batches("eval")
+    (batch,) = open_data("d.safetensors", policy, 16, 60, 0).batches("eval")
     assert set(batch.inputs) == {"a", "b"}
     assert torch.equal(batch.inputs["a"], X)
     assert batch.target.tolist() == Y.tolist()
@@ -203,17 +205,19 @@ def test_several_arrays_are_inputs_by_name_and_half_precision_can_be_read(projec
     ],
 )
 def test_arrays_that_cannot_be_samples_are_refused(
-    project: Path, reach: Reach, arrays: dict[str, Any], said: str
+    project: Path, policy: PathPolicy, arrays: dict[str, Any], said: str
 ) -> None:
     np.savez(project / "d.npz", **arrays)
     with pytest.raises(DataError, match=said):
-        open_data("d.npz", reach, 4, 60, 0)
+        open_data("d.npz", policy, 4, 60, 0)
 
 
 @pytest.mark.parametrize("name", ["d.npz", "d.safetensors"])
-def test_a_damaged_or_missing_data_file_is_an_error_about_the_data(project: Path, reach: Reach, name: str) -> None:
+def test_a_damaged_or_missing_data_file_is_an_error_about_the_data(
+    project: Path, policy: PathPolicy, name: str
+) -> None:
     with pytest.raises(DataError, match="does not exist"):
-        open_data(name, reach, 4, 60, 0)
+        open_data(name, policy, 4, 60, 0)
     path = project / name
     if path.suffix == ".npz":
         np.savez(path, x=X)
@@ -222,13 +226,13 @@ def test_a_damaged_or_missing_data_file_is_an_error_about_the_data(project: Path
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=f"data {name} cannot be read"):
-        open_data(name, reach, 4, 60, 0)
+        open_data(name, policy, 4, 60, 0)
 
 
-def test_data_outside_the_project_is_refused(project: Path, reach: Reach) -> None:
+def test_data_outside_the_project_is_refused(project: Path, policy: PathPolicy) -> None:
     np.savez(project.parent / "d.npz", x=X)
     with pytest.raises(RequestError, match="outside"):
-        open_data("../d.npz", reach, 4, 60, 0)
+        open_data("../d.npz", policy, 4, 60, 0)
 
 
 def test_random_token_ids_stay_below_the_smallest_table_and_masks_are_ones() -> None:

@@ -17,7 +17,7 @@ from omgoptim.models import artifact as artifacts
 from omgoptim.models.artifact import Check, Manifest
 from omgoptim.models.calls import first_forward, input_tensors, name_inputs, to_numpy
 from omgoptim.models.opened import OpenedModel, open_artifact
-from omgoptim.models.trust import Reach
+from omgoptim.models.path_policy import PathPolicy
 from omgoptim.runtimes import ENGINES, Settings
 from omgoptim.runtimes.export import export_onnx
 from omgoptim.runtimes.signature import InputTensor, Signature
@@ -33,7 +33,7 @@ def as_program(module: nn.Module, raws: list[Any], folder: Path, engine: str = "
     outputs = ENGINES[engine].open(folder / "model.onnx", signature, Settings(threads=1)).run(arrays)
     manifest = Manifest(runtime=engine, precision="float32", signature=signature)
     artifacts.save_program(folder / "artifact", folder / "model.onnx", manifest, Check(arrays, outputs))
-    return open_artifact(folder / "artifact", Reach(folder), threads=1)
+    return open_artifact(folder / "artifact", PathPolicy(folder), threads=1)
 
 
 class Tagger(nn.Module):

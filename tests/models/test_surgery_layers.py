@@ -15,9 +15,9 @@ from omgoptim.blocks.low_rank import LowRankLinear
 from omgoptim.errors import ArtifactError, TechniqueError
 from omgoptim.models.artifact import Check, Manifest, load_module, save_module
 from omgoptim.models.calls import first_forward, input_tensors, name_inputs
+from omgoptim.models.path_policy import PathPolicy
 from omgoptim.models.source import Recipe, build
 from omgoptim.models.surgery import Surgery, keep_children, operate, record
-from omgoptim.models.trust import Reach
 from omgoptim.runtimes.torch_precision import load_state, state_of
 
 
@@ -270,17 +270,19 @@ class Tied(nn.Module):
 def test_an_artifact_of_fewer_layers_opens_with_its_ties(tmp_path: Path) -> None:
     (tmp_path / "tied_stack.py").write_text(MODEL)
     recipe = Recipe("callable", "tied_stack.py:Tied", {}, str(tmp_path))
-    module = build(recipe, Reach(tmp_path))
+    module = build(recipe, PathPolicy(tmp_path))
     keep_children(module, "blocks", [0, 2, 5])
     x = torch.arange(6).view(2, 3)
     named = name_inputs(module, x)
     signature = first_forward(module, input_tensors([named]), {name: tensor for name, tensor, _ in named})
-    changed = Recipe("callable", recipe.spec, {}, str(tmp_path), surgery=record(build(recipe, Reach(tmp_path)), module))
+    changed = Recipe(
+        "callable", recipe.spec, {}, str(tmp_path), surgery=record(build(recipe, PathPolicy(tmp_path)), module)
+    )
     manifest = Manifest("torch_eager", "float32", signature)
     with torch.no_grad():
         expected = module(x)
     save_module(tmp_path / "artifact", module, changed, manifest, Check({"x": x.numpy()}, [expected.numpy()]))
-    opened = load_module(tmp_path / "artifact", Manifest.read(tmp_path / "artifact"), Reach(tmp_path))
+    opened = load_module(tmp_path / "artifact", Manifest.read(tmp_path / "artifact"), PathPolicy(tmp_path))
     assert list(opened.blocks._modules) == ["0", "1", "2"]
     assert opened.out.weight is opened.embedding.weight
     with torch.no_grad():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from omgoptim.operations.batch_check import batch_dependence_of
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.subject import Live, Subject, prepare
+from omgoptim.operations.loaded_model import Live, LoadedModel, prepare
 from omgoptim.requests import PruneRequest, parse
 
 
@@ -31,7 +31,7 @@ def load(split: str) -> Any:
     return [(rows, torch.arange(len(rows)) % 3) for rows in x.split(16)]
 
 
-def prepared(folder: Path, module: nn.Module) -> Subject:
+def prepared(folder: Path, module: nn.Module) -> LoadedModel:
     request = parse("prune", {"model": "(live module)", "data": "(live data)", "threads": 1})
     assert isinstance(request, PruneRequest)
     context = RunContext(folder, "run", folder, sys.executable, "test", lambda _stage, _done: None)
@@ -54,21 +54,21 @@ def prepared(folder: Path, module: nn.Module) -> Subject:
 def test_a_model_whose_answer_depends_on_the_batch_is_judged_sample_by_sample(
     module: nn.Module, cause: str, tmp_path: Path
 ) -> None:
-    subject = prepared(tmp_path, module)
-    assert subject.batch_dependent is not None
-    assert cause in subject.batch_dependent
-    assert any("quality is measured one sample at a time" in note for note in subject.notes)
-    assert [len(batch["input" if "input" in batch else "x"]) for batch in subject.evaluation.batches] == [1] * 40
-    assert len(subject.samples("calibration", 40).batches) == 40
-    assert len(subject.samples("train", 40).batches) == 3  # statistics are read in batches
-    assert len(list(subject.eval_folder.iterdir())) == 40
-    assert (set(subject.bench.batches), subject.bench.batch) == ({"latency"}, 1)
-    assert any("throughput not at all" in note for note in subject.notes)
+    loaded = prepared(tmp_path, module)
+    assert loaded.batch_dependent is not None
+    assert cause in loaded.batch_dependent
+    assert any("quality is measured one sample at a time" in note for note in loaded.notes)
+    assert [len(batch["input" if "input" in batch else "x"]) for batch in loaded.evaluation.batches] == [1] * 40
+    assert len(loaded.samples("calibration", 40).batches) == 40
+    assert len(loaded.samples("train", 40).batches) == 3  # statistics are read in batches
+    assert len(list(loaded.eval_folder.iterdir())) == 40
+    assert (set(loaded.bench.batches), loaded.bench.batch) == ({"latency"}, 1)
+    assert any("throughput not at all" in note for note in loaded.notes)
 
 
 def test_an_ordinary_model_keeps_its_batches(tmp_path: Path) -> None:
-    subject = prepared(tmp_path, nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))
-    assert subject.batch_dependent is None
-    assert len(subject.evaluation.batches) == 3
-    assert set(subject.bench.batches) == {"latency", "throughput"}
-    assert batch_dependence_of(None, None, subject.signature, subject.evaluation, 1) is None
+    loaded = prepared(tmp_path, nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))
+    assert loaded.batch_dependent is None
+    assert len(loaded.evaluation.batches) == 3
+    assert set(loaded.bench.batches) == {"latency", "throughput"}
+    assert batch_dependence_of(None, None, loaded.signature, loaded.evaluation, 1) is None

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.models.artifact import Manifest
+from omgoptim.models.path_policy import PathPolicy
 from omgoptim.models.samples import Samples
-from omgoptim.models.trust import Reach
 from omgoptim.operations.compare import common_lineage, origin_words, read_by_both
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.subject import Live, prepare
+from omgoptim.operations.loaded_model import Live, prepare
 from omgoptim.requests import ModelRequest, parse
 from omgoptim.runtimes.signature import Signature
 
@@ -82,11 +82,11 @@ def read_twice(
     assert isinstance(request, ModelRequest)
     context = RunContext(folder, "run", folder, sys.executable, "test", lambda _stage, _done: None)
     live = Live(module=module.eval(), data=lambda split: [(batch, target)])
-    subject = prepare(request, context, live)
+    loaded = prepare(request, context, live)
     arrays: list[Any] = [None if target is None else target.numpy()]
-    name = subject.signature.input_names[0]
+    name = loaded.signature.input_names[0]
     samples = Samples([{name: batch.numpy()}], arrays)
-    return read_by_both([subject.baseline, subject.baseline], samples, 1, Reach.of(folder, [], []))
+    return read_by_both([loaded.baseline, loaded.baseline], samples, 1, PathPolicy.of(folder, [], []))
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from omgoptim.operations.conclusion import control_words
+from omgoptim.operations.report_builder import control_words
 from omgoptim.reports import Control
 
 

@@ -21,7 +21,7 @@ from omgoptim.jobs.follow import follow
 from omgoptim.jobs.resume import resume
 from omgoptim.jobs.states import load_report
 from omgoptim.models.artifact import Manifest, load_module
-from omgoptim.models.trust import Reach
+from omgoptim.models.path_policy import PathPolicy
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -86,7 +86,7 @@ def distill(student: Any = "students.py:small", **arguments: Any) -> omgoptim.Ef
 def reopened(report: omgoptim.EfficiencyReport) -> nn.Module:
     assert report.artifact is not None
     folder = Path(report.artifact.path)
-    return load_module(folder, Manifest.read(folder), Reach(folder.parents[3]))
+    return load_module(folder, Manifest.read(folder), PathPolicy(folder.parents[3]))
 
 
 def accuracy(module: Any, digits: tuple[torch.Tensor, torch.Tensor]) -> float:
@@ -282,7 +282,7 @@ def test_a_killed_run_resumes_to_the_same_student(digits_project: Path) -> None:
     assert report.training is not None
     assert report.training.resumed == 1
     path = Path(json.loads(whole.stdout)["artifact"]["path"])
-    expected = load_module(path, Manifest.read(path), Reach(digits_project)).state_dict()
+    expected = load_module(path, Manifest.read(path), PathPolicy(digits_project)).state_dict()
     actual = reopened(report).state_dict()
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
 

@@ -12,7 +12,7 @@ import omgoptim
 from omgoptim.blocks.low_rank import LowRankLinear
 from omgoptim.errors import DataError, TechniqueError
 from omgoptim.models.artifact import Manifest, load_module
-from omgoptim.models.trust import Reach
+from omgoptim.models.path_policy import PathPolicy
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -50,7 +50,7 @@ def test_the_target_is_met_and_the_artifact_holds_thin_layers(dense: Path) -> No
     assert report.after.params == pytest.approx((report.before.params or 0) / 2, rel=0.02)
     assert report.artifact is not None
     folder = Path(report.artifact.path)
-    module = load_module(folder, Manifest.read(folder), Reach(folder.parents[3]))
+    module = load_module(folder, Manifest.read(folder), PathPolicy(folder.parents[3]))
     assert isinstance(module.get_submodule("3"), LowRankLinear)
     assert {change.path for change in report.changed} <= {"1", "3", "5"}
     assert report.training is not None
@@ -69,7 +69,7 @@ def test_lora_recovers_on_the_factors_and_what_it_leaves_is_quantized_and_pruned
     assert first.training.trained_params < first.training.total_params
     assert first.artifact is not None
     folder = Path(first.artifact.path)
-    names = load_module(folder, Manifest.read(folder), Reach(folder.parents[3])).state_dict()
+    names = load_module(folder, Manifest.read(folder), PathPolicy(folder.parents[3])).state_dict()
     assert not any("lora" in name.lower() for name in names)
     quantized = omgoptim.quantize(first.run_id, scheme="dynamic", runtime="onnxruntime", **COMMON)
     pruned = omgoptim.prune(first.run_id, method="magnitude", sparsity=0.5, epochs=0, **COMMON)
@@ -78,7 +78,7 @@ def test_lora_recovers_on_the_factors_and_what_it_leaves_is_quantized_and_pruned
     assert pruned.artifact is not None
     folder = Path(pruned.artifact.path)
     assert isinstance(
-        load_module(folder, Manifest.read(folder), Reach(folder.parents[3])).get_submodule("3"), LowRankLinear
+        load_module(folder, Manifest.read(folder), PathPolicy(folder.parents[3])).get_submodule("3"), LowRankLinear
     )
 
 

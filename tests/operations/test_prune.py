@@ -21,7 +21,7 @@ from omgoptim.jobs.folder import find_run
 from omgoptim.jobs.resume import resume
 from omgoptim.jobs.states import load_report
 from omgoptim.models.artifact import Manifest, load_module
-from omgoptim.models.trust import Reach
+from omgoptim.models.path_policy import PathPolicy
 from omgoptim.reports import EfficiencyReport
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -71,7 +71,7 @@ def test_structured_pruning_removes_channels_and_the_reopened_artifact_gives_the
     assert accuracy_elsewhere(report.artifact.path) == pytest.approx(report.after.quality, abs=1e-9)
     folder = Path(report.artifact.path)
     assert {"recipe.json", "weights.safetensors", "model.onnx", "model.pt2"} <= set(report.artifact.files)
-    module = load_module(folder, Manifest.read(folder), Reach(folder.parents[3]))
+    module = load_module(folder, Manifest.read(folder), PathPolicy(folder.parents[3]))
     assert module.get_submodule("8").out_features == 10
     assert module.get_submodule("0").out_channels == 8
     assert report.training is not None
@@ -316,4 +316,4 @@ def _state(folder: Path) -> dict[str, torch.Tensor]:
         "packed"
     ):
         return dict(load_file(folder / "weights.safetensors"))
-    return dict(load_module(folder, Manifest.read(folder), Reach(folder.parents[3])).state_dict())
+    return dict(load_module(folder, Manifest.read(folder), PathPolicy(folder.parents[3])).state_dict())

@@ -69,8 +69,8 @@ def test_a_live_module_and_its_data_work_and_the_module_stays_as_it_was(project:
 
 
 def test_float32_is_delivered_where_the_named_scheme_fails_the_guard_and_that_is_said_first(project: Path) -> None:
-    guarded = {"metric": "cosine", "max_quality_drop": 0, "guard_time_s": 1e-3}
-    report = omgoptim.quantize("net.py:net", scheme="static", runtime="onnxruntime", **guarded, **COMMON)
+    mixed_precision = {"metric": "cosine", "max_quality_drop": 0, "guard_time_s": 1e-3}
+    report = omgoptim.quantize("net.py:net", scheme="static", runtime="onnxruntime", **mixed_precision, **COMMON)
     assert report.outcome in ("ok", "no_gain")  # by the machine's load: it holds the guard, and is no smaller
     first, second, *_ = report.summary.split(". ")
     assert first.startswith("Nothing was quantized: static-")

@@ -96,7 +96,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], list[Any]]] = {
 }
 
 
-def subject(name: str) -> tuple[nn.Module, dict[str, Tensor], Signature]:
+def loaded(name: str) -> tuple[nn.Module, dict[str, Tensor], Signature]:
     build, raws = CASES[name]
     torch.manual_seed(0)
     module = build().eval()
@@ -117,7 +117,7 @@ def outputs(engine: str, target: Any, signature: Signature, batch: NumpyBatch) -
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_program_gives_what_the_module_gives_for_another_batch_on_every_engine(name: str, tmp_path: Path) -> None:
-    module, batch, signature = subject(name)
+    module, batch, signature = loaded(name)
     export_onnx(module, batch, signature, tmp_path / "model.onnx")
     assert "forward" not in vars(module)
     other = other_batch(name, batch)
@@ -133,7 +133,7 @@ def test_a_program_gives_what_the_module_gives_for_another_batch_on_every_engine
 
 @pytest.mark.parametrize("name", CASES)
 def test_an_exported_pt2_file_gives_exactly_what_the_module_gives(name: str, tmp_path: Path) -> None:
-    module, batch, signature = subject(name)
+    module, batch, signature = loaded(name)
     export_pt2(module, batch, signature, tmp_path / "model.pt2")
     again = torch.export.load(tmp_path / "model.pt2").module()
     other = other_batch(name, batch)
@@ -144,7 +144,7 @@ def test_an_exported_pt2_file_gives_exactly_what_the_module_gives(name: str, tmp
 def test_the_program_carries_the_signatures_names_and_nothing_of_the_users_files(tmp_path: Path) -> None:
     import onnx
 
-    module, batch, signature = subject("nested dict")
+    module, batch, signature = loaded("nested dict")
     export_onnx(module, batch, signature, tmp_path / "model.onnx")
     program = onnx.load(tmp_path / "model.onnx")
     assert [value.name for value in program.graph.input] == ["x"]
@@ -154,7 +154,7 @@ def test_the_program_carries_the_signatures_names_and_nothing_of_the_users_files
 
 def test_weights_past_the_limit_of_one_file_go_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "MAX_ONE_FILE_BYTES", 8)
-    module, batch, signature = subject("one tensor")
+    module, batch, signature = loaded("one tensor")
     export_onnx(module, batch, signature, tmp_path / "model.onnx")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]
     expected = outputs("torch_eager", module, signature, {"input": X.numpy()})
@@ -164,7 +164,7 @@ def test_weights_past_the_limit_of_one_file_go_beside_it(tmp_path: Path, monkeyp
 
 
 def test_exporting_neither_changes_the_batch_nor_stores_what_it_is_a_view_of(tmp_path: Path) -> None:
-    module, _, signature = subject("one tensor")
+    module, _, signature = loaded("one tensor")
     everything = torch.randn(100_000, 3)
     export_pt2(module, {"input": everything[:2]}, signature, tmp_path / "model.pt2")
     assert (tmp_path / "model.pt2").stat().st_size < 100_000

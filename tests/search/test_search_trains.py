@@ -10,7 +10,7 @@ import torch
 from small_training import batches_of, blobs, evaluator_of, net
 from torch import nn
 
-from omgoptim.models.trust import Reach
+from omgoptim.models.path_policy import PathPolicy
 from omgoptim.search.define_by_run import build, look
 from omgoptim.search.drive import Plan, drive
 from omgoptim.search.runner import Cost, Steps, finalists, fitting, run_trial
@@ -44,7 +44,7 @@ def test_a_search_trains_within_the_limit_and_its_finals_to_the_end(tmp_path: Pa
     assert found is not None
     train = fitting(
         batches_of(teacher, x, y),
-        loss_of("auto", teacher(x[:8]), y[:8], Reach.of(Path.cwd(), []), 60.0),
+        loss_of("auto", teacher(x[:8]), y[:8], PathPolicy.of(Path.cwd(), []), 60.0),
         lambda epochs: TrainingConfig(epochs=epochs, learning_rate=1e-2, batch=32),
         evaluator_of(teacher, x, y),
         teacher,

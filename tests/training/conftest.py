@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from omgoptim.models.trust import Reach
+from omgoptim.models.path_policy import PathPolicy
 
 
 @pytest.fixture(autouse=True)
@@ -20,5 +20,5 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def reach(tmp_path: Path) -> Reach:
-    return Reach.of(tmp_path, [])
+def policy(tmp_path: Path) -> PathPolicy:
+    return PathPolicy.of(tmp_path, [])

@@ -8,8 +8,8 @@ from small_training import blobs, evaluator_of, net, same, state
 from torch import nn
 
 from omgoptim.errors import DataError, UserCodeError
+from omgoptim.models.path_policy import PathPolicy
 from omgoptim.models.samples import Samples
-from omgoptim.models.trust import Reach
 from omgoptim.training.evaluator import COLLAPSED, Evaluator
 
 X, Y = blobs(30)
@@ -71,7 +71,7 @@ def test_a_module_that_fails_is_said() -> None:
         evaluator.score(Failing())
 
 
-def test_no_samples_are_refused(reach: Reach) -> None:
+def test_no_samples_are_refused(policy: PathPolicy) -> None:
     evaluator = evaluator_of(net(), X, Y)
     with pytest.raises(DataError, match="no samples"):
-        Evaluator.of(net(), Samples([], []), evaluator.signature, "auto", reach, 60.0)
+        Evaluator.of(net(), Samples([], []), evaluator.signature, "auto", policy, 60.0)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from omgoptim.errors import TechniqueError
-from omgoptim.models.trust import Reach
+from omgoptim.models.path_policy import PathPolicy
 from omgoptim.training._loop.checkpoints import all_tensors
 from omgoptim.training.config import TrainingConfig
 from omgoptim.training.fake_quantization import (
@@ -44,7 +44,7 @@ def calibrated(module: nn.Module, steps: int = 12, **simulation: Any) -> FakeQua
 def learnt(module: nn.Module, epochs: int, eval_mode: bool = True, **more: Any) -> TrainingResult:
     inside = module.module if isinstance(module, FakeQuantized) else module
     assert isinstance(inside, nn.Module)
-    loss = loss_of("auto", inside(X[:8]), Y[:8], Reach.of(Path.cwd(), []), 60.0)
+    loss = loss_of("auto", inside(X[:8]), Y[:8], PathPolicy.of(Path.cwd(), []), 60.0)
     evaluator = evaluator_of(inside, X, Y) if eval_mode else None
     return fit(module, batches_of(inside, X, Y), loss, TrainingConfig(epochs=epochs, batch=16), evaluator, **more)
 

@@ -19,7 +19,7 @@ from torch.utils.data import TensorDataset
 
 from omgoptim.errors import DataError, RunError, TechniqueError
 from omgoptim.models.data import DataSource, RawBatch
-from omgoptim.models.trust import Reach
+from omgoptim.models.path_policy import PathPolicy
 from omgoptim.training._loop import training_state
 from omgoptim.training.batches import Batches
 from omgoptim.training.config import TrainingConfig
@@ -49,7 +49,7 @@ P, L = pictures()
 
 def cross_entropy(module: nn.Module, inputs: Tensor, target: Tensor) -> Loss:
     with torch.no_grad():
-        found = loss_of("auto", module(inputs[:8]), target[:8], Reach.of(Path.cwd(), []), 60.0)
+        found = loss_of("auto", module(inputs[:8]), target[:8], PathPolicy.of(Path.cwd(), []), 60.0)
     assert found is not None
     return found
 

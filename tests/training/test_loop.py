@@ -20,7 +20,7 @@ from torch.utils.data import TensorDataset
 
 from omgoptim.errors import DataError, RequestError, RunError, SetupError, TechniqueError
 from omgoptim.models.data import DataSource, RawBatch, random_data
-from omgoptim.models.trust import Reach
+from omgoptim.models.path_policy import PathPolicy
 from omgoptim.training.batches import Batches
 from omgoptim.training.config import TrainingConfig
 from omgoptim.training.distillation import DistillationLoss
@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[2]
 
 def cross_entropy(module: nn.Module, inputs: torch.Tensor = X, target: torch.Tensor = Y) -> Loss:
     with torch.no_grad():
-        found = loss_of("auto", module(inputs[:8]), target[:8], Reach.of(Path.cwd(), []), 60.0)
+        found = loss_of("auto", module(inputs[:8]), target[:8], PathPolicy.of(Path.cwd(), []), 60.0)
     assert found is not None
     return found
 
@@ -357,10 +357,10 @@ def test_a_label_out_of_range_in_the_last_batch_stops_before_the_first_step() ->
     assert not module.training
 
 
-def test_a_loss_that_fails_does_so_before_the_first_step(reach: Reach) -> None:
+def test_a_loss_that_fails_does_so_before_the_first_step(policy: PathPolicy) -> None:
     module = net()
     before = state(module)
-    detached = loss_of(lambda outputs, target: outputs.detach().sum(), None, None, reach, 60.0)
+    detached = loss_of(lambda outputs, target: outputs.detach().sum(), None, None, policy, 60.0)
     with pytest.raises(DataError, match="without a gradient"):
         fit(module, batches_of(module, X, Y), detached, PLAN, None)
     assert same(state(module), before)

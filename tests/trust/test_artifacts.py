@@ -36,8 +36,8 @@ from omgoptim.models.data import load_beside
 from omgoptim.models.manifest import MOST_JSON_BYTES
 from omgoptim.models.onnx_signature import stated_signature
 from omgoptim.models.origin import sealed
+from omgoptim.models.path_policy import PathPolicy
 from omgoptim.models.source import Recipe, load_source
-from omgoptim.models.trust import Reach
 from omgoptim.operations.compare import _past_request
 from omgoptim.operations.context import RunContext
 from omgoptim.runtimes.signature import InputTensor, Signature
@@ -130,10 +130,10 @@ def listed(folder: Path, manifest: dict[str, Any], name: str) -> None:
 
 def refused(folder: Path, *, trust: bool = False, allow: tuple[str, ...] = ()) -> list[str]:
     """What each way to open an artifact says: as a model of a request, and in Python. None of them opens it."""
-    reach = Reach(folder.parent, tuple(map(Path, allow)), trusted=trust)
+    policy = PathPolicy(folder.parent, tuple(map(Path, allow)), trusted=trust)
     ways: list[Callable[[], Any]] = [
         lambda: omgoptim.open_artifact(folder, trust=trust, allow_path=allow),
-        lambda: opened_for_work(folder.name, reach),
+        lambda: opened_for_work(folder.name, policy),
     ]
     said = []
     for way in ways:
@@ -143,17 +143,17 @@ def refused(folder: Path, *, trust: bool = False, allow: tuple[str, ...] = ()) -
     return said
 
 
-def opened_for_work(name: str, reach: Reach) -> nn.Module:
+def opened_for_work(name: str, policy: PathPolicy) -> nn.Module:
     from omgoptim.models.artifact import load_module
 
-    source = load_source(name, reach)
+    source = load_source(name, policy)
     assert source.artifact is not None
-    return load_module(source.artifact, Manifest.read(source.artifact), reach)
+    return load_module(source.artifact, Manifest.read(source.artifact), policy)
 
 
 def test_the_user_who_made_it_opens_it_everywhere_without_a_flag(project: Path, tmp_path: Path) -> None:
     assert omgoptim.open_artifact("small")(X).shape == (2, 2)
-    assert opened_for_work("small", Reach(project)) is not None
+    assert opened_for_work("small", PathPolicy(project)) is not None
     shutil.copytree(project / "small", tmp_path / "elsewhere")
     os.chdir(tmp_path)
     assert omgoptim.open_artifact(tmp_path / "elsewhere")(X).shape == (2, 2)
@@ -166,12 +166,12 @@ def test_an_artifact_moves_with_its_project(project: Path, tmp_path: Path) -> No
     recipe = json.loads((moved / "small" / "recipe.json").read_text())["recipe"]
     assert recipe["spec"] == "net.py:Net"
     assert "allowed" not in recipe
-    assert opened_for_work("small", Reach(moved)) is not None
+    assert opened_for_work("small", PathPolicy(moved)) is not None
     assert omgoptim.open_artifact("small")(X).shape == (2, 2)
 
 
 def test_a_request_that_names_a_file_by_its_whole_path_is_recorded_relative_to_the_project(project: Path) -> None:
-    source = load_source(f"{project}/net.py:Net", Reach(project))
+    source = load_source(f"{project}/net.py:Net", PathPolicy(project))
     assert source.recipe is not None
     assert source.recipe.spec == "net.py:Net"
 
@@ -190,7 +190,7 @@ def test_an_artifact_without_this_users_seal_runs_nothing_unless_it_is_trusted(
         assert "trust=True)" in said
     (project / "net.py").write_text(net)
     assert omgoptim.open_artifact("small", trust=True)(X).shape == (2, 2)
-    assert opened_for_work("small", Reach(project, trusted=True)) is not None
+    assert opened_for_work("small", PathPolicy(project, trusted=True)) is not None
 
 
 def test_an_artifact_of_another_user_runs_nothing_unless_it_is_trusted(
@@ -283,7 +283,7 @@ SPECS = (
 def test_a_callable_that_the_project_does_not_define_is_never_called(project: Path, mark: Path, spec: str) -> None:
     kwargs = payloads(project, mark)[spec]
     with pytest.raises(RequestError, match="is no code of the project") as error:
-        load_source(spec, Reach(project), kwargs=kwargs)
+        load_source(spec, PathPolicy(project), kwargs=kwargs)
     assert "write a function in a file of yours" in error.value.fix
     make(project / "recipe", Recipe("callable", spec, kwargs, str(project)))
     for said in (*refused(project / "recipe"), *refused(project / "recipe", trust=True)):
@@ -297,23 +297,23 @@ def test_code_of_an_environment_inside_the_project_is_not_the_projects(project: 
     (project / "env" / "pyvenv.cfg").touch()
     for spec in (".venv/lib/python3.12/site-packages/pkg/net.py:Net", "env/code/net.py:Net"):
         with pytest.raises(RequestError, match="is no code of the project"):
-            load_source(spec, Reach(project))
+            load_source(spec, PathPolicy(project))
 
 
 def test_an_installed_module_runs_where_the_user_allows_it_by_name(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert load_source("torch.nn:Linear", Reach(project), kwargs={"in_features": 3, "out_features": 2}).module
+    assert load_source("torch.nn:Linear", PathPolicy(project), kwargs={"in_features": 3, "out_features": 2}).module
     copied = {"model": "torch.nn:ReLU"}
     with pytest.raises(RequestError, match=r"allow_module=\['copy'\]"):
-        load_source("copy:deepcopy", Reach(project), kwargs=copied)
+        load_source("copy:deepcopy", PathPolicy(project), kwargs=copied)
     with pytest.raises(ModelError, match="deepcopy returned a str"):
-        load_source("copy:deepcopy", Reach.of(project, [], ["copy"]), kwargs={"x": "text"})
+        load_source("copy:deepcopy", PathPolicy.of(project, [], ["copy"]), kwargs={"x": "text"})
     monkeypatch.setenv("OMGOPTIM_ALLOW_MODULE", "copy json")
     with pytest.raises(ModelError, match="deepcopy returned a str"):
-        load_source("copy:deepcopy", Reach.of(project, []), kwargs={"x": "text"})
+        load_source("copy:deepcopy", PathPolicy.of(project, []), kwargs={"x": "text"})
     with pytest.raises(RequestError, match="is no code of the project"):  # copy imports it, and does not define it
-        load_source("copy:dispatch_table.get", Reach.of(project, []))
+        load_source("copy:dispatch_table.get", PathPolicy.of(project, []))
 
 
 def test_what_a_project_wraps_and_makes_itself_is_its_own(project: Path) -> None:
@@ -326,13 +326,13 @@ def test_what_a_project_wraps_and_makes_itself_is_its_own(project: Path) -> None
         "factory = Factory()\n"
     )
     for name in ("build", "cached", "wide", "made", "factory", "factory.build"):
-        assert load_source(f"own.py:{name}", Reach(project)).module is not None
+        assert load_source(f"own.py:{name}", PathPolicy(project)).module is not None
 
 
 def test_a_load_that_a_model_file_only_imports_is_not_taken_for_its_data(project: Path) -> None:
     (project / "net.py").write_text(f"from torch import load\n{NET}")
-    source = load_source("net.py:Net", Reach(project))
-    assert load_beside(source.recipe, Reach(project), 60) is None
+    source = load_source("net.py:Net", PathPolicy(project))
+    assert load_beside(source.recipe, PathPolicy(project), 60) is None
 
 
 def test_a_hugging_face_folder_outside_the_project_is_not_read(project: Path, tmp_path: Path) -> None:
@@ -395,7 +395,7 @@ def test_weights_of_a_program_lie_beside_it(project: Path, tmp_path: Path, place
     program, manifest = project / "program" / "model.onnx", Manifest.read(project / "program")
     ways: list[Callable[[], Any]] = [
         lambda: omgoptim.open_artifact("program"),
-        lambda: load_source("program", Reach(project)),
+        lambda: load_source("program", PathPolicy(project)),
         lambda: stated_signature(program),
         lambda: save_program(tmp_path / "saved", program, manifest, Check({}, [])),
     ]
@@ -412,7 +412,7 @@ def test_a_program_of_somebody_else_opens_as_it_holds_no_code(project: Path) -> 
     rewritten(project / "program", "manifest.json", lambda r: listed(project / "program", r, "recipe.json"))
     assert not Manifest.read(project / "program").made_here
     assert np.array_equal(omgoptim.open_artifact("program")(X), X + 1)
-    assert load_source("program", Reach(project)).artifact == project / "program"
+    assert load_source("program", PathPolicy(project)).artifact == project / "program"
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "recipe.json"])
@@ -474,7 +474,7 @@ def test_a_recipe_of_other_types_is_damaged(project: Path, change: dict[str, Any
 
 def test_a_measuring_process_opens_what_its_worker_vouches_for(project: Path) -> None:
     rewritten(project / "small", "manifest.json", lambda record: record.pop("origin"))
-    with Process(project / "small", threads=1, batches={}, cwd=project, reach=Reach(project)) as process:
+    with Process(project / "small", threads=1, batches={}, cwd=project, policy=PathPolicy(project)) as process:
         process.begin_open()
         assert max(process.end_open()["differences"]) < 1e-6
 

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from omgoptim.errors import ModelError, OmgoptimError
 from omgoptim.models import artifact, hub_options, onnx_file
 from omgoptim.models.onnx_signature import stated_signature
+from omgoptim.models.path_policy import PathPolicy
 from omgoptim.models.pt2_file import open_pt2
 from omgoptim.models.source import Recipe, build, load_source
-from omgoptim.models.trust import Reach
 from omgoptim.runtimes import ENGINES, Settings
 from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
 
@@ -76,8 +76,8 @@ def mark(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def reach(tmp_path: Path) -> Reach:
-    return Reach.of(tmp_path, [])
+def policy(tmp_path: Path) -> PathPolicy:
+    return PathPolicy.of(tmp_path, [])
 
 
 def rewritten(source: Path, target: Path, **changed: bytes | Callable[[Any], object]) -> Path:
@@ -160,16 +160,16 @@ PICKLES: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("kind", PICKLES)
 def test_a_pt2_file_with_a_pickle_or_compiled_code_is_refused_unopened(
-    exported: Path, tmp_path: Path, mark: Path, reach: Reach, kind: str
+    exported: Path, tmp_path: Path, mark: Path, policy: PathPolicy, kind: str
 ) -> None:
     rewritten(exported, tmp_path / "net.pt2", **PICKLES[kind](mark))
     with pytest.raises(ModelError, match=r"net\.pt2 is not opened") as refused:
-        load_source("net.pt2", reach)
+        load_source("net.pt2", policy)
     assert "data/" in refused.value.why or "models/" in refused.value.why  # the member is named
     assert "as a checkpoint" in refused.value.fix
     assert "ONNX" in refused.value.fix
     with pytest.raises(ModelError):  # an artifact's model.pt2 goes the same way
-        build(Recipe("pt2", str(tmp_path / "net.pt2")), reach)
+        build(Recipe("pt2", str(tmp_path / "net.pt2")), policy)
 
 
 def test_a_file_of_the_format_before_torch_2_9_is_refused_as_such(tmp_path: Path, mark: Path) -> None:
@@ -550,21 +550,21 @@ def tar_of(members: dict[str, bytes]) -> bytes:
 
 @pytest.mark.filterwarnings("ignore")  # torch warns of some formats before it refuses them
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_a_hostile_checkpoint_is_a_named_error(tmp_path: Path, reach: Reach, mark: Path, name: str) -> None:
+def test_a_hostile_checkpoint_is_a_named_error(tmp_path: Path, policy: PathPolicy, mark: Path, name: str) -> None:
     (tmp_path / "net.py").write_text("from torch import nn\ndef build(): return nn.Linear(3, 2)\n")
     (tmp_path / name).write_bytes(CHECKPOINTS[name](mark))
     with pytest.raises(ModelError, match=re.escape(name)) as error:
-        load_source("net.py:build", reach, checkpoint=name)
+        load_source("net.py:build", policy, checkpoint=name)
     assert error.value.why
 
 
 @pytest.mark.parametrize("name", ["model.pt", "model.pth", "model.bin", "model.ckpt", "model.pkl"])
 def test_a_pickled_model_is_refused_with_a_way_out_that_is_true(
-    tmp_path: Path, reach: Reach, mark: Path, name: str
+    tmp_path: Path, policy: PathPolicy, mark: Path, name: str
 ) -> None:
     (tmp_path / name).write_bytes(payloads.marking_pickle(mark))
     with pytest.raises(ModelError, match="is a pickle") as refused:
-        load_source(name, reach)
+        load_source(name, policy)
     assert f"`checkpoint={name!r}`" in refused.value.fix
     assert "only if you trust" in refused.value.fix  # to export it, its owner has to open it
 
@@ -614,12 +614,12 @@ OPTIONS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_an_option_of_transformers_that_runs_code_is_refused(hugging_face: Path, options: dict[str, Any]) -> None:
-    reach = Reach.of(hugging_face, [])
+    policy = PathPolicy.of(hugging_face, [])
     with pytest.raises(ModelError, match="is refused") as refused:
-        load_source("hf:bert", reach, kwargs=options)
+        load_source("hf:bert", policy, kwargs=options)
     assert "--allow-remote-code" in refused.value.fix
     with pytest.raises(ModelError, match="is refused"):  # an artifact's recipe goes the same way
-        build(Recipe("hf", str(hugging_face / "bert"), options), reach)
+        build(Recipe("hf", str(hugging_face / "bert"), options), policy)
 
 
 @pytest.mark.parametrize(
@@ -635,16 +635,16 @@ def test_an_option_of_transformers_that_runs_code_is_refused(hugging_face: Path,
     ],
 )
 def test_a_name_or_option_of_an_image_library_that_reads_other_files_is_refused(
-    reach: Reach, model: str, options: dict[str, Any]
+    policy: PathPolicy, model: str, options: dict[str, Any]
 ) -> None:
     with pytest.raises(ModelError, match=r"is refused|is no name of a model") as refused:
-        load_source(model, reach, kwargs=options)
+        load_source(model, policy, kwargs=options)
     assert "--allow-remote-code" in refused.value.fix
 
 
 def test_options_that_are_data_are_passed_on(hugging_face: Path) -> None:
     options = {"num_labels": 3, "attn_implementation": "eager", "trust_remote_code": False, "use_safetensors": True}
-    source = load_source("hf:bert", Reach.of(hugging_face, []), kwargs=options)
+    source = load_source("hf:bert", PathPolicy.of(hugging_face, []), kwargs=options)
     assert source.module is not None
     assert source.module.config.num_labels == 3
     assert source.module.config._attn_implementation == "eager"
@@ -663,11 +663,11 @@ def with_remote_code(bert: Path, mark: Path) -> None:
 
 
 def test_the_code_of_a_repository_runs_only_where_the_request_allowed_it(
-    bert: Path, reach: Reach, mark: Path, monkeypatch: pytest.MonkeyPatch
+    bert: Path, policy: PathPolicy, mark: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_remote_code(bert, mark)
     with pytest.raises(ModelError, match=r"'auto_map' in the config\.json of folder bert is refused"):
-        load_source("hf:bert", reach)
+        load_source("hf:bert", policy)
     monkeypatch.setenv(hub_options.GRANTED, "1")
     hub_options.check_options("hf", str(bert), {"trust_remote_code": True})
     hub_options.check_folder(bert)
@@ -703,26 +703,26 @@ FOLDERS: dict[str, Callable[[Path, Path], object]] = {
 
 @pytest.mark.parametrize("kind", FOLDERS)
 def test_a_folder_of_hugging_face_that_leads_elsewhere_is_refused(
-    bert: Path, reach: Reach, tmp_path_factory: pytest.TempPathFactory, kind: str
+    bert: Path, policy: PathPolicy, tmp_path_factory: pytest.TempPathFactory, kind: str
 ) -> None:
     outside = tmp_path_factory.mktemp("outside") / "model.safetensors"
     shutil.copy(bert / "model.safetensors", outside)
     FOLDERS[kind](bert, outside)
     with pytest.raises(ModelError) as refused:
-        load_source("hf:bert", reach)
+        load_source("hf:bert", policy)
     assert re.search("is refused|is a link out of it|outside its folder|cannot be read", refused.value.what)
 
 
-def test_pickled_weights_of_a_hugging_face_folder_run_nothing(bert: Path, reach: Reach, mark: Path) -> None:
+def test_pickled_weights_of_a_hugging_face_folder_run_nothing(bert: Path, policy: PathPolicy, mark: Path) -> None:
     (bert / "model.safetensors").unlink()
     (bert / "pytorch_model.bin").write_bytes(payloads.marking_checkpoint(mark))
     with pytest.raises(OmgoptimError):
-        load_source("hf:bert", reach)
+        load_source("hf:bert", policy)
 
 
-def test_an_architecture_that_is_no_model_class_is_not_called(bert: Path, reach: Reach) -> None:
+def test_an_architecture_that_is_no_model_class_is_not_called(bert: Path, policy: PathPolicy) -> None:
     with_config(bert, architectures=["pipeline", "AutoTokenizer", "BertConfig"])
-    source = load_source("hf:bert", reach)
+    source = load_source("hf:bert", policy)
     assert type(source.module).__name__ == "BertModel"
 
 

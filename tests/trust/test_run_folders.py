@@ -24,9 +24,9 @@ from omgoptim.jobs.processes import birth
 from omgoptim.jobs.resume import resume
 from omgoptim.jobs.states import FOREIGN, list_runs, load_report
 from omgoptim.models.manifest import Manifest, sha256_of
+from omgoptim.models.path_policy import PathPolicy
 from omgoptim.models.recipe_file import read_recipe
 from omgoptim.models.source import find_artifact
-from omgoptim.models.trust import Reach
 from omgoptim.requests import parse
 from omgoptim.runtimes.signature import Signature
 
@@ -186,7 +186,7 @@ def test_a_run_that_is_a_link_gives_no_artifact_from_outside_the_project(tmp_pat
         run.mkdir()
         (run / "artifact").symlink_to(outside / "artifact")
     with pytest.raises(ModelError, match="is none of this project"):
-        find_artifact("quantize-1", Reach.of(project, []))
+        find_artifact("quantize-1", PathPolicy.of(project, []))
 
 
 def test_a_recipe_that_was_exchanged_after_its_check_is_not_read(tmp_path: Path) -> None:
@@ -224,8 +224,8 @@ def test_code_without_a_file_is_not_the_projects_wherever_we_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    reach = Reach.of(tmp_path, [])
-    assert not reach.holds_code("<string>")
-    assert not reach.holds_code("<frozen importlib._bootstrap>")
+    policy = PathPolicy.of(tmp_path, [])
+    assert not policy.holds_code("<string>")
+    assert not policy.holds_code("<frozen importlib._bootstrap>")
     (tmp_path / "net.py").touch()
-    assert reach.holds_code("net.py")
+    assert policy.holds_code("net.py")

@@ -99,14 +99,14 @@ def _level(steps: Steps, route: Route) -> float | None:
     limit = SHARE_OF_GUARD * max(steps.request.max_quality_drop, 0.002)
     tried = {FIRST_LEVEL}
 
-    def attempt(level: float) -> Point | None:
+    def result(level: float) -> Point | None:
         known = next((point for point in steps.taken if point.name == _name(route, level)), None)
         if known is None and steps.seconds_left <= 0:
             return None
         tried.add(level)
         return known or _short(steps, route, level, len(tried))
 
-    found = deepest_level(attempt, lambda point: point.drop <= limit, first=FIRST_LEVEL, most=LEVELS + 1)
+    found = deepest_level(result, lambda point: point.drop <= limit, first=FIRST_LEVEL, most=LEVELS + 1)
     return None if found is None else found[0]
 
 

@@ -15,12 +15,12 @@ from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import Quality, compare_quality, read_outputs
 from omgoptim.measure.race import Timing
 from omgoptim.models.artifact import Manifest
-from omgoptim.operations.choosing import Preference
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.measured import gains, measurement
+from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.optimization.goal import Goal, Missed
 from omgoptim.operations.optimization.steps import Point
-from omgoptim.operations.subject import Subject
+from omgoptim.operations.quantization.selection import Preference
+from omgoptim.operations.report_records import gains, measurement
 from omgoptim.operations.timing import OVERLOADED, Raced, full_race, told
 from omgoptim.operations.verdict import passes
 from omgoptim.reports import Gains, Measurement
@@ -83,7 +83,7 @@ def pick_finalists(
 def measure_finalists(
     request: OptimizeRequest,
     context: RunContext,
-    subject: Subject,
+    loaded: LoadedModel,
     points: Sequence[Point],
     goal: Goal,
     preference: Preference,
@@ -97,11 +97,11 @@ def measure_finalists(
 
     def outputs(index: int, process: Process) -> None:
         whose = ["the original", *(point.name for point in points)][index]
-        process.run_samples(subject.eval_folder, targets[index], told(context, f"evaluating {whose}"))
+        process.run_samples(loaded.eval_folder, targets[index], told(context, f"evaluating {whose}"))
 
-    folders = [subject.baseline, *(point.artifact for point in points)]
+    folders = [loaded.baseline, *(point.artifact for point in points)]
     doing = "measuring the finalists against the original"
-    raced = full_race(folders, subject.bench, request.timing, request.seed, context, MEASURED, doing, outputs)
+    raced = full_race(folders, loaded.bench, request.timing, request.seed, context, MEASURED, doing, outputs)
     entries = []
     failure: OmgoptimError | None = None
     for point, timing, target in zip(points, raced.timings[1:], targets[1:], strict=True):
@@ -109,25 +109,25 @@ def measure_finalists(
             entries.append((point, timing, target))
         else:
             failure = timing
-    ordered = sorted(entries, key=lambda entry: _place(entry[0], entry[1], subject, goal, preference, raced))
+    ordered = sorted(entries, key=lambda entry: _place(entry[0], entry[1], loaded, goal, preference, raced))
     finalists = []
     original = read_outputs(targets[0])
     metric = resolve_metric(
-        subject.metric,
-        subject.signature,
+        loaded.metric,
+        loaded.signature,
         original,
-        subject.evaluation.targets,
-        subject.reach,
+        loaded.evaluation.targets,
+        loaded.policy,
         request.time_limit_s,
-        subject.outputs,
+        loaded.outputs,
     )
     for point, timing, target in ordered:  # evaluation data is read from here on
         try:
-            quality = compare_quality(metric, original, read_outputs(target), subject.evaluation.targets, request.seed)
+            quality = compare_quality(metric, original, read_outputs(target), loaded.evaluation.targets, request.seed)
         except OmgoptimError as error:  # infinite outputs, say
             failure = error
             continue
-        finalists.append(_finalist(point, timing, quality, subject, goal, raced))
+        finalists.append(_finalist(point, timing, quality, loaded, goal, raced))
     if not finalists:
         raise failure or TechniqueError("no step made an artifact that could be measured")
     winner = next((one for one in finalists if _reaches(one, goal)), None)
@@ -153,11 +153,13 @@ def deliver(chosen: Chosen, context: RunContext) -> dict[str, Path]:
     return places
 
 
-def _finalist(point: Point, timing: Timing, quality: Quality, subject: Subject, goal: Goal, raced: Raced) -> Finalist:
-    count = subject.evaluation.count
+def _finalist(
+    point: Point, timing: Timing, quality: Quality, loaded: LoadedModel, goal: Goal, raced: Raced
+) -> Finalist:
+    count = loaded.evaluation.count
     first = raced.timing(0)
-    before = measurement(subject.baseline, first, subject.bench, quality.before, quality.metric, count)
-    after = measurement(point.artifact, timing, subject.bench, quality.after, quality.metric, count)
+    before = measurement(loaded.baseline, first, loaded.bench, quality.before, quality.metric, count)
+    after = measurement(point.artifact, timing, loaded.bench, quality.after, quality.metric, count)
     gained = gains(before, after, timing, quality, raced.load)
     return Finalist(point, timing, quality, before, after, gained, goal.missed(after))
 
@@ -167,10 +169,10 @@ def _reaches(one: Finalist, goal: Goal) -> bool:
 
 
 def _place(
-    point: Point, timing: Timing, subject: Subject, goal: Goal, preference: Preference, raced: Raced
+    point: Point, timing: Timing, loaded: LoadedModel, goal: Goal, preference: Preference, raced: Raced
 ) -> tuple[bool, float, float]:
     """The key of the order of delivery: targets first, then the guard on the selection samples, then merit."""
-    seen = measurement(point.artifact, timing, subject.bench, None, None, None)
+    seen = measurement(point.artifact, timing, loaded.bench, None, None, None)
     missed = goal.missed(seen)
     furthest = missed[0].factor if missed else 1.0
     within = point.cautious_drop <= goal.max_quality_drop

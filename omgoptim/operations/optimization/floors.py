@@ -13,8 +13,8 @@ from omgoptim.errors import OmgoptimError, RequestError
 from omgoptim.measure.race import PLANS, Timing, race
 from omgoptim.models.artifact import Check, Manifest, save_program
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.optimization.goal import MB, Goal
-from omgoptim.operations.subject import Subject
 from omgoptim.runtimes import ENGINES
 from omgoptim.runtimes.signature import Signature
 
@@ -32,7 +32,7 @@ class Floor:
     size_bytes: int
 
 
-def measure_floors(subject: Subject, context: RunContext, runtime: str) -> list[Floor]:
+def measure_floors(loaded: LoadedModel, context: RunContext, runtime: str) -> list[Floor]:
     """Time an empty graph with the model's inputs on every engine that may be used; none where no program engine is.
 
     Args:
@@ -41,19 +41,19 @@ def measure_floors(subject: Subject, context: RunContext, runtime: str) -> list[
     names = [
         name
         for name, engine in ENGINES.items()
-        if engine.runs == "program" and runtime in ("auto", name) and not engine.missing(subject.device)
+        if engine.runs == "program" and runtime in ("auto", name) and not engine.missing(loaded.device)
     ]
     folders = []
     for name in names:
         folder = context.work / "floors" / name
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _save_empty(folder, name, subject)
+        _save_empty(folder, name, loaded)
         folders.append(folder)
     if not folders:
         return []
     context.progress("measuring what an empty graph costs", 0.03)
     with context.measuring():
-        timings = race(folders, subject.bench, PLANS["quick"], 0)
+        timings = race(folders, loaded.bench, PLANS["quick"], 0)
     return [
         Floor(name, timing.latency_ms_p50, timing.peak_memory_bytes, Manifest.read(folder).size_bytes)
         for name, folder, timing in zip(names, folders, timings, strict=True)
@@ -96,10 +96,10 @@ def refuse_below(goal: Goal, floors: Sequence[Floor]) -> None:
         )
 
 
-def _save_empty(folder: Path, runtime: str, subject: Subject) -> None:
+def _save_empty(folder: Path, runtime: str, loaded: LoadedModel) -> None:
     """Save a program that gives its first input back and reads no other."""
     path = folder.with_suffix(".onnx")
-    inputs = subject.signature.inputs
+    inputs = loaded.signature.inputs
     kinds = [onnx.helper.np_dtype_to_tensor_dtype(np.dtype(_numpy(tensor.dtype))) for tensor in inputs]
     values = [
         onnx.helper.make_tensor_value_info(tensor.name, kind, [_dim(size) for size in tensor.shape])
@@ -111,7 +111,7 @@ def _save_empty(folder: Path, runtime: str, subject: Subject) -> None:
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
     onnx.save_model(model, path)
     signature = Signature(inputs, "tensor")
-    batch = {tensor.name: subject.example[tensor.name] for tensor in inputs}
+    batch = {tensor.name: loaded.example[tensor.name] for tensor in inputs}
     save_program(folder, path, Manifest(runtime, "float32", signature), Check(batch, [batch[inputs[0].name]]))
 
 

@@ -9,7 +9,7 @@ Found = TypeVar("Found")
 
 
 def deepest_level(
-    attempt: Callable[[float], Found | None],
+    result: Callable[[float], Found | None],
     within: Callable[[Found], bool],
     *,
     first: float,
@@ -30,7 +30,7 @@ def deepest_level(
     best: tuple[float, Found] | None = None
     level = first
     for _ in range(most):
-        found = attempt(level)
+        found = result(level)
         if found is not None and within(found):
             low, best = level, (level, found)
         else:

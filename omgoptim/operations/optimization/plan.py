@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from omgoptim.operations.advice import repeat_of, step
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.measured import environment, shown_request
+from omgoptim.operations.loaded_model import LoadedModel
+from omgoptim.operations.next_steps import repeat_of, step
 from omgoptim.operations.optimization.chain import DISTILL, FIRST_LEVEL, LEVELS, MOST_EPOCHS, PRUNE
 from omgoptim.operations.optimization.floors import Floor
-from omgoptim.operations.subject import Subject
+from omgoptim.operations.report_records import environment, shown_request
 from omgoptim.reports import EfficiencyReport, Step
 from omgoptim.requests import OptimizeRequest
 
 
 def plan_report(
-    request: OptimizeRequest, context: RunContext, subject: Subject, floors: Sequence[Floor], has_train: bool
+    request: OptimizeRequest, context: RunContext, loaded: LoadedModel, floors: Sequence[Floor], has_train: bool
 ) -> EfficiencyReport:
     """Return the plan as a report."""
     steps = [Step(name="quantize", verb="quantize", status="planned", why="every scheme and engine that fits")]
@@ -46,13 +46,13 @@ def plan_report(
     return EfficiencyReport(
         outcome="ok",
         summary=summary,
-        warnings=subject.notes,
+        warnings=loaded.notes,
         next_steps=[run],
         verb="optimize",
         run_id=context.run_id,
         request=shown_request(request),
-        environment=environment(context, subject.bench, request.seed, subject.device, None),
+        environment=environment(context, loaded.bench, request.seed, loaded.device, None),
         steps=steps,
-        lineage=list(subject.lineage),
+        lineage=list(loaded.lineage),
         repeat=repeat_of("optimize", request),
     )

@@ -13,9 +13,9 @@ from omgoptim.errors import OmgoptimError
 from omgoptim.models.report_file import read_report
 from omgoptim.operations.context import RunContext, StepRun
 from omgoptim.operations.ledger import Amounts, Entry, Ledger, key_of
-from omgoptim.operations.live import Live
-from omgoptim.operations.measured import VERSIONS
+from omgoptim.operations.live_objects import Live
 from omgoptim.operations.optimization.selection_data import selection_as_evaluation
+from omgoptim.operations.report_records import VERSIONS
 from omgoptim.operations.verdict import with_margin
 from omgoptim.reports import Alternative, EfficiencyReport, Step
 from omgoptim.requests import ModelRequest, OptimizeRequest, parse

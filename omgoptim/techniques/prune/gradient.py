@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.errors import TechniqueError
-from omgoptim.measure.own_cost import evaluating
+from omgoptim.measure.self_time import evaluating
 from omgoptim.reports import Skip
 from omgoptim.requests.prune import Gradient
 from omgoptim.techniques.prune._unstructured.masked_reconstruction import reconstructed

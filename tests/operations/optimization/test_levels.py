@@ -11,11 +11,11 @@ from omgoptim.operations.optimization.levels import deepest_level
 def test_the_level_found_is_within_and_the_bracket_narrows(limit: float, found: float | None) -> None:
     tried: list[float] = []
 
-    def attempt(level: float) -> float:
+    def result(level: float) -> float:
         tried.append(level)
         return level
 
-    best = deepest_level(attempt, lambda level: level <= limit, first=0.5, most=4)
+    best = deepest_level(result, lambda level: level <= limit, first=0.5, most=4)
     assert len(tried) <= 4
     if found is None:
         assert best is None

@@ -11,7 +11,7 @@ from omgoptim.errors import TechniqueError
 from omgoptim.models.report_file import write_sealed
 from omgoptim.operations.context import RunContext, StepRun
 from omgoptim.operations.ledger import Ledger
-from omgoptim.operations.live import Live
+from omgoptim.operations.live_objects import Live
 from omgoptim.operations.optimization.steps import Steps
 from omgoptim.reports import EfficiencyReport, Environment, Gains, Measurement
 from omgoptim.requests import OptimizeRequest, Request

@@ -96,7 +96,7 @@ def test_the_number_of_layer_calls_grows_linearly_with_depth(
 
 
 def test_a_model_that_swallows_exceptions_does_not_swallow_the_end() -> None:
-    class Guarded(nn.Module):
+    class MixedPrecision(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.first, self.second = nn.Linear(2, 2), nn.Linear(2, 2)
@@ -109,7 +109,7 @@ def test_a_model_that_swallows_exceptions_does_not_swallow_the_end() -> None:
             given: Tensor = self.second(x)
             return given
 
-    module, seen = Guarded(), []
+    module, seen = MixedPrecision(), []
 
     def stop(*_: object) -> None:
         raise StopForward

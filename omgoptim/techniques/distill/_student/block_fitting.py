@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from omgoptim.blocks.depth_separable import DepthSeparableConv
 from omgoptim.blocks.inverted_residual import MIDDLE, InvertedResidual
-from omgoptim.measure.own_cost import evaluating
+from omgoptim.measure.self_time import evaluating
 from omgoptim.techniques.factorize._low_rank.replacement import put
 from omgoptim.techniques.probe import quiet
 from omgoptim.techniques.prune._channels.channel_reconstruction import reconstruct_channels

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.errors import TechniqueError
-from omgoptim.measure.own_cost import evaluating
+from omgoptim.measure.self_time import evaluating
 from omgoptim.runtimes.signature import flatten
 from omgoptim.techniques.probe import Probe, error_location, quiet
 from omgoptim.techniques.registry import ModuleRun

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from omgoptim.measure.own_cost import evaluating
+from omgoptim.measure.self_time import evaluating
 from omgoptim.techniques.reconstruction.capture import StopForward, run_until_stopped
 from omgoptim.techniques.reconstruction.ridge import ridge
 from omgoptim.techniques.reconstruction.rows import padding_mask, unpadded_rows

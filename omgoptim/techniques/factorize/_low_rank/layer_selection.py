@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from omgoptim.blocks import BLOCKS, LowRankLinear, SpatialConv2d, Tucker2Conv2d
-from omgoptim.measure.own_cost import evaluating
+from omgoptim.measure.self_time import evaluating
 from omgoptim.models.globs import meant, refuse_unknown
 from omgoptim.models.samples import batch_length, call_of
 from omgoptim.reports import Skip

@@ -166,11 +166,11 @@ def _out_of_reach(
 ) -> TechniqueError:
     best = total / (elsewhere + least)
     share = elsewhere / total
-    reach = f"{max(1.0, int(best * 0.99 * 100) / 100):g}"
+    policy = f"{max(1.0, int(best * 0.99 * 100) / 100):g}"
     return TechniqueError(
         f"a compression of {compression:g} is out of reach: {best:.3g} is the most",
         f"{elsewhere:,} of {total:,} parameters ({share:.0%}) are in layers that stay: embeddings, norms and the "
         f"like, those that no rank makes smaller or, per time, faster; "
         f"the {len(layers)} others need {least:,} at their smallest ranks",
-        f"target_compression at most {reach}, or rank_ratio, which counts the factorized layers alone",
+        f"target_compression at most {policy}, or rank_ratio, which counts the factorized layers alone",
     )

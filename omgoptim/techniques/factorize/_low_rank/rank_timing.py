@@ -118,29 +118,29 @@ def measured(
             for shape in sorted(set(shapes)):
                 best = [float("inf")] * len(subjects)
                 for _ in range(TURNS):
-                    for index, subject in enumerate(subjects):
-                        best[index] = min(best[index], _visit(subject, shape, run, Path(folder)))
+                    for index, loaded in enumerate(subjects):
+                        best[index] = min(best[index], _visit(loaded, shape, run, Path(folder)))
                 totals = [total + shapes.count(shape) * ms for total, ms in zip(totals, best, strict=True)]
     finally:
         torch.set_num_threads(threads)
     return RankTimes(totals[0], tuple(totals[1:]))
 
 
-def _visit(subject: nn.Module, shape: tuple[int, ...], run: ModuleRun, folder: Path) -> float:
-    session, prepared = _open(subject, shape, run, folder)
+def _visit(loaded: nn.Module, shape: tuple[int, ...], run: ModuleRun, folder: Path) -> float:
+    session, prepared = _open(loaded, shape, run, folder)
     session.seconds(prepared, 2)
     calls = max(1, round(BLOCK_S / max(session.seconds(prepared, 1), 1e-7)))
     return 1e3 * min(session.seconds(prepared, calls) for _ in range(TURNS))
 
 
-def _open(subject: nn.Module, shape: tuple[int, ...], run: ModuleRun, folder: Path) -> tuple[Session, Any]:
+def _open(loaded: nn.Module, shape: tuple[int, ...], run: ModuleRun, folder: Path) -> tuple[Session, Any]:
     engine = ENGINES["torch_eager" if run.runtime == "torch_compile" else run.runtime]
-    thing: Any = subject
+    thing: Any = loaded
     dtype = "float32"
     if engine.runs == "program":
-        thing = write_program(list(subject.children()) or [subject], shape, folder / "layer.onnx")
+        thing = write_program(list(loaded.children()) or [loaded], shape, folder / "layer.onnx")
     else:
-        dtype = str(next(subject.parameters()).dtype).removeprefix("torch.")
+        dtype = str(next(loaded.parameters()).dtype).removeprefix("torch.")
     signature = Signature((InputTensor(INPUT, dtype, shape, keyword=False),), "tensor")
     session = engine.open(thing, signature, Settings(run.threads, run.device))
     values = np.random.default_rng(run.seed).standard_normal(shape, dtype=np.float32)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omgoptim.measure.own_cost import evaluating
+from omgoptim.measure.self_time import evaluating
 from omgoptim.runtimes.signature import flatten
 from omgoptim.techniques.factorize._low_rank.layer_selection import Use, uses_of, with_same_rows
 from omgoptim.techniques.reconstruction.capture import Hook, forward_hooks

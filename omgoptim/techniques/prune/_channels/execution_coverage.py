@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omgoptim.measure.own_cost import evaluating
+from omgoptim.measure.self_time import evaluating
 from omgoptim.models.samples import batch_length, call_of
 from omgoptim.techniques.probe import Probe, quiet
 from omgoptim.techniques.prune._channels.groups import Group

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.errors import DataError, TechniqueError
-from omgoptim.measure.own_cost import evaluating
+from omgoptim.measure.self_time import evaluating
 from omgoptim.requests.prune import Structured
 from omgoptim.techniques.probe import quiet
 from omgoptim.techniques.prune._channels.groups import Group, Groups, Place

@@ -214,9 +214,9 @@ def _around(problem: Problem, budget: float, choice: Choice) -> Choice | None:
     to ever nearer ones until what is chosen does keep to the budget and loses less.
     """
     room = budget - problem.ms(choice)
-    for reach in (max(map(len, problem.options), default=1), 3, 2, 1):
+    for policy in (max(map(len, problem.options), default=1), 3, 2, 1):
         spans = [
-            range(max(0, here - reach), min(len(options), here + reach + 1))
+            range(max(0, here - policy), min(len(options), here + policy + 1))
             for options, here in zip(problem.options, choice, strict=True)
         ]
         times = [
@@ -251,11 +251,11 @@ def _polished(problem: Problem, budget: float, choice: Choice) -> Choice:
 
 def _changes(problem: Problem, choice: Choice) -> list[dict[int, int]]:
     """Other options for one group, and for two."""
-    reach = max(map(len, problem.options), default=1)
-    if (len(choice) * reach) ** 2 / 2 > MOST_PAIRS:
-        reach = 2
+    policy = max(map(len, problem.options), default=1)
+    if (len(choice) * policy) ** 2 / 2 > MOST_PAIRS:
+        policy = 2
     single = [
-        [option for option in range(len(options)) if option != here and abs(option - here) <= reach]
+        [option for option in range(len(options)) if option != here and abs(option - here) <= policy]
         for options, here in zip(problem.options, choice, strict=True)
     ]
     changes = [{g: option} for g, options in enumerate(single) for option in options]

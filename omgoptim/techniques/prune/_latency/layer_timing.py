@@ -23,7 +23,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from omgoptim.errors import TechniqueError
-from omgoptim.measure.own_cost import evaluating
+from omgoptim.measure.self_time import evaluating
 from omgoptim.models.samples import call_of, of_size
 from omgoptim.techniques.prune._channels.groups import Group, Place
 from omgoptim.techniques.prune._channels.layer_widths import is_depthwise

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from omgoptim.measure.own_cost import evaluating
+from omgoptim.measure.self_time import evaluating
 from omgoptim.techniques.prune._unstructured.parameter_selection import Weight
 from omgoptim.techniques.prune._unstructured.weight_matrix import is_linear_transposed
 from omgoptim.techniques.registry import ModuleRun

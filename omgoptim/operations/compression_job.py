@@ -1,0 +1,78 @@
+"""What everything that one compressing run does works with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from torch import nn
+
+from omgoptim.operations.context import RunContext
+from omgoptim.operations.datasets import Datasets, scoring_loss
+from omgoptim.operations.loaded_model import LoadedModel
+from omgoptim.requests import DistillRequest, FactorizeRequest, Params, PruneRequest
+from omgoptim.techniques.registry import ModuleRun, Outcome, apply_to_module
+from omgoptim.training.modes import placed
+
+WORK = (0.12, 0.76)
+"""Fractions of the whole run between which taking, deriving and training move its progress."""
+
+Request = TypeVar("Request", bound=PruneRequest | FactorizeRequest | DistillRequest, covariant=True)
+
+
+@dataclass(frozen=True)
+class Job(Generic[Request]):
+    """One run: its request, its model and its data."""
+
+    request: Request
+    context: RunContext
+    loaded: LoadedModel
+    datasets: Datasets
+    original: nn.Module
+    runtime: str
+    rounds: int = 1
+
+    def module_run(self, span: tuple[float, float] = WORK) -> ModuleRun:
+        """What a technique gets; its progress moves the run's within `span`."""
+        scratch = self.context.work / "technique"
+        scratch.mkdir(parents=True, exist_ok=True)
+        start, end = span
+
+        def progress(stage: str, done: float | None) -> None:
+            self.context.progress(stage, None if done is None else start + (end - start) * done)
+
+        return ModuleRun(
+            signature=self.loaded.signature,
+            statistics=self.datasets.statistics,
+            loss=scoring_loss(self.datasets.loss, self.loaded.outputs),
+            original=placed(self.original, self.loaded.device),
+            scratch=scratch,
+            seed=self.request.seed,
+            threads=self.loaded.bench.threads,
+            device=self.loaded.device,
+            real=self.loaded.data.real,
+            runtime=self.runtime,
+            progress=progress,
+            measuring=self.context.measuring,
+        )
+
+    def span(self, number: int, part: tuple[float, float]) -> tuple[float, float]:
+        """The fractions of the run that a part (of a round, 0..1) of round `number` takes."""
+        start, end = WORK
+        width = (end - start) / self.rounds
+        return start + width * (number - 1 + part[0]), start + width * (number - 1 + part[1])
+
+    def drop(self, quality: float) -> float:
+        """How much less that is than the original's quality, on the selection samples."""
+        return self.datasets.judge.original - quality
+
+
+AnyJob = Job[PruneRequest | FactorizeRequest | DistillRequest]
+
+
+def applied(job: AnyJob, module: nn.Module, params: Params, run: ModuleRun) -> Outcome:
+    """Apply a technique to a module on the run's device; it comes back to the CPU, whatever happens."""
+    try:
+        return apply_to_module(module.to(job.loaded.device), params, run)
+    finally:
+        module.cpu()

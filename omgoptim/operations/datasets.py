@@ -1,0 +1,150 @@
+"""What compressing a module learns from: training batches, samples for statistics, and samples that choose.
+
+Nothing here is evaluation data: statistics come from the train split, choices from the calibration split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from omgoptim.errors import DataError
+from omgoptim.models.outputs import ModelOutputs
+from omgoptim.models.samples import Samples, batch_length, call_of, of_size
+from omgoptim.operations.data_overlap import overlap_notes
+from omgoptim.operations.loaded_model import Live, LoadedModel
+from omgoptim.requests import RecoveryRequest, TrainingRequest
+from omgoptim.training.batches import Batches, as_target
+from omgoptim.training.evaluator import Evaluator
+from omgoptim.training.losses import Loss, loss_of, tensor_outputs
+
+STATISTICS_SAMPLES = 512
+"""Samples of the train split that norms, moments, gradients and batch-norm statistics are read from."""
+
+SELECTION_SAMPLES = 1000
+"""Most samples that rounds and epochs are chosen on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Datasets:
+    """The data of one run, each part for its own purpose."""
+
+    statistics: Samples
+    selection: Samples
+    batches: Batches
+    judge: Evaluator
+    loss: Loss | None
+    """None without targets: there the original's outputs are all that can be learnt."""
+    epochs: int
+    notes: list[str] = field(default_factory=list)
+
+
+def gather(request: TrainingRequest, loaded: LoadedModel, module: nn.Module, live: Live | None) -> Datasets:
+    """The material of a request.
+
+    Raises:
+        DataError: training was asked for and there is nothing to train on, or nothing to choose on.
+    """
+    live = live or Live()
+    statistics = loaded.samples("train", STATISTICS_SAMPLES)
+    selection = loaded.samples("calibration", SELECTION_SAMPLES)
+    notes = []
+    has_train = loaded.data.real and statistics.count > 0
+    if not statistics.count:
+        statistics = selection
+    if not selection.count:
+        selection = statistics
+        notes.append("the calibration split is empty: rounds and epochs were chosen on training samples")
+    if not selection.count:
+        raise DataError(
+            "there is no data to choose on",
+            "splits 'calibration' and 'train' are both empty, and choices are never made on evaluation data",
+            "let load('calibration') give a few hundred samples, and load('train') the training data",
+        )
+    notes += overlap_notes(statistics, "that the model learns from", loaded)
+    notes += overlap_notes(selection, "that choose", loaded)
+    epochs = _epochs(request, has_train)
+    loss = loss_for(request, loaded, module, statistics, live)
+    if epochs and loss is None and isinstance(request, RecoveryRequest) and not request.distill:
+        raise DataError(
+            "there is nothing to train towards",
+            "the training data has no targets, and learning from the original's outputs was switched off",
+            "let the batches carry targets, or leave distill on",
+        )
+    limit_s = request.time_limit_s
+    device, described = loaded.device, loaded.outputs
+    judge = Evaluator.of(module, selection, loaded.signature, loaded.metric, loaded.policy, limit_s, device, described)
+    batches = Batches(loaded.data, module, loaded.signature, loaded.outputs)
+    return Datasets(statistics, selection, batches, judge, loss, epochs, notes)
+
+
+def _epochs(request: TrainingRequest, has_train: bool) -> int:
+    if isinstance(request, RecoveryRequest) and request.recover == "none":
+        return 0
+    if request.epochs is None:
+        return 1 if has_train else 0
+    if request.epochs and not has_train:
+        raise DataError(
+            f"{request.epochs} epochs were asked for, and there is no training data",
+            "the data gave no batch for split 'train'" if request.data else "no data was given",
+            "give data whose load('train') returns the training samples, or epochs=0",
+        )
+    return request.epochs
+
+
+def loss_for(
+    request: TrainingRequest, loaded: LoadedModel, module: nn.Module, statistics: Samples, live: Live
+) -> Loss | None:
+    """The loss on the targets; None where the data has none."""
+    target = statistics.targets[0]
+    if target is None and live.loss is None and request.loss == "auto":
+        return None
+    first = statistics.batches[0]
+    args, kwargs = call_of(loaded.signature, first)
+    with torch.inference_mode():
+        outputs = module(*args, **kwargs)
+    given: Any = live.loss or request.loss
+    example = None if target is None else as_target(target, batch_length(first))
+    limit_s, described = request.time_limit_s, loaded.outputs
+    return loss_of(given, outputs, example, loaded.policy, limit_s, module=module, outputs=described)
+
+
+def scoring_loss(loss: Loss | None, described: ModelOutputs | None = None) -> Callable[[Any, Any], Tensor]:
+    """A loss whose gradient says which weights matter: on the targets, and the size of the outputs that the targets
+    say nothing about, in units of their spread; without targets the size of all.
+
+    Args:
+        described: what the outputs are; None: only the first one counts.
+    """
+
+    def score(outputs: Any, target: Any) -> Tensor:
+        leaves = tensor_outputs(outputs, len(described.specs) if described else None)
+        if loss is None or target is None:
+            return _sizes(leaves, described, None)
+        count = next(len(leaf) for leaf in leaves if leaf.ndim)
+        value = loss.function(outputs, as_target(target, count))
+        several = described is not None and described.target is not None and len(described.compared) > 1
+        return value + _sizes(leaves, described, described.target) if several and described else value
+
+    return score
+
+
+def _sizes(leaves: list[Tensor], described: ModelOutputs | None, but: int | None) -> Tensor:
+    """Half the mean square of the floating outputs but one, added up; of several each over its spread."""
+    if described is None or len(described.compared) < 2:
+        index = described.compared[0].index if described else 0
+        return 0.5 * leaves[index].float().square().mean()
+    total = torch.zeros((), device=leaves[0].device)
+    for spec in described.compared:
+        if spec.index != but and leaves[spec.index].is_floating_point():
+            total = total + 0.5 * (leaves[spec.index].float() / spec.spread).square().mean()
+    return total
+
+
+def one_sample(loaded: LoadedModel) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a forward on one evaluation-shaped sample, for counting."""
+    return call_of(loaded.signature, of_size(loaded.evaluation, 1))

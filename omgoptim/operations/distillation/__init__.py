@@ -1,0 +1,1 @@
+"""The parts of `distill`: the student, its search, its training and the control."""

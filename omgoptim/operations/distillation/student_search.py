@@ -1,0 +1,232 @@
+"""`student auto`: students derived in several ways, the likeliest few trained for a short while, the best one chosen.
+
+Successive halving (Jamieson & Talwalkar 2016, arXiv:1502.07943): all train for `trial_epochs`, the better half for
+twice as long, and so on. Quality is that on the selection samples; the evaluation data has no say.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from omgoptim.errors import OmgoptimError, TechniqueError, argument
+from omgoptim.measure.race import SCREENING, Timing, race
+from omgoptim.operations.baseline import baseline_on
+from omgoptim.operations.compression_job import Job
+from omgoptim.operations.distillation.student import Student, as_student, name_of
+from omgoptim.operations.distillation.student_training import train
+from omgoptim.operations.per_sample_check import refuse_partial
+from omgoptim.operations.save_and_measure import save
+from omgoptim.reports import Candidate
+from omgoptim.requests import DistillRequest
+from omgoptim.requests.distill import Auto
+from omgoptim.techniques.distill._student.proposals import Proposal, proposals
+
+Status = Literal["chosen", "finalist", "dropped", "failed", "skipped", "planned"]
+
+DERIVING = 0.1
+"""Fraction of the search's progress that deriving and timing the students takes."""
+
+
+@dataclass(slots=True)
+class Trial:
+    """A student on its way through the search."""
+
+    student: Student
+    params: int
+    macs: int | None
+    """Of one sample."""
+    speedup: float | None = None
+    """Latency of the teacher over the student's, one launch."""
+    quality: float | None = None
+    """On the selection samples, after its last trial."""
+    epochs: int = 0
+    """That it was trained for, all trials together."""
+    trained: nn.Module | None = None
+    status: Status = "dropped"
+    why: str = ""
+
+
+def search(job: Job[DistillRequest], auto: Auto, span: tuple[float, float]) -> tuple[Student, list[Candidate]]:
+    """The student to train to the end, and all that were thought of.
+
+    Raises:
+        TechniqueError: nothing can be derived from the teacher, or nothing reaches the targets.
+    """
+    trials, candidates = derive(job, auto, span)
+    middle = span[0] + DERIVING * (span[1] - span[0])
+    job.context.progress(f"timing {len(trials)} students", middle)
+    _measure_speed(job, trials)
+    alive = _fast_enough(trials, auto)
+    best = _halve(job, auto, alive, (middle, span[1]))
+    best.status = "chosen"
+    best.why = _chosen_words(best, alive)
+    told = [_candidate(job, trial) for trial in trials]
+    return best.student, [*sorted(told, key=lambda each: each.status != "chosen"), *candidates]
+
+
+def derive(job: Job[DistillRequest], auto: Auto, span: tuple[float, float]) -> tuple[list[Trial], list[Candidate]]:
+    """The likeliest students that reach the target, and those that were passed over with the reason.
+
+    Raises:
+        TechniqueError: there is none.
+    """
+    job.context.progress("deriving students from the teacher", span[0])
+    found, passed_over = proposals(copy.deepcopy(job.original), auto, job.module_run(span), auto.compression)
+    skipped = [
+        Candidate(name=name, scheme=name, runtime=job.runtime, status="skipped", why=why) for name, why in passed_over
+    ]
+    found = [each for each in found if not _fails(job, each, skipped)]
+    if not found:
+        raise TechniqueError(
+            "no student can be derived from this teacher",
+            "; ".join(f"{each.name}: {each.why}" for each in skipped)
+            or "no layer can be narrowed, replaced or left out",
+            f"give a smaller target_compression, or a student of your own: {argument('student', 'file.py:callable')}",
+        )
+    return [
+        Trial(as_student(job, each.params, each.module, each.outcome), each.params_count, each.macs) for each in found
+    ], skipped
+
+
+def _fails(job: Job[DistillRequest], proposal: Proposal, skipped: list[Candidate]) -> bool:
+    """Whether a student fails on samples that the teacher takes; noted in `skipped` then."""
+    loaded = job.loaded
+    try:
+        refuse_partial(proposal.module, job.original, job.datasets.selection, loaded.signature, loaded.device)
+    except TechniqueError as error:
+        name = name_of(proposal.params)
+        why = f"{error.what}: {error.why}"
+        skipped.append(Candidate(name=name, scheme=name, runtime=job.runtime, status="skipped", why=why))
+        return True
+    return False
+
+
+def _measure_speed(job: Job[DistillRequest], trials: list[Trial]) -> None:
+    """One launch of each, beside the teacher."""
+    baseline = baseline_on(job.request.runtime, job.loaded, job.context)
+    folders, timed = [], []
+    for number, trial in enumerate(trials):
+        folder = job.context.work / "students" / str(number)
+        try:
+            save(trial.student.module, trial.student.loaded, job.runtime, folder, job.context, to_time_only=True)
+        except OmgoptimError as error:
+            trial.status, trial.why = "failed", f"{error.what}: {error.why}"
+            continue
+        folders.append(folder)
+        timed.append(trial)
+    with job.context.measuring():
+        timings = race([baseline, *folders], job.loaded.bench, SCREENING, job.request.seed)
+    for trial, timing in zip(timed, timings[1:], strict=True):
+        if isinstance(timing, Timing) and timing.speedup is not None:
+            trial.speedup = timing.speedup.value
+        elif isinstance(timing, OmgoptimError):
+            trial.status, trial.why = "failed", f"{timing.what}: {timing.why}"
+
+
+def _fast_enough(trials: list[Trial], auto: Auto) -> list[Trial]:
+    """Those that can be saved and timed, and reach the speed that was asked for."""
+    alive = [trial for trial in trials if trial.status != "failed"]
+    if not alive:
+        raise TechniqueError(
+            "no derived student could be saved and timed", "; ".join(f"{t.student.name}: {t.why}" for t in trials)
+        )
+    if auto.target_speedup is None:
+        return alive
+    fast = [trial for trial in alive if trial.speedup is not None and trial.speedup >= auto.target_speedup]
+    for trial in alive:
+        if trial not in fast:
+            trial.why = (
+                f"{trial.speedup or 0:.2f}x the speed of the teacher, and {auto.target_speedup:g}x was asked for"
+            )
+    if not fast:
+        fastest = max(alive, key=lambda trial: trial.speedup or 0)
+        raise TechniqueError(
+            f"no derived student is {auto.target_speedup:g}x as fast as the teacher",
+            f"the fastest of {len(alive)}, {fastest.student.name}, was measured at {fastest.speedup or 0:.2f}x",
+            "ask for a larger target_compression, a lower target_speedup, or runtime onnxruntime",
+        )
+    return fast
+
+
+def _halve(job: Job[DistillRequest], auto: Auto, alive: list[Trial], span: tuple[float, float]) -> Trial:
+    """Train all of them for a while, go on with the better half, until one is left."""
+    epochs, rung = auto.trial_epochs, 1
+    total = _trainings(len(alive))
+    done = 0
+    while len(alive) > 1:
+        for trial in alive:
+            number = f"trial {rung} of {trial.student.name}"
+            part = tuple(span[0] + (span[1] - span[0]) * (done + each) / total for each in (0, 1))
+            stage = train(
+                job,
+                trial.student,
+                number,
+                (part[0], part[1]),
+                teacher=job.original,
+                epochs=epochs,
+                start=trial.trained,
+            )
+            trial.trained, trial.quality = stage.module, stage.quality
+            trial.epochs += epochs
+            done += 1
+        alive = sorted(alive, key=lambda each: (-(each.quality or -math.inf), each.params))
+        kept = alive[: math.ceil(len(alive) / 2)]
+        for trial in alive[len(kept) :]:
+            trial.why = f"after {_epochs(trial.epochs)} the others were better on the selection samples"
+        alive, epochs, rung = kept, 2 * epochs, rung + 1
+    return alive[0]
+
+
+def _trainings(count: int) -> int:
+    """How many trainings halving that many takes."""
+    total = 0
+    while count > 1:
+        total += count
+        count = math.ceil(count / 2)
+    return max(total, 1)
+
+
+def _chosen_words(best: Trial, alive: list[Trial]) -> str:
+    if len(alive) == 1:
+        return "the only student that reaches the targets"
+    return f"the best of {len(alive)} on the selection samples after {_epochs(best.epochs)} of trial"
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'' if count == 1 else 's'}"
+
+
+def _candidate(job: Job[DistillRequest], trial: Trial) -> Candidate:
+    quality = trial.quality if trial.quality is not None and math.isfinite(trial.quality) else None
+    seen = planned(job, trial)
+    return seen.model_copy(
+        update={
+            "speedup": trial.speedup,
+            "quality": quality,
+            "quality_drop": None if quality is None else job.drop(quality),
+            "status": trial.status,
+            "why": f"{trial.why}; {seen.why}",
+        }
+    )
+
+
+def planned(job: Job[DistillRequest], trial: Trial) -> Candidate:
+    """A student that would be tried."""
+    return Candidate(
+        name=trial.student.name,
+        scheme=trial.student.scheme,
+        runtime=job.runtime,
+        status="planned",
+        why=_size_words(job, trial),
+    )
+
+
+def _size_words(job: Job[DistillRequest], trial: Trial) -> str:
+    before = job.loaded.params[0] if job.loaded.params else trial.params
+    told = f"{trial.params:,} parameters ({before / trial.params:.1f}x fewer)"
+    return f"{told}, {trial.macs:,} multiply-accumulates" if trial.macs else told

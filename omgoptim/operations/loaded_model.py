@@ -1,0 +1,350 @@
+"""What every verb starts from: the loaded model, its data, its signature, and the untouched model as an artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from omgoptim.errors import DataError, ModelError, SetupError, argument
+from omgoptim.hardware import usable_cores
+from omgoptim.measure.macs import MacsCount, count_macs
+from omgoptim.measure.program_macs import count_program
+from omgoptim.measure.race import LATENCY, THROUGHPUT, Bench
+from omgoptim.measure.size import count_params
+from omgoptim.models import artifact as artifacts
+from omgoptim.models.artifact import Check, Manifest
+from omgoptim.models.calls import NamedBatch, first_forward, input_tensors, name_inputs
+from omgoptim.models.collate import Collation
+from omgoptim.models.data import DataSource, Split, from_callable, load_beside, open_data, random_data, take
+from omgoptim.models.hub_options import grant_remote_code
+from omgoptim.models.language import shifted
+from omgoptim.models.onnx_graph import count_params as count_program_params
+from omgoptim.models.onnx_signature import stated_signature
+from omgoptim.models.outputs import ModelOutputs
+from omgoptim.models.path_policy import PathPolicy
+from omgoptim.models.samples import Samples, as_tensors, call_of, named_samples, of_size, synthetic_like
+from omgoptim.models.source import Recipe, Source, default_inputs, load_source
+from omgoptim.models.user_code import call_user
+from omgoptim.operations.batch_check import batch_dependence_of
+from omgoptim.operations.context import RunContext
+from omgoptim.operations.first_forward import (
+    count_notes,
+    float32_arrays,
+    float32_copy,
+    float32_signature,
+    is_causal,
+    precision_of_module,
+    refuse_nan_samples,
+    refuse_other_inputs,
+    settled_outputs,
+    with_shifted_labels,
+)
+from omgoptim.operations.fixed_batch import at_batch_one, stated_batch
+from omgoptim.operations.live_objects import Live as Live
+from omgoptim.operations.live_objects import recipe_of_live
+from omgoptim.operations.output_folder import not_sealed
+from omgoptim.operations.reference_outputs import outputs_of
+from omgoptim.requests import ModelRequest, QuantizeRequest, TrainingRequest
+from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes.engine import as_float32
+from omgoptim.runtimes.export import at_one
+from omgoptim.runtimes.signature import InputTensor, Signature
+from omgoptim.runtimes.torch_precision import HALF
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """The model under work, and everything that measuring it needs."""
+
+    source: Source
+    module: nn.Module | None
+    """None where the model is a program."""
+    program: Path | None
+    signature: Signature
+    data: DataSource
+    evaluation: Samples
+    example: NamedBatch
+    """Two synthetic samples of the data's kind: for export and for the artifacts' check."""
+    baseline: Path
+    bench: Bench
+    macs: MacsCount | None
+    params: tuple[int, int] | None
+    """Parameters, and those that are not zero."""
+    precision: str
+    """What the model comes in; `module` is a float32 copy where that is another floating precision."""
+    lineage: tuple[str, ...]
+    policy: PathPolicy
+    device: str
+    metric: str | Callable[..., Any]
+    eval_folder: Path
+    outputs: ModelOutputs
+    notes: list[str] = field(default_factory=list)
+    batch_dependent: str | None = None
+    """Why the answer to a sample depends on its batch; evaluation and selection samples are then batches of one."""
+    fixed_batch: str | None = None
+    """Why the batch cannot be free in an export; all samples but those that train are then batches of one."""
+
+    def samples(self, split: Split, count: int) -> Samples:
+        """The first `count` samples of a split, named as the model takes them.
+
+        Those that choose are one by one where the answer depends on the batch; statistics are read in batches.
+        """
+        raw = take(self.data.batches(split), count)
+        named = [name_inputs(self.module, item.inputs, self.signature.input_names) for item in raw]
+        samples = named_samples(named, raw)
+        if self.module is not None:
+            samples = float32_arrays(samples)
+        one_by_one = self.batch_dependent or self.fixed_batch
+        return samples.one_by_one() if one_by_one and split != "train" else samples
+
+
+def prepare(request: ModelRequest, context: RunContext, live: Live | None = None) -> LoadedModel:
+    """Load the model and its data, run it once, and save it untouched as the baseline artifact.
+
+    Raises:
+        OmgoptimError: of the kind that fits: see `errors.py`.
+    """
+    live = live or Live()
+    torch.manual_seed(request.seed)
+    grant_remote_code(request.allow_remote_code)
+    policy = PathPolicy.of_request(context.project, request)
+    context.progress("loading the model", 0.01)
+    source = _load(request, policy, live)
+    threads = request.threads or usable_cores()
+    torch.set_num_threads(threads)
+    device = "cpu" if request.device == "auto" else request.device
+    opened = _opened(source, policy)
+    unusable = ENGINES["onnxruntime" if opened.program else "torch_eager"].missing(device)
+    if unusable:
+        raise SetupError(f"device {device} cannot be used", unusable, "leave device out to measure on the CPU")
+    context.progress("loading the data", 0.03)
+    data = _data(request, policy, live, source, opened)
+    data = live.resplit(data) if live.resplit else data
+    raw = take(data.batches("eval"), request.samples if data.real else 64)
+    if not raw:
+        raise DataError("the eval data is empty", "the data gave no batch for split 'eval'", "give at least one sample")
+    named = [name_inputs(opened.module, item.inputs, opened.input_names) for item in raw]
+    evaluation = named_samples(named, raw)
+    stated = stated_batch(opened.module, opened.signature, request)
+    evaluation = evaluation.one_by_one() if stated else evaluation
+    context.progress("running the model once", 0.05)
+    inputs = input_tensors(named)
+    if opened.program and opened.signature:
+        refuse_other_inputs(inputs, opened.signature)
+    refuse_nan_samples(opened.module, inputs, evaluation, request.time_limit_s)
+    example, signature, learnt = _run_once(opened, inputs, evaluation, request, stated or 2)
+    if is_causal(opened.module or opened.program, signature, evaluation, request.time_limit_s):
+        learnt = [*learnt, "the labels repeat the inputs: each position is scored on the next token"]
+        data = with_shifted_labels(data, opened.module)
+        evaluation = Samples(evaluation.batches, [shifted(target) for target in evaluation.targets])
+    dependent = batch_dependence_of(opened.module, opened.program, signature, evaluation, threads)
+    if dependent:
+        learnt.append(f"{dependent}; quality is measured one sample at a time, and throughput not at all")
+    metric = live.metric or request.metric
+    outputs = outputs_of(request, metric, opened.module, opened.program, signature, data, evaluation, threads)
+    macs, params = _counts(opened, signature, of_size(evaluation, 1))
+    precision = "float32"
+    if opened.module is not None and source.artifact is None:
+        precision, said = precision_of_module(opened.module, inputs)
+        learnt = [*learnt, *said]
+    if opened.module is not None:
+        evaluation = float32_arrays(evaluation)
+        example = {name: as_float32(array) for name, array in example.items()}
+    bench = _bench(request, context, evaluation, threads, device, policy, free_batch=not dependent)
+    evaluation = evaluation.one_by_one() if dependent else evaluation
+    baseline, fixed = source.artifact, f"'{request.model}' was exported for a batch of 1" if stated else None
+    if baseline is None:
+        baseline = context.work / "baseline"
+        manifest = Manifest(
+            runtime="onnxruntime" if opened.program else "torch_eager",
+            precision=precision,
+            signature=signature,
+            params=params[0] if params else None,
+            nonzero_params=params[1] if params else None,
+            macs=macs.macs if macs else None,
+            macs_check=macs.check if macs else None,
+            device=device,
+        )
+        fixed = _save_baseline(baseline, source, opened, manifest, example, threads, context.work) or fixed
+    if opened.module is not None and precision != "float32":
+        opened, signature = replace(opened, module=float32_copy(opened.module)), float32_signature(signature)
+    made = Manifest.read(baseline)
+    loaded = LoadedModel(
+        source=source,
+        module=opened.module,
+        program=opened.program,
+        signature=signature,
+        data=data,
+        evaluation=evaluation,
+        example=example,
+        baseline=baseline,
+        bench=bench,
+        macs=macs,
+        params=params,
+        precision=made.precision,
+        lineage=(*made.lineage, context.run_id),
+        policy=policy,
+        device=device,
+        metric=metric,
+        eval_folder=evaluation.write(context.work / "eval"),
+        outputs=outputs,
+        notes=[*source.notes, *data.notes, *learnt, *count_notes(macs), *not_sealed(request)],
+        batch_dependent=dependent,
+    )
+    return at_batch_one(loaded, fixed, context.work) if fixed else loaded
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """The model in this process: a module, or a program with its signature."""
+
+    module: nn.Module | None
+    program: Path | None
+    signature: Signature | None
+
+    @property
+    def input_names(self) -> list[str]:
+        return self.signature.input_names if self.signature else []
+
+
+def _load(request: ModelRequest, policy: PathPolicy, live: Live) -> Source:
+    if live.module is not None:
+        return Source(module=live.module, notes=list(live.notes))
+    return load_source(
+        request.model,
+        policy,
+        checkpoint=request.checkpoint,
+        weights=request.weights,
+        kwargs=request.model_kwargs,
+        limit_s=request.time_limit_s,
+    )
+
+
+def _opened(source: Source, policy: PathPolicy) -> _Opened:
+    if source.artifact is not None:  # its files were verified when it was found
+        manifest = Manifest.read(source.artifact)
+        if artifacts.has_module(manifest, policy):  # a program may lie beside it: the module can do more
+            module = artifacts.load_module(source.artifact, manifest, policy)
+            # Its fresh process runs it in half precision; here it is looked at, exported and converted from float32.
+            return _Opened(module.float() if manifest.precision in HALF else module, None, manifest.signature)
+        return _Opened(None, source.artifact / artifacts.PROGRAM, manifest.signature)
+    if source.program is not None:
+        return _Opened(None, source.program, stated_signature(source.program))
+    return _Opened(source.module, None, None)
+
+
+def _data(request: ModelRequest, policy: PathPolicy, live: Live, source: Source, opened: _Opened) -> DataSource:
+    ranks = [len(tensor.shape) for tensor in opened.signature.inputs] if opened.signature else []
+    collation = Collation(opened.module, ranks)
+    if live.data is not None:
+        return from_callable(live.data, request.batch, request.time_limit_s, collation)
+    if request.data:
+        return open_data(request.data, policy, request.batch, request.time_limit_s, request.seed, collation)
+    specs = request.inputs or default_inputs(source.recipe, opened.module) or _stated_inputs(opened.signature)
+    if not specs:
+        compresses = isinstance(request, (TrainingRequest, QuantizeRequest))  # what measures runs only named code
+        beside = load_beside(source.recipe, policy, request.time_limit_s) if compresses else None
+        if beside is not None:
+            name, load = beside
+            collation.note(f"no data was given: {name}, which stands beside the model, was taken")
+            return from_callable(load, request.batch, request.time_limit_s, collation)
+        raise DataError(
+            "it is not known what the model takes",
+            "neither data nor input shapes were given",
+            f"give {argument('data', 'file.py:callable')}, or shapes such as {argument('inputs', ['1x3x224x224'])}",
+        )
+    return random_data(specs, opened.module, 64, request.seed)
+
+
+def _stated_inputs(signature: Signature | None) -> list[str]:
+    """Input shapes that a program or artifact states itself, unless a dimension other than the batch is free."""
+    if signature is None or any(isinstance(size, str) for tensor in signature.inputs for size in tensor.shape[1:]):
+        return []
+    return [f"{t.name}:{t.dtype}:{'x'.join(map(str, (1, *t.shape[1:])))}" for t in signature.inputs]
+
+
+def _run_once(
+    opened: _Opened, inputs: tuple[InputTensor, ...], evaluation: Samples, request: ModelRequest, size: int
+) -> tuple[NamedBatch, Signature, list[str]]:
+    """A synthetic example of `size` samples, the signature learnt on real inputs, and what to say of it."""
+    real = of_size(evaluation, size)
+    example = synthetic_like(real, request.seed)
+    if opened.module is None:
+        if opened.signature is None:
+            raise ModelError("the program states no signature")
+        return example, opened.signature, []
+    dtypes = Signature(inputs, None).dtypes
+    doing, limit_s = "running the model once", request.time_limit_s
+    signature = call_user(doing, limit_s, first_forward, opened.module, inputs, as_tensors(real, dtypes))
+    signature = signature.at_batch(1) if size == 1 else signature
+    try:
+        call_user(doing, limit_s, first_forward, opened.module, inputs, as_tensors(example, dtypes))
+    except ModelError:  # inputs that mean something: lengths, offsets
+        return real, signature, ["the model does not run on random inputs: check.npz holds evaluation samples"]
+    return example, signature, []
+
+
+def _counts(opened: _Opened, signature: Signature, one: NamedBatch) -> tuple[MacsCount | None, tuple[int, int] | None]:
+    if opened.module is None:
+        if opened.program is None:
+            return None, None
+        return MacsCount(count_program(opened.program, one).macs, None, {}), count_program_params(opened.program)
+    args, kwargs = call_of(signature, one)
+    return count_macs(opened.module, args, kwargs), count_params(opened.module)
+
+
+def _bench(
+    request: ModelRequest,
+    context: RunContext,
+    evaluation: Samples,
+    threads: int,
+    device: str,
+    policy: PathPolicy,
+    free_batch: bool,
+) -> Bench:
+    context.work.mkdir(parents=True, exist_ok=True)
+    batches = {}
+    sizes = {LATENCY: 1} | ({THROUGHPUT: request.batch} if free_batch else {})
+    for name, size in sizes.items():
+        batches[name] = context.work / f"{name}.npz"
+        np.savez(batches[name], **of_size(evaluation, size))  # type: ignore[arg-type]
+    return Bench(batches, request.batch if free_batch else 1, threads, context.project, device, policy)
+
+
+def _save_baseline(
+    folder: Path,
+    source: Source,
+    opened: _Opened,
+    manifest: Manifest,
+    example: NamedBatch,
+    threads: int,
+    work: Path,
+) -> str | None:
+    """Save the untouched model; returns why a live module could only be exported at batch 1, if so."""
+    target = opened.program or opened.module
+    session = ENGINES[manifest.runtime].open(target, manifest.signature, Settings(threads=threads))
+    check = Check(example, settled_outputs(session, example))
+    if opened.program is not None:
+        artifacts.save_program(folder, opened.program, manifest, check)
+        return None
+    if opened.module is None:
+        raise ModelError("there is no model to save")
+    recipe, fixed = source.recipe, None
+    if recipe is None:
+        recipe, fixed = recipe_of_live(opened.module, manifest.signature, example, work / "live.pt2")
+    if fixed:
+        manifest = replace(manifest, signature=manifest.signature.at_batch(1))
+        check = Check(at_one(example), settled_outputs(session, at_one(example)))
+    artifacts.save_module(folder, opened.module, recipe, manifest, check)
+    return fixed
+
+
+def recipe_of(loaded: LoadedModel) -> Recipe:
+    """How a fresh process builds the subject's module: what its baseline artifact says."""
+    return artifacts.read_recipe(loaded.baseline)

@@ -1,0 +1,237 @@
+"""Next steps: calls that are worth making, each with the fact that speaks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from omgoptim.operations.context import is_live
+from omgoptim.operations.loaded_model import LoadedModel
+from omgoptim.operations.verdict import ROUNDING
+from omgoptim.reports import Candidate, EfficiencyReport, Layer, NextStep
+from omgoptim.reports.measured import SMALLER
+from omgoptim.requests import GRANTS, ModelRequest, QuantizeRequest, Request, parse, technique_field
+from omgoptim.requests.command import command_of
+
+AS_THEY_ARE = ("bf16", "fp16", "fp32", "dynamic")
+"""Schemes that a call by their bare name repeats as they were tried: there is nothing to learn or to search."""
+
+IN_INTEGERS = (
+    *("Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "LSTM"),
+    *("MultiheadAttention", "Bilinear", "Conv", "Gemm", "MatMul", "ConvTranspose", "Embedding", "EmbeddingBag"),
+)
+"""Kinds of layers, and operators of programs, that an engine here computes in integers: fewer bits make them faster."""
+
+QUANTIZABLE_SHARE = 0.1
+"""Of the time, in layers that can compute in int8: with less, quantization makes nothing faster."""
+
+MOST_SAMPLES = 1_000_000
+"""The request's own bound."""
+
+
+def step(tool: str, arguments: dict[str, Any], why: str) -> NextStep:
+    """A next step whose command is made from its arguments."""
+    return NextStep(tool=tool, arguments=arguments, command=repeat_of(tool, parse(tool, arguments)), why=why)
+
+
+def repeat_of(verb: str, request: Request) -> str:
+    """The command that makes a request; a Python call where it was made with objects that no command can name."""
+    given = request.model_dump(exclude_defaults=True)
+    key = technique_field(type(request))
+    if key in given:
+        given.pop(key)
+        given.update(technique_arguments(request))
+    live = {name for name, value in given.items() if is_live(value)}
+    if not live:
+        return command_of(verb, request)
+    words = [f"{name}={name if name in live else repr(value)}" for name, value in given.items() if name != "model"]
+    model = "model" if "model" in live else repr(given["model"])
+    return f"omgoptim.{verb}({', '.join([model, *words])})"
+
+
+def pick_step(run_id: str, name: str, why: str) -> NextStep:
+    """The call that delivers another finalist of a run, without computing again."""
+    arguments = {"action": "pick", "run_id": run_id, "name": name}
+    return NextStep(tool="runs", arguments=arguments, command=f"omgoptim pick {run_id} {name}", why=why)
+
+
+def common_arguments(request: ModelRequest) -> dict[str, Any]:
+    """What another verb needs to look at the same model: the arguments that were given."""
+    names = ("model", "checkpoint", "weights", "model_kwargs", "data", "inputs", "metric", "project", "python", *GRANTS)
+    fields = type(request).model_fields
+    given = {name: getattr(request, name) for name in names}
+    return {
+        name: value
+        for name, value in given.items()
+        if name == "model" or value != fields[name].get_default(call_default_factory=True)
+    }
+
+
+def same_arguments(request: ModelRequest) -> dict[str, Any]:
+    """Everything that was given, flat, to ask again with one thing changed; not `output`, which may exist by then."""
+    key = technique_field(type(request))
+    given = {
+        name: getattr(request, name)
+        for name, field in type(request).model_fields.items()
+        if name not in (key, "output", "plan")
+        and (field.is_required() or getattr(request, name) != field.get_default(call_default_factory=True))
+    }
+    return given | technique_arguments(request)
+
+
+def technique_arguments(request: Request) -> dict[str, Any]:
+    """The technique and its parameters as flat arguments, defaults left out."""
+    key = technique_field(type(request))
+    if key is None or getattr(request, key) == type(request).model_fields[key].get_default():
+        return {}
+    params = getattr(request, key)
+    own = params.model_dump(exclude_defaults=True, exclude={"source"} if params.by_source else None)
+    return dict(own) | {key: params.bare(key)}
+
+
+def profile_steps(
+    request: ModelRequest, loaded: LoadedModel, layers: Sequence[Layer], waits: float | None = None
+) -> list[NextStep]:
+    """After a profile: quantize, unless that could not speed it up, and give data if there was none.
+
+    Args:
+        waits: share of its time that the model waits instead of computing, if that is most of it.
+    """
+    if not loaded.precision.startswith("float32") or not _quantizable(layers):
+        return []
+    arguments = common_arguments(request)
+    costly = layers[0] if layers and layers[0].time_share else None
+    share = f"{costly.path} ({costly.kind}) takes {costly.time_share:.0%} of the time; " if costly else ""
+    why = f"{share}{_what_fewer_bits_bring(costly, waits)}"
+    if not loaded.data.real:
+        why += "; without data only dynamic quantization and half precision can be tried"
+    return [step("quantize", arguments, why)]
+
+
+def _what_fewer_bits_bring(costly: Layer | None, waits: float | None) -> str:
+    """Return what quantization can do for a model, by where its time goes."""
+    if waits is not None:
+        return f"quantization makes it smaller; of its time {waits:.0%} is waiting, which fewer bits do not shorten"
+    if costly is None or costly.kind in IN_INTEGERS:
+        return "quantization is the cheapest way to smaller and faster"
+    if costly.macs:
+        return f"quantization makes it smaller, but no engine here computes a {costly.kind} in integers"
+    return "quantization makes it smaller, and another engine may take less time for what is around its layers"
+
+
+def _quantizable(layers: Sequence[Layer]) -> bool:
+    """Whether layers with weights and products take a share of the time; where that was not measured, it may be so."""
+    if not any(layer.macs for layer in layers):
+        return True
+    timed = [layer for layer in layers if layer.time_share is not None]
+    able = sum(layer.time_share or 0 for layer in timed if layer.macs and layer.size_bytes)
+    return not timed or able >= QUANTIZABLE_SHARE
+
+
+def new_calls(report: EfficiencyReport, request: Request) -> list[NextStep]:
+    """The next steps of a report without those that its own facts rule out.
+
+    Ruled out are the call that was just made, a call that another step makes already, and a scheme of `quantize` whose
+    candidates lost more than the guard allows. Where the guard failed, a candidate that held it comes first.
+    """
+    steps = [*_holding(report, request), *report.next_steps]
+    made = [(report.verb, _as_asked(request))]
+    kept = []
+    for one in steps:
+        call = (one.tool, _as_asked(parse(one.tool, one.arguments)))
+        if call in made or _lost_too_much(one, report, request):
+            continue
+        made.append(call)
+        kept.append(one)
+    return kept[:3]
+
+
+def _as_asked(request: Request) -> Request:
+    """A request without where its artifact is copied to: another folder is no other call."""
+    return request.model_copy(update={"output": None}) if "output" in type(request).model_fields else request
+
+
+def _lost_too_much(one: NextStep, report: EfficiencyReport, request: Request) -> bool:
+    """Whether a step asks for a scheme as it was tried just now, of which nothing held the guard."""
+    scheme = one.arguments.get("scheme")
+    if not isinstance(request, QuantizeRequest) or one.tool != "quantize" or scheme not in AS_THEY_ARE:
+        return False
+    tried = [candidate for candidate in report.candidates if candidate.scheme == scheme]
+    drops = [candidate.quality_drop for candidate in tried if candidate.quality_drop is not None]
+    return bool(drops) and min(drops) > one.arguments.get("max_quality_drop", request.max_quality_drop) + ROUNDING
+
+
+def _holding(report: EfficiencyReport, request: Request) -> list[NextStep]:
+    """The call for the best candidate that held the guard where the chosen one did not."""
+    if report.outcome != "guard_failed" or not isinstance(request, QuantizeRequest):
+        return []
+    held = [
+        one
+        for one in report.candidates
+        if one.status in ("finalist", "dropped") and one.scheme in AS_THEY_ARE and one.quality_drop is not None
+        if one.quality_drop <= request.max_quality_drop + ROUNDING and _gained(one)
+    ]
+    if not held:
+        return []
+    best = max(held, key=lambda one: (one.speedup or 1.0) * (one.size_ratio or 1.0))
+    asked = common_arguments(request) | {"max_quality_drop": request.max_quality_drop}
+    why = f"{best.name} held the guard on the selection samples (drop {best.quality_drop:.4f})"
+    return [step("quantize", asked | {"scheme": best.scheme, "runtime": best.runtime}, why)]
+
+
+def _gained(one: Candidate) -> bool:
+    return (one.speedup or 0.0) > 1 or (one.size_ratio or 0.0) >= SMALLER
+
+
+def plan_step(request: QuantizeRequest) -> NextStep:
+    """After a plan: the same, for real."""
+    output = {"output": request.output} if request.output else {}
+    return step("quantize", same_arguments(request) | output, "do what was planned")
+
+
+def quantize_steps(
+    request: QuantizeRequest, outcome: str, run_id: str, has_interval: bool, needed: int | None, loaded: LoadedModel
+) -> list[NextStep]:
+    """After a quantize: what helps with what is still open.
+
+    Args:
+        needed: how many samples would decide the guard, where these do not.
+    """
+    real_data = loaded.data.real
+    arguments = common_arguments(request)
+    steps = []
+    if outcome == "guard_failed":
+        steps += _to_lose_less(request, arguments | {"max_quality_drop": request.max_quality_drop}, loaded)
+    if outcome == "no_gain":
+        steps.append(step("profile", arguments, "see where the time goes: small models are dominated by overhead"))
+    if outcome == "ok" and not has_interval and request.timing == "quick":
+        careful = same_arguments(request) | {"timing": "standard"}
+        steps.append(step("quantize", careful, "a single launch gives no interval: standard timing proves the speedup"))
+    if outcome == "ok" and not real_data:
+        known = {key: value for key, value in arguments.items() if key != "inputs"} | {"data": "file.py:load"}
+        steps.append(step("quantize", known, "with your data static quantization can be tried, and accuracy measured"))
+    all_used = loaded.evaluation.count < request.samples
+    if outcome == "ok" and real_data and needed and needed > request.samples and not all_used:
+        larger = same_arguments(request) | {"samples": min(2 * needed, MOST_SAMPLES)}
+        steps.append(step("quantize", larger, "more evaluation samples decide whether the guard holds"))
+    if outcome == "ok":
+        again = {key: value for key, value in arguments.items() if key in ("data", "metric", "project", "python")}
+        steps.append(step("profile", {"model": run_id, **again}, "profile the artifact on the hardware it will run on"))
+    return steps[:3]
+
+
+def _to_lose_less(request: QuantizeRequest, arguments: dict[str, Any], loaded: LoadedModel) -> list[NextStep]:
+    """What int8 that lost too much can still try, and what loses less than int8."""
+    steps = []
+    scheme = request.scheme.scheme
+    if scheme in ("auto", "static") and loaded.data.real:
+        if request.effort != "best":
+            best = same_arguments(request) | {"effort": "best"}
+            steps.append(step("quantize", best, "learns how to round each weight, which takes minutes"))
+        if loaded.module is not None:
+            trained = arguments | {"scheme": "qat"}
+            steps.append(step("quantize", trained, "trains with int8 simulated; needs training data, and a few epochs"))
+    if scheme != "bf16":
+        half = arguments | {"scheme": "bf16"}
+        steps.append(step("quantize", half, "bfloat16 loses far less than int8 and is half the size"))
+    return steps

@@ -1,0 +1,47 @@
+"""The folder that the user wants the artifact in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from omgoptim.errors import RequestError, argument
+from omgoptim.models import artifact as artifacts
+from omgoptim.models.origin import can_seal
+from omgoptim.models.path_policy import PathPolicy
+from omgoptim.operations.context import RunContext
+from omgoptim.requests import ModelRequest
+
+
+def free_output(output: str | None, allow_path: Sequence[str], context: RunContext) -> Path | None:
+    """Where a copy of the artifact goes; refused before any work if it exists."""
+    if output is None:
+        return None
+    folder = PathPolicy.of(context.project, allow_path).inside(output, "output")
+    if folder.exists():
+        raise RequestError(f"output '{output}' exists already", "nothing is overwritten", "name a new folder")
+    return folder
+
+
+def deliver(folder: Path, output: Path | None, passed: bool) -> tuple[Path, list[str]]:
+    """Copy a proved artifact to where the user wants it, unless it failed the guard.
+
+    Returns:
+        Where the artifact is now, and what must be said about it.
+    """
+    if output is None:
+        return folder, []
+    if not passed:
+        return folder, [f"nothing was put into '{output.name}': what fails the guard is not delivered"]
+    artifacts.copy_artifact(folder, output)
+    return output, []
+
+
+def not_sealed(request: ModelRequest) -> list[str]:
+    """What must be said of the artifact of a run whose user has no key."""
+    if "output" not in type(request).model_fields or can_seal():
+        return []
+    return [
+        "your state folder cannot be written, so the artifact is not sealed as yours: where it holds a recipe, opening "
+        f"it later takes {argument('trust_artifact', True)} (OMGOPTIM_STATE_DIR names another folder)"
+    ]

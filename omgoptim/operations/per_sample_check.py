@@ -1,0 +1,84 @@
+"""Proof that a module whose shapes changed takes every sample that the original takes, one at a time."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from omgoptim.errors import TechniqueError
+from omgoptim.measure.self_time import evaluating
+from omgoptim.models.calls import NamedBatch
+from omgoptim.models.samples import Samples, batch_length, call_of
+from omgoptim.runtimes.signature import Signature, flatten
+from omgoptim.techniques.probe import error_location, quiet
+from omgoptim.training.evaluator import eval_mode
+
+LONGEST_S, FEWEST = 20.0, 32
+"""No further sample begins after so many seconds, once so many were run: a slow model is proven on fewer."""
+
+Shapes = list[tuple[int, ...]]
+
+
+def refuse_partial(
+    module: nn.Module, original: nn.Module, samples: Samples, signature: Signature, device: str = "cpu"
+) -> int:
+    """Raise where a module fails on a sample for which the original runs, or gives outputs of other shapes.
+
+    Nothing is run where all parameters have the shapes of the original's.
+
+    Args:
+        samples: run with batch size 1, first those at even distances.
+
+    Returns:
+        How many samples were run.
+
+    Raises:
+        TechniqueError: with the number of samples that fail and the first failure.
+    """
+    if _shapes(module) == _shapes(original):
+        return 0
+    began, done, failures = time.monotonic(), 0, []
+    with eval_mode(module, device), eval_mode(original, device):
+        for one in _spread(samples):
+            if done >= FEWEST and time.monotonic() - began > LONGEST_S:
+                break
+            done += 1
+            made = _outputs(module, signature, one, device)
+            if isinstance(made, str) or done <= FEWEST:
+                expected = _outputs(original, signature, one, device)
+                if made != expected and not isinstance(expected, str):
+                    failures.append(made if isinstance(made, str) else f"its outputs are {made} instead of {expected}")
+    if failures:
+        raise TechniqueError(
+            f"the smaller model fails on {len(failures)} of {done} samples that the original takes",
+            f"{failures[0]}; some inputs take a way through the model on which the removed channels are needed",
+            "name the layers on that way, and those before it, in ignore",
+        )
+    return done
+
+
+def _outputs(module: nn.Module, signature: Signature, one: NamedBatch, device: str) -> Shapes | str:
+    """Shapes of the outputs for one sample, or how the forward failed."""
+    args, kwargs = call_of(signature, one, device)
+    try:
+        with evaluating(module), quiet(), torch.no_grad():
+            result = module(*args, **kwargs)
+    except Exception as error:  # noqa: BLE001 - whatever a user's forward raises once widths have changed
+        return error_location(error)
+    return [tuple(leaf.shape) for leaf in flatten(result) if isinstance(leaf, Tensor)]
+
+
+def _spread(samples: Samples) -> Iterator[NamedBatch]:
+    """Every sample as a batch of its own; the first ones at even distances: a slow model may not see all."""
+    places = [(index, row) for index, batch in enumerate(samples.batches) for row in range(batch_length(batch))]
+    step = max(len(places) // FEWEST, 1)
+    for index, row in itertools.chain.from_iterable(places[start::step] for start in range(step)):
+        yield {name: array[row : row + 1] for name, array in samples.batches[index].items()}
+
+
+def _shapes(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
+    return [(name, tuple(parameter.shape)) for name, parameter in module.named_parameters()]

@@ -1,0 +1,1 @@
+"""The parts of `quantize`: candidates, screening, the final race, mixed precision, coverage."""

@@ -1,0 +1,281 @@
+"""Making candidates: the one export, a technique applied, an artifact saved with what it gave in memory."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from omgoptim.errors import NoLayerChanged, OmgoptimError, TechniqueError
+from omgoptim.models import artifact as artifacts
+from omgoptim.models.artifact import Check, Manifest
+from omgoptim.models.onnx_graph import graph_traits
+from omgoptim.models.samples import Samples, as_tensors
+from omgoptim.operations.context import RunContext
+from omgoptim.operations.loaded_model import LoadedModel, recipe_of
+from omgoptim.operations.quantization.candidates import Option, Program
+from omgoptim.reports import Change, Skip
+from omgoptim.requests import Params
+from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Fp32, Qat, Static, WeightOnly
+from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes.engine import engine_message
+from omgoptim.runtimes.signature import BATCH
+from omgoptim.runtimes.tied_weights import tied_weights
+from omgoptim.techniques.registry import Outcome, ProgramRun, apply_to_program, technique_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Result = TypeVar("Result")
+
+PRECISIONS: dict[type[Params], str] = {
+    Static: "int8",
+    Qat: "int8",
+    Dynamic: "int8",
+    Bf16: "bfloat16",
+    Fp16: "float16",
+    Fp32: "float32",
+}
+"""What an engine is told a technique's program is in: OpenVINO computes bfloat16 only when it is."""
+
+
+def precision_of(params: Params) -> str:
+    """The same for these parameters: how many bits only they say of weight_only."""
+    return f"int{params.num_bits}" if isinstance(params, WeightOnly) else PRECISIONS[type(params)]
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltCandidate:
+    """A candidate's saved artifact, or why there is none."""
+
+    option: Option
+    folder: Path | None = None
+    outcome: Outcome | None = None
+    error: OmgoptimError | None = None
+
+    @property
+    def size_bytes(self) -> int | None:
+        return Manifest.read(self.folder).size_bytes if self.folder else None
+
+
+def float_program(loaded: LoadedModel, context: RunContext, name: str = "float", *, or_at_one: bool = False) -> Program:
+    """The model as a float32 ONNX file: exported once, and checked against the module it came from.
+
+    Args:
+        name: of the folder that it is put in.
+        or_at_one: export at batch 1 where the batch cannot be free; the caller goes on with `at_batch_one`.
+    """
+    if loaded.program is not None:
+        return Program(loaded.program, graph_traits(loaded.program))
+    if loaded.module is None:
+        raise TechniqueError("there is neither a module nor a program")
+    from omgoptim.runtimes.export import export_onnx
+
+    path = context.work / name / artifacts.PROGRAM
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        example = as_tensors(loaded.example, loaded.signature.dtypes)
+        fixed = export_onnx(loaded.module, example, loaded.signature, path, or_at_one=or_at_one)
+        _check_export(loaded, path)
+    except OmgoptimError as error:
+        return Program(None, None, error)
+    return Program(path, graph_traits(path), fixed_batch=fixed)
+
+
+def _check_export(loaded: LoadedModel, path: Path) -> None:
+    """The program must give what the module gives, on one real sample: a batch size that it was not exported with."""
+    settings = Settings(threads=loaded.bench.threads)
+    one = {name: array[:1] for name, array in loaded.evaluation.batches[0].items()}
+    expected = ENGINES["torch_eager"].open(loaded.module, loaded.signature, settings).run(one)
+    try:
+        actual = ENGINES["onnxruntime"].open(path, loaded.signature, settings).run(one)
+    except Exception as error:  # ONNX Runtime's errors have no common base
+        raise TechniqueError("ONNX Runtime cannot run the exported model", engine_message(error)) from error
+    worst = artifacts.max_difference(expected, actual)
+    if not worst <= artifacts.TOLERANCE["float32"]:
+        raise TechniqueError(
+            "the exported model does not give what the module gives",
+            f"its outputs differ by {worst:.3g} of their scale on one sample",
+            "the forward likely branches on values or keeps state; torch runtimes still work",
+        )
+
+
+def make(
+    option: Option,
+    loaded: LoadedModel,
+    program: Program,
+    calibration: Samples,
+    context: RunContext,
+    seed: int,
+    twin: BuiltCandidate | None = None,
+    *,
+    doing: str = "",
+    limit_s: float = math.inf,
+) -> BuiltCandidate:
+    """Apply one option and save its artifact. A technique or engine that cannot take the model is a recorded failure.
+
+    Args:
+        twin: the same technique made for another engine: its program is used again.
+        doing: what the progress says; default: the option's name.
+        limit_s: seconds after which no further step of it begins.
+    """
+    folder = context.work / "candidates" / option.name.replace(" ", "_")
+    began, doing = time.monotonic(), doing or f"making {option.name}"
+    try:
+        if option.on_module:
+            return BuiltCandidate(option, folder, as_stored(_make_module(option, folder, loaded), loaded.precision))
+
+        def told(stage: str, _done: float | None) -> None:
+            refuse_beyond_share(time.monotonic() - began, limit_s)
+            context.progress(f"{doing}: {stage}", None)
+
+        run = ProgramRun(
+            calibration.batches, folder.with_name(folder.name + ".scratch"), seed, loaded.bench.threads, told
+        )
+        made = _make_program(option, folder, loaded, program, run, twin)
+        if loaded.module is not None and twin is None:
+            made = with_ties(made, loaded.module, precision_of(option.params))
+        return BuiltCandidate(option, folder, as_stored(made, loaded.precision))
+    except OmgoptimError as error:
+        return BuiltCandidate(option, error=error)
+
+
+def refuse_beyond_share(seconds: float, limit_s: float) -> None:
+    """Raise a TechniqueError where making one candidate of several has taken more than its share."""
+    if seconds > limit_s:
+        raise TechniqueError(
+            "making it took more than its share of the time",
+            f"given up after {seconds:.0f} s; one candidate of several may take {limit_s:.0f} s",
+            "name its scheme and runtime: a candidate alone has no limit",
+        )
+
+
+def as_stored(outcome: Outcome, precision: str) -> Outcome:
+    """The changes of a float32 copy as those of the model it is a copy of; what is stored as before is no change."""
+    if precision in ("float32", "int8", "int4", "int8_dynamic"):
+        return outcome
+    before = [
+        change.model_copy(update={"before": precision}) if change.before == "float32" else change
+        for change in outcome.changed
+    ]
+    return replace(outcome, changed=[c for c in before if c.after not in (precision, f"stored in {precision}")])
+
+
+def with_ties(outcome: Outcome, module: nn.Module, precision: str) -> Outcome:
+    """Add to the notes which tied weights a quantized program stores more than once, and the bytes that this costs."""
+    if not precision.startswith("int"):
+        return outcome
+    bits = int(precision.removeprefix("int"))
+    notes = []
+    for names in tied_weights(module):
+        owners = {name.rpartition(".")[0] for name in names}
+        quantized = sum(change.path in owners for change in outcome.changed)
+        in_float = any(skip.path in owners for skip in outcome.skipped)
+        again = quantized - (not in_float)
+        if again > 0:
+            more = again * module.get_parameter(names[0]).numel() * bits / 8e6
+            places = f"in float and in {precision}" if in_float else f"in {precision} for each layer that reads it"
+            notes.append(f"The tied weight {names[0]} is stored {places}: {more:.3g} MB more.")
+    return replace(outcome, notes=[*outcome.notes, *notes])
+
+
+def _make_program(
+    option: Option,
+    folder: Path,
+    loaded: LoadedModel,
+    program: Program,
+    run: ProgramRun,
+    twin: BuiltCandidate | None,
+) -> Outcome:
+    if program.path is None:
+        raise program.error or TechniqueError("the model has no program")
+    if twin is not None and twin.folder is not None and twin.outcome is not None:
+        target, outcome = twin.folder / artifacts.PROGRAM, twin.outcome
+    else:
+        run.scratch.mkdir(parents=True, exist_ok=True)
+        target = run.scratch / artifacts.PROGRAM
+        outcome = apply_to_program(program.path, target, option.params, run)
+    manifest = _manifest(option, loaded, precision_of(option.params))
+    settings = Settings(loaded.bench.threads, loaded.device, manifest.precision)
+    outputs = in_memory(lambda: ENGINES[option.runtime].open(target, loaded.signature, settings).run(loaded.example))
+    artifacts.save_program(folder, target, manifest, Check(loaded.example, outputs))
+    return outcome
+
+
+def _make_module(option: Option, folder: Path, loaded: LoadedModel) -> Outcome:
+    from omgoptim.runtimes.torch_precision import convert
+
+    if loaded.module is None:
+        raise TechniqueError("the model is a program, and torch runs modules")
+    precision = technique_of(option.params).torch_precision or "float32"
+    float_module = copy.deepcopy(loaded.module)
+    module = in_memory(lambda: convert(float_module, precision))
+    outcome = _module_outcome(module, precision)
+    manifest = _manifest(option, loaded, precision)
+    settings = Settings(loaded.bench.threads, loaded.device, precision)
+    # The check is what the module gives eagerly: compiling it here as well would only repeat long work.
+    session = ENGINES["torch_eager"].open(module.to(loaded.device), loaded.signature, settings)
+    outputs = in_memory(lambda: session.run(loaded.example))
+    artifacts.save_module(folder, module.cpu(), recipe_of(loaded), manifest, Check(loaded.example, outputs))
+    return outcome
+
+
+def _module_outcome(module: nn.Module, precision: str) -> Outcome:
+    from omgoptim.runtimes.torch_precision import converted_layers
+
+    if precision == "float32":
+        return Outcome([])
+    if precision == "int8_dynamic":
+        changed = [
+            Change(path=path, what="dynamic int8", before=kind, after="int8") for path, kind in converted_layers(module)
+        ]
+        if not changed:
+            raise NoLayerChanged(
+                "dynamic quantization found no layer to change",
+                "the model has no Linear, LSTM or GRU module",
+                "for convolutions: scheme static with data",
+                schemes=["static"],
+            )
+        done = {change.path for change in changed}
+        left = [
+            Skip(path=path, reason=f"torch has no dynamic int8 {type(layer).__name__}")
+            for path, layer in module.named_modules()
+            if path not in done and "weight" in layer._parameters
+        ]
+        return Outcome(changed, left)
+    return Outcome(
+        [
+            Change(path=path, what=f"weights in {precision}", before="float32", after=precision)
+            for path, layer in module.named_modules()
+            if any(parameter.is_floating_point() for parameter in layer.parameters(recurse=False))
+        ]
+    )
+
+
+def _manifest(option: Option, loaded: LoadedModel, precision: str) -> Manifest:
+    baseline = Manifest.read(loaded.baseline)
+    return replace(
+        baseline,
+        runtime=option.runtime,
+        precision=precision,
+        signature=loaded.signature.at_batch(baseline.signature.batch or BATCH)
+        if option.on_module
+        else loaded.signature,
+        lineage=loaded.lineage,
+        device=loaded.device,
+        files={},
+    )
+
+
+def in_memory(action: Callable[[], Result]) -> Result:
+    """Run an engine here; whatever it raises is that candidate's recorded failure."""
+    try:
+        return action()
+    except OmgoptimError:
+        raise
+    except Exception as error:  # engines raise kinds of their own without a common base
+        raise TechniqueError("the engine cannot run it", f"{type(error).__name__}: {engine_message(error)}") from error

@@ -1,0 +1,83 @@
+"""A judge of what a module becomes when it is quantized: each epoch of quantization-aware training is one."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from omgoptim.models import artifact as artifacts
+from omgoptim.models.samples import as_tensors
+from omgoptim.requests.quantize import Qat
+from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.techniques.quantize._ptq.qat_state import Peaks, QatState, write_qat_state
+from omgoptim.techniques.registry import ProgramRun, apply_to_program
+from omgoptim.training.evaluator import COLLAPSED, Evaluator
+from omgoptim.training.fake_quantization import FakeQuantized
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertedEvaluator(Evaluator):
+    """A judge of what a module becomes: its `module` exported, quantized, and run by ONNX Runtime on the CPU."""
+
+    params: Qat
+    untrained: Path
+    """The program of the module from before training."""
+    peaks: Peaks
+    """What channels are scaled by."""
+    calibration: Sequence[Any]
+    """Batches that ranges are read from."""
+    example: dict[str, Any]
+    """Two samples, for the export."""
+    scratch: Path
+    """An existing folder."""
+    threads: int = 1
+    seed: int = 0
+
+    def score(self, module: nn.Module) -> float:
+        """The metric's value of the converted program; `COLLAPSED` where the module's own outputs are no numbers.
+
+        Raises:
+            OmgoptimError: it cannot be converted, or as `Evaluator.score`.
+        """
+        plain = plain_of(module)
+        if not self.usable(self.outputs_of(plain)):  # no range could be read: that training failed, not the run
+            return COLLAPSED
+        with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
+            return self.value_of(self._converted(module, plain, Path(folder)))
+
+    def _converted(self, module: nn.Module, plain: nn.Module, folder: Path) -> list[Any]:
+        """The outputs of what the module becomes."""
+        from omgoptim.runtimes.export import export_onnx
+
+        exported, converted = self.untrained, folder / artifacts.PROGRAM
+        if was_trained(module):
+            exported = folder / "float.onnx"
+            export_onnx(plain, as_tensors(self.example, self.signature.dtypes), self.signature, exported)
+            note_learned(module, exported, self.peaks)
+        run = ProgramRun(self.calibration, folder, self.seed, self.threads)
+        apply_to_program(exported, converted, self.params, run)
+        session = ENGINES["onnxruntime"].open(converted, self.signature, Settings(self.threads))
+        return [session.run(batch) for batch in self.samples.batches]
+
+
+def was_trained(module: nn.Module) -> bool:
+    """Whether a module's weights are others than those it began with."""
+    return not isinstance(module, FakeQuantized) or int(module.steps_done) > 0
+
+
+def note_learned(module: nn.Module, program: Path, peaks: Peaks) -> None:
+    """Note in the program of a trained module what it has learnt beside its weights."""
+    if isinstance(module, FakeQuantized):
+        write_qat_state(program, QatState(module.ranges(), peaks))
+
+
+def plain_of(module: nn.Module) -> nn.Module:
+    """A copy of the module inside, on the CPU, in eval mode."""
+    inside = module.module if isinstance(module, FakeQuantized) else module
+    return copy.deepcopy(inside).cpu().eval()

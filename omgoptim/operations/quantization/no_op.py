@@ -1,0 +1,60 @@
+"""A quantization that would change nothing is an error, and its fix is the call that would change something."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from omgoptim.errors import NoLayerChanged, OmgoptimError, TechniqueError, call
+from omgoptim.operations.context import is_live
+from omgoptim.operations.next_steps import same_arguments, step
+from omgoptim.requests import QuantizeRequest, parse
+from omgoptim.requests.quantize import Auto
+from omgoptim.techniques.registry import technique_of
+
+WITHOUT_DATA = "bf16"
+"""The scheme that halves any model, where the one that would help needs data and there is none."""
+
+
+def nothing_made(failed: Sequence[tuple[str, OmgoptimError]], request: QuantizeRequest) -> OmgoptimError:
+    """The one error for candidates none of which could be made: the first one's, where all failed for one reason.
+
+    Args:
+        failed: each candidate's name and error.
+    """
+    errors = [error for _, error in failed]
+    if len({error.what for error in errors}) == 1 or all(isinstance(error, NoLayerChanged) for error in errors):
+        return with_call(errors[0], request)
+    reasons = "; ".join(f"{name}: {error.what}" for name, error in failed)
+    return TechniqueError("no candidate could be made", reasons, errors[0].fix)
+
+
+def with_call(error: OmgoptimError, request: QuantizeRequest) -> OmgoptimError:
+    """The same error, its fix with the call ready to run; any other error as it is.
+
+    The technique knows which schemes would help, the best first; the request knows the model. A glob that
+    leaves no layer is left out of the call.
+    """
+    if not isinstance(error, NoLayerChanged):
+        return error
+    usable = [name for name in error.schemes if request.data is not None or not _needs_data(name)]
+    globs = [name for name in ("targets", "ignore") if getattr(request.scheme, name, [])]
+    if error.schemes:
+        scheme = {"scheme": usable[0] if usable else WITHOUT_DATA}
+    elif globs:
+        scheme = {"scheme": request.scheme.scheme}
+    else:
+        return error
+    common = same_arguments(request.model_copy(update={"scheme": Auto()}))
+    arguments = {name: value for name, value in common.items() if name != "runtime"} | scheme
+    live = any(is_live(value) for value in arguments.values())
+    ready = step("quantize", arguments, "").command if live else call("quantize", arguments)
+    return TechniqueError(error.what, error.why, f"{error.fix}: {ready}" if error.fix else ready)
+
+
+def _needs_data(scheme: str) -> bool:
+    """Whether a scheme needs data; one that is none is not to be proposed, so that counts as a yes."""
+    try:
+        request = parse("quantize", {"model": "m", "scheme": scheme})
+    except OmgoptimError:
+        return True
+    return not isinstance(request, QuantizeRequest) or technique_of(request.scheme).needs_data

@@ -1,0 +1,106 @@
+"""Sensitivity: what each layer or group loses when it alone is compressed, on the selection samples."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from omgoptim.errors import OmgoptimError, TechniqueError
+from omgoptim.operations.compression_job import applied
+from omgoptim.operations.rounds.loop import RoundsJob
+from omgoptim.reports import SensitivityPoint
+from omgoptim.requests import Params
+from omgoptim.requests.factorize import Factorization, Whitened
+from omgoptim.requests.prune import SemiStructured, Structured
+from omgoptim.techniques.prune._channels.dependency_graph import find_groups
+from omgoptim.techniques.registry import ModuleRun
+from omgoptim.training.batch_norm import reestimate
+from omgoptim.training.modes import placed
+
+AMOUNTS = (0.25, 0.5, 0.75)
+"""Fractions that are taken from one layer or group at a time."""
+
+FEW = 64
+"""Samples that each of many factorizations reads its moments from."""
+
+SPAN = (0.09, 0.12)
+
+
+def study(job: RoundsJob, params: Params) -> list[SensitivityPoint]:
+    """Quality with only one layer or group compressed, at each of `AMOUNTS`; batch-norm statistics estimated again.
+
+    Raises:
+        TechniqueError: nothing in the model can be compressed by this technique.
+    """
+    if isinstance(params, SemiStructured):
+        raise TechniqueError(
+            "a pattern has no amounts to compare",
+            f"{params.pattern} is the same for every layer",
+            "leave sensitivity out",
+        )
+    paths = _paths(job, params)
+    points: list[SensitivityPoint] = []
+    for index, path in enumerate(paths):
+        start, end = SPAN
+        done = start + (end - start) * index / len(paths)
+        job.context.progress(f"sensitivity of {path}, {index + 1} of {len(paths)}", done)
+        for amount in AMOUNTS:
+            quality = _quality(job, _alone(params, path, amount))
+            if quality is not None and math.isfinite(quality):
+                point = SensitivityPoint(path=path, amount=amount, quality=quality, quality_drop=job.drop(quality))
+                points.append(point)
+    return points
+
+
+def _paths(job: RoundsJob, params: Params) -> list[str]:
+    """The groups, or the layers that the technique would change, found by letting it act on a copy."""
+    if isinstance(params, Structured):
+        return [group.name for group in find_groups(placed(job.original, job.loaded.device), params, _run(job)).groups]
+    outcome = applied(job, copy.deepcopy(job.original), _everywhere(params), _run(job))
+    return list(dict.fromkeys(change.path for change in outcome.changed))
+
+
+def _run(job: RoundsJob) -> ModuleRun:
+    """A technique here works on one of many copies: its own progress is none of the run's."""
+    return replace(job.module_run(SPAN), progress=lambda _stage, _done: None)
+
+
+def _everywhere(params: Params) -> Params:
+    changes = _rank_only(AMOUNTS[1]) if isinstance(params, Factorization) else {"sparsity": AMOUNTS[1]}
+    return params.model_copy(update=changes)
+
+
+def _alone(params: Params, path: str, amount: float) -> Params:
+    """The technique on one path only, taking so much."""
+    changes: dict[str, Any] = {"targets": [path]}
+    if isinstance(params, Structured):
+        return params.model_copy(update=changes | _ratio_only(amount))
+    if isinstance(params, Factorization):
+        few = {"calibration_samples": FEW} if isinstance(params, Whitened) else {}
+        return params.model_copy(update=changes | _rank_only(amount) | few)
+    return params.model_copy(update=changes | {"sparsity": amount, "reconstruct": False})
+
+
+def _ratio_only(amount: float) -> dict[str, Any]:
+    goals = {"target_speedup": None, "target_latency_ms": None, "target_macs_ratio": None}
+    return {**goals, "pruning_ratio": amount, "ranking": "uniform", "reconstruct": False}
+
+
+def _rank_only(amount: float) -> dict[str, Any]:
+    return {"target_compression": None, "energy": None, "rank": None, "rank_ratio": 1 - amount, "per": "bytes"}
+
+
+def _quality(job: RoundsJob, params: Params) -> float | None:
+    """None where this layer alone cannot be compressed by so much."""
+    module: nn.Module = copy.deepcopy(job.original)
+    try:
+        applied(job, module, params, _run(job))
+    except OmgoptimError:
+        return None
+    if job.loaded.data.real:
+        reestimate(module, job.loaded.signature, job.datasets.statistics)
+    return job.datasets.judge.score(module)

@@ -1,0 +1,180 @@
+"""From a changed module to the artifact and its numbers: saved, reopened in fresh processes, measured in turns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from omgoptim.errors import OmgoptimError, RequestError
+from omgoptim.measure.launch import Process
+from omgoptim.measure.macs import count_macs
+from omgoptim.measure.metrics import resolve_metric
+from omgoptim.measure.quality import Quality, compare_quality, read_outputs
+from omgoptim.measure.race import Timing
+from omgoptim.measure.size import count_params
+from omgoptim.models import artifact as artifacts
+from omgoptim.models.artifact import Check, Manifest
+from omgoptim.models.samples import as_tensors
+from omgoptim.models.source import Recipe, build
+from omgoptim.models.surgery import record
+from omgoptim.operations.context import RunContext
+from omgoptim.operations.datasets import one_sample
+from omgoptim.operations.loaded_model import LoadedModel, recipe_of
+from omgoptim.operations.quantization.build_candidates import float_program, in_memory
+from omgoptim.operations.report_records import gains, measurement
+from omgoptim.operations.timing import full_race, told
+from omgoptim.reports import Gains, Measurement
+from omgoptim.requests import ModelRequest
+from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes.export import export_pt2
+from omgoptim.training.modes import placed
+
+
+def require_module(loaded: LoadedModel, verb: str) -> nn.Module:
+    """The subject's float module.
+
+    Raises:
+        RequestError: it is a program, or quantized.
+    """
+    if loaded.module is None:
+        raise RequestError(
+            f"{verb} changes a module, and the model was given as a program",
+            "an ONNX file has no layers that could be taken apart and trained",
+            "give the module it was exported from: file.py:callable, with its weights as checkpoint",
+        )
+    if loaded.precision != "float32":
+        raise RequestError(
+            f"{verb} works on float32 weights",
+            f"the model is in {loaded.precision}",
+            f"{verb} the float32 model (model.float() where it is built), then quantize the result",
+        )
+    return loaded.module
+
+
+def engine_for(runtime: str, loaded: LoadedModel) -> str:
+    """The engine that the artifact runs on; `auto` is the one that the model came with."""
+    return Manifest.read(loaded.baseline).runtime if runtime == "auto" else runtime
+
+
+def save(
+    module: nn.Module,
+    loaded: LoadedModel,
+    runtime: str,
+    folder: Path,
+    context: RunContext,
+    *,
+    recipe: Recipe | None = None,
+    to_time_only: bool = False,
+) -> list[str]:
+    """Save a changed module as an artifact that `runtime` runs: recipe with its surgery and weights, and beside them
+    the same model as ONNX and .pt2.
+
+    Args:
+        recipe: how a fresh process builds the module, but for its surgery; default: as the subject's own.
+        to_time_only: leave out what timing does not need: the programs that another engine runs, and the counts.
+
+    Returns:
+        What could not be delivered beside the artifact, and why.
+
+    Raises:
+        OmgoptimError: the module cannot be saved, exported for its runtime, or described as a change of its source.
+    """
+    notes: list[str] = []
+    programs: list[Path] = []
+    changed = replace(loaded, module=module, program=None)
+    on_program = ENGINES[runtime].runs == "program"
+    if on_program or not to_time_only:
+        program = float_program(changed, context, "changed")
+        if program.path is not None:
+            programs.append(program.path)
+        elif on_program:
+            raise program.error or OmgoptimError("the changed model has no program")
+        elif program.error is not None:
+            notes.append(f"there is no {artifacts.PROGRAM} beside the artifact: {program.error.what}")
+    recipe = recipe or recipe_of(loaded)
+    as_pt2 = recipe.kind == "pt2"
+    if as_pt2 or not to_time_only:
+        path = context.work / "changed" / artifacts.PROGRAM2
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            export_pt2(module, as_tensors(loaded.example, loaded.signature.dtypes), loaded.signature, path)
+            programs += [] if as_pt2 else [path]
+        except OmgoptimError as error:
+            if as_pt2:
+                raise
+            notes.append(f"there is no {artifacts.PROGRAM2} beside the artifact: {error.what}")
+        recipe = Recipe("pt2", str(path)) if as_pt2 else recipe
+    if not as_pt2:
+        base = replace(recipe, surgery=None)
+        recipe = replace(base, surgery=record(build(base, loaded.policy), module))
+    target: Any = programs[0] if on_program else placed(module, loaded.device)
+    settings = Settings(loaded.bench.threads, loaded.device)
+    outputs = in_memory(lambda: ENGINES[runtime].open(target, loaded.signature, settings).run(loaded.example))
+    plain = Manifest(runtime, "float32", loaded.signature, device=loaded.device)
+    manifest = plain if to_time_only else _counted(plain, module, loaded)
+    artifacts.save_module(folder, module, recipe, manifest, Check(loaded.example, outputs), programs)
+    return notes
+
+
+def _counted(manifest: Manifest, module: nn.Module, loaded: LoadedModel) -> Manifest:
+    """The manifest with what the changed module has and does."""
+    args, kwargs = one_sample(loaded)
+    macs = count_macs(module, args, kwargs)
+    params, nonzero = count_params(module)
+    return replace(
+        manifest,
+        params=params,
+        nonzero_params=nonzero,
+        macs=macs.macs,
+        macs_check=macs.check,
+        lineage=loaded.lineage,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The finished artifact against the original on the same engine."""
+
+    before: Measurement
+    after: Measurement
+    gains: Gains
+    quality: Quality
+    timing: Timing
+    load: float
+    outputs: list[Path]
+    """Folders with what the original and the artifact gave on the evaluation data."""
+
+
+def measure(request: ModelRequest, context: RunContext, loaded: LoadedModel, baseline: Path, folder: Path) -> Measured:
+    """Both artifacts in fresh processes: times in turns, and quality on the evaluation data."""
+    targets = [context.work / "final" / str(index) for index in range(2)]
+
+    def outputs(index: int, process: Process) -> None:
+        whose = ("the original", "the result")[index]
+        process.run_samples(loaded.eval_folder, targets[index], told(context, f"evaluating {whose}"))
+
+    doing = "measuring the result against the original"
+    span = (0.8, 0.98)
+    raced = full_race(
+        [baseline, folder], loaded.bench, request.timing, request.seed, context, span, doing, outputs
+    )  # fmt: skip
+    timing = raced.timing(1)  # where the result's evaluation failed, its error: there are no outputs to compare
+    original = read_outputs(targets[0])
+    metric = resolve_metric(
+        loaded.metric,
+        loaded.signature,
+        original,
+        loaded.evaluation.targets,
+        loaded.policy,
+        request.time_limit_s,
+        loaded.outputs,
+    )
+    quality = compare_quality(metric, original, read_outputs(targets[1]), loaded.evaluation.targets, request.seed)
+    count = loaded.evaluation.count
+    before = measurement(baseline, raced.timing(0), loaded.bench, quality.before, quality.metric, count)
+    after = measurement(folder, timing, loaded.bench, quality.after, quality.metric, count)
+    gained = gains(before, after, timing, quality, raced.load)
+    return Measured(before, after, gained, quality, timing, raced.load, targets)

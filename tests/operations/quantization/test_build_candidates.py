@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from torch import nn
+
+from omgoptim.models.check import TOLERANCE
+from omgoptim.models.samples import Samples
+from omgoptim.operations.quantization import splits
+from omgoptim.operations.quantization.build_candidates import PRECISIONS, precision_of, with_ties
+from omgoptim.operations.quantization.candidates import Option, Proposal
+from omgoptim.reports import Change, Skip
+from omgoptim.requests import QuantizeRequest
+from omgoptim.requests.quantize import WeightOnly
+from omgoptim.techniques.registry import Outcome
+
+
+def test_every_scheme_has_a_precision_that_an_artifact_may_have():
+    schemes = [*(params() for params in PRECISIONS), WeightOnly(num_bits=4), WeightOnly(num_bits=8)]
+    assert {precision_of(params) for params in schemes} <= set(TOLERANCE)
+    assert precision_of(WeightOnly(num_bits=4)) == "int4"
+
+
+@pytest.mark.parametrize("real", [True, False])
+def test_weight_only_is_given_calibration_samples_where_there_are_real_ones(monkeypatch, real):
+    rows = np.zeros((400, 3), np.float32)
+    given = Samples([{"x": rows[i : i + 50]} for i in range(0, 400, 50)], [None] * 8)
+    loaded = SimpleNamespace(samples=lambda split, count: given, data=SimpleNamespace(real=real), macs=None)
+    monkeypatch.setattr(splits, "overlap_notes", lambda *_: [])
+    params = WeightOnly()
+    request = QuantizeRequest(model="net.py:build", scheme=params)
+    found = splits.splits_of(request, loaded, Proposal([Option(params, "onnxruntime")], []))
+    assert (found.calibration.count > 0) == real
+    assert found.selection.count > 0
+
+
+@pytest.mark.parametrize(
+    ("head_too", "said"),
+    [(True, "in int8 for each layer that reads it: 0.008 MB more"), (False, "in float and in int8: 0.008 MB more")],
+)
+def test_a_tied_weight_that_a_quantized_program_stores_twice_is_said(head_too, said):
+    module = nn.ModuleDict({"words": nn.Embedding(500, 16), "head": nn.Linear(16, 500, bias=False)})
+    module["head"].weight = module["words"].weight  # 8,000 entries
+    gathered = Change(path="head", what="Gather 500x16", before="float32", after="int8")
+    multiplied = Change(path="head", what="MatMul 16x500", before="float32", after="int8")
+    skipped = [] if head_too else [Skip(path="head", reason="asked")]
+    outcome = Outcome([gathered, multiplied] if head_too else [gathered], skipped)
+    assert said in with_ties(outcome, module, "int8").notes[0]
+    assert with_ties(outcome, module, "bfloat16") == outcome
+    module["head"].weight = nn.Parameter(module["words"].weight.detach().clone())
+    assert with_ties(outcome, module, "int8") == outcome

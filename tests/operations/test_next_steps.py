@@ -1,0 +1,85 @@
+"""Tests of the calls that a report proposes: each must be the right one, and run as it is written."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from omgoptim.operations.next_steps import plan_step, profile_steps, quantize_steps
+from omgoptim.reports import Layer
+from omgoptim.requests import ModelRequest, QuantizeRequest, parse
+
+SUBJECT: Any = SimpleNamespace(data=SimpleNamespace(real=True), evaluation=SimpleNamespace(count=100))
+"""What the advice reads of a subject: its data is real, and 100 samples of it were used."""
+
+
+def request(**given: object) -> QuantizeRequest:
+    parsed = parse("quantize", {"model": "net.py:build", "data": "net.py:load", **given})
+    assert isinstance(parsed, QuantizeRequest)
+    return parsed
+
+
+def test_after_a_plan_comes_the_same_request_for_real() -> None:
+    told = plan_step(request(plan=True, scheme="static", max_quality_drop=0.03, output="out"))
+    assert told.arguments == {
+        "model": "net.py:build",
+        "data": "net.py:load",
+        "scheme": "static",
+        "max_quality_drop": 0.03,
+        "output": "out",
+    }
+    assert "--plan" not in told.command
+
+
+def test_asking_for_an_interval_keeps_the_guard_and_the_engine_but_not_the_folder_that_exists_now() -> None:
+    asked = request(timing="quick", max_quality_drop=0.03, runtime="onnxruntime", output="out")
+    first = quantize_steps(asked, "ok", "run-1", has_interval=False, needed=None, loaded=SUBJECT)[0]
+    assert parse("quantize", first.arguments) == request(max_quality_drop=0.03, runtime="onnxruntime")
+
+
+def test_more_samples_are_asked_for_with_everything_else_the_same() -> None:
+    asked = request(timing="careful", max_quality_drop=0.03, samples=100)
+    first = quantize_steps(asked, "ok", "run-1", has_interval=True, needed=200, loaded=SUBJECT)[0]
+    assert parse("quantize", first.arguments) == request(timing="careful", max_quality_drop=0.03, samples=400)
+
+
+@pytest.mark.parametrize(
+    ("kind", "macs", "waits", "why"),
+    [
+        ("Conv2d", 100, None, "the cheapest way to smaller and faster"),
+        ("GRU", 100, None, "no engine here computes a GRU in integers"),
+        ("Sequential", None, None, "what is around its layers"),
+        ("Conv2d", 100, 0.97, "97% is waiting, which fewer bits do not shorten"),
+    ],
+)
+def test_a_profile_promises_speed_only_of_what_fewer_bits_make_faster(
+    kind: str, macs: int | None, waits: float | None, why: str
+) -> None:
+    loaded: Any = SimpleNamespace(data=SimpleNamespace(real=True), precision="float32")
+    layer = Layer(path="body", kind=kind, time_share=0.8, macs=macs)
+    (told,) = profile_steps(request(), loaded, [layer], waits)
+    assert why in told.why
+
+
+@pytest.mark.parametrize(
+    ("precision", "shares", "advised"),
+    [
+        ("float32", (0.6, 0.4), True),
+        ("float32", (0.05, 0.95), False),
+        ("float32", (None, None), True),
+        ("bfloat16", (0.6, 0.4), False),
+        ("int8", (0.6, 0.4), False),
+    ],
+)
+def test_profile_advises_quantization_only_where_layers_with_products_take_time(
+    precision: str, shares: tuple[float | None, float | None], advised: bool
+) -> None:
+    """A Linear, and a softmax that no integer computes."""
+    product = Layer(path="fc", kind="Linear", macs=1000, size_bytes=4000, time_share=shares[0])
+    other = Layer(path="act", kind="Softmax", time_share=shares[1])
+    asked = parse("profile", {"model": "net.py:build", "data": "net.py:load"})
+    assert isinstance(asked, ModelRequest)
+    loaded: Any = SimpleNamespace(precision=precision, data=SimpleNamespace(real=True))
+    assert bool(profile_steps(asked, loaded, [product, other])) is advised
