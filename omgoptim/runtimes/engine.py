@@ -146,12 +146,15 @@ MEANINGLESS = re.compile(r"(Exception from|Please fix either|Check '.*' failed a
 
 
 def engine_message(error: BaseException) -> str:
-    """Return the last meaningful line of an engine's error, without the places in the engine's own source.
+    """Return the one line of an error that says what went wrong, without the places in an engine's own source.
 
-    An indented line continues the one before it.
+    That is the last line of an error that comes out of C++, whose lines go from the caller to the cause, and the first
+    one of any other. An indented line continues the one before it.
     """
     lines: list[str] = []
+    from_engine = False
     for raw in str(error).splitlines():
+        from_engine |= bool(CODE.match(raw) or SOURCE_PLACE.search(raw) or raw.startswith("Exception from"))
         line = SOURCE_PLACE.sub("", CODE.sub("", raw)).rstrip()
         if MEANINGLESS.fullmatch(line.strip()):
             continue
@@ -159,7 +162,7 @@ def engine_message(error: BaseException) -> str:
             lines[-1] += f" {line.strip()}"
         else:
             lines.append(line.strip())
-    return lines[-1] if lines else type(error).__name__
+    return lines[-1 if from_engine else 0] if lines else type(error).__name__
 
 
 def as_float32(array: NDArray[Any]) -> NDArray[Any]:

@@ -23,7 +23,7 @@ def outputs_section(report: EfficiencyReport, full: bool) -> Section | None:
             "agreement with the original": [
                 Text(agreement_text(one), tone="worse" if one.ruined else "same") for one in shown
             ],
-            "fresh process": [Text(reopened_text(one) if full else "", limit=80) for one in shown],
+            "reopened": [Text(reopened_text(one) if full else "", limit=80) for one in shown],
             "known by": [Text(one.evidence if full else "", limit=160) for one in shown],
         },
         title="outputs",
@@ -62,9 +62,7 @@ def agreement_text(output: OutputRecord) -> str:
 
 
 def reopened_text(output: OutputRecord) -> str:
-    """`reopened within 2.1e-07 of the model in memory`; empty where it was not measured."""
+    """Difference of the reopened artifact to the model in memory: `within 2.1e-07`; empty where not measured."""
     if output.reopened is None:
         return ""
-    if not output.reopened:
-        return "reopened bit for bit"
-    return f"reopened within {output.reopened:.2g} of the model in memory"
+    return f"within {output.reopened:.2g}" if output.reopened else "bit for bit"
