@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omgoptim.errors import ArtifactError, ModelError, OmgoptimError
+from omgoptim.measure.queued import queued_s
 from omgoptim.models.artifact import Manifest, open_session, verify_outputs
 from omgoptim.models.path_policy import PathPolicy
 from omgoptim.runtimes import Session
@@ -79,10 +80,11 @@ class Probe:
         """Call for `seconds`; the first quarter is dropped: of slow calls, the first call.
 
         Returns the median and 90th percentile, in seconds, how many calls they come from, and how many cores the
-        process kept busy: near 0 where it waited.
+        process kept busy: near 0 where it waited; and the share of the time in which it neither computed nor waited
+        for a core, None where the system does not tell.
         """
         prepared, clock = self.prepared[batch], self.session.seconds
-        began, began_busy = time.perf_counter(), time.process_time()
+        began, began_busy, began_queued = time.perf_counter(), time.process_time(), queued_s()
         first = clock(prepared, 1)
         dropped = first >= seconds * DROPPED
         calls = max(1, round(SHORTEST_SAMPLE_S / max(first, 1e-9))) if first < SHORTEST_SAMPLE_S else 1
@@ -94,9 +96,13 @@ class Probe:
                 kept_from = len(times) + 1
             times.append(clock(prepared, calls))
         kept = times[kept_from:]
-        busy = (time.process_time() - began_busy) / max(time.perf_counter() - began, 1e-9)
+        took, queued = max(time.perf_counter() - began, 1e-9), queued_s()
+        busy = (time.process_time() - began_busy) / took
+        idle = None
+        if began_queued is not None and queued is not None:
+            idle = max(0.0, 1 - busy - max(0.0, queued - began_queued) / took)
         median, slowest = float(np.median(kept)), float(np.quantile(kept, 0.9))
-        return {"p50": median, "p90": slowest, "calls": len(kept) * calls, "busy": busy}
+        return {"p50": median, "p90": slowest, "calls": len(kept) * calls, "busy": busy, "idle": idle}
 
     def memory(self) -> dict[str, Any]:
         """Peak memory so far, in bytes."""

@@ -91,6 +91,8 @@ class Timing:
     """How many calls the latency comes from."""
     busy: float | None = None
     """Cores that the process kept busy while it was timed: near 0 where it waited."""
+    idle: float | None = None
+    """Share of that time in which it neither computed nor waited for a core; None where the system does not tell."""
     reopened: tuple[float, ...] = ()
     """Of each output, how far the opened artifact was from what the model gave in memory, relative to its scale."""
 
@@ -123,6 +125,7 @@ class _Contestant:
     log_ratios: list[float] = field(default_factory=list)
     log_throughput: list[float] = field(default_factory=list)
     busy: list[float] = field(default_factory=list)
+    idle: list[float] = field(default_factory=list)
     calls: int = 0
     reopened: list[float] = field(default_factory=list)
 
@@ -216,6 +219,7 @@ def _launch(contest: _Contest, launch: int, on_first: Callable[[int, Process], N
             contestant.p50.append(statistics.median(turn["p50"] for turn in turns))
             contestant.p90.append(statistics.median(turn["p90"] for turn in turns))
             contestant.busy += [turn["busy"] for turn in turns if "busy" in turn]
+            contestant.idle += [turn["idle"] for turn in turns if turn.get("idle") is not None]
             contestant.calls += sum(turn.get("calls", 0) for turn in turns)
             contestant.log_ratios.append(_median_log_ratio(latency[id(contest.first)], turns))
         if with_throughput:
@@ -310,5 +314,6 @@ def _timing(record: _Contestant, first: bool) -> Timing:
         log_ratios=() if first else tuple(record.log_ratios),
         calls=record.calls or None,
         busy=statistics.median(record.busy) if record.busy else None,
+        idle=statistics.median(record.idle) if record.idle else None,
         reopened=tuple(record.reopened),
     )

@@ -27,6 +27,13 @@ CLASS_NAMES = re.compile(r"(^|_)(logits?|scores?|probs?|probabilit(y|ies))(_|$)"
 """Names of outputs that are scores of classes."""
 
 
+NO_SIGN = (
+    "floating, with no sign of another kind: labels that fit, rows that sum to one, a name such as logits or metric "
+    "top1_agreement would make it class scores"
+)
+"""Evidence of values."""
+
+
 def describe_outputs(
     signature: Signature,
     reference: Sequence[Arrays],
@@ -90,7 +97,7 @@ def _plain_spec(
         for place, size in enumerate(first.shape)
     )
     dtype = str(first.dtype)
-    spec = OutputSpec(name, index, shape, dtype, "values", "floating, with no sign of another kind", axis)
+    spec = OutputSpec(name, index, shape, dtype, "values", NO_SIGN, axis)
     if first.dtype.kind in "iub":
         return replace(spec, kind="integers", evidence=f"{dtype} numbers")
     moments = RunningMoments.over(shape, axis, dtype)

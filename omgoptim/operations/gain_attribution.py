@@ -84,16 +84,46 @@ def slower_words(parts: GainsBy, engine: str, precision: str) -> str:
     return f"{precision} is {1 / part.speedup:.2f}x slower{interval} than float32 on {engine}, the same engine."
 
 
-def implausible_words(parts: GainsBy, before: Timing, engine: str, device: str, load: float) -> str:
-    """What makes a speedup no matter of computing, in one sentence; nothing where it is plausible."""
+def waiting_share(timing: Timing, load: float) -> float | None:
+    """Return the share of its time that a process neither computed nor waited for a core, if that is most of it.
+
+    Where the system does not tell how long a process waited for a core, nothing is known on an overloaded machine.
+    """
+    if timing.idle is not None:
+        share = timing.idle
+    elif timing.busy is not None and load <= OVERLOADED:
+        share = 1 - timing.busy
+    else:
+        return None
+    return share if share > 1 - WAITING else None
+
+
+def waiting_words(share: float) -> str:
+    """Return that a model waits, and what that means for what can be gained."""
+    return (
+        f"the model waits {share:.0%} of its time (sleeping, reading, a lock) instead of computing: no technique "
+        "shortens that, and a speedup of a model that is exported without it says nothing of the compression"
+    )
+
+
+def implausible_words(
+    parts: GainsBy, before: Timing, engine: str, device: str, load: float, after: Timing | None = None
+) -> str:
+    """Return what makes a speedup no matter of computing, in one sentence; nothing where it is plausible.
+
+    Args:
+        after: of the artifact; one that waits as the original does gains nothing by leaving the wait out.
+    """
+    waits = waiting_share(before, load) if device == "cpu" else None
+    if waits is not None and (after is None or waiting_share(after, load) is None):
+        doubt = "Implausible speedup" if load <= OVERLOADED else "Any speedup would be implausible"
+        return (
+            f"{doubt}: the original waits {waits:.0%} of its time (sleeping, reading, a lock) "
+            "instead of computing, and what it waits for is not in the exported model"
+        )
     if load > OVERLOADED:
         return ""
     alone, bits = parts.engine.speedup, parts.precision.speedup
-    if device == "cpu" and before.busy is not None and before.busy < WAITING:
-        return (
-            f"Implausible speedup: the original waits {1 - before.busy:.0%} of its time (sleeping, reading, a lock) "
-            "instead of computing, and what it waits for is not in the exported model"
-        )
     if alone is not None and alone > PLAUSIBLE_ENGINE:
         return (
             f"Implausible speedup: float32 on {engine} alone is {alone:.0f}x faster than the original, so that "

@@ -16,6 +16,12 @@ from omgoptim.requests.command import command_of
 AS_THEY_ARE = ("bf16", "fp16", "fp32", "dynamic")
 """Schemes that a call by their bare name repeats as they were tried: there is nothing to learn or to search."""
 
+IN_INTEGERS = (
+    *("Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "LSTM"),
+    *("MultiheadAttention", "Bilinear", "Conv", "Gemm", "MatMul", "ConvTranspose", "Embedding", "EmbeddingBag"),
+)
+"""Kinds of layers, and operators of programs, that an engine here computes in integers: fewer bits make them faster."""
+
 QUANTIZABLE_SHARE = 0.1
 """Of the time, in layers that can compute in int8: with less, quantization makes nothing faster."""
 
@@ -83,17 +89,34 @@ def technique_arguments(request: Request) -> dict[str, Any]:
     return dict(own) | {key: params.bare(key)}
 
 
-def profile_steps(request: ModelRequest, loaded: LoadedModel, layers: Sequence[Layer]) -> list[NextStep]:
-    """After a profile: quantize, unless that could not speed it up, and give data if there was none."""
+def profile_steps(
+    request: ModelRequest, loaded: LoadedModel, layers: Sequence[Layer], waits: float | None = None
+) -> list[NextStep]:
+    """After a profile: quantize, unless that could not speed it up, and give data if there was none.
+
+    Args:
+        waits: share of its time that the model waits instead of computing, if that is most of it.
+    """
     if not loaded.precision.startswith("float32") or not _quantizable(layers):
         return []
     arguments = common_arguments(request)
     costly = layers[0] if layers and layers[0].time_share else None
     share = f"{costly.path} ({costly.kind}) takes {costly.time_share:.0%} of the time; " if costly else ""
-    why = f"{share}quantization is the cheapest way to smaller and faster"
+    why = f"{share}{_what_fewer_bits_bring(costly, waits)}"
     if not loaded.data.real:
         why += "; without data only dynamic quantization and half precision can be tried"
     return [step("quantize", arguments, why)]
+
+
+def _what_fewer_bits_bring(costly: Layer | None, waits: float | None) -> str:
+    """Return what quantization can do for a model, by where its time goes."""
+    if waits is not None:
+        return f"quantization makes it smaller; of its time {waits:.0%} is waiting, which fewer bits do not shorten"
+    if costly is None or costly.kind in IN_INTEGERS:
+        return "quantization is the cheapest way to smaller and faster"
+    if costly.macs:
+        return f"quantization makes it smaller, but no engine here computes a {costly.kind} in integers"
+    return "quantization makes it smaller, and another engine may take less time for what is around its layers"
 
 
 def _quantizable(layers: Sequence[Layer]) -> bool:

@@ -14,6 +14,7 @@ from omgoptim.models.samples import of_size
 from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.fixed_batch import at_batch_one
+from omgoptim.operations.gain_attribution import waiting_share, waiting_words
 from omgoptim.operations.loaded_model import Live, LoadedModel, prepare
 from omgoptim.operations.next_steps import profile_steps, repeat_of
 from omgoptim.operations.quantization.build_candidates import float_program
@@ -61,14 +62,17 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
     doubt = chance_words(metric_name, quality, loaded.evaluation.targets)
     if before.macs is None and loaded.macs and loaded.macs.macs is not None:  # an artifact that does not say
         before = before.model_copy(update={"macs": loaded.macs.macs, "flops": 2 * loaded.macs.macs})
+    waits = waiting_share(timing, raced.load) if loaded.device == "cpu" else None
     warnings = [*loaded.notes, *unknown, *load_warnings(raced.load)]
+    if waits is not None:
+        warnings.insert(0, waiting_words(waits))
     if before.macs is None:
         warnings.append("multiply-accumulates were not counted: the run's log says why")
     return EfficiencyReport(
         outcome="ok",
         summary=" ".join(part for part in (doubt, _summary(request.model, before)) if part),
         warnings=warnings,
-        next_steps=profile_steps(request, loaded, layers),
+        next_steps=profile_steps(request, loaded, layers, waits),
         verb="profile",
         run_id=context.run_id,
         request=shown_request(request),

@@ -12,12 +12,16 @@ from omgoptim.operations.verdict import holds
 from omgoptim.reports import Gains, NextStep, Round, Training
 from omgoptim.requests import DistillRequest, FactorizeRequest, PruneRequest
 from omgoptim.requests.distill import Auto, Given
+from omgoptim.requests.factorize import Factorization
 from omgoptim.requests.prune import Structured
 
 Reshaping = PruneRequest | FactorizeRequest | DistillRequest
 
 MOST_EPOCHS, MOST_ROUNDS, MOST_LAYER_RATIO = 10_000, 100, 0.97
 """Bounds of what is proposed; the first two are the requests' own."""
+
+MOST_KEPT = 0.99
+"""Share of a layer, or of its energy, above which a factorization that keeps more is not proposed."""
 
 WORTH_ASKING = 1.1
 """Smallest speedup that is proposed as a goal."""
@@ -142,14 +146,23 @@ def _smaller_goal(request: Reshaping, result: Result) -> dict[str, Any]:
     if isinstance(request, PruneRequest):
         return _smaller_amount(request, result)
     if isinstance(request, FactorizeRequest):
-        compression = request.method.compression
-        return {} if compression is None else {"target_compression": _half_way(compression)}
+        return _more_of_each_layer(request.method)
     student = request.student
     if isinstance(student, Auto):
         return {} if student.compression is None else {"target_compression": _half_way(student.compression)}
     if isinstance(student, Given) or student.width >= 1:
         return {}
     return {"width": round((1 + student.width) / 2, 4)}
+
+
+def _more_of_each_layer(method: Factorization) -> dict[str, Any]:
+    """The goal of a factorization that leaves more of the model: half of the way to all of it."""
+    if method.compression is not None:
+        return {"target_compression": _half_way(method.compression)}
+    if method.rank is not None:
+        return {"rank": 2 * method.rank}
+    name, share = ("energy", method.energy) if method.energy is not None else ("rank_ratio", method.rank_ratio)
+    return {} if share is None or share >= MOST_KEPT else {name: round((1 + share) / 2, 4)}
 
 
 def _smaller_amount(request: PruneRequest, result: Result) -> dict[str, Any]:

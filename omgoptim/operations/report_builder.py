@@ -76,7 +76,9 @@ def build_report(verb: str, job: AnyJob, final_model: FinalModel, output: Path |
     outcome: Outcome = "guard_failed" if missed else outcome_of(measured.gains, measured.quality, guard)
     place, undelivered = deliver(context.artifact, output, outcome != "guard_failed")
     warnings = [*loaded.notes, *job.datasets.notes, *final_model.warnings, *unknown, *undelivered]
-    warnings += [*quality_warnings(measured.quality, guard, loaded.data.real), *load_warnings(measured.load)]
+    labelled = any(target is not None for target in loaded.evaluation.targets)
+    warnings += quality_warnings(measured.quality, guard, loaded.data.real, labelled)
+    warnings += load_warnings(measured.load)
     result = Result(
         outcome, context.run_id, measured.gains, missed is not None, final_model.rounds, final_model.training
     )

@@ -132,8 +132,12 @@ def ruined_words(ruined: Sequence[OutputAgreement]) -> str:
     return f"{one} {', '.join(told)} {was} ruined; the metric does not read {'it' if len(told) == 1 else 'them'}."
 
 
-def quality_warnings(quality: Quality | None, guard: float, real_data: bool) -> list[str]:
-    """What must be said beside the quality."""
+def quality_warnings(quality: Quality | None, guard: float, real_data: bool, labelled: bool = False) -> list[str]:
+    """Return what must be said beside the quality.
+
+    Args:
+        labelled: whether the evaluation data has targets, which a metric of agreement does not read.
+    """
     if quality is None:
         return []
     warnings = []
@@ -142,7 +146,8 @@ def quality_warnings(quality: Quality | None, guard: float, real_data: bool) -> 
             f"{quality.metric} was measured on random inputs: it is no accuracy. Give data to measure accuracy."
         )
     elif quality.is_agreement:
-        warnings.append(f"{quality.metric} is agreement with the original model, not accuracy: the data has no targets")
+        why = "it does not read the data's targets" if labelled else "the data has no targets"
+        warnings.append(f"{quality.metric} is agreement with the original model, not accuracy: {why}")
     if not math.isfinite(quality.high - quality.low):
         warnings.append(
             f"the drop of {quality.metric} has no interval: too few samples, samples that cannot be drawn one by one, "

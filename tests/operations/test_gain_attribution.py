@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from omgoptim.measure.race import Ratio, Timing
-from omgoptim.operations.gain_attribution import Side, gains_by, implausible_words, slower_words, split_words
+from omgoptim.operations.gain_attribution import (
+    Side,
+    gains_by,
+    implausible_words,
+    slower_words,
+    split_words,
+    waiting_share,
+)
 
 
 def side(name: str, size: int, *speedups: float, busy: float | None = 1.0) -> Side:
@@ -70,3 +78,20 @@ def test_a_process_that_waits_and_ratios_that_no_engine_has_are_implausible() ->
     assert "float32 on openvino alone is 400x faster" in implausible_words(python, BEFORE.timing, "openvino", "cpu", 0)
     bits = gains_by(BEFORE, PLAIN, side("int8", 250, 90.0, 90.0, 90.0), 0.0)
     assert "fewer bits bring 30x" in implausible_words(bits, BEFORE.timing, "openvino", "cpu", 0.0)
+
+
+def test_waiting_is_told_on_an_overloaded_machine_where_the_time_in_the_queue_of_a_core_is_known() -> None:
+    parts = gains_by(BEFORE, PLAIN, side("int8", 250, 6.0, 6.0), 0.9)
+    sleeps, queues = replace(BEFORE.timing, busy=0.02, idle=0.97), replace(BEFORE.timing, busy=0.2, idle=0.01)
+    assert waiting_share(sleeps, 0.9) == 0.97
+    assert waiting_share(queues, 0.9) is None
+    assert waiting_share(queues, 0.0) is None
+    words = implausible_words(parts, sleeps, "openvino", "cpu", 0.9)
+    assert words.startswith("Any speedup would be implausible: the original waits 97% of its time")
+    assert implausible_words(parts, queues, "openvino", "cpu", 0.9) == ""
+
+
+def test_an_artifact_that_waits_as_the_original_does_is_not_called_implausible() -> None:
+    parts = gains_by(BEFORE, PLAIN, side("bf16", 500, 1.0, 1.0), 0.0)
+    sleeps = replace(BEFORE.timing, busy=0.02, idle=0.97)
+    assert implausible_words(parts, sleeps, "torch_eager", "cpu", 0.0, sleeps) == ""

@@ -46,6 +46,24 @@ def test_more_samples_are_asked_for_with_everything_else_the_same() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "macs", "waits", "why"),
+    [
+        ("Conv2d", 100, None, "the cheapest way to smaller and faster"),
+        ("GRU", 100, None, "no engine here computes a GRU in integers"),
+        ("Sequential", None, None, "what is around its layers"),
+        ("Conv2d", 100, 0.97, "97% is waiting, which fewer bits do not shorten"),
+    ],
+)
+def test_a_profile_promises_speed_only_of_what_fewer_bits_make_faster(
+    kind: str, macs: int | None, waits: float | None, why: str
+) -> None:
+    loaded: Any = SimpleNamespace(data=SimpleNamespace(real=True), precision="float32")
+    layer = Layer(path="body", kind=kind, time_share=0.8, macs=macs)
+    (told,) = profile_steps(request(), loaded, [layer], waits)
+    assert why in told.why
+
+
+@pytest.mark.parametrize(
     ("precision", "shares", "advised"),
     [
         ("float32", (0.6, 0.4), True),

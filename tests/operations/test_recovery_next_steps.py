@@ -27,7 +27,7 @@ GOALS: dict[str, list[dict[str, Any]]] = {
         {"method": "magnitude", "sparsity": 0.9, "schedule": "0.5,0.9"},
         {"method": "semi_structured"},
     ],
-    "factorize": [{}, {"target_compression": 1.01}, {"rank": 4, "epochs": 0}],
+    "factorize": [{}, {"target_compression": 1.01}, {"rank": 4, "epochs": 0}, {"rank_ratio": 0.5}, {"energy": 1.0}],
     "distill": [
         {},
         {"student": "net.py:small"},
@@ -154,3 +154,14 @@ def test_a_scheme_is_proposed_after_a_failed_guard_only_as_far_as_its_candidate_
     expected = MODEL | {"max_quality_drop": 0.01, "scheme": "bf16", "runtime": "openvino"}
     assert (steps[0].arguments == expected) is (drop < 0.01)
     assert bool(halves) is (drop < 0.01)
+
+
+@pytest.mark.parametrize(
+    ("asked", "proposed"),
+    [({"rank_ratio": 0.5}, {"rank_ratio": 0.75}), ({"energy": 0.9}, {"energy": 0.95}), ({"rank": 4}, {"rank": 8})],
+)
+def test_a_factorization_that_lost_too_much_is_proposed_with_more_of_each_layer(
+    asked: dict[str, Any], proposed: dict[str, Any]
+) -> None:
+    steps = reshaped("factorize", asked, "guard_failed", training=trained(True, False))
+    assert any(proposed.items() <= step.arguments.items() for step in steps)

@@ -100,6 +100,11 @@ def test_agreement_on_real_data_is_not_called_accuracy() -> None:
     assert "not accuracy" in warning
 
 
+def test_agreement_on_data_with_labels_does_not_say_that_there_are_none() -> None:
+    (warning,) = quality_warnings(quality(metric="cosine_agreement"), 0.01, real_data=True, labelled=True)
+    assert "does not read the data's targets" in warning
+
+
 def test_a_guard_that_cannot_be_decided_is_told_with_how_many_samples_would() -> None:
     (warning,) = quality_warnings(quality(0.0, -0.02, 0.02), 0.01, real_data=True)
     assert "600 samples cannot decide" in warning

@@ -77,7 +77,8 @@ def final_race(
     """Measure the original and the finalists in full, and find what is delivered.
 
     The order of delivery follows from times, sizes and the selection samples alone. The first in it that holds the
-    guard on the evaluation data is delivered; where none does, the first.
+    guard on the evaluation data is delivered, float32 that nobody asked for after all others; where none does, the
+    first.
 
     Args:
         attempts: all candidates, which a finalist may be dominated by.
@@ -101,12 +102,36 @@ def final_race(
     if not eligible:
         raise next(result.error for result in order if result.error)
     guard = request.max_quality_drop
-    winner = next((finalist for finalist in eligible if passes(finalist.quality, guard)), eligible[0])
+    winner = delivered(whole, guard)
     before = screened[id(winner.result)]
     scale = winner.result.speedup / before if before else 1.0
     held = passes(winner.quality, guard)
-    passed_over = eligible[: eligible.index(winner)] if held else eligible
+    passed_over = eligible[: eligible.index(winner)] if held and winner in eligible else eligible
     return Final(raced.timing(0), raced.load, whole, winner, held, passed_over, scale, known)
+
+
+def delivered(finalists: Sequence[Finalist], guard: float) -> Finalist:
+    """Return the first finalist that holds the guard on the evaluation data; where none does, the first of all.
+
+    References come last: float32 on an engine is delivered where nothing that was asked for holds the guard.
+
+    Args:
+        finalists: in the order of delivery; one at least is no reference.
+    """
+    asked = [finalist for finalist in finalists if not finalist.result.reference]
+    return next((finalist for finalist in finalists if passes(finalist.quality, guard)), asked[0])
+
+
+def in_place_words(winner: Finalist, asked: Finalist, guard: float) -> str:
+    """Return that float32 on an engine is delivered in the place of what was asked for, and why, in two sentences."""
+    quality = asked.quality
+    fault = f"loses {quality.drop:.4f}, more than {guard:g}"
+    if quality.ruined:
+        fault = f"ruins output {', '.join(output.spec.name for output in quality.ruined)}"
+    return (
+        f"Nothing was quantized: {asked.result.made.option.name} {fault}. Delivered in its place is "
+        f"{winner.result.made.option.name}, float32 on that engine, which holds the guard."
+    )
 
 
 def _measured(
@@ -174,7 +199,8 @@ def _order(
     others = [result for result in results if result not in finished]
     held = [a for a in ordered([*finished, *others], guard, preference) if a in finished]
     rest = [result for result in finished if result not in held]
-    order = [*held, *(a for a in rest if not a.reference), *(a for a in rest if a.reference)]
+    references = preference.ranked([result for result in rest if result.reference])
+    order = [*held, *(a for a in rest if not a.reference), *references]
     return [first, *(a for a in order if a is not first)] if first in order else order
 
 

@@ -15,9 +15,10 @@ from omgoptim.operations.context import RunContext
 from omgoptim.operations.gain_attribution import implausible_words, slower_words, split_words
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.next_steps import new_calls, pick_step, quantize_steps, repeat_of
+from omgoptim.operations.quantization.candidate_records import candidate_records
 from omgoptim.operations.quantization.candidates import Program, Proposal
 from omgoptim.operations.quantization.coverage import coverage_warnings, prove
-from omgoptim.operations.quantization.final_race import Final, Finalist
+from omgoptim.operations.quantization.final_race import Final, Finalist, in_place_words
 from omgoptim.operations.quantization.qat import Trained
 from omgoptim.operations.quantization.screening import CandidateResult, within
 from omgoptim.operations.quantization.selection import is_float
@@ -41,7 +42,7 @@ from omgoptim.operations.verdict import (
     size_words,
     verdict_words,
 )
-from omgoptim.reports import Alternative, Candidate, EfficiencyReport, Gains, Measurement, NextStep
+from omgoptim.reports import Alternative, EfficiencyReport, Gains, Measurement, NextStep
 from omgoptim.requests import QuantizeRequest
 from omgoptim.requests.quantize import Auto
 
@@ -117,7 +118,9 @@ def _tell(run: Run) -> None:
     best = how["size" if final.load > OVERLOADED else run.request.prefer]
     winner.result.status = "chosen"
     winner.result.why = f"{best} of those within the guard, or as fast and smaller"
-    if not within(winner.result, guard):
+    if winner.result.reference:
+        winner.result.why = "float32 on the same engine: nothing that was asked for holds the guard, and this does"
+    elif not within(winner.result, guard):
         winner.result.why = "no candidate held the guard on the selection samples; this one came closest"
 
 
@@ -157,11 +160,13 @@ def _report(run: Run, kept: _Kept, everyone: list[_Kept]) -> EfficiencyReport:
     load_line = artifact.load.replace(str(kept.folder), place)
     said = _implausible(run, kept)
     warnings = [*([said] if said else []), *loaded.notes, *run.notes, *coverage_warnings(coverage, option.runtime)]
-    warnings += [*quality_warnings(quality, guard, loaded.data.real), *load_warnings(load)]
+    labelled = any(target is not None for target in loaded.evaluation.targets)
+    warnings += [*quality_warnings(quality, guard, loaded.data.real, labelled), *load_warnings(load)]
     warnings += slow_warnings(final.before, finalist.timing)
-    steps = quantize_steps(
-        request, outcome, context.run_id, gained.speedup_low is not None or load > OVERLOADED, needed, loaded
-    )
+    candidates = candidate_records(run.results, final, finalist.result, before.size_bytes or 0)
+    told = gained.speedup_low is not None or load > OVERLOADED
+    open_still = "guard_failed" if _in_place(run, kept) else outcome
+    steps = quantize_steps(request, open_still, context.run_id, told, needed, loaded)
     return EfficiencyReport(
         outcome=outcome,
         summary=_summary(run, kept, everyone, outcome, before),
@@ -179,7 +184,7 @@ def _report(run: Run, kept: _Kept, everyone: list[_Kept]) -> EfficiencyReport:
         changed=made.changed if made else [],
         skipped=skipped,
         training=run.trained.training if run.trained else None,
-        candidates=[*_candidates(run, kept, before.size_bytes or 0), *run.proposal.passed_over],
+        candidates=[*candidates, *run.proposal.passed_over],
         alternatives=others,
         delivered=finalist.slug,
         coverage=coverage,
@@ -190,11 +195,16 @@ def _report(run: Run, kept: _Kept, everyone: list[_Kept]) -> EfficiencyReport:
     )
 
 
+def _in_place(run: Run, kept: _Kept) -> bool:
+    """Return whether this is float32 that nobody asked for, delivered because nothing that was holds the guard."""
+    return kept.finalist is run.final.winner and kept.finalist.result.reference
+
+
 def _implausible(run: Run, kept: _Kept) -> str:
     parts, runtime = kept.finalist.parts, kept.finalist.result.made.option.runtime
     if parts is None:
         return ""
-    return implausible_words(parts, run.final.before, runtime, run.loaded.device, run.final.load)
+    return implausible_words(parts, run.final.before, runtime, run.loaded.device, run.final.load, kept.finalist.timing)
 
 
 def _summary(run: Run, kept: _Kept, everyone: list[_Kept], outcome: Outcome, before: Measurement) -> str:
@@ -217,6 +227,8 @@ def _summary(run: Run, kept: _Kept, everyone: list[_Kept], outcome: Outcome, bef
 
 def _nothing_quantized(run: Run, kept: _Kept, everyone: list[_Kept]) -> str:
     """That float32 was delivered though quantization was asked for, and what the best quantized one is."""
+    if _in_place(run, kept):
+        return in_place_words(kept.finalist, run.final.passed_over[0], run.request.max_quality_drop)
     if kept.after.precision != "float32" or not isinstance(run.request.scheme, Auto):
         return ""
     best = _best_quantized(run, everyone)
@@ -244,6 +256,8 @@ def _passed_over(run: Run, kept: _Kept) -> str:
     """Which candidates came first and failed the guard on the evaluation data."""
     if kept.finalist is not run.final.winner or not run.final.holds or not run.final.passed_over:
         return ""
+    if _in_place(run, kept):
+        return ""  # said first
     guard = run.request.max_quality_drop
     names = [f"{f.result.made.option.name} loses {f.quality.drop:.4f}" for f in run.final.passed_over]
     return (
@@ -274,6 +288,8 @@ def _picks(run: Run, kept: _Kept, everyone: list[_Kept], outcome: Outcome) -> li
         best = _best_quantized(run, others)
         if best is not None:
             why = f"the best quantized one: {size_words(best.gained)}"
+            if not passes(best.finalist.quality, run.request.max_quality_drop):
+                why = f"what was asked for, which fails the guard: {size_words(best.gained)}"
             steps.append(pick_step(context.run_id, best.finalist.slug, why))
     return steps
 
@@ -313,44 +329,3 @@ def _strengths(kept: _Kept, everyone: list[_Kept], guard: float) -> list[Strengt
     if kept is min(holding, key=lambda o: o.finalist.quality.drop):
         strengths.append("quality")
     return strengths
-
-
-def _candidates(run: Run, kept: _Kept, baseline_bytes: int) -> list[Candidate]:
-    """All candidates, the chosen one first; float32 that nobody asked for only where it was measured."""
-    winner = run.final.winner.result
-    found = []
-    measured = [finalist.result for finalist in run.final.finalists]
-    for result in sorted(run.results, key=_rank):
-        if result.reference and result not in measured:
-            continue
-        record = _record(result, baseline_bytes, run.final)
-        if result is kept.finalist.result:
-            record = record.model_copy(update={"status": "chosen"})
-        elif result is winner:
-            record = record.model_copy(update={"status": "finalist"})
-        found.append(record)
-    return sorted(found, key=lambda record: record.status != "chosen")
-
-
-def _record(result: CandidateResult, baseline_bytes: int, final: Final) -> Candidate:
-    """A candidate as the report has it; without its speedup if the machine was too busy for one to be told. What was
-    only screened is told on the scale of the full measurement: the time of the original cancels out."""
-    trusted = final.load <= OVERLOADED
-    scale = 1.0 if result.status in ("chosen", "finalist") else final.scale
-    option, size = result.made.option, result.made.size_bytes
-    return Candidate(
-        name=option.name,
-        scheme=option.scheme,
-        runtime=option.runtime,
-        size_bytes=size,
-        size_ratio=baseline_bytes / size if size else None,
-        speedup=(result.speedup * scale or None) if trusted else None,
-        quality=result.quality,
-        quality_drop=result.drop,
-        status=result.status,
-        why=result.why,
-    )
-
-
-def _rank(result: CandidateResult) -> tuple[int, float]:
-    return ("chosen", "finalist", "dropped", "failed").index(result.status), -result.speedup

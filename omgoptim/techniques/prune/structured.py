@@ -99,8 +99,8 @@ def keep_only(
     if not (params.reconstruct and run.real):
         return outcome
     fitted = reconstruct_channels(module, before, left, run)
-    layers = "1 layer" if len(fitted) == 1 else f"{len(fitted)} layers"
-    note = f"{layers} that lost inputs were fitted to give what was there before, on inputs without labels."
+    layers = "1 layer that lost inputs was" if len(fitted) == 1 else f"{len(fitted)} layers that lost inputs were"
+    note = f"{layers} fitted to give what was there before, on inputs without labels."
     return replace(outcome, notes=[*outcome.notes, note]) if fitted else outcome
 
 

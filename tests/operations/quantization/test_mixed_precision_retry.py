@@ -1,0 +1,81 @@
+"""When a search is made again and what of it is delivered, with the search and its samples stood in for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from omgoptim.measure.race import Ratio, Timing
+from omgoptim.operations.quantization import mixed_precision_retry as guard_again
+from omgoptim.operations.quantization.build_candidates import BuiltCandidate
+from omgoptim.operations.quantization.candidates import Option
+from omgoptim.operations.quantization.screening import CandidateResult
+from omgoptim.operations.quantization.selection import Preference
+from omgoptim.requests.quantize import Bf16, Static
+
+GUARD = 0.01
+
+
+def result(params: Any, drop: float, timed: bool = True) -> CandidateResult:
+    timing = Timing(1.0, 1.0, None, None, Ratio(3.0, 2.9, 3.1), None, 5) if timed else None
+    made = BuiltCandidate(Option(params, "openvino"), Path("nowhere"))
+    return CandidateResult(made, timing=timing, drop=drop, high=drop)
+
+
+def search_again(
+    monkeypatch: pytest.MonkeyPatch, failed: list[CandidateResult], seen: float, found: CandidateResult | None
+) -> Any:
+    """What a search again ends with where the new samples show a drop of `seen` and the search finds `found`."""
+    samples = SimpleNamespace(batches=[], targets=[], count=64)
+
+    def judging(_search: Any, _samples: Any, base: CandidateResult) -> Any:
+        base.drop = base.high = seen
+        return object()
+
+    def repair(again: Any, _attempts: Any, base: CandidateResult) -> Any:
+        assert again.judged_on == "selection samples, 64 of them new,"
+        if found is None:
+            return None
+        return SimpleNamespace(ignore=["0"], option=found.made.option, best=found, base=base)
+
+    monkeypatch.setattr(guard_again, "other_samples", lambda *_: samples)
+    monkeypatch.setattr(guard_again, "_judging", judging)
+    monkeypatch.setattr(guard_again, "repair", repair)
+    request = SimpleNamespace(max_quality_drop=GUARD)
+    context = SimpleNamespace(progress=lambda *_: None)
+    preference = Preference("balanced", 1000)
+    search = guard_again.Search(request, context, None, None, None, None, preference)  # type: ignore[arg-type]
+    splits: Any = SimpleNamespace(selection=samples)
+    final: Any = SimpleNamespace(passed_over=[SimpleNamespace(result=one) for one in failed])
+    return guard_again.search_again(search, splits, [], final, None)
+
+
+MIXED = Static(ignore=["0"])
+
+
+def test_a_candidate_that_holds_on_the_new_samples_is_a_finalist(monkeypatch: pytest.MonkeyPatch) -> None:
+    best = result(MIXED, 0.002)
+    again = search_again(monkeypatch, [result(Static(), 0.005)], 0.05, best)
+    assert again.result is best
+    assert best.status == "finalist"
+
+
+@pytest.mark.parametrize(
+    ("failed", "seen", "found"),
+    [
+        ([], 0.05, result(MIXED, 0.0)),  # nothing failed on the evaluation data
+        ([result(Bf16(), 0.0)], 0.05, result(MIXED, 0.0)),  # it has no layers to keep in float
+        ([result(Static(), 0.0)], 0.001, result(MIXED, 0.0)),  # the new samples see nothing wrong with it
+        ([result(Static(), 0.0)], 0.05, None),  # nothing could be searched
+        ([result(Static(), 0.0)], 0.05, result(MIXED, 0.02)),  # what was found fails on the new samples, too
+        ([result(MIXED, 0.0)], 0.05, result(MIXED, 0.0)),  # it is what failed
+        ([result(Static(), 0.0)], 0.05, result(MIXED, 0.0, timed=False)),
+    ],
+)
+def test_otherwise_what_was_measured_stands(
+    monkeypatch: pytest.MonkeyPatch, failed: list[CandidateResult], seen: float, found: CandidateResult | None
+) -> None:
+    assert search_again(monkeypatch, failed, seen, found) is None
