@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from omgoptim.errors import DataError
+from omgoptim.errors import DataError, argument
 from omgoptim.measure.intervals import Arrays
 from omgoptim.models.output_moments import RunningMoments, as_rows
 from omgoptim.models.outputs import ModelOutputs, OutputSpec
@@ -169,7 +169,10 @@ def _finite_rows(
     a, b = np.where(same, 0.0, a), np.where(same, 0.0, b)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise DataError(
-            f"output '{spec.name}' holds infinite values that the original's does not", "or the other way round"
+            f"output '{spec.name}' is infinite in other places than the original's",
+            "no relative error can be computed from an infinite difference",
+            "return large finite values instead of inf, or leave the output out: "
+            f"{argument('ignore_outputs', [spec.name])}",
         )
     return a, b
 

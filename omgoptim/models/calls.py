@@ -138,10 +138,18 @@ def first_forward(module: nn.Module, inputs: tuple[InputTensor, ...], batch: Map
     try:
         structure = structure_of(result)
     except TypeError as error:
-        raise ModelError("the model's output cannot be measured", str(error)) from error
+        raise ModelError(
+            "the model's output cannot be measured",
+            str(error),
+            "return tensors, or tuples, lists or dicts of tensors: wrap the model in a module that does",
+        ) from error
     leaves = flatten(result)
     if not leaves:
-        raise ModelError("the model returned no tensor", f"it returned {type(result).__name__}")
+        raise ModelError(
+            "the model returned no tensor",
+            f"it returned {type(result).__name__}",
+            "return a tensor, or a tuple, list or dict of tensors",
+        )
     refuse_nan([leaf for leaf in leaves if isinstance(leaf, Tensor)], "the model's outputs")
     return Signature(inputs, structure)
 

@@ -133,4 +133,5 @@ def traced(doing: str, call: Callable[[], Any]) -> Any:
     except OmgoptimError:
         raise
     except Exception as error:  # torch-pruning raises whatever its heuristics run into
-        raise TechniqueError(f"{doing} failed", error_location(error)) from error
+        fix = "method magnitude zeroes single weights"
+        raise TechniqueError(f"{doing} failed", error_location(error), fix) from error

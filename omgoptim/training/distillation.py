@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from omgoptim.errors import DataError, TechniqueError
+from omgoptim.errors import DataError, TechniqueError, argument
 from omgoptim.models.outputs import ModelOutputs, OutputSpec
 from omgoptim.training._distillation.output_distances import (
     correlation_distance,
@@ -118,7 +118,12 @@ class DistillationLoss(nn.Module):
         learnt = [spec for spec in outputs.compared if spec.kind != "integers" and "complex" not in spec.dtype]
         main = outputs.labelled if outputs.labelled in learnt else learnt[0] if learnt else None
         if main is None:
-            raise TechniqueError("the teacher has no floating output to learn from")
+            raise TechniqueError(
+                "the teacher has no floating output to learn from",
+                f"its outputs: {', '.join(f'{spec.name} {spec.dtype}' for spec in outputs.specs)}",
+                "return real numbers (torch.view_as_real for complex ones), or give labels and "
+                f"{argument('loss', 'file.py:callable')}",
+            )
         made._count = len(outputs.specs)
         scores = (
             None if self.kind == "values" else _class_scores(leaves[main.index], targets, self.kind, self.form, main)

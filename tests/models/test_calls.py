@@ -120,8 +120,9 @@ def test_the_nested_output_of_an_lstm_is_learnt() -> None:
     [("text", "cannot be measured"), ((X, 3), "cannot be measured"), (None, "no tensor"), ((), "no tensor")],
 )
 def test_outputs_that_are_no_tensors_are_refused(value: Any, said: str) -> None:
-    with pytest.raises(ModelError, match=said):
+    with pytest.raises(ModelError, match=said) as error:
         run(Returns(value), X)
+    assert error.value.fix
 
 
 def test_shapes_that_do_not_fit_name_the_innermost_layer_and_the_inputs() -> None:

@@ -18,7 +18,7 @@ from small_training import Net, batches_of, blobs, evaluator_of, net, same, sign
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from omgoptim.errors import DataError, RequestError, RunError, SetupError, TechniqueError
+from omgoptim.errors import DataError, ModelError, RequestError, RunError, SetupError, TechniqueError
 from omgoptim.models.data import DataSource, RawBatch, random_data
 from omgoptim.models.path_policy import PathPolicy
 from omgoptim.training.batches import Batches
@@ -509,3 +509,19 @@ def test_a_dataset_is_shuffled_anew_in_each_epoch() -> None:
     one, other = seen[16:112], seen[112:]  # the first batch is tried before training
     assert one != other
     assert sorted(one) == sorted(other) == sorted(labels.tolist())
+
+
+def test_a_forward_that_autograd_cannot_go_back_through_is_the_models_error() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.net(x).sigmoid()
+            return out.add_(1)
+
+    with pytest.raises(ModelError, match="cannot be trained") as error:
+        trained(InPlace(), eval_mode=False)
+    assert "inplace operation" in error.value.why
+    assert "in place" in error.value.fix

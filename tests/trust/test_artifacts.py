@@ -59,13 +59,13 @@ Edit = Callable[[dict[str, Any]], None]
 
 
 @pytest.fixture(autouse=True)
-def _forget_user_modules() -> Iterator[None]:
-    modules, path = set(sys.modules), list(sys.path)
+def _forget_user_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    modules, path, projects = set(sys.modules), list(sys.path), tmp_path_factory.getbasetemp().resolve()
     yield
     sys.path[:] = path
     for name in set(sys.modules) - modules:
-        file = getattr(sys.modules[name], "__file__", None) or ""
-        if name.startswith("_omgoptim_user_") or "pytest-of-" in file:
+        file = getattr(sys.modules[name], "__file__", None)
+        if name.startswith("_omgoptim_user_") or (file and Path(file).resolve().is_relative_to(projects)):
             del sys.modules[name]
 
 

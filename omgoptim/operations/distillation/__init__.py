@@ -1,1 +1,0 @@
-"""The parts of `distill`: the student, its search, its training and the control."""

@@ -1,1 +1,0 @@
-"""The parts of `quantize`: candidates, screening, the final race, mixed precision, coverage."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from omgoptim.errors import SetupError
+from omgoptim.errors import ModelError, SetupError, argument
 from omgoptim.training._loop.checkpoints import Checkpoint
 from omgoptim.training._loop.combined_loss import CombinedLoss
 from omgoptim.training._loop.optimizers import optimizer_of, scheduler_of
@@ -95,8 +95,26 @@ class Steps:
             loss: Tensor = self.loss_fn(self.called, batch.to(self.device), taught)
             value = float(loss.detach())
             if math.isfinite(value):
-                self.accelerator.backward(loss * share)
+                self._gradients(loss * share)
         return value
+
+    def _gradients(self, loss: Tensor) -> None:
+        """Add the gradients of a loss to the parameters'.
+
+        Raises:
+            ModelError: autograd cannot go back through the forward, as after an operation in place.
+        """
+        try:
+            self.accelerator.backward(loss)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise ModelError(
+                "the model cannot be trained: its gradients cannot be computed",
+                str(error).partition(" Hint: ")[0],
+                "write forward without operations in place on what a layer gave (x = x + 1, not x.add_(1)), "
+                f"or do not train: {argument('epochs', 0)}",
+            ) from error
 
     def _step(self) -> None:
         optimizer, scheduler = self.prepared

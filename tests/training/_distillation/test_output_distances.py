@@ -143,3 +143,10 @@ def test_nothing_to_compare_costs_nothing() -> None:
     ]
     assert [value.item() for value in values] == [0.0] * 5
     assert all(value.requires_grad for value in values)
+
+
+def test_outputs_without_any_value_have_no_distance() -> None:
+    empty = torch.zeros(4, 0, requires_grad=True)
+    distance = relative_distance(empty, torch.zeros(4, 0))
+    distance.backward()
+    assert distance.item() == 0

@@ -124,3 +124,23 @@ def test_without_real_data_nothing_is_fitted_and_nothing_is_said(run_of: RunOf, 
     run = replace(run_of(sparse, [drawn(16, 6)]), real=False)
     outcome = Outcome([])
     assert masked_reconstruction.reconstructed(outcome, sparse, net, Magnitude(), run) is outcome
+
+
+def test_a_layer_whose_branch_is_not_taken_keeps_its_weights(run_of: RunOf, drawn: Drawn) -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bright, self.dark = nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.bright(x) if x.mean() > 0 else self.dark(x)
+            return out
+
+    net = Branches()
+    sparse = copy.deepcopy(net)
+    with torch.no_grad():
+        sparse.bright.weight[:, 0], sparse.dark.weight[:, 0] = 0, 0
+    before = sparse.dark.weight.detach().clone()
+    batches = [drawn(8, 4).abs(), drawn(8, 4).abs()]
+    assert reconstruct_kept_weights(sparse, net, ["bright", "dark"], run_of(sparse, batches)) == ["bright"]
+    assert torch.equal(sparse.dark.weight, before)
