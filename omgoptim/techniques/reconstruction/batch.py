@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from omgoptim.models.calls import NamedBatch
 from omgoptim.models.samples import batch_length, call_of
 from omgoptim.techniques.probe import Probe
+from omgoptim.techniques.reconstruction.padding import to_one_length
+from omgoptim.techniques.reconstruction.rows import MASKS
 from omgoptim.techniques.registry import ModuleRun
 
 MOST_SAMPLES, MOST_ACTIVATIONS = 1024, 2**27
@@ -17,7 +19,7 @@ MOST_SAMPLES, MOST_ACTIVATIONS = 1024, 2**27
 
 
 def one_batch(module: nn.Module, run: ModuleRun) -> Probe:
-    """Return the call of `module` on that batch."""
+    """Return the call of `module` on that batch; sequences padded to several lengths are brought to one."""
     largest = 1
 
     def look(_layer: nn.Module, _args: Any, output: Any) -> None:
@@ -31,8 +33,19 @@ def one_batch(module: nn.Module, run: ModuleRun) -> Probe:
     finally:
         for hook in hooks:
             hook.remove()
-    samples = max(2, min(MOST_SAMPLES, MOST_ACTIVATIONS // largest))
-    return Probe(*call_of(run.signature, joined(run.statistics.batches, samples), run.device))
+    probed = _length(run.statistics.batches[0])
+
+    def samples_at(length: int) -> int:
+        return max(2, min(MOST_SAMPLES, MOST_ACTIVATIONS * probed // (largest * length)))
+
+    batches = to_one_length(run.statistics.batches, samples_at)
+    samples = samples_at(probed if batches is run.statistics.batches else _length(batches[0]))
+    return Probe(*call_of(run.signature, joined(batches, samples), run.device))
+
+
+def _length(batch: NamedBatch) -> int:
+    """Length of padded sequences; 1 for a batch without a mask."""
+    return next((batch[name].shape[-1] for name in MASKS if name in batch and batch[name].ndim), 1)
 
 
 def joined(batches: list[NamedBatch], samples: int) -> NamedBatch:
