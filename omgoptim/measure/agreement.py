@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from omgoptim.errors import DataError
 from omgoptim.measure.intervals import Arrays
-from omgoptim.models.output_moments import RunningMoments, as_rows
 from omgoptim.models.outputs import ModelOutputs, OutputSpec
+from omgoptim.models.running_moments import RunningMoments, as_rows
 
 RUINED_ERROR = 0.5
 """Relative error above which an output counts as ruined."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from omgoptim.models.calls import NamedBatch
+from omgoptim.models.forward import NamedBatch
 from omgoptim.models.samples import Samples, batch_length
 
 MOST_SAMPLES = 32

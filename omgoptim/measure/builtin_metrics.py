@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from omgoptim.errors import DataError, argument
 from omgoptim.measure.agreement import cosine_outputs, predicted_classes, worst_scores
 from omgoptim.measure.intervals import Arrays
-from omgoptim.measure.language import negative_kl, token_log_likelihoods
-from omgoptim.models.output_kinds import describe_outputs, labels_kind
+from omgoptim.measure.language_metrics import negative_kl, token_log_likelihoods
+from omgoptim.models.output_detection import describe_outputs, labels_kind
 from omgoptim.models.outputs import ModelOutputs, OutputSpec, class_layout
 from omgoptim.runtimes.signature import Signature
 
@@ -26,10 +26,10 @@ BUILTIN = ("top1", "r2", "cosine", "top1_agreement", "perplexity", "kl")
 
 IGNORED_TARGET = -100
 
-ENOUGH_BATCHES = 8
+OUTPUT_DETECTION_BATCHES = 8
 """Batches of a model's outputs that are read to see what they are, where that was not described before."""
 
-OWN_METRIC_FIX = f"give a metric of your own: {argument('metric', 'file.py:callable')}"
+CUSTOM_METRIC_FIX = f"give a metric of your own: {argument('metric', 'file.py:callable')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Metric:
     """Indices of the outputs that it reads; None: not known, all are taken for read if there is only one."""
 
 
-def outputs_from(
+def detect_outputs(
     original: Sequence[Arrays],
     targets: Sequence[Any] = (),
     metric: str = "auto",
@@ -60,7 +60,7 @@ def outputs_from(
     ignored: Sequence[str] = (),
 ) -> ModelOutputs:
     """The outputs of a model, read from the first batches of what it gives; see `describe_outputs`."""
-    reference, targets = list(original[:ENOUGH_BATCHES]), targets[:ENOUGH_BATCHES]
+    reference, targets = list(original[:OUTPUT_DETECTION_BATCHES]), targets[:OUTPUT_DETECTION_BATCHES]
     structure: Any = "tensor" if len(reference[0]) == 1 else {"tuple": ["tensor"] * len(reference[0])}
     return describe_outputs(
         signature or Signature((), structure),
@@ -86,7 +86,7 @@ def agreement_metric(original: Sequence[Arrays], outputs: ModelOutputs | None = 
     Raises:
         DataError: the outputs are single numbers without a batch dimension.
     """
-    outputs = outputs or outputs_from(original)
+    outputs = outputs or detect_outputs(original)
     names = {spec.compared_by for spec in outputs.compared}
     name = names.pop() if len(outputs.compared) == 1 else "worst_output_agreement"
 
@@ -104,7 +104,7 @@ def cosine_metric(original: Sequence[Arrays], outputs: ModelOutputs | None = Non
     Raises:
         DataError: no output has a direction: all are single numbers or constant.
     """
-    outputs = outputs or outputs_from(original)
+    outputs = outputs or detect_outputs(original)
     reads = frozenset(spec.index for spec in cosine_outputs(outputs))
 
     def per_sample(made: Sequence[Arrays], targets: list[Any], reference: Sequence[Arrays]) -> NDArray[np.float64]:
@@ -140,10 +140,10 @@ def builtin_metric(
         raise DataError(
             f"metric '{name}' needs targets", "the data's batches carry none", "use metric auto, or give targets"
         )
-    outputs = outputs or outputs_from(original, targets, name)
+    outputs = outputs or detect_outputs(original, targets, name)
     if name == "top1_agreement":
         return _top1_agreement(outputs)
-    target = outputs.require_target(OWN_METRIC_FIX)
+    target = outputs.require_target(CUSTOM_METRIC_FIX)
     reads = frozenset([target.index])
     if name == "r2":
         return Metric("r2", whole=_r2(target.index), outputs=outputs, reads=reads)
@@ -155,7 +155,7 @@ def builtin_metric(
 
 def _kl(original: Sequence[Arrays], targets: list[Any], outputs: ModelOutputs | None) -> Metric:
     """KL divergence from the original's class scores: of the output of the labels, else of the first class scores."""
-    outputs = outputs or outputs_from(original, targets, "kl")
+    outputs = outputs or detect_outputs(original, targets, "kl")
     scores = [spec.index for spec in outputs.compared if spec.kind == "class_scores"]
     labelled = outputs.labelled
     index = labelled.index if labelled else next(iter(scores), outputs.compared[0].index)
@@ -170,7 +170,7 @@ def _metric_of_targets(targets: list[Any]) -> str:
     raise DataError(
         "there is no built-in metric for the data's targets",
         f"they are {np.asarray(targets[0]).dtype}; integers are read as classes, floats as values",
-        OWN_METRIC_FIX,
+        CUSTOM_METRIC_FIX,
     )
 
 
@@ -228,7 +228,7 @@ def _predicted(spec: OutputSpec, scores: NDArray[Any], target: NDArray[Any]) -> 
         raise DataError(
             "the targets do not fit the outputs",
             f"output '{spec.name}' is {scores.shape}, integer targets {target.shape}",
-            OWN_METRIC_FIX,
+            CUSTOM_METRIC_FIX,
         )
     axis, _ = layout
     if axis is None:

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from omgoptim.measure.program_layers import RECURRENT, Part, anchors
+from omgoptim.measure.program_layer_times import RECURRENT, GraphNode, anchor_nodes
 from omgoptim.models.onnx_file import graphs
 from omgoptim.runtimes.engine import Kernel
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-    from omgoptim.measure.launch import Process
+    from omgoptim.measure.measuring_process import MeasuringProcess
 
 MOVES = ("Transpose", "Reorder", "Reshape", "Convert", "Cast", "QuantizeLinear", "DequantizeLinear")
 """Engines' operators that only move or convert, whatever layer they are named after."""
@@ -31,7 +31,7 @@ INT8_LEVEL = 4
 """The accuracy level at which it rounds activations to int8: the one it sets where it fuses the product itself."""
 
 
-def ask_kernels(process: Process, batch: str) -> list[Kernel]:
+def query_kernels(process: MeasuringProcess, batch: str) -> list[Kernel]:
     """What the artifact that a measuring process holds is run by; to be asked when its timing is done.
 
     Args:
@@ -45,7 +45,7 @@ def ask_kernels(process: Process, batch: str) -> list[Kernel]:
     return [Kernel(**kernel | {"covers": tuple(kernel["covers"])}) for kernel in answer]
 
 
-def numbers_of(kernels: Sequence[Kernel], model: ModelProto, layers: Collection[str]) -> dict[str, str]:
+def compute_dtypes(kernels: Sequence[Kernel], model: ModelProto, layers: Collection[str]) -> dict[str, str]:
     """What each layer of a program is computed in.
 
     Args:
@@ -60,7 +60,7 @@ def numbers_of(kernels: Sequence[Kernel], model: ModelProto, layers: Collection[
     nodes = {node.name: node for graph in graphs(model.graph) for node in graph.node}
     parts = [_part(node, name in layers) for name, node in nodes.items()]
     told: dict[str, list[str]] = {}
-    for kernel, part in zip(kernels, anchors(kernels, parts), strict=True):
+    for kernel, part in zip(kernels, anchor_nodes(kernels, parts), strict=True):
         number = _number(kernel, nodes[part.node]) if part is not None else None
         if part is not None and part.node in layers and number and kernel.kind not in MOVES:
             told.setdefault(part.node, []).append(number)
@@ -70,10 +70,10 @@ def numbers_of(kernels: Sequence[Kernel], model: ModelProto, layers: Collection[
     return {node: max(some, key=lambda number: number != "int8") for node, some in told.items() if some}
 
 
-def _part(node: NodeProto, is_layer: bool) -> Part:
+def _part(node: NodeProto, is_layer: bool) -> GraphNode:
     """A node as `anchors` wants it: products of activations have work too, and stand for no layer before them."""
     work = int(is_layer or node.op_type in PRODUCTS)
-    return Part(node.name, node.op_type, node.name, tuple(filter(None, node.input)), tuple(node.output), work, {})
+    return GraphNode(node.name, node.op_type, node.name, tuple(filter(None, node.input)), tuple(node.output), work, {})
 
 
 def _number(kernel: Kernel, node: NodeProto) -> str | None:

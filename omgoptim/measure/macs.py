@@ -26,7 +26,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from omgoptim.measure.self_time import evaluating, module_paths, own_cost
+from omgoptim.measure.self_time import evaluation_mode, module_paths, self_cost
 from omgoptim.reports import CountDisagreement, MacsCheck
 
 TOLERANCE = 0.01
@@ -128,7 +128,7 @@ def _attempt(name: str, counter: Callable[..., Any], module: nn.Module, args: An
             warnings.simplefilter("ignore")
             twin = copy.deepcopy(module)
             own_args, own_kwargs = tree_map(_twin_of, (args, kwargs))
-            with evaluating(twin):
+            with evaluation_mode(twin):
                 return counter(twin, own_args, own_kwargs)
     except Exception as error:  # noqa: BLE001 - a counter runs the user's forward under hooks: a count less, not a crash
         log.warning("%s cannot count this model: %s: %s", name, type(error).__name__, error)
@@ -145,7 +145,7 @@ def _twin_of(leaf: Any) -> Any:
 def _count_operators(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _OperatorCount:
     """Multiply-accumulates per path, as the dispatcher sees them, and with recurrent layers by formula."""
     counter = FlopCounterMode(display=False, custom_mapping=_missing_formulas())
-    with counter, _recurrent_layers(module) as recurrent, own_cost(module, counter.get_total_flops) as flops:
+    with counter, _recurrent_layers(module) as recurrent, self_cost(module, counter.get_total_flops) as flops:
         module(*args, **kwargs)
     seen = {path: int(cost) // 2 for path, cost in flops.items()}
     return _OperatorCount(seen, seen | recurrent)

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omgoptim.errors import DataError, SetupError, argument, did_you_mean
-from omgoptim.measure.builtin_metrics import BUILTIN, OWN_METRIC_FIX, Metric, builtin_metric, outputs_from
+from omgoptim.measure.builtin_metrics import BUILTIN, CUSTOM_METRIC_FIX, Metric, builtin_metric, detect_outputs
 from omgoptim.measure.intervals import Arrays
 from omgoptim.models.outputs import ModelOutputs
-from omgoptim.models.path_policy import PathPolicy
-from omgoptim.models.user_code import call_user, load_callable
+from omgoptim.models.security.path_policy import PathPolicy
+from omgoptim.models.security.user_code import call_user, load_callable
 from omgoptim.runtimes.signature import Signature, unflatten
 
 
@@ -37,7 +37,7 @@ def resolve_metric(
         SetupError: it is one of torchmetrics and that is not installed.
     """
     if outputs is None:
-        outputs = outputs_from(original, targets, name if isinstance(name, str) else "auto", signature)
+        outputs = detect_outputs(original, targets, name if isinstance(name, str) else "auto", signature)
     if callable(name):
         return _user_metric(getattr(name, "__name__", "metric"), name, signature, limit_s, outputs)
     builtin = builtin_metric(name, original, targets, outputs)
@@ -95,7 +95,7 @@ def _torchmetric(name: str, original: Sequence[Arrays], targets: list[Any], outp
     found = _torchmetrics_class(name)
     if not targets or targets[0] is None:
         raise DataError(f"metric '{name}' needs targets", "the data's batches carry none", "use metric auto")
-    index = 0 if len(outputs.specs) == 1 else outputs.require_target(OWN_METRIC_FIX).index
+    index = 0 if len(outputs.specs) == 1 else outputs.require_target(CUSTOM_METRIC_FIX).index
     arguments = _class_arguments(name, found, original[0][index])
 
     def guarded(action: Callable[[], Any]) -> Any:

@@ -20,7 +20,7 @@ from omgoptim.errors import DataError
 from omgoptim.measure.agreement import OutputAgreement, output_agreements
 from omgoptim.measure.builtin_metrics import IGNORED_TARGET, batch_lengths
 from omgoptim.measure.builtin_metrics import Metric as Metric
-from omgoptim.measure.builtin_metrics import outputs_from as outputs_from
+from omgoptim.measure.builtin_metrics import detect_outputs as detect_outputs
 from omgoptim.measure.intervals import Arrays, affordable_resamples, paired_interval, resampled_interval
 
 
@@ -166,7 +166,7 @@ def agreement_of_outputs(
     metric: Metric, made: Sequence[Arrays], original: Sequence[Arrays]
 ) -> tuple[OutputAgreement, ...]:
     """Each output against the original's, whatever the metric says."""
-    outputs = metric.outputs or outputs_from(original)
+    outputs = metric.outputs or detect_outputs(original)
     reads = metric.reads
     if reads is None:
         reads = frozenset(range(len(outputs.specs))) if len(outputs.specs) == 1 else frozenset()

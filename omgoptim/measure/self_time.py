@@ -22,7 +22,7 @@ def module_paths(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 @contextlib.contextmanager
-def own_cost(module: nn.Module, read: Callable[[], float]) -> Iterator[dict[str, float]]:
+def self_cost(module: nn.Module, read: Callable[[], float]) -> Iterator[dict[str, float]]:
     """Charge the growth of `read()` to the module whose forward is running, while the context is open.
 
     Yields:
@@ -30,10 +30,10 @@ def own_cost(module: nn.Module, read: Callable[[], float]) -> Iterator[dict[str,
         whose children are bypassed (attention that hands its projection's weight to a kernel) carries the cost itself.
     """
     costs: dict[str, float] = defaultdict(float)
-    running: list[_Call] = []
+    running: list[_RunningForward] = []
 
     def enter(*_: object) -> None:
-        running.append(_Call(read()))
+        running.append(_RunningForward(read()))
 
     def leave(path: str) -> Callable[..., None]:
         def hook(*_: object) -> None:
@@ -52,7 +52,7 @@ def own_cost(module: nn.Module, read: Callable[[], float]) -> Iterator[dict[str,
         yield costs
 
 
-class _Call:
+class _RunningForward:
     """A forward that is running: what `read` gave at its start, and the part its children took since."""
 
     __slots__ = ("in_children", "start")
@@ -63,7 +63,7 @@ class _Call:
 
 
 @contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
     """Every part in eval mode, no gradients; the modes are put back. Exported programs, which refuse `eval()`, too."""
     modes = [(part, part.training) for part in module.modules()]
     try:

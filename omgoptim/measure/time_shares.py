@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from omgoptim.reports import TimeShare
 
 if TYPE_CHECKING:
-    from omgoptim.measure.launch import Process
+    from omgoptim.measure.measuring_process import MeasuringProcess
 
 
-def ask_time_shares(process: Process, batch: str) -> list[TimeShare]:
+def query_time_shares(process: MeasuringProcess, batch: str) -> list[TimeShare]:
     """The time of the artifact that a measuring process holds, the costliest kind first.
 
     Args:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
     from torch import nn
 
-    from omgoptim.models.onnx_graph import Layer
+    from omgoptim.models.onnx_graph import OnnxLayer
 
 ONNX_NAMES = {"float": "float32", "double": "float64"}
 """ONNX's names of types where they are not numpy's."""
@@ -38,7 +38,7 @@ PACKED = ("MatMulNBits", "GatherBlockQuantized")
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class StoredWeights:
     """A layer's weights as they are stored."""
 
     path: str
@@ -58,17 +58,17 @@ class Stored:
         return sum(self.tensors.values())
 
 
-def stored_layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> list[Stored]:
+def stored_layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> list[StoredWeights]:
     """The layers of a program by path, in the order of the program.
 
     Args:
         paths: node or output name to module path, where the program is a rewrite that lost them.
     """
     from omgoptim.models.onnx_file import graphs, tensor_bytes
-    from omgoptim.models.onnx_graph import layers
+    from omgoptim.models.onnx_graph import find_layers
 
-    by_path: dict[str, list[Layer]] = defaultdict(list)
-    for layer in layers(model, paths):
+    by_path: dict[str, list[OnnxLayer]] = defaultdict(list)
+    for layer in find_layers(model, paths):
         by_path[layer.path].append(layer)
     nodes = {node.name: node for graph in graphs(model.graph) for node in graph.node}
     tensors = {tensor.name: tensor for graph in graphs(model.graph) for tensor in graph.initializer}
@@ -81,7 +81,7 @@ def stored_layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> 
             scale for name in weights if not _is_float(tensors[name]) for scale in follow.of(name) if scale in tensors
         ]
         found.append(
-            Stored(
+            StoredWeights(
                 path=path,
                 op=largest.op,
                 nodes=tuple(layer.node for layer in some),
@@ -93,7 +93,7 @@ def stored_layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> 
     return found
 
 
-def module_layers(module: nn.Module) -> list[Stored]:
+def module_layers(module: nn.Module) -> list[StoredWeights]:
     """The layers of a module: modules with a parameter of their own of two dimensions or more."""
     names: dict[int, str] = {}
     found = []
@@ -106,7 +106,7 @@ def module_layers(module: nn.Module) -> list[Stored]:
         if own:
             largest = max(own.values(), key=lambda parameter: parameter.numel())
             found.append(
-                Stored(
+                StoredWeights(
                     path=path,
                     op=type(layer).__name__,
                     nodes=(),
@@ -118,7 +118,7 @@ def module_layers(module: nn.Module) -> list[Stored]:
     return found
 
 
-def saved_layers(folder: Path, before: Sequence[Stored]) -> list[Stored]:
+def saved_layers(folder: Path, before: Sequence[StoredWeights]) -> list[StoredWeights]:
     """The layers of a module's artifact, read off the header of its weights file; those that it lacks are left out.
 
     Args:
@@ -133,7 +133,7 @@ def saved_layers(folder: Path, before: Sequence[Stored]) -> list[Stored]:
         if entries:
             largest = max(entries.values(), key=_entry_bytes)
             found.append(
-                Stored(
+                StoredWeights(
                     path=layer.path,
                     op=layer.op,
                     nodes=(),

@@ -21,11 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omgoptim.errors import ArtifactError, ModelError, OmgoptimError, RequestError
-from omgoptim.models.check import CHECK, write_check
-from omgoptim.models.check import TOLERANCE as TOLERANCE
-from omgoptim.models.check import Check as Check
-from omgoptim.models.check import max_difference as max_difference
-from omgoptim.models.check import verify_outputs as verify_outputs
+from omgoptim.models._artifact.recipe_file import RecipeRecord, read_record, refuse_foreign_recipe
+from omgoptim.models._artifact.recipe_file import code_project as code_project
+from omgoptim.models._artifact.recipe_file import read_recipe as read_recipe
 from omgoptim.models.manifest import MANIFEST as MANIFEST
 from omgoptim.models.manifest import PROGRAM as PROGRAM
 from omgoptim.models.manifest import PROGRAM2 as PROGRAM2
@@ -34,21 +32,23 @@ from omgoptim.models.manifest import WEIGHTS as WEIGHTS
 from omgoptim.models.manifest import Manifest as Manifest
 from omgoptim.models.manifest import listed_file, sha256
 from omgoptim.models.manifest import verify_files as verify_files
-from omgoptim.models.origin import sealed
-from omgoptim.models.recipe_file import Built, read_built, refuse_foreign_recipe
-from omgoptim.models.recipe_file import made_in as made_in
-from omgoptim.models.recipe_file import read_recipe as read_recipe
-from omgoptim.runtimes import Session, Settings, engine_named
+from omgoptim.models.output_check import CHECK, write_check
+from omgoptim.models.output_check import TOLERANCE as TOLERANCE
+from omgoptim.models.output_check import OutputCheck as OutputCheck
+from omgoptim.models.output_check import max_difference as max_difference
+from omgoptim.models.output_check import verify_outputs as verify_outputs
+from omgoptim.models.security.seal import add_seal
+from omgoptim.runtimes import Session, SessionSettings, engine_named
 from omgoptim.runtimes.engine import engine_message
-from omgoptim.runtimes.external_data import NotOnnx, external_data
+from omgoptim.runtimes.external_data import MalformedProtobuf, external_data
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torch import Tensor, nn
 
-    from omgoptim.models.path_policy import PathPolicy
     from omgoptim.models.recipe import Recipe
+    from omgoptim.models.security.path_policy import PathPolicy
 
 PACKABLE = ("float32", "float16", "bfloat16")
 """Precisions whose weights may be packed; int8 layers have a form of their own."""
@@ -56,7 +56,7 @@ WORTH_PACKING = 0.02
 """Smallest fraction of the weights' bytes that packing has to save: every reader has to unpack them."""
 
 
-def save_program(folder: Path, program: Path, manifest: Manifest, check: Check) -> None:
+def save_program(folder: Path, program: Path, manifest: Manifest, check: OutputCheck) -> None:
     """Save an ONNX file (and its external data, if it has any) as an artifact."""
     with _whole(folder) as partial:
         _copy_program(program, partial, PROGRAM)
@@ -76,7 +76,7 @@ def save_module(
     module: nn.Module,
     recipe: Recipe,
     manifest: Manifest,
-    check: Check,
+    check: OutputCheck,
     programs: Sequence[Path] = (),
 ) -> None:
     """Save a module, already in the manifest's precision, as its recipe and weights.
@@ -124,7 +124,7 @@ def check_artifact(folder: Path, policy: PathPolicy) -> Manifest:
     elif not manifest.made_here:
         try:
             locations = external_data(listed_file(folder, manifest, PROGRAM))
-        except (ModelError, NotOnnx) as error:
+        except (ModelError, MalformedProtobuf) as error:
             raise ArtifactError(f"artifact {folder} is damaged", str(error)) from error
         for location in locations:
             listed_file(folder, manifest, location)
@@ -144,7 +144,7 @@ def open_session(folder: Path, threads: int, policy: PathPolicy, device: str | N
     reason = engine.missing(place)
     if reason:
         raise ArtifactError(f"artifact {folder} needs {manifest.runtime}", reason)
-    settings = Settings(threads=threads, device=place, precision=manifest.precision)
+    settings = SessionSettings(threads=threads, device=place, precision=manifest.precision)
     target: Any
     if engine.runs == "program":
         target = listed_file(folder, manifest, PROGRAM)
@@ -179,7 +179,7 @@ def load_module(folder: Path, manifest: Manifest, policy: PathPolicy) -> nn.Modu
     from omgoptim.runtimes.torch_precision import convert
 
     refuse_foreign_recipe(folder, manifest, policy)
-    built = read_built(folder, manifest)
+    built = read_record(folder, manifest)
     try:
         module = build(built.recipe, policy)
     except RequestError as error:
@@ -190,11 +190,11 @@ def load_module(folder: Path, manifest: Manifest, policy: PathPolicy) -> nn.Modu
     return module
 
 
-def _load_weights(folder: Path, manifest: Manifest, module: nn.Module, built: Built) -> None:
+def _load_weights(folder: Path, manifest: Manifest, module: nn.Module, built: RecipeRecord) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from omgoptim.models.sparse import unpack
+    from omgoptim.models._artifact.bitmask import unpack
     from omgoptim.runtimes.torch_precision import load_state
 
     try:
@@ -211,7 +211,7 @@ def _load_weights(folder: Path, manifest: Manifest, module: nn.Module, built: Bu
         ) from error
 
 
-def load_line(folder: Path, manifest: Manifest) -> str:
+def loading_snippet(folder: Path, manifest: Manifest) -> str:
     """Python that opens the artifact."""
     lines = [f"import omgoptim; model = omgoptim.open_artifact({str(folder)!r})"]
     if manifest.runtime == "onnxruntime":
@@ -245,7 +245,7 @@ def _save_weights(path: Path, tensors: dict[str, Tensor], *, may_pack: bool) -> 
     """Save weights, packed where that is worth it: the shapes of the packed ones, and the bytes it saved."""
     from safetensors.torch import save_file
 
-    from omgoptim.models.sparse import dense_bytes, pack
+    from omgoptim.models._artifact.bitmask import dense_bytes, pack
 
     stored, shapes = pack(tensors) if may_pack else (tensors, {})
     if dense_bytes(stored) > (1 - WORTH_PACKING) * dense_bytes(tensors):
@@ -258,7 +258,7 @@ def _save_weights(path: Path, tensors: dict[str, Tensor], *, may_pack: bool) -> 
     return shapes, dense - path.stat().st_size
 
 
-def _finish(partial: Path, manifest: Manifest, check: Check, saved: int = 0) -> None:
+def _finish(partial: Path, manifest: Manifest, check: OutputCheck, saved: int = 0) -> None:
     """Write the check and the manifest, sealed; `saved` bytes were saved by packing."""
     write_check(partial, check)
     names = [path.relative_to(partial).as_posix() for path in sorted(partial.rglob("*")) if path.is_file()]
@@ -271,7 +271,7 @@ def _finish(partial: Path, manifest: Manifest, check: Check, saved: int = 0) -> 
     }
     whole = replace(manifest, files=files)
     dense = whole.size_bytes + saved if saved and WEIGHTS not in beside else None
-    record = sealed("artifact", replace(whole, dense_size_bytes=dense).to_json())
+    record = add_seal("artifact", replace(whole, dense_size_bytes=dense).to_json())
     (partial / MANIFEST).write_text(json.dumps(record, indent=1))
 
 

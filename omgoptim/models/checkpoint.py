@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.errors import ModelError
-from omgoptim.models.checkpoint_keys import WeightSet, fit
+from omgoptim.models._checkpoint.key_matching import WeightSet, match_keys
 
 
 def load_checkpoint(module: nn.Module, path: Path, weights: WeightSet = "auto") -> list[str]:
@@ -28,7 +28,7 @@ def load_checkpoint(module: nn.Module, path: Path, weights: WeightSet = "auto") 
     """
     own = {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
     try:
-        found = fit(read_tensors(path), own, weights)
+        found = match_keys(read_tensors(path), own, weights)
     except ModelError as error:
         what = error.what.replace("the checkpoint", f"checkpoint {path.name}", 1)
         raise ModelError(what, error.why, error.fix) from error

@@ -17,9 +17,9 @@ from torch.utils.data import Dataset, IterableDataset
 from omgoptim.errors import DataError, RequestError
 from omgoptim.models.arrays import read_arrays
 from omgoptim.models.collate import Collation
-from omgoptim.models.path_policy import PathPolicy
-from omgoptim.models.raw import TARGET_KEYS, RawBatch, split_target
-from omgoptim.models.user_code import call_user, load_callable
+from omgoptim.models.raw_batch import TARGET_KEYS, RawBatch, split_target
+from omgoptim.models.security.path_policy import PathPolicy
+from omgoptim.models.security.user_code import call_user, load_callable
 from omgoptim.requests import InputSpec
 
 if TYPE_CHECKING:
@@ -59,7 +59,9 @@ def open_data(
     return from_callable(load, batch, limit_s, collation)
 
 
-def load_beside(recipe: Recipe | None, policy: PathPolicy, limit_s: float) -> tuple[str, Callable[..., Any]] | None:
+def find_adjacent_loader(
+    recipe: Recipe | None, policy: PathPolicy, limit_s: float
+) -> tuple[str, Callable[..., Any]] | None:
     """The callable `load(split)` in the file or module that a model's callable is in, with its name; None without.
 
     Raises:
@@ -211,13 +213,15 @@ def _from_arrays(path: Path, batch: int, seed: int) -> DataSource:
         _same_length(path.name, arrays)
         count = len(next(iter(arrays.values())))
         order = np.random.default_rng(seed).permutation(count)
-        cut = max(1, min(512, count // 4))
-        calibration, evaluation = order[:cut], order[cut:]
+        slice_samples = max(1, min(512, count // 4))
+        calibration, evaluation = order[:slice_samples], order[slice_samples:]
         by_split = {
             "calibration": {name: array[calibration] for name, array in arrays.items()},
             "eval": {name: array[evaluation] for name, array in arrays.items()},
         }
-        notes.append(f"{path.name} has no splits: {cut} of its {count} samples calibrate, the others evaluate")
+        notes.append(
+            f"{path.name} has no splits: {slice_samples} of its {count} samples calibrate, the others evaluate"
+        )
     by_split.setdefault("train", by_split["calibration"])
 
     def rows(split: Split, size: int, shuffled: bool) -> Iterator[RawBatch]:
@@ -243,7 +247,7 @@ def _same_length(where: str, arrays: Mapping[str, NDArray[Any]]) -> None:
         raise DataError(f"data {where} does not hold arrays of one length", f"lengths: {lengths}")
 
 
-def take(batches: Iterable[RawBatch], samples: int) -> list[RawBatch]:
+def take_samples(batches: Iterable[RawBatch], samples: int) -> list[RawBatch]:
     """Batches until `samples` samples are reached; the last one is cut."""
     taken: list[RawBatch] = []
     count = 0
@@ -252,7 +256,9 @@ def take(batches: Iterable[RawBatch], samples: int) -> list[RawBatch]:
         if not size:
             continue
         keep = min(size, samples - count)
-        taken.append(raw if keep == size else RawBatch(cut(raw.inputs, keep), cut(raw.target, keep)))
+        taken.append(
+            raw if keep == size else RawBatch(slice_samples(raw.inputs, keep), slice_samples(raw.target, keep))
+        )
         count += keep
         if count >= samples:
             break
@@ -271,13 +277,13 @@ def batch_size(inputs: Any) -> int:
     return int(first.shape[0])
 
 
-def cut(value: Any, start: int, stop: int | None = None) -> Any:
+def slice_samples(value: Any, start: int, stop: int | None = None) -> Any:
     """The first `start` samples of a batch's part (or samples start..stop)."""
     window = slice(start) if stop is None else slice(start, stop)
     if value is None:
         return None
     if isinstance(value, Mapping):
-        return {key: cut(item, start, stop) for key, item in value.items()}
+        return {key: slice_samples(item, start, stop) for key, item in value.items()}
     if isinstance(value, tuple):
-        return tuple(cut(item, start, stop) for item in value)
+        return tuple(slice_samples(item, start, stop) for item in value)
     return value[window]

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from omgoptim.errors import ArtifactError
-from omgoptim.models.check import TOLERANCE
-from omgoptim.models.origin import SEAL, is_sealed
-from omgoptim.models.plain_file import read_plain
+from omgoptim.models.output_check import TOLERANCE
+from omgoptim.models.security.bounded_read import read_plain
+from omgoptim.models.security.seal import SEAL, is_sealed
 from omgoptim.reports import MacsCheck
 from omgoptim.runtimes import ENGINES
 from omgoptim.runtimes.signature import Signature

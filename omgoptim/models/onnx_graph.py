@@ -15,7 +15,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from omgoptim.errors import NoLayerChanged, did_you_mean
-from omgoptim.models.globs import names
+from omgoptim.models.globs import matches
 from omgoptim.models.onnx_file import SCOPES, bodies, graphs, load, tensor_bytes
 
 FLOAT_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
@@ -56,7 +56,7 @@ ATTENTION = ("Attention", "MultiHeadAttention", "QAttention", "GroupQueryAttenti
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class OnnxLayer:
     """A node that computes with stored weights."""
 
     node: str
@@ -102,7 +102,7 @@ def graph_traits(path: Path) -> GraphTraits:
     """
     model = load(path, weights=False)
     ops = {node.op_type for graph in graphs(model.graph) for node in graph.node}
-    found = layers(model)
+    found = find_layers(model)
 
     def weight_bytes(kinds: Sequence[str]) -> int:
         return sum({layer.weight: layer.weight_bytes for layer in found if layer.op in kinds}.values())
@@ -197,7 +197,7 @@ def module_paths(model: ModelProto) -> dict[str, str]:
     return paths
 
 
-def layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> list[Layer]:
+def find_layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> list[OnnxLayer]:
     """The nodes with weights, in graph order. `paths` are those of the source, if `model` is a rewrite of it."""
     paths = module_paths(model) if paths is None else paths
     tensors = {tensor.name: tensor for graph in graphs(model.graph) for tensor in graph.initializer}
@@ -213,7 +213,7 @@ def layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> list[La
     for node, weights in found:
         largest = max(weights, key=tensor_bytes)
         result.append(
-            Layer(
+            OnnxLayer(
                 node=node.name,
                 op=node.op_type,
                 path=_path_of(node, largest.name, uses[largest.name], paths),
@@ -227,7 +227,7 @@ def layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> list[La
     return result
 
 
-def select(found: Sequence[Layer], targets: Sequence[str], ignore: Sequence[str]) -> list[Layer]:
+def select_layers(found: Sequence[OnnxLayer], targets: Sequence[str], ignore: Sequence[str]) -> list[OnnxLayer]:
     """The layers that `targets` names (all, if empty) less those that `ignore` names.
 
     A glob names a layer by its path, or by the path of a module around it: `encoder` is all of the encoder.
@@ -248,8 +248,8 @@ def select(found: Sequence[Layer], targets: Sequence[str], ignore: Sequence[str]
     ]
 
 
-def _names(glob: str, layer: Layer) -> bool:
-    return layer.node == glob or names(glob, layer.path)
+def _names(glob: str, layer: OnnxLayer) -> bool:
+    return layer.node == glob or matches(glob, layer.path)
 
 
 def _scopes(node: NodeProto) -> list[str]:

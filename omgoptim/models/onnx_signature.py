@@ -11,7 +11,7 @@ from omgoptim.runtimes.external_data import external_data
 from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
 
 
-def stated_signature(program: Path) -> Signature:
+def declared_signature(program: Path) -> Signature:
     """The signature that an ONNX file states: inputs by name, a free dimension where it has no fixed size.
 
     Raises:

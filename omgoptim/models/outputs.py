@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from omgoptim.errors import DataError, RequestError, argument, did_you_mean
 
 Arrays = list[NDArray[Any]]
-Kind = Literal["class_scores", "number", "values", "state", "integers"]
+OutputKind = Literal["class_scores", "number", "values", "state", "integers"]
 ComparedBy = Literal["top1_agreement", "r2_agreement", "exact_agreement", "not compared"]
 Labels = Literal["none", "classes", "values", "other"]
 
-COMPARED_BY: dict[Kind, ComparedBy] = {
+COMPARED_BY: dict[OutputKind, ComparedBy] = {
     "class_scores": "top1_agreement",
     "number": "r2_agreement",
     "values": "r2_agreement",
@@ -39,7 +39,7 @@ class OutputSpec:
     shape: tuple[int | str, ...]
     """Sizes, or the names of free dimensions (`"batch"`)."""
     dtype: str
-    kind: Kind
+    kind: OutputKind
     evidence: str
     """What its kind was read from, in words."""
     batch_axis: int | None = 0
@@ -64,7 +64,7 @@ class OutputSpec:
     def is_vector(self) -> bool:
         """Whether it has a direction that can be compared: floating, several entries a sample, not constant."""
         floating = self.kind in ("class_scores", "values", "state")
-        return floating and not self.constant and any(size != 1 for size in own_sizes(self.shape, self.batch_axis))
+        return floating and not self.constant and any(size != 1 for size in sample_shape(self.shape, self.batch_axis))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +159,7 @@ def class_layout(shape: Sequence[int], target_shape: Sequence[int]) -> tuple[int
     return None
 
 
-def own_sizes(shape: Sequence[int | str], batch_axis: int | None) -> list[int | str]:
+def sample_shape(shape: Sequence[int | str], batch_axis: int | None) -> list[int | str]:
     """The dimensions of one sample."""
     return [size for axis, size in enumerate(shape) if axis != batch_axis]
 

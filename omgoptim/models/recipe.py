@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from omgoptim.models.path_policy import PathPolicy
-from omgoptim.models.surgery import Surgery
+from omgoptim.models.security.path_policy import PathPolicy
+from omgoptim.models.structural_diff import StructuralDiff
 
 KINDS = ("callable", "pt2", "hf", "timm", "torchvision")
 
@@ -25,7 +25,7 @@ class Recipe:
     """The project it was built in: where a file is looked for next where the request's project lacks it. It grants
     nothing: the file must lie in what the request may read."""
     limit_s: float = 300.0
-    surgery: Surgery | None = None
+    surgery: StructuralDiff | None = None
     """What was changed in the module after its code built it: shapes, and layers replaced by blocks."""
 
     @property
@@ -55,7 +55,7 @@ class Recipe:
             raise ValueError("the recipe is of an unknown kind, or its arguments are no object")
         if surgery and known["kind"] == "pt2":
             raise ValueError("a recipe of kind pt2 has no surgery")
-        return Recipe(**(known | {"surgery": Surgery.from_json(surgery) if surgery else None}))
+        return Recipe(**(known | {"surgery": StructuralDiff.from_json(surgery) if surgery else None}))
 
 
 def exists(base: Path, name: str) -> bool:
@@ -74,14 +74,14 @@ def is_local(name: str, policy: PathPolicy) -> bool:
     return name.startswith((".", "/", "~")) or ".." in name or exists(policy.project, name) or exists(Path.cwd(), name)
 
 
-def portable(name: str, policy: PathPolicy) -> str:
+def portable_path(name: str, policy: PathPolicy) -> str:
     """How a recipe names a file or folder; relative to the project, and never to be taken for something else."""
     path = policy.file(name, "model")
     relative = policy.relative(path)
     return relative if Path(relative).is_absolute() or is_file(relative) else f"./{relative}"
 
 
-def rooted(recipe: Recipe, policy: PathPolicy) -> PathPolicy:
+def resolve_policy(recipe: Recipe, policy: PathPolicy) -> PathPolicy:
     """The reach as its relative paths are meant: from its project, or from the recipe's where only that has the file.
 
     What is granted stays the same.

@@ -7,8 +7,8 @@ import json
 import secrets
 from pathlib import Path
 
-from omgoptim.models.origin import can_seal, is_sealed, sealed
-from omgoptim.models.plain_file import read_plain
+from omgoptim.models.security.bounded_read import read_plain
+from omgoptim.models.security.seal import add_seal, can_seal, is_sealed
 from omgoptim.reports import EfficiencyReport
 
 MOST_REPORT_BYTES = 256 * 2**20
@@ -45,7 +45,7 @@ def _refuse_number(text: str) -> float:
 
 def seal_report(file: Path, run: str, text: str) -> None:
     """Write the seal of a report whose text is about to be written to `file`."""
-    record = sealed("report", _named(file, run, text.encode()))
+    record = add_seal("report", _named(file, run, text.encode()))
     partial = file.with_name(f".{file.name}.seal.{secrets.token_hex(4)}.tmp")
     partial.write_text(json.dumps(record), encoding="utf-8")
     partial.replace(_seal_of(file))

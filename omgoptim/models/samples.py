@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from omgoptim.errors import DataError
-from omgoptim.models.calls import NamedBatch, to_numpy
-from omgoptim.models.data import cut
-from omgoptim.models.raw import RawBatch
+from omgoptim.models.data import slice_samples
+from omgoptim.models.forward import NamedBatch, to_numpy
+from omgoptim.models.raw_batch import RawBatch
 from omgoptim.runtimes.signature import Signature
 
 
@@ -41,7 +41,7 @@ class Samples:
             for part, window in ((head, slice(0, here)), (tail, slice(here, size))):
                 if window.stop > window.start:
                     part.batches.append({name: array[window] for name, array in batch.items()})
-                    part.targets.append(cut(target, window.start, window.stop))
+                    part.targets.append(slice_samples(target, window.start, window.stop))
             left -= here
         return head, tail
 
@@ -51,7 +51,7 @@ class Samples:
         for batch, target in zip(self.batches, self.targets, strict=True):
             for row in range(batch_length(batch)):
                 single.batches.append({name: array[row : row + 1] for name, array in batch.items()})
-                single.targets.append(cut(target, row, row + 1))
+                single.targets.append(slice_samples(target, row, row + 1))
         return single
 
     def write(self, folder: Path) -> Path:
@@ -137,7 +137,7 @@ def nan_samples(samples: Samples) -> list[tuple[int, str, NamedBatch]]:
     return found
 
 
-def of_size(samples: Samples, size: int) -> NamedBatch:
+def repeat_to_size(samples: Samples, size: int) -> NamedBatch:
     """One batch of exactly `size` samples out of the first batch, repeated as often as needed."""
     first = samples.batches[0]
     rows = np.arange(size) % batch_length(first)
@@ -176,7 +176,7 @@ def as_tensors(batch: NamedBatch, dtypes: Mapping[str, str]) -> dict[str, Tensor
     return {name: torch.from_numpy(array).to(getattr(torch, dtypes[name])) for name, array in batch.items()}
 
 
-def call_of(
+def forward_arguments(
     signature: Signature, batch: NamedBatch, device: str | torch.device = "cpu"
 ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Positional and keyword arguments of a module's forward for a numpy batch."""

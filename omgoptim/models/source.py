@@ -15,18 +15,18 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from omgoptim.errors import ModelError, SetupError, UnknownModelError, argument
+from omgoptim.models._checkpoint.key_matching import WeightSet
+from omgoptim.models._pt2.archive import open_pt2
 from omgoptim.models.artifact import MANIFEST, check_artifact
 from omgoptim.models.checkpoint import load_checkpoint
-from omgoptim.models.checkpoint_keys import WeightSet
-from omgoptim.models.hub_options import check_config, check_folder, check_options, is_granted
 from omgoptim.models.memory_check import refuse_beyond_memory, weight_bytes
-from omgoptim.models.path_policy import PathPolicy
-from omgoptim.models.plain_file import read_plain
-from omgoptim.models.pt2_file import open_pt2
 from omgoptim.models.recipe import Recipe as Recipe
-from omgoptim.models.recipe import exists, is_file, is_local, portable, rooted
-from omgoptim.models.surgery import operate
-from omgoptim.models.user_code import call_user, load_callable
+from omgoptim.models.recipe import exists, is_file, is_local, portable_path, resolve_policy
+from omgoptim.models.security.bounded_read import read_plain
+from omgoptim.models.security.hub_options import check_config, check_folder, check_options, is_remote_code_allowed
+from omgoptim.models.security.path_policy import PathPolicy
+from omgoptim.models.security.user_code import call_user, load_callable
+from omgoptim.models.structural_diff import apply_diff
 
 RUNS = Path(".omgoptim") / "runs"
 PRETRAINED = {"timm": ("pretrained", False, True), "torchvision": ("weights", None, "DEFAULT")}
@@ -80,7 +80,7 @@ def load_source(
     prefix, _, name = model.partition(":")
     recipe = Recipe("", "", dict(kwargs or {}), str(policy.project), limit_s)
     if prefix == "hf":
-        recipe = replace(recipe, kind=prefix, spec=portable(name, policy) if is_local(name, policy) else name)
+        recipe = replace(recipe, kind=prefix, spec=portable_path(name, policy) if is_local(name, policy) else name)
     elif prefix in PRETRAINED:
         option, untrained, trained = PRETRAINED[prefix]
         chosen = {option: untrained if checkpoint else trained}
@@ -93,7 +93,9 @@ def load_source(
         raise _refused_pickle(model)
     elif prefix and name:
         file, _, name = model.rpartition(":")
-        recipe = replace(recipe, kind="callable", spec=f"{portable(file, policy)}:{name}" if is_file(file) else model)
+        recipe = replace(
+            recipe, kind="callable", spec=f"{portable_path(file, policy)}:{name}" if is_file(file) else model
+        )
     else:
         raise UnknownModelError(
             f"'{model}' names no model",
@@ -131,14 +133,14 @@ def build(recipe: Recipe, policy: PathPolicy) -> nn.Module:
 
 def _constructed(recipe: Recipe, policy: PathPolicy) -> nn.Module:
     if recipe.kind == "callable":
-        module = _build_callable(recipe, rooted(recipe, policy))
+        module = _build_callable(recipe, resolve_policy(recipe, policy))
     elif recipe.kind == "hf" and is_local(recipe.spec, policy):
-        folder = rooted(recipe, policy).file(recipe.spec, "model")
+        folder = resolve_policy(recipe, policy).file(recipe.spec, "model")
         module = _BUILDERS[recipe.kind](replace(recipe, spec=str(folder)))
     else:
         module = _BUILDERS[recipe.kind](recipe)
     if recipe.surgery is not None:
-        operate(module, recipe.surgery)
+        apply_diff(module, recipe.surgery)
     _refuse_uninitialized(module, recipe)
     return module
 
@@ -259,11 +261,11 @@ def _build_hf(recipe: Recipe) -> nn.Module:
     if Path(recipe.spec).is_dir():
         check_folder(Path(recipe.spec), recipe.kwargs.get("subfolder"))
     transformers = _optional("transformers", "hf")
-    safe = {"trust_remote_code": is_granted(), "weights_only": True}
-    kwargs = recipe.kwargs if is_granted() else recipe.kwargs | {"weights_only": True}
+    safe = {"trust_remote_code": is_remote_code_allowed(), "weights_only": True}
+    kwargs = recipe.kwargs if is_remote_code_allowed() else recipe.kwargs | {"weights_only": True}
 
     def pretrained() -> nn.Module:
-        config = transformers.AutoConfig.from_pretrained(recipe.spec, trust_remote_code=is_granted())
+        config = transformers.AutoConfig.from_pretrained(recipe.spec, trust_remote_code=is_remote_code_allowed())
         check_config(config.to_dict(), recipe.spec)
         named = [getattr(transformers, kind, None) for kind in getattr(config, "architectures", None) or []]
         models: list[Any] = [kind for kind in named if isinstance(kind, type)]

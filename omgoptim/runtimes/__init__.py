@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from omgoptim.errors import RequestError, did_you_mean
 from omgoptim.runtimes import onnxruntime, openvino, torch_compile, torch_eager
-from omgoptim.runtimes.engine import Engine, Session, Settings
+from omgoptim.runtimes.engine import Engine, Session, SessionSettings
 
 ENGINES: dict[str, Engine] = {
     engine.name: engine for engine in (torch_eager.ENGINE, torch_compile.ENGINE, onnxruntime.ENGINE, openvino.ENGINE)
 }
 
-__all__ = ["ENGINES", "Engine", "Session", "Settings", "engine_named"]
+__all__ = ["ENGINES", "Engine", "Session", "SessionSettings", "engine_named"]
 
 
 def engine_named(name: str) -> Engine:

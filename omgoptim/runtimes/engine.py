@@ -24,7 +24,7 @@ WARM_UP, FEWEST_PROFILED, MOST_PROFILED = 2, 5, 100
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class SessionSettings:
     """What a session is opened with."""
 
     threads: int
@@ -95,7 +95,7 @@ class Engine:
     runs: Literal["module", "program"]
     missing: Callable[[str], str | None]
     """For a device: None if this Python can use the engine on it, else why not and what to install."""
-    open: Callable[[Any, Any, Settings], Session]
+    open: Callable[[Any, Any, SessionSettings], Session]
     """`open(module or program path, signature, settings)`."""
 
 
@@ -111,7 +111,7 @@ def wall_clock(call: Callable[[Any], Any]) -> Callable[[Any, int], float]:
     return seconds
 
 
-def calls_for(seconds: float) -> Iterator[bool]:
+def profiled_calls(seconds: float) -> Iterator[bool]:
     """One step for each call to profile, and whether it counts: the first ones only warm up.
 
     Goes on for `seconds`, for at least `FEWEST_PROFILED` and at most `MOST_PROFILED` calls that count.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omgoptim.errors import TechniqueError
-from omgoptim.runtimes.free_batch import (
+from omgoptim.runtimes.dynamic_batch import (
     fixed_batch_error,
     fixed_batch_reason,
     has_fixed_batch,
@@ -70,7 +70,7 @@ def export_onnx(
     reason = _why_fixed(module, batch, signature)
     if not or_at_one:
         raise fixed_batch_error(reason)
-    export_onnx(module, at_one(batch), signature.at_batch(1), path)
+    export_onnx(module, first_sample(batch), signature.at_batch(1), path)
     return reason
 
 
@@ -133,11 +133,11 @@ def export_pt2(
     reason = _why_fixed(module, batch, signature)
     if not or_at_one:
         raise fixed_batch_error(reason)
-    export_pt2(module, at_one(batch), signature.at_batch(1), path)
+    export_pt2(module, first_sample(batch), signature.at_batch(1), path)
     return reason
 
 
-def at_one(batch: Mapping[str, Any]) -> dict[str, Any]:
+def first_sample(batch: Mapping[str, Any]) -> dict[str, Any]:
     """Return the first sample of a batch as a batch of one."""
     return {name: values[:1] for name, values in batch.items()}
 

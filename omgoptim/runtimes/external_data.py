@@ -29,7 +29,7 @@ MAX_TEXT = 10_000
 TEXT, VARINT, EIGHT_BYTES, FOUR_BYTES = 2, 0, 1, 5
 
 
-class NotOnnx(ValueError):
+class MalformedProtobuf(ValueError):
     """The bytes are no protobuf message."""
 
 
@@ -75,7 +75,7 @@ def _refuse_outside(program: Path, location: str) -> None:
 def _entries(file: BinaryIO, end: int, message: str, depth: int) -> Iterator[tuple[str, str]]:
     """The external data entries in a message that ends at byte `end`; the file stands at its beginning."""
     if depth > MAX_DEPTH:
-        raise NotOnnx("its graphs are nested without end")
+        raise MalformedProtobuf("its graphs are nested without end")
     inner = MESSAGES[message]
     while file.tell() < end:
         field, wire = divmod(_varint(file), 8)
@@ -87,7 +87,7 @@ def _entries(file: BinaryIO, end: int, message: str, depth: int) -> Iterator[tup
             length = _varint(file)
             after = file.tell() + length
             if after > end:
-                raise NotOnnx("it is cut off")
+                raise MalformedProtobuf("it is cut off")
             kind = inner.get(field)
             if kind == "entry":
                 yield _entry(file, after)
@@ -95,9 +95,9 @@ def _entries(file: BinaryIO, end: int, message: str, depth: int) -> Iterator[tup
                 yield from _entries(file, after, kind, depth + 1)
             file.seek(after)
         else:
-            raise NotOnnx("it holds what is no field of an ONNX model")
+            raise MalformedProtobuf("it holds what is no field of an ONNX model")
     if file.tell() != end:
-        raise NotOnnx("it is cut off")
+        raise MalformedProtobuf("it is cut off")
 
 
 def _entry(file: BinaryIO, end: int) -> tuple[str, str]:
@@ -107,7 +107,7 @@ def _entry(file: BinaryIO, end: int) -> tuple[str, str]:
         field, wire = divmod(_varint(file), 8)
         length = _varint(file)
         if wire != TEXT or file.tell() + length > end or length > MAX_TEXT:
-            raise NotOnnx("the place of a tensor's weights cannot be read")
+            raise MalformedProtobuf("the place of a tensor's weights cannot be read")
         pair[field] = file.read(length).decode("utf-8", "replace")
     return pair[1], pair[2]
 
@@ -117,8 +117,8 @@ def _varint(file: BinaryIO) -> int:
     for shift in range(0, 70, 7):
         byte = file.read(1)
         if not byte:
-            raise NotOnnx("it is cut off")
+            raise MalformedProtobuf("it is cut off")
         value |= (byte[0] & 0x7F) << shift
         if byte[0] < 0x80:
             return value
-    raise NotOnnx("it holds a number without end")
+    raise MalformedProtobuf("it holds a number without end")

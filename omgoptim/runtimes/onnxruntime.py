@@ -17,10 +17,10 @@ from omgoptim.runtimes.engine import (
     NodeTime,
     NumpyBatch,
     Session,
-    Settings,
+    SessionSettings,
     as_float32,
-    calls_for,
     medians,
+    profiled_calls,
     wall_clock,
 )
 from omgoptim.runtimes.external_data import external_data
@@ -48,7 +48,7 @@ def missing(device: str) -> str | None:
     return None
 
 
-def open_session(program: Path, signature: Signature, settings: Settings) -> Session:
+def open_session(program: Path, signature: Signature, settings: SessionSettings) -> Session:
     session = _session(program, settings)
     names = [tensor.name for tensor in session.get_inputs()]
     outputs = [tensor.name for tensor in session.get_outputs()]
@@ -72,7 +72,7 @@ def open_session(program: Path, signature: Signature, settings: Settings) -> Ses
     )
 
 
-def _session(program: Path, settings: Settings, profile: Path | None = None) -> Any:
+def _session(program: Path, settings: SessionSettings, profile: Path | None = None) -> Any:
     """Open the program; with `profile`, the beginning of the path of a file to write its profile to."""
     import onnxruntime
 
@@ -87,11 +87,13 @@ def _session(program: Path, settings: Settings, profile: Path | None = None) -> 
     return onnxruntime.InferenceSession(str(program), options, providers=[PROVIDERS[settings.device]])
 
 
-def _node_times(program: Path, settings: Settings, feed: dict[str, NDArray[Any]], seconds: float) -> list[NodeTime]:
+def _node_times(
+    program: Path, settings: SessionSettings, feed: dict[str, NDArray[Any]], seconds: float
+) -> list[NodeTime]:
     """ONNX Runtime's own profile, which it writes when the session ends."""
     with tempfile.TemporaryDirectory() as folder:
         session = _session(program, settings, Path(folder) / "profile")
-        for _ in calls_for(seconds):
+        for _ in profiled_calls(seconds):
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     return node_times_of(events)

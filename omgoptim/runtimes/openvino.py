@@ -17,10 +17,10 @@ from omgoptim.runtimes.engine import (
     NodeTime,
     NumpyBatch,
     Session,
-    Settings,
+    SessionSettings,
     as_float32,
-    calls_for,
     medians,
+    profiled_calls,
     wall_clock,
 )
 from omgoptim.runtimes.external_data import external_data
@@ -35,7 +35,7 @@ NUMBERS = {
 }
 """How OpenVINO writes the types that are computed in."""
 
-UNTOLD = "FullyConnectedCompressed"
+UNREPORTED = "FullyConnectedCompressed"
 """A product with integer weights and float inputs. OpenVINO rounds the inputs to int8 where the weights' groups allow
 it, and does not tell where."""
 
@@ -46,7 +46,7 @@ def missing(device: str) -> str | None:
     return None if device == "cpu" else "omgoptim runs OpenVINO on the CPU only"
 
 
-def open_session(program: Path, signature: Signature, settings: Settings) -> Session:
+def open_session(program: Path, signature: Signature, settings: SessionSettings) -> Session:
     import openvino
 
     external_data(program)
@@ -91,7 +91,7 @@ def _node_times(compiled: Any, feed: dict[str, NDArray[Any]], seconds: float) ->
     request = compiled.create_infer_request()
     kinds: dict[str, str] = {}
     calls: list[dict[str, float]] = []
-    for counts in calls_for(seconds):
+    for counts in profiled_calls(seconds):
         request.infer(feed, share_inputs=True, share_outputs=True)
         spent: dict[str, float] = {}
         for node in request.profiling_info if counts else ():
@@ -100,7 +100,7 @@ def _node_times(compiled: Any, feed: dict[str, NDArray[Any]], seconds: float) ->
                 spent[node.node_name] = spent.get(node.node_name, 0.0) + node.real_time.total_seconds() * 1e3
         calls += [spent] if counts else []
     return [
-        NodeTime(name, kinds[name], ms, covers.get(name, ()), None if kinds[name] == UNTOLD else numbers.get(name))
+        NodeTime(name, kinds[name], ms, covers.get(name, ()), None if kinds[name] == UNREPORTED else numbers.get(name))
         for name, ms in medians(calls).items()
     ]
 

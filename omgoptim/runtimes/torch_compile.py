@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from omgoptim.runtimes import torch_eager
-from omgoptim.runtimes.engine import Engine, Session, Settings
+from omgoptim.runtimes.engine import Engine, Session, SessionSettings
 from omgoptim.runtimes.signature import Signature
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def missing(device: str) -> str | None:
     return torch_eager.missing(device)
 
 
-def open_session(module: nn.Module, signature: Signature, settings: Settings) -> Session:
+def open_session(module: nn.Module, signature: Signature, settings: SessionSettings) -> Session:
     import torch
 
     from omgoptim.runtimes.torch_session import open_module

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING
 
-from omgoptim.runtimes.engine import Engine, Session, Settings
+from omgoptim.runtimes.engine import Engine, Session, SessionSettings
 from omgoptim.runtimes.signature import Signature
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def missing(device: str) -> str | None:
     return missing_device(device)
 
 
-def open_session(module: nn.Module, signature: Signature, settings: Settings) -> Session:
+def open_session(module: nn.Module, signature: Signature, settings: SessionSettings) -> Session:
     from omgoptim.runtimes.torch_session import open_module
 
     return open_module(module, module, signature, settings)

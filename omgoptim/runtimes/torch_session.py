@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from omgoptim.runtimes.engine import NumpyBatch, Session, Settings, as_float32, wall_clock
+from omgoptim.runtimes.engine import NumpyBatch, Session, SessionSettings, as_float32, wall_clock
 from omgoptim.runtimes.signature import Signature, flatten
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ def to_array(tensor: Tensor) -> NDArray[Any]:
     return as_float32(tensor.numpy())
 
 
-def open_module(module: nn.Module, runner: Callable[..., Any], signature: Signature, settings: Settings) -> Session:
+def open_module(
+    module: nn.Module, runner: Callable[..., Any], signature: Signature, settings: SessionSettings
+) -> Session:
     """A session that calls `runner` (the module, or its compiled form) in inference mode."""
     import torch
 

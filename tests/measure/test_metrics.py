@@ -10,7 +10,7 @@ import torch
 from omgoptim.errors import DataError, OmgoptimError, UserCodeError
 from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import compare_quality, score
-from omgoptim.models.path_policy import PathPolicy
+from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.runtimes.signature import Signature
 
 ONE = Signature((), "tensor")

@@ -19,15 +19,15 @@ from torch import nn
 
 from omgoptim.errors import ArtifactError
 from omgoptim.models import artifact as artifacts
-from omgoptim.models import opened
-from omgoptim.models.artifact import Check, Manifest
-from omgoptim.models.calls import first_forward, input_tensors, name_inputs
-from omgoptim.models.origin import sealed
-from omgoptim.models.path_policy import PathPolicy
+from omgoptim.models import opened_model as opened
+from omgoptim.models.artifact import Manifest, OutputCheck
+from omgoptim.models.forward import first_forward, input_tensors, name_inputs
 from omgoptim.models.samples import synthetic_like
+from omgoptim.models.security.path_policy import PathPolicy
+from omgoptim.models.security.seal import add_seal
 from omgoptim.models.source import Recipe, build, load_source
 from omgoptim.reports import MacsCheck
-from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.export import export_onnx, export_pt2
 from omgoptim.runtimes.signature import Signature
 from omgoptim.runtimes.torch_precision import convert
@@ -80,7 +80,7 @@ def reach_of(recipe: Recipe) -> PathPolicy:
 
 def open_artifact(folder: Path, threads: int | None = None) -> opened.OpenedModel:
     """Open it as the person who made it does."""
-    return opened.open_artifact(folder, PathPolicy.of(Path(artifacts.made_in(folder) or folder), []), threads)
+    return opened.open_artifact(folder, PathPolicy.of(Path(artifacts.code_project(folder) or folder), []), threads)
 
 
 def manifest_of(signature: Signature, runtime: str, precision: str) -> Manifest:
@@ -98,8 +98,8 @@ def save(folder: Path, recipe: Recipe, precision: str = "float32", runtime: str 
     module = build(recipe, reach_of(recipe))
     manifest = manifest_of(signature_of(module), runtime, precision)
     module = module if precision == "float32" else convert(copy.deepcopy(module), precision)
-    session = ENGINES["torch_eager"].open(module, manifest.signature, Settings(threads=1, precision=precision))
-    artifacts.save_module(folder, module, recipe, manifest, Check(EXAMPLE, session.run(EXAMPLE)))
+    session = ENGINES["torch_eager"].open(module, manifest.signature, SessionSettings(threads=1, precision=precision))
+    artifacts.save_module(folder, module, recipe, manifest, OutputCheck(EXAMPLE, session.run(EXAMPLE)))
     return module
 
 
@@ -126,8 +126,8 @@ def exported(home: Path) -> tuple[Path, Signature]:
 
 
 def save_program(folder: Path, program: Path, signature: Signature, runtime: str = "onnxruntime") -> None:
-    outputs = ENGINES[runtime].open(program, signature, Settings(threads=1)).run(EXAMPLE)
-    artifacts.save_program(folder, program, manifest_of(signature, runtime, "float32"), Check(EXAMPLE, outputs))
+    outputs = ENGINES[runtime].open(program, signature, SessionSettings(threads=1)).run(EXAMPLE)
+    artifacts.save_program(folder, program, manifest_of(signature, runtime, "float32"), OutputCheck(EXAMPLE, outputs))
 
 
 @pytest.fixture(scope="module")
@@ -217,8 +217,8 @@ def test_a_program_opens_on_each_engine_and_gives_what_it_gave(
     assert max(artifacts.verify_outputs(tmp_path / "artifact", manifest, session)) <= 1e-6
     assert list(manifest.files) == ["check.npz", "model.onnx"]
     assert manifest.size_bytes == (tmp_path / "artifact" / "model.onnx").stat().st_size
-    assert "open_artifact" in artifacts.load_line(tmp_path / "artifact", manifest)
-    assert f"without omgoptim: {runtime}." in artifacts.load_line(tmp_path / "artifact", manifest)
+    assert "open_artifact" in artifacts.loading_snippet(tmp_path / "artifact", manifest)
+    assert f"without omgoptim: {runtime}." in artifacts.loading_snippet(tmp_path / "artifact", manifest)
 
 
 @pytest.mark.parametrize("location", ["net.onnx.data", "weights.bin", "parts/weights"])
@@ -316,7 +316,7 @@ def test_what_an_engine_cannot_open_is_an_error_in_its_own_words(copy_of: Callab
     with pytest.raises(ArtifactError, match="is damaged") as error:
         open_artifact(folder)
     assert "no field of an ONNX model" in error.value.why
-    (folder / "manifest.json").write_text(json.dumps(sealed("artifact", record)))
+    (folder / "manifest.json").write_text(json.dumps(add_seal("artifact", record)))
     with pytest.raises(ArtifactError, match="onnxruntime cannot open artifact") as error:
         open_artifact(folder)
     assert error.value.why
@@ -353,7 +353,7 @@ def test_an_output_that_becomes_nan_is_no_agreement(tmp_path: Path) -> None:
 def test_a_save_that_fails_in_the_middle_leaves_nothing(home: Path, tmp_path: Path) -> None:
     recipe = replace(recipe_for(home, "Net"), kwargs={"width": {4}})
     module = build(recipe_for(home, "Net"), PathPolicy(home))
-    manifest, check = manifest_of(signature_of(module), "torch_eager", "float32"), Check(EXAMPLE, [])
+    manifest, check = manifest_of(signature_of(module), "torch_eager", "float32"), OutputCheck(EXAMPLE, [])
     with pytest.raises(TypeError, match="not JSON serializable"):
         artifacts.save_module(tmp_path / "runs" / "artifact", module, recipe, manifest, check)
     with pytest.raises(FileNotFoundError):
@@ -387,8 +387,8 @@ def test_an_artifact_holds_none_of_the_users_data_no_pickle_and_no_path_of_the_u
 def test_a_program_opens_in_a_fresh_process_that_never_imports_torch(program_artifact: Path) -> None:
     code = (
         "import sys, numpy as np\n"
-        "from omgoptim.models.opened import open_artifact\n"
-        "from omgoptim.models.path_policy import Reach\n"
+        "from omgoptim.models.opened_model import open_artifact\n"
+        "from omgoptim.models.security.path_policy import Reach\n"
         "given = np.load(sys.argv[1] + '/check.npz')\n"
         "from pathlib import Path\n"
         "model = open_artifact(Path(sys.argv[1]), Reach(Path(sys.argv[1])), threads=1)\n"
@@ -413,10 +413,12 @@ def saved_with_zeros(folder: Path, home: Path, precision: str, zeros: int) -> nn
     module = build(recipe_for(home, "Net", width=512), PathPolicy(home))
     module.fc.weight.data.view(-1)[torch.randperm(1536)[:zeros]] = 0.0
     module = module if precision == "float32" else convert(module, precision)
-    session = ENGINES["torch_eager"].open(module, signature_of_wide(module), Settings(threads=1, precision=precision))
+    session = ENGINES["torch_eager"].open(
+        module, signature_of_wide(module), SessionSettings(threads=1, precision=precision)
+    )
     manifest = manifest_of(signature_of_wide(module), "torch_eager", precision)
     recipe = recipe_for(home, "Net", width=512)
-    artifacts.save_module(folder, module, recipe, manifest, Check(EXAMPLE, session.run(EXAMPLE)))
+    artifacts.save_module(folder, module, recipe, manifest, OutputCheck(EXAMPLE, session.run(EXAMPLE)))
     return module
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from omgoptim.errors import ModelError
 from omgoptim.models.memory_check import COPIES, refuse_beyond_memory, training_bytes, weight_bytes
-from omgoptim.models.path_policy import PathPolicy
+from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.source import load_source
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from omgoptim.errors import DataError, RequestError
-from omgoptim.models.output_kinds import describe_outputs
+from omgoptim.models.output_detection import describe_outputs
 from omgoptim.models.outputs import class_layout
 from omgoptim.runtimes.signature import InputTensor, Signature
 

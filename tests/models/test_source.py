@@ -14,8 +14,8 @@ from torch import nn
 
 from omgoptim.errors import ModelError, RequestError, SetupError, UserCodeError
 from omgoptim.models.manifest import Manifest
-from omgoptim.models.origin import sealed
-from omgoptim.models.path_policy import PathPolicy
+from omgoptim.models.security.path_policy import PathPolicy
+from omgoptim.models.security.seal import add_seal
 from omgoptim.models.source import MANIFEST, Recipe, build, default_inputs, find_artifact, load_source
 from omgoptim.runtimes.signature import Signature
 
@@ -153,7 +153,7 @@ def test_an_artifact_is_found_by_its_folder_and_by_its_run(policy: PathPolicy) -
     for folder in (run, policy.project / "small"):
         folder.mkdir(parents=True)
         manifest = Manifest("onnxruntime", "float32", Signature((), "tensor"))
-        (folder / MANIFEST).write_text(json.dumps(sealed("artifact", manifest.to_json())))
+        (folder / MANIFEST).write_text(json.dumps(add_seal("artifact", manifest.to_json())))
     assert load_source("run-1", policy).artifact == find_artifact("run-1", policy) == run
     assert load_source("small", policy).artifact == load_source("./small", policy).artifact == policy.project / "small"
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from omgoptim.measure.race import Ratio, Timing
+from omgoptim.measure.timing import Ratio, Timing
 from omgoptim.operations.gain_attribution import Side, gains_by, implausible_words, slower_words, split_words
 
 

@@ -30,13 +30,13 @@ from omgoptim import requests
 from omgoptim.errors import ArtifactError, ModelError, RequestError
 from omgoptim.jobs.folder import RunFolder, Submission, new_run
 from omgoptim.jobs.resume import _without_grants
-from omgoptim.measure.launch import Process
-from omgoptim.models.artifact import Check, Manifest, save_module, save_program
-from omgoptim.models.data import load_beside
+from omgoptim.measure.measuring_process import MeasuringProcess
+from omgoptim.models.artifact import Manifest, OutputCheck, save_module, save_program
+from omgoptim.models.data import find_adjacent_loader
 from omgoptim.models.manifest import MOST_JSON_BYTES
-from omgoptim.models.onnx_signature import stated_signature
-from omgoptim.models.origin import sealed
-from omgoptim.models.path_policy import PathPolicy
+from omgoptim.models.onnx_signature import declared_signature
+from omgoptim.models.security.path_policy import PathPolicy
+from omgoptim.models.security.seal import add_seal
 from omgoptim.models.source import Recipe, load_source
 from omgoptim.operations.compare import _past_request
 from omgoptim.operations.context import RunContext
@@ -92,7 +92,7 @@ def make(folder: Path, recipe: Recipe) -> None:
     """A module artifact as omgoptim saves it, whatever its recipe names."""
     module = nn.Linear(3, 2)
     outputs = [module(torch.from_numpy(X)).detach().numpy()]
-    save_module(folder, module, recipe, Manifest("torch_eager", "float32", SIGNATURE), Check({"x": X}, outputs))
+    save_module(folder, module, recipe, Manifest("torch_eager", "float32", SIGNATURE), OutputCheck({"x": X}, outputs))
 
 
 def make_program(folder: Path, **saved: Any) -> None:
@@ -107,7 +107,9 @@ def make_program(folder: Path, **saved: Any) -> None:
     source = folder.parent / f"{folder.name}.source"
     source.mkdir()
     onnx.save_model(model, source / "model.onnx", **saved)
-    save_program(folder, source / "model.onnx", Manifest("onnxruntime", "float32", SIGNATURE), Check({"x": X}, [X + 1]))
+    save_program(
+        folder, source / "model.onnx", Manifest("onnxruntime", "float32", SIGNATURE), OutputCheck({"x": X}, [X + 1])
+    )
 
 
 def rewritten(folder: Path, name: str, edit: Edit, *, seal: bool = False) -> None:
@@ -118,7 +120,7 @@ def rewritten(folder: Path, name: str, edit: Edit, *, seal: bool = False) -> Non
     manifest = json.loads((folder / "manifest.json").read_text())
     if name != "manifest.json":
         listed(folder, manifest, name)
-    (folder / "manifest.json").write_text(json.dumps(sealed("artifact", manifest) if seal else manifest))
+    (folder / "manifest.json").write_text(json.dumps(add_seal("artifact", manifest) if seal else manifest))
 
 
 def listed(folder: Path, manifest: dict[str, Any], name: str) -> None:
@@ -267,7 +269,7 @@ def payloads(project: Path, mark: Path) -> dict[str, dict[str, Any]]:
         "again.py:Own.run.__self__.system": {"command": command},
         "again.py:__builtins__.exec": {},
         "__main__:os.system": {"command": command},
-        "omgoptim.models.user_code:call_user": {},
+        "omgoptim.models.security.user_code:call_user": {},
     }
 
 
@@ -275,7 +277,7 @@ SPECS = (
     *("os:system", "subprocess:run", "builtins:exec", "torch:load", "torch.hub:load", "torch.jit:load"),
     *("torch.nn.modules.module:torch.load", "again.py:system", "again.py:run", "again.py:load", "again.py:torch.load"),
     *("again:os.system", "again.py:Own.run", "again.py:which.os.system", "again.py:Own.run.__self__.system"),
-    *("again.py:__builtins__.exec", "__main__:os.system", "omgoptim.models.user_code:call_user"),
+    *("again.py:__builtins__.exec", "__main__:os.system", "omgoptim.models.security.user_code:call_user"),
 )
 
 
@@ -332,7 +334,7 @@ def test_what_a_project_wraps_and_makes_itself_is_its_own(project: Path) -> None
 def test_a_load_that_a_model_file_only_imports_is_not_taken_for_its_data(project: Path) -> None:
     (project / "net.py").write_text(f"from torch import load\n{NET}")
     source = load_source("net.py:Net", PathPolicy(project))
-    assert load_beside(source.recipe, PathPolicy(project), 60) is None
+    assert find_adjacent_loader(source.recipe, PathPolicy(project), 60) is None
 
 
 def test_a_hugging_face_folder_outside_the_project_is_not_read(project: Path, tmp_path: Path) -> None:
@@ -396,8 +398,8 @@ def test_weights_of_a_program_lie_beside_it(project: Path, tmp_path: Path, place
     ways: list[Callable[[], Any]] = [
         lambda: omgoptim.open_artifact("program"),
         lambda: load_source("program", PathPolicy(project)),
-        lambda: stated_signature(program),
-        lambda: save_program(tmp_path / "saved", program, manifest, Check({}, [])),
+        lambda: declared_signature(program),
+        lambda: save_program(tmp_path / "saved", program, manifest, OutputCheck({}, [])),
     ]
     for way in ways:
         with pytest.raises((ArtifactError, ModelError)) as refused:
@@ -422,7 +424,7 @@ def test_json_that_nobody_wrote_is_no_artifact(project: Path, name: str, text: s
     if name == "recipe.json":
         manifest = json.loads((project / "small" / "manifest.json").read_text())
         listed(project / "small", manifest, name)
-        (project / "small" / "manifest.json").write_text(json.dumps(sealed("artifact", manifest)))
+        (project / "small" / "manifest.json").write_text(json.dumps(add_seal("artifact", manifest)))
     for said in refused(project / "small"):
         assert "no artifact" in said or "recipe.json cannot be read" in said
 
@@ -474,7 +476,7 @@ def test_a_recipe_of_other_types_is_damaged(project: Path, change: dict[str, Any
 
 def test_a_measuring_process_opens_what_its_worker_vouches_for(project: Path) -> None:
     rewritten(project / "small", "manifest.json", lambda record: record.pop("origin"))
-    with Process(project / "small", threads=1, batches={}, cwd=project, policy=PathPolicy(project)) as process:
+    with MeasuringProcess(project / "small", threads=1, batches={}, cwd=project, policy=PathPolicy(project)) as process:
         process.begin_open()
         assert max(process.end_open()["differences"]) < 1e-6
 

@@ -1,0 +1,63 @@
+"""Check whether the original model's quality is at chance level."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from omgoptim.measure.builtin_metrics import IGNORED_TARGET
+
+PERFECT = 0.99
+"""An accuracy above this is no guess, even where almost all labels are the same."""
+
+
+def chance_level_reason(metric: str, value: float | None, targets: Sequence[Any]) -> str | None:
+    """Return why a quality is no better than guessing, as a sentence; None where it is better, or unknown.
+
+    Accuracy is compared with what the commonest class alone would reach, give or take two standard errors of so many
+    samples; r2 with 0, which the mean of the targets reaches.
+
+    Args:
+        metric: name of the metric, as a report has it.
+        value: of the original model on these targets.
+        targets: per batch; -100 is no label.
+
+    >>> at_chance("r2", -0.2, [])
+    'the original model is no better than guessing: its r2 is -0.2000, and the mean of the targets alone gives 0'
+    """
+    if value is None or not math.isfinite(value):
+        return None
+    if metric == "r2":
+        if value > 0:
+            return None
+        return (
+            f"the original model is no better than guessing: its r2 is {value:.4f}, and the mean of the targets alone "
+            "gives 0"
+        )
+    if metric != "top1_accuracy" or value >= PERFECT:
+        return None
+    labels = [np.asarray(target).ravel() for target in targets if target is not None]
+    if not labels or any(each.dtype.kind not in "iu" for each in labels):
+        return None
+    joined = np.concatenate(labels)
+    joined = joined[joined != IGNORED_TARGET]
+    if not joined.size:
+        return None
+    commonest = float(np.unique(joined, return_counts=True)[1].max()) / joined.size
+    if value > commonest + 2 * math.sqrt(commonest * (1 - commonest) / joined.size):
+        return None
+    return (
+        f"the original model is no better than guessing: its accuracy is {value:.4f}, and the commonest class "
+        f"alone gives {commonest:.4f} ({joined.size:,} labels)"
+    )
+
+
+def chance_level_summary(metric: str | None, value: float | None, targets: Sequence[Any]) -> str:
+    """The first sentences of a summary where the original is at chance; empty where it is not."""
+    why = chance_level_reason(metric, value, targets) if metric else None
+    if why is None:
+        return ""
+    return f"{why[0].upper()}{why[1:]}. Its data, weights or metric are likely wrong, and the numbers mean little."

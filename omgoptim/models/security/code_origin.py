@@ -1,0 +1,145 @@
+"""Which code a `file.py:callable` or `package.module:callable` may name. No torch unless it is loaded already.
+
+Taken are functions, classes and objects that are defined in the project's own files (or in a folder or module that the
+request allows), and the layers of `torch.nn`. Everything else that a name leads to is refused, unimported where that
+can be told: `os:system`, `torch:load`, a project file's own imports of such (`net.py:system`, `net.py:np.load`). An
+installed class may be an nn.Module and still unpickle the file that an argument names, so being a module is not enough.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.machinery
+import importlib.util
+import inspect
+import sys
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+from omgoptim.errors import RequestError, argument
+from omgoptim.models.security.path_policy import PathPolicy
+
+LAYERS = ("torch.nn", "torch.nn.modules")
+"""Where the classes of layers are that may be named as a model or a loss: their arguments are numbers."""
+
+DEEPEST = 8
+"""How many wrappers around a function are looked through."""
+
+
+def refuse_foreign_module(place: str, name: str, policy: PathPolicy, spec: str, what: str) -> None:
+    """Refuse a module that is neither of the project nor allowed, before anything of it is imported.
+
+    Args:
+        place: the module whose place is looked at: first the top package of `name`, then, once what lies above it is
+            known to be the project's, `name` itself.
+        name: the module that was named.
+
+    Raises:
+        RequestError: it is one of Python's own or of an installed package.
+    """
+    if policy.allows_module(name) or name in LAYERS:
+        return
+    found = _spec_of(place)
+    if found is not None and not _of_project(found, policy):  # what is nowhere is told by the import
+        raise foreign_code(spec, what, f"'{place}' is an installed module", name)
+
+
+def resolve_attribute(holder: Any, part: str, module: ModuleType, spec: str, what: str) -> Any:
+    """One step of a dotted name: only from the named module, and from classes and objects that may be named.
+
+    Raises:
+        RequestError: the step leads through another module, or into Python's own attributes.
+        AttributeError: there is no such attribute.
+    """
+    if part.startswith("__"):
+        raise foreign_code(spec, what, f"'{part}' is one of Python's own attributes", "")
+    if isinstance(holder, ModuleType) and holder is not module:
+        raise foreign_code(spec, what, f"the name leads into the module '{holder.__name__}'", holder.__name__)
+    return getattr(holder, part)
+
+
+def refuse_foreign_object(found: Any, module: ModuleType, policy: PathPolicy, spec: str, what: str) -> None:
+    """Refuse a callable that was imported into the module it is named in.
+
+    Raises:
+        RequestError: neither it, nor what it wraps, is defined in the project or an allowed module.
+    """
+    if not callable(found):  # told by whoever asked for a callable
+        return
+    own = policy.holds_code(getattr(module, "__file__", None)) or policy.allows_module(module.__name__)
+    if own and _is_torch_module(found):  # an object that the project made
+        return
+    if _is_allowed(found, policy, DEEPEST):
+        return
+    place = getattr(found, "__module__", None) or type(found).__module__
+    raise foreign_code(spec, what, f"it is defined in '{place}', not in the project", str(place))
+
+
+def _is_allowed(found: Any, policy: PathPolicy, depth: int) -> bool:
+    """Whether code that is called when `found` is called is defined in the project or in an allowed module."""
+    if depth == 0:
+        return False
+    wrapped = inspect.getattr_static(found, "__wrapped__", None)
+    if isinstance(found, functools.partial):
+        return _is_allowed(found.func, policy, depth - 1)
+    if isinstance(found, MethodType):
+        return _is_allowed(found.__func__, policy, depth - 1)
+    if isinstance(found, type):
+        return _is_own_class(found, policy) or _is_layer(found)
+    if wrapped is not None:  # functools.wraps, functools.cache, torch.no_grad
+        return _is_allowed(wrapped, policy, depth - 1)
+    if isinstance(found, FunctionType):
+        file = found.__globals__.get("__file__") or found.__code__.co_filename
+        return policy.holds_code(file) or policy.allows_module(found.__module__)
+    if inspect.isbuiltin(found) or inspect.isroutine(found):
+        return policy.allows_module(found.__module__)
+    return _is_own_class(type(found), policy)
+
+
+def _is_own_class(kind: type, policy: PathPolicy) -> bool:
+    if policy.allows_module(kind.__module__):
+        return True
+    module = sys.modules.get(kind.__module__)
+    return policy.holds_code(getattr(module, "__file__", None))
+
+
+def _is_layer(kind: type) -> bool:
+    return kind.__module__.startswith("torch.nn.modules.") and sys.modules.get("torch") is not None
+
+
+def _is_torch_module(found: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(found, torch.nn.Module)
+
+
+def _spec_of(name: str) -> importlib.machinery.ModuleSpec | None:
+    """Where a module is found; what lies above it is imported, itself is not. None where there is none."""
+    try:
+        return importlib.util.find_spec(name)
+    except ModuleNotFoundError:
+        return None
+    except ValueError:  # a loaded module that does not tell where it is from, such as __main__
+        return importlib.machinery.ModuleSpec(name, None)
+
+
+def _of_project(found: importlib.machinery.ModuleSpec, policy: PathPolicy) -> bool:
+    if found.origin is not None and found.has_location:
+        return policy.holds_code(found.origin)
+    places = list(found.submodule_search_locations or [])  # a folder without __init__.py
+    return bool(places) and all(policy.holds_code(f"{place}/__init__.py") for place in places)
+
+
+def foreign_code(spec: str, what: str, why: str, module: str) -> RequestError:
+    """The refusal of a name that leads to other code than the project's.
+
+    Args:
+        module: the module that would have to be allowed; empty where that is no way out.
+    """
+    allow = (
+        f", or allow the module with {argument('allow_module', [module])}" if module and module != "builtins" else ""
+    )
+    return RequestError(
+        f"{what} '{spec[:200]}' is no code of the project",
+        f"{why[:300]}; only what the project's own files define is run",
+        f"write a function in a file of yours that calls it, and name that{allow} (OMGOPTIM_ALLOW_MODULE for a server)",
+    )
