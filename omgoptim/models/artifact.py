@@ -1,4 +1,4 @@
-"""An artifact: one folder that holds everything needed to run a model, and that proves itself when it is opened.
+"""Artifacts: one folder that holds everything needed to run a model and to check it when it is opened.
 
 `manifest.json` says which engine runs it, how it is called, and the sha256 of every file, and is sealed with a key of
 the user who made it. `check.npz` holds a small
@@ -57,14 +57,14 @@ WORTH_PACKING = 0.02
 
 
 def save_program(folder: Path, program: Path, manifest: Manifest, check: OutputCheck) -> None:
-    """Save an ONNX file (and its external data, if it has any) as an artifact."""
+    """Save an ONNX file, with its external data, as an artifact."""
     with _whole(folder) as partial:
         _copy_program(program, partial, PROGRAM)
         _finish(partial, manifest, check)
 
 
 def _copy_program(program: Path, partial: Path, name: str = "") -> None:
-    """Copy a program, and the files that an ONNX file's weights are in."""
+    """Copy a program and the external data files of an ONNX file."""
     shutil.copy2(program, partial / (name or program.name))
     for location in external_data(program) if program.suffix == ".onnx" else ():
         (partial / location).parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +132,7 @@ def check_artifact(folder: Path, policy: PathPolicy) -> Manifest:
 
 
 def open_session(folder: Path, threads: int, policy: PathPolicy, device: str | None = None) -> tuple[Manifest, Session]:
-    """Open an artifact in its engine. The files are verified first.
+    """Verify the files of an artifact and open it in its engine.
 
     Args:
         reach: what the request grants to the code of its recipe.
@@ -159,7 +159,7 @@ def open_session(folder: Path, threads: int, policy: PathPolicy, device: str | N
 
 
 def has_module(manifest: Manifest, policy: PathPolicy) -> bool:
-    """Whether the artifact's module can be built: a program that somebody else made is only a program."""
+    """Return whether the artifact's module can be built; not for a program of another user."""
     if RECIPE not in manifest.files:
         return False
     return engine_named(manifest.runtime).runs == "module" or manifest.made_here or policy.trusted
@@ -212,7 +212,7 @@ def _load_weights(folder: Path, manifest: Manifest, module: nn.Module, built: Re
 
 
 def loading_snippet(folder: Path, manifest: Manifest) -> str:
-    """Python that opens the artifact."""
+    """Return Python code that opens the artifact."""
     lines = [f"import omgoptim; model = omgoptim.open_artifact({str(folder)!r})"]
     if manifest.runtime == "onnxruntime":
         lines.append(f"# without omgoptim: onnxruntime.InferenceSession({str(folder / PROGRAM)!r})")
@@ -222,14 +222,14 @@ def loading_snippet(folder: Path, manifest: Manifest) -> str:
 
 
 def copy_artifact(folder: Path, target: Path) -> None:
-    """Copy an artifact to where the user wants it; whole or not at all."""
+    """Copy an artifact to a folder of the user's choice, atomically."""
     with _whole(target) as partial:
         shutil.copytree(folder, partial, dirs_exist_ok=True)
 
 
 @contextmanager
 def _whole(folder: Path) -> Iterator[Path]:
-    """A partial folder beside `folder` that becomes it at the end, or disappears."""
+    """Yield a temporary folder that is renamed to `folder` on success and deleted on failure."""
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -242,7 +242,11 @@ def _whole(folder: Path) -> Iterator[Path]:
 
 
 def _save_weights(path: Path, tensors: dict[str, Tensor], *, may_pack: bool) -> tuple[dict[str, list[int]], int]:
-    """Save weights, packed where that is worth it: the shapes of the packed ones, and the bytes it saved."""
+    """Save the weights, as bitmask and values where that is smaller.
+
+    Returns:
+        The shapes of the packed tensors, and the bytes saved.
+    """
     from safetensors.torch import save_file
 
     from omgoptim.models._artifact.bitmask import dense_bytes, pack
@@ -259,7 +263,7 @@ def _save_weights(path: Path, tensors: dict[str, Tensor], *, may_pack: bool) -> 
 
 
 def _finish(partial: Path, manifest: Manifest, check: OutputCheck, saved: int = 0) -> None:
-    """Write the check and the manifest, sealed; `saved` bytes were saved by packing."""
+    """Write the output check and the sealed manifest; `saved` are the bytes saved by packing."""
     write_check(partial, check)
     names = [path.relative_to(partial).as_posix() for path in sorted(partial.rglob("*")) if path.is_file()]
     beside = _beside(names, manifest) | {CHECK}
@@ -276,7 +280,7 @@ def _finish(partial: Path, manifest: Manifest, check: OutputCheck, saved: int = 
 
 
 def _beside(names: Sequence[str], manifest: Manifest) -> set[str]:
-    """The files that the manifest's engine does not open: the programs of a module, or the module of a program."""
+    """Return the files that the manifest's engine does not open: programs of a module, or the module of a program."""
     module = {RECIPE, WEIGHTS} & set(names)
     if engine_named(manifest.runtime).runs == "program":
         return module | ({PROGRAM2} & set(names))

@@ -1,4 +1,4 @@
-"""Causal language models: labels that repeat the input, and what they are a target of: the next token.
+"""Targets of causal language models: labels that repeat the input, shifted to the next token.
 
 Data for such models gives `labels` equal to `input_ids`, and the model's own loss shifts them by one. Here they are
 shifted once, where the data is read, so that every metric and loss sees the next token as the target of each position.
@@ -18,7 +18,7 @@ IGNORED = -100
 
 
 def shifted(labels: Any) -> Any:
-    """Labels (B, T), an array or a tensor, as targets of each position: the next one's label, -100 for the last."""
+    """Shift labels (B, T), an array or a tensor, to the next token; -100 at the last position."""
     if isinstance(labels, torch.Tensor):
         return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)], 1)
     array = np.asarray(labels)
@@ -30,7 +30,7 @@ def predicts_next_token(
     labels: Any,
     run: Callable[[Mapping[str, NDArray[Any]]], list[NDArray[Any]]],
 ) -> bool:
-    """Whether labels are to be shifted: they repeat an integer input, and a position's scores see no later token.
+    """Return whether to shift labels: they repeat an integer input, and no score depends on a later token.
 
     Args:
         inputs: one batch by name.

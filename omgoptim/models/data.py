@@ -1,4 +1,4 @@
-"""The user's data: three splits of batches, whatever they come as, or random inputs when there are none."""
+"""The user's data as three splits of batches, or random inputs if there is none."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Split = Literal["train", "calibration", "eval"]
 
 @dataclass(frozen=True, slots=True)
 class DataSource:
-    """Where batches come from. `real` is False for random inputs, whose quality is no accuracy."""
+    """Source of batches. `real` is False for random inputs, whose quality is not accuracy."""
 
     batches: Callable[[Split], Iterator[RawBatch]]
     """The batches of a split, in its own order."""
@@ -44,7 +44,7 @@ class DataSource:
 def open_data(
     spec: str, policy: PathPolicy, batch: int, limit_s: float, seed: int, collation: Collation | None = None
 ) -> DataSource:
-    """The data that `spec` names: `file.py:callable`, `.npz` or `.safetensors`.
+    """Open the data that `spec` names: `file.py:callable`, `.npz` or `.safetensors`.
 
     Args:
         collation: what is known of the model, for data that comes sample by sample.
@@ -62,7 +62,7 @@ def open_data(
 def find_adjacent_loader(
     recipe: Recipe | None, policy: PathPolicy, limit_s: float
 ) -> tuple[str, Callable[..., Any]] | None:
-    """The callable `load(split)` in the file or module that a model's callable is in, with its name; None without.
+    """Find `load(split)` in the file or module of the model's callable; return it with its name, or None.
 
     Raises:
         UserCodeError, SetupError: importing that file failed.
@@ -81,7 +81,7 @@ def find_adjacent_loader(
 def from_callable(
     load: Callable[..., Any], batch: int, limit_s: float, collation: Collation | None = None
 ) -> DataSource:
-    """Data from a callable that takes `split`, or one argument of any name.
+    """Read data from a callable that takes `split`, or one argument of any name.
 
     Args:
         collation: what is known of the model, for data that comes sample by sample.
@@ -117,7 +117,7 @@ def from_callable(
 
 
 def _by_split(load: Callable[..., Any]) -> Callable[[str], Any]:
-    """The user's callable as a function of the split: by the name `split`, or by place where it takes one argument.
+    """Wrap the user's callable as a function of the split, by the keyword `split` or by its only argument.
 
     Raises:
         DataError: it takes neither.
@@ -139,7 +139,7 @@ def _by_split(load: Callable[..., Any]) -> Callable[[str], Any]:
 def as_batches(
     loaded: Any, batch: int, shuffled: bool = False, collation: Collation | None = None
 ) -> Iterator[RawBatch]:
-    """Batches of a DataLoader, of a Dataset or list of samples (collated here), or of any iterable of batches.
+    """Iterate over the batches of a DataLoader, a Dataset or list of samples (collated here), or any iterable.
 
     Args:
         batch: samples in a batch of a Dataset.
@@ -163,7 +163,7 @@ def as_batches(
 
 
 def random_data(specs: Sequence[str], module: nn.Module | None, count: int, seed: int) -> DataSource:
-    """Random batches of the given shapes. Token ids stay below the smallest embedding table; masks are ones."""
+    """Generate random batches. Token ids stay below the smallest embedding table; masks are ones."""
     inputs = [InputSpec.parse(text) for text in specs]
     tables = [layer.num_embeddings for layer in module.modules() if isinstance(layer, nn.Embedding)] if module else []
     top = min(tables) if tables else 10
@@ -248,7 +248,7 @@ def _same_length(where: str, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 
 def take_samples(batches: Iterable[RawBatch], samples: int) -> list[RawBatch]:
-    """Batches until `samples` samples are reached; the last one is cut."""
+    """Collect batches until `samples` samples are reached; the last batch is cut."""
     taken: list[RawBatch] = []
     count = 0
     for raw in batches:
@@ -266,7 +266,7 @@ def take_samples(batches: Iterable[RawBatch], samples: int) -> list[RawBatch]:
 
 
 def batch_size(inputs: Any) -> int:
-    """Samples in a batch: the length of its first input."""
+    """Return the samples in a batch: the length of its first input."""
     first = inputs
     while isinstance(first, (Mapping, tuple, list)):
         if not first:
@@ -278,7 +278,7 @@ def batch_size(inputs: Any) -> int:
 
 
 def slice_samples(value: Any, start: int, stop: int | None = None) -> Any:
-    """The first `start` samples of a batch's part (or samples start..stop)."""
+    """Return the first `start` samples of a part of a batch, or samples start..stop."""
     window = slice(start) if stop is None else slice(start, stop)
     if value is None:
         return None

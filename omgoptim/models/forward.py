@@ -1,4 +1,4 @@
-"""From what a user's data yields to how the model is called: names for the inputs, a signature, a first forward."""
+"""Binding of the user's batches to a model's forward: input names, the signature, and the first call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NamedBatch = dict[str, NDArray[Any]]
 
 
 def name_inputs(module: nn.Module | None, raw: Any, names: Sequence[str] = ()) -> list[tuple[str, Tensor, bool]]:
-    """Name, tensor and keyword-ness of each input in one batch of user data.
+    """Return name, tensor and whether it is passed by keyword, for each input of one batch of user data.
 
     A mapping is passed by name, in the order of `forward`'s parameters; a tuple or list by position; a tensor as the
     first argument, and so is the one entry of a mapping where there is one argument. Keys that `forward` does not take
@@ -57,7 +57,7 @@ def name_inputs(module: nn.Module | None, raw: Any, names: Sequence[str] = ()) -
 
 
 def as_tensor(value: Any, name: str) -> Tensor:
-    """A tensor of an input that is a tensor, an array or a (nested) list of numbers."""
+    """Convert an input to a tensor: a tensor, an array or a (nested) list of numbers."""
     if isinstance(value, Tensor):
         return value.detach().cpu()
     try:
@@ -67,13 +67,13 @@ def as_tensor(value: Any, name: str) -> Tensor:
 
 
 def to_numpy(tensor: Tensor) -> NDArray[Any]:
-    """A tensor as an array of its own; bfloat16 travels as float32."""
+    """Copy a tensor to an array; bfloat16 as float32."""
     tensor = tensor.detach().cpu()
     return np.array((tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy())
 
 
 def input_tensors(batches: Sequence[list[tuple[str, Tensor, bool]]]) -> tuple[InputTensor, ...]:
-    """The inputs' description: dimension 0 is the batch, and any other that differs between batches is free too.
+    """Describe the inputs: dimension 0 is the batch; a dimension that differs between batches is dynamic.
 
     Raises:
         DataError: batches differ in their inputs, or an input in its dtype or its number of dimensions.
@@ -100,7 +100,7 @@ def input_tensors(batches: Sequence[list[tuple[str, Tensor, bool]]]) -> tuple[In
 
 
 def first_forward(module: nn.Module, inputs: tuple[InputTensor, ...], batch: Mapping[str, Tensor]) -> Signature:
-    """Run the model once and learn its outputs' structure.
+    """Run the model once and derive the structure of its outputs.
 
     Raises:
         ModelError: the forward raises (with the innermost layer that did), returns no tensors, or gives NaN.

@@ -1,4 +1,4 @@
-"""What an artifact says about itself, and whether it is so: its files, their sha256, and who made it. No torch.
+"""Manifest of an artifact and its verification: files, their sha256, and the user who saved it. No torch.
 
 Nothing that a manifest names leaves the artifact's folder, and nothing in it is a link; only the way to the folder may
 be one. A manifest may come from anybody: everything in it is checked before it is used.
@@ -37,7 +37,7 @@ MOST_FILES = 1000
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What an artifact says about itself."""
+    """Description of an artifact."""
 
     runtime: str
     precision: str
@@ -74,7 +74,7 @@ class Manifest:
 
     @staticmethod
     def read(folder: Path) -> Manifest:
-        """The manifest of an artifact folder.
+        """Read the manifest of an artifact folder.
 
         Raises:
             ArtifactError: there is none, or it is of another format.
@@ -105,17 +105,17 @@ class Manifest:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the files that its engine opens: not the manifest, the check and what lies beside."""
+        """Return the bytes of the files that its engine opens: no manifest, no output check, no additional files."""
         return sum(self.files[name]["bytes"] for name in self.size_files)
 
     @property
     def size_files(self) -> list[str]:
-        """Names of the files that `size_bytes` counts."""
+        """Return the names of the files that `size_bytes` counts."""
         return [name for name, entry in self.files.items() if not entry.get("beside")]
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file that may come from anybody.
+    """Read the object in an untrusted JSON file.
 
     Raises:
         ValueError: it is no regular file, too large, nested too deep, or holds no object.
@@ -125,7 +125,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def json_object(text: bytes) -> dict[str, Any]:
-    """The object in a JSON text that may come from anybody.
+    """Parse the object in an untrusted JSON text.
 
     Raises:
         ValueError: it is no JSON, nested too deep, or holds no object.
@@ -158,7 +158,7 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
 
 
 def listed_file(folder: Path, manifest: Manifest, name: str) -> Path:
-    """A file of the artifact that its manifest, and so a sha256, stands for.
+    """Return a file of the artifact that is listed, with its sha256, in the manifest.
 
     Raises:
         ArtifactError: the manifest does not list it, or it is no file inside the folder.
@@ -170,7 +170,7 @@ def listed_file(folder: Path, manifest: Manifest, name: str) -> Path:
 
 
 def file_inside(folder: Path, name: str) -> Path | None:
-    """The regular file of that relative path inside the folder; None if there is nothing of that name.
+    """Return the regular file of that relative path inside the folder; None if there is nothing of that name.
 
     Raises:
         ArtifactError: the name leads out of the folder, or it or a folder on its way is a link or no regular file.
@@ -195,7 +195,7 @@ def file_inside(folder: Path, name: str) -> Path | None:
 
 
 def sha256(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal digits."""
+    """Return the sha256 of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -204,12 +204,12 @@ def sha256(path: Path) -> str:
 
 
 def sha256_of(content: bytes) -> str:
-    """The sha256 of bytes that were read, in hexadecimal digits."""
+    """Return the sha256 of bytes, in hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
 
 
 def _refuse_other_types(manifest: Manifest) -> None:
-    """Raise a TypeError where a field of a manifest that was read holds something else than omgoptim writes."""
+    """Raise a TypeError if a field of a manifest has another type than omgoptim writes."""
     counts = (manifest.params, manifest.nonzero_params, manifest.macs, manifest.dense_size_bytes)
     texts = (manifest.runtime, manifest.precision, manifest.device, *manifest.lineage)
     if not all(isinstance(text, str) for text in texts):

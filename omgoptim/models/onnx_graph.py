@@ -1,4 +1,4 @@
-"""Read an ONNX graph: its layers with weights, their module paths, what it is made of. Registers no technique."""
+"""Analysis of an ONNX graph: layers with weights, their module paths, and the graph's traits."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ ATTENTION = ("Attention", "MultiHeadAttention", "QAttention", "GroupQueryAttenti
 
 @dataclass(frozen=True, slots=True)
 class OnnxLayer:
-    """A node that computes with stored weights."""
+    """A node with stored weights."""
 
     node: str
     op: str
@@ -82,7 +82,7 @@ class OnnxLayer:
 
 @dataclass(frozen=True, slots=True)
 class GraphTraits:
-    """What decides which techniques are worth trying. Bytes are those stored, shared weights once."""
+    """Properties that decide which techniques apply. Bytes are those stored, shared weights once."""
 
     has_conv: bool
     has_attention: bool
@@ -95,7 +95,7 @@ class GraphTraits:
 
 
 def graph_traits(path: Path) -> GraphTraits:
-    """Look at the program at `path`; external data is not read.
+    """Read the traits of the program at `path`, without its external data.
 
     Raises:
         ModelError: the file is no readable ONNX.
@@ -120,7 +120,7 @@ def graph_traits(path: Path) -> GraphTraits:
 
 
 def count_params(path: Path) -> tuple[int, int]:
-    """Parameters and non-zero parameters stored in the program: float and integer weights, no scales or zero points.
+    """Count the stored parameters and the non-zero ones: float and integer weights, no scales or zero points.
 
     An integer weight is zero where it equals its zero point.
     """
@@ -134,7 +134,7 @@ def count_params(path: Path) -> tuple[int, int]:
 
 
 def has_attention(model: ModelProto) -> bool:
-    """Whether the graph has an attention op, or a Softmax whose result multiplies another activation."""
+    """Return whether the graph has an attention op, or a Softmax whose result multiplies another activation."""
     constants = constant_roots(model.graph)
     passes = ("Cast", "DequantizeLinear", "Dropout", "Identity", "QuantizeLinear", "Reshape", "Transpose", "Where")
     found = False
@@ -151,7 +151,7 @@ def has_attention(model: ModelProto) -> bool:
 
 
 def constant_roots(graph: GraphProto, outer: Mapping[str, tuple[str, ...]] | None = None) -> dict[str, tuple[str, ...]]:
-    """Tensors computed from stored tensors only, each with the names of those; bodies of control flow included.
+    """Map tensors computed from initializers only to the names of these, bodies of control flow included.
 
     Of a DequantizeLinear only the values count, not the scale and the zero point; of integers cast and multiplied, only
     the integers.
@@ -178,13 +178,13 @@ def constant_roots(graph: GraphProto, outer: Mapping[str, tuple[str, ...]] | Non
 
 
 def cast_integers(graph: GraphProto) -> set[str]:
-    """Tensors that are stored integers, cast: what a Mul beside them makes a weight of is their scale."""
+    """Return the tensors that are cast integer initializers; the other factor of a Mul is their scale."""
     stored = {tensor.name for tensor in graph.initializer if tensor.data_type in INT_TYPES}
     return {node.output[0] for node in graph.node if node.op_type == "Cast" and node.input[0] in stored}
 
 
 def module_paths(model: ModelProto) -> dict[str, str]:
-    """Node name and output name to module path, as torch's exporter wrote it; empty for a file from elsewhere.
+    """Map node names and output names to module paths of torch's exporter; empty for other files.
 
     A rewrite keeps one or the other of a node's names, so both lead to its path.
     """
@@ -198,7 +198,7 @@ def module_paths(model: ModelProto) -> dict[str, str]:
 
 
 def find_layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> list[OnnxLayer]:
-    """The nodes with weights, in graph order. `paths` are those of the source, if `model` is a rewrite of it."""
+    """Find the nodes with weights, in graph order. `paths` are those of the source, if `model` is a rewrite of it."""
     paths = module_paths(model) if paths is None else paths
     tensors = {tensor.name: tensor for graph in graphs(model.graph) for tensor in graph.initializer}
     roots = constant_roots(model.graph)
@@ -228,7 +228,7 @@ def find_layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> li
 
 
 def select_layers(found: Sequence[OnnxLayer], targets: Sequence[str], ignore: Sequence[str]) -> list[OnnxLayer]:
-    """The layers that `targets` names (all, if empty) less those that `ignore` names.
+    """Select the layers that `targets` match (all, if empty) and `ignore` does not.
 
     A glob names a layer by its path, or by the path of a module around it: `encoder` is all of the encoder.
 
@@ -262,7 +262,7 @@ def _scopes(node: NodeProto) -> list[str]:
 
 
 def _path_of(node: NodeProto, weight: str, uses: int, paths: Mapping[str, str]) -> str:
-    """A weight that one layer reads names its module best: a convolution fused with its norm has the norm's scope."""
+    """Return the module path of a node; a weight with one reader names it best, as after batch-norm folding."""
     named = WEIGHT_NAME.fullmatch(weight)
     module = named["module"] if named else ""
     if uses == 1 and module:
@@ -295,7 +295,7 @@ def _weights_of(
 
 
 def _parameters(model: ModelProto) -> Iterator[tuple[TensorProto, np.ndarray | None]]:
-    """Stored parameters, each once, with the zero point of an integer one in a shape that broadcasts to it."""
+    """Yield each stored parameter once, with the zero point of an integer one in a shape that broadcasts to it."""
     nodes = [node for graph in graphs(model.graph) for node in graph.node]
     tensors = {tensor.name: tensor for graph in graphs(model.graph) for tensor in graph.initializer}
     scales = {node.input[i] for node in nodes for i in SCALE_INPUTS.get(node.op_type, ()) if i < len(node.input)} | {

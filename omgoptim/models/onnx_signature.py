@@ -1,4 +1,4 @@
-"""How an ONNX file says it is called."""
+"""Signature of an ONNX file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
 
 
 def declared_signature(program: Path) -> Signature:
-    """The signature that an ONNX file states: inputs by name, a free dimension where it has no fixed size.
+    """Return the signature that an ONNX file declares: dimensions without a fixed size are dynamic.
 
     Raises:
         ModelError: ONNX Runtime cannot open it, its weights lie outside its folder, or its batch is

@@ -1,4 +1,4 @@
-"""An artifact as a callable: the original's forward signature, on whichever engine. No torch unless it is fed torch."""
+"""Opened artifacts as callables with the original's forward signature. No torch unless called with tensors."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class OpenedModel:
         return unflatten(self.manifest.signature.outputs, leaves)
 
     def _refuse_other_batch(self, inputs: dict[str, NDArray[Any]]) -> None:
-        """Refuse another batch than that of a program whose batch could not be free."""
+        """Refuse a batch size other than that of a program with a fixed batch."""
         size = self.manifest.signature.batch
         other = next((name for name, array in inputs.items() if size and array.shape[:1] != (size,)), None)
         if other is not None:
@@ -78,7 +78,7 @@ class OpenedModel:
         return self
 
     def train(self, mode: bool = True) -> OpenedModel:
-        """Refuse to train: an engine's program has no gradients. `train(False)` is `eval()`.
+        """Raise: an engine's program has no gradients. `train(False)` is `eval()`.
 
         Raises:
             ModelError: training mode was asked for.
@@ -92,7 +92,7 @@ class OpenedModel:
         return self
 
     def __getattr__(self, name: str) -> Any:
-        """Say why a method of a module is not there."""
+        """Raise an error that explains why a method of a module is missing."""
         if name in _OF_A_MODULE:
             raise AttributeError(
                 f"an opened artifact has no '{name}': it is a program of an engine, not a torch.nn.Module. "
@@ -127,7 +127,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _to_array(value: Any, takes: InputTensor) -> NDArray[Any]:
-    """An array of the dtype that the engine takes; bfloat16 travels as float32."""
+    """Convert to an array of the dtype that the engine takes; bfloat16 as float32."""
     if _is_tensor(value):
         value = value.detach().cpu()
         value = (value.float() if str(value.dtype) == "torch.bfloat16" else value).numpy()

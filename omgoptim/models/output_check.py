@@ -1,4 +1,4 @@
-"""An artifact's own check: a small batch, and what the model gave for it before it was saved. No torch."""
+"""Recorded outputs of an artifact: a small batch, and the model's outputs for it before it was saved. No torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TOLERANCE = {
 
 @dataclass(frozen=True, slots=True)
 class OutputCheck:
-    """A small batch, and what the model gave for it in the memory of the process that saves it."""
+    """A small batch, and the model's outputs for it in the process that saves the model."""
 
     batch: Mapping[str, NDArray[Any]]
     outputs: list[NDArray[Any]]
@@ -87,7 +87,10 @@ def verify_outputs(folder: Path, manifest: Manifest, session: Session) -> list[f
 
 
 def max_difference(expected: list[NDArray[Any]], actual: list[NDArray[Any]]) -> float:
-    """Largest absolute difference over all outputs, relative to each expected output's largest value; NaN if any is."""
+    """Return the largest absolute difference over all outputs, relative to each expected output's largest value.
+
+    NaN if any difference is NaN.
+    """
     if len(expected) != len(actual) or any(a.shape != b.shape for a, b in zip(expected, actual, strict=True)):
         return float("inf")
     worst = 0.0

@@ -1,4 +1,4 @@
-"""Which tensor of a checkpoint belongs to which entry of a model's state dict.
+"""Matching of a checkpoint's tensors with the entries of a model's state dict.
 
 A file's keys are matched by the longest common suffix: whatever stands before the model's own key is a prefix, and one
 prefix must hold for the whole model. What wrappers put in (`module.`, `_orig_mod.`) is dropped wherever it stands, and
@@ -41,7 +41,7 @@ NAMED = 5
 
 @dataclass(frozen=True, slots=True)
 class KeyMatch:
-    """What a checkpoint gives a model."""
+    """The state dict that a checkpoint gives for a model."""
 
     state: dict[str, Tensor]
     """Every entry of the model's state dict that the file or a tied entry fills."""
@@ -117,7 +117,7 @@ def _equal(one: EntrySet, other: EntrySet) -> bool:
 
 
 def _only(key: str, some: list[tuple[str, Tensor]]) -> Tensor:
-    """The tensor of a key; several file keys for it must agree."""
+    """Return the tensor of a key; several file keys for it must agree."""
     if any(tensor.shape != some[0][1].shape or not torch.equal(tensor, some[0][1]) for _, tensor in some[1:]):
         raise ModelError(
             f"the checkpoint holds several tensors for '{key}'",
@@ -128,7 +128,7 @@ def _only(key: str, some: list[tuple[str, Tensor]]) -> Tensor:
 
 
 def _completed(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state with tied entries filled from each other, and counters that the file lacks from the model.
+    """Fill tied entries from each other, and counters that the file lacks from the model.
 
     Raises:
         ModelError: the file has different tensors for entries that are one weight in the model.
@@ -151,7 +151,7 @@ def _completed(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str,
 
 
 def _names_of(chosen: EntrySet) -> list[str]:
-    """Nesting, prefixes before every key, and wrappers inside keys."""
+    """Describe the nesting, the prefixes before every key, and the wrappers inside keys."""
     notes = [f"the weights stood under '{nest}'" for nest in chosen.nest]
     keys = [(some[0][0].split("."), name.split(".")) for name, some in chosen.found.items()]
     before = []
@@ -193,7 +193,7 @@ def _fillings(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[st
 
 
 def _left_out(fitting: Sequence[EntrySet], entries: Sequence[Entry]) -> list[str]:
-    """The tensors that no set which fits the model has."""
+    """Return the tensors that are in no set which fits the model."""
     taken = {(one.nest, key) for one in fitting for some in one.found.values() for key, _ in some}
     others = [".".join((*nest, key)) for nest, key, _ in entries if (nest, key) not in taken]
     beside = [name for name in others if not _of_optimizer(name)]
@@ -228,7 +228,7 @@ def _misfit(
     whole: Sequence[EntrySet],
     own: Mapping[str, Tensor],
 ) -> ModelError:
-    """The error of the set that comes nearest."""
+    """Return the error for the set that comes nearest."""
     nearest = max(whole or sets, key=lambda one: len(one.found), default=EntrySet((), ()))
     missing = [key for key in own if key in needed_keys(own) and key not in filled_keys(nearest, tied_keys(own))]
     taken = {key for some in nearest.found.values() for key, _ in some}
@@ -240,7 +240,7 @@ def _misfit(
 
 
 def _unlike(one: EntrySet, own: Mapping[str, Tensor]) -> list[str]:
-    """The entries of a set that are of another shape, or integers where the model has floats, or the reverse."""
+    """Return the entries of a set whose shape differs, or that are integer on one side and floating on the other."""
     unlike = []
     for key, some in one.found.items():
         theirs, ours = some[0][1], own[key]

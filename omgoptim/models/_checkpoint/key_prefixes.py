@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint, in sets by the prefix that stands before a model's keys."""
+"""Grouping of a checkpoint's tensors by the prefix before a model's keys."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ AVERAGES = frozenset({"ema", "swa", "averaged", "shadow"})
 
 @dataclass(slots=True)
 class EntrySet:
-    """The entries of a file that stand under one prefix."""
+    """The entries of a file under one prefix."""
 
     nest: tuple[str, ...]
     prefix: tuple[str, ...]
@@ -53,7 +53,7 @@ class EntrySet:
 
 
 def iterate_tensors(loaded: Mapping[Any, Any], nest: tuple[str, ...] = ()) -> Iterator[Entry]:
-    """Nesting, key and tensor of every tensor in the file."""
+    """Yield nesting, key and tensor of every tensor in the file."""
     for key, value in loaded.items():
         if isinstance(value, Tensor):
             yield nest, str(key), value
@@ -62,13 +62,13 @@ def iterate_tensors(loaded: Mapping[Any, Any], nest: tuple[str, ...] = ()) -> It
 
 
 def key_parts(key: str) -> tuple[str, ...]:
-    """The key's components without wrappers'; an entry that is called like a wrapper itself keeps its name."""
+    """Split a key into components without wrappers; an entry named like a wrapper keeps its name."""
     *path, last = key.split(".")
     return (*(part for part in path if part not in WRAPPERS), last)
 
 
 def _wanted(own: Mapping[str, Tensor]) -> dict[tuple[str, ...], list[str]]:
-    """Every spelling of the model's keys, as components, to the keys."""
+    """Map every spelling of the model's keys, as components, to the keys."""
     plain = {key: key_parts(key) for key in own}
     if len(set(plain.values())) < len(own):  # the model has parts of its own that are called like wrappers
         plain = {key: tuple(key.split(".")) for key in own}
@@ -92,7 +92,7 @@ def _spellings(parts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
 
 
 def entry_sets(entries: Sequence[Entry], own: Mapping[str, Tensor]) -> list[EntrySet]:
-    """The entries by the prefix that stands before the model's keys, the shortest prefix first.
+    """Group the entries by the prefix before the model's keys, the shortest prefix first.
 
     Where no prefix has the whole model, the file's keys may lack what all of the model's begin with.
     """
@@ -138,7 +138,7 @@ def _memory(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def tied_keys(own: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """Key to all keys of the same memory, itself too."""
+    """Map each key to all keys of the same memory, itself included."""
     groups: dict[Any, list[str]] = defaultdict(list)
     for key, tensor in own.items():
         groups[_memory(tensor) if tensor.numel() and tensor.untyped_storage().data_ptr() else key].append(key)
@@ -146,9 +146,10 @@ def tied_keys(own: Mapping[str, Tensor]) -> dict[str, list[str]]:
 
 
 def needed_keys(own: Mapping[str, Tensor]) -> set[str]:
+    """Return the keys that a checkpoint must have: all but the counters of BatchNorm."""
     return {key for key in own if key.rpartition(".")[2] != COUNTER}
 
 
 def filled_keys(one: EntrySet, tied: Mapping[str, list[str]]) -> set[str]:
-    """The model's keys that a set fills, those tied to them too."""
+    """Return the model's keys that a set fills, tied keys included."""
     return {alias for key in one.found for alias in tied[key]}

@@ -1,4 +1,4 @@
-"""Which code a `file.py:callable` or `package.module:callable` may name. No torch unless it is loaded already.
+"""Restriction of `file.py:callable` and `package.module:callable` to the user's own code. No torch unless loaded.
 
 Taken are functions, classes and objects that are defined in the project's own files (or in a folder or module that the
 request allows), and the layers of `torch.nn`. Everything else that a name leads to is refused, unimported where that
@@ -45,7 +45,7 @@ def refuse_foreign_module(place: str, name: str, policy: PathPolicy, spec: str, 
 
 
 def resolve_attribute(holder: Any, part: str, module: ModuleType, spec: str, what: str) -> Any:
-    """One step of a dotted name: only from the named module, and from classes and objects that may be named.
+    """Resolve one step of a dotted name: only in the named module, its classes and its objects.
 
     Raises:
         RequestError: the step leads through another module, or into Python's own attributes.
@@ -76,7 +76,7 @@ def refuse_foreign_object(found: Any, module: ModuleType, policy: PathPolicy, sp
 
 
 def _is_allowed(found: Any, policy: PathPolicy, depth: int) -> bool:
-    """Whether code that is called when `found` is called is defined in the project or in an allowed module."""
+    """Return whether the code behind a callable is defined in the project or in an allowed module."""
     if depth == 0:
         return False
     wrapped = inspect.getattr_static(found, "__wrapped__", None)
@@ -113,7 +113,7 @@ def _is_torch_module(found: Any) -> bool:
 
 
 def _spec_of(name: str) -> importlib.machinery.ModuleSpec | None:
-    """Where a module is found; what lies above it is imported, itself is not. None where there is none."""
+    """Find the spec of a module, importing its parents but not itself; None if there is none."""
     try:
         return importlib.util.find_spec(name)
     except ModuleNotFoundError:
@@ -130,7 +130,7 @@ def _of_project(found: importlib.machinery.ModuleSpec, policy: PathPolicy) -> bo
 
 
 def foreign_code(spec: str, what: str, why: str, module: str) -> RequestError:
-    """The refusal of a name that leads to other code than the project's.
+    """Return the error for a name that leads to code outside the project.
 
     Args:
         module: the module that would have to be allowed; empty where that is no way out.

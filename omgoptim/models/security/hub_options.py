@@ -1,4 +1,4 @@
-"""What may be asked of a model library (transformers, timm, torchvision): data and switches, nothing that runs code.
+"""Validation of options for model libraries (transformers, timm, torchvision): nothing that runs code.
 
 Their loaders take options, and read options out of a folder's own files, that import a repository's Python, fetch
 kernels, open pickles or follow paths out of the folder. All of these are refused unless the request grants them.
@@ -64,7 +64,7 @@ FORWARDED_OPTIONS = ("model_args", "backbone_kwargs")
 
 
 def allow_remote_code(granted: bool) -> None:
-    """Say whether this run, and the processes it starts, may run a repository's code."""
+    """Set whether this run, and the processes it starts, may run a repository's code."""
     if granted:
         os.environ[REMOTE_CODE_VARIABLE] = "1"
     else:
@@ -72,7 +72,7 @@ def allow_remote_code(granted: bool) -> None:
 
 
 def is_remote_code_allowed() -> bool:
-    """Whether the request of this run allowed a repository's code."""
+    """Return whether the request of this run allowed a repository's code."""
     return os.environ.get(REMOTE_CODE_VARIABLE) == "1"
 
 
@@ -145,7 +145,7 @@ def check_folder(folder: Path, subfolder: str | None = None) -> None:
 
 
 def check_config(config: Mapping[str, Any], name: str) -> None:
-    """Refuse a model's config that hands options to another library which open files.
+    """Refuse a model's config that passes options to another library which open files.
 
     Raises:
         ModelError: it does, and the request did not allow it.
@@ -162,7 +162,7 @@ def check_config(config: Mapping[str, Any], name: str) -> None:
 
 
 def _refuse_link(path: Path, root: Path) -> None:
-    """Refuse a file that is a link out of the model's folder; in the hub's cache, out of the repository's."""
+    """Refuse a file that is a link out of the model's folder or, in the hub's cache, out of the repository's."""
     cached = root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--")
     home = root.parent.parent if cached else root
     if path.is_symlink() and not path.is_dir() and not path.resolve().is_relative_to(home):
@@ -197,7 +197,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _walk(value: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every value in nested dictionaries and lists, containers too, with the keys that lead to it."""
+    """Yield every value in nested dictionaries and lists, containers too, with the keys that lead to it."""
     pending = [(place, value)]
     while pending:
         path, found = pending.pop()
@@ -210,7 +210,7 @@ def _walk(value: Any, place: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...],
 
 
 def _is_place(text: str) -> bool:
-    """Whether a text can be a path, an address or the name of a repository."""
+    """Return whether a text can be a path, an address or the name of a repository."""
     return "/" in text or "\\" in text or ".." in text or text.startswith(("~", "."))
 
 
