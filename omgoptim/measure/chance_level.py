@@ -25,7 +25,7 @@ def chance_level_reason(metric: str, value: float | None, targets: Sequence[Any]
         value: of the original model on these targets.
         targets: per batch; -100 is no label.
 
-    >>> at_chance("r2", -0.2, [])
+    >>> chance_level_reason("r2", -0.2, [])
     'the original model is no better than guessing: its r2 is -0.2000, and the mean of the targets alone gives 0'
     """
     if value is None or not math.isfinite(value):

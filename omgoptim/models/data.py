@@ -213,15 +213,13 @@ def _from_arrays(path: Path, batch: int, seed: int) -> DataSource:
         _same_length(path.name, arrays)
         count = len(next(iter(arrays.values())))
         order = np.random.default_rng(seed).permutation(count)
-        slice_samples = max(1, min(512, count // 4))
-        calibration, evaluation = order[:slice_samples], order[slice_samples:]
+        cutoff = max(1, min(512, count // 4))
+        calibration, evaluation = order[:cutoff], order[cutoff:]
         by_split = {
             "calibration": {name: array[calibration] for name, array in arrays.items()},
             "eval": {name: array[evaluation] for name, array in arrays.items()},
         }
-        notes.append(
-            f"{path.name} has no splits: {slice_samples} of its {count} samples calibrate, the others evaluate"
-        )
+        notes.append(f"{path.name} has no splits: {cutoff} of its {count} samples calibrate, the others evaluate")
     by_split.setdefault("train", by_split["calibration"])
 
     def rows(split: Split, size: int, shuffled: bool) -> Iterator[RawBatch]:

@@ -1,4 +1,4 @@
-"""What the outputs of a model are, read from what it gives for a few samples and from their labels. No torch."""
+"""Detection of the kind of each output from sample outputs and labels. No torch."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def describe_outputs(
 def _plain_spec(
     index: int, name: str, arrays: Arrays, lengths: Sequence[int], inputs: Sequence[InputTensor], count: int
 ) -> OutputSpec:
-    """An output as it is without labels."""
+    """Describe an output without labels."""
     first = arrays[0]
     axis = _batch_axis(arrays, lengths)
     shape = tuple(
@@ -113,14 +113,14 @@ def _plain_spec(
 
 
 def _counted_classes(spec: OutputSpec, count: int | None) -> OutputSpec:
-    """Class scores, if the model says that it has as many classes as a two-dimensional output has entries."""
+    """Mark a two-dimensional output as class scores if it has as many entries as the model has classes."""
     if spec.kind != "values" or spec.batch_axis != 0 or len(spec.shape) != 2 or spec.shape[1] != count:
         return spec
     return replace(spec, kind="class_scores", class_axis=-1, evidence=f"the model says that it has {count} classes")
 
 
 def _batch_axis(arrays: Arrays, lengths: Sequence[int]) -> int | None:
-    """The first dimension that has the batch's length in every batch."""
+    """Return the first dimension that has the batch's length in every batch."""
     for axis in range(arrays[0].ndim):
         if all(
             array.ndim > axis and array.shape[axis] == length for array, length in zip(arrays, lengths, strict=True)
@@ -130,14 +130,14 @@ def _batch_axis(arrays: Arrays, lengths: Sequence[int]) -> int | None:
 
 
 def _returns(spec: OutputSpec, given: InputTensor, place: int) -> bool:
-    """Whether an output is the next value of an input: of its shape, and of its name or not the first input."""
+    """Return whether an output is the next value of an input: same shape, and same name or not the first input."""
     floating = "float" in given.dtype and len(given.shape) > 1
     named = spec.name.removesuffix("_out") == given.name
     return floating and given.shape == spec.shape and (named or place > 0)
 
 
 def _is_distribution(rows: NDArray[Any], axis: int = -1) -> bool:
-    """Whether rows of two entries or more are not negative and sum to one."""
+    """Return whether rows of two entries or more are not negative and sum to one."""
     sums = rows.astype(np.float64).sum(axis)
     return rows.shape[axis] > 1 and bool((rows >= 0).all()) and bool((np.abs(sums - 1) < 1e-3).all())
 
@@ -149,7 +149,7 @@ def _with_labels(
     chosen: int | None,
     metric: str,
 ) -> ModelOutputs:
-    """The specs with what the labels say, and the output that the labels belong to."""
+    """Add the information in the labels to the specs, and the output that the labels belong to."""
     labels = labels_kind(targets)
     if labels == "none" and metric == "top1_agreement":
         specs = _scores_by_metric(specs, chosen)
@@ -179,7 +179,7 @@ def _with_labels(
 
 
 def labels_kind(targets: Sequence[Any]) -> Labels:
-    """What the targets of batches are."""
+    """Return the kind of the targets of batches."""
     if not targets or targets[0] is None:
         return "none"
     kinds = {np.asarray(target).dtype.kind if _is_numeric(target) else "O" for target in targets}
@@ -208,7 +208,7 @@ def _narrowed(
     shape: tuple[int, ...],
     top: int,
 ) -> tuple[int, ...]:
-    """Of the outputs that labels fit: those with enough classes, and of these those that look like scores."""
+    """Narrow the outputs that labels fit to those with enough classes, and these to those that look like scores."""
     enough = tuple(index for index in fitting if top < _classes(reference[0][index], shape)) or fitting
     scores = tuple(index for index in enough if specs[index].kind == "class_scores")
     return scores or enough
@@ -220,7 +220,7 @@ def _classes(output: NDArray[Any], label_shape: tuple[int, ...]) -> int:
 
 
 def _labelled_spec(spec: OutputSpec, reference: Sequence[Arrays], shape: tuple[int, ...]) -> OutputSpec:
-    """The output that integer labels belong to."""
+    """Describe the output that integer labels belong to."""
     layout = class_layout(reference[0][spec.index].shape, shape)
     axis = layout[0] if layout else -1
     arrays = [batch[spec.index] for batch in reference]
@@ -233,7 +233,7 @@ def _labelled_spec(spec: OutputSpec, reference: Sequence[Arrays], shape: tuple[i
 
 
 def _scores_by_metric(specs: tuple[OutputSpec, ...], chosen: int | None) -> tuple[OutputSpec, ...]:
-    """The metric says that an output holds scores of classes: the named one, or the only one that can."""
+    """Mark an output as class scores because of the metric: the named one, or the only possible one."""
     able = [s.index for s in specs if s.weight and s.kind in ("values", "class_scores") and s.batch_axis == 0]
     known = [index for index in able if specs[index].kind == "class_scores"]
     picked = [chosen] if chosen is not None else known or able

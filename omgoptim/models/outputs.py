@@ -1,4 +1,4 @@
-"""The outputs of a model: what each one is, how it is compared, and which one the labels belong to. No torch.
+"""Description of a model's outputs: kind, comparison with the original, and the output of the labels. No torch.
 
 `output_kinds` finds them out, once, from what the original gives for samples that do not evaluate.
 """
@@ -57,19 +57,19 @@ class OutputSpec:
 
     @property
     def compared_by(self) -> ComparedBy:
-        """The name of its agreement with the original."""
+        """Return the name of its agreement with the original."""
         return COMPARED_BY[self.kind] if self.weight else "not compared"
 
     @property
     def is_vector(self) -> bool:
-        """Whether it has a direction that can be compared: floating, several entries a sample, not constant."""
+        """Return whether a cosine is defined: floating, several entries per sample, not constant."""
         floating = self.kind in ("class_scores", "values", "state")
         return floating and not self.constant and any(size != 1 for size in sample_shape(self.shape, self.batch_axis))
 
 
 @dataclass(frozen=True, slots=True)
 class ModelOutputs:
-    """All outputs of a model, and what its labels say about them."""
+    """All outputs of a model, and the output of the labels."""
 
     specs: tuple[OutputSpec, ...]
     labels: Labels = "none"
@@ -82,16 +82,16 @@ class ModelOutputs:
 
     @property
     def compared(self) -> tuple[OutputSpec, ...]:
-        """The outputs that count."""
+        """Return the outputs whose weight is not zero."""
         return tuple(spec for spec in self.specs if spec.weight)
 
     @property
     def labelled(self) -> OutputSpec | None:
-        """The output that the labels belong to, where that is known."""
+        """Return the output that the labels belong to; None if it is unknown."""
         return None if self.target is None else self.specs[self.target]
 
     def require_target(self, fix: str = "") -> OutputSpec:
-        """The output that the labels belong to.
+        """Return the output that the labels belong to, or raise.
 
         Args:
             fix: what else can be done than naming the output.
@@ -119,7 +119,7 @@ class ModelOutputs:
 
 
 def output_index(name: str, names: Sequence[str]) -> int:
-    """The index of the output that a user names, by its name or position.
+    """Return the index of the output that a user gives by name or position.
 
     Raises:
         RequestError: there is none.
@@ -136,7 +136,7 @@ def output_index(name: str, names: Sequence[str]) -> int:
 
 
 def class_layout(shape: Sequence[int], target_shape: Sequence[int]) -> tuple[int | None, int] | None:
-    """How scores of classes lie in an output, as far as shapes tell.
+    """Infer the layout of class scores in an output from its shape and that of the targets.
 
     Args:
         shape: of the output, the batch first: (N, C), (N, C, …) or (N, …, C); a single score per target is (N), (N, 1)
@@ -160,7 +160,7 @@ def class_layout(shape: Sequence[int], target_shape: Sequence[int]) -> tuple[int
 
 
 def sample_shape(shape: Sequence[int | str], batch_axis: int | None) -> list[int | str]:
-    """The dimensions of one sample."""
+    """Return the dimensions of one sample."""
     return [size for axis, size in enumerate(shape) if axis != batch_axis]
 
 

@@ -1,4 +1,4 @@
-"""One batch as the user's data gives it, and which part of it is the target."""
+"""Batches in the user's form, and separation of their targets."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ TARGET_KEYS = ("labels", "label", "target", "targets", "y")
 
 @dataclass(frozen=True, slots=True)
 class RawBatch:
-    """One batch as the user's data gives it: inputs in any form, target or None."""
+    """One batch in the user's form: inputs of any kind, target or None."""
 
     inputs: Any
     target: Any = None
 
 
 def split_target(item: Any) -> RawBatch:
-    """Inputs and target of a batch or sample.
+    """Separate the inputs and the target of a batch or sample.
 
     `(inputs, target)`, `(x1, x2, …, target)`, a dict with labels, `(dict with labels, None)`, a dict whose one other
     entry is the dict of inputs, or inputs alone.

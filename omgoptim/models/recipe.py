@@ -1,4 +1,4 @@
-"""A recipe: how a fresh process builds a module again, as plain data that grants nothing."""
+"""Recipes: plain data by which a fresh process builds a module again; a recipe confers no rights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KINDS = ("callable", "pt2", "hf", "timm", "torchvision")
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to build a module again in a fresh process; plain data."""
+    """Plain data by which a fresh process builds a module again."""
 
     kind: str
     """callable, pt2, hf, timm or torchvision."""
@@ -30,7 +30,7 @@ class Recipe:
 
     @property
     def runs_code(self) -> bool:
-        """Whether building it runs code: of the project, or of a model library with arguments of the recipe."""
+        """Return whether building runs code: of the project, or of a model library with the recipe's arguments."""
         return self.kind != "pt2"
 
     def to_json(self) -> dict[str, Any]:
@@ -39,7 +39,7 @@ class Recipe:
 
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> Recipe:
-        """Read what `to_json` gave; `allowed`, which recipes held once, is not looked at.
+        """Create the recipe from the result of `to_json`; `allowed`, a field of older recipes, is ignored.
 
         Raises:
             ValueError: it is something else.
@@ -70,19 +70,19 @@ def is_file(source: str) -> bool:
 
 
 def is_local(name: str, policy: PathPolicy) -> bool:
-    """Whether `hf:name` means a folder, as transformers will see it, and not a name on the hub."""
+    """Return whether `hf:name` is a folder, as transformers sees it, and not a name on the hub."""
     return name.startswith((".", "/", "~")) or ".." in name or exists(policy.project, name) or exists(Path.cwd(), name)
 
 
 def portable_path(name: str, policy: PathPolicy) -> str:
-    """How a recipe names a file or folder; relative to the project, and never to be taken for something else."""
+    """Return the path of a file or folder for a recipe: relative to the project, and unambiguous."""
     path = policy.file(name, "model")
     relative = policy.relative(path)
     return relative if Path(relative).is_absolute() or is_file(relative) else f"./{relative}"
 
 
 def resolve_policy(recipe: Recipe, policy: PathPolicy) -> PathPolicy:
-    """The reach as its relative paths are meant: from its project, or from the recipe's where only that has the file.
+    """Return the policy with the project that has the recipe's file: the request's, else the recipe's.
 
     What is granted stays the same.
     """

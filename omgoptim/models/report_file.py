@@ -1,4 +1,4 @@
-"""Reading and writing a run's report with the seal that proves who wrote it. No torch."""
+"""Reading and writing of a run's report with its seal. No torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LARGEST = 1e30
 
 
 def read_report(file: Path, run: str) -> tuple[EfficiencyReport, bool] | None:
-    """A report, and whether this user's run of that id wrote it there; None if there is none that can be read.
+    """Read a report, and whether this user's run of that id wrote it; None if none can be read.
 
     Where no key can be kept, nothing is sealed and a report is taken for the user's own.
     """
@@ -34,7 +34,7 @@ def read_report(file: Path, run: str) -> tuple[EfficiencyReport, bool] | None:
 
 
 def _number(text: str) -> float:
-    """A number of a report that anybody may have written; one that no measurement gives cannot be shown."""
+    """Parse a number of an untrusted report; refuse one that no measurement gives."""
     value = float(text)
     return value if abs(value) < LARGEST else _refuse_number(text)
 
@@ -52,7 +52,7 @@ def seal_report(file: Path, run: str, text: str) -> None:
 
 
 def write_sealed(file: Path, run: str, report: EfficiencyReport) -> None:
-    """Write a report and its seal, where nobody reads meanwhile."""
+    """Write a report and its seal, not atomically: for a folder without concurrent readers."""
     text = report.model_dump_json(indent=2)
     seal_report(file, run, text)
     file.write_text(text, encoding="utf-8")
@@ -68,7 +68,7 @@ def _is_own(file: Path, run: str, text: bytes) -> bool:
 
 
 def _named(file: Path, run: str, text: bytes) -> dict[str, str]:
-    """What a seal says: a report of another run, or of another finalist, is not this one."""
+    """Return the sealed content, with the ids of run and finalist, so that no report stands for another."""
     return {"run": run, "name": file.name, "sha256": hashlib.sha256(text).hexdigest()}
 
 

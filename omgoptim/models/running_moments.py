@@ -1,4 +1,4 @@
-"""The spread of an output over samples, batch by batch: outputs may not fit in memory together. No torch."""
+"""Running moments of an output over samples, batch by batch, for outputs that exceed the memory. No torch."""
 
 from __future__ import annotations
 
@@ -28,8 +28,11 @@ class RunningMoments:
 
     @staticmethod
     def over(shape: Sequence[int | str], batch_axis: int | None, dtype: str = "float32") -> RunningMoments:
-        """For outputs of a shape: each entry of a sample has its own mean where samples have one size, else each entry
-        of the last dimension, else there is one mean for all."""
+        """Create the moments for outputs of a shape.
+
+        Each entry of a sample has a mean of its own if samples have one size; else each entry of the last dimension;
+        else there is one mean for all.
+        """
         own = [size for axis, size in enumerate(shape) if axis != batch_axis]
         parts = 2 if dtype.startswith("complex") else 1
         if all(isinstance(size, int) for size in own):
@@ -37,7 +40,7 @@ class RunningMoments:
         return RunningMoments(parts * own[-1] if isinstance(own[-1], int) else 1, batch_axis)
 
     def add(self, array: NDArray[Any]) -> None:
-        """Add what a model gave for one batch; values that are not finite count as 0."""
+        """Add the outputs of one batch; values that are not finite count as 0."""
         rows = as_rows(array, self.batch_axis)
         if not rows.size:
             return
@@ -55,7 +58,7 @@ class RunningMoments:
         self.count = total
 
     def _merge_all(self) -> None:
-        """Go on with one mean for all entries: samples have several sizes."""
+        """Continue with one mean for all entries: samples have several sizes."""
         if self.count:
             between = self.count * float(((self.mean - self.mean.mean()) ** 2).sum())
             self.squares = np.array([float(self.squares.sum()) + between])
@@ -64,31 +67,31 @@ class RunningMoments:
 
     @property
     def rms(self) -> float:
-        """Root mean square about zero."""
+        """Return the root mean square about zero."""
         if not self.count:
             return 0.0
         return math.sqrt(float((self.squares / self.count + self.mean**2).mean()))
 
     @property
     def spread(self) -> float:
-        """Root mean square about the means; of a single sample about its own mean."""
+        """Return the root mean square about the means; of a single sample about its own mean."""
         if self.count > 1:
             return math.sqrt(float(self.squares.mean()) / (self.count - 1))
         return float(self.mean.std()) if self.width > 1 else 0.0
 
     @property
     def constant(self) -> bool:
-        """Whether it has no spread but that of rounding."""
+        """Return whether the output is constant up to rounding."""
         return self.spread <= ROUNDING * self.rms
 
     @property
     def scale(self) -> float:
-        """What differences are measured against: the spread; of a constant output its size, or 1 if it is zero."""
+        """Return the scale of differences: the spread; of a constant output its size, or 1 if it is zero."""
         return (self.rms or 1.0) if self.constant else self.spread
 
 
 def as_rows(array: NDArray[Any], batch_axis: int | None) -> NDArray[np.float64]:
-    """One row a sample, in float64; a complex number is two entries. Without a batch axis all is one row."""
+    """Return one row per sample in float64, a complex number as two entries; one row in all without a batch axis."""
     if np.iscomplexobj(array):
         array = np.stack([array.real, array.imag], -1)
     if batch_axis is None:

@@ -1,4 +1,4 @@
-"""Getting a model: from a callable, an artifact or run, a .pt2 or .onnx file, timm, torchvision or Hugging Face."""
+"""Loading of models: a callable, an artifact or run, a .pt2 or .onnx file, timm, torchvision or Hugging Face."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PICKLE = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A loaded model: a module with its recipe, or an ONNX program; and what was understood on the way."""
+    """A loaded model: a module with its recipe, or an ONNX program, with notes."""
 
     module: nn.Module | None = None
     recipe: Recipe | None = None
@@ -59,7 +59,7 @@ def load_source(
     kwargs: Mapping[str, Any] | None = None,
     limit_s: float = 300.0,
 ) -> Source:
-    """Load what `model` names; see the request's `model` field for the forms.
+    """Load the model that `model` names; see the request's `model` field for the forms.
 
     Args:
         weights: which of the checkpoint's averaged and plain weights to take.
@@ -110,7 +110,7 @@ def load_source(
 
 
 def _weights_of(model: str, artifact: Path | None, checkpoint: str | None, policy: PathPolicy) -> list[Path]:
-    """The files and folders that weights will be read from, as far as their size can be seen."""
+    """Return the files and folders with the weights, if known before loading."""
     if artifact is not None:
         return [artifact]
     names = [name for name in (checkpoint, model.removeprefix("hf:")) if name]
@@ -118,7 +118,7 @@ def _weights_of(model: str, artifact: Path | None, checkpoint: str | None, polic
 
 
 def build(recipe: Recipe, policy: PathPolicy) -> nn.Module:
-    """Build the module that a recipe describes, in eval mode where the module has modes.
+    """Build the module that a recipe describes, in eval mode if the module has modes.
 
     Args:
         reach: what the request grants; the recipe's own project only says where to look next.
@@ -146,7 +146,7 @@ def _constructed(recipe: Recipe, policy: PathPolicy) -> nn.Module:
 
 
 def _refuse_uninitialized(module: nn.Module, recipe: Recipe) -> None:
-    """Raise a ModelError where lazy layers do not know their sizes yet: no fresh process could load their weights."""
+    """Raise a ModelError if lazy layers have no sizes yet: no fresh process could load their weights."""
     waiting = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if is_lazy(tensor)]
     if waiting:
         raise ModelError(
@@ -157,7 +157,7 @@ def _refuse_uninitialized(module: nn.Module, recipe: Recipe) -> None:
 
 
 def training_mode_notes(module: nn.Module) -> list[str]:
-    """Say it where layers that behave differently in training came in training mode."""
+    """Return a note if layers that behave differently in training were given in training mode."""
     kinds = {type(layer).__name__ for layer in module.modules() if layer.training and isinstance(layer, WITH_MODES)}
     if not kinds:
         return []
@@ -165,7 +165,7 @@ def training_mode_notes(module: nn.Module) -> list[str]:
 
 
 def find_artifact(model: str, policy: PathPolicy) -> Path | None:
-    """The artifact folder that `model` names, as a folder or as a run id; None if it names none."""
+    """Find the artifact folder that `model` names, as a folder or as a run id; None if it names none."""
     if "/" not in model and "\\" not in model:
         run = policy.project / RUNS / model
         if _is_folder(run) and (run.is_symlink() or (run / "artifact").is_symlink()):
@@ -191,7 +191,7 @@ def find_artifact(model: str, policy: PathPolicy) -> Path | None:
 
 
 def _checked(folder: Path, policy: PathPolicy) -> Path:
-    """The artifact's folder, if its files are what was saved and the code that opening it would run may run."""
+    """Return the artifact's folder after its files and the code that it runs were checked."""
     check_artifact(folder, policy)
     return folder
 
@@ -245,7 +245,7 @@ _HANDED_OUT: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def _own(module: nn.Module) -> nn.Module:
-    """The object itself the first time, then copies: two artifacts of one object may be open in a process."""
+    """Return the object itself the first time, then copies: two artifacts of one object may be open in a process."""
     if module in _HANDED_OUT:
         return copy.deepcopy(module)
     _HANDED_OUT.add(module)
@@ -293,7 +293,7 @@ def _named(package: str, create: Callable[..., nn.Module], recipe: Recipe) -> nn
 
 
 def _optional(package: str, extra: str) -> Any:
-    """An optional package, imported; one that is installed but broken is said to be so."""
+    """Import an optional package, with separate errors for a missing and a broken installation."""
     import importlib
 
     try:
@@ -319,7 +319,7 @@ _BUILDERS = {
 
 
 def default_inputs(recipe: Recipe | None, module: nn.Module | None) -> Sequence[str]:
-    """Input shapes that a well-known source implies, or nothing."""
+    """Return the input shapes that a well-known source implies, or none."""
     if recipe is None or module is None:
         return []
     if recipe.kind == "timm":

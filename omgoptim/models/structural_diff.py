@@ -1,4 +1,4 @@
-"""What was changed in a module after its own code built it, as plain data: how an artifact of changed shape reopens.
+"""Structural difference between a module as its code builds it and as it is saved, as plain data.
 
 Shapes alone do not bring a pruned module back: a depthwise convolution needs its `groups`, a LayerNorm its
 `normalized_shape`, an attention block its `num_heads`. So every numeric attribute that differs goes along. Tensors that
@@ -39,49 +39,49 @@ class StructuralDiff:
     the layers as they are numbered afterwards."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, and a copy of it."""
+        """Return plain data, as a copy."""
         plain = {"attributes": self.attributes, "blocks": self.blocks, "shapes": self.shapes, "kept": self.kept}
         return copy.deepcopy(plain)
 
     @staticmethod
-    def from_json(compute_diff: Mapping[str, Any]) -> StructuralDiff:
-        """Read what `to_json` gave, now or before there was `kept`.
+    def from_json(record: Mapping[str, Any]) -> StructuralDiff:
+        """Create the difference from the result of `to_json`, `kept` being optional in older artifacts.
 
         Raises:
             ArtifactError: it is something else.
         """
-        if not isinstance(compute_diff, Mapping) or set(compute_diff) | {"kept"} != {
+        if not isinstance(record, Mapping) or set(record) | {"kept"} != {
             "attributes",
             "blocks",
             "shapes",
             "kept",
         }:
             raise _damaged("it must hold attributes, blocks, shapes and kept, and nothing else")
-        if not all(isinstance(part, Mapping) for part in compute_diff.values()):
+        if not all(isinstance(part, Mapping) for part in record.values()):
             raise _damaged("attributes, blocks, shapes and kept must be objects")
-        for path, values in compute_diff["attributes"].items():
+        for path, values in record["attributes"].items():
             if not isinstance(values, Mapping) or not all(_is_number_or_numbers(value) for value in values.values()):
                 raise _damaged(f"the attributes of '{path}' are not all numbers")
-        for path, block in compute_diff["blocks"].items():
+        for path, block in record["blocks"].items():
             told = isinstance(block, Mapping) and (SAME_AS in block or "kind" in block)
             if not told or not isinstance(block.get(SAME_AS, block.get("kind")), str):
                 raise _damaged(f"the block at '{path}' has no kind")
-        for name, shape in compute_diff["shapes"].items():
+        for name, shape in record["shapes"].items():
             if not _are_counts(shape):
                 raise _damaged(f"the shape of '{name}' is no list of sizes")
-        for path, indices in compute_diff.get("kept", {}).items():
+        for path, indices in record.get("kept", {}).items():
             if not _are_counts(indices):
                 raise _damaged(f"what '{path}' kept is no list of numbers")
         return StructuralDiff(
-            {path: dict(values) for path, values in compute_diff["attributes"].items()},
-            {path: dict(block) for path, block in compute_diff["blocks"].items()},
-            {name: list(shape) for name, shape in compute_diff["shapes"].items()},
-            {path: list(indices) for path, indices in compute_diff.get("kept", {}).items()},
+            {path: dict(values) for path, values in record["attributes"].items()},
+            {path: dict(block) for path, block in record["blocks"].items()},
+            {name: list(shape) for name, shape in record["shapes"].items()},
+            {path: list(indices) for path, indices in record.get("kept", {}).items()},
         )
 
 
 def compute_diff(fresh: nn.Module, changed: nn.Module) -> StructuralDiff | None:
-    """What turns `fresh`, as its code builds it, into the shape of `changed`; None if nothing does.
+    """Compute the difference from `fresh`, as its code builds it, to `changed`; None if the structure is the same.
 
     Neither is touched. What is not recorded: weights, which are saved beside, and what is neither a number nor a block.
 
@@ -116,7 +116,7 @@ def compute_diff(fresh: nn.Module, changed: nn.Module) -> StructuralDiff | None:
 
 
 def apply_diff(module: nn.Module, surgery: StructuralDiff) -> None:
-    """Give a freshly built module the shape that was recorded; its weights are loaded afterwards.
+    """Apply the difference to a freshly built module; its weights are loaded afterwards.
 
     Every tensor of another shape is a new, uninitialized one, the same for all names that shared the old one.
 
@@ -164,14 +164,14 @@ def _paths(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def _below(path: str, paths: Mapping[str, Any]) -> bool:
-    """Whether `path` is one of `paths` or lies under one."""
+    """Return whether `path` is one of `paths` or lies under one."""
     return any(path == other or path.startswith(f"{other}.") for other in paths)
 
 
 def _blocks(
     before: Mapping[str, nn.Module], after: Mapping[str, nn.Module]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, nn.Module]]:
-    """The outermost blocks that stand where another class stood: as data, and as their configuration builds them."""
+    """Find the outermost replaced blocks: as data, and as built from their configuration."""
     told: dict[str, dict[str, Any]] = {}
     built: dict[str, nn.Module] = {}
     first: dict[int, str] = {}
@@ -215,7 +215,7 @@ def _are_counts(value: Any) -> bool:
 
 
 def _changed_shapes(path: str, before: nn.Module, after: nn.Module) -> dict[str, list[int]]:
-    """Names, from the root, of the layer's own tensors whose shapes differ; a bias may be new."""
+    """Return the names, from the root, of the layer's own tensors whose shapes differ; a bias may be new."""
     shapes = {}
     for kind in ("_parameters", "_buffers"):
         old, new = getattr(before, kind), getattr(after, kind)
@@ -234,7 +234,7 @@ def _changed_shapes(path: str, before: nn.Module, after: nn.Module) -> dict[str,
 
 def _refuse_changed_ties(fresh: nn.Module, changed: nn.Module, blocks: Mapping[str, Any]) -> None:
     def ties(module: nn.Module) -> dict[str, str]:
-        """Name of every tensor to the first name of the same tensor."""
+        """Map the name of every tensor to the first name of the same tensor."""
         first: dict[int, str] = {}
         return {name: first.setdefault(id(t), name) for name, t in _tensors(module) if not _below(name, blocks)}
 
@@ -247,7 +247,7 @@ def _refuse_changed_ties(fresh: nn.Module, changed: nn.Module, blocks: Mapping[s
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every name of every parameter and buffer."""
+    """Map every name of every parameter and buffer to its tensor."""
     yield from module.named_parameters(remove_duplicate=False)
     yield from module.named_buffers(remove_duplicate=False)
 

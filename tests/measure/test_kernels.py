@@ -136,7 +136,7 @@ def test_a_packed_product_is_int8_where_onnx_runtime_fused_it_or_the_file_asks_f
 def test_onnx_runtime_rounds_the_inputs_of_a_packed_product_that_it_fuses_unless_told_otherwise(
     accuracy_level: str,
 ) -> None:
-    """What `numbers_of` takes for granted: fused without a setting is level 4, and level 0 gives something else."""
+    """The assumption of `compute_dtypes`: fused without a setting is level 4, and level 0 gives something else."""
     import onnxruntime
 
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Tensors with many zeros, packed so that a file stores one bit for a zero instead of a number.
+"""Bitmask storage of sparse tensors: one bit per element, and the values of the others than zero.
 
 A packed tensor `name` becomes `name.mask`, one bit per element in row-major order (1 where the element is stored, the
 first element in the highest bit of the first byte, the last byte filled up with 0), and `name.values`, the stored
@@ -24,7 +24,7 @@ OVERHEAD = 128
 
 
 def pack(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
-    """Pack every float tensor that takes fewer bytes so; leave the others as they are.
+    """Pack every float tensor that becomes smaller; leave the others unchanged.
 
     Args:
         tensors: any shapes and dtypes, on the CPU.
@@ -79,7 +79,7 @@ def unpack(tensors: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> di
 
 
 def dense_bytes(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes of the tensors' elements, every zero a number, without a file's header."""
+    """Return the bytes of all elements, zeros included, without a file's header."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 

@@ -1,7 +1,7 @@
-"""Layers left out of a stack: a ModuleList or a Sequential keeps some of its children, and what counts them follows.
+"""Removal of children from a ModuleList or a Sequential, and adjustment of what counts them.
 
 Children are numbered anew, 0..n-1, as the module's own code would have built a shorter stack; which ones stayed is
-noted at the container, so that `surgery.record` can tell it.
+noted at the container, so that `compute_diff` finds it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SIDES = ("encoder", "decoder")
 
 
 def keep_children(module: nn.Module, path: str, indices: Sequence[int]) -> None:
-    """Leave only some children in the ModuleList or Sequential at `path`, in place.
+    """Remove all other children from the ModuleList or Sequential at `path`, in place.
 
     A Sequential whose children have names of their own keeps them. Numbers that count the layers follow: in the modules
     around it, in a `config` that one of them holds (a copy from then on, since others may hold it too), and the index
@@ -68,7 +68,7 @@ def keep_children(module: nn.Module, path: str, indices: Sequence[int]) -> None:
 
 
 def kept_children(fresh: nn.Module, changed: nn.Module) -> tuple[nn.Module, dict[str, list[int]]]:
-    """Which children of which containers `changed` kept, and `fresh` with only these: a copy that shares its tensors.
+    """Return the children that `changed` kept, and `fresh` with only these: a copy that shares its tensors.
 
     Returns:
         `fresh` itself where nothing went; and path, as in `changed`, to the children of `fresh` that stayed, outer
@@ -99,7 +99,7 @@ def kept_children(fresh: nn.Module, changed: nn.Module) -> tuple[nn.Module, dict
 
 
 def _around(module: nn.Module, path: str) -> Iterator[nn.Module]:
-    """The modules around a path, the root first."""
+    """Return the modules around a path, the root first."""
     parts = path.split(".")
     for length in range(len(parts) if path else 0):
         yield module.get_submodule(".".join(parts[:length]))
@@ -124,7 +124,7 @@ def _renumber(layer: nn.Module, old: int, new: int) -> None:
 
 
 def _follow_config(module: nn.Module, config: Any, path: str, before: int, kept: list[int]) -> None:
-    """A configuration of fewer layers, for all parts of the module that hold this one."""
+    """Adjust the number of layers in the configuration, for all parts of the module that hold it."""
     own = copy.deepcopy(config)
     try:
         _follow_numbers(own, path, before, len(kept))

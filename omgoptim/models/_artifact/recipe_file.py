@@ -1,4 +1,4 @@
-"""An artifact's recipe.json: what is in it, and whether the code that it names may run. Torch only where it is read."""
+"""The file recipe.json of an artifact, and the check of the code that it names. Torch only when read."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RecipeRecord:
-    """How a module is built and where its weights go."""
+    """Content of recipe.json: the recipe, tied names and packed shapes of the weights."""
 
     recipe: Recipe
     aliases: dict[str, str]
@@ -58,7 +58,7 @@ def refuse_foreign_recipe(folder: Path, manifest: Manifest, policy: PathPolicy) 
 
 
 def code_project(folder: Path) -> str | None:
-    """The project whose code a module artifact of this user runs; None for a program, and for one of somebody else.
+    """Return the project of a module artifact of this user; None for a program, or an artifact of another user.
 
     Raises:
         ArtifactError: it is no artifact.
@@ -71,7 +71,7 @@ def code_project(folder: Path) -> str | None:
 
 
 def read_recipe(folder: Path, manifest: Manifest | None = None) -> Recipe:
-    """How to build the module of a module artifact.
+    """Read the recipe of a module artifact.
 
     Raises:
         ArtifactError: there is none, or it is no recipe.
@@ -80,7 +80,7 @@ def read_recipe(folder: Path, manifest: Manifest | None = None) -> Recipe:
 
 
 def read_record(folder: Path, manifest: Manifest) -> RecipeRecord:
-    """The content of an artifact's recipe.json.
+    """Read an artifact's recipe.json.
 
     Raises:
         ArtifactError: there is none, or it holds something else.

@@ -1,4 +1,4 @@
-"""Opening a `.pt2` file without running anything that it could hold.
+"""Reading of a `.pt2` file without running code from it.
 
 `torch.export.load` unpickles a file's example inputs, its tensor subclasses and its custom objects, and evaluates parts
 of its text. So nothing of a file reaches torch as it is: every member is read once, checked, and written into a new
@@ -52,7 +52,7 @@ ITEM_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 2, 7: 4, 8: 8, 9: 4, 10: 8, 11: 1
 
 
 def open_pt2(path: Path) -> nn.Module:
-    """The module of a program that `torch.export.save` wrote.
+    """Return the module of a program that `torch.export.save` wrote.
 
     Raises:
         ModelError: the file is damaged, is of another format, or holds what would run code when torch opens it.
@@ -87,7 +87,7 @@ def _unreadable(path: Path, error: Exception) -> ModelError:
 
 
 def _checked_copy(archive: zipfile.ZipFile) -> io.BytesIO:
-    """A new archive of the same program, made of what was read and understood."""
+    """Write a new archive of the same program from the checked parts."""
     members = _members(archive)
     _refuse_other_formats(archive, members)
     program = _json(archive, members, MODEL, PROGRAM)
@@ -116,7 +116,7 @@ def _checked_copy(archive: zipfile.ZipFile) -> io.BytesIO:
 
 
 def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """The members by their name within the archive's one folder: each once, uncompressed, and all within the file."""
+    """Return the members by name within the archive's one folder: unique, uncompressed, inside the file."""
     found: dict[str, zipfile.ZipInfo] = {}
     listed = archive.infolist()
     if not listed or len(listed) > MAX_MEMBERS:
@@ -142,7 +142,7 @@ def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
 
 
 def _refuse_other_formats(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo]) -> None:
-    """Refuse what is not a program with plain weights: compiled code, objects, pickled weights, several programs."""
+    """Refuse compiled code, objects, pickled weights and several programs."""
     for name, member in members.items():
         if name.startswith(("data/weights/", "data/constants/")):
             if not TENSOR_FILE.fullmatch(name) and name not in CONFIGS.values():
@@ -199,7 +199,7 @@ def _check_tensors(config: dict[str, Any], folder: str, members: dict[str, zipfi
 
 
 def _check_example_inputs(data: bytes) -> None:
-    """Refuse example inputs that are more than tensors and plain values; they are not kept.
+    """Refuse example inputs other than tensors and plain values; they are not kept.
 
     A program needs none to run. But a file that holds a pickle with calls in it is no file to go on with.
     """

@@ -1,4 +1,4 @@
-"""The operators that an exported program may call: torch's tensor operators, arithmetic, and control flow.
+"""Allowed operators of an exported program: torch's tensor operators, arithmetic, and control flow.
 
 torch finds an operator by `getattr` from the name in the file, and calls whatever it found: `torch.load`,
 `torch.ops.load_library` and `_operator.methodcaller` are names like others. So names are compared with what is
@@ -46,7 +46,7 @@ LEFT_OUT = re.compile(r"from_file|_print|.*_unsafe")
 
 
 def check_operator(value: Any, where: str) -> str:
-    """The operator's name, if a program may call it.
+    """Return the operator's name if a program may call it.
 
     Raises:
         Refused: it may not, or this torch does not have it.
@@ -62,7 +62,7 @@ def check_operator(value: Any, where: str) -> str:
 
 
 def _is_of_tensors(namespace: str, name: str, overload: str) -> bool:
-    """Whether torch's dispatcher has the operator, and it takes no file name.
+    """Return whether torch's dispatcher has the operator, and it takes no file name.
 
     The interpreter of TorchScript has more under the same namespaces, `aten::save` among them.
     """

@@ -1,4 +1,4 @@
-"""The structure of an exported program's inputs and outputs (a pytree), which the file holds as JSON in a string.
+"""Validation of the pytrees of an exported program's inputs and outputs, stored as JSON in a string.
 
 torch's reader imports modules that a structure names (enumerations, the factory of a `defaultdict`), and writes the
 names of keyword arguments into generated Python. What passes is tuples, lists and dictionaries with plain keys, and the
@@ -19,7 +19,7 @@ PYTREE_DEPTH = 100
 
 
 def tree(root: str) -> Validator:
-    """A pytree's structure, as JSON in a string. Its contexts can name modules to import: plain keys only.
+    """Validate a pytree's structure. Its contexts can name modules to import: plain keys only.
 
     Args:
         root: "inputs", whose second part holds keyword arguments, or "outputs".
@@ -40,7 +40,7 @@ def tree(root: str) -> Validator:
 
 
 def _node(value: Any, where: str, depth: int, place: tuple[int | None, ...]) -> dict[str, Any]:
-    """One level of a pytree; `place` are the indices from the root of the inputs, to know the keyword arguments."""
+    """Validate one level of a pytree; `place` are the indices from the root, to find the keyword arguments."""
     if value == LEAF:
         return dict(LEAF)
     kind, context, children = (mapping(value, where).get(part) for part in LEAF)
@@ -64,7 +64,7 @@ def _node(value: Any, where: str, depth: int, place: tuple[int | None, ...]) -> 
 
 
 def _is_output_record(kind: Any) -> bool:
-    """Whether it is an output class of transformers that the library itself registered, without a reader of its own."""
+    """Return whether the class is an output of transformers that the library registered, without a custom reader."""
     from torch.utils import _pytree
 
     if not isinstance(kind, str) or not kind.startswith("transformers."):

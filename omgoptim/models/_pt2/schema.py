@@ -1,4 +1,4 @@
-"""The grammar of an exported program's JSON: what may stand where, and nothing else.
+"""Schema of an exported program's JSON, as composed validators.
 
 torch's own reader evaluates parts of this text: symbolic expressions go through `eval`, operator names through
 `getattr`, names of nodes and arguments into generated Python. Here every value is checked and copied into a new object,
@@ -109,7 +109,7 @@ def _named_argument(value: Any, where: str) -> Any:
 
 
 def _module_stack(value: Any, where: str) -> dict[str, str]:
-    """The one entry of a node's metadata that is kept: which modules it came from, which no reader evaluates.
+    """Keep a single entry of a node's metadata, the module stack, which no reader evaluates.
 
     `source_fn_stack` is looked up by `getattr`, and the others are notes on the exporter's own files.
     """

@@ -1,4 +1,4 @@
-"""Symbolic expressions of an exported program, such as `FloorDiv(Symbol('s53', integer=True), Integer(4))`.
+"""Validation of symbolic expressions, such as `FloorDiv(Symbol('s53', integer=True), Integer(4))`.
 
 torch reads them with `sympy.sympify`, which is `eval`. What passes here is numbers, symbols, arithmetic and calls of
 the functions below: no attribute, no subscript, no other name, and nothing whose value would be an enormous number.
@@ -30,7 +30,7 @@ NUMBERS = frozenset({"Integer", "Float", "Rational"})
 
 
 class RejectedProgram(ValueError):
-    """A part of a file that is not understood, so that the file is not read.
+    """A part of a file that fails validation, so that the file is not opened.
 
     Args:
         where: the place in the file.
@@ -43,7 +43,7 @@ class RejectedProgram(ValueError):
 
 
 def check_expression(value: Any, where: str) -> str:
-    """The expression itself, if it is arithmetic on symbols and numbers.
+    """Return the expression if it is arithmetic on symbols and numbers.
 
     Raises:
         Refused: it is not.
@@ -60,7 +60,7 @@ def check_expression(value: Any, where: str) -> str:
 
 
 def _bits(node: ast.expr, where: str) -> int:
-    """An upper bound, in bits, of the number that an expression gives if its symbols have 64."""
+    """Return an upper bound, in bits, of an expression's value if its symbols have 64."""
     if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)):
         return max(64, node.value.bit_length()) if isinstance(node.value, int) else 64
     if isinstance(node, ast.Name) and (node.id in CONSTANTS or FREE_SYMBOL.fullmatch(node.id)):
@@ -108,7 +108,7 @@ def _symbol(node: ast.Call, where: str) -> int:
 
 
 def _number(node: ast.Call, where: str) -> int:
-    """`Integer(3)`, `Rational(1, 2)` or `Float('0.5', precision=53)`."""
+    """Validate `Integer(3)`, `Rational(1, 2)` or `Float('0.5', precision=53)`."""
     bits = 0
     for part in (*node.args, *(keyword.value for keyword in node.keywords)):
         value = ast.literal_eval(part) if isinstance(part, (ast.Constant, ast.UnaryOp)) else None
@@ -124,7 +124,7 @@ def _number(node: ast.Call, where: str) -> int:
 
 
 def _exponent(node: ast.expr, where: str) -> int:
-    """How many times the base's bits a power has: its exponent is a small number, or a symbol that stays one."""
+    """Return the factor by which a power multiplies the base's bits; the exponent is a small number or a symbol."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in {"Integer", "Rational"}:
         sizes = [_literal(argument, 64) for argument in node.args]
         if sizes and all(sizes):
@@ -143,7 +143,7 @@ def _exponent(node: ast.expr, where: str) -> int:
 
 
 def _literal(node: ast.expr, limit: int) -> int:
-    """The absolute value of an integer literal, at least 1, if it is at most `limit`; otherwise 0."""
+    """Return the absolute value of an integer literal, at least 1, if it is at most `limit`; otherwise 0."""
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         node = node.operand
     if isinstance(node, ast.Constant) and isinstance(node.value, int) and abs(node.value) <= limit:

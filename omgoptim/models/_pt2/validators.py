@@ -1,4 +1,4 @@
-"""Checks of single values of an exported program's JSON, and how they combine into a grammar.
+"""Validators of values in an exported program's JSON, and their combinators.
 
 A check takes a value and where it stands, and returns a checked copy of it or raises `Refused`.
 """
@@ -24,7 +24,7 @@ PATH = re.compile(r"[\w\-/ :+@,]+(\.[\w\-/ :+@,]+)*")
 
 
 def object_of(**fields: Validator) -> Validator:
-    """An object of these fields; any may be absent, and others may be there only if they are empty."""
+    """Validate an object of these fields; any may be absent, and others must be empty."""
 
     def check(value: Any, where: str) -> dict[str, Any]:
         for name, content in mapping(value, where).items():
@@ -36,7 +36,7 @@ def object_of(**fields: Validator) -> Validator:
 
 
 def one_of(**kinds: Validator) -> Validator:
-    """An object with exactly one of these fields."""
+    """Validate an object with exactly one of these fields."""
 
     def check(value: Any, where: str) -> dict[str, Any]:
         names = list(mapping(value, where))
@@ -48,7 +48,7 @@ def one_of(**kinds: Validator) -> Validator:
 
 
 def list_of(item: Validator) -> Validator:
-    """A list."""
+    """Validate a list."""
 
     def check(value: Any, where: str) -> list[Any]:
         if not isinstance(value, list) or len(value) > MAX_LIST:
@@ -59,7 +59,7 @@ def list_of(item: Validator) -> Validator:
 
 
 def mapping_of(key: Validator, item: Validator) -> Validator:
-    """An object whose keys are data."""
+    """Validate an object whose keys are data."""
 
     def check(value: Any, where: str) -> dict[str, Any]:
         return {
@@ -71,12 +71,12 @@ def mapping_of(key: Validator, item: Validator) -> Validator:
 
 
 def optional(item: Validator) -> Validator:
-    """A value or null."""
+    """Validate a value or null."""
     return lambda value, where: None if value is None else item(value, where)
 
 
 def replaced_by(replacement: Any) -> Validator:
-    """Whatever stands there is not read; `replacement` takes its place."""
+    """Ignore the value and use `replacement` instead."""
     return lambda _value, _where: replacement
 
 
@@ -107,14 +107,14 @@ def flag(value: Any, where: str) -> bool:
 
 
 def text(value: Any, where: str) -> str:
-    """One line of printable text without a double quote or backslash: engines write it into generated code."""
+    """Validate a line of printable text without double quotes or backslashes: engines write it into generated code."""
     if not isinstance(value, str) or len(value) > MAX_TEXT or not value.isprintable() or set(value) & set('"\\'):
         raise RejectedProgram(where, "it is no plain line of text")
     return value
 
 
 def cleaned(value: Any, where: str) -> str:
-    """A message for people, made a plain line of text."""
+    """Convert a message for people to a plain line of text."""
     if not isinstance(value, str):
         raise RejectedProgram(where, "it is no text")
     shown = value[: 10 * MAX_TEXT].replace('"', "'").replace("\\", "/")
@@ -122,7 +122,7 @@ def cleaned(value: Any, where: str) -> str:
 
 
 def name(value: Any, where: str) -> str:
-    """An identifier: it becomes the name of a variable in generated Python."""
+    """Validate an identifier: it becomes the name of a variable in generated Python."""
     if not isinstance(value, str) or len(value) > 1000 or not IDENTIFIER.fullmatch(value):
         raise RejectedProgram(where, f"{str(value)[:80]!r} is no plain name")
     if keyword.iskeyword(value) or (value.startswith("__") and value.endswith("__")):
@@ -135,7 +135,7 @@ def unnamed_or(check: Validator) -> Validator:
 
 
 def path(value: Any, where: str) -> str:
-    """The dotted path of a parameter, buffer, constant or submodule."""
+    """Validate the dotted path of a parameter, buffer, constant or submodule."""
     if not isinstance(value, str) or len(value) > 2000 or not PATH.fullmatch(value):
         raise RejectedProgram(where, f"{str(value)[:80]!r} is no path of a module")
     if any(part.startswith("__") for part in value.split(".")):
@@ -152,7 +152,7 @@ def operator(value: Any, where: str) -> str:
 
 
 def symbol(value: Any, where: str) -> str:
-    """The name of a dimension. Its digits count torch's symbols, one loop each, so there are few."""
+    """Validate the name of a dimension. Its digits count torch's symbols, one loop each, so there are few."""
     if not isinstance(value, str) or len(value) > 200:
         raise RejectedProgram(where, "it is no symbol")
     if re.fullmatch(r"[A-Za-z]{1,8}\d{0,6}", value):

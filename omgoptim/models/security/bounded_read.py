@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def read_plain(path: Path, most_bytes: int) -> bytes:
-    """The content of a regular file.
+    """Read the content of a regular file.
 
     Raises:
         OSError: it cannot be read, or is a pipe, a device, a folder.

@@ -1,4 +1,4 @@
-"""What a request may read and whose code it may run. No torch.
+"""Policy of a request: the files that it may read and the modules whose code it may run. No torch.
 
 Files: those inside the project, and those in folders that the request or the user's environment allows. Code: what is
 defined in such files, and in the modules that were allowed by name. What an artifact, a recipe or a stored request
@@ -25,7 +25,7 @@ INSTALLED = ("site-packages", "dist-packages")
 
 @dataclass(frozen=True, slots=True)
 class PathPolicy:
-    """What the person who asks grants: the project, further folders and modules, and trust in a foreign artifact."""
+    """Rights of a request: the project, further folders and modules, and trust in a foreign artifact."""
 
     project: Path
     allowed: tuple[Path, ...] = ()
@@ -38,7 +38,7 @@ class PathPolicy:
     def of(
         project: Path, allow_path: Sequence[str], allow_module: Sequence[str] = (), *, trust_artifact: bool = False
     ) -> PathPolicy:
-        """What was asked for, and what the user allowed in OMGOPTIM_ALLOW_PATH and OMGOPTIM_ALLOW_MODULE."""
+        """Combine the rights of a request with OMGOPTIM_ALLOW_PATH and OMGOPTIM_ALLOW_MODULE."""
         folders = [*allow_path, *filter(None, os.environ.get("OMGOPTIM_ALLOW_PATH", "").split(os.pathsep))]
         modules = [*allow_module, *os.environ.get("OMGOPTIM_ALLOW_MODULE", "").replace(",", " ").split()]
         resolved = tuple(Path(folder).expanduser().resolve() for folder in folders)
@@ -46,12 +46,12 @@ class PathPolicy:
 
     @staticmethod
     def of_request(project: Path, request: ModelRequest | CompareRequest) -> PathPolicy:
-        """What a request grants."""
+        """Return the policy of a request."""
         trust = request.trust_artifact
         return PathPolicy.of(project, request.allow_path, request.allow_module, trust_artifact=trust)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, for a process that this one starts and vouches to."""
+        """Return plain data for a process that this one starts."""
         allowed = [str(folder) for folder in self.allowed]
         return {
             "project": str(self.project),
@@ -62,12 +62,12 @@ class PathPolicy:
 
     @staticmethod
     def from_json(record: dict[str, Any]) -> PathPolicy:
-        """The inverse of `to_json`."""
+        """Create the policy from the result of `to_json`."""
         allowed = tuple(Path(folder) for folder in record["allowed"])
         return PathPolicy(Path(record["project"]), allowed, tuple(record["modules"]), record["trusted"])
 
     def file(self, text: str, what: str) -> Path:
-        """An existing file or folder that `text` names, relative to the project, links resolved.
+        """Resolve the existing file or folder that `text` names, relative to the project.
 
         Raises:
             RequestError: it lies outside of the project and of the allowed folders.
@@ -85,7 +85,7 @@ class PathPolicy:
         return path
 
     def inside(self, text: str, what: str) -> Path:
-        """The resolved path that `text` names, which may not exist yet.
+        """Resolve the path that `text` names, which may not exist yet.
 
         Raises:
             RequestError: it lies outside of the project and of the allowed folders, or is no path at all.
@@ -105,7 +105,7 @@ class PathPolicy:
         return path
 
     def holds_code(self, file: str | None) -> bool:
-        """Whether a Python file is one of the project or of an allowed folder, and of no installed package in it."""
+        """Return whether a Python file is part of the project or an allowed folder, and of no installed package."""
         if not file:
             return False
         try:
@@ -118,21 +118,21 @@ class PathPolicy:
         return root is not None and not _is_installed(path, root)
 
     def allows_module(self, name: str | None) -> bool:
-        """Whether a module, or one that it lies in, was allowed by name."""
+        """Return whether a module, or a package around it, was allowed by name."""
         return any(name == module or (name or "").startswith(f"{module}.") for module in self.modules)
 
     def relative(self, path: Path) -> str:
-        """How a recipe names a file: relative to the project where it lies inside, so that the project can move."""
+        """Return a file's path for a recipe: relative inside the project, so that the project can move."""
         return path.relative_to(self.project).as_posix() if path.is_relative_to(self.project) else str(path)
 
     def _root_of(self, path: Path) -> Path | None:
-        """The folder that a path is allowed by: the innermost, None if there is none."""
+        """Return the innermost allowed folder around a path; None if there is none."""
         roots = [folder for folder in (self.project, *self.allowed) if path.is_relative_to(folder)]
         return max(roots, key=lambda folder: len(folder.parts), default=None)
 
 
 def _is_installed(path: Path, root: Path) -> bool:
-    """Whether a file below `root` belongs to an installed package, to Python itself or to an environment."""
+    """Return whether a file below `root` belongs to an installed package, to Python or to an environment."""
     below = path.relative_to(root)
     if any(part in INSTALLED for part in below.parts):
         return True
@@ -144,5 +144,5 @@ def _is_installed(path: Path, root: Path) -> bool:
 
 
 def error_about(what: str) -> type[OmgoptimError]:
-    """The kind of error for "model", "checkpoint", "data" or "metric"."""
+    """Return the error class for "model", "checkpoint", "data" or "metric"."""
     return DataError if what in ("data", "metric") else ModelError

@@ -1,4 +1,4 @@
-"""Whether this user made a file: an HMAC-SHA256 under a key that only this user can read. No torch.
+"""Seals of files that omgoptim wrote: HMAC-SHA256 under a key that only this user can read. No torch.
 
 The key is made on first use in the user's state folder: OMGOPTIM_STATE_DIR, else XDG_STATE_HOME/omgoptim, else
 ~/.local/state/omgoptim (on Windows LOCALAPPDATA/omgoptim). Where it cannot be kept, nothing is sealed, and what is not
@@ -29,7 +29,7 @@ KEY_BYTES = 32
 
 
 def state_folder() -> Path | None:
-    """The user's state folder, which need not exist; None where there is no home."""
+    """Return the user's state folder, which need not exist; None if there is no home folder."""
     for name, below in (("OMGOPTIM_STATE_DIR", ""), ("XDG_STATE_HOME", "omgoptim")):
         value = os.environ.get(name, "")
         if value and Path(value).is_absolute():  # a relative one would lie in whichever project is open
@@ -43,19 +43,19 @@ def state_folder() -> Path | None:
 
 
 def can_seal() -> bool:
-    """Whether this user has a key, or can be given one."""
+    """Return whether this user has a key, or can be given one."""
     return _key(make=True) is not None
 
 
 def add_seal(kind: SealKind, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record with its seal, or without one where no key can be kept."""
+    """Return the record with its seal, or without one if no key can be kept."""
     plain = {name: value for name, value in record.items() if name != SEAL}
     key = _key(make=True)
     return plain if key is None else plain | {SEAL: _mac(key, kind, plain)}
 
 
 def is_sealed(kind: SealKind, record: Mapping[str, Any]) -> bool:
-    """Whether this user sealed the record, and nothing in it was changed since."""
+    """Return whether this user sealed the record, and nothing in it was changed since."""
     given = record.get(SEAL)
     key = _key(make=False)
     if not isinstance(given, str) or not given.isascii() or key is None:
@@ -65,13 +65,13 @@ def is_sealed(kind: SealKind, record: Mapping[str, Any]) -> bool:
 
 
 def _mac(key: bytes, kind: SealKind, record: Mapping[str, Any]) -> str:
-    """The HMAC of a record's canonical JSON: names sorted, no spaces, ASCII."""
+    """Return the HMAC of a record's canonical JSON: names sorted, no spaces, ASCII."""
     text = json.dumps(record, sort_keys=True, separators=(",", ":"))
     return hmac.new(key, f"omgoptim {kind}\n{text}".encode(), hashlib.sha256).hexdigest()
 
 
 def _key(*, make: bool) -> bytes | None:
-    """The user's key; made, whole or not at all, where there is none. None if there is none that can be kept."""
+    """Return the user's key, created atomically if there is none and `make` is set; None if none can be kept."""
     folder = state_folder()
     if folder is None:
         return None
@@ -84,7 +84,7 @@ def _key(*, make: bool) -> bytes | None:
 
 
 def _read_key(path: Path) -> bytes | None:
-    """The key in a file; None unless it is a regular file of this user with a key in it."""
+    """Read the key in a file; None unless it is a regular file of this user with a key in it."""
     try:
         with path.open("rb") as file:
             found = os.fstat(file.fileno())
@@ -97,7 +97,7 @@ def _read_key(path: Path) -> bytes | None:
 
 
 def _make_key(folder: Path) -> None:
-    """Put a new key into the folder, unless another process does so first: then its key stays."""
+    """Create a key in the folder; if another process does so first, that key stays."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     partial = folder / f".key.{os.getpid()}-{secrets.token_hex(8)}"
     try:

@@ -1,4 +1,4 @@
-"""Calling the user's code: import a callable, call it, and turn whatever goes wrong into a clear error.
+"""Calls of the user's code: import of a callable, time limit, and conversion of failures to errors.
 
 The user's traceback goes to the run's log, its last line into the error. `sys.exit`, a missing package and a hang are
 each said as what they are. Output that the code prints is the log's.
@@ -41,11 +41,11 @@ DISTRIBUTIONS = {
 
 
 class _UserCodeTimeout(BaseException):
-    """Raised inside user code that took too long; no `except Exception` of theirs catches it."""
+    """Timeout in user code; a BaseException, so that no `except Exception` of theirs catches it."""
 
 
 def load_callable(spec: str, policy: PathPolicy, what: str, limit_s: float) -> Any:
-    """The object that `file.py:name` or `package.module:name` names; the project is importable.
+    """Import the object that `file.py:name` or `package.module:name` names, the project on the import path.
 
     Raises:
         RequestError: it is not code of the project, nor of a folder or module that the request allows.
@@ -70,7 +70,7 @@ def load_callable(spec: str, policy: PathPolicy, what: str, limit_s: float) -> A
 
 
 def call_user(doing: str, limit_s: float, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-    """Call user code.
+    """Call the user's code with a time limit.
 
     Args:
         doing: what is being done, for the error: "calling build".

@@ -50,7 +50,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
             first.append(artifact)
             super().__init__(artifact, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(trial, "Process", Noted)
+    monkeypatch.setattr(trial, "MeasuringProcess", Noted)
     return first
 
 
