@@ -44,7 +44,7 @@ class OutputAgreement:
 
     @property
     def ruined(self) -> bool:
-        """Return whether the output is ruined: its error exceeds the limit."""
+        """Return whether its error exceeds the limit."""
         if self.relative_error is not None:
             return self.relative_error > RUINED_ERROR
         return self.agreement < RUINED_AGREEMENT
@@ -52,7 +52,7 @@ class OutputAgreement:
 
 @dataclass(frozen=True, slots=True)
 class _Scores:
-    """Return the agreement of one output per sample."""
+    """Agreement of one output per sample."""
 
     per_sample: NDArray[np.float64]
     relative_error: float | None = None
@@ -61,7 +61,7 @@ class _Scores:
 def output_agreements(
     outputs: ModelOutputs, made: Sequence[Arrays], original: Sequence[Arrays], reads: frozenset[int] = frozenset()
 ) -> tuple[OutputAgreement, ...]:
-    """The agreement of each output that counts.
+    """Compute the agreement of each compared output.
 
     Args:
         made, original: per batch the flat list of outputs, for the same samples.
@@ -86,7 +86,7 @@ def worst_scores(
     cosine: bool = False,
     only: frozenset[int] | None = None,
 ) -> NDArray[np.float64]:
-    """The agreement of each sample on the output whose mean agreement is the lowest.
+    """Compute the agreement of each sample on the output with the lowest mean agreement.
 
     Args:
         cosine: compare directions instead, of the outputs that have one.
@@ -102,7 +102,7 @@ def worst_scores(
 
 
 def _sizes(outputs: ModelOutputs, original: Sequence[Arrays]) -> list[int]:
-    """Samples in each batch; 1 where no output tells."""
+    """Return the samples in each batch; 1 if no output has a batch axis."""
     known = next((spec for spec in outputs.specs if spec.batch_axis is not None), None)
     if known is None:
         return [1 for _ in original]
@@ -110,7 +110,7 @@ def _sizes(outputs: ModelOutputs, original: Sequence[Arrays]) -> list[int]:
 
 
 def cosine_outputs(outputs: ModelOutputs) -> list[OutputSpec]:
-    """The outputs that a cosine can compare.
+    """Return the outputs with a defined cosine.
 
     Raises:
         DataError: there is none: the cosine of a single number is its sign, and that of a constant is always 1.
@@ -127,7 +127,7 @@ def cosine_outputs(outputs: ModelOutputs) -> list[OutputSpec]:
 
 
 def _scores(spec: OutputSpec, made: Sequence[Arrays], original: Sequence[Arrays]) -> _Scores:
-    """The agreement of each sample on one output; without a batch axis that of its batch."""
+    """Compute the agreement of each sample on one output; of each batch without a batch axis."""
     if len(made[0]) <= spec.index:
         raise DataError(
             f"output '{spec.name}' of the original is missing",
@@ -148,7 +148,7 @@ def _scores(spec: OutputSpec, made: Sequence[Arrays], original: Sequence[Arrays]
 
 
 def _squared_errors(spec: OutputSpec, made: NDArray[Any], truth: NDArray[Any]) -> NDArray[np.float64]:
-    """The mean squared difference of each sample; NaN where the sizes differ."""
+    """Compute the mean squared difference of each sample; NaN if the sizes differ."""
     if made.shape != truth.shape:
         count = 1 if spec.batch_axis is None else truth.shape[spec.batch_axis]
         return np.full(count, np.nan)
@@ -159,7 +159,7 @@ def _squared_errors(spec: OutputSpec, made: NDArray[Any], truth: NDArray[Any]) -
 def _finite_rows(
     spec: OutputSpec, made: NDArray[Any], truth: NDArray[Any]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Both as rows, with 0 for what is infinite in both, as masks are.
+    """Return both as rows, with 0 where both have the same infinity, as masks do.
 
     Raises:
         DataError: another value is not finite.
@@ -175,7 +175,7 @@ def _finite_rows(
 
 
 def _equal(spec: OutputSpec, made: NDArray[Any], truth: NDArray[Any]) -> NDArray[np.float64]:
-    """The fraction of each sample's classes or integers that are the same."""
+    """Compute the fraction of equal classes or integers of each sample."""
     if made.shape != truth.shape:
         return np.zeros(1 if spec.batch_axis is None else truth.shape[spec.batch_axis])
     if spec.kind == "class_scores":
@@ -188,14 +188,14 @@ def _equal(spec: OutputSpec, made: NDArray[Any], truth: NDArray[Any]) -> NDArray
 
 
 def predicted_classes(spec: OutputSpec, scores: NDArray[Any]) -> NDArray[Any]:
-    """The class of each row of scores."""
+    """Return the class of each row of scores."""
     if spec.class_axis is None:
         return np.asarray(scores > (0.5 if spec.probabilities else 0.0))
     return np.asarray(scores.argmax(spec.class_axis))
 
 
 def cosines(spec: OutputSpec, made: Sequence[Arrays], original: Sequence[Arrays]) -> NDArray[np.float64]:
-    """The cosine of each sample's whole output with the original's; two zeros are the same, one is a right angle."""
+    """Compute the cosine of each sample's whole output with the original's; 1 if both are zero, 0 if one is."""
     found = []
     for batch, reference in zip(made, original, strict=True):
         if batch[spec.index].shape != reference[spec.index].shape:

@@ -1,4 +1,4 @@
-"""Check for batch dependence: outputs at batch 1 against outputs at batch n, on the same samples.
+"""Test of batch dependence: outputs at batch 1 against outputs at batch n, on the same samples.
 
 It does with batch statistics in eval mode, with a branch on values of the whole batch (`if x.mean() > 0`), and where
 lengths of a batch decide. Then a figure of quality belongs to one batch size, and an exported program, which follows
@@ -65,7 +65,7 @@ def batch_dependence(run: Run, samples: Samples, cause: str = "", coarse: bool =
 
 
 def _joined(samples: Samples) -> NamedBatch | None:
-    """The first samples of one shape as a batch; None where there are no two."""
+    """Join the first samples of one shape to a batch; None if there are no two."""
     if not samples.batches:
         return None
     shapes = {name: array.shape[1:] for name, array in samples.batches[0].items()}
@@ -81,7 +81,7 @@ def _joined(samples: Samples) -> NamedBatch | None:
 
 
 def _apart(many: NDArray[Any], one: NDArray[Any], row: int) -> float:
-    """Largest difference of a sample's own output, over the batch's largest value; 0 where no axis is the batch's."""
+    """Return the largest difference of a sample's output, over the batch's largest value; 0 without a batch axis."""
     if many.dtype.kind not in "fc" or many.ndim != one.ndim:
         return 0.0
     differing = [axis for axis in range(many.ndim) if many.shape[axis] != one.shape[axis]]

@@ -1,4 +1,4 @@
-"""The built-in metrics: accuracy and R^2 on targets, and the agreement of a model's outputs with the original's.
+"""Built-in metrics: accuracy and R^2 on targets, and agreement with the original's outputs.
 
 All work on what a measuring process wrote, batch by batch the flat list of output arrays, and on the output that the
 targets belong to.
@@ -59,7 +59,7 @@ def detect_outputs(
     target_output: str | None = None,
     ignored: Sequence[str] = (),
 ) -> ModelOutputs:
-    """The outputs of a model, read from the first batches of what it gives; see `describe_outputs`."""
+    """Detect the outputs of a model from its first batches; see `describe_outputs`."""
     reference, targets = list(original[:OUTPUT_DETECTION_BATCHES]), targets[:OUTPUT_DETECTION_BATCHES]
     structure: Any = "tensor" if len(reference[0]) == 1 else {"tuple": ["tensor"] * len(reference[0])}
     return describe_outputs(
@@ -74,14 +74,14 @@ def detect_outputs(
 
 
 def batch_lengths(original: Sequence[Arrays], targets: Sequence[Any] = ()) -> list[int]:
-    """Samples in each batch, as its targets tell, else its first output that has dimensions."""
+    """Return the samples in each batch, from its targets, else its first output with dimensions."""
     if targets and all(isinstance(target, np.ndarray) and target.ndim for target in targets):
         return [len(target) for target in targets]
     return [next((len(array) for array in batch if array.ndim), 1) for batch in original]
 
 
 def agreement_metric(original: Sequence[Arrays], outputs: ModelOutputs | None = None) -> Metric:
-    """Agreement with the original model, of the output where it is the lowest.
+    """Return the metric of agreement with the original, on the output with the lowest agreement.
 
     Raises:
         DataError: the outputs are single numbers without a batch dimension.
@@ -99,7 +99,7 @@ def agreement_metric(original: Sequence[Arrays], outputs: ModelOutputs | None = 
 
 
 def cosine_metric(original: Sequence[Arrays], outputs: ModelOutputs | None = None) -> Metric:
-    """Mean cosine of each sample's output with the original's, of the output where it is the lowest.
+    """Return the metric of mean cosine with the original, on the output with the lowest cosine.
 
     Raises:
         DataError: no output has a direction: all are single numbers or constant.
@@ -117,7 +117,7 @@ def cosine_metric(original: Sequence[Arrays], outputs: ModelOutputs | None = Non
 def builtin_metric(
     name: str, original: Sequence[Arrays], targets: list[Any], outputs: ModelOutputs | None = None
 ) -> Metric | None:
-    """The built-in metric of that name (`auto` chooses by the targets); None if it is none of ours.
+    """Return the built-in metric of that name (`auto` chooses by the targets); None if there is none.
 
     Args:
         outputs: of the original model; default: read from `original`.
@@ -154,7 +154,7 @@ def builtin_metric(
 
 
 def _kl(original: Sequence[Arrays], targets: list[Any], outputs: ModelOutputs | None) -> Metric:
-    """KL divergence from the original's class scores: of the output of the labels, else of the first class scores."""
+    """Return the metric of KL divergence: on the labelled output, else on the first class scores."""
     outputs = outputs or detect_outputs(original, targets, "kl")
     scores = [spec.index for spec in outputs.compared if spec.kind == "class_scores"]
     labelled = outputs.labelled
@@ -175,7 +175,7 @@ def _metric_of_targets(targets: list[Any]) -> str:
 
 
 def _top1_agreement(outputs: ModelOutputs) -> Metric:
-    """Agreement of class scores alone, of the output where it is the lowest."""
+    """Return the agreement of class scores, on the output with the lowest agreement."""
     scores = tuple(spec for spec in outputs.compared if spec.kind == "class_scores")
     if not scores:
         raise DataError(
@@ -196,7 +196,7 @@ PerSample = Callable[[Sequence[Arrays], list[Any], Sequence[Arrays]], NDArray[np
 
 
 def _top1(spec: OutputSpec) -> PerSample:
-    """Per sample, how many of its targets the largest score hits, over the mean number of targets of a sample.
+    """Return per sample the number of correct targets over the mean number of targets of a sample.
 
     With one target per sample that is 1 or 0. With several (tokens, pixels) the mean is still hits over targets, and a
     sample stays one unit: its targets are not independent. Samples without a target that counts are left out.
@@ -222,7 +222,7 @@ def _top1(spec: OutputSpec) -> PerSample:
 
 
 def _predicted(spec: OutputSpec, scores: NDArray[Any], target: NDArray[Any]) -> NDArray[Any]:
-    """The class of each target, in the targets' shape."""
+    """Return the class of each target, in the targets' shape."""
     layout = class_layout(scores.shape, target.shape)
     if layout is None:
         raise DataError(
@@ -237,7 +237,7 @@ def _predicted(spec: OutputSpec, scores: NDArray[Any], target: NDArray[Any]) -> 
 
 
 def _r2(index: int) -> Callable[[Sequence[Arrays], list[Any]], float]:
-    """R^2 of an output against float targets, over all samples."""
+    """Return R^2 of an output against float targets, over all samples."""
 
     def whole(outputs: Sequence[Arrays], targets: list[Any]) -> float:
         predicted = np.concatenate([batch[index].reshape(len(batch[index]), -1) for batch in outputs])

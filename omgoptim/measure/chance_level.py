@@ -1,4 +1,4 @@
-"""Check whether the original model's quality is at chance level."""
+"""Test of whether the original model's quality is at chance level."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PERFECT = 0.99
 
 
 def chance_level_reason(metric: str, value: float | None, targets: Sequence[Any]) -> str | None:
-    """Return why a quality is no better than guessing, as a sentence; None where it is better, or unknown.
+    """Return a sentence if a quality is at chance level; None if it is better, or unknown.
 
     Accuracy is compared with what the commonest class alone would reach, give or take two standard errors of so many
     samples; r2 with 0, which the mean of the targets reaches.
@@ -56,7 +56,7 @@ def chance_level_reason(metric: str, value: float | None, targets: Sequence[Any]
 
 
 def chance_level_summary(metric: str | None, value: float | None, targets: Sequence[Any]) -> str:
-    """The first sentences of a summary where the original is at chance; empty where it is not."""
+    """Return the first sentences of a summary if the original is at chance level; else none."""
     why = chance_level_reason(metric, value, targets) if metric else None
     if why is None:
         return ""

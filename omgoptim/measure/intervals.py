@@ -1,4 +1,4 @@
-"""The 95 % interval of a drop in quality, both sides scored on the same samples.
+"""95 % intervals of a drop in quality, both models scored on the same samples.
 
 Sources: Bonett & Price 2012 (difference of paired proportions); percentile bootstrap, paired.
 """
@@ -33,7 +33,7 @@ FAILING = 0.1
 
 
 def paired_interval(before: NDArray[np.float64], after: NDArray[np.float64]) -> tuple[float, float]:
-    """95 % interval of the mean of before - after.
+    """Compute the 95 % interval of the mean of before - after.
 
     Args:
         before, after: one score per sample, the same samples in the same order. Where both are 0 or 1 the interval is
@@ -53,7 +53,7 @@ def paired_interval(before: NDArray[np.float64], after: NDArray[np.float64]) -> 
 
 
 def affordable_resamples(seconds: float) -> int:
-    """How many resamples of a metric that takes `seconds` for both sides are worth making; 0 if too few could be."""
+    """Return the number of resamples that fit the time budget for a metric of `seconds`; 0 if too few do."""
     count = min(RESAMPLES, int(BUDGET_S / max(seconds, 1e-9)))
     return count if count >= FEWEST_RESAMPLES else 0
 
@@ -61,7 +61,7 @@ def affordable_resamples(seconds: float) -> int:
 def resampled_interval(
     drop: Drop, before: Sequence[Arrays], after: Sequence[Arrays], targets: list[Any], seed: int, resamples: int
 ) -> tuple[float, float]:
-    """Percentile bootstrap of a drop: the same resampled samples for both sides.
+    """Compute the percentile bootstrap interval of a drop, with the same resamples for both models.
 
     Returns:
         The interval; `UNKNOWN` where the batches cannot be taken apart into samples, or the metric fails on many
@@ -91,7 +91,7 @@ def resampled_interval(
 
 
 def _divisible(target: Any, size: int) -> bool:
-    """Whether a batch's target is one entry per sample, and not an object of the user's own."""
+    """Return whether a batch's target has one entry per sample, and is not an object of the user's own."""
     return target is None or (isinstance(target, np.ndarray) and target.ndim > 0 and len(target) == size)
 
 
@@ -100,5 +100,5 @@ def _target_rows(target: Any, rows: NDArray[np.int64]) -> Any:
 
 
 def _rows(array: NDArray[Any], rows: NDArray[np.int64], size: int) -> NDArray[Any]:
-    """The drawn samples of an output; one whose first dimension is not the batch (an LSTM's state) stays whole."""
+    """Return the drawn samples of an output; the whole of one without a batch dimension (an LSTM's state)."""
     return array[rows] if array.ndim and len(array) == size else array

@@ -1,4 +1,4 @@
-"""Which numbers a program's layers are computed in, asked of the engine that runs them.
+"""Compute dtype of a program's layers, reported by the engine that runs them.
 
 That a weight is stored in int8 does not say what it is multiplied in: an engine that cannot fuse the quantization
 around a layer unpacks the weight and computes in float. So the process that measured an artifact is asked what it ran.
@@ -32,7 +32,7 @@ INT8_LEVEL = 4
 
 
 def query_kernels(process: MeasuringProcess, batch: str) -> list[Kernel]:
-    """What the artifact that a measuring process holds is run by; to be asked when its timing is done.
+    """Return the kernels of the artifact in a measuring process; called after its timing.
 
     Args:
         process: the process, its artifact opened.
@@ -46,7 +46,7 @@ def query_kernels(process: MeasuringProcess, batch: str) -> list[Kernel]:
 
 
 def compute_dtypes(kernels: Sequence[Kernel], model: ModelProto, layers: Collection[str]) -> dict[str, str]:
-    """What each layer of a program is computed in.
+    """Return the compute dtype of each layer of a program.
 
     Args:
         kernels: what the engine runs.
@@ -71,13 +71,13 @@ def compute_dtypes(kernels: Sequence[Kernel], model: ModelProto, layers: Collect
 
 
 def _part(node: NodeProto, is_layer: bool) -> GraphNode:
-    """A node as `anchors` wants it: products of activations have work too, and stand for no layer before them."""
+    """Convert a node for `anchor_nodes`; products of activations have work too and represent no layer before them."""
     work = int(is_layer or node.op_type in PRODUCTS)
     return GraphNode(node.name, node.op_type, node.name, tuple(filter(None, node.input)), tuple(node.output), work, {})
 
 
 def _number(kernel: Kernel, node: NodeProto) -> str | None:
-    """What a kernel that stands for a node computes in: a profile does not tell a packed product's accuracy level."""
+    """Return the compute dtype of a node's kernel; a profile lacks the accuracy level of a packed product."""
     if kernel.kind != PACKED:
         return kernel.computed_in
     own = next((a.i for a in node.attribute if a.name == "accuracy_level"), 0)
@@ -86,7 +86,7 @@ def _number(kernel: Kernel, node: NodeProto) -> str | None:
 
 
 def _of_all_recurrent(op: str, kernels: Sequence[Kernel]) -> list[str]:
-    """Recurrent nodes that the engine renamed: what all of that kind agree on."""
+    """Return the dtype that all recurrent kernels of a kind share, for nodes that the engine renamed."""
     kind = next((kind for kind in RECURRENT if op.endswith(kind)), None)
     numbers = {kernel.computed_in for kernel in kernels if kind and kernel.kind.startswith((kind, "RNNSeq"))}
     return [number for number in numbers if number] if len(numbers) == 1 else []

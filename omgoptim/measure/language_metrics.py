@@ -1,4 +1,4 @@
-"""Metrics of class scores over positions: log-likelihood, which perplexity follows from, and KL to the original."""
+"""Metrics of language models: log-likelihood per token, which gives perplexity, and KL divergence from the original."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ IGNORED_TARGET = -100
 def token_log_likelihoods(
     outputs: Sequence[Arrays], targets: list[Any], original: Sequence[Arrays], index: int = 0
 ) -> NDArray[np.float64]:
-    """Per sample, the summed log-probability of its targets over the mean number of targets of a sample, in nats.
+    """Return per sample the summed log-probability of its targets over the mean number of targets, in nats.
 
     The mean over samples is the mean over all targets; the perplexity is exp of minus it. Scores are (N, ..., C),
     targets (N, ...) of integers, -100 left out.
@@ -50,7 +50,7 @@ def token_log_likelihoods(
 def negative_kl(
     outputs: Sequence[Arrays], targets: list[Any], original: Sequence[Arrays], index: int = 0
 ) -> NDArray[np.float64]:
-    """Per sample, minus the mean KL divergence of its rows of class scores from the original model's, in nats.
+    """Return per sample minus the mean KL divergence of its rows of class scores from the original's, in nats.
 
     0 is the original itself. Positions whose target is -100 are left out where the targets are one for each row.
     """
@@ -68,7 +68,7 @@ def negative_kl(
 
 
 def _log_probabilities(scores: NDArray[Any]) -> NDArray[np.float64]:
-    """Logits, or probabilities where every row is one, as log-probabilities over the last axis."""
+    """Convert logits, or probabilities if every row is one, to log-probabilities over the last axis."""
     if scores.ndim < 2 or scores.shape[-1] < 2:
         raise DataError("metric needs class scores", f"the output is {scores.shape}", "use metric auto or cosine")
     rows = scores.astype(np.float64)

@@ -1,4 +1,4 @@
-"""The costliest layers of a model: the time each takes by itself, its multiply-accumulates and its bytes."""
+"""Slowest layers of a module: the self time of each, its multiply-accumulates and its bytes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def costliest_layers(
     top: int = 10,
     seconds: float = 1.0,
 ) -> list[Layer]:
-    """Call a model for `seconds` and say which modules take the time, the slowest first.
+    """Call a model for `seconds` and return the layers by self time, the slowest first.
 
     A module's time is that of its own forward without its children, so a module that computes in its own forward
     (attention, functional calls) has it, and a container has only what calling its children costs. The hooks that do
@@ -67,7 +67,7 @@ def costliest_layers(
 def _own_times_ms(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], seconds: float
 ) -> dict[str, list[float]]:
-    """Path to its own time in ms, one number per call of the model; several uses in one call add up."""
+    """Map path to self time in ms, one number per call of the model; several uses in one call add up."""
     times: dict[str, list[float]] = defaultdict(list)
     with contextlib.redirect_stdout(sys.stderr), evaluation_mode(module), self_cost(module, _clock_ms(module)) as own:
         module(*args, **kwargs)
@@ -83,7 +83,7 @@ def _own_times_ms(
 
 
 def _clock_ms(module: nn.Module) -> Callable[[], float]:
-    """A clock in ms that waits for the device the model is on."""
+    """Return a clock in ms that waits for the device of the model."""
     on_gpu = any(parameter.is_cuda for parameter in module.parameters())
 
     def now() -> float:

@@ -1,4 +1,4 @@
-"""Starting measuring processes and speaking with them, from the process that compares; see `probe.py`."""
+"""Measuring processes: start and communication, on the comparing side; `measuring_server.py` is the other."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ START = IMPORT_OMGOPTIM + "from omgoptim.measure.measuring_server import main\nm
 
 
 class MeasuringProcess:
-    """One fresh process that holds one artifact at a time. A context manager: the process is gone afterwards.
+    """One fresh process with one opened artifact at a time; a context manager that ends the process.
 
     Args:
         artifact: the artifact folder.
@@ -101,15 +101,15 @@ class MeasuringProcess:
         self._reader.join(LEFTOVER_S)
 
     def begin_open(self) -> None:
-        """Ask the process to open its artifact, without waiting: several open side by side."""
+        """Send the command to open its artifact, without waiting: several open side by side."""
         self._send("open", self._open)
 
     def end_open(self) -> dict[str, Any]:
-        """Wait until it has opened, checked against its record."""
+        """Wait until it has opened the artifact and checked it against the recorded outputs."""
         return self._receive("open")
 
     def open_another(self, artifact: Path) -> dict[str, Any]:
-        """Close the artifact that is open and open another of the same engine: for a search that tries many.
+        """Close the open artifact and open another of the same engine, for a search over many.
 
         What is reported at last is measured in a fresh process, never in one that held other artifacts before.
         """
@@ -129,7 +129,7 @@ class MeasuringProcess:
         return self._receive(command)
 
     def run_samples(self, inputs: Path, target: Path, progress: Callable[[float], None] = lambda _: None) -> None:
-        """Run every batch file of the folder `inputs`, in name order, and write the outputs to the folder `target`.
+        """Run every batch file of the folder `inputs`, in name order, and write the outputs to `target`.
 
         Args:
             progress: called with the fraction done; each batch has the whole time limit to itself.

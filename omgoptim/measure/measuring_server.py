@@ -1,4 +1,4 @@
-"""The measuring process: one artifact at a time, alone in its process, commanded line by line over a pipe.
+"""Server side of a measuring process: one artifact at a time, commands as lines on a pipe.
 
 Commands and answers are JSON objects. An ONNX artifact's process imports no torch, so that its peak memory is the
 model's own. What the user's code prints goes to the run's log. The process ends when its input is closed.
@@ -63,7 +63,7 @@ class MeasuringServer:
         return {"open_s": opened, "differences": differences}
 
     def warm(self, batch: str) -> dict[str, Any]:
-        """Call until the time per call settles; returns seconds per call."""
+        """Call until the time per call is stable; return seconds per call."""
         once = self.session.seconds(self.prepared[batch], 1)
         budget, spent, last = 3.0, once, once
         while spent < budget:
@@ -76,7 +76,7 @@ class MeasuringServer:
         return {"call_s": last}
 
     def turn(self, batch: str, seconds: float) -> dict[str, Any]:
-        """Call for `seconds`; the first quarter is dropped: of slow calls, the first call.
+        """Call for `seconds` and drop the first quarter; of slow calls, the first call.
 
         Returns the median and 90th percentile, in seconds, how many calls they come from, and how many cores the
         process kept busy: near 0 where it waited.
@@ -99,11 +99,11 @@ class MeasuringServer:
         return {"p50": median, "p90": slowest, "calls": len(kept) * calls, "busy": busy}
 
     def memory(self) -> dict[str, Any]:
-        """Peak memory so far, in bytes."""
+        """Return the peak memory so far, in bytes."""
         return {"peak_bytes": self.session.peak_device_bytes() or peak_resident_bytes()}
 
     def outputs(self, inputs: str, target: str) -> dict[str, Any]:
-        """Run the batch of the .npz file `inputs` and write what comes out to the .npz file `target`."""
+        """Run the batch of the .npz file `inputs` and write its outputs to the .npz file `target`."""
         arrays = self.session.run(_read(Path(inputs)))
         for index, array in enumerate(arrays):
             if np.issubdtype(array.dtype, np.floating) and np.isnan(array).any():
@@ -117,7 +117,7 @@ class MeasuringServer:
         return {}
 
     def layers(self, batch: str, macs_by_path: dict[str, int], parts: list[dict[str, Any]], top: int) -> dict[str, Any]:
-        """The costliest layers: of a program by its engine's profile, of a module by hooks."""
+        """Return the slowest layers: of a program by its engine's profile, of a module by hooks."""
         if self.session.node_times is not None:
             from omgoptim.measure.program_layer_times import GraphNode, costliest_nodes
 
@@ -133,7 +133,7 @@ class MeasuringServer:
         return {"layers": [layer.model_dump() for layer in found]}
 
     def kernels(self, batch: str) -> dict[str, Any]:
-        """What runs each node of a program, or layer of a module, and in which numbers; empty if the engine is silent.
+        """Return the kernel and compute dtype of each node or layer; empty if the engine reports none.
 
         A program is asked in a second session with profiling on, so ask when all timing is done.
         """
@@ -148,7 +148,7 @@ class MeasuringServer:
         return {"kernels": [dataclasses.asdict(kernel) for kernel in found]}
 
     def kinds(self, batch: str) -> dict[str, Any]:
-        """What each node of a program, or layer of a module, takes, with its kind and the numbers it computes in."""
+        """Return the time of each node or layer, with its kind and its compute dtype."""
         found: list[tuple[str, float, str | None]] = []
         if self.session.node_times is not None:
             found = [(t.kind, t.ms, t.computed_in) for t in self.session.node_times(self.prepared[batch], LAYERS_S)]
@@ -164,7 +164,7 @@ class MeasuringServer:
 
 
 def peak_resident_bytes() -> int | None:
-    """Peak resident memory of this process.
+    """Return the peak resident memory of this process.
 
     Linux keeps it in VmHWM, which starts anew with the program; `ru_maxrss` would be the parent's where the child was
     forked from a larger process.
@@ -212,7 +212,7 @@ def serve(commands: TextIO, answers: TextIO) -> None:
 
 
 def main() -> None:
-    """Speak on the original stdin and stdout. The user's code reads nothing, and prints to stderr, the run's log."""
+    """Serve commands on the original stdin and stdout; the user's prints go to stderr, the run's log."""
     commands, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)

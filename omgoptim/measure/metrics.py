@@ -1,4 +1,4 @@
-"""Metrics that are not built in: the user's own callable and torchmetrics. Imports torch when called."""
+"""Resolution of a request's metric: built-in, the user's own callable, or torchmetrics. Imports torch when called."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def resolve_metric(
     limit_s: float,
     outputs: ModelOutputs | None = None,
 ) -> Metric:
-    """The metric that a request names.
+    """Return the metric that a request names.
 
     Args:
         outputs: of the original model; default: read from `original`.
@@ -52,7 +52,7 @@ def resolve_metric(
 def _user_metric(
     name: str, function: Callable[..., Any], signature: Signature, limit_s: float, described: ModelOutputs
 ) -> Metric:
-    """A metric that gets all outputs. Which of them it reads is not known: the labelled one, or the only one."""
+    """Wrap a callable that gets all outputs; it is assumed to read the labelled output, or the only one."""
 
     def whole(outputs: Sequence[Arrays], targets: list[Any]) -> float:
         joined = _joined(outputs, signature)
@@ -67,7 +67,7 @@ def _user_metric(
 
 
 def _joined(outputs: Sequence[Arrays], signature: Signature) -> Any:
-    """Outputs of all batches as the model returns them, joined along the batch."""
+    """Join the outputs of all batches along the batch, in the model's structure."""
     import torch
 
     def join(arrays: list[Any]) -> Any:
@@ -144,7 +144,7 @@ def _torchmetrics_class(name: str) -> Any:
 
 
 def _class_arguments(name: str, found: Any, scores: NDArray[Any]) -> dict[str, Any]:
-    """What a classification metric must be told: how many classes the output has."""
+    """Return the arguments of a classification metric: the task and the number of classes."""
     if not found.__module__.startswith("torchmetrics.classification") or name.startswith(("Multilabel", "Binary")):
         return {}
     if name.startswith("Multiclass"):

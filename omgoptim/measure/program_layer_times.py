@@ -1,4 +1,4 @@
-"""The costliest layers of a program: the engine's time per node, led back to the layers of the file.
+"""Slowest layers of a program: the engine's time per node, mapped to the layers of the file.
 
 An engine fuses nodes and renames them. What it says a node was fused from, or the name it gave it, leads to a node of
 the file, and that one to its module path, where torch's exporter left one; else the node's own name is the path.
@@ -46,7 +46,7 @@ class GraphNode:
 
 
 class EngineNode(Protocol):
-    """What an engine says of one of its own nodes: a `NodeTime` or a `Kernel`."""
+    """A `NodeTime` or a `Kernel` of one of the engine's nodes."""
 
     @property
     def name(self) -> str: ...
@@ -59,7 +59,7 @@ class EngineNode(Protocol):
 def query_layers(
     process: MeasuringProcess, batch: str, sample: NumpyBatch, macs_by_path: Mapping[str, int], top: int
 ) -> list[Layer]:
-    """The costliest layers of the artifact that a measuring process holds, whichever engine runs it.
+    """Return the slowest layers of the artifact in a measuring process, for any engine.
 
     Args:
         process: the process, its artifact opened.
@@ -75,7 +75,7 @@ def query_layers(
 
 
 def graph_nodes(program: Path, sample: NumpyBatch) -> list[GraphNode]:
-    """The nodes of an ONNX file with their paths, multiply-accumulates and weights. Imports onnx."""
+    """Return the nodes of an ONNX file with their paths, multiply-accumulates and weights. Imports onnx."""
     from omgoptim.measure.program_macs import count_program
     from omgoptim.models.onnx_file import load, tensor_bytes
     from omgoptim.models.onnx_graph import PARAMETER_TYPES, constant_roots, find_layers, module_paths
@@ -105,7 +105,7 @@ def graph_nodes(program: Path, sample: NumpyBatch) -> list[GraphNode]:
 
 
 def _readers_path(part: GraphNode, constants: Mapping[str, Any], readers: Mapping[str, GraphNode]) -> str:
-    """What prepares a weight belongs to the layer that reads it; any other node without a path is its own layer."""
+    """Return the path of the layer that reads a weight's preparation; else the node's name."""
     reader: GraphNode | None = part
     while reader is not None and not reader.path and reader.outputs and reader.outputs[0] in constants:
         reader = readers.get(reader.outputs[0])
@@ -113,7 +113,7 @@ def _readers_path(part: GraphNode, constants: Mapping[str, Any], readers: Mappin
 
 
 def costliest_nodes(times: Sequence[NodeTime], parts: Sequence[GraphNode], top: int = 10) -> list[Layer]:
-    """The layers that take the most time.
+    """Return the slowest layers.
 
     Args:
         times: what the engine's nodes take.
@@ -157,7 +157,7 @@ def _sum(counts: Iterable[int | None]) -> int | None:
 
 
 def anchor_nodes(times: Sequence[EngineNode], parts: Sequence[GraphNode]) -> list[GraphNode | None]:
-    """For each of the engine's nodes the node of the file that it stands for."""
+    """Map each of the engine's nodes to the node of the file that it represents."""
     by_name = {part.node: part for part in parts}
     by_output = {name: part for part in parts for name in part.outputs}
     named = [_named(time, by_name, by_output) for time in times]
@@ -186,7 +186,7 @@ def _named(time: EngineNode, by_name: Mapping[str, GraphNode], by_output: Mappin
 
 
 def _product_behind(part: GraphNode, by_output: Mapping[str, GraphNode], claimed: set[str]) -> GraphNode | None:
-    """The product that a fused node named after its last operation (an activation, an addition) began with."""
+    """Find the product at the start of a fusion named after its last operation (an activation, an addition)."""
     waiting, seen = [part], {part.node}
     while waiting:
         for name in waiting.pop(0).inputs:
@@ -201,7 +201,7 @@ def _product_behind(part: GraphNode, by_output: Mapping[str, GraphNode], claimed
 
 
 def _only_recurrent(time: EngineNode, parts: Sequence[GraphNode]) -> GraphNode | None:
-    """OpenVINO's recurrent nodes have names of their own: they are known where one layer of that kind is there."""
+    """Match a recurrent node that OpenVINO renamed, if one layer of that kind exists."""
     kind = next((kind for kind in RECURRENT if time.kind.startswith(kind)), None)
     found = [part for part in parts if kind and part.op.endswith(kind)]
     return found[0] if len({part.path for part in found}) == 1 else None

@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 
 class UncountableProgram(Exception):
-    """Why a program cannot be counted."""
+    """Reason why a program cannot be counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ def _of_node(node: NodeProto, shapes: Shapes) -> int:
 
 
 def _rule(node: NodeProto) -> Callable[[_Node], int] | None:
-    """The formula of a node; None if it multiplies no matrices.
+    """Return the formula of a node; None if it has no matrix products.
 
     Raises:
         Uncounted: it may, and there is no formula.
@@ -146,7 +146,7 @@ def _rule(node: NodeProto) -> Callable[[_Node], int] | None:
 
 
 def _inferred(model: ModelProto, sample: Mapping[str, NDArray[Any]]) -> dict[str, Shape]:
-    """The shapes that follow from the sample's, as far as ONNX's inference comes."""
+    """Infer shapes from the sample's with ONNX's shape inference."""
     fixed = ModelProto()
     fixed.CopyFrom(model)
     del fixed.graph.value_info[:]
@@ -182,7 +182,7 @@ def _fix(value: onnx.ValueInfoProto, shape: Sequence[int]) -> None:
 
 
 def _measured(path: Path, names: Sequence[str], sample: Mapping[str, NDArray[Any]]) -> dict[str, Shape]:
-    """The shapes of tensors that a run of the program on the sample gives."""
+    """Run the program on the sample for the shapes of the remaining tensors."""
     import onnxruntime
 
     model = load(path)
@@ -213,17 +213,17 @@ def _measured(path: Path, names: Sequence[str], sample: Mapping[str, NDArray[Any
 
 
 def _convolution(weight: int) -> Callable[[_Node], int]:
-    """A kernel (M, C / groups, k...) at every output position."""
+    """Return the count of a kernel (M, C / groups, k...) at every output position."""
     return lambda node: prod(node.output) * prod(node.input(weight)[1:])
 
 
 def _transposed(node: _Node) -> int:
-    """A kernel (C, M / groups, k...) at every input position."""
+    """Count a kernel (C, M / groups, k...) at every input position."""
     return prod(node.input(0)) * prod(node.input(1)[1:])
 
 
 def _product(node: _Node) -> int:
-    """(..., L, K) times (..., K, N): K for every element of the result."""
+    """Count (..., L, K) times (..., K, N): K for every element of the result."""
     return prod(node.output) * node.input(0)[-1]
 
 
@@ -238,7 +238,7 @@ def _gemm(node: _Node) -> int:
 
 
 def _recurrent(node: _Node) -> int:
-    """Every weight once at every step of every sequence. X is (L, B, I) or (B, L, I); the weights of all directions."""
+    """Count every weight once per step: X (L, B, I) or (B, L, I), the weights of all directions."""
     if node.has(4):
         raise UncountableProgram(f"the steps of {node.proto.op_type} {node.proto.name} depend on sequence lengths")
     steps, batch, _ = node.input(0)
@@ -246,7 +246,7 @@ def _recurrent(node: _Node) -> int:
 
 
 def _einsum(node: _Node) -> int:
-    """A product over two operands: every combination of their indices."""
+    """Count a product over two operands: every combination of their indices."""
     equation = node.attribute("equation", b"").decode().replace(" ", "")
     terms = equation.partition("->")[0].split(",")
     if len(terms) == 1:
@@ -261,7 +261,7 @@ def _einsum(node: _Node) -> int:
 
 
 def _attention(node: _Node) -> int:
-    """Scores and their product with the values: query (B, H, L, E), key (B, G, S, E), value (B, G, S, V)."""
+    """Count scores and their product with the values: query (B, H, L, E), key (B, G, S, E), value (B, G, S, V)."""
     query, key, value = (node.input(position) for position in range(3))
     if node.proto.domain not in STANDARD or node.has(4) or len(query) != 4:
         raise UncountableProgram(f"there is no rule for this form of {node.proto.op_type} {node.proto.name}")

@@ -1,4 +1,4 @@
-"""Quality of two artifacts on the same samples: the metric, the drop with its interval, and each output's agreement.
+"""Quality of two artifacts on the same samples: metric, drop with its interval, and agreement of each output.
 
 Metrics work on what the measuring processes wrote: for each batch the flat list of output arrays. A built-in metric
 gives a score per sample, so that the drop is a paired difference; any other is recomputed on resamples.
@@ -26,7 +26,7 @@ from omgoptim.measure.intervals import Arrays, affordable_resamples, paired_inte
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Quality before and after, the drop with its 95 % interval (infinite where it is unknown)."""
+    """Quality before and after, and the drop with its 95 % interval (infinite if unknown)."""
 
     metric: str
     before: float
@@ -44,17 +44,16 @@ class Quality:
 
     @property
     def ruined(self) -> tuple[OutputAgreement, ...]:
-        """The outputs that the metric never reads and that are lost, the worst first."""
+        """Return the ruined outputs that the metric does not read, the worst first."""
         lost = [output for output in self.outputs if output.ruined and not output.read]
         return tuple(sorted(lost, key=lambda output: output.agreement))
 
     def decided(self, guard: float) -> bool:
-        """Whether the interval says on which side of the guard the drop is."""
+        """Return whether the interval lies on one side of the guard."""
         return self.high <= guard or self.low > guard
 
     def samples_to_decide(self, guard: float) -> int | None:
-        """How many samples would likely decide, if these cannot; None where the drop sits on the guard itself, or
-        where the interval is unknown."""
+        """Estimate the samples needed for a decision; None if the drop equals the guard or the interval is unknown."""
         distance = abs(guard - self.drop)
         half = max(self.high - self.drop, self.drop - self.low)
         if distance < 1e-9 or math.isinf(half):
@@ -63,8 +62,7 @@ class Quality:
 
 
 class StoredOutputs(Sequence[Arrays]):
-    """The outputs of each batch, read from its file when asked for: those of a segmentation network or a language model
-    do not fit in memory together."""
+    """Outputs of each batch, read from file on access: those of segmentation or language models exceed the memory."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = paths
@@ -84,12 +82,12 @@ class StoredOutputs(Sequence[Arrays]):
 
 
 def read_outputs(folder: Path) -> StoredOutputs:
-    """What a measuring process wrote: per batch the output arrays."""
+    """Read the outputs that a measuring process wrote: per batch the output arrays."""
     return StoredOutputs(sorted(folder.glob("*.npz")))
 
 
 def score(metric: Metric, outputs: Sequence[Arrays], targets: list[Any], original: Sequence[Arrays]) -> float:
-    """The metric's value on all samples."""
+    """Compute the metric on all samples."""
     if metric.per_sample:
         return _finite(_sample_scores(metric, outputs, targets, original).mean(), metric.name)
     if metric.whole is None:
@@ -117,7 +115,7 @@ def compare_quality(
     clock: Callable[[], float] = time.perf_counter,
     original: Sequence[Arrays] | None = None,
 ) -> Quality:
-    """Quality of `after` against `before` on the same samples.
+    """Compute the quality of `after` against `before` on the same samples.
 
     Args:
         seed: of the resamples.
@@ -165,7 +163,7 @@ def compare_quality(
 def agreement_of_outputs(
     metric: Metric, made: Sequence[Arrays], original: Sequence[Arrays]
 ) -> tuple[OutputAgreement, ...]:
-    """Each output against the original's, whatever the metric says."""
+    """Compute the agreement of each output with the original's, independent of the metric."""
     outputs = metric.outputs or detect_outputs(original)
     reads = metric.reads
     if reads is None:
@@ -181,5 +179,5 @@ def _finite(value: Any, name: str) -> float:
 
 
 def sample_count(outputs: Sequence[Arrays], targets: Sequence[Any] = ()) -> int:
-    """Samples over all batches."""
+    """Return the samples over all batches."""
     return sum(batch_lengths(outputs, targets))

@@ -1,4 +1,4 @@
-"""What each module of a model costs by itself, without its children: the shared part of counting and timing.
+"""Self cost of each module, without its children, for counters and timers.
 
 A cost is anything that only grows while the model runs and can be read at any moment: a clock, a counter of operations.
 """
@@ -17,7 +17,7 @@ ROOT = "(model)"
 
 
 def module_paths(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Path and module for every module, each once; a module that is used in several places has its first path."""
+    """Yield path and module once for every module; one that is used in several places has its first path."""
     return ((path or ROOT, part) for path, part in module.named_modules())
 
 
@@ -53,7 +53,7 @@ def self_cost(module: nn.Module, read: Callable[[], float]) -> Iterator[dict[str
 
 
 class _RunningForward:
-    """A forward that is running: what `read` gave at its start, and the part its children took since."""
+    """A running forward: the value of `read` at its start, and the cost of its children since."""
 
     __slots__ = ("in_children", "start")
 
@@ -64,7 +64,7 @@ class _RunningForward:
 
 @contextlib.contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Every part in eval mode, no gradients; the modes are put back. Exported programs, which refuse `eval()`, too."""
+    """Set every part to eval mode without gradients, and restore the modes; exported programs included."""
     modes = [(part, part.training) for part in module.modules()]
     try:
         for part, _ in modes:
@@ -78,7 +78,7 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _plain_attention() -> Iterator[None]:
-    """nn.Transformer's fused inference path off: it hides its layers from hooks and its operations from counters."""
+    """Disable nn.Transformer's fast path, which hides its layers from hooks and its operations from counters."""
     enabled: bool = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

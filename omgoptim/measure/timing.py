@@ -1,4 +1,4 @@
-"""Timing that holds: each contestant in a process of its own, in turns, over several fresh launches.
+"""Paired timing of artifacts: each in a process of its own, in alternating turns, over several launches.
 
 The unit is the launch. Within one, the contestants take turns of at least 0.1 s in random order, one running at a time;
 a launch gives one number, the median log ratio of its rounds. The interval is Student's t over launches, because the
@@ -39,7 +39,7 @@ LATENCY, THROUGHPUT = "latency", "throughput"
 
 @dataclass(frozen=True, slots=True)
 class TimingPlan:
-    """How much timing is done."""
+    """Number of launches, rounds and turns."""
 
     launches: int
     most_launches: int
@@ -69,13 +69,13 @@ class Ratio:
 
     @property
     def decided(self) -> bool:
-        """Whether the interval excludes 1."""
+        """Return whether the interval excludes 1."""
         return self.low is not None and self.high is not None and (self.low > 1 or self.high < 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """One contestant's times: medians over launches."""
+    """Times of one artifact: medians over launches."""
 
     latency_ms_p50: float
     latency_ms_p90: float
@@ -97,7 +97,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class TimingSetup:
-    """What the contestants are timed on."""
+    """Inputs, threads and project of a timing."""
 
     batches: Mapping[str, Path]
     """.npz files under the names `latency` (batch 1) and `throughput`; without the second, throughput is not timed."""
@@ -111,7 +111,7 @@ class TimingSetup:
 
 @dataclass(slots=True, eq=False)
 class _TimedArtifact:
-    """One artifact in the race, and what its launches gave."""
+    """One artifact and the results of its launches."""
 
     artifact: Path
     process: Any = None
@@ -129,7 +129,7 @@ class _TimedArtifact:
 
 @dataclass(slots=True)
 class _TimingRun:
-    """The race as it goes: a challenger that fails drops out with its error, the first one's failure ends it."""
+    """State of a timing: an artifact that fails is left out with its error; the failure of the first is raised."""
 
     bench: TimingSetup
     plan: TimingPlan
@@ -231,7 +231,7 @@ def _launch(contest: _TimingRun, launch: int, on_first: Callable[[int, Measuring
 
 
 def _turns(contest: _TimingRun, batch: str, rounds: int) -> dict[int, list[dict[str, Any]]]:
-    """Every contestant's turns, round by round, each round in a new random order."""
+    """Time every artifact round by round, each round in a new random order."""
     turns: dict[int, list[dict[str, Any]]] = {id(contestant): [] for contestant in contest.racing}
     lengths: dict[int, float] = {}
 
@@ -267,7 +267,7 @@ def _median_log_ratio(reference: list[dict[str, Any]], turns: list[dict[str, Any
 
 
 def has_converged(log_ratios: Sequence[Sequence[float]], launches: int, plan: TimingPlan) -> bool:
-    """Whether to stop after so many launches: at the plan's end, or once every interval is narrow enough.
+    """Return whether to stop: at the plan's last launch, or once every interval is narrow enough.
 
     Narrow enough is the plan's half-width, or so far from 1 that the width does not matter. Stopping as soon as an
     interval excludes 1 would exclude it too often; the width says nothing about the side.
@@ -285,7 +285,7 @@ def has_converged(log_ratios: Sequence[Sequence[float]], launches: int, plan: Ti
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half-width of the 95 % interval of Student's t; an infinite half-width for a single value."""
+    """Return mean and half-width of the 95 % interval of Student's t; infinite for a single value."""
     count = len(values)
     if count < 2:
         return statistics.fmean(values), math.inf

@@ -1,4 +1,4 @@
-"""What the weights of each layer are stored in: of a program, of a module, and of a saved module."""
+"""Storage dtype of each layer's weights: of a program, of a module, and of a saved module."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PACKED = ("MatMulNBits", "GatherBlockQuantized")
 
 @dataclass(frozen=True, slots=True)
 class StoredWeights:
-    """A layer's weights as they are stored."""
+    """Stored weights of a layer."""
 
     path: str
     op: str
@@ -59,7 +59,7 @@ class StoredWeights:
 
 
 def stored_layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> list[StoredWeights]:
-    """The layers of a program by path, in the order of the program.
+    """Return the layers of a program by path, in the order of the program.
 
     Args:
         paths: node or output name to module path, where the program is a rewrite that lost them.
@@ -94,7 +94,7 @@ def stored_layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> 
 
 
 def module_layers(module: nn.Module) -> list[StoredWeights]:
-    """The layers of a module: modules with a parameter of their own of two dimensions or more."""
+    """Return the layers of a module: modules with a parameter of their own of two dimensions or more."""
     names: dict[int, str] = {}
     found = []
     for path, layer in module.named_modules():
@@ -119,7 +119,7 @@ def module_layers(module: nn.Module) -> list[StoredWeights]:
 
 
 def saved_layers(folder: Path, before: Sequence[StoredWeights]) -> list[StoredWeights]:
-    """The layers of a module's artifact, read off the header of its weights file; those that it lacks are left out.
+    """Return the layers of a module's artifact from the header of its weights file, without absent ones.
 
     Args:
         folder: the artifact.
@@ -146,7 +146,7 @@ def saved_layers(folder: Path, before: Sequence[StoredWeights]) -> list[StoredWe
 
 
 class _Scales:
-    """Finds the scales and zero points that an integer weight is read with."""
+    """Finder of the scales and zero points of an integer weight."""
 
     def __init__(self, model: ModelProto) -> None:
         from omgoptim.models.onnx_file import graphs
@@ -162,7 +162,7 @@ class _Scales:
                 self._makers.update(dict.fromkeys(node.output, node))
 
     def of(self, weight: str) -> Iterator[str]:
-        """Names of stored tensors; one may come twice."""
+        """Return names of stored tensors, possibly repeated."""
         from omgoptim.models.onnx_graph import SCALE_INPUTS
 
         waiting, seen = [weight], {weight, ""}
@@ -185,7 +185,7 @@ class _Scales:
                     waiting += fresh
 
     def _other_factors(self, node: NodeProto, name: str) -> Iterator[str]:
-        """What a product is scaled by: a constant, or one that is multiplied with, or looked up by, something else."""
+        """Return the constant factors of a product, and those multiplied or looked up by something else."""
         for factor in node.input:
             if factor == name:
                 continue
@@ -211,14 +211,14 @@ def _dtype(node: NodeProto, tensor: TensorProto) -> str:
 
 
 def _keys_of(name: str, aliases: Mapping[str, str]) -> list[str]:
-    """A parameter's entries in a weights file: itself, or what it was taken apart to."""
+    """Return a parameter's entries in a weights file: itself, or its packed parts."""
     kept = aliases.get(name, name)
     parts = [f"{name}.{part}" for part in ("int8", "scale", "zero_point")]
     return [kept, f"{kept}.mask", f"{kept}.values", *(aliases.get(part, part) for part in parts)]
 
 
 def _header(path: Path) -> dict[str, dict[str, Any]]:
-    """A safetensors file's own table: name to dtype, shape and place; its first eight bytes are the table's length."""
+    """Read a safetensors header: name to dtype, shape and place; its first eight bytes are its length."""
     with path.open("rb") as file:
         table: dict[str, dict[str, Any]] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     table.pop("__metadata__", None)

@@ -1,4 +1,4 @@
-"""The engines that can run a model, one file each.
+"""Registry of the engines that run models, one file each.
 
 A new engine is one file with an `ENGINE` record and one line here. Nothing heavy is imported before an engine is
 asked for something.
@@ -18,7 +18,7 @@ __all__ = ["ENGINES", "Engine", "Session", "SessionSettings", "engine_named"]
 
 
 def engine_named(name: str) -> Engine:
-    """The engine of that name.
+    """Return the engine of that name.
 
     Raises:
         RequestError: there is none.

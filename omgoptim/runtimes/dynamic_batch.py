@@ -1,4 +1,4 @@
-"""Keep the batch of an export free, and name the line of the user's code that fixes it where it cannot be."""
+"""Dynamic batch of an export, and the line of the user's code that makes it a constant."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FREE_IT = "take the batch from x.shape[0] and pass it on as it is, without int()
 
 @contextlib.contextmanager
 def symbolic_len(module: nn.Module) -> Iterator[None]:
-    """Let `len(tensor)` in the model's own forwards be `tensor.shape[0]` while the context is open.
+    """Replace `len(tensor)` in the model's own forwards by `tensor.shape[0]` while the context is open.
 
     Python makes `len` an integer, so that torch.export takes the example's batch for a constant; the shape is symbolic.
     """
@@ -46,7 +46,7 @@ def symbolic_len(module: nn.Module) -> Iterator[None]:
 
 
 def has_fixed_batch(shapes: Mapping[str, Sequence[Any]], signature: Signature) -> bool:
-    """Whether the batch of an input, which was to be free, is a number in an exported program.
+    """Return whether an input's dynamic batch became a constant in an exported program.
 
     Args:
         shapes: the program's own inputs: name to sizes, integers where they are fixed.
@@ -58,7 +58,7 @@ def has_fixed_batch(shapes: Mapping[str, Sequence[Any]], signature: Signature) -
 
 
 def is_constraint_violation(error: BaseException | None) -> bool:
-    """Whether torch.export refused a model because a dimension that was to be free is a constant in it."""
+    """Return whether torch.export rejected a model because a dynamic dimension is a constant in it."""
     from torch._dynamo.exc import UserError, UserErrorType
 
     while error is not None:
@@ -69,7 +69,7 @@ def is_constraint_violation(error: BaseException | None) -> bool:
 
 
 def fixed_batch_reason(name: str, export: Callable[[], Any]) -> str:
-    """Say which input fixes the batch, and in which line of the user's code where torch.export tells it.
+    """Return the input that fixes the batch and, if torch.export reports it, the line of the user's code.
 
     Args:
         export: exports the model again.
@@ -80,7 +80,7 @@ def fixed_batch_reason(name: str, export: Callable[[], Any]) -> str:
 
 
 def fixed_batch_error(reason: str) -> TechniqueError:
-    """Return the error where the batch has to be free."""
+    """Return the error for a model that needs a dynamic batch."""
     return TechniqueError(
         "the export fixes the batch to that of the example, so no engine can run it at another",
         reason,
@@ -89,7 +89,7 @@ def fixed_batch_error(reason: str) -> TechniqueError:
 
 
 def _specializing_line(export: Callable[[], Any]) -> str | None:
-    """`net.py, line 12: …`: where torch.export first made a symbolic size a constant; None where it does not tell."""
+    """Return the line, `net.py, line 12: …`, where torch.export first fixed a symbolic size; None if unreported."""
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     replace = getattr(ShapeEnv, "_set_replacement", None)  # private to torch: without it there is no line

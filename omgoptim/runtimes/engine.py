@@ -1,4 +1,4 @@
-"""The one small protocol behind which every engine stands. No torch.
+"""Engine protocol: sessions, and the records of nodes and kernels. No torch.
 
 An engine runs either the module itself (torch) or a program file (ONNX). It says whether this Python can use it, and
 opens what it is given as a `Session`, which is all that measuring ever sees.
@@ -25,7 +25,7 @@ WARM_UP, FEWEST_PROFILED, MOST_PROFILED = 2, 5, 100
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
-    """What a session is opened with."""
+    """Threads, device and precision of a session."""
 
     threads: int
     device: str = "cpu"
@@ -35,7 +35,7 @@ class SessionSettings:
 
 @dataclass(frozen=True, slots=True)
 class NodeTime:
-    """What one node of a program takes, as the engine that runs it names it after its own fusing."""
+    """Time of one node of a program, under the engine's name for it after fusion."""
 
     name: str
     kind: str
@@ -50,7 +50,7 @@ class NodeTime:
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """What an engine runs for one node of a program, or for one layer of a module, and in which numbers."""
+    """Kernel that an engine runs for one node of a program or one layer of a module, with its compute dtype."""
 
     name: str
     """The node's name, as the engine has it after its own fusing; of a module the layer's path."""
@@ -64,7 +64,7 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """An opened model. `prepare` is outside the clock, `call` is what is timed."""
+    """An opened model. `prepare` is not timed, `call` is."""
 
     prepare: Callable[[NumpyBatch], Any]
     """Numpy batch to the engine's own input form, on its device."""
@@ -83,7 +83,7 @@ class Session:
     """Peak memory on a GPU since the session was opened, or None on a CPU."""
 
     def run(self, batch: NumpyBatch) -> list[NDArray[Any]]:
-        """The outputs for a numpy batch."""
+        """Return the outputs for a numpy batch."""
         return self.to_numpy(self.call(self.prepare(batch)))
 
 
@@ -100,7 +100,7 @@ class Engine:
 
 
 def wall_clock(call: Callable[[Any], Any]) -> Callable[[Any, int], float]:
-    """`Session.seconds` for an engine whose calls return when the work is done."""
+    """Return `Session.seconds` for an engine whose calls return when the work is done."""
 
     def seconds(prepared: Any, calls: int) -> float:
         start = time.perf_counter()
@@ -112,7 +112,7 @@ def wall_clock(call: Callable[[Any], Any]) -> Callable[[Any, int], float]:
 
 
 def profiled_calls(seconds: float) -> Iterator[bool]:
-    """One step for each call to profile, and whether it counts: the first ones only warm up.
+    """Yield, for each call to profile, whether it counts: the first ones only warm up.
 
     Goes on for `seconds`, for at least `FEWEST_PROFILED` and at most `MOST_PROFILED` calls that count.
     """
@@ -126,7 +126,7 @@ def profiled_calls(seconds: float) -> Iterator[bool]:
 
 
 def medians(calls: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The median of each entry over the calls that have it."""
+    """Return the median of each entry over the calls that have it."""
     times: dict[str, list[float]] = {}
     for call in calls:
         for name, ms in call.items():
@@ -146,7 +146,7 @@ MEANINGLESS = re.compile(r"(Exception from|Please fix either|Check '.*' failed a
 
 
 def engine_message(error: BaseException) -> str:
-    """Return the last meaningful line of an engine's error, without the places in the engine's own source.
+    """Return the last meaningful line of an engine's error, without locations in the engine's source.
 
     An indented line continues the one before it.
     """
@@ -163,5 +163,5 @@ def engine_message(error: BaseException) -> str:
 
 
 def as_float32(array: NDArray[Any]) -> NDArray[Any]:
-    """Floating arrays as float32, anything else as it is."""
+    """Convert floating arrays to float32 and leave others unchanged."""
     return array.astype(np.float32, copy=False) if np.issubdtype(array.dtype, np.floating) else array

@@ -1,4 +1,4 @@
-"""One export, once: an nn.Module to an ONNX file with a dynamic batch, through torch.export.
+"""Export of an nn.Module to ONNX or .pt2 with a dynamic batch, through torch.export.
 
 The example batch has at least two samples, since torch.export takes a dimension of 1 for a constant; and it is made of
 fresh tensors, since an exported program would otherwise store the whole storage of a user's data.
@@ -75,7 +75,7 @@ def export_onnx(
 
 
 def _onnx_program(module: nn.Module, batch: Mapping[str, Tensor], signature: Signature) -> Any:
-    """The exported program, or None where the module's code makes the batch that was to be free a number."""
+    """Export the program; None if the module's code makes the dynamic batch a constant."""
     import torch
 
     args, kwargs = signature.to_call({name: tensor.clone() for name, tensor in batch.items()})
@@ -156,7 +156,7 @@ def _why_fixed(module: nn.Module, batch: Mapping[str, Tensor], signature: Signat
 
 
 def _dynamic_shapes(module: nn.Module, signature: Signature) -> dict[str, Any]:
-    """torch.export's `dynamic_shapes`: parameter name of forward to {dimension: Dim}."""
+    """Return torch.export's `dynamic_shapes`: parameter name of forward to {dimension: Dim}."""
     import torch
 
     dims = {BATCH: torch.export.Dim(BATCH, min=1)}
@@ -175,7 +175,7 @@ def _dynamic_shapes(module: nn.Module, signature: Signature) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _spelled_out(module: nn.Module, signature: Signature) -> Iterator[None]:
-    """Give a forward that takes `**anything` the parameters of this call: torch.export wants free dimensions by name.
+    """Wrap a forward that takes `**kwargs` with named parameters, which torch.export needs for dynamic dimensions.
 
     The models of transformers are of that kind. `len` of a tensor stays a free size meanwhile.
     """
@@ -185,7 +185,7 @@ def _spelled_out(module: nn.Module, signature: Signature) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _plain_outputs(module: nn.Module, signature: Signature) -> Iterator[None]:
-    """Let a forward that returns a dataclass return its tensors as a tuple: torch.export takes only registered ones."""
+    """Wrap a forward that returns a dataclass to return a tuple: torch.export accepts only registered classes."""
     if not holds_dataclass(signature.outputs):
         yield
         return
@@ -230,7 +230,7 @@ def _spelled_out_forward(module: nn.Module, signature: Signature) -> Iterator[No
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost cause's message: the exporter wraps the reason in pages of advice."""
+    """Return the innermost cause's message: the exporter wraps the reason in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

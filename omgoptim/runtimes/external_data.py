@@ -1,4 +1,4 @@
-"""The files beside an ONNX file that it names for its weights, found and checked before any engine opens it.
+"""External data files of an ONNX file, found and checked before any engine opens them.
 
 An engine opens whatever path stands in the file. The paths are read here from the file's bytes, in the wire format of
 protobuf, message by message: no weight is loaded, so that a measuring process can check without its memory growing.
@@ -30,11 +30,11 @@ TEXT, VARINT, EIGHT_BYTES, FOUR_BYTES = 2, 0, 1, 5
 
 
 class MalformedProtobuf(ValueError):
-    """The bytes are no protobuf message."""
+    """The bytes are not a protobuf message."""
 
 
 def external_data(program: Path) -> set[str]:
-    """The locations, relative to the program's folder, of the files that hold its weights.
+    """Return the locations, relative to the program's folder, of the files that hold its weights.
 
     Raises:
         ModelError: one of them is absolute, leads out of the folder, or is no plain file.
@@ -73,7 +73,7 @@ def _refuse_outside(program: Path, location: str) -> None:
 
 
 def _entries(file: BinaryIO, end: int, message: str, depth: int) -> Iterator[tuple[str, str]]:
-    """The external data entries in a message that ends at byte `end`; the file stands at its beginning."""
+    """Yield the external data entries of a message that ends at byte `end`; the file is at its beginning."""
     if depth > MAX_DEPTH:
         raise MalformedProtobuf("its graphs are nested without end")
     inner = MESSAGES[message]
@@ -101,7 +101,7 @@ def _entries(file: BinaryIO, end: int, message: str, depth: int) -> Iterator[tup
 
 
 def _entry(file: BinaryIO, end: int) -> tuple[str, str]:
-    """A pair of texts: field 1 is the key, field 2 the value; as everywhere in protobuf, the last one counts."""
+    """Read a pair of texts: field 1 is the key, field 2 the value; as everywhere in protobuf, the last one counts."""
     pair = {1: "", 2: ""}
     while file.tell() < end:
         field, wire = divmod(_varint(file), 8)

@@ -1,4 +1,4 @@
-"""ONNX Runtime: runs the program file. Imports no torch, so that peak memory is the model's own."""
+"""ONNX Runtime engine for program files. Imports no torch, so that peak memory is the model's own."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def open_session(program: Path, signature: Signature, settings: SessionSettings)
 
 
 def _session(program: Path, settings: SessionSettings, profile: Path | None = None) -> Any:
-    """Open the program; with `profile`, the beginning of the path of a file to write its profile to."""
+    """Open the program; `profile` is the path prefix of the profile file."""
     import onnxruntime
 
     external_data(program)
@@ -90,7 +90,7 @@ def _session(program: Path, settings: SessionSettings, profile: Path | None = No
 def _node_times(
     program: Path, settings: SessionSettings, feed: dict[str, NDArray[Any]], seconds: float
 ) -> list[NodeTime]:
-    """ONNX Runtime's own profile, which it writes when the session ends."""
+    """Read ONNX Runtime's profile, which it writes when the session ends."""
     with tempfile.TemporaryDirectory() as folder:
         session = _session(program, settings, Path(folder) / "profile")
         for _ in profiled_calls(seconds):
@@ -100,7 +100,7 @@ def _node_times(
 
 
 def node_times_of(events: list[dict[str, Any]]) -> list[NodeTime]:
-    """The time of each node from the events of a profile, the first calls dropped.
+    """Compute the time of each node from the events of a profile, without the first calls.
 
     The event of a call follows those of its nodes. The nodes of a loop's body lie within the loop's own event.
     """
@@ -121,7 +121,7 @@ def node_times_of(events: list[dict[str, Any]]) -> list[NodeTime]:
 
 
 def _computed_in(kind: str, inputs: list[dict[str, Any]]) -> str | None:
-    """By the operator that ran, else by the type of the first floating tensor that it read: `[{"float": [1, 8]}, …]`.
+    """Return the dtype by operator, else by the first floating tensor that it read: `[{"float": [1, 8]}, …]`.
 
     The operator decides, because an integer product also reads its scales, which are floating.
     """
@@ -131,7 +131,7 @@ def _computed_in(kind: str, inputs: list[dict[str, Any]]) -> str | None:
 
 
 def _own_ms(nodes: list[dict[str, Any]]) -> dict[str, float]:
-    """Node name to ms within one call, less what nodes inside it took; several uses add up."""
+    """Map node name to ms within one call, less the time of nodes inside it; several uses add up."""
     spent: dict[str, float] = {}
     around: list[tuple[str, float]] = []
     for event in sorted(nodes, key=lambda node: (node["ts"], -node["dur"])):

@@ -1,4 +1,4 @@
-"""OpenVINO: runs the program file on Intel and AMD CPUs. Imports no torch, so that peak memory is the model's own.
+"""OpenVINO engine for program files on CPUs. Imports no torch, so that peak memory is the model's own.
 
 The inference precision is always set: left alone, OpenVINO picks bfloat16 by itself where the CPU has it.
 """
@@ -78,7 +78,7 @@ def open_session(program: Path, signature: Signature, settings: SessionSettings)
 
 
 def _node_times(compiled: Any, feed: dict[str, NDArray[Any]], seconds: float) -> list[NodeTime]:
-    """OpenVINO's performance counters; its execution graph says which of the program's nodes each was fused from."""
+    """Read OpenVINO's performance counters, and the fused nodes from its execution graph."""
     covers: dict[str, tuple[str, ...]] = {}
     numbers: dict[str, str | None] = {}
     for node in compiled.get_runtime_model().get_ordered_ops():
@@ -106,7 +106,7 @@ def _node_times(compiled: Any, feed: dict[str, NDArray[Any]], seconds: float) ->
 
 
 def computed_in(primitive: str, precision: str) -> str | None:
-    """The numbers of a node, from the name of its kernel (`brgconv_avx512_amx_I8`), else from its precision.
+    """Return the compute dtype of a node by the name of its kernel (`brgconv_avx512_amx_I8`), else by its precision.
 
     A node's precision is that of its input: a convolution can read int8 and still be the float kernel
     `brgconv_avx512_f32`. So the kernel's name comes first.

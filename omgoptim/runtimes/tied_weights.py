@@ -1,4 +1,4 @@
-"""Tied weights of an exported program, stored once: the exporter stores a small one again where it transposes it."""
+"""Deduplication of tied weights in an exported program, transposed copies included."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def tied_weights(module: nn.Module) -> list[list[str]]:
 
 
 def share_tied_weights(program: Any, module: nn.Module) -> int:
-    """Let the copies of a tied weight in a program, transposed or not, be read from one initializer.
+    """Replace the copies of a tied weight in a program, transposed or not, by one initializer.
 
     A transposed copy becomes a `Transpose` of the kept one, which ONNX Runtime and OpenVINO fold when they open the
     file; weights that are equal without being tied are left alone.
@@ -69,7 +69,7 @@ def _equal(value: Any, array: NDArray[Any]) -> bool:
 
 
 def _read_transposed(graph: Any, kept: Any, value: Any) -> None:
-    """Put a `Transpose` of the kept initializer where another one was read."""
+    """Insert a `Transpose` of the kept initializer where the other one was read."""
     import onnx_ir
 
     name = f"{kept.name}_Transposed"  # how the layers of a program tell whose weight it is

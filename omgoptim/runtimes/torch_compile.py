@@ -1,4 +1,4 @@
-"""Torch, compiled by Inductor: the same module, fused kernels, and a long compilation in every new process.
+"""torch.compile engine (Inductor): fused kernels, compiled in every new process.
 
 Needs a C++ compiler on a CPU. The compiled code cannot be shipped: the artifact is the module, compiled where it opens.
 """
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def missing(device: str) -> str | None:
+    """Return why torch.compile cannot be used on a device, or None."""
     if device == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++", "cl"))):
         return "torch.compile needs a C++ compiler and none is on the PATH: install g++ or clang"
     if sys.platform == "win32" and device == "cuda":

@@ -1,4 +1,4 @@
-"""Torch, eager: the module as the user runs it, in float32, bfloat16, float16 or with int8 dynamic layers."""
+"""Eager torch engine, in float32, bfloat16, float16 or with int8 dynamic layers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 def missing(device: str) -> str | None:
+    """Return why torch cannot be used on a device, or None."""
     if importlib.util.find_spec("torch") is None:
         return "torch is not installed: pip install torch"
     from omgoptim.runtimes.torch_session import missing_device

@@ -1,4 +1,4 @@
-"""Bitmask storage of sparse tensors: one bit per element, and the values of the others than zero.
+"""Bitmask storage of sparse tensors: one bit per element, and the values other than zero.
 
 A packed tensor `name` becomes `name.mask`, one bit per element in row-major order (1 where the element is stored, the
 first element in the highest bit of the first byte, the last byte filled up with 0), and `name.values`, the stored
@@ -52,7 +52,7 @@ def pack(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, li
 
 
 def unpack(tensors: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> dict[str, Tensor]:
-    """The inverse of `pack`.
+    """Unpack the result of `pack`.
 
     Args:
         tensors: what `pack` gave to store.
