@@ -36,11 +36,11 @@ class OutputAgreement:
     agreement: float
     """By `spec.compared_by`: 1 where both are the same. R^2 has no lower bound; 0 is that of always giving the mean."""
     relative_error: float | None = None
-    """Of floating outputs that are no class scores."""
+    """Relative error of floating outputs other than class scores."""
     cosine: float | None = None
     """Mean over samples, of outputs that are vectors; nothing is judged by it unless the metric is cosine."""
     read: bool = True
-    """Whether the metric reads this output."""
+    """The metric reads this output."""
 
     @property
     def ruined(self) -> bool:
@@ -59,12 +59,12 @@ class _Scores:
 
 
 def output_agreements(
-    outputs: ModelOutputs, made: Sequence[Arrays], original: Sequence[Arrays], reads: frozenset[int] = frozenset()
+    outputs: ModelOutputs, candidate: Sequence[Arrays], original: Sequence[Arrays], reads: frozenset[int] = frozenset()
 ) -> tuple[OutputAgreement, ...]:
     """Compute the agreement of each compared output.
 
     Args:
-        made, original: per batch the flat list of outputs, for the same samples.
+        candidate, original: per batch the flat list of outputs, for the same samples.
         reads: indices of the outputs that the metric reads.
 
     Raises:
@@ -72,8 +72,8 @@ def output_agreements(
     """
     found = []
     for spec in outputs.compared:
-        scores = _scores(spec, made, original)
-        cosine = float(cosines(spec, made, original).mean()) if spec.is_vector else None
+        scores = _scores(spec, candidate, original)
+        cosine = float(cosines(spec, candidate, original).mean()) if spec.is_vector else None
         mean = float(scores.per_sample.mean())
         found.append(OutputAgreement(spec, mean, scores.relative_error, cosine, spec.index in reads))
     return tuple(found)
@@ -81,7 +81,7 @@ def output_agreements(
 
 def worst_scores(
     outputs: ModelOutputs,
-    made: Sequence[Arrays],
+    candidate: Sequence[Arrays],
     original: Sequence[Arrays],
     cosine: bool = False,
     only: frozenset[int] | None = None,
@@ -93,10 +93,10 @@ def worst_scores(
         only: indices of the outputs to look at; default: all that count.
     """
     if cosine:
-        every = [(spec, cosines(spec, made, original)) for spec in cosine_outputs(outputs)]
+        every = [(spec, cosines(spec, candidate, original)) for spec in cosine_outputs(outputs)]
     else:
-        looked_at = [spec for spec in outputs.compared if only is None or spec.index in only]
-        every = [(spec, _scores(spec, made, original).per_sample) for spec in looked_at]
+        compared = [spec for spec in outputs.compared if only is None or spec.index in only]
+        every = [(spec, _scores(spec, candidate, original).per_sample) for spec in compared]
     spec, worst = min(every, key=lambda entry: float(entry[1].mean()))
     return worst if spec.batch_axis is not None else np.repeat(worst, _sizes(outputs, original))
 
@@ -126,19 +126,19 @@ def cosine_outputs(outputs: ModelOutputs) -> list[OutputSpec]:
     return found
 
 
-def _scores(spec: OutputSpec, made: Sequence[Arrays], original: Sequence[Arrays]) -> _Scores:
+def _scores(spec: OutputSpec, candidate: Sequence[Arrays], original: Sequence[Arrays]) -> _Scores:
     """Compute the agreement of each sample on one output; of each batch without a batch axis."""
-    if len(made[0]) <= spec.index:
+    if len(candidate[0]) <= spec.index:
         raise DataError(
             f"output '{spec.name}' of the original is missing",
-            f"{len(made[0])} outputs were given",
+            f"{len(candidate[0])} outputs were given",
             f"let the model return the same outputs, or leave it out: ignore_outputs={spec.name}",
         )
     if spec.kind in ("class_scores", "integers"):
-        equal = [_equal(spec, m[spec.index], o[spec.index]) for m, o in zip(made, original, strict=True)]
+        equal = [_equal(spec, m[spec.index], o[spec.index]) for m, o in zip(candidate, original, strict=True)]
         return _Scores(np.concatenate(equal))
     squared, moments = [], RunningMoments.over(spec.shape, spec.batch_axis, spec.dtype)
-    for batch, reference in zip(made, original, strict=True):
+    for batch, reference in zip(candidate, original, strict=True):
         array, truth = batch[spec.index], reference[spec.index]
         moments.add(truth)
         squared.append(_squared_errors(spec, array, truth))
@@ -147,24 +147,24 @@ def _scores(spec: OutputSpec, made: Sequence[Arrays], original: Sequence[Arrays]
     return _Scores(1 - errors, math.sqrt(float(errors.mean())))
 
 
-def _squared_errors(spec: OutputSpec, made: NDArray[Any], truth: NDArray[Any]) -> NDArray[np.float64]:
+def _squared_errors(spec: OutputSpec, candidate: NDArray[Any], truth: NDArray[Any]) -> NDArray[np.float64]:
     """Compute the mean squared difference of each sample; NaN if the sizes differ."""
-    if made.shape != truth.shape:
+    if candidate.shape != truth.shape:
         count = 1 if spec.batch_axis is None else truth.shape[spec.batch_axis]
         return np.full(count, np.nan)
-    a, b = _finite_rows(spec, made, truth)
+    a, b = _finite_rows(spec, candidate, truth)
     return ((a - b) ** 2).mean(1) if a.shape[1] else np.zeros(len(a))
 
 
 def _finite_rows(
-    spec: OutputSpec, made: NDArray[Any], truth: NDArray[Any]
+    spec: OutputSpec, candidate: NDArray[Any], truth: NDArray[Any]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return both as rows, with 0 where both have the same infinity, as masks do.
 
     Raises:
         DataError: another value is not finite.
     """
-    a, b = as_rows(made, spec.batch_axis), as_rows(truth, spec.batch_axis)
+    a, b = as_rows(candidate, spec.batch_axis), as_rows(truth, spec.batch_axis)
     same = np.isinf(a) & (a == b)
     a, b = np.where(same, 0.0, a), np.where(same, 0.0, b)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
@@ -174,13 +174,13 @@ def _finite_rows(
     return a, b
 
 
-def _equal(spec: OutputSpec, made: NDArray[Any], truth: NDArray[Any]) -> NDArray[np.float64]:
+def _equal(spec: OutputSpec, candidate: NDArray[Any], truth: NDArray[Any]) -> NDArray[np.float64]:
     """Compute the fraction of equal classes or integers of each sample."""
-    if made.shape != truth.shape:
+    if candidate.shape != truth.shape:
         return np.zeros(1 if spec.batch_axis is None else truth.shape[spec.batch_axis])
     if spec.kind == "class_scores":
-        made, truth = predicted_classes(spec, made), predicted_classes(spec, truth)
-    equal = made == truth
+        candidate, truth = predicted_classes(spec, candidate), predicted_classes(spec, truth)
+    equal = candidate == truth
     if spec.batch_axis is None:
         return np.array([equal.mean() if equal.size else 1.0])
     rows = as_rows(equal, spec.batch_axis)
@@ -194,10 +194,10 @@ def predicted_classes(spec: OutputSpec, scores: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(scores.argmax(spec.class_axis))
 
 
-def cosines(spec: OutputSpec, made: Sequence[Arrays], original: Sequence[Arrays]) -> NDArray[np.float64]:
+def cosines(spec: OutputSpec, candidate: Sequence[Arrays], original: Sequence[Arrays]) -> NDArray[np.float64]:
     """Compute the cosine of each sample's whole output with the original's; 1 if both are zero, 0 if one is."""
     found = []
-    for batch, reference in zip(made, original, strict=True):
+    for batch, reference in zip(candidate, original, strict=True):
         if batch[spec.index].shape != reference[spec.index].shape:
             found.append(np.zeros(1 if spec.batch_axis is None else reference[spec.index].shape[spec.batch_axis]))
             continue

@@ -27,7 +27,7 @@ BUILTIN = ("top1", "r2", "cosine", "top1_agreement", "perplexity", "kl")
 IGNORED_TARGET = -100
 
 OUTPUT_DETECTION_BATCHES = 8
-"""Batches of a model's outputs that are read to see what they are, where that was not described before."""
+"""Batches from which outputs are detected, if they were not described before."""
 
 CUSTOM_METRIC_FIX = f"give a metric of your own: {argument('metric', 'file.py:callable')}"
 
@@ -44,9 +44,9 @@ class Metric:
     per_sample: Callable[[Sequence[Arrays], list[Any], Sequence[Arrays]], NDArray[np.float64]] | None = None
     whole: Callable[[Sequence[Arrays], list[Any]], float] | None = None
     agreement: bool = False
-    """Whether it compares with the original model rather than with targets."""
+    """Compares with the original model rather than with targets."""
     outputs: ModelOutputs | None = None
-    """The outputs of the original model; None: read from what it gives."""
+    """The outputs of the original model; None: detected from its outputs."""
     reads: frozenset[int] | None = None
     """Indices of the outputs that it reads; None: not known, all are taken for read if there is only one."""
 
@@ -90,9 +90,9 @@ def agreement_metric(original: Sequence[Arrays], outputs: ModelOutputs | None = 
     names = {spec.compared_by for spec in outputs.compared}
     name = names.pop() if len(outputs.compared) == 1 else "worst_output_agreement"
 
-    def per_sample(made: Sequence[Arrays], targets: list[Any], reference: Sequence[Arrays]) -> NDArray[np.float64]:
+    def per_sample(candidate: Sequence[Arrays], targets: list[Any], reference: Sequence[Arrays]) -> NDArray[np.float64]:
         del targets
-        return worst_scores(outputs, made, reference)
+        return worst_scores(outputs, candidate, reference)
 
     reads = frozenset(spec.index for spec in outputs.compared)
     return Metric(name, per_sample=per_sample, agreement=True, outputs=outputs, reads=reads)
@@ -107,9 +107,9 @@ def cosine_metric(original: Sequence[Arrays], outputs: ModelOutputs | None = Non
     outputs = outputs or detect_outputs(original)
     reads = frozenset(spec.index for spec in cosine_outputs(outputs))
 
-    def per_sample(made: Sequence[Arrays], targets: list[Any], reference: Sequence[Arrays]) -> NDArray[np.float64]:
+    def per_sample(candidate: Sequence[Arrays], targets: list[Any], reference: Sequence[Arrays]) -> NDArray[np.float64]:
         del targets
-        return worst_scores(outputs, made, reference, cosine=True)
+        return worst_scores(outputs, candidate, reference, cosine=True)
 
     return Metric("cosine_agreement", per_sample=per_sample, agreement=True, outputs=outputs, reads=reads)
 
@@ -185,9 +185,9 @@ def _top1_agreement(outputs: ModelOutputs) -> Metric:
         )
     reads = frozenset(spec.index for spec in scores)
 
-    def per_sample(made: Sequence[Arrays], targets: list[Any], reference: Sequence[Arrays]) -> NDArray[np.float64]:
+    def per_sample(candidate: Sequence[Arrays], targets: list[Any], reference: Sequence[Arrays]) -> NDArray[np.float64]:
         del targets
-        return worst_scores(ModelOutputs(outputs.specs), made, reference, only=reads)
+        return worst_scores(ModelOutputs(outputs.specs), candidate, reference, only=reads)
 
     return Metric("top1_agreement", per_sample=per_sample, agreement=True, outputs=outputs, reads=reads)
 

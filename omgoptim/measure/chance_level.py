@@ -26,7 +26,7 @@ def chance_level_reason(metric: str, value: float | None, targets: Sequence[Any]
         targets: per batch; -100 is no label.
 
     >>> chance_level_reason("r2", -0.2, [])
-    'the original model is no better than guessing: its r2 is -0.2000, and the mean of the targets alone gives 0'
+    'the original model is at chance level: its r2 is -0.2000, and the mean of the targets alone gives 0'
     """
     if value is None or not math.isfinite(value):
         return None
@@ -34,8 +34,7 @@ def chance_level_reason(metric: str, value: float | None, targets: Sequence[Any]
         if value > 0:
             return None
         return (
-            f"the original model is no better than guessing: its r2 is {value:.4f}, and the mean of the targets alone "
-            "gives 0"
+            f"the original model is at chance level: its r2 is {value:.4f}, and the mean of the targets alone gives 0"
         )
     if metric != "top1_accuracy" or value >= PERFECT:
         return None
@@ -50,7 +49,7 @@ def chance_level_reason(metric: str, value: float | None, targets: Sequence[Any]
     if value > commonest + 2 * math.sqrt(commonest * (1 - commonest) / joined.size):
         return None
     return (
-        f"the original model is no better than guessing: its accuracy is {value:.4f}, and the commonest class "
+        f"the original model is at chance level: its accuracy is {value:.4f}, and the commonest class "
         f"alone gives {commonest:.4f} ({joined.size:,} labels)"
     )
 

@@ -59,15 +59,15 @@ def compute_dtypes(kernels: Sequence[Kernel], model: ModelProto, layers: Collect
     """
     nodes = {node.name: node for graph in graphs(model.graph) for node in graph.node}
     parts = [_part(node, name in layers) for name, node in nodes.items()]
-    told: dict[str, list[str]] = {}
+    dtypes: dict[str, list[str]] = {}
     for kernel, part in zip(kernels, anchor_nodes(kernels, parts), strict=True):
         number = _number(kernel, nodes[part.node]) if part is not None else None
         if part is not None and part.node in layers and number and kernel.kind not in MOVES:
-            told.setdefault(part.node, []).append(number)
+            dtypes.setdefault(part.node, []).append(number)
     for part in parts:
-        if part.node in layers and part.node not in told:
-            told[part.node] = _of_all_recurrent(part.op, kernels)
-    return {node: max(some, key=lambda number: number != "int8") for node, some in told.items() if some}
+        if part.node in layers and part.node not in dtypes:
+            dtypes[part.node] = _of_all_recurrent(part.op, kernels)
+    return {node: max(some, key=lambda number: number != "int8") for node, some in dtypes.items() if some}
 
 
 def _part(node: NodeProto, is_layer: bool) -> GraphNode:

@@ -21,7 +21,7 @@ from omgoptim.errors import ArtifactError, OmgoptimError
 from omgoptim.models.security.path_policy import PathPolicy
 
 LEFTOVER_S = 2.0
-"""How long something that the user's code left running may hold the pipe of a process that has ended."""
+"""Seconds that a leftover of the user's code may hold the pipe of a process that has ended."""
 
 START = IMPORT_OMGOPTIM + "from omgoptim.measure.measuring_server import main\nmain()\n"
 
@@ -36,8 +36,8 @@ class MeasuringProcess:
         cwd: the user's project, from which their code is imported.
         limit_s: longest time one command may take.
         device: overrides the artifact's own.
-        reach: what the request grants to the code of the artifact's recipe; without, the project alone. The caller
-            vouches for the artifact: it made it, or checked where it is from.
+        policy: the files and modules whose code the recipe may name; default: the project only. The artifact is
+            trusted: the caller saved it or checked its origin.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class MeasuringProcess:
         policy: PathPolicy | None = None,
     ) -> None:
         self.artifact = artifact
-        granted = replace(policy or PathPolicy.of(cwd, []), trusted=True)
+        trusted = replace(policy or PathPolicy.of(cwd, []), trusted=True)
         self._limit_s = limit_s
         self._open = {
             "artifact": str(artifact),
             "threads": threads,
             "device": device,
-            "policy": granted.to_json(),
+            "policy": trusted.to_json(),
             "batches": {name: str(path) for name, path in batches.items()},
         }
         environment = os.environ | {
@@ -143,7 +143,7 @@ class MeasuringProcess:
     def _send(self, command: str, arguments: Mapping[str, Any]) -> None:
         if self._process.stdin is None:
             raise RuntimeError("the measuring process has no input pipe")
-        with contextlib.suppress(BrokenPipeError):  # its death is told when the answer is read
+        with contextlib.suppress(BrokenPipeError):  # `_receive` reports its death
             self._process.stdin.write(json.dumps({"command": command, **arguments}) + "\n")
             self._process.stdin.flush()
 
@@ -162,7 +162,7 @@ class MeasuringProcess:
             raise ArtifactError(
                 f"the measuring process died during '{command}'",
                 f"{reason}; artifact {self.artifact}" + ("; often for lack of memory" if code == -9 else ""),
-                "the run's log has what it printed",
+                "read what it printed in the run's log",
             )
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:

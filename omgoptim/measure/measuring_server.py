@@ -50,7 +50,7 @@ class MeasuringServer:
         One that was open before is closed first: the two never take memory together.
 
         Args:
-            reach: what the process that measures grants to the code of the artifact's recipe.
+            policy: the files and modules whose code the artifact's recipe may name.
         """
         self.prepared = {}
         self.__dict__.pop("session", None)
@@ -109,7 +109,7 @@ class MeasuringServer:
             if np.issubdtype(array.dtype, np.floating) and np.isnan(array).any():
                 where = Path(inputs).stem + (f", row {int(np.argwhere(np.isnan(array))[0][0])}" if array.ndim else "")
                 raise ModelError(
-                    f"the model gives NaN on the evaluation data, as {self.manifest.runtime} runs it",
+                    f"the model's outputs contain NaN on the evaluation data with {self.manifest.runtime}",
                     f"output {index} of batch {where}: {int(np.isnan(array).sum())} of {array.size} values",
                     "check that sample, and the weights",
                 )
@@ -205,8 +205,8 @@ def serve(commands: TextIO, answers: TextIO) -> None:
             import traceback
 
             traceback.print_exc()
-            said = f"{type(error).__name__}: {engine_message(error)}"
-            answer = {"error": ArtifactError("the engine failed on the artifact", said).to_dict()}
+            reason = f"{type(error).__name__}: {engine_message(error)}"
+            answer = {"error": ArtifactError("the engine failed on the artifact", reason).to_dict()}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

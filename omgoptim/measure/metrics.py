@@ -98,29 +98,29 @@ def _torchmetric(name: str, original: Sequence[Arrays], targets: list[Any], outp
     index = 0 if len(outputs.specs) == 1 else outputs.require_target(CUSTOM_METRIC_FIX).index
     arguments = _class_arguments(name, found, original[0][index])
 
-    def guarded(action: Callable[[], Any]) -> Any:
+    def converting_errors(action: Callable[[], Any]) -> Any:
         try:
             return action()
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
-            said = str(error).strip().splitlines()
+            lines = str(error).strip().splitlines()
             raise DataError(
                 f"torchmetrics' {name} does not take these outputs and targets",
-                said[0] if said else type(error).__name__,
+                lines[0] if lines else type(error).__name__,
                 f"give a metric of your own: {argument('metric', 'file.py:callable')}",
             ) from error
 
-    sign = -1 if guarded(lambda: found(**arguments)).higher_is_better is False else 1
+    sign = -1 if converting_errors(lambda: found(**arguments)).higher_is_better is False else 1
 
-    def whole(made: Sequence[Arrays], targets: list[Any]) -> float:
+    def whole(outputs_by_batch: Sequence[Arrays], targets: list[Any]) -> float:
         import torch
 
         def compute() -> float:
             metric = found(**arguments)
-            for batch, target in zip(made, targets, strict=True):
+            for batch, target in zip(outputs_by_batch, targets, strict=True):
                 metric.update(torch.from_numpy(np.ascontiguousarray(batch[index])), torch.as_tensor(np.asarray(target)))
             return sign * float(metric.compute())
 
-        value: float = guarded(compute)
+        value: float = converting_errors(compute)
         return value
 
     name = name if sign > 0 else f"negative_{name}"
@@ -133,8 +133,8 @@ def _torchmetrics_class(name: str) -> Any:
         import torchmetrics.classification as classification
     except ModuleNotFoundError as error:
         raise SetupError(
-            f"metric '{name}' is none of omgoptim's own, and torchmetrics is not installed",
-            f"its own are {', '.join(('auto', *BUILTIN))}; any other name is looked up in torchmetrics",
+            f"metric '{name}' is not built in, and torchmetrics is not installed",
+            f"the built-in metrics are {', '.join(('auto', *BUILTIN))}; any other name is looked up in torchmetrics",
             f'{sys.executable} -m pip install "omgoptim[metrics]"',
         ) from error
     known = {key for key in (*torchmetrics.__all__, *classification.__all__) if key[0].isupper()}

@@ -1,7 +1,7 @@
 """Slowest layers of a program: the engine's time per node, mapped to the layers of the file.
 
-An engine fuses nodes and renames them. What it says a node was fused from, or the name it gave it, leads to a node of
-the file, and that one to its module path, where torch's exporter left one; else the node's own name is the path.
+An engine fuses nodes and renames them. The nodes that it reports as fused, or the name, lead to a node of the file and
+to its module path, if torch's exporter wrote one; else the node's own name is the path.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from omgoptim.measure.measuring_process import MeasuringProcess
 
 DECORATION = re.compile(r"(_nchwc|_token_\d+|_quant|/\w*Fusion\w*/?|/WithoutBiases|/DequantizationMultiply)$")
-"""What engines append to the name of a node, or of its output, when they rewrite it."""
+"""Suffixes that engines append to the name of a node, or of its output, when they rewrite it."""
 
 WITH_PRODUCTS = ("conv", "gemm", "matmul", "fullyconnected", "attention")
 """Parts of the names of engines' operators that hold a product, whatever was fused into it."""

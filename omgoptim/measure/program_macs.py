@@ -58,7 +58,7 @@ class ProgramMacs:
     by_node: dict[str, int]
     """Node name, as `onnx_file.load` gives it, to multiply-accumulates; they add up to `macs`."""
     reason: str | None = None
-    """Why there is no number."""
+    """Reason for the absent number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ def _rule(node: NodeProto) -> Callable[[_Node], int] | None:
     """Return the formula of a node; None if it has no matrix products.
 
     Raises:
-        Uncounted: it may, and there is no formula.
+        UncountableProgram: it may have some, and there is no formula.
     """
     for body in bodies(node):
         for graph in graphs(body):

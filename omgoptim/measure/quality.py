@@ -40,7 +40,7 @@ class Quality:
     outputs: tuple[OutputAgreement, ...] = ()
     """Each output against the original's."""
     is_agreement: bool = False
-    """Whether the metric itself is an agreement with the original model."""
+    """The metric itself is an agreement with the original model."""
 
     @property
     def ruined(self) -> tuple[OutputAgreement, ...]:
@@ -161,20 +161,20 @@ def compare_quality(
 
 
 def agreement_of_outputs(
-    metric: Metric, made: Sequence[Arrays], original: Sequence[Arrays]
+    metric: Metric, candidate: Sequence[Arrays], original: Sequence[Arrays]
 ) -> tuple[OutputAgreement, ...]:
     """Compute the agreement of each output with the original's, independent of the metric."""
     outputs = metric.outputs or detect_outputs(original)
     reads = metric.reads
     if reads is None:
         reads = frozenset(range(len(outputs.specs))) if len(outputs.specs) == 1 else frozenset()
-    return output_agreements(outputs, made, original, reads)
+    return output_agreements(outputs, candidate, original, reads)
 
 
 def _finite(value: Any, name: str) -> float:
     number = float(value)
     if not math.isfinite(number):
-        raise DataError(f"metric {name} gave {number}", "a metric must give a finite number, higher is better")
+        raise DataError(f"metric {name} returned {number}", "a metric must give a finite number, higher is better")
     return number
 
 

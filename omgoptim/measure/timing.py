@@ -1,6 +1,6 @@
 """Paired timing of artifacts: each in a process of its own, in alternating turns, over several launches.
 
-The unit is the launch. Within one, the contestants take turns of at least 0.1 s in random order, one running at a time;
+The unit is the launch. Within one, the artifacts take turns of at least 0.1 s in random order, one running at a time;
 a launch gives one number, the median log ratio of its rounds. The interval is Student's t over launches, because the
 same model's time moves by tens of percent from one process to the next and stays there while the process lives.
 """
@@ -82,17 +82,17 @@ class Timing:
     throughput_per_s: float | None
     peak_memory_bytes: int | None
     speedup: Ratio | None
-    """First contestant's latency over this one's; None for the first."""
+    """First artifact's latency over this one's; None for the first."""
     throughput_ratio: float | None
     launches: int
     log_ratios: tuple[float, ...] = ()
-    """What `speedup` is the mean of: one log ratio per launch."""
+    """One log ratio per launch; `speedup` is the exponential of their mean."""
     calls: int | None = None
-    """How many calls the latency comes from."""
+    """Number of timed calls behind the latency."""
     busy: float | None = None
     """Cores that the process kept busy while it was timed: near 0 where it waited."""
     reopened: tuple[float, ...] = ()
-    """Of each output, how far the opened artifact was from what the model gave in memory, relative to its scale."""
+    """Largest difference of each output of the opened artifact from the recorded one, relative to its scale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class TimingSetup:
     cwd: Path
     device: str | None = None
     policy: PathPolicy | None = None
-    """What the request grants to the code of the contestants' recipes; None for the project alone."""
+    """Policy for the code of the artifacts' recipes; None: the project only."""
 
 
 @dataclass(slots=True, eq=False)
@@ -131,33 +131,33 @@ class _TimedArtifact:
 class _TimingRun:
     """State of a timing: an artifact that fails is left out with its error; the failure of the first is raised."""
 
-    bench: TimingSetup
+    setup: TimingSetup
     plan: TimingPlan
     order: random.Random
-    contestants: list[_TimedArtifact]
+    entries: list[_TimedArtifact]
 
     @property
     def first(self) -> _TimedArtifact:
-        return self.contestants[0]
+        return self.entries[0]
 
     @property
-    def racing(self) -> list[_TimedArtifact]:
-        return [contestant for contestant in self.contestants if contestant.error is None]
+    def active(self) -> list[_TimedArtifact]:
+        return [entry for entry in self.entries if entry.error is None]
 
     def each(self, action: Callable[[_TimedArtifact], object], shuffled: bool = False) -> None:
-        racing = self.racing
-        for contestant in self.order.sample(racing, len(racing)) if shuffled else racing:
+        active = self.active
+        for entry in self.order.sample(active, len(active)) if shuffled else active:
             try:
-                action(contestant)
+                action(entry)
             except OmgoptimError as error:
-                if contestant is self.first:
+                if entry is self.first:
                     raise
-                contestant.error = error
+                entry.error = error
 
 
 def time_artifacts(
     artifacts: Sequence[Path],
-    bench: TimingSetup,
+    setup: TimingSetup,
     plan: TimingPlan,
     seed: int,
     progress: Callable[[float], None] = lambda _: None,
@@ -167,99 +167,99 @@ def time_artifacts(
 
     Args:
         artifacts: at least one artifact folder; all ratios are against the first.
-        bench: inputs, threads, project.
+        setup: inputs, threads, project.
         plan: launches, rounds and length of turns.
         seed: of the order of turns.
         progress: called with the fraction done.
-        on_first: called with each contestant's index and process at the end of the first launch, timing done: for
-            whatever else must come from the same fresh process.
+        on_first: called with each artifact's index and process at the end of the first launch, after its timing, for
+            further measurements in the same fresh process.
 
     Returns:
-        A timing per artifact; for a challenger that does not open, is damaged or whose process dies, its error.
+        A timing per artifact; for a candidate that does not open, is damaged or whose process dies, its error.
 
     Raises:
         OmgoptimError: the first artifact fails.
     """
-    contest = _TimingRun(bench, plan, random.Random(seed), [_TimedArtifact(path) for path in artifacts])
+    run = _TimingRun(setup, plan, random.Random(seed), [_TimedArtifact(path) for path in artifacts])
     launch = 0
     while True:
-        _launch(contest, launch, on_first if launch == 0 else None)
+        _launch(run, launch, on_first if launch == 0 else None)
         launch += 1
         progress(min(1.0, launch / plan.launches))
-        if has_converged([challenger.log_ratios for challenger in contest.racing[1:]], launch, plan):
-            return [c.error or _timing(c, first=index == 0) for index, c in enumerate(contest.contestants)]
+        if has_converged([candidate.log_ratios for candidate in run.active[1:]], launch, plan):
+            return [c.error or _timing(c, first=index == 0) for index, c in enumerate(run.entries)]
 
 
-def _launch(contest: _TimingRun, launch: int, on_first: Callable[[int, MeasuringProcess], None] | None) -> None:
-    plan, order = contest.plan, contest.order
-    slowest = max((contest.bench.batch / rate for c in contest.racing for rate in c.per_s), default=0.0)
+def _launch(run: _TimingRun, launch: int, on_first: Callable[[int, MeasuringProcess], None] | None) -> None:
+    plan, order = run.plan, run.order
+    slowest = max((run.setup.batch / rate for c in run.active for rate in c.per_s), default=0.0)
     more = launch < plan.throughput_launches and slowest <= VERY_SLOW_S
-    with_throughput = more and THROUGHPUT in contest.bench.batches
-    batches = {name: contest.bench.batches[name] for name in ((LATENCY, THROUGHPUT) if with_throughput else (LATENCY,))}
+    with_throughput = more and THROUGHPUT in run.setup.batches
+    batches = {name: run.setup.batches[name] for name in ((LATENCY, THROUGHPUT) if with_throughput else (LATENCY,))}
     with ExitStack() as stack:
-        for contestant in order.sample(contest.racing, len(contest.racing)):
-            bench = contest.bench
+        for entry in order.sample(run.active, len(run.active)):
+            setup = run.setup
             process = MeasuringProcess(
-                contestant.artifact,
-                threads=bench.threads,
+                entry.artifact,
+                threads=setup.threads,
                 batches=batches,
-                cwd=bench.cwd,
-                device=bench.device,
-                policy=bench.policy,
+                cwd=setup.cwd,
+                device=setup.device,
+                policy=setup.policy,
             )
-            contestant.process = stack.enter_context(process)
+            entry.process = stack.enter_context(process)
             process.begin_open()
-        contest.each(_end_open)
-        latency = _turns(contest, LATENCY, plan.rounds)
-        for contestant in contest.racing:
-            turns = latency[id(contestant)]
-            contestant.p50.append(statistics.median(turn["p50"] for turn in turns))
-            contestant.p90.append(statistics.median(turn["p90"] for turn in turns))
-            contestant.busy += [turn["busy"] for turn in turns if "busy" in turn]
-            contestant.calls += sum(turn.get("calls", 0) for turn in turns)
-            contestant.log_ratios.append(_median_log_ratio(latency[id(contest.first)], turns))
+        run.each(_end_open)
+        latency = _turns(run, LATENCY, plan.rounds)
+        for entry in run.active:
+            turns = latency[id(entry)]
+            entry.p50.append(statistics.median(turn["p50"] for turn in turns))
+            entry.p90.append(statistics.median(turn["p90"] for turn in turns))
+            entry.busy += [turn["busy"] for turn in turns if "busy" in turn]
+            entry.calls += sum(turn.get("calls", 0) for turn in turns)
+            entry.log_ratios.append(_median_log_ratio(latency[id(run.first)], turns))
         if with_throughput:
-            throughput = _turns(contest, THROUGHPUT, plan.throughput_rounds)
-            for contestant in contest.racing:
-                turns = throughput[id(contestant)]
-                contestant.per_s.append(contest.bench.batch / statistics.median(turn["p50"] for turn in turns))
-                contestant.log_throughput.append(_median_log_ratio(throughput[id(contest.first)], turns))
+            throughput = _turns(run, THROUGHPUT, plan.throughput_rounds)
+            for entry in run.active:
+                turns = throughput[id(entry)]
+                entry.per_s.append(run.setup.batch / statistics.median(turn["p50"] for turn in turns))
+                entry.log_throughput.append(_median_log_ratio(throughput[id(run.first)], turns))
         if more:
-            contest.each(_read_peak)
+            run.each(_read_peak)
         if on_first:
-            contest.each(lambda c: on_first(contest.contestants.index(c), c.process))
+            run.each(lambda c: on_first(run.entries.index(c), c.process))
 
 
-def _turns(contest: _TimingRun, batch: str, rounds: int) -> dict[int, list[dict[str, Any]]]:
+def _turns(run: _TimingRun, batch: str, rounds: int) -> dict[int, list[dict[str, Any]]]:
     """Time every artifact round by round, each round in a new random order."""
-    turns: dict[int, list[dict[str, Any]]] = {id(contestant): [] for contestant in contest.racing}
+    turns: dict[int, list[dict[str, Any]]] = {id(entry): [] for entry in run.active}
     lengths: dict[int, float] = {}
 
-    def warm(contestant: _TimedArtifact) -> None:
-        call_s = contestant.process.ask("warm", batch=batch)["call_s"]
-        lengths[id(contestant)] = max(contest.plan.turn_s, (4 if call_s < SLOW_S else 1) * call_s)
+    def warm(entry: _TimedArtifact) -> None:
+        call_s = entry.process.ask("warm", batch=batch)["call_s"]
+        lengths[id(entry)] = max(run.plan.turn_s, (4 if call_s < SLOW_S else 1) * call_s)
 
-    def turn(contestant: _TimedArtifact) -> None:
-        answer = contestant.process.ask("turn", batch=batch, seconds=lengths[id(contestant)])
-        turns[id(contestant)].append(answer)
+    def turn(entry: _TimedArtifact) -> None:
+        answer = entry.process.ask("turn", batch=batch, seconds=lengths[id(entry)])
+        turns[id(entry)].append(answer)
 
-    contest.each(warm)
+    run.each(warm)
     very_slow = max(lengths.values(), default=0.0) > VERY_SLOW_S
     for _ in range(1 if batch == THROUGHPUT and very_slow else rounds):
-        contest.each(turn, shuffled=True)
+        run.each(turn, shuffled=True)
     return turns
 
 
-def _end_open(contestant: _TimedArtifact) -> None:
-    differences = contestant.process.end_open()["differences"]
-    before = contestant.reopened or differences
-    contestant.reopened = [max(pair) for pair in zip(before, differences, strict=True)]
+def _end_open(entry: _TimedArtifact) -> None:
+    differences = entry.process.end_open()["differences"]
+    before = entry.reopened or differences
+    entry.reopened = [max(pair) for pair in zip(before, differences, strict=True)]
 
 
-def _read_peak(contestant: _TimedArtifact) -> None:
-    peak = contestant.process.ask("memory")["peak_bytes"]
+def _read_peak(entry: _TimedArtifact) -> None:
+    peak = entry.process.ask("memory")["peak_bytes"]
     if peak:
-        contestant.peak.append(peak)
+        entry.peak.append(peak)
 
 
 def _median_log_ratio(reference: list[dict[str, Any]], turns: list[dict[str, Any]]) -> float:
@@ -273,7 +273,7 @@ def has_converged(log_ratios: Sequence[Sequence[float]], launches: int, plan: Ti
     interval excludes 1 would exclude it too often; the width says nothing about the side.
 
     Args:
-        log_ratios: per challenger, one log ratio per launch.
+        log_ratios: per candidate, one log ratio per launch.
     """
     if launches >= plan.most_launches or launches < plan.launches:
         return launches >= plan.most_launches

@@ -31,7 +31,7 @@ SAFETENSORS_NAMES = {
 }
 
 FOLLOWED = ("Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze")
-"""What may stand between an integer weight and what scales it."""
+"""Ops that may be between an integer weight and its scale."""
 
 PACKED = ("MatMulNBits", "GatherBlockQuantized")
 """Operators that read packed weights, their scales and zero points."""
@@ -47,9 +47,9 @@ class StoredWeights:
     nodes: tuple[str, ...]
     """The program's nodes that read them; none of a module."""
     shape: tuple[int, ...]
-    """Of the largest weight."""
+    """Shape of the largest weight."""
     dtype: str
-    """Of the largest weight."""
+    """Dtype of the largest weight."""
     tensors: Mapping[str, int]
     """The weights, scales and zero points by name, to their bytes."""
 

@@ -63,7 +63,7 @@ def _claimed_bytes(path: Path) -> int:
             size = prod(shape) * dtype.itemsize
             if size > entry.file_size:
                 raise DataError(
-                    f"array '{name}' of {path.name} is not what its header says",
+                    f"array '{name}' of {path.name} does not match its header",
                     f"a shape of {shape} in {dtype} takes {size:,} bytes, and the entry has {entry.file_size:,}",
                     "write the file again",
                 )

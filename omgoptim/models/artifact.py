@@ -1,8 +1,8 @@
 """Artifacts: one folder that holds everything needed to run a model and to check it when it is opened.
 
-`manifest.json` says which engine runs it, how it is called, and the sha256 of every file, and is sealed with a key of
+`manifest.json` holds its engine, its signature and the sha256 of every file, and is sealed with a key of
 the user who made it. `check.npz` holds a small
-random batch and what the model gave for it before it was saved. A program (`model.onnx`) stands alone; a module is its
+random batch and the model's outputs for it before it was saved. A program (`model.onnx`) stands alone; a module is its
 `recipe.json` (how the user's code builds it) and `weights.safetensors`, where weights with many zeros are packed
 (`sparse.py`), or a `.pt2` file. Never a pickle. Beside a module that was reshaped lies the same model as ONNX and .pt2;
 an artifact's size is that of the files that its engine opens.
@@ -114,7 +114,7 @@ def check_artifact(folder: Path, policy: PathPolicy) -> Manifest:
     """Check everything about an artifact that can be checked before its engine opens it.
 
     Raises:
-        ArtifactError: it is no artifact, a file was changed or is not inside the folder, or its engine runs code of a
+        ArtifactError: not an artifact, a file was changed or lies outside the folder, or its engine runs code of a
             recipe that this user did not make and does not trust.
     """
     manifest = Manifest.read(folder)
@@ -135,7 +135,7 @@ def open_session(folder: Path, threads: int, policy: PathPolicy, device: str | N
     """Verify the files of an artifact and open it in its engine.
 
     Args:
-        reach: what the request grants to the code of its recipe.
+        policy: the files and modules whose code its recipe may name.
     """
     manifest = Manifest.read(folder)
     verify_files(folder, manifest)
@@ -169,7 +169,7 @@ def load_module(folder: Path, manifest: Manifest, policy: PathPolicy) -> nn.Modu
     """Build the module of a module artifact and load its weights.
 
     Args:
-        reach: what the request grants: the files and modules whose code the recipe may name.
+        policy: the files and modules whose code the recipe may name.
 
     Raises:
         ArtifactError: its recipe runs code and is not trusted, names code that the request does not grant, or the

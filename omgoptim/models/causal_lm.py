@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 IGNORED = -100
-"""What metrics and losses leave out."""
+"""Target value ignored by metrics and losses."""
 
 
 def shifted(labels: Any) -> Any:

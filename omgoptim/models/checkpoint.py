@@ -57,7 +57,7 @@ def read_tensors(path: Path) -> Mapping[str, Any]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported operand" in str(error):  # what torch says of bytes that are none of its pickles
-            raise _unreadable(path, "it is no file that torch.save wrote") from error
+            raise _unreadable(path, "torch.save did not write it") from error
         raise ModelError(
             f"checkpoint {path.name} holds more than tensors, so opening it would run code",
             "it is a pickled module, or carries pickled objects beside its weights",

@@ -18,10 +18,10 @@ from omgoptim.models.raw_batch import RawBatch, split_target
 
 MASK = "attention_mask"
 IGNORED = -100
-"""What padded targets are: metrics and losses leave it out."""
+"""Value of padded targets, ignored by metrics and losses."""
 
 LOOKED_AT = 16
-"""How many entries of a list are looked at to say whether they are samples or batches."""
+"""Entries of a list that are examined to distinguish samples from batches."""
 
 
 @dataclass(slots=True)
@@ -29,13 +29,13 @@ class Collation:
     """Collation of one data source: properties of the model, and the decisions made so far."""
 
     module: nn.Module | None = None
-    """Whose forward is asked; None for a program."""
+    """Model whose forward is tried; None for a program."""
     ranks: Sequence[int] = ()
     """Dimensions of each input with its batch, where a program's signature states them."""
     notes: list[str] = field(default_factory=list)
     """Filled with what was decided, each once."""
     padded: bool = False
-    """Whether samples of different lengths were seen, by a model that takes a mask; it stays so for all splits."""
+    """Samples of different lengths occurred and the model takes a mask; applies to all splits afterwards."""
 
     def note(self, text: str) -> None:
         if text not in self.notes:

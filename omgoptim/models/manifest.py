@@ -54,7 +54,7 @@ class Manifest:
     """Every file but the manifest itself, by its path in the folder: `bytes`, `sha256`, and `beside` of those that the
     engine does not open."""
     made_here: bool = field(default=False, compare=False)
-    """Whether this user's omgoptim wrote this very manifest; read, never written."""
+    """This user's omgoptim wrote the manifest, by its seal; read, never written."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -95,7 +95,7 @@ class Manifest:
             )
             _refuse_other_types(manifest)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ArtifactError(f"{folder} is no artifact", f"{MANIFEST} cannot be read: {error}") from error
+            raise ArtifactError(f"{folder} is not an artifact", f"{MANIFEST} cannot be read: {error}") from error
         if manifest.runtime not in ENGINES or manifest.precision not in TOLERANCE:
             raise ArtifactError(
                 f"artifact {folder} is damaged or of another version of omgoptim",
@@ -118,7 +118,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read the object in an untrusted JSON file.
 
     Raises:
-        ValueError: it is no regular file, too large, nested too deep, or holds no object.
+        ValueError: it is not a regular file, too large, nested too deep, or holds no object.
         OSError: it cannot be read.
     """
     return json_object(read_plain(path, MOST_JSON_BYTES))
@@ -128,7 +128,7 @@ def json_object(text: bytes) -> dict[str, Any]:
     """Parse the object in an untrusted JSON text.
 
     Raises:
-        ValueError: it is no JSON, nested too deep, or holds no object.
+        ValueError: it is not JSON, nested too deep, or holds no object.
     """
     try:
         record = json.loads(text)
@@ -173,12 +173,12 @@ def file_inside(folder: Path, name: str) -> Path | None:
     """Return the regular file of that relative path inside the folder; None if there is nothing of that name.
 
     Raises:
-        ArtifactError: the name leads out of the folder, or it or a folder on its way is a link or no regular file.
+        ArtifactError: the name leads out of the folder, or it or a folder on its way is a link or not a regular file.
     """
     parts = PurePosixPath(name).parts
     plain = name == "/".join(parts) and not set(name) & set("\\:\0\n\r")
     if not plain or not parts or ".." in parts or PurePosixPath(name).is_absolute():
-        raise _leads_out(folder, f"{name[:200]!r} is no path inside the folder")
+        raise _leads_out(folder, f"{name[:200]!r} is not a path inside the folder")
     path = folder
     for index, part in enumerate(parts):
         path = path / part
@@ -190,7 +190,7 @@ def file_inside(folder: Path, name: str) -> Path | None:
             raise _leads_out(folder, f"{name[:200]!r}: {error.strerror}") from error
         wanted = stat.S_ISREG if index == len(parts) - 1 else stat.S_ISDIR
         if not wanted(kind):
-            raise _leads_out(folder, f"{name[:200]!r} is a link or no regular file")
+            raise _leads_out(folder, f"{name[:200]!r} is a link or not a regular file")
     return path
 
 
@@ -215,7 +215,7 @@ def _refuse_other_types(manifest: Manifest) -> None:
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("runtime, precision, device and lineage are texts")
     if not all(count is None or _is_count(count) for count in counts):
-        raise TypeError("a count is no number")
+        raise TypeError("a count is not a number")
     for tensor in manifest.signature.inputs:
         sizes = all(isinstance(size, str) or _is_count(size) for size in tensor.shape)
         if not (isinstance(tensor.name, str) and isinstance(tensor.keyword, bool) and sizes):

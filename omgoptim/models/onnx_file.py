@@ -37,9 +37,9 @@ def load(path: Path, *, weights: bool = True) -> ModelProto:
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(f"{path} is no readable ONNX file", f"{type(error).__name__}: {error}") from error
+        raise ModelError(f"{path} is not a readable ONNX file", f"{type(error).__name__}: {error}") from error
     if not model.graph.node:
-        raise ModelError(f"{path} is no readable ONNX file", "its graph has no nodes")
+        raise ModelError(f"{path} is not a readable ONNX file", "its graph has no nodes")
     for graph in graphs(model.graph):
         _constants_to_initializers(graph)
         own = {tensor.name for tensor in graph.initializer}

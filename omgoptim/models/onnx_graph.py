@@ -24,7 +24,7 @@ PARAMETER_TYPES = (*FLOAT_TYPES, *INT_TYPES, TensorProto.INT32)
 """Types that parameters are stored in: a quantized bias is int32."""
 
 NO_MODULE = "_empty_nn_module_stack"
-"""What torch's exporter writes where a module path would be, of a node that it made itself."""
+"""Module path that torch's exporter writes for nodes of its own."""
 
 WEIGHT_NAME = re.compile(r"(?:q_output_)?(?P<module>.+)\.weight(?:_Transposed)?(?:_quantized)?(?:_\d+)?")
 """A module's weight, also as a quantizer renamed it."""
@@ -35,7 +35,7 @@ WEIGHT_INPUTS = {
     "LSTM": (1, 2), "DynamicQuantizeLSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2),
     "Gather": (0,),
 }  # fmt: skip
-"""Which inputs of an op are weights, the likelier first."""
+"""Weight inputs of each op, the likelier first."""
 
 SCALE_INPUTS = {
     "QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2), "DynamicQuantizeLSTM": (8, 9, 10, 11),
@@ -43,7 +43,7 @@ SCALE_INPUTS = {
     "DynamicQuantizeMatMul": (2, 3), "MatMulIntegerToFloat": (2, 3, 4, 5),
     "QLinearConv": (1, 2, 4, 5, 6, 7), "QLinearMatMul": (1, 2, 4, 5, 6, 7),
 }  # fmt: skip
-"""Which inputs of an op are scales or zero points."""
+"""Inputs of each op that are scales or zero points."""
 
 ZERO_POINT_OF = {("DequantizeLinear", 0): 2, ("MatMulInteger", 1): 3, ("ConvInteger", 1): 3,
                  ("DynamicQuantizeLSTM", 1): 9, ("DynamicQuantizeLSTM", 2): 11}  # fmt: skip

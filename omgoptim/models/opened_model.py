@@ -20,14 +20,14 @@ _OF_A_MODULE = frozenset(
     {"parameters", "named_parameters", "buffers", "state_dict", "load_state_dict", "modules", "named_modules"}
     | {"children", "forward", "to", "cpu", "cuda", "half", "float", "device", "zero_grad", "requires_grad_"}
 )
-"""What a newcomer may look for on an opened artifact, and only a module has."""
+"""Methods of a module that an opened artifact does not have."""
 
 
 class OpenedModel:
     """A callable artifact.
 
     Attributes:
-        manifest: what the artifact says about itself: engine, precision, signature.
+        manifest: engine, precision, signature.
     """
 
     def __init__(self, manifest: Manifest, session: Session) -> None:
@@ -109,11 +109,11 @@ def open_artifact(folder: Path, policy: PathPolicy, threads: int | None = None) 
     """Open an artifact folder; its files are checked against their sha256, its outputs against the recorded ones.
 
     Args:
-        reach: the files and modules whose code its recipe may name, and whether an artifact of somebody else may.
+        policy: the files and modules whose code its recipe may name, and trust in artifacts of other users.
 
     Raises:
-        ArtifactError: it is no artifact, is damaged, its engine is not installed, or its recipe runs code that was not
-            granted.
+        ArtifactError: it is not an artifact, is damaged, its engine is missing, or its recipe runs code that was not
+            allowed.
     """
     check_artifact(folder, policy)
     manifest, session = open_session(folder, threads or usable_cores(), policy)

@@ -28,7 +28,7 @@ TOLERANCE = {
     "int4": 1e-2,
     "int8_dynamic": 1e-2,
 }
-"""How far, of the outputs' own scale, a reopened artifact may be from what was saved, by precision."""
+"""Largest accepted difference from the recorded outputs, relative to their scale, by precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def verify_outputs(folder: Path, manifest: Manifest, session: Session) -> list[f
     worst = max_difference(check.outputs, given)
     if not worst <= TOLERANCE[manifest.precision]:
         raise ArtifactError(
-            f"artifact {folder} does not give what it gave when it was saved",
+            f"artifact {folder} does not reproduce its recorded outputs",
             f"its outputs differ by {worst:.3g} of their scale; at most {TOLERANCE[manifest.precision]:g} was expected",
             "the engine or its version changes the result: run the compression again with this Python",
         )

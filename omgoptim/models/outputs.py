@@ -1,6 +1,6 @@
 """Description of a model's outputs: kind, comparison with the original, and the output of the labels. No torch.
 
-`output_kinds` finds them out, once, from what the original gives for samples that do not evaluate.
+`output_detection` detects them once, from the original's outputs for samples that are not evaluated.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ class OutputSpec:
     dtype: str
     kind: OutputKind
     evidence: str
-    """What its kind was read from, in words."""
+    """Evidence for its kind, as text."""
     batch_axis: int | None = 0
     """None where no dimension is the batch: then a batch counts as one sample."""
     class_axis: int | None = None
-    """Of class scores: 1 or -1; None for a single score per target, a logit or a probability."""
+    """Class axis of class scores, 1 or -1; None for a single score per target, a logit or a probability."""
     probabilities: bool = False
-    """Of class scores: whether they went through a softmax or a sigmoid."""
+    """Class scores after a softmax or a sigmoid."""
     weight: float = 1.0
-    """Of its part in the agreement and in what a teacher teaches; 0 where it is left out."""
+    """Weight in the agreement and in the distillation loss; 0: left out."""
     spread: float = 1.0
-    """Of floating outputs: root mean square about the mean on the reference samples; the scale of a constant one."""
+    """Scale of floating outputs: root mean square about the mean on the reference samples, or about 0 if constant."""
     constant: bool = False
-    """Whether it was the same for every reference sample."""
+    """The same for every reference sample."""
 
     @property
     def compared_by(self) -> ComparedBy:
@@ -78,7 +78,7 @@ class ModelOutputs:
     fitting: tuple[int, ...] = ()
     """The outputs that the labels fit by their shape."""
     label_shape: tuple[int, ...] = ()
-    """Of the first batch's labels."""
+    """Shape of the first batch's labels."""
 
     @property
     def compared(self) -> tuple[OutputSpec, ...]:

@@ -26,7 +26,7 @@ class Recipe:
     nothing: the file must lie in what the request may read."""
     limit_s: float = 300.0
     surgery: StructuralDiff | None = None
-    """What was changed in the module after its code built it: shapes, and layers replaced by blocks."""
+    """Structural changes after the code built the module: shapes, and layers replaced by blocks."""
 
     @property
     def runs_code(self) -> bool:
@@ -52,7 +52,7 @@ class Recipe:
         if set(known) - set(Recipe.__slots__) or not all(isinstance(text, str) for text in texts) or not is_number:
             raise ValueError("the recipe's fields are not those of a recipe")
         if known["kind"] not in KINDS or not isinstance(known.get("kwargs"), dict):
-            raise ValueError("the recipe is of an unknown kind, or its arguments are no object")
+            raise ValueError("the recipe is of an unknown kind, or its arguments are not an object")
         if surgery and known["kind"] == "pt2":
             raise ValueError("a recipe of kind pt2 has no surgery")
         return Recipe(**(known | {"surgery": StructuralDiff.from_json(surgery) if surgery else None}))
@@ -84,7 +84,7 @@ def portable_path(name: str, policy: PathPolicy) -> str:
 def resolve_policy(recipe: Recipe, policy: PathPolicy) -> PathPolicy:
     """Return the policy with the project that has the recipe's file: the request's, else the recipe's.
 
-    What is granted stays the same.
+    The rights of the request stay the same.
     """
     named = recipe.spec.rpartition(":")[0] if recipe.kind == "callable" else recipe.spec
     if recipe.kind == "callable" and not is_file(named):
@@ -92,7 +92,7 @@ def resolve_policy(recipe: Recipe, policy: PathPolicy) -> PathPolicy:
     home = Path(recipe.project)
     if exists(policy.project, named) or not home.is_absolute() or not exists(home, named):
         return policy
-    granted = (policy.project, *policy.allowed)
-    if not any(home.resolve().is_relative_to(folder) for folder in granted):
+    folders = (policy.project, *policy.allowed)
+    if not any(home.resolve().is_relative_to(folder) for folder in folders):
         return policy
-    return replace(policy, project=home.resolve(), allowed=granted)
+    return replace(policy, project=home.resolve(), allowed=folders)

@@ -121,7 +121,7 @@ def build(recipe: Recipe, policy: PathPolicy) -> nn.Module:
     """Build the module that a recipe describes, in eval mode if the module has modes.
 
     Args:
-        reach: what the request grants; the recipe's own project only says where to look next.
+        policy: the files and modules whose code may run; the recipe's own project is only searched next.
 
     Raises:
         RequestError: it names code or a folder that the request does not grant.
@@ -170,7 +170,7 @@ def find_artifact(model: str, policy: PathPolicy) -> Path | None:
         run = policy.project / RUNS / model
         if _is_folder(run) and (run.is_symlink() or (run / "artifact").is_symlink()):
             raise ModelError(
-                f"run '{model}' is none of this project", "its folder is a link", f"name the folder: {run.resolve()}"
+                f"run '{model}' is not in this project", "its folder is a link", f"name the folder: {run.resolve()}"
             )
         if _is_folder(run, "artifact") and (run / "artifact" / MANIFEST).is_file():
             return _checked(run / "artifact", policy)
@@ -185,7 +185,7 @@ def find_artifact(model: str, policy: PathPolicy) -> Path | None:
         if (folder / MANIFEST).is_file():
             return _checked(folder, policy)
         raise ModelError(
-            f"'{model}' is a folder without {MANIFEST}", "so it is no artifact", "for Hugging Face: hf:FOLDER"
+            f"'{model}' is a folder without {MANIFEST}", "so it is not an artifact", "for Hugging Face: hf:FOLDER"
         )
     return None
 
@@ -270,9 +270,9 @@ def _build_hf(recipe: Recipe) -> nn.Module:
         named = [getattr(transformers, kind, None) for kind in getattr(config, "architectures", None) or []]
         models: list[Any] = [kind for kind in named if isinstance(kind, type)]
         models = [kind for kind in models if issubclass(kind, transformers.PreTrainedModel)]
-        made: Any = next(iter(models), transformers.AutoModel).from_pretrained(recipe.spec, **(safe | kwargs))
-        made.config.use_cache = False  # a cache of keys and values is no output to compare
-        module: nn.Module = made
+        loaded: Any = next(iter(models), transformers.AutoModel).from_pretrained(recipe.spec, **(safe | kwargs))
+        loaded.config.use_cache = False  # a cache of keys and values is not an output to compare
+        module: nn.Module = loaded
         return module
 
     return call_user(f"loading {recipe.spec} with transformers", recipe.limit_s, pretrained)

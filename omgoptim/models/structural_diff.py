@@ -2,7 +2,7 @@
 
 Shapes alone do not bring a pruned module back: a depthwise convolution needs its `groups`, a LayerNorm its
 `normalized_shape`, an attention block its `num_heads`. So every numeric attribute that differs goes along. Tensors that
-several names share in the built module stay shared. Layers that a stack lost are told by those that it kept.
+several names share in the built module stay shared. Removed layers are recorded as the indices of the kept ones.
 """
 
 from __future__ import annotations
@@ -63,15 +63,15 @@ class StructuralDiff:
             if not isinstance(values, Mapping) or not all(_is_number_or_numbers(value) for value in values.values()):
                 raise _damaged(f"the attributes of '{path}' are not all numbers")
         for path, block in record["blocks"].items():
-            told = isinstance(block, Mapping) and (SAME_AS in block or "kind" in block)
-            if not told or not isinstance(block.get(SAME_AS, block.get("kind")), str):
+            has_kind = isinstance(block, Mapping) and (SAME_AS in block or "kind" in block)
+            if not has_kind or not isinstance(block.get(SAME_AS, block.get("kind")), str):
                 raise _damaged(f"the block at '{path}' has no kind")
         for name, shape in record["shapes"].items():
             if not _are_counts(shape):
-                raise _damaged(f"the shape of '{name}' is no list of sizes")
+                raise _damaged(f"the shape of '{name}' is not a list of sizes")
         for path, indices in record.get("kept", {}).items():
             if not _are_counts(indices):
-                raise _damaged(f"what '{path}' kept is no list of numbers")
+                raise _damaged(f"what '{path}' kept is not a list of numbers")
         return StructuralDiff(
             {path: dict(values) for path, values in record["attributes"].items()},
             {path: dict(block) for path, block in record["blocks"].items()},
@@ -86,13 +86,13 @@ def compute_diff(fresh: nn.Module, changed: nn.Module) -> StructuralDiff | None:
     Neither is touched. What is not recorded: weights, which are saved beside, and what is neither a number nor a block.
 
     Raises:
-        TechniqueError: they differ in a way that a surgery cannot say: a layer that only one of them has or that is of
-            another class, a tie that was made or cut, a buffer that no file would hold.
+        TechniqueError: they differ in a way that cannot be recorded: a layer that only one of them has or of another
+            class, a tie that was added or removed, a non-persistent buffer.
     """
     try:
         fresh, kept = kept_children(fresh, changed)
     except KeyError as error:
-        raise _cannot_tell(error.args[0], "it lost layers that the built module does not have") from error
+        raise _not_recordable(error.args[0], "it lost layers that the built module does not have") from error
     before, after = _paths(fresh), _paths(changed)
     blocks, replaced = _blocks(before, after)
     reference = {path: layer for path, layer in before.items() if not _below(path, blocks)}
@@ -100,11 +100,11 @@ def compute_diff(fresh: nn.Module, changed: nn.Module) -> StructuralDiff | None:
         reference.update(block.named_modules(prefix=path, remove_duplicate=False))
     for path in sorted(reference.keys() ^ after.keys()):
         whose = "was added" if path in after else "is gone"
-        raise _cannot_tell(path, f"the layer {whose}, and an artifact can only tell shapes and our own blocks")
+        raise _not_recordable(path, f"the layer {whose}, and only changed shapes and blocks of omgoptim are recorded")
     for path, layer in reference.items():
         if type(layer).__qualname__ != type(after[path]).__qualname__:
             kinds = f"{type(layer).__name__} became {type(after[path]).__name__}"
-            raise _cannot_tell(path, f"{kinds}, which is no block of omgoptim.blocks")
+            raise _not_recordable(path, f"{kinds}, which is not a block of omgoptim.blocks")
     _refuse_changed_ties(fresh, changed, blocks)
     attributes = {path: found for path in reference if (found := _changed_numbers(reference[path], after[path]))}
     shapes: dict[str, list[int]] = {}
@@ -115,22 +115,22 @@ def compute_diff(fresh: nn.Module, changed: nn.Module) -> StructuralDiff | None:
     return StructuralDiff(attributes, blocks, shapes, kept)
 
 
-def apply_diff(module: nn.Module, surgery: StructuralDiff) -> None:
+def apply_diff(module: nn.Module, diff: StructuralDiff) -> None:
     """Apply the difference to a freshly built module; its weights are loaded afterwards.
 
     Every tensor of another shape is a new, uninitialized one, the same for all names that shared the old one.
 
     Raises:
-        ArtifactError: the module is not the one that the surgery was recorded on.
+        ArtifactError: the difference was recorded on another module.
     """
-    for path, indices in surgery.kept.items():
+    for path, indices in diff.kept.items():
         try:
             keep_children(module, path, indices)
         except (AttributeError, ValueError) as error:
             raise _other_module(f"layers {indices} of '{path}' cannot be kept: {error}") from error
-    for path, told in surgery.blocks.items():
-        _put_block(module, path, told)
-    for path, values in surgery.attributes.items():
+    for path, block in diff.blocks.items():
+        _put_block(module, path, block)
+    for path, values in diff.attributes.items():
         layer = _layer(module, path)
         for name, value in values.items():
             numbers = list if isinstance(getattr(layer, name, None), list) else tuple
@@ -140,12 +140,12 @@ def apply_diff(module: nn.Module, surgery: StructuralDiff) -> None:
     for name, tensor in tensors.items():
         names.setdefault(id(tensor), []).append(name)
     done: set[str] = set()
-    for name, shape in surgery.shapes.items():
+    for name, shape in diff.shapes.items():
         if name in done:
             continue
         old = tensors.get(name)
         aliases = [name] if old is None else names[id(old)]
-        if any(surgery.shapes.get(alias, shape) != shape for alias in aliases):
+        if any(diff.shapes.get(alias, shape) != shape for alias in aliases):
             raise _damaged(f"'{name}' shares its tensor with {', '.join(aliases)}, and their shapes differ")
         done.update(aliases)
         new = _resized(module, name, old, shape)
@@ -172,23 +172,23 @@ def _blocks(
     before: Mapping[str, nn.Module], after: Mapping[str, nn.Module]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, nn.Module]]:
     """Find the outermost replaced blocks: as data, and as built from their configuration."""
-    told: dict[str, dict[str, Any]] = {}
+    records: dict[str, dict[str, Any]] = {}
     built: dict[str, nn.Module] = {}
     first: dict[int, str] = {}
     for path, layer in after.items():
         kind = type(layer).__name__
         is_block = BLOCKS.get(kind) is type(layer)
-        if not is_block or path not in before or _below(path, told) or type(before[path]) is type(layer):
+        if not is_block or path not in before or _below(path, records) or type(before[path]) is type(layer):
             continue
         if not path:
-            raise _cannot_tell(path, f"the model itself became a {kind}")
+            raise _not_recordable(path, f"the model itself became a {kind}")
         if id(layer) in first:
-            told[path], built[path] = {SAME_AS: first[id(layer)]}, built[first[id(layer)]]
+            records[path], built[path] = {SAME_AS: first[id(layer)]}, built[first[id(layer)]]
             continue
         first[id(layer)] = path
         config: dict[str, Any] = layer.config()  # type: ignore[operator]
-        told[path], built[path] = {"kind": kind, **config}, _built(kind, config)
-    return told, built
+        records[path], built[path] = {"kind": kind, **config}, _built(kind, config)
+    return records, built
 
 
 def _changed_numbers(before: nn.Module, after: nn.Module) -> dict[str, Any]:
@@ -223,11 +223,11 @@ def _changed_shapes(path: str, before: nn.Module, after: nn.Module) -> dict[str,
             full = f"{path}.{name}" if path else name
             was, now = old.get(name), new.get(name)
             if name not in old or (was is not None and now is None):
-                raise _cannot_tell(full, "the tensor was added" if name not in old else "the tensor is gone")
+                raise _not_recordable(full, "the tensor was added" if name not in old else "the tensor is gone")
             if now is None or (was is not None and was.shape == now.shape):
                 continue
             if name in after._non_persistent_buffers_set:
-                raise _cannot_tell(full, "a buffer with persistent=False changed its shape, and no file holds it")
+                raise _not_recordable(full, "a buffer with persistent=False changed its shape, and no file holds it")
             shapes[full] = list(now.shape)
     return shapes
 
@@ -243,7 +243,7 @@ def _refuse_changed_ties(fresh: nn.Module, changed: nn.Module, blocks: Mapping[s
         if before[name] != after[name]:
             cut = before[name] != name
             what = f"was shared with {before[name]}" if cut else f"is shared with {after[name]} now"
-            raise _cannot_tell(name, f"it {what}, and sharing must stay as the model's code makes it")
+            raise _not_recordable(name, f"it {what}, and sharing must stay as the model's code makes it")
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -267,13 +267,13 @@ def _layer(module: nn.Module, path: str) -> nn.Module:
         raise _other_module(f"it has no layer '{path}'") from error
 
 
-def _put_block(module: nn.Module, path: str, told: Mapping[str, Any]) -> None:
+def _put_block(module: nn.Module, path: str, record: Mapping[str, Any]) -> None:
     replaced = _layer(module, path)
     parent, _, name = path.rpartition(".")
-    if SAME_AS in told:
-        block = _layer(module, told[SAME_AS])
+    if SAME_AS in record:
+        block = _layer(module, record[SAME_AS])
     else:
-        kind = told["kind"]
+        kind = record["kind"]
         if kind not in BLOCKS:
             raise ArtifactError(
                 f"the artifact holds a block of kind '{kind}' at '{path}'",
@@ -281,9 +281,9 @@ def _put_block(module: nn.Module, path: str, told: Mapping[str, Any]) -> None:
                 "open it with the omgoptim that wrote it, or a later one",
             )
         try:
-            block = _built(kind, {key: value for key, value in told.items() if key != "kind"})
+            block = _built(kind, {key: value for key, value in record.items() if key != "kind"})
         except (TypeError, ValueError, KeyError) as error:
-            raise _damaged(f"no {kind} can be made for '{path}': {error}") from error
+            raise _damaged(f"no {kind} can be built for '{path}': {error}") from error
         like = next((p for p in replaced.parameters() if p.is_floating_point()), None)
         block = block if like is None else block.to(device=like.device, dtype=like.dtype)
     _layer(module, parent)._modules[name] = block.train(replaced.training)
@@ -313,7 +313,7 @@ def _put_tensor(module: nn.Module, name: str, tensor: Tensor) -> None:
 # Errors
 
 
-def _cannot_tell(path: str, why: str) -> TechniqueError:
+def _not_recordable(path: str, why: str) -> TechniqueError:
     return TechniqueError(
         "the changed model cannot be saved as a recipe and weights", f"'{path}': {why}", f"ignore '{path}'"
     )

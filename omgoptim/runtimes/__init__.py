@@ -24,5 +24,5 @@ def engine_named(name: str) -> Engine:
         RequestError: there is none.
     """
     if name not in ENGINES:
-        raise RequestError(f"'{name}' is no runtime", did_you_mean(name, ENGINES))
+        raise RequestError(f"'{name}' is not a runtime", did_you_mean(name, ENGINES))
     return ENGINES[name]

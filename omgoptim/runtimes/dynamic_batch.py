@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 FREE_IT = "take the batch from x.shape[0] and pass it on as it is, without int(), range() or a branch on it"
-"""What to write instead of a line that fixes the batch."""
+"""Advice for a line that fixes the batch."""
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ class NodeTime:
     covers: tuple[str, ...] = ()
     """Names of the nodes it was fused from, where the engine keeps them."""
     computed_in: str | None = None
-    """The numbers that it computes in: int8, bfloat16, float16, float32; None where the engine does not tell."""
+    """Compute dtype: int8, bfloat16, float16, float32; None if the engine does not report it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Kernel:
     kind: str
     """The engine's operator, or the layer's class."""
     computed_in: str | None = None
-    """int8, bfloat16, float16, float32; None where the engine does not tell, or nothing is computed."""
+    """int8, bfloat16, float16, float32; None if unreported, or nothing is computed."""
     covers: tuple[str, ...] = ()
     """Names of the nodes it was fused from, where the engine keeps them."""
 

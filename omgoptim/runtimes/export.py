@@ -99,7 +99,7 @@ def _onnx_program(module: nn.Module, batch: Mapping[str, Tensor], signature: Sig
             "see torch.export's limits (control flow on values, unsupported operators); torch runtimes still work",
         ) from error
     if program is None:
-        raise TechniqueError("the model cannot be exported to ONNX", "torch.onnx.export gave no program")
+        raise TechniqueError("the model cannot be exported to ONNX", "torch.onnx.export returned no program")
     stated = {str(value.name): list(value.shape or ()) for value in program.model.graph.inputs}
     return None if has_fixed_batch(stated, signature) else program
 

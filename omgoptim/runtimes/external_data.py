@@ -95,7 +95,7 @@ def _entries(file: BinaryIO, end: int, message: str, depth: int) -> Iterator[tup
                 yield from _entries(file, after, kind, depth + 1)
             file.seek(after)
         else:
-            raise MalformedProtobuf("it holds what is no field of an ONNX model")
+            raise MalformedProtobuf("it has a field that ONNX models do not have")
     if file.tell() != end:
         raise MalformedProtobuf("it is cut off")
 

@@ -29,13 +29,13 @@ from omgoptim.runtimes.signature import Signature
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 KERNEL = "_kernel_time"
-"""How the profile ends the name of a node's event."""
+"""Suffix of a node's event in the profile."""
 
 INTEGER = re.compile(r"QLinear\w+|QGemm|QAttention|\w*Integer\w*|DynamicQuantize(MatMul|LSTM)")
 """Operators whose products are sums of integers."""
 
 FLOATS = {"float": "float32", "float16": "float16", "bfloat16": "bfloat16", "double": "float64"}
-"""How the profile writes the types of floating tensors."""
+"""Names of floating types in the profile."""
 
 
 def missing(device: str) -> str | None:

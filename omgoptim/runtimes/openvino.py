@@ -33,7 +33,7 @@ NUMBERS = {
     "f32": "float32",
     "f64": "float64",
 }
-"""How OpenVINO writes the types that are computed in."""
+"""Names of compute dtypes in OpenVINO."""
 
 UNREPORTED = "FullyConnectedCompressed"
 """A product with integer weights and float inputs. OpenVINO rounds the inputs to int8 where the weights' groups allow
@@ -82,11 +82,11 @@ def _node_times(compiled: Any, feed: dict[str, NDArray[Any]], seconds: float) ->
     covers: dict[str, tuple[str, ...]] = {}
     numbers: dict[str, str | None] = {}
     for node in compiled.get_runtime_model().get_ordered_ops():
-        told = node.get_rt_info()
-        names = str(told["originalLayersNames"].astype(str))
+        info = node.get_rt_info()
+        names = str(info["originalLayersNames"].astype(str))
         covers[node.get_friendly_name()] = tuple(name for name in names.split(",") if name)
         numbers[node.get_friendly_name()] = computed_in(
-            *(str(told[key].astype(str)) if key in told else "" for key in ("primitiveType", "runtimePrecision"))
+            *(str(info[key].astype(str)) if key in info else "" for key in ("primitiveType", "runtimePrecision"))
         )
     request = compiled.create_infer_request()
     kinds: dict[str, str] = {}

@@ -25,7 +25,7 @@ class InputTensor:
     dtype: str
     shape: tuple[int | str, ...]
     keyword: bool
-    """Whether `forward` takes it by name (a dict batch) rather than by position."""
+    """Passed to `forward` by name (a dict batch) rather than by position."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ def structure_of(value: Any) -> Any:
         return {kind: [structure_of(item) for item in value]}
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return "tensor"
-    raise TypeError(f"forward returned a {type(value).__name__}, which is no tensor, tuple, list or dict of tensors")
+    raise TypeError(f"forward returned a {type(value).__name__}, not a tensor, tuple, list or dict of tensors")
 
 
 def flatten(value: Any) -> list[Any]:

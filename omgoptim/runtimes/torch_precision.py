@@ -124,8 +124,8 @@ def _set_weights(layer: Any, own: Mapping[str, Tensor]) -> None:
         scale, zero_point = own[f"{name}.scale"].double(), own[f"{name}.zero_point"].long()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            made: Tensor = torch._make_per_channel_quantized_tensor(own[f"{name}.int8"], scale, zero_point, 0)
-        return made
+            quantized: Tensor = torch._make_per_channel_quantized_tensor(own[f"{name}.int8"], scale, zero_point, 0)
+        return quantized
 
     if not hasattr(layer, "get_weight"):
         layer.set_weight_bias(weight("weight"), own.get("bias"))

@@ -76,7 +76,7 @@ def test_an_artifact_that_no_longer_gives_what_it_gave_is_refused(make_module, s
     artifact = make_module("artifact")
     code = tmp_path / "modules_of_user.py"
     code.write_text(code.read_text().replace("x * self.weight", "x * self.weight * 1.01"))
-    with pytest.raises(ArtifactError, match="does not give what it gave when it was saved"):
+    with pytest.raises(ArtifactError, match="does not reproduce its recorded outputs"):
         start(artifact)
 
 

@@ -99,7 +99,7 @@ def test_a_metric_that_gives_nan_is_refused(resolve):
     def mine(outputs, targets):
         return math.nan
 
-    with pytest.raises(DataError, match="metric mine gave nan"):
+    with pytest.raises(DataError, match="metric mine returned nan"):
         value(resolve(mine))
 
 

@@ -267,11 +267,11 @@ def test_one_changed_byte_and_a_missing_file_are_each_found(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (None, "is no artifact"),
-        ("", "is no artifact"),
-        ("null", "is no artifact"),
-        ("[]", "is no artifact"),
-        ('{"format": 1}', "is no artifact"),
+        (None, "is not an artifact"),
+        ("", "is not an artifact"),
+        ("null", "is not an artifact"),
+        ("[]", "is not an artifact"),
+        ('{"format": 1}', "is not an artifact"),
         ('{"format": 2}', "another version"),
     ],
 )
@@ -337,7 +337,7 @@ def test_code_that_changed_since_the_run_is_found_by_its_weights_or_by_its_outpu
         with pytest.raises(ArtifactError, match=said) as error:
             reopened(tmp_path / "artifact", tmp_path, NETS.replace(*change))
         assert "code changed since the run" in error.value.fix
-    with pytest.raises(ArtifactError, match="does not give what it gave when it was saved") as error:
+    with pytest.raises(ArtifactError, match="does not reproduce its recorded outputs") as error:
         reopened(tmp_path / "artifact", tmp_path, NETS.replace("torch.relu(", "torch.tanh("))
     assert "of their scale" in error.value.why
 

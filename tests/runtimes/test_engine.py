@@ -12,7 +12,7 @@ from omgoptim.runtimes.engine import as_float32, engine_message, wall_clock
 
 def test_every_engine_is_found_by_its_name_and_an_unknown_one_is_answered_with_the_nearest() -> None:
     assert all(engine_named(name).name == name for name in ENGINES)
-    with pytest.raises(RequestError, match="'onnx_runtime' is no runtime") as error:
+    with pytest.raises(RequestError, match="'onnx_runtime' is not a runtime") as error:
         engine_named("onnx_runtime")
     assert error.value.why.startswith("Did you mean 'onnxruntime'?")
 

@@ -213,7 +213,7 @@ def test_one_changed_byte_in_any_file_is_refused(project: Path, name: str) -> No
     text[text.index(b"net.py") if name == "recipe.json" else len(text) // 2] ^= 1
     path.write_bytes(text)
     for said in refused(project / "small"):
-        assert "damaged" in said or "no artifact" in said or "was not made by you" in said
+        assert "damaged" in said or "not an artifact" in said or "was not made by you" in said
 
 
 def test_what_a_recipe_says_of_its_own_rights_grants_nothing(project: Path, tmp_path: Path, mark: Path) -> None:
@@ -284,12 +284,12 @@ SPECS = (
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_callable_that_the_project_does_not_define_is_never_called(project: Path, mark: Path, spec: str) -> None:
     kwargs = payloads(project, mark)[spec]
-    with pytest.raises(RequestError, match="is no code of the project") as error:
+    with pytest.raises(RequestError, match="is not code of the project") as error:
         load_source(spec, PathPolicy(project), kwargs=kwargs)
     assert "write a function in a file of yours" in error.value.fix
     make(project / "recipe", Recipe("callable", spec, kwargs, str(project)))
     for said in (*refused(project / "recipe"), *refused(project / "recipe", trust=True)):
-        assert "is no code of the project" in said
+        assert "is not code of the project" in said
 
 
 def test_code_of_an_environment_inside_the_project_is_not_the_projects(project: Path, mark: Path) -> None:
@@ -298,7 +298,7 @@ def test_code_of_an_environment_inside_the_project_is_not_the_projects(project: 
         (project / folder / "net.py").write_text(f"open({str(mark)!r}, 'w').close()\n{NET}")
     (project / "env" / "pyvenv.cfg").touch()
     for spec in (".venv/lib/python3.12/site-packages/pkg/net.py:Net", "env/code/net.py:Net"):
-        with pytest.raises(RequestError, match="is no code of the project"):
+        with pytest.raises(RequestError, match="is not code of the project"):
             load_source(spec, PathPolicy(project))
 
 
@@ -314,7 +314,7 @@ def test_an_installed_module_runs_where_the_user_allows_it_by_name(
     monkeypatch.setenv("OMGOPTIM_ALLOW_MODULE", "copy json")
     with pytest.raises(ModelError, match="deepcopy returned a str"):
         load_source("copy:deepcopy", PathPolicy.of(project, []), kwargs={"x": "text"})
-    with pytest.raises(RequestError, match="is no code of the project"):  # copy imports it, and does not define it
+    with pytest.raises(RequestError, match="is not code of the project"):  # copy imports it, and does not define it
         load_source("copy:dispatch_table.get", PathPolicy.of(project, []))
 
 
@@ -375,7 +375,7 @@ def test_a_link_in_an_artifact_is_refused_and_a_link_to_one_is_not(project: Path
     (project / "small" / name).rename(tmp_path / name)
     (project / "small" / name).symlink_to(tmp_path / name)
     for said in refused(project / "small"):
-        assert "a link or no regular file" in said
+        assert "a link or not a regular file" in said
 
 
 def test_a_file_that_the_manifest_does_not_list_is_not_read(project: Path) -> None:
@@ -426,7 +426,7 @@ def test_json_that_nobody_wrote_is_no_artifact(project: Path, name: str, text: s
         listed(project / "small", manifest, name)
         (project / "small" / "manifest.json").write_text(json.dumps(add_seal("artifact", manifest)))
     for said in refused(project / "small"):
-        assert "no artifact" in said or "recipe.json cannot be read" in said
+        assert "not an artifact" in said or "recipe.json cannot be read" in said
 
 
 WRONG_TYPES: list[dict[str, Any]] = [

@@ -638,7 +638,7 @@ def test_an_option_of_transformers_that_runs_code_is_refused(hugging_face: Path,
 def test_a_name_or_option_of_an_image_library_that_reads_other_files_is_refused(
     policy: PathPolicy, model: str, options: dict[str, Any]
 ) -> None:
-    with pytest.raises(ModelError, match=r"is refused|is no name of a model") as refused:
+    with pytest.raises(ModelError, match=r"is refused|is not the name of a model") as refused:
         load_source(model, policy, kwargs=options)
     assert "--allow-remote-code" in refused.value.fix
 

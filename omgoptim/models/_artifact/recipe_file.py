@@ -61,7 +61,7 @@ def code_project(folder: Path) -> str | None:
     """Return the project of a module artifact of this user; None for a program, or an artifact of another user.
 
     Raises:
-        ArtifactError: it is no artifact.
+        ArtifactError: it is not an artifact.
     """
     manifest = Manifest.read(folder)
     if not manifest.made_here or engine_named(manifest.runtime).runs == "program":
@@ -97,7 +97,7 @@ def read_record(folder: Path, manifest: Manifest) -> RecipeRecord:
         built = RecipeRecord(recipe, dict(record["aliases"]), dict(record.get("packed", {})))
         sizes = [size for shape in built.packed.values() for size in shape]
         if not all(isinstance(name, str) for name in built.aliases.values()):
-            raise TypeError("an alias is no name")
+            raise TypeError("an alias is not a name")
         if not all(type(size) is int and size >= 0 for size in sizes):
             raise TypeError("a packed weight's shape is none")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -36,17 +36,17 @@ LEFTOVERS = frozenset({"total_ops", "total_params", "masked_bias", "inv_freq"})
 """Floating entries that are no weights: thop's counters, and buffers that transformers no longer saves."""
 
 NAMED = 5
-"""How many keys a sentence names."""
+"""Number of keys that an error names before "and N more"."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyMatch:
-    """The state dict that a checkpoint gives for a model."""
+    """State dict of a model from a checkpoint."""
 
     state: dict[str, Tensor]
     """Every entry of the model's state dict that the file or a tied entry fills."""
     notes: list[str]
-    """What was understood, cast, filled and left out on the way."""
+    """Notes on prefixes, casts, filled and ignored entries."""
 
 
 def match_keys(loaded: Mapping[Any, Any], own: Mapping[str, Tensor], weights: WeightSet = "auto") -> KeyMatch:

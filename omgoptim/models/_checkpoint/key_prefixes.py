@@ -13,7 +13,7 @@ Entry = tuple[tuple[str, ...], str, Tensor]
 """Nesting, key and tensor."""
 
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-"""What DistributedDataParallel and AveragedModel, torch.compile, FSDP and activation checkpointing put into keys."""
+"""Key components of DistributedDataParallel and AveragedModel, torch.compile, FSDP and activation checkpointing."""
 
 SPELLINGS = (
     ("parametrizations.weight.original0", "weight_g"),

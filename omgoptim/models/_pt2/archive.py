@@ -62,7 +62,7 @@ def open_pt2(path: Path) -> nn.Module:
             checked = _checked_copy(archive)
     except RejectedProgram as refused:
         raise ModelError(
-            f"{path.name} is not opened: a part of it is more than the tensors and operators of a model",
+            f"{path.name} is not opened: it contains more than the tensors and operators of a model",
             f"{refused.where}: {refused.why}",
             WAY_OUT,
         ) from refused
@@ -131,7 +131,7 @@ def _members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
                 raise RejectedProgram(
                     member.filename, "the file is of the format before torch 2.9, whose weights are pickles"
                 )
-            raise RejectedProgram(_short(member.filename), "it is no name of an exported program's member")
+            raise RejectedProgram(_short(member.filename), "an exported program has no member of this name")
         if name in found:
             raise RejectedProgram(_short(name), "it is there twice")
         found[name] = member
@@ -153,12 +153,12 @@ def _refuse_other_formats(archive: zipfile.ZipFile, members: dict[str, zipfile.Z
             raise RejectedProgram(_short(name), "it is compiled code")
         elif PLAIN.fullmatch(name):
             if member.file_size > 1000:
-                raise RejectedProgram(_short(name), "it is longer than it can be")
+                raise RejectedProgram(_short(name), "it is too long")
         elif name not in (MODEL, INPUTS) and not name.startswith("extra/"):
-            raise RejectedProgram(_short(name), "it is no member of a program that torch.export.save writes")
+            raise RejectedProgram(_short(name), "torch.export.save writes no member of this name")
     for name, value in (FORMAT, VERSION):
         if name not in members:
-            raise RejectedProgram(name, "it is missing: this is no file of torch.export.save (torch 2.9 or later)")
+            raise RejectedProgram(name, "it is missing: torch.export.save of torch 2.9 or later did not write the file")
         if archive.read(members[name]).strip() != value:
             raise RejectedProgram(name, f"it is another than {value.decode()!r}, which is read here")
     if "byteorder" in members and archive.read(members["byteorder"]).strip() != b"little":
@@ -173,7 +173,7 @@ def _json(archive: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], name: s
     try:
         value = json.loads(archive.read(members[name]).decode())
     except ValueError as error:
-        raise RejectedProgram(name, "it is no JSON") from error
+        raise RejectedProgram(name, "it is not JSON") from error
     checked: dict[str, Any] = check(value, name)
     return checked
 

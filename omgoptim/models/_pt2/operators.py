@@ -57,7 +57,7 @@ def check_operator(value: Any, where: str) -> str:
         return value
     match = OF_TENSORS.fullmatch(value)
     if match is None or match[1] not in NAMESPACES or not _is_of_tensors(*match.groups()):
-        raise RejectedProgram(where, f"it calls {value[:100]!r}, which is none of torch's tensor operators")
+        raise RejectedProgram(where, f"it calls {value[:100]!r}, which is not a tensor operator of torch")
     return value
 
 

@@ -27,11 +27,11 @@ def tree(root: str) -> Validator:
 
     def check(value: Any, where: str) -> str:
         if not isinstance(value, str):
-            raise RejectedProgram(where, "it is no text")
+            raise RejectedProgram(where, "it is not text")
         try:
             version, tree = json.loads(value)
         except (ValueError, TypeError) as error:
-            raise RejectedProgram(where, "it is no structure of inputs or outputs") from error
+            raise RejectedProgram(where, "it is not a structure of inputs or outputs") from error
         if version != 1:
             raise RejectedProgram(where, "its structure is of another version")
         return json.dumps([1, _node(tree, where, 0, () if root == "inputs" else (None,))])

@@ -49,11 +49,11 @@ def check_expression(value: Any, where: str) -> str:
         Refused: it is not.
     """
     if not isinstance(value, str) or len(value) > MAX_LENGTH or not value.isascii() or not value.isprintable():
-        raise RejectedProgram(where, "it is no symbolic expression")
+        raise RejectedProgram(where, "it is not a symbolic expression")
     try:
         tree = ast.parse(value, mode="eval")
     except (SyntaxError, ValueError, MemoryError) as error:
-        raise RejectedProgram(where, f"{value[:80]!r} is no symbolic expression") from error
+        raise RejectedProgram(where, f"{value[:80]!r} is not a symbolic expression") from error
     if _bits(tree.body, where) > MAX_BITS:
         raise RejectedProgram(where, f"{value[:80]!r} would be an enormous number")
     return value
@@ -139,7 +139,7 @@ def _exponent(node: ast.expr, where: str) -> int:
         return _literal(node, 64)
     elif isinstance(node, ast.Name) and FREE_SYMBOL.fullmatch(node.id):
         return 1
-    raise RejectedProgram(where, "a power whose exponent is no small number")
+    raise RejectedProgram(where, "the exponent of a power is not a small number")
 
 
 def _literal(node: ast.expr, limit: int) -> int:

@@ -41,7 +41,7 @@ def one_of(**kinds: Validator) -> Validator:
     def check(value: Any, where: str) -> dict[str, Any]:
         names = list(mapping(value, where))
         if len(names) != 1 or names[0] not in kinds:
-            raise RejectedProgram(where, f"it is none of the known kinds: {', '.join(names)[:80]!r}")
+            raise RejectedProgram(where, f"its kind is unknown: {', '.join(names)[:80]!r}")
         return {names[0]: kinds[names[0]](value[names[0]], f"{where}.{names[0]}")}
 
     return check
@@ -52,7 +52,7 @@ def list_of(item: Validator) -> Validator:
 
     def check(value: Any, where: str) -> list[Any]:
         if not isinstance(value, list) or len(value) > MAX_LIST:
-            raise RejectedProgram(where, "it is no list")
+            raise RejectedProgram(where, "it is not a list")
         return [item(content, f"{where}[{index}]") for index, content in enumerate(value)]
 
     return check
@@ -82,13 +82,13 @@ def replaced_by(replacement: Any) -> Validator:
 
 def mapping(value: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise RejectedProgram(where, "it is no object")
+        raise RejectedProgram(where, "it is not an object")
     return value
 
 
 def integer(value: Any, where: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**64:
-        raise RejectedProgram(where, "it is no integer of 64 bits")
+        raise RejectedProgram(where, "it is not a 64-bit integer")
     return value
 
 
@@ -96,7 +96,7 @@ def number(value: Any, where: str) -> float | str:
     if value in ("Infinity", "-Infinity", "NaN"):
         return str(value)
     if not isinstance(value, (int, float)) or isinstance(value, bool) or abs(value) > 1.8e308:
-        raise RejectedProgram(where, "it is no number")
+        raise RejectedProgram(where, "it is not a number")
     return value
 
 
@@ -109,14 +109,14 @@ def flag(value: Any, where: str) -> bool:
 def text(value: Any, where: str) -> str:
     """Validate a line of printable text without double quotes or backslashes: engines write it into generated code."""
     if not isinstance(value, str) or len(value) > MAX_TEXT or not value.isprintable() or set(value) & set('"\\'):
-        raise RejectedProgram(where, "it is no plain line of text")
+        raise RejectedProgram(where, "it is not a plain line of text")
     return value
 
 
 def cleaned(value: Any, where: str) -> str:
     """Convert a message for people to a plain line of text."""
     if not isinstance(value, str):
-        raise RejectedProgram(where, "it is no text")
+        raise RejectedProgram(where, "it is not text")
     shown = value[: 10 * MAX_TEXT].replace('"', "'").replace("\\", "/")
     return "".join(c if c.isprintable() else " " for c in shown)
 
@@ -124,9 +124,9 @@ def cleaned(value: Any, where: str) -> str:
 def name(value: Any, where: str) -> str:
     """Validate an identifier: it becomes the name of a variable in generated Python."""
     if not isinstance(value, str) or len(value) > 1000 or not IDENTIFIER.fullmatch(value):
-        raise RejectedProgram(where, f"{str(value)[:80]!r} is no plain name")
+        raise RejectedProgram(where, f"{str(value)[:80]!r} is not a plain identifier")
     if keyword.iskeyword(value) or (value.startswith("__") and value.endswith("__")):
-        raise RejectedProgram(where, f"{value[:80]!r} is a name of Python's own")
+        raise RejectedProgram(where, f"{value[:80]!r} is reserved in Python")
     return value
 
 
@@ -137,9 +137,9 @@ def unnamed_or(check: Validator) -> Validator:
 def path(value: Any, where: str) -> str:
     """Validate the dotted path of a parameter, buffer, constant or submodule."""
     if not isinstance(value, str) or len(value) > 2000 or not PATH.fullmatch(value):
-        raise RejectedProgram(where, f"{str(value)[:80]!r} is no path of a module")
+        raise RejectedProgram(where, f"{str(value)[:80]!r} is not a module path")
     if any(part.startswith("__") for part in value.split(".")):
-        raise RejectedProgram(where, f"{value[:80]!r} leads into Python's own attributes")
+        raise RejectedProgram(where, f"{value[:80]!r} names an internal attribute of Python")
     return value
 
 
@@ -154,7 +154,7 @@ def operator(value: Any, where: str) -> str:
 def symbol(value: Any, where: str) -> str:
     """Validate the name of a dimension. Its digits count torch's symbols, one loop each, so there are few."""
     if not isinstance(value, str) or len(value) > 200:
-        raise RejectedProgram(where, "it is no symbol")
+        raise RejectedProgram(where, "it is not a symbol")
     if re.fullmatch(r"[A-Za-z]{1,8}\d{0,6}", value):
         return value
     return check_expression(value, where)

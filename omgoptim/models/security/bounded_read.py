@@ -19,7 +19,7 @@ def read_plain(path: Path, most_bytes: int) -> bytes:
     with os.fdopen(os.open(path, flags), "rb") as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
         content = file.read(most_bytes + 1) if found.st_size <= most_bytes else b""
     if max(found.st_size, len(content)) > most_bytes:
         raise ValueError(f"it is larger than {most_bytes} bytes")

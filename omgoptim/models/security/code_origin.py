@@ -2,7 +2,7 @@
 
 Taken are functions, classes and objects that are defined in the project's own files (or in a folder or module that the
 request allows), and the layers of `torch.nn`. Everything else that a name leads to is refused, unimported where that
-can be told: `os:system`, `torch:load`, a project file's own imports of such (`net.py:system`, `net.py:np.load`). An
+is refused: `os:system`, `torch:load`, a project file's own imports of such (`net.py:system`, `net.py:np.load`). An
 installed class may be an nn.Module and still unpickle the file that an argument names, so being a module is not enough.
 """
 
@@ -20,10 +20,10 @@ from omgoptim.errors import RequestError, argument
 from omgoptim.models.security.path_policy import PathPolicy
 
 LAYERS = ("torch.nn", "torch.nn.modules")
-"""Where the classes of layers are that may be named as a model or a loss: their arguments are numbers."""
+"""Packages whose layer classes may be named as a model or a loss: their arguments are numbers."""
 
 DEEPEST = 8
-"""How many wrappers around a function are looked through."""
+"""Depth of decorators that are unwrapped."""
 
 
 def refuse_foreign_module(place: str, name: str, policy: PathPolicy, spec: str, what: str) -> None:
@@ -40,7 +40,7 @@ def refuse_foreign_module(place: str, name: str, policy: PathPolicy, spec: str, 
     if policy.allows_module(name) or name in LAYERS:
         return
     found = _spec_of(place)
-    if found is not None and not _of_project(found, policy):  # what is nowhere is told by the import
+    if found is not None and not _of_project(found, policy):  # the import reports what is missing
         raise foreign_code(spec, what, f"'{place}' is an installed module", name)
 
 
@@ -64,7 +64,7 @@ def refuse_foreign_object(found: Any, module: ModuleType, policy: PathPolicy, sp
     Raises:
         RequestError: neither it, nor what it wraps, is defined in the project or an allowed module.
     """
-    if not callable(found):  # told by whoever asked for a callable
+    if not callable(found):  # the caller reports it
         return
     own = policy.holds_code(getattr(module, "__file__", None)) or policy.allows_module(module.__name__)
     if own and _is_torch_module(found):  # an object that the project made
@@ -118,7 +118,7 @@ def _spec_of(name: str) -> importlib.machinery.ModuleSpec | None:
         return importlib.util.find_spec(name)
     except ModuleNotFoundError:
         return None
-    except ValueError:  # a loaded module that does not tell where it is from, such as __main__
+    except ValueError:  # a loaded module without a spec, such as __main__
         return importlib.machinery.ModuleSpec(name, None)
 
 
@@ -139,7 +139,7 @@ def foreign_code(spec: str, what: str, why: str, module: str) -> RequestError:
         f", or allow the module with {argument('allow_module', [module])}" if module and module != "builtins" else ""
     )
     return RequestError(
-        f"{what} '{spec[:200]}' is no code of the project",
+        f"{what} '{spec[:200]}' is not code of the project",
         f"{why[:300]}; only what the project's own files define is run",
         f"write a function in a file of yours that calls it, and name that{allow} (OMGOPTIM_ALLOW_MODULE for a server)",
     )

@@ -1,7 +1,7 @@
 """Validation of options for model libraries (transformers, timm, torchvision): nothing that runs code.
 
 Their loaders take options, and read options out of a folder's own files, that import a repository's Python, fetch
-kernels, open pickles or follow paths out of the folder. All of these are refused unless the request grants them.
+kernels, open pickles or follow paths out of the folder. All of these are refused unless the request allows them.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def check_options(kind: str, spec: str, kwargs: Mapping[str, Any]) -> None:
     pattern = REPOSITORY if kind == "hf" else NAME
     if not pattern.fullmatch(spec) and not (kind == "hf" and Path(spec).is_dir()):
         raise ModelError(
-            f"{kind}:{spec[:200]} is no name of a model of {kind}",
+            f"{kind}:{spec[:200]} is not the name of a model of {kind}",
             "a name has letters, digits, dots and underscores; other forms name files or code",
             f"for a repository or a folder: hf:ID or hf:FOLDER; {REMOTE_CODE_FIX}"
             if kind != "hf"
@@ -215,5 +215,5 @@ def _is_place(text: str) -> bool:
 
 
 def _refused(what: str, why: str, allowed: list[str], first: str = "") -> ModelError:
-    told = f"allowed: {', '.join(allowed)}; " if allowed else ""
-    return ModelError(f"{what} is refused", why, f"{first}{told}leave it out; {REMOTE_CODE_FIX}")
+    values = f"allowed: {', '.join(allowed)}; " if allowed else ""
+    return ModelError(f"{what} is refused", why, f"{first}{values}leave it out; {REMOTE_CODE_FIX}")

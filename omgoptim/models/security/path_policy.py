@@ -1,8 +1,8 @@
 """Policy of a request: the files that it may read and the modules whose code it may run. No torch.
 
 Files: those inside the project, and those in folders that the request or the user's environment allows. Code: what is
-defined in such files, and in the modules that were allowed by name. What an artifact, a recipe or a stored request
-says about its own rights grants nothing.
+defined in such files, and in the modules that were allowed by name. Rights that an artifact, a recipe or a stored
+request claims for itself are ignored.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class PathPolicy:
     modules: tuple[str, ...] = ()
     """Installed modules whose functions and classes may be named, with everything below them."""
     trusted: bool = False
-    """Whether an artifact that this user did not make may run the code that its recipe names."""
+    """Artifacts of other users may run the code that their recipes name."""
 
     @staticmethod
     def of(
@@ -81,20 +81,20 @@ class PathPolicy:
                 f"paths are relative to the project; give another one with {argument('project', 'FOLDER')}",
             )
         if not (path.is_file() or path.is_dir()):  # a pipe would be waited for
-            raise error_about(what)(f"{what} '{text}' is no regular file", f"{path} is a pipe or a device")
+            raise error_about(what)(f"{what} '{text}' is not a regular file", f"{path} is a pipe or a device")
         return path
 
     def inside(self, text: str, what: str) -> Path:
         """Resolve the path that `text` names, which may not exist yet.
 
         Raises:
-            RequestError: it lies outside of the project and of the allowed folders, or is no path at all.
+            RequestError: it lies outside of the project and of the allowed folders, or is not a valid path at all.
         """
         try:
             path = (self.project / Path(text).expanduser()).resolve()
             path.exists()
         except (OSError, ValueError, RuntimeError) as error:  # too long, holds a NUL, ~ of an unknown user
-            raise RequestError(f"{what} {text[:80]!r} is no path", str(error)[-200:]) from error
+            raise RequestError(f"{what} {text[:80]!r} is not a valid path", str(error)[-200:]) from error
         if self._root_of(path) is None:
             raise RequestError(
                 f"{what} '{text}' lies outside the project",

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 SealKind = Literal["artifact", "request", "state", "worker", "report"]
-"""What is sealed: the seal of one kind is no seal of another."""
+"""Kinds of sealed records: the seal of one kind is invalid for another."""
 
 SEAL = "origin"
 """The field of a record that holds its seal."""

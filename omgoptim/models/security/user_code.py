@@ -142,7 +142,7 @@ def _import_source(source: str, policy: PathPolicy, spec: str, what: str) -> Mod
     name = path.stem if known is None else f"_omgoptim_user_{path.stem}"
     module_spec = importlib.util.spec_from_file_location(name, path)
     if module_spec is None or module_spec.loader is None:
-        raise error_about(what)(f"{what} '{source}' is no Python file")
+        raise error_about(what)(f"{what} '{source}' is not a Python file")
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module
     try:

@@ -58,5 +58,5 @@ def test_what_does_not_exist_is_an_error_about_that_argument(policy: PathPolicy)
 
 @pytest.mark.parametrize("text", ["x" * 5000, "a\0b", "~nobody-of-that-name/net.py"])
 def test_a_text_that_can_be_no_path_is_refused(policy: PathPolicy, text: str) -> None:
-    with pytest.raises(RequestError, match="is no path"):
+    with pytest.raises(RequestError, match="is not a valid path"):
         policy.file(text, "model")
