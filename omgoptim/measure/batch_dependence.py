@@ -18,6 +18,7 @@ from omgoptim.models.forward import NamedBatch
 from omgoptim.models.samples import Samples, batch_length
 
 MOST_SAMPLES = 32
+"""Limit of the samples of the test, which runs each of them alone."""
 FEWEST, LONGEST_S = 8, 3.0
 """A slow model is checked on fewer samples: none begins after so many seconds, once so many have run."""
 TOLERANCE, COARSE = 1e-3, 5e-2

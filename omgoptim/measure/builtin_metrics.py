@@ -18,13 +18,15 @@ from omgoptim.errors import DataError, argument
 from omgoptim.measure.agreement import cosine_outputs, predicted_classes, worst_scores
 from omgoptim.measure.intervals import Arrays
 from omgoptim.measure.language_metrics import negative_kl, token_log_likelihoods
-from omgoptim.models.output_detection import describe_outputs, labels_kind
+from omgoptim.models.output_detection import OutputOptions, describe_outputs, labels_kind
 from omgoptim.models.outputs import ModelOutputs, OutputSpec, class_layout
 from omgoptim.runtimes.signature import Signature
 
 BUILTIN = ("top1", "r2", "cosine", "top1_agreement", "perplexity", "kl")
+"""Names of the built-in metrics, besides `auto`."""
 
 IGNORED_TARGET = -100
+"""Target without a label: the default `ignore_index` of torch.nn.CrossEntropyLoss."""
 
 OUTPUT_DETECTION_BATCHES = 8
 """Batches from which outputs are detected, if they were not described before."""
@@ -67,9 +69,7 @@ def detect_outputs(
         reference,
         batch_lengths(reference, targets),
         targets,
-        target_output=target_output,
-        ignored=ignored,
-        metric=metric,
+        OutputOptions(target_output, ignored, metric),
     )
 
 

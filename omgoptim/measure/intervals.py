@@ -19,9 +19,12 @@ Drop = Callable[[Sequence[Arrays], Sequence[Arrays], list[Any]], float]
 """`drop(before, after, targets)`: the metric before minus the metric after."""
 
 UNKNOWN = (-math.inf, math.inf)
+"""Interval if nothing is known."""
 Z = 1.959964
+"""97.5 % quantile of the standard normal distribution."""
 
 RESAMPLES = 200
+"""Bootstrap resamples; Efron and Tibshirani (1993) find 50 to 200 enough for a standard error."""
 FEWEST_RESAMPLES = 40
 """The 2.5 % quantile of fewer is their smallest, which is no quantile."""
 

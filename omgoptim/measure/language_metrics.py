@@ -12,6 +12,7 @@ from omgoptim.errors import DataError
 from omgoptim.measure.intervals import Arrays
 
 IGNORED_TARGET = -100
+"""Target without a label: the default `ignore_index` of torch.nn.CrossEntropyLoss."""
 
 
 def token_log_likelihoods(

@@ -17,7 +17,9 @@ from omgoptim.measure.self_time import evaluation_mode, module_paths, self_cost
 from omgoptim.reports import Layer
 
 FEWEST_CALLS = 5
+"""Least calls behind a median."""
 MOST_CALLS = 1000
+"""Limit of the calls of a small model."""
 
 
 def costliest_layers(

@@ -33,7 +33,9 @@ TOLERANCE = 0.01
 """Largest relative difference between the two counters that is not worth an entry."""
 
 CELLS = (nn.RNNCell, nn.LSTMCell, nn.GRUCell)
+"""Recurrent cells, one step per call."""
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+"""Transposed convolutions."""
 
 NO_PRODUCTS = (
     nn.Embedding,

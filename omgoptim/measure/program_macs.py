@@ -28,7 +28,9 @@ Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 
 STANDARD = ("", "ai.onnx")
+"""Domain of ONNX's standard operators."""
 CONTRIB = "com.microsoft"
+"""Domain of ONNX Runtime's own operators."""
 
 NO_PRODUCTS = {
     "BiasAdd", "BiasDropout", "BiasGelu", "BiasSoftmax", "BiasSplitGelu", "DequantizeLinear", "DynamicQuantizeLinear",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -112,18 +112,16 @@ def compare_quality(
     after: Sequence[Arrays],
     targets: list[Any],
     seed: int,
-    clock: Callable[[], float] = time.perf_counter,
     original: Sequence[Arrays] | None = None,
 ) -> Quality:
     """Compute the quality of `after` against `before` on the same samples.
 
     Args:
         seed: of the resamples.
-        original: outputs of the original model, which an agreement is one with; default: `before`.
-        clock: seconds; by its own time a metric is recomputed on many resamples, on fewer, or on none.
+        original: outputs of the original model, the reference of an agreement; default: `before`.
 
     Raises:
-        DataError: the metric cannot be computed on either, or gives no finite number.
+        DataError: the metric cannot be computed on either, or is not finite.
     """
     if metric.per_sample:
         reference = before if original is None else original
@@ -133,16 +131,7 @@ def compare_quality(
         samples = len(scores[0])
     else:
         before, after = list(before), list(after)  # a whole metric takes all batches at once, again on each resample
-        times, values = [clock()], []
-        for side in (before, after):
-            values.append(score(metric, side, targets, before))
-            times.append(clock())
-        both = 2 * min(times[1] - times[0], times[2] - times[1])  # a first call may import and compile
-
-        def drop(one: Sequence[Arrays], other: Sequence[Arrays], drawn: list[Any]) -> float:
-            return score(metric, one, drawn, one) - score(metric, other, drawn, one)
-
-        low, high = resampled_interval(drop, before, after, targets, seed, affordable_resamples(both))
+        values, (low, high) = _resampled(metric, before, after, targets, seed)
         samples = sample_count(before, targets)
     outputs = agreement_of_outputs(metric, after, before if original is None else original)
     agreement = min(output.agreement for output in outputs)
@@ -158,6 +147,22 @@ def compare_quality(
         outputs=outputs,
         is_agreement=metric.agreement,
     )
+
+
+def _resampled(
+    metric: Metric, before: list[Arrays], after: list[Arrays], targets: list[Any], seed: int
+) -> tuple[list[float], tuple[float, float]]:
+    """Compute a whole metric for both, and the drop's interval from as many resamples as its run time allows."""
+    times, values = [time.perf_counter()], []
+    for side in (before, after):
+        values.append(score(metric, side, targets, before))
+        times.append(time.perf_counter())
+    both = 2 * min(times[1] - times[0], times[2] - times[1])  # a first call may import and compile
+
+    def drop(one: Sequence[Arrays], other: Sequence[Arrays], drawn: list[Any]) -> float:
+        return score(metric, one, drawn, one) - score(metric, other, drawn, one)
+
+    return values, resampled_interval(drop, before, after, targets, seed, affordable_resamples(both))
 
 
 def agreement_of_outputs(

@@ -56,7 +56,9 @@ PLANS = {
     "standard": TimingPlan(launches=5, most_launches=8, rounds=4),
     "careful": TimingPlan(launches=8, most_launches=24, rounds=6, narrow=0.015),
 }
+"""Plan of each value of the request's `timing`."""
 SCREENING_PLAN = TimingPlan(launches=1, most_launches=1, rounds=2, throughput_launches=0)
+"""Plan for candidates before the final timing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ SAFETENSORS_NAMES = {
     "U8": "uint8",
     "I32": "int32",
 }
+"""Dtype names of safetensors, to torch's."""
 
 FOLLOWED = ("Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze")
 """Ops that may be between an integer weight and its scale."""

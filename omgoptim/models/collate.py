@@ -17,6 +17,7 @@ from omgoptim.models.forward import name_inputs
 from omgoptim.models.raw_batch import RawBatch, split_target
 
 MASK = "attention_mask"
+"""Input name of Hugging Face's attention masks."""
 IGNORED = -100
 """Value of padded targets, ignored by metrics and losses."""
 

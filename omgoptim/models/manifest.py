@@ -24,6 +24,7 @@ from omgoptim.runtimes import ENGINES
 from omgoptim.runtimes.signature import Signature
 
 FORMAT = 1
+"""Version of the manifest's format; other versions are refused."""
 MANIFEST, PROGRAM, PROGRAM2, WEIGHTS, RECIPE = (
     "manifest.json",
     "model.onnx",
@@ -32,7 +33,9 @@ MANIFEST, PROGRAM, PROGRAM2, WEIGHTS, RECIPE = (
     "recipe.json",
 )
 MOST_JSON_BYTES = 16 * 2**20
+"""Limit of a JSON file from an untrusted folder: 16 MiB, far above what omgoptim writes."""
 MOST_FILES = 1000
+"""Limit of the files in an artifact."""
 
 
 @dataclass(frozen=True, slots=True)

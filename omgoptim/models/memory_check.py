@@ -10,6 +10,7 @@ from torch import nn
 from omgoptim.errors import ModelError, OmgoptimError
 
 FORMATS = (".safetensors", ".bin", ".pt", ".pth", ".pt2", ".onnx")
+"""Suffixes of weight files."""
 
 COPIES = 5
 """A trained weight is there so often: itself, its gradient, Adam's two moments, and the best so far."""

@@ -50,9 +50,13 @@ ZERO_POINT_OF = {("DequantizeLinear", 0): 2, ("MatMulInteger", 1): 3, ("ConvInte
 """(op, input) of an integer weight to the input that is its zero point."""
 
 CONV = ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv")
+"""Convolutions, float and quantized."""
 MATMUL = ("Gemm", "MatMul", "MatMulInteger", "QLinearMatMul")
+"""Matrix products, float and quantized."""
 RECURRENT = ("LSTM", "DynamicQuantizeLSTM", "GRU", "RNN")
+"""Recurrent layers, float and quantized."""
 ATTENTION = ("Attention", "MultiHeadAttention", "QAttention", "GroupQueryAttention")
+"""Fused attention operators."""
 
 
 @dataclass(frozen=True, slots=True)

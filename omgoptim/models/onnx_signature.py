@@ -39,7 +39,7 @@ def declared_signature(program: Path) -> Signature:
                 f"{program.name} takes no batch of any size",
                 f"the first dimension of input '{tensor.name}' is {tensor.shape[0] if tensor.shape else 'missing'}; "
                 "latency is measured at batch 1, throughput and quality at others",
-                "export it with a free batch: torch.onnx.export(…, dynamic_shapes=({0: torch.export.Dim('batch')},))",
+                "export a dynamic batch: torch.onnx.export(…, dynamic_shapes=({0: torch.export.Dim('batch')},))",
             )
         shape = [size if isinstance(size, int) else f"{tensor.name}_{axis}" for axis, size in enumerate(tensor.shape)]
         inputs.append(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from omgoptim.models.artifact import Manifest
 
 CHECK = "check.npz"
+"""File name of the recorded batch and outputs."""
 
 TOLERANCE = {
     "float64": 1e-3,

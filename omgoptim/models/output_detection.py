@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,36 +27,44 @@ CLASS_NAMES = re.compile(r"(^|_)(logits?|scores?|probs?|probabilit(y|ies))(_|$)"
 """Names of outputs that are scores of classes."""
 
 
+@dataclass(frozen=True, slots=True)
+class OutputOptions:
+    """Properties of outputs that are known from the request and the model."""
+
+    target_output: str | None = None
+    """Name or index of the output that the labels belong to; default: the one that they fit."""
+    ignored: Sequence[str] = ()
+    """Names or indices of outputs that are not compared."""
+    metric: str = "auto"
+    """`top1_agreement` marks an output as class scores, `r2` marks labels as values."""
+    class_count: int | None = None
+    """Number of classes by the model's own attribute (`num_classes`)."""
+
+
 def describe_outputs(
     signature: Signature,
     reference: Sequence[Arrays],
     lengths: Sequence[int],
     targets: Sequence[Any],
-    *,
-    target_output: str | None = None,
-    ignored: Sequence[str] = (),
-    metric: str = "auto",
-    class_count: int | None = None,
+    options: OutputOptions | None = None,
 ) -> ModelOutputs:
     """Describe the outputs of a model.
 
     Args:
-        reference: what the original gives, per batch the flat list of outputs.
-        lengths: samples in each of these batches; where they differ, the batch axis of each output is known for sure.
+        reference: the original's outputs, per batch the flat list.
+        lengths: samples in each of these batches; if they differ, the batch axis of each output is certain.
         targets: of these batches; None without labels.
-        target_output: name or index of the output that the labels belong to; default: the one that they fit.
-        ignored: names or indices of outputs that nobody reads.
-        class_count: how many classes the model itself says that it has (`num_classes`).
-        metric: `top1_agreement` says that an output holds scores of classes, `r2` that labels are values.
+        options: what is known of the outputs.
 
     Raises:
         RequestError: there is no output of that name; all are ignored.
         DataError: the labels do not fit the output that was named.
     """
     names = signature.output_names
-    if len(names) != len(reference[0]):  # a program whose signature does not tell the structure
+    if len(names) != len(reference[0]):  # a program whose signature lacks the structure
         names = [f"output_{index}" for index in range(len(reference[0]))] if len(reference[0]) > 1 else ["output"]
-    left_out = {output_index(name, names) for name in ignored}
+    options = options or OutputOptions()
+    left_out = {output_index(name, names) for name in options.ignored}
     specs = [
         _plain_spec(index, name, [batch[index] for batch in reference], lengths, signature.inputs, len(names))
         for index, name in enumerate(names)
@@ -70,9 +78,9 @@ def describe_outputs(
     specs = [replace(spec, weight=0.0) if spec.index in left_out else spec for spec in specs]
     if not any(spec.weight for spec in specs):
         raise RequestError("every output of the model is ignored", ", ".join(names), "leave one to be compared")
-    specs = [_counted_classes(spec, class_count) for spec in specs]
-    chosen = None if target_output is None else output_index(target_output, names)
-    return _with_labels(tuple(specs), reference, targets, chosen, metric)
+    specs = [_counted_classes(spec, options.class_count) for spec in specs]
+    chosen = None if options.target_output is None else output_index(options.target_output, names)
+    return _with_labels(tuple(specs), reference, targets, chosen, options.metric)
 
 
 def _plain_spec(

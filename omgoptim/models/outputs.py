@@ -27,6 +27,7 @@ COMPARED_BY: dict[OutputKind, ComparedBy] = {
     "state": "r2_agreement",
     "integers": "exact_agreement",
 }
+"""Measure of agreement for each kind of output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class OutputSpec:
     index: int
     """Position in the flat list of outputs."""
     shape: tuple[int | str, ...]
-    """Sizes, or the names of free dimensions (`"batch"`)."""
+    """Sizes, or the names of dynamic dimensions (`"batch"`)."""
     dtype: str
     kind: OutputKind
     evidence: str

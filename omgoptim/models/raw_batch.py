@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 TARGET_KEYS = ("labels", "label", "target", "targets", "y")
+"""Keys under which data sets yield their targets, in order of preference."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.structural_diff import StructuralDiff
 
 KINDS = ("callable", "pt2", "hf", "timm", "torchvision")
+"""Kinds of model sources with a recipe."""
 
 
 @dataclass(frozen=True, slots=True)

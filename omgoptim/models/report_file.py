@@ -12,7 +12,9 @@ from omgoptim.models.security.seal import add_seal, can_seal, is_sealed
 from omgoptim.reports import EfficiencyReport
 
 MOST_REPORT_BYTES = 256 * 2**20
+"""Limit of a report from an untrusted folder: 256 MiB."""
 MOST_SEAL_BYTES = 10_000
+"""Limit of a seal, a small JSON object."""
 LARGEST = 1e30
 """No count, size or time of a report is as large."""
 

@@ -29,6 +29,7 @@ from omgoptim.models.security.user_code import call_user, load_callable
 from omgoptim.models.structural_diff import apply_diff
 
 RUNS = Path(".omgoptim") / "runs"
+"""Folder of runs in a project."""
 PRETRAINED = {"timm": ("pretrained", False, True), "torchvision": ("weights", None, "DEFAULT")}
 """The argument that asks a model library for weights: its name, its value without and with them."""
 
@@ -36,6 +37,7 @@ WITH_MODES = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 """Layers whose forward differs between training and evaluation."""
 
 PICKLE = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+"""Suffixes of pickles, which are accepted as checkpoints only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,36 +79,45 @@ def load_source(
         raise ModelError(f"'{model}' is complete: it carries its own weights", f"{given} given with it", "leave it out")
     if artifact is not None:
         return Source(artifact=artifact)
-    prefix, _, name = model.partition(":")
-    recipe = Recipe("", "", dict(kwargs or {}), str(policy.project), limit_s)
-    if prefix == "hf":
-        recipe = replace(recipe, kind=prefix, spec=portable_path(name, policy) if is_local(name, policy) else name)
-    elif prefix in PRETRAINED:
-        option, untrained, trained = PRETRAINED[prefix]
-        chosen = {option: untrained if checkpoint else trained}
-        recipe = replace(recipe, kind=prefix, spec=name, kwargs=chosen | recipe.kwargs)
-    elif model.endswith(".onnx"):
+    if model.endswith(".onnx") and model.partition(":")[0] not in ("hf", *PRETRAINED):
         return Source(program=policy.file(model, "model"))
-    elif model.endswith(".pt2"):
-        recipe = replace(recipe, kind="pt2", spec=str(policy.file(model, "model")))
-    elif model.endswith(PICKLE):
-        raise _refused_pickle(model)
-    elif prefix and name:
-        file, _, name = model.rpartition(":")
-        recipe = replace(
-            recipe, kind="callable", spec=f"{portable_path(file, policy)}:{name}" if is_file(file) else model
-        )
-    else:
-        raise UnknownModelError(
-            f"'{model}' names no model",
-            "no run, artifact folder or file of that name was found in the project",
-            "give path/to/file.py:callable, package.module:callable, model.pt2, model.onnx, hf:…, timm:… or a run id",
-        )
+    recipe = _recipe_of(
+        model, policy, Recipe("", "", dict(kwargs or {}), str(policy.project), limit_s), bool(checkpoint)
+    )
     module = _constructed(recipe, policy)
     modes = training_mode_notes(module)
     module = module if recipe.kind == "pt2" else module.eval()
     notes = modes + load_checkpoint(module, policy.file(checkpoint, "checkpoint"), weights) if checkpoint else modes
     return Source(module=module, recipe=recipe, notes=notes)
+
+
+def _recipe_of(model: str, policy: PathPolicy, recipe: Recipe, has_checkpoint: bool) -> Recipe:
+    """Return the recipe with the kind and spec that `model` names.
+
+    Raises:
+        RequestError: a path outside the project.
+        ModelError: it is a pickle, or names nothing.
+    """
+    prefix, _, name = model.partition(":")
+    if prefix == "hf":
+        return replace(recipe, kind=prefix, spec=portable_path(name, policy) if is_local(name, policy) else name)
+    if prefix in PRETRAINED:
+        option, untrained, trained = PRETRAINED[prefix]
+        chosen = {option: untrained if has_checkpoint else trained}
+        return replace(recipe, kind=prefix, spec=name, kwargs=chosen | recipe.kwargs)
+    if model.endswith(".pt2"):
+        return replace(recipe, kind="pt2", spec=str(policy.file(model, "model")))
+    if model.endswith(PICKLE):
+        raise _refused_pickle(model)
+    if prefix and name:
+        file, _, name = model.rpartition(":")
+        spec = f"{portable_path(file, policy)}:{name}" if is_file(file) else model
+        return replace(recipe, kind="callable", spec=spec)
+    raise UnknownModelError(
+        f"'{model}' names no model",
+        "no run, artifact folder or file of that name was found in the project",
+        "give path/to/file.py:callable, package.module:callable, model.pt2, model.onnx, hf:…, timm:… or a run id",
+    )
 
 
 def _weights_of(model: str, artifact: Path | None, checkpoint: str | None, policy: PathPolicy) -> list[Path]:

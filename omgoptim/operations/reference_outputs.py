@@ -10,7 +10,7 @@ from omgoptim.measure.builtin_metrics import CUSTOM_METRIC_FIX
 from omgoptim.measure.intervals import Arrays
 from omgoptim.models.data import DataSource, take_samples
 from omgoptim.models.forward import NamedBatch, name_inputs
-from omgoptim.models.output_detection import describe_outputs
+from omgoptim.models.output_detection import OutputOptions, describe_outputs
 from omgoptim.models.outputs import ModelOutputs
 from omgoptim.models.samples import Samples, batch_length, named_samples, repeat_to_size
 from omgoptim.requests import ModelRequest
@@ -88,10 +88,12 @@ def outputs_of(
         outputs,
         lengths,
         targets,
-        target_output=request.target_output,
-        ignored=request.ignore_outputs,
-        metric=metric if isinstance(metric, str) else "auto",
-        class_count=_class_count(module),
+        OutputOptions(
+            request.target_output,
+            request.ignore_outputs,
+            metric if isinstance(metric, str) else "auto",
+            _class_count(module),
+        ),
     )
     if metric in ON_LABELS and described.labels in ("classes", "values"):
         described.require_target(CUSTOM_METRIC_FIX)

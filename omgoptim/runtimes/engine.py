@@ -141,6 +141,7 @@ SOURCE_PLACE = re.compile(
 """A place in an engine's own source, and the C++ function that stands there."""
 
 CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
+"""Prefix of ONNX Runtime's error messages."""
 MEANINGLESS = re.compile(r"(Exception from|Please fix either|Check '.*' failed at|While validating node)\b.*|[\s:.]*")
 """Lines of an engine's message that only say where it was raised, or what anyone would do."""
 

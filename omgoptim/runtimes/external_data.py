@@ -25,7 +25,9 @@ MESSAGES: dict[str, dict[int, str]] = {
 }
 """The fields of each message that a tensor can be in."""
 MAX_DEPTH = 200
+"""Limit of nested messages, above protobuf's own default of 100."""
 MAX_TEXT = 10_000
+"""Limit of a key or location, in bytes."""
 TEXT, VARINT, EIGHT_BYTES, FOUR_BYTES = 2, 0, 1, 5
 
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 Array = TypeVar("Array")
 
 BATCH = "batch"
-"""Name of the free dimension."""
+"""Name of the dynamic batch dimension."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from omgoptim.runtimes.engine import Kernel
 
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Half precisions."""
 
 
 def convert(module: nn.Module, precision: str) -> nn.Module:

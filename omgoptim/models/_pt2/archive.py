@@ -30,6 +30,7 @@ WAY_OUT = (
     "a program that is yours can be exported again with torch.export.save"
 )
 ROOT = "model"
+"""Folder of the archive, as torch.export.save names it."""
 MODEL, INPUTS = "models/model.json", "data/sample_inputs/model.pt"
 TENSORS = {"data/weights/": "weight_", "data/constants/": "tensor_"}
 CONFIGS = {"data/weights/": "data/weights/model_weights_config.json"} | {
@@ -42,7 +43,9 @@ PLAIN = re.compile(
 """Members of a few bytes each that say how the archive is written."""
 FORMAT, VERSION = ("archive_format", b"pt2"), ("archive_version", b"0")
 MAX_MEMBERS = 1_000_000
+"""Limit of the archive's listing, far above a model's tensors, against memory exhaustion."""
 MAX_JSON_BYTES = 2**29
+"""Limit of the program's text, 512 MiB, against memory exhaustion."""
 ITEM_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 2, 7: 4, 8: 8, 9: 4, 10: 8, 11: 16, 12: 1, 13: 2, 28: 2} | {
     **dict.fromkeys(range(29, 34), 1),
     34: 4,

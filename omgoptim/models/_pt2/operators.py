@@ -39,8 +39,11 @@ VMAP = frozenset(
         "lazy_load_decompositions",
     )
 )
+"""Operators of torch.vmap that export keeps in the graph."""
 NAMESPACES = frozenset({"aten", "prims", "quantized", "quantized_decomposed"})
+"""Namespaces of torch's tensor operators."""
 OF_TENSORS = re.compile(r"torch\.ops\.([a-z_]+)\.([A-Za-z0-9_]+)\.([A-Za-z0-9_]+)")
+"""Form of an operator's name: namespace, name, overload."""
 LEFT_OUT = re.compile(r"from_file|_print|.*_unsafe")
 """Operators that open files or write to the terminal, and those that build sparse tensors unchecked."""
 

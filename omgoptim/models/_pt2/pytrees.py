@@ -15,7 +15,9 @@ from omgoptim.models._pt2.validators import Validator, mapping, name, text
 
 LEAF: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
 CONTAINERS = ("builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict", "collections.deque")
+"""Containers of Python that torch's pytree registers and that hold no code."""
 PYTREE_DEPTH = 100
+"""Limit of nesting, well below Python's recursion limit of 1000."""
 
 
 def tree(root: str) -> Validator:

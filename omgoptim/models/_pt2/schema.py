@@ -34,6 +34,7 @@ from omgoptim.models._pt2.validators import (
 )
 
 SCHEMA_MAJOR = 8
+"""Major version of torch's export schema (torch/_export/serde/schema.py)."""
 
 DEVICE = object_of(type=name, index=optional(integer))
 _HINT = one_of(as_int=integer, as_bool=flag, as_float=number)
@@ -100,6 +101,7 @@ ARGUMENT = one_of(
 """The argument of an operator. Objects of custom classes and free dictionaries are not among them."""
 
 MESSAGES = ("assert_msg", "msg", "message")
+"""Arguments with messages for people, which may hold any text."""
 
 
 def _named_argument(value: Any, where: str) -> Any:

@@ -12,13 +12,16 @@ import re
 from typing import Any
 
 MAX_LENGTH = 20_000
+"""Limit of an expression's text, in characters, against slow parsing."""
 MAX_BITS = 20_000
 """Largest size, in bits, that a number of an expression could have if it were computed."""
 
 SYMBOL = re.compile(r"[A-Za-z]{1,8}\d{1,6}|[A-Za-z][A-Za-z0-9_]{0,60}")
 FREE_SYMBOL = re.compile(r"[a-z]{1,4}\d{1,6}")
 CONSTANTS = frozenset({"oo", "int_oo", "nan", "zoo", "true", "false"})
+"""Constants of sympy in torch's expressions."""
 POWERS = frozenset({"Pow", "PowByNatural", "FloatPow", "LShift"})
+"""Functions whose result can be exponentially large."""
 FUNCTIONS = POWERS | {
     *("Add", "Mul", "Mod", "PythonMod", "FloorDiv", "CleanDiv", "CeilDiv", "IntTrueDiv", "FloatTrueDiv", "RShift"),
     *("ModularIndexing", "Where", "Max", "Min", "Abs", "ceiling", "floor", "Identity"),
@@ -27,6 +30,7 @@ FUNCTIONS = POWERS | {
     *("Eq", "Ne", "Lt", "Le", "Gt", "Ge", "And", "Or", "Not", "IsNonOverlappingAndDenseIndicator"),
 }
 NUMBERS = frozenset({"Integer", "Float", "Rational"})
+"""Number classes of sympy."""
 
 
 class RejectedProgram(ValueError):

@@ -17,8 +17,11 @@ Validator = Callable[[Any, str], Any]
 """Takes a value and where it stands; returns its checked copy or raises `Refused`."""
 
 MAX_LIST = 10_000_000
+"""Limit of a list's length, against memory exhaustion."""
 MAX_TEXT = 10_000
+"""Limit of a text's length, in characters."""
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+"""ASCII identifiers of Python."""
 PATH = re.compile(r"[\w\-/ :+@,]+(\.[\w\-/ :+@,]+)*")
 """A dotted module path. Quotes, brackets and backslashes are out: the path becomes Python text."""
 

@@ -20,6 +20,7 @@ REMOTE_CODE_VARIABLE = "OMGOPTIM_REMOTE_CODE_GRANTED"
 """Set in the environment of a run that may run a repository's code, so that its measuring processes may too."""
 
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")
+"""Attention implementations of transformers that need no download of kernels."""
 SAFE_VALUES: dict[str, tuple[Any, ...]] = {
     "trust_remote_code": (False, None),
     "weights_only": (True,),
@@ -44,12 +45,16 @@ UNSAFE_OPTIONS = frozenset(
 )
 """Options that run code, open pickles, or name files and repositories besides the model's own."""
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
+"""Repository ids of the Hugging Face hub."""
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*")
+"""Model names of timm and torchvision."""
 BRANCH = re.compile(r"[\w\-]+([./][\w\-]+)*")
+"""Names of branches, tags and commits."""
 REMOTE_CODE_FIX = (
     "if you trust the repository's authors as you would to run their code: --allow-remote-code in the shell"
 )
 MAX_JSON_BYTES = 2**28
+"""Limit of a JSON file in a model's folder: 256 MiB, since tokenizers are large."""
 UNSAFE_CONFIG_KEYS = (
     "auto_map",
     "custom_pipelines",

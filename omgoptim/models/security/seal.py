@@ -26,6 +26,7 @@ SEAL = "origin"
 """The field of a record that holds its seal."""
 
 KEY_BYTES = 32
+"""Length of the key: 256 bits, the output size of SHA-256 (RFC 2104 recommends no less)."""
 
 
 def state_folder() -> Path | None:
