@@ -11,19 +11,19 @@ import numpy as np
 from omgoptim.measure.builtin_metrics import IGNORED_TARGET
 
 PERFECT = 0.99
-"""An accuracy above this is no guess, even where almost all labels are the same."""
+"""Accuracy above this is never at chance level, even if almost all labels are the same."""
 
 
 def chance_level_reason(metric: str, value: float | None, targets: Sequence[Any]) -> str | None:
     """Return a sentence if a quality is at chance level; None if it is better, or unknown.
 
-    Accuracy is compared with what the commonest class alone would reach, give or take two standard errors of so many
-    samples; r2 with 0, which the mean of the targets reaches.
+    Accuracy is compared with that of the most frequent class, plus two standard errors for the number of samples; r2
+    with 0, that of the mean of the targets.
 
     Args:
         metric: name of the metric, as a report has it.
         value: of the original model on these targets.
-        targets: per batch; -100 is no label.
+        targets: per batch; -100 is ignored.
 
     >>> chance_level_reason("r2", -0.2, [])
     'the original model is at chance level: its r2 is -0.2000, and the mean of the targets alone gives 0'
@@ -45,12 +45,12 @@ def chance_level_reason(metric: str, value: float | None, targets: Sequence[Any]
     joined = joined[joined != IGNORED_TARGET]
     if not joined.size:
         return None
-    commonest = float(np.unique(joined, return_counts=True)[1].max()) / joined.size
-    if value > commonest + 2 * math.sqrt(commonest * (1 - commonest) / joined.size):
+    most_frequent = float(np.unique(joined, return_counts=True)[1].max()) / joined.size
+    if value > most_frequent + 2 * math.sqrt(most_frequent * (1 - most_frequent) / joined.size):
         return None
     return (
-        f"the original model is at chance level: its accuracy is {value:.4f}, and the commonest class "
-        f"alone gives {commonest:.4f} ({joined.size:,} labels)"
+        f"the original model is at chance level: its accuracy is {value:.4f}, and the most frequent class "
+        f"alone gives {most_frequent:.4f} ({joined.size:,} labels)"
     )
 
 

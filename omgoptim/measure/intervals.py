@@ -67,8 +67,8 @@ def resampled_interval(
     """Compute the percentile bootstrap interval of a drop, with the same resamples for both models.
 
     Returns:
-        The interval; `UNKNOWN` where the batches cannot be taken apart into samples, or the metric fails on many
-        resamples, or there are too few of them, or they never differ: a metric in steps, say, tells nothing then.
+        The interval; `UNKNOWN` if the batches cannot be split into samples, the metric fails on many resamples, the
+        resamples are too few, or they are all equal, as a metric with steps can be.
     """
     sizes = [len(batch[0]) for batch in before]
     ends = np.cumsum(sizes)

@@ -1,7 +1,7 @@
 """Compute dtype of a program's layers, reported by the engine that runs them.
 
-That a weight is stored in int8 does not say what it is multiplied in: an engine that cannot fuse the quantization
-around a layer unpacks the weight and computes in float. So the process that measured an artifact is asked what it ran.
+The storage dtype of a weight is not the compute dtype: an engine that cannot fuse the quantization around a layer
+unpacks the weight and computes in float. So the process that measured an artifact reports its kernels.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def query_kernels(process: MeasuringProcess, batch: str) -> list[Kernel]:
         batch: name of a prepared batch.
 
     Returns:
-        One entry per node of the engine; none where the engine does not tell (a GPU).
+        One entry per node of the engine; none if the engine does not report them (a GPU).
     """
     answer = process.ask("kernels", batch=batch)["kernels"]
     return [Kernel(**kernel | {"covers": tuple(kernel["covers"])}) for kernel in answer]

@@ -20,7 +20,7 @@ def query_time_shares(process: MeasuringProcess, batch: str) -> list[TimeShare]:
         batch: name of the prepared batch.
 
     Returns:
-        None at all where the engine does not tell (a GPU).
+        None if the engine does not report them (a GPU).
     """
     answer = process.ask("kinds", batch=batch)["kinds"]
     return time_shares((entry["kind"], entry["ms"], entry["computed_in"]) for entry in answer)

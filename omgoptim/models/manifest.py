@@ -1,7 +1,7 @@
 """Manifest of an artifact and its verification: files, their sha256, and the user who saved it. No torch.
 
 Nothing that a manifest names leaves the artifact's folder, and nothing in it is a link; only the way to the folder may
-be one. A manifest may come from anybody: everything in it is checked before it is used.
+be one. A manifest is untrusted: everything in it is checked before it is used.
 """
 
 from __future__ import annotations

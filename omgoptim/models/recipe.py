@@ -23,8 +23,8 @@ class Recipe:
     spec: str
     kwargs: dict[str, Any] = field(default_factory=dict)
     project: str = "."
-    """The project it was built in: where a file is looked for next where the request's project lacks it. It grants
-    nothing: the file must lie in what the request may read."""
+    """The project it was built in, searched after the request's project. It confers no rights: the file must be one that
+    the request may read."""
     limit_s: float = 300.0
     surgery: StructuralDiff | None = None
     """Structural changes after the code built the module: shapes, and layers replaced by blocks."""
@@ -44,7 +44,7 @@ class Recipe:
 
         Raises:
             ValueError: it is something else.
-            ArtifactError: its surgery is.
+            ArtifactError: its structural changes are.
         """
         known = {name: value for name, value in record.items() if name != "allowed"}
         texts = [known.get(name) for name in ("kind", "spec", "project")]
@@ -55,7 +55,7 @@ class Recipe:
         if known["kind"] not in KINDS or not isinstance(known.get("kwargs"), dict):
             raise ValueError("the recipe is of an unknown kind, or its arguments are not an object")
         if surgery and known["kind"] == "pt2":
-            raise ValueError("a recipe of kind pt2 has no surgery")
+            raise ValueError("a recipe of kind pt2 has no structural changes")
         return Recipe(**(known | {"surgery": StructuralDiff.from_json(surgery) if surgery else None}))
 
 

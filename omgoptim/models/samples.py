@@ -66,10 +66,10 @@ def batch_length(batch: NamedBatch) -> int:
     return len(next(iter(batch.values())))
 
 
-def shared_samples(some: Samples, others: Samples) -> int:
+def shared_samples(first: Samples, second: Samples) -> int:
     """Return the number of samples that are, byte for byte, among the others."""
-    known = set(_digests(others))
-    return sum(digest in known for digest in _digests(some))
+    known = set(_digests(second))
+    return sum(digest in known for digest in _digests(first))
 
 
 def _digests(samples: Samples) -> Iterator[bytes]:
@@ -145,7 +145,7 @@ def repeat_to_size(samples: Samples, size: int) -> NamedBatch:
 
 
 def synthetic_like(batch: NamedBatch, seed: int) -> NamedBatch:
-    """Draw random inputs in the range of real ones, so that an artifact carries nobody's data."""
+    """Draw random inputs in the range of real ones, so that an artifact contains no user data."""
     random = np.random.default_rng(seed)
 
     def draw(array: NDArray[Any]) -> NDArray[Any]:

@@ -320,7 +320,7 @@ def _not_recordable(path: str, why: str) -> TechniqueError:
 
 
 def _damaged(why: str) -> ArtifactError:
-    return ArtifactError("the artifact's surgery cannot be read", why, "run the compression again")
+    return ArtifactError("the structural changes of the artifact cannot be read", why, "run the compression again")
 
 
 def _other_module(why: str) -> ArtifactError:

@@ -1,7 +1,7 @@
 """Engine protocol: sessions, and the records of nodes and kernels. No torch.
 
-An engine runs either the module itself (torch) or a program file (ONNX). It says whether this Python can use it, and
-opens what it is given as a `Session`, which is all that measuring ever sees.
+An engine runs either the module itself (torch) or a program file (ONNX). It reports whether this Python can use it, and
+opens a module or program as a `Session`, the only interface that measuring uses.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class NodeTime:
     ms: float
     """Median over the calls, the work of nodes inside it not included."""
     covers: tuple[str, ...] = ()
-    """Names of the nodes it was fused from, where the engine keeps them."""
+    """Names of the nodes it was fused from, if the engine reports them."""
     computed_in: str | None = None
     """Compute dtype: int8, bfloat16, float16, float32; None if the engine does not report it."""
 
@@ -59,7 +59,7 @@ class Kernel:
     computed_in: str | None = None
     """int8, bfloat16, float16, float32; None if unreported, or nothing is computed."""
     covers: tuple[str, ...] = ()
-    """Names of the nodes it was fused from, where the engine keeps them."""
+    """Names of the nodes it was fused from, if the engine reports them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +75,10 @@ class Session:
     seconds: Callable[[Any, int], float]
     """Seconds per call over n calls on a prepared batch, the device synchronised."""
     module: Any = None
-    """The torch module, where there is one: for the time per layer."""
+    """The torch module, if there is one, for the time per layer."""
     node_times: Callable[[Any, float], list[NodeTime]] | None = None
-    """For a program: what its nodes take on a prepared batch, called for so many seconds with the engine's profiling
-    on, in a second session. A module's layers are timed by hooks instead."""
+    """Time per node of a program on a prepared batch, called for so many seconds with profiling on, in a second
+    session. A module's layers are timed by hooks instead."""
     peak_device_bytes: Callable[[], int | None] = field(default=lambda: None)
     """Peak memory on a GPU since the session was opened, or None on a CPU."""
 

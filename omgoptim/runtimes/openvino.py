@@ -37,7 +37,7 @@ NUMBERS = {
 
 UNREPORTED = "FullyConnectedCompressed"
 """A product with integer weights and float inputs. OpenVINO rounds the inputs to int8 where the weights' groups allow
-it, and does not tell where."""
+it, and does not report where."""
 
 
 def missing(device: str) -> str | None:

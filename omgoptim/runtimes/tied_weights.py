@@ -72,7 +72,7 @@ def _read_transposed(graph: Any, kept: Any, value: Any) -> None:
     """Insert a `Transpose` of the kept initializer where the other one was read."""
     import onnx_ir
 
-    name = f"{kept.name}_Transposed"  # how the layers of a program tell whose weight it is
+    name = f"{kept.name}_Transposed"  # `onnx_graph.WEIGHT_NAME` reads the module from it
     node = onnx_ir.node("Transpose", [kept], {"perm": [1, 0]}, name=name)
     output = node.outputs[0]
     output.name, output.shape, output.type = name, value.shape, value.type

@@ -68,9 +68,9 @@ FORWARDED_OPTIONS = ("model_args", "backbone_kwargs")
 """Entries of a config.json whose content becomes options of timm, which opens a checkpoint_path as a pickle."""
 
 
-def allow_remote_code(granted: bool) -> None:
+def allow_remote_code(allowed: bool) -> None:
     """Set whether this run, and the processes it starts, may run a repository's code."""
-    if granted:
+    if allowed:
         os.environ[REMOTE_CODE_VARIABLE] = "1"
     else:
         os.environ.pop(REMOTE_CODE_VARIABLE, None)

@@ -110,7 +110,7 @@ class PathPolicy:
             return False
         try:
             path = Path(file).resolve()
-            if not path.is_file():  # code without a file, such as `<string>`, is nobody's
+            if not path.is_file():  # code without a file, such as `<string>`
                 return False
         except (OSError, RuntimeError, ValueError):
             return False

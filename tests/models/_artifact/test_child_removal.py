@@ -183,7 +183,7 @@ def test_layers_that_the_built_module_has_not_are_refused_by_their_path() -> Non
 def test_a_recipe_written_before_layers_could_go_is_still_read() -> None:
     old = {"attributes": {"0": {"out_features": 1}}, "blocks": {}, "shapes": {"0.weight": [1, 2]}}
     assert StructuralDiff.from_json(old).kept == {}
-    with pytest.raises(ArtifactError, match="surgery cannot be read"):
+    with pytest.raises(ArtifactError, match="structural changes of the artifact cannot be read"):
         StructuralDiff.from_json(old | {"kept": {"layers": ["0"]}})
 
 
