@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from omgoptim.models.forward import NamedBatch
 from omgoptim.models.samples import Samples, batch_length
 
-MOST_SAMPLES = 32
+MAX_SAMPLES = 32
 """Limit of the samples of the test, which runs each of them alone."""
 FEWEST, LONGEST_S = 8, 3.0
 """A slow model is checked on fewer samples: none begins after so many seconds, once so many have run."""
@@ -73,8 +73,8 @@ def _joined(samples: Samples) -> NamedBatch | None:
     taken: list[NamedBatch] = []
     count = 0
     for batch in samples.batches:
-        if count < MOST_SAMPLES and {name: array.shape[1:] for name, array in batch.items()} == shapes:
-            taken.append({name: array[: MOST_SAMPLES - count] for name, array in batch.items()})
+        if count < MAX_SAMPLES and {name: array.shape[1:] for name, array in batch.items()} == shapes:
+            taken.append({name: array[: MAX_SAMPLES - count] for name, array in batch.items()})
             count += batch_length(taken[-1])
     if count < 2:
         return None

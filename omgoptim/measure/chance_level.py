@@ -10,7 +10,7 @@ import numpy as np
 
 from omgoptim.measure.builtin_metrics import IGNORED_TARGET
 
-PERFECT = 0.99
+ABOVE_CHANCE = 0.99
 """Accuracy above this is never at chance level, even if almost all labels are the same."""
 
 
@@ -36,7 +36,7 @@ def chance_level_reason(metric: str, value: float | None, targets: Sequence[Any]
         return (
             f"the original model is at chance level: its r2 is {value:.4f}, and the mean of the targets alone gives 0"
         )
-    if metric != "top1_accuracy" or value >= PERFECT:
+    if metric != "top1_accuracy" or value >= ABOVE_CHANCE:
         return None
     labels = [np.asarray(target).ravel() for target in targets if target is not None]
     if not labels or any(each.dtype.kind not in "iu" for each in labels):

@@ -20,18 +20,18 @@ Drop = Callable[[Sequence[Arrays], Sequence[Arrays], list[Any]], float]
 
 UNKNOWN = (-math.inf, math.inf)
 """Interval if nothing is known."""
-Z = 1.959964
+Z_975 = 1.959964
 """97.5 % quantile of the standard normal distribution."""
 
 RESAMPLES = 200
 """Bootstrap resamples; Efron and Tibshirani (1993) find 50 to 200 enough for a standard error."""
-FEWEST_RESAMPLES = 40
+MIN_RESAMPLES = 40
 """The 2.5 % quantile of fewer is their smallest, which is no quantile."""
 
 BUDGET_S = 20.0
 """Longest time, in seconds, that a metric is recomputed for the sake of its interval."""
 
-FAILING = 0.1
+MAX_FAILING = 0.1
 """Fraction of resamples on which a metric may fail (a class is missing, say) before nothing can be said."""
 
 
@@ -47,18 +47,18 @@ def paired_interval(before: NDArray[np.float64], after: NDArray[np.float64]) -> 
     if set(np.unique(difference)) <= {-1.0, 0.0, 1.0} and set(np.unique(before)) <= {0.0, 1.0}:
         lost, won = (int((difference == sign).sum()) for sign in (1, -1))
         p, q = (lost + 1) / (count + 2), (won + 1) / (count + 2)
-        half = Z * math.sqrt((p + q - (p - q) ** 2) / (count + 2))
+        half = Z_975 * math.sqrt((p + q - (p - q) ** 2) / (count + 2))
         return p - q - half, p - q + half
     if count < 2:
         return UNKNOWN
-    half = Z * float(difference.std(ddof=1)) / math.sqrt(count)
+    half = Z_975 * float(difference.std(ddof=1)) / math.sqrt(count)
     return float(difference.mean()) - half, float(difference.mean()) + half
 
 
 def affordable_resamples(seconds: float) -> int:
     """Return the number of resamples that fit the time budget for a metric of `seconds`; 0 if too few do."""
     count = min(RESAMPLES, int(BUDGET_S / max(seconds, 1e-9)))
-    return count if count >= FEWEST_RESAMPLES else 0
+    return count if count >= MIN_RESAMPLES else 0
 
 
 def resampled_interval(
@@ -85,7 +85,7 @@ def resampled_interval(
             drops.append(drop(sides[0], sides[1], [_target_rows(targets[b], rows) for b, rows in chosen]))
         except OmgoptimError:  # it stands for all samples, and not for these: a class that was not drawn, say
             continue
-    if len(drops) < max(FEWEST_RESAMPLES, (1 - FAILING) * resamples):
+    if len(drops) < max(MIN_RESAMPLES, (1 - MAX_FAILING) * resamples):
         return UNKNOWN
     if min(drops) == max(drops):
         return UNKNOWN

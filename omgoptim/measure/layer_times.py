@@ -16,9 +16,9 @@ from torch import nn
 from omgoptim.measure.self_time import evaluation_mode, module_paths, self_cost
 from omgoptim.reports import Layer
 
-FEWEST_CALLS = 5
+MIN_CALLS = 5
 """Least calls behind a median."""
-MOST_CALLS = 1000
+MAX_CALLS = 1000
 """Limit of the calls of a small model."""
 
 
@@ -74,8 +74,8 @@ def _own_times_ms(
     with contextlib.redirect_stdout(sys.stderr), evaluation_mode(module), self_cost(module, _clock_ms(module)) as own:
         module(*args, **kwargs)
         end = time.perf_counter() + seconds
-        for call in range(MOST_CALLS):
-            if call >= FEWEST_CALLS and time.perf_counter() >= end:
+        for call in range(MAX_CALLS):
+            if call >= MIN_CALLS and time.perf_counter() >= end:
                 break
             own.clear()
             module(*args, **kwargs)

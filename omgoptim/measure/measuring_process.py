@@ -20,7 +20,7 @@ from omgoptim.bootstrap import IMPORT_OMGOPTIM, PACKAGE_FILE
 from omgoptim.errors import ArtifactError, OmgoptimError
 from omgoptim.models.security.path_policy import PathPolicy
 
-LEFTOVER_S = 2.0
+PIPE_TIMEOUT_S = 2.0
 """Seconds that a leftover of the user's code may hold the pipe of a process that has ended."""
 
 START = IMPORT_OMGOPTIM + "from omgoptim.measure.measuring_server import main\nmain()\n"
@@ -98,7 +98,7 @@ class MeasuringProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._reader.join(LEFTOVER_S)
+        self._reader.join(PIPE_TIMEOUT_S)
 
     def begin_open(self) -> None:
         """Send the command to open its artifact, without waiting: several open side by side."""

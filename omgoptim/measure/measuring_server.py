@@ -24,13 +24,13 @@ from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.runtimes import Session
 from omgoptim.runtimes.engine import Kernel, engine_message
 
-SHORTEST_SAMPLE_S = 1e-4
+MIN_SAMPLE_S = 1e-4
 """A call shorter than this is timed several at a time: the clock itself would be part of it."""
 
-DROPPED = 0.25
+WARM_UP_FRACTION = 0.25
 """Fraction at the start of a turn that is not counted: caches and thread pools wake up in it."""
 
-LAYERS_S = 1.0
+LAYER_TIMING_S = 1.0
 """For how long a model is called to time its layers."""
 
 
@@ -84,13 +84,13 @@ class MeasuringServer:
         prepared, clock = self.prepared[batch], self.session.seconds
         began, began_busy = time.perf_counter(), time.process_time()
         first = clock(prepared, 1)
-        dropped = first >= seconds * DROPPED
-        calls = max(1, round(SHORTEST_SAMPLE_S / max(first, 1e-9))) if first < SHORTEST_SAMPLE_S else 1
+        dropped = first >= seconds * WARM_UP_FRACTION
+        calls = max(1, round(MIN_SAMPLE_S / max(first, 1e-9))) if first < MIN_SAMPLE_S else 1
         times: list[float] = []
         kept_from = 0
         start = time.perf_counter()
         while (elapsed := time.perf_counter() - start) < seconds or len(times) == kept_from:
-            if elapsed < seconds * DROPPED and not dropped:
+            if elapsed < seconds * WARM_UP_FRACTION and not dropped:
                 kept_from = len(times) + 1
             times.append(clock(prepared, calls))
         kept = times[kept_from:]
@@ -121,13 +121,13 @@ class MeasuringServer:
         if self.session.node_times is not None:
             from omgoptim.measure.program_layer_times import GraphNode, costliest_nodes
 
-            times = self.session.node_times(self.prepared[batch], LAYERS_S)
+            times = self.session.node_times(self.prepared[batch], LAYER_TIMING_S)
             found = costliest_nodes(times, [GraphNode(**part) for part in parts], top)
         elif self.session.module is not None:
             from omgoptim.measure.layer_times import costliest_layers
 
             args, kwargs = self.prepared[batch]
-            found = costliest_layers(self.session.module, args, kwargs, macs_by_path, top, LAYERS_S)
+            found = costliest_layers(self.session.module, args, kwargs, macs_by_path, top, LAYER_TIMING_S)
         else:
             found = []
         return {"layers": [layer.model_dump() for layer in found]}
@@ -151,14 +151,16 @@ class MeasuringServer:
         """Return the time of each node or layer, with its kind and its compute dtype."""
         found: list[tuple[str, float, str | None]] = []
         if self.session.node_times is not None:
-            found = [(t.kind, t.ms, t.computed_in) for t in self.session.node_times(self.prepared[batch], LAYERS_S)]
+            found = [
+                (t.kind, t.ms, t.computed_in) for t in self.session.node_times(self.prepared[batch], LAYER_TIMING_S)
+            ]
         elif self.session.module is not None:
             from omgoptim.measure.layer_times import costliest_layers
             from omgoptim.runtimes.torch_precision import kernels_of
 
             numbers = {kernel.name: kernel.computed_in for kernel in kernels_of(self.session.module)}
             args, kwargs = self.prepared[batch]
-            for layer in costliest_layers(self.session.module, args, kwargs, {}, sys.maxsize, LAYERS_S):
+            for layer in costliest_layers(self.session.module, args, kwargs, {}, sys.maxsize, LAYER_TIMING_S):
                 found.append((layer.kind, layer.time_ms or 0.0, numbers.get(layer.path)))
         return {"kinds": [dict(zip(("kind", "ms", "computed_in"), entry, strict=True)) for entry in found]}
 

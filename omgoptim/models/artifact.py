@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 PACKABLE = ("float32", "float16", "bfloat16")
 """Precisions whose weights may be packed; int8 layers have a form of their own."""
-WORTH_PACKING = 0.02
+MIN_PACKING_GAIN = 0.02
 """Smallest fraction of the weights' bytes that packing has to save: every reader has to unpack them."""
 
 
@@ -252,7 +252,7 @@ def _save_weights(path: Path, tensors: dict[str, Tensor], *, may_pack: bool) -> 
     from omgoptim.models._artifact.bitmask import dense_bytes, pack
 
     stored, shapes = pack(tensors) if may_pack else (tensors, {})
-    if dense_bytes(stored) > (1 - WORTH_PACKING) * dense_bytes(tensors):
+    if dense_bytes(stored) > (1 - MIN_PACKING_GAIN) * dense_bytes(tensors):
         shapes = {}
     save_file(tensors, path)
     if not shapes:

@@ -21,7 +21,7 @@ MASK = "attention_mask"
 IGNORED = -100
 """Value of padded targets, ignored by metrics and losses."""
 
-LOOKED_AT = 16
+MAX_EXAMINED = 16
 """Entries of a list that are examined to distinguish samples from batches."""
 
 
@@ -80,7 +80,7 @@ class Collation:
         """
         if not (hasattr(loaded, "__len__") and hasattr(loaded, "__getitem__")) or isinstance(loaded, DataLoader):
             return False
-        raws = [split_target(loaded[index]) for index in range(min(len(loaded), LOOKED_AT))]
+        raws = [split_target(loaded[index]) for index in range(min(len(loaded), MAX_EXAMINED))]
         shapes = [_first_shape(raw.inputs) for raw in raws]
         if not raws or any(shape is None for shape in shapes):
             return False

@@ -32,9 +32,9 @@ MANIFEST, PROGRAM, PROGRAM2, WEIGHTS, RECIPE = (
     "weights.safetensors",
     "recipe.json",
 )
-MOST_JSON_BYTES = 16 * 2**20
+MAX_JSON_BYTES = 16 * 2**20
 """Limit of a JSON file from an untrusted folder: 16 MiB, far above what omgoptim writes."""
-MOST_FILES = 1000
+MAX_FILES = 1000
 """Limit of the files in an artifact."""
 
 
@@ -124,7 +124,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: it is not a regular file, too large, nested too deep, or holds no object.
         OSError: it cannot be read.
     """
-    return json_object(read_plain(path, MOST_JSON_BYTES))
+    return json_object(read_plain(path, MAX_JSON_BYTES))
 
 
 def json_object(text: bytes) -> dict[str, Any]:
@@ -226,8 +226,8 @@ def _refuse_other_types(manifest: Manifest) -> None:
         if tensor.dtype != "bfloat16" and np.dtype(tensor.dtype).kind not in "fiub":
             raise TypeError("an input of the signature holds no numbers")
     _ = manifest.signature.output_names  # walks the structure of the outputs
-    if not isinstance(manifest.files, dict) or len(manifest.files) > MOST_FILES:
-        raise TypeError(f"files is an object of at most {MOST_FILES} files")
+    if not isinstance(manifest.files, dict) or len(manifest.files) > MAX_FILES:
+        raise TypeError(f"files is an object of at most {MAX_FILES} files")
     for entry in manifest.files.values():
         if not (isinstance(entry, dict) and _is_count(entry.get("bytes")) and isinstance(entry.get("sha256"), str)):
             raise TypeError("a file has its bytes and its sha256")

@@ -12,7 +12,7 @@ from omgoptim.errors import ModelError, OmgoptimError
 FORMATS = (".safetensors", ".bin", ".pt", ".pth", ".pt2", ".onnx")
 """Suffixes of weight files."""
 
-COPIES = 5
+TRAINING_COPIES = 5
 """A trained weight is there so often: itself, its gradient, Adam's two moments, and the best so far."""
 
 
@@ -42,7 +42,7 @@ def refuse_beyond_memory(
 
 def training_bytes(module: nn.Module) -> int:
     """Return the least memory that training a module takes; activations are not counted."""
-    return COPIES * sum(tensor.numel() * tensor.element_size() for tensor in module.parameters())
+    return TRAINING_COPIES * sum(tensor.numel() * tensor.element_size() for tensor in module.parameters())
 
 
 def weight_bytes(path: Path) -> int:

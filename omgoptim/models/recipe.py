@@ -23,8 +23,8 @@ class Recipe:
     spec: str
     kwargs: dict[str, Any] = field(default_factory=dict)
     project: str = "."
-    """The project it was built in, searched after the request's project. It confers no rights: the file must be one that
-    the request may read."""
+    """The project it was built in, searched after the request's project. It confers no rights: the file must be one
+    that the request may read."""
     limit_s: float = 300.0
     surgery: StructuralDiff | None = None
     """Structural changes after the code built the module: shapes, and layers replaced by blocks."""

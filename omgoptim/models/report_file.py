@@ -11,11 +11,11 @@ from omgoptim.models.security.bounded_read import read_plain
 from omgoptim.models.security.seal import add_seal, can_seal, is_sealed
 from omgoptim.reports import EfficiencyReport
 
-MOST_REPORT_BYTES = 256 * 2**20
+MAX_REPORT_BYTES = 256 * 2**20
 """Limit of a report from an untrusted folder: 256 MiB."""
-MOST_SEAL_BYTES = 10_000
+MAX_SEAL_BYTES = 10_000
 """Limit of a seal, a small JSON object."""
-LARGEST = 1e30
+MAX_NUMBER = 1e30
 """No count, size or time of a report is as large."""
 
 
@@ -25,7 +25,7 @@ def read_report(file: Path, run: str) -> tuple[EfficiencyReport, bool] | None:
     Where no key can be kept, nothing is sealed and a report is taken for the user's own.
     """
     try:
-        text = read_plain(file, MOST_REPORT_BYTES)
+        text = read_plain(file, MAX_REPORT_BYTES)
         report = EfficiencyReport.model_validate_json(text)
         own = _is_own(file, run, text)
         if not own:
@@ -38,7 +38,7 @@ def read_report(file: Path, run: str) -> tuple[EfficiencyReport, bool] | None:
 def _number(text: str) -> float:
     """Parse a number of an untrusted report; refuse one that no measurement gives."""
     value = float(text)
-    return value if abs(value) < LARGEST else _refuse_number(text)
+    return value if abs(value) < MAX_NUMBER else _refuse_number(text)
 
 
 def _refuse_number(text: str) -> float:
@@ -62,7 +62,7 @@ def write_sealed(file: Path, run: str, report: EfficiencyReport) -> None:
 
 def _is_own(file: Path, run: str, text: bytes) -> bool:
     try:
-        record = json.loads(read_plain(_seal_of(file), MOST_SEAL_BYTES))
+        record = json.loads(read_plain(_seal_of(file), MAX_SEAL_BYTES))
     except (OSError, ValueError, RecursionError):
         return False
     named = _named(file, run, text)

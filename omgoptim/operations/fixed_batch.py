@@ -11,7 +11,7 @@ from torch import fx, nn
 from omgoptim.errors import ModelError
 from omgoptim.measure.timing import LATENCY
 from omgoptim.requests import ModelRequest, TrainingRequest
-from omgoptim.runtimes.dynamic_batch import FREE_IT
+from omgoptim.runtimes.dynamic_batch import DYNAMIC_BATCH_FIX
 from omgoptim.runtimes.export import first_sample
 from omgoptim.runtimes.signature import Signature
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 EXPORT_FREE = (
     "export it again with a free batch: torch.export.export(…, dynamic_shapes=({0: torch.export.Dim('batch')},)); "
-    f"where the model's code has the batch as a number, {FREE_IT}"
+    f"where the model's code has the batch as a number, {DYNAMIC_BATCH_FIX}"
 )
 
 
@@ -82,4 +82,6 @@ def at_batch_one(loaded: LoadedModel, reason: str, work: Path) -> LoadedModel:
 
 def fixed_batch_note(reason: str) -> str:
     """What a report says of a batch that cannot be free."""
-    return f"{reason}; all is exported and measured at batch 1, and throughput not at all. To free it, {FREE_IT}"
+    return (
+        f"{reason}; all is exported and measured at batch 1, and throughput not at all. To free it, {DYNAMIC_BATCH_FIX}"
+    )

@@ -15,7 +15,7 @@ from omgoptim.runtimes.signature import BATCH, Signature
 if TYPE_CHECKING:
     from torch import nn
 
-FREE_IT = "take the batch from x.shape[0] and pass it on as it is, without int(), range() or a branch on it"
+DYNAMIC_BATCH_FIX = "take the batch from x.shape[0] and pass it on as it is, without int(), range() or a branch on it"
 """Advice for a line that fixes the batch."""
 
 
@@ -84,7 +84,7 @@ def fixed_batch_error(reason: str) -> TechniqueError:
     return TechniqueError(
         "the export fixes the batch to that of the example, so no engine can run it at another",
         reason,
-        f"{FREE_IT}; torch runtimes still work",
+        f"{DYNAMIC_BATCH_FIX}; torch runtimes still work",
     )
 
 

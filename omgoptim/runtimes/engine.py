@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 NumpyBatch = Mapping[str, NDArray[Any]]
 """Input name to array, the batch first."""
 
-WARM_UP, FEWEST_PROFILED, MOST_PROFILED = 2, 5, 100
+WARM_UP, MIN_PROFILED, MAX_PROFILED = 2, 5, 100
 """Calls of a program with profiling on: an engine keeps a record of every node of every call."""
 
 
@@ -114,13 +114,13 @@ def wall_clock(call: Callable[[Any], Any]) -> Callable[[Any, int], float]:
 def profiled_calls(seconds: float) -> Iterator[bool]:
     """Yield, for each call to profile, whether it counts: the first ones only warm up.
 
-    Goes on for `seconds`, for at least `FEWEST_PROFILED` and at most `MOST_PROFILED` calls that count.
+    Goes on for `seconds`, for at least `MIN_PROFILED` and at most `MAX_PROFILED` counted calls.
     """
     for _ in range(WARM_UP):
         yield False
     end = time.perf_counter() + seconds
-    for count in range(MOST_PROFILED):
-        if count >= FEWEST_PROFILED and time.perf_counter() >= end:
+    for count in range(MAX_PROFILED):
+        if count >= MIN_PROFILED and time.perf_counter() >= end:
             return
         yield True
 
@@ -140,7 +140,7 @@ SOURCE_PLACE = re.compile(
 )
 """A place in an engine's own source, and the C++ function that stands there."""
 
-CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
+ERROR_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
 """Prefix of ONNX Runtime's error messages."""
 MEANINGLESS = re.compile(r"(Exception from|Please fix either|Check '.*' failed at|While validating node)\b.*|[\s:.]*")
 """Lines of an engine's message that only say where it was raised, or what anyone would do."""
@@ -153,7 +153,7 @@ def engine_message(error: BaseException) -> str:
     """
     lines: list[str] = []
     for raw in str(error).splitlines():
-        line = SOURCE_PLACE.sub("", CODE.sub("", raw)).rstrip()
+        line = SOURCE_PLACE.sub("", ERROR_PREFIX.sub("", raw)).rstrip()
         if MEANINGLESS.fullmatch(line.strip()):
             continue
         if raw[:1].isspace() and lines:

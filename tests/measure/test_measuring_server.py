@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 
 from omgoptim.bootstrap import IMPORT_OMGOPTIM, PACKAGE_FILE
-from omgoptim.measure.measuring_server import DROPPED, SHORTEST_SAMPLE_S, MeasuringServer, peak_resident_bytes, serve
+from omgoptim.measure.measuring_server import (
+    MIN_SAMPLE_S,
+    WARM_UP_FRACTION,
+    MeasuringServer,
+    peak_resident_bytes,
+    serve,
+)
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.runtimes import Session
 
@@ -78,7 +84,7 @@ def test_the_first_quarter_of_a_turn_is_not_counted(monkeypatch):
     answer = time.probe.turn("x", seconds=0.2)
     assert answer["p50"] == answer["p90"] == pytest.approx(0.002)
     assert 0.7 * 75 <= answer["calls"] <= 75 + 5
-    assert DROPPED == 0.25
+    assert WARM_UP_FRACTION == 0.25
 
 
 def test_a_turn_gives_median_and_90th_percentile_of_what_counts(monkeypatch):
@@ -119,7 +125,7 @@ def test_a_turn_tells_how_many_cores_were_busy(monkeypatch):
 def test_calls_too_short_for_the_clock_are_timed_several_at_a_time(monkeypatch):
     time = FakeTime(monkeypatch, warm=1e-5)
     answer = time.probe.turn("x", seconds=0.01)
-    assert set(time.samples[1:]) == {round(SHORTEST_SAMPLE_S / 1e-5)}
+    assert set(time.samples[1:]) == {round(MIN_SAMPLE_S / 1e-5)}
     assert answer["p50"] == pytest.approx(1e-5)
     assert answer["calls"] > 500
 

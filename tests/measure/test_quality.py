@@ -7,7 +7,7 @@ import pytest
 
 from omgoptim.errors import DataError
 from omgoptim.measure.builtin_metrics import Metric, agreement_metric, builtin_metric
-from omgoptim.measure.intervals import FEWEST_RESAMPLES, RESAMPLES
+from omgoptim.measure.intervals import MIN_RESAMPLES, RESAMPLES
 from omgoptim.measure.quality import Quality, compare_quality, read_outputs, score
 
 
@@ -279,7 +279,7 @@ class SlowMetric:
             return compare_quality(metric, before, outputs(np.arange(samples) - 1.0), [None], 0)
 
 
-@pytest.mark.parametrize(("seconds", "resamples"), [(0.001, RESAMPLES), (0.1, 100), (0.25, FEWEST_RESAMPLES)])
+@pytest.mark.parametrize(("seconds", "resamples"), [(0.001, RESAMPLES), (0.1, 100), (0.25, MIN_RESAMPLES)])
 def test_a_metric_is_recomputed_as_often_as_its_own_time_allows(seconds, resamples):
     slow = SlowMetric(seconds)
     found = slow.compare()

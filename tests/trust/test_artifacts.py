@@ -33,7 +33,7 @@ from omgoptim.jobs.resume import _without_grants
 from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.models.artifact import Manifest, OutputCheck, save_module, save_program
 from omgoptim.models.data import find_adjacent_loader
-from omgoptim.models.manifest import MOST_JSON_BYTES
+from omgoptim.models.manifest import MAX_JSON_BYTES
 from omgoptim.models.onnx_signature import declared_signature
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.seal import add_seal
@@ -418,7 +418,7 @@ def test_a_program_of_somebody_else_opens_as_it_holds_no_code(project: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "recipe.json"])
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, " " * (MOST_JSON_BYTES + 1), "[]", '{"recipe": 7}'])
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, " " * (MAX_JSON_BYTES + 1), "[]", '{"recipe": 7}'])
 def test_json_that_nobody_wrote_is_no_artifact(project: Path, name: str, text: str) -> None:
     (project / "small" / name).write_text(text)
     if name == "recipe.json":

@@ -19,7 +19,7 @@ from torch import Tensor
 from omgoptim.errors import ArtifactError
 
 MASK, VALUES = ".mask", ".values"
-OVERHEAD = 128
+ENTRY_OVERHEAD_BYTES = 128
 """Bytes that a second tensor costs in the header of a safetensors file, about; the shape in the recipe included."""
 
 
@@ -85,4 +85,4 @@ def dense_bytes(tensors: Mapping[str, Tensor]) -> int:
 
 def _pays(kept: Tensor, element_size: int) -> bool:
     packed = math.ceil(kept.numel() / 8) + int(kept.sum()) * element_size
-    return packed + OVERHEAD < kept.numel() * element_size
+    return packed + ENTRY_OVERHEAD_BYTES < kept.numel() * element_size

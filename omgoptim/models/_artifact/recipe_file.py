@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from omgoptim.errors import ArtifactError, argument
 from omgoptim.models.manifest import (
-    MOST_JSON_BYTES,
+    MAX_JSON_BYTES,
     PROGRAM,
     PROGRAM2,
     RECIPE,
@@ -89,7 +89,7 @@ def read_record(folder: Path, manifest: Manifest) -> RecipeRecord:
 
     path = listed_file(folder, manifest, RECIPE)
     try:
-        text = read_plain(path, MOST_JSON_BYTES)
+        text = read_plain(path, MAX_JSON_BYTES)
         if sha256_of(text) != manifest.files[RECIPE]["sha256"]:  # what is run is what the manifest's seal stands for
             raise ValueError("it is not the file that was saved (its sha256 differs)")
         record = json_object(text)

@@ -25,7 +25,7 @@ from omgoptim.models._pt2.schema import PROGRAM, WEIGHTS
 from omgoptim.models._pt2.symbols import RejectedProgram
 from omgoptim.models._pt2.validators import Validator
 
-WAY_OUT = (
+ALTERNATIVES = (
     "give the model's source (file.py:callable) and its weights as a checkpoint, or the model as ONNX; "
     "a program that is yours can be exported again with torch.export.save"
 )
@@ -67,10 +67,10 @@ def open_pt2(path: Path) -> nn.Module:
         raise ModelError(
             f"{path.name} is not opened: it contains more than the tensors and operators of a model",
             f"{refused.where}: {refused.why}",
-            WAY_OUT,
+            ALTERNATIVES,
         ) from refused
     except RecursionError as error:
-        raise ModelError(f"{path.name} is not opened", "a part of it is nested without end", WAY_OUT) from error
+        raise ModelError(f"{path.name} is not opened", "a part of it is nested without end", ALTERNATIVES) from error
     except KeyError as error:  # fields may be absent where torch writes them only sometimes
         raise _unreadable(path, ValueError(f"it lacks the entry {error}")) from error
     except (OSError, zipfile.BadZipFile, ValueError, EOFError, NotImplementedError) as error:
@@ -86,7 +86,7 @@ def open_pt2(path: Path) -> nn.Module:
 
 def _unreadable(path: Path, error: Exception) -> ModelError:
     lines = str(error).strip().splitlines()
-    return ModelError(f"{path.name} cannot be opened", lines[0] if lines else type(error).__name__, WAY_OUT)
+    return ModelError(f"{path.name} cannot be opened", lines[0] if lines else type(error).__name__, ALTERNATIVES)
 
 
 def _checked_copy(archive: zipfile.ZipFile) -> io.BytesIO:

@@ -22,7 +22,7 @@ from omgoptim.models.security.path_policy import PathPolicy
 LAYERS = ("torch.nn", "torch.nn.modules")
 """Packages whose layer classes may be named as a model or a loss: their arguments are numbers."""
 
-DEEPEST = 8
+MAX_WRAPPERS = 8
 """Depth of decorators that are unwrapped."""
 
 
@@ -69,7 +69,7 @@ def refuse_foreign_object(found: Any, module: ModuleType, policy: PathPolicy, sp
     own = policy.holds_code(getattr(module, "__file__", None)) or policy.allows_module(module.__name__)
     if own and _is_torch_module(found):  # an object that the project made
         return
-    if _is_allowed(found, policy, DEEPEST):
+    if _is_allowed(found, policy, MAX_WRAPPERS):
         return
     place = getattr(found, "__module__", None) or type(found).__module__
     raise foreign_code(spec, what, f"it is defined in '{place}', not in the project", str(place))
