@@ -19,10 +19,10 @@ from omgoptim.models.samples import Samples, batch_length
 
 MAX_SAMPLES = 32
 """Limit of the samples of the test, which runs each of them alone."""
-FEWEST, LONGEST_S = 8, 3.0
-"""A slow model is checked on fewer samples: none begins after so many seconds, once so many have run."""
+MIN_SAMPLES, TIME_LIMIT_S = 8, 3.0
+"""Samples that always run, and the time limit in seconds for the others: a slow model is checked on fewer."""
 TOLERANCE, COARSE = 1e-3, 5e-2
-"""Differences of this fraction of an output's largest value are another order of adding: float32, half precision."""
+"""Differences up to this fraction of an output's largest value are rounding, of float32 and half precision."""
 
 Run = Callable[[NamedBatch], Sequence[NDArray[Any]]]
 
@@ -47,7 +47,7 @@ def batch_dependence(run: Run, samples: Samples, cause: str = "", coarse: bool =
     try:
         whole = run(batch)
         for row in range(size):
-            if row >= FEWEST and time.monotonic() - began > LONGEST_S:
+            if row >= MIN_SAMPLES and time.monotonic() - began > TIME_LIMIT_S:
                 break
             singles.append(run({name: array[row : row + 1] for name, array in batch.items()}))
     except Exception:  # noqa: BLE001 - a batch size that the model does not take is no answer to this question

@@ -83,7 +83,7 @@ def resampled_interval(
         sides = [[[_rows(a, rows, sizes[b]) for a in side[b]] for b, rows in chosen] for side in (before, after)]
         try:
             drops.append(drop(sides[0], sides[1], [_target_rows(targets[b], rows) for b, rows in chosen]))
-        except OmgoptimError:  # it stands for all samples, and not for these: a class that was not drawn, say
+        except OmgoptimError:  # undefined on these samples only, for instance without a class
             continue
     if len(drops) < max(MIN_RESAMPLES, (1 - MAX_FAILING) * resamples):
         return UNKNOWN

@@ -1,11 +1,10 @@
 """Artifacts: one folder that holds everything needed to run a model and to check it when it is opened.
 
-`manifest.json` holds its engine, its signature and the sha256 of every file, and is sealed with a key of
-the user who made it. `check.npz` holds a small
-random batch and the model's outputs for it before it was saved. A program (`model.onnx`) stands alone; a module is its
-`recipe.json` (how the user's code builds it) and `weights.safetensors`, where weights with many zeros are packed
-(`sparse.py`), or a `.pt2` file. Never a pickle. Beside a module that was reshaped lies the same model as ONNX and .pt2;
-an artifact's size is that of the files that its engine opens.
+- `manifest.json`: its engine, its signature and the sha256 of every file, sealed with a key of the user who saved it.
+- `check.npz`: a small random batch and the model's outputs for it before it was saved.
+- A program is `model.onnx`. A module is `recipe.json` (how the user's code builds it) and `weights.safetensors`, in which
+  sparse weights are packed (`bitmask.py`), or a `.pt2` file. There are no pickles.
+- A reshaped module is also saved as ONNX and .pt2; an artifact's size is that of the files that its engine opens.
 
 This module imports no torch: an ONNX artifact opens without it.
 """

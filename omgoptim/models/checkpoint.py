@@ -21,7 +21,7 @@ def load_checkpoint(module: nn.Module, path: Path, weights: WeightSet = "auto") 
         weights: which of a file's averaged (EMA) and plain weights are meant; auto: averaged where there are any.
 
     Returns:
-        What was understood, cast and left out on the way.
+        Notes on prefixes, casts and ignored entries.
 
     Raises:
         ModelError: the file cannot be read safely, does not fit (with the keys that do not), or is ambiguous.

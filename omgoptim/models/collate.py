@@ -32,9 +32,9 @@ class Collation:
     module: nn.Module | None = None
     """Model whose forward is tried; None for a program."""
     ranks: Sequence[int] = ()
-    """Dimensions of each input with its batch, where a program's signature states them."""
+    """Dimensions of each input with its batch, if a program's signature has them."""
     notes: list[str] = field(default_factory=list)
-    """Filled with what was decided, each once."""
+    """Notes on the decisions, each once."""
     padded: bool = False
     """Samples of different lengths occurred and the model takes a mask; applies to all splits afterwards."""
 

@@ -36,7 +36,7 @@ class DataSource:
     """The batches of a split, in its own order."""
     epoch: Callable[[int], Iterator[RawBatch]]
     """`epoch(batch)`: one pass over the train split in an order drawn from torch's random state; `batch` is the size
-    where it is not the data's own. Loaded once, where what the user gave can be iterated again."""
+    unless the data has its own. Loaded once if the user's data can be iterated again."""
     real: bool
     notes: list[str] = field(default_factory=list)
 
@@ -47,7 +47,7 @@ def open_data(
     """Open the data that `spec` names: `file.py:callable`, `.npz` or `.safetensors`.
 
     Args:
-        collation: what is known of the model, for data that comes sample by sample.
+        collation: properties of the model, for data that yields samples.
 
     Raises:
         DataError: no such file or callable, or it gives nothing usable.
@@ -84,7 +84,7 @@ def from_callable(
     """Read data from a callable that takes `split`, or one argument of any name.
 
     Args:
-        collation: what is known of the model, for data that comes sample by sample.
+        collation: properties of the model, for data that yields samples.
     """
     if not callable(load):
         raise DataError(f"the data is a {type(load).__name__}", "a callable that takes split= is needed")
@@ -144,7 +144,7 @@ def as_batches(
     Args:
         batch: samples in a batch of a Dataset.
         shuffled: whether a Dataset's samples come in random order; anything else has an order of its own.
-        collation: what is known of the model.
+        collation: properties of the model.
     """
     how = collation or Collation()
     if isinstance(loaded, Dataset):

@@ -176,12 +176,12 @@ def file_inside(folder: Path, name: str) -> Path | None:
     """Return the regular file of that relative path inside the folder; None if there is nothing of that name.
 
     Raises:
-        ArtifactError: the name leads out of the folder, or it or a folder on its way is a link or not a regular file.
+        ArtifactError: the path is outside the folder, or a part of it is a link or not a regular file.
     """
     parts = PurePosixPath(name).parts
     plain = name == "/".join(parts) and not set(name) & set("\\:\0\n\r")
     if not plain or not parts or ".." in parts or PurePosixPath(name).is_absolute():
-        raise _leads_out(folder, f"{name[:200]!r} is not a path inside the folder")
+        raise _foreign_file(folder, f"{name[:200]!r} is not a path inside the folder")
     path = folder
     for index, part in enumerate(parts):
         path = path / part
@@ -190,10 +190,10 @@ def file_inside(folder: Path, name: str) -> Path | None:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:  # too long
-            raise _leads_out(folder, f"{name[:200]!r}: {error.strerror}") from error
+            raise _foreign_file(folder, f"{name[:200]!r}: {error.strerror}") from error
         wanted = stat.S_ISREG if index == len(parts) - 1 else stat.S_ISDIR
         if not wanted(kind):
-            raise _leads_out(folder, f"{name[:200]!r} is a link or not a regular file")
+            raise _foreign_file(folder, f"{name[:200]!r} is a link or not a regular file")
     return path
 
 
@@ -237,7 +237,7 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _leads_out(folder: Path, why: str) -> ArtifactError:
+def _foreign_file(folder: Path, why: str) -> ArtifactError:
     return ArtifactError(
         f"artifact {folder} names a file that is not its own",
         f"{why}; every file of an artifact is a regular file inside its folder",

@@ -21,7 +21,7 @@ from omgoptim.models._artifact.child_removal import keep_children as keep_childr
 from omgoptim.models._artifact.child_removal import kept_children
 
 SAME_AS = "same_as"
-"""In a block's record: the path of the block that stands here too."""
+"""In a block's record: the path of the block that is shared with this place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class StructuralDiff:
     attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Module path to the numeric attributes that changed: `{"conv1": {"out_channels": 12}}`."""
     blocks: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Module path to the block of `omgoptim.blocks` that stands there now: `{"kind": "LowRankLinear", …}`."""
+    """Module path to the block of `omgoptim.blocks` that replaced it: `{"kind": "LowRankLinear", …}`."""
     shapes: dict[str, list[int]] = field(default_factory=dict)
     """Name of a parameter or buffer to its new shape."""
     kept: dict[str, list[int]] = field(default_factory=dict)

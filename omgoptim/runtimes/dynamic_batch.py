@@ -23,7 +23,7 @@ DYNAMIC_BATCH_FIX = "take the batch from x.shape[0] and pass it on as it is, wit
 def symbolic_len(module: nn.Module) -> Iterator[None]:
     """Replace `len(tensor)` in the model's own forwards by `tensor.shape[0]` while the context is open.
 
-    Python makes `len` an integer, so that torch.export takes the example's batch for a constant; the shape is symbolic.
+    Python's `len` returns an integer, so that torch.export makes the example's batch a constant; the shape is symbolic.
     """
     import torch
 
@@ -97,7 +97,7 @@ def _specializing_line(export: Callable[[], Any]) -> str | None:
         return None
     found: list[str] = []
 
-    def noting(*args: Any, **kwargs: Any) -> Any:
+    def record_line(*args: Any, **kwargs: Any) -> Any:
         if not found and len(args) > 2 and getattr(args[2], "is_number", False):
             frames = [frame for frame in traceback.extract_stack() if not _is_library(frame.filename)]
             if frames:
@@ -105,9 +105,9 @@ def _specializing_line(export: Callable[[], Any]) -> str | None:
                 found.append(f"{Path(last.filename).name}, line {last.lineno}: {last.line}")
         return replace(*args, **kwargs)
 
-    ShapeEnv._set_replacement = noting  # type: ignore[method-assign]
+    ShapeEnv._set_replacement = record_line  # type: ignore[method-assign]
     try:
-        with contextlib.suppress(Exception):  # that it fails is known; where is asked
+        with contextlib.suppress(Exception):  # the failure is known; only its place is needed
             export()
     finally:
         ShapeEnv._set_replacement = replace  # type: ignore[method-assign]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 MAX_ONE_FILE_BYTES = 2**31 - 2**24
-"""Protobuf's limit on one file: weights past it go to a data file beside the program."""
+"""Protobuf's limit of a single file, 2 GiB less a margin; larger weights go to an external data file."""
 
 
 def export_onnx(
@@ -47,12 +47,12 @@ def export_onnx(
     Args:
         module: in eval mode, on the CPU, float32.
         batch: example inputs by name, at least two samples each.
-        signature: which inputs are positional, and which dimensions are free.
+        signature: positional and keyword inputs, and dynamic dimensions.
         path: the file to write.
-        or_at_one: export at batch 1 where the module's code fixes the batch, instead of raising.
+        or_at_one: export at batch 1 if the module's code fixes the batch, instead of raising.
 
     Returns:
-        None; or why the batch of the file is 1, with the line of the user's code that fixes it.
+        None; or the reason for batch 1, with the line of the user's code that fixes the batch.
 
     Raises:
         TechniqueError: torch cannot export the model, with torch's reason; or only with the example's batch, with the

@@ -1,7 +1,7 @@
 """Removal of children from a ModuleList or a Sequential, and adjustment of what counts them.
 
-Children are numbered anew, 0..n-1, as the module's own code would have built a shorter stack; which ones stayed is
-noted at the container, so that `compute_diff` finds it.
+Children are renumbered 0..n-1, as the module's own code would have built a shorter stack. The indices of the kept ones
+are recorded at the container, where `compute_diff` finds them.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Any
 from torch import nn
 
 KEPT = "_kept_children"
-"""Attribute of a container that lost children: those that stayed, numbered as its code built it."""
+"""Attribute of a container with removed children: the original indices of the kept ones."""
 
 COUNTS = (
     *("num_layers", "num_hidden_layers", "n_layers", "n_layer", "nlayers", "num_layer", "depth", "num_blocks"),
     *("n_blocks", "layers", "encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers"),
 )
-"""Names that models and their configurations give to the number of their layers."""
+"""Attributes of models and configurations that hold the number of layers."""
 
 INDICES = ("layer_idx", "layer_id", "layer_index", "block_idx", "block_index")
-"""Names that a layer gives to its own number, counted from 0."""
+"""Attributes of a layer that hold its own index, counted from 0."""
 
 SIDES = ("encoder", "decoder")
-"""A count of one side does not follow the other side's layers."""
+"""Parts whose counts are independent of each other."""
 
 
 def keep_children(module: nn.Module, path: str, indices: Sequence[int]) -> None:
@@ -38,16 +38,16 @@ def keep_children(module: nn.Module, path: str, indices: Sequence[int]) -> None:
 
     Args:
         module: changed.
-        path: of the container; no further layer need be there afterwards but one.
-        indices: of the children that stay, as it holds them now, ascending.
+        path: of the container, which keeps at least one layer.
+        indices: of the children to keep, in the present numbering, ascending.
 
     Raises:
         AttributeError: there is no such path.
-        ValueError: it is no container of that kind, or the indices are not ascending numbers of its children.
+        ValueError: it is not a container of that kind, or the indices are not ascending numbers of its children.
     """
     container = module.get_submodule(path)
     if not isinstance(container, (nn.ModuleList, nn.Sequential)):
-        raise ValueError(f"'{path}' is a {type(container).__name__}, no ModuleList or Sequential")
+        raise ValueError(f"'{path}' is a {type(container).__name__}, not a ModuleList or Sequential")
     indices, before = list(indices), len(container)
     if not indices or sorted(set(indices)) != indices or indices[0] < 0 or indices[-1] >= before:
         raise ValueError(f"'{path}' has {before} layers, of which {indices} cannot be kept")

@@ -90,7 +90,7 @@ def read_record(folder: Path, manifest: Manifest) -> RecipeRecord:
     path = listed_file(folder, manifest, RECIPE)
     try:
         text = read_plain(path, MAX_JSON_BYTES)
-        if sha256_of(text) != manifest.files[RECIPE]["sha256"]:  # what is run is what the manifest's seal stands for
+        if sha256_of(text) != manifest.files[RECIPE]["sha256"]:  # only the sealed content is run
             raise ValueError("it is not the file that was saved (its sha256 differs)")
         record = json_object(text)
         recipe = Recipe.from_json(record["recipe"])

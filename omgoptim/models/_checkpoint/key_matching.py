@@ -1,9 +1,9 @@
 """Matching of a checkpoint's tensors with the entries of a model's state dict.
 
-A file's keys are matched by the longest common suffix: whatever stands before the model's own key is a prefix, and one
-prefix must hold for the whole model. What wrappers put in (`module.`, `_orig_mod.`) is dropped wherever it stands, and
-parametrized and older spellings of a key are understood. Two sets that fit are never guessed between, except that
-averaged weights (EMA, SWA) are taken before the plain ones beside them, which `weights` decides and the notes say.
+A file's keys are matched by the longest common suffix: the rest is a prefix, and one prefix must hold for the whole
+model. Components of wrappers (`module.`, `_orig_mod.`) are dropped, and parametrized and older spellings of a key are
+recognized. If several sets of weights fit, the choice is an error, except that averaged weights (EMA, SWA) take precedence
+over the plain ones; `weights` selects between them and the notes report it.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _choose(fitting: list[EntrySet], weights: WeightSet) -> tuple[EntrySet, list
         kind = "averaged (EMA)" if weights == "ema" else "plain"
         raise ModelError(
             f"the checkpoint holds no {kind} weights",
-            f"what fits the model stands under {_listed([one.name for one in fitting])}",
+            f"the weights that fit the model are under {_listed([one.name for one in fitting])}",
             "leave weights out to take these",
         )
     among = plain if weights == "plain" else averaged or plain
@@ -95,8 +95,8 @@ def _choose(fitting: list[EntrySet], weights: WeightSet) -> tuple[EntrySet, list
         names = [f"'{one.name}'" for one in different]
         raise ModelError(
             "several sets of weights in the checkpoint fit the model",
-            f"they stand under {_listed(names)} and are not the same",
-            "save those that are meant alone: torch.save(model.state_dict(), 'weights.pt')",
+            f"they are under {_listed(names)} and are not the same",
+            "save only the intended weights: torch.save(model.state_dict(), 'weights.pt')",
         )
     chosen = different[0]
     if chosen.averaged and plain:
@@ -122,7 +122,7 @@ def _only(key: str, some: list[tuple[str, Tensor]]) -> Tensor:
         raise ModelError(
             f"the checkpoint holds several tensors for '{key}'",
             f"{_listed([name for name, _ in some])} are not the same",
-            "save the weights that are meant alone: torch.save(model.state_dict(), 'weights.pt')",
+            "save only the intended weights: torch.save(model.state_dict(), 'weights.pt')",
         )
     return some[0][1]
 

@@ -38,7 +38,7 @@ class RejectedProgram(ValueError):
 
     Args:
         where: the place in the file.
-        why: what stands there.
+        why: the reason of the rejection.
     """
 
     def __init__(self, where: str, why: str) -> None:

@@ -1,6 +1,6 @@
 """Validators of values in an exported program's JSON, and their combinators.
 
-A check takes a value and where it stands, and returns a checked copy of it or raises `Refused`.
+A validator takes a value and its location, and returns a checked copy or raises `RejectedProgram`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from omgoptim.models._pt2.operators import check_operator
 from omgoptim.models._pt2.symbols import RejectedProgram, check_expression
 
 Validator = Callable[[Any, str], Any]
-"""Takes a value and where it stands; returns its checked copy or raises `Refused`."""
+"""Takes a value and its location; returns a checked copy or raises `RejectedProgram`."""
 
 MAX_LIST = 10_000_000
 """Limit of a list's length, against memory exhaustion."""

@@ -1,7 +1,7 @@
 """Restriction of `file.py:callable` and `package.module:callable` to the user's own code. No torch unless loaded.
 
 Taken are functions, classes and objects that are defined in the project's own files (or in a folder or module that the
-request allows), and the layers of `torch.nn`. Everything else that a name leads to is refused, unimported where that
+request allows), and the layers of `torch.nn`. Every other target of a name is refused, without an import where that
 is refused: `os:system`, `torch:load`, a project file's own imports of such (`net.py:system`, `net.py:np.load`). An
 installed class may be an nn.Module and still unpickle the file that an argument names, so being a module is not enough.
 """

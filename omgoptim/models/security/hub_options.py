@@ -136,7 +136,7 @@ def check_folder(folder: Path, subfolder: str | None = None) -> None:
         if (place / "adapter_config.json").exists():
             raise _refused(
                 f"the adapter in folder {folder.name}",
-                "its adapter_config.json names another model, wherever that lies",
+                "its adapter_config.json names another model at any location",
                 [],
                 "merge it into its model first, with PeftModel.merge_and_unload() and save_pretrained(); ",
             )
@@ -158,10 +158,10 @@ def check_config(config: Mapping[str, Any], name: str) -> None:
     if is_remote_code_allowed():
         return
     for keys, value in _walk(config, ()):
-        handed_on = any(key in FORWARDED_OPTIONS for key in keys[:-1])
+        forwarded = any(key in FORWARDED_OPTIONS for key in keys[:-1])
         opens = keys[-1] in UNSAFE_OPTIONS and bool(value)
-        leads_away = isinstance(value, str) and (":" in value or value.startswith(("/", "~", ".")) or ".." in value)
-        if (handed_on and (opens or leads_away)) or (keys[-1] in ("architecture", "backbone") and leads_away):
+        is_outside = isinstance(value, str) and (":" in value or value.startswith(("/", "~", ".")) or ".." in value)
+        if (forwarded and (opens or is_outside)) or (keys[-1] in ("architecture", "backbone") and is_outside):
             what = f"'{keys[-1]}' in the config of {name[:200]}"
             raise _refused(what, f"it is {str(value)[:80]!r}: code or a file to load", [])
 
