@@ -1,9 +1,9 @@
 """Artifacts: one folder that holds everything needed to run a model and to check it when it is opened.
 
-- `manifest.json`: its engine, its signature and the sha256 of every file, sealed with a key of the user who saved it.
+- `manifest.json`: engine, signature and the sha256 of every file, sealed with a key of the user who saved it.
 - `check.npz`: a small random batch and the model's outputs for it before it was saved.
-- A program is `model.onnx`. A module is `recipe.json` (how the user's code builds it) and `weights.safetensors`, in which
-  sparse weights are packed (`bitmask.py`), or a `.pt2` file. There are no pickles.
+- A program is `model.onnx`. A module is `recipe.json` (how the user's code builds it) and `weights.safetensors`, with
+  sparse weights packed (`bitmask.py`), or a `.pt2` file. There are no pickles.
 - A reshaped module is also saved as ONNX and .pt2; an artifact's size is that of the files that its engine opens.
 
 This module imports no torch: an ONNX artifact opens without it.

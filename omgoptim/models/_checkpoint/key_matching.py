@@ -2,8 +2,8 @@
 
 A file's keys are matched by the longest common suffix: the rest is a prefix, and one prefix must hold for the whole
 model. Components of wrappers (`module.`, `_orig_mod.`) are dropped, and parametrized and older spellings of a key are
-recognized. If several sets of weights fit, the choice is an error, except that averaged weights (EMA, SWA) take precedence
-over the plain ones; `weights` selects between them and the notes report it.
+recognized. Several sets of weights that fit are an error, except that averaged weights (EMA, SWA) take precedence over
+the plain ones; `weights` selects between them and the notes report it.
 """
 
 from __future__ import annotations
