@@ -59,9 +59,7 @@ def open_data(
     return from_callable(load, batch, limit_s, collation)
 
 
-def find_adjacent_loader(
-    recipe: Recipe | None, policy: PathPolicy, limit_s: float
-) -> tuple[str, Callable[..., Any]] | None:
+def adjacent_loader(recipe: Recipe | None, policy: PathPolicy, limit_s: float) -> tuple[str, Callable[..., Any]] | None:
     """Find `load(split)` in the file or module of the model's callable; return it with its name, or None.
 
     Raises:

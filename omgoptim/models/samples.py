@@ -176,7 +176,7 @@ def as_tensors(batch: NamedBatch, dtypes: Mapping[str, str]) -> dict[str, Tensor
     return {name: torch.from_numpy(array).to(getattr(torch, dtypes[name])) for name, array in batch.items()}
 
 
-def forward_arguments(
+def forward_args(
     signature: Signature, batch: NamedBatch, device: str | torch.device = "cpu"
 ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Return the positional and keyword arguments of a module's forward for a numpy batch."""

@@ -21,27 +21,12 @@ from omgoptim.models import artifact as artifacts
 from omgoptim.models.artifact import Manifest, OutputCheck
 from omgoptim.models.causal_lm import shifted
 from omgoptim.models.collate import Collation
-from omgoptim.models.data import (
-    DataSource,
-    Split,
-    find_adjacent_loader,
-    from_callable,
-    open_data,
-    random_data,
-    take_samples,
-)
+from omgoptim.models.data import DataSource, Split, adjacent_loader, from_callable, open_data, random_data, take_samples
 from omgoptim.models.forward import NamedBatch, first_forward, input_tensors, name_inputs
 from omgoptim.models.onnx_graph import count_params as count_program_params
 from omgoptim.models.onnx_signature import declared_signature
 from omgoptim.models.outputs import ModelOutputs
-from omgoptim.models.samples import (
-    Samples,
-    as_tensors,
-    forward_arguments,
-    named_samples,
-    repeat_to_size,
-    synthetic_like,
-)
+from omgoptim.models.samples import Samples, as_tensors, forward_args, named_samples, repeat_to_size, synthetic_like
 from omgoptim.models.security.hub_options import allow_remote_code
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.user_code import call_user
@@ -264,7 +249,7 @@ def _data(request: ModelRequest, policy: PathPolicy, live: Live, source: Source,
     specs = request.inputs or default_inputs(source.recipe, opened.module) or _stated_inputs(opened.signature)
     if not specs:
         compresses = isinstance(request, (TrainingRequest, QuantizeRequest))  # what measures runs only named code
-        beside = find_adjacent_loader(source.recipe, policy, request.time_limit_s) if compresses else None
+        beside = adjacent_loader(source.recipe, policy, request.time_limit_s) if compresses else None
         if beside is not None:
             name, load = beside
             collation.note(f"no data was given: {name}, which stands beside the model, was taken")
@@ -310,7 +295,7 @@ def _counts(opened: _Opened, signature: Signature, one: NamedBatch) -> tuple[Mac
         if opened.program is None:
             return None, None
         return MacsCount(count_program(opened.program, one).macs, None, {}), count_program_params(opened.program)
-    args, kwargs = forward_arguments(signature, one)
+    args, kwargs = forward_args(signature, one)
     return count_macs(opened.module, args, kwargs), count_params(opened.module)
 
 

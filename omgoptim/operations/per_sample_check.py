@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from omgoptim.errors import TechniqueError
 from omgoptim.measure.self_time import evaluation_mode
 from omgoptim.models.forward import NamedBatch
-from omgoptim.models.samples import Samples, batch_length, forward_arguments
+from omgoptim.models.samples import Samples, batch_length, forward_args
 from omgoptim.runtimes.signature import Signature, flatten
 from omgoptim.techniques.probe import error_location, quiet
 from omgoptim.training.evaluator import eval_mode
@@ -63,7 +63,7 @@ def refuse_partial(
 
 def _outputs(module: nn.Module, signature: Signature, one: NamedBatch, device: str) -> Shapes | str:
     """Shapes of the outputs for one sample, or how the forward failed."""
-    args, kwargs = forward_arguments(signature, one, device)
+    args, kwargs = forward_args(signature, one, device)
     try:
         with evaluation_mode(module), quiet(), torch.no_grad():
             result = module(*args, **kwargs)

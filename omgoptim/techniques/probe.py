@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from omgoptim.errors import OmgoptimError, TechniqueError
 from omgoptim.measure.self_time import evaluation_mode
-from omgoptim.models.samples import forward_arguments, repeat_to_size
+from omgoptim.models.samples import forward_args, repeat_to_size
 from omgoptim.runtimes.signature import flatten
 from omgoptim.techniques.registry import ModuleRun
 
@@ -49,7 +49,7 @@ class Probe:
     @staticmethod
     def of(run: ModuleRun) -> Probe:
         """On two samples."""
-        return Probe(*forward_arguments(run.signature, repeat_to_size(run.statistics, SAMPLES), run.device))
+        return Probe(*forward_args(run.signature, repeat_to_size(run.statistics, SAMPLES), run.device))
 
     @property
     def samples(self) -> int:

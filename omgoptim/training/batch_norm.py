@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from omgoptim.measure.self_time import evaluation_mode
 from omgoptim.models.forward import NamedBatch
-from omgoptim.models.samples import Samples, batch_length, forward_arguments
+from omgoptim.models.samples import Samples, batch_length, forward_args
 from omgoptim.runtimes.signature import Signature
 
 LEAST = 32
@@ -49,7 +49,7 @@ def reestimate(module: nn.Module, signature: Signature, batches: Samples) -> int
     before = [(layer, {name: value.clone() for name, value in layer.named_buffers()}) for layer in layers]
     with evaluation_mode(module), _estimating(layers):
         for batch in joined:
-            args, kwargs = forward_arguments(signature, batch, device)
+            args, kwargs = forward_args(signature, batch, device)
             module(*args, **kwargs)
     reached = 0
     for layer, buffers in before:

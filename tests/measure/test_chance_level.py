@@ -6,10 +6,12 @@ import pytest
 from omgoptim.measure.chance_level import chance_level_reason, chance_level_summary
 
 
-@pytest.mark.parametrize(("value", "guesses"), [(0.70, True), (0.75, True), (0.79, True), (0.80, False), (0.98, False)])
-def test_an_accuracy_is_compared_with_the_commonest_class(value: float, guesses: bool) -> None:
+@pytest.mark.parametrize(
+    ("value", "at_chance"), [(0.70, True), (0.75, True), (0.79, True), (0.80, False), (0.98, False)]
+)
+def test_an_accuracy_is_compared_with_the_most_frequent_class(value: float, at_chance: bool) -> None:
     targets = [np.array([0, 0, 0, 1])] * 100  # 0.75 + 2 sqrt(0.75 x 0.25 / 400) = 0.793
-    assert (chance_level_reason("top1_accuracy", value, targets) is not None) == guesses
+    assert (chance_level_reason("top1_accuracy", value, targets) is not None) == at_chance
 
 
 def test_the_sentence_has_both_numbers_and_ignored_labels_do_not_count() -> None:

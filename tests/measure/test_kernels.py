@@ -1,4 +1,4 @@
-"""Which numbers a program's layers are computed in, as two engines and torch tell it of programs written by hand."""
+"""Compute dtypes of a program's layers, as two engines and torch report them for programs written by hand."""
 
 from __future__ import annotations
 
@@ -214,30 +214,30 @@ def test_the_operator_that_onnx_runtime_ran_decides_and_else_its_first_float_inp
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_a_torch_layer_is_int8_where_it_is_packed_and_else_computes_in_its_weights_type() -> None:
     module = torch.nn.Sequential(torch.nn.Conv1d(2, 2, 1), torch.nn.Linear(2, 2), torch.nn.ReLU())
-    told = {kernel.name: kernel.computed_in for kernel in kernels_of(convert(module, "int8_dynamic"))}
-    assert told == {"0": "float32", "1": "int8"}
+    dtypes = {kernel.name: kernel.computed_in for kernel in kernels_of(convert(module, "int8_dynamic"))}
+    assert dtypes == {"0": "float32", "1": "int8"}
     half = convert(torch.nn.Sequential(torch.nn.Linear(2, 2)), "bfloat16")
     assert kernels_of(half) == [Kernel("0", "Linear", "bfloat16")]
 
 
-TOLD = """
-import omgoptim.measure.measuring_server as probing
-probe = probing.Probe()
+REPORTED = """
+import omgoptim.measure.measuring_server as measuring_server
+server = measuring_server.MeasuringServer()
 import os
-granted = {"project": os.path.dirname(sys.argv[2]), "allowed": [], "modules": [], "trusted": True}
-probe.open(sys.argv[2], 1, None, granted, {"latency": sys.argv[3]})
-print({kernel["computed_in"] for kernel in probe.kernels("latency")["kernels"] if "Conv" in kernel["kind"]})
+policy = {"project": os.path.dirname(sys.argv[2]), "allowed": [], "modules": [], "trusted": True}
+server.open(sys.argv[2], 1, None, policy, {"latency": sys.argv[3]})
+print({kernel["computed_in"] for kernel in server.kernels("latency")["kernels"] if "Conv" in kernel["kind"]})
 print(*sorted({name.partition(".")[0] for name in sys.modules}))
 """
 
 
-def test_the_measuring_process_tells_it_without_torch_and_without_onnx(tmp_path: Path) -> None:
+def test_the_measuring_process_reports_it_without_torch_and_without_onnx(tmp_path: Path) -> None:
     onnx.save(program(WHOLE), tmp_path / "model.onnx")
     outputs = ENGINES["onnxruntime"].open(tmp_path / "model.onnx", SIGNATURE, SessionSettings(1)).run(SAMPLE)
     manifest = Manifest("onnxruntime", "int8", SIGNATURE)
     save_program(tmp_path / "artifact", tmp_path / "model.onnx", manifest, OutputCheck(SAMPLE, outputs))
     np.savez(tmp_path / "one.npz", x=SAMPLE["x"])
-    command = [sys.executable, "-c", IMPORT_OMGOPTIM + TOLD, str(PACKAGE_FILE), "artifact", "one.npz"]
+    command = [sys.executable, "-c", IMPORT_OMGOPTIM + REPORTED, str(PACKAGE_FILE), "artifact", "one.npz"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     numbers, modules = done.stdout.splitlines()
     assert "'int8'" in numbers

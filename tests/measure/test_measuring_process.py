@@ -148,37 +148,37 @@ def test_a_child_that_user_code_leaves_behind_does_not_hold_up_the_end(make_modu
 
 def test_nan_in_an_output_is_an_error_that_says_where(make_module, start, batches, tmp_path):
     process = start(make_module("artifact", does="nan"))
-    told: list[float] = []
+    fractions: list[float] = []
     inputs = tmp_path / "inputs"
     inputs.mkdir()
     (inputs / "000000.npz").write_bytes(batches["latency"].read_bytes())
     (inputs / "000001.npz").write_bytes(batches["throughput"].read_bytes())
     with pytest.raises(
-        ModelError, match="the model gives NaN on the evaluation data, as torch_eager runs it"
+        ModelError, match="the model's outputs contain NaN on the evaluation data with torch_eager"
     ) as raised:
-        process.run_samples(inputs, tmp_path / "outputs", told.append)
+        process.run_samples(inputs, tmp_path / "outputs", fractions.append)
     assert raised.value.why == "output 0 of batch 000001, row 0: 12 of 12 values"
 
 
 def test_outputs_are_written_batch_by_batch(make_program, start, batches, tmp_path):
     process = start(make_program("artifact", factor=3.0))
-    told: list[float] = []
+    fractions: list[float] = []
     inputs = tmp_path / "inputs"
     inputs.mkdir()
     (inputs / "000000.npz").write_bytes(batches["throughput"].read_bytes())
     (inputs / "000001.npz").write_bytes(batches["throughput"].read_bytes())
-    process.run_samples(inputs, tmp_path / "outputs", told.append)
+    process.run_samples(inputs, tmp_path / "outputs", fractions.append)
     with np.load(tmp_path / "outputs" / "000000.npz") as written, np.load(inputs / "000000.npz") as given:
         np.testing.assert_allclose(written["0"], given["x"] * 3, rtol=1e-6)
-    assert told == [0.0, 0.5]
+    assert fractions == [0.0, 0.5]
 
 
 HOLD_AND_MEASURE = """
 import sys
 from pathlib import Path
 held = b"x" * (500 * 1024 * 1024)
-from omgoptim.measure.measuring_process import Process
-with Process(Path(sys.argv[1]), threads=1, batches={}, cwd=Path(sys.argv[2])) as process:
+from omgoptim.measure.measuring_process import MeasuringProcess
+with MeasuringProcess(Path(sys.argv[1]), threads=1, batches={}, cwd=Path(sys.argv[2])) as process:
     process.begin_open()
     process.end_open()
     print(process.ask("memory")["peak_bytes"])
@@ -189,5 +189,5 @@ with Process(Path(sys.argv[1]), threads=1, batches={}, cwd=Path(sys.argv[2])) as
 def test_peak_memory_is_the_measuring_processs_own_and_not_its_parents(make_program, tmp_path):
     command = [sys.executable, "-c", HOLD_AND_MEASURE, str(make_program("artifact")), str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(PACKAGE_FILE.parents[1])}
-    told = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
-    assert 20 * MIB < int(told) < 300 * MIB
+    peak = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    assert 20 * MIB < int(peak) < 300 * MIB

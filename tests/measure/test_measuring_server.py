@@ -25,12 +25,12 @@ from omgoptim.runtimes import Session
 MODULES_LOADED = (
     IMPORT_OMGOPTIM
     + """
-from omgoptim.measure.measuring_server import Probe
-probe = Probe()
+from omgoptim.measure.measuring_server import MeasuringServer
+server = MeasuringServer()
 import os
-granted = {"project": os.path.dirname(sys.argv[2]), "allowed": [], "modules": [], "trusted": True}
-probe.open(sys.argv[2], 1, None, granted, {"latency": sys.argv[3]})
-probe.warm("latency")
+policy = {"project": os.path.dirname(sys.argv[2]), "allowed": [], "modules": [], "trusted": True}
+server.open(sys.argv[2], 1, None, policy, {"latency": sys.argv[3]})
+server.warm("latency")
 print(*sorted({name.partition(".")[0] for name in sys.modules}))
 """
 )
@@ -59,7 +59,7 @@ def test_a_modules_process_imports_torch_and_no_other_engine(make_module, batche
 
 
 class FakeTime:
-    """A session whose calls take what it is told, on a clock that only they move."""
+    """A session whose calls take the given time, on a clock that only they move."""
 
     def __init__(self, monkeypatch, *, cold=0.0, cold_calls=0, warm=0.001):
         self.now, self.cold, self.cold_calls, self.warm = 0.0, cold, cold_calls, warm
@@ -81,7 +81,7 @@ class FakeTime:
 
 def test_the_first_quarter_of_a_turn_is_not_counted(monkeypatch):
     time = FakeTime(monkeypatch, cold=0.02, cold_calls=3, warm=0.002)
-    answer = time.probe.turn("x", seconds=0.2)
+    answer = time.server.turn("x", seconds=0.2)
     assert answer["p50"] == answer["p90"] == pytest.approx(0.002)
     assert 0.7 * 75 <= answer["calls"] <= 75 + 5
     assert WARM_UP_FRACTION == 0.25
@@ -99,7 +99,7 @@ def test_a_turn_gives_median_and_90th_percentile_of_what_counts(monkeypatch):
         return spent
 
     time.probe.session = Session(lambda b: b, lambda _: None, lambda _: [], clock)
-    answer = time.probe.turn("x", seconds=0.4)
+    answer = time.server.turn("x", seconds=0.4)
     kept = time.samples[-answer["calls"] :]
     assert answer["p50"] == pytest.approx(np.median(kept))
     assert answer["p90"] == pytest.approx(np.quantile(kept, 0.9)) == pytest.approx(0.003)
@@ -107,24 +107,24 @@ def test_a_turn_gives_median_and_90th_percentile_of_what_counts(monkeypatch):
 
 def test_a_call_longer_than_the_turn_is_still_counted_once(monkeypatch):
     time = FakeTime(monkeypatch, warm=5.0)
-    assert time.probe.turn("x", seconds=0.1)["p50"] == pytest.approx(5.0)
+    assert time.server.turn("x", seconds=0.1)["p50"] == pytest.approx(5.0)
 
 
 def test_of_slow_calls_the_first_is_the_part_that_is_dropped(monkeypatch):
     time = FakeTime(monkeypatch, cold=0.5, cold_calls=1, warm=0.3)
-    answer = time.probe.turn("x", seconds=0.3)
+    answer = time.server.turn("x", seconds=0.3)
     assert (answer["p50"], answer["calls"], len(time.samples)) == (pytest.approx(0.3), 1, 2)
 
 
 def test_a_turn_tells_how_many_cores_were_busy(monkeypatch):
     time = FakeTime(monkeypatch)
     monkeypatch.setattr("omgoptim.measure.measuring_server.time.process_time", lambda: 1.5 * time.now)
-    assert time.probe.turn("x", seconds=0.1)["busy"] == pytest.approx(1.5)
+    assert time.server.turn("x", seconds=0.1)["busy"] == pytest.approx(1.5)
 
 
 def test_calls_too_short_for_the_clock_are_timed_several_at_a_time(monkeypatch):
     time = FakeTime(monkeypatch, warm=1e-5)
-    answer = time.probe.turn("x", seconds=0.01)
+    answer = time.server.turn("x", seconds=0.01)
     assert set(time.samples[1:]) == {round(MIN_SAMPLE_S / 1e-5)}
     assert answer["p50"] == pytest.approx(1e-5)
     assert answer["calls"] > 500
@@ -132,7 +132,7 @@ def test_calls_too_short_for_the_clock_are_timed_several_at_a_time(monkeypatch):
 
 def test_warming_up_goes_on_until_the_time_per_call_settles(monkeypatch):
     time = FakeTime(monkeypatch, cold=0.3, cold_calls=1, warm=0.001)
-    assert time.probe.warm("x")["call_s"] == pytest.approx(0.001)
+    assert time.server.warm("x")["call_s"] == pytest.approx(0.001)
 
 
 def test_warming_up_ends_for_a_model_that_never_settles(monkeypatch):
@@ -145,7 +145,7 @@ def test_warming_up_ends_for_a_model_that_never_settles(monkeypatch):
         return spent
 
     time.probe.session = Session(lambda b: b, lambda _: None, lambda _: [], clock)
-    assert time.probe.warm("x")["call_s"] < 10
+    assert time.server.warm("x")["call_s"] < 10
 
 
 def test_peak_memory_grows_with_what_is_held():
@@ -156,9 +156,9 @@ def test_peak_memory_grows_with_what_is_held():
 
 
 def answers_to(*requests):
-    told = io.StringIO()
-    serve(io.StringIO("".join(json.dumps(request) + "\n" for request in requests)), told)
-    return [json.loads(line) for line in told.getvalue().splitlines()]
+    answers = io.StringIO()
+    serve(io.StringIO("".join(json.dumps(request) + "\n" for request in requests)), answers)
+    return [json.loads(line) for line in answers.getvalue().splitlines()]
 
 
 def test_a_command_that_fails_is_answered_and_the_next_one_works(make_program, tmp_path, capsys):

@@ -83,13 +83,13 @@ def test_each_timed_layer_has_its_module_path_macs_and_bytes_the_slowest_first(a
 
 
 LAYERS_TIMED = """
-import omgoptim.measure.measuring_server as probing
-probe = probing.Probe()
-probing.LAYERS_S = 0.01
+import omgoptim.measure.measuring_server as measuring_server
+server = measuring_server.MeasuringServer()
+measuring_server.LAYERS_S = 0.01
 import os
-granted = {"project": os.path.dirname(sys.argv[2]), "allowed": [], "modules": [], "trusted": True}
-probe.open(sys.argv[2], 1, None, granted, {"one": sys.argv[3]})
-print(len(probe.layers("one", {}, [], 10)["layers"]))
+policy = {"project": os.path.dirname(sys.argv[2]), "allowed": [], "modules": [], "trusted": True}
+server.open(sys.argv[2], 1, None, policy, {"one": sys.argv[3]})
+print(len(server.layers("one", {}, [], 10)["layers"]))
 print(*sorted({name.partition(".")[0] for name in sys.modules}))
 """
 

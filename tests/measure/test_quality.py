@@ -223,7 +223,7 @@ def test_a_single_cosine_has_no_interval_and_nothing_crashes_on_it():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_metric_that_gives_no_finite_number_is_an_error(bad):
-    with pytest.raises(DataError, match="metric mine gave"):
+    with pytest.raises(DataError, match="metric mine returned"):
         score(Metric("mine", whole=lambda outputs, targets: bad), outputs([[1]]), [None], outputs([[1]]))
 
 

@@ -1,4 +1,4 @@
-"""The arithmetic and the order of a race, and a few small real ones. What a time is worth, `benchmarks/` measures."""
+"""The arithmetic and the order of a timing, and a few small real ones. What a time is worth, `benchmarks/` measures."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class _Noted:
 
 
 @pytest.fixture
-def noted_race(monkeypatch, bench):
+def noted_timing(monkeypatch, bench):
     def run(artifacts, seconds, plan=TINY, seed=0, fails=None, **options):
         notes = Notes(seconds, fails)
         monkeypatch.setattr(timing, "MeasuringProcess", notes.process)
@@ -163,8 +163,8 @@ def noted_race(monkeypatch, bench):
     return run
 
 
-def test_the_speedup_is_the_firsts_time_over_each_others(noted_race):
-    timings, _ = noted_race(["a", "bb", "ccc"], {"a": 0.006, "bb": 0.003, "ccc": 0.012})
+def test_the_speedup_is_the_firsts_time_over_each_others(noted_timing):
+    timings, _ = noted_timing(["a", "bb", "ccc"], {"a": 0.006, "bb": 0.003, "ccc": 0.012})
     assert timings[0].speedup is None
     assert timings[1].speedup == Ratio(pytest.approx(2.0), None, None)
     assert timings[2].speedup == Ratio(pytest.approx(0.5), None, None)
@@ -175,16 +175,16 @@ def test_the_speedup_is_the_firsts_time_over_each_others(noted_race):
     assert [timing.peak_memory_bytes for timing in timings] == [1000, 2000, 3000]
 
 
-def test_a_launch_gives_the_median_of_its_rounds_log_ratios(noted_race):
+def test_a_launch_gives_the_median_of_its_rounds_log_ratios(noted_timing):
     plan = replace(TINY, rounds=3, throughput_launches=0)
-    timings, _ = noted_race(["a", "b"], {"a": [0.010, 0.020, 0.030], "b": [0.010, 0.005, 0.010]}, plan)
+    timings, _ = noted_timing(["a", "b"], {"a": [0.010, 0.020, 0.030], "b": [0.010, 0.005, 0.010]}, plan)
     assert timings[1].speedup.value == pytest.approx(3.0)  # of 1, 4 and 3; the medians' ratio would be 2
     assert timings[1].throughput_per_s is None
     assert timings[1].throughput_ratio is None
     assert timings[1].peak_memory_bytes is None
 
 
-def test_the_interval_is_over_launches_and_turned_back_into_ratios(noted_race):
+def test_the_interval_is_over_launches_and_turned_back_into_ratios(noted_timing):
     """Two launches with log ratios log 2 and log 4: their mean is log sqrt 8, their half-width 12.706 log 2 / 2."""
     plan = replace(TINY, launches=2, most_launches=2, throughput_launches=0)
     launches = iter([2.0, 4.0])
@@ -209,42 +209,42 @@ def rounds_of(notes, batch="latency"):
     return [tuple(turns[start : start + size]) for start in range(0, len(turns), size)]
 
 
-def test_every_round_has_each_contestant_once_in_a_new_random_order(noted_race):
+def test_every_round_has_each_artifact_once_in_a_new_random_order(noted_timing):
     plan = replace(TINY, rounds=40)
-    _, notes = noted_race(["a", "b", "c"], {"a": 1, "b": 1, "c": 1}, plan)
+    _, notes = noted_timing(["a", "b", "c"], {"a": 1, "b": 1, "c": 1}, plan)
     rounds = rounds_of(notes)
     assert all(sorted(order) == ["a", "b", "c"] for order in rounds)
     assert set(rounds) == set(itertools.permutations("abc"))
 
 
-def test_the_seed_decides_the_order(noted_race):
+def test_the_seed_decides_the_order(noted_timing):
     plan, seconds = replace(TINY, rounds=20), {"a": 1, "b": 1}
-    first, again, other = (noted_race(["a", "b"], seconds, plan, seed)[1].asked for seed in (1, 1, 2))
+    first, again, other = (noted_timing(["a", "b"], seconds, plan, seed)[1].asked for seed in (1, 1, 2))
     assert first == again != other
 
 
-def test_the_worst_of_all_launches_is_how_far_each_reopened_output_was(noted_race):
+def test_the_worst_of_all_launches_is_how_far_each_reopened_output_was(noted_timing):
     plan = replace(TINY, launches=3, most_launches=3)
-    timings, _ = noted_race(["a"], {"a": 1}, plan)
+    timings, _ = noted_timing(["a"], {"a": 1}, plan)
     assert timings[0].reopened == (0.0, 0.3)
 
 
-def test_every_launch_starts_and_ends_every_process(noted_race):
+def test_every_launch_starts_and_ends_every_process(noted_timing):
     plan = replace(TINY, launches=3, most_launches=3)
-    _, notes = noted_race(["a", "b"], {"a": 1, "b": 1}, plan)
+    _, notes = noted_timing(["a", "b"], {"a": 1, "b": 1}, plan)
     commands = [asked[0] for asked in notes.asked if asked[0] in ("start", "end")]
     assert commands == ["start", "start", "end", "end"] * 3
 
 
-def test_throughput_is_measured_in_the_first_launches_only(noted_race):
+def test_throughput_is_measured_in_the_first_launches_only(noted_timing):
     plan = replace(TINY, launches=4, most_launches=4, throughput_launches=2, throughput_rounds=3)
-    _, notes = noted_race(["a", "b"], {"a": 1, "b": 1}, plan)
+    _, notes = noted_timing(["a", "b"], {"a": 1, "b": 1}, plan)
     assert len(rounds_of(notes, "throughput")) == 2 * 3
     assert len(rounds_of(notes, "latency")) == 4 * 2
 
 
-def test_a_turn_holds_four_calls_and_one_of_a_slow_model(noted_race):
-    _, notes = noted_race(["a", "b", "c"], {"a": 3.0, "b": 0.001, "c": 0.09})
+def test_a_turn_holds_four_calls_and_one_of_a_slow_model(noted_timing):
+    _, notes = noted_timing(["a", "b", "c"], {"a": 3.0, "b": 0.001, "c": 0.09})
     lengths = {asked[1]: asked[3] for asked in notes.asked if asked[0] == "turn"}
     assert lengths == {"a": 3.0, "b": TINY.turn_s, "c": 0.36}
 
@@ -260,26 +260,26 @@ def test_without_a_batch_for_it_throughput_is_not_timed_and_memory_is_read_all_t
     assert timings[1].speedup.value == pytest.approx(2.0)
 
 
-def test_throughput_of_a_very_slow_model_is_measured_once(noted_race):
+def test_throughput_of_a_very_slow_model_is_measured_once(noted_timing):
     plan = replace(TINY, launches=3, most_launches=3, throughput_launches=2, throughput_rounds=2)
-    timings, notes = noted_race(["a", "b"], {"a": 3.0, "b": 2.0}, plan)
+    timings, notes = noted_timing(["a", "b"], {"a": 3.0, "b": 2.0}, plan)
     assert len(rounds_of(notes, "throughput")) == 1
     assert timings[1].throughput_per_s == pytest.approx(3 / 2.0)  # batch 3
     assert len(timings[1].log_ratios) == 3
 
 
-def test_progress_tells_the_fraction_and_never_more_than_all(noted_race):
-    told = []
+def test_progress_tells_the_fraction_and_never_more_than_all(noted_timing):
+    fractions = []
     plan = replace(TINY, launches=2, most_launches=4, narrow=0.0)
-    noted_race(["a", "b"], {"a": 1, "b": [1, 2, 3, 1, 5, 2, 2]}, plan, progress=told.append)
-    assert told[:2] == [0.5, 1.0]
-    assert max(told) == 1.0
+    noted_timing(["a", "b"], {"a": 1, "b": [1, 2, 3, 1, 5, 2, 2]}, plan, progress=fractions.append)
+    assert fractions[:2] == [0.5, 1.0]
+    assert max(fractions) == 1.0
 
 
 @pytest.mark.parametrize("command", ["open", "warm", "turn", "memory"])
-def test_a_challenger_that_fails_drops_out_with_its_error_and_the_others_finish(noted_race, command):
+def test_a_challenger_that_fails_drops_out_with_its_error_and_the_others_finish(noted_timing, command):
     plan = replace(TINY, launches=2, most_launches=2)
-    timings, notes = noted_race(["a", "b", "c"], {"a": 0.004, "b": 0.001, "c": 0.002}, plan, fails={"b": command})
+    timings, notes = noted_timing(["a", "b", "c"], {"a": 0.004, "b": 0.001, "c": 0.002}, plan, fails={"b": command})
     assert isinstance(timings[1], ArtifactError)
     assert timings[1].what == f"b broke at {command}"
     assert timings[2].speedup.value == pytest.approx(2.0)
@@ -288,14 +288,14 @@ def test_a_challenger_that_fails_drops_out_with_its_error_and_the_others_finish(
 
 
 @pytest.mark.parametrize("command", ["open", "warm", "turn"])
-def test_the_first_ones_failure_ends_the_race(noted_race, command):
+def test_the_first_ones_failure_ends_the_race(noted_timing, command):
     with pytest.raises(ArtifactError, match=f"a broke at {command}"):
-        noted_race(["a", "b"], {"a": 1, "b": 1}, fails={"a": command})
+        noted_timing(["a", "b"], {"a": 1, "b": 1}, fails={"a": command})
 
 
-def test_what_else_is_wanted_is_done_once_after_the_timing_of_the_first_launch(noted_race):
+def test_what_else_is_wanted_is_done_once_after_the_timing_of_the_first_launch(noted_timing):
     plan = replace(TINY, launches=2, most_launches=2)
-    _, notes = noted_race(
+    _, notes = noted_timing(
         ["a", "b"], {"a": 1, "b": 1}, plan, on_first=lambda index, process: process.ask("more", i=index)
     )
     commands = [asked[0] for asked in notes.asked]
@@ -310,7 +310,7 @@ def calls_of(folder):
     return [json.loads(line) for line in (folder / "calls.jsonl").read_text().splitlines()]
 
 
-def test_each_contestant_lives_in_a_process_of_its_own_and_calls_never_overlap(make_module, bench, tmp_path):
+def test_each_artifact_lives_in_a_process_of_its_own_and_calls_never_overlap(make_module, bench, tmp_path):
     artifacts = [make_module(name, name=name, does="work") for name in ("one", "two")]
     plan = replace(TINY, launches=2, most_launches=2, rounds=3)
     timings = time_artifacts(artifacts, bench, plan, seed=0)

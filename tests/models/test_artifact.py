@@ -315,7 +315,7 @@ def test_what_an_engine_cannot_open_is_an_error_in_its_own_words(copy_of: Callab
     (folder / "manifest.json").write_text(json.dumps(record))
     with pytest.raises(ArtifactError, match="is damaged") as error:
         open_artifact(folder)
-    assert "no field of an ONNX model" in error.value.why
+    assert "a field that ONNX models do not have" in error.value.why
     (folder / "manifest.json").write_text(json.dumps(add_seal("artifact", record)))
     with pytest.raises(ArtifactError, match="onnxruntime cannot open artifact") as error:
         open_artifact(folder)
@@ -345,7 +345,7 @@ def test_code_that_changed_since_the_run_is_found_by_its_weights_or_by_its_outpu
 def test_an_output_that_becomes_nan_is_no_agreement(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(NETS)
     save(tmp_path / "artifact", Recipe("callable", "mine.py:Net", {}, str(tmp_path)))
-    with pytest.raises(ArtifactError, match="does not give what it gave") as error:
+    with pytest.raises(ArtifactError, match="does not reproduce its recorded outputs") as error:
         reopened(tmp_path / "artifact", tmp_path, NETS.replace("torch.relu(", "torch.nan * ("))
     assert "differ by nan" in error.value.why
 
@@ -388,10 +388,10 @@ def test_a_program_opens_in_a_fresh_process_that_never_imports_torch(program_art
     code = (
         "import sys, numpy as np\n"
         "from omgoptim.models.opened_model import open_artifact\n"
-        "from omgoptim.models.security.path_policy import Reach\n"
+        "from omgoptim.models.security.path_policy import PathPolicy\n"
         "given = np.load(sys.argv[1] + '/check.npz')\n"
         "from pathlib import Path\n"
-        "model = open_artifact(Path(sys.argv[1]), Reach(Path(sys.argv[1])), threads=1)\n"
+        "model = open_artifact(Path(sys.argv[1]), PathPolicy(Path(sys.argv[1])), threads=1)\n"
         "print(float(np.abs(model(given['in:x']) - given['out:0']).max()), 'torch' in sys.modules)\n"
     )
     command = [sys.executable, "-W", "error", "-c", code, str(program_artifact)]

@@ -80,5 +80,5 @@ def test_each_output_of_a_reopened_artifact_is_compared_on_its_own_scale(tmp_pat
     manifest: Any = SimpleNamespace(precision="float32")
     assert verify_outputs(tmp_path, manifest, session) == pytest.approx([0.0005, 0.0005])
     session = SimpleNamespace(run=lambda batch: [batch["x"], small + 0.05])
-    with pytest.raises(ArtifactError, match="does not give what it gave"):
+    with pytest.raises(ArtifactError, match="does not reproduce its recorded outputs"):
         verify_outputs(tmp_path, manifest, session)

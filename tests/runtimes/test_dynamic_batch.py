@@ -1,4 +1,4 @@
-"""Forwards that make the batch a Python number: exported with a free batch where possible, else told by their line."""
+"""Forwards that make the batch a Python number: exported with a dynamic batch if possible, else reported by line."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_len_of_the_batch_leaves_that_of_a_pt2_free_too(tmp_path: Path) -> None:
 def test_a_batch_that_cannot_be_free_is_an_error_with_the_line_that_fixes_it(tmp_path: Path) -> None:
     with pytest.raises(TechniqueError, match="fixes the batch") as error:
         export_onnx(Looped().eval(), EXAMPLE, SIGNATURE, tmp_path / "model.onnx")
-    assert "test_free_batch.py, line" in error.value.why
+    assert "test_dynamic_batch.py, line" in error.value.why
     assert "range(x.shape[0])" in error.value.why
     assert "x.shape[0]" in error.value.fix
     assert not (tmp_path / "model.onnx").exists()
@@ -63,7 +63,7 @@ def test_a_batch_that_cannot_be_free_may_be_exported_at_one_and_the_line_is_said
     export: Any, name: str, tmp_path: Path
 ) -> None:
     reason = export(Looped().eval(), EXAMPLE, SIGNATURE, tmp_path / name, or_at_one=True)
-    assert "test_free_batch.py, line" in reason
+    assert "test_dynamic_batch.py, line" in reason
     assert "range(x.shape[0])" in reason
     rows = np.array([[1, 2, 3]], np.float32)
     if export is export_onnx:

@@ -32,7 +32,7 @@ from omgoptim.jobs.folder import RunFolder, Submission, new_run
 from omgoptim.jobs.resume import _without_grants
 from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.models.artifact import Manifest, OutputCheck, save_module, save_program
-from omgoptim.models.data import find_adjacent_loader
+from omgoptim.models.data import adjacent_loader
 from omgoptim.models.manifest import MAX_JSON_BYTES
 from omgoptim.models.onnx_signature import declared_signature
 from omgoptim.models.security.path_policy import PathPolicy
@@ -334,7 +334,7 @@ def test_what_a_project_wraps_and_makes_itself_is_its_own(project: Path) -> None
 def test_a_load_that_a_model_file_only_imports_is_not_taken_for_its_data(project: Path) -> None:
     (project / "net.py").write_text(f"from torch import load\n{NET}")
     source = load_source("net.py:Net", PathPolicy(project))
-    assert find_adjacent_loader(source.recipe, PathPolicy(project), 60) is None
+    assert adjacent_loader(source.recipe, PathPolicy(project), 60) is None
 
 
 def test_a_hugging_face_folder_outside_the_project_is_not_read(project: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from omgoptim.measure.size import count_params
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.artifact import Manifest
 from omgoptim.models.forward import first_forward, input_tensors, name_inputs, to_numpy
-from omgoptim.models.samples import Samples, as_tensors, forward_arguments, repeat_to_size
+from omgoptim.models.samples import Samples, as_tensors, forward_args, repeat_to_size
 from omgoptim.models.source import Recipe, Source, load_source
 from omgoptim.operations.compression_job import Job, applied
 from omgoptim.operations.datasets import one_sample, scoring_loss
@@ -193,7 +193,7 @@ def _signature(module: nn.Module, teacher: LoadedModel, original: nn.Module) -> 
             error.why,
             f"let its forward take {', '.join(teacher.signature.input_names)}, as the teacher's does",
         ) from error
-    args, kwargs = forward_arguments(signature, real)
+    args, kwargs = forward_args(signature, real)
     with torch.inference_mode():
         shapes = [[tuple(leaf.shape) for leaf in flatten(each(*args, **kwargs))] for each in (module, original)]
     if shapes[0] != shapes[1]:

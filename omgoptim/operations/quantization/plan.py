@@ -6,7 +6,7 @@ import time
 
 from omgoptim.models.onnx_file import load
 from omgoptim.models.onnx_graph import find_layers, select_layers
-from omgoptim.models.samples import forward_arguments, repeat_to_size
+from omgoptim.models.samples import forward_args, repeat_to_size
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.next_steps import plan_step, repeat_of
@@ -77,7 +77,7 @@ def _seconds_per_sample(loaded: LoadedModel) -> float:
     """One forward in this process: good enough for an estimate of the whole."""
     if loaded.module is None:
         return 0.02
-    args, kwargs = forward_arguments(loaded.signature, repeat_to_size(loaded.evaluation, 1))
+    args, kwargs = forward_args(loaded.signature, repeat_to_size(loaded.evaluation, 1))
     import torch
 
     with torch.inference_mode():

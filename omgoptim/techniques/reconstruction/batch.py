@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from omgoptim.models.forward import NamedBatch
-from omgoptim.models.samples import batch_length, forward_arguments
+from omgoptim.models.samples import batch_length, forward_args
 from omgoptim.techniques.probe import Probe
 from omgoptim.techniques.registry import ModuleRun
 
@@ -32,7 +32,7 @@ def one_batch(module: nn.Module, run: ModuleRun) -> Probe:
         for hook in hooks:
             hook.remove()
     samples = max(2, min(MOST_SAMPLES, MOST_ACTIVATIONS // largest))
-    return Probe(*forward_arguments(run.signature, joined(run.statistics.batches, samples), run.device))
+    return Probe(*forward_args(run.signature, joined(run.statistics.batches, samples), run.device))
 
 
 def joined(batches: list[NamedBatch], samples: int) -> NamedBatch:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from omgoptim.blocks import BLOCKS, LowRankLinear, SpatialConv2d, Tucker2Conv2d
 from omgoptim.measure.self_time import evaluation_mode
 from omgoptim.models.globs import is_selected, refuse_unknown
-from omgoptim.models.samples import batch_length, forward_arguments
+from omgoptim.models.samples import batch_length, forward_args
 from omgoptim.reports import Skip
 from omgoptim.requests.factorize import Factorization
 from omgoptim.techniques.probe import NOT_RUN
@@ -192,7 +192,7 @@ def uses_of(module: nn.Module, layers: Mapping[str, DenseLayer], run: ModuleRun,
         with evaluation_mode(module):
             batch = next(batches_of(run.statistics, samples))
             size = batch_length(batch)
-            args, kwargs = forward_arguments(run.signature, batch, run.device)
+            args, kwargs = forward_args(run.signature, batch, run.device)
             module(*args, **kwargs)
     finally:
         for handle in handles:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.measure.self_time import evaluation_mode
-from omgoptim.models.samples import batch_length, forward_arguments
+from omgoptim.models.samples import batch_length, forward_args
 from omgoptim.techniques.probe import Probe, quiet
 from omgoptim.techniques.prune._channels.groups import Group
 from omgoptim.techniques.prune._channels.layer_widths import width_of
@@ -108,6 +108,4 @@ def _one_by_one(run: ModuleRun) -> Iterator[Call]:
     for batch in run.statistics.batches:
         for row in range(min(batch_length(batch), MOST_SAMPLES - taken)):
             taken += 1
-            yield forward_arguments(
-                run.signature, {name: array[row : row + 1] for name, array in batch.items()}, run.device
-            )
+            yield forward_args(run.signature, {name: array[row : row + 1] for name, array in batch.items()}, run.device)

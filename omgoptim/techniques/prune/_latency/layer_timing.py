@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from omgoptim.errors import TechniqueError
 from omgoptim.measure.self_time import evaluation_mode
-from omgoptim.models.samples import forward_arguments, repeat_to_size
+from omgoptim.models.samples import forward_args, repeat_to_size
 from omgoptim.techniques.prune._channels.groups import Group, Place
 from omgoptim.techniques.prune._channels.layer_widths import is_depthwise
 from omgoptim.techniques.prune._latency import single_layer
@@ -147,7 +147,7 @@ def _input_shapes(module: nn.Module, run: ModuleRun) -> dict[str, Counter[tuple[
 
         return hook
 
-    args, kwargs = forward_arguments(run.signature, repeat_to_size(run.statistics, 1), run.device)
+    args, kwargs = forward_args(run.signature, repeat_to_size(run.statistics, 1), run.device)
     handles = [
         part.register_forward_pre_hook(watch(path))
         for path, part in module.named_modules()
