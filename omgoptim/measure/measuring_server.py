@@ -195,10 +195,10 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
 
 def serve(commands: TextIO, answers: TextIO) -> None:
     """Answer commands until the input ends."""
-    probe = MeasuringServer()
+    server = MeasuringServer()
     for line in commands:
         request = json.loads(line)
-        command: Callable[..., dict[str, Any]] = getattr(probe, request.pop("command"))
+        command: Callable[..., dict[str, Any]] = getattr(server, request.pop("command"))
         try:
             answer = command(**request)
         except OmgoptimError as error:
@@ -207,10 +207,16 @@ def serve(commands: TextIO, answers: TextIO) -> None:
             import traceback
 
             traceback.print_exc()
-            reason = f"{type(error).__name__}: {engine_message(error)}"
-            answer = {"error": ArtifactError("the engine failed on the artifact", reason).to_dict()}
+            answer = {"error": ArtifactError("the engine failed on the artifact", _reason(server, error)).to_dict()}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+
+
+def _reason(server: MeasuringServer, error: Exception) -> str:
+    """Return the relevant line of an error: the first of a Python error in a module, the last of an engine's."""
+    session = getattr(server, "session", None)
+    lines = str(error).strip().splitlines() if session is not None and session.module is not None else []
+    return f"{type(error).__name__}: {lines[0] if lines else engine_message(error)}"
 
 
 def main() -> None:
