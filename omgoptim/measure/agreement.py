@@ -89,8 +89,8 @@ def worst_scores(
     """Compute the agreement of each sample on the output with the lowest mean agreement.
 
     Args:
-        cosine: compare directions instead, of the outputs that have one.
-        only: indices of the outputs to look at; default: all that count.
+        cosine: compare by cosine, on the outputs where it is defined.
+        only: indices of the outputs to compare; default: all compared outputs.
     """
     if cosine:
         every = [(spec, cosines(spec, candidate, original)) for spec in cosine_outputs(outputs)]
@@ -119,7 +119,7 @@ def cosine_outputs(outputs: ModelOutputs) -> list[OutputSpec]:
     if not found:
         shown = ", ".join(f"{spec.name} ({spec.kind})" for spec in outputs.compared)
         raise DataError(
-            "no output of the model can be compared by its cosine",
+            "the cosine is not defined for any output of the model",
             f"the cosine of a single number is its sign, and that of a constant is always 1; the outputs are: {shown}",
             "use metric auto, which compares numbers by their error",
         )
@@ -169,7 +169,7 @@ def _finite_rows(
     a, b = np.where(same, 0.0, a), np.where(same, 0.0, b)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise DataError(
-            f"output '{spec.name}' holds infinite values that the original's does not", "or the other way round"
+            f"output '{spec.name}' is not finite where the original is, or the reverse", "agreement needs finite values"
         )
     return a, b
 

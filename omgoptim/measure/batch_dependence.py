@@ -1,8 +1,8 @@
 """Test of batch dependence: outputs at batch 1 against outputs at batch n, on the same samples.
 
-It does with batch statistics in eval mode, with a branch on values of the whole batch (`if x.mean() > 0`), and where
-lengths of a batch decide. Then a figure of quality belongs to one batch size, and an exported program, which follows
-one branch, is only right for some batches.
+Causes are batch statistics in eval mode, a branch on values of the whole batch (`if x.mean() > 0`), and padding to
+the batch's longest sample. Then a quality holds for one batch size only, and an exported program, which has one branch,
+is correct for some batches only.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def batch_dependence(run: Run, samples: Samples, cause: str = "", coarse: bool =
     """Compare the outputs of samples in one batch with those of the same samples one by one.
 
     Args:
-        run: gives a model's output arrays for a batch; what it raises counts as no answer.
-        cause: what is known of the reason, for the sentence.
+        run: returns a model's output arrays for a batch; an exception counts as no result.
+        cause: a known cause, for the sentence.
         coarse: whether the model computes in half precision.
 
     Returns:
-        A sentence with the number of samples and the largest difference; None where the answers are the same, or
-        where there are no two samples of one shape, or the model does not take both batch sizes.
+        A sentence with the number of samples and the largest difference; None if the outputs are the same, no
+        two samples have one shape, or the model does not accept both batch sizes.
     """
     batch = _joined(samples)
     if batch is None:
@@ -50,7 +50,7 @@ def batch_dependence(run: Run, samples: Samples, cause: str = "", coarse: bool =
             if row >= MIN_SAMPLES and time.monotonic() - began > TIME_LIMIT_S:
                 break
             singles.append(run({name: array[row : row + 1] for name, array in batch.items()}))
-    except Exception:  # noqa: BLE001 - a batch size that the model does not take is no answer to this question
+    except Exception:  # noqa: BLE001 - a batch size that the model does not take gives no result
         return None
     apart = [
         max((_apart(many, one[k], row) for k, many in enumerate(whole)), default=0.0) for row, one in enumerate(singles)

@@ -33,9 +33,9 @@ def costliest_layers(
     """Call a model for `seconds` and return the layers by self time, the slowest first.
 
     A module's time is that of its own forward without its children, so a module that computes in its own forward
-    (attention, functional calls) has it, and a container has only what calling its children costs. The hooks that do
-    this add some microseconds to every module and keep nn.Transformer off its fused path: the times say where the time
-    goes, not how long the model takes. On a loaded machine with several threads a small layer that waits for a thread
+    (attention, functional calls) counts fully, and a container only counts the calls of its children. The hooks add
+    some microseconds to every module and disable nn.Transformer's fused path: the times show the distribution over
+    layers, not the latency of the model. On a loaded machine with several threads a small layer that waits for a thread
     can look slow, the more so the fewer calls there were. The module is as it was afterwards.
 
     Args:

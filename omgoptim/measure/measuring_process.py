@@ -111,7 +111,7 @@ class MeasuringProcess:
     def open_another(self, artifact: Path) -> dict[str, Any]:
         """Close the open artifact and open another of the same engine, for a search over many.
 
-        What is reported at last is measured in a fresh process, never in one that held other artifacts before.
+        Reported numbers come from a fresh process, never from one that held other artifacts before.
         """
         self.artifact = artifact
         self._open = self._open | {"artifact": str(artifact)}

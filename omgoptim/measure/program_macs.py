@@ -2,8 +2,8 @@
 
 The same convention as `macs.py`, so that a module and its export count the same: matrix products, convolutions,
 recurrent layers and attention; no biases, activations, normalisation or pooling. Shapes come from ONNX's own shape
-inference at the shapes of one sample, and where that leaves one open, from running the program once. What has no rule
-here, or no known shape, makes the count None with a reason: a number that leaves something out would be wrong.
+inference at the shapes of one sample, and for the remaining ones from running the program once. An operator without a
+rule, or without known shapes, makes the count None with a reason: a partial count would be wrong.
 """
 
 from __future__ import annotations

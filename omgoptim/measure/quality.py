@@ -1,6 +1,6 @@
 """Quality of two artifacts on the same samples: metric, drop with its interval, and agreement of each output.
 
-Metrics work on what the measuring processes wrote: for each batch the flat list of output arrays. A built-in metric
+Metrics take the outputs that the measuring processes wrote: for each batch the flat list of arrays. A built-in metric
 gives a score per sample, so that the drop is a paired difference; any other is recomputed on resamples.
 """
 
@@ -117,7 +117,7 @@ def compare_quality(
     """Compute the quality of `after` against `before` on the same samples.
 
     Args:
-        seed: of the resamples.
+        seed: for the resamples.
         original: outputs of the original model, the reference of an agreement; default: `before`.
 
     Raises:

@@ -1,6 +1,6 @@
 """Self cost of each module, without its children, for counters and timers.
 
-A cost is anything that only grows while the model runs and can be read at any moment: a clock, a counter of operations.
+A cost is any monotone counter that can be read at any moment: a clock, a counter of operations.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The unit is the launch. Within one, the artifacts take turns of at least 0.1 s in random order, one running at a time;
 a launch gives one number, the median log ratio of its rounds. The interval is Student's t over launches, because the
-same model's time moves by tens of percent from one process to the next and stays there while the process lives.
+same model's time moves by tens of percent from one process to the next and is stable within a process.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def time_artifacts(
         artifacts: at least one artifact folder; all ratios are against the first.
         setup: inputs, threads, project.
         plan: launches, rounds and length of turns.
-        seed: of the order of turns.
+        seed: for the order of turns.
         progress: called with the fraction done.
         on_first: called with each artifact's index and process at the end of the first launch, after its timing, for
             further measurements in the same fresh process.
@@ -271,8 +271,8 @@ def _median_log_ratio(reference: list[dict[str, Any]], turns: list[dict[str, Any
 def has_converged(log_ratios: Sequence[Sequence[float]], launches: int, plan: TimingPlan) -> bool:
     """Return whether to stop: at the plan's last launch, or once every interval is narrow enough.
 
-    Narrow enough is the plan's half-width, or so far from 1 that the width does not matter. Stopping as soon as an
-    interval excludes 1 would exclude it too often; the width says nothing about the side.
+    An interval is narrow enough at the plan's half-width, or so far from 1 that the width does not matter. Stopping as
+    soon as an interval excludes 1 would inflate the false positive rate; the width is independent of the side.
 
     Args:
         log_ratios: per candidate, one log ratio per launch.

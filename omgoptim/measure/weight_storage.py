@@ -63,7 +63,7 @@ def stored_layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> 
     """Return the layers of a program by path, in the order of the program.
 
     Args:
-        paths: node or output name to module path, where the program is a rewrite that lost them.
+        paths: node or output name to module path, if the program is a rewrite without them.
     """
     from omgoptim.models.onnx_file import graphs, tensor_bytes
     from omgoptim.models.onnx_graph import find_layers

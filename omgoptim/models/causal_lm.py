@@ -1,7 +1,7 @@
 """Targets of causal language models: labels that repeat the input, shifted to the next token.
 
 Data for such models gives `labels` equal to `input_ids`, and the model's own loss shifts them by one. Here they are
-shifted once, where the data is read, so that every metric and loss sees the next token as the target of each position.
+shifted once, when the data is read, so that every metric and loss sees the next token as the target of each position.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def predicts_next_token(
 
     Args:
         inputs: one batch by name.
-        labels: its labels, or anything else that a data set has as target.
+        labels: its labels, or any other target.
         run: the model's outputs for a batch, the scores (B, T, V) first.
     """
     if isinstance(labels, torch.Tensor):

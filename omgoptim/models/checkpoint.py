@@ -18,7 +18,7 @@ def load_checkpoint(module: nn.Module, path: Path, weights: WeightSet = "auto") 
     """Load the weights in `path` into `module`: every entry of its state dict, or none.
 
     Args:
-        weights: which of a file's averaged (EMA) and plain weights are meant; auto: averaged where there are any.
+        weights: ema, plain, or auto: averaged weights (EMA) if the file has any.
 
     Returns:
         Notes on prefixes, casts and ignored entries.

@@ -45,8 +45,8 @@ class Collation:
     def batches(self, samples: Any, batch: int, shuffled: bool) -> Iterator[RawBatch]:
         """Yield batches of a Dataset or list of samples.
 
-        With the data set's own `collate_fn` where it has one. Samples of different lengths are padded where the model
-        takes an attention mask, which is made; else each batch holds samples of one length.
+        Uses the data set's own `collate_fn` if it has one. Samples of different lengths are padded, with an attention
+        mask, if the model takes one; else each batch holds samples of one length.
         """
         own = getattr(samples, "collate_fn", None)
         if callable(own):
@@ -75,8 +75,8 @@ class Collation:
     def are_samples(self, loaded: Any) -> bool:
         """Return whether the entries of a list are samples without a batch dimension, judged by their ranks.
 
-        Asked in this order: the ranks a program states; a single number as target; targets of one dimension beside
-        inputs of more; which of the two the model runs on; lengths that differ before the last entry.
+        Decided in this order: ranks that a program declares; a single number as target; targets of one dimension beside
+        inputs of more; the form on which the model runs; lengths that differ before the last entry.
         """
         if not (hasattr(loaded, "__len__") and hasattr(loaded, "__getitem__")) or isinstance(loaded, DataLoader):
             return False

@@ -1,6 +1,6 @@
 """Reading and writing of ONNX files: every node named, constants as initializers, external data. No torch.
 
-A file stays one file below protobuf's limit; above it, the weights go to `<name>.data` beside it.
+Above protobuf's limit of a single file, the weights go to `<name>.data` beside it.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ def load(path: Path, *, weights: bool = True) -> ModelProto:
     """Read an ONNX file: every node named, constants as initializers, none of them also an input.
 
     Args:
-        path: the program; external data is looked for beside it.
-        weights: False leaves external data on disk, enough to look at the graph.
+        path: the program; external data is searched beside it.
+        weights: False leaves external data on disk, for analysis of the graph.
 
     Raises:
-        ModelError: the file is missing, is no ONNX, or its external data is or lies outside its folder.
+        ModelError: the file is missing, is not ONNX, or its external data is missing or outside its folder.
     """
     try:
         external_data(path)

@@ -70,7 +70,7 @@ def verify_outputs(folder: Path, manifest: Manifest, session: Session) -> list[f
     """Run the recorded batch and compare with the recorded outputs.
 
     Returns:
-        Of each output the largest difference, relative to its own scale.
+        The largest difference of each output, relative to its own scale.
 
     Raises:
         ArtifactError: the recorded batch is damaged, NaN, or a difference above `TOLERANCE`.

@@ -1,6 +1,6 @@
 """Export of an nn.Module to ONNX or .pt2 with a dynamic batch, through torch.export.
 
-The example batch has at least two samples, since torch.export takes a dimension of 1 for a constant; and it is made of
+The example batch has at least two samples, since torch.export makes a dimension of 1 a constant; and it is made of
 fresh tensors, since an exported program would otherwise store the whole storage of a user's data.
 """
 
@@ -177,7 +177,7 @@ def _dynamic_shapes(module: nn.Module, signature: Signature) -> dict[str, Any]:
 def _spelled_out(module: nn.Module, signature: Signature) -> Iterator[None]:
     """Wrap a forward that takes `**kwargs` with named parameters, which torch.export needs for dynamic dimensions.
 
-    The models of transformers are of that kind. `len` of a tensor stays a free size meanwhile.
+    Models of transformers have such forwards. `len` of a tensor is symbolic while the context is open.
     """
     with symbolic_len(module), _spelled_out_forward(module, signature), _plain_outputs(module, signature):
         yield

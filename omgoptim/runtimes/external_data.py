@@ -1,6 +1,6 @@
 """External data files of an ONNX file, found and checked before any engine opens them.
 
-An engine opens whatever path stands in the file. The paths are read here from the file's bytes, in the wire format of
+An engine opens any path in the file. The paths are read here from the file's bytes, in the wire format of
 protobuf, message by message: no weight is loaded, so that a measuring process can check without its memory growing.
 Source: https://protobuf.dev/programming-guides/encoding and the field numbers of onnx.proto.
 """
@@ -39,8 +39,8 @@ def external_data(program: Path) -> set[str]:
     """Return the locations, relative to the program's folder, of the files that hold its weights.
 
     Raises:
-        ModelError: one of them is absolute, leads out of the folder, or is no plain file.
-        NotOnnx: the bytes cannot be read as an ONNX model.
+        ModelError: one of them is absolute, is outside the folder, or is not a regular file.
+        MalformedProtobuf: the bytes cannot be read as an ONNX model.
         OSError: there is no such file.
     """
     locations: set[str] = set()

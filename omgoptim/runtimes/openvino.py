@@ -1,6 +1,6 @@
 """OpenVINO engine for program files on CPUs. Imports no torch, so that peak memory is the model's own.
 
-The inference precision is always set: left alone, OpenVINO picks bfloat16 by itself where the CPU has it.
+The inference precision is always set: by default OpenVINO selects bfloat16 on CPUs that support it.
 """
 
 from __future__ import annotations

@@ -23,13 +23,13 @@ def share_tied_weights(program: Any, module: nn.Module) -> int:
     """Replace the copies of a tied weight in a program, transposed or not, by one initializer.
 
     A transposed copy becomes a `Transpose` of the kept one, which ONNX Runtime and OpenVINO fold when they open the
-    file; weights that are equal without being tied are left alone.
+    file; equal weights that are not tied stay separate.
 
     Args:
         program: an `onnx_ir` model, which is changed.
 
     Returns:
-        Bytes that are not stored twice any more.
+        The bytes saved.
     """
     parameters = dict(module.named_parameters(remove_duplicate=False))
     graph = program.graph

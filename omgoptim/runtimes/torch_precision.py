@@ -1,6 +1,6 @@
 """Conversion of a torch module to another precision, and its weights as tensors for a safetensors file.
 
-`convert` changes the module, `state_of` gives what is saved, `load_state` puts it into a freshly converted module. The
+`convert` changes the module, `state_of` returns its state, `load_state` loads it into a freshly converted module. The
 int8 layers are torch.ao's dynamic ones (Linear, LSTM, GRU and the cells): deprecated there, and still the only way to
 an int8 GRU on a CPU. Their packed weights are opaque objects; here they are saved as int8 tensors with their scales.
 """

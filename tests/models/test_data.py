@@ -142,7 +142,7 @@ def test_data_that_hangs_is_stopped(capfd: pytest.CaptureFixture[str]) -> None:
             pass
         yield X
 
-    with pytest.raises(UserCodeError, match=r"did not come back within 0\.2 s"):
+    with pytest.raises(UserCodeError, match=r"did not return within 0\.2 s"):
         list(from_callable(lambda split: endless(), 4, 0.2).batches("eval"))
 
 

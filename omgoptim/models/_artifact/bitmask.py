@@ -2,9 +2,9 @@
 
 A packed tensor `name` becomes `name.mask`, one bit per element in row-major order (1 where the element is stored, the
 first element in the highest bit of the first byte, the last byte filled up with 0), and `name.values`, the stored
-elements in that order. Bit for bit the same tensor comes back: only +0.0 is left out; -0.0 and NaN are stored.
+elements in that order. The round trip is bit-exact: only +0.0 is omitted; -0.0 and NaN are stored.
 
-This saves bytes on disk and on the wire. Opened, the tensors are dense again: no memory and no time is saved.
+This saves storage and transfer. Opened tensors are dense: memory and time stay the same.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from omgoptim.errors import ArtifactError
 
 MASK, VALUES = ".mask", ".values"
 ENTRY_OVERHEAD_BYTES = 128
-"""Bytes that a second tensor costs in the header of a safetensors file, about; the shape in the recipe included."""
+"""Approximate bytes of an additional tensor in a safetensors header, with its shape in the recipe."""
 
 
 def pack(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, list[int]]]:
@@ -30,7 +30,7 @@ def pack(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, li
         tensors: any shapes and dtypes, on the CPU.
 
     Returns:
-        What to store, by name: packed tensors as `name.mask` (uint8, ceil(elements / 8)) and `name.values` (the
+        The tensors to store, by name: packed tensors as `name.mask` (uint8, ceil(elements / 8)) and `name.values` (the
         tensor's dtype, one number per stored element), others unchanged. And the shape of each packed tensor.
     """
     stored: dict[str, Tensor] = {}
@@ -55,7 +55,7 @@ def unpack(tensors: Mapping[str, Tensor], shapes: Mapping[str, list[int]]) -> di
     """Unpack the result of `pack`.
 
     Args:
-        tensors: what `pack` gave to store.
+        tensors: the stored tensors of `pack`.
         shapes: the shape of each packed tensor.
 
     Raises:

@@ -41,7 +41,7 @@ def refuse_foreign_recipe(folder: Path, manifest: Manifest, policy: PathPolicy) 
     """Refuse an artifact whose recipe runs code, unless this user made it or trusts it.
 
     Raises:
-        ArtifactError: neither is so, or the recipe cannot be read.
+        ArtifactError: it is untrusted, or the recipe cannot be read.
     """
     recipe = read_recipe(folder, manifest)
     if manifest.made_here or policy.trusted or not recipe.runs_code:
@@ -74,7 +74,7 @@ def read_recipe(folder: Path, manifest: Manifest | None = None) -> Recipe:
     """Read the recipe of a module artifact.
 
     Raises:
-        ArtifactError: there is none, or it is no recipe.
+        ArtifactError: there is none, or it is not a recipe.
     """
     return read_record(folder, manifest or Manifest.read(folder)).recipe
 

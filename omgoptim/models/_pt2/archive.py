@@ -1,9 +1,9 @@
 """Reading of a `.pt2` file without running code from it.
 
 `torch.export.load` unpickles a file's example inputs, its tensor subclasses and its custom objects, and evaluates parts
-of its text. So nothing of a file reaches torch as it is: every member is read once, checked, and written into a new
+of its text. So torch never reads the file itself: every member is read once, checked, and written into a new
 archive in memory, which torch then loads. Weights are copied as bytes; the program is rebuilt from its checked values
-(`pt2_grammar`); example inputs are looked at with `weights_only=True` and left out, since no computation needs them.
+(`schema`); example inputs are checked with `weights_only=True` and omitted, since no computation needs them.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def open_pt2(path: Path) -> nn.Module:
     """Return the module of a program that `torch.export.save` wrote.
 
     Raises:
-        ModelError: the file is damaged, is of another format, or holds what would run code when torch opens it.
+        ModelError: the file is damaged, is of another format, or would run code when torch opens it.
     """
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
@@ -204,7 +204,7 @@ def _check_tensors(config: dict[str, Any], folder: str, members: dict[str, zipfi
 def _check_example_inputs(data: bytes) -> None:
     """Refuse example inputs other than tensors and plain values; they are not kept.
 
-    A program needs none to run. But a file that holds a pickle with calls in it is no file to go on with.
+    A program runs without them, but a pickle with calls in it marks the whole file as unsafe.
     """
     if not data:
         return

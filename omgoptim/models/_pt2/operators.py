@@ -1,8 +1,8 @@
 """Allowed operators of an exported program: torch's tensor operators, arithmetic, and control flow.
 
-torch finds an operator by `getattr` from the name in the file, and calls whatever it found: `torch.load`,
-`torch.ops.load_library` and `_operator.methodcaller` are names like others. So names are compared with what is
-registered as a tensor operator, and the few of those that read or write files are left out.
+torch finds an operator by `getattr` from the name in the file, and calls the result: `torch.load`,
+`torch.ops.load_library` and `_operator.methodcaller` included. So names must be registered
+tensor operators, except the few that read or write files.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def check_operator(value: Any, where: str) -> str:
     """Return the operator's name if a program may call it.
 
     Raises:
-        Refused: it may not, or this torch does not have it.
+        RejectedProgram: it may not, or this torch does not have it.
     """
     if not isinstance(value, str):
         raise RejectedProgram(where, "it names no operator")
@@ -67,7 +67,7 @@ def check_operator(value: Any, where: str) -> str:
 def _is_of_tensors(namespace: str, name: str, overload: str) -> bool:
     """Return whether torch's dispatcher has the operator, and it takes no file name.
 
-    The interpreter of TorchScript has more under the same namespaces, `aten::save` among them.
+    TorchScript's interpreter has further operators in the same namespaces, `aten::save` among them.
     """
     if LEFT_OUT.fullmatch(name):
         return False

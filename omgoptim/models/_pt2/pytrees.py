@@ -1,7 +1,7 @@
 """Validation of the pytrees of an exported program's inputs and outputs, stored as JSON in a string.
 
 torch's reader imports modules that a structure names (enumerations, the factory of a `defaultdict`), and writes the
-names of keyword arguments into generated Python. What passes is tuples, lists and dictionaries with plain keys, and the
+names of keyword arguments into generated Python. Accepted are tuples, lists and dictionaries with plain keys, and the
 output classes that transformers registers.
 """
 

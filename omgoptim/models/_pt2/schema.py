@@ -2,7 +2,7 @@
 
 torch's own reader evaluates parts of this text: symbolic expressions go through `eval`, operator names through
 `getattr`, names of nodes and arguments into generated Python. Here every value is checked and copied into a new object,
-so that what torch reads afterwards is what was checked. Written for schema version 8, that of torch 2.9 to 2.13.
+so that torch reads only checked values. Written for schema version 8, that of torch 2.9 to 2.13.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _named_argument(value: Any, where: str) -> Any:
 def _module_stack(value: Any, where: str) -> dict[str, str]:
     """Keep a single entry of a node's metadata, the module stack, which no reader evaluates.
 
-    `source_fn_stack` is looked up by `getattr`, and the others are notes on the exporter's own files.
+    `source_fn_stack` is resolved by `getattr`; the others describe the exporter's own files.
     """
     stack = mapping(value, where).get("nn_module_stack")
     return {} if stack is None else {"nn_module_stack": cleaned(stack, f"{where}.nn_module_stack")}

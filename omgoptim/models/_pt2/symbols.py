@@ -1,7 +1,7 @@
 """Validation of symbolic expressions, such as `FloorDiv(Symbol('s53', integer=True), Integer(4))`.
 
-torch reads them with `sympy.sympify`, which is `eval`. What passes here is numbers, symbols, arithmetic and calls of
-the functions below: no attribute, no subscript, no other name, and nothing whose value would be an enormous number.
+torch reads them with `sympy.sympify`, which is `eval`. Accepted are numbers, symbols, arithmetic and calls of
+the functions below: no attribute, no subscript, no other name, and no value of enormous size.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def check_expression(value: Any, where: str) -> str:
     """Return the expression if it is arithmetic on symbols and numbers.
 
     Raises:
-        Refused: it is not.
+        RejectedProgram: it is not.
     """
     if not isinstance(value, str) or len(value) > MAX_LENGTH or not value.isascii() or not value.isprintable():
         raise RejectedProgram(where, "it is not a symbolic expression")

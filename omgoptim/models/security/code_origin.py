@@ -1,6 +1,6 @@
 """Restriction of `file.py:callable` and `package.module:callable` to the user's own code. No torch unless loaded.
 
-Taken are functions, classes and objects that are defined in the project's own files (or in a folder or module that the
+Accepted are functions, classes and objects defined in the project's own files (or in a folder or module that the
 request allows), and the layers of `torch.nn`. Every other target of a name is refused, without an import where that
 is refused: `os:system`, `torch:load`, a project file's own imports of such (`net.py:system`, `net.py:np.load`). An
 installed class may be an nn.Module and still unpickle the file that an argument names, so being a module is not enough.
@@ -30,12 +30,12 @@ def refuse_foreign_module(place: str, name: str, policy: PathPolicy, spec: str, 
     """Refuse a module that is neither of the project nor allowed, before anything of it is imported.
 
     Args:
-        place: the module whose place is looked at: first the top package of `name`, then, once what lies above it is
-            known to be the project's, `name` itself.
+        place: the module whose location is checked: first the top package of `name`, then, if its parents belong to
+            the project, `name` itself.
         name: the module that was named.
 
     Raises:
-        RequestError: it is one of Python's own or of an installed package.
+        RequestError: it belongs to Python or to an installed package.
     """
     if policy.allows_module(name) or name in LAYERS:
         return
@@ -48,13 +48,13 @@ def resolve_attribute(holder: Any, part: str, module: ModuleType, spec: str, wha
     """Resolve one step of a dotted name: only in the named module, its classes and its objects.
 
     Raises:
-        RequestError: the step leads through another module, or into Python's own attributes.
+        RequestError: the step is in another module, or an internal attribute of Python.
         AttributeError: there is no such attribute.
     """
     if part.startswith("__"):
-        raise foreign_code(spec, what, f"'{part}' is one of Python's own attributes", "")
+        raise foreign_code(spec, what, f"'{part}' is an internal attribute of Python", "")
     if isinstance(holder, ModuleType) and holder is not module:
-        raise foreign_code(spec, what, f"the name leads into the module '{holder.__name__}'", holder.__name__)
+        raise foreign_code(spec, what, f"the name is in the module '{holder.__name__}'", holder.__name__)
     return getattr(holder, part)
 
 
@@ -62,7 +62,7 @@ def refuse_foreign_object(found: Any, module: ModuleType, policy: PathPolicy, sp
     """Refuse a callable that was imported into the module it is named in.
 
     Raises:
-        RequestError: neither it, nor what it wraps, is defined in the project or an allowed module.
+        RequestError: neither it nor the function it wraps is defined in the project or an allowed module.
     """
     if not callable(found):  # the caller reports it
         return
@@ -133,7 +133,7 @@ def foreign_code(spec: str, what: str, why: str, module: str) -> RequestError:
     """Return the error for a name that leads to code outside the project.
 
     Args:
-        module: the module that would have to be allowed; empty where that is no way out.
+        module: the module that would have to be allowed; empty if that would not help.
     """
     allow = (
         f", or allow the module with {argument('allow_module', [module])}" if module and module != "builtins" else ""

@@ -86,7 +86,7 @@ def check_options(kind: str, spec: str, kwargs: Mapping[str, Any]) -> None:
 
     Args:
         kind: hf, timm or torchvision.
-        spec: the model's name there; for hf also a folder, which `check_folder` looks into.
+        spec: the model's name there; for hf also a folder, which `check_folder` checks.
 
     Raises:
         ModelError: it would, and the request did not allow it.

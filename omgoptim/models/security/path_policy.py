@@ -88,7 +88,7 @@ class PathPolicy:
         """Resolve the path that `text` names, which may not exist yet.
 
         Raises:
-            RequestError: it lies outside of the project and of the allowed folders, or is not a valid path at all.
+            RequestError: it lies outside of the project and of the allowed folders, or is not a valid path.
         """
         try:
             path = (self.project / Path(text).expanduser()).resolve()

@@ -1,8 +1,8 @@
 """Seals of files that omgoptim wrote: HMAC-SHA256 under a key that only this user can read. No torch.
 
 The key is created on first use in the user's state folder: OMGOPTIM_STATE_DIR, else XDG_STATE_HOME/omgoptim, else
-~/.local/state/omgoptim (on Windows LOCALAPPDATA/omgoptim). Where it cannot be kept, nothing is sealed, and what is not
-sealed is treated as another user's.
+~/.local/state/omgoptim (on Windows LOCALAPPDATA/omgoptim). If it cannot be stored, nothing is sealed; unsealed
+files are treated as another user's.
 """
 
 from __future__ import annotations

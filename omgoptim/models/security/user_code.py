@@ -1,7 +1,7 @@
 """Calls of the user's code: import of a callable, time limit, and conversion of failures to errors.
 
-The user's traceback goes to the run's log, its last line into the error. `sys.exit`, a missing package and a hang are
-each said as what they are. Output that the code prints is the log's.
+The user's traceback goes to the run's log, its last line into the error. `sys.exit`, a missing package and a timeout
+have errors of their own. Printed output goes to the log.
 """
 
 from __future__ import annotations
@@ -73,12 +73,12 @@ def call_user(doing: str, limit_s: float, function: Callable[..., Result], *args
     """Call the user's code with a time limit.
 
     Args:
-        doing: what is being done, for the error: "calling build".
-        limit_s: seconds after which it counts as hanging (on the main thread of a POSIX system).
+        doing: the action, for the error: "calling build".
+        limit_s: time limit in seconds (on the main thread of a POSIX system).
 
     Raises:
         SetupError: a package that the code imports is not installed; the fix installs it.
-        UserCodeError: the code raised, called `sys.exit` or did not come back.
+        UserCodeError: the code raised, called `sys.exit` or exceeded the time limit.
     """
     try:
         with _time_limit(limit_s):
@@ -98,7 +98,7 @@ def call_user(doing: str, limit_s: float, function: Callable[..., Result], *args
     except _UserCodeTimeout:
         traceback.print_exc()
         raise UserCodeError(
-            f"{doing} did not come back within {limit_s:g} s",
+            f"{doing} did not return within {limit_s:g} s",
             "the run's log shows where it was",
             f"make it faster, or raise the limit with {argument('time_limit_s', 3600)}",
         ) from None

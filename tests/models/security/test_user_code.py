@@ -106,7 +106,7 @@ def test_code_that_hangs_is_stopped_at_its_limit(write: Write, policy: PathPolic
     )
     write("net.py", f"{swallow}{body}\n")
     before = signal.getsignal(signal.SIGALRM)
-    with pytest.raises(UserCodeError, match=r"did not come back within 0\.2 s") as error:
+    with pytest.raises(UserCodeError, match=r"did not return within 0\.2 s") as error:
         load("net.py:build", policy, limit_s=0.2)
     assert "`time_limit_s=3600`" in error.value.fix
     assert signal.getsignal(signal.SIGALRM) is before
