@@ -70,15 +70,15 @@ def _joined(samples: Samples) -> NamedBatch | None:
     if not samples.batches:
         return None
     shapes = {name: array.shape[1:] for name, array in samples.batches[0].items()}
-    taken: list[NamedBatch] = []
+    batches: list[NamedBatch] = []
     count = 0
     for batch in samples.batches:
         if count < MAX_SAMPLES and {name: array.shape[1:] for name, array in batch.items()} == shapes:
-            taken.append({name: array[: MAX_SAMPLES - count] for name, array in batch.items()})
-            count += batch_length(taken[-1])
+            batches.append({name: array[: MAX_SAMPLES - count] for name, array in batch.items()})
+            count += batch_length(batches[-1])
     if count < 2:
         return None
-    return {name: np.concatenate([batch[name] for batch in taken]) for name in shapes}
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in shapes}
 
 
 def _apart(many: NDArray[Any], one: NDArray[Any], row: int) -> float:

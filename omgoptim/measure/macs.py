@@ -73,7 +73,7 @@ class MacsCount:
 class _OperatorCount:
     """Multiply-accumulates per path, without and with the formula of recurrent layers."""
 
-    seen: dict[str, int]
+    dispatched: dict[str, int]
     """Path to multiply-accumulates as the dispatcher sees them."""
     full: dict[str, int]
     """The same with recurrent layers by formula."""
@@ -93,13 +93,13 @@ def count_macs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     batch = batch_of(args, kwargs)
     operators = _attempt("torch.utils.flop_counter", _count_operators, module, args, kwargs)
     by_thop = _attempt("thop", _count_with_thop, module, args, kwargs)
-    seen = {path: round(count / batch) for path, count in operators.seen.items()} if operators else {}
+    dispatched = {path: round(count / batch) for path, count in operators.dispatched.items()} if operators else {}
     full = {path: round(count / batch) for path, count in operators.full.items()} if operators else {}
     thop = {path: round(count / batch) for path, count in by_thop.items()} if by_thop is not None else {}
     check = MacsCheck(
         thop=sum(thop.values()) if by_thop is not None else None,
-        dispatcher=sum(seen.values()) if operators else None,
-        disagreements=_disagreements(module, thop, seen) if operators and by_thop is not None else [],
+        dispatcher=sum(dispatched.values()) if operators else None,
+        disagreements=_disagreements(module, thop, dispatched) if operators and by_thop is not None else [],
     )
     uncounted = _uncounted(module, full) if operators else {}
     if uncounted:
@@ -151,8 +151,8 @@ def _count_operators(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     counter = FlopCounterMode(display=False, custom_mapping=_missing_formulas())
     with counter, _recurrent_layers(module) as recurrent, self_cost(module, counter.get_total_flops) as flops:
         module(*args, **kwargs)
-    seen = {path: int(cost) // 2 for path, cost in flops.items()}
-    return _OperatorCount(seen, seen | recurrent)
+    dispatched = {path: int(cost) // 2 for path, cost in flops.items()}
+    return _OperatorCount(dispatched, dispatched | recurrent)
 
 
 def _missing_formulas() -> dict[Any, Callable[..., int]]:
@@ -259,11 +259,11 @@ def _thop_rules() -> dict[type[nn.Module], Callable[..., None]]:
 # The two against each other
 
 
-def _disagreements(module: nn.Module, thop: dict[str, int], seen: dict[str, int]) -> list[CountDisagreement]:
+def _disagreements(module: nn.Module, thop: dict[str, int], dispatched: dict[str, int]) -> list[CountDisagreement]:
     """Return the modules where the counters differ by more than `TOLERANCE`, the largest difference first."""
     found = []
     for path, part in module_paths(module):
-        by_thop, by_operator = thop.get(path, 0), seen.get(path, 0)
+        by_thop, by_operator = thop.get(path, 0), dispatched.get(path, 0)
         if abs(by_thop - by_operator) > TOLERANCE * max(by_thop, by_operator):
             reason = _reason(part, by_thop, by_operator)
             kind = type(part).__name__

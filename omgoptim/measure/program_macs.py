@@ -204,9 +204,9 @@ def _measured(path: Path, names: Sequence[str], sample: Mapping[str, NDArray[Any
             )
             found = session.run(outputs, {value.name: sample[value.name] for value in session.get_inputs()})
         except Exception as error:  # ONNX Runtime's errors have no common base
-            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UncountableProgram(
-                f"the shape of '{names[0]}' is not known, and the program did not run: {said}"
+                f"the shape of '{names[0]}' is not known, and the program did not run: {reason}"
             ) from error
     return {name: tuple(int(size) for size in np.asarray(shape)) for name, shape in zip(names, found, strict=True)}
 

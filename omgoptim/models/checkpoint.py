@@ -64,10 +64,10 @@ def read_tensors(path: Path) -> Mapping[str, Any]:
             "save the weights alone: torch.save(model.state_dict(), 'weights.pt'), and name the class as the model",
         ) from error
     except (RuntimeError, EOFError, OSError, LookupError, ValueError) as error:
-        said = str(error).splitlines()
-        if said and "TorchScript" in said[0]:
+        lines = str(error).splitlines()
+        if lines and "TorchScript" in lines[0]:
             raise _unreadable(path, "it is a TorchScript archive, not a state dict") from error
-        raise _unreadable(path, said[0] if said else "it is empty or cut off") from error
+        raise _unreadable(path, lines[0] if lines else "it is empty or cut off") from error
     if not isinstance(loaded, Mapping):
         raise ModelError(f"checkpoint {path.name} holds a {type(loaded).__name__}", "a state dict was expected")
     return loaded

@@ -245,20 +245,20 @@ def _same_length(where: str, arrays: Mapping[str, NDArray[Any]]) -> None:
 
 def take_samples(batches: Iterable[RawBatch], samples: int) -> list[RawBatch]:
     """Collect batches until `samples` samples are reached; the last batch is cut."""
-    taken: list[RawBatch] = []
+    collected: list[RawBatch] = []
     count = 0
     for raw in batches:
         size = batch_size(raw.inputs)
         if not size:
             continue
         keep = min(size, samples - count)
-        taken.append(
+        collected.append(
             raw if keep == size else RawBatch(slice_samples(raw.inputs, keep), slice_samples(raw.target, keep))
         )
         count += keep
         if count >= samples:
             break
-    return taken
+    return collected
 
 
 def batch_size(inputs: Any) -> int:

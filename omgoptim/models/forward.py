@@ -124,12 +124,12 @@ def first_forward(module: nn.Module, inputs: tuple[InputTensor, ...], batch: Map
         with torch.inference_mode():
             result = module(*args, **kwargs)
     except Exception as error:  # whatever the user's forward raises
-        said = str(error).strip().splitlines()
+        lines = str(error).strip().splitlines()
         shapes = ", ".join(f"{name} {str(t.dtype).removeprefix('torch.')}{tuple(t.shape)}" for name, t in batch.items())
         layer = inside[-1] if inside and inside[-1] else "the model's own forward"
         raise ModelError(
             f"the model does not run on its inputs: layer '{layer}' failed",
-            f"{said[0] if said else type(error).__name__}; inputs: {shapes}",
+            f"{lines[0] if lines else type(error).__name__}; inputs: {shapes}",
             "check the shapes and dtypes that the data or the argument inputs give",
         ) from error
     finally:

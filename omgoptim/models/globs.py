@@ -17,8 +17,8 @@ def matches(glob: str, path: str) -> bool:
 def is_selected(paths: Iterable[str], targets: Sequence[str], ignore: Sequence[str]) -> bool:
     """Return whether `targets` (all, if empty) match one of the paths and `ignore` matches none."""
     paths = list(paths)
-    wanted = not targets or any(matches(glob, path) for glob in targets for path in paths)
-    return wanted and not any(matches(glob, path) for glob in ignore for path in paths)
+    targeted = not targets or any(matches(glob, path) for glob in targets for path in paths)
+    return targeted and not any(matches(glob, path) for glob in ignore for path in paths)
 
 
 def refuse_unknown(globs: Iterable[str], paths: Collection[str]) -> None:

@@ -191,8 +191,8 @@ def file_inside(folder: Path, name: str) -> Path | None:
             return None
         except OSError as error:  # too long
             raise _foreign_file(folder, f"{name[:200]!r}: {error.strerror}") from error
-        wanted = stat.S_ISREG if index == len(parts) - 1 else stat.S_ISDIR
-        if not wanted(kind):
+        has_type = stat.S_ISREG if index == len(parts) - 1 else stat.S_ISDIR
+        if not has_type(kind):
             raise _foreign_file(folder, f"{name[:200]!r} is a link or not a regular file")
     return path
 

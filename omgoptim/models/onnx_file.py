@@ -106,11 +106,11 @@ def _constants_to_initializers(graph: GraphProto) -> None:
 
 
 def _name_nodes(model: ModelProto) -> None:
-    taken: set[str] = set()
+    used: set[str] = set()
     for graph in graphs(model.graph):
         for index, node in enumerate(graph.node):
             name = node.name or f"{node.op_type}_{index}"
-            while name in taken:
+            while name in used:
                 name += "_"
             node.name = name
-            taken.add(name)
+            used.add(name)

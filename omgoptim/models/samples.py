@@ -127,8 +127,8 @@ def nan_samples(samples: Samples) -> list[tuple[int, str, NamedBatch]]:
         rows: dict[int, str] = {}
         for name, array in batch.items():
             if np.issubdtype(array.dtype, np.floating):
-                held = np.isnan(array).reshape(len(array), -1).any(1)
-                rows |= dict.fromkeys(map(int, np.flatnonzero(held)), name)
+                has_nan = np.isnan(array).reshape(len(array), -1).any(1)
+                rows |= dict.fromkeys(map(int, np.flatnonzero(has_nan)), name)
         found += [
             (start + row, rows[row], {name: array[row : row + 1] for name, array in batch.items()})
             for row in sorted(rows)

@@ -47,12 +47,12 @@ class Signature:
     @property
     def output_names(self) -> list[str]:
         """Return one unique name per output tensor, different from the inputs' names, as ONNX needs."""
-        taken = set(self.input_names)
+        used = set(self.input_names)
         names = []
         for name in leaf_names(self.outputs):
-            while name in taken:
+            while name in used:
                 name += "_out"
-            taken.add(name)
+            used.add(name)
             names.append(name)
         return names
 

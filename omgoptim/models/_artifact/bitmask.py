@@ -36,8 +36,8 @@ def pack(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, li
     stored: dict[str, Tensor] = {}
     shapes: dict[str, list[int]] = {}
     for name, tensor in tensors.items():
-        taken = name + MASK in tensors or name + VALUES in tensors
-        if taken or not tensor.is_floating_point():
+        name_conflict = name + MASK in tensors or name + VALUES in tensors
+        if name_conflict or not tensor.is_floating_point():
             stored[name] = tensor
             continue
         flat = tensor.detach().contiguous().flatten()

@@ -101,12 +101,12 @@ def _choose(fitting: list[EntrySet], weights: WeightSet) -> tuple[EntrySet, list
     chosen = different[0]
     if chosen.averaged and plain:
         return chosen, [
-            f"the averaged weights (EMA) were taken; weights=plain takes the plain ones under '{plain[0].name}'"
+            f"the averaged weights (EMA) were used; weights=plain takes the plain ones under '{plain[0].name}'"
         ]
     if chosen.averaged:
         return chosen, ["these are averaged weights (EMA); the file has no others"]
     if averaged:
-        return chosen, [f"the plain weights were taken, not the averaged ones (EMA) under '{averaged[0].name}'"]
+        return chosen, [f"the plain weights were used, not the averaged ones (EMA) under '{averaged[0].name}'"]
     return chosen, []
 
 
@@ -194,8 +194,8 @@ def _fillings(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[st
 
 def _left_out(fitting: Sequence[EntrySet], entries: Sequence[Entry]) -> list[str]:
     """Return the tensors that are in no set which fits the model."""
-    taken = {(one.nest, key) for one in fitting for some in one.found.values() for key, _ in some}
-    others = [".".join((*nest, key)) for nest, key, _ in entries if (nest, key) not in taken]
+    used = {(one.nest, key) for one in fitting for some in one.found.values() for key, _ in some}
+    others = [".".join((*nest, key)) for nest, key, _ in entries if (nest, key) not in used]
     beside = [name for name in others if not _of_optimizer(name)]
     return [f"left out, since the model has no such entry: {_listed(beside)}"] if beside else []
 
@@ -208,13 +208,13 @@ def _of_optimizer(name: str) -> bool:
 
 
 def _unexpected(chosen: EntrySet, entries: Sequence[Entry], own: Mapping[str, Tensor]) -> list[str]:
-    taken = {key for some in chosen.found.values() for key, _ in some}
+    used = {key for some in chosen.found.values() for key, _ in some}
     heads = {key_parts(name)[0] for name in own if "." in name}
     found = []
     for nest, key, tensor in entries:
         parts = key_parts(key)
         inner = parts[len(chosen.prefix) :]
-        if nest != chosen.nest or key in taken or parts[: len(chosen.prefix)] != chosen.prefix or len(inner) < 2:
+        if nest != chosen.nest or key in used or parts[: len(chosen.prefix)] != chosen.prefix or len(inner) < 2:
             continue
         known = inner[0] in heads or inner[0].isdigit()
         if known and tensor.is_floating_point() and inner[-1] not in LEFTOVERS:
@@ -231,8 +231,8 @@ def _misfit(
     """Return the error for the set that comes nearest."""
     nearest = max(whole or sets, key=lambda one: len(one.found), default=EntrySet((), ()))
     missing = [key for key in own if key in needed_keys(own) and key not in filled_keys(nearest, tied_keys(own))]
-    taken = {key for some in nearest.found.values() for key, _ in some}
-    unexpected = [key for nest, key, _ in entries if nest == nearest.nest and key not in taken]
+    used = {key for some in nearest.found.values() for key, _ in some}
+    unexpected = [key for nest, key, _ in entries if nest == nearest.nest and key not in used]
     unlike = _unlike(nearest, own)
     return _does_not_fit(
         [("missing", missing), ("unexpected", unexpected if missing else []), ("shapes differ", unlike)]

@@ -67,20 +67,20 @@ def key_parts(key: str) -> tuple[str, ...]:
     return (*(part for part in path if part not in WRAPPERS), last)
 
 
-def _wanted(own: Mapping[str, Tensor]) -> dict[tuple[str, ...], list[str]]:
+def _keys_by_spelling(own: Mapping[str, Tensor]) -> dict[tuple[str, ...], list[str]]:
     """Map every spelling of the model's keys, as components, to the keys."""
     plain = {key: key_parts(key) for key in own}
     if len(set(plain.values())) < len(own):  # the model has parts of its own that are called like wrappers
         plain = {key: tuple(key.split(".")) for key in own}
-    wanted: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    by_spelling: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for key, parts in plain.items():
-        wanted[parts].append(key)
-    taken = set(wanted)
+        by_spelling[parts].append(key)
+    exact = set(by_spelling)
     for key, parts in plain.items():
         for spelling in _spellings(parts):
-            if spelling not in taken:
-                wanted[spelling].append(key)
-    return wanted
+            if spelling not in exact:
+                by_spelling[spelling].append(key)
+    return by_spelling
 
 
 def _spellings(parts: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
@@ -96,28 +96,28 @@ def entry_sets(entries: Sequence[Entry], own: Mapping[str, Tensor]) -> list[Entr
 
     Where no prefix has the whole model, the file's keys may lack what all of the model's begin with.
     """
-    wanted = _wanted(own)
+    by_spelling = _keys_by_spelling(own)
     tied, needed = tied_keys(own), needed_keys(own)
     depth = 0
     while True:
-        shortened = {parts[depth:]: keys for parts, keys in wanted.items() if len(parts) > depth}
+        shortened = {parts[depth:]: keys for parts, keys in by_spelling.items() if len(parts) > depth}
         sets = _by_prefix(entries, shortened)
         if any(needed <= filled_keys(one, tied) for one in sets):
             return sets
-        heads = {parts[: depth + 1] for parts in wanted}
-        if len(heads) != 1 or any(len(parts) <= depth + 1 for parts in wanted):
-            return _by_prefix(entries, wanted)
+        heads = {parts[: depth + 1] for parts in by_spelling}
+        if len(heads) != 1 or any(len(parts) <= depth + 1 for parts in by_spelling):
+            return _by_prefix(entries, by_spelling)
         depth += 1
 
 
-def _by_prefix(entries: Sequence[Entry], wanted: Mapping[tuple[str, ...], Sequence[str]]) -> list[EntrySet]:
+def _by_prefix(entries: Sequence[Entry], by_spelling: Mapping[tuple[str, ...], Sequence[str]]) -> list[EntrySet]:
     sets: dict[tuple[tuple[str, ...], tuple[str, ...]], EntrySet] = {}
     respelled: list[tuple[EntrySet, str, str, Tensor]] = []
     for nest, key, tensor in entries:
         plain, raw = key_parts(key), tuple(key.split("."))
         for parts in dict.fromkeys((plain, raw)):
             for start in range(len(parts)):
-                for name in wanted.get(parts[start:], ()):
+                for name in by_spelling.get(parts[start:], ()):
                     one = sets.setdefault((nest, parts[:start]), EntrySet(nest, parts[:start]))
                     if not _same_ending(key, name):
                         respelled.append((one, name, key, tensor))
