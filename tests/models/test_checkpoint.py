@@ -143,8 +143,8 @@ def test_other_kinds_of_file_are_named_as_what_they_are(tmp_path: Path) -> None:
 def test_the_same_call_takes_the_averaged_or_the_plain_weights_and_says_which(tmp_path: Path) -> None:
     plain = {name: value + 1 for name, value in weights().items()}
     torch.save({"state_dict": plain, "state_dict_ema": weights()}, tmp_path / "w.pt")
-    assert any("averaged weights (EMA) were taken" in note for note in loads(tmp_path / "w.pt"))
+    assert any("averaged weights (EMA) were used" in note for note in loads(tmp_path / "w.pt"))
     module = Net()
     notes = load_checkpoint(module, tmp_path / "w.pt", "plain")
     assert torch.equal(module.fc.weight, plain["fc.weight"])
-    assert any("plain weights were taken" in note for note in notes)
+    assert any("plain weights were used" in note for note in notes)
