@@ -30,7 +30,7 @@ def test_r2_at_or_below_zero_is_chance() -> None:
     assert chance_level_reason("r2", 0.01, []) is None
 
 
-def test_what_cannot_be_told_is_not_told() -> None:
+def test_an_undecidable_chance_level_is_none() -> None:
     for metric, value, targets in [
         ("my_metric", 0.0, [np.zeros(4, np.int64)]),
         ("top1_accuracy", None, [np.zeros(4, np.int64)]),

@@ -109,7 +109,7 @@ def test_a_layer_that_the_engine_took_apart_is_int8_only_where_all_of_it_is() ->
     assert compute_dtypes(kernels[:1], model, ["first"]) == {"first": "int8"}
 
 
-def test_what_only_moves_a_layers_output_says_nothing_of_the_layer() -> None:
+def test_a_kernel_that_only_moves_data_does_not_decide_a_layers_dtype() -> None:
     assert compute_dtypes([Kernel("first", "Reorder", "float32")], program(WHOLE), ["first"]) == {}
 
 
@@ -133,7 +133,7 @@ def test_a_packed_product_is_int8_where_onnx_runtime_fused_it_or_the_file_asks_f
 
 
 @pytest.mark.parametrize("accuracy_level", ["0", "4"])
-def test_onnx_runtime_rounds_the_inputs_of_a_packed_product_that_it_fuses_unless_told_otherwise(
+def test_onnx_runtime_rounds_the_inputs_of_a_packed_product_that_it_fuses_by_default(
     accuracy_level: str,
 ) -> None:
     """The assumption of `compute_dtypes`: fused without a setting is level 4, and level 0 gives something else."""
@@ -181,7 +181,7 @@ def test_recurrent_layers_that_the_engine_renamed_are_known_where_all_agree() ->
         ("ref_any", "i64", None),
     ],
 )
-def test_the_name_of_openvinos_kernel_says_more_than_the_type_of_its_input(
+def test_the_name_of_openvinos_kernel_takes_precedence_over_its_input_type(
     primitive: str, precision: str, expected: str | None
 ) -> None:
     assert computed_in(primitive, precision) == expected

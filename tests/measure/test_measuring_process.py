@@ -113,7 +113,7 @@ def test_a_process_that_does_not_answer_in_time_is_ended(make_program, batches, 
     assert not is_alive(pid)
 
 
-def test_an_engines_own_error_is_told_in_its_first_line(make_module, start):
+def test_a_modules_own_error_is_reported_by_its_first_line(make_module, start):
     with pytest.raises(ArtifactError, match="the engine failed on the artifact") as raised:
         start(make_module("artifact", does="fail"))
     assert raised.value.why == "ValueError: no kernel for this"
@@ -146,7 +146,7 @@ def test_a_child_that_user_code_leaves_behind_does_not_hold_up_the_end(make_modu
     assert len(children) == 1
 
 
-def test_nan_in_an_output_is_an_error_that_says_where(make_module, start, batches, tmp_path):
+def test_nan_in_an_output_is_an_error_with_its_position(make_module, start, batches, tmp_path):
     process = start(make_module("artifact", does="nan"))
     fractions: list[float] = []
     inputs = tmp_path / "inputs"

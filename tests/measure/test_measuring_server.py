@@ -116,7 +116,7 @@ def test_of_slow_calls_the_first_is_the_part_that_is_dropped(monkeypatch):
     assert (answer["p50"], answer["calls"], len(time.samples)) == (pytest.approx(0.3), 1, 2)
 
 
-def test_a_turn_tells_how_many_cores_were_busy(monkeypatch):
+def test_a_turn_reports_the_number_of_busy_cores(monkeypatch):
     time = FakeTime(monkeypatch)
     monkeypatch.setattr("omgoptim.measure.measuring_server.time.process_time", lambda: 1.5 * time.now)
     assert time.server.turn("x", seconds=0.1)["busy"] == pytest.approx(1.5)

@@ -103,7 +103,7 @@ def test_a_metric_that_gives_nan_is_refused(resolve):
         value(resolve(mine))
 
 
-def test_a_metric_that_cannot_be_found_says_so(resolve, tmp_path: Path):
+def test_a_metric_that_cannot_be_found_is_an_error(resolve, tmp_path: Path):
     (tmp_path / "my_metrics_b.py").write_text("def accuracy(outputs, targets):\n    return 1.0\n")
     with pytest.raises(OmgoptimError) as raised:
         resolve("my_metrics_b.py:acuracy")

@@ -1,4 +1,4 @@
-"""From what an engine says of its own nodes to the layers of the file."""
+"""Mapping of an engine's own nodes to the layers of the file."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_a_fused_node_named_after_its_last_operation_is_the_product_it_began_wit
     assert (second.path, second.macs, second.size_bytes) == ("shortcut", 10, 4)
 
 
-def test_a_node_that_says_what_it_was_fused_from_is_the_costliest_of_that():
+def test_a_fused_node_represents_the_costliest_of_its_parts():
     times = [NodeTime("n4", "Convolution", 2.0, covers=("n4", "n3", "n1/WithoutBiases"))]
     assert [layer.path for layer in costliest_nodes(times, CONV_ADD_RELU)] == ["conv"]
 
@@ -161,7 +161,7 @@ def test_nodes_of_one_path_are_one_layer_whose_kind_is_where_its_time_goes():
     assert (layer.macs, layer.size_bytes) == (16, 16)  # the weight is stored once
 
 
-def test_a_node_of_the_engines_own_stands_for_itself_and_claims_no_macs():
+def test_a_node_of_the_engines_own_is_its_own_layer_without_macs():
     (layer,) = costliest_nodes([NodeTime("ReorderOutput", "ReorderOutput", 1.0)], CONV_ADD_RELU)
     assert (layer.path, layer.macs, layer.size_bytes) == ("ReorderOutput", None, None)
 

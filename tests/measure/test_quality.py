@@ -159,7 +159,7 @@ def test_sure_probabilities_are_class_scores_although_their_rows_have_unit_lengt
     assert agreement_metric(outputs([[1, 0], [0, 1]])).name == "top1_agreement"
 
 
-def test_the_metric_top1_agreement_says_that_rows_are_scores_of_classes():
+def test_the_metric_top1_agreement_marks_rows_as_class_scores():
     original, other = outputs([[3, 1, 0], [0, 2, 1]]), outputs([[9, 1, 8], [0, 1, 2]])
     metric = builtin_metric("top1_agreement", original, [None])
     assert metric.agreement
@@ -295,7 +295,7 @@ def test_a_metric_too_slow_to_be_recomputed_has_no_interval():
     assert (found.low, found.high) == (-math.inf, math.inf)
 
 
-def test_a_slow_first_call_says_nothing_of_the_metrics_speed():
+def test_a_slow_first_call_does_not_count_for_the_metrics_speed():
     slow = SlowMetric(0.001)
     slow.now = 0.0
     first = slow.__call__

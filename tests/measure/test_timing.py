@@ -268,7 +268,7 @@ def test_throughput_of_a_very_slow_model_is_measured_once(noted_timing):
     assert len(timings[1].log_ratios) == 3
 
 
-def test_progress_tells_the_fraction_and_never_more_than_all(noted_timing):
+def test_progress_reports_a_fraction_of_at_most_one(noted_timing):
     fractions = []
     plan = replace(TINY, launches=2, most_launches=4, narrow=0.0)
     noted_timing(["a", "b"], {"a": 1, "b": [1, 2, 3, 1, 5, 2, 2]}, plan, progress=fractions.append)

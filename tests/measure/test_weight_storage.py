@@ -108,7 +108,7 @@ def test_a_weight_in_four_bits_takes_half_a_byte_each() -> None:
     assert (layer.dtype, layer.bytes) == ("uint4", 32 + 16)
 
 
-def test_a_weight_in_sixteen_bits_is_told_by_its_stored_type() -> None:
+def test_a_weight_in_sixteen_bits_is_reported_by_its_stored_type() -> None:
     nodes = [
         helper.make_node("Cast", ["w"], ["f"], to=TensorProto.FLOAT),
         helper.make_node("MatMul", ["x", "f"], ["y"], "n"),

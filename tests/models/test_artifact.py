@@ -299,7 +299,7 @@ def test_a_manifest_reads_back_as_it_was_written(tmp_path: Path, exported: tuple
     assert Manifest.read(tmp_path) == written
 
 
-def test_an_engine_that_is_not_there_is_told_with_what_to_install(copy_of: Callable[[str], Path]) -> None:
+def test_a_missing_engine_is_an_error_with_its_install_line(copy_of: Callable[[str], Path]) -> None:
     folder = copy_of("program")
     with pytest.raises(ArtifactError, match="needs onnxruntime") as error:
         artifacts.open_session(folder, 1, PathPolicy(folder), device="cuda")
@@ -342,7 +342,7 @@ def test_code_that_changed_since_the_run_is_found_by_its_weights_or_by_its_outpu
     assert "of their scale" in error.value.why
 
 
-def test_an_output_that_becomes_nan_is_no_agreement(tmp_path: Path) -> None:
+def test_an_output_that_becomes_nan_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(NETS)
     save(tmp_path / "artifact", Recipe("callable", "mine.py:Net", {}, str(tmp_path)))
     with pytest.raises(ArtifactError, match="does not reproduce its recorded outputs") as error:

@@ -176,7 +176,7 @@ def test_without_a_training_split_nothing_calibrates_on_the_evaluation(project: 
     assert list(source.batches("calibration")) == []
 
 
-def test_arrays_without_splits_are_divided_once_and_it_is_said(project: Path, policy: PathPolicy) -> None:
+def test_arrays_without_splits_are_divided_once_with_a_note(project: Path, policy: PathPolicy) -> None:
     np.savez(project / "d.npz", x=X, y=Y)
     source = open_data("d.npz", policy, 4, 60, 0)
     calibration, evaluation = (together(list(source.batches(split)))[1] for split in ("calibration", "eval"))

@@ -133,7 +133,7 @@ def test_shapes_that_do_not_fit_name_the_innermost_layer_and_the_inputs() -> Non
     assert all(not layer._forward_hooks and not layer._forward_pre_hooks for layer in module.modules())
 
 
-def test_a_failure_of_the_models_own_forward_is_said_to_be_one() -> None:
+def test_a_failure_of_the_models_own_forward_is_reported_as_one() -> None:
     class Own(nn.Module):
         def __init__(self) -> None:
             super().__init__()

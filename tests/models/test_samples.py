@@ -94,6 +94,6 @@ def test_synthetic_inputs_of_masks_with_infinity_are_finite_and_empty_ones_stay_
     assert made["none"].shape == made["ids"].shape == (2, 0)
 
 
-def test_tensors_are_made_in_the_signatures_dtypes() -> None:
+def test_tensors_have_the_signatures_dtypes() -> None:
     made = as_tensors({"x": np.ones((1, 2), np.float32)}, {"x": "bfloat16"})
     assert made["x"].dtype == torch.bfloat16

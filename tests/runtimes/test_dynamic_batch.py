@@ -49,7 +49,7 @@ def test_len_of_the_batch_leaves_that_of_a_pt2_free_too(tmp_path: Path) -> None:
     assert torch.export.load(tmp_path / "model.pt2").module()(torch.ones(5, 3)).shape == (5, 4)
 
 
-def test_a_batch_that_cannot_be_free_is_an_error_with_the_line_that_fixes_it(tmp_path: Path) -> None:
+def test_a_fixed_batch_is_an_error_with_the_line_that_fixes_it(tmp_path: Path) -> None:
     with pytest.raises(TechniqueError, match="fixes the batch") as error:
         export_onnx(Looped().eval(), EXAMPLE, SIGNATURE, tmp_path / "model.onnx")
     assert "test_dynamic_batch.py, line" in error.value.why
@@ -59,9 +59,7 @@ def test_a_batch_that_cannot_be_free_is_an_error_with_the_line_that_fixes_it(tmp
 
 
 @pytest.mark.parametrize(("export", "name"), [(export_onnx, "model.onnx"), (export_pt2, "model.pt2")])
-def test_a_batch_that_cannot_be_free_may_be_exported_at_one_and_the_line_is_said(
-    export: Any, name: str, tmp_path: Path
-) -> None:
+def test_a_fixed_batch_may_be_exported_at_one_and_the_line_is_reported(export: Any, name: str, tmp_path: Path) -> None:
     reason = export(Looped().eval(), EXAMPLE, SIGNATURE, tmp_path / name, or_at_one=True)
     assert "test_dynamic_batch.py, line" in reason
     assert "range(x.shape[0])" in reason

@@ -1,4 +1,4 @@
-"""One export of one model per form that inputs and outputs take; torch itself says what is right."""
+"""One export of one model per form of inputs and outputs, compared with torch itself."""
 
 from __future__ import annotations
 

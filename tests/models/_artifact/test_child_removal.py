@@ -77,7 +77,7 @@ def test_a_stack_runs_the_layers_that_it_kept_and_comes_back_bit_for_bit() -> No
     assert compute_diff(back, changed) is None
 
 
-def test_what_was_cut_twice_is_told_from_the_stack_as_its_code_builds_it() -> None:
+def test_two_removals_are_recorded_against_the_stack_as_its_code_builds_it() -> None:
     fresh, changed = Stack(), Stack()
     keep_children(changed, "layers", [0, 2, 3, 4])
     halfway = copy.deepcopy(changed)
@@ -91,7 +91,7 @@ def test_what_was_cut_twice_is_told_from_the_stack_as_its_code_builds_it() -> No
         assert torch.equal(reopened(start, changed)(X), changed(X))
 
 
-def test_stacks_inside_a_stack_are_told_the_outer_one_first() -> None:
+def test_nested_stacks_are_recorded_outermost_first() -> None:
     fresh, changed = Nested(), Nested()
     keep_children(changed, "stages.2", [1, 2])
     keep_children(changed, "stages", [0, 2])

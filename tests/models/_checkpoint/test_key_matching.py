@@ -75,7 +75,7 @@ def test_two_different_tensors_for_one_entry_are_refused_by_their_names() -> Non
     assert "module.0.weight" in error.value.why
 
 
-def test_the_averaged_set_is_said_and_a_set_that_is_not_there_is_an_error() -> None:
+def test_the_averaged_set_is_noted_and_a_missing_set_is_an_error() -> None:
     own = net(1).state_dict()
     assert any(
         "averaged weights (EMA); the file has no others" in note for note in match_keys({"ema": STATE}, own).notes
@@ -89,7 +89,7 @@ def test_the_averaged_set_is_said_and_a_set_that_is_not_there_is_an_error() -> N
     assert same(match_keys({"state_dict": inside}, own, "ema").state, own)
 
 
-def test_norms_without_a_counter_keep_the_models_and_it_is_said() -> None:
+def test_norms_without_a_counter_keep_the_models_with_a_note() -> None:
     loaded = {name: value for name, value in STATE.items() if "num_batches" not in name}
     found = match_keys(loaded, net(1).state_dict())
     assert same(found.state)
@@ -139,7 +139,7 @@ def test_a_file_that_unties_a_tied_weight_is_refused() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_another_precision_is_cast_and_said(dtype: torch.dtype) -> None:
+def test_another_precision_is_cast_with_a_note(dtype: torch.dtype) -> None:
     loaded = {name: value.to(dtype) if value.is_floating_point() else value for name, value in STATE.items()}
     found = match_keys(loaded, net(1).state_dict())
     assert found.notes == [f"8 tensors were cast from {str(dtype).removeprefix('torch.')} to the model's float32"]

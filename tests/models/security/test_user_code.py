@@ -33,7 +33,9 @@ def test_a_file_imports_its_neighbours_and_the_modules_of_the_project(write: Wri
     assert load("models/net.py:build", policy)() == 3  # type: ignore[operator]
 
 
-def test_two_files_of_one_name_are_told_apart_and_one_file_is_executed_once(write: Write, policy: PathPolicy) -> None:
+def test_two_files_of_one_name_are_distinguished_and_one_file_is_executed_once(
+    write: Write, policy: PathPolicy
+) -> None:
     write("a/net.py", "where = lambda: 'a'")
     write("b/net.py", "where = lambda: 'b'")
     first = load("a/net.py:where", policy)
@@ -48,7 +50,7 @@ def test_a_file_may_have_the_name_of_a_module_that_is_loaded_already(write: Writ
 
 
 @pytest.mark.parametrize("spec", ["net.py", "net.py:", ":build", "net.py:1st", "net.py:build()"])
-def test_a_spec_that_names_no_callable_says_how_it_must_read(spec: str, policy: PathPolicy) -> None:
+def test_a_spec_that_names_no_callable_is_an_error_with_the_right_form(spec: str, policy: PathPolicy) -> None:
     with pytest.raises(ModelError, match="names no callable") as error:
         load(spec, policy)
     assert "file.py:callable or package.module:callable" in error.value.why
@@ -63,7 +65,7 @@ def test_a_missing_name_is_answered_with_the_nearest_callable(write: Write, poli
         load_callable("net.py:x", policy, "data", 60)
 
 
-def test_a_missing_file_and_a_missing_module_are_each_said(policy: PathPolicy) -> None:
+def test_a_missing_file_and_a_missing_module_are_separate_errors(policy: PathPolicy) -> None:
     with pytest.raises(ModelError, match=r"'net\.py' does not exist"):
         load("net.py:build", policy)
     for source in ("no_such_module", "no_such_package.net"):
