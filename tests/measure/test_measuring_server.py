@@ -65,9 +65,9 @@ class FakeTime:
         self.now, self.cold, self.cold_calls, self.warm = 0.0, cold, cold_calls, warm
         self.samples = []
         monkeypatch.setattr("omgoptim.measure.measuring_server.time.perf_counter", lambda: self.now)
-        self.probe = MeasuringServer()
-        self.probe.prepared["x"] = None
-        self.probe.session = Session(lambda batch: batch, lambda _: None, lambda _: [], self.seconds)
+        self.server = MeasuringServer()
+        self.server.prepared["x"] = None
+        self.server.session = Session(lambda batch: batch, lambda _: None, lambda _: [], self.seconds)
 
     def seconds(self, prepared, calls):
         spent = 0.0
@@ -98,7 +98,7 @@ def test_a_turn_gives_median_and_90th_percentile_of_what_counts(monkeypatch):
         time.samples.append(spent)
         return spent
 
-    time.probe.session = Session(lambda b: b, lambda _: None, lambda _: [], clock)
+    time.server.session = Session(lambda b: b, lambda _: None, lambda _: [], clock)
     answer = time.server.turn("x", seconds=0.4)
     kept = time.samples[-answer["calls"] :]
     assert answer["p50"] == pytest.approx(np.median(kept))
@@ -144,7 +144,7 @@ def test_warming_up_ends_for_a_model_that_never_settles(monkeypatch):
         time.now += spent
         return spent
 
-    time.probe.session = Session(lambda b: b, lambda _: None, lambda _: [], clock)
+    time.server.session = Session(lambda b: b, lambda _: None, lambda _: [], clock)
     assert time.server.warm("x")["call_s"] < 10
 
 
