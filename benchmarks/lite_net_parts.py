@@ -15,11 +15,11 @@ from onnx import ModelProto, helper, numpy_helper
 
 from omgoptim.errors import OmgoptimError
 from omgoptim.hardware import usable_cores
-from omgoptim.measure.race import LATENCY, PLANS, THROUGHPUT, Bench, race
+from omgoptim.measure.timing import LATENCY, PLANS, THROUGHPUT, TimingSetup, time_artifacts
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.artifact import Check, Manifest
+from omgoptim.models.artifact import Manifest, OutputCheck
 from omgoptim.models.onnx_file import load
-from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.signature import Signature
 from omgoptim.techniques.quantize._onnx import preparation
 from omgoptim.techniques.quantize._onnx.preparation import at_opset
@@ -83,15 +83,15 @@ def speeds(files: Mapping[str, Path], signature: Signature, images: NDArray[Any]
         folder = Path(scratch)
         example = {signature.inputs[0].name: images[:2]}
         for name, path in files.items():
-            outputs = ENGINES["onnxruntime"].open(path, signature, Settings(usable_cores())).run(example)
+            outputs = ENGINES["onnxruntime"].open(path, signature, SessionSettings(usable_cores())).run(example)
             manifest = Manifest("onnxruntime", "int8", signature)
-            artifacts.save_program(folder / name, path, manifest, Check(example, outputs))
+            artifacts.save_program(folder / name, path, manifest, OutputCheck(example, outputs))
         batches = {}
         for name, count in ((LATENCY, 1), (THROUGHPUT, 16)):
             batches[name] = folder / f"{name}.npz"
             np.savez(batches[name], **{signature.inputs[0].name: images[:count]})
-        bench = Bench(batches=batches, batch=16, threads=usable_cores(), cwd=Path(os.getcwd()))
-        timings = race([folder / name for name in files], bench, PLANS["standard"], 0)
+        bench = TimingSetup(batches=batches, batch=16, threads=usable_cores(), cwd=Path(os.getcwd()))
+        timings = time_artifacts([folder / name for name in files], bench, PLANS["standard"], 0)
     found = {}
     for name, timing in zip(files, timings, strict=True):
         if isinstance(timing, OmgoptimError):

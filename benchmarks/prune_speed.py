@@ -22,22 +22,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from compute_diff import bar, console, keep, machine, table
 from prune import TUNING, statistics_of
 from pruning_nets import EPOCHS, Digits, accuracy, digits, fine_tuned, trained
-from record import bar, console, keep, machine, table
 from safetensors.torch import save_file
 from torch import nn
 
 import omgoptim
 from omgoptim.errors import OmgoptimError
 from omgoptim.hardware import usable_cores
-from omgoptim.measure.race import LATENCY, THROUGHPUT, Bench, Plan, race
+from omgoptim.measure.timing import LATENCY, THROUGHPUT, TimingPlan, TimingSetup, time_artifacts
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.artifact import Check, Manifest
-from omgoptim.models.path_policy import PathPolicy
+from omgoptim.models.artifact import Manifest, OutputCheck
+from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.source import Recipe, build
-from omgoptim.models.surgery import record
-from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.models.structural_diff import compute_diff
+from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.export import export_onnx
 from omgoptim.runtimes.signature import InputTensor, Signature
 from omgoptim.training.batch_norm import reestimate
@@ -46,7 +46,7 @@ SPEEDUP = 2.0
 SCORED = 3000
 MODEL, DATA = "pruning_project.py:build", "pruning_project.py:load"
 SIGNATURE = Signature((InputTensor("x", "float32", ("batch", 1, 28, 28), False),), "tensor")
-PEERS_TIMING = Plan(launches=3, most_launches=3, rounds=3, throughput_launches=0)
+PEERS_TIMING = TimingPlan(launches=3, most_launches=3, rounds=3, throughput_launches=0)
 """As many launches as omgoptim's own search makes of a cut."""
 
 RATIOS = tuple(step / 20 for step in range(4, 17))
@@ -90,13 +90,13 @@ def saved(net: nn.Module, folder: Path, weights: Path, name: str, runtime: str) 
     if ENGINES[runtime].runs == "program":
         return program(net, folder, name, runtime)
     recipe = Recipe("callable", MODEL, {"weights": str(weights)}, str(folder))
-    surgery = record(build(recipe, PathPolicy(folder)), net)
+    surgery = compute_diff(build(recipe, PathPolicy(folder)), net)
     example = {"x": np.zeros((2, 1, 28, 28), np.float32)}
-    settings = Settings(usable_cores())
+    settings = SessionSettings(usable_cores())
     outputs = ENGINES["torch_eager"].open(net, SIGNATURE, settings).run(example)
     manifest = Manifest("torch_eager", "float32", SIGNATURE)
     whole = Recipe("callable", MODEL, {"weights": str(weights)}, str(folder), surgery=surgery)
-    artifacts.save_module(folder / name, net, whole, manifest, Check(example, outputs))
+    artifacts.save_module(folder / name, net, whole, manifest, OutputCheck(example, outputs))
     return folder / name
 
 
@@ -104,8 +104,8 @@ def program(net: nn.Module, folder: Path, name: str, runtime: str) -> Path:
     example = {"x": np.zeros((2, 1, 28, 28), np.float32)}
     path = folder / f"{name}.onnx"
     export_onnx(net, {"x": torch.zeros(2, 1, 28, 28)}, SIGNATURE, path)
-    outputs = ENGINES[runtime].open(path, SIGNATURE, Settings(usable_cores())).run(example)
-    artifacts.save_program(folder / name, path, Manifest(runtime, "float32", SIGNATURE), Check(example, outputs))
+    outputs = ENGINES[runtime].open(path, SIGNATURE, SessionSettings(usable_cores())).run(example)
+    artifacts.save_program(folder / name, path, Manifest(runtime, "float32", SIGNATURE), OutputCheck(example, outputs))
     return folder / name
 
 
@@ -115,8 +115,8 @@ def measured(before: Path, after: Path, folder: Path, data: Digits, seed: int) -
     for name, count in ((LATENCY, 1), (THROUGHPUT, 32)):
         batches[name] = folder / f"{name}.npz"
         np.savez(batches[name], x=data.test_images[:count].numpy())
-    bench = Bench(batches=batches, batch=32, threads=usable_cores(), cwd=folder)
-    timing = race([before, after], bench, PEERS_TIMING, seed)[1]
+    bench = TimingSetup(batches=batches, batch=32, threads=usable_cores(), cwd=folder)
+    timing = time_artifacts([before, after], bench, PEERS_TIMING, seed)[1]
     if isinstance(timing, OmgoptimError) or timing.speedup is None:
         raise SystemExit(f"the peer could not be measured: {timing}")
     return timing.speedup.value

@@ -24,15 +24,15 @@ from typing import Any
 from record import bar, console, keep, machine, table
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.measure.launch import Process
+from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import Quality, compare_quality, read_outputs
-from omgoptim.measure.race import PLANS, Timing, race
-from omgoptim.models.artifact import MANIFEST, PROGRAM, Check, Manifest, save_program
+from omgoptim.measure.timing import PLANS, Timing, time_artifacts
+from omgoptim.models.artifact import MANIFEST, PROGRAM, Manifest, OutputCheck, save_program
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import LoadedModel, prepare
 from omgoptim.requests import QuantizeRequest, parse
-from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes import ENGINES, SessionSettings
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "examples"
@@ -159,10 +159,10 @@ def as_artifact(peer: Peer, made: Path, folder: Path, loaded: LoadedModel) -> Pa
     own_format = program.with_suffix(".xml")
     if own_format.exists() and not program.exists():
         shutil.copy2(own_format, program)
-    settings = Settings(loaded.bench.threads, precision=peer.precision)
+    settings = SessionSettings(loaded.bench.threads, precision=peer.precision)
     outputs = ENGINES[peer.runtime].open(program, loaded.signature, settings).run(loaded.example)
     manifest = replace(Manifest.read(loaded.baseline), runtime=peer.runtime, precision=peer.precision, files={})
-    save_program(folder, made / "float" / PROGRAM, manifest, Check(loaded.example, outputs))
+    save_program(folder, made / "float" / PROGRAM, manifest, OutputCheck(loaded.example, outputs))
     files = {}
     for file in (program, weights):
         if file.exists():
@@ -183,11 +183,11 @@ def race_all(case: Case, loaded: LoadedModel, folders: dict[str, Path], quick: b
     """Everyone in one race, the eager float32 model first; one who fails is told and left out."""
     targets = [loaded.eval_folder.parent / "outputs" / str(index) for index in range(len(folders))]
 
-    def outputs(index: int, process: Process) -> None:
+    def outputs(index: int, process: MeasuringProcess) -> None:
         process.run_samples(loaded.eval_folder, targets[index])
 
     plan = PLANS["quick" if quick else "standard"]
-    timings = race(list(folders.values()), loaded.bench, plan, seed, on_first=outputs)
+    timings = time_artifacts(list(folders.values()), loaded.bench, plan, seed, on_first=outputs)
     original, labels = read_outputs(targets[0]), loaded.evaluation.targets
     metric = resolve_metric("auto", loaded.signature, original, labels, loaded.policy, 300)
     ended = []

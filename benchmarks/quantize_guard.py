@@ -29,7 +29,7 @@ from record import bar, console, keep, machine, table
 
 import omgoptim
 from omgoptim.models.onnx_file import load as load_program
-from omgoptim.models.onnx_graph import layers
+from omgoptim.models.onnx_graph import find_layers
 from omgoptim.requests.quantize import Static
 
 CALIBRATION, SELECTION = 256, 256
@@ -140,7 +140,7 @@ def ended(
     full: int, other: int, images: int, source: Path, target: Path, data: tuple[Split, Split, Split], seconds: float
 ) -> Ended:
     """What a search took, and what its file gives."""
-    in_float = sum(not layer.is_quantized for layer in layers(load_program(target)))
+    in_float = sum(not layer.is_quantized for layer in find_layers(load_program(target)))
     selection, rest = (accuracy(source, part) - accuracy(target, part) for part in data[1:])
     return Ended(full, other, images, in_float, selection, rest, target.stat().st_size, seconds)
 

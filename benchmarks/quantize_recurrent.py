@@ -32,13 +32,13 @@ from torch import Tensor, nn
 
 from omgoptim.errors import OmgoptimError
 from omgoptim.hardware import usable_cores
-from omgoptim.measure.race import LATENCY, PLANS, THROUGHPUT, Bench, race
+from omgoptim.measure.timing import LATENCY, PLANS, THROUGHPUT, TimingSetup, time_artifacts
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.artifact import PROGRAM, Check, Manifest
+from omgoptim.models.artifact import PROGRAM, Manifest, OutputCheck
 from omgoptim.models.onnx_file import load, tensor_bytes
 from omgoptim.requests import Params
 from omgoptim.requests.quantize import Dynamic, WeightOnly
-from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.export import export_onnx
 from omgoptim.runtimes.signature import InputTensor, Signature
 from omgoptim.techniques.quantize._onnx.preparation import fold_constants
@@ -93,7 +93,7 @@ class Contest:
     folder: Path
 
     def outputs(self, name: str) -> NDArray[Any]:
-        settings = Settings(usable_cores())
+        settings = SessionSettings(usable_cores())
         session = ENGINES["onnxruntime"].open(self.programs[name], self.signature, settings)
         count = len(next(iter(self.inputs.values())))
         parts = [{n: a[i : i + 25] for n, a in self.inputs.items()} for i in range(0, count, 25)]
@@ -137,19 +137,19 @@ def raced(contest: Contest, first: str, second: str, quick: bool, seed: int) -> 
     folders = []
     example = {name: array[:2] for name, array in contest.inputs.items()}
     for name in (first, second):
-        settings = Settings(usable_cores())
+        settings = SessionSettings(usable_cores())
         check = ENGINES["onnxruntime"].open(contest.programs[name], contest.signature, settings).run(example)
         folder = contest.folder / "artifacts" / name.replace(" ", "_")
         manifest = Manifest("onnxruntime", "int8", contest.signature)
         if not (folder / PROGRAM).exists():
-            artifacts.save_program(folder, contest.programs[name], manifest, Check(example, check))
+            artifacts.save_program(folder, contest.programs[name], manifest, OutputCheck(example, check))
         folders.append(folder)
     batches = {}
     for name, count in ((LATENCY, 1), (THROUGHPUT, 16)):
         batches[name] = contest.folder / f"{name}.npz"
         np.savez(batches[name], **{n: a[:count] for n, a in contest.inputs.items()})
-    bench = Bench(batches=batches, batch=16, threads=usable_cores(), cwd=contest.folder)
-    timing = race(folders, bench, PLANS["quick" if quick else "standard"], seed)[1]
+    bench = TimingSetup(batches=batches, batch=16, threads=usable_cores(), cwd=contest.folder)
+    timing = time_artifacts(folders, bench, PLANS["quick" if quick else "standard"], seed)[1]
     if isinstance(timing, OmgoptimError) or timing.speedup is None:
         raise SystemExit(f"{contest.name} could not be measured: {timing}")
     ratio = timing.speedup

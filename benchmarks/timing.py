@@ -34,8 +34,18 @@ from record import console, keep, machine, table
 
 from omgoptim.errors import OmgoptimError
 from omgoptim.hardware import usable_cores
-from omgoptim.measure.race import LATENCY, PLANS, SCREENING, Bench, Plan, Timing, race, settled, t_interval
-from omgoptim.models.artifact import Check, Manifest, save_module, save_program
+from omgoptim.measure.timing import (
+    LATENCY,
+    PLANS,
+    SCREENING_PLAN,
+    Timing,
+    TimingPlan,
+    TimingSetup,
+    has_converged,
+    t_interval,
+    time_artifacts,
+)
+from omgoptim.models.artifact import Manifest, OutputCheck, save_module, save_program
 from omgoptim.models.source import Recipe
 from omgoptim.runtimes.export import export_onnx
 from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
@@ -68,7 +78,7 @@ def artifact(folder: Path, engine: str, count: int) -> Path:
     module = blocks.build(count)
     x = torch.randn(2, blocks.WIDTH, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        check = Check({"x": x.numpy()}, [module(x).numpy()])
+        check = OutputCheck({"x": x.numpy()}, [module(x).numpy()])
     target, manifest = folder / f"{engine}-{count}", Manifest(engine, "float32", SIGNATURE)
     if engine == "torch_eager":
         save_module(
@@ -85,12 +95,12 @@ def artifact(folder: Path, engine: str, count: int) -> Path:
 def measure(engine: str, folder: Path, seconds: float, fewest: int, seed: int) -> Pool:
     """Launches for about `seconds`, at least `fewest`."""
     np.savez(folder / "latency.npz", x=np.zeros((1, blocks.WIDTH), np.float32))
-    bench = Bench({LATENCY: folder / "latency.npz"}, batch=1, threads=usable_cores(), cwd=HERE)
+    bench = TimingSetup({LATENCY: folder / "latency.npz"}, batch=1, threads=usable_cores(), cwd=HERE)
     base, more = (artifact(folder, engine, count) for count in (BASE, MORE))
-    plan = replace(SCREENING, rounds=PLANS["standard"].rounds)
+    plan = replace(SCREENING_PLAN, rounds=PLANS["standard"].rounds)
     pool, latencies, end = Pool([], [], 0.0), [], time.monotonic() + seconds
     while len(pool.same) < fewest or time.monotonic() < end:
-        first, same, other = race([base, base, more], bench, plan, seed + len(pool.same))
+        first, same, other = time_artifacts([base, base, more], bench, plan, seed + len(pool.same))
         for timing, ratios in ((same, pool.same), (other, pool.more)):
             ratios.append(math.log(speedup(timing)))
         latencies.append(first.latency_ms_p50 if isinstance(first, Timing) else math.nan)
@@ -109,14 +119,14 @@ def speedup(timing: Timing | OmgoptimError) -> float:
     return timing.speedup.value
 
 
-def draw(pool: list[float], plan: Plan, order: random.Random) -> list[float]:
+def draw(pool: list[float], plan: TimingPlan, order: random.Random) -> list[float]:
     """The launches of one comparison, as many as the plan's stopping rule takes."""
     drawn = order.sample(pool, min(plan.most_launches, len(pool)))
-    count = next((n for n in range(1, len(drawn)) if settled([drawn[:n]], n, plan)), len(drawn))
+    count = next((n for n in range(1, len(drawn)) if has_converged([drawn[:n]], n, plan)), len(drawn))
     return drawn[:count]
 
 
-def calibrate(values: list[float], truth: float, plan: Plan, trials: int, seed: int) -> dict[str, float]:
+def calibrate(values: list[float], truth: float, plan: TimingPlan, trials: int, seed: int) -> dict[str, float]:
     """What `trials` comparisons drawn from a pool say of a log ratio `truth`."""
     order = random.Random(seed)
     draws = [draw(values, plan, order) for _ in range(trials)]

@@ -1,4 +1,4 @@
-"""`omgoptim quantize` in a process of its own, and how much of its time was spent inside `race`.
+"""`omgoptim quantize` in a process of its own, and how much of its time was spent inside `time_artifacts`.
 
 python benchmarks/whole_command.py REQUEST.json ANSWER.json
 """
@@ -34,8 +34,8 @@ def clocked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def main() -> None:
     request = json.loads(Path(sys.argv[1]).read_text())
-    screening.race = clocked("measuring_s", screening.race)
-    timing.race = clocked("measuring_s", timing.race)
+    screening.time_artifacts = clocked("measuring_s", screening.time_artifacts)
+    timing.time_artifacts = clocked("measuring_s", timing.time_artifacts)
     timing._quiet = clocked("waiting_s", timing._quiet)  # for other programs to let go of the machine
     report = omgoptim.quantize(request.pop("model"), **request)
     Path(sys.argv[2]).write_text(json.dumps({"report": report.model_dump(mode="json"), **spent}))

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from omgoptim.models.calls import first_forward, input_tensors, name_inputs
 from omgoptim.models.data import DataSource, from_callable
-from omgoptim.models.path_policy import PathPolicy
+from omgoptim.models.forward import first_forward, input_tensors, name_inputs
 from omgoptim.models.samples import Samples
+from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.runtimes.signature import Signature
 from omgoptim.training.batches import Batches
 from omgoptim.training.evaluator import Evaluator

@@ -71,7 +71,7 @@ REFUSED = {
     "code that raises": (["profile", "net.py:raises", *LOAD], 3, "the weights were lost", "ValueError"),
     "code that exits": (["profile", "net.py:exits", *LOAD], 3, "sys.exit(3)", "__main__"),
     "code that hangs": (
-        ["profile", "net.py:hangs", *LOAD, "--time-limit-s", "2"], 3, "did not come back", "--time-limit-s",
+        ["profile", "net.py:hangs", *LOAD, "--time-limit-s", "2"], 3, "did not return", "--time-limit-s",
     ),
     "missing package": (["profile", "needs.py:build", *LOAD], 3, "a_package_of_theirs", "pip install"),
     "shapes that do not fit": (["profile", "net.py:Net", "--data", "net.py:wide"], 3, "layer 'body'", "(2, 5)"),

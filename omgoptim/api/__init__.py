@@ -19,10 +19,10 @@ from omgoptim.api.live_call import copied, request_of, run
 from omgoptim.jobs.folder import find_run, project_of, runs_root
 from omgoptim.jobs.pick import pick as pick_from
 from omgoptim.jobs.project import find_project
-from omgoptim.models.artifact import made_in
-from omgoptim.models.opened import OpenedModel
-from omgoptim.models.opened import open_artifact as open_folder
-from omgoptim.models.path_policy import PathPolicy
+from omgoptim.models.artifact import code_project
+from omgoptim.models.opened_model import OpenedModel
+from omgoptim.models.opened_model import open_artifact as open_folder
+from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.operations.context import LIVE
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import parse
@@ -318,5 +318,5 @@ def open_artifact(
     project = project_of(folder)
     if project is None:
         project = Path.cwd()
-        folders += filter(None, [made_in(folder)])
+        folders += filter(None, [code_project(folder)])
     return open_folder(folder, PathPolicy.of(project, folders, list(allow_module), trust_artifact=trust), threads)

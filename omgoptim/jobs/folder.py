@@ -27,8 +27,8 @@ from omgoptim.errors import RunError, did_you_mean
 from omgoptim.jobs.run_files import now as now
 from omgoptim.jobs.run_files import read_record
 from omgoptim.jobs.run_files import write_whole as write_whole
-from omgoptim.models.origin import SEAL, Kind, can_seal, is_sealed, sealed
 from omgoptim.models.report_file import read_report, seal_report
+from omgoptim.models.security.seal import SEAL, SealKind, add_seal, can_seal, is_sealed
 from omgoptim.reports import EfficiencyReport, RunState
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -149,7 +149,7 @@ class RunFolder:
 
     def write_request(self, submission: Submission) -> None:
         """Write what is asked, sealed as this user's, for this run."""
-        record = sealed("request", submission.to_json() | {"run": self.id})
+        record = add_seal("request", submission.to_json() | {"run": self.id})
         write_whole(self.request_file, json.dumps(record, indent=2))
 
     def is_own_request(self) -> bool:
@@ -160,7 +160,7 @@ class RunFolder:
         """Return whether the state carries this user's seal for this run."""
         return self._is_own("state", self.state_file, "run_id")
 
-    def _is_own(self, kind: Kind, file: Path, run: str) -> bool:
+    def _is_own(self, kind: SealKind, file: Path, run: str) -> bool:
         try:
             record = read_record(file)
         except (OSError, ValueError):
@@ -187,7 +187,7 @@ class RunFolder:
         return state.model_copy(update=truth)
 
     def write_state(self, state: RunState) -> None:
-        write_whole(self.state_file, json.dumps(sealed("state", state.model_dump(mode="json")), indent=2))
+        write_whole(self.state_file, json.dumps(add_seal("state", state.model_dump(mode="json")), indent=2))
 
     def read_report(self) -> tuple[EfficiencyReport, bool] | None:
         """The report, and whether this user's run wrote it; None if there is none that can be read."""
@@ -216,7 +216,7 @@ class RunFolder:
 
     def write_worker(self, process: WorkerProcess) -> None:
         record = {"pid": process.pid, "born": float(process.born), "run": self.id}
-        write_whole(self.worker_file, json.dumps(sealed("worker", record)))
+        write_whole(self.worker_file, json.dumps(add_seal("worker", record)))
 
     def discard_scratch(self) -> None:
         """Remove what only a running worker has a use for: scratch, half-written artifacts and half-written files."""

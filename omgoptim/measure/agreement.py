@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from omgoptim.errors import DataError, argument
 from omgoptim.measure.intervals import Arrays
-from omgoptim.models.output_moments import RunningMoments, as_rows
 from omgoptim.models.outputs import ModelOutputs, OutputSpec
+from omgoptim.models.running_moments import RunningMoments, as_rows
 
 RUINED_ERROR = 0.5
 """Relative error above which an output counts as ruined."""
@@ -36,15 +36,15 @@ class OutputAgreement:
     agreement: float
     """By `spec.compared_by`: 1 where both are the same. R^2 has no lower bound; 0 is that of always giving the mean."""
     relative_error: float | None = None
-    """Of floating outputs that are no class scores."""
+    """Relative error of floating outputs other than class scores."""
     cosine: float | None = None
     """Mean over samples, of outputs that are vectors; nothing is judged by it unless the metric is cosine."""
     read: bool = True
-    """Whether the metric reads this output."""
+    """The metric reads this output."""
 
     @property
     def ruined(self) -> bool:
-        """Return whether the output is ruined: its error exceeds the limit."""
+        """Return whether its error exceeds the limit."""
         if self.relative_error is not None:
             return self.relative_error > RUINED_ERROR
         return self.agreement < RUINED_AGREEMENT
@@ -52,19 +52,19 @@ class OutputAgreement:
 
 @dataclass(frozen=True, slots=True)
 class _Scores:
-    """Return the agreement of one output per sample."""
+    """Agreement of one output per sample."""
 
     per_sample: NDArray[np.float64]
     relative_error: float | None = None
 
 
 def output_agreements(
-    outputs: ModelOutputs, made: Sequence[Arrays], original: Sequence[Arrays], reads: frozenset[int] = frozenset()
+    outputs: ModelOutputs, candidate: Sequence[Arrays], original: Sequence[Arrays], reads: frozenset[int] = frozenset()
 ) -> tuple[OutputAgreement, ...]:
-    """The agreement of each output that counts.
+    """Compute the agreement of each compared output.
 
     Args:
-        made, original: per batch the flat list of outputs, for the same samples.
+        candidate, original: per batch the flat list of outputs, for the same samples.
         reads: indices of the outputs that the metric reads.
 
     Raises:
@@ -72,8 +72,8 @@ def output_agreements(
     """
     found = []
     for spec in outputs.compared:
-        scores = _scores(spec, made, original)
-        cosine = float(cosines(spec, made, original).mean()) if spec.is_vector else None
+        scores = _scores(spec, candidate, original)
+        cosine = float(cosines(spec, candidate, original).mean()) if spec.is_vector else None
         mean = float(scores.per_sample.mean())
         found.append(OutputAgreement(spec, mean, scores.relative_error, cosine, spec.index in reads))
     return tuple(found)
@@ -81,28 +81,28 @@ def output_agreements(
 
 def worst_scores(
     outputs: ModelOutputs,
-    made: Sequence[Arrays],
+    candidate: Sequence[Arrays],
     original: Sequence[Arrays],
     cosine: bool = False,
     only: frozenset[int] | None = None,
 ) -> NDArray[np.float64]:
-    """The agreement of each sample on the output whose mean agreement is the lowest.
+    """Compute the agreement of each sample on the output with the lowest mean agreement.
 
     Args:
-        cosine: compare directions instead, of the outputs that have one.
-        only: indices of the outputs to look at; default: all that count.
+        cosine: compare by cosine, on the outputs where it is defined.
+        only: indices of the outputs to compare; default: all compared outputs.
     """
     if cosine:
-        every = [(spec, cosines(spec, made, original)) for spec in cosine_outputs(outputs)]
+        every = [(spec, cosines(spec, candidate, original)) for spec in cosine_outputs(outputs)]
     else:
-        looked_at = [spec for spec in outputs.compared if only is None or spec.index in only]
-        every = [(spec, _scores(spec, made, original).per_sample) for spec in looked_at]
+        compared = [spec for spec in outputs.compared if only is None or spec.index in only]
+        every = [(spec, _scores(spec, candidate, original).per_sample) for spec in compared]
     spec, worst = min(every, key=lambda entry: float(entry[1].mean()))
     return worst if spec.batch_axis is not None else np.repeat(worst, _sizes(outputs, original))
 
 
 def _sizes(outputs: ModelOutputs, original: Sequence[Arrays]) -> list[int]:
-    """Samples in each batch; 1 where no output tells."""
+    """Return the samples in each batch; 1 if no output has a batch axis."""
     known = next((spec for spec in outputs.specs if spec.batch_axis is not None), None)
     if known is None:
         return [1 for _ in original]
@@ -110,7 +110,7 @@ def _sizes(outputs: ModelOutputs, original: Sequence[Arrays]) -> list[int]:
 
 
 def cosine_outputs(outputs: ModelOutputs) -> list[OutputSpec]:
-    """The outputs that a cosine can compare.
+    """Return the outputs with a defined cosine.
 
     Raises:
         DataError: there is none: the cosine of a single number is its sign, and that of a constant is always 1.
@@ -119,26 +119,26 @@ def cosine_outputs(outputs: ModelOutputs) -> list[OutputSpec]:
     if not found:
         shown = ", ".join(f"{spec.name} ({spec.kind})" for spec in outputs.compared)
         raise DataError(
-            "no output of the model can be compared by its cosine",
+            "the cosine is not defined for any output of the model",
             f"the cosine of a single number is its sign, and that of a constant is always 1; the outputs are: {shown}",
             "use metric auto, which compares numbers by their error",
         )
     return found
 
 
-def _scores(spec: OutputSpec, made: Sequence[Arrays], original: Sequence[Arrays]) -> _Scores:
-    """The agreement of each sample on one output; without a batch axis that of its batch."""
-    if len(made[0]) <= spec.index:
+def _scores(spec: OutputSpec, candidate: Sequence[Arrays], original: Sequence[Arrays]) -> _Scores:
+    """Compute the agreement of each sample on one output; of each batch without a batch axis."""
+    if len(candidate[0]) <= spec.index:
         raise DataError(
             f"output '{spec.name}' of the original is missing",
-            f"{len(made[0])} outputs were given",
+            f"{len(candidate[0])} outputs were given",
             f"let the model return the same outputs, or leave it out: ignore_outputs={spec.name}",
         )
     if spec.kind in ("class_scores", "integers"):
-        equal = [_equal(spec, m[spec.index], o[spec.index]) for m, o in zip(made, original, strict=True)]
+        equal = [_equal(spec, m[spec.index], o[spec.index]) for m, o in zip(candidate, original, strict=True)]
         return _Scores(np.concatenate(equal))
     squared, moments = [], RunningMoments.over(spec.shape, spec.batch_axis, spec.dtype)
-    for batch, reference in zip(made, original, strict=True):
+    for batch, reference in zip(candidate, original, strict=True):
         array, truth = batch[spec.index], reference[spec.index]
         moments.add(truth)
         squared.append(_squared_errors(spec, array, truth))
@@ -147,24 +147,24 @@ def _scores(spec: OutputSpec, made: Sequence[Arrays], original: Sequence[Arrays]
     return _Scores(1 - errors, math.sqrt(float(errors.mean())))
 
 
-def _squared_errors(spec: OutputSpec, made: NDArray[Any], truth: NDArray[Any]) -> NDArray[np.float64]:
-    """The mean squared difference of each sample; NaN where the sizes differ."""
-    if made.shape != truth.shape:
+def _squared_errors(spec: OutputSpec, candidate: NDArray[Any], truth: NDArray[Any]) -> NDArray[np.float64]:
+    """Compute the mean squared difference of each sample; NaN if the sizes differ."""
+    if candidate.shape != truth.shape:
         count = 1 if spec.batch_axis is None else truth.shape[spec.batch_axis]
         return np.full(count, np.nan)
-    a, b = _finite_rows(spec, made, truth)
+    a, b = _finite_rows(spec, candidate, truth)
     return ((a - b) ** 2).mean(1) if a.shape[1] else np.zeros(len(a))
 
 
 def _finite_rows(
-    spec: OutputSpec, made: NDArray[Any], truth: NDArray[Any]
+    spec: OutputSpec, candidate: NDArray[Any], truth: NDArray[Any]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Both as rows, with 0 for what is infinite in both, as masks are.
+    """Return both as rows, with 0 where both have the same infinity, as masks do.
 
     Raises:
         DataError: another value is not finite.
     """
-    a, b = as_rows(made, spec.batch_axis), as_rows(truth, spec.batch_axis)
+    a, b = as_rows(candidate, spec.batch_axis), as_rows(truth, spec.batch_axis)
     same = np.isinf(a) & (a == b)
     a, b = np.where(same, 0.0, a), np.where(same, 0.0, b)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
@@ -177,13 +177,13 @@ def _finite_rows(
     return a, b
 
 
-def _equal(spec: OutputSpec, made: NDArray[Any], truth: NDArray[Any]) -> NDArray[np.float64]:
-    """The fraction of each sample's classes or integers that are the same."""
-    if made.shape != truth.shape:
+def _equal(spec: OutputSpec, candidate: NDArray[Any], truth: NDArray[Any]) -> NDArray[np.float64]:
+    """Compute the fraction of equal classes or integers of each sample."""
+    if candidate.shape != truth.shape:
         return np.zeros(1 if spec.batch_axis is None else truth.shape[spec.batch_axis])
     if spec.kind == "class_scores":
-        made, truth = predicted_classes(spec, made), predicted_classes(spec, truth)
-    equal = made == truth
+        candidate, truth = predicted_classes(spec, candidate), predicted_classes(spec, truth)
+    equal = candidate == truth
     if spec.batch_axis is None:
         return np.array([equal.mean() if equal.size else 1.0])
     rows = as_rows(equal, spec.batch_axis)
@@ -191,16 +191,16 @@ def _equal(spec: OutputSpec, made: NDArray[Any], truth: NDArray[Any]) -> NDArray
 
 
 def predicted_classes(spec: OutputSpec, scores: NDArray[Any]) -> NDArray[Any]:
-    """The class of each row of scores."""
+    """Return the class of each row of scores."""
     if spec.class_axis is None:
         return np.asarray(scores > (0.5 if spec.probabilities else 0.0))
     return np.asarray(scores.argmax(spec.class_axis))
 
 
-def cosines(spec: OutputSpec, made: Sequence[Arrays], original: Sequence[Arrays]) -> NDArray[np.float64]:
-    """The cosine of each sample's whole output with the original's; two zeros are the same, one is a right angle."""
+def cosines(spec: OutputSpec, candidate: Sequence[Arrays], original: Sequence[Arrays]) -> NDArray[np.float64]:
+    """Compute the cosine of each sample's whole output with the original's; 1 if both are zero, 0 if one is."""
     found = []
-    for batch, reference in zip(made, original, strict=True):
+    for batch, reference in zip(candidate, original, strict=True):
         if batch[spec.index].shape != reference[spec.index].shape:
             found.append(np.zeros(1 if spec.batch_axis is None else reference[spec.index].shape[spec.batch_axis]))
             continue

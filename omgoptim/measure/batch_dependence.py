@@ -1,8 +1,8 @@
-"""Check for batch dependence: outputs at batch 1 against outputs at batch n, on the same samples.
+"""Test of batch dependence: outputs at batch 1 against outputs at batch n, on the same samples.
 
-It does with batch statistics in eval mode, with a branch on values of the whole batch (`if x.mean() > 0`), and where
-lengths of a batch decide. Then a figure of quality belongs to one batch size, and an exported program, which follows
-one branch, is only right for some batches.
+Causes are batch statistics in eval mode, a branch on values of the whole batch (`if x.mean() > 0`), and padding to
+the batch's longest sample. Then a quality holds for one batch size only, and an exported program, which has one branch,
+is correct for some batches only.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from omgoptim.models.calls import NamedBatch
+from omgoptim.models.forward import NamedBatch
 from omgoptim.models.samples import Samples, batch_length
 
-MOST_SAMPLES = 32
-FEWEST, LONGEST_S = 8, 3.0
-"""A slow model is checked on fewer samples: none begins after so many seconds, once so many have run."""
+MAX_SAMPLES = 32
+"""Limit of the samples of the test, which runs each of them alone."""
+MIN_SAMPLES, TIME_LIMIT_S = 8, 3.0
+"""Samples that always run, and the time limit in seconds for the others: a slow model is checked on fewer."""
 TOLERANCE, COARSE = 1e-3, 5e-2
-"""Differences of this fraction of an output's largest value are another order of adding: float32, half precision."""
+"""Differences up to this fraction of an output's largest value are rounding, of float32 and half precision."""
 
 Run = Callable[[NamedBatch], Sequence[NDArray[Any]]]
 
@@ -30,13 +31,13 @@ def batch_dependence(run: Run, samples: Samples, cause: str = "", coarse: bool =
     """Compare the outputs of samples in one batch with those of the same samples one by one.
 
     Args:
-        run: gives a model's output arrays for a batch; what it raises counts as no answer.
-        cause: what is known of the reason, for the sentence.
+        run: returns a model's output arrays for a batch; an exception counts as no result.
+        cause: a known cause, for the sentence.
         coarse: whether the model computes in half precision.
 
     Returns:
-        A sentence with the number of samples and the largest difference; None where the answers are the same, or
-        where there are no two samples of one shape, or the model does not take both batch sizes.
+        A sentence with the number of samples and the largest difference; None if the outputs are the same, no
+        two samples have one shape, or the model does not accept both batch sizes.
     """
     batch = _joined(samples)
     if batch is None:
@@ -46,10 +47,10 @@ def batch_dependence(run: Run, samples: Samples, cause: str = "", coarse: bool =
     try:
         whole = run(batch)
         for row in range(size):
-            if row >= FEWEST and time.monotonic() - began > LONGEST_S:
+            if row >= MIN_SAMPLES and time.monotonic() - began > TIME_LIMIT_S:
                 break
             singles.append(run({name: array[row : row + 1] for name, array in batch.items()}))
-    except Exception:  # noqa: BLE001 - a batch size that the model does not take is no answer to this question
+    except Exception:  # noqa: BLE001 - a batch size that the model does not take gives no result
         return None
     apart = [
         max((_apart(many, one[k], row) for k, many in enumerate(whole)), default=0.0) for row, one in enumerate(singles)
@@ -65,23 +66,23 @@ def batch_dependence(run: Run, samples: Samples, cause: str = "", coarse: bool =
 
 
 def _joined(samples: Samples) -> NamedBatch | None:
-    """The first samples of one shape as a batch; None where there are no two."""
+    """Join the first samples of one shape to a batch; None if there are no two."""
     if not samples.batches:
         return None
     shapes = {name: array.shape[1:] for name, array in samples.batches[0].items()}
-    taken: list[NamedBatch] = []
+    batches: list[NamedBatch] = []
     count = 0
     for batch in samples.batches:
-        if count < MOST_SAMPLES and {name: array.shape[1:] for name, array in batch.items()} == shapes:
-            taken.append({name: array[: MOST_SAMPLES - count] for name, array in batch.items()})
-            count += batch_length(taken[-1])
+        if count < MAX_SAMPLES and {name: array.shape[1:] for name, array in batch.items()} == shapes:
+            batches.append({name: array[: MAX_SAMPLES - count] for name, array in batch.items()})
+            count += batch_length(batches[-1])
     if count < 2:
         return None
-    return {name: np.concatenate([batch[name] for batch in taken]) for name in shapes}
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in shapes}
 
 
 def _apart(many: NDArray[Any], one: NDArray[Any], row: int) -> float:
-    """Largest difference of a sample's own output, over the batch's largest value; 0 where no axis is the batch's."""
+    """Return the largest difference of a sample's output, over the batch's largest value; 0 without a batch axis."""
     if many.dtype.kind not in "fc" or many.ndim != one.ndim:
         return 0.0
     differing = [axis for axis in range(many.ndim) if many.shape[axis] != one.shape[axis]]

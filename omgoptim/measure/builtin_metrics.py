@@ -1,4 +1,4 @@
-"""The built-in metrics: accuracy and R^2 on targets, and the agreement of a model's outputs with the original's.
+"""Built-in metrics: accuracy and R^2 on targets, and agreement with the original's outputs.
 
 All work on what a measuring process wrote, batch by batch the flat list of output arrays, and on the output that the
 targets belong to.
@@ -17,19 +17,21 @@ from numpy.typing import NDArray
 from omgoptim.errors import DataError, argument
 from omgoptim.measure.agreement import cosine_outputs, predicted_classes, worst_scores
 from omgoptim.measure.intervals import Arrays
-from omgoptim.measure.language import negative_kl, token_log_likelihoods
-from omgoptim.models.output_kinds import describe_outputs, labels_kind
+from omgoptim.measure.language_metrics import negative_kl, token_log_likelihoods
+from omgoptim.models.output_detection import OutputOptions, describe_outputs, labels_kind
 from omgoptim.models.outputs import ModelOutputs, OutputSpec, class_layout
 from omgoptim.runtimes.signature import Signature
 
 BUILTIN = ("top1", "r2", "cosine", "top1_agreement", "perplexity", "kl")
+"""Names of the built-in metrics, besides `auto`."""
 
 IGNORED_TARGET = -100
+"""Target without a label: the default `ignore_index` of torch.nn.CrossEntropyLoss."""
 
-ENOUGH_BATCHES = 8
-"""Batches of a model's outputs that are read to see what they are, where that was not described before."""
+OUTPUT_DETECTION_BATCHES = 8
+"""Batches from which outputs are detected, if they were not described before."""
 
-OWN_METRIC_FIX = f"give a metric of your own: {argument('metric', 'file.py:callable')}"
+CUSTOM_METRIC_FIX = f"give a metric of your own: {argument('metric', 'file.py:callable')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +46,14 @@ class Metric:
     per_sample: Callable[[Sequence[Arrays], list[Any], Sequence[Arrays]], NDArray[np.float64]] | None = None
     whole: Callable[[Sequence[Arrays], list[Any]], float] | None = None
     agreement: bool = False
-    """Whether it compares with the original model rather than with targets."""
+    """Compares with the original model rather than with targets."""
     outputs: ModelOutputs | None = None
-    """The outputs of the original model; None: read from what it gives."""
+    """The outputs of the original model; None: detected from its outputs."""
     reads: frozenset[int] | None = None
     """Indices of the outputs that it reads; None: not known, all are taken for read if there is only one."""
 
 
-def outputs_from(
+def detect_outputs(
     original: Sequence[Arrays],
     targets: Sequence[Any] = (),
     metric: str = "auto",
@@ -59,57 +61,55 @@ def outputs_from(
     target_output: str | None = None,
     ignored: Sequence[str] = (),
 ) -> ModelOutputs:
-    """The outputs of a model, read from the first batches of what it gives; see `describe_outputs`."""
-    reference, targets = list(original[:ENOUGH_BATCHES]), targets[:ENOUGH_BATCHES]
+    """Detect the outputs of a model from its first batches; see `describe_outputs`."""
+    reference, targets = list(original[:OUTPUT_DETECTION_BATCHES]), targets[:OUTPUT_DETECTION_BATCHES]
     structure: Any = "tensor" if len(reference[0]) == 1 else {"tuple": ["tensor"] * len(reference[0])}
     return describe_outputs(
         signature or Signature((), structure),
         reference,
         batch_lengths(reference, targets),
         targets,
-        target_output=target_output,
-        ignored=ignored,
-        metric=metric,
+        OutputOptions(target_output, ignored, metric),
     )
 
 
 def batch_lengths(original: Sequence[Arrays], targets: Sequence[Any] = ()) -> list[int]:
-    """Samples in each batch, as its targets tell, else its first output that has dimensions."""
+    """Return the samples in each batch, from its targets, else its first output with dimensions."""
     if targets and all(isinstance(target, np.ndarray) and target.ndim for target in targets):
         return [len(target) for target in targets]
     return [next((len(array) for array in batch if array.ndim), 1) for batch in original]
 
 
 def agreement_metric(original: Sequence[Arrays], outputs: ModelOutputs | None = None) -> Metric:
-    """Agreement with the original model, of the output where it is the lowest.
+    """Return the metric of agreement with the original, on the output with the lowest agreement.
 
     Raises:
         DataError: the outputs are single numbers without a batch dimension.
     """
-    outputs = outputs or outputs_from(original)
+    outputs = outputs or detect_outputs(original)
     names = {spec.compared_by for spec in outputs.compared}
     name = names.pop() if len(outputs.compared) == 1 else "worst_output_agreement"
 
-    def per_sample(made: Sequence[Arrays], targets: list[Any], reference: Sequence[Arrays]) -> NDArray[np.float64]:
+    def per_sample(candidate: Sequence[Arrays], targets: list[Any], reference: Sequence[Arrays]) -> NDArray[np.float64]:
         del targets
-        return worst_scores(outputs, made, reference)
+        return worst_scores(outputs, candidate, reference)
 
     reads = frozenset(spec.index for spec in outputs.compared)
     return Metric(name, per_sample=per_sample, agreement=True, outputs=outputs, reads=reads)
 
 
 def cosine_metric(original: Sequence[Arrays], outputs: ModelOutputs | None = None) -> Metric:
-    """Mean cosine of each sample's output with the original's, of the output where it is the lowest.
+    """Return the metric of mean cosine with the original, on the output with the lowest cosine.
 
     Raises:
         DataError: no output has a direction: all are single numbers or constant.
     """
-    outputs = outputs or outputs_from(original)
+    outputs = outputs or detect_outputs(original)
     reads = frozenset(spec.index for spec in cosine_outputs(outputs))
 
-    def per_sample(made: Sequence[Arrays], targets: list[Any], reference: Sequence[Arrays]) -> NDArray[np.float64]:
+    def per_sample(candidate: Sequence[Arrays], targets: list[Any], reference: Sequence[Arrays]) -> NDArray[np.float64]:
         del targets
-        return worst_scores(outputs, made, reference, cosine=True)
+        return worst_scores(outputs, candidate, reference, cosine=True)
 
     return Metric("cosine_agreement", per_sample=per_sample, agreement=True, outputs=outputs, reads=reads)
 
@@ -117,7 +117,7 @@ def cosine_metric(original: Sequence[Arrays], outputs: ModelOutputs | None = Non
 def builtin_metric(
     name: str, original: Sequence[Arrays], targets: list[Any], outputs: ModelOutputs | None = None
 ) -> Metric | None:
-    """The built-in metric of that name (`auto` chooses by the targets); None if it is none of ours.
+    """Return the built-in metric of that name (`auto` chooses by the targets); None if there is none.
 
     Args:
         outputs: of the original model; default: read from `original`.
@@ -140,10 +140,10 @@ def builtin_metric(
         raise DataError(
             f"metric '{name}' needs targets", "the data's batches carry none", "use metric auto, or give targets"
         )
-    outputs = outputs or outputs_from(original, targets, name)
+    outputs = outputs or detect_outputs(original, targets, name)
     if name == "top1_agreement":
         return _top1_agreement(outputs)
-    target = outputs.require_target(OWN_METRIC_FIX)
+    target = outputs.require_target(CUSTOM_METRIC_FIX)
     reads = frozenset([target.index])
     if name == "r2":
         return Metric("r2", whole=_r2(target.index), outputs=outputs, reads=reads)
@@ -154,8 +154,8 @@ def builtin_metric(
 
 
 def _kl(original: Sequence[Arrays], targets: list[Any], outputs: ModelOutputs | None) -> Metric:
-    """KL divergence from the original's class scores: of the output of the labels, else of the first class scores."""
-    outputs = outputs or outputs_from(original, targets, "kl")
+    """Return the metric of KL divergence: on the labelled output, else on the first class scores."""
+    outputs = outputs or detect_outputs(original, targets, "kl")
     scores = [spec.index for spec in outputs.compared if spec.kind == "class_scores"]
     labelled = outputs.labelled
     index = labelled.index if labelled else next(iter(scores), outputs.compared[0].index)
@@ -170,12 +170,12 @@ def _metric_of_targets(targets: list[Any]) -> str:
     raise DataError(
         "there is no built-in metric for the data's targets",
         f"they are {np.asarray(targets[0]).dtype}; integers are read as classes, floats as values",
-        OWN_METRIC_FIX,
+        CUSTOM_METRIC_FIX,
     )
 
 
 def _top1_agreement(outputs: ModelOutputs) -> Metric:
-    """Agreement of class scores alone, of the output where it is the lowest."""
+    """Return the agreement of class scores, on the output with the lowest agreement."""
     scores = tuple(spec for spec in outputs.compared if spec.kind == "class_scores")
     if not scores:
         raise DataError(
@@ -185,9 +185,9 @@ def _top1_agreement(outputs: ModelOutputs) -> Metric:
         )
     reads = frozenset(spec.index for spec in scores)
 
-    def per_sample(made: Sequence[Arrays], targets: list[Any], reference: Sequence[Arrays]) -> NDArray[np.float64]:
+    def per_sample(candidate: Sequence[Arrays], targets: list[Any], reference: Sequence[Arrays]) -> NDArray[np.float64]:
         del targets
-        return worst_scores(ModelOutputs(outputs.specs), made, reference, only=reads)
+        return worst_scores(ModelOutputs(outputs.specs), candidate, reference, only=reads)
 
     return Metric("top1_agreement", per_sample=per_sample, agreement=True, outputs=outputs, reads=reads)
 
@@ -196,7 +196,7 @@ PerSample = Callable[[Sequence[Arrays], list[Any], Sequence[Arrays]], NDArray[np
 
 
 def _top1(spec: OutputSpec) -> PerSample:
-    """Per sample, how many of its targets the largest score hits, over the mean number of targets of a sample.
+    """Return per sample the number of correct targets over the mean number of targets of a sample.
 
     With one target per sample that is 1 or 0. With several (tokens, pixels) the mean is still hits over targets, and a
     sample stays one unit: its targets are not independent. Samples without a target that counts are left out.
@@ -222,13 +222,13 @@ def _top1(spec: OutputSpec) -> PerSample:
 
 
 def _predicted(spec: OutputSpec, scores: NDArray[Any], target: NDArray[Any]) -> NDArray[Any]:
-    """The class of each target, in the targets' shape."""
+    """Return the class of each target, in the targets' shape."""
     layout = class_layout(scores.shape, target.shape)
     if layout is None:
         raise DataError(
             "the targets do not fit the outputs",
             f"output '{spec.name}' is {scores.shape}, integer targets {target.shape}",
-            OWN_METRIC_FIX,
+            CUSTOM_METRIC_FIX,
         )
     axis, _ = layout
     if axis is None:
@@ -237,7 +237,7 @@ def _predicted(spec: OutputSpec, scores: NDArray[Any], target: NDArray[Any]) -> 
 
 
 def _r2(index: int) -> Callable[[Sequence[Arrays], list[Any]], float]:
-    """R^2 of an output against float targets, over all samples."""
+    """Return R^2 of an output against float targets, over all samples."""
 
     def whole(outputs: Sequence[Arrays], targets: list[Any]) -> float:
         predicted = np.concatenate([batch[index].reshape(len(batch[index]), -1) for batch in outputs])

@@ -1,4 +1,4 @@
-"""The 95 % interval of a drop in quality, both sides scored on the same samples.
+"""95 % intervals of a drop in quality, both models scored on the same samples.
 
 Sources: Bonett & Price 2012 (difference of paired proportions); percentile bootstrap, paired.
 """
@@ -19,21 +19,24 @@ Drop = Callable[[Sequence[Arrays], Sequence[Arrays], list[Any]], float]
 """`drop(before, after, targets)`: the metric before minus the metric after."""
 
 UNKNOWN = (-math.inf, math.inf)
-Z = 1.959964
+"""Interval if nothing is known."""
+Z_975 = 1.959964
+"""97.5 % quantile of the standard normal distribution."""
 
 RESAMPLES = 200
-FEWEST_RESAMPLES = 40
+"""Bootstrap resamples; Efron and Tibshirani (1993) find 50 to 200 enough for a standard error."""
+MIN_RESAMPLES = 40
 """The 2.5 % quantile of fewer is their smallest, which is no quantile."""
 
 BUDGET_S = 20.0
 """Longest time, in seconds, that a metric is recomputed for the sake of its interval."""
 
-FAILING = 0.1
+MAX_FAILING = 0.1
 """Fraction of resamples on which a metric may fail (a class is missing, say) before nothing can be said."""
 
 
 def paired_interval(before: NDArray[np.float64], after: NDArray[np.float64]) -> tuple[float, float]:
-    """95 % interval of the mean of before - after.
+    """Compute the 95 % interval of the mean of before - after.
 
     Args:
         before, after: one score per sample, the same samples in the same order. Where both are 0 or 1 the interval is
@@ -44,28 +47,28 @@ def paired_interval(before: NDArray[np.float64], after: NDArray[np.float64]) -> 
     if set(np.unique(difference)) <= {-1.0, 0.0, 1.0} and set(np.unique(before)) <= {0.0, 1.0}:
         lost, won = (int((difference == sign).sum()) for sign in (1, -1))
         p, q = (lost + 1) / (count + 2), (won + 1) / (count + 2)
-        half = Z * math.sqrt((p + q - (p - q) ** 2) / (count + 2))
+        half = Z_975 * math.sqrt((p + q - (p - q) ** 2) / (count + 2))
         return p - q - half, p - q + half
     if count < 2:
         return UNKNOWN
-    half = Z * float(difference.std(ddof=1)) / math.sqrt(count)
+    half = Z_975 * float(difference.std(ddof=1)) / math.sqrt(count)
     return float(difference.mean()) - half, float(difference.mean()) + half
 
 
 def affordable_resamples(seconds: float) -> int:
-    """How many resamples of a metric that takes `seconds` for both sides are worth making; 0 if too few could be."""
+    """Return the number of resamples that fit the time budget for a metric of `seconds`; 0 if too few do."""
     count = min(RESAMPLES, int(BUDGET_S / max(seconds, 1e-9)))
-    return count if count >= FEWEST_RESAMPLES else 0
+    return count if count >= MIN_RESAMPLES else 0
 
 
 def resampled_interval(
     drop: Drop, before: Sequence[Arrays], after: Sequence[Arrays], targets: list[Any], seed: int, resamples: int
 ) -> tuple[float, float]:
-    """Percentile bootstrap of a drop: the same resampled samples for both sides.
+    """Compute the percentile bootstrap interval of a drop, with the same resamples for both models.
 
     Returns:
-        The interval; `UNKNOWN` where the batches cannot be taken apart into samples, or the metric fails on many
-        resamples, or there are too few of them, or they never differ: a metric in steps, say, tells nothing then.
+        The interval; `UNKNOWN` if the batches cannot be split into samples, the metric fails on many resamples, the
+        resamples are too few, or they are all equal, as a metric with steps can be.
     """
     sizes = [len(batch[0]) for batch in before]
     ends = np.cumsum(sizes)
@@ -80,9 +83,9 @@ def resampled_interval(
         sides = [[[_rows(a, rows, sizes[b]) for a in side[b]] for b, rows in chosen] for side in (before, after)]
         try:
             drops.append(drop(sides[0], sides[1], [_target_rows(targets[b], rows) for b, rows in chosen]))
-        except OmgoptimError:  # it stands for all samples, and not for these: a class that was not drawn, say
+        except OmgoptimError:  # undefined on these samples only, for instance without a class
             continue
-    if len(drops) < max(FEWEST_RESAMPLES, (1 - FAILING) * resamples):
+    if len(drops) < max(MIN_RESAMPLES, (1 - MAX_FAILING) * resamples):
         return UNKNOWN
     if min(drops) == max(drops):
         return UNKNOWN
@@ -91,7 +94,7 @@ def resampled_interval(
 
 
 def _divisible(target: Any, size: int) -> bool:
-    """Whether a batch's target is one entry per sample, and not an object of the user's own."""
+    """Return whether a batch's target has one entry per sample, and is not an object of the user's own."""
     return target is None or (isinstance(target, np.ndarray) and target.ndim > 0 and len(target) == size)
 
 
@@ -100,5 +103,5 @@ def _target_rows(target: Any, rows: NDArray[np.int64]) -> Any:
 
 
 def _rows(array: NDArray[Any], rows: NDArray[np.int64], size: int) -> NDArray[Any]:
-    """The drawn samples of an output; one whose first dimension is not the batch (an LSTM's state) stays whole."""
+    """Return the drawn samples of an output; the whole of one without a batch dimension (an LSTM's state)."""
     return array[rows] if array.ndim and len(array) == size else array

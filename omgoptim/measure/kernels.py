@@ -1,7 +1,7 @@
-"""Which numbers a program's layers are computed in, asked of the engine that runs them.
+"""Compute dtype of a program's layers, reported by the engine that runs them.
 
-That a weight is stored in int8 does not say what it is multiplied in: an engine that cannot fuse the quantization
-around a layer unpacks the weight and computes in float. So the process that measured an artifact is asked what it ran.
+The storage dtype of a weight is not the compute dtype: an engine that cannot fuse the quantization around a layer
+unpacks the weight and computes in float. So the process that measured an artifact reports its kernels.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from omgoptim.measure.program_layers import RECURRENT, Part, anchors
+from omgoptim.measure.program_layer_times import RECURRENT, GraphNode, anchor_nodes
 from omgoptim.models.onnx_file import graphs
 from omgoptim.runtimes.engine import Kernel
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-    from omgoptim.measure.launch import Process
+    from omgoptim.measure.measuring_process import MeasuringProcess
 
 MOVES = ("Transpose", "Reorder", "Reshape", "Convert", "Cast", "QuantizeLinear", "DequantizeLinear")
 """Engines' operators that only move or convert, whatever layer they are named after."""
@@ -31,22 +31,22 @@ INT8_LEVEL = 4
 """The accuracy level at which it rounds activations to int8: the one it sets where it fuses the product itself."""
 
 
-def ask_kernels(process: Process, batch: str) -> list[Kernel]:
-    """What the artifact that a measuring process holds is run by; to be asked when its timing is done.
+def query_kernels(process: MeasuringProcess, batch: str) -> list[Kernel]:
+    """Return the kernels of the artifact in a measuring process; called after its timing.
 
     Args:
         process: the process, its artifact opened.
         batch: name of a prepared batch.
 
     Returns:
-        One entry per node of the engine; none where the engine does not tell (a GPU).
+        One entry per node of the engine; none if the engine does not report them (a GPU).
     """
     answer = process.ask("kernels", batch=batch)["kernels"]
     return [Kernel(**kernel | {"covers": tuple(kernel["covers"])}) for kernel in answer]
 
 
-def numbers_of(kernels: Sequence[Kernel], model: ModelProto, layers: Collection[str]) -> dict[str, str]:
-    """What each layer of a program is computed in.
+def compute_dtypes(kernels: Sequence[Kernel], model: ModelProto, layers: Collection[str]) -> dict[str, str]:
+    """Return the compute dtype of each layer of a program.
 
     Args:
         kernels: what the engine runs.
@@ -59,25 +59,25 @@ def numbers_of(kernels: Sequence[Kernel], model: ModelProto, layers: Collection[
     """
     nodes = {node.name: node for graph in graphs(model.graph) for node in graph.node}
     parts = [_part(node, name in layers) for name, node in nodes.items()]
-    told: dict[str, list[str]] = {}
-    for kernel, part in zip(kernels, anchors(kernels, parts), strict=True):
+    dtypes: dict[str, list[str]] = {}
+    for kernel, part in zip(kernels, anchor_nodes(kernels, parts), strict=True):
         number = _number(kernel, nodes[part.node]) if part is not None else None
         if part is not None and part.node in layers and number and kernel.kind not in MOVES:
-            told.setdefault(part.node, []).append(number)
+            dtypes.setdefault(part.node, []).append(number)
     for part in parts:
-        if part.node in layers and part.node not in told:
-            told[part.node] = _of_all_recurrent(part.op, kernels)
-    return {node: max(some, key=lambda number: number != "int8") for node, some in told.items() if some}
+        if part.node in layers and part.node not in dtypes:
+            dtypes[part.node] = _of_all_recurrent(part.op, kernels)
+    return {node: max(some, key=lambda number: number != "int8") for node, some in dtypes.items() if some}
 
 
-def _part(node: NodeProto, is_layer: bool) -> Part:
-    """A node as `anchors` wants it: products of activations have work too, and stand for no layer before them."""
+def _part(node: NodeProto, is_layer: bool) -> GraphNode:
+    """Convert a node for `anchor_nodes`; products of activations have work too and represent no layer before them."""
     work = int(is_layer or node.op_type in PRODUCTS)
-    return Part(node.name, node.op_type, node.name, tuple(filter(None, node.input)), tuple(node.output), work, {})
+    return GraphNode(node.name, node.op_type, node.name, tuple(filter(None, node.input)), tuple(node.output), work, {})
 
 
 def _number(kernel: Kernel, node: NodeProto) -> str | None:
-    """What a kernel that stands for a node computes in: a profile does not tell a packed product's accuracy level."""
+    """Return the compute dtype of a node's kernel; a profile lacks the accuracy level of a packed product."""
     if kernel.kind != PACKED:
         return kernel.computed_in
     own = next((a.i for a in node.attribute if a.name == "accuracy_level"), 0)
@@ -86,7 +86,7 @@ def _number(kernel: Kernel, node: NodeProto) -> str | None:
 
 
 def _of_all_recurrent(op: str, kernels: Sequence[Kernel]) -> list[str]:
-    """Recurrent nodes that the engine renamed: what all of that kind agree on."""
+    """Return the dtype that all recurrent kernels of a kind share, for nodes that the engine renamed."""
     kind = next((kind for kind in RECURRENT if op.endswith(kind)), None)
     numbers = {kernel.computed_in for kernel in kernels if kind and kernel.kind.startswith((kind, "RNNSeq"))}
     return [number for number in numbers if number] if len(numbers) == 1 else []

@@ -26,14 +26,16 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from omgoptim.measure.self_time import evaluating, module_paths, own_cost
+from omgoptim.measure.self_time import evaluation_mode, module_paths, self_cost
 from omgoptim.reports import CountDisagreement, MacsCheck
 
 TOLERANCE = 0.01
 """Largest relative difference between the two counters that is not worth an entry."""
 
 CELLS = (nn.RNNCell, nn.LSTMCell, nn.GRUCell)
+"""Recurrent cells, one step per call."""
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+"""Transposed convolutions."""
 
 NO_PRODUCTS = (
     nn.Embedding,
@@ -69,14 +71,16 @@ class MacsCount:
 
 @dataclass(frozen=True, slots=True)
 class _OperatorCount:
-    seen: dict[str, int]
+    """Multiply-accumulates per path, without and with the formula of recurrent layers."""
+
+    dispatched: dict[str, int]
     """Path to multiply-accumulates as the dispatcher sees them."""
     full: dict[str, int]
     """The same with recurrent layers by formula."""
 
 
 def count_macs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> MacsCount:
-    """Count a model on example inputs, each time on a copy in eval mode; the model itself is not touched.
+    """Count a model on example inputs, each time on a copy in eval mode; the model itself is not changed.
 
     Args:
         module: the float model.
@@ -89,13 +93,13 @@ def count_macs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
     batch = batch_of(args, kwargs)
     operators = _attempt("torch.utils.flop_counter", _count_operators, module, args, kwargs)
     by_thop = _attempt("thop", _count_with_thop, module, args, kwargs)
-    seen = {path: round(count / batch) for path, count in operators.seen.items()} if operators else {}
+    dispatched = {path: round(count / batch) for path, count in operators.dispatched.items()} if operators else {}
     full = {path: round(count / batch) for path, count in operators.full.items()} if operators else {}
     thop = {path: round(count / batch) for path, count in by_thop.items()} if by_thop is not None else {}
     check = MacsCheck(
         thop=sum(thop.values()) if by_thop is not None else None,
-        dispatcher=sum(seen.values()) if operators else None,
-        disagreements=_disagreements(module, thop, seen) if operators and by_thop is not None else [],
+        dispatcher=sum(dispatched.values()) if operators else None,
+        disagreements=_disagreements(module, thop, dispatched) if operators and by_thop is not None else [],
     )
     uncounted = _uncounted(module, full) if operators else {}
     if uncounted:
@@ -104,7 +108,7 @@ def count_macs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 def _uncounted(module: nn.Module, counted: dict[str, int]) -> dict[str, str]:
-    """The layers of torch.nn with a weight of two dimensions or more that ran and counted nothing."""
+    """Return the layers of torch.nn with a weight of two dimensions or more that ran and counted nothing."""
     return {
         path: type(part).__name__
         for path, part in module_paths(module)
@@ -116,19 +120,19 @@ def _uncounted(module: nn.Module, counted: dict[str, int]) -> dict[str, str]:
 
 
 def batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Size of the first dimension of the first input that has one; 1 if none has."""
+    """Return the size of the first dimension of the first input that has one; 1 if none has."""
     tensors = (leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor) and leaf.dim() > 0)
     return max(1, next((tensor.shape[0] for tensor in tensors), 1))
 
 
 def _attempt(name: str, counter: Callable[..., Any], module: nn.Module, args: Any, kwargs: Any) -> Any:
-    """What a counter gives on a copy of the model and of its inputs, or None if it raises."""
+    """Run a counter on a copy of the model and of its inputs; None if it raises."""
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):  # a model may print, so may thop
             warnings.simplefilter("ignore")
             twin = copy.deepcopy(module)
             own_args, own_kwargs = tree_map(_twin_of, (args, kwargs))
-            with evaluating(twin):
+            with evaluation_mode(twin):
                 return counter(twin, own_args, own_kwargs)
     except Exception as error:  # noqa: BLE001 - a counter runs the user's forward under hooks: a count less, not a crash
         log.warning("%s cannot count this model: %s: %s", name, type(error).__name__, error)
@@ -143,16 +147,16 @@ def _twin_of(leaf: Any) -> Any:
 
 
 def _count_operators(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _OperatorCount:
-    """Multiply-accumulates per path, as the dispatcher sees them, and with recurrent layers by formula."""
+    """Count multiply-accumulates per path by dispatched operator, and recurrent layers by formula."""
     counter = FlopCounterMode(display=False, custom_mapping=_missing_formulas())
-    with counter, _recurrent_layers(module) as recurrent, own_cost(module, counter.get_total_flops) as flops:
+    with counter, _recurrent_layers(module) as recurrent, self_cost(module, counter.get_total_flops) as flops:
         module(*args, **kwargs)
-    seen = {path: int(cost) // 2 for path, cost in flops.items()}
-    return _OperatorCount(seen, seen | recurrent)
+    dispatched = {path: int(cost) // 2 for path, cost in flops.items()}
+    return _OperatorCount(dispatched, dispatched | recurrent)
 
 
 def _missing_formulas() -> dict[Any, Callable[..., int]]:
-    """FLOPs of the operators that this torch has no formula for, from the shapes of their arguments."""
+    """Return FLOP formulas of operators that this torch lacks, from the shapes of their arguments."""
     aten = torch.ops.aten
     formulas: dict[Any, Callable[..., int]] = {
         aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
@@ -166,13 +170,13 @@ def _missing_formulas() -> dict[Any, Callable[..., int]]:
 def _attention_flops(
     query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], *_: object, **__: object
 ) -> int:
-    """Scores and their product with the values. Shapes: query (B, H, L, E), key (B, G, S, E), value (B, G, S, V)."""
+    """Count scores and their product with the values: query (B, H, L, E), key (B, G, S, E), value (B, G, S, V)."""
     *heads, length, width = query
     return 2 * prod(heads) * length * key[-2] * (width + value[-1])
 
 
 def _vector_flops(first: tuple[int, ...], *_: object, **__: object) -> int:
-    """A matrix (M, N) or a vector (N,) times a vector (N,)."""
+    """Count a matrix (M, N) or a vector (N,) times a vector (N,)."""
     return 2 * prod(first)
 
 
@@ -186,7 +190,7 @@ def _trilinear_flops(
     *_: object,
     **__: object,
 ) -> int:
-    """A bilinear form: every weight once for every row. The operands are broadcast along the expanded dimensions."""
+    """Count a bilinear form: every weight once for every row, operands broadcast along the expanded dimensions."""
     whole = [1] * (len(weight) + len(expand_weight))
     for shape, expanded in ((first, expand_first), (weight, expand_weight), (second, expand_second)):
         sizes = iter(shape)
@@ -197,7 +201,7 @@ def _trilinear_flops(
 
 @contextlib.contextmanager
 def _recurrent_layers(module: nn.Module) -> Iterator[dict[str, int]]:
-    """A dict that fills with path to multiply-accumulates of RNN, LSTM and GRU as the model is called."""
+    """Return a dict of path to multiply-accumulates of RNN, LSTM and GRU that fills as the model is called."""
     counts: dict[str, int] = {}
 
     def counting(path: str) -> Callable[..., None]:
@@ -215,7 +219,7 @@ def _recurrent_layers(module: nn.Module) -> Iterator[dict[str, int]]:
 
 
 def recurrent_macs(layer: nn.RNNBase, steps: torch.Tensor | PackedSequence) -> int:
-    """Multiply-accumulates of an RNN, LSTM or GRU: at every step of every sequence each weight is used exactly once.
+    """Count an RNN, LSTM or GRU: at every step of every sequence each weight is used exactly once.
 
     Args:
         layer: any number of layers, one or both directions, with or without projection.
@@ -230,7 +234,7 @@ def recurrent_macs(layer: nn.RNNBase, steps: torch.Tensor | PackedSequence) -> i
 
 
 def _count_with_thop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, int]:
-    """thop's own rules, one hook per module; its `profile` takes no keyword arguments and gives no paths."""
+    """Count by thop's rules, one hook per module; its `profile` takes no keyword arguments and returns no paths."""
     rules = _thop_rules()
     ruled = [(path, part, rules[type(part)]) for path, part in module_paths(module) if type(part) in rules]
     for _, part, rule in ruled:
@@ -241,7 +245,7 @@ def _count_with_thop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _with_all_inputs(rule: Callable[..., None]) -> Callable[..., None]:
-    """thop reads the positional inputs only: those given by name follow them."""
+    """Pass the inputs given by name after the positional ones: thop reads only the latter."""
     return lambda part, args, kwargs, output: rule(part, (*args, *kwargs.values()), output)
 
 
@@ -255,11 +259,11 @@ def _thop_rules() -> dict[type[nn.Module], Callable[..., None]]:
 # The two against each other
 
 
-def _disagreements(module: nn.Module, thop: dict[str, int], seen: dict[str, int]) -> list[CountDisagreement]:
-    """The modules where the counters differ by more than `TOLERANCE`, the largest difference first."""
+def _disagreements(module: nn.Module, thop: dict[str, int], dispatched: dict[str, int]) -> list[CountDisagreement]:
+    """Return the modules where the counters differ by more than `TOLERANCE`, the largest difference first."""
     found = []
     for path, part in module_paths(module):
-        by_thop, by_operator = thop.get(path, 0), seen.get(path, 0)
+        by_thop, by_operator = thop.get(path, 0), dispatched.get(path, 0)
         if abs(by_thop - by_operator) > TOLERANCE * max(by_thop, by_operator):
             reason = _reason(part, by_thop, by_operator)
             kind = type(part).__name__

@@ -1,4 +1,4 @@
-"""Metrics that are not built in: the user's own callable and torchmetrics. Imports torch when called."""
+"""Resolution of a request's metric: built-in, the user's own callable, or torchmetrics. Imports torch when called."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omgoptim.errors import DataError, SetupError, argument, did_you_mean
-from omgoptim.measure.builtin_metrics import BUILTIN, OWN_METRIC_FIX, Metric, builtin_metric, outputs_from
+from omgoptim.measure.builtin_metrics import BUILTIN, CUSTOM_METRIC_FIX, Metric, builtin_metric, detect_outputs
 from omgoptim.measure.intervals import Arrays
 from omgoptim.models.outputs import ModelOutputs
-from omgoptim.models.path_policy import PathPolicy
-from omgoptim.models.user_code import call_user, load_callable
+from omgoptim.models.security.path_policy import PathPolicy
+from omgoptim.models.security.user_code import call_user, load_callable
 from omgoptim.runtimes.signature import Signature, unflatten
 
 
@@ -27,7 +27,7 @@ def resolve_metric(
     limit_s: float,
     outputs: ModelOutputs | None = None,
 ) -> Metric:
-    """The metric that a request names.
+    """Return the metric that a request names.
 
     Args:
         outputs: of the original model; default: read from `original`.
@@ -37,7 +37,7 @@ def resolve_metric(
         SetupError: it is one of torchmetrics and that is not installed.
     """
     if outputs is None:
-        outputs = outputs_from(original, targets, name if isinstance(name, str) else "auto", signature)
+        outputs = detect_outputs(original, targets, name if isinstance(name, str) else "auto", signature)
     if callable(name):
         return _user_metric(getattr(name, "__name__", "metric"), name, signature, limit_s, outputs)
     builtin = builtin_metric(name, original, targets, outputs)
@@ -52,7 +52,7 @@ def resolve_metric(
 def _user_metric(
     name: str, function: Callable[..., Any], signature: Signature, limit_s: float, described: ModelOutputs
 ) -> Metric:
-    """A metric that gets all outputs. Which of them it reads is not known: the labelled one, or the only one."""
+    """Wrap a callable that gets all outputs; it is assumed to read the labelled output, or the only one."""
 
     def whole(outputs: Sequence[Arrays], targets: list[Any]) -> float:
         joined = _joined(outputs, signature)
@@ -67,7 +67,7 @@ def _user_metric(
 
 
 def _joined(outputs: Sequence[Arrays], signature: Signature) -> Any:
-    """Outputs of all batches as the model returns them, joined along the batch."""
+    """Join the outputs of all batches along the batch, in the model's structure."""
     import torch
 
     def join(arrays: list[Any]) -> Any:
@@ -95,32 +95,32 @@ def _torchmetric(name: str, original: Sequence[Arrays], targets: list[Any], outp
     found = _torchmetrics_class(name)
     if not targets or targets[0] is None:
         raise DataError(f"metric '{name}' needs targets", "the data's batches carry none", "use metric auto")
-    index = 0 if len(outputs.specs) == 1 else outputs.require_target(OWN_METRIC_FIX).index
+    index = 0 if len(outputs.specs) == 1 else outputs.require_target(CUSTOM_METRIC_FIX).index
     arguments = _class_arguments(name, found, original[0][index])
 
-    def guarded(action: Callable[[], Any]) -> Any:
+    def converting_errors(action: Callable[[], Any]) -> Any:
         try:
             return action()
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
-            said = str(error).strip().splitlines()
+            lines = str(error).strip().splitlines()
             raise DataError(
                 f"torchmetrics' {name} does not take these outputs and targets",
-                said[0] if said else type(error).__name__,
+                lines[0] if lines else type(error).__name__,
                 f"give a metric of your own: {argument('metric', 'file.py:callable')}",
             ) from error
 
-    sign = -1 if guarded(lambda: found(**arguments)).higher_is_better is False else 1
+    sign = -1 if converting_errors(lambda: found(**arguments)).higher_is_better is False else 1
 
-    def whole(made: Sequence[Arrays], targets: list[Any]) -> float:
+    def whole(outputs_by_batch: Sequence[Arrays], targets: list[Any]) -> float:
         import torch
 
         def compute() -> float:
             metric = found(**arguments)
-            for batch, target in zip(made, targets, strict=True):
+            for batch, target in zip(outputs_by_batch, targets, strict=True):
                 metric.update(torch.from_numpy(np.ascontiguousarray(batch[index])), torch.as_tensor(np.asarray(target)))
             return sign * float(metric.compute())
 
-        value: float = guarded(compute)
+        value: float = converting_errors(compute)
         return value
 
     name = name if sign > 0 else f"negative_{name}"
@@ -133,8 +133,8 @@ def _torchmetrics_class(name: str) -> Any:
         import torchmetrics.classification as classification
     except ModuleNotFoundError as error:
         raise SetupError(
-            f"metric '{name}' is none of omgoptim's own, and torchmetrics is not installed",
-            f"its own are {', '.join(('auto', *BUILTIN))}; any other name is looked up in torchmetrics",
+            f"metric '{name}' is not built in, and torchmetrics is not installed",
+            f"the built-in metrics are {', '.join(('auto', *BUILTIN))}; any other name is looked up in torchmetrics",
             f'{sys.executable} -m pip install "omgoptim[metrics]"',
         ) from error
     known = {key for key in (*torchmetrics.__all__, *classification.__all__) if key[0].isupper()}
@@ -144,7 +144,7 @@ def _torchmetrics_class(name: str) -> Any:
 
 
 def _class_arguments(name: str, found: Any, scores: NDArray[Any]) -> dict[str, Any]:
-    """What a classification metric must be told: how many classes the output has."""
+    """Return the arguments of a classification metric: the task and the number of classes."""
     if not found.__module__.startswith("torchmetrics.classification") or name.startswith(("Multilabel", "Binary")):
         return {}
     if name.startswith("Multiclass"):

@@ -2,8 +2,8 @@
 
 The same convention as `macs.py`, so that a module and its export count the same: matrix products, convolutions,
 recurrent layers and attention; no biases, activations, normalisation or pooling. Shapes come from ONNX's own shape
-inference at the shapes of one sample, and where that leaves one open, from running the program once. What has no rule
-here, or no known shape, makes the count None with a reason: a number that leaves something out would be wrong.
+inference at the shapes of one sample, and for the remaining ones from running the program once. An operator without a
+rule, or without known shapes, makes the count None with a reason: a partial count would be wrong.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 
 STANDARD = ("", "ai.onnx")
+"""Domain of ONNX's standard operators."""
 CONTRIB = "com.microsoft"
+"""Domain of ONNX Runtime's own operators."""
 
 NO_PRODUCTS = {
     "BiasAdd", "BiasDropout", "BiasGelu", "BiasSoftmax", "BiasSplitGelu", "DequantizeLinear", "DynamicQuantizeLinear",
@@ -46,8 +48,8 @@ NO_RULE = {"AffineGrid", "DeformConv"}
 log = logging.getLogger(__name__)
 
 
-class Uncounted(Exception):
-    """Why a program cannot be counted."""
+class UncountableProgram(Exception):
+    """Reason why a program cannot be counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,7 @@ class ProgramMacs:
     by_node: dict[str, int]
     """Node name, as `onnx_file.load` gives it, to multiply-accumulates; they add up to `macs`."""
     reason: str | None = None
-    """Why there is no number."""
+    """Reason for the absent number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ def count_program(path: Path, sample: Mapping[str, NDArray[Any]]) -> ProgramMacs
     """
     try:
         by_node = _count(path, sample)
-    except (Uncounted, ModelError) as error:
+    except (UncountableProgram, ModelError) as error:
         log.warning("the multiply-accumulates of %s were not counted: %s", path.name, error)
         return ProgramMacs(None, {}, str(error))
     return ProgramMacs(sum(by_node.values()), by_node)
@@ -104,7 +106,7 @@ def count_program(path: Path, sample: Mapping[str, NDArray[Any]]) -> ProgramMacs
 def _count(path: Path, sample: Mapping[str, NDArray[Any]]) -> dict[str, int]:
     model = load(path, weights=False)
     if model.functions:
-        raise Uncounted("the program defines functions of its own")
+        raise UncountableProgram("the program defines functions of its own")
     counted = [node for node in model.graph.node if _rule(node)]
     needed = {name for node in counted for name in (*node.input, node.output[0]) if name}
     shapes = _inferred(model, sample) if needed else {}
@@ -121,32 +123,32 @@ def _of_node(node: NodeProto, shapes: Shapes) -> int:
     try:
         return rule(_Node(node, shapes))
     except (IndexError, KeyError) as error:
-        raise Uncounted(f"the shapes of {node.op_type} {node.name} do not fit its rule: {error}") from error
+        raise UncountableProgram(f"the shapes of {node.op_type} {node.name} do not fit its rule: {error}") from error
 
 
 def _rule(node: NodeProto) -> Callable[[_Node], int] | None:
-    """The formula of a node; None if it multiplies no matrices.
+    """Return the formula of a node; None if it has no matrix products.
 
     Raises:
-        Uncounted: it may, and there is no formula.
+        UncountableProgram: it may have some, and there is no formula.
     """
     for body in bodies(node):
         for graph in graphs(body):
             if any(_rule(inner) for inner in graph.node):
-                raise Uncounted(f"how often the body of {node.op_type} {node.name} runs depends on values")
+                raise UncountableProgram(f"how often the body of {node.op_type} {node.name} runs depends on values")
     standard = node.domain in STANDARD
     if (standard or node.domain == CONTRIB) and node.op_type in RULES:
         return RULES[node.op_type]
     if (standard and node.op_type not in NO_RULE) or (node.domain == CONTRIB and node.op_type in NO_PRODUCTS):
         return None
-    raise Uncounted(f"there is no rule for the operator {node.domain or 'ai.onnx'}.{node.op_type}")
+    raise UncountableProgram(f"there is no rule for the operator {node.domain or 'ai.onnx'}.{node.op_type}")
 
 
 # Shapes
 
 
 def _inferred(model: ModelProto, sample: Mapping[str, NDArray[Any]]) -> dict[str, Shape]:
-    """The shapes that follow from the sample's, as far as ONNX's inference comes."""
+    """Infer shapes from the sample's with ONNX's shape inference."""
     fixed = ModelProto()
     fixed.CopyFrom(model)
     del fixed.graph.value_info[:]
@@ -154,7 +156,7 @@ def _inferred(model: ModelProto, sample: Mapping[str, NDArray[Any]]) -> dict[str
         value.type.tensor_type.ClearField("shape")
     for value in fixed.graph.input:
         if value.name not in sample:
-            raise Uncounted(f"the sample has no input '{value.name}'")
+            raise UncountableProgram(f"the sample has no input '{value.name}'")
         _fix(value, sample[value.name].shape)
     try:
         inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
@@ -175,14 +177,14 @@ def _fix(value: onnx.ValueInfoProto, shape: Sequence[int]) -> None:
     if kind.HasField("shape") and (
         len(stated) != len(shape) or any(s not in (None, size) for s, size in zip(stated, shape, strict=True))
     ):
-        raise Uncounted(f"input '{value.name}' has the fixed shape {stated}, and one sample is {list(shape)}")
+        raise UncountableProgram(f"input '{value.name}' has the fixed shape {stated}, and one sample is {list(shape)}")
     del kind.shape.dim[:]
     for size in shape:
         kind.shape.dim.add().dim_value = size
 
 
 def _measured(path: Path, names: Sequence[str], sample: Mapping[str, NDArray[Any]]) -> dict[str, Shape]:
-    """The shapes of tensors that a run of the program on the sample gives."""
+    """Run the program on the sample for the shapes of the remaining tensors."""
     import onnxruntime
 
     model = load(path)
@@ -202,8 +204,10 @@ def _measured(path: Path, names: Sequence[str], sample: Mapping[str, NDArray[Any
             )
             found = session.run(outputs, {value.name: sample[value.name] for value in session.get_inputs()})
         except Exception as error:  # ONNX Runtime's errors have no common base
-            said = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise Uncounted(f"the shape of '{names[0]}' is not known, and the program did not run: {said}") from error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UncountableProgram(
+                f"the shape of '{names[0]}' is not known, and the program did not run: {reason}"
+            ) from error
     return {name: tuple(int(size) for size in np.asarray(shape)) for name, shape in zip(names, found, strict=True)}
 
 
@@ -211,23 +215,23 @@ def _measured(path: Path, names: Sequence[str], sample: Mapping[str, NDArray[Any
 
 
 def _convolution(weight: int) -> Callable[[_Node], int]:
-    """A kernel (M, C / groups, k...) at every output position."""
+    """Return the count of a kernel (M, C / groups, k...) at every output position."""
     return lambda node: prod(node.output) * prod(node.input(weight)[1:])
 
 
 def _transposed(node: _Node) -> int:
-    """A kernel (C, M / groups, k...) at every input position."""
+    """Count a kernel (C, M / groups, k...) at every input position."""
     return prod(node.input(0)) * prod(node.input(1)[1:])
 
 
 def _product(node: _Node) -> int:
-    """(..., L, K) times (..., K, N): K for every element of the result."""
+    """Count (..., L, K) times (..., K, N): K for every element of the result."""
     return prod(node.output) * node.input(0)[-1]
 
 
 def _fused_product(node: _Node) -> int:
     if node.attribute("transBatchA", 0) or node.attribute("transBatchB", 0):
-        raise Uncounted(f"{node.proto.op_type} {node.proto.name} transposes batches")
+        raise UncountableProgram(f"{node.proto.op_type} {node.proto.name} transposes batches")
     return prod(node.output) * node.input(0)[-2 if node.attribute("transA", 0) else -1]
 
 
@@ -236,21 +240,21 @@ def _gemm(node: _Node) -> int:
 
 
 def _recurrent(node: _Node) -> int:
-    """Every weight once at every step of every sequence. X is (L, B, I) or (B, L, I); the weights of all directions."""
+    """Count every weight once per step: X (L, B, I) or (B, L, I), the weights of all directions."""
     if node.has(4):
-        raise Uncounted(f"the steps of {node.proto.op_type} {node.proto.name} depend on sequence lengths")
+        raise UncountableProgram(f"the steps of {node.proto.op_type} {node.proto.name} depend on sequence lengths")
     steps, batch, _ = node.input(0)
     return steps * batch * (prod(node.input(1)) + prod(node.input(2)))
 
 
 def _einsum(node: _Node) -> int:
-    """A product over two operands: every combination of their indices."""
+    """Count a product over two operands: every combination of their indices."""
     equation = node.attribute("equation", b"").decode().replace(" ", "")
     terms = equation.partition("->")[0].split(",")
     if len(terms) == 1:
         return 0
     if len(terms) > 2 or "." in equation:
-        raise Uncounted(f"there is no rule for Einsum {equation}")
+        raise UncountableProgram(f"there is no rule for Einsum {equation}")
     sizes: dict[str, int] = {}
     for position, term in enumerate(terms):
         for letter, size in zip(term, node.input(position), strict=True):
@@ -259,10 +263,10 @@ def _einsum(node: _Node) -> int:
 
 
 def _attention(node: _Node) -> int:
-    """Scores and their product with the values: query (B, H, L, E), key (B, G, S, E), value (B, G, S, V)."""
+    """Count scores and their product with the values: query (B, H, L, E), key (B, G, S, E), value (B, G, S, V)."""
     query, key, value = (node.input(position) for position in range(3))
     if node.proto.domain not in STANDARD or node.has(4) or len(query) != 4:
-        raise Uncounted(f"there is no rule for this form of {node.proto.op_type} {node.proto.name}")
+        raise UncountableProgram(f"there is no rule for this form of {node.proto.op_type} {node.proto.name}")
     return prod(query[:3]) * key[2] * (query[3] + value[3])
 
 

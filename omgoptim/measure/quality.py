@@ -1,6 +1,6 @@
-"""Quality of two artifacts on the same samples: the metric, the drop with its interval, and each output's agreement.
+"""Quality of two artifacts on the same samples: metric, drop with its interval, and agreement of each output.
 
-Metrics work on what the measuring processes wrote: for each batch the flat list of output arrays. A built-in metric
+Metrics take the outputs that the measuring processes wrote: for each batch the flat list of arrays. A built-in metric
 gives a score per sample, so that the drop is a paired difference; any other is recomputed on resamples.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -20,13 +20,13 @@ from omgoptim.errors import DataError
 from omgoptim.measure.agreement import OutputAgreement, output_agreements
 from omgoptim.measure.builtin_metrics import IGNORED_TARGET, batch_lengths
 from omgoptim.measure.builtin_metrics import Metric as Metric
-from omgoptim.measure.builtin_metrics import outputs_from as outputs_from
+from omgoptim.measure.builtin_metrics import detect_outputs as detect_outputs
 from omgoptim.measure.intervals import Arrays, affordable_resamples, paired_interval, resampled_interval
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Quality before and after, the drop with its 95 % interval (infinite where it is unknown)."""
+    """Quality before and after, and the drop with its 95 % interval (infinite if unknown)."""
 
     metric: str
     before: float
@@ -40,21 +40,20 @@ class Quality:
     outputs: tuple[OutputAgreement, ...] = ()
     """Each output against the original's."""
     is_agreement: bool = False
-    """Whether the metric itself is an agreement with the original model."""
+    """The metric itself is an agreement with the original model."""
 
     @property
     def ruined(self) -> tuple[OutputAgreement, ...]:
-        """The outputs that the metric never reads and that are lost, the worst first."""
+        """Return the ruined outputs that the metric does not read, the worst first."""
         lost = [output for output in self.outputs if output.ruined and not output.read]
         return tuple(sorted(lost, key=lambda output: output.agreement))
 
     def decided(self, guard: float) -> bool:
-        """Whether the interval says on which side of the guard the drop is."""
+        """Return whether the interval lies on one side of the guard."""
         return self.high <= guard or self.low > guard
 
     def samples_to_decide(self, guard: float) -> int | None:
-        """How many samples would likely decide, if these cannot; None where the drop sits on the guard itself, or
-        where the interval is unknown."""
+        """Estimate the samples needed for a decision; None if the drop equals the guard or the interval is unknown."""
         distance = abs(guard - self.drop)
         half = max(self.high - self.drop, self.drop - self.low)
         if distance < 1e-9 or math.isinf(half):
@@ -63,8 +62,7 @@ class Quality:
 
 
 class StoredOutputs(Sequence[Arrays]):
-    """The outputs of each batch, read from its file when asked for: those of a segmentation network or a language model
-    do not fit in memory together."""
+    """Outputs of each batch, read from file on access: those of segmentation or language models exceed the memory."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = paths
@@ -84,12 +82,12 @@ class StoredOutputs(Sequence[Arrays]):
 
 
 def read_outputs(folder: Path) -> StoredOutputs:
-    """What a measuring process wrote: per batch the output arrays."""
+    """Read the outputs that a measuring process wrote: per batch the output arrays."""
     return StoredOutputs(sorted(folder.glob("*.npz")))
 
 
 def score(metric: Metric, outputs: Sequence[Arrays], targets: list[Any], original: Sequence[Arrays]) -> float:
-    """The metric's value on all samples."""
+    """Compute the metric on all samples."""
     if metric.per_sample:
         return _finite(_sample_scores(metric, outputs, targets, original).mean(), metric.name)
     if metric.whole is None:
@@ -114,18 +112,16 @@ def compare_quality(
     after: Sequence[Arrays],
     targets: list[Any],
     seed: int,
-    clock: Callable[[], float] = time.perf_counter,
     original: Sequence[Arrays] | None = None,
 ) -> Quality:
-    """Quality of `after` against `before` on the same samples.
+    """Compute the quality of `after` against `before` on the same samples.
 
     Args:
-        seed: of the resamples.
-        original: outputs of the original model, which an agreement is one with; default: `before`.
-        clock: seconds; by its own time a metric is recomputed on many resamples, on fewer, or on none.
+        seed: for the resamples.
+        original: outputs of the original model, the reference of an agreement; default: `before`.
 
     Raises:
-        DataError: the metric cannot be computed on either, or gives no finite number.
+        DataError: the metric cannot be computed on either, or is not finite.
     """
     if metric.per_sample:
         reference = before if original is None else original
@@ -135,16 +131,7 @@ def compare_quality(
         samples = len(scores[0])
     else:
         before, after = list(before), list(after)  # a whole metric takes all batches at once, again on each resample
-        times, values = [clock()], []
-        for side in (before, after):
-            values.append(score(metric, side, targets, before))
-            times.append(clock())
-        both = 2 * min(times[1] - times[0], times[2] - times[1])  # a first call may import and compile
-
-        def drop(one: Sequence[Arrays], other: Sequence[Arrays], drawn: list[Any]) -> float:
-            return score(metric, one, drawn, one) - score(metric, other, drawn, one)
-
-        low, high = resampled_interval(drop, before, after, targets, seed, affordable_resamples(both))
+        values, (low, high) = _resampled(metric, before, after, targets, seed)
         samples = sample_count(before, targets)
     outputs = agreement_of_outputs(metric, after, before if original is None else original)
     agreement = min(output.agreement for output in outputs)
@@ -162,24 +149,40 @@ def compare_quality(
     )
 
 
+def _resampled(
+    metric: Metric, before: list[Arrays], after: list[Arrays], targets: list[Any], seed: int
+) -> tuple[list[float], tuple[float, float]]:
+    """Compute a whole metric for both, and the drop's interval from as many resamples as its run time allows."""
+    times, values = [time.perf_counter()], []
+    for side in (before, after):
+        values.append(score(metric, side, targets, before))
+        times.append(time.perf_counter())
+    both = 2 * min(times[1] - times[0], times[2] - times[1])  # a first call may import and compile
+
+    def drop(one: Sequence[Arrays], other: Sequence[Arrays], drawn: list[Any]) -> float:
+        return score(metric, one, drawn, one) - score(metric, other, drawn, one)
+
+    return values, resampled_interval(drop, before, after, targets, seed, affordable_resamples(both))
+
+
 def agreement_of_outputs(
-    metric: Metric, made: Sequence[Arrays], original: Sequence[Arrays]
+    metric: Metric, candidate: Sequence[Arrays], original: Sequence[Arrays]
 ) -> tuple[OutputAgreement, ...]:
-    """Each output against the original's, whatever the metric says."""
-    outputs = metric.outputs or outputs_from(original)
+    """Compute the agreement of each output with the original's, independent of the metric."""
+    outputs = metric.outputs or detect_outputs(original)
     reads = metric.reads
     if reads is None:
         reads = frozenset(range(len(outputs.specs))) if len(outputs.specs) == 1 else frozenset()
-    return output_agreements(outputs, made, original, reads)
+    return output_agreements(outputs, candidate, original, reads)
 
 
 def _finite(value: Any, name: str) -> float:
     number = float(value)
     if not math.isfinite(number):
-        raise DataError(f"metric {name} gave {number}", "a metric must give a finite number, higher is better")
+        raise DataError(f"metric {name} returned {number}", "a metric must give a finite number, higher is better")
     return number
 
 
 def sample_count(outputs: Sequence[Arrays], targets: Sequence[Any] = ()) -> int:
-    """Samples over all batches."""
+    """Return the samples over all batches."""
     return sum(batch_lengths(outputs, targets))

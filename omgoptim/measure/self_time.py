@@ -1,6 +1,6 @@
-"""What each module of a model costs by itself, without its children: the shared part of counting and timing.
+"""Self cost of each module, without its children, for counters and timers.
 
-A cost is anything that only grows while the model runs and can be read at any moment: a clock, a counter of operations.
+A cost is any monotone counter that can be read at any moment: a clock, a counter of operations.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ ROOT = "(model)"
 
 
 def module_paths(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Path and module for every module, each once; a module that is used in several places has its first path."""
+    """Yield path and module once for every module; one that is used in several places has its first path."""
     return ((path or ROOT, part) for path, part in module.named_modules())
 
 
 @contextlib.contextmanager
-def own_cost(module: nn.Module, read: Callable[[], float]) -> Iterator[dict[str, float]]:
+def self_cost(module: nn.Module, read: Callable[[], float]) -> Iterator[dict[str, float]]:
     """Charge the growth of `read()` to the module whose forward is running, while the context is open.
 
     Yields:
@@ -30,10 +30,10 @@ def own_cost(module: nn.Module, read: Callable[[], float]) -> Iterator[dict[str,
         whose children are bypassed (attention that hands its projection's weight to a kernel) carries the cost itself.
     """
     costs: dict[str, float] = defaultdict(float)
-    running: list[_Call] = []
+    running: list[_RunningForward] = []
 
     def enter(*_: object) -> None:
-        running.append(_Call(read()))
+        running.append(_RunningForward(read()))
 
     def leave(path: str) -> Callable[..., None]:
         def hook(*_: object) -> None:
@@ -52,8 +52,8 @@ def own_cost(module: nn.Module, read: Callable[[], float]) -> Iterator[dict[str,
         yield costs
 
 
-class _Call:
-    """A forward that is running: what `read` gave at its start, and the part its children took since."""
+class _RunningForward:
+    """A running forward: the value of `read` at its start, and the cost of its children since."""
 
     __slots__ = ("in_children", "start")
 
@@ -63,8 +63,8 @@ class _Call:
 
 
 @contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Every part in eval mode, no gradients; the modes are put back. Exported programs, which refuse `eval()`, too."""
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Set every part to eval mode without gradients, and restore the modes; exported programs included."""
     modes = [(part, part.training) for part in module.modules()]
     try:
         for part, _ in modes:
@@ -78,7 +78,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _plain_attention() -> Iterator[None]:
-    """nn.Transformer's fused inference path off: it hides its layers from hooks and its operations from counters."""
+    """Disable nn.Transformer's fast path, which hides its layers from hooks and its operations from counters."""
     enabled: bool = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -1,4 +1,4 @@
-"""How large a model is: its parameters in memory, its files on disk. Torch only where a module is counted."""
+"""Size of a model: parameters in memory, files on disk. Torch only for modules."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def count_params(module: nn.Module) -> tuple[int, int]:
-    """Number of parameters, and how many of them are not zero; a weight that several layers share counts once."""
+    """Count the parameters and the non-zero ones; a weight that several layers share counts once."""
     distinct = {_identity(parameter): parameter for parameter in module.parameters()}.values()
     return sum(p.numel() for p in distinct), sum(int((p.detach() != 0).sum()) for p in distinct)
 
 
 def stored_precision(module: nn.Module) -> tuple[str, dict[str, int]]:
-    """The floating dtype that most of a module's bytes are in, and the bytes of each; float32 without any weights."""
+    """Return the floating dtype of most of a module's bytes, and the bytes of each; float32 without weights."""
     weights = {_identity(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}.values()
     stored: dict[str, int] = {}
     for tensor in weights:
@@ -31,13 +31,13 @@ def stored_precision(module: nn.Module) -> tuple[str, dict[str, int]]:
 
 
 def _identity(parameter: torch.Tensor) -> tuple[int, ...]:
-    """Where the values lie and how they are read; the object itself for a tensor without memory (empty or meta)."""
+    """Return address, shape and stride of a tensor; the object's id if it has no memory (empty or meta)."""
     address = parameter.data_ptr()
     return (address, *parameter.shape, *parameter.stride()) if address else (id(parameter),)
 
 
 def folder_size(path: Path) -> int:
-    """Bytes of all files under a folder, or of one file.
+    """Return the bytes of all files under a folder, or of one file.
 
     Raises:
         ArtifactError: nothing is there.
@@ -50,7 +50,7 @@ def folder_size(path: Path) -> int:
 
 
 def file_sizes(path: Path, names: Iterable[str]) -> dict[str, int]:
-    """Name to bytes for files of a folder, in the order of `names`.
+    """Map name to bytes for files of a folder, in the order of `names`.
 
     Raises:
         ArtifactError: one of them is not there.

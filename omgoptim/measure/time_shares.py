@@ -1,4 +1,4 @@
-"""Where the time of one call goes, by kind of layer and by whether it computes in integers; and what that bounds."""
+"""Shares of a call's time by kind of layer and compute dtype, and Amdahl's bound of the speedup."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING
 from omgoptim.reports import TimeShare
 
 if TYPE_CHECKING:
-    from omgoptim.measure.launch import Process
+    from omgoptim.measure.measuring_process import MeasuringProcess
 
 
-def ask_time_shares(process: Process, batch: str) -> list[TimeShare]:
-    """The time of the artifact that a measuring process holds, the costliest kind first.
+def query_time_shares(process: MeasuringProcess, batch: str) -> list[TimeShare]:
+    """Return the time shares of the artifact in a measuring process, the costliest kind first.
 
     Args:
         process: the process, its artifact opened. A program is called in a second session with profiling on.
         batch: name of the prepared batch.
 
     Returns:
-        None at all where the engine does not tell (a GPU).
+        None if the engine does not report them (a GPU).
     """
     answer = process.ask("kinds", batch=batch)["kinds"]
     return time_shares((entry["kind"], entry["ms"], entry["computed_in"]) for entry in answer)
 
 
 def time_shares(nodes: Iterable[tuple[str, float, str | None]]) -> list[TimeShare]:
-    """Sums by kind of the nodes of an engine: kind, ms, and the numbers it computes in, `int8` among them."""
+    """Sum the time of an engine's nodes by kind: kind, ms, and compute dtype, `int8` among them."""
     spent: dict[tuple[str, bool], float] = defaultdict(float)
     for kind, ms, numbers in nodes:
         spent[kind, numbers == "int8"] += ms
@@ -40,6 +40,6 @@ def time_shares(nodes: Iterable[tuple[str, float, str | None]]) -> list[TimeShar
 
 
 def speedup_bound(times: Sequence[TimeShare]) -> float | None:
-    """Amdahl: whole time over that of what does not compute in integers. None where nothing or everything does."""
+    """Return Amdahl's bound: total time over the time not spent in integers. None if it does not apply."""
     integers = sum(time.share for time in times if time.quantized)
     return 1 / (1 - integers) if 0 < integers < 1 - 1e-9 else None

@@ -1,4 +1,4 @@
-"""What the weights of each layer are stored in: of a program, of a module, and of a saved module."""
+"""Storage dtype of each layer's weights: of a program, of a module, and of a saved module."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto
     from torch import nn
 
-    from omgoptim.models.onnx_graph import Layer
+    from omgoptim.models.onnx_graph import OnnxLayer
 
 ONNX_NAMES = {"float": "float32", "double": "float64"}
 """ONNX's names of types where they are not numpy's."""
@@ -29,17 +29,18 @@ SAFETENSORS_NAMES = {
     "U8": "uint8",
     "I32": "int32",
 }
+"""Dtype names of safetensors, to torch's."""
 
 FOLLOWED = ("Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze")
-"""What may stand between an integer weight and what scales it."""
+"""Ops that may be between an integer weight and its scale."""
 
 PACKED = ("MatMulNBits", "GatherBlockQuantized")
 """Operators that read packed weights, their scales and zero points."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """A layer's weights as they are stored."""
+class StoredWeights:
+    """Stored weights of a layer."""
 
     path: str
     op: str
@@ -47,9 +48,9 @@ class Stored:
     nodes: tuple[str, ...]
     """The program's nodes that read them; none of a module."""
     shape: tuple[int, ...]
-    """Of the largest weight."""
+    """Shape of the largest weight."""
     dtype: str
-    """Of the largest weight."""
+    """Dtype of the largest weight."""
     tensors: Mapping[str, int]
     """The weights, scales and zero points by name, to their bytes."""
 
@@ -58,17 +59,17 @@ class Stored:
         return sum(self.tensors.values())
 
 
-def stored_layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> list[Stored]:
-    """The layers of a program by path, in the order of the program.
+def stored_layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> list[StoredWeights]:
+    """Return the layers of a program by path, in the order of the program.
 
     Args:
-        paths: node or output name to module path, where the program is a rewrite that lost them.
+        paths: node or output name to module path, if the program is a rewrite without them.
     """
     from omgoptim.models.onnx_file import graphs, tensor_bytes
-    from omgoptim.models.onnx_graph import layers
+    from omgoptim.models.onnx_graph import find_layers
 
-    by_path: dict[str, list[Layer]] = defaultdict(list)
-    for layer in layers(model, paths):
+    by_path: dict[str, list[OnnxLayer]] = defaultdict(list)
+    for layer in find_layers(model, paths):
         by_path[layer.path].append(layer)
     nodes = {node.name: node for graph in graphs(model.graph) for node in graph.node}
     tensors = {tensor.name: tensor for graph in graphs(model.graph) for tensor in graph.initializer}
@@ -81,7 +82,7 @@ def stored_layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> 
             scale for name in weights if not _is_float(tensors[name]) for scale in follow.of(name) if scale in tensors
         ]
         found.append(
-            Stored(
+            StoredWeights(
                 path=path,
                 op=largest.op,
                 nodes=tuple(layer.node for layer in some),
@@ -93,8 +94,8 @@ def stored_layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> 
     return found
 
 
-def module_layers(module: nn.Module) -> list[Stored]:
-    """The layers of a module: modules with a parameter of their own of two dimensions or more."""
+def module_layers(module: nn.Module) -> list[StoredWeights]:
+    """Return the layers of a module: modules with a parameter of their own of two dimensions or more."""
     names: dict[int, str] = {}
     found = []
     for path, layer in module.named_modules():
@@ -106,7 +107,7 @@ def module_layers(module: nn.Module) -> list[Stored]:
         if own:
             largest = max(own.values(), key=lambda parameter: parameter.numel())
             found.append(
-                Stored(
+                StoredWeights(
                     path=path,
                     op=type(layer).__name__,
                     nodes=(),
@@ -118,8 +119,8 @@ def module_layers(module: nn.Module) -> list[Stored]:
     return found
 
 
-def saved_layers(folder: Path, before: Sequence[Stored]) -> list[Stored]:
-    """The layers of a module's artifact, read off the header of its weights file; those that it lacks are left out.
+def saved_layers(folder: Path, before: Sequence[StoredWeights]) -> list[StoredWeights]:
+    """Return the layers of a module's artifact from the header of its weights file, without absent ones.
 
     Args:
         folder: the artifact.
@@ -133,7 +134,7 @@ def saved_layers(folder: Path, before: Sequence[Stored]) -> list[Stored]:
         if entries:
             largest = max(entries.values(), key=_entry_bytes)
             found.append(
-                Stored(
+                StoredWeights(
                     path=layer.path,
                     op=layer.op,
                     nodes=(),
@@ -146,7 +147,7 @@ def saved_layers(folder: Path, before: Sequence[Stored]) -> list[Stored]:
 
 
 class _Scales:
-    """Finds the scales and zero points that an integer weight is read with."""
+    """Finder of the scales and zero points of an integer weight."""
 
     def __init__(self, model: ModelProto) -> None:
         from omgoptim.models.onnx_file import graphs
@@ -162,7 +163,7 @@ class _Scales:
                 self._makers.update(dict.fromkeys(node.output, node))
 
     def of(self, weight: str) -> Iterator[str]:
-        """Names of stored tensors; one may come twice."""
+        """Return names of stored tensors, possibly repeated."""
         from omgoptim.models.onnx_graph import SCALE_INPUTS
 
         waiting, seen = [weight], {weight, ""}
@@ -185,7 +186,7 @@ class _Scales:
                     waiting += fresh
 
     def _other_factors(self, node: NodeProto, name: str) -> Iterator[str]:
-        """What a product is scaled by: a constant, or one that is multiplied with, or looked up by, something else."""
+        """Return the constant factors of a product, and those multiplied or looked up by something else."""
         for factor in node.input:
             if factor == name:
                 continue
@@ -211,14 +212,14 @@ def _dtype(node: NodeProto, tensor: TensorProto) -> str:
 
 
 def _keys_of(name: str, aliases: Mapping[str, str]) -> list[str]:
-    """A parameter's entries in a weights file: itself, or what it was taken apart to."""
+    """Return a parameter's entries in a weights file: itself, or its packed parts."""
     kept = aliases.get(name, name)
     parts = [f"{name}.{part}" for part in ("int8", "scale", "zero_point")]
     return [kept, f"{kept}.mask", f"{kept}.values", *(aliases.get(part, part) for part in parts)]
 
 
 def _header(path: Path) -> dict[str, dict[str, Any]]:
-    """A safetensors file's own table: name to dtype, shape and place; its first eight bytes are the table's length."""
+    """Read a safetensors header: name to dtype, shape and place; its first eight bytes are its length."""
     with path.open("rb") as file:
         table: dict[str, dict[str, Any]] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     table.pop("__metadata__", None)

@@ -1,4 +1,4 @@
-"""Named arrays of a data file, `.npz` or `.safetensors`: what their headers claim is checked before any is read."""
+"""Named arrays of a data file, `.npz` or `.safetensors`, read only after their headers were checked."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from omgoptim.models.memory_check import refuse_beyond_memory
 
 
 def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays by name; bfloat16 as float32.
+    """Read the arrays of a file by name; bfloat16 as float32.
 
     Raises:
         DataError: it is damaged, holds Python objects, claims more than its entries hold, or does not fit into memory.
@@ -41,7 +41,7 @@ def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _claimed_bytes(path: Path) -> int:
-    """Bytes of all arrays of an .npz file, as the headers of its entries have it.
+    """Return the bytes of all arrays of an .npz file, as the headers of its entries declare them.
 
     Raises:
         DataError: an entry is no array, holds objects, or is shorter than its header says.
@@ -63,7 +63,7 @@ def _claimed_bytes(path: Path) -> int:
             size = prod(shape) * dtype.itemsize
             if size > entry.file_size:
                 raise DataError(
-                    f"array '{name}' of {path.name} is not what its header says",
+                    f"array '{name}' of {path.name} does not match its header",
                     f"a shape of {shape} in {dtype} takes {size:,} bytes, and the entry has {entry.file_size:,}",
                     "write the file again",
                 )

@@ -1,11 +1,10 @@
-"""An artifact: one folder that holds everything needed to run a model, and that proves itself when it is opened.
+"""Artifacts: one folder that holds everything needed to run a model and to check it when it is opened.
 
-`manifest.json` says which engine runs it, how it is called, and the sha256 of every file, and is sealed with a key of
-the user who made it. `check.npz` holds a small
-random batch and what the model gave for it before it was saved. A program (`model.onnx`) stands alone; a module is its
-`recipe.json` (how the user's code builds it) and `weights.safetensors`, where weights with many zeros are packed
-(`sparse.py`), or a `.pt2` file. Never a pickle. Beside a module that was reshaped lies the same model as ONNX and .pt2;
-an artifact's size is that of the files that its engine opens.
+- `manifest.json`: engine, signature and the sha256 of every file, sealed with a key of the user who saved it.
+- `check.npz`: a small random batch and the model's outputs for it before it was saved.
+- A program is `model.onnx`. A module is `recipe.json` (how the user's code builds it) and `weights.safetensors`, with
+  sparse weights packed (`bitmask.py`), or a `.pt2` file. There are no pickles.
+- A reshaped module is also saved as ONNX and .pt2; an artifact's size is that of the files that its engine opens.
 
 This module imports no torch: an ONNX artifact opens without it.
 """
@@ -21,11 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omgoptim.errors import ArtifactError, ModelError, OmgoptimError, RequestError
-from omgoptim.models.check import CHECK, write_check
-from omgoptim.models.check import TOLERANCE as TOLERANCE
-from omgoptim.models.check import Check as Check
-from omgoptim.models.check import max_difference as max_difference
-from omgoptim.models.check import verify_outputs as verify_outputs
+from omgoptim.models._artifact.recipe_file import RecipeRecord, read_record, refuse_foreign_recipe
+from omgoptim.models._artifact.recipe_file import code_project as code_project
+from omgoptim.models._artifact.recipe_file import read_recipe as read_recipe
 from omgoptim.models.manifest import MANIFEST as MANIFEST
 from omgoptim.models.manifest import PROGRAM as PROGRAM
 from omgoptim.models.manifest import PROGRAM2 as PROGRAM2
@@ -34,37 +31,39 @@ from omgoptim.models.manifest import WEIGHTS as WEIGHTS
 from omgoptim.models.manifest import Manifest as Manifest
 from omgoptim.models.manifest import listed_file, sha256
 from omgoptim.models.manifest import verify_files as verify_files
-from omgoptim.models.origin import sealed
-from omgoptim.models.recipe_file import Built, read_built, refuse_foreign_recipe
-from omgoptim.models.recipe_file import made_in as made_in
-from omgoptim.models.recipe_file import read_recipe as read_recipe
-from omgoptim.runtimes import Session, Settings, engine_named
+from omgoptim.models.output_check import CHECK, write_check
+from omgoptim.models.output_check import TOLERANCE as TOLERANCE
+from omgoptim.models.output_check import OutputCheck as OutputCheck
+from omgoptim.models.output_check import max_difference as max_difference
+from omgoptim.models.output_check import verify_outputs as verify_outputs
+from omgoptim.models.security.seal import add_seal
+from omgoptim.runtimes import Session, SessionSettings, engine_named
 from omgoptim.runtimes.engine import engine_message
-from omgoptim.runtimes.external_data import NotOnnx, external_data
+from omgoptim.runtimes.external_data import MalformedProtobuf, external_data
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torch import Tensor, nn
 
-    from omgoptim.models.path_policy import PathPolicy
     from omgoptim.models.recipe import Recipe
+    from omgoptim.models.security.path_policy import PathPolicy
 
 PACKABLE = ("float32", "float16", "bfloat16")
 """Precisions whose weights may be packed; int8 layers have a form of their own."""
-WORTH_PACKING = 0.02
+MIN_PACKING_GAIN = 0.02
 """Smallest fraction of the weights' bytes that packing has to save: every reader has to unpack them."""
 
 
-def save_program(folder: Path, program: Path, manifest: Manifest, check: Check) -> None:
-    """Save an ONNX file (and its external data, if it has any) as an artifact."""
+def save_program(folder: Path, program: Path, manifest: Manifest, check: OutputCheck) -> None:
+    """Save an ONNX file, with its external data, as an artifact."""
     with _whole(folder) as partial:
         _copy_program(program, partial, PROGRAM)
         _finish(partial, manifest, check)
 
 
 def _copy_program(program: Path, partial: Path, name: str = "") -> None:
-    """Copy a program, and the files that an ONNX file's weights are in."""
+    """Copy a program and the external data files of an ONNX file."""
     shutil.copy2(program, partial / (name or program.name))
     for location in external_data(program) if program.suffix == ".onnx" else ():
         (partial / location).parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +75,7 @@ def save_module(
     module: nn.Module,
     recipe: Recipe,
     manifest: Manifest,
-    check: Check,
+    check: OutputCheck,
     programs: Sequence[Path] = (),
 ) -> None:
     """Save a module, already in the manifest's precision, as its recipe and weights.
@@ -114,7 +113,7 @@ def check_artifact(folder: Path, policy: PathPolicy) -> Manifest:
     """Check everything about an artifact that can be checked before its engine opens it.
 
     Raises:
-        ArtifactError: it is no artifact, a file was changed or is not inside the folder, or its engine runs code of a
+        ArtifactError: not an artifact, a file was changed or lies outside the folder, or its engine runs code of a
             recipe that this user did not make and does not trust.
     """
     manifest = Manifest.read(folder)
@@ -124,7 +123,7 @@ def check_artifact(folder: Path, policy: PathPolicy) -> Manifest:
     elif not manifest.made_here:
         try:
             locations = external_data(listed_file(folder, manifest, PROGRAM))
-        except (ModelError, NotOnnx) as error:
+        except (ModelError, MalformedProtobuf) as error:
             raise ArtifactError(f"artifact {folder} is damaged", str(error)) from error
         for location in locations:
             listed_file(folder, manifest, location)
@@ -132,10 +131,10 @@ def check_artifact(folder: Path, policy: PathPolicy) -> Manifest:
 
 
 def open_session(folder: Path, threads: int, policy: PathPolicy, device: str | None = None) -> tuple[Manifest, Session]:
-    """Open an artifact in its engine. The files are verified first.
+    """Verify the files of an artifact and open it in its engine.
 
     Args:
-        reach: what the request grants to the code of its recipe.
+        policy: the files and modules whose code its recipe may name.
     """
     manifest = Manifest.read(folder)
     verify_files(folder, manifest)
@@ -144,7 +143,7 @@ def open_session(folder: Path, threads: int, policy: PathPolicy, device: str | N
     reason = engine.missing(place)
     if reason:
         raise ArtifactError(f"artifact {folder} needs {manifest.runtime}", reason)
-    settings = Settings(threads=threads, device=place, precision=manifest.precision)
+    settings = SessionSettings(threads=threads, device=place, precision=manifest.precision)
     target: Any
     if engine.runs == "program":
         target = listed_file(folder, manifest, PROGRAM)
@@ -159,7 +158,7 @@ def open_session(folder: Path, threads: int, policy: PathPolicy, device: str | N
 
 
 def has_module(manifest: Manifest, policy: PathPolicy) -> bool:
-    """Whether the artifact's module can be built: a program that somebody else made is only a program."""
+    """Return whether the artifact's module can be built; not for a program of another user."""
     if RECIPE not in manifest.files:
         return False
     return engine_named(manifest.runtime).runs == "module" or manifest.made_here or policy.trusted
@@ -169,7 +168,7 @@ def load_module(folder: Path, manifest: Manifest, policy: PathPolicy) -> nn.Modu
     """Build the module of a module artifact and load its weights.
 
     Args:
-        reach: what the request grants: the files and modules whose code the recipe may name.
+        policy: the files and modules whose code the recipe may name.
 
     Raises:
         ArtifactError: its recipe runs code and is not trusted, names code that the request does not grant, or the
@@ -179,7 +178,7 @@ def load_module(folder: Path, manifest: Manifest, policy: PathPolicy) -> nn.Modu
     from omgoptim.runtimes.torch_precision import convert
 
     refuse_foreign_recipe(folder, manifest, policy)
-    built = read_built(folder, manifest)
+    built = read_record(folder, manifest)
     try:
         module = build(built.recipe, policy)
     except RequestError as error:
@@ -190,11 +189,11 @@ def load_module(folder: Path, manifest: Manifest, policy: PathPolicy) -> nn.Modu
     return module
 
 
-def _load_weights(folder: Path, manifest: Manifest, module: nn.Module, built: Built) -> None:
+def _load_weights(folder: Path, manifest: Manifest, module: nn.Module, built: RecipeRecord) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from omgoptim.models.sparse import unpack
+    from omgoptim.models._artifact.bitmask import unpack
     from omgoptim.runtimes.torch_precision import load_state
 
     try:
@@ -211,8 +210,8 @@ def _load_weights(folder: Path, manifest: Manifest, module: nn.Module, built: Bu
         ) from error
 
 
-def load_line(folder: Path, manifest: Manifest) -> str:
-    """Python that opens the artifact."""
+def loading_snippet(folder: Path, manifest: Manifest) -> str:
+    """Return Python code that opens the artifact."""
     lines = [f"import omgoptim; model = omgoptim.open_artifact({str(folder)!r})"]
     if manifest.runtime == "onnxruntime":
         lines.append(f"# without omgoptim: onnxruntime.InferenceSession({str(folder / PROGRAM)!r})")
@@ -222,14 +221,14 @@ def load_line(folder: Path, manifest: Manifest) -> str:
 
 
 def copy_artifact(folder: Path, target: Path) -> None:
-    """Copy an artifact to where the user wants it; whole or not at all."""
+    """Copy an artifact to a folder of the user's choice, atomically."""
     with _whole(target) as partial:
         shutil.copytree(folder, partial, dirs_exist_ok=True)
 
 
 @contextmanager
 def _whole(folder: Path) -> Iterator[Path]:
-    """A partial folder beside `folder` that becomes it at the end, or disappears."""
+    """Yield a temporary folder that is renamed to `folder` on success and deleted on failure."""
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -242,13 +241,17 @@ def _whole(folder: Path) -> Iterator[Path]:
 
 
 def _save_weights(path: Path, tensors: dict[str, Tensor], *, may_pack: bool) -> tuple[dict[str, list[int]], int]:
-    """Save weights, packed where that is worth it: the shapes of the packed ones, and the bytes it saved."""
+    """Save the weights, as bitmask and values where that is smaller.
+
+    Returns:
+        The shapes of the packed tensors, and the bytes saved.
+    """
     from safetensors.torch import save_file
 
-    from omgoptim.models.sparse import dense_bytes, pack
+    from omgoptim.models._artifact.bitmask import dense_bytes, pack
 
     stored, shapes = pack(tensors) if may_pack else (tensors, {})
-    if dense_bytes(stored) > (1 - WORTH_PACKING) * dense_bytes(tensors):
+    if dense_bytes(stored) > (1 - MIN_PACKING_GAIN) * dense_bytes(tensors):
         shapes = {}
     save_file(tensors, path)
     if not shapes:
@@ -258,8 +261,8 @@ def _save_weights(path: Path, tensors: dict[str, Tensor], *, may_pack: bool) -> 
     return shapes, dense - path.stat().st_size
 
 
-def _finish(partial: Path, manifest: Manifest, check: Check, saved: int = 0) -> None:
-    """Write the check and the manifest, sealed; `saved` bytes were saved by packing."""
+def _finish(partial: Path, manifest: Manifest, check: OutputCheck, saved: int = 0) -> None:
+    """Write the output check and the sealed manifest; `saved` are the bytes saved by packing."""
     write_check(partial, check)
     names = [path.relative_to(partial).as_posix() for path in sorted(partial.rglob("*")) if path.is_file()]
     beside = _beside(names, manifest) | {CHECK}
@@ -271,12 +274,12 @@ def _finish(partial: Path, manifest: Manifest, check: Check, saved: int = 0) -> 
     }
     whole = replace(manifest, files=files)
     dense = whole.size_bytes + saved if saved and WEIGHTS not in beside else None
-    record = sealed("artifact", replace(whole, dense_size_bytes=dense).to_json())
+    record = add_seal("artifact", replace(whole, dense_size_bytes=dense).to_json())
     (partial / MANIFEST).write_text(json.dumps(record, indent=1))
 
 
 def _beside(names: Sequence[str], manifest: Manifest) -> set[str]:
-    """The files that the manifest's engine does not open: the programs of a module, or the module of a program."""
+    """Return the files that the manifest's engine does not open: programs of a module, or the module of a program."""
     module = {RECIPE, WEIGHTS} & set(names)
     if engine_named(manifest.runtime).runs == "program":
         return module | ({PROGRAM2} & set(names))

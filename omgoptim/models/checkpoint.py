@@ -11,24 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.errors import ModelError
-from omgoptim.models.checkpoint_keys import WeightSet, fit
+from omgoptim.models._checkpoint.key_matching import WeightSet, match_keys
 
 
 def load_checkpoint(module: nn.Module, path: Path, weights: WeightSet = "auto") -> list[str]:
     """Load the weights in `path` into `module`: every entry of its state dict, or none.
 
     Args:
-        weights: which of a file's averaged (EMA) and plain weights are meant; auto: averaged where there are any.
+        weights: ema, plain, or auto: averaged weights (EMA) if the file has any.
 
     Returns:
-        What was understood, cast and left out on the way.
+        Notes on prefixes, casts and ignored entries.
 
     Raises:
         ModelError: the file cannot be read safely, does not fit (with the keys that do not), or is ambiguous.
     """
     own = {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
     try:
-        found = fit(read_tensors(path), own, weights)
+        found = match_keys(read_tensors(path), own, weights)
     except ModelError as error:
         what = error.what.replace("the checkpoint", f"checkpoint {path.name}", 1)
         raise ModelError(what, error.why, error.fix) from error
@@ -57,17 +57,17 @@ def read_tensors(path: Path) -> Mapping[str, Any]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported operand" in str(error):  # what torch says of bytes that are none of its pickles
-            raise _unreadable(path, "it is no file that torch.save wrote") from error
+            raise _unreadable(path, "torch.save did not write it") from error
         raise ModelError(
             f"checkpoint {path.name} holds more than tensors, so opening it would run code",
             "it is a pickled module, or carries pickled objects beside its weights",
             "save the weights alone: torch.save(model.state_dict(), 'weights.pt'), and name the class as the model",
         ) from error
     except (RuntimeError, EOFError, OSError, LookupError, ValueError) as error:
-        said = str(error).splitlines()
-        if said and "TorchScript" in said[0]:
+        lines = str(error).splitlines()
+        if lines and "TorchScript" in lines[0]:
             raise _unreadable(path, "it is a TorchScript archive, not a state dict") from error
-        raise _unreadable(path, said[0] if said else "it is empty or cut off") from error
+        raise _unreadable(path, lines[0] if lines else "it is empty or cut off") from error
     if not isinstance(loaded, Mapping):
         raise ModelError(f"checkpoint {path.name} holds a {type(loaded).__name__}", "a state dict was expected")
     return loaded

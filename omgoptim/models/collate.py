@@ -1,4 +1,4 @@
-"""Batches of a data set's samples: absent targets, variable lengths, lists whose entries may be samples or batches."""
+"""Collation of samples into batches: absent targets, variable lengths, lists of samples or of batches."""
 
 from __future__ import annotations
 
@@ -13,39 +13,40 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
 from omgoptim.errors import DataError
-from omgoptim.models.calls import name_inputs
-from omgoptim.models.raw import RawBatch, split_target
+from omgoptim.models.forward import name_inputs
+from omgoptim.models.raw_batch import RawBatch, split_target
 
 MASK = "attention_mask"
+"""Input name of Hugging Face's attention masks."""
 IGNORED = -100
-"""What padded targets are: metrics and losses leave it out."""
+"""Value of padded targets, ignored by metrics and losses."""
 
-LOOKED_AT = 16
-"""How many entries of a list are looked at to say whether they are samples or batches."""
+MAX_EXAMINED = 16
+"""Entries of a list that are examined to distinguish samples from batches."""
 
 
 @dataclass(slots=True)
 class Collation:
-    """How one data source's samples become batches: what is known of the model, and what was decided on the way."""
+    """Collation of one data source: properties of the model, and the decisions made so far."""
 
     module: nn.Module | None = None
-    """Whose forward is asked; None for a program."""
+    """Model whose forward is tried; None for a program."""
     ranks: Sequence[int] = ()
-    """Dimensions of each input with its batch, where a program's signature states them."""
+    """Dimensions of each input with its batch, if a program's signature has them."""
     notes: list[str] = field(default_factory=list)
-    """Filled with what was decided, each once."""
+    """Notes on the decisions, each once."""
     padded: bool = False
-    """Whether samples of different lengths were seen, by a model that takes a mask; it stays so for all splits."""
+    """Samples of different lengths occurred and the model takes a mask; applies to all splits afterwards."""
 
     def note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
 
     def batches(self, samples: Any, batch: int, shuffled: bool) -> Iterator[RawBatch]:
-        """Batches of a Dataset or list of samples.
+        """Yield batches of a Dataset or list of samples.
 
-        With the data set's own `collate_fn` where it has one. Samples of different lengths are padded where the model
-        takes an attention mask, which is made; else each batch holds samples of one length.
+        Uses the data set's own `collate_fn` if it has one. Samples of different lengths are padded, with an attention
+        mask, if the model takes one; else each batch holds samples of one length.
         """
         own = getattr(samples, "collate_fn", None)
         if callable(own):
@@ -72,14 +73,14 @@ class Collation:
             yield split_target(collate(some))
 
     def are_samples(self, loaded: Any) -> bool:
-        """Whether the entries of a list are samples without a batch dimension, by what their ranks say.
+        """Return whether the entries of a list are samples without a batch dimension, judged by their ranks.
 
-        Asked in this order: the ranks a program states; a single number as target; targets of one dimension beside
-        inputs of more; which of the two the model runs on; lengths that differ before the last entry.
+        Decided in this order: ranks that a program declares; a single number as target; targets of one dimension beside
+        inputs of more; the form on which the model runs; lengths that differ before the last entry.
         """
         if not (hasattr(loaded, "__len__") and hasattr(loaded, "__getitem__")) or isinstance(loaded, DataLoader):
             return False
-        raws = [split_target(loaded[index]) for index in range(min(len(loaded), LOOKED_AT))]
+        raws = [split_target(loaded[index]) for index in range(min(len(loaded), MAX_EXAMINED))]
         shapes = [_first_shape(raw.inputs) for raw in raws]
         if not raws or any(shape is None for shape in shapes):
             return False
@@ -119,7 +120,7 @@ class Collation:
         return RawBatch(inputs, _stacked([raw.target for raw in raws], IGNORED))
 
     def _runs(self, inputs: Any) -> bool:
-        """Whether the model takes these inputs as a batch."""
+        """Return whether the model accepts these inputs as a batch."""
         if self.module is None:
             return False
         hooks = [layer.register_forward_pre_hook(_refuse_unbatched) for layer in self.module.modules()]
@@ -137,7 +138,7 @@ class Collation:
 
 
 def collate(samples: Sequence[Any]) -> Any:
-    """One batch of samples of the same structure and shapes; a part that is None in all stays None.
+    """Stack samples of the same structure and shapes into one batch; a part that is None in all stays None.
 
     Raises:
         DataError: a part is None in some samples only, or a key is missing.
@@ -161,7 +162,7 @@ def collate(samples: Sequence[Any]) -> Any:
 
 
 def _refuse_some_absent(values: Sequence[Any]) -> bool:
-    """Whether all are None; a DataError where only some are."""
+    """Return whether all are None; raise a DataError if only some are."""
     absent = sum(value is None for value in values)
     if 0 < absent < len(values):
         raise DataError(
@@ -173,7 +174,7 @@ def _refuse_some_absent(values: Sequence[Any]) -> bool:
 
 
 def _stacked(values: Sequence[Any], fill: int) -> Tensor:
-    """Tensors of one number of dimensions, padded at the end of each to the largest."""
+    """Stack tensors of the same number of dimensions, padded at the end to the largest size."""
     tensors = [torch.as_tensor(value) for value in values]
     if len({tensor.ndim for tensor in tensors}) > 1:
         raise DataError(
@@ -189,7 +190,7 @@ def _stacked(values: Sequence[Any], fill: int) -> Tensor:
 
 
 def _shapes(sample: Any) -> Any:
-    """The structure of a sample with the shape of every tensor in it."""
+    """Return the structure of a sample with the shape of every tensor in it."""
     if isinstance(sample, Mapping):
         return tuple((key, _shapes(value)) for key, value in sample.items())
     if isinstance(sample, (tuple, list)) and not _is_numbers(sample):
@@ -198,7 +199,7 @@ def _shapes(sample: Any) -> Any:
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:
-    """The shape of a tensor, an array, a number or a list of numbers; None of anything else."""
+    """Return the shape of a tensor, an array, a number or a list of numbers; None of anything else."""
     if isinstance(value, (Tensor, np.ndarray)):
         return tuple(value.shape)
     if isinstance(value, (int, float, np.generic)):
@@ -215,12 +216,12 @@ def _first_shape(inputs: Any) -> tuple[int, ...] | None:
 
 
 def _is_numbers(value: Any) -> bool:
-    """Whether it is a list of numbers, which stands for a tensor."""
+    """Return whether the value is a list of numbers, which stands for a tensor."""
     return isinstance(value, list) and bool(value) and isinstance(value[0], (int, float))
 
 
 def _refuse_unbatched(layer: nn.Module, args: tuple[Any, ...]) -> None:
-    """Raise where a layer that takes inputs with and without a batch gets one without."""
+    """Raise where a layer that accepts inputs with and without a batch gets one without."""
     shape = getattr(args[0], "ndim", None) if args else None
     spatial = isinstance(layer, nn.modules.conv._ConvNd) and shape == layer.weight.ndim - 1
     if spatial or (isinstance(layer, (nn.RNNBase, nn.MultiheadAttention)) and shape == 2):

@@ -1,4 +1,4 @@
-"""The user's data: three splits of batches, whatever they come as, or random inputs when there are none."""
+"""The user's data as three splits of batches, or random inputs if there is none."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from torch.utils.data import Dataset, IterableDataset
 from omgoptim.errors import DataError, RequestError
 from omgoptim.models.arrays import read_arrays
 from omgoptim.models.collate import Collation
-from omgoptim.models.path_policy import PathPolicy
-from omgoptim.models.raw import TARGET_KEYS, RawBatch, split_target
-from omgoptim.models.user_code import call_user, load_callable
+from omgoptim.models.raw_batch import TARGET_KEYS, RawBatch, split_target
+from omgoptim.models.security.path_policy import PathPolicy
+from omgoptim.models.security.user_code import call_user, load_callable
 from omgoptim.requests import InputSpec
 
 if TYPE_CHECKING:
@@ -30,13 +30,13 @@ Split = Literal["train", "calibration", "eval"]
 
 @dataclass(frozen=True, slots=True)
 class DataSource:
-    """Where batches come from. `real` is False for random inputs, whose quality is no accuracy."""
+    """Source of batches. `real` is False for random inputs, whose quality is not accuracy."""
 
     batches: Callable[[Split], Iterator[RawBatch]]
     """The batches of a split, in its own order."""
     epoch: Callable[[int], Iterator[RawBatch]]
     """`epoch(batch)`: one pass over the train split in an order drawn from torch's random state; `batch` is the size
-    where it is not the data's own. Loaded once, where what the user gave can be iterated again."""
+    unless the data has its own. Loaded once if the user's data can be iterated again."""
     real: bool
     notes: list[str] = field(default_factory=list)
 
@@ -44,10 +44,10 @@ class DataSource:
 def open_data(
     spec: str, policy: PathPolicy, batch: int, limit_s: float, seed: int, collation: Collation | None = None
 ) -> DataSource:
-    """The data that `spec` names: `file.py:callable`, `.npz` or `.safetensors`.
+    """Open the data that `spec` names: `file.py:callable`, `.npz` or `.safetensors`.
 
     Args:
-        collation: what is known of the model, for data that comes sample by sample.
+        collation: properties of the model, for data that yields samples.
 
     Raises:
         DataError: no such file or callable, or it gives nothing usable.
@@ -59,8 +59,8 @@ def open_data(
     return from_callable(load, batch, limit_s, collation)
 
 
-def load_beside(recipe: Recipe | None, policy: PathPolicy, limit_s: float) -> tuple[str, Callable[..., Any]] | None:
-    """The callable `load(split)` in the file or module that a model's callable is in, with its name; None without.
+def adjacent_loader(recipe: Recipe | None, policy: PathPolicy, limit_s: float) -> tuple[str, Callable[..., Any]] | None:
+    """Find `load(split)` in the file or module of the model's callable; return it with its name, or None.
 
     Raises:
         UserCodeError, SetupError: importing that file failed.
@@ -79,10 +79,10 @@ def load_beside(recipe: Recipe | None, policy: PathPolicy, limit_s: float) -> tu
 def from_callable(
     load: Callable[..., Any], batch: int, limit_s: float, collation: Collation | None = None
 ) -> DataSource:
-    """Data from a callable that takes `split`, or one argument of any name.
+    """Read data from a callable that takes `split`, or one argument of any name.
 
     Args:
-        collation: what is known of the model, for data that comes sample by sample.
+        collation: properties of the model, for data that yields samples.
     """
     if not callable(load):
         raise DataError(f"the data is a {type(load).__name__}", "a callable that takes split= is needed")
@@ -115,7 +115,7 @@ def from_callable(
 
 
 def _by_split(load: Callable[..., Any]) -> Callable[[str], Any]:
-    """The user's callable as a function of the split: by the name `split`, or by place where it takes one argument.
+    """Wrap the user's callable as a function of the split, by the keyword `split` or by its only argument.
 
     Raises:
         DataError: it takes neither.
@@ -137,12 +137,12 @@ def _by_split(load: Callable[..., Any]) -> Callable[[str], Any]:
 def as_batches(
     loaded: Any, batch: int, shuffled: bool = False, collation: Collation | None = None
 ) -> Iterator[RawBatch]:
-    """Batches of a DataLoader, of a Dataset or list of samples (collated here), or of any iterable of batches.
+    """Iterate over the batches of a DataLoader, a Dataset or list of samples (collated here), or any iterable.
 
     Args:
         batch: samples in a batch of a Dataset.
         shuffled: whether a Dataset's samples come in random order; anything else has an order of its own.
-        collation: what is known of the model.
+        collation: properties of the model.
     """
     how = collation or Collation()
     if isinstance(loaded, Dataset):
@@ -161,7 +161,7 @@ def as_batches(
 
 
 def random_data(specs: Sequence[str], module: nn.Module | None, count: int, seed: int) -> DataSource:
-    """Random batches of the given shapes. Token ids stay below the smallest embedding table; masks are ones."""
+    """Generate random batches. Token ids stay below the smallest embedding table; masks are ones."""
     inputs = [InputSpec.parse(text) for text in specs]
     tables = [layer.num_embeddings for layer in module.modules() if isinstance(layer, nn.Embedding)] if module else []
     top = min(tables) if tables else 10
@@ -211,13 +211,13 @@ def _from_arrays(path: Path, batch: int, seed: int) -> DataSource:
         _same_length(path.name, arrays)
         count = len(next(iter(arrays.values())))
         order = np.random.default_rng(seed).permutation(count)
-        cut = max(1, min(512, count // 4))
-        calibration, evaluation = order[:cut], order[cut:]
+        cutoff = max(1, min(512, count // 4))
+        calibration, evaluation = order[:cutoff], order[cutoff:]
         by_split = {
             "calibration": {name: array[calibration] for name, array in arrays.items()},
             "eval": {name: array[evaluation] for name, array in arrays.items()},
         }
-        notes.append(f"{path.name} has no splits: {cut} of its {count} samples calibrate, the others evaluate")
+        notes.append(f"{path.name} has no splits: {cutoff} of its {count} samples calibrate, the others evaluate")
     by_split.setdefault("train", by_split["calibration"])
 
     def rows(split: Split, size: int, shuffled: bool) -> Iterator[RawBatch]:
@@ -243,24 +243,26 @@ def _same_length(where: str, arrays: Mapping[str, NDArray[Any]]) -> None:
         raise DataError(f"data {where} does not hold arrays of one length", f"lengths: {lengths}")
 
 
-def take(batches: Iterable[RawBatch], samples: int) -> list[RawBatch]:
-    """Batches until `samples` samples are reached; the last one is cut."""
-    taken: list[RawBatch] = []
+def take_samples(batches: Iterable[RawBatch], samples: int) -> list[RawBatch]:
+    """Collect batches until `samples` samples are reached; the last batch is cut."""
+    collected: list[RawBatch] = []
     count = 0
     for raw in batches:
         size = batch_size(raw.inputs)
         if not size:
             continue
         keep = min(size, samples - count)
-        taken.append(raw if keep == size else RawBatch(cut(raw.inputs, keep), cut(raw.target, keep)))
+        collected.append(
+            raw if keep == size else RawBatch(slice_samples(raw.inputs, keep), slice_samples(raw.target, keep))
+        )
         count += keep
         if count >= samples:
             break
-    return taken
+    return collected
 
 
 def batch_size(inputs: Any) -> int:
-    """Samples in a batch: the length of its first input."""
+    """Return the samples in a batch: the length of its first input."""
     first = inputs
     while isinstance(first, (Mapping, tuple, list)):
         if not first:
@@ -271,13 +273,13 @@ def batch_size(inputs: Any) -> int:
     return int(first.shape[0])
 
 
-def cut(value: Any, start: int, stop: int | None = None) -> Any:
-    """The first `start` samples of a batch's part (or samples start..stop)."""
+def slice_samples(value: Any, start: int, stop: int | None = None) -> Any:
+    """Return the first `start` samples of a part of a batch, or samples start..stop."""
     window = slice(start) if stop is None else slice(start, stop)
     if value is None:
         return None
     if isinstance(value, Mapping):
-        return {key: cut(item, start, stop) for key, item in value.items()}
+        return {key: slice_samples(item, start, stop) for key, item in value.items()}
     if isinstance(value, tuple):
-        return tuple(cut(item, start, stop) for item in value)
+        return tuple(slice_samples(item, start, stop) for item in value)
     return value[window]

@@ -1,4 +1,4 @@
-"""Globs on module paths: how `targets` and `ignore` name layers, for every technique. No torch."""
+"""Globs on module paths, by which `targets` and `ignore` select layers. No torch."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Collection, Iterable, Sequence
 from omgoptim.errors import NoLayerChanged, did_you_mean
 
 
-def names(glob: str, path: str) -> bool:
-    """Whether a glob names a layer, by its path or by that of a module around it: `encoder` is all of the encoder."""
+def matches(glob: str, path: str) -> bool:
+    """Return whether a glob matches a path or that of a module around it: `encoder` is all of the encoder."""
     parts = path.split(".")
     return any(fnmatch.fnmatchcase(".".join(parts[:length]), glob) for length in range(1, len(parts) + 1))
 
 
-def meant(paths: Iterable[str], targets: Sequence[str], ignore: Sequence[str]) -> bool:
-    """Whether what has these paths is named by `targets` (everything is, if empty) and not by `ignore`."""
+def is_selected(paths: Iterable[str], targets: Sequence[str], ignore: Sequence[str]) -> bool:
+    """Return whether `targets` (all, if empty) match one of the paths and `ignore` matches none."""
     paths = list(paths)
-    wanted = not targets or any(names(glob, path) for glob in targets for path in paths)
-    return wanted and not any(names(glob, path) for glob in ignore for path in paths)
+    targeted = not targets or any(matches(glob, path) for glob in targets for path in paths)
+    return targeted and not any(matches(glob, path) for glob in ignore for path in paths)
 
 
 def refuse_unknown(globs: Iterable[str], paths: Collection[str]) -> None:
-    """Raise NoLayerChanged if a glob names none of the paths."""
+    """Raise NoLayerChanged if a glob matches none of the paths."""
     for glob in globs:
-        if not any(names(glob, path) for path in paths):
+        if not any(matches(glob, path) for path in paths):
             raise NoLayerChanged(f"'{glob}' names no layer of this model", did_you_mean(glob, set(paths)))

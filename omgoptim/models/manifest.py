@@ -1,7 +1,7 @@
-"""What an artifact says about itself, and whether it is so: its files, their sha256, and who made it. No torch.
+"""Manifest of an artifact and its verification: files, their sha256, and the user who saved it. No torch.
 
 Nothing that a manifest names leaves the artifact's folder, and nothing in it is a link; only the way to the folder may
-be one. A manifest may come from anybody: everything in it is checked before it is used.
+be one. A manifest is untrusted: everything in it is checked before it is used.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from typing import Any
 import numpy as np
 
 from omgoptim.errors import ArtifactError
-from omgoptim.models.check import TOLERANCE
-from omgoptim.models.origin import SEAL, is_sealed
-from omgoptim.models.plain_file import read_plain
+from omgoptim.models.output_check import TOLERANCE
+from omgoptim.models.security.bounded_read import read_plain
+from omgoptim.models.security.seal import SEAL, is_sealed
 from omgoptim.reports import MacsCheck
 from omgoptim.runtimes import ENGINES
 from omgoptim.runtimes.signature import Signature
 
 FORMAT = 1
+"""Version of the manifest's format; other versions are refused."""
 MANIFEST, PROGRAM, PROGRAM2, WEIGHTS, RECIPE = (
     "manifest.json",
     "model.onnx",
@@ -31,13 +32,15 @@ MANIFEST, PROGRAM, PROGRAM2, WEIGHTS, RECIPE = (
     "weights.safetensors",
     "recipe.json",
 )
-MOST_JSON_BYTES = 16 * 2**20
-MOST_FILES = 1000
+MAX_JSON_BYTES = 16 * 2**20
+"""Limit of a JSON file from an untrusted folder: 16 MiB, far above what omgoptim writes."""
+MAX_FILES = 1000
+"""Limit of the files in an artifact."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What an artifact says about itself."""
+    """Description of an artifact."""
 
     runtime: str
     precision: str
@@ -54,7 +57,7 @@ class Manifest:
     """Every file but the manifest itself, by its path in the folder: `bytes`, `sha256`, and `beside` of those that the
     engine does not open."""
     made_here: bool = field(default=False, compare=False)
-    """Whether this user's omgoptim wrote this very manifest; read, never written."""
+    """This user's omgoptim wrote the manifest, by its seal; read, never written."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -74,7 +77,7 @@ class Manifest:
 
     @staticmethod
     def read(folder: Path) -> Manifest:
-        """The manifest of an artifact folder.
+        """Read the manifest of an artifact folder.
 
         Raises:
             ArtifactError: there is none, or it is of another format.
@@ -95,7 +98,7 @@ class Manifest:
             )
             _refuse_other_types(manifest)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ArtifactError(f"{folder} is no artifact", f"{MANIFEST} cannot be read: {error}") from error
+            raise ArtifactError(f"{folder} is not an artifact", f"{MANIFEST} cannot be read: {error}") from error
         if manifest.runtime not in ENGINES or manifest.precision not in TOLERANCE:
             raise ArtifactError(
                 f"artifact {folder} is damaged or of another version of omgoptim",
@@ -105,30 +108,30 @@ class Manifest:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the files that its engine opens: not the manifest, the check and what lies beside."""
+        """Return the bytes of the files that its engine opens: no manifest, no output check, no additional files."""
         return sum(self.files[name]["bytes"] for name in self.size_files)
 
     @property
     def size_files(self) -> list[str]:
-        """Names of the files that `size_bytes` counts."""
+        """Return the names of the files that `size_bytes` counts."""
         return [name for name, entry in self.files.items() if not entry.get("beside")]
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file that may come from anybody.
+    """Read the object in an untrusted JSON file.
 
     Raises:
-        ValueError: it is no regular file, too large, nested too deep, or holds no object.
+        ValueError: it is not a regular file, too large, nested too deep, or holds no object.
         OSError: it cannot be read.
     """
-    return json_object(read_plain(path, MOST_JSON_BYTES))
+    return json_object(read_plain(path, MAX_JSON_BYTES))
 
 
 def json_object(text: bytes) -> dict[str, Any]:
-    """The object in a JSON text that may come from anybody.
+    """Parse the object in an untrusted JSON text.
 
     Raises:
-        ValueError: it is no JSON, nested too deep, or holds no object.
+        ValueError: it is not JSON, nested too deep, or holds no object.
     """
     try:
         record = json.loads(text)
@@ -158,7 +161,7 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
 
 
 def listed_file(folder: Path, manifest: Manifest, name: str) -> Path:
-    """A file of the artifact that its manifest, and so a sha256, stands for.
+    """Return a file of the artifact that is listed, with its sha256, in the manifest.
 
     Raises:
         ArtifactError: the manifest does not list it, or it is no file inside the folder.
@@ -170,15 +173,15 @@ def listed_file(folder: Path, manifest: Manifest, name: str) -> Path:
 
 
 def file_inside(folder: Path, name: str) -> Path | None:
-    """The regular file of that relative path inside the folder; None if there is nothing of that name.
+    """Return the regular file of that relative path inside the folder; None if there is nothing of that name.
 
     Raises:
-        ArtifactError: the name leads out of the folder, or it or a folder on its way is a link or no regular file.
+        ArtifactError: the path is outside the folder, or a part of it is a link or not a regular file.
     """
     parts = PurePosixPath(name).parts
     plain = name == "/".join(parts) and not set(name) & set("\\:\0\n\r")
     if not plain or not parts or ".." in parts or PurePosixPath(name).is_absolute():
-        raise _leads_out(folder, f"{name[:200]!r} is no path inside the folder")
+        raise _foreign_file(folder, f"{name[:200]!r} is not a path inside the folder")
     path = folder
     for index, part in enumerate(parts):
         path = path / part
@@ -187,15 +190,15 @@ def file_inside(folder: Path, name: str) -> Path | None:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:  # too long
-            raise _leads_out(folder, f"{name[:200]!r}: {error.strerror}") from error
-        wanted = stat.S_ISREG if index == len(parts) - 1 else stat.S_ISDIR
-        if not wanted(kind):
-            raise _leads_out(folder, f"{name[:200]!r} is a link or no regular file")
+            raise _foreign_file(folder, f"{name[:200]!r}: {error.strerror}") from error
+        has_type = stat.S_ISREG if index == len(parts) - 1 else stat.S_ISDIR
+        if not has_type(kind):
+            raise _foreign_file(folder, f"{name[:200]!r} is a link or not a regular file")
     return path
 
 
 def sha256(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal digits."""
+    """Return the sha256 of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -204,18 +207,18 @@ def sha256(path: Path) -> str:
 
 
 def sha256_of(content: bytes) -> str:
-    """The sha256 of bytes that were read, in hexadecimal digits."""
+    """Return the sha256 of bytes, in hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
 
 
 def _refuse_other_types(manifest: Manifest) -> None:
-    """Raise a TypeError where a field of a manifest that was read holds something else than omgoptim writes."""
+    """Raise a TypeError if a field of a manifest has another type than omgoptim writes."""
     counts = (manifest.params, manifest.nonzero_params, manifest.macs, manifest.dense_size_bytes)
     texts = (manifest.runtime, manifest.precision, manifest.device, *manifest.lineage)
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("runtime, precision, device and lineage are texts")
     if not all(count is None or _is_count(count) for count in counts):
-        raise TypeError("a count is no number")
+        raise TypeError("a count is not a number")
     for tensor in manifest.signature.inputs:
         sizes = all(isinstance(size, str) or _is_count(size) for size in tensor.shape)
         if not (isinstance(tensor.name, str) and isinstance(tensor.keyword, bool) and sizes):
@@ -223,8 +226,8 @@ def _refuse_other_types(manifest: Manifest) -> None:
         if tensor.dtype != "bfloat16" and np.dtype(tensor.dtype).kind not in "fiub":
             raise TypeError("an input of the signature holds no numbers")
     _ = manifest.signature.output_names  # walks the structure of the outputs
-    if not isinstance(manifest.files, dict) or len(manifest.files) > MOST_FILES:
-        raise TypeError(f"files is an object of at most {MOST_FILES} files")
+    if not isinstance(manifest.files, dict) or len(manifest.files) > MAX_FILES:
+        raise TypeError(f"files is an object of at most {MAX_FILES} files")
     for entry in manifest.files.values():
         if not (isinstance(entry, dict) and _is_count(entry.get("bytes")) and isinstance(entry.get("sha256"), str)):
             raise TypeError("a file has its bytes and its sha256")
@@ -234,7 +237,7 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _leads_out(folder: Path, why: str) -> ArtifactError:
+def _foreign_file(folder: Path, why: str) -> ArtifactError:
     return ArtifactError(
         f"artifact {folder} names a file that is not its own",
         f"{why}; every file of an artifact is a regular file inside its folder",

@@ -1,4 +1,4 @@
-"""Whether there is room: memory that is needed against memory that is there, asked before long work starts."""
+"""Comparison of the memory that work needs with the memory that is available, before the work starts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import nn
 from omgoptim.errors import ModelError, OmgoptimError
 
 FORMATS = (".safetensors", ".bin", ".pt", ".pth", ".pt2", ".onnx")
+"""Suffixes of weight files."""
 
-COPIES = 5
+TRAINING_COPIES = 5
 """A trained weight is there so often: itself, its gradient, Adam's two moments, and the best so far."""
 
 
@@ -40,12 +41,12 @@ def refuse_beyond_memory(
 
 
 def training_bytes(module: nn.Module) -> int:
-    """Bytes that training a module takes at least; activations are not counted."""
-    return COPIES * sum(tensor.numel() * tensor.element_size() for tensor in module.parameters())
+    """Return the least memory that training a module takes; activations are not counted."""
+    return TRAINING_COPIES * sum(tensor.numel() * tensor.element_size() for tensor in module.parameters())
 
 
 def weight_bytes(path: Path) -> int:
-    """Bytes of the weights in a file or folder: what reading them takes at least.
+    """Return the bytes of the weights in a file or folder: the least memory that reading them takes.
 
     A folder may hold the same weights in several formats; the largest of them counts.
     """

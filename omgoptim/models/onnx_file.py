@@ -1,6 +1,6 @@
-"""ONNX files in and out: read with every node named and constants as initializers, and saved whole. No torch.
+"""Reading and writing of ONNX files: every node named, constants as initializers, external data. No torch.
 
-A file stays one file below protobuf's limit; above it, the weights go to `<name>.data` beside it.
+Above protobuf's limit of a single file, the weights go to `<name>.data` beside it.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 
 
 def load(path: Path, *, weights: bool = True) -> ModelProto:
-    """Read an ONNX file: every node named, constants as initializers, none of them an input as well.
+    """Read an ONNX file: every node named, constants as initializers, none of them also an input.
 
     Args:
-        path: the program; external data is looked for beside it.
-        weights: False leaves external data on disk, enough to look at the graph.
+        path: the program; external data is searched beside it.
+        weights: False leaves external data on disk, for analysis of the graph.
 
     Raises:
-        ModelError: the file is missing, is no ONNX, or its external data is or lies outside its folder.
+        ModelError: the file is missing, is not ONNX, or its external data is missing or outside its folder.
     """
     try:
         external_data(path)
@@ -37,9 +37,9 @@ def load(path: Path, *, weights: bool = True) -> ModelProto:
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(f"{path} is no readable ONNX file", f"{type(error).__name__}: {error}") from error
+        raise ModelError(f"{path} is not a readable ONNX file", f"{type(error).__name__}: {error}") from error
     if not model.graph.node:
-        raise ModelError(f"{path} is no readable ONNX file", "its graph has no nodes")
+        raise ModelError(f"{path} is not a readable ONNX file", "its graph has no nodes")
     for graph in graphs(model.graph):
         _constants_to_initializers(graph)
         own = {tensor.name for tensor in graph.initializer}
@@ -52,7 +52,7 @@ def load(path: Path, *, weights: bool = True) -> ModelProto:
 
 
 def graphs(graph: GraphProto) -> Iterator[GraphProto]:
-    """The graph and, recursively, the bodies of its If, Loop and Scan nodes."""
+    """Yield the graph and, recursively, the bodies of its If, Loop and Scan nodes."""
     yield graph
     for node in graph.node:
         for body in bodies(node):
@@ -65,7 +65,7 @@ def bodies(node: NodeProto) -> list[GraphProto]:
 
 
 def tensor_bytes(tensor: TensorProto) -> int:
-    """Bytes of a tensor's values, computed from its shape: the values need not be loaded."""
+    """Return the bytes of a tensor's values, computed from its shape: the values need not be loaded."""
     count = 1
     for size in tensor.dims:
         count *= size
@@ -77,12 +77,12 @@ def tensor_bytes(tensor: TensorProto) -> int:
 
 
 def is_large(model: ModelProto) -> bool:
-    """Whether the model is past what one file can hold."""
+    """Return whether the model exceeds the 2 GiB limit of a single file."""
     return sum(tensor_bytes(t) for graph in graphs(model.graph) for t in graph.initializer) > ONE_FILE_BYTES
 
 
 def save(model: ModelProto, target: Path) -> None:
-    """Write the model, its weights beside it if they do not fit one file."""
+    """Write the model, with external data if it exceeds the limit of a single file."""
     data = target.with_name(target.name + ".data")
     data.unlink(missing_ok=True)  # onnx appends to a file that is there
     if is_large(model):
@@ -106,11 +106,11 @@ def _constants_to_initializers(graph: GraphProto) -> None:
 
 
 def _name_nodes(model: ModelProto) -> None:
-    taken: set[str] = set()
+    used: set[str] = set()
     for graph in graphs(model.graph):
         for index, node in enumerate(graph.node):
             name = node.name or f"{node.op_type}_{index}"
-            while name in taken:
+            while name in used:
                 name += "_"
             node.name = name
-            taken.add(name)
+            used.add(name)

@@ -1,4 +1,4 @@
-"""Read an ONNX graph: its layers with weights, their module paths, what it is made of. Registers no technique."""
+"""Analysis of an ONNX graph: layers with weights, their module paths, and the graph's traits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from omgoptim.errors import NoLayerChanged, did_you_mean
-from omgoptim.models.globs import names
+from omgoptim.models.globs import matches
 from omgoptim.models.onnx_file import SCOPES, bodies, graphs, load, tensor_bytes
 
 FLOAT_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
@@ -24,7 +24,7 @@ PARAMETER_TYPES = (*FLOAT_TYPES, *INT_TYPES, TensorProto.INT32)
 """Types that parameters are stored in: a quantized bias is int32."""
 
 NO_MODULE = "_empty_nn_module_stack"
-"""What torch's exporter writes where a module path would be, of a node that it made itself."""
+"""Module path that torch's exporter writes for nodes of its own."""
 
 WEIGHT_NAME = re.compile(r"(?:q_output_)?(?P<module>.+)\.weight(?:_Transposed)?(?:_quantized)?(?:_\d+)?")
 """A module's weight, also as a quantizer renamed it."""
@@ -35,7 +35,7 @@ WEIGHT_INPUTS = {
     "LSTM": (1, 2), "DynamicQuantizeLSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2),
     "Gather": (0,),
 }  # fmt: skip
-"""Which inputs of an op are weights, the likelier first."""
+"""Weight inputs of each op, the likelier first."""
 
 SCALE_INPUTS = {
     "QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2), "DynamicQuantizeLSTM": (8, 9, 10, 11),
@@ -43,21 +43,25 @@ SCALE_INPUTS = {
     "DynamicQuantizeMatMul": (2, 3), "MatMulIntegerToFloat": (2, 3, 4, 5),
     "QLinearConv": (1, 2, 4, 5, 6, 7), "QLinearMatMul": (1, 2, 4, 5, 6, 7),
 }  # fmt: skip
-"""Which inputs of an op are scales or zero points."""
+"""Inputs of each op that are scales or zero points."""
 
 ZERO_POINT_OF = {("DequantizeLinear", 0): 2, ("MatMulInteger", 1): 3, ("ConvInteger", 1): 3,
                  ("DynamicQuantizeLSTM", 1): 9, ("DynamicQuantizeLSTM", 2): 11}  # fmt: skip
 """(op, input) of an integer weight to the input that is its zero point."""
 
 CONV = ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv")
+"""Convolutions, float and quantized."""
 MATMUL = ("Gemm", "MatMul", "MatMulInteger", "QLinearMatMul")
+"""Matrix products, float and quantized."""
 RECURRENT = ("LSTM", "DynamicQuantizeLSTM", "GRU", "RNN")
+"""Recurrent layers, float and quantized."""
 ATTENTION = ("Attention", "MultiHeadAttention", "QAttention", "GroupQueryAttention")
+"""Fused attention operators."""
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
-    """A node that computes with stored weights."""
+class OnnxLayer:
+    """A node with stored weights."""
 
     node: str
     op: str
@@ -82,7 +86,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class GraphTraits:
-    """What decides which techniques are worth trying. Bytes are those stored, shared weights once."""
+    """Properties that decide which techniques apply. Bytes are those stored, shared weights once."""
 
     has_conv: bool
     has_attention: bool
@@ -95,14 +99,14 @@ class GraphTraits:
 
 
 def graph_traits(path: Path) -> GraphTraits:
-    """Look at the program at `path`; external data is not read.
+    """Read the traits of the program at `path`, without its external data.
 
     Raises:
         ModelError: the file is no readable ONNX.
     """
     model = load(path, weights=False)
     ops = {node.op_type for graph in graphs(model.graph) for node in graph.node}
-    found = layers(model)
+    found = find_layers(model)
 
     def weight_bytes(kinds: Sequence[str]) -> int:
         return sum({layer.weight: layer.weight_bytes for layer in found if layer.op in kinds}.values())
@@ -120,7 +124,7 @@ def graph_traits(path: Path) -> GraphTraits:
 
 
 def count_params(path: Path) -> tuple[int, int]:
-    """Parameters and non-zero parameters stored in the program: float and integer weights, no scales or zero points.
+    """Count the stored parameters and the non-zero ones: float and integer weights, no scales or zero points.
 
     An integer weight is zero where it equals its zero point.
     """
@@ -134,7 +138,7 @@ def count_params(path: Path) -> tuple[int, int]:
 
 
 def has_attention(model: ModelProto) -> bool:
-    """Whether the graph has an attention op, or a Softmax whose result multiplies another activation."""
+    """Return whether the graph has an attention op, or a Softmax whose result multiplies another activation."""
     constants = constant_roots(model.graph)
     passes = ("Cast", "DequantizeLinear", "Dropout", "Identity", "QuantizeLinear", "Reshape", "Transpose", "Where")
     found = False
@@ -151,7 +155,7 @@ def has_attention(model: ModelProto) -> bool:
 
 
 def constant_roots(graph: GraphProto, outer: Mapping[str, tuple[str, ...]] | None = None) -> dict[str, tuple[str, ...]]:
-    """Tensors computed from stored tensors only, each with the names of those; bodies of control flow included.
+    """Map tensors computed from initializers only to the names of these, bodies of control flow included.
 
     Of a DequantizeLinear only the values count, not the scale and the zero point; of integers cast and multiplied, only
     the integers.
@@ -178,13 +182,13 @@ def constant_roots(graph: GraphProto, outer: Mapping[str, tuple[str, ...]] | Non
 
 
 def cast_integers(graph: GraphProto) -> set[str]:
-    """Tensors that are stored integers, cast: what a Mul beside them makes a weight of is their scale."""
+    """Return the tensors that are cast integer initializers; the other factor of a Mul is their scale."""
     stored = {tensor.name for tensor in graph.initializer if tensor.data_type in INT_TYPES}
     return {node.output[0] for node in graph.node if node.op_type == "Cast" and node.input[0] in stored}
 
 
 def module_paths(model: ModelProto) -> dict[str, str]:
-    """Node name and output name to module path, as torch's exporter wrote it; empty for a file from elsewhere.
+    """Map node names and output names to module paths of torch's exporter; empty for other files.
 
     A rewrite keeps one or the other of a node's names, so both lead to its path.
     """
@@ -197,8 +201,8 @@ def module_paths(model: ModelProto) -> dict[str, str]:
     return paths
 
 
-def layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> list[Layer]:
-    """The nodes with weights, in graph order. `paths` are those of the source, if `model` is a rewrite of it."""
+def find_layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> list[OnnxLayer]:
+    """Find the nodes with weights, in graph order. `paths` are those of the source, if `model` is a rewrite of it."""
     paths = module_paths(model) if paths is None else paths
     tensors = {tensor.name: tensor for graph in graphs(model.graph) for tensor in graph.initializer}
     roots = constant_roots(model.graph)
@@ -213,7 +217,7 @@ def layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> list[La
     for node, weights in found:
         largest = max(weights, key=tensor_bytes)
         result.append(
-            Layer(
+            OnnxLayer(
                 node=node.name,
                 op=node.op_type,
                 path=_path_of(node, largest.name, uses[largest.name], paths),
@@ -227,8 +231,8 @@ def layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> list[La
     return result
 
 
-def select(found: Sequence[Layer], targets: Sequence[str], ignore: Sequence[str]) -> list[Layer]:
-    """The layers that `targets` names (all, if empty) less those that `ignore` names.
+def select_layers(found: Sequence[OnnxLayer], targets: Sequence[str], ignore: Sequence[str]) -> list[OnnxLayer]:
+    """Select the layers that `targets` match (all, if empty) and `ignore` does not.
 
     A glob names a layer by its path, or by the path of a module around it: `encoder` is all of the encoder.
 
@@ -248,8 +252,8 @@ def select(found: Sequence[Layer], targets: Sequence[str], ignore: Sequence[str]
     ]
 
 
-def _names(glob: str, layer: Layer) -> bool:
-    return layer.node == glob or names(glob, layer.path)
+def _names(glob: str, layer: OnnxLayer) -> bool:
+    return layer.node == glob or matches(glob, layer.path)
 
 
 def _scopes(node: NodeProto) -> list[str]:
@@ -262,7 +266,7 @@ def _scopes(node: NodeProto) -> list[str]:
 
 
 def _path_of(node: NodeProto, weight: str, uses: int, paths: Mapping[str, str]) -> str:
-    """A weight that one layer reads names its module best: a convolution fused with its norm has the norm's scope."""
+    """Return the module path of a node; a weight with one reader names it best, as after batch-norm folding."""
     named = WEIGHT_NAME.fullmatch(weight)
     module = named["module"] if named else ""
     if uses == 1 and module:
@@ -295,7 +299,7 @@ def _weights_of(
 
 
 def _parameters(model: ModelProto) -> Iterator[tuple[TensorProto, np.ndarray | None]]:
-    """Stored parameters, each once, with the zero point of an integer one in a shape that broadcasts to it."""
+    """Yield each stored parameter once, with the zero point of an integer one in a shape that broadcasts to it."""
     nodes = [node for graph in graphs(model.graph) for node in graph.node]
     tensors = {tensor.name: tensor for graph in graphs(model.graph) for tensor in graph.initializer}
     scales = {node.input[i] for node in nodes for i in SCALE_INPUTS.get(node.op_type, ()) if i < len(node.input)} | {

@@ -1,4 +1,4 @@
-"""How an ONNX file says it is called."""
+"""Signature of an ONNX file."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from omgoptim.runtimes.external_data import external_data
 from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
 
 
-def stated_signature(program: Path) -> Signature:
-    """The signature that an ONNX file states: inputs by name, a free dimension where it has no fixed size.
+def declared_signature(program: Path) -> Signature:
+    """Return the signature that an ONNX file declares: dimensions without a fixed size are dynamic.
 
     Raises:
         ModelError: ONNX Runtime cannot open it, its weights lie outside its folder, or its batch is
@@ -39,7 +39,7 @@ def stated_signature(program: Path) -> Signature:
                 f"{program.name} takes no batch of any size",
                 f"the first dimension of input '{tensor.name}' is {tensor.shape[0] if tensor.shape else 'missing'}; "
                 "latency is measured at batch 1, throughput and quality at others",
-                "export it with a free batch: torch.onnx.export(…, dynamic_shapes=({0: torch.export.Dim('batch')},))",
+                "export a dynamic batch: torch.onnx.export(…, dynamic_shapes=({0: torch.export.Dim('batch')},))",
             )
         shape = [size if isinstance(size, int) else f"{tensor.name}_{axis}" for axis, size in enumerate(tensor.shape)]
         inputs.append(

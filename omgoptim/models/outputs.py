@@ -1,6 +1,6 @@
-"""The outputs of a model: what each one is, how it is compared, and which one the labels belong to. No torch.
+"""Description of a model's outputs: kind, comparison with the original, and the output of the labels. No torch.
 
-`output_kinds` finds them out, once, from what the original gives for samples that do not evaluate.
+`output_detection` detects them once, from the original's outputs for samples that are not evaluated.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from numpy.typing import NDArray
 from omgoptim.errors import DataError, RequestError, argument, did_you_mean
 
 Arrays = list[NDArray[Any]]
-Kind = Literal["class_scores", "number", "values", "state", "integers"]
+OutputKind = Literal["class_scores", "number", "values", "state", "integers"]
 ComparedBy = Literal["top1_agreement", "r2_agreement", "exact_agreement", "not compared"]
 Labels = Literal["none", "classes", "values", "other"]
 
-COMPARED_BY: dict[Kind, ComparedBy] = {
+COMPARED_BY: dict[OutputKind, ComparedBy] = {
     "class_scores": "top1_agreement",
     "number": "r2_agreement",
     "values": "r2_agreement",
     "state": "r2_agreement",
     "integers": "exact_agreement",
 }
+"""Measure of agreement for each kind of output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,39 +38,39 @@ class OutputSpec:
     index: int
     """Position in the flat list of outputs."""
     shape: tuple[int | str, ...]
-    """Sizes, or the names of free dimensions (`"batch"`)."""
+    """Sizes, or the names of dynamic dimensions (`"batch"`)."""
     dtype: str
-    kind: Kind
+    kind: OutputKind
     evidence: str
-    """What its kind was read from, in words."""
+    """Evidence for its kind, as text."""
     batch_axis: int | None = 0
     """None where no dimension is the batch: then a batch counts as one sample."""
     class_axis: int | None = None
-    """Of class scores: 1 or -1; None for a single score per target, a logit or a probability."""
+    """Class axis of class scores, 1 or -1; None for a single score per target, a logit or a probability."""
     probabilities: bool = False
-    """Of class scores: whether they went through a softmax or a sigmoid."""
+    """Class scores after a softmax or a sigmoid."""
     weight: float = 1.0
-    """Of its part in the agreement and in what a teacher teaches; 0 where it is left out."""
+    """Weight in the agreement and in the distillation loss; 0: left out."""
     spread: float = 1.0
-    """Of floating outputs: root mean square about the mean on the reference samples; the scale of a constant one."""
+    """Scale of floating outputs: root mean square about the mean on the reference samples, or about 0 if constant."""
     constant: bool = False
-    """Whether it was the same for every reference sample."""
+    """The same for every reference sample."""
 
     @property
     def compared_by(self) -> ComparedBy:
-        """The name of its agreement with the original."""
+        """Return the name of its agreement with the original."""
         return COMPARED_BY[self.kind] if self.weight else "not compared"
 
     @property
     def is_vector(self) -> bool:
-        """Whether it has a direction that can be compared: floating, several entries a sample, not constant."""
+        """Return whether a cosine is defined: floating, several entries per sample, not constant."""
         floating = self.kind in ("class_scores", "values", "state")
-        return floating and not self.constant and any(size != 1 for size in own_sizes(self.shape, self.batch_axis))
+        return floating and not self.constant and any(size != 1 for size in sample_shape(self.shape, self.batch_axis))
 
 
 @dataclass(frozen=True, slots=True)
 class ModelOutputs:
-    """All outputs of a model, and what its labels say about them."""
+    """All outputs of a model, and the output of the labels."""
 
     specs: tuple[OutputSpec, ...]
     labels: Labels = "none"
@@ -78,20 +79,20 @@ class ModelOutputs:
     fitting: tuple[int, ...] = ()
     """The outputs that the labels fit by their shape."""
     label_shape: tuple[int, ...] = ()
-    """Of the first batch's labels."""
+    """Shape of the first batch's labels."""
 
     @property
     def compared(self) -> tuple[OutputSpec, ...]:
-        """The outputs that count."""
+        """Return the outputs whose weight is not zero."""
         return tuple(spec for spec in self.specs if spec.weight)
 
     @property
     def labelled(self) -> OutputSpec | None:
-        """The output that the labels belong to, where that is known."""
+        """Return the output that the labels belong to; None if it is unknown."""
         return None if self.target is None else self.specs[self.target]
 
     def require_target(self, fix: str = "") -> OutputSpec:
-        """The output that the labels belong to.
+        """Return the output that the labels belong to, or raise.
 
         Args:
             fix: what else can be done than naming the output.
@@ -119,7 +120,7 @@ class ModelOutputs:
 
 
 def output_index(name: str, names: Sequence[str]) -> int:
-    """The index of the output that a user names, by its name or position.
+    """Return the index of the output that a user gives by name or position.
 
     Raises:
         RequestError: there is none.
@@ -136,7 +137,7 @@ def output_index(name: str, names: Sequence[str]) -> int:
 
 
 def class_layout(shape: Sequence[int], target_shape: Sequence[int]) -> tuple[int | None, int] | None:
-    """How scores of classes lie in an output, as far as shapes tell.
+    """Infer the layout of class scores in an output from its shape and that of the targets.
 
     Args:
         shape: of the output, the batch first: (N, C), (N, C, …) or (N, …, C); a single score per target is (N), (N, 1)
@@ -159,8 +160,8 @@ def class_layout(shape: Sequence[int], target_shape: Sequence[int]) -> tuple[int
     return None
 
 
-def own_sizes(shape: Sequence[int | str], batch_axis: int | None) -> list[int | str]:
-    """The dimensions of one sample."""
+def sample_shape(shape: Sequence[int | str], batch_axis: int | None) -> list[int | str]:
+    """Return the dimensions of one sample."""
     return [size for axis, size in enumerate(shape) if axis != batch_axis]
 
 

@@ -1,4 +1,4 @@
-"""A recipe: how a fresh process builds a module again, as plain data that grants nothing."""
+"""Recipes: plain data by which a fresh process builds a module again; a recipe confers no rights."""
 
 from __future__ import annotations
 
@@ -7,30 +7,31 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from omgoptim.models.path_policy import PathPolicy
-from omgoptim.models.surgery import Surgery
+from omgoptim.models.security.path_policy import PathPolicy
+from omgoptim.models.structural_diff import StructuralDiff
 
 KINDS = ("callable", "pt2", "hf", "timm", "torchvision")
+"""Kinds of model sources with a recipe."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How to build a module again in a fresh process; plain data."""
+    """Plain data by which a fresh process builds a module again."""
 
     kind: str
     """callable, pt2, hf, timm or torchvision."""
     spec: str
     kwargs: dict[str, Any] = field(default_factory=dict)
     project: str = "."
-    """The project it was built in: where a file is looked for next where the request's project lacks it. It grants
-    nothing: the file must lie in what the request may read."""
+    """The project it was built in, searched after the request's project. It confers no rights: the file must be one
+    that the request may read."""
     limit_s: float = 300.0
-    surgery: Surgery | None = None
-    """What was changed in the module after its code built it: shapes, and layers replaced by blocks."""
+    surgery: StructuralDiff | None = None
+    """Structural changes after the code built the module: shapes, and layers replaced by blocks."""
 
     @property
     def runs_code(self) -> bool:
-        """Whether building it runs code: of the project, or of a model library with arguments of the recipe."""
+        """Return whether building runs code: of the project, or of a model library with the recipe's arguments."""
         return self.kind != "pt2"
 
     def to_json(self) -> dict[str, Any]:
@@ -39,11 +40,11 @@ class Recipe:
 
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> Recipe:
-        """Read what `to_json` gave; `allowed`, which recipes held once, is not looked at.
+        """Create the recipe from the result of `to_json`; `allowed`, a field of older recipes, is ignored.
 
         Raises:
             ValueError: it is something else.
-            ArtifactError: its surgery is.
+            ArtifactError: its structural changes are.
         """
         known = {name: value for name, value in record.items() if name != "allowed"}
         texts = [known.get(name) for name in ("kind", "spec", "project")]
@@ -52,10 +53,10 @@ class Recipe:
         if set(known) - set(Recipe.__slots__) or not all(isinstance(text, str) for text in texts) or not is_number:
             raise ValueError("the recipe's fields are not those of a recipe")
         if known["kind"] not in KINDS or not isinstance(known.get("kwargs"), dict):
-            raise ValueError("the recipe is of an unknown kind, or its arguments are no object")
+            raise ValueError("the recipe is of an unknown kind, or its arguments are not an object")
         if surgery and known["kind"] == "pt2":
-            raise ValueError("a recipe of kind pt2 has no surgery")
-        return Recipe(**(known | {"surgery": Surgery.from_json(surgery) if surgery else None}))
+            raise ValueError("a recipe of kind pt2 has no structural changes")
+        return Recipe(**(known | {"surgery": StructuralDiff.from_json(surgery) if surgery else None}))
 
 
 def exists(base: Path, name: str) -> bool:
@@ -70,21 +71,21 @@ def is_file(source: str) -> bool:
 
 
 def is_local(name: str, policy: PathPolicy) -> bool:
-    """Whether `hf:name` means a folder, as transformers will see it, and not a name on the hub."""
+    """Return whether `hf:name` is a folder, as transformers sees it, and not a name on the hub."""
     return name.startswith((".", "/", "~")) or ".." in name or exists(policy.project, name) or exists(Path.cwd(), name)
 
 
-def portable(name: str, policy: PathPolicy) -> str:
-    """How a recipe names a file or folder; relative to the project, and never to be taken for something else."""
+def portable_path(name: str, policy: PathPolicy) -> str:
+    """Return the path of a file or folder for a recipe: relative to the project, and unambiguous."""
     path = policy.file(name, "model")
     relative = policy.relative(path)
     return relative if Path(relative).is_absolute() or is_file(relative) else f"./{relative}"
 
 
-def rooted(recipe: Recipe, policy: PathPolicy) -> PathPolicy:
-    """The reach as its relative paths are meant: from its project, or from the recipe's where only that has the file.
+def resolve_policy(recipe: Recipe, policy: PathPolicy) -> PathPolicy:
+    """Return the policy with the project that has the recipe's file: the request's, else the recipe's.
 
-    What is granted stays the same.
+    The rights of the request stay the same.
     """
     named = recipe.spec.rpartition(":")[0] if recipe.kind == "callable" else recipe.spec
     if recipe.kind == "callable" and not is_file(named):
@@ -92,7 +93,7 @@ def rooted(recipe: Recipe, policy: PathPolicy) -> PathPolicy:
     home = Path(recipe.project)
     if exists(policy.project, named) or not home.is_absolute() or not exists(home, named):
         return policy
-    granted = (policy.project, *policy.allowed)
-    if not any(home.resolve().is_relative_to(folder) for folder in granted):
+    folders = (policy.project, *policy.allowed)
+    if not any(home.resolve().is_relative_to(folder) for folder in folders):
         return policy
-    return replace(policy, project=home.resolve(), allowed=granted)
+    return replace(policy, project=home.resolve(), allowed=folders)

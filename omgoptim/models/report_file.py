@@ -1,4 +1,4 @@
-"""Reading and writing a run's report with the seal that proves who wrote it. No torch."""
+"""Reading and writing of a run's report with its seal. No torch."""
 
 from __future__ import annotations
 
@@ -7,23 +7,25 @@ import json
 import secrets
 from pathlib import Path
 
-from omgoptim.models.origin import can_seal, is_sealed, sealed
-from omgoptim.models.plain_file import read_plain
+from omgoptim.models.security.bounded_read import read_plain
+from omgoptim.models.security.seal import add_seal, can_seal, is_sealed
 from omgoptim.reports import EfficiencyReport
 
-MOST_REPORT_BYTES = 256 * 2**20
-MOST_SEAL_BYTES = 10_000
-LARGEST = 1e30
+MAX_REPORT_BYTES = 256 * 2**20
+"""Limit of a report from an untrusted folder: 256 MiB."""
+MAX_SEAL_BYTES = 10_000
+"""Limit of a seal, a small JSON object."""
+MAX_NUMBER = 1e30
 """No count, size or time of a report is as large."""
 
 
 def read_report(file: Path, run: str) -> tuple[EfficiencyReport, bool] | None:
-    """A report, and whether this user's run of that id wrote it there; None if there is none that can be read.
+    """Read a report, and whether this user's run of that id wrote it; None if none can be read.
 
     Where no key can be kept, nothing is sealed and a report is taken for the user's own.
     """
     try:
-        text = read_plain(file, MOST_REPORT_BYTES)
+        text = read_plain(file, MAX_REPORT_BYTES)
         report = EfficiencyReport.model_validate_json(text)
         own = _is_own(file, run, text)
         if not own:
@@ -34,9 +36,9 @@ def read_report(file: Path, run: str) -> tuple[EfficiencyReport, bool] | None:
 
 
 def _number(text: str) -> float:
-    """A number of a report that anybody may have written; one that no measurement gives cannot be shown."""
+    """Parse a number of an untrusted report; refuse one that no measurement gives."""
     value = float(text)
-    return value if abs(value) < LARGEST else _refuse_number(text)
+    return value if abs(value) < MAX_NUMBER else _refuse_number(text)
 
 
 def _refuse_number(text: str) -> float:
@@ -45,14 +47,14 @@ def _refuse_number(text: str) -> float:
 
 def seal_report(file: Path, run: str, text: str) -> None:
     """Write the seal of a report whose text is about to be written to `file`."""
-    record = sealed("report", _named(file, run, text.encode()))
+    record = add_seal("report", _named(file, run, text.encode()))
     partial = file.with_name(f".{file.name}.seal.{secrets.token_hex(4)}.tmp")
     partial.write_text(json.dumps(record), encoding="utf-8")
     partial.replace(_seal_of(file))
 
 
 def write_sealed(file: Path, run: str, report: EfficiencyReport) -> None:
-    """Write a report and its seal, where nobody reads meanwhile."""
+    """Write a report and its seal, not atomically: for a folder without concurrent readers."""
     text = report.model_dump_json(indent=2)
     seal_report(file, run, text)
     file.write_text(text, encoding="utf-8")
@@ -60,7 +62,7 @@ def write_sealed(file: Path, run: str, report: EfficiencyReport) -> None:
 
 def _is_own(file: Path, run: str, text: bytes) -> bool:
     try:
-        record = json.loads(read_plain(_seal_of(file), MOST_SEAL_BYTES))
+        record = json.loads(read_plain(_seal_of(file), MAX_SEAL_BYTES))
     except (OSError, ValueError, RecursionError):
         return False
     named = _named(file, run, text)
@@ -68,7 +70,7 @@ def _is_own(file: Path, run: str, text: bytes) -> bool:
 
 
 def _named(file: Path, run: str, text: bytes) -> dict[str, str]:
-    """What a seal says: a report of another run, or of another finalist, is not this one."""
+    """Return the sealed content, with the ids of run and finalist, so that no report stands for another."""
     return {"run": run, "name": file.name, "sha256": hashlib.sha256(text).hexdigest()}
 
 

@@ -1,4 +1,4 @@
-"""Batches as measuring takes them: arrays by input name, the target beside; and synthetic ones of the same kind."""
+"""Batches for measurement: arrays by input name with targets, and synthetic ones of the same kind."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from omgoptim.errors import DataError
-from omgoptim.models.calls import NamedBatch, to_numpy
-from omgoptim.models.data import cut
-from omgoptim.models.raw import RawBatch
+from omgoptim.models.data import slice_samples
+from omgoptim.models.forward import NamedBatch, to_numpy
+from omgoptim.models.raw_batch import RawBatch
 from omgoptim.runtimes.signature import Signature
 
 
@@ -32,7 +32,7 @@ class Samples:
         return sum(batch_length(batch) for batch in self.batches)
 
     def split(self, first: int) -> tuple[Samples, Samples]:
-        """The first `first` samples, and the others."""
+        """Split into the first `first` samples and the others."""
         head, tail = Samples([], []), Samples([], [])
         left = first
         for batch, target in zip(self.batches, self.targets, strict=True):
@@ -41,21 +41,21 @@ class Samples:
             for part, window in ((head, slice(0, here)), (tail, slice(here, size))):
                 if window.stop > window.start:
                     part.batches.append({name: array[window] for name, array in batch.items()})
-                    part.targets.append(cut(target, window.start, window.stop))
+                    part.targets.append(slice_samples(target, window.start, window.stop))
             left -= here
         return head, tail
 
     def one_by_one(self) -> Samples:
-        """The same samples, each as a batch of its own."""
+        """Return the same samples, each as a batch of one."""
         single = Samples([], [])
         for batch, target in zip(self.batches, self.targets, strict=True):
             for row in range(batch_length(batch)):
                 single.batches.append({name: array[row : row + 1] for name, array in batch.items()})
-                single.targets.append(cut(target, row, row + 1))
+                single.targets.append(slice_samples(target, row, row + 1))
         return single
 
     def write(self, folder: Path) -> Path:
-        """One .npz file per batch, named in order."""
+        """Write one .npz file per batch, named in order."""
         folder.mkdir(parents=True, exist_ok=True)
         for index, batch in enumerate(self.batches):
             np.savez(folder / f"{index:06d}.npz", **batch)  # type: ignore[arg-type]
@@ -66,10 +66,10 @@ def batch_length(batch: NamedBatch) -> int:
     return len(next(iter(batch.values())))
 
 
-def shared_samples(some: Samples, others: Samples) -> int:
-    """How many of some samples are, byte for byte, among the others."""
-    known = set(_digests(others))
-    return sum(digest in known for digest in _digests(some))
+def shared_samples(first: Samples, second: Samples) -> int:
+    """Return the number of samples that are, byte for byte, among the others."""
+    known = set(_digests(second))
+    return sum(digest in known for digest in _digests(first))
 
 
 def _digests(samples: Samples) -> Iterator[bytes]:
@@ -82,7 +82,7 @@ def _digests(samples: Samples) -> Iterator[bytes]:
 
 
 def named_samples(named: Sequence[Sequence[tuple[str, Tensor, bool]]], raw: Sequence[RawBatch]) -> Samples:
-    """Samples of batches whose inputs have been named.
+    """Create samples from batches whose inputs have been named.
 
     Raises:
         DataError: inputs of one batch have different lengths, or a target has another length than its batch.
@@ -98,7 +98,7 @@ def named_samples(named: Sequence[Sequence[tuple[str, Tensor, bool]]], raw: Sequ
 
 
 def _target(target: Any, length: int) -> Any:
-    """A target as an array where it is one, else as the user's own object."""
+    """Convert a target to an array if possible; else keep the user's object."""
     if target is None:
         return None
     if isinstance(target, Tensor):
@@ -121,14 +121,14 @@ def _target(target: Any, length: int) -> Any:
 
 
 def nan_samples(samples: Samples) -> list[tuple[int, str, NamedBatch]]:
-    """The samples whose floating inputs hold NaN: number from 0, name of the input, and the sample as a batch of 1."""
+    """Find samples whose floating inputs hold NaN: index, name of the input, and the sample as a batch of 1."""
     found, start = [], 0
     for batch in samples.batches:
         rows: dict[int, str] = {}
         for name, array in batch.items():
             if np.issubdtype(array.dtype, np.floating):
-                held = np.isnan(array).reshape(len(array), -1).any(1)
-                rows |= dict.fromkeys(map(int, np.flatnonzero(held)), name)
+                has_nan = np.isnan(array).reshape(len(array), -1).any(1)
+                rows |= dict.fromkeys(map(int, np.flatnonzero(has_nan)), name)
         found += [
             (start + row, rows[row], {name: array[row : row + 1] for name, array in batch.items()})
             for row in sorted(rows)
@@ -137,15 +137,15 @@ def nan_samples(samples: Samples) -> list[tuple[int, str, NamedBatch]]:
     return found
 
 
-def of_size(samples: Samples, size: int) -> NamedBatch:
-    """One batch of exactly `size` samples out of the first batch, repeated as often as needed."""
+def repeat_to_size(samples: Samples, size: int) -> NamedBatch:
+    """Return one batch of exactly `size` samples, the first batch repeated as often as needed."""
     first = samples.batches[0]
     rows = np.arange(size) % batch_length(first)
     return {name: np.ascontiguousarray(array[rows]) for name, array in first.items()}
 
 
 def synthetic_like(batch: NamedBatch, seed: int) -> NamedBatch:
-    """Random inputs with the range of real ones: what an artifact may carry without carrying anyone's data."""
+    """Draw random inputs in the range of real ones, so that an artifact contains no user data."""
     random = np.random.default_rng(seed)
 
     def draw(array: NDArray[Any]) -> NDArray[Any]:
@@ -172,13 +172,13 @@ def synthetic_like(batch: NamedBatch, seed: int) -> NamedBatch:
 
 
 def as_tensors(batch: NamedBatch, dtypes: Mapping[str, str]) -> dict[str, Tensor]:
-    """Torch tensors of a numpy batch in the signature's dtypes."""
+    """Convert a numpy batch to torch tensors in the signature's dtypes."""
     return {name: torch.from_numpy(array).to(getattr(torch, dtypes[name])) for name, array in batch.items()}
 
 
-def call_of(
+def forward_args(
     signature: Signature, batch: NamedBatch, device: str | torch.device = "cpu"
 ) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """Positional and keyword arguments of a module's forward for a numpy batch."""
+    """Return the positional and keyword arguments of a module's forward for a numpy batch."""
     tensors = as_tensors(batch, signature.dtypes)
     return signature.to_call({name: tensor.to(device) for name, tensor in tensors.items()})

@@ -1,4 +1,4 @@
-"""Getting a model: from a callable, an artifact or run, a .pt2 or .onnx file, timm, torchvision or Hugging Face."""
+"""Loading of models: a callable, an artifact or run, a .pt2 or .onnx file, timm, torchvision or Hugging Face."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from omgoptim.errors import ModelError, SetupError, UnknownModelError, argument
+from omgoptim.models._checkpoint.key_matching import WeightSet
+from omgoptim.models._pt2.archive import open_pt2
 from omgoptim.models.artifact import MANIFEST, check_artifact
 from omgoptim.models.checkpoint import load_checkpoint
-from omgoptim.models.checkpoint_keys import WeightSet
-from omgoptim.models.hub_options import check_config, check_folder, check_options, is_granted
 from omgoptim.models.memory_check import refuse_beyond_memory, weight_bytes
-from omgoptim.models.path_policy import PathPolicy
-from omgoptim.models.plain_file import read_plain
-from omgoptim.models.pt2_file import open_pt2
 from omgoptim.models.recipe import Recipe as Recipe
-from omgoptim.models.recipe import exists, is_file, is_local, portable, rooted
-from omgoptim.models.surgery import operate
-from omgoptim.models.user_code import call_user, load_callable
+from omgoptim.models.recipe import exists, is_file, is_local, portable_path, resolve_policy
+from omgoptim.models.security.bounded_read import read_plain
+from omgoptim.models.security.hub_options import check_config, check_folder, check_options, is_remote_code_allowed
+from omgoptim.models.security.path_policy import PathPolicy
+from omgoptim.models.security.user_code import call_user, load_callable
+from omgoptim.models.structural_diff import apply_diff
 
 RUNS = Path(".omgoptim") / "runs"
+"""Folder of runs in a project."""
 PRETRAINED = {"timm": ("pretrained", False, True), "torchvision": ("weights", None, "DEFAULT")}
 """The argument that asks a model library for weights: its name, its value without and with them."""
 
@@ -36,11 +37,12 @@ WITH_MODES = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 """Layers whose forward differs between training and evaluation."""
 
 PICKLE = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+"""Suffixes of pickles, which are accepted as checkpoints only."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A loaded model: a module with its recipe, or an ONNX program; and what was understood on the way."""
+    """A loaded model: a module with its recipe, or an ONNX program, with notes."""
 
     module: nn.Module | None = None
     recipe: Recipe | None = None
@@ -59,7 +61,7 @@ def load_source(
     kwargs: Mapping[str, Any] | None = None,
     limit_s: float = 300.0,
 ) -> Source:
-    """Load what `model` names; see the request's `model` field for the forms.
+    """Load the model that `model` names; see the request's `model` field for the forms.
 
     Args:
         weights: which of the checkpoint's averaged and plain weights to take.
@@ -77,29 +79,11 @@ def load_source(
         raise ModelError(f"'{model}' is complete: it carries its own weights", f"{given} given with it", "leave it out")
     if artifact is not None:
         return Source(artifact=artifact)
-    prefix, _, name = model.partition(":")
-    recipe = Recipe("", "", dict(kwargs or {}), str(policy.project), limit_s)
-    if prefix == "hf":
-        recipe = replace(recipe, kind=prefix, spec=portable(name, policy) if is_local(name, policy) else name)
-    elif prefix in PRETRAINED:
-        option, untrained, trained = PRETRAINED[prefix]
-        chosen = {option: untrained if checkpoint else trained}
-        recipe = replace(recipe, kind=prefix, spec=name, kwargs=chosen | recipe.kwargs)
-    elif model.endswith(".onnx"):
+    if model.endswith(".onnx") and model.partition(":")[0] not in ("hf", *PRETRAINED):
         return Source(program=policy.file(model, "model"))
-    elif model.endswith(".pt2"):
-        recipe = replace(recipe, kind="pt2", spec=str(policy.file(model, "model")))
-    elif model.endswith(PICKLE):
-        raise _refused_pickle(model)
-    elif prefix and name:
-        file, _, name = model.rpartition(":")
-        recipe = replace(recipe, kind="callable", spec=f"{portable(file, policy)}:{name}" if is_file(file) else model)
-    else:
-        raise UnknownModelError(
-            f"'{model}' names no model",
-            "no run, artifact folder or file of that name was found in the project",
-            "give path/to/file.py:callable, package.module:callable, model.pt2, model.onnx, hf:…, timm:… or a run id",
-        )
+    recipe = _recipe_of(
+        model, policy, Recipe("", "", dict(kwargs or {}), str(policy.project), limit_s), bool(checkpoint)
+    )
     module = _constructed(recipe, policy)
     modes = training_mode_notes(module)
     module = module if recipe.kind == "pt2" else module.eval()
@@ -107,8 +91,37 @@ def load_source(
     return Source(module=module, recipe=recipe, notes=notes)
 
 
+def _recipe_of(model: str, policy: PathPolicy, recipe: Recipe, has_checkpoint: bool) -> Recipe:
+    """Return the recipe with the kind and spec that `model` names.
+
+    Raises:
+        RequestError: a path outside the project.
+        ModelError: it is a pickle, or names nothing.
+    """
+    prefix, _, name = model.partition(":")
+    if prefix == "hf":
+        return replace(recipe, kind=prefix, spec=portable_path(name, policy) if is_local(name, policy) else name)
+    if prefix in PRETRAINED:
+        option, untrained, trained = PRETRAINED[prefix]
+        chosen = {option: untrained if has_checkpoint else trained}
+        return replace(recipe, kind=prefix, spec=name, kwargs=chosen | recipe.kwargs)
+    if model.endswith(".pt2"):
+        return replace(recipe, kind="pt2", spec=str(policy.file(model, "model")))
+    if model.endswith(PICKLE):
+        raise _refused_pickle(model)
+    if prefix and name:
+        file, _, name = model.rpartition(":")
+        spec = f"{portable_path(file, policy)}:{name}" if is_file(file) else model
+        return replace(recipe, kind="callable", spec=spec)
+    raise UnknownModelError(
+        f"'{model}' names no model",
+        "no run, artifact folder or file of that name was found in the project",
+        "give path/to/file.py:callable, package.module:callable, model.pt2, model.onnx, hf:…, timm:… or a run id",
+    )
+
+
 def _weights_of(model: str, artifact: Path | None, checkpoint: str | None, policy: PathPolicy) -> list[Path]:
-    """The files and folders that weights will be read from, as far as their size can be seen."""
+    """Return the files and folders with the weights, if known before loading."""
     if artifact is not None:
         return [artifact]
     names = [name for name in (checkpoint, model.removeprefix("hf:")) if name]
@@ -116,10 +129,10 @@ def _weights_of(model: str, artifact: Path | None, checkpoint: str | None, polic
 
 
 def build(recipe: Recipe, policy: PathPolicy) -> nn.Module:
-    """Build the module that a recipe describes, in eval mode where the module has modes.
+    """Build the module that a recipe describes, in eval mode if the module has modes.
 
     Args:
-        reach: what the request grants; the recipe's own project only says where to look next.
+        policy: the files and modules whose code may run; the recipe's own project is only searched next.
 
     Raises:
         RequestError: it names code or a folder that the request does not grant.
@@ -131,20 +144,20 @@ def build(recipe: Recipe, policy: PathPolicy) -> nn.Module:
 
 def _constructed(recipe: Recipe, policy: PathPolicy) -> nn.Module:
     if recipe.kind == "callable":
-        module = _build_callable(recipe, rooted(recipe, policy))
+        module = _build_callable(recipe, resolve_policy(recipe, policy))
     elif recipe.kind == "hf" and is_local(recipe.spec, policy):
-        folder = rooted(recipe, policy).file(recipe.spec, "model")
+        folder = resolve_policy(recipe, policy).file(recipe.spec, "model")
         module = _BUILDERS[recipe.kind](replace(recipe, spec=str(folder)))
     else:
         module = _BUILDERS[recipe.kind](recipe)
     if recipe.surgery is not None:
-        operate(module, recipe.surgery)
+        apply_diff(module, recipe.surgery)
     _refuse_uninitialized(module, recipe)
     return module
 
 
 def _refuse_uninitialized(module: nn.Module, recipe: Recipe) -> None:
-    """Raise a ModelError where lazy layers do not know their sizes yet: no fresh process could load their weights."""
+    """Raise a ModelError if lazy layers have no sizes yet: no fresh process could load their weights."""
     waiting = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if is_lazy(tensor)]
     if waiting:
         raise ModelError(
@@ -155,7 +168,7 @@ def _refuse_uninitialized(module: nn.Module, recipe: Recipe) -> None:
 
 
 def training_mode_notes(module: nn.Module) -> list[str]:
-    """Say it where layers that behave differently in training came in training mode."""
+    """Return a note if layers that behave differently in training were given in training mode."""
     kinds = {type(layer).__name__ for layer in module.modules() if layer.training and isinstance(layer, WITH_MODES)}
     if not kinds:
         return []
@@ -163,12 +176,12 @@ def training_mode_notes(module: nn.Module) -> list[str]:
 
 
 def find_artifact(model: str, policy: PathPolicy) -> Path | None:
-    """The artifact folder that `model` names, as a folder or as a run id; None if it names none."""
+    """Find the artifact folder that `model` names, as a folder or as a run id; None if it names none."""
     if "/" not in model and "\\" not in model:
         run = policy.project / RUNS / model
         if _is_folder(run) and (run.is_symlink() or (run / "artifact").is_symlink()):
             raise ModelError(
-                f"run '{model}' is none of this project", "its folder is a link", f"name the folder: {run.resolve()}"
+                f"run '{model}' is not in this project", "its folder is a link", f"name the folder: {run.resolve()}"
             )
         if _is_folder(run, "artifact") and (run / "artifact" / MANIFEST).is_file():
             return _checked(run / "artifact", policy)
@@ -183,13 +196,13 @@ def find_artifact(model: str, policy: PathPolicy) -> Path | None:
         if (folder / MANIFEST).is_file():
             return _checked(folder, policy)
         raise ModelError(
-            f"'{model}' is a folder without {MANIFEST}", "so it is no artifact", "for Hugging Face: hf:FOLDER"
+            f"'{model}' is a folder without {MANIFEST}", "so it is not an artifact", "for Hugging Face: hf:FOLDER"
         )
     return None
 
 
 def _checked(folder: Path, policy: PathPolicy) -> Path:
-    """The artifact's folder, if its files are what was saved and the code that opening it would run may run."""
+    """Return the artifact's folder after its files and the code that it runs were checked."""
     check_artifact(folder, policy)
     return folder
 
@@ -243,7 +256,7 @@ _HANDED_OUT: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def _own(module: nn.Module) -> nn.Module:
-    """The object itself the first time, then copies: two artifacts of one object may be open in a process."""
+    """Return the object itself the first time, then copies: two artifacts of one object may be open in a process."""
     if module in _HANDED_OUT:
         return copy.deepcopy(module)
     _HANDED_OUT.add(module)
@@ -259,18 +272,18 @@ def _build_hf(recipe: Recipe) -> nn.Module:
     if Path(recipe.spec).is_dir():
         check_folder(Path(recipe.spec), recipe.kwargs.get("subfolder"))
     transformers = _optional("transformers", "hf")
-    safe = {"trust_remote_code": is_granted(), "weights_only": True}
-    kwargs = recipe.kwargs if is_granted() else recipe.kwargs | {"weights_only": True}
+    safe = {"trust_remote_code": is_remote_code_allowed(), "weights_only": True}
+    kwargs = recipe.kwargs if is_remote_code_allowed() else recipe.kwargs | {"weights_only": True}
 
     def pretrained() -> nn.Module:
-        config = transformers.AutoConfig.from_pretrained(recipe.spec, trust_remote_code=is_granted())
+        config = transformers.AutoConfig.from_pretrained(recipe.spec, trust_remote_code=is_remote_code_allowed())
         check_config(config.to_dict(), recipe.spec)
         named = [getattr(transformers, kind, None) for kind in getattr(config, "architectures", None) or []]
         models: list[Any] = [kind for kind in named if isinstance(kind, type)]
         models = [kind for kind in models if issubclass(kind, transformers.PreTrainedModel)]
-        made: Any = next(iter(models), transformers.AutoModel).from_pretrained(recipe.spec, **(safe | kwargs))
-        made.config.use_cache = False  # a cache of keys and values is no output to compare
-        module: nn.Module = made
+        loaded: Any = next(iter(models), transformers.AutoModel).from_pretrained(recipe.spec, **(safe | kwargs))
+        loaded.config.use_cache = False  # a cache of keys and values is not an output to compare
+        module: nn.Module = loaded
         return module
 
     return call_user(f"loading {recipe.spec} with transformers", recipe.limit_s, pretrained)
@@ -291,7 +304,7 @@ def _named(package: str, create: Callable[..., nn.Module], recipe: Recipe) -> nn
 
 
 def _optional(package: str, extra: str) -> Any:
-    """An optional package, imported; one that is installed but broken is said to be so."""
+    """Import an optional package, with separate errors for a missing and a broken installation."""
     import importlib
 
     try:
@@ -317,7 +330,7 @@ _BUILDERS = {
 
 
 def default_inputs(recipe: Recipe | None, module: nn.Module | None) -> Sequence[str]:
-    """Input shapes that a well-known source implies, or nothing."""
+    """Return the input shapes that a well-known source implies, or none."""
     if recipe is None or module is None:
         return []
     if recipe.kind == "timm":

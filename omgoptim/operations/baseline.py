@@ -7,12 +7,12 @@ from pathlib import Path
 
 from omgoptim.errors import ModelError, RequestError, SetupError
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.artifact import Check, Manifest
+from omgoptim.models.artifact import Manifest, OutputCheck
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import LoadedModel, recipe_of
 from omgoptim.operations.quantization.build_candidates import float_program, in_memory
 from omgoptim.operations.quantization.candidates import Program
-from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes import ENGINES, SessionSettings
 
 
 def baseline_on(runtime: str, loaded: LoadedModel, context: RunContext, program: Program | None = None) -> Path:
@@ -35,7 +35,7 @@ def baseline_on(runtime: str, loaded: LoadedModel, context: RunContext, program:
     if folder.is_dir():  # made before, in this run: an artifact appears whole or not at all
         return folder
     other = replace(manifest, runtime=runtime, files={})
-    settings = Settings(loaded.bench.threads, loaded.device, manifest.precision)
+    settings = SessionSettings(loaded.bench.threads, loaded.device, manifest.precision)
     if manifest.precision != "float32" and loaded.module is not None:
         raise RequestError(
             f"an artifact in {manifest.precision} runs on the engine that it was made for",
@@ -47,12 +47,12 @@ def baseline_on(runtime: str, loaded: LoadedModel, context: RunContext, program:
             raise ModelError("a program does not run on torch", "the model was given as ONNX", "use onnxruntime")
         module = loaded.module
         outputs = in_memory(lambda: ENGINES["torch_eager"].open(module, loaded.signature, settings).run(loaded.example))
-        artifacts.save_module(folder, loaded.module, recipe_of(loaded), other, Check(loaded.example, outputs))
+        artifacts.save_module(folder, loaded.module, recipe_of(loaded), other, OutputCheck(loaded.example, outputs))
         return folder
     program = program or float_program(loaded, context)
     if program.path is None:
         raise program.error or ModelError("the model has no program")
     path, engine = program.path, ENGINES[runtime]
     outputs = in_memory(lambda: engine.open(path, loaded.signature, settings).run(loaded.example))
-    artifacts.save_program(folder, path, other, Check(loaded.example, outputs))
+    artifacts.save_program(folder, path, other, OutputCheck(loaded.example, outputs))
     return folder

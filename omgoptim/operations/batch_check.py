@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from omgoptim.measure.batch_dependence import batch_dependence
 from omgoptim.models.samples import Samples
-from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.signature import Signature
 
 
@@ -24,9 +24,9 @@ def batch_dependence_of(
     if module is None:
         if program is None:
             return None
-        session = ENGINES["onnxruntime"].open(program, signature, Settings(threads=threads))
+        session = ENGINES["onnxruntime"].open(program, signature, SessionSettings(threads=threads))
         return batch_dependence(session.run, evaluation)
-    session = ENGINES["torch_eager"].open(module, signature, Settings(threads=threads))
+    session = ENGINES["torch_eager"].open(module, signature, SessionSettings(threads=threads))
     own = [
         path for path, layer in module.named_modules() if isinstance(layer, _BatchNorm) and layer.running_mean is None
     ]

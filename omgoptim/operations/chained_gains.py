@@ -6,8 +6,8 @@ from pathlib import Path
 
 from omgoptim.errors import OmgoptimError
 from omgoptim.models.artifact import Manifest
-from omgoptim.models.path_policy import PathPolicy
 from omgoptim.models.report_file import read_report
+from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.source import RUNS, find_artifact
 from omgoptim.operations.context import RunContext, is_live
 from omgoptim.operations.verdict import size_words

@@ -11,22 +11,22 @@ import numpy as np
 from omgoptim.errors import ArtifactError, DataError, ModelError
 from omgoptim.hardware import usable_cores
 from omgoptim.measure.batch_dependence import batch_dependence
-from omgoptim.measure.chance import chance_words
-from omgoptim.measure.launch import Process
+from omgoptim.measure.chance_level import chance_level_summary
+from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.metrics import resolve_metric
-from omgoptim.measure.quality import compare_quality, outputs_from, read_outputs
-from omgoptim.measure.race import LATENCY, THROUGHPUT, Bench
+from omgoptim.measure.quality import compare_quality, detect_outputs, read_outputs
+from omgoptim.measure.timing import LATENCY, THROUGHPUT, TimingSetup
 from omgoptim.models.artifact import Manifest, open_session
-from omgoptim.models.calls import name_inputs
-from omgoptim.models.check import read_check
+from omgoptim.models.causal_lm import predicts_next_token, shifted
 from omgoptim.models.collate import Collation
-from omgoptim.models.data import DataSource, open_data, random_data, take
-from omgoptim.models.hub_options import grant_remote_code
-from omgoptim.models.language import predicts_next_token, shifted
+from omgoptim.models.data import DataSource, open_data, random_data, take_samples
+from omgoptim.models.forward import name_inputs
 from omgoptim.models.manifest import read_json
-from omgoptim.models.origin import is_sealed
-from omgoptim.models.path_policy import PathPolicy
-from omgoptim.models.samples import Samples, named_samples, of_size
+from omgoptim.models.output_check import read_check
+from omgoptim.models.samples import Samples, named_samples, repeat_to_size
+from omgoptim.models.security.hub_options import allow_remote_code
+from omgoptim.models.security.path_policy import PathPolicy
+from omgoptim.models.security.seal import is_sealed
 from omgoptim.models.source import find_artifact
 from omgoptim.operations.context import RunContext, is_live
 from omgoptim.operations.fixed_batch import fixed_batch_note
@@ -48,7 +48,7 @@ from omgoptim.requests.command import command_of
 
 def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     """Measure B against A. See `CompareRequest`."""
-    grant_remote_code(request.allow_remote_code)
+    allow_remote_code(request.allow_remote_code)
     policy = PathPolicy.of_request(context.project, request)
     folders = [_artifact(name, policy) for name in (request.a, request.b)]
     manifests = [Manifest.read(folder) for folder in folders]
@@ -58,7 +58,7 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
         raise ModelError("the two artifacts take different inputs", f"A takes {names[0]}, B takes {names[1]}")
     past = _past_request(folders[0], context)
     data = _data(request, past, policy, folders[0])
-    raw = take(data.batches("eval"), request.samples if data.real else 256)
+    raw = take_samples(data.batches("eval"), request.samples if data.real else 256)
     if not raw:
         raise DataError("the eval data is empty", "the data gave no batch for split 'eval'", "give at least one sample")
     named = [name_inputs(None, item.inputs, names[0]) for item in raw]
@@ -70,12 +70,14 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     sizes = {LATENCY: 1} | ({THROUGHPUT: request.batch} if free_batch else {})
     for name, size in sizes.items():
         batches[name] = context.work / f"{name}.npz"
-        np.savez(batches[name], **of_size(samples, size))  # type: ignore[arg-type]
-    bench = Bench(batches, request.batch if free_batch else 1, threads, context.project, manifests[0].device, policy)
+        np.savez(batches[name], **repeat_to_size(samples, size))  # type: ignore[arg-type]
+    bench = TimingSetup(
+        batches, request.batch if free_batch else 1, threads, context.project, manifests[0].device, policy
+    )
     inputs = samples.write(context.work / "eval")
     targets = [context.work / "outputs" / str(index) for index in range(2)]
 
-    def outputs(index: int, process: Process) -> None:
+    def outputs(index: int, process: MeasuringProcess) -> None:
         process.run_samples(inputs, targets[index], told(context, f"evaluating {'AB'[index]}"))
 
     raced = full_race(
@@ -84,7 +86,7 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     timing = raced.timing(1)  # where the evaluation of B failed, its error: there are no outputs to compare
     original = read_outputs(targets[0])
     metric_name = request.metric or str(past.get("metric", "auto"))
-    described = outputs_from(
+    described = detect_outputs(
         original,
         samples.targets,
         metric_name,
@@ -99,7 +101,7 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     before = measurement(folders[0], raced.timing(0), bench, quality.before, quality.metric, samples.count)
     after = measurement(folders[1], timing, bench, quality.after, quality.metric, samples.count)
     gained = gains(before, after, timing, quality, raced.load)
-    doubt = chance_words(before.metric, before.quality, samples.targets)
+    doubt = chance_level_summary(before.metric, before.quality, samples.targets)
     ruined = f"{ruined_words(quality.ruined)} " if quality.ruined else ""
     verdict = f"{ruined}B against A: {size_words(gained)}, {speed_words(gained)}. {quality_words(before, quality)}"
     origin = "" if lineage else origin_words(past, _past_request(folders[1], context))

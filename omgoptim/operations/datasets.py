@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from omgoptim.errors import DataError
 from omgoptim.models.outputs import ModelOutputs
-from omgoptim.models.samples import Samples, batch_length, call_of, of_size
+from omgoptim.models.samples import Samples, batch_length, forward_args, repeat_to_size
 from omgoptim.operations.data_overlap import overlap_notes
 from omgoptim.operations.loaded_model import Live, LoadedModel
 from omgoptim.requests import RecoveryRequest, TrainingRequest
@@ -104,7 +104,7 @@ def loss_for(
     if target is None and live.loss is None and request.loss == "auto":
         return None
     first = statistics.batches[0]
-    args, kwargs = call_of(loaded.signature, first)
+    args, kwargs = forward_args(loaded.signature, first)
     with torch.inference_mode():
         outputs = module(*args, **kwargs)
     given: Any = live.loss or request.loss
@@ -147,4 +147,4 @@ def _sizes(leaves: list[Tensor], described: ModelOutputs | None, but: int | None
 
 def one_sample(loaded: LoadedModel) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments of a forward on one evaluation-shaped sample, for counting."""
-    return call_of(loaded.signature, of_size(loaded.evaluation, 1))
+    return forward_args(loaded.signature, repeat_to_size(loaded.evaluation, 1))

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from omgoptim.errors import DataError, RequestError, argument
-from omgoptim.measure.launch import Process
+from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import compare_quality, read_outputs
 from omgoptim.models.memory_check import refuse_beyond_memory, training_bytes
@@ -163,7 +163,7 @@ def _control(
 
 def _run(job: Job[DistillRequest], folder: Path, target: Path) -> None:
     bench = job.loaded.bench
-    process = Process(
+    process = MeasuringProcess(
         folder, threads=bench.threads, batches={}, cwd=bench.cwd, device=job.loaded.device, policy=bench.policy
     )
     with process:

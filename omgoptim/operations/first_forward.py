@@ -16,13 +16,13 @@ from omgoptim.errors import DataError, ModelError, OmgoptimError
 from omgoptim.measure.macs import MacsCount
 from omgoptim.measure.size import stored_precision
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.calls import NamedBatch, first_forward
+from omgoptim.models.causal_lm import predicts_next_token, shifted
 from omgoptim.models.data import DataSource
-from omgoptim.models.language import predicts_next_token, shifted
-from omgoptim.models.raw import RawBatch
+from omgoptim.models.forward import NamedBatch, first_forward
+from omgoptim.models.raw_batch import RawBatch
 from omgoptim.models.samples import Samples, as_tensors, nan_samples
-from omgoptim.models.user_code import call_user
-from omgoptim.runtimes import ENGINES, Session, Settings
+from omgoptim.models.security.user_code import call_user
+from omgoptim.runtimes import ENGINES, Session, SessionSettings
 from omgoptim.runtimes.engine import as_float32, engine_message
 from omgoptim.runtimes.signature import InputTensor, Signature
 from omgoptim.runtimes.torch_precision import HALF
@@ -65,7 +65,7 @@ def is_causal(target: nn.Module | Path | None, signature: Signature, evaluation:
 
     def run(batch: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         if not sessions:  # opened only where the labels may be of that kind
-            sessions.append(engine.open(target, signature, Settings(threads=1)))
+            sessions.append(engine.open(target, signature, SessionSettings(threads=1)))
         outputs: list[NDArray[Any]] = call_user(DOING, limit_s, sessions[0].run, batch)
         return outputs
 

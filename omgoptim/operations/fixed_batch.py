@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from torch import fx, nn
 
 from omgoptim.errors import ModelError
-from omgoptim.measure.race import LATENCY
+from omgoptim.measure.timing import LATENCY
 from omgoptim.requests import ModelRequest, TrainingRequest
-from omgoptim.runtimes.export import at_one
-from omgoptim.runtimes.free_batch import FREE_IT
+from omgoptim.runtimes.dynamic_batch import DYNAMIC_BATCH_FIX
+from omgoptim.runtimes.export import first_sample
 from omgoptim.runtimes.signature import Signature
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 EXPORT_FREE = (
     "export it again with a free batch: torch.export.export(…, dynamic_shapes=({0: torch.export.Dim('batch')},)); "
-    f"where the model's code has the batch as a number, {FREE_IT}"
+    f"where the model's code has the batch as a number, {DYNAMIC_BATCH_FIX}"
 )
 
 
@@ -71,7 +71,7 @@ def at_batch_one(loaded: LoadedModel, reason: str, work: Path) -> LoadedModel:
     return replace(
         loaded,
         signature=loaded.signature.at_batch(1),
-        example=at_one(loaded.example),
+        example=first_sample(loaded.example),
         evaluation=evaluation,
         eval_folder=evaluation.write(work / "eval_at_1"),
         bench=replace(loaded.bench, batches=batches, batch=1),
@@ -82,4 +82,6 @@ def at_batch_one(loaded: LoadedModel, reason: str, work: Path) -> LoadedModel:
 
 def fixed_batch_note(reason: str) -> str:
     """What a report says of a batch that cannot be free."""
-    return f"{reason}; all is exported and measured at batch 1, and throughput not at all. To free it, {FREE_IT}"
+    return (
+        f"{reason}; all is exported and measured at batch 1, and throughput not at all. To free it, {DYNAMIC_BATCH_FIX}"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from omgoptim.measure.race import Timing, t_interval
+from omgoptim.measure.timing import Timing, t_interval
 from omgoptim.operations.timing import OVERLOADED
 from omgoptim.reports import Gain, GainsBy
 

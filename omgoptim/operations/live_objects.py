@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from omgoptim.errors import RequestError
-from omgoptim.models.calls import NamedBatch
 from omgoptim.models.data import DataSource
+from omgoptim.models.forward import NamedBatch
 from omgoptim.models.samples import as_tensors
 from omgoptim.models.source import Recipe
 from omgoptim.runtimes.signature import Signature

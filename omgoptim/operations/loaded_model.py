@@ -15,22 +15,22 @@ from omgoptim.errors import DataError, ModelError, SetupError, argument
 from omgoptim.hardware import usable_cores
 from omgoptim.measure.macs import MacsCount, count_macs
 from omgoptim.measure.program_macs import count_program
-from omgoptim.measure.race import LATENCY, THROUGHPUT, Bench
 from omgoptim.measure.size import count_params
+from omgoptim.measure.timing import LATENCY, THROUGHPUT, TimingSetup
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.artifact import Check, Manifest
-from omgoptim.models.calls import NamedBatch, first_forward, input_tensors, name_inputs
+from omgoptim.models.artifact import Manifest, OutputCheck
+from omgoptim.models.causal_lm import shifted
 from omgoptim.models.collate import Collation
-from omgoptim.models.data import DataSource, Split, from_callable, load_beside, open_data, random_data, take
-from omgoptim.models.hub_options import grant_remote_code
-from omgoptim.models.language import shifted
+from omgoptim.models.data import DataSource, Split, adjacent_loader, from_callable, open_data, random_data, take_samples
+from omgoptim.models.forward import NamedBatch, first_forward, input_tensors, name_inputs
 from omgoptim.models.onnx_graph import count_params as count_program_params
-from omgoptim.models.onnx_signature import stated_signature
+from omgoptim.models.onnx_signature import declared_signature
 from omgoptim.models.outputs import ModelOutputs
-from omgoptim.models.path_policy import PathPolicy
-from omgoptim.models.samples import Samples, as_tensors, call_of, named_samples, of_size, synthetic_like
+from omgoptim.models.samples import Samples, as_tensors, forward_args, named_samples, repeat_to_size, synthetic_like
+from omgoptim.models.security.hub_options import allow_remote_code
+from omgoptim.models.security.path_policy import PathPolicy
+from omgoptim.models.security.user_code import call_user
 from omgoptim.models.source import Recipe, Source, default_inputs, load_source
-from omgoptim.models.user_code import call_user
 from omgoptim.operations.batch_check import batch_dependence_of
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.first_forward import (
@@ -51,9 +51,9 @@ from omgoptim.operations.live_objects import recipe_of_live
 from omgoptim.operations.output_folder import not_sealed
 from omgoptim.operations.reference_outputs import outputs_of
 from omgoptim.requests import ModelRequest, QuantizeRequest, TrainingRequest
-from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.engine import as_float32
-from omgoptim.runtimes.export import at_one
+from omgoptim.runtimes.export import first_sample
 from omgoptim.runtimes.signature import InputTensor, Signature
 from omgoptim.runtimes.torch_precision import HALF
 
@@ -72,7 +72,7 @@ class LoadedModel:
     example: NamedBatch
     """Two synthetic samples of the data's kind: for export and for the artifacts' check."""
     baseline: Path
-    bench: Bench
+    bench: TimingSetup
     macs: MacsCount | None
     params: tuple[int, int] | None
     """Parameters, and those that are not zero."""
@@ -95,7 +95,7 @@ class LoadedModel:
 
         Those that choose are one by one where the answer depends on the batch; statistics are read in batches.
         """
-        raw = take(self.data.batches(split), count)
+        raw = take_samples(self.data.batches(split), count)
         named = [name_inputs(self.module, item.inputs, self.signature.input_names) for item in raw]
         samples = named_samples(named, raw)
         if self.module is not None:
@@ -112,7 +112,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     """
     live = live or Live()
     torch.manual_seed(request.seed)
-    grant_remote_code(request.allow_remote_code)
+    allow_remote_code(request.allow_remote_code)
     policy = PathPolicy.of_request(context.project, request)
     context.progress("loading the model", 0.01)
     source = _load(request, policy, live)
@@ -126,7 +126,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     context.progress("loading the data", 0.03)
     data = _data(request, policy, live, source, opened)
     data = live.resplit(data) if live.resplit else data
-    raw = take(data.batches("eval"), request.samples if data.real else 64)
+    raw = take_samples(data.batches("eval"), request.samples if data.real else 64)
     if not raw:
         raise DataError("the eval data is empty", "the data gave no batch for split 'eval'", "give at least one sample")
     named = [name_inputs(opened.module, item.inputs, opened.input_names) for item in raw]
@@ -148,7 +148,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
         learnt.append(f"{dependent}; quality is measured one sample at a time, and throughput not at all")
     metric = live.metric or request.metric
     outputs = outputs_of(request, metric, opened.module, opened.program, signature, data, evaluation, threads)
-    macs, params = _counts(opened, signature, of_size(evaluation, 1))
+    macs, params = _counts(opened, signature, repeat_to_size(evaluation, 1))
     precision = "float32"
     if opened.module is not None and source.artifact is None:
         precision, said = precision_of_module(opened.module, inputs)
@@ -235,7 +235,7 @@ def _opened(source: Source, policy: PathPolicy) -> _Opened:
             return _Opened(module.float() if manifest.precision in HALF else module, None, manifest.signature)
         return _Opened(None, source.artifact / artifacts.PROGRAM, manifest.signature)
     if source.program is not None:
-        return _Opened(None, source.program, stated_signature(source.program))
+        return _Opened(None, source.program, declared_signature(source.program))
     return _Opened(source.module, None, None)
 
 
@@ -249,7 +249,7 @@ def _data(request: ModelRequest, policy: PathPolicy, live: Live, source: Source,
     specs = request.inputs or default_inputs(source.recipe, opened.module) or _stated_inputs(opened.signature)
     if not specs:
         compresses = isinstance(request, (TrainingRequest, QuantizeRequest))  # what measures runs only named code
-        beside = load_beside(source.recipe, policy, request.time_limit_s) if compresses else None
+        beside = adjacent_loader(source.recipe, policy, request.time_limit_s) if compresses else None
         if beside is not None:
             name, load = beside
             collation.note(f"no data was given: {name}, which stands beside the model, was taken")
@@ -273,7 +273,7 @@ def _run_once(
     opened: _Opened, inputs: tuple[InputTensor, ...], evaluation: Samples, request: ModelRequest, size: int
 ) -> tuple[NamedBatch, Signature, list[str]]:
     """A synthetic example of `size` samples, the signature learnt on real inputs, and what to say of it."""
-    real = of_size(evaluation, size)
+    real = repeat_to_size(evaluation, size)
     example = synthetic_like(real, request.seed)
     if opened.module is None:
         if opened.signature is None:
@@ -295,7 +295,7 @@ def _counts(opened: _Opened, signature: Signature, one: NamedBatch) -> tuple[Mac
         if opened.program is None:
             return None, None
         return MacsCount(count_program(opened.program, one).macs, None, {}), count_program_params(opened.program)
-    args, kwargs = call_of(signature, one)
+    args, kwargs = forward_args(signature, one)
     return count_macs(opened.module, args, kwargs), count_params(opened.module)
 
 
@@ -307,14 +307,14 @@ def _bench(
     device: str,
     policy: PathPolicy,
     free_batch: bool,
-) -> Bench:
+) -> TimingSetup:
     context.work.mkdir(parents=True, exist_ok=True)
     batches = {}
     sizes = {LATENCY: 1} | ({THROUGHPUT: request.batch} if free_batch else {})
     for name, size in sizes.items():
         batches[name] = context.work / f"{name}.npz"
-        np.savez(batches[name], **of_size(evaluation, size))  # type: ignore[arg-type]
-    return Bench(batches, request.batch if free_batch else 1, threads, context.project, device, policy)
+        np.savez(batches[name], **repeat_to_size(evaluation, size))  # type: ignore[arg-type]
+    return TimingSetup(batches, request.batch if free_batch else 1, threads, context.project, device, policy)
 
 
 def _save_baseline(
@@ -328,8 +328,8 @@ def _save_baseline(
 ) -> str | None:
     """Save the untouched model; returns why a live module could only be exported at batch 1, if so."""
     target = opened.program or opened.module
-    session = ENGINES[manifest.runtime].open(target, manifest.signature, Settings(threads=threads))
-    check = Check(example, settled_outputs(session, example))
+    session = ENGINES[manifest.runtime].open(target, manifest.signature, SessionSettings(threads=threads))
+    check = OutputCheck(example, settled_outputs(session, example))
     if opened.program is not None:
         artifacts.save_program(folder, opened.program, manifest, check)
         return None
@@ -340,7 +340,7 @@ def _save_baseline(
         recipe, fixed = recipe_of_live(opened.module, manifest.signature, example, work / "live.pt2")
     if fixed:
         manifest = replace(manifest, signature=manifest.signature.at_batch(1))
-        check = Check(at_one(example), settled_outputs(session, at_one(example)))
+        check = OutputCheck(first_sample(example), settled_outputs(session, first_sample(example)))
     artifacts.save_module(folder, opened.module, recipe, manifest, check)
     return fixed
 

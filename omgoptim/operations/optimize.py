@@ -6,7 +6,7 @@ import time
 
 from omgoptim.errors import RequestError
 from omgoptim.models.artifact import Manifest
-from omgoptim.models.data import take
+from omgoptim.models.data import take_samples
 from omgoptim.models.report_file import write_sealed
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.ledger import Ledger
@@ -61,7 +61,7 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
     floors = measure_floors(loaded, context, request.runtime)
     refuse_below(goal, floors)
     selection_as_evaluation(loaded.data)  # refuses data that cannot be divided, before any step
-    has_train = loaded.module is not None and bool(take(loaded.data.batches("train"), 1)) and loaded.data.real
+    has_train = loaded.module is not None and bool(take_samples(loaded.data.batches("train"), 1)) and loaded.data.real
     if request.plan:
         return plan_report(request, context, loaded, floors, has_train)
     budget_s = 60 * request.budget_minutes

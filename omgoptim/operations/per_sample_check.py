@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.errors import TechniqueError
-from omgoptim.measure.self_time import evaluating
-from omgoptim.models.calls import NamedBatch
-from omgoptim.models.samples import Samples, batch_length, call_of
+from omgoptim.measure.self_time import evaluation_mode
+from omgoptim.models.forward import NamedBatch
+from omgoptim.models.samples import Samples, batch_length, forward_args
 from omgoptim.runtimes.signature import Signature, flatten
 from omgoptim.techniques.probe import error_location, quiet
 from omgoptim.training.evaluator import eval_mode
@@ -63,9 +63,9 @@ def refuse_partial(
 
 def _outputs(module: nn.Module, signature: Signature, one: NamedBatch, device: str) -> Shapes | str:
     """Shapes of the outputs for one sample, or how the forward failed."""
-    args, kwargs = call_of(signature, one, device)
+    args, kwargs = forward_args(signature, one, device)
     try:
-        with evaluating(module), quiet(), torch.no_grad():
+        with evaluation_mode(module), quiet(), torch.no_grad():
             result = module(*args, **kwargs)
     except Exception as error:  # noqa: BLE001 - whatever a user's forward raises once widths have changed
         return error_location(error)

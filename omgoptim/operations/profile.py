@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.measure.chance import chance_words
-from omgoptim.measure.launch import Process
+from omgoptim.measure.chance_level import chance_level_summary
+from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.metrics import resolve_metric
-from omgoptim.measure.program_layers import ask_layers
+from omgoptim.measure.program_layer_times import query_layers
 from omgoptim.measure.quality import read_outputs, score
-from omgoptim.measure.race import LATENCY
+from omgoptim.measure.timing import LATENCY
 from omgoptim.models.artifact import Manifest
-from omgoptim.models.samples import of_size
+from omgoptim.models.samples import repeat_to_size
 from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.fixed_batch import at_batch_one
@@ -39,7 +39,7 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
     layers: list[Layer] = []
     unknown: list[str] = []
 
-    def more(_: int, process: Process) -> None:
+    def more(_: int, process: MeasuringProcess) -> None:
         process.run_samples(loaded.eval_folder, context.work / "outputs", told(context, "evaluating the model"))
         if loaded.module is not None and loaded.precision in HALF:
             unknown.append(f"layers are not timed in {loaded.precision}")
@@ -47,7 +47,7 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
         context.progress("timing the layers", None)
         by_path = loaded.macs.by_path if loaded.macs else {}
         try:
-            layers.extend(ask_layers(process, LATENCY, of_size(loaded.evaluation, 1), by_path, top=10))
+            layers.extend(query_layers(process, LATENCY, repeat_to_size(loaded.evaluation, 1), by_path, top=10))
         except OmgoptimError as error:  # the rest of the profile stands without them
             unknown.append(f"the layers could not be timed: {error.what}. {error.why}")
         if not layers and not unknown:
@@ -59,7 +59,7 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
     before = measurement(
         folder, timing, loaded.bench, quality, metric_name, loaded.evaluation.count if metric_name else None
     )
-    doubt = chance_words(metric_name, quality, loaded.evaluation.targets)
+    doubt = chance_level_summary(metric_name, quality, loaded.evaluation.targets)
     if before.macs is None and loaded.macs and loaded.macs.macs is not None:  # an artifact that does not say
         before = before.model_copy(update={"macs": loaded.macs.macs, "flops": 2 * loaded.macs.macs})
     waits = waiting_share(timing, raced.load) if loaded.device == "cpu" else None

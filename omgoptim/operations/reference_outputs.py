@@ -6,15 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from omgoptim.measure.builtin_metrics import OWN_METRIC_FIX
+from omgoptim.measure.builtin_metrics import CUSTOM_METRIC_FIX
 from omgoptim.measure.intervals import Arrays
-from omgoptim.models.calls import NamedBatch, name_inputs
-from omgoptim.models.data import DataSource, take
-from omgoptim.models.output_kinds import describe_outputs
+from omgoptim.models.data import DataSource, take_samples
+from omgoptim.models.forward import NamedBatch, name_inputs
+from omgoptim.models.output_detection import OutputOptions, describe_outputs
 from omgoptim.models.outputs import ModelOutputs
-from omgoptim.models.samples import Samples, batch_length, named_samples, of_size
+from omgoptim.models.samples import Samples, batch_length, named_samples, repeat_to_size
 from omgoptim.requests import ModelRequest
-from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.signature import Signature
 
 REFERENCE_SAMPLES = 64
@@ -36,7 +36,7 @@ def reference_outputs(
         Per batch the outputs, the number of samples, and the targets. A model that runs at one batch size only gives
         the batches that it runs on.
     """
-    session = ENGINES[runtime].open(target, signature, Settings(threads))
+    session = ENGINES[runtime].open(target, signature, SessionSettings(threads))
     head, _ = samples.split(REFERENCE_SAMPLES)
     parts = [part for part in head.split(head.count // 2 + 1) if part.count]
     batches = [(batch, t) for part in parts for batch, t in zip(part.batches, part.targets, strict=True)]
@@ -53,7 +53,7 @@ def reference_outputs(
         targets.append(given)
     if outputs:
         return outputs, lengths, targets
-    one: NamedBatch = of_size(head, 1)
+    one: NamedBatch = repeat_to_size(head, 1)
     return [session.run(one)], [1], [None if head.targets[0] is None else head.targets[0][:1]]
 
 
@@ -77,7 +77,7 @@ def outputs_of(
         RequestError: there is no output of a name that the request has.
         DataError: the metric compares labels with an output, and they fit none or several.
     """
-    raw = take(data.batches("calibration"), REFERENCE_SAMPLES)
+    raw = take_samples(data.batches("calibration"), REFERENCE_SAMPLES)
     samples = named_samples([name_inputs(module, item.inputs, signature.input_names) for item in raw], raw)
     if not raw or (samples.targets[0] is None and evaluation.targets[0] is not None):
         samples = evaluation
@@ -88,13 +88,15 @@ def outputs_of(
         outputs,
         lengths,
         targets,
-        target_output=request.target_output,
-        ignored=request.ignore_outputs,
-        metric=metric if isinstance(metric, str) else "auto",
-        class_count=_class_count(module),
+        OutputOptions(
+            request.target_output,
+            request.ignore_outputs,
+            metric if isinstance(metric, str) else "auto",
+            _class_count(module),
+        ),
     )
     if metric in ON_LABELS and described.labels in ("classes", "values"):
-        described.require_target(OWN_METRIC_FIX)
+        described.require_target(CUSTOM_METRIC_FIX)
     return described
 
 

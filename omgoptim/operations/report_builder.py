@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
-from omgoptim.measure.chance import chance_words
+from omgoptim.measure.chance_level import chance_level_summary
 from omgoptim.models.source import Recipe
 from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.compression_job import AnyJob
@@ -127,7 +127,7 @@ def _summary(
         first = verdict_words(outcome, final_model.name, measured.gains, measured.quality, guard)
         first += f" {missed[0].upper()}{missed[1:]}." if missed else ""
     parts = [
-        chance_words(measured.before.metric, measured.before.quality, final_model.loaded.evaluation.targets),
+        chance_level_summary(measured.before.metric, measured.before.quality, final_model.loaded.evaluation.targets),
         first,
         *final_model.changes.notes,
         *final_model.facts,

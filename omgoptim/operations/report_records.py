@@ -11,8 +11,8 @@ from typing import Any
 import omgoptim
 from omgoptim.hardware import cpu_features, cpu_name
 from omgoptim.measure.quality import Quality
-from omgoptim.measure.race import Bench, Timing
-from omgoptim.models.artifact import Manifest, load_line
+from omgoptim.measure.timing import Timing, TimingSetup
+from omgoptim.models.artifact import Manifest, loading_snippet
 from omgoptim.models.outputs import ModelOutputs
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.timing import OVERLOADED
@@ -22,7 +22,7 @@ VERSIONS = ("torch", "onnxruntime", "openvino", "nncf", "onnx", "numpy")
 
 
 def measurement(
-    folder: Path, timing: Timing, bench: Bench, quality: float | None, metric: str | None, samples: int | None
+    folder: Path, timing: Timing, bench: TimingSetup, quality: float | None, metric: str | None, samples: int | None
 ) -> Measurement:
     """One artifact's numbers."""
     manifest = Manifest.read(folder)
@@ -109,7 +109,7 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def environment(context: RunContext, bench: Bench, seed: int, device: str, load: float | None) -> Environment:
+def environment(context: RunContext, bench: TimingSetup, seed: int, device: str, load: float | None) -> Environment:
     """The machine and versions behind the numbers."""
     versions = {"omgoptim": omgoptim.__version__, "python": platform.python_version()}
     for name in VERSIONS:
@@ -140,7 +140,7 @@ def artifact_record(folder: Path) -> Artifact:
     """What a report says of a saved artifact."""
     manifest = Manifest.read(folder)
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    return Artifact(path=str(folder), files=files, load=load_line(folder, manifest))
+    return Artifact(path=str(folder), files=files, load=loading_snippet(folder, manifest))
 
 
 def shown_request(verb_request: Any) -> dict[str, Any]:

@@ -9,17 +9,17 @@ from typing import Any
 from torch import nn
 
 from omgoptim.errors import OmgoptimError, RequestError
-from omgoptim.measure.launch import Process
 from omgoptim.measure.macs import count_macs
+from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import Quality, compare_quality, read_outputs
-from omgoptim.measure.race import Timing
 from omgoptim.measure.size import count_params
+from omgoptim.measure.timing import Timing
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.artifact import Check, Manifest
+from omgoptim.models.artifact import Manifest, OutputCheck
 from omgoptim.models.samples import as_tensors
 from omgoptim.models.source import Recipe, build
-from omgoptim.models.surgery import record
+from omgoptim.models.structural_diff import compute_diff
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import one_sample
 from omgoptim.operations.loaded_model import LoadedModel, recipe_of
@@ -28,7 +28,7 @@ from omgoptim.operations.report_records import gains, measurement
 from omgoptim.operations.timing import full_race, told
 from omgoptim.reports import Gains, Measurement
 from omgoptim.requests import ModelRequest
-from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.export import export_pt2
 from omgoptim.training.modes import placed
 
@@ -109,13 +109,13 @@ def save(
         recipe = Recipe("pt2", str(path)) if as_pt2 else recipe
     if not as_pt2:
         base = replace(recipe, surgery=None)
-        recipe = replace(base, surgery=record(build(base, loaded.policy), module))
+        recipe = replace(base, surgery=compute_diff(build(base, loaded.policy), module))
     target: Any = programs[0] if on_program else placed(module, loaded.device)
-    settings = Settings(loaded.bench.threads, loaded.device)
+    settings = SessionSettings(loaded.bench.threads, loaded.device)
     outputs = in_memory(lambda: ENGINES[runtime].open(target, loaded.signature, settings).run(loaded.example))
     plain = Manifest(runtime, "float32", loaded.signature, device=loaded.device)
     manifest = plain if to_time_only else _counted(plain, module, loaded)
-    artifacts.save_module(folder, module, recipe, manifest, Check(loaded.example, outputs), programs)
+    artifacts.save_module(folder, module, recipe, manifest, OutputCheck(loaded.example, outputs), programs)
     return notes
 
 
@@ -152,7 +152,7 @@ def measure(request: ModelRequest, context: RunContext, loaded: LoadedModel, bas
     """Both artifacts in fresh processes: times in turns, and quality on the evaluation data."""
     targets = [context.work / "final" / str(index) for index in range(2)]
 
-    def outputs(index: int, process: Process) -> None:
+    def outputs(index: int, process: MeasuringProcess) -> None:
         whose = ("the original", "the result")[index]
         process.run_samples(loaded.eval_folder, targets[index], told(context, f"evaluating {whose}"))
 

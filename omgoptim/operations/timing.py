@@ -9,8 +9,8 @@ from pathlib import Path
 
 from omgoptim.errors import OmgoptimError
 from omgoptim.hardware import LoadMeter, other_load
-from omgoptim.measure.launch import Process
-from omgoptim.measure.race import PLANS, SLOW_S, Bench, Plan, Timing, race
+from omgoptim.measure.measuring_process import MeasuringProcess
+from omgoptim.measure.timing import PLANS, SLOW_S, Timing, TimingPlan, TimingSetup, time_artifacts
 from omgoptim.operations.context import RunContext
 
 BUSY = 0.25
@@ -47,13 +47,13 @@ class Raced:
 
 def full_race(
     artifacts: Sequence[Path],
-    bench: Bench,
+    bench: TimingSetup,
     timing: str,
     seed: int,
     context: RunContext,
     span: tuple[float, float],
     doing: str,
-    on_first: Callable[[int, Process], None] | None = None,
+    on_first: Callable[[int, MeasuringProcess], None] | None = None,
 ) -> Raced:
     """Time artifacts against the first of them, once the machine is quiet or patience is out.
 
@@ -66,7 +66,7 @@ def full_race(
     with context.measuring():
         load = _quiet(context, doing, PATIENCE_S[timing])
         meter = LoadMeter()
-        timings = race(
+        timings = time_artifacts(
             artifacts,
             bench,
             _plan(timing, load),
@@ -91,7 +91,7 @@ def _quiet(context: RunContext, doing: str, patience_s: float) -> float:
     return load
 
 
-def _plan(timing: str, load: float) -> Plan:
+def _plan(timing: str, load: float) -> TimingPlan:
     plan = PLANS[timing]
     if load > BUSY and plan.launches > 1:
         return replace(plan, launches=plan.launches + 3, most_launches=plan.most_launches + 4)

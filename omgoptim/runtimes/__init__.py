@@ -1,4 +1,4 @@
-"""The engines that can run a model, one file each.
+"""Registry of the engines that run models, one file each.
 
 A new engine is one file with an `ENGINE` record and one line here. Nothing heavy is imported before an engine is
 asked for something.
@@ -8,21 +8,21 @@ from __future__ import annotations
 
 from omgoptim.errors import RequestError, did_you_mean
 from omgoptim.runtimes import onnxruntime, openvino, torch_compile, torch_eager
-from omgoptim.runtimes.engine import Engine, Session, Settings
+from omgoptim.runtimes.engine import Engine, Session, SessionSettings
 
 ENGINES: dict[str, Engine] = {
     engine.name: engine for engine in (torch_eager.ENGINE, torch_compile.ENGINE, onnxruntime.ENGINE, openvino.ENGINE)
 }
 
-__all__ = ["ENGINES", "Engine", "Session", "Settings", "engine_named"]
+__all__ = ["ENGINES", "Engine", "Session", "SessionSettings", "engine_named"]
 
 
 def engine_named(name: str) -> Engine:
-    """The engine of that name.
+    """Return the engine of that name.
 
     Raises:
         RequestError: there is none.
     """
     if name not in ENGINES:
-        raise RequestError(f"'{name}' is no runtime", did_you_mean(name, ENGINES))
+        raise RequestError(f"'{name}' is not a runtime", did_you_mean(name, ENGINES))
     return ENGINES[name]

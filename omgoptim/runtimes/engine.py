@@ -1,7 +1,7 @@
-"""The one small protocol behind which every engine stands. No torch.
+"""Engine protocol: sessions, and the records of nodes and kernels. No torch.
 
-An engine runs either the module itself (torch) or a program file (ONNX). It says whether this Python can use it, and
-opens what it is given as a `Session`, which is all that measuring ever sees.
+An engine runs either the module itself (torch) or a program file (ONNX). It reports whether this Python can use it, and
+opens a module or program as a `Session`, the only interface that measuring uses.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 NumpyBatch = Mapping[str, NDArray[Any]]
 """Input name to array, the batch first."""
 
-WARM_UP, FEWEST_PROFILED, MOST_PROFILED = 2, 5, 100
+WARM_UP, MIN_PROFILED, MAX_PROFILED = 2, 5, 100
 """Calls of a program with profiling on: an engine keeps a record of every node of every call."""
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """What a session is opened with."""
+class SessionSettings:
+    """Threads, device and precision of a session."""
 
     threads: int
     device: str = "cpu"
@@ -35,7 +35,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class NodeTime:
-    """What one node of a program takes, as the engine that runs it names it after its own fusing."""
+    """Time of one node of a program, under the engine's name for it after fusion."""
 
     name: str
     kind: str
@@ -43,28 +43,28 @@ class NodeTime:
     ms: float
     """Median over the calls, the work of nodes inside it not included."""
     covers: tuple[str, ...] = ()
-    """Names of the nodes it was fused from, where the engine keeps them."""
+    """Names of the nodes it was fused from, if the engine reports them."""
     computed_in: str | None = None
-    """The numbers that it computes in: int8, bfloat16, float16, float32; None where the engine does not tell."""
+    """Compute dtype: int8, bfloat16, float16, float32; None if the engine does not report it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """What an engine runs for one node of a program, or for one layer of a module, and in which numbers."""
+    """Kernel that an engine runs for one node of a program or one layer of a module, with its compute dtype."""
 
     name: str
     """The node's name, as the engine has it after its own fusing; of a module the layer's path."""
     kind: str
     """The engine's operator, or the layer's class."""
     computed_in: str | None = None
-    """int8, bfloat16, float16, float32; None where the engine does not tell, or nothing is computed."""
+    """int8, bfloat16, float16, float32; None if unreported, or nothing is computed."""
     covers: tuple[str, ...] = ()
-    """Names of the nodes it was fused from, where the engine keeps them."""
+    """Names of the nodes it was fused from, if the engine reports them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """An opened model. `prepare` is outside the clock, `call` is what is timed."""
+    """An opened model. `prepare` is not timed, `call` is."""
 
     prepare: Callable[[NumpyBatch], Any]
     """Numpy batch to the engine's own input form, on its device."""
@@ -75,15 +75,15 @@ class Session:
     seconds: Callable[[Any, int], float]
     """Seconds per call over n calls on a prepared batch, the device synchronised."""
     module: Any = None
-    """The torch module, where there is one: for the time per layer."""
+    """The torch module, if there is one, for the time per layer."""
     node_times: Callable[[Any, float], list[NodeTime]] | None = None
-    """For a program: what its nodes take on a prepared batch, called for so many seconds with the engine's profiling
-    on, in a second session. A module's layers are timed by hooks instead."""
+    """Time per node of a program on a prepared batch, called for so many seconds with profiling on, in a second
+    session. A module's layers are timed by hooks instead."""
     peak_device_bytes: Callable[[], int | None] = field(default=lambda: None)
     """Peak memory on a GPU since the session was opened, or None on a CPU."""
 
     def run(self, batch: NumpyBatch) -> list[NDArray[Any]]:
-        """The outputs for a numpy batch."""
+        """Return the outputs for a numpy batch."""
         return self.to_numpy(self.call(self.prepare(batch)))
 
 
@@ -95,12 +95,12 @@ class Engine:
     runs: Literal["module", "program"]
     missing: Callable[[str], str | None]
     """For a device: None if this Python can use the engine on it, else why not and what to install."""
-    open: Callable[[Any, Any, Settings], Session]
+    open: Callable[[Any, Any, SessionSettings], Session]
     """`open(module or program path, signature, settings)`."""
 
 
 def wall_clock(call: Callable[[Any], Any]) -> Callable[[Any, int], float]:
-    """`Session.seconds` for an engine whose calls return when the work is done."""
+    """Return `Session.seconds` for an engine whose calls return when the work is done."""
 
     def seconds(prepared: Any, calls: int) -> float:
         start = time.perf_counter()
@@ -111,22 +111,22 @@ def wall_clock(call: Callable[[Any], Any]) -> Callable[[Any, int], float]:
     return seconds
 
 
-def calls_for(seconds: float) -> Iterator[bool]:
-    """One step for each call to profile, and whether it counts: the first ones only warm up.
+def profiled_calls(seconds: float) -> Iterator[bool]:
+    """Yield, for each call to profile, whether it counts: the first ones only warm up.
 
-    Goes on for `seconds`, for at least `FEWEST_PROFILED` and at most `MOST_PROFILED` calls that count.
+    Goes on for `seconds`, for at least `MIN_PROFILED` and at most `MAX_PROFILED` counted calls.
     """
     for _ in range(WARM_UP):
         yield False
     end = time.perf_counter() + seconds
-    for count in range(MOST_PROFILED):
-        if count >= FEWEST_PROFILED and time.perf_counter() >= end:
+    for count in range(MAX_PROFILED):
+        if count >= MIN_PROFILED and time.perf_counter() >= end:
             return
         yield True
 
 
 def medians(calls: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The median of each entry over the calls that have it."""
+    """Return the median of each entry over the calls that have it."""
     times: dict[str, list[float]] = {}
     for call in calls:
         for name, ms in call.items():
@@ -140,13 +140,14 @@ SOURCE_PLACE = re.compile(
 )
 """A place in an engine's own source, and the C++ function that stands there."""
 
-CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
+ERROR_PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
+"""Prefix of ONNX Runtime's error messages."""
 MEANINGLESS = re.compile(r"(Exception from|Please fix either|Check '.*' failed at|While validating node)\b.*|[\s:.]*")
 """Lines of an engine's message that only say where it was raised, or what anyone would do."""
 
 
 def engine_message(error: BaseException) -> str:
-    """Return the one line of an error that says what went wrong, without the places in an engine's own source.
+    """Return the line of an error that says what went wrong, without locations in the engine's source.
 
     That is the last line of an error that comes out of C++, whose lines go from the caller to the cause, and the first
     one of any other. An indented line continues the one before it.
@@ -154,8 +155,8 @@ def engine_message(error: BaseException) -> str:
     lines: list[str] = []
     from_engine = False
     for raw in str(error).splitlines():
-        from_engine |= bool(CODE.match(raw) or SOURCE_PLACE.search(raw) or raw.startswith("Exception from"))
-        line = SOURCE_PLACE.sub("", CODE.sub("", raw)).rstrip()
+        from_engine |= bool(ERROR_PREFIX.match(raw) or SOURCE_PLACE.search(raw) or raw.startswith("Exception from"))
+        line = SOURCE_PLACE.sub("", ERROR_PREFIX.sub("", raw)).rstrip()
         if MEANINGLESS.fullmatch(line.strip()):
             continue
         if raw[:1].isspace() and lines:
@@ -166,5 +167,5 @@ def engine_message(error: BaseException) -> str:
 
 
 def as_float32(array: NDArray[Any]) -> NDArray[Any]:
-    """Floating arrays as float32, anything else as it is."""
+    """Convert floating arrays to float32 and leave others unchanged."""
     return array.astype(np.float32, copy=False) if np.issubdtype(array.dtype, np.floating) else array

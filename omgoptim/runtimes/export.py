@@ -1,6 +1,6 @@
-"""One export, once: an nn.Module to an ONNX file with a dynamic batch, through torch.export.
+"""Export of an nn.Module to ONNX or .pt2 with a dynamic batch, through torch.export.
 
-The example batch has at least two samples, since torch.export takes a dimension of 1 for a constant; and it is made of
+The example batch has at least two samples, since torch.export makes a dimension of 1 a constant; and it is made of
 fresh tensors, since an exported program would otherwise store the whole storage of a user's data.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omgoptim.errors import TechniqueError
-from omgoptim.runtimes.free_batch import (
+from omgoptim.runtimes.dynamic_batch import (
     fixed_batch_error,
     fixed_batch_reason,
     has_fixed_batch,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 MAX_ONE_FILE_BYTES = 2**31 - 2**24
-"""Protobuf's limit on one file: weights past it go to a data file beside the program."""
+"""Protobuf's limit of a single file, 2 GiB less a margin; larger weights go to an external data file."""
 
 
 def export_onnx(
@@ -47,12 +47,12 @@ def export_onnx(
     Args:
         module: in eval mode, on the CPU, float32.
         batch: example inputs by name, at least two samples each.
-        signature: which inputs are positional, and which dimensions are free.
+        signature: positional and keyword inputs, and dynamic dimensions.
         path: the file to write.
-        or_at_one: export at batch 1 where the module's code fixes the batch, instead of raising.
+        or_at_one: export at batch 1 if the module's code fixes the batch, instead of raising.
 
     Returns:
-        None; or why the batch of the file is 1, with the line of the user's code that fixes it.
+        None; or the reason for batch 1, with the line of the user's code that fixes the batch.
 
     Raises:
         TechniqueError: torch cannot export the model, with torch's reason; or only with the example's batch, with the
@@ -70,12 +70,12 @@ def export_onnx(
     reason = _why_fixed(module, batch, signature)
     if not or_at_one:
         raise fixed_batch_error(reason)
-    export_onnx(module, at_one(batch), signature.at_batch(1), path)
+    export_onnx(module, first_sample(batch), signature.at_batch(1), path)
     return reason
 
 
 def _onnx_program(module: nn.Module, batch: Mapping[str, Tensor], signature: Signature) -> Any:
-    """The exported program, or None where the module's code makes the batch that was to be free a number."""
+    """Export the program; None if the module's code makes the dynamic batch a constant."""
     import torch
 
     args, kwargs = signature.to_call({name: tensor.clone() for name, tensor in batch.items()})
@@ -99,7 +99,7 @@ def _onnx_program(module: nn.Module, batch: Mapping[str, Tensor], signature: Sig
             "see torch.export's limits (control flow on values, unsupported operators); torch runtimes still work",
         ) from error
     if program is None:
-        raise TechniqueError("the model cannot be exported to ONNX", "torch.onnx.export gave no program")
+        raise TechniqueError("the model cannot be exported to ONNX", "torch.onnx.export returned no program")
     stated = {str(value.name): list(value.shape or ()) for value in program.model.graph.inputs}
     return None if has_fixed_batch(stated, signature) else program
 
@@ -133,11 +133,11 @@ def export_pt2(
     reason = _why_fixed(module, batch, signature)
     if not or_at_one:
         raise fixed_batch_error(reason)
-    export_pt2(module, at_one(batch), signature.at_batch(1), path)
+    export_pt2(module, first_sample(batch), signature.at_batch(1), path)
     return reason
 
 
-def at_one(batch: Mapping[str, Any]) -> dict[str, Any]:
+def first_sample(batch: Mapping[str, Any]) -> dict[str, Any]:
     """Return the first sample of a batch as a batch of one."""
     return {name: values[:1] for name, values in batch.items()}
 
@@ -156,7 +156,7 @@ def _why_fixed(module: nn.Module, batch: Mapping[str, Tensor], signature: Signat
 
 
 def _dynamic_shapes(module: nn.Module, signature: Signature) -> dict[str, Any]:
-    """torch.export's `dynamic_shapes`: parameter name of forward to {dimension: Dim}."""
+    """Return torch.export's `dynamic_shapes`: parameter name of forward to {dimension: Dim}."""
     import torch
 
     dims = {BATCH: torch.export.Dim(BATCH, min=1)}
@@ -175,9 +175,9 @@ def _dynamic_shapes(module: nn.Module, signature: Signature) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _spelled_out(module: nn.Module, signature: Signature) -> Iterator[None]:
-    """Give a forward that takes `**anything` the parameters of this call: torch.export wants free dimensions by name.
+    """Wrap a forward that takes `**kwargs` with named parameters, which torch.export needs for dynamic dimensions.
 
-    The models of transformers are of that kind. `len` of a tensor stays a free size meanwhile.
+    Models of transformers have such forwards. `len` of a tensor is symbolic while the context is open.
     """
     with symbolic_len(module), _spelled_out_forward(module, signature), _plain_outputs(module, signature):
         yield
@@ -185,7 +185,7 @@ def _spelled_out(module: nn.Module, signature: Signature) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _plain_outputs(module: nn.Module, signature: Signature) -> Iterator[None]:
-    """Let a forward that returns a dataclass return its tensors as a tuple: torch.export takes only registered ones."""
+    """Wrap a forward that returns a dataclass to return a tuple: torch.export accepts only registered classes."""
     if not holds_dataclass(signature.outputs):
         yield
         return
@@ -230,7 +230,7 @@ def _spelled_out_forward(module: nn.Module, signature: Signature) -> Iterator[No
 
 
 def _cause(error: BaseException) -> str:
-    """The innermost cause's message: the exporter wraps the reason in pages of advice."""
+    """Return the innermost cause's message: the exporter wraps the reason in pages of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

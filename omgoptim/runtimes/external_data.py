@@ -1,6 +1,6 @@
-"""The files beside an ONNX file that it names for its weights, found and checked before any engine opens it.
+"""External data files of an ONNX file, found and checked before any engine opens them.
 
-An engine opens whatever path stands in the file. The paths are read here from the file's bytes, in the wire format of
+An engine opens any path in the file. The paths are read here from the file's bytes, in the wire format of
 protobuf, message by message: no weight is loaded, so that a measuring process can check without its memory growing.
 Source: https://protobuf.dev/programming-guides/encoding and the field numbers of onnx.proto.
 """
@@ -25,20 +25,22 @@ MESSAGES: dict[str, dict[int, str]] = {
 }
 """The fields of each message that a tensor can be in."""
 MAX_DEPTH = 200
+"""Limit of nested messages, above protobuf's own default of 100."""
 MAX_TEXT = 10_000
+"""Limit of a key or location, in bytes."""
 TEXT, VARINT, EIGHT_BYTES, FOUR_BYTES = 2, 0, 1, 5
 
 
-class NotOnnx(ValueError):
-    """The bytes are no protobuf message."""
+class MalformedProtobuf(ValueError):
+    """The bytes are not a protobuf message."""
 
 
 def external_data(program: Path) -> set[str]:
-    """The locations, relative to the program's folder, of the files that hold its weights.
+    """Return the locations, relative to the program's folder, of the files that hold its weights.
 
     Raises:
-        ModelError: one of them is absolute, leads out of the folder, or is no plain file.
-        NotOnnx: the bytes cannot be read as an ONNX model.
+        ModelError: one of them is absolute, is outside the folder, or is not a regular file.
+        MalformedProtobuf: the bytes cannot be read as an ONNX model.
         OSError: there is no such file.
     """
     locations: set[str] = set()
@@ -73,9 +75,9 @@ def _refuse_outside(program: Path, location: str) -> None:
 
 
 def _entries(file: BinaryIO, end: int, message: str, depth: int) -> Iterator[tuple[str, str]]:
-    """The external data entries in a message that ends at byte `end`; the file stands at its beginning."""
+    """Yield the external data entries of a message that ends at byte `end`; the file is at its beginning."""
     if depth > MAX_DEPTH:
-        raise NotOnnx("its graphs are nested without end")
+        raise MalformedProtobuf("its graphs are nested without end")
     inner = MESSAGES[message]
     while file.tell() < end:
         field, wire = divmod(_varint(file), 8)
@@ -87,7 +89,7 @@ def _entries(file: BinaryIO, end: int, message: str, depth: int) -> Iterator[tup
             length = _varint(file)
             after = file.tell() + length
             if after > end:
-                raise NotOnnx("it is cut off")
+                raise MalformedProtobuf("it is cut off")
             kind = inner.get(field)
             if kind == "entry":
                 yield _entry(file, after)
@@ -95,19 +97,19 @@ def _entries(file: BinaryIO, end: int, message: str, depth: int) -> Iterator[tup
                 yield from _entries(file, after, kind, depth + 1)
             file.seek(after)
         else:
-            raise NotOnnx("it holds what is no field of an ONNX model")
+            raise MalformedProtobuf("it has a field that ONNX models do not have")
     if file.tell() != end:
-        raise NotOnnx("it is cut off")
+        raise MalformedProtobuf("it is cut off")
 
 
 def _entry(file: BinaryIO, end: int) -> tuple[str, str]:
-    """A pair of texts: field 1 is the key, field 2 the value; as everywhere in protobuf, the last one counts."""
+    """Read a pair of texts: field 1 is the key, field 2 the value; as everywhere in protobuf, the last one counts."""
     pair = {1: "", 2: ""}
     while file.tell() < end:
         field, wire = divmod(_varint(file), 8)
         length = _varint(file)
         if wire != TEXT or file.tell() + length > end or length > MAX_TEXT:
-            raise NotOnnx("the place of a tensor's weights cannot be read")
+            raise MalformedProtobuf("the place of a tensor's weights cannot be read")
         pair[field] = file.read(length).decode("utf-8", "replace")
     return pair[1], pair[2]
 
@@ -117,8 +119,8 @@ def _varint(file: BinaryIO) -> int:
     for shift in range(0, 70, 7):
         byte = file.read(1)
         if not byte:
-            raise NotOnnx("it is cut off")
+            raise MalformedProtobuf("it is cut off")
         value |= (byte[0] & 0x7F) << shift
         if byte[0] < 0x80:
             return value
-    raise NotOnnx("it holds a number without end")
+    raise MalformedProtobuf("it holds a number without end")

@@ -1,4 +1,4 @@
-"""ONNX Runtime: runs the program file. Imports no torch, so that peak memory is the model's own."""
+"""ONNX Runtime engine for program files. Imports no torch, so that peak memory is the model's own."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from omgoptim.runtimes.engine import (
     NodeTime,
     NumpyBatch,
     Session,
-    Settings,
+    SessionSettings,
     as_float32,
-    calls_for,
     medians,
+    profiled_calls,
     wall_clock,
 )
 from omgoptim.runtimes.external_data import external_data
@@ -29,13 +29,13 @@ from omgoptim.runtimes.signature import Signature
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 KERNEL = "_kernel_time"
-"""How the profile ends the name of a node's event."""
+"""Suffix of a node's event in the profile."""
 
 INTEGER = re.compile(r"QLinear\w+|QGemm|QAttention|\w*Integer\w*|DynamicQuantize(MatMul|LSTM)")
 """Operators whose products are sums of integers."""
 
 FLOATS = {"float": "float32", "float16": "float16", "bfloat16": "bfloat16", "double": "float64"}
-"""How the profile writes the types of floating tensors."""
+"""Names of floating types in the profile."""
 
 
 def missing(device: str) -> str | None:
@@ -48,7 +48,7 @@ def missing(device: str) -> str | None:
     return None
 
 
-def open_session(program: Path, signature: Signature, settings: Settings) -> Session:
+def open_session(program: Path, signature: Signature, settings: SessionSettings) -> Session:
     session = _session(program, settings)
     names = [tensor.name for tensor in session.get_inputs()]
     outputs = [tensor.name for tensor in session.get_outputs()]
@@ -72,8 +72,8 @@ def open_session(program: Path, signature: Signature, settings: Settings) -> Ses
     )
 
 
-def _session(program: Path, settings: Settings, profile: Path | None = None) -> Any:
-    """Open the program; with `profile`, the beginning of the path of a file to write its profile to."""
+def _session(program: Path, settings: SessionSettings, profile: Path | None = None) -> Any:
+    """Open the program; `profile` is the path prefix of the profile file."""
     import onnxruntime
 
     external_data(program)
@@ -87,18 +87,20 @@ def _session(program: Path, settings: Settings, profile: Path | None = None) -> 
     return onnxruntime.InferenceSession(str(program), options, providers=[PROVIDERS[settings.device]])
 
 
-def _node_times(program: Path, settings: Settings, feed: dict[str, NDArray[Any]], seconds: float) -> list[NodeTime]:
-    """ONNX Runtime's own profile, which it writes when the session ends."""
+def _node_times(
+    program: Path, settings: SessionSettings, feed: dict[str, NDArray[Any]], seconds: float
+) -> list[NodeTime]:
+    """Read ONNX Runtime's profile, which it writes when the session ends."""
     with tempfile.TemporaryDirectory() as folder:
         session = _session(program, settings, Path(folder) / "profile")
-        for _ in calls_for(seconds):
+        for _ in profiled_calls(seconds):
             session.run(None, feed)
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     return node_times_of(events)
 
 
 def node_times_of(events: list[dict[str, Any]]) -> list[NodeTime]:
-    """The time of each node from the events of a profile, the first calls dropped.
+    """Compute the time of each node from the events of a profile, without the first calls.
 
     The event of a call follows those of its nodes. The nodes of a loop's body lie within the loop's own event.
     """
@@ -119,7 +121,7 @@ def node_times_of(events: list[dict[str, Any]]) -> list[NodeTime]:
 
 
 def _computed_in(kind: str, inputs: list[dict[str, Any]]) -> str | None:
-    """By the operator that ran, else by the type of the first floating tensor that it read: `[{"float": [1, 8]}, …]`.
+    """Return the dtype by operator, else by the first floating tensor that it read: `[{"float": [1, 8]}, …]`.
 
     The operator decides, because an integer product also reads its scales, which are floating.
     """
@@ -129,7 +131,7 @@ def _computed_in(kind: str, inputs: list[dict[str, Any]]) -> str | None:
 
 
 def _own_ms(nodes: list[dict[str, Any]]) -> dict[str, float]:
-    """Node name to ms within one call, less what nodes inside it took; several uses add up."""
+    """Map node name to ms within one call, less the time of nodes inside it; several uses add up."""
     spent: dict[str, float] = {}
     around: list[tuple[str, float]] = []
     for event in sorted(nodes, key=lambda node: (node["ts"], -node["dur"])):

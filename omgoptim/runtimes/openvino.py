@@ -1,6 +1,6 @@
-"""OpenVINO: runs the program file on Intel and AMD CPUs. Imports no torch, so that peak memory is the model's own.
+"""OpenVINO engine for program files on CPUs. Imports no torch, so that peak memory is the model's own.
 
-The inference precision is always set: left alone, OpenVINO picks bfloat16 by itself where the CPU has it.
+The inference precision is always set: by default OpenVINO selects bfloat16 on CPUs that support it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from omgoptim.runtimes.engine import (
     NodeTime,
     NumpyBatch,
     Session,
-    Settings,
+    SessionSettings,
     as_float32,
-    calls_for,
     medians,
+    profiled_calls,
     wall_clock,
 )
 from omgoptim.runtimes.external_data import external_data
@@ -33,11 +33,11 @@ NUMBERS = {
     "f32": "float32",
     "f64": "float64",
 }
-"""How OpenVINO writes the types that are computed in."""
+"""Names of compute dtypes in OpenVINO."""
 
-UNTOLD = "FullyConnectedCompressed"
+UNREPORTED = "FullyConnectedCompressed"
 """A product with integer weights and float inputs. OpenVINO rounds the inputs to int8 where the weights' groups allow
-it, and does not tell where."""
+it, and does not report where."""
 
 
 def missing(device: str) -> str | None:
@@ -46,7 +46,7 @@ def missing(device: str) -> str | None:
     return None if device == "cpu" else "omgoptim runs OpenVINO on the CPU only"
 
 
-def open_session(program: Path, signature: Signature, settings: Settings) -> Session:
+def open_session(program: Path, signature: Signature, settings: SessionSettings) -> Session:
     import openvino
 
     external_data(program)
@@ -78,20 +78,20 @@ def open_session(program: Path, signature: Signature, settings: Settings) -> Ses
 
 
 def _node_times(compiled: Any, feed: dict[str, NDArray[Any]], seconds: float) -> list[NodeTime]:
-    """OpenVINO's performance counters; its execution graph says which of the program's nodes each was fused from."""
+    """Read OpenVINO's performance counters, and the fused nodes from its execution graph."""
     covers: dict[str, tuple[str, ...]] = {}
     numbers: dict[str, str | None] = {}
     for node in compiled.get_runtime_model().get_ordered_ops():
-        told = node.get_rt_info()
-        names = str(told["originalLayersNames"].astype(str))
+        info = node.get_rt_info()
+        names = str(info["originalLayersNames"].astype(str))
         covers[node.get_friendly_name()] = tuple(name for name in names.split(",") if name)
         numbers[node.get_friendly_name()] = computed_in(
-            *(str(told[key].astype(str)) if key in told else "" for key in ("primitiveType", "runtimePrecision"))
+            *(str(info[key].astype(str)) if key in info else "" for key in ("primitiveType", "runtimePrecision"))
         )
     request = compiled.create_infer_request()
     kinds: dict[str, str] = {}
     calls: list[dict[str, float]] = []
-    for counts in calls_for(seconds):
+    for counts in profiled_calls(seconds):
         request.infer(feed, share_inputs=True, share_outputs=True)
         spent: dict[str, float] = {}
         for node in request.profiling_info if counts else ():
@@ -100,13 +100,13 @@ def _node_times(compiled: Any, feed: dict[str, NDArray[Any]], seconds: float) ->
                 spent[node.node_name] = spent.get(node.node_name, 0.0) + node.real_time.total_seconds() * 1e3
         calls += [spent] if counts else []
     return [
-        NodeTime(name, kinds[name], ms, covers.get(name, ()), None if kinds[name] == UNTOLD else numbers.get(name))
+        NodeTime(name, kinds[name], ms, covers.get(name, ()), None if kinds[name] == UNREPORTED else numbers.get(name))
         for name, ms in medians(calls).items()
     ]
 
 
 def computed_in(primitive: str, precision: str) -> str | None:
-    """The numbers of a node, from the name of its kernel (`brgconv_avx512_amx_I8`), else from its precision.
+    """Return the compute dtype of a node by the name of its kernel (`brgconv_avx512_amx_I8`), else by its precision.
 
     A node's precision is that of its input: a convolution can read int8 and still be the float kernel
     `brgconv_avx512_f32`. So the kernel's name comes first.

@@ -1,4 +1,4 @@
-"""How a model is called: names, dtypes and shapes of its inputs, and the structure of its outputs. No torch.
+"""Signature of a model: names, dtypes and shapes of its inputs, and the structure of its outputs. No torch.
 
 A batch is a mapping of input name to array, everywhere in omgoptim. A signature turns it into the positional and
 keyword arguments of the original `forward`, and turns the flat list of output arrays back into what `forward` returns.
@@ -14,18 +14,18 @@ from typing import Any, TypeVar
 Array = TypeVar("Array")
 
 BATCH = "batch"
-"""Name of the free dimension."""
+"""Name of the dynamic batch dimension."""
 
 
 @dataclass(frozen=True, slots=True)
 class InputTensor:
-    """One input: `shape` holds sizes, or the names of free dimensions (`"batch"`)."""
+    """One input: `shape` holds sizes, or the names of dynamic dimensions (`"batch"`)."""
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
     keyword: bool
-    """Whether `forward` takes it by name (a dict batch) rather than by position."""
+    """Passed to `forward` by name (a dict batch) rather than by position."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,33 +41,33 @@ class Signature:
 
     @property
     def dtypes(self) -> dict[str, str]:
-        """Input name to dtype."""
+        """Map input name to dtype."""
         return {tensor.name: tensor.dtype for tensor in self.inputs}
 
     @property
     def output_names(self) -> list[str]:
-        """One name per output tensor, none used twice and none an input's: a program knows a name only once."""
-        taken = set(self.input_names)
+        """Return one unique name per output tensor, different from the inputs' names, as ONNX needs."""
+        used = set(self.input_names)
         names = []
         for name in leaf_names(self.outputs):
-            while name in taken:
+            while name in used:
                 name += "_out"
-            taken.add(name)
+            used.add(name)
             names.append(name)
         return names
 
     @property
     def batch(self) -> int | None:
-        """The only batch size that it may be called with; None where the batch is free."""
+        """Return the only batch size that it accepts; None if the batch is dynamic."""
         return next((t.shape[0] for t in self.inputs if t.shape and isinstance(t.shape[0], int)), None)
 
     def at_batch(self, size: int | str) -> Signature:
-        """The same with this batch size, or with `BATCH`, a free one."""
+        """Return the signature with this batch size, or with `BATCH`, a dynamic one."""
         inputs = tuple(replace(tensor, shape=(size, *tensor.shape[1:])) for tensor in self.inputs)
         return replace(self, inputs=inputs)
 
     def to_call(self, batch: Mapping[str, Array]) -> tuple[tuple[Array, ...], dict[str, Array]]:
-        """Positional and keyword arguments of the original forward for a batch."""
+        """Return the positional and keyword arguments of the original forward for a batch."""
         args = tuple(batch[tensor.name] for tensor in self.inputs if not tensor.keyword)
         kwargs = {tensor.name: batch[tensor.name] for tensor in self.inputs if tensor.keyword}
         return args, kwargs
@@ -87,7 +87,7 @@ class Signature:
 
 
 class Outputs(dict[str, Any]):
-    """A dict of outputs that also reads as attributes and by position, as Hugging Face's outputs do."""
+    """A dict of outputs that also reads as attributes and by position, like Hugging Face's outputs."""
 
     def __missing__(self, key: object) -> Any:
         if isinstance(key, int):
@@ -102,7 +102,7 @@ class Outputs(dict[str, Any]):
 
 
 def structure_of(value: Any) -> Any:
-    """The JSON structure of a forward's return value.
+    """Return the JSON structure of a forward's return value.
 
     A tensor is `"tensor"`, None is None; tuples, lists, mappings, named tuples and dataclasses nest as
     `{"tuple": [...]}`, `{"list": [...]}`, `{"dict": {...}}`, `{"named_tuple": {...}}` and `{"dataclass": {...}}`.
@@ -122,11 +122,11 @@ def structure_of(value: Any) -> Any:
         return {kind: [structure_of(item) for item in value]}
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return "tensor"
-    raise TypeError(f"forward returned a {type(value).__name__}, which is no tensor, tuple, list or dict of tensors")
+    raise TypeError(f"forward returned a {type(value).__name__}, not a tensor, tuple, list or dict of tensors")
 
 
 def flatten(value: Any) -> list[Any]:
-    """The tensors in a forward's return value, in the order of `structure_of`."""
+    """Return the tensors in a forward's return value, in the order of `structure_of`."""
     if value is None:
         return []
     if isinstance(value, Mapping):
@@ -138,20 +138,20 @@ def flatten(value: Any) -> list[Any]:
 
 
 def named_tuple_fields(value: Any) -> dict[str, Any] | None:
-    """The fields of a named tuple; None of anything else."""
+    """Return the fields of a named tuple; None of anything else."""
     names = getattr(type(value), "_fields", None)
     return dict(zip(names, value, strict=True)) if isinstance(value, tuple) and names is not None else None
 
 
 def dataclass_fields(value: Any) -> dict[str, Any] | None:
-    """The fields of an instance of a dataclass; None of anything else."""
+    """Return the fields of an instance of a dataclass; None of anything else."""
     if not is_dataclass(value) or isinstance(value, type):
         return None
     return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 def holds_dataclass(structure: Any) -> bool:
-    """Whether a structure has a dataclass in it, which torch.export does not take as an output."""
+    """Return whether a structure contains a dataclass, which torch.export does not accept as an output."""
     if not isinstance(structure, Mapping):
         return False
     ((kind, items),) = structure.items()
@@ -160,7 +160,7 @@ def holds_dataclass(structure: Any) -> bool:
 
 
 def unflatten(structure: Any, leaves: Sequence[Any]) -> Any:
-    """The inverse of `flatten`: `leaves` put back into `structure`."""
+    """Put `leaves` back into `structure`, the inverse of `flatten`."""
     remaining = iter(leaves)
 
     def build(node: Any) -> Any:
@@ -179,7 +179,7 @@ def unflatten(structure: Any, leaves: Sequence[Any]) -> Any:
 
 
 def leaf_names(structure: Any, prefix: str = "") -> list[str]:
-    """One name per output tensor: `output` for a single one, else the keys and positions on its way."""
+    """Return one name per output tensor: `output` for a single one, else the keys and positions of its path."""
     if structure is None:
         return []
     if structure == "tensor":

@@ -1,4 +1,4 @@
-"""Tied weights of an exported program, stored once: the exporter stores a small one again where it transposes it."""
+"""Deduplication of tied weights in an exported program, transposed copies included."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def tied_weights(module: nn.Module) -> list[list[str]]:
 
 
 def share_tied_weights(program: Any, module: nn.Module) -> int:
-    """Let the copies of a tied weight in a program, transposed or not, be read from one initializer.
+    """Replace the copies of a tied weight in a program, transposed or not, by one initializer.
 
     A transposed copy becomes a `Transpose` of the kept one, which ONNX Runtime and OpenVINO fold when they open the
-    file; weights that are equal without being tied are left alone.
+    file; equal weights that are not tied stay separate.
 
     Args:
         program: an `onnx_ir` model, which is changed.
 
     Returns:
-        Bytes that are not stored twice any more.
+        The bytes saved.
     """
     parameters = dict(module.named_parameters(remove_duplicate=False))
     graph = program.graph
@@ -69,10 +69,10 @@ def _equal(value: Any, array: NDArray[Any]) -> bool:
 
 
 def _read_transposed(graph: Any, kept: Any, value: Any) -> None:
-    """Put a `Transpose` of the kept initializer where another one was read."""
+    """Insert a `Transpose` of the kept initializer where the other one was read."""
     import onnx_ir
 
-    name = f"{kept.name}_Transposed"  # how the layers of a program tell whose weight it is
+    name = f"{kept.name}_Transposed"  # `onnx_graph.WEIGHT_NAME` reads the module from it
     node = onnx_ir.node("Transpose", [kept], {"perm": [1, 0]}, name=name)
     output = node.outputs[0]
     output.name, output.shape, output.type = name, value.shape, value.type

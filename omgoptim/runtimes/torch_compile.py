@@ -1,4 +1,4 @@
-"""Torch, compiled by Inductor: the same module, fused kernels, and a long compilation in every new process.
+"""torch.compile engine (Inductor): fused kernels, compiled in every new process.
 
 Needs a C++ compiler on a CPU. The compiled code cannot be shipped: the artifact is the module, compiled where it opens.
 """
@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from omgoptim.runtimes import torch_eager
-from omgoptim.runtimes.engine import Engine, Session, Settings
+from omgoptim.runtimes.engine import Engine, Session, SessionSettings
 from omgoptim.runtimes.signature import Signature
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def missing(device: str) -> str | None:
+    """Return why torch.compile cannot be used on a device, or None."""
     if device == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++", "cl"))):
         return "torch.compile needs a C++ compiler and none is on the PATH: install g++ or clang"
     if sys.platform == "win32" and device == "cuda":
@@ -25,7 +26,7 @@ def missing(device: str) -> str | None:
     return torch_eager.missing(device)
 
 
-def open_session(module: nn.Module, signature: Signature, settings: Settings) -> Session:
+def open_session(module: nn.Module, signature: Signature, settings: SessionSettings) -> Session:
     import torch
 
     from omgoptim.runtimes.torch_session import open_module

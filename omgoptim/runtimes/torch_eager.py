@@ -1,11 +1,11 @@
-"""Torch, eager: the module as the user runs it, in float32, bfloat16, float16 or with int8 dynamic layers."""
+"""Eager torch engine, in float32, bfloat16, float16 or with int8 dynamic layers."""
 
 from __future__ import annotations
 
 import importlib.util
 from typing import TYPE_CHECKING
 
-from omgoptim.runtimes.engine import Engine, Session, Settings
+from omgoptim.runtimes.engine import Engine, Session, SessionSettings
 from omgoptim.runtimes.signature import Signature
 
 if TYPE_CHECKING:
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 def missing(device: str) -> str | None:
+    """Return why torch cannot be used on a device, or None."""
     if importlib.util.find_spec("torch") is None:
         return "torch is not installed: pip install torch"
     from omgoptim.runtimes.torch_session import missing_device
@@ -20,7 +21,7 @@ def missing(device: str) -> str | None:
     return missing_device(device)
 
 
-def open_session(module: nn.Module, signature: Signature, settings: Settings) -> Session:
+def open_session(module: nn.Module, signature: Signature, settings: SessionSettings) -> Session:
     from omgoptim.runtimes.torch_session import open_module
 
     return open_module(module, module, signature, settings)

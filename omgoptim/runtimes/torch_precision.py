@@ -1,6 +1,6 @@
-"""A torch module in another precision, and its weights as plain tensors that a safetensors file can hold.
+"""Conversion of a torch module to another precision, and its weights as tensors for a safetensors file.
 
-`convert` changes the module, `state_of` gives what is saved, `load_state` puts it into a freshly converted module. The
+`convert` changes the module, `state_of` returns its state, `load_state` loads it into a freshly converted module. The
 int8 layers are torch.ao's dynamic ones (Linear, LSTM, GRU and the cells): deprecated there, and still the only way to
 an int8 GRU on a CPU. Their packed weights are opaque objects; here they are saved as int8 tensors with their scales.
 """
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from omgoptim.runtimes.engine import Kernel
 
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Half precisions."""
 
 
 def convert(module: nn.Module, precision: str) -> nn.Module:
-    """The module in that precision (`float32` leaves it alone). Changes the module it is given."""
+    """Convert the module in place to a precision; `float32` leaves it unchanged."""
     if precision in HALF:
         return module.to(HALF[precision])
     if precision == "int8_dynamic":
@@ -29,7 +30,7 @@ def convert(module: nn.Module, precision: str) -> nn.Module:
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
-    """The module's state with every packed int8 weight as `<path>.<name>.int8`, `.scale` and `.zero_point`."""
+    """Return the module's state, every packed int8 weight as `<path>.<name>.int8`, `.scale` and `.zero_point`."""
     state: dict[str, Tensor] = {}
     packed = {path: layer for path, layer in module.named_modules() if _is_packed(layer)}
     for name, value in module.state_dict().items():
@@ -47,7 +48,7 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put what `state_of` gave into a freshly converted module of the same architecture.
+    """Load the result of `state_of` into a freshly converted module of the same architecture.
 
     Raises:
         KeyError: the module has other entries.
@@ -74,12 +75,12 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def converted_layers(module: nn.Module) -> list[tuple[str, str]]:
-    """Path and kind of every int8 layer of a converted module."""
+    """Return path and kind of every int8 layer of a converted module."""
     return [(path, type(layer).__name__) for path, layer in module.named_modules() if _is_packed(layer)]
 
 
 def kernels_of(module: nn.Module) -> list[Kernel]:
-    """What every layer with weights computes in: its weights' dtype, or integers where torch.ao packed them."""
+    """Return the compute dtype of every layer with weights: that of its weights, or int8 if torch.ao packed them."""
     packed = {path for path, _ in converted_layers(module)}
     found = []
     for path, layer in module.named_modules():
@@ -104,7 +105,7 @@ def _dynamic_int8(module: nn.Module) -> nn.Module:
 
 
 def _under(name: str, paths: Iterable[str]) -> bool:
-    """Whether a state's entry belongs to one of the modules at `paths` (the root's path is empty)."""
+    """Return whether a state's entry belongs to one of the modules at `paths` (the root's path is empty)."""
     return any(not path or name.startswith(f"{path}.") for path in paths)
 
 
@@ -124,8 +125,8 @@ def _set_weights(layer: Any, own: Mapping[str, Tensor]) -> None:
         scale, zero_point = own[f"{name}.scale"].double(), own[f"{name}.zero_point"].long()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            made: Tensor = torch._make_per_channel_quantized_tensor(own[f"{name}.int8"], scale, zero_point, 0)
-        return made
+            quantized: Tensor = torch._make_per_channel_quantized_tensor(own[f"{name}.int8"], scale, zero_point, 0)
+        return quantized
 
     if not hasattr(layer, "get_weight"):
         layer.set_weight_bias(weight("weight"), own.get("bias"))

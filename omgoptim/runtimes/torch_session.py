@@ -1,4 +1,4 @@
-"""What torch_eager and torch_compile share: feeding a module from numpy and timing it. Imports torch when called."""
+"""Sessions of the torch engines: conversion from numpy, and timing. Imports torch when called."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from omgoptim.runtimes.engine import NumpyBatch, Session, Settings, as_float32, wall_clock
+from omgoptim.runtimes.engine import NumpyBatch, Session, SessionSettings, as_float32, wall_clock
 from omgoptim.runtimes.signature import Signature, flatten
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def missing_device(device: str) -> str | None:
-    """Why torch cannot use a device here, or None."""
+    """Return why torch cannot use a device, or None."""
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -25,7 +25,7 @@ def missing_device(device: str) -> str | None:
 
 
 def to_tensor(array: NDArray[Any], dtype: str, device: str = "cpu") -> Tensor:
-    """A tensor of a signature's dtype: numpy has no bfloat16, so that one travels as float32."""
+    """Convert an array to a tensor of a signature's dtype: numpy has no bfloat16, so it is float32 there."""
     import torch
 
     target: torch.dtype = getattr(torch, dtype)
@@ -33,7 +33,7 @@ def to_tensor(array: NDArray[Any], dtype: str, device: str = "cpu") -> Tensor:
 
 
 def to_array(tensor: Tensor) -> NDArray[Any]:
-    """A tensor as numpy, floating ones as float32."""
+    """Convert a tensor to numpy, floating ones to float32."""
     import torch
 
     tensor = tensor.detach().cpu()
@@ -42,8 +42,10 @@ def to_array(tensor: Tensor) -> NDArray[Any]:
     return as_float32(tensor.numpy())
 
 
-def open_module(module: nn.Module, runner: Callable[..., Any], signature: Signature, settings: Settings) -> Session:
-    """A session that calls `runner` (the module, or its compiled form) in inference mode."""
+def open_module(
+    module: nn.Module, runner: Callable[..., Any], signature: Signature, settings: SessionSettings
+) -> Session:
+    """Open a session that calls `runner` (the module, or its compiled form) in inference mode."""
     import torch
 
     torch.set_num_threads(settings.threads)

@@ -21,7 +21,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from omgoptim.errors import OmgoptimError, RunError
-from omgoptim.models.plain_file import read_plain
+from omgoptim.models.security.bounded_read import read_plain
 from omgoptim.search.space import Option
 from omgoptim.search.study import Finished, Rejected
 

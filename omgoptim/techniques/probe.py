@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.errors import OmgoptimError, TechniqueError
-from omgoptim.measure.self_time import evaluating
-from omgoptim.models.samples import call_of, of_size
+from omgoptim.measure.self_time import evaluation_mode
+from omgoptim.models.samples import forward_args, repeat_to_size
 from omgoptim.runtimes.signature import flatten
 from omgoptim.techniques.registry import ModuleRun
 
@@ -49,7 +49,7 @@ class Probe:
     @staticmethod
     def of(run: ModuleRun) -> Probe:
         """On two samples."""
-        return Probe(*call_of(run.signature, of_size(run.statistics, SAMPLES), run.device))
+        return Probe(*forward_args(run.signature, repeat_to_size(run.statistics, SAMPLES), run.device))
 
     @property
     def samples(self) -> int:
@@ -61,7 +61,7 @@ class Probe:
         Raises:
             DoesNotRun: the forward raised.
         """
-        with evaluating(module), quiet(), torch.random.fork_rng(devices=[]):
+        with evaluation_mode(module), quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             try:
                 results = [module(*args, **kwargs) for args, kwargs in ((self.args, self.kwargs), *self.others)]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 
 from omgoptim import techniques
-from omgoptim.models.samples import Samples, call_of
+from omgoptim.models.samples import Samples, forward_args
 from omgoptim.reports import Change, Skip
 from omgoptim.requests import Params
 from omgoptim.runtimes import ENGINES
@@ -86,7 +86,7 @@ class ModuleRun:
     def calls(self) -> Iterator[tuple[tuple[Tensor, ...], dict[str, Tensor], Any]]:
         """Arguments of the forward, and the target, for every batch of the statistics, on the run's device."""
         for batch, target in zip(self.statistics.batches, self.statistics.targets, strict=True):
-            yield *call_of(self.signature, batch, self.device), target
+            yield *forward_args(self.signature, batch, self.device), target
 
 
 ModuleTechnique = Callable[["nn.Module", Any, ModuleRun], Outcome]

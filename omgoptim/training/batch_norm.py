@@ -13,9 +13,9 @@ import numpy as np
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from omgoptim.measure.self_time import evaluating
-from omgoptim.models.calls import NamedBatch
-from omgoptim.models.samples import Samples, batch_length, call_of
+from omgoptim.measure.self_time import evaluation_mode
+from omgoptim.models.forward import NamedBatch
+from omgoptim.models.samples import Samples, batch_length, forward_args
 from omgoptim.runtimes.signature import Signature
 
 LEAST = 32
@@ -47,9 +47,9 @@ def reestimate(module: nn.Module, signature: Signature, batches: Samples) -> int
         return 0
     device = next(module.parameters()).device
     before = [(layer, {name: value.clone() for name, value in layer.named_buffers()}) for layer in layers]
-    with evaluating(module), _estimating(layers):
+    with evaluation_mode(module), _estimating(layers):
         for batch in joined:
-            args, kwargs = call_of(signature, batch, device)
+            args, kwargs = forward_args(signature, batch, device)
             module(*args, **kwargs)
     reached = 0
     for layer, buffers in before:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.errors import DataError
-from omgoptim.models.calls import name_inputs
 from omgoptim.models.data import DataSource
+from omgoptim.models.forward import name_inputs
 from omgoptim.models.outputs import ModelOutputs
-from omgoptim.models.raw import RawBatch
+from omgoptim.models.raw_batch import RawBatch
 from omgoptim.runtimes.signature import Signature
 from omgoptim.training.randomness import seed_everything
 

@@ -20,9 +20,9 @@ from omgoptim.measure.intervals import Arrays
 from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import Metric, score
 from omgoptim.models.outputs import ModelOutputs
-from omgoptim.models.path_policy import PathPolicy
 from omgoptim.models.samples import Samples
-from omgoptim.models.user_code import call_user
+from omgoptim.models.security.path_policy import PathPolicy
+from omgoptim.models.security.user_code import call_user
 from omgoptim.runtimes.signature import Signature, flatten
 from omgoptim.runtimes.torch_session import to_array, to_tensor
 

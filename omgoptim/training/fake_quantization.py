@@ -31,7 +31,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from omgoptim.errors import TechniqueError
-from omgoptim.models.globs import meant
+from omgoptim.models.globs import is_selected
 from omgoptim.training.evaluator import eval_mode
 
 NORMS_FROZEN = 1 / 3
@@ -254,7 +254,9 @@ def _simulated(module: nn.Module, simulation: Simulation) -> dict[str, Simulated
         weight = layer._parameters.get("weight") if isinstance(layer, (nn.Linear, _ConvNd)) else None
         if isinstance(layer, (nn.Linear, _ConvNd)) and weight is not None and weight.is_floating_point():
             found[path] = layer
-    chosen = {path: layer for path, layer in found.items() if meant([path], simulation.targets, simulation.ignore)}
+    chosen = {
+        path: layer for path, layer in found.items() if is_selected([path], simulation.targets, simulation.ignore)
+    }
     if chosen:
         return chosen
     if found:

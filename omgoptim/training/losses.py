@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omgoptim.errors import DataError, argument
-from omgoptim.measure.builtin_metrics import outputs_from
+from omgoptim.measure.builtin_metrics import detect_outputs
 from omgoptim.models.outputs import ModelOutputs
-from omgoptim.models.path_policy import PathPolicy
-from omgoptim.models.user_code import call_user, load_callable
+from omgoptim.models.security.path_policy import PathPolicy
+from omgoptim.models.security.user_code import call_user, load_callable
 from omgoptim.runtimes.signature import flatten
 from omgoptim.runtimes.torch_session import to_array
 from omgoptim.training.class_scores import IGNORED, ClassScores
@@ -67,7 +67,7 @@ def tensor_outputs(outputs: Any, count: int | None = None) -> list[Tensor]:
 def described_tensors(leaves: Sequence[Tensor], target: Any = None) -> ModelOutputs:
     """Infer the specification of outputs from one batch and its target."""
     labels = [target.detach().cpu().numpy() if isinstance(target, Tensor) else target]
-    return outputs_from([[to_array(leaf) for leaf in leaves]], labels)
+    return detect_outputs([[to_array(leaf) for leaf in leaves]], labels)
 
 
 def main_output(outputs: Any) -> Tensor:

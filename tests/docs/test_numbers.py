@@ -8,7 +8,7 @@ import pytest
 
 from omgoptim import cli
 from omgoptim.errors import DataError, RequestError
-from omgoptim.measure.race import PLANS
+from omgoptim.measure.timing import PLANS
 from omgoptim.operations.distillation.student_training import GENTLE
 from omgoptim.operations.timing import BUSY, OVERLOADED, PATIENCE_S
 from omgoptim.reports.measured import SMALLER

@@ -11,8 +11,8 @@ import pytest
 import torch
 from onnx import helper
 
-from omgoptim.measure.race import LATENCY, THROUGHPUT, Bench
-from omgoptim.models.artifact import Check, Manifest, save_module, save_program
+from omgoptim.measure.timing import LATENCY, THROUGHPUT, TimingSetup
+from omgoptim.models.artifact import Manifest, OutputCheck, save_module, save_program
 from omgoptim.models.source import Recipe
 from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
 
@@ -98,7 +98,7 @@ def make_module(user_code: Path) -> MakeModule:
         scaled = torch.nn.Module()
         scaled.weight = torch.nn.Parameter(torch.tensor(2.0))
         manifest = Manifest("torch_eager", "float32", SIGNATURE)
-        save_module(user_code / folder, scaled, recipe, manifest, Check({"x": EXAMPLE}, [EXAMPLE * 2]))
+        save_module(user_code / folder, scaled, recipe, manifest, OutputCheck({"x": EXAMPLE}, [EXAMPLE * 2]))
         return user_code / folder
 
     return make
@@ -117,7 +117,7 @@ def make_program(tmp_path: Path) -> MakeProgram:
         path.parent.mkdir()
         onnx.save(model, path)
         manifest = Manifest(runtime, "float32", SIGNATURE)
-        save_program(tmp_path / folder, path, manifest, Check({"x": EXAMPLE}, [EXAMPLE * factor]))
+        save_program(tmp_path / folder, path, manifest, OutputCheck({"x": EXAMPLE}, [EXAMPLE * factor]))
         return tmp_path / folder
 
     return make
@@ -133,5 +133,5 @@ def batches(tmp_path: Path) -> Mapping[str, Path]:
 
 
 @pytest.fixture
-def bench(batches: Mapping[str, Path], tmp_path: Path) -> Bench:
-    return Bench(batches, batch=3, threads=1, cwd=tmp_path)
+def bench(batches: Mapping[str, Path], tmp_path: Path) -> TimingSetup:
+    return TimingSetup(batches, batch=3, threads=1, cwd=tmp_path)

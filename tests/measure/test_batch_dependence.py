@@ -27,19 +27,19 @@ def test_a_model_that_works_row_by_row_does_not_depend_on_the_batch(sizes: tuple
 
 
 def test_statistics_over_the_batch_are_found_and_counted() -> None:
-    told = batch_dependence(lambda batch: [batch["x"] - batch["x"].mean(0)], samples(8), "batch statistics")
-    assert told is not None
-    assert "8 of 8 samples" in told
-    assert told.endswith("as with batch statistics")
+    note = batch_dependence(lambda batch: [batch["x"] - batch["x"].mean(0)], samples(8), "batch statistics")
+    assert note is not None
+    assert "8 of 8 samples" in note
+    assert note.endswith("as with batch statistics")
 
 
 def test_a_branch_that_few_samples_take_alone_is_found() -> None:
     def branching(batch: Any) -> list[NDArray[Any]]:
         return [batch["x"] * (2 if batch["x"].mean() > 3 else 1)]
 
-    told = batch_dependence(branching, samples(8))  # only the first row's mean is below 3
-    assert told is not None
-    assert "1 of 8 samples" in told
+    note = batch_dependence(branching, samples(8))  # only the first row's mean is below 3
+    assert note is not None
+    assert "1 of 8 samples" in note
 
 
 def test_a_state_whose_batch_is_the_second_axis_is_compared_too() -> None:

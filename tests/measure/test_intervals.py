@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from omgoptim.errors import DataError
-from omgoptim.measure.intervals import UNKNOWN, Z, paired_interval, resampled_interval
+from omgoptim.measure.intervals import UNKNOWN, Z_975, paired_interval, resampled_interval
 
 
 def mean_drop(before, after, targets):
@@ -20,14 +20,14 @@ def batches(values, *cuts):
 def test_scores_between_0_and_1_have_the_normal_interval_of_a_paired_mean():
     before, after = np.array([0.9, 0.8, 0.7, 0.95]), np.array([0.8, 0.8, 0.75, 0.85])
     difference = before - after
-    half = Z * difference.std(ddof=1) / 2
+    half = Z_975 * difference.std(ddof=1) / 2
     assert paired_interval(before, after) == pytest.approx((difference.mean() - half, difference.mean() + half))
 
 
 def test_no_difference_at_all_still_has_a_width_where_scores_are_hits():
     low, high = paired_interval(np.ones(50), np.ones(50))
     assert low == pytest.approx(-high)
-    assert high == pytest.approx(Z * math.sqrt(2 / 52 / 52))
+    assert high == pytest.approx(Z_975 * math.sqrt(2 / 52 / 52))
 
 
 def test_the_same_samples_are_drawn_for_both_sides():

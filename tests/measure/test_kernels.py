@@ -1,4 +1,4 @@
-"""Which numbers a program's layers are computed in, as two engines and torch tell it of programs written by hand."""
+"""Compute dtypes of a program's layers, as two engines and torch report them for programs written by hand."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from omgoptim.bootstrap import IMPORT_OMGOPTIM, PACKAGE_FILE
-from omgoptim.measure.kernels import numbers_of
-from omgoptim.models.artifact import Check, Manifest, save_program
-from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.measure.kernels import compute_dtypes
+from omgoptim.models.artifact import Manifest, OutputCheck, save_program
+from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.engine import Kernel
 from omgoptim.runtimes.onnxruntime import node_times_of
 from omgoptim.runtimes.openvino import computed_in
@@ -74,10 +74,10 @@ def ask(tmp_path: Path) -> Ask:
         pytest.importorskip(runtime)
         path = tmp_path / "model.onnx"
         onnx.save(model, path)
-        session = ENGINES[runtime].open(path, SIGNATURE, Settings(1))
+        session = ENGINES[runtime].open(path, SIGNATURE, SessionSettings(1))
         assert session.node_times is not None
         times = session.node_times(session.prepare(SAMPLE), 0.0)
-        return numbers_of([Kernel(t.name, t.kind, t.computed_in, t.covers) for t in times], model, layers)
+        return compute_dtypes([Kernel(t.name, t.kind, t.computed_in, t.covers) for t in times], model, layers)
 
     return ask
 
@@ -105,12 +105,12 @@ def test_a_convolution_fused_with_its_activation_is_still_found(ask: Ask, runtim
 def test_a_layer_that_the_engine_took_apart_is_int8_only_where_all_of_it_is() -> None:
     model = program(WHOLE)
     kernels = [Kernel("first", "QLinearConv", "int8"), Kernel("first_quant", "Conv", "float32")]
-    assert numbers_of(kernels, model, ["first"]) == {"first": "float32"}
-    assert numbers_of(kernels[:1], model, ["first"]) == {"first": "int8"}
+    assert compute_dtypes(kernels, model, ["first"]) == {"first": "float32"}
+    assert compute_dtypes(kernels[:1], model, ["first"]) == {"first": "int8"}
 
 
-def test_what_only_moves_a_layers_output_says_nothing_of_the_layer() -> None:
-    assert numbers_of([Kernel("first", "Reorder", "float32")], program(WHOLE), ["first"]) == {}
+def test_a_kernel_that_only_moves_data_does_not_decide_a_layers_dtype() -> None:
+    assert compute_dtypes([Kernel("first", "Reorder", "float32")], program(WHOLE), ["first"]) == {}
 
 
 def test_a_product_of_activations_is_not_taken_for_the_layer_before_it() -> None:
@@ -118,7 +118,7 @@ def test_a_product_of_activations_is_not_taken_for_the_layer_before_it() -> None
         conv("layer", "x", "f", "a"),
         helper.make_node("MatMul", ["a", "a"], ["y"], "scores"),
     ]
-    assert numbers_of([Kernel("scores", "MatMul", "float32")], program(nodes), ["layer"]) == {}
+    assert compute_dtypes([Kernel("scores", "MatMul", "float32")], program(nodes), ["layer"]) == {}
 
 
 @pytest.mark.parametrize(
@@ -129,14 +129,14 @@ def test_a_packed_product_is_int8_where_onnx_runtime_fused_it_or_the_file_asks_f
     op: str, level: dict[str, int], expected: str
 ) -> None:
     model = program([helper.make_node(op, ["x", "f"], ["y"], "n", **level)])
-    assert numbers_of([Kernel("n", "MatMulNBits", "float32")], model, ["n"]) == {"n": expected}
+    assert compute_dtypes([Kernel("n", "MatMulNBits", "float32")], model, ["n"]) == {"n": expected}
 
 
 @pytest.mark.parametrize("accuracy_level", ["0", "4"])
-def test_onnx_runtime_rounds_the_inputs_of_a_packed_product_that_it_fuses_unless_told_otherwise(
+def test_onnx_runtime_rounds_the_inputs_of_a_packed_product_that_it_fuses_by_default(
     accuracy_level: str,
 ) -> None:
-    """What `numbers_of` takes for granted: fused without a setting is level 4, and level 0 gives something else."""
+    """The assumption of `compute_dtypes`: fused without a setting is level 4, and level 0 gives something else."""
     import onnxruntime
 
     rng = np.random.default_rng(0)
@@ -165,9 +165,9 @@ def test_onnx_runtime_rounds_the_inputs_of_a_packed_product_that_it_fuses_unless
 def test_recurrent_layers_that_the_engine_renamed_are_known_where_all_agree() -> None:
     nodes = [helper.make_node("LSTM", ["x", "f", "f"], [name], name) for name in ("one", "two")]
     agree = [Kernel("LSTMSequence_1", "LSTMSequence", "float32"), Kernel("LSTMSequence_2", "LSTMSequence", "float32")]
-    assert numbers_of(agree, program(nodes), ["one", "two"]) == {"one": "float32", "two": "float32"}
+    assert compute_dtypes(agree, program(nodes), ["one", "two"]) == {"one": "float32", "two": "float32"}
     differ = [agree[0], Kernel("LSTMSequence_2", "LSTMSequence", "bfloat16")]
-    assert numbers_of(differ, program(nodes), ["one", "two"]) == {}
+    assert compute_dtypes(differ, program(nodes), ["one", "two"]) == {}
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_recurrent_layers_that_the_engine_renamed_are_known_where_all_agree() ->
         ("ref_any", "i64", None),
     ],
 )
-def test_the_name_of_openvinos_kernel_says_more_than_the_type_of_its_input(
+def test_the_name_of_openvinos_kernel_takes_precedence_over_its_input_type(
     primitive: str, precision: str, expected: str | None
 ) -> None:
     assert computed_in(primitive, precision) == expected
@@ -214,30 +214,30 @@ def test_the_operator_that_onnx_runtime_ran_decides_and_else_its_first_float_inp
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_a_torch_layer_is_int8_where_it_is_packed_and_else_computes_in_its_weights_type() -> None:
     module = torch.nn.Sequential(torch.nn.Conv1d(2, 2, 1), torch.nn.Linear(2, 2), torch.nn.ReLU())
-    told = {kernel.name: kernel.computed_in for kernel in kernels_of(convert(module, "int8_dynamic"))}
-    assert told == {"0": "float32", "1": "int8"}
+    dtypes = {kernel.name: kernel.computed_in for kernel in kernels_of(convert(module, "int8_dynamic"))}
+    assert dtypes == {"0": "float32", "1": "int8"}
     half = convert(torch.nn.Sequential(torch.nn.Linear(2, 2)), "bfloat16")
     assert kernels_of(half) == [Kernel("0", "Linear", "bfloat16")]
 
 
-TOLD = """
-import omgoptim.measure.probe as probing
-probe = probing.Probe()
+REPORTED = """
+import omgoptim.measure.measuring_server as measuring_server
+server = measuring_server.MeasuringServer()
 import os
-granted = {"project": os.path.dirname(sys.argv[2]), "allowed": [], "modules": [], "trusted": True}
-probe.open(sys.argv[2], 1, None, granted, {"latency": sys.argv[3]})
-print({kernel["computed_in"] for kernel in probe.kernels("latency")["kernels"] if "Conv" in kernel["kind"]})
+policy = {"project": os.path.dirname(sys.argv[2]), "allowed": [], "modules": [], "trusted": True}
+server.open(sys.argv[2], 1, None, policy, {"latency": sys.argv[3]})
+print({kernel["computed_in"] for kernel in server.kernels("latency")["kernels"] if "Conv" in kernel["kind"]})
 print(*sorted({name.partition(".")[0] for name in sys.modules}))
 """
 
 
-def test_the_measuring_process_tells_it_without_torch_and_without_onnx(tmp_path: Path) -> None:
+def test_the_measuring_process_reports_it_without_torch_and_without_onnx(tmp_path: Path) -> None:
     onnx.save(program(WHOLE), tmp_path / "model.onnx")
-    outputs = ENGINES["onnxruntime"].open(tmp_path / "model.onnx", SIGNATURE, Settings(1)).run(SAMPLE)
+    outputs = ENGINES["onnxruntime"].open(tmp_path / "model.onnx", SIGNATURE, SessionSettings(1)).run(SAMPLE)
     manifest = Manifest("onnxruntime", "int8", SIGNATURE)
-    save_program(tmp_path / "artifact", tmp_path / "model.onnx", manifest, Check(SAMPLE, outputs))
+    save_program(tmp_path / "artifact", tmp_path / "model.onnx", manifest, OutputCheck(SAMPLE, outputs))
     np.savez(tmp_path / "one.npz", x=SAMPLE["x"])
-    command = [sys.executable, "-c", IMPORT_OMGOPTIM + TOLD, str(PACKAGE_FILE), "artifact", "one.npz"]
+    command = [sys.executable, "-c", IMPORT_OMGOPTIM + REPORTED, str(PACKAGE_FILE), "artifact", "one.npz"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     numbers, modules = done.stdout.splitlines()
     assert "'int8'" in numbers

@@ -10,7 +10,7 @@ import torch
 from omgoptim.errors import DataError, OmgoptimError, UserCodeError
 from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import compare_quality, score
-from omgoptim.models.path_policy import PathPolicy
+from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.runtimes.signature import Signature
 
 ONE = Signature((), "tensor")
@@ -99,11 +99,11 @@ def test_a_metric_that_gives_nan_is_refused(resolve):
     def mine(outputs, targets):
         return math.nan
 
-    with pytest.raises(DataError, match="metric mine gave nan"):
+    with pytest.raises(DataError, match="metric mine returned nan"):
         value(resolve(mine))
 
 
-def test_a_metric_that_cannot_be_found_says_so(resolve, tmp_path: Path):
+def test_a_metric_that_cannot_be_found_is_an_error(resolve, tmp_path: Path):
     (tmp_path / "my_metrics_b.py").write_text("def accuracy(outputs, targets):\n    return 1.0\n")
     with pytest.raises(OmgoptimError) as raised:
         resolve("my_metrics_b.py:acuracy")

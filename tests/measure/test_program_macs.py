@@ -153,7 +153,7 @@ node = helper.make_node
     ],
     ids=lambda value: value.op_type if isinstance(value, onnx.NodeProto) else None,
 )
-def test_each_operator_costs_what_its_formula_says(count, proto, x, weights, expected):
+def test_each_operator_costs_its_formula(count, proto, x, weights, expected):
     named = dict(zip(("w", "r"), (floats(*shape) for shape in weights), strict=False))
     assert count([proto], {"x": floats(*x)}, **named).macs == expected
 
@@ -168,7 +168,7 @@ def test_integer_products_cost_what_those_of_floats_do(count):
     assert count(convolution, {"x": image}, w=np.ones((3, 2, 3, 3), np.uint8)).macs == 3 * 3 * 3 * 2 * 9
 
 
-def test_a_shape_that_only_a_run_can_tell_is_found_by_running(count):
+def test_a_shape_that_inference_leaves_open_is_found_by_running(count):
     nodes = [
         node("NonZero", ["x"], ["where"]),
         node("Transpose", ["where"], ["rows"], perm=[1, 0]),
@@ -179,7 +179,7 @@ def test_a_shape_that_only_a_run_can_tell_is_found_by_running(count):
     assert count(nodes, {"x": x}, w=floats(2, 7)).macs == 3 * 2 * 7  # three entries are not zero
 
 
-def test_a_loops_body_with_a_product_is_not_counted_and_the_reason_is_told(count, caplog):
+def test_a_loops_body_with_a_product_is_not_counted_and_the_reason_is_logged(count, caplog):
     inside = helper.make_graph(
         [node("MatMul", ["state", "w"], ["next"]), node("Identity", ["more"], ["again"])],
         "body",

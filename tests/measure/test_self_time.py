@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from omgoptim.measure.self_time import ROOT, evaluating, own_cost
+from omgoptim.measure.self_time import ROOT, evaluation_mode, self_cost
 
 
 class Ticking(nn.Module):
@@ -26,7 +26,7 @@ def test_each_module_is_charged_what_it_did_itself():
     counter = [0]
     inner = Ticking(counter, 5)
     net = Ticking(counter, 1, Ticking(counter, 10, inner), inner)
-    with own_cost(net, lambda: counter[0]) as costs:
+    with self_cost(net, lambda: counter[0]) as costs:
         net(torch.zeros(1))
         net(torch.zeros(1))
     assert costs == {ROOT: 2, "parts.0": 20, "parts.0.parts.0": 20}
@@ -47,7 +47,7 @@ def test_a_module_that_raises_inside_another_does_not_upset_the_rest():
 
     counter = [0]
     net = Careful(counter, 1, Failing(counter, 10), Ticking(counter, 100))
-    with own_cost(net, lambda: counter[0]) as costs:
+    with self_cost(net, lambda: counter[0]) as costs:
         net(torch.zeros(1))
     assert costs == {ROOT: 1, "parts.0": 10, "parts.1": 100}
 
@@ -55,10 +55,10 @@ def test_a_module_that_raises_inside_another_does_not_upset_the_rest():
 def test_evaluating_puts_every_mode_back_even_after_an_error():
     net = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2)).train()
     net[1].eval()
-    with evaluating(net):
+    with evaluation_mode(net):
         assert not any(part.training for part in net.modules())
         assert not torch.is_grad_enabled()
-    with pytest.raises(ValueError, match="2D or 3D"), evaluating(net):
+    with pytest.raises(ValueError, match="2D or 3D"), evaluation_mode(net):
         net(torch.zeros(2))
     assert [part.training for part in net.modules()] == [True, True, False]
     assert torch.is_grad_enabled()

@@ -18,7 +18,7 @@ def test_times_of_a_kind_add_up_and_integers_stay_apart_from_floats() -> None:
     assert [time.share for time in found] == pytest.approx([0.5, 0.375, 0.125])
 
 
-def test_the_bound_is_amdahls_and_is_not_told_where_it_says_nothing() -> None:
+def test_the_bound_is_amdahls_and_none_where_it_does_not_apply() -> None:
     half = time_shares([("Conv", 3.0, "int8"), ("Add", 1.0, "float32")])
     assert speedup_bound(half) == pytest.approx(4.0)
     assert speedup_bound(time_shares([("Add", 1.0, "float32")])) is None

@@ -13,7 +13,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
 from omgoptim.measure.weight_storage import module_layers, saved_layers, stored_layers
-from omgoptim.models.artifact import Check, Manifest, save_module
+from omgoptim.models.artifact import Manifest, OutputCheck, save_module
 from omgoptim.models.source import Recipe
 from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
 from omgoptim.runtimes.torch_precision import convert
@@ -108,7 +108,7 @@ def test_a_weight_in_four_bits_takes_half_a_byte_each() -> None:
     assert (layer.dtype, layer.bytes) == ("uint4", 32 + 16)
 
 
-def test_a_weight_in_sixteen_bits_is_told_by_its_stored_type() -> None:
+def test_a_weight_in_sixteen_bits_is_reported_by_its_stored_type() -> None:
     nodes = [
         helper.make_node("Cast", ["w"], ["f"], to=TensorProto.FLOAT),
         helper.make_node("MatMul", ["x", "f"], ["y"], "n"),
@@ -160,7 +160,7 @@ def test_a_saved_modules_layers_are_read_off_its_file(
     before = module_layers(module)
     converted = convert(copy.deepcopy(module), precision)
     signature = Signature((InputTensor("x", "float32", (BATCH, 4, 4), False),), "tensor")
-    check = Check({"x": floats(1, 4, 4)}, [])
+    check = OutputCheck({"x": floats(1, 4, 4)}, [])
     save_module(
         tmp_path / "a",
         converted,
@@ -181,7 +181,7 @@ def test_weights_packed_around_their_zeros_keep_their_type(tmp_path: Path) -> No
     with torch.no_grad():
         half[0].weight[:48] = 0  # type: ignore[index,operator]
     signature = Signature((InputTensor("x", "float32", (BATCH, 64), False),), "tensor")
-    manifest, check = Manifest("torch_eager", "bfloat16", signature), Check({"x": floats(1, 64)}, [])
+    manifest, check = Manifest("torch_eager", "bfloat16", signature), OutputCheck({"x": floats(1, 64)}, [])
     save_module(tmp_path / "a", half, Recipe("callable", "m.py:f", {}, "."), manifest, check)
     (layer,) = saved_layers(tmp_path / "a", before)
     assert layer.dtype == "bfloat16"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from omgoptim.models.path_policy import PathPolicy
+from omgoptim.models.security.path_policy import PathPolicy
 
 NET = """
 import torch

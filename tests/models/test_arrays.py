@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from omgoptim.errors import DataError
-from omgoptim.models import memory_check as room
+from omgoptim.models import memory_check
 from omgoptim.models.arrays import read_arrays
 
 
@@ -27,7 +27,7 @@ def written(path: Path, content: bytes) -> Path:
 
 
 def test_a_header_that_claims_more_than_its_entry_holds_is_refused_before_reading(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="not what its header says") as error:
+    with pytest.raises(DataError, match="does not match its header") as error:
         read_arrays(written(tmp_path / "d.npz", header((48, 2**30), b"\0" * 64)))
     assert "206,158,430,208 bytes" in error.value.why  # 192 GiB
 
@@ -38,7 +38,7 @@ def test_arrays_that_unpack_to_more_than_memory_are_refused_before_reading(
     path = written(tmp_path / "d.npz", header((2**18,), b"\0" * 2**20))
     assert path.stat().st_size < 2**13
     assert len(read_arrays(path)["x"]) == 2**18
-    monkeypatch.setattr(room.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**19}))
+    monkeypatch.setattr(memory_check.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 2**19}))
     with pytest.raises(DataError, match=r"reading data d\.npz does not fit into memory"):
         read_arrays(path)
 

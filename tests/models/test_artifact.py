@@ -19,15 +19,15 @@ from torch import nn
 
 from omgoptim.errors import ArtifactError
 from omgoptim.models import artifact as artifacts
-from omgoptim.models import opened
-from omgoptim.models.artifact import Check, Manifest
-from omgoptim.models.calls import first_forward, input_tensors, name_inputs
-from omgoptim.models.origin import sealed
-from omgoptim.models.path_policy import PathPolicy
+from omgoptim.models import opened_model as opened
+from omgoptim.models.artifact import Manifest, OutputCheck
+from omgoptim.models.forward import first_forward, input_tensors, name_inputs
 from omgoptim.models.samples import synthetic_like
+from omgoptim.models.security.path_policy import PathPolicy
+from omgoptim.models.security.seal import add_seal
 from omgoptim.models.source import Recipe, build, load_source
 from omgoptim.reports import MacsCheck
-from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.export import export_onnx, export_pt2
 from omgoptim.runtimes.signature import Signature
 from omgoptim.runtimes.torch_precision import convert
@@ -80,7 +80,7 @@ def reach_of(recipe: Recipe) -> PathPolicy:
 
 def open_artifact(folder: Path, threads: int | None = None) -> opened.OpenedModel:
     """Open it as the person who made it does."""
-    return opened.open_artifact(folder, PathPolicy.of(Path(artifacts.made_in(folder) or folder), []), threads)
+    return opened.open_artifact(folder, PathPolicy.of(Path(artifacts.code_project(folder) or folder), []), threads)
 
 
 def manifest_of(signature: Signature, runtime: str, precision: str) -> Manifest:
@@ -98,8 +98,8 @@ def save(folder: Path, recipe: Recipe, precision: str = "float32", runtime: str 
     module = build(recipe, reach_of(recipe))
     manifest = manifest_of(signature_of(module), runtime, precision)
     module = module if precision == "float32" else convert(copy.deepcopy(module), precision)
-    session = ENGINES["torch_eager"].open(module, manifest.signature, Settings(threads=1, precision=precision))
-    artifacts.save_module(folder, module, recipe, manifest, Check(EXAMPLE, session.run(EXAMPLE)))
+    session = ENGINES["torch_eager"].open(module, manifest.signature, SessionSettings(threads=1, precision=precision))
+    artifacts.save_module(folder, module, recipe, manifest, OutputCheck(EXAMPLE, session.run(EXAMPLE)))
     return module
 
 
@@ -126,8 +126,8 @@ def exported(home: Path) -> tuple[Path, Signature]:
 
 
 def save_program(folder: Path, program: Path, signature: Signature, runtime: str = "onnxruntime") -> None:
-    outputs = ENGINES[runtime].open(program, signature, Settings(threads=1)).run(EXAMPLE)
-    artifacts.save_program(folder, program, manifest_of(signature, runtime, "float32"), Check(EXAMPLE, outputs))
+    outputs = ENGINES[runtime].open(program, signature, SessionSettings(threads=1)).run(EXAMPLE)
+    artifacts.save_program(folder, program, manifest_of(signature, runtime, "float32"), OutputCheck(EXAMPLE, outputs))
 
 
 @pytest.fixture(scope="module")
@@ -217,8 +217,8 @@ def test_a_program_opens_on_each_engine_and_gives_what_it_gave(
     assert max(artifacts.verify_outputs(tmp_path / "artifact", manifest, session)) <= 1e-6
     assert list(manifest.files) == ["check.npz", "model.onnx"]
     assert manifest.size_bytes == (tmp_path / "artifact" / "model.onnx").stat().st_size
-    assert "open_artifact" in artifacts.load_line(tmp_path / "artifact", manifest)
-    assert f"without omgoptim: {runtime}." in artifacts.load_line(tmp_path / "artifact", manifest)
+    assert "open_artifact" in artifacts.loading_snippet(tmp_path / "artifact", manifest)
+    assert f"without omgoptim: {runtime}." in artifacts.loading_snippet(tmp_path / "artifact", manifest)
 
 
 @pytest.mark.parametrize("location", ["net.onnx.data", "weights.bin", "parts/weights"])
@@ -267,11 +267,11 @@ def test_one_changed_byte_and_a_missing_file_are_each_found(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (None, "is no artifact"),
-        ("", "is no artifact"),
-        ("null", "is no artifact"),
-        ("[]", "is no artifact"),
-        ('{"format": 1}', "is no artifact"),
+        (None, "is not an artifact"),
+        ("", "is not an artifact"),
+        ("null", "is not an artifact"),
+        ("[]", "is not an artifact"),
+        ('{"format": 1}', "is not an artifact"),
         ('{"format": 2}', "another version"),
     ],
 )
@@ -299,7 +299,7 @@ def test_a_manifest_reads_back_as_it_was_written(tmp_path: Path, exported: tuple
     assert Manifest.read(tmp_path) == written
 
 
-def test_an_engine_that_is_not_there_is_told_with_what_to_install(copy_of: Callable[[str], Path]) -> None:
+def test_a_missing_engine_is_an_error_with_its_install_line(copy_of: Callable[[str], Path]) -> None:
     folder = copy_of("program")
     with pytest.raises(ArtifactError, match="needs onnxruntime") as error:
         artifacts.open_session(folder, 1, PathPolicy(folder), device="cuda")
@@ -315,8 +315,8 @@ def test_what_an_engine_cannot_open_is_an_error_in_its_own_words(copy_of: Callab
     (folder / "manifest.json").write_text(json.dumps(record))
     with pytest.raises(ArtifactError, match="is damaged") as error:
         open_artifact(folder)
-    assert "no field of an ONNX model" in error.value.why
-    (folder / "manifest.json").write_text(json.dumps(sealed("artifact", record)))
+    assert "a field that ONNX models do not have" in error.value.why
+    (folder / "manifest.json").write_text(json.dumps(add_seal("artifact", record)))
     with pytest.raises(ArtifactError, match="onnxruntime cannot open artifact") as error:
         open_artifact(folder)
     assert error.value.why
@@ -337,15 +337,15 @@ def test_code_that_changed_since_the_run_is_found_by_its_weights_or_by_its_outpu
         with pytest.raises(ArtifactError, match=said) as error:
             reopened(tmp_path / "artifact", tmp_path, NETS.replace(*change))
         assert "code changed since the run" in error.value.fix
-    with pytest.raises(ArtifactError, match="does not give what it gave when it was saved") as error:
+    with pytest.raises(ArtifactError, match="does not reproduce its recorded outputs") as error:
         reopened(tmp_path / "artifact", tmp_path, NETS.replace("torch.relu(", "torch.tanh("))
     assert "of their scale" in error.value.why
 
 
-def test_an_output_that_becomes_nan_is_no_agreement(tmp_path: Path) -> None:
+def test_an_output_that_becomes_nan_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(NETS)
     save(tmp_path / "artifact", Recipe("callable", "mine.py:Net", {}, str(tmp_path)))
-    with pytest.raises(ArtifactError, match="does not give what it gave") as error:
+    with pytest.raises(ArtifactError, match="does not reproduce its recorded outputs") as error:
         reopened(tmp_path / "artifact", tmp_path, NETS.replace("torch.relu(", "torch.nan * ("))
     assert "differ by nan" in error.value.why
 
@@ -353,7 +353,7 @@ def test_an_output_that_becomes_nan_is_no_agreement(tmp_path: Path) -> None:
 def test_a_save_that_fails_in_the_middle_leaves_nothing(home: Path, tmp_path: Path) -> None:
     recipe = replace(recipe_for(home, "Net"), kwargs={"width": {4}})
     module = build(recipe_for(home, "Net"), PathPolicy(home))
-    manifest, check = manifest_of(signature_of(module), "torch_eager", "float32"), Check(EXAMPLE, [])
+    manifest, check = manifest_of(signature_of(module), "torch_eager", "float32"), OutputCheck(EXAMPLE, [])
     with pytest.raises(TypeError, match="not JSON serializable"):
         artifacts.save_module(tmp_path / "runs" / "artifact", module, recipe, manifest, check)
     with pytest.raises(FileNotFoundError):
@@ -387,11 +387,11 @@ def test_an_artifact_holds_none_of_the_users_data_no_pickle_and_no_path_of_the_u
 def test_a_program_opens_in_a_fresh_process_that_never_imports_torch(program_artifact: Path) -> None:
     code = (
         "import sys, numpy as np\n"
-        "from omgoptim.models.opened import open_artifact\n"
-        "from omgoptim.models.path_policy import Reach\n"
+        "from omgoptim.models.opened_model import open_artifact\n"
+        "from omgoptim.models.security.path_policy import PathPolicy\n"
         "given = np.load(sys.argv[1] + '/check.npz')\n"
         "from pathlib import Path\n"
-        "model = open_artifact(Path(sys.argv[1]), Reach(Path(sys.argv[1])), threads=1)\n"
+        "model = open_artifact(Path(sys.argv[1]), PathPolicy(Path(sys.argv[1])), threads=1)\n"
         "print(float(np.abs(model(given['in:x']) - given['out:0']).max()), 'torch' in sys.modules)\n"
     )
     command = [sys.executable, "-W", "error", "-c", code, str(program_artifact)]
@@ -413,10 +413,12 @@ def saved_with_zeros(folder: Path, home: Path, precision: str, zeros: int) -> nn
     module = build(recipe_for(home, "Net", width=512), PathPolicy(home))
     module.fc.weight.data.view(-1)[torch.randperm(1536)[:zeros]] = 0.0
     module = module if precision == "float32" else convert(module, precision)
-    session = ENGINES["torch_eager"].open(module, signature_of_wide(module), Settings(threads=1, precision=precision))
+    session = ENGINES["torch_eager"].open(
+        module, signature_of_wide(module), SessionSettings(threads=1, precision=precision)
+    )
     manifest = manifest_of(signature_of_wide(module), "torch_eager", precision)
     recipe = recipe_for(home, "Net", width=512)
-    artifacts.save_module(folder, module, recipe, manifest, Check(EXAMPLE, session.run(EXAMPLE)))
+    artifacts.save_module(folder, module, recipe, manifest, OutputCheck(EXAMPLE, session.run(EXAMPLE)))
     return module
 
 

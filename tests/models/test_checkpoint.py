@@ -60,7 +60,7 @@ def prefixed(prefix: str) -> dict[str, Tensor]:
         (lambda: {"state_dict": prefixed("model.")}, ["under 'state_dict'", "prefix 'model.'"]),
     ],
 )
-def test_nesting_and_prefixes_are_understood_and_said(
+def test_nesting_and_prefixes_are_recognized_with_a_note(
     tmp_path: Path, made: Callable[[], object], said: list[str]
 ) -> None:
     torch.save(made(), tmp_path / "w.pt")
@@ -117,7 +117,7 @@ def test_a_pickle_of_more_than_tensors_is_refused_without_running_it(
 
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
 @pytest.mark.parametrize("content", ["half", "empty", "text"])
-def test_a_damaged_file_is_said_to_be_unreadable(tmp_path: Path, name: str, content: str) -> None:
+def test_a_damaged_file_is_an_error(tmp_path: Path, name: str, content: str) -> None:
     path = tmp_path / name
     if path.suffix == ".pt":
         torch.save(weights(), path)
@@ -140,11 +140,11 @@ def test_other_kinds_of_file_are_named_as_what_they_are(tmp_path: Path) -> None:
         load_checkpoint(Net(), tmp_path / "w.pt")
 
 
-def test_the_same_call_takes_the_averaged_or_the_plain_weights_and_says_which(tmp_path: Path) -> None:
+def test_the_same_call_takes_the_averaged_or_the_plain_weights_with_a_note(tmp_path: Path) -> None:
     plain = {name: value + 1 for name, value in weights().items()}
     torch.save({"state_dict": plain, "state_dict_ema": weights()}, tmp_path / "w.pt")
-    assert any("averaged weights (EMA) were taken" in note for note in loads(tmp_path / "w.pt"))
+    assert any("averaged weights (EMA) were used" in note for note in loads(tmp_path / "w.pt"))
     module = Net()
     notes = load_checkpoint(module, tmp_path / "w.pt", "plain")
     assert torch.equal(module.fc.weight, plain["fc.weight"])
-    assert any("plain weights were taken" in note for note in notes)
+    assert any("plain weights were used" in note for note in notes)

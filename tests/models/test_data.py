@@ -12,9 +12,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from omgoptim.errors import DataError, RequestError, UserCodeError
-from omgoptim.models.data import batch_size, cut, from_callable, open_data, random_data, take
-from omgoptim.models.path_policy import PathPolicy
-from omgoptim.models.raw import RawBatch, split_target
+from omgoptim.models.data import batch_size, from_callable, open_data, random_data, slice_samples, take_samples
+from omgoptim.models.raw_batch import RawBatch, split_target
+from omgoptim.models.security.path_policy import PathPolicy
 
 X, Y = torch.arange(30.0).reshape(10, 3), torch.arange(10)
 
@@ -142,7 +142,7 @@ def test_data_that_hangs_is_stopped(capfd: pytest.CaptureFixture[str]) -> None:
             pass
         yield X
 
-    with pytest.raises(UserCodeError, match=r"did not come back within 0\.2 s"):
+    with pytest.raises(UserCodeError, match=r"did not return within 0\.2 s"):
         list(from_callable(lambda split: endless(), 4, 0.2).batches("eval"))
 
 
@@ -176,7 +176,7 @@ def test_without_a_training_split_nothing_calibrates_on_the_evaluation(project: 
     assert list(source.batches("calibration")) == []
 
 
-def test_arrays_without_splits_are_divided_once_and_it_is_said(project: Path, policy: PathPolicy) -> None:
+def test_arrays_without_splits_are_divided_once_with_a_note(project: Path, policy: PathPolicy) -> None:
     np.savez(project / "d.npz", x=X, y=Y)
     source = open_data("d.npz", policy, 4, 60, 0)
     calibration, evaluation = (together(list(source.batches(split)))[1] for split in ("calibration", "eval"))
@@ -267,11 +267,11 @@ def test_unnamed_random_inputs_go_by_position_in_their_dtype() -> None:
 
 def test_taking_samples_cuts_the_last_batch_and_leaves_empty_ones_out() -> None:
     batches = [RawBatch(X[:0], Y[:0]), RawBatch({"x": X[:6]}, Y[:6]), RawBatch({"x": X[6:]}, None)]
-    taken = take(batches, 8)
+    taken = take_samples(batches, 8)
     assert [batch_size(b.inputs) for b in taken] == [6, 2]
     assert torch.equal(taken[1].inputs["x"], X[6:8])
     assert taken[1].target is None
-    assert take(batches, 100)[-1] is batches[-1]
+    assert take_samples(batches, 100)[-1] is batches[-1]
 
 
 def test_taking_stops_reading_when_it_has_enough() -> None:
@@ -279,7 +279,7 @@ def test_taking_stops_reading_when_it_has_enough() -> None:
         while True:
             yield RawBatch(X, Y)
 
-    assert len(take(endless(), 25)) == 3
+    assert len(take_samples(endless(), 25)) == 3
 
 
 def test_a_batch_without_a_tensor_has_no_size() -> None:
@@ -287,4 +287,4 @@ def test_a_batch_without_a_tensor_has_no_size() -> None:
         with pytest.raises(DataError, match=said):
             batch_size(inputs)
     assert batch_size(({"x": X},)) == 10
-    assert [part.tolist() for part in cut((Y, Y), 1, 3)] == [[1, 2], [1, 2]]
+    assert [part.tolist() for part in slice_samples((Y, Y), 1, 3)] == [[1, 2], [1, 2]]

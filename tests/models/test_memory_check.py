@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from omgoptim.errors import ModelError
-from omgoptim.models.memory_check import COPIES, refuse_beyond_memory, training_bytes, weight_bytes
-from omgoptim.models.path_policy import PathPolicy
+from omgoptim.models.memory_check import TRAINING_COPIES, refuse_beyond_memory, training_bytes, weight_bytes
+from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.source import load_source
 
 
@@ -20,7 +20,7 @@ def test_what_fits_is_let_through_to_the_byte_and_more_is_refused() -> None:
 
 
 def test_training_takes_a_weight_its_gradient_two_moments_and_the_best_so_far() -> None:
-    assert training_bytes(nn.Linear(3, 2)) == COPIES * 4 * 8
+    assert training_bytes(nn.Linear(3, 2)) == TRAINING_COPIES * 4 * 8
 
 
 def test_a_folder_counts_the_largest_of_its_formats(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from omgoptim.errors import DataError, RequestError
-from omgoptim.models.output_kinds import describe_outputs
+from omgoptim.models.output_detection import OutputOptions, describe_outputs
 from omgoptim.models.outputs import class_layout
 from omgoptim.runtimes.signature import InputTensor, Signature
 
@@ -27,7 +27,7 @@ def described(outputs, targets=None, inputs=(), names=None, **more):
         structure = {"dict": dict.fromkeys(names, "tensor")}
     reference = [[make(count) for make in outputs] for count in (5, 3)]
     given = [None, None] if targets is None else [targets(count) for count in (5, 3)]
-    return describe_outputs(Signature(tuple(inputs), structure), reference, [5, 3], given, **more)
+    return describe_outputs(Signature(tuple(inputs), structure), reference, [5, 3], given, OutputOptions(**more))
 
 
 def kinds(found):

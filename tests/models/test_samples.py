@@ -10,7 +10,7 @@ from numpy.testing import assert_array_equal
 
 from omgoptim.errors import DataError
 from omgoptim.models.data import RawBatch
-from omgoptim.models.samples import Samples, as_tensors, named_samples, of_size, synthetic_like
+from omgoptim.models.samples import Samples, as_tensors, named_samples, repeat_to_size, synthetic_like
 
 X = torch.arange(12.0).reshape(4, 3)
 
@@ -55,8 +55,8 @@ def test_splitting_keeps_every_sample_once_and_in_order() -> None:
 
 def test_a_batch_of_any_size_repeats_the_first_samples() -> None:
     samples = Samples([{"x": np.array([5, 6, 7])}], [None])
-    assert of_size(samples, 2)["x"].tolist() == [5, 6]
-    assert of_size(samples, 7)["x"].tolist() == [5, 6, 7, 5, 6, 7, 5]
+    assert repeat_to_size(samples, 2)["x"].tolist() == [5, 6]
+    assert repeat_to_size(samples, 7)["x"].tolist() == [5, 6, 7, 5, 6, 7, 5]
 
 
 def test_written_batches_read_back_in_order(tmp_path: Path) -> None:
@@ -94,6 +94,6 @@ def test_synthetic_inputs_of_masks_with_infinity_are_finite_and_empty_ones_stay_
     assert made["none"].shape == made["ids"].shape == (2, 0)
 
 
-def test_tensors_are_made_in_the_signatures_dtypes() -> None:
+def test_tensors_have_the_signatures_dtypes() -> None:
     made = as_tensors({"x": np.ones((1, 2), np.float32)}, {"x": "bfloat16"})
     assert made["x"].dtype == torch.bfloat16

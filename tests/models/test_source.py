@@ -14,8 +14,8 @@ from torch import nn
 
 from omgoptim.errors import ModelError, RequestError, SetupError, UserCodeError
 from omgoptim.models.manifest import Manifest
-from omgoptim.models.origin import sealed
-from omgoptim.models.path_policy import PathPolicy
+from omgoptim.models.security.path_policy import PathPolicy
+from omgoptim.models.security.seal import add_seal
 from omgoptim.models.source import MANIFEST, Recipe, build, default_inputs, find_artifact, load_source
 from omgoptim.runtimes.signature import Signature
 
@@ -153,12 +153,14 @@ def test_an_artifact_is_found_by_its_folder_and_by_its_run(policy: PathPolicy) -
     for folder in (run, policy.project / "small"):
         folder.mkdir(parents=True)
         manifest = Manifest("onnxruntime", "float32", Signature((), "tensor"))
-        (folder / MANIFEST).write_text(json.dumps(sealed("artifact", manifest.to_json())))
+        (folder / MANIFEST).write_text(json.dumps(add_seal("artifact", manifest.to_json())))
     assert load_source("run-1", policy).artifact == find_artifact("run-1", policy) == run
     assert load_source("small", policy).artifact == load_source("./small", policy).artifact == policy.project / "small"
 
 
-def test_a_run_without_an_artifact_says_how_it_ended_and_a_plain_folder_what_it_lacks(policy: PathPolicy) -> None:
+def test_a_run_without_an_artifact_is_an_error_with_its_end_and_a_plain_folder_with_what_it_lacks(
+    policy: PathPolicy,
+) -> None:
     run = policy.project / ".omgoptim" / "runs" / "run-1"
     run.mkdir(parents=True)
     with pytest.raises(ModelError, match="run 'run-1' has no artifact") as error:
@@ -199,7 +201,7 @@ def test_a_damaged_pt2_file_cannot_be_opened(policy: PathPolicy) -> None:
 
 
 @pytest.mark.parametrize(("prefix", "package", "extra"), [("timm", "timm", "timm"), ("torchvision",) * 2 + ("vision",)])
-def test_a_library_that_is_missing_is_told_with_its_install_line(
+def test_a_missing_library_is_an_error_with_its_install_line(
     policy: PathPolicy, prefix: str, package: str, extra: str
 ) -> None:
     if find_spec(package) is not None:
@@ -240,7 +242,7 @@ def test_timm_is_asked_for_trained_weights_unless_a_checkpoint_brings_them(
 
 
 @pytest.mark.skipif(find_spec("torchvision") is not None, reason="the real one is installed")
-def test_torchvision_is_asked_for_its_default_weights_and_a_broken_install_is_said(
+def test_torchvision_gives_its_default_weights_and_a_broken_install_is_an_error(
     write: Write, policy: PathPolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     models = "from torch import nn\ndef get_model(name, weights):\n    net = nn.Linear(3, 2)\n    net.asked = weights\n"
@@ -292,13 +294,13 @@ def test_a_language_model_gives_its_logits_and_no_cache(hugging_face: Path) -> N
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_folder_that_transformers_cannot_read_is_told_in_its_words(hugging_face: Path) -> None:
+def test_a_folder_that_transformers_cannot_read_is_an_error_with_its_message(hugging_face: Path) -> None:
     (hugging_face / "empty").mkdir()
     with pytest.raises(UserCodeError, match=r"loading .*empty with transformers"):
         load_source("hf:empty", PathPolicy.of(hugging_face, []))
 
 
-def test_nothing_is_assumed_of_a_models_inputs_where_its_source_does_not_tell(write: Write, policy: PathPolicy) -> None:
+def test_nothing_is_assumed_of_a_models_inputs_where_its_source_implies_none(write: Write, policy: PathPolicy) -> None:
     write("net.py")
     source = load_source("net.py:Net", policy)
     assert source.recipe is not None

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.models.artifact import Manifest
-from omgoptim.models.path_policy import PathPolicy
 from omgoptim.models.samples import Samples
+from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.operations.compare import common_lineage, origin_words, read_by_both
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import Live, prepare

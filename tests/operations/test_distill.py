@@ -21,7 +21,7 @@ from omgoptim.jobs.follow import follow
 from omgoptim.jobs.resume import resume
 from omgoptim.jobs.states import load_report
 from omgoptim.models.artifact import Manifest, load_module
-from omgoptim.models.path_policy import PathPolicy
+from omgoptim.models.security.path_policy import PathPolicy
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 

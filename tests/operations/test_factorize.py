@@ -12,7 +12,7 @@ import omgoptim
 from omgoptim.blocks.low_rank import LowRankLinear
 from omgoptim.errors import DataError, TechniqueError
 from omgoptim.models.artifact import Manifest, load_module
-from omgoptim.models.path_policy import PathPolicy
+from omgoptim.models.security.path_policy import PathPolicy
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 

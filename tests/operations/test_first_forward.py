@@ -20,7 +20,7 @@ from omgoptim.operations.first_forward import (
     settled_outputs,
     with_shifted_labels,
 )
-from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.signature import InputTensor, Signature
 
 INPUTS = (InputTensor("input", "float32", ("batch", 3), False),)
@@ -111,7 +111,9 @@ def test_a_model_whose_next_call_sees_what_it_wrote_into_its_input_is_told_so() 
     signature = Signature(INPUTS, "tensor")
     batch = {"input": np.array([[-1.0, 2.0, 3.0]], np.float32)}
     with pytest.raises(ModelError, match="changes its inputs in place") as error:
-        settled_outputs(ENGINES["torch_eager"].open(InPlace(doubles=True), signature, Settings(threads=1)), batch)
+        settled_outputs(
+            ENGINES["torch_eager"].open(InPlace(doubles=True), signature, SessionSettings(threads=1)), batch
+        )
     assert "'input' holds other values" in error.value.why
-    same = ENGINES["torch_eager"].open(InPlace(doubles=False), signature, Settings(threads=1))
+    same = ENGINES["torch_eager"].open(InPlace(doubles=False), signature, SessionSettings(threads=1))
     assert (settled_outputs(same, {"input": batch["input"].copy()})[0] >= 1).all()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import omgoptim
 from omgoptim.errors import ModelError
-from omgoptim.models.onnx_signature import stated_signature
+from omgoptim.models.onnx_signature import declared_signature
 from omgoptim.operations.fixed_batch import stated_batch
 from omgoptim.requests import parse
 from omgoptim.runtimes.export import export_onnx
@@ -129,9 +129,9 @@ def test_a_users_onnx_file_may_take_one_sample_at_a_time(tmp_path: Path, size: i
     signature = Signature((InputTensor("input", "float32", (size, 3), False),), "tensor")
     example: Tensor = torch.ones(2 if size == BATCH else 1, 3)
     export_onnx(nn.Linear(3, 2).eval(), {"input": example}, signature, tmp_path / "user.onnx")
-    assert stated_signature(tmp_path / "user.onnx").batch == taken
+    assert declared_signature(tmp_path / "user.onnx").batch == taken
     model = onnx.load(tmp_path / "user.onnx")
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
     onnx.save(model, tmp_path / "four.onnx")
     with pytest.raises(ModelError, match="takes no batch of any size"):
-        stated_signature(tmp_path / "four.onnx")
+        declared_signature(tmp_path / "four.onnx")

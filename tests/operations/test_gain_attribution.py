@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from omgoptim.measure.race import Ratio, Timing
+from omgoptim.measure.timing import Ratio, Timing
 from omgoptim.operations.gain_attribution import (
     Side,
     gains_by,

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from omgoptim.measure.race import Timing
+from omgoptim.measure.timing import Timing
 from omgoptim.operations.timing import OVERLOADED, as_fast
 
 TIMING = Timing(1.0, 1.0, None, None, None, None, launches=5)

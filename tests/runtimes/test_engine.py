@@ -12,20 +12,20 @@ from omgoptim.runtimes.engine import as_float32, engine_message, wall_clock
 
 def test_every_engine_is_found_by_its_name_and_an_unknown_one_is_answered_with_the_nearest() -> None:
     assert all(engine_named(name).name == name for name in ENGINES)
-    with pytest.raises(RequestError, match="'onnx_runtime' is no runtime") as error:
+    with pytest.raises(RequestError, match="'onnx_runtime' is not a runtime") as error:
         engine_named("onnx_runtime")
     assert error.value.why.startswith("Did you mean 'onnxruntime'?")
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch_eager"])
-def test_a_package_that_is_not_there_is_told_with_its_install_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_reported_with_its_install_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert engine_named(name).missing("cpu") is None
     package = name.removesuffix("_eager")
     monkeypatch.setattr("importlib.util.find_spec", lambda wanted: None)
     assert engine_named(name).missing("cpu") == f"{package} is not installed: pip install {package}"
 
 
-def test_a_device_that_an_engine_cannot_use_is_told() -> None:
+def test_a_device_that_an_engine_cannot_use_is_reported() -> None:
     import torch
 
     if torch.cuda.is_available():
@@ -48,7 +48,7 @@ def test_the_clock_makes_exactly_the_calls_it_divides_by() -> None:
     assert calls == [7] * 5
 
 
-def test_floats_are_told_as_float32_and_anything_else_as_it_is() -> None:
+def test_floats_are_returned_as_float32_and_others_unchanged() -> None:
     for dtype in (np.float16, np.float64):
         assert as_float32(np.ones(2, dtype)).dtype == np.float32
     for array in (np.ones(2, np.float32), np.ones(2, np.int64), np.ones(2, bool)):

@@ -1,4 +1,4 @@
-"""One export of one model per form that inputs and outputs take; torch itself says what is right."""
+"""One export of one model per form of inputs and outputs, compared with torch itself."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from numpy.testing import assert_allclose
 from torch import Tensor, nn
 
 from omgoptim.errors import TechniqueError
-from omgoptim.models.calls import first_forward, input_tensors, name_inputs
-from omgoptim.runtimes import ENGINES, Settings, export
+from omgoptim.models.forward import first_forward, input_tensors, name_inputs
+from omgoptim.runtimes import ENGINES, SessionSettings, export
 from omgoptim.runtimes.engine import NumpyBatch
 from omgoptim.runtimes.export import export_onnx, export_pt2
 from omgoptim.runtimes.signature import Signature
@@ -112,7 +112,7 @@ def other_batch(name: str, batch: dict[str, Tensor]) -> NumpyBatch:
 
 
 def outputs(engine: str, target: Any, signature: Signature, batch: NumpyBatch) -> list[Any]:
-    return ENGINES[engine].open(target, signature, Settings(threads=1)).run(batch)
+    return ENGINES[engine].open(target, signature, SessionSettings(threads=1)).run(batch)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from omgoptim.runtimes.engine import FEWEST_PROFILED, MOST_PROFILED, WARM_UP, calls_for, medians
+from omgoptim.runtimes.engine import MAX_PROFILED, MIN_PROFILED, WARM_UP, medians, profiled_calls
 from omgoptim.runtimes.onnxruntime import node_times_of
 
 
@@ -51,8 +51,8 @@ def test_a_kind_is_the_engines_operator():
 
 
 def test_profiled_calls_are_some_to_warm_up_then_a_few_at_least_and_not_without_end():
-    assert list(calls_for(0.0)) == [False] * WARM_UP + [True] * FEWEST_PROFILED
-    assert sum(calls_for(1e9)) == MOST_PROFILED
+    assert list(profiled_calls(0.0)) == [False] * WARM_UP + [True] * MIN_PROFILED
+    assert sum(profiled_calls(1e9)) == MAX_PROFILED
 
 
 def test_medians_are_over_the_calls_that_have_the_entry():

@@ -11,7 +11,7 @@ import torch
 from numpy.testing import assert_allclose
 from torch import Tensor, nn
 
-from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.export import export_onnx
 from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
 from omgoptim.runtimes.tied_weights import tied_weights
@@ -51,7 +51,7 @@ def test_a_weight_tied_between_an_embedding_and_a_head_is_stored_once(tmp_path: 
     model = exported(module, tmp_path / "tied.onnx")
     assert entries(model) == 60 * 16 + 16 * 16 + 16
     ids = torch.arange(15).view(3, 5)
-    session = ENGINES["onnxruntime"].open(tmp_path / "tied.onnx", IDS, Settings(1))
+    session = ENGINES["onnxruntime"].open(tmp_path / "tied.onnx", IDS, SessionSettings(1))
     with torch.no_grad():
         assert_allclose(session.run({"ids": ids.numpy()})[0], module(ids), rtol=1e-4, atol=1e-5)
 
@@ -76,7 +76,7 @@ def test_the_engine_multiplies_by_a_constant_and_transposes_nothing(tmp_path: Pa
 
 @pytest.mark.parametrize("tie", [True, False])
 def test_the_head_is_still_named_by_its_module(tie: bool, tmp_path: Path) -> None:
-    from omgoptim.models.onnx_graph import layers
+    from omgoptim.models.onnx_graph import find_layers
 
-    found = layers(exported(Tied(tie), tmp_path / "tied.onnx"))
+    found = find_layers(exported(Tied(tie), tmp_path / "tied.onnx"))
     assert [one.op for one in found if one.path in ("head", "words")].count("MatMul") == 1

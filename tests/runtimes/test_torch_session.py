@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from omgoptim.runtimes import ENGINES, Session, Settings
+from omgoptim.runtimes import ENGINES, Session, SessionSettings
 from omgoptim.runtimes.signature import InputTensor, Signature
 from omgoptim.runtimes.torch_session import to_array, to_tensor
 
@@ -23,7 +23,7 @@ def _threads() -> Any:
 
 
 def opened(module: nn.Module, precision: str = "float32", engine: str = "torch_eager") -> Session:
-    return ENGINES[engine].open(module, SIGNATURE, Settings(threads=1, precision=precision))
+    return ENGINES[engine].open(module, SIGNATURE, SessionSettings(threads=1, precision=precision))
 
 
 def test_a_session_gives_what_the_module_gives_with_the_threads_asked_for() -> None:
@@ -52,7 +52,7 @@ def test_half_precision_lowers_floats_on_the_way_in_and_leaves_integers(precisio
 
     ids = InputTensor("ids", "int64", ("batch",), True)
     signature = Signature((*SIGNATURE.inputs, ids), "tensor")
-    session = ENGINES["torch_eager"].open(Seen(), signature, Settings(threads=1, precision=precision))
+    session = ENGINES["torch_eager"].open(Seen(), signature, SessionSettings(threads=1, precision=precision))
     (output,) = session.run({"input": X, "ids": np.arange(2)})
     assert seen == [dtype, torch.int64]
     assert output.dtype == np.float32

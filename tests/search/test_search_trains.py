@@ -10,7 +10,7 @@ import torch
 from small_training import batches_of, blobs, evaluator_of, net
 from torch import nn
 
-from omgoptim.models.path_policy import PathPolicy
+from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.search.define_by_run import build, look
 from omgoptim.search.drive import Plan, drive
 from omgoptim.search.runner import Cost, Steps, finalists, fitting, run_trial

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from omgoptim.models.path_policy import PathPolicy
+from omgoptim.models.security.path_policy import PathPolicy
 
 
 @pytest.fixture(autouse=True)

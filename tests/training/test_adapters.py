@@ -12,7 +12,7 @@ from torch import nn
 from omgoptim.blocks.lora import LoRAConv, LoRALinear
 from omgoptim.blocks.low_rank import LowRankLinear
 from omgoptim.errors import RequestError, TechniqueError
-from omgoptim.models.path_policy import PathPolicy
+from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.training.adapters import adaptable, recovering
 from omgoptim.training.batches import Batches
 from omgoptim.training.config import TrainingConfig

@@ -8,8 +8,8 @@ from small_training import blobs, evaluator_of, net, same, state
 from torch import nn
 
 from omgoptim.errors import DataError, UserCodeError
-from omgoptim.models.path_policy import PathPolicy
 from omgoptim.models.samples import Samples
+from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.training.evaluator import COLLAPSED, Evaluator
 
 X, Y = blobs(30)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from omgoptim.errors import TechniqueError
-from omgoptim.models.path_policy import PathPolicy
+from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.training._loop.checkpoints import all_tensors
 from omgoptim.training.config import TrainingConfig
 from omgoptim.training.fake_quantization import (

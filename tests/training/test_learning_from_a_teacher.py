@@ -19,7 +19,7 @@ from torch.utils.data import TensorDataset
 
 from omgoptim.errors import DataError, RunError, TechniqueError
 from omgoptim.models.data import DataSource, RawBatch
-from omgoptim.models.path_policy import PathPolicy
+from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.training._loop import training_state
 from omgoptim.training.batches import Batches
 from omgoptim.training.config import TrainingConfig

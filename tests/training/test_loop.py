@@ -20,7 +20,7 @@ from torch.utils.data import TensorDataset
 
 from omgoptim.errors import DataError, ModelError, RequestError, RunError, SetupError, TechniqueError
 from omgoptim.models.data import DataSource, RawBatch, random_data
-from omgoptim.models.path_policy import PathPolicy
+from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.training.batches import Batches
 from omgoptim.training.config import TrainingConfig
 from omgoptim.training.distillation import DistillationLoss

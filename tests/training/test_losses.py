@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from omgoptim.errors import DataError, UserCodeError
-from omgoptim.models.path_policy import PathPolicy
+from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.runtimes.signature import Outputs
 from omgoptim.training.losses import Loss, loss_of, main_output
 

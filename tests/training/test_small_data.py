@@ -10,7 +10,7 @@ from small_training import batches_of, blobs, evaluator_of, net, same, state
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from omgoptim.models.path_policy import PathPolicy
+from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.requests import PruneRequest
 from omgoptim.training.config import TrainingConfig
 from omgoptim.training.distillation import DistillationLoss

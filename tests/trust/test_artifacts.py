@@ -30,13 +30,13 @@ from omgoptim import requests
 from omgoptim.errors import ArtifactError, ModelError, RequestError
 from omgoptim.jobs.folder import RunFolder, Submission, new_run
 from omgoptim.jobs.resume import _without_grants
-from omgoptim.measure.launch import Process
-from omgoptim.models.artifact import Check, Manifest, save_module, save_program
-from omgoptim.models.data import load_beside
-from omgoptim.models.manifest import MOST_JSON_BYTES
-from omgoptim.models.onnx_signature import stated_signature
-from omgoptim.models.origin import sealed
-from omgoptim.models.path_policy import PathPolicy
+from omgoptim.measure.measuring_process import MeasuringProcess
+from omgoptim.models.artifact import Manifest, OutputCheck, save_module, save_program
+from omgoptim.models.data import adjacent_loader
+from omgoptim.models.manifest import MAX_JSON_BYTES
+from omgoptim.models.onnx_signature import declared_signature
+from omgoptim.models.security.path_policy import PathPolicy
+from omgoptim.models.security.seal import add_seal
 from omgoptim.models.source import Recipe, load_source
 from omgoptim.operations.compare import _past_request
 from omgoptim.operations.context import RunContext
@@ -92,7 +92,7 @@ def make(folder: Path, recipe: Recipe) -> None:
     """A module artifact as omgoptim saves it, whatever its recipe names."""
     module = nn.Linear(3, 2)
     outputs = [module(torch.from_numpy(X)).detach().numpy()]
-    save_module(folder, module, recipe, Manifest("torch_eager", "float32", SIGNATURE), Check({"x": X}, outputs))
+    save_module(folder, module, recipe, Manifest("torch_eager", "float32", SIGNATURE), OutputCheck({"x": X}, outputs))
 
 
 def make_program(folder: Path, **saved: Any) -> None:
@@ -107,7 +107,9 @@ def make_program(folder: Path, **saved: Any) -> None:
     source = folder.parent / f"{folder.name}.source"
     source.mkdir()
     onnx.save_model(model, source / "model.onnx", **saved)
-    save_program(folder, source / "model.onnx", Manifest("onnxruntime", "float32", SIGNATURE), Check({"x": X}, [X + 1]))
+    save_program(
+        folder, source / "model.onnx", Manifest("onnxruntime", "float32", SIGNATURE), OutputCheck({"x": X}, [X + 1])
+    )
 
 
 def rewritten(folder: Path, name: str, edit: Edit, *, seal: bool = False) -> None:
@@ -118,7 +120,7 @@ def rewritten(folder: Path, name: str, edit: Edit, *, seal: bool = False) -> Non
     manifest = json.loads((folder / "manifest.json").read_text())
     if name != "manifest.json":
         listed(folder, manifest, name)
-    (folder / "manifest.json").write_text(json.dumps(sealed("artifact", manifest) if seal else manifest))
+    (folder / "manifest.json").write_text(json.dumps(add_seal("artifact", manifest) if seal else manifest))
 
 
 def listed(folder: Path, manifest: dict[str, Any], name: str) -> None:
@@ -211,7 +213,7 @@ def test_one_changed_byte_in_any_file_is_refused(project: Path, name: str) -> No
     text[text.index(b"net.py") if name == "recipe.json" else len(text) // 2] ^= 1
     path.write_bytes(text)
     for said in refused(project / "small"):
-        assert "damaged" in said or "no artifact" in said or "was not made by you" in said
+        assert "damaged" in said or "not an artifact" in said or "was not made by you" in said
 
 
 def test_what_a_recipe_says_of_its_own_rights_grants_nothing(project: Path, tmp_path: Path, mark: Path) -> None:
@@ -267,7 +269,7 @@ def payloads(project: Path, mark: Path) -> dict[str, dict[str, Any]]:
         "again.py:Own.run.__self__.system": {"command": command},
         "again.py:__builtins__.exec": {},
         "__main__:os.system": {"command": command},
-        "omgoptim.models.user_code:call_user": {},
+        "omgoptim.models.security.user_code:call_user": {},
     }
 
 
@@ -275,19 +277,19 @@ SPECS = (
     *("os:system", "subprocess:run", "builtins:exec", "torch:load", "torch.hub:load", "torch.jit:load"),
     *("torch.nn.modules.module:torch.load", "again.py:system", "again.py:run", "again.py:load", "again.py:torch.load"),
     *("again:os.system", "again.py:Own.run", "again.py:which.os.system", "again.py:Own.run.__self__.system"),
-    *("again.py:__builtins__.exec", "__main__:os.system", "omgoptim.models.user_code:call_user"),
+    *("again.py:__builtins__.exec", "__main__:os.system", "omgoptim.models.security.user_code:call_user"),
 )
 
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_callable_that_the_project_does_not_define_is_never_called(project: Path, mark: Path, spec: str) -> None:
     kwargs = payloads(project, mark)[spec]
-    with pytest.raises(RequestError, match="is no code of the project") as error:
+    with pytest.raises(RequestError, match="is not code of the project") as error:
         load_source(spec, PathPolicy(project), kwargs=kwargs)
     assert "write a function in a file of yours" in error.value.fix
     make(project / "recipe", Recipe("callable", spec, kwargs, str(project)))
     for said in (*refused(project / "recipe"), *refused(project / "recipe", trust=True)):
-        assert "is no code of the project" in said
+        assert "is not code of the project" in said
 
 
 def test_code_of_an_environment_inside_the_project_is_not_the_projects(project: Path, mark: Path) -> None:
@@ -296,7 +298,7 @@ def test_code_of_an_environment_inside_the_project_is_not_the_projects(project: 
         (project / folder / "net.py").write_text(f"open({str(mark)!r}, 'w').close()\n{NET}")
     (project / "env" / "pyvenv.cfg").touch()
     for spec in (".venv/lib/python3.12/site-packages/pkg/net.py:Net", "env/code/net.py:Net"):
-        with pytest.raises(RequestError, match="is no code of the project"):
+        with pytest.raises(RequestError, match="is not code of the project"):
             load_source(spec, PathPolicy(project))
 
 
@@ -312,7 +314,7 @@ def test_an_installed_module_runs_where_the_user_allows_it_by_name(
     monkeypatch.setenv("OMGOPTIM_ALLOW_MODULE", "copy json")
     with pytest.raises(ModelError, match="deepcopy returned a str"):
         load_source("copy:deepcopy", PathPolicy.of(project, []), kwargs={"x": "text"})
-    with pytest.raises(RequestError, match="is no code of the project"):  # copy imports it, and does not define it
+    with pytest.raises(RequestError, match="is not code of the project"):  # copy imports it, and does not define it
         load_source("copy:dispatch_table.get", PathPolicy.of(project, []))
 
 
@@ -332,7 +334,7 @@ def test_what_a_project_wraps_and_makes_itself_is_its_own(project: Path) -> None
 def test_a_load_that_a_model_file_only_imports_is_not_taken_for_its_data(project: Path) -> None:
     (project / "net.py").write_text(f"from torch import load\n{NET}")
     source = load_source("net.py:Net", PathPolicy(project))
-    assert load_beside(source.recipe, PathPolicy(project), 60) is None
+    assert adjacent_loader(source.recipe, PathPolicy(project), 60) is None
 
 
 def test_a_hugging_face_folder_outside_the_project_is_not_read(project: Path, tmp_path: Path) -> None:
@@ -373,7 +375,7 @@ def test_a_link_in_an_artifact_is_refused_and_a_link_to_one_is_not(project: Path
     (project / "small" / name).rename(tmp_path / name)
     (project / "small" / name).symlink_to(tmp_path / name)
     for said in refused(project / "small"):
-        assert "a link or no regular file" in said
+        assert "a link or not a regular file" in said
 
 
 def test_a_file_that_the_manifest_does_not_list_is_not_read(project: Path) -> None:
@@ -396,8 +398,8 @@ def test_weights_of_a_program_lie_beside_it(project: Path, tmp_path: Path, place
     ways: list[Callable[[], Any]] = [
         lambda: omgoptim.open_artifact("program"),
         lambda: load_source("program", PathPolicy(project)),
-        lambda: stated_signature(program),
-        lambda: save_program(tmp_path / "saved", program, manifest, Check({}, [])),
+        lambda: declared_signature(program),
+        lambda: save_program(tmp_path / "saved", program, manifest, OutputCheck({}, [])),
     ]
     for way in ways:
         with pytest.raises((ArtifactError, ModelError)) as refused:
@@ -416,15 +418,15 @@ def test_a_program_of_somebody_else_opens_as_it_holds_no_code(project: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "recipe.json"])
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, " " * (MOST_JSON_BYTES + 1), "[]", '{"recipe": 7}'])
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, " " * (MAX_JSON_BYTES + 1), "[]", '{"recipe": 7}'])
 def test_json_that_nobody_wrote_is_no_artifact(project: Path, name: str, text: str) -> None:
     (project / "small" / name).write_text(text)
     if name == "recipe.json":
         manifest = json.loads((project / "small" / "manifest.json").read_text())
         listed(project / "small", manifest, name)
-        (project / "small" / "manifest.json").write_text(json.dumps(sealed("artifact", manifest)))
+        (project / "small" / "manifest.json").write_text(json.dumps(add_seal("artifact", manifest)))
     for said in refused(project / "small"):
-        assert "no artifact" in said or "recipe.json cannot be read" in said
+        assert "not an artifact" in said or "recipe.json cannot be read" in said
 
 
 WRONG_TYPES: list[dict[str, Any]] = [
@@ -469,12 +471,12 @@ WRONG_RECIPES: list[dict[str, Any]] = [
 def test_a_recipe_of_other_types_is_damaged(project: Path, change: dict[str, Any]) -> None:
     rewritten(project / "small", "recipe.json", lambda record: record["recipe"].update(change), seal=True)
     for said in refused(project / "small"):
-        assert "damaged" in said or "surgery cannot be read" in said
+        assert "damaged" in said or "structural changes" in said
 
 
 def test_a_measuring_process_opens_what_its_worker_vouches_for(project: Path) -> None:
     rewritten(project / "small", "manifest.json", lambda record: record.pop("origin"))
-    with Process(project / "small", threads=1, batches={}, cwd=project, policy=PathPolicy(project)) as process:
+    with MeasuringProcess(project / "small", threads=1, batches={}, cwd=project, policy=PathPolicy(project)) as process:
         process.begin_open()
         assert max(process.end_open()["differences"]) < 1e-6
 

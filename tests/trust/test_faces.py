@@ -27,7 +27,7 @@ from torch import nn
 
 import omgoptim
 from omgoptim.errors import OmgoptimError
-from omgoptim.models.artifact import Check, Manifest, save_module
+from omgoptim.models.artifact import Manifest, OutputCheck, save_module
 from omgoptim.models.source import Recipe
 from omgoptim.runtimes.signature import InputTensor, Signature
 
@@ -109,7 +109,7 @@ def artifact_from_elsewhere(project: Path, mark: Path) -> Arguments:
     (project / "theirs.py").write_text(payloads.mark_module(mark))
     module, x = nn.Linear(3, 2), np.ones((2, 3), np.float32)
     signature = Signature((InputTensor("x", "float32", ("batch", 3), False),), "tensor")
-    check = Check({"x": x}, [module(torch.from_numpy(x)).detach().numpy()])
+    check = OutputCheck({"x": x}, [module(torch.from_numpy(x)).detach().numpy()])
     recipe = Recipe("callable", "net.py:Net", {}, str(project))
     save_module(project / "small", module, recipe, Manifest("torch_eager", "float32", signature), check)
     record = json.loads((project / "small" / "recipe.json").read_text())

@@ -24,12 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.errors import ModelError, OmgoptimError
-from omgoptim.models import artifact, hub_options, onnx_file
-from omgoptim.models.onnx_signature import stated_signature
-from omgoptim.models.path_policy import PathPolicy
-from omgoptim.models.pt2_file import open_pt2
+from omgoptim.models import artifact, onnx_file
+from omgoptim.models._pt2.archive import open_pt2
+from omgoptim.models.onnx_signature import declared_signature
+from omgoptim.models.security import hub_options
+from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.source import Recipe, build, load_source
-from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
 
 PROGRAM, WEIGHTS = "models/model.json", "data/weights/model_weights_config.json"
@@ -425,10 +426,10 @@ def test_an_onnx_file_whose_weights_lie_outside_its_folder_is_refused_by_every_r
     program = folder / "net.onnx"
     program.write_bytes(program_of(location.format(outside=outside), place))
     signature = Signature((InputTensor("x", "float32", (BATCH, 3), False),), "tensor")
-    settings = Settings(threads=1, device="cpu", precision="float32")
+    settings = SessionSettings(threads=1, device="cpu", precision="float32")
     readers: list[Callable[[], object]] = [
         lambda: onnx_file.load(program, weights=False),
-        lambda: stated_signature(program),
+        lambda: declared_signature(program),
         lambda: artifact._copy_program(program, outside),
         *(lambda engine=engine: ENGINES[engine].open(program, signature, settings) for engine in PROGRAM_ENGINES),
     ]
@@ -442,7 +443,7 @@ def test_an_onnx_file_with_its_weights_beside_it_is_read(tmp_path: Path) -> None
     for location in ("w.bin", "sub/w.bin"):
         (tmp_path / location).write_bytes(np.ones((3, 2), np.float32).tobytes())
         (tmp_path / "net.onnx").write_bytes(program_of(location))
-        assert stated_signature(tmp_path / "net.onnx").input_names == ["x"]
+        assert declared_signature(tmp_path / "net.onnx").input_names == ["x"]
         assert onnx_file.load(tmp_path / "net.onnx").graph.initializer[0].raw_data
         (tmp_path / "copy").mkdir(exist_ok=True)
         artifact._copy_program(tmp_path / "net.onnx", tmp_path / "copy")
@@ -475,7 +476,7 @@ def of_shape(dims: list[int]) -> bytes:
 def test_an_onnx_file_that_holds_no_program_is_a_named_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "net.onnx").write_bytes(content)
     with pytest.raises(ModelError, match=r"net\.onnx") as error:
-        stated_signature(tmp_path / "net.onnx")
+        declared_signature(tmp_path / "net.onnx")
     assert error.value.why
 
 
@@ -637,7 +638,7 @@ def test_an_option_of_transformers_that_runs_code_is_refused(hugging_face: Path,
 def test_a_name_or_option_of_an_image_library_that_reads_other_files_is_refused(
     policy: PathPolicy, model: str, options: dict[str, Any]
 ) -> None:
-    with pytest.raises(ModelError, match=r"is refused|is no name of a model") as refused:
+    with pytest.raises(ModelError, match=r"is refused|is not the name of a model") as refused:
         load_source(model, policy, kwargs=options)
     assert "--allow-remote-code" in refused.value.fix
 
@@ -668,10 +669,10 @@ def test_the_code_of_a_repository_runs_only_where_the_request_allowed_it(
     with_remote_code(bert, mark)
     with pytest.raises(ModelError, match=r"'auto_map' in the config\.json of folder bert is refused"):
         load_source("hf:bert", policy)
-    monkeypatch.setenv(hub_options.GRANTED, "1")
+    monkeypatch.setenv(hub_options.REMOTE_CODE_VARIABLE, "1")
     hub_options.check_options("hf", str(bert), {"trust_remote_code": True})
     hub_options.check_folder(bert)
-    hub_options.grant_remote_code(False)
+    hub_options.allow_remote_code(False)
     with pytest.raises(ModelError, match="is refused"):
         hub_options.check_folder(bert)
 

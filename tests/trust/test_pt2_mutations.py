@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.errors import ModelError
-from omgoptim.models.pt2_file import open_pt2
+from omgoptim.models._pt2.archive import open_pt2
 
 JSON = ("models/model.json", "data/weights/model_weights_config.json", "data/constants/model_constants_config.json")
 OTHERS: list[Any] = [

@@ -23,9 +23,9 @@ from omgoptim.jobs.preflight import check_named
 from omgoptim.jobs.processes import birth
 from omgoptim.jobs.resume import resume
 from omgoptim.jobs.states import FOREIGN, list_runs, load_report
+from omgoptim.models._artifact.recipe_file import read_recipe
 from omgoptim.models.manifest import Manifest, sha256_of
-from omgoptim.models.path_policy import PathPolicy
-from omgoptim.models.recipe_file import read_recipe
+from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.source import find_artifact
 from omgoptim.requests import parse
 from omgoptim.runtimes.signature import Signature
@@ -185,7 +185,7 @@ def test_a_run_that_is_a_link_gives_no_artifact_from_outside_the_project(tmp_pat
     else:
         run.mkdir()
         (run / "artifact").symlink_to(outside / "artifact")
-    with pytest.raises(ModelError, match="is none of this project"):
+    with pytest.raises(ModelError, match="is not in this project"):
         find_artifact("quantize-1", PathPolicy.of(project, []))
 
 
@@ -210,7 +210,7 @@ def test_a_recipe_that_was_exchanged_after_its_check_is_not_read(tmp_path: Path)
 def test_a_pipe_that_is_named_as_a_model_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
     request = parse("profile", {"model": f"{name}:build" if name == "net.py" else name, "inputs": ["1x4"]})
-    assert "no regular file" in str(within(10, check_named, request, tmp_path))
+    assert "not a regular file" in str(within(10, check_named, request, tmp_path))
 
 
 def test_a_python_file_without_end_is_not_read_whole_before_a_run(tmp_path: Path) -> None:

@@ -27,15 +27,17 @@ PROOF = {
         "trust/test_run_folders.py::test_code_without_a_file_is_not_the_projects_wherever_we_are",
     ],
     "Files are read inside the project": [
-        "models/test_path_policy.py::test_a_path_outside_the_project_is_refused_even_where_it_exists",
-        "models/test_path_policy.py::test_a_link_that_leaves_the_project_is_refused_and_an_allowed_folder_is_not",
+        "models/security/test_path_policy.py::test_a_path_outside_the_project_is_refused_even_where_it_exists",
+        "models/security/test_path_policy.py::test_a_link_that_leaves_the_project_is_refused_and_an_allowed_folder_is_not",
         "trust/test_run_folders.py::test_a_run_that_is_a_link_gives_no_artifact_from_outside_the_project",
     ],
     "An assistant can give none of": [
         "trust/test_artifacts.py::test_no_tool_takes_what_is_the_users_to_grant",
         "trust/test_artifacts.py::test_an_agent_can_neither_open_a_foreign_artifact_nor_allow_itself_to",
     ],
-    "Artifacts are sealed with a key": ["models/test_origin.py::test_the_key_is_made_once_and_only_its_user_reads_it"],
+    "Artifacts are sealed with a key": [
+        "models/security/test_seal.py::test_the_key_is_made_once_and_only_its_user_reads_it"
+    ],
     "An artifact without your seal": [
         "trust/test_artifacts.py::test_an_artifact_without_this_users_seal_runs_nothing_unless_it_is_trusted",
         "trust/test_artifacts.py::test_an_artifact_of_another_user_runs_nothing_unless_it_is_trusted",

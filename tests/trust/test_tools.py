@@ -25,8 +25,8 @@ from mcp.types import CallToolResult, TextResourceContents
 
 from omgoptim import requests
 from omgoptim.errors import RequestError
-from omgoptim.models.origin import sealed
 from omgoptim.models.report_file import seal_report
+from omgoptim.models.security.seal import add_seal
 from omgoptim.reports import EfficiencyReport, RunState
 from omgoptim.server import handlers
 from omgoptim.server.handlers import build_server
@@ -419,7 +419,7 @@ def test_a_report_of_hostile_names_is_clean_in_every_answer(
     failed = by_hand.failed_run(mine)
     state = json.loads(failed.state_file.read_text())
     error = {"kind": hostile, "what": hostile, "why": hostile, "fix": hostile, "log": f"{hostile}\n{hostile}"}
-    said = sealed("state", state | {"stage": hostile, "model": hostile, "error": error})
+    said = add_seal("state", state | {"stage": hostile, "model": hostile, "error": error})
     failed.state_file.write_text(json.dumps(said))
     running = by_hand.running_run(mine)
     running.state_file.write_text(json.dumps(json.loads(running.state_file.read_text()) | {"stage": hostile}))

@@ -16,8 +16,8 @@ from omgoptim.measure.macs import count_macs
 from omgoptim.measure.size import count_params
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.artifact import Manifest
-from omgoptim.models.calls import first_forward, input_tensors, name_inputs, to_numpy
-from omgoptim.models.samples import Samples, as_tensors, call_of, of_size
+from omgoptim.models.forward import first_forward, input_tensors, name_inputs, to_numpy
+from omgoptim.models.samples import Samples, as_tensors, forward_args, repeat_to_size
 from omgoptim.models.source import Recipe, Source, load_source
 from omgoptim.operations.compression_job import Job, applied
 from omgoptim.operations.datasets import one_sample, scoring_loss
@@ -184,7 +184,7 @@ def _loaded(job: Job[DistillRequest], params: Given) -> Source:
 
 def _signature(module: nn.Module, teacher: LoadedModel, original: nn.Module) -> Signature:
     """How the student is called, with the teacher's inputs, and what it returns: what the teacher does."""
-    real = of_size(teacher.evaluation, 2)
+    real = repeat_to_size(teacher.evaluation, 2)
     try:
         signature = first_forward(module, teacher.signature.inputs, as_tensors(real, teacher.signature.dtypes))
     except OmgoptimError as error:
@@ -193,7 +193,7 @@ def _signature(module: nn.Module, teacher: LoadedModel, original: nn.Module) -> 
             error.why,
             f"let its forward take {', '.join(teacher.signature.input_names)}, as the teacher's does",
         ) from error
-    args, kwargs = call_of(signature, real)
+    args, kwargs = forward_args(signature, real)
     with torch.inference_mode():
         shapes = [[tuple(leaf.shape) for leaf in flatten(each(*args, **kwargs))] for each in (module, original)]
     if shapes[0] != shapes[1]:

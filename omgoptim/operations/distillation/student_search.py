@@ -14,7 +14,7 @@ from typing import Literal
 from torch import nn
 
 from omgoptim.errors import OmgoptimError, TechniqueError, argument
-from omgoptim.measure.race import SCREENING, Timing, race
+from omgoptim.measure.timing import SCREENING_PLAN, Timing, time_artifacts
 from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.distillation.student import Student, as_student, name_of
@@ -120,7 +120,7 @@ def _measure_speed(job: Job[DistillRequest], trials: list[Trial]) -> None:
         folders.append(folder)
         timed.append(trial)
     with job.context.measuring():
-        timings = race([baseline, *folders], job.loaded.bench, SCREENING, job.request.seed)
+        timings = time_artifacts([baseline, *folders], job.loaded.bench, SCREENING_PLAN, job.request.seed)
     for trial, timing in zip(timed, timings[1:], strict=True):
         if isinstance(timing, Timing) and timing.speedup is not None:
             trial.speedup = timing.speedup.value

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from omgoptim.models.samples import as_tensors, of_size
+from omgoptim.models.samples import as_tensors, repeat_to_size
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.distillation.student import Student
 from omgoptim.operations.rounds.checkpoint import Stage, note_training, read_stage, training_of, write_stage
@@ -109,6 +109,6 @@ def _features(job: Job[DistillRequest], module: nn.Module, teacher: nn.Module) -
         student=module,
         teacher=teacher,
         signature=loaded.signature,
-        inputs=as_tensors(of_size(job.datasets.statistics, 2), loaded.signature.dtypes),
+        inputs=as_tensors(repeat_to_size(job.datasets.statistics, 2), loaded.signature.dtypes),
         seed=request.seed,
     )

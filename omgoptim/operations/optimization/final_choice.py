@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omgoptim.errors import OmgoptimError, TechniqueError
-from omgoptim.measure.launch import Process
+from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import Quality, compare_quality, read_outputs
-from omgoptim.measure.race import Timing
+from omgoptim.measure.timing import Timing
 from omgoptim.models.artifact import Manifest
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import LoadedModel
@@ -95,7 +95,7 @@ def measure_finalists(
     """
     targets = [context.work / "final" / str(index) for index in range(len(points) + 1)]
 
-    def outputs(index: int, process: Process) -> None:
+    def outputs(index: int, process: MeasuringProcess) -> None:
         whose = ["the original", *(point.name for point in points)][index]
         process.run_samples(loaded.eval_folder, targets[index], told(context, f"evaluating {whose}"))
 

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 
 from omgoptim.errors import OmgoptimError, RequestError
-from omgoptim.measure.race import PLANS, Timing, race
-from omgoptim.models.artifact import Check, Manifest, save_program
+from omgoptim.measure.timing import PLANS, Timing, time_artifacts
+from omgoptim.models.artifact import Manifest, OutputCheck, save_program
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.optimization.goal import MB, Goal
@@ -53,7 +53,7 @@ def measure_floors(loaded: LoadedModel, context: RunContext, runtime: str) -> li
         return []
     context.progress("measuring what an empty graph costs", 0.03)
     with context.measuring():
-        timings = race(folders, loaded.bench, PLANS["quick"], 0)
+        timings = time_artifacts(folders, loaded.bench, PLANS["quick"], 0)
     return [
         Floor(name, timing.latency_ms_p50, timing.peak_memory_bytes, Manifest.read(folder).size_bytes)
         for name, folder, timing in zip(names, folders, timings, strict=True)
@@ -112,7 +112,7 @@ def _save_empty(folder: Path, runtime: str, loaded: LoadedModel) -> None:
     onnx.save_model(model, path)
     signature = Signature(inputs, "tensor")
     batch = {tensor.name: loaded.example[tensor.name] for tensor in inputs}
-    save_program(folder, path, Manifest(runtime, "float32", signature), Check(batch, [batch[inputs[0].name]]))
+    save_program(folder, path, Manifest(runtime, "float32", signature), OutputCheck(batch, [batch[inputs[0].name]]))
 
 
 def _dim(size: int | str) -> int | str:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from omgoptim.errors import DataError
-from omgoptim.models.data import DataSource, Split, batch_size, cut, take
-from omgoptim.models.raw import RawBatch
+from omgoptim.models.data import DataSource, Split, batch_size, slice_samples, take_samples
+from omgoptim.models.raw_batch import RawBatch
 
 MOST_SELECTION = 2000
 MOST_CALIBRATION = 2000
@@ -25,7 +25,9 @@ def selection_as_evaluation(data: DataSource) -> DataSource:
     Raises:
         DataError: the calibration split has too few samples to divide.
     """
-    total = sum(batch_size(raw.inputs) for raw in take(data.batches("calibration"), MOST_SELECTION + MOST_CALIBRATION))
+    total = sum(
+        batch_size(raw.inputs) for raw in take_samples(data.batches("calibration"), MOST_SELECTION + MOST_CALIBRATION)
+    )
     selection = min(total // 2, MOST_SELECTION)
     if selection < FEWEST_SELECTION:
         raise DataError(
@@ -51,7 +53,7 @@ def _window(batches: Callable[[], Iterator[RawBatch]], first: int, last: int) ->
         size = batch_size(raw.inputs)
         start, stop = max(first - begin, 0), min(last - begin, size)
         if start < stop:
-            yield RawBatch(cut(raw.inputs, start, stop), cut(raw.target, start, stop))
+            yield RawBatch(slice_samples(raw.inputs, start, stop), slice_samples(raw.target, start, stop))
         begin += size
         if begin >= last:
             return

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from omgoptim.errors import NoLayerChanged, OmgoptimError, TechniqueError
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.artifact import Check, Manifest
+from omgoptim.models.artifact import Manifest, OutputCheck
 from omgoptim.models.onnx_graph import graph_traits
 from omgoptim.models.samples import Samples, as_tensors
 from omgoptim.operations.context import RunContext
@@ -21,7 +21,7 @@ from omgoptim.operations.quantization.candidates import Option, Program
 from omgoptim.reports import Change, Skip
 from omgoptim.requests import Params
 from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Fp32, Qat, Static, WeightOnly
-from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.engine import engine_message
 from omgoptim.runtimes.signature import BATCH
 from omgoptim.runtimes.tied_weights import tied_weights
@@ -88,7 +88,7 @@ def float_program(loaded: LoadedModel, context: RunContext, name: str = "float",
 
 def _check_export(loaded: LoadedModel, path: Path) -> None:
     """The program must give what the module gives, on one real sample: a batch size that it was not exported with."""
-    settings = Settings(threads=loaded.bench.threads)
+    settings = SessionSettings(threads=loaded.bench.threads)
     one = {name: array[:1] for name, array in loaded.evaluation.batches[0].items()}
     expected = ENGINES["torch_eager"].open(loaded.module, loaded.signature, settings).run(one)
     try:
@@ -200,9 +200,9 @@ def _make_program(
         target = run.scratch / artifacts.PROGRAM
         outcome = apply_to_program(program.path, target, option.params, run)
     manifest = _manifest(option, loaded, precision_of(option.params))
-    settings = Settings(loaded.bench.threads, loaded.device, manifest.precision)
+    settings = SessionSettings(loaded.bench.threads, loaded.device, manifest.precision)
     outputs = in_memory(lambda: ENGINES[option.runtime].open(target, loaded.signature, settings).run(loaded.example))
-    artifacts.save_program(folder, target, manifest, Check(loaded.example, outputs))
+    artifacts.save_program(folder, target, manifest, OutputCheck(loaded.example, outputs))
     return outcome
 
 
@@ -216,11 +216,11 @@ def _make_module(option: Option, folder: Path, loaded: LoadedModel) -> Outcome:
     module = in_memory(lambda: convert(float_module, precision))
     outcome = _module_outcome(module, precision)
     manifest = _manifest(option, loaded, precision)
-    settings = Settings(loaded.bench.threads, loaded.device, precision)
+    settings = SessionSettings(loaded.bench.threads, loaded.device, precision)
     # The check is what the module gives eagerly: compiling it here as well would only repeat long work.
     session = ENGINES["torch_eager"].open(module.to(loaded.device), loaded.signature, settings)
     outputs = in_memory(lambda: session.run(loaded.example))
-    artifacts.save_module(folder, module.cpu(), recipe_of(loaded), manifest, Check(loaded.example, outputs))
+    artifacts.save_module(folder, module.cpu(), recipe_of(loaded), manifest, OutputCheck(loaded.example, outputs))
     return outcome
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.measure.launch import Process
+from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.quality import read_outputs
-from omgoptim.measure.race import Bench
+from omgoptim.measure.timing import TimingSetup
 from omgoptim.models.samples import Samples
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import LoadedModel
@@ -26,7 +26,7 @@ CALIBRATED = ("static", "qat")
 class _Evaluator:
     """The process of one engine; `opening` until its first artifact is known to be open."""
 
-    process: Process
+    process: MeasuringProcess
     opening: bool = True
 
 
@@ -36,7 +36,7 @@ class Evaluators:
     A context manager. A process that fails is closed, so that no candidate suffers from the one before it.
     """
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: TimingSetup) -> None:
         self._bench = bench
         self._started: dict[str, _Evaluator] = {}
 
@@ -51,7 +51,7 @@ class Evaluators:
         """Start the process of an engine ahead of its first use, without waiting for it."""
         if runtime not in self._started:
             bench = self._bench
-            process = Process(
+            process = MeasuringProcess(
                 folder, threads=bench.threads, batches={}, cwd=bench.cwd, device=bench.device, policy=bench.policy
             )
             self._started[runtime] = _Evaluator(process)

@@ -14,7 +14,7 @@ from torch import nn
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.samples import as_tensors
 from omgoptim.requests.quantize import Qat
-from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.techniques.quantize._ptq.qat_state import Peaks, QatState, write_qat_state
 from omgoptim.techniques.registry import ProgramRun, apply_to_program
 from omgoptim.training.evaluator import COLLAPSED, Evaluator
@@ -62,7 +62,7 @@ class ConvertedEvaluator(Evaluator):
             note_learned(module, exported, self.peaks)
         run = ProgramRun(self.calibration, folder, self.seed, self.threads)
         apply_to_program(exported, converted, self.params, run)
-        session = ENGINES["onnxruntime"].open(converted, self.signature, Settings(self.threads))
+        session = ENGINES["onnxruntime"].open(converted, self.signature, SessionSettings(self.threads))
         return [session.run(batch) for batch in self.samples.batches]
 
 

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.measure.kernels import ask_kernels, numbers_of
-from omgoptim.measure.launch import Process
+from omgoptim.measure.kernels import compute_dtypes, query_kernels
+from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.program_macs import count_program
-from omgoptim.measure.race import LATENCY
-from omgoptim.measure.weight_storage import Stored, module_layers, saved_layers, stored_layers
+from omgoptim.measure.timing import LATENCY
+from omgoptim.measure.weight_storage import StoredWeights, module_layers, saved_layers, stored_layers
 from omgoptim.models.artifact import PROGRAM, Manifest
-from omgoptim.models.check import read_check
 from omgoptim.models.onnx_file import load
+from omgoptim.models.output_check import read_check
 from omgoptim.reports import Coverage, LayerPrecision, Skip
 from omgoptim.runtimes import ENGINES
 from omgoptim.runtimes.engine import Kernel
@@ -47,15 +47,15 @@ NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class _Pair:
-    before: Stored
-    after: Stored
+    before: StoredWeights
+    after: StoredWeights
     computed_in: str | None
 
 
-def read_kernels(process: Process) -> list[Kernel]:
+def read_kernels(process: MeasuringProcess) -> list[Kernel]:
     """What the engine runs, where it tells; nothing else depends on it, so a failure to tell is none of the run."""
     try:
-        return ask_kernels(process, LATENCY)
+        return query_kernels(process, LATENCY)
     except OmgoptimError:
         return []
 
@@ -111,7 +111,7 @@ def _program_work(program: Path, artifact: Path, pairs: Sequence[_Pair]) -> dict
     )
 
 
-def _as_it_came(layer: Stored, precision: str) -> Stored:
+def _as_it_came(layer: StoredWeights, precision: str) -> StoredWeights:
     """A layer of a float32 copy with the dtype and bytes of what it is a copy of."""
     if precision == "float32" or layer.dtype != "float32" or not _bits(precision):
         return layer
@@ -143,7 +143,7 @@ def _program_pairs(source: Path, program: Path, kernels: Sequence[Kernel]) -> li
     after = stored_layers(written)
     by_node = {node: layer for layer in after for node in layer.nodes}
     by_path = {layer.path: layer for layer in after}
-    numbers = numbers_of(kernels, written, by_node.keys())
+    numbers = compute_dtypes(kernels, written, by_node.keys())
     pairs = []
     for layer in before:
         renamed = (node + suffix for node in layer.nodes for suffix in ("", *REPLACED_SUFFIXES))
@@ -154,7 +154,7 @@ def _program_pairs(source: Path, program: Path, kernels: Sequence[Kernel]) -> li
     return pairs
 
 
-def _computed(layer: Stored, told: Collection[str]) -> str | None:
+def _computed(layer: StoredWeights, told: Collection[str]) -> str | None:
     """Of several answers the one that is not int8; rows that are looked up are converted before any arithmetic."""
     number = max(told, key=lambda one: one != "int8", default=None)
     return "float32" if number == "int8" and layer.op == "Gather" else number

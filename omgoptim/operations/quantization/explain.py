@@ -13,9 +13,9 @@ from typing import Any
 
 from omgoptim.errors import OmgoptimError
 from omgoptim.hardware import cpu_features
-from omgoptim.measure.launch import Process
-from omgoptim.measure.race import LATENCY
-from omgoptim.measure.time_shares import ask_time_shares, speedup_bound
+from omgoptim.measure.measuring_process import MeasuringProcess
+from omgoptim.measure.time_shares import query_time_shares, speedup_bound
+from omgoptim.measure.timing import LATENCY
 from omgoptim.models.samples import Samples
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import LoadedModel
@@ -156,7 +156,7 @@ def _times(loaded: LoadedModel, context: RunContext) -> tuple[list[TimeShare], s
     try:
         with (
             context.measuring(),
-            Process(
+            MeasuringProcess(
                 context.artifact,
                 threads=bench.threads,
                 batches=batches,
@@ -167,7 +167,7 @@ def _times(loaded: LoadedModel, context: RunContext) -> tuple[list[TimeShare], s
         ):
             process.begin_open()
             process.end_open()
-            return ask_time_shares(process, LATENCY), "the engine does not tell how long its layers take"
+            return query_time_shares(process, LATENCY), "the engine does not tell how long its layers take"
     except OmgoptimError as error:  # the rest of the explanation stands without it
         return [], f"{error.what}: {error.why}"
 

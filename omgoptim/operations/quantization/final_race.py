@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.measure.launch import Process
+from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import Quality, StoredOutputs, compare_quality, read_outputs
-from omgoptim.measure.race import Timing
+from omgoptim.measure.timing import Timing
 from omgoptim.models.artifact import Manifest
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.gain_attribution import Side, gains_by
@@ -141,7 +141,7 @@ def _measured(
     targets = [_target(context, index) for index in range(len(chosen) + 1)]
     kernels: list[list[Kernel]] = [[] for _ in targets]
 
-    def outputs(index: int, process: Process) -> None:
+    def outputs(index: int, process: MeasuringProcess) -> None:
         whose = ["the original", *(result.made.option.name for result in chosen)][index]
         process.run_samples(loaded.eval_folder, targets[index], told(context, f"evaluating {whose}"))
         kernels[index] = read_kernels(process) if index else []

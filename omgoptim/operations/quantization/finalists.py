@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from omgoptim.errors import ArtifactError
-from omgoptim.measure.chance import chance_words
+from omgoptim.measure.chance_level import chance_level_summary
 from omgoptim.models.report_file import write_sealed
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.gain_attribution import implausible_words, slower_words, split_words
@@ -218,7 +218,7 @@ def _summary(run: Run, kept: _Kept, everyone: list[_Kept], outcome: Outcome, bef
     split = split_words(parts, option.runtime, precision) if parts else ""
     qualified = [f"{implausible}." if implausible else "", slower, _nothing_quantized(run, kept, everyone)]
     first = [verdict, *qualified] if outcome == "guard_failed" else [*qualified, verdict]
-    doubt = chance_words(finalist.quality.metric, finalist.quality.before, run.loaded.evaluation.targets)
+    doubt = chance_level_summary(finalist.quality.metric, finalist.quality.before, run.loaded.evaluation.targets)
     words = [doubt, *first, split, _passed_over(run, kept), quality_words(before, finalist.quality)]
     words += [run.trained.fact] if run.trained else []
     words += made.notes if made else []

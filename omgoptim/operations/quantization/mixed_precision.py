@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 
 from omgoptim.errors import OmgoptimError, TechniqueError
 from omgoptim.measure.program_macs import count_program
-from omgoptim.measure.race import SCREENING, Ratio, Timing, race
-from omgoptim.models.globs import names
-from omgoptim.models.onnx_graph import Layer
-from omgoptim.models.samples import Samples, of_size
+from omgoptim.measure.timing import SCREENING_PLAN, Ratio, Timing, time_artifacts
+from omgoptim.models.globs import matches
+from omgoptim.models.onnx_graph import OnnxLayer
+from omgoptim.models.samples import Samples, repeat_to_size
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.quantization.candidate_evaluator import CALIBRATED, CandidateEvaluator, Evaluators
@@ -170,7 +170,7 @@ def _pays(
     best = max((preference.merit(result) for result in rivals), default=0.0)
     if not best or not base.speedup or given.program.path is None:
         return lambda _: True
-    macs = count_program(given.program.path, of_size(given.loaded.evaluation, 1)).by_node
+    macs = count_program(given.program.path, repeat_to_size(given.loaded.evaluation, 1)).by_node
     whole = sum(macs.values()) or 1
     shares = {
         keep.name: (macs.get(entry.layer.node, 0) / whole, keep.size_bytes * (1 - 1 / FLOAT_BYTES))
@@ -231,10 +231,12 @@ def keepable(noise: SensitivityReport) -> list[Keepable]:
     ]
 
 
-def _name(layer: Layer, others: Sequence[Layer], paths: Counter[str]) -> str:
+def _name(layer: OnnxLayer, others: Sequence[OnnxLayer], paths: Counter[str]) -> str:
     """A layer's path, or its node's name where the path would name others too."""
     plain = not set(layer.path) & set("*?[")
-    alone = paths[layer.path] == 1 and not any(names(layer.path, other.path) for other in others if other is not layer)
+    alone = paths[layer.path] == 1 and not any(
+        matches(layer.path, other.path) for other in others if other is not layer
+    )
     return layer.path if plain and alone else layer.node
 
 
@@ -281,7 +283,7 @@ def _time_it(
     given.context.progress("guard: timing what it found", None)
     folders = [result.made.folder for result in (base, *timed) if result.made.folder]
     with given.context.measuring():
-        timings = race(folders, given.loaded.bench, SCREENING, given.request.seed)
+        timings = time_artifacts(folders, given.loaded.bench, SCREENING_PLAN, given.request.seed)
     for result, timing in zip(timed, timings[1:], strict=True):
         if isinstance(timing, Timing) and timing.speedup is not None:
             value = base.speedup * timing.speedup.value

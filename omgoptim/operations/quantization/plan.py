@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 
 from omgoptim.models.onnx_file import load
-from omgoptim.models.onnx_graph import layers, select
-from omgoptim.models.samples import call_of, of_size
+from omgoptim.models.onnx_graph import find_layers, select_layers
+from omgoptim.models.samples import forward_args, repeat_to_size
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.next_steps import plan_step, repeat_of
@@ -77,7 +77,7 @@ def _seconds_per_sample(loaded: LoadedModel) -> float:
     """One forward in this process: good enough for an estimate of the whole."""
     if loaded.module is None:
         return 0.02
-    args, kwargs = call_of(loaded.signature, of_size(loaded.evaluation, 1))
+    args, kwargs = forward_args(loaded.signature, repeat_to_size(loaded.evaluation, 1))
     import torch
 
     with torch.inference_mode():
@@ -111,11 +111,11 @@ def _touched(proposal: Proposal, program: Program) -> list[Change]:
     """Layers that at least one planned int8 candidate would quantize."""
     if program.path is None:
         return []
-    found = layers(load(program.path, weights=False))
+    found = find_layers(load(program.path, weights=False))
     changes: dict[str, Change] = {}
     for option in proposal.options:
         if isinstance(option.params, (Static, Qat, Dynamic, WeightOnly)):
-            for layer in select(found, option.params.targets, option.params.ignore):
+            for layer in select_layers(found, option.params.targets, option.params.ignore):
                 if layer.op in INT8_OPS[type(option.params)]:
                     what = f"planned: {option.scheme}"
                     after = f"int{option.params.num_bits}" if layer.op in ("MatMul", "Gemm") else "int8"

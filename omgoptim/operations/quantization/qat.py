@@ -12,7 +12,7 @@ from torch import nn
 
 from omgoptim.errors import DataError, TechniqueError
 from omgoptim.models.memory_check import refuse_beyond_memory, training_bytes
-from omgoptim.models.samples import Samples, call_of, shared_samples
+from omgoptim.models.samples import Samples, forward_args, shared_samples
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.data_overlap import OVERLAP, overlap_notes
 from omgoptim.operations.datasets import STATISTICS_SAMPLES, loss_for
@@ -106,7 +106,7 @@ def train(
     scaling = _scaling(params, context, loaded, program, splits)
     module = FakeQuantized(copy.deepcopy(original), _simulation(params, scaling), count * plan.epochs)
     device = loaded.device
-    module.calibrate((call_of(loaded.signature, batch, device) for batch in splits.calibration.batches), device)
+    module.calibrate((forward_args(loaded.signature, batch, device) for batch in splits.calibration.batches), device)
     judge = _judge(request, params, context, loaded, program.path, splits, scaling)
     fitted = fit(
         module,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.measure.launch import Process
+from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import (
     Metric,
@@ -18,7 +18,7 @@ from omgoptim.measure.quality import (
     read_outputs,
     score,
 )
-from omgoptim.measure.race import SCREENING, Timing, race
+from omgoptim.measure.timing import SCREENING_PLAN, Timing, time_artifacts
 from omgoptim.models.artifact import Manifest
 from omgoptim.models.samples import Samples
 from omgoptim.operations.context import RunContext
@@ -117,12 +117,12 @@ def screen(
         context.progress(f"screening {len(screened)} candidates", progress)
         targets = [context.work / name / f"{done}-{index}" for index in range(len(group) + 1)]
 
-        def outputs(index: int, process: Process, targets: list[Path] = targets) -> None:
+        def outputs(index: int, process: MeasuringProcess, targets: list[Path] = targets) -> None:
             process.run_samples(inputs, targets[index])
 
         folders = [loaded.baseline, *(result.made.folder for result in group if result.made.folder)]
         with context.measuring():
-            timings = race(folders, loaded.bench, SCREENING, request.seed, on_first=outputs)
+            timings = time_artifacts(folders, loaded.bench, SCREENING_PLAN, request.seed, on_first=outputs)
         if not isinstance(timings[0], Timing):  # the original does not run: its own error, not what follows from it
             raise timings[0]
         original = read_outputs(targets[0])

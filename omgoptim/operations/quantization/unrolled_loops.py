@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from omgoptim.errors import argument
-from omgoptim.models.samples import call_of, of_size
+from omgoptim.models.samples import forward_args, repeat_to_size
 
 if TYPE_CHECKING:
     from omgoptim.operations.loaded_model import LoadedModel
@@ -51,7 +51,7 @@ def layer_calls(module: nn.Module, loaded: LoadedModel) -> dict[str, int]:
         for path, layer in module.named_modules()
         if layer._parameters and path
     ]
-    args, kwargs = call_of(loaded.signature, of_size(loaded.evaluation, 1))
+    args, kwargs = forward_args(loaded.signature, repeat_to_size(loaded.evaluation, 1))
     try:
         with torch.inference_mode():
             module(*args, **kwargs)

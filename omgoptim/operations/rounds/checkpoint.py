@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import nn
 
-from omgoptim.models.surgery import Surgery, operate, record
+from omgoptim.models.structural_diff import StructuralDiff, apply_diff, compute_diff
 from omgoptim.reports import Change, Epoch, Round, Skip, Training
 from omgoptim.runtimes.torch_precision import load_state, state_of
 from omgoptim.techniques.registry import Outcome
@@ -99,7 +99,7 @@ def write_stage(folder: Path, stage: Stage, original: nn.Module) -> None:
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    surgery = record(original, stage.module)
+    surgery = compute_diff(original, stage.module)
     tensors = {name: tensor.detach().contiguous().clone() for name, tensor in state_of(stage.module).items()}
     save_file(tensors, partial / WEIGHTS)
     told = {
@@ -125,7 +125,7 @@ def read_stage(folder: Path, original: nn.Module) -> Stage | None:
     told = json.loads((folder / STATE).read_text())
     module = copy.deepcopy(original)
     if told["surgery"] is not None:
-        operate(module, Surgery.from_json(told["surgery"]))
+        apply_diff(module, StructuralDiff.from_json(told["surgery"]))
     load_state(module, load_file(folder / WEIGHTS))
     outcome = Outcome(
         [Change.model_validate(change) for change in told["changed"]],

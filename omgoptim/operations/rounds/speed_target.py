@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.measure.race import Plan, Timing, race
+from omgoptim.measure.timing import Timing, TimingPlan, time_artifacts
 from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.save_and_measure import Measured, save
@@ -28,7 +28,7 @@ from omgoptim.techniques.prune.structured import keep_only, nothing_to_remove
 from omgoptim.techniques.registry import Outcome
 from omgoptim.training.modes import placed
 
-SEARCHING = Plan(launches=3, most_launches=3, rounds=3, throughput_launches=0)
+SEARCHING = TimingPlan(launches=3, most_launches=3, rounds=3, throughput_launches=0)
 """Timing of a cut during the search: enough to aim by. What is reported is measured in full afterwards."""
 
 MOST_CUTS = 6
@@ -161,7 +161,7 @@ def _measure(job: Job[PruneRequest], module: nn.Module, baseline: Path) -> tuple
     folder = cuts / str(len(list(cuts.iterdir())))
     save(placed(module, "cpu"), job.loaded, job.runtime, folder, job.context, to_time_only=True)
     with job.context.measuring():
-        first, timing = race([baseline, folder], job.loaded.bench, SEARCHING, job.request.seed)
+        first, timing = time_artifacts([baseline, folder], job.loaded.bench, SEARCHING, job.request.seed)
     if isinstance(first, OmgoptimError):
         raise first
     if isinstance(timing, OmgoptimError):

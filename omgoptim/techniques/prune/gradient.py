@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.errors import TechniqueError
-from omgoptim.measure.self_time import evaluating
+from omgoptim.measure.self_time import evaluation_mode
 from omgoptim.reports import Skip
 from omgoptim.requests.prune import Gradient
 from omgoptim.techniques.prune._unstructured.masked_reconstruction import reconstructed
@@ -91,7 +91,7 @@ def _gradients(module: nn.Module, weights: list[Weight], run: ModuleRun) -> Iter
     total = max(len(run.statistics.batches), 1)
     for done, (args, kwargs, target) in enumerate(run.calls()):
         on_a_gpu = parameters[0].device.type == "cuda"  # whose recurrent kernels go backward in train mode only
-        with evaluating(module), torch.enable_grad(), torch.backends.cudnn.flags(enabled=not on_a_gpu):
+        with evaluation_mode(module), torch.enable_grad(), torch.backends.cudnn.flags(enabled=not on_a_gpu):
             loss = run.loss(module(*args, **kwargs), target)
             if not bool(torch.isfinite(loss)):
                 raise TechniqueError("the loss is no number", f"batch {done + 1} of the training data gives {loss:g}")

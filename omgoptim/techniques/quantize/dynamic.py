@@ -24,7 +24,7 @@ import onnx
 
 from omgoptim.errors import NoLayerChanged
 from omgoptim.models.onnx_file import graphs, is_large, load
-from omgoptim.models.onnx_graph import CONV, Layer, layers, module_paths, select
+from omgoptim.models.onnx_graph import CONV, OnnxLayer, find_layers, module_paths, select_layers
 from omgoptim.requests.quantize import Dynamic
 from omgoptim.techniques.quantize._diagnostics.coverage import no_layer_left, outcome
 from omgoptim.techniques.quantize._onnx.files import finish
@@ -61,8 +61,8 @@ def apply(source: Path, target: Path, params: Dynamic, run: ProgramRun) -> Outco
     with tempfile.TemporaryDirectory(dir=run.scratch) as scratch:
         folded = fold_constants(original, Path(scratch), run.threads)
         model = load(folded)
-        before = layers(model, module_paths(original))
-        chosen = [layer for layer in select(before, params.targets, params.ignore) if not layer.is_quantized]
+        before = find_layers(model, module_paths(original))
+        chosen = [layer for layer in select_layers(before, params.targets, params.ignore) if not layer.is_quantized]
         quantized = _quantize(model, before, chosen, per_channel, Path(scratch))
     quantize_embeddings(quantized, chosen, per_channel)
     left = [layer for layer in chosen if any(layer.node == node.name for node in quantized.graph.node)]
@@ -77,7 +77,7 @@ def apply(source: Path, target: Path, params: Dynamic, run: ProgramRun) -> Outco
 
 
 def _quantize(
-    model: onnx.ModelProto, before: Sequence[Layer], chosen: Sequence[Layer], per_channel: bool, scratch: Path
+    model: onnx.ModelProto, before: Sequence[OnnxLayer], chosen: Sequence[OnnxLayer], per_channel: bool, scratch: Path
 ) -> onnx.ModelProto:
     from onnxruntime.quantization import QuantType, quantize_dynamic
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata
@@ -111,7 +111,7 @@ def _batch_first(model: onnx.ModelProto) -> set[str]:
     }
 
 
-def _nothing_changed(chosen: Sequence[Layer]) -> NoLayerChanged:
+def _nothing_changed(chosen: Sequence[OnnxLayer]) -> NoLayerChanged:
     what = "dynamic quantization would change no layer"
     ops = {layer.op for layer in chosen}
     reasons = "; ".join(sorted({REASONS.get(op, op) for op in ops}))

@@ -22,7 +22,7 @@ import tempfile
 from pathlib import Path
 
 from omgoptim.models.onnx_file import is_large, load
-from omgoptim.models.onnx_graph import has_attention, layers, module_paths, select
+from omgoptim.models.onnx_graph import find_layers, has_attention, module_paths, select_layers
 from omgoptim.requests.quantize import Qat, Static
 from omgoptim.techniques.quantize import static
 from omgoptim.techniques.quantize._onnx import preparation
@@ -78,8 +78,8 @@ def _as_trained(source: Path, target: Path, params: Qat, learned: QatState, run:
     batches = batches_for(original, run, params.calibration_samples)
     with tempfile.TemporaryDirectory(dir=run.scratch) as scratch:
         model = preparation.infer_shapes(preparation.prepare(at_opset(load(source), 13), Path(scratch)))
-    before = layers(model, module_paths(original))
-    chosen = select(before, params.targets, params.ignore)
+    before = find_layers(model, module_paths(original))
+    chosen = select_layers(before, params.targets, params.ignore)
     model = apply_trained_scaling(model, chosen, asked, learned)
     observed = observe_activations(model, batches, histogram=False, threads=run.threads)
     ranges = with_trained_ranges(compute_ranges(observed, "minmax", params.symmetric), model, chosen, learned)

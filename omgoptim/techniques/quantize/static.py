@@ -32,7 +32,7 @@ from onnx import ModelProto
 
 from omgoptim.errors import NoLayerChanged, TechniqueError
 from omgoptim.models.onnx_file import is_large, load
-from omgoptim.models.onnx_graph import Layer, has_attention, layers, module_paths, select
+from omgoptim.models.onnx_graph import OnnxLayer, find_layers, has_attention, module_paths, select_layers
 from omgoptim.reports import Skip
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._diagnostics.coverage import no_layer_left, outcome
@@ -87,14 +87,14 @@ def apply(source: Path, target: Path, params: Static, run: ProgramRun) -> Outcom
             "use algorithm nncf, or scheme dynamic",
         )
     batches = batches_for(original, run, params.calibration_samples)
-    kept: list[Layer] = []
+    kept: list[OnnxLayer] = []
     with tempfile.TemporaryDirectory(dir=run.scratch) as scratch:
         folder = Path(scratch)
         model = at_opset(load(source), 13)  # the first with a scale per channel
         if algorithm == "onnxruntime":
             model = preparation.prepare(model, folder)
-        before = layers(model, module_paths(original))
-        chosen = [layer for layer in select(before, params.targets, params.ignore) if not layer.is_quantized]
+        before = find_layers(model, module_paths(original))
+        chosen = [layer for layer in select_layers(before, params.targets, params.ignore) if not layer.is_quantized]
         if nothing := no_layer_left("static quantization", before, chosen):
             raise nothing
         if algorithm == "onnxruntime":
@@ -112,11 +112,11 @@ def apply(source: Path, target: Path, params: Static, run: ProgramRun) -> Outcom
 
 
 def changes(
-    before: Sequence[Layer],
-    chosen: Sequence[Layer],
+    before: Sequence[OnnxLayer],
+    chosen: Sequence[OnnxLayer],
     quantized: ModelProto,
     params: Static,
-    kept: Sequence[Layer] = (),
+    kept: Sequence[OnnxLayer] = (),
 ) -> Outcome:
     """Return the changed and skipped layers of a written program.
 
@@ -139,7 +139,7 @@ def changes(
 
 
 def _scaled(
-    model: ModelProto, chosen: Sequence[Layer], batches: Sequence[Batch], params: Static, run: ProgramRun
+    model: ModelProto, chosen: Sequence[OnnxLayer], batches: Sequence[Batch], params: Static, run: ProgramRun
 ) -> tuple[ModelProto, list[str]]:
     """Equalize the float program for another quantizer, where that is requested and supported."""
     if not params.equalize or has_attention(model) or is_large(model):

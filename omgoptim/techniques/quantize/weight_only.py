@@ -27,7 +27,7 @@ from onnx import ModelProto, NodeProto, numpy_helper
 
 from omgoptim.errors import NoLayerChanged
 from omgoptim.models.onnx_file import load
-from omgoptim.models.onnx_graph import CONV, Layer, layers, module_paths, select
+from omgoptim.models.onnx_graph import CONV, OnnxLayer, find_layers, module_paths, select_layers
 from omgoptim.requests.quantize import WeightOnly
 from omgoptim.techniques.quantize._diagnostics.coverage import no_layer_left, outcome
 from omgoptim.techniques.quantize._onnx.files import finish
@@ -83,8 +83,8 @@ def apply(source: Path, target: Path, params: WeightOnly, run: ProgramRun) -> Ou
     original = load(source)
     with tempfile.TemporaryDirectory(dir=run.scratch) as scratch:
         model = at_opset(load(fold_constants(original, Path(scratch), run.threads)), OPSET)
-        before = layers(model, module_paths(original))
-        chosen = [layer for layer in select(before, params.targets, params.ignore) if not layer.is_quantized]
+        before = find_layers(model, module_paths(original))
+        chosen = [layer for layer in select_layers(before, params.targets, params.ignore) if not layer.is_quantized]
         split_gemms(model, {layer.node for layer in chosen})
         sizes = _group_sizes(model, chosen, params.group_size)
         fitted, held_out = _moments(model, chosen, sizes, run)
@@ -102,7 +102,7 @@ def apply(source: Path, target: Path, params: WeightOnly, run: ProgramRun) -> Ou
     return Outcome(result.changed, result.skipped, notes)
 
 
-def _group_sizes(model: ModelProto, chosen: Sequence[Layer], asked: int) -> dict[str, int]:
+def _group_sizes(model: ModelProto, chosen: Sequence[OnnxLayer], asked: int) -> dict[str, int]:
     """Map the matrices to pack to the largest group size, up to the requested one, that divides their inputs."""
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     sizes: dict[str, int] = {}
@@ -115,7 +115,7 @@ def _group_sizes(model: ModelProto, chosen: Sequence[Layer], asked: int) -> dict
 
 
 def _moments(
-    model: ModelProto, chosen: Sequence[Layer], sizes: Mapping[str, int], run: ProgramRun
+    model: ModelProto, chosen: Sequence[OnnxLayer], sizes: Mapping[str, int], run: ProgramRun
 ) -> tuple[Hessians, Hessians]:
     """Second moments of the inputs of each packed weight, by weight: to fit to, and to judge by. Empty without data."""
     if not run.calibration or not sizes:
@@ -138,7 +138,7 @@ def _moments(
 
 def _pack(
     model: ModelProto,
-    chosen: Sequence[Layer],
+    chosen: Sequence[OnnxLayer],
     sizes: Mapping[str, int],
     params: WeightOnly,
     fitted: Hessians,
@@ -196,7 +196,7 @@ def _rounded(
     return (together if better else alone), better
 
 
-def _nothing_changed(chosen: Sequence[Layer]) -> NoLayerChanged:
+def _nothing_changed(chosen: Sequence[OnnxLayer]) -> NoLayerChanged:
     what = "weight-only quantization would change no layer"
     reasons = "; ".join(sorted({REASONS.get(layer.op, layer.op) for layer in chosen}))
     if {layer.op for layer in chosen} & set(CONV):

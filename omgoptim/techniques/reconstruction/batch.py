@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from omgoptim.models.calls import NamedBatch
-from omgoptim.models.samples import batch_length, call_of
+from omgoptim.models.forward import NamedBatch
+from omgoptim.models.samples import batch_length, forward_args
 from omgoptim.techniques.probe import Probe
 from omgoptim.techniques.reconstruction.padding import to_one_length
 from omgoptim.techniques.reconstruction.rows import MASKS
@@ -40,7 +40,7 @@ def one_batch(module: nn.Module, run: ModuleRun) -> Probe:
 
     batches = to_one_length(run.statistics.batches, samples_at)
     samples = samples_at(probed if batches is run.statistics.batches else _length(batches[0]))
-    return Probe(*call_of(run.signature, joined(batches, samples), run.device))
+    return Probe(*forward_args(run.signature, joined(batches, samples), run.device))
 
 
 def _length(batch: NamedBatch) -> int:

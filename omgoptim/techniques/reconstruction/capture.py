@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from omgoptim.measure.self_time import evaluating
+from omgoptim.measure.self_time import evaluation_mode
 
 Hook = Callable[[nn.Module, Any, Any], None]
 """`hook(layer, input, output)`: the layer's first argument, and its output, which is None before the call."""
@@ -49,7 +49,7 @@ def forward_hooks(module: nn.Module, hooks: Mapping[str, Hook], *, before: bool 
 def run_until_stopped(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Run a module in eval mode, without gradients, until it ends or a hook raises `StopForward`."""
     try:
-        with evaluating(module):
+        with evaluation_mode(module):
             module(*args, **kwargs)
     except StopForward:
         pass

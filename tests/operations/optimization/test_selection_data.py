@@ -9,7 +9,7 @@ import torch
 
 from omgoptim.errors import DataError
 from omgoptim.models.data import DataSource
-from omgoptim.models.raw import RawBatch
+from omgoptim.models.raw_batch import RawBatch
 from omgoptim.operations.optimization.selection_data import selection_as_evaluation
 
 

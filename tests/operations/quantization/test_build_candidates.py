@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from omgoptim.models.check import TOLERANCE
+from omgoptim.models.output_check import TOLERANCE
 from omgoptim.models.samples import Samples
 from omgoptim.operations.quantization import splits
 from omgoptim.operations.quantization.build_candidates import PRECISIONS, precision_of, with_ties

@@ -10,14 +10,14 @@ import pytest
 from float_programs import gemm, program
 
 from omgoptim.errors import ArtifactError
-from omgoptim.measure.launch import Process
+from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.quality import read_outputs
-from omgoptim.measure.race import Bench
+from omgoptim.measure.timing import TimingSetup
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.artifact import Check, Manifest
+from omgoptim.models.artifact import Manifest, OutputCheck
 from omgoptim.operations.quantization import candidate_evaluator as trial
 from omgoptim.operations.quantization.candidate_evaluator import Evaluators
-from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.signature import InputTensor, Signature
 
 SIGNATURE = Signature((InputTensor("x", "float32", ("batch", 3), False),), None)
@@ -31,9 +31,11 @@ def folders(tmp_path: Path) -> list[Path]:
         path = tmp_path / f"{factor}.onnx"
         onnx.save(program([gemm("x", "w", "", "y")], {"w": factor * np.eye(3)}, ["batch", 3], ["batch", 3]), path)
         example = {"x": np.ones((2, 3), np.float32)}
-        outputs = ENGINES["onnxruntime"].open(path, SIGNATURE, Settings(1)).run(example)
+        outputs = ENGINES["onnxruntime"].open(path, SIGNATURE, SessionSettings(1)).run(example)
         folder = tmp_path / f"times-{factor}"
-        artifacts.save_program(folder, path, Manifest("onnxruntime", "float32", SIGNATURE), Check(example, outputs))
+        artifacts.save_program(
+            folder, path, Manifest("onnxruntime", "float32", SIGNATURE), OutputCheck(example, outputs)
+        )
         found.append(folder)
     return found
 
@@ -43,12 +45,12 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The first artifact of each process that was started."""
     first: list[Path] = []
 
-    class Noted(Process):
+    class Noted(MeasuringProcess):
         def __init__(self, artifact: Path, **options: object) -> None:
             first.append(artifact)
             super().__init__(artifact, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(trial, "Process", Noted)
+    monkeypatch.setattr(trial, "MeasuringProcess", Noted)
     return first
 
 
@@ -58,7 +60,7 @@ def test_one_process_evaluates_all_candidates_of_an_engine_and_a_broken_one_harm
     inputs = tmp_path / "inputs"
     inputs.mkdir()
     np.savez(inputs / "0.npz", x=np.arange(6, dtype=np.float32).reshape(2, 3))
-    with Evaluators(Bench({}, 1, 1, tmp_path)) as evaluators:
+    with Evaluators(TimingSetup({}, 1, 1, tmp_path)) as evaluators:
         evaluators.begin(folders[0], "onnxruntime")
         for factor, folder in enumerate(folders, start=1):
             target = tmp_path / f"outputs-{factor}"

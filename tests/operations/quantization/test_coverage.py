@@ -13,13 +13,13 @@ import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
-from omgoptim.measure.launch import Process
-from omgoptim.models.artifact import Check, Manifest, save_module, save_program
+from omgoptim.measure.measuring_process import MeasuringProcess
+from omgoptim.models.artifact import Manifest, OutputCheck, save_module, save_program
 from omgoptim.models.source import Recipe
 from omgoptim.operations.quantization.coverage import coverage_warnings, prove, read_kernels
 from omgoptim.reports import Coverage, Skip
 from omgoptim.requests.quantize import Dynamic
-from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.engine import Kernel
 from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
 from omgoptim.runtimes.torch_precision import convert, kernels_of
@@ -65,9 +65,9 @@ def proof(source: Path, tmp_path: Path) -> Proof:
 
     def proof(runtime: str, program: Path, scheme: str, skipped: Sequence[Skip] = ()) -> Coverage | None:
         pytest.importorskip(runtime)
-        session = ENGINES[runtime].open(program, SIGNATURE, Settings(1, precision="int8"))
+        session = ENGINES[runtime].open(program, SIGNATURE, SessionSettings(1, precision="int8"))
         folder = tmp_path / f"artifact-{runtime}"
-        save_program(folder, program, Manifest(runtime, "int8", SIGNATURE), Check(SAMPLE, session.run(SAMPLE)))
+        save_program(folder, program, Manifest(runtime, "int8", SIGNATURE), OutputCheck(SAMPLE, session.run(SAMPLE)))
         assert session.node_times is not None
         times = session.node_times(session.prepare(SAMPLE), 0.0)
         kernels = [Kernel(time.name, time.kind, time.computed_in, time.covers) for time in times]
@@ -182,7 +182,7 @@ def test_the_float32_program_on_another_engine_has_no_coverage(proof: Proof, sou
 
 def test_an_engine_that_does_not_tell_leaves_it_open(source: Path, tmp_path: Path) -> None:
     program = static(tmp_path / "static.onnx", activations=True)
-    save_program(tmp_path / "a", program, Manifest("onnxruntime", "int8", SIGNATURE), Check(SAMPLE, []))
+    save_program(tmp_path / "a", program, Manifest("onnxruntime", "int8", SIGNATURE), OutputCheck(SAMPLE, []))
     coverage = prove(source, None, tmp_path / "a", "static", [], [])
     assert coverage is not None
     assert (coverage.verdict, coverage.integer) == ("REAL", None)
@@ -211,7 +211,7 @@ def test_a_torch_module_is_proved_from_its_file_and_its_reopened_layers(
     module = Small().eval()
     converted = convert(copy.deepcopy(module), precision)
     manifest = Manifest("torch_eager", precision, SIGNATURE)
-    save_module(tmp_path / "a", converted, Recipe("callable", "m.py:f", {}, "."), manifest, Check(SAMPLE, []))
+    save_module(tmp_path / "a", converted, Recipe("callable", "m.py:f", {}, "."), manifest, OutputCheck(SAMPLE, []))
     coverage = prove(None, module, tmp_path / "a", scheme, [], kernels_of(converted))
     assert coverage is not None
     assert {one.path: (one.dtype_after, one.computed_in) for one in coverage.layers} == expected
@@ -219,10 +219,12 @@ def test_a_torch_module_is_proved_from_its_file_and_its_reopened_layers(
 
 
 def test_a_measuring_process_is_asked_and_one_that_is_gone_says_nothing(source: Path, tmp_path: Path) -> None:
-    outputs = ENGINES["onnxruntime"].open(source, SIGNATURE, Settings(1)).run(SAMPLE)
-    save_program(tmp_path / "a", source, Manifest("onnxruntime", "float32", SIGNATURE), Check(SAMPLE, outputs))
+    outputs = ENGINES["onnxruntime"].open(source, SIGNATURE, SessionSettings(1)).run(SAMPLE)
+    save_program(tmp_path / "a", source, Manifest("onnxruntime", "float32", SIGNATURE), OutputCheck(SAMPLE, outputs))
     np.savez(tmp_path / "one.npz", x=SAMPLE["x"])
-    with Process(tmp_path / "a", threads=1, batches={"latency": tmp_path / "one.npz"}, cwd=tmp_path) as process:
+    with MeasuringProcess(
+        tmp_path / "a", threads=1, batches={"latency": tmp_path / "one.npz"}, cwd=tmp_path
+    ) as process:
         process.begin_open()
         process.end_open()
         kinds = {kernel.kind: kernel.computed_in for kernel in read_kernels(process)}
@@ -250,8 +252,8 @@ def recurrent_proof(tmp_path: Path, hidden: int, kernels: Sequence[Kernel]) -> C
         return save(path, nodes, first=np.asarray([0]), **held, **extra)
 
     before, after = program(tmp_path / "before.onnx", False), program(tmp_path / "after.onnx", True)
-    outputs = ENGINES["onnxruntime"].open(after, SIGNATURE, Settings(1)).run(SAMPLE)
-    save_program(tmp_path / "a", after, Manifest("onnxruntime", "int8", SIGNATURE), Check(SAMPLE, outputs))
+    outputs = ENGINES["onnxruntime"].open(after, SIGNATURE, SessionSettings(1)).run(SAMPLE)
+    save_program(tmp_path / "a", after, Manifest("onnxruntime", "int8", SIGNATURE), OutputCheck(SAMPLE, outputs))
     coverage = prove(before, None, tmp_path / "a", "dynamic", [], kernels)
     assert coverage is not None
     return coverage
@@ -269,9 +271,11 @@ def test_a_gru_in_int8_on_disk_that_the_engine_computes_in_float_is_not_real(tmp
 def test_a_float32_copy_is_told_as_what_it_is_a_copy_of(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Linear(64, 4))
     converted = convert(copy.deepcopy(module), "bfloat16")
-    session = ENGINES["torch_eager"].open(converted, SIGNATURE, Settings(1, precision="bfloat16"))
+    session = ENGINES["torch_eager"].open(converted, SIGNATURE, SessionSettings(1, precision="bfloat16"))
     manifest = Manifest("torch_eager", "bfloat16", SIGNATURE)
-    save_module(tmp_path / "a", converted, Recipe("callable", "m.py:net"), manifest, Check(SAMPLE, session.run(SAMPLE)))
+    save_module(
+        tmp_path / "a", converted, Recipe("callable", "m.py:net"), manifest, OutputCheck(SAMPLE, session.run(SAMPLE))
+    )
     coverage = prove(None, module, tmp_path / "a", "bf16", [], kernels_of(converted), precision="bfloat16")
     assert coverage is not None
     assert coverage.verdict == "NO-OP"

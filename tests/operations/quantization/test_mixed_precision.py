@@ -11,8 +11,8 @@ import torch
 
 import omgoptim
 from omgoptim.errors import TechniqueError
-from omgoptim.measure.race import Ratio, Timing
-from omgoptim.models.onnx_graph import Layer
+from omgoptim.measure.timing import Ratio, Timing
+from omgoptim.models.onnx_graph import OnnxLayer
 from omgoptim.operations.quantization.build_candidates import BuiltCandidate
 from omgoptim.operations.quantization.candidate_evaluator import CandidateEvaluator
 from omgoptim.operations.quantization.candidates import Option
@@ -119,8 +119,8 @@ def test_float32_that_nobody_asked_for_does_not_end_the_search() -> None:
     assert worth_repairing([ruined, plain], 0.1, BY_SPEED) is ruined
 
 
-def layer(node: str, path: str) -> Layer:
-    return Layer(node, "Conv", path, f"{path}.weight", (f"{path}.weight",), (4, 4, 1, 1), 1, 64)
+def layer(node: str, path: str) -> OnnxLayer:
+    return OnnxLayer(node, "Conv", path, f"{path}.weight", (f"{path}.weight",), (4, 4, 1, 1), 1, 64)
 
 
 def test_every_layer_gets_a_name_that_means_it_alone() -> None:

@@ -17,7 +17,7 @@ from torch import nn
 import omgoptim
 from omgoptim.errors import DataError, RequestError, TechniqueError
 from omgoptim.models.onnx_file import load as load_program
-from omgoptim.models.onnx_graph import layers
+from omgoptim.models.onnx_graph import find_layers
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import Live, prepare
 from omgoptim.operations.quantization import qat
@@ -239,7 +239,7 @@ def test_a_whole_run_reports_the_training_and_a_converted_artifact(project: Path
     assert {change.path for change in report.changed} == {"0", "3", "8"}
     assert report.artifact is not None
     program = load_program(Path(report.artifact.path) / "model.onnx")
-    assert all(layer.is_quantized for layer in layers(program))
+    assert all(layer.is_quantized for layer in find_layers(program))
     assert report.outcome == "ok"
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert "scheme='qat'" in report.repeat

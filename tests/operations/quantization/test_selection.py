@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from omgoptim.errors import TechniqueError
-from omgoptim.measure.race import Ratio, Timing
+from omgoptim.measure.timing import Ratio, Timing
 from omgoptim.operations.quantization.build_candidates import BuiltCandidate
 from omgoptim.operations.quantization.candidates import Option
 from omgoptim.operations.quantization.screening import CandidateResult

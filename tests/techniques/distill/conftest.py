@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from omgoptim.models.calls import first_forward, input_tensors, name_inputs, to_numpy
+from omgoptim.models.forward import first_forward, input_tensors, name_inputs, to_numpy
 from omgoptim.models.samples import Samples
-from omgoptim.models.surgery import Surgery, operate, record
+from omgoptim.models.structural_diff import StructuralDiff, apply_diff, compute_diff
 from omgoptim.runtimes.torch_precision import load_state, state_of
 from omgoptim.techniques.registry import ModuleRun
 
@@ -70,9 +70,9 @@ def reopened() -> Callable[[nn.Module, nn.Module], nn.Module]:
 
     def call(teacher: nn.Module, student: nn.Module) -> nn.Module:
         fresh = copy.deepcopy(teacher)
-        surgery = record(fresh, student)
+        surgery = compute_diff(fresh, student)
         assert surgery is not None
-        operate(fresh, Surgery.from_json(json.loads(json.dumps(surgery.to_json()))))
+        apply_diff(fresh, StructuralDiff.from_json(json.loads(json.dumps(surgery.to_json()))))
         load_state(fresh, {name: tensor.clone() for name, tensor in state_of(student).items()})
         return fresh
 

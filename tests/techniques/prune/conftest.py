@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from omgoptim.models.calls import first_forward, input_tensors, name_inputs, to_numpy
+from omgoptim.models.forward import first_forward, input_tensors, name_inputs, to_numpy
 from omgoptim.models.samples import Samples
 from omgoptim.techniques.registry import ModuleRun
 

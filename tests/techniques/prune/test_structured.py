@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from omgoptim.errors import DataError, TechniqueError
 from omgoptim.measure.macs import count_macs
-from omgoptim.models.surgery import Surgery, operate, record
+from omgoptim.models.structural_diff import StructuralDiff, apply_diff, compute_diff
 from omgoptim.requests.prune import Structured
 from omgoptim.runtimes.torch_precision import load_state, state_of
 from omgoptim.techniques.prune.structured import apply
@@ -68,9 +68,9 @@ def test_a_model_loses_a_third_runs_and_comes_back_from_its_recipe_bit_for_bit(
     smaller = sum(tensor.numel() for tensor in module.parameters())
     assert smaller < 0.9 * sum(tensor.numel() for tensor in fresh.parameters())
     assert called(module, x).shape == called(fresh, x).shape
-    surgery = record(fresh, module)
+    surgery = compute_diff(fresh, module)
     assert surgery is not None
-    operate(fresh, Surgery.from_json(json.loads(json.dumps(surgery.to_json()))))
+    apply_diff(fresh, StructuralDiff.from_json(json.loads(json.dumps(surgery.to_json()))))
     load_state(fresh, {name: tensor.clone() for name, tensor in state_of(module).items()})
     assert torch.equal(called(fresh, x), called(module, x))
 

@@ -7,7 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from omgoptim.errors import ModelError, TechniqueError
 from omgoptim.models.onnx_file import load
-from omgoptim.models.onnx_graph import count_params, graph_traits, layers, select
+from omgoptim.models.onnx_graph import count_params, find_layers, graph_traits, select_layers
 from omgoptim.requests.quantize import Bf16, Dynamic, Static
 
 
@@ -78,7 +78,7 @@ def test_a_softmax_at_the_end_is_no_attention(tmp_path):
 
 
 def test_layers_carry_the_paths_of_the_modules(program):
-    found = layers(load(program("encoder").path))
+    found = find_layers(load(program("encoder").path))
     assert [(layer.op, layer.path) for layer in found if layer.op in ("Gather", "Gemm")] == [
         ("Gather", "emb"),
         ("Gemm", "layer.self_attn.out_proj"),
@@ -87,11 +87,11 @@ def test_layers_carry_the_paths_of_the_modules(program):
 
 
 def test_select_matches_a_path_or_a_module_around_it_and_ignore_wins(program):
-    found = layers(load(program("encoder").path))
-    paths = {layer.path for layer in select(found, ["layer", "head"], ["layer.linear?"])}
+    found = find_layers(load(program("encoder").path))
+    paths = {layer.path for layer in select_layers(found, ["layer", "head"], ["layer.linear?"])}
     assert paths == {"layer.self_attn", "layer.self_attn.out_proj", "head"}
     with pytest.raises(TechniqueError, match="names no layer"):
-        select(found, ["decoder"], [])
+        select_layers(found, ["decoder"], [])
 
 
 def test_a_file_that_is_no_onnx_is_a_model_error(tmp_path):

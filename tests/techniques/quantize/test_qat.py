@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from omgoptim.models.onnx_file import load
-from omgoptim.models.onnx_graph import layers
+from omgoptim.models.onnx_graph import find_layers
 from omgoptim.requests.quantize import Qat
-from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.export import export_onnx
 from omgoptim.runtimes.signature import InputTensor, Signature, structure_of
 from omgoptim.techniques.quantize._onnx.runtime import lacks_int8_dot_product
@@ -79,9 +79,9 @@ def test_what_was_simulated_is_what_is_converted(spread: Any, tmp_path: Path, eq
     target = tmp_path / "int8.onnx"
     outcome = apply_to_program(program, target, params, ProgramRun(batches, tmp_path))
     assert {change.path for change in outcome.changed} == {"stem", "depth", "point"}
-    assert all(layer.is_quantized for layer in layers(load(target)))
+    assert all(layer.is_quantized for layer in find_layers(load(target)))
     assert read_qat_state(load(target)) is None  # the artifact does not carry it on
-    (converted,) = ENGINES["onnxruntime"].open(target, signature, Settings(1)).run(batches[0])
+    (converted,) = ENGINES["onnxruntime"].open(target, signature, SessionSettings(1)).run(batches[0])
     with torch.no_grad():
         expected, plain = simulated.eval()(images).numpy(), module(images).numpy()
     lost = np.abs(expected - plain).mean()
@@ -99,7 +99,7 @@ def test_a_program_without_learnt_ranges_is_quantized_as_scheme_static_would(spr
 
 def test_layers_that_read_one_tensor_share_the_widest_learnt_range(spread: Any) -> None:
     model = load(spread[1])
-    found = layers(model)
+    found = find_layers(model)
     first = next(layer for layer in found if layer.op == "Conv")
     name = next(node.input[0] for node in model.graph.node if node.name == first.node)
     told = with_trained_ranges(

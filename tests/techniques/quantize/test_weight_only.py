@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from omgoptim.errors import DataError, TechniqueError
 from omgoptim.measure.program_macs import count_program
 from omgoptim.models.onnx_file import load, tensor_bytes
-from omgoptim.models.onnx_graph import count_params, layers
+from omgoptim.models.onnx_graph import count_params, find_layers
 from omgoptim.requests.quantize import WeightOnly
 from omgoptim.techniques.quantize._onnx.packed_weights import pack_nibbles
 
@@ -76,7 +76,7 @@ def test_parameters_and_products_count_as_those_of_the_float_program(program, ap
     assert 0.8 * params < nonzero <= params
     sample = {"x": source.sample(1, 0)}
     assert count_program(target, sample).macs == count_program(source.path, sample).macs == 32 * 64 + 64 * 64 + 640
-    assert [layer.path for layer in layers(load(target)) if layer.is_quantized] == ["body.0", "body.2", "head"]
+    assert [layer.path for layer in find_layers(load(target)) if layer.is_quantized] == ["body.0", "body.2", "head"]
 
 
 def test_calibration_data_brings_the_output_closer(program, apply, infer):

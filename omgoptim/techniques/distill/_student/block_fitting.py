@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from omgoptim.blocks.depth_separable import DepthSeparableConv
 from omgoptim.blocks.inverted_residual import MIDDLE, InvertedResidual
-from omgoptim.measure.self_time import evaluating
+from omgoptim.measure.self_time import evaluation_mode
 from omgoptim.techniques.factorize._low_rank.replacement import put
 from omgoptim.techniques.probe import quiet
 from omgoptim.techniques.prune._channels.channel_reconstruction import reconstruct_channels
@@ -140,7 +140,7 @@ def _observed(module: nn.Module, layers: Sequence[nn.Module], run: ModuleRun) ->
 
     hooks = [layer.register_forward_pre_hook(add) for layer in layers]
     try:
-        with evaluating(module), quiet():
+        with evaluation_mode(module), quiet():
             for args, kwargs, _ in run.calls():
                 module(*args, **kwargs)
     finally:

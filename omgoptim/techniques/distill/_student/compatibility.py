@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.errors import TechniqueError
-from omgoptim.measure.self_time import evaluating
+from omgoptim.measure.self_time import evaluation_mode
 from omgoptim.runtimes.signature import flatten
 from omgoptim.techniques.probe import Probe, error_location, quiet
 from omgoptim.techniques.registry import ModuleRun
@@ -35,7 +35,7 @@ def output_shapes(module: nn.Module, run: ModuleRun) -> Shapes:
     for path, layer in module.named_modules():
         hooks += [layer.register_forward_pre_hook(enter(path)), layer.register_forward_hook(leave)]
     try:
-        with evaluating(module), quiet(), torch.random.fork_rng(devices=[]):
+        with evaluation_mode(module), quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             result = module(*probe.args, **probe.kwargs)
     except Exception as error:  # whatever a user's forward raises without what it expects

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from omgoptim.measure.self_time import evaluating
+from omgoptim.measure.self_time import evaluation_mode
 from omgoptim.techniques.reconstruction.capture import StopForward, run_until_stopped
 from omgoptim.techniques.reconstruction.ridge import ridge
 from omgoptim.techniques.reconstruction.rows import padding_mask, unpadded_rows
@@ -141,7 +141,7 @@ def _hear(stack: ExitStack, module: nn.Module, hooks: Mapping[str, Hook]) -> Non
 
 def _watched(module: nn.Module, run: ModuleRun, hooks: Mapping[str, Hook]) -> None:
     """Run the module on the first batch, heard."""
-    with ExitStack() as stack, evaluating(module):
+    with ExitStack() as stack, evaluation_mode(module):
         _hear(stack, module, hooks)
         args, kwargs, _target = next(run.calls())
         module(*args, **kwargs)
@@ -198,7 +198,7 @@ def _rows(
 
     own = {f"{span.kept}.{writer.linear}": linear, **_at_the_end(span.kept, writer, last("ended"))}
     theirs = _at_the_end(span.end, writer, last("wanted"))
-    with ExitStack() as stack, evaluating(module), evaluating(teacher):
+    with ExitStack() as stack, evaluation_mode(module), evaluation_mode(teacher):
         _hear(stack, module, own)
         _hear(stack, teacher, theirs)
         for args, kwargs, _target in run.calls():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from omgoptim.models.globs import meant, refuse_unknown
+from omgoptim.models.globs import is_selected, refuse_unknown
 from omgoptim.requests.distill import Auto, Derived
 
 
@@ -32,7 +32,7 @@ class LayerSelection:
 
     def includes(self, path: str) -> bool:
         """Whether the layer at `path` may change."""
-        return not self.nothing and meant([path], self.targets, self.ignore)
+        return not self.nothing and is_selected([path], self.targets, self.ignore)
 
     def after(self, before: dict[int, list[str]], module: nn.Module) -> LayerSelection:
         """The same layers by the paths that they have now.
@@ -47,7 +47,7 @@ class LayerSelection:
             return [
                 path
                 for layer, paths in now.items()
-                if layer in before and any(meant([old], globs, []) for old in before[layer])
+                if layer in before and any(is_selected([old], globs, []) for old in before[layer])
                 for path in paths
                 if path
             ]

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from omgoptim.blocks import BLOCKS, LowRankLinear, SpatialConv2d, Tucker2Conv2d
-from omgoptim.measure.self_time import evaluating
-from omgoptim.models.globs import meant, refuse_unknown
-from omgoptim.models.samples import batch_length, call_of
+from omgoptim.measure.self_time import evaluation_mode
+from omgoptim.models.globs import is_selected, refuse_unknown
+from omgoptim.models.samples import batch_length, forward_args
 from omgoptim.reports import Skip
 from omgoptim.requests.factorize import Factorization
 from omgoptim.techniques.probe import NOT_RUN
@@ -64,7 +64,7 @@ def candidates(module: nn.Module, params: Factorization) -> tuple[dict[str, Dens
     """The layers as `factorizable` finds them, before the model has run."""
     with_weights = dict(_layers(module))
     refuse_unknown((*params.targets, *params.ignore), with_weights)
-    chosen = {path for path in with_weights if meant([path], params.targets, params.ignore)}
+    chosen = {path for path in with_weights if is_selected([path], params.targets, params.ignore)}
     owners = _owners(module)
     frozen_model = not any(parameter.requires_grad for parameter in module.parameters())
     layers: dict[str, DenseLayer] = {}
@@ -189,10 +189,10 @@ def uses_of(module: nn.Module, layers: Mapping[str, DenseLayer], run: ModuleRun,
 
     handles = [layer.register_forward_pre_hook(watch(path), with_kwargs=True) for path, layer in layers.items()]
     try:
-        with evaluating(module):
+        with evaluation_mode(module):
             batch = next(batches_of(run.statistics, samples))
             size = batch_length(batch)
-            args, kwargs = call_of(run.signature, batch, run.device)
+            args, kwargs = forward_args(run.signature, batch, run.device)
             module(*args, **kwargs)
     finally:
         for handle in handles:

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from omgoptim.reports import Skip
-from omgoptim.runtimes import ENGINES, Session, Settings
+from omgoptim.runtimes import ENGINES, Session, SessionSettings
 from omgoptim.runtimes.signature import InputTensor, Signature
 from omgoptim.techniques.factorize._low_rank.layer_onnx import INPUT, write_program
 from omgoptim.techniques.factorize._low_rank.layer_selection import uses_of
@@ -142,6 +142,6 @@ def _open(loaded: nn.Module, shape: tuple[int, ...], run: ModuleRun, folder: Pat
     else:
         dtype = str(next(loaded.parameters()).dtype).removeprefix("torch.")
     signature = Signature((InputTensor(INPUT, dtype, shape, keyword=False),), "tensor")
-    session = engine.open(thing, signature, Settings(run.threads, run.device))
+    session = engine.open(thing, signature, SessionSettings(run.threads, run.device))
     values = np.random.default_rng(run.seed).standard_normal(shape, dtype=np.float32)
     return session, session.prepare({INPUT: values})

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omgoptim.measure.self_time import evaluating
+from omgoptim.measure.self_time import evaluation_mode
 from omgoptim.runtimes.signature import flatten
 from omgoptim.techniques.factorize._low_rank.layer_selection import Use, uses_of, with_same_rows
 from omgoptim.techniques.reconstruction.capture import Hook, forward_hooks
@@ -128,7 +128,7 @@ def _one_pass(
 
         return hook
 
-    with evaluating(module), forward_hooks(module, {path: watch(path) for path in layers}, before=True):
+    with evaluation_mode(module), forward_hooks(module, {path: watch(path) for path in layers}, before=True):
         for batch in batches_of(run.statistics, samples):
             tensors = call_tensors(batch, run)
             real = padding_mask(tensors)
@@ -182,7 +182,7 @@ def output_influence(
     seen = 0
     handles = [layer.register_forward_hook(watch(path)) for path, layer in layers.items()]
     try:
-        with evaluating(module), torch.enable_grad():
+        with evaluation_mode(module), torch.enable_grad():
             for batch in batches_of(run.statistics, min(samples, INFLUENCE_SAMPLES)):
                 tensors = call_tensors(batch, run)
                 real = padding_mask(tensors)

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omgoptim.measure.self_time import evaluating
-from omgoptim.models.samples import batch_length, call_of
+from omgoptim.measure.self_time import evaluation_mode
+from omgoptim.models.samples import batch_length, forward_args
 from omgoptim.techniques.probe import Probe, quiet
 from omgoptim.techniques.prune._channels.groups import Group
 from omgoptim.techniques.prune._channels.layer_widths import width_of
@@ -79,7 +79,7 @@ def coverage(module: nn.Module, run: ModuleRun) -> Coverage:
     hooks = [layer.register_forward_pre_hook(note(path)) for path, layer in layers.items()]
     count = 0
     try:
-        with evaluating(module), quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
+        with evaluation_mode(module), quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(0)
             for args, kwargs in _one_by_one(run):
                 ran.clear()
@@ -108,4 +108,4 @@ def _one_by_one(run: ModuleRun) -> Iterator[Call]:
     for batch in run.statistics.batches:
         for row in range(min(batch_length(batch), MOST_SAMPLES - taken)):
             taken += 1
-            yield call_of(run.signature, {name: array[row : row + 1] for name, array in batch.items()}, run.device)
+            yield forward_args(run.signature, {name: array[row : row + 1] for name, array in batch.items()}, run.device)

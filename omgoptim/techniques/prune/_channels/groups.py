@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from omgoptim.models.globs import names
+from omgoptim.models.globs import matches
 from omgoptim.reports import Skip
 from omgoptim.requests.prune import Structured
 from omgoptim.techniques.prune._channels.layer_widths import Side, width_of
@@ -186,9 +186,9 @@ def _of_no_width(path: str, layer: nn.Module) -> str:
 def not_asked_for(places: Sequence[Place], params: Structured) -> str:
     """Why the request leaves a group alone: layers that `ignore` names or, of those that shrink, none in `targets`."""
     written = [place.path for place in places if place.side == "out"]
-    ignored = next((path for path in written if any(names(glob, path) for glob in params.ignore)), None)
+    ignored = next((path for path in written if any(matches(glob, path) for glob in params.ignore)), None)
     if ignored is not None:
         return f"ignore names {ignored}"
-    if params.targets and not any(names(glob, path) for glob in params.targets for path in written):
+    if params.targets and not any(matches(glob, path) for glob in params.targets for path in written):
         return "targets does not name it"
     return ""

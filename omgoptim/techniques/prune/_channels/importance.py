@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.errors import DataError, TechniqueError
-from omgoptim.measure.self_time import evaluating
+from omgoptim.measure.self_time import evaluation_mode
 from omgoptim.requests.prune import Structured
 from omgoptim.techniques.probe import quiet
 from omgoptim.techniques.prune._channels.groups import Group, Groups, Place
@@ -169,7 +169,7 @@ def _rows(target: Any, one: slice) -> Any:
 def _gradients(module: nn.Module, args: Any, kwargs: Any, target: Any, run: ModuleRun) -> dict[str, Tensor]:
     """Name of every trained parameter to the gradient of the loss, in eval mode; `.grad` is left alone."""
     names = {name: tensor for name, tensor in module.named_parameters() if tensor.requires_grad}
-    with evaluating(module), torch.enable_grad(), quiet():
+    with evaluation_mode(module), torch.enable_grad(), quiet():
         loss = run.loss(module(*args, **kwargs), target)
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
             raise TechniqueError("the loss has no gradient", "importance taylor and hessian need one", "use magnitude")

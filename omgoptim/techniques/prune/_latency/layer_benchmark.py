@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from omgoptim.runtimes import ENGINES, Session, Settings
+from omgoptim.runtimes import ENGINES, Session, SessionSettings
 from omgoptim.techniques.prune._latency import single_layer
 from omgoptim.techniques.prune._latency.latency_steps import rounding_of
 from omgoptim.techniques.prune._latency.single_layer import SizedLayer, TimedLayer, sides
@@ -35,7 +35,7 @@ class Bench:
     """Engine and settings with which single layers are timed."""
 
     runtime: str
-    settings: Settings
+    settings: SessionSettings
     scratch: Path
     seed: int
 
@@ -94,7 +94,7 @@ def bench_of(run: ModuleRun) -> Iterator[Bench]:
     threads = torch.get_num_threads()
     try:
         with run.measuring(), tempfile.TemporaryDirectory(dir=run.scratch) as folder:
-            yield Bench(runtime, Settings(run.threads, run.device), Path(folder), run.seed)
+            yield Bench(runtime, SessionSettings(run.threads, run.device), Path(folder), run.seed)
     finally:
         torch.set_num_threads(threads)
 

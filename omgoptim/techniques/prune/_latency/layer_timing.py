@@ -23,8 +23,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from omgoptim.errors import TechniqueError
-from omgoptim.measure.self_time import evaluating
-from omgoptim.models.samples import call_of, of_size
+from omgoptim.measure.self_time import evaluation_mode
+from omgoptim.models.samples import forward_args, repeat_to_size
 from omgoptim.techniques.prune._channels.groups import Group, Place
 from omgoptim.techniques.prune._channels.layer_widths import is_depthwise
 from omgoptim.techniques.prune._latency import single_layer
@@ -147,14 +147,14 @@ def _input_shapes(module: nn.Module, run: ModuleRun) -> dict[str, Counter[tuple[
 
         return hook
 
-    args, kwargs = call_of(run.signature, of_size(run.statistics, 1), run.device)
+    args, kwargs = forward_args(run.signature, repeat_to_size(run.statistics, 1), run.device)
     handles = [
         part.register_forward_pre_hook(watch(path))
         for path, part in module.named_modules()
         if isinstance(part, single_layer.KINDS)
     ]
     try:
-        with evaluating(module):
+        with evaluation_mode(module):
             module(*args, **kwargs)
     finally:
         for handle in handles:

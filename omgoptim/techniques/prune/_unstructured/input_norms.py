@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from omgoptim.measure.self_time import evaluating
+from omgoptim.measure.self_time import evaluation_mode
 from omgoptim.techniques.prune._unstructured.parameter_selection import Weight
 from omgoptim.techniques.prune._unstructured.weight_matrix import is_linear_transposed
 from omgoptim.techniques.registry import ModuleRun
@@ -49,7 +49,7 @@ def input_norms(module: nn.Module, weights: Iterable[Weight], run: ModuleRun) ->
                 squares = _squares_of(layer, path)
                 if squares is not None:
                     hooks.append(layer.register_forward_pre_hook(record(weight.path, squares), with_kwargs=True))
-        with evaluating(module):
+        with evaluation_mode(module):
             for args, kwargs, _ in run.calls():
                 module(*args, **kwargs)
     finally:

@@ -17,7 +17,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import ParametrizationList
 
 from omgoptim.errors import TechniqueError
-from omgoptim.models.globs import meant, refuse_unknown
+from omgoptim.models.globs import is_selected, refuse_unknown
 from omgoptim.reports import Skip
 from omgoptim.techniques.prune._unstructured.weight_matrix import is_linear_transposed
 
@@ -82,9 +82,9 @@ def select(module: nn.Module, targets: Sequence[str], ignore: Sequence[str]) -> 
     found, skipped = _find(module)
     known = [path for weight in found for path in weight.paths] + [skip.path for skip in skipped]
     refuse_unknown((*targets, *ignore), known)
-    skipped = [skip for skip in skipped if meant([skip.path], targets, ignore)]
+    skipped = [skip for skip in skipped if is_selected([skip.path], targets, ignore)]
     weights = []
-    for weight in (weight for weight in found if meant(weight.paths, targets, ignore)):
+    for weight in (weight for weight in found if is_selected(weight.paths, targets, ignore)):
         reason = _reason(weight, targets)
         if reason:
             skipped.append(Skip(path=weight.path, reason=reason))

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from onnx import ModelProto
 
 from omgoptim.errors import NoLayerChanged
-from omgoptim.models.onnx_graph import Layer, layers
+from omgoptim.models.onnx_graph import OnnxLayer, find_layers
 from omgoptim.reports import Change, Skip
 from omgoptim.techniques.registry import Outcome
 
@@ -24,8 +24,8 @@ REPLACED_SUFFIXES = ("_quant", "_MatMul_quant", "_MatMul", "_quantized_rows")
 
 
 def outcome(
-    before: Sequence[Layer],
-    chosen: Sequence[Layer],
+    before: Sequence[OnnxLayer],
+    chosen: Sequence[OnnxLayer],
     after: ModelProto,
     reasons: Mapping[str, str],
     precision: str,
@@ -62,7 +62,7 @@ def outcome(
     return Outcome(changed, skipped)
 
 
-def no_layer_left(scheme: str, before: Sequence[Layer], chosen: Sequence[Layer]) -> NoLayerChanged | None:
+def no_layer_left(scheme: str, before: Sequence[OnnxLayer], chosen: Sequence[OnnxLayer]) -> NoLayerChanged | None:
     """Return the error of a scheme that has no layer to quantize, else None.
 
     Args:
@@ -82,4 +82,4 @@ def no_layer_left(scheme: str, before: Sequence[Layer], chosen: Sequence[Layer])
 
 
 def _quantized_nodes(model: ModelProto) -> Collection[str]:
-    return {layer.node for layer in layers(model) if layer.is_quantized}
+    return {layer.node for layer in find_layers(model) if layer.is_quantized}

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto
 
 from omgoptim.models.onnx_file import load
-from omgoptim.models.onnx_graph import Layer, layers, module_paths
+from omgoptim.models.onnx_graph import OnnxLayer, find_layers, module_paths
 from omgoptim.techniques.quantize._onnx.preparation import at_opset, fold_constants
 from omgoptim.techniques.quantize._ptq.calibration import ActivationReader
 
@@ -36,7 +36,7 @@ OUTPUT_CHANNEL = {"Conv": 0, "ConvTranspose": 1, "MatMul": -1, "Gather": 0}
 class Quantizable:
     """A layer that static quantization takes: its node, its weight, and what it is given."""
 
-    layer: Layer
+    layer: OnnxLayer
     weight_position: int
     axis: int
     """Of the weight's output channels, from 0."""
@@ -67,15 +67,15 @@ class LayerStatistics:
     """(C,): the largest absolute value of each channel."""
 
 
-def load_folded(source: Path, threads: int) -> tuple[ModelProto, list[Layer]]:
+def load_folded(source: Path, threads: int) -> tuple[ModelProto, list[OnnxLayer]]:
     """Load the float program with constants and batch norms folded, and its layers under the source's paths."""
     original = load(source)
     with tempfile.TemporaryDirectory() as folder:
         model = at_opset(load(fold_constants(original, Path(folder), threads)), 13)
-    return model, layers(model, module_paths(original))
+    return model, find_layers(model, module_paths(original))
 
 
-def quantizable_layers(model: ModelProto, chosen: Sequence[Layer]) -> list[Quantizable]:
+def quantizable_layers(model: ModelProto, chosen: Sequence[OnnxLayer]) -> list[Quantizable]:
     """Find the chosen layers that can be simulated: a float32 weight that the node reads itself."""
     nodes = {node.name: node for node in model.graph.node}
     stored = {tensor.name: tensor for tensor in model.graph.initializer}

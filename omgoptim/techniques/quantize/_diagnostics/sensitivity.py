@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from omgoptim.models.onnx_graph import Layer
+from omgoptim.models.onnx_graph import OnnxLayer
 from omgoptim.techniques.quantize._diagnostics.layer_statistics import Quantizable
 from omgoptim.techniques.quantize._diagnostics.simulation import Simulation, rounded_weight
 from omgoptim.techniques.quantize._onnx.qdq import quantization_parameters
@@ -29,7 +29,7 @@ MAX_LAYERS = 60
 class LayerSensitivity:
     """Sensitivity of one layer."""
 
-    layer: Layer
+    layer: OnnxLayer
     alone_db: float
     """SQNR of the output with only this layer quantized."""
     measured: bool

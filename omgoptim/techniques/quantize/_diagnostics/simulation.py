@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.models.onnx_graph import Layer, layers, select
+from omgoptim.models.onnx_graph import OnnxLayer, find_layers, select_layers
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._diagnostics.layer_statistics import (
     LayerStatistics,
@@ -78,7 +78,7 @@ class Simulation:
     def __init__(
         self,
         model: ModelProto,
-        chosen: Sequence[Layer],
+        chosen: Sequence[OnnxLayer],
         batches: Sequence[Mapping[str, Array]],
         rounding: SimulationConfig,
         threads: int = 1,
@@ -146,8 +146,8 @@ def build_simulation(
     rounding = rounding or SimulationConfig.of(params)
     taken = take_samples(model, batches, samples)
 
-    def chosen(one: ModelProto) -> list[Layer]:
-        now = select(layers(one, paths), getattr(params, "targets", []), getattr(params, "ignore", []))
+    def chosen(one: ModelProto) -> list[OnnxLayer]:
+        now = select_layers(find_layers(one, paths), getattr(params, "targets", []), getattr(params, "ignore", []))
         return [layer for layer in now if not layer.is_quantized]
 
     best = Simulation(model, chosen(model), taken, rounding, threads)

@@ -12,7 +12,7 @@ from onnx import ModelProto
 
 from omgoptim.errors import ModelError, TechniqueError
 from omgoptim.models.onnx_file import SCOPES, graphs, load, save
-from omgoptim.models.onnx_graph import layers, module_paths
+from omgoptim.models.onnx_graph import find_layers, module_paths
 
 REPLACED = re.compile(r"(_MatMul)?_quant(_\w+)?$|(?<=.)_Add$")
 """What ONNX Runtime's dynamic quantizer appends to the name of a node that it replaces."""
@@ -81,7 +81,7 @@ def _restore_scopes(model: ModelProto, source: ModelProto) -> None:
 
 def _name_layers(model: ModelProto) -> None:
     """Let every node say its own module path, and no more: that of a layer may have been known by its weight's name."""
-    paths = module_paths(model) | {layer.node: layer.path for layer in layers(model)}
+    paths = module_paths(model) | {layer.node: layer.path for layer in find_layers(model)}
     for graph in graphs(model.graph):
         for node in graph.node:
             path = paths.get(node.name)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from omgoptim.models.onnx_graph import Layer
+from omgoptim.models.onnx_graph import OnnxLayer
 
 OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -62,7 +62,7 @@ class LayerWeight:
         return np.ascontiguousarray(arranged).reshape(shape)
 
 
-def find_layer_weights(model: ModelProto, chosen: Sequence[Layer]) -> list[LayerWeight]:
+def find_layer_weights(model: ModelProto, chosen: Sequence[OnnxLayer]) -> list[LayerWeight]:
     """Find the chosen layers of `OPS` whose weight no other node reads, in graph order."""
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     reads = Counter(name for node in model.graph.node for name in node.input)

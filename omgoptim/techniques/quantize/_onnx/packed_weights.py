@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from omgoptim.models.onnx_graph import Layer
+from omgoptim.models.onnx_graph import OnnxLayer
 from omgoptim.techniques.quantize._ptq.group_quantization import Bytes, QuantizedGroups
 
 
@@ -66,7 +66,7 @@ def _biased(model: ModelProto, tensors: dict[str, TensorProto], product: NodePro
     return added
 
 
-def stored_matmuls(model: ModelProto, chosen: Collection[Layer]) -> dict[str, list[NodeProto]]:
+def stored_matmuls(model: ModelProto, chosen: Collection[OnnxLayer]) -> dict[str, list[NodeProto]]:
     """Map the float32 matrices (K, N) on the right of chosen MatMul nodes to those nodes."""
     wanted = {layer.node for layer in chosen if layer.op in ("MatMul", "Gemm")}
     matrices = {t.name for t in model.graph.initializer if t.data_type == TensorProto.FLOAT and len(t.dims) == 2}

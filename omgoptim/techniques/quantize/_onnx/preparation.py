@@ -19,7 +19,7 @@ import onnx
 from onnx import ModelProto, numpy_helper
 
 from omgoptim.models.onnx_file import is_large, load, save
-from omgoptim.models.onnx_graph import layers
+from omgoptim.models.onnx_graph import find_layers
 from omgoptim.techniques.quantize._onnx.layer_weights import bias_of, find_layer_weights, set_bias
 from omgoptim.techniques.quantize._onnx.runtime import as_technique_error, quiet_stdout
 
@@ -108,7 +108,7 @@ def fold_batch_norms(model: ModelProto) -> int:
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     reads = Counter(name for node in model.graph.node for name in node.input)
     reads.update(value.name for value in model.graph.output)
-    makers = {layer.node.output[0]: layer for layer in find_layer_weights(model, layers(model))}
+    makers = {layer.node.output[0]: layer for layer in find_layer_weights(model, find_layers(model))}
     folded = []
     for node in model.graph.node:
         layer = makers.get(node.input[0]) if node.op_type == "BatchNormalization" else None

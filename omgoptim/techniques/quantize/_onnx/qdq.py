@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from omgoptim.models.onnx_graph import Layer, layers
+from omgoptim.models.onnx_graph import OnnxLayer, find_layers
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._onnx.runtime import as_technique_error, lacks_int8_dot_product, quiet_stdout
 
@@ -25,7 +25,7 @@ Range = tuple[float, float]
 
 def write_qdq(
     model: ModelProto,
-    chosen: Sequence[Layer],
+    chosen: Sequence[OnnxLayer],
     ranges: Mapping[str, Range],
     params: Static,
     *,
@@ -47,7 +47,7 @@ def write_qdq(
     from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
     taken = {layer.node for layer in chosen if layer.op != "Gather"}
-    excluded = [layer.node for layer in layers(model) if layer.node not in taken]
+    excluded = [layer.node for layer in find_layers(model) if layer.node not in taken]
     data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()}
     copy = ModelProto()
     copy.CopyFrom(model)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from omgoptim.models.onnx_file import graphs
-from omgoptim.models.onnx_graph import Layer, layers
+from omgoptim.models.onnx_graph import OnnxLayer, find_layers
 from omgoptim.reports import Change, Skip
 from omgoptim.techniques.registry import Outcome
 
@@ -37,7 +37,7 @@ Half = Literal["bfloat16", "float16"]
 
 def store_half(model: ModelProto, half: Half) -> Outcome:
     """Rewrite the model's float32 weights in place; what does not fit the 16-bit range stays and is listed."""
-    paths = {weight: layer.path for layer in layers(model) for weight in layer.weights}
+    paths = {weight: layer.path for layer in find_layers(model) for weight in layer.weights}
     changed: list[Change] = []
     skipped: list[Skip] = []
     for graph in list(graphs(model.graph)):
@@ -107,7 +107,7 @@ def quantize_rows(w: NDArray[np.float32], per_row: bool) -> tuple[NDArray[np.int
     return np.clip(np.rint(w / scales), -127, 127).astype(np.int8), scales
 
 
-def quantize_embeddings(model: ModelProto, chosen: Sequence[Layer], per_row: bool) -> None:
+def quantize_embeddings(model: ModelProto, chosen: Sequence[OnnxLayer], per_row: bool) -> None:
     """Rewrite the chosen layers that are embeddings with a stored float32 matrix, in place; a shared one once."""
     wanted = {layer.node for layer in chosen if layer.op == "Gather"}
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -147,7 +147,7 @@ STORED = "int8 weight on disk, computed in float"
 """What such a layer is then, for people."""
 
 
-def store_recurrent(model: ModelProto, chosen: Sequence[Layer], per_row: bool = True) -> None:
+def store_recurrent(model: ModelProto, chosen: Sequence[OnnxLayer], per_row: bool = True) -> None:
     """Rewrite the chosen recurrent layers in place: every float32 weight (D, gates * H, K) that they read.
 
     Biases and initial states stay; a weight that several layers share is stored once. Layers whose weights are no

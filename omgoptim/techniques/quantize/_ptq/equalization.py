@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
-from omgoptim.models.onnx_graph import Layer
+from omgoptim.models.onnx_graph import OnnxLayer
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._onnx.layer_weights import LayerWeight, bias_of, find_layer_weights, set_bias
 from omgoptim.techniques.quantize._ptq.calibration import ActivationReader, Batch
@@ -68,7 +68,7 @@ def channel_peaks(
 
 def equalize_channels(
     model: ModelProto,
-    chosen: Sequence[Layer],
+    chosen: Sequence[OnnxLayer],
     params: Static,
     share: float,
     peaks: Mapping[str, NDArray[np.float32]] | None = None,

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from onnx import ModelProto, TensorProto
 
-from omgoptim.models.onnx_graph import Layer
+from omgoptim.models.onnx_graph import OnnxLayer
 
 MAX_FLOAT_LAYERS = 3
 """Layers from the beginning that may stay in float."""
@@ -20,7 +20,7 @@ MAX_WORK_SHARE = 0.04
 """Of the multiply-accumulates, and of the weights, of all chosen layers, that those which stay may have."""
 
 
-def affordable_prefixes(model: ModelProto, chosen: Sequence[Layer]) -> Iterator[list[Layer]]:
+def affordable_prefixes(model: ModelProto, chosen: Sequence[OnnxLayer]) -> Iterator[list[OnnxLayer]]:
     """Yield the first layer, the first two … in graph order, while their share of the work is small.
 
     Nothing for a program in which the size of an output is unknown.
@@ -40,13 +40,13 @@ def affordable_prefixes(model: ModelProto, chosen: Sequence[Layer]) -> Iterator[
         yield first
 
 
-def multiply_accumulates(model: ModelProto, chosen: Sequence[Layer]) -> int | None:
+def multiply_accumulates(model: ModelProto, chosen: Sequence[OnnxLayer]) -> int | None:
     """Count the MACs of one sample in the chosen layers; None where an output size is unknown."""
     work = [_multiply_accumulates(model, layer) for layer in chosen if layer.op != "Gather"]
     return None if None in work else sum(one or 0 for one in work)
 
 
-def restore_float_layers(model: ModelProto, reference: ModelProto, kept: Sequence[Layer]) -> ModelProto:
+def restore_float_layers(model: ModelProto, reference: ModelProto, kept: Sequence[OnnxLayer]) -> ModelProto:
     """Return a copy of the program with some layers' weights and biases from the reference."""
     copy = ModelProto()
     copy.CopyFrom(model)
@@ -63,7 +63,7 @@ def restore_float_layers(model: ModelProto, reference: ModelProto, kept: Sequenc
     return copy
 
 
-def _multiply_accumulates(model: ModelProto, layer: Layer) -> int | None:
+def _multiply_accumulates(model: ModelProto, layer: OnnxLayer) -> int | None:
     """Count a layer's MACs of one sample; None where its output size is unknown."""
     if layer.op == "Gemm":
         return _size(layer)
@@ -78,5 +78,5 @@ def _multiply_accumulates(model: ModelProto, layer: Layer) -> int | None:
     return _size(layer) * int(np.prod([dim.dim_value for dim in places]))
 
 
-def _size(layer: Layer) -> int:
+def _size(layer: OnnxLayer) -> int:
     return int(np.prod(layer.shape))

@@ -14,7 +14,7 @@ from onnx import ModelProto
 
 from omgoptim.errors import SetupError
 from omgoptim.models.onnx_file import is_large, save
-from omgoptim.models.onnx_graph import Layer, has_attention, layers
+from omgoptim.models.onnx_graph import OnnxLayer, find_layers, has_attention
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._onnx.runtime import as_technique_error, lacks_int8_dot_product, quiet_stdout
 from omgoptim.techniques.quantize._ptq.calibration import Batch
@@ -25,7 +25,7 @@ def is_installed() -> bool:
 
 
 def quantize(
-    model: ModelProto, chosen: Sequence[Layer], batches: Sequence[Batch], params: Static, folder: Path
+    model: ModelProto, chosen: Sequence[OnnxLayer], batches: Sequence[Batch], params: Static, folder: Path
 ) -> tuple[ModelProto, list[str]]:
     """Quantize the chosen layers and what lies between them; what was chosen, a sentence each.
 
@@ -39,7 +39,7 @@ def quantize(
         raise SetupError("algorithm nncf needs nncf", "it is not installed", 'pip install "omgoptim[openvino]"')
     _keep_dims_of_means(model)
     taken = {layer.node for layer in chosen}
-    ignored = [layer.node for layer in layers(model) if layer.node not in taken]
+    ignored = [layer.node for layer in find_layers(model) if layer.node not in taken]
     with as_technique_error("NNCF could not quantize the program", "algorithm onnxruntime"), quiet_stdout():
         nncf = _import_without_telemetry()
         advanced, notes = _advanced_parameters(nncf, model, params)

@@ -9,7 +9,7 @@ from typing import Any
 from onnx import ModelProto
 
 from omgoptim.models.onnx_file import is_large, load, save
-from omgoptim.models.onnx_graph import Layer, layers
+from omgoptim.models.onnx_graph import OnnxLayer, find_layers
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._onnx import preparation
 from omgoptim.techniques.quantize._onnx.runtime import as_technique_error, lacks_int8_dot_product, quiet_stdout
@@ -19,7 +19,7 @@ from omgoptim.techniques.quantize._ptq.state import PtqTask
 
 
 def quantize(
-    model: ModelProto, batches: Sequence[Batch], task: PtqTask, folder: Path, kept: list[Layer] | None = None
+    model: ModelProto, batches: Sequence[Batch], task: PtqTask, folder: Path, kept: list[OnnxLayer] | None = None
 ) -> tuple[ModelProto, list[str]]:
     """Quantize the chosen layers of a prepared model and what lies between them.
 
@@ -39,13 +39,13 @@ def quantize(
 
 
 def _large(
-    model: ModelProto, chosen: Sequence[Layer], batches: Sequence[Batch], params: Static, folder: Path
+    model: ModelProto, chosen: Sequence[OnnxLayer], batches: Sequence[Batch], params: Static, folder: Path
 ) -> ModelProto:
     """ONNX Runtime's whole path, through files."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     taken = {layer.node for layer in chosen if layer.op != "Gather"}
-    excluded = [layer.node for layer in layers(model) if layer.node not in taken]
+    excluded = [layer.node for layer in find_layers(model) if layer.node not in taken]
     prepared, written = folder / "to_quantize.onnx", folder / "quantized.onnx"
     save(model, prepared)
     with as_technique_error("ONNX Runtime could not quantize the program"), quiet_stdout():

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from onnx import ModelProto
 
-from omgoptim.models.onnx_graph import Layer, layers
+from omgoptim.models.onnx_graph import OnnxLayer, find_layers
 from omgoptim.techniques.quantize._onnx.layer_weights import find_layer_weights
 from omgoptim.techniques.quantize._onnx.qdq import write_qdq
 from omgoptim.techniques.quantize._onnx.runtime import has_free_batch
@@ -66,7 +66,7 @@ CORRECTING_MACS, ROUNDING_MACS = 1e12, 2e12
 
 
 def quantize(
-    model: ModelProto, batches: Sequence[Batch], task: PtqTask, kept: list[Layer] | None = None
+    model: ModelProto, batches: Sequence[Batch], task: PtqTask, kept: list[OnnxLayer] | None = None
 ) -> tuple[ModelProto, list[str]]:
     """Return the QDQ program of a prepared float program, and what was done, a sentence each.
 
@@ -155,11 +155,11 @@ def _equalize(best: PtqState, settings: PtqSettings, notes: list[str]) -> PtqSta
     shares = (
         SHARES_TRIED[settings.params.rounding == "adaround"] if settings.params.granularity == "per_channel" else (1.0,)
     )
-    sets = find_groups(model, find_layer_weights(model, layers(model)))
+    sets = find_groups(model, find_layer_weights(model, find_layers(model)))
     peaks = channel_peaks(model, sets, settings.data.fit, settings.threads)
     for index, share in enumerate(shares):
         settings.progress("scaling channels", index / len(shares))
-        scaled, places = equalize_channels(model, layers(model), settings.params, share, peaks)
+        scaled, places = equalize_channels(model, find_layers(model), settings.params, share, peaks)
         if places == 0:
             break
         state = _begin(scaled, settings)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from omgoptim.models.onnx_file import is_large, load
-from omgoptim.models.onnx_graph import Layer, has_attention, layers, module_paths, select
+from omgoptim.models.onnx_graph import OnnxLayer, find_layers, has_attention, module_paths, select_layers
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._onnx import preparation
 from omgoptim.techniques.quantize._onnx.layer_weights import find_layer_weights
@@ -84,7 +84,7 @@ def compute_scaling(
     if is_large(original) or has_attention(original):
         return ChannelScaling()
     model = preparation.infer_shapes(preparation.prepare(at_opset(load(source), 13), scratch))
-    chosen = select(layers(model, module_paths(original)), params.targets, params.ignore)
+    chosen = select_layers(find_layers(model, module_paths(original)), params.targets, params.ignore)
     found = _groups(model, chosen)
     peaks = channel_peaks(model, found, batches, threads)
     scaled, _ = equalize_channels(model, chosen, params, 1.0, peaks)
@@ -99,7 +99,9 @@ def compute_scaling(
     return ChannelScaling(peaks, factors)
 
 
-def apply_trained_scaling(model: ModelProto, chosen: Sequence[Layer], params: Static, learned: QatState) -> ModelProto:
+def apply_trained_scaling(
+    model: ModelProto, chosen: Sequence[OnnxLayer], params: Static, learned: QatState
+) -> ModelProto:
     """Equalize the prepared float program as it was for training."""
     needed = {name for group in _groups(model, chosen) for name in group.tensors}
     if not needed or not needed <= set(learned.peaks):
@@ -108,7 +110,7 @@ def apply_trained_scaling(model: ModelProto, chosen: Sequence[Layer], params: St
 
 
 def with_trained_ranges(
-    ranges: Mapping[str, Range], model: ModelProto, chosen: Sequence[Layer], learned: QatState
+    ranges: Mapping[str, Range], model: ModelProto, chosen: Sequence[OnnxLayer], learned: QatState
 ) -> dict[str, Range]:
     """Replace the ranges of trained layers' inputs by the trained ones.
 
@@ -124,5 +126,5 @@ def with_trained_ranges(
     return {name: trained.get(name, bounds) for name, bounds in ranges.items()}
 
 
-def _groups(model: ModelProto, chosen: Sequence[Layer]) -> list[EqualizationGroup]:
+def _groups(model: ModelProto, chosen: Sequence[OnnxLayer]) -> list[EqualizationGroup]:
     return find_groups(model, find_layer_weights(model, chosen))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from onnx import ModelProto
 
-from omgoptim.models.onnx_graph import Layer
+from omgoptim.models.onnx_graph import OnnxLayer
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._onnx.qdq import Range, write_qdq
 from omgoptim.techniques.quantize._ptq.calibration import Batch, Values, outputs
@@ -50,7 +50,7 @@ class PtqState:
 class PtqTask:
     """Layers to quantize, and how."""
 
-    chosen: Sequence[Layer]
+    chosen: Sequence[OnnxLayer]
     params: Static
     """Resolved, see `presets.py`."""
     threads: int = 1

@@ -9,7 +9,7 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from omgoptim.runtimes import ENGINES, Settings
+from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.techniques.prune._latency.single_layer import (
     INPUT,
     SizedLayer,
@@ -50,7 +50,7 @@ def test_the_program_computes_what_the_module_does(case: str, runtime: str, tmp_
         weight = weight.T
     module.load_state_dict({"weight": weight} | {n: torch.from_numpy(stored[n].copy()) for n in stored if n == "bias"})
     x = np.random.default_rng(2).standard_normal(sized.input_shape, dtype=np.float32)
-    session = ENGINES[runtime].open(path, signature_of(sized.input_shape), Settings(threads=1))
+    session = ENGINES[runtime].open(path, signature_of(sized.input_shape), SessionSettings(threads=1))
     expected = module(torch.from_numpy(x)).numpy()
     np.testing.assert_allclose(session.run({INPUT: x})[0], expected, rtol=1e-4, atol=1e-4)
 
@@ -104,5 +104,5 @@ def test_only_layers_that_take_the_same_time_have_the_same_key() -> None:
 
 def test_the_empty_program_runs(tmp_path: Path) -> None:
     path = write_empty_program(tmp_path / "empty.onnx")
-    session = ENGINES["onnxruntime"].open(path, signature_of((1, 1)), Settings(threads=1))
+    session = ENGINES["onnxruntime"].open(path, signature_of((1, 1)), SessionSettings(threads=1))
     assert session.run({INPUT: np.full((1, 1), -2, np.float32)})[0].tolist() == [[0.0]]

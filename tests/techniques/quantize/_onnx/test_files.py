@@ -9,7 +9,7 @@ import pytest
 
 from omgoptim.errors import TechniqueError
 from omgoptim.models.onnx_file import load
-from omgoptim.models.onnx_graph import layers
+from omgoptim.models.onnx_graph import find_layers
 from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Static
 from omgoptim.techniques.quantize._onnx import files, runtime
 from omgoptim.techniques.quantize._ptq import nncf_backend
@@ -89,10 +89,10 @@ def test_a_layer_known_by_its_weights_name_keeps_its_path_and_every_name_stays_r
     ]
     graph = onnx.helper.make_graph(nodes, "g", values[:1], values[1:], [weight, scale])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
-    assert [layer.path for layer in layers(model)] == ["body.linear"]
+    assert [layer.path for layer in find_layers(model)] == ["body.linear"]
     source = onnx.ModelProto.FromString(model.SerializeToString())
     files.finish(model, source, tmp_path / "made.onnx")
     made = load(tmp_path / "made.onnx")
     assert [tensor.name for tensor in made.graph.initializer] == [weight.name, scale.name]
     assert [node.name for node in made.graph.node] == ["w_DequantizeLinear", "node_MatMul_7"]
-    assert [layer.path for layer in layers(made)] == ["body.linear"]
+    assert [layer.path for layer in find_layers(made)] == ["body.linear"]

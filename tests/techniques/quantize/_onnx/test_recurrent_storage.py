@@ -11,7 +11,7 @@ from torch import nn
 
 from omgoptim.measure.program_macs import count_program
 from omgoptim.models.onnx_file import load
-from omgoptim.models.onnx_graph import count_params, layers
+from omgoptim.models.onnx_graph import count_params, find_layers
 from omgoptim.requests.quantize import Dynamic, WeightOnly
 from omgoptim.techniques.quantize._onnx.weight_storage import quantize_rows, store_recurrent
 
@@ -73,7 +73,7 @@ def test_a_gru_of_any_form_is_stored_in_int8_and_stays_close(exported, apply, co
     target, outcome = apply(source, Dynamic())
     kept = load(target)
     assert ops(kept)["GRU"] == ops(load(source.path))["GRU"]
-    recurrent = [layer for layer in layers(kept) if layer.op == "GRU"]
+    recurrent = [layer for layer in find_layers(kept) if layer.op == "GRU"]
     assert recurrent
     assert all(layer.is_quantized for layer in recurrent)
     assert {c.after for c in outcome.changed if c.path == "rnn"} == {"int8 weight on disk, computed in float"}
@@ -119,9 +119,9 @@ def test_an_lstm_that_is_batch_first_in_the_file_is_stored_in_int8_and_keeps_its
     weights = [numpy_helper.from_array(rng.random(shape, np.float32), name) for name, shape in shapes.items()]
     node = onnx.helper.make_node("LSTM", ["x", "w", "r"], ["output"], "lstm", hidden_size=72, layout=1)
     model = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [], weights))
-    before = layers(model)
+    before = find_layers(model)
     store_recurrent(model, before)
-    (after,) = layers(model)
+    (after,) = find_layers(model)
     assert (after.op, after.shape, after.is_quantized) == ("LSTM", (1, 288, 72), True)
     assert [a.i for a in model.graph.node[-1].attribute if a.name == "layout"] == [1]
 

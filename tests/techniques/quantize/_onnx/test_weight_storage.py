@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from omgoptim.models.onnx_graph import layers
+from omgoptim.models.onnx_graph import find_layers
 from omgoptim.techniques.quantize._onnx.weight_storage import quantize_embeddings, quantize_rows
 
 
@@ -40,7 +40,7 @@ def test_a_lookup_gives_the_rows_within_half_a_step_for_indices_of_any_rank():
         for per_row in (True, False):
             model = lookup_model(shape)
             weight = numpy_helper.to_array(model.graph.initializer[0])
-            quantize_embeddings(model, layers(model), per_row)
+            quantize_embeddings(model, find_layers(model), per_row)
             session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
             (got,) = session.run(None, {"x": ids})
             assert got.shape == weight[ids].shape

@@ -9,7 +9,7 @@ from float_programs import program
 from onnx import helper
 from torch.nn import functional as F
 
-from omgoptim.models.onnx_graph import layers
+from omgoptim.models.onnx_graph import find_layers
 from omgoptim.techniques.quantize._onnx.layer_weights import find_layer_weights
 from omgoptim.techniques.quantize._ptq import adaround
 from omgoptim.techniques.quantize._ptq.patch_moments import PatchMoments, is_readable, patch_count, patches
@@ -122,7 +122,7 @@ def test_patches_times_weights_are_what_torch_convolves(name):
         group=options.get("groups", 1),
     )
     model = program([node], {"w": w.numpy()}, ["batch", *size], ["batch", shape[0], *["s"] * (len(size) - 1)])
-    (layer,) = find_layer_weights(model, layers(model))
+    (layer,) = find_layer_weights(model, find_layers(model))
     assert is_readable(layer)
     assert patch_count(layer, x.numpy()) == len(want)
     w_GOK = layer.read().reshape(layer.groups, shape[0] // layer.groups, -1)

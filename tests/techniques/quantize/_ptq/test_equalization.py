@@ -7,7 +7,7 @@ from float_programs import program, run, two_layers, weight
 from onnx import helper
 from torch import nn
 
-from omgoptim.models.onnx_graph import layers
+from omgoptim.models.onnx_graph import find_layers
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._onnx.layer_weights import find_layer_weights
 from omgoptim.techniques.quantize._ptq.equalization import column_factors, equalize_channels, weight_factors
@@ -17,11 +17,11 @@ PER_CHANNEL, PER_TENSOR = Static(granularity="per_channel"), Static(granularity=
 
 
 def scaled(model, params, x, share=1.0):
-    return equalize_channels(model, layers(model), params, share, batches=[{"x": x.astype(np.float32)}])
+    return equalize_channels(model, find_layers(model), params, share, batches=[{"x": x.astype(np.float32)}])
 
 
 def found_groups(model):
-    return find_groups(model, find_layer_weights(model, layers(model)))
+    return find_groups(model, find_layer_weights(model, find_layers(model)))
 
 
 def test_per_tensor_factors_are_the_square_root_of_written_over_read():
@@ -139,7 +139,7 @@ def test_a_tensor_that_is_read_by_something_else_too_is_left_alone():
 def test_a_layer_that_stays_in_float_keeps_its_weights():
     model = two_layers([[8, 0], [0, 2]], [8, 2], [[1, 2], [2, 1]], [0, 0])
     result, count = equalize_channels(
-        model, layers(model)[:1], PER_CHANNEL, 1.0, batches=[{"x": np.eye(2, dtype=np.float32)}]
+        model, find_layers(model)[:1], PER_CHANNEL, 1.0, batches=[{"x": np.eye(2, dtype=np.float32)}]
     )
     assert count == 0
     assert result == model

@@ -5,7 +5,7 @@ import onnx
 from float_programs import program, weight
 from onnx import helper
 
-from omgoptim.models.onnx_graph import Layer, layers
+from omgoptim.models.onnx_graph import OnnxLayer, find_layers
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._onnx.qdq import stored_weights
 from omgoptim.techniques.quantize._ptq import pipeline
@@ -32,7 +32,7 @@ def chain() -> onnx.ModelProto:
 
 def test_prefixes_end_where_their_share_of_the_work_is_no_longer_small():
     model = chain()  # (18 + 128) / 4242 = 3.4 %, with the third all of it
-    assert [[layer.node for layer in first] for first in affordable_prefixes(model, layers(model))] == [
+    assert [[layer.node for layer in first] for first in affordable_prefixes(model, find_layers(model))] == [
         ["first"],
         ["first", "second"],
     ]
@@ -41,7 +41,7 @@ def test_prefixes_end_where_their_share_of_the_work_is_no_longer_small():
 def test_a_program_of_unknown_shapes_has_no_prefix():
     model = chain()
     del model.graph.value_info[:]
-    assert list(affordable_prefixes(model, layers(model))) == []
+    assert list(affordable_prefixes(model, find_layers(model))) == []
 
 
 def test_a_restored_layer_has_its_own_weight_again_and_no_bias_that_was_added():
@@ -49,7 +49,7 @@ def test_a_restored_layer_has_its_own_weight_again_and_no_bias_that_was_added():
     for tensor in changed.graph.initializer:
         tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * 2, tensor.name))
     changed.graph.node[0].input.append("new_bias")
-    result = restore_float_layers(changed, model, layers(model)[:1])
+    result = restore_float_layers(changed, model, find_layers(model)[:1])
     assert list(result.graph.node[0].input) == ["x", "stem"]
     np.testing.assert_array_equal(weight(result, "stem"), weight(model, "stem"))
     np.testing.assert_array_equal(weight(result, "wide"), weight(changed, "wide"))
@@ -64,8 +64,8 @@ def test_a_first_layer_that_makes_most_of_the_noise_stays_in_float_unless_target
     ]
     for targets, left in (([], {"first"}), (["*"], set())):
         params = apply_preset(Static(algorithm="onnxruntime", targets=targets), "balanced")
-        kept: list[Layer] = []
-        quantized, notes = pipeline.quantize(model, data, PtqTask(layers(model), params), kept)
+        kept: list[OnnxLayer] = []
+        quantized, notes = pipeline.quantize(model, data, PtqTask(find_layers(model), params), kept)
         assert {layer.node for layer in kept} & {"first"} == left
         assert ("first" in stored_weights(quantized)) is not bool(left)
         assert any("in float32" in note for note in notes) is bool(left)

@@ -10,7 +10,7 @@ from float_programs import gemm, program, relu, run, two_layers, weight
 from onnx import helper
 
 from omgoptim.errors import DataError
-from omgoptim.models.onnx_graph import layers
+from omgoptim.models.onnx_graph import find_layers
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._onnx.qdq import stored_weights, write_qdq
 from omgoptim.techniques.quantize._ptq import pipeline
@@ -33,7 +33,7 @@ def batches(seed: int, *shape: int, count: int = 4) -> list[dict[str, np.ndarray
 def test_weights_are_stored_by_their_largest_value_over_127():
     model = two_layers([[12.7, 1.0], [0.5, -0.254]], [0, 0], [[1.27, 0.634]], [0])
     ranges = compute_ranges(observe_activations(model, batches(0, 8, 2)), "minmax")
-    stored = stored_weights(write_qdq(model, layers(model), ranges, PLAIN))
+    stored = stored_weights(write_qdq(model, find_layers(model), ranges, PLAIN))
     np.testing.assert_array_equal(stored["make_h"].integers, [[127, 10], [127, -65]])  # 64.5 steps, to the even one off
     np.testing.assert_allclose(stored["make_h"].scales, [[0.1], [0.5 / 127]], rtol=1e-6)
     np.testing.assert_array_equal(stored["make_y"].integers, [[127, 63]])
@@ -44,7 +44,7 @@ def test_a_bias_takes_the_mean_error_of_the_rounded_weights_back():
     model = program([gemm("x", "w", "b", "y")], {"w": [[127.0, 0.4]], "b": [1.0]}, ["batch", 2], ["batch", 1])
     data = [{"x": np.array([[0, 1], [0, 3]], np.float32)}]
     ranges = dict.fromkeys(compute_ranges(observe_activations(model, data), "minmax"), (0.0, 255.0))
-    result, count = correct_biases(model, model, ranges, data, PtqTask(layers(model), PLAIN))
+    result, count = correct_biases(model, model, ranges, data, PtqTask(find_layers(model), PLAIN))
     assert count == 1
     np.testing.assert_allclose(weight(result, "b"), [1.0 + 0.8], rtol=1e-6)
     np.testing.assert_array_equal(weight(result, "w"), weight(model, "w"))
@@ -55,7 +55,7 @@ def test_a_layer_without_a_bias_gets_one():
     model = program(nodes, {"w": [[127.0, 0.4]]}, ["batch", 2], ["batch", 1])
     data = [{"x": np.array([[0, 1], [0, 3]], np.float32)}]
     ranges = dict.fromkeys(("x", "h", "y"), (0.0, 255.0))
-    result, _ = correct_biases(model, model, ranges, data, PtqTask(layers(model), PLAIN))
+    result, _ = correct_biases(model, model, ranges, data, PtqTask(find_layers(model), PLAIN))
     np.testing.assert_allclose(weight(result, "make_h_bias"), [0.8], rtol=1e-6)
     np.testing.assert_allclose(run(result, data[0]["x"]), [[0.4 + 0.8], [1.2 + 0.8]], rtol=1e-6)
 
@@ -65,7 +65,7 @@ def test_a_later_layer_is_corrected_after_those_before_it():
     model = two_layers([[127.0, 0.4]], [0.0], [[127.0]], [0.0])
     data = [{"x": np.array([[0, 2], [0, 2]], np.float32)}]
     ranges = {"x": (0.0, 255.0), "h": (0.0, 25.5), "a": (0.0, 25.5), "y": (0.0, 25500.0)}
-    result, _ = correct_biases(model, model, ranges, data, PtqTask(layers(model), PLAIN))
+    result, _ = correct_biases(model, model, ranges, data, PtqTask(find_layers(model), PLAIN))
     np.testing.assert_allclose(weight(result, "b1"), [0.8], rtol=1e-6)
     np.testing.assert_allclose(weight(result, "b2"), [0.0], atol=1e-4)
 
@@ -77,8 +77,8 @@ def test_learned_integers_are_what_the_writer_stores():
     data = [{"x": (rng.standard_normal((64, 3)) @ mixed).astype(np.float32)} for _ in range(2)]
     ranges = compute_ranges(observe_activations(model, data), "minmax")
     params = PLAIN.model_copy(update={"bias_correction": True})
-    found = apply_adaround(model, model, ranges, data[:1], data[1:], PtqTask(layers(model), params))
-    before, after = (stored_weights(write_qdq(m, layers(m), ranges, params)) for m in (model, found.model))
+    found = apply_adaround(model, model, ranges, data[:1], data[1:], PtqTask(find_layers(model), params))
+    before, after = (stored_weights(write_qdq(m, find_layers(m), ranges, params)) for m in (model, found.model))
     assert "make_h" in found.changed
     assert found.left == []
     for name in before:
@@ -123,7 +123,7 @@ def test_balanced_and_best_keep_on_unseen_data_what_plain_ranges_lose():
     levels, notes, ops = {}, {}, {}
     for effort in ("fast", "balanced", "best"):
         params = apply_preset(Static(algorithm="onnxruntime"), effort)
-        quantized, notes[effort] = pipeline.quantize(model, data, PtqTask(layers(model), params))
+        quantized, notes[effort] = pipeline.quantize(model, data, PtqTask(find_layers(model), params))
         levels[effort] = sqnr_db(want, outputs(quantized, unseen))
         ops[effort] = Counter(node.op_type for node in quantized.graph.node)
     assert levels["balanced"] > levels["fast"] + 10
@@ -143,7 +143,7 @@ def test_learned_rounding_lowers_the_noise_on_data_it_never_saw_where_inputs_mov
     want, levels = outputs(model, unseen), {}
     for rounding in ("nearest", "adaround"):
         params = apply_preset(Static(algorithm="onnxruntime", range_method="minmax", rounding=rounding), "balanced")
-        quantized, notes = pipeline.quantize(model, data, PtqTask(layers(model), params))
+        quantized, notes = pipeline.quantize(model, data, PtqTask(find_layers(model), params))
         levels[rounding] = sqnr_db(want, outputs(quantized, unseen))
     assert levels["adaround"] > levels["nearest"] + 0.1
     assert any("AdaRound on 2 layers raised SQNR" in note for note in notes)
@@ -174,9 +174,9 @@ def smooth(seed: int, count: int = 4) -> list[dict[str, np.ndarray]]:
 def test_small_kernels_are_rounded_for_inputs_that_move_together_within_the_same_integers():
     model, data, unseen = edges(), smooth(0), smooth(1)
     ranges = compute_ranges(observe_activations(model, data), "minmax")
-    found = round_small_kernels(model, ranges, data, PtqTask(layers(model), PLAIN))
+    found = round_small_kernels(model, ranges, data, PtqTask(find_layers(model), PLAIN))
     assert found.changed == ["depthwise", "pointwise"]
-    before, after = (stored_weights(write_qdq(one, layers(one), ranges, PLAIN)) for one in (model, found.model))
+    before, after = (stored_weights(write_qdq(one, find_layers(one), ranges, PLAIN)) for one in (model, found.model))
     for name, tensor in (("depthwise", "taps"), ("pointwise", "mix")):
         np.testing.assert_allclose(after[name].scales, before[name].scales, rtol=1e-6)
         np.testing.assert_allclose(after[name].values, weight(found.model, tensor), rtol=1e-5, atol=1e-7)
@@ -195,7 +195,7 @@ def test_balanced_rounds_small_kernels_where_the_held_out_samples_gain():
     want, levels = outputs(model, unseen), {}
     for rounding in ("nearest", "auto"):
         params = apply_preset(Static(algorithm="onnxruntime", range_method="minmax", rounding=rounding), "balanced")
-        quantized, notes = pipeline.quantize(model, data, PtqTask(layers(model), params))
+        quantized, notes = pipeline.quantize(model, data, PtqTask(find_layers(model), params))
         levels[rounding] = sqnr_db(want, outputs(quantized, unseen))
     assert "Small kernels of 2 layers were rounded for the least output error." in notes
     assert levels["auto"] > levels["nearest"] + 0.3  # activations are rounded in both
@@ -205,7 +205,7 @@ def test_steps_that_were_switched_off_are_not_done():
     rng = np.random.default_rng(0)
     model = two_layers(rng.standard_normal((6, 8)), np.zeros(6), rng.standard_normal((3, 6)), np.zeros(3))
     params = Static(range_method="mse", equalize=False, bias_correction=True, rounding="nearest")
-    _, notes = pipeline.quantize(model, batches(0, 8, 8), PtqTask(layers(model), params))
+    _, notes = pipeline.quantize(model, batches(0, 8, 8), PtqTask(find_layers(model), params))
     assert len(notes) == 1
     assert notes[0].startswith("Bias correction")
 
@@ -214,7 +214,7 @@ def test_one_calibration_sample_is_enough_and_it_is_said_that_it_chose_as_well()
     rng = np.random.default_rng(0)
     model = two_layers(rng.standard_normal((6, 8)), np.zeros(6), rng.standard_normal((3, 6)), np.zeros(3))
     params = apply_preset(Static(algorithm="onnxruntime"), "best")
-    quantized, notes = pipeline.quantize(model, batches(0, 1, 8, count=1), PtqTask(layers(model), params))
+    quantized, notes = pipeline.quantize(model, batches(0, 1, 8, count=1), PtqTask(find_layers(model), params))
     assert "same 1 sample" in notes[0]
     assert np.isfinite(run(quantized, batches(1, 4, 8)[0]["x"])).all()
 
@@ -223,7 +223,7 @@ def test_a_network_that_is_not_finite_on_the_calibration_data_is_an_error():
     model = two_layers([[3e38, 3e38], [0, 1]], [0, 0], [[1, 1]], [0])
     params = apply_preset(Static(algorithm="onnxruntime"), "balanced")
     with pytest.raises(DataError, match="not finite"):
-        pipeline.quantize(model, [{"x": np.full((4, 2), 2, np.float32)}], PtqTask(layers(model), params))
+        pipeline.quantize(model, [{"x": np.full((4, 2), 2, np.float32)}], PtqTask(find_layers(model), params))
 
 
 @pytest.mark.parametrize("sizes", [[8], [3, 3, 2], [1, 1], [1, 1, 1, 1, 1], [2]])

@@ -1,0 +1,184 @@
+"""Measuring processes: start and communication, on the comparing side; `measuring_server.py` is the other."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from omgoptim.bootstrap import IMPORT_OMGOPTIM, PACKAGE_FILE
+from omgoptim.errors import ArtifactError, OmgoptimError
+from omgoptim.models.security.path_policy import PathPolicy
+
+PIPE_TIMEOUT_S = 2.0
+"""Seconds that a leftover of the user's code may hold the pipe of a process that has ended."""
+
+START = IMPORT_OMGOPTIM + "from omgoptim.measure.measuring_server import main\nmain()\n"
+
+
+class MeasuringProcess:
+    """One fresh process with one opened artifact at a time; a context manager that ends the process.
+
+    Args:
+        artifact: the artifact folder.
+        threads: CPU threads for the engine.
+        batches: prepared batches by name, as .npz files.
+        cwd: the user's project, from which their code is imported.
+        limit_s: longest time one command may take.
+        device: overrides the artifact's own.
+        policy: the files and modules whose code the recipe may name; default: the project only. The artifact is
+            trusted: the caller saved it or checked its origin.
+    """
+
+    def __init__(
+        self,
+        artifact: Path,
+        *,
+        threads: int,
+        batches: Mapping[str, Path],
+        cwd: Path,
+        limit_s: float = 900.0,
+        device: str | None = None,
+        policy: PathPolicy | None = None,
+    ) -> None:
+        self.artifact = artifact
+        trusted = replace(policy or PathPolicy.of(cwd, []), trusted=True)
+        self._limit_s = limit_s
+        self._open = {
+            "artifact": str(artifact),
+            "threads": threads,
+            "device": device,
+            "policy": trusted.to_json(),
+            "batches": {name: str(path) for name, path in batches.items()},
+        }
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", START, str(PACKAGE_FILE)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=cwd,
+            env=environment,
+        )
+        self._answers: queue.Queue[str] = queue.Queue()
+        self._reader = threading.Thread(target=self._read_answers, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> MeasuringProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._process.kill()
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process.stdin:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join(PIPE_TIMEOUT_S)
+
+    def begin_open(self) -> None:
+        """Send the command to open its artifact, without waiting: several open side by side."""
+        self._send("open", self._open)
+
+    def end_open(self) -> dict[str, Any]:
+        """Wait until it has opened the artifact and checked it against the recorded outputs."""
+        return self._receive("open")
+
+    def open_another(self, artifact: Path) -> dict[str, Any]:
+        """Close the open artifact and open another of the same engine, for a search over many.
+
+        Reported numbers come from a fresh process, never from one that held other artifacts before.
+        """
+        self.artifact = artifact
+        self._open = self._open | {"artifact": str(artifact)}
+        self._send("open", self._open)
+        return self._receive("open")
+
+    def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
+        """Send one command and wait for its answer.
+
+        Raises:
+            OmgoptimError: as the process reports it.
+            ArtifactError: the process died or did not answer in time.
+        """
+        self._send(command, arguments)
+        return self._receive(command)
+
+    def run_samples(self, inputs: Path, target: Path, progress: Callable[[float], None] = lambda _: None) -> None:
+        """Run every batch file of the folder `inputs`, in name order, and write the outputs to `target`.
+
+        Args:
+            progress: called with the fraction done; each batch has the whole time limit to itself.
+        """
+        target.mkdir(parents=True, exist_ok=True)
+        files = sorted(inputs.glob("*.npz"))
+        for index, file in enumerate(files):
+            progress(index / len(files))
+            self.ask("outputs", inputs=str(file), target=str(target / file.name))
+
+    def _send(self, command: str, arguments: Mapping[str, Any]) -> None:
+        if self._process.stdin is None:
+            raise RuntimeError("the measuring process has no input pipe")
+        with contextlib.suppress(BrokenPipeError):  # `_receive` reports its death
+            self._process.stdin.write(json.dumps({"command": command, **arguments}) + "\n")
+            self._process.stdin.flush()
+
+    def _receive(self, command: str) -> dict[str, Any]:
+        try:
+            line = self._answers.get(timeout=self._limit_s)
+        except queue.Empty:
+            self._process.kill()
+            raise ArtifactError(
+                f"the measuring process did not answer '{command}' within {self._limit_s:g} s",
+                f"artifact {self.artifact}",
+            ) from None
+        if not line.endswith("\n"):  # the end of its output, which may cut an answer
+            code = self._process.wait()
+            reason = f"killed by {_signal_name(-code)}" if code < 0 else f"exit code {code}"
+            raise ArtifactError(
+                f"the measuring process died during '{command}'",
+                f"{reason}; artifact {self.artifact}" + ("; often for lack of memory" if code == -9 else ""),
+                "read what it printed in the run's log",
+            )
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise OmgoptimError.from_dict(answer["error"])
+        return answer
+
+    def _read_answers(self) -> None:
+        if self._process.stdout:
+            with self._process.stdout as answers:
+                for line in answers:
+                    self._answers.put(line)
+        self._answers.put("")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return f"signal {number} ({signal.Signals(number).name})"
+    except ValueError:
+        return f"signal {number}"

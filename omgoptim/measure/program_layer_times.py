@@ -1,0 +1,207 @@
+"""Slowest layers of a program: the engine's time per node, mapped to the layers of the file.
+
+An engine fuses nodes and renames them. The nodes that it reports as fused, or the name, lead to a node of the file and
+to its module path, if torch's exporter wrote one; else the node's own name is the path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from omgoptim.models.artifact import PROGRAM, Manifest
+from omgoptim.reports import Layer
+from omgoptim.runtimes import ENGINES
+from omgoptim.runtimes.engine import NodeTime, NumpyBatch
+
+if TYPE_CHECKING:
+    from omgoptim.measure.measuring_process import MeasuringProcess
+
+DECORATION = re.compile(r"(_nchwc|_token_\d+|_quant|/\w*Fusion\w*/?|/WithoutBiases|/DequantizationMultiply)$")
+"""Suffixes that engines append to the name of a node, or of its output, when they rewrite it."""
+
+WITH_PRODUCTS = ("conv", "gemm", "matmul", "fullyconnected", "attention")
+"""Parts of the names of engines' operators that hold a product, whatever was fused into it."""
+
+RECURRENT = ("LSTM", "GRU", "RNN")
+
+
+@dataclass(frozen=True, slots=True)
+class GraphNode:
+    """A node of the file."""
+
+    node: str
+    op: str
+    path: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    macs: int | None
+    weights: dict[str, int]
+    """The stored tensors it reads, to their bytes."""
+
+
+class EngineNode(Protocol):
+    """A `NodeTime` or a `Kernel` of one of the engine's nodes."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def covers(self) -> tuple[str, ...]: ...
+
+
+def query_layers(
+    process: MeasuringProcess, batch: str, sample: NumpyBatch, macs_by_path: Mapping[str, int], top: int
+) -> list[Layer]:
+    """Return the slowest layers of the artifact in a measuring process, for any engine.
+
+    Args:
+        process: the process, its artifact opened.
+        batch: name of the prepared batch of one sample.
+        sample: the same sample by input name.
+        macs_by_path: `MacsCount.by_path` of a module; a program's are counted from its file.
+        top: how many to give.
+    """
+    is_program = ENGINES[Manifest.read(process.artifact).runtime].runs == "program"
+    parts = [dataclasses.asdict(part) for part in graph_nodes(process.artifact / PROGRAM, sample)] if is_program else []
+    answer = process.ask("layers", batch=batch, macs_by_path=dict(macs_by_path), parts=parts, top=top)
+    return [Layer.model_validate(record) for record in answer["layers"]]
+
+
+def graph_nodes(program: Path, sample: NumpyBatch) -> list[GraphNode]:
+    """Return the nodes of an ONNX file with their paths, multiply-accumulates and weights. Imports onnx."""
+    from omgoptim.measure.program_macs import count_program
+    from omgoptim.models.onnx_file import load, tensor_bytes
+    from omgoptim.models.onnx_graph import PARAMETER_TYPES, constant_roots, find_layers, module_paths
+
+    model = load(program, weights=False)
+    counted = count_program(program, sample)
+    roots = constant_roots(model.graph)
+    stored = {t.name: tensor_bytes(t) for t in model.graph.initializer if t.data_type in PARAMETER_TYPES and t.dims}
+    paths = module_paths(model) | {layer.node: layer.path for layer in find_layers(model)}
+    found = [
+        GraphNode(
+            node=node.name,
+            op=node.op_type,
+            path=next((paths[name] for name in (node.name, *node.output) if name in paths), ""),
+            inputs=tuple(name for name in node.input if name),
+            outputs=tuple(name for name in node.output if name),
+            macs=None if counted.macs is None else counted.by_node.get(node.name, 0),
+            weights={root: stored[root] for name in node.input for root in roots.get(name, ()) if root in stored},
+        )
+        for node in model.graph.node
+    ]
+    readers: dict[str, GraphNode] = {}
+    for part in found:
+        for name in part.inputs:
+            readers.setdefault(name, part)
+    return [dataclasses.replace(part, path=part.path or _readers_path(part, roots, readers)) for part in found]
+
+
+def _readers_path(part: GraphNode, constants: Mapping[str, Any], readers: Mapping[str, GraphNode]) -> str:
+    """Return the path of the layer that reads a weight's preparation; else the node's name."""
+    reader: GraphNode | None = part
+    while reader is not None and not reader.path and reader.outputs and reader.outputs[0] in constants:
+        reader = readers.get(reader.outputs[0])
+    return (reader.path if reader else "") or part.node
+
+
+def costliest_nodes(times: Sequence[NodeTime], parts: Sequence[GraphNode], top: int = 10) -> list[Layer]:
+    """Return the slowest layers.
+
+    Args:
+        times: what the engine's nodes take.
+        parts: the nodes of the file.
+        top: how many layers to give.
+
+    Returns:
+        One `Layer` per path, the slowest first: the sum of its nodes' medians, its share of the sum of all, the
+        multiply-accumulates and weights of all nodes of that path, and as its kind the engine's operators that take the
+        most of it. An engine's node that leads to no node of the file stands for itself.
+    """
+    anchored = anchor_nodes(times, parts)
+    spent: dict[str, float] = defaultdict(float)
+    kinds: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for time, anchor in zip(times, anchored, strict=True):
+        path = anchor.path if anchor else time.name
+        spent[path] += time.ms
+        kinds[path][time.kind] += time.ms
+    of_path: dict[str, list[GraphNode]] = defaultdict(list)
+    for part in parts:
+        of_path[part.path].append(part)
+    whole = sum(spent.values())
+    return [
+        Layer(
+            path=path,
+            kind=" + ".join(sorted(kinds[path], key=lambda kind: -kinds[path][kind])[:2]),
+            time_ms=spent[path],
+            time_share=spent[path] / whole if whole > 0 else None,
+            macs=_sum(part.macs for part in of_path[path]) if of_path[path] else None,
+            size_bytes=sum({k: v for part in of_path[path] for k, v in part.weights.items()}.values())
+            if of_path[path]
+            else None,
+        )
+        for path in sorted(spent, key=lambda path: -spent[path])[:top]
+    ]
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    known = list(counts)
+    return None if None in known else sum(count or 0 for count in known)
+
+
+def anchor_nodes(times: Sequence[EngineNode], parts: Sequence[GraphNode]) -> list[GraphNode | None]:
+    """Map each of the engine's nodes to the node of the file that it represents."""
+    by_name = {part.node: part for part in parts}
+    by_output = {name: part for part in parts for name in part.outputs}
+    named = [_named(time, by_name, by_output) for time in times]
+    claimed = {part.node for some in named for part in some}
+    found: list[GraphNode | None] = []
+    for time, some in zip(times, named, strict=True):
+        anchor = max(some, key=lambda part: part.macs or 0, default=None)
+        if anchor is None:
+            anchor = _only_recurrent(time, parts)
+        elif not anchor.macs and any(word in time.kind.lower() for word in WITH_PRODUCTS):
+            anchor = _product_behind(anchor, by_output, claimed) or anchor
+        found.append(anchor)
+    return found
+
+
+def _named(time: EngineNode, by_name: Mapping[str, GraphNode], by_output: Mapping[str, GraphNode]) -> list[GraphNode]:
+    found = []
+    for name in (time.name.removeprefix("fused "), *time.covers):
+        part = by_name.get(name) or by_output.get(name)
+        while part is None and (end := DECORATION.search(name)):
+            name = name[: end.start()]
+            part = by_name.get(name) or by_output.get(name)
+        if part is not None:
+            found.append(part)
+    return found
+
+
+def _product_behind(part: GraphNode, by_output: Mapping[str, GraphNode], claimed: set[str]) -> GraphNode | None:
+    """Find the product at the start of a fusion named after its last operation (an activation, an addition)."""
+    waiting, seen = [part], {part.node}
+    while waiting:
+        for name in waiting.pop(0).inputs:
+            before = by_output.get(name)
+            if before is None or before.node in seen or before.node in claimed:
+                continue
+            if before.macs:
+                return before
+            seen.add(before.node)
+            waiting.append(before)
+    return None
+
+
+def _only_recurrent(time: EngineNode, parts: Sequence[GraphNode]) -> GraphNode | None:
+    """Match a recurrent node that OpenVINO renamed, if one layer of that kind exists."""
+    kind = next((kind for kind in RECURRENT if time.kind.startswith(kind)), None)
+    found = [part for part in parts if kind and part.op.endswith(kind)]
+    return found[0] if len({part.path for part in found}) == 1 else None

@@ -1,0 +1,1 @@
+"""Parts of an artifact: its recipe, packed weights and removed layers."""

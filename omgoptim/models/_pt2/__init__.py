@@ -1,0 +1,1 @@
+"""Safe reading of `.pt2` programs."""

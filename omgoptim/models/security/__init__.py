@@ -1,0 +1,1 @@
+"""Boundary to untrusted files and user code."""

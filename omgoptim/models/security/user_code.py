@@ -1,0 +1,190 @@
+"""Calls of the user's code: import of a callable, time limit, and conversion of failures to errors.
+
+The user's traceback goes to the run's log, its last line into the error. `sys.exit`, a missing package and a timeout
+have errors of their own. Printed output goes to the log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any, TypeVar
+
+from omgoptim.errors import OmgoptimError, SetupError, UserCodeError, argument, did_you_mean
+from omgoptim.models.security.code_origin import (
+    foreign_code,
+    refuse_foreign_module,
+    refuse_foreign_object,
+    resolve_attribute,
+)
+from omgoptim.models.security.path_policy import PathPolicy, error_about
+
+Result = TypeVar("Result")
+
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "sklearn": "scikit-learn",
+    "skimage": "scikit-image",
+    "yaml": "pyyaml",
+    "pytorch_lightning": "pytorch-lightning",
+}
+"""Import names whose package on the index is called something else."""
+
+
+class _UserCodeTimeout(BaseException):
+    """Timeout in user code; a BaseException, so that no `except Exception` of theirs catches it."""
+
+
+def load_callable(spec: str, policy: PathPolicy, what: str, limit_s: float) -> Any:
+    """Import the object that `file.py:name` or `package.module:name` names, the project on the import path.
+
+    Raises:
+        RequestError: it is not code of the project, nor of a folder or module that the request allows.
+        ModelError, DataError: no such file, module or name.
+        UserCodeError, SetupError: importing it failed.
+    """
+    source, _, name = spec.rpartition(":")
+    if not source or not name.replace(".", "").isidentifier():
+        raise error_about(what)(
+            f"{what} '{spec}' names no callable", "it must read file.py:callable or package.module:callable"
+        )
+    module = call_user(f"importing {source}", limit_s, _import_source, source, policy, spec, what)
+    found: Any = module
+    for part in name.split("."):
+        try:
+            found = resolve_attribute(found, part, module, spec, what)
+        except AttributeError:
+            names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+            raise error_about(what)(f"{source} has no '{name}'", did_you_mean(name, names)) from None
+    refuse_foreign_object(found, module, policy, spec, what)
+    return found
+
+
+def call_user(doing: str, limit_s: float, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+    """Call the user's code with a time limit.
+
+    Args:
+        doing: the action, for the error: "calling build".
+        limit_s: time limit in seconds (on the main thread of a POSIX system).
+
+    Raises:
+        SetupError: a package that the code imports is not installed; the fix installs it.
+        UserCodeError: the code raised, called `sys.exit` or exceeded the time limit.
+    """
+    try:
+        with _time_limit(limit_s):
+            return function(*args, **kwargs)
+    except OmgoptimError:
+        raise
+    except ModuleNotFoundError as error:
+        traceback.print_exc()
+        package = (error.name or "").partition(".")[0]
+        if not package or _is_project_module(package):
+            raise _raised(doing, error) from error
+        raise SetupError(
+            f"{doing} needs the package '{package}', which this Python does not have",
+            f"the run used {sys.executable}",
+            f"{sys.executable} -m pip install {DISTRIBUTIONS.get(package, package)}",
+        ) from error
+    except _UserCodeTimeout:
+        traceback.print_exc()
+        raise UserCodeError(
+            f"{doing} did not return within {limit_s:g} s",
+            "the run's log shows where it was",
+            f"make it faster, or raise the limit with {argument('time_limit_s', 3600)}",
+        ) from None
+    except SystemExit as error:
+        traceback.print_exc()
+        raise UserCodeError(
+            f"{doing} called sys.exit({error.code!r})",
+            "the code ends the process that imports it",
+            "keep command-line code under: if __name__ == '__main__':",
+        ) from error
+    except Exception as error:
+        traceback.print_exc()
+        raise _raised(doing, error) from error
+
+
+def _raised(doing: str, error: BaseException) -> UserCodeError:
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError):  # raised by the importer, about the user's file
+        frames.append((error.filename or "", error.lineno))
+    where = f" ({frames[-1][0]}:{frames[-1][1]})" if frames else ""
+    last = traceback.format_exception_only(error)[-1].strip()
+    return UserCodeError(f"{doing} raised an error", f"{last}{where}", "the run's log has the whole traceback")
+
+
+def _import_source(source: str, policy: PathPolicy, spec: str, what: str) -> ModuleType:
+    if str(policy.project) not in sys.path:
+        sys.path.insert(0, str(policy.project))
+    if not source.endswith(".py"):
+        refuse_foreign_module(source.partition(".")[0], source, policy, spec, what)
+        _require_module(source, what)  # imports the packages above it, which are the project's
+        refuse_foreign_module(source, source, policy, spec, what)
+        return importlib.import_module(source)
+    path = policy.file(source, what)
+    if not policy.holds_code(str(path)):
+        raise foreign_code(spec, what, f"{path} belongs to an installed package", "")
+    known = sys.modules.get(path.stem)
+    if known is not None and Path(getattr(known, "__file__", None) or "").resolve() == path:
+        return known
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))  # as `python file.py` does
+    name = path.stem if known is None else f"_omgoptim_user_{path.stem}"
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    if module_spec is None or module_spec.loader is None:
+        raise error_about(what)(f"{what} '{source}' is not a Python file")
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module
+    try:
+        module_spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _require_module(source: str, what: str) -> None:
+    try:
+        spec = importlib.util.find_spec(source)
+    except ModuleNotFoundError as error:
+        if error.name is None or not source.startswith(error.name):
+            raise
+        spec = None
+    if spec is None:
+        raise error_about(what)(
+            f"{what}: there is no module '{source}'",
+            "looked in the project and in the packages of the Python that runs the model",
+            "a file is given with its ending: path/to/file.py:callable",
+        )
+
+
+def _is_project_module(package: str) -> bool:
+    return any((Path(folder) / package).exists() or (Path(folder) / f"{package}.py").exists() for folder in sys.path)
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(_signum: int, _frame: FrameType | None) -> None:
+        raise _UserCodeTimeout
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
