@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from omgoptim.models.calls import NamedBatch
+from omgoptim.models.forward import NamedBatch
 from omgoptim.techniques.reconstruction.rows import MASKS
 
 

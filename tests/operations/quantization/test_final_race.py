@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from omgoptim.measure.race import Ratio, Timing
-
 from omgoptim.measure.quality import Quality
+from omgoptim.measure.timing import Ratio, Timing
 from omgoptim.operations.quantization.build_candidates import BuiltCandidate
 from omgoptim.operations.quantization.candidates import Option
 from omgoptim.operations.quantization.final_race import Finalist, delivered, in_place_words

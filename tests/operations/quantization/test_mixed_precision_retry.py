@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from omgoptim.measure.race import Ratio, Timing
 
+from omgoptim.measure.timing import Ratio, Timing
 from omgoptim.operations.quantization import mixed_precision_retry as guard_again
 from omgoptim.operations.quantization.build_candidates import BuiltCandidate
 from omgoptim.operations.quantization.candidates import Option

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from omgoptim.models.calls import NamedBatch
 from torch import Tensor, nn
 
+from omgoptim.models.forward import NamedBatch
 from omgoptim.models.samples import Samples
 from omgoptim.runtimes.signature import InputTensor, Signature
 from omgoptim.techniques.reconstruction import batch as batch_module
