@@ -34,10 +34,10 @@ def run_verb(verb: str, request: Request, context: RunContext, live: Live | None
         OmgoptimError: of the kind that fits: see `errors.py`.
     """
     report = _operation(verb, request, context, live)
-    from omgoptim.operations.chained_gains import with_total
+    from omgoptim.operations.chained_gains import with_total_gain
     from omgoptim.operations.next_steps import new_calls
 
-    report = with_total(report, request, context)
+    report = with_total_gain(report, request, context)
     return report.model_copy(update={"next_steps": new_calls(report, request)})
 
 

@@ -1,4 +1,4 @@
-"""The untouched model as an artifact on an engine: what a result is measured against."""
+"""Baseline artifacts: the unchanged model on an engine."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from omgoptim.runtimes import ENGINES, SessionSettings
 
 
 def baseline_on(runtime: str, loaded: LoadedModel, context: RunContext, program: Program | None = None) -> Path:
-    """The untouched model as an artifact: as it came (`auto`), or its float form on the engine that was asked for.
+    """Return the unchanged model as an artifact: as loaded (`auto`), or its float form on another engine.
 
     Args:
-        program: the model's export, where there is one already.
+        program: the model's export, if it exists already.
 
     Raises:
         SetupError: this Python cannot use the engine.
@@ -32,14 +32,14 @@ def baseline_on(runtime: str, loaded: LoadedModel, context: RunContext, program:
     if reason:
         raise SetupError(f"runtime {runtime} cannot be used", reason, "omgoptim doctor lists what can")
     folder = context.work / runtime
-    if folder.is_dir():  # made before, in this run: an artifact appears whole or not at all
+    if folder.is_dir():  # built earlier in this run: artifacts are written atomically
         return folder
     other = replace(manifest, runtime=runtime, files={})
     settings = SessionSettings(loaded.bench.threads, loaded.device, manifest.precision)
     if manifest.precision != "float32" and loaded.module is not None:
         raise RequestError(
-            f"an artifact in {manifest.precision} runs on the engine that it was made for",
-            f"it was made for {manifest.runtime}",
+            f"an artifact in {manifest.precision} runs only on its own engine",
+            f"its engine is {manifest.runtime}",
             "leave the runtime out, or profile the float model on that engine",
         )
     if ENGINES[runtime].runs == "module":

@@ -1,4 +1,4 @@
-"""The check at loading whether a model's answer to a sample depends on its batch, with what is known of the cause."""
+"""Check whether the output for a sample depends on its batch, with the known cause."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from omgoptim.runtimes.signature import Signature
 def batch_dependence_of(
     module: nn.Module | None, program: Path | None, signature: Signature, evaluation: Samples, threads: int
 ) -> str | None:
-    """Return how the answer depends on the batch, as a sentence; None where it does not, or cannot be told.
+    """Describe how the output for a sample depends on its batch; None where it does not or is unknown.
 
     Args:
         module, program: the model; a module is preferred.

@@ -1,12 +1,10 @@
-"""compare: two artifacts side by side, on the same samples, in turns."""
+"""compare: measure two artifacts in alternation on the same samples."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from omgoptim.errors import ArtifactError, DataError, ModelError
 from omgoptim.hardware import usable_cores
@@ -15,7 +13,6 @@ from omgoptim.measure.chance_level import chance_level_summary
 from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import compare_quality, detect_outputs, read_outputs
-from omgoptim.measure.timing import LATENCY, THROUGHPUT, TimingSetup
 from omgoptim.models.artifact import Manifest, open_session
 from omgoptim.models.causal_lm import predicts_next_token, shifted
 from omgoptim.models.collate import Collation
@@ -23,7 +20,7 @@ from omgoptim.models.data import DataSource, open_data, random_data, take_sample
 from omgoptim.models.forward import name_inputs
 from omgoptim.models.manifest import read_json
 from omgoptim.models.output_check import read_check
-from omgoptim.models.samples import Samples, named_samples, repeat_to_size
+from omgoptim.models.samples import Samples, named_samples
 from omgoptim.models.security.hub_options import allow_remote_code
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.seal import is_sealed
@@ -31,15 +28,15 @@ from omgoptim.models.source import find_artifact
 from omgoptim.operations.context import RunContext, is_live
 from omgoptim.operations.fixed_batch import fixed_batch_note
 from omgoptim.operations.report_records import environment, gains, measurement, output_records, shown_request
-from omgoptim.operations.timing import full_race, told
+from omgoptim.operations.timing import bench_of, fraction_progress, full_race
 from omgoptim.operations.verdict import (
     is_gain,
     load_warnings,
+    quality_sentence,
     quality_warnings,
-    quality_words,
-    ruined_words,
-    size_words,
-    speed_words,
+    ruined_sentence,
+    size_phrase,
+    speed_phrase,
 )
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import CompareRequest
@@ -64,26 +61,18 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     named = [name_inputs(None, item.inputs, names[0]) for item in raw]
     samples = named_samples(named, raw)
     threads = request.threads or usable_cores()
-    samples, notes, free_batch = read_by_both(folders, samples, threads, policy)
-    context.work.mkdir(parents=True, exist_ok=True)
-    batches = {}
-    sizes = {LATENCY: 1} | ({THROUGHPUT: request.batch} if free_batch else {})
-    for name, size in sizes.items():
-        batches[name] = context.work / f"{name}.npz"
-        np.savez(batches[name], **repeat_to_size(samples, size))  # type: ignore[arg-type]
-    bench = TimingSetup(
-        batches, request.batch if free_batch else 1, threads, context.project, manifests[0].device, policy
-    )
+    samples, notes, free_batch = comparable_samples(folders, samples, threads, policy)
+    bench = bench_of(context, samples, request.batch if free_batch else None, threads, manifests[0].device, policy)
     inputs = samples.write(context.work / "eval")
     targets = [context.work / "outputs" / str(index) for index in range(2)]
 
     def outputs(index: int, process: MeasuringProcess) -> None:
-        process.run_samples(inputs, targets[index], told(context, f"evaluating {'AB'[index]}"))
+        process.run_samples(inputs, targets[index], fraction_progress(context, f"evaluating {'AB'[index]}"))
 
     raced = full_race(
         folders, bench, request.timing, request.seed, context, (0.05, 0.98), "measuring in turns", outputs
     )
-    timing = raced.timing(1)  # where the evaluation of B failed, its error: there are no outputs to compare
+    timing = raced.timing(1)  # raises the error if the evaluation of B failed
     original = read_outputs(targets[0])
     metric_name = request.metric or str(past.get("metric", "auto"))
     described = detect_outputs(
@@ -102,9 +91,9 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     after = measurement(folders[1], timing, bench, quality.after, quality.metric, samples.count)
     gained = gains(before, after, timing, quality, raced.load)
     doubt = chance_level_summary(before.metric, before.quality, samples.targets)
-    ruined = f"{ruined_words(quality.ruined)} " if quality.ruined else ""
-    verdict = f"{ruined}B against A: {size_words(gained)}, {speed_words(gained)}. {quality_words(before, quality)}"
-    origin = "" if lineage else origin_words(past, _past_request(folders[1], context))
+    ruined = f"{ruined_sentence(quality.ruined)} " if quality.ruined else ""
+    verdict = f"{ruined}B against A: {size_phrase(gained)}, {speed_phrase(gained)}. {quality_sentence(before, quality)}"
+    origin = "" if lineage else lineage_sentence(past, _past_request(folders[1], context))
     return EfficiencyReport(
         outcome="guard_failed" if quality.ruined else "ok" if is_gain(gained) else "no_gain",
         summary=f"{doubt} {verdict}{origin}".strip(),
@@ -122,18 +111,18 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     )
 
 
-def read_by_both(
+def comparable_samples(
     folders: Sequence[Path], samples: Samples, threads: int, policy: PathPolicy
 ) -> tuple[Samples, list[str], bool]:
-    """The samples as both artifacts are to be judged on them, what to say of that, and whether any batch may be timed.
+    """Return samples that suit both artifacts, notes on them, and whether batches above 1 can be timed.
 
-    The targets of a causal language model become the next tokens; samples are one by one where an answer depends on
-    its batch, or where one of the artifacts takes a batch of 1 only.
+    The targets of a causal language model become the next tokens; the batch size is 1 where an output depends
+    on its batch, or where one of the artifacts accepts only that.
     """
     notes: list[str] = []
     dependent = None
-    taken = {name: Manifest.read(folder).signature.batch for name, folder in zip("AB", folders, strict=True)}
-    fixed = [name for name, size in taken.items() if size]
+    batch_sizes = {name: Manifest.read(folder).signature.batch for name, folder in zip("AB", folders, strict=True)}
+    fixed = [name for name, size in batch_sizes.items() if size]
     if fixed:
         samples = samples.one_by_one()
         notes.append(fixed_batch_note(f"the batch of {' and '.join(fixed)} is fixed at 1"))
@@ -153,7 +142,7 @@ def _artifact(name: str, policy: PathPolicy) -> Path:
     folder = find_artifact(name, policy)
     if folder is None:
         raise ArtifactError(
-            f"'{name}' names no artifact",
+            f"'{name}' is not an artifact",
             "it is neither a run of this project nor an artifact folder",
             "omgoptim runs list",
         )
@@ -161,25 +150,25 @@ def _artifact(name: str, policy: PathPolicy) -> Path:
 
 
 def common_lineage(a: Manifest, b: Manifest) -> list[str]:
-    """The runs that both descend from, then those that made B of it, oldest first; empty where they share none."""
+    """Return the common runs of both, then the further ones of B, oldest first; empty where none is common."""
     if not set(a.lineage) & set(b.lineage):
         return []
     shared = [run for run in a.lineage if run in b.lineage]
     return [*shared, *(run for run in b.lineage if run not in shared)]
 
 
-def origin_words(a: dict[str, Any], b: dict[str, Any]) -> str:
-    """What is known of where two artifacts without a common run come from, by the requests that made them."""
+def lineage_sentence(a: dict[str, Any], b: dict[str, Any]) -> str:
+    """Return a sentence on the origin of two artifacts without a common run, by their requests."""
     origins = [[past.get(name) for name in ("model", "checkpoint", "model_kwargs")] for past in (a, b)]
     if any(is_live(origin[0]) for origin in origins):
         return ""
     if origins[0][0] and origins[0] == origins[1]:
         return f" Both were made from {origins[0][0]}."
-    return " They are two separate models: neither was made from the other."
+    return " A and B are separate models without a common run."
 
 
 def _past_request(folder: Path, context: RunContext) -> dict[str, Any]:
-    """What the run that made an artifact was asked; nothing unless it is a run of this project that this user asked."""
+    """Return the request of an artifact's run; empty unless it is a sealed run of this project."""
     if folder.parent.parent.resolve() != context.folder.parent.resolve():
         return {}
     try:
@@ -195,15 +184,15 @@ def _data(request: CompareRequest, past: dict[str, Any], policy: PathPolicy, fol
     spec = request.data or past.get("data")
     if is_live(spec) or (is_live(past.get("metric")) and not request.metric):
         raise DataError(
-            "run A was measured with objects of its Python process",
-            "no other run can have its data or metric",
-            "give data, and a metric, that a source names: file.py:callable",
+            "run A was measured with Python objects",
+            "another run cannot use its data or metric",
+            "give data and metric as a source: file.py:callable",
         )
     if spec:
         ranks = [len(tensor.shape) for tensor in manifest.signature.inputs]
         collation = Collation(None, ranks)
         return open_data(str(spec), policy, request.batch, request.time_limit_s, request.seed, collation)
-    recorded = read_check(folder).batch  # sizes that its data had, where the signature leaves them free
+    recorded = read_check(folder).batch  # sizes of its data, where the signature has dynamic dimensions
     shapes = past.get("inputs") or [
         f"{t.name}:{t.dtype}:{'x'.join(map(str, (1, *recorded[t.name].shape[1:])))}" for t in manifest.signature.inputs
     ]

@@ -1,4 +1,4 @@
-"""What everything that one compressing run does works with."""
+"""Shared state of one compression run."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from omgoptim.techniques.registry import ModuleRun, Outcome, apply_to_module
 from omgoptim.training.modes import placed
 
 WORK = (0.12, 0.76)
-"""Fractions of the whole run between which taking, deriving and training move its progress."""
+"""Fractions of the run's progress for compression and training."""
 
 Request = TypeVar("Request", bound=PruneRequest | FactorizeRequest | DistillRequest, covariant=True)
 
 
 @dataclass(frozen=True)
 class Job(Generic[Request]):
-    """One run: its request, its model and its data."""
+    """One compression run: request, model and data."""
 
     request: Request
     context: RunContext
@@ -33,7 +33,7 @@ class Job(Generic[Request]):
     rounds: int = 1
 
     def module_run(self, span: tuple[float, float] = WORK) -> ModuleRun:
-        """What a technique gets; its progress moves the run's within `span`."""
+        """Return the input of a technique, with progress within `span` of the run."""
         scratch = self.context.work / "technique"
         scratch.mkdir(parents=True, exist_ok=True)
         start, end = span
@@ -57,21 +57,21 @@ class Job(Generic[Request]):
         )
 
     def span(self, number: int, part: tuple[float, float]) -> tuple[float, float]:
-        """The fractions of the run that a part (of a round, 0..1) of round `number` takes."""
+        """Return the fractions of the run for a part (0..1) of round `number`."""
         start, end = WORK
         width = (end - start) / self.rounds
         return start + width * (number - 1 + part[0]), start + width * (number - 1 + part[1])
 
     def drop(self, quality: float) -> float:
-        """How much less that is than the original's quality, on the selection samples."""
-        return self.datasets.judge.original - quality
+        """Return the quality drop against the original on the selection samples."""
+        return self.datasets.evaluator.original - quality
 
 
 AnyJob = Job[PruneRequest | FactorizeRequest | DistillRequest]
 
 
 def applied(job: AnyJob, module: nn.Module, params: Params, run: ModuleRun) -> Outcome:
-    """Apply a technique to a module on the run's device; it comes back to the CPU, whatever happens."""
+    """Apply a technique to a module on the run's device and move it back to the CPU."""
     try:
         return apply_to_module(module.to(job.loaded.device), params, run)
     finally:

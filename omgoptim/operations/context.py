@@ -1,4 +1,4 @@
-"""What an operation gets besides its request: where it works, whose Python it is, and whom it tells how far it is."""
+"""Context of one run: its folder, Python, progress callback and measurement lock."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
     from omgoptim.operations.live_objects import Live
 
 LIVE = "(live {})"
-"""What a request names where the caller of the Python face gave an object: `(live module)`, `(live data)`."""
+"""Placeholder in a request for a Python object of the caller: `(live module)`, `(live data)`."""
 
 
 def is_live(name: object) -> bool:
-    """Whether a request's argument stands for an object of the caller's process, which nobody else can name."""
+    """Return whether a request's argument is a placeholder for a Python object of the caller."""
     return isinstance(name, str) and name.startswith("(live ")
 
 
 @dataclass(frozen=True, slots=True)
 class StepRun:
-    """A finished run that was a step of another one."""
+    """A finished run that was a step of another run."""
 
     run_id: str
     folder: Path
@@ -34,8 +34,8 @@ class StepRun:
 
 
 RunStep = Callable[[str, Request, "Live", tuple[float, float]], StepRun]
-"""`run_step(verb, request, live, span)`: do a verb as a run of its own, here and now; `span` is the fraction of the
-whole run that it takes. Raises what the run raised."""
+"""`run_step(verb, request, live, span)`: execute a verb as a run of its own; `span` is its start and end as
+fractions of the whole run. Raises the errors of the run."""
 
 
 def _no_steps(*_: object) -> StepRun:
@@ -44,39 +44,39 @@ def _no_steps(*_: object) -> StepRun:
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """One run, as its operation sees it."""
+    """Context of one run."""
 
     folder: Path
     """The run's folder."""
     run_id: str
     project: Path
     python: str
-    """Path of the Python that does the work."""
+    """Path of the Python that executes the run."""
     found_by: str
-    """How that Python was chosen, for instance `the project's .venv`."""
+    """Origin of that Python, for instance `the project's .venv`."""
     progress: Callable[[str, float | None], None]
-    """`progress(stage, fraction)`: what is being done now, and the fraction of the whole run that is done, 0..1.
-    `None` leaves the fraction as it was."""
+    """`progress(stage, fraction)`: current stage and completed fraction of the run, 0..1;
+    `None` leaves the fraction unchanged."""
     measuring: Callable[[], AbstractContextManager[None]] = nullcontext
-    """`with measuring():` holds the device: no other run of this machine measures on it meanwhile."""
+    """`with measuring():` locks the device for measurements on this machine."""
     run_step: RunStep = _no_steps
 
     @property
     def work(self) -> Path:
-        """Scratch space: removed when the run ends, however it ends."""
+        """Scratch folder, removed when the run ends."""
         return self.folder / "work"
 
     @property
     def checkpoints(self) -> Path:
-        """What a run that was cut off goes on from: kept until the run is done."""
+        """Folder of checkpoints, kept until the run is done."""
         return self.folder / "checkpoints"
 
     @property
     def artifact(self) -> Path:
-        """Where the artifact ends, put there in one rename."""
+        """Folder of the artifact, written atomically."""
         return self.folder / "artifact"
 
     @property
     def alternatives(self) -> Path:
-        """Finalists that were not delivered: NAME/ is the artifact, NAME.json its report."""
+        """Folder of the other finalists: NAME/ is the artifact, NAME.json its report."""
         return self.folder / "alternatives"

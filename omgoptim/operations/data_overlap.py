@@ -1,4 +1,4 @@
-"""Whether samples that a model learns from, is calibrated or chosen on are evaluation samples too."""
+"""Check for evaluation samples among training, calibration and selection samples."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from omgoptim.models.samples import Samples, shared_samples
 from omgoptim.operations.loaded_model import LoadedModel
 
 OVERLAP = 0.1
-"""Fraction of the samples that may be evaluation samples too: data repeats itself."""
+"""Fraction of samples that may be evaluation samples too, since data contains duplicates."""
 
 
 def overlap_notes(drawn: Samples, purpose: str, loaded: LoadedModel) -> list[str]:
-    """A warning where samples are evaluation samples too."""
+    """Return a warning where samples are evaluation samples too."""
     shared = shared_samples(drawn, loaded.evaluation) if loaded.data.real else 0
     if shared <= drawn.count * OVERLAP:
         return []

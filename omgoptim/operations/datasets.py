@@ -1,6 +1,6 @@
-"""What compressing a module learns from: training batches, samples for statistics, and samples that choose.
+"""Datasets of a compression run: training batches, statistics samples and selection samples.
 
-Nothing here is evaluation data: statistics come from the train split, choices from the calibration split.
+None is evaluation data: statistics come from the train split, selection samples from the calibration split.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from omgoptim.training.evaluator import Evaluator
 from omgoptim.training.losses import Loss, loss_of, tensor_outputs
 
 STATISTICS_SAMPLES = 512
-"""Samples of the train split that norms, moments, gradients and batch-norm statistics are read from."""
+"""Samples of the train split for norms, moments, gradients and batch-norm statistics."""
 
 SELECTION_SAMPLES = 1000
-"""Most samples that rounds and epochs are chosen on."""
+"""Maximum number of samples for selecting rounds and epochs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Datasets:
-    """The data of one run, each part for its own purpose."""
+    """Data of one run by purpose."""
 
     statistics: Samples
     selection: Samples
     batches: Batches
-    judge: Evaluator
+    evaluator: Evaluator
     loss: Loss | None
-    """None without targets: there the original's outputs are all that can be learnt."""
+    """Loss on the targets; None without targets, where only distillation is possible."""
     epochs: int
     notes: list[str] = field(default_factory=list)
 
 
-def gather(request: TrainingRequest, loaded: LoadedModel, module: nn.Module, live: Live | None) -> Datasets:
-    """The material of a request.
+def load_datasets(request: TrainingRequest, loaded: LoadedModel, module: nn.Module, live: Live | None) -> Datasets:
+    """Load the datasets of a request.
 
     Raises:
-        DataError: training was asked for and there is nothing to train on, or nothing to choose on.
+        DataError: there is no training data for the requested training, or no selection samples.
     """
     live = live or Live()
     statistics = loaded.samples("train", STATISTICS_SAMPLES)
@@ -58,28 +58,30 @@ def gather(request: TrainingRequest, loaded: LoadedModel, module: nn.Module, liv
         statistics = selection
     if not selection.count:
         selection = statistics
-        notes.append("the calibration split is empty: rounds and epochs were chosen on training samples")
+        notes.append("the calibration split is empty: rounds and epochs were selected on training samples")
     if not selection.count:
         raise DataError(
-            "there is no data to choose on",
-            "splits 'calibration' and 'train' are both empty, and choices are never made on evaluation data",
+            "there are no selection samples",
+            "splits 'calibration' and 'train' are both empty, and evaluation data is never used for selection",
             "let load('calibration') give a few hundred samples, and load('train') the training data",
         )
-    notes += overlap_notes(statistics, "that the model learns from", loaded)
-    notes += overlap_notes(selection, "that choose", loaded)
+    notes += overlap_notes(statistics, "for training", loaded)
+    notes += overlap_notes(selection, "for selection", loaded)
     epochs = _epochs(request, has_train)
     loss = loss_for(request, loaded, module, statistics, live)
     if epochs and loss is None and isinstance(request, RecoveryRequest) and not request.distill:
         raise DataError(
-            "there is nothing to train towards",
-            "the training data has no targets, and learning from the original's outputs was switched off",
+            "there is no training objective",
+            "the training data has no targets, and distillation is off",
             "let the batches carry targets, or leave distill on",
         )
     limit_s = request.time_limit_s
     device, described = loaded.device, loaded.outputs
-    judge = Evaluator.of(module, selection, loaded.signature, loaded.metric, loaded.policy, limit_s, device, described)
+    evaluator = Evaluator.of(
+        module, selection, loaded.signature, loaded.metric, loaded.policy, limit_s, device, described
+    )
     batches = Batches(loaded.data, module, loaded.signature, loaded.outputs)
-    return Datasets(statistics, selection, batches, judge, loss, epochs, notes)
+    return Datasets(statistics, selection, batches, evaluator, loss, epochs, notes)
 
 
 def _epochs(request: TrainingRequest, has_train: bool) -> int:
@@ -89,7 +91,7 @@ def _epochs(request: TrainingRequest, has_train: bool) -> int:
         return 1 if has_train else 0
     if request.epochs and not has_train:
         raise DataError(
-            f"{request.epochs} epochs were asked for, and there is no training data",
+            f"{request.epochs} epochs were requested, and there is no training data",
             "the data gave no batch for split 'train'" if request.data else "no data was given",
             "give data whose load('train') returns the training samples, or epochs=0",
         )
@@ -99,7 +101,7 @@ def _epochs(request: TrainingRequest, has_train: bool) -> int:
 def loss_for(
     request: TrainingRequest, loaded: LoadedModel, module: nn.Module, statistics: Samples, live: Live
 ) -> Loss | None:
-    """The loss on the targets; None where the data has none."""
+    """Return the loss on the targets; None where the data has none."""
     target = statistics.targets[0]
     if target is None and live.loss is None and request.loss == "auto":
         return None
@@ -134,7 +136,7 @@ def scoring_loss(loss: Loss | None, described: ModelOutputs | None = None) -> Ca
 
 
 def _sizes(leaves: list[Tensor], described: ModelOutputs | None, but: int | None) -> Tensor:
-    """Half the mean square of the floating outputs but one, added up; of several each over its spread."""
+    """Return half the mean square of the floating outputs except one, summed; each over its spread if several."""
     if described is None or len(described.compared) < 2:
         index = described.compared[0].index if described else 0
         return 0.5 * leaves[index].float().square().mean()
@@ -146,5 +148,5 @@ def _sizes(leaves: list[Tensor], described: ModelOutputs | None, but: int | None
 
 
 def one_sample(loaded: LoadedModel) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of a forward on one evaluation-shaped sample, for counting."""
+    """Return the arguments of a forward pass on one sample, for counting."""
     return forward_args(loaded.signature, repeat_to_size(loaded.evaluation, 1))

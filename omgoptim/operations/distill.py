@@ -1,4 +1,4 @@
-"""distill: a smaller student trained to answer as the teacher does, and the reopened student measured against it."""
+"""distill: train a smaller student on the teacher's outputs, and report the reopened artifact."""
 
 from __future__ import annotations
 
@@ -9,31 +9,33 @@ from torch import nn
 
 from omgoptim.errors import DataError, RequestError, argument
 from omgoptim.measure.measuring_process import MeasuringProcess
-from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import compare_quality, read_outputs
 from omgoptim.models.memory_check import refuse_beyond_memory, training_bytes
 from omgoptim.operations.compression_job import WORK, Job
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.datasets import gather, loss_for
+from omgoptim.operations.datasets import load_datasets, loss_for
 from omgoptim.operations.distillation.plan import plan_report
 from omgoptim.operations.distillation.student import Student, derived_student, given_student
 from omgoptim.operations.distillation.student_search import search
 from omgoptim.operations.distillation.student_training import train, training_record
 from omgoptim.operations.loaded_model import Live, LoadedModel, prepare
 from omgoptim.operations.output_folder import free_output
+from omgoptim.operations.reference_outputs import metric_of
 from omgoptim.operations.report_builder import FinalModel, build_report
 from omgoptim.operations.report_records import finite
-from omgoptim.operations.rounds.checkpoint import Stage
-from omgoptim.operations.save_and_measure import Measured, engine_for, require_module, save
-from omgoptim.operations.timing import told
+from omgoptim.operations.rounds.checkpoint import RoundState
+from omgoptim.operations.save_and_measure import MeasuredArtifact, engine_for, require_module, save
+from omgoptim.operations.timing import fraction_progress
 from omgoptim.reports import Candidate, Control, EfficiencyReport
 from omgoptim.requests import DistillRequest
 from omgoptim.requests.distill import Auto, Given
 
-SEARCHING, DERIVING = 0.4, 0.05
-"""Fraction of the work that finding the student takes: with trials, and without."""
+SEARCH_SHARE, DERIVING = 0.4, 0.05
+"""Fraction of the progress for choosing the student: with trials, and without."""
 
-ALONE = "the training data has no targets: the student learns from the teacher's outputs alone (alpha has no part)"
+NO_TARGETS_NOTE = (
+    "the training data has no targets: the student is trained on the teacher's outputs only (alpha is unused)"
+)
 
 
 def distill(request: DistillRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
@@ -44,22 +46,22 @@ def distill(request: DistillRequest, context: RunContext, live: Live | None = No
     teacher = require_module(loaded, "distill")
     _refuse_without_data(loaded)
     context.progress("reading the training data", 0.08)
-    datasets = gather(request, loaded, teacher, live)
+    datasets = load_datasets(request, loaded, teacher, live)
     job = Job(request, context, loaded, datasets, teacher, engine_for(request.runtime, loaded))
     if request.plan:
         return plan_report(job, live)
     start, end = WORK
-    middle = start + (end - start) * (SEARCHING if isinstance(request.student, Auto) else DERIVING)
+    middle = start + (end - start) * (SEARCH_SHARE if isinstance(request.student, Auto) else DERIVING)
     student, candidates = _student(job, live, (start, middle))
     if isinstance(request.student, Given):
         loss = loss_for(request, student.loaded, student.module, datasets.statistics, live)
         job = replace(job, datasets=replace(datasets, loss=loss))
-    _refuse(job, student)
+    _refuse_unusable(job, student)
     parts = 2 if request.control else 1
     half = middle + (end - middle) / parts
     distilled = train(job, student, "student", (middle, half), teacher=teacher)
     control = train(job, student, "control", (half, end), teacher=None) if request.control else None
-    return build_report("distill", job, _ending(job, student, distilled, control, candidates), output)
+    return build_report("distill", job, _final_model(job, student, distilled, control, candidates), output)
 
 
 def _student(job: Job[DistillRequest], live: Live, span: tuple[float, float]) -> tuple[Student, list[Candidate]]:
@@ -78,38 +80,42 @@ def _refuse_without_data(loaded: LoadedModel) -> None:
         return
     raise DataError(
         "distillation needs training data",
-        "the student learns what the teacher answers on real inputs, and none were given; labels are not needed",
+        "the student is trained on the teacher's outputs for real inputs, and no data was given; labels are optional",
         f"give {argument('data', 'file.py:callable')}, whose load('train') returns the training samples",
     )
 
 
-def _refuse(job: Job[DistillRequest], student: Student) -> None:
+def _refuse_unusable(job: Job[DistillRequest], student: Student) -> None:
     if job.request.control and job.datasets.loss is None:
         raise RequestError(
-            "there can be no control",
-            "it learns from targets alone, and the training data has none",
+            "a control cannot be trained",
+            "it is trained on targets only, and the training data has none",
             "leave control out, or let the batches carry targets",
         )
     refuse_beyond_memory(training_bytes(student.module), "training the student beside its teacher")
 
 
-def _ending(
-    job: Job[DistillRequest], student: Student, distilled: Stage, control: Stage | None, candidates: list[Candidate]
+def _final_model(
+    job: Job[DistillRequest],
+    student: Student,
+    distilled: RoundState,
+    control: RoundState | None,
+    candidates: list[Candidate],
 ) -> FinalModel:
-    """The better of the two on the selection samples becomes the artifact; without a control the distilled one."""
+    """Build the final model: the better of student and control on the selection samples."""
     control_kept = control is not None and control.quality > distilled.quality
     kept = control if control is not None and control_kept else distilled
     other = distilled if control_kept else control
     warnings = [*student.notes, *kept.warnings]
     if job.datasets.loss is None:
-        warnings.append(ALONE)
+        warnings.append(NO_TARGETS_NOTE)
     before = job.loaded.params[0] if job.loaded.params else None
     if before is not None and student.params >= before:
-        warnings.append(f"the student is no smaller than the teacher: {student.params:,} parameters against {before:,}")
+        warnings.append(f"the student is not smaller than the teacher: {student.params:,} and {before:,} parameters")
     if kept.stopped:
         warnings.append(f"training ended early: {kept.stopped}")
 
-    def measured_control(measured: Measured) -> Control:
+    def measure_control(measured: MeasuredArtifact) -> Control:
         if control is None or other is None:
             raise ValueError("there is no control")
         return _control(job, student, control, other.module, control_kept, measured)
@@ -121,20 +127,25 @@ def _ending(
         changes=student.changes,
         recipe=student.recipe,
         warnings=warnings,
-        control=measured_control if control is not None else None,
+        control=measure_control if control is not None else None,
         training=training_record(job, student, distilled),
         candidates=candidates,
     )
 
 
 def _control(
-    job: Job[DistillRequest], student: Student, control: Stage, other: nn.Module, kept: bool, measured: Measured
+    job: Job[DistillRequest],
+    student: Student,
+    control: RoundState,
+    other: nn.Module,
+    kept: bool,
+    measured: MeasuredArtifact,
 ) -> Control:
-    """The control against the distilled student: the one that is no artifact is saved and run in a fresh process too.
+    """Compare control and distilled student; the one that is not the artifact is run in a fresh process too.
 
     Args:
-        control: its training.
-        other: of the two, the module that is not the artifact.
+        control: state of its training.
+        other: the one of the two modules that is not the artifact.
         kept: whether the control is the artifact.
     """
     request, loaded, context = job.request, job.loaded, job.context
@@ -147,9 +158,7 @@ def _control(
     if kept:
         distilled, alone = alone, distilled
     targets = loaded.evaluation.targets
-    metric = resolve_metric(
-        loaded.metric, loaded.signature, original, targets, loaded.policy, request.time_limit_s, loaded.outputs
-    )
+    metric = metric_of(loaded, original, targets, request.time_limit_s)
     quality = compare_quality(metric, alone, distilled, targets, request.seed, original=original)
     return Control(
         quality=quality.before,
@@ -169,4 +178,4 @@ def _run(job: Job[DistillRequest], folder: Path, target: Path) -> None:
     with process:
         process.begin_open()
         process.end_open()
-        process.run_samples(job.loaded.eval_folder, target, told(job.context, "evaluating the control"))
+        process.run_samples(job.loaded.eval_folder, target, fraction_progress(job.context, "evaluating the control"))

@@ -1,4 +1,4 @@
-"""factorize: large weights as products of thin ones, trained back, and the reopened artifact reported."""
+"""factorize: replace weights by low-rank products, fine-tune, and report the reopened artifact."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import nn
 from omgoptim.errors import DataError, argument
 from omgoptim.operations.compression_job import Job, applied
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.datasets import gather
+from omgoptim.operations.datasets import load_datasets
 from omgoptim.operations.loaded_model import Live, prepare
 from omgoptim.operations.output_folder import free_output
 from omgoptim.operations.report_builder import build_report
-from omgoptim.operations.rounds.final_model import Goal, final_model_of
-from omgoptim.operations.rounds.loop import keep, run_round
+from omgoptim.operations.rounds.final_model import CompressionGoal, final_model_of
+from omgoptim.operations.rounds.loop import choose_round, run_round
 from omgoptim.operations.rounds.plan import plan_report
-from omgoptim.operations.rounds.sensitivity import study
+from omgoptim.operations.rounds.sensitivity import layer_sensitivity
 from omgoptim.operations.save_and_measure import engine_for, require_module
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import FactorizeRequest
@@ -23,33 +23,35 @@ from omgoptim.techniques.registry import Outcome, technique_of
 
 
 def factorize(request: FactorizeRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
-    """Factorize weights and train back what that costs. See `FactorizeRequest`."""
+    """Factorize weights and fine-tune. See `FactorizeRequest`."""
     output = free_output(request.output, request.allow_path, context)
     loaded = prepare(request, context, live)
     original = require_module(loaded, "factorize")
     if technique_of(request.method).needs_data and not loaded.data.real:
         raise DataError(
             f"method {request.method.method} needs data",
-            "it loses least on the inputs that it has seen; none were given",
-            f"give {argument('data', 'file.py:callable')}; or use method svd, which needs none and loses more",
+            "it minimizes the output error on real inputs, and no data was given",
+            f"give {argument('data', 'file.py:callable')}; or use method svd, which needs no data and loses more",
         )
     context.progress("reading the training data", 0.08)
-    datasets = gather(request, loaded, original, live)
+    datasets = load_datasets(request, loaded, original, live)
     job = Job(request, context, loaded, datasets, original, engine_for(request.runtime, loaded), 1)
     if request.plan:
         return plan_report("factorize", job, [request.method])
-    points = study(job, request.method) if request.sensitivity else []
+    points = layer_sensitivity(job, request.method) if request.sensitivity else []
 
-    def take(copied: nn.Module, span: tuple[float, float]) -> Outcome:
+    def compress(copied: nn.Module, span: tuple[float, float]) -> Outcome:
         context.progress("factorizing", span[0])
         return applied(job, copied, request.method, job.module_run(span))
 
-    kept = keep(job, [run_round(job, 1, _amount(request), original, take, held=False)])
-    return build_report("factorize", job, final_model_of(job, kept, Goal(_name(request.method)), points), output)
+    kept = choose_round(job, [run_round(job, 1, _amount(request), original, compress, keep_zeros=False)])
+    return build_report(
+        "factorize", job, final_model_of(job, kept, CompressionGoal(_name(request.method)), points), output
+    )
 
 
 def _amount(request: FactorizeRequest) -> float | None:
-    """Fraction of the parameters that is to go, where that is the goal."""
+    """Return the fraction of parameters to remove, where that is the goal."""
     compression = request.method.compression
     return None if compression is None else 1 - 1 / compression
 

@@ -1,4 +1,4 @@
-"""What is learnt when the data is first run: NaN in a sample, a language model's labels, the precision it comes in."""
+"""Checks at the first forward pass: NaN samples, causal language model labels, precision, determinism."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ from omgoptim.runtimes.signature import InputTensor, Signature
 from omgoptim.runtimes.torch_precision import HALF
 
 REDUCED = tuple(HALF)
+"""Half precisions."""
+
 DOING = "running the model once"
+"""Progress message of the first forward pass."""
 
 
 def refuse_nan_samples(
@@ -36,7 +39,7 @@ def refuse_nan_samples(
 ) -> None:
     """Raise a DataError with the number, from 0, of the first sample that holds NaN.
 
-    Not where the module gives numbers for it: missing values may be what it is made for.
+    Not where the module's outputs for it are finite: it may support missing values.
     """
     for number, name, sample in nan_samples(evaluation)[:1]:
         if module is not None:
@@ -49,13 +52,13 @@ def refuse_nan_samples(
                 return
         raise DataError(
             f"sample {number} of the eval data holds NaN",
-            f"its input '{name}' does, so that the model's outputs for it are NaN too",
-            "leave such samples out, or replace their missing values, where the data is loaded",
+            f"its input '{name}' holds it, and the model's outputs for it are NaN too",
+            "remove such samples, or replace their missing values, where the data is loaded",
         )
 
 
 def is_causal(target: nn.Module | Path | None, signature: Signature, evaluation: Samples, limit_s: float) -> bool:
-    """Whether the labels are those of a causal language model: see `predicts_next_token`.
+    """Return whether the labels are those of a causal language model; see `predicts_next_token`.
 
     Args:
         target: the module, or the program's file.
@@ -64,7 +67,7 @@ def is_causal(target: nn.Module | Path | None, signature: Signature, evaluation:
     sessions: list[Session] = []
 
     def run(batch: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        if not sessions:  # opened only where the labels may be of that kind
+        if not sessions:  # opened only where the labels may be causal
             sessions.append(engine.open(target, signature, SessionSettings(threads=1)))
         outputs: list[NDArray[Any]] = call_user(DOING, limit_s, sessions[0].run, batch)
         return outputs
@@ -74,7 +77,7 @@ def is_causal(target: nn.Module | Path | None, signature: Signature, evaluation:
 
 
 def with_shifted_labels(data: DataSource, module: nn.Module | None) -> DataSource:
-    """The data with each position's target the next token; for training not where the model shifts them itself."""
+    """Shift labels to the next token; not for training where the model shifts them itself."""
 
     def shift(batches: Iterator[RawBatch]) -> Iterator[RawBatch]:
         return (replace(raw, target=shifted(raw.target)) for raw in batches)
@@ -88,9 +91,9 @@ def with_shifted_labels(data: DataSource, module: nn.Module | None) -> DataSourc
 
 
 def precision_of_module(module: nn.Module, inputs: Sequence[InputTensor]) -> tuple[str, list[str]]:
-    """The precision that a module comes in, and what to say of one that is not float32.
+    """Return the precision of a module, and notes on one other than float32.
 
-    Of several the one of most bytes, unless its floating inputs are of another: then the module casts for itself.
+    Of mixed precisions the one with most bytes, unless its floating inputs differ: the module casts by itself then.
     """
     precision, stored = stored_precision(module)
     notes = []
@@ -107,12 +110,12 @@ def precision_of_module(module: nn.Module, inputs: Sequence[InputTensor]) -> tup
 
 
 def float32_copy(module: nn.Module) -> nn.Module:
-    """A copy whose floating weights and buffers are float32."""
+    """Copy a module with floating weights and buffers as float32."""
     return copy.deepcopy(module).float()
 
 
 def float32_signature(signature: Signature) -> Signature:
-    """The signature with floating inputs as float32."""
+    """Return the signature with floating inputs as float32."""
     inputs = tuple(
         replace(tensor, dtype="float32") if tensor.dtype in (*REDUCED, "float64") else tensor
         for tensor in signature.inputs
@@ -121,22 +124,22 @@ def float32_signature(signature: Signature) -> Signature:
 
 
 def float32_arrays(samples: Samples) -> Samples:
-    """The samples with floating inputs as float32, as programs take them."""
+    """Convert floating inputs of the samples to float32, as programs need."""
     batches = [{name: as_float32(array) for name, array in batch.items()} for batch in samples.batches]
     return Samples(batches, samples.targets)
 
 
 def count_notes(macs: MacsCount | None) -> list[str]:
-    """Say which layers the count of multiply-accumulates lacks."""
+    """Return a note on layers without a count of multiply-accumulates."""
     kinds = sorted(set(macs.uncounted.values())) if macs else []
-    return [f"the multiply-accumulates lack those of {', '.join(kinds)}: no counter sees them"] if kinds else []
+    return [f"the multiply-accumulates exclude {', '.join(kinds)}: they cannot be counted"] if kinds else []
 
 
 def settled_outputs(session: Session, example: NamedBatch) -> list[NDArray[Any]]:
-    """What the model gives for a batch, if it gives that each time.
+    """Return the outputs for a batch, which must be the same in two calls.
 
     Raises:
-        ModelError: it does not run, or gives something else the second time.
+        ModelError: it does not run, or its outputs differ in the second call.
     """
     kept = {name: array.copy() for name, array in example.items()}
     try:
@@ -151,11 +154,11 @@ def settled_outputs(session: Session, example: NamedBatch) -> list[NDArray[Any]]
         if changed:
             raise ModelError(
                 "the model changes its inputs in place",
-                f"after a call '{changed[0]}' holds other values, so that the next call on it gives something else",
+                f"after a call '{changed[0]}' has other values, which changes the outputs of the next call",
                 "write forward without in-place operations on its inputs: x = x * 2 in place of x.mul_(2)",
             )
         raise ModelError(
-            "the model gives something else each time it is called",
+            "the model is not deterministic",
             f"two calls on the same inputs differ by {difference:.3g} of the outputs' scale",
             "no randomness in eval mode (functional dropout needs training=self.training), no state between calls",
         )
@@ -163,15 +166,15 @@ def settled_outputs(session: Session, example: NamedBatch) -> list[NDArray[Any]]
 
 
 def refuse_other_inputs(inputs: tuple[InputTensor, ...], signature: Signature) -> None:
-    """Raise a DataError where the data's inputs are not those that a program states."""
+    """Raise a DataError where the data's inputs do not match the program's."""
     given = {tensor.name: tensor for tensor in inputs}
     for wanted in signature.inputs:
         found = given.get(wanted.name)
         if found is None:
-            raise DataError(f"the data gives no input '{wanted.name}'", f"it gives {', '.join(given)}")
+            raise DataError(f"the data has no input '{wanted.name}'", f"it has {', '.join(given)}")
         if found.dtype != wanted.dtype or len(found.shape) != len(wanted.shape):
             raise DataError(
-                f"input '{wanted.name}' is not what the program takes",
-                f"the data gives {found.dtype} with {len(found.shape)} dimensions, "
+                f"input '{wanted.name}' does not match the program",
+                f"the data has {found.dtype} with {len(found.shape)} dimensions, "
                 f"the program takes {wanted.dtype} with {len(wanted.shape)}",
             )

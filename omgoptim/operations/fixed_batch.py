@@ -1,4 +1,4 @@
-"""Models whose batch cannot be free: measured and compared at batch 1, or refused where another one is fixed."""
+"""Models with a fixed batch: measured at batch 1, or rejected at any other size."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ if TYPE_CHECKING:
     from omgoptim.operations.loaded_model import LoadedModel
 
 EXPORT_FREE = (
-    "export it again with a free batch: torch.export.export(…, dynamic_shapes=({0: torch.export.Dim('batch')},)); "
+    "export it again with a dynamic batch: torch.export.export(…, dynamic_shapes=({0: torch.export.Dim('batch')},)); "
     f"where the model's code has the batch as a number, {DYNAMIC_BATCH_FIX}"
 )
 
 
 def stated_batch(module: nn.Module | None, signature: Signature | None, request: ModelRequest) -> int | None:
-    """Return the batch that an exported module or a program states for its inputs: 1, or None where it is free.
+    """Return the fixed batch of an exported module or program: 1, or None where it is dynamic.
 
     Raises:
-        ModelError: it is another number; or it is 1, and the verb trains.
+        ModelError: it is larger than 1; or it is 1 and the verb trains.
     """
     size = signature.batch if signature is not None else None
     if size is None and isinstance(module, fx.GraphModule):
         size = _batch_of_placeholders(module)
     if size is not None and size != 1:
         raise ModelError(
-            f"'{request.model}' takes batches of {size} samples only",
+            f"'{request.model}' accepts only batches of {size} samples",
             f"it was exported with {size} as the first dimension of its inputs; latency is measured at batch 1",
             EXPORT_FREE,
         )
     if size is not None and isinstance(request, TrainingRequest):
         raise ModelError(
-            f"'{request.model}' takes one sample at a time and cannot be trained",
+            f"'{request.model}' accepts only batches of 1 and cannot be trained",
             "it was exported with 1 as the first dimension of its inputs",
             EXPORT_FREE,
         )
@@ -49,7 +49,7 @@ def stated_batch(module: nn.Module | None, signature: Signature | None, request:
 
 
 def _batch_of_placeholders(module: fx.GraphModule) -> int | None:
-    """The first dimension of the inputs of a module that torch.export made, where it is a number in all of them."""
+    """Return the first input dimension of a module from torch.export, where it is fixed in all inputs."""
     shapes = [
         tuple(node.meta["val"].shape)
         for node in module.graph.nodes
@@ -60,11 +60,11 @@ def _batch_of_placeholders(module: fx.GraphModule) -> int | None:
 
 
 def at_batch_one(loaded: LoadedModel, reason: str, work: Path) -> LoadedModel:
-    """The subject with all that is measured at batch 1: signature, example, samples, and no throughput.
+    """Return the model with signature, example and samples at batch 1, without throughput.
 
     Args:
-        reason: why the batch cannot be free.
-        work: the folder for the evaluation samples, each as a batch of its own.
+        reason: why the batch cannot be dynamic.
+        work: the folder for the evaluation samples as batches of 1.
     """
     evaluation = loaded.evaluation.one_by_one()
     batches = {LATENCY: loaded.bench.batches[LATENCY]}
@@ -81,7 +81,5 @@ def at_batch_one(loaded: LoadedModel, reason: str, work: Path) -> LoadedModel:
 
 
 def fixed_batch_note(reason: str) -> str:
-    """What a report says of a batch that cannot be free."""
-    return (
-        f"{reason}; all is exported and measured at batch 1, and throughput not at all. To free it, {DYNAMIC_BATCH_FIX}"
-    )
+    """Return the note on a fixed batch."""
+    return f"{reason}; export and measurement use batch 1, without throughput. For a dynamic batch, {DYNAMIC_BATCH_FIX}"

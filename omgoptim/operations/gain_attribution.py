@@ -1,4 +1,4 @@
-"""What a gain comes from: the engine, fewer bits, or time that the original never spent on computing."""
+"""Attribution of a gain to the engine, to precision, or to time that the original spent waiting."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from omgoptim.operations.timing import OVERLOADED
 from omgoptim.reports import Gain, GainsBy
 
 WAITING = 0.5
-"""Cores that a process keeps busy below which it waits more than it computes."""
+"""Busy cores of a process below which it waits more than half of the time."""
 
 PLAUSIBLE_ENGINE = 30.0
-"""Speedup that another engine alone may bring: above it the original spent its time on something else."""
+"""Maximum plausible speedup by the engine alone; above it the original mostly ran something else than kernels."""
 
 PLAUSIBLE_PRECISION = 16.0
-"""Speedup that fewer bits may bring on one engine: a fourth of the bytes, a fourth of the instructions."""
+"""Maximum plausible speedup by int8 on one engine: a fourth of the bytes times a fourth of the instructions."""
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
-    """One side of the comparison: its timing, its size in bytes, and what it is."""
+class TimedModel:
+    """Timing, size in bytes and name of one compared model."""
 
     timing: Timing
     size_bytes: int | None
     name: str
 
 
-def gains_by(before: Side, plain: Side, after: Side, load: float) -> GainsBy:
-    """A gain split in two: the engine, and the bits on it.
+def gains_by(before: TimedModel, plain: TimedModel, after: TimedModel, load: float) -> GainsBy:
+    """Split a gain into the engine's and the precision's on that engine.
 
     Args:
         plain: the float32 model on the engine of `after`; `before` itself where the original runs on that engine.
@@ -46,7 +46,7 @@ def gains_by(before: Side, plain: Side, after: Side, load: float) -> GainsBy:
     )
 
 
-def _gain(log_ratios: tuple[float, ...], one: Side, other: Side) -> Gain:
+def _gain(log_ratios: tuple[float, ...], one: TimedModel, other: TimedModel) -> Gain:
     size = one.size_bytes / other.size_bytes if one.size_bytes and other.size_bytes else None
     if not log_ratios:
         return Gain(size_ratio=size)
@@ -60,18 +60,18 @@ def _gain(log_ratios: tuple[float, ...], one: Side, other: Side) -> Gain:
     )
 
 
-def split_words(parts: GainsBy, engine: str, precision: str) -> str:
-    """`The engine alone (float32 on openvino) brings 3.10x, int8 on it 1.42x.`"""
+def gain_split_sentence(parts: GainsBy, engine: str, precision: str) -> str:
+    """Return `Speedup by the engine alone (float32 on openvino): 3.10x; by int8 on it: 1.42x.`"""
     if parts.engine.speedup is None or parts.precision.speedup is None or precision == "float32":
         return ""
     return (
-        f"The engine alone (float32 on {engine}) brings {parts.engine.speedup:.2f}x, "
-        f"{precision} on it {parts.precision.speedup:.2f}x."
+        f"Speedup by the engine alone (float32 on {engine}): {parts.engine.speedup:.2f}x; "
+        f"by {precision} on it: {parts.precision.speedup:.2f}x."
     )
 
 
-def slower_words(parts: GainsBy, engine: str, precision: str) -> str:
-    """That fewer bits made it slower than float32 on the same engine, where that was measured; else nothing."""
+def slower_sentence(parts: GainsBy, engine: str, precision: str) -> str:
+    """Return a sentence where lower precision is slower than float32 on the same engine; else nothing."""
     part = parts.precision
     if part.speedup is None or precision == "float32":
         return ""
@@ -98,40 +98,40 @@ def waiting_share(timing: Timing, load: float) -> float | None:
     return share if share > 1 - WAITING else None
 
 
-def waiting_words(share: float) -> str:
-    """Return that a model waits, and what that means for what can be gained."""
+def waiting_sentence(share: float) -> str:
+    """Return a sentence on a model that waits, and on what can be gained then."""
     return (
         f"the model waits {share:.0%} of its time (sleeping, reading, a lock) instead of computing: no technique "
         "shortens that, and a speedup of a model that is exported without it says nothing of the compression"
     )
 
 
-def implausible_words(
+def implausible_sentence(
     parts: GainsBy, before: Timing, engine: str, device: str, load: float, after: Timing | None = None
 ) -> str:
-    """Return what makes a speedup no matter of computing, in one sentence; nothing where it is plausible.
+    """Return a sentence on a speedup that computation cannot explain; nothing where it is plausible.
 
     Args:
-        after: of the artifact; one that waits as the original does gains nothing by leaving the wait out.
+        after: timing of the artifact; if it waits too, leaving the wait out explains no gain.
     """
     waits = waiting_share(before, load) if device == "cpu" else None
     if waits is not None and (after is None or waiting_share(after, load) is None):
         doubt = "Implausible speedup" if load <= OVERLOADED else "Any speedup would be implausible"
         return (
             f"{doubt}: the original waits {waits:.0%} of its time (sleeping, reading, a lock) "
-            "instead of computing, and what it waits for is not in the exported model"
+            "instead of computing, and the exported model does not wait"
         )
     if load > OVERLOADED:
         return ""
     alone, bits = parts.engine.speedup, parts.precision.speedup
     if alone is not None and alone > PLAUSIBLE_ENGINE:
         return (
-            f"Implausible speedup: float32 on {engine} alone is {alone:.0f}x faster than the original, so that "
-            f"{1 - 1 / alone:.1%} of the original's time is Python or waiting, not its multiply-accumulates and bytes"
+            f"Implausible speedup: float32 on {engine} alone is {alone:.0f}x faster than the original: "
+            f"{1 - 1 / alone:.1%} of the original's time is Python or waiting, not computation"
         )
     if bits is not None and bits > PLAUSIBLE_PRECISION:
         return (
-            f"Implausible speedup: fewer bits bring {bits:.0f}x over float32 on {engine}, more than a fourth of the "
-            "bytes and faster integer instructions can"
+            f"Implausible speedup: lower precision gives {bits:.0f}x over float32 on {engine}, more than "
+            "fewer bytes and faster integer instructions can explain"
         )
     return ""

@@ -1,4 +1,4 @@
-"""What a Python has: run inside that Python, it prints one JSON object on standard output.
+"""Inspection of a Python environment: print its packages and devices as one JSON object.
 
 Uses the standard library only and is run as a file, so that it works in a Python that lacks everything else.
 Every package is really imported: one that is installed and does not import is worse than one that is missing.

@@ -1,7 +1,7 @@
-"""The ledger of a run: everything that was tried, one line of JSON each, only ever appended to.
+"""Append-only ledger of a run: one line of JSON per step or trial.
 
-The key of an entry is a hash of all that decides its result, so the ledger is at once the cache, the state to resume
-from and the explanation of what was kept.
+The key of an entry is a hash of the inputs of its result, so the ledger serves as cache, as state to resume from, and
+as record of the decisions.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from omgoptim.errors import RunError
 
 MOST_BYTES = 64 * 2**20
-"""Of a ledger that is read; a run of thousands of entries writes a few."""
+"""Maximum size of a ledger that is read; thousands of entries take a few MiB."""
 
 Verdict = Literal["kept", "rolled_back", "pruned", "failed"]
-"""What became of a step or trial: kept, measured and not kept, stopped early or too slow, or ended by an error."""
+"""Result of a step or trial: kept, measured and not kept, stopped early or too slow, or ended by an error."""
 
 
 class _Line(BaseModel):
@@ -29,7 +29,7 @@ class _Line(BaseModel):
 
 
 class Amounts(_Line):
-    """What a step brings, predicted or measured; None is not known."""
+    """Predicted or measured quantities of a step; None where unknown."""
 
     latency_ms: float | None = Field(None, ge=0)
     """Median of one call at the run's batch size."""
@@ -57,7 +57,7 @@ class Entry(_Line):
     predicted: Amounts = Amounts()
     measured: Amounts = Amounts()
     seconds: float = Field(0.0, ge=0)
-    """That the step took."""
+    """Duration of the step."""
     verdict: Verdict
     why: str = ""
     """The reason for the verdict, as text."""
@@ -66,13 +66,13 @@ class Entry(_Line):
 
 
 def key_of(*, parent: str, step: str, settings: dict[str, Any], data: str, engine: str, seed: int) -> str:
-    """Hash all that decides a step's result.
+    """Hash the inputs of a step's result.
 
     Args:
         parent: identity of the artifact that the step starts from.
         settings: plain JSON values.
         data: identity of the data.
-        engine: name and version of the engine, since a new version is another result.
+        engine: name and version of the engine, since versions differ in their results.
 
     Raises:
         TypeError, ValueError: the settings are not plain JSON.

@@ -1,4 +1,4 @@
-"""What a caller in Python gives in place of what a request can only name: modules, data, a metric, a loss."""
+"""Python objects of the caller in place of a request's named sources: module, data, metric, loss."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from omgoptim.runtimes.signature import Signature
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """Objects of the caller's process, in place of what a request can only name."""
+    """Python objects of the caller, in place of named sources."""
 
     module: nn.Module | None = None
     data: Callable[..., Any] | None = None
@@ -27,21 +27,21 @@ class Live:
     loss: Callable[..., Any] | None = None
     student: nn.Module | None = None
     resplit: Callable[[DataSource], DataSource] | None = None
-    """What a step of a longer run does with the data: its evaluation samples are selection samples of that run."""
+    """Replaces the data of a step of another run, whose evaluation samples are selection samples of that run."""
     notes: tuple[str, ...] = ()
-    """What to say of the module, such as that it came in training mode."""
+    """Notes on the module, for example that it was in training mode."""
 
 
 def recipe_of_live(
     module: nn.Module, signature: Signature, example: NamedBatch, path: Path
 ) -> tuple[Recipe, str | None]:
-    """A live module has no source that a fresh process could build it from: it travels as an exported program.
+    """Export a live module, which a fresh process cannot build, as its recipe.
 
     Args:
-        path: where the program is written.
+        path: file of the exported program.
 
     Returns:
-        The recipe; and why the program takes a batch of 1 only, where it does.
+        The recipe, and the reason for a fixed batch of 1, if so.
     """
     from omgoptim.runtimes.export import export_pt2
 
@@ -52,7 +52,7 @@ def recipe_of_live(
 
 
 def by_split(data: Any) -> Callable[..., Iterable[Any]]:
-    """The data as a callable taking `split`."""
+    """Convert data to a callable taking `split`."""
     if callable(data):
         loaded: Callable[..., Iterable[Any]] = data
         return loaded
@@ -62,5 +62,5 @@ def by_split(data: Any) -> Callable[..., Iterable[Any]]:
     raise RequestError(
         "the data is neither a source, a callable nor a mapping of splits",
         f"received a {type(data).__name__}",
-        "give {'calibration': loader, 'eval': loader}: choices are never made on evaluation data",
+        "give {'calibration': loader, 'eval': loader}; evaluation data is never used for selection",
     )

@@ -1,4 +1,4 @@
-"""What every verb starts from: the loaded model, its data, its signature, and the untouched model as an artifact."""
+"""Loading for every verb: the model, its data and signature, and its baseline artifact."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -16,7 +15,7 @@ from omgoptim.hardware import usable_cores
 from omgoptim.measure.macs import MacsCount, count_macs
 from omgoptim.measure.program_macs import count_program
 from omgoptim.measure.size import count_params
-from omgoptim.measure.timing import LATENCY, THROUGHPUT, TimingSetup
+from omgoptim.measure.timing import TimingSetup
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.artifact import Manifest, OutputCheck
 from omgoptim.models.causal_lm import shifted
@@ -50,6 +49,7 @@ from omgoptim.operations.live_objects import Live as Live
 from omgoptim.operations.live_objects import recipe_of_live
 from omgoptim.operations.output_folder import not_sealed
 from omgoptim.operations.reference_outputs import outputs_of
+from omgoptim.operations.timing import bench_of
 from omgoptim.requests import ModelRequest, QuantizeRequest, TrainingRequest
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.engine import as_float32
@@ -60,7 +60,7 @@ from omgoptim.runtimes.torch_precision import HALF
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """The model under work, and everything that measuring it needs."""
+    """The loaded model, with all inputs of its measurement."""
 
     source: Source
     module: nn.Module | None
@@ -75,9 +75,9 @@ class LoadedModel:
     bench: TimingSetup
     macs: MacsCount | None
     params: tuple[int, int] | None
-    """Parameters, and those that are not zero."""
+    """Parameters, and nonzero parameters."""
     precision: str
-    """What the model comes in; `module` is a float32 copy where that is another floating precision."""
+    """Precision of the model; `module` is a float32 copy of another floating precision."""
     lineage: tuple[str, ...]
     policy: PathPolicy
     device: str
@@ -86,14 +86,14 @@ class LoadedModel:
     outputs: ModelOutputs
     notes: list[str] = field(default_factory=list)
     batch_dependent: str | None = None
-    """Why the answer to a sample depends on its batch; evaluation and selection samples are then batches of one."""
+    """Reason why the output for a sample depends on its batch; evaluation and selection use batches of 1 then."""
     fixed_batch: str | None = None
-    """Why the batch cannot be free in an export; all samples but those that train are then batches of one."""
+    """Reason for a fixed batch in an export; all samples except training samples are batches of 1 then."""
 
     def samples(self, split: Split, count: int) -> Samples:
-        """The first `count` samples of a split, named as the model takes them.
+        """Return the first `count` samples of a split, with the model's input names.
 
-        Those that choose are one by one where the answer depends on the batch; statistics are read in batches.
+        Selection samples are batches of 1 where the output depends on the batch; training samples are not.
         """
         raw = take_samples(self.data.batches(split), count)
         named = [name_inputs(self.module, item.inputs, self.signature.input_names) for item in raw]
@@ -105,7 +105,7 @@ class LoadedModel:
 
 
 def prepare(request: ModelRequest, context: RunContext, live: Live | None = None) -> LoadedModel:
-    """Load the model and its data, run it once, and save it untouched as the baseline artifact.
+    """Load the model and its data, run it once, and save the unchanged model as the baseline artifact.
 
     Raises:
         OmgoptimError: of the kind that fits: see `errors.py`.
@@ -119,7 +119,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     threads = request.threads or usable_cores()
     torch.set_num_threads(threads)
     device = "cpu" if request.device == "auto" else request.device
-    opened = _opened(source, policy)
+    opened = _open_model(source, policy)
     unusable = ENGINES["onnxruntime" if opened.program else "torch_eager"].missing(device)
     if unusable:
         raise SetupError(f"device {device} cannot be used", unusable, "leave device out to measure on the CPU")
@@ -138,25 +138,25 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     if opened.program and opened.signature:
         refuse_other_inputs(inputs, opened.signature)
     refuse_nan_samples(opened.module, inputs, evaluation, request.time_limit_s)
-    example, signature, learnt = _run_once(opened, inputs, evaluation, request, stated or 2)
+    example, signature, notes = _example_and_signature(opened, inputs, evaluation, request, stated or 2)
     if is_causal(opened.module or opened.program, signature, evaluation, request.time_limit_s):
-        learnt = [*learnt, "the labels repeat the inputs: each position is scored on the next token"]
+        notes = [*notes, "the labels repeat the inputs: each position is scored on the next token"]
         data = with_shifted_labels(data, opened.module)
         evaluation = Samples(evaluation.batches, [shifted(target) for target in evaluation.targets])
     dependent = batch_dependence_of(opened.module, opened.program, signature, evaluation, threads)
     if dependent:
-        learnt.append(f"{dependent}; quality is measured one sample at a time, and throughput not at all")
+        notes.append(f"{dependent}; quality is measured one sample at a time, and throughput not at all")
     metric = live.metric or request.metric
     outputs = outputs_of(request, metric, opened.module, opened.program, signature, data, evaluation, threads)
     macs, params = _counts(opened, signature, repeat_to_size(evaluation, 1))
     precision = "float32"
     if opened.module is not None and source.artifact is None:
         precision, said = precision_of_module(opened.module, inputs)
-        learnt = [*learnt, *said]
+        notes = [*notes, *said]
     if opened.module is not None:
         evaluation = float32_arrays(evaluation)
         example = {name: as_float32(array) for name, array in example.items()}
-    bench = _bench(request, context, evaluation, threads, device, policy, free_batch=not dependent)
+    bench = bench_of(context, evaluation, None if dependent else request.batch, threads, device, policy)
     evaluation = evaluation.one_by_one() if dependent else evaluation
     baseline, fixed = source.artifact, f"'{request.model}' was exported for a batch of 1" if stated else None
     if baseline is None:
@@ -194,14 +194,14 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
         metric=metric,
         eval_folder=evaluation.write(context.work / "eval"),
         outputs=outputs,
-        notes=[*source.notes, *data.notes, *learnt, *count_notes(macs), *not_sealed(request)],
+        notes=[*source.notes, *data.notes, *notes, *count_notes(macs), *not_sealed(request)],
         batch_dependent=dependent,
     )
     return at_batch_one(loaded, fixed, context.work) if fixed else loaded
 
 
 @dataclass(frozen=True, slots=True)
-class _Opened:
+class _OpenedModel:
     """The model in this process: a module, or a program with its signature."""
 
     module: nn.Module | None
@@ -226,20 +226,20 @@ def _load(request: ModelRequest, policy: PathPolicy, live: Live) -> Source:
     )
 
 
-def _opened(source: Source, policy: PathPolicy) -> _Opened:
+def _open_model(source: Source, policy: PathPolicy) -> _OpenedModel:
     if source.artifact is not None:  # its files were verified when it was found
         manifest = Manifest.read(source.artifact)
         if artifacts.has_module(manifest, policy):  # a program may lie beside it: the module can do more
             module = artifacts.load_module(source.artifact, manifest, policy)
-            # Its fresh process runs it in half precision; here it is looked at, exported and converted from float32.
-            return _Opened(module.float() if manifest.precision in HALF else module, None, manifest.signature)
-        return _Opened(None, source.artifact / artifacts.PROGRAM, manifest.signature)
+            # Fresh processes run it in half precision; this process exports and converts it from float32.
+            return _OpenedModel(module.float() if manifest.precision in HALF else module, None, manifest.signature)
+        return _OpenedModel(None, source.artifact / artifacts.PROGRAM, manifest.signature)
     if source.program is not None:
-        return _Opened(None, source.program, declared_signature(source.program))
-    return _Opened(source.module, None, None)
+        return _OpenedModel(None, source.program, declared_signature(source.program))
+    return _OpenedModel(source.module, None, None)
 
 
-def _data(request: ModelRequest, policy: PathPolicy, live: Live, source: Source, opened: _Opened) -> DataSource:
+def _data(request: ModelRequest, policy: PathPolicy, live: Live, source: Source, opened: _OpenedModel) -> DataSource:
     ranks = [len(tensor.shape) for tensor in opened.signature.inputs] if opened.signature else []
     collation = Collation(opened.module, ranks)
     if live.data is not None:
@@ -252,10 +252,10 @@ def _data(request: ModelRequest, policy: PathPolicy, live: Live, source: Source,
         beside = adjacent_loader(source.recipe, policy, request.time_limit_s) if compresses else None
         if beside is not None:
             name, load = beside
-            collation.note(f"no data was given: {name}, which stands beside the model, was taken")
+            collation.note(f"no data was given: {name}, which stands beside the model, is used")
             return from_callable(load, request.batch, request.time_limit_s, collation)
         raise DataError(
-            "it is not known what the model takes",
+            "the inputs of the model are unknown",
             "neither data nor input shapes were given",
             f"give {argument('data', 'file.py:callable')}, or shapes such as {argument('inputs', ['1x3x224x224'])}",
         )
@@ -263,16 +263,16 @@ def _data(request: ModelRequest, policy: PathPolicy, live: Live, source: Source,
 
 
 def _stated_inputs(signature: Signature | None) -> list[str]:
-    """Input shapes that a program or artifact states itself, unless a dimension other than the batch is free."""
+    """Return the input shapes of a program or artifact, unless a dimension other than the batch is dynamic."""
     if signature is None or any(isinstance(size, str) for tensor in signature.inputs for size in tensor.shape[1:]):
         return []
     return [f"{t.name}:{t.dtype}:{'x'.join(map(str, (1, *t.shape[1:])))}" for t in signature.inputs]
 
 
-def _run_once(
-    opened: _Opened, inputs: tuple[InputTensor, ...], evaluation: Samples, request: ModelRequest, size: int
+def _example_and_signature(
+    opened: _OpenedModel, inputs: tuple[InputTensor, ...], evaluation: Samples, request: ModelRequest, size: int
 ) -> tuple[NamedBatch, Signature, list[str]]:
-    """A synthetic example of `size` samples, the signature learnt on real inputs, and what to say of it."""
+    """Return a synthetic example of `size` samples, the signature from real inputs, and notes."""
     real = repeat_to_size(evaluation, size)
     example = synthetic_like(real, request.seed)
     if opened.module is None:
@@ -285,12 +285,14 @@ def _run_once(
     signature = signature.at_batch(1) if size == 1 else signature
     try:
         call_user(doing, limit_s, first_forward, opened.module, inputs, as_tensors(example, dtypes))
-    except ModelError:  # inputs that mean something: lengths, offsets
+    except ModelError:  # inputs with constraints, such as lengths and offsets
         return real, signature, ["the model does not run on random inputs: check.npz holds evaluation samples"]
     return example, signature, []
 
 
-def _counts(opened: _Opened, signature: Signature, one: NamedBatch) -> tuple[MacsCount | None, tuple[int, int] | None]:
+def _counts(
+    opened: _OpenedModel, signature: Signature, one: NamedBatch
+) -> tuple[MacsCount | None, tuple[int, int] | None]:
     if opened.module is None:
         if opened.program is None:
             return None, None
@@ -299,28 +301,10 @@ def _counts(opened: _Opened, signature: Signature, one: NamedBatch) -> tuple[Mac
     return count_macs(opened.module, args, kwargs), count_params(opened.module)
 
 
-def _bench(
-    request: ModelRequest,
-    context: RunContext,
-    evaluation: Samples,
-    threads: int,
-    device: str,
-    policy: PathPolicy,
-    free_batch: bool,
-) -> TimingSetup:
-    context.work.mkdir(parents=True, exist_ok=True)
-    batches = {}
-    sizes = {LATENCY: 1} | ({THROUGHPUT: request.batch} if free_batch else {})
-    for name, size in sizes.items():
-        batches[name] = context.work / f"{name}.npz"
-        np.savez(batches[name], **repeat_to_size(evaluation, size))  # type: ignore[arg-type]
-    return TimingSetup(batches, request.batch if free_batch else 1, threads, context.project, device, policy)
-
-
 def _save_baseline(
     folder: Path,
     source: Source,
-    opened: _Opened,
+    opened: _OpenedModel,
     manifest: Manifest,
     example: NamedBatch,
     threads: int,
@@ -346,5 +330,5 @@ def _save_baseline(
 
 
 def recipe_of(loaded: LoadedModel) -> Recipe:
-    """How a fresh process builds the subject's module: what its baseline artifact says."""
+    """Return the recipe of the model from its baseline artifact."""
     return artifacts.read_recipe(loaded.baseline)

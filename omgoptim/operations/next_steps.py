@@ -1,4 +1,4 @@
-"""Next steps: calls that are worth making, each with the fact that speaks for it."""
+"""Next steps: recommended calls, each with its reason."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from omgoptim.requests import GRANTS, ModelRequest, QuantizeRequest, Request, pa
 from omgoptim.requests.command import command_of
 
 AS_THEY_ARE = ("bf16", "fp16", "fp32", "dynamic")
-"""Schemes that a call by their bare name repeats as they were tried: there is nothing to learn or to search."""
+"""Schemes without training or search, which a call by name repeats identically."""
 
 IN_INTEGERS = (
     *("Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "LSTM"),
@@ -23,19 +23,19 @@ IN_INTEGERS = (
 """Kinds of layers, and operators of programs, that an engine here computes in integers: fewer bits make them faster."""
 
 QUANTIZABLE_SHARE = 0.1
-"""Of the time, in layers that can compute in int8: with less, quantization makes nothing faster."""
+"""Minimum share of time in layers with int8 kernels for suggesting to quantize: less allows at most 1.11x."""
 
 MOST_SAMPLES = 1_000_000
-"""The request's own bound."""
+"""Bound of the request."""
 
 
 def step(tool: str, arguments: dict[str, Any], why: str) -> NextStep:
-    """A next step whose command is made from its arguments."""
+    """Return a next step with the command of its arguments."""
     return NextStep(tool=tool, arguments=arguments, command=repeat_of(tool, parse(tool, arguments)), why=why)
 
 
 def repeat_of(verb: str, request: Request) -> str:
-    """The command that makes a request; a Python call where it was made with objects that no command can name."""
+    """Return the command of a request; a Python call where it has Python objects."""
     given = request.model_dump(exclude_defaults=True)
     key = technique_field(type(request))
     if key in given:
@@ -44,19 +44,19 @@ def repeat_of(verb: str, request: Request) -> str:
     live = {name for name, value in given.items() if is_live(value)}
     if not live:
         return command_of(verb, request)
-    words = [f"{name}={name if name in live else repr(value)}" for name, value in given.items() if name != "model"]
+    keywords = [f"{name}={name if name in live else repr(value)}" for name, value in given.items() if name != "model"]
     model = "model" if "model" in live else repr(given["model"])
-    return f"omgoptim.{verb}({', '.join([model, *words])})"
+    return f"omgoptim.{verb}({', '.join([model, *keywords])})"
 
 
 def pick_step(run_id: str, name: str, why: str) -> NextStep:
-    """The call that delivers another finalist of a run, without computing again."""
+    """Return the call that picks another finalist of a run, without new measurements."""
     arguments = {"action": "pick", "run_id": run_id, "name": name}
     return NextStep(tool="runs", arguments=arguments, command=f"omgoptim pick {run_id} {name}", why=why)
 
 
 def common_arguments(request: ModelRequest) -> dict[str, Any]:
-    """What another verb needs to look at the same model: the arguments that were given."""
+    """Return the given arguments on model and data, for another verb."""
     names = ("model", "checkpoint", "weights", "model_kwargs", "data", "inputs", "metric", "project", "python", *GRANTS)
     fields = type(request).model_fields
     given = {name: getattr(request, name) for name in names}
@@ -68,7 +68,7 @@ def common_arguments(request: ModelRequest) -> dict[str, Any]:
 
 
 def same_arguments(request: ModelRequest) -> dict[str, Any]:
-    """Everything that was given, flat, to ask again with one thing changed; not `output`, which may exist by then."""
+    """Return all given arguments, flat, to repeat a request with a change; without `output`, which may exist."""
     key = technique_field(type(request))
     given = {
         name: getattr(request, name)
@@ -80,7 +80,7 @@ def same_arguments(request: ModelRequest) -> dict[str, Any]:
 
 
 def technique_arguments(request: Request) -> dict[str, Any]:
-    """The technique and its parameters as flat arguments, defaults left out."""
+    """Return the technique and its parameters as flat arguments, without defaults."""
     key = technique_field(type(request))
     if key is None or getattr(request, key) == type(request).model_fields[key].get_default():
         return {}
@@ -92,7 +92,7 @@ def technique_arguments(request: Request) -> dict[str, Any]:
 def profile_steps(
     request: ModelRequest, loaded: LoadedModel, layers: Sequence[Layer], waits: float | None = None
 ) -> list[NextStep]:
-    """After a profile: quantize, unless that could not speed it up, and give data if there was none.
+    """Suggest steps after a profile: quantize, unless it cannot speed up the model.
 
     Args:
         waits: share of its time that the model waits instead of computing, if that is most of it.
@@ -104,7 +104,7 @@ def profile_steps(
     share = f"{costly.path} ({costly.kind}) takes {costly.time_share:.0%} of the time; " if costly else ""
     why = f"{share}{_what_fewer_bits_bring(costly, waits)}"
     if not loaded.data.real:
-        why += "; without data only dynamic quantization and half precision can be tried"
+        why += "; without data only dynamic quantization and half precision are possible"
     return [step("quantize", arguments, why)]
 
 
@@ -120,7 +120,7 @@ def _what_fewer_bits_bring(costly: Layer | None, waits: float | None) -> str:
 
 
 def _quantizable(layers: Sequence[Layer]) -> bool:
-    """Whether layers with weights and products take a share of the time; where that was not measured, it may be so."""
+    """Return whether layers with weights take a relevant share of the time; True where it was not measured."""
     if not any(layer.macs for layer in layers):
         return True
     timed = [layer for layer in layers if layer.time_share is not None]
@@ -129,10 +129,10 @@ def _quantizable(layers: Sequence[Layer]) -> bool:
 
 
 def new_calls(report: EfficiencyReport, request: Request) -> list[NextStep]:
-    """The next steps of a report without those that its own facts rule out.
+    """Filter the next steps of a report by its results.
 
-    Ruled out are the call that was just made, a call that another step makes already, and a scheme of `quantize` whose
-    candidates lost more than the guard allows. Where the guard failed, a candidate that held it comes first.
+    Removed are the same call, duplicates, and schemes of `quantize` whose candidates failed the guard. Where the guard
+    failed, a candidate that passed it comes first.
     """
     steps = [*_holding(report, request), *report.next_steps]
     made = [(report.verb, _as_asked(request))]
@@ -147,12 +147,12 @@ def new_calls(report: EfficiencyReport, request: Request) -> list[NextStep]:
 
 
 def _as_asked(request: Request) -> Request:
-    """A request without where its artifact is copied to: another folder is no other call."""
+    """Return a request without its output folder, for comparison."""
     return request.model_copy(update={"output": None}) if "output" in type(request).model_fields else request
 
 
 def _lost_too_much(one: NextStep, report: EfficiencyReport, request: Request) -> bool:
-    """Whether a step asks for a scheme as it was tried just now, of which nothing held the guard."""
+    """Return whether a step requests a scheme whose candidates all failed the guard in this run."""
     scheme = one.arguments.get("scheme")
     if not isinstance(request, QuantizeRequest) or one.tool != "quantize" or scheme not in AS_THEY_ARE:
         return False
@@ -162,20 +162,20 @@ def _lost_too_much(one: NextStep, report: EfficiencyReport, request: Request) ->
 
 
 def _holding(report: EfficiencyReport, request: Request) -> list[NextStep]:
-    """The call for the best candidate that held the guard where the chosen one did not."""
+    """Return the call for the best candidate that passed the guard where the chosen one failed."""
     if report.outcome != "guard_failed" or not isinstance(request, QuantizeRequest):
         return []
-    held = [
+    passed = [
         one
         for one in report.candidates
         if one.status in ("finalist", "dropped") and one.scheme in AS_THEY_ARE and one.quality_drop is not None
         if one.quality_drop <= request.max_quality_drop + ROUNDING and _gained(one)
     ]
-    if not held:
+    if not passed:
         return []
-    best = max(held, key=lambda one: (one.speedup or 1.0) * (one.size_ratio or 1.0))
+    best = max(passed, key=lambda one: (one.speedup or 1.0) * (one.size_ratio or 1.0))
     asked = common_arguments(request) | {"max_quality_drop": request.max_quality_drop}
-    why = f"{best.name} held the guard on the selection samples (drop {best.quality_drop:.4f})"
+    why = f"{best.name} passed the quality guard on the selection samples (drop {best.quality_drop:.4f})"
     return [step("quantize", asked | {"scheme": best.scheme, "runtime": best.runtime}, why)]
 
 
@@ -184,18 +184,18 @@ def _gained(one: Candidate) -> bool:
 
 
 def plan_step(request: QuantizeRequest) -> NextStep:
-    """After a plan: the same, for real."""
+    """Suggest the planned run after a dry run."""
     output = {"output": request.output} if request.output else {}
-    return step("quantize", same_arguments(request) | output, "do what was planned")
+    return step("quantize", same_arguments(request) | output, "run what was planned")
 
 
 def quantize_steps(
     request: QuantizeRequest, outcome: str, run_id: str, has_interval: bool, needed: int | None, loaded: LoadedModel
 ) -> list[NextStep]:
-    """After a quantize: what helps with what is still open.
+    """Suggest steps after a quantize run.
 
     Args:
-        needed: how many samples would decide the guard, where these do not.
+        needed: evaluation samples that would decide the guard, if undecided.
     """
     real_data = loaded.data.real
     arguments = common_arguments(request)
@@ -203,17 +203,17 @@ def quantize_steps(
     if outcome == "guard_failed":
         steps += _to_lose_less(request, arguments | {"max_quality_drop": request.max_quality_drop}, loaded)
     if outcome == "no_gain":
-        steps.append(step("profile", arguments, "see where the time goes: small models are dominated by overhead"))
+        steps.append(step("profile", arguments, "shows the time by layer: small models are dominated by overhead"))
     if outcome == "ok" and not has_interval and request.timing == "quick":
         careful = same_arguments(request) | {"timing": "standard"}
-        steps.append(step("quantize", careful, "a single launch gives no interval: standard timing proves the speedup"))
+        steps.append(step("quantize", careful, "a single launch gives no interval; standard timing does"))
     if outcome == "ok" and not real_data:
         known = {key: value for key, value in arguments.items() if key != "inputs"} | {"data": "file.py:load"}
-        steps.append(step("quantize", known, "with your data static quantization can be tried, and accuracy measured"))
+        steps.append(step("quantize", known, "with data, static quantization is possible and accuracy can be measured"))
     all_used = loaded.evaluation.count < request.samples
     if outcome == "ok" and real_data and needed and needed > request.samples and not all_used:
         larger = same_arguments(request) | {"samples": min(2 * needed, MOST_SAMPLES)}
-        steps.append(step("quantize", larger, "more evaluation samples decide whether the guard holds"))
+        steps.append(step("quantize", larger, "more evaluation samples decide whether the quality guard passes"))
     if outcome == "ok":
         again = {key: value for key, value in arguments.items() if key in ("data", "metric", "project", "python")}
         steps.append(step("profile", {"model": run_id, **again}, "profile the artifact on the hardware it will run on"))
@@ -221,17 +221,17 @@ def quantize_steps(
 
 
 def _to_lose_less(request: QuantizeRequest, arguments: dict[str, Any], loaded: LoadedModel) -> list[NextStep]:
-    """What int8 that lost too much can still try, and what loses less than int8."""
+    """Suggest steps after int8 failed the guard: better rounding, QAT, or bfloat16."""
     steps = []
     scheme = request.scheme.scheme
     if scheme in ("auto", "static") and loaded.data.real:
         if request.effort != "best":
             best = same_arguments(request) | {"effort": "best"}
-            steps.append(step("quantize", best, "learns how to round each weight, which takes minutes"))
+            steps.append(step("quantize", best, "AdaRound optimizes the rounding of each weight, which takes minutes"))
         if loaded.module is not None:
             trained = arguments | {"scheme": "qat"}
-            steps.append(step("quantize", trained, "trains with int8 simulated; needs training data, and a few epochs"))
+            steps.append(step("quantize", trained, "quantization-aware training; needs training data and a few epochs"))
     if scheme != "bf16":
         half = arguments | {"scheme": "bf16"}
-        steps.append(step("quantize", half, "bfloat16 loses far less than int8 and is half the size"))
+        steps.append(step("quantize", half, "bfloat16 loses far less quality than int8 at half the float32 size"))
     return steps

@@ -36,10 +36,10 @@ from omgoptim.operations.verdict import (
     is_gain,
     load_warnings,
     passes,
+    quality_sentence,
     quality_warnings,
-    quality_words,
-    size_words,
-    speed_words,
+    size_phrase,
+    speed_phrase,
 )
 from omgoptim.reports import Alternative, EfficiencyReport, NextStep
 from omgoptim.requests import OptimizeRequest
@@ -162,10 +162,10 @@ def _outcome(one: Finalist, goal: Goal) -> Outcome:
 
 
 def _summary(one: Finalist, goal: Goal, outcome: Outcome, chosen: Chosen) -> str:
-    became = f"{size_words(one.gains)}, {speed_words(one.gains)}"
+    became = f"{size_phrase(one.gains)}, {speed_phrase(one.gains)}"
     how = " -> ".join(point.name for point in one.point.chain[:-1]) if len(one.point.chain) > 1 else ""
     made = f"{how} -> {one.point.name}" if how else one.point.name
-    quality = quality_words(one.before, one.quality)
+    quality = quality_sentence(one.before, one.quality)
     if outcome == "guard_failed":
         reasons = [str(missed) for missed in one.missed]
         if not passes(one.quality, goal.max_quality_drop):

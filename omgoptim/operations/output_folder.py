@@ -1,4 +1,4 @@
-"""The folder that the user wants the artifact in."""
+"""Output folder of an artifact."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from omgoptim.requests import ModelRequest
 
 
 def free_output(output: str | None, allow_path: Sequence[str], context: RunContext) -> Path | None:
-    """Where a copy of the artifact goes; refused before any work if it exists."""
+    """Return the output folder; raise before any work if it exists."""
     if output is None:
         return None
     folder = PathPolicy.of(context.project, allow_path).inside(output, "output")
@@ -24,21 +24,21 @@ def free_output(output: str | None, allow_path: Sequence[str], context: RunConte
 
 
 def deliver(folder: Path, output: Path | None, passed: bool) -> tuple[Path, list[str]]:
-    """Copy a proved artifact to where the user wants it, unless it failed the guard.
+    """Copy a measured artifact to the output folder, unless it failed the guard.
 
     Returns:
-        Where the artifact is now, and what must be said about it.
+        The folder of the artifact, and warnings.
     """
     if output is None:
         return folder, []
     if not passed:
-        return folder, [f"nothing was put into '{output.name}': what fails the guard is not delivered"]
+        return folder, [f"'{output.name}' was not written: the artifact fails the quality guard"]
     artifacts.copy_artifact(folder, output)
     return output, []
 
 
 def not_sealed(request: ModelRequest) -> list[str]:
-    """What must be said of the artifact of a run whose user has no key."""
+    """Return a warning where the artifact cannot be sealed."""
     if "output" not in type(request).model_fields or can_seal():
         return []
     return [

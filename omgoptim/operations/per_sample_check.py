@@ -1,4 +1,4 @@
-"""Proof that a module whose shapes changed takes every sample that the original takes, one at a time."""
+"""Check that a module with changed shapes runs on every sample that the original runs on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from omgoptim.techniques.probe import error_location, quiet
 from omgoptim.training.evaluator import eval_mode
 
 LONGEST_S, FEWEST = 20.0, 32
-"""No further sample begins after so many seconds, once so many were run: a slow model is proven on fewer."""
+"""Time limit in seconds, once the minimum number of samples was run; for slow models."""
 
 Shapes = list[tuple[int, ...]]
 
@@ -47,22 +47,24 @@ def refuse_partial(
             if done >= FEWEST and time.monotonic() - began > LONGEST_S:
                 break
             done += 1
-            made = _outputs(module, signature, one, device)
-            if isinstance(made, str) or done <= FEWEST:
+            shapes = _outputs(module, signature, one, device)
+            if isinstance(shapes, str) or done <= FEWEST:
                 expected = _outputs(original, signature, one, device)
-                if made != expected and not isinstance(expected, str):
-                    failures.append(made if isinstance(made, str) else f"its outputs are {made} instead of {expected}")
+                if shapes != expected and not isinstance(expected, str):
+                    failures.append(
+                        shapes if isinstance(shapes, str) else f"its outputs are {shapes} instead of {expected}"
+                    )
     if failures:
         raise TechniqueError(
-            f"the smaller model fails on {len(failures)} of {done} samples that the original takes",
-            f"{failures[0]}; some inputs take a way through the model on which the removed channels are needed",
-            "name the layers on that way, and those before it, in ignore",
+            f"the smaller model fails on {len(failures)} of {done} samples that the original runs on",
+            f"{failures[0]}; some inputs use a path through the model that needs the removed channels",
+            "name the layers on that path, and those before it, in ignore",
         )
     return done
 
 
 def _outputs(module: nn.Module, signature: Signature, one: NamedBatch, device: str) -> Shapes | str:
-    """Shapes of the outputs for one sample, or how the forward failed."""
+    """Return the shapes of the outputs for one sample, or the failure of the forward pass."""
     args, kwargs = forward_args(signature, one, device)
     try:
         with evaluation_mode(module), quiet(), torch.no_grad():
@@ -73,7 +75,7 @@ def _outputs(module: nn.Module, signature: Signature, one: NamedBatch, device: s
 
 
 def _spread(samples: Samples) -> Iterator[NamedBatch]:
-    """Every sample as a batch of its own; the first ones at even distances: a slow model may not see all."""
+    """Yield every sample as a batch of 1, evenly spaced ones first."""
     places = [(index, row) for index, batch in enumerate(samples.batches) for row in range(batch_length(batch))]
     step = max(len(places) // FEWEST, 1)
     for index, row in itertools.chain.from_iterable(places[start::step] for start in range(step)):

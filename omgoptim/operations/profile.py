@@ -1,4 +1,4 @@
-"""profile: one artifact, measured as it is; and what that says about what is worth trying."""
+"""profile: measure a model unchanged, with its layers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from omgoptim.models.samples import repeat_to_size
 from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.fixed_batch import at_batch_one
-from omgoptim.operations.gain_attribution import waiting_share, waiting_words
+from omgoptim.operations.gain_attribution import waiting_sentence, waiting_share
 from omgoptim.operations.loaded_model import Live, LoadedModel, prepare
 from omgoptim.operations.next_steps import profile_steps, repeat_of
 from omgoptim.operations.quantization.build_candidates import float_program
 from omgoptim.operations.report_records import environment, measurement, output_records, shown_request
-from omgoptim.operations.timing import full_race, told
+from omgoptim.operations.timing import fraction_progress, full_race
 from omgoptim.operations.verdict import load_warnings
 from omgoptim.reports import EfficiencyReport, Layer, Measurement
 from omgoptim.requests import ProfileRequest
@@ -28,7 +28,7 @@ from omgoptim.runtimes.torch_precision import HALF
 
 
 def profile(request: ProfileRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
-    """Measure a model as it is. See `ProfileRequest`."""
+    """Measure a model unchanged. See `ProfileRequest`."""
     loaded = prepare(request, context, live)
     program = None
     if request.runtime != "auto" and ENGINES[request.runtime].runs == "program" and loaded.precision == "float32":
@@ -40,7 +40,9 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
     unknown: list[str] = []
 
     def more(_: int, process: MeasuringProcess) -> None:
-        process.run_samples(loaded.eval_folder, context.work / "outputs", told(context, "evaluating the model"))
+        process.run_samples(
+            loaded.eval_folder, context.work / "outputs", fraction_progress(context, "evaluating the model")
+        )
         if loaded.module is not None and loaded.precision in HALF:
             unknown.append(f"layers are not timed in {loaded.precision}")
             return
@@ -48,10 +50,10 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
         by_path = loaded.macs.by_path if loaded.macs else {}
         try:
             layers.extend(query_layers(process, LATENCY, repeat_to_size(loaded.evaluation, 1), by_path, top=10))
-        except OmgoptimError as error:  # the rest of the profile stands without them
+        except OmgoptimError as error:  # the rest of the profile is valid without them
             unknown.append(f"the layers could not be timed: {error.what}. {error.why}")
         if not layers and not unknown:
-            unknown.append(f"{Manifest.read(folder).runtime} does not tell how long its layers take on this device")
+            unknown.append(f"{Manifest.read(folder).runtime} does not report the time of its layers on this device")
 
     raced = full_race([folder], loaded.bench, request.timing, request.seed, context, (0.2, 0.95), "measuring", more)
     timing = raced.timing(0)
@@ -60,12 +62,12 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
         folder, timing, loaded.bench, quality, metric_name, loaded.evaluation.count if metric_name else None
     )
     doubt = chance_level_summary(metric_name, quality, loaded.evaluation.targets)
-    if before.macs is None and loaded.macs and loaded.macs.macs is not None:  # an artifact that does not say
+    if before.macs is None and loaded.macs and loaded.macs.macs is not None:  # an artifact without a count
         before = before.model_copy(update={"macs": loaded.macs.macs, "flops": 2 * loaded.macs.macs})
     waits = waiting_share(timing, raced.load) if loaded.device == "cpu" else None
     warnings = [*loaded.notes, *unknown, *load_warnings(raced.load)]
     if waits is not None:
-        warnings.insert(0, waiting_words(waits))
+        warnings.insert(0, waiting_sentence(waits))
     if before.macs is None:
         warnings.append("multiply-accumulates were not counted: the run's log says why")
     return EfficiencyReport(
@@ -87,7 +89,7 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
 
 
 def _quality(request: ProfileRequest, loaded: LoadedModel, context: RunContext) -> tuple[float | None, str | None]:
-    """The model's quality where the data has targets; agreement with itself would say nothing."""
+    """Return the quality where the data has targets; agreement with itself is meaningless."""
     outputs = read_outputs(context.work / "outputs")
     targets = loaded.evaluation.targets
     name = loaded.metric

@@ -1,13 +1,15 @@
-"""Reference outputs of the original, on samples that do not evaluate, and what they say of its outputs."""
+"""Reference outputs of the original on calibration samples, and the description of its outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omgoptim.measure.builtin_metrics import CUSTOM_METRIC_FIX
 from omgoptim.measure.intervals import Arrays
+from omgoptim.measure.metrics import resolve_metric
+from omgoptim.measure.quality import Metric, StoredOutputs
 from omgoptim.models.data import DataSource, take_samples
 from omgoptim.models.forward import NamedBatch, name_inputs
 from omgoptim.models.output_detection import OutputOptions, describe_outputs
@@ -17,24 +19,26 @@ from omgoptim.requests import ModelRequest
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.signature import Signature
 
+if TYPE_CHECKING:
+    from omgoptim.operations.loaded_model import LoadedModel
+
 REFERENCE_SAMPLES = 64
-"""Samples that a model's outputs are described from."""
+"""Number of samples for the description of outputs."""
 
 ON_LABELS = ("auto", "top1", "r2")
-"""Built-in metrics that compare the labels, where there are some, with the output that they belong to."""
+"""Built-in metrics that compare labels with their output."""
 
 
 def reference_outputs(
     target: Any, runtime: str, signature: Signature, samples: Samples, threads: int
 ) -> tuple[list[Arrays], list[int], list[Any]]:
-    """What a model gives for a few samples, in batches of two sizes: their batch axes are known for sure then.
+    """Run a model on a few samples in batches of two sizes, which identifies the batch axes.
 
     Args:
         target: the module, or the path of the program.
 
     Returns:
-        Per batch the outputs, the number of samples, and the targets. A model that runs at one batch size only gives
-        the batches that it runs on.
+        Per batch the outputs, the number of samples, and the targets; only of batch sizes that the model supports.
     """
     session = ENGINES[runtime].open(target, signature, SessionSettings(threads))
     head, _ = samples.split(REFERENCE_SAMPLES)
@@ -67,15 +71,16 @@ def outputs_of(
     evaluation: Samples,
     threads: int,
 ) -> ModelOutputs:
-    """What the outputs of the original are, read from calibration samples; from evaluation samples where there are
-    none, or where only those have labels.
+    """Describe the outputs of the original on calibration samples.
+
+    Evaluation samples are used where there are no calibration samples, or only those have labels.
 
     Args:
         module, program: the model; one of the two is None.
 
     Raises:
-        RequestError: there is no output of a name that the request has.
-        DataError: the metric compares labels with an output, and they fit none or several.
+        RequestError: the request names an unknown output.
+        DataError: the labels fit none or several outputs.
     """
     raw = take_samples(data.batches("calibration"), REFERENCE_SAMPLES)
     samples = named_samples([name_inputs(module, item.inputs, signature.input_names) for item in raw], raw)
@@ -101,10 +106,20 @@ def outputs_of(
 
 
 def _class_count(module: Any) -> int | None:
-    """How many classes a module says that it has, as those of timm and Hugging Face do."""
+    """Return the class count that a module states, as in timm and Hugging Face."""
     for holder in (module, getattr(module, "config", None)):
         for name in ("num_classes", "num_labels"):
             count = getattr(holder, name, None)
             if isinstance(count, int) and count > 1:
                 return count
     return None
+
+
+def metric_of(loaded: LoadedModel, original: StoredOutputs, targets: list[Any], limit_s: float) -> Metric:
+    """Resolve the metric of a loaded model.
+
+    Args:
+        original: outputs of the original on the samples of `targets`.
+        limit_s: time limit of the user's metric.
+    """
+    return resolve_metric(loaded.metric, loaded.signature, original, targets, loaded.policy, limit_s, loaded.outputs)

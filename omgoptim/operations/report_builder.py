@@ -1,4 +1,4 @@
-"""The end of a run that trained: the model saved, reopened, measured against the original, and reported."""
+"""Build the report of prune, factorize and distill: save, reopen and measure the final model."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from omgoptim.operations.compression_job import AnyJob
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.next_steps import repeat_of
 from omgoptim.operations.output_folder import deliver
-from omgoptim.operations.recovery_next_steps import Result, next_steps
+from omgoptim.operations.recovery_next_steps import RunResult, next_steps
 from omgoptim.operations.report_records import artifact_record, environment, output_records, shown_request
-from omgoptim.operations.save_and_measure import Measured, measure, save
+from omgoptim.operations.save_and_measure import MeasuredArtifact, measure, save
 from omgoptim.operations.verdict import (
     Outcome,
     load_warnings,
     outcome_of,
+    quality_sentence,
     quality_warnings,
-    quality_words,
-    verdict_words,
+    verdict_sentence,
 )
 from omgoptim.reports import Candidate, Control, EfficiencyReport, Measurement, Round, SensitivityPoint, Training
 from omgoptim.techniques.registry import Outcome as Changes
@@ -33,25 +33,25 @@ from omgoptim.techniques.registry import Outcome as Changes
 
 @dataclass(frozen=True, slots=True)
 class FinalModel:
-    """The model that becomes the artifact, and what is told of how it came about."""
+    """The model to save as the artifact, and the contents of its report."""
 
     name: str
-    """For the verdict: `structured pruning, 50 % of the channels`."""
+    """Name in the verdict, such as `structured pruning, 50 % of the channels`."""
     module: nn.Module
     loaded: LoadedModel
-    """What the module is called with, and what it descends from."""
+    """Signature, data and lineage of the module."""
     changes: Changes
     recipe: Recipe | None = None
-    """How a fresh process builds the module, but for its surgery; None: as the subject's own."""
-    missed: Callable[[Measured], str | None] = lambda _: None
-    """By what was measured: why the goal was not reached, in words; None if it was."""
+    """Recipe of the module without its surgery; None for that of the loaded model."""
+    missed: Callable[[MeasuredArtifact], str | None] = lambda _: None
+    """Reason by the measurement why the goal was missed; None if it was reached."""
     facts: Sequence[str] = ()
     """Sentences for the summary, before the numbers."""
     closing: Sequence[str] = ()
-    """Sentences for its end."""
+    """Sentences at the end of the summary."""
     warnings: Sequence[str] = ()
-    control: Callable[[Measured], Control] | None = None
-    """Measures the control against the artifact."""
+    control: Callable[[MeasuredArtifact], Control] | None = None
+    """Measurement of the control against the artifact."""
     rounds: list[Round] = field(default_factory=list)
     training: Training | None = None
     sensitivity: list[SensitivityPoint] = field(default_factory=list)
@@ -59,19 +59,19 @@ class FinalModel:
 
 
 def build_report(verb: str, job: AnyJob, final_model: FinalModel, output: Path | None) -> EfficiencyReport:
-    """Save, measure and report the model that a run ends with.
+    """Save, measure and report the final model of a run.
 
     Raises:
-        OmgoptimError: it cannot be saved, reopened or measured; there is no artifact then.
+        OmgoptimError: it cannot be saved, reopened or measured.
     """
     request, context, loaded = job.request, job.context, job.loaded
     context.progress("saving the artifact", 0.77)
     baseline = baseline_on(request.runtime, loaded, context)
-    made = context.work / "artifact"
-    unknown = save(final_model.module, final_model.loaded, job.runtime, made, context, recipe=final_model.recipe)
-    measured = measure(request, context, loaded, baseline, made)
+    folder = context.work / "artifact"
+    unknown = save(final_model.module, final_model.loaded, job.runtime, folder, context, recipe=final_model.recipe)
+    measured = measure(request, context, loaded, baseline, folder)
     control = final_model.control(measured) if final_model.control else None
-    os.replace(made, context.artifact)
+    os.replace(folder, context.artifact)
     guard, missed = request.max_quality_drop, final_model.missed(measured)
     outcome: Outcome = "guard_failed" if missed else outcome_of(measured.gains, measured.quality, guard)
     place, undelivered = deliver(context.artifact, output, outcome != "guard_failed")
@@ -79,7 +79,7 @@ def build_report(verb: str, job: AnyJob, final_model: FinalModel, output: Path |
     labelled = any(target is not None for target in loaded.evaluation.targets)
     warnings += quality_warnings(measured.quality, guard, loaded.data.real, labelled)
     warnings += load_warnings(measured.load)
-    result = Result(
+    result = RunResult(
         outcome, context.run_id, measured.gains, missed is not None, final_model.rounds, final_model.training
     )
     return EfficiencyReport(
@@ -113,46 +113,46 @@ def _summary(
     outcome: Outcome,
     final_model: FinalModel,
     missed: str | None,
-    measured: Measured,
+    measured: MeasuredArtifact,
     guard: float,
     control: Control | None,
 ) -> str:
-    """That the original is at chance, if so; then guard and goal, what was gained, what is left, and the quality."""
+    """Return the summary: chance level, verdict, facts, remaining size, quality and control."""
     fits = outcome_of(measured.gains, measured.quality, guard) != "guard_failed"
     if outcome == "guard_failed" and missed and fits:
-        first = f"The goal was not reached: {missed}. " + verdict_words(
+        first = f"The goal was missed: {missed}. " + verdict_sentence(
             "ok", final_model.name, measured.gains, measured.quality, guard
         )
     else:
-        first = verdict_words(outcome, final_model.name, measured.gains, measured.quality, guard)
+        first = verdict_sentence(outcome, final_model.name, measured.gains, measured.quality, guard)
         first += f" {missed[0].upper()}{missed[1:]}." if missed else ""
     parts = [
         chance_level_summary(measured.before.metric, measured.before.quality, final_model.loaded.evaluation.targets),
         first,
         *final_model.changes.notes,
         *final_model.facts,
-        left_words(measured.before, measured.after),
-        quality_words(measured.before, measured.quality),
-        control_words(control),
+        remaining_sentence(measured.before, measured.after),
+        quality_sentence(measured.before, measured.quality),
+        control_sentence(control),
         *final_model.closing,
     ]
     return " ".join(part for part in parts if part)
 
 
-def left_words(before: Measurement, after: Measurement) -> str:
-    """What is left of parameters, of those that are not zero, and of multiply-accumulates."""
-    told = []
+def remaining_sentence(before: Measurement, after: Measurement) -> str:
+    """Return a sentence on the remaining parameters, nonzero parameters and multiply-accumulates."""
+    parts = []
     if before.params and after.params and after.params < before.params:
-        told.append(f"{after.params / before.params:.1%} of the parameters")
+        parts.append(f"{after.params / before.params:.1%} of the parameters")
     if before.nonzero_params and after.nonzero_params and after.params and after.nonzero_params < 0.995 * after.params:
-        told.append(f"{after.nonzero_params / before.nonzero_params:.1%} of the parameters that are not zero")
+        parts.append(f"{after.nonzero_params / before.nonzero_params:.1%} of the nonzero parameters")
     if before.macs and after.macs and after.macs < before.macs:
-        told.append(f"{after.macs / before.macs:.1%} of the multiply-accumulates")
-    return f"Left: {', '.join(told)}." if told else ""
+        parts.append(f"{after.macs / before.macs:.1%} of the multiply-accumulates")
+    return f"Remaining: {', '.join(parts)}." if parts else ""
 
 
-def control_words(control: Control | None) -> str:
-    """Effect of distillation against the control without a teacher, with its interval."""
+def control_sentence(control: Control | None) -> str:
+    """Return a sentence on the effect of distillation against the control, with its interval."""
     if control is None or control.quality is None or control.gain is None:
         return ""
     interval = ""
@@ -160,7 +160,7 @@ def control_words(control: Control | None) -> str:
         interval = f", 95 % interval {control.gain_low:+.4f} to {control.gain_high:+.4f}"
     if control.kept:
         return (
-            "The artifact is the control: on the selection samples the same student was better without the teacher. "
+            "The artifact is the control: without the teacher the same student is better on the selection samples. "
             f"Effect of distillation on the evaluation data: {control.gain:+.4f}{interval}."
         )
     clear = control.gain_low is not None and control.gain_low > 0

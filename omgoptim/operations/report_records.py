@@ -1,4 +1,4 @@
-"""From timings and outputs of measuring processes to the records of a report."""
+"""Records of a report from timings, outputs and artifacts."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from omgoptim.operations.timing import OVERLOADED
 from omgoptim.reports import Artifact, Environment, Gains, Measurement, OutputRecord
 
 VERSIONS = ("torch", "onnxruntime", "openvino", "nncf", "onnx", "numpy")
+"""Packages whose versions a report lists."""
 
 
 def measurement(
     folder: Path, timing: Timing, bench: TimingSetup, quality: float | None, metric: str | None, samples: int | None
 ) -> Measurement:
-    """One artifact's numbers."""
+    """Return the measurement of one artifact."""
     manifest = Manifest.read(folder)
     return Measurement(
         runtime=manifest.runtime,
@@ -48,7 +49,7 @@ def measurement(
 
 
 def gains(before: Measurement, after: Measurement, timing: Timing, quality: Quality | None, load: float) -> Gains:
-    """After against before; no ratio of times from an overloaded machine."""
+    """Return the gains of `after` over `before`; without speedup on an overloaded machine."""
     trusted = load <= OVERLOADED
     speedup = timing.speedup if trusted else None
     return Gains(
@@ -70,10 +71,10 @@ def gains(before: Measurement, after: Measurement, timing: Timing, quality: Qual
 def output_records(
     outputs: ModelOutputs, quality: Quality | None = None, timing: Timing | None = None
 ) -> list[OutputRecord]:
-    """The outputs of a model, each with its agreement where that was measured.
+    """Return the records of a model's outputs, with their agreement where measured.
 
     Args:
-        timing: of the artifact that the report is of, with what its fresh processes gave for its recorded samples.
+        timing: timing of the report's artifact, with the outputs of fresh processes for its recorded samples.
     """
     reopened = timing.reopened if timing else ()
     measured = {found.spec.index: found for found in quality.outputs} if quality else {}
@@ -105,12 +106,12 @@ def _ratio(before: int | None, after: int | None) -> float | None:
 
 
 def finite(value: float) -> float | None:
-    """A number that a report can hold; None for one that is infinite or NaN."""
+    """Return a finite number; None for infinity and NaN."""
     return value if math.isfinite(value) else None
 
 
 def environment(context: RunContext, bench: TimingSetup, seed: int, device: str, load: float | None) -> Environment:
-    """The machine and versions behind the numbers."""
+    """Return the record of machine and versions."""
     versions = {"omgoptim": omgoptim.__version__, "python": platform.python_version()}
     for name in VERSIONS:
         try:
@@ -137,12 +138,12 @@ def _gpu_name() -> str | None:
 
 
 def artifact_record(folder: Path) -> Artifact:
-    """What a report says of a saved artifact."""
+    """Return the record of a saved artifact."""
     manifest = Manifest.read(folder)
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     return Artifact(path=str(folder), files=files, load=loading_snippet(folder, manifest))
 
 
 def shown_request(verb_request: Any) -> dict[str, Any]:
-    """The request as it was resolved, as plain data."""
+    """Return the resolved request as plain data."""
     return dict(verb_request.model_dump(mode="json"))

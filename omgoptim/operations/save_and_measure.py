@@ -1,4 +1,4 @@
-"""From a changed module to the artifact and its numbers: saved, reopened in fresh processes, measured in turns."""
+"""Save a changed module as an artifact and measure it in fresh processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from torch import nn
 from omgoptim.errors import OmgoptimError, RequestError
 from omgoptim.measure.macs import count_macs
 from omgoptim.measure.measuring_process import MeasuringProcess
-from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import Quality, compare_quality, read_outputs
 from omgoptim.measure.size import count_params
 from omgoptim.measure.timing import Timing
@@ -24,8 +23,9 @@ from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import one_sample
 from omgoptim.operations.loaded_model import LoadedModel, recipe_of
 from omgoptim.operations.quantization.build_candidates import float_program, in_memory
+from omgoptim.operations.reference_outputs import metric_of
 from omgoptim.operations.report_records import gains, measurement
-from omgoptim.operations.timing import full_race, told
+from omgoptim.operations.timing import fraction_progress, full_race
 from omgoptim.reports import Gains, Measurement
 from omgoptim.requests import ModelRequest
 from omgoptim.runtimes import ENGINES, SessionSettings
@@ -34,7 +34,7 @@ from omgoptim.training.modes import placed
 
 
 def require_module(loaded: LoadedModel, verb: str) -> nn.Module:
-    """The subject's float module.
+    """Return the float module of the loaded model.
 
     Raises:
         RequestError: it is a program, or quantized.
@@ -42,7 +42,7 @@ def require_module(loaded: LoadedModel, verb: str) -> nn.Module:
     if loaded.module is None:
         raise RequestError(
             f"{verb} changes a module, and the model was given as a program",
-            "an ONNX file has no layers that could be taken apart and trained",
+            "an ONNX file cannot be modified and trained",
             "give the module it was exported from: file.py:callable, with its weights as checkpoint",
         )
     if loaded.precision != "float32":
@@ -55,7 +55,7 @@ def require_module(loaded: LoadedModel, verb: str) -> nn.Module:
 
 
 def engine_for(runtime: str, loaded: LoadedModel) -> str:
-    """The engine that the artifact runs on; `auto` is the one that the model came with."""
+    """Return the engine of the artifact; `auto` is the engine of the baseline."""
     return Manifest.read(loaded.baseline).runtime if runtime == "auto" else runtime
 
 
@@ -69,15 +69,14 @@ def save(
     recipe: Recipe | None = None,
     to_time_only: bool = False,
 ) -> list[str]:
-    """Save a changed module as an artifact that `runtime` runs: recipe with its surgery and weights, and beside them
-    the same model as ONNX and .pt2.
+    """Save a changed module as an artifact for `runtime`: recipe with surgery, weights, ONNX file and .pt2 file.
 
     Args:
-        recipe: how a fresh process builds the module, but for its surgery; default: as the subject's own.
-        to_time_only: leave out what timing does not need: the programs that another engine runs, and the counts.
+        recipe: recipe of the module without its surgery; default: that of the loaded model.
+        to_time_only: omit what timing does not need: the programs of other engines, and the counts.
 
     Returns:
-        What could not be delivered beside the artifact, and why.
+        Notes on programs that could not be exported.
 
     Raises:
         OmgoptimError: the module cannot be saved, exported for its runtime, or described as a change of its source.
@@ -120,7 +119,7 @@ def save(
 
 
 def _counted(manifest: Manifest, module: nn.Module, loaded: LoadedModel) -> Manifest:
-    """The manifest with what the changed module has and does."""
+    """Return the manifest with parameters and multiply-accumulates of the changed module."""
     args, kwargs = one_sample(loaded)
     macs = count_macs(module, args, kwargs)
     params, nonzero = count_params(module)
@@ -135,8 +134,8 @@ def _counted(manifest: Manifest, module: nn.Module, loaded: LoadedModel) -> Mani
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """The finished artifact against the original on the same engine."""
+class MeasuredArtifact:
+    """Measurements of the artifact and the original on the same engine."""
 
     before: Measurement
     after: Measurement
@@ -145,36 +144,30 @@ class Measured:
     timing: Timing
     load: float
     outputs: list[Path]
-    """Folders with what the original and the artifact gave on the evaluation data."""
+    """Folders with the outputs of original and artifact on the evaluation data."""
 
 
-def measure(request: ModelRequest, context: RunContext, loaded: LoadedModel, baseline: Path, folder: Path) -> Measured:
-    """Both artifacts in fresh processes: times in turns, and quality on the evaluation data."""
+def measure(
+    request: ModelRequest, context: RunContext, loaded: LoadedModel, baseline: Path, folder: Path
+) -> MeasuredArtifact:
+    """Measure original and artifact in fresh processes: time in alternation, quality on the evaluation data."""
     targets = [context.work / "final" / str(index) for index in range(2)]
 
     def outputs(index: int, process: MeasuringProcess) -> None:
         whose = ("the original", "the result")[index]
-        process.run_samples(loaded.eval_folder, targets[index], told(context, f"evaluating {whose}"))
+        process.run_samples(loaded.eval_folder, targets[index], fraction_progress(context, f"evaluating {whose}"))
 
     doing = "measuring the result against the original"
     span = (0.8, 0.98)
     raced = full_race(
         [baseline, folder], loaded.bench, request.timing, request.seed, context, span, doing, outputs
     )  # fmt: skip
-    timing = raced.timing(1)  # where the result's evaluation failed, its error: there are no outputs to compare
+    timing = raced.timing(1)  # raises the error if the evaluation failed
     original = read_outputs(targets[0])
-    metric = resolve_metric(
-        loaded.metric,
-        loaded.signature,
-        original,
-        loaded.evaluation.targets,
-        loaded.policy,
-        request.time_limit_s,
-        loaded.outputs,
-    )
+    metric = metric_of(loaded, original, loaded.evaluation.targets, request.time_limit_s)
     quality = compare_quality(metric, original, read_outputs(targets[1]), loaded.evaluation.targets, request.seed)
     count = loaded.evaluation.count
     before = measurement(baseline, raced.timing(0), loaded.bench, quality.before, quality.metric, count)
     after = measurement(folder, timing, loaded.bench, quality.after, quality.metric, count)
     gained = gains(before, after, timing, quality, raced.load)
-    return Measured(before, after, gained, quality, timing, raced.load, targets)
+    return MeasuredArtifact(before, after, gained, quality, timing, raced.load, targets)

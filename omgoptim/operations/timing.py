@@ -1,4 +1,4 @@
-"""The full measurement, with an eye on who else uses the machine."""
+"""Full timing measurement, with checks of the machine's load."""
 
 from __future__ import annotations
 
@@ -7,42 +7,64 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from omgoptim.errors import OmgoptimError
 from omgoptim.hardware import LoadMeter, other_load
 from omgoptim.measure.measuring_process import MeasuringProcess
-from omgoptim.measure.timing import PLANS, SLOW_S, Timing, TimingPlan, TimingSetup, time_artifacts
+from omgoptim.measure.timing import LATENCY, PLANS, SLOW_S, THROUGHPUT, Timing, TimingPlan, TimingSetup, time_artifacts
+from omgoptim.models.samples import Samples, repeat_to_size
+from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.operations.context import RunContext
 
 BUSY = 0.25
-"""Load by other processes, as a fraction of the machine, above which more launches are made and the report warns."""
+"""Load by other processes, as a fraction of the machine, above which there are more launches and a warning."""
 
 OVERLOADED = 0.45
-"""Load above which no ratio of times is told at all: thread pools that wait for a core are not slower models."""
+"""Load above which no speedup is reported: thread pools wait for cores then."""
 
 AS_FAST, AS_FAST_ONCE, AS_FAST_UNDER_LOAD = 1.02, 1.1, 1.25
-"""Contestants within this factor count as equally fast: over several launches, in a single one, on a busy machine."""
+"""Factors within which times count as equal: over several launches, in a single one, on a busy machine."""
 
 PATIENCE_S = {"quick": 0.0, "standard": 20.0, "careful": 60.0}
-"""How long a run waits for a busy machine to become quiet, by timing."""
+"""Seconds that a run waits for an idle machine, by timing."""
 
 
 @dataclass(frozen=True, slots=True)
-class Raced:
-    """What a full measurement gave, and how busy the machine was (the worse of before and during)."""
+class RaceResult:
+    """Result of a full measurement, with the machine's load: the larger of before and during it."""
 
     timings: list[Timing | OmgoptimError]
     load: float
 
     def timing(self, index: int) -> Timing:
-        """One contestant's timing.
+        """Return the timing of one artifact.
 
         Raises:
-            OmgoptimError: the one that ended its race.
+            OmgoptimError: the error of its measurement.
         """
         found = self.timings[index]
         if isinstance(found, OmgoptimError):
             raise found
         return found
+
+
+def bench_of(
+    context: RunContext, samples: Samples, batch: int | None, threads: int, device: str, policy: PathPolicy
+) -> TimingSetup:
+    """Write the batches of the timing and return its settings.
+
+    Args:
+        samples: samples to take the batches from.
+        batch: batch size for throughput; None to measure latency at batch 1 only.
+    """
+    context.work.mkdir(parents=True, exist_ok=True)
+    batches = {}
+    sizes = {LATENCY: 1} | ({THROUGHPUT: batch} if batch is not None else {})
+    for name, size in sizes.items():
+        batches[name] = context.work / f"{name}.npz"
+        np.savez(batches[name], **repeat_to_size(samples, size))  # type: ignore[arg-type]
+    return TimingSetup(batches, batch or 1, threads, context.project, device, policy)
 
 
 def full_race(
@@ -54,13 +76,13 @@ def full_race(
     span: tuple[float, float],
     doing: str,
     on_first: Callable[[int, MeasuringProcess], None] | None = None,
-) -> Raced:
-    """Time artifacts against the first of them, once the machine is quiet or patience is out.
+) -> RaceResult:
+    """Time artifacts against the first, after waiting for an idle machine.
 
     Args:
         timing: quick, standard or careful.
-        span: fractions of the whole run between which progress moves.
-        doing: what the progress says.
+        span: start and end of its progress as fractions of the run.
+        doing: progress message.
     """
     start, end = span
     with context.measuring():
@@ -74,19 +96,19 @@ def full_race(
             lambda done: context.progress(doing, start + (end - start) * done),
             on_first,
         )
-        return Raced(timings, max(load, meter.load()))
+        return RaceResult(timings, max(load, meter.load()))
 
 
-def told(context: RunContext, doing: str) -> Callable[[float], None]:
-    """Progress within a part of a run whose share of the whole is not known."""
+def fraction_progress(context: RunContext, doing: str) -> Callable[[float], None]:
+    """Return a progress callback for a part whose share of the run is unknown."""
     return lambda done: context.progress(f"{doing}: {done:.0%}", None)
 
 
 def _quiet(context: RunContext, doing: str, patience_s: float) -> float:
-    """Wait for other processes to let go of the machine; the load that is left."""
+    """Wait for an idle machine and return the remaining load."""
     deadline = time.monotonic() + patience_s
     while (load := other_load()) > BUSY and time.monotonic() < deadline:
-        context.progress(f"{doing}: waiting for a quiet machine, others use {load:.0%} of it", None)
+        context.progress(f"{doing}: waiting for an idle machine, other processes use {load:.0%}", None)
     context.progress(doing, None)
     return load
 
@@ -99,17 +121,17 @@ def _plan(timing: str, load: float) -> TimingPlan:
 
 
 def as_fast(timing: Timing, load: float) -> float:
-    """How much slower than another one may have been measured, as a factor, and still count as equally fast."""
+    """Return the factor within which two times count as equal."""
     if load > OVERLOADED:
         return AS_FAST_UNDER_LOAD
     return AS_FAST if timing.launches > 1 else AS_FAST_ONCE
 
 
 def slow_warnings(*timings: Timing) -> list[str]:
-    """That a slow model was timed by few calls."""
+    """Return a warning where a slow model was timed with few calls."""
     slow = [timing for timing in timings if timing.latency_ms_p50 > 1000 * SLOW_S and timing.calls]
     if not slow:
         return []
     calls = " and ".join(str(timing.calls) for timing in slow)
     took = " and ".join(f"{timing.latency_ms_p50 / 1000:.2f} s" for timing in slow)
-    return [f"a call takes {took}, so its time comes from few calls ({calls} in all launches)"]
+    return [f"a call takes {took}, so the timing has few calls ({calls} in all launches)"]

@@ -1,4 +1,4 @@
-"""The words of a report, chosen by its numbers: nothing here can say more than was measured."""
+"""Verdict and sentences of a report, derived from its measurements."""
 
 from __future__ import annotations
 
@@ -15,44 +15,41 @@ from omgoptim.reports.measured import SMALLER
 Outcome = Literal["ok", "no_gain", "guard_failed"]
 
 ROUNDING = 1e-6
-"""A drop this small is the arithmetic of another engine, and no loss: a guard of 0 passes the same float32 model."""
-
+"""Quality drop that counts as rounding of another engine: a guard of 0 passes the same float32 model."""
 
 MARGIN_SHARE = 0.5
-"""Largest part of the guard that is kept free for what the selection samples cannot tell."""
+"""Maximum margin for the uncertainty of selection samples, as a fraction of the guard."""
 
 MOST_SAMPLES = 1_000_000
-"""More evaluation samples than a request may ask for: no set decides what would need them."""
+"""Bound of a request's evaluation samples."""
 
 
-def speed_words(gains: Gains) -> str:
-    """`2.31x faster (2.28 to 2.35)`, or that no difference can be claimed."""
+def speed_phrase(gains: Gains) -> str:
+    """Return `2.31x faster (2.28 to 2.35 …)`, or that the difference is not significant."""
     if gains.speedup is None:
         return "speed undecided: the machine was overloaded"
     if gains.speedup_low is None or gains.speedup_high is None:
-        return (
-            f"{gains.speedup:.2f}x the speed in a single launch (a point estimate; timing standard gives an interval)"
-        )
+        return f"{gains.speedup:.2f}x speed in a single launch (point estimate; timing standard gives an interval)"
     interval = f"({gains.speedup_low:.2f} to {gains.speedup_high:.2f}, 95 % over {gains.launches} launches)"
     if gains.speedup_low > 1:
         return f"{gains.speedup:.2f}x faster {interval}"
     if gains.speedup_high < 1:
-        return f"slower: {gains.speedup:.2f}x the speed {interval}"
-    return f"not measurably faster: {gains.speedup:.2f}x {interval}"
+        return f"slower: {gains.speedup:.2f}x speed {interval}"
+    return f"no significant speedup: {gains.speedup:.2f}x {interval}"
 
 
-def size_words(gains: Gains) -> str:
-    """`3.9x smaller on disk`, or that it is not."""
+def size_phrase(gains: Gains) -> str:
+    """Return `3.9x smaller on disk`, or that it is not smaller."""
     ratio = gains.size_ratio
     if ratio is None:
-        return "its size was not compared"
+        return "size not compared"
     if ratio >= SMALLER:
         return f"{ratio:.2f}x smaller on disk"
     return "about the same size on disk" if ratio > 1 / SMALLER else f"{1 / ratio:.2f}x larger on disk"
 
 
-def quality_words(before: Measurement, quality: Quality | None) -> str:
-    """Quality before and after, with the interval of the drop."""
+def quality_sentence(before: Measurement, quality: Quality | None) -> str:
+    """Return a sentence with quality before and after and the interval of the drop."""
     if quality is None:
         return "Quality was not measured."
     name = quality.metric.replace("_", " ")
@@ -62,37 +59,37 @@ def quality_words(before: Measurement, quality: Quality | None) -> str:
 
 
 def is_gain(gains: Gains) -> bool:
-    """Whether it became smaller or faster, by what was measured."""
+    """Return whether the artifact is smaller or faster."""
     smaller = gains.size_ratio is not None and gains.size_ratio >= SMALLER
     low = gains.speedup_low if gains.speedup_low is not None else gains.speedup
     return smaller or (low is not None and low > 1)
 
 
 def holds(drop: float, guard: float) -> bool:
-    """Whether a drop in quality is within the guard."""
+    """Return whether a quality drop is within the guard."""
     return drop <= guard + ROUNDING
 
 
 def passes(quality: Quality, guard: float) -> bool:
-    """Whether a result holds the guard, and ruins no output that the metric never reads."""
+    """Return whether a result passes the quality guard and ruins no output that the metric does not read."""
     return holds(quality.drop, guard) and not quality.ruined
 
 
 def with_margin(drop: float, high: float, guard: float) -> float:
-    """A drop on selection samples as the search for a candidate judges it: the upper end of its 95 % interval.
+    """Return the upper end of the drop's 95 % interval on selection samples, bounded above the drop.
 
-    With few samples that end lies above any guard, so the margin is bounded by a share of the guard.
+    With few samples that end exceeds any guard, so the margin is at most a share of the guard.
     """
     return drop + max(0.0, min(high - drop, MARGIN_SHARE * guard))
 
 
 def decided(quality: Quality, guard: float) -> bool:
-    """Whether the interval says on which side of the guard the drop is, by the same rounding as the verdict."""
+    """Return whether the interval excludes the guard, with the rounding of the verdict."""
     return holds(quality.high, guard) or not holds(quality.low, guard)
 
 
 def samples_needed(quality: Quality, guard: float) -> int | None:
-    """How many evaluation samples would likely decide, where these do not; None where no evaluation set could."""
+    """Estimate the evaluation samples for a decision; None where decided, or where no set could decide."""
     if decided(quality, guard) or abs(quality.drop - guard) <= ROUNDING:
         return None
     needed = quality.samples_to_decide(guard)
@@ -100,40 +97,38 @@ def samples_needed(quality: Quality, guard: float) -> int | None:
 
 
 def outcome_of(gains: Gains, quality: Quality, guard: float) -> Outcome:
-    """The one word a run ends with: the guard and the outputs first, then whether anything was gained."""
+    """Return the outcome: guard and ruined outputs first, then whether there is a gain."""
     if quality.ruined or not holds(quality.drop, guard):
         return "guard_failed"
     return "ok" if is_gain(gains) else "no_gain"
 
 
-def verdict_words(outcome: Outcome, name: str, gains: Gains, quality: Quality, guard: float) -> str:
-    """The first sentence of a summary, for the candidate `name`."""
-    became = f"{size_words(gains)}, {speed_words(gains)}"
+def verdict_sentence(outcome: Outcome, name: str, gains: Gains, quality: Quality, guard: float) -> str:
+    """Return the first sentence of a summary, for the candidate `name`."""
+    became = f"{size_phrase(gains)}, {speed_phrase(gains)}"
     if quality.ruined:
-        return f"{ruined_words(quality.ruined)} {name} is {became}."
+        return f"{ruined_sentence(quality.ruined)} {name} is {became}."
     if outcome == "guard_failed":
-        return (
-            f"The guard failed: {name} came closest and loses {quality.drop:.4f}, more than {guard:g}. It is {became}."
-        )
+        return f"Quality guard failed: {name} is closest; drop {quality.drop:.4f} is above {guard:g}. It is {became}."
     return f"{name}: {became}." if outcome == "ok" else f"No gain. The best candidate, {name}, is {became}."
 
 
-def ruined_words(ruined: Sequence[OutputAgreement]) -> str:
-    """Which outputs were ruined, each with its error, in one sentence."""
-    told = []
+def ruined_sentence(ruined: Sequence[OutputAgreement]) -> str:
+    """Return a sentence on the ruined outputs, each with its error."""
+    parts = []
     for output in ruined:
         if output.relative_error is not None:
-            error = f"relative error {output.relative_error:.2f}, more than {RUINED_ERROR:g}"
+            error = f"relative error {output.relative_error:.2f}, above {RUINED_ERROR:g}"
         else:
-            error = f"{output.agreement:.0%} as the original's, less than {RUINED_AGREEMENT:.0%}"
-        told.append(f"'{output.spec.name}' ({error})")
-    one = "Output" if len(told) == 1 else "Outputs"
-    was = "was" if len(told) == 1 else "were"
-    return f"{one} {', '.join(told)} {was} ruined; the metric does not read {'it' if len(told) == 1 else 'them'}."
+            error = f"agreement {output.agreement:.0%}, below {RUINED_AGREEMENT:.0%}"
+        parts.append(f"'{output.spec.name}' ({error})")
+    one = "Output" if len(parts) == 1 else "Outputs"
+    was = "was" if len(parts) == 1 else "were"
+    return f"{one} {', '.join(parts)} {was} ruined; the metric does not read {'it' if len(parts) == 1 else 'them'}."
 
 
 def quality_warnings(quality: Quality | None, guard: float, real_data: bool, labelled: bool = False) -> list[str]:
-    """Return what must be said beside the quality.
+    """Return the warnings on the quality.
 
     Args:
         labelled: whether the evaluation data has targets, which a metric of agreement does not read.
@@ -143,7 +138,7 @@ def quality_warnings(quality: Quality | None, guard: float, real_data: bool, lab
     warnings = []
     if not real_data:
         warnings.append(
-            f"{quality.metric} was measured on random inputs: it is no accuracy. Give data to measure accuracy."
+            f"{quality.metric} was measured on random inputs: it is not accuracy. Give data to measure accuracy."
         )
     elif quality.is_agreement:
         why = "it does not read the data's targets" if labelled else "the data has no targets"
@@ -164,12 +159,12 @@ def quality_warnings(quality: Quality | None, guard: float, real_data: bool, lab
 
 
 def load_warnings(load: float | None) -> list[str]:
-    """What must be said when others used the machine while it was timed."""
+    """Return the warnings on the load by other processes during timing."""
     if load is None or load <= BUSY:
         return []
     if load > OVERLOADED:
         return [
-            f"other processes used {load:.0%} of the CPU: times of this run mean little, and their ratio is not given; "
-            "wait until they are done, then measure again: `omgoptim compare` times what was made"
+            f"other processes used {load:.0%} of the CPU: times are unreliable, and no speedup is reported; "
+            "measure again on an idle machine: `omgoptim compare` times existing artifacts"
         ]
-    return [f"other processes used {load:.0%} of the CPU: times are longer than on a quiet machine, the interval wider"]
+    return [f"other processes used {load:.0%} of the CPU: times are longer and intervals wider than on an idle machine"]

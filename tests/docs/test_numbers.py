@@ -9,7 +9,7 @@ import pytest
 from omgoptim import cli
 from omgoptim.errors import DataError, RequestError
 from omgoptim.measure.timing import PLANS
-from omgoptim.operations.distillation.student_training import GENTLE
+from omgoptim.operations.distillation.student_training import PRETRAINED_LEARNING_RATE
 from omgoptim.operations.timing import BUSY, OVERLOADED, PATIENCE_S
 from omgoptim.reports.measured import SMALLER
 from omgoptim.requests import DistillRequest, FactorizeRequest, ModelRequest, PruneRequest, QuantizeRequest
@@ -50,7 +50,7 @@ SENTENCES = [
         f"{100 * CAREFUL.narrow:g} % |",
     ),
     ("docs/distillation.md", f"({AutoStudent().compression:g} unless you say"),
-    ("docs/distillation.md", f"peak learning rate of {GENTLE:.0e}".replace("e-0", "e-")),
+    ("docs/distillation.md", f"peak learning rate of {PRETRAINED_LEARNING_RATE:.0e}".replace("e-0", "e-")),
     ("docs/distillation.md", f"plus {OTHERS_WEIGHT:g} times KL among the others"),
     ("docs/distillation.md", f"target is {IGNORED} "),
     ("docs/distillation.md", f"more than {LIMIT_BYTES / 2**20:g} MiB"),

@@ -11,7 +11,7 @@ import pytest
 from omgoptim.jobs.folder import RunFolder
 from omgoptim.models.artifact import Manifest
 from omgoptim.models.security.seal import add_seal
-from omgoptim.operations.chained_gains import with_total
+from omgoptim.operations.chained_gains import with_total_gain
 from omgoptim.operations.context import RunContext
 from omgoptim.reports import EfficiencyReport, Measurement
 from omgoptim.requests import parse
@@ -55,7 +55,7 @@ def descends(project: Path, lineage: tuple[str, ...]) -> None:
 
 def third(context: RunContext, model: str = "second", metric: str = "top1_accuracy", **asked: Any) -> EfficiencyReport:
     made = report("third", measured(400, 0.89, metric), measured(100, 0.88, metric), DATA | asked)
-    return with_total(made, parse("quantize", {"model": model}), context)
+    return with_total_gain(made, parse("quantize", {"model": model}), context)
 
 
 def test_the_total_is_that_against_the_first_original_and_no_speedup_is_made_up(context: RunContext) -> None:

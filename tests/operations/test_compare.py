@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from omgoptim.models.artifact import Manifest
 from omgoptim.models.samples import Samples
 from omgoptim.models.security.path_policy import PathPolicy
-from omgoptim.operations.compare import common_lineage, origin_words, read_by_both
+from omgoptim.operations.compare import common_lineage, comparable_samples, lineage_sentence
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import Live, prepare
 from omgoptim.requests import ModelRequest, parse
@@ -40,14 +40,14 @@ def test_a_lineage_is_only_what_the_manifests_share(a: tuple[str, ...], b: tuple
 
 def test_two_models_without_a_common_run_are_called_separate_unless_both_came_from_one_source() -> None:
     one, other = {"model": "net.py:build", "checkpoint": None}, {"model": "net.py:small", "checkpoint": None}
-    assert "two separate models" in origin_words(one, other)
-    assert "two separate models" in origin_words(one, one | {"checkpoint": "weights.pt"})
-    assert "two separate models" in origin_words({}, {})
-    assert origin_words(one, one) == " Both were made from net.py:build."
+    assert "separate models" in lineage_sentence(one, other)
+    assert "separate models" in lineage_sentence(one, one | {"checkpoint": "weights.pt"})
+    assert "separate models" in lineage_sentence({}, {})
+    assert lineage_sentence(one, one) == " Both were made from net.py:build."
 
 
 def test_nothing_is_said_of_models_that_only_their_process_knew() -> None:
-    assert origin_words({"model": "(live module)"}, {"model": "(live module)"}) == ""
+    assert lineage_sentence({"model": "(live module)"}, {"model": "(live module)"}) == ""
 
 
 class Recalled(nn.Module):
@@ -86,7 +86,7 @@ def read_twice(
     arrays: list[Any] = [None if target is None else target.numpy()]
     name = loaded.signature.input_names[0]
     samples = Samples([{name: batch.numpy()}], arrays)
-    return read_by_both([loaded.baseline, loaded.baseline], samples, 1, PathPolicy.of(folder, [], []))
+    return comparable_samples([loaded.baseline, loaded.baseline], samples, 1, PathPolicy.of(folder, [], []))
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -9,20 +9,20 @@ import pytest
 
 from omgoptim.measure.timing import Ratio, Timing
 from omgoptim.operations.gain_attribution import (
-    Side,
+    TimedModel,
+    gain_split_sentence,
     gains_by,
-    implausible_words,
-    slower_words,
-    split_words,
+    implausible_sentence,
+    slower_sentence,
     waiting_share,
 )
 
 
-def side(name: str, size: int, *speedups: float, busy: float | None = 1.0) -> Side:
+def side(name: str, size: int, *speedups: float, busy: float | None = 1.0) -> TimedModel:
     """One whose launches gave these speedups over the original; the original itself has none."""
     logs = tuple(math.log(value) for value in speedups)
     ratio = Ratio(math.exp(sum(logs) / len(logs)), None, None) if logs else None
-    return Side(Timing(1.0, 1.0, None, None, ratio, None, max(1, len(logs)), logs, 40, busy), size, name)
+    return TimedModel(Timing(1.0, 1.0, None, None, ratio, None, max(1, len(logs)), logs, 40, busy), size, name)
 
 
 BEFORE, PLAIN = side("the original", 1000), side("fp32 on openvino", 1010, 3.0, 3.0, 3.0)
@@ -36,8 +36,8 @@ def test_the_two_parts_multiply_to_the_whole() -> None:
     assert parts.precision.speedup_low < 1.5 < (parts.precision.speedup_high or 0)
     assert parts.engine.size_ratio == pytest.approx(1000 / 1010)
     assert parts.precision.size_ratio == pytest.approx(1010 / 250)
-    words = split_words(parts, "openvino", "int8")
-    assert words == "The engine alone (float32 on openvino) brings 3.00x, int8 on it 1.50x."
+    words = gain_split_sentence(parts, "openvino", "int8")
+    assert words == "Speedup by the engine alone (float32 on openvino): 3.00x; by int8 on it: 1.50x."
 
 
 def test_the_original_on_the_same_engine_leaves_all_to_the_bits() -> None:
@@ -53,31 +53,33 @@ def test_a_single_launch_gives_no_interval_and_an_overloaded_machine_no_ratio() 
     parts = gains_by(BEFORE, PLAIN, side("int8", 250, 6.0, 6.0, 6.0), 0.9)
     assert parts.precision.speedup is None
     assert parts.precision.size_ratio == pytest.approx(1010 / 250)
-    assert split_words(parts, "openvino", "int8") == ""
+    assert gain_split_sentence(parts, "openvino", "int8") == ""
 
 
 def test_int8_that_is_slower_than_float32_on_its_engine_is_told_in_the_unit_of_its_interval() -> None:
     slower = gains_by(BEFORE, PLAIN, side("int8", 250, 1.4, 1.5, 1.6), 0.0)
-    words = slower_words(slower, "openvino", "int8")
+    words = slower_sentence(slower, "openvino", "int8")
     assert words.startswith("int8 is 2.00x slower (1.")
     assert words.endswith("than float32 on openvino, the same engine.")
     unclear = gains_by(BEFORE, PLAIN, side("int8", 250, 2.0, 3.0, 4.0), 0.0)
-    assert slower_words(unclear, "openvino", "int8") == ""
-    assert slower_words(slower, "openvino", "float32") == ""
+    assert slower_sentence(unclear, "openvino", "int8") == ""
+    assert slower_sentence(slower, "openvino", "float32") == ""
 
 
 def test_a_process_that_waits_and_ratios_that_no_engine_has_are_implausible() -> None:
     usual = gains_by(BEFORE, PLAIN, side("int8", 250, 6.0, 6.0), 0.0)
-    assert implausible_words(usual, BEFORE.timing, "openvino", "cpu", 0.0) == ""
+    assert implausible_sentence(usual, BEFORE.timing, "openvino", "cpu", 0.0) == ""
     waits = side("the original", 1000, busy=0.02).timing
-    words = implausible_words(usual, waits, "openvino", "cpu", 0.0)
+    words = implausible_sentence(usual, waits, "openvino", "cpu", 0.0)
     assert words.startswith("Implausible speedup: the original waits 98% of its time")
-    assert implausible_words(usual, waits, "openvino", "cuda", 0.0) == ""  # the processor waits for the GPU
-    assert implausible_words(usual, waits, "openvino", "cpu", 0.9) == ""  # it waits for a core
+    assert implausible_sentence(usual, waits, "openvino", "cuda", 0.0) == ""  # the processor waits for the GPU
+    assert implausible_sentence(usual, waits, "openvino", "cpu", 0.9) == ""  # it waits for a core
     python = gains_by(BEFORE, side("fp32", 1010, 400.0, 400.0), side("int8", 250, 500.0, 500.0), 0.0)
-    assert "float32 on openvino alone is 400x faster" in implausible_words(python, BEFORE.timing, "openvino", "cpu", 0)
+    assert "float32 on openvino alone is 400x faster" in implausible_sentence(
+        python, BEFORE.timing, "openvino", "cpu", 0
+    )
     bits = gains_by(BEFORE, PLAIN, side("int8", 250, 90.0, 90.0, 90.0), 0.0)
-    assert "fewer bits bring 30x" in implausible_words(bits, BEFORE.timing, "openvino", "cpu", 0.0)
+    assert "lower precision gives 30x" in implausible_sentence(bits, BEFORE.timing, "openvino", "cpu", 0.0)
 
 
 def test_waiting_is_told_on_an_overloaded_machine_where_the_time_in_the_queue_of_a_core_is_known() -> None:
@@ -86,12 +88,12 @@ def test_waiting_is_told_on_an_overloaded_machine_where_the_time_in_the_queue_of
     assert waiting_share(sleeps, 0.9) == 0.97
     assert waiting_share(queues, 0.9) is None
     assert waiting_share(queues, 0.0) is None
-    words = implausible_words(parts, sleeps, "openvino", "cpu", 0.9)
+    words = implausible_sentence(parts, sleeps, "openvino", "cpu", 0.9)
     assert words.startswith("Any speedup would be implausible: the original waits 97% of its time")
-    assert implausible_words(parts, queues, "openvino", "cpu", 0.9) == ""
+    assert implausible_sentence(parts, queues, "openvino", "cpu", 0.9) == ""
 
 
 def test_an_artifact_that_waits_as_the_original_does_is_not_called_implausible() -> None:
     parts = gains_by(BEFORE, PLAIN, side("bf16", 500, 1.0, 1.0), 0.0)
     sleeps = replace(BEFORE.timing, busy=0.02, idle=0.97)
-    assert implausible_words(parts, sleeps, "torch_eager", "cpu", 0.0, sleeps) == ""
+    assert implausible_sentence(parts, sleeps, "torch_eager", "cpu", 0.0, sleeps) == ""

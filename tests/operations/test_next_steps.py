@@ -58,7 +58,7 @@ def test_a_profile_promises_speed_only_of_what_fewer_bits_make_faster(
     kind: str, macs: int | None, waits: float | None, why: str
 ) -> None:
     loaded: Any = SimpleNamespace(data=SimpleNamespace(real=True), precision="float32")
-    layer = Layer(path="body", kind=kind, time_share=0.8, macs=macs)
+    layer = Layer(path="body", kind=kind, time_share=0.8, macs=macs, size_bytes=400)
     (told,) = profile_steps(request(), loaded, [layer], waits)
     assert why in told.why
 

@@ -182,7 +182,7 @@ def test_no_data_and_no_training_prune_by_pattern(project: Path) -> None:
 
 def test_without_data_a_load_beside_the_model_is_taken_and_that_is_said(project: Path) -> None:
     report = omgoptim.prune("net.py:net", checkpoint="net.pt", method="semi_structured", plan=True)
-    assert "no data was given: net.py:load, which stands beside the model, was taken" in report.warnings
+    assert "no data was given: net.py:load, which stands beside the model, is used" in report.warnings
 
 
 @pytest.mark.slow
@@ -192,7 +192,7 @@ def test_lora_recovers_and_leaves_plain_layers(project: Path) -> None:
     )
     assert report.training is not None
     assert report.training.trained_params < report.training.total_params / 2
-    assert any("no time at inference" in warning for warning in report.warnings)
+    assert any("not time at inference" in warning for warning in report.warnings)
     assert report.artifact is not None
     assert "8.weight" in _state(Path(report.artifact.path))
 
@@ -201,7 +201,7 @@ def test_a_plan_changes_nothing_and_says_what_would_be(project: Path) -> None:
     before = sorted(path.name for path in project.iterdir())
     report = omgoptim.prune("net.py:net", pruning_ratio=0.5, plan=True, **COMMON)
     assert report.artifact is None
-    assert report.summary.startswith("Plan only")
+    assert report.summary.startswith("Dry run")
     assert {change.path for change in report.changed} >= {"0", "3"}
     assert report.next_steps[0].tool == "prune"
     assert sorted(path.name for path in project.iterdir()) == sorted({*before, ".omgoptim"})

@@ -75,7 +75,7 @@ def test_float32_is_delivered_where_the_named_scheme_fails_the_guard_and_that_is
     first, second, *_ = report.summary.split(". ")
     assert first.startswith("Nothing was quantized: static-")
     assert "more than 0" in first
-    assert second == "Delivered in its place is fp32 on onnxruntime, float32 on that engine, which holds the guard"
+    assert second == "Chosen instead: fp32 on onnxruntime, float32 on that engine, which passes the guard"
     assert report.delivered == "fp32-on-onnxruntime"
     assert report.gains is not None
     assert report.gains.quality_drop == pytest.approx(0, abs=1e-6)
@@ -86,8 +86,8 @@ def test_float32_is_delivered_where_the_named_scheme_fails_the_guard_and_that_is
     assert report.guard is not None
     assert not report.guard.holds
     assert report.guard.evaluations == 0
-    assert report.guard.stopped == "its time of 0.001 s was spent"
-    assert "most noise comes from" in report.guard.why
+    assert report.guard.stopped == "the time limit of 0.001 s was reached"
+    assert "the layers with the lowest SQNR are" in report.guard.why
     assert report.guard.why in report.summary
 
     asked = report.next_steps[0].arguments["name"]
@@ -230,14 +230,14 @@ def test_without_data_quality_is_agreement_and_no_static_candidate_is_tried(proj
 
 @pytest.mark.usefixtures("project")
 def test_layers_that_only_another_runtime_can_leave_alone_are_no_request_for_torch() -> None:
-    with pytest.raises(RequestError, match="nothing can be tried") as told:
+    with pytest.raises(RequestError, match="no candidate is possible") as told:
         omgoptim.quantize("net.py:net", scheme="dynamic", runtime="torch_eager", targets=["8"], plan=True, **COMMON)
     assert "targets and ignore need another runtime" in told.value.why
 
 
 def test_without_data_a_load_beside_the_model_is_taken_and_that_is_said(project: Path) -> None:
     report = omgoptim.quantize("net.py:net", checkpoint="net.pt", scheme="weight_only", plan=True)
-    assert "no data was given: net.py:load, which stands beside the model, was taken" in report.warnings
+    assert "no data was given: net.py:load, which stands beside the model, is used" in report.warnings
 
 
 def test_a_plan_names_candidates_and_layers_and_leaves_no_artifact(project: Path) -> None:

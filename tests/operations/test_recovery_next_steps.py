@@ -11,7 +11,7 @@ import pytest
 
 from omgoptim.cli import options
 from omgoptim.operations.next_steps import new_calls, quantize_steps, repeat_of
-from omgoptim.operations.recovery_next_steps import Result, next_steps
+from omgoptim.operations.recovery_next_steps import RunResult, next_steps
 from omgoptim.reports import Candidate, EfficiencyReport, Epoch, Gains, NextStep, Round, Training
 from omgoptim.requests import Request, parse
 
@@ -63,7 +63,7 @@ def report(verb: str, asked: Request, outcome: str, steps: list[NextStep], **mor
 
 def reshaped(verb: str, asked: dict[str, Any], outcome: str, real: bool = True, **measured: Any) -> list[NextStep]:
     request: Any = parse(verb, MODEL | asked)
-    result = Result(outcome, "run-1", measured.pop("gains", Gains()), **measured)
+    result = RunResult(outcome, "run-1", measured.pop("gains", Gains()), **measured)
     return new_calls(report(verb, request, outcome, next_steps(verb, request, loaded(real), result)), request)
 
 

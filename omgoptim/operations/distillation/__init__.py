@@ -1,0 +1,1 @@
+"""Student, student search and training of `distill`."""

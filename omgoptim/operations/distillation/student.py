@@ -1,4 +1,4 @@
-"""The student before its training: a module that the user gave, or the teacher derived into a smaller one."""
+"""Students before training: given by the user, or derived from the teacher."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ from omgoptim.techniques.registry import ModuleRun, Outcome, apply_to_module
 
 @dataclass(frozen=True, slots=True)
 class Student:
-    """A module to train, and how a fresh process will build it again."""
+    """A module to train, and its recipe for a fresh process."""
 
     name: str
     scheme: str
-    """The way in which it was derived: "narrow"; "given" for the user's own."""
+    """Method of derivation, such as "narrow"; "given" for a module of the user."""
     module: nn.Module
-    """As it is before training; not changed."""
+    """Untrained module; not changed."""
     base: nn.Module
-    """What its surgery is told from: the teacher of a derived student, the untrained module of a given one."""
+    """Base of its recorded surgery: the teacher of a derived student, the untrained module of a given one."""
     loaded: LoadedModel
     """The teacher's, with the student's module and signature."""
     changes: Outcome
     recipe: Recipe | None = None
-    """None: the teacher's code builds it."""
+    """None for the teacher's recipe."""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -60,10 +60,10 @@ class Student:
 
 
 def derived_student(job: Job[DistillRequest], params: Params, span: tuple[float, float]) -> Student:
-    """The teacher, changed into a student by a technique.
+    """Derive a student from a copy of the teacher.
 
     Raises:
-        OmgoptimError: the technique cannot take the teacher.
+        OmgoptimError: the technique does not support the teacher.
     """
     module = copy.deepcopy(job.original)
     outcome = applied(job, module, params, job.module_run(span))
@@ -72,20 +72,20 @@ def derived_student(job: Job[DistillRequest], params: Params, span: tuple[float,
 
 
 def derived_alone(teacher: nn.Module, params: Params, inputs: Any, seed: int) -> nn.Module:
-    """A student derived outside of any run, in eval mode.
+    """Derive a student outside of a run; in eval mode.
 
     Args:
-        teacher: is changed.
-        params: of one way to derive a student.
-        inputs: one batch as the teacher takes it.
+        teacher: changed in place.
+        params: of one method of derivation.
+        inputs: one batch for the teacher.
 
     Raises:
-        RequestError: such params derive nothing by themselves.
-        OmgoptimError: the technique cannot take the teacher.
+        RequestError: the params are not those of a derivation.
+        OmgoptimError: the technique does not support the teacher.
     """
     if isinstance(params, (Auto, Given)):
         known = ", ".join(name for name in STUDENTS if name not in ("auto", "given"))
-        raise RequestError(f"student '{params.bare('student')}' is no way to derive one", f"known: {known}")
+        raise RequestError(f"student '{params.bare('student')}' does not derive a student", f"known: {known}")
     named = [name_inputs(teacher, inputs)]
     tensors = {name: tensor for name, tensor, _ in named[0]}
     signature = first_forward(teacher, input_tensors(named), tensors)
@@ -97,35 +97,37 @@ def derived_alone(teacher: nn.Module, params: Params, inputs: Any, seed: int) ->
 
 
 def as_student(job: Job[DistillRequest], params: Params, module: nn.Module, outcome: Outcome) -> Student:
-    """A module that a technique has made of the teacher, as a student."""
+    """Wrap a derived module as a student."""
     loaded = replace(job.loaded, module=module)
     return Student(name_of(params), scheme_of(params), module, job.original, loaded, outcome)
 
 
 def name_of(params: Params) -> str:
-    """A derived student in words: `depthwise, width 0.5`."""
+    """Return the name of a derived student, such as `depthwise, width 0.5`."""
     own = params.model_dump(exclude_defaults=True, exclude={"student", "targets", "ignore"})
-    told = [f"{name.replace('_', ' ')} {value:.3g}" for name, value in own.items() if isinstance(value, (int, float))]
-    told += [f"{value} weights" for name, value in own.items() if name == "initialize"]
-    return ", ".join([scheme_of(params), *told])
+    settings = [
+        f"{name.replace('_', ' ')} {value:.3g}" for name, value in own.items() if isinstance(value, (int, float))
+    ]
+    settings += [f"{value} weights" for name, value in own.items() if name == "initialize"]
+    return ", ".join([scheme_of(params), *settings])
 
 
 def scheme_of(params: Params) -> str:
-    """The way to a derived student in words: `fewer layers`."""
+    """Return the method of derivation, such as `fewer layers`."""
     return params.bare("student").replace("_", " ")
 
 
 def given_student(job: Job[DistillRequest], params: Given, live: Live) -> Student:
-    """The user's own module.
+    """Load a student given by the user.
 
     Raises:
         ModelError: it cannot be loaded, or does not run on the teacher's inputs.
-        RequestError: it is a program, or quantized.
-        DataError: its outputs are not of the teacher's shape.
+        RequestError: it is a program, or is quantized.
+        DataError: its outputs differ in shape from the teacher's.
     """
     teacher = job.loaded
     torch.manual_seed(job.request.seed)
-    source = Source(module=live.student) if live.student is not None else _loaded(job, params)
+    source = Source(module=live.student) if live.student is not None else _load_student(job, params)
     module, recipe = source.module, source.recipe
     lineage: tuple[str, ...] = ()
     manifest = None if source.artifact is None else Manifest.read(source.artifact)
@@ -141,7 +143,7 @@ def given_student(job: Job[DistillRequest], params: Given, live: Live) -> Studen
     if module is None:
         raise RequestError(
             "the student is a program, and training changes modules",
-            "an ONNX file has no weights that could be trained",
+            "an ONNX file cannot be trained",
             "give the module it was exported from: file.py:callable",
         )
     signature = _signature(module, teacher, job.original)
@@ -155,13 +157,13 @@ def given_student(job: Job[DistillRequest], params: Given, live: Live) -> Studen
         module=module,
         base=copy.deepcopy(module),
         loaded=loaded,
-        changes=_exchange(job.original, module),
+        changes=_replacement(job.original, module),
         recipe=recipe,
         notes=list(source.notes),
     )
 
 
-def _loaded(job: Job[DistillRequest], params: Given) -> Source:
+def _load_student(job: Job[DistillRequest], params: Given) -> Source:
     request, policy = job.request, job.loaded.policy
     try:
         return load_source(
@@ -174,7 +176,7 @@ def _loaded(job: Job[DistillRequest], params: Given) -> Source:
     except UnknownModelError as error:
         known = did_you_mean(params.source, [name for name in STUDENTS if name != "given"])
         raise ModelError(
-            f"'{params.source}' is no student",
+            f"'{params.source}' is not a student",
             f"it names no module, run or artifact of the project. {known}",
             "give file.py:callable, or one of the names",
         ) from error
@@ -183,7 +185,7 @@ def _loaded(job: Job[DistillRequest], params: Given) -> Source:
 
 
 def _signature(module: nn.Module, teacher: LoadedModel, original: nn.Module) -> Signature:
-    """How the student is called, with the teacher's inputs, and what it returns: what the teacher does."""
+    """Return the student's signature for the teacher's inputs; its outputs must have the teacher's shapes."""
     real = repeat_to_size(teacher.evaluation, 2)
     try:
         signature = first_forward(module, teacher.signature.inputs, as_tensors(real, teacher.signature.dtypes))
@@ -198,17 +200,17 @@ def _signature(module: nn.Module, teacher: LoadedModel, original: nn.Module) -> 
         shapes = [[tuple(leaf.shape) for leaf in flatten(each(*args, **kwargs))] for each in (module, original)]
     if shapes[0] != shapes[1]:
         raise DataError(
-            "the student's outputs are not of the teacher's shape",
-            f"on two samples the student returns {_told(shapes[0])}, the teacher {_told(shapes[1])}",
+            "the student's outputs differ in shape from the teacher's",
+            f"on two samples the student returns {_shape_list(shapes[0])}, the teacher {_shape_list(shapes[1])}",
             "let the student return what the teacher returns: as many classes, tokens or values, in the same order",
         )
     return signature
 
 
-def _told(shapes: list[tuple[int, ...]]) -> str:
+def _shape_list(shapes: list[tuple[int, ...]]) -> str:
     return " and ".join(str(shape) for shape in shapes)
 
 
-def _exchange(teacher: nn.Module, student: nn.Module) -> Outcome:
+def _replacement(teacher: nn.Module, student: nn.Module) -> Outcome:
     before, after = (f"{type(each).__name__}, {count_params(each)[0]:,} parameters" for each in (teacher, student))
     return Outcome([Change(path="", what="model", before=before, after=after)])

@@ -1,7 +1,7 @@
-"""`student auto`: students derived in several ways, the likeliest few trained for a short while, the best one chosen.
+"""Student search: derive students by several methods, train the most promising briefly, choose the best.
 
 Successive halving (Jamieson & Talwalkar 2016, arXiv:1502.07943): all train for `trial_epochs`, the better half for
-twice as long, and so on. Quality is that on the selection samples; the evaluation data has no say.
+twice as long, and so on. Quality is measured on the selection samples, never on the evaluation data.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from omgoptim.techniques.distill._student.proposals import Proposal, proposals
 Status = Literal["chosen", "finalist", "dropped", "failed", "skipped", "planned"]
 
 DERIVING = 0.1
-"""Fraction of the search's progress that deriving and timing the students takes."""
+"""Fraction of the search's progress for deriving and timing the students."""
 
 
 @dataclass(slots=True)
-class Trial:
-    """A student on its way through the search."""
+class StudentTrial:
+    """Result of one student in the search."""
 
     student: Student
     params: int
@@ -45,32 +45,34 @@ class Trial:
     quality: float | None = None
     """On the selection samples, after its last trial."""
     epochs: int = 0
-    """That it was trained for, all trials together."""
+    """Epochs of training in all trials."""
     trained: nn.Module | None = None
     status: Status = "dropped"
     why: str = ""
 
 
 def search(job: Job[DistillRequest], auto: Auto, span: tuple[float, float]) -> tuple[Student, list[Candidate]]:
-    """The student to train to the end, and all that were thought of.
+    """Choose the student to train fully; return it with all candidates.
 
     Raises:
-        TechniqueError: nothing can be derived from the teacher, or nothing reaches the targets.
+        TechniqueError: no student can be derived, or none reaches the targets.
     """
-    trials, candidates = derive(job, auto, span)
+    trials, candidates = derive_students(job, auto, span)
     middle = span[0] + DERIVING * (span[1] - span[0])
     job.context.progress(f"timing {len(trials)} students", middle)
     _measure_speed(job, trials)
     alive = _fast_enough(trials, auto)
-    best = _halve(job, auto, alive, (middle, span[1]))
+    best = _successive_halving(job, auto, alive, (middle, span[1]))
     best.status = "chosen"
-    best.why = _chosen_words(best, alive)
-    told = [_candidate(job, trial) for trial in trials]
-    return best.student, [*sorted(told, key=lambda each: each.status != "chosen"), *candidates]
+    best.why = _chosen_reason(best, alive)
+    records = [_candidate(job, trial) for trial in trials]
+    return best.student, [*sorted(records, key=lambda each: each.status != "chosen"), *candidates]
 
 
-def derive(job: Job[DistillRequest], auto: Auto, span: tuple[float, float]) -> tuple[list[Trial], list[Candidate]]:
-    """The likeliest students that reach the target, and those that were passed over with the reason.
+def derive_students(
+    job: Job[DistillRequest], auto: Auto, span: tuple[float, float]
+) -> tuple[list[StudentTrial], list[Candidate]]:
+    """Derive the most promising students that reach the target; return skipped ones with their reasons.
 
     Raises:
         TechniqueError: there is none.
@@ -80,21 +82,22 @@ def derive(job: Job[DistillRequest], auto: Auto, span: tuple[float, float]) -> t
     skipped = [
         Candidate(name=name, scheme=name, runtime=job.runtime, status="skipped", why=why) for name, why in passed_over
     ]
-    found = [each for each in found if not _fails(job, each, skipped)]
+    found = [each for each in found if not _fails_on_samples(job, each, skipped)]
     if not found:
         raise TechniqueError(
             "no student can be derived from this teacher",
             "; ".join(f"{each.name}: {each.why}" for each in skipped)
-            or "no layer can be narrowed, replaced or left out",
+            or "no layer can be narrowed, replaced or removed",
             f"give a smaller target_compression, or a student of your own: {argument('student', 'file.py:callable')}",
         )
     return [
-        Trial(as_student(job, each.params, each.module, each.outcome), each.params_count, each.macs) for each in found
+        StudentTrial(as_student(job, each.params, each.module, each.outcome), each.params_count, each.macs)
+        for each in found
     ], skipped
 
 
-def _fails(job: Job[DistillRequest], proposal: Proposal, skipped: list[Candidate]) -> bool:
-    """Whether a student fails on samples that the teacher takes; noted in `skipped` then."""
+def _fails_on_samples(job: Job[DistillRequest], proposal: Proposal, skipped: list[Candidate]) -> bool:
+    """Return whether a student fails on samples that the teacher accepts; recorded in `skipped` then."""
     loaded = job.loaded
     try:
         refuse_partial(proposal.module, job.original, job.datasets.selection, loaded.signature, loaded.device)
@@ -106,8 +109,8 @@ def _fails(job: Job[DistillRequest], proposal: Proposal, skipped: list[Candidate
     return False
 
 
-def _measure_speed(job: Job[DistillRequest], trials: list[Trial]) -> None:
-    """One launch of each, beside the teacher."""
+def _measure_speed(job: Job[DistillRequest], trials: list[StudentTrial]) -> None:
+    """Time each student with one launch against the teacher."""
     baseline = baseline_on(job.request.runtime, job.loaded, job.context)
     folders, timed = [], []
     for number, trial in enumerate(trials):
@@ -128,8 +131,8 @@ def _measure_speed(job: Job[DistillRequest], trials: list[Trial]) -> None:
             trial.status, trial.why = "failed", f"{timing.what}: {timing.why}"
 
 
-def _fast_enough(trials: list[Trial], auto: Auto) -> list[Trial]:
-    """Those that can be saved and timed, and reach the speed that was asked for."""
+def _fast_enough(trials: list[StudentTrial], auto: Auto) -> list[StudentTrial]:
+    """Return the students that were timed and reach the target speed."""
     alive = [trial for trial in trials if trial.status != "failed"]
     if not alive:
         raise TechniqueError(
@@ -141,20 +144,22 @@ def _fast_enough(trials: list[Trial], auto: Auto) -> list[Trial]:
     for trial in alive:
         if trial not in fast:
             trial.why = (
-                f"{trial.speedup or 0:.2f}x the speed of the teacher, and {auto.target_speedup:g}x was asked for"
+                f"{trial.speedup or 0:.2f}x the speed of the teacher, below the target of {auto.target_speedup:g}x"
             )
     if not fast:
         fastest = max(alive, key=lambda trial: trial.speedup or 0)
         raise TechniqueError(
             f"no derived student is {auto.target_speedup:g}x as fast as the teacher",
             f"the fastest of {len(alive)}, {fastest.student.name}, was measured at {fastest.speedup or 0:.2f}x",
-            "ask for a larger target_compression, a lower target_speedup, or runtime onnxruntime",
+            "give a larger target_compression, a lower target_speedup, or runtime onnxruntime",
         )
     return fast
 
 
-def _halve(job: Job[DistillRequest], auto: Auto, alive: list[Trial], span: tuple[float, float]) -> Trial:
-    """Train all of them for a while, go on with the better half, until one is left."""
+def _successive_halving(
+    job: Job[DistillRequest], auto: Auto, alive: list[StudentTrial], span: tuple[float, float]
+) -> StudentTrial:
+    """Train all students, keep the better half and double the epochs, until one is left."""
     epochs, rung = auto.trial_epochs, 1
     total = _trainings(len(alive))
     done = 0
@@ -162,7 +167,7 @@ def _halve(job: Job[DistillRequest], auto: Auto, alive: list[Trial], span: tuple
         for trial in alive:
             number = f"trial {rung} of {trial.student.name}"
             part = tuple(span[0] + (span[1] - span[0]) * (done + each) / total for each in (0, 1))
-            stage = train(
+            state = train(
                 job,
                 trial.student,
                 number,
@@ -171,19 +176,19 @@ def _halve(job: Job[DistillRequest], auto: Auto, alive: list[Trial], span: tuple
                 epochs=epochs,
                 start=trial.trained,
             )
-            trial.trained, trial.quality = stage.module, stage.quality
+            trial.trained, trial.quality = state.module, state.quality
             trial.epochs += epochs
             done += 1
         alive = sorted(alive, key=lambda each: (-(each.quality or -math.inf), each.params))
         kept = alive[: math.ceil(len(alive) / 2)]
         for trial in alive[len(kept) :]:
-            trial.why = f"after {_epochs(trial.epochs)} the others were better on the selection samples"
+            trial.why = f"after {_epochs(trial.epochs)} others had higher quality on the selection samples"
         alive, epochs, rung = kept, 2 * epochs, rung + 1
     return alive[0]
 
 
 def _trainings(count: int) -> int:
-    """How many trainings halving that many takes."""
+    """Return the number of trainings of successive halving."""
     total = 0
     while count > 1:
         total += count
@@ -191,17 +196,17 @@ def _trainings(count: int) -> int:
     return max(total, 1)
 
 
-def _chosen_words(best: Trial, alive: list[Trial]) -> str:
+def _chosen_reason(best: StudentTrial, alive: list[StudentTrial]) -> str:
     if len(alive) == 1:
         return "the only student that reaches the targets"
-    return f"the best of {len(alive)} on the selection samples after {_epochs(best.epochs)} of trial"
+    return f"the best of {len(alive)} on the selection samples after {_epochs(best.epochs)} of trial training"
 
 
 def _epochs(count: int) -> str:
     return f"{count} epoch{'' if count == 1 else 's'}"
 
 
-def _candidate(job: Job[DistillRequest], trial: Trial) -> Candidate:
+def _candidate(job: Job[DistillRequest], trial: StudentTrial) -> Candidate:
     quality = trial.quality if trial.quality is not None and math.isfinite(trial.quality) else None
     seen = planned(job, trial)
     return seen.model_copy(
@@ -215,18 +220,18 @@ def _candidate(job: Job[DistillRequest], trial: Trial) -> Candidate:
     )
 
 
-def planned(job: Job[DistillRequest], trial: Trial) -> Candidate:
-    """A student that would be tried."""
+def planned(job: Job[DistillRequest], trial: StudentTrial) -> Candidate:
+    """Return the record of a planned student."""
     return Candidate(
         name=trial.student.name,
         scheme=trial.student.scheme,
         runtime=job.runtime,
         status="planned",
-        why=_size_words(job, trial),
+        why=_size_reason(job, trial),
     )
 
 
-def _size_words(job: Job[DistillRequest], trial: Trial) -> str:
+def _size_reason(job: Job[DistillRequest], trial: StudentTrial) -> str:
     before = job.loaded.params[0] if job.loaded.params else trial.params
-    told = f"{trial.params:,} parameters ({before / trial.params:.1f}x fewer)"
-    return f"{told}, {trial.macs:,} multiply-accumulates" if trial.macs else told
+    size = f"{trial.params:,} parameters ({before / trial.params:.1f}x fewer)"
+    return f"{size}, {trial.macs:,} multiply-accumulates" if trial.macs else size

@@ -21,7 +21,7 @@ from omgoptim.operations.optimization.goal import Goal, Missed
 from omgoptim.operations.optimization.steps import Point
 from omgoptim.operations.quantization.selection import Preference
 from omgoptim.operations.report_records import gains, measurement
-from omgoptim.operations.timing import OVERLOADED, Raced, full_race, told
+from omgoptim.operations.timing import OVERLOADED, RaceResult, fraction_progress, full_race
 from omgoptim.operations.verdict import passes
 from omgoptim.reports import Gains, Measurement
 from omgoptim.requests import OptimizeRequest
@@ -97,7 +97,7 @@ def measure_finalists(
 
     def outputs(index: int, process: MeasuringProcess) -> None:
         whose = ["the original", *(point.name for point in points)][index]
-        process.run_samples(loaded.eval_folder, targets[index], told(context, f"evaluating {whose}"))
+        process.run_samples(loaded.eval_folder, targets[index], fraction_progress(context, f"evaluating {whose}"))
 
     folders = [loaded.baseline, *(point.artifact for point in points)]
     doing = "measuring the finalists against the original"
@@ -154,7 +154,7 @@ def deliver(chosen: Chosen, context: RunContext) -> dict[str, Path]:
 
 
 def _finalist(
-    point: Point, timing: Timing, quality: Quality, loaded: LoadedModel, goal: Goal, raced: Raced
+    point: Point, timing: Timing, quality: Quality, loaded: LoadedModel, goal: Goal, raced: RaceResult
 ) -> Finalist:
     count = loaded.evaluation.count
     first = raced.timing(0)
@@ -169,7 +169,7 @@ def _reaches(one: Finalist, goal: Goal) -> bool:
 
 
 def _place(
-    point: Point, timing: Timing, loaded: LoadedModel, goal: Goal, preference: Preference, raced: Raced
+    point: Point, timing: Timing, loaded: LoadedModel, goal: Goal, preference: Preference, raced: RaceResult
 ) -> tuple[bool, float, float]:
     """The key of the order of delivery: targets first, then the guard on the selection samples, then merit."""
     seen = measurement(point.artifact, timing, loaded.bench, None, None, None)

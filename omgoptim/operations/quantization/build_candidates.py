@@ -1,4 +1,4 @@
-"""Making candidates: the one export, a technique applied, an artifact saved with what it gave in memory."""
+"""Export the model once, apply a technique, and save the candidate's artifact with its in-memory outputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from omgoptim.models.onnx_graph import graph_traits
 from omgoptim.models.samples import Samples, as_tensors
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import LoadedModel, recipe_of
-from omgoptim.operations.quantization.candidates import Option, Program
+from omgoptim.operations.quantization.candidates import CandidateSpec, Program
 from omgoptim.reports import Change, Skip
 from omgoptim.requests import Params
 from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Fp32, Qat, Static, WeightOnly
@@ -30,7 +30,7 @@ from omgoptim.techniques.registry import Outcome, ProgramRun, apply_to_program, 
 if TYPE_CHECKING:
     from torch import nn
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 
 PRECISIONS: dict[type[Params], str] = {
     Static: "int8",
@@ -40,19 +40,19 @@ PRECISIONS: dict[type[Params], str] = {
     Fp16: "float16",
     Fp32: "float32",
 }
-"""What an engine is told a technique's program is in: OpenVINO computes bfloat16 only when it is."""
+"""Precision recorded in an artifact by technique; OpenVINO computes in bfloat16 only where that is recorded."""
 
 
 def precision_of(params: Params) -> str:
-    """The same for these parameters: how many bits only they say of weight_only."""
+    """Return the precision of a technique's program; of weight_only it follows from the number of bits."""
     return f"int{params.num_bits}" if isinstance(params, WeightOnly) else PRECISIONS[type(params)]
 
 
 @dataclass(frozen=True, slots=True)
 class BuiltCandidate:
-    """A candidate's saved artifact, or why there is none."""
+    """A candidate's saved artifact, or the error that prevented it."""
 
-    option: Option
+    spec: CandidateSpec
     folder: Path | None = None
     outcome: Outcome | None = None
     error: OmgoptimError | None = None
@@ -63,7 +63,7 @@ class BuiltCandidate:
 
 
 def float_program(loaded: LoadedModel, context: RunContext, name: str = "float", *, or_at_one: bool = False) -> Program:
-    """The model as a float32 ONNX file: exported once, and checked against the module it came from.
+    """Export the model as a float32 ONNX file and check it against its module.
 
     Args:
         name: of the folder that it is put in.
@@ -87,7 +87,7 @@ def float_program(loaded: LoadedModel, context: RunContext, name: str = "float",
 
 
 def _check_export(loaded: LoadedModel, path: Path) -> None:
-    """The program must give what the module gives, on one real sample: a batch size that it was not exported with."""
+    """Compare program and module on one real sample, a batch size other than that of the export."""
     settings = SessionSettings(threads=loaded.bench.threads)
     one = {name: array[:1] for name, array in loaded.evaluation.batches[0].items()}
     expected = ENGINES["torch_eager"].open(loaded.module, loaded.signature, settings).run(one)
@@ -98,14 +98,14 @@ def _check_export(loaded: LoadedModel, path: Path) -> None:
     worst = artifacts.max_difference(expected, actual)
     if not worst <= artifacts.TOLERANCE["float32"]:
         raise TechniqueError(
-            "the exported model does not give what the module gives",
-            f"its outputs differ by {worst:.3g} of their scale on one sample",
+            "the outputs of the exported model differ from the module's",
+            f"the maximum difference on one sample is {worst:.3g} of the outputs' scale",
             "the forward likely branches on values or keeps state; torch runtimes still work",
         )
 
 
-def make(
-    option: Option,
+def build_candidate(
+    spec: CandidateSpec,
     loaded: LoadedModel,
     program: Program,
     calibration: Samples,
@@ -116,46 +116,48 @@ def make(
     doing: str = "",
     limit_s: float = math.inf,
 ) -> BuiltCandidate:
-    """Apply one option and save its artifact. A technique or engine that cannot take the model is a recorded failure.
+    """Build one candidate and save its artifact; a technique or engine that fails is recorded as its error.
 
     Args:
-        twin: the same technique made for another engine: its program is used again.
-        doing: what the progress says; default: the option's name.
-        limit_s: seconds after which no further step of it begins.
+        twin: the same technique built for another engine; its program is reused.
+        doing: progress message; default: from the name of the spec.
+        limit_s: seconds after which no further step begins.
     """
-    folder = context.work / "candidates" / option.name.replace(" ", "_")
-    began, doing = time.monotonic(), doing or f"making {option.name}"
+    folder = context.work / "candidates" / spec.name.replace(" ", "_")
+    began, doing = time.monotonic(), doing or f"building {spec.name}"
     try:
-        if option.on_module:
-            return BuiltCandidate(option, folder, as_stored(_make_module(option, folder, loaded), loaded.precision))
+        if spec.on_module:
+            return BuiltCandidate(
+                spec, folder, in_original_precision(_build_module(spec, folder, loaded), loaded.precision)
+            )
 
-        def told(stage: str, _done: float | None) -> None:
-            refuse_beyond_share(time.monotonic() - began, limit_s)
+        def report_stage(stage: str, _done: float | None) -> None:
+            refuse_beyond_limit(time.monotonic() - began, limit_s)
             context.progress(f"{doing}: {stage}", None)
 
         run = ProgramRun(
-            calibration.batches, folder.with_name(folder.name + ".scratch"), seed, loaded.bench.threads, told
+            calibration.batches, folder.with_name(folder.name + ".scratch"), seed, loaded.bench.threads, report_stage
         )
-        made = _make_program(option, folder, loaded, program, run, twin)
+        outcome = _build_program(spec, folder, loaded, program, run, twin)
         if loaded.module is not None and twin is None:
-            made = with_ties(made, loaded.module, precision_of(option.params))
-        return BuiltCandidate(option, folder, as_stored(made, loaded.precision))
+            outcome = with_tied_weight_notes(outcome, loaded.module, precision_of(spec.params))
+        return BuiltCandidate(spec, folder, in_original_precision(outcome, loaded.precision))
     except OmgoptimError as error:
-        return BuiltCandidate(option, error=error)
+        return BuiltCandidate(spec, error=error)
 
 
-def refuse_beyond_share(seconds: float, limit_s: float) -> None:
-    """Raise a TechniqueError where making one candidate of several has taken more than its share."""
+def refuse_beyond_limit(seconds: float, limit_s: float) -> None:
+    """Raise a TechniqueError where building one candidate exceeds its time limit."""
     if seconds > limit_s:
         raise TechniqueError(
-            "making it took more than its share of the time",
-            f"given up after {seconds:.0f} s; one candidate of several may take {limit_s:.0f} s",
-            "name its scheme and runtime: a candidate alone has no limit",
+            "building the candidate exceeded its time limit",
+            f"stopped after {seconds:.0f} s; the limit for one of several candidates is {limit_s:.0f} s",
+            "name its scheme and runtime: a single candidate has no limit",
         )
 
 
-def as_stored(outcome: Outcome, precision: str) -> Outcome:
-    """The changes of a float32 copy as those of the model it is a copy of; what is stored as before is no change."""
+def in_original_precision(outcome: Outcome, precision: str) -> Outcome:
+    """Express changes of a float32 copy in the precision of the original; drop layers stored as before."""
     if precision in ("float32", "int8", "int4", "int8_dynamic"):
         return outcome
     before = [
@@ -165,8 +167,8 @@ def as_stored(outcome: Outcome, precision: str) -> Outcome:
     return replace(outcome, changed=[c for c in before if c.after not in (precision, f"stored in {precision}")])
 
 
-def with_ties(outcome: Outcome, module: nn.Module, precision: str) -> Outcome:
-    """Add to the notes which tied weights a quantized program stores more than once, and the bytes that this costs."""
+def with_tied_weight_notes(outcome: Outcome, module: nn.Module, precision: str) -> Outcome:
+    """Note tied weights that a quantized program stores more than once, with the extra size."""
     if not precision.startswith("int"):
         return outcome
     bits = int(precision.removeprefix("int"))
@@ -183,8 +185,8 @@ def with_ties(outcome: Outcome, module: nn.Module, precision: str) -> Outcome:
     return replace(outcome, notes=[*outcome.notes, *notes])
 
 
-def _make_program(
-    option: Option,
+def _build_program(
+    spec: CandidateSpec,
     folder: Path,
     loaded: LoadedModel,
     program: Program,
@@ -198,24 +200,24 @@ def _make_program(
     else:
         run.scratch.mkdir(parents=True, exist_ok=True)
         target = run.scratch / artifacts.PROGRAM
-        outcome = apply_to_program(program.path, target, option.params, run)
-    manifest = _manifest(option, loaded, precision_of(option.params))
+        outcome = apply_to_program(program.path, target, spec.params, run)
+    manifest = _manifest(spec, loaded, precision_of(spec.params))
     settings = SessionSettings(loaded.bench.threads, loaded.device, manifest.precision)
-    outputs = in_memory(lambda: ENGINES[option.runtime].open(target, loaded.signature, settings).run(loaded.example))
+    outputs = in_memory(lambda: ENGINES[spec.runtime].open(target, loaded.signature, settings).run(loaded.example))
     artifacts.save_program(folder, target, manifest, OutputCheck(loaded.example, outputs))
     return outcome
 
 
-def _make_module(option: Option, folder: Path, loaded: LoadedModel) -> Outcome:
+def _build_module(spec: CandidateSpec, folder: Path, loaded: LoadedModel) -> Outcome:
     from omgoptim.runtimes.torch_precision import convert
 
     if loaded.module is None:
         raise TechniqueError("the model is a program, and torch runs modules")
-    precision = technique_of(option.params).torch_precision or "float32"
+    precision = technique_of(spec.params).torch_precision or "float32"
     float_module = copy.deepcopy(loaded.module)
     module = in_memory(lambda: convert(float_module, precision))
     outcome = _module_outcome(module, precision)
-    manifest = _manifest(option, loaded, precision)
+    manifest = _manifest(spec, loaded, precision)
     settings = SessionSettings(loaded.bench.threads, loaded.device, precision)
     # The check is what the module gives eagerly: compiling it here as well would only repeat long work.
     session = ENGINES["torch_eager"].open(module.to(loaded.device), loaded.signature, settings)
@@ -256,23 +258,21 @@ def _module_outcome(module: nn.Module, precision: str) -> Outcome:
     )
 
 
-def _manifest(option: Option, loaded: LoadedModel, precision: str) -> Manifest:
+def _manifest(spec: CandidateSpec, loaded: LoadedModel, precision: str) -> Manifest:
     baseline = Manifest.read(loaded.baseline)
     return replace(
         baseline,
-        runtime=option.runtime,
+        runtime=spec.runtime,
         precision=precision,
-        signature=loaded.signature.at_batch(baseline.signature.batch or BATCH)
-        if option.on_module
-        else loaded.signature,
+        signature=loaded.signature.at_batch(baseline.signature.batch or BATCH) if spec.on_module else loaded.signature,
         lineage=loaded.lineage,
         device=loaded.device,
         files={},
     )
 
 
-def in_memory(action: Callable[[], Result]) -> Result:
-    """Run an engine here; whatever it raises is that candidate's recorded failure."""
+def in_memory(action: Callable[[], T]) -> T:
+    """Run an engine in this process and convert its exceptions to a TechniqueError."""
     try:
         return action()
     except OmgoptimError:

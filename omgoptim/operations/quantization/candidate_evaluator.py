@@ -1,4 +1,4 @@
-"""One more candidate, made for real and run on the selection samples, for searches that change its parameters."""
+"""Evaluation of additional candidates on the selection samples, for searches over their parameters."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from omgoptim.measure.timing import TimingSetup
 from omgoptim.models.samples import Samples
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import LoadedModel
-from omgoptim.operations.quantization.build_candidates import BuiltCandidate, make
-from omgoptim.operations.quantization.candidates import Option, Program
+from omgoptim.operations.quantization.build_candidates import BuiltCandidate, build_candidate
+from omgoptim.operations.quantization.candidates import CandidateSpec, Program
 from omgoptim.operations.quantization.screening import CandidateResult, ScreeningReference
 
 CALIBRATED = ("static", "qat")
-"""Schemes with ranges from calibration data, whose layers can be kept in float one by one."""
+"""Schemes with calibrated ranges, whose layers can be kept in float individually."""
 
 
 @dataclass(slots=True)
 class _Evaluator:
-    """The process of one engine; `opening` until its first artifact is known to be open."""
+    """Process of one engine; `opening` until its first artifact is open."""
 
     process: MeasuringProcess
     opening: bool = True
 
 
 class Evaluators:
-    """One process per engine that runs candidate after candidate: starting one takes longer than most evaluations.
+    """One reusable process per engine, since starting one takes longer than most evaluations.
 
-    A context manager. A process that fails is closed, so that no candidate suffers from the one before it.
+    A context manager. A process that fails is closed and does not affect the next candidate.
     """
 
     def __init__(self, bench: TimingSetup) -> None:
@@ -48,7 +48,7 @@ class Evaluators:
             self._close(runtime)
 
     def begin(self, folder: Path, runtime: str) -> None:
-        """Start the process of an engine ahead of its first use, without waiting for it."""
+        """Start the process of an engine in advance, without waiting for it."""
         if runtime not in self._started:
             bench = self._bench
             process = MeasuringProcess(
@@ -58,7 +58,7 @@ class Evaluators:
             process.begin_open()
 
     def run(self, folder: Path, runtime: str, inputs: Path, target: Path) -> None:
-        """Run every batch file of `inputs` through the artifact of `folder` and write what it gives to `target`.
+        """Run every batch file of `inputs` through the artifact of `folder` and write the outputs to `target`.
 
         Raises:
             OmgoptimError: the artifact does not open or run.
@@ -71,7 +71,7 @@ class Evaluators:
             self._close(runtime)
             if not used:
                 raise
-            self.run(folder, runtime, inputs, target)  # what came before may be to blame: once more, in a fresh one
+            self.run(folder, runtime, inputs, target)  # an earlier artifact may be the cause: retry in a fresh process
 
     def _open(self, folder: Path, runtime: str) -> None:
         self.begin(folder, runtime)
@@ -90,9 +90,9 @@ class Evaluators:
 
 @dataclass(slots=True)
 class CandidateEvaluator:
-    """Full evaluations: each a candidate that is saved, opened and run on all selection samples.
+    """Evaluator that builds, saves and opens candidates and runs them on all selection samples.
 
-    What has been evaluated is not evaluated again. A candidate that cannot be made or run is a recorded failure.
+    Results are cached. A candidate that cannot be built or run is recorded as failed.
     """
 
     evaluators: Evaluators
@@ -104,61 +104,61 @@ class CandidateEvaluator:
     screening: ScreeningReference
     seed: int
     deadline: float
-    """When no further evaluation begins, by `clock`."""
+    """Time by `clock` after which no evaluation begins."""
     clock: Callable[[], float] = time.monotonic
     evaluations: int = 0
     results: list[CandidateResult] = field(default_factory=list)
     longest_s: float = 0.0
-    """What one evaluation took at most: another one must fit what is left."""
-    taken: set[str] = field(default_factory=set)
-    """Names of candidates that were made elsewhere: their folders are taken."""
+    """Duration of the longest evaluation; the next one must fit into the remaining time."""
+    reserved_names: set[str] = field(default_factory=set)
+    """Names, and so folders, of candidates built elsewhere."""
     known: dict[str, CandidateResult] = field(default_factory=dict)
-    """What has been evaluated, by parameters and engine; may come from another search of the same run."""
+    """Results by parameters and engine; may include those of another search of the same run."""
 
     def out_of_time(self) -> bool:
-        """Whether another evaluation would likely end after the deadline."""
+        """Return whether another evaluation would likely end after the deadline."""
         return self.clock() + self.longest_s >= self.deadline
 
-    def of(self, option: Option, doing: str) -> CandidateResult:
-        """The candidate of an option, evaluated.
+    def of(self, spec: CandidateSpec, doing: str) -> CandidateResult:
+        """Evaluate the candidate of a spec, or return its cached result.
 
         Args:
-            doing: what the progress says.
+            doing: progress message.
         """
-        key = f"{option.params.model_dump_json()} {option.runtime}"
+        key = f"{spec.params.model_dump_json()} {spec.runtime}"
         if key not in self.known:
             began = self.clock()
             self.context.progress(f"{doing}: evaluation {self.evaluations + 1}", None)
-            self.known[key] = self._evaluated(self._unlike_others(option))
+            self.known[key] = self._evaluated(self._unique(spec))
             self.longest_s = max(self.longest_s, self.clock() - began)
         return self.known[key]
 
     def for_other_runtime(self, result: CandidateResult, runtime: str) -> CandidateResult:
-        """The same program on another engine, evaluated too."""
-        option = self._unlike_others(replace(result.made.option, runtime=runtime))
-        return self._evaluated(option, result.made)
+        """Evaluate the same program on another engine."""
+        spec = self._unique(replace(result.built.spec, runtime=runtime))
+        return self._evaluated(spec, result.built)
 
-    def _evaluated(self, option: Option, twin: BuiltCandidate | None = None) -> CandidateResult:
+    def _evaluated(self, spec: CandidateSpec, twin: BuiltCandidate | None = None) -> CandidateResult:
         self.evaluations += 1
-        made = make(option, self.loaded, self.program, self.calibration, self.context, self.seed, twin)
-        result = CandidateResult(made, error=made.error)
+        built = build_candidate(spec, self.loaded, self.program, self.calibration, self.context, self.seed, twin)
+        result = CandidateResult(built, error=built.error)
         self.results.append(result)
-        if made.folder is None:
+        if built.folder is None:
             return result
         target = self.context.work / "trials" / str(len(self.results))
         try:
-            self.evaluators.run(made.folder, made.option.runtime, self.screening.inputs, target)
+            self.evaluators.run(built.folder, built.spec.runtime, self.screening.inputs, target)
         except OmgoptimError as error:
             result.error = error
             return result
-        self.screening.judge(result, read_outputs(target))
+        self.screening.evaluate(result, read_outputs(target))
         return result
 
-    def _unlike_others(self, option: Option) -> Option:
-        """The option with a name, and so a folder, that no other has."""
-        taken = self.taken | {result.made.option.name for result in self.results}
-        number, note = 2, option.note
-        while option.name in taken:
-            option = replace(option, note=f"{note} (set {number})")
+    def _unique(self, spec: CandidateSpec) -> CandidateSpec:
+        """Return the spec with a unique name, and so a unique folder."""
+        reserved_names = self.reserved_names | {result.built.spec.name for result in self.results}
+        number, note = 2, spec.note
+        while spec.name in reserved_names:
+            spec = replace(spec, note=f"{note} (set {number})")
             number += 1
-        return option
+        return spec

@@ -1,17 +1,17 @@
-"""The candidates of a quantize run, as its report has them."""
+"""Records of the candidates of a quantize run for its report."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from omgoptim.operations.quantization.final_race import Final
+from omgoptim.operations.quantization.final_race import FinalRace
 from omgoptim.operations.quantization.screening import CandidateResult
 from omgoptim.operations.timing import OVERLOADED
 from omgoptim.reports import Candidate
 
 
 def candidate_records(
-    results: Sequence[CandidateResult], final: Final, chosen: CandidateResult, baseline_bytes: int
+    results: Sequence[CandidateResult], final: FinalRace, chosen: CandidateResult, baseline_bytes: int
 ) -> list[Candidate]:
     """Return the records of all candidates, the chosen one first; float32 that nobody asked for only where it was
     measured.
@@ -33,16 +33,18 @@ def candidate_records(
     return sorted(found, key=lambda record: record.status != "chosen")
 
 
-def _record(result: CandidateResult, baseline_bytes: int, final: Final) -> Candidate:
-    """A candidate as the report has it; without its speedup if the machine was too busy for one to be told. What was
-    only screened is told on the scale of the full measurement: the time of the original cancels out."""
+def _record(result: CandidateResult, baseline_bytes: int, final: FinalRace) -> Candidate:
+    """Return the report's record of a candidate; without speedup if the machine was overloaded.
+
+    Speedups of screening are rescaled to the final measurement: the time of the original cancels out.
+    """
     trusted = final.load <= OVERLOADED
     scale = 1.0 if result.status in ("chosen", "finalist") else final.scale
-    option, size = result.made.option, result.made.size_bytes
+    spec, size = result.built.spec, result.built.size_bytes
     return Candidate(
-        name=option.name,
-        scheme=option.scheme,
-        runtime=option.runtime,
+        name=spec.name,
+        scheme=spec.scheme,
+        runtime=spec.runtime,
         size_bytes=size,
         size_ratio=baseline_bytes / size if size else None,
         speedup=(result.speedup * scale or None) if trusted else None,

@@ -1,4 +1,4 @@
-"""What can be tried: technique x engine, for this model, on this machine; and making one candidate's artifact."""
+"""Candidates of a quantize run: the combinations of technique and engine for a model and machine."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from omgoptim.techniques.quantize.static import variants
 from omgoptim.techniques.registry import technique_of
 
 BF16_UNITS = ("avx512_bf16", "amx_bf16", "bf16")
+"""CPU features with bfloat16 instructions, by the names of /proc/cpuinfo."""
 
 
 @dataclass(frozen=True, slots=True)
-class Option:
-    """One thing that can be tried."""
+class CandidateSpec:
+    """Specification of one candidate: technique parameters and engine."""
 
     params: Params
     runtime: str
     note: str = ""
-    """What sets it apart from others of its technique: `3 layers in float`."""
+    """Difference from other candidates of its technique, such as `3 layers in float`."""
 
     @property
     def scheme(self) -> str:
@@ -46,60 +47,60 @@ class Option:
 
 
 @dataclass(frozen=True, slots=True)
-class Proposal:
-    """What will be tried, and what will not with the reason."""
+class CandidatePlan:
+    """Candidates to build, and skipped ones with the reason."""
 
-    options: list[Option]
-    passed_over: list[Candidate]
+    specs: list[CandidateSpec]
+    skipped: list[Candidate]
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """The one export that all program candidates start from, or why the model has none."""
+    """Float export that all program candidates start from, or the error that prevented it."""
 
     path: Path | None
     traits: GraphTraits | None
     error: OmgoptimError | None = None
     fixed_batch: str | None = None
-    """Why its batch is 1, where torch.export could not free it."""
+    """Reason for a fixed batch of 1, where torch.export could not make it dynamic."""
 
 
-def propose(request: QuantizeRequest, loaded: LoadedModel, program: Program) -> Proposal:
-    """Techniques x engines for this request, with what is passed over and why.
+def plan_candidates(request: QuantizeRequest, loaded: LoadedModel, program: Program) -> CandidatePlan:
+    """Return the candidates of a request, and the skipped combinations with their reasons.
 
     Raises:
         SetupError: the engine that was asked for is not installed.
         RequestError: the scheme that was asked for does not exist on that engine.
     """
-    passed_over: list[Candidate] = []
-    options: list[Option] = []
+    skipped: list[Candidate] = []
+    specs: list[CandidateSpec] = []
     automatic = isinstance(request.scheme, Auto)
-    for params in _schemes(request, program, passed_over):
+    for params in _schemes(request, program, skipped):
         for runtime in _runtimes_of(params, request, loaded):
-            option = Option(params, runtime)
-            reason = _why_not(option, loaded, program, automatic)
+            spec = CandidateSpec(params, runtime)
+            reason = _skip_reason(spec, loaded, program, automatic)
             if reason is None:
-                options.append(option)
+                specs.append(spec)
             else:
-                passed_over.append(_candidate(option, "skipped", reason))
+                skipped.append(_candidate(spec, "skipped", reason))
     if request.runtime != "auto":
         reason = ENGINES[request.runtime].missing(loaded.device)
         if reason:
             raise SetupError(f"runtime {request.runtime} cannot be used", reason, "omgoptim doctor lists what can")
-    if not options:
-        why = "; ".join(f"{c.name}: {c.why}" for c in passed_over)
+    if not specs:
+        why = "; ".join(f"{c.name}: {c.why}" for c in skipped)
         if program.error is not None and request.runtime not in ("torch_eager", "torch_compile"):
             raise program.error
         raise RequestError(
-            "nothing can be tried for this request",
+            "no candidate is possible for this request",
             why or "no engine runs this scheme",
             "use scheme auto, runtime auto",
         )
-    return Proposal(options, passed_over)
+    return CandidatePlan(specs, skipped)
 
 
-def _schemes(request: QuantizeRequest, program: Program, passed_over: list[Candidate]) -> list[Params]:
-    """The concrete params of a request: `auto` stands for all that the model could gain from."""
+def _schemes(request: QuantizeRequest, program: Program, skipped: list[Candidate]) -> list[Params]:
+    """Return the technique parameters of a request; `auto` expands to all that may help."""
     asked = request.scheme
     if isinstance(asked, Static):
         asked = apply_preset(asked, request.effort)
@@ -111,13 +112,13 @@ def _schemes(request: QuantizeRequest, program: Program, passed_over: list[Candi
         static = apply_preset(Static(calibration_samples=asked.calibration_samples), request.effort)
         schemes += variants(static, program.path)
     schemes += [Dynamic(), Bf16(), Fp32()]
-    passed_over.append(
+    skipped.append(
         Candidate(
             name="fp32 on torch_compile",
             scheme="fp32",
             runtime="torch_compile",
             status="skipped",
-            why="compiles anew in every process, which takes long; ask for it with runtime torch_compile",
+            why="compiles in every process, which takes long; request it with runtime torch_compile",
         )
     )
     return schemes
@@ -142,39 +143,39 @@ def _runtimes_of(params: Params, request: QuantizeRequest, loaded: LoadedModel) 
     return [runtime for runtime in runtimes if runtime == request.runtime]
 
 
-def _why_not(option: Option, loaded: LoadedModel, program: Program, automatic: bool) -> str | None:
-    """Why an option is not tried, or None. What was asked for by name is tried wherever it can be."""
-    missing = ENGINES[option.runtime].missing(loaded.device)
+def _skip_reason(spec: CandidateSpec, loaded: LoadedModel, program: Program, automatic: bool) -> str | None:
+    """Return the reason to skip a candidate, or None. One requested by name is skipped only if it cannot run."""
+    missing = ENGINES[spec.runtime].missing(loaded.device)
     if missing:
         return missing
-    if not option.on_module and program.error is not None:
+    if not spec.on_module and program.error is not None:
         return f"{program.error.what}: {program.error.why}"
-    if option.on_module and (getattr(option.params, "targets", []) or getattr(option.params, "ignore", [])):
+    if spec.on_module and (getattr(spec.params, "targets", []) or getattr(spec.params, "ignore", [])):
         return "torch quantizes every layer of a kind: targets and ignore need another runtime"
     if not automatic:
         return None
-    return _hopeless(option, loaded, program.traits)
+    return _no_benefit(spec, loaded, program.traits)
 
 
-def _hopeless(option: Option, loaded: LoadedModel, traits: GraphTraits | None) -> str | None:
-    """What `auto` does not even build, because it is known to bring nothing."""
-    params = option.params
+def _no_benefit(spec: CandidateSpec, loaded: LoadedModel, traits: GraphTraits | None) -> str | None:
+    """Return the reason for `auto` not to build a candidate that is known to bring no gain."""
+    params = spec.params
     if isinstance(params, Static):
         if not loaded.data.real:
-            return "static ranges need real data: give data"
+            return "static calibration needs real data: give data"
         if traits and traits.conv_weight_bytes + traits.matmul_weight_bytes == 0:
             return "no convolution or Linear in the model"
     if isinstance(params, Dynamic):
         if traits and traits.matmul_weight_bytes + traits.recurrent_weight_bytes == 0:
             return "no Linear, LSTM or GRU in the model"
         if traits and traits.conv_weight_bytes > traits.matmul_weight_bytes + traits.recurrent_weight_bytes:
-            return "most weights are in convolutions, which dynamic quantization only slows down"
-        if option.on_module and traits and not traits.has_gru:
+            return "most weights are in convolutions, which dynamic quantization slows down"
+        if spec.on_module and traits and not traits.has_gru:
             return "torch's own dynamic int8 is slower than ONNX Runtime's, except that only it computes a GRU in int8"
     if isinstance(params, Bf16) and loaded.device == "cpu" and not set(cpu_features()) & set(BF16_UNITS):
         return "this processor has no bfloat16 instructions"
     return None
 
 
-def _candidate(option: Option, status: Literal["skipped", "planned"], why: str) -> Candidate:
-    return Candidate(name=option.name, scheme=option.scheme, runtime=option.runtime, status=status, why=why)
+def _candidate(spec: CandidateSpec, status: Literal["skipped", "planned"], why: str) -> Candidate:
+    return Candidate(name=spec.name, scheme=spec.scheme, runtime=spec.runtime, status=status, why=why)

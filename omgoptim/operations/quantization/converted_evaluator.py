@@ -1,4 +1,4 @@
-"""A judge of what a module becomes when it is quantized: each epoch of quantization-aware training is one."""
+"""Evaluator of the quantized program that a module converts to, run after each epoch of QAT."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from omgoptim.training.fake_quantization import FakeQuantized
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConvertedEvaluator(Evaluator):
-    """A judge of what a module becomes: its `module` exported, quantized, and run by ONNX Runtime on the CPU."""
+    """Evaluator that exports and quantizes a module and runs the program in ONNX Runtime on the CPU."""
 
     params: Qat
     untrained: Path
-    """The program of the module from before training."""
+    """Program of the module before training."""
     peaks: Peaks
-    """What channels are scaled by."""
+    """Peaks that cross-layer equalization scales channels by."""
     calibration: Sequence[Any]
-    """Batches that ranges are read from."""
+    """Batches for calibration."""
     example: dict[str, Any]
     """Two samples, for the export."""
     scratch: Path
@@ -40,26 +40,26 @@ class ConvertedEvaluator(Evaluator):
     seed: int = 0
 
     def score(self, module: nn.Module) -> float:
-        """The metric's value of the converted program; `COLLAPSED` where the module's own outputs are no numbers.
+        """Return the metric of the converted program; `COLLAPSED` where the module's outputs are not finite.
 
         Raises:
             OmgoptimError: it cannot be converted, or as `Evaluator.score`.
         """
         plain = plain_of(module)
-        if not self.usable(self.outputs_of(plain)):  # no range could be read: that training failed, not the run
+        if not self.usable(self.outputs_of(plain)):  # no range could be calibrated: the training failed, not the run
             return COLLAPSED
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
             return self.value_of(self._converted(module, plain, Path(folder)))
 
     def _converted(self, module: nn.Module, plain: nn.Module, folder: Path) -> list[Any]:
-        """The outputs of what the module becomes."""
+        """Return the outputs of the converted program."""
         from omgoptim.runtimes.export import export_onnx
 
         exported, converted = self.untrained, folder / artifacts.PROGRAM
         if was_trained(module):
             exported = folder / "float.onnx"
             export_onnx(plain, as_tensors(self.example, self.signature.dtypes), self.signature, exported)
-            note_learned(module, exported, self.peaks)
+            write_learned_state(module, exported, self.peaks)
         run = ProgramRun(self.calibration, folder, self.seed, self.threads)
         apply_to_program(exported, converted, self.params, run)
         session = ENGINES["onnxruntime"].open(converted, self.signature, SessionSettings(self.threads))
@@ -67,17 +67,17 @@ class ConvertedEvaluator(Evaluator):
 
 
 def was_trained(module: nn.Module) -> bool:
-    """Whether a module's weights are others than those it began with."""
+    """Return whether training has changed a module's weights."""
     return not isinstance(module, FakeQuantized) or int(module.steps_done) > 0
 
 
-def note_learned(module: nn.Module, program: Path, peaks: Peaks) -> None:
-    """Note in the program of a trained module what it has learnt beside its weights."""
+def write_learned_state(module: nn.Module, program: Path, peaks: Peaks) -> None:
+    """Store the learned ranges and scales of a trained module in its program."""
     if isinstance(module, FakeQuantized):
         write_qat_state(program, QatState(module.ranges(), peaks))
 
 
 def plain_of(module: nn.Module) -> nn.Module:
-    """A copy of the module inside, on the CPU, in eval mode."""
+    """Return a copy of the wrapped module on the CPU in eval mode."""
     inside = module.module if isinstance(module, FakeQuantized) else module
     return copy.deepcopy(inside).cpu().eval()

@@ -1,7 +1,7 @@
-"""explain: where quality went, layer by layer and with known causes, and where the time of the artifact goes.
+"""Explanation of a quantization: quality loss by layer and known cause, and time by kind of layer.
 
-What is simulated (noise per layer) is told in dB; what is told as recovered quality is measured, each on a candidate of
-its own that was made, saved, opened in a fresh process and run on the selection samples.
+Noise per layer is simulated, in dB. Recovered quality is measured: each value comes from a candidate that was built,
+saved, opened in a fresh process and run on the selection samples.
 """
 
 from __future__ import annotations
@@ -16,12 +16,17 @@ from omgoptim.hardware import cpu_features
 from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.time_shares import query_time_shares, speedup_bound
 from omgoptim.measure.timing import LATENCY
-from omgoptim.models.samples import Samples
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.quantization.candidate_evaluator import CALIBRATED, CandidateEvaluator, Evaluators
-from omgoptim.operations.quantization.candidates import Option, Program
-from omgoptim.operations.quantization.mixed_precision import MixedPrecision, keepable, keeping, simulate
+from omgoptim.operations.quantization.candidates import CandidateSpec
+from omgoptim.operations.quantization.mixed_precision import (
+    MixedPrecision,
+    MixedPrecisionSearch,
+    search_layers_of,
+    simulate,
+    with_float_layers,
+)
 from omgoptim.operations.quantization.screening import CandidateResult, ScreeningReference
 from omgoptim.operations.verdict import ROUNDING
 from omgoptim.reports import Explanation, Finding, LayerNoise, TimeShare
@@ -36,82 +41,77 @@ from omgoptim.techniques.quantize._diagnostics.sensitivity import (
 from omgoptim.techniques.quantize._diagnostics.simulation import NON_FINITE_DB, Simulation
 from omgoptim.techniques.quantize._ptq.sqnr import sqnr_db
 
-RESTORED = 3
-"""Worst layers whose recovered quality is measured."""
+RESTORED_LAYERS = 3
+"""Worst layers whose recovered quality is measured; each takes a full evaluation."""
 
 NOISE_SHARE = 1 / 3
-"""Part of the time that the simulation may take."""
+"""Share of the time limit for the simulation; the rest is for evaluations."""
 
 EVALUATION_SAMPLES = 64
 """Evaluation inputs whose ranges are compared with the calibrated ones."""
 
 INT8_UNITS = ("avx512_vnni", "avx_vnni", "amx_int8", "dotprod", "i8mm")
+"""CPU features with int8 dot products, by the names of /proc/cpuinfo."""
 
 
 @dataclass(frozen=True, slots=True)
-class Explained:
-    """What an explanation is about."""
+class ExplainedCandidate:
+    """Candidate that is explained."""
 
     result: CandidateResult
     is_artifact: bool
     in_float: int
-    """Layers that the guard kept in float in the artifact."""
+    """Layers of the artifact that mixed precision keeps in float."""
 
 
 def explain(
-    request: QuantizeRequest,
-    context: RunContext,
-    loaded: LoadedModel,
-    program: Program,
+    inputs: MixedPrecisionSearch,
     results: Sequence[CandidateResult],
     winner: CandidateResult,
     mixed_precision: MixedPrecision | None,
-    calibration: Samples,
-    screening: ScreeningReference,
     clock: Callable[[], float] = time.monotonic,
 ) -> Explanation:
-    """Why quality fell, and why it is not faster. The artifact is in its place when this is called.
+    """Explain the quality loss and the speed of the artifact, which must be in its place.
 
-    Told of the artifact if it is int8 from calibration data (without the layers that the guard kept in float, whose
-    noise is what matters), else of the calibrated candidate that lost least. Without one, only time is told.
+    Explained is the artifact if it is calibrated int8 (with all layers quantized, to show their noise), else the
+    calibrated candidate with the smallest loss. Without one, only time is explained.
     """
+    request, loaded, screening = inputs.request, inputs.loaded, inputs.screening
     deadline = clock() + request.guard_time_s
-    times, unknown = _times(loaded, context)
+    times, unknown = _times(loaded, inputs.context)
     bound = speedup_bound(times)
-    about = _explained(results, winner, mixed_precision)
+    about = _candidate_to_explain(results, winner, mixed_precision)
     known = Explanation(
         summary="", metric=screening.metric.name, samples=screening.samples, times=times, speedup_bound=bound
     )
     if about is None:
-        nothing = (
-            "Only time is explained: no int8 candidate from calibration data was tried (scheme static, with data)."
-        )
-        return known.model_copy(update={"summary": f"{nothing} {_speed_words(times, bound, unknown)}"})
+        nothing = "Only time is explained: there is no calibrated int8 candidate (scheme static, with data)."
+        return known.model_copy(update={"summary": f"{nothing} {_time_sentence(times, bound, unknown)}"})
     with Evaluators(loaded.bench) as evaluators:
         trials = CandidateEvaluator(
             evaluators,
-            context,
+            inputs.context,
             loaded,
-            program,
-            calibration,
+            inputs.program,
+            inputs.calibration,
             screening,
             request.seed,
             deadline,
             clock,
-            taken={result.made.option.name for result in results},
+            reserved_names={result.built.spec.name for result in results},
         )
-        return _explained_by(trials, request, about, known, (times, bound, unknown), mixed_precision)
+        return _explain_quality(trials, request, about, known, (times, bound, unknown), mixed_precision)
 
 
-def _explained_by(
+def _explain_quality(
     trials: CandidateEvaluator,
     request: QuantizeRequest,
-    about: Explained,
+    about: ExplainedCandidate,
     known: Explanation,
     speed: tuple[list[TimeShare], float | None, str],
     mixed_precision: MixedPrecision | None,
 ) -> Explanation:
-    """Layers and findings, each with what undoing it brings."""
+    """Explain layers and findings, each with the quality recovered without it."""
     context, loaded, program, clock = trials.context, trials.loaded, trials.program, trials.clock
     calibration, screening = trials.calibration, trials.screening
     times, bound, unknown = speed
@@ -119,37 +119,37 @@ def _explained_by(
         trials.known.update(mixed_precision.known)
     try:
         context.progress("explaining: the noise of each layer", None)
-        simulation = simulate(about.result.made.option.params, loaded, program, calibration)
+        simulation = simulate(about.result.built.spec.params, loaded, program, calibration)
         limit_s = request.guard_time_s * NOISE_SHARE
         noise = measure_sensitivity(simulation, restored=True, limit_s=limit_s, clock=clock)
     except OmgoptimError as error:
         nothing = f"The layers could not be explained: {error.what}: {error.why}."
-        return known.model_copy(update={"summary": f"{nothing} {_speed_words(times, bound, unknown)}"})
+        return known.model_copy(update={"summary": f"{nothing} {_time_sentence(times, bound, unknown)}"})
     layers = _layers(noise, about, trials)
     found = _findings(simulation, about, trials, loaded.evaluation.split(EVALUATION_SAMPLES)[0].batches)
     whole = _sqnr(about.result, screening)
-    words = [_quality_words(about, screening, whole, noise, layers), _finding_words(found)]
+    words = [_quality_sentence(about, screening, whole, noise, layers), _findings_sentence(found)]
     if trials.out_of_time():
-        words.append(f"Not all was tried: the time of {request.guard_time_s:g} s was spent.")
-    words.append(_speed_words(times, bound, unknown))
+        words.append(f"The explanation is incomplete: its time limit of {request.guard_time_s:g} s was reached.")
+    words.append(_time_sentence(times, bound, unknown))
     update = {"summary": " ".join(filter(None, words)), "sqnr_db": whole, "layers": layers, "findings": found}
     return known.model_copy(update=update)
 
 
-def _explained(
+def _candidate_to_explain(
     results: Sequence[CandidateResult], winner: CandidateResult, mixed_precision: MixedPrecision | None
-) -> Explained | None:
-    if winner.made.option.scheme in CALIBRATED:
-        if mixed_precision is not None and winner.made.option.note:
-            return Explained(mixed_precision.base, True, len(mixed_precision.ignore))
-        return Explained(winner, True, 0)
-    tried = [a for a in results if a.made.option.scheme in CALIBRATED and not a.made.option.note]
-    alive = [a for a in tried if a.drop is not None and a.error is None]
-    return Explained(min(alive, key=lambda a: a.drop or 0.0), False, 0) if alive else None
+) -> ExplainedCandidate | None:
+    if winner.built.spec.scheme in CALIBRATED:
+        if mixed_precision is not None and winner.built.spec.note:
+            return ExplainedCandidate(mixed_precision.base, True, len(mixed_precision.ignore))
+        return ExplainedCandidate(winner, True, 0)
+    evaluated = [a for a in results if a.built.spec.scheme in CALIBRATED and not a.built.spec.note]
+    alive = [a for a in evaluated if a.drop is not None and a.error is None]
+    return ExplainedCandidate(min(alive, key=lambda a: a.drop or 0.0), False, 0) if alive else None
 
 
 def _times(loaded: LoadedModel, context: RunContext) -> tuple[list[TimeShare], str]:
-    """Time per kind of layer of the artifact, or why there is none."""
+    """Return the artifact's time by kind of layer, or the reason why it is unknown."""
     bench = loaded.bench
     context.progress("explaining: the time of each kind of layer", None)
     batches = {LATENCY: bench.batches[LATENCY]}
@@ -167,7 +167,7 @@ def _times(loaded: LoadedModel, context: RunContext) -> tuple[list[TimeShare], s
         ):
             process.begin_open()
             process.end_open()
-            return query_time_shares(process, LATENCY), "the engine does not tell how long its layers take"
+            return query_time_shares(process, LATENCY), "the engine does not report the time of its layers"
     except OmgoptimError as error:  # the rest of the explanation stands without it
         return [], f"{error.what}: {error.why}"
 
@@ -176,14 +176,14 @@ def _sqnr(result: CandidateResult, screening: ScreeningReference) -> float | Non
     return sqnr_db(screening.original, result.outputs, NON_FINITE_DB) if result.outputs is not None else None
 
 
-def _layers(noise: SensitivityReport, about: Explained, trials: CandidateEvaluator) -> list[LayerNoise]:
-    """Every layer, the worst first; of the worst few also what keeping it in float brings."""
+def _layers(noise: SensitivityReport, about: ExplainedCandidate, trials: CandidateEvaluator) -> list[LayerNoise]:
+    """Return every layer, worst first; of the worst few with the quality recovered in float."""
     drop = about.result.drop or 0.0
     result = []
-    for index, (entry, layer) in enumerate(zip(noise.layers, keepable(noise), strict=True)):
+    for index, (entry, layer) in enumerate(zip(noise.layers, search_layers_of(noise), strict=True)):
         recovered = None
-        if index < RESTORED and drop > ROUNDING:
-            recovered = _recovered(keeping(about.result.made.option, [layer.name]), drop, trials)
+        if index < RESTORED_LAYERS and drop > ROUNDING:
+            recovered = _recovered(with_float_layers(about.result.built.spec, [layer.name]), drop, trials)
         result.append(_layer(entry, noise.whole_db, recovered))
     return result
 
@@ -201,23 +201,23 @@ def _layer(entry: LayerSensitivity, whole_db: float, recovered: float | None) ->
     )
 
 
-def _recovered(option: Option, drop: float, trials: CandidateEvaluator) -> float | None:
-    """Quality that this option has more than the explained one; None if it failed or time is out."""
+def _recovered(spec: CandidateSpec, drop: float, trials: CandidateEvaluator) -> float | None:
+    """Return the quality gained over the explained candidate; None if it failed or time is out."""
     if trials.out_of_time():
         return None
-    named = replace(option, note=f"explained {trials.evaluations + 1}")
+    named = replace(spec, note=f"explained {trials.evaluations + 1}")
     result = trials.of(named, "explaining")
     return None if result.drop is None or result.error is not None else drop - result.drop
 
 
 def _findings(
-    simulation: Simulation, about: Explained, trials: CandidateEvaluator, evaluation: Sequence[dict[str, Any]]
+    simulation: Simulation, about: ExplainedCandidate, trials: CandidateEvaluator, evaluation: Sequence[dict[str, Any]]
 ) -> list[Finding]:
-    """What is known to hurt and was found here, with what undoing it brought; the most first."""
-    option, drop = about.result.made.option, about.result.drop or 0.0
+    """Return the known causes of loss that were found, largest recovered quality first."""
+    spec, drop = about.result.built.spec, about.result.drop or 0.0
     found = []
-    for signature in diagnose(simulation, option.params, evaluation):
-        undone = _undone(option, signature)
+    for signature in diagnose(simulation, spec.params, evaluation):
+        undone = _spec_without(spec, signature)
         recovered = _recovered(undone, drop, trials) if undone is not None and drop > ROUNDING else None
         found.append(
             Finding(
@@ -231,60 +231,60 @@ def _findings(
     return sorted(found, key=lambda finding: -(finding.recovered or 0.0))
 
 
-def _undone(option: Option, signature: Diagnostic) -> Option | None:
-    """The option without what was found: other parameters where it has them, else those layers in float."""
-    if signature.undo and all(hasattr(option.params, name) for name in signature.undo):
-        return replace(option, params=option.params.model_copy(update=signature.undo))
-    return keeping(option, signature.nodes) if signature.nodes else None
+def _spec_without(spec: CandidateSpec, signature: Diagnostic) -> CandidateSpec | None:
+    """Return the spec without a cause: with other parameters where possible, else with its layers in float."""
+    if signature.undo and all(hasattr(spec.params, name) for name in signature.undo):
+        return replace(spec, params=spec.params.model_copy(update=signature.undo))
+    return with_float_layers(spec, signature.nodes) if signature.nodes else None
 
 
-def _quality_words(
-    about: Explained,
+def _quality_sentence(
+    about: ExplainedCandidate,
     screening: ScreeningReference,
     whole: float | None,
     noise: SensitivityReport,
     layers: Sequence[LayerNoise],
 ) -> str:
-    name = about.result.made.option.name
+    name = about.result.built.spec.name
     drop = about.result.drop or 0.0
     metric = screening.metric.name.replace("_", " ")
-    decibels = f", its output at {whole:.1f} dB over the noise" if whole is not None else ""
+    decibels = f" (output SQNR {whole:.1f} dB)" if whole is not None else ""
     who = name if about.is_artifact else f"{name}, which is not the artifact,"
     if about.in_float:
-        who = f"{name} (of which the artifact keeps {about.in_float} in float)"
+        who = f"{name} (the artifact keeps {about.in_float} of its layers in float)"
     loses = f"loses {drop:.4f} {metric}" if drop > ROUNDING else f"loses no {metric}"
     worst = layers[0]
     sentence = (
         f"{who} {loses} on {screening.samples} selection samples{decibels}; "
-        f"layer {worst.path} disturbs it most ({worst.sqnr_db:.1f} dB alone"
+        f"layer {worst.path} contributes most noise (SQNR {worst.sqnr_db:.1f} dB alone"
     )
-    sentence += f", {worst.recovered:+.4f} with it in float)" if worst.recovered is not None else ")"
+    sentence += f", {worst.recovered:+.4f} if kept in float)" if worst.recovered is not None else ")"
     if noise.estimated:
-        sentence += f"; {noise.estimated} of {len(layers)} layers were estimated from their own rounding"
+        sentence += f"; {noise.estimated} of {len(layers)} layers were estimated from their weight rounding error"
     return sentence + "."
 
 
-def _finding_words(found: Sequence[Finding]) -> str:
+def _findings_sentence(found: Sequence[Finding]) -> str:
     if not found:
-        return "No known cause was found."
+        return "No known cause of quality loss was found."
     parts = [
         f"{finding.name} ({finding.recovered:+.4f} without)" if finding.recovered is not None else finding.name
         for finding in found[:4]
     ]
-    return f"Found: {', '.join(parts)}."
+    return f"Causes of quality loss: {', '.join(parts)}."
 
 
-def _speed_words(times: Sequence[TimeShare], bound: float | None, unknown: str) -> str:
-    """One sentence on where the time goes and what bounds it."""
+def _time_sentence(times: Sequence[TimeShare], bound: float | None, unknown: str) -> str:
+    """Return a sentence on the time by kernel precision and the speedup bound."""
     if not times:
-        return f"Time per layer is not known: {unknown}."
+        return f"The time per layer is unknown: {unknown}."
     integers = sum(time.share for time in times if time.quantized)
     floats = next((time for time in times if not time.quantized), None)
     words = f"{integers:.0%} of the artifact's time is in integer kernels"
     if floats is not None:
         words += f", most of {'the rest' if integers else 'it'} in {floats.kind} ({floats.share:.0%})"
     if bound is not None:
-        words += f": faster integers alone could bring {bound:.2f}x at most"
+        words += f"; faster integer kernels alone give at most {bound:.2f}x"
     features = cpu_features()
     if integers and features and not set(features) & set(INT8_UNITS):
         words += "; this processor has no int8 dot product (VNNI), so int8 gains little over float"

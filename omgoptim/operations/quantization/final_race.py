@@ -1,4 +1,4 @@
-"""The final measurement: the original and all finalists in fresh processes, and which of them is delivered."""
+"""Final measurement: race the original and all finalists in fresh processes and choose the artifact."""
 
 from __future__ import annotations
 
@@ -9,59 +9,59 @@ from pathlib import Path
 
 from omgoptim.errors import OmgoptimError
 from omgoptim.measure.measuring_process import MeasuringProcess
-from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import Quality, StoredOutputs, compare_quality, read_outputs
 from omgoptim.measure.timing import Timing
 from omgoptim.models.artifact import Manifest
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.gain_attribution import Side, gains_by
+from omgoptim.operations.gain_attribution import TimedModel, gains_by
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.quantization.coverage import read_kernels
 from omgoptim.operations.quantization.screening import CandidateResult
 from omgoptim.operations.quantization.selection import Preference, ordered
-from omgoptim.operations.timing import OVERLOADED, Raced, full_race, told
+from omgoptim.operations.reference_outputs import metric_of
+from omgoptim.operations.timing import OVERLOADED, RaceResult, fraction_progress, full_race
 from omgoptim.operations.verdict import passes
 from omgoptim.reports import GainsBy
 from omgoptim.requests import QuantizeRequest
 from omgoptim.runtimes.engine import Kernel
 
 Finished = tuple[CandidateResult, Timing, StoredOutputs, list[Kernel]]
-"""A finalist, its timing, what it gave on the evaluation data, and what its engine ran."""
+"""A finalist, its timing, its outputs on the evaluation data, and the kernels of its engine."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Finalist:
-    """One candidate measured in full, and its quality on the evaluation data."""
+class FinalistResult:
+    """Full measurement of one finalist."""
 
     result: CandidateResult
     timing: Timing
     quality: Quality
     kernels: list[Kernel]
-    """What its engine ran, and in which numbers."""
+    """Kernels that its engine ran, with their compute precision."""
     parts: GainsBy | None
-    """What the engine and the bits brought; None where float32 on its engine was not measured."""
+    """Gains by engine and by precision; None where float32 on its engine was not measured."""
 
     @property
     def slug(self) -> str:
-        """The name that `pick` knows it by."""
-        return re.sub(r"[^a-z0-9]+", "-", self.result.made.option.name.lower()).strip("-")
+        """Name of this finalist for `pick`."""
+        return re.sub(r"[^a-z0-9]+", "-", self.result.built.spec.name.lower()).strip("-")
 
 
 @dataclass(frozen=True, slots=True)
-class Final:
-    """The end of the race."""
+class FinalRace:
+    """Result of the final measurement."""
 
     before: Timing
     load: float
-    finalists: list[Finalist]
-    """In the order of delivery, which was fixed before the evaluation data was read; references come last."""
-    winner: Finalist
+    finalists: list[FinalistResult]
+    """In order of preference, fixed before the evaluation data was read; references come last."""
+    winner: FinalistResult
     holds: bool
-    """Whether the winner holds the guard on the evaluation data."""
-    passed_over: list[Finalist]
-    """Those before the winner in the order, which failed the guard on the evaluation data."""
+    """Whether the winner passes the quality guard on the evaluation data."""
+    rejected: list[FinalistResult]
+    """Preferred finalists that failed the quality guard on the evaluation data."""
     scale: float
-    """The winner's speedup measured in full over that of its screening, where the original may have been slow."""
+    """Ratio of the winner's final speedup to that of its screening."""
     preference: Preference
 
 
@@ -73,81 +73,81 @@ def final_race(
     results: Sequence[CandidateResult],
     preference: Preference,
     first: CandidateResult | None = None,
-) -> Final:
-    """Measure the original and the finalists in full, and find what is delivered.
+) -> FinalRace:
+    """Measure the original and the finalists in full and choose the artifact.
 
-    The order of delivery follows from times, sizes and the selection samples alone. The first in it that holds the
-    guard on the evaluation data is delivered, float32 that nobody asked for after all others; where none does, the
-    first.
+    The order of preference follows from times, sizes and the selection samples alone. The first finalist in it that
+    passes the guard on the evaluation data is chosen, float32 that was not asked for after all others; where none
+    does, the first.
 
     Args:
-        attempts: all candidates, which a finalist may be dominated by.
-        first: what stands before all others in the order: a further search was made for it.
+        results: all candidates, any of which may dominate a finalist.
+        first: the finalist to prefer over all others: the result of a further search.
     """
     screened = {id(result): result.speedup for result in chosen}
-    raced, finished = _measured(request, context, loaded, chosen)
+    raced, finished = _measure_finalists(request, context, loaded, chosen)
     known = replace(preference, speed_known=raced.load <= OVERLOADED, load=raced.load)
-    order = _order([result for result, *_ in finished], results, request.max_quality_drop, known, first)
-    quality = _Judge(request, loaded, _target(context, 0))
+    order = _delivery_order([result for result, *_ in finished], results, request.max_quality_drop, known, first)
+    quality = _FinalEvaluator(request, loaded, _target(context, 0))
     measured = {id(entry[0]): entry for entry in finished}
     whole = []
     for result in order:  # evaluation data is read from here on
         _, timing, given, ran = measured[id(result)]
-        parts = _parts(loaded, raced.timing(0), finished, result, raced.load)
+        parts = _gain_split(loaded, raced.timing(0), finished, result, raced.load)
         try:
-            whole.append(Finalist(result, timing, quality.of(given), ran, parts))
-        except OmgoptimError as error:  # infinite outputs, say: the others have theirs
+            whole.append(FinalistResult(result, timing, quality.of(given), ran, parts))
+        except OmgoptimError as error:  # infinite outputs, for example: the other finalists are unaffected
             result.status, result.why, result.error = "failed", f"{error.what}: {error.why}", error
     eligible = [finalist for finalist in whole if not finalist.result.reference]
     if not eligible:
         raise next(result.error for result in order if result.error)
     guard = request.max_quality_drop
-    winner = delivered(whole, guard)
+    winner = chosen_finalist(whole, guard)
     before = screened[id(winner.result)]
     scale = winner.result.speedup / before if before else 1.0
     held = passes(winner.quality, guard)
-    passed_over = eligible[: eligible.index(winner)] if held and winner in eligible else eligible
-    return Final(raced.timing(0), raced.load, whole, winner, held, passed_over, scale, known)
+    rejected = eligible[: eligible.index(winner)] if held and winner in eligible else eligible
+    return FinalRace(raced.timing(0), raced.load, whole, winner, held, rejected, scale, known)
 
 
-def delivered(finalists: Sequence[Finalist], guard: float) -> Finalist:
-    """Return the first finalist that holds the guard on the evaluation data; where none does, the first of all.
+def chosen_finalist(finalists: Sequence[FinalistResult], guard: float) -> FinalistResult:
+    """Return the first finalist that passes the guard on the evaluation data; where none does, the first.
 
-    References come last: float32 on an engine is delivered where nothing that was asked for holds the guard.
+    References come last: float32 on an engine is chosen where nothing that was asked for passes the guard.
 
     Args:
-        finalists: in the order of delivery; one at least is no reference.
+        finalists: in the order of preference; at least one is not a reference.
     """
     asked = [finalist for finalist in finalists if not finalist.result.reference]
     return next((finalist for finalist in finalists if passes(finalist.quality, guard)), asked[0])
 
 
-def in_place_words(winner: Finalist, asked: Finalist, guard: float) -> str:
-    """Return that float32 on an engine is delivered in the place of what was asked for, and why, in two sentences."""
+def replacement_sentence(winner: FinalistResult, asked: FinalistResult, guard: float) -> str:
+    """Return sentences on float32 chosen because what was asked for fails the guard."""
     quality = asked.quality
     fault = f"loses {quality.drop:.4f}, more than {guard:g}"
     if quality.ruined:
         fault = f"ruins output {', '.join(output.spec.name for output in quality.ruined)}"
     return (
-        f"Nothing was quantized: {asked.result.made.option.name} {fault}. Delivered in its place is "
-        f"{winner.result.made.option.name}, float32 on that engine, which holds the guard."
+        f"Nothing was quantized: {asked.result.built.spec.name} {fault}. Chosen instead: "
+        f"{winner.result.built.spec.name}, float32 on that engine, which passes the guard."
     )
 
 
-def _measured(
+def _measure_finalists(
     request: QuantizeRequest, context: RunContext, loaded: LoadedModel, chosen: Sequence[CandidateResult]
-) -> tuple[Raced, list[Finished]]:
-    """The race of the original and the finalists, and those that finished it."""
+) -> tuple[RaceResult, list[Finished]]:
+    """Race the original and the finalists, and return those that finished."""
     targets = [_target(context, index) for index in range(len(chosen) + 1)]
     kernels: list[list[Kernel]] = [[] for _ in targets]
 
     def outputs(index: int, process: MeasuringProcess) -> None:
-        whose = ["the original", *(result.made.option.name for result in chosen)][index]
-        process.run_samples(loaded.eval_folder, targets[index], told(context, f"evaluating {whose}"))
+        whose = ["the original", *(result.built.spec.name for result in chosen)][index]
+        process.run_samples(loaded.eval_folder, targets[index], fraction_progress(context, f"evaluating {whose}"))
         kernels[index] = read_kernels(process) if index else []
 
-    folders = [result.made.folder for result in chosen if result.made.folder]
-    doing = f"measuring {', '.join(result.made.option.name for result in chosen)} against the original"
+    folders = [result.built.folder for result in chosen if result.built.folder]
+    doing = f"measuring {', '.join(result.built.spec.name for result in chosen)} against the original"
     raced = full_race(
         [loaded.baseline, *folders], loaded.bench, request.timing, request.seed, context, (0.55, 0.95), doing, outputs
     )
@@ -164,38 +164,29 @@ def _measured(
 
 
 def _target(context: RunContext, index: int) -> Path:
-    """Folder for what a contestant gives on the evaluation data; the original is number 0."""
+    """Return the folder for outputs on the evaluation data; the original is number 0."""
     return context.work / "final" / str(index)
 
 
-class _Judge:
-    """Quality on the evaluation data."""
+class _FinalEvaluator:
+    """Evaluator on the evaluation data."""
 
     def __init__(self, request: QuantizeRequest, loaded: LoadedModel, original: Path) -> None:
         self._original, self._targets, self._seed = read_outputs(original), loaded.evaluation.targets, request.seed
-        self._metric = resolve_metric(
-            loaded.metric,
-            loaded.signature,
-            self._original,
-            self._targets,
-            loaded.policy,
-            request.time_limit_s,
-            loaded.outputs,
-        )
+        self._metric = metric_of(loaded, self._original, self._targets, request.time_limit_s)
 
     def of(self, given: StoredOutputs) -> Quality:
         return compare_quality(self._metric, self._original, given, self._targets, self._seed)
 
 
-def _order(
+def _delivery_order(
     finished: Sequence[CandidateResult],
     results: Sequence[CandidateResult],
     guard: float,
     preference: Preference,
     first: CandidateResult | None,
 ) -> list[CandidateResult]:
-    """The finished finalists in the order of delivery; what holds nothing on the selection samples comes after what
-    does, references come last."""
+    """Order the finished finalists: those that pass the guard on the selection samples, the others, references."""
     others = [result for result in results if result not in finished]
     held = [a for a in ordered([*finished, *others], guard, preference) if a in finished]
     rest = [result for result in finished if result not in held]
@@ -204,21 +195,21 @@ def _order(
     return [first, *(a for a in order if a is not first)] if first in order else order
 
 
-def _parts(
+def _gain_split(
     loaded: LoadedModel,
     before: Timing,
     finished: Sequence[Finished],
     result: CandidateResult,
     load: float,
 ) -> GainsBy | None:
-    """The gain of a finalist split in two, by float32 on its engine."""
+    """Split the gain of a finalist by engine and precision, using float32 on its engine."""
     baseline = Manifest.read(loaded.baseline)
-    runtime = result.made.option.runtime
-    original = Side(before, baseline.size_bytes, "the original")
+    runtime = result.built.spec.runtime
+    original = TimedModel(before, baseline.size_bytes, "the original")
     plain = original if runtime == baseline.runtime and baseline.precision == "float32" else None
     for other, timing, *_ in finished:
-        if other.made.option.scheme == "fp32" and other.made.option.runtime == runtime:
-            plain = Side(timing, other.made.size_bytes, other.made.option.name)
+        if other.built.spec.scheme == "fp32" and other.built.spec.runtime == runtime:
+            plain = TimedModel(timing, other.built.size_bytes, other.built.spec.name)
     if plain is None or result.timing is None:
         return None
-    return gains_by(original, plain, Side(result.timing, result.made.size_bytes, result.made.option.name), load)
+    return gains_by(original, plain, TimedModel(result.timing, result.built.size_bytes, result.built.spec.name), load)

@@ -1,40 +1,150 @@
-"""The search for layers to keep in float, in the report of the run."""
+"""Report of a mixed precision search: its record, sentences, and next step."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 from omgoptim.operations.next_steps import same_arguments, step
-from omgoptim.operations.quantization.final_race import Final
-from omgoptim.operations.quantization.mixed_precision import MixedPrecision
+from omgoptim.operations.quantization.layer_search import LayerSearchResult, SearchLayer
+from omgoptim.operations.quantization.screening import CandidateResult
 from omgoptim.operations.quantization.selection import is_mixed
-from omgoptim.reports import EfficiencyReport
+from omgoptim.operations.verdict import holds
+from omgoptim.reports import EfficiencyReport, Guard
 from omgoptim.requests import QuantizeRequest
+from omgoptim.techniques.quantize._diagnostics.sensitivity import LayerSensitivity, SensitivityReport
+
+if TYPE_CHECKING:
+    from omgoptim.operations.quantization.final_race import FinalRace
+    from omgoptim.operations.quantization.mixed_precision import MixedPrecision
+
+NAMED_LAYERS = 4
+"""Number of layers that a sentence names, to keep it short."""
 
 
-def with_guard(
-    report: EfficiencyReport, request: QuantizeRequest, mixed_precision: MixedPrecision | None, final: Final
+@dataclass(frozen=True, slots=True)
+class SearchOutcome:
+    """Inputs and result of a mixed precision search, for its report."""
+
+    found: LayerSearchResult
+    layers: Sequence[SearchLayer]
+    noise: SensitivityReport | None
+    unknown: str
+    """Reason why the layers could not be ranked, if so."""
+    base: CandidateResult
+    best: CandidateResult
+    evaluations: int
+    seconds: float
+
+
+def mixed_precision_record(ended: SearchOutcome, request: QuantizeRequest, samples_name: str, samples: int) -> Guard:
+    """Return the report's record of the search.
+
+    Args:
+        samples_name: name and number of the evaluation samples.
+    """
+    found, layers, best = ended.found, ended.layers, ended.best
+    limit, drop = request.max_quality_drop, best.drop if best.drop is not None else math.inf
+    by_name = {layer.name: layer for layer in layers}
+    kept = [by_name[name] for name in found.best.kept]
+    stopped = f"the time limit of {request.guard_time_s:g} s was reached" if found.out_of_time else None
+    safely = holds(found.best.drop, limit)
+    held = safely or holds(drop, limit)
+    why = _reason(ended, limit, f"On {samples_name}", stopped, samples)
+    if found.not_worthwhile and not safely:
+        why += "; more layers in float are not worthwhile: a float candidate is about as good"
+        stopped = stopped or "more layers in float are not worthwhile"
+    return Guard(
+        kept_in_float=[layer.path for layer in kept],
+        float_bytes=sum(layer.size_bytes for layer in kept),
+        evaluations=ended.evaluations,
+        quality_drop=drop,
+        samples=samples,
+        holds=held,
+        seconds=ended.seconds,
+        stopped=stopped,
+        out_of_time=found.out_of_time,
+        why=why + ".",
+    )
+
+
+def _reason(ended: SearchOutcome, limit: float, where: str, stopped: str | None, samples: int) -> str:
+    """Return the reason for the result of a search, without the final period."""
+    found, layers, noise, base, best = ended.found, ended.layers, ended.noise, ended.base, ended.best
+    drop = best.drop if best.drop is not None else math.inf
+    by_name = {layer.name: layer for layer in layers}
+    kept = [by_name[name] for name in found.best.kept]
+    safely = holds(found.best.drop, limit)
+    held = safely or holds(drop, limit)
+    plain = f"{where} {base.built.spec.name} loses {base.drop:.4f}"
+    if held and kept:
+        named = _named([layer.path for layer in kept])
+        why = f"{plain} with all layers in int8, and {drop:.4f} with {named} in float, within {limit:g}"
+        if stopped:
+            why += f"; fewer layers may suffice, but {stopped}"
+        elif not safely:
+            why += f", too near to it for {samples} samples to decide"
+    elif held:
+        why = f"{plain}, within {limit:g} but too near to it for {samples} samples to decide"
+        why += "; no evaluated set of layers in float loses less"
+    elif noise is None:
+        why = f"{plain}, and its layers could not be ranked: {ended.unknown}"
+    else:
+        why = f"{plain}, more than {limit:g}; {_noisiest_layers(noise.layers)}"
+        if kept:
+            why += f"; with {layer_count(len(kept))} in float it still loses {drop:.4f}"
+        if found.trials:
+            why += (
+                f", the smallest loss of {len(found.trials)} evaluated sets"
+                if kept
+                else "; no evaluated set loses less"
+            )
+        if stopped:
+            why += f"; {stopped}"
+    return why
+
+
+def _named(paths: Sequence[str]) -> str:
+    """`layers a, b, c, d and 3 others`."""
+    shown = f"layer{'s' if len(paths) != 1 else ''} {', '.join(paths[:NAMED_LAYERS])}"
+    return shown if len(paths) <= NAMED_LAYERS else f"{shown} and {len(paths) - NAMED_LAYERS} others"
+
+
+def _noisiest_layers(layers: Sequence[LayerSensitivity]) -> str:
+    worst = ", ".join(f"{entry.layer.path} ({entry.alone_db:.1f} dB alone)" for entry in layers[:3])
+    return f"the layers with the lowest SQNR are {worst}"
+
+
+def layer_count(layers: int) -> str:
+    """`1 layer`, `3 layers`."""
+    return f"{layers} layer{'s' if layers != 1 else ''}"
+
+
+def with_mixed_precision(
+    report: EfficiencyReport, request: QuantizeRequest, mixed_precision: MixedPrecision | None, final: FinalRace
 ) -> EfficiencyReport:
-    """The report with the search in it: told in the summary where it decided, and the call that saves it next time."""
+    """Add the search to the report: its result in the summary, and a call that builds the same candidate."""
     if mixed_precision is None:
         return report
     winner = final.winner.result
     record = mixed_precision.record
     update: dict[str, object] = {"guard": record}
-    chosen = is_mixed(winner) and winner.made.option.params == mixed_precision.option.params
+    chosen = is_mixed(winner) and winner.built.spec.params == mixed_precision.spec.params
     if chosen or not record.holds:
         update["summary"] = f"{report.summary} {record.why}"
     elif is_mixed(mixed_precision.best) and mixed_precision.best.why:
         why = mixed_precision.best.why
-        update["summary"] = (
-            f"{report.summary} Mixed precision ({mixed_precision.option.name}) was not delivered: {why}."
-        )
+        update["summary"] = f"{report.summary} Mixed precision ({mixed_precision.spec.name}) was not chosen: {why}."
     if chosen:
-        option = winner.made.option
-        at_once = request.model_copy(update={"scheme": option.params, "runtime": option.runtime})
-        why = "trains again, with" if option.scheme == "qat" else "makes the same candidate at once, with"
-        again = step("quantize", same_arguments(at_once), f"{why} these layers in float: the search is done")
+        spec = winner.built.spec
+        at_once = request.model_copy(update={"scheme": spec.params, "runtime": spec.runtime})
+        why = "trains again with" if spec.scheme == "qat" else "builds the same candidate with"
+        again = step("quantize", same_arguments(at_once), f"{why} these layers in float, without a search")
         update["next_steps"] = [*report.next_steps[:2], again]
     elif record.out_of_time and not record.holds:
         longer = same_arguments(request) | {"guard_time_s": 4 * request.guard_time_s}
-        again = step("quantize", longer, "the search for layers to keep in float ended for lack of time")
+        again = step("quantize", longer, "the mixed precision search reached its time limit")
         update["next_steps"] = [*report.next_steps[:2], again]
     return report.model_copy(update=update)

@@ -1,4 +1,4 @@
-"""A quantization that would change nothing is an error, and its fix is the call that would change something."""
+"""Errors for a quantization that changes no layer, with a working call as the fix."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from omgoptim.requests.quantize import Auto
 from omgoptim.techniques.registry import technique_of
 
 WITHOUT_DATA = "bf16"
-"""The scheme that halves any model, where the one that would help needs data and there is none."""
+"""Scheme that works for any model without data."""
 
 
-def nothing_made(failed: Sequence[tuple[str, OmgoptimError]], request: QuantizeRequest) -> OmgoptimError:
-    """The one error for candidates none of which could be made: the first one's, where all failed for one reason.
+def no_candidate_error(failed: Sequence[tuple[str, OmgoptimError]], request: QuantizeRequest) -> OmgoptimError:
+    """Return one error for candidates that all failed: the first error where all have the same cause.
 
     Args:
         failed: each candidate's name and error.
     """
     errors = [error for _, error in failed]
     if len({error.what for error in errors}) == 1 or all(isinstance(error, NoLayerChanged) for error in errors):
-        return with_call(errors[0], request)
+        return with_suggested_call(errors[0], request)
     reasons = "; ".join(f"{name}: {error.what}" for name, error in failed)
-    return TechniqueError("no candidate could be made", reasons, errors[0].fix)
+    return TechniqueError("no candidate could be built", reasons, errors[0].fix)
 
 
-def with_call(error: OmgoptimError, request: QuantizeRequest) -> OmgoptimError:
-    """The same error, its fix with the call ready to run; any other error as it is.
+def with_suggested_call(error: OmgoptimError, request: QuantizeRequest) -> OmgoptimError:
+    """Add a ready call to the fix of a `NoLayerChanged` error; return any other error unchanged.
 
-    The technique knows which schemes would help, the best first; the request knows the model. A glob that
-    leaves no layer is left out of the call.
+    The technique names the schemes that help, best first; the request names the model. A glob that matches no layer
+    is left out of the call.
     """
     if not isinstance(error, NoLayerChanged):
         return error
@@ -52,7 +52,7 @@ def with_call(error: OmgoptimError, request: QuantizeRequest) -> OmgoptimError:
 
 
 def _needs_data(scheme: str) -> bool:
-    """Whether a scheme needs data; one that is none is not to be proposed, so that counts as a yes."""
+    """Return whether a scheme needs data; True for an unknown scheme, which is not suggested then."""
     try:
         request = parse("quantize", {"model": "m", "scheme": scheme})
     except OmgoptimError:

@@ -1,4 +1,4 @@
-"""`plan`: what would be tried, on which layers and at what cost. Nothing is made and nothing is measured."""
+"""Dry run of quantize: candidates, layers and estimated cost; nothing is built or measured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from omgoptim.models.samples import forward_args, repeat_to_size
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.next_steps import plan_step, repeat_of
-from omgoptim.operations.quantization.candidates import Program, Proposal
+from omgoptim.operations.quantization.candidates import CandidatePlan, Program
 from omgoptim.operations.report_records import environment, shown_request
 from omgoptim.reports import Candidate, Change, EfficiencyReport
 from omgoptim.requests import Params, QuantizeRequest
@@ -22,36 +22,36 @@ INT8_OPS: dict[type[Params], tuple[str, ...]] = {
     Dynamic: ("MatMul", "Gemm", "LSTM", "GRU", "RNN"),
     WeightOnly: ("MatMul", "Gemm", "LSTM", "GRU", "RNN"),
 }
-"""What each technique quantizes, as far as a plan needs to know."""
+"""Operators that each technique quantizes."""
 
 OPEN_S = {"module": 3.5, "program": 0.6}
-"""About how long a fresh process takes to open an artifact and warm up, by what its engine runs."""
+"""Seconds of a fresh process to open an artifact and warm up, by kind of engine; an estimate for the dry run."""
 
 
 def plan_report(
-    request: QuantizeRequest, context: RunContext, loaded: LoadedModel, program: Program, proposal: Proposal
+    request: QuantizeRequest, context: RunContext, loaded: LoadedModel, program: Program, plan: CandidatePlan
 ) -> EfficiencyReport:
-    """The plan as a report: planned candidates, the layers they would touch, and an estimate of time and size."""
+    """Report planned candidates, affected layers, and estimates of time and size."""
     launches = {"quick": 1, "standard": 5, "careful": 12}[request.timing]
     samples = loaded.evaluation.count + getattr(request.scheme, "calibration_samples", 0) + 256
-    making = 2 * samples * _seconds_per_sample(loaded) + 3.0
-    seconds = len(proposal.options) * making + launches * (OPEN_S["module"] + OPEN_S["program"] + 4.0)
+    build_s = 2 * samples * _seconds_per_sample(loaded) + 3.0
+    seconds = len(plan.specs) * build_s + launches * (OPEN_S["module"] + OPEN_S["program"] + 4.0)
     planned = [
         Candidate(
-            name=option.name,
-            scheme=option.scheme,
-            runtime=option.runtime,
-            size_bytes=_estimated_bytes(option.params, program),
+            name=spec.name,
+            scheme=spec.scheme,
+            runtime=spec.runtime,
+            size_bytes=_estimated_bytes(spec.params, program),
             status="planned",
-            why="would be made, screened, and measured in full if it is among the fastest; the size is an estimate",
+            why="to be built and screened, and measured in full if among the best; the size is an estimate",
         )
-        for option in proposal.options
+        for spec in plan.specs
     ]
-    touched = _touched(proposal, program)
+    touched = _planned_changes(plan, program)
     return EfficiencyReport(
         outcome="ok",
-        summary=f"Plan only, nothing was done: {len(planned)} candidates would be tried on {len(touched)} layers, "
-        f"in about {max(10, round(seconds, -1)):.0f} s{_training_words(request)}.",
+        summary=f"Dry run: {len(planned)} candidates would be built for {len(touched)} layers, "
+        f"in about {max(10, round(seconds, -1)):.0f} s{_training_phrase(request)}.",
         warnings=list(loaded.notes),
         next_steps=[plan_step(request)],
         verb="quantize",
@@ -59,22 +59,22 @@ def plan_report(
         request=shown_request(request),
         environment=environment(context, loaded.bench, request.seed, loaded.device, None),
         changed=touched,
-        candidates=[*planned, *proposal.passed_over],
+        candidates=[*planned, *plan.skipped],
         macs_check=loaded.macs.check if loaded.macs else None,
         lineage=list(loaded.lineage[:-1]),
         repeat=repeat_of("quantize", request),
     )
 
 
-def _training_words(request: QuantizeRequest) -> str:
+def _training_phrase(request: QuantizeRequest) -> str:
     if not isinstance(request.scheme, Qat):
         return ""
     epochs = request.scheme.epochs
-    return f" after {epochs} epoch{'' if epochs == 1 else 's'} of training, whose time is not in it"
+    return f" after {epochs} epoch{'' if epochs == 1 else 's'} of training, which the estimate excludes"
 
 
 def _seconds_per_sample(loaded: LoadedModel) -> float:
-    """One forward in this process: good enough for an estimate of the whole."""
+    """Time one forward pass in this process, as the basis of the estimate."""
     if loaded.module is None:
         return 0.02
     args, kwargs = forward_args(loaded.signature, repeat_to_size(loaded.evaluation, 1))
@@ -88,7 +88,7 @@ def _seconds_per_sample(loaded: LoadedModel) -> float:
 
 
 def _estimated_bytes(params: Params, program: Program) -> int | None:
-    """Float bytes with the part that the technique covers at a quarter, a half, or at its bits and scales."""
+    """Estimate the size: weights that the technique covers at their new bits plus scales, others unchanged."""
     traits = program.traits
     if traits is None:
         return None
@@ -107,17 +107,17 @@ def _estimated_bytes(params: Params, program: Program) -> int | None:
     return total - covered * 3 // 4
 
 
-def _touched(proposal: Proposal, program: Program) -> list[Change]:
-    """Layers that at least one planned int8 candidate would quantize."""
+def _planned_changes(plan: CandidatePlan, program: Program) -> list[Change]:
+    """Return the layers that at least one int8 candidate would quantize."""
     if program.path is None:
         return []
     found = find_layers(load(program.path, weights=False))
     changes: dict[str, Change] = {}
-    for option in proposal.options:
-        if isinstance(option.params, (Static, Qat, Dynamic, WeightOnly)):
-            for layer in select_layers(found, option.params.targets, option.params.ignore):
-                if layer.op in INT8_OPS[type(option.params)]:
-                    what = f"planned: {option.scheme}"
-                    after = f"int{option.params.num_bits}" if layer.op in ("MatMul", "Gemm") else "int8"
+    for spec in plan.specs:
+        if isinstance(spec.params, (Static, Qat, Dynamic, WeightOnly)):
+            for layer in select_layers(found, spec.params.targets, spec.params.ignore):
+                if layer.op in INT8_OPS[type(spec.params)]:
+                    what = f"planned: {spec.scheme}"
+                    after = f"int{spec.params.num_bits}" if layer.op in ("MatMul", "Gemm") else "int8"
                     changes.setdefault(layer.path, Change(path=layer.path, what=what, before="float32", after=after))
     return list(changes.values())

@@ -1,4 +1,4 @@
-"""Training with int8 simulated: what a quantize run with scheme qat does before it makes its candidates."""
+"""Quantization-aware training of a quantize run with scheme qat, before its candidates are built."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from omgoptim.operations.datasets import STATISTICS_SAMPLES, loss_for
 from omgoptim.operations.loaded_model import Live, LoadedModel
 from omgoptim.operations.quantization.build_candidates import float_program
 from omgoptim.operations.quantization.candidates import Program
-from omgoptim.operations.quantization.converted_evaluator import ConvertedEvaluator, note_learned, was_trained
+from omgoptim.operations.quantization.converted_evaluator import ConvertedEvaluator, was_trained, write_learned_state
 from omgoptim.operations.quantization.splits import Splits
-from omgoptim.operations.rounds.checkpoint import Stage, note_training, training_of
+from omgoptim.operations.rounds.checkpoint import RoundState, record_training, training_of
 from omgoptim.operations.save_and_measure import require_module
 from omgoptim.reports import Round, Training
 from omgoptim.requests import ModelRequest, QuantizeRequest, TrainingRequest
@@ -41,28 +41,28 @@ from omgoptim.training.losses import Loss
 from omgoptim.training.randomness import own_randomness
 from omgoptim.training.small_data import config_for_data
 
-GENTLE = 0.1
-"""Peak learning rate, as a fraction of what suits the optimizer for training: the weights are good ones already."""
+FINE_TUNING_FACTOR = 0.1
+"""Peak learning rate relative to training from scratch, since the weights are trained already."""
 
-STARTED, TRAINED = 0.1, 0.3
-"""Fractions of the whole run between which training moves its progress."""
+STARTED_AT, TRAINED_AT = 0.1, 0.3
+"""Fractions of the run's progress at which training starts and ends."""
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
-    """The subject with its trained weights, its program, and what is told of the training."""
+class TrainedModel:
+    """Trained model, its program, and the record of its training."""
 
     loaded: LoadedModel
     program: Program
     training: Training | None
     fact: str
-    """A sentence: what training brought over post-training static quantization."""
+    """Sentence on the effect of training over post-training static quantization."""
     warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
-class _Lesson:
-    """What is learnt from."""
+class _TrainingData:
+    """Training data, loss, and whether to distill."""
 
     batches: Batches
     loss: Loss | None
@@ -78,48 +78,48 @@ def train(
     program: Program,
     splits: Splits,
     live: Live | None,
-) -> Trained:
-    """Train a copy of the subject's module with int8 simulated; a run that was cut off goes on.
+) -> TrainedModel:
+    """Train a copy of the model with int8 simulated; an interrupted training is resumed.
 
     Args:
         program: of the untrained module.
 
     Raises:
         RequestError: the model is no float module.
-        DataError: there is nothing to train on, or nothing to learn.
+        DataError: there is no training data, or neither targets nor distillation.
         TechniqueError: no layer can be trained in int8, or the module cannot be converted.
     """
     original = require_module(loaded, "quantize with scheme qat")
     if program.path is None:
         raise program.error or TechniqueError("the model has no program")
     asked = _as_training(request, params)
-    lesson = _lesson(asked, params, loaded, original, splits.selection, live or Live())
+    training_data = _training_data(asked, params, loaded, original, splits.selection, live or Live())
     refuse_beyond_memory(training_bytes(original), "training the model with int8 simulated")
     plan = TrainingConfig.of(asked, params.epochs, loaded.device, request.seed)
     if params.learning_rate is None:
-        plan = replace(plan, learning_rate=GENTLE * LEARNING_RATES[params.optimizer])
-    check = lesson.loss.check if lesson.loss is not None else lambda _target: None
+        plan = replace(plan, learning_rate=FINE_TUNING_FACTOR * LEARNING_RATES[params.optimizer])
+    check = training_data.loss.check if training_data.loss is not None else lambda _target: None
     with own_randomness():
-        plan = config_for_data(plan, asked, lesson.batches, check)
-        count, _ = lesson.batches.survey(plan.batch, plan.seed, check)
-    context.progress("reading ranges to train with", STARTED)
+        plan = config_for_data(plan, asked, training_data.batches, check)
+        count, _ = training_data.batches.survey(plan.batch, plan.seed, check)
+    context.progress("calibrating ranges for training", STARTED_AT)
     scaling = _scaling(params, context, loaded, program, splits)
     module = FakeQuantized(copy.deepcopy(original), _simulation(params, scaling), count * plan.epochs)
     device = loaded.device
     module.calibrate((forward_args(loaded.signature, batch, device) for batch in splits.calibration.batches), device)
-    judge = _judge(request, params, context, loaded, program.path, splits, scaling)
+    evaluator = _converted_evaluator(request, params, context, loaded, program.path, splits, scaling)
     fitted = fit(
         module,
-        lesson.batches,
-        lesson.loss,
+        training_data.batches,
+        training_data.loss,
         plan,
-        judge,
+        evaluator,
         checkpoints=context.checkpoints / "qat",
         progress=_progress(context),
-        teacher=original if lesson.distills else None,
-        distillation=DistillationLoss(params.temperature, params.alpha) if lesson.distills else None,
+        teacher=original if training_data.distills else None,
+        distillation=DistillationLoss(params.temperature, params.alpha) if training_data.distills else None,
     )
-    return _trained(context, loaded, program, module, fitted, plan, judge, lesson.notes)
+    return _trained(context, loaded, program, module, fitted, plan, evaluator, training_data.notes)
 
 
 def _trained(
@@ -129,90 +129,88 @@ def _trained(
     module: FakeQuantized,
     fitted: TrainingResult,
     plan: TrainingConfig,
-    judge: ConvertedEvaluator,
+    evaluator: ConvertedEvaluator,
     notes: list[str],
-) -> Trained:
-    """The plain module with what it has learnt, as a program, and what is told of it."""
+) -> TrainedModel:
+    """Export the trained module and record its training."""
     trained = replace(loaded, module=module.module.eval(), program=None)
     if was_trained(module):
         program = float_program(trained, context, "trained")
         if program.path is None:
             raise program.error or TechniqueError("the trained model has no program")
-        note_learned(module, program.path, judge.peaks)
-    stage = Stage(module.module, Round(number=1), Outcome([]))
-    note_training(stage, fitted)
-    record = training_of([stage], plan, judge.metric.name)
+        write_learned_state(module, program.path, evaluator.peaks)
+    state = RoundState(module.module, Round(number=1), Outcome([]))
+    record_training(state, fitted)
+    record = training_of([state], plan, evaluator.metric.name)
     warnings = [
         *notes,
         *([fitted.few_steps] if fitted.few_steps else []),
         *([f"training ended early: {fitted.stopped}"] if fitted.stopped else []),
     ]
-    return Trained(trained, program, record, brought(fitted, judge.metric.name, judge.samples.count), warnings)
+    return TrainedModel(
+        trained, program, record, training_effect(fitted, evaluator.metric.name, evaluator.samples.count), warnings
+    )
 
 
-def brought(fitted: TrainingResult, metric: str, samples: int) -> str:
-    """What training brought over the same conversion of the untrained weights, in a sentence."""
+def training_effect(fitted: TrainingResult, metric: str, samples: int) -> str:
+    """Return a sentence on the effect of training over converting the untrained weights."""
     before, after = fitted.quality_before, fitted.quality
     if before is None or after is None:
         return ""
     where = f"on the {samples} selection samples"
     if fitted.best_epoch == 0 or after == before:
-        back = (
-            ": the weights from before it are back"
-            if fitted.best_epoch == 0
-            else f": {metric} is {after:.4f} as before"
-        )
-        return f"Training brought nothing over post-training static quantization {where}{back}."
+        back = ": the weights before training are kept" if fitted.best_epoch == 0 else f": {metric} stays {after:.4f}"
+        return f"No improvement by training over post-training static quantization {where}{back}."
     return (
-        f"Training brought {after - before:+.4f} {metric} over post-training static quantization {where} "
+        f"Training changed {metric} by {after - before:+.4f} over post-training static quantization {where} "
         f"({before:.4f} to {after:.4f}, epoch {fitted.best_epoch})."
     )
 
 
 def _as_training(request: QuantizeRequest, params: Qat) -> TrainingRequest:
-    """The same, as a verb that trains would be asked."""
+    """Convert the request to that of a verb that trains."""
     common = {name: getattr(request, name) for name in ModelRequest.model_fields}
     return TrainingRequest(**common, **{name: getattr(params, name) for name in TrainingFields.model_fields})
 
 
-def _lesson(
+def _training_data(
     asked: TrainingRequest, params: Qat, loaded: LoadedModel, original: nn.Module, selection: Samples, live: Live
-) -> _Lesson:
+) -> _TrainingData:
     statistics = loaded.samples("train", STATISTICS_SAMPLES)
     if not loaded.data.real or not statistics.count:
         raise DataError(
-            "scheme qat trains, and there is no training data",
+            "scheme qat needs training data",
             "the data gave no batch for split 'train'" if loaded.data.real else "no data was given",
             "give data whose load('train') returns the training samples; scheme static needs none",
         )
     loss = loss_for(asked, loaded, original, statistics, live)
     if loss is None and params.distill is False:
         raise DataError(
-            "there is nothing to train towards",
-            "the training data has no targets, and learning from the float model's outputs was switched off",
+            "there is no training objective",
+            "the training data has no targets, and distillation from the float model is off",
             "let the batches carry targets, or leave distill out",
         )
-    notes = overlap_notes(statistics, "that the model learns from", loaded)
+    notes = overlap_notes(statistics, "for training", loaded)
     shared = shared_samples(selection, statistics)
     if shared > selection.count * OVERLAP:
         notes.append(
-            f"{shared} of the {selection.count} samples that choose the epoch are training samples too: "
+            f"{shared} of the {selection.count} samples that choose the epoch are also training samples: "
             "let load('calibration') give others"
         )
-    several = len(loaded.outputs.compared) > 1  # labels speak of one output: the float model teaches the others
+    several = len(loaded.outputs.compared) > 1  # labels cover one output; the others are distilled
     distills = (loss is None or several) if params.distill is None else params.distill
-    return _Lesson(Batches(loaded.data, original, loaded.signature, loaded.outputs), loss, distills, notes)
+    return _TrainingData(Batches(loaded.data, original, loaded.signature, loaded.outputs), loss, distills, notes)
 
 
 def _scaling(params: Qat, context: RunContext, loaded: LoadedModel, program: Program, splits: Splits) -> ChannelScaling:
     if program.path is None or not params.equalize:
         return ChannelScaling()
     batches, threads = splits.calibration.batches, loaded.bench.threads
-    return compute_scaling(program.path, static_of(params), batches, _scratch(context), threads)
+    return compute_scaling(program.path, static_of(params), batches, _scratch_folder(context), threads)
 
 
 def _simulation(params: Qat, scaling: ChannelScaling) -> Simulation:
-    """What the conversion will do to the layers."""
+    """Return the fake quantization that matches the conversion."""
     return Simulation(
         per_channel=params.granularity == "per_channel",
         symmetric=params.symmetric,
@@ -223,7 +221,7 @@ def _simulation(params: Qat, scaling: ChannelScaling) -> Simulation:
     )
 
 
-def _judge(
+def _converted_evaluator(
     request: QuantizeRequest,
     params: Qat,
     context: RunContext,
@@ -234,7 +232,7 @@ def _judge(
 ) -> ConvertedEvaluator:
     limit_s = request.time_limit_s
     original = require_module(loaded, "quantize with scheme qat")
-    judge = Evaluator.of(
+    evaluator = Evaluator.of(
         original,
         splits.selection,
         loaded.signature,
@@ -244,31 +242,31 @@ def _judge(
         described=loaded.outputs,
     )
     return ConvertedEvaluator(
-        samples=judge.samples,
-        signature=judge.signature,
-        metric=judge.metric,
-        outputs=judge.outputs,
-        original=judge.original,
+        samples=evaluator.samples,
+        signature=evaluator.signature,
+        metric=evaluator.metric,
+        outputs=evaluator.outputs,
+        original=evaluator.original,
         limit_s=limit_s,
         params=params,
         untrained=untrained,
         peaks=scaling.peaks,
         calibration=splits.calibration.batches,
         example=loaded.example,
-        scratch=_scratch(context),
+        scratch=_scratch_folder(context),
         threads=loaded.bench.threads,
         seed=request.seed,
     )
 
 
-def _scratch(context: RunContext) -> Path:
-    folder = context.work / "judging"
+def _scratch_folder(context: RunContext) -> Path:
+    folder = context.work / "qat_evaluation"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def _progress(context: RunContext) -> Any:
-    def told(stage: str, done: float | None) -> None:
-        context.progress(stage, None if done is None else STARTED + (TRAINED - STARTED) * done)
+    def report(stage: str, done: float | None) -> None:
+        context.progress(stage, None if done is None else STARTED_AT + (TRAINED_AT - STARTED_AT) * done)
 
-    return told
+    return report

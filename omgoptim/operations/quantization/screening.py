@@ -1,4 +1,4 @@
-"""Screening: one launch and a few samples per candidate, enough to drop what is hopeless and to name the finalists."""
+"""Screening: one launch and a few samples per candidate, to select the finalists."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from omgoptim.errors import OmgoptimError
 from omgoptim.measure.measuring_process import MeasuringProcess
-from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import (
     Metric,
     StoredOutputs,
@@ -24,46 +23,47 @@ from omgoptim.models.samples import Samples
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.quantization.build_candidates import BuiltCandidate
+from omgoptim.operations.reference_outputs import metric_of
 from omgoptim.operations.verdict import holds, with_margin
 from omgoptim.requests import QuantizeRequest
 
-TOGETHER_BYTES = 2_000_000_000
-"""Most bytes of artifacts whose processes are alive at the same time during screening."""
+MAX_CONCURRENT_BYTES = 2_000_000_000
+"""Maximum total size of artifacts whose processes run at the same time, to bound memory."""
 
 
 @dataclass(slots=True, eq=False)
 class CandidateResult:
-    """One candidate on its way through the screening."""
+    """Screening result of one candidate."""
 
-    made: BuiltCandidate
+    built: BuiltCandidate
     timing: Timing | None = None
     quality: float | None = None
     drop: float | None = None
-    """Quality on the selection samples, and how much less it is than the original's."""
+    """Quality drop on the selection samples: the original's quality less the candidate's."""
     high: float = math.inf
-    """Upper end of the 95 % interval of the drop; infinite where it is unknown."""
+    """Upper end of the 95 % interval of the drop; infinite where unknown."""
     outputs: StoredOutputs | None = None
-    """What it gave on the selection samples."""
+    """Outputs on the selection samples."""
     ruined: tuple[str, ...] = ()
-    """Outputs that the metric never reads and that are lost; see `Quality.ruined`."""
+    """Ruined outputs that the metric does not read; see `Quality.ruined`."""
     error: OmgoptimError | None = None
     status: Literal["chosen", "finalist", "dropped", "failed"] = "dropped"
     why: str = ""
     reference: bool = False
-    """Whether it was not asked for: float32 on an engine, which tells what the engine alone brings."""
+    """Whether it is a float32 reference, for the gain of the engine alone."""
 
     @property
     def speedup(self) -> float:
         return self.timing.speedup.value if self.timing and self.timing.speedup else 0.0
 
     def cautious_drop(self, guard: float) -> float:
-        """The drop with a margin for what the selection samples cannot tell; infinite where it is not known."""
+        """Return the drop plus a margin for the uncertainty of few samples; infinite where unknown."""
         return math.inf if self.drop is None else with_margin(self.drop, self.high, guard)
 
 
 @dataclass(frozen=True, slots=True)
 class ScreeningReference:
-    """What a candidate's quality is measured with: the selection samples, and what the original gives for them."""
+    """Selection samples, metric, and the original's outputs, to evaluate candidates with."""
 
     inputs: Path
     """Folder of the samples, a file per batch."""
@@ -74,8 +74,8 @@ class ScreeningReference:
     """The original's."""
     samples: int
 
-    def judge(self, result: CandidateResult, outputs: StoredOutputs) -> None:
-        """Note the quality of these outputs, and how much less it is than the original's on the same samples."""
+    def evaluate(self, result: CandidateResult, outputs: StoredOutputs) -> None:
+        """Record the quality of these outputs and its drop against the original on the same samples."""
         result.outputs = outputs
         try:
             if self.metric.per_sample is None:  # an interval would take hundreds of calls of the user's metric
@@ -99,17 +99,17 @@ def screen(
     name: str = "screened",
     span: tuple[float, float] = (0.35, 0.55),
 ) -> ScreeningReference | None:
-    """One launch each, few turns, the selection samples: enough to drop what is hopeless.
+    """Screen candidates with one launch each on the selection samples.
 
     Args:
-        name: of the folder for what the candidates give.
-        span: fractions of the whole run between which progress moves.
+        name: name of the folder for the candidates' outputs.
+        span: start and end of its progress as fractions of the run.
 
     Returns:
-        What other candidates' quality can be measured with; None if there was nothing to screen.
+        The reference to evaluate further candidates with; None if there was nothing to screen.
     """
     inputs = selection.write(context.work / "selection")
-    screened = [result for result in results if result.made.folder]
+    screened = [result for result in results if result.built.folder]
     done = 0
     screening: ScreeningReference | None = None
     for group in _groups(screened, loaded.baseline):
@@ -120,21 +120,13 @@ def screen(
         def outputs(index: int, process: MeasuringProcess, targets: list[Path] = targets) -> None:
             process.run_samples(inputs, targets[index])
 
-        folders = [loaded.baseline, *(result.made.folder for result in group if result.made.folder)]
+        folders = [loaded.baseline, *(result.built.folder for result in group if result.built.folder)]
         with context.measuring():
             timings = time_artifacts(folders, loaded.bench, SCREENING_PLAN, request.seed, on_first=outputs)
-        if not isinstance(timings[0], Timing):  # the original does not run: its own error, not what follows from it
+        if not isinstance(timings[0], Timing):  # the original does not run: raise its own error
             raise timings[0]
         original = read_outputs(targets[0])
-        metric = resolve_metric(
-            loaded.metric,
-            loaded.signature,
-            original,
-            selection.targets,
-            loaded.policy,
-            request.time_limit_s,
-            loaded.outputs,
-        )
+        metric = metric_of(loaded, original, selection.targets, request.time_limit_s)
         original_quality = score(metric, original, selection.targets, original)  # failing here fails the run
         screening = ScreeningReference(inputs, selection.targets, metric, original, original_quality, selection.count)
         for result, timing, target in zip(group, timings[1:], targets[1:], strict=True):
@@ -142,23 +134,23 @@ def screen(
                 result.error = timing
                 continue
             result.timing = timing
-            screening.judge(result, read_outputs(target))
+            screening.evaluate(result, read_outputs(target))
         done += len(group)
     return screening
 
 
 def _groups(results: list[CandidateResult], baseline: Path) -> list[list[CandidateResult]]:
-    """Candidates whose processes may be alive together with the baseline's."""
+    """Group candidates whose processes may run together with the baseline's."""
     each = max(Manifest.read(baseline).size_bytes, 1)
-    size = max(1, TOGETHER_BYTES // each - 1)
+    size = max(1, MAX_CONCURRENT_BYTES // each - 1)
     return [results[start : start + size] for start in range(0, len(results), size)]
 
 
 def within(result: CandidateResult, guard: float) -> bool:
-    """Whether a candidate holds the guard on the selection samples, and ruins no output."""
+    """Return whether a candidate passes the guard on the selection samples and ruins no output."""
     return result.drop is not None and holds(result.drop, guard) and not result.ruined
 
 
-def within_safely(result: CandidateResult, guard: float) -> bool:
-    """Whether a candidate holds the guard with the margin that its number of selection samples asks for."""
+def within_with_margin(result: CandidateResult, guard: float) -> bool:
+    """Return whether a candidate passes the guard with a margin for the number of samples."""
     return within(result, guard) and holds(result.cautious_drop(guard), guard)

@@ -1,4 +1,4 @@
-"""Which candidate is preferred: by speed, by size, or by their product. Never by what the evaluation data says."""
+"""Preference among candidates by speed, size or their product; never by the evaluation data."""
 
 from __future__ import annotations
 
@@ -6,39 +6,40 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from omgoptim.errors import TechniqueError
-from omgoptim.operations.quantization.screening import CandidateResult, within, within_safely
+from omgoptim.operations.quantization.screening import CandidateResult, within, within_with_margin
 from omgoptim.operations.timing import as_fast
 from omgoptim.reports.measured import SMALLER
 from omgoptim.requests.quantize import Prefer
 
 FLOATS = ("fp32", "bf16", "fp16")
-"""Schemes without integers: what is delivered where integers lose too much."""
+"""Schemes without integer weights, chosen where integers lose too much quality."""
 
-NEAR_THE_BEST = 1.25
-"""A candidate screened within this factor of the best may still be the best: screening is one launch."""
+NEAR_BEST_FACTOR = 1.25
+"""Factor within which a screened candidate may still be the best: latency varies by tens of
+percent between launches, and screening uses one."""
 
 FINALISTS = 2
-"""Most candidates that are measured in full for being near the best."""
+"""Maximum number of candidates near the best that are measured in full, each in several launches."""
 
-WORTH_MIXING = 1.25
-"""How much better than float, which loses nothing, mixed precision must be to be delivered."""
+MIXED_PRECISION_FACTOR = 1.25
+"""Minimum advantage of mixed precision over float, which loses no quality."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """What the request prefers, and what is known of the machine."""
+    """Preference of the request, and the load of the machine."""
 
     prefer: Prefer
     baseline_bytes: int
     speed_known: bool = True
-    """False on an overloaded machine: then size decides alone."""
+    """False on an overloaded machine: size alone decides then."""
     load: float = 0.0
 
     def size_ratio(self, result: CandidateResult) -> float:
-        return self.baseline_bytes / (result.made.size_bytes or self.baseline_bytes or 1)
+        return self.baseline_bytes / (result.built.size_bytes or self.baseline_bytes or 1)
 
     def merit(self, result: CandidateResult) -> float:
-        """What is to be large: the speedup, the size ratio, or their product."""
+        """Return the value to maximize: speedup, size ratio, or their product."""
         return self.merit_of(result.speedup, self.size_ratio(result))
 
     def merit_of(self, speedup: float, size_ratio: float) -> float:
@@ -47,7 +48,7 @@ class Preference:
         return speedup if self.prefer == "speed" else speedup * size_ratio
 
     def as_fast_as(self, one: CandidateResult, other: CandidateResult) -> bool:
-        """Whether no difference in speed can be claimed: their intervals meet, or a single launch tells too little."""
+        """Return whether speeds do not differ significantly: overlapping intervals, or near in a single launch."""
         if not self.speed_known:
             return True
         a, b = (result.timing.speedup if result.timing else None for result in (one, other))
@@ -58,8 +59,7 @@ class Preference:
         return max(a.value, b.value) <= min(a.value, b.value) * as_fast(one.timing, self.load)
 
     def ranked(self, results: Sequence[CandidateResult]) -> list[CandidateResult]:
-        """The attempts, the preferred one first. Of those that are equally fast the smaller one counts as better; of
-        those of one size, where size decides, the faster one."""
+        """Sort results by preference. Among equally fast ones the smaller is better; among equal sizes the faster."""
         left, order = list(results), []
         while left:
             best = max(left, key=self.merit)
@@ -77,50 +77,52 @@ class Preference:
 
 
 def is_float(result: CandidateResult) -> bool:
-    return result.made.option.scheme in FLOATS
+    return result.built.spec.scheme in FLOATS
 
 
 def is_mixed(result: CandidateResult) -> bool:
-    """Whether the guard's search kept layers of it in float."""
-    return bool(result.made.option.note)
+    """Return whether the result is from a mixed precision search."""
+    return bool(result.built.spec.note)
 
 
 def alive(results: Sequence[CandidateResult]) -> list[CandidateResult]:
-    """Those that were timed and judged."""
+    """Return the results with timing and quality."""
     return [result for result in results if result.timing and result.drop is not None and result.error is None]
 
 
-def dominated(
+def dominated_by(
     result: CandidateResult, results: Sequence[CandidateResult], guard: float, preference: Preference
 ) -> CandidateResult | None:
-    """The float candidate that mixed precision is not worth its loss beside, if there is one."""
+    """Return the float candidate that makes a mixed precision one not worth its loss, if any."""
     if not is_mixed(result):
         return None
     rivals = [other for other in alive(results) if is_float(other) and not other.reference and within(other, guard)]
     best = max(rivals, key=preference.merit, default=None)
-    if best is None or preference.merit(result) >= WORTH_MIXING * preference.merit(best):
+    if best is None or preference.merit(result) >= MIXED_PRECISION_FACTOR * preference.merit(best):
         return None
     return best
 
 
 def ordered(results: Sequence[CandidateResult], guard: float, preference: Preference) -> list[CandidateResult]:
-    """Those that hold the guard on the selection samples, in the order in which they are delivered.
+    """Order the candidates that pass the guard on the selection samples by preference.
 
-    The preferred one is first; but of the quantized ones that are better than every float one, those that hold the
-    guard with a margin come before those that only just do. The first of these that holds the guard on the evaluation
-    data is delivered, so the order must be known before that data is read.
+    Of the quantized candidates better than every float one, those that pass the guard with a margin come first. The
+    first in this order that passes the guard on the evaluation data is chosen, so the order is fixed before that data
+    is read.
     """
     usable = [a for a in alive(results) if not a.reference and within(a, guard)]
-    usable = [a for a in usable if dominated(a, results, guard, preference) is None]
+    usable = [a for a in usable if dominated_by(a, results, guard, preference) is None]
     ranks = preference.ranked(usable)
     floats = next((index for index, result in enumerate(ranks) if is_float(result)), len(ranks))
-    head = sorted(ranks[:floats], key=lambda result: not within_safely(result, guard))
+    head = sorted(ranks[:floats], key=lambda result: not within_with_margin(result, guard))
     return [*head, *ranks[floats:]]
 
 
 def finalists(results: Sequence[CandidateResult], guard: float, preference: Preference) -> list[CandidateResult]:
-    """What is measured in full: the few best that hold the guard on the selection samples, the fastest, the smallest,
-    the best float one, and float32 on the engine of each; where none holds it, the one that comes closest.
+    """Select the candidates for full measurement.
+
+    These are the few best that pass the guard on the selection samples, the fastest, the smallest, the best float one,
+    and float32 on the engine of each; where none passes, the closest one.
 
     Raises:
         TechniqueError: no candidate could be measured.
@@ -130,21 +132,21 @@ def finalists(results: Sequence[CandidateResult], guard: float, preference: Pref
             result.status, result.why = "failed", f"{result.error.what}: {result.error.why}".strip(": ")
     usable = [result for result in alive(results) if not result.reference]
     if not usable:
-        reasons = "; ".join(f"{result.made.option.name}: {result.why}" for result in results if result.why)
+        reasons = "; ".join(f"{result.built.spec.name}: {result.why}" for result in results if result.why)
         raise TechniqueError("no candidate could be measured", reasons)
     order = ordered(results, guard, preference)
     if order:
         best = preference.merit(order[0])
-        near = [a for a in order if preference.merit(a) * NEAR_THE_BEST >= best][:FINALISTS]
+        near = [a for a in order if preference.merit(a) * NEAR_BEST_FACTOR >= best][:FINALISTS]
         chosen = [order[0], *near, max(order, key=lambda a: a.speedup), max(order, key=preference.size_ratio)]
         chosen += [next((a for a in order if not is_float(a)), order[0])]
         chosen += [next((a for a in order if is_float(a)), order[0])]
         chosen = [result for result in order if result in chosen]
     else:
         chosen = [min(usable, key=lambda a: (bool(a.ruined), a.drop or 0.0, -preference.merit(a)))]
-    engines = {result.made.option.runtime for result in chosen}
-    plain = [a for a in results if a.made.option.scheme == "fp32" and a.made.option.runtime in engines]
-    plain = [a for a in plain if a.made.folder and a.error is None]
+    engines = {result.built.spec.runtime for result in chosen}
+    plain = [a for a in results if a.built.spec.scheme == "fp32" and a.built.spec.runtime in engines]
+    plain = [a for a in plain if a.built.folder and a.error is None]
     chosen += [result for result in plain if result not in chosen]
     for result in chosen:
         result.status = "finalist"
@@ -165,11 +167,15 @@ def _why_dropped(
         return f"output {', '.join(result.ruined)} was ruined on the selection samples"
     if not within(result, guard):
         return f"quality drop {result.drop:.4f} on the selection samples is above the guard {guard:g}"
-    rival = dominated(result, results, guard, preference)
+    rival = dominated_by(result, results, guard, preference)
     if rival is not None:
-        return f"{rival.made.option.name} is about as good ({preference.prefer}) and loses no more: not worth its loss"
+        return f"{rival.built.spec.name} is about as good (by {preference.prefer}) without the quality drop"
     best = order[0] if order else result
     if not preference.speed_known:
-        return f"{preference.size_ratio(result) / preference.size_ratio(best):.0%} of the size ratio of the best"
-    words = {"balanced": "speed times size ratio", "speed": "speed", "size": "size ratio"}[preference.prefer]
-    return f"{preference.merit(result) / preference.merit(best):.0%} of the {words} of the best in the screening"
+        return (
+            f"{preference.size_ratio(result) / preference.size_ratio(best):.0%} of the size ratio of the best candidate"
+        )
+    criterion = {"balanced": "speed times size ratio", "speed": "speed", "size": "size ratio"}[preference.prefer]
+    return (
+        f"{preference.merit(result) / preference.merit(best):.0%} of the {criterion} of the best candidate in screening"
+    )

@@ -1,4 +1,4 @@
-"""Layers that a Python loop of the forward calls again and again: an export writes every call out."""
+"""Detection of layers called in a Python loop, which an export unrolls."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ if TYPE_CHECKING:
     from omgoptim.operations.loaded_model import LoadedModel
     from omgoptim.requests import QuantizeRequest
 
-MANY_CALLS = 16
-"""Calls of one layer in one forward from which on it is called unrolled: shared heads and blocks are below."""
+UNROLLED_CALLS = 16
+"""Calls of one layer per forward pass that count as a loop; shared heads and blocks have fewer."""
 
 
 def unrolled_note(loaded: LoadedModel, request: QuantizeRequest) -> str | None:
-    """Say which layer a loop calls many times, what that costs, and the cheaper call; None where there is none."""
+    """Return a note on a layer called in a loop, its cost and alternatives; None where there is none."""
     if loaded.module is None:
         return None
     counts = layer_calls(loaded.module, loaded)
     path, most = max(counts.items(), key=lambda item: item[1], default=("", 0))
-    if most < MANY_CALLS:
+    if most < UNROLLED_CALLS:
         return None
     layer = loaded.module.get_submodule(path)
     library = {nn.LSTMCell: "nn.LSTM", nn.GRUCell: "nn.GRU", nn.RNNCell: "nn.RNN"}.get(type(layer))
-    instead = f"; {library} over the whole sequence in its place is exported as one operator" if library else ""
+    library_note = f"; {library} over the whole sequence is exported as one operator" if library else ""
     dynamic = f"; cheaper, without calibration: the same call with {argument('scheme', 'dynamic')}"
     cheaper = "" if request.scheme.scheme == "dynamic" else dynamic
     total = sum(counts.values())
     return (
         f"'{path}' ({type(layer).__name__}) is called {most} times in one forward: the export writes out {total:,} "
         f"layer calls for {len(counts)} layers, so that export, calibration and conversion of each candidate take "
-        f"about {total / len(counts):.0f} times as long as for the layers alone{instead}{cheaper}"
+        f"about {total / len(counts):.0f} times as long as for the layers alone{library_note}{cheaper}"
     )
 
 
 def layer_calls(module: nn.Module, loaded: LoadedModel) -> dict[str, int]:
-    """How often one forward on one sample calls each layer that has parameters of its own."""
+    """Count the calls of each layer with parameters in one forward pass on one sample."""
     counts: dict[str, int] = {}
 
     def count(path: str) -> None:

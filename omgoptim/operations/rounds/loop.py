@@ -1,4 +1,4 @@
-"""Taking weights away and training the rest back, round by round; each stage is kept, so that a cut run goes on."""
+"""Compression in rounds, each followed by training and saved as a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from omgoptim.operations.compression_job import Job
 from omgoptim.operations.datasets import one_sample
 from omgoptim.operations.per_sample_check import refuse_partial
 from omgoptim.operations.report_records import finite
-from omgoptim.operations.rounds.checkpoint import Stage, note_training, read_stage, training_of, write_stage
+from omgoptim.operations.rounds.checkpoint import RoundState, read_round, record_training, training_of, write_round
 from omgoptim.operations.verdict import holds
 from omgoptim.reports import Change, Round, Training
 from omgoptim.requests import FactorizeRequest, PruneRequest
@@ -30,150 +30,152 @@ from omgoptim.training.loop import fit
 from omgoptim.training.small_data import config_for_data
 from omgoptim.training.zero_masks import ZeroMasks
 
-COLLAPSE = 0.5
-"""A round that loses this fraction of the original's quality is not built upon."""
+COLLAPSE_DROP = 0.5
+"""Quality drop, as a fraction of the original's quality, after which no further round runs."""
 
 RoundsJob = Job[PruneRequest | FactorizeRequest]
-"""A run that takes away and trains back."""
+"""A run of prune or factorize."""
 
 
-Take = Callable[[nn.Module, tuple[float, float]], Outcome]
-"""Takes weights away from the copy it is given; the second argument is its part of the run's progress."""
+Compress = Callable[[nn.Module, tuple[float, float]], Outcome]
+"""Compresses the module that it is given; the second argument is its span of the run's progress."""
 
 
-def run_round(job: RoundsJob, number: int, amount: float | None, start: nn.Module, take: Take, held: bool) -> Stage:
-    """One round from the module that the last one ended with; what was done of it before is not done again.
+def run_round(
+    job: RoundsJob, number: int, amount: float | None, start: nn.Module, compress: Compress, keep_zeros: bool
+) -> RoundState:
+    """Run one round from the module of the previous one; resume from its checkpoints.
 
     Args:
-        start: the module to take from; not changed.
-        held: whether weights that are zero after taking stay zero while training.
+        start: the module to compress; not changed.
+        keep_zeros: whether zero weights stay zero in training.
     """
     folder = job.context.checkpoints / f"round-{number}"
-    done = read_stage(folder / "done", job.original)
+    done = read_round(folder / "done", job.original)
     if done is not None:
         return done
-    stage = read_stage(folder / "taken", job.original)
-    if stage is None:
+    state = read_round(folder / "taken", job.original)
+    if state is None:
         module = copy.deepcopy(start)
-        outcome = take(module, job.span(number, (0.0, 0.4)))
+        outcome = compress(module, job.span(number, (0.0, 0.4)))
         selection, loaded = job.datasets.selection, job.loaded
         refuse_partial(module, job.original, selection, loaded.signature, loaded.device)
-        stage = Stage(module, Round(number=number, amount=amount), outcome)
-        _settle(job, stage)
-        write_stage(folder / "taken", stage, job.original)
+        state = RoundState(module, Round(number=number, amount=amount), outcome)
+        _evaluate_compressed(job, state)
+        write_round(folder / "taken", state, job.original)
     if job.datasets.epochs:
-        _train(job, stage, number, folder / "training", held)
-    stage.record = stage.record.model_copy(update={"quality_drop": finite(job.drop(stage.quality))})
-    write_stage(folder / "done", stage, job.original)
+        _train(job, state, number, folder / "training", keep_zeros)
+    state.record = state.record.model_copy(update={"quality_drop": finite(job.drop(state.quality))})
+    write_round(folder / "done", state, job.original)
     for finished in ("taken", "training"):
         shutil.rmtree(folder / finished, ignore_errors=True)
-    return stage
+    return state
 
 
-def _settle(job: RoundsJob, stage: Stage) -> None:
-    """Judge what was taken away, estimate batch-norm statistics again, keep the better of the two, and count."""
-    judge, module = job.datasets.judge, stage.module
-    taken = judge.score(module)
+def _evaluate_compressed(job: RoundsJob, state: RoundState) -> None:
+    """Evaluate the compressed module with and without re-estimated batch-norm statistics, keep the better; count."""
+    evaluator, module = job.datasets.evaluator, state.module
+    compressed = evaluator.score(module)
     before = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
     real = job.loaded.data.real  # the statistics of random inputs would be wrong for any other
     layers = reestimate(module, job.loaded.signature, job.datasets.statistics) if real else 0
-    again = judge.score(module) if layers else taken
-    if again < taken:  # what was fitted to the old statistics may be better off with them
+    again = evaluator.score(module) if layers else compressed
+    if again < compressed:  # weights fitted to the old statistics may work better with them
         for name, buffer in module.named_buffers():
             buffer.copy_(before[name])
-    stage.quality = max(again, taken)
+    state.quality = max(again, compressed)
     args, kwargs = one_sample(job.loaded)
     params, nonzero = count_params(module)
-    told = {
+    update = {
         "params": params,
         "nonzero_params": nonzero,
         "macs": count_macs(module, args, kwargs).macs,
-        "quality_taken": finite(taken),
+        "quality_taken": finite(compressed),
         "quality_reestimated": finite(again) if layers else None,
     }
-    stage.record = stage.record.model_copy(update=told)
+    state.record = state.record.model_copy(update=update)
 
 
-def _train(job: RoundsJob, stage: Stage, number: int, folder: Path, held: bool) -> None:
+def _train(job: RoundsJob, state: RoundState, number: int, folder: Path, keep_zeros: bool) -> None:
     request, datasets, device = job.request, job.datasets, job.loaded.device
     start, end = job.span(number, (0.4, 1.0))
-    masks = ZeroMasks.of(stage.module, [change.path for change in stage.outcome.changed]) if held else None
+    masks = ZeroMasks.of(state.module, [change.path for change in state.outcome.changed]) if keep_zeros else None
     check = datasets.loss.check if datasets.loss is not None else lambda _target: None
     plan = TrainingConfig.of(request, datasets.epochs, device, request.seed)
     plan = config_for_data(plan, request, datasets.batches, check)
 
-    def progress(told: str, done: float | None) -> None:
-        doing = told if job.rounds == 1 else f"round {number} of {job.rounds}: {told}"
+    def progress(stage: str, done: float | None) -> None:
+        doing = stage if job.rounds == 1 else f"round {number} of {job.rounds}: {stage}"
         job.context.progress(doing, None if done is None else start + (end - start) * done)
 
-    with recovering(stage.module, request.recover, request.lora_rank, request.lora_alpha, masks) as trainable:
+    with recovering(state.module, request.recover, request.lora_rank, request.lora_alpha, masks) as trainable:
         fitted = fit(
             trainable,
             datasets.batches,
             datasets.loss,
             plan,
-            datasets.judge,
+            datasets.evaluator,
             checkpoints=folder,
             progress=progress,
             teacher=job.original if request.distill else None,
             distillation=DistillationLoss(request.temperature, request.alpha) if request.distill else None,
             masks=masks,
             round_number=number,
-            score=stage.quality,
+            score=state.quality,
         )
-    note_training(stage, fitted)
+    record_training(state, fitted)
     if request.recover == "lora" or fitted.quality is None:  # adapters were merged since: the sum is another one
-        stage.quality = datasets.judge.score(stage.module)
-    stage.record = stage.record.model_copy(update={"quality_trained": finite(stage.quality)})
+        state.quality = datasets.evaluator.score(state.module)
+    state.record = state.record.model_copy(update={"quality_trained": finite(state.quality)})
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """The round whose model becomes the artifact, and all that there were."""
+class ChosenRound:
+    """The round chosen as the artifact, and all rounds."""
 
-    stage: Stage
-    stages: list[Stage]
+    state: RoundState
+    states: list[RoundState]
     rewound: bool
-    """Whether a later round went further and was undone, because it lost more than the guard allows."""
+    """Whether later rounds were discarded because they fail the quality guard."""
 
 
-def keep(job: RoundsJob, stages: list[Stage]) -> Kept:
-    """The last round within the guard; if none is, the one that lost least. By the selection samples."""
+def choose_round(job: RoundsJob, states: list[RoundState]) -> ChosenRound:
+    """Choose the last round within the guard on the selection samples; if none, the one with the smallest loss."""
     guard = job.request.max_quality_drop
-    within = [stage for stage in stages if holds(job.drop(stage.quality), guard)]
-    chosen = within[-1] if within else max(stages, key=lambda stage: (stage.quality, stage.record.number))
-    last = stages[-1]
-    for stage in stages:
-        told = {"kept": stage is chosen, "why": _why(job, stage, chosen, last)}
-        stage.record = stage.record.model_copy(update=told)
-    return Kept(chosen, stages, chosen is not last)
+    within = [state for state in states if holds(job.drop(state.quality), guard)]
+    chosen = within[-1] if within else max(states, key=lambda state: (state.quality, state.record.number))
+    last = states[-1]
+    for state in states:
+        update = {"kept": state is chosen, "why": _why(job, state, chosen, last)}
+        state.record = state.record.model_copy(update=update)
+    return ChosenRound(chosen, states, chosen is not last)
 
 
-def _why(job: RoundsJob, stage: Stage, chosen: Stage, last: Stage) -> str:
-    drop, guard = job.drop(stage.quality), job.request.max_quality_drop
-    if stage is chosen and holds(drop, guard):
-        return "the goal, within the guard" if stage is last else "the last round within the guard"
-    if stage is chosen:
-        return "no round held the guard; this one lost least"
-    if collapsed(job, stage):
-        return "collapsed: undone"
-    return "a step on the way" if holds(drop, guard) else f"lost {drop:.4f}, more than the guard {guard:g}"
+def _why(job: RoundsJob, state: RoundState, chosen: RoundState, last: RoundState) -> str:
+    drop, guard = job.drop(state.quality), job.request.max_quality_drop
+    if state is chosen and holds(drop, guard):
+        return "the goal, within the guard" if state is last else "the last round within the guard"
+    if state is chosen:
+        return "no round passed the quality guard; this one has the smallest loss"
+    if collapsed(job, state):
+        return "collapsed: discarded"
+    return "intermediate round" if holds(drop, guard) else f"lost {drop:.4f}, more than the guard {guard:g}"
 
 
-def collapsed(job: RoundsJob, stage: Stage) -> bool:
-    """Whether a round lost so much that building on it is pointless."""
-    original = job.datasets.judge.original
-    return not math.isfinite(stage.quality) or job.drop(stage.quality) > COLLAPSE * max(abs(original), 1e-6)
+def collapsed(job: RoundsJob, state: RoundState) -> bool:
+    """Return whether a round lost so much quality that further rounds are pointless."""
+    original = job.datasets.evaluator.original
+    return not math.isfinite(state.quality) or job.drop(state.quality) > COLLAPSE_DROP * max(abs(original), 1e-6)
 
 
-def merged(stages: list[Stage], kept: Stage) -> Outcome:
-    """What the rounds up to the kept one changed together: each path from its first state to its last.
+def merged(states: list[RoundState], kept: RoundState) -> Outcome:
+    """Merge the changes of all rounds up to the chosen one: each path from its first state to its last.
 
     A layer that only reads fewer channels than before stays among those skipped, with its reason.
     """
     changes: dict[tuple[str, str], Change] = {}
-    for stage in stages[: stages.index(kept) + 1]:
-        for change in stage.outcome.changed:
+    for state in states[: states.index(kept) + 1]:
+        for change in state.outcome.changed:
             first = changes.get((change.path, change.what), change)
             changes[change.path, change.what] = change.model_copy(update={"before": first.before})
     touched = {path for path, what in changes if what != "input channels"}
@@ -181,14 +183,14 @@ def merged(stages: list[Stage], kept: Stage) -> Outcome:
     return Outcome(list(changes.values()), skipped, kept.outcome.notes)
 
 
-def training_record(job: RoundsJob, stages: list[Stage]) -> Training | None:
-    """What was trained over all rounds; None if nothing was."""
+def training_record(job: RoundsJob, states: list[RoundState]) -> Training | None:
+    """Summarize the training of all rounds; None if nothing was trained."""
     request, datasets = job.request, job.datasets
     plan = TrainingConfig.of(request, datasets.epochs, job.loaded.device, request.seed)
-    return training_of(stages, plan, datasets.judge.metric.name)
+    return training_of(states, plan, datasets.evaluator.metric.name)
 
 
-def reestimation_gain(kept: Stage) -> float | None:
-    """What the new batch-norm statistics of the kept round brought by themselves; None without batch normalization."""
-    taken, again = kept.record.quality_taken, kept.record.quality_reestimated
-    return None if taken is None or again is None else again - taken
+def reestimation_gain(kept: RoundState) -> float | None:
+    """Return the quality gain by re-estimated batch-norm statistics; None without batch normalization."""
+    before, again = kept.record.quality_taken, kept.record.quality_reestimated
+    return None if before is None or again is None else again - before

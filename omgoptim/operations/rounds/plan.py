@@ -1,4 +1,4 @@
-"""`plan` of prune and factorize: the technique applied to a copy that is thrown away; nothing trained, nothing kept."""
+"""Dry run of prune and factorize: the technique on a temporary copy, without training."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from omgoptim.training.config import TrainingConfig
 from omgoptim.training.small_data import STEPS_AN_EPOCH, config_for_data
 
 MOST_BATCHES = 100_000
-"""Batches of an epoch that are counted; more are called more."""
+"""Maximum number of batches of an epoch that are counted."""
 
 
 def plan_report(verb: str, job: RoundsJob, steps: Sequence[Params]) -> EfficiencyReport:
-    """What the last round would change, and how much training there would be.
+    """Report the changes of the last round and the amount of training.
 
     Raises:
-        OmgoptimError: the technique cannot take the model; better known now.
+        OmgoptimError: the technique does not support the model.
     """
     request, context, loaded = job.request, job.context, job.loaded
-    context.progress("trying it on a copy", WORK[0])
+    context.progress("applying the technique to a copy", WORK[0])
     module = copy.deepcopy(job.original)
     outcome = applied(job, module, steps[-1], job.module_run())
     args, kwargs = one_sample(loaded)
@@ -39,12 +39,12 @@ def plan_report(verb: str, job: RoundsJob, steps: Sequence[Params]) -> Efficienc
     layers = len({change.path for change in outcome.changed})
     return EfficiencyReport(
         outcome="ok",
-        summary=f"Plan only, nothing was done: {verb} would change {layers} layers in {len(steps)} "
-        f"round{'s' if len(steps) > 1 else ''}, to {params:,} parameters ({nonzero:,} not zero)"
-        f"{_training_words(job, len(steps))}. {' '.join(outcome.notes)} Quality and speed are not known before it is "
+        summary=f"Dry run: {verb} would change {layers} layers in {len(steps)} "
+        f"round{'s' if len(steps) > 1 else ''}, to {params:,} parameters ({nonzero:,} nonzero)"
+        f"{_training_phrase(job, len(steps))}. {' '.join(outcome.notes)} Quality and speed are not known before it is "
         "done.",
         warnings=[*loaded.notes, *job.datasets.notes],
-        next_steps=[step(verb, same_arguments(request) | output, "do what was planned")],
+        next_steps=[step(verb, same_arguments(request) | output, "run what was planned")],
         verb=verb,
         run_id=context.run_id,
         request=shown_request(request),
@@ -59,7 +59,7 @@ def plan_report(verb: str, job: RoundsJob, steps: Sequence[Params]) -> Efficienc
 
 
 def batches_in_epoch(job: AnyJob) -> int:
-    """How many batches one epoch of training would have, counted up to `MOST_BATCHES`."""
+    """Count the batches of one epoch, up to `MOST_BATCHES`."""
     batches, loss = job.datasets.batches, job.datasets.loss
     plan = TrainingConfig.of(job.request, 1, job.loaded.device, job.request.seed)
     count = sum(1 for _ in itertools.islice(batches.epoch(plan.batch), MOST_BATCHES))
@@ -69,7 +69,7 @@ def batches_in_epoch(job: AnyJob) -> int:
     return batches.survey(plan.batch, plan.seed, lambda _target: None)[0]
 
 
-def _training_words(job: RoundsJob, rounds: int) -> str:
+def _training_phrase(job: RoundsJob, rounds: int) -> str:
     epochs = job.datasets.epochs
     if not epochs:
         return ", without training"

@@ -1,4 +1,4 @@
-"""Sensitivity: what each layer or group loses when it alone is compressed, on the selection samples."""
+"""Sensitivity analysis: quality drop when one layer or group alone is compressed."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from omgoptim.training.batch_norm import reestimate
 from omgoptim.training.modes import placed
 
 AMOUNTS = (0.25, 0.5, 0.75)
-"""Fractions that are taken from one layer or group at a time."""
+"""Compression amounts per layer or group."""
 
 FEW = 64
-"""Samples that each of many factorizations reads its moments from."""
+"""Samples for the moments of each of many factorizations."""
 
 SPAN = (0.09, 0.12)
 
 
-def study(job: RoundsJob, params: Params) -> list[SensitivityPoint]:
-    """Quality with only one layer or group compressed, at each of `AMOUNTS`; batch-norm statistics estimated again.
+def layer_sensitivity(job: RoundsJob, params: Params) -> list[SensitivityPoint]:
+    """Measure quality with one layer or group compressed by each of `AMOUNTS`, batch-norm statistics re-estimated.
 
     Raises:
         TechniqueError: nothing in the model can be compressed by this technique.
     """
     if isinstance(params, SemiStructured):
         raise TechniqueError(
-            "a pattern has no amounts to compare",
+            "sensitivity needs an amount, and a pattern has none",
             f"{params.pattern} is the same for every layer",
             "leave sensitivity out",
         )
@@ -57,7 +57,7 @@ def study(job: RoundsJob, params: Params) -> list[SensitivityPoint]:
 
 
 def _paths(job: RoundsJob, params: Params) -> list[str]:
-    """The groups, or the layers that the technique would change, found by letting it act on a copy."""
+    """Return the groups, or the layers that the technique changes on a copy."""
     if isinstance(params, Structured):
         return [group.name for group in find_groups(placed(job.original, job.loaded.device), params, _run(job)).groups]
     outcome = applied(job, copy.deepcopy(job.original), _everywhere(params), _run(job))
@@ -65,7 +65,7 @@ def _paths(job: RoundsJob, params: Params) -> list[str]:
 
 
 def _run(job: RoundsJob) -> ModuleRun:
-    """A technique here works on one of many copies: its own progress is none of the run's."""
+    """Return a module run without progress, since the technique runs on many copies."""
     return replace(job.module_run(SPAN), progress=lambda _stage, _done: None)
 
 
@@ -75,7 +75,7 @@ def _everywhere(params: Params) -> Params:
 
 
 def _alone(params: Params, path: str, amount: float) -> Params:
-    """The technique on one path only, taking so much."""
+    """Restrict the technique to one path and amount."""
     changes: dict[str, Any] = {"targets": [path]}
     if isinstance(params, Structured):
         return params.model_copy(update=changes | _ratio_only(amount))
@@ -95,7 +95,7 @@ def _rank_only(amount: float) -> dict[str, Any]:
 
 
 def _quality(job: RoundsJob, params: Params) -> float | None:
-    """None where this layer alone cannot be compressed by so much."""
+    """Measure the quality; None where this layer alone cannot be compressed by the amount."""
     module: nn.Module = copy.deepcopy(job.original)
     try:
         applied(job, module, params, _run(job))
@@ -103,4 +103,4 @@ def _quality(job: RoundsJob, params: Params) -> float | None:
         return None
     if job.loaded.data.real:
         reestimate(module, job.loaded.signature, job.datasets.statistics)
-    return job.datasets.judge.score(module)
+    return job.datasets.evaluator.score(module)

@@ -1,4 +1,4 @@
-"""Pruning for a measured speed: cut, measure the whole model in fresh processes, aim again, until the goal holds."""
+"""Pruning to a measured speed: prune, measure in fresh processes, and correct the target until it is reached."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from omgoptim.errors import OmgoptimError
 from omgoptim.measure.timing import Timing, TimingPlan, time_artifacts
 from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.compression_job import Job
-from omgoptim.operations.save_and_measure import Measured, save
+from omgoptim.operations.save_and_measure import MeasuredArtifact, save
 from omgoptim.requests import Params, PruneRequest
 from omgoptim.requests.prune import Structured
 from omgoptim.techniques.prune._channels.channel_allocation import best as best_channels
@@ -28,109 +28,109 @@ from omgoptim.techniques.prune.structured import keep_only, nothing_to_remove
 from omgoptim.techniques.registry import Outcome
 from omgoptim.training.modes import placed
 
-SEARCHING = TimingPlan(launches=3, most_launches=3, rounds=3, throughput_launches=0)
-"""Timing of a cut during the search: enough to aim by. What is reported is measured in full afterwards."""
+SEARCH_TIMING = TimingPlan(launches=3, most_launches=3, rounds=3, throughput_launches=0)
+"""Timing within the search; the reported time comes from the full measurement afterwards."""
 
-MOST_CUTS = 6
-"""Cuts that are measured before the best of them is taken."""
+MAX_ATTEMPTS = 6
+"""Maximum number of measured attempts."""
 
-CLOSE = 1.06
-"""A cut that is faster than the goal by less than this factor ends the search: a gentler one would hardly keep more."""
+CLOSE_FACTOR = 1.06
+"""An attempt faster than the target by less than this factor ends the search."""
 
 MARGIN = 0.015
-"""How much faster than the goal is aimed at: the full measurement scatters around that of the search."""
+"""Safety margin on the target for the scatter between search and full measurement."""
 
-JUST_ABOVE = 1.001
-"""What is asked of the knapsack lies at least this factor above the least that it can reach."""
+MIN_TARGET_FACTOR = 1.001
+"""Minimum ratio of a knapsack target to the least time that the knapsack can reach."""
 
-WITHIN_NOISE = 0.97
-"""A measured speed this close to the goal counts as reached where the goal lies in its interval."""
+NOISE_FACTOR = 0.97
+"""Fraction of the target speed that counts as reached if the target lies in the interval."""
 
 
 @dataclass(frozen=True, slots=True)
 class SpeedGoal:
-    """A speed to reach by the end of a round."""
+    """Target speed at the end of a round."""
 
     speedup: float | None
     """Latency of the original over the result's, on the same engine."""
     latency_ms: float | None
     """Or milliseconds of one call at batch 1."""
     share: float
-    """How much of the way this round goes, 0..1, on the scale of log time."""
+    """Share of the reduction by the end of this round, 0..1, in log time."""
 
     @property
     def amount(self) -> float | None:
-        """Fraction of the time that is to go by the end of the round; not known of a latency before it is measured."""
+        """Fraction of the time to remove by the end of the round; unknown for a latency target."""
         return None if self.speedup is None else 1 - self.speedup**-self.share
 
     def fraction(self, original_ms: float) -> float:
-        """Fraction of the original's time to come down to."""
+        """Return the target time as a fraction of the original's."""
         wanted = 1 / self.speedup if self.speedup is not None else (self.latency_ms or original_ms) / original_ms
         return float(wanted**self.share)
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
-    """Widths that were tried."""
+class PrunedWidths:
+    """Measured attempt: layer widths and their time."""
 
     widths: dict[str, int]
     fraction: float
     """Measured time of the whole model as a fraction of the original's."""
 
 
-def take_for_speed(
+def prune_to_speed(
     job: Job[PruneRequest], goal: SpeedGoal, params: Params, module: nn.Module, span: tuple[float, float]
 ) -> Outcome:
-    """Remove channels from `module` until the whole model, measured in fresh processes, is as fast as the goal.
+    """Remove channels from `module` until the model, measured in fresh processes, reaches the target speed.
 
     Returns:
-        What was removed. Where the goal lies beyond reach, the fastest cut, with a note of what was reached and why.
+        The changes. Where the target is unreachable, the fastest attempt, with a note on the limit.
 
     Raises:
-        OmgoptimError: no group can be pruned or timed, or no cut could be measured.
+        OmgoptimError: no group can be pruned or timed, or no attempt could be measured.
     """
     assert isinstance(params, Structured)  # what has such a goal
     run = job.module_run(span)
     start, end = span
     baseline = baseline_on(job.request.runtime, job.loaded, job.context)
-    job.context.progress("finding what can be removed", start)
+    job.context.progress("finding removable channels", start)
     groups = find_groups(module, params, run)
     if not groups.groups:
         raise nothing_to_remove(groups)
     importance = importance_of(module, groups, params, run)
-    job.context.progress("measuring how each group's time depends on its width", start + 0.1 * (end - start))
+    job.context.progress("measuring the latency of each group by width", start + 0.1 * (end - start))
     round_to = params.round_to or round_to_of(module, run)
     table = measure_layer_times(module, groups.groups, run, round_to=round_to)
-    original_ms, begun = _measure(job, module, baseline)
-    target = goal.fraction(original_ms) / begun * (1 - MARGIN)
+    original_ms, start_fraction = _measure(job, module, baseline)
+    target = goal.fraction(original_ms) / start_fraction * (1 - MARGIN)
     if target >= 1:
         return Outcome(
-            [], groups.skipped, [f"the model already takes {begun * original_ms:.3g} ms: nothing was removed"]
+            [], groups.skipped, [f"the model already takes {start_fraction * original_ms:.3g} ms; nothing was removed"]
         )
 
     def measured_at(number: int, widths: dict[str, int]) -> float:
-        part = start + (end - start) * (0.2 + 0.8 * number / MOST_CUTS)
-        job.context.progress(f"cutting for {1 / (target * begun):.3g}x the speed, cut {number + 1}", part)
+        part = start + (end - start) * (0.2 + 0.8 * number / MAX_ATTEMPTS)
+        job.context.progress(f"pruning for {1 / (target * start_fraction):.3g}x speed, attempt {number + 1}", part)
         trial = copy.deepcopy(module)
         remove(trial, groups, best_channels(groups, importance, widths), run)
-        return _measure(job, trial, baseline)[1] / begun
+        return _measure(job, trial, baseline)[1] / start_fraction
 
-    best = _best(_cuts(table, importance, params.max_layer_ratio, target, measured_at), target)
+    best = _best(_attempts(table, importance, params.max_layer_ratio, target, measured_at), target)
     outcome = keep_only(module, groups, best_channels(groups, importance, best.widths), params, run)
     outcome.skipped.extend(skip for skip in groups.skipped if skip not in outcome.skipped)
     if best.fraction > target / (1 - MARGIN):
-        outcome.notes.append(_beyond(best, begun, target, table, params, original_ms))
+        outcome.notes.append(_unreachable_note(best, start_fraction, target, table, params, original_ms))
     return outcome
 
 
-def _cuts(
+def _attempts(
     table: TimeTable,
     importance: Mapping[str, Tensor],
     max_layer_ratio: float,
     target: float,
     measured_at: Callable[[int, dict[str, int]], float],
-) -> list[Cut]:
-    """Cuts that come closer and closer to the target, until one is just within it or nothing new is left to try.
+) -> list[PrunedWidths]:
+    """Measure attempts that approach the target until one reaches it closely or no new widths remain.
 
     Args:
         target: fraction of the whole model's time to come down to.
@@ -138,30 +138,30 @@ def _cuts(
     """
     narrowest = fastest_widths(table, importance, max_layer_ratio)
     least = predicted_ms(table, narrowest) / full_ms(table)
-    cuts: list[Cut] = []
+    attempts: list[PrunedWidths] = []
     history: list[Aim] = []
-    while len(cuts) < MOST_CUTS and not _found(cuts, target):
+    while len(attempts) < MAX_ATTEMPTS and not _reached(attempts, target):
         wanted = next_aim(history, target)
-        beyond = wanted <= least * JUST_ABOVE  # less than the layers can take: the narrowest is all that there is
+        beyond = wanted <= least * MIN_TARGET_FACTOR  # below the narrowest allowed widths
         widths = narrowest if beyond else choose_widths(table, importance, wanted, max_layer_ratio)
-        if any(cut.widths == widths for cut in cuts):
+        if any(attempt.widths == widths for attempt in attempts):
             break
-        fraction = measured_at(len(cuts), widths)
-        cuts.append(Cut(widths, fraction))
+        fraction = measured_at(len(attempts), widths)
+        attempts.append(PrunedWidths(widths, fraction))
         history.append(Aim(wanted, predicted_ms(table, widths) / full_ms(table), fraction))
         if widths == narrowest and fraction > target:
             break
-    return cuts
+    return attempts
 
 
 def _measure(job: Job[PruneRequest], module: nn.Module, baseline: Path) -> tuple[float, float]:
-    """The original's milliseconds, and the module's time as a fraction of it; both from the same launches."""
-    cuts = job.context.work / "cuts"
-    cuts.mkdir(parents=True, exist_ok=True)
-    folder = cuts / str(len(list(cuts.iterdir())))
+    """Return the original's milliseconds and the module's time as a fraction, from the same launches."""
+    attempts = job.context.work / "cuts"
+    attempts.mkdir(parents=True, exist_ok=True)
+    folder = attempts / str(len(list(attempts.iterdir())))
     save(placed(module, "cpu"), job.loaded, job.runtime, folder, job.context, to_time_only=True)
     with job.context.measuring():
-        first, timing = time_artifacts([baseline, folder], job.loaded.bench, SEARCHING, job.request.seed)
+        first, timing = time_artifacts([baseline, folder], job.loaded.bench, SEARCH_TIMING, job.request.seed)
     if isinstance(first, OmgoptimError):
         raise first
     if isinstance(timing, OmgoptimError):
@@ -175,19 +175,25 @@ def _speedup(timing: Timing) -> float:
     return timing.speedup.value
 
 
-def _found(cuts: Sequence[Cut], target: float) -> bool:
-    return any(cut.fraction <= target <= cut.fraction * CLOSE for cut in cuts)
+def _reached(attempts: Sequence[PrunedWidths], target: float) -> bool:
+    return any(attempt.fraction <= target <= attempt.fraction * CLOSE_FACTOR for attempt in attempts)
 
 
-def _best(cuts: Sequence[Cut], target: float) -> Cut:
-    """The gentlest cut that holds the goal; if none does, the fastest."""
-    holding = [cut for cut in cuts if cut.fraction <= target / (1 - MARGIN)]
-    return max(holding, key=lambda cut: cut.fraction) if holding else min(cuts, key=lambda cut: cut.fraction)
+def _best(attempts: Sequence[PrunedWidths], target: float) -> PrunedWidths:
+    """Return the slowest attempt that reaches the target; if none does, the fastest."""
+    holding = [attempt for attempt in attempts if attempt.fraction <= target / (1 - MARGIN)]
+    return (
+        max(holding, key=lambda attempt: attempt.fraction)
+        if holding
+        else min(attempts, key=lambda attempt: attempt.fraction)
+    )
 
 
-def _beyond(best: Cut, begun: float, target: float, table: TimeTable, params: Structured, original_ms: float) -> str:
-    """What was reached, and what stands in the way of more."""
-    reached, asked = 1 / (best.fraction * begun), (1 - MARGIN) / (target * begun)
+def _unreachable_note(
+    best: PrunedWidths, start_fraction: float, target: float, table: TimeTable, params: Structured, original_ms: float
+) -> str:
+    """Return a note on the speed reached and the limit."""
+    measured, asked = 1 / (best.fraction * start_fraction), (1 - MARGIN) / (target * start_fraction)
     floor = floor_ms(table, params.max_layer_ratio) / full_ms(table)
     left = best.fraction - predicted_ms(table, best.widths) / full_ms(table)
     why = (
@@ -195,21 +201,23 @@ def _beyond(best: Cut, begun: float, target: float, table: TimeTable, params: St
         f"{floor:.0%} of their time"
     )
     if left > 0.05:
-        why += f", and about {left * begun * original_ms:.2g} ms of a call are spent outside of them"
-    return f"{asked:.3g}x the speed is beyond reach: {reached:.3g}x was the best of the cuts that were measured; {why}"
+        why += f", and about {left * start_fraction * original_ms:.2g} ms of a call are spent outside of them"
+    return f"{asked:.3g}x the speed is beyond reach: {measured:.3g}x is the fastest measured attempt; {why}"
 
 
-def reached(method: Structured, measured: Measured) -> str | None:
-    """Why a speed goal was not reached, by the full measurement; None if it was, or if there was none."""
+def missed_speed(method: Structured, measured: MeasuredArtifact) -> str | None:
+    """Return the reason by the full measurement why a speed target was missed; None if it was not."""
     speedup, high = measured.gains.speedup, measured.gains.speedup_high
     if method.target_latency_ms is not None:
         took, asked = measured.after.latency_ms_p50 or 0.0, method.target_latency_ms
-        return None if took * WITHIN_NOISE <= asked else f"one call takes {took:.3g} ms, and {asked:g} ms was asked for"
+        return (
+            None if took * NOISE_FACTOR <= asked else f"one call takes {took:.3g} ms, above the target of {asked:g} ms"
+        )
     if method.target_speedup is None:
         return None
     if speedup is None:
-        return "the machine was too busy for its speed to be told"
+        return "the speed is undecided because the machine was overloaded"
     asked = method.target_speedup
-    if speedup >= asked or (speedup >= WITHIN_NOISE * asked and (high is None or high >= asked)):
+    if speedup >= asked or (speedup >= NOISE_FACTOR * asked and (high is None or high >= asked)):
         return None
-    return f"it is measured to be {speedup:.2f}x as fast, and {asked:g}x was asked for"
+    return f"the measured speedup is {speedup:.2f}x, below the target of {asked:g}x"

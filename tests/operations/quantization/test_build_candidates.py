@@ -9,8 +9,8 @@ from torch import nn
 from omgoptim.models.output_check import TOLERANCE
 from omgoptim.models.samples import Samples
 from omgoptim.operations.quantization import splits
-from omgoptim.operations.quantization.build_candidates import PRECISIONS, precision_of, with_ties
-from omgoptim.operations.quantization.candidates import Option, Proposal
+from omgoptim.operations.quantization.build_candidates import PRECISIONS, precision_of, with_tied_weight_notes
+from omgoptim.operations.quantization.candidates import CandidatePlan, CandidateSpec
 from omgoptim.reports import Change, Skip
 from omgoptim.requests import QuantizeRequest
 from omgoptim.requests.quantize import WeightOnly
@@ -31,7 +31,7 @@ def test_weight_only_is_given_calibration_samples_where_there_are_real_ones(monk
     monkeypatch.setattr(splits, "overlap_notes", lambda *_: [])
     params = WeightOnly()
     request = QuantizeRequest(model="net.py:build", scheme=params)
-    found = splits.splits_of(request, loaded, Proposal([Option(params, "onnxruntime")], []))
+    found = splits.splits_of(request, loaded, CandidatePlan([CandidateSpec(params, "onnxruntime")], []))
     assert (found.calibration.count > 0) == real
     assert found.selection.count > 0
 
@@ -47,7 +47,7 @@ def test_a_tied_weight_that_a_quantized_program_stores_twice_is_said(head_too, s
     multiplied = Change(path="head", what="MatMul 16x500", before="float32", after="int8")
     skipped = [] if head_too else [Skip(path="head", reason="asked")]
     outcome = Outcome([gathered, multiplied] if head_too else [gathered], skipped)
-    assert said in with_ties(outcome, module, "int8").notes[0]
-    assert with_ties(outcome, module, "bfloat16") == outcome
+    assert said in with_tied_weight_notes(outcome, module, "int8").notes[0]
+    assert with_tied_weight_notes(outcome, module, "bfloat16") == outcome
     module["head"].weight = nn.Parameter(module["words"].weight.detach().clone())
-    assert with_ties(outcome, module, "int8") == outcome
+    assert with_tied_weight_notes(outcome, module, "int8") == outcome

@@ -46,9 +46,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     first: list[Path] = []
 
     class Noted(MeasuringProcess):
-        def __init__(self, artifact: Path, **options: object) -> None:
+        def __init__(self, artifact: Path, **specs: object) -> None:
             first.append(artifact)
-            super().__init__(artifact, **options)  # type: ignore[arg-type]
+            super().__init__(artifact, **specs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(trial, "MeasuringProcess", Noted)
     return first

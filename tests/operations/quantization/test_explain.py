@@ -7,21 +7,21 @@ import pytest
 from omgoptim.measure.time_shares import speedup_bound, time_shares
 from omgoptim.operations.quantization import explain
 from omgoptim.operations.quantization.build_candidates import BuiltCandidate
-from omgoptim.operations.quantization.candidates import Option
-from omgoptim.operations.quantization.explain import _explained, _speed_words, _undone
+from omgoptim.operations.quantization.candidates import CandidateSpec
+from omgoptim.operations.quantization.explain import _candidate_to_explain, _spec_without, _time_sentence
 from omgoptim.operations.quantization.mixed_precision import MixedPrecision
 from omgoptim.operations.quantization.screening import CandidateResult
 from omgoptim.reports import Guard
 from omgoptim.requests.quantize import Bf16, Static
 from omgoptim.techniques.quantize._diagnostics.graph_diagnostics import Diagnostic
 
-PLAIN = Option(Static(algorithm="nncf"), "openvino")
-MIXED = Option(Static(algorithm="nncf", ignore=["head"]), "openvino", "1 layer in float")
+PLAIN = CandidateSpec(Static(algorithm="nncf"), "openvino")
+MIXED = CandidateSpec(Static(algorithm="nncf", ignore=["head"]), "openvino", "1 layer in float")
 TIMES = time_shares([("QLinearConv", 3.0, "int8"), ("Resize", 1.0, "float32")])
 
 
-def result(option: Option, drop: float) -> CandidateResult:
-    return CandidateResult(BuiltCandidate(option), drop=drop)
+def result(spec: CandidateSpec, drop: float) -> CandidateResult:
+    return CandidateResult(BuiltCandidate(spec), drop=drop)
 
 
 def test_a_mixed_artifact_is_explained_by_the_candidate_without_layers_in_float() -> None:
@@ -29,7 +29,7 @@ def test_a_mixed_artifact_is_explained_by_the_candidate_without_layers_in_float(
     record = Guard(
         kept_in_float=["head"], float_bytes=1, evaluations=1, quality_drop=0.0, holds=True, seconds=1.0, why="."
     )
-    about = _explained([base, mixed], mixed, MixedPrecision(record, MIXED, ["head"], base, mixed, {}, None))
+    about = _candidate_to_explain([base, mixed], mixed, MixedPrecision(record, MIXED, ["head"], base, mixed, {}, None))
     assert about is not None
     assert about.result is base
     assert about.is_artifact
@@ -37,37 +37,37 @@ def test_a_mixed_artifact_is_explained_by_the_candidate_without_layers_in_float(
 
 
 def test_another_artifact_is_explained_by_the_static_candidate_that_lost_least() -> None:
-    half = result(Option(Bf16(), "openvino"), 0.0)
-    worse, better = result(PLAIN, 0.2), result(Option(Static(algorithm="onnxruntime"), "openvino"), 0.1)
-    about = _explained([half, worse, better, result(MIXED, 0.05)], half, None)
+    half = result(CandidateSpec(Bf16(), "openvino"), 0.0)
+    worse, better = result(PLAIN, 0.2), result(CandidateSpec(Static(algorithm="onnxruntime"), "openvino"), 0.1)
+    about = _candidate_to_explain([half, worse, better, result(MIXED, 0.05)], half, None)
     assert about is not None
     assert about.result is better
     assert not about.is_artifact
-    assert _explained([half], half, None) is None
+    assert _candidate_to_explain([half], half, None) is None
 
 
 def test_the_time_is_told_with_its_bound_and_with_what_the_processor_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(explain, "cpu_features", lambda: ["avx2", "avx512_vnni"])
-    words = _speed_words(TIMES, speedup_bound(TIMES), "")
+    words = _time_sentence(TIMES, speedup_bound(TIMES), "")
     assert "75% of the artifact's time is in integer kernels" in words
     assert "Resize (25%)" in words
-    assert "4.00x at most" in words
+    assert "at most 4.00x" in words
     assert "VNNI" not in words
-    floats = _speed_words(time_shares([("Conv", 1.0, "float32")]), None, "")
+    floats = _time_sentence(time_shares([("Conv", 1.0, "float32")]), None, "")
     assert floats == "0% of the artifact's time is in integer kernels, most of it in Conv (100%)."
     monkeypatch.setattr(explain, "cpu_features", lambda: ["avx2"])
-    assert "no int8 dot product (VNNI)" in _speed_words(TIMES, 4.0, "")
+    assert "no int8 dot product (VNNI)" in _time_sentence(TIMES, 4.0, "")
     monkeypatch.setattr(explain, "cpu_features", list)  # the system does not tell
-    assert "VNNI" not in _speed_words(TIMES, 4.0, "")
-    assert _speed_words([], None, "a GPU") == "Time per layer is not known: a GPU."
+    assert "VNNI" not in _time_sentence(TIMES, 4.0, "")
+    assert _time_sentence([], None, "a GPU") == "The time per layer is unknown: a GPU."
 
 
 def test_a_cause_is_undone_by_parameters_where_the_technique_has_them_else_by_layers_in_float() -> None:
     cause = Diagnostic("spread channels", ["head"], "", "", ["node_head"], {"equalize": True})
-    undone = _undone(PLAIN, cause)
+    undone = _spec_without(PLAIN, cause)
     assert undone is not None
     assert undone.params == Static(algorithm="nncf", equalize=True)
-    other = _undone(PLAIN, Diagnostic("x", ["head"], "", "", ["node_head"], {"unheard_of": True}))
+    other = _spec_without(PLAIN, Diagnostic("x", ["head"], "", "", ["node_head"], {"unheard_of": True}))
     assert other is not None
     assert other.params == Static(algorithm="nncf", ignore=["node_head"])
-    assert _undone(PLAIN, Diagnostic("mask fill", ["m"], "", "")) is None
+    assert _spec_without(PLAIN, Diagnostic("mask fill", ["m"], "", "")) is None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from omgoptim.operations.quantization.layer_search import Keepable, first_guess, ranked, search
+from omgoptim.operations.quantization.layer_search import SearchLayer, first_guess, ranked, search
 
 
 @dataclass
@@ -26,9 +26,9 @@ class Evaluator:
         return sum(self.drops.values())
 
 
-def layers(noise: dict[str, float], sizes: dict[str, int] | None = None) -> list[Keepable]:
+def layers(noise: dict[str, float], sizes: dict[str, int] | None = None) -> list[SearchLayer]:
     sizes = sizes or {}
-    return [Keepable(name, name, sizes.get(name, 1000), power) for name, power in noise.items()]
+    return [SearchLayer(name, name, sizes.get(name, 1000), power) for name, power in noise.items()]
 
 
 def test_one_bad_layer_is_kept_in_float_in_one_evaluation() -> None:

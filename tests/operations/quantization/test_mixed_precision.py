@@ -15,8 +15,8 @@ from omgoptim.measure.timing import Ratio, Timing
 from omgoptim.models.onnx_graph import OnnxLayer
 from omgoptim.operations.quantization.build_candidates import BuiltCandidate
 from omgoptim.operations.quantization.candidate_evaluator import CandidateEvaluator
-from omgoptim.operations.quantization.candidates import Option
-from omgoptim.operations.quantization.mixed_precision import keepable, keeping, worth_repairing
+from omgoptim.operations.quantization.candidates import CandidateSpec
+from omgoptim.operations.quantization.mixed_precision import mixed_precision_base, search_layers_of, with_float_layers
 from omgoptim.operations.quantization.screening import CandidateResult
 from omgoptim.operations.quantization.selection import Preference
 from omgoptim.requests.quantize import Bf16, Static
@@ -88,35 +88,35 @@ BY_SPEED = Preference("speed", 1000)
 
 def result(params: Static | Bf16, runtime: str, speedup: float, drop: float) -> CandidateResult:
     timing = Timing(1.0, 1.0, None, None, Ratio(speedup, None, None), None, 1)
-    return CandidateResult(BuiltCandidate(Option(params, runtime)), timing=timing, drop=drop, high=drop)
+    return CandidateResult(BuiltCandidate(CandidateSpec(params, runtime)), timing=timing, drop=drop, high=drop)
 
 
 def test_the_search_begins_with_what_loses_least_on_its_fastest_engine_and_only_if_it_can_pay() -> None:
     nncf, own = Static(algorithm="nncf"), Static(algorithm="onnxruntime")
     slow, fast = result(own, "onnxruntime", 3.0, 0.05), result(own, "openvino", 4.0, 0.052)
     worse, half = result(nncf, "openvino", 5.0, 0.2), result(Bf16(), "openvino", 2.0, 0.0)
-    assert worth_repairing([worse, slow, fast, half], 0.01, BY_SPEED) is fast
-    assert worth_repairing([worse, slow, fast, half], 0.05, BY_SPEED) is None  # one holds as it is
-    assert worth_repairing([half], 0.01, BY_SPEED) is None
+    assert mixed_precision_base([worse, slow, fast, half], 0.01, BY_SPEED) is fast
+    assert mixed_precision_base([worse, slow, fast, half], 0.05, BY_SPEED) is None  # one holds as it is
+    assert mixed_precision_base([half], 0.01, BY_SPEED) is None
     as_fast = result(Bf16(), "openvino", 4.0, 0.0)
-    assert worth_repairing([slow, fast, as_fast], 0.01, BY_SPEED) is None
+    assert mixed_precision_base([slow, fast, as_fast], 0.01, BY_SPEED) is None
     broken = result(own, "openvino", 9.0, 0.02)
     broken.error = TechniqueError("it gives NaN")
-    assert worth_repairing([broken, slow], 0.01, BY_SPEED) is slow
+    assert mixed_precision_base([broken, slow], 0.01, BY_SPEED) is slow
 
 
 def test_the_search_begins_where_the_guard_holds_by_less_than_the_samples_can_tell() -> None:
     close = result(Static(), "openvino", 3.0, 0.094)
     close.high = 0.2
-    assert worth_repairing([close], 0.1, BY_SPEED) is close
+    assert mixed_precision_base([close], 0.1, BY_SPEED) is close
     close.high = 0.099
-    assert worth_repairing([close], 0.1, BY_SPEED) is None
+    assert mixed_precision_base([close], 0.1, BY_SPEED) is None
 
 
 def test_float32_that_nobody_asked_for_does_not_end_the_search() -> None:
     ruined, plain = result(Static(), "openvino", 3.0, 0.5), result(Bf16(), "openvino", 9.0, 0.0)
     plain.reference = True
-    assert worth_repairing([ruined, plain], 0.1, BY_SPEED) is ruined
+    assert mixed_precision_base([ruined, plain], 0.1, BY_SPEED) is ruined
 
 
 def layer(node: str, path: str) -> OnnxLayer:
@@ -126,16 +126,16 @@ def layer(node: str, path: str) -> OnnxLayer:
 def test_every_layer_gets_a_name_that_means_it_alone() -> None:
     layers = [layer("n0", "body"), layer("n1", "body.0"), layer("n2", "head"), layer("n3", "head"), layer("n4", "a[0]")]
     noise = SensitivityReport(10.0, [LayerSensitivity(one, 20.0, True) for one in layers], 8)
-    assert [keep.name for keep in keepable(noise)] == ["n0", "body.0", "n2", "n3", "n4"]
-    assert keepable(noise)[0].noise == pytest.approx(0.01)
+    assert [layer.name for layer in search_layers_of(noise)] == ["n0", "body.0", "n2", "n3", "n4"]
+    assert search_layers_of(noise)[0].noise == pytest.approx(0.01)
 
 
 def test_the_users_own_ignore_is_kept_and_extended() -> None:
-    option = keeping(Option(Static(ignore=["stem"]), "openvino"), ("head", "body.0"))
-    assert isinstance(option.params, Static)
-    assert option.params.ignore == ["stem", "head", "body.0"]
-    assert option.name == "static, 2 layers in float on openvino"
-    assert keeping(option, ()) is option
+    spec = with_float_layers(CandidateSpec(Static(ignore=["stem"]), "openvino"), ("head", "body.0"))
+    assert isinstance(spec.params, Static)
+    assert spec.params.ignore == ["stem", "head", "body.0"]
+    assert spec.name == "static, 2 layers in float on openvino"
+    assert with_float_layers(spec, ()) is spec
 
 
 def test_no_evaluation_begins_that_would_likely_end_past_the_deadline() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import omgoptim
 from omgoptim.errors import DataError, NoLayerChanged, OmgoptimError, TechniqueError
-from omgoptim.operations.quantization.no_op import nothing_made, with_call
+from omgoptim.operations.quantization.no_op import no_candidate_error, with_suggested_call
 from omgoptim.requests import QuantizeRequest, parse
 from omgoptim.requests.command import in_shell
 
@@ -28,7 +28,7 @@ def request(**arguments: Any) -> QuantizeRequest:
 
 
 def fixed(error: TechniqueError, asked: QuantizeRequest) -> str:
-    return in_shell(with_call(error, asked).fix)
+    return in_shell(with_suggested_call(error, asked).fix)
 
 
 def test_the_call_is_the_request_with_the_scheme_that_the_technique_names() -> None:
@@ -55,21 +55,21 @@ def test_a_glob_that_names_no_layer_has_the_call_for_its_fix() -> None:
 
 def test_another_error_and_one_without_a_way_out_stay_as_they_are() -> None:
     other = DataError("the calibration data is empty", "", "scheme dynamic needs none")
-    assert with_call(other, request()) is other
+    assert with_suggested_call(other, request()) is other
     stuck = NoLayerChanged("nothing", "it is quantized", "start from the float model")
-    assert with_call(stuck, request()) is stuck
+    assert with_suggested_call(stuck, request()) is stuck
 
 
 def test_candidates_that_all_change_nothing_are_one_error_with_the_call() -> None:
     torch = NoLayerChanged("another text", "w", "another fix", schemes=["static"])
-    error = nothing_made([("dynamic on onnxruntime", CONVOLUTIONS), ("dynamic on torch", torch)], request())
+    error = no_candidate_error([("dynamic on onnxruntime", CONVOLUTIONS), ("dynamic on torch", torch)], request())
     assert error.what == CONVOLUTIONS.what
     assert in_shell(error.fix).endswith("--scheme bf16")
 
 
 def test_an_error_that_only_reads_like_one_of_no_layer_stays_as_it_is() -> None:
     other = TechniqueError("it would change no layer", "", "scheme static")
-    assert with_call(other, request(data="net.py:load")) is other
+    assert with_suggested_call(other, request(data="net.py:load")) is other
 
 
 def test_the_kind_crosses_processes_as_that_of_a_technique() -> None:
@@ -78,8 +78,8 @@ def test_the_kind_crosses_processes_as_that_of_a_technique() -> None:
 
 def test_candidates_that_fail_for_other_reasons_are_all_named() -> None:
     other = TechniqueError("the engine cannot run it", "", "another runtime")
-    error = nothing_made([("one", other), ("two", CONVOLUTIONS)], request())
-    assert (error.what, in_shell(error.fix)) == ("no candidate could be made", "another runtime")
+    error = no_candidate_error([("one", other), ("two", CONVOLUTIONS)], request())
+    assert (error.what, in_shell(error.fix)) == ("no candidate could be built", "another runtime")
     assert error.why == "one: the engine cannot run it; two: dynamic quantization would change no layer"
 
 

@@ -22,7 +22,7 @@ from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import Live, prepare
 from omgoptim.operations.quantization import qat
 from omgoptim.operations.quantization.build_candidates import float_program
-from omgoptim.operations.quantization.candidates import Program, propose
+from omgoptim.operations.quantization.candidates import Program, plan_candidates
 from omgoptim.operations.quantization.converted_evaluator import ConvertedEvaluator
 from omgoptim.operations.quantization.splits import splits_of
 from omgoptim.requests import QuantizeRequest, parse
@@ -51,7 +51,7 @@ def module() -> nn.Module:
 SPLITS = {"train": (256, 1), "calibration": (256, 2), "eval": (64, 3)}
 
 
-class Trial:
+class QatRun:
     """Training alone, without measuring processes."""
 
     def __init__(self, folder: Path, labelled: bool = True, data: Any = None, **arguments: Any) -> None:
@@ -70,18 +70,18 @@ class Trial:
         self.live = Live(module=module(), data=data or load)
         self.loaded = prepare(request, self.context, self.live)
 
-    def run(self) -> qat.Trained:
+    def run(self) -> qat.TrainedModel:
         program = float_program(self.loaded, self.context)
-        splits = splits_of(self.request, self.loaded, propose(self.request, self.loaded, program))
+        splits = splits_of(self.request, self.loaded, plan_candidates(self.request, self.loaded, program))
         return qat.train(self.request, self.params, self.context, self.loaded, program, splits, self.live)
 
 
 def test_training_that_hurts_is_undone_and_the_weights_from_before_compete(tmp_path: Path) -> None:
-    trial = Trial(tmp_path, epochs=1, learning_rate=50.0, clip_norm=0, metric="cosine", ignore=["2"])
+    trial = QatRun(tmp_path, epochs=1, learning_rate=50.0, clip_norm=0, metric="cosine", ignore=["2"])
     trained = trial.run()
     assert trained.training is not None
     assert [epoch.best for epoch in trained.training.epochs] == [False]
-    assert "brought nothing" in trained.fact
+    assert "No improvement by training" in trained.fact
     assert trained.loaded.module is not None
     assert all(
         torch.equal(kept, weight)
@@ -98,7 +98,7 @@ def test_an_epoch_is_judged_by_the_program_it_becomes_and_carries_its_ranges(tmp
         seen.append(f"{float(outputs.sum()):.9g}")
         return len(seen) / 100  # the later the better
 
-    trial = Trial(tmp_path, epochs=1, labelled=False, equalize=True)
+    trial = QatRun(tmp_path, epochs=1, labelled=False, equalize=True)
     trial.loaded = _with_metric(trial, metric)
     trained = trial.run()
     assert len(set(seen)) == 3  # the original, its conversion, and that of the epoch
@@ -114,21 +114,21 @@ def test_an_epoch_is_judged_by_the_program_it_becomes_and_carries_its_ranges(tmp
     assert [entry for entry in trial.told if entry.startswith("training: epoch 1 of 1")]
 
 
-def _with_metric(trial: Trial, metric: Callable[..., float]) -> Any:
+def _with_metric(trial: QatRun, metric: Callable[..., float]) -> Any:
     return replace(trial.loaded, metric=metric)
 
 
 def test_a_module_without_numbers_scores_below_any_other(tmp_path: Path) -> None:
-    trial = Trial(tmp_path)
+    trial = QatRun(tmp_path)
     loaded, samples = trial.loaded, trial.loaded.samples("calibration", 64)
     original = module()
-    judge = Evaluator.of(original, samples, loaded.signature, "auto", loaded.policy, 60.0)
+    evaluator = Evaluator.of(original, samples, loaded.signature, "auto", loaded.policy, 60.0)
     converted = ConvertedEvaluator(
         samples=samples,
         signature=loaded.signature,
-        metric=judge.metric,
-        outputs=judge.outputs,
-        original=judge.original,
+        metric=evaluator.metric,
+        outputs=evaluator.outputs,
+        original=evaluator.original,
         limit_s=60.0,
         params=Qat(),
         untrained=tmp_path / "float.onnx",
@@ -150,12 +150,12 @@ def test_a_run_that_was_cut_off_while_training_goes_on_after_its_last_whole_epoc
         if "epoch 2" in stage:
             raise Cut
 
-    broken = Trial(tmp_path, epochs=2, metric="cosine")
+    broken = QatRun(tmp_path, epochs=2, metric="cosine")
     broken.context = replace(broken.context, progress=cut)
     with pytest.raises(Cut):
         broken.run()
     shutil.rmtree(broken.context.work)  # what a run leaves is its checkpoints
-    resumed = Trial(tmp_path, epochs=2, metric="cosine").run()
+    resumed = QatRun(tmp_path, epochs=2, metric="cosine").run()
     assert resumed.training is not None
     assert resumed.training.resumed == 1
     assert [epoch.epoch for epoch in resumed.training.epochs] == [1, 2]
@@ -166,7 +166,7 @@ def test_a_run_that_was_cut_off_while_training_goes_on_after_its_last_whole_epoc
     ("data", "arguments", "match"),
     [
         ({"train": []}, {}, "no training data"),
-        ({}, {"labelled": False, "distill": False}, "nothing to train towards"),
+        ({}, {"labelled": False, "distill": False}, "no training objective"),
         ({"train": [(torch.zeros(8, 4), ["a"] * 8)] * 2}, {}, "no loss that suits"),
         ({"train": [(torch.zeros(8, 4), torch.full((8,), 7))] * 2}, {}, "7"),
     ],
@@ -179,7 +179,7 @@ def test_data_that_nothing_can_be_learnt_from_is_refused(
     def load(split: str) -> Any:
         return data.get(split, blobs(*SPLITS[split], labelled))
 
-    trial = Trial(tmp_path, data=load, **{"metric": "cosine", **arguments})
+    trial = QatRun(tmp_path, data=load, **{"metric": "cosine", **arguments})
     with pytest.raises(DataError, match=match):
         trial.run()
 
@@ -191,14 +191,14 @@ def test_calibration_data_that_is_no_number_is_refused_before_any_step(tmp_path:
             found[0][0][0, 0] = torch.nan
         return found
 
-    trial = Trial(tmp_path, data=load, metric="cosine")
+    trial = QatRun(tmp_path, data=load, metric="cosine")
     with pytest.raises(DataError, match="NaN"):
         trial.run()
     assert not any(stage.startswith("training") for stage in trial.told)
 
 
 def test_what_qat_cannot_take_is_refused(tmp_path: Path) -> None:
-    trial = Trial(tmp_path, ignore=["*"])
+    trial = QatRun(tmp_path, ignore=["*"])
     with pytest.raises(TechniqueError, match="targets and ignore"):
         trial.run()
     program = float_program(trial.loaded, trial.context)

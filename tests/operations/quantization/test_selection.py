@@ -10,9 +10,9 @@ import pytest
 from omgoptim.errors import TechniqueError
 from omgoptim.measure.timing import Ratio, Timing
 from omgoptim.operations.quantization.build_candidates import BuiltCandidate
-from omgoptim.operations.quantization.candidates import Option
+from omgoptim.operations.quantization.candidates import CandidateSpec
 from omgoptim.operations.quantization.screening import CandidateResult
-from omgoptim.operations.quantization.selection import Preference, dominated, finalists, ordered
+from omgoptim.operations.quantization.selection import Preference, dominated_by, finalists, ordered
 from omgoptim.requests import Params
 from omgoptim.requests.quantize import Bf16, Dynamic, Fp32, Static
 
@@ -33,9 +33,9 @@ def result(
 ) -> CandidateResult:
     spread = given.pop("spread", 1.01)
     timing = Timing(1.0, 1.0, None, None, Ratio(speedup, speedup / spread, speedup * spread), None, 5)
-    option = Option(params, given.pop("runtime", "openvino"), given.pop("note", ""))
-    made = Sized(option, Path("x"), size)  # type: ignore[arg-type]
-    return CandidateResult(made, timing=timing, drop=drop, high=drop if high is None else high, **given)
+    spec = CandidateSpec(params, given.pop("runtime", "openvino"), given.pop("note", ""))
+    built = Sized(spec, Path("x"), size)  # type: ignore[arg-type]
+    return CandidateResult(built, timing=timing, drop=drop, high=drop if high is None else high, **given)
 
 
 def preference(prefer: Any = "balanced", **given: Any) -> Preference:
@@ -83,12 +83,12 @@ def test_float_that_is_better_comes_first_whatever_the_margin_of_int8() -> None:
 def test_mixed_precision_that_is_hardly_better_than_float_is_not_delivered() -> None:
     plain = result(Fp32(), 5.3, 1000)
     mixed = result(Static(), 4.9, 770, 0.005, note="46 layers in float")
-    assert dominated(mixed, [mixed, plain], GUARD, preference()) is plain
+    assert dominated_by(mixed, [mixed, plain], GUARD, preference()) is plain
     assert ordered([mixed, plain], GUARD, preference()) == [plain]
     good = result(Static(), 4.9, 300, 0.005, note="2 layers in float")
     assert ordered([good, plain], GUARD, preference()) == [good, plain]
     plain.reference = True  # a scheme that was asked for by name has no rival
-    assert dominated(mixed, [mixed, plain], GUARD, preference()) is None
+    assert dominated_by(mixed, [mixed, plain], GUARD, preference()) is None
 
 
 def test_finalists_include_the_fastest_the_smallest_the_best_float_one_and_float32_on_their_engines() -> None:

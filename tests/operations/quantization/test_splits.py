@@ -8,12 +8,12 @@ import pytest
 
 from omgoptim.errors import DataError
 from omgoptim.models.samples import Samples
-from omgoptim.operations.quantization.candidates import Option, Proposal
-from omgoptim.operations.quantization.splits import MOST_SELECTION_SAMPLES, SELECTION_SAMPLES, other_samples, splits_of
+from omgoptim.operations.quantization.candidates import CandidatePlan, CandidateSpec
+from omgoptim.operations.quantization.splits import MAX_SELECTION_SAMPLES, SELECTION_SAMPLES, splits_of, unused_samples
 from omgoptim.requests import QuantizeRequest
 from omgoptim.requests.quantize import Static
 
-STATIC = Proposal([Option(Static(), "onnxruntime")], [])
+STATIC = CandidatePlan([CandidateSpec(Static(), "onnxruntime")], [])
 REQUEST = QuantizeRequest(model="net.py:net", scheme=Static())
 
 
@@ -66,19 +66,19 @@ def test_a_small_split_gives_as_many_to_choose_on_as_to_calibrate() -> None:
 
 def test_more_samples_choose_where_there_are_more_and_the_model_is_cheap() -> None:
     assert splits_of(REQUEST, loaded(calibration=5000), STATIC).selection.count == SELECTION_SAMPLES
-    assert splits_of(REQUEST, loaded(cheap=True, calibration=5000), STATIC).selection.count == MOST_SELECTION_SAMPLES
+    assert splits_of(REQUEST, loaded(cheap=True, calibration=5000), STATIC).selection.count == MAX_SELECTION_SAMPLES
 
 
 def test_what_judges_again_is_the_rest_of_the_split_or_training_samples_and_was_used_for_nothing() -> None:
     found = loaded(calibration=256 + 2 * SELECTION_SAMPLES, train=400)
     splits = splits_of(REQUEST, found, STATIC)
-    other = other_samples(REQUEST, found, splits)
+    other = unused_samples(REQUEST, found, splits)
     assert other is not None
     assert values(other) == list(range(256 + SELECTION_SAMPLES, 256 + 2 * SELECTION_SAMPLES))
     found = loaded(calibration=100, train=400)
-    other = other_samples(REQUEST, found, splits_of(REQUEST, found, STATIC))
+    other = unused_samples(REQUEST, found, splits_of(REQUEST, found, STATIC))
     assert other is not None
     assert values(other) == list(range(1000, 1000 + SELECTION_SAMPLES))
-    assert other_samples(REQUEST, loaded(calibration=100, train=20), splits) is not None  # the rest of the split
+    assert unused_samples(REQUEST, loaded(calibration=100, train=20), splits) is not None  # the rest of the split
     few = loaded(calibration=100, train=20)
-    assert other_samples(REQUEST, few, splits_of(REQUEST, few, STATIC)) is None
+    assert unused_samples(REQUEST, few, splits_of(REQUEST, few, STATIC)) is None

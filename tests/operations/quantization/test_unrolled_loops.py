@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from omgoptim.errors import TechniqueError
 from omgoptim.models.samples import Samples
-from omgoptim.operations.quantization.build_candidates import refuse_beyond_share
+from omgoptim.operations.quantization.build_candidates import refuse_beyond_limit
 from omgoptim.operations.quantization.unrolled_loops import layer_calls, unrolled_note
-from omgoptim.operations.quantize import making_words
+from omgoptim.operations.quantize import build_progress
 from omgoptim.requests import QuantizeRequest, parse
 from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
 
@@ -66,13 +66,13 @@ def test_a_few_calls_of_a_shared_layer_are_no_loop_and_a_program_has_none() -> N
 
 
 def test_a_candidate_of_several_is_given_up_after_its_share_with_that_reason() -> None:
-    refuse_beyond_share(299, 300)
-    refuse_beyond_share(1e9, math.inf)
-    with pytest.raises(TechniqueError, match="more than its share") as error:
-        refuse_beyond_share(301, 300)
-    assert "given up after 301 s" in error.value.why
+    refuse_beyond_limit(299, 300)
+    refuse_beyond_limit(1e9, math.inf)
+    with pytest.raises(TechniqueError, match="exceeded its time limit") as error:
+        refuse_beyond_limit(301, 300)
+    assert "stopped after 301 s" in error.value.why
 
 
 def test_progress_says_which_candidate_of_how_many_is_made() -> None:
-    assert making_words("static on openvino", 2, 7) == "making candidate 3 of 7, static on openvino"
-    assert making_words("bf16 on openvino", 0, 1) == "making bf16 on openvino"
+    assert build_progress("static on openvino", 2, 7) == "building candidate 3 of 7, static on openvino"
+    assert build_progress("bf16 on openvino", 0, 1) == "building bf16 on openvino"

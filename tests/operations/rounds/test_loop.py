@@ -9,8 +9,8 @@ import pytest
 from torch import nn
 
 from omgoptim.operations.compression_job import Job
-from omgoptim.operations.rounds.checkpoint import Stage
-from omgoptim.operations.rounds.loop import collapsed, keep, merged
+from omgoptim.operations.rounds.checkpoint import RoundState
+from omgoptim.operations.rounds.loop import choose_round, collapsed, merged
 from omgoptim.reports import Change, Round, Skip
 from omgoptim.requests import PruneRequest, parse
 from omgoptim.techniques.registry import Outcome
@@ -20,17 +20,19 @@ ORIGINAL = 0.9
 
 def job(guard: float = 0.02) -> Job:
     request = cast(PruneRequest, parse("prune", {"model": "net.py:build", "max_quality_drop": guard}))
-    datasets = cast(Any, SimpleNamespace(judge=SimpleNamespace(original=ORIGINAL)))
+    datasets = cast(Any, SimpleNamespace(evaluator=SimpleNamespace(original=ORIGINAL)))
     nothing = cast(Any, None)
     return Job(request, nothing, nothing, datasets, nothing, "torch_eager", 1)
 
 
-def stage(number: int, quality: float, outcome: Outcome | None = None) -> Stage:
-    return Stage(nn.Identity(), Round(number=number), outcome or Outcome([]), quality=quality)
+def state(number: int, quality: float, outcome: Outcome | None = None) -> RoundState:
+    return RoundState(nn.Identity(), Round(number=number), outcome or Outcome([]), quality=quality)
 
 
 def kept_number(qualities: list[float], guard: float = 0.02) -> int:
-    return keep(job(guard), [stage(index, quality) for index, quality in enumerate(qualities, 1)]).stage.record.number
+    return choose_round(
+        job(guard), [state(index, quality) for index, quality in enumerate(qualities, 1)]
+    ).state.record.number
 
 
 @pytest.mark.parametrize(
@@ -51,21 +53,21 @@ def test_the_last_round_within_the_guard_is_kept_else_the_one_that_lost_least(
 
 
 def test_each_round_says_why_it_is_kept_or_not() -> None:
-    kept = keep(job(), [stage(1, 0.9), stage(2, 0.89), stage(3, 0.8), stage(4, 0.2)])
+    kept = choose_round(job(), [state(1, 0.9), state(2, 0.89), state(3, 0.8), state(4, 0.2)])
     assert kept.rewound
-    assert [s.record.kept for s in kept.stages] == [False, True, False, False]
-    assert [s.record.why for s in kept.stages] == [
-        "a step on the way",
+    assert [s.record.kept for s in kept.states] == [False, True, False, False]
+    assert [s.record.why for s in kept.states] == [
+        "intermediate round",
         "the last round within the guard",
         "lost 0.1000, more than the guard 0.02",
-        "collapsed: undone",
+        "collapsed: discarded",
     ]
 
 
 def test_a_round_has_collapsed_when_half_of_the_quality_is_gone_or_it_is_no_number() -> None:
-    assert not collapsed(job(), stage(1, 0.46))
-    assert collapsed(job(), stage(1, 0.44))
-    assert collapsed(job(), stage(1, float("-inf")))
+    assert not collapsed(job(), state(1, 0.46))
+    assert collapsed(job(), state(1, 0.44))
+    assert collapsed(job(), state(1, float("-inf")))
 
 
 def test_changes_of_several_rounds_go_from_the_first_state_to_the_last_of_the_kept_one() -> None:
@@ -73,19 +75,19 @@ def test_changes_of_several_rounds_go_from_the_first_state_to_the_last_of_the_ke
         changed = [Change(path="conv", what="channels", before=before, after=after)]
         return Outcome(changed, [Skip(path="fc", reason="outputs"), Skip(path="conv", reason="once")])
 
-    stages = [
-        stage(1, 0.9, narrowed("64", "48")),
-        stage(2, 0.9, narrowed("48", "32")),
-        stage(3, 0, narrowed("32", "8")),
+    states = [
+        state(1, 0.9, narrowed("64", "48")),
+        state(2, 0.9, narrowed("48", "32")),
+        state(3, 0, narrowed("32", "8")),
     ]
-    together = merged(stages, stages[1])
+    together = merged(states, states[1])
     assert together.changed == [Change(path="conv", what="channels", before="64", after="32")]
     assert together.skipped == [Skip(path="fc", reason="outputs")]
 
 
 def test_a_layer_that_stays_and_reads_fewer_channels_is_in_both_lists() -> None:
     reads = Change(path="fc", what="input channels", before="64", after="48")
-    only = stage(1, 0.9, Outcome([reads], [Skip(path="fc", reason="outputs")]))
+    only = state(1, 0.9, Outcome([reads], [Skip(path="fc", reason="outputs")]))
     together = merged([only], only)
     assert together.changed == [reads]
     assert together.skipped == [Skip(path="fc", reason="outputs")]

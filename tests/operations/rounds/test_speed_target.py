@@ -13,7 +13,7 @@ import torch
 import omgoptim
 from omgoptim.operations.prune import steps_of
 from omgoptim.operations.rounds import speed_target as speed_goal
-from omgoptim.operations.rounds.speed_target import Cut, SpeedGoal, reached
+from omgoptim.operations.rounds.speed_target import PrunedWidths, SpeedGoal, missed_speed
 from omgoptim.operations.rounds.speed_target import _best as best
 from omgoptim.requests import PruneRequest, parse
 from omgoptim.requests.prune import Structured
@@ -43,9 +43,9 @@ def test_a_latency_is_a_fraction_of_what_the_original_was_measured_to_take() -> 
 
 
 def test_the_gentlest_cut_that_holds_is_taken_and_the_fastest_if_none_does() -> None:
-    cuts = [Cut({"a": 8}, 0.6), Cut({"a": 4}, 0.3), Cut({"a": 6}, 0.45)]
-    assert best(cuts, target=0.5).widths == {"a": 6}
-    assert best(cuts, target=0.1).widths == {"a": 4}
+    attempts = [PrunedWidths({"a": 8}, 0.6), PrunedWidths({"a": 4}, 0.3), PrunedWidths({"a": 6}, 0.45)]
+    assert best(attempts, target=0.5).widths == {"a": 6}
+    assert best(attempts, target=0.1).widths == {"a": 4}
 
 
 @pytest.mark.parametrize(
@@ -56,15 +56,15 @@ def test_a_speedup_counts_as_reached_where_the_goal_lies_within_the_noise(
     speedup: float | None, high: float | None, missed: bool
 ) -> None:
     measured = cast(Any, SimpleNamespace(gains=SimpleNamespace(speedup=speedup, speedup_high=high)))
-    assert (reached(Structured(target_speedup=2.0), measured) is not None) == missed
+    assert (missed_speed(Structured(target_speedup=2.0), measured) is not None) == missed
 
 
 @pytest.mark.slow
 def test_a_speed_beyond_reach_ends_with_the_best_that_was_found_and_why(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one_launch = dataclasses.replace(speed_goal.SEARCHING, launches=1, most_launches=1, rounds=2)
-    monkeypatch.setattr(speed_goal, "SEARCHING", one_launch)
+    one_launch = dataclasses.replace(speed_goal.SEARCH_TIMING, launches=1, most_launches=1, rounds=2)
+    monkeypatch.setattr(speed_goal, "SEARCH_TIMING", one_launch)
     report = omgoptim.prune(
         "net.py:net", checkpoint="net.pt", data="net.py:load", runtime="onnxruntime", target_speedup=90, epochs=0,
         rounds=2, timing="quick", max_quality_drop=1,
@@ -88,7 +88,7 @@ def test_a_target_below_what_the_layers_can_take_is_tried_once_at_the_narrowest_
         tried.append(widths)
         return 0.8
 
-    cuts = speed_goal._cuts(table, importance, 0.9, 0.1, measured_at)
+    attempts = speed_goal._attempts(table, importance, 0.9, 0.1, measured_at)
     assert tried[-1] == {"conv": 1}
     assert tried.count({"conv": 1}) == 1
-    assert cuts[-1].fraction == 0.8
+    assert attempts[-1].fraction == 0.8
