@@ -1,4 +1,4 @@
-"""What can go wrong, in the words that reach the person or the agent.
+"""Errors, with the text that a person or an agent reads.
 
 OmgoptimError            what happened, why, and what to do next
 ├── RequestError         the request itself: unknown name, bound broken, path outside the project     exit 2
@@ -30,6 +30,13 @@ class OmgoptimError(Exception):
         why: the cause, with what was received; may be empty.
         fix: what to do next, ready to run where possible; may be empty.
         log: the last lines of a log that show it; may be empty.
+
+    Example:
+        >>> from omgoptim import OmgoptimError
+        >>> print(OmgoptimError("no data", "metric top1 needs labels", "give data"))
+        no data
+        Why: metric top1 needs labels
+        Fix: give data
 
     Each is one clean, bounded line (`omgoptim.text`), so that a name or message of a model cannot add a line to it;
     only `log` has several.
@@ -120,7 +127,7 @@ class RunError(OmgoptimError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A sentence that lists what is known and, if one is near, the likely intention."""
+    """Return a sentence that lists the known names, the nearest one first."""
     options = sorted(known)
     near = difflib.get_close_matches(name[:100], options, n=1, cutoff=0.6)
     listed = f"Known: {', '.join(options)}." if options else ""

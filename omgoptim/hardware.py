@@ -23,7 +23,7 @@ FEATURES = {
 
 
 def cpu_name() -> str:
-    """The processor's name as its maker gives it, or the architecture where the system does not tell."""
+    """The processor's name as its maker gives it, or the architecture where the system does not name it."""
     for key in ("model name", "Model", "Hardware"):
         if name := _cpuinfo().get(key):
             return name
@@ -31,7 +31,7 @@ def cpu_name() -> str:
 
 
 def cpu_features() -> list[str]:
-    """Which of `FEATURES` this processor has; empty where the system does not tell (macOS, Windows)."""
+    """Which of `FEATURES` this processor has; empty where the system does not list them (macOS, Windows)."""
     info = _cpuinfo()
     flags = set((info.get("flags") or info.get("Features") or "").split())
     return [name for flag, name in FEATURES.items() if flag in flags]

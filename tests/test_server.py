@@ -28,7 +28,8 @@ from omgoptim.jobs.cancel import cancel
 from omgoptim.jobs.folder import find_run
 from omgoptim.jobs.states import list_runs, read_state
 from omgoptim.reports import NextStep
-from omgoptim.server import schema, tools, waiting, words
+from omgoptim.requests.listing import is_rare, short_text
+from omgoptim.server import schema, tools, waiting
 from omgoptim.server.prompts import Command, commands
 
 ROOT = Path(__file__).parents[1]
@@ -130,31 +131,53 @@ def test_the_schema_of_a_tool_is_valid_and_names_the_type_of_what_is_no_single_v
 
 
 def test_an_argument_is_described_once_in_the_first_tool_that_has_it_or_in_the_instructions() -> None:
-    told = set(schema.OPTIONS)
+    described = {*schema.MEASURING, *schema.TRAINING}
+    for tool in tools.tools():
+        request = (requests.VERBS | requests.QUERIES)[tool.name]
+        for name, listed in tool.input_schema["properties"].items():
+            if name in described and name not in (requests.technique_field(request), "options"):
+                assert set(listed) <= {"type", "items"}, f"{tool.name}: {name}"
+            elif (fields := _fields_of(request, name)) and all(short_text(field) for field in fields):
+                assert listed["description"], name
+            described.add(name)
+
+
+@pytest.mark.parametrize("verb", requests.VERBS)
+def test_a_rare_argument_is_named_in_the_options_of_a_tool_or_in_the_instructions(verb: str) -> None:
     named = " ".join(
         tool.input_schema["properties"].get("options", {}).get("description", "") for tool in tools.tools()
     )
-    for tool in tools.tools():
-        for name, listed in tool.input_schema["properties"].items():
-            choice = name == requests.technique_field((requests.VERBS | requests.QUERIES)[tool.name])
-            if name in told and not choice and name != "options":
-                assert set(listed) <= {"type", "items"}, f"{tool.name}: {name}"
-            short = words.ARGUMENTS.get(f"{tool.name}.{name}", words.ARGUMENTS.get(name, "?"))
-            if name not in told and short:
-                assert listed.get("description") or f"\n{name}: " in tools.INSTRUCTIONS or name == "detail", name
-            told.add(name)
-    for name in schema.OPTIONS:
-        assert re.search(rf"(- |[ ,]){name}[=:, (.]", named if name in schema.RARE else tools.INSTRUCTIONS), name
+    for name in schema.options_of(verb):
+        shown = tools.INSTRUCTIONS if name in (*schema.MEASURING, *schema.TRAINING) else named
+        assert re.search(rf"(- |[ ,]){name}[=:, (.]", shown), name
 
 
-def test_the_short_words_are_of_arguments_that_exist_and_are_no_longer_than_the_descriptions() -> None:
-    for where, short in words.ARGUMENTS.items():
-        verb, _, name = where.rpartition(".")
-        tellers = [request for known, request in (requests.VERBS | requests.QUERIES).items() if verb in ("", known)]
-        fields = [field for request in tellers for field in _fields_of(request, name)]
-        assert fields, where
-        choices = name in ("scheme", "method", "student")
-        assert choices or len(short) <= max(len(field.description or "") for field in fields) or name == "action", where
+@pytest.mark.parametrize("verb", requests.VERBS)
+def test_an_argument_is_rare_with_every_technique_of_a_verb_or_with_none(verb: str) -> None:
+    request = requests.VERBS[verb]
+    names = {
+        *request.model_fields,
+        *(name for one in requests.techniques(request).values() for name in one.model_fields),
+    }
+    for name in names:
+        assert len({is_rare(field) for field in _fields_of(request, name)}) == 1, name
+
+
+@pytest.mark.parametrize("verb", [*requests.VERBS, *requests.QUERIES])
+def test_a_short_text_is_no_longer_than_the_description(verb: str) -> None:
+    request = (requests.VERBS | requests.QUERIES)[verb]
+    choices = {"scheme", "method", "student", "action", "runtime"}
+    names = {
+        *request.model_fields,
+        *(name for one in requests.techniques(request).values() for name in one.model_fields),
+    }
+    for name in names - choices:
+        for field in _fields_of(request, name):
+            assert len(short_text(field)) <= len(field.description or ""), name
+
+
+def _names_of(request: type[requests.Request]) -> set[str]:
+    return set(request.model_fields).union(*(one.model_fields for one in requests.techniques(request).values()))
 
 
 def _fields_of(request: type[requests.Request], name: str) -> list[FieldInfo]:

@@ -8,21 +8,14 @@ small(images)                                  # the original's forward signatur
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from typing_extensions import Unpack
 
+from omgoptim.api.artifacts import open_artifact, pick
 from omgoptim.api.live_call import copied, request_of, run
-from omgoptim.jobs.folder import find_run, project_of, runs_root
-from omgoptim.jobs.pick import pick as pick_from
-from omgoptim.jobs.project import find_project
-from omgoptim.models.artifact import code_project
-from omgoptim.models.opened_model import OpenedModel
-from omgoptim.models.opened_model import open_artifact as open_folder
-from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.operations.context import LIVE
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import parse
@@ -44,6 +37,19 @@ from omgoptim.requests.factorize import FactorMethod
 from omgoptim.requests.prune import Method
 from omgoptim.requests.quantize import Scheme
 from omgoptim.requests.typed import help_of, signature_of
+
+__all__ = [
+    "compare",
+    "derive_student",
+    "distill",
+    "factorize",
+    "open_artifact",
+    "optimize",
+    "pick",
+    "profile",
+    "prune",
+    "quantize",
+]
 
 if TYPE_CHECKING:
     from torch import nn
@@ -82,6 +88,11 @@ def profile(
         progress: whether to show on standard error where the run stands; None: in a notebook or on a terminal.
         arguments: as listed below.
 
+    Example:
+        >>> import omgoptim
+        >>> report = omgoptim.profile("net.py:build", data="net.py:load")  # doctest: +SKIP
+        >>> report.after.latency_ms  # doctest: +SKIP
+
     Raises:
         OmgoptimError: of the kind that fits: see `omgoptim.errors`.
     """
@@ -111,6 +122,13 @@ def quantize(
         progress: as for `profile`.
         arguments: as listed below.
 
+    Example:
+        >>> import torch, omgoptim
+        >>> net = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4))
+        >>> plan = omgoptim.quantize(net, omgoptim.Dynamic(), inputs=["8x16"], plan=True)
+        >>> plan.verb, plan.artifact
+        ('quantize', None)
+
     Raises:
         OmgoptimError: of the kind that fits: see `omgoptim.errors`.
     """
@@ -129,7 +147,7 @@ def prune(
     progress: bool | None = None,
     **arguments: Unpack[PruneArguments],
 ) -> EfficiencyReport:
-    """Take weights away, train the rest back, and measure the saved artifact against the original.
+    """Prune a model, fine-tune it, and measure the saved artifact against the original.
 
     Args:
         model: a source, as for the other faces, or a module of this process; it is not changed.
@@ -140,6 +158,13 @@ def prune(
         loss: auto or a source; or a callable `loss(outputs, targets)` that returns a scalar tensor.
         progress: as for `profile`.
         arguments: as listed below.
+
+    Example:
+        >>> import torch, omgoptim
+        >>> net = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4))
+        >>> plan = omgoptim.prune(net, omgoptim.Magnitude(sparsity=0.9), inputs=["8x16"], plan=True)
+        >>> plan.verb, plan.artifact
+        ('prune', None)
 
     Raises:
         OmgoptimError: of the kind that fits: see `omgoptim.errors`.
@@ -159,13 +184,20 @@ def factorize(
     progress: bool | None = None,
     **arguments: Unpack[FactorizeArguments],
 ) -> EfficiencyReport:
-    """Write large weights as products of thin ones, train back what that costs, and measure the saved artifact.
+    """Replace large weights by low-rank factors, fine-tune, and measure the saved artifact.
 
     Args:
         method: a name, or its parameters such as `omgoptim.Svd(rank_ratio=0.5)`.
         model, data, metric, loss: as for `prune`.
         progress: as for `profile`.
         arguments: as listed below.
+
+    Example:
+        >>> import torch, omgoptim
+        >>> net = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4))
+        >>> plan = omgoptim.factorize(net, omgoptim.Svd(rank_ratio=0.5), inputs=["8x16"], plan=True)
+        >>> plan.verb, plan.artifact
+        ('factorize', None)
 
     Raises:
         OmgoptimError: of the kind that fits: see `omgoptim.errors`.
@@ -185,7 +217,7 @@ def distill(
     progress: bool | None = None,
     **arguments: Unpack[DistillArguments],
 ) -> EfficiencyReport:
-    """Train a smaller student to answer as the teacher does, and measure the saved student against the teacher.
+    """Train a smaller student on the teacher's outputs, and measure the saved student against the teacher.
 
     Args:
         teacher: a source, as for the other faces, or a module of this process; it is not changed.
@@ -194,6 +226,14 @@ def distill(
         data, metric, loss: as for `prune`; labels are welcome and not needed.
         progress: as for `profile`.
         arguments: as listed below.
+
+    Example:
+        >>> import torch, omgoptim
+        >>> teacher = torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4))
+        >>> batches = [(torch.randn(32, 16), torch.randint(0, 4, (32,)))]
+        >>> plan = omgoptim.distill(teacher, omgoptim.Narrow(width=0.5), data=lambda split: batches, plan=True)
+        >>> plan.verb, plan.artifact
+        ('distill', None)
 
     Raises:
         OmgoptimError: of the kind that fits: see `omgoptim.errors`.
@@ -208,7 +248,7 @@ def distill(
 def derive_student(
     teacher: nn.Module, student: str = "narrow", *, inputs: Any, seed: int = 0, **parameters: Any
 ) -> nn.Module:
-    """A student derived from a teacher, not yet trained; the teacher is not changed.
+    """Derive an untrained student from a teacher; the teacher is not changed.
 
     Args:
         student: narrow, depthwise, inverted_residual, low_rank or fewer_layers.
@@ -250,6 +290,11 @@ def optimize(
         progress: as for `profile`.
         arguments: as listed below.
 
+    Example:
+        >>> import omgoptim
+        >>> report = omgoptim.optimize("net.py:build", data="net.py:load", budget_minutes=10)  # doctest: +SKIP
+        >>> report.artifact.path  # doctest: +SKIP
+
     Raises:
         OmgoptimError: of the kind that fits: see `omgoptim.errors`.
     """
@@ -259,64 +304,18 @@ def optimize(
 
 @_documented("compare")
 def compare(a: str, b: str, *, progress: bool | None = None, **arguments: Unpack[CompareArguments]) -> EfficiencyReport:
-    """Measure artifact or run `b` against `a`.
+    """Measure an artifact or run `b` against `a`.
 
     Args:
         a, b: run ids or artifact folders.
         progress: as for `profile`.
         arguments: as listed below.
 
+    Example:
+        >>> import omgoptim
+        >>> omgoptim.compare("first_run_id", "second_run_id").summary  # doctest: +SKIP
+
     Raises:
         OmgoptimError: of the kind that fits: see `omgoptim.errors`.
     """
     return run("compare", parse("compare", {"a": a, "b": b, **arguments}), None, progress)
-
-
-def pick(run_id: str, name: str, *, project: str | None = None) -> EfficiencyReport:
-    """Deliver another finalist of a quantize run: its artifact and report take the place of the run's.
-
-    Nothing is computed again. What was delivered before is kept among the alternatives.
-
-    Args:
-        name: of an entry of the report's `alternatives`.
-
-    Raises:
-        RunError: there is no such run, or it keeps nothing of that name.
-    """
-    return pick_from(find_run(find_project(project), run_id), name)
-
-
-def open_artifact(
-    path: str | Path,
-    *,
-    trust: bool = False,
-    allow_path: Iterable[str | Path] = (),
-    allow_module: Iterable[str] = (),
-    threads: int | None = None,
-) -> OpenedModel:
-    """Open an artifact folder, or a run id of this project, as a callable with the original's forward signature.
-
-    Tensors in give tensors out, arrays in give arrays out. Every file is checked against its recorded sha256. A recipe
-    runs only if you made the artifact, or with `trust`; and then it runs only code of the project (the one that the
-    run's folder lies in; else the one that you made it in, or the working directory) and of what is allowed here.
-
-    Args:
-        path: the artifact folder, or a run id.
-        trust: open an artifact that you did not make though its recipe runs code.
-        allow_path: further folders whose code the recipe may name.
-        allow_module: installed modules whose functions and classes it may name, such as `timm.models`.
-        threads: CPU threads; default: the cores this process may use.
-
-    Raises:
-        ArtifactError: it is no artifact, is damaged, its engine is not installed, or its recipe runs code that may not
-            run.
-    """
-    folder = Path(path)
-    if not folder.is_dir() and len(folder.parts) == 1:
-        folder = runs_root(find_project(None)) / folder / "artifact"
-    folders = [str(each) for each in allow_path]
-    project = project_of(folder)
-    if project is None:
-        project = Path.cwd()
-        folders += filter(None, [code_project(folder)])
-    return open_folder(folder, PathPolicy.of(project, folders, list(allow_module), trust_artifact=trust), threads)

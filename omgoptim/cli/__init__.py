@@ -49,17 +49,17 @@ def run(arguments: list[str]) -> int:
         _refuse_unknown_command(arguments)
         return int(application()(args=arguments, prog_name="omgoptim", standalone_mode=False) or 0)
     except OmgoptimError as error:
-        return _tell_error(error, as_json)
+        return _print_error(error, as_json)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 the outermost frame: a fault of ours must still answer in the promised form
         if hasattr(error, "format_message"):  # a usage error, of Typer's or of click's, whichever Typer was built on
-            return _tell_error(_usage_error(error), as_json)
+            return _print_error(_usage_error(error), as_json)
         traceback.print_exc()
         fault = OmgoptimError(
             f"omgoptim itself failed: {error}", type(error).__name__, "please report the traceback above"
         )
-        return _tell_error(fault, as_json)
+        return _print_error(fault, as_json)
 
 
 def _refuse_unknown_command(arguments: list[str]) -> None:
@@ -230,7 +230,7 @@ def _await_report(folder: RunFolder, as_json: bool, full: bool) -> int:
     except KeyboardInterrupt:
         state = cancel(folder)
         if state.status == "cancelled":
-            _tell_error(RunError(f"cancelled run {folder.id}", "it was interrupted", ""), as_json)
+            _print_error(RunError(f"cancelled run {folder.id}", "it was interrupted", ""), as_json)
             return INTERRUPTED
     report = load_report(folder)
     _show_report(report, folder, as_json, full)
@@ -257,7 +257,7 @@ def _print_json(content: dict[str, Any]) -> None:
     typer.echo(json.dumps(clean_json(content, ("load", "log")), indent=2))
 
 
-def _tell_error(error: OmgoptimError, as_json: bool) -> int:
+def _print_error(error: OmgoptimError, as_json: bool) -> int:
     from omgoptim.render.terminal import error_view
 
     if as_json:
@@ -283,8 +283,8 @@ def _usage_error(error: Exception) -> RequestError:
     try:
         if request is not None and raw is not None:
             requests.parse(verb, raw)
-    except RequestError as told:
-        return told
+    except RequestError as refused:
+        return refused
     command = f"omgoptim {verb}" if request is not None else "omgoptim"
     return RequestError(message.rstrip("."), "", f"{command} --help shows what is possible")
 

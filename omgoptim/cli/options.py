@@ -18,7 +18,7 @@ import typer
 from pydantic.fields import FieldInfo
 
 from omgoptim.errors import RequestError
-from omgoptim.requests import GRANTS, ModelRequest, Request, TrainingRequest, technique_field, techniques
+from omgoptim.requests import GRANTS, ModelRequest, Params, Request, TrainingRequest, technique_field, techniques
 from omgoptim.requests.limits import DEEPEST
 
 Kind = Literal["text", "number", "flag", "list", "mapping"]
@@ -191,8 +191,7 @@ def _default_words(held: list[tuple[str, FieldInfo]], defaults: list[Any]) -> st
 
 def _technique_choice(name: str, request: type[Request]) -> Option:
     kinds = {
-        "SOURCE" if params.by_source else kind: (params.__doc__ or "").split(". ")[0].strip(" .")
-        for kind, params in techniques(request).items()
+        "SOURCE" if params.by_source else kind: _first_sentence(params) for kind, params in techniques(request).items()
     }
     each = "; ".join(f"{kind}: {words}" for kind, words in kinds.items())
     default = getattr(request.model_fields[name].get_default(call_default_factory=True), name)
@@ -200,6 +199,11 @@ def _technique_choice(name: str, request: type[Request]) -> Option:
     short = "NAME|SOURCE" if "SOURCE" in kinds else "NAME"
     metavar = metavar if len(metavar) <= _LONGEST_METAVAR else short
     return Option(name, "text", False, f"{each}.", metavar, default, None, default)
+
+
+def _first_sentence(params: type[Params]) -> str:
+    summary = " ".join((params.__doc__ or "").partition("\n\n")[0].split())
+    return summary.split(". ")[0].strip(" .")
 
 
 def _technique_options(request: type[Request]) -> Iterator[Option]:

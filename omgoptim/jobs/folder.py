@@ -69,7 +69,7 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class WorkerProcess:
-    """A process, told apart from a later one that got the same number: see `processes.birth`."""
+    """A process, distinguished from a later one of the same id: see `processes.birth`."""
 
     pid: int
     born: float

@@ -1,4 +1,4 @@
-"""The processes of a run: telling whether one lives, finding all of them, ending all of them."""
+"""The processes of a run: check whether one lives, find all of them, end all of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KILL_LIMIT_S = 5.0
 
 
 def birth(pid: int) -> float | None:
-    """When a process was started, in a clock that tells it apart from others of the same number; None if it is gone.
+    """When a process was started, which distinguishes it from later ones of the same id; None if it is gone.
 
     A process that has ended and waits to be reaped is gone. On Linux the clock is the kernel's own, in ticks since
     boot: unlike a time of day it does not move when the machine's clock is set.

@@ -1,4 +1,4 @@
-"""How far a run is: told by the worker, written to its folder."""
+"""Progress of a run, written to its folder by the worker."""
 
 from __future__ import annotations
 

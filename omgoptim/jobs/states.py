@@ -1,7 +1,7 @@
-"""Where runs stand, made true on every read.
+"""States of runs, corrected on every read.
 
 A worker holds its run's lock for its whole life. A run whose worker is gone is not running, whatever its state file
-says: whoever reads it first takes the lock and writes the truth.
+says: whoever reads it first takes the lock and writes how it ended.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def read_state(folder: RunFolder) -> RunState:
         return state
     try:
         with FileLock(folder.worker_lock, timeout=0):
-            return _bury(folder)
-    except Timeout:  # another reader is writing the truth, or the worker lives where its process can't be seen
+            return finalize_dead_run(folder)
+    except Timeout:  # another reader is writing the state, or the worker lives where its process can't be seen
         return folder.stored_state()
-    except OSError:  # nothing can be written there: the truth is told, not kept
-        return _dead(folder)
+    except OSError:  # nothing can be written there: the state is returned, not kept
+        return _state_of_dead_run(folder)
 
 
 def list_runs(project: Path) -> list[RunState]:
@@ -122,7 +122,7 @@ def settle(folder: RunFolder, verdict: Callable[[RunState], RunState]) -> RunSta
     else:
         folder.discard_unproved()
         ended = verdict(state)
-    with suppress(OSError):  # on a full disk the truth is told, and found out again by the next reader
+    with suppress(OSError):  # on a full disk the state is returned, and found out again by the next reader
         folder.write_state(ended)
     return ended
 
@@ -156,25 +156,25 @@ def _has_worker(folder: RunFolder, state: RunState) -> bool:
     return age.total_seconds() < START_GRACE_S
 
 
-def _bury(folder: RunFolder) -> RunState:
+def finalize_dead_run(folder: RunFolder) -> RunState:
     """Write how a run without a worker ended. The caller holds the run's lock, so the state cannot change meanwhile."""
     process = folder.read_worker()
     if process is not None:
         if is_alive(process):  # it was just started
             return folder.stored_state()
         end_family(process, folder.path, grace_s=0)
-    return settle(folder, lambda state: as_failed(state, _death(folder, state)))
+    return settle(folder, lambda state: as_failed(state, _death_error(folder, state)))
 
 
-def _dead(folder: RunFolder) -> RunState:
+def _state_of_dead_run(folder: RunFolder) -> RunState:
     state, process = folder.stored_state(), folder.read_worker()
     if state.status in ENDED or (process is not None and is_alive(process)):
         return state
     report = _whole_report(folder)
-    return as_failed(state, _death(folder, state)) if report is None else as_done(state, report)
+    return as_failed(state, _death_error(folder, state)) if report is None else as_done(state, report)
 
 
-def _death(folder: RunFolder, state: RunState) -> RunError:
+def _death_error(folder: RunFolder, state: RunState) -> RunError:
     where = f"in stage '{state.stage}'" if state.stage else "before it began"
     why = f"it was killed (by the system when memory ran out, perhaps) or crashed {where}"
     return RunError("the worker died", why, repeat_hint(folder), log_tail(folder.log_file))

@@ -1,4 +1,4 @@
-"""A disk that takes no more: full, over a quota, or read-only. Told as such, wherever in a run it was noticed."""
+"""Errors of a full, over-quota or read-only disk, recognized wherever in a run they were raised."""
 
 from __future__ import annotations
 

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from omgoptim.errors import RequestError
+from omgoptim.errors import RequestError, did_you_mean
 from omgoptim.operations.context import RunContext
 from omgoptim.reports import EfficiencyReport
-from omgoptim.requests import (
-    CompareRequest,
-    DistillRequest,
-    FactorizeRequest,
-    OptimizeRequest,
-    ProfileRequest,
-    PruneRequest,
-    QuantizeRequest,
-    Request,
-)
+from omgoptim.requests import REGISTRY, Request
 
 if TYPE_CHECKING:
     from omgoptim.operations.loaded_model import Live
 
-__all__ = ["RunContext", "run_verb"]
+Operation = Callable[..., EfficiencyReport]
+"""`operation(request, context, live)`; without `live` for a verb that takes no model."""
+
+__all__ = ["RunContext", "operation_of", "run_verb"]
 
 
 def run_verb(verb: str, request: Request, context: RunContext, live: Live | None = None) -> EfficiencyReport:
@@ -33,7 +29,8 @@ def run_verb(verb: str, request: Request, context: RunContext, live: Live | None
     Raises:
         OmgoptimError: of the kind that fits: see `errors.py`.
     """
-    report = _operation(verb, request, context, live)
+    operation = operation_of(verb)
+    report = operation(request, context, live) if REGISTRY[verb].on_model else operation(request, context)
     from omgoptim.operations.chained_gains import with_total_gain
     from omgoptim.operations.next_steps import new_calls
 
@@ -41,33 +38,14 @@ def run_verb(verb: str, request: Request, context: RunContext, live: Live | None
     return report.model_copy(update={"next_steps": new_calls(report, request)})
 
 
-def _operation(verb: str, request: Request, context: RunContext, live: Live | None) -> EfficiencyReport:
-    if isinstance(request, ProfileRequest):
-        from omgoptim.operations.profile import profile
+def operation_of(verb: str) -> Operation:
+    """Import the function that the registry names for a verb.
 
-        return profile(request, context, live)
-    if isinstance(request, QuantizeRequest):
-        from omgoptim.operations.quantize import quantize
-
-        return quantize(request, context, live)
-    if isinstance(request, PruneRequest):
-        from omgoptim.operations.prune import prune
-
-        return prune(request, context, live)
-    if isinstance(request, FactorizeRequest):
-        from omgoptim.operations.factorize import factorize
-
-        return factorize(request, context, live)
-    if isinstance(request, DistillRequest):
-        from omgoptim.operations.distill import distill
-
-        return distill(request, context, live)
-    if isinstance(request, CompareRequest):
-        from omgoptim.operations.compare import compare
-
-        return compare(request, context)
-    if isinstance(request, OptimizeRequest):
-        from omgoptim.operations.optimize import optimize
-
-        return optimize(request, context, live)
-    raise RequestError(f"'{verb}' starts no run")
+    Raises:
+        RequestError: the verb starts no run.
+    """
+    if verb not in REGISTRY:
+        raise RequestError(f"'{verb}' starts no run", did_you_mean(verb, REGISTRY))
+    module, _, name = REGISTRY[verb].operation.partition(":")
+    operation: Operation = getattr(importlib.import_module(module), name)
+    return operation

@@ -7,11 +7,20 @@ Several clients show a model only the structured answer, others only the text: t
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omgoptim.render.claims import shown_sides
-from omgoptim.render.lists import Sensitivity, changed_paths, extremes, ranked_candidates, sensitivities, skip_groups
+from omgoptim.render.lists import (
+    Sensitivity,
+    SkipGroup,
+    changed_paths,
+    extremes,
+    ranked_candidates,
+    sensitivities,
+    skip_groups,
+)
 from omgoptim.render.numbers import path_text, plain
 from omgoptim.render.sections.explanation import time_text
 from omgoptim.render.sections.outputs import shown_outputs
@@ -48,8 +57,20 @@ def to_json(record: Record) -> Json:
     return values
 
 
+_CUTS = (
+    *(("skipped", 0), ("layers", 0), ("times", 2), ("sensitivity", 5), ("candidates", 2), ("rounds", 4)),
+    ("alternatives", 3),
+    *(("noisiest_layers", 2), ("findings", 1)),
+    *(("warnings", 2), ("sensitivity", 0), ("next_steps", 1)),
+    *(("noisiest_layers", 0), ("times", 0), ("rounds", 1), ("candidates", 1), ("findings", 0), ("warnings", 1)),
+    *(("alternatives", 0), ("candidates", 0)),
+    *(("quality_by_epoch", 1), ("rounds", 0), ("candidates", 0)),
+)
+"""List and how many entries it keeps, in the order in which a report that is too long is cut: least needed first."""
+
+
 def brief_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
-    """The head, before, after, gains, the best candidates, and where the rest is. Lists are bounded."""
+    """Return the head, before, after, gains, the best candidates, and where the rest is, with bounded lists."""
     before, after = shown_sides(report)
     answer: Json = {
         "outcome": report.outcome,
@@ -75,33 +96,14 @@ def brief_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
         "candidates": [_candidate(one) for one in ranked_candidates(report)[:6]],
         "layers": [_dump(layer, 120) for layer in report.layers[:6]],
         "changed_layers": len(changed_paths(report)),
-        "skipped": [
-            {
-                "reason": plain(group.reason, 160),
-                "layers": len(group.paths),
-                "first": plain(group.paths[0], 80),
-            }
-            for group in skip_groups(report.skipped)[:3]
-        ],
+        "skipped": [_skips(group) for group in skip_groups(report.skipped)[:3]],
         "repeat": report.repeat,
     }
     answer = {key: value for key, value in answer.items() if value not in (None, [], {})} | {
         "warnings": answer["warnings"],
         "next_steps": answer["next_steps"],
     }
-    answer = _cut(
-        answer,
-        MAX_CHARACTERS,
-        [
-            *(("skipped", 0), ("layers", 0), ("times", 2), ("sensitivity", 5), ("candidates", 2), ("rounds", 4)),
-            ("alternatives", 3),
-            *(("noisiest_layers", 2), ("findings", 1)),
-            *(("warnings", 2), ("sensitivity", 0), ("next_steps", 1)),
-            *(("noisiest_layers", 0), ("times", 0), ("rounds", 1), ("candidates", 1), ("findings", 0), ("warnings", 1)),
-            *(("alternatives", 0), ("candidates", 0)),
-            *(("quality_by_epoch", 1), ("rounds", 0), ("candidates", 0)),
-        ],
-    )
+    answer = _cut(answer, MAX_CHARACTERS, _CUTS)
     if _length(answer) > MAX_CHARACTERS:  # names without end: every text is cut
         answer |= {key: plain(answer[key], 300) for key in ("summary", "training") if answer.get(key)}
     return answer
@@ -125,15 +127,19 @@ def full_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
 
 def _candidate(one: Candidate) -> Json:
     fields = ("status", "runtime", "size_bytes", "speedup", "quality_drop")
-    told = {key: value for key in fields if (value := getattr(one, key)) is not None}
-    return {"name": plain(one.name, 80)} | told | {"why": plain(one.why, 160)}
+    known = {key: value for key in fields if (value := getattr(one, key)) is not None}
+    return {"name": plain(one.name, 80)} | known | {"why": plain(one.why, 160)}
+
+
+def _skips(group: SkipGroup) -> Json:
+    return {"reason": plain(group.reason, 160), "layers": len(group.paths), "first": plain(group.paths[0], 80)}
 
 
 def _control(control: Control | None) -> Json | None:
     if control is None:
         return None
-    told: Json = {key: value for key, value in to_json(control).items() if key != "training" and value is not None}
-    return told | {"told": plain(control_text(control, trained=False), 400)}
+    known: Json = {key: value for key, value in to_json(control).items() if key != "training" and value is not None}
+    return known | {"summary": plain(control_text(control, trained=False), 400)}
 
 
 def _last_epochs(training: Json | None, most: int = 20) -> Json | None:
@@ -144,8 +150,8 @@ def _last_epochs(training: Json | None, most: int = 20) -> Json | None:
 
 def _sensitivity(one: Sensitivity) -> Json:
     worst = one.worst
-    told = {"path": plain(one.path, 80), "largest_drop": worst.quality_drop, "at": worst.amount}
-    return told | ({"within_guard_up_to": one.within} if one.within is not None else {})
+    known = {"path": plain(one.path, 80), "largest_drop": worst.quality_drop, "at": worst.amount}
+    return known | ({"within_guard_up_to": one.within} if one.within is not None else {})
 
 
 def _dump(record: Record | None, limit: int = 600) -> Json | None:
@@ -165,7 +171,7 @@ def _length(answer: Json) -> int:
     return len(json.dumps(answer, ensure_ascii=False))
 
 
-def _cut(answer: Json, limit: int, cuts: list[tuple[str, int]]) -> Json:
+def _cut(answer: Json, limit: int, cuts: Sequence[tuple[str, int]]) -> Json:
     """Shorten lists in the order given until the answer fits, and say what was cut."""
     cut: Json = {}
     for key, keep in cuts:
@@ -220,7 +226,7 @@ def _guard(guard: Guard) -> Json:
         "layers_in_float": len(guard.kept_in_float),
         "float_bytes": guard.float_bytes,
         "first": [path_text(path, 60) for path in guard.kept_in_float[:3]],
-        "told": plain(guard_texts(guard)[0], 400),
+        "summary": plain(guard_texts(guard)[0], 400),
     }
 
 
@@ -241,13 +247,13 @@ def _explanation(explanation: Explanation) -> Json:
 
 
 def _finding(finding: Finding) -> Json:
-    told: Json = {
+    known: Json = {
         "name": plain(finding.name, 60),
         "paths": [path_text(path) for path in finding.paths[:3]],
         "evidence": plain(finding.evidence, 160),
         "fix": plain(finding.fix, 160),
     }
-    return told if finding.recovered is None else told | {"recovered": finding.recovered}
+    return known if finding.recovered is None else known | {"recovered": finding.recovered}
 
 
 def _noise(layer: LayerNoise) -> Json:

@@ -113,8 +113,8 @@ def noise_bars(layers: Sequence[LayerNoise], whole_db: float | None = None) -> s
     ]
     if whole_db is not None and whole_db > 0:
         at = start + per_db * whole_db
-        told = f"<title>all layers quantized: {whole_db:.1f} dB</title>"
-        parts.append(f'<line class="guard" x1="{at:.1f}" x2="{at:.1f}" y1="0" y2="{height}">{told}</line>')
+        label = f"<title>all layers quantized: {whole_db:.1f} dB</title>"
+        parts.append(f'<line class="guard" x1="{at:.1f}" x2="{at:.1f}" y1="0" y2="{height}">{label}</line>')
     name = "Signal-to-noise ratio with only this layer quantized"
     return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{name}">{"".join(parts)}</svg>'
 
@@ -183,15 +183,15 @@ def _candidate_mark(
 ) -> str:
     at_x, at_y = x.at(one.speedup or 0), y.at(one.quality or 0)
     outside = guard is not None and (one.quality or 0) < guard
-    told = f"{one.name}: {ratio_text(one.speedup or 0)}, quality {one.quality:.4f}. {one.status}: {one.why}"
+    label = f"{one.name}: {ratio_text(one.speedup or 0)}, quality {one.quality:.4f}. {one.status}: {one.why}"
     chosen = one.status == "chosen"
-    mark = _point("pick" if chosen else "out" if outside else "dot", told, at_x, at_y)
+    mark = _point("pick" if chosen else "out" if outside else "dot", label, at_x, at_y)
     ring = f'<circle class="ring" cx="{at_x:.1f}" cy="{at_y:.1f}" r="12"/>' if chosen else ""
     return mark + ring + _label(str(number), at_x, at_y, taken, "strong" if chosen else "label")
 
 
-def _point(kind: str, told: str, at_x: float, at_y: float) -> str:
-    title = f"<title>{escape(plain(told))}</title>"
+def _point(kind: str, label: str, at_x: float, at_y: float) -> str:
+    title = f"<title>{escape(plain(label))}</title>"
     return f'<circle class="{kind}" cx="{at_x:.1f}" cy="{at_y:.1f}" r="6.5">{title}</circle>'
 
 

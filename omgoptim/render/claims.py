@@ -15,7 +15,7 @@ from omgoptim.reports.measured import SMALLER
 
 Tone = Literal["better", "worse", "same", "open"]
 """`better` is for what may be claimed: a speed whose interval excludes 1, a size, memory or count that is smaller by
-at least SMALLER, and only where the outcome is ok. `open`: the number is told, but what was measured does not decide
+at least SMALLER, and only where the outcome is ok. `open`: the number is shown, but what was measured does not decide
 which way it goes.
 """
 
@@ -44,7 +44,7 @@ def verdict(report: EfficiencyReport) -> str:
 
 
 def speed_undecided(report: EfficiencyReport) -> bool:
-    """Whether times were measured and no ratio of them can be told."""
+    """Whether times were measured and no ratio of them is reliable."""
     return report.gains is not None and report.gains.launches is not None and report.gains.speedup is None
 
 
@@ -166,14 +166,14 @@ def comparison_rows(report: EfficiencyReport) -> list[Row]:
 
 def total_text(total: Total) -> str:
     """`7.90x smaller, 2.10x fewer parameters, drop 0.0100; speed not measured against it`"""
-    told = [
+    parts = [
         _ratio(total.size_ratio, "smaller", "larger")[0],
         _of_count(total.params_ratio, "parameters"),
         _of_count(total.macs_ratio, "MACs"),
         ratio_text(total.speedup) + " the speed" if total.speedup is not None else "",
         f"drop {drop_text(total.quality_drop)}" if total.quality_drop is not None else "",
     ]
-    numbers = ", ".join(part for part in told if part and part != "same") or "the same size"
+    numbers = ", ".join(part for part in parts if part and part != "same") or "the same size"
     return numbers if total.speedup is not None else f"{numbers}; speed not measured against it"
 
 

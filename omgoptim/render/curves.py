@@ -125,9 +125,9 @@ def _legend(names: tuple[str, str]) -> str:
     return "".join(parts)
 
 
-def _mark(epoch: Epoch, told: str, at_x: float, at_y: float) -> str:
+def _mark(epoch: Epoch, text: str, at_x: float, at_y: float) -> str:
     kept = ", kept" if epoch.best else ""
-    title = f"<title>round {epoch.round}, epoch {epoch.epoch}: {told}{kept}</title>"
+    title = f"<title>round {epoch.round}, epoch {epoch.epoch}: {text}{kept}</title>"
     kind = "pick" if epoch.best else "dot"
     return f'<circle class="{kind}" cx="{at_x:.1f}" cy="{at_y:.1f}" r="{5 if epoch.best else 3.5}">{title}</circle>'
 
@@ -158,8 +158,8 @@ def _epoch_axis(name: str, count: int, x: Scale, height: float) -> str:
 
 def _cell(one: Sensitivity, guard: float | None, x: Scale, y: Scale) -> str:
     name = escape(tail(plain(one.path, 200), 24))
-    told = ", ".join(f"{amount_text(p.amount)}: drop {p.quality_drop:.4f}" for p in one.points)
-    title = f"<title>{escape(plain(one.path, 200))}. {told}</title>"
+    amounts = ", ".join(f"{amount_text(p.amount)}: drop {p.quality_drop:.4f}" for p in one.points)
+    title = f"<title>{escape(plain(one.path, 200))}. {amounts}</title>"
     worst = one.worst
     points: list[tuple[float, float | None]] = [(x.at(0), y.at(0))]
     points += [(x.at(point.amount), y.at(point.quality_drop)) for point in one.points]

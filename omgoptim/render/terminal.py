@@ -85,13 +85,13 @@ def runs_view(states: list[RunState]) -> RenderableType:
         table.add_column(header, overflow="fold", no_wrap=header in ("run", "status", "started (UTC)"))
     for state in states:
         going = progress_text(state) if state.status in ("starting", "queued", "running") else ""
-        told = going or state.summary or (state.error or {}).get("what", "")
+        text = going or state.summary or (state.error or {}).get("what", "")
         table.add_row(
             RichText(state.run_id),
             RichText(state.outcome or state.status, _STATUS_STYLE.get(state.status, "")),
             RichText(state.started[:16].replace("T", " ")),
             RichText(plain(state.model, 60)),
-            RichText(plain(told, 100)),
+            RichText(plain(text, 100)),
         )
     return table
 

@@ -29,7 +29,7 @@ class Alternative(Record):
     """Another finalist, measured in the same race and kept: `pick` delivers it without computing again."""
 
     name: str
-    """How `pick` is told of it."""
+    """Name that `pick` takes."""
     candidate: str
     runtime: str
     precision: str

@@ -24,7 +24,7 @@ class LayerPrecision(Record):
     """Of the weights with their scales and zero points."""
     bytes_after: int
     computed_in: str | None = None
-    """What the engine computes it in: int8, bfloat16, float16, float32; null where the engine does not tell."""
+    """What the engine computes it in: int8, bfloat16, float16, float32; null where the engine does not report it."""
     reason: str | None = None
     """Why it was left as it is; null if it was changed."""
 
@@ -42,7 +42,7 @@ class Coverage(Record):
     total: int
     """Layers with weights."""
     integer: int | None = None
-    """Layers that the engine computes in integers; null where it does not tell."""
+    """Layers that the engine computes in integers; null where it does not report them."""
     weight_share: float
     """Of the bytes of all weights before, those of changed layers, 0..1."""
     layers: list[LayerPrecision] = []

@@ -1,7 +1,7 @@
-"""What may be asked. Torch-free: both faces import it, and the server must start fast.
+"""Requests and their parser. Torch-free: the server imports them and must start fast.
 
-`VERBS` maps a verb to its request. `parse` is the one way from raw arguments (MCP, CLI, Python, request.json) to a
-request, so that every face accepts the same and refuses in the same words.
+`REGISTRY` declares the verbs, `VERBS` maps each to its request. `parse` is the one way from raw arguments (MCP, CLI,
+Python, request.json) to a request, so that every face accepts the same and refuses in the same words.
 """
 
 from __future__ import annotations
@@ -23,28 +23,17 @@ from omgoptim.requests.optimize import OptimizeRequest
 from omgoptim.requests.profile import ProfileRequest
 from omgoptim.requests.prune import PruneRequest
 from omgoptim.requests.quantize import QuantizeRequest
+from omgoptim.requests.registry import QUERIES, REGISTRY, TITLES, VERBS, Verb
 from omgoptim.requests.runs import DoctorRequest, RunsRequest
 from omgoptim.requests.training import RecoveryRequest, TrainingRequest
 from omgoptim.text import clean
-
-VERBS: dict[str, type[Request]] = {
-    "profile": ProfileRequest,
-    "quantize": QuantizeRequest,
-    "prune": PruneRequest,
-    "factorize": FactorizeRequest,
-    "distill": DistillRequest,
-    "compare": CompareRequest,
-    "optimize": OptimizeRequest,
-}
-"""Verbs that start a run."""
-
-QUERIES: dict[str, type[Request]] = {"runs": RunsRequest, "doctor": DoctorRequest}
-"""Verbs that answer at once."""
 
 __all__ = [
     "DTYPES",
     "GRANTS",
     "QUERIES",
+    "REGISTRY",
+    "TITLES",
     "VERBS",
     "CompareRequest",
     "DistillRequest",
@@ -61,6 +50,7 @@ __all__ = [
     "Request",
     "RunsRequest",
     "TrainingRequest",
+    "Verb",
     "parse",
     "refuse_unusable",
     "technique_field",
@@ -181,14 +171,14 @@ def _expanded(field: FieldInfo, chosen: Any) -> Any:
 
 
 def unknown_argument(name: str, verb: str, known: Iterable[str]) -> RequestError:
-    """The refusal of an argument that a verb does not have, by the names that it does."""
+    """Return the error for an argument that a verb does not have, with the nearest that it has."""
     return RequestError(
         f"{verb} has no argument '{clean(name, 80)}'", did_you_mean(name, known), "give it by its name, or leave it out"
     )
 
 
 def _rephrase(verb: str, error: ValidationError) -> RequestError:
-    """The first problem in our own words: pydantic's text is for the programmer of a model, not for its user."""
+    """Return the first problem as a RequestError: pydantic's text is for the author of a model, not for its user."""
     problem = error.errors(include_url=False)[0]
     known = VERBS | QUERIES
     where = [part for part in problem["loc"] if not _is_union_tag(part, known[verb])]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from omgoptim.errors import RequestError, argument, did_you_mean
+from omgoptim.requests.listing import RARE, Short
 
 Runtime = Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino"]
 Timing = Literal["quick", "standard", "careful"]
@@ -43,41 +44,53 @@ class Params(Request):
 class ModelRequest(Request):
     """The arguments that every verb on a model shares."""
 
-    model: str = Field(min_length=1)
+    model: Annotated[
+        str,
+        Short(
+            "file.py:callable, package.module:callable, artifact folder, run id, model.pt2, model.onnx, "
+            "hf:FOLDER, timm:NAME or torchvision:NAME."
+        ),
+    ] = Field(min_length=1)
     """Model source: file.py:callable, package.module:callable, an artifact folder, a run id, model.pt2, model.onnx, hf:FOLDER, timm:NAME or torchvision:NAME."""  # noqa: E501
-    checkpoint: str | None = None
+    checkpoint: Annotated[str | None, Short("Weights: .safetensors, or .pt/.pth state dict.")] = None
     """Weights to load: a .safetensors file, or a .pt/.pth state dict."""
-    weights: Literal["auto", "ema", "plain"] = "auto"
+    weights: Annotated[Literal["auto", "ema", "plain"], RARE] = "auto"
     """Weights to load from a checkpoint with averaged (EMA, SWA) and plain ones; auto: averaged, if present."""
-    model_kwargs: dict[str, Any] = {}
+    model_kwargs: Annotated[dict[str, Any], RARE] = {}
     """Keyword arguments of the model's callable."""
-    data: str | None = None
+    data: Annotated[
+        str | None,
+        Short("file.py:callable with an argument split=train|calibration|eval, or .npz/.safetensors of named arrays."),
+    ] = None
     """Data source: file.py:callable with an argument split=train|calibration|eval, or a .npz/.safetensors file of named arrays."""  # noqa: E501
-    inputs: list[str] = []
+    inputs: Annotated[list[str], Short("Without data: shapes, batch first: 1x3x224x224 or input_ids:int64:1x128.")] = []
     """Shapes for random inputs when there is no data, batch first: 1x3x224x224 or input_ids:int64:1x128."""
-    metric: str = "auto"
+    metric: Annotated[
+        str,
+        Short("auto, top1, r2, cosine, perplexity, kl, a torchmetrics name, or file.py:callable; higher is better."),
+    ] = "auto"
     """Quality metric, higher is better: auto, top1, r2, cosine, perplexity, kl, a torchmetrics name, or file.py:callable."""  # noqa: E501
-    target_output: str | None = None
+    target_output: Annotated[str | None, RARE] = None
     """Name or index of the output that the labels belong to."""
-    ignore_outputs: list[str] = []
+    ignore_outputs: Annotated[list[str], RARE] = []
     """Outputs to leave out of the comparison, such as auxiliary heads."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda"], RARE] = "auto"
     """Device to run and measure on; auto: cpu."""
-    timing: Timing = "standard"
+    timing: Annotated[Timing, RARE] = "standard"
     """Process launches per latency measurement. quick: one; standard: five, with an interval; careful: until narrow."""
-    batch: int = Field(32, ge=1, le=4096)
+    batch: Annotated[int, RARE] = Field(32, ge=1, le=4096)
     """Batch size for throughput; latency is always measured at batch 1."""
-    threads: int | None = Field(None, ge=1, le=512)
+    threads: Annotated[int | None, RARE] = Field(None, ge=1, le=512)
     """CPU threads of a measured process; default: all cores available."""
-    samples: int = Field(2000, ge=1, le=1_000_000)
+    samples: Annotated[int, RARE] = Field(2000, ge=1, le=1_000_000)
     """Maximum number of evaluation samples."""
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: Annotated[int, RARE] = Field(0, ge=0, lt=2**32)
     """Random seed."""
-    time_limit_s: float = Field(300, gt=0, le=10_000_000)
+    time_limit_s: Annotated[float, RARE] = Field(300, gt=0, le=10_000_000)
     """Timeout, in seconds, of one call into user code (build, load, metric)."""
-    project: str | None = None
+    project: Annotated[str | None, Short("Absolute path; all files must be inside.")] = None
     """Absolute path of the project; model, checkpoint and data must be inside it."""
-    python: str | None = None
+    python: Annotated[str | None, RARE] = None
     """Python interpreter with the model's packages; default: the project's .venv, else the active environment."""
     allow_path: list[str] = []
     """Additional folders that may be read."""

@@ -1,4 +1,4 @@
-"""What may be asked of `factorize`: the request, and one params class per technique."""
+"""Request of `factorize`, and one params class per technique."""
 
 from __future__ import annotations
 
@@ -9,26 +9,29 @@ from typing_extensions import Self
 
 from omgoptim.requests.bare_name import bare_name
 from omgoptim.requests.base import Params, Runtime
+from omgoptim.requests.listing import RARE, Short
 from omgoptim.requests.ratios import before_over_after
 from omgoptim.requests.training import RecoveryRequest
 
 
 class Factorization(Params):
-    """What the techniques that write a weight as a product of two smaller ones share."""
+    """Parameters that the low-rank methods share."""
 
-    target_compression: Annotated[float | None, BeforeValidator(before_over_after)] = Field(None, gt=1, le=1000)
+    target_compression: Annotated[
+        float | None, BeforeValidator(before_over_after), Short("Parameters before / after; default 2, distill: 4.")
+    ] = Field(None, gt=1, le=1000)
     """Target: parameters of the whole model, before / after (default 2); ranks are allocated by each layer's error."""
-    energy: float | None = Field(None, gt=0, le=1)
+    energy: Annotated[float | None, RARE] = Field(None, gt=0, le=1)
     """Alternative target: fraction of each layer's output (or weight) energy to keep, 0..1."""
-    rank: int | None = Field(None, ge=1)
+    rank: Annotated[int | None, RARE] = Field(None, ge=1)
     """Alternative target: one rank for all layers."""
-    rank_ratio: float | None = Field(None, gt=0, lt=1)
+    rank_ratio: Annotated[float | None, Short("Alternative target, 0..1, per layer.")] = Field(None, gt=0, lt=1)
     """Alternative target: fraction of parameters kept in each factorized layer, 0..1."""
-    per: Literal["bytes", "time"] = "bytes"
+    per: Annotated[Literal["bytes", "time"], RARE] = "bytes"
     """Cost that rank allocation minimizes: bytes, or time measured on this machine."""
-    convolution: Literal["auto", "tucker2", "spatial", "skip"] = "auto"
+    convolution: Annotated[Literal["auto", "tucker2", "spatial", "skip"], RARE] = "auto"
     """Factorization of convolutions: 1x1, kxk, 1x1 (tucker2); kx1, 1xk (spatial); the one with the smaller error (auto); none (skip)."""  # noqa: E501
-    round_to: int = Field(1, ge=1, le=256)
+    round_to: Annotated[int, RARE] = Field(1, ge=1, le=256)
     """Round ranks to multiples of this."""
     targets: list[str] = []
     """Globs on module paths: factorize only these."""
@@ -52,15 +55,27 @@ class Factorization(Params):
 
 
 class Whitened(Factorization):
-    """SVD of the whitened weight (SVD-LLM): smallest error of the layer's output on calibration data."""
+    """SVD of the whitened weight (SVD-LLM): smallest error of the layer's output on calibration data.
+
+    Example:
+        >>> import omgoptim
+        >>> omgoptim.Whitened(target_compression=2.5).model_dump(exclude_defaults=True)
+        {'target_compression': 2.5}
+    """
 
     method: Literal["whitened"] = "whitened"
-    calibration_samples: int = Field(256, ge=1)
+    calibration_samples: Annotated[int, RARE] = Field(256, ge=1)
     """Samples for the input covariance."""
 
 
 class Svd(Factorization):
-    """Plain SVD of the weight; needs no data, larger error."""
+    """Plain SVD of the weight; needs no data, larger error.
+
+    Example:
+        >>> import omgoptim
+        >>> omgoptim.Svd(rank_ratio=0.5).model_dump(exclude_defaults=True)
+        {'rank_ratio': 0.5}
+    """
 
     method: Literal["svd"] = "svd"
 
@@ -74,7 +89,7 @@ class FactorizeRequest(RecoveryRequest):
     For models with large Linear layers or convolutions. Runs code with the user's rights.
     """
 
-    method: FactorMethod = Whitened()
+    method: Annotated[FactorMethod, Short("whitened: needs data, smaller error; svd: needs none.")] = Whitened()
     """Factorization method: a name, or an object with its parameters."""
     sensitivity: bool = False
     """Sensitivity analysis: quality against the rank of one layer alone; takes longer."""

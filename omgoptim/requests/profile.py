@@ -1,8 +1,11 @@
-"""What may be asked of `profile`."""
+"""Request of `profile`."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from omgoptim.requests.base import ModelRequest, Runtime
+from omgoptim.requests.listing import Short
 
 
 class ProfileRequest(ModelRequest):
@@ -11,5 +14,7 @@ class ProfileRequest(ModelRequest):
     Start here; changes nothing. Runs code with the user's rights.
     """
 
-    runtime: Runtime = "auto"
+    runtime: Annotated[
+        Runtime, Short("Engine. auto: the model's own for profile, the fastest for quantize, else torch_eager.")
+    ] = "auto"
     """Engine to measure on; auto: that of the model (torch_eager for a module)."""

@@ -1,4 +1,4 @@
-"""What may be asked of `prune`: the request, and one params class per technique."""
+"""Request of `prune`, and one params class per technique."""
 
 from __future__ import annotations
 
@@ -10,33 +10,46 @@ from typing_extensions import Self
 
 from omgoptim.requests.bare_name import bare_name
 from omgoptim.requests.base import Params, Runtime
+from omgoptim.requests.listing import RARE, Short
 from omgoptim.requests.ratios import before_over_after
 from omgoptim.requests.training import RecoveryRequest
 
 
 class Structured(Params):
-    """Remove whole channels, attention heads and hidden units; tensors get smaller and faster on every engine."""
+    """Remove whole channels, attention heads and hidden units; tensors get smaller and faster on every engine.
+
+    Example:
+        >>> import omgoptim
+        >>> omgoptim.Structured(target_speedup=2.0).model_dump(exclude_defaults=True)
+        {'target_speedup': 2.0}
+    """
 
     method: Literal["structured"] = "structured"
-    pruning_ratio: float | None = Field(None, gt=0, lt=1)
+    pruning_ratio: Annotated[float | None, Short("Of channels, 0..1; default 0.3.")] = Field(None, gt=0, lt=1)
     """Fraction of channels to remove, 0..1 (default 0.3); parameters and MACs fall by more."""
-    target_speedup: Annotated[float | None, BeforeValidator(before_over_after)] = Field(None, gt=1, le=100)
+    target_speedup: Annotated[
+        float | None, BeforeValidator(before_over_after), Short("Alternative target, measured here.")
+    ] = Field(None, gt=1, le=100)
     """Alternative target: speedup (before / after) of the whole model, measured on this machine."""
-    target_latency_ms: float | None = Field(None, gt=0)
+    target_latency_ms: Annotated[float | None, Short("Alternative target: latency in ms.")] = Field(None, gt=0)
     """Alternative target: latency in ms at batch 1, measured on this machine."""
-    target_macs_ratio: Annotated[float | None, BeforeValidator(before_over_after)] = Field(None, gt=1, le=1000)
+    target_macs_ratio: Annotated[
+        float | None, BeforeValidator(before_over_after), Short("Alternative target: MACs before / after.")
+    ] = Field(None, gt=1, le=1000)
     """Alternative target: reduction of multiply-accumulates (before / after)."""
-    importance: Literal["magnitude", "taylor", "bn_scale", "lamp", "fpgm", "hessian", "random"] = "magnitude"
+    importance: Annotated[Literal["magnitude", "taylor", "bn_scale", "lamp", "fpgm", "hessian", "random"], RARE] = (
+        "magnitude"
+    )
     """Importance criterion of channels; taylor and hessian need data."""
-    ranking: Literal["uniform", "global", "isomorphic"] = "uniform"
+    ranking: Annotated[Literal["uniform", "global", "isomorphic"], RARE] = "uniform"
     """Same ratio in every group (uniform), one ranking of all channels (global), one per type of group (isomorphic)."""
-    round_to: int | None = Field(None, ge=1, le=1024)
+    round_to: Annotated[int | None, RARE] = Field(None, ge=1, le=1024)
     """Round widths to multiples of this; default: 8 if wide enough; for a speed target, from the latency table."""
-    max_layer_ratio: float = Field(0.9, gt=0, lt=1)
+    max_layer_ratio: Annotated[float, RARE] = Field(0.9, gt=0, lt=1)
     """Largest fraction removed from one group."""
-    reconstruct: bool = True
+    reconstruct: Annotated[bool, RARE] = True
     """Refit the remaining weights to each layer's original output by least squares; needs no labels."""
-    prune_heads: bool = True
+    prune_heads: Annotated[bool, RARE] = True
     """Allow removal of attention heads."""
     targets: list[str] = []
     """Globs on module paths: prune only these."""
@@ -58,11 +71,11 @@ class Structured(Params):
 
 
 class Unstructured(Params):
-    """What the techniques that zero single weights share."""
+    """Parameters that the methods which zero single weights share."""
 
-    sparsity: float = Field(0.5, gt=0, lt=1)
+    sparsity: Annotated[float, Short("Final, 0..1.")] = Field(0.5, gt=0, lt=1)
     """Final sparsity: fraction of the selected weights that are zero, 0..1."""
-    reconstruct: bool = True
+    reconstruct: Annotated[bool, RARE] = True
     """Refit the remaining weights to each layer's original output by least squares; needs no labels."""
     targets: list[str] = []
     """Globs on module paths: prune only these."""
@@ -71,52 +84,82 @@ class Unstructured(Params):
 
 
 class Magnitude(Unstructured):
-    """Zero the weights with the smallest magnitude."""
+    """Zero the weights with the smallest magnitude.
+
+    Example:
+        >>> import omgoptim
+        >>> omgoptim.Magnitude(sparsity=0.9, scope="per_layer").model_dump(exclude_defaults=True)
+        {'sparsity': 0.9, 'scope': 'per_layer'}
+    """
 
     method: Literal["magnitude"] = "magnitude"
-    scope: Literal["global", "per_layer"] = "global"
+    scope: Annotated[Literal["global", "per_layer"], RARE] = "global"
     """Rank weights over all selected layers, or within each layer."""
-    layer_ratios: Literal["uniform", "erdos_renyi", "lamp"] = "uniform"
+    layer_ratios: Annotated[Literal["uniform", "erdos_renyi", "lamp"], RARE] = "uniform"
     """Sparsity allocation over layers: plain ranking (uniform), Erdos-Renyi by layer shape, or LAMP scores."""
 
 
 class Random(Unstructured):
-    """Zero random weights: the baseline for the other methods."""
+    """Zero random weights: the baseline for the other methods.
+
+    Example:
+        >>> import omgoptim
+        >>> omgoptim.Random(sparsity=0.9).model_dump(exclude_defaults=True)
+        {'sparsity': 0.9}
+    """
 
     method: Literal["random"] = "random"
-    scope: Literal["global", "per_layer"] = "global"
+    scope: Annotated[Literal["global", "per_layer"], RARE] = "global"
     """Rank weights over all selected layers, or within each layer."""
-    layer_ratios: Literal["uniform", "erdos_renyi"] = "uniform"
+    layer_ratios: Annotated[Literal["uniform", "erdos_renyi"], RARE] = "uniform"
     """Sparsity allocation over layers: uniform, or Erdos-Renyi by layer shape."""
 
 
 class Wanda(Unstructured):
-    """Zero the weights with the smallest magnitude times input norm (Wanda); needs data, no labels."""
+    """Zero the weights with the smallest magnitude times input norm (Wanda); needs data, no labels.
+
+    Example:
+        >>> import omgoptim
+        >>> omgoptim.Wanda(sparsity=0.6).model_dump(exclude_defaults=True)
+        {'sparsity': 0.6}
+    """
 
     method: Literal["wanda"] = "wanda"
-    scope: Literal["per_row", "per_layer", "global"] = "per_row"
+    scope: Annotated[Literal["per_row", "per_layer", "global"], RARE] = "per_row"
     """Rank weights within each output row, within each layer, or over all layers."""
 
 
 class Gradient(Unstructured):
-    """Zero the weights whose removal changes the loss least (first-order saliency); needs data."""
+    """Zero the weights whose removal changes the loss least (first-order saliency); needs data.
+
+    Example:
+        >>> import omgoptim
+        >>> omgoptim.Gradient(score="movement").model_dump(exclude_defaults=True)
+        {'score': 'movement'}
+    """
 
     method: Literal["gradient"] = "gradient"
-    score: Literal["sensitivity", "movement"] = "sensitivity"
+    score: Annotated[Literal["sensitivity", "movement"], RARE] = "sensitivity"
     """Saliency. sensitivity: |weight x gradient|; movement: -weight x gradient, summed over steps."""
-    scope: Literal["global", "per_layer"] = "global"
+    scope: Annotated[Literal["global", "per_layer"], RARE] = "global"
     """Rank weights over all selected layers, or within each layer."""
 
 
 class SemiStructured(Params):
-    """N:M sparsity: keep n of every m neighbouring weights, the pattern that some GPUs accelerate."""
+    """N:M sparsity: keep n of every m neighbouring weights, the pattern that some GPUs accelerate.
+
+    Example:
+        >>> import omgoptim
+        >>> omgoptim.SemiStructured(pattern="4:8").model_dump(exclude_defaults=True)
+        {'pattern': '4:8'}
+    """
 
     method: Literal["semi_structured"] = "semi_structured"
-    pattern: str = "2:4"
+    pattern: Annotated[str, RARE] = "2:4"
     """n:m, n weights kept of every m along the input dimension."""
-    score: Literal["magnitude", "wanda"] = "magnitude"
+    score: Annotated[Literal["magnitude", "wanda"], RARE] = "magnitude"
     """Saliency of weights; wanda needs data."""
-    reconstruct: bool = True
+    reconstruct: Annotated[bool, RARE] = True
     """Refit the remaining weights to each layer's original output by least squares; needs no labels."""
     targets: list[str] = []
     """Globs on module paths: prune only these."""
@@ -154,13 +197,19 @@ class PruneRequest(RecoveryRequest):
     engines no faster. Runs code with the user's rights.
     """
 
-    method: Method = Structured()
+    method: Annotated[
+        Method,
+        Short(
+            "structured removes channels and heads, the others zero single weights. wanda, gradient: need data. "
+            "semi_structured: n:m. random: baseline."
+        ),
+    ] = Structured()
     """Pruning method: a name, or an object with its parameters."""
-    schedule: str = "cubic"
+    schedule: Annotated[str, Short("one_shot, linear, cubic, or amounts: 0.5,0.75,0.9")] = "cubic"
     """Pruning schedule over the rounds: one_shot, linear, cubic, or a list of amounts: 0.5,0.75,0.9."""
-    rounds: int = Field(1, ge=1, le=100)
+    rounds: Annotated[int, Short("")] = Field(1, ge=1, le=100)
     """Pruning rounds, each followed by `epochs` of fine-tuning."""
-    sensitivity: bool = False
+    sensitivity: Annotated[bool, Short("Quality against the amount, per layer.")] = False
     """Sensitivity analysis: quality against the amount pruned from one layer or group alone; takes longer."""
     runtime: Runtime = "auto"
     """Engine that runs the artifact; both models are measured on it. auto: torch_eager for a module."""

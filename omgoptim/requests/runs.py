@@ -1,24 +1,28 @@
-"""What may be asked about runs and about the set-up."""
+"""Requests about runs and about the set-up."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from omgoptim.requests.base import Request
+from omgoptim.requests.listing import Short
 
 
 class RunsRequest(Request):
     """List runs; show, wait for, cancel or resume one; select another finalist."""
 
-    action: Literal["list", "show", "wait", "cancel", "resume", "pick"] = "list"
+    action: Annotated[
+        Literal["list", "show", "wait", "cancel", "resume", "pick"],
+        Short("resume: continue a failed or cancelled run. pick: select another finalist."),
+    ] = "list"
     """What to do. resume: continue a failed or cancelled run from its last checkpoint; pick: replace the artifact by
     another finalist of the run, nothing is computed again."""
-    run_id: str | None = None
+    run_id: Annotated[str | None, Short("")] = None
     """Run to act on."""
-    name: str | None = None
+    name: Annotated[str | None, Short("")] = None
     """For pick: name of one of the report's alternatives."""
     project: str | None = None
     """Absolute path of the project."""

@@ -1,12 +1,13 @@
-"""What may be asked of the one training loop: the arguments that every verb which trains shares."""
+"""Training arguments that every verb which trains shares."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from omgoptim.requests.base import ModelRequest, Request
+from omgoptim.requests.listing import RARE, Short
 
 
 class TrainingFields(Request):
@@ -14,31 +15,31 @@ class TrainingFields(Request):
 
     epochs: int | None = Field(None, ge=0, le=10_000)
     """Training epochs (per round, if there are rounds); default: 1 with training data, else 0."""
-    learning_rate: float | None = Field(None, gt=0)
+    learning_rate: Annotated[float | None, RARE] = Field(None, gt=0)
     """Peak learning rate; default: depends on the optimizer, lower if there are fewer than 100 steps."""
-    optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"
+    optimizer: Annotated[Literal["adamw", "adam", "sgd", "rmsprop"], RARE] = "adamw"
     """Optimizer; sgd has momentum 0.9."""
-    lr_schedule: Literal["cosine", "linear", "constant", "one_cycle"] = "cosine"
+    lr_schedule: Annotated[Literal["cosine", "linear", "constant", "one_cycle"], RARE] = "cosine"
     """Learning rate schedule."""
-    warmup: float = Field(0.05, ge=0, lt=1)
+    warmup: Annotated[float, RARE] = Field(0.05, ge=0, lt=1)
     """Fraction of the steps used for learning rate warmup."""
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: Annotated[float, RARE] = Field(0.01, ge=0)
     """Weight decay; not applied to biases and normalization layers."""
-    train_batch: int | None = Field(None, ge=1, le=65_536)
+    train_batch: Annotated[int | None, RARE] = Field(None, ge=1, le=65_536)
     """Training batch size for a Dataset or arrays (a DataLoader keeps its own); default: 64, down to 8 if an epoch would have fewer than 8 steps."""  # noqa: E501
-    accumulate: int = Field(1, ge=1, le=4096)
+    accumulate: Annotated[int, RARE] = Field(1, ge=1, le=4096)
     """Gradient accumulation: batches per optimizer step."""
-    clip_norm: float = Field(1.0, ge=0)
+    clip_norm: Annotated[float, RARE] = Field(1.0, ge=0)
     """Maximum gradient norm; 0: no clipping."""
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Annotated[Literal["no", "bf16", "fp16"], RARE] = "no"
     """Autocast type of the forward and backward pass; master weights stay in float32."""
-    patience: int = Field(0, ge=0)
+    patience: Annotated[int, RARE] = Field(0, ge=0)
     """Early stopping: epochs without improvement on the selection samples; 0: off."""
-    loss: str = "auto"
+    loss: Annotated[str, RARE] = "auto"
     """Training loss: auto (cross-entropy, mean squared error, or the model's own), or file.py:callable = loss(outputs, targets)."""  # noqa: E501
-    temperature: float = Field(4.0, gt=0)
+    temperature: Annotated[float, RARE] = Field(4.0, gt=0)
     """Softmax temperature of the distillation loss."""
-    alpha: float = Field(0.5, ge=0, le=1)
+    alpha: Annotated[float, RARE] = Field(0.5, ge=0, le=1)
     """Weight of the loss on the targets; the distillation loss has weight 1 - alpha."""
 
 
@@ -49,11 +50,13 @@ class TrainingRequest(TrainingFields, ModelRequest):
 class RecoveryRequest(TrainingRequest):
     """A verb that changes a model and then trains it back."""
 
-    recover: Literal["full", "lora", "none"] = "full"
+    recover: Annotated[
+        Literal["full", "lora", "none"], Short("Fine-tune all weights, LoRA (merged afterwards), or nothing.")
+    ] = "full"
     """Fine-tuning: all weights (full), LoRA adapters that are merged afterwards (less memory while training), or none."""  # noqa: E501
-    lora_rank: int = Field(8, ge=1)
+    lora_rank: Annotated[int, RARE] = Field(8, ge=1)
     """Rank of the LoRA adapters."""
-    lora_alpha: float = Field(16.0, gt=0)
+    lora_alpha: Annotated[float, RARE] = Field(16.0, gt=0)
     """LoRA alpha: the adapter product is scaled by alpha / rank."""
     distill: bool = True
     """Use the original model as a teacher; without targets, its outputs are the only loss."""

@@ -14,20 +14,12 @@ from typing import Any, Literal
 
 from pydantic.fields import FieldInfo
 
-from omgoptim.requests import VERBS, technique_field, techniques
+from omgoptim.requests import REGISTRY, VERBS, technique_field, techniques
 from omgoptim.requests.base import ModelRequest, Request
 from omgoptim.requests.training import RecoveryRequest, TrainingRequest
 
-BY_NAME: dict[str, tuple[str, ...]] = {
-    "profile": ("model", "data", "metric"),
-    "quantize": ("model", "scheme", "data", "metric", "loss"),
-    "prune": ("model", "method", "data", "metric", "loss"),
-    "factorize": ("model", "method", "data", "metric", "loss"),
-    "distill": ("model", "student", "data", "metric", "loss"),
-    "optimize": ("model", "data", "metric", "loss"),
-    "compare": ("a", "b"),
-}
-"""Arguments that a verb's function in `omgoptim.api` names itself, since they may be objects."""
+OBJECTS = ("data", "metric", "loss")
+"""Arguments of a verb on a model that may be objects of the caller's process."""
 
 SHARED: tuple[type[Request], ...] = (RecoveryRequest, TrainingRequest, ModelRequest)
 """Requests whose arguments several verbs share: a class of their own each."""
@@ -43,6 +35,23 @@ from typing import Any, Literal
 
 from typing_extensions import TypedDict
 '''
+
+
+def parameters_of(verb: str) -> frozenset[str]:
+    """Return the arguments that a verb's function in `omgoptim.api` takes as parameters of its own.
+
+    These are what it needs, what may be an object, and its technique.
+
+    >>> sorted(parameters_of("compare"))
+    ['a', 'b']
+    >>> sorted(parameters_of("prune"))
+    ['data', 'loss', 'method', 'metric', 'model']
+    """
+    request, key = VERBS[verb], technique_field(VERBS[verb])
+    required = {name for name, field in request.model_fields.items() if field.is_required()}
+    known = set(request.model_fields).union(*(params.model_fields for params in techniques(request).values()))
+    objects = {name for name in OBJECTS if name in known and REGISTRY[verb].on_model}
+    return frozenset(required | objects | ({key} if key else set()))
 
 
 def arguments_of(verb: str) -> dict[str, tuple[list[Any], Any, str]]:
@@ -64,13 +73,13 @@ def arguments_of(verb: str) -> dict[str, tuple[list[Any], Any, str]]:
     for name, held in holders.items():
         first = held[0][1]
         kinds = "" if len(held) == len(techniques(request)) else f"(of {key} {', '.join(kind for kind, _ in held)}) "
-        words = next((told for _, field in held if (told := _words(field))), "")
+        words = next(filter(None, (_words(field) for _, field in held)), "")
         found[name] = (
             [field.annotation for _, field in held],
             first.get_default(call_default_factory=True),
             f"{kinds}{words}".strip(),
         )
-    return {name: one for name, one in found.items() if name not in BY_NAME[verb]}
+    return {name: one for name, one in found.items() if name not in parameters_of(verb)}
 
 
 def _words(field: FieldInfo) -> str:
@@ -91,8 +100,8 @@ def help_of(verb: str) -> str:
     """One line for each further argument of a verb: its name, description and default."""
     lines = []
     for name, (_, default, words) in arguments_of(verb).items():
-        told = "" if default in (None, [], {}, False, "") else f" Default: {default}."
-        lines.append(f"    {name}: {words}{told}")
+        ending = "" if default in (None, [], {}, False, "") else f" Default: {default}."
+        lines.append(f"    {name}: {words}{ending}")
     return "\n".join(lines)
 
 

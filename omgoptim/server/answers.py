@@ -63,8 +63,8 @@ def unfinished_answer(state: RunState, project: Path, wait_s: float, cap: str | 
         "eta_s": state.eta_s,
     }
     call = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-    told = f"\nWarning: {safe(cap)}." if cap else ""
-    text = f"{markdown.state_markdown(state)}\n{safe(summary)}{told}\nNext: {code(f'runs({call})', 800)}"
+    warning = f"\nWarning: {safe(cap)}." if cap else ""
+    text = f"{markdown.state_markdown(state)}\n{safe(summary)}{warning}\nNext: {code(f'runs({call})', 800)}"
     return _result(content, text)
 
 
@@ -121,10 +121,10 @@ def _as_listed(step: NextStep) -> NextStep:
 
 def _listed(state: RunState) -> Json:
     names = ("run_id", "verb", "status", "outcome", "started", "progress", "eta_s")
-    told = {name: value for name in names if (value := getattr(state, name)) is not None}
+    fields = {name: value for name in names if (value := getattr(state, name)) is not None}
     if state.status not in ENDED:
-        told["stage"] = numbers.stage_text(state)
-    return told | {"model": numbers.plain(state.model, 120), "summary": numbers.plain(state.summary or "", 200)}
+        fields["stage"] = numbers.stage_text(state)
+    return fields | {"model": numbers.plain(state.model, 120), "summary": numbers.plain(state.summary or "", 200)}
 
 
 def _result(content: Json, text: str, is_error: bool = False) -> CallToolResult:

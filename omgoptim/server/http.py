@@ -44,8 +44,8 @@ def serve(server: Server[Any], port: int) -> None:
     listener = _listen(port)
     port = listener.getsockname()[1]
     token = os.environ.get("OMGOPTIM_TOKEN") or ""
-    told = "the one in $OMGOPTIM_TOKEN" if token else (token := secrets.token_urlsafe(32))
-    sys.stderr.write(f"omgoptim serves MCP at http://{HOST}:{port}/mcp\nBearer token: {told}\n")
+    shown = "the one in $OMGOPTIM_TOKEN" if token else (token := secrets.token_urlsafe(32))
+    sys.stderr.write(f"omgoptim serves MCP at http://{HOST}:{port}/mcp\nBearer token: {shown}\n")
     sys.stderr.flush()
     config = uvicorn.Config(application(server, port, token), log_level="warning", log_config=None, lifespan="on")
     try:

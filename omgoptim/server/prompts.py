@@ -40,5 +40,5 @@ def _read(path: Path) -> Command:
     match = _FRONTMATTER.fullmatch(text)
     head, body = (match[1], match[2]) if match else ("", text)
     values = dict(re.findall(r"^([a-z-]+):[ ]*(.*)$", head, re.MULTILINE))
-    told = {name: value.strip().strip("\"'") for name, value in values.items()}
-    return Command(path.stem, told.get("description", ""), told.get("argument-hint", ""), body.strip())
+    header = {name: value.strip().strip("\"'") for name, value in values.items()}
+    return Command(path.stem, header.get("description", ""), header.get("argument-hint", ""), body.strip())

@@ -2,8 +2,9 @@
 
 Titles, nulls, bounds (`requests.parse` checks them) and empty defaults are left out. A technique's parameters stand
 beside the common arguments, each once, with the techniques that have it. An argument is described where it first
-appears, by the short text of `words.py`, and is only named by the tools after that; its first choice is the default.
-What every verb shares and is rarely given stands in one object, `options`, and is told in the server's instructions.
+appears, by its short text (`omgoptim.requests.listing`), and is only named by the tools after that; its first choice is
+the default. Rare arguments stand in one object, `options`; those of every verb are described in the server's
+instructions.
 """
 
 from __future__ import annotations
@@ -12,130 +13,135 @@ import typing
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from omgoptim.requests import GRANTS, VERBS, ModelRequest, RecoveryRequest, Request, technique_field, techniques
-from omgoptim.server.words import ARGUMENTS
+from omgoptim.requests.listing import is_rare, short_text
 
 Json = dict[str, Any]
-
-OF_OUTPUTS = ("target_output", "ignore_outputs")
-"""Only the instructions name these."""
-
-MEASURING = (
-    *("model_kwargs", "timing", "device", "batch", "threads", "samples", "seed", "time_limit_s", "python"),
-    *OF_OUTPUTS,
-)
-TRAINING = (
-    *("learning_rate", "optimizer", "lr_schedule", "warmup", "weight_decay", "train_batch", "accumulate", "clip_norm"),
-    *("mixed_precision", "patience", "loss", "lora_rank", "lora_alpha", "temperature", "alpha"),
-)
-RARE = (
-    *("granularity", "symmetric", "algorithm", "range_method", "equalize", "bias_correction", "rounding"),
-    *("smooth_quant", "group_size", "guard_time_s", "calibration_samples", "prefer"),
-    *("score", "pattern", "reconstruct", "ranking", "round_to", "max_layer_ratio", "prune_heads", "layer_ratios"),
-    *("scope", "importance", "convolution", "per", "energy", "rank", "weights"),
-    *("candidates", "initialize", "output_loss", "features"),
-    *("feature_weight", "feature_layers", "student_checkpoint", "student_kwargs", "expansion", "trial_epochs", "depth"),
-)
-OPTIONS = (*MEASURING, *TRAINING, *RARE)
-"""What the tools take in the object `options`; beside the other arguments it is as welcome."""
 
 SHELL_ONLY = GRANTS
 """What an agent may not give itself: the user sets OMGOPTIM_ALLOW_PATH and OMGOPTIM_ALLOW_MODULE for the server."""
 
+NAMED_BY_TOOLS = ("weights",)
+"""Rare arguments of every verb that only the first tool names: the instructions may have 2,048 characters."""
+
+MEASURING = tuple(
+    name for name, field in ModelRequest.model_fields.items() if is_rare(field) and name not in NAMED_BY_TOOLS
+)
+"""Rare arguments that the instructions describe."""
+
+TRAINING = tuple(
+    name
+    for name, field in RecoveryRequest.model_fields.items()
+    if is_rare(field) and name not in ModelRequest.model_fields
+)
+"""Rare arguments that the instructions list by name and choices."""
+
 _SAYS_LITTLE = {"title", "minLength", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
 
 
-def input_schema(verb: str, request: type[Request], face: Json, told: set[str]) -> Json:
-    """The schema of a verb's arguments, and of those that the face itself takes.
+def input_schema(verb: str, request: type[Request], face: Json, described: set[str]) -> Json:
+    """Return the schema of a verb's arguments, and of those that the server itself takes.
 
     Args:
-        told: the arguments that were told before; those of this verb are added to it.
+        described: arguments that an earlier tool describes; those of this verb are added to it.
     """
     key = technique_field(request)
     properties = _properties(request)
     if key is not None:
-        properties |= _technique_properties(verb, key, request)
+        properties |= _technique_properties(key, request)
     kept = {name: schema for name, schema in properties.items() if name not in (*SHELL_ONLY, *options_of(verb))}
-    listed = {name: _bare(schema) if name in told else _told(name, schema) for name, schema in (kept | face).items()}
+    listed = {
+        name: _bare(schema) if name in described else _described(schema) for name, schema in (kept | face).items()
+    }
     if key is not None:
         listed[key] = properties[key]
     if options_of(verb):
-        listed["options"] = _options(verb, told)
-    told |= {*listed, *options_of(verb)} - {key}
+        listed["options"] = _options(verb, described)
+    described |= {*listed, *options_of(verb)} - {key}
     required = [name for name, field in request.model_fields.items() if field.is_required()]
     whole: Json = {"type": "object", "properties": listed} | ({"required": required} if required else {})
     return whole | {"additionalProperties": False}
 
 
 def options_of(verb: str) -> list[str]:
-    """The arguments of a verb that its tool takes in `options`."""
+    """Return the arguments of a verb that its tool takes in `options`; beside the others it takes them as well."""
     if verb not in VERBS:
         return []
-    request = VERBS[verb]
-    known = set(request.model_fields).union(*(params.model_fields for params in techniques(request).values()))
-    return [name for name in OPTIONS if name in known]
+    return [name for name, field in _fields(VERBS[verb]).items() if is_rare(field)]
 
 
-def told_options() -> str:
-    """The arguments that stand in `options`: those of measuring one line each, those of training by their names."""
+def option_descriptions() -> str:
+    """Describe `options` for the instructions: measurement line by line, training by names and choices."""
     shared = []
     for name in MEASURING:
         field = ModelRequest.model_fields[name]
         default = "" if field.default in (None, {}, []) else f"={field.default}"
-        shared.append(f"- {name}{default}: {_one_line(field.description)}")
+        shared.append(f"- {name}{default}: {_one_line(short_text(field))}")
     training = []
     for name in TRAINING:
         choices = typing.get_args(RecoveryRequest.model_fields[name].annotation)
-        told = f" ({'|'.join(choices)})" if choices and isinstance(choices[0], str) else ""
-        training.append(f"{name}{told}")
+        listed = f" ({'|'.join(choices)})" if choices and isinstance(choices[0], str) else ""
+        training.append(f"{name}{listed}")
     return "\n".join([*shared, f"- training: {', '.join(training)}."])
 
 
-def _options(verb: str, told: set[str]) -> Json:
-    """The object of rarely needed arguments: names that the instructions don't tell, one of those of training."""
-    new = [name for name in options_of(verb) if name not in told]
+def _fields(request: type[Request]) -> dict[str, FieldInfo]:
+    """Return the fields of a request, then those of its techniques, each name once."""
+    fields = dict(request.model_fields)
+    for params in techniques(request).values():
+        fields = params.model_fields | fields
+    order = [*request.model_fields, *(name for params in techniques(request).values() for name in params.model_fields)]
+    return {name: fields[name] for name in order}
+
+
+def _options(verb: str, described: set[str]) -> Json:
+    """Return the object of rare arguments: the names that no earlier tool has, one of those of training."""
+    new = [name for name in options_of(verb) if name not in described]
     if not new:
         return {"type": "object"}
-    training = [name for name in new if name in TRAINING and "options" in told]
-    listed = [name for name in new if name not in (*training, *OF_OUTPUTS)]
+    training = [name for name in new if name in TRAINING and "options" in described]
+    listed = [name for name in new if name not in training]
     words = f"Training parameters such as {training[0]}. " if training else ""
-    return {"type": "object", "description": words + (f"Rarely needed: {', '.join(listed)}." if listed else "")}
+    return {"type": "object", "description": words + (f"Rare: {', '.join(listed)}." if listed else "")}
 
 
-def _told(name: str, schema: Json) -> Json:
-    """An argument where it first appears: its choices or default or type, and its words."""
-    words = ARGUMENTS.get(name, schema.get("description", ""))
-    told = {part: value for part, value in schema.items() if part not in ("description", "holders")}
-    if "enum" in told and told["enum"][0] == told.get("default"):
-        told.pop("default")
-    if "enum" in told or (told.get("default") is not None and told.get("type") != "boolean"):
-        told.pop("type", None)
-    return told | ({"description": f"{schema.get('holders', '')} {words}".strip()} if words else {})
+def _described(schema: Json) -> Json:
+    """Return an argument where it first appears: its choices or default or type, and its text."""
+    text = schema.get("description", "")
+    small = {part: value for part, value in schema.items() if part not in ("description", "holders")}
+    if "enum" in small and small["enum"][0] == small.get("default"):
+        small.pop("default")
+    if "enum" in small or (small.get("default") is not None and small.get("type") != "boolean"):
+        small.pop("type", None)
+    return small | ({"description": f"{schema.get('holders', '')} {text}".strip()} if text else {})
 
 
 def _bare(schema: Json) -> Json:
-    """An argument that was told before: its type where a client might guess another."""
+    """Return an argument that an earlier tool describes: its type where a client might guess another."""
     return {"type": schema["type"]} if schema.get("type") in ("array", "object") else {}
 
 
 def _properties(model: type[BaseModel]) -> dict[str, Json]:
     schema = model.model_json_schema()
     definitions = schema.get("$defs", {})
-    return {name: _small(_resolved(value, definitions)) for name, value in schema["properties"].items()}
+    small = {name: _small(_resolved(value, definitions)) for name, value in schema["properties"].items()}
+    return {name: each | {"description": short_text(model.model_fields[name])} for name, each in small.items()}
 
 
-def _technique_properties(verb: str, key: str, request: type[Request]) -> dict[str, Json]:
-    """The choice of a technique, and every parameter of every technique once, with all choices that it may have.
+def _technique_properties(key: str, request: type[Request]) -> dict[str, Json]:
+    """Return the choice of a technique, and every parameter of every technique once, with all choices it may have.
 
-    Which techniques have a parameter is told where fewer than half of them do.
+    A parameter that fewer than half of the techniques have names them.
     """
     kinds = techniques(request)
-    default = getattr(request.model_fields[key].get_default(call_default_factory=True), key)
-    words = ARGUMENTS.get(f"{verb}.{key}", ARGUMENTS.get(key, ""))
+    field = request.model_fields[key]
+    default = getattr(field.get_default(call_default_factory=True), key)
     open_to_sources = any(params.by_source for params in kinds.values())
     named: Json = {"type": "string"} if open_to_sources else {"enum": list(kinds)}
-    choice = named | ({} if named.get("enum", [None])[0] == default else {"default": default}) | {"description": words}
+    first_is_default = named.get("enum", [None])[0] == default
+    choice = named | ({} if first_is_default else {"default": default}) | {"description": short_text(field)}
     found: dict[str, tuple[list[str], Json]] = {}
     for kind, params in kinds.items():
         for name, schema in _properties(params).items():

@@ -6,21 +6,9 @@ from typing import Any
 
 from mcp.types import Tool, ToolAnnotations
 
-from omgoptim.requests import QUERIES, VERBS
-from omgoptim.server.schema import input_schema, told_options
+from omgoptim.requests import QUERIES, TITLES, VERBS
+from omgoptim.server.schema import input_schema, option_descriptions
 from omgoptim.server.waiting import default_wait
-
-TITLES = {
-    "profile": "Profile a model",
-    "quantize": "Quantize a model",
-    "prune": "Prune a model",
-    "factorize": "Factorize a model",
-    "distill": "Distill a model into a smaller one",
-    "compare": "Compare two artifacts",
-    "optimize": "Reach a goal by a chain of steps",
-    "runs": "Manage runs",
-    "doctor": "Check the set-up",
-}
 
 _RUNS_CODE = "Runs code with the user's rights."
 
@@ -39,16 +27,16 @@ if the client disconnects. Something missing: call doctor.
 
 An argument without description means the same as in an earlier tool; the first choice is the default.
 wait_s: seconds to wait for the result. detail: full for the whole report. options: rarely needed arguments (=default):
-{told_options()}"""
+{option_descriptions()}"""
 
 
 def tools() -> list[Tool]:
     """The tools, in a fixed order."""
-    told: set[str] = set()
-    return [_tool(name, told) for name in (*VERBS, *QUERIES)]
+    described: set[str] = set()
+    return [_tool(name, described) for name in (*VERBS, *QUERIES)]
 
 
-def _tool(name: str, told: set[str]) -> Tool:
+def _tool(name: str, described: set[str]) -> Tool:
     request = (VERBS | QUERIES)[name]
     runs_code = name in VERBS
     description = " ".join((request.__doc__ or "").split())
@@ -56,9 +44,9 @@ def _tool(name: str, told: set[str]) -> Tool:
         description = f"{description} {_RUNS_CODE}"
     return Tool(
         name=name,
-        title=TITLES.get(name, name),
+        title=TITLES[name],
         description=description,
-        input_schema=input_schema(name, request, {} if name == "doctor" else _face_arguments(), told),
+        input_schema=input_schema(name, request, {} if name == "doctor" else _face_arguments(), described),
         output_schema=OUTPUT_SCHEMA,
         annotations=ToolAnnotations(
             read_only_hint=name == "doctor",

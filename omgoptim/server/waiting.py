@@ -67,17 +67,17 @@ def cap_words(given: Any) -> str | None:
 async def wait_for(folder: RunFolder, seconds: float, report: Report) -> RunState:
     """The state of a run when it has ended, or after `seconds`. Cancelling the call leaves the run alone."""
     deadline = time.monotonic() + seconds
-    told: tuple[object, ...] | None = None
-    told_at = 0.0
+    reported: tuple[object, ...] | None = None
+    reported_at = 0.0
     shown = 0.0
     while True:
         state = await run_sync(read_state, folder)
         now = time.monotonic()
         key = (state.status, state.stage, state.progress)
-        if key != told or now - told_at >= HEARTBEAT_S:
+        if key != reported or now - reported_at >= HEARTBEAT_S:
             shown = min(100.0, max(shown + 0.01, 100 * (state.progress or 0.0)))  # it must grow with every notification
             await report(shown, 100.0, numbers.progress_text(state))
-            told, told_at = key, now
+            reported, reported_at = key, now
         if state.status in ENDED or now >= deadline:
             return state
         await anyio.sleep(min(INTERVAL_S, deadline - now))

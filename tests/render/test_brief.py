@@ -72,7 +72,7 @@ def test_the_short_form_has_the_control_in_numbers_and_words_and_no_epochs(disti
     answer = brief.brief_report(distilled)
     control = answer["control"]
     assert (control["quality"], control["gain"], control["gain_low"], control["kept"]) == (0.954, 0.0127, 0.004, False)
-    assert control["told"].startswith("the same student, trained as long without the teacher, reaches 0.9540")
+    assert control["summary"].startswith("the same student, trained as long without the teacher, reaches 0.9540")
     assert "training" not in control
     assert len(answer["quality_by_epoch"]) == 2
     assert [one["status"] for one in answer["candidates"]] == ["chosen", "dropped", "dropped", "skipped"]

@@ -64,9 +64,9 @@ def _alternative_text(one: Alternative) -> str:
     numbers = [_size_text(one.size_ratio)] if one.size_ratio is not None else []
     numbers += [f"{ratio_text(one.speedup)} the speed"] if one.speedup is not None else []
     numbers += [f"drop {one.quality_drop:.4f}"] if one.quality_drop is not None else []
-    told = f"best {' and '.join(one.best_for)}" if one.best_for else ""
-    told = told if one.holds else "fails the guard"
-    return "; ".join(filter(None, [f"{one.name}: {', '.join(numbers)}", told, one.command]))
+    status = f"best {' and '.join(one.best_for)}" if one.best_for else ""
+    status = status if one.holds else "fails the guard"
+    return "; ".join(filter(None, [f"{one.name}: {', '.join(numbers)}", status, one.command]))
 
 
 def _size_text(ratio: float) -> str:

@@ -163,7 +163,7 @@ def control_text(control: Control, trained: bool = True) -> str:
     """What the student reaches alone, what the teacher brought, and which of the two is the artifact, in one line.
 
     Args:
-        trained: whether to tell how its training went, too.
+        trained: whether to include its training.
     """
     alone = "the same student, trained as long without the teacher"
     parts = [alone if control.quality is None else f"{alone}, reaches {control.quality:.4f}"]

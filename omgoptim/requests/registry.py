@@ -1,0 +1,84 @@
+"""The verbs, each declared once: its request, its title in the tool list, and where it is done.
+
+A new verb is a line here, its request, its operation, its function in `omgoptim.api` and its command page.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from omgoptim.requests.base import ModelRequest, Request
+from omgoptim.requests.compare import CompareRequest
+from omgoptim.requests.distill import DistillRequest
+from omgoptim.requests.factorize import FactorizeRequest
+from omgoptim.requests.optimize import OptimizeRequest
+from omgoptim.requests.profile import ProfileRequest
+from omgoptim.requests.prune import PruneRequest
+from omgoptim.requests.quantize import QuantizeRequest
+from omgoptim.requests.runs import DoctorRequest, RunsRequest
+
+TRAINABLE = ("prune", "factorize", "distill")
+"""Verbs whose artifact is a torch module: it can be changed and trained further."""
+
+ANY = (*TRAINABLE, "quantize", "optimize")
+"""Verbs that save an artifact."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """A verb that starts a run.
+
+    Args:
+        request: what may be asked of it.
+        title: its name in a list of tools.
+        operation: `package.module:function` that does it, imported when a run starts.
+        starts_from: verbs whose artifact it takes as its model, beside a model of the user's own.
+    """
+
+    request: type[Request]
+    title: str
+    operation: str
+    starts_from: tuple[str, ...] = TRAINABLE
+
+    @property
+    def on_model(self) -> bool:
+        """Whether the operation takes a model, and so one of the caller's own process."""
+        return issubclass(self.request, ModelRequest)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A verb that answers at once."""
+
+    request: type[Request]
+    title: str
+
+
+REGISTRY: dict[str, Verb] = {
+    "profile": Verb(ProfileRequest, "Profile a model", "omgoptim.operations.profile:profile", ANY),
+    "quantize": Verb(QuantizeRequest, "Quantize a model", "omgoptim.operations.quantize:quantize"),
+    "prune": Verb(PruneRequest, "Prune a model", "omgoptim.operations.prune:prune"),
+    "factorize": Verb(FactorizeRequest, "Factorize a model", "omgoptim.operations.factorize:factorize"),
+    "distill": Verb(DistillRequest, "Distill a model into a smaller one", "omgoptim.operations.distill:distill"),
+    "compare": Verb(CompareRequest, "Compare two artifacts", "omgoptim.operations.compare:compare", ANY),
+    "optimize": Verb(OptimizeRequest, "Reach a goal by a chain of steps", "omgoptim.operations.optimize:optimize"),
+}
+"""Verbs that start a run, in the order of the tool list."""
+
+QUERY_REGISTRY: dict[str, Query] = {
+    "runs": Query(RunsRequest, "Manage runs"),
+    "doctor": Query(DoctorRequest, "Check the set-up"),
+}
+"""Verbs that answer at once, in the order of the tool list."""
+
+VERBS: dict[str, type[Request]] = {name: verb.request for name, verb in REGISTRY.items()}
+"""Requests of the verbs that start a run."""
+
+QUERIES: dict[str, type[Request]] = {name: query.request for name, query in QUERY_REGISTRY.items()}
+"""Requests of the verbs that answer at once."""
+
+TITLES: dict[str, str] = {
+    **{name: verb.title for name, verb in REGISTRY.items()},
+    **{name: query.title for name, query in QUERY_REGISTRY.items()},
+}
+"""Titles of all verbs in a list of tools."""
