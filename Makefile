@@ -71,6 +71,7 @@ bench: $(VENV)/.bench ## the measured claims, about three hours on two cores
 	$(BIN)/python benchmarks/prune_speed.py --runtime onnxruntime
 	$(BIN)/python benchmarks/factorize.py
 	$(BIN)/python benchmarks/distill.py
+	$(BIN)/python benchmarks/optimize.py
 	$(BIN)/python benchmarks/search.py --part table
 	$(BIN)/python benchmarks/server_start.py
 

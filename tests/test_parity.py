@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 MEASURED = {
     "latency_ms_p50", "latency_ms_p90", "throughput_per_s", "peak_memory_bytes", "speedup", "speedup_low",
-    "speedup_high", "throughput_ratio", "memory_ratio", "time_ms", "time_share", "load", "seconds",
+    "speedup_high", "expected_seconds", "throughput_ratio", "memory_ratio", "time_ms", "time_share", "load", "seconds",
 }  # fmt: skip
 """Numbers that no two runs share."""
 
@@ -104,8 +104,9 @@ def comparable(value: Any) -> Any:
             {"student": "depthwise", "width": 0.5, "epochs": 1, "control": True, "max_quality_drop": 1},
             marks=pytest.mark.slow,
         ),
+        pytest.param("optimize", {"plan": True}, marks=pytest.mark.slow),
     ],
-    ids=["profile", "quantize", "plan", "prune", "factorize", "distill"],
+    ids=["profile", "quantize", "plan", "prune", "factorize", "distill", "plan of optimize"],
 )
 async def test_both_faces_give_the_same_report(verb: str, more: dict[str, Any], project: Path) -> None:
     raw = {"model": "digits_cnn.py:build", "data": "digits_cnn.py:load", "timing": "quick", **more}
@@ -117,6 +118,21 @@ async def test_both_faces_give_the_same_report(verb: str, more: dict[str, Any], 
         report["layers"] = sorted(report["layers"], key=lambda layer: layer["path"])
     assert comparable(assistant) == comparable(shell)
     assert set(assistant) - {"files"} == set(shell)
+
+
+@pytest.mark.slow
+async def test_both_faces_optimize_alike(project: Path) -> None:
+    goal = {"max_quality_drop": 0.05, "prefer": "size", "runtime": "onnxruntime", "budget_minutes": 600, "samples": 100}
+    raw = {"model": "digits_cnn.py:build", "data": "digits_cnn.py:load", "timing": "quick", "threads": 1, **goal}
+    shell = through_the_shell(project, "optimize", raw)
+    assistant = await through_mcp(project, "optimize", raw)
+    for report in (shell, assistant):
+        assert report["outcome"] == "ok"
+        assert any(step["status"] == "kept" for step in report["steps"])
+    told = [[(step["name"], step["verb"], step["size_bytes"]) for step in one["steps"]] for one in (shell, assistant)]
+    assert told[0] == told[1]
+    assert shell["after"]["size_bytes"] == assistant["after"]["size_bytes"]
+    assert shell["after"]["quality"] == assistant["after"]["quality"]
 
 
 def _renamed(text: str, names: dict[str, str]) -> str:

@@ -35,18 +35,23 @@ def resume(folder: RunFolder, program: str = WORKER) -> RunState:
         submission = _without_grants(folder, submission)
     try:
         with FileLock(folder.worker_lock, timeout=LOCK_LIMIT_S):
-            folder.worker_file.unlink(missing_ok=True)
-            time, stage = now(), "going on from the last checkpoint" if folder.checkpoints.is_dir() else "starting over"
-            again = {"status": "starting", "stage": stage, "progress": None, "eta_s": None, "pid": None}
-            again |= {"started": time, "updated": time, "summary": None, "error": None}
-            folder.write_request(submission)
-            folder.write_state(state.model_copy(update=again))
+            reopen(folder, state, submission)
     except Timeout:
         raise RunError(
             f"run {folder.id} is being started or ended right now", "its lock is held", "try again"
         ) from None
     start_worker(folder, submission.python, submission.project, program)
     return folder.stored_state()
+
+
+def reopen(folder: RunFolder, state: RunState, submission: Submission) -> None:
+    """Write that an ended run begins again; what it had checkpointed stays. The caller holds the run's lock."""
+    folder.worker_file.unlink(missing_ok=True)
+    time, stage = now(), "going on from the last checkpoint" if folder.checkpoints.is_dir() else "starting over"
+    again = {"status": "starting", "stage": stage, "progress": None, "eta_s": None, "pid": None}
+    again |= {"started": time, "updated": time, "summary": None, "error": None}
+    folder.write_request(submission)
+    folder.write_state(state.model_copy(update=again))
 
 
 def _without_grants(folder: RunFolder, submission: Submission) -> Submission:

@@ -14,7 +14,6 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -24,19 +23,17 @@ from filelock import FileLock
 from omgoptim.bootstrap import PACKAGE_FILE
 from omgoptim.errors import OmgoptimError, UserCodeError
 from omgoptim.jobs.device_queue import DeviceQueue, Wait, device_of
-from omgoptim.jobs.folder import RunFolder, Submission, write_whole
-from omgoptim.jobs.interpreter import Interpreter
+from omgoptim.jobs.folder import RunFolder, write_whole
 from omgoptim.jobs.processes import end_family, this_process
 from omgoptim.jobs.progress import Progress
-from omgoptim.jobs.states import ENDED, as_cancelled, as_done, as_failed, load_report, settle
+from omgoptim.jobs.states import ENDED, as_cancelled, as_done, as_failed, settle
+from omgoptim.jobs.step_runs import StepRuns, settle_steps
 from omgoptim.jobs.storage import full_disk, keep_reserve
-from omgoptim.jobs.submit import open_run
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import Request, parse, technique_field
 
 if TYPE_CHECKING:
-    from omgoptim.operations.context import RunContext, StepRun
-    from omgoptim.operations.live_objects import Live
+    from omgoptim.operations.context import RunContext
 
     RunVerb = Callable[[str, Request, RunContext], EfficiencyReport]
 
@@ -117,7 +114,7 @@ def _run(folder: RunFolder, run_verb: RunVerb, progress: Progress) -> Efficiency
         submission.found_by,
         turns.report if turns else progress.report,
         turns.measuring if turns else nullcontext,
-        _Steps(submission, progress.report),
+        StepRuns(folder, submission, progress.report, execute),
     )
     folder.work.mkdir(exist_ok=True)
     return run_verb(submission.verb, request, context)
@@ -129,39 +126,6 @@ def _kind_of(verb: str, request: Request) -> str:
     params = getattr(request, technique) if technique else None
     names = (verb, params.bare(technique) if params and technique else "", getattr(request, "timing", ""))
     return " ".join(name for name in names if name and len(name) <= 40)
-
-
-class _Steps:
-    """Verbs done as steps of a run: each is a run with a folder of its own, in this process."""
-
-    def __init__(self, submission: Submission, report: Callable[[str, float | None], None]) -> None:
-        self._submission = submission
-        self._report = report
-
-    def __call__(self, verb: str, request: Request, live: Live, span: tuple[float, float]) -> StepRun:
-        """Do the run and return it; its progress moves this run's within `span`.
-
-        Raises:
-            OmgoptimError: what the run raised.
-        """
-        from omgoptim.operations.context import StepRun
-
-        asked = self._submission
-        interpreter = Interpreter(Path(asked.python), asked.found_by, asked.version, ())
-        folder = open_run(verb, request, asked.project, interpreter)
-        start, end = span
-
-        def operation(_verb: str, resolved: Request, context: RunContext) -> EfficiencyReport:
-            from omgoptim.operations import run_verb
-
-            def progress(stage: str, done: float | None) -> None:
-                context.progress(stage, done)
-                self._report(f"{verb}: {stage}", None if done is None else start + (end - start) * done)
-
-            return run_verb(verb, resolved, replace(context, progress=progress), live)
-
-        execute(folder, operation, owns_process=False)
-        return StepRun(folder.id, folder.path, load_report(folder))
 
 
 class _Turns:
@@ -252,6 +216,7 @@ def _cancelled(folder: RunFolder, progress: Progress) -> Callable[[int, FrameTyp
         progress.close()
         end_family(process, folder.path, grace_s=0)
         settle(folder, as_cancelled)
+        settle_steps(folder)
         os._exit(128 + number)
 
     return handle

@@ -33,9 +33,9 @@ class StepRun:
     report: EfficiencyReport
 
 
-RunStep = Callable[[str, Request, "Live", tuple[float, float]], StepRun]
-"""`run_step(verb, request, live, span)`: execute a verb as a run of its own; `span` is its start and end as
-fractions of the whole run. Raises the errors of the run."""
+RunStep = Callable[[str, str, Request, "Live", tuple[float, float]], StepRun]
+"""`run_step(key, verb, request, live, span)`: do a verb as a run of its own, here and now; `span` is the fraction of
+the whole run that it takes. A run that was begun under this key goes on in its own folder. Raises what it raised."""
 
 
 def _no_steps(*_: object) -> StepRun:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import time
 
-from omgoptim.errors import RequestError
+from omgoptim.errors import RequestError, argument
+from omgoptim.measure.timing import PLANS
 from omgoptim.models.artifact import Manifest
-from omgoptim.models.data import take_samples
 from omgoptim.models.report_file import write_sealed
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.ledger import Ledger
 from omgoptim.operations.live_objects import Live
 from omgoptim.operations.loaded_model import LoadedModel, prepare
-from omgoptim.operations.next_steps import new_calls, pick_step, repeat_of, step
+from omgoptim.operations.next_steps import new_calls, pick_step, repeat_of, same_arguments, step
 from omgoptim.operations.optimization.chain import build_chain, single
+from omgoptim.operations.optimization.cost import Cost, epoch_seconds, measured_once
 from omgoptim.operations.optimization.final_choice import (
     Chosen,
     Finalist,
@@ -21,11 +23,13 @@ from omgoptim.operations.optimization.final_choice import (
     measure_finalists,
     pick_finalists,
 )
-from omgoptim.operations.optimization.floors import measure_floors, refuse_below
-from omgoptim.operations.optimization.goal import Goal
+from omgoptim.operations.optimization.floors import measure_floors, refuse_below, refuse_size
+from omgoptim.operations.optimization.goal import FINAL_SHARE, Goal
+from omgoptim.operations.optimization.order import refusal
 from omgoptim.operations.optimization.plan import plan_report
-from omgoptim.operations.optimization.selection_data import selection_as_evaluation
-from omgoptim.operations.optimization.steps import Steps
+from omgoptim.operations.optimization.points import Point
+from omgoptim.operations.optimization.selection_data import identity_of, selection_as_evaluation, train_problem
+from omgoptim.operations.optimization.steps import Steps, weights_identity
 from omgoptim.operations.output_folder import deliver as deliver_output
 from omgoptim.operations.output_folder import free_output
 from omgoptim.operations.quantization.selection import Preference
@@ -44,9 +48,6 @@ from omgoptim.operations.verdict import (
 from omgoptim.reports import Alternative, EfficiencyReport, NextStep
 from omgoptim.requests import OptimizeRequest
 
-FINAL_SHARE = 0.15
-"""Share of the budget that is held back for the final measurement."""
-
 LEDGER = "ledger.jsonl"
 
 
@@ -56,40 +57,43 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
     output = free_output(request.output, request.allow_path, context)
     live = live or Live()
     loaded = prepare(request, context, live)
-    _refuse_programs(request, loaded)
+    load_s = time.monotonic() - began
+    _refuse_quantized(request, loaded)
     goal = Goal.of(request)
-    floors = measure_floors(loaded, context, request.runtime)
+    data = selection_as_evaluation(loaded.data)  # refuses data that cannot be divided, before any step
+    problem = "a program cannot be trained" if loaded.module is None else train_problem(data)
+    refuse_size(goal, loaded, problem)
+    floors, launch_s = measure_floors(loaded, context, request.runtime)
     refuse_below(goal, floors)
-    selection_as_evaluation(loaded.data)  # refuses data that cannot be divided, before any step
-    has_train = loaded.module is not None and bool(take_samples(loaded.data.batches("train"), 1)) and loaded.data.real
+
+    def measure() -> Cost:
+        trained_began = time.monotonic()
+        epoch_s = None if problem else epoch_seconds(loaded, data, request.time_limit_s)
+        prepared_s = load_s + launch_s * len(floors) + time.monotonic() - trained_began
+        return Cost(prepared_s, load_s, launch_s, epoch_s)
+
+    cost = measured_once(context.checkpoints / "cost.json", measure)
+    _refuse_short(request, cost)
     if request.plan:
-        return plan_report(request, context, loaded, floors, has_train)
-    budget_s = 60 * request.budget_minutes
-    prepared_s = time.monotonic() - began
-    if budget_s < 2 * prepared_s:
-        raise RequestError(
-            f"a budget of {request.budget_minutes:g} minutes is too short",
-            f"loading the model and measuring an empty graph alone took {prepared_s:.0f} s",
-            f"give at least {max(1, round(8 * prepared_s / 60))} minutes",
-        )
-    ledger = Ledger(context.folder / LEDGER)
-    steps = Steps(request, context, live, ledger, began + (1 - FINAL_SHARE) * budget_s)
-    alone = single(steps)
-    singles = [alone, *steps.alternatives(alone)] if alone else []
-    chained = build_chain(steps, goal, has_train) if steps.seconds_left > 0 else []
-    points = [*singles, *chained]
-    if not points:
-        first = steps.failed[0]
-        raise RequestError("no step gave a result", f"{first.name}: {first.why}", "see the runs of the steps")
-    preference = Preference(request.prefer, Manifest.read(loaded.baseline).size_bytes)
-    chosen = measure_finalists(
-        request, context, loaded, pick_finalists(points, goal, preference, singles), goal, preference
+        return plan_report(request, context, loaded, floors, cost, problem)
+    steps = Steps(
+        request,
+        context,
+        live,
+        Ledger(context.folder / LEDGER),
+        (1 - FINAL_SHARE) * 60 * request.budget_minutes - cost.prepared_s,
+        model=weights_identity(loaded),
+        data=identity_of(loaded.data),
     )
+    points, singles = _points(steps, goal, cost, problem)
+    preference = Preference(request.prefer, Manifest.read(loaded.baseline).size_bytes)
+    finalists = pick_finalists(points, goal, preference, singles)
+    chosen = measure_finalists(request, context, loaded, finalists, goal, preference)
     for point in chosen.winner.point.chain:
         point.status = "kept"
     for point in steps.taken:
         if point.status != "kept":
-            point.why = "another result is better on the selection samples, or beyond the guard there"
+            point.why = _why_not(point, goal)
     places = deliver(chosen, context)
     reports = {one.slug: _report(request, context, loaded, steps, goal, chosen, one) for one in chosen.finalists}
     for name, report in reports.items():
@@ -101,12 +105,56 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
     return report.model_copy(update=update | ({"artifact": artifact_record(place)} if output else {}))
 
 
-def _refuse_programs(request: OptimizeRequest, loaded: LoadedModel) -> None:
-    if loaded.precision.startswith("int"):
+def _points(steps: Steps, goal: Goal, cost: Cost, problem: str | None) -> tuple[list[Point], list[Point]]:
+    """Take the steps; return everything that they made, and of that what quantization alone made.
+
+    Args:
+        problem: why nothing can be trained; None where it can.
+
+    Raises:
+        RequestError: no step gave a result.
+    """
+    alone = single(steps)
+    if problem is None:
+        build_chain(steps, goal, cost)
+    else:
+        steps.skip("prune or distill", "prune", problem)
+    singles = [alone, *steps.alternatives(alone)] if alone else []
+    others = [point for point in steps.taken if point is not alone]
+    points = [*singles, *(one for point in others for one in (point, *steps.alternatives(point)))]
+    if not points:
+        reasons = [step for step in steps.without_result if step.status == "failed"] or steps.without_result
+        raise RequestError("no step gave a result", f"{reasons[0].name}: {reasons[0].why}", "see the runs of the steps")
+    return points, singles
+
+
+def _why_not(point: Point, goal: Goal) -> str:
+    if point.cautious_drop <= goal.max_quality_drop:
+        return "within the guard on the selection samples; the result builds on another step"
+    margin = point.cautious_drop - point.drop
+    words = f"a drop of {point.drop:.4f} on the selection samples"
+    return f"{words}, {point.cautious_drop:.4f} with its margin" if margin > 0 else words
+
+
+def _refuse_quantized(request: OptimizeRequest, loaded: LoadedModel) -> None:
+    why = refusal("quantize", "quantize") if loaded.precision.startswith("int") else None
+    if why is not None:
         raise RequestError(
             f"'{request.model}' is quantized already",
-            f"its artifact is in {loaded.precision}, and nothing may follow quantization",
+            f"its artifact is in {loaded.precision}, and {why}",
             "optimize the float model that it was made from",
+        )
+
+
+def _refuse_short(request: OptimizeRequest, cost: Cost) -> None:
+    """Refuse a budget in which not even half of the first step would be done."""
+    needed_s = cost.prepared_s + cost.quantize_s([]) + cost.final_s(PLANS[request.timing].launches)
+    if 60 * request.budget_minutes < max(2 * cost.prepared_s, needed_s / 2):
+        minutes = math.ceil(10 * max(needed_s, 2 * cost.prepared_s) / 60) / 10
+        raise RequestError(
+            f"a budget of {request.budget_minutes:g} minutes is too short",
+            f"loading the model, quantizing it and the final measurement take about {needed_s:.0f} s",
+            f"give {argument('budget_minutes', f'{minutes:g}')} at least; training a smaller model takes more",
         )
 
 
@@ -235,9 +283,7 @@ def _next_steps(
         if holding and not passes(one.quality, goal.max_quality_drop):
             steps.append(pick_step(context.run_id, holding[0].slug, f"{holding[0].point.name} holds the guard"))
         if request.budget_minutes < 240:
-            again = {"model": request.model, "data": request.data, "max_quality_drop": request.max_quality_drop}
-            known = {name: value for name, value in again.items() if value is not None}
-            longer = known | {"budget_minutes": 3 * request.budget_minutes}
+            longer = same_arguments(request) | {"budget_minutes": 3 * request.budget_minutes}
             steps.append(step("optimize", longer, "more time trains longer and tries more levels"))
     else:
         steps.append(step("profile", {"model": context.run_id}, "see which layers cost most now"))

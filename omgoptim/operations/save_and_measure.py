@@ -22,6 +22,7 @@ from omgoptim.models.structural_diff import compute_diff
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import one_sample
 from omgoptim.operations.loaded_model import LoadedModel, recipe_of
+from omgoptim.operations.optimization.order import refusal
 from omgoptim.operations.quantization.build_candidates import float_program, in_memory
 from omgoptim.operations.reference_outputs import metric_of
 from omgoptim.operations.report_records import gains, measurement
@@ -39,6 +40,13 @@ def require_module(loaded: LoadedModel, verb: str) -> nn.Module:
     Raises:
         RequestError: it is a program, or quantized.
     """
+    forbidden = refusal("quantize", verb) if loaded.precision.startswith("int") else None
+    if forbidden is not None:
+        raise RequestError(
+            f"{verb} cannot follow quantization",
+            f"the model is in {loaded.precision}, and {forbidden}",
+            f"{verb} the float model that it was made from, then quantize the result",
+        )
     if loaded.module is None:
         raise RequestError(
             f"{verb} changes a module, and the model was given as a program",

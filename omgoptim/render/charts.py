@@ -9,7 +9,7 @@ from html import escape
 
 from omgoptim.render.lists import ranked_candidates
 from omgoptim.render.numbers import count_text, path_text, plain, ratio_text, size_text, time_text
-from omgoptim.reports import Candidate, EfficiencyReport, Layer, LayerNoise
+from omgoptim.reports import Candidate, EfficiencyReport, Layer, LayerNoise, Step
 
 WIDTH, HEIGHT = 760, 360
 MOST_BARS = 15
@@ -65,6 +65,37 @@ def candidate_scatter(report: EfficiencyReport) -> str:
         parts.append(_label(original, x.at(1), y.at(base), taken, "label"))
     parts += [_candidate_mark(number, one, x, y, guard, taken) for number, one in points]
     name = escape("Candidates: speedup against quality")
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name}">{"".join(parts)}</svg>'
+
+
+def step_scatter(report: EfficiencyReport) -> str:
+    """Speedup against quality of every measured step; the front as a line, the guard as another. Empty if too few.
+
+    The numbers at the points are the places of the steps in the report, from 1.
+    """
+    numbered = list(enumerate(report.steps, start=1))
+    points = [(number, one) for number, one in numbered if one.speedup is not None and one.quality is not None]
+    if len(points) < 2:
+        return ""
+    base = _quality_of_original([one for _, one in points])
+    guard = _guard(report, base)
+    x, y = _axes([one for _, one in points], base, guard)
+    parts = [_grid(x, y), _axis_titles()]
+    if guard is not None:
+        at = y.at(guard)
+        parts.append(f'<line class="guard" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(f'<text class="guardtext" x="{WIDTH - _RIGHT}" y="{at - 6:.1f}" text-anchor="end">guard</text>')
+    front = sorted((one.speedup or 0.0, one.quality or 0.0) for _, one in points if one.on_front)
+    if len(front) > 1:
+        line = " ".join(f"{x.at(speed):.1f},{y.at(quality):.1f}" for speed, quality in front)
+        parts.append(f'<polyline class="front" points="{line}"/>')
+    taken = [(x.at(one.speedup or 0), y.at(one.quality or 0)) for _, one in points]
+    if base is not None:
+        parts.append(_point("base", "original, speedup 1", x.at(1), y.at(base)))
+        taken.append((x.at(1), y.at(base)))
+        parts.append(_label("original", x.at(1), y.at(base), taken, "label"))
+    parts += [_step_mark(number, one, x, y, guard, taken) for number, one in points]
+    name = escape("Steps: speedup against quality")
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name}">{"".join(parts)}</svg>'
 
 
@@ -131,7 +162,19 @@ def _bar(layer: LayerNoise, name: str, index: int, start: int, per_db: float) ->
     )
 
 
-def _quality_of_original(candidates: list[Candidate]) -> float | None:
+def _step_mark(
+    number: int, one: Step, x: Scale, y: Scale, guard: float | None, taken: list[tuple[float, float]]
+) -> str:
+    at_x, at_y = x.at(one.speedup or 0), y.at(one.quality or 0)
+    outside = guard is not None and (one.quality or 0) < guard
+    size = f", {size_text(one.size_bytes)}" if one.size_bytes else ""
+    said = f"{one.name}: {ratio_text(one.speedup or 0)}{size}, quality {one.quality:.4f}. {one.status}: {one.why}"
+    kept = one.status == "kept"
+    mark = _point("pick" if kept else "out" if outside else "dot", said, at_x, at_y)
+    return mark + _label(str(number), at_x, at_y, taken, "strong" if kept else "label")
+
+
+def _quality_of_original(candidates: Sequence[Candidate | Step]) -> float | None:
     for one in candidates:
         if one.quality is not None and one.quality_drop is not None:
             return one.quality + one.quality_drop
@@ -146,7 +189,7 @@ def _guard(report: EfficiencyReport, base: float | None) -> float | None:
     return base - float(allowed) if base is not None and isinstance(allowed, (int, float)) else None
 
 
-def _axes(points: list[Candidate], base: float | None, guard: float | None) -> tuple[Scale, Scale]:
+def _axes(points: Sequence[Candidate | Step], base: float | None, guard: float | None) -> tuple[Scale, Scale]:
     speeds = [1.0, *(one.speedup for one in points if one.speedup is not None)]
     qualities = [one.quality for one in points if one.quality is not None]
     qualities += [value for value in (base, guard) if value is not None]

@@ -45,7 +45,8 @@ ul { margin:0; padding:0; list-style:none } li + li { margin-top:10px }
 dl { display:grid; grid-template-columns:max-content 1fr; gap:7px 22px; margin:0; font-size:14px }
 dt { color:var(--soft) } dd { margin:0; overflow-wrap:anywhere; grid-column:2 }
 svg { display:block; width:100%; height:auto; font:12px system-ui,-apple-system,"Segoe UI",Roboto,Arial,sans-serif }
-svg text { fill:var(--soft) } svg .grid { stroke:var(--line) } svg .guard { stroke:var(--bad); stroke-dasharray:5 4 }
+svg text { fill:var(--soft) } svg .grid { stroke:var(--line) } svg .front { fill:none; stroke:var(--soft) }
+svg .guard { stroke:var(--bad); stroke-dasharray:5 4 }
 svg .guardtext { fill:var(--bad) } svg .dot { fill:var(--soft); fill-opacity:.55 }
   svg .out { fill:var(--bad); fill-opacity:.6 }
 svg .pick { fill:var(--ok); stroke:var(--card); stroke-width:2 }

@@ -20,6 +20,8 @@ class Step(Record):
     status: Literal["kept", "rolled_back", "failed", "planned", "skipped"]
     why: str = ""
     seconds: float | None = None
+    expected_seconds: float | None = None
+    """Of a planned step: from one measured launch and one measured training batch."""
     expected_speedup: float | None = None
     """Against the original, before the step was taken."""
     speedup: float | None = None
@@ -28,3 +30,5 @@ class Step(Record):
     quality: float | None = None
     quality_drop: float | None = None
     """Against the original, on the selection samples; never on the evaluation data."""
+    on_front: bool = False
+    """Whether no other measured step is as fast, as small and as good at once."""

@@ -136,7 +136,7 @@ def test_a_pruned_artifact_is_pruned_again_and_quantized_with_its_lineage_and_th
     assert accuracy_elsewhere(third.artifact.path) == pytest.approx(third.after.quality, abs=1e-9)
     assert third.before is not None
     assert third.before.params == second.after.params == first.after.params  # type: ignore[union-attr]
-    with pytest.raises(RequestError, match="given as a program"):
+    with pytest.raises(RequestError, match="cannot follow quantization"):
         omgoptim.prune(third.run_id, data="net.py:load", timing="quick")
 
 

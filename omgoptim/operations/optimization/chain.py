@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from omgoptim.operations.optimization.cost import Cost
 from omgoptim.operations.optimization.goal import Goal
 from omgoptim.operations.optimization.levels import deepest_level
-from omgoptim.operations.optimization.steps import Point, Steps
+from omgoptim.operations.optimization.points import Point, product, speeds
+from omgoptim.operations.optimization.steps import Steps
 
 SHORT_EPOCHS = 1
 """Training epochs of a step that only compares levels."""
@@ -21,6 +23,15 @@ LEVELS = 3
 
 DUEL_SHARE = 0.2
 """Share of the time left that a second route may cost before the better of the two is known."""
+
+LEVELS_SHARE = 0.4
+"""Share of the time left that further levels may cost."""
+
+MARGIN = 1.3
+"""Time kept for a step over what it is expected to take, while others are still tried."""
+
+RECOVERY_SHARE = 0.6
+"""Share of the time left that one full recovery may cost: a shallower level may have to follow."""
 
 SHARE_OF_GUARD = 2.0
 """Drop after a short recovery, over the guard, up to which a level is worth a full recovery."""
@@ -55,6 +66,12 @@ DISTILL = Route(
 )
 FIRST_LEVEL = 0.5
 
+RECOVERIES, NARROW = 4, 0.15
+"""Most levels that are recovered in full, and the width of the bracket of levels that needs no further one."""
+
+SMALLEST_GUARD = 0.002
+"""The guard that a short recovery is compared with where none or less is allowed."""
+
 
 def single(steps: Steps) -> Point | None:
     """Quantize the original: the baseline that a chain must beat."""
@@ -66,89 +83,107 @@ def single(steps: Steps) -> Point | None:
     return steps.take("quantize", "quantize", arguments, None, SINGLES)
 
 
-def build_chain(steps: Steps, goal: Goal, has_train: bool) -> list[Point]:
-    """Return what the chain made: the recovered model and its quantized form; empty where nothing is within the guard.
-
-    Args:
-        has_train: whether there is a train split; nothing is pruned or distilled without one.
-    """
-    if not has_train:
-        return []
-    begun = []
+def build_chain(steps: Steps, goal: Goal, cost: Cost) -> None:
+    """Take the steps of the chain: compare routes, find the level, recover it in full, and quantize it."""
+    begun: list[tuple[Route, Point]] = []
     for index, route in enumerate((PRUNE, DISTILL)):
-        slowest = max((point.seconds for point in steps.taken if point.parent is None), default=0.0)
-        if index and DUEL_SHARE * steps.seconds_left < slowest:
+        if index and begun and cost.trained_s(steps.taken, SHORT_EPOCHS) > DUEL_SHARE * steps.seconds_left:
             break  # the time is better spent on the route that is begun
-        point = _short(steps, route, FIRST_LEVEL, index)
+        point = _short(steps, cost, route, FIRST_LEVEL, index)
         if point is not None:
             begun.append((route, point))
     if not begun:
-        return []
-    route, _ = max(begun, key=lambda pair: _merit(pair[1], steps))
-    level = _level(steps, route)
-    while level is not None and steps.seconds_left > 0:
-        made = _full(steps, route, level)
-        if any(point.cautious_drop <= goal.max_quality_drop for point in made):
-            return made
-        level = round(level / 2, 3) if level > 0.15 else None
-    return []
+        return
+    route = _better(begun, steps)
+    level = _level(steps, cost, route)
+
+    def recovered_within(level: float) -> bool | None:
+        recovered = _recovered(steps, cost, route, level)
+        name = f"quantize after {_name(route, level)}"
+        return None if recovered is None else _quantized_within(steps, cost, recovered, name, goal)
+
+    if level is not None and deepest_level(
+        recovered_within, bool, first=level, high=level, most=RECOVERIES, narrow=NARROW
+    ):
+        return
+    short = [
+        point for point in steps.taken if point.verb == route.verb and point.cautious_drop <= goal.max_quality_drop
+    ]
+    if short:  # no full recovery came to an end within the guard
+        deepest = max(zip(speeds(short), short, strict=True), key=lambda pair: pair[0])[1]
+        _quantized_within(steps, cost, deepest, f"quantize after {deepest.name}", goal)
 
 
-def _level(steps: Steps, route: Route) -> float | None:
+def _better(begun: Sequence[tuple[Route, Point]], steps: Steps) -> Route:
+    """Return the route whose drop may be recovered, then the faster one; else the one that lost less."""
+    limit = _limit(steps)
+    known = speeds([point for _, point in begun])
+
+    def merit(index: int) -> tuple[bool, float]:
+        point = begun[index][1]
+        return point.drop <= limit, known[index] if point.drop <= limit else -point.drop
+
+    return begun[max(range(len(begun)), key=merit)][0]
+
+
+def _level(steps: Steps, cost: Cost, route: Route) -> float | None:
     """Return the deepest level whose drop after a short recovery promises to end within the guard."""
-    limit = SHARE_OF_GUARD * max(steps.request.max_quality_drop, 0.002)
+    limit = _limit(steps)
+    kept_s = cost.trained_s(steps.taken, 2 * SHORT_EPOCHS) + cost.quantize_s(steps.taken)  # for one full recovery
+    spare_s = min(LEVELS_SHARE * steps.seconds_left, steps.seconds_left - MARGIN * kept_s)
+    affordable = max(0, int(spare_s / max(cost.trained_s(steps.taken, SHORT_EPOCHS), 0.01)))
     tried = {FIRST_LEVEL}
 
     def result(level: float) -> Point | None:
         known = next((point for point in steps.taken if point.name == _name(route, level)), None)
-        if known is None and steps.seconds_left <= 0:
-            return None
         tried.add(level)
-        return known or _short(steps, route, level, len(tried))
+        return known or _short(steps, cost, route, level, len(tried))
 
-    found = deepest_level(result, lambda point: point.drop <= limit, first=FIRST_LEVEL, most=LEVELS + 1)
+    most = 1 + min(LEVELS, affordable)
+    found = deepest_level(result, lambda point: point.drop <= limit, first=FIRST_LEVEL, most=most)
     return None if found is None else found[0]
 
 
-def _short(steps: Steps, route: Route, level: float, index: int) -> Point | None:
-    """Take a step to a level with a short recovery."""
+def _limit(steps: Steps) -> float:
+    return SHARE_OF_GUARD * max(steps.request.max_quality_drop, SMALLEST_GUARD)
+
+
+def _short(steps: Steps, cost: Cost, route: Route, level: float, index: int) -> Point | None:
+    """Take a step to a level with a short recovery, if there is time to quantize what comes of it."""
     start, end = COMPARED
     width = (end - start) / (LEVELS + 2)
     begin = min(start + index * width, end - width)
     arguments = route.arguments(level) | _training(steps, SHORT_EPOCHS)
-    name = _name(route, level)
-    return steps.take(name, route.verb, arguments, None, (begin, begin + width), route.speedup(level))
+    needed = cost.trained_s(steps.taken, SHORT_EPOCHS) + cost.quantize_s(steps.taken)
+    span = begin, begin + width
+    return steps.take(_name(route, level), route.verb, arguments, None, span, route.speedup(level), needed)
 
 
-def _full(steps: Steps, route: Route, level: float) -> list[Point]:
-    """Recover a level in full, and quantize it; the points made, the quantized ones first."""
-    epochs = _epochs(steps)
+def _recovered(steps: Steps, cost: Cost, route: Route, level: float) -> Point | None:
+    """Recover a level for as many epochs as the time left allows, with what quantizing takes held back."""
+    after = cost.quantize_s(steps.taken)
+    overhead = cost.trained_s(steps.taken, 0)
+    epoch = cost.trained_s(steps.taken, 1) - overhead
+    affordable = (RECOVERY_SHARE * (steps.seconds_left - after) - overhead) / max(epoch, 1e-3)
+    epochs = int(min(MOST_EPOCHS, max(2 * SHORT_EPOCHS, affordable)))
     arguments = route.arguments(level) | _training(steps, epochs)
     name = f"{_name(route, level)}, {epochs} epochs"
-    recovered = steps.take(name, route.verb, arguments, None, RECOVERED, route.speedup(level))
-    if recovered is None:
-        return []
-    left = steps.request.max_quality_drop - recovered.drop
-    if left < 0:
-        return [recovered]
-    single_step = next((point for point in steps.taken if point.verb == "quantize" and point.parent is None), None)
-    expected = recovered.speedup * (single_step.speedup if single_step else 1.0)
-    arguments = {"runtime": steps.request.runtime, "max_quality_drop": left, "prefer": steps.request.prefer}
-    quantized = steps.take(
-        f"quantize after {_name(route, level)}", "quantize", arguments, recovered, QUANTIZED, expected
-    )
-    if quantized is None:
-        return [recovered]
-    return [quantized, *steps.alternatives(quantized), recovered]
+    needed = overhead + epochs * epoch + after
+    return steps.take(name, route.verb, arguments, None, RECOVERED, route.speedup(level), needed)
 
 
-def _epochs(steps: Steps) -> int:
-    """Return the epochs that the time left allows: half of it, by what an epoch took so far."""
-    trained = [point.run.report.training for point in steps.taken if point.run.report.training]
-    seconds = [training.seconds / max(len(training.epochs), 1) for training in trained if training.epochs]
-    if not seconds:
-        return 4 * SHORT_EPOCHS
-    return int(min(MOST_EPOCHS, max(2 * SHORT_EPOCHS, 0.5 * steps.seconds_left / max(seconds))))
+def _quantized_within(steps: Steps, cost: Cost, point: Point, name: str, goal: Goal) -> bool:
+    """Quantize a point with what is left of the guard; whether a result is within it."""
+    left = min(1.0, goal.max_quality_drop - point.drop)
+    quantized = None
+    if left >= 0:
+        alone = next((one for one in steps.taken if one.verb == "quantize" and one.parent is None), None)
+        expected = product(point.speedup, alone.speedup if alone else None)
+        arguments = {"runtime": steps.request.runtime, "max_quality_drop": left, "prefer": steps.request.prefer}
+        seconds = cost.quantize_s(steps.taken)
+        quantized = steps.take(name, "quantize", arguments, point, QUANTIZED, expected, seconds)
+    made = [point, *([quantized, *steps.alternatives(quantized)] if quantized else [])]
+    return any(one.cautious_drop <= goal.max_quality_drop for one in made)
 
 
 def _training(steps: Steps, epochs: int) -> dict[str, Any]:
@@ -159,9 +194,3 @@ def _training(steps: Steps, epochs: int) -> dict[str, Any]:
 
 def _name(route: Route, level: float) -> str:
     return f"{route.name} {level:.0%}"
-
-
-def _merit(point: Point, steps: Steps) -> tuple[bool, float]:
-    """What is to be large: a drop that may be recovered, then speedup over what was lost beyond the guard."""
-    limit = SHARE_OF_GUARD * max(steps.request.max_quality_drop, 0.002)
-    return point.drop <= limit, point.speedup if point.drop <= limit else -point.drop

@@ -18,7 +18,7 @@ from omgoptim.models.artifact import Manifest
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.optimization.goal import Goal, Missed
-from omgoptim.operations.optimization.steps import Point
+from omgoptim.operations.optimization.points import Point, speeds
 from omgoptim.operations.quantization.selection import Preference
 from omgoptim.operations.report_records import gains, measurement
 from omgoptim.operations.timing import OVERLOADED, RaceResult, fraction_progress, full_race
@@ -69,11 +69,15 @@ def pick_finalists(
 
     The best of what quantization alone gave is always among them, and so is the point that loses least.
     """
+    merits = {
+        id(point): _merit(speed, point.size_bytes, preference)
+        for speed, point in zip(speeds(points), points, strict=True)
+    }
     within = [point for point in points if point.cautious_drop <= goal.max_quality_drop]
-    ranked = sorted(within, key=lambda point: -_merit(point, preference))
+    ranked = sorted(within, key=lambda point: merits[id(point)], reverse=True)
     chosen = ranked[: FINALISTS - 2]
     alone = [point for point in ranked if any(point is other for other in singles)]
-    safest = min(points, key=lambda point: (point.cautious_drop, -_merit(point, preference)))
+    safest = max(points, key=lambda point: (-point.cautious_drop, merits[id(point)]))
     for further in (*alone[:1], safest):
         if not any(further is point for point in chosen):
             chosen.append(further)
@@ -170,18 +174,19 @@ def _reaches(one: Finalist, goal: Goal) -> bool:
 
 def _place(
     point: Point, timing: Timing, loaded: LoadedModel, goal: Goal, preference: Preference, raced: RaceResult
-) -> tuple[bool, float, float]:
+) -> tuple[bool, float, float, float]:
     """The key of the order of delivery: targets first, then the guard on the selection samples, then merit."""
     seen = measurement(point.artifact, timing, loaded.bench, None, None, None)
     missed = goal.missed(seen)
     furthest = missed[0].factor if missed else 1.0
     within = point.cautious_drop <= goal.max_quality_drop
     known = raced.load <= OVERLOADED and timing.speedup is not None
-    speedup = timing.speedup.value if known and timing.speedup else 1.0
-    size = Manifest.read(point.artifact).size_bytes or 1
-    merit = preference.merit_of(speedup, preference.baseline_bytes / size)
-    return not within, furthest, -merit if within else point.cautious_drop
+    speedup = timing.speedup.value if known and timing.speedup else point.work_ratio
+    merit, size_ratio = _merit(speedup, Manifest.read(point.artifact).size_bytes, preference)
+    return not within, furthest, -merit if within else point.cautious_drop, -size_ratio
 
 
-def _merit(point: Point, preference: Preference) -> float:
-    return preference.merit_of(point.speedup, preference.baseline_bytes / (point.size_bytes or 1))
+def _merit(speed: float, size_bytes: int | None, preference: Preference) -> tuple[float, float]:
+    """What is to be large: what is preferred, then the size ratio, which is known on a busy machine too."""
+    size_ratio = preference.baseline_bytes / (size_bytes or preference.baseline_bytes or 1)
+    return preference.merit_of(speed, size_ratio), size_ratio

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,10 @@ MARGIN = 1.2
 """A target within this factor of the floor is as good as below it: the model's own work comes on top."""
 
 
+FEWEST_BITS = 4
+"""Of a parameter in the smallest format there is."""
+
+
 @dataclass(frozen=True, slots=True)
 class Floor:
     """What a graph that only passes its input on costs on one engine."""
@@ -32,11 +37,14 @@ class Floor:
     size_bytes: int
 
 
-def measure_floors(loaded: LoadedModel, context: RunContext, runtime: str) -> list[Floor]:
+def measure_floors(loaded: LoadedModel, context: RunContext, runtime: str) -> tuple[list[Floor], float]:
     """Time an empty graph with the model's inputs on every engine that may be used; none where no program engine is.
 
     Args:
         runtime: the engine of the result, or auto.
+
+    Returns:
+        The floors; and the seconds that one launch took, without the wait for the device.
     """
     names = [
         name
@@ -50,15 +58,18 @@ def measure_floors(loaded: LoadedModel, context: RunContext, runtime: str) -> li
         _save_empty(folder, name, loaded)
         folders.append(folder)
     if not folders:
-        return []
+        return [], 0.0
     context.progress("measuring what an empty graph costs", 0.03)
     with context.measuring():
+        began = time.monotonic()
         timings = time_artifacts(folders, loaded.bench, PLANS["quick"], 0)
-    return [
+        launch_s = (time.monotonic() - began) / len(folders)
+    floors = [
         Floor(name, timing.latency_ms_p50, timing.peak_memory_bytes, Manifest.read(folder).size_bytes)
         for name, folder, timing in zip(names, folders, timings, strict=True)
         if isinstance(timing, Timing)
     ]
+    return floors, launch_s
 
 
 def refuse_below(goal: Goal, floors: Sequence[Floor]) -> None:
@@ -93,6 +104,26 @@ def refuse_below(goal: Goal, floors: Sequence[Floor]) -> None:
             f"no model fits into {goal.size_bytes / MB:g} MB",
             f"a file with an empty graph takes {smallest:,} bytes",
             f"give a size target of at least {MARGIN * smallest / MB:.3g} MB",
+        )
+
+
+def refuse_size(goal: Goal, loaded: LoadedModel, problem: str | None) -> None:
+    """Refuse a size that no number format reaches, where the number of parameters cannot change.
+
+    Args:
+        problem: why nothing can be trained, and so nothing pruned or distilled; None where it can.
+
+    Raises:
+        RequestError: with the nearest size that is not ruled out.
+    """
+    if goal.size_bytes is None or problem is None or loaded.params is None:
+        return
+    least = loaded.params[0] * FEWEST_BITS / 8
+    if goal.size_bytes < least:
+        raise RequestError(
+            f"the model does not fit into {goal.size_bytes / MB:g} MB",
+            f"{loaded.params[0]:,} parameters in {FEWEST_BITS} bits each are {least / MB:.3g} MB; {problem}",
+            f"give a size target of at least {MARGIN * least / MB:.3g} MB, or training data",
         )
 
 

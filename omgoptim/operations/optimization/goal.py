@@ -9,6 +9,9 @@ from omgoptim.requests import OptimizeRequest
 
 MB = 1_000_000
 
+FINAL_SHARE = 0.15
+"""Share of the budget that is held back for the final measurement."""
+
 
 @dataclass(frozen=True, slots=True)
 class Missed:
@@ -47,11 +50,6 @@ class Goal:
             None if size is None else size * MB,
             None if memory is None else memory * MB,
         )
-
-    @property
-    def has_target(self) -> bool:
-        """Whether anything is to be reached; else the result is as small and fast as it gets."""
-        return any(target is not None for target in (self.latency_ms, self.size_bytes, self.memory_bytes))
 
     def missed(self, measured: Measurement) -> list[Missed]:
         """Return the targets that a measurement does not reach, the furthest first; what is not known is not missed."""

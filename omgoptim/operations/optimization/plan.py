@@ -4,45 +4,89 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from omgoptim.measure.timing import PLANS
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import LoadedModel
-from omgoptim.operations.next_steps import repeat_of, step
-from omgoptim.operations.optimization.chain import DISTILL, FIRST_LEVEL, LEVELS, MOST_EPOCHS, PRUNE
+from omgoptim.operations.next_steps import repeat_of, same_arguments, step
+from omgoptim.operations.optimization.chain import (
+    DISTILL,
+    DUEL_SHARE,
+    FIRST_LEVEL,
+    LEVELS,
+    LEVELS_SHARE,
+    MARGIN,
+    MOST_EPOCHS,
+    PRUNE,
+    RECOVERY_SHARE,
+    SHORT_EPOCHS,
+)
+from omgoptim.operations.optimization.cost import Cost
 from omgoptim.operations.optimization.floors import Floor
+from omgoptim.operations.optimization.goal import FINAL_SHARE
 from omgoptim.operations.report_records import environment, shown_request
 from omgoptim.reports import EfficiencyReport, Step
 from omgoptim.requests import OptimizeRequest
 
 
 def plan_report(
-    request: OptimizeRequest, context: RunContext, loaded: LoadedModel, floors: Sequence[Floor], has_train: bool
+    request: OptimizeRequest,
+    context: RunContext,
+    loaded: LoadedModel,
+    floors: Sequence[Floor],
+    cost: Cost,
+    problem: str | None,
 ) -> EfficiencyReport:
-    """Return the plan as a report."""
-    steps = [Step(name="quantize", verb="quantize", status="planned", why="every scheme and engine that fits")]
-    if has_train:
-        for route in (PRUNE, DISTILL):
-            why = "one short training: the better of the two goes on"
+    """Return the plan as a report, with the minutes that each step would take.
+
+    Args:
+        problem: why nothing can be trained; None where it can.
+    """
+    quantize_s, short_s = cost.quantize_s([]), cost.trained_s([], SHORT_EPOCHS)
+    left_s = 60 * request.budget_minutes * (1 - FINAL_SHARE) - cost.prepared_s - quantize_s
+
+    def planned(name: str, verb: str, why: str, seconds: float, speedup: float | None = None) -> Step:
+        return Step(
+            name=name, verb=verb, status="planned", why=why, expected_seconds=round(seconds), expected_speedup=speedup
+        )
+
+    steps = [planned("quantize", "quantize", "every scheme and engine that fits", quantize_s)]
+    if problem is None and left_s > short_s + quantize_s:
+        routes = (PRUNE, DISTILL) if short_s <= DUEL_SHARE * (left_s - short_s) else (PRUNE,)
+        for route in routes:
+            why = "one short training: the better of the two goes on" if len(routes) > 1 else "one short training"
             expected = route.speedup(FIRST_LEVEL)
-            name = f"{route.name} {FIRST_LEVEL:.0%}"
-            steps.append(Step(name=name, verb=route.verb, status="planned", why=why, expected_speedup=expected))
-        deeper = f"at most {LEVELS} further levels, by bisection to the guard"
+            steps.append(planned(f"{route.name} {FIRST_LEVEL:.0%}", route.verb, why, short_s, expected))
+        left_s -= len(routes) * short_s
+        kept_s = cost.trained_s([], 2 * SHORT_EPOCHS) + quantize_s
+        spare_s = min(LEVELS_SHARE * left_s, left_s - MARGIN * kept_s)
+        levels = max(0, min(LEVELS, int(spare_s / max(short_s, 0.01))))
+        verb = "prune or distill" if len(routes) > 1 else "prune"
+        if levels:
+            deeper = f"at most {levels} further levels, by bisection to the guard"
+            steps.append(planned("levels", verb, deeper, levels * short_s))
+            left_s -= levels * short_s
+        most_s = max(cost.trained_s([], 2 * SHORT_EPOCHS), RECOVERY_SHARE * (left_s - quantize_s))
+        full_s = min(cost.trained_s([], MOST_EPOCHS), most_s)
         full = f"the deepest level that promises to hold the guard, up to {MOST_EPOCHS} epochs"
-        steps.append(Step(name="levels", verb="prune or distill", status="planned", why=deeper))
-        steps.append(Step(name="full recovery", verb="prune or distill", status="planned", why=full))
-        steps.append(Step(name="quantize again", verb="quantize", status="planned", why="what was recovered"))
+        if full_s + quantize_s <= left_s:
+            steps.append(planned("full recovery", verb, full, full_s))
+        steps.append(planned("quantize again", "quantize", "what was recovered", quantize_s))
     else:
-        why = "there is no train split: nothing is pruned or distilled without one"
+        why = problem or f"no time: one training and quantizing take {short_s + quantize_s:.0f} s"
         steps.append(Step(name="prune or distill", verb="prune", status="skipped", why=why))
+    final_s = cost.final_s(PLANS[request.timing].launches)
+    total_s = cost.prepared_s + final_s + sum(step.expected_seconds or 0.0 for step in steps)
     lowest = min(floors, key=lambda floor: floor.latency_ms, default=None)
     floor_words = ""
     if lowest is not None:
         floor_words = f" An empty graph takes {lowest.latency_ms:.3g} ms on {lowest.runtime}: no model is faster here."
     summary = (
-        f"{len(steps)} steps within {request.budget_minutes:g} minutes; the guard is a drop of "
+        f"Plan only, nothing was done: about {max(1, round(total_s / 60))} of {request.budget_minutes:g} minutes, of "
+        f"which the final measurement takes about {final_s:.0f} s. The guard is a drop of "
         f"{request.max_quality_drop:g}. Evaluation data is read once, at the end.{floor_words}"
     )
-    arguments = {"model": request.model, "data": request.data, "max_quality_drop": request.max_quality_drop}
-    run = step("optimize", {name: value for name, value in arguments.items() if value is not None}, "do it")
+    output = {"output": request.output} if request.output else {}
+    run = step("optimize", same_arguments(request) | output, "do what was planned")
     return EfficiencyReport(
         outcome="ok",
         summary=summary,

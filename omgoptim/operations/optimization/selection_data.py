@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from omgoptim.errors import DataError
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from omgoptim.errors import DataError, OmgoptimError
 from omgoptim.models.data import DataSource, Split, batch_size, slice_samples, take_samples
 from omgoptim.models.raw_batch import RawBatch
+from omgoptim.training.randomness import own_randomness, seed_everything
 
 MOST_SELECTION = 2000
 MOST_CALIBRATION = 2000
@@ -16,18 +23,20 @@ MOST_CALIBRATION = 2000
 FEWEST_SELECTION = 16
 """Fewer samples than these tell nothing of a guard."""
 
+FEWEST_TRAINING = 16
+
 
 def selection_as_evaluation(data: DataSource) -> DataSource:
     """Return the same data with split `eval` taken from the second half of the calibration split.
 
-    Training samples stay as they are. What calibrates and what a step chooses on is the first half.
+    What calibrates and what a step chooses on is the first half. Training samples that are among the second half are
+    left out, so that nothing is judged on what it learnt: a data set without a train split often gives its calibration
+    samples for it.
 
     Raises:
         DataError: the calibration split has too few samples to divide.
     """
-    total = sum(
-        batch_size(raw.inputs) for raw in take_samples(data.batches("calibration"), MOST_SELECTION + MOST_CALIBRATION)
-    )
+    total = sum(batch_size(raw.inputs) for raw in take_samples(_steady(data), MOST_SELECTION + MOST_CALIBRATION))
     selection = min(total // 2, MOST_SELECTION)
     if selection < FEWEST_SELECTION:
         raise DataError(
@@ -37,19 +46,104 @@ def selection_as_evaluation(data: DataSource) -> DataSource:
         )
     calibration = min(total - selection, MOST_CALIBRATION)
 
+    chosen = calibration, calibration + selection
+    judged = {key for raw in _window(_steady(data), *chosen) for key in _keys(raw)}
+
+    def apart(batches: Iterator[RawBatch]) -> Iterator[RawBatch]:
+        for raw in batches:
+            kept = [index for index, key in enumerate(_keys(raw)) if key not in judged]
+            if len(kept) == batch_size(raw.inputs):
+                yield raw
+            elif kept:
+                yield RawBatch(_rows(raw.inputs, kept), _rows(raw.target, kept))
+
     def batches(split: Split) -> Iterator[RawBatch]:
         if split == "train":
-            return data.batches("train")
-        first, last = (0, calibration) if split == "calibration" else (calibration, calibration + selection)
-        return _window(lambda: data.batches("calibration"), first, last)
+            return apart(data.batches("train"))
+        return _window(_steady(data), *((0, calibration) if split == "calibration" else chosen))
 
-    return replace(data, batches=batches)
+    return replace(data, batches=batches, epoch=lambda size: apart(data.epoch(size)))
 
 
-def _window(batches: Callable[[], Iterator[RawBatch]], first: int, last: int) -> Iterator[RawBatch]:
+def train_problem(data: DataSource) -> str | None:
+    """Return why nothing can be trained; None where there are training samples beside those that steps are judged on.
+
+    Args:
+        data: as steps see it: see `selection_as_evaluation`.
+    """
+    if not data.real:
+        return "no data was given: nothing is pruned or distilled without training samples"
+    try:
+        found = take_samples(data.batches("train"), FEWEST_TRAINING)
+    except OmgoptimError as error:
+        return f"the train split cannot be read: {error.why or error.what}"
+    count = sum(batch_size(raw.inputs) for raw in found)
+    if count < FEWEST_TRAINING:
+        return f"there are {count} training samples beside those that steps are judged on: nothing is trained on so few"
+    return None
+
+
+def identity_of(data: DataSource, samples: int = MOST_SELECTION + MOST_CALIBRATION) -> str:
+    """Return a hash of the calibration split: what tells one data set from another under the same name."""
+    digest = hashlib.sha256()
+    for raw in take_samples(_steady(data), samples):
+        for key in _keys(raw):
+            digest.update(key)
+    return digest.hexdigest()[:16]
+
+
+def _keys(raw: RawBatch) -> list[bytes]:
+    """Return a hash of the inputs of each sample."""
+    arrays = list(_arrays(raw.inputs))
+    count = batch_size(raw.inputs)
+    keys = []
+    for index in range(count):
+        digest = hashlib.blake2b(digest_size=16)
+        for array in arrays:
+            digest.update(np.ascontiguousarray(array[index]).tobytes() if len(array) == count else b"")
+        keys.append(digest.digest())
+    return keys
+
+
+def _arrays(inputs: Any) -> Iterator[NDArray[Any]]:
+    if isinstance(inputs, Mapping):
+        inputs = tuple(inputs[name] for name in sorted(inputs))
+    if isinstance(inputs, (tuple, list)):
+        for part in inputs:
+            yield from _arrays(part)
+    elif isinstance(inputs, torch.Tensor):
+        plain = inputs.detach().cpu()
+        yield (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
+    elif isinstance(inputs, np.ndarray) and inputs.ndim:
+        yield inputs
+
+
+def _rows(value: Any, kept: Sequence[int]) -> Any:
+    """Return the samples of a batch's part at these places."""
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        return {key: _rows(item, kept) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_rows(item, kept) for item in value)
+    return value[list(kept)] if hasattr(value, "shape") else [value[index] for index in kept]
+
+
+def _steady(data: DataSource) -> Iterator[RawBatch]:
+    """Yield the calibration split in the same order every time, from a loader that shuffles too."""
+    with own_randomness():
+        seed_everything(0)
+        batches = data.batches("calibration")
+        first = next(batches, None)
+    if first is not None:
+        yield first
+        yield from batches
+
+
+def _window(batches: Iterator[RawBatch], first: int, last: int) -> Iterator[RawBatch]:
     """Yield samples first..last of a split, batch by batch."""
     begin = 0
-    for raw in batches():
+    for raw in batches:
         size = batch_size(raw.inputs)
         start, stop = max(first - begin, 0), min(last - begin, size)
         if start < stop:

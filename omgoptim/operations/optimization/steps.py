@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,16 +11,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import omgoptim
-from omgoptim.errors import OmgoptimError
+from omgoptim.errors import OmgoptimError, RunError, SetupError
+from omgoptim.models.artifact import Manifest
 from omgoptim.models.report_file import read_report
 from omgoptim.operations.context import RunContext, StepRun
 from omgoptim.operations.ledger import Amounts, Entry, Ledger, key_of
 from omgoptim.operations.live_objects import Live
+from omgoptim.operations.loaded_model import LoadedModel
+from omgoptim.operations.optimization.points import Point, pareto_points, product
 from omgoptim.operations.optimization.selection_data import selection_as_evaluation
 from omgoptim.operations.report_records import VERSIONS
 from omgoptim.operations.verdict import with_margin
 from omgoptim.reports import Alternative, EfficiencyReport, Step
 from omgoptim.requests import ModelRequest, OptimizeRequest, parse
+
+PASSING = (SetupError, RunError)
+"""Errors of the machine, such as a full disk: a step that failed by one is taken again when the run is resumed."""
 
 PLACE = ("project", "python", "timing")
 """Arguments of a request that decide nothing of a step's result."""
@@ -27,53 +35,36 @@ OF_THE_ORIGINAL = ("checkpoint", "weights", "model_kwargs")
 """Arguments that build the original: an artifact needs none of them."""
 
 
-@dataclass(slots=True, eq=False)
-class Point:
-    """An artifact that a step made, with what it was measured to be on the selection samples."""
-
-    name: str
-    verb: str
-    run: StepRun
-    artifact: Path
-    parent: Point | None
-    speedup: float
-    """Latency of the original over this one's, from single launches."""
-    size_bytes: int
-    quality: float
-    drop: float
-    """Quality of the original less this one's."""
-    cautious_drop: float
-    """The drop with a margin for what so many samples cannot tell."""
-    seconds: float
-    expected_speedup: float | None = None
-    status: Literal["kept", "rolled_back"] = "rolled_back"
-    why: str = ""
-
-    @property
-    def chain(self) -> list[Point]:
-        """The points it was made from, the first step first, itself last."""
-        return [*(self.parent.chain if self.parent else []), self]
-
-
 @dataclass(slots=True)
 class Steps:
-    """Takes steps, and knows what they brought."""
+    """Takes steps, and knows what they brought.
+
+    Time is an account: what is left is the budget less the seconds of the steps so far, those that were read from the
+    ledger too. So a run that was cut off decides as it would have without that.
+    """
 
     request: OptimizeRequest
     context: RunContext
     live: Live
     ledger: Ledger
-    deadline: float
-    """When no further step begins, by `clock`."""
+    budget_s: float
+    """Seconds that all steps may take together."""
+    model: str = ""
+    """Identity of the original."""
+    data: str = ""
+    """Identity of the data."""
     clock: Callable[[], float] = time.monotonic
     taken: list[Point] = field(default_factory=list)
-    failed: list[Step] = field(default_factory=list)
+    without_result: list[Step] = field(default_factory=list)
+    """Steps that failed, and those that were not begun for want of time."""
     original_quality: float | None = None
     """On the selection samples."""
 
     @property
     def seconds_left(self) -> float:
-        return self.deadline - self.clock()
+        """What no step has used of the budget."""
+        used = sum(point.seconds for point in self.taken) + sum(step.seconds or 0.0 for step in self.without_result)
+        return self.budget_s - used
 
     def take(
         self,
@@ -83,38 +74,55 @@ class Steps:
         parent: Point | None,
         span: tuple[float, float],
         expected_speedup: float | None = None,
+        expected_seconds: float = 0.0,
     ) -> Point | None:
-        """Take a step, or read what it brought from the ledger; None where it failed, with the reason recorded.
+        """Take a step, or read what it brought from the ledger; None where it gave nothing, with the reason recorded.
 
         Args:
             arguments: of the verb, beside those that every verb shares.
             parent: what it starts from; None for the original.
             span: fraction of the whole run that it takes.
+            expected_seconds: a step that takes longer than what is left is not begun.
         """
+        left = self.seconds_left
+        if left <= 0 or expected_seconds > left:
+            why = f"no time: about {expected_seconds:.0f} s needed, {max(0.0, left):.0f} s left of the budget"
+            if not any(step.status == "skipped" and step.verb == verb for step in self.without_result):
+                self._give_up(name, verb, parent, "skipped", why, None)
+            return None
         asked = self._arguments(parent) | arguments
         key = self._key(verb, asked, parent)
         known = self.ledger.get(key)
-        run = self._finished(known) if known else None
-        seconds = known.seconds if known else 0.0
         if known and known.verdict == "failed":
-            self._fail(name, verb, parent, known.why, seconds)
+            self._give_up(name, verb, parent, "failed", known.why, known.seconds)
             return None
+        run = self._finished(known) if known else None
+        seconds = known.seconds if known and run else 0.0
         if run is None:
             began = self.clock()
             try:
-                run = self.context.run_step(verb, parse(verb, asked), self._live(parent), span)
+                run = self.context.run_step(key, verb, parse(verb, asked), self._live(parent), span)
             except OmgoptimError as error:
                 why = f"{error.what}: {error.why}" if error.why else error.what
-                seconds = self.clock() - began
-                self._note(key, verb, asked, parent, None, seconds, why)
-                self._fail(name, verb, parent, why, seconds)
+                seconds = round(self.clock() - began, 2)
+                if not isinstance(error, PASSING):
+                    self._note(key, verb, asked, parent, None, seconds, why)
+                self._give_up(name, verb, parent, "failed", why, seconds)
                 return None
-            seconds = self.clock() - began
+            seconds = round(self.clock() - began, 2)
+            known = None
         point = self._point(name, verb, run, parent, seconds, expected_speedup)
         if known is None:
             self._note(key, verb, asked, parent, point, seconds, "")
         self.taken.append(point)
+        speed = "speed unknown" if point.speedup is None else f"{point.speedup:.2f}x"
+        done = f"{name} done: {speed}, {point.size_bytes:,} bytes, drop {point.drop:.4f}, {seconds:.0f} s"
+        self.context.progress(done, span[1])
         return point
+
+    def skip(self, name: str, verb: str, why: str) -> None:
+        """Record that a step was not taken."""
+        self._give_up(name, verb, None, "skipped", why, None)
 
     def alternatives(self, point: Point) -> list[Point]:
         """Return the other finalists that a step kept, as points of their own."""
@@ -127,6 +135,7 @@ class Steps:
 
     def records(self) -> list[Step]:
         """Return what was done, as the report shows it."""
+        front = pareto_points(self.taken)
         done = [
             Step(
                 name=point.name,
@@ -137,14 +146,15 @@ class Steps:
                 why=point.why,
                 seconds=round(point.seconds, 1),
                 expected_speedup=point.expected_speedup,
-                speedup=round(point.speedup, 3),
+                speedup=None if point.speedup is None else round(point.speedup, 3),
                 size_bytes=point.size_bytes,
                 quality=point.quality,
                 quality_drop=point.drop,
+                on_front=any(point is one for one in front),
             )
             for point in self.taken
         ]
-        return [*done, *self.failed]
+        return [*done, *self.without_result]
 
     def _arguments(self, parent: Point | None) -> dict[str, Any]:
         shared = {name: getattr(self.request, name) for name in ModelRequest.model_fields}
@@ -168,10 +178,10 @@ class Steps:
         settings = {name: value for name, value in asked.items() if name not in (*PLACE, "model")}
         versions = " ".join(f"{name} {version}" for name, version in sorted(_versions().items()))
         return key_of(
-            parent=parent.run.run_id if parent else self.request.model,
+            parent=parent.run.run_id if parent else f"{self.request.model} {self.model}",
             step=verb,
             settings=settings,
-            data=str(self.request.data),
+            data=f"{self.request.data} {self.data}",
             engine=versions,
             seed=self.request.seed,
         )
@@ -208,25 +218,34 @@ class Steps:
                 quality_drop=point.drop,
             )
         within = point is not None and point.cautious_drop <= self.request.max_quality_drop
+        speedup = point.expected_speedup if point else None
         self.ledger.append(
             Entry(
                 key=key,
                 parent=parent.run.run_id if parent else "original",
                 step=verb,
                 settings=settings,
-                predicted=Amounts(speedup=point.expected_speedup if point else None),
+                predicted=Amounts(speedup=speedup),
                 measured=measured,
-                seconds=round(seconds, 2),
+                seconds=seconds,
                 verdict="failed" if point is None else "kept" if within else "rolled_back",
                 why=why[:500],
                 artifact=f"../{point.run.run_id}/artifact" if point else None,
             )
         )
 
-    def _fail(self, name: str, verb: str, parent: Point | None, why: str, seconds: float) -> None:
+    def _give_up(
+        self,
+        name: str,
+        verb: str,
+        parent: Point | None,
+        status: Literal["failed", "skipped"],
+        why: str,
+        seconds: float | None,
+    ) -> None:
         from_step = parent.name if parent else None
-        self.failed.append(
-            Step(name=name, verb=verb, parent=from_step, status="failed", why=why, seconds=round(seconds, 1))
+        self.without_result.append(
+            Step(name=name, verb=verb, parent=from_step, status=status, why=why, seconds=seconds)
         )
 
     def _point(
@@ -240,7 +259,8 @@ class Steps:
             run=run,
             artifact=run.folder / "artifact",
             parent=parent,
-            speedup=(parent.speedup if parent else 1.0) * _speedup(report),
+            speedup=product(parent.speedup if parent else 1.0, report.gains.speedup if report.gains else None),
+            work_ratio=(parent.work_ratio if parent else 1.0) * ((report.gains and report.gains.macs_ratio) or 1.0),
             size_bytes=(report.after.size_bytes if report.after else None) or 0,
             quality=quality,
             drop=drop,
@@ -267,28 +287,20 @@ class Steps:
         quality = one.quality or 0.0
         drop = (self.original_quality or quality) - quality
         margin = point.cautious_drop - point.drop
-        ratio = (one.speedup or 1.0) if one.speedup else 1.0
         return Point(
             name=f"{point.name}: {one.candidate}",
             verb=point.verb,
             run=point.run,
             artifact=folder,
             parent=point.parent,
-            speedup=(point.parent.speedup if point.parent else 1.0) * ratio,
+            speedup=product(point.parent.speedup if point.parent else 1.0, one.speedup),
+            work_ratio=point.work_ratio,
             size_bytes=one.size_bytes or 0,
             quality=quality,
             drop=drop,
             cautious_drop=drop + margin,
             seconds=0.0,
         )
-
-
-def _speedup(report: EfficiencyReport) -> float:
-    """Latency before over after; where the machine was too busy to time anything, the ratio of the work."""
-    gains = report.gains
-    if gains is None:
-        return 1.0
-    return gains.speedup or gains.macs_ratio or 1.0
 
 
 def _versions() -> dict[str, str]:
@@ -301,3 +313,9 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def weights_identity(loaded: LoadedModel) -> str:
+    """Return a hash of the files of the original's artifact: what tells two models of one name apart."""
+    files = Manifest.read(loaded.baseline).files
+    return hashlib.sha256(json.dumps(files, sort_keys=True, default=str).encode()).hexdigest()[:16]

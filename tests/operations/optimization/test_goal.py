@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from omgoptim.operations.optimization.goal import Goal
-from omgoptim.operations.optimization.order import ORDER, refusal
 from omgoptim.reports import Measurement
 from omgoptim.requests import OptimizeRequest
 
@@ -18,14 +17,6 @@ def test_targets_are_in_the_units_of_their_names() -> None:
 
 
 def test_without_a_target_nothing_is_missed_and_what_was_not_measured_is_not_missed() -> None:
-    assert not Goal.of(OptimizeRequest(model="m")).has_target
     assert Goal.of(OptimizeRequest(model="m")).missed(MEASURED) == []
     unknown = Measurement(runtime="onnxruntime")
     assert Goal.of(OptimizeRequest(model="m", target_latency_ms=1)).missed(unknown) == []
-
-
-def test_the_order_is_a_chain_and_nothing_follows_quantization() -> None:
-    for index, before in enumerate(ORDER):
-        for later, after in enumerate(ORDER):
-            allowed = later >= index and before != "quantize"
-            assert (refusal(before, after) is None) == allowed, (before, after)

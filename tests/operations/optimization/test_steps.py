@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from omgoptim.errors import TechniqueError
+from omgoptim.errors import SetupError, TechniqueError
 from omgoptim.models.report_file import write_sealed
 from omgoptim.operations.context import RunContext, StepRun
 from omgoptim.operations.ledger import Ledger
 from omgoptim.operations.live_objects import Live
+from omgoptim.operations.optimization.points import speeds
 from omgoptim.operations.optimization.steps import Steps
 from omgoptim.reports import EfficiencyReport, Environment, Gains, Measurement
 from omgoptim.requests import OptimizeRequest, Request
@@ -25,7 +28,7 @@ class Runs:
     def __init__(self, root: Path, results: list[dict[str, Any] | Exception]) -> None:
         self.root, self.results, self.asked = root, results, []  # type: ignore[var-annotated]
 
-    def __call__(self, verb: str, request: Request, live: Live, span: tuple[float, float]) -> StepRun:
+    def __call__(self, key: str, verb: str, request: Request, live: Live, span: tuple[float, float]) -> StepRun:
         self.asked.append((verb, request, live))
         result = self.results[len(self.asked) - 1]
         if isinstance(result, Exception):
@@ -36,18 +39,19 @@ class Runs:
             outcome="ok", summary="s", verb=verb, run_id=folder.name, request={}, environment=ENVIRONMENT, repeat="r",
             before=Measurement(runtime="torch_eager", quality=result["before"], size_bytes=1000),
             after=Measurement(runtime="onnxruntime", quality=result["after"], size_bytes=result["size"]),
-            gains=Gains(speedup=result["speedup"], quality_drop=0.0, quality_drop_high=result.get("high", 0.0)),
+            gains=Gains(speedup=result["speedup"], macs_ratio=result.get("macs"),
+                        quality_drop=0.0, quality_drop_high=result.get("high", 0.0)),
         )  # fmt: skip
         write_sealed(folder / "report.json", folder.name, report)
         return StepRun(folder.name, folder, report)
 
 
-def steps_with(tmp_path: Path, runs: Runs) -> Steps:
+def steps_with(tmp_path: Path, runs: Runs, budget_s: float = 1e9, clock: Callable[[], float] = lambda: 0.0) -> Steps:
     mine = tmp_path / "runs" / "optimize-1"
     mine.mkdir(parents=True, exist_ok=True)
     context = RunContext(mine, "optimize-1", tmp_path, "python", "a test", lambda *_: None, run_step=runs)
     request = OptimizeRequest(model="net.py:build", data="net.py:load", max_quality_drop=0.02, checkpoint="w.pt")
-    return Steps(request, context, Live(), Ledger(mine / "ledger.jsonl"), deadline=1e18)
+    return Steps(request, context, Live(), Ledger(mine / "ledger.jsonl"), budget_s=budget_s, clock=clock)
 
 
 FIRST = {"before": 0.95, "after": 0.94, "size": 500, "speedup": 2.0, "high": 0.004}
@@ -95,7 +99,7 @@ def test_a_step_that_is_in_the_ledger_is_read_and_not_taken_again(tmp_path: Path
     assert (read.run.run_id, read.speedup, read.drop, read.seconds) == (
         first.run.run_id, first.speedup, first.drop, pytest.approx(first.seconds, abs=0.01),
     )  # fmt: skip
-    (failed,) = again.failed
+    (failed,) = again.without_result
     assert (failed.status, failed.why) == ("failed", "nothing can be removed: all layers are tied")
 
 
@@ -105,3 +109,63 @@ def test_other_settings_are_another_step(tmp_path: Path) -> None:
     steps.take("a", "prune", {"epochs": 1}, None, (0, 1))
     steps.take("b", "prune", {"epochs": 2}, None, (0, 1))
     assert len(runs.asked) == 2
+
+
+def test_a_step_that_would_end_past_the_budget_is_not_begun_and_says_so(tmp_path: Path) -> None:
+    runs = Runs(tmp_path / "runs", [FIRST, SECOND])
+    steps = steps_with(tmp_path, runs, budget_s=100, clock=count(0, 60).__next__)  # each step takes 60 s
+    first = steps.take("a", "prune", {"epochs": 1}, None, (0, 1), expected_seconds=90)
+    assert (first is not None, steps.seconds_left) == (True, 40)
+    assert steps.take("b", "prune", {"epochs": 2}, None, (0, 1), expected_seconds=41) is None
+    assert len(runs.asked) == 1
+    (left_out,) = steps.without_result
+    assert (left_out.status, left_out.seconds) == ("skipped", None)
+    assert left_out.why == "no time: about 41 s needed, 40 s left of the budget"
+    assert steps.take("c", "prune", {"epochs": 2}, None, (0, 1), expected_seconds=40) is not None
+
+
+def test_a_run_that_goes_on_has_as_much_time_left_as_if_it_had_not_been_cut_off(tmp_path: Path) -> None:
+    runs = Runs(tmp_path / "runs", [FIRST, TechniqueError("no")])
+    for seconds in (60, 1):
+        steps = steps_with(tmp_path, runs, 1000, count(0, seconds).__next__)
+        steps.take("a", "prune", {"epochs": 1}, None, (0, 1))
+        steps.take("b", "prune", {"epochs": 2}, None, (0, 1))
+        assert steps.seconds_left == 880
+    assert len(runs.asked) == 2
+
+
+def test_a_step_that_failed_by_the_machine_is_taken_again_and_one_by_the_model_is_not(tmp_path: Path) -> None:
+    runs = Runs(tmp_path / "runs", [SetupError("the disk is full"), TechniqueError("no"), FIRST])
+    for _ in range(2):
+        steps = steps_with(tmp_path, runs)
+        full = steps.take("a", "prune", {"epochs": 1}, None, (0, 1))
+        steps.take("b", "prune", {"epochs": 2}, None, (0, 1))
+    assert full is not None
+    assert len(runs.asked) == 3
+
+
+def test_where_a_speed_is_not_known_all_are_compared_by_their_work(tmp_path: Path) -> None:
+    pruned = {"before": 0.95, "after": 0.94, "size": 500, "speedup": None, "macs": 4.0}
+    quantized = {"before": 0.95, "after": 0.95, "size": 250, "speedup": 3.0}
+    runs = Runs(tmp_path / "runs", [pruned, quantized, {**SECOND, "after": 0.94}])
+    steps = steps_with(tmp_path, runs)
+    first = steps.take("prune", "prune", {"epochs": 1}, None, (0, 1))
+    other = steps.take("quantize", "quantize", {}, None, (0, 1))
+    chained = steps.take("quantize after", "quantize", {}, first, (0, 1))
+    assert first is not None
+    assert other is not None
+    assert chained is not None
+    assert speeds([first, other, chained]) == [4.0, 1.0, 4.0]
+    assert speeds([other]) == [3.0]
+    assert chained.speedup is None
+    assert steps.records()[0].speedup is None
+    assert [record.on_front for record in steps.records()] == [False, True, True]
+
+
+def test_another_model_or_other_data_under_the_same_name_is_another_step(tmp_path: Path) -> None:
+    runs = Runs(tmp_path / "runs", [FIRST, FIRST, FIRST])
+    for model, data in (("a", "x"), ("b", "x"), ("b", "y"), ("a", "x")):
+        steps = steps_with(tmp_path, runs)
+        steps.model, steps.data = model, data
+        steps.take("a", "prune", {"epochs": 1}, None, (0, 1))
+    assert len(runs.asked) == 3

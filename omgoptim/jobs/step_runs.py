@@ -1,0 +1,106 @@
+"""Runs that are steps of another run: each has a folder of its own and is done in the process of the run it belongs to.
+
+`checkpoints/steps/KEY` in the folder of that run names the run that was begun under a key, so that a run that was cut
+off goes on with the step it was in instead of beginning another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omgoptim.jobs.folder import NAME, RunFolder, Submission, is_run, write_whole
+from omgoptim.jobs.interpreter import Interpreter
+from omgoptim.jobs.resume import reopen
+from omgoptim.jobs.states import ENDED, as_cancelled, load_report, read_state, settle
+from omgoptim.jobs.submit import open_run
+from omgoptim.reports import EfficiencyReport
+from omgoptim.requests import Request
+
+if TYPE_CHECKING:
+    from omgoptim.operations.context import RunContext, StepRun
+    from omgoptim.operations.live_objects import Live
+
+
+@dataclass(frozen=True, slots=True)
+class StepRuns:
+    """Does verbs as steps of a run: see `RunStep`."""
+
+    folder: RunFolder
+    """Of the run that the steps belong to."""
+    submission: Submission
+    report: Callable[[str, float | None], None]
+    execute: Callable[..., None]
+    """`worker.execute`."""
+
+    def __call__(self, key: str, verb: str, request: Request, live: Live, span: tuple[float, float]) -> StepRun:
+        """Do the run of a key, or go on with it, and return it; its progress moves this run's within `span`.
+
+        Raises:
+            OmgoptimError: what the run raised.
+        """
+        from omgoptim.operations.context import StepRun
+
+        folder = self._begun(key, verb, request) or self._begin(key, verb, request)
+        start, end = span
+
+        def operation(_verb: str, resolved: Request, context: RunContext) -> EfficiencyReport:
+            from omgoptim.operations import run_verb
+
+            def progress(stage: str, done: float | None) -> None:
+                context.progress(stage, done)
+                self.report(f"{verb}: {stage}", None if done is None else start + (end - start) * done)
+
+            return run_verb(verb, resolved, replace(context, progress=progress), live)
+
+        self.execute(folder, operation, owns_process=False)
+        return StepRun(folder.id, folder.path, load_report(folder))
+
+    def _begin(self, key: str, verb: str, request: Request) -> RunFolder:
+        asked = self.submission
+        interpreter = Interpreter(Path(asked.python), asked.found_by, asked.version, ())
+        folder = open_run(verb, request, asked.project, interpreter)
+        place = _steps_of(self.folder)
+        place.mkdir(parents=True, exist_ok=True)
+        write_whole(place / key, folder.id)
+        return folder
+
+    def _begun(self, key: str, verb: str, request: Request) -> RunFolder | None:
+        """Return the run that was begun under a key, ready to go on unless it is done; None where there is none."""
+        folder = _named(self.folder, _steps_of(self.folder) / key)
+        if folder is None:
+            return None
+        state = read_state(folder)
+        if state.status in ENDED and state.status != "done":
+            asked = self.submission
+            again = Submission(
+                verb, request.model_dump(mode="json"), asked.project, asked.python, asked.found_by, asked.version
+            )
+            reopen(folder, state, again)
+        return folder
+
+
+def settle_steps(folder: RunFolder) -> None:
+    """Write of every step of a cancelled run that has not ended that it was cancelled. The caller is their process."""
+    place = _steps_of(folder)
+    for name in sorted(place.iterdir()) if place.is_dir() else []:
+        step = _named(folder, name)
+        if step is not None:
+            settle(step, as_cancelled)
+
+
+def _steps_of(folder: RunFolder) -> Path:
+    return folder.checkpoints / "steps"
+
+
+def _named(folder: RunFolder, file: Path) -> RunFolder | None:
+    """Return the run beside `folder` that a file names; None where it names none."""
+    try:
+        name = file.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    path = folder.path.parent / name
+    whole = NAME.fullmatch(name) is not None and name != folder.id and is_run(path)
+    return RunFolder(path) if whole else None

@@ -1,0 +1,67 @@
+"""What steps made: artifacts with their speed, size and drop, and which of them no other beats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from omgoptim.operations.context import StepRun
+
+
+@dataclass(slots=True, eq=False)
+class Point:
+    """An artifact that a step made, with what it was measured to be on the selection samples."""
+
+    name: str
+    verb: str
+    run: StepRun
+    artifact: Path
+    parent: Point | None
+    speedup: float | None
+    """Latency of the original over this one's, from single launches; None where the machine was too busy to tell."""
+    work_ratio: float
+    """MACs of the original over this one's: what is compared where a speedup is not known."""
+    size_bytes: int
+    quality: float
+    drop: float
+    """Quality of the original less this one's."""
+    cautious_drop: float
+    """The drop with a margin for what so many samples cannot tell."""
+    seconds: float
+    expected_speedup: float | None = None
+    status: Literal["kept", "rolled_back"] = "rolled_back"
+    why: str = ""
+
+    @property
+    def chain(self) -> list[Point]:
+        """The points it was made from, the first step first, itself last."""
+        return [*(self.parent.chain if self.parent else []), self]
+
+
+def speeds(points: Sequence[Point]) -> list[float]:
+    """Return how fast points are against the original: measured, or their work where one could not be measured."""
+    measured = [point.speedup for point in points if point.speedup is not None]
+    return measured if len(measured) == len(points) else [point.work_ratio for point in points]
+
+
+def pareto_points(points: Sequence[Point]) -> list[Point]:
+    """Return the points that no other beats or equals in speed, size and drop at once; of equal ones the first."""
+    costs = [(-s, p.size_bytes, p.drop) for s, p in zip(speeds(points), points, strict=True)]
+    front = []
+    for index, point in enumerate(points):
+        mine = costs[index]
+        beaten = any(
+            all(a <= b for a, b in zip(other, mine, strict=True)) and (other != mine or place < index)
+            for place, other in enumerate(costs)
+            if place != index
+        )
+        if not beaten:
+            front.append(point)
+    return front
+
+
+def product(parent: float | None, own: float | None) -> float | None:
+    """Return the speedup along a chain; None where one of the two is not known."""
+    return None if parent is None or own is None else parent * own

@@ -1,0 +1,55 @@
+"""The steps of an optimize run: the front, what was expected against what was measured, and the picture."""
+
+from __future__ import annotations
+
+import pytest
+
+from omgoptim.render.charts import step_scatter
+from omgoptim.render.html import report_html
+from omgoptim.render.sections.steps import expectation_error, steps_section
+from omgoptim.reports import EfficiencyReport, Step
+
+STEPS = [
+    Step(name="quantize", verb="quantize", status="rolled_back", speedup=2.0, size_bytes=250, quality=0.95,
+         quality_drop=0.0, on_front=True),
+    Step(name="prune <50%>", verb="prune", status="kept", speedup=1.6, expected_speedup=4.0, size_bytes=300,
+         quality=0.94, quality_drop=0.01),
+    Step(name="quantize after", verb="quantize", status="kept", speedup=4.0, expected_speedup=5.0, size_bytes=70,
+         quality=0.94, quality_drop=0.01, on_front=True),
+    Step(name="distill", verb="distill", status="failed", why="no such student"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def optimized(pruned: EfficiencyReport) -> EfficiencyReport:
+    request = {**pruned.request, "max_quality_drop": 0.02}
+    return pruned.model_copy(update={"verb": "optimize", "steps": STEPS, "request": request, "rounds": []})
+
+
+def test_the_error_of_the_expectations_is_the_median_over_the_steps_that_have_both() -> None:
+    assert expectation_error(STEPS) == pytest.approx((4.0 / 1.6 - 1 + 5.0 / 4.0 - 1) / 2)
+    assert expectation_error(STEPS[:1]) is None
+
+
+def test_the_picture_has_a_point_for_each_measured_step_the_guard_and_the_front(optimized: EfficiencyReport) -> None:
+    picture = step_scatter(optimized)
+    assert picture.count("<circle") == 4  # three steps and the original
+    assert picture.count('class="guard"') == 1
+    assert picture.count("<polyline") == 1
+    assert "prune &lt;50%&gt;: 1.60x" in picture
+    assert step_scatter(optimized.model_copy(update={"steps": STEPS[:1]})) == ""
+
+
+def test_the_page_shows_the_picture_and_the_median_error(optimized: EfficiencyReport) -> None:
+    page = report_html(optimized)
+    assert "Steps: speedup against quality" in page
+    assert "88% off in the median" in page
+    assert "<50%>" not in page
+
+
+def test_a_plan_has_minutes_and_no_picture(optimized: EfficiencyReport) -> None:
+    planned = [Step(name="quantize", verb="quantize", status="planned", expected_seconds=90)]
+    section = steps_section(optimized.model_copy(update={"steps": planned}), full=True)
+    assert section is not None
+    (table,) = section.blocks
+    assert [column.name for column in table.columns] == ["step", "status", "takes about"]  # type: ignore[union-attr]
