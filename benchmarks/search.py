@@ -6,6 +6,7 @@ accuracy of one seed; a search ends with the trial of the best accuracy it saw, 
 The table is not in the repository: without it there is nothing to run.
 
     python benchmarks/search.py --part table --table nas-bench-macro_cifar10.json [--quick]
+    python benchmarks/search.py --part real [--trials 24] [--epochs 18] [--seeds 3] [--quick]    see search_digits.py
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from record import bar, console, keep, machine, table
 
-from omgoptim.search.propose import Observations, Proposal, propose, propose_random
-from omgoptim.search.space import Knob, Space
+from omgoptim.architecture_search.propose import Observations, Proposal, propose, propose_random
+from omgoptim.architecture_search.space import Knob, Space
 
 VARIABLE = "OMGOPTIM_NAS_TABLE"
 LIMITS = (48e6, 59e6)
@@ -81,7 +82,7 @@ def by_plain_random(networks: Networks, limit: float, trials: int, seed: int) ->
 
 def by_tpe(networks: Networks, limit: float, trials: int, seed: int) -> float:
     """The same for TPE with rejection, as a conditional space is searched."""
-    from omgoptim.search.study import Rejected, Search, SearchSettings
+    from omgoptim.architecture_search.study import Rejected, Search, SearchSettings
 
     luck = np.random.default_rng([seed, 1])
     search = Search(SearchSettings(seed=seed))
@@ -170,12 +171,20 @@ def on_table(path: Path, repetitions: int, seed: int, quick: bool) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=["table"], default="table")
+    parser.add_argument("--part", choices=["table", "real"], default="table")
+    parser.add_argument("--trials", type=int, default=24, help="of part real")
+    parser.add_argument("--epochs", type=int, default=18, help="of part real")
+    parser.add_argument("--seeds", type=int, default=3, help="of part real")
     parser.add_argument("--table", type=Path, default=os.environ.get(VARIABLE), help=f"or ${VARIABLE}")
     parser.add_argument("--repetitions", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
+    if options.part == "real":
+        from search_digits import on_digits
+
+        trials, epochs, seeds = (4, 3, 1) if options.quick else (options.trials, options.epochs, options.seeds)
+        return int(on_digits(seeds, trials, epochs, options.quick) > 0)
     if options.table is None or not Path(options.table).is_file():
         console.print(f"skipped: give --table or ${VARIABLE}, the JSON of github.com/xiusu/NAS-Bench-Macro")
         return 0

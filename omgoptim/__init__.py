@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         profile,
         prune,
         quantize,
+        search,
     )
     from omgoptim.reports import EfficiencyReport
     from omgoptim.requests.distill import Depthwise, FewerLayers, InvertedResidual, LowRank, Narrow
@@ -89,6 +90,7 @@ __all__ = [
     "profile",
     "prune",
     "quantize",
+    "search",
 ]
 
 

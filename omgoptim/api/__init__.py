@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from typing_extensions import Unpack
 
 from omgoptim.api.artifacts import open_artifact, pick
-from omgoptim.api.live_call import copied, request_of, run
+from omgoptim.api.live_call import copied, request_of, run, search_request
 from omgoptim.operations.context import LIVE
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import parse
@@ -31,6 +31,7 @@ from omgoptim.requests.arguments import (
     PruneMethod,
     QuantizeArguments,
     QuantizeScheme,
+    SearchArguments,
 )
 from omgoptim.requests.distill import Student
 from omgoptim.requests.factorize import FactorMethod
@@ -300,6 +301,33 @@ def optimize(
     """
     request, live = request_of("optimize", model, data, metric, dict(arguments), loss)
     return run("optimize", request, live, progress)
+
+
+@_documented("search")
+def search(
+    model: str | nn.Module | Callable[..., Any],
+    space: str | Callable[..., Any] | None = None,
+    *,
+    data: Any = None,
+    metric: Any = "auto",
+    loss: Any = "auto",
+    progress: bool | None = None,
+    **arguments: Unpack[SearchArguments],
+) -> EfficiencyReport:
+    """Search for the network of best quality that meets a target on this machine.
+
+    Args:
+        model: a source, as for the other faces, or a module of this process; or, without a space, a function
+            `space(trial)` that returns a module.
+        space: auto (vary the model's own stages), a source, or a function `space(trial)`, with the model as teacher.
+        data, metric, loss: as for `prune`.
+        progress: as for `profile`.
+        arguments: as listed below.
+
+    Raises:
+        OmgoptimError: of the kind that fits: see `omgoptim.errors`.
+    """
+    return run("search", *search_request(model, space, data, metric, loss, dict(arguments)), progress)
 
 
 @_documented("compare")

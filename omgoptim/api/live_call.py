@@ -66,6 +66,22 @@ def request_of(
     return parse(verb, named), live
 
 
+def search_request(
+    model: Any, space: Any, data: Any, metric: Any, loss: Any, arguments: dict[str, Any]
+) -> tuple[Request, Live]:
+    """Return the request of `search` and its live objects; the model or the space may be a function of a trial."""
+    from dataclasses import replace
+
+    from torch import nn
+
+    alone = callable(model) and not isinstance(model, nn.Module)
+    function = model if alone else space if callable(space) else None
+    named = LIVE.format("space") if callable(space) else space
+    source = LIVE.format("space") if alone else model
+    request, live = request_of("search", source, data, metric, {"space": named, **arguments}, loss)
+    return request, replace(live, space=function)
+
+
 def copied(model: nn.Module) -> nn.Module:
     """Return a copy of a module on the CPU in eval mode."""
     import copy

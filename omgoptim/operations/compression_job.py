@@ -10,14 +10,14 @@ from torch import nn
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import Datasets, scoring_loss
 from omgoptim.operations.loaded_model import LoadedModel
-from omgoptim.requests import DistillRequest, FactorizeRequest, Params, PruneRequest
+from omgoptim.requests import DistillRequest, FactorizeRequest, Params, PruneRequest, SearchRequest
 from omgoptim.techniques.registry import ModuleRun, Outcome, apply_to_module
 from omgoptim.training.modes import placed
 
 WORK = (0.12, 0.76)
 """Fractions of the run's progress for compression and training."""
 
-Request = TypeVar("Request", bound=PruneRequest | FactorizeRequest | DistillRequest, covariant=True)
+Request = TypeVar("Request", bound=PruneRequest | FactorizeRequest | DistillRequest | SearchRequest, covariant=True)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ class Live:
     metric: Callable[..., Any] | None = None
     loss: Callable[..., Any] | None = None
     student: nn.Module | None = None
+    space: Callable[[Any], Any] | None = None
     resplit: Callable[[DataSource], DataSource] | None = None
     """Replaces the data of a step of another run, whose evaluation samples are selection samples of that run."""
     notes: tuple[str, ...] = ()

@@ -25,6 +25,7 @@ from omgoptim.requests.prune import PruneRequest
 from omgoptim.requests.quantize import QuantizeRequest
 from omgoptim.requests.registry import QUERIES, REGISTRY, TITLES, VERBS, Verb
 from omgoptim.requests.runs import DoctorRequest, RunsRequest
+from omgoptim.requests.search import SearchRequest
 from omgoptim.requests.training import RecoveryRequest, TrainingRequest
 from omgoptim.text import clean
 
@@ -49,6 +50,7 @@ __all__ = [
     "RecoveryRequest",
     "Request",
     "RunsRequest",
+    "SearchRequest",
     "TrainingRequest",
     "Verb",
     "parse",

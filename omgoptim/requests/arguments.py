@@ -201,3 +201,19 @@ class OptimizeArguments(ModelArguments, total=False):
     learning_rate: float | None
     output: str | None
     plan: bool
+
+
+class SearchArguments(TrainingArguments, total=False):
+    target_latency_ms: float | None
+    target_speedup: float | None
+    target_size_mb: float | None
+    target_memory_mb: float | None
+    trials: int
+    budget_minutes: float | None
+    control: Literal["none", "random"]
+    precision: Literal["float32", "int8"]
+    stages: int
+    max_quality_drop: float
+    runtime: Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino"]
+    output: str | None
+    plan: bool

@@ -16,11 +16,12 @@ from omgoptim.requests.profile import ProfileRequest
 from omgoptim.requests.prune import PruneRequest
 from omgoptim.requests.quantize import QuantizeRequest
 from omgoptim.requests.runs import DoctorRequest, RunsRequest
+from omgoptim.requests.search import SearchRequest
 
 TRAINABLE = ("prune", "factorize", "distill")
 """Verbs whose artifact is a torch module: it can be changed and trained further."""
 
-ANY = (*TRAINABLE, "quantize", "optimize")
+ANY = (*TRAINABLE, "quantize", "optimize", "search")
 """Verbs that save an artifact."""
 
 
@@ -62,6 +63,7 @@ REGISTRY: dict[str, Verb] = {
     "distill": Verb(DistillRequest, "Distill a model into a smaller one", "omgoptim.operations.distill:distill"),
     "compare": Verb(CompareRequest, "Compare two artifacts", "omgoptim.operations.compare:compare", ANY),
     "optimize": Verb(OptimizeRequest, "Reach a goal by a chain of steps", "omgoptim.operations.optimize:optimize"),
+    "search": Verb(SearchRequest, "Search architectures", "omgoptim.operations.search:search"),
 }
 """Verbs that start a run, in the order of the tool list."""
 

@@ -18,7 +18,7 @@ from omgoptim.requests import REGISTRY, VERBS, technique_field, techniques
 from omgoptim.requests.base import ModelRequest, Request
 from omgoptim.requests.training import RecoveryRequest, TrainingRequest
 
-OBJECTS = ("data", "metric", "loss")
+OBJECTS = ("data", "metric", "loss", "space")
 """Arguments of a verb on a model that may be objects of the caller's process."""
 
 SHARED: tuple[type[Request], ...] = (RecoveryRequest, TrainingRequest, ModelRequest)

@@ -24,7 +24,7 @@ STOREYS = (
     ("measure",),
     ("training",),
     ("techniques",),
-    ("search",),
+    ("architecture_search",),
     ("operations",),
     ("render",),
     ("jobs",),

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from omgoptim.architecture_search.auto import MOST_OPTIONS, AutoSpace, auto_space, stages_of
+from omgoptim.architecture_search.derivation import KEEP
 from omgoptim.errors import TechniqueError
 from omgoptim.models.samples import Samples
 from omgoptim.runtimes.signature import InputTensor, Signature
-from omgoptim.search.auto import MOST_OPTIONS, AutoSpace, auto_space, stages_of
-from omgoptim.search.derivation import KEEP
 from omgoptim.techniques.registry import ModuleRun
 
 

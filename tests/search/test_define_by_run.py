@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from torch import nn
 
+from omgoptim.architecture_search.define_by_run import build, look
 from omgoptim.errors import UserCodeError
-from omgoptim.search.define_by_run import build, look
 
 
 def product(trial: Any) -> nn.Module:

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from omgoptim.architecture_search.drive import Plan, drive, drive_conditional
+from omgoptim.architecture_search.space import Knob, Space
+from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
 from omgoptim.errors import RunError, TechniqueError
-from omgoptim.search.drive import Plan, drive, drive_conditional
-from omgoptim.search.space import Knob, Space
-from omgoptim.search.trials import TrialFolders, TrialResult, TrialSpec
 
 SPACE = Space(tuple(Knob(f"stage{number}", (0, 1, 2)) for number in range(4)))
 PLAN = Plan(trials=12, seed=0, parent="sha256:m", data="sha256:d", epochs=1)
@@ -25,7 +25,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {here!r})
 from test_drive import SPACE, PLAN, loads, trained
-from omgoptim.search.drive import drive
+from omgoptim.architecture_search.drive import drive
 
 calls = 0
 
@@ -38,7 +38,7 @@ def trial(spec, folder):
     return trained(spec, folder)
 
 if not {inside}:
-    from omgoptim.search.study import Search
+    from omgoptim.architecture_search.study import Search
     finish = Search.finish
     def dying(self, asked, result):
         if calls == {dies_in}:

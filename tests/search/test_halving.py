@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from omgoptim.search.halving import at_rung, best_of, comparable, goes_on, rung_epochs
+from omgoptim.architecture_search.halving import at_rung, best_of, comparable, goes_on, rung_epochs
 
 
 def test_the_best_third_goes_on() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from omgoptim.architecture_search.latency import BlockTable, corrected, fitted
+from omgoptim.architecture_search.space import Knob, Space
 from omgoptim.errors import DataError
-from omgoptim.search.latency import BlockTable, corrected, fitted
-from omgoptim.search.space import Knob, Space
 
 SPACE = Space(tuple(Knob(f"stage{number}", ("keep", "half", "drop")) for number in range(4)))
 TABLE = BlockTable(0.1, ((2.0, 1.0, 0.0), (4.0, 1.5, 0.0), (1.0, 0.5, 0.0), (3.0, 1.0, 0.0)))

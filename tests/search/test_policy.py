@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from omgoptim.search.propose import Observations, Proposal, propose, propose_random
-from omgoptim.search.space import Indices, Knob, Space
+from omgoptim.architecture_search.propose import Observations, Proposal, propose, propose_random
+from omgoptim.architecture_search.space import Indices, Knob, Space
 
 TABLE = json.loads(Path(__file__).with_name("digits_table.json").read_text())
 SPACE = Space(tuple(Knob(name, tuple(options)) for name, options in TABLE["knobs"].items()))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from omgoptim.search.propose import Observations, Proposal, Rule, propose, propose_random
-from omgoptim.search.space import Indices, Knob, Space
+from omgoptim.architecture_search.propose import Observations, Proposal, Rule, propose, propose_random
+from omgoptim.architecture_search.space import Indices, Knob, Space
 
 SPACE = Space(tuple(Knob(f"stage{number}", (0, 1, 2)) for number in range(6)))
 WAYS = [propose, propose_random]

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from omgoptim.architecture_search.runner import WEIGHTS, Cost, Steps, finalists, run_trial
+from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
 from omgoptim.errors import TechniqueError
-from omgoptim.search.runner import WEIGHTS, Cost, Steps, finalists, run_trial
-from omgoptim.search.trials import TrialFolders, TrialResult, TrialSpec
 
 EPOCHS = 9
 """Three rungs of 1, 2 and 6 epochs."""

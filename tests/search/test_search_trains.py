@@ -10,11 +10,11 @@ import torch
 from small_training import batches_of, blobs, evaluator_of, net
 from torch import nn
 
+from omgoptim.architecture_search.define_by_run import build, look
+from omgoptim.architecture_search.drive import Plan, drive
+from omgoptim.architecture_search.runner import Cost, Steps, finalists, fitting, run_trial
+from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
 from omgoptim.models.security.path_policy import PathPolicy
-from omgoptim.search.define_by_run import build, look
-from omgoptim.search.drive import Plan, drive
-from omgoptim.search.runner import Cost, Steps, finalists, fitting, run_trial
-from omgoptim.search.trials import TrialFolders, TrialResult, TrialSpec
 from omgoptim.training.config import TrainingConfig
 from omgoptim.training.distillation import DistillationLoss
 from omgoptim.training.losses import loss_of

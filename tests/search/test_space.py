@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from omgoptim.architecture_search.space import ENUMERATED, Knob, Space
 from omgoptim.errors import RequestError
-from omgoptim.search.space import ENUMERATED, Knob, Space
 
 SPACE = Space((Knob("width", (16, 32, 64)), Knob("kernel", (3, 5))))
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from omgoptim.search.propose import propose
-from omgoptim.search.space import Indices, Knob, Space
-from omgoptim.search.study import Finished, Rejected, Search, SearchSettings
+from omgoptim.architecture_search.propose import propose
+from omgoptim.architecture_search.space import Indices, Knob, Space
+from omgoptim.architecture_search.study import Finished, Rejected, Search, SearchSettings
 
 SPACE = Space(tuple(Knob(f"stage{number}", (0, 1, 2)) for number in range(4)))
 

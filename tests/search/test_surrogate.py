@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from omgoptim.search import surrogate
+from omgoptim.architecture_search import surrogate
 
 
 def test_the_posterior_recovers_weights_from_enough_observations() -> None:

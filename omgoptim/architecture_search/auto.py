@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from omgoptim.architecture_search.derivation import KEEP, OPTIONS, derived
+from omgoptim.architecture_search.space import Configuration, Knob, Space
 from omgoptim.errors import OmgoptimError, TechniqueError
 from omgoptim.measure.size import count_params
-from omgoptim.search.derivation import KEEP, OPTIONS, derived
-from omgoptim.search.space import Configuration, Knob, Space
 from omgoptim.techniques.registry import ModuleRun
 
 MOST_STAGES = 12

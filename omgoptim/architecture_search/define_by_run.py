@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import nn
 
+from omgoptim.architecture_search.space import Configuration, Knob, Option, Space
 from omgoptim.errors import UserCodeError
-from omgoptim.search.space import Configuration, Knob, Option, Space
 
 LOOKS = 8
 """Calls with random options before a space counts as a product."""

@@ -20,10 +20,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from omgoptim.architecture_search.space import Option
+from omgoptim.architecture_search.study import Finished, Rejected
 from omgoptim.errors import OmgoptimError, RunError
 from omgoptim.models.security.bounded_read import read_plain
-from omgoptim.search.space import Option
-from omgoptim.search.study import Finished, Rejected
 
 MOST_BYTES = 2**20
 

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from omgoptim.architecture_search.halving import comparable
+from omgoptim.architecture_search.journal import backend
+from omgoptim.architecture_search.propose import Observations
+from omgoptim.architecture_search.space import Configuration, Space
 from omgoptim.errors import SetupError
-from omgoptim.search.halving import comparable
-from omgoptim.search.journal import backend
-from omgoptim.search.propose import Observations
-from omgoptim.search.space import Configuration, Space
 
 if TYPE_CHECKING:
     import optuna
@@ -74,7 +74,7 @@ class Search:
 
     def __init__(self, settings: SearchSettings) -> None:
         self.settings = settings
-        library = _optuna()
+        library = optuna_library()
         storage: optuna.storages.BaseStorage = library.storages.InMemoryStorage()
         if settings.journal is not None:
             storage = library.storages.JournalStorage(backend(library, settings.journal))
@@ -109,7 +109,7 @@ class Search:
 
     def ask_sampler(self) -> optuna.trial.Trial:
         """Begin a trial of a conditional space by TPE; a lost one comes first, with its parameters."""
-        library = _optuna()
+        library = optuna_library()
         seed = int(np.random.default_rng([self.settings.seed, self.asked - self.waiting()]).integers(2**31))
         # A sampler of its own for each trial: a resumed search draws what an uninterrupted one would.
         self.study.sampler = library.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=STARTUP)
@@ -133,7 +133,7 @@ class Search:
         for rung, quality in enumerate(result.rungs):
             if rung not in known:
                 live.report(quality, rung)
-        states = _optuna().trial.TrialState
+        states = optuna_library().trial.TrialState
         if result.complete:
             self.study.tell(live, result.rungs[-1])
         else:
@@ -143,13 +143,13 @@ class Search:
         """End a trial that was measured or predicted to break a constraint, before it was trained."""
         live = self._live(trial)
         _constrain(live, rejected.loads)
-        self.study.tell(live, state=_optuna().trial.TrialState.PRUNED)
+        self.study.tell(live, state=optuna_library().trial.TrialState.PRUNED)
 
     def fail(self, trial: optuna.trial.Trial | int, reason: str) -> None:
         """End a trial that raised, with its reason."""
         live = self._live(trial)
         live.set_user_attr(REASON, reason[:500])
-        self.study.tell(live, state=_optuna().trial.TrialState.FAIL)
+        self.study.tell(live, state=optuna_library().trial.TrialState.FAIL)
 
     def resume(self, result_of: Callable[[int], Finished | Rejected | str | None]) -> list[int]:
         """Bring the study in line with the folders after a kill; returns the trials that are asked for again.
@@ -159,7 +159,7 @@ class Search:
         """
         lost = []
         for trial in self._trials():
-            if trial.state != _optuna().trial.TrialState.RUNNING:
+            if trial.state != optuna_library().trial.TrialState.RUNNING:
                 continue
             result = result_of(trial.number)
             if isinstance(result, Finished):
@@ -181,11 +181,11 @@ class Search:
             self.study.enqueue_trial(dict(parameters), user_attrs={REPLACES: number})
         live = self._live(number)
         live.set_user_attr(LOST, True)
-        self.study.tell(live, state=_optuna().trial.TrialState.FAIL)
+        self.study.tell(live, state=optuna_library().trial.TrialState.FAIL)
 
     def waiting(self) -> int:
         """Count the trials that were lost to a kill and not begun again."""
-        return sum(trial.state == _optuna().trial.TrialState.WAITING for trial in self._trials())
+        return sum(trial.state == optuna_library().trial.TrialState.WAITING for trial in self._trials())
 
     def observations(self, space: Space) -> Observations:
         """Return what the proposal rule learns from: trained configurations, and those that are out."""
@@ -211,7 +211,7 @@ class Search:
 
     def best(self) -> tuple[int, float] | None:
         """Return number and quality of the best trial that was trained to the end; None when there is none."""
-        complete = _optuna().trial.TrialState.COMPLETE
+        complete = optuna_library().trial.TrialState.COMPLETE
         done = [trial for trial in self._trials() if trial.state == complete and trial.value is not None]
         if not done:
             return None
@@ -224,7 +224,7 @@ class Search:
         return sorted(dict.fromkeys(found), key=lambda reason: -found.count(reason))
 
     def _suggested(self, space: Space) -> optuna.trial.Trial:
-        categorical = _optuna().distributions.CategoricalDistribution
+        categorical = optuna_library().distributions.CategoricalDistribution
         trial: optuna.trial.Trial = self.study.ask({knob.name: categorical(knob.options) for knob in space.knobs})
         return trial
 
@@ -235,7 +235,7 @@ class Search:
     def _live(self, trial: optuna.trial.Trial | int) -> optuna.trial.Trial:
         if not isinstance(trial, int):
             return trial
-        live: optuna.trial.Trial = _optuna().trial.Trial(self.study, self._trials()[trial]._trial_id)
+        live: optuna.trial.Trial = optuna_library().trial.Trial(self.study, self._trials()[trial]._trial_id)
         return live
 
 
@@ -249,7 +249,12 @@ def _constrain(trial: optuna.trial.Trial, loads: Mapping[str, float]) -> None:
         trial.set_constraint(name, load - 1.0)
 
 
-def _optuna() -> Any:
+def optuna_library() -> Any:
+    """Return the module optuna.
+
+    Raises:
+        SetupError: it is absent, or older than 5.
+    """
     try:
         import optuna
     except ModuleNotFoundError as error:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omgoptim.errors import TechniqueError
-from omgoptim.search.propose import DEFAULT, Load, Proposal, Rule, propose
-from omgoptim.search.space import Configuration, Space
-from omgoptim.search.study import Finished, Rejected, Search, SearchSettings
-from omgoptim.search.trials import TrialFolders, TrialResult, TrialSpec
+from omgoptim.architecture_search.propose import DEFAULT, Load, Proposal, Rule, propose
+from omgoptim.architecture_search.space import Configuration, Space
+from omgoptim.architecture_search.study import Finished, Rejected, Search, SearchSettings
+from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
+from omgoptim.errors import RequestError, TechniqueError
 
 Trial = Callable[[TrialSpec, Path], TrialResult]
 """`trial(spec, folder)`: build, measure, train; a function of the spec alone."""
@@ -56,6 +56,7 @@ def drive(
     way: Proposal = propose,
     rule: Rule = DEFAULT,
     progress: Callable[[str, float | None], None] = lambda _stage, _done: None,
+    more: Callable[[], bool] = lambda: True,
 ) -> Driven:
     """Search a product of knobs by a way of proposing.
 
@@ -63,16 +64,18 @@ def drive(
         loads: the predicted load given the trials so far; called before each proposal, so that it can learn from what
             was measured.
         folder: of the run; a search that was begun there goes on.
+        more: whether another trial may begin: there is time left.
 
     Raises:
         TechniqueError: every trial failed, or every candidate was measured to be over the limits.
+        RequestError: the time was over before the first trial.
     """
 
     def begin(search: Search, results: dict[int, TrialResult]) -> Any:
         row = way(space, loads(results), search.observations(space), plan.seed, search.asked, rule)
         return None if row is None else search.ask(space, space.configuration(row))
 
-    return _loop(lambda search: search.ask_again(space), begin, trial, plan, folder, progress)
+    return _loop(lambda search: search.ask_again(space), begin, trial, plan, folder, progress, more)
 
 
 def drive_conditional(
@@ -82,6 +85,7 @@ def drive_conditional(
     plan: Plan,
     folder: Path,
     progress: Callable[[str, float | None], None] = lambda _stage, _done: None,
+    more: Callable[[], bool] = lambda: True,
 ) -> Driven:
     """Search a conditional space by TPE, rejecting what is predicted to be over the limits.
 
@@ -111,7 +115,7 @@ def drive_conditional(
         parameters(asked)
         return asked
 
-    return _loop(again, begin, trial, plan, folder, progress)
+    return _loop(again, begin, trial, plan, folder, progress, more)
 
 
 def _loop(
@@ -121,6 +125,7 @@ def _loop(
     plan: Plan,
     folder: Path,
     progress: Callable[[str, float | None], None],
+    more: Callable[[], bool],
 ) -> Driven:
     folders = TrialFolders(folder / "trials")
     folders.clear()
@@ -128,7 +133,7 @@ def _loop(
     search.resume(lambda number: None if (found := folders.result(number)) is None else found.for_study())
     results = folders.results()
     exhausted = False
-    while len(search) < plan.trials:
+    while len(search) < plan.trials and more():
         asked = again(search) or begin(search, results)
         if asked is None:
             exhausted = True
@@ -165,6 +170,10 @@ def _ended(search: Search, results: dict[int, TrialResult], exhausted: bool) -> 
     trained = len(search)
     if not trained:
         reasons = search.reasons()
+        if not results and not exhausted:
+            raise RequestError(
+                "the budget is too short for a trial", "it was over before one began", "give more minutes"
+            )
         if reasons:
             raise TechniqueError("no trial of the search could be trained", reasons[0])
         nearest = min((max(each.loads.values(), default=1.0) for each in results.values()), default=None)

@@ -18,8 +18,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from omgoptim.search import surrogate
-from omgoptim.search.space import Indices, Space
+from omgoptim.architecture_search import surrogate
+from omgoptim.architecture_search.space import Indices, Space
 
 Load = Callable[[Indices], NDArray[np.float64]]
 """Predicted cost over the limit, for rows of option indices; at most 1 is predicted to be within."""

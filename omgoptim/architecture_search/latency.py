@@ -18,8 +18,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from omgoptim.architecture_search.space import Indices, Space
 from omgoptim.errors import DataError
-from omgoptim.search.space import Indices, Space
 
 Floats = NDArray[np.float64]
 

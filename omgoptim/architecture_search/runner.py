@@ -13,10 +13,10 @@ from pathlib import Path
 
 from torch import nn
 
+from omgoptim.architecture_search.halving import at_rung, best_of, goes_on, rung_epochs
+from omgoptim.architecture_search.space import Configuration
+from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
 from omgoptim.errors import ArtifactError
-from omgoptim.search.halving import at_rung, best_of, goes_on, rung_epochs
-from omgoptim.search.space import Configuration
-from omgoptim.search.trials import TrialFolders, TrialResult, TrialSpec
 from omgoptim.training.batches import Batches
 from omgoptim.training.config import TrainingConfig
 from omgoptim.training.distillation import DistillationLoss

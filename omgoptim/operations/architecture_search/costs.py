@@ -1,0 +1,144 @@
+"""What a network costs in the final engine and precision: saved, opened in a fresh process, timed with the original."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from omgoptim.architecture_search.runner import Cost
+from omgoptim.errors import ModelError, OmgoptimError
+from omgoptim.measure.timing import PLANS, SCREENING_PLAN, Timing, time_artifacts
+from omgoptim.models.artifact import Manifest
+from omgoptim.models.source import Recipe
+from omgoptim.operations.compression_job import Job
+from omgoptim.operations.optimization.goal import MB
+from omgoptim.operations.quantization.build_candidates import build_candidate, float_program
+from omgoptim.operations.quantization.candidates import CandidateSpec
+from omgoptim.operations.save_and_measure import save
+from omgoptim.requests import SearchRequest
+from omgoptim.requests.quantize import Static
+
+CALIBRATION = 256
+"""Samples that an int8 network is calibrated on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What may not be exceeded; None where nothing was asked."""
+
+    latency_ms: float | None
+    size_bytes: float | None
+    memory_bytes: float | None
+
+    @staticmethod
+    def of(request: SearchRequest, baseline_ms: float) -> Limits:
+        """Return the limits of a request; a speedup is one of latency, by that of the original."""
+        latencies = [request.target_latency_ms] if request.target_latency_ms is not None else []
+        latencies += [baseline_ms / request.target_speedup] if request.target_speedup is not None else []
+        size, memory = request.target_size_mb, request.target_memory_mb
+        return Limits(
+            min(latencies, default=None),
+            None if size is None else size * MB,
+            None if memory is None else memory * MB,
+        )
+
+    def loads(self, latency_ms: float | None, size_bytes: float | None, memory_bytes: float | None) -> dict[str, float]:
+        """Return measured over allowed by constraint, of what is known and limited."""
+        sides = {
+            "latency": (latency_ms, self.latency_ms),
+            "size": (size_bytes, self.size_bytes),
+            "memory": (memory_bytes, self.memory_bytes),
+        }
+        return {
+            name: value / limit for name, (value, limit) in sides.items() if value is not None and limit is not None
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Measures networks beside the original, so that how busy the machine is cancels out."""
+
+    job: Job[SearchRequest]
+    baseline: Path
+    baseline_ms: float
+    limits: Limits
+    recipe: Recipe | None
+    """How a fresh process builds a network that is no change of the model: as an exported program."""
+
+    def measure(self, module: nn.Module, folder: Path) -> Cost:
+        """Save a network into a folder and measure it; one that was not trained is removed again.
+
+        Raises:
+            OmgoptimError: it cannot be saved, exported or opened.
+        """
+        untrained = folder.name != "artifact"
+        self.save(module, folder, to_time_only=untrained)
+        try:
+            [found] = self.time_artifacts([folder])
+        finally:
+            if untrained:
+                shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(found, OmgoptimError):
+            raise found
+        return found
+
+    def time_artifacts(self, folders: Sequence[Path]) -> list[Cost | OmgoptimError]:
+        """Time saved networks beside the original, in one launch."""
+        sizes = [Manifest.read(folder).size_bytes for folder in folders]
+        with self.job.context.measuring():
+            timings = time_artifacts(
+                [self.baseline, *folders], self.job.loaded.bench, SCREENING_PLAN, self.job.request.seed
+            )
+        return [
+            self._cost(timing, size) if isinstance(timing, Timing) else timing
+            for timing, size in zip(timings[1:], sizes, strict=True)
+        ]
+
+    def save(self, module: nn.Module, folder: Path, *, to_time_only: bool) -> None:
+        """Save a network as the artifact that would be delivered.
+
+        Raises:
+            OmgoptimError: it cannot be saved, exported or quantized.
+        """
+        job = self.job
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if job.request.precision == "float32":
+            save(module, job.loaded, job.runtime, folder, job.context, recipe=self.recipe, to_time_only=to_time_only)
+            return
+        changed = replace(job.loaded, module=module, program=None)
+        program = float_program(changed, job.context, "changed")
+        if program.path is None:
+            raise program.error or ModelError("the network has no program")
+        calibration = changed.samples("calibration", CALIBRATION)
+        shutil.rmtree(job.context.work / "candidates", ignore_errors=True)
+        built = build_candidate(
+            CandidateSpec(Static(), job.runtime), changed, program, calibration, job.context, job.request.seed
+        )
+        if built.folder is None:
+            raise built.error or ModelError("the network could not be quantized")
+        os.replace(built.folder, folder)
+
+    def _cost(self, timing: Timing, size_bytes: int) -> Cost:
+        latency = self.baseline_ms / timing.speedup.value if timing.speedup else timing.latency_ms_p50
+        return Cost(latency, size_bytes, self.limits.loads(latency, size_bytes, timing.peak_memory_bytes))
+
+
+def costs_of(job: Job[SearchRequest], baseline: Path, recipe: Recipe | None, folder: Path) -> Costs:
+    """Time the original once; a search that goes on keeps the time it began with."""
+    file = folder / "original.json"
+    if not file.exists():
+        with job.context.measuring():
+            [timing, _] = time_artifacts([baseline, baseline], job.loaded.bench, PLANS["quick"], job.request.seed)
+        if isinstance(timing, OmgoptimError):
+            raise timing
+        scratch = file.with_suffix(".partial")
+        scratch.write_text(json.dumps({"latency_ms": timing.latency_ms_p50}), encoding="utf-8")
+        os.replace(scratch, file)
+    baseline_ms = float(json.loads(file.read_text(encoding="utf-8"))["latency_ms"])
+    return Costs(job, baseline, baseline_ms, Limits.of(job.request, baseline_ms), recipe)

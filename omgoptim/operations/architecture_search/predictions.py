@@ -1,0 +1,156 @@
+"""Predicted cost of a configuration: fitted to whole untrained networks that were measured in the final engine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omgoptim.architecture_search.journal import cut_torn_line
+from omgoptim.architecture_search.latency import FittedOptions, fitted
+from omgoptim.architecture_search.propose import Load
+from omgoptim.architecture_search.space import Configuration, Indices, Option, Space
+from omgoptim.architecture_search.trials import TrialResult
+from omgoptim.errors import OmgoptimError, TechniqueError
+from omgoptim.operations.architecture_search.costs import Costs
+from omgoptim.operations.architecture_search.spaces import Searched
+
+FEWEST, MOST = 8, 30
+"""Networks that are measured before the first trial."""
+
+AT_ONCE = 5
+"""Networks that are timed in one launch, beside the original."""
+
+
+@dataclass(slots=True)
+class Predictions:
+    """Networks that were measured, and what they say of the others."""
+
+    space: Space
+    costs: Costs
+    configurations: list[dict[str, Option]] = field(default_factory=list)
+    latencies: list[float] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    latest: FittedOptions | None = None
+
+    def latency(self, configuration: Configuration) -> float:
+        """Return the predicted latency in ms, by what was measured so far."""
+        fit = self.latest or self._fit(self.latencies, self._rows(self.configurations))
+        return float(fit.predict(self.space.row(configuration)[None])[0])
+
+    @property
+    def error(self) -> float | None:
+        """Median relative error of latency when each measured network is left out in turn."""
+        return self._fit(self.latencies, self._rows(self.configurations)).error
+
+    def loads(self, trials: dict[int, TrialResult], configurations: dict[int, Configuration]) -> Load:
+        """Return the predicted load by all that was measured, trials included."""
+        known = [number for number, trial in trials.items() if trial.measured_ms and trial.size_bytes]
+        rows = self._rows([*self.configurations, *(configurations[number] for number in known)])
+        self.latest = self._fit([*self.latencies, *(trials[number].measured_ms or 0.0 for number in known)], rows)
+        sizes = self._fit([*self.sizes, *(trials[number].size_bytes or 0 for number in known)], rows)
+        latency, limits = self.latest, self.costs.limits
+
+        def load(asked: Indices) -> NDArray[np.float64]:
+            found = np.zeros(len(asked))
+            for fit, limit in ((latency, limits.latency_ms), (sizes, limits.size_bytes)):
+                if limit is not None:
+                    found = np.maximum(found, fit.predict(asked) / limit)
+            # Where memory alone is limited, nothing is predicted: the measurement decides.
+            return found if limits.latency_ms or limits.size_bytes else np.ones(len(asked))
+
+        return load
+
+    def _fit(self, values: Sequence[float], rows: Indices) -> FittedOptions:
+        return fitted(self.space, rows, values)
+
+    def _rows(self, configurations: Sequence[Configuration]) -> Indices:
+        return np.array([self.space.row(each) for each in configurations])
+
+
+def measured_first(space: Space, searched: Searched, costs: Costs, folder: Path, trials: int) -> Predictions:
+    """Measure the first whole networks, untrained; those that a search measured before it was cut off are read.
+
+    Raises:
+        TechniqueError: none could be built and measured, with the commonest reason.
+    """
+    found = Predictions(space, costs)
+    file = folder / "measured.jsonl"
+    cut_torn_line(file)
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    for line in lines:
+        entry = _entry(line)
+        if entry is not None:
+            _note(found, *entry)
+    reasons: list[str] = []
+    rows = [space.configuration(row) for row in first_rows(space, costs.job.request.seed, trials)]
+    left = [each for each in rows if each not in found.configurations]
+    for start in range(0, len(left), AT_ONCE):
+        done = 0.15 + 0.1 * start / len(left)
+        costs.job.context.progress(f"measuring untrained networks: {start} of {len(left)}", done)
+        reasons += _measure(left[start : start + AT_ONCE], searched, found, file)
+    if not found.configurations:
+        raise TechniqueError("no network of the space could be measured", max(reasons, key=reasons.count))
+    return found
+
+
+def first_rows(space: Space, seed: int, trials: int) -> Indices:
+    """Return the configurations to measure first: each option once where there are few, and others at random."""
+    count = min(max(FEWEST, trials), MOST, space.size)
+    singles = space.singles if 2 * len(space.singles) <= 3 * count else space.singles[:1]
+    generator = np.random.default_rng([seed, 7])
+    drawn = np.stack([generator.integers(options, size=4 * count) for options in space.counts], axis=1)
+    _, places = np.unique(np.concatenate([singles, drawn]), axis=0, return_index=True)
+    every = np.concatenate([singles, drawn])[np.sort(places)]
+    chosen: Indices = every[: max(count, len(singles))].astype(np.int64)
+    return chosen
+
+
+def _measure(
+    configurations: Sequence[dict[str, Option]], searched: Searched, found: Predictions, file: Path
+) -> list[str]:
+    """Measure some networks in one launch; returns why others could not be."""
+    costs = found.costs
+    reasons: list[str] = []
+    saved = []
+    scratch = costs.job.context.work / "first"
+    shutil.rmtree(scratch, ignore_errors=True)
+    for number, configuration in enumerate(configurations):
+        try:
+            costs.save(searched.build(configuration), scratch / str(number), to_time_only=True)
+            saved.append((configuration, scratch / str(number)))
+        except OmgoptimError as error:
+            reasons.append(f"{error.what}: {error.why}" if error.why else error.what)
+    if not saved:
+        return reasons
+    with open(file, "a", encoding="utf-8") as target:
+        for (configuration, _), cost in zip(saved, costs.time_artifacts([folder for _, folder in saved]), strict=True):
+            if isinstance(cost, OmgoptimError):
+                reasons.append(f"{cost.what}: {cost.why}" if cost.why else cost.what)
+                continue
+            latency, size = cost.latency_ms or 0.0, cost.size_bytes or 0
+            _note(found, configuration, latency, size)
+            line = {"configuration": configuration, "latency_ms": latency, "size_bytes": size}
+            target.write(json.dumps(line) + "\n")
+    shutil.rmtree(scratch, ignore_errors=True)
+    return reasons
+
+
+def _note(found: Predictions, configuration: dict[str, Option], latency: float, size: int) -> None:
+    found.configurations.append(configuration)
+    found.latencies.append(latency)
+    found.sizes.append(size)
+
+
+def _entry(line: str) -> tuple[dict[str, Option], float, int] | None:
+    """Return a line of the file; None for one that a kill tore."""
+    try:
+        entry = json.loads(line)
+        return dict(entry["configuration"]), float(entry["latency_ms"]), int(entry["size_bytes"])
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,262 @@
+"""The report of a search: every trial as a candidate, what was predicted against what was measured, the finalists."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Literal
+
+from omgoptim.architecture_search.trials import TrialResult, TrialSpec
+from omgoptim.models.artifact import Manifest
+from omgoptim.operations.architecture_search.costs import Costs
+from omgoptim.operations.architecture_search.final import Chosen, Finalist
+from omgoptim.operations.architecture_search.predictions import Predictions, first_rows
+from omgoptim.operations.architecture_search.spaces import Searched
+from omgoptim.operations.architecture_search.trials import FINALS, Found
+from omgoptim.operations.compression_job import Job
+from omgoptim.operations.next_steps import pick_step, repeat_of, same_arguments, step
+from omgoptim.operations.report_records import artifact_record, environment, output_records, shown_request
+from omgoptim.operations.timing import slow_warnings
+from omgoptim.operations.verdict import (
+    Outcome,
+    is_gain,
+    load_warnings,
+    passes,
+    quality_sentence,
+    quality_warnings,
+    size_phrase,
+    speed_phrase,
+)
+from omgoptim.reports import Alternative, Candidate, EfficiencyReport, NextStep
+from omgoptim.requests import SearchRequest
+
+MOST_REJECTED = 20
+"""Rejected networks that a report lists."""
+
+
+def plan_report(job: Job[SearchRequest], searched: Searched) -> EfficiencyReport:
+    """Return what would be searched; nothing is trained."""
+    request, space = job.request, searched.product
+    if space is None:
+        what, first = "A conditional space, searched by TPE", 0
+        candidates = []
+    else:
+        what = f"{space.size:,} networks of {len(space.knobs)} choices"
+        first = len(first_rows(space, request.seed, request.trials))
+        candidates = [
+            Candidate(
+                name=knob.name,
+                scheme="choice",
+                runtime=job.runtime,
+                status="planned",
+                why=", ".join(str(option) for option in knob.options),
+            )
+            for knob in space.knobs
+        ]
+    summary = (
+        f"{what}. {first} untrained networks are measured on {job.runtime} in {request.precision} first, then "
+        f"{request.trials} are trained for up to {request.whole_epochs} epochs; the best {FINALS} are trained to the "
+        "end and compared with the original. Evaluation data is read once, at the end."
+    )
+    return EfficiencyReport(
+        outcome="ok",
+        summary=summary,
+        warnings=[*job.loaded.notes, *searched.notes],
+        next_steps=[step("search", same_arguments(request), "do it")],
+        verb="search",
+        run_id=job.context.run_id,
+        request=shown_request(request),
+        environment=environment(job.context, job.loaded.bench, request.seed, job.loaded.device, None),
+        candidates=candidates,
+        lineage=list(job.loaded.lineage),
+        repeat=repeat_of("search", request),
+    )
+
+
+def search_report(
+    job: Job[SearchRequest],
+    searched: Searched,
+    costs: Costs,
+    predictions: Predictions | None,
+    found: Found,
+    control: Found | None,
+    chosen: Chosen,
+    one: Finalist,
+) -> EfficiencyReport:
+    """Return the report of a finalist as that of the run's artifact."""
+    request, context, loaded = job.request, job.context, job.loaded
+    outcome = _outcome(one, request)
+    place = str(context.artifact)
+    artifact = artifact_record(one.entry.artifact)
+    load = artifact.load.replace(str(one.entry.artifact), place)
+    warnings = [*loaded.notes, *job.datasets.notes, *searched.notes]
+    warnings += [
+        *quality_warnings(one.quality, request.max_quality_drop, loaded.data.real),
+        *load_warnings(chosen.load),
+    ]
+    warnings += slow_warnings(one.timing)
+    if found.driven.exhausted and found.driven.trained < request.trials:
+        warnings.append(f"no further network is predicted to meet the targets: {found.driven.trained} were trained")
+    elif found.driven.trained < request.trials:
+        warnings.append(f"the budget allowed {found.driven.trained} of {request.trials} trials")
+    candidates = _candidates(job, costs, found, chosen, one, "trial")
+    if control is not None:
+        candidates += _candidates(job, costs, control, chosen, one, "random trial")
+    return EfficiencyReport(
+        outcome=outcome,
+        summary=_summary(job, found, control, predictions, one, outcome),
+        warnings=warnings,
+        next_steps=_next_steps(job, outcome),
+        verb="search",
+        run_id=context.run_id,
+        request=shown_request(request),
+        environment=environment(context, loaded.bench, request.seed, loaded.device, chosen.load),
+        before=one.before,
+        after=one.after,
+        gains=one.gains,
+        outputs=output_records(loaded.outputs, one.quality),
+        candidates=candidates,
+        alternatives=[_alternative(other, job) for other in chosen.finalists if other is not one],
+        delivered=one.slug,
+        macs_check=loaded.macs.check if loaded.macs else None,
+        artifact=artifact.model_copy(update={"path": place, "load": load}),
+        lineage=[*loaded.lineage],
+        repeat=repeat_of("search", request),
+    )
+
+
+def prediction_error(results: Sequence[TrialResult]) -> float | None:
+    """Return the median relative error of the latencies predicted for trials, before each was measured."""
+    errors = [
+        abs(one.predicted_ms - one.measured_ms) / one.measured_ms
+        for one in results
+        if one.predicted_ms is not None and one.measured_ms
+    ]
+    return statistics.median(errors) if errors else None
+
+
+def _outcome(one: Finalist, request: SearchRequest) -> Outcome:
+    if one.missed or not passes(one.quality, request.max_quality_drop):
+        return "guard_failed"
+    return "ok" if is_gain(one.gains) else "no_gain"
+
+
+def _summary(
+    job: Job[SearchRequest],
+    found: Found,
+    control: Found | None,
+    predictions: Predictions | None,
+    one: Finalist,
+    outcome: Outcome,
+) -> str:
+    request = job.request
+    became = f"{size_phrase(one.gains)}, {speed_phrase(one.gains)}"
+    quality = quality_sentence(one.before, one.quality)
+    if outcome == "guard_failed":
+        reasons = [str(missed) for missed in one.missed]
+        if not passes(one.quality, request.max_quality_drop):
+            reasons.insert(0, f"a drop of {one.quality.drop:.4f}, guard {request.max_quality_drop:g}")
+        first = f"The goal was not met: {'; '.join(reasons)}. The nearest, {one.entry.name}, is {became}."
+    else:
+        first = f"{'No gain. ' if outcome == 'no_gain' else ''}{one.entry.name.capitalize()} is {became}."
+    driven = found.driven
+    counts = f"{driven.trained} networks were trained, {driven.rejected} missed a target before training"
+    counts += f", {driven.failed} failed." if driven.failed else "."
+    return " ".join([first, quality, counts, *_prediction_words(found, predictions), *_control_words(found, control)])
+
+
+def _prediction_words(found: Found, predictions: Predictions | None) -> list[str]:
+    error = prediction_error(list(found.results.values()))
+    if predictions is None or error is None:
+        return []
+    left_out = predictions.error
+    other = f" ({left_out:.0%} when a measured network is left out)" if left_out is not None else ""
+    return [f"Latency predicted against measured: median error {error:.0%}{other}."]
+
+
+def _control_words(found: Found, control: Found | None) -> list[str]:
+    if control is None:
+        return []
+    ours, theirs = (each.results[each.finals[0]].rungs[-1] for each in (found, control))
+    return [
+        f"Random search with the same rejection and halving reached {theirs:.4f} on the selection samples in "
+        f"{control.driven.trained} trials, this one {ours:.4f} in {found.driven.trained}."
+    ]
+
+
+def _candidates(
+    job: Job[SearchRequest], costs: Costs, found: Found, chosen: Chosen, one: Finalist, prefix: str
+) -> list[Candidate]:
+    """Return the trials of a search, the finalists first; of the rejected ones the first few."""
+    by_rule = prefix == "trial"
+    finalists = {other.entry.number for other in chosen.finalists if other.entry.by_rule == by_rule}
+    delivered = one.entry.number if one.entry.by_rule == by_rule else None
+    rejected = 0
+    candidates = []
+    for number, result in sorted(found.results.items(), key=lambda each: (each[0] not in finalists, each[0])):
+        rejected += result.outcome == "rejected"
+        if result.outcome == "rejected" and rejected > MOST_REJECTED:
+            continue
+        status = "chosen" if number == delivered else "finalist" if number in finalists else _STATUS[result.outcome]
+        candidates.append(_candidate(job, costs, f"{prefix} {number}", status, found.specs[number], result))
+    return candidates
+
+
+_Status = Literal["chosen", "finalist", "dropped", "failed", "skipped"]
+
+_STATUS: dict[str, _Status] = {"trained": "dropped", "stopped": "dropped", "rejected": "skipped", "failed": "failed"}
+
+
+def _candidate(
+    job: Job[SearchRequest], costs: Costs, name: str, status: str, spec: TrialSpec, result: TrialResult
+) -> Candidate:
+    baseline = Manifest.read(costs.baseline).size_bytes
+    quality = result.rungs[-1] if result.rungs else None
+    words = ", ".join(f"{knob} {option}" for knob, option in spec.configuration.items() if option != "keep")
+    times = [f"predicted {result.predicted_ms:.3g} ms"] if result.predicted_ms else []
+    times += [f"measured {result.measured_ms:.3g} ms"] if result.measured_ms else []
+    return Candidate.model_validate(
+        {
+            "name": name,
+            "scheme": "search",
+            "runtime": job.runtime,
+            "size_bytes": result.size_bytes,
+            "size_ratio": baseline / result.size_bytes if result.size_bytes else None,
+            "speedup": costs.baseline_ms / result.measured_ms if result.measured_ms else None,
+            "quality": quality,
+            "quality_drop": None if quality is None else job.datasets.evaluator.original - quality,
+            "status": status,
+            "why": "; ".join(part for part in (result.reason, words or "all kept", ", ".join(times)) if part),
+        }
+    )
+
+
+def _alternative(one: Finalist, job: Job[SearchRequest]) -> Alternative:
+    return Alternative(
+        name=one.slug,
+        candidate=one.entry.name,
+        runtime=one.after.runtime,
+        precision=one.after.precision,
+        best_for=[],
+        size_bytes=one.after.size_bytes,
+        size_ratio=one.gains.size_ratio,
+        speedup=one.gains.speedup,
+        speedup_low=one.gains.speedup_low,
+        speedup_high=one.gains.speedup_high,
+        quality=one.quality.after,
+        quality_drop=one.quality.drop,
+        holds=passes(one.quality, job.request.max_quality_drop),
+        path=str(job.context.alternatives / one.slug),
+        command=pick_step(job.context.run_id, one.slug, "").command,
+    )
+
+
+def _next_steps(job: Job[SearchRequest], outcome: Outcome) -> list[NextStep]:
+    request, run_id = job.request, job.context.run_id
+    if outcome == "guard_failed" and request.whole_epochs <= 3000:
+        longer = same_arguments(request) | {"epochs": 3 * request.whole_epochs}
+        return [step("search", longer, "a longer training may bring the quality back")]
+    if request.precision == "float32" and request.data:
+        again = {"model": run_id, "data": request.data, "max_quality_drop": request.max_quality_drop}
+        return [step("quantize", again, "the network is in float32: quantization makes it smaller and faster")]
+    return [step("profile", {"model": run_id}, "see which layers cost most now")]

@@ -1,0 +1,146 @@
+"""The space of a search: a user's function of a trial, or what the stages of the model can become."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from omgoptim.architecture_search.auto import auto_space
+from omgoptim.architecture_search.define_by_run import LOOKS, DrawnTrial, build, look, module_of
+from omgoptim.architecture_search.space import Configuration, Space
+from omgoptim.errors import OmgoptimError, RequestError, UserCodeError, argument
+from omgoptim.measure.size import count_params
+from omgoptim.models.security.path_policy import PathPolicy
+from omgoptim.models.security.user_code import call_user, load_callable
+from omgoptim.operations.compression_job import Job
+from omgoptim.operations.live_objects import Live
+from omgoptim.requests import SearchRequest
+
+AUTO = "auto"
+
+SpaceFunction = Callable[[Any], Any]
+"""`space(trial)`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """What is searched, and how a network of it is built."""
+
+    build: Callable[[Configuration], nn.Module]
+    product: Space | None
+    """The product of knobs; None for a conditional or continuous space."""
+    parameters: Callable[[Any], Configuration] | None
+    """Asks an Optuna trial for all that the space varies; None for `auto`."""
+    notes: tuple[str, ...] = ()
+
+
+def space_function(request: SearchRequest, policy: PathPolicy, live: Live) -> SpaceFunction | None:
+    """Return the user's space, its calls limited in time; None for `auto`.
+
+    Raises:
+        RequestError: it is no function of a trial.
+        OmgoptimError: it cannot be loaded.
+    """
+    if request.space == AUTO:
+        return None
+    name = request.space or request.model
+    found = live.space or load_callable(name, policy, "space", request.time_limit_s)
+    if not callable(found):
+        raise RequestError(
+            f"the search space '{name}' is no callable",
+            f"it is a {type(found).__name__}",
+            "name a function space(trial) that returns an nn.Module",
+        )
+    try:
+        inspect.signature(found).bind(object())
+    except TypeError:
+        raise RequestError(
+            f"the search space '{name}' takes no trial",
+            "a search space is called as space(trial), once for each network",
+            f"give {argument('space', AUTO)} to vary the model that it builds, or let it choose with "
+            "trial.suggest_categorical",
+        ) from None
+    except ValueError:  # a callable without a signature
+        pass
+    function: Callable[[Any], Any] = found
+
+    def limited(trial: Any) -> Any:
+        return call_user(f"calling {name}", request.time_limit_s, function, trial)
+
+    return limited
+
+
+def users_space(function: SpaceFunction, seed: int) -> Searched:
+    """Return the space of a user's function; each network begins with the same random state.
+
+    Raises:
+        UserCodeError: every call failed, or none asked for anything.
+    """
+    torch.manual_seed(seed)
+    found = look(function, seed)
+    notes = []
+    if found.reasons:
+        notes.append(f"{len(found.reasons)} of {found.calls} first calls of the space failed: {found.reasons[0]}")
+
+    def built(configuration: Configuration) -> nn.Module:
+        torch.manual_seed(seed)
+        return build(function, configuration).eval()
+
+    def parameters(trial: Any) -> Configuration:
+        try:
+            module_of(function, trial)
+        except UserCodeError:  # the trial's own build fails by the same reason, and keeps it
+            return dict(trial.params)
+        return dict(trial.params)
+
+    return Searched(built, found.space, parameters, tuple(notes))
+
+
+def automatic_space(job: Job[SearchRequest], span: tuple[float, float]) -> Searched:
+    """Return what the stages of the model can become, weights inherited.
+
+    Raises:
+        TechniqueError: nothing of the model can be varied.
+    """
+    run = job.module_run(span)
+    found = auto_space(job.original, run, job.request.stages, run.progress)
+    return Searched(lambda configuration: found.build(configuration, run), found.space, None)
+
+
+def largest_network(function: SpaceFunction, searched: Searched, seed: int) -> tuple[nn.Module, Configuration]:
+    """Return the network of most parameters among a few of a space: what the others are measured against.
+
+    Raises:
+        OmgoptimError: none could be built.
+    """
+    tried: list[Configuration] = []
+    if searched.product is not None:
+        ends = [np.zeros(len(searched.product.knobs), dtype=np.int64), np.array(searched.product.counts) - 1]
+        tried += [searched.product.configuration(row) for row in ends]
+    for number in range(LOOKS):
+        trial = DrawnTrial(np.random.default_rng([seed, number]))
+        try:
+            module_of(function, trial)
+        except UserCodeError:
+            continue
+        tried.append(dict(trial.params))
+    best: tuple[int, nn.Module, Configuration] | None = None
+    failure: OmgoptimError | None = None
+    for configuration in tried:
+        try:
+            module = searched.build(configuration)
+        except OmgoptimError as error:
+            failure = error
+            continue
+        params = count_params(module)[0]
+        if best is None or params > best[0]:
+            best = params, module, configuration
+    if best is None:
+        raise failure or UserCodeError("the search space gave no module")
+    return best[1], best[2]

@@ -1,0 +1,204 @@
+"""The trials of a search: proposed, measured, trained under successive halving, the best trained to the end."""
+
+from __future__ import annotations
+
+import copy
+import math
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from omgoptim.architecture_search.drive import Driven, Plan, drive, drive_conditional
+from omgoptim.architecture_search.propose import Load, Proposal, propose, propose_random
+from omgoptim.architecture_search.runner import WEIGHTS, Steps, finalists, fitting, run_trial
+from omgoptim.architecture_search.space import Configuration
+from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
+from omgoptim.errors import TechniqueError
+from omgoptim.operations.architecture_search.costs import Costs
+from omgoptim.operations.architecture_search.predictions import Predictions
+from omgoptim.operations.architecture_search.spaces import Searched
+from omgoptim.operations.compression_job import Job
+from omgoptim.operations.distillation.student_training import PRETRAINED_LEARNING_RATE
+from omgoptim.requests import SearchRequest
+from omgoptim.training.config import TrainingConfig
+from omgoptim.training.distillation import DistillationLoss
+from omgoptim.training.small_data import config_for_data
+
+FINALS = 3
+"""Trials that are trained to the end."""
+
+FINAL_SHARE = 0.25
+"""Share of a time budget that the final trainings and measurements have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search ended with."""
+
+    driven: Driven
+    specs: dict[int, TrialSpec]
+    results: dict[int, TrialResult]
+    """Of every trial, the final training in place of what it stopped at."""
+    finals: list[int]
+    """Numbers of the trials that were trained to the end, by their quality on the selection samples."""
+    artifacts: dict[int, Path]
+    """Of the finals."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trials:
+    """Runs searches of one space: the rule's, and the control's."""
+
+    job: Job[SearchRequest]
+    searched: Searched
+    costs: Costs
+    predictions: Predictions | None
+    teacher: nn.Module | None
+    began: float
+
+    def run(self, folder: Path, way: Proposal, span: tuple[float, float], finals: int = FINALS) -> Found:
+        """Search in a folder, or go on there, and train the best to the end.
+
+        Raises:
+            TechniqueError: every trial failed, or every network is over the limits.
+            RequestError: the time was over before the first trial.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        folders, ends = TrialFolders(folder / "trials"), TrialFolders(folder / "finals")
+        ends.clear()
+        steps = self._steps()
+        start, end = span
+        middle = end - 0.25 * (end - start)
+
+        def trial(spec: TrialSpec, into: Path) -> TrialResult:
+            return run_trial(steps, folders, spec, into)
+
+        def progress(told: str, done: float | None) -> None:
+            self.job.context.progress(told, None if done is None else start + (middle - start) * done)
+
+        driven = self._drive(trial, folders, folder, way, progress)
+        self.job.context.progress(f"training the best {finals} to the end", middle)
+        best = finalists(steps, folders, ends, finals)
+        results = folders.results()
+        artifacts: dict[int, Path] = {}
+        specs = {number: folders.spec(number) for number in results}
+        for spec, result in best:
+            results[spec.number] = result
+            for place in (ends.path(spec.number), folders.path(spec.number)):
+                if (place / "artifact").is_dir() and result.outcome == "trained":
+                    artifacts.setdefault(spec.number, place / "artifact")
+        if not artifacts:
+            reasons = [result.reason for _, result in best if result.reason]
+            why = reasons[0] if reasons else "no trial was trained to the end"
+            raise TechniqueError("none of the best trials could be trained to the end", why)
+        order = sorted(artifacts, key=lambda number: -results[number].rungs[-1])
+        return Found(driven, specs, results, order, artifacts)
+
+    def _drive(
+        self,
+        trial: Callable[[TrialSpec, Path], TrialResult],
+        folders: TrialFolders,
+        folder: Path,
+        way: Proposal,
+        progress: Callable[[str, float | None], None],
+    ) -> Driven:
+        request, predictions = self.job.request, self.predictions
+        data = str(request.data)
+        plan = Plan(request.trials, request.seed, request.model, data, request.whole_epochs)
+        if self.searched.product is None or predictions is None:
+            assert self.searched.parameters is not None  # an automatic space is a product
+            return drive_conditional(self.searched.parameters, None, trial, plan, folder, progress, self._more)
+
+        def loads(results: dict[int, TrialResult]) -> Load:
+            known: dict[int, Configuration] = {number: folders.spec(number).configuration for number in results}
+            return predictions.loads(results, known)
+
+        return drive(self.searched.product, loads, trial, plan, folder, way, progress=progress, more=self._more)
+
+    def _more(self) -> bool:
+        minutes = self.job.request.budget_minutes
+        return minutes is None or time.monotonic() - self.began < (1 - FINAL_SHARE) * 60 * minutes
+
+    def _steps(self) -> Steps:
+        predictions, limit = self.predictions, self.costs.limits.latency_ms
+        return Steps(
+            self.searched.build,
+            self.costs.measure,
+            self.training(),
+            predictions.latency if predictions is not None else None,
+            limit,
+        )
+
+    def training(self) -> Callable[[nn.Module, int, int, Path], float]:
+        """Return the training of a rung: the user's settings, with the model as teacher where there is one."""
+        request, datasets = self.job.request, self.job.datasets
+
+        def train(module: nn.Module, rung: int, epochs: int, checkpoints: Path) -> float:
+            def plan(count: int) -> TrainingConfig:
+                config = TrainingConfig.of(request, count, self.job.loaded.device, request.seed)
+                normalized = any(isinstance(layer, nn.LayerNorm) for layer in module.modules())
+                adaptive = request.learning_rate is None and request.optimizer in ("adam", "adamw")
+                inherits = self.searched.parameters is None
+                config = (
+                    replace(config, learning_rate=PRETRAINED_LEARNING_RATE)
+                    if normalized and adaptive and inherits
+                    else config
+                )
+                return config_for_data(config, request, datasets.batches)
+
+            distillation = DistillationLoss(request.temperature, request.alpha)
+            fits = fitting(datasets.batches, datasets.loss, plan, datasets.evaluator, self.teacher, distillation)
+            quality = fits(module, rung, epochs, checkpoints)
+            shutil.rmtree(checkpoints, ignore_errors=True)
+            if not math.isfinite(quality):
+                raise TechniqueError(
+                    "the network gives no usable numbers",
+                    f"its {datasets.evaluator.metric.name} after training is {quality}",
+                )
+            return quality
+
+        return train
+
+
+def search_both(trials: Trials, folder: Path) -> tuple[Found, Found | None]:
+    """Search by the rule; and at random, where a control was asked for."""
+    control = trials.job.request.control == "random" and trials.searched.product is not None
+    middle = 0.5 if control else 0.8
+    found = trials.run(folder, propose, (0.25, middle))
+    if not control:
+        return found, None
+    return found, trials.run(folder / "control", propose_random, (middle, 0.8))
+
+
+def train_reference(trials: Trials, module: nn.Module, folder: Path) -> nn.Module:
+    """Train a copy of a space's largest network as long as a trial: without a model it is what others are compared to.
+
+    A search that goes on reads the weights.
+    """
+    from safetensors.torch import load_model, save_model
+
+    module, file = copy.deepcopy(module), folder / WEIGHTS
+    if file.exists():
+        load_model(module, str(file))
+        return module.eval()
+    trials.job.context.progress("training the largest network of the space", 0.1)
+    trials.training()(module, 0, trials.job.request.whole_epochs, folder / "checkpoints")
+    scratch = file.with_suffix(".partial")
+    save_model(module, str(scratch))
+    scratch.replace(file)
+    return module.eval()
+
+
+def remove_weights(folder: Path) -> None:
+    """Remove from a finished search what only going on needs: the weights, and the artifacts of trials."""
+    kinds = (
+        *folder.rglob(WEIGHTS),
+        *folder.glob("**/trials/*/artifact"),
+        *folder.glob("**/finals/*/artifact"),
+    )
+    for place in kinds:
+        shutil.rmtree(place) if place.is_dir() else place.unlink()

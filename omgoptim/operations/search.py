@@ -1,0 +1,206 @@
+"""search: networks of a space, measured before they are trained; the best that meets the targets is delivered."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from omgoptim.architecture_search.study import optuna_library
+from omgoptim.errors import DataError, RequestError, TechniqueError, argument
+from omgoptim.models.report_file import write_sealed
+from omgoptim.models.security.path_policy import PathPolicy
+from omgoptim.models.source import Recipe
+from omgoptim.operations.architecture_search.costs import Costs, Limits, costs_of
+from omgoptim.operations.architecture_search.final import Chosen, Entry, deliver, measure_finalists
+from omgoptim.operations.architecture_search.predictions import Predictions, measured_first
+from omgoptim.operations.architecture_search.report import plan_report, search_report
+from omgoptim.operations.architecture_search.spaces import (
+    Searched,
+    automatic_space,
+    largest_network,
+    space_function,
+    users_space,
+)
+from omgoptim.operations.architecture_search.trials import Found, Trials, remove_weights, search_both, train_reference
+from omgoptim.operations.baseline import baseline_on
+from omgoptim.operations.compression_job import Job
+from omgoptim.operations.context import RunContext
+from omgoptim.operations.datasets import load_datasets
+from omgoptim.operations.live_objects import Live
+from omgoptim.operations.loaded_model import LoadedModel, prepare
+from omgoptim.operations.next_steps import new_calls
+from omgoptim.operations.optimization.floors import measure_floors, refuse_below
+from omgoptim.operations.optimization.goal import MB, Goal
+from omgoptim.operations.output_folder import deliver as deliver_output
+from omgoptim.operations.output_folder import free_output
+from omgoptim.operations.quantization.build_candidates import float_program
+from omgoptim.operations.report_records import artifact_record
+from omgoptim.operations.save_and_measure import require_module, save
+from omgoptim.reports import EfficiencyReport
+from omgoptim.requests import SearchRequest
+from omgoptim.runtimes import ENGINES
+
+FOLDER = "search"
+"""Of a run: its study, its trials and what was measured before them."""
+
+FAR_OVER = 1.5
+"""Times over a limit that the lightest network is predicted to be, above which nothing is tried."""
+
+
+def search(request: SearchRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
+    """Search for an architecture. See `SearchRequest`."""
+    began = time.monotonic()
+    optuna_library()
+    output = free_output(request.output, request.allow_path, context)
+    live = live or Live()
+    function = space_function(request, PathPolicy.of_request(context.project, request), live)
+    searched = None if function is None else users_space(function, request.seed)
+    if request.control == "random" and searched is not None and searched.product is None:
+        raise RequestError(
+            "there can be no random control",
+            "the space is conditional or continuous, and its networks cannot be listed",
+            "leave control out",
+        )
+    alone = request.space is None and live.module is None
+    if alone and function is not None and searched is not None:
+        module, _ = largest_network(function, searched, request.seed)
+        live = replace(live, module=module)
+    loaded = prepare(request, context, live)
+    original = require_module(loaded, "search")
+    _refuse_without_data(loaded)
+    floors, _ = measure_floors(loaded, context, request.runtime)
+    refuse_below(_goal(request), floors)
+    datasets = load_datasets(request, loaded, original, live)
+    job = Job(request, context, loaded, datasets, original, _engine(request, loaded, context))
+    searched = searched or automatic_space(job, (0.06, 0.1))
+    if request.plan:
+        return plan_report(job, searched)
+    folder = context.folder / FOLDER
+    folder.mkdir(exist_ok=True)
+    if alone:
+        job = _with_trained_reference(job, searched, folder, began)
+    recipe = Recipe("pt2", "") if function is not None else None
+    costs = costs_of(job, baseline_on(job.runtime, job.loaded, context), recipe, folder)
+    predictions = None
+    if searched.product is not None:
+        predictions = measured_first(searched.product, searched, costs, folder, request.trials)
+        _refuse_too_slow(predictions)
+    trials = Trials(job, searched, costs, predictions, None if alone else job.original, began)
+    found, control = search_both(trials, folder)
+    chosen = measure_finalists(job, costs.baseline, _entries(found, control))
+    return _delivered(job, searched, costs, predictions, found, control, chosen, output)
+
+
+def _delivered(
+    job: Job[SearchRequest],
+    searched: Searched,
+    costs: Costs,
+    predictions: Predictions | None,
+    found: Found,
+    control: Found | None,
+    chosen: Chosen,
+    output: Path | None,
+) -> EfficiencyReport:
+    """Put the finalists into the run's folder, each with its report; returns the winner's."""
+    request, context = job.request, job.context
+    places = deliver(chosen, job)
+    reports = {
+        one.slug: search_report(job, searched, costs, predictions, found, control, chosen, one)
+        for one in chosen.finalists
+    }
+    for name, report in reports.items():
+        asked = report.model_copy(update={"next_steps": new_calls(report, request)})
+        write_sealed(context.alternatives / f"{name}.json", context.run_id, asked)
+    remove_weights(context.folder / FOLDER)
+    report = reports[chosen.winner.slug]
+    place, notes = deliver_output(places[chosen.winner.slug], output, chosen.holds)
+    update = {"warnings": [*report.warnings, *notes]}
+    return report.model_copy(update=update | ({"artifact": artifact_record(place)} if output else {}))
+
+
+def _entries(found: Found, control: Found | None) -> list[Entry]:
+    """Return the finals of the search, and the best one of the control."""
+    entries = [
+        Entry(f"trial {number}", number, found.artifacts[number], found.results[number].rungs[-1], True)
+        for number in found.finals
+    ]
+    if control is not None:
+        number = control.finals[0]
+        quality = control.results[number].rungs[-1]
+        entries.append(Entry(f"random trial {number}", number, control.artifacts[number], quality, False))
+    return entries
+
+
+def _with_trained_reference(
+    job: Job[SearchRequest], searched: Searched, folder: Path, began: float
+) -> Job[SearchRequest]:
+    """Return the job with the largest network trained, and saved in place of the untrained one."""
+    unlimited = Costs(job, job.loaded.baseline, 1.0, Limits(None, None, None), None)
+    reference = train_reference(Trials(job, searched, unlimited, None, None, began), job.original, folder)
+    loaded = replace(job.loaded, module=reference)
+    shutil.rmtree(loaded.baseline)
+    save(reference, loaded, "torch_eager", loaded.baseline, job.context, recipe=Recipe("pt2", ""))
+    evaluator = replace(job.datasets.evaluator, original=job.datasets.evaluator.score(reference))
+    return replace(job, loaded=loaded, original=reference, datasets=replace(job.datasets, evaluator=evaluator))
+
+
+def _goal(request: SearchRequest) -> Goal:
+    size, memory = request.target_size_mb, request.target_memory_mb
+    return Goal(
+        request.max_quality_drop,
+        request.target_latency_ms,
+        None if size is None else size * MB,
+        None if memory is None else memory * MB,
+    )
+
+
+def _engine(request: SearchRequest, loaded: LoadedModel, context: RunContext) -> str:
+    """Return the engine of the result: what was asked for; else onnxruntime where it takes the model."""
+    if request.runtime != "auto":
+        return request.runtime
+    if not ENGINES["onnxruntime"].missing(loaded.device) and float_program(loaded, context).path is not None:
+        return "onnxruntime"
+    if request.precision == "int8":
+        raise RequestError(
+            "the model cannot be searched in int8",
+            "it cannot be exported, and static quantization works on exported programs",
+            "leave precision out",
+        )
+    return "torch_eager"
+
+
+def _refuse_without_data(loaded: LoadedModel) -> None:
+    if not loaded.data.real:
+        raise DataError(
+            "a search needs training data",
+            "every trial is trained, and no data was given",
+            f"give {argument('data', 'file.py:callable')}, whose load('train') returns the training samples",
+        )
+
+
+def _refuse_too_slow(predictions: Predictions) -> None:
+    """Refuse a target that even the lightest network of the space is predicted to miss by far.
+
+    Raises:
+        TechniqueError: with the nearest target.
+    """
+    space = predictions.space
+    rows = space.sample(2000, np.random.default_rng(0))
+    least = float(predictions.loads({}, {})(rows).min())
+    limits = predictions.costs.limits
+    measured = [
+        max(limits.loads(latency, size, None).values(), default=0.0)
+        for latency, size in zip(predictions.latencies, predictions.sizes, strict=True)
+    ]
+    if min(least, *measured) <= FAR_OVER:
+        return
+    raise TechniqueError(
+        "no network of the space is within the limits",
+        f"the nearest of {len(measured)} that were measured is {min(measured):.2f} times over a target, and the "
+        f"lightest is predicted to be {least:.2f} times over",
+        "allow more latency or size, or give a space with smaller networks",
+    )
