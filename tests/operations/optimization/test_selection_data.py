@@ -15,7 +15,7 @@ from omgoptim.errors import DataError, UserCodeError
 from omgoptim.models.data import DataSource
 from omgoptim.models.raw_batch import RawBatch
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.datasets import gather
+from omgoptim.operations.datasets import load_datasets
 from omgoptim.operations.live_objects import Live
 from omgoptim.operations.loaded_model import prepare
 from omgoptim.operations.optimization.selection_data import identity_of, selection_as_evaluation, train_problem
@@ -107,7 +107,7 @@ def test_what_a_step_is_prepared_with_never_loads_the_evaluation_split(tmp_path:
     (name,) = loaded.signature.input_names
     seen = [int(value.item()) for batch in loaded.evaluation.batches for value in batch[name]]
     assert seen == list(range(50, 90))
-    datasets = gather(request, loaded, module, live)
+    datasets = load_datasets(request, loaded, module, live)
     assert sum(len(next(iter(batch.values()))) for batch in datasets.selection.batches) == 50
     with pytest.raises(UserCodeError, match="a step read the evaluation data"):
         prepare(request, context, replace(live, resplit=None))

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from omgoptim.measure.timing import Ratio, Timing
-from omgoptim.operations.quantization import mixed_precision_retry as guard_again
+from omgoptim.operations.quantization import mixed_precision_retry
 from omgoptim.operations.quantization.build_candidates import BuiltCandidate
-from omgoptim.operations.quantization.candidates import Option
+from omgoptim.operations.quantization.candidates import CandidateSpec
 from omgoptim.operations.quantization.screening import CandidateResult
 from omgoptim.operations.quantization.selection import Preference
 from omgoptim.requests.quantize import Bf16, Static
@@ -21,7 +21,7 @@ GUARD = 0.01
 
 def result(params: Any, drop: float, timed: bool = True) -> CandidateResult:
     timing = Timing(1.0, 1.0, None, None, Ratio(3.0, 2.9, 3.1), None, 5) if timed else None
-    made = BuiltCandidate(Option(params, "openvino"), Path("nowhere"))
+    made = BuiltCandidate(CandidateSpec(params, "openvino"), Path("nowhere"))
     return CandidateResult(made, timing=timing, drop=drop, high=drop)
 
 
@@ -31,26 +31,26 @@ def search_again(
     """What a search again ends with where the new samples show a drop of `seen` and the search finds `found`."""
     samples = SimpleNamespace(batches=[], targets=[], count=64)
 
-    def judging(_search: Any, _samples: Any, base: CandidateResult) -> Any:
+    def new_reference(_search: Any, _samples: Any, base: CandidateResult) -> Any:
         base.drop = base.high = seen
         return object()
 
-    def repair(again: Any, _attempts: Any, base: CandidateResult) -> Any:
-        assert again.judged_on == "selection samples, 64 of them new,"
+    def search_mixed_precision(again: Any, _attempts: Any, base: CandidateResult) -> Any:
+        assert again.samples_name == "selection samples, 64 of them new,"
         if found is None:
             return None
-        return SimpleNamespace(ignore=["0"], option=found.made.option, best=found, base=base)
+        return SimpleNamespace(ignore=["0"], spec=found.built.spec, best=found, base=base)
 
-    monkeypatch.setattr(guard_again, "other_samples", lambda *_: samples)
-    monkeypatch.setattr(guard_again, "_judging", judging)
-    monkeypatch.setattr(guard_again, "repair", repair)
+    monkeypatch.setattr(mixed_precision_retry, "unused_samples", lambda *_: samples)
+    monkeypatch.setattr(mixed_precision_retry, "_new_reference", new_reference)
+    monkeypatch.setattr(mixed_precision_retry, "search_mixed_precision", search_mixed_precision)
     request = SimpleNamespace(max_quality_drop=GUARD)
     context = SimpleNamespace(progress=lambda *_: None)
     preference = Preference("balanced", 1000)
-    search = guard_again.Search(request, context, None, None, None, None, preference)  # type: ignore[arg-type]
+    search = mixed_precision_retry.MixedPrecisionSearch(request, context, None, None, None, None, preference)  # type: ignore[arg-type]
     splits: Any = SimpleNamespace(selection=samples)
-    final: Any = SimpleNamespace(passed_over=[SimpleNamespace(result=one) for one in failed])
-    return guard_again.search_again(search, splits, [], final, None)
+    final: Any = SimpleNamespace(rejected=[SimpleNamespace(result=one) for one in failed])
+    return mixed_precision_retry.retry_mixed_precision(search, splits, [], final, None)
 
 
 MIXED = Static(ignore=["0"])
