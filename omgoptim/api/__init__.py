@@ -90,9 +90,8 @@ def profile(
         arguments: as listed below.
 
     Example:
-        >>> import omgoptim
         >>> report = omgoptim.profile("net.py:build", data="net.py:load")  # doctest: +SKIP
-        >>> report.after.latency_ms  # doctest: +SKIP
+        >>> report.before.latency_ms_p50  # doctest: +SKIP
 
     Raises:
         OmgoptimError: of the kind that fits: see `omgoptim.errors`.
@@ -292,7 +291,6 @@ def optimize(
         arguments: as listed below.
 
     Example:
-        >>> import omgoptim
         >>> report = omgoptim.optimize("net.py:build", data="net.py:load", budget_minutes=10)  # doctest: +SKIP
         >>> report.artifact.path  # doctest: +SKIP
 
@@ -315,6 +313,8 @@ def search(
     **arguments: Unpack[SearchArguments],
 ) -> EfficiencyReport:
     """Search for the network of best quality that meets a target on this machine.
+
+        >>> report = omgoptim.search("net.py:space", data="load.py:load", target_latency_ms=4)  # doctest: +SKIP
 
     Args:
         model: a source, as for the other faces, or a module of this process; or, without a space, a function

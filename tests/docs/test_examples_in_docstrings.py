@@ -26,6 +26,7 @@ PUBLIC = [
     "omgoptim.profile",
     "omgoptim.prune",
     "omgoptim.quantize",
+    "omgoptim.search",
     "omgoptim.blocks.DepthSeparableConv",
     "omgoptim.blocks.InvertedResidual",
     "omgoptim.blocks.LoRAConv",
@@ -42,7 +43,8 @@ PUBLIC = [
 ]
 """Names whose examples are run, one a line.
 
-Skipped in the docstring, since they measure in fresh processes: profile, optimize, compare, pick and open_artifact.
+Skipped in the docstring, since they measure in fresh processes: profile, optimize, search, compare, pick and
+open_artifact.
 `tests/test_api.py`, `tests/jobs/test_pick.py` and `tests/operations/` run them.
 """
 

@@ -96,7 +96,7 @@ def test_a_schedule_ends_at_exactly_the_sparsity_and_zeros_stay_zero_while_train
     assert report.after.size_bytes < report.after.dense_size_bytes
     assert {point.amount for point in report.sensitivity} == {0.25, 0.5, 0.75}
     assert {point.path for point in report.sensitivity} == {"0", "3", "8"}
-    assert "faster" not in report.summary  # a single launch proves nothing
+    assert "x faster" not in report.summary  # a single launch proves nothing
 
 
 def test_a_round_that_loses_too_much_is_undone_and_the_best_within_the_guard_is_the_artifact(project: Path) -> None:

@@ -94,7 +94,7 @@ def test_float32_is_delivered_where_the_named_scheme_fails_the_guard_and_that_is
     assert "fails the guard" in report.next_steps[0].why
     picked = omgoptim.pick(report.run_id, asked)
     assert picked.outcome == "guard_failed"
-    assert picked.summary.startswith("The guard failed")
+    assert picked.summary.startswith("Quality guard failed")
     assert picked.gains is not None
     assert picked.gains.quality_drop is not None
     assert picked.gains.quality_drop > 0

@@ -38,6 +38,7 @@ LIMIT_S = 10.0
 
 Ask = Callable[[str, dict[str, Any]], CallToolResult]
 
+SEARCHED = {"model": "net.py:space", "target_latency_ms": 1}
 ACCEPTED = "the call is accepted: from here on it would start a run or a Python"
 
 
@@ -284,7 +285,9 @@ def test_only_the_projects_that_the_user_gave_are_served_and_the_line_that_adds_
     (project / "inside").mkdir(exist_ok=True)
     (project / "door").exists() or (project / "door").symlink_to(tmp_path)
     for verb in (*requests.VERBS, "runs", "doctor"):
-        needed = {"compare": {"a": "x", "b": "y"}, "runs": {}, "doctor": {}}.get(verb, {"model": "net.py:build"})
+        needed = {"compare": {"a": "x", "b": "y"}, "search": SEARCHED, "runs": {}, "doctor": {}}.get(
+            verb, {"model": "net.py:build"}
+        )
         others = (str(tmp_path), "/", str(project.parent), f"{project}/..", f"{project}/door")
         for other in others if verb in ("profile", "runs") else others[:1]:
             refused = ask(verb, {**needed, "project": other})

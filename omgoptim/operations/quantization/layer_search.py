@@ -85,8 +85,8 @@ def search(
         out_of_time: checked before each evaluation.
         holds: whether a drop is within a guard.
         predict: the noise with the layers of these names in float, cheaply; default: the sum over the others.
-        pays: whether the model with the layers of these names in float could still be better than a float one, by what
-            each costs in time and bytes; a set that cannot is not evaluated.
+        worthwhile: whether the model with the layers of these names in float could still be better than a float one,
+            by what each costs in time and bytes; a set that cannot is not evaluated.
     """
     found = LayerSearchResult(EvaluatedSet((), drop))
     order = ranked(layers)

@@ -141,20 +141,22 @@ def test_what_the_prediction_spares_is_given_back_at_once() -> None:
 def test_no_set_is_evaluated_that_could_not_pay_and_the_search_says_that_it_stopped_for_that() -> None:
     names = [f"layer{index}" for index in range(16)]
     evaluator = Evaluator(dict.fromkeys(names, 0.01))  # all of them are needed
-    found = search(layers(dict.fromkeys(names, 1.0)), evaluator.whole, 0.0, evaluator, pays=lambda kept: len(kept) <= 4)
-    assert found.cannot_pay
+    found = search(
+        layers(dict.fromkeys(names, 1.0)), evaluator.whole, 0.0, evaluator, worthwhile=lambda kept: len(kept) <= 4
+    )
+    assert found.not_worthwhile
     assert evaluator.asked
     assert max(map(len, evaluator.asked)) <= 4
 
     evaluator = Evaluator({names[0]: 0.1})
-    found = search(layers(dict.fromkeys(names, 1.0)), 0.1, 0.01, evaluator, pays=lambda kept: len(kept) <= 4)
-    assert not found.cannot_pay  # a set that pays holds
+    found = search(layers(dict.fromkeys(names, 1.0)), 0.1, 0.01, evaluator, worthwhile=lambda kept: len(kept) <= 4)
+    assert not found.not_worthwhile  # a set that pays holds
     assert found.best.kept == (names[0],)
 
 
 def test_where_no_layer_in_float_could_pay_nothing_is_evaluated() -> None:
     evaluator = Evaluator({"a": 0.1, "b": 0.1})
-    found = search(layers({"a": 1.0, "b": 0.5}), 0.2, 0.01, evaluator, pays=lambda kept: not kept)
-    assert found.cannot_pay
+    found = search(layers({"a": 1.0, "b": 0.5}), 0.2, 0.01, evaluator, worthwhile=lambda kept: not kept)
+    assert found.not_worthwhile
     assert evaluator.asked == []
     assert found.best.kept == ()

@@ -96,5 +96,5 @@ def test_select_matches_a_path_or_a_module_around_it_and_ignore_wins(program):
 
 def test_a_file_that_is_no_onnx_is_a_model_error(tmp_path):
     (tmp_path / "m.onnx").write_bytes(b"not a program")
-    with pytest.raises(ModelError, match="no readable ONNX"):
+    with pytest.raises(ModelError, match="not a readable ONNX file"):
         graph_traits(tmp_path / "m.onnx")
