@@ -41,7 +41,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class AutoSpace:
-    """What can become of a model, and how to build it."""
+    """Search space of a model, and the function that builds its networks."""
 
     model: nn.Module
     stages: tuple[Stage, ...]

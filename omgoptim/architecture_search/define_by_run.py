@@ -80,12 +80,12 @@ class DrawnTrial:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a few calls of a space showed."""
+    """Result of a few calls of a space."""
 
     space: Space | None
     """The product of knobs; None for a conditional or continuous space."""
     reasons: tuple[str, ...]
-    """Why calls failed, one for each that did."""
+    """Reasons of the calls that failed."""
     calls: int
 
 

@@ -25,7 +25,7 @@ REJECTED_PER_TRIAL = 10
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a search is asked for."""
+    """Settings of a search."""
 
     trials: int
     seed: int
@@ -36,13 +36,13 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Driven:
-    """How a search ended."""
+    """Result of a search."""
 
     trained: int
     rejected: int
     failed: int
     exhausted: bool
-    """Whether everything predicted to be within the limits was tried before there were enough trials."""
+    """True if all networks predicted within the limits were tried before enough trials ended."""
     best: int | None
     """Number of the best trial that was trained to the end."""
 

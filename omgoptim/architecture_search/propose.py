@@ -51,7 +51,7 @@ DEFAULT = Rule()
 
 @dataclass(frozen=True, slots=True)
 class Observations:
-    """What a search has seen so far."""
+    """Observations of a search so far."""
 
     rows: Indices
     """Configurations that were trained, shape [trials, knobs]."""

@@ -29,7 +29,7 @@ WEIGHTS = "weights.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a saved network costs on the device."""
+    """Measured cost of a saved network on the device."""
 
     latency_ms: float | None = None
     size_bytes: int | None = None
@@ -39,7 +39,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """What a trial is made of; each may raise an OmgoptimError, which fails the trial alone."""
+    """Functions of a trial; an OmgoptimError of one fails only that trial."""
 
     build: Callable[[Configuration], nn.Module]
     """A new module, weights inherited where it has a parent."""
@@ -50,9 +50,9 @@ class Steps:
     predict: Callable[[Configuration], float] | None = None
     """Latency in ms."""
     limit_ms: float | None = None
-    """What a prediction is rejected by; a measurement is by its own loads."""
+    """Predicted load that rejects a network; a measured one is judged by its own loads."""
     tolerance: float = 0.15
-    """How much a prediction may be over: the measurement decides there."""
+    """Tolerated excess of a prediction; the measurement decides within it."""
 
 
 def run_trial(steps: Steps, folders: TrialFolders, spec: TrialSpec, folder: Path) -> TrialResult:

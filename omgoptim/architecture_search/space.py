@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from omgoptim.errors import RequestError, did_you_mean
 
 Option: TypeAlias = str | int | float | bool | None
-"""What a knob can be set to: what JSON and Optuna's categorical distribution can hold."""
+"""Value of a knob: a type that JSON and Optuna's categorical distribution support."""
 
 Configuration: TypeAlias = Mapping[str, Option]
 Indices: TypeAlias = NDArray[np.int64]
@@ -143,5 +143,5 @@ class Space:
 
 
 def _same(option: Option, given: Option) -> bool:
-    """Whether two options are equal and of one type: True is not 1."""
+    """Return True if two options are equal and of the same type: True is not 1."""
     return type(option) is type(given) and option == given

@@ -38,7 +38,7 @@ COUNTS, REASON, LOST, REPLACES = "counts", "reason", "lost", "replaces"
 
 @dataclass(frozen=True, slots=True)
 class SearchSettings:
-    """What a study is made with; the same on resuming."""
+    """Settings of a study, unchanged on resume."""
 
     seed: int = 0
     journal: Path | None = None
@@ -48,7 +48,7 @@ class SearchSettings:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """Why a candidate is not trained: its loads, of which at least one is above 1."""
+    """Rejection of a candidate: its loads, at least one of them above 1."""
 
     loads: Mapping[str, float]
     """Measured over allowed, by constraint: latency, size."""

@@ -47,7 +47,7 @@ class TrialSpec(_Frozen):
 
 
 class TrialResult(_Frozen):
-    """What became of a trial."""
+    """Outcome of a trial."""
 
     outcome: Literal["trained", "stopped", "rejected", "failed"]
     """Trained to the end, stopped by successive halving, too slow or large to be trained, or ended by an error."""

@@ -1,4 +1,4 @@
-"""How long this process has waited for a core: what tells a busy machine from a model that sleeps."""
+"""Run-queue time of this process: distinguishes a busy machine from a model that sleeps."""
 
 from __future__ import annotations
 

@@ -225,7 +225,7 @@ def _summary(one: Finalist, goal: Goal, outcome: Outcome, chosen: Chosen) -> str
 
 
 def _against_single(one: Finalist, chosen: Chosen) -> str:
-    """What the chain brought beside the best of quantization alone, from the same measurement."""
+    """Return a sentence that compares the chain with the best quantization alone, from the same measurement."""
     singles = [other for other in chosen.finalists if len(other.point.chain) == 1 and other.point.verb == "quantize"]
     if not singles or any(one is other for other in singles) or chosen.load > OVERLOADED:
         return ""

@@ -13,7 +13,7 @@ from typing import Literal
 from omgoptim.render.claims import Tone
 
 Mark = Literal["", "chosen", "faded"]
-"""How a row stands out."""
+"""Emphasis of a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Table:
     left_out: int = 0
     """Rows that a short form leaves out."""
     folded: bool = False
-    """Whether the page shows it only when asked."""
+    """True to collapse it on the page."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,7 +189,7 @@ def _with_cut(answer: Json, cut: Json) -> Json:
 
 
 def _quantization_head(report: EfficiencyReport) -> Json:
-    """What a next decision needs; None or empty where a report has none of it. Lists are bounded."""
+    """Return the fields that a next decision needs; lists are bounded, absent parts are None or empty."""
     coverage, explanation = report.coverage, report.explanation
     head: Json = {"coverage": None, "guard": _guard(report.guard) if report.guard else None}
     parts = report.gains_by

@@ -13,7 +13,7 @@ from omgoptim.reports import Candidate, EfficiencyReport, Layer, LayerNoise, Ste
 
 WIDTH, HEIGHT = 760, 360
 MOST_BARS = 15
-"""How many layers a picture of bars shows; the table has all."""
+"""Most layers in a bar chart; the table has all."""
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 18, 46
 _ROW = 30

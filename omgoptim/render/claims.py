@@ -108,7 +108,7 @@ def claimed(tone: Tone, report: EfficiencyReport) -> Tone:
 
 
 def control_claim(control: Control) -> tuple[str, Tone]:
-    """What may be said of distillation: an effect only where the interval excludes 0."""
+    """Return the claim on the effect of distillation; significant only if the interval excludes 0."""
     if control.gain is None:
         return "", "same"
     if control.gain_low is None or control.gain_high is None:

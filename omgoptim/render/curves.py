@@ -117,7 +117,7 @@ def _curve(series: Series, name: str, x: Scale, y: Scale) -> str:
 
 
 def _legend(names: tuple[str, str]) -> str:
-    """Which line is which: solid or dashed."""
+    """Return the legend of the solid and the dashed line."""
     parts = []
     for at, kind, name in ((_LEFT, "", names[0]), (_LEFT + 170, "control", names[1])):
         parts.append(_line([(at, 10), (at + 28, 10)], f"key {kind}".strip()))

@@ -47,7 +47,7 @@ RESULTS = (
     costliest_section,
 )
 DETAILS = (changed_section, environment_section)
-"""What stands before and after the next steps and the artifact."""
+"""Sections before and after the next steps and the artifact."""
 
 
 def report_html(report: EfficiencyReport) -> str:

@@ -24,7 +24,7 @@ def changed_paths(report: EfficiencyReport) -> list[str]:
 
 
 def changed_title(report: EfficiencyReport) -> str:
-    """What the list of changed layers is: done, or planned."""
+    """Return the title of the list of changed layers: done or planned."""
     return "would change" if report.request.get("plan") else "changed"
 
 
@@ -34,7 +34,7 @@ def ranked_candidates(report: EfficiencyReport) -> list[Candidate]:
 
 
 def skip_groups(skipped: list[Skip]) -> list[SkipGroup]:
-    """What was skipped by reason, the commonest reason first."""
+    """Group skipped layers by reason, the most common reason first."""
     groups: dict[str, list[str]] = {}
     for skip in skipped:
         groups.setdefault(skip.reason, []).append(skip.path)
@@ -44,7 +44,7 @@ def skip_groups(skipped: list[Skip]) -> list[SkipGroup]:
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
-    """How quality falls when only one layer or group is compressed."""
+    """Quality drops when only one layer or group is compressed."""
 
     path: str
     points: tuple[SensitivityPoint, ...]

@@ -53,7 +53,7 @@ REST = (
     changed_section,
     environment_section,
 )
-"""What stands before and after the next steps: a text that is too long is cut at its end."""
+"""Sections before and after the next steps; a text that is too long is cut at its end."""
 
 
 def report_markdown(report: EfficiencyReport, detail: Detail = "brief", folder: Path | None = None) -> str:

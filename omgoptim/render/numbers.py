@@ -33,7 +33,7 @@ def stage_text(state: RunState) -> str:
 
 
 def progress_numbers(state: RunState) -> list[str]:
-    """What is known of: percent done, time left."""
+    """Return percent done and time left, as far as they are known."""
     done = [] if state.progress is None else [f"{state.progress:.0%}"]
     return done if state.eta_s is None else [*done, f"{wait_text(state.eta_s)} left"]
 
@@ -56,7 +56,7 @@ def time_text(ms: float) -> str:
 
 
 def wait_text(seconds: float) -> str:
-    """How long something still takes, as a person says it."""
+    """Return a duration in seconds or minutes."""
     whole = max(0, round(seconds))
     return f"{whole} s" if whole < 90 else f"{round(whole / 60)} min"
 

@@ -31,4 +31,4 @@ class Step(Record):
     quality_drop: float | None = None
     """Against the original, on the selection samples; never on the evaluation data."""
     on_front: bool = False
-    """Whether no other measured step is as fast, as small and as good at once."""
+    """True if the step is on the Pareto front of speed, size and quality drop."""

@@ -1,1 +1,1 @@
-"""What `search` works with: the space, the cost of a network, the trials, the final measurement and the report."""
+"""The parts of `search`: space, costs of a network, trials, final measurement, report."""

@@ -1,4 +1,4 @@
-"""What a network costs in the final engine and precision: saved, opened in a fresh process, timed with the original."""
+"""Costs of a network in the final engine and precision, timed in a fresh process beside the original."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CALIBRATION = 256
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What may not be exceeded; None where nothing was asked."""
+    """Limits of the costs; None without a target."""
 
     latency_ms: float | None
     size_bytes: float | None
@@ -69,7 +69,7 @@ class Costs:
     baseline_ms: float
     limits: Limits
     recipe: Recipe | None
-    """How a fresh process builds a network that is no change of the model: as an exported program."""
+    """Recipe of a network that is not a change of the model: an exported program."""
 
     def measure(self, module: nn.Module, folder: Path) -> Cost:
         """Save a network into a folder and measure it; one that was not trained is removed again.

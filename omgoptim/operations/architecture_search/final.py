@@ -35,7 +35,7 @@ class Entry:
     quality: float
     """On the selection samples."""
     by_rule: bool
-    """Whether the rule proposed it; else the control did."""
+    """True if the proposal rule chose it, False if the random control did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Chosen:
     finalists: list[Finalist]
     winner: Finalist
     holds: bool
-    """Whether the winner holds the guard on the evaluation data and meets every target."""
+    """True if the winner passes the quality guard on the evaluation data and meets every target."""
     load: float
 
 

@@ -30,7 +30,7 @@ SpaceFunction = Callable[[Any], Any]
 
 @dataclass(frozen=True, slots=True)
 class Searched:
-    """What is searched, and how a network of it is built."""
+    """Space of a search, and the function that builds its networks."""
 
     build: Callable[[Configuration], nn.Module]
     product: Space | None

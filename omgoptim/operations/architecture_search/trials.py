@@ -37,7 +37,7 @@ FINAL_SHARE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a search ended with."""
+    """Result of the search."""
 
     driven: Driven
     specs: dict[int, TrialSpec]

@@ -47,9 +47,9 @@ class Route:
     name: str
     verb: str
     arguments: Callable[[float], dict[str, Any]]
-    """What the verb is asked for at a level, 0..1: the larger, the smaller the model."""
+    """Arguments of the verb at a compression level, 0..1."""
     speedup: Callable[[float], float]
-    """What is expected of a level: work before over after."""
+    """Expected ratio of the work at a level, before / after."""
 
 
 PRUNE = Route(

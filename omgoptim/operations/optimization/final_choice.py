@@ -58,7 +58,7 @@ class Chosen:
     finalists: list[Finalist]
     winner: Finalist
     holds: bool
-    """Whether the winner holds the guard on the evaluation data and reaches every target."""
+    """True if the winner passes the quality guard on the evaluation data and meets every target."""
     load: float
 
 
@@ -187,6 +187,6 @@ def _place(
 
 
 def _merit(speed: float, size_bytes: int | None, preference: Preference) -> tuple[float, float]:
-    """What is to be large: what is preferred, then the size ratio, which is known on a busy machine too."""
+    """Return the preferred merit and the size ratio, which is also known on a busy machine."""
     size_ratio = preference.baseline_bytes / (size_bytes or preference.baseline_bytes or 1)
     return preference.merit_of(speed, size_ratio), size_ratio

@@ -29,7 +29,7 @@ FEWEST_BITS = 4
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """What a graph that only passes its input on costs on one engine."""
+    """Cost of an identity graph on one engine."""
 
     runtime: str
     latency_ms: float

@@ -33,7 +33,7 @@ class Missed:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What the result must hold and reach; a target is None where none was given."""
+    """Quality guard and targets of a run; None without a target."""
 
     max_quality_drop: float
     latency_ms: float | None = None

@@ -1,4 +1,4 @@
-"""How far to compress: bisection to the deepest level whose drop stays within the guard."""
+"""Bisection to the strongest compression whose quality drop is within the guard."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which technique may follow which in a chain."""
+"""Permitted order of the techniques in a chain."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ ORDER = ("search", "distill", "prune", "factorize", "quantize")
 FORBIDDEN = {
     "quantize": "the layers of a quantized program are fixed: quantize last",
 }
-"""What nothing may follow, and why."""
+"""Techniques that must come last, with the reason."""
 
 
 def refusal(before: str, after: str) -> str | None:

@@ -1,4 +1,4 @@
-"""What steps made: artifacts with their speed, size and drop, and which of them no other beats."""
+"""Artifacts made by the steps, with speed, size and quality drop, and their Pareto front."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class Steps:
 
     @property
     def seconds_left(self) -> float:
-        """What no step has used of the budget."""
+        """Return the unused seconds of the budget."""
         used = sum(point.seconds for point in self.taken) + sum(step.seconds or 0.0 for step in self.without_result)
         return self.budget_s - used
 

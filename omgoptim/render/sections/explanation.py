@@ -1,4 +1,4 @@
-"""Why quality fell and why it is not faster: `--explain`."""
+"""Section of `--explain`: causes of the quality drop, and time by kind of operator."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from omgoptim.render.numbers import time_text as duration_text
 from omgoptim.reports import EfficiencyReport, Explanation, Finding, TimeShare
 
 BRIEF = {"findings": 3, "layers": 5, "times": 4}
-"""How many of each the short form shows."""
+"""Most entries of each kind in the short form."""
 
 
 def explanation_section(report: EfficiencyReport, full: bool) -> Section | None:
@@ -62,7 +62,7 @@ def _sensitive(explanation: Explanation, full: bool) -> list[Block]:
 
 
 def noise_note(explanation: Explanation) -> str:
-    """What the columns of `noise_cells` are."""
+    """Return the legend of the table of sensitive layers."""
     whole = "" if explanation.sqnr_db is None else f", {explanation.sqnr_db:.1f} dB with all quantized"
     return (
         f"alone: signal-to-noise of the output with only this layer quantized{whole}; gain in float, recovered: signal "
@@ -85,7 +85,7 @@ def time_text(time: TimeShare) -> str:
 
 
 def numbers_text(time: TimeShare) -> str:
-    """What its kernels compute in."""
+    """Return the arithmetic of its kernels."""
     return "integers" if time.quantized else "float"
 
 

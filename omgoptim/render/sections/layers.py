@@ -9,7 +9,7 @@ from omgoptim.render.numbers import count_text, path_text, paths_text, plain, pl
 from omgoptim.reports import EfficiencyReport
 
 BRIEF = {"costliest": 8, "skipped": 3}
-"""How many the short form shows."""
+"""Most entries of each kind in the short form."""
 
 
 def costliest_section(report: EfficiencyReport, full: bool) -> Section | None:
@@ -37,7 +37,7 @@ def costliest_section(report: EfficiencyReport, full: bool) -> Section | None:
 
 
 def changed_section(report: EfficiencyReport, full: bool) -> Section | None:
-    """What was done to which layers, and what was left alone and why; in short their number and the first few."""
+    """Changed and skipped layers with reasons; in the short form their number and the first few."""
     blocks: list[Block] = []
     paths, title = changed_paths(report), changed_title(report)
     if paths and not full:

@@ -98,7 +98,7 @@ def precision_cells(layer: LayerPrecision) -> dict[str, str]:
 
 
 def guard_texts(guard: Guard) -> list[str]:
-    """Whether it holds and what that took; and which layers were kept in float, if any was."""
+    """Return the outcome of the quality guard, its evaluations, and the layers kept in float."""
     ended = "holds" if guard.holds else "does not hold"
     evaluations = plural(guard.evaluations, "full evaluation")
     took = (

@@ -1,4 +1,4 @@
-"""What surrounds the numbers: warnings, and the machine they were measured on."""
+"""Warnings, and the environment of the measurement."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ BRIEF_WARNINGS = 6
 
 
 def warnings_section(report: EfficiencyReport, full: bool) -> Section | None:
-    """What limits the numbers."""
+    """Warnings of the report."""
     shown = report.warnings if full else report.warnings[:BRIEF_WARNINGS]
     if not shown:
         return None

@@ -1,4 +1,4 @@
-"""How much quality each layer or group costs when it alone is compressed."""
+"""Sensitivity of quality to the compression of single layers or groups."""
 
 from __future__ import annotations
 

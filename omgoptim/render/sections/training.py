@@ -22,7 +22,7 @@ MOST_BARS = 40
 
 
 def rounds_section(report: EfficiencyReport, full: bool) -> Section | None:
-    """What each round was to reach, and the quality at each of its steps."""
+    """Table of the rounds: target amount, and quality at each step."""
     shown = shown_rounds(report, None if full else BRIEF_ROUNDS)
     if not shown:
         return None
@@ -36,7 +36,7 @@ def rounds_section(report: EfficiencyReport, full: bool) -> Section | None:
 
 
 def training_section(report: EfficiencyReport, _full: bool) -> Section | None:
-    """How training went; of a distillation also its control and both curves."""
+    """Training record; for a distillation also the control and both curves."""
     if report.training is None:
         return None
     text = training_text(report.training)
@@ -84,7 +84,7 @@ def round_columns(rounds: Sequence[Round]) -> dict[str, list[str]]:
 
 
 def rounds_note(rounds: Sequence[Round]) -> str:
-    """What the columns of qualities are; empty where there are none."""
+    """Return the legend of the quality columns; empty without them."""
     if not any(_judged(one) for one in rounds):
         return ""
     reestimated = ", after batch-norm statistics were estimated again" * any(r.quality_reestimated for r in rounds)
@@ -93,7 +93,7 @@ def rounds_note(rounds: Sequence[Round]) -> str:
 
 
 def _judged(one: Round) -> bool:
-    """Whether a quality is known of it."""
+    """Return True if a quality of the round is known."""
     qualities = (one.quality_taken, one.quality_reestimated, one.quality_trained)
     return any(quality is not None for quality in qualities)
 
@@ -105,7 +105,7 @@ def _left_text(one: Round) -> str:
 
 
 def training_text(training: Training) -> str:
-    """What was trained and how it went, in one line."""
+    """Return the training record as one line."""
     epochs = training.epochs
     if not epochs:
         return f"no epoch ended; {training.stopped}" if training.stopped else "no epoch"
@@ -160,7 +160,7 @@ def student_trainings(report: EfficiencyReport) -> list[StudentTraining]:
 
 
 def control_text(control: Control, trained: bool = True) -> str:
-    """What the student reaches alone, what the teacher brought, and which of the two is the artifact, in one line.
+    """Return one line on the control: its quality, the effect of distillation, and which of the two is the artifact.
 
     Args:
         trained: whether to include its training.
@@ -194,7 +194,7 @@ def curve_lines(report: EfficiencyReport) -> list[str]:
 
 
 def best_at_the_end(training: Training) -> bool:
-    """Whether the last of several epochs was better than every one before it."""
+    """Return True if the last epoch is better than all earlier ones."""
     epochs = training.epochs
     earlier = [epoch.quality for epoch in epochs[:-1] if epoch.quality is not None]
     last = epochs[-1].quality if epochs else None
