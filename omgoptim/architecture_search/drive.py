@@ -57,6 +57,7 @@ def drive(
     rule: Rule = DEFAULT,
     progress: Callable[[str, float | None], None] = lambda _stage, _done: None,
     more: Callable[[], bool] = lambda: True,
+    nearest: float | None = None,
 ) -> Driven:
     """Search a product of knobs by a way of proposing.
 
@@ -65,6 +66,7 @@ def drive(
             was measured.
         folder: of the run; a search that was begun there goes on.
         more: whether another trial may begin: there is time left.
+        nearest: smallest load measured before the search, for the error when nothing is predicted within the limits.
 
     Raises:
         TechniqueError: every trial failed, or every candidate was measured to be over the limits.
@@ -75,7 +77,7 @@ def drive(
         row = way(space, loads(results), search.observations(space), plan.seed, search.asked, rule)
         return None if row is None else search.ask(space, space.configuration(row))
 
-    return _loop(lambda search: search.ask_again(space), begin, trial, plan, folder, progress, more)
+    return _loop(lambda search: search.ask_again(space), begin, trial, plan, folder, progress, more, nearest)
 
 
 def drive_conditional(
@@ -126,6 +128,7 @@ def _loop(
     folder: Path,
     progress: Callable[[str, float | None], None],
     more: Callable[[], bool],
+    nearest: float | None = None,
 ) -> Driven:
     folders = TrialFolders(folder / "trials")
     folders.clear()
@@ -152,7 +155,7 @@ def _loop(
         if len(results) >= plan.trials * (1 + REJECTED_PER_TRIAL):
             exhausted = True
             break
-    return _ended(search, results, exhausted)
+    return _ended(search, results, exhausted, nearest)
 
 
 def _tell(search: Search, asked: Any, result: TrialResult) -> None:
@@ -165,7 +168,7 @@ def _tell(search: Search, asked: Any, result: TrialResult) -> None:
         search.fail(asked, ended)
 
 
-def _ended(search: Search, results: dict[int, TrialResult], exhausted: bool) -> Driven:
+def _ended(search: Search, results: dict[int, TrialResult], exhausted: bool, nearest: float | None) -> Driven:
     outcomes = [result.outcome for result in results.values()]
     trained = len(search)
     if not trained:
@@ -176,12 +179,12 @@ def _ended(search: Search, results: dict[int, TrialResult], exhausted: bool) -> 
             )
         if reasons:
             raise TechniqueError("no trial of the search could be trained", reasons[0])
-        nearest = min((max(each.loads.values(), default=1.0) for each in results.values()), default=None)
+        nearest = min((max(each.loads.values(), default=1.0) for each in results.values()), default=nearest)
         raise TechniqueError(
-            "no candidate of the search is within the limits",
+            "no network of the search is within the limits",
             "none is predicted to be"
             if nearest is None
-            else f"the nearest of {len(results)} is {nearest:.2f} times over",
+            else f"the nearest that was measured is {nearest:.2f} times over",
             "allow more latency or size, or give a space with smaller networks",
         )
     best = search.best()

@@ -10,6 +10,7 @@ from omgoptim.measure.timing import PLANS
 from omgoptim.models.artifact import Manifest
 from omgoptim.models.report_file import write_sealed
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.final_measurement import save_choice
 from omgoptim.operations.ledger import Ledger
 from omgoptim.operations.live_objects import Live
 from omgoptim.operations.loaded_model import LoadedModel, prepare
@@ -19,7 +20,6 @@ from omgoptim.operations.optimization.cost import Cost, epoch_seconds, measured_
 from omgoptim.operations.optimization.final_choice import (
     Chosen,
     Finalist,
-    deliver,
     measure_finalists,
     pick_finalists,
 )
@@ -89,12 +89,12 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
     preference = Preference(request.prefer, Manifest.read(loaded.baseline).size_bytes)
     finalists = pick_finalists(points, goal, preference, singles)
     chosen = measure_finalists(request, context, loaded, finalists, goal, preference)
-    for point in chosen.winner.point.chain:
+    for point in chosen.winner.entry.chain:
         point.status = "kept"
     for point in steps.taken:
         if point.status != "kept":
             point.why = _why_not(point, goal)
-    places = deliver(chosen, context)
+    places = save_choice(chosen, context)
     reports = {one.slug: _report(request, context, loaded, steps, goal, chosen, one) for one in chosen.finalists}
     for name, report in reports.items():
         asked = report.model_copy(update={"next_steps": new_calls(report, request)})
@@ -170,10 +170,10 @@ def _report(
     """Return the report of a finalist as that of the run's artifact."""
     outcome = _outcome(one, goal)
     place = str(context.artifact)
-    artifact = artifact_record(one.point.artifact)
-    load = artifact.load.replace(str(one.point.artifact), place)
-    last = one.point.run.report
-    chain = [point.run.report for point in one.point.chain]
+    artifact = artifact_record(one.entry.artifact)
+    load = artifact.load.replace(str(one.entry.artifact), place)
+    last = one.entry.run.report
+    chain = [point.run.report for point in one.entry.chain]
     warnings = [*loaded.notes, *quality_warnings(one.quality, goal.max_quality_drop, loaded.data.real)]
     warnings += [*load_warnings(chosen.load), *slow_warnings(one.timing)]
     others = [_alternative(other, chosen, goal, context) for other in chosen.finalists if other is not one]
@@ -195,10 +195,10 @@ def _report(
         steps=steps.records(),
         alternatives=others,
         delivered=one.slug,
-        coverage=last.coverage if last.verb == "quantize" and one.point.artifact.name == "artifact" else None,
+        coverage=last.coverage if last.verb == "quantize" and one.entry.artifact.name == "artifact" else None,
         macs_check=loaded.macs.check if loaded.macs else None,
         artifact=artifact.model_copy(update={"path": place, "load": load}),
-        lineage=[*Manifest.read(one.point.artifact).lineage, context.run_id],
+        lineage=[*Manifest.read(one.entry.artifact).lineage, context.run_id],
         repeat=repeat_of("optimize", request),
     )
 
@@ -211,8 +211,8 @@ def _outcome(one: Finalist, goal: Goal) -> Outcome:
 
 def _summary(one: Finalist, goal: Goal, outcome: Outcome, chosen: Chosen) -> str:
     became = f"{size_phrase(one.gains)}, {speed_phrase(one.gains)}"
-    how = " -> ".join(point.name for point in one.point.chain[:-1]) if len(one.point.chain) > 1 else ""
-    made = f"{how} -> {one.point.name}" if how else one.point.name
+    how = " -> ".join(point.name for point in one.entry.chain[:-1]) if len(one.entry.chain) > 1 else ""
+    made = f"{how} -> {one.entry.name}" if how else one.entry.name
     quality = quality_sentence(one.before, one.quality)
     if outcome == "guard_failed":
         reasons = [str(missed) for missed in one.missed]
@@ -226,7 +226,7 @@ def _summary(one: Finalist, goal: Goal, outcome: Outcome, chosen: Chosen) -> str
 
 def _against_single(one: Finalist, chosen: Chosen) -> str:
     """Return a sentence that compares the chain with the best quantization alone, from the same measurement."""
-    singles = [other for other in chosen.finalists if len(other.point.chain) == 1 and other.point.verb == "quantize"]
+    singles = [other for other in chosen.finalists if len(other.entry.chain) == 1 and other.entry.verb == "quantize"]
     if not singles or any(one is other for other in singles) or chosen.load > OVERLOADED:
         return ""
     best = singles[0]
@@ -234,7 +234,7 @@ def _against_single(one: Finalist, chosen: Chosen) -> str:
         return ""
     size = (best.after.size_bytes or 0) / (one.after.size_bytes or 1)
     return (
-        f" Quantization alone ({best.point.name}) is {best.gains.speedup:.2f}x the original's speed: this is "
+        f" Quantization alone ({best.entry.name}) is {best.gains.speedup:.2f}x the original's speed: this is "
         f"{one.gains.speedup / best.gains.speedup:.2f}x as fast and {size:.2f}x smaller than that."
     )
 
@@ -242,7 +242,7 @@ def _against_single(one: Finalist, chosen: Chosen) -> str:
 def _alternative(one: Finalist, chosen: Chosen, goal: Goal, context: RunContext) -> Alternative:
     return Alternative(
         name=one.slug,
-        candidate=one.point.name,
+        candidate=one.entry.name,
         runtime=one.after.runtime,
         precision=one.after.precision,
         best_for=_strengths(one, chosen, goal),
@@ -281,7 +281,7 @@ def _next_steps(
     if outcome == "guard_failed":
         holding = [o for o in chosen.finalists if o is not one and passes(o.quality, goal.max_quality_drop)]
         if holding and not passes(one.quality, goal.max_quality_drop):
-            steps.append(pick_step(context.run_id, holding[0].slug, f"{holding[0].point.name} holds the guard"))
+            steps.append(pick_step(context.run_id, holding[0].slug, f"{holding[0].entry.name} holds the guard"))
         if request.budget_minutes < 240:
             longer = same_arguments(request) | {"budget_minutes": 3 * request.budget_minutes}
             steps.append(step("optimize", longer, "more time trains longer and tries more levels"))

@@ -15,7 +15,7 @@ from omgoptim.models.report_file import write_sealed
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.source import Recipe
 from omgoptim.operations.architecture_search.costs import Costs, Limits, costs_of
-from omgoptim.operations.architecture_search.final import Chosen, Entry, deliver, measure_finalists
+from omgoptim.operations.architecture_search.final import Chosen, Entry, measure_finalists
 from omgoptim.operations.architecture_search.predictions import Predictions, measured_first
 from omgoptim.operations.architecture_search.report import plan_report, search_report
 from omgoptim.operations.architecture_search.spaces import (
@@ -30,6 +30,7 @@ from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import load_datasets
+from omgoptim.operations.final_measurement import save_choice
 from omgoptim.operations.live_objects import Live
 from omgoptim.operations.loaded_model import LoadedModel, prepare
 from omgoptim.operations.next_steps import new_calls
@@ -107,7 +108,7 @@ def _delivered(
 ) -> EfficiencyReport:
     """Put the finalists into the run's folder, each with its report; returns the winner's."""
     request, context = job.request, job.context
-    places = deliver(chosen, job)
+    places = save_choice(chosen, job.context)
     reports = {
         one.slug: search_report(job, searched, costs, predictions, found, control, chosen, one)
         for one in chosen.finalists
@@ -191,11 +192,7 @@ def _refuse_too_slow(predictions: Predictions) -> None:
     space = predictions.space
     rows = space.sample(2000, np.random.default_rng(0))
     least = float(predictions.loads({}, {})(rows).min())
-    limits = predictions.costs.limits
-    measured = [
-        max(limits.loads(latency, size, None).values(), default=0.0)
-        for latency, size in zip(predictions.latencies, predictions.sizes, strict=True)
-    ]
+    measured = predictions.measured_loads
     if min(least, *measured) <= FAR_OVER:
         return
     raise TechniqueError(

@@ -66,6 +66,14 @@ class Predictions:
 
         return load
 
+    @property
+    def measured_loads(self) -> list[float]:
+        """Largest load of each network that was measured: its cost over the limit."""
+        return [
+            max(self.costs.limits.loads(latency, size, None).values(), default=0.0)
+            for latency, size in zip(self.latencies, self.sizes, strict=True)
+        ]
+
     def _fit(self, values: Sequence[float], rows: Indices) -> FittedOptions:
         return fitted(self.space, rows, values)
 

@@ -77,8 +77,8 @@ class Trials:
         def trial(spec: TrialSpec, into: Path) -> TrialResult:
             return run_trial(steps, folders, spec, into)
 
-        def progress(told: str, done: float | None) -> None:
-            self.job.context.progress(told, None if done is None else start + (middle - start) * done)
+        def progress(stage: str, done: float | None) -> None:
+            self.job.context.progress(stage, None if done is None else start + (middle - start) * done)
 
         driven = self._drive(trial, folders, folder, way, progress)
         self.job.context.progress(f"training the best {finals} to the end", middle)
@@ -117,7 +117,9 @@ class Trials:
             known: dict[int, Configuration] = {number: folders.spec(number).configuration for number in results}
             return predictions.loads(results, known)
 
-        return drive(self.searched.product, loads, trial, plan, folder, way, progress=progress, more=self._more)
+        nearest = min(predictions.measured_loads, default=None)
+        product = self.searched.product
+        return drive(product, loads, trial, plan, folder, way, progress=progress, more=self._more, nearest=nearest)
 
     def _more(self) -> bool:
         minutes = self.job.request.budget_minutes
