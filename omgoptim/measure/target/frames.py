@@ -1,0 +1,59 @@
+"""Frames of the protocol between client and agent: a JSON object on a line, then a payload of `bytes` bytes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, BinaryIO
+
+LONGEST_LINE = 64 * 2**20
+"""Limit of a line: far above an answer with the times of every node."""
+BLOCK = 2**20
+
+
+def write_frame(stream: BinaryIO, record: dict[str, Any], payload: Path | None = None) -> None:
+    """Write a frame, with the content of a file as its payload."""
+    if payload is None:
+        stream.write(json.dumps(record).encode() + b"\n")
+    else:
+        with payload.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            stream.write(json.dumps(record | {"bytes": size}).encode() + b"\n")
+            shutil.copyfileobj(file, stream, BLOCK)
+    stream.flush()
+
+
+def read_frame(stream: BinaryIO, scratch: Path) -> dict[str, Any] | None:
+    """Read a frame; None at the end of the stream, also in the middle of a frame.
+
+    A payload goes to the file `scratch`, named by `payload` in the result.
+
+    Raises:
+        ValueError: it is not a frame.
+        OSError: the payload cannot be written.
+    """
+    line = stream.readline(LONGEST_LINE)
+    if not line.endswith(b"\n"):
+        return None
+    record = json.loads(line)
+    if not isinstance(record, dict):
+        raise ValueError("it holds no object")
+    left = int(record.pop("bytes", -1))
+    if left < 0:
+        return record
+    failure: OSError | None = None
+    with scratch.open("wb") as file:
+        while left:
+            block = stream.read(min(left, BLOCK))
+            if not block:
+                return None
+            left -= len(block)
+            try:
+                file.write(block)
+            except OSError as error:  # a full disk: what follows on the stream is still a frame
+                failure = failure or error
+    if failure is not None:
+        return record | {"payload": None, "failure": str(failure)}
+    return record | {"payload": str(scratch)}
