@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omgoptim.errors import OmgoptimError
+from omgoptim.hardware import cpu_features
 from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.models.security.path_policy import PathPolicy
 
@@ -57,6 +58,11 @@ class TimingSetup:
     """The machine to measure on; None: this one."""
     same_machine: bool = True
     """The artifacts were saved on this machine: its kernels reproduce the recorded outputs."""
+
+    @property
+    def cpu_features(self) -> Sequence[str]:
+        """Instruction sets of the machine that measures."""
+        return cpu_features() if self.target is None else self.target.machine.cpu_features
 
     def start(self, artifact: Path, batches: Mapping[str, Path]) -> MeasuringProcess:
         """Start a measuring process for an artifact, on the machine of the setup.

@@ -16,7 +16,9 @@ from pathlib import Path
 from omgoptim.errors import OmgoptimError
 from omgoptim.measure.launch import LATENCY as LATENCY
 from omgoptim.measure.launch import SLOW_S as SLOW_S
-from omgoptim.measure.launch import THROUGHPUT, VERY_SLOW_S, LaunchParts, LaunchResult, TimingPlan, run_launch
+from omgoptim.measure.launch import THROUGHPUT as THROUGHPUT
+from omgoptim.measure.launch import VERY_SLOW_S, LaunchParts, LaunchResult, run_launch
+from omgoptim.measure.launch import TimingPlan as TimingPlan
 from omgoptim.measure.launch import TimingSetup as TimingSetup
 from omgoptim.measure.measuring_process import MeasuringProcess
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -82,7 +82,7 @@ def verify_outputs(folder: Path, manifest: Manifest, session: Session, *, same_m
     check = read_check(folder)
     given = session.run(check.batch)
     worst = max_difference(check.outputs, given)
-    if not worst <= (TOLERANCE[manifest.precision] if same_machine else math.inf):
+    if not worst <= (TOLERANCE[manifest.precision] if same_machine else sys.float_info.max):
         raise ArtifactError(
             f"artifact {folder} does not reproduce its recorded outputs",
             f"its outputs differ by {worst:.3g} of their scale; at most {TOLERANCE[manifest.precision]:g} was expected",

@@ -13,6 +13,7 @@ from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import Request
 
 if TYPE_CHECKING:
+    from omgoptim.measure.target.client import Target
     from omgoptim.operations.live_objects import Live
 
 LIVE = "(live {})"
@@ -58,8 +59,12 @@ class RunContext:
     """`progress(stage, fraction)`: current stage and completed fraction of the run, 0..1;
     `None` leaves the fraction unchanged."""
     measuring: Callable[[], AbstractContextManager[None]] = nullcontext
-    """`with measuring():` locks the device for measurements on this machine."""
+    """`with measuring():` locks the device for measurements on the machine that measures."""
     run_step: RunStep = _no_steps
+    target: Target | None = None
+    """The machine that measures; None: this one."""
+    measuring_here: Callable[[], AbstractContextManager[None]] | None = None
+    """With a target: locks the device of this machine."""
 
     @property
     def work(self) -> Path:

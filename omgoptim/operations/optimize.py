@@ -34,6 +34,7 @@ from omgoptim.operations.output_folder import deliver as deliver_output
 from omgoptim.operations.output_folder import free_output
 from omgoptim.operations.quantization.selection import Preference
 from omgoptim.operations.report_records import artifact_record, environment, output_records, shown_request
+from omgoptim.operations.target import original_on_target
 from omgoptim.operations.timing import OVERLOADED, slow_warnings
 from omgoptim.operations.verdict import (
     Outcome,
@@ -56,7 +57,7 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
     began = time.monotonic()
     output = free_output(request.output, request.allow_path, context)
     live = live or Live()
-    loaded = prepare(request, context, live)
+    loaded = original_on_target(prepare(request, context, live), context)
     load_s = time.monotonic() - began
     _refuse_quantized(request, loaded)
     goal = Goal.of(request)

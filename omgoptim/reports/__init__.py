@@ -20,6 +20,7 @@ from omgoptim.reports.measured import (
     MacsCheck,
     Measurement,
     Skip,
+    TargetMachine,
     Total,
 )
 from omgoptim.reports.outputs import OutputRecord
@@ -60,6 +61,7 @@ __all__ = [
     "SensitivityPoint",
     "Skip",
     "Step",
+    "TargetMachine",
     "TimeShare",
     "Total",
     "Training",

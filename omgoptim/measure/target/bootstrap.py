@@ -34,12 +34,16 @@ if not os.path.isabs(base):
     base = os.path.join(os.path.expanduser("~"), ".cache")
 cache = os.path.join(base, "omgoptim", "target")
 code = os.path.join(cache, "code", sys.argv[2])
-hello = {"uname": sys.argv[1], "cache": cache, "has_code": os.path.isfile(os.path.join(code, "omgoptim", "__init__.py"))}
+has_code = os.path.isfile(os.path.join(code, "omgoptim", "__init__.py"))
+hello = {"uname": sys.argv[1], "cache": cache, "has_code": has_code}
 partial = None
 try:
     os.makedirs(os.path.dirname(code), mode=0o700, exist_ok=True)
     hello["free"] = shutil.disk_usage(cache).free
-    partial = None if hello["has_code"] else tempfile.mkdtemp(prefix="partial-", dir=os.path.dirname(code))
+    if has_code:
+        os.utime(code)
+    else:
+        partial = tempfile.mkdtemp(prefix="partial-", dir=os.path.dirname(code))
 except OSError as error:
     hello = {"refused": "disk", "found": str(error), "uname": sys.argv[1]}
 print("\nMARK" + json.dumps(hello), flush=True)

@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from omgoptim.errors import OmgoptimError, SetupError
 from omgoptim.measure.launch import LaunchParts, LaunchResult, TimingPlan, TimingSetup
 from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.target.connection import Connection, TargetLost
 from omgoptim.measure.target.machine import Machine, prepare_machine
+from omgoptim.measure.target.process import TargetProcess
 from omgoptim.models.manifest import MANIFEST, read_json, sha256
 from omgoptim.models.output_check import CHECK
 from omgoptim.models.security.seal import SEAL
@@ -30,8 +31,8 @@ MOST_LOSSES = 5
 POLL_S = 1.0
 
 
-class TargetGone(Exception):  # noqa: N818  no OmgoptimError: a candidate must not take the blame for it
-    """A lost connection that could not be made again."""
+class TargetGone(Exception):
+    """A lost connection that could not be made again; no OmgoptimError, which a candidate would be blamed for."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -272,87 +273,3 @@ class TargetMeter:
     def load(self) -> float:
         """Return the fraction of the cores that others used since it was made."""
         return float(self.target.again(lambda: self.target.connection.request("metered"))["load"])
-
-
-class TargetProcess(MeasuringProcess):
-    """A measuring process on a target. One that a lost connection ended is started again.
-
-    Args:
-        number: of a process that belongs to a launch there, and is started again with that.
-    """
-
-    def __init__(
-        self, target: Target, artifact: Path, threads: int, batches: Mapping[str, Path], number: int | None = None
-    ) -> None:
-        self.artifact, self._target, self._threads, self._batches = artifact, target, threads, batches
-        self._number, self._of_launch, self._generation = number, number is not None, target.generation
-        self._opened: dict[str, Any] | None = {} if self._of_launch else None
-
-    def close(self) -> None:
-        if self._number is None or self._of_launch or self._generation != self._target.generation:
-            return
-        try:
-            self._target.connection.request("close", process=self._number)
-        except TargetLost:
-            return
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def begin_open(self) -> None:
-        self._again(self._start)
-
-    def end_open(self) -> dict[str, Any]:
-        return self._again(self._open)
-
-    def open_another(self, artifact: Path) -> dict[str, Any]:
-        self.artifact = artifact
-
-        def change() -> dict[str, Any]:
-            if self._opened is None:
-                return self._open()
-            folder = self._target.send_artifact(artifact)
-            return self._target.connection.request("another", process=self._number, artifact=folder)
-
-        return self._again(change)
-
-    def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
-        def ask() -> dict[str, Any]:
-            self._open()
-            return self._target.connection.request("ask", process=self._number, command=command, arguments=arguments)
-
-        return self._again(ask)
-
-    def run_samples(self, inputs: Path, target: Path, progress: Callable[[float], None] = lambda _: None) -> None:
-        target.mkdir(parents=True, exist_ok=True)
-        files = sorted(inputs.glob("*.npz"))
-
-        def send() -> dict[str, str]:
-            return self._target.send_files({file.name: file for file in files})
-
-        digests = self._again(send)
-        for index, file in enumerate(files):
-            progress(index / len(files))
-
-            def run(digest: str = digests[file.name]) -> Path:
-                self._open()
-                return Path(self._target.connection.request("outputs", process=self._number, digest=digest)["payload"])
-
-            Path(self._again(run)).replace(target / file.name)
-
-    def _start(self) -> None:
-        connection = self._target.connection
-        folder = self._target.send_artifact(self.artifact)
-        batches = self._target.send_files(self._batches)
-        self._number = connection.request("start", artifact=folder, threads=self._threads, batches=batches)["process"]
-        self._generation, self._opened = self._target.generation, None
-
-    def _open(self) -> dict[str, Any]:
-        if self._generation != self._target.generation or self._number is None:
-            self._start()
-        if self._opened is None:
-            self._opened = self._target.connection.request("opened", process=self._number)
-        return self._opened
-
-    def _again(self, action: Callable[[], T]) -> T:
-        return action() if self._of_launch else self._target.again(action)

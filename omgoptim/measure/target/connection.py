@@ -45,8 +45,8 @@ SPACE_BYTES = 64 * 2**20
 MOST_BANNER_LINES = 1000
 
 
-class TargetLost(Exception):  # noqa: N818  not an error of the work: it is done again over a new connection
-    """The connection ended in the middle of something."""
+class TargetLost(Exception):
+    """The connection ended in the middle of something, which is done again over a new one."""
 
 
 class Connection:

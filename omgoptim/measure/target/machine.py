@@ -81,7 +81,7 @@ def prepare_machine(connection: Connection, runtime: str) -> tuple[Machine, list
             python = record["python"]
             raise SetupError(
                 f"{connection.address} lacks {' and '.join(missing)}",
-                f"{record['uname']}, Python {record['python_version']} ({python}): {problem or 'it does not import there'}",
+                f"{record['uname']}, Python {record['python_version']}: {problem or 'it does not import there'}",
                 f"run there: {python} -m pip install {' '.join(missing)}",
             )
     notes = [
@@ -121,7 +121,7 @@ def _give(connection: Connection, record: dict[str, Any], names: list[str]) -> s
         return None
     here, there = platform_key(), [*record["platform"], ".".join(record["python_version"].split(".")[:2])]
     if here != there:
-        return f"pip there: {failed}; and this machine's cannot be copied ({' '.join(here)}, the target is {' '.join(there)})"
+        return f"pip there: {failed}; what is here is for {' '.join(here)}, the target is {' '.join(there)}"
     from omgoptim.models.manifest import sha256  # numpy
 
     try:
