@@ -22,7 +22,7 @@ class PackageState(Record):
 
 
 class DoctorReport(Record):
-    """What this machine and this Python can do."""
+    """What a machine and its Python can do."""
 
     exact: ClassVar[tuple[str, ...]] = ("python", "project")
 
@@ -35,11 +35,15 @@ class DoctorReport(Record):
     cpu_features: list[str]
     cores: int
     gpu: str | None
+    target: str | None = None
+    """Address of the machine that was looked at; null: this one."""
+    memory_bytes: int | None = None
+    """Memory of a target."""
     runtimes: list[PackageState]
     extras: list[PackageState]
     project: str
     mcp_entry: dict[str, Any]
-    """The entry to paste into an MCP client's configuration."""
+    """The entry to paste into an MCP client's configuration; empty for a target."""
 
 
 class RunState(Record):

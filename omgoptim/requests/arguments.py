@@ -23,6 +23,7 @@ class ModelArguments(TypedDict, total=False):
     target_output: str | None
     ignore_outputs: list[str]
     device: Literal["auto", "cpu", "cuda"]
+    target: str | None
     timing: Literal["quick", "standard", "careful"]
     batch: int
     threads: int | None
@@ -176,6 +177,7 @@ class DistillArguments(TrainingArguments, total=False):
 class CompareArguments(TypedDict, total=False):
     data: str | None
     metric: str | None
+    target: str | None
     timing: Literal["quick", "standard", "careful"]
     batch: int
     threads: int | None

@@ -81,8 +81,8 @@ class Agent:
         }
         return machine, None
 
-    def do_packages(self, names: list[str], wanted: str) -> Answer:
-        return {"versions": find_packages(self.store, names, wanted)}, None
+    def do_packages(self, names: list[str], wanted: str, imported: bool) -> Answer:
+        return {"versions": find_packages(self.store, names, wanted, imported=imported)}, None
 
     def do_install(self, requirements: list[list[str]], wanted: str) -> Answer:
         return {"failed": install_packages(self.store, requirements, wanted)}, None

@@ -75,7 +75,7 @@ def prepare_machine(connection: Connection, runtime: str) -> tuple[Machine, list
         problem = _give(connection, record, wanted)
         if problem and wanted != needed and any(found.get(name) is None for name in needed):
             problem = _give(connection, record, needed)
-        found = _versions(connection)
+        found = _versions(connection, imported=True)
         missing = [name for name in needed if found.get(name) is None]
         if missing:
             python = record["python"]
@@ -92,8 +92,9 @@ def prepare_machine(connection: Connection, runtime: str) -> tuple[Machine, list
     return _machine(record, found), notes
 
 
-def _versions(connection: Connection) -> dict[str, str | None]:
-    found = connection.request("packages", names=list(NEEDED), wanted=packages_folder())["versions"]
+def _versions(connection: Connection, *, imported: bool = False) -> dict[str, str | None]:
+    names = list(NEEDED)
+    found = connection.request("packages", names=names, wanted=packages_folder(), imported=imported)["versions"]
     return {name: found.get(name) for name in NEEDED}
 
 

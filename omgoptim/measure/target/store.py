@@ -161,13 +161,19 @@ def _locked(path: Path) -> TextIO | None:
 # Packages
 
 PROBE = """
-import importlib, importlib.metadata, json, sys
+import importlib, importlib.metadata, importlib.util, json, sys
 found = {}
-for name in sys.argv[1:]:
+for name in sys.argv[2:]:
     try:
-        importlib.import_module(name)
-        found[name] = importlib.metadata.version(name)
-    except Exception as error:
+        if sys.argv[1] == "import":
+            importlib.import_module(name)
+        found[name] = None
+        if importlib.util.find_spec(name):
+            try:
+                found[name] = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:  # a build under another name, such as onnxruntime-gpu
+                found[name] = importlib.import_module(name).__version__
+    except Exception:
         found[name] = None
 print(json.dumps(found))
 """
@@ -175,19 +181,21 @@ PIP = ("-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--o
 PIP_LIMIT_S = 900.0
 
 
-def find_packages(store: Store, names: list[str], wanted: str) -> dict[str, str | None]:
-    """Return the versions of packages that can be imported here, those of the cache folder after this Python's own.
+def find_packages(store: Store, names: list[str], wanted: str, *, imported: bool) -> dict[str, str | None]:
+    """Return the versions of packages that are here, those of the cache folder before this Python's own.
 
     Args:
         wanted: name of their folder in the cache.
+        imported: leave out what does not import.
     """
     folder = store.packages / wanted
     if folder.is_dir():
         os.utime(folder)
         path = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
         os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(folder), *path]))
+    command = [sys.executable, "-c", PROBE, "import" if imported else "find", *names]
     done = subprocess.run(
-        [sys.executable, "-c", PROBE, *names], capture_output=True, text=True, cwd=store.session, check=False,
+        command, capture_output=True, text=True, cwd=store.session, check=False,
         stdin=subprocess.DEVNULL,
     )  # fmt: skip
     found: dict[str, Any] = json.loads(done.stdout) if done.returncode == 0 else {}
