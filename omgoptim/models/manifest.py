@@ -18,6 +18,7 @@ import numpy as np
 from omgoptim.errors import ArtifactError
 from omgoptim.models.output_check import TOLERANCE
 from omgoptim.models.security.bounded_read import read_plain
+from omgoptim.models.security.bounded_read import sha256 as sha256
 from omgoptim.models.security.seal import SEAL, is_sealed
 from omgoptim.runtimes import ENGINES
 from omgoptim.runtimes.signature import Signature
@@ -197,15 +198,6 @@ def file_inside(folder: Path, name: str) -> Path | None:
         if not has_type(kind):
             raise _foreign_file(folder, f"{name[:200]!r} is a link or not a regular file")
     return path
-
-
-def sha256(path: Path) -> str:
-    """Return the sha256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def sha256_of(content: bytes) -> str:

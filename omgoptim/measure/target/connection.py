@@ -69,6 +69,7 @@ class Connection:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             )  # fmt: skip
         except OSError as error:
+            self._scratch.cleanup()
             raise SetupError("ssh cannot be started", str(error), "install OpenSSH's client") from None
         self._threads = [threading.Thread(target=task, daemon=True) for task in (self._read, self._hear)]
         for thread in self._threads:
@@ -148,9 +149,12 @@ class Connection:
         if hello.get("refused") == "disk" or hello["free"] < SPACE_BYTES:
             why = hello.get("found") or f"{hello['free'] / 2**20:.0f} MiB are free in {hello['cache']}"
             raise SetupError(f"{self.address} has no space", why, "free some, or set XDG_CACHE_HOME there")
-        if not hello["has_code"]:
-            self._send_package(package)
-        self.receive()
+        try:
+            if not hello["has_code"]:
+                self._send_package(package)
+            self.receive()
+        except TargetLost as lost:
+            raise SetupError(f"{self.address} cannot be used", str(lost), "read what it printed in the log") from None
 
     def _send_package(self, package: MeasuringPackage) -> None:
         if self._process.stdin is None:

@@ -12,6 +12,7 @@ from typing import Any
 from omgoptim.errors import OmgoptimError, SetupError
 from omgoptim.measure.target.connection import Connection
 from omgoptim.measure.target.package import installed_version, pack_installed, platform_key
+from omgoptim.models.security.bounded_read import sha256
 
 REQUIRED = ("numpy", "onnxruntime")
 ENGINES = ("onnxruntime", "openvino")
@@ -123,8 +124,6 @@ def _give(connection: Connection, record: dict[str, Any], names: list[str]) -> s
     here, there = platform_key(), [*record["platform"], ".".join(record["python_version"].split(".")[:2])]
     if here != there:
         return f"pip there: {failed}; what is here is for {' '.join(here)}, the target is {' '.join(there)}"
-    from omgoptim.models.manifest import sha256  # numpy
-
     try:
         with tempfile.TemporaryDirectory() as folder:
             archive = Path(folder) / "packages.tar"

@@ -44,8 +44,11 @@ class Store:
         self._clear()
 
     def close(self) -> None:
-        """Remove what belongs to this connection."""
+        """Remove what belongs to this connection, and give its locks back."""
         shutil.rmtree(self.session, ignore_errors=True)
+        self.release()
+        if self._alive is not None:
+            self._alive.close()
 
     def path(self, digest: str) -> Path:
         """Return the place of a content.
