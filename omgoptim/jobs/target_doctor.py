@@ -27,7 +27,7 @@ def target_doctor(request: DoctorRequest, target: str) -> DoctorReport:
     connection = Connection(address)
     try:
         machine = look_at(connection)
-        freed = int(connection.request("clean")["bytes"]) if request.clean else None
+        freed = int(connection.request("clean")["freed_bytes"]) if request.clean else None
     except TargetLost as lost:
         raise SetupError(f"the connection to {address} ended", str(lost), "try again") from None
     finally:

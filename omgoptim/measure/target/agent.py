@@ -186,7 +186,7 @@ class Agent:
         return {}, None
 
     def do_clean(self) -> Answer:
-        return {"bytes": self.store.clean()}, None
+        return {"freed_bytes": self.store.clean()}, None
 
     @property
     def _policy(self) -> PathPolicy:

@@ -52,6 +52,7 @@ class Target:
         scratch: folder for what is prepared to be sent.
         say: called with what is waited for.
         kept: file that gets the results of every launch as they come, one JSON object a line.
+        reconnect_s: for how long a lost connection is tried to be made again; default: `RECONNECT_S`.
 
     Raises:
         SetupError: it cannot be reached or used.
@@ -65,10 +66,11 @@ class Target:
         scratch: Path,
         say: Callable[[str], None],
         kept: Path | None = None,
-        reconnect_s: float = RECONNECT_S,
+        reconnect_s: float | None = None,
     ) -> None:
         self.address, self._runtime, self._holder, self._scratch = address, runtime, holder, scratch
-        self._say, self._kept, self._reconnect_s = say, kept, reconnect_s
+        self._say, self._kept = say, kept
+        self._reconnect_s = RECONNECT_S if reconnect_s is None else reconnect_s
         self._digests: dict[tuple[Path, int], str] = {}
         self._depth = 0
         self.generation = 0

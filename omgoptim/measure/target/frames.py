@@ -1,4 +1,4 @@
-"""Frames of the protocol between client and agent: a JSON object on a line, then a payload of `bytes` bytes."""
+"""Frames of the protocol between client and agent: a JSON object on a line, then its payload, if it has one."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any, BinaryIO
 LONGEST_LINE = 64 * 2**20
 """Limit of a line: far above an answer with the times of every node."""
 BLOCK = 2**20
+SIZE = "payload_bytes"
+"""Key of a payload's length."""
 
 
 def write_frame(stream: BinaryIO, record: dict[str, Any], payload: Path | None = None) -> None:
@@ -20,7 +22,7 @@ def write_frame(stream: BinaryIO, record: dict[str, Any], payload: Path | None =
         with payload.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(0)
-            stream.write(json.dumps(record | {"bytes": size}).encode() + b"\n")
+            stream.write(json.dumps(record | {SIZE: size}).encode() + b"\n")
             shutil.copyfileobj(file, stream, BLOCK)
     stream.flush()
 
@@ -40,7 +42,7 @@ def read_frame(stream: BinaryIO, scratch: Path) -> dict[str, Any] | None:
     record = json.loads(line)
     if not isinstance(record, dict):
         raise ValueError("it holds no object")
-    left = int(record.pop("bytes", -1))
+    left = int(record.pop(SIZE, -1))
     if left < 0:
         return record
     failure: OSError | None = None

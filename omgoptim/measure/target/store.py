@@ -214,7 +214,7 @@ def install_packages(store: Store, requirements: list[list[str]], wanted: str) -
     said = ""
     for some in requirements:
         partial = Path(tempfile.mkdtemp(dir=store.session))
-        command = [sys.executable, *PIP, "--retries", "1", "--timeout", "10", "--target", str(partial), *some]
+        command = [sys.executable, *PIP, "--retries", "1", "--timeout", "10", "-t", str(partial), *some]
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, cwd=store.session, check=False, stdin=subprocess.DEVNULL,
