@@ -180,7 +180,7 @@ for name in sys.argv[2:]:
         found[name] = None
 print(json.dumps(found))
 """
-PIP = ("-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--only-binary=:all:")
+PIP = ("-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--no-cache-dir", "--only-binary=:all:")
 PIP_LIMIT_S = 900.0
 
 

@@ -56,6 +56,8 @@ def test_what_is_measured_there_is_what_is_measured_here(there, server, make_pro
     remote = time_artifacts(artifacts, there, TWO, 0, on_first=evaluate("there"))
     assert all(len(pids) >= 2 for pids in ran[2:])
     assert set(server.processes()) == before
+    assert [path.name for path in server.home.iterdir()] == [".cache"]
+    assert [path.name for path in (server.home / ".cache").iterdir()] == ["omgoptim"]
     for one, other in zip(local, remote, strict=True):
         assert isinstance(other, Timing)
         assert other.launches == one.launches == 2
@@ -82,7 +84,7 @@ def test_a_candidate_that_fails_there_leaves_the_others(there, make_program, mak
     assert timings[3].reopened == (0.0,)
 
 
-def test_the_first_artifacts_failure_is_raised(there, make_module, make_program):
+def test_a_module_stays_here(there, make_module, make_program):
     with pytest.raises(SetupError, match="cannot be measured on a target"):
         time_artifacts([make_module("a"), make_program("b")], there, TINY, 0)
 
