@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from omgoptim.errors import ModelError, RunError, call
+from omgoptim.errors import ModelError, RunError
 from omgoptim.operations.context import RunContext
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import OptimizeRequest, QuantizeRequest, Request
@@ -58,7 +58,7 @@ def on_target(request: Request, context: RunContext) -> Iterator[tuple[Request, 
         raise RunError(
             f"the connection to {address} was lost",
             f"{gone}; what was measured before is in {kept}",
-            f"when it is back: {call('runs', {'action': 'resume', 'run_id': context.run_id})}",
+            f"when it is back: omgoptim runs resume {context.run_id}",
         ) from None
 
 

@@ -24,6 +24,7 @@ from omgoptim.measure.target.bootstrap import MARK, OLDEST, remote_command
 from omgoptim.measure.target.frames import read_frame, write_frame
 from omgoptim.measure.target.package import MeasuringPackage, measuring_package
 from omgoptim.requests.target import TargetAddress
+from omgoptim.text import clean
 
 CONFIG_VARIABLE = "OMGOPTIM_SSH_CONFIG"
 """Environment variable: a configuration file for ssh in place of ~/.ssh/config."""
@@ -107,6 +108,8 @@ class Connection:
         if frame is None:
             self._frames.put(None)
             raise TargetLost(self._last_words())
+        if "failure" in frame:
+            raise OSError(f"what {self.address} answered cannot be stored: {frame['failure']}")
         if "error" in frame:
             error = OmgoptimError.from_dict(frame["error"])
             raise type(error)(f"{error.what} (on {self.address})", error.why, error.fix, error.log)
@@ -206,7 +209,7 @@ class Connection:
     def _hear(self) -> None:
         """Write what is said there to the run's log."""
         for line in self._process.stderr or ():
-            text = line.decode("utf-8", errors="replace").rstrip()
+            text = clean(line.decode("utf-8", errors="replace"), 500)
             self._said.append(text)
             with contextlib.suppress(OSError, ValueError):
                 print(text, file=sys.stderr)  # noqa: T201

@@ -30,11 +30,11 @@ def write_frame(stream: BinaryIO, record: dict[str, Any], payload: Path | None =
 def read_frame(stream: BinaryIO, scratch: Path) -> dict[str, Any] | None:
     """Read a frame; None at the end of the stream, also in the middle of a frame.
 
-    A payload goes to the file `scratch`, named by `payload` in the result.
+    A payload goes to the file `scratch`, named by `payload` in the result; if it cannot be written, `failure` says why.
 
     Raises:
         ValueError: it is not a frame.
-        OSError: the payload cannot be written.
+        OSError: the stream cannot be read.
     """
     line = stream.readline(LONGEST_LINE)
     if not line.endswith(b"\n"):
@@ -46,7 +46,8 @@ def read_frame(stream: BinaryIO, scratch: Path) -> dict[str, Any] | None:
     if left < 0:
         return record
     failure: OSError | None = None
-    with scratch.open("wb") as file:
+    file = scratch.open("wb")
+    try:
         while left:
             block = stream.read(min(left, BLOCK))
             if not block:
@@ -56,6 +57,9 @@ def read_frame(stream: BinaryIO, scratch: Path) -> dict[str, Any] | None:
                 file.write(block)
             except OSError as error:  # a full disk: what follows on the stream is still a frame
                 failure = failure or error
-    if failure is not None:
-        return record | {"payload": None, "failure": str(failure)}
-    return record | {"payload": str(scratch)}
+    finally:
+        try:
+            file.close()
+        except OSError as error:
+            failure = failure or error
+    return record | ({"payload": str(scratch)} if failure is None else {"payload": None, "failure": str(failure)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -79,7 +80,7 @@ class TargetProcess(MeasuringProcess):
                 self._opened_there()
                 return Path(self._target.connection.request("outputs", process=self._number, digest=digest)["payload"])
 
-            Path(self._again(run)).replace(target / file.name)
+            shutil.move(self._again(run), target / file.name)
 
     def _start(self) -> None:
         connection = self._target.connection
