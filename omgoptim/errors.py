@@ -58,6 +58,7 @@ class OmgoptimError(Exception):
         return "\n".join(parts)
 
     def to_dict(self) -> dict[str, str]:
+        """Return the error as plain strings, for a report or a state file."""
         record = {"kind": self.kind, "what": self.what, "why": self.why, "fix": self.fix}
         return record | ({"log": self.log} if self.log else {})
 
@@ -68,6 +69,7 @@ class OmgoptimError(Exception):
 
     @staticmethod
     def from_dict(record: dict[str, str]) -> OmgoptimError:
+        """Create the error of a record that `to_dict` wrote; an unknown kind becomes an OmgoptimError."""
         kinds = {kind.__name__: kind for kind in OmgoptimError.__subclasses__()}
         kind = kinds.get(record.get("kind", ""), OmgoptimError)
         return kind(record.get("what", ""), record.get("why", ""), record.get("fix", ""), record.get("log", ""))
@@ -115,6 +117,7 @@ class NoLayerChanged(TechniqueError):
         self.schemes = tuple(schemes)
 
     def to_dict(self) -> dict[str, str]:
+        """Return the error as a TechniqueError, the kind that callers know."""
         return super().to_dict() | {"kind": TechniqueError.__name__}
 
 

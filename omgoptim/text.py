@@ -1,8 +1,8 @@
-"""Text of foreign origin made safe to show: names, messages and logs of models, data sets and libraries.
+r"""Text of foreign origin made safe to show: names, messages and logs of models, data sets and libraries.
 
 Whatever a model, a file or a library calls something passes through `clean` (or one of its forms below) before it
 stands in an error, a report, a state or an answer. What comes out holds no control, escape, bidirectional or
-zero-width character and is bounded; a character that cannot be seen is written out, as `\\u202e`.
+zero-width character and is bounded; a character that cannot be seen is written out, as `\u202e`.
 """
 
 from __future__ import annotations

@@ -72,6 +72,7 @@ def auto_space(model: nn.Module, run: ModuleRun, stages: int = 10, progress: Pro
         model: in eval mode; not changed.
         run: how it is called, with real batches.
         stages: how many stages to cut it into, at most; up to 12.
+        progress: `progress(stage, fraction)`, called before each stage.
 
     Raises:
         TechniqueError: no option can be applied anywhere.

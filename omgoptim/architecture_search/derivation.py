@@ -41,6 +41,8 @@ def derived(model: nn.Module, option: str, targets: tuple[str, ...], run: Module
 
     Args:
         model: not changed.
+        option: name of the replacement, such as `narrow 0.5` or `depthwise`.
+        targets: globs on module paths.
         run: how it is called, and real batches to fit what is left of the weights to.
 
     Raises:

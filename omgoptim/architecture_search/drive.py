@@ -62,9 +62,15 @@ def drive(
     """Search a product of knobs by a way of proposing.
 
     Args:
+        space: the product of knobs.
         loads: the predicted load given the trials so far; called before each proposal, so that it can learn from what
             was measured.
+        trial: runs one trial.
+        plan: number of trials, seed, and identities of model and data.
         folder: of the run; a search that was begun there goes on.
+        way: how the next configuration is proposed.
+        rule: settings of `way`.
+        progress: `progress(stage, fraction)` of the search.
         more: whether another trial may begin: there is time left.
         nearest: smallest load measured before the search, for the error when nothing is predicted within the limits.
 
@@ -94,6 +100,11 @@ def drive_conditional(
     Args:
         parameters: asks an Optuna trial for all that the space varies, and returns it.
         predicted: loads of a configuration by constraint, or None to leave rejecting to the trial's measurement.
+        trial: runs one trial.
+        plan: number of trials, seed, and identities of model and data.
+        folder: of the run; a search that was begun there goes on.
+        progress: `progress(stage, fraction)` of the search.
+        more: whether another trial may begin: there is time left.
 
     Raises:
         TechniqueError: as for `drive`.

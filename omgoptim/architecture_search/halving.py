@@ -23,6 +23,7 @@ def goes_on(quality: float, others: Sequence[float], eta: int = ETA) -> bool:
     Args:
         quality: higher is better.
         others: qualities of the earlier trials at the same rung.
+        eta: about one in `eta` of the trials at a rung trains on.
     """
     ahead = sum(other > quality for other in others)
     return math.isfinite(quality) and ahead < math.ceil((len(others) + 1) / eta)

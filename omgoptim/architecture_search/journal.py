@@ -29,6 +29,7 @@ def backend(library: Any, path: Path) -> Any:
 
     Args:
         library: the module optuna.
+        path: of the journal.
     """
     cut_torn_line(path)
     return library.storages.journal.JournalFileBackend(str(path), lock_obj=OneWriter())

@@ -72,6 +72,7 @@ class CorrectedTable:
     error: float | None
 
     def predict(self, rows: Indices) -> Floats:
+        """Return predicted latencies in ms, shape [configurations]."""
         return self.constant + self.scale * self.table.sums(rows) + self.each * self.table.counts(rows)
 
 
@@ -85,6 +86,7 @@ class FittedOptions:
     error: float | None
 
     def predict(self, rows: Indices) -> Floats:
+        """Return predicted latencies in ms, shape [configurations]."""
         predicted = _with_constant(self.space.one_hot(rows)) @ self.weights
         return np.exp(predicted) if self.logarithmic else np.maximum(predicted, 0.0)
 
@@ -93,6 +95,7 @@ def corrected(table: BlockTable, rows: Indices, measured: Sequence[float]) -> Co
     """Fit the correction of a table to whole networks; without any, the table stands as it is.
 
     Args:
+        table: latencies of the single blocks.
         rows: configurations that were measured as whole networks, shape [networks, knobs].
         measured: their latencies in ms, above 0.
 
@@ -119,6 +122,7 @@ def fitted(
     With `space.singles` among the networks, every option was seen at least once.
 
     Args:
+        space: the knobs whose options get a term each.
         rows: configurations that were measured, shape [networks, knobs]; at least one.
         measured: their latencies in ms, above 0.
         judged_by: the networks to leave out for the error, such as those that are no singles; default: all.

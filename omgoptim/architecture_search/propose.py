@@ -72,7 +72,9 @@ class Proposal(Protocol):
 
     def __call__(
         self, space: Space, load: Load, seen: Observations, seed: int, number: int, rule: Rule = ...
-    ) -> Indices | None: ...
+    ) -> Indices | None:
+        """Return the option indices to try next; see `propose`."""
+        ...
 
 
 def propose(
@@ -81,9 +83,12 @@ def propose(
     """Return the option indices to try next, shape [knobs]; None when everything within the limit was tried.
 
     Args:
+        space: the product of knobs.
         load: predicted cost over the limit.
+        seen: configurations and their results so far.
         seed: of the search.
         number: of this proposal in the search, rejected ones counted, from 0.
+        rule: settings of the proposal.
     """
     generator = np.random.default_rng([seed, number])
     rows, loads = _candidates(space, load, seen, rule, generator)

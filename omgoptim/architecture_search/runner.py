@@ -59,6 +59,9 @@ def run_trial(steps: Steps, folders: TrialFolders, spec: TrialSpec, folder: Path
     """Run a trial; a function of its spec and of the trials that are finished.
 
     Args:
+        steps: functions that build, measure and train a network.
+        folders: the finished trials, whose qualities decide at each rung.
+        spec: number and configuration of the trial.
         folder: in the making; the saved artifact stays in it, and the weights where there are more rungs to climb.
 
     Raises:
@@ -128,8 +131,12 @@ def fitting(
     """Return a `train` step on the training loop, with the original as the teacher where there is one.
 
     Args:
+        batches: of the train split.
+        loss: on the targets; None to learn from the teacher alone.
         plan: of so many epochs.
         evaluator: of the selection samples.
+        teacher: the original; None without.
+        distillation: the distance to the teacher.
     """
 
     def train(module: nn.Module, rung: int, epochs: int, checkpoints: Path) -> float:

@@ -123,6 +123,7 @@ class TrialFolders:
         """Run a trial in a folder that appears with its result; one that is there is not run again.
 
         Args:
+            spec: number, configuration and identities of the trial.
             trial: `trial(spec, folder)`; what it writes into the folder stays. An OmgoptimError that it raises is the
                 result of a failed trial.
         """

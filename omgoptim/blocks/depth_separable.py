@@ -142,10 +142,12 @@ class DepthSeparableConv(nn.Module):
         return cls(**config)
 
     def forward(self, input: Tensor) -> Tensor:
+        """Return (N, out_channels, *space) for (N, in_channels, *space)."""
         output: Tensor = self.pointwise(self.activation(self.norm(self.depthwise(input))))
         return output
 
     def extra_repr(self) -> str:
+        """Return channels, kernel size and stride for the module's repr."""
         return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
 
 

@@ -157,9 +157,11 @@ class InvertedResidual(nn.Module):
         return cls(**config)
 
     def forward(self, input: Tensor) -> Tensor:
+        """Return (N, out_channels, *space) for (N, in_channels, *space)."""
         filtered = self.activation(self.norm(self.depthwise(self.expand(input))))
         output: Tensor = self.project_norm(self.project(filtered))
         return input + output if self.adds_input else output
 
     def extra_repr(self) -> str:
+        """Return channels, kernel size and expansion for the module's repr."""
         return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, expansion={self.expansion:g}"

@@ -77,6 +77,7 @@ class LoRALinear(nn.Module):
         return _delta(self)
 
     def forward(self, input: Tensor) -> Tensor:
+        """Return (…, out) for (…, in)."""
         if self.merged:
             return F.linear(input, self.base.weight, self.base.bias)
         if self.mask is not None:
@@ -112,6 +113,7 @@ class LoRALinear(nn.Module):
         return cls(base, config["rank"], config["alpha"], mask)
 
     def extra_repr(self) -> str:
+        """Return rank, alpha and state for the module's repr."""
         return f"rank={self.rank}, alpha={self.alpha:g}, merged={self.merged}"
 
 
@@ -161,6 +163,7 @@ class LoRAConv(nn.Module):
         return _delta(self)
 
     def forward(self, input: Tensor) -> Tensor:
+        """Return (N, out, *space) for (N, in, *space)."""
         convolved: Tensor = self.base._conv_forward(input, self.weight, self.base.bias)
         return convolved
 
@@ -174,6 +177,7 @@ class LoRAConv(nn.Module):
         _unmerge(self)
 
     def extra_repr(self) -> str:
+        """Return rank, alpha and state for the module's repr."""
         return f"rank={self.rank}, alpha={self.alpha:g}, merged={self.merged}"
 
 

@@ -39,6 +39,7 @@ class Collation:
     """Samples of different lengths occurred and the model takes a mask; applies to all splits afterwards."""
 
     def note(self, text: str) -> None:
+        """Add a note, once."""
         if text not in self.notes:
             self.notes.append(text)
 

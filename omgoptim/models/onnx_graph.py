@@ -77,10 +77,12 @@ class OnnxLayer:
 
     @property
     def is_quantized(self) -> bool:
+        """Whether the weight is stored as integers."""
         return self.data_type in INT_TYPES
 
     @property
     def what(self) -> str:
+        """Operator and shape, as `Conv 16x3x3x3`."""
         return f"{self.op} {'x'.join(str(size) for size in self.shape)}"
 
 

@@ -176,7 +176,7 @@ class SemiStructured(Params):
 
     @property
     def kept(self) -> tuple[int, int]:
-        """n and m."""
+        """The numbers n and m of the pattern."""
         n, m = self.pattern.split(":")
         return int(n), int(m)
 

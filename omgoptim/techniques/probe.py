@@ -53,6 +53,7 @@ class Probe:
 
     @property
     def samples(self) -> int:
+        """Number of samples in a call."""
         return len(next(iter([*self.args, *self.kwargs.values()])))
 
     def outputs(self, module: nn.Module) -> list[Tensor]:

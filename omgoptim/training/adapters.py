@@ -55,7 +55,10 @@ def recovering(
     A model of transformers gets the adapters of PEFT where that is installed and no zeros have to be kept.
 
     Args:
-        rank, alpha: of the adapters; their product is scaled by alpha / rank, rank cut to what a layer can have.
+        module: changed while the block runs.
+        kind: full, lora or none.
+        rank: of the adapters, cut to what a layer can have.
+        alpha: the adapters' product is scaled by alpha / rank.
         masks: zeros that merged weights keep.
         seed: that the adapters are drawn from; the global random state is not touched.
 

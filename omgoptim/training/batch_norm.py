@@ -36,6 +36,7 @@ def reestimate(module: nn.Module, signature: Signature, batches: Samples) -> int
 
     Args:
         module: runs where it is; its inputs are brought there.
+        signature: how the module is called.
         batches: of the train split; targets are not read.
 
     Returns:

@@ -31,6 +31,7 @@ class Batch:
 
     @property
     def size(self) -> int:
+        """Number of samples."""
         return len(next(iter(self.inputs.values())))
 
     def to(self, device: str | torch.device) -> Batch:
@@ -74,6 +75,7 @@ class Batches:
         """How many batches an epoch has, and its first one; read once, then remembered.
 
         Args:
+            batch_size: samples in a batch where the data yields samples.
             seed: of the order in which the data is read; the global random state is left seeded with it.
             check: is shown each target, and raises if it does not fit.
 
@@ -122,6 +124,7 @@ def as_target(target: Any, length: int) -> Any:
     """A target as a tensor where it is numbers, else the user's own object.
 
     Args:
+        target: of one batch, as the data gives it.
         length: samples in the batch.
 
     Raises:

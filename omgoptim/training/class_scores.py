@@ -40,6 +40,7 @@ class ClassScores:
 
         Args:
             output: what the model gave for one batch; whether it is probabilities is read from it.
+            target: integers, the batch first.
         """
         layout = class_layout(output.shape, target.shape) if output.is_floating_point() else None
         if layout is None:
@@ -60,6 +61,7 @@ class ClassScores:
 
     @property
     def name(self) -> str:
+        """Name of the loss in reports."""
         return "cross-entropy" if self.axis is not None else "binary cross-entropy"
 
     def check(self, target: object) -> None:

@@ -105,6 +105,8 @@ class DistillationLoss(nn.Module):
         """This loss with its kinds settled by one batch, so that they cannot change from batch to batch.
 
         Args:
+            teacher: the teacher's outputs for a batch.
+            targets: of the same batch; None without.
             outputs: what the teacher's outputs are; default: read from this batch.
 
         Raises:
@@ -149,11 +151,14 @@ class DistillationLoss(nn.Module):
     def forward(
         self, student: Any, teacher: Any, targets: Any = None, hard: Callable[[Any, Any], Tensor] | None = None
     ) -> Tensor:
-        """alpha x loss on the targets + (1 - alpha) x distance of the main output + distances of the others; `soft`
-        alone without targets.
+        """Return the loss on the targets and the distance to the teacher, weighted; a scalar.
+
+        alpha x loss on the targets + (1 - alpha) x distance of the main output + distances of the others; `soft` alone
+        without targets.
 
         Args:
-            student, teacher: what the two modules return for the same batch.
+            student: what the student returns for a batch.
+            teacher: what the teacher returns for it.
             targets: labels or values; None without.
             hard: the loss on the targets, `hard(outputs, targets)`; default: cross-entropy of class scores, mean
                 squared error otherwise.
@@ -186,6 +191,8 @@ class DistillationLoss(nn.Module):
         """The distance to the teacher in all outputs, a scalar.
 
         Args:
+            student: what the student returns for a batch.
+            teacher: what the teacher returns for it.
             targets: rows of the main output whose integer target is -100 are left out.
             real: of the rows' shape (batch, or batch and length), nonzero where a row is no padding.
 

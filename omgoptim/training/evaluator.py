@@ -59,6 +59,13 @@ class Evaluator:
         """An evaluator by the metric that a request names, with `module` as the original.
 
         Args:
+            module: the original, in eval mode.
+            samples: to evaluate on.
+            signature: how modules are called.
+            metric: name, or the user's callable.
+            policy: the files and modules whose code may run.
+            limit_s: seconds that a call of the user's metric may take.
+            device: that modules are evaluated on.
             described: what the original's outputs are; default: read from what it gives for the samples.
 
         Raises:
@@ -66,7 +73,7 @@ class Evaluator:
             SetupError, UserCodeError: the metric's package or code.
         """
         if not samples.batches:
-            raise DataError("there are no samples to evaluator quality on", "the selection samples are empty")
+            raise DataError("there are no samples to evaluate quality on", "the selection samples are empty")
         outputs = _run(module, samples, signature, limit_s, device)
         resolved = resolve_metric(metric, signature, outputs, samples.targets, policy, limit_s, described)
         original = score(resolved, outputs, samples.targets, outputs)

@@ -68,6 +68,7 @@ class _Rounded(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
+        """Run the module with simulated int8 weights and inputs."""
         levels = torch.round(x / scale).add_(zero)
         ctx.save_for_backward((levels >= low) & (levels <= high))
         return levels.clamp_(low, high).sub_(zero).mul_(scale)
@@ -83,8 +84,10 @@ def fake_quantize(x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -
 
     Args:
         x: any shape, floating.
-        scale, zero: broadcast against x; the step, above 0, and the integer (in floating point) that stands for 0.
-        low, high: the smallest and the largest integer.
+        scale: the step, above 0; broadcast against x.
+        zero: the integer, in floating point, that stands for 0; broadcast against x.
+        low: the smallest integer.
+        high: the largest integer.
 
     Returns:
         Of x's shape and dtype; computed in float32.
@@ -155,6 +158,7 @@ class FakeQuantized(nn.Module):
         return self.training and int(self.steps_done) <= RANGES_FIXED * self.steps
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module with simulated int8 weights and inputs."""
         if self.training:
             self.steps_done += 1
             if int(self.steps_done) > NORMS_FROZEN * self.steps:
@@ -188,6 +192,7 @@ class FakeQuantized(nn.Module):
 
         Args:
             calls: arguments on the device.
+            device: that the float module is run on.
         """
         self._calibrating = True
         try:
@@ -220,7 +225,10 @@ class FakeQuantized(nn.Module):
         """A layer's input in int8.
 
         Args:
+            index: of the layer.
+            x: the layer's input, the channels on axis 1, or last without spatial dimensions.
             spatial: dimensions behind that of the channels.
+            observes: whether the range follows this input.
         """
         if not x.is_floating_point() or not x.numel():
             return x

@@ -52,6 +52,7 @@ class LayerPlace:
 
     @staticmethod
     def of(seen: LayerOutput) -> LayerPlace:
+        """Return the place of a layer's output."""
         return LayerPlace(seen.path, "output", seen.axis)
 
     def __str__(self) -> str:
@@ -126,11 +127,15 @@ class FeatureLoss(nn.Module):
 
         Args:
             method: fitnets, attention, relational or minilm.
+            weight: factor of this loss beside that of the outputs.
             pairs: `STUDENT=TEACHER` by module path, or one path for both; empty: found by path and shape. For minilm
                 the module around queries, keys and values; for relational any layer, its positions averaged, instead
                 of what goes into the last Linear (or, where that is not what answers, the output).
+            student: run once, in eval mode.
+            teacher: run once, in eval mode.
             signature: of both.
             inputs: a batch by input name.
+            seed: of the adapters between layers of different width.
 
         Raises:
             RequestError: the method is unknown; a pair's layer does not exist, or gives nothing to compare.
@@ -183,6 +188,7 @@ class FeatureLoss(nn.Module):
         """The distance, without its weight: a scalar with the gradient that the student's side has.
 
         Args:
+            heard: values of the paired layers in one forward of each module.
             real: (batch, length), nonzero where a token is no padding.
 
         Raises:

@@ -98,14 +98,19 @@ def fit(
     in a resumed process.
 
     Args:
+        module: trained in place.
+        batches: of the train split.
         loss: on the targets; None to learn from the teacher alone.
+        config: epochs, optimizer, precision and seed.
         evaluator: what best weights and early stopping go by.
         checkpoints: a folder for one file per round; a training found there goes on after its last whole epoch.
         progress: called about once a second, with the loss and the time left.
         teacher: learnt from with `distillation`; not changed. Its outputs are computed once for each sample where the
             inputs are the same in every epoch, and there are several.
+        distillation: the distance to the teacher's outputs.
         features: what is learnt from the teacher's layers too; its adapters are trained, and stay in it.
         masks: weights that stay zero.
+        round_number: of the rounds of compression and training, from 1; part of the seed.
         score: the evaluator's score of the module as it is, where that is known.
 
     Raises:
@@ -162,6 +167,10 @@ def _identity(
     """Return what a checkpoint must share with this training to be resumed, as plain values.
 
     Args:
+        module: before training.
+        steps: with the optimizer and its config.
+        evaluator: that weights are chosen by; None without.
+        round_number: of the training.
         count: batches in an epoch.
     """
     features = steps.loss_fn.features

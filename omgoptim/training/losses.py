@@ -54,6 +54,7 @@ def tensor_outputs(outputs: Any, count: int | None = None) -> list[Tensor]:
     """The tensors that a model returns, in order.
 
     Args:
+        outputs: a tensor, or nested tuples, lists, mappings or dataclasses of tensors.
         count: how many the model returns without labels: with them a Hugging Face model returns its loss too, which is
             passed over then. Not known: it is passed over.
     """
@@ -110,7 +111,9 @@ def loss_of(
         spec: `auto`, `file.py:callable`, or the callable itself: `loss(outputs, targets)`.
         outputs_example: what the module returned for a batch.
         target_example: the target of the same batch, as `Batch` has it.
+        policy: the files and modules whose code may run.
         limit_s: seconds after which one call of the user's loss counts as hanging.
+        module: that the loss is for; None where it is not known.
         outputs: what the original's outputs are, and which one the labels belong to; default: read from the examples.
 
     Raises:
@@ -205,8 +208,11 @@ def _no_fit(output: Tensor, target: Tensor) -> DataError:
 
 
 def _own_loss(module: nn.Module, outputs_example: Any, target_example: Any, place: _Place) -> Loss:
-    """The loss that the module computes from `labels`. Outputs without one get what the shapes suggest, shifted for a
-    causal language model: that is what a technique has which calls the module without labels."""
+    """Return the loss that the module computes from `labels`.
+
+    Outputs without one, of a technique that calls the module without labels, get the loss that the shapes suggest,
+    shifted for a causal language model.
+    """
     causal = any(part in type(module).__name__ for part in ("CausalLM", "LMHead"))
 
     def function(outputs: Any, target: Any) -> Tensor:

@@ -32,7 +32,9 @@ def config_for_data(
     """The config with a batch size and a peak learning rate for the data that there is.
 
     Args:
+        config: as the request asks.
         asked: whose `train_batch` and `learning_rate` are kept where they are given.
+        batches: of the train split.
         check: shown each target while the data is read, as for `Batches.survey`.
 
     Raises:
@@ -64,6 +66,7 @@ def optimizer_steps(config: TrainingConfig, batches: int) -> int:
     """Optimizer steps of a whole training.
 
     Args:
+        config: epochs and batch size.
         batches: in an epoch.
     """
     return math.ceil(batches / config.accumulate) * config.epochs
@@ -73,7 +76,9 @@ def few_steps_note(steps: int, samples: int, config: TrainingConfig) -> str | No
     """A sentence for a training of few steps; None for any other.
 
     Args:
+        steps: optimizer steps of the training.
         samples: in an epoch.
+        config: epochs and batch size.
     """
     if not 0 < steps < FEW_STEPS:
         return None

@@ -22,6 +22,7 @@ class ZeroMasks:
         """The zeros that weights have now.
 
         Args:
+            module: not changed.
             paths: of layers (all their own weights of two or more dimensions) or of parameters.
 
         Raises:

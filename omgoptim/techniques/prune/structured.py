@@ -88,8 +88,11 @@ def keep_only(
     """Remove all channels but those to keep, and fit what reads them where the params and the data allow it.
 
     Args:
+        module: changed in place.
         groups: as `find_groups` found them in this module, which is changed.
         keep: name of a group to the root's channels (k,) that stay; a group that is not named stays whole.
+        params: whether and how to reconstruct.
+        run: how the module is called, and its batches.
 
     Raises:
         TechniqueError: nothing could be removed.

@@ -144,8 +144,9 @@ def _pack(
     fitted: Hessians,
     held_out: Hessians,
 ) -> tuple[dict[str, str], int]:
-    """Replace the matrices in place; each is stored once, and unpacked for each reader by a node of its own, so that an
-    engine can fuse the two.
+    """Replace the matrices in place.
+
+    Each is stored once and dequantized for each reader by a node of its own, so that an engine can fuse the two.
 
     Returns:
         Node name to what its weight is now, and how many matrices are rounded with the data.

@@ -38,7 +38,7 @@ class Factors:
 
     @property
     def product(self) -> Tensor:
-        """(out, in)"""
+        """The product b a, (out, in)."""
         return self.b @ self.a
 
 

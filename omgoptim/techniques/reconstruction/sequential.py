@@ -86,6 +86,7 @@ def fit_in_order(
         module: its weights and biases are changed.
         before: the same model before; not changed.
         outputs: path of each layer to the channels of its output in `before` that `module` still has; None for all.
+        run: how both are called, and the batches to fit on.
         fit: how.
 
     Returns:

@@ -20,7 +20,9 @@ def softened_divergence(student: Tensor, teacher: Tensor, temperature: float) ->
     """temperature^2 x KL(softmax(teacher / T) || softmax(student / T)), summed over classes, averaged over rows.
 
     Args:
-        student, teacher: logits of shape (rows, classes); -inf where a class is masked in both.
+        student: logits of shape (rows, classes); -inf where a class is masked in both.
+        teacher: of the same shape.
+        temperature: T, above 0.
 
     Returns:
         A scalar; 0 without rows. For T to infinity it is the squared distance of the rows' centred logits over twice
@@ -39,7 +41,8 @@ def squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
     what `softened_divergence` has.
 
     Args:
-        student, teacher: logits of shape (rows, classes); -inf where a class is masked in both, which is left out.
+        student: logits of shape (rows, classes); -inf where a class is masked in both, which is left out.
+        teacher: of the same shape.
 
     Returns:
         A scalar; 0 without rows.
@@ -67,8 +70,12 @@ def decoupled_divergence(
     Source: Zhao et al. 2022, arXiv:2203.08679, equations 6 and 7; without the warm-up of its code.
 
     Args:
-        student, teacher: logits of shape (rows, classes); -inf where a class is masked in both.
+        student: logits of shape (rows, classes); -inf where a class is masked in both.
+        teacher: of the same shape.
         labels: int64 of shape (rows), each in 0..classes - 1.
+        temperature: T, above 0.
+        target_weight: alpha in the paper.
+        others_weight: beta in the paper.
 
     Returns:
         A scalar; 0 without rows. With two classes NCKD is 0.
@@ -94,7 +101,9 @@ def correlation_distance(student: Tensor, teacher: Tensor, temperature: float) -
     A single row has no columns to correlate: its intra part is left out.
 
     Args:
-        student, teacher: logits of shape (rows, classes); -inf where a class is masked in both.
+        student: logits of shape (rows, classes); -inf where a class is masked in both.
+        teacher: of the same shape.
+        temperature: T, above 0.
 
     Returns:
         A scalar, 0..4 T^2; 0 without rows.
@@ -114,7 +123,8 @@ def relative_distance(
     """Mean squared error over the teacher's variance, plus 1 - mean cosine of the rows.
 
     Args:
-        student, teacher: (…, D), or (N) for one value per sample.
+        student: (…, D), or (N) for one value per sample.
+        teacher: of the same shape.
         keep: of the shape of the rows, True where a row counts.
         cosine: False for the first part alone.
         spread: root of the teacher's variance over many samples; default: that of this batch.

@@ -109,9 +109,12 @@ def keep_outputs(
     """Compute a teacher's outputs for all train samples, if they serve more than once, and say what was done.
 
     Args:
+        batches: of the train split.
+        config: number of epochs, batch size and seed.
         count: batches in an epoch.
         first: a batch of another pass over the data. Unless its samples come again, the inputs are augmented.
         taught: the teacher's outputs for a batch, which may be on the CPU.
+        progress: `progress(stage, fraction)`.
 
     Returns:
         The outputs, or None where they cannot be kept, with the reason in the words beside.

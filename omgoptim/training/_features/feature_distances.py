@@ -25,7 +25,8 @@ def hint_distance(student: Tensor, teacher: Tensor, real: Tensor | None = None) 
     Source: Romero et al. 2015, arXiv:1412.6550, equation 3; the division is ours.
 
     Args:
-        student, teacher: (batch, D, …) or (batch, …, D), of the same shape.
+        student: (batch, D, …) or (batch, …, D).
+        teacher: of the same shape.
         real: (batch, length), nonzero where a token is no padding; for outputs (batch, length, D).
 
     Returns:
@@ -46,7 +47,8 @@ def attention_distance(student: Tensor, teacher: Tensor, real: Tensor | None = N
     the sum.
 
     Args:
-        student, teacher: (batch, positions), maps that are not negative.
+        student: (batch, positions), maps that are not negative.
+        teacher: of the same shape.
         real: (batch, positions), nonzero where a token is no padding.
     """
     if real is not None:
@@ -62,7 +64,8 @@ def relational_distance(student: Tensor, teacher: Tensor) -> Tensor:
     different samples and all triples of three, where its code counts each sample with itself too.
 
     Args:
-        student, teacher: embeddings (batch, D) and (batch, E).
+        student: embeddings (batch, D).
+        teacher: embeddings (batch, E).
 
     Returns:
         A scalar; 0 for a batch of one sample, and without angles for one of two.
@@ -84,7 +87,8 @@ def relation_divergence(student: Tensor, teacher: Tensor, heads: int, real: Tens
     to 5.
 
     Args:
-        student, teacher: queries, keys or values of an attention, (batch, length, D) and (batch, length, E).
+        student: queries, keys or values of an attention, (batch, length, D).
+        teacher: those of the teacher, (batch, length, E).
         heads: relation heads; divides D and E.
         real: (batch, length), nonzero where a token is no padding.
     """

@@ -22,6 +22,8 @@ def pairs_of(student: Trace, teacher: Trace, asked: Sequence[str], positions: bo
     """The pairs that are asked for, or else found.
 
     Args:
+        student: layers and shapes of one forward.
+        teacher: layers and shapes of one forward.
         asked: `STUDENT=TEACHER` by module path, or one path for both; empty: found.
         positions: whether only layers with positions (maps, sequences) will do.
 

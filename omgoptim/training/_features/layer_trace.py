@@ -100,8 +100,10 @@ class _Tracing:
         self.given[path] = weakref.ref(tensor)
 
     def _axis(self, output: Tensor) -> int:
-        """Where the channels are: as the last layer has them, if the sizes agree; else as its number of dimensions is
-        usual for."""
+        """Return the channel axis of an output.
+
+        It is that of the last layer where the sizes agree, else the usual one for the number of dimensions.
+        """
         if output.ndim == 2:
             return -1
         usual = [1, -1] if self.first else [-1, 1]
@@ -115,6 +117,8 @@ def trace(module: nn.Module, signature: Signature, inputs: Mapping[str, Tensor])
     Layers without a tensor whose first dimension is the batch are left out.
 
     Args:
+        module: in any mode, which is restored.
+        signature: how it is called.
         inputs: one batch by input name; moved to where the module is.
 
     Raises:

@@ -46,8 +46,10 @@ class CombinedLoss:
 
     @property
     def learns_outputs(self) -> bool:
-        """Whether the teacher's outputs have a part in the loss. At alpha 1 the main one has none, unless there is
-        nothing else to learn from."""
+        """Whether the teacher's outputs have a part in the loss.
+
+        At alpha 1 the main output has none, unless there is nothing else to learn from.
+        """
         if self.teacher is None or self.distillation is None:
             return False
         several = self.distillation.teaches_others or (self.outputs is not None and len(self.outputs.compared) > 1)
@@ -95,6 +97,7 @@ class CombinedLoss:
 
         Args:
             called: the module, or what Accelerate wraps it in.
+            batch: on the module's device.
             taught: the teacher's outputs for the batch, where they are known.
         """
         args, kwargs = self.signature.to_call(batch.inputs)

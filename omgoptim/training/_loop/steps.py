@@ -61,6 +61,7 @@ class Steps:
         """One pass over the batches.
 
         Args:
+            batches: of one epoch.
             report: `report(batches done, mean loss)` after each step.
 
         Returns:
@@ -161,7 +162,12 @@ def prepared_steps(
     and a training of another precision can follow.
 
     Args:
+        module: to train.
         parameters: all that are trained: the module's, and the adapters'.
+        config: device, precision and optimizer.
+        steps: optimizer steps of the whole training.
+        loss_fn: of a batch.
+        masks: weights that stay zero; None without.
 
     Raises:
         SetupError: accelerate is not installed, or does not import.

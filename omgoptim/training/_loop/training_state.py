@@ -51,6 +51,7 @@ class TrainingState:
 
         Args:
             score: the evaluator's of the untrained state, where that is known.
+            checkpoint: to resume from; None to begin.
         """
         if checkpoint is None:
             self.best = trained_tensors(self.module)
@@ -89,7 +90,9 @@ class TrainingState:
         """Train for one more epoch, evaluate it, and keep its weights if they are the best.
 
         Args:
+            batches: of the train split.
             count: batches in an epoch.
+            progress: `progress(stage, fraction)`.
         """
         config, started, epoch = self.steps.config, time.perf_counter(), self.epoch + 1
         seed_everything(config.seed, self.round_number, epoch)

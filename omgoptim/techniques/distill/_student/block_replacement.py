@@ -42,7 +42,11 @@ def replace_convolutions(
     """Put a block wherever a dense convolution stands whose block is smaller; in place.
 
     Args:
+        module: changed in place.
         make: gives the block; called for every convolution that could be replaced.
+        words: names of the block in reports.
+        selection: the layers that globs allow.
+        run: how the module is called, and its batches.
         fit: whether each block is fitted to give what the convolution gave, on the run's inputs where they are real.
 
     Returns:

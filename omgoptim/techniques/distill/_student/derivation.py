@@ -49,6 +49,9 @@ def derive(module: nn.Module, params: Derived, run: ModuleRun, replace: Replace 
     """Derive a student from a copy of the teacher, in place.
 
     Args:
+        module: a copy of the teacher.
+        params: depth, width, and the layers that globs allow.
+        run: how the teacher is called, and its batches.
         replace: what comes after depth and width; None for nothing.
 
     Raises:
@@ -79,7 +82,11 @@ def finish(
     """Random weights where the params ask for them, and the proof that the student runs.
 
     Args:
+        module: the student.
+        params: with the initialization that they ask for.
+        outcome: of the derivation so far.
         shapes: of the teacher's outputs.
+        run: how the teacher is called.
 
     Raises:
         TechniqueError: it does not, or gives other shapes.
@@ -136,6 +143,8 @@ def _spans(module: nn.Module, stack: Stack, keep: int) -> list[Span]:
 
     Args:
         module: before any layer went.
+        stack: of repeated layers.
+        keep: units that stay.
     """
     if len(stack.paths) > 1 or any(len(unit) > 1 for unit in stack.units) or keep >= len(stack.units):
         return []

@@ -53,8 +53,10 @@ def fit_spans(module: nn.Module, teacher: nn.Module, spans: Sequence[Span], run:
     """Fit the layers of a student in turn, in place.
 
     Args:
-        module: the student; on the run's device, as the teacher is, which is not changed.
+        module: the student, on the run's device.
+        teacher: on the run's device; not changed.
         spans: in the order in which the layers run.
+        run: how both are called, and the batches to fit on.
 
     Returns:
         The layers that were fitted; one that ends in another way, or loses by being fitted, stays as it is.

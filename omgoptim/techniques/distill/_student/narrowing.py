@@ -81,6 +81,9 @@ def narrow_to(module: nn.Module, narrowing: Narrowing, width: float, run: Module
 
     Args:
         module: the one in which `narrowing` was found, or a copy of it.
+        narrowing: groups of channels and units that can shrink.
+        width: fraction of each group that stays, 0..1.
+        run: how the module is called, and its batches.
         fit: whether layers that lost inputs are fitted to what they gave, where the run has real data.
     """
     before = copy.deepcopy(module) if fit and run.real else None

@@ -72,6 +72,7 @@ def proposals(
     Args:
         teacher: brought to the run's device; else not changed.
         auto: how many at most, and what stays.
+        run: how the teacher is called, and its batches.
         compression: parameters of the teacher over the student's, at least; None where the layers to keep, or a
             speedup, are the only goal.
 

@@ -119,7 +119,10 @@ def _columns(module: nn.Module, layer: Any, numbers: Tensor, run: ModuleRun) -> 
     """Path of every Linear and recurrent layer to the one whole number that each column reads, 0 where there is none.
 
     Args:
+        module: that holds the layer.
+        layer: the recurrent layer whose units are followed.
         numbers: (layers * directions, hidden units): dealt out to the units.
+        run: how the module is called.
     """
     read: dict[str, Tensor] = {}
 

@@ -52,6 +52,7 @@ def narrow_units(module: nn.Module, keep: Sequence[tuple[Recurrent, int]]) -> tu
     """Leave only the most important units of recurrent layers, in place.
 
     Args:
+        module: changed in place.
         keep: each layer, found in this module, and how many units stay in each of its layers and directions.
 
     Returns:

@@ -77,6 +77,7 @@ def drop(module: nn.Module, stacks: Sequence[Stack], keep: Mapping[Stack, int]) 
     """Remove units from each stack, in place.
 
     Args:
+        module: changed in place.
         stacks: as `find_stacks` found them in this module.
         keep: stack to the units that stay, at least 1.
 

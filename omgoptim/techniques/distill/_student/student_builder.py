@@ -72,6 +72,7 @@ class StudentBuilder:
         """A student on the run's device, and how it came about.
 
         Args:
+            params: of one method of derivation.
             fit: whether it is to be trained: fitted, and proven to run. Else only its size counts.
 
         Raises:

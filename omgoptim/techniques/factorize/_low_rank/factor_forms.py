@@ -81,7 +81,7 @@ def _matrix_factors(problem: Problem, group: int, rank: int) -> Factors:
 
 
 def _spatial_matrix(problem: Problem, group: int) -> Tensor:
-    """(out, in, kh, kw) -> (out kw, in kh)"""
+    """Return (out, in, kh, kw) as the matrix (out kw, in kh)."""
     return problem.weight[group].permute(0, 3, 1, 2).flatten(2).flatten(0, 1)
 
 

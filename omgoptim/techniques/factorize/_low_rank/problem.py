@@ -65,7 +65,7 @@ class Problem:
         return self.weight.shape[3], self.weight.shape[4]
 
     def matrix(self, group: int) -> Tensor:
-        """(out, n)"""
+        """Return the weight of a group as the matrix (out, n)."""
         return self.weight[group].flatten(1)
 
     def inputs_root(self, group: int) -> Tensor | None:

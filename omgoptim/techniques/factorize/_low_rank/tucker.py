@@ -125,7 +125,7 @@ def _whitened(problem: Problem, group: int, white: bool = True) -> Tensor:
 
 
 def _unfolding(weight: Tensor, side: str) -> Tensor:
-    """(in, out kh kw) or (out, in kh kw)"""
+    """Return the weight unfolded along one side: (in, out kh kw) or (out, in kh kw)."""
     return (weight.transpose(0, 1) if side == "in" else weight).flatten(1)
 
 

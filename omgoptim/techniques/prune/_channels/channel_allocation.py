@@ -45,8 +45,12 @@ def by_ratio(
     """Widths with about `ratio` (0..1) of the original channels gone; none is wider than it is now.
 
     Args:
+        module: as it is now.
+        groups: of channels that can shrink.
         scores: importance (width,) by group; not looked at when `ranking` is uniform.
         full: the original widths.
+        params: with the ranking and the largest ratio of one layer.
+        ratio: fraction of the channels to remove.
         round_to: what widths are multiples of; None for the default of each group.
     """
     if params.ranking == "uniform":
@@ -169,8 +173,12 @@ def by_operations(
     """The widest widths whose multiply-accumulates are at most `most`.
 
     Args:
+        groups: of channels that can shrink.
+        scores: importance (width,) by group, by which channels are given back while the target is met.
+        operations: predicts multiply-accumulates from widths.
         most: of one sample.
         widths_at: widths for a ratio and a `round_to`.
+        round_to: what widths are multiples of; None to try the default and smaller ones.
 
     Raises:
         TechniqueError: the narrowest widths still need more.

@@ -35,6 +35,7 @@ def reconstruct_channels(
         module: the smaller model; its weights are changed.
         before: the same model before the removal; not changed.
         left: side of a layer to the remaining positions of those that it had in `before`.
+        run: how both are called, and the batches to fit on.
 
     Returns:
         Paths of the fitted layers, in the order in which they run.

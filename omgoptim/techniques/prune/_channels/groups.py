@@ -151,6 +151,8 @@ def why_not(module: nn.Module, places: Sequence[Place], owners: Mapping[int, lis
     """Return why the layers at these places keep their width; empty if they can shrink.
 
     Args:
+        module: that holds the layers.
+        places: sides of layers, or parameters, that would lose channels.
         owners: as `owned_parameters` gives them.
     """
     for place in places:

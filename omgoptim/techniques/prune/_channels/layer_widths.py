@@ -51,6 +51,7 @@ def cut(layer: nn.Module, side: Side, keep: Tensor, norm_groups: int | None = No
 
     Args:
         layer: any that `width_of` knows; its tensors are replaced by new ones.
+        side: `in` or `out`.
         keep: positions (k,) that stay, ascending.
         norm_groups: into how many groups a GroupNorm divides what stays; by default as many as before.
 

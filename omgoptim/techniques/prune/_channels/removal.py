@@ -34,8 +34,10 @@ def remove(module: nn.Module, groups: Groups, keep: Mapping[str, Tensor], run: M
     """Take out of a module, which is changed, all channels but those to keep.
 
     Args:
+        module: changed in place.
         groups: as `find_groups` found them in this module.
         keep: name of a group to the root's channels (k,) that stay; a group that is not named stays whole.
+        run: how the module is called; removals are proven on its samples.
 
     Returns:
         Every layer that got narrower; and every layer whose own channels stay, also one that reads fewer, and why.
@@ -75,6 +77,8 @@ class Removal:
         """Take the module that changes.
 
         Args:
+            module: changed in place.
+            run: how the module is called.
             probe: what each removal is proven on; default: the first two samples.
         """
         self.module = module

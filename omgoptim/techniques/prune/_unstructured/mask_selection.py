@@ -43,6 +43,7 @@ def together(scores: Sequence[Tensor], weights: Sequence[Tensor], total: int) ->
     Args:
         scores: one tensor per layer, of any shape.
         weights: of the same shapes.
+        total: zeros over all layers.
     """
     order = torch.cat(
         [ranked(s.flatten(), w.flatten()).to("cpu", torch.float32) for s, w in zip(scores, weights, strict=True)]

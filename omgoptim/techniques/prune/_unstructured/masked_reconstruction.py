@@ -34,9 +34,11 @@ def reconstructed(
     """Fit the weights that are not zero where there is real data, and return the outcome with a note on it.
 
     Args:
+        outcome: of the masking.
         module: after masking; changed.
         before: a copy from before it; not changed.
         params: of the technique; `reconstruct` False leaves the weights as they are.
+        run: how the module is called, and its batches.
     """
     if not run.real or not params.reconstruct:
         return outcome
@@ -55,6 +57,7 @@ def reconstruct_kept_weights(module: nn.Module, before: nn.Module, paths: Sequen
         module: after masking; its kept weights and biases are changed, and no zero.
         before: the same module before; not changed.
         paths: of the masked layers.
+        run: how the module is called, and the batches to fit on.
 
     Returns:
         Paths of the fitted layers, in the order in which they run. Left out are those that run more than once or not at

@@ -48,6 +48,7 @@ def zero_lowest(selection: Selection, scores: Mapping[str, Tensor], aim: Aim) ->
     Args:
         selection: the weights, and what was skipped before.
         scores: by the weights' paths, each of its weight's shape; larger matters more.
+        aim: target sparsity, and its allocation over layers.
 
     Raises:
         TechniqueError: no weight became zero.
@@ -75,7 +76,9 @@ def outcome_of(selection: Selection, before: list[int], what: str, dense: set[st
     """Return the outcome of masking.
 
     Args:
-        before: how many of each were zero.
+        selection: the weights, as they are now.
+        before: zeros of each weight before masking.
+        what: the score, for the report.
         dense: paths of weights that were left dense on purpose.
     """
     changed, skipped = [], list(selection.skipped)

@@ -40,6 +40,7 @@ def diagnose(simulation: Simulation, params: Any, evaluation: Sequence[Mapping[s
     """Return the diagnostics of the simulated program, the likeliest cause first.
 
     Args:
+        simulation: of the program, with its ranges.
         params: of the technique: what they mend already is left out.
         evaluation: inputs as they will come, whose ranges are compared with the calibrated ones. Nothing is chosen by
             them.
@@ -141,8 +142,10 @@ def _typical_channel(channels: Array, powers: Array | None) -> float:
 
 
 def _column_powers(weight: Array, item: Quantizable, given: LayerStatistics) -> Array | None:
-    """(C,): for every input channel the sum of squares of the weights that read it. A depthwise layer has none: its
-    channels are not added up, so that none counts for more than another."""
+    """Return for every input channel the sum of squares of the weights that read it, shape (C,).
+
+    None for a depthwise layer: its channels are not added up, so that none counts for more than another.
+    """
     size = given.channels.size
     squares = np.square(weight, dtype=np.float64)
     if item.is_depthwise:

@@ -68,9 +68,12 @@ def measure_sensitivity(
     """Measure the sensitivity of each layer.
 
     Args:
+        simulation: of the program, with its samples.
         restored: whether to measure the whole with one layer back in float, too: twice the work.
         limit_s: seconds after which layers are estimated instead: from their own rounding, on the scale of those
             measured.
+        clock: seconds from any start.
+        progress: `progress(fraction)` of the layers, 0..1.
     """
     start = clock()
     own = {item.layer.node: local_noise(simulation, item) for item in simulation.layers}

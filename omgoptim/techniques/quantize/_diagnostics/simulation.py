@@ -135,7 +135,11 @@ def build_simulation(
     way: of the program as it is and the ways of scaling it, the one that is quantized with the least noise.
 
     Args:
+        source: file of the float program.
+        batches: calibration inputs by name.
         params: of calibrated int8: `targets`, `ignore`, `granularity`, `symmetric`, `equalize`, those that it has.
+        samples: how many to keep for later measurements, at most.
+        threads: of ONNX Runtime.
         rounding: default: as params ask.
 
     Raises:

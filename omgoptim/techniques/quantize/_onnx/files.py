@@ -91,8 +91,10 @@ def _name_layers(model: ModelProto) -> None:
 
 
 def _drop_unused(model: ModelProto) -> None:
-    """Remove initializers nobody reads, domains nobody uses, the exporter's notes on the program, which are more bytes
-    than the weights of a small one, and its stack traces (paths of the user's)."""
+    """Remove unused initializers and domains, and the exporter's metadata.
+
+    The metadata takes more bytes than the weights of a small program, and its stack traces hold the user's paths.
+    """
     del model.metadata_props[:]
     model.doc_string = model.graph.doc_string = ""
     for graph in graphs(model.graph):

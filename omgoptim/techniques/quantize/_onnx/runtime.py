@@ -23,6 +23,8 @@ def open_program(model: ModelProto, threads: int, level: str = "ORT_ENABLE_ALL")
     """Open a session on a program in memory; a program over 2 GB goes through a temporary file.
 
     Args:
+        model: the program.
+        threads: of the session.
         level: name of ONNX Runtime's graph optimization level. At `ORT_ENABLE_BASIC` and below, pairs of
             QuantizeLinear and DequantizeLinear are computed as they are written.
     """

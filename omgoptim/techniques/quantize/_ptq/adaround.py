@@ -49,7 +49,9 @@ def round_weights(
 
     Args:
         w_GOK: w / s; at most `highest` in size, and where it is that, it stays: the scale is read off it.
-        fit, held: moments to minimize the error on, and to choose by; y in units of the scale as well.
+        fit: moments to minimize the error on; y in units of the scale.
+        held: moments to choose by, in the same units.
+        highest: the largest integer, 2 ** (num_bits - 1) - 1.
         centred: whether the bias takes the mean error back.
         steps: of gradient descent; 0: weights are only carried over and flipped.
     """
@@ -75,7 +77,7 @@ def round_weights(
 
 
 def output_error(q_GOK: Tensor, a_GKK: Tensor, t_GOK: Tensor) -> Tensor:
-    """q A q^T - 2 q t of every row, (G, O): the output error less a constant."""
+    """Return q A q^T - 2 q t of every row, (G, O): the output error less a constant."""
     return ((q_GOK @ a_GKK - 2 * t_GOK) * q_GOK).sum(-1)
 
 
@@ -99,7 +101,7 @@ def round_sequentially(w_GOK: Tensor, fixed: Tensor, a_GKK: Tensor, t_GOK: Tenso
 
 
 def optimize_rounding(w: Tensor, fixed: Tensor, a_GKK: Tensor, t_GOK: Tensor, steps: int) -> Tensor:
-    """h in 0..1, (G, O, K), after `steps` of Adam."""
+    """Return h in 0..1, (G, O, K), after `steps` of Adam."""
     low = w.floor().float()
     fraction = (w - w.floor()).float().clamp(0.01, 0.99)
     logits = torch.logit((fraction + 0.1) / 1.2).requires_grad_()

@@ -38,6 +38,9 @@ def correct_biases(
     Args:
         model: the program that will be quantized with `ranges`.
         reference: the program whose means are wanted: the same nodes with the weights before rounding.
+        ranges: of the tensors, by name.
+        batches: calibration inputs by name.
+        task: layers, number format and threads.
     """
     result = ModelProto()
     result.CopyFrom(model)

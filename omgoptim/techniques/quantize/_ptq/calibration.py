@@ -83,6 +83,8 @@ def split(batches: Sequence[Batch], every: int = 4, *, sliceable: bool = True) -
     """Batches to fit to and batches to choose by: every `every`-th sample is held out.
 
     Args:
+        batches: calibration inputs by name.
+        every: every how many samples one is held out.
         sliceable: whether the program takes batches of any size; if not, whole batches are held out.
 
     Returns:

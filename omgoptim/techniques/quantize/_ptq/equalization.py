@@ -79,6 +79,7 @@ def equalize_channels(
     Args:
         model: the float program.
         chosen: layers that may be changed.
+        params: number format and granularity.
         share: `a` above, 0..1; per-tensor weights do not use it.
         peaks: of `channel_peaks`, for the same program and layers.
         batches: to read the peaks from, if they are not given.

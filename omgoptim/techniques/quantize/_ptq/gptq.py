@@ -81,8 +81,10 @@ def input_hessians(model: ModelProto, widths: Mapping[str, int], batches: Batche
     """Sum of x x' over every position of every sample.
 
     Args:
+        model: the float program.
         widths: tensor name to the size K of its last axis.
         batches: inputs of the program by name.
+        threads: of ONNX Runtime.
 
     Returns:
         Tensor name to (K, K).

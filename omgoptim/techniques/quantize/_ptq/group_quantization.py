@@ -49,6 +49,7 @@ def quantize_groups(
 
     Args:
         w_KN: the weight; K is a multiple of `group_size`.
+        group_size: consecutive inputs that share a scale and a zero point.
         num_bits: 4 or 8; integers are 0 .. 2 ** num_bits - 1.
         symmetric: whether every zero point is 2 ** (num_bits - 1).
         importance_K: what an error in a weight of each input costs, for instance the mean of the input's square.

@@ -27,6 +27,10 @@ def quantize(
     Embeddings are left to `_onnx/weight_storage.py`. A program past what protobuf holds in memory gets plain ranges.
 
     Args:
+        model: the prepared float program.
+        batches: calibration inputs by name.
+        task: layers, number format and threads.
+        folder: an existing folder for the writer's files.
         kept: takes the chosen layers that stay in float.
 
     Returns:

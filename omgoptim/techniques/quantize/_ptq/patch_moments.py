@@ -72,6 +72,7 @@ def patches(layer: LayerWeight, x: NDArray[np.float32], keep: NDArray[np.int64] 
     """Extract the patches (P, G, K) that a layer multiplies with its weights.
 
     Args:
+        layer: its weight, strides, pads and groups.
         x: the layer's input: (N, C, *space) for a Conv, (..., K) for Gemm and MatMul.
         keep: numbers of the patches to take, counted over samples and then places; None: all.
     """
@@ -127,9 +128,12 @@ def collect_moments(
     """Collect the moments of every layer, by its node's name.
 
     Args:
+        layers: those to collect for.
         quantized: the QDQ program, from which x^ is read.
         reference: the float program, from which x is read.
         weights: the float weights w_GOIT that make y of x.
+        batches: inputs of the programs by name.
+        options: limits of samples and memory.
     """
     alone, threads = options.alone, options.threads
     ours = {layer.name: nodes_by_name(quantized)[layer.name].input[0] for layer in layers}

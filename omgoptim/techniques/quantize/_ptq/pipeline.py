@@ -71,6 +71,9 @@ def quantize(
     """Return the QDQ program of a prepared float program, and what was done, a sentence each.
 
     Args:
+        model: the prepared float program.
+        batches: calibration inputs by name.
+        task: layers, number format and threads.
         kept: takes the layers of the task that stay in float.
     """
     chosen, params = task.chosen, task.params

@@ -78,7 +78,11 @@ def compute_scaling(
     past two gigabytes, which ONNX Runtime's path does not scale.
 
     Args:
+        source: file of the float program.
+        params: number format and granularity.
+        batches: calibration inputs by name.
         scratch: an existing folder.
+        threads: of ONNX Runtime.
     """
     original = load(source)
     if is_large(original) or has_attention(original):

@@ -61,8 +61,10 @@ def _choose_each(
     settings: PtqSettings,
     notes: list[str],
 ) -> dict[str, Method]:
-    """Tensor by tensor, the method whose range brings the outputs closest; in a program with float biases, whose
-    activations' scales can be set one by one."""
+    """Choose for each tensor the method whose range brings the outputs closest.
+
+    Compared in a program with float biases, in which the scale of an activation can be set by itself.
+    """
     symmetric, wanted, held = settings.params.symmetric, settings.data.wanted, settings.data.held
     simulated = write_qdq(state.model, settings.chosen, state.ranges, settings.params, float_biases=True)
     places = {name: at for name, at in activation_parameters(simulated).items() if name in methods}

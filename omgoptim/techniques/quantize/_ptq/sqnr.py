@@ -21,6 +21,8 @@ def sqnr_db(want: Sequence[Outputs], got: Sequence[Outputs], non_finite_db: floa
     """Return the SQNR of outputs in dB, batch by batch.
 
     Args:
+        want: reference outputs, batch by batch.
+        got: outputs for the same batches.
         non_finite_db: result where `got` is not finite and `want` is.
     """
     ratio = noise_to_signal(*([_arrays(batch) for batch in outputs] for outputs in (want, got)))

@@ -81,7 +81,10 @@ def apply_adaround(
     Args:
         model: the program to round; its biases may be corrected already.
         reference: the float program with the weights and biases before any rounding.
-        fit, held: batches to learn from, and to choose between the ways of rounding by.
+        ranges: of the tensors, by name.
+        fit: batches to learn the rounding on.
+        held: batches to choose between the ways of rounding by.
+        task: layers, number format and threads.
     """
     chosen, params = task.chosen, task.params
     result = ModelProto()
