@@ -1,7 +1,7 @@
 """Re-estimation of batch-norm statistics after weights were removed.
 
-What a layer gives changes when weights go, and the running mean and variance are those of what it gave before. Training
-inputs, without labels, are enough to estimate them anew, and no weight changes.
+Removing weights changes the outputs of layers, while the running mean and variance are still those of the outputs
+before. Training inputs, without labels, are enough to estimate them again, and no weight changes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LEAST = 32
 
 
 def count(module: nn.Module) -> int:
-    """How many layers have statistics that can be estimated."""
+    """Return how many layers have statistics that can be estimated."""
     return len(_norms(module))
 
 
@@ -72,7 +72,7 @@ def _norms(module: nn.Module) -> list[_BatchNorm]:
 
 @contextmanager
 def _estimating(layers: list[_BatchNorm]) -> Iterator[None]:
-    """These layers, of a module in eval mode, take the cumulative average of what they see."""
+    """Let these layers, of a module in eval mode, take the cumulative average over the batches."""
     momenta = [layer.momentum for layer in layers]
     try:
         for layer in layers:
@@ -86,7 +86,7 @@ def _estimating(layers: list[_BatchNorm]) -> Iterator[None]:
 
 
 def _joined(batches: list[NamedBatch]) -> Iterator[NamedBatch]:
-    """Neighbouring small batches of the same shapes as one, of `LEAST` samples or more where there are so many."""
+    """Join neighbouring small batches of the same shapes into batches of `LEAST` samples or more."""
     waiting: list[NamedBatch] = []
     for batch in batches:
         if waiting and _shapes(batch) != _shapes(waiting[0]):

@@ -1,7 +1,7 @@
-"""The one training loop, on Hugging Face Accelerate: fine-tuning, distillation and recovery are all this.
+"""The training loop, on Hugging Face Accelerate: fine-tuning, distillation and recovery all use it.
 
-What is kept is what the evaluator found best, the untrained state included: training that only hurts is undone. A
-checkpoint after each epoch makes a killed training end with the same weights, bit for bit, as one that was not.
+The weights with the best score are kept, the untrained ones included: training that only hurts is undone. With its
+checkpoint after each epoch, a killed and resumed training ends with the same weights, bit for bit.
 """
 
 from __future__ import annotations
@@ -43,14 +43,15 @@ class TrainingResult:
     """Result of one training; the weights are in the module."""
 
     epochs: list[Epoch]
-    """All that were run, those before a resume too. `best` marks the one whose weights the module has; none where
-    training only hurt, and the weights are those from before it."""
+    """All epochs, those before a resume too. `best` marks the one whose weights are kept; none where training only
+    hurt, and the weights are those before it.
+    """
     quality: float | None
-    """The evaluator's, of the weights that were kept; None without one."""
+    """Score of the kept weights; None without an evaluator."""
     quality_before: float | None
-    """The evaluator's, before training."""
+    """Score before training."""
     best_epoch: int
-    """The epoch whose weights were kept; 0: those from before training."""
+    """Epoch of the kept weights; 0 for those before training."""
     loss: str
     """Description of the minimized loss."""
     optimizer: str
@@ -58,12 +59,13 @@ class TrainingResult:
     total_params: int
     seconds: float
     stopped: str | None = None
-    """Why it ended before its last epoch, in words."""
+    """Why the training ended before its last epoch."""
     resumed: int = 0
-    """How often it went on from a checkpoint."""
+    """How often it was resumed from a checkpoint."""
     teacher_outputs: str | None = None
-    """Whether the teacher's outputs were computed once and kept, or for every batch, in words; None where they have no
-    part in the loss."""
+    """Whether the teacher's outputs were cached or computed for every batch, in words; None where the loss does not use
+    them.
+    """
     few_steps: str | None = None
     """Warning about few training samples, with the number of steps; None where there were enough."""
     notes: list[str] = field(default_factory=list)
@@ -85,13 +87,13 @@ def fit(
     round_number: int = 1,
     score: float | None = None,
 ) -> TrainingResult:
-    """Train a module in place; it comes back on the CPU, in the modes it had, with the best weights.
+    """Train a module in place; it comes back on the CPU, in its former modes, with the best weights.
 
-    Which those are: the highest score of the evaluator, among the weights from before training and those after each
-    epoch; of equal ones the latest, but one that only equals the score from before training has to be as near to the
-    outputs of the original, too. Without an evaluator those after the last epoch. A loss or a weight that is no number
-    ends the training with the best weights so far. Parameters that do not require a gradient stay as they are, and
-    batch normalization all of whose parameters are frozen keeps its mode.
+    Best is the highest score of the evaluator, among the weights before training and after each epoch; of equal scores
+    the latest, but one that only equals the score before training has to be as near to the outputs of the original,
+    too. Without an evaluator the weights after the last epoch are kept. A loss or a weight that is not finite ends the
+    training with the best weights so far. Parameters that do not require a gradient stay as they are, and batch
+    normalization with frozen parameters keeps its mode.
 
     Each epoch begins with torch, numpy and random seeded from the config's seed, the round and the epoch; the caller's
     random state is restored at the end. Data with a random state of its own (a DataLoader's `generator`) starts anew
@@ -164,7 +166,7 @@ def fit(
 def _identity(
     module: nn.Module, steps: Steps, evaluator: Evaluator | None, round_number: int, count: int
 ) -> dict[str, Any]:
-    """Return what a checkpoint must share with this training to be resumed, as plain values.
+    """Return the values that a checkpoint must share with this training to be resumed.
 
     Args:
         module: before training.

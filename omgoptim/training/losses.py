@@ -34,24 +34,24 @@ class Loss:
     """A loss on the targets, and what is known about it before the first step."""
 
     name: str
-    """In words, for the report."""
+    """Description for the report."""
     function: Callable[[Any, Any], Tensor]
     """`function(outputs, target)`: outputs as the module returns them, a scalar with a gradient."""
     check: Callable[[Any], None] = _accept
-    """Raises a DataError on a target that does not fit the outputs."""
+    """Raise a DataError on a target that does not fit the outputs."""
     by_the_model: bool = False
-    """Whether the module computes it itself, when it is called with `labels`."""
+    """Whether the module computes the loss itself, when it is called with `labels`."""
 
     @staticmethod
     def counted(target: Any) -> int | None:
-        """Targets that count in a batch: a mean over batches has to be weighted by them. None: by samples."""
+        """Return how many targets of a batch count, the weight of its mean loss; None: the number of samples."""
         if isinstance(target, Tensor) and not target.is_floating_point():
             return int((target != IGNORED).sum())
         return None
 
 
 def tensor_outputs(outputs: Any, count: int | None = None) -> list[Tensor]:
-    """The tensors that a model returns, in order.
+    """Return the tensors of a model's outputs, in order.
 
     Args:
         outputs: a tensor, or nested tuples, lists, mappings or dataclasses of tensors.
@@ -72,9 +72,9 @@ def described_tensors(leaves: Sequence[Tensor], target: Any = None) -> ModelOutp
 
 
 def main_output(outputs: Any) -> Tensor:
-    """The first tensor that has a batch dimension.
+    """Return the first tensor that has a batch dimension.
 
-    Hugging Face outputs with labels begin with their loss, a single number; it is passed over.
+    Hugging Face outputs with labels begin with their loss, a scalar, which is skipped.
 
     Raises:
         DataError: there is none.
@@ -100,7 +100,7 @@ def loss_of(
     module: nn.Module | None = None,
     outputs: ModelOutputs | None = None,
 ) -> Loss | None:
-    """The loss that a request names; None for `auto` without targets, where there is nothing to compare with.
+    """Return the loss that a request names; None for `auto` without targets.
 
     `auto` is the model's own loss where `module` takes `labels` and returns a mapping, as those of Hugging Face do.
     Else integer targets give cross-entropy (targets of -100 left out; class axis last or second), or binary
@@ -137,26 +137,26 @@ def loss_of(
 
 
 def takes_labels(module: nn.Module) -> bool:
-    """Whether forward has an argument `labels`."""
+    """Return whether forward has an argument `labels`."""
     return "labels" in inspect.signature(module.forward).parameters
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where the labelled output stands in what a model returns."""
+    """Position of the labelled output."""
 
     index: int
     count: int | None
-    """How many outputs the model returns without labels."""
+    """Number of outputs that the model returns without labels."""
     name: str = ""
-    """Of the output, where there are several."""
+    """Name of the output, where there are several."""
 
     def of(self, outputs: Any) -> Tensor:
         return tensor_outputs(outputs, self.count)[self.index]
 
 
 def _labelled(outputs_example: Any, target: Any, outputs: ModelOutputs | None) -> _Place:
-    """Where the output that the labels belong to stands.
+    """Return the position of the output that the labels belong to.
 
     Raises:
         DataError: they fit none, or several.

@@ -29,7 +29,7 @@ FEW_STEPS = 100
 def config_for_data(
     config: TrainingConfig, asked: TrainingFields, batches: Batches, check: Callable[[Any], None] = lambda _target: None
 ) -> TrainingConfig:
-    """The config with a batch size and a peak learning rate for the data that there is.
+    """Return the config with a batch size and a peak learning rate that fit the amount of data.
 
     Args:
         config: as the request asks.
@@ -63,7 +63,7 @@ def _fitted(
 
 
 def optimizer_steps(config: TrainingConfig, batches: int) -> int:
-    """Optimizer steps of a whole training.
+    """Return the optimizer steps of a whole training.
 
     Args:
         config: epochs and batch size.
@@ -73,7 +73,7 @@ def optimizer_steps(config: TrainingConfig, batches: int) -> int:
 
 
 def few_steps_note(steps: int, samples: int, config: TrainingConfig) -> str | None:
-    """A sentence for a training of few steps; None for any other.
+    """Return a warning for a training of few steps; None for any other.
 
     Args:
         steps: optimizer steps of the training.

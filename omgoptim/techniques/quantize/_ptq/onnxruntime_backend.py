@@ -45,7 +45,7 @@ def quantize(
 def _large(
     model: ModelProto, chosen: Sequence[OnnxLayer], batches: Sequence[Batch], params: Static, folder: Path
 ) -> ModelProto:
-    """ONNX Runtime's whole path, through files."""
+    """Quantize by ONNX Runtime's own file-based path, for programs above the size limit of protobuf."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     taken = {layer.node for layer in chosen if layer.op != "Gather"}

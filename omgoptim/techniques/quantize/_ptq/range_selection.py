@@ -20,13 +20,13 @@ METHODS: dict[bool, tuple[Method, ...]] = {
     False: ("minmax", "percentile", "mse"),
     True: ("minmax", "moving_average", "percentile", "mse", "entropy"),
 }
-"""What a range method of auto tries."""
+"""Range methods that `auto` tries."""
 
 TENSORS_TRIED = 64
-"""Activations whose range `best` chooses one by one, those first whose methods differ most."""
+"""Maximum number of activations whose range effort `best` chooses one by one, those first whose methods differ most."""
 
 CHOOSING_MACS = 2e12
-"""Multiply-accumulates that choosing ranges one by one may take: about a minute on two cores."""
+"""Limit of the multiply-accumulates of choosing ranges one by one: about a minute on two cores."""
 
 
 def read_ranges(state: PtqState, settings: PtqSettings, notes: list[str]) -> PtqState:
