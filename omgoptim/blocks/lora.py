@@ -64,7 +64,7 @@ class LoRALinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """W + (alpha / rank) B A, (out, in), for code that reads a Linear's weight; made anew unless merged."""
+        """Return W + (alpha / rank) B A, (out, in), for code that reads a Linear's weight; computed unless merged."""
         return self.base.weight if self.merged else self.base.weight + self.delta()
 
     @property
@@ -150,7 +150,7 @@ class LoRAConv(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """W + (alpha / rank) B A, in the shape of W; made anew unless merged."""
+        """Return W + (alpha / rank) B A, in the shape of W; computed unless merged."""
         return self.base.weight if self.merged else self.base.weight + self.delta()
 
     @property
@@ -188,7 +188,7 @@ def _prepare(
     mask: Tensor | None,
     generator: torch.Generator | None,
 ) -> int:
-    """Freeze the base, give the layer its A and B and its mask; returns the rank that the weight can have."""
+    """Freeze the base and add A, B and the mask; return the rank, cut to what the weight can have."""
     weight: Tensor = base.weight
     if rank < 1:
         raise ValueError(f"rank must be at least 1, not {rank}")

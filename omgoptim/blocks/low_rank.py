@@ -59,7 +59,7 @@ class LowRankLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """`dense_weight`, for code that reads a Linear's weight (its dtype, say); made anew in each call."""
+        """Return `dense_weight`, for code that reads a Linear's weight (its dtype, say); computed in each call."""
         return self.dense_weight()
 
     @property
@@ -68,7 +68,7 @@ class LowRankLinear(nn.Module):
         return self.b.bias
 
     def dense_weight(self) -> Tensor:
-        """The weight (out, in) that the two stand for."""
+        """Return the weight (out, in) that the two represent."""
         return self.b.weight @ self.a.weight
 
     def config(self) -> dict[str, Any]:
@@ -134,16 +134,16 @@ class _LowRankConv2d(nn.Module):
 
     @property
     def group_shape(self) -> tuple[int, int, int, int]:
-        """(out / groups, in / groups, kernel height, kernel width): the weight of one group."""
+        """Return the shape (out / groups, in / groups, kernel height, kernel width) of one group's weight."""
         return (self.out_channels // self.groups, self.in_channels // self.groups, *self.kernel_size)
 
     def dense_weight(self) -> Tensor:
-        """The weight (out, in / groups, kernel height, kernel width) that the convolutions stand for."""
+        """Return the weight (out, in / groups, kernel height, kernel width) that the convolutions represent."""
         raise NotImplementedError
 
     @property
     def weight(self) -> Tensor:
-        """`dense_weight`, for code that reads a convolution's weight (its dtype, say); made anew in each call."""
+        """Return `dense_weight`, for code that reads a convolution's weight (its dtype, say); computed in each call."""
         return self.dense_weight()
 
     @property
@@ -340,7 +340,7 @@ def _check_rank(name: str, rank: int, most: int) -> None:
 
 
 def _geometry_of(layer: nn.Conv2d) -> dict[str, Any]:
-    """The arguments that a convolution was built with."""
+    """Return the arguments that a convolution was built with."""
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     placed = {"device": layer.weight.device, "dtype": layer.weight.dtype}
     return {**{name: getattr(layer, name) for name in names}, "bias": layer.bias is not None, **placed}

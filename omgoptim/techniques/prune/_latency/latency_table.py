@@ -1,8 +1,9 @@
 """Latency table of layers by width, and the search for a target latency with it.
 
-A table holds one measured time per layer and size. Between two measured sizes the wider one counts, so that a table
-never promises what was not measured. What is outside the table (other layers, the calls between layers) is not in it:
-`calibrate` fits the whole model's time to the table's, `next_aim` asks for the next cut from what cuts gave so far.
+A table holds one measured time per layer and size. Between two measured sizes the larger one counts, so that a table
+never predicts a time that was not measured. Layers outside the table and the calls between layers are not in it:
+`calibrate` fits the whole model's time to the table's, and `next_aim` computes the next target for the table from the
+cuts so far.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from dataclasses import dataclass
 from omgoptim.errors import TechniqueError
 
 LEAST_FRACTION, MOST_FRACTION = 0.01, 1.0
-"""Bounds of what `next_aim` asks for."""
+"""Bounds of the result of `next_aim`."""
 
 BOLDEST = 0.5
-"""`next_aim` asks for no less than this much of what was asked for before."""
+"""Lower bound of the result of `next_aim` relative to the previous one."""
 
 MARGIN = 0.01
-"""How far beyond the target `next_aim` aims: a measured time scatters, and a goal missed by a hair costs a round."""
+"""Relative margin of `next_aim` beyond the target: a target missed by measurement noise costs a round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +29,18 @@ class Side:
     """Dependence of one side of a layer on the widths of groups."""
 
     fixed: int
-    """Features that no group decides."""
+    """Features that no group determines."""
     parts: tuple[tuple[str, int], ...] = ()
     """Group, and the features that each of its channels stands for: 49 behind a flattened 7x7 map, 3 in a fused qkv."""
 
     def size(self, widths: Mapping[str, int]) -> int:
-        """Features of this side at these widths of the groups."""
+        """Return the features of this side at these widths of the groups."""
         return self.fixed + sum(widths[name] * features for name, features in self.parts)
 
 
 @dataclass(frozen=True, slots=True)
 class LayerTimes:
-    """The time of one layer by its two sizes."""
+    """Time of one layer by its two sizes."""
 
     path: str
     inside: Side
@@ -52,19 +53,19 @@ class LayerTimes:
     """ms[i][o]: milliseconds of all calls of the layer in one forward at batch 1, at ins[i] and outs[o]."""
 
     def at(self, widths: Mapping[str, int]) -> float:
-        """Milliseconds at these widths: those of the next measured sizes that are no smaller."""
+        """Return the milliseconds at these widths: those of the next larger measured sizes."""
         row = 0 if len(self.ins) == 1 else _at_or_above(self.ins, self.inside.size(widths))
         return self.ms[row][_at_or_above(self.outs, self.outside.size(widths))]
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The groups that its time depends on, each once."""
+        """Return the groups that its time depends on, each once."""
         return tuple(dict.fromkeys(name for side in (self.inside, self.outside) for name, _ in side.parts))
 
 
 @dataclass(frozen=True, slots=True)
 class TimeTable:
-    """The measured times of all layers that belong to a group, on one engine of one machine."""
+    """Measured times of all layers that belong to a group, on one engine of one machine."""
 
     runtime: str
     widths: Mapping[str, int]
@@ -73,11 +74,11 @@ class TimeTable:
     """Group to the widths to choose from, ascending; the last is the full one."""
     layers: tuple[LayerTimes, ...]
     unmeasured: tuple[str, ...] = ()
-    """Members that have no time of their own: not called as modules, or of another kind than is known here."""
+    """Members without a time of their own: not called as modules, or of an unknown kind."""
 
 
 def predicted_ms(table: TimeTable, widths: Mapping[str, int]) -> float:
-    """Milliseconds of the table's layers together.
+    """Return the total milliseconds of the table's layers.
 
     Args:
         table: what was measured.
@@ -88,19 +89,19 @@ def predicted_ms(table: TimeTable, widths: Mapping[str, int]) -> float:
 
 
 def full_ms(table: TimeTable) -> float:
-    """Milliseconds of the table's layers before anything is removed."""
+    """Return the total milliseconds of the table's layers before anything is removed."""
     return predicted_ms(table, {})
 
 
 def allowed(table: TimeTable, name: str, max_layer_ratio: float) -> tuple[int, ...]:
-    """Widths that a group may have when at most `max_layer_ratio` of it, 0..1, is removed; never none."""
+    """Return the widths of a group when at most `max_layer_ratio` of it, 0..1, is removed; never none."""
     full = table.widths[name]
     least = full * (1 - max_layer_ratio) - 1e-9
     return tuple(width for width in table.candidates[name] if width >= least) or (full,)
 
 
 def floor_ms(table: TimeTable, max_layer_ratio: float = 0.9) -> float:
-    """The least that the table's layers can take: every group at the narrowest width it may have.
+    """Return the total time with every group at its narrowest width.
 
     Where a narrower layer was measured to be slower, a little less can be reached.
     """
@@ -109,21 +110,21 @@ def floor_ms(table: TimeTable, max_layer_ratio: float = 0.9) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """The whole model's time as a straight line of the table's: `measured = slope * predicted + fixed_ms`."""
+    """The whole model's time as a linear function of the table's: `measured = slope * predicted + fixed_ms`."""
 
     slope: float
     fixed_ms: float
     full_ms: float
-    """What the table predicts for the whole width."""
+    """The table's prediction at full width."""
 
     def whole_ms(self, predicted: float) -> float:
-        """The whole model's milliseconds for what the table predicts."""
+        """Return the whole model's milliseconds for a prediction of the table."""
         return self.slope * predicted + self.fixed_ms
 
     def fraction_for(self, target_ms: float) -> float:
-        """Fraction of the layers' time to aim at, for the whole model to take `target_ms`.
+        """Return the fraction of the layers' time at which the whole model takes `target_ms`.
 
-        Zero or less when what is not in the table alone takes longer than that.
+        Zero or less when the parts outside the table alone take longer than that.
         """
         return (target_ms - self.fixed_ms) / (self.slope * self.full_ms)
 
@@ -151,23 +152,23 @@ def calibrate(
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """One cut, as fractions of what the uncut model takes, 0..1."""
+    """A measured cut, as fractions of the uncut model's times, 0..1."""
 
     wanted: float
-    """Fraction of the layers' time that was asked for."""
+    """Requested fraction of the layers' time."""
     predicted: float
-    """Fraction of the layers' time that the chosen widths take by the table."""
+    """Fraction of the layers' time at the chosen widths, by the table."""
     measured: float
-    """Fraction of the whole model's time, measured: 1 / speedup."""
+    """Measured fraction of the whole model's time: 1 / speedup."""
 
 
 def next_aim(history: Sequence[Aim], target: float) -> float:
-    """Fraction of the layers' time to ask for next, so that the whole model comes to take `target` of its time.
+    """Return the next fraction of the layers' time to request, so that the whole model takes `target` of its time.
 
-    The uncut model is a known point: all of the layers' time is all of the model's. The line through the two points
-    next to the target (the closest that holds it and the closest that misses it; else the two closest) says where the
-    target lies (secant). The aim stays strictly between a cut that missed and one that held, and never asks for less
-    than half of what was asked before, however steep the line.
+    Secant method: the uncut model is a known point (all of the layers' time is all of the model's), and the line
+    through the two points next to the target (the closest that reaches it and the closest that misses it; else the two
+    closest) gives the next value. It stays strictly between a cut that missed and one that reached it, and is never
+    below half of the previous one, however steep the line.
 
     Args:
         history: the cuts so far, in any order.
@@ -193,7 +194,7 @@ def next_aim(history: Sequence[Aim], target: float) -> float:
 
 
 def beyond_reach(reason: str, best: str) -> TechniqueError:
-    """The error of a target that no widths reach, with the best that can be had."""
+    """Return the error for a target that no widths reach, with the best possible value."""
     return TechniqueError(
         "pruning cannot reach the target",
         f"{reason}; {best}",
@@ -202,7 +203,7 @@ def beyond_reach(reason: str, best: str) -> TechniqueError:
 
 
 def _on_line(a: tuple[float, float], b: tuple[float, float], goal: float) -> float:
-    """Where the line through two (predicted, measured) points meets `goal`; in proportion to `b` if it is flat."""
+    """Return where the line through two (predicted, measured) points meets `goal`; proportional to `b` if flat."""
     rise = (a[1] - b[1]) / (a[0] - b[0]) if a[0] != b[0] else 0.0
     if rise <= 0:
         return b[0] * goal / b[1]
@@ -214,5 +215,5 @@ def _bounded(fraction: float) -> float:
 
 
 def _at_or_above(sizes: Sequence[int], size: int) -> int:
-    """Index of the first of ascending `sizes` that is no smaller; the last if all are."""
+    """Return the index of the first of ascending `sizes` that is no smaller; the last if all are."""
     return min(bisect_left(sizes, size), len(sizes) - 1)
