@@ -90,7 +90,7 @@ class ModelError(OmgoptimError):
 
 
 class UnknownModelError(ModelError):
-    """The text that should name a model names nothing that exists."""
+    """The model source names nothing that exists."""
 
 
 class DataError(OmgoptimError):
@@ -98,11 +98,11 @@ class DataError(OmgoptimError):
 
 
 class UserCodeError(OmgoptimError):
-    """The user's own code raised, exited or did not come back."""
+    """The user's own code raised, exited or timed out."""
 
 
 class TechniqueError(OmgoptimError):
-    """A technique or an engine could not take this model."""
+    """A technique or an engine does not support this model."""
 
 
 class NoLayerChanged(TechniqueError):
@@ -122,7 +122,7 @@ class NoLayerChanged(TechniqueError):
 
 
 class ArtifactError(OmgoptimError):
-    """An artifact is damaged, or does not give what it gave when it was saved."""
+    """An artifact is damaged, or its outputs differ from those recorded when it was saved."""
 
 
 class RunError(OmgoptimError):
@@ -138,7 +138,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def argument(name: str, value: object) -> str:
-    """An argument with its value in the text of an error, as Python writes it: `` `data='file.py:load'` ``.
+    """Return an argument with its value for the text of an error, as Python writes it: `` `data='file.py:load'` ``.
 
     The shell shows it as an option: see `omgoptim.requests.command.in_shell`.
     """
@@ -146,7 +146,7 @@ def argument(name: str, value: object) -> str:
 
 
 def call(verb: str, arguments: dict[str, object]) -> str:
-    """A call in the text of an error, as Python writes it: `` `omgoptim.quantize(model='net.py:build')` ``.
+    """Return a call for the text of an error, as Python writes it: `` `omgoptim.quantize(model='net.py:build')` ``.
 
     The shell shows it as a command, as it does an `argument`.
     """

@@ -1,4 +1,4 @@
-"""The one place where the search calls the student deriver of `distill`: change part of a model, weights inherited."""
+"""Derivation of networks for the search by the student deriver of `distill`, with inherited weights."""
 
 from __future__ import annotations
 

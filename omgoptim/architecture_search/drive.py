@@ -20,7 +20,7 @@ Trial = Callable[[TrialSpec, Path], TrialResult]
 """`trial(spec, folder)`: build, measure, train; a function of the spec alone."""
 
 REJECTED_PER_TRIAL = 10
-"""Candidates that may miss the target for each trial that is asked for, before the search gives up."""
+"""Maximum rejected candidates per requested trial, before the search gives up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def drive(
     more: Callable[[], bool] = lambda: True,
     nearest: float | None = None,
 ) -> Driven:
-    """Search a product of knobs by a way of proposing.
+    """Search a product of knobs by a proposal rule.
 
     Args:
         space: the product of knobs.

@@ -1,4 +1,4 @@
-"""Predict the latency of a configuration as a sum over its choices, and say by how much that misses.
+"""Latency predictors: a sum over the choices of a configuration, with its error.
 
 Two predictors. `corrected` has a table of blocks that were measured one by one, and fits what the sum of blocks cannot
 know (the call itself, fusion across blocks, the cost of one more block) from whole networks: three parameters. `fitted`
@@ -28,7 +28,7 @@ RIDGE = 1e-3
 
 
 class Predictor(Protocol):
-    """Latencies of rows of option indices, and how far a prediction is off."""
+    """Predictor of latencies of rows of option indices, and its error."""
 
     @property
     def error(self) -> float | None:
@@ -63,7 +63,7 @@ class BlockTable:
 
 @dataclass(frozen=True, slots=True)
 class CorrectedTable:
-    """`constant + scale * sum of blocks + each * number of blocks`."""
+    """Corrected table: `constant + scale * sum of blocks + each * number of blocks`."""
 
     table: BlockTable
     constant: float
@@ -78,7 +78,7 @@ class CorrectedTable:
 
 @dataclass(frozen=True, slots=True)
 class FittedOptions:
-    """A constant and a term for every option but a knob's first, of the latency or of its logarithm."""
+    """Fitted terms: a constant and a term for every option but a knob's first, of the latency or its logarithm."""
 
     space: Space
     weights: Floats
@@ -92,7 +92,7 @@ class FittedOptions:
 
 
 def corrected(table: BlockTable, rows: Indices, measured: Sequence[float]) -> CorrectedTable:
-    """Fit the correction of a table to whole networks; without any, the table stands as it is.
+    """Fit the correction of a table to whole networks; without any, the table is returned unchanged.
 
     Args:
         table: latencies of the single blocks.
@@ -159,7 +159,7 @@ def _fitted(space: Space, features: Floats, latencies: Floats, logarithmic: bool
 
 
 def _ridge(features: Floats, latencies: Floats, prior: Floats) -> Floats:
-    """Least squares of relative errors, drawn to a prior; each weight in units of what it can change."""
+    """Solve least squares of relative errors with a Gaussian prior; each weight in units of its prior deviation."""
     if not len(latencies):
         return prior
     x, y = features / latencies[:, None], np.ones(len(latencies))

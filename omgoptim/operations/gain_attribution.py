@@ -89,7 +89,7 @@ def slower_sentence(parts: GainsBy, engine: str, precision: str) -> str:
 def waiting_share(timing: Timing, load: float) -> float | None:
     """Return the share of its time that a process neither computed nor waited for a core, if that is most of it.
 
-    Where the system does not tell how long a process waited for a core, nothing is known on an overloaded machine.
+    Where the system does not report how long a process waited for a core, nothing is known on an overloaded machine.
     """
     if timing.idle is not None:
         share = timing.idle

@@ -137,9 +137,9 @@ def _report(run: QuantizeRun, kept: SavedFinalist, everyone: list[SavedFinalist]
     warnings += [*quality_warnings(quality, guard, loaded.data.real, labelled), *load_warnings(load)]
     warnings += slow_warnings(final.before, finalist.timing)
     candidates = candidate_records(run.results, final, finalist.result, before.size_bytes or 0)
-    told = gained.speedup_low is not None or load > OVERLOADED
+    has_interval = gained.speedup_low is not None or load > OVERLOADED
     open_still = "guard_failed" if is_replacement(run, kept) else outcome
-    steps = quantize_steps(request, open_still, context.run_id, told, needed, loaded)
+    steps = quantize_steps(request, open_still, context.run_id, has_interval, needed, loaded)
     return EfficiencyReport(
         outcome=outcome,
         summary=finalist_summary(run, kept, everyone, outcome, before),

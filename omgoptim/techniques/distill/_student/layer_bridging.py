@@ -118,13 +118,13 @@ def _sums(module: nn.Module, path: str, writer: _Writer, run: ModuleRun) -> list
     return found
 
 
-def _at_the_end(path: str, writer: _Writer, tell: Callable[[Tensor], None]) -> dict[str, Hook]:
+def _at_the_end(path: str, writer: _Writer, capture: Callable[[Tensor], None]) -> dict[str, Hook]:
     """Return a hook that captures the sum: before the normalization, or after the layer."""
     if writer.norm is not None:
-        return {f"{path}.{writer.norm}": lambda args, _output: tell(args[0])}
+        return {f"{path}.{writer.norm}": lambda args, _output: capture(args[0])}
 
     def heard(_args: Any, output: Any) -> None:
-        tell(next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)))
+        capture(next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)))
 
     return {path: heard}
 

@@ -108,8 +108,8 @@ def _by_weight(module: nn.Module, path: str, layer: DenseLayer, option: Option) 
 
 def _change(path: str, layer: DenseLayer, option: Option, error: float | None, of: str) -> Change:
     before = " x ".join(map(str, layer.weight.shape))
-    told = "" if error is None else f"; its {of} changes by {error:.1%}"
-    return Change(path=path, what="low rank", before=before, after=f"{option}{told}")
+    error_note = "" if error is None else f"; its {of} changes by {error:.1%}"
+    return Change(path=path, what="low rank", before=before, after=f"{option}{error_note}")
 
 
 def _nothing_to_do(skipped: list[Skip]) -> TechniqueError:

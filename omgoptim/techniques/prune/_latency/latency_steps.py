@@ -90,7 +90,7 @@ def rounding_of(times: Mapping[int, float]) -> int:
     of the squared error of a straight line in the width, the largest such one that is no worse than another's.
 
     Args:
-        times: width to time, in any unit: widths between the multiples of the blocks as well, or nothing can be told.
+        times: width to time, in any unit: widths between the multiples of the blocks as well, without which nothing can be fitted.
     """
     widths = np.array(sorted(times), dtype=float)
     values = np.array([times[int(width)] for width in widths])

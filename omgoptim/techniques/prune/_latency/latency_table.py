@@ -141,7 +141,8 @@ def calibrate(
         widths: group to kept width.
 
     Returns:
-        The line through both. Where it would not rise (the cut model was not faster, or the table tells no difference),
+        The line through both. Where it would not rise (the cut model was not faster, or the table shows no
+        difference),
         the slope is taken as 1, no more than all of the time being the layers'.
     """
     before, after = full_ms(table), predicted_ms(table, widths)

@@ -89,13 +89,13 @@ def outcome_of(selection: Selection, before: list[int], what: str, dense: set[st
             reason = SPARED_REASON.format(share=share) if weight.path in dense else UNTOUCHED_REASON
             skipped.append(Skip(path=weight.path, reason=reason))
             continue
-        told = [what, *(f"shared with {path}" for path, _ in weight.shared)]
+        what_changed = [what, *(f"shared with {path}" for path, _ in weight.shared)]
         if weight.count - zeros == 1 and weight.count > 1:
-            told.append("one weight kept, without which nothing would pass")
+            what_changed.append("one weight kept, without which nothing would pass")
         changed.append(
             Change(
                 path=weight.path,
-                what=", ".join(told),
+                what=", ".join(what_changed),
                 before=f"{100 * zeros_before / weight.count:.1f} % zero" if zeros_before else "dense",
                 after=f"{100 * zeros / weight.count:.1f} % zero ({zeros:,} of {weight.count:,})",
             )
