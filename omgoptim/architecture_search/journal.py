@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 CHUNK = 2**16
+"""Bytes read at a time from the end of the file."""
 
 
 class OneWriter:

@@ -26,6 +26,7 @@ from omgoptim.errors import OmgoptimError, RunError
 from omgoptim.models.security.bounded_read import read_plain
 
 MOST_BYTES = 2**20
+"""Limit of a trial's JSON files, 1 MiB: far above what a trial writes, against memory exhaustion."""
 
 
 class _Frozen(BaseModel):

@@ -22,6 +22,7 @@ from omgoptim.runtimes.signature import flatten
 from omgoptim.techniques.registry import ModuleRun
 
 SAMPLES = 2
+"""Samples of a probe's batch: with one, batch dimensions and fixed sizes of 1 could not be distinguished."""
 TOLERANCE, COARSE = 3e-4, 2e-2
 """Tolerance for two outputs that differ only in the order of additions, relative to the largest value: in float32 on a
 CPU; in half precision, and on GPUs, which may round the factors of float32 products.

@@ -110,8 +110,6 @@ class Technique:
     """Mode in which the torch engines run the module instead of the program, if they can: see
     `runtimes/torch_eager.py`.
     """
-    extra: str | None = None
-    """Optional dependency group it needs."""
 
 
 _registered: dict[type[Params], Technique] = {}
@@ -124,24 +122,23 @@ def technique(
     needs_data: bool,
     source: str,
     torch_precision: str | None = None,
-    extra: str | None = None,
 ) -> Callable[[ProgramTechnique], ProgramTechnique]:
     """Register a function on programs as the technique of a params class."""
 
     def register(apply: ProgramTechnique) -> ProgramTechnique:
-        _register(Technique(params, apply, "program", runtimes, needs_data, source, torch_precision, extra))
+        _register(Technique(params, apply, "program", runtimes, needs_data, source, torch_precision))
         return apply
 
     return register
 
 
 def module_technique(
-    params: type[Params], *, needs_data: bool, source: str, extra: str | None = None
+    params: type[Params], *, needs_data: bool, source: str
 ) -> Callable[[ModuleTechnique], ModuleTechnique]:
     """Register a function on modules as the technique of a params class; its result runs on every engine."""
 
     def register(apply: ModuleTechnique) -> ModuleTechnique:
-        _register(Technique(params, apply, "module", tuple(ENGINES), needs_data, source, None, extra))
+        _register(Technique(params, apply, "module", tuple(ENGINES), needs_data, source))
         return apply
 
     return register

@@ -22,11 +22,6 @@ LEAST = 32
 """Minimum samples of a joined batch: the batch variance of fewer is too noisy, and of one sample undefined."""
 
 
-def count(module: nn.Module) -> int:
-    """Return how many layers have statistics that can be estimated."""
-    return len(_norms(module))
-
-
 def reestimate(module: nn.Module, signature: Signature, batches: Samples) -> int:
     """Estimate the running statistics of every batch-norm layer on these inputs, in place.
 

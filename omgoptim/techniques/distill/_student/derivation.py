@@ -25,6 +25,7 @@ from omgoptim.techniques.distill._student.repeated_layers import Stack, drop, fi
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
 HALF = 0.5
+"""Fraction of the repeated layers that `fewer_layers` keeps by default, as in DistilBERT (arXiv:1910.01108)."""
 
 Replace = Callable[[nn.Module, LayerSelection, ModuleRun, bool], Outcome]
 """`replace(module, selection, run, fit)`: replaces layers of the module; may change nothing."""

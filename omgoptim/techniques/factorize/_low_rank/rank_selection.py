@@ -19,6 +19,7 @@ from omgoptim.techniques.reconstruction.rows import DenseLayer
 from omgoptim.techniques.registry import ModuleRun
 
 SMALLEST_SHARE = 1e-9
+"""Lower bound of the kept share before its logarithm: below float32's precision of an energy."""
 
 RUNGS = 256
 """Maximum options of a layer in the allocation."""

@@ -133,7 +133,7 @@ def solve_in_order(
         samples: how many of them to read.
 
     Returns:
-        Path to the relative error of the layer's output, |W x - W' z| / |W x|; None where that cannot be told.
+        Path to the relative error of the layer's output, |W x - W' z| / |W x|; None where it is unknown.
     """
     layers: dict[str, DenseLayer] = {path: original.get_submodule(path) for path in chosen}  # type: ignore[misc]
     uses = uses_of(original, layers, run)

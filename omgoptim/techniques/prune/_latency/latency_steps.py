@@ -18,6 +18,7 @@ ROUNDINGS = (8, 16, 32)
 """Tile sizes of kernels, in channels."""
 
 DEFAULT_ROUNDING = 8
+"""Smallest tile size of the common kernels: 8 float32 fill an AVX2 register."""
 
 CLEARER = 0.5
 """Maximum residual of a tile size's fit relative to that of a straight line."""
@@ -90,7 +91,7 @@ def rounding_of(times: Mapping[int, float]) -> int:
     of the squared error of a straight line in the width, the largest such one that is no worse than another's.
 
     Args:
-        times: width to time, in any unit: widths between the multiples of the blocks as well, without which nothing can be fitted.
+        times: width to time, in any unit: also widths between multiples of the tile sizes.
     """
     widths = np.array(sorted(times), dtype=float)
     values = np.array([times[int(width)] for width in widths])

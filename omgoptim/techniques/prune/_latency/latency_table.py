@@ -2,8 +2,7 @@
 
 A table holds one measured time per layer and size. Between two measured sizes the larger one counts, so that a table
 never predicts a time that was not measured. Layers outside the table and the calls between layers are not in it:
-`calibrate` fits the whole model's time to the table's, and `next_aim` computes the next target for the table from the
-cuts so far.
+`next_aim` computes the next target for the table from the measured times of the cuts so far.
 """
 
 from __future__ import annotations
@@ -106,49 +105,6 @@ def floor_ms(table: TimeTable, max_layer_ratio: float = 0.9) -> float:
     Where a narrower layer was measured to be slower, a little less can be reached.
     """
     return predicted_ms(table, {name: allowed(table, name, max_layer_ratio)[0] for name in table.widths})
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """The whole model's time as a linear function of the table's: `measured = slope * predicted + fixed_ms`."""
-
-    slope: float
-    fixed_ms: float
-    full_ms: float
-    """The table's prediction at full width."""
-
-    def whole_ms(self, predicted: float) -> float:
-        """Return the whole model's milliseconds for a prediction of the table."""
-        return self.slope * predicted + self.fixed_ms
-
-    def fraction_for(self, target_ms: float) -> float:
-        """Return the fraction of the layers' time at which the whole model takes `target_ms`.
-
-        Zero or less when the parts outside the table alone take longer than that.
-        """
-        return (target_ms - self.fixed_ms) / (self.slope * self.full_ms)
-
-
-def calibrate(
-    table: TimeTable, measured_before_ms: float, measured_after_ms: float, widths: Mapping[str, int]
-) -> Calibration:
-    """Fit the table to two measurements of the whole model.
-
-    Args:
-        table: what was measured of the layers.
-        measured_before_ms: the whole model at full width.
-        measured_after_ms: the whole model at `widths`, measured in the same race.
-        widths: group to kept width.
-
-    Returns:
-        The line through both. Where it would not rise (the cut model was not faster, or the table shows no
-        difference),
-        the slope is taken as 1, no more than all of the time being the layers'.
-    """
-    before, after = full_ms(table), predicted_ms(table, widths)
-    rise = (measured_before_ms - measured_after_ms) / (before - after) if before > after else 0.0
-    slope = rise if rise > 0 else min(1.0, measured_before_ms / before)
-    return Calibration(slope, measured_before_ms - slope * before, before)
 
 
 @dataclass(frozen=True, slots=True)

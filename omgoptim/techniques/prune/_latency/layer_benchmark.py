@@ -25,6 +25,7 @@ BLOCKS = 4
 """Blocks of calls per visit; the fastest counts."""
 
 SHORTEST_BLOCK_S, LONGEST_BLOCK_S = 0.0015, 0.01
+"""Bounds of the seconds of a block: above the clock's and the scheduler's resolution, short enough for every point."""
 
 SWEEP = (33, 36, 40, 44, 48, 52, 56, 60, 64, 72, 80, 96)
 """Output widths that distinguish tile sizes of 8, 16 and 32 channels."""

@@ -8,7 +8,7 @@ only ever adds. A point whose fastest visit none confirms, or that is slower tha
 there is time. Falls that stay and lie within the scatter between visits are smoothed (`smooth`).
 
 What a time alone cannot show: fusing with neighbours, and the change of memory layout at a program's ends, which a
-whole network does once and a single node does every time. `calibrate` takes up what of it is the same for all.
+whole network does once and a single node every time. The search corrects its target by times of the whole model.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ MOST_STATES = 20_000
 """Maximum states of the exact knapsack; beyond it the best state of each of as many equal time steps is kept."""
 
 TINY = 1e-12
+"""Tolerance of comparisons of float64 sums of losses."""
 
 Choice = tuple[int, ...]
 """For each group, the index of an option."""
