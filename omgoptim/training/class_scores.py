@@ -9,10 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from omgoptim.errors import DataError
+from omgoptim.models.causal_lm import IGNORED
 from omgoptim.models.outputs import OutputSpec, class_layout
-
-IGNORED = -100
-"""Label of ignored targets: the default `ignore_index` of torch's cross_entropy."""
 
 SMALLEST = 1e-12
 """Lower bound of a probability before its logarithm: keeps log finite, far below the float32 epsilon of 1.2e-7."""

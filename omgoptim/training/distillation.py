@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omgoptim.errors import DataError, TechniqueError, argument
+from omgoptim.models.causal_lm import IGNORED
 from omgoptim.models.outputs import ModelOutputs, OutputSpec
 from omgoptim.training._distillation.output_distances import (
     correlation_distance,
@@ -24,7 +25,7 @@ from omgoptim.training._distillation.output_distances import (
     softened_divergence,
     squared_distance,
 )
-from omgoptim.training.class_scores import IGNORED, ClassScores, is_distribution
+from omgoptim.training.class_scores import ClassScores, is_distribution
 from omgoptim.training.losses import described_tensors, main_output, tensor_outputs
 
 Kind = Literal["auto", "classes", "values"]

@@ -13,12 +13,13 @@ from torch.nn import functional as F
 
 from omgoptim.errors import DataError, argument
 from omgoptim.measure.builtin_metrics import detect_outputs
+from omgoptim.models.causal_lm import IGNORED
 from omgoptim.models.outputs import ModelOutputs
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.user_code import call_user, load_callable
 from omgoptim.runtimes.signature import flatten
 from omgoptim.runtimes.torch_session import to_array
-from omgoptim.training.class_scores import IGNORED, ClassScores
+from omgoptim.training.class_scores import ClassScores
 
 OWN_LOSS_FIX = (
     f"give a loss of your own, {argument('loss', 'file.py:callable')}: loss(outputs, targets) -> a scalar tensor"
