@@ -6,7 +6,7 @@ checkpoint after each epoch, a killed and resumed training ends with the same we
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -158,9 +158,8 @@ def fit(
                 put_tensors(module, state.best)
     for parameter in [*module.parameters(), *adapters]:
         parameter.grad = None
-    fitted = _fitted(module, state, config, loss_fn.name, len(state.scores) > 0, parameters)
     note = few_steps_note(total, batches.samples(config.batch), config) if config.epochs else None
-    return replace(fitted, few_steps=note)
+    return _fitted(module, state, config, loss_fn.name, parameters, note)
 
 
 def _identity(
@@ -217,8 +216,8 @@ def _fitted(
     state: TrainingState,
     config: TrainingConfig,
     loss: str,
-    eval_mode: bool,
     trained: list[nn.Parameter],
+    few_steps: str | None,
 ) -> TrainingResult:
     notes = []
     if state.best_epoch == 0 and state.records and state.stopped is None:
@@ -226,8 +225,8 @@ def _fitted(
     records = [record.model_copy(update={"best": record.epoch == state.best_epoch}) for record in state.records]
     return TrainingResult(
         epochs=records,
-        quality=max(state.scores) if eval_mode else None,
-        quality_before=state.scores[0] if eval_mode else None,
+        quality=max(state.scores) if state.scores else None,
+        quality_before=state.scores[0] if state.scores else None,
         best_epoch=state.best_epoch,
         loss=loss,
         optimizer=config.words,
@@ -237,5 +236,6 @@ def _fitted(
         stopped=state.stopped,
         resumed=state.resumed,
         teacher_outputs=state.teacher_outputs,
+        few_steps=few_steps,
         notes=notes,
     )
