@@ -21,7 +21,9 @@ def pick(run_id: str, name: str, *, project: str | None = None) -> EfficiencyRep
     Nothing is computed again. The previous artifact stays among the alternatives.
 
     Args:
+        run_id: of the quantize run.
         name: of an entry of the report's `alternatives`.
+        project: folder whose runs are searched; default: the current project.
 
     Example:
         >>> import omgoptim

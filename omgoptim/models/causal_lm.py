@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 IGNORED = -100
-"""Target value ignored by metrics and losses."""
+"""Target that metrics and losses ignore: the default `ignore_index` of torch's cross_entropy."""
 
 
 def shifted(labels: Any) -> Any:

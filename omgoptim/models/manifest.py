@@ -60,6 +60,7 @@ class Manifest:
     """This user's omgoptim wrote the manifest, by its seal; read, never written."""
 
     def to_json(self) -> dict[str, Any]:
+        """Return the content of `manifest.json`."""
         return {
             "format": FORMAT,
             "runtime": self.runtime,

@@ -58,6 +58,7 @@ def describe_outputs(
     """Describe the outputs of a model.
 
     Args:
+        signature: inputs and outputs of the model.
         reference: the original's outputs, per batch the flat list.
         lengths: samples in each of these batches; if they differ, the batch axis of each output is certain.
         targets: of these batches; None without labels.

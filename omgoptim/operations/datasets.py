@@ -116,10 +116,13 @@ def loss_for(
 
 
 def scoring_loss(loss: Loss | None, described: ModelOutputs | None = None) -> Callable[[Any, Any], Tensor]:
-    """A loss whose gradient says which weights matter: on the targets, and the size of the outputs that the targets
-    say nothing about, in units of their spread; without targets the size of all.
+    """Return the loss whose gradient gives the importance of weights.
+
+    It is the loss on the targets plus half the mean square of the outputs without targets, in units of their spread;
+    without targets that of all outputs.
 
     Args:
+        loss: on the targets; None where there are none.
         described: what the outputs are; None: only the first one counts.
     """
 

@@ -94,7 +94,11 @@ def measure_entries(
     guard; else the first.
 
     Args:
+        request: with the guard, the timing and the seed.
+        context: of the run.
+        loaded: the original with its data.
         baseline: artifact of the original.
+        entries: artifacts to measure, each with a name.
         place: key of the order of preference, from times and selection samples alone.
         missed: targets that a measured entry does not meet.
 

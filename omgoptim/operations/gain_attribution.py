@@ -32,7 +32,9 @@ def gains_by(before: TimedModel, plain: TimedModel, after: TimedModel, load: flo
     """Split a gain into the engine's and the precision's on that engine.
 
     Args:
+        before: the original on its own engine.
         plain: the float32 model on the engine of `after`; `before` itself where the original runs on that engine.
+        after: the artifact.
         load: of other processes; no ratio of times from an overloaded machine.
     """
     known = load <= OVERLOADED
@@ -61,7 +63,7 @@ def _gain(log_ratios: tuple[float, ...], one: TimedModel, other: TimedModel) -> 
 
 
 def gain_split_sentence(parts: GainsBy, engine: str, precision: str) -> str:
-    """Return `Speedup by the engine alone (float32 on openvino): 3.10x; by int8 on it: 1.42x.`"""
+    """Return `Speedup by the engine alone (float32 on openvino): 3.10x; by int8 on it: 1.42x.`, or nothing."""
     if parts.engine.speedup is None or parts.precision.speedup is None or precision == "float32":
         return ""
     return (
@@ -87,7 +89,7 @@ def slower_sentence(parts: GainsBy, engine: str, precision: str) -> str:
 def waiting_share(timing: Timing, load: float) -> float | None:
     """Return the share of its time that a process neither computed nor waited for a core, if that is most of it.
 
-    Where the system does not tell how long a process waited for a core, nothing is known on an overloaded machine.
+    Where the system does not report how long a process waited for a core, nothing is known on an overloaded machine.
     """
     if timing.idle is not None:
         share = timing.idle
@@ -112,6 +114,11 @@ def implausible_sentence(
     """Return a sentence on a speedup that computation cannot explain; nothing where it is plausible.
 
     Args:
+        parts: the gain by engine and precision.
+        before: timing of the original.
+        engine: name of the artifact's engine.
+        device: that both ran on.
+        load: of other processes.
         after: timing of the artifact; if it waits too, leaving the wait out explains no gain.
     """
     waits = waiting_share(before, load) if device == "cpu" else None

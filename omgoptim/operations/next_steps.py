@@ -95,6 +95,9 @@ def profile_steps(
     """Suggest steps after a profile: quantize, unless it cannot speed up the model.
 
     Args:
+        request: of the profile.
+        loaded: the profiled model.
+        layers: by cost.
         waits: share of its time that the model waits instead of computing, if that is most of it.
     """
     if not loaded.precision.startswith("float32") or not _quantizable(layers):
@@ -195,7 +198,12 @@ def quantize_steps(
     """Suggest steps after a quantize run.
 
     Args:
+        request: of the finished run.
+        outcome: ok, no_gain or guard_failed.
+        run_id: that the next calls start from.
+        has_interval: whether the quality drop has an interval.
         needed: evaluation samples that would decide the guard, if undecided.
+        loaded: the original.
     """
     real_data = loaded.data.real
     arguments = common_arguments(request)

@@ -1,4 +1,4 @@
-"""A technique's bare name stands for its defaults."""
+"""Bare names of techniques, which stand for their defaults."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 
 def bare_name(key: str) -> Callable[[object], object]:
-    """A validator that turns `"static"` into `{key: "static"}` and leaves anything else alone."""
+    """Return a validator that turns `"static"` into `{key: "static"}` and leaves anything else alone."""
 
     def expand(value: object) -> object:
         return {key: value} if isinstance(value, str) else value

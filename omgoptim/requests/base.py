@@ -1,4 +1,4 @@
-"""What every request shares: the common arguments and the shape of an input."""
+"""Base of all requests: the common arguments and the shape of an input."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16"
 
 
 GRANTS = ("allow_path", "allow_module", "allow_remote_code", "trust_artifact")
-"""Fields that widen what may be read and run: the user's to give, never an agent's or a file's."""
+"""Fields that extend the rights of a request: only the user may set them, never an agent or a file."""
 
 
 class Request(BaseModel):
-    """Base of everything that can be asked: immutable, closed, its docstrings are its schema's descriptions."""
+    """Base class of all requests: immutable, without extra fields, its docstrings are the schema's descriptions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     other_names: ClassVar[dict[str, str]] = {}
-    """Further names that an argument may be given by: `{"teacher": "model"}`."""
+    """Aliases of arguments: `{"teacher": "model"}`."""
 
 
 class Params(Request):
-    """Base of a technique's own parameters: one class per technique, one literal field that names it."""
+    """Base class of a technique's parameters: one class per technique, one literal field that names it."""
 
     by_source: ClassVar[bool] = False
-    """Whether a bare name stands for the field `source`, which says what to load, instead of for the technique."""
+    """Whether a bare name means the field `source`, which names a model, instead of the technique."""
 
     def bare(self, key: str) -> str:
-        """The bare name that stands for these params; `key` is the field that names the technique."""
+        """Return the bare name of these params; `key` is the field that names the technique."""
         return str(getattr(self, "source" if self.by_source else key))
 
 
 class ModelRequest(Request):
-    """The arguments that every verb on a model shares."""
+    """Common arguments of every verb on a model."""
 
     model: Annotated[
         str,
@@ -119,7 +119,7 @@ class InputSpec:
 
     @staticmethod
     def parse(text: str) -> InputSpec:
-        """Read `SHAPE`, `DTYPE:SHAPE` or `NAME:DTYPE:SHAPE`, where SHAPE is like 1x3x224x224.
+        """Parse `SHAPE`, `DTYPE:SHAPE` or `NAME:DTYPE:SHAPE`, where SHAPE is like 1x3x224x224.
 
         Raises:
             RequestError: the text is none of the three, or names an unknown dtype.

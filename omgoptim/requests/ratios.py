@@ -1,10 +1,10 @@
-"""Ratios of a cost before over after: above 1, and refused with what was likely meant where they are not."""
+"""Validation of ratios of a cost before over after: above 1."""
 
 from __future__ import annotations
 
 
 def before_over_after(value: object) -> object:
-    """Pass a ratio on; refuse a fraction that is to be left, for a `BeforeValidator`.
+    """Return a ratio; refuse a fraction below 1 with the likely meaning, for a `BeforeValidator`.
 
     Raises:
         ValueError: a number in 0..1.

@@ -32,7 +32,6 @@ ALTERNATIVES = (
 ROOT = "model"
 """Folder of the archive, as torch.export.save names it."""
 MODEL, INPUTS = "models/model.json", "data/sample_inputs/model.pt"
-TENSORS = {"data/weights/": "weight_", "data/constants/": "tensor_"}
 CONFIGS = {"data/weights/": "data/weights/model_weights_config.json"} | {
     "data/constants/": "data/constants/model_constants_config.json"
 }

@@ -82,7 +82,13 @@ def train(
     """Train a copy of the model with int8 simulated; an interrupted training is resumed.
 
     Args:
+        request: of the run.
+        params: of the technique.
+        context: of the run.
+        loaded: the original, which is not changed.
         program: of the untrained module.
+        splits: train, calibration and selection samples.
+        live: objects of the caller's process; None in a worker.
 
     Raises:
         RequestError: the model is no float module.

@@ -33,7 +33,7 @@ from omgoptim.techniques.prune._unstructured.parameter_selection import Selectio
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 STEP = 0.01
-"""Learning rate of the steps that movement watches: plain gradient descent."""
+"""Learning rate of the gradient descent steps of movement."""
 
 UNREACHED = "no gradient of the loss reaches it"
 
@@ -86,7 +86,7 @@ def _movement(module: nn.Module, weights: list[Weight], run: ModuleRun) -> dict[
 
 
 def _gradients(module: nn.Module, weights: list[Weight], run: ModuleRun) -> Iterator[dict[str, Tensor]]:
-    """The gradients of each batch's loss, by path, for the weights as they are when it is asked for."""
+    """Yield the gradients of each batch's loss, by path, at the current weights."""
     parameters = [weight.parameter for weight in weights]
     total = max(len(run.statistics.batches), 1)
     for done, (args, kwargs, target) in enumerate(run.calls()):
@@ -102,7 +102,7 @@ def _gradients(module: nn.Module, weights: list[Weight], run: ModuleRun) -> Iter
 
 @contextmanager
 def _restored(weights: list[Weight]) -> Iterator[None]:
-    """Weights may move inside; afterwards they are where they were."""
+    """Restore the weights at the end of the block."""
     before = [weight.parameter.detach().clone() for weight in weights]
     try:
         yield

@@ -53,7 +53,7 @@ def apply(module: nn.Module, params: Wanda, run: ModuleRun) -> Outcome:
 
 
 def only_seen(selection: Selection, paths: set[str]) -> Selection:
-    """The weights whose inputs were seen; the others skipped.
+    """Return the weights whose inputs were seen; the others are skipped.
 
     Raises:
         TechniqueError: none was.

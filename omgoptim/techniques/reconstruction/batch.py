@@ -15,7 +15,7 @@ from omgoptim.techniques.reconstruction.rows import MASKS
 from omgoptim.techniques.registry import ModuleRun
 
 MOST_SAMPLES, MOST_ACTIVATIONS = 1024, 2**27
-"""Most samples of the batch, and most values of its largest activation (512 MiB in float32)."""
+"""Maximum samples of the batch, and maximum values of its largest activation (512 MiB in float32)."""
 
 
 def one_batch(module: nn.Module, run: ModuleRun) -> Probe:
@@ -44,15 +44,14 @@ def one_batch(module: nn.Module, run: ModuleRun) -> Probe:
 
 
 def _length(batch: NamedBatch) -> int:
-    """Length of padded sequences; 1 for a batch without a mask."""
+    """Return the length of padded sequences; 1 for a batch without a mask."""
     return next((batch[name].shape[-1] for name in MASKS if name in batch and batch[name].ndim), 1)
 
 
 def joined(batches: list[NamedBatch], samples: int) -> NamedBatch:
-    """The first `samples` of some batches as one batch.
+    """Join the first `samples` of some batches into one batch.
 
-    Batches of other sizes (texts of other lengths) are cut to those of the batch in the middle; smaller ones are left
-    out.
+    Batches of other sizes (texts of other lengths) are cut to those of the median batch; smaller ones are left out.
     """
     by_size = sorted(batches, key=lambda batch: sum(array[0].size for array in batch.values()))
     sizes = {name: array.shape[1:] for name, array in by_size[len(by_size) // 2].items()}

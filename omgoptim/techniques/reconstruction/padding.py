@@ -1,4 +1,4 @@
-"""Batches of padded sequences brought to one length, so that they can be joined."""
+"""Padded sequences brought to one length, so that their batches can be joined."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from omgoptim.techniques.reconstruction.rows import MASKS
 
 
 def to_one_length(batches: list[NamedBatch], samples_at: Callable[[int], int]) -> list[NamedBatch]:
-    """Pad shorter sequences with zeros behind their end, masked out, and cut longer ones.
+    """Pad shorter sequences with masked zeros, and cut longer ones.
 
     The length is the one that leaves most real positions: the longest, unless few samples are so long that all others
     would be mostly padding.

@@ -9,14 +9,14 @@ from torch.nn import functional
 
 
 def padded(layer: nn.Conv1d | nn.Conv2d, images: Tensor) -> Tensor:
-    """An input (N, C, *size) with the layer's padding around it, (N, C, H, W); H is 1 for a Conv1d."""
+    """Pad an input (N, C, *size) as the layer does, to (N, C, H, W); H is 1 for a Conv1d."""
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     found = functional.pad(images, layer._reversed_padding_repeated_twice, mode=mode)
     return found.unsqueeze(2) if isinstance(layer, nn.Conv1d) else found
 
 
 def patches_of(layer: nn.Conv1d | nn.Conv2d, images: Tensor) -> Tensor:
-    """The patches of a `padded` input: (N, groups * F, positions), F in the order of one output's weight."""
+    """Return the patches of a `padded` input: (N, groups * F, positions), F in the order of one output's weight."""
     geometry: list[Any] = [
         (1, *value) if len(value) == 1 else value for value in (layer.kernel_size, layer.dilation, layer.stride)
     ]

@@ -1,7 +1,7 @@
 """Derivation of a student from its teacher: depth, width, replacement, initialization.
 
-What every way to a student shares: depth first, then width, then what the technique replaces, so that each step works
-on what the one before left; random weights last where they are asked for, and the proof that the student runs.
+Common to all ways of derivation: depth first, then width, then the technique's replacement, each on the result of the
+step before; then random weights where requested, and the check that the student runs.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from omgoptim.techniques.distill._student.repeated_layers import Stack, drop, fi
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
 HALF = 0.5
+"""Fraction of the repeated layers that `fewer_layers` keeps by default, as in DistilBERT (arXiv:1910.01108)."""
 
 Replace = Callable[[nn.Module, LayerSelection, ModuleRun, bool], Outcome]
-"""`replace(module, selection, run, fit)`: puts other layers in place, in the module; may change nothing."""
+"""`replace(module, selection, run, fit)`: replaces layers of the module; may change nothing."""
 
 NO_REPEATS = (
     "no layer repeats: in no ModuleList or Sequential are two neighbours alike that give the shape that they get"
@@ -36,19 +37,22 @@ NO_REPEATS = (
 
 @dataclass(frozen=True, slots=True)
 class Shortened:
-    """A module after some of its layers went."""
+    """A module after depth reduction."""
 
     outcome: Outcome
     selection: LayerSelection
     """Layers that may change, by their present paths."""
     spans: tuple[Span, ...] = ()
-    """Layers that stay, with what each stands for."""
+    """Kept layers, with the span that each replaces."""
 
 
 def derive(module: nn.Module, params: Derived, run: ModuleRun, replace: Replace | None = None) -> Outcome:
     """Derive a student from a copy of the teacher, in place.
 
     Args:
+        module: a copy of the teacher.
+        params: depth, width, and the layers that globs allow.
+        run: how the teacher is called, and its batches.
         replace: what comes after depth and width; None for nothing.
 
     Raises:
@@ -76,10 +80,14 @@ def derive(module: nn.Module, params: Derived, run: ModuleRun, replace: Replace 
 def finish(
     module: nn.Module, params: Derived, outcome: Outcome, shapes: list[tuple[int, ...]], run: ModuleRun
 ) -> Outcome:
-    """Random weights where the params ask for them, and the proof that the student runs.
+    """Reinitialize the student where the params ask for it, and check that it runs.
 
     Args:
+        module: the student.
+        params: with the initialization that they ask for.
+        outcome: of the derivation so far.
         shapes: of the teacher's outputs.
+        run: how the teacher is called.
 
     Raises:
         TechniqueError: it does not, or gives other shapes.
@@ -91,7 +99,7 @@ def finish(
 
 
 def stays(params: Derived) -> Callable[[Stack], int]:
-    """How many units of a stack stay: the layers to keep, or the fraction; one at least, and no more than there are."""
+    """Return how many units of a stack stay: the layers to keep, or the fraction; at least one."""
     if isinstance(params, FewerLayers) and params.depth == 1:
         if params.keep_layers is not None:
             return keeping(params.keep_layers)
@@ -100,7 +108,7 @@ def stays(params: Derived) -> Callable[[Stack], int]:
 
 
 def keeping(layers: int) -> Callable[[Stack], int]:
-    """So many units of every stack, or all where it has fewer."""
+    """Keep so many units of every stack, or all where it has fewer."""
     return lambda stack: min(layers, len(stack.units))
 
 
@@ -136,6 +144,8 @@ def _spans(module: nn.Module, stack: Stack, keep: int) -> list[Span]:
 
     Args:
         module: before any layer went.
+        stack: of repeated layers.
+        keep: units that stay.
     """
     if len(stack.paths) > 1 or any(len(unit) > 1 for unit in stack.units) or keep >= len(stack.units):
         return []
@@ -156,7 +166,7 @@ def _spans(module: nn.Module, stack: Stack, keep: int) -> list[Span]:
 
 
 def bridged(module: nn.Module, teacher: nn.Module, short: Shortened, run: ModuleRun) -> Outcome:
-    """Fit the layers that stayed to what those gave that went, in place, where there are real inputs to fit on.
+    """Fit the kept layers to the outputs of the removed ones, in place, where there are real inputs.
 
     Returns:
         What was done to the layers, with a note of it.
@@ -172,7 +182,7 @@ def bridged(module: nn.Module, teacher: nn.Module, short: Shortened, run: Module
 
 
 def narrow(module: nn.Module, narrowing: Narrowing, width: float, run: ModuleRun, fit: bool) -> Outcome:
-    """The fraction `width` of all that can shrink, in place; nothing where nothing can."""
+    """Narrow everything that can shrink to the fraction `width`, in place."""
     if not narrowing.is_possible or width >= 1:
         return Outcome([], list(narrowing.skipped))
     return narrow_to(module, narrowing, width, run, fit=fit)

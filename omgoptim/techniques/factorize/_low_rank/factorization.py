@@ -30,7 +30,7 @@ from omgoptim.techniques.registry import ModuleRun, Outcome
 
 
 def factorize(module: nn.Module, params: Factorization, run: ModuleRun, samples: int | None) -> Outcome:
-    """Replace layers in place by products of low rank.
+    """Replace layers by low-rank products, in place.
 
     Args:
         module: changed.
@@ -77,7 +77,7 @@ def _on_inputs(
     influence: Mapping[str, Tensor],
     skipped: list[Skip],
 ) -> dict[str, Ladder]:
-    """Path to the ranks that a layer could have; a layer without usable inputs is skipped."""
+    """Return the candidate ranks of each layer by path; a layer without usable inputs is skipped."""
     kept = {}
     for path, layer in layers.items():
         if in_of(layer) > WIDEST and isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1):
@@ -97,7 +97,7 @@ def _on_inputs(
 
 
 def _by_weight(module: nn.Module, path: str, layer: DenseLayer, option: Option) -> float | None:
-    """Put the block that is nearest to the weight itself; its relative error."""
+    """Replace a layer by the block nearest to its weight; return its relative error."""
     weight = weight_of(layer)
     bias = None if layer.bias is None else layer.bias.detach().double()
     block = block_of(layer, option, solve(Problem(weight), option), bias)
@@ -108,8 +108,8 @@ def _by_weight(module: nn.Module, path: str, layer: DenseLayer, option: Option) 
 
 def _change(path: str, layer: DenseLayer, option: Option, error: float | None, of: str) -> Change:
     before = " x ".join(map(str, layer.weight.shape))
-    told = "" if error is None else f"; its {of} changes by {error:.1%}"
-    return Change(path=path, what="low rank", before=before, after=f"{option}{told}")
+    error_note = "" if error is None else f"; its {of} changes by {error:.1%}"
+    return Change(path=path, what="low rank", before=before, after=f"{option}{error_note}")
 
 
 def _nothing_to_do(skipped: list[Skip]) -> TechniqueError:

@@ -1,7 +1,7 @@
-"""Sparsity schedule over rounds. Amounts are fractions of the original, so the last is the goal.
+"""Sparsity schedule over rounds.
 
-A round takes away what is missing to its level: levels 0.5, 0.75, 0.9 end at 0.9, where pruning 0.9 of what two rounds
-had left would end at 0.9875.
+Amounts are fractions of the original, so the last one is the target, and each round prunes up to its level: levels 0.5,
+0.75, 0.9 end at 0.9, while pruning 0.9 of what two rounds left would end at 0.9875.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ POWERS = {"linear": 1, "cubic": 3}
 
 
 def levels(shape: str, goal: float, rounds: int, start: float = 0.0) -> list[float]:
-    """The amount that each round reaches, rising; the last is exactly `goal`.
+    """Return the amount that each round reaches, rising; the last is exactly `goal`.
 
     Args:
         shape: one_shot: one round, however many are asked for, because a second would have nothing left to do. linear,

@@ -15,7 +15,7 @@ from omgoptim.models.onnx_file import SCOPES, graphs, load, save
 from omgoptim.models.onnx_graph import find_layers, module_paths
 
 REPLACED = re.compile(r"(_MatMul)?_quant(_\w+)?$|(?<=.)_Add$")
-"""What ONNX Runtime's dynamic quantizer appends to the name of a node that it replaces."""
+"""Suffixes that ONNX Runtime's dynamic quantizer appends to the name of a node that it replaces."""
 
 
 def finish(model: ModelProto, source: ModelProto, target: Path) -> None:
@@ -64,7 +64,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 def _restore_scopes(model: ModelProto, source: ModelProto) -> None:
-    """Give nodes that a quantizer put in place of others the module paths of those: a profile names layers by them."""
+    """Copy module paths to the nodes that a quantizer inserted: profiles name layers by them."""
     known: dict[str, str] = {}
     for graph in graphs(source.graph):
         for node in graph.node:
@@ -80,7 +80,7 @@ def _restore_scopes(model: ModelProto, source: ModelProto) -> None:
 
 
 def _name_layers(model: ModelProto) -> None:
-    """Let every node say its own module path, and no more: that of a layer may have been known by its weight's name."""
+    """Store every node's module path in its metadata, also where it was derived from its weight's name."""
     paths = module_paths(model) | {layer.node: layer.path for layer in find_layers(model)}
     for graph in graphs(model.graph):
         for node in graph.node:
@@ -91,8 +91,10 @@ def _name_layers(model: ModelProto) -> None:
 
 
 def _drop_unused(model: ModelProto) -> None:
-    """Remove initializers nobody reads, domains nobody uses, the exporter's notes on the program, which are more bytes
-    than the weights of a small one, and its stack traces (paths of the user's)."""
+    """Remove unused initializers and domains, and the exporter's metadata.
+
+    The metadata takes more bytes than the weights of a small program, and its stack traces hold the user's paths.
+    """
     del model.metadata_props[:]
     model.doc_string = model.graph.doc_string = ""
     for graph in graphs(model.graph):
