@@ -27,6 +27,7 @@ from omgoptim.models.security.seal import is_sealed
 from omgoptim.models.source import find_artifact
 from omgoptim.operations.context import RunContext, is_live
 from omgoptim.operations.fixed_batch import fixed_batch_note
+from omgoptim.operations.gain_attribution import implausible_sentence
 from omgoptim.operations.report_records import environment, gains, measurement, output_records, shown_request
 from omgoptim.operations.timing import bench_of, fraction_progress, full_race
 from omgoptim.operations.verdict import (
@@ -92,12 +93,20 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     gained = gains(before, after, timing, quality, raced.load)
     doubt = chance_level_summary(before.metric, before.quality, samples.targets)
     ruined = f"{ruined_sentence(quality.ruined)} " if quality.ruined else ""
+    implausible = implausible_sentence(None, raced.timing(0), "", manifests[0].device, raced.load, timing, original="A")
+    ruined += f"{implausible}. " if implausible else ""
     verdict = f"{ruined}B against A: {size_phrase(gained)}, {speed_phrase(gained)}. {quality_sentence(before, quality)}"
     origin = "" if lineage else lineage_sentence(past, _past_request(folders[1], context))
     return EfficiencyReport(
         outcome="guard_failed" if quality.ruined else "ok" if is_gain(gained) else "no_gain",
         summary=f"{doubt} {verdict}{origin}".strip(),
-        warnings=[*data.notes, *notes, *quality_warnings(quality, 0.01, data.real), *load_warnings(raced.load)],
+        warnings=[
+            *([implausible] if implausible else []),
+            *data.notes,
+            *notes,
+            *quality_warnings(quality, 0.01, data.real),
+            *load_warnings(raced.load),
+        ],
         verb="compare",
         run_id=context.run_id,
         request=shown_request(request),

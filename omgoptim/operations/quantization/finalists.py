@@ -10,7 +10,7 @@ from typing import Literal
 
 from omgoptim.errors import ArtifactError
 from omgoptim.models.report_file import write_sealed
-from omgoptim.operations.gain_attribution import slower_sentence
+from omgoptim.operations.gain_attribution import slower_sentence, waiting_warnings
 from omgoptim.operations.next_steps import new_calls, pick_step, quantize_steps, repeat_of
 from omgoptim.operations.quantization.candidate_records import candidate_records
 from omgoptim.operations.quantization.coverage import coverage_warnings, measure_coverage
@@ -131,8 +131,14 @@ def _report(run: QuantizeRun, kept: SavedFinalist, everyone: list[SavedFinalist]
     artifact = artifact_record(kept.folder)
     place = str(context.artifact)
     load_line = artifact.load.replace(str(kept.folder), place)
-    said = implausible_speedup_sentence(run, kept)
-    warnings = [*([said] if said else []), *loaded.notes, *run.notes, *coverage_warnings(coverage, spec.runtime)]
+    implausible = implausible_speedup_sentence(run, kept)
+    waits = waiting_warnings(final.before, finalist.timing, load, loaded.device)
+    warnings = [
+        *([implausible] if implausible else waits),
+        *loaded.notes,
+        *run.notes,
+        *coverage_warnings(coverage, spec.runtime),
+    ]
     labelled = any(target is not None for target in loaded.evaluation.targets)
     warnings += [*quality_warnings(quality, guard, loaded.data.real, labelled), *load_warnings(load)]
     warnings += slow_warnings(final.before, finalist.timing)
