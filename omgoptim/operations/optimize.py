@@ -9,6 +9,7 @@ from omgoptim.errors import RequestError, argument
 from omgoptim.measure.timing import PLANS
 from omgoptim.models.artifact import Manifest
 from omgoptim.models.report_file import write_sealed
+from omgoptim.operations.baseline import at_exportable_batch
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.final_measurement import doubts, guard_reasons, save_choice
 from omgoptim.operations.gain_attribution import waiting_warnings
@@ -60,6 +61,7 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
     loaded = prepare(request, context, live)
     load_s = time.monotonic() - began
     _refuse_quantized(request, loaded)
+    loaded = at_exportable_batch("onnxruntime" if request.runtime == "auto" else request.runtime, loaded, context)
     goal = Goal.of(request)
     data = selection_as_evaluation(loaded.data)  # refuses data that cannot be divided, before any step
     problem = "a program cannot be trained" if loaded.module is None else train_problem(data)
