@@ -61,8 +61,7 @@ def test_a_tied_weight_that_a_quantized_program_stores_twice_is_said(head_too, s
 def test_a_layer_that_never_ran_is_listed_unless_it_is_named_already():
     module = nn.ModuleDict({"a": nn.Linear(2, 2), "a2": nn.Linear(2, 2), "spare": nn.Linear(2, 2), "bias": nn.ReLU()})
     loaded = SimpleNamespace(module=module, macs=SimpleNamespace(by_path={"(model)": 0, "a": 4}))
-    changed = Outcome(
-        [Change(path="a", what="Gemm", before="float32", after="int8")], [Skip(path="spare", reason="asked")]
-    )
+    change = Change(path="a", what="Gemm", before="float32", after="int8")
+    changed = Outcome([change], [Skip(path="spare", reason="asked")])
     assert [skip.path for skip in with_layers_that_never_ran(changed, loaded).skipped] == ["spare", "a2"]
     assert with_layers_that_never_ran(Outcome([]), loaded).skipped == []
