@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from omgoptim.errors import DataError
+from omgoptim.models.labels import IGNORED_LABEL, refuse_out_of_range
 from omgoptim.models.outputs import OutputSpec, class_layout
 
-IGNORED = -100
-"""Label of ignored targets: the default `ignore_index` of torch's cross_entropy."""
+IGNORED = IGNORED_LABEL
 
 SMALLEST = 1e-12
 """Lower bound of a probability before its logarithm: keeps log finite, far below the float32 epsilon of 1.2e-7."""
@@ -72,13 +72,7 @@ class ClassScores:
             )
         if target.is_floating_point():
             raise DataError("the targets are integers in some batches of the train data and floats in others")
-        wrong = target[(target != IGNORED) & ((target < 0) | (target >= self.classes))]
-        if len(wrong):
-            raise DataError(
-                f"label {int(wrong[0])} is out of range",
-                f"the model scores {self.classes} classes, so labels are 0 to {self.classes - 1} (or -100: left out)",
-                "check the labels of the train data, or the number of outputs of the model",
-            )
+        refuse_out_of_range(target, self.classes)
 
     def rows(self, output: Tensor) -> Tensor:
         """The scores as (rows, classes) logits in float32, one row per target, in the targets' order."""
