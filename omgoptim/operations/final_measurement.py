@@ -15,16 +15,18 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from omgoptim.errors import OmgoptimError, TechniqueError
+from omgoptim.measure.chance_level import chance_level_summary
 from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.quality import Quality, compare_quality, read_outputs
 from omgoptim.measure.timing import Timing
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.gain_attribution import implausible_sentence
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.optimization.goal import Missed
 from omgoptim.operations.reference_outputs import metric_of
 from omgoptim.operations.report_records import gains, measurement
 from omgoptim.operations.timing import RaceResult, fraction_progress, full_race
-from omgoptim.operations.verdict import passes
+from omgoptim.operations.verdict import holds, passes, ruined_sentence
 from omgoptim.reports import Gains, Measurement
 from omgoptim.requests import OptimizeRequest, SearchRequest
 
@@ -76,6 +78,7 @@ class FinalChoice(Generic[AnyEntry]):
     winner: MeasuredEntry[AnyEntry]
     holds: bool
     """True if the winner passes the quality guard on the evaluation data and meets every target."""
+    original: Timing
     load: float
 
 
@@ -137,7 +140,22 @@ def measure_entries(
     guard = request.max_quality_drop
     passing = [one for one in finalists if passes(one.quality, guard)]
     reaching = [one for one in passing if not one.missed]
-    return FinalChoice(finalists, (reaching or passing or finalists)[0], bool(reaching), raced.load)
+    return FinalChoice(finalists, (reaching or passing or finalists)[0], bool(reaching), raced.timing(0), raced.load)
+
+
+def doubts(one: MeasuredEntry[AnyEntry], chosen: FinalChoice[AnyEntry], loaded: LoadedModel) -> list[str]:
+    """Return the sentences that come before any ratio: an original at chance level, or one that waits."""
+    chance = chance_level_summary(one.before.metric, one.before.quality, loaded.evaluation.targets)
+    implausible = implausible_sentence(None, chosen.original, "", loaded.device, chosen.load, one.timing)
+    return [text for text in (chance, implausible and f"{implausible}.") if text]
+
+
+def guard_reasons(one: MeasuredEntry[AnyEntry], guard: float) -> list[str]:
+    """Return why an entry misses the goal: a ruined output, its quality drop, each target that it misses."""
+    reasons = [ruined_sentence(one.quality.ruined).rstrip(".")] if one.quality.ruined else []
+    if not holds(one.quality.drop, guard):
+        reasons.append(f"a drop of {one.quality.drop:.4f}, guard {guard:g}")
+    return [*reasons, *(str(missed) for missed in one.missed)]
 
 
 def save_choice(chosen: FinalChoice[AnyEntry], context: RunContext) -> dict[str, Path]:

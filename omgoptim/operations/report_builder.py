@@ -13,6 +13,7 @@ from omgoptim.measure.chance_level import chance_level_summary
 from omgoptim.models.source import Recipe
 from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.compression_job import AnyJob
+from omgoptim.operations.gain_attribution import waiting_warnings
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.next_steps import repeat_of
 from omgoptim.operations.output_folder import deliver
@@ -75,7 +76,8 @@ def build_report(verb: str, job: AnyJob, final_model: FinalModel, output: Path |
     guard, missed = request.max_quality_drop, final_model.missed(measured)
     outcome: Outcome = "guard_failed" if missed else outcome_of(measured.gains, measured.quality, guard)
     place, undelivered = deliver(context.artifact, output, outcome != "guard_failed")
-    warnings = [*loaded.notes, *job.datasets.notes, *final_model.warnings, *unknown, *undelivered]
+    warnings = waiting_warnings(measured.original, measured.timing, measured.load, loaded.device)
+    warnings += [*loaded.notes, *job.datasets.notes, *final_model.warnings, *unknown, *undelivered]
     labelled = any(target is not None for target in loaded.evaluation.targets)
     warnings += quality_warnings(measured.quality, guard, loaded.data.real, labelled)
     warnings += load_warnings(measured.load)
