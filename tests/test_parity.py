@@ -142,7 +142,6 @@ async def test_both_faces_search_alike(project: Path) -> None:
     raw = {"model": "digits_space.py:space", "data": "digits_cnn.py:load", "timing": "quick", "threads": 1, **goal}
     shell = through_the_shell(project, "search", raw)
     assistant = await through_mcp(project, "search", raw)
-    both = (shell, assistant)
     found = [
         [(one["name"], one["size_bytes"], one["quality"]) for one in two["candidates"]] for two in (shell, assistant)
     ]
