@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from omgoptim.architecture_search.propose import DEFAULT
 from omgoptim.architecture_search.study import optuna_library
 from omgoptim.errors import DataError, RequestError, TechniqueError, argument
 from omgoptim.models.report_file import write_sealed
@@ -17,6 +18,7 @@ from omgoptim.models.source import Recipe
 from omgoptim.operations.architecture_search.costs import Costs, Limits, costs_of
 from omgoptim.operations.architecture_search.final import Chosen, Entry, measure_finalists
 from omgoptim.operations.architecture_search.predictions import Predictions, measured_first
+from omgoptim.operations.architecture_search.prior import quality_hints
 from omgoptim.operations.architecture_search.report import plan_report, search_report
 from omgoptim.operations.architecture_search.spaces import (
     Searched,
@@ -90,7 +92,8 @@ def search(request: SearchRequest, context: RunContext, live: Live | None = None
     if searched.product is not None:
         predictions = measured_first(searched.product, searched, costs, folder, request.trials)
         _refuse_too_slow(predictions)
-    trials = Trials(job, searched, costs, predictions, None if alone else job.original, began)
+    rule = replace(DEFAULT, hints=quality_hints(job, searched, folder))
+    trials = Trials(job, searched, costs, predictions, None if alone else job.original, began, rule)
     found, control = search_both(trials, folder)
     chosen = measure_finalists(job, costs.baseline, _entries(found, control))
     return _delivered(job, searched, costs, predictions, found, control, chosen, output)

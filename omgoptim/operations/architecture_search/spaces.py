@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,9 @@ from omgoptim.requests import SearchRequest
 
 AUTO = "auto"
 
+SKETCHED_ON, INHERITED_ON = 16, 128
+"""Samples that weights are fitted to: of a network that is only timed, and of one that is trained afterwards."""
+
 SpaceFunction = Callable[[Any], Any]
 """`space(trial)`."""
 
@@ -38,6 +41,12 @@ class Searched:
     parameters: Callable[[Any], Configuration] | None
     """Asks an Optuna trial for all that the space varies; None for `auto`."""
     notes: tuple[str, ...] = ()
+    outline: Callable[[Configuration], nn.Module] | None = None
+    """Builds a network to be timed only, its weights not fitted; None: as `build` does."""
+
+    def to_time(self, configuration: Configuration) -> nn.Module:
+        """Build a network whose weights do not matter."""
+        return (self.outline or self.build)(configuration)
 
 
 def space_function(request: SearchRequest, policy: PathPolicy, live: Live) -> SpaceFunction | None:
@@ -109,8 +118,16 @@ def automatic_space(job: Job[SearchRequest], span: tuple[float, float]) -> Searc
         TechniqueError: nothing of the model can be varied.
     """
     run = job.module_run(span)
-    found = auto_space(job.original, run, job.request.stages, run.progress)
-    return Searched(lambda configuration: found.build(configuration, run), found.space, None)
+    sketched, inherited = (
+        replace(run, statistics=run.statistics.split(count)[0]) for count in (SKETCHED_ON, INHERITED_ON)
+    )
+    found = auto_space(job.original, sketched, job.request.stages, run.progress)
+    return Searched(
+        lambda configuration: found.build(configuration, inherited),
+        found.space,
+        None,
+        outline=lambda configuration: found.build(configuration, sketched),
+    )
 
 
 def largest_network(function: SpaceFunction, searched: Searched, seed: int) -> tuple[nn.Module, Configuration]:
