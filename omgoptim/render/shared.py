@@ -9,9 +9,10 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from omgoptim.errors import OmgoptimError
 from omgoptim.render.blocks import Line, Section
 from omgoptim.render.claims import verdict
-from omgoptim.render.markdown import block_lines
+from omgoptim.render.markdown import block_lines, error_markdown
 from omgoptim.render.markdown_parts import code, safe
 from omgoptim.render.sections.candidates import candidates_section
 from omgoptim.render.sections.comparison import comparison_section
@@ -24,6 +25,7 @@ from omgoptim.render.sections.sensitivity import sensitivity_section
 from omgoptim.render.sections.steps import steps_section
 from omgoptim.render.sections.training import rounds_section, training_section
 from omgoptim.reports import EfficiencyReport
+from omgoptim.requests.command import in_shell
 
 MOST_CHARACTERS = 60_000
 """GitHub refuses a comment of more than 65,536."""
@@ -47,6 +49,12 @@ def shared_markdown(report: EfficiencyReport) -> str:
             return text
     whole_lines = text[: MOST_CHARACTERS - 60].rpartition("\n")[0]
     return f"{whole_lines}\n\n</details>\n\n… cut; the rest is in report.json\n"
+
+
+def error_to_share(error: OmgoptimError) -> str:
+    """What went wrong, with neither paths of the machine nor the log."""
+    shown = OmgoptimError(*(_without_paths(text, []) for text in (error.what, error.why, in_shell(error.fix))))
+    return f"**FAILED** omgoptim\n\n{error_markdown(shown)}"
 
 
 def without_paths(report: EfficiencyReport) -> EfficiencyReport:
