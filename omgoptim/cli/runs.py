@@ -49,19 +49,17 @@ _HERE = ("open", "watch")
 _NEWEST = 10
 """Runs that a report without ids shows."""
 _RUN_IDS = typer.Argument(
-    None, metavar="[ID]...", help=f"Runs to show; without any, the newest {_NEWEST}.", show_default=False
+    None, metavar="ID...", help=f"Runs to show; without any, the newest {_NEWEST}.", show_default=False
 )
 _ENDINGS = {".html": "html", ".md": "markdown", ".json": "json"}
 
 
 def runs(
     action: str = typer.Argument(
-        "list", metavar="[list|show|watch|open|wait|cancel|resume|pick]", help="What to do.", show_default=False
+        "list", metavar="ACTION", help="One of list, show, watch, open, wait, cancel, resume, pick."
     ),
-    run_id: str | None = typer.Argument(None, metavar="[ID]", help="Run id; its start or end is enough."),
-    name: str | None = typer.Argument(
-        None, metavar="[NAME]", help="For pick: name of one of the report's alternatives."
-    ),
+    run_id: str | None = typer.Argument(None, metavar="ID", help="Run id; its start or end is enough."),
+    name: str | None = typer.Argument(None, metavar="NAME", help="For pick: name of one of the report's alternatives."),
     project: str | None = PROJECT,
     as_json: bool = AS_JSON,
     form: str | None = FORMAT,
@@ -69,10 +67,11 @@ def runs(
 ) -> int:
     """List runs; show, watch, wait for, cancel or resume one; open its page; or pick another finalist.
 
-    watch shows stages, candidates and the learning curve as they come; Ctrl-C ends the watching and not the run. open
-    shows the page of a finished run in the browser.
+    Ctrl-C ends watching, and the run goes on; it cancels a run that is waited for.
     """
     shape = form_of(as_json, form)
+    if action in _HERE and not run_id:
+        raise RequestError(f"action '{action}' needs run_id", "action 'list' shows the ids")
     given = {"action": "show" if action in _HERE else action, "run_id": run_id, "name": name, "project": project}
     request = requests.parse("runs", {name: value for name, value in given.items() if value is not None})
     assert isinstance(request, requests.RunsRequest)  # what parse gives for this verb

@@ -13,7 +13,7 @@ _MARKS = re.compile(
     r"|(?<![^\W_])_|_(?![^\W_])"  # emphasis; an underscore inside of a name is none
     r"|://|\bwww\.|\bmailto:|@[\w-]"  # what becomes a link or a mention by itself
     r"|#\d|\bGH-\d|(?<!\w)![0-9]|\b(?=\d*[a-f])(?=[a-f]*\d)[0-9a-f]{7,40}\b"  # issues and commits
-    r"|:[a-z0-9_+-]+:",  # an emoji
+    r"|:[a-z0-9_+-]+(?::|$)",  # an emoji, also with a colon of ours after it
     re.IGNORECASE,
 )
 """What markdown, as GitHub and Hugging Face read it, would take for more than text."""

@@ -39,6 +39,8 @@ _PATH = re.compile(
     r"|(?<!\w)(?:[A-Za-z]:|\\)\\+(?:[^\s\\'\"`<>|,;]+\\+)+"  # C:\Users\me\project\ and \\server\share\
 )
 
+_ABSOLUTE = re.compile(r"/.|[A-Za-z]:[\\/]|\\\\")
+
 
 def shared_markdown(report: EfficiencyReport) -> str:
     """The report as GitHub shows it: verdict, table and warnings, then collapsed details."""
@@ -72,7 +74,7 @@ def project_folders(report: EfficiencyReport) -> list[str]:
     found = [re.split(r"[\\/]\.omgoptim[\\/]runs[\\/]", place)[0] for place in places if ".omgoptim" in place]
     project = report.request.get("project")
     found += [project.rstrip("\\/")] if isinstance(project, str) else []
-    return sorted({folder for folder in found if len(folder) > 1}, key=len, reverse=True)
+    return sorted({folder for folder in found if _ABSOLUTE.match(folder)}, key=len, reverse=True)
 
 
 def details(summary: str, parts: Iterable[str]) -> str:
