@@ -6,6 +6,7 @@ checkpoint after each epoch makes a killed training end with the same weights, b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,7 @@ def fit(
     masks: ZeroMasks | None = None,
     round_number: int = 1,
     score: float | None = None,
+    on_epoch: Callable[[Epoch], None] = lambda _epoch: None,
 ) -> TrainingResult:
     """Train a module in place; it comes back on the CPU, in the modes it had, with the best weights.
 
@@ -107,6 +109,7 @@ def fit(
         features: what is learnt from the teacher's layers too; its adapters are trained, and stay in it.
         masks: weights that stay zero.
         score: the evaluator's score of the module as it is, where that is known.
+        on_epoch: called after each epoch with its record.
 
     Raises:
         RequestError: fp16 on a CPU.
@@ -145,6 +148,7 @@ def fit(
                 state.cache_teacher_outputs(batches, count, first, progress)
             while state.is_running:
                 state.one_epoch(batches, count, progress)
+                on_epoch(state.records[-1])
                 if path:
                     write_checkpoint(path, state.checkpoint(identity))
             if state.best_epoch != state.epoch or state.stopped:
