@@ -154,9 +154,7 @@ def _point(
     return [Point(one.speedup, one.quality, kind, str(number), text, one.size_bytes or None, *interval)]
 
 
-def _scatter(
-    title: str, points: list[Point], base: float | None, guard: float | None, original: str
-) -> Scatter | None:
+def _scatter(title: str, points: list[Point], base: float | None, guard: float | None, original: str) -> Scatter | None:
     if len(points) < 2:
         return None
     first = [Point(1.0, base, "original", original, f"{original}, speedup 1")] if base is not None else []

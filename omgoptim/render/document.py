@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from omgoptim.render.blocks import Block, Code, Items, Line, Row, Section, Table, Text
@@ -24,7 +24,7 @@ from omgoptim.render.claims import (
     speed_claim,
     verdict,
 )
-from omgoptim.render.drawings import Strip
+from omgoptim.render.drawings import Chain, Curve, Scatter, Strip
 from omgoptim.render.numbers import count_text, plain, size_text, time_text
 from omgoptim.render.sections.candidates import candidates_section
 from omgoptim.render.sections.comparison import comparison_section
@@ -136,6 +136,11 @@ def report_document(
     )
 
 
+def call_text(tool: str, arguments: Json) -> str:
+    """Return the message that asks an assistant for a call of a tool."""
+    return f"Call the tool {tool} of omgoptim with {json.dumps(arguments, ensure_ascii=False)}"
+
+
 def document_json(document: Document, limit: int = LARGEST) -> str:
     """Return a document as JSON of at most `limit` bytes that may stand in a script element.
 
@@ -174,17 +179,23 @@ def _plain(value: Any, most: tuple[int, int]) -> Any:
 
 
 def _cut(value: Any, most: tuple[int, int]) -> Any:
-    """Return a table, list or strip with its first entries."""
+    """Return a table, list or drawing with its first entries, a curve with its last."""
     folded, others = most
     if isinstance(value, Table):
         keep = folded if value.folded else others
         more = value.left_out + max(0, len(value.rows) - keep)
-        return Table(value.columns, value.rows[:keep], value.title, value.note, more, value.folded)
+        return replace(value, rows=value.rows[:keep], left_out=more)
     if isinstance(value, Items):
-        more = value.left_out + max(0, len(value.items) - others)
-        return Items(value.title, value.items[:others], more)
+        return replace(value, items=value.items[:others], left_out=value.left_out + max(0, len(value.items) - others))
     if isinstance(value, Strip) and len(value.layers) > others:
         return Strip(f"{value.title}; here are the first {others}", value.layers[:others])
+    if isinstance(value, Scatter):
+        return replace(value, points=value.points[:others], front=value.front[:others])
+    if isinstance(value, Chain):
+        return Chain(value.title, value.links[:others])
+    if isinstance(value, Curve) and (gone := len(value.values) - others) > 0:
+        kept = tuple(place - gone for place in value.kept if place >= gone)
+        return replace(value, values=value.values[gone:], rounds=value.rounds[gone:], kept=kept)
     return value
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.render.blocks import Block, Chart, Code, Items, Line, Section, Text, table_of
+from omgoptim.render.blocks import Block, Chart, Code, Columns, Items, Line, Section, Text, table_of
 from omgoptim.render.charts import live_scatter
 from omgoptim.render.curves import learning_curve
-from omgoptim.render.document import Action, Document
+from omgoptim.render.document import Action, Document, call_text
 from omgoptim.render.numbers import drop_text, plain, progress_text, ratio_text, size_text, stage_text, wait_text
 from omgoptim.reports import LiveRun, RunState
 
@@ -17,10 +17,7 @@ def live_document(run: LiveRun, project: str) -> Document:
     """Return a run that goes on: where it stands, its stages, what it has measured, and how it learns."""
     state = run.state
     left = "" if state.eta_s is None else f"about {wait_text(state.eta_s)} left"
-    ask = (
-        f"Cancel the omgoptim run {state.run_id}: call the tool runs with "
-        f'{{"action": "cancel", "run_id": "{state.run_id}", "project": {_quoted(project)}}}'
-    )
+    ask = call_text("runs", {"action": "cancel", "run_id": state.run_id, "project": project})
     sections = [_stages(run), _measured(run), _training(run)]
     return Document(
         title=stage_text(state),
@@ -35,7 +32,7 @@ def live_document(run: LiveRun, project: str) -> Document:
     )
 
 
-def runs_document(states: Sequence[RunState], summary: str) -> Document:
+def runs_document(states: Sequence[RunState], project: str) -> Document:
     """Return the newest runs of a project."""
     table = table_of(
         {
@@ -46,7 +43,7 @@ def runs_document(states: Sequence[RunState], summary: str) -> Document:
             "summary": [Text(_said(state), limit=300) for state in states],
         }
     )
-    return Document(title=summary, sections=(Section("Runs", (table,)),) if states else ())
+    return Document(title=f"Runs in {project}", sections=(Section("Runs", (table,)),) if states else ())
 
 
 def error_document(error: OmgoptimError, run_id: str | None) -> Document:
@@ -59,9 +56,9 @@ def error_document(error: OmgoptimError, run_id: str | None) -> Document:
     return Document(title=error.what, verdict="FAILED", tone="failed", about=about, sections=sections)
 
 
-def message_document(title: str, verdict: str, run_id: str) -> Document:
-    """Return a document that only says one thing."""
-    return Document(title=title, verdict=verdict, about=(Text(run_id),))
+def ended_document(state: RunState) -> Document:
+    """Return a run that has ended without looking at its report: its status and what it said last."""
+    return Document(title=_said(state), verdict=state.status.upper(), tone="failed", about=(Text(state.run_id),))
 
 
 def _said(state: RunState) -> str:
@@ -71,7 +68,7 @@ def _said(state: RunState) -> str:
 def _stages(run: LiveRun) -> Section | None:
     if not run.stages:
         return None
-    columns = {
+    columns: Columns = {
         "stage": [Text(stage.name, limit=200) for stage in run.stages],
         "took": [wait_text(stage.seconds) for stage in run.stages],
     }
@@ -109,9 +106,3 @@ def _training(run: LiveRun) -> Section | None:
     picture = learning_curve(run.epochs, [], plain(text), ("", ""))
     blocks = (Chart(picture),) if picture else ()
     return Section("Training", (Items("", (Text(text),)), *blocks))
-
-
-def _quoted(text: str) -> str:
-    import json
-
-    return json.dumps(text)
