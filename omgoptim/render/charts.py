@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from omgoptim.render.drawings import Bar, Bars, Chain, LayerKind, Link, Point, PointKind, Scatter, Strip
 from omgoptim.render.lists import ranked_candidates
@@ -56,7 +57,9 @@ def step_scatter(report: EfficiencyReport) -> Scatter | None:
     points = []
     for number, one in enumerate(report.steps, start=1):
         points += _point(one, number, "kept" if one.status == "kept" else "point", guard)
-    return _scatter("Steps: speedup against quality", points, base, guard, _original(report.verb))
+    front = sorted((one.speedup or 0.0, one.quality or 0.0) for one in report.steps if one.on_front)
+    picture = _scatter("Steps: speedup against quality", points, base, guard, _original(report.verb))
+    return replace(picture, front=tuple(front)) if picture else None  # the steps' own: size counts in it too
 
 
 def step_chain(report: EfficiencyReport) -> Chain:
