@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import by_hand
 import pytest
 from mcp import Client
 from mcp.client import advertise
@@ -19,16 +20,18 @@ from omgoptim.jobs.folder import RunFolder, Submission, new_run
 from omgoptim.jobs.live import read_live
 from omgoptim.jobs.processes import this_process
 from omgoptim.jobs.progress import Progress
-from omgoptim.jobs.states import as_done
+from omgoptim.render.brief import brief_report
+from omgoptim.render.claims import speed_claim, verdict
 from omgoptim.render.document import document_json, report_document
 from omgoptim.render.live import live_document
-from omgoptim.reports import Candidate, EfficiencyReport, Epoch, Step
+from omgoptim.render.markdown import report_markdown
+from omgoptim.reports import Candidate, Epoch, Step
 from omgoptim.server import app
 from omgoptim.server.handlers import build_server
 from omgoptim.server.tools import tools
 
 ERAS = ("legacy", "auto")
-REPORTS = Path(__file__).parent / "render" / "reports"
+REPORTS = sorted(file.stem for file in by_hand.REPORTS.glob("*.json"))
 APPS = advertise(app.EXTENSION, {"mimeTypes": [app.MIME_TYPE]})
 OTHER_KIND = advertise(app.EXTENSION, {"mimeTypes": ["text/html"]})
 
@@ -52,24 +55,11 @@ async def connected(era: str, *extensions: Any) -> AsyncIterator[Client]:
         yield client
 
 
-def stored(name: str) -> EfficiencyReport:
-    return EfficiencyReport.model_validate_json((REPORTS / f"{name}.json").read_text())
-
-
 def opened(project: Path, verb: str, request: dict[str, Any]) -> RunFolder:
     """A run that this very process does."""
     folder = new_run(project, verb)
     folder.write_request(Submission(verb, request, project, "python", "a test", "3"))
     folder.write_worker(this_process())
-    return folder
-
-
-def finished(project: Path, name: str) -> RunFolder:
-    report = stored(name)
-    folder = opened(project, report.verb, report.request)
-    report = report.model_copy(update={"run_id": folder.id})
-    folder.write_report(report)
-    folder.write_state(as_done(folder.stored_state(), report))
     return folder
 
 
@@ -82,7 +72,7 @@ def page_of(result: CallToolResult) -> dict[str, Any]:
 
 @pytest.mark.parametrize("era", ERAS)
 async def test_only_a_client_that_shows_pages_is_given_them(era: str, project: Path) -> None:
-    folder = finished(project, "quantized")
+    folder = by_hand.finished_run(project, by_hand.report("quantized"))
     asked = {"action": "show", "run_id": folder.id, "project": str(project)}
     for extensions, shows in (((), False), ((OTHER_KIND,), False), ((APPS,), True)):
         async with connected(era, *extensions) as client:
@@ -113,7 +103,7 @@ async def test_the_page_is_read_but_not_listed_and_loads_nothing(era: str, proje
 
 
 async def test_the_buttons_of_a_finished_run_say_the_exact_call(project: Path) -> None:
-    folder = finished(project, "quantized")
+    folder = by_hand.finished_run(project, by_hand.report("quantized"))
     async with connected("auto", APPS) as client:
         page = page_of(await client.call_tool("runs", {"action": "show", "run_id": folder.id}))
     (longer,) = [action for action in page["actions"] if action["label"] == "Repeat with effort best"]
@@ -129,7 +119,7 @@ async def test_the_buttons_of_a_finished_run_say_the_exact_call(project: Path) -
         for block in section["blocks"]
         if block["type"] == "code" and "ask" in block
     ]
-    assert [ask.split(" ")[3] for ask in asks] == [step.tool for step in stored("quantized").next_steps]
+    assert [ask.split(" ")[3] for ask in asks] == [step.tool for step in by_hand.report("quantized").next_steps]
 
 
 async def test_a_run_that_goes_on_shows_its_stages_its_candidates_and_the_call_to_look_again(project: Path) -> None:
@@ -177,10 +167,41 @@ def test_epochs_of_the_last_training_are_shown_and_what_is_no_event_is_passed_ov
 
 @pytest.mark.parametrize("limit", [app.LARGEST, 8_000])
 def test_a_document_keeps_to_its_limit_and_says_what_it_leaves_out(limit: int) -> None:
-    report = stored("quantized")
+    report = by_hand.report("quantized")
     many = [report.candidates[0].model_copy(update={"name": f"candidate {number}"}) for number in range(3000)]
     text = document_json(report_document(report.model_copy(update={"candidates": many})), limit)
     assert len(text.encode()) <= limit
     (candidates,) = [one for one in json.loads(text)["sections"] if one["title"] == "Candidates"]
     table = candidates["blocks"][-1]
     assert table["left_out"] + len(table["rows"]) == 3000
+
+
+@pytest.mark.parametrize("outcome", ["ok", "no_gain", "guard_failed"])
+@pytest.mark.parametrize("name", REPORTS)
+def test_text_structure_and_page_each_carry_verdict_interval_warnings_and_next_step(name: str, outcome: str) -> None:
+    report = by_hand.report(name, outcome=outcome)
+    text = report_markdown(report, "brief")
+    structure = brief_report(report)
+    page = json.loads(document_json(app.finished_document(report, "/p"), app.LARGEST))
+    told = json.dumps(page, ensure_ascii=False)
+    assert verdict(report) in text
+    assert structure["outcome"] == outcome == page["tone"]
+    assert page["verdict"] == verdict(report)
+    for warning in report.warnings:
+        assert warning[:30] in text  # further on it may have marks, which markdown takes out
+        assert warning in structure["warnings"]
+        assert warning in page["sections"][0]["blocks"][0]["items"]
+    for step in report.next_steps:
+        assert step.command in text
+        assert step.command in [one["command"] for one in structure["next_steps"]]
+        assert f"Call the tool {step.tool} of omgoptim" in told
+    gains = report.gains
+    if gains and gains.speedup_low and gains.speedup_high:
+        claim, _ = speed_claim(gains)
+        interval = claim[claim.index("(") :]
+        assert interval in text
+        assert interval in told
+        assert (structure["gains"]["speedup_low"], structure["gains"]["speedup_high"]) == (
+            gains.speedup_low,
+            gains.speedup_high,
+        )
