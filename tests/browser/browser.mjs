@@ -32,7 +32,7 @@ export const boxes = (frame) => frame.evaluate(() => {
   while (walker.nextNode()) {
     const node = walker.currentNode;
     const parent = node.parentElement;
-    if (!node.textContent.trim() || !parent.checkVisibility() || parent.closest("script, style, noscript, title, .sr")) continue;
+    if (!node.textContent.trim() || !parent.checkVisibility() || parent.closest("script, style, noscript, title")) continue;
     const range = document.createRange();
     range.selectNodeContents(node);
     const scrolls = parent.closest(".scroll, pre");

@@ -76,7 +76,8 @@
     more.addEventListener("click", () => { most = Infinity; more.remove(); fill(); });
     const fill = () => body.replaceChildren(...tableRows(table, rows.slice(0, most)));
     fill();
-    const wide = table.columns.length > 4 ? "scroll wide" : "scroll";
+    const four = table.columns.length === 4 && !table.columns[0].name;
+    const wide = table.columns.length > 4 ? "scroll wide" : four ? "scroll compare" : "scroll";
     const frame = h("div", { class: wide, tabindex: 0, role: "group", "aria-label": `table: ${name}` },
       h("table", {}, h("thead", {}, h("tr", {}, heads)), body));
     const cut = table.left_out ? h("p", { class: "note" }, `${table.left_out} more in report.json`) : null;
@@ -212,6 +213,7 @@
     const sorted = [...marks].sort((a, b) => kinds.indexOf(a.kind) - kinds.indexOf(b.kind) || b.r - a.r);
     for (const p of sorted) parts.push(dot(...p.at, p.r, kinds.includes(p.kind) ? p.kind : "point", p.text));
     const taken = marks.map((p) => [p.at[0], p.at[1], p.r]);
+    if (Number.isFinite(drawing.guard)) for (let back = 0; back < 100; back += 16) taken.push([right - back, y(drawing.guard) + 10, 9]);
     const named = marks.length > 40 ? marks.filter((p) => p.kind === "kept" || p.kind === "original") : marks;
     for (const p of named) {
       const half = 4 + 3.4 * p.label.length;
