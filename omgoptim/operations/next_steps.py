@@ -11,7 +11,7 @@ from omgoptim.operations.verdict import ROUNDING
 from omgoptim.reports import Candidate, EfficiencyReport, Layer, NextStep
 from omgoptim.reports.measured import SMALLER
 from omgoptim.requests import GRANTS, ModelRequest, QuantizeRequest, Request, parse, technique_field
-from omgoptim.requests.command import command_of
+from omgoptim.requests.command import command_of, technique_arguments
 
 AS_THEY_ARE = ("bf16", "fp16", "fp32", "dynamic")
 """Schemes without training or search, which a call by name repeats identically."""
@@ -77,16 +77,6 @@ def same_arguments(request: ModelRequest) -> dict[str, Any]:
         and (field.is_required() or getattr(request, name) != field.get_default(call_default_factory=True))
     }
     return given | technique_arguments(request)
-
-
-def technique_arguments(request: Request) -> dict[str, Any]:
-    """Return the technique and its parameters as flat arguments, without defaults."""
-    key = technique_field(type(request))
-    if key is None or getattr(request, key) == type(request).model_fields[key].get_default():
-        return {}
-    params = getattr(request, key)
-    own = params.model_dump(exclude_defaults=True, exclude={"source"} if params.by_source else None)
-    return dict(own) | {key: params.bare(key)}
 
 
 def profile_steps(
