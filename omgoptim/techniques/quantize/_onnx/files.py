@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import onnx
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from omgoptim.errors import ModelError, TechniqueError
 from omgoptim.models.onnx_file import SCOPES, graphs, load, save
@@ -33,6 +33,7 @@ def finish(model: ModelProto, source: ModelProto, target: Path) -> None:
         values.extend(kept)
     _restore_scopes(model, source)
     del model.graph.value_info[:]  # shapes of tensors that may be gone
+    _share_scales(model)
     _drop_unused(model)
     _name_layers(model)
     save(model, target)
@@ -88,6 +89,24 @@ def _name_layers(model: ModelProto) -> None:
             del node.metadata_props[:]
             if path is not None and path != node.name:
                 node.metadata_props.add(key=SCOPES, value=str([path, ""]))
+
+
+def _share_scales(model: ModelProto) -> None:
+    """Let quantizers with equal scales or zero points read one initializer, named after the first of them.
+
+    A quantized network has a zero point per tensor, most of them the same (`examples/digits_cnn.py`: 1.1 % of the file).
+    """
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    first: dict[bytes, str] = {}
+    for node in model.graph.node:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        for place, name in list(enumerate(node.input))[1:]:
+            if name in stored:
+                anonymous = TensorProto()
+                anonymous.CopyFrom(stored[name])
+                anonymous.name = anonymous.doc_string = ""
+                node.input[place] = first.setdefault(anonymous.SerializeToString(deterministic=True), name)
 
 
 def _drop_unused(model: ModelProto) -> None:
