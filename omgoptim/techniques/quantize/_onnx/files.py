@@ -94,7 +94,7 @@ def _name_layers(model: ModelProto) -> None:
 def _share_scales(model: ModelProto) -> None:
     """Let quantizers with equal scales or zero points read one initializer, named after the first of them.
 
-    A quantized network has a zero point per tensor, most of them the same (`examples/digits_cnn.py`: 1.1 % of the file).
+    A quantized network has a zero point per tensor, most of them the same (1.1 % of the file of the digits example).
     """
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     first: dict[bytes, str] = {}
