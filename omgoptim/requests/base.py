@@ -128,13 +128,13 @@ class InputSpec:
         *head, last = text.split(":")
         if not re.fullmatch(r"[0-9]{1,12}(x[0-9]{1,12}){0,15}", last) or len(head) > 2:
             raise RequestError(
-                f"'{text[:80]}' is no input shape",
+                f"'{text[:80]}' is not an input shape",
                 "an input is SHAPE, DTYPE:SHAPE or NAME:DTYPE:SHAPE, sizes joined by x, the batch first",
                 f"for instance {argument('inputs', ['1x3x224x224', 'input_ids:int64:1x128'])}",
             )
         name, dtype = (head[0], head[1]) if len(head) == 2 else (None, head[0] if head else "float32")
         if dtype not in DTYPES:
-            raise RequestError(f"'{dtype[:80]}' in '{text[:80]}' is no dtype", did_you_mean(dtype, DTYPES))
+            raise RequestError(f"'{dtype[:80]}' in '{text[:80]}' is not a dtype", did_you_mean(dtype, DTYPES))
         shape = tuple(int(size) for size in last.split("x"))
         if 0 in shape:
             raise RequestError(f"'{text}' has a dimension of size 0", "every size is at least 1")

@@ -91,7 +91,7 @@ def train(
         live: objects of the caller's process; None in a worker.
 
     Raises:
-        RequestError: the model is no float module.
+        RequestError: the model is not a float module.
         DataError: there is no training data, or neither targets nor distillation.
         TechniqueError: no layer can be trained in int8, or the module cannot be converted.
     """

@@ -47,7 +47,7 @@ def factorize(module: nn.Module, params: Factorization, run: ModuleRun, samples:
     ladders = _of_weights(layers, params) if samples is None else {}
     influence: dict[str, Tensor] = {}
     if samples is not None:
-        run.progress("reading what the layers' outputs do to the model's", 0.0)
+        run.progress("measuring the influence of layer outputs", 0.0)
         influence = output_influence(module, layers, run, samples)
         ladders = _on_inputs(module, layers, params, run, samples, influence, skipped)
     run.progress("choosing ranks", 0.4)
@@ -92,7 +92,7 @@ def _on_inputs(
             skipped.append(Skip(path=path, reason=nothing))
             continue
         ladders[path] = ladder_of_layer(layers[path], problem_of(layers[path], moments, influence.get(path)), params)
-        run.progress("reading what the layers' inputs are like", 0.1 + 0.3 * len(ladders) / len(kept))
+        run.progress("measuring the moments of layer inputs", 0.1 + 0.3 * len(ladders) / len(kept))
     return ladders
 
 

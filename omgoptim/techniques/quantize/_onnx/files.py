@@ -22,7 +22,7 @@ def finish(model: ModelProto, source: ModelProto, target: Path) -> None:
     """Write a rewritten program: the source's inputs and outputs, no leftovers, valid.
 
     Raises:
-        TechniqueError: the rewrite changed the inputs or outputs, or is no valid ONNX.
+        TechniqueError: the rewrite changed the inputs or outputs, or is not valid ONNX.
     """
     names = [[v.name for v in (*m.graph.input, *m.graph.output)] for m in (source, model)]
     if names[0] != names[1]:
@@ -40,7 +40,7 @@ def finish(model: ModelProto, source: ModelProto, target: Path) -> None:
     try:
         onnx.checker.check_model(str(target))
     except onnx.checker.ValidationError as error:
-        raise TechniqueError("the rewritten program is no valid ONNX", str(error)) from error
+        raise TechniqueError("the rewritten program is not valid ONNX", str(error)) from error
 
 
 def copy(source: Path, target: Path) -> None:
