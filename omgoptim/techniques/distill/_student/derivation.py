@@ -11,13 +11,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from omgoptim.errors import TechniqueError
 from omgoptim.reports import Skip
 from omgoptim.requests.distill import Derived, FewerLayers
 from omgoptim.techniques.distill._student.compatibility import output_shapes, refuse_other_shapes
-from omgoptim.techniques.distill._student.initialization import reinitialize
 from omgoptim.techniques.distill._student.layer_bridging import Span, fit_spans
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection, paths_of
 from omgoptim.techniques.distill._student.narrowing import Narrowing, find_narrowing, narrow_to
@@ -213,3 +213,26 @@ def _nothing(params: Derived, skipped: Sequence[Skip]) -> TechniqueError:
         else "width and depth are 1",
         "student fewer_layers where layers repeat, low_rank for large Linear layers; or give a student of your own",
     )
+
+
+def reinitialize(module: nn.Module, seed: int) -> None:
+    """Reinitialize every layer in place; the same ones for the same seed.
+
+    A layer's own `reset_parameters` is called; where it has none, each of its tensors is drawn from a normal
+    distribution of the mean and the deviation that it has. Buffers that no layer resets stay.
+    """
+    devices = {parameter.device for parameter in module.parameters() if parameter.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(devices, key=str)), torch.no_grad():
+        torch.manual_seed(seed)
+        for layer in module.modules():
+            own = [tensor for tensor in layer._parameters.values() if tensor is not None]
+            if not own:
+                continue
+            reset = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
+            if callable(reset):
+                reset()
+                continue
+            for tensor in own:
+                if tensor.is_floating_point():
+                    deviation = float(tensor.std()) if tensor.numel() > 1 else 0.0
+                    tensor.normal_(float(tensor.mean()), deviation)
