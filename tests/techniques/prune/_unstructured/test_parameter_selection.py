@@ -84,7 +84,7 @@ def test_a_glob_that_names_nothing_is_refused_with_what_was_meant() -> None:
 def test_a_glob_may_name_what_cannot_be_pruned_and_is_then_told_why() -> None:
     with pytest.raises(TechniqueError, match="no weight to prune") as error:
         select(Mixed(), ["position"], [])
-    assert "no known layer" in error.value.why
+    assert "not a known layer" in error.value.why
     assert "name other layers" in error.value.fix
 
 
