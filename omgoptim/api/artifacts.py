@@ -63,8 +63,8 @@ def open_artifact(
         >>> model(torch.randn(1, 3, 224, 224)).shape  # doctest: +SKIP
 
     Raises:
-        ArtifactError: it is no artifact, is damaged, its engine is not installed, or its recipe runs code that may not
-            run.
+        ArtifactError: it is not an artifact, is damaged, its engine is not installed, or its recipe runs code without
+            permission.
     """
     folder = Path(path)
     if not folder.is_dir() and len(folder.parts) == 1:

@@ -186,7 +186,7 @@ def _ended(search: Search, results: dict[int, TrialResult], exhausted: bool, nea
         reasons = search.reasons()
         if not results and not exhausted:
             raise RequestError(
-                "the budget is too short for a trial", "it was over before one began", "give more minutes"
+                "the budget is too short for a trial", "it ended before the first one began", "give more minutes"
             )
         if reasons:
             raise TechniqueError("no trial of the search could be trained", reasons[0])

@@ -101,7 +101,7 @@ def graph_traits(path: Path) -> GraphTraits:
     """Read the traits of the program at `path`, without its external data.
 
     Raises:
-        ModelError: the file is no readable ONNX.
+        ModelError: the file is not readable ONNX.
     """
     model = load(path, weights=False)
     ops = {node.op_type for graph in graphs(model.graph) for node in graph.node}

@@ -73,7 +73,7 @@ def load_source(
 
     Raises:
         RequestError: a path outside the project.
-        ModelError: it does not exist, is no module, its checkpoint does not fit, or its weights are more than memory.
+        ModelError: it does not exist, is not a module, its checkpoint does not fit, or its weights exceed the memory.
         UserCodeError, SetupError: building it failed.
     """
     artifact = find_artifact(model, policy)

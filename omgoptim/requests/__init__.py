@@ -107,7 +107,7 @@ def _refuse_unnamed_technique(verb: str, request: type[Request], arguments: dict
     fix = f"give {key} by its name, or as an object such as {_example(request)}; or leave it out"
     if not isinstance(chosen, dict) or (key in chosen and not isinstance(chosen[key], str)):
         received = chosen[key] if isinstance(chosen, dict) else chosen
-        raise RequestError(f"{shown(received)} is no {key} of {verb}", known, fix)
+        raise RequestError(f"{shown(received)} is not a {key} of {verb}", known, fix)
     if key not in chosen:
         names = ", ".join(map(str, chosen)) or "nothing"
         raise RequestError(f"the object for {key} of {verb} does not say which {key}", f"it has {names}. {known}", fix)
@@ -197,13 +197,13 @@ def _rephrase(verb: str, error: ValidationError) -> RequestError:
         case "union_tag_invalid":
             key = str(where[-1])
             value = problem["ctx"]["tag"]
-            what = f"'{clean(str(value), 80)}' is no {key} of {verb}"
+            what = f"'{clean(str(value), 80)}' is not a {key} of {verb}"
             return RequestError(what, did_you_mean(str(value), techniques(known[verb])))
         case "literal_error":
             choices = [part.strip("' ") for part in problem["ctx"]["expected"].replace(" or ", ",").split(",")]
             fix = _who_takes(str(where[-1]), problem["input"], known[verb])
             given = str(problem["input"])
-            return RequestError(f"'{clean(given, 80)}' is no {name}", did_you_mean(given, choices), fix)
+            return RequestError(f"'{clean(given, 80)}' is not a {name}", did_you_mean(given, choices), fix)
         case "value_error":
             return RequestError(problem["msg"].removeprefix("Value error, "))
     return RequestError(f"'{name}' of {verb} is not valid", f"{problem['msg']}; received {received}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -128,14 +129,41 @@ class InputSpec:
         *head, last = text.split(":")
         if not re.fullmatch(r"[0-9]{1,12}(x[0-9]{1,12}){0,15}", last) or len(head) > 2:
             raise RequestError(
-                f"'{text[:80]}' is no input shape",
+                f"'{text[:80]}' is not an input shape",
                 "an input is SHAPE, DTYPE:SHAPE or NAME:DTYPE:SHAPE, sizes joined by x, the batch first",
                 f"for instance {argument('inputs', ['1x3x224x224', 'input_ids:int64:1x128'])}",
             )
         name, dtype = (head[0], head[1]) if len(head) == 2 else (None, head[0] if head else "float32")
         if dtype not in DTYPES:
-            raise RequestError(f"'{dtype[:80]}' in '{text[:80]}' is no dtype", did_you_mean(dtype, DTYPES))
+            raise RequestError(f"'{dtype[:80]}' in '{text[:80]}' is not a dtype", did_you_mean(dtype, DTYPES))
         shape = tuple(int(size) for size in last.split("x"))
         if 0 in shape:
             raise RequestError(f"'{text}' has a dimension of size 0", "every size is at least 1")
         return InputSpec(name, dtype, shape)
+
+
+def bare_name(key: str) -> Callable[[object], object]:
+    """Return a validator that turns `"static"` into `{key: "static"}` and leaves anything else alone."""
+
+    def expand(value: object) -> object:
+        return {key: value} if isinstance(value, str) else value
+
+    return expand
+
+
+def before_over_after(value: object) -> object:
+    """Return a ratio; refuse a fraction below 1 with the likely meaning, for a `BeforeValidator`.
+
+    Raises:
+        ValueError: a number in 0..1.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    if not 0 < number <= 1:
+        return value
+    meant = f"; to leave {number:.3g} of it, give {1 / number:.3g}" if number < 1 else ""
+    raise ValueError(f"the ratio is before / after, and so above 1{meant}")

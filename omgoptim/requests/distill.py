@@ -7,9 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
-from omgoptim.requests.base import Params, Runtime
+from omgoptim.requests.base import Params, Runtime, before_over_after
 from omgoptim.requests.listing import RARE, Short
-from omgoptim.requests.ratios import before_over_after
 from omgoptim.requests.training import TrainingRequest
 
 

@@ -7,10 +7,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
-from omgoptim.requests.bare_name import bare_name
-from omgoptim.requests.base import Params, Runtime
+from omgoptim.requests.base import Params, Runtime, bare_name, before_over_after
 from omgoptim.requests.listing import RARE, Short
-from omgoptim.requests.ratios import before_over_after
 from omgoptim.requests.training import RecoveryRequest
 
 

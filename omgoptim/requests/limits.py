@@ -72,7 +72,7 @@ def _refuse_text(name: str, text: str, texts: int, which: str = "") -> None:
 
 def _refuse_number(name: str, value: float) -> None:
     if isinstance(value, float) and (value != value or abs(value) == float("inf")):
-        raise RequestError(f"{_named(name)} is no number", f"received {value}", "give a finite number")
+        raise RequestError(f"{_named(name)} is not a number", f"received {value}", "give a finite number")
     if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
         raise RequestError(f"{_named(name)} is too large", f"whole numbers up to {LARGEST_INTEGER} are read")
 

@@ -106,7 +106,7 @@ def adaptable(module: nn.Module) -> Adaptable:
 
 def _not_adaptable(layer: nn.Linear | _ConvNd, owners: Counter[int], places: Counter[int]) -> str | None:
     if type(layer) not in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d):
-        return f"a {type(layer).__name__} is called in a way of its own"  # attention reads its out_proj's weight itself
+        return f"a {type(layer).__name__} is not called like a plain layer"  # such as attention's out_proj
     if not isinstance(layer.weight, nn.Parameter):
         return "its weight is computed from others"
     if not layer.weight.is_floating_point() or not layer.weight.requires_grad:

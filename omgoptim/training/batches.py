@@ -35,7 +35,7 @@ class Batch:
         return len(next(iter(self.inputs.values())))
 
     def to(self, device: str | torch.device) -> Batch:
-        """Return the batch on a device; a target that is no tensor stays as it is."""
+        """Return the batch on a device; a target that is not a tensor stays as it is."""
         target = self.target.to(device) if isinstance(self.target, Tensor) else self.target
         return replace(self, inputs={name: tensor.to(device) for name, tensor in self.inputs.items()}, target=target)
 
@@ -59,7 +59,7 @@ class Batches:
         A last batch of one sample is left out where others are larger: batch normalization cannot train on it.
 
         Raises:
-            DataError: a batch has not the model's inputs, or a target of another length.
+            DataError: a batch lacks some of the model's inputs, or a target of another length.
             UserCodeError: the user's data failed.
         """
         waiting, largest = None, 0
@@ -141,7 +141,7 @@ def as_target(target: Any, length: int) -> Any:
             return target
         if array is None or array.dtype.kind not in "biuf":
             return target
-        target = torch.from_numpy(np.array(array))  # a copy: memory that cannot be written to is no tensor's
+        target = torch.from_numpy(np.array(array))  # a copy: memory that cannot be written to is not a tensor's
     tensor = target.detach().reshape(1) if target.ndim == 0 else target.detach()
     if len(tensor) != length:
         raise DataError(

@@ -111,7 +111,7 @@ class DistillationLoss(nn.Module):
             outputs: what the teacher's outputs are; default: read from this batch.
 
         Raises:
-            TechniqueError: the main output is no class scores, and the form is one for those.
+            TechniqueError: the main output is not class scores, and the form is one for those.
             DataError: dkd without a label for each row.
         """
         made = DistillationLoss(self.temperature, self.alpha, self.kind, self.form)
@@ -195,7 +195,7 @@ class DistillationLoss(nn.Module):
             student: what the student returns for a batch.
             teacher: what the teacher returns for it.
             targets: rows of the main output whose integer target is -100 are left out.
-            real: of the rows' shape (batch, or batch and length), nonzero where a row is no padding.
+            real: of the rows' shape (batch, or batch and length), nonzero where a row is not padding.
 
         Raises:
             DataError: the outputs are of two shapes; dkd without labels.
@@ -275,7 +275,7 @@ def other_outputs(student: int, teacher: int) -> DataError:
     """Return the error of a student with another number of outputs than its teacher."""
     return DataError(
         f"the student returns {student} output{'s' if student != 1 else ''} and the teacher {teacher}",
-        "what the teacher gives is learnt and compared output by output",
+        "the outputs are compared one by one",
         "let the student return what the teacher returns, in the same order",
     )
 

@@ -68,7 +68,7 @@ class _Rounded(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
-        """Run the module with simulated int8 weights and inputs."""
+        """Quantize and dequantize `x`; keep where it lies inside the range."""
         levels = torch.round(x / scale).add_(zero)
         ctx.save_for_backward((levels >= low) & (levels <= high))
         return levels.clamp_(low, high).sub_(zero).mul_(scale)

@@ -56,7 +56,7 @@ class LayerPlace:
         return LayerPlace(seen.path, "output", seen.axis)
 
     def __str__(self) -> str:
-        return f"{'what goes into ' if self.side == 'input' else ''}{self.path or 'the output'}"
+        return f"{'the input of ' if self.side == 'input' else ''}{self.path or 'the output'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ class FeatureLoss(nn.Module):
             weight: factor of this loss beside that of the outputs.
             pairs: `STUDENT=TEACHER` by module path, or one path for both; empty: found by path and shape. For minilm
                 the module around queries, keys and values; for relational any layer, its positions averaged, instead
-                of what goes into the last Linear (or, where that is not what answers, the output).
+                of the input of the last Linear (or, where that is not what answers, the output).
             student: run once, in eval mode.
             teacher: run once, in eval mode.
             signature: of both.
@@ -189,7 +189,7 @@ class FeatureLoss(nn.Module):
 
         Args:
             heard: values of the paired layers in one forward of each module.
-            real: (batch, length), nonzero where a token is no padding.
+            real: (batch, length), nonzero where a token is not padding.
 
         Raises:
             DataError: a layer was not called, or its values cannot be compared.

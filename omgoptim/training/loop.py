@@ -211,7 +211,7 @@ def _refuse(
         raise TechniqueError(
             "there is nothing to learn from",
             "the train data has no targets, and the original model's outputs are not used",
-            "give targets, or keep learning from the original on (distill)",
+            "give targets, or leave distill on",
         )
 
 

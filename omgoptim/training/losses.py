@@ -167,7 +167,7 @@ def _labelled(outputs_example: Any, target: Any, outputs: ModelOutputs | None) -
     main_output(outputs_example)  # raises where there is none at all
     if not isinstance(target, Tensor):
         raise DataError(
-            "there is no loss that suits the data's targets by itself",
+            "no default loss fits the data's targets",
             f"they are of type {type(target).__name__}; integers are read as classes, floats as values",
             OWN_LOSS_FIX,
         )

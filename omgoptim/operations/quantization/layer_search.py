@@ -212,7 +212,7 @@ def _requantize(
     """Quantize layers again that the guard does not need in float.
 
     `kept` passes the guard, and its subset `smaller` may pass too. Of sets with as much predicted noise as one that
-    failed only one is evaluated, since a prediction is no measurement.
+    failed only one is evaluated, since a prediction is not a measurement.
     """
     left, tries, doubted = list(kept), REQUANTIZE_EVALUATIONS, False
     if len(smaller) < len(kept):

@@ -174,7 +174,7 @@ def _measure(job: Job[PruneRequest], module: nn.Module, baseline: Path) -> tuple
 
 def _speedup(timing: Timing) -> float:
     if timing.speedup is None:
-        raise ValueError("only a challenger has a speedup")
+        raise ValueError("the reference has no speedup")
     return timing.speedup.value
 
 

@@ -43,7 +43,7 @@ def apply(module: nn.Module, params: Gradient, run: ModuleRun) -> Outcome:
     """Zero weights until `params.sparsity` of the selected ones are zero.
 
     Raises:
-        TechniqueError: no layer is selected, no gradient reaches one, a loss is no number, or nothing became zero.
+        TechniqueError: no layer is selected, no gradient reaches one, a loss is not a number, or nothing became zero.
     """
     before = copy.deepcopy(module)
     selection = select(module, params.targets, params.ignore)
@@ -94,7 +94,8 @@ def _gradients(module: nn.Module, weights: list[Weight], run: ModuleRun) -> Iter
         with evaluation_mode(module), torch.enable_grad(), torch.backends.cudnn.flags(enabled=not on_a_gpu):
             loss = run.loss(module(*args, **kwargs), target)
             if not bool(torch.isfinite(loss)):
-                raise TechniqueError("the loss is no number", f"batch {done + 1} of the training data gives {loss:g}")
+                why = f"batch {done + 1} of the training data gives {loss:g}"
+                raise TechniqueError("the loss is not a number", why)
             found = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else ()
         run.progress("gradients", (done + 1) / total)
         yield {w.path: g.detach() for w, g in zip(weights, found, strict=False) if g is not None}

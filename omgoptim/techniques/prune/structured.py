@@ -103,7 +103,7 @@ def keep_only(
         return outcome
     fitted = reconstruct_channels(module, before, left, run)
     layers = "1 layer that lost inputs was" if len(fitted) == 1 else f"{len(fitted)} layers that lost inputs were"
-    note = f"{layers} fitted to give what was there before, on inputs without labels."
+    note = f"{layers} fitted to their former outputs, on inputs without labels."
     return replace(outcome, notes=[*outcome.notes, note]) if fitted else outcome
 
 

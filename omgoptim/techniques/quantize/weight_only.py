@@ -62,7 +62,7 @@ SPEED_NOTE = "Weights are dequantized at run time: the file is smaller, often no
 REASONS = {
     **dict.fromkeys(CONV, "weight_only packs Linear layers; scheme static quantizes convolutions, with data"),
     **dict.fromkeys(
-        ("MatMul", "Gemm"), "its weight is no plain matrix, is small, or no group of 16 or more fits its inputs"
+        ("MatMul", "Gemm"), "its weight is not a plain matrix, is small, or no group of 16 or more fits its inputs"
     ),
 }
 

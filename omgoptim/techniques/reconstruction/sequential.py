@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from omgoptim.techniques.probe import Probe, quiet
 from omgoptim.techniques.reconstruction.batch import one_batch
 from omgoptim.techniques.reconstruction.capture import Hook, StopForward, forward_hooks, run_until_stopped
-from omgoptim.techniques.reconstruction.patches import padded, patches_of
-from omgoptim.techniques.reconstruction.rows import padding_mask
+from omgoptim.techniques.reconstruction.rows import padded, padding_mask, patches_of
 from omgoptim.techniques.registry import ModuleRun
 
 MOST_TARGETS = 2**26

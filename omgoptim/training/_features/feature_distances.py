@@ -27,7 +27,7 @@ def hint_distance(student: Tensor, teacher: Tensor, real: Tensor | None = None) 
     Args:
         student: (batch, D, …) or (batch, …, D).
         teacher: of the same shape.
-        real: (batch, length), nonzero where a token is no padding; for outputs (batch, length, D).
+        real: (batch, length), nonzero where a token is not padding; for outputs (batch, length, D).
 
     Returns:
         A scalar, 0 where both are the same.
@@ -49,7 +49,7 @@ def attention_distance(student: Tensor, teacher: Tensor, real: Tensor | None = N
     Args:
         student: (batch, positions), maps that are not negative.
         teacher: of the same shape.
-        real: (batch, positions), nonzero where a token is no padding.
+        real: (batch, positions), nonzero where a token is not padding.
     """
     if real is not None:
         student, teacher = student * (real != 0), teacher * (real != 0)
@@ -90,7 +90,7 @@ def relation_divergence(student: Tensor, teacher: Tensor, heads: int, real: Tens
         student: queries, keys or values of an attention, (batch, length, D).
         teacher: those of the teacher, (batch, length, E).
         heads: relation heads; divides D and E.
-        real: (batch, length), nonzero where a token is no padding.
+        real: (batch, length), nonzero where a token is not padding.
     """
     log_q, log_p = _log_relations(student, heads, real), _log_relations(teacher, heads, real)
     divergences = (log_p.exp() * (log_p - log_q)).sum(-1).mean(1)  # (batch, length)

@@ -28,7 +28,7 @@ def pairs_of(student: Trace, teacher: Trace, asked: Sequence[str], positions: bo
         positions: whether only layers with positions (maps, sequences) will do.
 
     Raises:
-        RequestError: a path that is asked for is no layer of the module, or one that gives nothing to compare.
+        RequestError: a path that is asked for is not a layer of the module, or one that gives nothing to compare.
         TechniqueError: nothing could be paired, or a pair has grids of different kinds.
     """
     pairs = [asked_pair(text, student, teacher) for text in asked] or found_pairs(student, teacher, positions)
@@ -74,7 +74,7 @@ def layer_named(path: str, traced: Trace, whose: str) -> LayerOutput:
         return traced.by_path[path]
     known = [seen.path for seen in traced.seen if seen.path]
     raise RequestError(
-        f"'{path}' is no layer of the {whose} that gives values for each sample",
+        f"'{path}' is not a layer of the {whose} that gives values for each sample",
         did_you_mean(path, known) or "it has no layers that do",
         "name a layer of the list, as STUDENT=TEACHER, or one path for both",
     )

@@ -95,7 +95,7 @@ def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint | Non
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"checkpoint {path} cannot be read", str(error).splitlines()[0], start_over) from error
     except pickle.UnpicklingError as error:  # objects other than tensors and plain values: never loaded
-        raise ArtifactError(f"checkpoint {path} is none", str(error).splitlines()[0], start_over) from error
+        raise ArtifactError(f"{path} is not a checkpoint", str(error).splitlines()[0], start_over) from error
     differing = [
         f"{name} was {checkpoint.identity.get(name)!r} and is {identity.get(name)!r}"
         for name in sorted({*identity, *checkpoint.identity})

@@ -91,7 +91,7 @@ class CombinedLoss:
                 self.distillation = self.distillation.decided(taught, self._labels(batch), self.outputs)
             value = self(module, batch)
         if not value.requires_grad:
-            raise DataError("the loss has no gradient", "no parameter that is trained has a part in the outputs")
+            raise DataError("the loss has no gradient", "no trained parameter affects the outputs")
 
     def __call__(self, called: nn.Module, batch: Batch, taught: Any = None) -> Tensor:
         """Return the loss of a batch, a scalar with a gradient.

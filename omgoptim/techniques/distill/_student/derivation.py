@@ -11,13 +11,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from omgoptim.errors import TechniqueError
 from omgoptim.reports import Skip
 from omgoptim.requests.distill import Derived, FewerLayers
 from omgoptim.techniques.distill._student.compatibility import output_shapes, refuse_other_shapes
-from omgoptim.techniques.distill._student.initialization import reinitialize
 from omgoptim.techniques.distill._student.layer_bridging import Span, fit_spans
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection, paths_of
 from omgoptim.techniques.distill._student.narrowing import Narrowing, find_narrowing, narrow_to
@@ -31,7 +31,7 @@ Replace = Callable[[nn.Module, LayerSelection, ModuleRun, bool], Outcome]
 """`replace(module, selection, run, fit)`: replaces layers of the module; may change nothing."""
 
 NO_REPEATS = (
-    "no layer repeats: in no ModuleList or Sequential are two neighbours alike that give the shape that they get"
+    "no layer repeats: no ModuleList or Sequential has equal neighbours with outputs of the shape of their inputs"
 )
 
 
@@ -62,11 +62,11 @@ def derive(module: nn.Module, params: Derived, run: ModuleRun, replace: Replace 
     fit = params.initialize == "teacher"
     short = Shortened(Outcome([]), LayerSelection.of(module, params))
     if params.depth < 1 or isinstance(params, FewerLayers):
-        run.progress("looking for layers that repeat", 0.0)
+        run.progress("finding repeated layers", 0.0)
         short = shorten(module, short.selection, stays(params), run)
     steps = [bridged(module, run.original, short, run) if fit else short.outcome]
     if params.width < 1:
-        run.progress("looking for what can be narrowed", 0.1)
+        run.progress("finding narrowable channels", 0.1)
         steps.append(narrow(module, find_narrowing(module, short.selection, run), params.width, run, fit))
     if replace is not None:
         run.progress("replacing layers", 0.7)
@@ -173,11 +173,13 @@ def bridged(module: nn.Module, teacher: nn.Module, short: Shortened, run: Module
     """
     if not (short.spans and run.real):
         return short.outcome
-    run.progress("fitting the layers that stay", 0.05)
+    run.progress("fitting the kept layers", 0.05)
     fitted = fit_spans(module, teacher, short.spans, run)
     if not fitted:
         return short.outcome
-    note = f"{len(fitted)} of the layers that stayed were fitted to what the ones after them gave, without labels."
+    note = (
+        f"{len(fitted)} of the kept layers were fitted to the outputs of the removed ones after them, without labels."
+    )
     return dataclasses.replace(short.outcome, notes=[*short.outcome.notes, note])
 
 
@@ -205,9 +207,32 @@ def _nothing(params: Derived, skipped: Sequence[Skip]) -> TechniqueError:
             "student narrow for fewer channels, or depthwise or low_rank; or give a student of your own",
         )
     return TechniqueError(
-        "nothing of this model can be narrowed",
+        "no layer of this model can be narrowed",
         "; ".join(reasons) or "no channels, heads or hidden units can go"
         if params.width < 1
         else "width and depth are 1",
         "student fewer_layers where layers repeat, low_rank for large Linear layers; or give a student of your own",
     )
+
+
+def reinitialize(module: nn.Module, seed: int) -> None:
+    """Reinitialize every layer in place; the same ones for the same seed.
+
+    A layer's own `reset_parameters` is called; where it has none, each of its tensors is drawn from a normal
+    distribution of the mean and the deviation that it has. Buffers that no layer resets stay.
+    """
+    devices = {parameter.device for parameter in module.parameters() if parameter.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(devices, key=str)), torch.no_grad():
+        torch.manual_seed(seed)
+        for layer in module.modules():
+            own = [tensor for tensor in layer._parameters.values() if tensor is not None]
+            if not own:
+                continue
+            reset = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
+            if callable(reset):
+                reset()
+                continue
+            for tensor in own:
+                if tensor.is_floating_point():
+                    deviation = float(tensor.std()) if tensor.numel() > 1 else 0.0
+                    tensor.normal_(float(tensor.mean()), deviation)

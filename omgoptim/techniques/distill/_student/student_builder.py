@@ -94,7 +94,7 @@ class StudentBuilder:
         if not fit:
             return module, outcome
         if not outcome.changed:
-            raise TechniqueError("it would be the teacher again", "nothing of it can go, or nothing has to")
+            raise TechniqueError("the student would equal the teacher", "nothing can be removed, or nothing has to be")
         return module, finish(module, params, outcome, self._shapes, self._run)
 
     def _base(self, kept: tuple[int, ...]) -> _Base:

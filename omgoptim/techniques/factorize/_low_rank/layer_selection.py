@@ -124,7 +124,7 @@ def _reason(
     """Return why a layer cannot be factorized, or None."""
     if _is_block(layer):
         low = isinstance(layer, (LowRankLinear, SpatialConv2d, Tucker2Conv2d))
-        return "it is of low rank already" if low else "it stands in a convolution's place already, with fewer weights"
+        return "it is of low rank already" if low else "it is a compact block already"
     if isinstance(around, nn.MultiheadAttention):
         return "the attention around it reads its weight itself instead of calling it"
     if not isinstance(layer, (nn.Linear, nn.Conv2d)):

@@ -95,7 +95,7 @@ def choose(
     total = count_params(module)[0]
     elsewhere = total - sum(layer.params for layer in shared.values())
     chosen = share_out(shared, elsewhere, total, compression)
-    whole = "it stays whole: factorizing others loses less for the same size"
+    whole = "kept dense: factorizing other layers loses less at the same size"
     skipped += [Skip(path=path, reason=whole) for path in shared if path not in chosen]
     return {path: chosen[path] for path in ladders if path in chosen}
 

@@ -9,9 +9,10 @@ inputs of the original's layers are cached for as many of them as fit in memory.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -112,8 +113,26 @@ class CrossMoments:
         return self.cross - self.old_mean[:, :, None] * self.new.mean[:, None, :] if centred else self.cross
 
 
+@dataclass(frozen=True, slots=True)
+class _RowReader:
+    """Reads the inputs of layers on the samples, batch by batch."""
+
+    uses: Mapping[str, Use]
+    run: ModuleRun
+    samples: int
+
+    def rows(self, model: nn.Module, layers: Mapping[str, DenseLayer]) -> Iterator[Rows]:
+        """Yield the rows of these layers' inputs in a model."""
+        for batch in batches_of(self.run.statistics, self.samples):
+            yield _inputs(model, layers, self.uses, call_tensors(batch, self.run), self.run)
+
+    def cached(self, model: nn.Module, layers: Mapping[str, DenseLayer]) -> list[Rows] | None:
+        """Return the rows of all batches; None where they are too large to keep."""
+        needed = sum(_rows_bytes(layer, self.uses[path], self.samples) for path, layer in layers.items())
+        return None if needed > KEPT_BYTES else list(self.rows(model, layers))
+
+
 def solve_in_order(
-    original: nn.Module,
     module: nn.Module,
     chosen: Mapping[str, Option],
     influence: Mapping[str, Tensor],
@@ -124,8 +143,7 @@ def solve_in_order(
     """Put the blocks of `chosen` into `module`, solved in the order of execution.
 
     Args:
-        original: the model as it was; not changed.
-        module: a copy of it, changed.
+        module: changed in place.
         chosen: path to ranks.
         influence: path to G of a layer's outputs, where it is known.
         energies: path to E|W x|², without the mean where the layer has a bias.
@@ -135,15 +153,17 @@ def solve_in_order(
     Returns:
         Path to the relative error of the layer's output, |W x - W' z| / |W x|; None where it is unknown.
     """
+    original = copy.deepcopy(module)
     layers: dict[str, DenseLayer] = {path: original.get_submodule(path) for path in chosen}  # type: ignore[misc]
     uses = uses_of(original, layers, run)
-    leaders = leaders_of(layers, uses)
+    leaders, reader = leaders_of(layers, uses), _RowReader(uses, run, samples)
     errors: dict[str, float | None] = {}
     for window in _windows(stages(layers, uses), layers, leaders, uses, samples):
-        kept = _kept_rows(original, window, layers, leaders, uses, run, samples)
+        kept = reader.cached(original, {leaders[path]: layers[leaders[path]] for stage in window for path in stage})
         for stage in window:
             firsts = {leaders[path]: layers[leaders[path]] for path in stage}
-            pairs = _pairs(original, module, firsts, kept, uses, run, samples)
+            olds = reader.rows(original, firsts) if kept is None else kept
+            pairs = _cross_moments(firsts, olds, reader.rows(module, firsts))
             for path in stage:
                 option, given = chosen[path], pairs[leaders[path]]
                 block, errors[path] = _solved(layers[path], option, given, influence.get(path), energies[path])
@@ -205,43 +225,12 @@ def _rows_bytes(layer: DenseLayer, use: Use, samples: int) -> int:
     return 4 * groups * in_of(layer) * rows * samples // use.samples
 
 
-def _kept_rows(
-    original: nn.Module,
-    window: Sequence[Sequence[str]],
-    layers: Mapping[str, DenseLayer],
-    leaders: Mapping[str, str],
-    uses: Mapping[str, Use],
-    run: ModuleRun,
-    samples: int,
-) -> list[Rows] | None:
-    """Return the original's inputs of a window's layers, batch by batch; None where even one stage is too large."""
-    firsts = {leaders[path]: layers[leaders[path]] for stage in window for path in stage}
-    if sum(_rows_bytes(layer, uses[path], samples) for path, layer in firsts.items()) > KEPT_BYTES:
-        return None
-    return list(_rows_by_batch(original, firsts, uses, run, samples))
-
-
-def _rows_by_batch(
-    model: nn.Module, layers: Mapping[str, DenseLayer], uses: Mapping[str, Use], run: ModuleRun, samples: int
-) -> Iterator[Rows]:
-    for batch in batches_of(run.statistics, samples):
-        tensors = call_tensors(batch, run)
-        yield _inputs(model, layers, uses, tensors, run)
-
-
-def _pairs(
-    original: nn.Module,
-    module: nn.Module,
-    layers: Mapping[str, DenseLayer],
-    kept: list[Rows] | None,
-    uses: Mapping[str, Use],
-    run: ModuleRun,
-    samples: int,
+def _cross_moments(
+    layers: Mapping[str, DenseLayer], olds: Iterable[Rows], news: Iterable[Rows]
 ) -> dict[str, CrossMoments]:
-    """Return the moments of the layers' inputs in both models, on the samples."""
+    """Return the moments of the layers' inputs in both models."""
     found = {path: CrossMoments.none_yet(layer) for path, layer in layers.items()}
-    olds = _rows_by_batch(original, layers, uses, run, samples) if kept is None else kept
-    for old, new in zip(olds, _rows_by_batch(module, layers, uses, run, samples), strict=True):
+    for old, new in zip(olds, news, strict=True):
         for path, layer in layers.items():
             found[path].count(layer, old[path], new[path])
     for pairs in found.values():

@@ -77,7 +77,7 @@ def find_groups(module: nn.Module, params: Structured, run: ModuleRun) -> Groups
     groups: list[Group] = []
     refusals: dict[str, RefusalKind] = {}
     for index, found in enumerate(candidates):
-        run.progress("looking for what can be removed", index / len(candidates))
+        run.progress("finding removable channels", index / len(candidates))
         if isinstance(found, _Skipped):
             skipped.append(Skip(path=found.path, reason=found.refusal.reason))
             refusals[found.path] = found.refusal.kind

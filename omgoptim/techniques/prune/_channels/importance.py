@@ -37,7 +37,7 @@ def importance_of(module: nn.Module, groups: Groups, params: Structured, run: Mo
     Channels of a unit have the mean over the unit; the mean over the group is 1.
 
     Raises:
-        DataError: taylor or hessian without a single batch, or with a loss whose gradient is no number.
+        DataError: taylor or hessian without a single batch, or with a loss whose gradient is not a number.
     """
     if params.importance == "random":
         generator = torch.Generator().manual_seed(run.seed)
@@ -136,7 +136,7 @@ def _of_gradients(module: nn.Module, groups: list[Group], kind: str, run: Module
                 sums[key] = sums[key] + said if key in sums else said
         run.progress(f"importance {kind}", None)
     if not all(bool(torch.isfinite(total).all()) for total in sums.values()):
-        raise DataError(f"importance {kind} is no number", "the loss has a gradient that is infinite or NaN")
+        raise DataError(f"importance {kind} is not a number", "the loss has a gradient that is infinite or NaN")
     return lambda _module, place: sums.get((place.path, place.side))
 
 

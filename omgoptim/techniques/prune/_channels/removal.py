@@ -26,7 +26,7 @@ Key = tuple[str, str]
 
 OUTPUTS = "its channels are the model's outputs"
 DOES_NOT_RUN = "with fewer channels the model does not run"
-ENOUGH = "all of its channels stay: the goal took none of them, or the step of its width is larger"
+ENOUGH = "no channel was removed: the target needs none of them, or rounding of the width keeps them"
 WAY_OUT = "write sizes from the tensors themselves: x.flatten(1) or x.shape, instead of numbers fixed for full width"
 
 

@@ -30,7 +30,7 @@ def staircase(times: Mapping[int, float], candidates: Sequence[int], tolerance: 
     Args:
         times: width to time, in any unit, for every candidate.
         candidates: widths to choose from.
-        tolerance: a rise of up to this fraction is no step.
+        tolerance: a rise of up to this fraction is not a step.
 
     Returns:
         Ascending; the widest candidate is always one. A width that is slower than a wider one is none.

@@ -25,8 +25,8 @@ from omgoptim.techniques.registry import Outcome
 Scope = Literal["global", "per_layer", "per_row", "erdos_renyi"]
 """Scope of the ranking: all layers together, each layer, each row of a layer, or shares by the layers' shapes."""
 
-SPARED_REASON = "left dense: it holds {share:.2f} % of the selected weights, and the others make up for it"
-UNTOUCHED_REASON = "every weight of it scores above those that went"
+SPARED_REASON = "left dense: it holds {share:.2f} % of the selected weights, and other layers are pruned more"
+UNTOUCHED_REASON = "all of its weights score above the pruned ones"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def outcome_of(selection: Selection, before: list[int], what: str, dense: set[st
             continue
         what_changed = [what, *(f"shared with {path}" for path, _ in weight.shared)]
         if weight.count - zeros == 1 and weight.count > 1:
-            what_changed.append("one weight kept, without which nothing would pass")
+            what_changed.append("one weight kept, so that the layer still passes its input on")
         changed.append(
             Change(
                 path=weight.path,

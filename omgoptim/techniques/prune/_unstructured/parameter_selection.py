@@ -25,7 +25,7 @@ EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 NO_WEIGHTS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, ParametrizationList)
 PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
-EMBEDDING_REASON = "an embedding is pruned only where targets name it: a row is one token's whole meaning"
+EMBEDDING_REASON = "an embedding is pruned only where targets name it: each row is the vector of one token"
 FROZEN_REASON = "frozen: requires_grad is False"
 
 
@@ -139,7 +139,8 @@ def _find(module: nn.Module) -> tuple[list[Weight], list[Skip]]:
             strange += [(_join(path, name), layer, parameter) for name, parameter in own if parameter.ndim > 1]
     for label, layer, parameter in strange:
         if _place(parameter) not in owners:
-            skipped.append(Skip(path=label, reason=f"a parameter of {type(layer).__name__}, which is no known layer"))
+            reason = f"a parameter of {type(layer).__name__}, which is not a known layer"
+            skipped.append(Skip(path=label, reason=reason))
     weights = [
         Weight(label, parameter, layer, tuple((path, other) for path, other, _ in others))
         for (label, layer, parameter), *others in owners.values()

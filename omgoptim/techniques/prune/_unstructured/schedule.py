@@ -36,6 +36,6 @@ def levels(shape: str, goal: float, rounds: int, start: float = 0.0) -> list[flo
     if shape == "one_shot":
         return [goal]
     if shape not in POWERS:
-        raise RequestError(f"'{shape}' is no schedule", did_you_mean(shape, ["one_shot", *POWERS]))
+        raise RequestError(f"'{shape}' is not a schedule", did_you_mean(shape, ["one_shot", *POWERS]))
     span, power = goal - start, POWERS[shape]
     return [*(goal - span * (1 - t / rounds) ** power for t in range(1, rounds)), goal]

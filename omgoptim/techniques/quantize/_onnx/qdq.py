@@ -76,7 +76,7 @@ def write_qdq(
 
 @contextlib.contextmanager
 def _quiet_log() -> Iterator[None]:
-    """Silence ONNX Runtime's quantizer, which warns on the root logger about every vector that is no weight."""
+    """Silence ONNX Runtime's quantizer, which warns on the root logger about every vector that is not a weight."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -83,7 +83,7 @@ class _Finder:
             self.read.append((node.input[0], layer))
             for name in (node.output[0], node.input[0]):
                 self.axes.setdefault(self.root(name), set()).add(axis)
-            if node.op_type == "Gemm":  # its bias is an addend when it is no vector of its own
+            if node.op_type == "Gemm":  # its bias is an addend when it is not a vector of its own
                 self.refused.update(name for name in node.input[2:] if name not in self.constants)
             return
         if not self._joins(node):
