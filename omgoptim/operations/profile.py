@@ -19,7 +19,7 @@ from omgoptim.operations.loaded_model import Live, LoadedModel, prepare
 from omgoptim.operations.next_steps import profile_steps, repeat_of
 from omgoptim.operations.quantization.build_candidates import float_program
 from omgoptim.operations.report_records import environment, measurement, output_records, shown_request
-from omgoptim.operations.timing import fraction_progress, full_race
+from omgoptim.operations.timing import fraction_progress, full_race, slow_warnings
 from omgoptim.operations.verdict import load_warnings
 from omgoptim.reports import EfficiencyReport, Layer, Measurement
 from omgoptim.requests import ProfileRequest
@@ -65,7 +65,7 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
     if before.macs is None and loaded.macs and loaded.macs.macs is not None:  # an artifact without a count
         before = before.model_copy(update={"macs": loaded.macs.macs, "flops": 2 * loaded.macs.macs})
     waits = waiting_share(timing, raced.load) if loaded.device == "cpu" else None
-    warnings = [*loaded.notes, *unknown, *load_warnings(raced.load)]
+    warnings = [*loaded.notes, *unknown, *load_warnings(raced.load), *slow_warnings(timing)]
     if waits is not None:
         warnings.insert(0, waiting_sentence(waits))
     if before.macs is None:
