@@ -31,7 +31,7 @@ from omgoptim.operations.context import RunContext, is_live
 from omgoptim.operations.fixed_batch import fixed_batch_note
 from omgoptim.operations.gain_attribution import implausible_sentence
 from omgoptim.operations.report_records import environment, gains, measurement, output_records, shown_request
-from omgoptim.operations.timing import bench_of, fraction_progress, full_race
+from omgoptim.operations.timing import bench_of, fraction_progress, full_race, slow_warnings
 from omgoptim.operations.verdict import (
     is_gain,
     load_warnings,
@@ -93,6 +93,7 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
             *notes,
             *quality_warnings(quality, 0.01, data.real),
             *load_warnings(raced.load),
+            *slow_warnings(raced.timing(0), timing),
         ],
         verb="compare",
         run_id=context.run_id,

@@ -16,7 +16,7 @@ from omgoptim.operations.gain_attribution import waiting_warnings
 from omgoptim.operations.ledger import Ledger
 from omgoptim.operations.live_objects import Live
 from omgoptim.operations.loaded_model import LoadedModel, prepare
-from omgoptim.operations.next_steps import new_calls, pick_step, repeat_of, same_arguments, step
+from omgoptim.operations.next_steps import new_calls, pick_step, repeat_of, result_arguments, same_arguments, step
 from omgoptim.operations.optimization.chain import UNTRAINED, UNTRAINED_SHARE, Chain, single
 from omgoptim.operations.optimization.cost import Cost, epoch_seconds, measured_once
 from omgoptim.operations.optimization.final_choice import (
@@ -308,5 +308,5 @@ def _next_steps(
             longer = same_arguments(request) | {"budget_minutes": 3 * request.budget_minutes}
             steps.append(step("optimize", longer, "more time trains longer and tries more levels"))
     else:
-        steps.append(step("profile", {"model": context.run_id}, "see which layers cost most now"))
+        steps.append(step("profile", result_arguments(request, context.run_id), "see which layers cost most now"))
     return steps

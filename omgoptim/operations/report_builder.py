@@ -20,6 +20,7 @@ from omgoptim.operations.output_folder import deliver
 from omgoptim.operations.recovery_next_steps import RunResult, next_steps
 from omgoptim.operations.report_records import artifact_record, environment, output_records, shown_request
 from omgoptim.operations.save_and_measure import MeasuredArtifact, measure, save
+from omgoptim.operations.timing import slow_warnings
 from omgoptim.operations.verdict import (
     Outcome,
     load_warnings,
@@ -80,7 +81,7 @@ def build_report(verb: str, job: AnyJob, final_model: FinalModel, output: Path |
     warnings += [*loaded.notes, *job.datasets.notes, *final_model.warnings, *unknown, *undelivered]
     labelled = any(target is not None for target in loaded.evaluation.targets)
     warnings += quality_warnings(measured.quality, guard, loaded.data.real, labelled)
-    warnings += load_warnings(measured.load)
+    warnings += [*load_warnings(measured.load), *slow_warnings(measured.original, measured.timing)]
     result = RunResult(
         outcome, context.run_id, measured.gains, missed is not None, final_model.rounds, final_model.training
     )

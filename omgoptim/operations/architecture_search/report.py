@@ -16,7 +16,7 @@ from omgoptim.operations.architecture_search.trials import FINALS, Found
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.final_measurement import doubts, guard_reasons
 from omgoptim.operations.gain_attribution import waiting_warnings
-from omgoptim.operations.next_steps import pick_step, repeat_of, same_arguments, step
+from omgoptim.operations.next_steps import pick_step, repeat_of, result_arguments, same_arguments, step
 from omgoptim.operations.report_records import artifact_record, environment, output_records, shown_request
 from omgoptim.operations.timing import slow_warnings
 from omgoptim.operations.verdict import (
@@ -260,4 +260,4 @@ def _next_steps(job: Job[SearchRequest], outcome: Outcome) -> list[NextStep]:
     if request.precision == "float32" and request.data:
         again = {"model": run_id, "data": request.data, "max_quality_drop": request.max_quality_drop}
         return [step("quantize", again, "the network is in float32: quantization makes it smaller and faster")]
-    return [step("profile", {"model": run_id}, "see which layers cost most now")]
+    return [step("profile", result_arguments(job.request, run_id), "see which layers cost most now")]
