@@ -45,7 +45,7 @@ def conditional(trial):
 def not_a_number(trial):
     class Broken(nn.Linear):
         def forward(self, x):
-            return super().forward(x) / x.sum().mul(0)
+            return super().forward(x) * (float("nan") if self.training else 1.0)
     return nn.Sequential(nn.Flatten(), Broken(64, trial.suggest_categorical("classes", [10, 11])))
 
 def fixed(trial):

@@ -118,7 +118,8 @@ def automatic_space(job: Job[SearchRequest], span: tuple[float, float]) -> Searc
     """
     run = job.module_run(span)
     sketched, inherited = (
-        replace(run, statistics=run.statistics.split(count)[0]) for count in (SKETCHED_ON, INHERITED_ON)
+        replace(run, statistics=run.statistics.split(count)[0], progress=lambda *_: None)
+        for count in (SKETCHED_ON, INHERITED_ON)
     )
     found = auto_space(job.original, sketched, job.request.stages, run.progress)
     return Searched(
