@@ -72,7 +72,8 @@ def pruned(net: nn.Module, ratio: float, example: dict[str, Tensor]) -> nn.Modul
             for module in attention
             for layer in (module.query, module.key, module.value)
         }
-        options = {"ignored_layers": stream, "num_heads": heads, "prune_num_heads": True, "head_pruning_ratio": ratio}
+        options = {"ignored_layers": stream, "num_heads": heads, "prune_head_dims": False}
+        options |= {"prune_num_heads": True, "head_pruning_ratio": ratio}
     pruner = torch_pruning.pruner.BasePruner(
         smaller,
         example if attention else next(iter(example.values())),

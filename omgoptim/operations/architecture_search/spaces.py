@@ -15,7 +15,6 @@ from omgoptim.architecture_search.auto import auto_space
 from omgoptim.architecture_search.define_by_run import LOOKS, DrawnTrial, build, look, module_of
 from omgoptim.architecture_search.space import Configuration, Space
 from omgoptim.errors import OmgoptimError, RequestError, UserCodeError, argument
-from omgoptim.measure.size import count_params
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.user_code import call_user, load_callable
 from omgoptim.operations.compression_job import Job
@@ -119,7 +118,8 @@ def automatic_space(job: Job[SearchRequest], span: tuple[float, float]) -> Searc
     """
     run = job.module_run(span)
     sketched, inherited = (
-        replace(run, statistics=run.statistics.split(count)[0]) for count in (SKETCHED_ON, INHERITED_ON)
+        replace(run, statistics=run.statistics.split(count)[0], progress=lambda *_: None)
+        for count in (SKETCHED_ON, INHERITED_ON)
     )
     found = auto_space(job.original, sketched, job.request.stages, run.progress)
     return Searched(
@@ -130,8 +130,8 @@ def automatic_space(job: Job[SearchRequest], span: tuple[float, float]) -> Searc
     )
 
 
-def largest_network(function: SpaceFunction, searched: Searched, seed: int) -> tuple[nn.Module, Configuration]:
-    """Return the network of most parameters among a few of a space: what the others are measured against.
+def drawn_networks(function: SpaceFunction, searched: Searched, seed: int) -> list[nn.Module]:
+    """Return a few networks of a space: drawn at random, and of a product the first and last options.
 
     Raises:
         OmgoptimError: none could be built.
@@ -147,17 +147,13 @@ def largest_network(function: SpaceFunction, searched: Searched, seed: int) -> t
         except UserCodeError:
             continue
         tried.append(dict(trial.params))
-    best: tuple[int, nn.Module, Configuration] | None = None
+    found: list[nn.Module] = []
     failure: OmgoptimError | None = None
     for configuration in tried:
         try:
-            module = searched.build(configuration)
+            found.append(searched.build(configuration))
         except OmgoptimError as error:
             failure = error
-            continue
-        params = count_params(module)[0]
-        if best is None or params > best[0]:
-            best = params, module, configuration
-    if best is None:
+    if not found:
         raise failure or UserCodeError("the search space gave no module")
-    return best[1], best[2]
+    return found
