@@ -16,6 +16,8 @@ import typer
 
 from omgoptim import __version__, requests
 from omgoptim.cli import options, output, runs
+from omgoptim.cli.output import AS_JSON as _AS_JSON
+from omgoptim.cli.output import PROJECT as _PROJECT
 from omgoptim.cli.runs import GUARD_FAILED as GUARD_FAILED
 from omgoptim.cli.runs import INTERRUPTED as INTERRUPTED
 from omgoptim.errors import OmgoptimError, RequestError, did_you_mean
@@ -112,7 +114,7 @@ def _face_parameter(name: str, annotation: Any, default: Any) -> inspect.Paramet
 
 
 _FACE_PARAMETERS = [
-    _face_parameter("as_json", bool, output.AS_JSON),
+    _face_parameter("as_json", bool, _AS_JSON),
     _face_parameter("form", str | None, output.FORMAT),
     _face_parameter("detail", str | None, output.DETAIL),
     _face_parameter("no_wait", bool, _NO_WAIT),
@@ -120,9 +122,9 @@ _FACE_PARAMETERS = [
 
 
 def _doctor(
-    project: str | None = output.PROJECT,
+    project: str | None = _PROJECT,
     python: str | None = typer.Option(None, "--python", metavar="TEXT", help="Python interpreter to check."),
-    as_json: bool = output.AS_JSON,
+    as_json: bool = _AS_JSON,
 ) -> int:
     """Report the engines, devices and optional packages of the project's Python, and how to install missing ones."""
     given = {"project": project, "python": python}

@@ -13,7 +13,7 @@ import typer
 from omgoptim.cli import options
 from omgoptim.errors import OmgoptimError, RequestError, did_you_mean
 from omgoptim.jobs.folder import RunFolder
-from omgoptim.render import brief
+from omgoptim.render import brief, markdown, shared
 from omgoptim.reports import DoctorReport, EfficiencyReport, RunState
 from omgoptim.requests.command import in_shell
 from omgoptim.text import clean_json
@@ -75,9 +75,7 @@ def wants_full(detail: str | None, form: Form) -> bool:
 def show_report(report: EfficiencyReport, folder: RunFolder, form: Form, full: bool) -> int:
     """Print a report."""
     if form == "markdown":
-        from omgoptim.render.shared import shared_markdown
-
-        return print_text(shared_markdown(report))
+        return print_text(shared.shared_markdown(report))
     content = brief.to_json(report) if full else brief.brief_report(report, folder.path)
     return show(content, lambda term: term.report_view(report, full=full, folder=folder.path), form)
 
@@ -85,18 +83,14 @@ def show_report(report: EfficiencyReport, folder: RunFolder, form: Form, full: b
 def show_state(state: RunState, form: Form) -> int:
     """Print where a run stands."""
     if form == "markdown":
-        from omgoptim.render.markdown import state_markdown
-
-        return print_text(state_markdown(state))
+        return print_text(shared.without_paths_in(markdown.state_markdown(state)))
     return show(brief.to_json(state), lambda term: term.state_view(state), form)
 
 
 def show_states(states: list[RunState], form: Form) -> int:
     """Print a list of runs."""
     if form == "markdown":
-        from omgoptim.render.markdown import runs_markdown
-
-        return print_text(runs_markdown(states, len(states)))
+        return print_text(shared.without_paths_in(markdown.runs_markdown(states, len(states))))
     return show({"runs": [brief.to_json(state) for state in states]}, lambda term: term.runs_view(states), form)
 
 
@@ -140,9 +134,7 @@ def print_error(error: OmgoptimError, form: Form) -> int:
         record = error.to_dict()
         print_json({"error": record | {"fix": in_shell(record["fix"])}})
     if form == "markdown":
-        from omgoptim.render.shared import error_to_share
-
-        print_text(error_to_share(error))
+        print_text(shared.error_to_share(error))
     console(sys.stderr).print(error_view(error), soft_wrap=True)
     return error.exit_code
 

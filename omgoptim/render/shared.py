@@ -6,7 +6,7 @@ The verdict and the table are seen at once, the rest is collapsed.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from omgoptim.errors import OmgoptimError
@@ -50,12 +50,14 @@ def shared_markdown(report: EfficiencyReport) -> str:
         if len(text) <= MOST_CHARACTERS:
             return text
     whole_lines = text[: MOST_CHARACTERS - 60].rpartition("\n")[0]
-    return f"{whole_lines}\n\n</details>\n\n… cut; the rest is in report.json\n"
+    still_open = whole_lines.count("\n<details>") - whole_lines.count("\n</details>")
+    end = "\n\n</details>" * still_open
+    return f"{whole_lines}{end}\n\n… cut; the rest is in report.json\n"
 
 
 def error_to_share(error: OmgoptimError) -> str:
     """What went wrong, with neither paths of the machine nor the log."""
-    shown = OmgoptimError(*(_without_paths(text, []) for text in (error.what, error.why, in_shell(error.fix))))
+    shown = OmgoptimError(*(without_paths_in(text) for text in (error.what, error.why, in_shell(error.fix))))
     return f"**FAILED** omgoptim\n\n{error_markdown(shown)}"
 
 
@@ -63,7 +65,7 @@ def without_paths(report: EfficiencyReport) -> EfficiencyReport:
     """The same report with paths relative to the project; of a path elsewhere only its last part is left."""
     folders = project_folders(report)
     return EfficiencyReport.model_validate(
-        _with_texts(report.model_dump(mode="json"), lambda text: _without_paths(text, folders))
+        _with_texts(report.model_dump(mode="json"), lambda text: without_paths_in(text, folders))
     )
 
 
@@ -125,7 +127,8 @@ def _calls(report: EfficiencyReport) -> str:
     return "\n".join([*lines, f"- Run: {code(report.run_id)}"])
 
 
-def _without_paths(text: str, folders: list[str]) -> str:
+def without_paths_in(text: str, folders: Sequence[str] = ()) -> str:
+    """A text with paths relative to these folders; of any other path only its last part is left."""
     for folder in folders:
         text = re.sub(rf"{re.escape(folder)}[\\/]+", "", text)
         text = re.sub(rf"{re.escape(folder)}(?![\w-])", ".", text)

@@ -11,7 +11,7 @@ from omgoptim.render.blocks import Block, Items, Line, Mark, Section, Table, Tex
 from omgoptim.render.brief import to_json
 from omgoptim.render.claims import Row, Tone, comparison_rows, speed_undecided, verdict
 from omgoptim.render.numbers import plain, plural, progress_text
-from omgoptim.render.shared import section_markdown, without_paths
+from omgoptim.render.shared import section_markdown, without_paths, without_paths_in
 from omgoptim.reports import EfficiencyReport, RunState
 
 TITLE = "Runs side by side"
@@ -94,7 +94,17 @@ def runs_html(runs: Sequence[Run]) -> str:
 
 
 def _section(runs: Sequence[Run]) -> Section:
-    return runs_section([Run(run.state, run.report and without_paths(run.report)) for run in runs])
+    return runs_section([_without_paths(run) for run in runs])
+
+
+def _without_paths(run: Run) -> Run:
+    texts = {"model": without_paths_in(run.state.model), "summary": without_paths_in(_what(run.state))}
+    return Run(run.state.model_copy(update=texts), run.report and without_paths(run.report))
+
+
+def _what(state: RunState) -> str:
+    """How a run ended, or where it stands."""
+    return state.summary or (state.error or {}).get("what", "") or progress_text(state)
 
 
 def _machine(report: EfficiencyReport) -> str:
@@ -106,8 +116,7 @@ def _machine(report: EfficiencyReport) -> str:
 def _remarks(run: Run) -> list[str]:
     if run.report is not None:
         return run.report.warnings[:MOST_WARNINGS]
-    what = run.state.summary or (run.state.error or {}).get("what", "") or progress_text(run.state)
-    return [what] if what else []
+    return [_what(run.state)]
 
 
 def _cells(run: Run) -> dict[str, Text]:

@@ -74,6 +74,8 @@ def test_every_form_says_that_times_of_two_runs_are_not_compared(quantized: Effi
 
 def test_the_page_and_the_markdown_name_no_path_of_the_machine(quantized: EfficiencyReport) -> None:
     runs = [run_of(quantized.model_copy(update={"warnings": ["see /home/me/project/log.txt"]}))] * 2
+    error = {"kind": "ModelError", "what": "no /home/me/project/net.py", "why": "", "fix": ""}
+    runs.append(run_of(None, "failed", error=error, model="/home/me/project/net.py:build"))
     assert "/home" not in runs_html(runs) + runs_markdown(runs)
     assert "see log.txt" in runs_html(runs)
     assert side_by_side.TITLE in runs_html(runs)
