@@ -50,6 +50,7 @@ const start = async (theme) => {
   await page.evaluate((given) => window.bridge.sendToolInput({ arguments: given }), given);
   const waiting = await said("h1");
   const result = await client.callTool({ name: "quantize", arguments: given });
+  if (result.isError) throw new Error(JSON.stringify(result.structuredContent));
   await page.evaluate((result) => window.bridge.sendToolResult(result), result);
   await inside().locator(".badge.running", { hasText: /STARTING|QUEUED|RUNNING/ }).waitFor({ timeout: 10_000 });
   return { waiting, id: result.structuredContent.run_id };
