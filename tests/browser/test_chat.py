@@ -53,6 +53,7 @@ def test_a_run_is_watched_and_another_cancelled_from_the_page_in_a_chat(drive: A
     assert all(0 < size["height"] < 20_000 for size in watched["sizes"])
     assert seen["arriving"] >= 1
     assert seen["refused"] == 0
+    assert seen["unseen"] == 0
     longer, cancel = (message["content"][0]["text"] for message in seen["messages"])
     assert longer.startswith("Call the tool quantize of omgoptim with ")
     assert json.loads(longer.partition(" with ")[2])["effort"] == "best"
