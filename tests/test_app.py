@@ -127,7 +127,9 @@ async def test_a_run_that_goes_on_shows_its_stages_its_candidates_and_the_call_t
     with Progress(folder, folder.stored_state().model_copy(update={"pid": os.getpid()})) as progress:
         progress.start("getting ready")
         progress.report("screening 2 candidates", 0.4)
-        for name, speed, drop in (("int8 <b>", 2.0, 0.0), ("bf16", 1.5, 0.02)):
+        progress.wait("waiting for cpu")
+        progress.go_on()
+        for name, speed, drop in (("int8 <b>", None, 0.0), ("int8 <b>", 2.0, 0.0), ("bf16", 1.5, 0.02)):
             progress.publish(
                 Candidate(name=name, scheme="static", runtime="onnxruntime", size_bytes=10, speedup=speed,
                           quality=0.9 - drop, quality_drop=drop, status="planned", why="")
@@ -136,8 +138,12 @@ async def test_a_run_that_goes_on_shows_its_stages_its_candidates_and_the_call_t
             page = page_of(await client.call_tool("runs", {"action": "show", "run_id": folder.id}))
     assert dict(page["poll"]) == {"action": "show", "run_id": folder.id, "project": str(project)}
     assert page["title"] == "screening 2 candidates"
-    stages, candidates = page["sections"]
-    assert [row[0] for row in stages["blocks"][0]["rows"]] == ["getting ready", "screening 2 candidates"]
+    candidates, stages = page["sections"]
+    assert [row[0] for row in stages["blocks"][0]["rows"]] == [
+        "getting ready",
+        "screening 2 candidates",
+        "waiting for cpu",
+    ]
     scatter, table = candidates["blocks"]
     assert [point["kind"] for point in scatter["drawing"]["points"]] == ["original", "point", "outside"]
     assert scatter["drawing"]["guard"] == pytest.approx(0.89)
@@ -162,7 +168,7 @@ def test_epochs_of_the_last_training_are_shown_and_what_is_no_event_is_passed_ov
     assert [step.name for step in live.steps] == ["s"]
     assert [stage.name for stage in live.stages] == ["training"]
     titles = [section.title for section in live_document(live, str(project)).sections]
-    assert titles == ["Stages", "Steps so far", "Training"]
+    assert titles == ["Steps so far", "Training", "Stages"]
 
 
 @pytest.mark.parametrize("limit", [app.LARGEST, 8_000])

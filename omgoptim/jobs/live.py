@@ -22,7 +22,8 @@ _KINDS: dict[str, type[Candidate] | type[Step] | type[Epoch]] = {"candidate": Ca
 
 def read_live(folder: RunFolder) -> LiveRun:
     """Return what is known of a run so far; an event that cannot be read is passed over."""
-    stages: list[tuple[str, float, float]] = []
+    stages: dict[str, float] = {}
+    before: tuple[str, float] | None = None
     found: dict[str, list[Any]] = {kind: [] for kind in _KINDS}
     for event in _events(folder):
         try:
@@ -30,16 +31,16 @@ def read_live(folder: RunFolder) -> LiveRun:
                 found[event["kind"]].append(_KINDS[event["kind"]].model_validate(event["record"]))
             else:
                 at, name = datetime.fromisoformat(event["t"]).timestamp(), _name(event["stage"])
-                if stages:
-                    stages[-1] = (*stages[-1][:2], max(at, stages[-1][1]))
-                if not stages or stages[-1][0] != name:
-                    stages.append((name, at, at))
+                if before is not None:
+                    stages[before[0]] += max(0.0, at - before[1])
+                stages.setdefault(name, 0.0)
+                before = name, at
         except (ValueError, KeyError, TypeError):
             continue
     return LiveRun(
         state=read_state(folder),
-        stages=[StageTime(name=name, seconds=end - begin) for name, begin, end in stages[-MOST_STAGES:]],
-        candidates=found["candidate"][-MOST_RECORDS:],
+        stages=[StageTime(name=name, seconds=seconds) for name, seconds in stages.items()][-MOST_STAGES:],
+        candidates=list({one.name: one for one in found["candidate"]}.values())[-MOST_RECORDS:],
         steps=found["step"][-MOST_RECORDS:],
         epochs=_last_training(found["epoch"])[-MOST_RECORDS:],
         max_quality_drop=_guard(folder),

@@ -18,7 +18,7 @@ def live_document(run: LiveRun, project: str) -> Document:
     state = run.state
     left = "" if state.eta_s is None else f"about {wait_text(state.eta_s)} left"
     ask = call_text("runs", {"action": "cancel", "run_id": state.run_id, "project": project})
-    sections = [_stages(run), _measured(run), _training(run)]
+    sections = [_measured(run), _training(run), _stages(run)]
     return Document(
         title=stage_text(state),
         lead=left,
@@ -46,14 +46,14 @@ def runs_document(states: Sequence[RunState], project: str) -> Document:
     return Document(title=f"Runs in {project}", sections=(Section("Runs", (table,)),) if states else ())
 
 
-def error_document(error: OmgoptimError, run_id: str | None) -> Document:
-    """Return a refusal or a failed run: what happened, why, and what to do."""
+def error_document(error: OmgoptimError, run_id: str | None, status: str) -> Document:
+    """Return a refusal or a run that failed or was cancelled: what happened, why, and what to do."""
     texts = [("why", error.why), ("fix", error.fix)]
     blocks: list[Block] = [Line(label, Text(text, limit=1200)) for label, text in texts if text]
     blocks += [Code(error.log, "its log ends")] if error.log else []
     about = (Text(run_id),) if run_id else ()
     sections = (Section("What to do", tuple(blocks)),) if blocks else ()
-    return Document(title=error.what, verdict="FAILED", tone="failed", about=about, sections=sections)
+    return Document(title=error.what, verdict=status.upper(), tone="failed", about=about, sections=sections)
 
 
 def ended_document(state: RunState) -> Document:

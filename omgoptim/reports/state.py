@@ -70,7 +70,7 @@ class RunState(Record):
 
 
 class StageTime(Record):
-    """A stage of a run and how long it took so far."""
+    """A stage of a run and how long it took so far; one that went on after a wait is one."""
 
     name: str
     seconds: float = Field(ge=0)

@@ -75,9 +75,11 @@ async def _call_tool(context: Context, params: CallToolRequestParams) -> CallToo
         return answers.error_answer(fault)
 
 
-async def _failed(context: Context, error: OmgoptimError, run_id: str | None = None) -> CallToolResult:
+async def _failed(
+    context: Context, error: OmgoptimError, run_id: str | None = None, status: str = "failed"
+) -> CallToolResult:
     answer = answers.error_answer(error, run_id)
-    return await app.answer_with(context, answer, lambda: live.error_document(error, run_id))
+    return await app.answer_with(context, answer, lambda: live.error_document(error, run_id, status))
 
 
 async def _answer(context: Context, name: str, arguments: dict[str, Any]) -> CallToolResult:
@@ -142,7 +144,7 @@ async def _wait_and_answer(
     try:
         return await _reported(context, await run_sync(load_report, folder), folder, detail)
     except OmgoptimError as error:
-        return await _failed(context, error, folder.id)
+        return await _failed(context, error, folder.id, "cancelled" if state.status == "cancelled" else "failed")
 
 
 async def _reported(

@@ -28,11 +28,18 @@ for (const file of asked.pages) {
       hit: globalThis.hit ?? null,
       theme: document.documentElement.dataset.theme,
     }));
+    await page.emulateMedia({ media: "print" });
+    found.push(...(await boxes(page)).map((one) => `print ${one}`));
+    const printed = await page.evaluate(() => getComputedStyle(document.body).backgroundColor);
+    await page.emulateMedia({ media: "screen" });
+    const head = page.locator("th button").first();
+    if (await head.count()) await head.press("Enter");
+    const sorted = await page.evaluate(() => document.querySelector("th[aria-sort]")?.getAttribute("aria-sort") ?? null);
     for (const head of await page.$$("th button")) await head.evaluate((one) => one.click());
     for (const summary of await page.$$("summary")) await summary.evaluate((one) => one.click());
     await page.waitForTimeout(50);
     if (asked.axe !== false) found.push(...(await accessibility(page)).map((one) => `axe ${one}`));
-    results.push({ file, theme, found, paint, ...facts, errors: noted.errors, requests: noted.requests.filter((url) => !url.startsWith("file:")) });
+    results.push({ file, theme, found, paint, printed, sorted, ...facts, errors: noted.errors, requests: noted.requests.filter((url) => !url.startsWith("file:")) });
     await browser.close();
   }
 }

@@ -83,6 +83,8 @@ def clean(result: dict[str, Any]) -> None:
     assert result["hit"] is None
     assert result["foreign"] == []
     assert result["found"] == []
+    assert result["printed"] == "rgb(255, 255, 255)"
+    assert result["sorted"] in ("ascending", None)  # by the keyboard; None where no table can be sorted
 
 
 def test_hostile_names_stay_text_in_a_page_without_errors_requests_or_overlaps(drive: Any, tmp_path: Path) -> None:
@@ -99,6 +101,7 @@ def test_hostile_names_stay_text_in_a_page_without_errors_requests_or_overlaps(d
     file = written(tmp_path, "hostile", report.model_copy(update=update))
     (result,) = drive("page.mjs", {"pages": [file], "widths": [800], "themes": ["light"]})
     clean(result)
+    assert result["sorted"] == "ascending"
     for text in HOSTILE:
         assert result["raw"].count(text) >= 2
 

@@ -142,13 +142,13 @@ def screen(
                 continue
             result.timing = timing
             screening.evaluate(result, read_outputs(target))
-            context.publish(_screened(result))
+            context.publish(live_candidate(result))
         done += len(group)
     return screening
 
 
-def _screened(result: CandidateResult) -> Candidate:
-    """Return what a candidate's one launch gave, before anything is decided."""
+def live_candidate(result: CandidateResult) -> Candidate:
+    """Return what is known of a candidate before anything is decided."""
     spec = result.built.spec
     return Candidate(
         name=spec.name,
@@ -159,7 +159,7 @@ def _screened(result: CandidateResult) -> Candidate:
         quality=result.quality,
         quality_drop=result.drop,
         status="failed" if result.error else "planned",
-        why=result.error.what if result.error else "screened with one launch",
+        why=result.error.what if result.error else "screened with one launch" if result.timing else "built",
     )
 
 
