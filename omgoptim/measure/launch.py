@@ -40,6 +40,8 @@ class TimingPlan:
     throughput_rounds: int = 2
     narrow: float = 0.03
     """Half-width of a ratio's interval, in log units, that needs no more launches."""
+    limit_s: float = math.inf
+    """Seconds within which the launches after the second must end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,6 @@ class LaunchResult:
     log_ratio: float
     """Median over the rounds of the log of the first artifact's time over this one's."""
     calls: int
-    busy: list[float]
     idle: list[float]
     reopened: list[float]
     throughput_p50: float | None = None
@@ -218,7 +219,6 @@ def _result(run: _Launch, entry: _Entry, latency: Turns, throughput: Turns) -> L
         p90=statistics.median(turn["p90"] for turn in turns),
         log_ratio=_median_log_ratio(latency[first], turns),
         calls=sum(turn.get("calls", 0) for turn in turns),
-        busy=[turn["busy"] for turn in turns if "busy" in turn],
         idle=[turn["idle"] for turn in turns if turn.get("idle") is not None],
         reopened=entry.reopened,
         throughput_p50=statistics.median(turn["p50"] for turn in samples) if samples else None,

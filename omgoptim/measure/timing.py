@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,10 +74,8 @@ class Timing:
     """One log ratio per launch; `speedup` is the exponential of their mean."""
     calls: int | None = None
     """Number of timed calls behind the latency."""
-    busy: float | None = None
-    """Cores that the process kept busy while it was timed: near 0 where it waited."""
     idle: float | None = None
-    """Share of that time in which it neither computed nor waited for a core; None where it is not reported."""
+    """Share of the time in which the process neither computed nor waited for a core; None where it is not reported."""
     reopened: tuple[float, ...] = ()
     """Largest difference of each output of the opened artifact from the recorded one, relative to its scale."""
 
@@ -109,7 +108,7 @@ def time_artifacts(
     launched: list[list[LaunchResult]] = [[] for _ in artifacts]
     errors: dict[int, OmgoptimError] = {}
     run = setup.target.launch if setup.target is not None else run_launch
-    launch = 0
+    began, launch = time.monotonic(), 0
     while True:
         active = [index for index in range(len(artifacts)) if index not in errors]
         more = launch < plan.throughput_launches and _slowest_s([launched[index] for index in active]) <= VERY_SLOW_S
@@ -124,7 +123,8 @@ def time_artifacts(
         launch += 1
         progress(min(1.0, launch / plan.launches))
         candidates = [launched[index] for index in range(1, len(artifacts)) if index not in errors]
-        if has_converged([[one.log_ratio for one in results] for results in candidates], launch, plan):
+        over = launch >= 2 and (time.monotonic() - began) * (launch + 1) / launch > plan.limit_s
+        if over or has_converged([[one.log_ratio for one in results] for results in candidates], launch, plan):
             return [
                 errors.get(index) or _timing(results, setup.batch, first=index == 0)
                 for index, results in enumerate(launched)
@@ -179,7 +179,7 @@ def _timing(launched: Sequence[LaunchResult], batch: int, first: bool) -> Timing
     )
     per_s = [batch / one.throughput_p50 for one in launched if one.throughput_p50 is not None]
     log_throughput = [one.log_throughput for one in launched if one.log_throughput is not None]
-    busy, idle = [value for one in launched for value in one.busy], [value for one in launched for value in one.idle]
+    idle = [value for one in launched for value in one.idle]
     return Timing(
         latency_ms_p50=statistics.median(one.p50 for one in launched) * 1000,
         latency_ms_p90=statistics.median(one.p90 for one in launched) * 1000,
@@ -190,7 +190,6 @@ def _timing(launched: Sequence[LaunchResult], batch: int, first: bool) -> Timing
         launches=len(launched),
         log_ratios=() if first else log_ratios,
         calls=sum(one.calls for one in launched) or None,
-        busy=statistics.median(busy) if busy else None,
         idle=statistics.median(idle) if idle else None,
         reopened=tuple(max(values) for values in zip(*(one.reopened for one in launched), strict=True)),
     )

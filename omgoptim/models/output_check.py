@@ -71,6 +71,9 @@ def verify_outputs(folder: Path, manifest: Manifest, session: Session, *, same_m
     """Run the recorded batch and compare with the recorded outputs.
 
     Args:
+        folder: folder of the artifact.
+        manifest: its manifest.
+        session: the opened artifact.
         same_machine: the outputs were recorded with the kernels of this machine; those of another round differently.
 
     Returns:

@@ -66,6 +66,8 @@ def original_on_target(loaded: LoadedModel, context: RunContext, program: Progra
     """Return the model with its original as a float32 program: the baseline of everything that is measured on a target.
 
     Args:
+        loaded: the model as loaded.
+        context: context of the run.
         program: the model's export, if it exists already.
 
     Raises:

@@ -62,7 +62,7 @@ def test_what_is_measured_there_is_what_is_measured_here(there, server, make_pro
         assert isinstance(other, Timing)
         assert other.launches == one.launches == 2
         assert other.reopened == one.reopened
-        for name in ("latency_ms_p50", "latency_ms_p90", "throughput_per_s", "peak_memory_bytes", "calls", "busy"):
+        for name in ("latency_ms_p50", "latency_ms_p90", "throughput_per_s", "peak_memory_bytes", "calls"):
             assert getattr(other, name) > 0, name
     assert remote[0].speedup is None
     assert remote[1].speedup.low < remote[1].speedup.value < remote[1].speedup.high
