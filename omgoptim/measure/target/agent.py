@@ -207,7 +207,7 @@ def main(cache: str, uname: str, commands: BinaryIO) -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     agent = Agent(Store(Path(cache)), uname, answers)
-    os.environ["TMPDIR"] = str(agent.store.session)
+    os.environ |= dict.fromkeys(("TMPDIR", "XDG_CACHE_HOME"), str(agent.store.session))  # engines write to both
     last = [time.monotonic()]
 
     def read() -> None:
