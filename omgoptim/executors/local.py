@@ -27,8 +27,9 @@ START = IMPORT_OMGOPTIM + "from omgoptim.executors.task import main\nmain()\n"
 class LocalExecutor:
     """Worker processes, started when they are first needed; a lost one is started again."""
 
-    def __init__(self, workers: int, project: Path) -> None:
+    def __init__(self, workers: int, project: Path, retries: int = RETRIES) -> None:
         self.workers = workers
+        self._retries = retries
         self._project = project
         self._waiting: queue.Queue[tuple[Task, Future[TaskResult]] | None] = queue.Queue()
         self._processes: dict[int, subprocess.Popen[str]] = {}
@@ -79,7 +80,7 @@ class LocalExecutor:
 
     def _run(self, task: Task, place: int) -> TaskResult:
         reason = ""
-        for _attempt in range(1 + RETRIES):
+        for _attempt in range(1 + self._retries):
             process = self._process(place)
             outcome = self._ask(process, json.dumps(to_record(task, self._mark)))
             if outcome is not None:
@@ -88,7 +89,7 @@ class LocalExecutor:
             reason = f"it ended by signal {-code}" if code < 0 else f"it ended with exit code {code}"
             if self._closed:
                 break
-        raise lost(task, 1 + RETRIES, reason)
+        raise lost(task, 1 + self._retries, reason)
 
     def _process(self, place: int) -> subprocess.Popen[str]:
         process = self._processes.get(place)
@@ -114,6 +115,8 @@ class LocalExecutor:
             process.stdin.flush()
         answer = process.stdout.readline()
         if not answer.endswith("\n"):
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(2)  # its own end says why
             _end(process)
             return None
         found: dict[str, Any] = json.loads(answer)

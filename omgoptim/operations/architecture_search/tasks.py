@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -48,12 +47,12 @@ from omgoptim.operations.architecture_search.spaces import (
     users_space,
 )
 from omgoptim.operations.compression_job import Job
-from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import load_datasets
+from omgoptim.operations.execution import request_here, sent
 from omgoptim.operations.live_objects import Live
 from omgoptim.operations.loaded_model import prepare
 from omgoptim.operations.save_and_measure import require_module
-from omgoptim.requests import SearchRequest, parse
+from omgoptim.requests import SearchRequest
 
 TRAINED = ".trained"
 """Suffix of the folder of a trial that a task trained, until it is measured here."""
@@ -134,14 +133,10 @@ class TaskRunner:
     ) -> Future[TaskResult]:
         request, context = self.job.request, self.job.context
         threads = 1 if request.on == "ray" else max(1, usable_cores() // self.executor.workers)
-        asked = request.model_dump(mode="json") | {"threads": min(threads, request.threads or threads)}
         screened = {"cost": asdict(untrained), "predicted": predicted}
         payload = {
             "problem": {
-                "request": asked,
-                "project": str(context.project),
-                "scratch": str(context.work),
-                "run_id": context.run_id,
+                **sent("search", request, context, threads),
                 "runtime": self.job.runtime,
                 "identity": self.identity,
             },
@@ -196,7 +191,8 @@ def _problem(record: str) -> tuple[Callable[[Mapping[str, Any]], nn.Module], Tra
     from omgoptim.operations.architecture_search.trials import Trials
 
     asked = json.loads(record)
-    request, context = _request_here(asked)
+    request, context = request_here(asked)
+    assert isinstance(request, SearchRequest)
     live = Live()
     function = space_function(request, PathPolicy.of_request(context.project, request), live)
     searched = None if function is None else users_space(function, request.seed)
@@ -216,21 +212,6 @@ def _problem(record: str) -> tuple[Callable[[Mapping[str, Any]], nn.Module], Tra
     costs = Costs(job, loaded.baseline, 1.0, Limits(None, None, None), None)
     trials = Trials(job, searched, costs, None, None if alone else original, time.monotonic())
     return searched.build, trials.training()
-
-
-def _request_here(asked: Mapping[str, Any]) -> tuple[SearchRequest, RunContext]:
-    """Return the request and a context of this process; where the project was sent, its paths are those of the copy."""
-    project, scratch = Path(asked["project"]), Path(asked["scratch"])
-    text = json.dumps(asked["request"])
-    if not scratch.is_dir():
-        text, project = text.replace(str(project), str(Path.cwd())), Path.cwd()
-        scratch = Path(tempfile.mkdtemp(prefix="omgoptim-worker-"))
-    request = parse("search", json.loads(text))
-    assert isinstance(request, SearchRequest)
-    folder = scratch / f"worker-{os.getpid()}"
-    (folder / "work").mkdir(parents=True, exist_ok=True)
-    context = RunContext(folder, asked["run_id"], project, "", "", lambda _stage, _done: None)
-    return request, context
 
 
 def weights_hash(module: nn.Module) -> str:
