@@ -168,9 +168,8 @@ def _loaded(payload: Mapping[str, Any]) -> tuple[Job[DistillRequest], Student]:
     assert isinstance(request, DistillRequest)
     loaded = prepare(request, context, Live())
     teacher = require_module(loaded, "distill")
-    job = Job(
-        request, context, loaded, load_datasets(request, loaded, teacher, None), teacher, payload["problem"]["runtime"]
-    )
+    datasets = load_datasets(request, loaded, teacher, None)
+    job = Job(request, context, loaded, datasets, teacher, payload["problem"]["runtime"])
     given = given_student(job, request.student, Live()) if isinstance(request.student, Given) else None
     base = teacher if given is None else given.base
     state = read_round(start, base)
