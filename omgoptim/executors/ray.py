@@ -75,7 +75,7 @@ class RayExecutor:
         self._marked.add(task.target.parent)
         resources: dict[str, Any] = {"num_cpus": 1, "max_retries": RETRIES}
         if task.timing:
-            resources |= {"num_cpus": 0, "resources": {TIMING: 1}}
+            resources |= {"num_cpus": self._timing_cpus(), "resources": {TIMING: 1}}
         reference = self._task.options(**resources).remote(to_record(task, self._mark), self._put(task.inputs))
         self._running[task.target] = 1
         future: Future[TaskResult] = Future()
@@ -136,6 +136,22 @@ class RayExecutor:
         except Exception as error:  # Ray raises kinds of its own, of versions, tokens, files and time-outs
             what = "Ray does not start" if address is None else f"no connection to the Ray cluster at {address}"
             raise SetupError(what, f"{type(error).__name__}: {str(error)[:300]}", "read the run's log") from error
+
+    def _timing_cpus(self) -> float:
+        """Return the CPUs of the smallest machine that may measure time.
+
+        Raises:
+            SetupError: there is none.
+        """
+        machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        cpus = [float(each.get("CPU", 0)) for each in machines if each.get(TIMING)]
+        if not cpus:
+            raise SetupError(
+                "no machine of the Ray cluster may measure time",
+                f"none of {len(machines)} has the custom resource {TIMING}",
+                f"start one of them with the resource {TIMING}: 1, and let nothing else run there",
+            )
+        return min(cpus)
 
     def _set(self, variables: Mapping[str, str]) -> None:
         for name, value in variables.items():

@@ -10,6 +10,7 @@ from omgoptim.measure.timing import PLANS
 from omgoptim.models.artifact import Manifest
 from omgoptim.models.report_file import write_sealed
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.execution import refuse_unreachable
 from omgoptim.operations.final_measurement import save_choice
 from omgoptim.operations.ledger import Ledger
 from omgoptim.operations.live_objects import Live
@@ -29,6 +30,7 @@ from omgoptim.operations.optimization.order import refusal
 from omgoptim.operations.optimization.plan import plan_report
 from omgoptim.operations.optimization.points import Point
 from omgoptim.operations.optimization.selection_data import identity_of, selection_as_evaluation, train_problem
+from omgoptim.operations.optimization.singles import take_on_ray
 from omgoptim.operations.optimization.steps import Steps, weights_identity
 from omgoptim.operations.output_folder import deliver as deliver_output
 from omgoptim.operations.output_folder import free_output
@@ -56,6 +58,7 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
     began = time.monotonic()
     output = free_output(request.output, request.allow_path, context)
     live = live or Live()
+    refuse_unreachable(request, live)
     loaded = prepare(request, context, live)
     load_s = time.monotonic() - began
     _refuse_quantized(request, loaded)
@@ -85,6 +88,8 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
         model=weights_identity(loaded),
         data=identity_of(loaded.data),
     )
+    if request.on == "ray":
+        take_on_ray(steps, trainable=problem is None)
     points, singles = _points(steps, goal, cost, problem)
     preference = Preference(request.prefer, Manifest.read(loaded.baseline).size_bytes)
     finalists = pick_finalists(points, goal, preference, singles)

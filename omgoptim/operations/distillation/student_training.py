@@ -54,7 +54,7 @@ def train(
     if done is not None:
         return done
     module = copy.deepcopy(start or student.module)
-    if request.workers > 1 or request.on != "local":
+    if request.workers > 1:
         job.context.progress(f"{name}, training on {request.workers} workers", span[0])
         train_on_workers(job, student, module, name, teacher is not None, epochs or request.epochs)
         done = read_round(folder / "done", student.base)

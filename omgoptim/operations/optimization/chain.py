@@ -75,12 +75,13 @@ SMALLEST_GUARD = 0.002
 
 def single(steps: Steps) -> Point | None:
     """Quantize the original: the baseline that a chain must beat."""
-    arguments = {
-        "runtime": steps.request.runtime,
-        "max_quality_drop": steps.request.max_quality_drop,
-        "prefer": steps.request.prefer,
-    }
-    return steps.take("quantize", "quantize", arguments, None, SINGLES)
+    return steps.take("quantize", "quantize", quantize_alone(steps), None, SINGLES)
+
+
+def quantize_alone(steps: Steps) -> dict[str, Any]:
+    """Return the arguments of quantizing the original."""
+    request = steps.request
+    return {"runtime": request.runtime, "max_quality_drop": request.max_quality_drop, "prefer": request.prefer}
 
 
 def build_chain(steps: Steps, goal: Goal, cost: Cost) -> None:
@@ -153,7 +154,7 @@ def _short(steps: Steps, cost: Cost, route: Route, level: float, index: int) -> 
     start, end = COMPARED
     width = (end - start) / (LEVELS + 2)
     begin = min(start + index * width, end - width)
-    arguments = route.arguments(level) | _training(steps, SHORT_EPOCHS)
+    arguments = route.arguments(level) | training(steps, SHORT_EPOCHS)
     needed = cost.trained_s(steps.taken, SHORT_EPOCHS) + cost.quantize_s(steps.taken)
     span = begin, begin + width
     return steps.take(_name(route, level), route.verb, arguments, None, span, route.speedup(level), needed)
@@ -166,7 +167,7 @@ def _recovered(steps: Steps, cost: Cost, route: Route, level: float) -> Point | 
     epoch = cost.trained_s(steps.taken, 1) - overhead
     affordable = (RECOVERY_SHARE * (steps.seconds_left - after) - overhead) / max(epoch, 1e-3)
     epochs = int(min(MOST_EPOCHS, max(2 * SHORT_EPOCHS, affordable)))
-    arguments = route.arguments(level) | _training(steps, epochs)
+    arguments = route.arguments(level) | training(steps, epochs)
     name = f"{_name(route, level)}, {epochs} epochs"
     needed = overhead + epochs * epoch + after
     return steps.take(name, route.verb, arguments, None, RECOVERED, route.speedup(level), needed)
@@ -186,7 +187,8 @@ def _quantized_within(steps: Steps, cost: Cost, point: Point, name: str, goal: G
     return any(one.cautious_drop <= goal.max_quality_drop for one in made)
 
 
-def _training(steps: Steps, epochs: int) -> dict[str, Any]:
+def training(steps: Steps, epochs: int) -> dict[str, Any]:
+    """Return the training arguments of a step."""
     request = steps.request
     rate = {} if request.learning_rate is None else {"learning_rate": request.learning_rate}
     return {"epochs": epochs, "loss": request.loss} | rate

@@ -1,0 +1,45 @@
+"""The steps of `optimize` that start from the original, taken at the same time on Ray.
+
+Each times its result, so each holds a machine of the resource `omgoptim_timing` with all of its cores: on one machine
+they follow each other, on a cluster they do not.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from omgoptim.executors import Task, executor_on
+from omgoptim.operations.optimization.chain import DISTILL, FIRST_LEVEL, PRUNE, SHORT_EPOCHS, quantize_alone, training
+from omgoptim.operations.optimization.steps import Steps
+from omgoptim.requests import parse
+
+FUNCTION = "omgoptim.jobs.step_runs:run_step_task"
+
+
+def take_on_ray(steps: Steps, trainable: bool) -> None:
+    """Take the first steps; `Steps.take` finds each of them done, and takes itself what failed.
+
+    Raises:
+        SetupError: Ray does not start, or no machine of its cluster may measure time.
+    """
+    began, context = time.monotonic(), steps.context
+    asked: list[tuple[str, dict[str, Any]]] = [("quantize", quantize_alone(steps))]
+    if trainable:
+        asked += [
+            (route.verb, route.arguments(FIRST_LEVEL) | training(steps, SHORT_EPOCHS)) for route in (PRUNE, DISTILL)
+        ]
+    place = context.work / "singles"
+    place.mkdir(parents=True, exist_ok=True)
+    with executor_on("ray", steps.request.workers, context.project, context.progress) as executor:
+        assert executor is not None
+        futures = []
+        for verb, arguments in asked:
+            key, whole = steps.named(verb, arguments)
+            if steps.ledger.get(key) is None:
+                folder = context.begin_step(key, verb, parse(verb, whole))
+                futures.append(executor.submit(Task(FUNCTION, {"folder": str(folder)}, place / key, timing=True)))
+        context.progress(f"taking {len(futures)} steps on Ray", 0.05)
+        for future in futures:
+            future.exception()  # the step's own run has its error
+    steps.budget_s -= time.monotonic() - began
