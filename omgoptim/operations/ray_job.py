@@ -64,7 +64,7 @@ def run_as_job(verb: str, request: ModelRequest, context: RunContext, live: Live
     with _stopped_with_this(client, context.run_id):
         _submit(client, verb, request, context)
         log = _followed(client, context)
-    report = _fetched(log, context)
+    report = fetched(log, context)
     place, notes = deliver(context.artifact, output, report.outcome != "guard_failed")
     update: dict[str, Any] = {"warnings": [*report.warnings, *notes]}
     return report.model_copy(update=update | ({"artifact": artifact_record(place)} if output else {}))
@@ -123,7 +123,7 @@ def _followed(client: Any, context: RunContext) -> str:
         time.sleep(POLL_S)
 
 
-def _fetched(log: str, context: RunContext) -> EfficiencyReport:
+def fetched(log: str, context: RunContext) -> EfficiencyReport:
     """Write the files of a job's log into the run's folder, sealed as this user's.
 
     Raises:
