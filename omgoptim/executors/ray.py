@@ -19,6 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from omgoptim.bootstrap import PACKAGE_FILE
 from omgoptim.errors import OmgoptimError, SetupError
 from omgoptim.executors import RETRIES, Task, TaskResult, lost
@@ -32,6 +34,9 @@ TIMING = "omgoptim_timing"
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable that Ray sets for the driver of a job."""
+
+SCRATCH = "omg-ray-"
+"""Prefix of a local Ray's folder, which lies where paths are short: its sockets' names have at most 107 bytes."""
 
 OBJECT_STORE_BYTES = 128 * 2**20
 
@@ -52,7 +57,8 @@ class RayExecutor:
     def __init__(self, workers: int, project: Path, progress: Callable[[str, float | None], None]) -> None:
         self.workers = workers
         self._ray = ray_library()
-        self._scratch = Path(tempfile.mkdtemp(prefix="omg-ray-"))
+        _remove_abandoned()
+        self._scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-"))
         self._before: dict[str, str | None] = {}
         self._mark = f".shared-{secrets.token_hex(8)}"
         self._marked: set[Path] = set()
@@ -190,6 +196,14 @@ class RayExecutor:
                     about = json.loads(file.read_text(encoding="utf-8"))
                     if about["host"] == socket.gethostname() and about["pid"] != os.getpid():
                         yield int(about["pid"])
+
+
+def _remove_abandoned() -> None:
+    """Remove the folders of drivers that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*-*"):
+        pid = folder.name.removeprefix(SCRATCH).partition("-")[0]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def runtime_env(project: Path) -> dict[str, Any]:
