@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from omgoptim.errors import SetupError
 from omgoptim.executors import Task, executor_on
 from omgoptim.operations.optimization.chain import DISTILL, FIRST_LEVEL, PRUNE, SHORT_EPOCHS, quantize_alone, training
 from omgoptim.operations.optimization.steps import Steps
@@ -20,8 +21,10 @@ FUNCTION = "omgoptim.jobs.step_runs:run_step_task"
 def take_on_ray(steps: Steps, trainable: bool) -> None:
     """Take the first steps; `Steps.take` finds each of them done, and takes itself what failed.
 
+    Where no machine of a cluster may measure time, nothing is done here.
+
     Raises:
-        SetupError: Ray does not start, or no machine of its cluster may measure time.
+        SetupError: Ray does not start.
     """
     began, context = time.monotonic(), steps.context
     asked: list[tuple[str, dict[str, Any]]] = [("quantize", quantize_alone(steps))]
@@ -38,7 +41,12 @@ def take_on_ray(steps: Steps, trainable: bool) -> None:
             key, whole = steps.named(verb, arguments)
             if steps.ledger.get(key) is None:
                 folder = context.begin_step(key, verb, parse(verb, whole))
-                futures.append(executor.submit(Task(FUNCTION, {"folder": str(folder)}, place / key, timing=True)))
+                task = Task(FUNCTION, {"folder": str(folder)}, place / key, timing=True)
+                try:
+                    futures.append(executor.submit(task))
+                except SetupError as error:
+                    context.progress(f"{error.what}: the steps follow each other here", None)
+                    break
         context.progress(f"taking {len(futures)} steps on Ray", 0.05)
         for future in futures:
             future.exception()  # the step's own run has its error
