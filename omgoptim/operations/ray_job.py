@@ -74,7 +74,11 @@ def _client(head: str) -> Any:
     try:
         return ray_library("job_submission").JobSubmissionClient(head)
     except (RuntimeError, ConnectionError) as error:
-        raise SetupError(f"the Ray head {head} takes no jobs", str(error)[:300], "its dashboard must run") from error
+        raise SetupError(
+            f"the Ray head {head} takes no jobs",
+            str(error)[:300],
+            "start it with its dashboard; this side needs 'omgoptim[ray]'",
+        ) from error
 
 
 def _submit(client: Any, verb: str, request: ModelRequest, context: RunContext) -> None:
