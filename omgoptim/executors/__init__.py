@@ -83,6 +83,9 @@ def executor_on(
 
     Args:
         on: local or ray.
+        workers: tasks at a time.
+        project: folder that workers load code and data from.
+        progress: of the run: stage, and fraction or None.
 
     Raises:
         SetupError: Ray is not installed, does not start, or its address does not answer.

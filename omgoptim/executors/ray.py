@@ -12,6 +12,8 @@ import os
 import secrets
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -37,6 +39,18 @@ JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 SCRATCH = "omg-ray-"
 """Prefix of a local Ray's folder, which lies where paths are short: its sockets' names have at most 107 bytes."""
+
+GUARD = """
+import contextlib, os, psutil, shutil, sys
+if not sys.stdin.read():  # the driver was killed; agents of Ray would stay
+    token = os.environ["RAY_AUTH_TOKEN"]
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.pid != os.getpid() and process.environ().get("RAY_AUTH_TOKEN") == token:
+                process.kill()
+    shutil.rmtree(sys.argv[1], ignore_errors=True)
+"""
+"""A process that ends what a killed driver left: whatever knows the token of its Ray."""
 
 OBJECT_STORE_BYTES = 128 * 2**20
 
@@ -64,6 +78,7 @@ class RayExecutor:
         self._marked: set[Path] = set()
         self._running: dict[Path, int] = {}
         self._contents: dict[str, Any] = {}
+        self._guard: subprocess.Popen[bytes] | None = None
         self._ours = not self._ray.is_initialized()
         try:
             address = cluster_address()
@@ -109,6 +124,8 @@ class RayExecutor:
         """See `Executor.close`."""
         if self._ours:
             self._ray.shutdown()
+        if self._guard is not None:
+            self._guard.communicate(b"done")
         for name, value in self._before.items():
             if value is None:
                 os.environ.pop(name, None)
@@ -137,6 +154,8 @@ class RayExecutor:
             package = pack(project, self._scratch / "project.zip")
             progress(f"sending the project to {address}: {package}", None)
             options |= {"address": address, "runtime_env": runtime_env(package.file)}
+        if address is None:
+            self._guard = subprocess.Popen([sys.executable, "-c", GUARD, str(self._scratch)], stdin=subprocess.PIPE)
         try:
             self._ray.init(**options)
         except Exception as error:  # Ray raises kinds of its own, of versions, tokens, files and time-outs

@@ -45,6 +45,7 @@ def to_record(task: Task, mark: str) -> dict[str, Any]:
     """Return a task in JSON.
 
     Args:
+        task: to send.
         mark: name of a file beside the target: a worker that sees it shares the folder.
     """
     return {
@@ -58,10 +59,12 @@ def to_record(task: Task, mark: str) -> dict[str, Any]:
 
 
 def run_task(record: dict[str, Any], contents: Mapping[str, bytes]) -> dict[str, Any]:
-    """Run an attempt of a task and return how it went: `error`, or where and how long it ran, with its files unless
-    the folder is shared.
+    """Run an attempt of a task and return how it went.
+
+    That is `error`, or where and how long it ran, with its files unless the folder is shared.
 
     Args:
+        record: of the task: see `to_record`.
         contents: of the task's input files, for a worker that cannot read them.
     """
     end_with_parent()

@@ -57,6 +57,9 @@ def sent(verb: str, request: ModelRequest, context: RunContext, threads: int) ->
     """Return a request as it is sent to workers, in JSON: see `request_here`.
 
     Args:
+        verb: that is done.
+        request: of the run.
+        context: of the run.
         threads: of each worker, unless fewer were asked for.
     """
     asked = request.model_dump(mode="json") | {"on": "local", "workers": 1, "output": None}

@@ -162,7 +162,9 @@ def result_lines(folder: Path, elsewhere: str, here: str) -> Iterator[str]:
     """Yield the lines that carry a finished run's report and artifacts.
 
     Args:
-        elsewhere, here: where the run lies for the one who submitted it, and where it lies in this job.
+        folder: of the run.
+        elsewhere: where the run lies for the one who submitted it.
+        here: where it lies in this job.
 
     Raises:
         RunError: they are too large for a log.

@@ -12,6 +12,7 @@ from omgoptim.executors import RETRIES
 from omgoptim.executors.connection import PROBE_S
 from omgoptim.executors.package import MOST_BYTES
 from omgoptim.measure.timing import PLANS
+from omgoptim.models.causal_lm import IGNORED
 from omgoptim.operations.distillation.student_training import PRETRAINED_LEARNING_RATE
 from omgoptim.operations.timing import BUSY, OVERLOADED, PATIENCE_S
 from omgoptim.reports.measured import SMALLER
@@ -25,7 +26,6 @@ from omgoptim.techniques.distill._student.derivation import HALF
 from omgoptim.training._distillation.output_distances import OTHERS_WEIGHT
 from omgoptim.training._distillation.teacher_outputs import LIMIT_BYTES
 from omgoptim.training._loop.optimizers import MOMENTUM
-from omgoptim.training.class_scores import IGNORED
 
 ROOT = Path(__file__).parents[2]
 WORDS = {1: "one", 2: "two", 3: "three", 5: "five", 8: "eight"}

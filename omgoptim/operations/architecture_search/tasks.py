@@ -37,12 +37,13 @@ from omgoptim.errors import OmgoptimError, RunError
 from omgoptim.executors import Executor, Task, TaskResult
 from omgoptim.executors.task import WORKER, Work
 from omgoptim.hardware import usable_cores
+from omgoptim.measure.size import count_params
 from omgoptim.models.security.bounded_read import read_plain
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.operations.architecture_search.costs import Costs, Limits
 from omgoptim.operations.architecture_search.spaces import (
     automatic_space,
-    largest_network,
+    drawn_networks,
     space_function,
     users_space,
 )
@@ -198,7 +199,8 @@ def _problem(record: str) -> tuple[Callable[[Mapping[str, Any]], nn.Module], Tra
     searched = None if function is None else users_space(function, request.seed)
     alone = request.space is None
     if alone and function is not None and searched is not None:
-        live = Live(module=largest_network(function, searched, request.seed)[0])
+        drawn = drawn_networks(function, searched, request.seed)
+        live = Live(module=max(drawn, key=lambda module: count_params(module)[0]))
     loaded = prepare(request, context, live)
     original = require_module(loaded, "search")
     if asked["identity"] and weights_hash(original) != asked["identity"]:

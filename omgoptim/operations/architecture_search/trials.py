@@ -14,7 +14,7 @@ from pathlib import Path
 from torch import nn
 
 from omgoptim.architecture_search.drive import Driven, Plan, Start, drive, drive_conditional
-from omgoptim.architecture_search.propose import Load, Proposal, propose, propose_random
+from omgoptim.architecture_search.propose import DEFAULT, Load, Proposal, Rule, propose, propose_random
 from omgoptim.architecture_search.runner import WEIGHTS, Steps, finalists, fitting, run_trial
 from omgoptim.architecture_search.space import Configuration
 from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
@@ -62,6 +62,7 @@ class Trials:
     predictions: Predictions | None
     teacher: nn.Module | None
     began: float
+    rule: Rule = DEFAULT
     executor: Executor | None = None
     """Trains networks elsewhere; None: here, one after the other."""
 
@@ -129,9 +130,7 @@ class Trials:
 
         nearest = min(predictions.measured_loads, default=None)
         product = self.searched.product
-        return drive(
-            product, loads, trial, plan, folder, way, progress=progress, more=self._more, nearest=nearest, start=start
-        )
+        return drive(product, loads, trial, plan, folder, way, self.rule, progress, self._more, nearest, start=start)
 
     def _more(self) -> bool:
         minutes = self.job.request.budget_minutes

@@ -44,7 +44,12 @@ def train_on_workers(
     """Train a student by the workers of the request; its state is in `checkpoints/NAME/done` afterwards.
 
     Args:
+        job: of the run.
+        student: to be trained.
         module: the student with its initial weights.
+        name: of the training.
+        teacher: whether it learns from the teacher.
+        epochs: of the training.
 
     Raises:
         OmgoptimError: what a worker raised.
