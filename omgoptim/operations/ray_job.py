@@ -39,6 +39,8 @@ from omgoptim.requests.execution import ExecutionFields
 PROGRESS, RESULT, FAILED = "omgoptim-progress ", "omgoptim-result ", "omgoptim-failed "
 """First words of the lines of a job's log that are for the one who submitted it."""
 
+REPORT = "report.json"
+
 MOST_BYTES = 200 * 2**20
 """Of the files that come back through the log."""
 
@@ -144,18 +146,19 @@ def fetched(log: str, context: RunContext) -> EfficiencyReport:
         tail = "\n".join(line for line in lines[-20:] if not line.startswith((PROGRESS, RESULT)))
         raise RunError("the Ray job ended without a result", f"job {context.run_id}", "read its log", tail)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        names = [name for name in archive.namelist() if not name.endswith("/")]
-        for name in names:
+        report = EfficiencyReport.model_validate_json(archive.read(REPORT))
+        for name in archive.namelist():
             file = context.folder / name
             if not file.resolve().is_relative_to(context.folder.resolve()):
                 raise RunError("the Ray job's result names a file outside of the run", name[:80])
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(archive.read(name))
+            if name != REPORT:  # a run that has a report is done
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(archive.read(name))
     for manifest in context.folder.glob(f"**/{MANIFEST}"):
         manifest.write_text(json.dumps(add_seal("artifact", json.loads(manifest.read_text(encoding="utf-8")))))
     for file in context.alternatives.glob("*.json"):
         write_sealed(file, context.run_id, EfficiencyReport.model_validate_json(file.read_text(encoding="utf-8")))
-    return EfficiencyReport.model_validate_json((context.folder / "report.json").read_text(encoding="utf-8"))
+    return report
 
 
 def result_lines(folder: Path, elsewhere: str, here: str) -> Iterator[str]:
@@ -169,7 +172,7 @@ def result_lines(folder: Path, elsewhere: str, here: str) -> Iterator[str]:
     Raises:
         RunError: they are too large for a log.
     """
-    files = [folder / "report.json"]
+    files = [folder / REPORT]
     for part in ("artifact", "alternatives"):
         files += [
             file for file in sorted((folder / part).rglob("*")) if file.is_file() and not file.name.startswith(".")
