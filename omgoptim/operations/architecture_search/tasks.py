@@ -6,7 +6,6 @@ network on the target device before its training and after, with the tasks of th
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
@@ -15,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from omgoptim.architecture_search.drive import Started
 from omgoptim.architecture_search.runner import (
     WEIGHTS,
     Cost,
+    Screened,
     Steps,
     climb,
     conclude,
@@ -65,9 +66,9 @@ Training = Callable[[nn.Module, int, int, Path], float]
 
 @dataclass(frozen=True, slots=True)
 class TaskRunner:
-    """Runs the trainings of a search on an executor."""
+    """Runs the trainings of a search on an executor; without one here, when their results are waited for."""
 
-    executor: Executor
+    executor: Executor | None
     job: Job[SearchRequest]
     steps: Steps
     identity: str
@@ -87,8 +88,17 @@ class TaskRunner:
             rejected = folders.run(spec, lambda _spec, _folder: screened)
             return Started(lambda: rejected, rejected=True)
         others = list(folders.histories().values())
+        if self.executor is None:
+            return Started(lambda: folders.run(spec, partial(self._here, screened, others)))
         future = self._submit(folders, spec, screened.untrained, screened.predicted, others, (), {})
         return Started(lambda: folders.run(spec, lambda _spec, folder: self._concluded(future.result().folder, folder)))
+
+    def _here(self, screened: Screened, others: list[tuple[float, ...]], spec: TrialSpec, folder: Path) -> TrialResult:
+        qualities = climb(self.steps.train, screened.module, spec, folder / "checkpoints", others)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        save_weights(screened.module, folder / WEIGHTS)
+        untrained, predicted = screened.untrained, screened.predicted
+        return conclude(self.steps, screened.module, spec, qualities, untrained, predicted, folder)
 
     def _trial_of(self, trained: Path, _spec: TrialSpec, folder: Path) -> TrialResult:
         return self._concluded(trained, folder)
@@ -97,7 +107,7 @@ class TaskRunner:
         """Measure the trials that were trained before the search was cut off."""
         for trained in sorted(folders.root.glob(f"*{TRAINED}")):
             spec = TrialSpec.model_validate(_record(trained)["spec"])
-            folders.run(spec, functools.partial(self._trial_of, trained))
+            folders.run(spec, partial(self._trial_of, trained))
             shutil.rmtree(trained, ignore_errors=True)
 
     def finalists(self, folders: TrialFolders, finals: TrialFolders, count: int) -> list[tuple[TrialSpec, TrialResult]]:
@@ -132,6 +142,7 @@ class TaskRunner:
         before: tuple[float, ...],
         inputs: Mapping[str, Path],
     ) -> Future[TaskResult]:
+        assert self.executor is not None  # `start` and `finalists` see to it
         request, context = self.job.request, self.job.context
         threads = 1 if request.on == "ray" else max(1, usable_cores() // self.executor.workers)
         screened = {"cost": asdict(untrained), "predicted": predicted}
@@ -182,7 +193,7 @@ def train_trial(payload: Mapping[str, Any], work: Work) -> None:
     (work.folder / "trained.json").write_text(json.dumps(record), encoding="utf-8")
 
 
-@functools.cache
+@cache
 def _problem(record: str) -> tuple[Callable[[Mapping[str, Any]], nn.Module], Training]:
     """Load the model, its data and the space of a search, once in a worker process.
 

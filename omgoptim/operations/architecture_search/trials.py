@@ -92,7 +92,8 @@ class Trials:
         start = None if tasks is None else partial(tasks.start, folders)
         driven = self._drive(trial, folders, folder, way, progress, start)
         self.job.context.progress(f"training the best {finals} to the end", middle)
-        best = finalists(steps, folders, ends, finals) if tasks is None else tasks.finalists(folders, ends, finals)
+        shared = tasks is not None and tasks.executor is not None
+        best = tasks.finalists(folders, ends, finals) if tasks and shared else finalists(steps, folders, ends, finals)
         results = folders.results()
         artifacts: dict[int, Path] = {}
         specs = {number: folders.spec(number) for number in results}
@@ -137,7 +138,7 @@ class Trials:
         return minutes is None or time.monotonic() - self.began < (1 - FINAL_SHARE) * 60 * minutes
 
     def _tasks(self, steps: Steps) -> TaskRunner | None:
-        if self.executor is None:
+        if self.executor is None and self.job.request.in_flight == 1:
             return None
         return TaskRunner(self.executor, self.job, steps, "" if self.teacher is None else weights_hash(self.teacher))
 
