@@ -107,6 +107,7 @@ def _run(folder: RunFolder, run_verb: RunVerb, progress: Progress) -> Efficiency
     progress.start("getting ready", "" if resumed else _kind_of(submission.verb, request))
     device = device_of(request)
     turns = _Turns(DeviceQueue(device, folder.id), progress) if device else None
+    steps = StepRuns(folder, submission, progress.report, execute)
     context = RunContext(
         folder.path,
         folder.id,
@@ -115,8 +116,9 @@ def _run(folder: RunFolder, run_verb: RunVerb, progress: Progress) -> Efficiency
         submission.found_by,
         turns.report if turns else progress.report,
         turns.measuring if turns else nullcontext,
-        StepRuns(folder, submission, progress.report, execute),
+        steps,
         progress.publish,
+        steps.begin,
     )
     folder.work.mkdir(exist_ok=True)
     return run_verb(submission.verb, request, context)

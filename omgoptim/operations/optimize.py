@@ -11,6 +11,7 @@ from omgoptim.models.artifact import Manifest
 from omgoptim.models.report_file import write_sealed
 from omgoptim.operations.baseline import at_exportable_batch
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.execution import refuse_unreachable
 from omgoptim.operations.final_measurement import doubts, guard_reasons, save_choice
 from omgoptim.operations.gain_attribution import waiting_warnings
 from omgoptim.operations.ledger import Ledger
@@ -61,6 +62,7 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
     began = time.monotonic()
     output = free_output(request.output, request.allow_path, context)
     live = live or Live()
+    refuse_unreachable(request, live)
     loaded = original_on_target(prepare(request, context, live), context)
     load_s = time.monotonic() - began
     _refuse_quantized(request, loaded)
