@@ -21,6 +21,7 @@ from omgoptim.techniques.reconstruction.sequential import LayerFit, fit_in_order
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
 RIDGE = 1e-2
+"""Damping. Digits example at 90 % sparsity, 64 samples: relative output error 0.417 from 0.0001 to 0.01, 0.423 at 0.1."""
 MOST_FEATURES = 8192
 """Maximum inputs of a fitted layer: its second moments take half a gigabyte."""
 
