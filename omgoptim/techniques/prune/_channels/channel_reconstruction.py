@@ -27,7 +27,7 @@ MOST_FEATURES = 8192
 """Maximum inputs of a fitted layer: its second moments take half a gigabyte."""
 
 FEWEST_ROWS, ROWS_PER_FEATURE = 10_000, 10
-"""Maximum rows that a layer is fitted on, a random subset of more."""
+"""Rows of a fit: at least the first number, the second times the features; drawn at random from more."""
 
 
 def reconstruct_channels(
