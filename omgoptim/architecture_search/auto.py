@@ -2,7 +2,7 @@
 
 Each option is tried once by itself: options that cannot be applied, or save nothing, are dropped. A configuration is
 built by applying the options stage by stage on the model's own weights; narrowing comes last, since it also changes the
-layers of the next stage that read its channels.
+layers of the next stage that read its channels. The size of the images is a choice of its own, applied at the end.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from omgoptim.architecture_search.derivation import KEEP, OPTIONS, derived
+from omgoptim.architecture_search.derivation import INPUT_SIZE, INPUT_SIZES, KEEP, OPTIONS, derived, resized
 from omgoptim.architecture_search.space import Configuration, Knob, Space
 from omgoptim.errors import OmgoptimError, TechniqueError
 from omgoptim.measure.size import count_params
@@ -64,7 +64,8 @@ class AutoSpace:
         for stage, option in sorted(chosen, key=lambda each: each[1].startswith("narrow")):
             if option != KEEP:
                 module = derived(module, option, stage.targets, run)
-        return module
+        scale = str(configuration.get(INPUT_SIZE, KEEP))
+        return module if scale == KEEP else resized(module, float(scale), run)
 
 
 def auto_space(model: nn.Module, run: ModuleRun, stages: int = 10, progress: Progress | None = None) -> AutoSpace:
@@ -89,6 +90,9 @@ def auto_space(model: nn.Module, run: ModuleRun, stages: int = 10, progress: Pro
         if options:
             knobs.append(Knob(stage.name, (KEEP, *options)))
             kept.append(stage)
+    sizes = [scale for scale in INPUT_SIZES if _can_be_resized(model, float(scale), run)]
+    if sizes:
+        knobs.append(Knob(INPUT_SIZE, (KEEP, *sizes)))
     if not knobs:
         raise TechniqueError(
             "nothing of this model can be varied",
@@ -171,6 +175,14 @@ def _options(model: nn.Module, stage: Stage, run: ModuleRun) -> tuple[list[str],
         else:
             options.append(option)
     return _varied(options), reasons
+
+
+def _can_be_resized(model: nn.Module, scale: float, run: ModuleRun) -> bool:
+    try:
+        resized(copy.deepcopy(model), scale, run)
+    except OmgoptimError:
+        return False
+    return True
 
 
 def _varied(options: Sequence[str]) -> list[str]:

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-IGNORED = -100
-"""Target that metrics and losses ignore: the default `ignore_index` of torch's cross_entropy."""
+from omgoptim.models.labels import IGNORED
 
 
 def shifted(labels: Any) -> Any:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
 from omgoptim.errors import DataError
-from omgoptim.models.causal_lm import IGNORED
 from omgoptim.models.forward import name_inputs
+from omgoptim.models.labels import IGNORED
 from omgoptim.models.raw_batch import RawBatch, split_target
 
 MASK = "attention_mask"

@@ -29,8 +29,9 @@ from omgoptim.models.security.seal import is_sealed
 from omgoptim.models.source import find_artifact
 from omgoptim.operations.context import RunContext, is_live
 from omgoptim.operations.fixed_batch import fixed_batch_note
+from omgoptim.operations.gain_attribution import implausible_sentence
 from omgoptim.operations.report_records import environment, gains, measurement, output_records, shown_request
-from omgoptim.operations.timing import bench_of, fraction_progress, full_race
+from omgoptim.operations.timing import bench_of, fraction_progress, full_race, slow_warnings
 from omgoptim.operations.verdict import (
     is_gain,
     load_warnings,
@@ -81,11 +82,19 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     after = measurement(folders[1], timing, bench, quality.after, quality.metric, samples.count)
     gained = gains(before, after, timing, quality, raced.load)
     doubt = chance_level_summary(before.metric, before.quality, samples.targets)
+    implausible = implausible_sentence(None, raced.timing(0), "", manifests[0].device, raced.load, timing, original="A")
     origin = "" if lineage else lineage_sentence(past, _past_request(folders[1], context))
     return EfficiencyReport(
         outcome="guard_failed" if quality.ruined else "ok" if is_gain(gained) else "no_gain",
-        summary=f"{doubt} {_verdict(before, gained, quality)}{origin}".strip(),
-        warnings=[*data.notes, *notes, *quality_warnings(quality, 0.01, data.real), *load_warnings(raced.load)],
+        summary=f"{doubt} {_verdict(before, gained, quality, implausible)}{origin}".strip(),
+        warnings=[
+            *([implausible] if implausible else []),
+            *data.notes,
+            *notes,
+            *quality_warnings(quality, 0.01, data.real),
+            *load_warnings(raced.load),
+            *slow_warnings(raced.timing(0), timing),
+        ],
         verb="compare",
         run_id=context.run_id,
         request=shown_request(request),
@@ -99,9 +108,10 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     )
 
 
-def _verdict(before: Measurement, gained: Gains, quality: Quality) -> str:
-    ruined = f"{ruined_sentence(quality.ruined)} " if quality.ruined else ""
-    return f"{ruined}B against A: {size_phrase(gained)}, {speed_phrase(gained)}. {quality_sentence(before, quality)}"
+def _verdict(before: Measurement, gained: Gains, quality: Quality, implausible: str) -> str:
+    doubts = f"{ruined_sentence(quality.ruined)} " if quality.ruined else ""
+    doubts += f"{implausible}. " if implausible else ""
+    return f"{doubts}B against A: {size_phrase(gained)}, {speed_phrase(gained)}. {quality_sentence(before, quality)}"
 
 
 def _metric(

@@ -21,7 +21,7 @@ from omgoptim.operations.loaded_model import Live, LoadedModel, prepare
 from omgoptim.operations.next_steps import profile_steps, repeat_of
 from omgoptim.operations.quantization.build_candidates import float_program
 from omgoptim.operations.report_records import environment, measurement, output_records, shown_request
-from omgoptim.operations.timing import fraction_progress, full_race
+from omgoptim.operations.timing import fraction_progress, full_race, slow_warnings
 from omgoptim.operations.verdict import load_warnings
 from omgoptim.reports import EfficiencyReport, Layer, Measurement
 from omgoptim.requests import ProfileRequest
@@ -64,6 +64,7 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
         *loaded.notes,
         *unknown,
         *load_warnings(raced.load),
+        *slow_warnings(timing),
         *(["multiply-accumulates were not counted: the run's log says why"] if before.macs is None else []),
     ]
     return EfficiencyReport(

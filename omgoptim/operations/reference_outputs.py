@@ -12,8 +12,9 @@ from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import Metric, StoredOutputs
 from omgoptim.models.data import DataSource, take_samples
 from omgoptim.models.forward import NamedBatch, name_inputs
+from omgoptim.models.labels import plain_labels, refuse_out_of_range
 from omgoptim.models.output_detection import OutputOptions, describe_outputs
-from omgoptim.models.outputs import ModelOutputs
+from omgoptim.models.outputs import ModelOutputs, class_layout
 from omgoptim.models.samples import Samples, batch_length, named_samples, repeat_to_size
 from omgoptim.requests import ModelRequest
 from omgoptim.runtimes import ENGINES, SessionSettings
@@ -91,7 +92,7 @@ def outputs_of(
 
     Raises:
         RequestError: the request names an unknown output.
-        DataError: the labels fit none or several outputs.
+        DataError: the labels fit none or several outputs, or are none of the classes.
     """
     raw = take_samples(data.batches("calibration"), REFERENCE_SAMPLES)
     samples = named_samples([name_inputs(module, item.inputs, signature.input_names) for item in raw], raw)
@@ -112,7 +113,11 @@ def outputs_of(
         ),
     )
     if metric in ON_LABELS and described.labels in ("classes", "values"):
-        described.require_target(CUSTOM_METRIC_FIX)
+        spec = described.require_target(CUSTOM_METRIC_FIX)
+        layout = class_layout(outputs[0][spec.index].shape, described.label_shape)
+        if layout and described.labels == "classes":
+            for target in evaluation.targets:
+                refuse_out_of_range(plain_labels(target, described.label_form), layout[1])
     return described
 
 

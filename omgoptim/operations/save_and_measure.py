@@ -154,6 +154,7 @@ class MeasuredArtifact:
     after: Measurement
     gains: Gains
     quality: Quality
+    original: Timing
     timing: Timing
     load: float
     outputs: list[Path]
@@ -183,4 +184,4 @@ def measure(
     before = measurement(baseline, raced.timing(0), loaded.bench, quality.before, quality.metric, count)
     after = measurement(folder, timing, loaded.bench, quality.after, quality.metric, count)
     gained = gains(before, after, timing, quality, raced.load)
-    return MeasuredArtifact(before, after, gained, quality, timing, raced.load, targets)
+    return MeasuredArtifact(before, after, gained, quality, raced.timing(0), timing, raced.load, targets)

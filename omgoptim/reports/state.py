@@ -7,6 +7,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from omgoptim.reports.base import Record
+from omgoptim.reports.measured import Candidate
+from omgoptim.reports.steps import Step
+from omgoptim.reports.training import Epoch
 
 
 class PackageState(Record):
@@ -64,3 +67,23 @@ class RunState(Record):
     outcome: str | None = None
     summary: str | None = None
     error: dict[str, str] | None = None
+
+
+class StageTime(Record):
+    """A stage of a run and how long it took so far; one that went on after a wait is one."""
+
+    name: str
+    seconds: float = Field(ge=0)
+
+
+class LiveRun(Record):
+    """What is known of a run while it goes on; its report will say more, and may say otherwise."""
+
+    state: RunState
+    stages: list[StageTime] = []
+    candidates: list[Candidate] = []
+    steps: list[Step] = []
+    epochs: list[Epoch] = []
+    """Of the training that goes on, or of the last one."""
+    max_quality_drop: float | None = None
+    """The guard; None where there is none."""

@@ -109,7 +109,7 @@ def _refuse_unnamed_technique(verb: str, request: type[Request], arguments: dict
         received = chosen[key] if isinstance(chosen, dict) else chosen
         raise RequestError(f"{shown(received)} is not a {key} of {verb}", known, fix)
     if key not in chosen:
-        names = ", ".join(chosen) or "nothing"
+        names = ", ".join(map(str, chosen)) or "nothing"
         raise RequestError(f"the object for {key} of {verb} does not say which {key}", f"it has {names}. {known}", fix)
 
 

@@ -32,6 +32,25 @@ def command_of(verb: str, request: Request) -> str:
     return shlex.join(words)
 
 
+def technique_arguments(request: Request) -> dict[str, Any]:
+    """Return the technique and its parameters as flat arguments, without defaults."""
+    given: dict[str, Any] = {}
+    for key, field in type(request).model_fields.items():
+        params = getattr(request, key)
+        if isinstance(params, Params) and params != field.get_default():
+            own = params.model_dump(exclude_defaults=True, exclude={"source"} if params.by_source else None)
+            given |= own | {key: params.bare(key)}
+    return given
+
+
+def arguments_of(request: Request) -> dict[str, Any]:
+    """Return the flat arguments of a request as a tool takes them, without defaults."""
+    technique = technique_arguments(request)
+    given = request.model_dump(mode="json", exclude_defaults=True)
+    plain = {name: value for name, value in given.items() if not isinstance(getattr(request, name), Params)}
+    return plain | technique
+
+
 def _technique(key: str, params: Params) -> list[str]:
     """Yield the technique's name, then its own parameters."""
     words = _option(key, params.bare(key))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from omgoptim.errors import DataError
-from omgoptim.models.causal_lm import IGNORED
+from omgoptim.models.labels import IGNORED, refuse_out_of_range
 from omgoptim.models.outputs import OutputSpec, class_layout
 
 SMALLEST = 1e-12
@@ -72,13 +72,7 @@ class ClassScores:
             )
         if target.is_floating_point():
             raise DataError("the targets are integers in some batches of the train data and floats in others")
-        wrong = target[(target != IGNORED) & ((target < 0) | (target >= self.classes))]
-        if len(wrong):
-            raise DataError(
-                f"label {int(wrong[0])} is out of range",
-                f"the model scores {self.classes} classes, so labels are 0 to {self.classes - 1} (or -100: left out)",
-                "check the labels of the train data, or the number of outputs of the model",
-            )
+        refuse_out_of_range(target, self.classes)
 
     def rows(self, output: Tensor) -> Tensor:
         """Return the scores as (rows, classes) logits in float32, one row per target, in the targets' order."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omgoptim.errors import DataError, TechniqueError, argument
-from omgoptim.models.causal_lm import IGNORED
+from omgoptim.models.labels import IGNORED
 from omgoptim.models.outputs import ModelOutputs, OutputSpec
 from omgoptim.training._distillation.output_distances import (
     correlation_distance,

@@ -6,6 +6,7 @@ checkpoint after each epoch, a killed and resumed training ends with the same we
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,7 @@ def fit(
     masks: ZeroMasks | None = None,
     round_number: int = 1,
     score: float | None = None,
+    on_epoch: Callable[[Epoch], None] = lambda _epoch: None,
 ) -> TrainingResult:
     """Train a module in place; it comes back on the CPU, in its former modes, with the best weights.
 
@@ -114,6 +116,7 @@ def fit(
         masks: weights that stay zero.
         round_number: of the rounds of compression and training, from 1; part of the seed.
         score: the evaluator's score of the module as it is, where that is known.
+        on_epoch: called after each epoch with its record.
 
     Raises:
         RequestError: fp16 on a CPU.
@@ -152,6 +155,7 @@ def fit(
                 state.cache_teacher_outputs(batches, count, first, progress)
             while state.is_running:
                 state.one_epoch(batches, count, progress)
+                on_epoch(state.records[-1])
                 if path:
                     write_checkpoint(path, state.checkpoint(identity))
             if state.best_epoch != state.epoch or state.stopped:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from omgoptim.errors import DataError, argument
 from omgoptim.measure.builtin_metrics import detect_outputs
-from omgoptim.models.causal_lm import IGNORED
+from omgoptim.models.labels import IGNORED, LabelForm, plain_labels
 from omgoptim.models.outputs import ModelOutputs
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.user_code import call_user, load_callable
@@ -104,7 +104,7 @@ def loss_of(
     """Return the loss that a request names; None for `auto` without targets.
 
     `auto` is the model's own loss where `module` takes `labels` and returns a mapping, as those of Hugging Face do.
-    Else integer targets give cross-entropy (targets of -100 left out; class axis last or second), or binary
+    Else labels of classes give cross-entropy (targets of -100 left out; class axis last or second), or binary
     cross-entropy where there is one score per target; float targets of the outputs' shape give the mean squared error.
     Outputs that are probabilities already are taken as such.
 
@@ -151,6 +151,8 @@ class _Place:
     """Number of outputs that the model returns without labels."""
     name: str = ""
     """Name of the output, where there are several."""
+    form: LabelForm = "index"
+    """How the data writes its labels."""
 
     def of(self, outputs: Any) -> Tensor:
         return tensor_outputs(outputs, self.count)[self.index]
@@ -173,21 +175,28 @@ def _labelled(outputs_example: Any, target: Any, outputs: ModelOutputs | None) -
     if outputs is None or outputs.labels == "none":
         outputs = described_tensors(tensor_outputs(outputs_example, count), target)
     spec = outputs.require_target(OWN_LOSS_FIX)
-    return _Place(spec.index, count, f" of output '{spec.name}'" if len(outputs.specs) > 1 else "")
+    name = f" of output '{spec.name}'" if len(outputs.specs) > 1 else ""
+    return _Place(spec.index, count, name, outputs.label_form)
 
 
 def _inferred(output: Tensor, target: Any, place: _Place) -> Loss:
+    target = plain_labels(target, place.form)
     if target.is_floating_point():
         _same_count(output, target)
         return Loss(
-            f"mean squared error{place.name}", lambda outputs, values: _squared_error(place.of(outputs), values)
+            f"mean squared error{place.name}",
+            lambda outputs, values: _squared_error(place.of(outputs), plain_labels(values, place.form)),
         )
     scores = ClassScores.of(output, target)
     if scores is None:
         raise _no_fit(output, target)
     scores.check(target)
     name = f"{scores.name}{place.name}"
-    return Loss(name, lambda outputs, labels: scores.loss(place.of(outputs), labels), scores.check)
+    return Loss(
+        name,
+        lambda outputs, labels: scores.loss(place.of(outputs), plain_labels(labels, place.form)),
+        lambda labels: scores.check(plain_labels(labels, place.form)),
+    )
 
 
 def _squared_error(output: Tensor, target: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ PUBLIC = [
     "omgoptim.blocks.LoRAConv",
     "omgoptim.blocks.LoRALinear",
     "omgoptim.blocks.LowRankLinear",
+    "omgoptim.blocks.ResizedConv2d",
     "omgoptim.blocks.SpatialConv2d",
     "omgoptim.blocks.Tucker2Conv2d",
     *(

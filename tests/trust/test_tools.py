@@ -17,7 +17,7 @@ import anyio
 import by_hand
 import pytest
 from anyio.from_thread import start_blocking_portal
-from clean_answers import HOSTILE, assert_clean, assert_clean_markdown, assert_clean_result
+from clean_answers import HOSTILE, assert_clean, assert_clean_markdown, assert_clean_result, with_texts
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from mcp import Client
@@ -415,7 +415,7 @@ def test_a_report_of_hostile_names_is_clean_in_every_answer(
     mine.mkdir()
     monkeypatch.setenv("OMGOPTIM_PROJECT", str(mine))
     done = by_hand.finished_run(mine, by_hand.report())
-    record = _with_texts(json.loads(done.report_file.read_text()), hostile)
+    record = with_texts(json.loads(done.report_file.read_text()), hostile)
     EfficiencyReport.model_validate(record)
     seal_report(done.report_file, done.id, json.dumps(record))
     done.report_file.write_text(json.dumps(record))
@@ -435,15 +435,6 @@ def test_a_report_of_hostile_names_is_clean_in_every_answer(
     ):
         assert_clean_result(ask("runs", arguments))
     assert_clean(json.loads(_read(f"omgoptim://runs/{done.id}/report", mine)))
-
-
-def _with_texts(value: Any, hostile: str, key: str = "") -> Any:
-    """A report with every text of it that is no choice of ours replaced."""
-    if isinstance(value, dict):
-        return {name: _with_texts(item, hostile, name) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_with_texts(item, hostile, key) for item in value]
-    return hostile if isinstance(value, str) and key not in ("outcome", "status", "verdict") else value
 
 
 def _read(uri: str, project: Path) -> str:

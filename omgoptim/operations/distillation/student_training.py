@@ -73,6 +73,7 @@ def train(
         teacher=teacher,
         distillation=None if teacher is None else _distillation(request),
         features=None if teacher is None else _features(job, module, teacher),
+        on_epoch=job.context.publish,
     )
     state = RoundState(module, Round(number=1, quality_trained=fitted.quality), student.changes)
     record_training(state, fitted)

@@ -53,12 +53,9 @@ class SavedFinalist:
 
 def implausible_speedup_sentence(run: QuantizeRun, kept: SavedFinalist) -> str:
     """Return the sentence on an implausible speedup of a finalist; empty where it is plausible."""
-    parts, runtime = kept.finalist.parts, kept.finalist.result.built.spec.runtime
-    if parts is None:
-        return ""
-    return implausible_sentence(
-        parts, run.final.before, runtime, run.loaded.device, run.final.load, kept.finalist.timing
-    )
+    final, finalist = run.final, kept.finalist
+    runtime = finalist.result.built.spec.runtime
+    return implausible_sentence(finalist.parts, final.before, runtime, run.loaded.device, final.load, finalist.timing)
 
 
 def finalist_summary(

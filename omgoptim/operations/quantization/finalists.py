@@ -10,7 +10,7 @@ from typing import Literal
 
 from omgoptim.errors import ArtifactError
 from omgoptim.models.report_file import write_sealed
-from omgoptim.operations.gain_attribution import slower_sentence
+from omgoptim.operations.gain_attribution import slower_sentence, waiting_warnings
 from omgoptim.operations.next_steps import new_calls, pick_step, quantize_steps, repeat_of
 from omgoptim.operations.quantization.candidate_records import candidate_records
 from omgoptim.operations.quantization.coverage import coverage_warnings, measure_coverage
@@ -167,9 +167,10 @@ def _warnings(run: QuantizeRun, kept: SavedFinalist, on_coverage: list[str]) -> 
     """Return the warnings of a finalist's report."""
     loaded, finalist = run.loaded, kept.finalist
     implausible = implausible_speedup_sentence(run, kept)
+    waits = waiting_warnings(run.final.before, finalist.timing, run.final.load, loaded.device)
     labelled = any(target is not None for target in loaded.evaluation.targets)
     return [
-        *([implausible] if implausible else []),
+        *([implausible] if implausible else waits),
         *loaded.notes,
         *run.notes,
         *on_coverage,

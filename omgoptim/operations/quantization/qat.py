@@ -123,6 +123,7 @@ def train(
         progress=_progress(context),
         teacher=original if training_data.distills else None,
         distillation=DistillationLoss(params.temperature, params.alpha) if training_data.distills else None,
+        on_epoch=context.publish,
     )
     return _trained(context, loaded, program, module, fitted, plan, evaluator, training_data.notes)
 

@@ -25,6 +25,7 @@ from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.quantization.build_candidates import BuiltCandidate
 from omgoptim.operations.reference_outputs import metric_of
 from omgoptim.operations.verdict import holds, with_margin
+from omgoptim.reports import Candidate
 from omgoptim.requests import QuantizeRequest
 
 MAX_CONCURRENT_BYTES = 2_000_000_000
@@ -141,8 +142,25 @@ def screen(
                 continue
             result.timing = timing
             screening.evaluate(result, read_outputs(target))
+            context.publish(live_candidate(result))
         done += len(group)
     return screening
+
+
+def live_candidate(result: CandidateResult) -> Candidate:
+    """Return what is known of a candidate before anything is decided."""
+    spec = result.built.spec
+    return Candidate(
+        name=spec.name,
+        scheme=spec.scheme,
+        runtime=spec.runtime,
+        size_bytes=result.built.size_bytes,
+        speedup=result.speedup or None,
+        quality=result.quality,
+        quality_drop=result.drop,
+        status="failed" if result.error else "planned",
+        why=result.error.what if result.error else "screened with one launch" if result.timing else "built",
+    )
 
 
 def _groups(results: list[CandidateResult], baseline: Path) -> list[list[CandidateResult]]:

@@ -126,6 +126,7 @@ def _train(job: RoundsJob, state: RoundState, number: int, folder: Path, keep_ze
             masks=masks,
             round_number=number,
             score=state.quality,
+            on_epoch=job.context.publish,
         )
     record_training(state, fitted)
     if request.recover == "lora" or fitted.quality is None:  # adapters were merged since: the sum is another one

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.errors import DataError, TechniqueError
+from omgoptim.models.labels import plain_labels
 from omgoptim.models.outputs import ModelOutputs
 from omgoptim.runtimes.signature import Signature
 from omgoptim.training._distillation.teacher_outputs import TeacherOutput, TeacherOutputs
@@ -87,7 +88,7 @@ class CombinedLoss:
                     raise other_outputs(*map(len, pairs))
                 for student, teacher in zip(*pairs, strict=True):
                     same_shape(student, teacher)
-                self.distillation = self.distillation.decided(taught, batch.target, self.outputs)
+                self.distillation = self.distillation.decided(taught, self._labels(batch), self.outputs)
             value = self(module, batch)
         if not value.requires_grad:
             raise DataError("the loss has no gradient", "no trained parameter affects the outputs")
@@ -138,7 +139,7 @@ class CombinedLoss:
         real = batch.inputs.get("attention_mask")
         return distillation.mixed(
             lambda: self._hard(outputs, batch),
-            lambda: distillation.main(outputs, taught, batch.target, real),
+            lambda: distillation.main(outputs, taught, self._labels(batch), real),
             lambda: distillation.others(outputs, taught, real),
         )
 
@@ -147,9 +148,12 @@ class CombinedLoss:
             raise ValueError("there is neither a loss nor a teacher")
         return self.loss.function(outputs, batch.target)
 
+    def _labels(self, batch: Batch) -> Any:
+        return batch.target if self.outputs is None else plain_labels(batch.target, self.outputs.label_form)
+
     def _soft(self, outputs: Any, batch: Batch, distillation: DistillationLoss, taught: Any) -> Tensor:
         real = batch.inputs.get("attention_mask")
-        return distillation.soft(outputs, self.taught(batch) if taught is None else taught, batch.target, real)
+        return distillation.soft(outputs, self.taught(batch) if taught is None else taught, self._labels(batch), real)
 
     def _refuse_shifted_labels(self, module: nn.Module, distillation: DistillationLoss) -> None:
         """Raise for dkd on a causal language model: its row i predicts label i + 1, and dkd would take label i."""
