@@ -63,6 +63,7 @@ class LiveView:
         self._live.stop()
 
     def show(self, state: RunState) -> None:
+        """Show a new state of the run."""
         self._state = state
 
     def _view(self) -> RenderableType:
@@ -75,6 +76,8 @@ def live_view(state: RunState, history: RunHistory, steps: list[dict[str, Any]],
     """What is known of a run that goes on.
 
     Args:
+        state: of the run.
+        history: its metrics so far.
         steps: entries of its ledger, in order.
         now: seconds since the epoch.
     """

@@ -120,7 +120,12 @@ def _points(
     """Take the steps; return everything that they made, and of that what quantization alone made.
 
     Args:
+        steps: takes and records the steps.
+        goal: the guard and the targets.
+        cost: measured seconds of a launch and of an epoch.
         problem: why nothing can be trained; None where it can.
+        loaded: the original.
+        preference: order by time and size.
 
     Raises:
         RequestError: no step gave a result.

@@ -110,6 +110,7 @@ def report_document(
     """Return a finished run as a document.
 
     Args:
+        report: of a finished run.
         actions: buttons of a page in a chat.
         ask: message that asks an assistant for a next step; None for a page outside of a chat.
     """
