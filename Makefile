@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all check coverage docs arguments bench clean
+.PHONY: demo test test-all check coverage pictures docs arguments bench clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -56,6 +56,10 @@ test-all: check      ## the same with the slow ones, whole runs of every kind: a
 coverage: $(VENV)/.coverage ## tests with branch coverage, the report in htmlcov/
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report term:skip-covered --cov-report html
 
+pictures: $(VENV)/.dev ## pictures of every page in a real Chromium, light and dark, at three widths, in pictures/
+	mkdir -p pictures
+	OMGOPTIM_PICTURES=$(CURDIR)/pictures $(BIN)/python -m pytest tests/browser -m "slow or not slow"
+
 docs: $(VENV)/.docs   ## the documentation site in site/; a broken link or docstring fails
 	$(BIN)/python -m mkdocs build --strict
 
@@ -80,4 +84,4 @@ bench: $(VENV)/.bench ## the measured claims, about three hours on two cores
 	$(BIN)/python benchmarks/server_start.py
 
 clean:
-	rm -rf $(VENV) .omgoptim build dist site htmlcov .coverage* *.egg-info
+	rm -rf $(VENV) .omgoptim pictures build dist site htmlcov .coverage* *.egg-info

@@ -116,6 +116,7 @@ def _run(folder: RunFolder, run_verb: RunVerb, progress: Progress) -> Efficiency
         turns.report if turns else progress.report,
         turns.measuring if turns else nullcontext,
         StepRuns(folder, submission, progress.report, execute),
+        progress.publish,
     )
     folder.work.mkdir(exist_ok=True)
     return run_verb(submission.verb, request, context)
