@@ -189,9 +189,11 @@ def test_the_live_view_has_stages_with_times_what_was_measured_the_curves_and_th
         epochs=epochs,
     )
     text = shown(run)
-    for needed in ("50%, 20 s left", "11 earlier stages", "1.0 s  stage 19", "7.0 s  training: epoch 4 of 8"):
+    for needed in ("50%, 20 s left", "10 earlier stages", "1.0 s  stage 19", "7.0 s  training: epoch 4 of 8"):
         assert needed in text
-    assert "stage 10" not in text
+    assert "stage 9" not in text
+    waiting = run.state.model_copy(update={"stage": "stage 3: another run measures"})  # a stage that it was in before
+    assert "1.0 s  stage 3: another run measures" in shown(run.model_copy(update={"state": waiting}))
     assert text.split("quantize")[1].split()[:3] == ["kept", "9.36x", "238"]
     assert "loss    █▃▁ 2 -> 0.5, 3 epochs" in text
     assert "quality ▁▆█ 0.5 -> 0.9, 3 epochs" in text

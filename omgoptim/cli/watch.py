@@ -22,6 +22,7 @@ from omgoptim.render.numbers import (
     bars,
     drop_text,
     plain,
+    plural,
     progress_numbers,
     ratio_text,
     size_text,
@@ -99,19 +100,20 @@ def curve_text(values: Sequence[float]) -> str:
 
 
 def _stages(run: LiveRun) -> RenderableType:
-    """The last stages with the time each has taken; the one that goes on with its detail."""
+    """The last stages with the time each has taken, then the one that goes on, with its detail."""
     table = Table(box=None, show_header=False, padding=(0, 1))
     table.add_column(justify="right", no_wrap=True)
     table.add_column()
     now = stage_text(run.state)
-    before, shown = run.stages[:-MOST_STAGES], run.stages[-MOST_STAGES:]
-    if before:
-        spent = sum(stage.seconds for stage in before)
-        table.add_row(Text(wait_text(spent), "dim"), Text(f"{len(before)} earlier stages", "dim"))
-    for stage in shown:
-        goes_on = now.partition(": ")[0] == stage.name
-        name = Text(now, "bold") if goes_on else Text(plain(stage.name, 100))
-        table.add_row(Text(f"{stage.seconds:.1f} s", "cyan" if goes_on else "dim"), name)
+    others = [stage for stage in run.stages if stage.name != now.partition(": ")[0]]
+    earlier = others[:-MOST_STAGES]
+    if earlier:
+        spent = wait_text(sum(stage.seconds for stage in earlier))
+        table.add_row(Text(spent, "dim"), Text(plural(len(earlier), "earlier stage"), "dim"))
+    for stage in others[-MOST_STAGES:]:
+        table.add_row(Text(f"{stage.seconds:.1f} s", "dim"), Text(plain(stage.name, 100)))
+    seconds = sum(stage.seconds for stage in run.stages if stage not in others)
+    table.add_row(Text(f"{seconds:.1f} s", "cyan"), Text(now, "bold"))
     return table
 
 
