@@ -68,6 +68,7 @@ class LiveView:
         self._live.stop()
 
     def show(self, state: RunState) -> None:  # noqa: ARG002 it reads the folder itself, between two states too
+        """Show a new state of the run."""
         self._live.refresh()
 
 

@@ -71,9 +71,8 @@ def runs_json(runs: Sequence[Run]) -> dict[str, Any]:
 
 def runs_html(runs: Sequence[Run]) -> str:
     """Return the runs as one self-contained page, without paths of the machine."""
-    table = replace(
-        _section(runs), title=f"{len(runs)} runs", kind="comparison", note=""
-    )  # the kind that is shown without scripts too
+    shown = "comparison"  # the kind of section that a page has without scripts too
+    table = replace(_section(runs), title=f"{len(runs)} runs", kind=shown, note="")
     return page_html(Document(title=TITLE, lead=NOTE, sections=(table,)), "omgoptim")
 
 
@@ -92,7 +91,7 @@ def _what(state: RunState) -> str:
 
 
 def _machine(report: EfficiencyReport) -> str:
-    """`AMD EPYC 9R14, 2 threads`"""
+    """`AMD EPYC 9R14, 2 threads`."""
     here = report.environment
     return f"{here.gpu if here.device == 'cuda' and here.gpu else here.cpu}, {plural(here.threads, 'thread')}"
 
@@ -128,7 +127,7 @@ def _cells(run: Run) -> dict[str, Text]:
 
 
 def _with_gain(row: Row) -> Text:
-    """`232 kB, 3.84x smaller`"""
+    """`232 kB, 3.84x smaller`."""
     return Text(", ".join(filter(None, (row.after or row.before, row.gain))), tone=row.tone)
 
 
