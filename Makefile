@@ -34,6 +34,10 @@ $(VENV)/.coverage: $(BIN)/python pyproject.toml constraints.txt
 demo: $(VENV)/.demo   ## quantize a real trained model and print the report
 	$(BIN)/omgoptim quantize examples/digits_cnn.py:build --data examples/digits_cnn.py:load --max-quality-drop 0.01
 
+.PHONY: recordings
+recordings: $(VENV)/.demo   ## run the demo and record it in docs/report.md and docs/demo.svg
+	$(BIN)/python docs/record_demo.py
+
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""What is answered: frozen pydantic models, in the order in which they are read.
+"""Reports: frozen pydantic models, in the order in which they are read.
 
 One report is at once the MCP structured content, the CLI's `--json`, `report.json` and the source of the HTML page.
 What was not measured is `None`, never 0. Ratios are before / after, so that above 1 is always an improvement.

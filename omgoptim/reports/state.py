@@ -1,4 +1,4 @@
-"""What the verbs that answer at once say: the set-up, and where a run stands."""
+"""Answers of the verbs without a run: the setup, and the state of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from omgoptim.reports.training import Epoch
 
 
 class PackageState(Record):
-    """Whether a package can be used, and what to do if it cannot."""
+    """State of a package, and the remedy if it cannot be used."""
 
     exact: ClassVar[tuple[str, ...]] = ("fix",)
 
@@ -25,7 +25,7 @@ class PackageState(Record):
 
 
 class DoctorReport(Record):
-    """What this machine and this Python can do."""
+    """Capabilities of this machine and this Python."""
 
     exact: ClassVar[tuple[str, ...]] = ("python", "project")
 
@@ -46,7 +46,7 @@ class DoctorReport(Record):
 
 
 class RunState(Record):
-    """Where a run stands. The file `state.json` of its folder, made true on every read."""
+    """State of a run: the file `state.json` of its folder, updated on every read."""
 
     exact: ClassVar[tuple[str, ...]] = ("folder", "model")
     multiline: ClassVar[tuple[str, ...]] = ("error",)

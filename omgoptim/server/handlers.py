@@ -92,8 +92,9 @@ async def _answer(context: Context, name: str, arguments: dict[str, Any]) -> Cal
     refuse_shell_only(arguments)
     _refuse_unknown(name, arguments)
     request = requests.parse(name, arguments)
-    wait_s, detail = wait_seconds(face.get("wait_s")), _detail(face.get("detail"))
-    cap = cap_words(face.get("wait_s"))
+    progress = "progress_token" in (context.meta or {})
+    wait_s, detail = wait_seconds(face.get("wait_s"), progress), _detail(face.get("detail"))
+    cap = cap_words(face.get("wait_s"), progress)
     project, request = await run_sync(within_reach, request)
     if isinstance(request, requests.DoctorRequest):
         found = request.model_copy(update={"project": str(project)})

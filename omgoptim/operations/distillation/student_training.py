@@ -38,7 +38,9 @@ def train(
     """Train a copy of the student; an interrupted training is resumed.
 
     Args:
-        arm: name of this training, the same in a resumed run.
+        job: the run.
+        student: its untrained module, and how it is called.
+        name: of this training, the same in a resumed run.
         span: start and end of its progress as fractions of the run.
         teacher: None to train on the targets only.
         epochs: default: those of the request.

@@ -55,6 +55,7 @@ class CandidateResult:
 
     @property
     def speedup(self) -> float:
+        """Speedup over the original; 0 where it was not measured."""
         return self.timing.speedup.value if self.timing and self.timing.speedup else 0.0
 
     def cautious_drop(self, guard: float) -> float:
@@ -103,6 +104,11 @@ def screen(
     """Screen candidates with one launch each on the selection samples.
 
     Args:
+        request: of the run.
+        context: of the run.
+        loaded: the original.
+        results: the candidates; those that could be built get their times and drops.
+        selection: calibration samples that were not calibrated on.
         name: name of the folder for the candidates' outputs.
         span: start and end of its progress as fractions of the run.
 

@@ -47,7 +47,11 @@ def run_round(
     """Run one round from the module of the previous one; resume from its checkpoints.
 
     Args:
+        job: the run.
+        number: of the round, from 1.
+        amount: sparsity, ratio or rank of this round; None where the request has a target instead.
         start: the module to compress; not changed.
+        compress: changes a module by an amount.
         keep_zeros: whether zero weights stay zero in training.
     """
     folder = job.context.checkpoints / f"round-{number}"
