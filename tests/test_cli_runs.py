@@ -19,7 +19,7 @@ from omgoptim import cli
 from omgoptim.cli.watch import curve_text, live_view, steps_of, watch
 from omgoptim.jobs.events import RunHistory, Stage
 from omgoptim.jobs.states import as_done, read_state
-from omgoptim.reports import Epoch, RunState
+from omgoptim.reports import RunState
 
 ROOT = Path(__file__).parents[1]
 
@@ -180,9 +180,7 @@ def test_the_live_view_has_stages_with_times_steps_the_learning_curve_and_the_ti
     entry = {"step": "quantize", "verdict": "kept", "measured": {"speedup": 9.36, "size_bytes": 238_000}}
     (folder.path / "ledger.jsonl").write_text(f"{json.dumps(entry)}\nno json\n[]\n{json.dumps({'step': 'prune'})}\n")
     stages = [Stage(f"stage {number}", number, number + 1.0) for number in range(20)]
-    losses = enumerate((2.0, 1.0, 0.5), start=1)
-    epochs = [Epoch(epoch=number, loss=loss, learning_rate=0.1, seconds=1) for number, loss in losses]
-    history = RunHistory(folder, [*stages, Stage("training", 20.0, 21.0)], epochs=epochs)
+    history = RunHistory(folder, [*stages, Stage("training", 20.0, 21.0)], [2.0, 1.0, 0.5])
     console = Console(file=io.StringIO(), width=120)
     console.print(live_view(state(), history, steps_of(folder), now=27.0))
     assert isinstance(console.file, io.StringIO)
