@@ -1,25 +1,22 @@
-"""The history of a run, from its `events.jsonl`: its stages with their times, and what it has measured so far."""
+"""The history of a run, from its `events.jsonl`: its stages with their times, and the loss of its training."""
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from omgoptim.errors import OmgoptimError
 from omgoptim.jobs.folder import RunFolder
-from omgoptim.jobs.states import read_state
-from omgoptim.reports import Candidate, Epoch, LiveRun, StageTime, Step
 from omgoptim.text import clean
 
 MOST_STAGES = 500
 MOST_READ_BYTES = 4 * 2**20
 """Read at once; the rest of a larger file is read by the next call."""
-MOST_READS = 8
-"""Of those, for one look at a run."""
-MOST_SHOWN, MOST_RECORDS = 40, 200
-"""Most stages and records of a run that goes on, the last ones."""
+
+EPOCH = re.compile(r"epoch (\d+) of (\d+), loss (\d[\d.e+-]*)")
+"""How the stage of a training ends: see `training._loop.progress`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,21 +32,14 @@ class Stage:
 
 @dataclass(slots=True)
 class RunHistory:
-    """The stages of a run so far, and what it published; `read` adds what was written since the last call."""
+    """The stages of a run so far; `read` adds what was written since the last call."""
 
     folder: RunFolder
     stages: list[Stage] = field(default_factory=list)
-    candidates: dict[str, Candidate] = field(default_factory=dict)
-    """By name: what is known last."""
-    steps: list[Step] = field(default_factory=list)
-    epochs: list[Epoch] = field(default_factory=list)
-    """Of the training that goes on, or of the last one."""
+    losses: list[float] = field(default_factory=list)
+    """Loss at the end of each epoch of the training that goes on, or of the last one."""
+    _epoch: int = 0
     _offset: int = 0
-
-    @property
-    def losses(self) -> list[float]:
-        """Return the losses of `epochs` that are numbers."""
-        return [epoch.loss for epoch in self.epochs if epoch.loss is not None]
 
     def read(self) -> RunHistory:
         """Read the events that are new; a line that is no event is passed over."""
@@ -67,9 +57,6 @@ class RunHistory:
     def _add(self, line: bytes) -> None:
         try:
             event: dict[str, Any] = json.loads(line)
-            if "record" in event:
-                self._add_record(event["kind"], event["record"])
-                return
             at, text = datetime.fromisoformat(event["t"]).timestamp(), clean(str(event["stage"]), 200)
         except (ValueError, KeyError, TypeError, RecursionError):
             return
@@ -78,42 +65,14 @@ class RunHistory:
             self.stages[-1] = replace(self.stages[-1], ended=max(at, self.stages[-1].began))
         if not self.stages or self.stages[-1].name != name:
             self.stages = [*self.stages[1 - MOST_STAGES :], Stage(name, at, at)]
+        if found := EPOCH.search(text):
+            self._add_loss(int(found[1]), float(found[3]))
 
-    def _add_record(self, kind: Any, record: Any) -> None:
-        if kind == "candidate":
-            candidate = Candidate.model_validate(record)
-            self.candidates[candidate.name] = candidate
-        elif kind == "step":
-            self.steps.append(Step.model_validate(record))
-        elif kind == "epoch":
-            epoch = Epoch.model_validate(record)
-            before = self.epochs[-1] if self.epochs else None
-            if before is not None and (epoch.round, epoch.epoch) <= (before.round, before.epoch):
-                self.epochs.clear()  # another training began
-            self.epochs.append(epoch)
-
-
-def read_live(folder: RunFolder) -> LiveRun:
-    """Return what is known of a run so far."""
-    history = RunHistory(folder)
-    for _ in range(MOST_READS):
-        history.read()
-    times: dict[str, float] = {}
-    for stage in history.stages:
-        times[stage.name] = times.get(stage.name, 0.0) + stage.ended - stage.began
-    return LiveRun(
-        state=read_state(folder),
-        stages=[StageTime(name=name, seconds=seconds) for name, seconds in times.items()][-MOST_SHOWN:],
-        candidates=list(history.candidates.values())[-MOST_RECORDS:],
-        steps=history.steps[-MOST_RECORDS:],
-        epochs=history.epochs[-MOST_RECORDS:],
-        max_quality_drop=_guard(folder),
-    )
-
-
-def _guard(folder: RunFolder) -> float | None:
-    try:
-        allowed = folder.read_request().request.get("max_quality_drop")
-    except OmgoptimError:
-        return None
-    return float(allowed) if isinstance(allowed, (int, float)) else None
+    def _add_loss(self, epoch: int, loss: float) -> None:
+        if epoch < self._epoch:  # another training began
+            self.losses = []
+        if epoch == self._epoch and self.losses:
+            self.losses[-1] = loss
+        else:
+            self.losses.append(loss)
+        self._epoch = epoch

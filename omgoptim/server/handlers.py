@@ -16,8 +16,8 @@ from omgoptim import __version__, requests
 from omgoptim.errors import OmgoptimError, RequestError, did_you_mean
 from omgoptim.jobs.cancel import cancel
 from omgoptim.jobs.doctor import doctor
-from omgoptim.jobs.events import read_live
 from omgoptim.jobs.folder import RunFolder, find_run
+from omgoptim.jobs.live import read_live
 from omgoptim.jobs.pick import pick
 from omgoptim.jobs.resume import resume
 from omgoptim.jobs.states import ENDED, list_runs, load_report

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from omgoptim.jobs.events import MOST_STAGES, RunHistory
+from omgoptim.jobs.events import EPOCH, MOST_STAGES, RunHistory
 from omgoptim.jobs.folder import RunFolder
+from omgoptim.training._loop.progress import ProgressReporter
 
 
 def event(stage: str, second: float) -> str:
@@ -40,45 +41,21 @@ def test_what_is_written_later_is_read_by_the_next_call_and_a_torn_line_when_it_
     assert history.read().stages[0].ended == history.stages[1].began
 
 
-def published(kind: str, record: dict[str, Any]) -> str:
-    return json.dumps({"t": "2026-11-29T10:00:00+00:00", "kind": kind, "record": record}) + "\n"
-
-
-def epoch(number: int, loss: float | None) -> str:
-    return published("epoch", {"epoch": number, "loss": loss, "learning_rate": 0.1, "seconds": 1})
-
-
-def test_the_loss_of_each_epoch_is_that_of_the_last_training(tmp_path: Path) -> None:
-    file = tmp_path / "events.jsonl"
-    file.write_text(epoch(1, 0.0123) + epoch(2, None) + epoch(3, 0.5))
+def test_the_loss_of_each_epoch_is_read_from_the_stage_that_a_training_reports(tmp_path: Path) -> None:
+    told: list[str] = []
+    report = ProgressReporter(lambda stage, _: told.append(stage), epochs=3, epoch=1, count=2)
+    report(2, 0.0123)
+    assert EPOCH.search(told[0])
+    lines = [told[0], "training: epoch 2 of 3, loss 2.5e-05, eta 3 s", "training: epoch 2 of 3, loss 0.5, eta 0 s"]
+    (tmp_path / "events.jsonl").write_text("".join(event(line, place) for place, line in enumerate(lines)))
     history = RunHistory(RunFolder(tmp_path)).read()
     assert history.losses == [0.0123, 0.5]
-    with file.open("a") as more:
-        more.write(epoch(1, 7))
+    with (tmp_path / "events.jsonl").open("a") as file:
+        file.write(event("training: epoch 1 of 3, loss 7, eta 3 s", 9))
     assert history.read().losses == [7.0]
 
 
-def test_what_was_known_last_of_a_candidate_counts(tmp_path: Path) -> None:
-    known = {"name": "int8", "scheme": "static", "runtime": "onnxruntime", "status": "planned", "why": ""}
-    lines = [published("candidate", known | {"speedup": speedup}) for speedup in (None, 2.0)]
-    (tmp_path / "events.jsonl").write_text("".join(lines))
-    assert [one.speedup for one in RunHistory(RunFolder(tmp_path)).read().candidates.values()] == [2.0]
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "",
-        "{",
-        "[]",
-        "[" * 100_000,
-        '{"t": "never", "stage": "x"}',
-        '{"t": 3}',
-        '{"kind": [], "record": 1}',
-        '{"kind": "epoch", "record": {"no": 1}}',
-        "\x00\xff",
-    ],
-)
+@pytest.mark.parametrize("line", ["", "{", "[]", "[" * 100_000, '{"t": "never", "stage": "x"}', '{"t": 3}', "\x00\xff"])
 def test_a_line_that_is_no_event_is_passed_over(line: str, tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").write_text(f"{line}\n{event('loading', 0)}")
     assert [stage.name for stage in RunHistory(RunFolder(tmp_path)).read().stages] == ["loading"]
