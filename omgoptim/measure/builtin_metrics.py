@@ -18,7 +18,7 @@ from omgoptim.errors import DataError, argument
 from omgoptim.measure.agreement import cosine_outputs, predicted_classes, worst_scores
 from omgoptim.measure.intervals import Arrays
 from omgoptim.measure.language_metrics import negative_kl, token_log_likelihoods
-from omgoptim.models.labels import IGNORED_LABEL, LabelForm, plain_labels, refuse_out_of_range
+from omgoptim.models.labels import IGNORED, LabelForm, plain_labels, refuse_out_of_range
 from omgoptim.models.output_detection import OutputOptions, describe_outputs, labels_kind
 from omgoptim.models.outputs import ModelOutputs, OutputSpec, class_layout
 from omgoptim.runtimes.signature import Signature
@@ -26,7 +26,6 @@ from omgoptim.runtimes.signature import Signature
 BUILTIN = ("top1", "r2", "cosine", "top1_agreement", "perplexity", "kl")
 """Names of the built-in metrics, besides `auto`."""
 
-IGNORED_TARGET = IGNORED_LABEL
 
 OUTPUT_DETECTION_BATCHES = 8
 """Batches from which outputs are detected, if they were not described before."""
@@ -211,7 +210,7 @@ def _top1(spec: OutputSpec, form: LabelForm) -> PerSample:
         hits, counted = [], []
         for batch, raw in zip(outputs, targets, strict=True):
             target = plain_labels(np.asarray(raw), form)
-            counts = target != IGNORED_TARGET
+            counts = target != IGNORED
             right = (_predicted(spec, batch[spec.index], target) == target) & counts
             hits.append(right.reshape(len(target), -1).sum(1))
             counted.append(counts.reshape(len(target), -1).sum(1))

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from omgoptim.measure.builtin_metrics import IGNORED_TARGET
-from omgoptim.models.labels import label_form, plain_labels
+from omgoptim.models.labels import IGNORED, label_form, plain_labels
 
 ABOVE_CHANCE = 0.99
 """Accuracy above this is never at chance level, even if almost all labels are the same."""
@@ -44,7 +43,7 @@ def chance_level_reason(metric: str, value: float | None, targets: Sequence[Any]
         return None
     form = label_form(labels)
     joined = np.concatenate([plain_labels(each, form).ravel() for each in labels])
-    joined = joined[joined != IGNORED_TARGET]
+    joined = joined[joined != IGNORED]
     if not joined.size:
         return None
     most_frequent = float(np.unique(joined, return_counts=True)[1].max()) / joined.size

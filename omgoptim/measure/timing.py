@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -49,6 +50,8 @@ class TimingPlan:
     throughput_rounds: int = 2
     narrow: float = 0.03
     """Half-width of a ratio's interval, in log units, that needs no more launches."""
+    limit_s: float = math.inf
+    """Seconds within which the launches after the second must end."""
 
 
 PLANS = {
@@ -183,12 +186,14 @@ def time_artifacts(
         OmgoptimError: the first artifact fails.
     """
     run = _TimingRun(setup, plan, random.Random(seed), [_TimedArtifact(path) for path in artifacts])
+    began = time.monotonic()
     launch = 0
     while True:
         _launch(run, launch, on_first if launch == 0 else None)
         launch += 1
         progress(min(1.0, launch / plan.launches))
-        if has_converged([candidate.log_ratios for candidate in run.active[1:]], launch, plan):
+        over = launch >= 2 and (time.monotonic() - began) * (launch + 1) / launch > plan.limit_s
+        if over or has_converged([candidate.log_ratios for candidate in run.active[1:]], launch, plan):
             return [c.error or _timing(c, first=index == 0) for index, c in enumerate(run.entries)]
 
 

@@ -26,6 +26,8 @@ def name_inputs(module: nn.Module | None, raw: Any, names: Sequence[str] = ()) -
 
     Args:
         module: whose forward it is for; None for a program, whose input `names` are then given.
+        raw: one batch: a tensor, a tuple or list, or a mapping by input name.
+        names: the inputs of a program, in order; not used for a module.
     """
     parameters = list(inspect.signature(module.forward).parameters.values()) if module is not None else []
     if isinstance(raw, Mapping):

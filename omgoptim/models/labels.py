@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from omgoptim.errors import DataError
 
-IGNORED_LABEL = -100
+IGNORED = -100
 """Label of targets that do not count: the default `ignore_index` of torch.nn.CrossEntropyLoss."""
 
 FEWEST = 8
@@ -34,7 +34,7 @@ EVIDENCE: dict[LabelForm, str] = {
 def label_form(targets: Sequence[NDArray[Any]]) -> LabelForm:
     """Return the form of numeric labels, from the targets of several batches; `index` where there is no other sign."""
     flat = np.concatenate([target.ravel() for target in targets])
-    values = {float(value) for value in np.unique(flat)} - {IGNORED_LABEL}
+    values = {float(value) for value in np.unique(flat)} - {IGNORED}
     if len(flat) < FEWEST or len(values) != 2:
         return "index"
     if values == {-1.0, 1.0}:
@@ -51,6 +51,7 @@ def plain_labels(target: Any, form: LabelForm) -> Any:
 
     Args:
         target: an array or a tensor; what is neither is returned as it is.
+        form: of `label_form`.
     """
     if form == "index" or not hasattr(target, "argmax"):
         return target
@@ -61,13 +62,13 @@ def plain_labels(target: Any, form: LabelForm) -> Any:
     found = target if form == "whole" else target > (0.0 if form == "signed" else 0.5)
     labels = found.astype(np.int64) if isinstance(found, np.ndarray) else found.long()
     if form in ("binary", "signed"):
-        labels[target == IGNORED_LABEL] = IGNORED_LABEL
+        labels[target == IGNORED] = IGNORED
     return labels
 
 
 def refuse_out_of_range(labels: Any, classes: int) -> None:
     """Raise a DataError if a class index is none of the classes, -100 apart."""
-    wrong = labels[(labels != IGNORED_LABEL) & ((labels < 0) | (labels >= classes))]
+    wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= classes))]
     if len(wrong):
         raise DataError(
             f"label {int(wrong[0])} is out of range",

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omgoptim.errors import DataError, RequestError, argument
-from omgoptim.models.labels import EVIDENCE, IGNORED_LABEL, LabelForm, label_form, plain_labels
+from omgoptim.models.labels import EVIDENCE, IGNORED, LabelForm, label_form, plain_labels
 from omgoptim.models.outputs import (
     Arrays,
     Labels,
@@ -59,6 +59,7 @@ def describe_outputs(
     """Describe the outputs of a model.
 
     Args:
+        signature: inputs and outputs of the model.
         reference: the original's outputs, per batch the flat list.
         lengths: samples in each of these batches; if they differ, the batch axis of each output is certain.
         targets: of these batches; None without labels.
@@ -203,7 +204,7 @@ def _plain(
         return "classes", form, plain
     if labels == "values":
         classes = max((_classes(reference[0][index], arrays[0].shape) for index in fitting), default=0)
-        whole = all(bool(np.isin(array, [IGNORED_LABEL, *range(classes)]).all()) for array in arrays)
+        whole = all(bool(np.isin(array, [IGNORED, *range(classes)]).all()) for array in arrays)
         if fitting and whole and not _fitting(specs, reference, arrays[0], "values"):
             return "classes", "whole", [plain_labels(array, "whole") for array in arrays]
         return "values", "index", arrays

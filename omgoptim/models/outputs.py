@@ -145,6 +145,7 @@ def class_layout(shape: Sequence[int], target_shape: Sequence[int]) -> tuple[int
     Args:
         shape: of the output, the batch first: (N, C), (N, C, …) or (N, …, C); a single score per target is (N), (N, 1)
             or of the targets' own shape.
+        target_shape: of the integer targets, the batch first.
 
     Returns:
         The class axis (1, -1, or None for single scores) and the number of classes; None if labels of `target_shape`

@@ -28,6 +28,9 @@ def baseline_on(runtime: str, loaded: LoadedModel, context: RunContext, program:
     """Return the unchanged model as an artifact: as loaded (`auto`), or its float form on another engine.
 
     Args:
+        runtime: `auto`, or the name of an engine.
+        loaded: the original.
+        context: of the run.
         program: the model's export, if it exists already.
 
     Raises:

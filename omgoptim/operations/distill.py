@@ -147,9 +147,12 @@ def _control(
     """Compare control and distilled student; the one that is not the artifact is run in a fresh process too.
 
     Args:
+        job: the run.
+        student: as derived or loaded.
         control: state of its training.
         other: the one of the two modules that is not the artifact.
         kept: whether the control is the artifact.
+        measured: the artifact of the run, timed and evaluated.
     """
     request, loaded, context = job.request, job.loaded, job.context
     folder = context.work / "other"

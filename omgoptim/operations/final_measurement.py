@@ -6,6 +6,7 @@ read.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -90,6 +91,7 @@ def measure_entries(
     entries: Sequence[AnyEntry],
     place: Callable[[AnyEntry, Timing, RaceResult], Place],
     missed: Callable[[Measurement, Gains, RaceResult], list[Missed]],
+    limit_s: float = math.inf,
 ) -> FinalChoice[AnyEntry]:
     """Time the original and the entries in turns, read the evaluation data once, and choose.
 
@@ -97,9 +99,14 @@ def measure_entries(
     guard; else the first.
 
     Args:
+        request: with the guard, the timing and the seed.
+        context: of the run.
+        loaded: the original with its data.
         baseline: artifact of the original.
+        entries: artifacts to measure, each with a name.
         place: key of the order of preference, from times and selection samples alone.
         missed: targets that a measured entry does not meet.
+        limit_s: seconds within which the launches after the second must end.
 
     Raises:
         OmgoptimError: no entry could be measured.
@@ -112,7 +119,9 @@ def measure_entries(
 
     folders = [baseline, *(entry.artifact for entry in entries)]
     doing = "measuring the finalists against the original"
-    raced = full_race(folders, loaded.bench, request.timing, request.seed, context, SPAN, doing, outputs)
+    raced = full_race(
+        folders, loaded.bench, request.timing, request.seed, context, SPAN, doing, outputs, limit_s
+    )  # fmt: skip
     timed = []
     failure: OmgoptimError | None = None
     for entry, timing, target in zip(entries, raced.timings[1:], targets[1:], strict=True):

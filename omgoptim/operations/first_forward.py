@@ -62,6 +62,9 @@ def is_causal(target: nn.Module | Path | None, signature: Signature, evaluation:
 
     Args:
         target: the module, or the program's file.
+        signature: inputs and outputs of the model.
+        evaluation: samples with their labels.
+        limit_s: seconds that a forward may take.
     """
     engine = ENGINES["torch_eager" if isinstance(target, nn.Module) else "onnxruntime"]
     sessions: list[Session] = []

@@ -64,6 +64,7 @@ def at_batch_one(loaded: LoadedModel, reason: str, work: Path) -> LoadedModel:
     """Return the model with signature, example and samples at batch 1, without throughput.
 
     Args:
+        loaded: the original; not changed.
         reason: why the batch cannot be dynamic.
         work: the folder for the evaluation samples as batches of 1.
     """

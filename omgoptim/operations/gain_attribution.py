@@ -32,7 +32,9 @@ def gains_by(before: TimedModel, plain: TimedModel, after: TimedModel, load: flo
     """Split a gain into the engine's and the precision's on that engine.
 
     Args:
+        before: the original on its own engine.
         plain: the float32 model on the engine of `after`; `before` itself where the original runs on that engine.
+        after: the artifact.
         load: of other processes; no ratio of times from an overloaded machine.
     """
     known = load <= OVERLOADED
@@ -61,7 +63,7 @@ def _gain(log_ratios: tuple[float, ...], one: TimedModel, other: TimedModel) -> 
 
 
 def gain_split_sentence(parts: GainsBy, engine: str, precision: str) -> str:
-    """Return `Speedup by the engine alone (float32 on openvino): 3.10x; by int8 on it: 1.42x.`"""
+    """Return `Speedup by the engine alone (float32 on openvino): 3.10x; by int8 on it: 1.42x.`, or nothing."""
     if parts.engine.speedup is None or parts.precision.speedup is None or precision == "float32":
         return ""
     return (
@@ -118,8 +120,13 @@ def implausible_sentence(
     """Return a sentence on a speedup that computation cannot explain; nothing where it is plausible.
 
     Args:
-        parts: None where float32 was not measured on the artifact's engine.
+        parts: the gain by engine and precision; None where float32 was not measured on the artifact's engine.
+        before: timing of the original.
+        engine: name of the artifact's engine.
+        device: that both ran on.
+        load: of other processes.
         after: timing of the artifact; if it waits too, leaving the wait out explains no gain.
+        original: name of the original in the sentence.
     """
     waits = waiting_share(before, load) if device == "cpu" else None
     if waits is not None and (after is None or waiting_share(after, load) is None):

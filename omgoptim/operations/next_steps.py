@@ -11,7 +11,7 @@ from omgoptim.operations.verdict import ROUNDING
 from omgoptim.reports import Candidate, EfficiencyReport, Layer, NextStep
 from omgoptim.reports.measured import SMALLER
 from omgoptim.requests import GRANTS, ModelRequest, QuantizeRequest, Request, parse, technique_field
-from omgoptim.requests.command import command_of
+from omgoptim.requests.command import command_of, technique_arguments
 
 AS_THEY_ARE = ("bf16", "fp16", "fp32", "dynamic")
 """Schemes without training or search, which a call by name repeats identically."""
@@ -87,22 +87,15 @@ def same_arguments(request: ModelRequest) -> dict[str, Any]:
     return given | technique_arguments(request)
 
 
-def technique_arguments(request: Request) -> dict[str, Any]:
-    """Return the technique and its parameters as flat arguments, without defaults."""
-    key = technique_field(type(request))
-    if key is None or getattr(request, key) == type(request).model_fields[key].get_default():
-        return {}
-    params = getattr(request, key)
-    own = params.model_dump(exclude_defaults=True, exclude={"source"} if params.by_source else None)
-    return dict(own) | {key: params.bare(key)}
-
-
 def profile_steps(
     request: ModelRequest, loaded: LoadedModel, layers: Sequence[Layer], waits: float | None = None
 ) -> list[NextStep]:
     """Suggest steps after a profile: quantize, unless it cannot speed up the model.
 
     Args:
+        request: of the profile.
+        loaded: the profiled model.
+        layers: by cost.
         waits: share of its time that the model waits instead of computing, if that is most of it.
     """
     if not loaded.precision.startswith("float32") or not _quantizable(layers):
@@ -203,7 +196,12 @@ def quantize_steps(
     """Suggest steps after a quantize run.
 
     Args:
+        request: of the finished run.
+        outcome: ok, no_gain or guard_failed.
+        run_id: that the next calls start from.
+        has_interval: whether the quality drop has an interval.
         needed: evaluation samples that would decide the guard, if undecided.
+        loaded: the original.
     """
     real_data = loaded.data.real
     arguments = common_arguments(request)

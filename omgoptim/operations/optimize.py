@@ -16,17 +16,11 @@ from omgoptim.operations.gain_attribution import waiting_warnings
 from omgoptim.operations.ledger import Ledger
 from omgoptim.operations.live_objects import Live
 from omgoptim.operations.loaded_model import LoadedModel, prepare
-from omgoptim.operations.next_steps import (
-    new_calls,
-    pick_step,
-    repeat_of,
-    result_arguments,
-    same_arguments,
-    step,
-)
-from omgoptim.operations.optimization.chain import build_chain, single
+from omgoptim.operations.next_steps import new_calls, pick_step, repeat_of, result_arguments, same_arguments, step
+from omgoptim.operations.optimization.chain import UNTRAINED, UNTRAINED_SHARE, Chain, single
 from omgoptim.operations.optimization.cost import Cost, epoch_seconds, measured_once
 from omgoptim.operations.optimization.final_choice import (
+    FINALISTS,
     Chosen,
     Finalist,
     measure_finalists,
@@ -34,6 +28,7 @@ from omgoptim.operations.optimization.final_choice import (
 )
 from omgoptim.operations.optimization.floors import measure_floors, refuse_below, refuse_size
 from omgoptim.operations.optimization.goal import FINAL_SHARE, Goal
+from omgoptim.operations.optimization.level_speeds import LevelSpeeds, measure_levels
 from omgoptim.operations.optimization.order import refusal
 from omgoptim.operations.optimization.plan import plan_report
 from omgoptim.operations.optimization.points import Point
@@ -82,7 +77,7 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
         prepared_s = load_s + launch_s * len(floors) + time.monotonic() - trained_began
         return Cost(prepared_s, load_s, launch_s, epoch_s)
 
-    cost = measured_once(context.checkpoints / "cost.json", measure)
+    cost = measured_once(context.checkpoints / "cost.json", Cost, measure)
     _refuse_short(request, cost)
     if request.plan:
         return plan_report(request, context, loaded, floors, cost, problem)
@@ -95,10 +90,11 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
         model=weights_identity(loaded),
         data=identity_of(loaded.data),
     )
-    points, singles = _points(steps, goal, cost, problem)
     preference = Preference(request.prefer, Manifest.read(loaded.baseline).size_bytes)
-    finalists = pick_finalists(points, goal, preference, singles)
-    chosen = measure_finalists(request, context, loaded, finalists, goal, preference)
+    points, singles = _points(steps, goal, cost, problem, loaded, preference)
+    left_s = steps.seconds_left + FINAL_SHARE * 60 * request.budget_minutes
+    finalists = pick_finalists(points, goal, preference, singles, cost.finalists(left_s, FINALISTS))
+    chosen = measure_finalists(request, context, loaded, finalists, goal, preference, left_s)
     for point in chosen.winner.entry.chain:
         point.status = "kept"
     for point in steps.taken:
@@ -115,7 +111,9 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
     return report.model_copy(update=update | ({"artifact": artifact_record(place)} if output else {}))
 
 
-def _points(steps: Steps, goal: Goal, cost: Cost, problem: str | None) -> tuple[list[Point], list[Point]]:
+def _points(
+    steps: Steps, goal: Goal, cost: Cost, problem: str | None, loaded: LoadedModel, preference: Preference
+) -> tuple[list[Point], list[Point]]:
     """Take the steps; return everything that they made, and of that what quantization alone made.
 
     Args:
@@ -126,7 +124,7 @@ def _points(steps: Steps, goal: Goal, cost: Cost, problem: str | None) -> tuple[
     """
     alone = single(steps)
     if problem is None:
-        build_chain(steps, goal, cost)
+        Chain(steps, goal, cost, preference, _level_speeds(steps, loaded, alone)).build()
     else:
         steps.skip("prune or distill", "prune", problem)
     singles = [alone, *steps.alternatives(alone)] if alone else []
@@ -136,6 +134,21 @@ def _points(steps: Steps, goal: Goal, cost: Cost, problem: str | None) -> tuple[
         reasons = [step for step in steps.without_result if step.status == "failed"] or steps.without_result
         raise RequestError("no step gave a result", f"{reasons[0].name}: {reasons[0].why}", "see the runs of the steps")
     return points, singles
+
+
+def _level_speeds(steps: Steps, loaded: LoadedModel, alone: Point | None) -> LevelSpeeds:
+    """Measure the levels untrained, within their share of the budget, which is charged for it."""
+    if alone is None:
+        return LevelSpeeds()
+    limit_s = UNTRAINED_SHARE * 60 * steps.request.budget_minutes
+    context, seed = steps.context, steps.request.seed
+    speeds = measured_once(
+        context.checkpoints / "levels.json",
+        LevelSpeeds,
+        lambda: measure_levels(loaded, context, alone, seed, limit_s, UNTRAINED),
+    )
+    steps.budget_s -= speeds.seconds
+    return speeds
 
 
 def _why_not(point: Point, goal: Goal) -> str:

@@ -37,6 +37,10 @@ def reference_outputs(
 
     Args:
         target: the module, or the path of the program.
+        runtime: engine that the target runs in.
+        signature: inputs and outputs of the model.
+        samples: at least two.
+        threads: of the engine.
 
     Returns:
         Per batch the outputs, the number of samples, and the targets; only of batch sizes that the model supports.
@@ -77,7 +81,14 @@ def outputs_of(
     Evaluation samples are used where there are no calibration samples, or only those have labels.
 
     Args:
-        module, program: the model; one of the two is None.
+        request: may name the output that the labels belong to, and outputs to ignore.
+        metric: name, or the user's callable.
+        module: the model as a module, or None.
+        program: the model as an ONNX file, or None.
+        signature: inputs and outputs of the model.
+        data: the user's data.
+        evaluation: samples to use where those of the calibration split will not do.
+        threads: of the engine.
 
     Raises:
         RequestError: the request names an unknown output.
@@ -124,7 +135,9 @@ def metric_of(loaded: LoadedModel, original: StoredOutputs, targets: list[Any], 
     """Resolve the metric of a loaded model.
 
     Args:
+        loaded: the original.
         original: outputs of the original on the samples of `targets`.
+        targets: of the same samples as `original`; None for one without a label.
         limit_s: time limit of the user's metric.
     """
     return resolve_metric(loaded.metric, loaded.signature, original, targets, loaded.policy, limit_s, loaded.outputs)

@@ -80,6 +80,11 @@ def save(
     """Save a changed module as an artifact for `runtime`: recipe with surgery, weights, ONNX file and .pt2 file.
 
     Args:
+        module: the changed module, in eval mode.
+        loaded: the original.
+        runtime: engine of the artifact.
+        folder: where the artifact appears, whole or not at all.
+        context: of the run.
         recipe: recipe of the module without its surgery; default: that of the loaded model.
         to_time_only: omit what timing does not need: the programs of other engines, and the counts.
 

@@ -66,6 +66,6 @@ def test_no_value_of_any_argument_raises_anything_but_a_request_error(verb: str)
     ("verb", "key"), [("quantize", "scheme"), ("prune", "method"), ("factorize", "method"), ("distill", "student")]
 )
 def test_null_where_a_technique_is_named_is_refused_with_the_known_ones(verb: str, key: str) -> None:
-    with pytest.raises(OmgoptimError, match=f"None is no {key} of {verb}") as error:
+    with pytest.raises(OmgoptimError, match=f"None is not a {key} of {verb}") as error:
         parse(verb, {"model": "net.py:build", key: None})
     assert next(iter(techniques(VERBS[verb]))) in error.value.why

@@ -75,6 +75,9 @@ def call_user(doing: str, limit_s: float, function: Callable[..., Result], *args
     Args:
         doing: the action, for the error: "calling build".
         limit_s: time limit in seconds (on the main thread of a POSIX system).
+        function: the user's callable.
+        *args: passed on.
+        **kwargs: passed on.
 
     Raises:
         SetupError: a package that the code imports is not installed; the fix installs it.

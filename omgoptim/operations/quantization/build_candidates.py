@@ -58,6 +58,7 @@ class BuiltCandidate:
 
     @property
     def size_bytes(self) -> int | None:
+        """Size of the saved artifact; None where there is none."""
         return Manifest.read(self.folder).size_bytes if self.folder else None
 
 
@@ -65,6 +66,8 @@ def float_program(loaded: LoadedModel, context: RunContext, name: str = "float",
     """Export the model as a float32 ONNX file and check it against its module.
 
     Args:
+        loaded: the original.
+        context: of the run.
         name: of the folder that it is put in.
         or_at_one: export at batch 1 where the batch cannot be free; the caller goes on with `at_batch_one`.
     """
@@ -118,6 +121,12 @@ def build_candidate(
     """Build one candidate and save its artifact; a technique or engine that fails is recorded as its error.
 
     Args:
+        spec: scheme, engine and settings of the candidate.
+        loaded: the original.
+        program: its float32 export.
+        calibration: samples for the observers.
+        context: of the run.
+        seed: of whatever the technique draws.
         twin: the same technique built for another engine; its program is reused.
         doing: progress message; default: from the name of the spec.
         limit_s: seconds after which no further step begins.

@@ -103,6 +103,7 @@ def _float_only_sentence(run: QuantizeRun, kept: SavedFinalist, everyone: list[S
 
 
 def best_quantized(run: QuantizeRun, everyone: list[SavedFinalist]) -> SavedFinalist | None:
+    """Return the preferred quantized finalist, of those that pass the guard if any does; None without one."""
     quantized = [kept for kept in everyone if not is_float(kept.finalist.result)]
     guard = run.request.max_quality_drop
     holding = [kept for kept in quantized if passes(kept.finalist.quality, guard)]
