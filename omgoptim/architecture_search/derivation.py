@@ -1,4 +1,4 @@
-"""The one place where the search calls the student deriver of `distill`: change part of a model, weights inherited."""
+"""Derivation of networks for the search by the student deriver of `distill`, with inherited weights."""
 
 from __future__ import annotations
 
@@ -48,6 +48,8 @@ def derived(model: nn.Module, option: str, targets: tuple[str, ...], run: Module
 
     Args:
         model: not changed.
+        option: name of the replacement, such as `narrow 0.5` or `depthwise`.
+        targets: globs on module paths.
         run: how it is called, and real batches to fit what is left of the weights to.
 
     Raises:

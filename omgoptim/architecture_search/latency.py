@@ -1,4 +1,4 @@
-"""Predict the latency of a configuration as a sum over its choices, and say by how much that misses.
+"""Latency predictors: a sum over the choices of a configuration, with its error.
 
 Two predictors. `corrected` has a table of blocks that were measured one by one, as replacements in the whole network
 (`replacements`), and fits what the sum of blocks cannot know (the call itself, fusion across blocks, the cost of one
@@ -31,7 +31,7 @@ FEWEST_JUDGES = 5
 
 
 class Predictor(Protocol):
-    """Latencies of rows of option indices, and how far a prediction is off."""
+    """Predictor of latencies of rows of option indices, and its error."""
 
     @property
     def error(self) -> float | None:
@@ -66,7 +66,7 @@ class BlockTable:
 
 @dataclass(frozen=True, slots=True)
 class CorrectedTable:
-    """`constant + scale * sum of blocks + each * number of blocks`."""
+    """Corrected table: `constant + scale * sum of blocks + each * number of blocks`."""
 
     table: BlockTable
     constant: float
@@ -75,12 +75,13 @@ class CorrectedTable:
     error: float | None
 
     def predict(self, rows: Indices) -> Floats:
+        """Return predicted latencies in ms, shape [configurations]."""
         return self.constant + self.scale * self.table.sums(rows) + self.each * self.table.counts(rows)
 
 
 @dataclass(frozen=True, slots=True)
 class FittedOptions:
-    """A constant and a term for every option but a knob's first, of the latency or of its logarithm."""
+    """Fitted terms: a constant and a term for every option but a knob's first, of the latency or its logarithm."""
 
     space: Space
     weights: Floats
@@ -88,6 +89,7 @@ class FittedOptions:
     error: float | None
 
     def predict(self, rows: Indices) -> Floats:
+        """Return predicted latencies in ms, shape [configurations]."""
         predicted = _with_constant(self.space.one_hot(rows)) @ self.weights
         return np.exp(predicted) if self.logarithmic else np.maximum(predicted, 0.0)
 
@@ -130,9 +132,10 @@ def best_fit(space: Space, rows: Indices, measured: Sequence[float]) -> Predicto
 
 
 def corrected(table: BlockTable, rows: Indices, measured: Sequence[float]) -> CorrectedTable:
-    """Fit the correction of a table to whole networks; without any, the table stands as it is.
+    """Fit the correction of a table to whole networks; without any, the table is returned unchanged.
 
     Args:
+        table: latencies of the single blocks.
         rows: configurations that were measured as whole networks, shape [networks, knobs].
         measured: their latencies in ms, above 0.
 
@@ -159,6 +162,7 @@ def fitted(
     With `space.singles` among the networks, every option was seen at least once.
 
     Args:
+        space: the knobs whose options get a term each.
         rows: configurations that were measured, shape [networks, knobs]; at least one.
         measured: their latencies in ms, above 0.
         judged_by: the networks to leave out for the error, such as those that are no singles; default: all.
@@ -195,7 +199,7 @@ def _fitted(space: Space, features: Floats, latencies: Floats, logarithmic: bool
 
 
 def _ridge(features: Floats, latencies: Floats, prior: Floats) -> Floats:
-    """Least squares of relative errors, drawn to a prior; each weight in units of what it can change."""
+    """Solve least squares of relative errors with a Gaussian prior; each weight in units of its prior deviation."""
     if not len(latencies):
         return prior
     x, y = features / latencies[:, None], np.ones(len(latencies))

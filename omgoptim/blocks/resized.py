@@ -38,9 +38,9 @@ class ResizedConv2d(nn.Conv2d):
     @classmethod
     def like(cls, layer: nn.Conv2d, scale: float) -> ResizedConv2d:
         """Build a layer with the geometry and the very weights of a convolution."""
-        made = cls.from_config({**_geometry(layer), "scale": scale})
-        made.weight, made.bias = layer.weight, layer.bias
-        return made.train(layer.training)
+        resized = cls.from_config({**_geometry(layer), "scale": scale})
+        resized.weight, resized.bias = layer.weight, layer.bias
+        return resized.train(layer.training)
 
     def config(self) -> dict[str, Any]:
         """Return the arguments of `from_config`, as JSON."""
@@ -55,10 +55,12 @@ class ResizedConv2d(nn.Conv2d):
         return cls(**arguments)
 
     def forward(self, input: Tensor) -> Tensor:
+        """Resize the images (N, C, H, W) and convolve them."""
         size = [max(1, round(self.scale * length)) for length in input.shape[-2:]]
         return super().forward(F.interpolate(input, size=size, mode="bilinear", align_corners=False))
 
     def extra_repr(self) -> str:
+        """Add the scale to the layer's description."""
         return f"{super().extra_repr()}, scale={self.scale}"  # type: ignore[no-untyped-call]
 
 

@@ -94,10 +94,8 @@ class Timing:
     """One log ratio per launch; `speedup` is the exponential of their mean."""
     calls: int | None = None
     """Number of timed calls behind the latency."""
-    busy: float | None = None
-    """Cores that the process kept busy while it was timed: near 0 where it waited."""
     idle: float | None = None
-    """Share of that time in which it neither computed nor waited for a core; None where it is not reported."""
+    """Share of the time in which the process neither computed nor waited for a core; None where it is not reported."""
     reopened: tuple[float, ...] = ()
     """Largest difference of each output of the opened artifact from the recorded one, relative to its scale."""
 
@@ -129,7 +127,6 @@ class _TimedArtifact:
     peak: list[int] = field(default_factory=list)
     log_ratios: list[float] = field(default_factory=list)
     log_throughput: list[float] = field(default_factory=list)
-    busy: list[float] = field(default_factory=list)
     idle: list[float] = field(default_factory=list)
     calls: int = 0
     reopened: list[float] = field(default_factory=list)
@@ -225,7 +222,6 @@ def _launch(run: _TimingRun, launch: int, on_first: Callable[[int, MeasuringProc
             turns = latency[id(entry)]
             entry.p50.append(statistics.median(turn["p50"] for turn in turns))
             entry.p90.append(statistics.median(turn["p90"] for turn in turns))
-            entry.busy += [turn["busy"] for turn in turns if "busy" in turn]
             entry.idle += [turn["idle"] for turn in turns if turn.get("idle") is not None]
             entry.calls += sum(turn.get("calls", 0) for turn in turns)
             entry.log_ratios.append(_median_log_ratio(latency[id(run.first)], turns))
@@ -320,7 +316,6 @@ def _timing(record: _TimedArtifact, first: bool) -> Timing:
         launches=len(record.p50),
         log_ratios=() if first else tuple(record.log_ratios),
         calls=record.calls or None,
-        busy=statistics.median(record.busy) if record.busy else None,
         idle=statistics.median(record.idle) if record.idle else None,
         reopened=tuple(record.reopened),
     )

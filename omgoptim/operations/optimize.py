@@ -9,12 +9,14 @@ from omgoptim.errors import RequestError, argument
 from omgoptim.measure.timing import PLANS
 from omgoptim.models.artifact import Manifest
 from omgoptim.models.report_file import write_sealed
+from omgoptim.operations.baseline import at_exportable_batch
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.final_measurement import save_choice
+from omgoptim.operations.final_measurement import doubts, guard_reasons, save_choice
+from omgoptim.operations.gain_attribution import waiting_warnings
 from omgoptim.operations.ledger import Ledger
 from omgoptim.operations.live_objects import Live
 from omgoptim.operations.loaded_model import LoadedModel, prepare
-from omgoptim.operations.next_steps import new_calls, pick_step, repeat_of, same_arguments, step
+from omgoptim.operations.next_steps import new_calls, pick_step, repeat_of, result_arguments, same_arguments, step
 from omgoptim.operations.optimization.chain import SHORT_EPOCHS, UNTRAINED, UNTRAINED_SHARE, Chain, single
 from omgoptim.operations.optimization.cost import Cost, epoch_seconds, measured_once
 from omgoptim.operations.optimization.final_choice import (
@@ -61,6 +63,7 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
     loaded = prepare(request, context, live)
     load_s = time.monotonic() - began
     _refuse_quantized(request, loaded)
+    loaded = at_exportable_batch("onnxruntime" if request.runtime == "auto" else request.runtime, loaded, context)
     goal = Goal.of(request)
     data = selection_as_evaluation(loaded.data)  # refuses data that cannot be divided, before any step
     problem = "a program cannot be trained" if loaded.module is None else train_problem(data)
@@ -198,12 +201,13 @@ def _report(
     load = artifact.load.replace(str(one.entry.artifact), place)
     last = one.entry.run.report
     chain = [point.run.report for point in one.entry.chain]
-    warnings = [*loaded.notes, *quality_warnings(one.quality, goal.max_quality_drop, loaded.data.real)]
+    warnings = waiting_warnings(chosen.original, one.timing, chosen.load, loaded.device)
+    warnings += [*loaded.notes, *quality_warnings(one.quality, goal.max_quality_drop, loaded.data.real)]
     warnings += [*load_warnings(chosen.load), *slow_warnings(one.timing)]
     others = [_alternative(other, chosen, goal, context) for other in chosen.finalists if other is not one]
     return EfficiencyReport(
         outcome=outcome,
-        summary=_summary(one, goal, outcome, chosen),
+        summary=" ".join([*doubts(one, chosen, loaded), _summary(one, goal, outcome, chosen)]),
         warnings=warnings,
         next_steps=_next_steps(request, context, goal, chosen, one),
         verb="optimize",
@@ -213,7 +217,7 @@ def _report(
         before=one.before,
         after=one.after,
         gains=one.gains,
-        outputs=output_records(loaded.outputs, one.quality),
+        outputs=output_records(loaded.outputs, one.quality, one.timing),
         changed=[change for report in chain for change in report.changed],
         skipped=last.skipped,
         steps=steps.records(),
@@ -239,9 +243,7 @@ def _summary(one: Finalist, goal: Goal, outcome: Outcome, chosen: Chosen) -> str
     made = f"{how} -> {one.entry.name}" if how else one.entry.name
     quality = quality_sentence(one.before, one.quality)
     if outcome == "guard_failed":
-        reasons = [str(missed) for missed in one.missed]
-        if not passes(one.quality, goal.max_quality_drop):
-            reasons.insert(0, f"a drop of {one.quality.drop:.4f}, guard {goal.max_quality_drop:g}")
+        reasons = guard_reasons(one, goal.max_quality_drop)
         return f"The goal was not met: {'; '.join(reasons)}. The nearest result is {became}. Made by: {made}. {quality}"
     first = "No gain. The best result is" if outcome == "no_gain" else "Optimized:"
     alone = _against_single(one, chosen)
@@ -310,5 +312,5 @@ def _next_steps(
             longer = same_arguments(request) | {"budget_minutes": 3 * request.budget_minutes}
             steps.append(step("optimize", longer, "more time trains longer and tries more levels"))
     else:
-        steps.append(step("profile", {"model": context.run_id}, "see which layers cost most now"))
+        steps.append(step("profile", result_arguments(request, context.run_id), "see which layers cost most now"))
     return steps

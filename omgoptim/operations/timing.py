@@ -56,8 +56,12 @@ def bench_of(
     """Write the batches of the timing and return its settings.
 
     Args:
+        context: of the run.
         samples: samples to take the batches from.
         batch: batch size for throughput; None to measure latency at batch 1 only.
+        threads: of the engine.
+        device: that the artifacts run on.
+        policy: the files and modules whose code an artifact may name.
     """
     context.work.mkdir(parents=True, exist_ok=True)
     batches = {}
@@ -82,9 +86,14 @@ def full_race(
     """Time artifacts against the first, after waiting for an idle machine.
 
     Args:
+        artifacts: folders; the first is the reference.
+        bench: batches and settings of the timing.
         timing: quick, standard or careful.
+        seed: of the order of turns.
+        context: of the run.
         span: start and end of its progress as fractions of the run.
         doing: progress message.
+        on_first: `on_first(index, process)`, called in the first launch of each artifact.
         limit_s: seconds within which the launches after the second must end, the wait included.
     """
     start, end = span

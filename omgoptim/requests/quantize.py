@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from omgoptim.requests.bare_name import bare_name
-from omgoptim.requests.base import ModelRequest, Params, Runtime
+from omgoptim.requests.base import ModelRequest, Params, Runtime, bare_name
 from omgoptim.requests.listing import RARE, Short
 from omgoptim.requests.training import TrainingFields
 

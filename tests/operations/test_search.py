@@ -68,7 +68,7 @@ def spaces(project: Path) -> Path:
 @pytest.mark.parametrize(
     ("model", "kind", "words"),
     [
-        ("net.py:number", RequestError, "is no callable"),
+        ("net.py:number", RequestError, "is not callable"),
         ("net.py:net", RequestError, "takes no trial"),
         ("net.py:fails", UserCodeError, "gave no module in any of its trials"),
         ("net.py:fixed", UserCodeError, "varies nothing"),

@@ -57,6 +57,7 @@ def hint_of(space: Space, losses: list[float]) -> Load:
     """Return the function that sums the losses of a configuration's options, negated: higher is better.
 
     Args:
+        space: of the configurations.
         losses: of each option but a knob's first, in the order of `Space.singles`.
     """
 

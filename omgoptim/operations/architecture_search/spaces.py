@@ -52,7 +52,7 @@ def space_function(request: SearchRequest, policy: PathPolicy, live: Live) -> Sp
     """Return the user's space, its calls limited in time; None for `auto`.
 
     Raises:
-        RequestError: it is no function of a trial.
+        RequestError: it is not a function of a trial.
         OmgoptimError: it cannot be loaded.
     """
     if request.space == AUTO:
@@ -61,7 +61,7 @@ def space_function(request: SearchRequest, policy: PathPolicy, live: Live) -> Sp
     found = live.space or load_callable(name, policy, "space", request.time_limit_s)
     if not callable(found):
         raise RequestError(
-            f"the search space '{name}' is no callable",
+            f"the search space '{name}' is not callable",
             f"it is a {type(found).__name__}",
             "name a function space(trial) that returns an nn.Module",
         )
