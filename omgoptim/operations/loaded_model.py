@@ -233,6 +233,12 @@ def _open_model(source: Source, policy: PathPolicy) -> _OpenedModel:
             module = artifacts.load_module(source.artifact, manifest, policy)
             # Fresh processes run it in half precision; this process exports and converts it from float32.
             return _OpenedModel(module.float() if manifest.precision in HALF else module, None, manifest.signature)
+        if ENGINES[manifest.runtime].runs == "lowered":
+            raise ModelError(
+                f"an artifact for {manifest.runtime} is the end of a chain",
+                f"{artifacts.LOWERED} holds no module and no ONNX program",
+                "give the model that it was made from; compare measures two artifacts, also of this kind",
+            )
         return _OpenedModel(None, source.artifact / artifacts.PROGRAM, manifest.signature)
     if source.program is not None:
         return _OpenedModel(None, source.program, declared_signature(source.program))

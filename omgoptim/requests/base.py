@@ -12,6 +12,8 @@ from omgoptim.errors import RequestError, argument, did_you_mean
 from omgoptim.requests.listing import RARE, Short
 
 Runtime = Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino"]
+AnyRuntime = Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino", "executorch"]
+"""Runtimes of profile and quantize; what other verbs make can be quantized for ExecuTorch afterwards."""
 Timing = Literal["quick", "standard", "careful"]
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")

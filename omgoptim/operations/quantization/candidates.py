@@ -22,6 +22,10 @@ BF16_UNITS = ("avx512_bf16", "amx_bf16", "bf16")
 """CPU features with bfloat16 instructions, by the names of /proc/cpuinfo."""
 
 
+LOWERED = (Static, Dynamic, Fp32)
+"""Techniques with a form for ExecuTorch, which is tried only where it is named: it is for another device."""
+
+
 @dataclass(frozen=True, slots=True)
 class CandidateSpec:
     """Specification of one candidate: technique parameters and engine."""
@@ -44,6 +48,10 @@ class CandidateSpec:
     @property
     def on_module(self) -> bool:
         return ENGINES[self.runtime].runs == "module"
+
+    @property
+    def is_lowered(self) -> bool:
+        return ENGINES[self.runtime].runs == "lowered"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +112,15 @@ def _schemes(request: QuantizeRequest, program: Program, skipped: list[Candidate
     asked = request.scheme
     if isinstance(asked, Static):
         asked = apply_preset(asked, request.effort)
+        if request.runtime == "executorch":
+            return [asked]
         return [asked] if program.path is None else list(variants(asked, program.path))
     if not isinstance(asked, Auto):
         return [asked]
     schemes: list[Params] = []
-    if program.path is not None:
+    if request.runtime == "executorch":
+        schemes.append(Static(calibration_samples=asked.calibration_samples))
+    elif program.path is not None:
         static = apply_preset(Static(calibration_samples=asked.calibration_samples), request.effort)
         schemes += variants(static, program.path)
     schemes += [Dynamic(), Bf16(), Fp32()]
@@ -132,6 +144,8 @@ def _runtimes_of(params: Params, request: QuantizeRequest, loaded: LoadedModel) 
             runtimes.append("torch_eager")
         if request.runtime == "torch_compile" and technique.torch_precision != "int8_dynamic":
             runtimes.append("torch_compile")
+        if request.runtime == "executorch" and isinstance(params, LOWERED):
+            runtimes.append("executorch")
     if request.runtime == "auto":
         return runtimes
     if request.runtime not in runtimes and not isinstance(request.scheme, Auto):
@@ -148,10 +162,12 @@ def _skip_reason(spec: CandidateSpec, loaded: LoadedModel, program: Program, aut
     missing = ENGINES[spec.runtime].missing(loaded.device)
     if missing:
         return missing
-    if not spec.on_module and program.error is not None:
+    if not spec.on_module and not spec.is_lowered and program.error is not None:
         return f"{program.error.what}: {program.error.why}"
     if spec.on_module and (getattr(spec.params, "targets", []) or getattr(spec.params, "ignore", [])):
         return "torch quantizes every layer of a kind: targets and ignore need another runtime"
+    if spec.is_lowered and getattr(spec.params, "algorithm", "auto") != "auto":
+        return "ExecuTorch's programs are written by its own quantizer: leave algorithm out"
     if not automatic:
         return None
     return _no_benefit(spec, loaded, program.traits)
