@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 HELD_OUT, MAX_HELD_OUT = 0.25, 64
 """Share of the calibration samples, and the most of them, on which observers are compared and nothing is calibrated."""
 
+MSE_SAMPLES = 64
+"""Most samples for an observer of histograms, which takes many times the forward pass of a sample."""
+
 MIN_GAIN_DB = 0.3
 """Least gain in output SQNR for another observer than ExecuTorch's own."""
 
@@ -81,7 +84,7 @@ def _static(module: fx.GraphModule, given: LoweringInput, params: Static) -> tup
     wanted = _outputs(module, given, held_out or fit)
     for name in observers:
         given.run.progress(f"calibrating with {name} ranges", None)
-        model = _converted(module, params, calls, observers[name])
+        model = _converted(module, params, calls[: MSE_SAMPLES if name == "mse" else None], observers[name])
         found[name] = sqnr_db(wanted, _outputs(model, given, held_out or fit)), model
     plain = next(iter(found))
     best = max(found, key=lambda name: found[name][0])
