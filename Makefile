@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all check coverage docs arguments bench clean
+.PHONY: demo test test-all check coverage pictures docs arguments bench clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,10 @@ $(VENV)/.coverage: $(BIN)/python pyproject.toml constraints.txt
 demo: $(VENV)/.demo   ## quantize a real trained model and print the report
 	$(BIN)/omgoptim quantize examples/digits_cnn.py:build --data examples/digits_cnn.py:load --max-quality-drop 0.01
 
+.PHONY: recordings
+recordings: $(VENV)/.demo   ## run the demo and record it in docs/report.md and docs/demo.svg
+	$(BIN)/python docs/record_demo.py
+
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -51,6 +55,10 @@ test-all: check      ## the same with the slow ones, whole runs of every kind: a
 
 coverage: $(VENV)/.coverage ## tests with branch coverage, the report in htmlcov/
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report term:skip-covered --cov-report html
+
+pictures: $(VENV)/.dev ## pictures of every page in a real Chromium, light and dark, at three widths, in pictures/
+	mkdir -p pictures
+	OMGOPTIM_PICTURES=$(CURDIR)/pictures $(BIN)/python -m pytest tests/browser -m "slow or not slow"
 
 docs: $(VENV)/.docs   ## the documentation site in site/; a broken link or docstring fails
 	$(BIN)/python -m mkdocs build --strict
@@ -76,4 +84,4 @@ bench: $(VENV)/.bench ## the measured claims, about three hours on two cores
 	$(BIN)/python benchmarks/server_start.py
 
 clean:
-	rm -rf $(VENV) .omgoptim build dist site htmlcov .coverage* *.egg-info
+	rm -rf $(VENV) .omgoptim pictures build dist site htmlcov .coverage* *.egg-info

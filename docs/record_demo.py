@@ -1,18 +1,20 @@
-"""Put the output of a real `make demo` into docs/report.md (as text) and docs/demo.svg (as a picture of the terminal).
+"""Record the output of `make demo` in docs/report.md (as text) and docs/demo.svg (as a picture of the terminal).
 
-make demo
-.venv/bin/python docs/record_demo.py .omgoptim/runs/quantize-…
+make recordings
 """
 
 from __future__ import annotations
 
 import io
+import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 from rich.console import Console
 
+from omgoptim.render.shared import without_paths
 from omgoptim.render.terminal import report_view
 from omgoptim.reports import EfficiencyReport
 
@@ -24,15 +26,18 @@ BLOCK = f"""{START}
 {{text}}
 ```
 {END}"""
+DEMO = (
+    *("quantize", "examples/digits_cnn.py:build"),
+    *("--data", "examples/digits_cnn.py:load", "--max-quality-drop", "0.01", "--json"),
+)
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
-    report = EfficiencyReport.model_validate_json((folder / "report.json").read_text())
-    shown = Path(folder.parts[-3], *folder.parts[-2:])  # as seen from the project, whoever's machine it was
-    report = EfficiencyReport.model_validate_json(report.model_dump_json().replace(str(folder.resolve()), str(shown)))
+    command = [sys.executable, "-m", "omgoptim.cli", *DEMO]
+    done = subprocess.run(command, cwd=DOCS.parent, stdout=subprocess.PIPE, text=True, check=True)
+    report = without_paths(EfficiencyReport.model_validate(json.loads(done.stdout)))
     console = Console(record=True, width=112, file=io.StringIO(), force_terminal=True)
-    console.print(report_view(report, folder=shown), crop=False)
+    console.print(report_view(report, folder=Path(".omgoptim/runs", report.run_id)), crop=False)
     text = "\n".join(line.rstrip() for line in console.export_text(clear=False).splitlines())
     drawn = console.export_svg(title="make demo")
     (DOCS / "demo.svg").write_text(re.sub(r"@font-face \{.*?\}\s*", "", drawn, flags=re.DOTALL))  # no fonts off the web

@@ -58,6 +58,7 @@ class OmgoptimError(Exception):
         return "\n".join(parts)
 
     def to_dict(self) -> dict[str, str]:
+        """Return the error as plain strings, for a report or a state file."""
         record = {"kind": self.kind, "what": self.what, "why": self.why, "fix": self.fix}
         return record | ({"log": self.log} if self.log else {})
 
@@ -68,6 +69,7 @@ class OmgoptimError(Exception):
 
     @staticmethod
     def from_dict(record: dict[str, str]) -> OmgoptimError:
+        """Create the error of a record that `to_dict` wrote; an unknown kind becomes an OmgoptimError."""
         kinds = {kind.__name__: kind for kind in OmgoptimError.__subclasses__()}
         kind = kinds.get(record.get("kind", ""), OmgoptimError)
         return kind(record.get("what", ""), record.get("why", ""), record.get("fix", ""), record.get("log", ""))
@@ -88,7 +90,7 @@ class ModelError(OmgoptimError):
 
 
 class UnknownModelError(ModelError):
-    """The text that should name a model names nothing that exists."""
+    """The model source names nothing that exists."""
 
 
 class DataError(OmgoptimError):
@@ -96,11 +98,11 @@ class DataError(OmgoptimError):
 
 
 class UserCodeError(OmgoptimError):
-    """The user's own code raised, exited or did not come back."""
+    """The user's own code raised, exited or timed out."""
 
 
 class TechniqueError(OmgoptimError):
-    """A technique or an engine could not take this model."""
+    """A technique or an engine does not support this model."""
 
 
 class NoLayerChanged(TechniqueError):
@@ -115,11 +117,12 @@ class NoLayerChanged(TechniqueError):
         self.schemes = tuple(schemes)
 
     def to_dict(self) -> dict[str, str]:
+        """Return the error as a TechniqueError, the kind that callers know."""
         return super().to_dict() | {"kind": TechniqueError.__name__}
 
 
 class ArtifactError(OmgoptimError):
-    """An artifact is damaged, or does not give what it gave when it was saved."""
+    """An artifact is damaged, or its outputs differ from those recorded when it was saved."""
 
 
 class RunError(OmgoptimError):
@@ -135,7 +138,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def argument(name: str, value: object) -> str:
-    """An argument with its value in the text of an error, as Python writes it: `` `data='file.py:load'` ``.
+    """Return an argument with its value for the text of an error, as Python writes it: `` `data='file.py:load'` ``.
 
     The shell shows it as an option: see `omgoptim.requests.command.in_shell`.
     """
@@ -143,7 +146,7 @@ def argument(name: str, value: object) -> str:
 
 
 def call(verb: str, arguments: dict[str, object]) -> str:
-    """A call in the text of an error, as Python writes it: `` `omgoptim.quantize(model='net.py:build')` ``.
+    """Return a call for the text of an error, as Python writes it: `` `omgoptim.quantize(model='net.py:build')` ``.
 
     The shell shows it as a command, as it does an `argument`.
     """

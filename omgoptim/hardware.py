@@ -1,4 +1,4 @@
-"""The machine that gives the numbers: its processor, its cores, and who else uses them. No torch."""
+"""Hardware of the measurements: processor, cores, and load by other processes. No torch."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ FEATURES = {
     "i8mm": "i8mm",
     "bf16": "bf16",
 }
-"""Instruction sets that decide what low precision gains: the kernel's name (x86, then Arm) to the name we print."""
+"""Instruction sets that matter for low precision: the kernel's name (x86, then Arm) to the displayed name."""
 
 
 def cpu_name() -> str:
-    """The processor's name as its maker gives it, or the architecture where the system does not name it."""
+    """Return the processor's name, or the architecture where the system does not name it."""
     for key in ("model name", "Model", "Hardware"):
         if name := _cpuinfo().get(key):
             return name
@@ -31,21 +31,21 @@ def cpu_name() -> str:
 
 
 def cpu_features() -> list[str]:
-    """Which of `FEATURES` this processor has; empty where the system does not list them (macOS, Windows)."""
+    """Return which of `FEATURES` this processor has; empty where the system does not list them (macOS, Windows)."""
     info = _cpuinfo()
     flags = set((info.get("flags") or info.get("Features") or "").split())
     return [name for flag, name in FEATURES.items() if flag in flags]
 
 
 def usable_cores() -> int:
-    """Cores this process may use: its affinity, and a container's quota, rounded down to at least 1."""
+    """Return the cores this process may use: its affinity, and a container's quota, rounded down to at least 1."""
     allowed = len(_allowed_cores())
     quota = _container_quota()
     return allowed if quota is None else max(1, min(allowed, int(quota)))
 
 
 def other_load(seconds: float = 0.3) -> float:
-    """CPU time that was used by processes outside this process's group, as a fraction of the cores it may use, 0..1.
+    """Return the load by processes outside this process's group, as a fraction of its cores, 0..1.
 
     Watches for `seconds` seconds. Time that a hypervisor gave to other machines counts as used.
     """
@@ -63,13 +63,13 @@ def other_load(seconds: float = 0.3) -> float:
 
 
 class LoadMeter:
-    """How busy other processes keep the cores from its making on, while this one and children of its come and go."""
+    """Monitor of the load by other processes from its creation on, while children of this process come and go."""
 
     def __init__(self) -> None:
         self._start = self._seconds()
 
     def load(self) -> float:
-        """Fraction of the cores, 0..1, that others used so far; children that still run count as others."""
+        """Return the load by others so far as a fraction of the cores, 0..1; running children count as others."""
         if os.name == "nt":  # which does not add up the time of children
             return 0.0
         (busy, total, own), (busy_0, total_0, own_0) = self._seconds(), self._start
@@ -82,7 +82,7 @@ class LoadMeter:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """The first value of each key of /proc/cpuinfo; empty where there is none."""
+    """Return the first value of each key of /proc/cpuinfo; empty where there is none."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -98,7 +98,7 @@ def _allowed_cores() -> list[int]:
 
 
 def _container_quota() -> float | None:
-    """Cores that a container's quota allows, None without one."""
+    """Return the cores that a container's quota allows, None without one."""
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()  # cgroup 2
     except (OSError, ValueError):
@@ -111,7 +111,7 @@ def _container_quota() -> float | None:
 
 
 def _cpu_seconds(cores: list[int]) -> tuple[float, float]:
-    """Busy and total seconds of the given cores since boot."""
+    """Return busy and total seconds of the given cores since boot."""
     busy = total = 0.0
     per_core = psutil.cpu_times(percpu=True)
     for core in cores:
@@ -125,7 +125,7 @@ def _cpu_seconds(cores: list[int]) -> tuple[float, float]:
 
 
 def _own_seconds() -> dict[int, float]:
-    """CPU seconds so far of every process of this process's group, by process id."""
+    """Return the CPU seconds so far of every process of this process's group, by process id."""
     seconds = {}
     for pid in psutil.pids() if hasattr(os, "getpgid") else [os.getpid()]:
         try:

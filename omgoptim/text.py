@@ -1,8 +1,8 @@
-"""Text of foreign origin made safe to show: names, messages and logs of models, data sets and libraries.
+r"""Text of foreign origin made safe to show: names, messages and logs of models, data sets and libraries.
 
 Whatever a model, a file or a library calls something passes through `clean` (or one of its forms below) before it
 stands in an error, a report, a state or an answer. What comes out holds no control, escape, bidirectional or
-zero-width character and is bounded; a character that cannot be seen is written out, as `\\u202e`.
+zero-width character and is bounded; a character that cannot be seen is written out, as `\u202e`.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ import unicodedata
 from typing import Any
 
 LONGEST_LINE = 2_000
-"""Characters of one line of a report or an error."""
+"""Maximum characters of one line of a report or an error."""
 
 LONGEST_COMMAND = 10_000
-"""Characters of a command, a path or an argument, which are kept as they are or not at all."""
+"""Maximum characters of a command, a path or an argument, which are kept unchanged or not at all."""
 
 _ESCAPES = re.compile(
     r"(?:\x1b\[|\x9b)[0-9;:?<=>]*[ -/]*[@-~]"  # colours and cursor moves
     r"|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?"  # titles, hyperlinks
 )
 _UNUSUAL = re.compile("[^ -~]")
-"""What is not a visible character of ASCII: all that has to be looked at one by one."""
+"""Characters other than visible ASCII, which are examined one by one."""
 _IGNORED = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
-"""Letters and marks that are drawn as nothing; Python calls them printable."""
+"""Letters and marks without a visible form, which Python calls printable."""
 
 
 def clean(text: str, limit: int = LONGEST_LINE) -> str:
-    """`text` as one line of at most `limit` visible characters, spaces collapsed; cut in its middle."""
+    """Return `text` as one line of at most `limit` visible characters, spaces collapsed; cut in its middle."""
     if _is_plain(text, limit) and "  " not in text and text == text.strip():
         return text
     return clip(" ".join(_visible(text, limit, breaks=" ").split()), limit)
@@ -41,14 +41,14 @@ def clean_block(text: str, limit: int = LONGEST_LINE) -> str:
 
 
 def clean_exact(text: str) -> str:
-    """One line in which nothing is changed that can be seen: for commands, paths and arguments."""
+    """Return one line without any visible change: for commands, paths and arguments."""
     if _is_plain(text, LONGEST_COMMAND):
         return text
     return clip(_visible(text, LONGEST_COMMAND, breaks=" "), LONGEST_COMMAND)
 
 
 def clean_json(value: Any, multiline: tuple[str, ...] = ()) -> Any:
-    """A JSON value whose texts and names are each `clean_exact`, or `clean_block` under the keys `multiline`."""
+    """Return a JSON value with every text and name `clean_exact`, or `clean_block` under the keys `multiline`."""
     if isinstance(value, str):
         return clean_exact(value)
     if isinstance(value, dict):
@@ -61,7 +61,7 @@ def clean_json(value: Any, multiline: tuple[str, ...] = ()) -> Any:
 
 
 def clip(text: str, limit: int) -> str:
-    """`text` cut to `limit` characters: the middle goes, since the first words say what and the last ones why."""
+    """Return `text` cut to `limit` characters in its middle: its beginning and end matter most."""
     if len(text) <= limit:
         return text
     tail = max(1, limit // 3)
@@ -69,14 +69,14 @@ def clip(text: str, limit: int) -> str:
 
 
 def hidden_character(text: str) -> str | None:
-    """The first character of `text` that cannot be seen, as `U+202E`; None if there is none."""
+    """Return the first invisible character of `text`, as `U+202E`; None if there is none."""
     if text.isascii() and text.isprintable():
         return None
     return next((f"U+{ord(char):04X}" for char in text if not _is_space(char) and _is_hidden(char)), None)
 
 
 def _visible(text: str, limit: int, breaks: str) -> str:
-    """`text` without terminal escapes, each other hidden character written out, each line break as `breaks`."""
+    """Return `text` without terminal escapes, each other hidden character escaped, each line break as `breaks`."""
     if len(text) > 12 * limit:  # bounds the work; escapes that are removed may shorten what is left
         text = clip(text, 12 * limit)
     return _UNUSUAL.sub(lambda match: _shown(match[0], breaks), _ESCAPES.sub("", text))

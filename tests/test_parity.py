@@ -105,8 +105,9 @@ def comparable(value: Any) -> Any:
             marks=pytest.mark.slow,
         ),
         pytest.param("optimize", {"plan": True}, marks=pytest.mark.slow),
+        pytest.param("search", {"space": "auto", "target_size_mb": 0.3, "plan": True}, marks=pytest.mark.slow),
     ],
-    ids=["profile", "quantize", "plan", "prune", "factorize", "distill", "plan of optimize"],
+    ids=["profile", "quantize", "plan", "prune", "factorize", "distill", "plan of optimize", "plan of search"],
 )
 async def test_both_faces_give_the_same_report(verb: str, more: dict[str, Any], project: Path) -> None:
     raw = {"model": "digits_cnn.py:build", "data": "digits_cnn.py:load", "timing": "quick", **more}
@@ -131,6 +132,20 @@ async def test_both_faces_optimize_alike(project: Path) -> None:
         assert any(step["status"] == "kept" for step in report["steps"])
     told = [[(step["name"], step["verb"], step["size_bytes"]) for step in one["steps"]] for one in (shell, assistant)]
     assert told[0] == told[1]
+    assert shell["after"]["size_bytes"] == assistant["after"]["size_bytes"]
+    assert shell["after"]["quality"] == assistant["after"]["quality"]
+
+
+@pytest.mark.slow
+async def test_both_faces_search_alike(project: Path) -> None:
+    goal = {"max_quality_drop": 1, "target_size_mb": 0.1, "trials": 2, "epochs": 1, "samples": 100}
+    raw = {"model": "digits_space.py:space", "data": "digits_cnn.py:load", "timing": "quick", "threads": 1, **goal}
+    shell = through_the_shell(project, "search", raw)
+    assistant = await through_mcp(project, "search", raw)
+    found = [
+        [(one["name"], one["size_bytes"], one["quality"]) for one in two["candidates"]] for two in (shell, assistant)
+    ]
+    assert found[0] == found[1]
     assert shell["after"]["size_bytes"] == assistant["after"]["size_bytes"]
     assert shell["after"]["quality"] == assistant["after"]["quality"]
 

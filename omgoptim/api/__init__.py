@@ -3,6 +3,8 @@
 report = omgoptim.quantize(model, data=load, max_quality_drop=0.01)
 small = omgoptim.open_artifact(report.artifact.path)
 small(images)                                  # the original's forward signature
+
+Each function raises an OmgoptimError of the kind that fits: see `omgoptim.errors`.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ __all__ = [
     "profile",
     "prune",
     "quantize",
+    "search",
 ]
 
 if TYPE_CHECKING:
@@ -92,9 +95,6 @@ def profile(
     Example:
         >>> report = omgoptim.profile("net.py:build", data="net.py:load")  # doctest: +SKIP
         >>> report.before.latency_ms_p50  # doctest: +SKIP
-
-    Raises:
-        OmgoptimError: of the kind that fits: see `omgoptim.errors`.
     """
     request, live = request_of("profile", model, data, metric, dict(arguments))
     return run("profile", request, live, progress)
@@ -128,9 +128,6 @@ def quantize(
         >>> plan = omgoptim.quantize(net, omgoptim.Dynamic(), inputs=["8x16"], plan=True)
         >>> plan.verb, plan.artifact
         ('quantize', None)
-
-    Raises:
-        OmgoptimError: of the kind that fits: see `omgoptim.errors`.
     """
     request, live = request_of("quantize", model, data, metric, {"scheme": scheme, **arguments}, loss)
     return run("quantize", request, live, progress)
@@ -165,9 +162,6 @@ def prune(
         >>> plan = omgoptim.prune(net, omgoptim.Magnitude(sparsity=0.9), inputs=["8x16"], plan=True)
         >>> plan.verb, plan.artifact
         ('prune', None)
-
-    Raises:
-        OmgoptimError: of the kind that fits: see `omgoptim.errors`.
     """
     request, live = request_of("prune", model, data, metric, {"method": method, **arguments}, loss)
     return run("prune", request, live, progress)
@@ -187,8 +181,11 @@ def factorize(
     """Replace large weights by low-rank factors, fine-tune, and measure the saved artifact.
 
     Args:
+        model: a source, as for the other faces, or a module of this process; it is not changed.
         method: a name, or its parameters such as `omgoptim.Svd(rank_ratio=0.5)`.
-        model, data, metric, loss: as for `prune`.
+        data: as for `prune`.
+        metric: as for `prune`.
+        loss: as for `prune`.
         progress: as for `profile`.
         arguments: as listed below.
 
@@ -198,9 +195,6 @@ def factorize(
         >>> plan = omgoptim.factorize(net, omgoptim.Svd(rank_ratio=0.5), inputs=["8x16"], plan=True)
         >>> plan.verb, plan.artifact
         ('factorize', None)
-
-    Raises:
-        OmgoptimError: of the kind that fits: see `omgoptim.errors`.
     """
     request, live = request_of("factorize", model, data, metric, {"method": method, **arguments}, loss)
     return run("factorize", request, live, progress)
@@ -223,7 +217,9 @@ def distill(
         teacher: a source, as for the other faces, or a module of this process; it is not changed.
         student: a source, or a module of this process (a copy is trained); or how to derive one from the teacher: a
             name, or its parameters such as `omgoptim.Narrow(width=0.5)`.
-        data, metric, loss: as for `prune`; labels are welcome and not needed.
+        data: as for `prune`; labels are welcome and not needed.
+        metric: as for `prune`.
+        loss: as for `prune`.
         progress: as for `profile`.
         arguments: as listed below.
 
@@ -234,9 +230,6 @@ def distill(
         >>> plan = omgoptim.distill(teacher, omgoptim.Narrow(width=0.5), data=lambda split: batches, plan=True)
         >>> plan.verb, plan.artifact
         ('distill', None)
-
-    Raises:
-        OmgoptimError: of the kind that fits: see `omgoptim.errors`.
     """
     named = LIVE.format("student") if callable(student) else student
     request, live = request_of("distill", teacher, data, metric, {"student": named, **arguments}, loss)
@@ -251,9 +244,11 @@ def derive_student(
     """Derive an untrained student from a teacher; the teacher is not changed.
 
     Args:
+        teacher: the module to derive from, in any mode.
         student: narrow, depthwise, inverted_residual, low_rank or fewer_layers.
         inputs: one batch of at least two samples, as the teacher takes it: a tensor, a tuple, or a dict of tensors.
             Real ones: what is left of the teacher's weights is fitted to what it gives for them.
+        seed: of what is drawn at random.
         parameters: the student's own, such as width=0.5; see the params classes in `omgoptim.requests.distill`.
 
     Example:
@@ -262,9 +257,6 @@ def derive_student(
         >>> student = omgoptim.derive_student(teacher, "narrow", width=0.5, inputs=torch.randn(32, 8))
         >>> student[0]
         Linear(in_features=8, out_features=32, bias=True)
-
-    Raises:
-        OmgoptimError: of the kind that fits: see `omgoptim.errors`.
     """
     from omgoptim.operations.distillation.student import derived_alone
 
@@ -286,16 +278,15 @@ def optimize(
 
     Args:
         model: a source, as for the other faces, or a module of this process; it is not changed.
-        data, metric, loss: as for `prune`.
+        data: as for `prune`.
+        metric: as for `prune`.
+        loss: as for `prune`.
         progress: as for `profile`.
         arguments: as listed below.
 
     Example:
         >>> report = omgoptim.optimize("net.py:build", data="net.py:load", budget_minutes=10)  # doctest: +SKIP
         >>> report.artifact.path  # doctest: +SKIP
-
-    Raises:
-        OmgoptimError: of the kind that fits: see `omgoptim.errors`.
     """
     request, live = request_of("optimize", model, data, metric, dict(arguments), loss)
     return run("optimize", request, live, progress)
@@ -314,18 +305,18 @@ def search(
 ) -> EfficiencyReport:
     """Search for the network of best quality that meets a target on this machine.
 
-        >>> report = omgoptim.search("net.py:space", data="load.py:load", target_latency_ms=4)  # doctest: +SKIP
-
     Args:
         model: a source, as for the other faces, or a module of this process; or, without a space, a function
             `space(trial)` that returns a module.
         space: auto (vary the model's own stages), a source, or a function `space(trial)`, with the model as teacher.
-        data, metric, loss: as for `prune`.
+        data: as for `prune`.
+        metric: as for `prune`.
+        loss: as for `prune`.
         progress: as for `profile`.
         arguments: as listed below.
 
-    Raises:
-        OmgoptimError: of the kind that fits: see `omgoptim.errors`.
+    Example:
+        >>> report = omgoptim.search("net.py:space", data="load.py:load", target_latency_ms=4)  # doctest: +SKIP
     """
     return run("search", *search_request(model, space, data, metric, loss, dict(arguments)), progress)
 
@@ -335,15 +326,13 @@ def compare(a: str, b: str, *, progress: bool | None = None, **arguments: Unpack
     """Measure an artifact or run `b` against `a`.
 
     Args:
-        a, b: run ids or artifact folders.
+        a: run id or artifact folder of the reference.
+        b: run id or artifact folder that is measured against it.
         progress: as for `profile`.
         arguments: as listed below.
 
     Example:
         >>> import omgoptim
         >>> omgoptim.compare("first_run_id", "second_run_id").summary  # doctest: +SKIP
-
-    Raises:
-        OmgoptimError: of the kind that fits: see `omgoptim.errors`.
     """
     return run("compare", parse("compare", {"a": a, "b": b, **arguments}), None, progress)

@@ -21,7 +21,9 @@ def pick(run_id: str, name: str, *, project: str | None = None) -> EfficiencyRep
     Nothing is computed again. The previous artifact stays among the alternatives.
 
     Args:
+        run_id: of the quantize run.
         name: of an entry of the report's `alternatives`.
+        project: folder whose runs are searched; default: the current project.
 
     Example:
         >>> import omgoptim
@@ -61,8 +63,8 @@ def open_artifact(
         >>> model(torch.randn(1, 3, 224, 224)).shape  # doctest: +SKIP
 
     Raises:
-        ArtifactError: it is no artifact, is damaged, its engine is not installed, or its recipe runs code that may not
-            run.
+        ArtifactError: it is not an artifact, is damaged, its engine is not installed, or its recipe runs code without
+            permission.
     """
     folder = Path(path)
     if not folder.is_dir() and len(folder.parts) == 1:

@@ -1,8 +1,8 @@
-"""The search space of a given model: its layers cut into stages, and for each stage what may become of it.
+"""Search space of a given model: its layers cut into stages, and the possible replacements of each stage.
 
-Each option is tried once by itself: what cannot be applied, or spares nothing, is no option. A configuration is built
-by applying the options stage by stage, on the model's own weights; narrowing comes last, since it reaches over the
-border of a stage into what reads it.
+Each option is tried once by itself: options that cannot be applied, or save nothing, are dropped. A configuration is
+built by applying the options stage by stage on the model's own weights; narrowing comes last, since it also changes the
+layers of the next stage that read its channels. The size of the images is a choice of its own, applied at the end.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from omgoptim.architecture_search.derivation import KEEP, OPTIONS, derived
+from omgoptim.architecture_search.derivation import INPUT_SIZE, INPUT_SIZES, KEEP, OPTIONS, derived, resized
 from omgoptim.architecture_search.space import Configuration, Knob, Space
 from omgoptim.errors import OmgoptimError, TechniqueError
 from omgoptim.measure.size import count_params
 from omgoptim.techniques.registry import ModuleRun
 
 MOST_STAGES = 12
+"""Upper bound of the request's stages: with five options each, 12 stages make 2.4e8 configurations."""
 MOST_OPTIONS = 5
+"""Maximum options of a stage: each is built once, and the surrogate has a weight for each."""
 
 WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Linear)
 """Layers that the options change."""
@@ -47,7 +49,7 @@ class AutoSpace:
     stages: tuple[Stage, ...]
     space: Space
     left_out: tuple[tuple[str, str], ...] = ()
-    """Options that were tried and are none, as `stage: option`, each with its reason."""
+    """Dropped options, as `stage: option`, each with its reason."""
 
     def build(self, configuration: Configuration, run: ModuleRun) -> nn.Module:
         """Return a new module with inherited weights, in eval mode; the model is not changed.
@@ -62,16 +64,18 @@ class AutoSpace:
         for stage, option in sorted(chosen, key=lambda each: each[1].startswith("narrow")):
             if option != KEEP:
                 module = derived(module, option, stage.targets, run)
-        return module
+        scale = str(configuration.get(INPUT_SIZE, KEEP))
+        return module if scale == KEEP else resized(module, float(scale), run)
 
 
 def auto_space(model: nn.Module, run: ModuleRun, stages: int = 10, progress: Progress | None = None) -> AutoSpace:
-    """Find what can become of each stage of a model.
+    """Find the possible replacements of each stage of a model.
 
     Args:
         model: in eval mode; not changed.
         run: how it is called, with real batches.
         stages: how many stages to cut it into, at most; up to 12.
+        progress: `progress(stage, fraction)`, called before each stage.
 
     Raises:
         TechniqueError: no option can be applied anywhere.
@@ -86,6 +90,9 @@ def auto_space(model: nn.Module, run: ModuleRun, stages: int = 10, progress: Pro
         if options:
             knobs.append(Knob(stage.name, (KEEP, *options)))
             kept.append(stage)
+    sizes = [scale for scale in INPUT_SIZES if _can_be_resized(model, float(scale), run)]
+    if sizes:
+        knobs.append(Knob(INPUT_SIZE, (KEEP, *sizes)))
     if not knobs:
         raise TechniqueError(
             "nothing of this model can be varied",
@@ -126,13 +133,13 @@ def stages_of(model: nn.Module, most: int) -> list[Stage]:
 
 
 def _grouped(children: list[tuple[str, nn.Module]], groups: int) -> list[list[tuple[str, nn.Module]]]:
-    """Put neighbours together into groups whose numbers differ by one at most."""
+    """Merge neighbours into groups whose sizes differ by one at most."""
     edges = [len(children) * number // groups for number in range(groups + 1)]
     return [children[start:end] for start, end in itertools.pairwise(edges)]
 
 
 def _children(part: tuple[str, nn.Module]) -> list[tuple[str, nn.Module]]:
-    """Return the parts that a container is worth being opened into: at least two, or none."""
+    """Return the parts of a container that is split: at least two, or none."""
     path, module = part
     if isinstance(module, WEIGHTED):
         return []
@@ -168,6 +175,14 @@ def _options(model: nn.Module, stage: Stage, run: ModuleRun) -> tuple[list[str],
         else:
             options.append(option)
     return _varied(options), reasons
+
+
+def _can_be_resized(model: nn.Module, scale: float, run: ModuleRun) -> bool:
+    try:
+        resized(copy.deepcopy(model), scale, run)
+    except OmgoptimError:
+        return False
+    return True
 
 
 def _varied(options: Sequence[str]) -> list[str]:

@@ -1,7 +1,7 @@
-"""A user's own `space(trial) -> nn.Module`, in Optuna's define-by-run way: what it varies, and a module of it.
+"""Search space of a user's `space(trial) -> nn.Module`, in Optuna's define-by-run style.
 
-The function is called a few times with options drawn at random. When every call asks for the same finite choices, the
-space is a product of knobs and the proposal rule searches it; otherwise it is conditional or continuous, and TPE does.
+The function is called a few times with random options. If every call asks for the same finite choices, the space is a
+product of knobs and the proposal rule searches it; otherwise it is conditional or continuous, and TPE does.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from omgoptim.errors import UserCodeError
 LOOKS = 8
 """Calls with random options before a space counts as a product."""
 MOST_STEPS = 64
-"""Values of a number, step by step, up to which it is a finite choice."""
+"""Maximum values of a stepped number that counts as a finite choice."""
 
 Choice = TypeVar("Choice", str, int, float, bool, None)
 
 
 class DrawnTrial:
-    """A trial that draws each parameter uniformly, or takes it from given ones, and notes what it was asked.
+    """A trial that draws each parameter uniformly, or takes it from given ones, and records the requests.
 
     It has the part of `optuna.trial.Trial` that a space uses: `suggest_categorical`, `suggest_int`, `suggest_float`,
     `params`, `number` and `set_user_attr`.
@@ -62,7 +62,7 @@ class DrawnTrial:
         return float(self.params[name])  # type: ignore[arg-type]
 
     def set_user_attr(self, key: str, value: Any) -> None:
-        """Take a note and forget it."""
+        """Ignore a user attribute."""
 
     def _note(
         self, name: str, options: tuple[Option, ...] | None, draw: Callable[[np.random.Generator], Option]
@@ -90,7 +90,7 @@ class Look:
 
 
 def look(function: Callable[[Any], Any], seed: int, calls: int = LOOKS) -> Look:
-    """Call a space with random options and say what it varies.
+    """Call a space with random options and infer what it varies.
 
     Raises:
         UserCodeError: every call failed, or none asked for anything.

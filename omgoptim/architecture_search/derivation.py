@@ -1,20 +1,27 @@
-"""The one place where the search calls the student deriver of `distill`: change part of a model, weights inherited."""
+"""Derivation of networks for the search by the student deriver of `distill`, with inherited weights."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import replace
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from omgoptim.blocks import ResizedConv2d
 from omgoptim.errors import TechniqueError
 from omgoptim.requests import Params
 from omgoptim.requests.distill import Depthwise, FewerLayers, InvertedResidual, LowRank, Narrow
+from omgoptim.techniques.distill._student.compatibility import output_shapes, refuse_other_shapes
 from omgoptim.techniques.registry import ModuleRun, apply_to_module
 
 KEEP = "keep"
 OPTIONS = ("narrow 0.75", "narrow 0.5", "narrow 0.25", "depthwise", "inverted residual", "drop layer", "low rank")
 """Ways to change a stage, in the order in which they are offered."""
+
+INPUT_SIZE = "input size"
+INPUT_SIZES = ("0.75", "0.5")
+"""Name of the knob that scales the input, and its options beside `keep`."""
 
 
 def params_of(option: str, targets: tuple[str, ...]) -> Params:
@@ -41,6 +48,8 @@ def derived(model: nn.Module, option: str, targets: tuple[str, ...], run: Module
 
     Args:
         model: not changed.
+        option: name of the replacement, such as `narrow 0.5` or `depthwise`.
+        targets: globs on module paths.
         run: how it is called, and real batches to fit what is left of the weights to.
 
     Raises:
@@ -51,3 +60,35 @@ def derived(model: nn.Module, option: str, targets: tuple[str, ...], run: Module
     if not outcome.changed:
         raise TechniqueError(f"'{option}' changes nothing of {', '.join(targets)}")
     return module.eval()
+
+
+def resized(model: nn.Module, scale: float, run: ModuleRun) -> nn.Module:
+    """Return the model with the input of its first convolution scaled, in place.
+
+    Raises:
+        TechniqueError: its images are not read by one convolution alone, or it does not run on smaller ones.
+    """
+    shapes = output_shapes(model, run)
+    found = [
+        path for path, layer in model.named_modules() if type(layer) is nn.Conv2d and _reads_input(model, layer, run)
+    ]
+    if len(found) != 1:
+        raise TechniqueError(f"the input cannot be scaled: {len(found)} convolutions read it", "one must")
+    parent, _, name = found[0].rpartition(".")
+    setattr(model.get_submodule(parent), name, ResizedConv2d.like(model.get_submodule(found[0]), scale))  # type: ignore[arg-type]
+    refuse_other_shapes(model, shapes, run)
+    return model
+
+
+def _reads_input(model: nn.Module, layer: nn.Module, run: ModuleRun) -> bool:
+    """Return whether the input of a layer is one of the model's own."""
+    args, kwargs, _ = next(iter(run.calls()))
+    given = [*args, *kwargs.values()]
+    seen: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _layer, inputs: seen.extend(inputs[:1]))
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    finally:
+        hook.remove()
+    return any(inner.shape == outer.shape and torch.equal(inner, outer) for inner in seen for outer in given)

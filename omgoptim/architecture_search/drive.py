@@ -20,7 +20,7 @@ Trial = Callable[[TrialSpec, Path], TrialResult]
 """`trial(spec, folder)`: build, measure, train; a function of the spec alone."""
 
 REJECTED_PER_TRIAL = 10
-"""Candidates that may miss the target for each trial that is asked for, before the search gives up."""
+"""Maximum rejected candidates per requested trial, before the search gives up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +59,18 @@ def drive(
     more: Callable[[], bool] = lambda: True,
     nearest: float | None = None,
 ) -> Driven:
-    """Search a product of knobs by a way of proposing.
+    """Search a product of knobs by a proposal rule.
 
     Args:
+        space: the product of knobs.
         loads: the predicted load given the trials so far; called before each proposal, so that it can learn from what
             was measured.
+        trial: runs one trial.
+        plan: number of trials, seed, and identities of model and data.
         folder: of the run; a search that was begun there goes on.
+        way: how the next configuration is proposed.
+        rule: settings of `way`.
+        progress: `progress(stage, fraction)` of the search.
         more: whether another trial may begin: there is time left.
         nearest: smallest load measured before the search, for the error when nothing is predicted within the limits.
 
@@ -94,6 +100,11 @@ def drive_conditional(
     Args:
         parameters: asks an Optuna trial for all that the space varies, and returns it.
         predicted: loads of a configuration by constraint, or None to leave rejecting to the trial's measurement.
+        trial: runs one trial.
+        plan: number of trials, seed, and identities of model and data.
+        folder: of the run; a search that was begun there goes on.
+        progress: `progress(stage, fraction)` of the search.
+        more: whether another trial may begin: there is time left.
 
     Raises:
         TechniqueError: as for `drive`.
@@ -175,7 +186,7 @@ def _ended(search: Search, results: dict[int, TrialResult], exhausted: bool, nea
         reasons = search.reasons()
         if not results and not exhausted:
             raise RequestError(
-                "the budget is too short for a trial", "it was over before one began", "give more minutes"
+                "the budget is too short for a trial", "it ended before the first one began", "give more minutes"
             )
         if reasons:
             raise TechniqueError("no trial of the search could be trained", reasons[0])

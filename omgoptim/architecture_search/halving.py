@@ -1,4 +1,4 @@
-"""Asynchronous successive halving: a trial goes on to the next rung while it is among the best third that reached it.
+"""Asynchronous successive halving (ASHA): a trial continues while it is in the best third at its rung.
 
 Source: Li et al. 2020, A System for Massively Parallel Hyperparameter Tuning, arXiv:1810.05934. Differs: a trial is
 judged once, when it reaches a rung, and not promoted later.
@@ -13,16 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 ETA = 3
+"""Reduction factor; the paper uses 4, and 3 of Hyperband (arXiv:1603.06560) keeps more of few trials."""
 RUNGS = (1 / 9, 1 / 3, 1.0)
-"""Fraction of the whole training after which a trial is judged; at the last one it has ended."""
+"""Fractions of the whole training at which a trial is judged; the last one is its end."""
 
 
 def goes_on(quality: float, others: Sequence[float], eta: int = ETA) -> bool:
-    """Say whether a trial with this quality at a rung trains on.
+    """Return whether a trial with this quality at a rung continues.
 
     Args:
         quality: higher is better.
         others: qualities of the earlier trials at the same rung.
+        eta: about one in `eta` of the trials at a rung trains on.
     """
     ahead = sum(other > quality for other in others)
     return math.isfinite(quality) and ahead < math.ceil((len(others) + 1) / eta)

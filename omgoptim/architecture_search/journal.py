@@ -1,4 +1,4 @@
-"""Optuna's journal file for one writer: what a killed one left is mended before the next appends.
+"""Optuna's journal file with a single writer, repaired after a kill.
 
 Optuna locks the file by a link beside it, which a killed process leaves behind and the next waits 30 s for; and after
 a line that a kill tore, it appends to it and cannot read the file again. A search has one writer, the worker of its
@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 CHUNK = 2**16
+"""Bytes read at a time from the end of the file."""
 
 
 class OneWriter:
     """A lock for Optuna's journal that is always free."""
 
     def acquire(self) -> bool:
-        """Say that it is held."""
+        """Return True: the lock is always acquired."""
         return True
 
     def release(self) -> None:
@@ -29,13 +30,17 @@ def backend(library: Any, path: Path) -> Any:
 
     Args:
         library: the module optuna.
+        path: of the journal.
     """
     cut_torn_line(path)
     return library.storages.journal.JournalFileBackend(str(path), lock_obj=OneWriter())
 
 
 def cut_torn_line(path: Path) -> int:
-    """Cut what follows the last line end of a file; returns how many bytes that were. A missing file is left alone."""
+    """Cut the text after the last line end of a file; return how many bytes that were.
+
+    A missing file is ignored.
+    """
     if not path.exists():
         return 0
     with open(path, "r+b") as file:

@@ -1,9 +1,9 @@
-"""Predict the latency of a configuration as a sum over its choices, and say by how much that misses.
+"""Latency predictors: a sum over the choices of a configuration, with its error.
 
-Two predictors. `corrected` has a table of blocks that were measured one by one, and fits what the sum of blocks cannot
-know (the call itself, fusion across blocks, the cost of one more block) from whole networks: three parameters. `fitted`
-has whole networks only, as with a user's own space, and fits a term for each option, of the latency or of its
-logarithm, whichever misses less when a network is left out.
+Two predictors. `corrected` has a table of blocks that were measured one by one, as replacements in the whole network
+(`replacements`), and fits what the sum of blocks cannot know (the call itself, fusion across blocks, the cost of one
+more block) from other networks: three parameters. `fitted` has whole networks only and fits a term for each option, of
+the latency or of its logarithm. `best_fit` takes the one that misses less when a network is left out.
 
 Both weigh relative errors. Latencies are in ms; what else adds up (bytes of weights) can be predicted in the same way.
 Source: the sum over a table of layers is that of ProxylessNAS (Cai et al. 2018, arXiv:1812.00332), appendix B.
@@ -26,9 +26,12 @@ Floats = NDArray[np.float64]
 RIDGE = 1e-3
 """Weight of the prior in a fit of relative errors: latencies known to 3 %, terms free to change them by 100 %."""
 
+FEWEST_JUDGES = 5
+"""Networks that a predictor is judged on, below which all are."""
+
 
 class Predictor(Protocol):
-    """Latencies of rows of option indices, and how far a prediction is off."""
+    """Predictor of latencies of rows of option indices, and its error."""
 
     @property
     def error(self) -> float | None:
@@ -40,10 +43,10 @@ class Predictor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class BlockTable:
-    """Latencies of blocks, each measured alone, less the empty graph."""
+    """Latencies of blocks, each measured alone, less what every network has."""
 
     base: float
-    """Round trip of an empty graph, in ms."""
+    """Latency of what every network has, in ms: an empty graph's round trip where the blocks are all there is."""
     blocks: tuple[tuple[float, ...], ...]
     """For each knob, the latency of each option in ms; 0 where the option leaves nothing behind."""
 
@@ -63,7 +66,7 @@ class BlockTable:
 
 @dataclass(frozen=True, slots=True)
 class CorrectedTable:
-    """`constant + scale * sum of blocks + each * number of blocks`."""
+    """Corrected table: `constant + scale * sum of blocks + each * number of blocks`."""
 
     table: BlockTable
     constant: float
@@ -72,12 +75,13 @@ class CorrectedTable:
     error: float | None
 
     def predict(self, rows: Indices) -> Floats:
+        """Return predicted latencies in ms, shape [configurations]."""
         return self.constant + self.scale * self.table.sums(rows) + self.each * self.table.counts(rows)
 
 
 @dataclass(frozen=True, slots=True)
 class FittedOptions:
-    """A constant and a term for every option but a knob's first, of the latency or of its logarithm."""
+    """Fitted terms: a constant and a term for every option but a knob's first, of the latency or its logarithm."""
 
     space: Space
     weights: Floats
@@ -85,14 +89,53 @@ class FittedOptions:
     error: float | None
 
     def predict(self, rows: Indices) -> Floats:
+        """Return predicted latencies in ms, shape [configurations]."""
         predicted = _with_constant(self.space.one_hot(rows)) @ self.weights
         return np.exp(predicted) if self.logarithmic else np.maximum(predicted, 0.0)
 
 
+def replacements(space: Space, rows: Indices, measured: Sequence[float]) -> BlockTable | None:
+    """Return the table of what each option costs in place of its knob's first; None unless each was measured alone.
+
+    A knob's cheapest option is the 0 of its blocks: what every network of the space has stays in the base.
+    """
+    known = {row.tobytes(): value for row, value in zip(rows, measured, strict=True)}
+    first, *others = (row.tobytes() for row in space.singles)
+    if first not in known or not all(row in known for row in others):
+        return None
+    left = iter(others)
+    blocks, base = [], known[first]
+    for count in space.counts:
+        costs = [0.0, *(known[next(left)] - known[first] for _ in range(count - 1))]
+        cheapest = min(costs)
+        blocks.append(tuple(cost - cheapest for cost in costs))
+        base += cheapest
+    return BlockTable(base, tuple(blocks))
+
+
+def best_fit(space: Space, rows: Indices, measured: Sequence[float]) -> Predictor:
+    """Return the predictor of least error: `corrected` where every option was measured alone, or `fitted`.
+
+    Both are judged on the networks that differ from the first options in more than one knob.
+
+    Raises:
+        DataError: there is no network, or a latency is not a positive number.
+    """
+    alone = {row.tobytes() for row in space.singles}
+    others = [place for place, row in enumerate(rows) if row.tobytes() not in alone]
+    judges = others if len(others) >= FEWEST_JUDGES else None
+    found: list[Predictor] = [fitted(space, rows, measured, judges)]
+    table = replacements(space, rows, measured)
+    if table is not None and judges:
+        found.append(corrected(table, rows[others], [measured[place] for place in others]))
+    return min(found, key=lambda each: np.inf if each.error is None else each.error)
+
+
 def corrected(table: BlockTable, rows: Indices, measured: Sequence[float]) -> CorrectedTable:
-    """Fit the correction of a table to whole networks; without any, the table stands as it is.
+    """Fit the correction of a table to whole networks; without any, the table is returned unchanged.
 
     Args:
+        table: latencies of the single blocks.
         rows: configurations that were measured as whole networks, shape [networks, knobs].
         measured: their latencies in ms, above 0.
 
@@ -119,6 +162,7 @@ def fitted(
     With `space.singles` among the networks, every option was seen at least once.
 
     Args:
+        space: the knobs whose options get a term each.
         rows: configurations that were measured, shape [networks, knobs]; at least one.
         measured: their latencies in ms, above 0.
         judged_by: the networks to leave out for the error, such as those that are no singles; default: all.
@@ -155,7 +199,7 @@ def _fitted(space: Space, features: Floats, latencies: Floats, logarithmic: bool
 
 
 def _ridge(features: Floats, latencies: Floats, prior: Floats) -> Floats:
-    """Least squares of relative errors, drawn to a prior; each weight in units of what it can change."""
+    """Solve least squares of relative errors with a Gaussian prior; each weight in units of its prior deviation."""
     if not len(latencies):
         return prior
     x, y = features / latencies[:, None], np.ones(len(latencies))

@@ -1,4 +1,4 @@
-"""Propose the next configuration to train: Thompson sampling on an additive surrogate, near the limit of latency.
+"""Proposal of the next configuration: Thompson sampling on an additive surrogate, near the latency limit.
 
 A configuration's *load* is its predicted latency over the target (the largest such ratio, if there are more limits).
 Only loads of 0.85 to 1 are proposed: a smaller network wastes what it may cost. The first proposals are spread out,
@@ -22,7 +22,7 @@ from omgoptim.architecture_search import surrogate
 from omgoptim.architecture_search.space import Indices, Space
 
 Load = Callable[[Indices], NDArray[np.float64]]
-"""Predicted cost over the limit, for rows of option indices; at most 1 is predicted to be within."""
+"""Function from rows of option indices to predicted cost over the limit; at most 1 is within it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,20 +30,21 @@ class Rule:
     """Settings of a proposal."""
 
     first: int = 8
-    """Proposals that are spread out over the band before the surrogate has a say."""
+    """Number of space-filling proposals before the surrogate is used."""
     mutate_every: int = 5
-    """Every how many proposals one is a mutation of the best."""
+    """Period of proposals that mutate the best configuration."""
     band: float = 0.85
     """Smallest load that is proposed."""
     wider: float = 0.7
-    """The band's lower edge where it holds too few."""
+    """Lower edge of the band where it holds too few configurations."""
     fewest: int = 50
-    """Configurations in the band below which it is widened."""
+    """Minimum configurations in the band; with fewer it is widened."""
     sampled: int = 2000
-    """Configurations drawn from a space that is too large to list."""
+    """Configurations drawn from a space that is too large to enumerate."""
     hints: Load | None = None
-    """One more feature of the surrogate where something is known beforehand, such as the logarithm of the
-    multiply-accumulates, or the summed quality of the single replacements."""
+    """Additional feature of the surrogate from prior knowledge, such as the logarithm of the multiply-accumulates, or
+    the summed quality of the single replacements.
+    """
 
 
 DEFAULT = Rule()
@@ -58,21 +59,23 @@ class Observations:
     qualities: NDArray[np.float64]
     """Their qualities, shape [trials]; higher is better."""
     excluded: Indices
-    """Configurations that are out: measured as too slow, or failed; shape [any, knobs]."""
+    """Excluded configurations: measured as too slow, or failed; shape [any, knobs]."""
 
     @classmethod
     def none(cls, space: Space) -> Observations:
-        """No observation of a space yet."""
+        """Return empty observations of a space."""
         empty = np.empty((0, len(space.knobs)), dtype=np.int64)
         return cls(empty, np.empty(0), empty)
 
 
 class Proposal(Protocol):
-    """A way to choose the next configuration: the rule, or one of the controls."""
+    """Proposal rule: chooses the next configuration; also the type of the random control."""
 
     def __call__(
         self, space: Space, load: Load, seen: Observations, seed: int, number: int, rule: Rule = ...
-    ) -> Indices | None: ...
+    ) -> Indices | None:
+        """Return the option indices to try next; see `propose`."""
+        ...
 
 
 def propose(
@@ -81,9 +84,12 @@ def propose(
     """Return the option indices to try next, shape [knobs]; None when everything within the limit was tried.
 
     Args:
+        space: the product of knobs.
         load: predicted cost over the limit.
+        seen: configurations and their results so far.
         seed: of the search.
         number: of this proposal in the search, rejected ones counted, from 0.
+        rule: settings of the proposal.
     """
     generator = np.random.default_rng([seed, number])
     rows, loads = _candidates(space, load, seen, rule, generator)
@@ -132,7 +138,7 @@ def _candidates(
 
 
 def _features(space: Space, rows: Indices, loads: NDArray[np.float64], rule: Rule) -> NDArray[np.float64]:
-    """Indicators of the options, the logarithm of the load, and the hint."""
+    """Return the features of rows: option indicators, the logarithm of the load, and the hint."""
     columns = [space.one_hot(rows), np.log(np.maximum(loads, 1e-6))[:, None]]
     if rule.hints is not None:
         columns.append(rule.hints(rows)[:, None])
@@ -147,7 +153,7 @@ def _standardized(features: NDArray[np.float64], observed: int) -> NDArray[np.fl
 
 
 def _farthest(rows: Indices, tried: Indices, generator: np.random.Generator) -> Indices:
-    """Return the candidate whose nearest tried configuration is the farthest by Hamming distance; ties by lot."""
+    """Return the candidate with the largest Hamming distance to its nearest tried configuration; random among ties."""
     if not len(tried):
         return _row(rows, int(generator.integers(len(rows))))
     nearest = np.full(len(rows), np.inf)

@@ -1,4 +1,4 @@
-"""Run one trial: build, predict, measure the untrained network, train rung by rung while it is among the best, save.
+"""Run one trial: build, predict, measure the untrained network, train rung by rung while it is among the best.
 
 A network that is predicted or measured to be over a limit is rejected before any training. Each rung is a training of
 its own, whose learning rate falls to its end, so that qualities at one rung compare.
@@ -34,7 +34,7 @@ class Cost:
     latency_ms: float | None = None
     size_bytes: int | None = None
     loads: Mapping[str, float] = field(default_factory=dict)
-    """Measured over allowed, by constraint."""
+    """Measured cost over its limit, by constraint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,23 +42,26 @@ class Steps:
     """Functions of a trial; an OmgoptimError of one fails only that trial."""
 
     build: Callable[[Configuration], nn.Module]
-    """A new module, weights inherited where it has a parent."""
+    """Build a new module, with inherited weights where it has a parent."""
     measure: Callable[[nn.Module, Path], Cost]
     """`measure(module, folder)`: export into the folder in the final engine and precision, and measure that."""
     train: Callable[[nn.Module, int, int, Path], float]
     """`train(module, rung, epochs, checkpoints)`: train in place, return the quality on the selection samples."""
     predict: Callable[[Configuration], float] | None = None
-    """Latency in ms."""
+    """Predicted latency in ms."""
     limit_ms: float | None = None
     """Predicted load that rejects a network; a measured one is judged by its own loads."""
     tolerance: float = 0.15
-    """Tolerated excess of a prediction; the measurement decides within it."""
+    """Tolerance of the prediction's limit; within it the measurement decides."""
 
 
 def run_trial(steps: Steps, folders: TrialFolders, spec: TrialSpec, folder: Path) -> TrialResult:
     """Run a trial; a function of its spec and of the trials that are finished.
 
     Args:
+        steps: functions that build, measure and train a network.
+        folders: the finished trials, whose qualities decide at each rung.
+        spec: number and configuration of the trial.
         folder: in the making; the saved artifact stays in it, and the weights where there are more rungs to climb.
 
     Raises:
@@ -128,8 +131,12 @@ def fitting(
     """Return a `train` step on the training loop, with the original as the teacher where there is one.
 
     Args:
+        batches: of the train split.
+        loss: on the targets; None to learn from the teacher alone.
         plan: of so many epochs.
         evaluator: of the selection samples.
+        teacher: the original; None without.
+        distillation: the distance to the teacher.
     """
 
     def train(module: nn.Module, rung: int, epochs: int, checkpoints: Path) -> float:

@@ -23,12 +23,12 @@ Configuration: TypeAlias = Mapping[str, Option]
 Indices: TypeAlias = NDArray[np.int64]
 
 ENUMERATED = 20_000
-"""Configurations up to which a space is listed whole instead of sampled."""
+"""Maximum size of a space that is enumerated instead of sampled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Knob:
-    """One choice: its name and its options, in their order where they have one."""
+    """A categorical choice: its name and its options, in their order where they have one."""
 
     name: str
     options: tuple[Option, ...]
@@ -59,7 +59,7 @@ class Space:
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
-        """Options of each knob."""
+        """Number of options of each knob."""
         return tuple(len(knob.options) for knob in self.knobs)
 
     @property
@@ -71,7 +71,7 @@ class Space:
         return size
 
     def configuration(self, row: Indices) -> dict[str, Option]:
-        """Name the options that a row of indices stands for."""
+        """Return the configuration of a row of indices."""
         return {knob.name: knob.options[index] for knob, index in zip(self.knobs, row.tolist(), strict=True)}
 
     def row(self, configuration: Configuration) -> Indices:
@@ -103,12 +103,12 @@ class Space:
 
     @cached_property
     def every(self) -> Indices:
-        """All configurations, shape [size, knobs]; for a space that is small enough."""
+        """Return all configurations, shape [size, knobs]; for a space that is small enough."""
         return np.array(list(itertools.product(*(range(count) for count in self.counts))), dtype=np.int64)
 
     @property
     def singles(self) -> Indices:
-        """The configuration of all first options, and those that differ from it in one knob: each option once."""
+        """Return the configuration of all first options, and those that differ from it in one knob."""
         rows = [np.zeros(len(self.knobs), dtype=np.int64)]
         for knob, count in enumerate(self.counts):
             for option in range(1, count):

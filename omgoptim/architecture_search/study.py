@@ -117,7 +117,7 @@ class Search:
         return trial
 
     def tell(self, trial: optuna.trial.Trial | int, quality: float, loads: Mapping[str, float] | None = None) -> None:
-        """End a trial that was trained to the end; a quality that is no number fails it."""
+        """End a trial that was trained to the end; a quality that is not a number fails it."""
         self.finish(trial, Finished((quality,), loads or {}))
 
     def finish(self, trial: optuna.trial.Trial | int, result: Finished) -> None:

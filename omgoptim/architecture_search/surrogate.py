@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 PRIOR_VARIANCES = (0.1, 0.3, 1.0)
-"""Of a weight, with features and qualities scaled to unit variance over the observations."""
+"""Candidate prior variances of a weight, with features and qualities scaled to unit variance."""
 
 NOISE_VARIANCES = (0.03, 0.1, 0.3, 0.7)
-"""Of a quality that was observed, in the same scale."""
+"""Candidate noise variances of an observed quality, in the same scale."""
 
 Floats = NDArray[np.float64]
 

@@ -26,6 +26,7 @@ from omgoptim.errors import OmgoptimError, RunError
 from omgoptim.models.security.bounded_read import read_plain
 
 MOST_BYTES = 2**20
+"""Limit of a trial's JSON files, 1 MiB: far above what a trial writes, against memory exhaustion."""
 
 
 class _Frozen(BaseModel):
@@ -33,7 +34,7 @@ class _Frozen(BaseModel):
 
 
 class TrialSpec(_Frozen):
-    """All that decides a trial."""
+    """Specification of a trial, which determines its result."""
 
     number: int = Field(ge=0)
     configuration: dict[str, Option]
@@ -43,7 +44,7 @@ class TrialSpec(_Frozen):
     data: str
     """Identity of the data."""
     epochs: int = Field(ge=1)
-    """Of a training to the end."""
+    """Epochs of a complete training."""
 
 
 class TrialResult(_Frozen):
@@ -54,7 +55,7 @@ class TrialResult(_Frozen):
     rungs: tuple[float, ...] = ()
     """Quality on the selection samples at each rung that it reached."""
     loads: dict[str, float] = {}
-    """Measured over allowed, by constraint."""
+    """Measured cost over its limit, by constraint."""
     predicted_ms: float | None = None
     measured_ms: float | None = None
     size_bytes: int | None = None
@@ -71,7 +72,7 @@ class TrialResult(_Frozen):
 
 
 class TrialFolders:
-    """The folders of a search's trials."""
+    """Folders of a search's trials."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -82,7 +83,7 @@ class TrialFolders:
         return self.root / f"{number:05d}"
 
     def result(self, number: int) -> TrialResult | None:
-        """Return what became of a trial; None when it has no finished folder.
+        """Return the result of a trial; None when it has no finished folder.
 
         Raises:
             RunError: its result is damaged.
@@ -96,7 +97,7 @@ class TrialFolders:
             raise RunError(f"the result of trial {number} is damaged", str(error)[:300]) from error
 
     def spec(self, number: int) -> TrialSpec:
-        """Return what a finished trial was run with.
+        """Return the specification of a finished trial.
 
         Raises:
             RunError: there is none, or it is damaged.
@@ -123,6 +124,7 @@ class TrialFolders:
         """Run a trial in a folder that appears with its result; one that is there is not run again.
 
         Args:
+            spec: number, configuration and identities of the trial.
             trial: `trial(spec, folder)`; what it writes into the folder stays. An OmgoptimError that it raises is the
                 result of a failed trial.
         """

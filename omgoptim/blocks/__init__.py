@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from omgoptim.blocks.lora import LoRAConv, LoRALinear
     from omgoptim.blocks.low_rank import LowRankLinear, SpatialConv2d, Tucker2Conv2d
     from omgoptim.blocks.registry import BLOCKS
+    from omgoptim.blocks.resized import ResizedConv2d
 
 _HOMES = {
     "BLOCKS": "registry",
@@ -22,6 +23,7 @@ _HOMES = {
     "LoRAConv": "lora",
     "LoRALinear": "lora",
     "LowRankLinear": "low_rank",
+    "ResizedConv2d": "resized",
     "SpatialConv2d": "low_rank",
     "Tucker2Conv2d": "low_rank",
 }
@@ -33,6 +35,7 @@ __all__ = [
     "LoRAConv",
     "LoRALinear",
     "LowRankLinear",
+    "ResizedConv2d",
     "SpatialConv2d",
     "Tucker2Conv2d",
 ]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 CONVS: dict[int, type[nn.Conv1d] | type[nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
 NORMS: dict[int, type[nn.BatchNorm1d] | type[nn.BatchNorm2d]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
-"""By the number of dimensions besides batch and channels."""
+"""Normalizations by the number of spatial dimensions."""
 
 GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
 
@@ -93,10 +93,10 @@ class DepthSeparableConv(nn.Module):
 
     @classmethod
     def from_conv(cls, conv: nn.Conv1d | nn.Conv2d, norm: bool = False, activation: bool = False) -> DepthSeparableConv:
-        """One with the nearest weights to those of `conv`; what it gives is near to it if nothing is in between.
+        """Build a block with the weights nearest to those of `conv`; outputs are near without norm and activation.
 
-        The weights that read input channel i are a matrix W[:, i] (out, kernel); its first singular pair is the kernel
-        of i and its column of the 1x1 mix. Channels do not meet in W, so this is the least squared error there is.
+        The weights that read input channel i are a matrix W[:, i] (out, kernel); its first singular pair gives the
+        kernel of i and its column of the 1x1 mix. Channels are independent in W, so this is the least squared error.
 
         Raises:
             ValueError: the convolution is grouped or does not pad with zeros.
@@ -118,17 +118,17 @@ class DepthSeparableConv(nn.Module):
         return block.requires_grad_(conv.weight.requires_grad)
 
     def dense_weight(self) -> Tensor:
-        """The weight (out, in, *kernel) that the two stand for, where nothing is in between."""
+        """Return the weight (out, in, *kernel) that the two represent, where nothing is in between."""
         return self.pointwise.weight * self.depthwise.weight.transpose(0, 1)
 
     @property
     def weight(self) -> Tensor:
-        """`dense_weight`, for code that reads a convolution's weight (its dtype, say); made anew in each call."""
+        """Return `dense_weight`, for code that reads a convolution's weight (its dtype, say); computed in each call."""
         return self.dense_weight()
 
     @property
     def bias(self) -> Tensor | None:
-        """The bias of `pointwise`, (out,)."""
+        """Return the bias of `pointwise`, (out,)."""
         return self.pointwise.bias
 
     def config(self) -> dict[str, Any]:
@@ -142,15 +142,17 @@ class DepthSeparableConv(nn.Module):
         return cls(**config)
 
     def forward(self, input: Tensor) -> Tensor:
+        """Return (N, out_channels, *space) for (N, in_channels, *space)."""
         output: Tensor = self.pointwise(self.activation(self.norm(self.depthwise(input))))
         return output
 
     def extra_repr(self) -> str:
+        """Return channels, kernel size and stride for the module's repr."""
         return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
 
 
 def sizes(value: Numbers, dims: int) -> tuple[int, ...]:
-    """One size for each dimension.
+    """Return one size for each dimension.
 
     Raises:
         ValueError: there are more or fewer.
@@ -163,19 +165,19 @@ def sizes(value: Numbers, dims: int) -> tuple[int, ...]:
 
 
 def check_dims(dims: int) -> int:
-    """The number of dimensions that a convolution slides over, if there is such a convolution here."""
+    """Return the number of spatial dimensions, if there is such a convolution here."""
     if dims not in CONVS:
         raise ValueError(f"dims {dims} is neither 1 nor 2")
     return dims
 
 
 def geometry_config(block: Any) -> dict[str, Any]:
-    """The geometry of a block that stands in a convolution's place, as JSON."""
+    """Return the geometry of a block in place of a convolution, as JSON."""
     geometry = {name: getattr(block, name) for name in GEOMETRY}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in geometry.items()}
 
 
 def geometry_of(conv: nn.Conv1d | nn.Conv2d) -> dict[str, Any]:
-    """The arguments, without bias and groups, that a convolution was built with."""
+    """Return the arguments, without bias and groups, that a convolution was built with."""
     placed = {"device": conv.weight.device, "dtype": conv.weight.dtype, "dims": len(conv.kernel_size)}
     return {name: getattr(conv, name) for name in GEOMETRY} | placed

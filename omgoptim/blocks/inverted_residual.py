@@ -96,12 +96,12 @@ class InvertedResidual(nn.Module):
 
     @classmethod
     def from_conv(cls, conv: nn.Conv1d | nn.Conv2d, expansion: float = 2.0) -> InvertedResidual:
-        """One that begins near to `conv`, on inputs that are not negative, as they are behind a ReLU.
+        """Build a block that approximates `conv` on inputs that are not negative, as behind a ReLU.
 
         `expand` copies channels; the kernels of `depthwise` are, for each input channel i, the leading singular vectors
-        of its matrix W[:, i] (out, kernel); `project` has what belongs to them. What `depthwise` gives is moved by
-        `MIDDLE`, into the range that ReLU6 leaves as it is, and the last norm moves it back. It does not add its input,
-        as the convolution does not.
+        of its matrix W[:, i] (out, kernel); `project` has the other singular vectors. The output of `depthwise` is
+        shifted by `MIDDLE` into the range that ReLU6 leaves unchanged, and the last norm shifts it back. The input is
+        not added, as by the convolution.
 
         Raises:
             ValueError: the convolution is grouped or does not pad with zeros.
@@ -132,7 +132,7 @@ class InvertedResidual(nn.Module):
 
     @property
     def adds_input(self) -> bool:
-        """Whether the input is added to what the block makes of it."""
+        """Whether the input is added to the block's output."""
         steps = self.dilation if isinstance(self.padding, str) else self.padding
         kept = {"same": True, "valid": all(size == 1 for size in self.kernel_size)}.get(
             str(self.padding),
@@ -143,7 +143,7 @@ class InvertedResidual(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The weight of `depthwise`, (hidden, 1, *kernel), for code that reads a convolution's weight (its dtype)."""
+        """Return the weight of `depthwise`, (hidden, 1, *kernel), for code that reads a convolution's weight."""
         return self.depthwise.weight
 
     def config(self) -> dict[str, Any]:
@@ -157,9 +157,11 @@ class InvertedResidual(nn.Module):
         return cls(**config)
 
     def forward(self, input: Tensor) -> Tensor:
+        """Return (N, out_channels, *space) for (N, in_channels, *space)."""
         filtered = self.activation(self.norm(self.depthwise(self.expand(input))))
         output: Tensor = self.project_norm(self.project(filtered))
         return input + output if self.adds_input else output
 
     def extra_repr(self) -> str:
+        """Return channels, kernel size and expansion for the module's repr."""
         return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, expansion={self.expansion:g}"

@@ -59,7 +59,7 @@ class LowRankLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """`dense_weight`, for code that reads a Linear's weight (its dtype, say); made anew in each call."""
+        """Return `dense_weight`, for code that reads a Linear's weight (its dtype, say); computed in each call."""
         return self.dense_weight()
 
     @property
@@ -68,7 +68,7 @@ class LowRankLinear(nn.Module):
         return self.b.bias
 
     def dense_weight(self) -> Tensor:
-        """The weight (out, in) that the two stand for."""
+        """Return the weight (out, in) that the two represent."""
         return self.b.weight @ self.a.weight
 
     def config(self) -> dict[str, Any]:
@@ -86,10 +86,12 @@ class LowRankLinear(nn.Module):
         return cls(**config)
 
     def forward(self, input: Tensor) -> Tensor:
+        """Return (…, out_features) for (…, in_features)."""
         output: Tensor = self.b(self.a(input))
         return output
 
     def extra_repr(self) -> str:
+        """Return sizes and rank for the module's repr."""
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
 
 
@@ -132,16 +134,16 @@ class _LowRankConv2d(nn.Module):
 
     @property
     def group_shape(self) -> tuple[int, int, int, int]:
-        """(out / groups, in / groups, kernel height, kernel width): the weight of one group."""
+        """Return the shape (out / groups, in / groups, kernel height, kernel width) of one group's weight."""
         return (self.out_channels // self.groups, self.in_channels // self.groups, *self.kernel_size)
 
     def dense_weight(self) -> Tensor:
-        """The weight (out, in / groups, kernel height, kernel width) that the convolutions stand for."""
+        """Return the weight (out, in / groups, kernel height, kernel width) that the convolutions represent."""
         raise NotImplementedError
 
     @property
     def weight(self) -> Tensor:
-        """`dense_weight`, for code that reads a convolution's weight (its dtype, say); made anew in each call."""
+        """Return `dense_weight`, for code that reads a convolution's weight (its dtype, say); computed in each call."""
         return self.dense_weight()
 
     @property
@@ -167,6 +169,7 @@ class _LowRankConv2d(nn.Module):
         }
 
     def extra_repr(self) -> str:
+        """Return sizes and rank for the module's repr."""
         return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, groups={self.groups}"
 
 
@@ -229,6 +232,7 @@ class SpatialConv2d(_LowRankConv2d):
         return cls(**_geometry_of(layer), rank=rank).train(layer.training)
 
     def dense_weight(self) -> Tensor:
+        """Return the product as the weight (out, in / groups, kh, kw) of one Conv2d."""
         a = self.a.weight.reshape(self.groups, self.rank, *self.a.weight.shape[1:3])
         b = self.b.weight.reshape(self.groups, -1, self.rank, self.kernel_size[1])
         return torch.einsum("gorx,griy->goiyx", b, a).flatten(0, 1)
@@ -238,6 +242,7 @@ class SpatialConv2d(_LowRankConv2d):
         return {**self._geometry(), "rank": self.rank}
 
     def forward(self, input: Tensor) -> Tensor:
+        """Return (N, out_channels, H', W') for (N, in_channels, H, W)."""
         output: Tensor = self.b(self.a(input))
         return output
 
@@ -309,6 +314,7 @@ class Tucker2Conv2d(_LowRankConv2d):
         return cls(**_geometry_of(layer), rank_in=rank_in, rank_out=rank_out).train(layer.training)
 
     def dense_weight(self) -> Tensor:
+        """Return the product as the weight (out, in / groups, kh, kw) of one Conv2d."""
         a = self.a.weight.reshape(self.groups, self.rank_in, -1)
         core = self.core.weight.reshape(self.groups, self.rank_out, self.rank_in, *self.kernel_size)
         b = self.b.weight.reshape(self.groups, -1, self.rank_out)
@@ -319,6 +325,7 @@ class Tucker2Conv2d(_LowRankConv2d):
         return {**self._geometry(), "rank_in": self.rank_in, "rank_out": self.rank_out}
 
     def forward(self, input: Tensor) -> Tensor:
+        """Return (N, out_channels, H', W') for (N, in_channels, H, W)."""
         output: Tensor = self.b(self.core(self.a(input)))
         return output
 
@@ -333,7 +340,7 @@ def _check_rank(name: str, rank: int, most: int) -> None:
 
 
 def _geometry_of(layer: nn.Conv2d) -> dict[str, Any]:
-    """The arguments that a convolution was built with."""
+    """Return the arguments that a convolution was built with."""
     names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
     placed = {"device": layer.weight.device, "dtype": layer.weight.dtype}
     return {**{name: getattr(layer, name) for name in names}, "bias": layer.bias is not None, **placed}

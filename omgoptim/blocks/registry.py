@@ -11,8 +11,9 @@ from torch import nn
 from omgoptim.blocks.depth_separable import DepthSeparableConv
 from omgoptim.blocks.inverted_residual import InvertedResidual
 from omgoptim.blocks.low_rank import LowRankLinear, SpatialConv2d, Tucker2Conv2d
+from omgoptim.blocks.resized import ResizedConv2d
 
 BLOCKS: dict[str, type[nn.Module]] = {
     block.__name__: block
-    for block in (LowRankLinear, SpatialConv2d, Tucker2Conv2d, DepthSeparableConv, InvertedResidual)
+    for block in (LowRankLinear, SpatialConv2d, Tucker2Conv2d, DepthSeparableConv, InvertedResidual, ResizedConv2d)
 }

@@ -7,7 +7,6 @@ Exit codes: 0 ok and no gain, 2 a bad request, 3 the model, the data, the set-up
 from __future__ import annotations
 
 import inspect
-import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -16,25 +15,17 @@ from typing import Any
 import typer
 
 from omgoptim import __version__, requests
-from omgoptim.cli import options
-from omgoptim.errors import OmgoptimError, RequestError, RunError, did_you_mean
-from omgoptim.jobs.cancel import cancel
+from omgoptim.cli import options, output, runs
+from omgoptim.cli.output import AS_JSON as _AS_JSON
+from omgoptim.cli.output import PROJECT as _PROJECT
+from omgoptim.cli.runs import GUARD_FAILED as GUARD_FAILED
+from omgoptim.cli.runs import INTERRUPTED as INTERRUPTED
+from omgoptim.errors import OmgoptimError, RequestError, did_you_mean
 from omgoptim.jobs.doctor import doctor
-from omgoptim.jobs.folder import RunFolder, find_run
-from omgoptim.jobs.follow import follow
-from omgoptim.jobs.pick import pick
 from omgoptim.jobs.project import find_project
-from omgoptim.jobs.resume import resume
-from omgoptim.jobs.states import list_runs, load_report, read_state
+from omgoptim.jobs.states import read_state
 from omgoptim.jobs.submit import submit
-from omgoptim.render import brief
-from omgoptim.reports import DoctorReport, EfficiencyReport
-from omgoptim.requests.command import in_shell
-from omgoptim.text import clean_json
-
-GUARD_FAILED = 4
-INTERRUPTED = 130
-_WIDTH_OF_A_PIPE = 110
+from omgoptim.reports import DoctorReport
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -44,22 +35,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command line and return its exit code."""
-    as_json = "--json" in arguments
+    form = output.form_in(arguments)
     try:
         _refuse_unknown_command(arguments)
         return int(application()(args=arguments, prog_name="omgoptim", standalone_mode=False) or 0)
     except OmgoptimError as error:
-        return _print_error(error, as_json)
+        return output.print_error(error, form)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except Exception as error:  # noqa: BLE001 the outermost frame: a fault of ours must still answer in the promised form
         if hasattr(error, "format_message"):  # a usage error, of Typer's or of click's, whichever Typer was built on
-            return _print_error(_usage_error(error), as_json)
+            return output.print_error(_usage_error(error), form)
         traceback.print_exc()
         fault = OmgoptimError(
             f"omgoptim itself failed: {error}", type(error).__name__, "please report the traceback above"
         )
-        return _print_error(fault, as_json)
+        return output.print_error(fault, form)
 
 
 def _refuse_unknown_command(arguments: list[str]) -> None:
@@ -72,7 +63,7 @@ def _refuse_unknown_command(arguments: list[str]) -> None:
 
 
 def application() -> typer.Typer:
-    """The Typer application: one command per verb, and runs, pick, doctor, mcp."""
+    """The Typer application: one command per verb, and runs, report, pick, doctor, mcp."""
     app = typer.Typer(name="omgoptim", pretty_exceptions_enable=False, add_completion=False, rich_markup_mode="rich")
     app.callback(invoke_without_command=True)(_root)
     for verb, request in requests.VERBS.items():
@@ -96,14 +87,14 @@ def _verb_command(verb: str, request: type[requests.Request]) -> Callable[..., i
     """The function of a verb, with the signature that Typer reads its options from."""
 
     def command(**given: Any) -> int:
-        as_json, no_wait, detail = (given.pop(name) for name in ("as_json", "no_wait", "detail"))
+        as_json, form, no_wait, detail = (given.pop(name) for name in ("as_json", "form", "no_wait", "detail"))
         parsed = requests.parse(verb, options.given_arguments(request, given))
-        full = _wants_full(detail, as_json)
+        shape = output.form_of(as_json, form)
+        full = output.wants_full(detail, shape)
         folder = submit(verb, parsed, find_project(getattr(parsed, "project", None)))
         if no_wait:
-            _print_json(brief.to_json(read_state(folder))) if as_json else typer.echo(folder.id)
-            return 0
-        return _await_report(folder, as_json, full)
+            return output.print_text(folder.id) if shape == "text" else output.show_state(read_state(folder), shape)
+        return runs.await_report(folder, shape, full)
 
     own = [parameter for option in options.options_of(request) for parameter in option.parameters()]
     parameters = [*own, *_FACE_PARAMETERS]
@@ -113,20 +104,9 @@ def _verb_command(verb: str, request: type[requests.Request]) -> Callable[..., i
     return command
 
 
-_AS_JSON = typer.Option(
-    False,
-    "--json",
-    metavar="",
-    help="Print one JSON object and nothing else on stdout.",
-    rich_help_panel=options.OUTPUT,
-)
-_DETAIL = typer.Option(
-    None, "--detail", metavar="brief|full", help="How much of the report to print.", rich_help_panel=options.OUTPUT
-)
 _NO_WAIT = typer.Option(
     False, "--no-wait", metavar="", help="Print the run's id and return at once.", rich_help_panel=options.OUTPUT
 )
-_PROJECT = typer.Option(None, "--project", metavar="TEXT", help="Path of the project; default: the working directory.")
 
 
 def _face_parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
@@ -135,57 +115,10 @@ def _face_parameter(name: str, annotation: Any, default: Any) -> inspect.Paramet
 
 _FACE_PARAMETERS = [
     _face_parameter("as_json", bool, _AS_JSON),
-    _face_parameter("detail", str | None, _DETAIL),
+    _face_parameter("form", str | None, output.FORMAT),
+    _face_parameter("detail", str | None, output.DETAIL),
     _face_parameter("no_wait", bool, _NO_WAIT),
 ]
-
-
-def _runs(
-    action: str = typer.Argument("list", metavar="[list|show|wait|cancel|resume|pick]", help="What to do."),
-    run_id: str | None = typer.Argument(None, metavar="[ID]", help="Run id; its start or end is enough."),
-    name: str | None = typer.Argument(
-        None, metavar="[NAME]", help="For pick: name of one of the report's alternatives."
-    ),
-    project: str | None = _PROJECT,
-    as_json: bool = _AS_JSON,
-    detail: str | None = _DETAIL,
-) -> int:
-    """List runs; show, wait for, cancel or resume one; or pick another finalist of a quantize run."""
-    given = {"action": action, "run_id": run_id, "name": name, "project": project}
-    request = requests.parse("runs", {name: value for name, value in given.items() if value is not None})
-    assert isinstance(request, requests.RunsRequest)  # what parse gives for this verb
-    root = find_project(request.project)
-    if request.action == "list":
-        states = list_runs(root)
-        return _show({"runs": [brief.to_json(state) for state in states]}, lambda term: term.runs_view(states), as_json)
-    folder = find_run(root, request.run_id or "")
-    if request.action == "cancel":
-        state = cancel(folder)
-        return _show(brief.to_json(state), lambda term: term.state_view(state), as_json)
-    full = _wants_full(detail, as_json)
-    if request.action == "pick":
-        report = pick(folder, request.name or "")
-        _show_report(report, folder, as_json, full)
-        return GUARD_FAILED if report.outcome == "guard_failed" else 0
-    if request.action == "resume":
-        resume(folder)
-    if request.action in ("wait", "resume"):
-        return _await_report(folder, as_json, full)
-    state = read_state(folder)
-    if state.status in ("starting", "queued", "running"):
-        return _show(brief.to_json(state), lambda term: term.state_view(state), as_json)
-    return _show_report(load_report(folder), folder, as_json, full)
-
-
-def _pick(
-    run_id: str = typer.Argument(..., metavar="ID", help="Run id; its start or end is enough."),
-    name: str = typer.Argument(..., metavar="NAME", help="Name of one of the report's alternatives."),
-    project: str | None = _PROJECT,
-    as_json: bool = _AS_JSON,
-    detail: str | None = _DETAIL,
-) -> int:
-    """Replace a quantize run's artifact by another of its finalists; nothing is computed again."""
-    return _runs("pick", run_id, name, project, as_json, detail)
 
 
 def _doctor(
@@ -198,7 +131,7 @@ def _doctor(
     request = requests.parse("doctor", {name: value for name, value in given.items() if value is not None})
     assert isinstance(request, requests.DoctorRequest)  # what parse gives for this verb
     report: DoctorReport = doctor(request)
-    return _show(brief.to_json(report), lambda term: term.doctor_view(report), as_json)
+    return output.show_doctor(report, "json" if as_json else "text")
 
 
 def _mcp(
@@ -213,58 +146,14 @@ def _mcp(
     server.serve_http(port) if http else server.main()
 
 
-_COMMANDS: dict[str, Callable[..., Any]] = {"runs": _runs, "pick": _pick, "doctor": _doctor, "mcp": _mcp}
+_COMMANDS: dict[str, Callable[..., Any]] = {
+    "runs": runs.runs,
+    "report": runs.report,
+    "pick": runs.pick_command,
+    "doctor": _doctor,
+    "mcp": _mcp,
+}
 """Commands beside the verbs."""
-
-
-def _await_report(folder: RunFolder, as_json: bool, full: bool) -> int:
-    """Follow a run to its end, showing where it stands, and print its report."""
-    from omgoptim.cli.progress import display
-
-    console = _console(sys.stderr)
-    console.print(f"run {folder.id}", style="dim", markup=False, highlight=False, soft_wrap=True)
-    try:
-        with display(console) as shown:
-            for state in follow(folder, timeout_s=None):
-                shown.show(state)
-    except KeyboardInterrupt:
-        state = cancel(folder)
-        if state.status == "cancelled":
-            _print_error(RunError(f"cancelled run {folder.id}", "it was interrupted", ""), as_json)
-            return INTERRUPTED
-    report = load_report(folder)
-    _show_report(report, folder, as_json, full)
-    return GUARD_FAILED if report.outcome == "guard_failed" else 0
-
-
-def _show_report(report: EfficiencyReport, folder: RunFolder, as_json: bool, full: bool) -> int:
-    content = brief.to_json(report) if full else brief.brief_report(report, folder.path)
-    return _show(content, lambda term: term.report_view(report, full=full, folder=folder.path), as_json)
-
-
-def _show(content: dict[str, Any], view: Callable[[Any], Any], as_json: bool) -> int:
-    """Print an answer: as JSON, or as what `view` makes of it with `omgoptim.render.terminal`."""
-    if as_json:
-        _print_json(content)
-    else:
-        from omgoptim.render import terminal
-
-        _console(sys.stdout).print(view(terminal), crop=False)
-    return 0
-
-
-def _print_json(content: dict[str, Any]) -> None:
-    typer.echo(json.dumps(clean_json(content, ("load", "log")), indent=2))
-
-
-def _print_error(error: OmgoptimError, as_json: bool) -> int:
-    from omgoptim.render.terminal import error_view
-
-    if as_json:
-        record = error.to_dict()
-        _print_json({"error": record | {"fix": in_shell(record["fix"])}})
-    _console(sys.stderr).print(error_view(error), soft_wrap=True)
-    return error.exit_code
 
 
 def _usage_error(error: Exception) -> RequestError:
@@ -287,16 +176,3 @@ def _usage_error(error: Exception) -> RequestError:
         return refused
     command = f"omgoptim {verb}" if request is not None else "omgoptim"
     return RequestError(message.rstrip("."), "", f"{command} --help shows what is possible")
-
-
-def _wants_full(detail: str | None, as_json: bool) -> bool:
-    if detail not in (None, "brief", "full"):
-        raise RequestError(f"unknown detail '{detail}'", "Known: brief, full.")
-    return as_json if detail is None else detail == "full"
-
-
-def _console(stream: Any) -> Any:
-    from rich.console import Console
-
-    width = None if stream.isatty() else _WIDTH_OF_A_PIPE
-    return Console(file=stream, width=width, highlight=False)

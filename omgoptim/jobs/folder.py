@@ -5,7 +5,7 @@
         work/         scratch, gone when the run has ended
         checkpoints/  what a run that was cut off can be resumed from, gone when the run is done
         alternatives/ other finalists of a quantize run, each NAME/ with its report NAME.json
-        artifact/     report.json  report.html      only of a run that ended well
+        artifact/     report.json  report.html  badge.svg      only of a run that ended well
 
 A file appears whole or not at all. `report.json` is written last: a run that has one is done.
 Requests, states and `worker.json` hold this user's seal; a report's lies beside it, as `.report.json.seal`.
@@ -136,6 +136,10 @@ class RunFolder:
     def html_file(self) -> Path:
         return self.path / "report.html"
 
+    @property
+    def badge_file(self) -> Path:
+        return self.path / "badge.svg"
+
     def read_request(self) -> Submission:
         """What was asked.
 
@@ -236,6 +240,7 @@ class RunFolder:
         """
         self.discard_scratch()
         self.html_file.unlink(missing_ok=True)
+        self.badge_file.unlink(missing_ok=True)
         shutil.rmtree(self.alternatives, ignore_errors=True)
         if self.artifact.exists():
             os.replace(self.artifact, self.path / f"artifact.unproved-{secrets.token_hex(2)}")

@@ -9,7 +9,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from omgoptim.errors import RunError, did_you_mean
-from omgoptim.jobs.folder import RunFolder, write_whole
+from omgoptim.jobs.folder import RunFolder
+from omgoptim.jobs.report_files import write_report_files
 from omgoptim.jobs.states import as_done, load_report
 from omgoptim.models.report_file import read_report
 from omgoptim.reports import EfficiencyReport
@@ -54,9 +55,7 @@ def _pick(folder: RunFolder, name: str) -> EfficiencyReport:
     _swap(folder.artifact, kept / name, kept / report.delivered)
     folder.write_report(picked)
     folder.write_state(as_done(folder.stored_state(), picked))
-    from omgoptim.render.html import report_html
-
-    write_whole(folder.html_file, report_html(picked))
+    write_report_files(folder, picked)
     return picked
 
 

@@ -13,12 +13,14 @@ from typing import Any
 from omgoptim.jobs.folder import RunFolder, now
 from omgoptim.jobs.logs import trim
 from omgoptim.jobs.remaining_time import RemainingTime, learn_shares, read_shares, shares_file
-from omgoptim.reports import RunState
+from omgoptim.reports import Candidate, Epoch, RunState, Step
 from omgoptim.text import clean
 
 HEARTBEAT_S = 5.0
 SHORTEST_STEP_S = 0.2
 """A state that only moved its fraction is written at most this often."""
+MOST_PUBLISHED = 2_000
+"""Most records that a run shows while it goes on."""
 
 
 class Progress:
@@ -37,6 +39,7 @@ class Progress:
         self._remaining = RemainingTime(self._written)
         self._kind = ""
         self._stale = False
+        self._published = 0
         self._waiting_since: float | None = None
         self._waited_at_stage = ""
         self._heart = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -92,6 +95,14 @@ class Progress:
                 changes["progress"] = round(self._remaining.share(fraction), 4)
             recent = time.monotonic() - self._written < SHORTEST_STEP_S
             self._set(changes, write=stage != self._state.stage or not recent)
+
+    def publish(self, record: Candidate | Epoch | Step) -> None:
+        """Write a part of the report that is known already, for those who watch the run."""
+        event = {"t": now(), "kind": type(record).__name__.lower(), "record": record.model_dump(mode="json")}
+        with self._lock, suppress(OSError):
+            if not self._closed.is_set() and self._published < MOST_PUBLISHED:
+                os.write(self._events, json.dumps(event).encode() + b"\n")
+                self._published += 1
 
     def learn(self) -> None:
         """Leave to later runs of this kind how the time of this one was shared."""

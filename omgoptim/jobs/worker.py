@@ -23,9 +23,10 @@ from filelock import FileLock
 from omgoptim.bootstrap import PACKAGE_FILE
 from omgoptim.errors import OmgoptimError, UserCodeError
 from omgoptim.jobs.device_queue import DeviceQueue, Wait, device_of
-from omgoptim.jobs.folder import RunFolder, write_whole
+from omgoptim.jobs.folder import RunFolder
 from omgoptim.jobs.processes import end_family, this_process
 from omgoptim.jobs.progress import Progress
+from omgoptim.jobs.report_files import write_report_files
 from omgoptim.jobs.states import ENDED, as_cancelled, as_done, as_failed, settle
 from omgoptim.jobs.step_runs import StepRuns, settle_steps
 from omgoptim.jobs.storage import full_disk, keep_reserve
@@ -115,6 +116,7 @@ def _run(folder: RunFolder, run_verb: RunVerb, progress: Progress) -> Efficiency
         turns.report if turns else progress.report,
         turns.measuring if turns else nullcontext,
         StepRuns(folder, submission, progress.report, execute),
+        progress.publish,
     )
     folder.work.mkdir(exist_ok=True)
     return run_verb(submission.verb, request, context)
@@ -169,11 +171,9 @@ def _operations(verb: str, request: Request, context: RunContext) -> EfficiencyR
 
 
 def _keep(folder: RunFolder, report: EfficiencyReport) -> None:
-    """Write the page, then the report: a run that has a report is done."""
+    """Write the page and what else lies beside a report, then the report: a run that has a report is done."""
     try:
-        from omgoptim.render.html import report_html
-
-        write_whole(folder.html_file, report_html(report))
+        write_report_files(folder, report)
     except Exception as error:  # noqa: BLE001 a page that cannot be drawn must not lose what was measured
         _log(folder, error)
     folder.write_report(report)

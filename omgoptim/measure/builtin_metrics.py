@@ -18,6 +18,7 @@ from omgoptim.errors import DataError, argument
 from omgoptim.measure.agreement import cosine_outputs, predicted_classes, worst_scores
 from omgoptim.measure.intervals import Arrays
 from omgoptim.measure.language_metrics import negative_kl, token_log_likelihoods
+from omgoptim.models.labels import IGNORED, LabelForm, plain_labels, refuse_out_of_range
 from omgoptim.models.output_detection import OutputOptions, describe_outputs, labels_kind
 from omgoptim.models.outputs import ModelOutputs, OutputSpec, class_layout
 from omgoptim.runtimes.signature import Signature
@@ -25,8 +26,6 @@ from omgoptim.runtimes.signature import Signature
 BUILTIN = ("top1", "r2", "cosine", "top1_agreement", "perplexity", "kl")
 """Names of the built-in metrics, besides `auto`."""
 
-IGNORED_TARGET = -100
-"""Target without a label: the default `ignore_index` of torch.nn.CrossEntropyLoss."""
 
 OUTPUT_DETECTION_BATCHES = 8
 """Batches from which outputs are detected, if they were not described before."""
@@ -129,7 +128,8 @@ def builtin_metric(
     if name == "auto":
         if not labelled:
             return agreement_metric(original, outputs)
-        name = _metric_of_targets(targets)
+        outputs = outputs or detect_outputs(original, targets)
+        name = _metric_of_targets(outputs, targets)
     if name == "cosine":
         return cosine_metric(original, outputs)
     if name not in BUILTIN:
@@ -150,7 +150,7 @@ def builtin_metric(
     if name == "perplexity":  # higher is better: its logarithm, negated
         scored = functools.partial(token_log_likelihoods, index=target.index)
         return Metric("log_likelihood_per_token", per_sample=scored, outputs=outputs, reads=reads)
-    return Metric("top1_accuracy", per_sample=_top1(target), outputs=outputs, reads=reads)
+    return Metric("top1_accuracy", per_sample=_top1(target, outputs.label_form), outputs=outputs, reads=reads)
 
 
 def _kl(original: Sequence[Arrays], targets: list[Any], outputs: ModelOutputs | None) -> Metric:
@@ -163,8 +163,8 @@ def _kl(original: Sequence[Arrays], targets: list[Any], outputs: ModelOutputs | 
     return Metric("negative_kl", per_sample=compare, agreement=True, outputs=outputs, reads=frozenset([index]))
 
 
-def _metric_of_targets(targets: list[Any]) -> str:
-    kind = labels_kind(targets)
+def _metric_of_targets(outputs: ModelOutputs, targets: list[Any]) -> str:
+    kind = outputs.labels if outputs.labels != "none" else labels_kind(targets)
     if kind in ("classes", "values"):
         return "top1" if kind == "classes" else "r2"
     raise DataError(
@@ -195,7 +195,7 @@ def _top1_agreement(outputs: ModelOutputs) -> Metric:
 PerSample = Callable[[Sequence[Arrays], list[Any], Sequence[Arrays]], NDArray[np.float64]]
 
 
-def _top1(spec: OutputSpec) -> PerSample:
+def _top1(spec: OutputSpec, form: LabelForm) -> PerSample:
     """Return per sample the number of correct targets over the mean number of targets of a sample.
 
     With one target per sample that is 1 or 0. With several (tokens, pixels) the mean is still hits over targets, and a
@@ -209,8 +209,8 @@ def _top1(spec: OutputSpec) -> PerSample:
         del original
         hits, counted = [], []
         for batch, raw in zip(outputs, targets, strict=True):
-            target = np.asarray(raw)
-            counts = target != IGNORED_TARGET
+            target = plain_labels(np.asarray(raw), form)
+            counts = target != IGNORED
             right = (_predicted(spec, batch[spec.index], target) == target) & counts
             hits.append(right.reshape(len(target), -1).sum(1))
             counted.append(counts.reshape(len(target), -1).sum(1))
@@ -230,7 +230,8 @@ def _predicted(spec: OutputSpec, scores: NDArray[Any], target: NDArray[Any]) -> 
             f"output '{spec.name}' is {scores.shape}, integer targets {target.shape}",
             CUSTOM_METRIC_FIX,
         )
-    axis, _ = layout
+    axis, classes = layout
+    refuse_out_of_range(target, classes)
     if axis is None:
         return np.asarray(predicted_classes(spec, scores).reshape(target.shape), target.dtype)
     return np.asarray(scores.argmax(axis))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from omgoptim.measure.builtin_metrics import IGNORED_TARGET
+from omgoptim.models.labels import IGNORED, label_form, plain_labels
 
 ABOVE_CHANCE = 0.99
 """Accuracy above this is never at chance level, even if almost all labels are the same."""
@@ -38,11 +38,12 @@ def chance_level_reason(metric: str, value: float | None, targets: Sequence[Any]
         )
     if metric != "top1_accuracy" or value >= ABOVE_CHANCE:
         return None
-    labels = [np.asarray(target).ravel() for target in targets if target is not None]
-    if not labels or any(each.dtype.kind not in "iu" for each in labels):
+    labels = [np.asarray(target) for target in targets if target is not None]
+    if not labels or any(each.dtype.kind not in "iuf" for each in labels):
         return None
-    joined = np.concatenate(labels)
-    joined = joined[joined != IGNORED_TARGET]
+    form = label_form(labels)
+    joined = np.concatenate([plain_labels(each, form).ravel() for each in labels])
+    joined = joined[joined != IGNORED]
     if not joined.size:
         return None
     most_frequent = float(np.unique(joined, return_counts=True)[1].max()) / joined.size

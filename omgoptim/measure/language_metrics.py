@@ -10,9 +10,7 @@ from numpy.typing import NDArray
 
 from omgoptim.errors import DataError
 from omgoptim.measure.intervals import Arrays
-
-IGNORED_TARGET = -100
-"""Target without a label: the default `ignore_index` of torch.nn.CrossEntropyLoss."""
+from omgoptim.models.labels import IGNORED
 
 
 def token_log_likelihoods(
@@ -39,7 +37,7 @@ def token_log_likelihoods(
                 f"outputs are {scores.shape}, targets {target.shape} of {target.dtype}",
                 "it needs integer targets, one for each row of class scores",
             )
-        counted = target != IGNORED_TARGET
+        counted = target != IGNORED
         picked = np.take_along_axis(_log_probabilities(scores), np.where(counted, target, 0)[..., None], -1)[..., 0]
         sums.append(np.where(counted, picked, 0.0).reshape(len(target), -1).sum(1))
         counts.append(counted.reshape(len(target), -1).sum(1))
@@ -61,7 +59,7 @@ def negative_kl(
         rows = (np.exp(theirs) * (theirs - ours)).sum(-1)
         target = np.asarray(raw) if raw is not None else None
         fits = target is not None and target.shape == rows.shape and np.issubdtype(target.dtype, np.integer)
-        counted = (target != IGNORED_TARGET) if fits else np.ones(rows.shape, bool)
+        counted = (target != IGNORED) if fits else np.ones(rows.shape, bool)
         flat, used = rows.reshape(len(rows), -1), np.asarray(counted).reshape(len(rows), -1)
         number = used.sum(1)
         divergences.append(((flat * used).sum(1) / np.maximum(number, 1))[number > 0])

@@ -38,6 +38,7 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 """Transposed convolutions."""
 
 NO_PRODUCTS = (
+    nn.ModuleList,  # a parametrization: the layer that has it multiplies by the weight it computes
     nn.Embedding,
     nn.EmbeddingBag,
     nn.LayerNorm,

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omgoptim.errors import ArtifactError, ModelError, OmgoptimError
-from omgoptim.measure.queued import queued_s
 from omgoptim.models.artifact import Manifest, open_session, verify_outputs
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.runtimes import Session
@@ -30,6 +29,12 @@ MIN_SAMPLE_S = 1e-4
 
 WARM_UP_FRACTION = 0.25
 """Fraction at the start of a turn that is not counted: caches and thread pools wake up in it."""
+
+BUSY_CORE = 0.5
+"""Cores kept busy below which a process waits most of the time, or shares its core with others."""
+
+SPIN_COUNT = 2_000_000
+"""Additions that tell how much of a core is free: about 20 ms."""
 
 LAYER_TIMING_S = 1.0
 """For how long a model is called to time its layers."""
@@ -79,12 +84,11 @@ class MeasuringServer:
     def turn(self, batch: str, seconds: float) -> dict[str, Any]:
         """Call for `seconds` and drop the first quarter; of slow calls, the first call.
 
-        Returns the median and 90th percentile, in seconds, how many calls they come from, and how many cores the
-        process kept busy: near 0 where it waited; and the share of the time in which it neither computed nor waited
-        for a core, None where the system does not tell.
+        Returns the median and 90th percentile, in seconds, how many calls they come from, and the share of the time
+        in which the process neither computed nor waited for a core.
         """
         prepared, clock = self.prepared[batch], self.session.seconds
-        began, began_busy, began_queued = time.perf_counter(), time.process_time(), queued_s()
+        began, began_busy = time.perf_counter(), time.process_time()
         first = clock(prepared, 1)
         dropped = first >= seconds * WARM_UP_FRACTION
         calls = max(1, round(MIN_SAMPLE_S / max(first, 1e-9))) if first < MIN_SAMPLE_S else 1
@@ -96,13 +100,10 @@ class MeasuringServer:
                 kept_from = len(times) + 1
             times.append(clock(prepared, calls))
         kept = times[kept_from:]
-        took, queued = max(time.perf_counter() - began, 1e-9), queued_s()
-        busy = (time.process_time() - began_busy) / took
-        idle = None
-        if began_queued is not None and queued is not None:
-            idle = max(0.0, 1 - busy - max(0.0, queued - began_queued) / took)
+        busy = (time.process_time() - began_busy) / max(time.perf_counter() - began, 1e-9)
+        idle = max(0.0, 1 - busy / (_core_share() if busy < BUSY_CORE else 1.0))
         median, slowest = float(np.median(kept)), float(np.quantile(kept, 0.9))
-        return {"p50": median, "p90": slowest, "calls": len(kept) * calls, "busy": busy, "idle": idle}
+        return {"p50": median, "p90": slowest, "calls": len(kept) * calls, "idle": idle}
 
     def memory(self) -> dict[str, Any]:
         """Return the peak memory so far, in bytes."""
@@ -192,6 +193,14 @@ def _maxrss() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _core_share() -> float:
+    """Return the share of a core that a process which never waits gets now, 0..1: below 1 on a loaded machine."""
+    began, began_busy = time.perf_counter(), time.process_time()
+    sum(range(SPIN_COUNT))
+    took = time.perf_counter() - began
+    return min(1.0, max(0.01, (time.process_time() - began_busy) / took)) if took > 0 else 1.0
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:

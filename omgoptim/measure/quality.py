@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from omgoptim.errors import DataError
 from omgoptim.measure.agreement import OutputAgreement, output_agreements
-from omgoptim.measure.builtin_metrics import IGNORED_TARGET, batch_lengths
 from omgoptim.measure.builtin_metrics import Metric as Metric
+from omgoptim.measure.builtin_metrics import batch_lengths
 from omgoptim.measure.builtin_metrics import detect_outputs as detect_outputs
 from omgoptim.measure.intervals import Arrays, affordable_resamples, paired_interval, resampled_interval
+from omgoptim.models.labels import IGNORED
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,7 @@ def _sample_scores(
         raise ValueError(f"metric {metric.name} has no score per sample")
     scores = metric.per_sample(outputs, targets, original)
     if not len(scores):
-        raise DataError("no sample of the data counts for the metric", f"every target is {IGNORED_TARGET}")
+        raise DataError("no sample of the data counts for the metric", f"every target is {IGNORED}")
     return scores
 
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-from omgoptim.errors import ArtifactError
 
 if TYPE_CHECKING:
     import torch
@@ -34,31 +30,3 @@ def _identity(parameter: torch.Tensor) -> tuple[int, ...]:
     """Return address, shape and stride of a tensor; the object's id if it has no memory (empty or meta)."""
     address = parameter.data_ptr()
     return (address, *parameter.shape, *parameter.stride()) if address else (id(parameter),)
-
-
-def folder_size(path: Path) -> int:
-    """Return the bytes of all files under a folder, or of one file.
-
-    Raises:
-        ArtifactError: nothing is there.
-    """
-    if path.is_file():
-        return path.stat().st_size
-    if not path.is_dir():
-        raise ArtifactError(f"'{path}' is neither a folder nor a file", "its size cannot be measured")
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-
-
-def file_sizes(path: Path, names: Iterable[str]) -> dict[str, int]:
-    """Map name to bytes for files of a folder, in the order of `names`.
-
-    Raises:
-        ArtifactError: one of them is not there.
-    """
-    sizes = {}
-    for name in names:
-        file = path / name
-        if not file.is_file():
-            raise ArtifactError(f"'{name}' is missing from '{path}'", "the folder is not a whole artifact")
-        sizes[name] = file.stat().st_size
-    return sizes

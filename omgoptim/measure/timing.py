@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -49,6 +50,8 @@ class TimingPlan:
     throughput_rounds: int = 2
     narrow: float = 0.03
     """Half-width of a ratio's interval, in log units, that needs no more launches."""
+    limit_s: float = math.inf
+    """Seconds within which the launches after the second must end."""
 
 
 PLANS = {
@@ -91,10 +94,8 @@ class Timing:
     """One log ratio per launch; `speedup` is the exponential of their mean."""
     calls: int | None = None
     """Number of timed calls behind the latency."""
-    busy: float | None = None
-    """Cores that the process kept busy while it was timed: near 0 where it waited."""
     idle: float | None = None
-    """Share of that time in which it neither computed nor waited for a core; None where it is not reported."""
+    """Share of the time in which the process neither computed nor waited for a core; None where it is not reported."""
     reopened: tuple[float, ...] = ()
     """Largest difference of each output of the opened artifact from the recorded one, relative to its scale."""
 
@@ -126,7 +127,6 @@ class _TimedArtifact:
     peak: list[int] = field(default_factory=list)
     log_ratios: list[float] = field(default_factory=list)
     log_throughput: list[float] = field(default_factory=list)
-    busy: list[float] = field(default_factory=list)
     idle: list[float] = field(default_factory=list)
     calls: int = 0
     reopened: list[float] = field(default_factory=list)
@@ -186,12 +186,14 @@ def time_artifacts(
         OmgoptimError: the first artifact fails.
     """
     run = _TimingRun(setup, plan, random.Random(seed), [_TimedArtifact(path) for path in artifacts])
+    began = time.monotonic()
     launch = 0
     while True:
         _launch(run, launch, on_first if launch == 0 else None)
         launch += 1
         progress(min(1.0, launch / plan.launches))
-        if has_converged([candidate.log_ratios for candidate in run.active[1:]], launch, plan):
+        over = launch >= 2 and (time.monotonic() - began) * (launch + 1) / launch > plan.limit_s
+        if over or has_converged([candidate.log_ratios for candidate in run.active[1:]], launch, plan):
             return [c.error or _timing(c, first=index == 0) for index, c in enumerate(run.entries)]
 
 
@@ -220,7 +222,6 @@ def _launch(run: _TimingRun, launch: int, on_first: Callable[[int, MeasuringProc
             turns = latency[id(entry)]
             entry.p50.append(statistics.median(turn["p50"] for turn in turns))
             entry.p90.append(statistics.median(turn["p90"] for turn in turns))
-            entry.busy += [turn["busy"] for turn in turns if "busy" in turn]
             entry.idle += [turn["idle"] for turn in turns if turn.get("idle") is not None]
             entry.calls += sum(turn.get("calls", 0) for turn in turns)
             entry.log_ratios.append(_median_log_ratio(latency[id(run.first)], turns))
@@ -315,7 +316,6 @@ def _timing(record: _TimedArtifact, first: bool) -> Timing:
         launches=len(record.p50),
         log_ratios=() if first else tuple(record.log_ratios),
         calls=record.calls or None,
-        busy=statistics.median(record.busy) if record.busy else None,
         idle=statistics.median(record.idle) if record.idle else None,
         reopened=tuple(record.reopened),
     )

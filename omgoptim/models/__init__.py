@@ -1,0 +1,1 @@
+"""Models, inputs and data read in; artifacts written and opened."""

@@ -44,7 +44,7 @@ def _claimed_bytes(path: Path) -> int:
     """Return the bytes of all arrays of an .npz file, as the headers of its entries declare them.
 
     Raises:
-        DataError: an entry is no array, holds objects, or is shorter than its header says.
+        DataError: an entry is not an array, holds objects, or is shorter than its header says.
     """
     total = 0
     with zipfile.ZipFile(path) as archive:

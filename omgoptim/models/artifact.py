@@ -98,6 +98,11 @@ def save_module(
     """Save a module, already in the manifest's precision, as its recipe and weights.
 
     Args:
+        folder: where the artifact appears, whole or not at all.
+        module: not changed.
+        recipe: how a fresh process builds the module.
+        manifest: engine, precision and signature, as they are to be recorded.
+        check: example inputs and the outputs that an opened artifact must repeat.
         programs: the same model as `model.onnx` or `model.pt2`, put beside it; the ONNX file is what a manifest with
             the runtime of a program opens.
     """
@@ -151,7 +156,10 @@ def open_session(folder: Path, threads: int, policy: PathPolicy, device: str | N
     """Verify the files of an artifact and open it in its engine.
 
     Args:
+        folder: the artifact.
+        threads: of the engine.
         policy: the files and modules whose code its recipe may name.
+        device: default: the manifest's.
     """
     manifest = Manifest.read(folder)
     verify_files(folder, manifest)
@@ -185,6 +193,8 @@ def load_module(folder: Path, manifest: Manifest, policy: PathPolicy) -> nn.Modu
     """Build the module of a module artifact and load its weights.
 
     Args:
+        folder: the artifact.
+        manifest: of this artifact, already read.
         policy: the files and modules whose code the recipe may name.
 
     Raises:

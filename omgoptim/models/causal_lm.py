@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-IGNORED = -100
-"""Target value ignored by metrics and losses."""
+from omgoptim.models.labels import IGNORED
 
 
 def shifted(labels: Any) -> Any:

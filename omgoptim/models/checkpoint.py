@@ -18,6 +18,8 @@ def load_checkpoint(module: nn.Module, path: Path, weights: WeightSet = "auto") 
     """Load the weights in `path` into `module`: every entry of its state dict, or none.
 
     Args:
+        module: changed in place.
+        path: `.safetensors`, or a file of tensors that `torch.load(weights_only=True)` reads.
         weights: ema, plain, or auto: averaged weights (EMA) if the file has any.
 
     Returns:

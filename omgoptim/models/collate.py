@@ -14,13 +14,11 @@ from torch.utils.data import DataLoader, default_collate
 
 from omgoptim.errors import DataError
 from omgoptim.models.forward import name_inputs
+from omgoptim.models.labels import IGNORED
 from omgoptim.models.raw_batch import RawBatch, split_target
 
 MASK = "attention_mask"
 """Input name of Hugging Face's attention masks."""
-IGNORED = -100
-"""Value of padded targets, ignored by metrics and losses."""
-
 MAX_EXAMINED = 16
 """Entries of a list that are examined to distinguish samples from batches."""
 
@@ -39,6 +37,7 @@ class Collation:
     """Samples of different lengths occurred and the model takes a mask; applies to all splits afterwards."""
 
     def note(self, text: str) -> None:
+        """Add a note, once."""
         if text not in self.notes:
             self.notes.append(text)
 

@@ -47,6 +47,11 @@ def open_data(
     """Open the data that `spec` names: `file.py:callable`, `.npz` or `.safetensors`.
 
     Args:
+        spec: the source, as the request's `data` names it.
+        policy: the files and modules whose code may run.
+        batch: samples in a batch where the data yields samples.
+        limit_s: seconds that a call of the user's code may take.
+        seed: of the order in which the arrays of a file are split.
         collation: properties of the model, for data that yields samples.
 
     Raises:
@@ -82,6 +87,9 @@ def from_callable(
     """Read data from a callable that takes `split`, or one argument of any name.
 
     Args:
+        load: the user's callable.
+        batch: samples in a batch where the data yields samples.
+        limit_s: seconds that a call of it may take.
         collation: properties of the model, for data that yields samples.
     """
     if not callable(load):
@@ -140,6 +148,7 @@ def as_batches(
     """Iterate over the batches of a DataLoader, a Dataset or list of samples (collated here), or any iterable.
 
     Args:
+        loaded: what the user's callable returned for a split.
         batch: samples in a batch of a Dataset.
         shuffled: whether a Dataset's samples come in random order; anything else has an order of its own.
         collation: properties of the model.

@@ -26,6 +26,8 @@ def name_inputs(module: nn.Module | None, raw: Any, names: Sequence[str] = ()) -
 
     Args:
         module: whose forward it is for; None for a program, whose input `names` are then given.
+        raw: one batch: a tensor, a tuple or list, or a mapping by input name.
+        names: the inputs of a program, in order; not used for a module.
     """
     parameters = list(inspect.signature(module.forward).parameters.values()) if module is not None else []
     if isinstance(raw, Mapping):
@@ -51,7 +53,8 @@ def name_inputs(module: nn.Module | None, raw: Any, names: Sequence[str] = ()) -
         raise DataError(
             f"the data's batches hold {len(values)} inputs and the model takes {len(positional)}",
             f"it takes {', '.join(positional)}; in a batch the last element is the target",
-            "yield (inputs, target), inputs a tensor, a tuple or a dict",
+            "yield (inputs, target), inputs a tensor, a tuple with one entry per argument of forward, or a dict; "
+            "let forward take the tensors of a list one by one",
         )
     return [(name, as_tensor(value, name), False) for name, value in zip(positional, values, strict=False)]
 

@@ -61,6 +61,7 @@ class Manifest:
     """This user's omgoptim wrote the manifest, by its seal; read, never written."""
 
     def to_json(self) -> dict[str, Any]:
+        """Return the content of `manifest.json`."""
         return {
             "format": FORMAT,
             "runtime": self.runtime,
@@ -165,7 +166,7 @@ def listed_file(folder: Path, manifest: Manifest, name: str) -> Path:
     """Return a file of the artifact that is listed, with its sha256, in the manifest.
 
     Raises:
-        ArtifactError: the manifest does not list it, or it is no file inside the folder.
+        ArtifactError: the manifest does not list it, or it is not a file inside the folder.
     """
     path = file_inside(folder, name) if name in manifest.files else None
     if path is None:
@@ -223,7 +224,7 @@ def _refuse_other_types(manifest: Manifest) -> None:
     for tensor in manifest.signature.inputs:
         sizes = all(isinstance(size, str) or _is_count(size) for size in tensor.shape)
         if not (isinstance(tensor.name, str) and isinstance(tensor.keyword, bool) and sizes):
-            raise TypeError("an input of the signature is none")
+            raise TypeError("an input of the signature is malformed")
         if tensor.dtype != "bfloat16" and np.dtype(tensor.dtype).kind not in "fiub":
             raise TypeError("an input of the signature holds no numbers")
     _ = manifest.signature.output_names  # walks the structure of the outputs

@@ -22,6 +22,7 @@ def refuse_beyond_memory(
     """Raise if something does not fit into memory.
 
     Args:
+        needed_bytes: estimate of what it takes.
         what: in words: `loading weights.pt`.
         available_bytes: default: what the machine says.
         kind: of the error.

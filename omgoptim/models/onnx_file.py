@@ -60,6 +60,7 @@ def graphs(graph: GraphProto) -> Iterator[GraphProto]:
 
 
 def bodies(node: NodeProto) -> list[GraphProto]:
+    """Return the subgraphs of a node, as of If, Loop and Scan."""
     found = [a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
     return found + [body for a in node.attribute for body in a.graphs]
 

@@ -77,10 +77,12 @@ class OnnxLayer:
 
     @property
     def is_quantized(self) -> bool:
+        """Whether the weight is stored as integers."""
         return self.data_type in INT_TYPES
 
     @property
     def what(self) -> str:
+        """Operator and shape, as `Conv 16x3x3x3`."""
         return f"{self.op} {'x'.join(str(size) for size in self.shape)}"
 
 
@@ -88,9 +90,6 @@ class OnnxLayer:
 class GraphTraits:
     """Properties that decide which techniques apply. Bytes are those stored, shared weights once."""
 
-    has_conv: bool
-    has_attention: bool
-    has_lstm: bool
     has_gru: bool
     matmul_weight_bytes: int
     conv_weight_bytes: int
@@ -102,7 +101,7 @@ def graph_traits(path: Path) -> GraphTraits:
     """Read the traits of the program at `path`, without its external data.
 
     Raises:
-        ModelError: the file is no readable ONNX.
+        ModelError: the file is not readable ONNX.
     """
     model = load(path, weights=False)
     ops = {node.op_type for graph in graphs(model.graph) for node in graph.node}
@@ -112,9 +111,6 @@ def graph_traits(path: Path) -> GraphTraits:
         return sum({layer.weight: layer.weight_bytes for layer in found if layer.op in kinds}.values())
 
     return GraphTraits(
-        has_conv=bool(ops & set(CONV)),
-        has_attention=has_attention(model),
-        has_lstm=bool(ops & {"LSTM", "DynamicQuantizeLSTM"}),
         has_gru="GRU" in ops,
         matmul_weight_bytes=weight_bytes(MATMUL),
         conv_weight_bytes=weight_bytes(CONV),

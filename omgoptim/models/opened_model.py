@@ -109,7 +109,9 @@ def open_artifact(folder: Path, policy: PathPolicy, threads: int | None = None) 
     """Open an artifact folder; its files are checked against their sha256, its outputs against the recorded ones.
 
     Args:
+        folder: the artifact.
         policy: the files and modules whose code its recipe may name, and trust in artifacts of other users.
+        threads: of the engine; default: the machine's.
 
     Raises:
         ArtifactError: it is not an artifact, is damaged, its engine is missing, or its recipe runs code that was not

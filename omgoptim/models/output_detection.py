@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omgoptim.errors import DataError, RequestError, argument
+from omgoptim.models.labels import EVIDENCE, IGNORED, LabelForm, label_form, plain_labels
 from omgoptim.models.outputs import (
     Arrays,
     Labels,
@@ -58,6 +59,7 @@ def describe_outputs(
     """Describe the outputs of a model.
 
     Args:
+        signature: inputs and outputs of the model.
         reference: the original's outputs, per batch the flat list.
         lengths: samples in each of these batches; if they differ, the batch axis of each output is certain.
         targets: of these batches; None without labels.
@@ -170,27 +172,55 @@ def _with_labels(
         specs = _scores_by_metric(specs, chosen)
     if labels in ("none", "other"):
         return ModelOutputs(specs, labels, chosen if labels == "other" else None)
-    if metric == "r2":
-        labels = "values"
-    arrays = [np.asarray(target) for target in targets]
-    fits = _fits_classes if labels == "classes" else _fits_values
-    fitting = tuple(
-        spec.index
-        for spec in specs
-        if spec.weight and spec.kind != "integers" and fits(reference[0][spec.index], arrays[0])
-    )
+    labels, form, arrays = _plain(specs, reference, [np.asarray(target) for target in targets], labels, metric)
+    fitting = _fitting(specs, reference, arrays[0], labels)
     shape = arrays[0].shape
     top = max((int(array.max(initial=0)) for array in arrays), default=0)
     if labels == "classes" and chosen is None:
         fitting = _narrowed(specs, fitting, reference, shape, top)
     target = chosen if chosen is not None else fitting[0] if len(fitting) == 1 else None
-    found = ModelOutputs(specs, labels, target, fitting, shape)
+    found = ModelOutputs(specs, labels, target, fitting, shape, form)
     if target is None or labels == "values" or target not in fitting:
         return found
     if top >= _classes(reference[0][target], shape):  # counts, or labels that are out of range
         return found
-    spec = _labelled_spec(specs[target], reference, shape)
+    spec = _labelled_spec(specs[target], reference, shape, form)
     return replace(found, specs=(*specs[:target], spec, *specs[target + 1 :]))
+
+
+def _plain(
+    specs: Sequence[OutputSpec], reference: Sequence[Arrays], arrays: Arrays, labels: Labels, metric: str
+) -> tuple[Labels, LabelForm, Arrays]:
+    """Return the kind of numeric labels, the form in which they are written, and their plain form."""
+    if metric == "r2":
+        return "values", "index" if labels == "values" else "count", arrays
+    form = label_form(arrays)
+    plain = [plain_labels(array, form) for array in arrays]
+    fitting = _fitting(specs, reference, plain[0], "classes")
+    if form != "index" and not fitting:
+        form, plain, fitting = "index", arrays, _fitting(specs, reference, arrays[0], "classes")
+    binary = all(_classes(reference[0][index], plain[0].shape) == 2 for index in fitting)
+    if form != "index" and fitting and (binary or form == "one_hot"):
+        return "classes", form, plain
+    if labels == "values":
+        classes = max((_classes(reference[0][index], arrays[0].shape) for index in fitting), default=0)
+        whole = all(bool(np.isin(array, [IGNORED, *range(classes)]).all()) for array in arrays)
+        if fitting and whole and not _fitting(specs, reference, arrays[0], "values"):
+            return "classes", "whole", [plain_labels(array, "whole") for array in arrays]
+        return "values", "index", arrays
+    single = fitting and all(class_layout(reference[0][i].shape, arrays[0].shape) == (None, 2) for i in fitting)
+    if single and max(int(array.max(initial=0)) for array in arrays) > 1:
+        return "values", "count", [plain_labels(array, "count") for array in arrays]
+    return labels, "index", arrays
+
+
+def _fitting(
+    specs: Sequence[OutputSpec], reference: Sequence[Arrays], target: NDArray[Any], labels: Labels
+) -> tuple[int, ...]:
+    """Return the indices of the outputs that labels fit by their shape."""
+    fits = _fits_classes if labels == "classes" else _fits_values
+    able = (spec.index for spec in specs if spec.weight and spec.kind != "integers")
+    return tuple(index for index in able if fits(reference[0][index], target))
 
 
 def labels_kind(targets: Sequence[Any]) -> Labels:
@@ -234,8 +264,10 @@ def _classes(output: NDArray[Any], label_shape: tuple[int, ...]) -> int:
     return layout[1] if layout else 0
 
 
-def _labelled_spec(spec: OutputSpec, reference: Sequence[Arrays], shape: tuple[int, ...]) -> OutputSpec:
-    """Describe the output that integer labels belong to."""
+def _labelled_spec(
+    spec: OutputSpec, reference: Sequence[Arrays], shape: tuple[int, ...], form: LabelForm
+) -> OutputSpec:
+    """Describe the output that labels of classes belong to."""
     layout = class_layout(reference[0][spec.index].shape, shape)
     axis = layout[0] if layout else -1
     arrays = [batch[spec.index] for batch in reference]
@@ -243,7 +275,7 @@ def _labelled_spec(spec: OutputSpec, reference: Sequence[Arrays], shape: tuple[i
         probabilities = all(bool(((array >= 0) & (array <= 1)).all()) for array in arrays)
     else:
         probabilities = all(_is_distribution(array, axis) for array in arrays)
-    evidence = spec.evidence if spec.kind == "class_scores" else "the integer labels fit it"
+    evidence = spec.evidence if spec.kind == "class_scores" else EVIDENCE[form]
     return replace(spec, kind="class_scores", class_axis=axis, probabilities=probabilities, evidence=evidence)
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from omgoptim.errors import DataError, RequestError, argument, did_you_mean
+from omgoptim.models.labels import LabelForm
 
 Arrays = list[NDArray[Any]]
 OutputKind = Literal["class_scores", "number", "values", "state", "integers"]
@@ -80,6 +81,8 @@ class ModelOutputs:
     """The outputs that the labels fit by their shape."""
     label_shape: tuple[int, ...] = ()
     """Shape of the first batch's labels."""
+    label_form: LabelForm = "index"
+    """How the data writes its labels; `plain_labels` gives class indices or numbers."""
 
     @property
     def compared(self) -> tuple[OutputSpec, ...]:
@@ -142,6 +145,7 @@ def class_layout(shape: Sequence[int], target_shape: Sequence[int]) -> tuple[int
     Args:
         shape: of the output, the batch first: (N, C), (N, C, …) or (N, …, C); a single score per target is (N), (N, 1)
             or of the targets' own shape.
+        target_shape: of the integer targets, the batch first.
 
     Returns:
         The class axis (1, -1, or None for single scores) and the number of classes; None if labels of `target_shape`

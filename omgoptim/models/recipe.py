@@ -35,6 +35,7 @@ class Recipe:
         return self.kind != "pt2"
 
     def to_json(self) -> dict[str, Any]:
+        """Return the recipe as plain JSON values."""
         plain = {name: getattr(self, name) for name in self.__slots__}
         return plain | {"surgery": self.surgery.to_json() if self.surgery else None}
 
@@ -60,6 +61,7 @@ class Recipe:
 
 
 def exists(base: Path, name: str) -> bool:
+    """Return whether a name exists below a folder; False for what cannot be a path."""
     try:
         return (base / name).exists()
     except OSError:  # too long for a name
@@ -67,6 +69,7 @@ def exists(base: Path, name: str) -> bool:
 
 
 def is_file(source: str) -> bool:
+    """Return whether a source names a Python file, not a module."""
     return source.endswith(".py")
 
 

@@ -29,6 +29,7 @@ class Samples:
 
     @property
     def count(self) -> int:
+        """Number of samples in all batches."""
         return sum(batch_length(batch) for batch in self.batches)
 
     def split(self, first: int) -> tuple[Samples, Samples]:
@@ -63,6 +64,7 @@ class Samples:
 
 
 def batch_length(batch: NamedBatch) -> int:
+    """Return the number of samples in a batch."""
     return len(next(iter(batch.values())))
 
 

@@ -64,11 +64,16 @@ def load_source(
     """Load the model that `model` names; see the request's `model` field for the forms.
 
     Args:
+        model: the source.
+        policy: the files and modules whose code may run.
+        checkpoint: file of weights to load into the built module; None for none.
         weights: which of the checkpoint's averaged and plain weights to take.
+        kwargs: for the user's callable or the library's constructor.
+        limit_s: seconds that a call of the user's code may take.
 
     Raises:
         RequestError: a path outside the project.
-        ModelError: it does not exist, is no module, its checkpoint does not fit, or its weights are more than memory.
+        ModelError: it does not exist, is not a module, its checkpoint does not fit, or its weights exceed the memory.
         UserCodeError, SetupError: building it failed.
     """
     artifact = find_artifact(model, policy)
@@ -132,6 +137,7 @@ def build(recipe: Recipe, policy: PathPolicy) -> nn.Module:
     """Build the module that a recipe describes, in eval mode if the module has modes.
 
     Args:
+        recipe: source, arguments and structural diff.
         policy: the files and modules whose code may run; the recipe's own project is only searched next.
 
     Raises:

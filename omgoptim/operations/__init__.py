@@ -24,6 +24,9 @@ def run_verb(verb: str, request: Request, context: RunContext, live: Live | None
     """Do what a request asks. Torch is imported here, not before.
 
     Args:
+        verb: its name in the registry.
+        request: of that verb.
+        context: folder, progress and device lock of the run.
         live: objects of the caller's process, in place of what the request can only name.
 
     Raises:

@@ -9,6 +9,7 @@ from omgoptim.errors import ModelError, RequestError, SetupError
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.artifact import Manifest, OutputCheck
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.fixed_batch import at_batch_one
 from omgoptim.operations.loaded_model import LoadedModel, recipe_of
 from omgoptim.operations.quantization.build_candidates import build_lowered, float_program, in_memory
 from omgoptim.operations.quantization.candidates import Program
@@ -17,10 +18,21 @@ from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.techniques.registry import ProgramRun
 
 
+def at_exportable_batch(runtime: str, loaded: LoadedModel, context: RunContext) -> LoadedModel:
+    """Return the model at batch 1 where an engine needs its program and its code fixes the batch of the export."""
+    if ENGINES[runtime].runs == "module" or loaded.module is None or loaded.fixed_batch is not None:
+        return loaded
+    program = float_program(loaded, context, or_at_one=True)
+    return loaded if program.fixed_batch is None else at_batch_one(loaded, program.fixed_batch, context.work)
+
+
 def baseline_on(runtime: str, loaded: LoadedModel, context: RunContext, program: Program | None = None) -> Path:
     """Return the unchanged model as an artifact: as loaded (`auto`), or its float form on another engine.
 
     Args:
+        runtime: `auto`, or the name of an engine.
+        loaded: the original.
+        context: of the run.
         program: the model's export, if it exists already.
 
     Raises:

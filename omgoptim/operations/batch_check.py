@@ -19,7 +19,11 @@ def batch_dependence_of(
     """Describe how the output for a sample depends on its batch; None where it does not or is unknown.
 
     Args:
-        module, program: the model; a module is preferred.
+        module: the model as a module, or None; preferred.
+        program: the model as an ONNX file, or None.
+        signature: inputs and outputs of the model.
+        evaluation: samples to run alone and together.
+        threads: of the engine.
     """
     if module is None:
         if program is None:

@@ -33,7 +33,7 @@ def with_total_gain(report: EfficiencyReport, request: Request, context: RunCont
 
 
 def total_sentence(total: Total) -> str:
-    """Return a sentence: `Against the first original, of run prune-…: 7.90x smaller on disk; …`"""
+    """Return a sentence such as `Against the first original, of run prune-…: 7.90x smaller on disk; …`."""
     parts = [size_phrase(Gains(size_ratio=total.size_ratio))] if total.size_ratio is not None else []
     if total.quality_drop is not None:
         parts.append(f"a quality drop of {total.quality_drop:.4f}")

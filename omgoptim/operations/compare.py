@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omgoptim.errors import ArtifactError, DataError, ModelError
 from omgoptim.hardware import usable_cores
 from omgoptim.measure.batch_dependence import batch_dependence
+from omgoptim.measure.builtin_metrics import Metric
 from omgoptim.measure.chance_level import chance_level_summary
 from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.metrics import resolve_metric
-from omgoptim.measure.quality import compare_quality, detect_outputs, read_outputs
+from omgoptim.measure.quality import Quality, StoredOutputs, compare_quality, detect_outputs, read_outputs
 from omgoptim.models.artifact import Manifest, open_session
 from omgoptim.models.causal_lm import predicts_next_token, shifted
 from omgoptim.models.collate import Collation
@@ -20,6 +21,7 @@ from omgoptim.models.data import DataSource, open_data, random_data, take_sample
 from omgoptim.models.forward import name_inputs
 from omgoptim.models.manifest import read_json
 from omgoptim.models.output_check import read_check
+from omgoptim.models.outputs import ModelOutputs
 from omgoptim.models.samples import Samples, named_samples
 from omgoptim.models.security.hub_options import allow_remote_code
 from omgoptim.models.security.path_policy import PathPolicy
@@ -27,8 +29,9 @@ from omgoptim.models.security.seal import is_sealed
 from omgoptim.models.source import find_artifact
 from omgoptim.operations.context import RunContext, is_live
 from omgoptim.operations.fixed_batch import fixed_batch_note
+from omgoptim.operations.gain_attribution import implausible_sentence
 from omgoptim.operations.report_records import environment, gains, measurement, output_records, shown_request
-from omgoptim.operations.timing import bench_of, fraction_progress, full_race
+from omgoptim.operations.timing import bench_of, fraction_progress, full_race, slow_warnings
 from omgoptim.operations.verdict import (
     is_gain,
     load_warnings,
@@ -38,7 +41,7 @@ from omgoptim.operations.verdict import (
     size_phrase,
     speed_phrase,
 )
-from omgoptim.reports import EfficiencyReport
+from omgoptim.reports import EfficiencyReport, Gains, Measurement
 from omgoptim.requests import CompareRequest
 from omgoptim.requests.command import command_of
 
@@ -58,8 +61,7 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     raw = take_samples(data.batches("eval"), request.samples if data.real else 256)
     if not raw:
         raise DataError("the eval data is empty", "the data gave no batch for split 'eval'", "give at least one sample")
-    named = [name_inputs(None, item.inputs, names[0]) for item in raw]
-    samples = named_samples(named, raw)
+    samples = named_samples([name_inputs(None, item.inputs, names[0]) for item in raw], raw)
     threads = request.threads or usable_cores()
     samples, notes, free_batch = comparable_samples(folders, samples, threads, policy)
     bench = bench_of(context, samples, request.batch if free_batch else None, threads, manifests[0].device, policy)
@@ -74,30 +76,25 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     )
     timing = raced.timing(1)  # raises the error if the evaluation of B failed
     original = read_outputs(targets[0])
-    metric_name = request.metric or str(past.get("metric", "auto"))
-    described = detect_outputs(
-        original,
-        samples.targets,
-        metric_name,
-        manifests[0].signature,
-        past.get("target_output"),
-        past.get("ignore_outputs", []),
-    )
-    metric = resolve_metric(
-        metric_name, manifests[0].signature, original, samples.targets, policy, request.time_limit_s, described
-    )
+    described, metric = _metric(request, past, manifests[0], original, samples.targets, policy)
     quality = compare_quality(metric, original, read_outputs(targets[1]), samples.targets, request.seed)
     before = measurement(folders[0], raced.timing(0), bench, quality.before, quality.metric, samples.count)
     after = measurement(folders[1], timing, bench, quality.after, quality.metric, samples.count)
     gained = gains(before, after, timing, quality, raced.load)
     doubt = chance_level_summary(before.metric, before.quality, samples.targets)
-    ruined = f"{ruined_sentence(quality.ruined)} " if quality.ruined else ""
-    verdict = f"{ruined}B against A: {size_phrase(gained)}, {speed_phrase(gained)}. {quality_sentence(before, quality)}"
+    implausible = implausible_sentence(None, raced.timing(0), "", manifests[0].device, raced.load, timing, original="A")
     origin = "" if lineage else lineage_sentence(past, _past_request(folders[1], context))
     return EfficiencyReport(
         outcome="guard_failed" if quality.ruined else "ok" if is_gain(gained) else "no_gain",
-        summary=f"{doubt} {verdict}{origin}".strip(),
-        warnings=[*data.notes, *notes, *quality_warnings(quality, 0.01, data.real), *load_warnings(raced.load)],
+        summary=f"{doubt} {_verdict(before, gained, quality, implausible)}{origin}".strip(),
+        warnings=[
+            *([implausible] if implausible else []),
+            *data.notes,
+            *notes,
+            *quality_warnings(quality, 0.01, data.real),
+            *load_warnings(raced.load),
+            *slow_warnings(raced.timing(0), timing),
+        ],
         verb="compare",
         run_id=context.run_id,
         request=shown_request(request),
@@ -109,6 +106,28 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
         lineage=lineage,
         repeat=command_of("compare", request),
     )
+
+
+def _verdict(before: Measurement, gained: Gains, quality: Quality, implausible: str) -> str:
+    doubts = f"{ruined_sentence(quality.ruined)} " if quality.ruined else ""
+    doubts += f"{implausible}. " if implausible else ""
+    return f"{doubts}B against A: {size_phrase(gained)}, {speed_phrase(gained)}. {quality_sentence(before, quality)}"
+
+
+def _metric(
+    request: CompareRequest,
+    past: Mapping[str, Any],
+    manifest: Manifest,
+    original: StoredOutputs,
+    targets: list[Any],
+    policy: PathPolicy,
+) -> tuple[ModelOutputs, Metric]:
+    """Return the description of A's outputs, and the metric of the request or of A's run."""
+    name = request.metric or str(past.get("metric", "auto"))
+    ignored = past.get("ignore_outputs", [])
+    described = detect_outputs(original, targets, name, manifest.signature, past.get("target_output"), ignored)
+    resolved = resolve_metric(name, manifest.signature, original, targets, policy, request.time_limit_s, described)
+    return described, resolved
 
 
 def comparable_samples(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omgoptim.errors import RunError
-from omgoptim.reports import EfficiencyReport
+from omgoptim.reports import Candidate, EfficiencyReport, Epoch, Step
 from omgoptim.requests import Request
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ class RunContext:
     measuring: Callable[[], AbstractContextManager[None]] = nullcontext
     """`with measuring():` locks the device for measurements on this machine."""
     run_step: RunStep = _no_steps
+    publish: Callable[[Candidate | Epoch | Step], None] = lambda _record: None
+    """Show a part of the report to those who watch the run; the report itself does not come from it."""
 
     @property
     def work(self) -> Path:

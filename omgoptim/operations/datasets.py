@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from omgoptim.errors import DataError
 from omgoptim.models.outputs import ModelOutputs
-from omgoptim.models.samples import Samples, batch_length, forward_args, repeat_to_size
-from omgoptim.operations.data_overlap import overlap_notes
+from omgoptim.models.samples import Samples, batch_length, forward_args, repeat_to_size, shared_samples
 from omgoptim.operations.loaded_model import Live, LoadedModel
 from omgoptim.requests import RecoveryRequest, TrainingRequest
 from omgoptim.training.batches import Batches, as_target
@@ -116,10 +115,13 @@ def loss_for(
 
 
 def scoring_loss(loss: Loss | None, described: ModelOutputs | None = None) -> Callable[[Any, Any], Tensor]:
-    """A loss whose gradient says which weights matter: on the targets, and the size of the outputs that the targets
-    say nothing about, in units of their spread; without targets the size of all.
+    """Return the loss whose gradient gives the importance of weights.
+
+    It is the loss on the targets plus half the mean square of the outputs without targets, in units of their spread;
+    without targets that of all outputs.
 
     Args:
+        loss: on the targets; None where there are none.
         described: what the outputs are; None: only the first one counts.
     """
 
@@ -150,3 +152,18 @@ def _sizes(leaves: list[Tensor], described: ModelOutputs | None, but: int | None
 def one_sample(loaded: LoadedModel) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of a forward pass on one sample, for counting."""
     return forward_args(loaded.signature, repeat_to_size(loaded.evaluation, 1))
+
+
+OVERLAP = 0.1
+"""Fraction of samples that may be evaluation samples too, since data contains duplicates."""
+
+
+def overlap_notes(drawn: Samples, purpose: str, loaded: LoadedModel) -> list[str]:
+    """Return a warning where samples are evaluation samples too."""
+    shared = shared_samples(drawn, loaded.evaluation) if loaded.data.real else 0
+    if shared <= drawn.count * OVERLAP:
+        return []
+    return [
+        f"{shared} of the {drawn.count} samples {purpose} are evaluation samples too: "
+        "the reported quality is optimistic; let load(split) give different samples for each split"
+    ]

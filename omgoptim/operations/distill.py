@@ -11,6 +11,7 @@ from omgoptim.errors import DataError, RequestError, argument
 from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.quality import compare_quality, read_outputs
 from omgoptim.models.memory_check import refuse_beyond_memory, training_bytes
+from omgoptim.operations.baseline import at_exportable_batch
 from omgoptim.operations.compression_job import WORK, Job
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import load_datasets, loss_for
@@ -44,10 +45,12 @@ def distill(request: DistillRequest, context: RunContext, live: Live | None = No
     output = free_output(request.output, request.allow_path, context)
     loaded = prepare(request, context, live)
     teacher = require_module(loaded, "distill")
+    runtime = engine_for(request.runtime, loaded)
+    loaded = at_exportable_batch(runtime, loaded, context)
     _refuse_without_data(loaded)
     context.progress("reading the training data", 0.08)
     datasets = load_datasets(request, loaded, teacher, live)
-    job = Job(request, context, loaded, datasets, teacher, engine_for(request.runtime, loaded))
+    job = Job(request, context, loaded, datasets, teacher, runtime)
     if request.plan:
         return plan_report(job, live)
     start, end = WORK
@@ -144,9 +147,12 @@ def _control(
     """Compare control and distilled student; the one that is not the artifact is run in a fresh process too.
 
     Args:
+        job: the run.
+        student: as derived or loaded.
         control: state of its training.
         other: the one of the two modules that is not the artifact.
         kept: whether the control is the artifact.
+        measured: the artifact of the run, timed and evaluated.
     """
     request, loaded, context = job.request, job.loaded, job.context
     folder = context.work / "other"

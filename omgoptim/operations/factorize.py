@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from omgoptim.errors import DataError, argument
+from omgoptim.operations.baseline import at_exportable_batch
 from omgoptim.operations.compression_job import Job, applied
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import load_datasets
@@ -27,6 +28,8 @@ def factorize(request: FactorizeRequest, context: RunContext, live: Live | None 
     output = free_output(request.output, request.allow_path, context)
     loaded = prepare(request, context, live)
     original = require_module(loaded, "factorize")
+    runtime = engine_for(request.runtime, loaded)
+    loaded = at_exportable_batch(runtime, loaded, context)
     if technique_of(request.method).needs_data and not loaded.data.real:
         raise DataError(
             f"method {request.method.method} needs data",
@@ -35,7 +38,7 @@ def factorize(request: FactorizeRequest, context: RunContext, live: Live | None 
         )
     context.progress("reading the training data", 0.08)
     datasets = load_datasets(request, loaded, original, live)
-    job = Job(request, context, loaded, datasets, original, engine_for(request.runtime, loaded), 1)
+    job = Job(request, context, loaded, datasets, original, runtime, 1)
     if request.plan:
         return plan_report("factorize", job, [request.method])
     points = layer_sensitivity(job, request.method) if request.sensitivity else []

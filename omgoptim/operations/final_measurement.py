@@ -6,6 +6,7 @@ read.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -15,16 +16,18 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from omgoptim.errors import OmgoptimError, TechniqueError
+from omgoptim.measure.chance_level import chance_level_summary
 from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.quality import Quality, compare_quality, read_outputs
 from omgoptim.measure.timing import Timing
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.gain_attribution import implausible_sentence
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.optimization.goal import Missed
 from omgoptim.operations.reference_outputs import metric_of
 from omgoptim.operations.report_records import gains, measurement
 from omgoptim.operations.timing import RaceResult, fraction_progress, full_race
-from omgoptim.operations.verdict import passes
+from omgoptim.operations.verdict import holds, passes, ruined_sentence
 from omgoptim.reports import Gains, Measurement
 from omgoptim.requests import OptimizeRequest, SearchRequest
 
@@ -76,6 +79,7 @@ class FinalChoice(Generic[AnyEntry]):
     winner: MeasuredEntry[AnyEntry]
     holds: bool
     """True if the winner passes the quality guard on the evaluation data and meets every target."""
+    original: Timing
     load: float
 
 
@@ -87,6 +91,7 @@ def measure_entries(
     entries: Sequence[AnyEntry],
     place: Callable[[AnyEntry, Timing, RaceResult], Place],
     missed: Callable[[Measurement, Gains, RaceResult], list[Missed]],
+    limit_s: float = math.inf,
 ) -> FinalChoice[AnyEntry]:
     """Time the original and the entries in turns, read the evaluation data once, and choose.
 
@@ -94,9 +99,14 @@ def measure_entries(
     guard; else the first.
 
     Args:
+        request: with the guard, the timing and the seed.
+        context: of the run.
+        loaded: the original with its data.
         baseline: artifact of the original.
+        entries: artifacts to measure, each with a name.
         place: key of the order of preference, from times and selection samples alone.
         missed: targets that a measured entry does not meet.
+        limit_s: seconds within which the launches after the second must end.
 
     Raises:
         OmgoptimError: no entry could be measured.
@@ -109,7 +119,9 @@ def measure_entries(
 
     folders = [baseline, *(entry.artifact for entry in entries)]
     doing = "measuring the finalists against the original"
-    raced = full_race(folders, loaded.bench, request.timing, request.seed, context, SPAN, doing, outputs)
+    raced = full_race(
+        folders, loaded.bench, request.timing, request.seed, context, SPAN, doing, outputs, limit_s
+    )  # fmt: skip
     timed = []
     failure: OmgoptimError | None = None
     for entry, timing, target in zip(entries, raced.timings[1:], targets[1:], strict=True):
@@ -133,7 +145,22 @@ def measure_entries(
     guard = request.max_quality_drop
     passing = [one for one in finalists if passes(one.quality, guard)]
     reaching = [one for one in passing if not one.missed]
-    return FinalChoice(finalists, (reaching or passing or finalists)[0], bool(reaching), raced.load)
+    return FinalChoice(finalists, (reaching or passing or finalists)[0], bool(reaching), raced.timing(0), raced.load)
+
+
+def doubts(one: MeasuredEntry[AnyEntry], chosen: FinalChoice[AnyEntry], loaded: LoadedModel) -> list[str]:
+    """Return the sentences that come before any ratio: an original at chance level, or one that waits."""
+    chance = chance_level_summary(one.before.metric, one.before.quality, loaded.evaluation.targets)
+    implausible = implausible_sentence(None, chosen.original, "", loaded.device, chosen.load, one.timing)
+    return [text for text in (chance, implausible and f"{implausible}.") if text]
+
+
+def guard_reasons(one: MeasuredEntry[AnyEntry], guard: float) -> list[str]:
+    """Return why an entry misses the goal: a ruined output, its quality drop, each target that it misses."""
+    reasons = [ruined_sentence(one.quality.ruined).rstrip(".")] if one.quality.ruined else []
+    if not holds(one.quality.drop, guard):
+        reasons.append(f"a drop of {one.quality.drop:.4f}, guard {guard:g}")
+    return [*reasons, *(str(missed) for missed in one.missed)]
 
 
 def save_choice(chosen: FinalChoice[AnyEntry], context: RunContext) -> dict[str, Path]:

@@ -62,6 +62,9 @@ def is_causal(target: nn.Module | Path | None, signature: Signature, evaluation:
 
     Args:
         target: the module, or the program's file.
+        signature: inputs and outputs of the model.
+        evaluation: samples with their labels.
+        limit_s: seconds that a forward may take.
     """
     engine = ENGINES["torch_eager" if isinstance(target, nn.Module) else "onnxruntime"]
     sessions: list[Session] = []
@@ -98,8 +101,8 @@ def precision_of_module(module: nn.Module, inputs: Sequence[InputTensor]) -> tup
     precision, stored = stored_precision(module)
     notes = []
     if len(stored) > 1:
-        parts = ", ".join(f"{size / sum(stored.values()):.0%} {name}" for name, size in stored.items())
-        notes.append(f"the model's weights are of mixed precision ({parts} by bytes)")
+        parts = ", ".join(f"{_share(size / sum(stored.values()))} {name}" for name, size in stored.items())
+        notes.append(f"the model's weights and buffers are of mixed precision ({parts} by bytes)")
         if any(t.dtype.startswith(("float", "bfloat")) and t.dtype != precision for t in inputs):
             return "float32", notes
     if precision not in ("float32", *REDUCED, "float64"):
@@ -107,6 +110,10 @@ def precision_of_module(module: nn.Module, inputs: Sequence[InputTensor]) -> tup
     if precision != "float32":
         notes.append(f"the model is in {precision}: it is measured as such, and compressed from a float32 copy")
     return precision, notes
+
+
+def _share(fraction: float) -> str:
+    return "under 1%" if fraction < 0.01 else "over 99%" if fraction > 0.99 else f"{fraction:.0%}"
 
 
 def float32_copy(module: nn.Module) -> nn.Module:

@@ -28,7 +28,7 @@ def stated_batch(module: nn.Module | None, signature: Signature | None, request:
     """Return the fixed batch of an exported module or program: 1, or None where it is dynamic.
 
     Raises:
-        ModelError: it is larger than 1; or it is 1 and the verb trains.
+        ModelError: it is larger than 1; or it is 1, the verb trains, and the module itself was exported.
     """
     size = signature.batch if signature is not None else None
     if size is None and isinstance(module, fx.GraphModule):
@@ -39,7 +39,8 @@ def stated_batch(module: nn.Module | None, signature: Signature | None, request:
             f"it was exported with {size} as the first dimension of its inputs; latency is measured at batch 1",
             EXPORT_FREE,
         )
-    if size is not None and isinstance(request, TrainingRequest):
+    by_code = module is not None and not isinstance(module, fx.GraphModule)  # only its program has a batch of 1
+    if size is not None and isinstance(request, TrainingRequest) and not by_code:
         raise ModelError(
             f"'{request.model}' accepts only batches of 1 and cannot be trained",
             "it was exported with 1 as the first dimension of its inputs",
@@ -63,6 +64,7 @@ def at_batch_one(loaded: LoadedModel, reason: str, work: Path, *, lowered: bool 
     """Return the model with signature, example and samples at batch 1, without throughput.
 
     Args:
+        loaded: the original; not changed.
         reason: why the batch cannot be dynamic.
         work: the folder for the evaluation samples as batches of 1.
         lowered: the engine wants it so, whatever the model's code does with the batch.

@@ -9,8 +9,8 @@ from omgoptim.measure.timing import Timing, t_interval
 from omgoptim.operations.timing import OVERLOADED
 from omgoptim.reports import Gain, GainsBy
 
-WAITING = 0.5
-"""Busy cores of a process below which it waits more than half of the time."""
+WAITING, WAITING_UNDER_LOAD = 0.5, 0.8
+"""Share of its time above which a process is said to wait; on an overloaded machine the share is less certain."""
 
 PLAUSIBLE_ENGINE = 30.0
 """Maximum plausible speedup by the engine alone; above it the original mostly ran something else than kernels."""
@@ -32,7 +32,9 @@ def gains_by(before: TimedModel, plain: TimedModel, after: TimedModel, load: flo
     """Split a gain into the engine's and the precision's on that engine.
 
     Args:
+        before: the original on its own engine.
         plain: the float32 model on the engine of `after`; `before` itself where the original runs on that engine.
+        after: the artifact.
         load: of other processes; no ratio of times from an overloaded machine.
     """
     known = load <= OVERLOADED
@@ -61,7 +63,7 @@ def _gain(log_ratios: tuple[float, ...], one: TimedModel, other: TimedModel) -> 
 
 
 def gain_split_sentence(parts: GainsBy, engine: str, precision: str) -> str:
-    """Return `Speedup by the engine alone (float32 on openvino): 3.10x; by int8 on it: 1.42x.`"""
+    """Return `Speedup by the engine alone (float32 on openvino): 3.10x; by int8 on it: 1.42x.`, or nothing."""
     if parts.engine.speedup is None or parts.precision.speedup is None or precision == "float32":
         return ""
     return (
@@ -85,17 +87,9 @@ def slower_sentence(parts: GainsBy, engine: str, precision: str) -> str:
 
 
 def waiting_share(timing: Timing, load: float) -> float | None:
-    """Return the share of its time that a process neither computed nor waited for a core, if that is most of it.
-
-    Where the system does not tell how long a process waited for a core, nothing is known on an overloaded machine.
-    """
-    if timing.idle is not None:
-        share = timing.idle
-    elif timing.busy is not None and load <= OVERLOADED:
-        share = 1 - timing.busy
-    else:
-        return None
-    return share if share > 1 - WAITING else None
+    """Return the share of its time that a process neither computed nor waited for a core, if that is most of it."""
+    most = WAITING if load <= OVERLOADED else WAITING_UNDER_LOAD
+    return timing.idle if timing.idle is not None and timing.idle > most else None
 
 
 def waiting_sentence(share: float) -> str:
@@ -106,22 +100,42 @@ def waiting_sentence(share: float) -> str:
     )
 
 
+def waiting_warnings(before: Timing, after: Timing, load: float, device: str) -> list[str]:
+    """Return the warning on an original that waits, with or without its artifact."""
+    waits = waiting_share(before, load) if device == "cpu" else None
+    if waits is None:
+        return []
+    return [implausible_sentence(None, before, "", device, load, after) or waiting_sentence(waits)]
+
+
 def implausible_sentence(
-    parts: GainsBy, before: Timing, engine: str, device: str, load: float, after: Timing | None = None
+    parts: GainsBy | None,
+    before: Timing,
+    engine: str,
+    device: str,
+    load: float,
+    after: Timing | None = None,
+    original: str = "the original",
 ) -> str:
     """Return a sentence on a speedup that computation cannot explain; nothing where it is plausible.
 
     Args:
+        parts: the gain by engine and precision; None where float32 was not measured on the artifact's engine.
+        before: timing of the original.
+        engine: name of the artifact's engine.
+        device: that both ran on.
+        load: of other processes.
         after: timing of the artifact; if it waits too, leaving the wait out explains no gain.
+        original: name of the original in the sentence.
     """
     waits = waiting_share(before, load) if device == "cpu" else None
     if waits is not None and (after is None or waiting_share(after, load) is None):
         doubt = "Implausible speedup" if load <= OVERLOADED else "Any speedup would be implausible"
         return (
-            f"{doubt}: the original waits {waits:.0%} of its time (sleeping, reading, a lock) "
-            "instead of computing, and the exported model does not wait"
+            f"{doubt}: {original} waits {waits:.0%} of its time (sleeping, reading, a lock) "
+            "instead of computing, and the artifact does not wait"
         )
-    if load > OVERLOADED:
+    if load > OVERLOADED or parts is None:
         return ""
     alone, bits = parts.engine.speedup, parts.precision.speedup
     if alone is not None and alone > PLAUSIBLE_ENGINE:

@@ -66,6 +66,7 @@ def compiler() -> dict[str, str | None]:
 
 
 def cuda_devices() -> list[str]:
+    """Return the names of the CUDA devices that torch can use; none where its driver fails."""
     torch = importlib.import_module("torch")
     try:
         return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

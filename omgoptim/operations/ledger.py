@@ -70,9 +70,11 @@ def key_of(*, parent: str, step: str, settings: dict[str, Any], data: str, engin
 
     Args:
         parent: identity of the artifact that the step starts from.
+        step: the verb.
         settings: plain JSON values.
         data: identity of the data.
         engine: name and version of the engine, since versions differ in their results.
+        seed: of the run.
 
     Raises:
         TypeError, ValueError: the settings are not plain JSON.

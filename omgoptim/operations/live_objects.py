@@ -39,6 +39,9 @@ def recipe_of_live(
     """Export a live module, which a fresh process cannot build, as its recipe.
 
     Args:
+        module: the caller's module.
+        signature: its inputs and outputs.
+        example: one batch to export it with.
         path: file of the exported program.
 
     Returns:

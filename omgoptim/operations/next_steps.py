@@ -11,7 +11,7 @@ from omgoptim.operations.verdict import ROUNDING
 from omgoptim.reports import Candidate, EfficiencyReport, Layer, NextStep
 from omgoptim.reports.measured import SMALLER
 from omgoptim.requests import GRANTS, ModelRequest, QuantizeRequest, Request, parse, technique_field
-from omgoptim.requests.command import command_of
+from omgoptim.requests.command import command_of, technique_arguments
 
 AS_THEY_ARE = ("bf16", "fp16", "fp32", "dynamic")
 """Schemes without training or search, which a call by name repeats identically."""
@@ -57,7 +57,8 @@ def pick_step(run_id: str, name: str, why: str) -> NextStep:
 
 def common_arguments(request: ModelRequest) -> dict[str, Any]:
     """Return the given arguments on model and data, for another verb."""
-    names = ("model", "checkpoint", "weights", "model_kwargs", "data", "inputs", "metric", "project", "python", *GRANTS)
+    model = ("model", "checkpoint", "weights", "model_kwargs", "project", "python", "device", *GRANTS)
+    names = (*model, "data", "inputs", "metric", "target_output", "ignore_outputs")
     fields = type(request).model_fields
     given = {name: getattr(request, name) for name in names}
     return {
@@ -65,6 +66,13 @@ def common_arguments(request: ModelRequest) -> dict[str, Any]:
         for name, value in given.items()
         if name == "model" or value != fields[name].get_default(call_default_factory=True)
     }
+
+
+def result_arguments(request: ModelRequest, run_id: str) -> dict[str, Any]:
+    """Return the arguments for another verb on a run's artifact: its data and how its outputs are judged."""
+    of_the_original = ("model", "checkpoint", "weights", "model_kwargs")
+    given = common_arguments(request)
+    return {"model": run_id} | {name: value for name, value in given.items() if name not in of_the_original}
 
 
 def same_arguments(request: ModelRequest) -> dict[str, Any]:
@@ -79,22 +87,15 @@ def same_arguments(request: ModelRequest) -> dict[str, Any]:
     return given | technique_arguments(request)
 
 
-def technique_arguments(request: Request) -> dict[str, Any]:
-    """Return the technique and its parameters as flat arguments, without defaults."""
-    key = technique_field(type(request))
-    if key is None or getattr(request, key) == type(request).model_fields[key].get_default():
-        return {}
-    params = getattr(request, key)
-    own = params.model_dump(exclude_defaults=True, exclude={"source"} if params.by_source else None)
-    return dict(own) | {key: params.bare(key)}
-
-
 def profile_steps(
     request: ModelRequest, loaded: LoadedModel, layers: Sequence[Layer], waits: float | None = None
 ) -> list[NextStep]:
     """Suggest steps after a profile: quantize, unless it cannot speed up the model.
 
     Args:
+        request: of the profile.
+        loaded: the profiled model.
+        layers: by cost.
         waits: share of its time that the model waits instead of computing, if that is most of it.
     """
     if not loaded.precision.startswith("float32") or not _quantizable(layers):
@@ -195,7 +196,12 @@ def quantize_steps(
     """Suggest steps after a quantize run.
 
     Args:
+        request: of the finished run.
+        outcome: ok, no_gain or guard_failed.
+        run_id: that the next calls start from.
+        has_interval: whether the quality drop has an interval.
         needed: evaluation samples that would decide the guard, if undecided.
+        loaded: the original.
     """
     real_data = loaded.data.real
     arguments = common_arguments(request)
@@ -215,8 +221,8 @@ def quantize_steps(
         larger = same_arguments(request) | {"samples": min(2 * needed, MOST_SAMPLES)}
         steps.append(step("quantize", larger, "more evaluation samples decide whether the quality guard passes"))
     if outcome == "ok":
-        again = {key: value for key, value in arguments.items() if key in ("data", "metric", "project", "python")}
-        steps.append(step("profile", {"model": run_id, **again}, "profile the artifact on the hardware it will run on"))
+        why = "profile the artifact on the hardware it will run on"
+        steps.append(step("profile", result_arguments(request, run_id), why))
     return steps[:3]
 
 

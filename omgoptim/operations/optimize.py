@@ -9,15 +9,18 @@ from omgoptim.errors import RequestError, argument
 from omgoptim.measure.timing import PLANS
 from omgoptim.models.artifact import Manifest
 from omgoptim.models.report_file import write_sealed
+from omgoptim.operations.baseline import at_exportable_batch
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.final_measurement import save_choice
+from omgoptim.operations.final_measurement import doubts, guard_reasons, save_choice
+from omgoptim.operations.gain_attribution import waiting_warnings
 from omgoptim.operations.ledger import Ledger
 from omgoptim.operations.live_objects import Live
 from omgoptim.operations.loaded_model import LoadedModel, prepare
-from omgoptim.operations.next_steps import new_calls, pick_step, repeat_of, same_arguments, step
-from omgoptim.operations.optimization.chain import build_chain, single
+from omgoptim.operations.next_steps import new_calls, pick_step, repeat_of, result_arguments, same_arguments, step
+from omgoptim.operations.optimization.chain import UNTRAINED, UNTRAINED_SHARE, Chain, single
 from omgoptim.operations.optimization.cost import Cost, epoch_seconds, measured_once
 from omgoptim.operations.optimization.final_choice import (
+    FINALISTS,
     Chosen,
     Finalist,
     measure_finalists,
@@ -25,6 +28,7 @@ from omgoptim.operations.optimization.final_choice import (
 )
 from omgoptim.operations.optimization.floors import measure_floors, refuse_below, refuse_size
 from omgoptim.operations.optimization.goal import FINAL_SHARE, Goal
+from omgoptim.operations.optimization.level_speeds import LevelSpeeds, measure_levels
 from omgoptim.operations.optimization.order import refusal
 from omgoptim.operations.optimization.plan import plan_report
 from omgoptim.operations.optimization.points import Point
@@ -59,6 +63,7 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
     loaded = prepare(request, context, live)
     load_s = time.monotonic() - began
     _refuse_quantized(request, loaded)
+    loaded = at_exportable_batch("onnxruntime" if request.runtime == "auto" else request.runtime, loaded, context)
     goal = Goal.of(request)
     data = selection_as_evaluation(loaded.data)  # refuses data that cannot be divided, before any step
     problem = "a program cannot be trained" if loaded.module is None else train_problem(data)
@@ -72,7 +77,7 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
         prepared_s = load_s + launch_s * len(floors) + time.monotonic() - trained_began
         return Cost(prepared_s, load_s, launch_s, epoch_s)
 
-    cost = measured_once(context.checkpoints / "cost.json", measure)
+    cost = measured_once(context.checkpoints / "cost.json", Cost, measure)
     _refuse_short(request, cost)
     if request.plan:
         return plan_report(request, context, loaded, floors, cost, problem)
@@ -85,10 +90,11 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
         model=weights_identity(loaded),
         data=identity_of(loaded.data),
     )
-    points, singles = _points(steps, goal, cost, problem)
     preference = Preference(request.prefer, Manifest.read(loaded.baseline).size_bytes)
-    finalists = pick_finalists(points, goal, preference, singles)
-    chosen = measure_finalists(request, context, loaded, finalists, goal, preference)
+    points, singles = _points(steps, goal, cost, problem, loaded, preference)
+    left_s = steps.seconds_left + FINAL_SHARE * 60 * request.budget_minutes
+    finalists = pick_finalists(points, goal, preference, singles, cost.finalists(left_s, FINALISTS))
+    chosen = measure_finalists(request, context, loaded, finalists, goal, preference, left_s)
     for point in chosen.winner.entry.chain:
         point.status = "kept"
     for point in steps.taken:
@@ -105,7 +111,9 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
     return report.model_copy(update=update | ({"artifact": artifact_record(place)} if output else {}))
 
 
-def _points(steps: Steps, goal: Goal, cost: Cost, problem: str | None) -> tuple[list[Point], list[Point]]:
+def _points(
+    steps: Steps, goal: Goal, cost: Cost, problem: str | None, loaded: LoadedModel, preference: Preference
+) -> tuple[list[Point], list[Point]]:
     """Take the steps; return everything that they made, and of that what quantization alone made.
 
     Args:
@@ -116,7 +124,7 @@ def _points(steps: Steps, goal: Goal, cost: Cost, problem: str | None) -> tuple[
     """
     alone = single(steps)
     if problem is None:
-        build_chain(steps, goal, cost)
+        Chain(steps, goal, cost, preference, _level_speeds(steps, loaded, alone)).build()
     else:
         steps.skip("prune or distill", "prune", problem)
     singles = [alone, *steps.alternatives(alone)] if alone else []
@@ -126,6 +134,21 @@ def _points(steps: Steps, goal: Goal, cost: Cost, problem: str | None) -> tuple[
         reasons = [step for step in steps.without_result if step.status == "failed"] or steps.without_result
         raise RequestError("no step gave a result", f"{reasons[0].name}: {reasons[0].why}", "see the runs of the steps")
     return points, singles
+
+
+def _level_speeds(steps: Steps, loaded: LoadedModel, alone: Point | None) -> LevelSpeeds:
+    """Measure the levels untrained, within their share of the budget, which is charged for it."""
+    if alone is None:
+        return LevelSpeeds()
+    limit_s = UNTRAINED_SHARE * 60 * steps.request.budget_minutes
+    context, seed = steps.context, steps.request.seed
+    speeds = measured_once(
+        context.checkpoints / "levels.json",
+        LevelSpeeds,
+        lambda: measure_levels(loaded, context, alone, seed, limit_s, UNTRAINED),
+    )
+    steps.budget_s -= speeds.seconds
+    return speeds
 
 
 def _why_not(point: Point, goal: Goal) -> str:
@@ -174,12 +197,13 @@ def _report(
     load = artifact.load.replace(str(one.entry.artifact), place)
     last = one.entry.run.report
     chain = [point.run.report for point in one.entry.chain]
-    warnings = [*loaded.notes, *quality_warnings(one.quality, goal.max_quality_drop, loaded.data.real)]
+    warnings = waiting_warnings(chosen.original, one.timing, chosen.load, loaded.device)
+    warnings += [*loaded.notes, *quality_warnings(one.quality, goal.max_quality_drop, loaded.data.real)]
     warnings += [*load_warnings(chosen.load), *slow_warnings(one.timing)]
     others = [_alternative(other, chosen, goal, context) for other in chosen.finalists if other is not one]
     return EfficiencyReport(
         outcome=outcome,
-        summary=_summary(one, goal, outcome, chosen),
+        summary=" ".join([*doubts(one, chosen, loaded), _summary(one, goal, outcome, chosen)]),
         warnings=warnings,
         next_steps=_next_steps(request, context, goal, chosen, one),
         verb="optimize",
@@ -189,7 +213,7 @@ def _report(
         before=one.before,
         after=one.after,
         gains=one.gains,
-        outputs=output_records(loaded.outputs, one.quality),
+        outputs=output_records(loaded.outputs, one.quality, one.timing),
         changed=[change for report in chain for change in report.changed],
         skipped=last.skipped,
         steps=steps.records(),
@@ -215,9 +239,7 @@ def _summary(one: Finalist, goal: Goal, outcome: Outcome, chosen: Chosen) -> str
     made = f"{how} -> {one.entry.name}" if how else one.entry.name
     quality = quality_sentence(one.before, one.quality)
     if outcome == "guard_failed":
-        reasons = [str(missed) for missed in one.missed]
-        if not passes(one.quality, goal.max_quality_drop):
-            reasons.insert(0, f"a drop of {one.quality.drop:.4f}, guard {goal.max_quality_drop:g}")
+        reasons = guard_reasons(one, goal.max_quality_drop)
         return f"The goal was not met: {'; '.join(reasons)}. The nearest result is {became}. Made by: {made}. {quality}"
     first = "No gain. The best result is" if outcome == "no_gain" else "Optimized:"
     alone = _against_single(one, chosen)
@@ -286,5 +308,5 @@ def _next_steps(
             longer = same_arguments(request) | {"budget_minutes": 3 * request.budget_minutes}
             steps.append(step("optimize", longer, "more time trains longer and tries more levels"))
     else:
-        steps.append(step("profile", {"model": context.run_id}, "see which layers cost most now"))
+        steps.append(step("profile", result_arguments(request, context.run_id), "see which layers cost most now"))
     return steps

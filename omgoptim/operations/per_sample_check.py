@@ -31,7 +31,11 @@ def refuse_partial(
     Nothing is run where all parameters have the shapes of the original's.
 
     Args:
+        module: the changed module.
+        original: the module before.
         samples: run with batch size 1, first those at even distances.
+        signature: inputs and outputs of both.
+        device: that both are on.
 
     Returns:
         How many samples were run.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from omgoptim.errors import OmgoptimError
 from omgoptim.measure.chance_level import chance_level_summary
 from omgoptim.measure.measuring_process import MeasuringProcess
@@ -19,7 +21,7 @@ from omgoptim.operations.loaded_model import Live, LoadedModel, prepare
 from omgoptim.operations.next_steps import profile_steps, repeat_of
 from omgoptim.operations.quantization.build_candidates import float_program
 from omgoptim.operations.report_records import environment, measurement, output_records, shown_request
-from omgoptim.operations.timing import fraction_progress, full_race
+from omgoptim.operations.timing import fraction_progress, full_race, slow_warnings
 from omgoptim.operations.verdict import load_warnings
 from omgoptim.reports import EfficiencyReport, Layer, Measurement
 from omgoptim.requests import ProfileRequest
@@ -46,33 +48,28 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
         process.run_samples(
             loaded.eval_folder, context.work / "outputs", fraction_progress(context, "evaluating the model")
         )
-        if loaded.module is not None and loaded.precision in HALF:
-            unknown.append(f"layers are not timed in {loaded.precision}")
-            return
         context.progress("timing the layers", None)
-        by_path = loaded.macs.by_path if loaded.macs else {}
-        try:
-            layers.extend(query_layers(process, LATENCY, repeat_to_size(loaded.evaluation, 1), by_path, top=10))
-        except OmgoptimError as error:  # the rest of the profile is valid without them
-            unknown.append(f"the layers could not be timed: {error.what}. {error.why}")
-        if not layers and not unknown:
-            unknown.append(f"{Manifest.read(folder).runtime} does not report the time of its layers on this device")
+        found, problem = _timed_layers(process, loaded, folder)
+        layers.extend(found)
+        unknown.extend([problem] if problem else [])
 
     raced = full_race([folder], loaded.bench, request.timing, request.seed, context, (0.2, 0.95), "measuring", more)
     timing = raced.timing(0)
     quality, metric_name = _quality(request, loaded, context)
-    before = measurement(
-        folder, timing, loaded.bench, quality, metric_name, loaded.evaluation.count if metric_name else None
-    )
+    samples = loaded.evaluation.count if metric_name else None
+    before = measurement(folder, timing, loaded.bench, quality, metric_name, samples)
     doubt = chance_level_summary(metric_name, quality, loaded.evaluation.targets)
     if before.macs is None and loaded.macs and loaded.macs.macs is not None:  # an artifact without a count
         before = before.model_copy(update={"macs": loaded.macs.macs, "flops": 2 * loaded.macs.macs})
     waits = waiting_share(timing, raced.load) if loaded.device == "cpu" else None
-    warnings = [*loaded.notes, *unknown, *load_warnings(raced.load)]
-    if waits is not None:
-        warnings.insert(0, waiting_sentence(waits))
-    if before.macs is None:
-        warnings.append("multiply-accumulates were not counted: the run's log says why")
+    warnings = [
+        *([waiting_sentence(waits)] if waits is not None else []),
+        *loaded.notes,
+        *unknown,
+        *load_warnings(raced.load),
+        *slow_warnings(timing),
+        *(["multiply-accumulates were not counted: the run's log says why"] if before.macs is None else []),
+    ]
     return EfficiencyReport(
         outcome="ok",
         summary=" ".join(part for part in (doubt, _summary(request.model, before)) if part),
@@ -89,6 +86,19 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
         lineage=list(loaded.lineage[:-1]),
         repeat=repeat_of("profile", request),
     )
+
+
+def _timed_layers(process: MeasuringProcess, loaded: LoadedModel, folder: Path) -> tuple[list[Layer], str | None]:
+    """Return the costliest layers of an artifact with their times, or the reason why they are unknown."""
+    if loaded.module is not None and loaded.precision in HALF:
+        return [], f"layers are not timed in {loaded.precision}"
+    by_path = loaded.macs.by_path if loaded.macs else {}
+    try:
+        layers = query_layers(process, LATENCY, repeat_to_size(loaded.evaluation, 1), by_path, top=10)
+    except OmgoptimError as error:  # the rest of the profile is valid without them
+        return [], f"the layers could not be timed: {error.what}. {error.why}"
+    silent = f"{Manifest.read(folder).runtime} does not report the time of its layers on this device"
+    return layers, None if layers else silent
 
 
 def _quality(request: ProfileRequest, loaded: LoadedModel, context: RunContext) -> tuple[float | None, str | None]:

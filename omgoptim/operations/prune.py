@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from omgoptim.errors import DataError, argument
+from omgoptim.operations.baseline import at_exportable_batch
 from omgoptim.operations.compression_job import Job, applied
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import load_datasets
@@ -42,10 +43,11 @@ def prune(request: PruneRequest, context: RunContext, live: Live | None = None) 
     output = free_output(request.output, request.allow_path, context)
     loaded = prepare(request, context, live)
     original = require_module(loaded, "prune")
+    runtime = engine_for(request.runtime, loaded)
+    loaded = at_exportable_batch(runtime, loaded, context)
     _refuse_without_data(request, loaded)
     context.progress("reading the training data", 0.08)
     datasets = load_datasets(request, loaded, original, live)
-    runtime = engine_for(request.runtime, loaded)
     steps = steps_of(request)
     job = Job(request, context, loaded, datasets, original, runtime, len(steps))
     if request.plan:

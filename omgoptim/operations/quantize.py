@@ -28,7 +28,7 @@ from omgoptim.operations.quantization.mixed_precision_retry import retry_mixed_p
 from omgoptim.operations.quantization.no_op import no_candidate_error
 from omgoptim.operations.quantization.plan import plan_report
 from omgoptim.operations.quantization.qat import TRAINED_AT, TrainedModel, train
-from omgoptim.operations.quantization.screening import CandidateResult, ScreeningReference, screen
+from omgoptim.operations.quantization.screening import CandidateResult, ScreeningReference, live_candidate, screen
 from omgoptim.operations.quantization.selection import Preference, finalists
 from omgoptim.operations.quantization.splits import Splits, splits_of
 from omgoptim.operations.quantization.unrolled_loops import unrolled_note
@@ -150,6 +150,7 @@ def _build_all(
         if key and built.folder:
             twins.setdefault(key, built)
         results.append(CandidateResult(built, error=built.error))
+        context.publish(live_candidate(results[-1]))
     if all(result.error for result in results):
         raise no_candidate_error([(a.built.spec.name, a.error) for a in results if a.error], request)
     for spec in _references(plan, loaded, program):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from omgoptim.operations.loaded_model import LoadedModel
-from omgoptim.operations.next_steps import common_arguments, same_arguments, step
+from omgoptim.operations.next_steps import common_arguments, result_arguments, same_arguments, step
 from omgoptim.operations.verdict import holds
 from omgoptim.reports import Gains, NextStep, Round, Training
 from omgoptim.requests import DistillRequest, FactorizeRequest, PruneRequest
@@ -43,11 +43,7 @@ class RunResult:
 def next_steps(verb: str, request: Reshaping, loaded: LoadedModel, result: RunResult) -> list[NextStep]:
     """Suggest steps for a failed goal or guard, and the following technique."""
     steps: list[NextStep] = []
-    again = {
-        name: value
-        for name, value in common_arguments(request).items()
-        if name in ("data", "metric", "inputs", "project", "python")
-    }
+    again = result_arguments(request, result.run_id)
     failed = result.outcome == "guard_failed"
     if failed and _missed_speed(request, result):
         steps += _reachable_speed(request, result, loaded)
@@ -60,10 +56,10 @@ def next_steps(verb: str, request: Reshaping, loaded: LoadedModel, result: RunRe
         steps.append(step("prune", common_arguments(request) | {"method": "structured"}, why))
     if not failed or result.missed:
         why = "quantization comes last, and its gains multiply"
-        steps.insert(0 if failed else len(steps), step("quantize", {"model": result.run_id, **again}, why))
+        steps.insert(0 if failed else len(steps), step("quantize", again, why))
     if result.outcome == "ok" and len(steps) < 3:
         why = "shows the time by layer of the artifact"
-        steps.append(step("profile", {"model": result.run_id, **again}, why))
+        steps.append(step("profile", again, why))
     return steps[:3]
 
 

@@ -12,8 +12,9 @@ from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import Metric, StoredOutputs
 from omgoptim.models.data import DataSource, take_samples
 from omgoptim.models.forward import NamedBatch, name_inputs
+from omgoptim.models.labels import plain_labels, refuse_out_of_range
 from omgoptim.models.output_detection import OutputOptions, describe_outputs
-from omgoptim.models.outputs import ModelOutputs
+from omgoptim.models.outputs import ModelOutputs, class_layout
 from omgoptim.models.samples import Samples, batch_length, named_samples, repeat_to_size
 from omgoptim.requests import ModelRequest
 from omgoptim.runtimes import ENGINES, SessionSettings
@@ -36,6 +37,10 @@ def reference_outputs(
 
     Args:
         target: the module, or the path of the program.
+        runtime: engine that the target runs in.
+        signature: inputs and outputs of the model.
+        samples: at least two.
+        threads: of the engine.
 
     Returns:
         Per batch the outputs, the number of samples, and the targets; only of batch sizes that the model supports.
@@ -76,11 +81,18 @@ def outputs_of(
     Evaluation samples are used where there are no calibration samples, or only those have labels.
 
     Args:
-        module, program: the model; one of the two is None.
+        request: may name the output that the labels belong to, and outputs to ignore.
+        metric: name, or the user's callable.
+        module: the model as a module, or None.
+        program: the model as an ONNX file, or None.
+        signature: inputs and outputs of the model.
+        data: the user's data.
+        evaluation: samples to use where those of the calibration split will not do.
+        threads: of the engine.
 
     Raises:
         RequestError: the request names an unknown output.
-        DataError: the labels fit none or several outputs.
+        DataError: the labels fit none or several outputs, or are none of the classes.
     """
     raw = take_samples(data.batches("calibration"), REFERENCE_SAMPLES)
     samples = named_samples([name_inputs(module, item.inputs, signature.input_names) for item in raw], raw)
@@ -101,7 +113,11 @@ def outputs_of(
         ),
     )
     if metric in ON_LABELS and described.labels in ("classes", "values"):
-        described.require_target(CUSTOM_METRIC_FIX)
+        spec = described.require_target(CUSTOM_METRIC_FIX)
+        layout = class_layout(outputs[0][spec.index].shape, described.label_shape)
+        if layout and described.labels == "classes":
+            for target in evaluation.targets:
+                refuse_out_of_range(plain_labels(target, described.label_form), layout[1])
     return described
 
 
@@ -119,7 +135,9 @@ def metric_of(loaded: LoadedModel, original: StoredOutputs, targets: list[Any], 
     """Resolve the metric of a loaded model.
 
     Args:
+        loaded: the original.
         original: outputs of the original on the samples of `targets`.
+        targets: of the same samples as `original`; None for one without a label.
         limit_s: time limit of the user's metric.
     """
     return resolve_metric(loaded.metric, loaded.signature, original, targets, loaded.policy, limit_s, loaded.outputs)

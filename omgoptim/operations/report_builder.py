@@ -13,12 +13,14 @@ from omgoptim.measure.chance_level import chance_level_summary
 from omgoptim.models.source import Recipe
 from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.compression_job import AnyJob
+from omgoptim.operations.gain_attribution import waiting_warnings
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.next_steps import repeat_of
 from omgoptim.operations.output_folder import deliver
 from omgoptim.operations.recovery_next_steps import RunResult, next_steps
 from omgoptim.operations.report_records import artifact_record, environment, output_records, shown_request
 from omgoptim.operations.save_and_measure import MeasuredArtifact, measure, save
+from omgoptim.operations.timing import slow_warnings
 from omgoptim.operations.verdict import (
     Outcome,
     load_warnings,
@@ -75,10 +77,11 @@ def build_report(verb: str, job: AnyJob, final_model: FinalModel, output: Path |
     guard, missed = request.max_quality_drop, final_model.missed(measured)
     outcome: Outcome = "guard_failed" if missed else outcome_of(measured.gains, measured.quality, guard)
     place, undelivered = deliver(context.artifact, output, outcome != "guard_failed")
-    warnings = [*loaded.notes, *job.datasets.notes, *final_model.warnings, *unknown, *undelivered]
+    warnings = waiting_warnings(measured.original, measured.timing, measured.load, loaded.device)
+    warnings += [*loaded.notes, *job.datasets.notes, *final_model.warnings, *unknown, *undelivered]
     labelled = any(target is not None for target in loaded.evaluation.targets)
     warnings += quality_warnings(measured.quality, guard, loaded.data.real, labelled)
-    warnings += load_warnings(measured.load)
+    warnings += [*load_warnings(measured.load), *slow_warnings(measured.original, measured.timing)]
     result = RunResult(
         outcome, context.run_id, measured.gains, missed is not None, final_model.rounds, final_model.training
     )

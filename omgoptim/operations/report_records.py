@@ -74,6 +74,8 @@ def output_records(
     """Return the records of a model's outputs, with their agreement where measured.
 
     Args:
+        outputs: description of each output.
+        quality: agreement of each output; None where nothing was evaluated.
         timing: timing of the report's artifact, with the outputs of fresh processes for its recorded samples.
     """
     reopened = timing.reopened if timing else ()

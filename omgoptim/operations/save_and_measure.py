@@ -80,6 +80,11 @@ def save(
     """Save a changed module as an artifact for `runtime`: recipe with surgery, weights, ONNX file and .pt2 file.
 
     Args:
+        module: the changed module, in eval mode.
+        loaded: the original.
+        runtime: engine of the artifact.
+        folder: where the artifact appears, whole or not at all.
+        context: of the run.
         recipe: recipe of the module without its surgery; default: that of the loaded model.
         to_time_only: omit what timing does not need: the programs of other engines, and the counts.
 
@@ -149,6 +154,7 @@ class MeasuredArtifact:
     after: Measurement
     gains: Gains
     quality: Quality
+    original: Timing
     timing: Timing
     load: float
     outputs: list[Path]
@@ -178,4 +184,4 @@ def measure(
     before = measurement(baseline, raced.timing(0), loaded.bench, quality.before, quality.metric, count)
     after = measurement(folder, timing, loaded.bench, quality.after, quality.metric, count)
     gained = gains(before, after, timing, quality, raced.load)
-    return MeasuredArtifact(before, after, gained, quality, timing, raced.load, targets)
+    return MeasuredArtifact(before, after, gained, quality, raced.timing(0), timing, raced.load, targets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from dataclasses import replace
@@ -9,23 +10,35 @@ from pathlib import Path
 
 import numpy as np
 
+from omgoptim.architecture_search.define_by_run import LOOKS
+from omgoptim.architecture_search.propose import DEFAULT
 from omgoptim.architecture_search.study import optuna_library
 from omgoptim.errors import DataError, RequestError, TechniqueError, argument
+from omgoptim.measure.size import count_params
 from omgoptim.models.report_file import write_sealed
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.source import Recipe
 from omgoptim.operations.architecture_search.costs import Costs, Limits, costs_of
 from omgoptim.operations.architecture_search.final import Chosen, Entry, measure_finalists
-from omgoptim.operations.architecture_search.predictions import Predictions, measured_first
+from omgoptim.operations.architecture_search.predictions import FEWEST, Predictions, first_rows, measured_first
+from omgoptim.operations.architecture_search.prior import quality_hints
 from omgoptim.operations.architecture_search.report import plan_report, search_report
 from omgoptim.operations.architecture_search.spaces import (
     Searched,
+    SpaceFunction,
     automatic_space,
-    largest_network,
+    drawn_networks,
     space_function,
     users_space,
 )
-from omgoptim.operations.architecture_search.trials import Found, Trials, remove_weights, search_both, train_reference
+from omgoptim.operations.architecture_search.trials import (
+    FINAL_SHARE,
+    Found,
+    Trials,
+    remove_weights,
+    search_both,
+    train_reference,
+)
 from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.context import RunContext
@@ -51,6 +64,9 @@ FOLDER = "search"
 FAR_OVER = 1.5
 """Times over a limit that the lightest network is predicted to be, above which nothing is tried."""
 
+FAR_OVER_SMALLEST = 4.0
+"""The same of the smallest of a few networks of a space that cannot be listed."""
+
 
 def search(request: SearchRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
     """Search for an architecture. See `SearchRequest`."""
@@ -68,13 +84,14 @@ def search(request: SearchRequest, context: RunContext, live: Live | None = None
         )
     alone = request.space is None and live.module is None
     if alone and function is not None and searched is not None:
-        module, _ = largest_network(function, searched, request.seed)
-        live = replace(live, module=module)
+        drawn = drawn_networks(function, searched, request.seed)
+        live = replace(live, module=max(drawn, key=lambda module: count_params(module)[0]))
     loaded = prepare(request, context, live)
     original = require_module(loaded, "search")
     _refuse_without_data(loaded)
-    floors, _ = measure_floors(loaded, context, request.runtime)
+    floors, launch_s = measure_floors(loaded, context, request.runtime)
     refuse_below(_goal(request), floors)
+    _refuse_short(request, searched, time.monotonic() - began, launch_s)
     datasets = load_datasets(request, loaded, original, live)
     job = Job(request, context, loaded, datasets, original, _engine(request, loaded, context))
     searched = searched or automatic_space(job, (0.06, 0.1))
@@ -90,7 +107,10 @@ def search(request: SearchRequest, context: RunContext, live: Live | None = None
     if searched.product is not None:
         predictions = measured_first(searched.product, searched, costs, folder, request.trials)
         _refuse_too_slow(predictions)
-    trials = Trials(job, searched, costs, predictions, None if alone else job.original, began)
+    elif function is not None:
+        _refuse_all_too_slow(function, searched, costs, folder, request.seed)
+    rule = replace(DEFAULT, hints=quality_hints(job, searched, folder))
+    trials = Trials(job, searched, costs, predictions, None if alone else job.original, began, rule)
     found, control = search_both(trials, folder)
     chosen = measure_finalists(job, costs.baseline, _entries(found, control))
     return _delivered(job, searched, costs, predictions, found, control, chosen, output)
@@ -162,6 +182,12 @@ def _goal(request: SearchRequest) -> Goal:
 def _engine(request: SearchRequest, loaded: LoadedModel, context: RunContext) -> str:
     """Return the engine of the result: what was asked for; else onnxruntime where it takes the model."""
     if request.runtime != "auto":
+        if request.precision == "int8" and ENGINES[request.runtime].runs == "module":
+            raise RequestError(
+                f"runtime {request.runtime} does not run statically quantized networks",
+                "precision int8 measures every network after static quantization, which gives a program",
+                "give runtime onnxruntime or openvino, or leave precision out",
+            )
         return request.runtime
     if not ENGINES["onnxruntime"].missing(loaded.device) and float_program(loaded, context).path is not None:
         return "onnxruntime"
@@ -174,12 +200,49 @@ def _engine(request: SearchRequest, loaded: LoadedModel, context: RunContext) ->
     return "torch_eager"
 
 
+def _refuse_short(request: SearchRequest, searched: Searched | None, elapsed_s: float, launch_s: float) -> None:
+    """Refuse a budget that is over before the first trial: preparation, and one launch per network measured first.
+
+    Raises:
+        RequestError: with the budget that it needs at least.
+    """
+    space = None if searched is None else searched.product
+    first = FEWEST if space is None else len(first_rows(space, request.seed, request.trials))
+    needed_s = elapsed_s + first * launch_s
+    if request.budget_minutes is not None and 60 * request.budget_minutes < needed_s / (1 - FINAL_SHARE):
+        minutes = math.ceil(20 * needed_s / (1 - FINAL_SHARE) / 60) / 10
+        raise RequestError(
+            f"a budget of {request.budget_minutes:g} minutes is too short",
+            f"loading the model took {elapsed_s:.0f} s, and measuring {first} untrained networks takes about "
+            f"{first * launch_s:.0f} s, before the first trial",
+            f"give {argument('budget_minutes', f'{minutes:g}')} at least; each trial takes a training",
+        )
+
+
 def _refuse_without_data(loaded: LoadedModel) -> None:
     if not loaded.data.real:
         raise DataError(
             "a search needs training data",
             "every trial is trained, and no data was given",
             f"give {argument('data', 'file.py:callable')}, whose load('train') returns the training samples",
+        )
+
+
+def _refuse_all_too_slow(function: SpaceFunction, searched: Searched, costs: Costs, folder: Path, seed: int) -> None:
+    """Refuse a target that the smallest of a few networks of a conditional space misses by far.
+
+    Raises:
+        TechniqueError: with how far it is over.
+    """
+    if (folder / "study.log").exists():  # a search that goes on
+        return
+    smallest = min(drawn_networks(function, searched, seed), key=lambda module: count_params(module)[0])
+    load = max(costs.measure(smallest, costs.job.context.work / "smallest").loads.values(), default=0.0)
+    if load > FAR_OVER_SMALLEST:
+        raise TechniqueError(
+            "no network of the space is within the limits",
+            f"the smallest of {LOOKS} that were drawn is {load:.2f} times over a target",
+            "allow more latency or size, or give a space with smaller networks",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -55,8 +56,12 @@ def bench_of(
     """Write the batches of the timing and return its settings.
 
     Args:
+        context: of the run.
         samples: samples to take the batches from.
         batch: batch size for throughput; None to measure latency at batch 1 only.
+        threads: of the engine.
+        device: that the artifacts run on.
+        policy: the files and modules whose code an artifact may name.
     """
     context.work.mkdir(parents=True, exist_ok=True)
     batches = {}
@@ -76,22 +81,30 @@ def full_race(
     span: tuple[float, float],
     doing: str,
     on_first: Callable[[int, MeasuringProcess], None] | None = None,
+    limit_s: float = math.inf,
 ) -> RaceResult:
     """Time artifacts against the first, after waiting for an idle machine.
 
     Args:
+        artifacts: folders; the first is the reference.
+        bench: batches and settings of the timing.
         timing: quick, standard or careful.
+        seed: of the order of turns.
+        context: of the run.
         span: start and end of its progress as fractions of the run.
         doing: progress message.
+        on_first: `on_first(index, process)`, called in the first launch of each artifact.
+        limit_s: seconds within which the launches after the second must end, the wait included.
     """
     start, end = span
     with context.measuring():
-        load = _quiet(context, doing, PATIENCE_S[timing])
+        began = time.monotonic()
+        load = _quiet(context, doing, min(PATIENCE_S[timing], max(0.0, limit_s / 4)))
         meter = LoadMeter()
         timings = time_artifacts(
             artifacts,
             bench,
-            _plan(timing, load),
+            replace(_plan(timing, load), limit_s=limit_s - (time.monotonic() - began)),
             seed,
             lambda done: context.progress(doing, start + (end - start) * done),
             on_first,

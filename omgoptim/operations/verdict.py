@@ -131,6 +131,9 @@ def quality_warnings(quality: Quality | None, guard: float, real_data: bool, lab
     """Return the warnings on the quality.
 
     Args:
+        quality: None where nothing was evaluated.
+        guard: the largest quality drop that is allowed.
+        real_data: False for random inputs.
         labelled: whether the evaluation data has targets, which a metric of agreement does not read.
     """
     if quality is None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from omgoptim.render.claims import Tone
+from omgoptim.render.drawings import Drawing
 
 Mark = Literal["", "chosen", "faded"]
 """Emphasis of a row."""
@@ -78,13 +79,24 @@ class Items:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A picture, an inline SVG: only the page shows it. `note` says how to read it."""
+    """A picture: only the page shows it. `note` says how to read it."""
 
-    svg: str
+    drawing: Drawing
     note: str = ""
 
 
-Block = Table | Line | Items | Chart
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A command or code; only the page shows it. Folded, it is behind its title."""
+
+    text: str
+    title: str = ""
+    folded: bool = False
+    ask: str = ""
+    """The message that asks an assistant to do it; only a page in a chat has a button for it."""
+
+
+Block = Table | Line | Items | Chart | Code
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omgoptim.render.claims import shown_sides
+from omgoptim.render.claims import shown_sides, verdict
 from omgoptim.render.lists import (
     Sensitivity,
     SkipGroup,
@@ -77,6 +77,7 @@ def brief_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
         "summary": plain(report.summary, 1200),
         "warnings": _bounded_texts(report.warnings, 6, 300),
         "next_steps": [_dump(step) for step in report.next_steps[:4]],
+        "verdict": verdict(report),
         "verb": report.verb,
         "run_id": report.run_id,
         "before": _dump(before),

@@ -1,7 +1,6 @@
 """A report as markdown for an agent: the same facts as the structured answer, complete on its own.
 
-Text that comes from a model, a log or a data set is put on one line, bounded, and stripped of what could close a
-code span or hide: control characters and backticks (and pipes in a table).
+Text that comes from a model, a log or a data set is put on one line, bounded, and made inert: `markdown_parts.py`.
 """
 
 from __future__ import annotations
@@ -125,10 +124,11 @@ def error_markdown(error: OmgoptimError) -> str:
 
 
 def _section(section: Section | None) -> list[str]:
-    return [line for block in section.blocks for line in _block(block)] if section else []
+    return [line for block in section.blocks for line in block_lines(block)] if section else []
 
 
-def _block(block: Block) -> list[str]:
+def block_lines(block: Block) -> list[str]:
+    """The lines of a block; none of a picture."""
     if isinstance(block, Table):
         return _table(block)
     if isinstance(block, Items):
@@ -147,7 +147,7 @@ def _table(table: Table) -> list[str]:
     names = " | ".join(cell(column.name, 120) for column in table.columns)
     rows = [f"| {' | '.join(_cell(one) for one in row.cells)} |" for row in table.rows[:MOST_ROWS]]
     left_out = table.left_out + max(0, len(table.rows) - MOST_ROWS)
-    more = [f"… {left_out} more in report.json"] if left_out else []
+    more = ["", f"… {left_out} more in report.json"] if left_out else []
     return [*head, f"| {names} |", f"|{' --- |' * len(table.columns)}", *rows, *more]
 
 

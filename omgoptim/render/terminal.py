@@ -65,6 +65,12 @@ def report_view(report: EfficiencyReport, *, full: bool = False, folder: Path | 
     return Group(_verdict_panel(report), *parts, *_next_steps(report), _places(report, folder))
 
 
+def section_view(section: Section) -> RenderableType:
+    """A section with its title and its note."""
+    note = [RichText(plain(section.note), "dim")] if section.note else []
+    return Group(RichText(section.title, "bold"), _section(section), *note)
+
+
 def error_view(error: OmgoptimError) -> RenderableType:
     """What happened, why, and what to do next."""
     lines = [RichText.assemble(("error: ", "bold red"), block(error.what))]

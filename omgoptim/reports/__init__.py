@@ -1,4 +1,4 @@
-"""What is answered: frozen pydantic models, in the order in which they are read.
+"""Reports: frozen pydantic models, in the order in which they are read.
 
 One report is at once the MCP structured content, the CLI's `--json`, `report.json` and the source of the HTML page.
 What was not measured is `None`, never 0. Ratios are before / after, so that above 1 is always an improvement.
@@ -24,7 +24,7 @@ from omgoptim.reports.measured import (
 )
 from omgoptim.reports.outputs import OutputRecord
 from omgoptim.reports.precision import Coverage, Explanation, Finding, Guard, LayerNoise, LayerPrecision, TimeShare
-from omgoptim.reports.state import DoctorReport, PackageState, RunState
+from omgoptim.reports.state import DoctorReport, LiveRun, PackageState, RunState, StageTime
 from omgoptim.reports.steps import Step
 from omgoptim.reports.training import Control, Epoch, Round, SensitivityPoint, Training
 
@@ -49,6 +49,7 @@ __all__ = [
     "Layer",
     "LayerNoise",
     "LayerPrecision",
+    "LiveRun",
     "MacsCheck",
     "Measurement",
     "NextStep",
@@ -59,6 +60,7 @@ __all__ = [
     "RunState",
     "SensitivityPoint",
     "Skip",
+    "StageTime",
     "Step",
     "TimeShare",
     "Total",

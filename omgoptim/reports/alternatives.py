@@ -1,4 +1,4 @@
-"""What else a run made, and what each part of a gain comes from."""
+"""Alternatives to a run's artifact, and the parts of a gain."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from omgoptim.reports.base import Record
 
 
 class Gain(Record):
-    """One part of a gain. Low and high are the ends of a 95 % interval over launches."""
+    """One factor of a gain. Low and high are the ends of a 95 % interval over launches."""
 
     speedup: float | None = None
     speedup_low: float | None = None
@@ -17,16 +17,16 @@ class Gain(Record):
 
 
 class GainsBy(Record):
-    """A gain in two parts that multiply to it."""
+    """A gain as the product of two factors."""
 
     engine: Gain
-    """The float32 model on the artifact's engine against the original."""
+    """Gain of the float32 model on the artifact's engine over the original."""
     precision: Gain
-    """The artifact against the float32 model on the same engine: what fewer bits bring."""
+    """Gain of the artifact over the float32 model on the same engine: the effect of fewer bits."""
 
 
 class Alternative(Record):
-    """Another finalist, measured in the same race and kept: `pick` delivers it without computing again."""
+    """Another finalist, measured in the same race and kept: `pick` selects it without computing again."""
 
     name: str
     """Name that `pick` takes."""
@@ -34,17 +34,17 @@ class Alternative(Record):
     runtime: str
     precision: str
     best_for: list[Literal["speed", "size", "quality"]] = []
-    """What it is the best in, of all finalists that hold the guard."""
+    """Properties in which it is the best of all finalists that pass the quality guard."""
     size_bytes: int | None = None
     size_ratio: float | None = None
     speedup: float | None = None
     speedup_low: float | None = None
     speedup_high: float | None = None
     quality: float | None = None
-    """On the evaluation data."""
+    """Quality on the evaluation data."""
     quality_drop: float | None = None
     holds: bool
-    """Whether it holds the guard on the evaluation data."""
+    """Whether it passes the quality guard on the evaluation data."""
     path: str
     command: str
-    """The call that delivers it."""
+    """The call that selects it."""

@@ -1,4 +1,4 @@
-"""The base of everything that is answered."""
+"""Base class of all reports."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from omgoptim.text import clean, clean_block, clean_exact
 
 
 class Record(BaseModel):
-    """Base of everything that is answered: immutable, closed, its docstrings are its schema's descriptions.
+    """Base class of all reports: immutable, without extra fields, its docstrings are the schema's descriptions.
 
-    Every text in it is clean (`omgoptim.text`), whoever made it and wherever it was read from: one bounded line.
+    Every text in it is clean (`omgoptim.text`), wherever it comes from: one bounded line.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     exact: ClassVar[tuple[str, ...]] = ()
-    """Fields whose text is kept as it is where it can be seen: commands and paths. Objects of arguments always are."""
+    """Fields whose visible text is kept unchanged: commands and paths. Objects of arguments always are."""
     multiline: ClassVar[tuple[str, ...]] = ()
     """Fields whose text may have several lines: logs and code."""
 
@@ -33,14 +33,14 @@ class Record(BaseModel):
         return value
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """A copy with changes, which are checked and cleaned as at first."""
+        """Return a copy with changes, which are validated and cleaned."""
         if not update:
             return super().model_copy(deep=deep)
         return type(self).model_validate({name: getattr(self, name) for name in type(self).model_fields} | dict(update))
 
 
 def _clean(value: Any, form: Any) -> Any:
-    """A field's value with its texts in the given form; nested records are clean already."""
+    """Return a field's value with its texts in the given form; nested records are clean already."""
     if isinstance(value, str):
         return form(value)
     if isinstance(value, dict):  # objects of arguments, of files, of an error's parts

@@ -1,4 +1,4 @@
-"""The answer of every verb that starts a run."""
+"""Report of every verb that starts a run."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from omgoptim.reports.training import Control, Round, SensitivityPoint, Training
 
 
 class NextStep(Record):
-    """A call that is worth making next, ready to run."""
+    """A recommended call, ready to run."""
 
     exact: ClassVar[tuple[str, ...]] = ("command",)
 
     tool: str
     arguments: dict[str, Any]
     command: str
-    """The same call for a shell."""
+    """The same call as a shell command."""
     why: str
 
 
 class EfficiencyReport(Record):
-    """The answer of every verb that starts a run: the verdict first, then everything that supports it."""
+    """Report of every verb that starts a run: the verdict first, then its evidence."""
 
     exact: ClassVar[tuple[str, ...]] = ("repeat",)
 
@@ -66,17 +66,17 @@ class EfficiencyReport(Record):
     control: Control | None = None
     sensitivity: list[SensitivityPoint] = []
     steps: list[Step] = []
-    """Of a run that reaches for a goal: what was tried, in order."""
+    """Steps of a run with a goal, in order."""
     candidates: list[Candidate] = []
     alternatives: list[Alternative] = []
     delivered: str | None = None
-    """Which finalist the artifact is, by the name that `pick` knows it by."""
+    """Name of the finalist that is the artifact, as `pick` knows it."""
     coverage: Coverage | None = None
     guard: Guard | None = None
     explanation: Explanation | None = None
     macs_check: MacsCheck | None = None
     artifact: Artifact | None = None
     lineage: list[str] = []
-    """Run ids this artifact descends from, oldest first."""
+    """Run ids that this artifact descends from, oldest first."""
     repeat: str
     """The one command that repeats the run."""

@@ -1,4 +1,4 @@
-"""What was measured, where, and what became of the layers."""
+"""Measurements, their environment, and the changes of layers."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import ClassVar, Literal
 from omgoptim.reports.base import Record
 
 SMALLER = 1.02
-"""Ratio of sizes, of memory or of counts below which nothing is called smaller, and nothing is shown as a gain."""
+"""Minimum ratio of sizes, memory or counts that is reported as a gain."""
 
 
 class Environment(Record):
-    """The hardware and software that gave the numbers."""
+    """Hardware and software of the measurements."""
 
     cpu: str
     cpu_features: list[str] = []
-    """Instruction sets that decide what low precision gains, for instance `avx512_vnni`."""
+    """Instruction sets that matter for low precision, for instance `avx512_vnni`."""
     gpu: str | None = None
     device: str = "cpu"
     threads: int
@@ -24,7 +24,7 @@ class Environment(Record):
     versions: dict[str, str]
     seed: int
     load: float | None = None
-    """CPU time other processes took just before timing, as a fraction of the machine, 0..1."""
+    """CPU time of other processes just before timing, as a fraction of the machine, 0..1."""
 
 
 class Measurement(Record):
@@ -35,9 +35,9 @@ class Measurement(Record):
     size_bytes: int | None = None
     """Bytes on disk of the files that the engine opens: `size_files`."""
     size_files: list[str] = []
-    """Names of the files that `size_bytes` counts, not the manifest, the recorded check and what lies beside."""
+    """Names of the files that `size_bytes` counts, without the manifest, the recorded check and additional files."""
     dense_size_bytes: int | None = None
-    """The same if every zero were stored as a number; only where zeros are not."""
+    """Size if every zero were stored as a number; null where zeros are not packed."""
     params: int | None = None
     nonzero_params: int | None = None
     macs: int | None = None
@@ -56,15 +56,15 @@ class Measurement(Record):
     quality: float | None = None
     metric: str | None = None
     samples: int | None = None
-    """How many evaluation samples the quality was measured on."""
+    """Number of evaluation samples for the quality."""
 
 
 class Gains(Record):
-    """After against before. Low and high are the ends of a 95 % interval."""
+    """Gains of after over before. Low and high are the ends of a 95 % interval."""
 
     size_ratio: float | None = None
     speedup: float | None = None
-    """Ratio of latencies at batch 1: the two took turns, see `docs/timing.md`."""
+    """Ratio of latencies at batch 1, measured in alternation: see `docs/timing.md`."""
     speedup_low: float | None = None
     speedup_high: float | None = None
     throughput_ratio: float | None = None
@@ -75,13 +75,13 @@ class Gains(Record):
     quality_drop_low: float | None = None
     quality_drop_high: float | None = None
     agreement: float | None = None
-    """How far the two give the same answer, whatever the labels say, 0..1."""
+    """Agreement of the outputs before and after, independent of labels, 0..1."""
     launches: int | None = None
-    """How many fresh launches of both processes the speedup comes from."""
+    """Number of fresh launches of both processes behind the speedup."""
 
 
 class Total(Record):
-    """The artifact against the first original of its lineage, where a run goes on from an earlier one.
+    """Gain over the first original of the lineage, where a run starts from the artifact of another.
 
     Ratios are those of the two reports. A speedup is null: ratios of two runs cannot be multiplied.
     """
@@ -93,7 +93,7 @@ class Total(Record):
     macs_ratio: float | None = None
     speedup: float | None = None
     quality_drop: float | None = None
-    """Only where both runs measured the same metric on the same data."""
+    """Quality drop over both runs; null unless both measured the same metric on the same data."""
 
 
 class Change(Record):
@@ -106,7 +106,7 @@ class Change(Record):
 
 
 class Skip(Record):
-    """A layer that was left as it is, and why."""
+    """A layer that was not changed, and the reason."""
 
     path: str
     reason: str
@@ -118,7 +118,7 @@ class Layer(Record):
     path: str
     kind: str
     time_ms: float | None = None
-    """Median time of one call at batch 1, children not included."""
+    """Median time of one call at batch 1, without children."""
     time_share: float | None = None
     macs: int | None = None
     size_bytes: int | None = None
@@ -126,7 +126,7 @@ class Layer(Record):
 
 
 class Candidate(Record):
-    """Something that was tried, or would be, and how it did.
+    """A candidate, planned or built, with its measurements.
 
     `quality` and `quality_drop` of a candidate come from the selection split, never from the evaluation data. The
     `speedup` of one that was only screened is its ratio to the chosen one there times the chosen one's in full.
@@ -165,13 +165,13 @@ class MacsCheck(Record):
 
 
 class Artifact(Record):
-    """Where the result is and how to use it."""
+    """The saved artifact and how to open it."""
 
     exact: ClassVar[tuple[str, ...]] = ("path",)
     multiline: ClassVar[tuple[str, ...]] = ("load",)
 
     path: str
     files: dict[str, int]
-    """File name to bytes."""
+    """Size in bytes by file name."""
     load: str
-    """Python that opens the artifact."""
+    """Python code that opens the artifact."""

@@ -1,4 +1,4 @@
-"""What a quantization changed, what it cost layer by layer, and what was kept in float."""
+"""Effects of a quantization: changed layers, their noise, and layers kept in float."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from omgoptim.reports.base import Record
 
 
 class LayerPrecision(Record):
-    """What became of one layer with weights, read off both programs and off what the engine says that it runs."""
+    """Precision of one layer with weights, from both programs and from the engine's report on its kernels."""
 
     path: str
     op: str
@@ -16,25 +16,27 @@ class LayerPrecision(Record):
     op_after: str
     """The operator after; the same where it was not replaced."""
     shape: list[int]
-    """Of the (largest) weight."""
+    """Shape of the (largest) weight."""
     dtype: str
-    """What the weight was stored in."""
+    """Storage dtype of the weight."""
     dtype_after: str
     bytes: int
-    """Of the weights with their scales and zero points."""
+    """Bytes of the weights with their scales and zero points."""
     bytes_after: int
     computed_in: str | None = None
-    """What the engine computes it in: int8, bfloat16, float16, float32; null where the engine does not report it."""
+    """Compute dtype in the engine: int8, bfloat16, float16, float32; null where the engine does not report it."""
     reason: str | None = None
-    """Why it was left as it is; null if it was changed."""
+    """Reason for leaving it unchanged; null if it was changed."""
 
 
 class Coverage(Record):
-    """Proof of what a quantization changed, from the artifact and the engine that runs it."""
+    """Coverage of a quantization, verified on the artifact and on the engine that runs it."""
 
     verdict: Literal["REAL", "SIMULATED", "NO-OP"]
-    """REAL: weights are stored in fewer bits, and what is said to be computed in integers is. SIMULATED: integers are
-    stored or rounded to, and the engine computes in float although integer arithmetic was the aim. NO-OP: no layer."""
+    """REAL: weights are stored in fewer bits, and layers reported as integer are computed in integers. SIMULATED:
+    weights are stored as or rounded to integers, but the engine computes in float although the scheme is for integer
+    arithmetic. NO-OP: no layer is quantized.
+    """
     why: str
     """One sentence."""
     changed: int
@@ -44,42 +46,42 @@ class Coverage(Record):
     integer: int | None = None
     """Layers that the engine computes in integers; null where it does not report them."""
     weight_share: float
-    """Of the bytes of all weights before, those of changed layers, 0..1."""
+    """Share of all weights' bytes before that belongs to changed layers, 0..1."""
     layers: list[LayerPrecision] = []
 
 
 class LayerNoise(Record):
-    """How much one layer's quantization disturbs the model's output, on samples that are not evaluation data."""
+    """Effect of one layer's quantization on the model's output, on samples that are not evaluation data."""
 
     path: str
     kind: str
     sqnr_db: float
-    """Signal-to-quantization-noise of the output with only this layer quantized, in dB: the lower, the worse."""
+    """SQNR of the output with only this layer quantized, in dB: the lower, the worse."""
     sqnr_gain_db: float | None = None
-    """How much that of the whole quantized model rises with only this layer back in float."""
+    """Gain of the quantized model's SQNR with only this layer in float, in dB."""
     recovered: float | None = None
-    """Quality that the quantized model gets back with this layer in float; only of the worst few layers."""
+    """Quality that the quantized model regains with this layer in float; measured for the worst layers only."""
     bytes: int
-    """Of its float weights: what keeping it in float costs."""
+    """Bytes of its float weights: the cost of keeping it in float."""
 
 
 class Finding(Record):
-    """Something that is known to hurt quality or speed, found in this model, and what undoing it brought."""
+    """A known cause of lost quality or speed, found in this model, and the effect of removing it."""
 
     name: str
-    """For instance `spread channels`, `activation outliers`, `mask fill`."""
+    """Kind of cause, for instance `spread channels`, `activation outliers`, `mask fill`."""
     paths: list[str]
-    """Layers where it was found, the worst first."""
+    """Affected layers, the worst first."""
     evidence: str
-    """What was measured, with numbers."""
+    """Measured values."""
     fix: str
-    """What helps."""
+    """Remedy."""
     recovered: float | None = None
-    """Quality that it brought back, measured on samples that are not evaluation data; null where it was not tried."""
+    """Regained quality, measured on samples that are not evaluation data; null where it was not tried."""
 
 
 class TimeShare(Record):
-    """A kind of layer and its part of the time of one call."""
+    """A kind of layer and its share of the time of one call."""
 
     kind: str
     time_ms: float
@@ -89,41 +91,41 @@ class TimeShare(Record):
 
 
 class Explanation(Record):
-    """Why quality fell, and why it is not faster."""
+    """Causes of the quality loss, and of the speed."""
 
     summary: str
     """A few sentences."""
     metric: str
     samples: int
-    """On which qualities here were measured."""
+    """Samples on which the qualities here were measured."""
     sqnr_db: float | None = None
-    """Signal-to-quantization-noise of the quantized model's output."""
+    """SQNR of the quantized model's output, in dB."""
     layers: list[LayerNoise] = []
-    """The most sensitive first."""
+    """Sensitivity of layers, the most sensitive first."""
     findings: list[Finding] = []
     times: list[TimeShare] = []
-    """Of the artifact, the costliest kind first."""
+    """Time of the artifact by kind of layer, the costliest first."""
     speedup_bound: float | None = None
-    """Amdahl: how much faster the artifact could still become if its quantized part took no time."""
+    """Amdahl bound: further speedup of the artifact if its quantized part took no time."""
 
 
 class Guard(Record):
-    """The search for the layers to keep in float so that the guard holds. Qualities come from selection samples."""
+    """Mixed-precision search for the layers to keep in float. Qualities are those on the selection samples."""
 
     kept_in_float: list[str]
     """Paths of the layers that were kept in float."""
     float_bytes: int
-    """Bytes of their weights."""
+    """Bytes of these layers' float weights."""
     evaluations: int
-    """Full evaluations that it took, each of a candidate on all selection samples."""
+    """Number of full evaluations, each of a candidate on all selection samples."""
     quality_drop: float
-    """Of the candidate it ended with."""
+    """Quality drop of the resulting candidate."""
     samples: int | None = None
-    """On how many selection samples that was read."""
+    """Number of selection samples."""
     holds: bool
     seconds: float
     stopped: str | None = None
-    """Why it ended early: its time, or that more layers in float could not pay."""
+    """Reason for an early end: its time limit, or that more layers in float are not worthwhile."""
     out_of_time: bool = False
     why: str
-    """One sentence: what was bound by what."""
+    """One sentence on the result."""

@@ -1,4 +1,4 @@
-"""What the verbs that answer at once say: the set-up, and where a run stands."""
+"""Answers of the verbs without a run: the setup, and the state of a run."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from omgoptim.reports.base import Record
+from omgoptim.reports.measured import Candidate
+from omgoptim.reports.steps import Step
+from omgoptim.reports.training import Epoch
 
 
 class PackageState(Record):
-    """Whether a package can be used, and what to do if it cannot."""
+    """State of a package, and the remedy if it cannot be used."""
 
     exact: ClassVar[tuple[str, ...]] = ("fix",)
 
@@ -22,7 +25,7 @@ class PackageState(Record):
 
 
 class DoctorReport(Record):
-    """What this machine and this Python can do."""
+    """Capabilities of this machine and this Python."""
 
     exact: ClassVar[tuple[str, ...]] = ("python", "project")
 
@@ -43,7 +46,7 @@ class DoctorReport(Record):
 
 
 class RunState(Record):
-    """Where a run stands. The file `state.json` of its folder, made true on every read."""
+    """State of a run: the file `state.json` of its folder, updated on every read."""
 
     exact: ClassVar[tuple[str, ...]] = ("folder", "model")
     multiline: ClassVar[tuple[str, ...]] = ("error",)
@@ -64,3 +67,23 @@ class RunState(Record):
     outcome: str | None = None
     summary: str | None = None
     error: dict[str, str] | None = None
+
+
+class StageTime(Record):
+    """A stage of a run and how long it took so far; one that went on after a wait is one."""
+
+    name: str
+    seconds: float = Field(ge=0)
+
+
+class LiveRun(Record):
+    """What is known of a run while it goes on; its report will say more, and may say otherwise."""
+
+    state: RunState
+    stages: list[StageTime] = []
+    candidates: list[Candidate] = []
+    steps: list[Step] = []
+    epochs: list[Epoch] = []
+    """Of the training that goes on, or of the last one."""
+    max_quality_drop: float | None = None
+    """The guard; None where there is none."""

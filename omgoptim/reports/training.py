@@ -1,4 +1,4 @@
-"""What was taken away and trained, round by round and epoch by epoch."""
+"""Rounds of compression and epochs of training."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ from omgoptim.reports.base import Record
 
 
 class Round(Record):
-    """One round of taking away and training back. Qualities come from the selection samples, never from evaluation."""
+    """One round of compression and fine-tuning. Qualities are those on the selection samples."""
 
     number: int
     amount: float | None = None
-    """What the round was to reach: sparsity, ratio of channels, or parameters left out, 0..1."""
+    """Target of the round: sparsity, ratio of channels, or fraction of parameters removed, 0..1."""
     params: int | None = None
     nonzero_params: int | None = None
     macs: int | None = None
     speedup: float | None = None
-    """Latency of the original over this one's, one launch; only where a speed is the goal."""
+    """Latency of the original over this round's, one launch; only with a speed target."""
     quality_taken: float | None = None
-    """Right after weights were taken away."""
+    """Quality right after the compression."""
     quality_reestimated: float | None = None
-    """After the statistics of batch normalization were estimated again, on training inputs without labels; undone where
-    that was worse."""
+    """Quality after re-estimation of batch-norm statistics on training inputs without labels; undone where it was
+    worse.
+    """
     quality_trained: float | None = None
-    """After training; null where there was none."""
+    """Quality after training; null where there was none."""
     quality_drop: float | None = None
-    """The original's quality on the same samples, minus the last of these."""
+    """Quality of the original on the same samples, minus the last of these."""
     kept: bool = False
     """Whether this round's model is the artifact."""
     why: str = ""
@@ -36,55 +37,56 @@ class Epoch(Record):
     round: int = 1
     epoch: int
     loss: float | None
-    """Mean over the epoch's batches; null if it was no number."""
+    """Mean loss over the epoch's batches; null if it was not finite."""
     quality: float | None = None
-    """On the selection samples."""
+    """Quality on the selection samples."""
     learning_rate: float
     seconds: float
     best: bool = False
-    """Whether its weights were kept."""
+    """Whether the epoch's weights were kept."""
 
 
 class Training(Record):
-    """What was trained, how, and how it went."""
+    """Settings and course of a training."""
 
     epochs: list[Epoch]
     optimizer: str
     loss: str
-    """What was minimized, in words."""
+    """Minimized loss, in words."""
     trained_params: int
-    """Parameters that had a gradient: all of them, or the adapters'."""
+    """Trained parameters: all of them, or the adapters'."""
     total_params: int
     metric: str | None = None
     seconds: float
     resumed: int = 0
-    """How often training went on from a checkpoint."""
+    """How often training was resumed from a checkpoint."""
     stopped: str | None = None
-    """Why it ended before its last epoch: patience, or a loss that was no number."""
+    """Reason for an early end: patience, or a loss that was not finite."""
     teacher_outputs: str | None = None
-    """Whether the teacher's outputs were computed once and kept, or for every batch, in words; null without one."""
+    """Whether the teacher's outputs were cached or computed for every batch, in words; null without a teacher."""
 
 
 class Control(Record):
-    """The same student, trained as long from the same weights on the same batches, without the teacher."""
+    """Ablation: the same student, trained equally long on the same batches, without the teacher."""
 
     quality: float | None
-    """On the evaluation data, from the control's own reopened artifact."""
+    """Quality on the evaluation data, from the control's own reopened artifact."""
     gain: float | None = None
-    """What the teacher brought: quality of the distilled student minus that of the control, on the same samples."""
+    """Effect of distillation: quality of the distilled student minus that of the control, on the same samples."""
     gain_low: float | None = None
+    """Lower end of its 95 % interval."""
     gain_high: float | None = None
-    """Ends of a 95 % interval."""
+    """Upper end of its 95 % interval."""
     kept: bool = False
     """Whether the control is the artifact: it was better on the selection samples."""
     training: Training | None = None
 
 
 class SensitivityPoint(Record):
-    """Quality when only this layer or group is compressed, by so much; on the selection samples."""
+    """Quality with only this layer or group compressed by an amount, on the selection samples."""
 
     path: str
     amount: float
-    """Fraction taken away, 0..1."""
+    """Fraction removed, 0..1."""
     quality: float
     quality_drop: float

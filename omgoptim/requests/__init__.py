@@ -1,7 +1,7 @@
-"""Requests and their parser. Torch-free: the server imports them and must start fast.
+"""Requests and their parser. No torch: the server imports them and must start fast.
 
-`REGISTRY` declares the verbs, `VERBS` maps each to its request. `parse` is the one way from raw arguments (MCP, CLI,
-Python, request.json) to a request, so that every face accepts the same and refuses in the same words.
+`REGISTRY` declares the verbs, `VERBS` maps each to its request. All raw arguments (MCP, CLI, Python, request.json)
+become requests by `parse`, so that every interface accepts the same arguments and reports the same errors.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ __all__ = [
 
 
 def technique_field(request: type[Request]) -> str | None:
-    """Name of the field that holds the technique's own parameters (`scheme` for quantize), or None."""
+    """Return the name of the field with the technique's own parameters (`scheme` for quantize), or None."""
     return next((name for name, field in request.model_fields.items() if _union_members(field)), None)
 
 
 def techniques(request: type[Request]) -> dict[str, type[Params]]:
-    """The techniques of a verb: name to params class, in the order of the union. Empty if the verb has none."""
+    """Return the params classes of a verb's techniques by name, in the order of the union; empty if it has none."""
     key = technique_field(request)
     if key is None:
         return {}
@@ -75,7 +75,7 @@ def techniques(request: type[Request]) -> dict[str, type[Params]]:
 
 
 def parse(verb: str, raw: dict[str, Any]) -> Request:
-    """Turn raw arguments into a request.
+    """Parse raw arguments into a request.
 
     A technique's parameters may stand beside the common arguments (`scheme="static", calibration_samples=64`) or in
     an object of their own (`scheme={"scheme": "static", "calibration_samples": 64}`).
@@ -99,7 +99,7 @@ def parse(verb: str, raw: dict[str, Any]) -> Request:
 
 
 def _refuse_unnamed_technique(verb: str, request: type[Request], arguments: dict[str, Any]) -> None:
-    """Refuse what names no technique where one is named: a number, a list, null, an object that does not say which."""
+    """Refuse values that name no technique: a number, a list, null, an object without the name."""
     key = technique_field(request)
     if key is None or key not in arguments or isinstance(arguments[key], (str, Params)):
         return
@@ -107,14 +107,14 @@ def _refuse_unnamed_technique(verb: str, request: type[Request], arguments: dict
     fix = f"give {key} by its name, or as an object such as {_example(request)}; or leave it out"
     if not isinstance(chosen, dict) or (key in chosen and not isinstance(chosen[key], str)):
         received = chosen[key] if isinstance(chosen, dict) else chosen
-        raise RequestError(f"{shown(received)} is no {key} of {verb}", known, fix)
+        raise RequestError(f"{shown(received)} is not a {key} of {verb}", known, fix)
     if key not in chosen:
-        names = ", ".join(chosen) or "nothing"
+        names = ", ".join(map(str, chosen)) or "nothing"
         raise RequestError(f"the object for {key} of {verb} does not say which {key}", f"it has {names}. {known}", fix)
 
 
 def _example(request: type[Request]) -> str:
-    """A technique as an object: its name and one parameter."""
+    """Return a technique as an object: its name and one parameter."""
     key = technique_field(request)
     name, params = next(item for item in techniques(request).items() if len(item[1].model_fields) > 1)
     parameter = next(field for field in params.model_fields if field != key)
@@ -137,7 +137,7 @@ def _by_first_names(verb: str, request: type[Request], arguments: dict[str, Any]
 
 
 def _gather_technique_arguments(verb: str, request: type[Request], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Move a technique's parameters into the technique's object; refuse names that nobody knows."""
+    """Move a technique's parameters into the technique's object; refuse unknown names."""
     key = technique_field(request)
     loose = [name for name in arguments if name not in request.model_fields]
     if not loose:
@@ -165,7 +165,7 @@ def _gather_technique_arguments(verb: str, request: type[Request], arguments: di
 
 
 def _expanded(field: FieldInfo, chosen: Any) -> Any:
-    """What a technique's bare name stands for, by the field's own validator."""
+    """Return the params of a technique's bare name, by the field's own validator."""
     for expand in field.metadata:
         if isinstance(expand, BeforeValidator):
             chosen = cast(Callable[[Any], Any], expand.func)(chosen)
@@ -180,7 +180,7 @@ def unknown_argument(name: str, verb: str, known: Iterable[str]) -> RequestError
 
 
 def _rephrase(verb: str, error: ValidationError) -> RequestError:
-    """Return the first problem as a RequestError: pydantic's text is for the author of a model, not for its user."""
+    """Return the first validation error as a RequestError, in words for users of a verb instead of pydantic's."""
     problem = error.errors(include_url=False)[0]
     known = VERBS | QUERIES
     where = [part for part in problem["loc"] if not _is_union_tag(part, known[verb])]
@@ -197,13 +197,13 @@ def _rephrase(verb: str, error: ValidationError) -> RequestError:
         case "union_tag_invalid":
             key = str(where[-1])
             value = problem["ctx"]["tag"]
-            what = f"'{clean(str(value), 80)}' is no {key} of {verb}"
+            what = f"'{clean(str(value), 80)}' is not a {key} of {verb}"
             return RequestError(what, did_you_mean(str(value), techniques(known[verb])))
         case "literal_error":
             choices = [part.strip("' ") for part in problem["ctx"]["expected"].replace(" or ", ",").split(",")]
             fix = _who_takes(str(where[-1]), problem["input"], known[verb])
             given = str(problem["input"])
-            return RequestError(f"'{clean(given, 80)}' is no {name}", did_you_mean(given, choices), fix)
+            return RequestError(f"'{clean(given, 80)}' is not a {name}", did_you_mean(given, choices), fix)
         case "value_error":
             return RequestError(problem["msg"].removeprefix("Value error, "))
     return RequestError(f"'{name}' of {verb} is not valid", f"{problem['msg']}; received {received}")
@@ -214,7 +214,7 @@ def _is_union_tag(part: object, request: type[Request]) -> bool:
 
 
 def _who_takes(name: str, value: Any, request: type[Request]) -> str:
-    """The techniques that take a value which the chosen one does not; empty if none does."""
+    """Return the techniques that take a value which the chosen one does not; empty if none does."""
     fields = ((kind, params.model_fields.get(name)) for kind, params in techniques(request).items())
     takers = [kind for kind, field in fields if field is not None and value in typing.get_args(field.annotation)]
     return f"{technique_field(request)} {' or '.join(takers)} takes it" if takers else ""

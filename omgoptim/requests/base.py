@@ -1,8 +1,9 @@
-"""What every request shares: the common arguments and the shape of an input."""
+"""Base of all requests: the common arguments and the shape of an input."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -20,31 +21,31 @@ DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16"
 
 
 GRANTS = ("allow_path", "allow_module", "allow_remote_code", "trust_artifact")
-"""Fields that widen what may be read and run: the user's to give, never an agent's or a file's."""
+"""Fields that extend the rights of a request: only the user may set them, never an agent or a file."""
 
 
 class Request(BaseModel):
-    """Base of everything that can be asked: immutable, closed, its docstrings are its schema's descriptions."""
+    """Base class of all requests: immutable, without extra fields, its docstrings are the schema's descriptions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     other_names: ClassVar[dict[str, str]] = {}
-    """Further names that an argument may be given by: `{"teacher": "model"}`."""
+    """Aliases of arguments: `{"teacher": "model"}`."""
 
 
 class Params(Request):
-    """Base of a technique's own parameters: one class per technique, one literal field that names it."""
+    """Base class of a technique's parameters: one class per technique, one literal field that names it."""
 
     by_source: ClassVar[bool] = False
-    """Whether a bare name stands for the field `source`, which says what to load, instead of for the technique."""
+    """Whether a bare name means the field `source`, which names a model, instead of the technique."""
 
     def bare(self, key: str) -> str:
-        """The bare name that stands for these params; `key` is the field that names the technique."""
+        """Return the bare name of these params; `key` is the field that names the technique."""
         return str(getattr(self, "source" if self.by_source else key))
 
 
 class ModelRequest(Request):
-    """The arguments that every verb on a model shares."""
+    """Common arguments of every verb on a model."""
 
     model: Annotated[
         str,
@@ -121,7 +122,7 @@ class InputSpec:
 
     @staticmethod
     def parse(text: str) -> InputSpec:
-        """Read `SHAPE`, `DTYPE:SHAPE` or `NAME:DTYPE:SHAPE`, where SHAPE is like 1x3x224x224.
+        """Parse `SHAPE`, `DTYPE:SHAPE` or `NAME:DTYPE:SHAPE`, where SHAPE is like 1x3x224x224.
 
         Raises:
             RequestError: the text is none of the three, or names an unknown dtype.
@@ -130,14 +131,41 @@ class InputSpec:
         *head, last = text.split(":")
         if not re.fullmatch(r"[0-9]{1,12}(x[0-9]{1,12}){0,15}", last) or len(head) > 2:
             raise RequestError(
-                f"'{text[:80]}' is no input shape",
+                f"'{text[:80]}' is not an input shape",
                 "an input is SHAPE, DTYPE:SHAPE or NAME:DTYPE:SHAPE, sizes joined by x, the batch first",
                 f"for instance {argument('inputs', ['1x3x224x224', 'input_ids:int64:1x128'])}",
             )
         name, dtype = (head[0], head[1]) if len(head) == 2 else (None, head[0] if head else "float32")
         if dtype not in DTYPES:
-            raise RequestError(f"'{dtype[:80]}' in '{text[:80]}' is no dtype", did_you_mean(dtype, DTYPES))
+            raise RequestError(f"'{dtype[:80]}' in '{text[:80]}' is not a dtype", did_you_mean(dtype, DTYPES))
         shape = tuple(int(size) for size in last.split("x"))
         if 0 in shape:
             raise RequestError(f"'{text}' has a dimension of size 0", "every size is at least 1")
         return InputSpec(name, dtype, shape)
+
+
+def bare_name(key: str) -> Callable[[object], object]:
+    """Return a validator that turns `"static"` into `{key: "static"}` and leaves anything else alone."""
+
+    def expand(value: object) -> object:
+        return {key: value} if isinstance(value, str) else value
+
+    return expand
+
+
+def before_over_after(value: object) -> object:
+    """Return a ratio; refuse a fraction below 1 with the likely meaning, for a `BeforeValidator`.
+
+    Raises:
+        ValueError: a number in 0..1.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return value
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    if not 0 < number <= 1:
+        return value
+    meant = f"; to leave {number:.3g} of it, give {1 / number:.3g}" if number < 1 else ""
+    raise ValueError(f"the ratio is before / after, and so above 1{meant}")

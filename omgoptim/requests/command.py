@@ -12,14 +12,14 @@ from omgoptim.errors import OmgoptimError
 from omgoptim.requests.base import Params, Request
 
 POSITIONAL = ("model", "a", "b")
-"""Arguments that a command takes by place."""
+"""Positional arguments of a command."""
 
 _CALL = re.compile(r"`omgoptim\.(?P<verb>[a-z]+)\((?P<arguments>[^`]*)\)`")
 _ARGUMENT = re.compile(r"`(?P<name>[a-z][a-z_]*)=(?P<value>[^`]+)`")
 
 
 def command_of(verb: str, request: Request) -> str:
-    """The command line of a request, without what is left at its default.
+    """Return the command line of a request, without arguments at their default.
 
     `omgoptim quantize net.py:build --data net.py:load --scheme static --calibration-samples 64`
     """
@@ -32,8 +32,27 @@ def command_of(verb: str, request: Request) -> str:
     return shlex.join(words)
 
 
+def technique_arguments(request: Request) -> dict[str, Any]:
+    """Return the technique and its parameters as flat arguments, without defaults."""
+    given: dict[str, Any] = {}
+    for key, field in type(request).model_fields.items():
+        params = getattr(request, key)
+        if isinstance(params, Params) and params != field.get_default():
+            own = params.model_dump(exclude_defaults=True, exclude={"source"} if params.by_source else None)
+            given |= own | {key: params.bare(key)}
+    return given
+
+
+def arguments_of(request: Request) -> dict[str, Any]:
+    """Return the flat arguments of a request as a tool takes them, without defaults."""
+    technique = technique_arguments(request)
+    given = request.model_dump(mode="json", exclude_defaults=True)
+    plain = {name: value for name, value in given.items() if not isinstance(getattr(request, name), Params)}
+    return plain | technique
+
+
 def _technique(key: str, params: Params) -> list[str]:
-    """The technique's name, then its own parameters."""
+    """Yield the technique's name, then its own parameters."""
     words = _option(key, params.bare(key))
     for name, field in type(params).model_fields.items():
         value = getattr(params, name)
@@ -58,7 +77,7 @@ def _option(name: str, value: Any) -> list[str]:
 
 
 def in_shell(text: str) -> str:
-    """The text of an error with its arguments (`omgoptim.errors.argument`) as the options of a command.
+    """Return the text of an error with its arguments (`omgoptim.errors.argument`) as options of a command.
 
     `` give `data='file.py:load'` `` becomes `give --data file.py:load`, and a call (`omgoptim.errors.call`) a command.
     """
@@ -75,7 +94,7 @@ def _as_option(name: str, text: str) -> str:
 
 
 def _as_command(verb: str, arguments: str) -> str:
-    """The command of a call; the call itself where it names an object of its Python process."""
+    """Return the command of a call; the call itself where it names an object of its Python process."""
     from omgoptim.requests import parse
 
     try:

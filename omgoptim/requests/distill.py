@@ -7,9 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
-from omgoptim.requests.base import Params, Runtime
+from omgoptim.requests.base import Params, Runtime, before_over_after
 from omgoptim.requests.listing import RARE, Short
-from omgoptim.requests.ratios import before_over_after
 from omgoptim.requests.training import TrainingRequest
 
 
@@ -28,7 +27,7 @@ class Given(Params):
 
 
 class Derived(Params):
-    """Parameters that the students derived from the teacher share."""
+    """Common parameters of students derived from the teacher."""
 
     width: Annotated[float, Short("Width multiplier, 0..1.")] = Field(1.0, gt=0, le=1)
     """Width multiplier: fraction of channels, heads and hidden units kept, 0..1."""
@@ -137,7 +136,7 @@ class Auto(Params):
 
     @property
     def compression(self) -> float | None:
-        """Parameters before over after to reach at least; None where the layers to keep decide."""
+        """Return the compression target, parameters before over after; None where the layers to keep decide."""
         if self.target_compression is None and (self.keep_layers or self.target_speedup):
             return None
         return self.target_compression or 4.0
@@ -148,7 +147,7 @@ STUDENTS = ("auto", GIVEN, "narrow", "depthwise", "inverted_residual", "low_rank
 
 
 def student_named(value: object) -> object:
-    """The params that a bare name stands for; any other text is the source of a module."""
+    """Return the params of a bare name; any other text is the source of a module."""
     if not isinstance(value, str):
         return value
     return {"student": value} if value in STUDENTS else {"student": GIVEN, "source": value}

@@ -7,15 +7,13 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
-from omgoptim.requests.bare_name import bare_name
-from omgoptim.requests.base import Params, Runtime
+from omgoptim.requests.base import Params, Runtime, bare_name, before_over_after
 from omgoptim.requests.listing import RARE, Short
-from omgoptim.requests.ratios import before_over_after
 from omgoptim.requests.training import RecoveryRequest
 
 
 class Factorization(Params):
-    """Parameters that the low-rank methods share."""
+    """Common parameters of the low-rank methods."""
 
     target_compression: Annotated[
         float | None, BeforeValidator(before_over_after), Short("Parameters before / after; default 2, distill: 4.")
@@ -49,7 +47,7 @@ class Factorization(Params):
 
     @property
     def compression(self) -> float | None:
-        """Parameters before over after to reach, where that is the goal."""
+        """Return the compression target, parameters before over after, where that is the target."""
         by_layer = self.energy is not None or self.rank is not None or self.rank_ratio is not None
         return None if by_layer else self.target_compression or 2.0
 

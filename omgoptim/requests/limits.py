@@ -1,4 +1,4 @@
-"""What raw arguments may be, whatever they are for: bounded in size and depth, finite, and visible text."""
+"""Limits of raw arguments: bounded in size and depth, finite, and visible text."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from omgoptim.errors import RequestError
 from omgoptim.text import clean, hidden_character
 
 DEEPEST = 16
-"""Objects and lists inside of each other."""
+"""Maximum nesting of objects and lists."""
 MOST_VALUES = 10_000
+"""Maximum values in all arguments together, far above what a request needs, against memory exhaustion."""
 LONGEST_TEXT = 4_096
-"""Characters of one text, the longest path of most systems."""
+"""Maximum characters of one text: the longest path of most systems."""
 MOST_TEXT = 100_000
+"""Maximum characters of all texts together."""
 LARGEST_INTEGER = 2**63 - 1
+"""The largest integer of most JSON readers, and of torch's seeds."""
 
 
 def refuse_unusable(arguments: dict[str, Any]) -> None:
@@ -40,6 +43,8 @@ def refuse_unusable(arguments: dict[str, Any]) -> None:
             _refuse_number(name, value)
         elif isinstance(value, dict):
             for key, item in value.items():
+                if depth == 0 and not isinstance(key, str):
+                    raise RequestError(f"{shown(key)} is no name of an argument", "names are text")
                 _refuse_text(name, str(key), texts, "a name in " if name else "the name of an argument, ")
                 left.append((name or str(key), item, depth + 1))
         elif isinstance(value, (list, tuple)):
@@ -47,7 +52,7 @@ def refuse_unusable(arguments: dict[str, Any]) -> None:
 
 
 def shown(value: Any, limit: int = 80) -> str:
-    """A value that was received, for an error."""
+    """Return a received value for an error."""
     return clean(repr(value), limit)
 
 
@@ -67,7 +72,7 @@ def _refuse_text(name: str, text: str, texts: int, which: str = "") -> None:
 
 def _refuse_number(name: str, value: float) -> None:
     if isinstance(value, float) and (value != value or abs(value) == float("inf")):
-        raise RequestError(f"{_named(name)} is no number", f"received {value}", "give a finite number")
+        raise RequestError(f"{_named(name)} is not a number", f"received {value}", "give a finite number")
     if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
         raise RequestError(f"{_named(name)} is too large", f"whole numbers up to {LARGEST_INTEGER} are read")
 

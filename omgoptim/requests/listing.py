@@ -1,4 +1,4 @@
-"""How the MCP server lists an argument: markers in the annotation of its field.
+"""Markers that say how the MCP server lists an argument, in the annotation of its field.
 
     symmetric: Annotated[bool, RARE] = False
     checkpoint: Annotated[str | None, Short("Weights: .safetensors, or .pt/.pth state dict.")] = None
@@ -31,11 +31,11 @@ RARE: Final = Rare()
 
 
 def is_rare(field: FieldInfo) -> bool:
-    """Whether the tool takes an argument in `options`."""
+    """Return whether the tool takes an argument in `options`."""
     return RARE in field.metadata
 
 
 def short_text(field: FieldInfo) -> str:
-    """Text of an argument in the tool list."""
+    """Return the text of an argument in the tool list."""
     marker = next((one for one in field.metadata if isinstance(one, Short)), None)
     return field.description or "" if marker is None else marker.text

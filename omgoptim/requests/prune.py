@@ -8,10 +8,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from typing_extensions import Self
 
-from omgoptim.requests.bare_name import bare_name
-from omgoptim.requests.base import Params, Runtime
+from omgoptim.requests.base import Params, Runtime, bare_name, before_over_after
 from omgoptim.requests.listing import RARE, Short
-from omgoptim.requests.ratios import before_over_after
 from omgoptim.requests.training import RecoveryRequest
 
 
@@ -66,12 +64,12 @@ class Structured(Params):
 
     @property
     def goal(self) -> float:
-        """The ratio of channels to remove, where that is the goal."""
+        """Return the ratio of channels to remove, where that is the target."""
         return 0.3 if self.pruning_ratio is None else self.pruning_ratio
 
 
 class Unstructured(Params):
-    """Parameters that the methods which zero single weights share."""
+    """Common parameters of unstructured pruning methods."""
 
     sparsity: Annotated[float, Short("Final, 0..1.")] = Field(0.5, gt=0, lt=1)
     """Final sparsity: fraction of the selected weights that are zero, 0..1."""
@@ -176,7 +174,7 @@ class SemiStructured(Params):
 
     @property
     def kept(self) -> tuple[int, int]:
-        """n and m."""
+        """The numbers n and m of the pattern."""
         n, m = self.pattern.split(":")
         return int(n), int(m)
 
@@ -243,14 +241,14 @@ class PruneRequest(RecoveryRequest):
 
     @property
     def amounts(self) -> list[float] | None:
-        """The amounts that the schedule lists itself, or None where it names a shape."""
+        """Return the amounts that the schedule lists itself, or None where it names a shape."""
         if not re.fullmatch(r"\d*\.?\d+(\s*,\s*\d*\.?\d+)*", self.schedule):
             return None
         return [float(amount) for amount in self.schedule.split(",")]
 
     @property
     def goal(self) -> float | None:
-        """The amount that the last round reaches, 0..1; None where the goal is none: a pattern, a speed."""
+        """Return the amount that the last round reaches, 0..1; None with another target: a pattern, a speed."""
         method = self.method
         if isinstance(method, SemiStructured):
             return None

@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from omgoptim.requests.bare_name import bare_name
-from omgoptim.requests.base import AnyRuntime, ModelRequest, Params
+from omgoptim.requests.base import AnyRuntime, ModelRequest, Params, bare_name
 from omgoptim.requests.listing import RARE, Short
 from omgoptim.requests.training import TrainingFields
 

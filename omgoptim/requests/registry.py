@@ -1,4 +1,4 @@
-"""The verbs, each declared once: its request, its title in the tool list, and where it is done.
+"""Registry of the verbs: request, title in the tool list, and operation.
 
 A new verb is a line here, its request, its operation, its function in `omgoptim.api` and its command page.
 """
@@ -49,7 +49,7 @@ class Verb:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A verb that answers at once."""
+    """A verb that answers without a run."""
 
     request: type[Request]
     title: str
@@ -71,13 +71,13 @@ QUERY_REGISTRY: dict[str, Query] = {
     "runs": Query(RunsRequest, "Manage runs"),
     "doctor": Query(DoctorRequest, "Check the set-up"),
 }
-"""Verbs that answer at once, in the order of the tool list."""
+"""Verbs that answer without a run, in the order of the tool list."""
 
 VERBS: dict[str, type[Request]] = {name: verb.request for name, verb in REGISTRY.items()}
 """Requests of the verbs that start a run."""
 
 QUERIES: dict[str, type[Request]] = {name: query.request for name, query in QUERY_REGISTRY.items()}
-"""Requests of the verbs that answer at once."""
+"""Requests of the verbs that answer without a run."""
 
 TITLES: dict[str, str] = {
     **{name: verb.title for name, verb in REGISTRY.items()},

@@ -1,4 +1,4 @@
-"""Requests about runs and about the set-up."""
+"""Requests on runs and on the setup."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may be asked of `search`: a space of architectures, the targets that they must meet, and how many to train."""
+"""Request of `search`: a space of architectures, targets, and the number of trials."""
 
 from __future__ import annotations
 
@@ -62,5 +62,5 @@ class SearchRequest(TrainingRequest):
 
     @property
     def whole_epochs(self) -> int:
-        """Epochs of a training to the end."""
+        """Return the epochs of a complete training."""
         return self.epochs or 9

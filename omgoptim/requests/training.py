@@ -1,4 +1,4 @@
-"""Training arguments that every verb which trains shares."""
+"""Common arguments of verbs that train."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from omgoptim.requests.listing import RARE, Short
 
 
 class TrainingFields(Request):
-    """How a module is trained: what every verb that trains asks, and every technique that does."""
+    """Training settings of verbs and techniques that train."""
 
     epochs: int | None = Field(None, ge=0, le=10_000)
     """Training epochs (per round, if there are rounds); default: 1 with training data, else 0."""
@@ -44,11 +44,11 @@ class TrainingFields(Request):
 
 
 class TrainingRequest(TrainingFields, ModelRequest):
-    """A verb that trains: fine-tuning after pruning or factorizing, distillation."""
+    """Base of the requests that train: fine-tuning, distillation."""
 
 
 class RecoveryRequest(TrainingRequest):
-    """A verb that changes a model and then trains it back."""
+    """Base of the requests that compress a model and fine-tune it."""
 
     recover: Annotated[
         Literal["full", "lora", "none"], Short("Fine-tune all weights, LoRA (merged afterwards), or nothing.")

@@ -1,6 +1,6 @@
-"""The arguments of each verb as type checkers and editors read them, written out of the requests.
+"""Generator of the typed arguments of each verb, for type checkers and editors.
 
-`make arguments` writes the module again; a test says when to.
+`make arguments` writes `omgoptim/requests/arguments.py`; a test reports when it is out of date.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from omgoptim.requests.base import ModelRequest, Request
 from omgoptim.requests.training import RecoveryRequest, TrainingRequest
 
 OBJECTS = ("data", "metric", "loss", "space")
-"""Arguments of a verb on a model that may be objects of the caller's process."""
+"""Arguments of a verb that may be objects of the caller's process."""
 
 SHARED: tuple[type[Request], ...] = (RecoveryRequest, TrainingRequest, ModelRequest)
 """Requests whose arguments several verbs share: a class of their own each."""
@@ -55,7 +55,7 @@ def parameters_of(verb: str) -> frozenset[str]:
 
 
 def arguments_of(verb: str) -> dict[str, tuple[list[Any], Any, str]]:
-    """The further arguments of a verb by name: its types, default and description, the technique's own among them."""
+    """Return the further arguments of a verb, techniques included, by name: types, default and description."""
     request, key = VERBS[verb], technique_field(VERBS[verb])
     found: dict[str, tuple[list[Any], Any, str]] = {}
     for name, field in request.model_fields.items():
@@ -87,7 +87,7 @@ def _words(field: FieldInfo) -> str:
 
 
 def signature_of(verb: str, function: Any) -> inspect.Signature:
-    """The signature of a verb's function, with every argument by name in place of `**arguments`."""
+    """Return the signature of a verb's function, with every argument by name in place of `**arguments`."""
     own = [one for one in inspect.signature(function).parameters.values() if one.kind is not one.VAR_KEYWORD]
     more = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_text(types_))
@@ -97,7 +97,7 @@ def signature_of(verb: str, function: Any) -> inspect.Signature:
 
 
 def help_of(verb: str) -> str:
-    """One line for each further argument of a verb: its name, description and default."""
+    """Return one line for each further argument of a verb: its name, description and default."""
     lines = []
     for name, (_, default, words) in arguments_of(verb).items():
         ending = "" if default in (None, [], {}, False, "") else f" Default: {default}."
@@ -106,12 +106,12 @@ def help_of(verb: str) -> str:
 
 
 def source() -> str:
-    """The module `omgoptim.requests.arguments`."""
+    """Return the source of the module `omgoptim.requests.arguments`."""
     return "\n\n".join([HEAD + "\n" + _names(), *(_class(name, base, fields) for name, base, fields in _classes())])
 
 
 def _names() -> str:
-    """The names of each verb's techniques, as types: `QuantizeScheme = Literal["auto", …]`."""
+    """Return type aliases of each verb's technique names: `QuantizeScheme = Literal["auto", …]`."""
     lines = []
     for verb, request in VERBS.items():
         if key := technique_field(request):

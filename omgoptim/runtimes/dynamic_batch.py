@@ -50,6 +50,7 @@ def has_fixed_batch(shapes: Mapping[str, Sequence[Any]], signature: Signature) -
 
     Args:
         shapes: the program's own inputs: name to sizes, integers where they are fixed.
+        signature: the module's inputs, with the axes that are dynamic.
     """
     return any(
         tensor.shape[0] == BATCH and shapes.get(tensor.name) and isinstance(shapes[tensor.name][0], int)
@@ -72,6 +73,7 @@ def fixed_batch_reason(name: str, export: Callable[[], Any]) -> str:
     """Return the input that fixes the batch and, if torch.export reports it, the line of the user's code.
 
     Args:
+        name: of the input whose batch became a constant.
         export: exports the model again.
     """
     line = _specializing_line(export)

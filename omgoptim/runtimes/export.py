@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import keyword
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -60,7 +61,7 @@ def export_onnx(
             line of the user's code that fixes it.
     """
     size = sum(p.numel() * p.element_size() for p in module.parameters())
-    with quiet_export(), _spelled_out(module, signature):
+    with quiet_export(), _keywords_as_names(), _spelled_out(module, signature):
         program = _onnx_program(module, batch, signature)
         if program is not None:
             for node in program.model.graph:  # the exporter notes the lines of the user's files on every node
@@ -116,6 +117,13 @@ def export_pt2(
     """Write `module` as a .pt2 file; arguments, result and errors as for `export_onnx`."""
     import torch
 
+    keywords = next((key for key in module.state_dict() if any(map(keyword.iskeyword, key.split(".")))), None)
+    if keywords is not None:
+        raise TechniqueError(
+            "the model cannot be exported to .pt2",
+            f"'{keywords}' has a keyword of Python as a name, and torch cannot load a program with it",
+            "rename it, with its key in the checkpoint; ONNX programs and torch runtimes take the model as it is",
+        )
     try:
         program = exported_program(module, batch, signature)
     except TechniqueError as error:
@@ -242,6 +250,28 @@ def _spelled_out_forward(module: nn.Module, signature: Signature) -> Iterator[No
         del module.forward
         if own is not None:
             module.forward = own
+
+
+@contextlib.contextmanager
+def _keywords_as_names() -> Iterator[None]:
+    """Let torch.fx write code for submodules that are named by a keyword of Python, such as `ModuleDict({"in": …})`.
+
+    torch.fx 2.9 to 2.13 writes `self.parts.in`, which is a syntax error.
+    """
+    import torch.fx.graph
+
+    own = torch.fx.graph._format_target
+
+    def format_target(base: str, target: str) -> str:
+        for name in target.split("."):
+            base = f"getattr({base}, {name!r})" if keyword.iskeyword(name) else own(base, name)
+        return base
+
+    torch.fx.graph._format_target = format_target
+    try:
+        yield
+    finally:
+        torch.fx.graph._format_target = own
 
 
 def _cause(error: BaseException) -> str:

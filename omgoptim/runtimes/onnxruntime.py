@@ -39,6 +39,7 @@ FLOATS = {"float": "float32", "float16": "float16", "bfloat16": "bfloat16", "dou
 
 
 def missing(device: str) -> str | None:
+    """Return why ONNX Runtime cannot be used on a device, with what to install; None if it can."""
     if importlib.util.find_spec("onnxruntime") is None:
         return "onnxruntime is not installed: pip install onnxruntime"
     import onnxruntime
@@ -49,6 +50,7 @@ def missing(device: str) -> str | None:
 
 
 def open_session(program: Path, signature: Signature, settings: SessionSettings) -> Session:
+    """Open an ONNX file in ONNX Runtime."""
     session = _session(program, settings)
     names = [tensor.name for tensor in session.get_inputs()]
     outputs = [tensor.name for tensor in session.get_outputs()]

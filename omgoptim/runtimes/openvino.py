@@ -41,12 +41,14 @@ it, and does not report where."""
 
 
 def missing(device: str) -> str | None:
+    """Return why OpenVINO cannot be used on a device, with what to install; None if it can."""
     if importlib.util.find_spec("openvino") is None:
         return "openvino is not installed: pip install openvino"
     return None if device == "cpu" else "omgoptim runs OpenVINO on the CPU only"
 
 
 def open_session(program: Path, signature: Signature, settings: SessionSettings) -> Session:
+    """Open an ONNX file in OpenVINO."""
     import openvino
 
     external_data(program)

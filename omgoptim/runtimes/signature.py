@@ -37,6 +37,7 @@ class Signature:
 
     @property
     def input_names(self) -> list[str]:
+        """Names of the inputs in order."""
         return [tensor.name for tensor in self.inputs]
 
     @property
@@ -73,6 +74,7 @@ class Signature:
         return args, kwargs
 
     def to_json(self) -> dict[str, Any]:
+        """Return the signature as plain JSON values."""
         return {
             "inputs": [
                 {"name": t.name, "dtype": t.dtype, "shape": list(t.shape), "keyword": t.keyword} for t in self.inputs
@@ -82,6 +84,7 @@ class Signature:
 
     @staticmethod
     def from_json(record: dict[str, Any]) -> Signature:
+        """Create the signature from the result of `to_json`."""
         inputs = tuple(InputTensor(t["name"], t["dtype"], tuple(t["shape"]), t["keyword"]) for t in record["inputs"])
         return Signature(inputs, record["outputs"])
 

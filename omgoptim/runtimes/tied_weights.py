@@ -27,6 +27,7 @@ def share_tied_weights(program: Any, module: nn.Module) -> int:
 
     Args:
         program: an `onnx_ir` model, which is changed.
+        module: whose parameters say which weights are tied.
 
     Returns:
         The bytes saved.

@@ -27,6 +27,7 @@ def missing(device: str) -> str | None:
 
 
 def open_session(module: nn.Module, signature: Signature, settings: SessionSettings) -> Session:
+    """Compile a module by `torch.compile` and open it."""
     import torch
 
     from omgoptim.runtimes.torch_session import open_module

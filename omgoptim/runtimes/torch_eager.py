@@ -22,6 +22,7 @@ def missing(device: str) -> str | None:
 
 
 def open_session(module: nn.Module, signature: Signature, settings: SessionSettings) -> Session:
+    """Open a module as it is, in eager mode."""
     from omgoptim.runtimes.torch_session import open_module
 
     return open_module(module, module, signature, settings)

@@ -30,8 +30,7 @@ LISTED = 10
 
 
 def report_answer(report: EfficiencyReport, folder: RunFolder, detail: Detail) -> CallToolResult:
-    """A finished run."""
-    report = report.model_copy(update={"next_steps": [_as_listed(step) for step in report.next_steps]})
+    """A finished run, as `as_listed` returns it."""
     make = brief.full_report if detail == "full" else brief.brief_report
     return _result(make(report, folder.path), markdown.report_markdown(report, detail, folder.path))
 
@@ -108,6 +107,11 @@ def error_answer(error: OmgoptimError, run_id: str | None = None) -> CallToolRes
     """A refusal or a failed run, as text and as structure; the model is meant to read it and do better."""
     content: Json = {"error": error.to_dict()} | ({"run_id": run_id} if run_id else {})
     return _result(content, markdown.error_markdown(error), is_error=True)
+
+
+def as_listed(report: EfficiencyReport) -> EfficiencyReport:
+    """A report whose next steps have their arguments as the list of tools has them."""
+    return report.model_copy(update={"next_steps": [_as_listed(step) for step in report.next_steps]})
 
 
 def _as_listed(step: NextStep) -> NextStep:

@@ -32,6 +32,7 @@ from omgoptim.jobs.project import served_project
 from omgoptim.jobs.states import list_runs, load_report
 from omgoptim.render.markdown import MAX_FULL, report_markdown
 from omgoptim.reports import RunState
+from omgoptim.server import app
 from omgoptim.server.prompts import commands
 from omgoptim.text import clean, clean_block
 
@@ -102,6 +103,8 @@ async def list_resource_templates(
 
 async def read_resource(_context: Context, params: ReadResourceRequestParams) -> ReadResourceResult:
     uri = str(params.uri)
+    if uri == app.URI:
+        return ReadResourceResult(contents=[app.page_contents()])
     if not (uri.startswith(_PREFIX) and uri.endswith(_SUFFIX)):
         raise MCPError(code=INVALID_PARAMS, message=f"There is no resource {clean(uri, 200)}. Known: {REPORT_URI}")
     try:

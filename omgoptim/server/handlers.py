@@ -17,12 +17,15 @@ from omgoptim.errors import OmgoptimError, RequestError, did_you_mean
 from omgoptim.jobs.cancel import cancel
 from omgoptim.jobs.doctor import doctor
 from omgoptim.jobs.folder import RunFolder, find_run
+from omgoptim.jobs.live import read_live
 from omgoptim.jobs.pick import pick
 from omgoptim.jobs.resume import resume
 from omgoptim.jobs.states import ENDED, list_runs, load_report
 from omgoptim.jobs.submit import submit
+from omgoptim.render import live
+from omgoptim.reports import EfficiencyReport
 from omgoptim.requests.limits import shown
-from omgoptim.server import answers, documents
+from omgoptim.server import answers, app, documents
 from omgoptim.server.granted import refuse_shell_only, refuse_to_resume, within_reach
 from omgoptim.server.schema import SHELL_ONLY, options_of
 from omgoptim.server.tools import INSTRUCTIONS, tools
@@ -36,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 def build_server() -> Server[Any]:
     """The server with its tools, prompts and resources."""
-    return Server(
+    server: Server[Any] = Server(
         "omgoptim",
         version=__version__,
         title="omgoptim: smaller, faster PyTorch models",
@@ -49,10 +52,13 @@ def build_server() -> Server[Any]:
         on_list_resource_templates=documents.list_resource_templates,
         on_read_resource=documents.read_resource,
     )
+    server.extensions[app.EXTENSION] = {}
+    return server
 
 
-async def _list_tools(_context: Context, _params: PaginatedRequestParams | None) -> ListToolsResult:
-    return ListToolsResult(tools=tools())
+async def _list_tools(context: Context, _params: PaginatedRequestParams | None) -> ListToolsResult:
+    listed = tools()
+    return ListToolsResult(tools=app.with_page(listed) if app.shows_apps(context) else listed)
 
 
 async def _call_tool(context: Context, params: CallToolRequestParams) -> CallToolResult:
@@ -60,13 +66,20 @@ async def _call_tool(context: Context, params: CallToolRequestParams) -> CallToo
     try:
         return await _answer(context, params.name, dict(params.arguments or {}))
     except OmgoptimError as error:
-        return answers.error_answer(error)
+        return await _failed(context, error)
     except Exception as error:  # the outermost frame of a call  # noqa: BLE001
         _log.exception("tool %s failed", params.name)
         fault = OmgoptimError(
             f"omgoptim itself failed: {error}", type(error).__name__, "see the server's standard error"
         )
         return answers.error_answer(fault)
+
+
+async def _failed(
+    context: Context, error: OmgoptimError, run_id: str | None = None, status: str = "failed"
+) -> CallToolResult:
+    answer = answers.error_answer(error, run_id)
+    return await app.answer_with(context, answer, lambda: live.error_document(error, run_id, status))
 
 
 async def _answer(context: Context, name: str, arguments: dict[str, Any]) -> CallToolResult:
@@ -79,8 +92,9 @@ async def _answer(context: Context, name: str, arguments: dict[str, Any]) -> Cal
     refuse_shell_only(arguments)
     _refuse_unknown(name, arguments)
     request = requests.parse(name, arguments)
-    wait_s, detail = wait_seconds(face.get("wait_s")), _detail(face.get("detail"))
-    cap = cap_words(face.get("wait_s"))
+    progress = "progress_token" in (context.meta or {})
+    wait_s, detail = wait_seconds(face.get("wait_s"), progress), _detail(face.get("detail"))
+    cap = cap_words(face.get("wait_s"), progress)
     project, request = await run_sync(within_reach, request)
     if isinstance(request, requests.DoctorRequest):
         found = request.model_copy(update={"project": str(project)})
@@ -100,15 +114,20 @@ async def _runs(
     cap: str | None,
 ) -> CallToolResult:
     if request.action == "list":
-        return answers.runs_answer(await run_sync(list_runs, project), project)
+        states = await run_sync(list_runs, project)
+        answer = answers.runs_answer(states, project)
+        return await app.answer_with(
+            context, answer, lambda: live.runs_document(states[: answers.LISTED], str(project))
+        )
     folder = await run_sync(find_run, project, request.run_id or "")
     if request.action == "cancel":
-        return answers.cancelled_answer(await run_sync(cancel, folder))
+        ended = await run_sync(cancel, folder)
+        return await app.answer_with(context, answers.cancelled_answer(ended), lambda: live.ended_document(ended))
     if request.action == "resume":
         await run_sync(refuse_to_resume, folder, project)
         await run_sync(resume, folder)
     if request.action == "pick":
-        return answers.report_answer(await run_sync(pick, folder, request.name or ""), folder, detail)
+        return await _reported(context, await run_sync(pick, folder, request.name or ""), folder, detail)
     waits = request.action in ("wait", "resume")
     return await _wait_and_answer(context, folder, wait_s if waits else 0, detail, cap if waits else None)
 
@@ -119,11 +138,21 @@ async def _wait_and_answer(
     """The report of a run if it ends in time, its error if it failed, else where it stands."""
     state = await wait_for(folder, wait_s, context.session.report_progress)
     if state.status not in ENDED:
-        return answers.unfinished_answer(state, folder.path.parents[2], longest_wait(), cap)
+        project = folder.path.parents[2]
+        answer = answers.unfinished_answer(state, project, longest_wait(), cap)
+        return await app.answer_with(context, answer, lambda: live.live_document(read_live(folder), str(project)))
     try:
-        return answers.report_answer(await run_sync(load_report, folder), folder, detail)
+        return await _reported(context, await run_sync(load_report, folder), folder, detail)
     except OmgoptimError as error:
-        return answers.error_answer(error, folder.id)
+        return await _failed(context, error, folder.id, "cancelled" if state.status == "cancelled" else "failed")
+
+
+async def _reported(
+    context: Context, report: EfficiencyReport, folder: RunFolder, detail: answers.Detail
+) -> CallToolResult:
+    report = answers.as_listed(report)
+    answer = answers.report_answer(report, folder, detail)
+    return await app.answer_with(context, answer, lambda: app.finished_document(report, str(folder.path.parents[2])))
 
 
 def _spread_options(arguments: dict[str, Any]) -> None:

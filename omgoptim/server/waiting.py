@@ -21,6 +21,9 @@ DEFAULT_WAIT_S = 45.0
 """Several clients cut a call at 60 s."""
 
 HIGHEST_DEFAULT_S = 55.0
+HIGHEST_WITH_PROGRESS_S = 600.0
+"""A client that asks for progress sees that the call is alive, and may wait longer if it says so."""
+
 HEARTBEAT_S = 8.0
 """Longest silence while waiting: some clients end a call that shows no progress."""
 
@@ -30,21 +33,22 @@ Report = Callable[[float, float | None, str | None], Awaitable[None]]
 """`report(progress, total, message)`"""
 
 
-def longest_wait() -> float:
-    """Seconds that a call may wait at most: OMGOPTIM_MAX_WAIT_S, for clients that are patient or are not."""
+def longest_wait(progress: bool = False) -> float:
+    """Seconds that a call may wait at most: OMGOPTIM_MAX_WAIT_S, else by whether the client asked for progress."""
     text = os.environ.get("OMGOPTIM_MAX_WAIT_S", "")
+    default = HIGHEST_WITH_PROGRESS_S if progress else HIGHEST_DEFAULT_S
     try:
-        return max(0.0, float(text)) if text else HIGHEST_DEFAULT_S
+        return max(0.0, float(text)) if text else default
     except ValueError:
-        return HIGHEST_DEFAULT_S
+        return default
 
 
 def default_wait() -> float:
     return min(DEFAULT_WAIT_S, longest_wait())
 
 
-def wait_seconds(given: Any) -> float:
-    """How long to wait, from what was given.
+def wait_seconds(given: Any, progress: bool = False) -> float:
+    """How long to wait, from what was given; `progress` as for `longest_wait`.
 
     Raises:
         RequestError: it is no number of seconds.
@@ -53,12 +57,12 @@ def wait_seconds(given: Any) -> float:
         return default_wait()
     if isinstance(given, bool) or not isinstance(given, (int, float)) or not given >= 0:
         raise RequestError(f"{shown(given)} is no wait_s", "wait_s is a number of seconds, 0 or more", "leave it out")
-    return min(float(given), longest_wait())
+    return min(float(given), longest_wait(progress))
 
 
-def cap_words(given: Any) -> str | None:
+def cap_words(given: Any, progress: bool = False) -> str | None:
     """That a wait was cut to the longest one, if it was."""
-    cap = longest_wait()
+    cap = longest_wait(progress)
     if given is None or not float(given) > cap:
         return None
     return f"wait_s {given:g} is above the longest wait of a call, {cap:g} s (OMGOPTIM_MAX_WAIT_S of the server)"

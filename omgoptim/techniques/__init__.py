@@ -1,0 +1,1 @@
+"""Compression techniques: each changes a module or an ONNX program."""

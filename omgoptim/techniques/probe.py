@@ -22,15 +22,17 @@ from omgoptim.runtimes.signature import flatten
 from omgoptim.techniques.registry import ModuleRun
 
 SAMPLES = 2
+"""Samples of a probe's batch: with one, batch dimensions and fixed sizes of 1 could not be distinguished."""
 TOLERANCE, COARSE = 3e-4, 2e-2
-"""Largest difference of two outputs, relative to the largest value, that is only another order of adding: in float32
-on a CPU; in half precision, and on GPUs, which may round the factors of float32 products."""
+"""Tolerance for two outputs that differ only in the order of additions, relative to the largest value: in float32 on a
+CPU; in half precision, and on GPUs, which may round the factors of float32 products.
+"""
 
 NOT_RUN = "it did not run for the samples that were tried: the forward does not call it, or only for some inputs"
 """Why a layer that a trace did not meet stays as it is."""
 
 NOT_THE_USERS = ("torch", "omgoptim", "torch_pruning")
-"""Packages whose lines say nothing to the author of a model."""
+"""Packages whose frames are left out of an error's location."""
 
 
 class DoesNotRun(Exception):
@@ -44,19 +46,20 @@ class Probe:
     args: tuple[Tensor, ...]
     kwargs: dict[str, Tensor]
     others: tuple[tuple[tuple[Tensor, ...], dict[str, Tensor]], ...] = ()
-    """Further calls that `outputs` makes: samples for which other layers run than for the batch."""
+    """Further calls: samples for which other layers run than for the batch."""
 
     @staticmethod
     def of(run: ModuleRun) -> Probe:
-        """On two samples."""
+        """Create a probe on two samples."""
         return Probe(*forward_args(run.signature, repeat_to_size(run.statistics, SAMPLES), run.device))
 
     @property
     def samples(self) -> int:
+        """Number of samples in a call."""
         return len(next(iter([*self.args, *self.kwargs.values()])))
 
     def outputs(self, module: nn.Module) -> list[Tensor]:
-        """The module's output tensors in eval mode, call by call; random numbers that it draws are the same each time.
+        """Return the module's output tensors in eval mode, call by call, with a fixed random seed.
 
         Raises:
             DoesNotRun: the forward raised.
@@ -72,14 +75,14 @@ class Probe:
 
 @contextlib.contextmanager
 def quiet() -> Any:
-    """What a model prints goes to the log, and warnings of a library that is only looking around go nowhere."""
+    """Send prints of a model to the log and suppress warnings of libraries."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
         yield
 
 
 def error_location(error: BaseException) -> str:
-    """Where in the user's code it went wrong, and how: `net.py line 12: x.view(-1, 7200) (shape …)`."""
+    """Return the location and text of an error in the user's code: `net.py line 12: x.view(-1, 7200) (shape …)`."""
     said = (str(error).strip() or type(error).__name__).splitlines()[0]
     place = ""
     for frame in traceback.extract_tb(error.__traceback__):
@@ -99,13 +102,13 @@ def _is_of_a_library(filename: str) -> bool:
 
 
 def tolerance_of(outputs: list[Tensor]) -> float:
-    """How far apart outputs like these may be and still count as the same."""
+    """Return the tolerance within which such outputs count as equal."""
     coarse = any(out.is_floating_point() and (out.element_size() < 4 or out.device.type != "cpu") for out in outputs)
     return COARSE if coarse else TOLERANCE
 
 
 def difference(some: list[Tensor], others: list[Tensor]) -> float:
-    """Largest difference of any output, relative to that output's largest value; infinite where one is NaN.
+    """Return the largest difference of any output, relative to its largest value; infinite where one is NaN.
 
     Raises:
         ValueError: their shapes differ.
@@ -122,7 +125,7 @@ def difference(some: list[Tensor], others: list[Tensor]) -> float:
 
 
 def traced(doing: str, call: Callable[[], Any]) -> Any:
-    """What torch-pruning gives, with its warnings and prints kept away.
+    """Call torch-pruning without its warnings and prints.
 
     Raises:
         TechniqueError: it raised.

@@ -30,17 +30,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a technique did: layers changed, and layers left alone with the reason."""
+    """Result of a technique: changed layers, and skipped ones with the reason."""
 
     changed: list[Change]
     skipped: list[Skip] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """What the summary of a report says of it, a sentence each."""
+    """Sentences for the summary of a report."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProgramRun:
-    """What a technique on programs gets besides its parameters."""
+    """Context of a technique on programs, besides its parameters."""
 
     calibration: Sequence[Mapping[str, np.ndarray[Any, Any]]]
     """Calibration batches: input name to array, batch first. Empty without data."""
@@ -58,14 +58,14 @@ ProgramTechnique = Callable[[Path, Path, Any, ProgramRun], Outcome]
 
 @dataclass(frozen=True, slots=True)
 class ModuleRun:
-    """What a technique on modules gets besides its parameters."""
+    """Context of a technique on modules, besides its parameters."""
 
     signature: Signature
     """How the module is called."""
     statistics: Samples
-    """Batches of the train split (or random ones, without data) to read norms, moments and gradients from."""
+    """Batches of the train split (random ones without data) for norms, moments and gradients."""
     loss: Callable[[Any, Any], Tensor]
-    """`loss(outputs, target)`: a scalar whose gradient says what matters; works with a target of None too."""
+    """`loss(outputs, target)`: a scalar whose gradient gives the importance of weights; the target may be None."""
     original: nn.Module
     """The module before the first round, in eval mode: widths and amounts are fractions of it. Not changed."""
     scratch: Path
@@ -73,18 +73,18 @@ class ModuleRun:
     seed: int = 0
     threads: int = 1
     device: str = "cpu"
-    """Where the module and the original are, and the batches are brought."""
+    """Device of the module, the original and the batches."""
     real: bool = True
-    """Whether the statistics are real data: what random inputs give is no statistic to fit anything to."""
+    """Whether the statistics are real data; nothing is fitted to random inputs."""
     runtime: str = "torch_eager"
     """The engine that the artifact will run on."""
     progress: Callable[[str, float | None], None] = lambda _stage, _done: None
     """`progress(stage, fraction of this technique's work)`."""
     measuring: Callable[[], AbstractContextManager[None]] = nullcontext
-    """`with measuring():` holds the device while something is timed."""
+    """`with measuring():` locks the device while something is timed."""
 
     def calls(self) -> Iterator[tuple[tuple[Tensor, ...], dict[str, Tensor], Any]]:
-        """Arguments of the forward, and the target, for every batch of the statistics, on the run's device."""
+        """Yield the forward's arguments and the target of every batch of the statistics, on the run's device."""
         for batch, target in zip(self.statistics.batches, self.statistics.targets, strict=True):
             yield *forward_args(self.signature, batch, self.device), target
 
@@ -95,7 +95,7 @@ ModuleTechnique = Callable[["nn.Module", Any, ModuleRun], Outcome]
 
 @dataclass(frozen=True, slots=True)
 class Technique:
-    """A registered technique and what must hold for it to be tried."""
+    """A registered technique and its requirements."""
 
     params: type[Params]
     apply: ProgramTechnique | ModuleTechnique
@@ -107,9 +107,9 @@ class Technique:
     source: str
     """Paper or documentation it follows."""
     torch_precision: str | None = None
-    """What the torch engines do instead of running the program, if they can: see `runtimes/torch_eager.py`."""
-    extra: str | None = None
-    """Optional dependency group it needs."""
+    """Mode in which the torch engines run the module instead of the program, if they can: see
+    `runtimes/torch_eager.py`.
+    """
 
 
 _registered: dict[type[Params], Technique] = {}
@@ -122,24 +122,23 @@ def technique(
     needs_data: bool,
     source: str,
     torch_precision: str | None = None,
-    extra: str | None = None,
 ) -> Callable[[ProgramTechnique], ProgramTechnique]:
     """Register a function on programs as the technique of a params class."""
 
     def register(apply: ProgramTechnique) -> ProgramTechnique:
-        _register(Technique(params, apply, "program", runtimes, needs_data, source, torch_precision, extra))
+        _register(Technique(params, apply, "program", runtimes, needs_data, source, torch_precision))
         return apply
 
     return register
 
 
 def module_technique(
-    params: type[Params], *, needs_data: bool, source: str, extra: str | None = None
+    params: type[Params], *, needs_data: bool, source: str
 ) -> Callable[[ModuleTechnique], ModuleTechnique]:
     """Register a function on modules as the technique of a params class; its result runs on every engine."""
 
     def register(apply: ModuleTechnique) -> ModuleTechnique:
-        _register(Technique(params, apply, "module", tuple(ENGINES), needs_data, source, None, extra))
+        _register(Technique(params, apply, "module", tuple(ENGINES), needs_data, source))
         return apply
 
     return register
@@ -153,7 +152,7 @@ def _register(record: Technique) -> None:
 
 
 def all_techniques() -> dict[type[Params], Technique]:
-    """Every registered technique by its params class."""
+    """Return every registered technique by its params class."""
     for package in pkgutil.iter_modules(techniques.__path__):
         if package.ispkg and not package.name.startswith("_"):
             folder = importlib.import_module(f"{techniques.__name__}.{package.name}")
@@ -165,7 +164,7 @@ def all_techniques() -> dict[type[Params], Technique]:
 
 
 def technique_of(params: Params) -> Technique:
-    """The technique that a request's params name."""
+    """Return the technique of a request's params."""
     return all_techniques()[type(params)]
 
 

@@ -1,1 +1,1 @@
-"""The one training loop, its losses, its checkpoints, and what keeps a compressed model healthy while it learns."""
+"""Training loop, losses, checkpoints, and care for compressed models while they train."""

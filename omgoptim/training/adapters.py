@@ -30,12 +30,12 @@ Kind = Literal["full", "lora", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Adaptable:
-    """Which layers of a module get adapters."""
+    """Layers of a module that get adapters."""
 
     layers: dict[str, nn.Linear | _ConvNd]
-    """By path."""
+    """Layers by path."""
     skipped: list[Skip] = field(default_factory=list)
-    """Layers with a weight that could have had one, and why they have none."""
+    """Other layers with a weight, and why they get no adapter."""
 
 
 @contextmanager
@@ -47,15 +47,18 @@ def recovering(
     masks: ZeroMasks | None = None,
     seed: int = 0,
 ) -> Iterator[nn.Module]:
-    """The module made ready to be trained; afterwards as it was, with what it learnt.
+    """Prepare a module for training within the block; merge its adapters at the end.
 
     `full` trains every weight that requires a gradient. `lora` freezes all weights, gives each Linear and convolution
     an adapter, and trains those and the weights and biases of normalization layers; at the end the adapters are merged,
-    and the plain layers are back in their places. If the block raises, they are dropped instead. `none` freezes all.
-    A model of transformers gets the adapters of PEFT where that is installed and no zeros have to be kept.
+    and the plain layers are back in their places. If the block raises, they are dropped instead. `none` freezes all. A
+    model of transformers gets the adapters of PEFT where that is installed and no zeros have to be kept.
 
     Args:
-        rank, alpha: of the adapters; their product is scaled by alpha / rank, rank cut to what a layer can have.
+        module: changed while the block runs.
+        kind: full, lora or none.
+        rank: of the adapters, cut to what a layer can have.
+        alpha: the adapters' product is scaled by alpha / rank.
         masks: zeros that merged weights keep.
         seed: that the adapters are drawn from; the global random state is not touched.
 
@@ -81,7 +84,7 @@ def recovering(
 
 
 def adaptable(module: nn.Module) -> Adaptable:
-    """The layers that `lora` adapts: plain Linears and convolutions whose weight is theirs alone and may be trained."""
+    """Return the layers that `lora` adapts: Linears and convolutions whose weight is trainable and not shared."""
     places = Counter(id(layer) for _, layer in module.named_modules(remove_duplicate=False))
     owners = Counter(
         id(weight)
@@ -103,7 +106,7 @@ def adaptable(module: nn.Module) -> Adaptable:
 
 def _not_adaptable(layer: nn.Linear | _ConvNd, owners: Counter[int], places: Counter[int]) -> str | None:
     if type(layer) not in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d):
-        return f"a {type(layer).__name__} is called in a way of its own"  # attention reads its out_proj's weight itself
+        return f"a {type(layer).__name__} is not called like a plain layer"  # such as attention's out_proj
     if not isinstance(layer.weight, nn.Parameter):
         return "its weight is computed from others"
     if not layer.weight.is_floating_point() or not layer.weight.requires_grad:
@@ -116,7 +119,7 @@ def _not_adaptable(layer: nn.Linear | _ConvNd, owners: Counter[int], places: Cou
 
 
 def _adapt(module: nn.Module, rank: int, alpha: float, masks: ZeroMasks | None, seed: int) -> Callable[[bool], None]:
-    """Put adapters in; returns what takes them out, merged or not."""
+    """Insert adapters; return the function that removes them, merged or not."""
     found = adaptable(module)
     if "" in found.layers:
         raise TechniqueError(
@@ -204,13 +207,13 @@ def _freeze(module: nn.Module) -> Callable[[bool], None]:
 
 
 def _is_normalization(layer: nn.Module) -> bool:
-    """Torch's normalization layers, and those that models name so: LlamaRMSNorm, LayerNorm2d."""
+    """Return whether a layer is a normalization: torch's, or one named so, as LlamaRMSNorm or LayerNorm2d."""
     return isinstance(layer, (_NormBase, nn.LayerNorm, nn.GroupNorm)) or bool(
         re.search(r"(Norm|Norm\dd)$", type(layer).__name__)
     )
 
 
 def _is_pretrained(module: nn.Module) -> bool:
-    """Whether it is a model of transformers; one that was never imported has made none."""
+    """Return whether a module is a transformers model, without importing transformers."""
     transformers = sys.modules.get("transformers")
     return transformers is not None and isinstance(module, transformers.PreTrainedModel)

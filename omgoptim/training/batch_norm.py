@@ -1,7 +1,7 @@
 """Re-estimation of batch-norm statistics after weights were removed.
 
-What a layer gives changes when weights go, and the running mean and variance are those of what it gave before. Training
-inputs, without labels, are enough to estimate them anew, and no weight changes.
+Removing weights changes the outputs of layers, while the running mean and variance are still those of the outputs
+before. Training inputs, without labels, are enough to estimate them again, and no weight changes.
 """
 
 from __future__ import annotations
@@ -22,11 +22,6 @@ LEAST = 32
 """Minimum samples of a joined batch: the batch variance of fewer is too noisy, and of one sample undefined."""
 
 
-def count(module: nn.Module) -> int:
-    """How many layers have statistics that can be estimated."""
-    return len(_norms(module))
-
-
 def reestimate(module: nn.Module, signature: Signature, batches: Samples) -> int:
     """Estimate the running statistics of every batch-norm layer on these inputs, in place.
 
@@ -36,6 +31,7 @@ def reestimate(module: nn.Module, signature: Signature, batches: Samples) -> int
 
     Args:
         module: runs where it is; its inputs are brought there.
+        signature: how the module is called.
         batches: of the train split; targets are not read.
 
     Returns:
@@ -71,7 +67,7 @@ def _norms(module: nn.Module) -> list[_BatchNorm]:
 
 @contextmanager
 def _estimating(layers: list[_BatchNorm]) -> Iterator[None]:
-    """These layers, of a module in eval mode, take the cumulative average of what they see."""
+    """Let these layers, of a module in eval mode, take the cumulative average over the batches."""
     momenta = [layer.momentum for layer in layers]
     try:
         for layer in layers:
@@ -85,7 +81,7 @@ def _estimating(layers: list[_BatchNorm]) -> Iterator[None]:
 
 
 def _joined(batches: list[NamedBatch]) -> Iterator[NamedBatch]:
-    """Neighbouring small batches of the same shapes as one, of `LEAST` samples or more where there are so many."""
+    """Join neighbouring small batches of the same shapes into batches of `LEAST` samples or more."""
     waiting: list[NamedBatch] = []
     for batch in batches:
         if waiting and _shapes(batch) != _shapes(waiting[0]):

@@ -24,17 +24,18 @@ class Batch:
     """Samples with their targets."""
 
     inputs: dict[str, Tensor]
-    """By input name, the batch first, in the signature's dtypes."""
+    """Inputs by name, the batch first, in the signature's dtypes."""
     target: Any = None
     """A tensor where the data's target is an array or a list of numbers (integers as int64, floats as float32), the
     user's own object where it is something else, None without labels."""
 
     @property
     def size(self) -> int:
+        """Number of samples."""
         return len(next(iter(self.inputs.values())))
 
     def to(self, device: str | torch.device) -> Batch:
-        """The batch on a device; a target that is no tensor stays what it is."""
+        """Return the batch on a device; a target that is not a tensor stays as it is."""
         target = self.target.to(device) if isinstance(self.target, Tensor) else self.target
         return replace(self, inputs={name: tensor.to(device) for name, tensor in self.inputs.items()}, target=target)
 
@@ -45,7 +46,7 @@ class Batches:
 
     data: DataSource
     module: nn.Module
-    """Whose forward names the inputs; a compressed copy has the same one."""
+    """Module whose forward names the inputs; a compressed copy has the same one."""
     signature: Signature
     outputs: ModelOutputs | None = None
     """Specification of the original's outputs; None: not known."""
@@ -53,12 +54,12 @@ class Batches:
     _samples: dict[int, int] = field(default_factory=dict)
 
     def epoch(self, batch_size: int) -> Iterator[Batch]:
-        """One pass over the train split, in an order drawn from torch's global random state.
+        """Yield the batches of the train split, in an order drawn from torch's global random state.
 
         A last batch of one sample is left out where others are larger: batch normalization cannot train on it.
 
         Raises:
-            DataError: a batch has not the model's inputs, or a target of another length.
+            DataError: a batch lacks some of the model's inputs, or a target of another length.
             UserCodeError: the user's data failed.
         """
         waiting, largest = None, 0
@@ -71,9 +72,10 @@ class Batches:
             yield waiting
 
     def survey(self, batch_size: int, seed: int, check: Callable[[Any], None]) -> tuple[int, Batch]:
-        """How many batches an epoch has, and its first one; read once, then remembered.
+        """Return the number of batches in an epoch, and its first one; read once, then cached.
 
         Args:
+            batch_size: samples in a batch where the data yields samples.
             seed: of the order in which the data is read; the global random state is left seeded with it.
             check: is shown each target, and raises if it does not fit.
 
@@ -96,7 +98,7 @@ class Batches:
         return self._counted[batch_size]
 
     def samples(self, batch_size: int) -> int:
-        """How many samples an epoch has, once it was surveyed at that batch size."""
+        """Return the number of samples in an epoch, once `survey` ran at that batch size."""
         return self._samples[batch_size]
 
     def _batch(self, raw: RawBatch) -> Batch:
@@ -119,9 +121,10 @@ class Batches:
 
 
 def as_target(target: Any, length: int) -> Any:
-    """A target as a tensor where it is numbers, else the user's own object.
+    """Return a target as a tensor where it is numbers, else the user's own object.
 
     Args:
+        target: of one batch, as the data gives it.
         length: samples in the batch.
 
     Raises:
@@ -138,7 +141,7 @@ def as_target(target: Any, length: int) -> Any:
             return target
         if array is None or array.dtype.kind not in "biuf":
             return target
-        target = torch.from_numpy(np.array(array))  # a copy: memory that cannot be written to is no tensor's
+        target = torch.from_numpy(np.array(array))  # a copy: memory that cannot be written to is not a tensor's
     tensor = target.detach().reshape(1) if target.ndim == 0 else target.detach()
     if len(tensor) != length:
         raise DataError(

@@ -9,10 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from omgoptim.errors import DataError
+from omgoptim.models.labels import IGNORED, refuse_out_of_range
 from omgoptim.models.outputs import OutputSpec, class_layout
-
-IGNORED = -100
-"""Label of ignored targets: the default `ignore_index` of torch's cross_entropy."""
 
 SMALLEST = 1e-12
 """Lower bound of a probability before its logarithm: keeps log finite, far below the float32 epsilon of 1.2e-7."""
@@ -32,14 +30,15 @@ class ClassScores:
     classes: int
     axis: int | None
     probabilities: bool
-    """Whether they went through a softmax (or sigmoid) already."""
+    """Whether the scores are probabilities: after a softmax or sigmoid."""
 
     @staticmethod
     def of(output: Tensor, target: Tensor) -> ClassScores | None:
-        """How an output and its integer targets fit together; None if they do not.
+        """Return the layout that fits an output and its integer targets; None if there is none.
 
         Args:
             output: what the model gave for one batch; whether it is probabilities is read from it.
+            target: integers, the batch first.
         """
         layout = class_layout(output.shape, target.shape) if output.is_floating_point() else None
         if layout is None:
@@ -52,7 +51,7 @@ class ClassScores:
 
     @staticmethod
     def of_spec(spec: OutputSpec, output: Tensor) -> ClassScores | None:
-        """How an output that was described holds class scores; None if it holds none."""
+        """Return the layout of an output's class scores by its specification; None if it holds none."""
         if spec.kind != "class_scores":
             return None
         classes = 2 if spec.class_axis is None else output.shape[spec.class_axis]
@@ -60,6 +59,7 @@ class ClassScores:
 
     @property
     def name(self) -> str:
+        """Name of the loss in reports."""
         return "cross-entropy" if self.axis is not None else "binary cross-entropy"
 
     def check(self, target: object) -> None:
@@ -72,16 +72,10 @@ class ClassScores:
             )
         if target.is_floating_point():
             raise DataError("the targets are integers in some batches of the train data and floats in others")
-        wrong = target[(target != IGNORED) & ((target < 0) | (target >= self.classes))]
-        if len(wrong):
-            raise DataError(
-                f"label {int(wrong[0])} is out of range",
-                f"the model scores {self.classes} classes, so labels are 0 to {self.classes - 1} (or -100: left out)",
-                "check the labels of the train data, or the number of outputs of the model",
-            )
+        refuse_out_of_range(target, self.classes)
 
     def rows(self, output: Tensor) -> Tensor:
-        """The scores as (rows, classes) logits in float32, one row per target, in the targets' order."""
+        """Return the scores as (rows, classes) logits in float32, one row per target, in the targets' order."""
         scores = output.float()
         if self.axis is None:
             scores = scores.reshape(-1)
@@ -94,7 +88,7 @@ class ClassScores:
         return scores.clamp(min=SMALLEST).log() if self.probabilities else scores
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Mean (binary) cross-entropy over the targets that count; 0 where none does."""
+        """Return the mean (binary) cross-entropy over the targets that count; 0 where none does."""
         rows, labels = self.rows(output), target.reshape(-1)
         if bool((labels == IGNORED).all()):
             return rows.sum() * 0.0  # a mean over nothing would be NaN
@@ -102,6 +96,6 @@ class ClassScores:
 
 
 def is_distribution(output: Tensor, axis: int) -> bool:
-    """Whether scores along an axis are probabilities: none negative, their sum one."""
+    """Return whether scores along an axis are probabilities: none negative, their sum one."""
     values = output.detach().float()
     return bool((values >= 0).all()) and bool(((values.sum(axis) - 1).abs() < 1e-3).all())

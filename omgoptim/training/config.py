@@ -12,7 +12,7 @@ Schedule = Literal["cosine", "linear", "constant", "one_cycle"]
 Precision = Literal["no", "bf16", "fp16"]
 
 LEARNING_RATES: dict[Optimizer, float] = {"adamw": 1e-3, "adam": 1e-3, "sgd": 1e-2, "rmsprop": 3e-4}
-"""Peak learning rates that bring a compressed network back; sgd's goes with its momentum of 0.9."""
+"""Default peak learning rates for the recovery of a compressed network; sgd's is for momentum 0.9."""
 
 BATCH = 64
 """Default batch size with enough data; `small_data` lowers it for few samples."""
@@ -24,17 +24,17 @@ class TrainingConfig:
 
     epochs: int = 1
     learning_rate: float = LEARNING_RATES["adamw"]
-    """The peak, after warmup."""
+    """Peak learning rate, after warmup."""
     optimizer: Optimizer = "adamw"
     lr_schedule: Schedule = "cosine"
     warmup: float = 0.05
-    """Fraction of the steps, 0..1."""
+    """Warmup steps as a fraction of all steps, 0..1."""
     weight_decay: float = 0.01
-    """Only on weights of two or more dimensions."""
+    """Weight decay, applied to weights of two or more dimensions."""
     accumulate: int = 1
-    """Batches whose gradients make one step; the last step of an epoch may have fewer."""
+    """Batches per optimizer step; the last step of an epoch may have fewer."""
     clip_norm: float = 1.0
-    """Largest norm of the gradient; 0: not clipped."""
+    """Largest norm of the gradient; 0 turns clipping off."""
     mixed_precision: Precision = "no"
     patience: int = 0
     """Epochs without better quality after which training stops; 0: never."""
@@ -44,7 +44,7 @@ class TrainingConfig:
 
     @staticmethod
     def of(request: TrainingRequest, epochs: int, device: str, seed: int) -> TrainingConfig:
-        """The config that a request asks for."""
+        """Return the config of a request."""
         return TrainingConfig(
             epochs=epochs,
             learning_rate=request.learning_rate or LEARNING_RATES[request.optimizer],
@@ -63,7 +63,7 @@ class TrainingConfig:
 
     @property
     def words(self) -> str:
-        """The optimizer with what matters about it: "adamw, learning rate 0.001, cosine"."""
+        """Return the optimizer with its settings, as "adamw, learning rate 0.001, cosine"."""
         parts = [self.optimizer, f"learning rate {self.learning_rate:.3g}", self.lr_schedule]
         if self.accumulate > 1:
             parts.append(f"{self.accumulate} batches a step")

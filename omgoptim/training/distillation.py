@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omgoptim.errors import DataError, TechniqueError, argument
+from omgoptim.models.labels import IGNORED
 from omgoptim.models.outputs import ModelOutputs, OutputSpec
 from omgoptim.training._distillation.output_distances import (
     correlation_distance,
@@ -24,7 +25,7 @@ from omgoptim.training._distillation.output_distances import (
     softened_divergence,
     squared_distance,
 )
-from omgoptim.training.class_scores import IGNORED, ClassScores, is_distribution
+from omgoptim.training.class_scores import ClassScores, is_distribution
 from omgoptim.training.losses import described_tensors, main_output, tensor_outputs
 
 Kind = Literal["auto", "classes", "values"]
@@ -77,12 +78,12 @@ class DistillationLoss(nn.Module):
 
     @property
     def teaches_others(self) -> bool:
-        """Whether outputs beside the main one are learnt; known when this loss is settled."""
+        """Whether outputs beside the main one are learnt; known once the loss is resolved."""
         return bool(self._others)
 
     @property
     def indices(self) -> frozenset[int]:
-        """Positions of the outputs that are learnt; known when this loss is settled."""
+        """Positions of the learnt outputs; known once the loss is resolved."""
         return frozenset(taught.index for taught in (self._main, *self._others) if taught is not None)
 
     @property
@@ -102,13 +103,15 @@ class DistillationLoss(nn.Module):
         return f"{words} the teacher's outputs at temperature {self.temperature:g}"
 
     def decided(self, teacher: Any, targets: Any = None, outputs: ModelOutputs | None = None) -> DistillationLoss:
-        """This loss with its kinds settled by one batch, so that they cannot change from batch to batch.
+        """Return this loss with its kinds resolved on one batch, so that they cannot change between batches.
 
         Args:
+            teacher: the teacher's outputs for a batch.
+            targets: of the same batch; None without.
             outputs: what the teacher's outputs are; default: read from this batch.
 
         Raises:
-            TechniqueError: the main output is no class scores, and the form is one for those.
+            TechniqueError: the main output is not class scores, and the form is one for those.
             DataError: dkd without a label for each row.
         """
         made = DistillationLoss(self.temperature, self.alpha, self.kind, self.form)
@@ -149,11 +152,14 @@ class DistillationLoss(nn.Module):
     def forward(
         self, student: Any, teacher: Any, targets: Any = None, hard: Callable[[Any, Any], Tensor] | None = None
     ) -> Tensor:
-        """alpha x loss on the targets + (1 - alpha) x distance of the main output + distances of the others; `soft`
-        alone without targets.
+        """Return the loss on the targets and the distance to the teacher, weighted; a scalar.
+
+        alpha x loss on the targets + (1 - alpha) x distance of the main output + distances of the others; `soft` alone
+        without targets.
 
         Args:
-            student, teacher: what the two modules return for the same batch.
+            student: what the student returns for a batch.
+            teacher: what the teacher returns for it.
             targets: labels or values; None without.
             hard: the loss on the targets, `hard(outputs, targets)`; default: cross-entropy of class scores, mean
                 squared error otherwise.
@@ -173,7 +179,7 @@ class DistillationLoss(nn.Module):
     def mixed(
         self, hard: Callable[[], Tensor], soft: Callable[[], Tensor], others: Callable[[], Tensor] | None = None
     ) -> Tensor:
-        """The parts by alpha; one of weight 0 is not computed, so that its infinities do not count."""
+        """Mix the two parts by alpha; a part of weight 0 is not computed, so that its infinities do not count."""
         if self.alpha == 1:
             value = hard()
         elif self.alpha == 0:
@@ -183,11 +189,13 @@ class DistillationLoss(nn.Module):
         return value + others() if others is not None and self._others else value
 
     def soft(self, student: Any, teacher: Any, targets: Any = None, real: Tensor | None = None) -> Tensor:
-        """The distance to the teacher in all outputs, a scalar.
+        """Return the distance to the teacher in all outputs, a scalar.
 
         Args:
+            student: what the student returns for a batch.
+            teacher: what the teacher returns for it.
             targets: rows of the main output whose integer target is -100 are left out.
-            real: of the rows' shape (batch, or batch and length), nonzero where a row is no padding.
+            real: of the rows' shape (batch, or batch and length), nonzero where a row is not padding.
 
         Raises:
             DataError: the outputs are of two shapes; dkd without labels.
@@ -199,7 +207,7 @@ class DistillationLoss(nn.Module):
         return value + self.others(student, teacher, real) if self._others else value
 
     def main(self, student: Any, teacher: Any, targets: Any = None, real: Tensor | None = None) -> Tensor:
-        """The distance to the teacher in the main output; as `soft`. This loss has to be settled."""
+        """Return the distance to the teacher in the main output, as `soft`; the loss must be resolved."""
         if self._main is None:
             raise ValueError("this loss is not settled")
         output, goal = self._pair(self._main, student, teacher)
@@ -221,7 +229,7 @@ class DistillationLoss(nn.Module):
         return distance(rows, goals, self.temperature)
 
     def others(self, student: Any, teacher: Any, real: Tensor | None = None) -> Tensor:
-        """The sum of the distances to the teacher in the outputs beside the main one; 0 without any."""
+        """Return the sum of the distances to the teacher in the other outputs; 0 without any."""
         total = torch.zeros(())
         for taught in self._others:
             output, goal = self._pair(taught, student, teacher)
@@ -235,7 +243,7 @@ class DistillationLoss(nn.Module):
         return total
 
     def _pair(self, taught: _LearnedOutput, student: Any, teacher: Any) -> tuple[Tensor, Tensor]:
-        """An output of both, the teacher's without a gradient."""
+        """Return an output of both, the teacher's without a gradient."""
         output, goal = (tensor_outputs(each, self._count)[taught.index] for each in (student, teacher))
         same_shape(output, goal)
         return output, goal.detach()
@@ -254,20 +262,20 @@ class DistillationLoss(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class _LearnedOutput:
-    """An output that is learnt."""
+    """A learnt output."""
 
     index: int
     name: str
     scores: ClassScores | None
     spread: float | None
-    """Of the teacher's values over many samples; None: that of each batch."""
+    """Spread of the teacher's values over many samples; None: that of each batch."""
 
 
 def other_outputs(student: int, teacher: int) -> DataError:
-    """The error of a student that does not return as many outputs as its teacher."""
+    """Return the error of a student with another number of outputs than its teacher."""
     return DataError(
         f"the student returns {student} output{'s' if student != 1 else ''} and the teacher {teacher}",
-        "what the teacher gives is learnt and compared output by output",
+        "the outputs are compared one by one",
         "let the student return what the teacher returns, in the same order",
     )
 
@@ -290,7 +298,7 @@ def same_shape(student: Tensor, teacher: Tensor) -> None:
 
 
 def _class_scores(output: Tensor, targets: Any, kind: Kind, form: Form, spec: OutputSpec) -> ClassScores | None:
-    """How an output's class scores lie; None where it holds none."""
+    """Return the layout of an output's class scores; None where it holds none."""
     if isinstance(targets, Tensor) and not targets.is_floating_point():
         fitting = ClassScores.of(output, targets)
         if fitting is not None:
@@ -305,12 +313,12 @@ def _class_scores(output: Tensor, targets: Any, kind: Kind, form: Form, spec: Ou
 
 
 def _unit_rows(output: Tensor) -> bool:
-    """Whether rows have length one: embeddings."""
+    """Return whether rows have unit length, as embeddings."""
     return bool(((output.detach().float().norm(dim=1) - 1).abs() < 1e-3).all())
 
 
 def _labels(output: Tensor, scores: ClassScores, targets: Any) -> Tensor:
-    """The label of each row, in the rows' order."""
+    """Return the label of each row, in the rows' order."""
     rows = output.numel() // (scores.classes if scores.axis is not None else 1)
     if isinstance(targets, Tensor) and not targets.is_floating_point() and targets.numel() == rows:
         return targets
@@ -325,7 +333,7 @@ def _labels(output: Tensor, scores: ClassScores, targets: Any) -> Tensor:
 
 
 def _counting(shape: torch.Size, targets: Any, real: Tensor | None) -> Tensor | None:
-    """Which rows count, of the rows' shape or flat; None where all do."""
+    """Return which rows count, of the rows' shape or flat; None where all do."""
     keep = None
     if isinstance(targets, Tensor) and not targets.is_floating_point() and targets.numel() == shape.numel():
         keep = targets.reshape(shape) != IGNORED

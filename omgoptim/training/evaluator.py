@@ -1,6 +1,6 @@
-"""Evaluation on the selection samples, in this process: best weights and early stopping go by it.
+"""Evaluation on the selection samples, in this process, for best weights and early stopping.
 
-It never sees the evaluation data, and no figure of a report but the rounds' and epochs' comes from it.
+It never sees the evaluation data. In a report only the quality of rounds and epochs comes from it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from omgoptim.runtimes.signature import Signature, flatten
 from omgoptim.runtimes.torch_session import to_array, to_tensor
 
 COLLAPSED = -math.inf
-"""The score of a module whose outputs are not finite where the original's are, or whose metric is no number: below any
-other, so that a round or an epoch that ends there is undone."""
+"""Score of a module whose outputs are not finite where the original's are, or whose metric is not a number: below any
+other, so that such a round or epoch is undone.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Evaluator:
     signature: Signature
     metric: Metric
     outputs: list[Arrays]
-    """Of the original, per batch."""
+    """Outputs of the original, per batch."""
     original: float
     """The original's score."""
     limit_s: float
@@ -56,9 +57,16 @@ class Evaluator:
         device: str = "cpu",
         described: ModelOutputs | None = None,
     ) -> Evaluator:
-        """An evaluator by the metric that a request names, with `module` as the original.
+        """Create an evaluator with the request's metric and `module` as the original.
 
         Args:
+            module: the original, in eval mode.
+            samples: to evaluate on.
+            signature: how modules are called.
+            metric: name, or the user's callable.
+            policy: the files and modules whose code may run.
+            limit_s: seconds that a call of the user's metric may take.
+            device: that modules are evaluated on.
             described: what the original's outputs are; default: read from what it gives for the samples.
 
         Raises:
@@ -66,14 +74,14 @@ class Evaluator:
             SetupError, UserCodeError: the metric's package or code.
         """
         if not samples.batches:
-            raise DataError("there are no samples to evaluator quality on", "the selection samples are empty")
+            raise DataError("there are no samples to evaluate quality on", "the selection samples are empty")
         outputs = _run(module, samples, signature, limit_s, device)
         resolved = resolve_metric(metric, signature, outputs, samples.targets, policy, limit_s, described)
         original = score(resolved, outputs, samples.targets, outputs)
         return Evaluator(samples, signature, resolved, outputs, original, limit_s, device)
 
     def score(self, module: nn.Module) -> float:
-        """The metric's value, higher is better; `COLLAPSED` where the module gives no usable numbers.
+        """Return the metric's value, higher is better; `COLLAPSED` where the module gives no usable numbers.
 
         The module runs in eval mode, without gradients, and is left as it was: mode, device and weights.
 
@@ -88,12 +96,12 @@ class Evaluator:
         return _run(module, self.samples, self.signature, self.limit_s, self.device)
 
     def usable(self, outputs: Sequence[Arrays]) -> bool:
-        """Whether outputs are finite wherever the original's are."""
+        """Return whether outputs are finite wherever the original's are."""
         pairs = zip(outputs, self.outputs, strict=True)
         return not any(_broken(made, of_original) for made, of_original in pairs)
 
     def value_of(self, outputs: Sequence[Arrays]) -> float:
-        """The metric's value for what a model gave for the samples, per batch; `COLLAPSED` as `score` has it.
+        """Return the metric's value for outputs on the samples, per batch; `COLLAPSED` as in `score`.
 
         Raises:
             DataError, UserCodeError: as `score`.
@@ -139,7 +147,7 @@ def distance_to_original(evaluator: Evaluator, module: nn.Module) -> float:
 
 @contextmanager
 def eval_mode(module: nn.Module, device: str | torch.device) -> Iterator[None]:
-    """The module in eval mode on a device; afterwards every layer's mode and the device are what they were."""
+    """Put a module in eval mode on a device; restore every layer's mode and the device afterwards."""
     modes = [(layer, layer.training) for layer in module.modules()]
     home = device_of(module)
     try:
@@ -154,13 +162,13 @@ def eval_mode(module: nn.Module, device: str | torch.device) -> Iterator[None]:
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where the module's first tensor is; the CPU for a module without any."""
+    """Return the device of the module's first tensor; the CPU for a module without any."""
     first = next((tensor for tensors in (module.parameters(), module.buffers()) for tensor in tensors), None)
     return torch.device("cpu") if first is None else first.device
 
 
 def _run(module: nn.Module, samples: Samples, signature: Signature, limit_s: float, device: str) -> list[Arrays]:
-    """The outputs per batch as flat lists of arrays, floating ones as float32."""
+    """Return the outputs per batch as flat lists of arrays, floating ones as float32."""
 
     def forward(batch: dict[str, Any]) -> Arrays:
         tensors = {t.name: to_tensor(batch[t.name], t.dtype, device) for t in signature.inputs}
@@ -176,7 +184,7 @@ def _run(module: nn.Module, samples: Samples, signature: Signature, limit_s: flo
 
 
 def _broken(outputs: Sequence[Any], original: Sequence[Any]) -> bool:
-    """Whether a value is not finite where the original's is, or NaN anywhere."""
+    """Return whether a value is not finite where the original's is, or NaN anywhere."""
     for made, reference in zip(outputs, original, strict=True):
         if made.dtype.kind != "f":
             continue

@@ -1,8 +1,8 @@
-"""Int8 simulated while a module trains: what quantization-aware training sees of the integers to come.
+"""Fake quantization: int8 weights and inputs simulated while a module trains.
 
-The weights of convolutions and Linear layers and their inputs are rounded to the values that int8 has, in the forward
-only; the gradient passes as if they had not been (straight-through), and stops where an input lies outside its range.
-The module itself stays plain: rounded weights and hooks are there while a forward runs, and nothing has to be undone.
+The weights of convolutions and Linear layers and their inputs are rounded to int8 values in the forward only; the
+gradient passes unchanged (straight-through) and is zero where an input lies outside its range. The module itself stays
+plain: rounded weights and hooks exist only during a forward.
 
 Weights: symmetric, s = max|w| / 127 over an output channel. Such a scale follows its channel when batch normalization
 is folded into it, so that rounding and folding commute, and nothing is folded while training. With one scale for the
@@ -48,7 +48,7 @@ Simulated = nn.Linear | _ConvNd
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """The integers that are simulated."""
+    """Integer formats of the simulation."""
 
     per_channel: bool = True
     """One scale per output channel of a weight, or one for the whole weight."""
@@ -60,14 +60,15 @@ class Simulation:
     ignore: Sequence[str] = field(default_factory=tuple)
     """Globs on paths of layers."""
     factors: Mapping[str, Tensor] = field(default_factory=dict)
-    """Path to the factors, above 0, that conversion divides the channels of a layer's input by, (input channels)."""
+    """Layer path to the positive factors by which conversion divides its input channels, (input channels)."""
 
 
 class _Rounded(torch.autograd.Function):
-    """(clamp(round(x / s) + z, low, high) - z) x s, as QuantizeLinear and DequantizeLinear compute it."""
+    """Return (clamp(round(x / s) + z, low, high) - z) x s, as QuantizeLinear and DequantizeLinear compute it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
+        """Quantize and dequantize `x`; keep where it lies inside the range."""
         levels = torch.round(x / scale).add_(zero)
         ctx.save_for_backward((levels >= low) & (levels <= high))
         return levels.clamp_(low, high).sub_(zero).mul_(scale)
@@ -79,12 +80,14 @@ class _Rounded(torch.autograd.Function):
 
 
 def fake_quantize(x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
-    """Round to the values of integers, halves to even; the gradient is 1 inside the range and 0 outside.
+    """Quantize and dequantize, halves to even; the gradient is 1 inside the range and 0 outside.
 
     Args:
         x: any shape, floating.
-        scale, zero: broadcast against x; the step, above 0, and the integer (in floating point) that stands for 0.
-        low, high: the smallest and the largest integer.
+        scale: the step, above 0; broadcast against x.
+        zero: the integer, in floating point, that stands for 0; broadcast against x.
+        low: the smallest integer.
+        high: the largest integer.
 
     Returns:
         Of x's shape and dtype; computed in float32.
@@ -94,7 +97,7 @@ def fake_quantize(x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -
 
 
 def weight_scale(weight: Tensor, axis: int | None, levels: int = 127) -> Tensor:
-    """max|w| / levels over all but `axis` (over everything for None), shaped to broadcast; 1 where all is 0."""
+    """Return max|w| / levels over all but `axis` (over everything for None), shaped to broadcast; 1 where all is 0."""
     size = weight.detach().float().abs()
     if axis is None:
         largest = size.amax()
@@ -106,7 +109,7 @@ def weight_scale(weight: Tensor, axis: int | None, levels: int = 127) -> Tensor:
 
 
 def input_scale(low: Tensor, high: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """Scale and zero point of inputs between low and high, a range that 0 is taken into.
+    """Return scale and zero point of inputs between low and high, a range that is extended to 0.
 
     Unsigned: s = (high - low) / 255, z = round(-low / s). Symmetric: s = max(-low, high) / 127, z = 0.
     """
@@ -117,10 +120,10 @@ def input_scale(low: Tensor, high: Tensor, symmetric: bool) -> tuple[Tensor, Ten
 
 
 class FakeQuantized(nn.Module):
-    """A module that runs as if its layers were int8; `module` is the plain one, with the weights as they are.
+    """Module whose forward simulates int8; `module` is the plain one, with unrounded weights.
 
-    In train mode it counts its forwards, moves the ranges of inputs and, later, holds batch normalization still; all
-    that this depends on is in buffers, so that a checkpoint has it.
+    In train mode it counts its forwards, updates the ranges of inputs and, later, freezes batch normalization; the
+    state of all this is in buffers, so that checkpoints include it.
 
     Args:
         module: not copied; its weights are what is trained.
@@ -151,10 +154,11 @@ class FakeQuantized(nn.Module):
 
     @property
     def observes(self) -> bool:
-        """Whether forwards move the ranges of inputs."""
+        """Return whether forwards update the ranges of inputs."""
         return self.training and int(self.steps_done) <= RANGES_FIXED * self.steps
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module with simulated int8 weights and inputs."""
         if self.training:
             self.steps_done += 1
             if int(self.steps_done) > NORMS_FROZEN * self.steps:
@@ -164,7 +168,7 @@ class FakeQuantized(nn.Module):
             return functional_call(self.module, self.rounded_weights(), args, kwargs)
 
     def rounded_weights(self) -> dict[str, Tensor]:
-        """Name of each simulated weight to what it is in int8."""
+        """Return the dequantized value of each simulated weight by name."""
         simulation, rounded = self.simulation, {}
         levels = simulation.weight_levels
         for index, (path, layer) in enumerate(self.layers.items()):
@@ -178,16 +182,17 @@ class FakeQuantized(nn.Module):
         return rounded
 
     def ranges(self) -> dict[str, tuple[float, float]]:
-        """Path to the lowest and highest input, channels scaled, of each layer that was reached."""
+        """Return the lowest and highest input, channels scaled, of each layer that was reached, by path."""
         pairs = zip(self.layers, self.low.tolist(), self.high.tolist(), strict=True)
         return {path: (min(low, 0.0), max(high, 0.0)) for path, low, high in pairs if math.isfinite(low)}
 
     @torch.no_grad()
     def calibrate(self, calls: Iterable[tuple[tuple[Any, ...], Mapping[str, Any]]], device: str = "cpu") -> None:
-        """Read the smallest and largest input of each layer over these calls of the float module, in eval mode.
+        """Observe the smallest and largest input of each layer over these calls of the float module, in eval mode.
 
         Args:
             calls: arguments on the device.
+            device: that the float module is run on.
         """
         self._calibrating = True
         try:
@@ -217,10 +222,13 @@ class FakeQuantized(nn.Module):
         return hook
 
     def _input(self, index: int, x: Tensor, spatial: int, observes: bool) -> Tensor:
-        """A layer's input in int8.
+        """Fake-quantize a layer's input.
 
         Args:
+            index: of the layer.
+            x: the layer's input, the channels on axis 1, or last without spatial dimensions.
             spatial: dimensions behind that of the channels.
+            observes: whether the range follows this input.
         """
         if not x.is_floating_point() or not x.numel():
             return x
@@ -238,7 +246,7 @@ class FakeQuantized(nn.Module):
         return rounded if factors is None else rounded * factors
 
     def _observe(self, index: int, low: Tensor, high: Tensor) -> None:
-        """The widest range while calibrating, a moving average while training."""
+        """Update the range: the widest while calibrating, a moving average while training."""
         if self._calibrating or not bool(torch.isfinite(self.low[index])):
             self.low[index] = torch.minimum(self.low[index], low)
             self.high[index] = torch.maximum(self.high[index], high)
@@ -248,7 +256,7 @@ class FakeQuantized(nn.Module):
 
 
 def _simulated(module: nn.Module, simulation: Simulation) -> dict[str, Simulated]:
-    """Path to each layer that is simulated."""
+    """Return the simulated layers by path."""
     found: dict[str, Simulated] = {}
     for path, layer in module.named_modules():
         weight = layer._parameters.get("weight") if isinstance(layer, (nn.Linear, _ConvNd)) else None
@@ -281,7 +289,7 @@ def _input_channels(layer: Simulated) -> int:
 
 
 def _of_weight(factors: Tensor, layer: Simulated) -> Tensor:
-    """Factors of the input's channels, (C), shaped to broadcast against the weight that reads them."""
+    """Return the factors of the input channels, (C), shaped to broadcast against the weight that reads them."""
     if not isinstance(layer, _ConvNd):
         return factors
     ones = [1] * len(layer.kernel_size)

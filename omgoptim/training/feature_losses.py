@@ -43,19 +43,20 @@ WORDS: dict[Method, str] = {
 
 @dataclass(frozen=True, slots=True)
 class LayerPlace:
-    """Where to listen in a module."""
+    """Place in a module whose tensor is captured."""
 
     path: str
     side: Side
     axis: int = -1
-    """Of the channels there."""
+    """Axis of the channels."""
 
     @staticmethod
     def of(seen: LayerOutput) -> LayerPlace:
+        """Return the place of a layer's output."""
         return LayerPlace(seen.path, "output", seen.axis)
 
     def __str__(self) -> str:
-        return f"{'what goes into ' if self.side == 'input' else ''}{self.path or 'the output'}"
+        return f"{'the input of ' if self.side == 'input' else ''}{self.path or 'the output'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,15 +123,19 @@ class FeatureLoss(nn.Module):
         inputs: Mapping[str, Tensor],
         seed: int = 0,
     ) -> FeatureLoss:
-        """The loss between two modules, of which each is run once, and neither is kept.
+        """Create the loss between two modules; each is run once, and neither is kept.
 
         Args:
             method: fitnets, attention, relational or minilm.
+            weight: factor of this loss beside that of the outputs.
             pairs: `STUDENT=TEACHER` by module path, or one path for both; empty: found by path and shape. For minilm
                 the module around queries, keys and values; for relational any layer, its positions averaged, instead
-                of what goes into the last Linear (or, where that is not what answers, the output).
+                of the input of the last Linear (or, where that is not what answers, the output).
+            student: run once, in eval mode.
+            teacher: run once, in eval mode.
             signature: of both.
             inputs: a batch by input name.
+            seed: of the adapters between layers of different width.
 
         Raises:
             RequestError: the method is unknown; a pair's layer does not exist, or gives nothing to compare.
@@ -155,12 +160,12 @@ class FeatureLoss(nn.Module):
 
     @property
     def name(self) -> str:
-        """In words, for the report."""
+        """Description for the report."""
         return WORDS[self.method]
 
     @property
     def names(self) -> list[str]:
-        """The pairs in words."""
+        """Return the pairs in words."""
         names = []
         for one, other in self.pairs:
             words = f"{one} of both" if str(one) == str(other) else f"{one} after the teacher's {other}"
@@ -172,7 +177,7 @@ class FeatureLoss(nn.Module):
 
     @contextmanager
     def capturing(self, student: nn.Module, teacher: nn.Module) -> Iterator[Features]:
-        """Within the block, what both give in their places at their last forward; no hook is left behind."""
+        """Capture both modules' features in their last forward within the block; the hooks are removed afterwards."""
         with (
             capture_outputs(student, [(one.path, one.side) for one, _ in self.pairs]) as own,
             capture_outputs(teacher, [(other.path, other.side) for _, other in self.pairs]) as theirs,
@@ -180,10 +185,11 @@ class FeatureLoss(nn.Module):
             yield Features(own, theirs)
 
     def forward(self, heard: Features, real: Tensor | None = None) -> Tensor:
-        """The distance, without its weight: a scalar with the gradient that the student's side has.
+        """Return the distance, without its weight: a scalar with the gradient of the student's features.
 
         Args:
-            real: (batch, length), nonzero where a token is no padding.
+            heard: values of the paired layers in one forward of each module.
+            real: (batch, length), nonzero where a token is not padding.
 
         Raises:
             DataError: a layer was not called, or its values cannot be compared.
@@ -218,7 +224,7 @@ def _embedding(traced: Trace) -> LayerPlace:
 def _attention_pairs(
     student: nn.Module, own: Trace, teacher: nn.Module, theirs: Trace, asked: Sequence[str]
 ) -> list[tuple[LayerOutput, LayerOutput]]:
-    """Queries with queries, keys with keys, values with values, of the last self-attentions or of those asked for."""
+    """Pair queries, keys and values of the last self-attentions, or of the requested ones."""
     paths: list[tuple[str | None, str | None]] = [two_paths(text) for text in asked] or [(None, None)]
     pairs: list[tuple[LayerOutput, LayerOutput]] = []
     for one, other in paths:
@@ -240,7 +246,7 @@ def _values(heard: Mapping[tuple[str, Side], Tensor], place: LayerPlace, whose: 
 
 
 def _pooled(values: Tensor, real: Tensor | None) -> Tensor:
-    """Values (batch, …, D) averaged over their positions, padding left out: (batch, D)."""
+    """Return values (batch, …, D) averaged over their positions without padding: (batch, D)."""
     tokens = _of_tokens(values, real)
     if tokens is not None:
         kept = (tokens != 0).unsqueeze(-1)
@@ -249,12 +255,12 @@ def _pooled(values: Tensor, real: Tensor | None) -> Tensor:
 
 
 def _of_tokens(values: Tensor, real: Tensor | None) -> Tensor | None:
-    """`real`, if it is about the positions of these values (batch, length, D)."""
+    """Return `real` if it has the positions of these values (batch, length, D)."""
     return real if real is not None and values.ndim == 3 and real.shape == values.shape[:2] else None
 
 
 def _on_one_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Both, (batch, …, D) and (batch, …, E), averaged to the smaller grid."""
+    """Return both, (batch, …, D) and (batch, …, E), averaged to the smaller grid."""
     grid = [min(sizes) for sizes in zip(student.shape[1:-1], teacher.shape[1:-1], strict=True)]
     return _averaged(student, grid), _averaged(teacher, grid)
 

@@ -1,12 +1,13 @@
-"""The one training loop, on Hugging Face Accelerate: fine-tuning, distillation and recovery are all this.
+"""The training loop, on Hugging Face Accelerate: fine-tuning, distillation and recovery all use it.
 
-What is kept is what the evaluator found best, the untrained state included: training that only hurts is undone. A
-checkpoint after each epoch makes a killed training end with the same weights, bit for bit, as one that was not.
+The weights with the best score are kept, the untrained ones included: training that only hurts is undone. With its
+checkpoint after each epoch, a killed and resumed training ends with the same weights, bit for bit.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,15 @@ class TrainingResult:
     """Result of one training; the weights are in the module."""
 
     epochs: list[Epoch]
-    """All that were run, those before a resume too. `best` marks the one whose weights the module has; none where
-    training only hurt, and the weights are those from before it."""
+    """All epochs, those before a resume too. `best` marks the one whose weights are kept; none where training only
+    hurt, and the weights are those before it.
+    """
     quality: float | None
-    """The evaluator's, of the weights that were kept; None without one."""
+    """Score of the kept weights; None without an evaluator."""
     quality_before: float | None
-    """The evaluator's, before training."""
+    """Score before training."""
     best_epoch: int
-    """The epoch whose weights were kept; 0: those from before training."""
+    """Epoch of the kept weights; 0 for those before training."""
     loss: str
     """Description of the minimized loss."""
     optimizer: str
@@ -58,12 +60,13 @@ class TrainingResult:
     total_params: int
     seconds: float
     stopped: str | None = None
-    """Why it ended before its last epoch, in words."""
+    """Why the training ended before its last epoch."""
     resumed: int = 0
-    """How often it went on from a checkpoint."""
+    """How often it was resumed from a checkpoint."""
     teacher_outputs: str | None = None
-    """Whether the teacher's outputs were computed once and kept, or for every batch, in words; None where they have no
-    part in the loss."""
+    """Whether the teacher's outputs were cached or computed for every batch, in words; None where the loss does not use
+    them.
+    """
     few_steps: str | None = None
     """Warning about few training samples, with the number of steps; None where there were enough."""
     notes: list[str] = field(default_factory=list)
@@ -84,29 +87,36 @@ def fit(
     masks: ZeroMasks | None = None,
     round_number: int = 1,
     score: float | None = None,
+    on_epoch: Callable[[Epoch], None] = lambda _epoch: None,
 ) -> TrainingResult:
-    """Train a module in place; it comes back on the CPU, in the modes it had, with the best weights.
+    """Train a module in place; it comes back on the CPU, in its former modes, with the best weights.
 
-    Which those are: the highest score of the evaluator, among the weights from before training and those after each
-    epoch; of equal ones the latest, but one that only equals the score from before training has to be as near to the
-    outputs of the original, too. Without an evaluator those after the last epoch. A loss or a weight that is no number
-    ends the training with the best weights so far. Parameters that do not require a gradient stay as they are, and
-    batch normalization all of whose parameters are frozen keeps its mode.
+    Best is the highest score of the evaluator, among the weights before training and after each epoch; of equal scores
+    the latest, but one that only equals the score before training has to be as near to the outputs of the original,
+    too. Without an evaluator the weights after the last epoch are kept. A loss or a weight that is not finite ends the
+    training with the best weights so far. Parameters that do not require a gradient stay as they are, and batch
+    normalization with frozen parameters keeps its mode.
 
     Each epoch begins with torch, numpy and random seeded from the config's seed, the round and the epoch; the caller's
     random state is restored at the end. Data with a random state of its own (a DataLoader's `generator`) starts anew
     in a resumed process.
 
     Args:
+        module: trained in place.
+        batches: of the train split.
         loss: on the targets; None to learn from the teacher alone.
+        config: epochs, optimizer, precision and seed.
         evaluator: what best weights and early stopping go by.
         checkpoints: a folder for one file per round; a training found there goes on after its last whole epoch.
         progress: called about once a second, with the loss and the time left.
         teacher: learnt from with `distillation`; not changed. Its outputs are computed once for each sample where the
             inputs are the same in every epoch, and there are several.
+        distillation: the distance to the teacher's outputs.
         features: what is learnt from the teacher's layers too; its adapters are trained, and stay in it.
         masks: weights that stay zero.
+        round_number: of the rounds of compression and training, from 1; part of the seed.
         score: the evaluator's score of the module as it is, where that is known.
+        on_epoch: called after each epoch with its record.
 
     Raises:
         RequestError: fp16 on a CPU.
@@ -145,23 +155,27 @@ def fit(
                 state.cache_teacher_outputs(batches, count, first, progress)
             while state.is_running:
                 state.one_epoch(batches, count, progress)
+                on_epoch(state.records[-1])
                 if path:
                     write_checkpoint(path, state.checkpoint(identity))
             if state.best_epoch != state.epoch or state.stopped:
                 put_tensors(module, state.best)
     for parameter in [*module.parameters(), *adapters]:
         parameter.grad = None
-    fitted = _fitted(module, state, config, loss_fn.name, len(state.scores) > 0, parameters)
     note = few_steps_note(total, batches.samples(config.batch), config) if config.epochs else None
-    return replace(fitted, few_steps=note)
+    return _fitted(module, state, config, loss_fn.name, parameters, note)
 
 
 def _identity(
     module: nn.Module, steps: Steps, evaluator: Evaluator | None, round_number: int, count: int
 ) -> dict[str, Any]:
-    """Return what a checkpoint must share with this training to be resumed, as plain values.
+    """Return the values that a checkpoint must share with this training to be resumed.
 
     Args:
+        module: before training.
+        steps: with the optimizer and its config.
+        evaluator: that weights are chosen by; None without.
+        round_number: of the training.
         count: batches in an epoch.
     """
     features = steps.loss_fn.features
@@ -197,7 +211,7 @@ def _refuse(
         raise TechniqueError(
             "there is nothing to learn from",
             "the train data has no targets, and the original model's outputs are not used",
-            "give targets, or keep learning from the original on (distill)",
+            "give targets, or leave distill on",
         )
 
 
@@ -206,8 +220,8 @@ def _fitted(
     state: TrainingState,
     config: TrainingConfig,
     loss: str,
-    eval_mode: bool,
     trained: list[nn.Parameter],
+    few_steps: str | None,
 ) -> TrainingResult:
     notes = []
     if state.best_epoch == 0 and state.records and state.stopped is None:
@@ -215,8 +229,8 @@ def _fitted(
     records = [record.model_copy(update={"best": record.epoch == state.best_epoch}) for record in state.records]
     return TrainingResult(
         epochs=records,
-        quality=max(state.scores) if eval_mode else None,
-        quality_before=state.scores[0] if eval_mode else None,
+        quality=max(state.scores) if state.scores else None,
+        quality_before=state.scores[0] if state.scores else None,
         best_epoch=state.best_epoch,
         loss=loss,
         optimizer=config.words,
@@ -226,5 +240,6 @@ def _fitted(
         stopped=state.stopped,
         resumed=state.resumed,
         teacher_outputs=state.teacher_outputs,
+        few_steps=few_steps,
         notes=notes,
     )

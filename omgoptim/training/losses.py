@@ -13,12 +13,13 @@ from torch.nn import functional as F
 
 from omgoptim.errors import DataError, argument
 from omgoptim.measure.builtin_metrics import detect_outputs
+from omgoptim.models.labels import IGNORED, LabelForm, plain_labels
 from omgoptim.models.outputs import ModelOutputs
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.user_code import call_user, load_callable
 from omgoptim.runtimes.signature import flatten
 from omgoptim.runtimes.torch_session import to_array
-from omgoptim.training.class_scores import IGNORED, ClassScores
+from omgoptim.training.class_scores import ClassScores
 
 OWN_LOSS_FIX = (
     f"give a loss of your own, {argument('loss', 'file.py:callable')}: loss(outputs, targets) -> a scalar tensor"
@@ -34,26 +35,27 @@ class Loss:
     """A loss on the targets, and what is known about it before the first step."""
 
     name: str
-    """In words, for the report."""
+    """Description for the report."""
     function: Callable[[Any, Any], Tensor]
     """`function(outputs, target)`: outputs as the module returns them, a scalar with a gradient."""
     check: Callable[[Any], None] = _accept
-    """Raises a DataError on a target that does not fit the outputs."""
+    """Raise a DataError on a target that does not fit the outputs."""
     by_the_model: bool = False
-    """Whether the module computes it itself, when it is called with `labels`."""
+    """Whether the module computes the loss itself, when it is called with `labels`."""
 
     @staticmethod
     def counted(target: Any) -> int | None:
-        """Targets that count in a batch: a mean over batches has to be weighted by them. None: by samples."""
+        """Return how many targets of a batch count, the weight of its mean loss; None: the number of samples."""
         if isinstance(target, Tensor) and not target.is_floating_point():
             return int((target != IGNORED).sum())
         return None
 
 
 def tensor_outputs(outputs: Any, count: int | None = None) -> list[Tensor]:
-    """The tensors that a model returns, in order.
+    """Return the tensors of a model's outputs, in order.
 
     Args:
+        outputs: a tensor, or nested tuples, lists, mappings or dataclasses of tensors.
         count: how many the model returns without labels: with them a Hugging Face model returns its loss too, which is
             passed over then. Not known: it is passed over.
     """
@@ -71,9 +73,9 @@ def described_tensors(leaves: Sequence[Tensor], target: Any = None) -> ModelOutp
 
 
 def main_output(outputs: Any) -> Tensor:
-    """The first tensor that has a batch dimension.
+    """Return the first tensor that has a batch dimension.
 
-    Hugging Face outputs with labels begin with their loss, a single number; it is passed over.
+    Hugging Face outputs with labels begin with their loss, a scalar, which is skipped.
 
     Raises:
         DataError: there is none.
@@ -99,10 +101,10 @@ def loss_of(
     module: nn.Module | None = None,
     outputs: ModelOutputs | None = None,
 ) -> Loss | None:
-    """The loss that a request names; None for `auto` without targets, where there is nothing to compare with.
+    """Return the loss that a request names; None for `auto` without targets.
 
     `auto` is the model's own loss where `module` takes `labels` and returns a mapping, as those of Hugging Face do.
-    Else integer targets give cross-entropy (targets of -100 left out; class axis last or second), or binary
+    Else labels of classes give cross-entropy (targets of -100 left out; class axis last or second), or binary
     cross-entropy where there is one score per target; float targets of the outputs' shape give the mean squared error.
     Outputs that are probabilities already are taken as such.
 
@@ -110,7 +112,9 @@ def loss_of(
         spec: `auto`, `file.py:callable`, or the callable itself: `loss(outputs, targets)`.
         outputs_example: what the module returned for a batch.
         target_example: the target of the same batch, as `Batch` has it.
+        policy: the files and modules whose code may run.
         limit_s: seconds after which one call of the user's loss counts as hanging.
+        module: that the loss is for; None where it is not known.
         outputs: what the original's outputs are, and which one the labels belong to; default: read from the examples.
 
     Raises:
@@ -134,26 +138,28 @@ def loss_of(
 
 
 def takes_labels(module: nn.Module) -> bool:
-    """Whether forward has an argument `labels`."""
+    """Return whether forward has an argument `labels`."""
     return "labels" in inspect.signature(module.forward).parameters
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where the labelled output stands in what a model returns."""
+    """Position of the labelled output."""
 
     index: int
     count: int | None
-    """How many outputs the model returns without labels."""
+    """Number of outputs that the model returns without labels."""
     name: str = ""
-    """Of the output, where there are several."""
+    """Name of the output, where there are several."""
+    form: LabelForm = "index"
+    """How the data writes its labels."""
 
     def of(self, outputs: Any) -> Tensor:
         return tensor_outputs(outputs, self.count)[self.index]
 
 
 def _labelled(outputs_example: Any, target: Any, outputs: ModelOutputs | None) -> _Place:
-    """Where the output that the labels belong to stands.
+    """Return the position of the output that the labels belong to.
 
     Raises:
         DataError: they fit none, or several.
@@ -161,7 +167,7 @@ def _labelled(outputs_example: Any, target: Any, outputs: ModelOutputs | None) -
     main_output(outputs_example)  # raises where there is none at all
     if not isinstance(target, Tensor):
         raise DataError(
-            "there is no loss that suits the data's targets by itself",
+            "no default loss fits the data's targets",
             f"they are of type {type(target).__name__}; integers are read as classes, floats as values",
             OWN_LOSS_FIX,
         )
@@ -169,21 +175,28 @@ def _labelled(outputs_example: Any, target: Any, outputs: ModelOutputs | None) -
     if outputs is None or outputs.labels == "none":
         outputs = described_tensors(tensor_outputs(outputs_example, count), target)
     spec = outputs.require_target(OWN_LOSS_FIX)
-    return _Place(spec.index, count, f" of output '{spec.name}'" if len(outputs.specs) > 1 else "")
+    name = f" of output '{spec.name}'" if len(outputs.specs) > 1 else ""
+    return _Place(spec.index, count, name, outputs.label_form)
 
 
 def _inferred(output: Tensor, target: Any, place: _Place) -> Loss:
+    target = plain_labels(target, place.form)
     if target.is_floating_point():
         _same_count(output, target)
         return Loss(
-            f"mean squared error{place.name}", lambda outputs, values: _squared_error(place.of(outputs), values)
+            f"mean squared error{place.name}",
+            lambda outputs, values: _squared_error(place.of(outputs), plain_labels(values, place.form)),
         )
     scores = ClassScores.of(output, target)
     if scores is None:
         raise _no_fit(output, target)
     scores.check(target)
     name = f"{scores.name}{place.name}"
-    return Loss(name, lambda outputs, labels: scores.loss(place.of(outputs), labels), scores.check)
+    return Loss(
+        name,
+        lambda outputs, labels: scores.loss(place.of(outputs), plain_labels(labels, place.form)),
+        lambda labels: scores.check(plain_labels(labels, place.form)),
+    )
 
 
 def _squared_error(output: Tensor, target: Tensor) -> Tensor:
@@ -205,8 +218,11 @@ def _no_fit(output: Tensor, target: Tensor) -> DataError:
 
 
 def _own_loss(module: nn.Module, outputs_example: Any, target_example: Any, place: _Place) -> Loss:
-    """The loss that the module computes from `labels`. Outputs without one get what the shapes suggest, shifted for a
-    causal language model: that is what a technique has which calls the module without labels."""
+    """Return the loss that the module computes from `labels`.
+
+    Outputs without one, of a technique that calls the module without labels, get the loss that the shapes suggest,
+    shifted for a causal language model.
+    """
     causal = any(part in type(module).__name__ for part in ("CausalLM", "LMHead"))
 
     def function(outputs: Any, target: Any) -> Tensor:

@@ -13,15 +13,15 @@ from omgoptim.training.evaluator import device_of, eval_mode
 
 
 def placed(module: nn.Module, device: str) -> nn.Module:
-    """A module on a device: itself if it is there, else a copy."""
+    """Return a module on a device: itself if it is there, else a copy."""
     return module if device_of(module).type == device else copy.deepcopy(module).to(device)
 
 
 @contextmanager
 def training(module: nn.Module) -> Iterator[None]:
-    """A module in train mode; afterwards on the CPU, and every layer in the mode it had.
+    """Put a module in train mode; afterwards move it to the CPU and restore every layer's mode.
 
-    Batch normalization all of whose parameters are frozen keeps the mode it has: its statistics are as frozen as they.
+    Batch normalization with frozen parameters keeps its mode: its statistics are frozen too.
     """
     modes = [(layer, layer.training) for layer in module.modules()]
     try:
@@ -43,6 +43,6 @@ def training(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def teaching(teacher: nn.Module | None, device: str) -> Iterator[None]:
-    """A teacher in eval mode on the device, and afterwards as it was."""
+    """Put a teacher in eval mode on the device; restore it afterwards."""
     with eval_mode(teacher, device) if teacher is not None else nullcontext():
         yield

@@ -20,7 +20,7 @@ def seed_everything(*parts: int) -> None:
 
 @contextmanager
 def own_randomness() -> Iterator[None]:
-    """Whatever is drawn or seeded inside, the global random states are afterwards what they were before."""
+    """Restore the global random states at the end of the block."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     try:

@@ -29,10 +29,12 @@ FEW_STEPS = 100
 def config_for_data(
     config: TrainingConfig, asked: TrainingFields, batches: Batches, check: Callable[[Any], None] = lambda _target: None
 ) -> TrainingConfig:
-    """The config with a batch size and a peak learning rate for the data that there is.
+    """Return the config with a batch size and a peak learning rate that fit the amount of data.
 
     Args:
+        config: as the request asks.
         asked: whose `train_batch` and `learning_rate` are kept where they are given.
+        batches: of the train split.
         check: shown each target while the data is read, as for `Batches.survey`.
 
     Raises:
@@ -61,19 +63,22 @@ def _fitted(
 
 
 def optimizer_steps(config: TrainingConfig, batches: int) -> int:
-    """Optimizer steps of a whole training.
+    """Return the optimizer steps of a whole training.
 
     Args:
+        config: epochs and batch size.
         batches: in an epoch.
     """
     return math.ceil(batches / config.accumulate) * config.epochs
 
 
 def few_steps_note(steps: int, samples: int, config: TrainingConfig) -> str | None:
-    """A sentence for a training of few steps; None for any other.
+    """Return a warning for a training of few steps; None for any other.
 
     Args:
+        steps: optimizer steps of the training.
         samples: in an epoch.
+        config: epochs and batch size.
     """
     if not 0 < steps < FEW_STEPS:
         return None

@@ -19,9 +19,10 @@ class ZeroMasks:
 
     @staticmethod
     def of(module: nn.Module, paths: Iterable[str]) -> ZeroMasks:
-        """The zeros that weights have now.
+        """Create the masks of the zeros that weights have now.
 
         Args:
+            module: not changed.
             paths: of layers (all their own weights of two or more dimensions) or of parameters.
 
         Raises:
@@ -40,26 +41,26 @@ class ZeroMasks:
         return ZeroMasks([(weight, weight.detach() == 0) for weight in chosen.values()])
 
     def hold(self) -> None:
-        """Zero them again, as +0.0: after a step, whose momentum and decay know nothing of them."""
+        """Set the masked weights to +0.0 again after an optimizer step, which ignores masks."""
         with torch.no_grad():
             for weight, zero in self._on_their_devices():
                 weight.masked_fill_(zero, 0.0)
 
     def drop_gradients(self) -> None:
-        """Zero their gradients: what is gone counts neither in the gradient's norm nor in an optimizer's memory."""
+        """Set the gradients of masked weights to zero, for the gradient norm and the optimizer's state."""
         for weight, zero in self._on_their_devices():
             if weight.grad is not None:
                 weight.grad.masked_fill_(zero, 0.0)
 
     def count(self) -> int:
-        """How many weights are held at zero."""
+        """Return how many weights are held at zero."""
         return sum(int(zero.sum()) for _, zero in self._zeros)
 
     def kept(self, weight: Tensor) -> Tensor | None:
-        """Where this parameter is not held at zero (True: free), of its shape; None where it is not held at all."""
+        """Return where this parameter is free (True), of its shape; None where it has no mask."""
         return next((~zero for held, zero in self._zeros if held is weight and bool(zero.any())), None)
 
     def _on_their_devices(self) -> list[tuple[nn.Parameter, Tensor]]:
-        """The pairs, each mask moved to where its parameter is now."""
+        """Return the pairs, each mask on its parameter's present device."""
         self._zeros = [(weight, zero.to(weight.device)) for weight, zero in self._zeros]
         return self._zeros

@@ -237,8 +237,8 @@ def test_the_launcher_needs_only_light_packages_in_the_versions_of_the_project()
 
 def test_every_verb_has_one_command_and_every_command_a_verb() -> None:
     assert (
-        {path.stem for path in COMMANDS} == set(ALL) == set(TOOLS) == set(SHELL) - {"mcp", "pick"}
-    )  # pick is an action of runs
+        {path.stem for path in COMMANDS} == set(ALL) == set(TOOLS) == set(SHELL) - {"mcp", "pick", "report"}
+    )  # pick is an action of runs, report is for people
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=page_id)
@@ -356,7 +356,7 @@ def test_a_call_in_python_uses_real_names(path: Path) -> None:
     "name",
     [
         *("README.md", "CONTRIBUTING.md", "AGENTS.md", "SKILL.md"),
-        *("docs/index.md", "docs/guide.md", "docs/how-to.md", "docs/report.md"),
+        *("docs/index.md", "docs/guide.md", "docs/how-to.md", "docs/report.md", "docs/reports.md"),
         *("docs/timing.md", "docs/quantization.md", "docs/pruning.md", "docs/distillation.md"),
     ],
 )
@@ -390,7 +390,7 @@ def test_every_page_of_the_site_is_in_its_navigation() -> None:
 
 def test_the_readme_shows_every_verb_as_a_shell_line() -> None:
     shown = {words[1] for words in shell_lines((ROOT / "README.md").read_text()) if len(words) > 1}
-    assert shown - {"pick"} == {*ALL, "mcp"}
+    assert shown - {"pick"} == {*ALL, "mcp", "report"}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import torch
 
 import omgoptim
 from omgoptim.requests import VERBS, techniques
+
+ROOT = Path(__file__).parents[2]
 
 PUBLIC = [
     "omgoptim.DistillationLoss",
@@ -32,6 +35,7 @@ PUBLIC = [
     "omgoptim.blocks.LoRAConv",
     "omgoptim.blocks.LoRALinear",
     "omgoptim.blocks.LowRankLinear",
+    "omgoptim.blocks.ResizedConv2d",
     "omgoptim.blocks.SpatialConv2d",
     "omgoptim.blocks.Tucker2Conv2d",
     *(
@@ -77,3 +81,17 @@ def test_every_name_of_the_blocks_is_in_the_list() -> None:
 def test_every_public_name_is_in_the_list_but_the_record_that_runs_return() -> None:
     names = set(omgoptim.__all__) - {"EfficiencyReport", "__version__"}
     assert {f"omgoptim.{name}" for name in names} <= set(PUBLIC)
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    """By its own entry, or by that of the module that defines it."""
+    entries = set(re.findall(r"^::: (\S+)$", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE))
+    missing = []
+    for package in (omgoptim, *map(importlib.import_module, ("omgoptim.blocks", "omgoptim.reports"))):
+        for name in package.__all__:
+            value = getattr(package, name)
+            home = getattr(value, "__module__", "")
+            shown = {home, f"{home}.{name}", f"omgoptim.api.{name}"} & entries
+            if callable(value) and not shown and name != "Record":  # the base that every record has
+                missing.append(name)
+    assert not missing

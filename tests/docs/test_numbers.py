@@ -9,6 +9,7 @@ import pytest
 from omgoptim import cli
 from omgoptim.errors import DataError, RequestError
 from omgoptim.measure.timing import PLANS
+from omgoptim.models.causal_lm import IGNORED
 from omgoptim.operations.distillation.student_training import PRETRAINED_LEARNING_RATE
 from omgoptim.operations.timing import BUSY, OVERLOADED, PATIENCE_S
 from omgoptim.reports.measured import SMALLER
@@ -22,7 +23,6 @@ from omgoptim.techniques.distill._student.derivation import HALF
 from omgoptim.training._distillation.output_distances import OTHERS_WEIGHT
 from omgoptim.training._distillation.teacher_outputs import LIMIT_BYTES
 from omgoptim.training._loop.optimizers import MOMENTUM
-from omgoptim.training.class_scores import IGNORED
 
 ROOT = Path(__file__).parents[2]
 WORDS = {1: "one", 2: "two", 3: "three", 5: "five", 8: "eight"}

@@ -128,6 +128,11 @@ def test_a_layer_with_a_weight_matrix_that_ran_and_counted_nothing_is_named() ->
     assert count.uncounted == {"1": "Unseen"}
 
 
+def test_a_normed_weight_costs_its_layer_and_its_parametrization_nothing() -> None:
+    count = count_macs(nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))), (x(1, 3),), {})
+    assert (count.macs, count.uncounted) == (12, {})
+
+
 class Pair(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -16,6 +16,7 @@ from omgoptim.measure.measuring_server import (
     MIN_SAMPLE_S,
     WARM_UP_FRACTION,
     MeasuringServer,
+    _core_share,
     peak_resident_bytes,
     serve,
 )
@@ -116,10 +117,18 @@ def test_of_slow_calls_the_first_is_the_part_that_is_dropped(monkeypatch):
     assert (answer["p50"], answer["calls"], len(time.samples)) == (pytest.approx(0.3), 1, 2)
 
 
-def test_a_turn_reports_the_number_of_busy_cores(monkeypatch):
+@pytest.mark.parametrize(
+    ("busy", "core", "idle"), [(1.5, 1.0, 0.0), (0.02, 1.0, 0.98), (0.2, 0.2, 0.0), (0.01, 0.2, 0.95)]
+)
+def test_a_turn_reports_the_time_without_work_against_what_a_core_gives_now(monkeypatch, busy, core, idle):
     time = FakeTime(monkeypatch)
-    monkeypatch.setattr("omgoptim.measure.measuring_server.time.process_time", lambda: 1.5 * time.now)
-    assert time.server.turn("x", seconds=0.1)["busy"] == pytest.approx(1.5)
+    monkeypatch.setattr("omgoptim.measure.measuring_server.time.process_time", lambda: busy * time.now)
+    monkeypatch.setattr("omgoptim.measure.measuring_server._core_share", lambda: core)
+    assert time.server.turn("x", seconds=0.1)["idle"] == pytest.approx(idle)
+
+
+def test_the_share_of_a_core_is_a_fraction():
+    assert 0 < _core_share() <= 1
 
 
 def test_calls_too_short_for_the_clock_are_timed_several_at_a_time(monkeypatch):

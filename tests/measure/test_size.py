@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from omgoptim.errors import ArtifactError
-from omgoptim.measure.size import count_params, file_sizes, folder_size
+from omgoptim.measure.size import count_params
 
 
 def test_parameters_and_those_that_are_not_zero_are_counted():
@@ -41,27 +40,6 @@ def test_buffers_are_no_parameters():
 def test_every_dtype_is_counted(dtype):
     net = nn.ParameterList([nn.Parameter(torch.tensor([0, 1, 2], dtype=dtype))])
     assert count_params(net) == (3, 2)
-
-
-def test_a_folder_weighs_what_its_files_weigh_however_deep(tmp_path):
-    (tmp_path / "deep" / "er").mkdir(parents=True)
-    (tmp_path / "one").write_bytes(b"x" * 10)
-    (tmp_path / "deep" / "er" / "two").write_bytes(b"x" * 7)
-    assert folder_size(tmp_path) == 17
-    assert folder_size(tmp_path / "one") == 10
-
-
-def test_what_is_not_there_has_no_size(tmp_path):
-    with pytest.raises(ArtifactError, match="gone"):
-        folder_size(tmp_path / "gone")
-
-
-def test_named_files_have_their_sizes_and_a_missing_one_is_named(tmp_path):
-    (tmp_path / "b").write_bytes(b"xx")
-    (tmp_path / "a").write_bytes(b"x")
-    assert list(file_sizes(tmp_path, ["b", "a"]).items()) == [("b", 2), ("a", 1)]
-    with pytest.raises(ArtifactError, match=r"'model\.onnx' is missing"):
-        file_sizes(tmp_path, ["a", "model.onnx"])
 
 
 def test_measuring_files_needs_no_torch():

@@ -184,6 +184,13 @@ def test_a_launch_gives_the_median_of_its_rounds_log_ratios(noted_timing):
     assert timings[1].peak_memory_bytes is None
 
 
+@pytest.mark.parametrize(("limit_s", "launches"), [(0.0, 2), (1e9, 5)])
+def test_past_its_limit_a_timing_ends_after_two_launches(noted_timing, limit_s, launches):
+    plan = replace(TINY, launches=5, most_launches=5, limit_s=limit_s)
+    timings, _ = noted_timing(["a", "b"], {"a": 0.006, "b": 0.003}, plan)
+    assert timings[1].launches == launches
+
+
 def test_the_interval_is_over_launches_and_turned_back_into_ratios(noted_timing):
     """Two launches with log ratios log 2 and log 4: their mean is log sqrt 8, their half-width 12.706 log 2 / 2."""
     plan = replace(TINY, launches=2, most_launches=2, throughput_launches=0)

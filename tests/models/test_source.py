@@ -93,7 +93,7 @@ def test_a_checkpoint_fills_the_module_and_what_was_understood_is_noted(write: W
     source = load_source("net.py:Net", policy, checkpoint="w.pt")
     assert source.module is not None
     assert same(source.module, wanted)
-    assert source.notes == ["checkpoint w.pt: the weights stood under 'state_dict'"]
+    assert source.notes == ["checkpoint w.pt: the weights were under 'state_dict'"]
     with pytest.raises(ModelError, match=r"checkpoint 'v\.pt' does not exist"):
         load_source("net.py:Net", policy, checkpoint="v.pt")
     with pytest.raises(RequestError, match="outside"):

@@ -15,14 +15,15 @@ from omgoptim.operations.gain_attribution import (
     implausible_sentence,
     slower_sentence,
     waiting_share,
+    waiting_warnings,
 )
 
 
-def side(name: str, size: int, *speedups: float, busy: float | None = 1.0) -> TimedModel:
+def side(name: str, size: int, *speedups: float, idle: float | None = 0.0) -> TimedModel:
     """One whose launches gave these speedups over the original; the original itself has none."""
     logs = tuple(math.log(value) for value in speedups)
     ratio = Ratio(math.exp(sum(logs) / len(logs)), None, None) if logs else None
-    return TimedModel(Timing(1.0, 1.0, None, None, ratio, None, max(1, len(logs)), logs, 40, busy), size, name)
+    return TimedModel(Timing(1.0, 1.0, None, None, ratio, None, max(1, len(logs)), logs, 40, idle), size, name)
 
 
 BEFORE, PLAIN = side("the original", 1000), side("fp32 on openvino", 1010, 3.0, 3.0, 3.0)
@@ -69,11 +70,11 @@ def test_int8_that_is_slower_than_float32_on_its_engine_is_told_in_the_unit_of_i
 def test_a_process_that_waits_and_ratios_that_no_engine_has_are_implausible() -> None:
     usual = gains_by(BEFORE, PLAIN, side("int8", 250, 6.0, 6.0), 0.0)
     assert implausible_sentence(usual, BEFORE.timing, "openvino", "cpu", 0.0) == ""
-    waits = side("the original", 1000, busy=0.02).timing
+    waits = side("the original", 1000, idle=0.98).timing
     words = implausible_sentence(usual, waits, "openvino", "cpu", 0.0)
     assert words.startswith("Implausible speedup: the original waits 98% of its time")
     assert implausible_sentence(usual, waits, "openvino", "cuda", 0.0) == ""  # the processor waits for the GPU
-    assert implausible_sentence(usual, waits, "openvino", "cpu", 0.9) == ""  # it waits for a core
+    assert implausible_sentence(None, waits, "openvino", "cpu", 0.0) == words  # float32 there was not measured
     python = gains_by(BEFORE, side("fp32", 1010, 400.0, 400.0), side("int8", 250, 500.0, 500.0), 0.0)
     assert "float32 on openvino alone is 400x faster" in implausible_sentence(
         python, BEFORE.timing, "openvino", "cpu", 0
@@ -82,18 +83,24 @@ def test_a_process_that_waits_and_ratios_that_no_engine_has_are_implausible() ->
     assert "lower precision gives 30x" in implausible_sentence(bits, BEFORE.timing, "openvino", "cpu", 0.0)
 
 
-def test_waiting_is_told_on_an_overloaded_machine_where_the_time_in_the_queue_of_a_core_is_known() -> None:
+def test_waiting_is_told_on_an_overloaded_machine_only_where_it_is_clear() -> None:
     parts = gains_by(BEFORE, PLAIN, side("int8", 250, 6.0, 6.0), 0.9)
-    sleeps, queues = replace(BEFORE.timing, busy=0.02, idle=0.97), replace(BEFORE.timing, busy=0.2, idle=0.01)
+    sleeps, unsure = replace(BEFORE.timing, idle=0.97), replace(BEFORE.timing, idle=0.6)
     assert waiting_share(sleeps, 0.9) == 0.97
-    assert waiting_share(queues, 0.9) is None
-    assert waiting_share(queues, 0.0) is None
+    assert waiting_share(unsure, 0.9) is None
+    assert waiting_share(unsure, 0.0) == 0.6
+    assert waiting_share(BEFORE.timing, 0.0) is None
     words = implausible_sentence(parts, sleeps, "openvino", "cpu", 0.9)
     assert words.startswith("Any speedup would be implausible: the original waits 97% of its time")
-    assert implausible_sentence(parts, queues, "openvino", "cpu", 0.9) == ""
+    assert implausible_sentence(parts, unsure, "openvino", "cpu", 0.9) == ""
 
 
 def test_an_artifact_that_waits_as_the_original_does_is_not_called_implausible() -> None:
     parts = gains_by(BEFORE, PLAIN, side("bf16", 500, 1.0, 1.0), 0.0)
-    sleeps = replace(BEFORE.timing, busy=0.02, idle=0.97)
+    sleeps = replace(BEFORE.timing, idle=0.97)
     assert implausible_sentence(parts, sleeps, "torch_eager", "cpu", 0.0, sleeps) == ""
+    (warning,) = waiting_warnings(sleeps, sleeps, 0.0, "cpu")
+    assert warning.startswith("the model waits 97% of its time")
+    (warning,) = waiting_warnings(sleeps, BEFORE.timing, 0.9, "cpu")
+    assert warning.startswith("Any speedup would be implausible: the original waits 97%")
+    assert waiting_warnings(BEFORE.timing, sleeps, 0.0, "cpu") == []

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from omgoptim.operations.next_steps import plan_step, profile_steps, quantize_steps
+from omgoptim.operations.next_steps import common_arguments, plan_step, profile_steps, quantize_steps, result_arguments
 from omgoptim.reports import Layer
 from omgoptim.requests import ModelRequest, QuantizeRequest, parse
 
@@ -43,6 +43,17 @@ def test_more_samples_are_asked_for_with_everything_else_the_same() -> None:
     asked = request(timing="careful", max_quality_drop=0.03, samples=100)
     first = quantize_steps(asked, "ok", "run-1", has_interval=True, needed=200, loaded=SUBJECT)[0]
     assert parse("quantize", first.arguments) == request(timing="careful", max_quality_drop=0.03, samples=400)
+
+
+def test_a_call_of_another_verb_knows_the_outputs_as_this_one_does() -> None:
+    asked = request(target_output="2", ignore_outputs=["aux"], threads=1)
+    assert common_arguments(asked) == {
+        "model": "net.py:build",
+        "data": "net.py:load",
+        "target_output": "2",
+        "ignore_outputs": ["aux"],
+    }
+    assert result_arguments(asked, "run-1") == common_arguments(asked) | {"model": "run-1"}
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ COMMON = {"checkpoint": "net.pt", "data": "net.py:load", "timing": "quick", "sam
 def test_a_plan_names_the_steps_and_takes_none(project: Path) -> None:
     report = omgoptim.optimize("net.py:net", plan=True, target_size_mb=1.0, **COMMON)
     assert {step.status for step in report.steps} == {"planned"}
-    assert [step.name for step in report.steps][:2] == ["quantize", "prune 50%"]
+    assert [step.name for step in report.steps][:3] == ["quantize", "untrained levels", "prune 50%"]
     assert all(step.expected_seconds for step in report.steps)
     assert "An empty graph takes" in report.summary
     assert "of 30 minutes" in report.summary

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -34,6 +35,19 @@ def space(trial):
 def fails(trial):
     raise ValueError(f"no width {trial.suggest_int('width', 1, 4)}")
 
+def conditional(trial):
+    width = trial.suggest_int("width", 8, 9)
+    layers = [nn.Conv2d(1, width, trial.suggest_categorical("kernel", [3, 5]), padding="same")]
+    if width > 8:
+        layers += [nn.Conv2d(width, width, trial.suggest_categorical("second", [3, 5]), padding="same")]
+    return nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, 10))
+
+def not_a_number(trial):
+    class Broken(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * (float("nan") if self.training else 1.0)
+    return nn.Sequential(nn.Flatten(), Broken(64, trial.suggest_categorical("classes", [10, 11])))
+
 def fixed(trial):
     return net()
 
@@ -54,7 +68,7 @@ def spaces(project: Path) -> Path:
 @pytest.mark.parametrize(
     ("model", "kind", "words"),
     [
-        ("net.py:number", RequestError, "is no callable"),
+        ("net.py:number", RequestError, "is not callable"),
         ("net.py:net", RequestError, "takes no trial"),
         ("net.py:fails", UserCodeError, "gave no module in any of its trials"),
         ("net.py:fixed", UserCodeError, "varies nothing"),
@@ -65,6 +79,27 @@ def test_what_is_no_space_is_refused_before_any_work(
 ) -> None:
     with pytest.raises(kind, match=words):
         omgoptim.search(model, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "words"),
+    [
+        ({"budget_minutes": 0.01}, RequestError, r"a budget of 0\.01 minutes is too short"),
+        ({"precision": "int8", "runtime": "torch_eager"}, RequestError, "does not run statically quantized"),
+        (
+            {"model": "net.py:net", "checkpoint": "net.pt", "space": "net.py:conditional", "target_size_mb": 0.0005},
+            TechniqueError,
+            "the smallest of 8 that were drawn is",
+        ),
+        ({"model": "net.py:conditional", "control": "random"}, RequestError, "no random control"),
+    ],
+)
+def test_what_cannot_be_reached_is_refused_before_any_training(
+    spaces: Path, asked: dict[str, Any], kind: type[Exception], words: str
+) -> None:
+    with pytest.raises(kind) as refused:
+        omgoptim.search(**{"model": "net.py:space"} | SMALL | asked)
+    assert re.search(words, str(refused.value))
 
 
 def test_a_search_without_a_target_is_refused() -> None:
@@ -116,6 +151,24 @@ def test_a_space_alone_is_measured_against_its_largest_network(
     assert right == pytest.approx(report.after.quality, abs=1e-6)
     other = report.alternatives[0]
     assert omgoptim.pick(report.run_id, other.name).delivered == other.name
+
+
+@pytest.mark.slow
+def test_a_space_whose_networks_give_no_numbers_ends_with_that_reason(spaces: Path) -> None:
+    with pytest.raises(TechniqueError, match="no trial of the search could be trained") as failed:
+        omgoptim.search("net.py:net", "net.py:not_a_number", checkpoint="net.pt", trials=2, **SMALL)
+    assert "no usable numbers" in failed.value.why
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("space", ["net.py:conditional", "net.py:space"])
+def test_networks_are_searched_and_delivered_in_int8(spaces: Path, space: str) -> None:
+    asked = SMALL | {"target_size_mb": 0.012, "precision": "int8", "runtime": "onnxruntime"}
+    report = omgoptim.search("net.py:net", space, checkpoint="net.pt", trials=3, **asked)
+    assert report.after is not None
+    assert report.after.precision == "int8"
+    assert report.after.size_bytes is not None
+    assert report.after.size_bytes <= 12_000
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from omgoptim.reports import EfficiencyReport, Skip
 
 def test_the_verdict_comes_first_and_the_evidence_after_it(quantized: EfficiencyReport) -> None:
     answer = brief.brief_report(quantized, Path("/p/run"))
-    assert list(answer)[:6] == ["outcome", "summary", "warnings", "next_steps", "verb", "run_id"]
+    assert list(answer)[:7] == ["outcome", "summary", "warnings", "next_steps", "verdict", "verb", "run_id"]
     assert answer["gains"]["speedup"] == 5.79
     assert answer["artifact"]["path"] == quantized.artifact.path if quantized.artifact else False
     assert answer["files"]["report"] == "/p/run/report.json"

@@ -132,17 +132,6 @@ def _state(status: str) -> RunState:
     return RunState.model_validate(record | {"folder": "/p/.omgoptim/runs/r"})
 
 
-def test_no_tag_link_or_image_of_a_model_survives_outside_of_code_spans(quantized: EfficiencyReport) -> None:
-    hostile = "<img src=x onerror=a()> ![i](http://e.example/i) [t](javascript:a()) <!-- [a]: www.e.example a@b.example"
-    text = markdown.report_markdown(quantized.model_copy(update={"summary": hostile, "warnings": [hostile]}))
-    for line in text.splitlines():
-        outside = re.sub(r"`[^`]*`", "", line)
-        assert not re.search(r"<[a-zA-Z/!?]|\]\(|\]:|://|www\.|@b", outside), line
-    assert "< img src=x" in text
-    assert "[t] (javascript:a())" in text
-    assert "`www.e.example`" in text
-
-
 def test_a_code_span_holds_a_command_as_it_is() -> None:
     assert markdown_parts.code("omgoptim profile 'a  b.py:<x>[0](y)'") == "`omgoptim profile 'a  b.py:<x>[0](y)'`"
     assert markdown_parts.code("a`b") == "`a'b`"

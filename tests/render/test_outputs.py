@@ -3,10 +3,10 @@ from __future__ import annotations
 import io
 
 import pytest
+from pages import page_text
 from rich.console import Console
 
 from omgoptim.render.brief import brief_report
-from omgoptim.render.html import report_html
 from omgoptim.render.markdown import report_markdown
 from omgoptim.render.sections.outputs import agreement_text
 from omgoptim.render.terminal import report_view
@@ -44,12 +44,11 @@ def terminal(report: EfficiencyReport, full: bool = False) -> str:
 
 def test_several_outputs_are_in_every_form_of_the_report(quantized: EfficiencyReport) -> None:
     report = quantized.model_copy(update={"outputs": [BOXES, SCORES]})
-    for text in (terminal(report), report_markdown(report), report_html(report)):
+    for text in (terminal(report), report_markdown(report), page_text(report)):
         assert "(batch, 4)" in text
         assert "R2 0.3100 (relative error 0.8300, ruined)" in text
         assert "same class 98.5%" in text
         assert "class scores, labelled" in text
-    assert "<script>" not in report_html(report)
     assert [output["name"] for output in brief_report(report)["outputs"]][1] == "scores"
 
 
@@ -66,7 +65,7 @@ def test_a_single_output_is_told_in_full_detail_only_unless_it_was_ruined(quanti
 def test_what_a_fresh_process_gave_is_told_in_full_detail(quantized: EfficiencyReport) -> None:
     outputs = [SCORES.model_copy(update={"reopened": 2.125e-7}), BOXES.model_copy(update={"reopened": 0.0})]
     report = quantized.model_copy(update={"outputs": outputs})
-    for told in (report_markdown(report, "full"), terminal(report, full=True), report_html(report)):
+    for told in (report_markdown(report, "full"), terminal(report, full=True), page_text(report)):
         assert "within 2.1e-07" in " ".join(told.split())
         assert "bit for bit" in " ".join(told.split())
     assert "within 2.1e-07" not in report_markdown(report)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from pages import drawings_of, page_text
 
-from omgoptim.render.charts import step_scatter
-from omgoptim.render.html import report_html
+from omgoptim.render.charts import expected_bars, step_scatter
 from omgoptim.render.sections.steps import expectation_error, steps_section
 from omgoptim.reports import EfficiencyReport, Step
 
@@ -33,18 +33,31 @@ def test_the_error_of_the_expectations_is_the_median_over_the_steps_that_have_bo
 
 def test_the_picture_has_a_point_for_each_measured_step_the_guard_and_the_front(optimized: EfficiencyReport) -> None:
     picture = step_scatter(optimized)
-    assert picture.count("<circle") == 4  # three steps and the original
-    assert picture.count('class="guard"') == 1
-    assert picture.count("<polyline") == 1
-    assert "prune &lt;50%&gt;: 1.60x" in picture
-    assert step_scatter(optimized.model_copy(update={"steps": STEPS[:1]})) == ""
+    assert picture is not None
+    assert [point.label for point in picture.points] == ["original", "1", "2", "3"]
+    assert [point.kind for point in picture.points] == ["original", "point", "kept", "kept"]
+    assert picture.guard == pytest.approx(0.93)
+    assert picture.front == ((2.0, 0.95), (4.0, 0.94))
+    assert picture.points[2].text.startswith("prune <50%>: 1.60x")
+    assert step_scatter(optimized.model_copy(update={"steps": STEPS[:1]})) is None
 
 
-def test_the_page_shows_the_picture_and_the_median_error(optimized: EfficiencyReport) -> None:
-    page = report_html(optimized)
-    assert "Steps: speedup against quality" in page
-    assert "88% off in the median" in page
-    assert "<50%>" not in page
+def test_expected_and_measured_speedups_stand_beside_each_other(optimized: EfficiencyReport) -> None:
+    bars = expected_bars(optimized)
+    assert bars is not None
+    assert [(bar.label, bar.value, bar.expected) for bar in bars.bars] == [
+        ("prune <50%>", 1.6, 4.0),
+        ("quantize after", 4.0, 5.0),
+    ]
+
+
+def test_the_page_shows_the_chain_with_what_was_rolled_back_and_the_median_error(optimized: EfficiencyReport) -> None:
+    assert "Steps: speedup against quality" in page_text(optimized)
+    assert "88% off in the median" in page_text(optimized)
+    (chain,) = drawings_of(optimized, "chain")
+    assert [(link["status"], link.get("kept", False)) for link in chain["links"]] == [
+        ("rolled back", False), ("kept", True), ("kept", True), ("failed", False)
+    ]  # fmt: skip
 
 
 def test_a_plan_has_minutes_and_no_picture(optimized: EfficiencyReport) -> None:

@@ -189,3 +189,26 @@ def test_a_model_that_cannot_be_exported_gives_torchs_reason_and_no_file(
     assert len(error.value.why) < 700
     assert list(tmp_path.iterdir()) == []
     assert logging.getLogger("torch.onnx").level == level
+
+
+class NamedByKeywords(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict({"in": nn.Linear(3, 3), "class": nn.Linear(3, 2)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.heads["class"](self.heads["in"](x))
+
+
+def test_submodules_named_by_keywords_of_python_are_exported_to_onnx_and_refused_for_pt2(tmp_path: Path) -> None:
+    module = NamedByKeywords()
+    signature = first_forward(module, input_tensors([name_inputs(module, X)]), {"x": X})
+    export_onnx(module, {"x": X}, signature, tmp_path / "model.onnx")
+    expected = outputs("torch_eager", module, signature, {"x": X.numpy()})
+    assert_allclose(
+        outputs("onnxruntime", tmp_path / "model.onnx", signature, {"x": X.numpy()})[0], expected[0], rtol=1e-5
+    )
+    with pytest.raises(TechniqueError, match=r"\.pt2") as error:
+        export_pt2(module, {"x": X}, signature, tmp_path / "model.pt2")
+    assert "'heads.in.weight' has a keyword of Python as a name" in error.value.why
+    assert not (tmp_path / "model.pt2").exists()

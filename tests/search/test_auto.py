@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from torch import nn
 
 from omgoptim.architecture_search.auto import MOST_OPTIONS, AutoSpace, auto_space, stages_of
-from omgoptim.architecture_search.derivation import KEEP
+from omgoptim.architecture_search.derivation import INPUT_SIZE, KEEP
 from omgoptim.errors import TechniqueError
 from omgoptim.models.samples import Samples
+from omgoptim.models.structural_diff import StructuralDiff, apply_diff, compute_diff
 from omgoptim.runtimes.signature import InputTensor, Signature
 from omgoptim.techniques.registry import ModuleRun
 
@@ -92,6 +94,30 @@ def test_any_configuration_runs_is_smaller_and_leaves_the_model_as_it_was(made: 
         assert sizes[0] < sizes[1] or set(configuration.values()) == {KEEP}
     for name, tensor in space.model.state_dict().items():
         torch.testing.assert_close(tensor, before[name])
+
+
+def test_the_size_of_images_is_a_choice_that_keeps_inputs_outputs_and_parameters(
+    made: tuple[AutoSpace, ModuleRun],
+) -> None:
+    space, run = made
+    kept = {knob.name: KEEP for knob in space.space.knobs}
+    smaller = space.build(kept | {INPUT_SIZE: "0.5"}, run)
+    x = torch.randn(2, 3, 8, 8)
+    halved = nn.functional.interpolate(x, size=(4, 4), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(smaller(x), space.model(halved))
+    assert smaller.state_dict().keys() == space.model.state_dict().keys()
+    rebuilt = network()
+    change = compute_diff(rebuilt, smaller)
+    assert change is not None
+    apply_diff(rebuilt, StructuralDiff.from_json(change.to_json()))
+    rebuilt.load_state_dict(smaller.state_dict())
+    torch.testing.assert_close(rebuilt(x), smaller(x))
+
+
+def test_the_size_of_what_is_no_image_is_no_choice(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    run = replace(run_of(model, tmp_path), statistics=Samples([{"x": np.ones((4, 8), np.float32)}], [None]))
+    assert INPUT_SIZE not in {knob.name for knob in auto_space(model, run).space.knobs}
 
 
 def test_a_model_without_layers_to_vary_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:

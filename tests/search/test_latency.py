@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from omgoptim.architecture_search.latency import BlockTable, corrected, fitted
+from omgoptim.architecture_search.latency import BlockTable, best_fit, corrected, fitted, replacements
 from omgoptim.architecture_search.space import Knob, Space
 from omgoptim.errors import DataError
 
@@ -71,3 +71,22 @@ def test_two_networks_give_no_error_and_none_give_no_fit() -> None:
 def test_a_latency_that_is_no_positive_number_is_refused(bad: float) -> None:
     with pytest.raises(DataError, match="positive"):
         corrected(TABLE, some(2), [1.0, bad])
+
+
+def test_replacements_give_the_table_that_the_latencies_were_made_of() -> None:
+    rows = np.concatenate([SPACE.singles, some(3)])
+    table = replacements(SPACE, rows, (0.7 + TABLE.sums(rows)).tolist())
+    assert table is not None
+    np.testing.assert_allclose(table.base + table.sums(SPACE.every), 0.7 + TABLE.sums(SPACE.every))
+    assert replacements(SPACE, rows[1:], (0.7 + TABLE.sums(rows[1:])).tolist()) is None
+
+
+def test_the_table_is_taken_where_it_misses_less_than_terms_of_options() -> None:
+    rows = np.concatenate([SPACE.singles, some(12)])
+    generator = np.random.default_rng(2)
+    truth = 0.7 + TABLE.sums(SPACE.every)
+    measured = (0.7 + TABLE.sums(rows)) * generator.lognormal(sigma=0.01, size=len(rows))
+    predictor = best_fit(SPACE, rows, measured.tolist())
+    assert predictor.error is not None
+    assert predictor.error < 0.05
+    assert np.median(np.abs(predictor.predict(SPACE.every) / truth - 1)) < 0.05

@@ -109,7 +109,7 @@ def test_relations_are_of_what_goes_into_the_last_linear_whatever_the_number_of_
     loss = features_of("relational", student, teacher, x)
     embeddings = [module.stage2(module.stage1(x)).mean((2, 3)) for module in (student, teacher)]
     torch.testing.assert_close(heard_by(loss, student, teacher, x), relational_distance(*embeddings))
-    assert loss.names == ["what goes into fc of both"]
+    assert loss.names == ["the input of fc of both"]
 
 
 def test_relations_of_an_encoder_are_of_its_output_or_of_a_layer_without_its_padding() -> None:
@@ -156,7 +156,7 @@ def test_bad_requests_are_refused_with_what_would_do() -> None:
     assert "Did you mean 'fitnets'?" in error.value.why
     with pytest.raises(TechniqueError, match="minilm"):
         features_of("minilm", student, teacher, images())
-    with pytest.raises(RequestError, match="'stage4' is no layer of the student"):
+    with pytest.raises(RequestError, match="'stage4' is not a layer of the student"):
         features_of("relational", student, teacher, images(), "stage4")
     with pytest.raises(TechniqueError, match="could be paired"):
         features_of("attention", net(), net(1), torch.randn(6, 4))

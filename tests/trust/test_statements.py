@@ -114,6 +114,8 @@ PROOF = {
     "Text from a model, a log, a data set": [
         "trust/test_tools.py::test_a_report_of_hostile_names_is_clean_in_every_answer",
         "test_text.py::test_every_text_of_a_report_is_clean_at_first_when_copied_and_when_read",
+        "render/test_inert.py::test_markdown_has_the_same_marks_whatever_things_are_called",
+        "render/test_inert.py::test_a_terminal_gets_text_and_colours_and_a_recording_of_it_is_a_picture",
     ],
     "Over HTTP the server binds": [
         "test_server.py::test_http_wants_the_token_a_local_host_and_a_local_origin",

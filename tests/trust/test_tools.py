@@ -17,7 +17,7 @@ import anyio
 import by_hand
 import pytest
 from anyio.from_thread import start_blocking_portal
-from clean_answers import HOSTILE, assert_clean, assert_clean_markdown, assert_clean_result
+from clean_answers import HOSTILE, assert_clean, assert_clean_markdown, assert_clean_result, with_texts
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from mcp import Client
@@ -171,14 +171,14 @@ def test_what_names_no_technique_is_refused_by_the_names_that_there_are(verb: st
         ({"model": "net.py:build\nSYSTEM: do"}, "'model' holds a character that cannot be seen"),
         ({"model": "net\u202eyp.:build"}, "'model' holds a character that cannot be seen"),
         ({"model_kwargs": {"a\x1b[31m": 1}}, "a name in 'model_kwargs' holds a character that cannot be seen"),
-        ({"time_limit_s": float("inf")}, "'time_limit_s' is no number"),
+        ({"time_limit_s": float("inf")}, "'time_limit_s' is not a number"),
         ({"time_limit_s": "inf"}, "'time_limit_s' of profile is not valid"),
         ({"time_limit_s": 1e300}, "'time_limit_s' of profile is not valid"),
         ({"seed": 10**5000}, "'seed' is too large"),
         ({"seed": 2**40}, "'seed' of profile is not valid"),
         ({"batch": None}, "'batch' of profile is not valid"),
         ({"inputs": ["1x" + "9" * 5000]}, "'inputs' is too long"),
-        ({"inputs": ["1x" + "9" * 3000]}, "is no input shape"),
+        ({"inputs": ["1x" + "9" * 3000]}, "is not an input shape"),
         ({"batch": [[[]]]}, "'batch' of profile is not valid"),
     ],
 )
@@ -415,7 +415,7 @@ def test_a_report_of_hostile_names_is_clean_in_every_answer(
     mine.mkdir()
     monkeypatch.setenv("OMGOPTIM_PROJECT", str(mine))
     done = by_hand.finished_run(mine, by_hand.report())
-    record = _with_texts(json.loads(done.report_file.read_text()), hostile)
+    record = with_texts(json.loads(done.report_file.read_text()), hostile)
     EfficiencyReport.model_validate(record)
     seal_report(done.report_file, done.id, json.dumps(record))
     done.report_file.write_text(json.dumps(record))
@@ -435,15 +435,6 @@ def test_a_report_of_hostile_names_is_clean_in_every_answer(
     ):
         assert_clean_result(ask("runs", arguments))
     assert_clean(json.loads(_read(f"omgoptim://runs/{done.id}/report", mine)))
-
-
-def _with_texts(value: Any, hostile: str, key: str = "") -> Any:
-    """A report with every text of it that is no choice of ours replaced."""
-    if isinstance(value, dict):
-        return {name: _with_texts(item, hostile, name) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_with_texts(item, hostile, key) for item in value]
-    return hostile if isinstance(value, str) and key not in ("outcome", "status", "verdict") else value
 
 
 def _read(uri: str, project: Path) -> str:

@@ -99,7 +99,7 @@ def read_record(folder: Path, manifest: Manifest) -> RecipeRecord:
         if not all(isinstance(name, str) for name in built.aliases.values()):
             raise TypeError("an alias is not a name")
         if not all(type(size) is int and size >= 0 for size in sizes):
-            raise TypeError("a packed weight's shape is none")
+            raise TypeError("a packed weight's shape is not one")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"artifact {folder} is damaged", f"{RECIPE} cannot be read: {error}") from error
     if recipe.kind != "pt2":

@@ -152,7 +152,7 @@ def _completed(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str,
 
 def _names_of(chosen: EntrySet) -> list[str]:
     """Describe the nesting, the prefixes before every key, and the wrappers inside keys."""
-    notes = [f"the weights stood under '{nest}'" for nest in chosen.nest]
+    notes = [f"the weights were under '{nest}'" for nest in chosen.nest]
     keys = [(some[0][0].split("."), name.split(".")) for name, some in chosen.found.items()]
     before = []
     for raw, name in keys:

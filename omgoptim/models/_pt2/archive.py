@@ -32,7 +32,6 @@ ALTERNATIVES = (
 ROOT = "model"
 """Folder of the archive, as torch.export.save names it."""
 MODEL, INPUTS = "models/model.json", "data/sample_inputs/model.pt"
-TENSORS = {"data/weights/": "weight_", "data/constants/": "tensor_"}
 CONFIGS = {"data/weights/": "data/weights/model_weights_config.json"} | {
     "data/constants/": "data/constants/model_constants_config.json"
 }
@@ -195,7 +194,7 @@ def _check_tensors(config: dict[str, Any], folder: str, members: dict[str, zipfi
         strides = [stride["as_int"] for stride in meta["strides"]]
         first = meta["storage_offset"]["as_int"]
         if len(sizes) != len(strides) or min([first, *sizes, *strides]) < 0:
-            raise RejectedProgram(where, "its shape is none")
+            raise RejectedProgram(where, "its shape is not one")
         numbers = 0 if 0 in sizes else 1 + first + sum((n - 1) * s for n, s in zip(sizes, strides, strict=True))
         if numbers * ITEM_BYTES.get(meta["dtype"], 2**40) > members[file].file_size:
             raise RejectedProgram(where, f"its shape {sizes[:8]} is more than its {members[file].file_size} bytes")

@@ -191,7 +191,6 @@ PROGRAM = object_of(
 """`models/model.json`. Guards are Python text that torch executes: they are dropped, and inputs are still checked
 against the program's own shapes."""
 
-_STORED = tensor_meta(one_of(as_int=integer))
 WEIGHTS = object_of(
     config=mapping_of(
         path,

@@ -33,6 +33,9 @@ def refuse_foreign_module(place: str, name: str, policy: PathPolicy, spec: str, 
         place: the module whose location is checked: first the top package of `name`, then, if its parents belong to
             the project, `name` itself.
         name: the module that was named.
+        policy: the project, and the files and modules that the request allows.
+        spec: the whole source or option, for the error.
+        what: its role, for the error: `the model`.
 
     Raises:
         RequestError: it belongs to Python or to an installed package.
@@ -133,6 +136,9 @@ def foreign_code(spec: str, what: str, why: str, module: str) -> RequestError:
     """Return the error for a name that leads to code outside the project.
 
     Args:
+        spec: the whole source or option.
+        what: its role: `the model`.
+        why: where the name leads.
         module: the module that would have to be allowed; empty if that would not help.
     """
     allow = (

@@ -87,6 +87,7 @@ def check_options(kind: str, spec: str, kwargs: Mapping[str, Any]) -> None:
     Args:
         kind: hf, timm or torchvision.
         spec: the model's name there; for hf also a folder, which `check_folder` checks.
+        kwargs: options that the user gives to the library's loader.
 
     Raises:
         ModelError: it would, and the request did not allow it.
@@ -118,6 +119,7 @@ def check_folder(folder: Path, subfolder: str | None = None) -> None:
     """Refuse a model's folder whose files name code, pickled objects or places outside it.
 
     Args:
+        folder: a model's folder in the layout of transformers.
         subfolder: the folder in it that the files are read from, if not from itself.
 
     Raises:

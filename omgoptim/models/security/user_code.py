@@ -75,6 +75,9 @@ def call_user(doing: str, limit_s: float, function: Callable[..., Result], *args
     Args:
         doing: the action, for the error: "calling build".
         limit_s: time limit in seconds (on the main thread of a POSIX system).
+        function: the user's callable.
+        *args: passed on.
+        **kwargs: passed on.
 
     Raises:
         SetupError: a package that the code imports is not installed; the fix installs it.
@@ -119,7 +122,8 @@ def _raised(doing: str, error: BaseException) -> UserCodeError:
     if isinstance(error, SyntaxError):  # raised by the importer, about the user's file
         frames.append((error.filename or "", error.lineno))
     where = f" ({frames[-1][0]}:{frames[-1][1]})" if frames else ""
-    last = traceback.format_exception_only(error)[-1].strip()
+    said = traceback.format_exception_only(error)  # a syntax error's lines before its message; else notes after it
+    last = (said[-1] if isinstance(error, SyntaxError) else " ".join(said)).strip()
     return UserCodeError(f"{doing} raised an error", f"{last}{where}", "the run's log has the whole traceback")
 
 

@@ -56,7 +56,7 @@ def measure_finalists(job: Job[SearchRequest], baseline: Path, entries: Sequence
 
 
 def _missed(request: SearchRequest, after: Measurement, gained: Gains, load: float) -> list[Missed]:
-    """Return the targets that are not met; a time of an overloaded machine is no miss."""
+    """Return the targets that are not met; a time of an overloaded machine is not a miss."""
     quiet = load <= OVERLOADED
     size, memory = request.target_size_mb, request.target_memory_mb
     goal = Goal(

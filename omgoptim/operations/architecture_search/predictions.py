@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omgoptim.architecture_search.journal import cut_torn_line
-from omgoptim.architecture_search.latency import FittedOptions, fitted
+from omgoptim.architecture_search.latency import Predictor, best_fit
 from omgoptim.architecture_search.propose import Load
 from omgoptim.architecture_search.space import Configuration, Indices, Option, Space
 from omgoptim.architecture_search.trials import TrialResult
@@ -21,7 +21,10 @@ from omgoptim.operations.architecture_search.costs import Costs
 from omgoptim.operations.architecture_search.spaces import Searched
 
 FEWEST, MOST = 8, 30
-"""Networks that are measured before the first trial."""
+"""Networks that are measured before the first trial, without those below."""
+
+MIXED = 8
+"""Networks of several changed options that are measured beside every single one, for the correction of their sum."""
 
 AT_ONCE = 5
 """Networks that are timed in one launch, beside the original."""
@@ -36,7 +39,7 @@ class Predictions:
     configurations: list[dict[str, Option]] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
-    latest: FittedOptions | None = None
+    latest: Predictor | None = None
 
     def latency(self, configuration: Configuration) -> float:
         """Return the predicted latency in ms, by what was measured so far."""
@@ -74,8 +77,8 @@ class Predictions:
             for latency, size in zip(self.latencies, self.sizes, strict=True)
         ]
 
-    def _fit(self, values: Sequence[float], rows: Indices) -> FittedOptions:
-        return fitted(self.space, rows, values)
+    def _fit(self, values: Sequence[float], rows: Indices) -> Predictor:
+        return best_fit(self.space, rows, values)
 
     def _rows(self, configurations: Sequence[Configuration]) -> Indices:
         return np.array([self.space.row(each) for each in configurations])
@@ -111,11 +114,12 @@ def first_rows(space: Space, seed: int, trials: int) -> Indices:
     """Return the configurations to measure first: each option once where there are few, and others at random."""
     count = min(max(FEWEST, trials), MOST, space.size)
     singles = space.singles if 2 * len(space.singles) <= 3 * count else space.singles[:1]
+    count = max(count, min(len(singles) + MIXED, space.size))
     generator = np.random.default_rng([seed, 7])
     drawn = np.stack([generator.integers(options, size=4 * count) for options in space.counts], axis=1)
     _, places = np.unique(np.concatenate([singles, drawn]), axis=0, return_index=True)
     every = np.concatenate([singles, drawn])[np.sort(places)]
-    chosen: Indices = every[: max(count, len(singles))].astype(np.int64)
+    chosen: Indices = every[:count].astype(np.int64)
     return chosen
 
 
@@ -130,7 +134,7 @@ def _measure(
     shutil.rmtree(scratch, ignore_errors=True)
     for number, configuration in enumerate(configurations):
         try:
-            costs.save(searched.build(configuration), scratch / str(number), to_time_only=True)
+            costs.save(searched.to_time(configuration), scratch / str(number), to_time_only=True)
             saved.append((configuration, scratch / str(number)))
         except OmgoptimError as error:
             reasons.append(f"{error.what}: {error.why}" if error.why else error.what)

@@ -14,7 +14,9 @@ from omgoptim.operations.architecture_search.predictions import Predictions, fir
 from omgoptim.operations.architecture_search.spaces import Searched
 from omgoptim.operations.architecture_search.trials import FINALS, Found
 from omgoptim.operations.compression_job import Job
-from omgoptim.operations.next_steps import pick_step, repeat_of, same_arguments, step
+from omgoptim.operations.final_measurement import doubts, guard_reasons
+from omgoptim.operations.gain_attribution import waiting_warnings
+from omgoptim.operations.next_steps import pick_step, repeat_of, result_arguments, same_arguments, step
 from omgoptim.operations.report_records import artifact_record, environment, output_records, shown_request
 from omgoptim.operations.timing import slow_warnings
 from omgoptim.operations.verdict import (
@@ -89,7 +91,8 @@ def search_report(
     place = str(context.artifact)
     artifact = artifact_record(one.entry.artifact)
     load = artifact.load.replace(str(one.entry.artifact), place)
-    warnings = [*loaded.notes, *job.datasets.notes, *searched.notes]
+    warnings = waiting_warnings(chosen.original, one.timing, chosen.load, loaded.device)
+    warnings += [*loaded.notes, *job.datasets.notes, *searched.notes]
     warnings += [
         *quality_warnings(one.quality, request.max_quality_drop, loaded.data.real),
         *load_warnings(chosen.load),
@@ -104,7 +107,7 @@ def search_report(
         candidates += _candidates(job, costs, control, chosen, one, "random trial")
     return EfficiencyReport(
         outcome=outcome,
-        summary=_summary(job, found, control, predictions, one, outcome),
+        summary=" ".join([*doubts(one, chosen, loaded), _summary(job, found, control, predictions, one, outcome)]),
         warnings=warnings,
         next_steps=_next_steps(job, outcome),
         verb="search",
@@ -114,7 +117,7 @@ def search_report(
         before=one.before,
         after=one.after,
         gains=one.gains,
-        outputs=output_records(loaded.outputs, one.quality),
+        outputs=output_records(loaded.outputs, one.quality, one.timing),
         candidates=candidates,
         alternatives=[_alternative(other, job) for other in chosen.finalists if other is not one],
         delivered=one.slug,
@@ -153,9 +156,7 @@ def _summary(
     became = f"{size_phrase(one.gains)}, {speed_phrase(one.gains)}"
     quality = quality_sentence(one.before, one.quality)
     if outcome == "guard_failed":
-        reasons = [str(missed) for missed in one.missed]
-        if not passes(one.quality, request.max_quality_drop):
-            reasons.insert(0, f"a drop of {one.quality.drop:.4f}, guard {request.max_quality_drop:g}")
+        reasons = guard_reasons(one, request.max_quality_drop)
         first = f"The goal was not met: {'; '.join(reasons)}. The nearest, {one.entry.name}, is {became}."
     else:
         first = f"{'No gain. ' if outcome == 'no_gain' else ''}{one.entry.name.capitalize()} is {became}."
@@ -259,4 +260,4 @@ def _next_steps(job: Job[SearchRequest], outcome: Outcome) -> list[NextStep]:
     if request.precision == "float32" and request.data:
         again = {"model": run_id, "data": request.data, "max_quality_drop": request.max_quality_drop}
         return [step("quantize", again, "the network is in float32: quantization makes it smaller and faster")]
-    return [step("profile", {"model": run_id}, "see which layers cost most now")]
+    return [step("profile", result_arguments(job.request, run_id), "see which layers cost most now")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ from omgoptim.architecture_search.auto import auto_space
 from omgoptim.architecture_search.define_by_run import LOOKS, DrawnTrial, build, look, module_of
 from omgoptim.architecture_search.space import Configuration, Space
 from omgoptim.errors import OmgoptimError, RequestError, UserCodeError, argument
-from omgoptim.measure.size import count_params
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.user_code import call_user, load_callable
 from omgoptim.operations.compression_job import Job
@@ -23,6 +22,9 @@ from omgoptim.operations.live_objects import Live
 from omgoptim.requests import SearchRequest
 
 AUTO = "auto"
+
+SKETCHED_ON, INHERITED_ON = 16, 128
+"""Samples that weights are fitted to: of a network that is only timed, and of one that is trained afterwards."""
 
 SpaceFunction = Callable[[Any], Any]
 """`space(trial)`."""
@@ -38,13 +40,19 @@ class Searched:
     parameters: Callable[[Any], Configuration] | None
     """Asks an Optuna trial for all that the space varies; None for `auto`."""
     notes: tuple[str, ...] = ()
+    outline: Callable[[Configuration], nn.Module] | None = None
+    """Builds a network to be timed only, its weights not fitted; None: as `build` does."""
+
+    def to_time(self, configuration: Configuration) -> nn.Module:
+        """Build a network whose weights do not matter."""
+        return (self.outline or self.build)(configuration)
 
 
 def space_function(request: SearchRequest, policy: PathPolicy, live: Live) -> SpaceFunction | None:
     """Return the user's space, its calls limited in time; None for `auto`.
 
     Raises:
-        RequestError: it is no function of a trial.
+        RequestError: it is not a function of a trial.
         OmgoptimError: it cannot be loaded.
     """
     if request.space == AUTO:
@@ -53,7 +61,7 @@ def space_function(request: SearchRequest, policy: PathPolicy, live: Live) -> Sp
     found = live.space or load_callable(name, policy, "space", request.time_limit_s)
     if not callable(found):
         raise RequestError(
-            f"the search space '{name}' is no callable",
+            f"the search space '{name}' is not callable",
             f"it is a {type(found).__name__}",
             "name a function space(trial) that returns an nn.Module",
         )
@@ -109,12 +117,21 @@ def automatic_space(job: Job[SearchRequest], span: tuple[float, float]) -> Searc
         TechniqueError: nothing of the model can be varied.
     """
     run = job.module_run(span)
-    found = auto_space(job.original, run, job.request.stages, run.progress)
-    return Searched(lambda configuration: found.build(configuration, run), found.space, None)
+    sketched, inherited = (
+        replace(run, statistics=run.statistics.split(count)[0], progress=lambda *_: None)
+        for count in (SKETCHED_ON, INHERITED_ON)
+    )
+    found = auto_space(job.original, sketched, job.request.stages, run.progress)
+    return Searched(
+        lambda configuration: found.build(configuration, inherited),
+        found.space,
+        None,
+        outline=lambda configuration: found.build(configuration, sketched),
+    )
 
 
-def largest_network(function: SpaceFunction, searched: Searched, seed: int) -> tuple[nn.Module, Configuration]:
-    """Return the network of most parameters among a few of a space: what the others are measured against.
+def drawn_networks(function: SpaceFunction, searched: Searched, seed: int) -> list[nn.Module]:
+    """Return a few networks of a space: drawn at random, and of a product the first and last options.
 
     Raises:
         OmgoptimError: none could be built.
@@ -130,17 +147,13 @@ def largest_network(function: SpaceFunction, searched: Searched, seed: int) -> t
         except UserCodeError:
             continue
         tried.append(dict(trial.params))
-    best: tuple[int, nn.Module, Configuration] | None = None
+    found: list[nn.Module] = []
     failure: OmgoptimError | None = None
     for configuration in tried:
         try:
-            module = searched.build(configuration)
+            found.append(searched.build(configuration))
         except OmgoptimError as error:
             failure = error
-            continue
-        params = count_params(module)[0]
-        if best is None or params > best[0]:
-            best = params, module, configuration
-    if best is None:
+    if not found:
         raise failure or UserCodeError("the search space gave no module")
-    return best[1], best[2]
+    return found

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import nn
 
 from omgoptim.architecture_search.drive import Driven, Plan, drive, drive_conditional
-from omgoptim.architecture_search.propose import Load, Proposal, propose, propose_random
+from omgoptim.architecture_search.propose import DEFAULT, Load, Proposal, Rule, propose, propose_random
 from omgoptim.architecture_search.runner import WEIGHTS, Steps, finalists, fitting, run_trial
 from omgoptim.architecture_search.space import Configuration
 from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
@@ -59,6 +59,7 @@ class Trials:
     predictions: Predictions | None
     teacher: nn.Module | None
     began: float
+    rule: Rule = DEFAULT
 
     def run(self, folder: Path, way: Proposal, span: tuple[float, float], finals: int = FINALS) -> Found:
         """Search in a folder, or go on there, and train the best to the end.
@@ -119,7 +120,7 @@ class Trials:
 
         nearest = min(predictions.measured_loads, default=None)
         product = self.searched.product
-        return drive(product, loads, trial, plan, folder, way, progress=progress, more=self._more, nearest=nearest)
+        return drive(product, loads, trial, plan, folder, way, self.rule, progress, self._more, nearest)
 
     def _more(self) -> bool:
         minutes = self.job.request.budget_minutes

@@ -51,10 +51,12 @@ class Student:
 
     @property
     def params(self) -> int:
+        """Number of parameters."""
         return count_params(self.module)[0]
 
     @property
     def macs(self) -> int | None:
+        """Multiply-accumulates of one sample; None where they cannot be counted."""
         args, kwargs = one_sample(self.loaded)
         return count_macs(self.module, args, kwargs).macs
 
@@ -78,6 +80,7 @@ def derived_alone(teacher: nn.Module, params: Params, inputs: Any, seed: int) ->
         teacher: changed in place.
         params: of one method of derivation.
         inputs: one batch for the teacher.
+        seed: of what is drawn at random.
 
     Raises:
         RequestError: the params are not those of a derivation.

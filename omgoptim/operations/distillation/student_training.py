@@ -38,7 +38,9 @@ def train(
     """Train a copy of the student; an interrupted training is resumed.
 
     Args:
-        arm: name of this training, the same in a resumed run.
+        job: the run.
+        student: its untrained module, and how it is called.
+        name: of this training, the same in a resumed run.
         span: start and end of its progress as fractions of the run.
         teacher: None to train on the targets only.
         epochs: default: those of the request.
@@ -71,6 +73,7 @@ def train(
         teacher=teacher,
         distillation=None if teacher is None else _distillation(request),
         features=None if teacher is None else _features(job, module, teacher),
+        on_epoch=job.context.publish,
     )
     state = RoundState(module, Round(number=1, quality_trained=fitted.quality), student.changes)
     record_training(state, fitted)

@@ -8,15 +8,20 @@ from typing import Any
 
 from omgoptim.operations.optimization.cost import Cost
 from omgoptim.operations.optimization.goal import Goal
+from omgoptim.operations.optimization.level_speeds import FACTORIZED, LevelSpeeds
 from omgoptim.operations.optimization.levels import deepest_level
 from omgoptim.operations.optimization.points import Point, product, speeds
 from omgoptim.operations.optimization.steps import Steps
+from omgoptim.operations.quantization.selection import Preference
 
 SHORT_EPOCHS = 1
 """Training epochs of a step that only compares levels."""
 
 MOST_EPOCHS = 40
 """Most epochs of the full recovery."""
+
+UNTRAINED_SHARE = 0.1
+"""Share of the budget that measuring untrained levels may cost."""
 
 LEVELS = 3
 """Most further levels that are tried by the route that won."""
@@ -36,7 +41,7 @@ RECOVERY_SHARE = 0.6
 SHARE_OF_GUARD = 2.0
 """Drop after a short recovery, over the guard, up to which a level is worth a full recovery."""
 
-SINGLES, COMPARED, RECOVERED, QUANTIZED = (0.05, 0.2), (0.2, 0.45), (0.45, 0.7), (0.7, 0.82)
+SINGLES, UNTRAINED, COMPARED, RECOVERED, QUANTIZED = (0.05, 0.2), (0.2, 0.25), (0.25, 0.45), (0.45, 0.7), (0.7, 0.82)
 """Fractions of the run between which the parts move its progress."""
 
 
@@ -48,8 +53,8 @@ class Route:
     verb: str
     arguments: Callable[[float], dict[str, Any]]
     """Arguments of the verb at a compression level, 0..1."""
-    speedup: Callable[[float], float]
-    """Expected ratio of the work at a level, before / after."""
+    work_ratio: Callable[[float], float]
+    """Ratio of the work at a level, before / after."""
 
 
 PRUNE = Route(
@@ -83,35 +88,141 @@ def single(steps: Steps) -> Point | None:
     return steps.take("quantize", "quantize", arguments, None, SINGLES)
 
 
-def build_chain(steps: Steps, goal: Goal, cost: Cost) -> None:
-    """Take the steps of the chain: compare routes, find the level, recover it in full, and quantize it."""
-    begun: list[tuple[Route, Point]] = []
-    for index, route in enumerate((PRUNE, DISTILL)):
-        if index and begun and cost.trained_s(steps.taken, SHORT_EPOCHS) > DUEL_SHARE * steps.seconds_left:
-            break  # the time is better spent on the route that is begun
-        point = _short(steps, cost, route, FIRST_LEVEL, index)
-        if point is not None:
-            begun.append((route, point))
-    if not begun:
-        return
-    route = _better(begun, steps)
-    level = _level(steps, cost, route)
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Takes the steps of a chain: compares routes, finds the level, recovers it in full, factorizes, quantizes."""
 
-    def recovered_within(level: float) -> bool | None:
-        recovered = _recovered(steps, cost, route, level)
-        name = f"quantize after {_name(route, level)}"
-        return None if recovered is None else _quantized_within(steps, cost, recovered, name, goal)
+    steps: Steps
+    goal: Goal
+    cost: Cost
+    preference: Preference
+    speeds: LevelSpeeds
 
-    if level is not None and deepest_level(
-        recovered_within, bool, first=level, high=level, most=RECOVERIES, narrow=NARROW
-    ):
-        return
-    short = [
-        point for point in steps.taken if point.verb == route.verb and point.cautious_drop <= goal.max_quality_drop
-    ]
-    if short:  # no full recovery came to an end within the guard
-        deepest = max(zip(speeds(short), short, strict=True), key=lambda pair: pair[0])[1]
-        _quantized_within(steps, cost, deepest, f"quantize after {deepest.name}", goal)
+    def build(self) -> None:
+        """Take the steps."""
+        steps, first = self.steps, self._first_level()
+        begun: list[tuple[Route, Point]] = []
+        for index, route in enumerate((PRUNE, DISTILL)):
+            if index and begun and self.cost.trained_s(steps.taken, SHORT_EPOCHS) > DUEL_SHARE * steps.seconds_left:
+                break  # the time is better spent on the route that is begun
+            point = self._short(route, first, index)
+            if point is not None:
+                begun.append((route, point))
+        if not begun:
+            return
+        route = _better(begun, steps)
+        level = self._level(route, first)
+        recovered: dict[float, Point] = {}
+
+        def recovered_within(level: float) -> bool | None:
+            point = self._recovered(route, level)
+            if point is None:
+                return None
+            recovered[level] = point
+            return self._quantized_within(point, f"quantize after {_name(route, level)}", level)
+
+        deepest = level and deepest_level(
+            recovered_within, bool, first=level, high=level, most=RECOVERIES, narrow=NARROW, between=self._between
+        )
+        if deepest:
+            self._factorize(recovered[deepest[0]], _name(route, deepest[0]))
+            return
+        guard = self.goal.max_quality_drop
+        short = [point for point in steps.taken if point.verb == route.verb and point.cautious_drop <= guard]
+        if short:  # no full recovery came to an end within the guard
+            fastest = max(zip(speeds(short), short, strict=True), key=lambda pair: pair[0])[1]
+            self._quantized_within(fastest, f"quantize after {fastest.name}", None)
+
+    def _first_level(self) -> float:
+        """Return the level worth a training that is nearest to the usual one."""
+        edges = self.speeds.edges(self.preference) or [FIRST_LEVEL]
+        return min(edges, key=lambda level: abs(level - FIRST_LEVEL))
+
+    def _between(self, low: float, high: float) -> float | None:
+        return self.speeds.next_level(low, high, self.preference)
+
+    def _level(self, route: Route, first: float) -> float | None:
+        """Return the deepest level whose drop after a short recovery promises to end within the guard."""
+        steps, cost = self.steps, self.cost
+        limit = _limit(steps)
+        kept_s = cost.trained_s(steps.taken, 2 * SHORT_EPOCHS) + cost.quantize_s(steps.taken)  # for one full recovery
+        spare_s = min(LEVELS_SHARE * steps.seconds_left, steps.seconds_left - MARGIN * kept_s)
+        affordable = max(0, int(spare_s / max(cost.trained_s(steps.taken, SHORT_EPOCHS), 0.01)))
+        tried = {first}
+
+        def result(level: float) -> Point | None:
+            known = next((point for point in steps.taken if point.name == _name(route, level)), None)
+            tried.add(level)
+            return known or self._short(route, level, len(tried))
+
+        most = 1 + min(LEVELS, affordable)
+        found = deepest_level(result, lambda point: point.drop <= limit, first=first, most=most, between=self._between)
+        return None if found is None else found[0]
+
+    def _short(self, route: Route, level: float, index: int) -> Point | None:
+        """Take a step to a level with a short recovery, if there is time to quantize what comes of it."""
+        steps, cost = self.steps, self.cost
+        start, end = COMPARED
+        width = (end - start) / (LEVELS + 2)
+        begin = min(start + index * width, end - width)
+        arguments = route.arguments(level) | _training(steps, SHORT_EPOCHS)
+        needed = cost.trained_s(steps.taken, SHORT_EPOCHS) + cost.quantize_s(steps.taken)
+        span = begin, begin + width
+        expected = self._expected(route, level)
+        return steps.take(_name(route, level), route.verb, arguments, None, span, expected, needed)
+
+    def _recovered(self, route: Route, level: float) -> Point | None:
+        """Recover a level for as many epochs as the time left allows, with what quantizing takes held back."""
+        steps, cost = self.steps, self.cost
+        after = cost.quantize_s(steps.taken)
+        overhead = cost.trained_s(steps.taken, 0)
+        epoch = cost.trained_s(steps.taken, 1) - overhead
+        affordable = (RECOVERY_SHARE * (steps.seconds_left - after) - overhead) / max(epoch, 1e-3)
+        epochs = int(min(MOST_EPOCHS, max(2 * SHORT_EPOCHS, affordable)))
+        arguments = route.arguments(level) | _training(steps, epochs)
+        name = f"{_name(route, level)}, {epochs} epochs"
+        needed = overhead + epochs * epoch + after
+        return steps.take(name, route.verb, arguments, None, RECOVERED, self._expected(route, level), needed)
+
+    def _factorize(self, point: Point, name: str) -> None:
+        """Factorize a recovered network, train it and quantize that, where an untrained one was better for it."""
+        steps, cost = self.steps, self.cost
+        if not self.speeds.factorizing_pays(self.preference):
+            return
+        after, overhead = cost.quantize_s(steps.taken), cost.trained_s(steps.taken, 0)
+        epoch = cost.trained_s(steps.taken, 1) - overhead
+        affordable = (steps.seconds_left - after - overhead) / max(epoch, 1e-3)
+        epochs = int(min(MOST_EPOCHS, max(2 * SHORT_EPOCHS, affordable)))
+        method = {"method": "whitened", "target_compression": FACTORIZED}
+        arguments = {"method": method, "max_quality_drop": 1.0} | _training(steps, epochs)
+        name = f"factorize after {name}"
+        needed = overhead + epochs * epoch + after
+        factorized = steps.take(name, "factorize", arguments, point, RECOVERED, None, needed)
+        if factorized is not None:
+            self._quantized_within(factorized, f"quantize after {name}", None)
+
+    def _quantized_within(self, point: Point, name: str, level: float | None) -> bool:
+        """Quantize a point with what is left of the guard; whether a result is within it.
+
+        Args:
+            level: that was measured untrained; None where none was.
+        """
+        steps, guard = self.steps, self.goal.max_quality_drop
+        left = min(1.0, guard - point.drop)
+        quantized = None
+        if left >= 0:
+            alone = next((one for one in steps.taken if one.verb == "quantize" and one.parent is None), None)
+            expected = None if level is None else self.speeds.expected_quantized(level)
+            expected = expected or product(point.speedup, alone.speedup if alone else None)
+            arguments = {"runtime": steps.request.runtime, "max_quality_drop": left, "prefer": steps.request.prefer}
+            seconds = self.cost.quantize_s(steps.taken)
+            quantized = steps.take(name, "quantize", arguments, point, QUANTIZED, expected, seconds)
+        made = [point, *([quantized, *steps.alternatives(quantized)] if quantized else [])]
+        return any(one.cautious_drop <= guard for one in made)
+
+    def _expected(self, route: Route, level: float) -> float:
+        """Return the speedup that an untrained network of the level has in torch, or else the ratio of the work."""
+        return self.speeds.expected_eager(level) or route.work_ratio(level)
 
 
 def _better(begun: Sequence[tuple[Route, Point]], steps: Steps) -> Route:
@@ -126,64 +237,8 @@ def _better(begun: Sequence[tuple[Route, Point]], steps: Steps) -> Route:
     return begun[max(range(len(begun)), key=merit)][0]
 
 
-def _level(steps: Steps, cost: Cost, route: Route) -> float | None:
-    """Return the deepest level whose drop after a short recovery promises to end within the guard."""
-    limit = _limit(steps)
-    kept_s = cost.trained_s(steps.taken, 2 * SHORT_EPOCHS) + cost.quantize_s(steps.taken)  # for one full recovery
-    spare_s = min(LEVELS_SHARE * steps.seconds_left, steps.seconds_left - MARGIN * kept_s)
-    affordable = max(0, int(spare_s / max(cost.trained_s(steps.taken, SHORT_EPOCHS), 0.01)))
-    tried = {FIRST_LEVEL}
-
-    def result(level: float) -> Point | None:
-        known = next((point for point in steps.taken if point.name == _name(route, level)), None)
-        tried.add(level)
-        return known or _short(steps, cost, route, level, len(tried))
-
-    most = 1 + min(LEVELS, affordable)
-    found = deepest_level(result, lambda point: point.drop <= limit, first=FIRST_LEVEL, most=most)
-    return None if found is None else found[0]
-
-
 def _limit(steps: Steps) -> float:
     return SHARE_OF_GUARD * max(steps.request.max_quality_drop, SMALLEST_GUARD)
-
-
-def _short(steps: Steps, cost: Cost, route: Route, level: float, index: int) -> Point | None:
-    """Take a step to a level with a short recovery, if there is time to quantize what comes of it."""
-    start, end = COMPARED
-    width = (end - start) / (LEVELS + 2)
-    begin = min(start + index * width, end - width)
-    arguments = route.arguments(level) | _training(steps, SHORT_EPOCHS)
-    needed = cost.trained_s(steps.taken, SHORT_EPOCHS) + cost.quantize_s(steps.taken)
-    span = begin, begin + width
-    return steps.take(_name(route, level), route.verb, arguments, None, span, route.speedup(level), needed)
-
-
-def _recovered(steps: Steps, cost: Cost, route: Route, level: float) -> Point | None:
-    """Recover a level for as many epochs as the time left allows, with what quantizing takes held back."""
-    after = cost.quantize_s(steps.taken)
-    overhead = cost.trained_s(steps.taken, 0)
-    epoch = cost.trained_s(steps.taken, 1) - overhead
-    affordable = (RECOVERY_SHARE * (steps.seconds_left - after) - overhead) / max(epoch, 1e-3)
-    epochs = int(min(MOST_EPOCHS, max(2 * SHORT_EPOCHS, affordable)))
-    arguments = route.arguments(level) | _training(steps, epochs)
-    name = f"{_name(route, level)}, {epochs} epochs"
-    needed = overhead + epochs * epoch + after
-    return steps.take(name, route.verb, arguments, None, RECOVERED, route.speedup(level), needed)
-
-
-def _quantized_within(steps: Steps, cost: Cost, point: Point, name: str, goal: Goal) -> bool:
-    """Quantize a point with what is left of the guard; whether a result is within it."""
-    left = min(1.0, goal.max_quality_drop - point.drop)
-    quantized = None
-    if left >= 0:
-        alone = next((one for one in steps.taken if one.verb == "quantize" and one.parent is None), None)
-        expected = product(point.speedup, alone.speedup if alone else None)
-        arguments = {"runtime": steps.request.runtime, "max_quality_drop": left, "prefer": steps.request.prefer}
-        seconds = cost.quantize_s(steps.taken)
-        quantized = steps.take(name, "quantize", arguments, point, QUANTIZED, expected, seconds)
-    made = [point, *([quantized, *steps.alternatives(quantized)] if quantized else [])]
-    return any(one.cautious_drop <= goal.max_quality_drop for one in made)
 
 
 def _training(steps: Steps, epochs: int) -> dict[str, Any]:

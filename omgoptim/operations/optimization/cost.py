@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -27,6 +28,8 @@ from omgoptim.training.randomness import own_randomness
 
 COUNTING_S = 10.0
 """Longest time in which the samples of an epoch are counted."""
+
+Kept = TypeVar("Kept")
 
 QUANTIZE_LAUNCHES, TRAINED_LAUNCHES, FINAL_LAUNCHES = 16, 4, 12
 """Timing launches of a quantize step, of a step that trains, and of the final measurement."""
@@ -70,16 +73,24 @@ class Cost:
         """
         return FINAL_LAUNCHES / 2 * launches * self.launch_s
 
+    def finalists(self, left_s: float, most: int) -> int:
+        """Return how many artifacts can be launched twice beside the original within the time left; two at least."""
+        return min(most, max(2, int(left_s / (2 * max(self.launch_s, 1e-3))) - 1))
 
-def measured_once(file: Path, measure: Callable[[], Cost]) -> Cost:
-    """Return the cost as it was measured before the run was cut off; else measure it and write it down."""
+
+def measured_once(file: Path, kind: Callable[..., Kept], measure: Callable[[], Kept]) -> Kept:
+    """Return what was measured before the run was cut off; else measure it and write it down.
+
+    Args:
+        kind: its dataclass, of plain JSON values.
+    """
     try:
-        return Cost(**json.loads(file.read_text(encoding="utf-8")))
+        return kind(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
-        cost = measure()
+        found = measure()
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(asdict(cost)), encoding="utf-8")
-        return cost
+        file.write_text(json.dumps(asdict(found)), encoding="utf-8")  # type: ignore[call-overload]
+        return found
 
 
 def epoch_seconds(loaded: LoadedModel, data: DataSource, limit_s: float) -> float | None:

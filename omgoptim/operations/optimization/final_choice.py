@@ -20,20 +20,20 @@ from omgoptim.requests import OptimizeRequest
 FINALISTS = 5
 """Most points that are measured in full."""
 
-MEASURED = (0.82, 0.97)
-"""Fractions of the run between which the final measurement moves its progress."""
-
 
 Finalist = MeasuredEntry[Point]
 Chosen = FinalChoice[Point]
 
 
 def pick_finalists(
-    points: Sequence[Point], goal: Goal, preference: Preference, singles: Sequence[Point]
+    points: Sequence[Point], goal: Goal, preference: Preference, singles: Sequence[Point], most: int = FINALISTS
 ) -> list[Point]:
     """Return the points worth measuring in full, by what the selection samples and single launches say.
 
     The best of what quantization alone gave is always among them, and so is the point that loses least.
+
+    Args:
+        most: as many as the time left allows; never fewer than the best, the best of `singles` and the safest.
     """
     merits = {
         id(point): _merit(speed, point.size_bytes, preference)
@@ -41,7 +41,7 @@ def pick_finalists(
     }
     within = [point for point in points if point.cautious_drop <= goal.max_quality_drop]
     ranked = sorted(within, key=lambda point: merits[id(point)], reverse=True)
-    chosen = ranked[: FINALISTS - 2]
+    chosen = ranked[: max(1, most - 2)]
     alone = [point for point in ranked if any(point is other for other in singles)]
     safest = max(points, key=lambda point: (-point.cautious_drop, merits[id(point)]))
     for further in (*alone[:1], safest):
@@ -57,8 +57,12 @@ def measure_finalists(
     points: Sequence[Point],
     goal: Goal,
     preference: Preference,
+    limit_s: float,
 ) -> Chosen:
     """Time the original and the finalists in turns, read the evaluation data once, and choose.
+
+    Args:
+        limit_s: seconds within which the launches after the second must end.
 
     Raises:
         OmgoptimError: no finalist could be measured.
@@ -70,7 +74,7 @@ def measure_finalists(
     def missed(after: Measurement, _gains: Gains, _raced: RaceResult) -> list[Missed]:
         return goal.missed(after)
 
-    return measure_entries(request, context, loaded, loaded.baseline, points, place, missed)
+    return measure_entries(request, context, loaded, loaded.baseline, points, place, missed, limit_s)
 
 
 def _place(

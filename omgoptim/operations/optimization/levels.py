@@ -17,15 +17,17 @@ def deepest_level(
     high: float = 0.9,
     most: int = 4,
     narrow: float = 0.08,
+    between: Callable[[float, float], float | None] = lambda low, high: round((low + high) / 2, 3),
 ) -> tuple[float, Found] | None:
     """Return the deepest level found whose result is within the guard, with that result; None if none is.
 
     Args:
-        attempt: does a level, 0..1, and returns what came of it; None where it failed, which counts as too deep.
+        result: does a level, 0..1, and returns what came of it; None where it failed, which counts as too deep.
         within: whether a result is within the guard.
         first: the level to begin with, between low and high.
         most: attempts.
         narrow: width of the bracket that ends the search.
+        between: the next level between the deepest that holds and the shallowest that does not; None ends the search.
     """
     best: tuple[float, Found] | None = None
     level = first
@@ -37,5 +39,8 @@ def deepest_level(
             high = level
         if high - low <= narrow:
             break
-        level = round((low + high) / 2, 3)
+        following = between(low, high)
+        if following is None:
+            break
+        level = following
     return best

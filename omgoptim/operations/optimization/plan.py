@@ -19,10 +19,12 @@ from omgoptim.operations.optimization.chain import (
     PRUNE,
     RECOVERY_SHARE,
     SHORT_EPOCHS,
+    UNTRAINED_SHARE,
 )
 from omgoptim.operations.optimization.cost import Cost
 from omgoptim.operations.optimization.floors import Floor
 from omgoptim.operations.optimization.goal import FINAL_SHARE
+from omgoptim.operations.optimization.level_speeds import LEVELS as UNTRAINED_LEVELS
 from omgoptim.operations.report_records import environment, shown_request
 from omgoptim.reports import EfficiencyReport, Step
 from omgoptim.requests import OptimizeRequest
@@ -51,10 +53,14 @@ def plan_report(
 
     steps = [planned("quantize", "quantize", "every scheme and engine that fits", quantize_s)]
     if problem is None and left_s > short_s + quantize_s:
+        probe_s = min(UNTRAINED_SHARE * 60 * request.budget_minutes, 3 * (len(UNTRAINED_LEVELS) + 1) * cost.launch_s)
+        words = f"up to {len(UNTRAINED_LEVELS)} levels pruned, quantized and timed without training"
+        steps.append(planned("untrained levels", "prune", words, probe_s))
+        left_s -= probe_s
         routes = (PRUNE, DISTILL) if short_s <= DUEL_SHARE * (left_s - short_s) else (PRUNE,)
         for route in routes:
             why = "one short training: the better of the two goes on" if len(routes) > 1 else "one short training"
-            expected = route.speedup(FIRST_LEVEL)
+            expected = route.work_ratio(FIRST_LEVEL)
             steps.append(planned(f"{route.name} {FIRST_LEVEL:.0%}", route.verb, why, short_s, expected))
         left_s -= len(routes) * short_s
         kept_s = cost.trained_s([], 2 * SHORT_EPOCHS) + quantize_s

@@ -118,6 +118,7 @@ class Steps:
         speed = "speed unknown" if point.speedup is None else f"{point.speedup:.2f}x"
         done = f"{name} done: {speed}, {point.size_bytes:,} bytes, drop {point.drop:.4f}, {seconds:.0f} s"
         self.context.progress(done, span[1])
+        self.context.publish(self.records()[len(self.taken) - 1])
         return point
 
     def skip(self, name: str, verb: str, why: str) -> None:

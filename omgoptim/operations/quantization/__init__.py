@@ -1,0 +1,1 @@
+"""Candidates of a quantize run: built, screened, repaired by mixed precision, measured and chosen."""

@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
+
+from torch import nn
 
 from omgoptim.errors import NoLayerChanged, OmgoptimError, TechniqueError
 from omgoptim.models import artifact as artifacts
@@ -27,9 +29,6 @@ from omgoptim.runtimes.export import first_sample
 from omgoptim.runtimes.signature import BATCH
 from omgoptim.runtimes.tied_weights import tied_weights
 from omgoptim.techniques.registry import Outcome, ProgramRun, apply_to_program, technique_of
-
-if TYPE_CHECKING:
-    from torch import nn
 
 T = TypeVar("T")
 
@@ -60,6 +59,7 @@ class BuiltCandidate:
 
     @property
     def size_bytes(self) -> int | None:
+        """Size of the saved artifact; None where there is none."""
         return Manifest.read(self.folder).size_bytes if self.folder else None
 
 
@@ -67,6 +67,8 @@ def float_program(loaded: LoadedModel, context: RunContext, name: str = "float",
     """Export the model as a float32 ONNX file and check it against its module.
 
     Args:
+        loaded: the original.
+        context: of the run.
         name: of the folder that it is put in.
         or_at_one: export at batch 1 where the batch cannot be free; the caller goes on with `at_batch_one`.
     """
@@ -120,6 +122,12 @@ def build_candidate(
     """Build one candidate and save its artifact; a technique or engine that fails is recorded as its error.
 
     Args:
+        spec: scheme, engine and settings of the candidate.
+        loaded: the original.
+        program: its float32 export.
+        calibration: samples for the observers.
+        context: of the run.
+        seed: of whatever the technique draws.
         twin: the same technique built for another engine; its program is reused.
         doing: progress message; default: from the name of the spec.
         limit_s: seconds after which no further step begins.
@@ -128,9 +136,8 @@ def build_candidate(
     began, doing = time.monotonic(), doing or f"building {spec.name}"
     try:
         if spec.on_module:
-            return BuiltCandidate(
-                spec, folder, in_original_precision(_build_module(spec, folder, loaded), loaded.precision)
-            )
+            outcome = with_layers_that_never_ran(_build_module(spec, folder, loaded), loaded)
+            return BuiltCandidate(spec, folder, in_original_precision(outcome, loaded.precision))
 
         def report_stage(stage: str, _done: float | None) -> None:
             refuse_beyond_limit(time.monotonic() - began, limit_s)
@@ -144,6 +151,7 @@ def build_candidate(
         outcome = _build_program(spec, folder, loaded, program, run, twin)
         if loaded.module is not None and twin is None:
             outcome = with_tied_weight_notes(outcome, loaded.module, precision_of(spec.params))
+            outcome = with_layers_that_never_ran(outcome, loaded)
         return BuiltCandidate(spec, folder, in_original_precision(outcome, loaded.precision))
     except OmgoptimError as error:
         return BuiltCandidate(spec, error=error)
@@ -186,6 +194,24 @@ def with_tied_weight_notes(outcome: Outcome, module: nn.Module, precision: str) 
             places = f"in float and in {precision}" if in_float else f"in {precision} for each layer that reads it"
             notes.append(f"The tied weight {names[0]} is stored {places}: {more:.3g} MB more.")
     return replace(outcome, notes=[*outcome.notes, *notes])
+
+
+def with_layers_that_never_ran(outcome: Outcome, loaded: LoadedModel) -> Outcome:
+    """List layers with weight matrices that are not named yet and did not run: no program has them."""
+    ran = loaded.macs.by_path if loaded.macs else None
+    if loaded.module is None or not ran or not outcome.changed:
+        return outcome
+    named = [change.path for change in outcome.changed] + [skip.path for skip in outcome.skipped]
+    left = [
+        Skip(path=path, reason="it did not run when the model was called once")
+        for path, layer in loaded.module.named_modules()
+        if path
+        and path not in ran
+        and not isinstance(layer, nn.ParameterList | nn.ParameterDict)
+        and any(parameter.ndim > 1 for parameter in layer.parameters(recurse=False))
+        and not any(each == path or each.startswith(f"{path}.") or path.startswith(f"{each}.") for each in named)
+    ]
+    return replace(outcome, skipped=[*outcome.skipped, *left])
 
 
 def _build_program(

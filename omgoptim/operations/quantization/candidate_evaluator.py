@@ -123,6 +123,7 @@ class CandidateEvaluator:
         """Evaluate the candidate of a spec, or return its cached result.
 
         Args:
+            spec: scheme, engine and settings of the candidate.
             doing: progress message.
         """
         key = f"{spec.params.model_dump_json()} {spec.runtime}"

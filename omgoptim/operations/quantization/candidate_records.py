@@ -13,11 +13,15 @@ from omgoptim.reports import Candidate
 def candidate_records(
     results: Sequence[CandidateResult], final: FinalRace, chosen: CandidateResult, baseline_bytes: int
 ) -> list[Candidate]:
-    """Return the records of all candidates, the chosen one first; float32 that nobody asked for only where it was
-    measured.
+    """Return the records of all candidates, the chosen one first.
+
+    Float32 that the request did not name is listed only where it was measured.
 
     Args:
+        results: all candidates of the run.
+        final: the finalists' measurements.
         chosen: the candidate whose report this is; another one than the run's winner is one to pick.
+        baseline_bytes: size of the original's artifact.
     """
     found = []
     measured = [finalist.result for finalist in final.finalists]

@@ -37,20 +37,24 @@ class CandidateSpec:
 
     @property
     def scheme(self) -> str:
+        """Quantization scheme, such as `static`."""
         return str(getattr(self.params, "scheme"))  # noqa: B009  every technique of this verb has it
 
     @property
     def name(self) -> str:
+        """Name in reports, such as `static on openvino`."""
         algorithm = getattr(self.params, "algorithm", "auto")
         noted = f", {self.note}" if self.note else ""
         return f"{self.scheme}{'' if algorithm == 'auto' else f'-{algorithm}'}{noted} on {self.runtime}"
 
     @property
     def on_module(self) -> bool:
+        """Whether its engine runs the PyTorch module instead of an ONNX file."""
         return ENGINES[self.runtime].runs == "module"
 
     @property
     def is_lowered(self) -> bool:
+        """Whether its engine runs programs that are lowered from the module."""
         return ENGINES[self.runtime].runs == "lowered"
 
 

@@ -81,7 +81,12 @@ def final_race(
     does, the first.
 
     Args:
+        request: with the guard, the timing and the seed.
+        context: of the run.
+        loaded: the original with its data.
+        chosen: the finalists.
         results: all candidates, any of which may dominate a finalist.
+        preference: order of candidates by time and size.
         first: the finalist to prefer over all others: the result of a further search.
     """
     screened = {id(result): result.speedup for result in chosen}
@@ -117,6 +122,7 @@ def chosen_finalist(finalists: Sequence[FinalistResult], guard: float) -> Finali
 
     Args:
         finalists: in the order of preference; at least one is not a reference.
+        guard: the largest quality drop that is allowed.
     """
     asked = [finalist for finalist in finalists if not finalist.result.reference]
     return next((finalist for finalist in finalists if passes(finalist.quality, guard)), asked[0])

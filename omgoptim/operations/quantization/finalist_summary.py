@@ -53,12 +53,9 @@ class SavedFinalist:
 
 def implausible_speedup_sentence(run: QuantizeRun, kept: SavedFinalist) -> str:
     """Return the sentence on an implausible speedup of a finalist; empty where it is plausible."""
-    parts, runtime = kept.finalist.parts, kept.finalist.result.built.spec.runtime
-    if parts is None:
-        return ""
-    return implausible_sentence(
-        parts, run.final.before, runtime, run.loaded.device, run.final.load, kept.finalist.timing
-    )
+    final, finalist = run.final, kept.finalist
+    runtime = finalist.result.built.spec.runtime
+    return implausible_sentence(finalist.parts, final.before, runtime, run.loaded.device, final.load, finalist.timing)
 
 
 def finalist_summary(
@@ -106,6 +103,7 @@ def _float_only_sentence(run: QuantizeRun, kept: SavedFinalist, everyone: list[S
 
 
 def best_quantized(run: QuantizeRun, everyone: list[SavedFinalist]) -> SavedFinalist | None:
+    """Return the preferred quantized finalist, of those that pass the guard if any does; None without one."""
     quantized = [kept for kept in everyone if not is_float(kept.finalist.result)]
     guard = run.request.max_quality_drop
     holding = [kept for kept in quantized if passes(kept.finalist.quality, guard)]

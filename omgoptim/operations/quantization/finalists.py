@@ -10,7 +10,7 @@ from typing import Literal
 
 from omgoptim.errors import ArtifactError
 from omgoptim.models.report_file import write_sealed
-from omgoptim.operations.gain_attribution import slower_sentence
+from omgoptim.operations.gain_attribution import slower_sentence, waiting_warnings
 from omgoptim.operations.next_steps import new_calls, pick_step, quantize_steps, repeat_of
 from omgoptim.operations.quantization.candidate_records import candidate_records
 from omgoptim.operations.quantization.coverage import coverage_warnings, measure_coverage
@@ -131,19 +131,14 @@ def _report(run: QuantizeRun, kept: SavedFinalist, everyone: list[SavedFinalist]
     artifact = artifact_record(kept.folder)
     place = str(context.artifact)
     load_line = artifact.load.replace(str(kept.folder), place)
-    said = implausible_speedup_sentence(run, kept)
-    warnings = [*([said] if said else []), *loaded.notes, *run.notes, *coverage_warnings(coverage, spec.runtime)]
-    labelled = any(target is not None for target in loaded.evaluation.targets)
-    warnings += [*quality_warnings(quality, guard, loaded.data.real, labelled), *load_warnings(load)]
-    warnings += slow_warnings(final.before, finalist.timing)
     candidates = candidate_records(run.results, final, finalist.result, before.size_bytes or 0)
-    told = gained.speedup_low is not None or load > OVERLOADED
+    has_interval = gained.speedup_low is not None or load > OVERLOADED
     open_still = "guard_failed" if is_replacement(run, kept) else outcome
-    steps = quantize_steps(request, open_still, context.run_id, told, needed, loaded)
+    steps = quantize_steps(request, open_still, context.run_id, has_interval, needed, loaded)
     return EfficiencyReport(
         outcome=outcome,
         summary=finalist_summary(run, kept, everyone, outcome, before),
-        warnings=warnings,
+        warnings=_warnings(run, kept, coverage_warnings(coverage, spec.runtime)),
         next_steps=[*_pick_steps(run, kept, everyone, outcome), *steps][:3],
         verb="quantize",
         run_id=context.run_id,
@@ -166,6 +161,23 @@ def _report(run: QuantizeRun, kept: SavedFinalist, everyone: list[SavedFinalist]
         lineage=list(loaded.lineage),
         repeat=repeat_of("quantize", request),
     )
+
+
+def _warnings(run: QuantizeRun, kept: SavedFinalist, on_coverage: list[str]) -> list[str]:
+    """Return the warnings of a finalist's report."""
+    loaded, finalist = run.loaded, kept.finalist
+    implausible = implausible_speedup_sentence(run, kept)
+    waits = waiting_warnings(run.final.before, finalist.timing, run.final.load, loaded.device)
+    labelled = any(target is not None for target in loaded.evaluation.targets)
+    return [
+        *([implausible] if implausible else waits),
+        *loaded.notes,
+        *run.notes,
+        *on_coverage,
+        *quality_warnings(finalist.quality, run.request.max_quality_drop, loaded.data.real, labelled),
+        *load_warnings(run.final.load),
+        *slow_warnings(run.final.before, finalist.timing),
+    ]
 
 
 def _pick_steps(

@@ -81,6 +81,7 @@ def search(
     Args:
         layers: the quantized layers; at least one stays quantized.
         drop: of the model with all of them quantized, which is above the guard.
+        guard: the largest drop that is allowed.
         evaluate: the drop with the layers of these names in float.
         out_of_time: checked before each evaluation.
         holds: whether a drop is within a guard.
@@ -208,8 +209,11 @@ def _requantize(
     evaluated: Callable[[Sequence[SearchLayer]], bool | None],
     unlikely: Callable[[Sequence[SearchLayer]], bool],
 ) -> None:
-    """Quantize unnecessary layers again: `kept` holds, `sparing` is the part of it that may do. Of sets
-    with as much predicted noise as one that failed only one is tried: a prediction is no measurement."""
+    """Quantize layers again that the guard does not need in float.
+
+    `kept` passes the guard, and its subset `smaller` may pass too. Of sets with as much predicted noise as one that
+    failed only one is evaluated, since a prediction is not a measurement.
+    """
     left, tries, doubted = list(kept), REQUANTIZE_EVALUATIONS, False
     if len(smaller) < len(kept):
         held, tries = evaluated(smaller), tries - 1

@@ -89,7 +89,10 @@ def search_mixed_precision(
     Evaluated candidates are added to `results`. The best one is timed on every engine that `base` was timed on.
 
     Args:
+        given: model, samples and settings.
+        results: the run's candidates so far.
         base: the candidate without layers in float to start from, evaluated on these samples; see `worth_repairing`.
+        clock: seconds from any start.
 
     Returns:
         The result; None where there is nothing to search.

@@ -43,7 +43,10 @@ def mixed_precision_record(ended: SearchOutcome, request: QuantizeRequest, sampl
     """Return the report's record of the search.
 
     Args:
-        samples_name: name and number of the evaluation samples.
+        ended: layers in float, evaluations and time of the search.
+        request: of the run, with the guard.
+        samples_name: name of the evaluation samples.
+        samples: their number.
     """
     found, layers, best = ended.found, ended.layers, ended.best
     limit, drop = request.max_quality_drop, best.drop if best.drop is not None else math.inf

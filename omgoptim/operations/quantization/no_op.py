@@ -20,6 +20,7 @@ def no_candidate_error(failed: Sequence[tuple[str, OmgoptimError]], request: Qua
 
     Args:
         failed: each candidate's name and error.
+        request: of the run, from which the fix is written.
     """
     errors = [error for _, error in failed]
     if len({error.what for error in errors}) == 1 or all(isinstance(error, NoLayerChanged) for error in errors):

@@ -14,8 +14,7 @@ from omgoptim.errors import DataError, TechniqueError
 from omgoptim.models.memory_check import refuse_beyond_memory, training_bytes
 from omgoptim.models.samples import Samples, forward_args, shared_samples
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.data_overlap import OVERLAP, overlap_notes
-from omgoptim.operations.datasets import STATISTICS_SAMPLES, loss_for
+from omgoptim.operations.datasets import OVERLAP, STATISTICS_SAMPLES, loss_for, overlap_notes
 from omgoptim.operations.loaded_model import Live, LoadedModel
 from omgoptim.operations.quantization.build_candidates import float_program
 from omgoptim.operations.quantization.candidates import Program
@@ -82,10 +81,16 @@ def train(
     """Train a copy of the model with int8 simulated; an interrupted training is resumed.
 
     Args:
+        request: of the run.
+        params: of the technique.
+        context: of the run.
+        loaded: the original, which is not changed.
         program: of the untrained module.
+        splits: train, calibration and selection samples.
+        live: objects of the caller's process; None in a worker.
 
     Raises:
-        RequestError: the model is no float module.
+        RequestError: the model is not a float module.
         DataError: there is no training data, or neither targets nor distillation.
         TechniqueError: no layer can be trained in int8, or the module cannot be converted.
     """
@@ -118,6 +123,7 @@ def train(
         progress=_progress(context),
         teacher=original if training_data.distills else None,
         distillation=DistillationLoss(params.temperature, params.alpha) if training_data.distills else None,
+        on_epoch=context.publish,
     )
     return _trained(context, loaded, program, module, fitted, plan, evaluator, training_data.notes)
 

@@ -25,6 +25,7 @@ from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.quantization.build_candidates import BuiltCandidate
 from omgoptim.operations.reference_outputs import metric_of
 from omgoptim.operations.verdict import holds, with_margin
+from omgoptim.reports import Candidate
 from omgoptim.requests import QuantizeRequest
 
 MAX_CONCURRENT_BYTES = 2_000_000_000
@@ -54,6 +55,7 @@ class CandidateResult:
 
     @property
     def speedup(self) -> float:
+        """Speedup over the original; 0 where it was not measured."""
         return self.timing.speedup.value if self.timing and self.timing.speedup else 0.0
 
     def cautious_drop(self, guard: float) -> float:
@@ -102,6 +104,11 @@ def screen(
     """Screen candidates with one launch each on the selection samples.
 
     Args:
+        request: of the run.
+        context: of the run.
+        loaded: the original.
+        results: the candidates; those that could be built get their times and drops.
+        selection: calibration samples that were not calibrated on.
         name: name of the folder for the candidates' outputs.
         span: start and end of its progress as fractions of the run.
 
@@ -135,8 +142,25 @@ def screen(
                 continue
             result.timing = timing
             screening.evaluate(result, read_outputs(target))
+            context.publish(live_candidate(result))
         done += len(group)
     return screening
+
+
+def live_candidate(result: CandidateResult) -> Candidate:
+    """Return what is known of a candidate before anything is decided."""
+    spec = result.built.spec
+    return Candidate(
+        name=spec.name,
+        scheme=spec.scheme,
+        runtime=spec.runtime,
+        size_bytes=result.built.size_bytes,
+        speedup=result.speedup or None,
+        quality=result.quality,
+        quality_drop=result.drop,
+        status="failed" if result.error else "planned",
+        why=result.error.what if result.error else "screened with one launch" if result.timing else "built",
+    )
 
 
 def _groups(results: list[CandidateResult], baseline: Path) -> list[list[CandidateResult]]:

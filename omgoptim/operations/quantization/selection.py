@@ -36,6 +36,7 @@ class Preference:
     load: float = 0.0
 
     def size_ratio(self, result: CandidateResult) -> float:
+        """Return the original's bytes over the candidate's; 1 for one without an artifact."""
         return self.baseline_bytes / (result.built.size_bytes or self.baseline_bytes or 1)
 
     def merit(self, result: CandidateResult) -> float:
@@ -43,6 +44,7 @@ class Preference:
         return self.merit_of(result.speedup, self.size_ratio(result))
 
     def merit_of(self, speedup: float, size_ratio: float) -> float:
+        """Return the value to maximize for a speedup and a size ratio."""
         if self.prefer == "size" or not self.speed_known:
             return size_ratio
         return speedup if self.prefer == "speed" else speedup * size_ratio
@@ -77,6 +79,7 @@ class Preference:
 
 
 def is_float(result: CandidateResult) -> bool:
+    """Return whether the candidate's scheme is a floating-point format."""
     return result.built.spec.scheme in FLOATS
 
 

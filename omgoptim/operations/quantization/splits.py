@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from omgoptim.errors import DataError, OmgoptimError
 from omgoptim.models.samples import Samples, shared_samples
-from omgoptim.operations.data_overlap import OVERLAP, overlap_notes
+from omgoptim.operations.datasets import OVERLAP, overlap_notes
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.quantization.candidates import CandidatePlan
 from omgoptim.requests import QuantizeRequest

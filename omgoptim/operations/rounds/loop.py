@@ -47,7 +47,11 @@ def run_round(
     """Run one round from the module of the previous one; resume from its checkpoints.
 
     Args:
+        job: the run.
+        number: of the round, from 1.
+        amount: sparsity, ratio or rank of this round; None where the request has a target instead.
         start: the module to compress; not changed.
+        compress: changes a module by an amount.
         keep_zeros: whether zero weights stay zero in training.
     """
     folder = job.context.checkpoints / f"round-{number}"
@@ -122,6 +126,7 @@ def _train(job: RoundsJob, state: RoundState, number: int, folder: Path, keep_ze
             masks=masks,
             round_number=number,
             score=state.quality,
+            on_epoch=job.context.publish,
         )
     record_training(state, fitted)
     if request.recover == "lora" or fitted.quality is None:  # adapters were merged since: the sum is another one

@@ -28,6 +28,7 @@ FEW = 64
 """Samples for the moments of each of many factorizations."""
 
 SPAN = (0.09, 0.12)
+"""Fractions of the run's progress at which the analysis starts and ends."""
 
 
 def layer_sensitivity(job: RoundsJob, params: Params) -> list[SensitivityPoint]:

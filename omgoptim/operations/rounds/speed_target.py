@@ -133,6 +133,9 @@ def _attempts(
     """Measure attempts that approach the target until one reaches it closely or no new widths remain.
 
     Args:
+        table: latency by width of each layer.
+        importance: of the channels of each group, shape (width,).
+        max_layer_ratio: largest fraction of a layer's channels that may go.
         target: fraction of the whole model's time to come down to.
         measured_at: `measured_at(number, widths)`: the whole model's time at these widths, as a fraction.
     """
@@ -171,7 +174,7 @@ def _measure(job: Job[PruneRequest], module: nn.Module, baseline: Path) -> tuple
 
 def _speedup(timing: Timing) -> float:
     if timing.speedup is None:
-        raise ValueError("only a challenger has a speedup")
+        raise ValueError("the reference has no speedup")
     return timing.speedup.value
 
 

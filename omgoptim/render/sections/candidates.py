@@ -36,7 +36,7 @@ def candidates_section(report: EfficiencyReport, full: bool) -> Section | None:
     trial = ", after a short trial" if report.verb == "distill" else ""
     note = f"quality on the selection split{trial}" if picture else ""
     blocks: tuple[Block, ...] = (Chart(picture), table) if picture else (table,)
-    return Section("Candidates", blocks, note, "candidates")
+    return Section("Candidates", blocks, note)
 
 
 def _mark(one: Candidate) -> Mark:

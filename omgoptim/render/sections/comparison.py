@@ -36,4 +36,4 @@ def comparison_section(report: EfficiencyReport, _full: bool) -> Section | None:
     many = "launch" if launches == 1 else "launches"
     notes = [f"latency ratio over {launches} fresh {many} of both"] if launches else []
     notes += [f"size counts {files}"] if (files := size_files_text(report)) else []
-    return Section(heading, tuple(blocks), "; ".join(notes))
+    return Section(heading, tuple(blocks), "; ".join(notes), "comparison")

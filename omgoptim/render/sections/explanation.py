@@ -56,9 +56,9 @@ def _sensitive(explanation: Explanation, full: bool) -> list[Block]:
         left_out=len(explanation.layers) - len(layers),
         folded=True,
     )
-    line = "; dashes: all layers quantized" if explanation.sqnr_db else ""
     picture = noise_bars(explanation.layers, explanation.sqnr_db)
-    return [Chart(picture, f"SQNR of the output with only this layer quantized; short bars hurt{line}"), table]
+    note = "SQNR of the output with only this layer quantized; short bars hurt"
+    return [Chart(picture, note), table] if picture else [table]
 
 
 def noise_note(explanation: Explanation) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from omgoptim.render.blocks import Block, Items, Line, Section, Text, table_of
+from omgoptim.render.blocks import Block, Chart, Items, Line, Section, Text, table_of
+from omgoptim.render.charts import coverage_strip
 from omgoptim.render.claims import Tone
 from omgoptim.render.numbers import SAME, path_text, paths_text, plain, plural, ratio_text, size_text, wait_text
 from omgoptim.reports import Alternative, Coverage, EfficiencyReport, Gain, GainsBy, Guard, LayerPrecision
@@ -21,6 +22,8 @@ def quantization_section(report: EfficiencyReport, full: bool) -> Section | None
     if report.coverage is not None:
         verdict, _, why = coverage_text(report.coverage).partition(" ")
         blocks.append(Line("coverage", Text(why, limit=500), Text(verdict, tone=coverage_tone(report.coverage))))
+    if full and (strip := coverage_strip(report.coverage)):
+        blocks.append(Chart(strip))
     if report.guard is not None:
         first, *kept = guard_texts(report.guard)
         blocks.append(Line("guard", Text(first, tone="same" if report.guard.holds else "worse", limit=600)))

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from omgoptim.render.blocks import Block, Chart, Section, Text, table_of
-from omgoptim.render.charts import step_scatter
+from omgoptim.render.charts import expected_bars, step_chain, step_scatter
 from omgoptim.render.claims import Tone
 from omgoptim.render.numbers import drop_text, ratio_text, size_text, wait_text
 from omgoptim.reports import EfficiencyReport, Step
@@ -42,8 +42,10 @@ def steps_section(report: EfficiencyReport, full: bool) -> Section | None:
         title="steps",
         note=_note(steps),
     )
-    blocks: tuple[Block, ...] = (Chart(picture), table) if picture else (table,)
-    return Section("Steps", blocks, kind="candidates" if picture else "")
+    expected = expected_bars(report)
+    charts: list[Block] = [Chart(step_chain(report))] if len(steps) > 1 else []
+    charts += [Chart(drawing) for drawing in (picture, expected) if drawing is not None]
+    return Section("Steps", (*charts, table))
 
 
 def expectation_error(steps: Sequence[Step]) -> float | None:

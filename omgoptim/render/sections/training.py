@@ -46,9 +46,9 @@ def training_section(report: EfficiencyReport, _full: bool) -> Section | None:
     curves = curve_lines(report)
     if curves:
         blocks.append(Items("quality by epoch, on the selection samples", tuple(Text(line) for line in curves)))
-    control = report.control.training if report.control is not None else None
+    control = report.control.training.epochs if report.control and report.control.training else []
     note = "the two losses measure different things; the qualities compare" if report.control is not None else ""
-    picture = learning_curve(report.training, control, plain(text, 600), (DISTILLED, CONTROL))
+    picture = learning_curve(report.training.epochs, control, plain(text, 600), (DISTILLED, CONTROL))
     return Section("Training", (*blocks, *([Chart(picture)] if picture else [])), note)
 
 

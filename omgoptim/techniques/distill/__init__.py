@@ -1,0 +1,1 @@
+"""Ways to derive a student from its teacher."""

@@ -40,5 +40,5 @@ def apply(module: nn.Module, params: Depthwise, run: ModuleRun) -> Outcome:
 
 
 def replace(module: nn.Module, selection: LayerSelection, run: ModuleRun, fit: bool) -> Outcome:
-    """Depth-separable convolutions in place of dense ones."""
+    """Replace dense convolutions by depth-separable ones."""
     return replace_convolutions(module, DepthSeparableConv.from_conv, WORDS, selection, run, fit=fit)

@@ -45,7 +45,7 @@ def apply(module: nn.Module, params: InvertedResidual, run: ModuleRun) -> Outcom
 
 
 def replace(expansion: float, module: nn.Module, selection: LayerSelection, run: ModuleRun, fit: bool) -> Outcome:
-    """Inverted residual blocks in place of dense convolutions."""
+    """Replace dense convolutions by inverted residual blocks."""
 
     def make(conv: Conv) -> Block:
         return Block.from_conv(conv, expansion)

@@ -38,7 +38,7 @@ def apply(module: nn.Module, params: LowRank, run: ModuleRun) -> Outcome:
 
 
 def replace(rank_ratio: float, module: nn.Module, selection: LayerSelection, run: ModuleRun, fit: bool) -> Outcome:
-    """Products of two thin weights in place of large ones.
+    """Replace large weights by products of two thin ones.
 
     Raises:
         TechniqueError: no layer can be factorized.

@@ -33,7 +33,7 @@ from omgoptim.techniques.prune._unstructured.parameter_selection import Selectio
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 STEP = 0.01
-"""Learning rate of the steps that movement watches: plain gradient descent."""
+"""Learning rate of the gradient descent steps of movement."""
 
 UNREACHED = "no gradient of the loss reaches it"
 
@@ -43,7 +43,7 @@ def apply(module: nn.Module, params: Gradient, run: ModuleRun) -> Outcome:
     """Zero weights until `params.sparsity` of the selected ones are zero.
 
     Raises:
-        TechniqueError: no layer is selected, no gradient reaches one, a loss is no number, or nothing became zero.
+        TechniqueError: no layer is selected, no gradient reaches one, a loss is not a number, or nothing became zero.
     """
     before = copy.deepcopy(module)
     selection = select(module, params.targets, params.ignore)
@@ -86,7 +86,7 @@ def _movement(module: nn.Module, weights: list[Weight], run: ModuleRun) -> dict[
 
 
 def _gradients(module: nn.Module, weights: list[Weight], run: ModuleRun) -> Iterator[dict[str, Tensor]]:
-    """The gradients of each batch's loss, by path, for the weights as they are when it is asked for."""
+    """Yield the gradients of each batch's loss, by path, at the current weights."""
     parameters = [weight.parameter for weight in weights]
     total = max(len(run.statistics.batches), 1)
     for done, (args, kwargs, target) in enumerate(run.calls()):
@@ -94,7 +94,8 @@ def _gradients(module: nn.Module, weights: list[Weight], run: ModuleRun) -> Iter
         with evaluation_mode(module), torch.enable_grad(), torch.backends.cudnn.flags(enabled=not on_a_gpu):
             loss = run.loss(module(*args, **kwargs), target)
             if not bool(torch.isfinite(loss)):
-                raise TechniqueError("the loss is no number", f"batch {done + 1} of the training data gives {loss:g}")
+                why = f"batch {done + 1} of the training data gives {loss:g}"
+                raise TechniqueError("the loss is not a number", why)
             found = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else ()
         run.progress("gradients", (done + 1) / total)
         yield {w.path: g.detach() for w, g in zip(weights, found, strict=False) if g is not None}
@@ -102,7 +103,7 @@ def _gradients(module: nn.Module, weights: list[Weight], run: ModuleRun) -> Iter
 
 @contextmanager
 def _restored(weights: list[Weight]) -> Iterator[None]:
-    """Weights may move inside; afterwards they are where they were."""
+    """Restore the weights at the end of the block."""
     before = [weight.parameter.detach().clone() for weight in weights]
     try:
         yield

@@ -61,7 +61,7 @@ def apply(module: nn.Module, params: SemiStructured, run: ModuleRun) -> Outcome:
 
 
 def _divisible(selection: Selection, m: int) -> Selection:
-    """The weights whose runs of input channels m divides; the others skipped with their sizes."""
+    """Return the weights whose runs of input channels m divides; the others are skipped with their sizes."""
     fitting: list[Weight] = []
     skipped: list[Skip] = []
     sizes: list[str] = []

@@ -47,10 +47,10 @@ CORRECTIONS = 5
 
 @module_technique(Structured, needs_data=False, source="arXiv:2301.12900")
 def apply(module: nn.Module, params: Structured, run: ModuleRun) -> Outcome:
-    """Remove channels until the ratio, of the original widths, or the target of operations is reached.
+    """Remove channels until the ratio, of the original widths, or the target of MACs is reached.
 
-    A goal in time is the caller's: it chooses the widths with `find_groups`, `importance_of` and a table of times, and
-    calls `keep_only`; here such params count as the default ratio.
+    A target latency is the caller's task: it chooses the widths with `find_groups`, `importance_of` and a latency
+    table, and calls `keep_only`; here such params count as the default ratio.
 
     Raises:
         SetupError: torch-pruning is not installed.
@@ -88,8 +88,11 @@ def keep_only(
     """Remove all channels but those to keep, and fit what reads them where the params and the data allow it.
 
     Args:
+        module: changed in place.
         groups: as `find_groups` found them in this module, which is changed.
         keep: name of a group to the root's channels (k,) that stay; a group that is not named stays whole.
+        params: whether and how to reconstruct.
+        run: how the module is called, and its batches.
 
     Raises:
         TechniqueError: nothing could be removed.
@@ -100,7 +103,7 @@ def keep_only(
         return outcome
     fitted = reconstruct_channels(module, before, left, run)
     layers = "1 layer that lost inputs was" if len(fitted) == 1 else f"{len(fitted)} layers that lost inputs were"
-    note = f"{layers} fitted to give what was there before, on inputs without labels."
+    note = f"{layers} fitted to their former outputs, on inputs without labels."
     return replace(outcome, notes=[*outcome.notes, note]) if fitted else outcome
 
 

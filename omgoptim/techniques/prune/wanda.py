@@ -29,7 +29,7 @@ from omgoptim.techniques.prune._unstructured.saliency import by_input
 from omgoptim.techniques.prune._unstructured.weight_matrix import from_rows, to_rows
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
-UNSEEN = "what its weight is multiplied with cannot be seen from outside; magnitude can prune it"
+UNSEEN = "hooks cannot see the inputs of its weight; method magnitude can prune it"
 
 
 @module_technique(Wanda, needs_data=True, source="arXiv:2306.11695")
@@ -53,7 +53,7 @@ def apply(module: nn.Module, params: Wanda, run: ModuleRun) -> Outcome:
 
 
 def only_seen(selection: Selection, paths: set[str]) -> Selection:
-    """The weights whose inputs were seen; the others skipped.
+    """Return the weights whose inputs were seen; the others are skipped.
 
     Raises:
         TechniqueError: none was.
@@ -62,7 +62,7 @@ def only_seen(selection: Selection, paths: set[str]) -> Selection:
     weights = [weight for weight in selection.weights if weight.path in paths]
     if not weights:
         raise TechniqueError(
-            "no layer's inputs can be seen from outside",
+            "hooks see the inputs of no layer",
             f"the selected weights are {', '.join(skip.path for skip in unseen[:5])}",
             "use method magnitude",
         )

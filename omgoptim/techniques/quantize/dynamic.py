@@ -38,7 +38,7 @@ REASONS = {
     **dict.fromkeys(CONV, CONV_REASON),
     **dict.fromkeys(("GRU", "RNN"), "its weights are no stored constants"),
     "Gemm": "a Gemm that scales or transposes its input has no int8 form",
-    "MatMul": "its weight is no plain constant on the right-hand side",
+    "MatMul": "its weight is not a plain constant on the right-hand side",
     "LSTM": "its weights are no stored constants",
 }
 

@@ -121,6 +121,10 @@ def changes(
     """Return the changed and skipped layers of a written program.
 
     Args:
+        before: all layers of the float program.
+        chosen: those that were to be quantized.
+        quantized: the written program.
+        params: of the technique.
         kept: layers that were left in float for what int8 would lose there.
 
     Raises:

@@ -47,13 +47,13 @@ from omgoptim.techniques.quantize._ptq.group_quantization import Float, Quantize
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
 SMALLEST_BYTES = 1024
-"""Weights up to this size stay: what is stored around the integers costs more than they save."""
+"""Maximum size of a weight that stays float32: scales and nodes would take more bytes than are saved."""
 
 SMALLEST_GROUP = 16
-"""Of ONNX Runtime's fused product."""
+"""Smallest group size of ONNX Runtime's MatMulNBits."""
 
 WIDEST = 4096
-"""Inputs of a layer up to which its second moments are collected."""
+"""Maximum inputs of a layer for GPTQ: the Hessian has their square."""
 
 SAMPLES = 64
 """Calibration samples that moments are collected from, half of them to fit to and half to judge by."""
@@ -62,7 +62,7 @@ SPEED_NOTE = "Weights are dequantized at run time: the file is smaller, often no
 REASONS = {
     **dict.fromkeys(CONV, "weight_only packs Linear layers; scheme static quantizes convolutions, with data"),
     **dict.fromkeys(
-        ("MatMul", "Gemm"), "its weight is no plain matrix, is small, or no group of 16 or more fits its inputs"
+        ("MatMul", "Gemm"), "its weight is not a plain matrix, is small, or no group of 16 or more fits its inputs"
     ),
 }
 
@@ -117,7 +117,7 @@ def _group_sizes(model: ModelProto, chosen: Sequence[OnnxLayer], asked: int) -> 
 def _moments(
     model: ModelProto, chosen: Sequence[OnnxLayer], sizes: Mapping[str, int], run: ProgramRun
 ) -> tuple[Hessians, Hessians]:
-    """Second moments of the inputs of each packed weight, by weight: to fit to, and to judge by. Empty without data."""
+    """Return the Hessians of the inputs of each packed weight, to fit on and to choose by; empty without data."""
     if not run.calibration or not sizes:
         return {}, {}
     readers = {name: nodes for name, nodes in stored_matmuls(model, chosen).items() if name in sizes}
@@ -144,8 +144,9 @@ def _pack(
     fitted: Hessians,
     held_out: Hessians,
 ) -> tuple[dict[str, str], int]:
-    """Replace the matrices in place; each is stored once, and unpacked for each reader by a node of its own, so that an
-    engine can fuse the two.
+    """Replace the matrices in place.
+
+    Each is stored once and dequantized for each reader by a node of its own, so that an engine can fuse the two.
 
     Returns:
         Node name to what its weight is now, and how many matrices are rounded with the data.

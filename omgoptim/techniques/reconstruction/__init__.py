@@ -1,0 +1,1 @@
+"""Least-squares fits of a changed layer to the original's outputs."""

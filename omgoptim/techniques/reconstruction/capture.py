@@ -1,4 +1,4 @@
-"""Hooks on the layers of one forward, and the end of a forward once the last of them has run."""
+"""Hooks on the layers of one forward, and its early end after the last of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The best product of low rank for a weight, in closed form: tensors in, tensors out.
+"""Best low-rank approximation of a weight under a weighted norm, in closed form.
 
 With inputs x of second moment C = E[x xᵀ] = S Sᵀ (S its Cholesky factor) and outputs whose changes matter by
 G = R Rᵀ, the expected cost of putting W' for W is E|Rᵀ (W - W') x|² = |Rᵀ (W - W') S|², a Frobenius norm. So the best
@@ -18,13 +18,13 @@ from torch import Tensor
 from omgoptim.techniques.reconstruction.ridge import ridge
 
 INPUT_DAMPING = 1e-6
-"""Added to the diagonal of an input's second moment, as a fraction of its mean."""
+"""Damping of an input's second moment, as a fraction of its mean diagonal."""
 
 INFLUENCE_DAMPING = 1.0
-"""The same for the influence of the outputs: it is estimated from few gradients, and says how things differ roughly."""
+"""Damping of the outputs' influence: it is a rough estimate from few gradients."""
 
 DAMPING_STEPS = 12
-"""Each makes the damping ten times stronger, where rounding left a moment without a factor."""
+"""Attempts at a Cholesky factor, each with ten times the damping, where rounding left a moment indefinite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +38,12 @@ class Factors:
 
     @property
     def product(self) -> Tensor:
-        """(out, in)"""
+        """The product b a, (out, in)."""
         return self.b @ self.a
 
 
 def cholesky(moment: Tensor, damping: float) -> Tensor:
-    """The lower Cholesky factor of a damped second moment.
+    """Return the lower Cholesky factor of a damped second moment.
 
     Args:
         moment: (n, n), symmetric and positive semidefinite up to rounding.
@@ -66,7 +66,7 @@ def cholesky(moment: Tensor, damping: float) -> Tensor:
 
 
 def whiten(weight: Tensor, inputs: Tensor | None = None, influence: Tensor | None = None) -> Tensor:
-    """Rᵀ W S: the weight where a change of one costs one, wherever it is.
+    """Return Rᵀ W S: the weight in coordinates in which every change costs the same.
 
     Args:
         weight: (out, in).
@@ -79,13 +79,13 @@ def whiten(weight: Tensor, inputs: Tensor | None = None, influence: Tensor | Non
 
 
 def singular_values(weight: Tensor, inputs: Tensor | None = None, influence: Tensor | None = None) -> Tensor:
-    """Those of Rᵀ W S, the largest first: (min(out, in),). The squares of those cut off are what a rank costs."""
+    """Return the singular values of Rᵀ W S, the largest first: (min(out, in),)."""
     values: Tensor = torch.linalg.svdvals(whiten(weight, inputs, influence))
     return values
 
 
 def truncate(weight: Tensor, rank: int, inputs: Tensor | None = None, influence: Tensor | None = None) -> Factors:
-    """The product of rank `rank` with the smallest |Rᵀ (W - b a) S|; arguments as for `whiten`.
+    """Return the product of rank `rank` with the smallest |Rᵀ (W - b a) S|; arguments as for `whiten`.
 
     The singular values are shared evenly: both factors get their square root, which keeps the two at one scale for
     training. The signs are fixed (the largest entry of each column of b is positive), so that the same weight gives the
@@ -102,7 +102,7 @@ def truncate(weight: Tensor, rank: int, inputs: Tensor | None = None, influence:
 
 
 def truncate_by_outputs(weight: Tensor, rank: int, outputs: Tensor, influence: Tensor | None = None) -> Factors:
-    """The same product as `truncate`, from the second moment of the outputs: for inputs too wide to have one.
+    """Return the same product as `truncate` from the second moment of the outputs, for very wide inputs.
 
     The left singular vectors U of Rᵀ W S are the eigenvectors of Rᵀ W C Wᵀ R = Rᵀ E[y yᵀ] R, and the best W' is
     R⁻ᵀ U Uᵀ Rᵀ W.
@@ -130,7 +130,7 @@ def _with_fixed_signs(b: Tensor, a: Tensor) -> Factors:
 
 
 def fit(weight: Tensor, cross: Tensor, moment: Tensor, damping: float) -> Tensor:
-    """The weight M that gives on new inputs z what W gave on the old x, in the sense of least squares.
+    """Return the weight M that gives on new inputs z what W gave on the old x, in least squares.
 
     Minimizes E|W x - M z|² + d |M - W|², d being `damping` times the mean diagonal of E[z zᵀ].
 
@@ -147,7 +147,7 @@ def fit(weight: Tensor, cross: Tensor, moment: Tensor, damping: float) -> Tensor
 
 
 def projected(weight: Tensor, moment: Tensor | None, features: Tensor, damping: float = INPUT_DAMPING) -> Tensor:
-    """The weight X with the smallest E|W x - X F x|²: the best use of given features of the inputs.
+    """Return the weight X with the smallest E|W x - X F x|²: the best use of given features of the inputs.
 
     Args:
         weight: W (out, in).
@@ -164,6 +164,6 @@ def projected(weight: Tensor, moment: Tensor | None, features: Tensor, damping: 
 
 
 def squared_error(change: Tensor, moment: Tensor | None, influence: Tensor | None = None) -> float:
-    """E|Rᵀ D x|² for a change D (out, in) of a weight: trace(Rᵀ D C Dᵀ R); arguments as above, C the moment itself."""
+    """Return E|Rᵀ D x|² for a change D (out, in) of a weight: trace(Rᵀ D C Dᵀ R), C the moment of the inputs."""
     change = whiten(change, None, influence)
     return float(((change if moment is None else change @ moment) * change).sum())

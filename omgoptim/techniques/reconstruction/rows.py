@@ -1,4 +1,4 @@
-"""The rows that a layer's weight is multiplied with: what a Linear sees as vectors, a convolution as patches."""
+"""Rows that a layer's weight is multiplied with: vectors of a Linear, patches of a convolution."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from omgoptim.models.samples import Samples, as_tensors, batch_length
-from omgoptim.techniques.reconstruction.patches import padded, patches_of
 from omgoptim.techniques.registry import ModuleRun
 
 DenseLayer = nn.Linear | nn.Conv2d
 
 MASKS = ("attention_mask", "mask")
-"""Names of inputs that mark the real positions of a sequence with 1 or True, as Hugging Face's models take them. Masks
-of other names are not read: torch's `key_padding_mask` marks the padding instead."""
+"""Names of inputs that mark the real positions of a sequence with 1 or True, as in Hugging Face models. Other masks are
+not read: torch's `key_padding_mask` marks the padding instead.
+"""
 
 MOST_PATCHES = 256
-"""Patches of one sample that are looked at, spread evenly; an image's neighbouring patches say much the same."""
+"""Maximum patches of one sample, evenly spread: neighbouring patches of an image are similar."""
 
 BATCH = 16
-"""Samples of one forward: what the gradients of the outputs need has to fit in memory."""
+"""Samples per forward: the gradients of the outputs have to fit in memory."""
 
 
 def batches_of(samples: Samples, limit: int) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
-    """The first `limit` samples in batches of at most `BATCH`."""
+    """Yield the first `limit` samples in batches of at most `BATCH`."""
     left = limit
     for batch in samples.batches:
         size = min(left, batch_length(batch))
@@ -40,7 +41,7 @@ def batches_of(samples: Samples, limit: int) -> Iterator[dict[str, np.ndarray[An
 
 
 def call_tensors(batch: Mapping[str, np.ndarray[Any, Any]], run: ModuleRun) -> dict[str, Tensor]:
-    """A batch as tensors on the run's device, in the signature's dtypes."""
+    """Return a batch as tensors on the run's device, in the signature's dtypes."""
     return {name: tensor.to(run.device) for name, tensor in as_tensors(dict(batch), run.signature.dtypes).items()}
 
 
@@ -58,14 +59,14 @@ def padding_mask(tensors: Mapping[str, Tensor]) -> Tensor | None:
 
 
 def unpadded_rows(values: Tensor, real: Tensor | None) -> Tensor:
-    """(B, T, C) -> (rows, C): the real positions where the mask (B, T) fits, else all rows of any leading shape."""
+    """Return (B, T, C) as (rows, C): the real positions where the mask (B, T) fits, else all."""
     if real is not None and values.dim() == 3 and values.shape[:2] == real.shape:
         return values[real]
     return values.reshape(-1, values.shape[-1])
 
 
 def input_rows(layer: DenseLayer, values: Tensor, real: Tensor | None) -> Tensor:
-    """What the weight of each group is multiplied with, float64.
+    """Return the rows that the weight of each group is multiplied with, float64.
 
     Args:
         layer: the layer.
@@ -88,7 +89,7 @@ def input_rows(layer: DenseLayer, values: Tensor, real: Tensor | None) -> Tensor
 
 
 def rows_of_shape(layer: DenseLayer, shape: Sequence[int]) -> int:
-    """How many rows `input_rows` gives for an input of this shape, padding positions of a sequence among them."""
+    """Return how many rows `input_rows` gives for an input of this shape, padding included."""
     if isinstance(layer, nn.Linear):
         return math.prod(shape[:-1])
     left, right, above, below = layer._reversed_padding_repeated_twice
@@ -102,7 +103,7 @@ def rows_of_shape(layer: DenseLayer, shape: Sequence[int]) -> int:
 
 
 def output_rows(layer: DenseLayer, values: Tensor, real: Tensor | None) -> Tensor:
-    """The rows of an output, or of its gradient: (groups, rows, out of a group), float64, all positions."""
+    """Return the rows of an output, or of its gradient: (groups, rows, out of a group), float64, all positions."""
     if isinstance(layer, nn.Linear):
         return unpadded_rows(values, real).double()[None]
     channels = values if values.dim() == 4 else values[None]
@@ -111,8 +112,24 @@ def output_rows(layer: DenseLayer, values: Tensor, real: Tensor | None) -> Tenso
 
 
 def spread(count: int, device: torch.device) -> Tensor:
-    """At most `MOST_PATCHES` of so many positions: all, or a random-looking choice that is always the same."""
+    """Return at most `MOST_PATCHES` of so many positions: all, or a fixed pseudo-random choice."""
     if count <= MOST_PATCHES:
         return torch.arange(count, device=device)
     drawn = torch.randperm(count, generator=torch.Generator().manual_seed(count))[:MOST_PATCHES]
     return drawn.sort().values.to(device)
+
+
+def padded(layer: nn.Conv1d | nn.Conv2d, images: Tensor) -> Tensor:
+    """Pad an input (N, C, *size) as the layer does, to (N, C, H, W); H is 1 for a Conv1d."""
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    found = functional.pad(images, layer._reversed_padding_repeated_twice, mode=mode)
+    return found.unsqueeze(2) if isinstance(layer, nn.Conv1d) else found
+
+
+def patches_of(layer: nn.Conv1d | nn.Conv2d, images: Tensor) -> Tensor:
+    """Return the patches of a `padded` input: (N, groups * F, positions), F in the order of one output's weight."""
+    geometry: list[Any] = [
+        (1, *value) if len(value) == 1 else value for value in (layer.kernel_size, layer.dilation, layer.stride)
+    ]
+    kernel, dilation, stride = geometry
+    return functional.unfold(images, kernel, dilation, 0, stride)

@@ -21,20 +21,19 @@ from torch import Tensor, nn
 from omgoptim.techniques.probe import Probe, quiet
 from omgoptim.techniques.reconstruction.batch import one_batch
 from omgoptim.techniques.reconstruction.capture import Hook, StopForward, forward_hooks, run_until_stopped
-from omgoptim.techniques.reconstruction.patches import padded, patches_of
-from omgoptim.techniques.reconstruction.rows import padding_mask
+from omgoptim.techniques.reconstruction.rows import padded, padding_mask, patches_of
 from omgoptim.techniques.registry import ModuleRun
 
 MOST_TARGETS = 2**26
-"""Values of Y that are kept at once, 256 MiB in float32; with more, the layers are fitted in several forwards."""
+"""Maximum values of Y in memory, 256 MiB in float32; with more, the layers are fitted in several forwards."""
 
 CHUNK = 2**24
-"""Values of U at once, 64 MiB in float32."""
+"""Maximum values of U in memory, 64 MiB in float32."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerFit:
-    """How the layers are fitted, and on how many rows."""
+    """Solver and number of rows of a layer fit."""
 
     solve: Callable[[Any, Tensor, Tensor], Tensor]
     """`solve(layer, gram, cross)`: what to add, (groups, features, outputs of a group), from U'U (groups, features,
@@ -44,7 +43,7 @@ class LayerFit:
     rows_per_feature: int
 
     def rows(self, layer: Any) -> int:
-        """Most rows that a layer is fitted on."""
+        """Maximum rows that a layer is fitted on."""
         return max(self.fewest_rows, self.rows_per_feature * int(layer.weight[0].numel()))
 
 
@@ -54,18 +53,18 @@ class _Task:
 
     path: str
     outputs: Tensor | None
-    """Channels of its output in the model before that are left; None for all."""
+    """Kept channels of its output in the original; None for all."""
     most_rows: int
     target_size: int
-    """Values of Y that are kept for it."""
+    """Values of Y of this layer in memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """What a layer gave, on some rows; a row is a position of a sample."""
+    """Outputs of a layer on some rows; a row is a position of a sample."""
 
     shape: torch.Size
-    """Of the output that the rows are of, without its channels."""
+    """Shape of the output that the rows are of, without its channels."""
     rows: Tensor
     """(R,) ascending."""
     given: Tensor
@@ -73,7 +72,7 @@ class _Target:
 
 
 def fits_bias(layer: Any) -> bool:
-    """Whether a layer has a bias that may change."""
+    """Return whether a layer has a bias that may change."""
     return layer.bias is not None and bool(layer.bias.requires_grad)
 
 
@@ -86,6 +85,7 @@ def fit_in_order(
         module: its weights and biases are changed.
         before: the same model before; not changed.
         outputs: path of each layer to the channels of its output in `before` that `module` still has; None for all.
+        run: how both are called, and the batches to fit on.
         fit: how.
 
     Returns:
@@ -121,7 +121,7 @@ def _forward(
     *,
     before: bool,
 ) -> None:
-    """Run a forward that does something before, or after, each of the tasks' layers; it ends with the last of them."""
+    """Run a forward with a hook before, or after, each task's layer; it ends with the last of them."""
 
     def hook(task: _Task) -> Hook:
         def act(layer: nn.Module, read: Any, output: Any) -> None:
@@ -159,7 +159,7 @@ def _tasks(
 
 
 def _stages(tasks: list[_Task]) -> Iterator[list[_Task]]:
-    """The tasks in portions whose targets fit into memory."""
+    """Yield the tasks in portions whose targets fit into memory."""
     portion: list[_Task] = []
     for task in tasks:
         if portion and sum(each.target_size for each in (*portion, task)) > MOST_TARGETS:
@@ -187,7 +187,7 @@ def _named(call: Probe, run: ModuleRun) -> dict[str, Tensor]:
 
 
 def _drawn(layer: nn.Module, given: Tensor, task: _Task, real: Tensor | None, seed: int) -> _Target:
-    """The channels that are left, on enough rows of what a layer gave, padding left out."""
+    """Return a layer's outputs in the kept channels, on enough rows without padding."""
     if task.outputs is not None:
         given = given.index_select(_axis(layer), task.outputs.to(given.device))
     shape = _without_channels(layer, given)
@@ -204,7 +204,7 @@ def _drawn(layer: nn.Module, given: Tensor, task: _Task, real: Tensor | None, se
 
 
 def _fit(layer: Any, read: Tensor, target: _Target, fit: LayerFit) -> bool:
-    """Change a layer's weight and bias towards its target; False if the solution is not finite."""
+    """Fit a layer's weight and bias to its target; False if the solution is not finite."""
     groups, features = getattr(layer, "groups", 1), layer.weight[0].numel()
     weight = layer.weight.detach().float().flatten(1).view(groups, -1, features)  # (groups, outputs, features)
     biased = fits_bias(layer)
@@ -232,7 +232,7 @@ def _fit(layer: Any, read: Tensor, target: _Target, fit: LayerFit) -> bool:
 
 
 def _features(layer: Any, read: Tensor, target: _Target) -> Iterator[tuple[Tensor, slice]]:
-    """U in portions: what the layer reads for each of the target's rows (r, groups * F), and which rows these are."""
+    """Yield U in portions: the layer's inputs for each of the target's rows (r, groups * F), and the rows' indices."""
     if isinstance(layer, nn.Linear):
         flat = read.reshape(-1, read.shape[-1])
         portion = max(1, CHUNK // flat.shape[1])

@@ -1,7 +1,7 @@
-"""Distances between outputs of student and teacher: tensors in, one scalar out.
+"""Distances between outputs of student and teacher: functions of tensors that return a scalar.
 
-Scores of classes come as rows (every sample, token or pixel is one). What is a sum over classes in the papers is one
-here too, and is averaged over rows: no loss depends on the number of rows or on the length of a sequence.
+Class scores come as rows (one per sample, token or pixel). The sums over classes of the papers are sums here too,
+averaged over rows: no loss depends on the number of rows or on the length of a sequence.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ TARGET_WEIGHT, OTHERS_WEIGHT = 1.0, 8.0
 
 
 def softened_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """temperature^2 x KL(softmax(teacher / T) || softmax(student / T)), summed over classes, averaged over rows.
+    """Return T^2 x KL(softmax(teacher / T) || softmax(student / T)), summed over classes, averaged over rows.
 
     Args:
-        student, teacher: logits of shape (rows, classes); -inf where a class is masked in both.
+        student: logits of shape (rows, classes); -inf where a class is masked in both.
+        teacher: of the same shape.
+        temperature: T, above 0.
 
     Returns:
         A scalar; 0 without rows. For T to infinity it is the squared distance of the rows' centred logits over twice
@@ -32,14 +34,15 @@ def softened_divergence(student: Tensor, teacher: Tensor, temperature: float) ->
 
 
 def squared_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared differences of logits, averaged over classes and rows, as they are: not centred, not softened.
+    """Return the squared differences of logits, averaged over classes and rows, neither centred nor softened.
 
     Source: Kim et al. 2021, arXiv:2105.08919, whose loss this is (their code has torch's MSELoss, a mean). It learns
     the logits' mean as well, which no softmax sees: the limit of KL for a high temperature, with the means free, is
     what `softened_divergence` has.
 
     Args:
-        student, teacher: logits of shape (rows, classes); -inf where a class is masked in both, which is left out.
+        student: logits of shape (rows, classes); -inf where a class is masked in both, which is left out.
+        teacher: of the same shape.
 
     Returns:
         A scalar; 0 without rows.
@@ -59,7 +62,7 @@ def decoupled_divergence(
     target_weight: float = TARGET_WEIGHT,
     others_weight: float = OTHERS_WEIGHT,
 ) -> Tensor:
-    """T^2 x (target_weight x TCKD + others_weight x NCKD), averaged over rows: decoupled knowledge distillation.
+    """Return T^2 x (target_weight x TCKD + others_weight x NCKD), averaged over rows: decoupled distillation (DKD).
 
     TCKD is the divergence of (p of the label, p of all others together), NCKD that of the others among themselves. KL
     is TCKD + (1 - the teacher's p of the label) x NCKD: what a sure teacher says of the other classes is lost in it.
@@ -67,8 +70,12 @@ def decoupled_divergence(
     Source: Zhao et al. 2022, arXiv:2203.08679, equations 6 and 7; without the warm-up of its code.
 
     Args:
-        student, teacher: logits of shape (rows, classes); -inf where a class is masked in both.
+        student: logits of shape (rows, classes); -inf where a class is masked in both.
+        teacher: of the same shape.
         labels: int64 of shape (rows), each in 0..classes - 1.
+        temperature: T, above 0.
+        target_weight: alpha in the paper.
+        others_weight: beta in the paper.
 
     Returns:
         A scalar; 0 without rows. With two classes NCKD is 0.
@@ -85,7 +92,7 @@ def decoupled_divergence(
 
 
 def correlation_distance(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 x (inter + intra): 1 - mean Pearson correlation of rows, and of columns, of the softened distributions: DIST.
+    """Return the DIST loss: T^2 x (1 - mean Pearson correlation of rows, plus the same of columns).
 
     Rows: how a sample's classes relate; columns: how a class's samples do. Any scale and shift of a row of
     probabilities costs nothing, so a student far smaller than its teacher is not asked for the same confidence.
@@ -94,7 +101,9 @@ def correlation_distance(student: Tensor, teacher: Tensor, temperature: float) -
     A single row has no columns to correlate: its intra part is left out.
 
     Args:
-        student, teacher: logits of shape (rows, classes); -inf where a class is masked in both.
+        student: logits of shape (rows, classes); -inf where a class is masked in both.
+        teacher: of the same shape.
+        temperature: T, above 0.
 
     Returns:
         A scalar, 0..4 T^2; 0 without rows.
@@ -111,10 +120,11 @@ def correlation_distance(student: Tensor, teacher: Tensor, temperature: float) -
 def relative_distance(
     student: Tensor, teacher: Tensor, keep: Tensor | None = None, cosine: bool = True, spread: float | None = None
 ) -> Tensor:
-    """Mean squared error over the teacher's variance, plus 1 - mean cosine of the rows.
+    """Return the mean squared error over the teacher's variance, plus 1 - mean cosine of the rows.
 
     Args:
-        student, teacher: (…, D), or (N) for one value per sample.
+        student: (…, D), or (N) for one value per sample.
+        teacher: of the same shape.
         keep: of the shape of the rows, True where a row counts.
         cosine: False for the first part alone.
         spread: root of the teacher's variance over many samples; default: that of this batch.
@@ -140,7 +150,7 @@ def relative_distance(
 
 
 def _divergences(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(softmax(teacher) || softmax(student)) of each row."""
+    """Return KL(softmax(teacher) || softmax(student)) of each row."""
     log_p = F.log_softmax(teacher, 1)
     log_q = F.log_softmax(student, 1)
     p = log_p.exp()
@@ -149,7 +159,7 @@ def _divergences(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _correlations(student: Tensor, teacher: Tensor, epsilon: float = 1e-8) -> Tensor:
-    """Pearson's correlation of each pair of rows; 0 where one of them is constant."""
+    """Return Pearson's correlation of each pair of rows; 0 where one of them is constant."""
     a, b = student - student.mean(1, keepdim=True), teacher - teacher.mean(1, keepdim=True)
     correlations: Tensor = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + epsilon)
     return correlations

@@ -1,7 +1,7 @@
 """Cache of the teacher's outputs: computed once for each sample, as they are the same in every epoch.
 
-They are kept by a digest of the sample's inputs, so the data may come in any order. They are filled in one pass in an
-order of their own before the first epoch, in a resumed process too, and so do not depend on where training stands.
+The keys are digests of the samples' inputs, so the data may come in any order. One pass with a seed of its own fills
+the cache before the first epoch, in a resumed process too: its content does not depend on the state of the training.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ EVERY = "computed for every batch"
 
 
 class TeacherOutput(list[Tensor]):
-    """The teacher's outputs for a batch, each in its place; one that is not learnt is empty."""
+    """The teacher's outputs for a batch, by position; empty where an output is not learnt."""
 
     def to(self, device: str | torch.device) -> TeacherOutput:
-        """The same on a device."""
+        """Return the outputs on a device."""
         return TeacherOutput(tensor.to(device) for tensor in self)
 
     def has_rows(self, count: int) -> bool:
-        """Whether each output that is learnt has one row for each of `count` samples."""
+        """Return whether each learnt output has one row for each of `count` samples."""
         return all(len(tensor) == count for tensor in self if tensor.numel())
 
     @property
@@ -58,11 +58,11 @@ class TeacherOutputs:
         return len(self._places)
 
     def holds(self, batch: Batch) -> bool:
-        """Whether all samples of a batch are here."""
+        """Return whether all samples of a batch are cached."""
         return all(digest in self._places for digest in digests(batch))
 
     def of(self, batch: Batch) -> TeacherOutput | None:
-        """The outputs for a batch, in its order; None unless all its samples are here."""
+        """Return the outputs for a batch, in its order; None unless all its samples are cached."""
         places = [self._places.get(digest) for digest in digests(batch)]
         known = [place for place in places if place is not None]
         if len(known) != len(places):
@@ -79,7 +79,7 @@ class TeacherOutputs:
         return found
 
     def add(self, batch: Batch, outputs: TeacherOutput) -> None:
-        """Keep the outputs for a batch; a sample that is here already stays as it was."""
+        """Cache the outputs for a batch; a sample that is cached already keeps its outputs."""
         for row, digest in enumerate(digests(batch)):
             self._places.setdefault(digest, (len(self._chunks), row))
         self._chunks.append(TeacherOutput(tensor.detach().cpu() for tensor in outputs))
@@ -87,7 +87,7 @@ class TeacherOutputs:
 
 
 def digests(batch: Batch) -> list[bytes]:
-    """A digest of each sample's inputs: names, dtypes, shapes and bytes."""
+    """Return a digest of each sample's inputs: names, dtypes, shapes and bytes."""
     hashes = [blake2b(digest_size=16) for _ in range(batch.size)]
     for name, tensor in sorted(batch.inputs.items()):
         header = f"{name} {tensor.dtype} {tuple(tensor.shape[1:])} ".encode()
@@ -106,12 +106,15 @@ def keep_outputs(
     taught: Callable[[Batch], TeacherOutput],
     progress: Progress = lambda _stage, _done: None,
 ) -> tuple[TeacherOutputs | None, str]:
-    """Compute a teacher's outputs for all train samples, if they serve more than once, and say what was done.
+    """Compute a teacher's outputs for all train samples if they are used more than once, and describe the decision.
 
     Args:
+        batches: of the train split.
+        config: number of epochs, batch size and seed.
         count: batches in an epoch.
         first: a batch of another pass over the data. Unless its samples come again, the inputs are augmented.
         taught: the teacher's outputs for a batch, which may be on the CPU.
+        progress: `progress(stage, fraction)`.
 
     Returns:
         The outputs, or None where they cannot be kept, with the reason in the words beside.
@@ -142,7 +145,7 @@ def keep_outputs(
 
 
 def _changing(batches: Batches, config: TrainingConfig, first: Batch) -> bool:
-    """Whether samples of one pass are not found in another. One may be: a last batch of one sample is left out."""
+    """Return whether samples of one pass are missing in another, up to one: a last batch of one sample is left out."""
     missing = set(digests(first))
     allowed = 1 if first.size > 2 else 0
     seed_everything(config.seed, 0, PASS)
@@ -154,7 +157,7 @@ def _changing(batches: Batches, config: TrainingConfig, first: Batch) -> bool:
 
 
 def _size(size_bytes: int) -> str:
-    """A size in words, in units of 1000 bytes, as reports have it."""
+    """Return a size in words, in units of 1000 bytes, as reports have it."""
     value = float(size_bytes)
     for unit in ("bytes", "kB", "MB"):
         if value < 1000:

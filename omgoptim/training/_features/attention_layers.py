@@ -24,13 +24,13 @@ FUSED = ("in_proj", "qkv", "c_attn", "Wqkv", "query_key_value", "qkv_proj")
 """Names of fused layers that compute all three at once."""
 
 CROSS = ("cross", "encdec", "encoder_attn")
-"""In the paths of attentions whose keys come from elsewhere."""
+"""Parts of module paths that mark cross-attention."""
 
 
 def attention_of(
     module: nn.Module, traced: Trace, asked: str | None, whose: str
 ) -> tuple[LayerOutput, LayerOutput, LayerOutput]:
-    """Queries, keys and values of a module's last self-attention, or of the one that is asked for by its path.
+    """Return the query, key and value layers of a module's last self-attention, or of the requested one.
 
     Raises:
         RequestError: what is asked for is no such attention.
@@ -58,7 +58,7 @@ def attention_of(
 
 
 def _attentions(traced: Trace) -> dict[str, tuple[LayerOutput, LayerOutput, LayerOutput]]:
-    """Path of each self-attention to its three layers, in the order in which they run."""
+    """Return the three layers of each self-attention by path, in the order of execution."""
     by_path, found = traced.by_path, {}
     for value in traced.seen:
         parent, dot, last = value.path.rpartition(".")
@@ -72,7 +72,7 @@ def _attentions(traced: Trace) -> dict[str, tuple[LayerOutput, LayerOutput, Laye
 
 
 def _fused(module: nn.Module) -> str | None:
-    """Path of the last layer that computes queries, keys and values in one."""
+    """Return the path of the last layer that computes queries, keys and values in one."""
     last = None
     for path, layer in module.named_modules():
         if isinstance(layer, nn.MultiheadAttention):

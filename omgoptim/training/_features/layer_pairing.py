@@ -1,8 +1,8 @@
-"""Pairing of student layers with teacher layers: as requested, or found by path and shape.
+"""Pairing of student layers with teacher layers: as requested, or by path and shape.
 
-Found, in this order: blocks of a repeated stack of sequences (transformer layers), spread evenly; the last layer of
-each size of map (the stages of a convolutional network); any layers with parameters. Within each, a layer that both
-have under one path goes with itself.
+In this order: blocks of a repeated stack of sequences (transformer layers), spread evenly; the last layer of each map
+size (the stages of a convolutional network); any layers with parameters. Layers with the same path in both are paired
+first.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ Pair = tuple[LayerOutput, LayerOutput]
 
 
 def pairs_of(student: Trace, teacher: Trace, asked: Sequence[str], positions: bool = False) -> list[Pair]:
-    """The pairs that are asked for, or else found.
+    """Return the requested pairs, or else pairs by path and shape.
 
     Args:
+        student: layers and shapes of one forward.
+        teacher: layers and shapes of one forward.
         asked: `STUDENT=TEACHER` by module path, or one path for both; empty: found.
         positions: whether only layers with positions (maps, sequences) will do.
 
     Raises:
-        RequestError: a path that is asked for is no layer of the module, or one that gives nothing to compare.
+        RequestError: a path that is asked for is not a layer of the module, or one that gives nothing to compare.
         TechniqueError: nothing could be paired, or a pair has grids of different kinds.
     """
     pairs = [asked_pair(text, student, teacher) for text in asked] or found_pairs(student, teacher, positions)
@@ -47,13 +49,13 @@ def pairs_of(student: Trace, teacher: Trace, asked: Sequence[str], positions: bo
 
 
 def two_paths(text: str) -> tuple[str, str]:
-    """The paths in student and teacher that `STUDENT=TEACHER`, or one path for both, names."""
+    """Return the student's and the teacher's path in `STUDENT=TEACHER`, or one path for both."""
     one, separator, other = text.partition("=")
     return one.strip(), (other if separator else one).strip()
 
 
 def asked_pair(text: str, student: Trace, teacher: Trace) -> Pair:
-    """The two layers that `STUDENT=TEACHER`, or one path for both, names.
+    """Return the two layers that `STUDENT=TEACHER`, or one path for both, names.
 
     Raises:
         RequestError: one of them is no layer, or gives no tensor with the batch first.
@@ -72,16 +74,16 @@ def layer_named(path: str, traced: Trace, whose: str) -> LayerOutput:
         return traced.by_path[path]
     known = [seen.path for seen in traced.seen if seen.path]
     raise RequestError(
-        f"'{path}' is no layer of the {whose} that gives values for each sample",
+        f"'{path}' is not a layer of the {whose} that gives values for each sample",
         did_you_mean(path, known) or "it has no layers that do",
         "name a layer of the list, as STUDENT=TEACHER, or one path for both",
     )
 
 
 def found_pairs(student: Trace, teacher: Trace, positions: bool = False) -> list[Pair]:
-    """Pairs by path and shape, in the order of the student's layers; empty if there are none.
+    """Return pairs by path and shape, in the order of the student's layers; empty if there are none.
 
-    The last layers are left out where they are the outputs, unless there are no others.
+    Output layers are left out unless there are no others.
     """
     ways: tuple[Callable[[Trace, Trace], list[Pair]], ...] = (_stacked, _staged, _placed)
     for way in ways:
@@ -92,17 +94,17 @@ def found_pairs(student: Trace, teacher: Trace, positions: bool = False) -> list
 
 
 def _answers(one: LayerOutput, other: LayerOutput) -> bool:
-    """Whether both are what the loss on outputs compares anyway."""
+    """Return whether both layers are the main outputs, which the output loss compares anyway."""
     return one.final and other.final and one.shape == other.shape
 
 
 def evenly(index: int, count: int, of: int) -> int:
-    """The layer of `of` that layer `index` of `count` stands for: the last of its share, so that ends meet."""
+    """Return the layer of `of` that corresponds to layer `index` of `count`: the last of its share."""
     return max(-(-(index + 1) * of // count) - 1, 0)
 
 
 def _stacked(student: Trace, teacher: Trace) -> list[Pair]:
-    """Blocks of the teacher's deepest stack of sequences, with the student's stack of the same path, class or depth."""
+    """Return the blocks of the teacher's deepest stack, with the student's stack of the same path, class or depth."""
     theirs = max(_stacks(teacher).values(), key=len, default=[])
     if len(theirs) < 2:
         return []
@@ -116,7 +118,7 @@ def _stacked(student: Trace, teacher: Trace) -> list[Pair]:
 
 
 def _stacks(traced: Trace) -> dict[tuple[str, str, tuple[int, ...]], list[LayerOutput]]:
-    """Blocks whose paths differ in their last number, of one class, that give sequences of one shape."""
+    """Return the blocks whose paths differ in their last number, of one class, that give sequences of one shape."""
     stacks: dict[tuple[str, str, tuple[int, ...]], list[LayerOutput]] = {}
     for seen in traced.seen:
         if seen.sequence and seen.block and seen.path[-1:].isdecimal():
@@ -125,7 +127,7 @@ def _stacks(traced: Trace) -> dict[tuple[str, str, tuple[int, ...]], list[LayerO
 
 
 def _staged(student: Trace, teacher: Trace) -> list[Pair]:
-    """The ends of stages whose maps are of the same size; if there are none, the ends of all stages, evenly."""
+    """Return the last layers of stages with maps of the same size; if there are none, of all stages, evenly."""
     mine, theirs, own = _stage_ends(student), _stage_ends(teacher), student.by_path
     pairs = []
     for grid, end in mine.items():
@@ -142,14 +144,14 @@ def _staged(student: Trace, teacher: Trace) -> list[Pair]:
 
 
 def _stage_ends(traced: Trace) -> dict[tuple[int, ...], LayerOutput]:
-    """Size of map to the last layer that gives it, where a layer with parameters does; not the module's output."""
+    """Return the last layer with parameters of each map size, without the module's output."""
     maps = [seen for seen in traced.seen if seen.grid and max(seen.grid) > 1 and not seen.sequence and not seen.final]
     learnt = {seen.grid for seen in maps if seen.leaf}
     return {seen.grid: seen for seen in maps if seen.grid in learnt}
 
 
 def _placed(student: Trace, teacher: Trace) -> list[Pair]:
-    """Layers with parameters, vectors and sequences: of the same path and kind; if there are none, evenly."""
+    """Return layers with parameters, by path and kind; if there are none, spread evenly."""
     mine, theirs = ([seen for seen in traced.seen if seen.leaf and not seen.final] for traced in (student, teacher))
     of = {seen.path: seen for seen in theirs}
     same = [

@@ -1,6 +1,6 @@
-"""Layer outputs of a module: shapes of all in one forward, and values of some within a block.
+"""Trace of a module's layer outputs: all shapes in one forward, or the values of some within a block.
 
-Listening is by forward hooks that are gone afterwards, whatever happens; the module is not changed by it.
+Both use forward hooks that are removed afterwards, also on an error; the module is not changed.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ class LayerOutput:
     layer: str
     """Class of the layer."""
     shape: tuple[int, ...]
-    """The batch first."""
+    """Shape, the batch first."""
     axis: int
-    """Of the channels: 1, as convolutions have it, or the last."""
+    """Axis of the channels: 1, as convolutions have it, or the last."""
     final: bool
     """Whether it is the module's main output itself."""
     leaf: bool
-    """Whether the layer has parameters of its own and no layers in it."""
+    """Whether it is a leaf module with parameters."""
     block: bool
-    """Whether it has layers in it."""
+    """Whether it is a container of layers."""
 
     @property
     def channels(self) -> int:
@@ -49,12 +49,12 @@ class LayerOutput:
 
     @property
     def grid(self) -> tuple[int, ...]:
-        """Sizes of the positions: (height, width) of a map, (length) of a sequence, () of a vector."""
+        """Return the position axes: (height, width) of a map, (length) of a sequence, () of a vector."""
         return self.shape[1:-1] if self.axis == -1 else self.shape[2:]
 
     @property
     def sequence(self) -> bool:
-        """Whether positions are tokens or steps in time, with the channels last."""
+        """Return whether positions are tokens or time steps, with the channels last."""
         return len(self.shape) == 3 and self.axis == -1
 
 
@@ -64,7 +64,7 @@ class Trace:
 
     seen: list[LayerOutput]
     head: str | None
-    """The Linear layer that the main output comes from, if it does."""
+    """Linear layer whose output is the main output, if there is one."""
     output: tuple[int, ...]
     """Shape of the main output."""
 
@@ -80,11 +80,11 @@ class _Tracing:
     batch: int
     seen: dict[str, LayerOutput] = field(default_factory=dict)
     width: int = 0
-    """Channels of the last layer with parameters."""
+    """Channel count of the last layer with parameters."""
     first: bool = False
-    """Whether that one has them in dimension 1."""
+    """Whether that layer has them on axis 1."""
     given: dict[str, weakref.ref[Tensor]] = field(default_factory=dict)
-    """The outputs, not kept alive by this: the one that lives on as the main output is found by it."""
+    """Weak references to the outputs, by which the main output is identified."""
 
     def note(self, path: str, layer: nn.Module, output: Any) -> None:
         block = any(True for _ in layer.children())
@@ -100,8 +100,10 @@ class _Tracing:
         self.given[path] = weakref.ref(tensor)
 
     def _axis(self, output: Tensor) -> int:
-        """Where the channels are: as the last layer has them, if the sizes agree; else as its number of dimensions is
-        usual for."""
+        """Return the channel axis of an output.
+
+        It is that of the last layer where the sizes agree, else the usual one for the number of dimensions.
+        """
         if output.ndim == 2:
             return -1
         usual = [1, -1] if self.first else [-1, 1]
@@ -110,11 +112,13 @@ class _Tracing:
 
 
 def trace(module: nn.Module, signature: Signature, inputs: Mapping[str, Tensor]) -> Trace:
-    """Run a module once in eval mode, without gradients, and note what each layer gives.
+    """Run a module once in eval mode, without gradients, and record each layer's output.
 
     Layers without a tensor whose first dimension is the batch are left out.
 
     Args:
+        module: in any mode, which is restored.
+        signature: how it is called.
         inputs: one batch by input name; moved to where the module is.
 
     Raises:
@@ -141,10 +145,9 @@ def trace(module: nn.Module, signature: Signature, inputs: Mapping[str, Tensor])
 
 @contextmanager
 def capture_outputs(module: nn.Module, places: Iterable[tuple[str, Side]]) -> Iterator[dict[tuple[str, Side], Tensor]]:
-    """Within the block, what goes into or comes out of layers at a module's last forward, by path and side.
+    """Capture inputs or outputs of layers in a module's last forward within the block, by path and side.
 
-    What is heard has the gradient that the forward gave it, and is a copy where it is an output: layers after this one
-    may work in place.
+    The captured tensors keep their gradient; outputs are copied, since later layers may work in place.
     """
     heard: dict[tuple[str, Side], Tensor] = {}
 
@@ -179,7 +182,7 @@ def _tensor(value: Any) -> Tensor | None:
 
 
 def _width(layer: nn.Module) -> tuple[int, bool] | None:
-    """Channels that a layer gives, and whether in dimension 1; None where that is unknown."""
+    """Return a layer's output channels, and whether they are on axis 1; None where that is unknown."""
     if isinstance(layer, _ConvNd):
         return layer.out_channels, True
     if isinstance(layer, (_BatchNorm, _InstanceNorm)):

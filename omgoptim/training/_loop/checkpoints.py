@@ -32,23 +32,23 @@ class Checkpoint:
     state: dict[str, Tensor]
     """All parameters and buffers."""
     best: dict[str, Tensor]
-    """Those that training changes, at their best; empty where that is `state` itself."""
+    """Trained tensors at their best; empty where that is `state` itself."""
     best_epoch: int
-    """0: as they were before training."""
+    """Epoch of the best weights; 0 for those before training."""
     scores: list[float]
-    """The evaluator's, from before training on; empty without one."""
+    """Scores of the evaluator, beginning before training; empty without one."""
     epochs: list[dict[str, Any]]
     optimizer: dict[str, Any]
     scheduler: dict[str, Any]
     scaler: dict[str, Any]
-    """Of fp16 gradients; empty without."""
+    """State of the fp16 gradient scaler; empty without one."""
     stopped: str | None
     seconds: float
     resumed: int
     adapters: dict[str, Tensor] = field(default_factory=dict)
-    """Between layers of a student and its teacher: trained, and no part of the module."""
+    """Adapters of the feature loss: trained, and not part of the module."""
     teacher_outputs: str | None = None
-    """Whether the teacher's were kept, in words."""
+    """Whether the teacher's outputs were cached, in words."""
 
     @property
     def records(self) -> list[Epoch]:
@@ -56,12 +56,12 @@ class Checkpoint:
 
 
 def checkpoint_file(folder: Path, round_number: int) -> Path:
-    """The file of a round's training: a run of several rounds has one of each in the same folder."""
+    """Return the checkpoint file of a round: a run of several rounds has one each in the same folder."""
     return folder / f"round_{round_number:03d}.pt"
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write it under another name, then put it in its place: a process that dies leaves the one before."""
+    """Write the checkpoint under a temporary name, then rename it: a killed process leaves the previous one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:
@@ -75,7 +75,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint | None:
-    """The checkpoint of this training, on the CPU; None where there is none.
+    """Read the checkpoint of this training to the CPU; None where there is none.
 
     Raises:
         ArtifactError: the file is damaged or of another version.
@@ -95,7 +95,7 @@ def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint | Non
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"checkpoint {path} cannot be read", str(error).splitlines()[0], start_over) from error
     except pickle.UnpicklingError as error:  # objects other than tensors and plain values: never loaded
-        raise ArtifactError(f"checkpoint {path} is none", str(error).splitlines()[0], start_over) from error
+        raise ArtifactError(f"{path} is not a checkpoint", str(error).splitlines()[0], start_over) from error
     differing = [
         f"{name} was {checkpoint.identity.get(name)!r} and is {identity.get(name)!r}"
         for name in sorted({*identity, *checkpoint.identity})
@@ -111,7 +111,7 @@ def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> Checkpoint | Non
 
 
 def asdict_shallow(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Its fields by name; the tensors are not copied."""
+    """Return the fields by name; the tensors are not copied."""
     return {name: getattr(checkpoint, name) for name in Checkpoint.__slots__}
 
 
@@ -121,7 +121,7 @@ def plain(config: Any) -> dict[str, Any]:
 
 
 def all_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, those that are not persistent too; shared ones once. No copies."""
+    """Return parameters and buffers by name, non-persistent ones too; shared ones once. No copies."""
     return {
         **{name: parameter.data for name, parameter in module.named_parameters()},
         **dict(module.named_buffers()),
@@ -129,15 +129,15 @@ def all_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def trained_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Copies of what training changes: parameters with a gradient, and every buffer."""
+    """Return copies of the trained tensors: parameters with a gradient, and every buffer."""
     changing = {name: parameter.data for name, parameter in module.named_parameters() if parameter.requires_grad}
     return {name: tensor.detach().clone() for name, tensor in {**changing, **dict(module.named_buffers())}.items()}
 
 
 def put_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put saved values into a module's own tensors, in place: an optimizer goes on with the same parameters.
+    """Copy saved values into a module's tensors, in place: an optimizer goes on with the same parameters.
 
-    A buffer that has come, gone or changed its size since is a cache, and left alone.
+    A buffer that is new, gone or of another size is a cache, and ignored.
     """
     own = all_tensors(module)
     with torch.no_grad():
@@ -147,5 +147,5 @@ def put_tensors(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def shapes(module: nn.Module) -> dict[str, list[int]]:
-    """Name of each parameter to its shape, for an identity."""
+    """Return each parameter's shape by name, for an identity."""
     return {f"shape of {name}": list(parameter.shape) for name, parameter in module.named_parameters()}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.errors import DataError, TechniqueError
+from omgoptim.models.labels import plain_labels
 from omgoptim.models.outputs import ModelOutputs
 from omgoptim.runtimes.signature import Signature
 from omgoptim.training._distillation.teacher_outputs import TeacherOutput, TeacherOutputs
@@ -33,21 +34,23 @@ class CombinedLoss:
     loss: Loss | None
     teacher: nn.Module | None
     distillation: DistillationLoss | None
-    """Its kind is settled by the first batch; None without a teacher."""
+    """Loss on the teacher's outputs, resolved by the first batch; None without a teacher."""
     features: FeatureLoss | None = None
     student: nn.Module | None = None
-    """Whose layers the features are of: the module itself, without what Accelerate wraps it in."""
+    """Module whose layers give the features, without Accelerate's wrapper."""
     kept: TeacherOutputs | None = None
     """Cached teacher outputs; those of other samples are computed."""
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
-    """The precision in which the teacher runs: the student's."""
+    """Precision in which the teacher runs: the student's."""
     outputs: ModelOutputs | None = None
     """Specification of the original's outputs; None: inferred from the teacher's for the first batch."""
 
     @property
     def learns_outputs(self) -> bool:
-        """Whether the teacher's outputs have a part in the loss. At alpha 1 the main one has none, unless there is
-        nothing else to learn from."""
+        """Whether the teacher's outputs have a part in the loss.
+
+        At alpha 1 the main output has none, unless there is nothing else to learn from.
+        """
         if self.teacher is None or self.distillation is None:
             return False
         several = self.distillation.teaches_others or (self.outputs is not None and len(self.outputs.compared) > 1)
@@ -68,7 +71,7 @@ class CombinedLoss:
         return " + ".join(parts)
 
     def settle(self, module: nn.Module, batch: Batch) -> None:
-        """Settle on one batch what is learnt of each output, and find out whether the loss works at all.
+        """Resolve on one batch what is learnt of each output, and check that the loss can be computed.
 
         Raises:
             DataError: the loss cannot be computed, or has no gradient; the teacher's outputs are of another shape.
@@ -85,16 +88,17 @@ class CombinedLoss:
                     raise other_outputs(*map(len, pairs))
                 for student, teacher in zip(*pairs, strict=True):
                     same_shape(student, teacher)
-                self.distillation = self.distillation.decided(taught, batch.target, self.outputs)
+                self.distillation = self.distillation.decided(taught, self._labels(batch), self.outputs)
             value = self(module, batch)
         if not value.requires_grad:
-            raise DataError("the loss has no gradient", "no parameter that is trained has a part in the outputs")
+            raise DataError("the loss has no gradient", "no trained parameter affects the outputs")
 
     def __call__(self, called: nn.Module, batch: Batch, taught: Any = None) -> Tensor:
-        """The loss of a batch, a scalar with a gradient.
+        """Return the loss of a batch, a scalar with a gradient.
 
         Args:
             called: the module, or what Accelerate wraps it in.
+            batch: on the module's device.
             taught: the teacher's outputs for the batch, where they are known.
         """
         args, kwargs = self.signature.to_call(batch.inputs)
@@ -111,7 +115,7 @@ class CombinedLoss:
         return self._on_outputs(outputs, batch, taught) + inside
 
     def learnt(self, batch: Batch) -> TeacherOutput:
-        """The teacher's outputs for a batch that are learnt, each in its place."""
+        """Return the teacher's outputs for a batch that are learnt, by position."""
         leaves = tensor_outputs(self.taught(batch))
         indices = self.distillation.indices if self.distillation is not None else frozenset()
         return TeacherOutput(leaf if index in indices else leaf.new_empty(0) for index, leaf in enumerate(leaves))
@@ -135,7 +139,7 @@ class CombinedLoss:
         real = batch.inputs.get("attention_mask")
         return distillation.mixed(
             lambda: self._hard(outputs, batch),
-            lambda: distillation.main(outputs, taught, batch.target, real),
+            lambda: distillation.main(outputs, taught, self._labels(batch), real),
             lambda: distillation.others(outputs, taught, real),
         )
 
@@ -144,12 +148,15 @@ class CombinedLoss:
             raise ValueError("there is neither a loss nor a teacher")
         return self.loss.function(outputs, batch.target)
 
+    def _labels(self, batch: Batch) -> Any:
+        return batch.target if self.outputs is None else plain_labels(batch.target, self.outputs.label_form)
+
     def _soft(self, outputs: Any, batch: Batch, distillation: DistillationLoss, taught: Any) -> Tensor:
         real = batch.inputs.get("attention_mask")
-        return distillation.soft(outputs, self.taught(batch) if taught is None else taught, batch.target, real)
+        return distillation.soft(outputs, self.taught(batch) if taught is None else taught, self._labels(batch), real)
 
     def _refuse_shifted_labels(self, module: nn.Module, distillation: DistillationLoss) -> None:
-        """A causal language model's row i is about label i + 1, and dkd would take label i."""
+        """Raise for dkd on a causal language model: its row i predicts label i + 1, and dkd would take label i."""
         kind = type(module).__name__
         if distillation.form == "dkd" and any(part in kind for part in ("CausalLM", "LMHead")):
             raise TechniqueError(

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from omgoptim.training.config import TrainingConfig
 
 MOMENTUM = 0.9
-"""Of SGD: the value of the ResNet recipe, arXiv:1512.03385, section 3.4."""
+"""Momentum of SGD: the value of the ResNet recipe, arXiv:1512.03385, section 3.4."""
 ONE_CYCLE_RISE = 0.3
 """Minimum rising fraction of a one_cycle schedule: `pct_start` of torch's OneCycleLR."""
 START, END = 25.0, 1e4
@@ -21,7 +21,7 @@ START, END = 25.0, 1e4
 
 
 def optimizer_of(config: TrainingConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The config's optimizer on parameters; biases and normalization (fewer than two dimensions) do not decay."""
+    """Return the config's optimizer on parameters; biases and normalization (one dimension) do not decay."""
     parameters = list(parameters)
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -39,12 +39,12 @@ def optimizer_of(config: TrainingConfig, parameters: Iterable[nn.Parameter]) -> 
 
 
 def scheduler_of(config: TrainingConfig, optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
-    """The config's schedule over `steps` optimizer steps."""
+    """Return the config's schedule over `steps` optimizer steps."""
     return LambdaLR(optimizer, lr_factor(config, steps))
 
 
 def lr_factor(config: TrainingConfig, steps: int) -> Callable[[int], float]:
-    """`factor(step)`: what the peak learning rate is multiplied by at a step, 0 <= step < steps.
+    """Return `factor(step)`, by which the peak learning rate is multiplied at a step, 0 <= step < steps.
 
     Of w = round(warmup x steps) warmup steps, at least one where there are two steps or more, step i has
     (i + 1) / (w + 1). From step w on, with p the fraction of the rest that is done: cosine (1 + cos(pi p)) / 2, linear
@@ -76,5 +76,5 @@ def _one_cycle(step: int, steps: int, rise: float) -> float:
 
 
 def _between(start: float, end: float, done: float) -> float:
-    """From start to end along half a cosine."""
+    """Interpolate from start to end along half a cosine."""
     return end + (start - end) * (1 + math.cos(math.pi * done)) / 2

@@ -37,7 +37,7 @@ class _Called(nn.Module):
 
 @dataclass(slots=True)
 class Steps:
-    """Module, optimizer and schedule as Accelerate has prepared them."""
+    """Module, optimizer and schedule as prepared by Accelerate."""
 
     accelerator: Any
     called: nn.Module
@@ -50,7 +50,7 @@ class Steps:
     config: TrainingConfig
     masks: ZeroMasks | None
     last_rate: float = 0.0
-    """Learning rate of the last step."""
+    """Return the learning rate of the last step."""
 
     @property
     def device(self) -> torch.device:
@@ -58,9 +58,10 @@ class Steps:
         return place
 
     def epoch(self, batches: Iterator[Batch], report: Callable[[int, float], None]) -> float:
-        """One pass over the batches.
+        """Train for one pass over the batches.
 
         Args:
+            batches: of one epoch.
             report: `report(batches done, mean loss)` after each step.
 
         Returns:
@@ -80,7 +81,7 @@ class Steps:
         return total / max(weight, 1)
 
     def _check(self, batch: Batch) -> int:
-        """How many targets of a batch count, or samples, where that is what a loss is the mean of."""
+        """Return how many targets of a batch count, or samples, where the loss is a mean over those."""
         if self.loss_fn.loss is None:
             return batch.size
         self.loss_fn.loss.check(batch.target)
@@ -99,7 +100,7 @@ class Steps:
         return value
 
     def _gradients(self, loss: Tensor) -> None:
-        """Add the gradients of a loss to the parameters'.
+        """Add the gradients of a loss to those of the parameters.
 
         Raises:
             ModelError: autograd cannot go back through the forward, as after an operation in place.
@@ -139,7 +140,7 @@ class Steps:
         }
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from there."""
+        """Restore the state of a checkpoint."""
         self.optimizer.load_state_dict(checkpoint.optimizer)
         self.scheduler.load_state_dict(checkpoint.scheduler)
         if checkpoint.scaler and self.accelerator.scaler is not None:
@@ -155,13 +156,18 @@ def prepared_steps(
     loss_fn: CombinedLoss,
     masks: ZeroMasks | None,
 ) -> Iterator[Steps]:
-    """Steps on a module, which is moved to the config's device, as are the adapters of its feature loss.
+    """Return the steps on a module, which is moved to the config's device with the adapters of its feature loss.
 
     Accelerate keeps its device and precision in state that the whole process shares: a caller's is put back afterwards,
     and a training of another precision can follow.
 
     Args:
+        module: to train.
         parameters: all that are trained: the module's, and the adapters'.
+        config: device, precision and optimizer.
+        steps: optimizer steps of the whole training.
+        loss_fn: of a batch.
+        masks: weights that stay zero; None without.
 
     Raises:
         SetupError: accelerate is not installed, or does not import.

@@ -30,7 +30,7 @@ class TrainingState:
     round_number: int
     records: list[Epoch] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
-    """The evaluator's, from before training on."""
+    """Scores of the evaluator, beginning before training."""
     best: dict[str, Tensor] = field(default_factory=dict)
     best_epoch: int = 0
     stopped: str | None = None
@@ -47,10 +47,11 @@ class TrainingState:
         return self.stopped is None and self.epoch < self.steps.config.epochs
 
     def begin(self, score: float | None, checkpoint: Checkpoint | None) -> None:
-        """The untrained state as the first candidate, or where a checkpoint stands.
+        """Start from the untrained state as the first candidate, or from a checkpoint.
 
         Args:
             score: the evaluator's of the untrained state, where that is known.
+            checkpoint: to resume from; None to begin.
         """
         if checkpoint is None:
             self.best = trained_tensors(self.module)
@@ -70,7 +71,7 @@ class TrainingState:
         self.steps.restore(checkpoint)
 
     def cache_teacher_outputs(self, batches: Batches, count: int, first: Batch, progress: Progress) -> None:
-        """Compute the teacher's outputs for all samples and keep them, where that is possible and saves anything."""
+        """Cache the teacher's outputs for all samples where that is possible and saves time."""
         started, loss_fn = time.perf_counter(), self.steps.loss_fn
         if loss_fn.features is not None:
             self.teacher_outputs = f"{EVERY}: features are learnt too"
@@ -89,7 +90,9 @@ class TrainingState:
         """Train for one more epoch, evaluate it, and keep its weights if they are the best.
 
         Args:
+            batches: of the train split.
             count: batches in an epoch.
+            progress: `progress(stage, fraction)`.
         """
         config, started, epoch = self.steps.config, time.perf_counter(), self.epoch + 1
         seed_everything(config.seed, self.round_number, epoch)
@@ -123,10 +126,10 @@ class TrainingState:
                 self.stopped = f"no better quality in {waited} epoch{'s' if waited > 1 else ''}"
 
     def _competes(self, score: float) -> bool:
-        """Whether the weights as they are now take the place of the best so far.
+        """Return whether the current weights replace the best so far.
 
         Of equal scores the later one does. But a metric of few samples (accuracy on 60) often cannot distinguish the
-        trained state from the untrained one; then the outputs decide: those nearer to the original's.
+        trained state from the untrained one; then the weights whose outputs are nearer to the original's are kept.
         """
         assert self.evaluator is not None  # it gave the score
         highest = max(self.scores)
@@ -140,7 +143,7 @@ class TrainingState:
         return now <= before
 
     def checkpoint(self, identity: dict[str, Any]) -> Checkpoint:
-        """Everything that the epochs to come depend on."""
+        """Return a checkpoint with everything that the further epochs depend on."""
         features = self.steps.loss_fn.features
         return Checkpoint(
             identity=identity,

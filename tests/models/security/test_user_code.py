@@ -94,6 +94,15 @@ def test_a_syntax_error_is_placed_in_the_users_file(write: Write, policy: PathPo
     assert f"({path}:3)" in error.value.why
 
 
+@pytest.mark.skipif(not hasattr(BaseException, "add_note"), reason="exceptions have notes since Python 3.11")
+def test_an_errors_kind_and_first_words_stand_before_its_notes(write: Write, policy: PathPolicy) -> None:
+    write("net.py", "error = ValueError('width ' + 'x' * 5000)\nerror.add_note('in layer 3')\nraise error\n")
+    with pytest.raises(UserCodeError) as error:
+        load("net.py:build", policy)
+    assert error.value.why.startswith("ValueError: width xxx")
+    assert "in layer 3" in error.value.why
+
+
 def test_code_that_exits_the_process_is_an_error_of_its_own(write: Write, policy: PathPolicy) -> None:
     write("net.py", "import sys\nprint('bye')\nsys.exit(3)\n")
     with pytest.raises(UserCodeError, match=r"called sys\.exit\(3\)") as error:

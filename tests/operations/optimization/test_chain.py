@@ -11,10 +11,12 @@ from omgoptim.models.report_file import write_sealed
 from omgoptim.operations.context import RunContext, StepRun
 from omgoptim.operations.ledger import Ledger
 from omgoptim.operations.live_objects import Live
-from omgoptim.operations.optimization.chain import build_chain, single
+from omgoptim.operations.optimization.chain import Chain, single
 from omgoptim.operations.optimization.cost import Cost
 from omgoptim.operations.optimization.goal import Goal
+from omgoptim.operations.optimization.level_speeds import LevelSpeeds
 from omgoptim.operations.optimization.steps import Steps
+from omgoptim.operations.quantization.selection import Preference
 from omgoptim.reports import EfficiencyReport, Environment, Epoch, Gains, Measurement, Training
 from omgoptim.requests import OptimizeRequest, Request
 
@@ -65,7 +67,7 @@ class World:
         return StepRun(folder.name, folder, report)
 
 
-def chained(tmp_path: Path, world: World, budget_s: float) -> Steps:
+def chained(tmp_path: Path, world: World, budget_s: float, speeds: LevelSpeeds = LevelSpeeds()) -> Steps:  # noqa: B008
     mine = tmp_path / "runs" / "optimize-1"
     mine.mkdir(parents=True)
     context = RunContext(mine, "optimize-1", tmp_path, "python", "a test", lambda *_: None, run_step=world)
@@ -73,7 +75,7 @@ def chained(tmp_path: Path, world: World, budget_s: float) -> Steps:
     ledger = Ledger(mine / "ledger.jsonl")
     steps = Steps(request, context, Live(), ledger, budget_s, clock=lambda: world.now)
     assert single(steps) is not None
-    build_chain(steps, Goal(GUARD), Cost(1.0, 1.0, 0.1, world.epoch_s))
+    Chain(steps, Goal(GUARD), Cost(1.0, 1.0, 0.1, world.epoch_s), Preference("balanced", 1000), speeds).build()
     return steps
 
 
@@ -126,3 +128,31 @@ def test_where_no_level_holds_the_chain_ends(tmp_path: Path, holds: float) -> No
     world = World(tmp_path / "runs", holds=holds)
     steps = chained(tmp_path, world, 1e6)
     assert all(point.cautious_drop > GUARD for point in steps.taken if point.verb == "prune")
+
+
+def speeds(quantized: list[float], **more: float) -> LevelSpeeds:
+    """Speeds at levels 0, 0.25, 0.5, 0.75 and 0.875 whose sizes fall with the level."""
+    return LevelSpeeds(1.0, [0.0, 0.25, 0.5, 0.75, 0.875], [1.0, 1.2, 1.5, 2.0, 2.2], quantized, [400] * 5, **more)
+
+
+def test_a_level_that_is_no_faster_untrained_is_never_trained(tmp_path: Path) -> None:
+    world = World(tmp_path / "runs", holds=0.9)
+    chained(tmp_path, world, 1e6, speeds([4.0, 5.0, 5.0, 9.0, 9.1]))
+    assert {level for verb, level, _ in world.asked if verb == "prune"} == {0.25, 0.75}
+
+
+def test_what_untrained_networks_gave_is_what_is_expected_of_the_steps(tmp_path: Path) -> None:
+    world = World(tmp_path / "runs", holds=0.6)
+    steps = chained(tmp_path, world, 1e6, speeds([4.0, 5.0, 6.0, 9.0, 12.0]))
+    expected = {point.name: point.expected_speedup for point in steps.taken}
+    assert expected["prune 50%"] == 1.5
+    assert expected["quantize after prune 50%"] == 6.0
+
+
+@pytest.mark.parametrize(("factor", "tried"), [(0.8, False), (1.2, True)])
+def test_factors_are_trained_where_untrained_ones_were_better(tmp_path: Path, factor: float, tried: bool) -> None:
+    world = World(tmp_path / "runs", holds=0.6)
+    chained(tmp_path, world, 1e6, speeds([4.0, 5.0, 6.0, 9.0, 12.0], factorized=factor, factorized_size=1.1))
+    verbs = [verb for verb, _, _ in world.asked]
+    assert ("factorize" in verbs) == tried
+    assert not tried or verbs[-2:] == ["factorize", "quantize"]

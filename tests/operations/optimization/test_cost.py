@@ -45,7 +45,13 @@ def test_after_a_step_of_the_kind_the_estimate_is_what_that_took() -> None:
 
 def test_a_cost_is_measured_once_and_read_by_a_run_that_goes_on(tmp_path: Path) -> None:
     file = tmp_path / "checkpoints" / "cost.json"
-    assert measured_once(file, lambda: COST) == COST
-    assert measured_once(file, lambda: pytest.fail("it was measured again")) == COST
+    assert measured_once(file, Cost, lambda: COST) == COST
+    assert measured_once(file, Cost, lambda: pytest.fail("it was measured again")) == COST
     file.write_text("{torn")
-    assert measured_once(file, lambda: COST) == COST
+    assert measured_once(file, Cost, lambda: COST) == COST
+
+
+def test_there_are_as_many_finalists_as_the_time_left_launches_twice() -> None:
+    assert COST.finalists(left_s=100.0, most=5) == 5
+    assert COST.finalists(left_s=4.0, most=5) == 3
+    assert COST.finalists(left_s=0.0, most=5) == 2

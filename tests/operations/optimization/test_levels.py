@@ -34,3 +34,22 @@ def test_the_search_ends_once_the_bracket_is_narrow() -> None:
     tried = []
     deepest_level(lambda level: tried.append(level), lambda _: True, first=0.5, most=50)
     assert len(tried) < 6
+
+
+def test_levels_are_those_that_are_given_and_none_left_ends_the_search() -> None:
+    tried = []
+
+    def result(level: float) -> float:
+        tried.append(level)
+        return level
+
+    steps = (0.25, 0.6, 0.7)
+    found = deepest_level(
+        result,
+        lambda level: level <= 0.65,
+        first=0.25,
+        narrow=0.0,
+        between=lambda low, high: next((level for level in reversed(steps) if low < level < high), None),
+    )
+    assert tried == [0.25, 0.7, 0.6]
+    assert found == (0.6, 0.6)

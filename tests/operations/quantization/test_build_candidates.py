@@ -9,7 +9,12 @@ from torch import nn
 from omgoptim.models.output_check import TOLERANCE
 from omgoptim.models.samples import Samples
 from omgoptim.operations.quantization import splits
-from omgoptim.operations.quantization.build_candidates import PRECISIONS, precision_of, with_tied_weight_notes
+from omgoptim.operations.quantization.build_candidates import (
+    PRECISIONS,
+    precision_of,
+    with_layers_that_never_ran,
+    with_tied_weight_notes,
+)
 from omgoptim.operations.quantization.candidates import CandidatePlan, CandidateSpec
 from omgoptim.reports import Change, Skip
 from omgoptim.requests import QuantizeRequest
@@ -51,3 +56,12 @@ def test_a_tied_weight_that_a_quantized_program_stores_twice_is_said(head_too, s
     assert with_tied_weight_notes(outcome, module, "bfloat16") == outcome
     module["head"].weight = nn.Parameter(module["words"].weight.detach().clone())
     assert with_tied_weight_notes(outcome, module, "int8") == outcome
+
+
+def test_a_layer_that_never_ran_is_listed_unless_it_is_named_already():
+    module = nn.ModuleDict({"a": nn.Linear(2, 2), "a2": nn.Linear(2, 2), "spare": nn.Linear(2, 2), "bias": nn.ReLU()})
+    loaded = SimpleNamespace(module=module, macs=SimpleNamespace(by_path={"(model)": 0, "a": 4}))
+    change = Change(path="a", what="Gemm", before="float32", after="int8")
+    changed = Outcome([change], [Skip(path="spare", reason="asked")])
+    assert [skip.path for skip in with_layers_that_never_ran(changed, loaded).skipped] == ["spare", "a2"]
+    assert with_layers_that_never_ran(Outcome([]), loaded).skipped == []

@@ -42,6 +42,6 @@ def test_an_lstm_and_what_is_around_it_get_narrower(run_of: Any, drawn: Any) -> 
 
 def test_a_model_of_outputs_alone_cannot_be_narrowed(run_of: Any, drawn: Any) -> None:
     teacher = nn.Sequential(nn.Linear(4, 3))
-    with pytest.raises(TechniqueError, match="nothing of this model can be narrowed") as refused:
+    with pytest.raises(TechniqueError, match="no layer of this model can be narrowed") as refused:
         apply_to_module(teacher, Narrow(), run_of(teacher, drawn(4, 4)))
     assert "the model's outputs" in refused.value.why

@@ -129,7 +129,7 @@ def test_fitting_brings_the_outputs_nearer_and_is_told(run_of: RunOf) -> None:
         twin = copy.deepcopy(module)
         outcome = apply(twin, Structured(pruning_ratio=0.3, reconstruct=on), run)
         apart[on] = float((called(twin, IMAGES) - expected).square().mean())
-        fitted = "3 layers that lost inputs were fitted to give what was there before, on inputs without labels."
+        fitted = "3 layers that lost inputs were fitted to their former outputs, on inputs without labels."
         assert outcome.notes == ([fitted] if on else [])
     assert apart[True] < 0.5 * apart[False]
 

@@ -72,7 +72,7 @@ def test_what_is_not_seen_from_outside_is_left_alone_does_not_count_and_is_told(
         ("rnn.weight_ih_l0", UNSEEN),
         ("rnn.weight_hh_l0", UNSEEN),
     }
-    with pytest.raises(TechniqueError, match="no layer's inputs can be seen") as error:
+    with pytest.raises(TechniqueError, match="hooks see the inputs of no layer") as error:
         apply_to_module(net, Wanda(targets=["rnn"]), run_of(net, [drawn(2, 5, 4)]))
     assert "use method magnitude" in error.value.fix
 

@@ -11,8 +11,7 @@ from omgoptim.models.forward import NamedBatch
 from omgoptim.models.samples import Samples
 from omgoptim.runtimes.signature import InputTensor, Signature
 from omgoptim.techniques.reconstruction import batch as batch_module
-from omgoptim.techniques.reconstruction.batch import one_batch
-from omgoptim.techniques.reconstruction.padding import to_one_length
+from omgoptim.techniques.reconstruction.batch import one_batch, to_one_length
 from omgoptim.techniques.registry import ModuleRun
 
 

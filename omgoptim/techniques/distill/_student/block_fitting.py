@@ -27,7 +27,7 @@ Conv = nn.Conv1d | nn.Conv2d
 Block = DepthSeparableConv | InvertedResidual
 
 FITS = 2
-"""How often blocks are fitted, each time on inputs of blocks that were fitted before."""
+"""Sweeps of fitting all blocks, each on inputs of blocks that were fitted before."""
 
 
 LEAST_VARIANCE = 0.01
@@ -35,7 +35,7 @@ LEAST_VARIANCE = 0.01
 
 
 class _Standing(nn.Module):
-    """A dense convolution under the name of the part of a block that is fitted to what it gives."""
+    """Container of a dense convolution under the name of the block's fitted part."""
 
     def __init__(self, name: str, conv: Conv) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ def _fitted_part(block: Block) -> str:
 
 
 def with_dense(module: nn.Module, blocks: Mapping[str, Block]) -> nn.Module:
-    """A copy of the module before the replacement, with each convolution where its block's last part will be."""
+    """Return a copy of the original module, with each convolution at the path of its block's fitted part."""
     twin = copy.deepcopy(module)
     for path, block in blocks.items():
         conv: Any = twin.get_submodule(path)
@@ -61,16 +61,16 @@ def with_dense(module: nn.Module, blocks: Mapping[str, Block]) -> nn.Module:
 
 
 class _Centred(nn.ReLU6):
-    """ReLU6 less the middle of its range, about the mean of what it gives there: a ridge is fair to it."""
+    """Return ReLU6 less the middle of its range, about its mean output: ridge regression shrinks towards zero."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input) - MIDDLE
 
 
 def fit_blocks(module: nn.Module, dense: nn.Module, blocks: Mapping[str, Block], run: ModuleRun) -> None:
-    """Fit the last part of every block, by ridge regression, to what the convolution gave.
+    """Fit the last part of every block to the convolution's outputs, by ridge regression.
 
-    An inverted residual's is fitted with a bias, to centred inputs; both go into the norm behind it afterwards.
+    An inverted residual's is fitted with a bias, on centred inputs; both are absorbed by the norm behind it afterwards.
     """
     nothing = torch.empty(0, dtype=torch.long)
     parts = {(f"{path}.{_fitted_part(block)}", "in"): nothing for path, block in blocks.items()}
@@ -93,15 +93,15 @@ def fit_blocks(module: nn.Module, dense: nn.Module, blocks: Mapping[str, Block],
 
 
 def _middle(block: InvertedResidual) -> Tensor:
-    """(out,): what `project` makes of the middle of ReLU6's range."""
+    """Return what `project` gives for the middle of ReLU6's range, (out,)."""
     return MIDDLE * block.project.weight.detach().flatten(1).sum(1)
 
 
 @torch.no_grad()
 def _settle(module: nn.Module, blocks: Sequence[InvertedResidual], run: ModuleRun) -> None:
-    """Give the blocks' norms the statistics of what they get, and keep what the blocks make of it.
+    """Set the statistics of the blocks' norms without changing the blocks' outputs.
 
-    `project` makes up for what the first norms do to a unit, and the last norm gives what it gets.
+    `project` compensates for the first norms' scaling, and the last norm reproduces its input.
     """
     observed = _observed(module, [norm for block in blocks for norm in _norms(block)], run)
     for block in blocks:
@@ -130,7 +130,7 @@ def _norms(block: InvertedResidual) -> list[Any]:
 
 
 def _observed(module: nn.Module, layers: Sequence[nn.Module], run: ModuleRun) -> dict[nn.Module, tuple[Tensor, Tensor]]:
-    """Mean and variance (channels,) of what each layer gets on the run's statistics, in eval mode."""
+    """Return mean and variance (channels,) of each layer's input on the run's statistics, in eval mode."""
     sums: dict[nn.Module, Tensor] = {}
 
     def add(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -155,7 +155,7 @@ def _observed(module: nn.Module, layers: Sequence[nn.Module], run: ModuleRun) ->
 
 
 def _first_scale(block: InvertedResidual) -> Tensor:
-    """(hidden,): by how much what `depthwise` gets is scaled."""
+    """Return the scale of each input of `depthwise`, (hidden,)."""
     if not len(block.expand):
         return torch.ones_like(block.norm.weight)
     first: Any = block.expand[1]
@@ -163,9 +163,9 @@ def _first_scale(block: InvertedResidual) -> Tensor:
 
 
 def _units(block: InvertedResidual) -> tuple[Tensor, Tensor]:
-    """(hidden,) each: the norms make scale * (unit - mean) of a unit before `project` reads it.
+    """Return scale and mean, (hidden,) each: the norms give scale * (unit - mean) of a unit before `project` reads it.
 
-    The unit is what `depthwise` makes of the block's input where nothing is scaled.
+    The unit is the output of `depthwise` for the block's input without any scaling.
     """
     own: Any = block.norm
     before = _first_scale(block)

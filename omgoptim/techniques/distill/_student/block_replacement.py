@@ -20,7 +20,7 @@ from omgoptim.techniques.prune._channels.groups import owned_parameters
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
 MakeBlock = Callable[[Conv], Block]
-"""A block that can stand where a convolution does."""
+"""Function from a convolution to the block that can replace it."""
 
 FEWEST_INPUTS = 5
 """Minimum input channels of a replaced convolution: image stems (1, 3 or 4 channels) keep theirs."""
@@ -39,10 +39,14 @@ class Words:
 def replace_convolutions(
     module: nn.Module, make: MakeBlock, words: Words, selection: LayerSelection, run: ModuleRun, *, fit: bool
 ) -> Outcome:
-    """Put a block wherever a dense convolution stands whose block is smaller; in place.
+    """Replace every dense convolution whose block is smaller, in place.
 
     Args:
+        module: changed in place.
         make: gives the block; called for every convolution that could be replaced.
+        words: names of the block in reports.
+        selection: the layers that globs allow.
+        run: how the module is called, and its batches.
         fit: whether each block is fitted to give what the convolution gave, on the run's inputs where they are real.
 
     Returns:

@@ -17,7 +17,7 @@ Shapes = list[tuple[int, ...]]
 
 
 def output_shapes(module: nn.Module, run: ModuleRun) -> Shapes:
-    """Shapes of what a module gives for a batch.
+    """Return the output shapes of a module for a batch.
 
     Raises:
         TechniqueError: it raises, with the innermost layer that did.

@@ -1,7 +1,7 @@
 """Derivation of a student from its teacher: depth, width, replacement, initialization.
 
-What every way to a student shares: depth first, then width, then what the technique replaces, so that each step works
-on what the one before left; random weights last where they are asked for, and the proof that the student runs.
+Common to all ways of derivation: depth first, then width, then the technique's replacement, each on the result of the
+step before; then random weights where requested, and the check that the student runs.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from omgoptim.errors import TechniqueError
 from omgoptim.reports import Skip
 from omgoptim.requests.distill import Derived, FewerLayers
 from omgoptim.techniques.distill._student.compatibility import output_shapes, refuse_other_shapes
-from omgoptim.techniques.distill._student.initialization import reinitialize
 from omgoptim.techniques.distill._student.layer_bridging import Span, fit_spans
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection, paths_of
 from omgoptim.techniques.distill._student.narrowing import Narrowing, find_narrowing, narrow_to
@@ -25,30 +25,34 @@ from omgoptim.techniques.distill._student.repeated_layers import Stack, drop, fi
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
 HALF = 0.5
+"""Fraction of the repeated layers that `fewer_layers` keeps by default, as in DistilBERT (arXiv:1910.01108)."""
 
 Replace = Callable[[nn.Module, LayerSelection, ModuleRun, bool], Outcome]
-"""`replace(module, selection, run, fit)`: puts other layers in place, in the module; may change nothing."""
+"""`replace(module, selection, run, fit)`: replaces layers of the module; may change nothing."""
 
 NO_REPEATS = (
-    "no layer repeats: in no ModuleList or Sequential are two neighbours alike that give the shape that they get"
+    "no layer repeats: no ModuleList or Sequential has equal neighbours with outputs of the shape of their inputs"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Shortened:
-    """A module after some of its layers went."""
+    """A module after depth reduction."""
 
     outcome: Outcome
     selection: LayerSelection
     """Layers that may change, by their present paths."""
     spans: tuple[Span, ...] = ()
-    """Layers that stay, with what each stands for."""
+    """Kept layers, with the span that each replaces."""
 
 
 def derive(module: nn.Module, params: Derived, run: ModuleRun, replace: Replace | None = None) -> Outcome:
     """Derive a student from a copy of the teacher, in place.
 
     Args:
+        module: a copy of the teacher.
+        params: depth, width, and the layers that globs allow.
+        run: how the teacher is called, and its batches.
         replace: what comes after depth and width; None for nothing.
 
     Raises:
@@ -58,11 +62,11 @@ def derive(module: nn.Module, params: Derived, run: ModuleRun, replace: Replace 
     fit = params.initialize == "teacher"
     short = Shortened(Outcome([]), LayerSelection.of(module, params))
     if params.depth < 1 or isinstance(params, FewerLayers):
-        run.progress("looking for layers that repeat", 0.0)
+        run.progress("finding repeated layers", 0.0)
         short = shorten(module, short.selection, stays(params), run)
     steps = [bridged(module, run.original, short, run) if fit else short.outcome]
     if params.width < 1:
-        run.progress("looking for what can be narrowed", 0.1)
+        run.progress("finding narrowable channels", 0.1)
         steps.append(narrow(module, find_narrowing(module, short.selection, run), params.width, run, fit))
     if replace is not None:
         run.progress("replacing layers", 0.7)
@@ -76,10 +80,14 @@ def derive(module: nn.Module, params: Derived, run: ModuleRun, replace: Replace 
 def finish(
     module: nn.Module, params: Derived, outcome: Outcome, shapes: list[tuple[int, ...]], run: ModuleRun
 ) -> Outcome:
-    """Random weights where the params ask for them, and the proof that the student runs.
+    """Reinitialize the student where the params ask for it, and check that it runs.
 
     Args:
+        module: the student.
+        params: with the initialization that they ask for.
+        outcome: of the derivation so far.
         shapes: of the teacher's outputs.
+        run: how the teacher is called.
 
     Raises:
         TechniqueError: it does not, or gives other shapes.
@@ -91,7 +99,7 @@ def finish(
 
 
 def stays(params: Derived) -> Callable[[Stack], int]:
-    """How many units of a stack stay: the layers to keep, or the fraction; one at least, and no more than there are."""
+    """Return how many units of a stack stay: the layers to keep, or the fraction; at least one."""
     if isinstance(params, FewerLayers) and params.depth == 1:
         if params.keep_layers is not None:
             return keeping(params.keep_layers)
@@ -100,7 +108,7 @@ def stays(params: Derived) -> Callable[[Stack], int]:
 
 
 def keeping(layers: int) -> Callable[[Stack], int]:
-    """So many units of every stack, or all where it has fewer."""
+    """Keep so many units of every stack, or all where it has fewer."""
     return lambda stack: min(layers, len(stack.units))
 
 
@@ -136,6 +144,8 @@ def _spans(module: nn.Module, stack: Stack, keep: int) -> list[Span]:
 
     Args:
         module: before any layer went.
+        stack: of repeated layers.
+        keep: units that stay.
     """
     if len(stack.paths) > 1 or any(len(unit) > 1 for unit in stack.units) or keep >= len(stack.units):
         return []
@@ -156,23 +166,25 @@ def _spans(module: nn.Module, stack: Stack, keep: int) -> list[Span]:
 
 
 def bridged(module: nn.Module, teacher: nn.Module, short: Shortened, run: ModuleRun) -> Outcome:
-    """Fit the layers that stayed to what those gave that went, in place, where there are real inputs to fit on.
+    """Fit the kept layers to the outputs of the removed ones, in place, where there are real inputs.
 
     Returns:
         What was done to the layers, with a note of it.
     """
     if not (short.spans and run.real):
         return short.outcome
-    run.progress("fitting the layers that stay", 0.05)
+    run.progress("fitting the kept layers", 0.05)
     fitted = fit_spans(module, teacher, short.spans, run)
     if not fitted:
         return short.outcome
-    note = f"{len(fitted)} of the layers that stayed were fitted to what the ones after them gave, without labels."
+    note = (
+        f"{len(fitted)} of the kept layers were fitted to the outputs of the removed ones after them, without labels."
+    )
     return dataclasses.replace(short.outcome, notes=[*short.outcome.notes, note])
 
 
 def narrow(module: nn.Module, narrowing: Narrowing, width: float, run: ModuleRun, fit: bool) -> Outcome:
-    """The fraction `width` of all that can shrink, in place; nothing where nothing can."""
+    """Narrow everything that can shrink to the fraction `width`, in place."""
     if not narrowing.is_possible or width >= 1:
         return Outcome([], list(narrowing.skipped))
     return narrow_to(module, narrowing, width, run, fit=fit)
@@ -195,9 +207,32 @@ def _nothing(params: Derived, skipped: Sequence[Skip]) -> TechniqueError:
             "student narrow for fewer channels, or depthwise or low_rank; or give a student of your own",
         )
     return TechniqueError(
-        "nothing of this model can be narrowed",
+        "no layer of this model can be narrowed",
         "; ".join(reasons) or "no channels, heads or hidden units can go"
         if params.width < 1
         else "width and depth are 1",
         "student fewer_layers where layers repeat, low_rank for large Linear layers; or give a student of your own",
     )
+
+
+def reinitialize(module: nn.Module, seed: int) -> None:
+    """Reinitialize every layer in place; the same ones for the same seed.
+
+    A layer's own `reset_parameters` is called; where it has none, each of its tensors is drawn from a normal
+    distribution of the mean and the deviation that it has. Buffers that no layer resets stay.
+    """
+    devices = {parameter.device for parameter in module.parameters() if parameter.device.type == "cuda"}
+    with torch.random.fork_rng(devices=sorted(devices, key=str)), torch.no_grad():
+        torch.manual_seed(seed)
+        for layer in module.modules():
+            own = [tensor for tensor in layer._parameters.values() if tensor is not None]
+            if not own:
+                continue
+            reset = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
+            if callable(reset):
+                reset()
+                continue
+            for tensor in own:
+                if tensor.is_floating_point():
+                    deviation = float(tensor.std()) if tensor.numel() > 1 else 0.0
+                    tensor.normal_(float(tensor.mean()), deviation)

@@ -1,9 +1,9 @@
-"""Fit the layers that stay to what the ones after them gave, which are gone.
+"""Fit the kept layers to the outputs of the removed layers after them.
 
-A layer that stays stands for itself and for those after it up to the next one that stays: its span. Most layers end by
-adding what a Linear writes to a stream, maybe with a normalization after it (transformers, residual MLPs). The Linear
-is solved by ridge regression so that the sum becomes what it was in the teacher at the end of the span, on training
-inputs without labels, each layer on what the fitted ones before it give; the normalization there is taken over too.
+A kept layer replaces itself and the removed layers up to the next kept one: its span. Most layers end by adding a
+Linear's output to a residual stream, possibly with a normalization after it (transformers, residual MLPs). The Linear
+is fitted by ridge regression so that the sum becomes that of the teacher at the end of the span, on training inputs
+without labels, each layer on the outputs of the fitted ones before it; the normalization there is copied too.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from omgoptim.techniques.reconstruction.rows import padding_mask, unpadded_rows
 from omgoptim.techniques.registry import ModuleRun
 
 HELD = 1e-3
-"""How strongly the fitted weight is held at the one before, as a fraction of the mean energy of an input."""
+"""Damping of the fitted weight towards the one before, as a fraction of the mean energy of an input."""
 
 CLOSE = 1e-3
-"""Relative difference of two float32 sums that is only their order of adding."""
+"""Relative difference of two float32 sums that differ only in the order of additions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A layer that stays, and the last one that it stands for."""
+    """A kept layer, and the last layer that it replaces."""
 
     kept: str
     """Path in the student."""
@@ -42,7 +42,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class _Writer:
-    """How a layer ends: a Linear whose output is added to a stream, which is then normalized, or is what it gives."""
+    """End of a layer: a Linear that is added to a stream, which is then normalized or is the layer's output."""
 
     linear: str
     norm: str | None
@@ -53,8 +53,10 @@ def fit_spans(module: nn.Module, teacher: nn.Module, spans: Sequence[Span], run:
     """Fit the layers of a student in turn, in place.
 
     Args:
-        module: the student; on the run's device, as the teacher is, which is not changed.
+        module: the student, on the run's device.
+        teacher: on the run's device; not changed.
         spans: in the order in which the layers run.
+        run: how both are called, and the batches to fit on.
 
     Returns:
         The layers that were fitted; one that ends in another way, or loses by being fitted, stays as it is.
@@ -73,7 +75,7 @@ def fit_spans(module: nn.Module, teacher: nn.Module, spans: Sequence[Span], run:
 
 
 def _writer(module: nn.Module, path: str, run: ModuleRun) -> _Writer | None:
-    """The last Linear of a layer, if what it writes is added to what becomes the layer's output."""
+    """Return the last Linear of a layer, if its output is added to the stream that becomes the layer's output."""
     layer = module.get_submodule(path)
     leaves = {inner: part for inner, part in layer.named_modules() if not part._modules and inner}
     order: list[str] = []
@@ -90,7 +92,7 @@ def _writer(module: nn.Module, path: str, run: ModuleRun) -> _Writer | None:
 
 
 def _adds(module: nn.Module, path: str, writer: _Writer, run: ModuleRun) -> bool:
-    """Whether what is added to the Linear's output is added to the sum after it too, unchanged."""
+    """Return whether a change of the Linear's output changes the sum after it by the same amount."""
     drawn: list[Tensor] = []
 
     def push(_layer: nn.Module, _args: Any, output: Tensor) -> Tensor:
@@ -110,29 +112,29 @@ def _adds(module: nn.Module, path: str, writer: _Writer, run: ModuleRun) -> bool
 
 
 def _sums(module: nn.Module, path: str, writer: _Writer, run: ModuleRun) -> list[Tensor]:
-    """The sum that a layer ends with, of the first batch."""
+    """Return the final sum of a layer, of the first batch."""
     found: list[Tensor] = []
     _watched(module, run, _at_the_end(path, writer, found.append))
     return found
 
 
-def _at_the_end(path: str, writer: _Writer, tell: Callable[[Tensor], None]) -> dict[str, Hook]:
-    """A hook where the sum can be heard: before the normalization, or after the layer."""
+def _at_the_end(path: str, writer: _Writer, capture: Callable[[Tensor], None]) -> dict[str, Hook]:
+    """Return a hook that captures the sum: before the normalization, or after the layer."""
     if writer.norm is not None:
-        return {f"{path}.{writer.norm}": lambda args, _output: tell(args[0])}
+        return {f"{path}.{writer.norm}": lambda args, _output: capture(args[0])}
 
     def heard(_args: Any, output: Any) -> None:
-        tell(next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)))
+        capture(next(leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)))
 
     return {path: heard}
 
 
 Hook = Callable[[Any, Any], None]
-"""`hook(args, output)` of a layer that was called."""
+"""`hook(args, output)` of a called layer."""
 
 
 def _hear(stack: ExitStack, module: nn.Module, hooks: Mapping[str, Hook]) -> None:
-    """Have the layers named heard until the stack ends."""
+    """Call hooks on the named layers until the stack closes."""
     for path, hook in hooks.items():
         layer = module.get_submodule(path)
         handle = layer.register_forward_hook(lambda _layer, args, output, hook=hook: hook(args, output))
@@ -140,7 +142,7 @@ def _hear(stack: ExitStack, module: nn.Module, hooks: Mapping[str, Hook]) -> Non
 
 
 def _watched(module: nn.Module, run: ModuleRun, hooks: Mapping[str, Hook]) -> None:
-    """Run the module on the first batch, heard."""
+    """Run the module on the first batch with hooks."""
     with ExitStack() as stack, evaluation_mode(module):
         _hear(stack, module, hooks)
         args, kwargs, _target = next(run.calls())
@@ -148,7 +150,7 @@ def _watched(module: nn.Module, run: ModuleRun, hooks: Mapping[str, Hook]) -> No
 
 
 def _fit(module: nn.Module, teacher: nn.Module, span: Span, writer: _Writer, run: ModuleRun) -> bool:
-    """Solve the Linear of one layer; False where it is left as it was."""
+    """Fit the Linear of one layer; False where it stays as it was."""
     layer = module.get_submodule(span.kept)
     linear = layer.get_submodule(writer.linear)
     if not isinstance(linear, nn.Linear):
@@ -183,7 +185,7 @@ def _fit(module: nn.Module, teacher: nn.Module, span: Span, writer: _Writer, run
 def _rows(
     module: nn.Module, teacher: nn.Module, span: Span, writer: _Writer, run: ModuleRun
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Per batch, the rows of real positions: what the Linear reads and writes, the layer's sum, the teacher's."""
+    """Yield per batch the rows of real positions: the Linear's input and output, the layer's sum, the teacher's."""
     heard: dict[str, Tensor] = {}
 
     def last(name: str) -> Callable[[Tensor], None]:

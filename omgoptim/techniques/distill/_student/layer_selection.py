@@ -18,7 +18,7 @@ class LayerSelection:
     """Globs or paths; empty for everything."""
     ignore: list[str]
     nothing: bool = False
-    """Whether all that `targets` named is gone: empty targets would be everything."""
+    """Whether everything that `targets` named was removed: empty targets would mean everything."""
 
     @staticmethod
     def of(module: nn.Module, params: Derived | Auto) -> LayerSelection:
@@ -31,11 +31,11 @@ class LayerSelection:
         return LayerSelection(list(params.targets), list(params.ignore))
 
     def includes(self, path: str) -> bool:
-        """Whether the layer at `path` may change."""
+        """Return whether the layer at `path` may change."""
         return not self.nothing and is_selected([path], self.targets, self.ignore)
 
     def after(self, before: dict[int, list[str]], module: nn.Module) -> LayerSelection:
-        """The same layers by the paths that they have now.
+        """Return the same selection by the present paths.
 
         Args:
             before: id of a module to its paths when this was made, as `paths_of` gives them.
@@ -58,7 +58,7 @@ class LayerSelection:
 
 
 def paths_of(module: nn.Module) -> dict[int, list[str]]:
-    """Id of every module to its paths; more than one where it is shared."""
+    """Return the paths of every module by id; several where it is shared."""
     paths: dict[int, list[str]] = {}
     for path, layer in module.named_modules(remove_duplicate=False):
         paths.setdefault(id(layer), []).append(path)

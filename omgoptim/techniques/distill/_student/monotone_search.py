@@ -32,6 +32,10 @@ def largest_within(
 
     Args:
         count: does not fall with x; called at most `BUILDS` + 1 times.
+        goal: upper bound of the count.
+        least: lower end of x, 0..1.
+        most: upper end of x, 0..1.
+        power: exponent of the curve, 2 where parameters go with the square of the width.
     """
     high, low = round(most * STEPS), round(least * STEPS) - 1  # what fits lies above low, what is too large at high
     at = {high: count(most)}

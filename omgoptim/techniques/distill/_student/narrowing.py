@@ -1,7 +1,7 @@
-"""Width reduction: a fraction of the channels, heads and hidden units of a module.
+"""Width reduction: keep a fraction of the channels, heads and hidden units of a module.
 
-What can shrink is found once, with the proof that it can; then a copy of the module is cut to as many widths as are
-asked for, and the layers that read what is gone are fitted where there is data.
+What can shrink is found and verified once; then copies of the module are cut to any number of widths, and the layers
+that lost inputs are fitted where there is data.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Narrowing:
 
     @property
     def why_not(self) -> str:
-        """The reasons why nothing can shrink."""
+        """Return the reasons why nothing can shrink."""
         reasons = dict.fromkeys(f"{skip.path}: {skip.reason}" for skip in self.skipped)
         return "; ".join(list(reasons)[:3]) or "it has no convolution, Linear or recurrent layer"
 
@@ -77,10 +77,13 @@ def find_narrowing(module: nn.Module, selection: LayerSelection, run: ModuleRun)
 
 
 def narrow_to(module: nn.Module, narrowing: Narrowing, width: float, run: ModuleRun, *, fit: bool) -> Outcome:
-    """Leave `width` (0..1) of every group's channels and units, those that matter most, and at least one; in place.
+    """Keep the most important fraction `width` of every group's channels and units, at least one; in place.
 
     Args:
         module: the one in which `narrowing` was found, or a copy of it.
+        narrowing: groups of channels and units that can shrink.
+        width: fraction of each group that stays, 0..1.
+        run: how the module is called, and its batches.
         fit: whether layers that lost inputs are fitted to what they gave, where the run has real data.
     """
     before = copy.deepcopy(module) if fit and run.real else None

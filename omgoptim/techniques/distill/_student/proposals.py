@@ -1,9 +1,9 @@
 """Candidate students of `student auto`: each technique at the largest size within the parameter budget.
 
-For every way that suits the teacher, the largest width (or share of rank) is sought whose student has no more
-parameters than asked for, by counting a few that are built. Of students of one size those come first that do more
-multiply-accumulates with their parameters: that is what they have to learn with. Depth and width together shrink as
-EfficientNet's compound scaling has it (arXiv:1905.11946): layers by 1.2 where channels go by 1.1.
+For every technique that suits the teacher, the largest width (or rank ratio) within the budget is found by building and
+counting a few students. Of students of one size those with more multiply-accumulates per parameter come first: they
+have more capacity. Depth and width shrink together by EfficientNet's compound scaling (arXiv:1905.11946): layers by 1.2
+where channels shrink by 1.1.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FOR_SPEED = (2.0, 4.0)
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A student that could be trained."""
+    """A candidate student."""
 
     params: Derived
     """Parameters that derive it."""
@@ -49,29 +49,30 @@ class Proposal:
     outcome: Outcome
     params_count: int
     macs: int | None
-    """Of one sample."""
+    """Multiply-accumulates of one sample."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """A way to a student, of any size."""
+    """A way of derivation, of any size."""
 
     name: str
     at: Callable[[float], Derived]
-    """The params at a width, or a share of rank, in 0..1."""
+    """Params at a width or rank ratio in 0..1."""
     power: int = 2
-    """How parameters fall with it, about."""
+    """Approximate exponent of the number of parameters over the width."""
     most: float = 1.0
 
 
 def proposals(
     teacher: nn.Module, auto: Auto, run: ModuleRun, compression: float | None
 ) -> tuple[list[Proposal], list[tuple[str, str]]]:
-    """The likeliest students, the likeliest first, and the ways that lead to none: name and reason.
+    """Return the most promising students, the best first, and the ways without one: name and reason.
 
     Args:
         teacher: brought to the run's device; else not changed.
         auto: how many at most, and what stays.
+        run: how the teacher is called, and its batches.
         compression: parameters of the teacher over the student's, at least; None where the layers to keep, or a
             speedup, are the only goal.
 
@@ -101,7 +102,7 @@ def proposals(
 
 
 def _wanted(builder: StudentBuilder, auto: Auto, compression: float | None) -> Iterator[tuple[_Way, float | None]]:
-    """Every way that suits the teacher, with the most parameters that its student may have."""
+    """Return every way that suits the teacher, with the most parameters that its student may have."""
     total = builder.params
     if compression is not None:
         for way in _ways(builder, auto, compression):
@@ -122,7 +123,7 @@ def _fixed(way: _Way, width: float, _: float) -> Derived:
 
 
 def _ways(builder: StudentBuilder, auto: Auto, compression: float) -> Iterator[_Way]:
-    """The ways that suit the teacher; with layers to keep, every one keeps them."""
+    """Return the ways that suit the teacher; with layers to keep, every one keeps them."""
     whose = {"targets": auto.targets, "ignore": auto.ignore}
     shares = {round(auto.keep_layers / len(stack.units), 4) for stack in builder.stacks} if auto.keep_layers else {1.0}
     depth = min(1.0, *shares)
@@ -150,7 +151,7 @@ def _ways(builder: StudentBuilder, auto: Auto, compression: float) -> Iterator[_
 
 
 def _layers_for(builder: StudentBuilder, goal: float) -> int:
-    """How many layers of each stack make a student of `goal` parameters, by their own; half where none does."""
+    """Return how many layers of each stack make a student of `goal` parameters; half where none does."""
     most = max(len(stack.units) for stack in builder.stacks)
     for layers in range(most - 1, 0, -1):
         if builder.params_with(layers) <= goal:
@@ -159,7 +160,7 @@ def _layers_for(builder: StudentBuilder, goal: float) -> int:
 
 
 def _sized(builder: StudentBuilder, way: _Way, goal: float) -> tuple[Derived | None, str]:
-    """The params of the largest student within the goal; or none, and why."""
+    """Return the params of the largest student within the goal; or None and the reason."""
 
     def count(x: float) -> int:
         return count_params(builder.build(way.at(x), fit=False)[0])[0]

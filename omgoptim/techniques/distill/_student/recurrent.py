@@ -1,8 +1,8 @@
-"""Hidden units of LSTM, GRU and RNN layers: which weights hold a unit, and fewer of them.
+"""Hidden units of LSTM, GRU and RNN layers: which weights hold a unit, and their removal.
 
-Which columns of which layers read a unit is found by running the model with a number in place of all that the unit
-gives: a column that reads that number, whatever numbers are dealt out, reads that unit. Like channels, this is put to
-the proof: the model without some units must give what the model gives that ignores them.
+The columns that read a unit are found by running the model with a distinct number in place of the unit's outputs: a
+column that reads that number under several assignments reads that unit. Every removal is verified as for channels: the
+model without some units must give the outputs of the model that ignores them.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ WIDTHS = (
     *("hidden_size", "hidden_dim", "hidden", "hidden_units", "hidden_features", "n_hidden", "num_hidden", "nhid"),
     *("rnn_size", "lstm_size", "gru_size", "units", "d_hidden", "rnn_units"),
 )
-"""Names that models give to the width of their recurrent layers."""
+"""Attribute names for the width of recurrent layers."""
 
 NEAR = 1e-2
 """Tolerance of a float32 mean of equal integers."""
 
 
 def find_recurrent(module: nn.Module, selection: LayerSelection, run: ModuleRun) -> tuple[list[Recurrent], list[Skip]]:
-    """Recurrent layers that can do with fewer units, each proven; and those that cannot, with the reason."""
+    """Find the recurrent layers that can shrink, each verified; and the others with the reason."""
     found, skipped = [], []
     owners = owned_parameters(module)
     for path, layer in module.named_modules():
@@ -95,7 +95,7 @@ def _tied_reader(module: nn.Module, recurrent: Recurrent, owners: Mapping[int, l
 
 
 def _read(module: nn.Module, path: str, run: ModuleRun) -> Recurrent:
-    """The layer with its readers, found by tracing two assignments of numbers to its units."""
+    """Return the layer with its readers, found by tracing two assignments of numbers to its units."""
     layer: Any = module.get_submodule(path)
     rows = layer.num_layers * (2 if layer.bidirectional else 1)
     count = rows * layer.hidden_size
@@ -116,10 +116,13 @@ def _read(module: nn.Module, path: str, run: ModuleRun) -> Recurrent:
 
 
 def _columns(module: nn.Module, layer: Any, numbers: Tensor, run: ModuleRun) -> dict[str, Tensor]:
-    """Path of every Linear and recurrent layer to the one whole number that each column reads, 0 where there is none.
+    """Return the one whole number that each column of every Linear and recurrent layer reads, 0 where there is none.
 
     Args:
+        module: that holds the layer.
+        layer: the recurrent layer whose units are followed.
         numbers: (layers * directions, hidden units): dealt out to the units.
+        run: how the module is called.
     """
     read: dict[str, Tensor] = {}
 
@@ -167,7 +170,7 @@ def _columns(module: nn.Module, layer: Any, numbers: Tensor, run: ModuleRun) -> 
 
 
 def _constant(values: Tensor) -> Tensor:
-    """(rows, columns) to (columns,): the whole number that a column holds wherever it is not zero, or 0."""
+    """Return for each column (columns,) of (rows, columns) the one whole number in it besides zeros, or 0."""
     values = values.double()
     largest = values.abs().max(0).values
     whole = largest.round()
@@ -191,7 +194,7 @@ def _numbers(module: nn.Module, path: str, width: int) -> tuple[tuple[str, str],
 
 
 def _proof(module: nn.Module, recurrent: Recurrent, run: ModuleRun) -> str:
-    """Why the layer cannot do with half of its units, tried on copies; empty if it can."""
+    """Return why the layer cannot lose half of its units, tried on copies; empty if it can."""
     probe, keep = Probe.of(run), recurrent.width // 2
     ignoring, smaller = copy.deepcopy(module), copy.deepcopy(module)
     ignore_units(ignoring, recurrent, recurrent.best(keep))

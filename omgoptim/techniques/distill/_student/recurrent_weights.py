@@ -23,28 +23,28 @@ class Reader:
 
     path: str
     columns: Tensor
-    """(n,) of its inputs."""
+    """Columns (n,) of its inputs."""
     units: Tensor
     """(n,) the unit that each of them reads, counted over all layers and directions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recurrent:
-    """A recurrent layer whose units can go."""
+    """A recurrent layer whose units can be removed."""
 
     path: str
     importance: Tensor
-    """(layers * directions, hidden units): of every unit, the larger the more it matters."""
+    """Importance of every unit, (layers * directions, hidden units)."""
     readers: tuple[Reader, ...]
     numbers: tuple[tuple[str, str], ...] = ()
-    """Path and name of what the model itself knows as the number of units."""
+    """Path and name of attributes that hold the number of units."""
 
     @property
     def width(self) -> int:
         return self.importance.shape[1]
 
     def best(self, keep: int) -> Tensor:
-        """(layers * directions, keep): the units that matter most, ascending."""
+        """Return the most important units, ascending, (layers * directions, keep)."""
         return self.importance.argsort(dim=1, descending=True, stable=True)[:, :keep].sort(dim=1).values
 
 
@@ -52,6 +52,7 @@ def narrow_units(module: nn.Module, keep: Sequence[tuple[Recurrent, int]]) -> tu
     """Leave only the most important units of recurrent layers, in place.
 
     Args:
+        module: changed in place.
         keep: each layer, found in this module, and how many units stay in each of its layers and directions.
 
     Returns:
@@ -81,7 +82,7 @@ def inputs_of(layer: Any) -> int:
 
 
 def suffixes(layer: Any) -> Iterator[tuple[int, int, str]]:
-    """Number of the row, of the layer, and the end of its parameters' names, for each layer and direction."""
+    """Yield row index, layer index and the suffix of the parameters' names, for each layer and direction."""
     directions = ["", "_reverse"] if layer.bidirectional else [""]
     for index in range(layer.num_layers):
         for way, direction in enumerate(directions):
@@ -89,7 +90,7 @@ def suffixes(layer: Any) -> Iterator[tuple[int, int, str]]:
 
 
 def importance_of_units(module: nn.Module, layer: Any, rows: int, readers: list[Reader]) -> Tensor:
-    """Sum of the squares of the weights that write a unit and of those that read it."""
+    """Return the sum of squares of the weights that write a unit and of those that read it."""
     width = layer.hidden_size
     total = torch.zeros(rows, width, dtype=torch.float64)
     directions = 2 if layer.bidirectional else 1
@@ -115,7 +116,7 @@ def _reading_weights(layer: Any) -> list[Tensor]:
 
 
 def _cut(layer: Any, kept: Tensor) -> None:
-    """Take the units that do not stay out of a recurrent layer. kept: (layers * directions, units that stay)."""
+    """Remove units from a recurrent layer. kept: (layers * directions, units that stay)."""
     width, directions = layer.hidden_size, 2 if layer.bidirectional else 1
     offsets = torch.arange(directions).unsqueeze(1) * width
     for row, index, suffix in suffixes(layer):
@@ -149,7 +150,7 @@ def _narrow_reader(layer: Any, path: str, columns: Tensor) -> Change:
 
 
 def ignore_units(module: nn.Module, recurrent: Recurrent, kept: Tensor) -> None:
-    """Zeros in every weight that reads a unit that does not stay."""
+    """Set every weight to zero that reads a removed unit."""
     layer: Any = module.get_submodule(recurrent.path)
     width, directions = layer.hidden_size, 2 if layer.bidirectional else 1
     gone = torch.ones(len(kept), width, dtype=torch.bool)

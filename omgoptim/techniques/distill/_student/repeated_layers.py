@@ -29,7 +29,7 @@ LONGEST_UNIT = 6
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """Units that repeat, and may go."""
+    """Repeated units that may be removed."""
 
     paths: tuple[str, ...]
     """The containers: one, or several that run side by side and lose the same children."""
@@ -37,7 +37,7 @@ class Stack:
     """Children of each unit, numbered in the container."""
 
     def spread(self, keep: int) -> list[int]:
-        """Which units stay: `keep` of them, evenly, the first and the last among them where there are two or more."""
+        """Return which units stay: `keep` of them, evenly spread, with the first and the last."""
         last = len(self.units) - 1
         if keep == 1:
             return [0]
@@ -45,7 +45,7 @@ class Stack:
 
 
 def find_stacks(module: nn.Module, selection: LayerSelection, run: ModuleRun) -> list[Stack]:
-    """Every stack of two units or more that may lose some, the outermost where stacks lie in stacks.
+    """Find every stack of two or more repeated units, the outermost of nested ones.
 
     Raises:
         DoesNotRun: the model raises on two samples.
@@ -77,6 +77,7 @@ def drop(module: nn.Module, stacks: Sequence[Stack], keep: Mapping[Stack, int]) 
     """Remove units from each stack, in place.
 
     Args:
+        module: changed in place.
         stacks: as `find_stacks` found them in this module.
         keep: stack to the units that stay, at least 1.
 
@@ -110,16 +111,16 @@ class _Call:
 
     order: int
     given: torch.Size | None
-    """Shape of the first tensor that it gets."""
+    """Shape of its first input tensor."""
     gives: torch.Size | None
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """The children at one place of a container, or of several side by side."""
+    """Children at one index of a container, or of several side by side."""
 
     kind: tuple[Any, ...] | None
-    """Signature that must be equal for units to repeat; None for what the forward does not call."""
+    """Return a signature that is equal for repeated units; None for children that the forward does not call."""
     has_weights: bool
     given: torch.Size | None
     gives: torch.Size | None
@@ -138,7 +139,7 @@ def _weighs(layer: nn.Module) -> bool:
 
 
 def _has_layers(container: nn.Module) -> bool:
-    """Whether it holds two children or more, none with weights twice."""
+    """Return whether it holds two or more children, none with shared weights."""
     weighted = [id(child) for child in container._modules.values() if child is not None and _weighs(child)]
     return len(container._modules) > 1 and len(set(weighted)) == len(weighted)
 
@@ -149,7 +150,7 @@ def _kind(layer: nn.Module) -> tuple[Any, ...]:
 
 
 def _calls(module: nn.Module, containers: Mapping[str, list[nn.Module]], run: ModuleRun) -> dict[int, _Call]:
-    """Id of every child of a container to its first call."""
+    """Return the first call of every child of a container by its id."""
     calls: dict[int, _Call] = {}
 
     def enter(layer: nn.Module, args: Any, kwargs: Any) -> None:
@@ -177,7 +178,7 @@ def _shape(values: Any) -> torch.Size | None:
 def _bundles(
     module: nn.Module, containers: Mapping[str, list[nn.Module]], calls: Mapping[int, _Call]
 ) -> Iterator[tuple[str, ...]]:
-    """Containers one by one, outer ones first; lists of one module that its code runs side by side together."""
+    """Yield containers, outer ones first; lists of one module that run side by side together."""
     done: set[str] = set()
     for path, children in containers.items():
         if path in done:
@@ -193,7 +194,7 @@ def _bundles(
 
 
 def _in_turn(some: Sequence[nn.Module], others: Sequence[nn.Module], calls: Mapping[int, _Call]) -> bool:
-    """Whether the children of two lists are called place by place."""
+    """Return whether the children of two lists are called index by index."""
     if any(id(child) not in calls for child in (*some, *others)):
         return False
     places = [sorted(calls[id(child)].order for child in pair) for pair in zip(some, others, strict=True)]
@@ -201,7 +202,7 @@ def _in_turn(some: Sequence[nn.Module], others: Sequence[nn.Module], calls: Mapp
 
 
 def _paths(module: nn.Module, bundle: Sequence[str], unit: Sequence[int]) -> list[str]:
-    """Paths of a unit's children."""
+    """Return the paths of a unit's children."""
     paths = []
     for path in bundle:
         names = list(module.get_submodule(path)._modules)
@@ -210,7 +211,7 @@ def _paths(module: nn.Module, bundle: Sequence[str], unit: Sequence[int]) -> lis
 
 
 def _repeats(rows: Sequence[_Row]) -> Iterator[list[tuple[int, ...]]]:
-    """Runs of units, each longest where it begins, that cover no place twice."""
+    """Yield runs of units, the longest at each start, without overlap."""
     start = 0
     while start < len(rows):
         runs = [(_run(rows, start, length), length) for length in range(1, LONGEST_UNIT + 1)]
@@ -223,7 +224,7 @@ def _repeats(rows: Sequence[_Row]) -> Iterator[list[tuple[int, ...]]]:
 
 
 def _run(rows: Sequence[_Row], start: int, length: int) -> int:
-    """How often the unit of `length` places at `start` comes in a row, keeping the shape of what it gets."""
+    """Return how often the unit of `length` children at `start` repeats in a row with unchanged shapes."""
     first = [row.kind for row in rows[start : start + length]]
     count = 0
     while start + (count + 1) * length <= len(rows):

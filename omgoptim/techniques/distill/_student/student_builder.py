@@ -1,4 +1,4 @@
-"""Repeated construction of students of one teacher; slow analyses are cached."""
+"""Builder of students of one teacher, with cached analyses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from omgoptim.techniques.registry import ModuleRun, Outcome
 
 @dataclass(slots=True)
 class _Base:
-    """The teacher with some of its layers, and what of it can shrink, once that was looked for."""
+    """The teacher with some of its layers, and its narrowable groups once they were computed."""
 
     module: nn.Module
     short: Shortened
@@ -54,24 +54,25 @@ class StudentBuilder:
 
     @property
     def has_convolutions(self) -> bool:
-        """Whether there is a convolution that mixes many channels and positions at once."""
+        """Return whether there is a dense convolution with many channels and a kernel above 1x1."""
         convs = [layer for layer in self.teacher.modules() if isinstance(layer, (nn.Conv1d, nn.Conv2d))]
         dense = [conv for conv in convs if conv.groups == 1 and max(conv.kernel_size) > 1]
         return any(conv.in_channels >= FEWEST_INPUTS for conv in dense)
 
     def has_linear_of(self, size: int) -> bool:
-        """Whether a Linear layer reads and writes so many numbers."""
+        """Return whether a Linear layer has at least so many inputs and outputs."""
         linears = [layer for layer in self.teacher.modules() if isinstance(layer, nn.Linear)]
         return any(min(linear.in_features, linear.out_features) >= size for linear in linears)
 
     def params_with(self, layers: int) -> int:
-        """Parameters of the teacher with so many layers of every stack."""
+        """Return the parameters of the teacher with so many layers of every stack."""
         return count_params(self._base(tuple(keeping(layers)(stack) for stack in self.stacks)).module)[0]
 
     def build(self, params: Derived, *, fit: bool) -> tuple[nn.Module, Outcome]:
-        """A student on the run's device, and how it came about.
+        """Build a student on the run's device, with the outcome.
 
         Args:
+            params: of one method of derivation.
             fit: whether it is to be trained: fitted, and proven to run. Else only its size counts.
 
         Raises:
@@ -93,7 +94,7 @@ class StudentBuilder:
         if not fit:
             return module, outcome
         if not outcome.changed:
-            raise TechniqueError("it would be the teacher again", "nothing of it can go, or nothing has to")
+            raise TechniqueError("the student would equal the teacher", "nothing can be removed, or nothing has to be")
         return module, finish(module, params, outcome, self._shapes, self._run)
 
     def _base(self, kept: tuple[int, ...]) -> _Base:

@@ -1,8 +1,8 @@
-"""The forms a layer can take: which ranks there are and what they cost, and the tensors for chosen ones.
+"""Factorized forms of a layer: possible ranks with their costs, and the factors for chosen ranks.
 
 Linear and 1x1 convolutions are one matrix. `spatial` (kernel height x 1, then 1 x kernel width) is a matrix too, with
-rows (out, x) and columns (in, y). Their inputs are whitened by the moment of (in, y), averaged over x; for the chosen
-rank the second factor is then the best one for the whole moment (least squares). `tucker2` (1x1, kernel, 1x1) is in
+rows (out, x) and columns (in, y). Its inputs are whitened by the moment of (in, y), averaged over x; for the chosen
+rank the second factor is then fitted to the whole moment by least squares. `tucker2` (1x1, kernel, 1x1) is in
 `tucker.py`.
 """
 
@@ -25,7 +25,7 @@ from omgoptim.techniques.reconstruction.low_rank import (
 
 
 def ladder(problem: Problem, form: Form, round_to: int = 1) -> list[Option]:
-    """The options of a form that a layer could take, the smallest first; the last one is the whole weight."""
+    """Return the options of a form for a layer, the smallest first; the last one has full rank."""
     if form == "tucker2":
         return tucker.ladder(problem, round_to)
     groups, out, inside, height, width = problem.weight.shape
@@ -36,7 +36,7 @@ def ladder(problem: Problem, form: Form, round_to: int = 1) -> list[Option]:
 
 
 def option_at(problem: Problem, form: Form, rank: int) -> Option:
-    """A fixed rank: of a matrix, or of both sides of tucker2; cut to what the layer has."""
+    """Return the option with a fixed rank, of a matrix or of both sides of tucker2; at most that of the layer."""
     if form == "tucker2":
         return tucker.option_at(problem, min(rank, problem.weight.shape[2]), min(rank, problem.weight.shape[1]))
     options = ladder(problem, form)
@@ -44,7 +44,7 @@ def option_at(problem: Problem, form: Form, rank: int) -> Option:
 
 
 def solve(problem: Problem, option: Option) -> list[Tensor]:
-    """The weights of the block's layers in order, groups joined as a convolution's weight has them.
+    """Return the weights of the block's layers in order, groups joined as in a convolution's weight.
 
     Returns:
         linear: a (groups rank, in, 1, 1), b (out, rank, 1, 1); spatial: a (groups rank, in, kh, 1), b (out, rank, 1,
@@ -65,7 +65,7 @@ def _solve_group(problem: Problem, option: Option, group: int) -> tuple[Tensor, 
 
 
 def _matrix_values(problem: Problem, group: int) -> Tensor:
-    """Squared singular values."""
+    """Return the squared singular values."""
     influence = problem.influence_root(group)
     if problem.outputs is not None:
         energies: Tensor = torch.linalg.eigvalsh(whiten(problem.outputs[group], influence, influence))
@@ -81,12 +81,12 @@ def _matrix_factors(problem: Problem, group: int, rank: int) -> Factors:
 
 
 def _spatial_matrix(problem: Problem, group: int) -> Tensor:
-    """(out, in, kh, kw) -> (out kw, in kh)"""
+    """Return (out, in, kh, kw) as the matrix (out kw, in kh)."""
     return problem.weight[group].permute(0, 3, 1, 2).flatten(2).flatten(0, 1)
 
 
 def _spread(root: Tensor | None, width: int) -> Tensor | None:
-    """R for the rows (out, x) of the spatial matrix: the same for each x."""
+    """Return R for the rows (out, x) of the spatial matrix: the same for each x."""
     return (
         None if root is None else torch.kron(root.contiguous(), torch.eye(width, dtype=root.dtype, device=root.device))
     )
@@ -98,7 +98,7 @@ def _spatial_values(problem: Problem, group: int) -> Tensor:
 
 
 def _solve_spatial(problem: Problem, group: int, rank: int) -> tuple[Tensor, Tensor]:
-    """Both bases of the inputs are tried, whitened and plain: what is averaged over x may mislead."""
+    """Return the better factors of a whitened and a plain basis of the inputs: the average over x may mislead."""
     _, out, inside, height, width = problem.weight.shape
     influence = _spread(problem.influence_root(group), width)
     found = truncate(_spatial_matrix(problem, group), rank, problem.part_root("rows", group), influence)

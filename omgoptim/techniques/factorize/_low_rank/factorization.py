@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Mapping
 
@@ -30,7 +29,7 @@ from omgoptim.techniques.registry import ModuleRun, Outcome
 
 
 def factorize(module: nn.Module, params: Factorization, run: ModuleRun, samples: int | None) -> Outcome:
-    """Replace layers in place by products of low rank.
+    """Replace layers by low-rank products, in place.
 
     Args:
         module: changed.
@@ -47,9 +46,7 @@ def factorize(module: nn.Module, params: Factorization, run: ModuleRun, samples:
     ladders = _of_weights(layers, params) if samples is None else {}
     influence: dict[str, Tensor] = {}
     if samples is not None:
-        run.progress("reading what the layers' outputs do to the model's", 0.0)
-        influence = output_influence(module, layers, run, samples)
-        ladders = _on_inputs(module, layers, params, run, samples, influence, skipped)
+        ladders, influence = _on_inputs(module, layers, params, run, samples, skipped)
     run.progress("choosing ranks", 0.4)
     chosen = choose(module, layers, ladders, params, run, skipped) if ladders else {}
     if not chosen:
@@ -58,7 +55,7 @@ def factorize(module: nn.Module, params: Factorization, run: ModuleRun, samples:
         errors = {path: _by_weight(module, path, layers[path], option) for path, option in chosen.items()}
     else:
         energies = {path: ladders[path].plain_energy for path in chosen}
-        errors = solve_in_order(copy.deepcopy(module), module, chosen, influence, energies, run, samples)
+        errors = solve_in_order(module, chosen, influence, energies, run, samples)
     of = "weight" if samples is None else "output"
     changed = [_change(path, layers[path], option, errors[path], of) for path, option in chosen.items()]
     return Outcome(changed, sorted(skipped, key=lambda skip: skip.path))
@@ -74,10 +71,11 @@ def _on_inputs(
     params: Factorization,
     run: ModuleRun,
     samples: int,
-    influence: Mapping[str, Tensor],
     skipped: list[Skip],
-) -> dict[str, Ladder]:
-    """Path to the ranks that a layer could have; a layer without usable inputs is skipped."""
+) -> tuple[dict[str, Ladder], dict[str, Tensor]]:
+    """Return the candidate ranks and the influence of each layer; a layer without usable inputs is skipped."""
+    run.progress("measuring the influence of layer outputs", 0.0)
+    influence = output_influence(module, layers, run, samples)
     kept = {}
     for path, layer in layers.items():
         if in_of(layer) > WIDEST and isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1):
@@ -92,12 +90,12 @@ def _on_inputs(
             skipped.append(Skip(path=path, reason=nothing))
             continue
         ladders[path] = ladder_of_layer(layers[path], problem_of(layers[path], moments, influence.get(path)), params)
-        run.progress("reading what the layers' inputs are like", 0.1 + 0.3 * len(ladders) / len(kept))
-    return ladders
+        run.progress("measuring the moments of layer inputs", 0.1 + 0.3 * len(ladders) / len(kept))
+    return ladders, influence
 
 
 def _by_weight(module: nn.Module, path: str, layer: DenseLayer, option: Option) -> float | None:
-    """Put the block that is nearest to the weight itself; its relative error."""
+    """Replace a layer by the block nearest to its weight; return its relative error."""
     weight = weight_of(layer)
     bias = None if layer.bias is None else layer.bias.detach().double()
     block = block_of(layer, option, solve(Problem(weight), option), bias)
@@ -108,8 +106,8 @@ def _by_weight(module: nn.Module, path: str, layer: DenseLayer, option: Option) 
 
 def _change(path: str, layer: DenseLayer, option: Option, error: float | None, of: str) -> Change:
     before = " x ".join(map(str, layer.weight.shape))
-    told = "" if error is None else f"; its {of} changes by {error:.1%}"
-    return Change(path=path, what="low rank", before=before, after=f"{option}{told}")
+    error_note = "" if error is None else f"; its {of} changes by {error:.1%}"
+    return Change(path=path, what="low rank", before=before, after=f"{option}{error_note}")
 
 
 def _nothing_to_do(skipped: list[Skip]) -> TechniqueError:

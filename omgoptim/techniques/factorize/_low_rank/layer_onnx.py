@@ -1,4 +1,4 @@
-"""A layer or a block alone as an ONNX program, to be timed on an engine that runs programs."""
+"""Export of a single layer or block to ONNX, for timing it on an engine that runs programs."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     import onnx
 
 OPSET, IR_VERSION = 18, 8
-"""What every ONNX Runtime and OpenVINO that omgoptim takes can read."""
+"""ONNX opset that every supported ONNX Runtime and OpenVINO can read."""
 
 INPUT, OUTPUT = "x", "output"
 
 
 def write_program(layers: Sequence[nn.Module], shape: Sequence[int], path: Path) -> Path:
-    """An ONNX file of Linear layers or of convolutions, one after the other, with their weights.
+    """Write an ONNX file of Linear layers or of convolutions, one after the other, with their weights.
 
     Args:
         layers: nn.Linear or nn.Conv2d, float32 or written as such.

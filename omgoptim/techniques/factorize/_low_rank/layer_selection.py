@@ -34,15 +34,15 @@ class Use:
     """Calls of a layer in one forward."""
 
     shapes: tuple[tuple[int, ...], ...]
-    """Input shape of each call, at the batch that was looked at."""
+    """Input shape of each call, at the traced batch size."""
     sources: tuple[int, ...]
-    """A number for the input of each call, the same where two layers get the same tensor."""
+    """Identity of each call's input: equal for layers with the same input tensor."""
     samples: int
-    """Size of the batch that was looked at."""
+    """Traced batch size."""
 
 
 def factorizable(module: nn.Module, params: Factorization, run: ModuleRun) -> tuple[list[str], list[Skip]]:
-    """Paths of the layers that params could factorize, and the others with the reason.
+    """Return the paths of the layers that params could factorize, and the others with the reason.
 
     A layer may still stay as it is when its ranks are chosen: where none is smaller.
 
@@ -61,7 +61,7 @@ def factorizable(module: nn.Module, params: Factorization, run: ModuleRun) -> tu
 
 
 def candidates(module: nn.Module, params: Factorization) -> tuple[dict[str, DenseLayer], list[Skip]]:
-    """The layers as `factorizable` finds them, before the model has run."""
+    """Return the layers as `factorizable` finds them, before the model has run."""
     with_weights = dict(_layers(module))
     refuse_unknown((*params.targets, *params.ignore), with_weights)
     chosen = {path for path in with_weights if is_selected([path], params.targets, params.ignore)}
@@ -83,7 +83,7 @@ def candidates(module: nn.Module, params: Factorization) -> tuple[dict[str, Dens
 
 
 def _layers(module: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, nn.Module | None]]]:
-    """Path to layer, and the block or attention it belongs to; parts of a block count as the block."""
+    """Yield path, layer, and the enclosing block or attention; parts of a block count as the block."""
     owners: dict[str, nn.Module] = {}
     for path, layer in module.named_modules():
         parts = path.split(".")
@@ -98,7 +98,7 @@ def _layers(module: nn.Module) -> Iterator[tuple[str, tuple[nn.Module, nn.Module
 
 
 def _owners(module: nn.Module) -> dict[int, dict[int, str]]:
-    """Where a parameter's values lie, to the layers that hold it there and its name in each."""
+    """Return the owning layers and names of each parameter by its storage."""
     found: dict[int, dict[int, str]] = {}
     for path, layer in module.named_modules():
         for name, parameter in layer.named_parameters(recurse=False):
@@ -121,10 +121,10 @@ def _reason(
     owners: Mapping[int, Mapping[int, str]],
     frozen_model: bool,
 ) -> str | None:
-    """Why a layer cannot be factorized, or None."""
+    """Return why a layer cannot be factorized, or None."""
     if _is_block(layer):
         low = isinstance(layer, (LowRankLinear, SpatialConv2d, Tucker2Conv2d))
-        return "it is of low rank already" if low else "it stands in a convolution's place already, with fewer weights"
+        return "it is of low rank already" if low else "it is a compact block already"
     if isinstance(around, nn.MultiheadAttention):
         return "the attention around it reads its weight itself instead of calling it"
     if not isinstance(layer, (nn.Linear, nn.Conv2d)):
@@ -163,7 +163,7 @@ def _shape(weight: Tensor) -> str:
 
 
 def _runs_as_torch_does(layer: nn.Linear | nn.Conv2d) -> bool:
-    """Whether its forward is torch's own, of the class and of the object."""
+    """Return whether its forward is torch's own, of the class and of the object."""
     if "forward" in vars(layer):
         return False
     if isinstance(layer, nn.Linear):
@@ -172,7 +172,7 @@ def _runs_as_torch_does(layer: nn.Linear | nn.Conv2d) -> bool:
 
 
 def uses_of(module: nn.Module, layers: Mapping[str, DenseLayer], run: ModuleRun, samples: int = 2) -> dict[str, Use]:
-    """Path to how it is called, in one forward of the first few samples, in the order of the first calls."""
+    """Return the calls of each layer in one forward of the first few samples, in order of execution."""
     shapes: dict[str, list[tuple[int, ...]]] = {}
     sources: dict[str, list[int]] = {}
     seen: list[Tensor] = []  # kept, so that no two inputs get the same address
@@ -201,7 +201,7 @@ def uses_of(module: nn.Module, layers: Mapping[str, DenseLayer], run: ModuleRun,
 
 
 def with_same_rows(layers: Mapping[str, DenseLayer], uses: Mapping[str, Use]) -> dict[str, str]:
-    """Path to the first path whose weight is multiplied with the same rows: of Linear layers or alike convolutions."""
+    """Return the first path with the same input rows for each path: of Linear layers or alike convolutions."""
     first: dict[tuple[Any, ...], str] = {}
     leaders = {}
     for path, layer in layers.items():

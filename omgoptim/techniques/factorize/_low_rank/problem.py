@@ -31,9 +31,9 @@ class Option:
     ranks: tuple[int, ...]
     """Rank of a Linear or a spatial convolution; rank in and rank out of tucker2."""
     params: int
-    """Weights of the factors, without the bias."""
+    """Parameters of the factors, without the bias."""
     error: float
-    """What the layer's output would change by: E|R.T (W - W') x|² over a sample, an estimate for convolutions."""
+    """Squared error of the layer's output: E|R.T (W - W') x|² over a sample, an estimate for convolutions."""
 
     def __str__(self) -> str:
         kind = {"linear": "rank", "spatial": "spatial, rank", "tucker2": "tucker2, ranks"}[self.form]
@@ -42,7 +42,7 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A weight, and what makes one change of it matter more than another."""
+    """A weight, and the metric in which its approximation is measured."""
 
     weight: Tensor
     """(groups, out, in, kernel height, kernel width), float64."""
@@ -50,11 +50,11 @@ class Problem:
     """E[x xᵀ] of the inputs, centred where a bias takes up the mean: (groups, n, n), n = in * height * width. None:
     all inputs count the same."""
     outputs: Tensor | None = None
-    """There instead where n is too large: E[y yᵀ], (groups, out, out). Linear and 1x1 only."""
+    """Used instead where n is too large: E[y yᵀ], (groups, out, out). Linear and 1x1 only."""
     influence: Tensor | None = None
-    """What the outputs' changes mean: (groups, out, out). None: all the same."""
+    """Influence of the outputs on the model's: (groups, out, out). None: all the same."""
     roots: dict[str, list[Tensor]] = field(default_factory=dict)
-    """Cholesky factors, once they were asked for."""
+    """Cached Cholesky factors."""
 
     @property
     def groups(self) -> int:
@@ -65,19 +65,19 @@ class Problem:
         return self.weight.shape[3], self.weight.shape[4]
 
     def matrix(self, group: int) -> Tensor:
-        """(out, n)"""
+        """Return the weight of a group as the matrix (out, n)."""
         return self.weight[group].flatten(1)
 
     def inputs_root(self, group: int) -> Tensor | None:
-        """S of the whole moment, (n, n)."""
+        """Return S of the whole moment, (n, n)."""
         return None if self.moment is None else self._root("inputs", self.moment, INPUT_DAMPING, group)
 
     def influence_root(self, group: int) -> Tensor | None:
-        """R, (out, out)."""
+        """Return R, (out, out)."""
         return None if self.influence is None else self._root("influence", self.influence, INFLUENCE_DAMPING, group)
 
     def part_root(self, part: Literal["channels", "rows"], group: int) -> Tensor | None:
-        """S of the moment of the channels (in, in), or of channels x kernel height, averaged over the rest."""
+        """Return S of the moment of the channels (in, in), or of channels x kernel height, averaged over the rest."""
         if self.moment is None:
             return None
         if part not in self.roots:
@@ -95,7 +95,7 @@ class Problem:
         return self.roots[name][group]
 
     def error(self, change: Tensor) -> float:
-        """E|R.T D x|² for a change D of the weight, in its shape. Without moments: of white inputs."""
+        """Return E|R.T D x|² for a change D of the weight, in its shape. Without moments: of white inputs."""
         total = 0.0
         for group in range(self.groups):
             moment = None if self.moment is None else self.moment[group]
@@ -104,7 +104,7 @@ class Problem:
 
     @property
     def energy(self) -> float:
-        """What its whole output is worth, in the units of `error`."""
+        """Return the energy of its whole output, in the units of `error`."""
         if self.outputs is None:
             return self.error(self.weight)
         total = 0.0
@@ -116,7 +116,7 @@ class Problem:
 
 
 def ladder_of(form: Form, costs: Sequence[float], params_per_rank: int, round_to: int) -> list[Option]:
-    """The options of a form with one rank, the smallest first.
+    """Return the options of a form with one rank, the smallest first.
 
     Args:
         form: linear or spatial.

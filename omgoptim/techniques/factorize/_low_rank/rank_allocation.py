@@ -1,9 +1,9 @@
-"""Choosing ranks: for one layer, or shared out so that the whole model reaches a size.
+"""Rank allocation: for one layer, or over all layers so that the whole model reaches a size.
 
-Shared out: every layer is dense or has one of its options; each step down loses some of the model's output and saves
-parameters (or time). On the lower convex hull of a layer's options the loss per saving only grows, so taking the
-cheapest step of all layers again and again gives the least loss for what is saved. What is left of the budget after the
-last step then goes to the layers that regain most with it. Numbers in, numbers out.
+Every layer is dense or has one of its options; each step down costs accuracy of the model's output and saves parameters
+(or time). On the lower convex hull of a layer's options the cost per saving only grows, so repeatedly taking the
+cheapest step over all layers gives the least cost for the saving. The budget left after the last step then goes to the
+layers that regain most with it. Functions of plain numbers.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ class RankChoice:
     """A layer that may be factorized."""
 
     params: int
-    """Weights as it is."""
+    """Parameters of the dense layer."""
     options: tuple[Option, ...]
-    """Those that are smaller."""
+    """Smaller options."""
     losses: tuple[float, ...]
-    """What each option loses, in units that can be compared with those of other layers; 0 as it is."""
+    """Loss of each option, in units that are comparable between layers; 0 for the dense layer."""
     times_ms: tuple[float, ...] | None = None
-    """Time of each option, where time is what is saved."""
+    """Time of each option, where the target is a time."""
     time_ms: float | None = None
-    """Time as it is."""
+    """Time of the dense layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,24 +41,24 @@ class _Point:
     error: float
     params: int
     index: int
-    """Of the option; -1 is the layer as it is."""
+    """Cost of an option; -1 is the dense layer."""
 
 
 def within(options: Sequence[Option], params: int) -> Option | None:
-    """The option that loses least with at most so many parameters; the smaller of equals."""
+    """Return the option of least loss with at most so many parameters; the smaller of equals."""
     fitting = [option for option in options if option.params <= params]
     return min(fitting, key=lambda option: (option.error, option.params)) if fitting else None
 
 
 def with_energy(options: Sequence[Option], energy: float, total: float) -> Option | None:
-    """The option with the fewest parameters that keeps a fraction `energy` of `total`."""
+    """Return the option with the fewest parameters that keeps a fraction `energy` of `total`."""
     most = (1 - energy) * total
     kept = [option for option in options if option.error <= most * (1 + 1e-9)]
     return min(kept, key=lambda option: (option.params, option.error)) if kept else None
 
 
 def pareto(options: Sequence[Option]) -> list[Option]:
-    """Those that no other beats in both parameters and error, the smallest first."""
+    """Return the Pareto-optimal options in parameters and error, the smallest first."""
     best: list[Option] = []
     for option in sorted(options, key=lambda option: (option.params, option.error)):
         if not best or option.error < best[-1].error:
@@ -67,7 +67,7 @@ def pareto(options: Sequence[Option]) -> list[Option]:
 
 
 def share_out(layers: Mapping[str, RankChoice], elsewhere: int, total: int, compression: float) -> dict[str, Option]:
-    """Path to its option, for the layers that are factorized.
+    """Return the option of each layer that is factorized, by path.
 
     Args:
         layers: by path.
@@ -99,7 +99,7 @@ def _params(layer: RankChoice, index: int) -> int:
 
 
 def _points(layer: RankChoice) -> list[_Point]:
-    """The layer as it is, and the options that save something, from the costliest down."""
+    """Return the dense layer and the options that save something, from the costliest down."""
     by_time = layer.times_ms is not None and layer.time_ms is not None
     points = [_Point(layer.time_ms if by_time else layer.params, 0.0, layer.params, -1)]  # type: ignore[arg-type]
     for index, option in enumerate(layer.options):
@@ -109,7 +109,7 @@ def _points(layer: RankChoice) -> list[_Point]:
 
 
 def _hull(layer: RankChoice) -> list[_Point]:
-    """The lower convex hull of error over cost, from the layer as it is down."""
+    """Return the lower convex hull of error over cost, from the dense layer down."""
     hull: list[_Point] = []
     for point in _points(layer):
         if hull and (point.cost >= hull[-1].cost):
@@ -121,12 +121,12 @@ def _hull(layer: RankChoice) -> list[_Point]:
 
 
 def _slope(above: _Point, below: _Point) -> float:
-    """Loss per saving of a step down."""
+    """Return the loss per saving of a step down."""
     return (below.error - above.error) / (above.cost - below.cost)
 
 
 def _descend(layers: Mapping[str, RankChoice], budget: int) -> dict[str, int]:
-    """Take the cheapest steps until the parameters fit the budget: path to index of its option."""
+    """Take the cheapest steps until the parameters fit the budget; return each layer's option index by path."""
     hulls = {path: _hull(layer) for path, layer in layers.items()}
     heap = [(_slope(hull[0], hull[1]), path, 1) for path, hull in hulls.items() if len(hull) > 1]
     heapq.heapify(heap)
@@ -143,7 +143,7 @@ def _descend(layers: Mapping[str, RankChoice], budget: int) -> dict[str, int]:
 
 
 def _spend(layers: Mapping[str, RankChoice], chosen: dict[str, int], budget: int) -> None:
-    """Give what is left of the budget to the layers that regain most per parameter, as long as something fits."""
+    """Spend the rest of the budget on the layers that regain most per parameter, as long as something fits."""
     points = {path: {point.index: point for point in _points(layer)} for path, layer in layers.items()}
     left = budget - sum(_params(layers[path], index) for path, index in chosen.items())
     while True:

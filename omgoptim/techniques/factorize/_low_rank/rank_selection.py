@@ -19,9 +19,10 @@ from omgoptim.techniques.reconstruction.rows import DenseLayer
 from omgoptim.techniques.registry import ModuleRun
 
 SMALLEST_SHARE = 1e-9
+"""Lower bound of the kept share before its logarithm: below float32's precision of an energy."""
 
 RUNGS = 256
-"""Most options of a layer that ranks are shared out over."""
+"""Maximum options of a layer in the allocation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +30,15 @@ class Ladder:
     """Candidate ranks of one layer."""
 
     params: int
-    """Its weights now."""
+    """Parameters of the dense layer."""
     energy: float
-    """What its output is worth, in the units of the options' errors."""
+    """Energy of its output, in the units of the options' errors."""
     plain_energy: float
-    """The same, all of its outputs counted alike: E|W x|²."""
+    """Energy with all outputs weighted equally: E|W x|²."""
     options: tuple[Option, ...]
-    """The smallest first, no other better in both size and error; the whole weight is among them."""
+    """Pareto-optimal options in size and error, the smallest first; the full rank is among them."""
     comparable: bool
-    """Whether errors are those of the model's outputs, so that layers can be compared."""
+    """Whether errors are those of the model's outputs, and so comparable between layers."""
 
     @property
     def smaller(self) -> list[Option]:
@@ -45,7 +46,7 @@ class Ladder:
 
 
 def forms_of(layer: DenseLayer, convolution: str) -> tuple[Form, ...]:
-    """The forms that a layer may take."""
+    """Return the forms that a layer may take."""
     if isinstance(layer, nn.Linear) or layer.kernel_size == (1, 1):
         return ("linear",)
     if convolution in ("tucker2", "spatial"):
@@ -54,7 +55,7 @@ def forms_of(layer: DenseLayer, convolution: str) -> tuple[Form, ...]:
 
 
 def ladder_of_layer(layer: DenseLayer, problem: Problem, params: Factorization) -> Ladder:
-    """A layer's options under the request's goal, of the forms it allows."""
+    """Return a layer's options under the request's target, of the allowed forms."""
     kinds = forms_of(layer, params.convolution)
     if params.rank is not None:
         options = [forms.option_at(problem, kind, params.rank) for kind in kinds]
@@ -73,7 +74,7 @@ def choose(
     run: ModuleRun,
     skipped: list[Skip],
 ) -> dict[str, Option]:
-    """Path to option, in the order of the ladders; layers that stay as they are go to `skipped` with the reason.
+    """Return the option of each layer by path, in the order of the ladders; dense layers go to `skipped`.
 
     Raises:
         TechniqueError: a target that is out of reach.
@@ -94,13 +95,13 @@ def choose(
     total = count_params(module)[0]
     elsewhere = total - sum(layer.params for layer in shared.values())
     chosen = share_out(shared, elsewhere, total, compression)
-    whole = "it stays whole: factorizing others loses less for the same size"
+    whole = "kept dense: factorizing other layers loses less at the same size"
     skipped += [Skip(path=path, reason=whole) for path in shared if path not in chosen]
     return {path: chosen[path] for path in ladders if path in chosen}
 
 
 def _of_one(ladder: Ladder, params: Factorization) -> tuple[Option | None, str]:
-    """The option under a goal for each layer alone, and the goal in words."""
+    """Return the option under a target for each layer alone, and the target in words."""
     if params.rank is not None:
         return ladder.options[0], f"rank {params.rank}"
     if params.energy is not None:
@@ -128,7 +129,7 @@ def _layered(
     run: ModuleRun,
     skipped: list[Skip],
 ) -> dict[str, RankChoice]:
-    """The layers that ranks are shared out over: those with a rank that is smaller, and faster where that is asked."""
+    """Return the layers with a smaller, and where required faster, option."""
     comparable = all(ladder.comparable for ladder in ladders.values())
     found: dict[str, RankChoice] = {}
     for path, ladder in ladders.items():
@@ -142,9 +143,10 @@ def _layered(
 
 
 def _share_lost(option: Option, ladder: Ladder) -> float:
-    """-log of the share of its energy that a layer keeps: the sum over layers is that of the product of all shares.
+    """Return -log of the share of its energy that a layer keeps.
 
-    For layers whose effects on the model are unknown. A sum of the lost shares alone would give up whole layers.
+    The sum over layers corresponds to the product of all shares. For layers whose effects on the model are unknown: a
+    plain sum of the lost shares would give up whole layers.
     """
     lost = option.error / ladder.energy if ladder.energy > 0 else 0.0
     return -math.log(max(1.0 - lost, SMALLEST_SHARE))

@@ -32,31 +32,33 @@ from omgoptim.techniques.reconstruction.rows import DenseLayer
 from omgoptim.techniques.registry import ModuleRun
 
 POINTS = 6
-"""Ranks of a layer that are measured."""
+"""Maximum measured ranks of a layer."""
 
 TURNS = 3
-"""Visits of each point."""
+"""Visits of each measurement point."""
 
 BLOCK_S = 0.005
 """Seconds of one block of calls; there are `TURNS` per visit."""
 
 SLOPE = 1e-6
-"""Fraction of a layer's time that all its parameters count for besides: of two ranks as fast, the smaller one."""
+"""Tie-breaker: fraction of a layer's time that all its parameters count for: of two equally fast ranks, the smaller
+one.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class RankTimes:
-    """Times of a layer in one forward."""
+    """Measured times of a layer in one forward."""
 
     whole_ms: float
     ranks_ms: tuple[float, ...]
-    """Of the options that were picked."""
+    """Times of the measured options."""
 
 
 def measure_times(
     module: nn.Module, layers: Mapping[str, RankChoice], run: ModuleRun, skipped: list[Skip]
 ) -> dict[str, RankChoice]:
-    """The layers with the times of their options, less the options that are no faster.
+    """Return the layers with the times of their options, less the options that are no faster.
 
     Args:
         module: where the layers are; run once to see the shapes.
@@ -85,13 +87,13 @@ def measure_times(
 
 
 def picked_of(options: Sequence[Option]) -> list[Option]:
-    """Options to measure, from the smallest to the largest, evenly spread."""
+    """Return the options to measure, from the smallest to the largest, evenly spread."""
     places = sorted({round(place) for place in np.linspace(0, len(options) - 1, POINTS)})
     return [options[place] for place in places]
 
 
 def with_times(layered: RankChoice, picked: Sequence[Option], times: RankTimes) -> RankChoice:
-    """The options that are faster than the layer, with times that never fall as parameters grow."""
+    """Return the options that are faster than the layer, with times that never fall as parameters grow."""
     rising = np.maximum.accumulate(times.ranks_ms)
     given = np.interp([o.params for o in layered.options], [o.params for o in picked], rising)
     slope = SLOPE * times.whole_ms / layered.params
@@ -109,7 +111,7 @@ def with_times(layered: RankChoice, picked: Sequence[Option], times: RankTimes) 
 def measured(
     layer: DenseLayer, picked: Sequence[Option], shapes: Sequence[tuple[int, ...]], run: ModuleRun
 ) -> RankTimes:
-    """Milliseconds of the layer and of the blocks in its place, all its calls in one forward added up."""
+    """Return the milliseconds of the layer and of the blocks in its place, summed over its calls in one forward."""
     subjects: list[nn.Module] = [layer, *(empty_block(layer, option) for option in picked)]
     totals = [0.0] * len(subjects)
     threads = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""From a layer to the problem of its weight, and from factors to the block in its place."""
+"""Conversion of a layer to its approximation problem, and of factors to the block that replaces it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Block = LowRankLinear | SpatialConv2d | Tucker2Conv2d
 
 
 def weight_of(layer: DenseLayer) -> Tensor:
-    """(groups, out, in, kernel height, kernel width), float64."""
+    """Return a layer's weight as (groups, out, in, kernel height, kernel width), float64."""
     weight = layer.weight.detach().double()
     if weight.dim() == 2:
         weight = weight[..., None, None]
@@ -27,7 +27,7 @@ def weight_of(layer: DenseLayer) -> Tensor:
 def problem_of(
     layer: DenseLayer, moments: InputMoments, influence: Tensor | None, weight: Tensor | None = None
 ) -> Problem:
-    """A layer's problem on its inputs: centred where it has a bias, which then takes up what the mean input gave.
+    """Return a layer's approximation problem: centred where it has a bias, which absorbs the mean input's output.
 
     Args:
         layer: its bias decides.
@@ -56,7 +56,7 @@ def unusable(moments: InputMoments) -> str | None:
 
 
 def empty_block(layer: DenseLayer, option: Option) -> Block:
-    """A block of an option's ranks that can stand where a layer does, its weights torch's own first ones."""
+    """Build a block of an option's ranks in place of a layer, with torch's initial weights."""
     if isinstance(layer, nn.Linear):
         return LowRankLinear.like(layer, *option.ranks)
     if option.form == "tucker2":
@@ -65,7 +65,7 @@ def empty_block(layer: DenseLayer, option: Option) -> Block:
 
 
 def block_of(layer: DenseLayer, option: Option, factors: Sequence[Tensor], bias: Tensor | None) -> Block:
-    """The block that stands for a layer, in its mode, dtype and place, trainable if the layer is.
+    """Build the block that replaces a layer, in its mode, dtype and device, trainable if the layer is.
 
     Args:
         layer: what it replaces.
@@ -85,7 +85,7 @@ def block_of(layer: DenseLayer, option: Option, factors: Sequence[Tensor], bias:
 
 
 def product_of(block: Block) -> Tensor:
-    """The weight that a block stands for, in the form of `weight_of`."""
+    """Return the weight that a block represents, in the form of `weight_of`."""
     weight = block.dense_weight().detach().double()
     if weight.dim() == 2:
         weight = weight[..., None, None]
@@ -94,9 +94,9 @@ def product_of(block: Block) -> Tensor:
 
 
 def put(module: nn.Module, path: str, block: nn.Module) -> None:
-    """Put a block wherever the layer at `path` stands, and keep PyTorch's fused encoder from reading its weight.
+    """Replace the layer at `path`, and keep PyTorch's fused encoder from reading its weight.
 
-    nn.TransformerEncoderLayer would hand the dense product to one kernel, which is right but slower than before.
+    nn.TransformerEncoderLayer would pass the dense product to one kernel, which is right but slower than before.
     """
     old = module.get_submodule(path)
     places = [(parent, name) for parent in module.modules() for name, part in parent._modules.items() if part is old]

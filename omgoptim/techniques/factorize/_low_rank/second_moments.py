@@ -31,27 +31,27 @@ from omgoptim.techniques.reconstruction.rows import (
 from omgoptim.techniques.registry import ModuleRun
 
 WIDEST = 12_288
-"""Inputs of a layer whose second moment is still kept: it has the square of that many float64, 1.2 GB here."""
+"""Maximum inputs of a layer for a second moment: its square in float64, 1.2 GB here."""
 
 AT_ONCE_BYTES = 1_500_000_000
-"""InputMoments that are gathered in one pass over the samples; layers beyond it wait for the next pass."""
+"""Bytes of moments that are accumulated in one pass over the samples; further layers wait for the next pass."""
 
 INFLUENCE_SAMPLES = 128
-"""Samples whose gradients the influence is read from: it needs to say roughly what matters."""
+"""Samples for the influence, a rough weighting."""
 
 
 @dataclass(slots=True)
 class InputMoments:
-    """The inputs x of a layer, per group: sums until `finish`, then means."""
+    """Moments of the inputs x of a layer, per group: sums until `finish`, then means."""
 
     mean: Tensor
     """E[x]: (groups, in)."""
     second: Tensor | None
     """E[x xᵀ]: (groups, in, in); None for a Linear wider than `WIDEST`."""
     outputs: Tensor | None
-    """There instead: E[y yᵀ] of y = W x, (groups, out, out)."""
+    """E[y yᵀ] of y = W x, (groups, out, out), where `second` is None."""
     rows: int = 0
-    """How many rows they come from."""
+    """Number of rows."""
 
     def finish(self) -> None:
         if self.rows:
@@ -65,7 +65,7 @@ class InputMoments:
 
 
 def in_of(layer: DenseLayer) -> int:
-    """Values that one output of a layer is computed from."""
+    """Return the number of inputs of one output of a layer."""
     return layer.weight[0].numel()
 
 
@@ -76,7 +76,7 @@ def groups_of(layer: DenseLayer) -> int:
 def input_moments(
     module: nn.Module, layers: Mapping[str, DenseLayer], run: ModuleRun, samples: int
 ) -> Iterator[tuple[str, InputMoments]]:
-    """Path and moments of each layer, some layers per pass over the samples. See the module's docstring.
+    """Yield path and moments of each layer, some layers per pass over the samples.
 
     Args:
         module: in any mode; run in eval mode.
@@ -91,7 +91,7 @@ def input_moments(
 
 
 def leaders_of(layers: Mapping[str, DenseLayer], uses: Mapping[str, Use]) -> dict[str, str]:
-    """Path to the path whose moments are its own too; a layer too wide for a second moment has its own."""
+    """Return the path whose moments each path shares; a layer too wide for a second moment has its own."""
     leaders = with_same_rows(layers, uses)
     return {path: path if in_of(layers[path]) > WIDEST else leader for path, leader in leaders.items()}
 
@@ -111,7 +111,7 @@ def _chunks(layers: Mapping[str, DenseLayer]) -> Iterator[dict[str, DenseLayer]]
 
 
 def moments_bytes(layer: DenseLayer) -> int:
-    """What the moments of a layer's inputs take in memory."""
+    """Return the bytes of the moments of a layer's inputs."""
     side = len(layer.weight) // groups_of(layer) if in_of(layer) > WIDEST else in_of(layer)
     return 8 * groups_of(layer) * side**2
 
@@ -140,7 +140,7 @@ def _one_pass(
 
 
 def empty_moments(layer: DenseLayer) -> InputMoments:
-    """Sums of nothing yet, in the shapes of a layer."""
+    """Return empty sums in the shapes of a layer."""
     groups, width, place = groups_of(layer), in_of(layer), layer.weight.device
     mean = torch.zeros(groups, width, dtype=torch.float64, device=place)
     if width > WIDEST:
@@ -150,7 +150,7 @@ def empty_moments(layer: DenseLayer) -> InputMoments:
 
 
 def add_rows(moments: InputMoments, layer: DenseLayer, rows: Tensor) -> None:
-    """Count rows (groups, rows, in) in."""
+    """Add rows (groups, rows, in)."""
     moments.rows += rows.shape[1]
     moments.mean += rows.sum(1)
     if moments.second is not None:
@@ -163,9 +163,9 @@ def add_rows(moments: InputMoments, layer: DenseLayer, rows: Tensor) -> None:
 def output_influence(
     module: nn.Module, layers: Mapping[str, DenseLayer], run: ModuleRun, samples: int
 ) -> dict[str, Tensor]:
-    """Path to G (groups, out, out), summed over a sample's rows; without those that no gradient reaches.
+    """Return G (groups, out, out) of each layer by path, summed over a sample's rows; only layers with a gradient.
 
-    Empty where the model has no gradient to give: outputs that are no floating numbers, an operation without one.
+    Empty where the model has no gradient: outputs that are not floating point, an operation without a backward.
     """
     found: dict[str, Tensor] = {}
     called: list[tuple[str, Tensor]] = []
@@ -207,7 +207,7 @@ def output_influence(
 
 
 def _random_combination(result: Any, real: Tensor | None, generator: torch.Generator) -> Tensor | None:
-    """The sum of all outputs times random numbers of size 1 / the output's own; None if nothing has a gradient."""
+    """Return the sum of all outputs, scaled to size 1, times random numbers; None if nothing has a gradient."""
     whole: Tensor | None = None
     for leaf in flatten(result):
         if not (isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.requires_grad):

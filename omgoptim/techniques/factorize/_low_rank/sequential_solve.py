@@ -1,17 +1,18 @@
-"""Solve layer after layer, each on the inputs that the compressed layers before it give.
+"""Sequential factorization: solve layer after layer on the inputs that the compressed layers before it give.
 
-A layer's factors are to give what the original layer gave on the original's inputs: first the dense weight M that does
-so best on the new inputs (least squares), then the product of low rank that is nearest to it on them. So each layer
-makes up for what the ones before it lost. Layers with the same input are solved together, and neighbours too where
-there would be more than `MOST_STAGES` passes: each pass runs the compressed model on the samples, up to the layers it
-is about. What the original's layers saw is kept for as many of them as fit in memory.
+A layer's factors are to reproduce the original layer's output on the original's inputs: first the dense weight M that
+does so best on the new inputs (least squares), then the nearest low-rank product on them. So each layer compensates for
+the errors of those before it. Layers with the same input are solved together, and neighbours too where there would be
+more than `MOST_STAGES` passes: each pass runs the compressed model on the samples, up to the layers in question. The
+inputs of the original's layers are cached for as many of them as fit in memory.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,22 +53,23 @@ from omgoptim.techniques.reconstruction.rows import (
 from omgoptim.techniques.registry import ModuleRun
 
 MOST_STAGES = 32
-"""Most passes over the samples; a model with more layers has neighbours solved together, so that time grows linearly
-with depth."""
+"""Maximum passes over the samples; in a deeper model neighbours are solved together, so that time grows linearly with
+depth.
+"""
 
 KEPT_BYTES = 1_000_000_000
-"""Memory for the inputs of the original's layers in float32, as large as that for moments."""
+"""Bytes for the inputs of the original's layers in float32, as much as for moments."""
 
 HELD = 0.1
-"""How strongly the refitted weight is held at the original, as a fraction of the mean energy of an input."""
+"""Damping of the refitted weight towards the original, as a fraction of the mean energy of an input."""
 
 Rows = dict[str, list[Tensor]]
-"""Path to the rows of each call of a layer in one batch, (groups, rows, in) each."""
+"""Rows of each call of a layer in one batch by path, (groups, rows, in) each."""
 
 
 @dataclass(slots=True)
 class CrossMoments:
-    """Second moments of the inputs x of a layer in the original and z in the compressed model; sums until `finish`."""
+    """Cross moments of the inputs x of a layer in the original and z in the compressed model; sums until `finish`."""
 
     new: InputMoments
     old_mean: Tensor
@@ -75,7 +77,7 @@ class CrossMoments:
     cross: Tensor | None
     """E[x zᵀ]: (groups, in, in); None where a second moment would be too large."""
     paired: bool = True
-    """False once the two models gave different numbers of rows: what a layer sees depends on the values there."""
+    """False once the two models gave different numbers of rows: the layer's calls depend on values."""
 
     @staticmethod
     def none_yet(layer: DenseLayer) -> CrossMoments:
@@ -84,7 +86,7 @@ class CrossMoments:
         return CrossMoments(new, torch.zeros_like(new.mean), cross)
 
     def count(self, layer: DenseLayer, old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
-        """Count the rows of one batch in, a tensor for each call."""
+        """Add the rows of one batch, a tensor for each call."""
         for z in new:
             add_rows(self.new, layer, z.double())
         self.paired &= [x.shape for x in old] == [z.shape for z in new]
@@ -96,7 +98,7 @@ class CrossMoments:
                 self.cross += x.double().mT @ z.double()
 
     def finish(self) -> None:
-        """From sums to means."""
+        """Turn sums into means."""
         rows = self.new.rows
         self.new.finish()
         if rows:
@@ -105,14 +107,32 @@ class CrossMoments:
                 self.cross /= rows
 
     def centred_cross(self, centred: bool) -> Tensor | None:
-        """E[x zᵀ], less the product of the means if `centred`; None if there is none."""
+        """Return E[x zᵀ], less the product of the means if `centred`; None if there is none."""
         if self.cross is None or not self.paired:
             return None
         return self.cross - self.old_mean[:, :, None] * self.new.mean[:, None, :] if centred else self.cross
 
 
+@dataclass(frozen=True, slots=True)
+class _RowReader:
+    """Reads the inputs of layers on the samples, batch by batch."""
+
+    uses: Mapping[str, Use]
+    run: ModuleRun
+    samples: int
+
+    def rows(self, model: nn.Module, layers: Mapping[str, DenseLayer]) -> Iterator[Rows]:
+        """Yield the rows of these layers' inputs in a model."""
+        for batch in batches_of(self.run.statistics, self.samples):
+            yield _inputs(model, layers, self.uses, call_tensors(batch, self.run), self.run)
+
+    def cached(self, model: nn.Module, layers: Mapping[str, DenseLayer]) -> list[Rows] | None:
+        """Return the rows of all batches; None where they are too large to keep."""
+        needed = sum(_rows_bytes(layer, self.uses[path], self.samples) for path, layer in layers.items())
+        return None if needed > KEPT_BYTES else list(self.rows(model, layers))
+
+
 def solve_in_order(
-    original: nn.Module,
     module: nn.Module,
     chosen: Mapping[str, Option],
     influence: Mapping[str, Tensor],
@@ -120,11 +140,10 @@ def solve_in_order(
     run: ModuleRun,
     samples: int,
 ) -> dict[str, float | None]:
-    """Put the blocks of `chosen` into `module`, solved in the order in which the layers are called.
+    """Put the blocks of `chosen` into `module`, solved in the order of execution.
 
     Args:
-        original: the model as it was; not changed.
-        module: a copy of it, changed.
+        module: changed in place.
         chosen: path to ranks.
         influence: path to G of a layer's outputs, where it is known.
         energies: path to E|W x|², without the mean where the layer has a bias.
@@ -132,17 +151,19 @@ def solve_in_order(
         samples: how many of them to read.
 
     Returns:
-        Path to the relative error of the layer's output, |W x - W' z| / |W x|; None where that cannot be told.
+        Path to the relative error of the layer's output, |W x - W' z| / |W x|; None where it is unknown.
     """
+    original = copy.deepcopy(module)
     layers: dict[str, DenseLayer] = {path: original.get_submodule(path) for path in chosen}  # type: ignore[misc]
     uses = uses_of(original, layers, run)
-    leaders = leaders_of(layers, uses)
+    leaders, reader = leaders_of(layers, uses), _RowReader(uses, run, samples)
     errors: dict[str, float | None] = {}
     for window in _windows(stages(layers, uses), layers, leaders, uses, samples):
-        kept = _kept_rows(original, window, layers, leaders, uses, run, samples)
+        kept = reader.cached(original, {leaders[path]: layers[leaders[path]] for stage in window for path in stage})
         for stage in window:
             firsts = {leaders[path]: layers[leaders[path]] for path in stage}
-            pairs = _pairs(original, module, firsts, kept, uses, run, samples)
+            olds = reader.rows(original, firsts) if kept is None else kept
+            pairs = _cross_moments(firsts, olds, reader.rows(module, firsts))
             for path in stage:
                 option, given = chosen[path], pairs[leaders[path]]
                 block, errors[path] = _solved(layers[path], option, given, influence.get(path), energies[path])
@@ -152,7 +173,7 @@ def solve_in_order(
 
 
 def stages(layers: Mapping[str, DenseLayer], uses: Mapping[str, Use]) -> list[list[str]]:
-    """Paths in the order of their first calls, those with one input together, in about `MOST_STAGES` lists."""
+    """Return the paths in order of execution in about `MOST_STAGES` lists, those with one input together."""
     by_source: dict[int, list[str]] = {}
     for path in (path for path in uses if path in layers):
         by_source.setdefault(uses[path].sources[0], []).append(path)
@@ -163,7 +184,7 @@ def stages(layers: Mapping[str, DenseLayer], uses: Mapping[str, Use]) -> list[li
 
 
 def _fitting(stage: Sequence[str], layers: Mapping[str, DenseLayer]) -> Iterator[list[str]]:
-    """A stage in parts whose moments fit in memory together."""
+    """Split a stage into parts whose moments fit in memory together."""
     part: list[str] = []
     size = 0
     for path in stage:
@@ -183,7 +204,7 @@ def _windows(
     uses: Mapping[str, Use],
     samples: int,
 ) -> Iterator[list[list[str]]]:
-    """Stages together whose inputs in the original fit in memory."""
+    """Group stages whose inputs in the original fit in memory."""
     window: list[list[str]] = []
     size = 0
     for stage in found:
@@ -198,49 +219,18 @@ def _windows(
 
 
 def _rows_bytes(layer: DenseLayer, use: Use, samples: int) -> int:
-    """What the rows of a layer take, by the shapes of its calls with a few samples."""
+    """Return the bytes of a layer's rows, by the shapes of its calls with a few samples."""
     rows = sum(rows_of_shape(layer, shape) for shape in use.shapes)
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
     return 4 * groups * in_of(layer) * rows * samples // use.samples
 
 
-def _kept_rows(
-    original: nn.Module,
-    window: Sequence[Sequence[str]],
-    layers: Mapping[str, DenseLayer],
-    leaders: Mapping[str, str],
-    uses: Mapping[str, Use],
-    run: ModuleRun,
-    samples: int,
-) -> list[Rows] | None:
-    """What the layers of a window see in the original, batch by batch; None where even one stage is too much."""
-    firsts = {leaders[path]: layers[leaders[path]] for stage in window for path in stage}
-    if sum(_rows_bytes(layer, uses[path], samples) for path, layer in firsts.items()) > KEPT_BYTES:
-        return None
-    return list(_rows_by_batch(original, firsts, uses, run, samples))
-
-
-def _rows_by_batch(
-    model: nn.Module, layers: Mapping[str, DenseLayer], uses: Mapping[str, Use], run: ModuleRun, samples: int
-) -> Iterator[Rows]:
-    for batch in batches_of(run.statistics, samples):
-        tensors = call_tensors(batch, run)
-        yield _inputs(model, layers, uses, tensors, run)
-
-
-def _pairs(
-    original: nn.Module,
-    module: nn.Module,
-    layers: Mapping[str, DenseLayer],
-    kept: list[Rows] | None,
-    uses: Mapping[str, Use],
-    run: ModuleRun,
-    samples: int,
+def _cross_moments(
+    layers: Mapping[str, DenseLayer], olds: Iterable[Rows], news: Iterable[Rows]
 ) -> dict[str, CrossMoments]:
-    """InputMoments of the layers' inputs in both models, on the samples."""
+    """Return the moments of the layers' inputs in both models."""
     found = {path: CrossMoments.none_yet(layer) for path, layer in layers.items()}
-    olds = _rows_by_batch(original, layers, uses, run, samples) if kept is None else kept
-    for old, new in zip(olds, _rows_by_batch(module, layers, uses, run, samples), strict=True):
+    for old, new in zip(olds, news, strict=True):
         for path, layer in layers.items():
             found[path].count(layer, old[path], new[path])
     for pairs in found.values():
@@ -255,7 +245,7 @@ def _inputs(
     tensors: dict[str, Tensor],
     run: ModuleRun,
 ) -> Rows:
-    """Rows of the layers at these paths in one forward, which ends with the last of their calls."""
+    """Return the rows of the layers at these paths in one forward, which ends with the last of their calls."""
     real = padding_mask(tensors)
     rows: Rows = {path: [] for path in layers}
     waiting = sum(len(uses[path].shapes) for path in layers)
@@ -279,7 +269,7 @@ def _inputs(
 def _solved(
     layer: DenseLayer, option: Option, pairs: CrossMoments, influence: Tensor | None, energy: float
 ) -> tuple[Block, float | None]:
-    """The block for a layer, and its relative error; None where that cannot be told."""
+    """Return the block for a layer, and its relative error; None where that is unknown."""
     new, weight = pairs.new, weight_of(layer)
     bias = None if layer.bias is None else layer.bias.detach().double()
     if unusable(new):  # the compressed model gives it nothing to go by: its own weight is what is left

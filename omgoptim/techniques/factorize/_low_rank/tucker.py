@@ -1,9 +1,9 @@
-"""Tucker-2 of a convolution's weight: channels in and out get ranks of their own.
+"""Tucker-2 of a convolution's weight: separate ranks for input and output channels.
 
-The bases come from the higher-order SVD, whitened: on the side of the inputs by the second moment of the channels
-(averaged over the kernel's positions), on the side of the outputs by their influence; then a few sweeps of higher-order
-orthogonal iteration, each side anew with the other one cut off. For the chosen basis of the inputs, core and outputs
-are at last the best ones for the whole moment: a truncated SVD in the space of what the first convolution lets through.
+The bases come from the higher-order SVD, whitened: on the input side by the second moment of the channels (averaged
+over the kernel's positions), on the output side by their influence; then a few sweeps of higher-order orthogonal
+iteration update each side with the other one truncated. For the chosen input basis, core and output factor are last
+fitted to the whole moment: a truncated SVD in the space of the first convolution's outputs.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from omgoptim.techniques.reconstruction.low_rank import (
 SWEEPS = 3
 
 RUNGS = 48
-"""Steps of each side from rank 1 to the full rank: enough to choose from."""
+"""Steps of each side from rank 1 to the full rank."""
 
 
 def params_of(problem: Problem, rank_in: int, rank_out: int) -> int:
-    """Weights of the three convolutions."""
+    """Return the parameters of the three convolutions."""
     groups, out, inside, height, width = problem.weight.shape
     return groups * (rank_in * inside + rank_in * rank_out * height * width + rank_out * out)
 
 
 def ladder(problem: Problem, round_to: int) -> list[Option]:
-    """Pairs of ranks from the smallest up: at each step the side whose next rank regains more per parameter."""
+    """Return pairs of ranks from the smallest up: each step raises the side that regains more per parameter."""
     _, out, inside, _, _ = problem.weight.shape
     left_in, left_out = _left(problem, "in"), _left(problem, "out")
     steps_in, steps_out = _steps(inside, round_to), _steps(out, round_to)
@@ -61,15 +61,15 @@ def ladder(problem: Problem, round_to: int) -> list[Option]:
 
 
 def option_at(problem: Problem, rank_in: int, rank_out: int) -> Option:
-    """The option with given ranks."""
+    """Return the option with given ranks."""
     error = _left(problem, "in")[rank_in] + _left(problem, "out")[rank_out]
     return Option("tucker2", (rank_in, rank_out), params_of(problem, rank_in, rank_out), error)
 
 
 def solve(problem: Problem, group: int, rank_in: int, rank_out: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights of the three convolutions of one group.
+    """Return the weights of the three convolutions of one group.
 
-    Both bases of the inputs are tried, whitened and plain: what is averaged over the positions may mislead.
+    Both bases of the inputs are tried, whitened and plain: the average over the positions may mislead.
 
     Returns:
         (rank_in, in, 1, 1), (rank_out, rank_in, kh, kw), (out, rank_out, 1, 1).
@@ -83,7 +83,7 @@ def solve(problem: Problem, group: int, rank_in: int, rank_out: int) -> tuple[Te
 
 
 def _input_basis(problem: Problem, group: int, rank_in: int, rank_out: int, white: bool) -> Tensor:
-    """The first convolution's weight, (rank_in, in)."""
+    """Return the first convolution's weight, (rank_in, in)."""
     weight = _whitened(problem, group, white)
     basis_in = _basis(weight, "in", rank_in)
     for _ in range(SWEEPS):
@@ -97,7 +97,7 @@ def _input_basis(problem: Problem, group: int, rank_in: int, rank_out: int, whit
 
 
 def _rest(problem: Problem, group: int, a: Tensor, rank_out: int) -> tuple[float, Tensor, Tensor, Tensor]:
-    """The error, `a`, and the best core (rank_out, rank_in kh kw) and outputs (out, rank_out) after it."""
+    """Return the error, `a`, and the best core (rank_out, rank_in kh kw) and output factor (out, rank_out) for it."""
     positions = math.prod(problem.kernel)
     features = torch.kron(a.contiguous(), torch.eye(positions, dtype=a.dtype, device=a.device))
     moment = None if problem.moment is None else problem.moment[group]
@@ -110,7 +110,7 @@ def _rest(problem: Problem, group: int, a: Tensor, rank_out: int) -> tuple[float
 
 
 def _whitened(problem: Problem, group: int, white: bool = True) -> Tensor:
-    """(out, in, kh, kw) where a change of one costs one, if the kernel's positions are taken for unrelated.
+    """Return the weight (out, in, kh, kw) in whitened coordinates, the kernel's positions taken as uncorrelated.
 
     Args:
         problem: of the layer.
@@ -125,12 +125,12 @@ def _whitened(problem: Problem, group: int, white: bool = True) -> Tensor:
 
 
 def _unfolding(weight: Tensor, side: str) -> Tensor:
-    """(in, out kh kw) or (out, in kh kw)"""
+    """Return the weight unfolded along one side: (in, out kh kw) or (out, in kh kw)."""
     return (weight.transpose(0, 1) if side == "in" else weight).flatten(1)
 
 
 def _basis(weight: Tensor, side: str, rank: int) -> Tensor:
-    """The first left singular vectors of an unfolding: (channels, rank)."""
+    """Return the first left singular vectors of an unfolding: (channels, rank)."""
     unfolded = _unfolding(weight, side)
     vectors: Tensor = torch.linalg.eigh(
         unfolded @ unfolded.mT
@@ -139,7 +139,7 @@ def _basis(weight: Tensor, side: str, rank: int) -> Tensor:
 
 
 def _left(problem: Problem, side: str) -> list[float]:
-    """What cutting one side to a rank costs, by the rank: index 0 to the number of channels."""
+    """Return the error of truncating one side, by the rank: index 0 to the number of channels."""
     channels = problem.weight.shape[2 if side == "in" else 1]
     total = torch.zeros(channels, dtype=torch.float64)
     for group in range(problem.groups):

@@ -1,9 +1,9 @@
-"""Attention heads: which layers hold a head, found by what the model does rather than by what its layers are called.
+"""Attention heads: the layers that hold them, found by running the model rather than by layer names.
 
-An attention block is a module that knows how many heads it has, or how wide one is, and whose projections are separate
-Linears for queries, keys and values or one Linear for all three. Which part of the weight is which is tried out: with
-the values of one head at zero, exactly that head's columns of the layer behind attention read zeros. With grouped
-queries (fewer heads of keys and values), a unit is one of those with all of its query heads.
+An attention block is a module with an attribute for the number of heads or their width, whose projections are separate
+Linears for queries, keys and values or one fused Linear. Which part of the weight is which is found by experiment: with
+the values of one head at zero, exactly that head's columns of the output projection read zeros. With grouped-query
+attention (fewer heads of keys and values), a unit is one key-value head with all of its query heads.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from omgoptim.techniques.prune._channels.groups import Count, Group, Place
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "heads", "nheads", "num_head", "h")
 KEY_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head", "kv_heads")
 HEAD_WIDTHS = ("head_dim", "attention_head_size", "dim_head", "d_head", "head_size", "dim_per_head", "d_k")
-"""Names that attention blocks use, in the order in which they are looked for."""
+"""Attribute names that attention blocks use, in the order in which they are looked for."""
 
 MOST_LINEARS = 8
-"""A module with more of them is a model or a stack of blocks."""
+"""Maximum number of Linears in an attention block; a module with more is a model or a stack of blocks."""
 
 UNKNOWN = "it looks like attention, but the weights of each head could not be identified"
 MULTIHEAD = "torch.nn.MultiheadAttention ties its width to the model's: its heads cannot be removed"
@@ -34,14 +34,14 @@ MULTIHEAD = "torch.nn.MultiheadAttention ties its width to the model's: its head
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """The heads of one block as a group, and the layers that no other group may cut."""
+    """Heads of one block as a group, and the layers that no other group may cut."""
 
     group: Group
     claimed: frozenset[str]
 
 
 def find_heads(module: nn.Module, probe: Probe) -> tuple[list[Attention], list[Skip]]:
-    """Every attention block whose heads can be told apart, and those whose cannot."""
+    """Find the attention blocks whose heads can be separated, and the others with the reason."""
     found: list[Attention] = []
     skipped: list[Skip] = []
     claimed: set[str] = set()
@@ -74,7 +74,7 @@ def _number(block: nn.Module, names: Sequence[str]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Which rows of which Linears are the values, and all three parts, of one unit of heads."""
+    """Rows of the value and of all three projections, by unit of heads."""
 
     values: str
     value_rows: Tensor
@@ -82,7 +82,7 @@ class _Layout:
     parts: tuple[tuple[str, Tensor], ...]
     """Path of a Linear and its rows (units, rows of a unit)."""
     width: int
-    """Columns of the layer behind attention."""
+    """Columns of the output projection."""
     heads: int
 
 
@@ -113,14 +113,14 @@ def _heads_of(
 
 
 def _roots(rows: Tensor, unit: int) -> Tensor:
-    """The root channel of every row: of its unit, the one at the same place, or nearest before it."""
+    """Return the root channel of every row: the one at the same place of its unit, or the nearest before it."""
     units, each = rows.shape
     within = torch.arange(each) * unit // each if each < unit else torch.arange(each) % unit
     return (torch.arange(units).unsqueeze(1) * unit + within).flatten()
 
 
 def _layouts(block: nn.Module, linears: dict[str, nn.Linear]) -> Iterator[_Layout]:
-    """What the block's Linears may be, most likely first."""
+    """Yield possible roles of the block's Linears, most likely first."""
     heads, head_width = _number(block, HEAD_COUNTS), _number(block, HEAD_WIDTHS)
     for name, layer in linears.items():
         if layer.out_features % 3 == 0:
@@ -147,7 +147,7 @@ def _layouts(block: nn.Module, linears: dict[str, nn.Linear]) -> Iterator[_Layou
 
 
 def _reader(module: nn.Module, layout: _Layout, probe: Probe) -> str | None:
-    """The Linear that reads attention's result: with one unit's values at zero, it reads zeros there and only there."""
+    """Find the output projection: with one unit's values at zero, it reads zeros in that unit's columns only."""
     readers: set[str] | None = None
     units = len(layout.value_rows)
     for index in sorted({0, units - 1}):
@@ -163,7 +163,7 @@ def _reader(module: nn.Module, layout: _Layout, probe: Probe) -> str | None:
 
 
 def _zero_columns(module: nn.Module, values: str, rows: Tensor, width: int, probe: Probe) -> list[tuple[str, Tensor]]:
-    """Which columns (width,) of their inputs the Linears read as zeros, when some outputs of a layer are zero."""
+    """Return the columns (width,) that the Linears read as zeros when some outputs of a layer are zero."""
     seen: list[tuple[str, Tensor]] = []
 
     def silence(_layer: nn.Module, _args: Any, output: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ def _zero_columns(module: nn.Module, values: str, rows: Tensor, width: int, prob
 
 
 def _counts(path: str, block: nn.Module, layout: _Layout, linears: dict[str, nn.Linear]) -> tuple[Count, ...]:
-    """The block's own numbers that follow its heads: how many there are, and how wide they are together."""
+    """Return the block's attributes that depend on its heads: their number and their total width."""
     units = len(layout.value_rows)
     heads = _number(block, HEAD_COUNTS)
     widths = {layout.width, *(linears[name].out_features for name, _ in layout.parts)}

@@ -21,11 +21,11 @@ CLOSE = 0.02
 """Largest relative distance below the target MACs before widths are rounded to smaller multiples."""
 
 FINER = (None, 4, 2, 1)
-"""What widths are rounded to, one after the other, until the target is met closely."""
+"""Multiples that widths are rounded to, tried in this order until the target is met closely."""
 
 
 def original_widths(groups: Groups, module: nn.Module, original: nn.Module) -> Widths:
-    """How wide each group was before anything was removed."""
+    """Return each group's original width."""
     found = {}
     for group in groups.groups:
         now, then = (width_of(each.get_submodule(group.name), "out") for each in (module, original))
@@ -42,11 +42,15 @@ def by_ratio(
     ratio: float,
     round_to: int | None = None,
 ) -> Widths:
-    """Widths with about `ratio` (0..1) of the original channels gone; none is wider than it is now.
+    """Return the widths with about `ratio` (0..1) of the original channels removed; none grows.
 
     Args:
+        module: as it is now.
+        groups: of channels that can shrink.
         scores: importance (width,) by group; not looked at when `ranking` is uniform.
         full: the original widths.
+        params: with the ranking and the largest ratio of one layer.
+        ratio: fraction of the channels to remove.
         round_to: what widths are multiples of; None for the default of each group.
     """
     if params.ranking == "uniform":
@@ -62,7 +66,7 @@ def by_ratio(
 
 
 def best(groups: Groups, scores: Mapping[str, Tensor], widths: Mapping[str, int]) -> dict[str, Tensor]:
-    """The channels to keep of every group that gets narrower: its most important units, ascending."""
+    """Return the channels to keep of every group that shrinks: its most important units, ascending."""
     keep = {}
     for group in groups.groups:
         if widths.get(group.name, group.width) < group.width:
@@ -74,7 +78,7 @@ def best(groups: Groups, scores: Mapping[str, Tensor], widths: Mapping[str, int]
 
 
 def _least(group: Group, full: int, max_layer_ratio: float) -> int:
-    """The fewest channels that a group keeps: one unit, and what `max_layer_ratio` leaves."""
+    """Return the fewest channels that a group keeps: one unit, and what `max_layer_ratio` leaves."""
     share = math.ceil(full * (1 - max_layer_ratio) / group.unit - 1e-9) * group.unit
     return min(group.width, max(group.unit, share))
 
@@ -86,7 +90,7 @@ def _rounded(group: Group, wanted: float, full: int, max_layer_ratio: float, rou
 
 
 def _scopes(module: nn.Module, groups: Sequence[Group], ranking: str) -> list[list[Group]]:
-    """The groups that are ranked together: all of a kind, or all of one structure (arXiv:2407.04616)."""
+    """Yield the groups that are ranked together: all of a kind, or all of one structure (arXiv:2407.04616)."""
     scopes: dict[object, list[Group]] = {}
     for group in groups:
         key: object = group.kind
@@ -103,7 +107,7 @@ def _scopes(module: nn.Module, groups: Sequence[Group], ranking: str) -> list[li
 def _ranked(
     scope: Sequence[Group], scores: Mapping[str, Tensor], full: Widths, max_layer_ratio: float, ratio: float
 ) -> dict[str, float]:
-    """Widths when the least important units of all the groups together go, whichever group they are in."""
+    """Return the widths after removing the least important units over all groups."""
     widths = {group.name: group.width for group in scope}
     least = {group.name: _least(group, full[group.name], max_layer_ratio) for group in scope}
     goal = sum(full[group.name] for group in scope) * (1 - ratio)
@@ -126,7 +130,7 @@ def _ranked(
 
 
 class Operations:
-    """Multiply-accumulates of a module as the widths of its groups change, from one count at full width."""
+    """Multiply-accumulates of a module as a function of its groups' widths, from one count at full width."""
 
     def __init__(self, module: nn.Module, groups: Groups, probe: Probe) -> None:
         count = count_macs(module, probe.args, probe.kwargs)
@@ -137,7 +141,7 @@ class Operations:
         self.now = count.macs
         self._by_path = count.by_path
         self._shares: dict[str, dict[str, list[tuple[Group, float]]]] = {}
-        """Path, side, and for each group on that side the part of it that the group's channels are."""
+        """Path, side, and each group's fraction of that side."""
         for group in groups.groups:
             for place in group.places:
                 if place.axis is None and place.path in self._by_path:
@@ -148,7 +152,7 @@ class Operations:
                 self._shares.setdefault(group.name.rpartition(".")[0], {})["heads"] = [(group, 1.0)]
 
     def at(self, widths: Mapping[str, int]) -> float:
-        """Multiply-accumulates of one sample, as predicted from the widths."""
+        """Return the multiply-accumulates of one sample, predicted from the widths."""
         total = 0.0
         for path, macs in self._by_path.items():
             share = 1.0
@@ -166,11 +170,15 @@ def by_operations(
     widths_at: Callable[[float, int | None], Widths],
     round_to: int | None,
 ) -> Widths:
-    """The widest widths whose multiply-accumulates are at most `most`.
+    """Return the largest widths whose multiply-accumulates are at most `most`.
 
     Args:
+        groups: of channels that can shrink.
+        scores: importance (width,) by group, by which channels are given back while the target is met.
+        operations: predicts multiply-accumulates from widths.
         most: of one sample.
         widths_at: widths for a ratio and a `round_to`.
+        round_to: what widths are multiples of; None to try the default and smaller ones.
 
     Raises:
         TechniqueError: the narrowest widths still need more.
@@ -202,7 +210,7 @@ def by_operations(
 def _given_back(
     groups: Groups, scores: Mapping[str, Tensor], operations: Operations, most: float, narrow: Widths, wide: Widths
 ) -> Widths:
-    """The narrow widths, with as many groups at their wide one as the operations allow: what matters most first."""
+    """Return the narrow widths, with the groups of most importance at their wide one as far as `most` allows."""
 
     def regained(group: Group) -> float:
         ranked = scores[group.name].sort(descending=True).values

@@ -1,9 +1,10 @@
-"""Ridge regression of the layers that lost input channels, towards their outputs in the model before.
+"""Ridge regression of layers that lost input channels, to their outputs before the removal.
 
-The remaining inputs stand in for the removed ones, and for all that changed further up. The damping pulls towards
-the weights that were there, so that a direction that no input shows stays as it is. Source: ThiNet (arXiv:1707.06342)
-and channel pruning (arXiv:1707.06168); differs in the target, which is the model before, and in that the inputs are
-those of the smaller model with everything above fitted already.
+The remaining inputs compensate for the removed ones, and for all changes in earlier layers. The damping pulls towards
+the former weights, so that directions without samples stay as they are.
+
+Source: ThiNet (arXiv:1707.06342) and channel pruning (arXiv:1707.06168); differs in the target, which is the model
+before, and in that the inputs are those of the smaller model with all earlier layers fitted already.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from omgoptim.techniques.registry import ModuleRun
 
 RIDGE = 0.1
 MOST_FEATURES = 8192
-"""Most inputs of a layer that is fitted: its second moments take half a gigabyte."""
+"""Maximum inputs of a fitted layer: its second moments take half a gigabyte."""
 
 FEWEST_ROWS, ROWS_PER_FEATURE = 10_000, 10
-"""Rows that a layer is fitted on; where there are more, some are drawn."""
+"""Maximum rows that a layer is fitted on, a random subset of more."""
 
 
 def reconstruct_channels(
@@ -35,6 +36,7 @@ def reconstruct_channels(
         module: the smaller model; its weights are changed.
         before: the same model before the removal; not changed.
         left: side of a layer to the remaining positions of those that it had in `before`.
+        run: how both are called, and the batches to fit on.
 
     Returns:
         Paths of the fitted layers, in the order in which they run.

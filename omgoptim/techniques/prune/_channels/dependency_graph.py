@@ -1,9 +1,8 @@
 """Channel groups from torch-pruning's dependency graph, each verified by running the module.
 
-torch-pruning follows a forward pass from layer to layer and says which channels hang together. It does so by rules of
-thumb, so every group that it gives is tried once: one unit is removed, and what the module gives then is compared with
-what it gives when that unit is ignored, on two samples and on one for each way through the model that samples take.
-What does not pass is listed with the reason and left as it is.
+torch-pruning traces a forward pass and infers which channels belong together. Its inference is heuristic, so every
+group is tried once: one unit is removed, and the outputs are compared with those of the module that ignores the unit,
+on two samples and on one for each execution path that samples take. Groups that fail are skipped with the reason.
 """
 
 from __future__ import annotations
@@ -43,19 +42,21 @@ from omgoptim.techniques.prune._channels.removal import OUTPUTS, Removal
 from omgoptim.techniques.registry import ModuleRun
 
 FEWEST_BLOCKS = 4
-"""Norm groups are removed whole where there are so many; else the same channels go from each, which moves its mean."""
+"""Minimum number of norm groups for which whole groups are removed; with fewer, the same channels of each are removed,
+which moves its mean.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class _Skipped:
-    """A layer whose channels form no group."""
+    """A layer whose channels form no group, with the reason."""
 
     path: str
     refusal: Refusal
 
 
 def find_groups(module: nn.Module, params: Structured, run: ModuleRun) -> Groups:
-    """Every group of channels and heads that can shrink, each tried once; the module is not changed.
+    """Find every group of channels and heads that can shrink, each tried once; the module is not changed.
 
     Raises:
         SetupError: torch-pruning is not installed.
@@ -76,7 +77,7 @@ def find_groups(module: nn.Module, params: Structured, run: ModuleRun) -> Groups
     groups: list[Group] = []
     refusals: dict[str, RefusalKind] = {}
     for index, found in enumerate(candidates):
-        run.progress("looking for what can be removed", index / len(candidates))
+        run.progress("finding removable channels", index / len(candidates))
         if isinstance(found, _Skipped):
             skipped.append(Skip(path=found.path, reason=found.refusal.reason))
             refusals[found.path] = found.refusal.kind
@@ -98,7 +99,7 @@ def find_groups(module: nn.Module, params: Structured, run: ModuleRun) -> Groups
 
 
 def _untraced(module: nn.Module, candidates: Sequence[Group | _Skipped], known: Coverage) -> Iterator[Skip]:
-    """Layers that do not always run and that the trace of one batch did not meet."""
+    """Return the layers that run only for some samples and that the trace of one batch missed."""
     met = {place.path for each in candidates if isinstance(each, Group) for place in each.places}
     met |= {each.path for each in candidates if isinstance(each, _Skipped)}
     for path, reason in known.partial().items():
@@ -107,7 +108,7 @@ def _untraced(module: nn.Module, candidates: Sequence[Group | _Skipped], known: 
 
 
 def _channel_groups(module: nn.Module, probe: Probe, claimed: frozenset[str]) -> Iterator[Group | _Skipped]:
-    """Groups of plain channels, as torch-pruning sees them, less those of attention's own layers."""
+    """Return torch-pruning's groups of channels, without those of attention layers."""
     twin = copy.deepcopy(module)
     for tensor in twin.parameters():
         tensor.requires_grad_(tensor.is_floating_point())  # the graph is read from gradients; frozen ones have none
@@ -145,7 +146,7 @@ def _channel_groups(module: nn.Module, probe: Probe, claimed: frozenset[str]) ->
 
 
 def _graph(twin: nn.Module, probe: Probe, recurrent: Sequence[nn.Module]) -> Any:
-    """The dependency graph of a module, which is put in eval mode."""
+    """Build the dependency graph of a module, which is put in eval mode."""
     try:
         import torch_pruning
     except ModuleNotFoundError as error:
@@ -171,7 +172,7 @@ def _graph(twin: nn.Module, probe: Probe, recurrent: Sequence[nn.Module]) -> Any
 
 
 def _places(graph: Any, hanging: Any, paths: dict[nn.Module, str]) -> tuple[list[Place], bool]:
-    """Where the channels of one of torch-pruning's groups are, and whether the model gives them out."""
+    """Return the places of one of torch-pruning's groups, and whether they are outputs of the model."""
     from torch_pruning.ops import OPTYPE
 
     places, reaches_output = [], False
@@ -197,7 +198,7 @@ def _places(graph: Any, hanging: Any, paths: dict[nn.Module, str]) -> tuple[list
 
 
 def _group(module: nn.Module, root: str, width: int, places: Sequence[Place]) -> Group | _Skipped:
-    """A group with the units that its grouped convolutions and normalizations ask for."""
+    """Return a group in units as its grouped convolutions and normalizations require."""
     convs: set[int] = set()
     norms: set[int] = set()
     for place in places:

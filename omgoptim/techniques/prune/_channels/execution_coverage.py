@@ -1,7 +1,7 @@
-"""Execution coverage: the layers that run for each sample, which a trace of one batch does not show.
+"""Execution coverage: the layers that run for each sample, beyond those in a trace of one batch.
 
-A forward that branches on values (`if x.mean() > 0`, early exits, experts) takes one way for a batch, and another one
-for other inputs. What hangs together along the ways that the batch did not take is unknown to a dependency graph.
+A forward that branches on values (`if x.mean() > 0`, early exits, mixtures of experts) can run other layers for other
+inputs. A dependency graph knows nothing of the layers that the traced batch did not run.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from omgoptim.techniques.registry import ModuleRun
 MOST_SAMPLES = 64
 """Samples that are run one by one."""
 MOST_WAYS = 8
-"""Different sets of layers of which a sample is kept, to prove changes on."""
+"""Maximum number of execution paths of which a sample is kept for verification."""
 
 Call = tuple[tuple[Tensor, ...], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """For how many of some samples each layer with weights ran."""
+    """Number of samples for which each layer with weights ran."""
 
     samples: int
-    """That ran at all."""
+    """Number of samples that ran."""
     runs: dict[str, int] = field(default_factory=dict)
-    """Path of a layer that holds parameters of its own to the number of samples that it ran for."""
+    """Number of samples by path of a layer with parameters of its own."""
     ways: list[Call] = field(default_factory=list)
-    """One sample for every set of layers that ran, where there is more than one set; else empty."""
+    """One sample for each execution path, where there are several; else empty."""
 
     def partial(self) -> dict[str, str]:
-        """Path of each layer that does not always run to the reason why it stays as it is."""
+        """Reason for keeping each layer that does not always run, by path."""
         return {path: self._reason(count) for path, count in self.runs.items() if count < self.samples}
 
     def _reason(self, count: int) -> str:
@@ -49,7 +49,7 @@ class Coverage:
         return f"it runs only for some inputs ({count} of {self.samples} samples)"
 
     def why_not(self, module: nn.Module, group: Group) -> str:
-        """Why channels cannot go, because of layers that do not always run; empty where they can.
+        """Return why layers that do not always run forbid removing channels; empty where they do not.
 
         A layer that never ran may read or write the channels of any group of its own width.
         """
@@ -67,7 +67,7 @@ class Coverage:
 
 
 def coverage(module: nn.Module, run: ModuleRun) -> Coverage:
-    """Run the module on the first samples of the statistics, one by one; a sample that it does not take is left out."""
+    """Run the module on the first samples of the statistics, one by one; samples on which it fails are left out."""
     layers = {path: layer for path, layer in module.named_modules() if path and layer._parameters}
     runs = dict.fromkeys(layers, 0)
     ways: dict[frozenset[str], Call] = {}
@@ -98,7 +98,7 @@ def coverage(module: nn.Module, run: ModuleRun) -> Coverage:
 
 
 def covering(module: nn.Module, run: ModuleRun) -> tuple[Probe, Coverage]:
-    """A probe on two samples, and on one for every way through the module; with what is known of the ways."""
+    """Return a probe on two samples and one per execution path, and the coverage."""
     known = coverage(module, run)
     return replace(Probe.of(run), others=tuple(known.ways)), known
 

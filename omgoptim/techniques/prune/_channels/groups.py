@@ -1,8 +1,8 @@
-"""Groups: channels that can only be removed together, across all the layers that write, pass on and read them.
+"""Groups: channels that can only be removed together, across all layers that write, pass on and read them.
 
 A group is described by the channels of its root, the first layer that writes them, and by places: one side of one layer
-each, with the positions there and the root channel that each belongs to. So a channel of a convolution may stand for
-one column of a later convolution, for 49 of a Linear behind a flattened 7x7 map, or for three rows of a fused qkv.
+each, with its positions and the root channel of each position. So a channel of a convolution may correspond to one
+column of a later convolution, to 49 of a Linear behind a flattened 7x7 map, or to three rows of a fused qkv.
 """
 
 from __future__ import annotations
@@ -23,27 +23,29 @@ from omgoptim.requests.prune import Structured
 from omgoptim.techniques.prune._channels.layer_widths import Side, width_of
 
 ROUND_TO, ROUND_FROM = 8, 32
-"""By default widths of at least the second stay multiples of the first: below that, rounding is most of the change."""
+"""Default rounding: widths of at least the second number are multiples of the first; in smaller groups rounding would
+dominate the change.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One side of a layer, or one axis of a parameter that stands by itself, where a group's channels are."""
+    """One side of a layer, or one axis of a standalone parameter, that holds a group's channels."""
 
     path: str
-    """Of the layer; for a parameter its own name."""
+    """Path of the layer; for a parameter its own name."""
     side: Side
     positions: Tensor
     """(n,) channels of that side."""
     roots: Tensor
     """(n,) the root's channel that each of them belongs to."""
     axis: int | None = None
-    """Of the parameter; None for a layer."""
+    """Axis of the parameter; None for a layer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """A number that a module keeps of its own, which has to follow the width."""
+    """An attribute of a module that depends on the width."""
 
     path: str
     name: str
@@ -59,34 +61,34 @@ class Group:
     width: int
     """Channels that the root has now."""
     unit: int
-    """How many channels can only go together: 1, a head's, or one of each group of a grouped convolution."""
+    """Channels per unit of removal: 1, those of a head, or one of each group of a grouped convolution."""
     kind: Literal["channels", "heads"]
     places: tuple[Place, ...]
     blocked: bool = True
     """Whether a unit is a block of neighbours (a head), or one channel of each of `unit` equal blocks."""
     exact: bool = True
-    """Whether what is left computes what it did: not where a normalization spans what is removed and what stays."""
+    """Whether removal leaves the other channels unchanged: not where a normalization spans both."""
     heads: int = 0
-    """How many attention heads it is; with grouped queries a unit is several."""
+    """Attention heads per unit; several with grouped-query attention."""
     counts: tuple[Count, ...] = ()
 
     @property
     def members(self) -> tuple[tuple[str, Side], ...]:
-        """Path and side of every layer in it."""
+        """Return path and side of every layer in the group."""
         return tuple((place.path, place.side) for place in self.places)
 
     @property
     def writers(self) -> tuple[str, ...]:
-        """The layers and parameters whose own channels shrink with it."""
+        """Return the layers and parameters whose own channels shrink with the group."""
         return tuple(dict.fromkeys(place.path for place in self.places if place.side == "out"))
 
     def units(self) -> Tensor:
-        """(units, unit): the root's channels of each unit."""
+        """Return the root's channels of each unit, (units, unit)."""
         order = torch.arange(self.width)
         return order.view(-1, self.unit) if self.blocked else order.view(self.unit, -1).T
 
     def step(self, round_to: int | None) -> int:
-        """What widths are multiples of: of whole units, and of `round_to`.
+        """Return the multiple for widths: of whole units, and of `round_to`.
 
         By default of 8, except where that is most of the width, and for heads.
         """
@@ -120,13 +122,13 @@ class Groups:
     groups: list[Group]
     skipped: list[Skip] = field(default_factory=list)
     others: tuple[tuple[tuple[Tensor, ...], dict[str, Tensor]], ...] = ()
-    """Arguments of forwards on single samples that take other ways through the module, to prove removals on too."""
+    """Arguments of forwards on single samples with other execution paths, to verify removals on too."""
     refusals: Mapping[str, RefusalKind] = field(default_factory=dict)
     """Kind of the reason for the skipped paths where it is not `OTHER`."""
 
 
 def stays(module: nn.Module, root: str, writers: Sequence[str], reason: str) -> list[Skip]:
-    """Say of the root of a group that stays why, and of every other convolution and Linear that writes its channels."""
+    """Return skips for the root of a kept group and for every other convolution and Linear that writes its channels."""
     layers = dict(module.named_modules())
     others = [
         path for path in dict.fromkeys(writers) if path != root and isinstance(layers.get(path), (_ConvNd, nn.Linear))
@@ -138,7 +140,7 @@ def stays(module: nn.Module, root: str, writers: Sequence[str], reason: str) -> 
 
 
 def owned_parameters(module: nn.Module) -> dict[int, list[tuple[int, str]]]:
-    """Parameter by id to the layers (by id) and the names that it has; more than one layer is a tie."""
+    """Return the owners (layer id and name) of each parameter by its id; more than one layer is a tie."""
     owners: dict[int, list[tuple[int, str]]] = {}
     for path, layer in module.named_modules():
         for name, tensor in layer._parameters.items():
@@ -151,6 +153,8 @@ def why_not(module: nn.Module, places: Sequence[Place], owners: Mapping[int, lis
     """Return why the layers at these places keep their width; empty if they can shrink.
 
     Args:
+        module: that holds the layers.
+        places: sides of layers, or parameters, that would lose channels.
         owners: as `owned_parameters` gives them.
     """
     for place in places:
@@ -184,7 +188,7 @@ def _of_no_width(path: str, layer: nn.Module) -> str:
 
 
 def not_asked_for(places: Sequence[Place], params: Structured) -> str:
-    """Why the request leaves a group alone: layers that `ignore` names or, of those that shrink, none in `targets`."""
+    """Return why the request excludes a group: by `ignore`, or since `targets` names no layer that shrinks."""
     written = [place.path for place in places if place.side == "out"]
     ignored = next((path for path in written if any(matches(glob, path) for glob in params.ignore)), None)
     if ignored is not None:

@@ -1,9 +1,9 @@
-"""Channel importance: one score for each of the root's channels, of which the highest are kept.
+"""Channel importance: one score for each of the root's channels; the highest are kept.
 
-Every layer of a group has a say: a channel's row of the weight that writes it, its column of each weight that reads it,
-its scale in a normalization. What they say is averaged over the layers, and divided by the group's mean, so that
-groups can be ranked together. Sources: magnitude DepGraph (arXiv:2301.12900), taylor arXiv:1906.10771, bn_scale
-Network Slimming (arXiv:1708.06519), lamp arXiv:2010.07611, fpgm arXiv:1811.00250, hessian Optimal Brain Damage.
+Every layer of a group contributes: a channel's row of the weight that writes it, its column of each weight that reads
+it, its scale in a normalization. The scores are averaged over the layers and divided by the group's mean, so that
+groups can be ranked together. Sources: magnitude DepGraph (arXiv:2301.12900), taylor arXiv:1906.10771, bn_scale Network
+Slimming (arXiv:1708.06519), lamp arXiv:2010.07611, fpgm arXiv:1811.00250, hessian Optimal Brain Damage.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from omgoptim.techniques.prune._unstructured.saliency import lamp_of_squares
 from omgoptim.techniques.registry import ModuleRun
 
 HESSIAN_SAMPLES = 128
-"""Most samples whose gradients are squared one by one."""
+"""Maximum samples whose gradients are squared one by one."""
 
 Score = Callable[[nn.Module, Place], Tensor | None]
 """Scores of one place: (width of that side,), or None where the criterion does not apply."""
 
 
 def importance_of(module: nn.Module, groups: Groups, params: Structured, run: ModuleRun) -> dict[str, Tensor]:
-    """Name of each group to the importance (width,) of its root's channels, float32 on the CPU.
+    """Return the importance (width,) of each group's root channels by name, float32 on the CPU.
 
     Channels of a unit have the mean over the unit; the mean over the group is 1.
 
     Raises:
-        DataError: taylor or hessian without a single batch, or with a loss whose gradient is no number.
+        DataError: taylor or hessian without a single batch, or with a loss whose gradient is not a number.
     """
     if params.importance == "random":
         generator = torch.Generator().manual_seed(run.seed)
@@ -63,7 +63,7 @@ def _by_unit(values: Tensor, group: Group) -> Tensor:
 
 
 def _over_places(module: nn.Module, group: Group, score: Score) -> Tensor | None:
-    """Mean over the places of what they say of each root channel; several positions of a channel add up."""
+    """Return the mean over the places of each root channel's score; several positions of a channel add up."""
     total, voices = torch.zeros(group.width), 0
     for place in group.places:
         said = score(module, place)
@@ -84,19 +84,19 @@ def _score(module: nn.Module, groups: Iterable[Group], params: Structured, run: 
 
 
 def _magnitude(module: nn.Module, place: Place) -> Tensor | None:
-    """Sum of the squares of the weights that belong to each channel."""
+    """Return the sum of squares of each channel's weights."""
     return _weighed(module, place, lambda values: values.square(), norms=True)
 
 
 def _norm_scale(module: nn.Module, place: Place) -> Tensor | None:
-    """|scale| of each channel in a normalization."""
+    """Return |scale| of each channel in a normalization."""
     layer = _layer(module, place)
     is_norm = isinstance(layer, (nn.modules.batchnorm._NormBase, nn.GroupNorm))
     return layer.weight.detach().abs() if is_norm and layer.weight is not None else None
 
 
 def _distance(module: nn.Module, place: Place) -> Tensor | None:
-    """Sum of the distances of a channel's squared weights to every other channel's: the most ordinary go first."""
+    """Return the sum of the distances of a channel's squared weights to all others': redundant channels go first."""
     layer = _layer(module, place)
     if not isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear)):
         return None
@@ -109,7 +109,7 @@ def _layer(module: nn.Module, place: Place) -> Any:
 
 
 def _weighed(module: nn.Module, place: Place, of: Callable[[Tensor], Tensor], *, norms: bool) -> Tensor | None:
-    """Sum over each channel's weights of a function of the weight tensor."""
+    """Return the sum over each channel's weights of a function of the weight tensor."""
     layer = _layer(module, place)
     if isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear)):
         return as_rows(layer, place.side, of(layer.weight.detach())).sum(1)
@@ -122,7 +122,7 @@ def _weighed(module: nn.Module, place: Place, of: Callable[[Tensor], Tensor], *,
 
 
 def _of_gradients(module: nn.Module, groups: list[Group], kind: str, run: ModuleRun) -> Score:
-    """taylor: |sum of weight x gradient| of each channel, mean over batches; hessian: weight² x gradient² summed."""
+    """Return taylor: |sum of weight x gradient| of each channel, mean over batches; or hessian: weight² x gradient²."""
     if not run.statistics.batches:
         raise DataError(f"importance {kind} needs data", "there is no batch to take gradients on")
     places = {(place.path, place.side): place for group in groups for place in group.places}
@@ -136,7 +136,7 @@ def _of_gradients(module: nn.Module, groups: list[Group], kind: str, run: Module
                 sums[key] = sums[key] + said if key in sums else said
         run.progress(f"importance {kind}", None)
     if not all(bool(torch.isfinite(total).all()) for total in sums.values()):
-        raise DataError(f"importance {kind} is no number", "the loss has a gradient that is infinite or NaN")
+        raise DataError(f"importance {kind} is not a number", "the loss has a gradient that is infinite or NaN")
     return lambda _module, place: sums.get((place.path, place.side))
 
 
@@ -146,7 +146,7 @@ def _product(gradient: Tensor | None, kind: str, weight: Tensor) -> Tensor:
 
 
 def _single(batches: Iterable[Any]) -> Iterator[tuple[Any, Any, Any]]:
-    """Sample by sample: the square of a mean gradient is not the mean of squares."""
+    """Yield single samples: the square of a mean gradient is not the mean of squares."""
     taken = 0
     for args, kwargs, target in batches:
         for row in range(len(next(iter([*args, *kwargs.values()])))):
@@ -167,7 +167,7 @@ def _rows(target: Any, one: slice) -> Any:
 
 
 def _gradients(module: nn.Module, args: Any, kwargs: Any, target: Any, run: ModuleRun) -> dict[str, Tensor]:
-    """Name of every trained parameter to the gradient of the loss, in eval mode; `.grad` is left alone."""
+    """Return the gradient of the loss for every trained parameter, in eval mode; `.grad` is not changed."""
     names = {name: tensor for name, tensor in module.named_parameters() if tensor.requires_grad}
     with evaluation_mode(module), torch.enable_grad(), quiet():
         loss = run.loss(module(*args, **kwargs), target)

@@ -1,4 +1,4 @@
-"""One side of one layer: how wide it is, how it gets narrower, and how its inputs are silenced.
+"""Width of one side of a layer: reading it, reducing it, and masking its inputs.
 
 A side is "out", the channels that a layer writes, or "in", those that it reads. A layer that treats every channel by
 itself (a normalization, a depthwise convolution, PReLU) has one side, "out". Positions count channels of a side from 0.
@@ -18,12 +18,12 @@ Side = Literal["out", "in"]
 
 
 def is_depthwise(layer: nn.Module) -> bool:
-    """Whether it is a convolution with one filter of its own for each channel."""
+    """Return whether a layer is a depthwise convolution."""
     return isinstance(layer, _ConvNd) and 1 < layer.groups == layer.in_channels == layer.out_channels
 
 
 def width_of(layer: nn.Module, side: Side) -> int | None:
-    """Channels on one side of a layer, or None where it cannot be cut."""
+    """Return the channels on one side of a layer; None where it cannot be cut."""
     if isinstance(layer, _ConvNd):
         return layer.out_channels if side == "out" else layer.in_channels
     if isinstance(layer, nn.Linear):
@@ -40,7 +40,7 @@ def width_of(layer: nn.Module, side: Side) -> int | None:
 
 
 def channel_groups(layer: nn.Module) -> int:
-    """Into how many equal groups of channels a layer divides both its sides."""
+    """Return the number of groups into which a layer divides both its sides."""
     if isinstance(layer, _ConvNd) and not is_depthwise(layer):
         return layer.groups
     return layer.num_groups if isinstance(layer, nn.GroupNorm) else 1
@@ -51,6 +51,7 @@ def cut(layer: nn.Module, side: Side, keep: Tensor, norm_groups: int | None = No
 
     Args:
         layer: any that `width_of` knows; its tensors are replaced by new ones.
+        side: `in` or `out`.
         keep: positions (k,) that stay, ascending.
         norm_groups: into how many groups a GroupNorm divides what stays; by default as many as before.
 
@@ -104,7 +105,7 @@ def _cut_conv(layer: _ConvNd, side: Side, keep: Tensor) -> None:
 
 
 def _within_group(keep: Tensor, total: int, groups: int) -> Tensor:
-    """The positions that stay within one group, which must be the same in each."""
+    """Return the positions that stay within one group, which must be the same in each."""
     size = total // groups
     if len(keep) % groups == 0:
         within = (keep % size).view(groups, -1)
@@ -115,7 +116,7 @@ def _within_group(keep: Tensor, total: int, groups: int) -> Tensor:
 
 
 def _take(layer: nn.Module, keep: Tensor, **axes: int) -> None:
-    """Replace the named tensors, where the layer has them, by what stays of them along an axis."""
+    """Replace the layer's named tensors, where present, by the kept part along an axis."""
     for name, axis in axes.items():
         tensor = getattr(layer, name, None)
         if isinstance(tensor, Tensor):
@@ -123,13 +124,13 @@ def _take(layer: nn.Module, keep: Tensor, **axes: int) -> None:
 
 
 def narrowed(tensor: Tensor, axis: int, keep: Tensor) -> Tensor:
-    """A new tensor, a parameter if the old one is, of what stays along an axis."""
+    """Return the kept part of a tensor along an axis, a parameter if it was one."""
     left = tensor.detach().index_select(axis, keep.to(tensor.device)).clone()
     return nn.Parameter(left, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else left
 
 
 def silenced(layer: nn.Module, positions: Tensor) -> Tensor:
-    """The weight of a Linear or a convolution with zeros where it reads the channels at `positions` of its inputs."""
+    """Return the weight of a Linear or a convolution with zeros where it reads the channels at `positions`."""
     weight: Tensor = layer.weight.detach().clone()  # type: ignore[operator]
     axis = 0 if getattr(layer, "transposed", False) else 1
     if axis == 1:
@@ -139,7 +140,7 @@ def silenced(layer: nn.Module, positions: Tensor) -> Tensor:
 
 
 def as_rows(layer: nn.Module, side: Side, values: Tensor) -> Tensor:
-    """Values of the weight's shape, such as its gradient, as one row for each channel of a side: (width, *).
+    """Return values of the weight's shape, such as its gradient, as one row per channel of a side: (width, *).
 
     A grouped convolution reads channel c with the c-th column of its own group only.
     """

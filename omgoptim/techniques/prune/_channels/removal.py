@@ -1,8 +1,8 @@
-"""Channels taken out of a module, one group at a time, each proven by running the module before it stays.
+"""Removal of channels from a module, one group at a time, each verified by running the module.
 
-Removing a channel must give exactly what the module gives when every layer that reads the channel ignores it. This is
-how a wrong map between layers is found even where every shape fits: the module with zeros in the columns that read the
-channels is run beside the one without them. A group that fails is restored and reported with the reason.
+After a removal the module must give exactly what it gives when every layer that reads the channels ignores them. This
+detects a wrong mapping between layers even where every shape fits: the module with zeros in the columns that read the
+channels is compared with the smaller one. A group that fails is restored and reported with the reason.
 """
 
 from __future__ import annotations
@@ -22,20 +22,22 @@ from omgoptim.techniques.prune._channels.layer_widths import cut, narrowed, sile
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
 Key = tuple[str, str]
-"""Path and side: one side of one layer, or a parameter."""
+"""Path and side of a layer, or a parameter."""
 
 OUTPUTS = "its channels are the model's outputs"
 DOES_NOT_RUN = "with fewer channels the model does not run"
-ENOUGH = "all of its channels stay: the goal took none of them, or the step of its width is larger"
+ENOUGH = "no channel was removed: the target needs none of them, or rounding of the width keeps them"
 WAY_OUT = "write sizes from the tensors themselves: x.flatten(1) or x.shape, instead of numbers fixed for full width"
 
 
 def remove(module: nn.Module, groups: Groups, keep: Mapping[str, Tensor], run: ModuleRun) -> Outcome:
-    """Take out of a module, which is changed, all channels but those to keep.
+    """Remove from a module all channels but those to keep.
 
     Args:
+        module: changed in place.
         groups: as `find_groups` found them in this module.
         keep: name of a group to the root's channels (k,) that stay; a group that is not named stays whole.
+        run: how the module is called; removals are proven on its samples.
 
     Returns:
         Every layer that got narrower; and every layer whose own channels stay, also one that reads fewer, and why.
@@ -49,7 +51,7 @@ def remove(module: nn.Module, groups: Groups, keep: Mapping[str, Tensor], run: M
 def take_out(
     module: nn.Module, groups: Groups, keep: Mapping[str, Tensor], run: ModuleRun
 ) -> tuple[Outcome, dict[Key, Tensor]]:
-    """What `remove` does; and for each side that was cut the positions that are left, counted as before."""
+    """Do what `remove` does; return the outcome, and the positions left of each cut side, counted as before."""
     removal = Removal(module, run, replace(Probe.of(run), others=groups.others))
     skipped: list[Skip] = []
     asked = [group for group in groups.groups if group.name in keep and len(keep[group.name]) < group.width]
@@ -69,17 +71,19 @@ def take_out(
 
 
 class Removal:
-    """A module on which groups are tried, and which of the channels it had at the start are left."""
+    """A module on which removals are tried, and the original channels that are left."""
 
     def __init__(self, module: nn.Module, run: ModuleRun, probe: Probe | None = None) -> None:
         """Take the module that changes.
 
         Args:
+            module: changed in place.
+            run: how the module is called.
             probe: what each removal is proven on; default: the first two samples.
         """
         self.module = module
         self.left: dict[Key, Tensor] = {}
-        """Side to the positions (k,), counted as at the start, that are left there."""
+        """Return the positions (k,) that are left of each side, counted as at the start."""
         self._probe = probe or Probe.of(run)
         self._full: dict[Key, int] = {}
         self._heads: list[Change] = []
@@ -120,7 +124,7 @@ class Removal:
         return refusal
 
     def changes(self) -> list[Change]:
-        """Every side of every layer that got narrower, in the module's order."""
+        """Yield every side of every layer that shrank, in the module's order."""
         order = {path: index for index, (path, _) in enumerate(self.module.named_modules(remove_duplicate=False))}
         sides = [
             Change(
@@ -135,7 +139,7 @@ class Removal:
         return sorted([*self._heads, *sides], key=lambda change: (order.get(change.path, -1), change.what))
 
     def _positions(self, place: Place, gone: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the channels that go, and those that stay, are at a place now."""
+        """Return the present positions of the removed and the kept channels at a place."""
         key = (place.path, place.side)
         if key not in self.left:
             size = _size(self.module, place)
@@ -144,7 +148,7 @@ class Removal:
         return going.nonzero().flatten(), (~going).nonzero().flatten()
 
     def _ignoring(self, reads: list[Place], gone: Tensor) -> list[Tensor]:
-        """What the module gives when its layers ignore the channels that go."""
+        """Return the module's outputs when its layers ignore the removed channels."""
         weights: list[tuple[Any, Tensor]] = []
         try:
             for place in reads:
@@ -198,7 +202,7 @@ def _size(module: nn.Module, place: Place) -> int:
 
 
 def _replace(module: nn.Module, place: Place, keep: Tensor) -> None:
-    """A narrower parameter in place of one that stands by itself."""
+    """Replace a standalone parameter by a narrower one."""
     assert place.axis is not None
     path, _, name = place.path.rpartition(".")
     owner = module.get_submodule(path)
@@ -209,7 +213,7 @@ Snapshot = list[tuple[nn.Module, dict[str, Any], dict[str, Any], dict[str, Any]]
 
 
 def _snapshot(module: nn.Module, group: Group) -> Snapshot:
-    """All that a group's layers hold; tensors are replaced by cutting, never written to, so names are enough."""
+    """Save the tensors of a group's layers by name; cutting replaces tensors and never writes to them."""
     paths = {place.path.rpartition(".")[0] if place.axis is not None else place.path for place in group.places}
     layers = [module.get_submodule(path) for path in sorted(paths | {count.path for count in group.counts})]
     return [(layer, dict(vars(layer)), dict(layer._parameters), dict(layer._buffers)) for layer in layers]

@@ -1,4 +1,4 @@
-"""Choose the width of every group: lose the least importance that a measured time allows.
+"""Choose the width of every group: lose the least importance within a latency budget.
 
 A multiple-choice knapsack as in HALP (arXiv:2110.10811): every group takes one of its widths, the layers' measured
 times may add up to no more than wanted, and what is lost of the importance is to be the least. Two things differ:
@@ -27,19 +27,19 @@ from omgoptim.techniques.prune._latency.latency_table import TimeTable, allowed,
 from omgoptim.techniques.prune._latency.multiple_choice import TINY, Choice, multiple_choice
 
 PRICES = 40
-"""Halvings of the price per millisecond."""
+"""Bisection steps of the Lagrange multiplier (loss per millisecond)."""
 
 ROUNDS = 8
-"""Times that the knapsack is solved anew around the best widths."""
+"""Maximum rounds of linearization around the best widths."""
 
 MOST_PAIRS = 200_000
-"""Changes of two groups that one sweep may try; with more, only neighbouring widths are tried."""
+"""Maximum pairwise changes of one local search sweep; with more, only neighbouring widths are tried."""
 
 
 def choose_widths(
     table: TimeTable, importance: Mapping[str, Tensor], wanted: float, max_layer_ratio: float = 0.9
 ) -> dict[str, int]:
-    """The widths that lose the least importance while the layers take no more than `wanted` of their time.
+    """Return the widths that lose the least importance while the layers take at most `wanted` of their time.
 
     Args:
         table: measured times.
@@ -67,13 +67,13 @@ def choose_widths(
 
 
 def fastest_widths(table: TimeTable, importance: Mapping[str, Tensor], max_layer_ratio: float = 0.9) -> dict[str, int]:
-    """The widths with the least time that `choose_widths` can reach, from the same arguments."""
+    """Return the fastest widths that `choose_widths` can reach, from the same arguments."""
     problem = problem_of(table, importance, max_layer_ratio)
     return problem.widths(_fastest(problem))
 
 
 def kept_share(importance: Tensor, width: int, full: int) -> float:
-    """The share, 0..1, of a group's importance in its `width` most important channels.
+    """Return the share, 0..1, of a group's importance in its `width` most important channels.
 
     Args:
         importance: (channels,) or (units,): one score for every so many channels of `full`.
@@ -88,7 +88,7 @@ def kept_share(importance: Tensor, width: int, full: int) -> float:
 
 @dataclass(slots=True)
 class Problem:
-    """A knapsack of choices whose times depend on several groups each."""
+    """A multiple-choice knapsack whose times depend on several groups each."""
 
     names: Sequence[str]
     options: Sequence[tuple[int, ...]]
@@ -116,7 +116,7 @@ class Problem:
         return self.known[key]
 
     def widths(self, choice: Choice) -> dict[str, int]:
-        """Width of every group of the table; those that are not chosen for keep their full one."""
+        """Return the width of every group of the table; groups without choices keep their full one."""
         return {**self.table.widths, **{name: self.options[g][choice[g]] for g, name in enumerate(self.names)}}
 
     def ms(self, choice: Choice) -> float:
@@ -126,13 +126,13 @@ class Problem:
         return sum(losses[option] for losses, option in zip(self.losses, choice, strict=True))
 
     def change_ms(self, choice: Choice, changed: Choice, groups: Sequence[int]) -> float:
-        """How much longer `changed` takes than `choice`, which differ in `groups` only."""
+        """Return how much longer `changed` takes than `choice`, which differ in `groups` only."""
         layers = {layer for g in groups for layer in self.touching[g]}
         return sum(self.layer_ms(layer, changed) - self.layer_ms(layer, choice) for layer in layers)
 
 
 def problem_of(table: TimeTable, importance: Mapping[str, Tensor], max_layer_ratio: float) -> Problem:
-    """The groups that can be chosen for, with the widths at the edges of steps and what each loses."""
+    """Return the groups with a choice, their widths at the edges of latency steps, and the losses."""
     names = [name for name in table.widths if name in importance]
     options, losses = [], []
     for name in names:
@@ -145,7 +145,7 @@ def problem_of(table: TimeTable, importance: Mapping[str, Tensor], max_layer_rat
 
 
 def solve(problem: Problem, budget: float, start: Choice) -> Choice:
-    """The best choice found that takes at most `budget` ms; `start` must."""
+    """Return the best choice found that takes at most `budget` ms; `start` must."""
     best = min((start, *_by_price(problem, budget)), key=problem.loss)
     for _ in range(ROUNDS):
         better = _around(problem, budget, best)
@@ -156,7 +156,7 @@ def solve(problem: Problem, budget: float, start: Choice) -> Choice:
 
 
 def _edges(table: TimeTable, name: str, widths: tuple[int, ...]) -> tuple[int, ...]:
-    """Widths at the edges of the steps in the time of all layers of a group, others at full or at least width."""
+    """Return the widths at the edges of the latency steps of a group's layers, the others at full or least width."""
     layers = [layer for layer in table.layers if name in layer.groups]
     if not layers:
         return widths[-1:]  # nothing was measured that it could make faster
@@ -168,12 +168,12 @@ def _edges(table: TimeTable, name: str, widths: tuple[int, ...]) -> tuple[int, .
 
 
 def _fastest(problem: Problem) -> Choice:
-    """The choice with the least time, group by group from the narrowest."""
+    """Return the choice with the least time, group by group from the narrowest."""
     return _settled(problem, tuple(0 for _ in problem.names), math.inf)
 
 
 def _settled(problem: Problem, choice: Choice, price: float) -> Choice:
-    """Group by group to the option with the least `loss + price * time`, until none changes; inf: time alone."""
+    """Descend by coordinates to the least `loss + price * time`; an infinite price minimizes time alone."""
     for _ in range(50):
         before = choice
         for g, losses in enumerate(problem.losses):
@@ -188,7 +188,7 @@ def _settled(problem: Problem, choice: Choice, price: float) -> Choice:
 
 
 def _by_price(problem: Problem, budget: float) -> list[Choice]:
-    """Choices within the budget on the way to the lowest price per ms that keeps to it."""
+    """Yield choices within the budget while bisecting for the lowest price per ms that keeps to it."""
     low, high = 0.0, 1.0
     widest = tuple(len(options) - 1 for options in problem.options)
     narrowest = tuple(0 for _ in problem.options)
@@ -208,10 +208,10 @@ def _by_price(problem: Problem, budget: float) -> list[Choice]:
 
 
 def _around(problem: Problem, budget: float, choice: Choice) -> Choice | None:
-    """The exact knapsack with times taken as adding up around a choice; the widest reach whose result holds.
+    """Solve the exact knapsack with times linearized around a choice, in the widest range whose result holds.
 
-    Where layers depend on two groups the sum of single changes is not the change together, so the options are limited
-    to ever nearer ones until what is chosen does keep to the budget and loses less.
+    Where layers depend on two groups, single changes do not add up, so the options are limited to a shrinking range
+    around the choice until the result keeps to the budget and loses less.
     """
     room = budget - problem.ms(choice)
     for policy in (max(map(len, problem.options), default=1), 3, 2, 1):
@@ -233,7 +233,7 @@ def _around(problem: Problem, budget: float, choice: Choice) -> Choice | None:
 
 
 def _polished(problem: Problem, budget: float, choice: Choice) -> Choice:
-    """Change one or two groups at a time to what loses less within the budget, the best change first, until none is."""
+    """Improve a choice by changing one or two groups at a time within the budget, the best change first."""
     room = budget - problem.ms(choice)
     while True:
         best: tuple[float, float, dict[int, int]] | None = None
@@ -250,7 +250,7 @@ def _polished(problem: Problem, budget: float, choice: Choice) -> Choice:
 
 
 def _changes(problem: Problem, choice: Choice) -> list[dict[int, int]]:
-    """Other options for one group, and for two."""
+    """Yield other options for one group, and for two."""
     policy = max(map(len, problem.options), default=1)
     if (len(choice) * policy) ** 2 / 2 > MOST_PAIRS:
         policy = 2

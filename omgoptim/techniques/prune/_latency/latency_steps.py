@@ -1,8 +1,7 @@
 """Steps of latency over width: kernels work in tiles of channels, so latency rises only at some widths.
 
-Pure functions on measured times. Noise is smaller than steps: a narrower layer that measures slower by less
-than the scatter of the measurement is noise, and is smoothed; one that measures slower by more is how the engine is
-(a width that falls off the fast kernel), and stays.
+Pure functions on measured times. Noise is smaller than steps: a narrower layer that measures slower within the scatter
+of the measurement is smoothed; one that measures slower by more (a width without a fast kernel) is kept.
 """
 
 from __future__ import annotations
@@ -13,24 +12,25 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 FLAT = 0.02
-"""A rise of less than this fraction is no step."""
+"""Minimum relative rise that counts as a step."""
 
 ROUNDINGS = (8, 16, 32)
-"""Blocks of channels that kernels are known to work in."""
+"""Tile sizes of kernels, in channels."""
 
 DEFAULT_ROUNDING = 8
+"""Smallest tile size of the common kernels: 8 float32 fill an AVX2 register."""
 
 CLEARER = 0.5
-"""A block explains the times when it leaves less than this fraction of the squares that a straight line leaves."""
+"""Maximum residual of a tile size's fit relative to that of a straight line."""
 
 
 def staircase(times: Mapping[int, float], candidates: Sequence[int], tolerance: float = FLAT) -> tuple[int, ...]:
-    """The widths just before a rise: the only ones worth choosing, as more channels cost nothing up to there.
+    """Return the widths just before a rise: more channels cost nothing up to there.
 
     Args:
         times: width to time, in any unit, for every candidate.
         candidates: widths to choose from.
-        tolerance: a rise of up to this fraction is no step.
+        tolerance: a rise of up to this fraction is not a step.
 
     Returns:
         Ascending; the widest candidate is always one. A width that is slower than a wider one is none.
@@ -45,7 +45,7 @@ def staircase(times: Mapping[int, float], candidates: Sequence[int], tolerance: 
 
 
 def smooth(ms: Sequence[Sequence[float]], tolerance: float) -> tuple[tuple[float, ...], ...]:
-    """Times that do not fall as a layer widens, where a fall is within `tolerance`; larger falls stay.
+    """Return times that do not fall as a layer widens; falls within `tolerance` are smoothed, larger ones stay.
 
     Isotonic regression (pool adjacent violators, on logarithms) along the second axis and then the first, which keeps
     the second in order.
@@ -73,7 +73,7 @@ def _in_order(logs: Sequence[float], tolerance: float) -> list[float]:
 
 
 def _pooled(values: Sequence[float]) -> list[float]:
-    """The closest non-decreasing sequence in least squares."""
+    """Return the closest non-decreasing sequence in least squares."""
     pools: list[tuple[float, int]] = []  # sum, count
     for value in values:
         total, count = value, 1
@@ -85,13 +85,13 @@ def _pooled(values: Sequence[float]) -> list[float]:
 
 
 def rounding_of(times: Mapping[int, float]) -> int:
-    """The block of channels that best explains how time rises with width; 8 if none is clear.
+    """Return the tile size that best explains how time rises with width; 8 if none is clear.
 
     For each block b, time is fitted as `a + c * ceil(width / b)`; a block is believed when it leaves less than half
     of the squared error of a straight line in the width, the largest such one that is no worse than another's.
 
     Args:
-        times: width to time, in any unit: widths between the multiples of the blocks as well, or nothing can be told.
+        times: width to time, in any unit: also widths between multiples of the tile sizes.
     """
     widths = np.array(sorted(times), dtype=float)
     values = np.array([times[int(width)] for width in widths])
@@ -106,7 +106,7 @@ def rounding_of(times: Mapping[int, float]) -> int:
 def _left(
     steps: np.ndarray[tuple[int], np.dtype[np.float64]], values: np.ndarray[tuple[int], np.dtype[np.float64]]
 ) -> float:
-    """Sum of squares that a straight line in `steps` leaves of `values`."""
+    """Return the residual sum of squares of a linear fit of `values` to `steps`."""
     design = np.stack([np.ones_like(steps), steps], axis=1)
     solution = np.linalg.lstsq(design, values, rcond=None)[0]
     return float(((values - design @ solution) ** 2).sum())

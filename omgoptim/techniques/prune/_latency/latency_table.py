@@ -1,8 +1,8 @@
 """Latency table of layers by width, and the search for a target latency with it.
 
-A table holds one measured time per layer and size. Between two measured sizes the wider one counts, so that a table
-never promises what was not measured. What is outside the table (other layers, the calls between layers) is not in it:
-`calibrate` fits the whole model's time to the table's, `next_aim` asks for the next cut from what cuts gave so far.
+A table holds one measured time per layer and size. Between two measured sizes the larger one counts, so that a table
+never predicts a time that was not measured. Layers outside the table and the calls between layers are not in it:
+`next_aim` computes the next target for the table from the measured times of the cuts so far.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from omgoptim.errors import TechniqueError
 
 LEAST_FRACTION, MOST_FRACTION = 0.01, 1.0
-"""Bounds of what `next_aim` asks for."""
+"""Bounds of the result of `next_aim`."""
 
 BOLDEST = 0.5
-"""`next_aim` asks for no less than this much of what was asked for before."""
+"""Lower bound of the result of `next_aim` relative to the previous one."""
 
 MARGIN = 0.01
-"""How far beyond the target `next_aim` aims: a measured time scatters, and a goal missed by a hair costs a round."""
+"""Relative margin of `next_aim` beyond the target: a target missed by measurement noise costs a round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +28,18 @@ class Side:
     """Dependence of one side of a layer on the widths of groups."""
 
     fixed: int
-    """Features that no group decides."""
+    """Features that no group determines."""
     parts: tuple[tuple[str, int], ...] = ()
     """Group, and the features that each of its channels stands for: 49 behind a flattened 7x7 map, 3 in a fused qkv."""
 
     def size(self, widths: Mapping[str, int]) -> int:
-        """Features of this side at these widths of the groups."""
+        """Return the features of this side at these widths of the groups."""
         return self.fixed + sum(widths[name] * features for name, features in self.parts)
 
 
 @dataclass(frozen=True, slots=True)
 class LayerTimes:
-    """The time of one layer by its two sizes."""
+    """Time of one layer by its two sizes."""
 
     path: str
     inside: Side
@@ -52,19 +52,19 @@ class LayerTimes:
     """ms[i][o]: milliseconds of all calls of the layer in one forward at batch 1, at ins[i] and outs[o]."""
 
     def at(self, widths: Mapping[str, int]) -> float:
-        """Milliseconds at these widths: those of the next measured sizes that are no smaller."""
+        """Return the milliseconds at these widths: those of the next larger measured sizes."""
         row = 0 if len(self.ins) == 1 else _at_or_above(self.ins, self.inside.size(widths))
         return self.ms[row][_at_or_above(self.outs, self.outside.size(widths))]
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The groups that its time depends on, each once."""
+        """Return the groups that its time depends on, each once."""
         return tuple(dict.fromkeys(name for side in (self.inside, self.outside) for name, _ in side.parts))
 
 
 @dataclass(frozen=True, slots=True)
 class TimeTable:
-    """The measured times of all layers that belong to a group, on one engine of one machine."""
+    """Measured times of all layers that belong to a group, on one engine of one machine."""
 
     runtime: str
     widths: Mapping[str, int]
@@ -73,11 +73,11 @@ class TimeTable:
     """Group to the widths to choose from, ascending; the last is the full one."""
     layers: tuple[LayerTimes, ...]
     unmeasured: tuple[str, ...] = ()
-    """Members that have no time of their own: not called as modules, or of another kind than is known here."""
+    """Members without a time of their own: not called as modules, or of an unknown kind."""
 
 
 def predicted_ms(table: TimeTable, widths: Mapping[str, int]) -> float:
-    """Milliseconds of the table's layers together.
+    """Return the total milliseconds of the table's layers.
 
     Args:
         table: what was measured.
@@ -88,19 +88,19 @@ def predicted_ms(table: TimeTable, widths: Mapping[str, int]) -> float:
 
 
 def full_ms(table: TimeTable) -> float:
-    """Milliseconds of the table's layers before anything is removed."""
+    """Return the total milliseconds of the table's layers before anything is removed."""
     return predicted_ms(table, {})
 
 
 def allowed(table: TimeTable, name: str, max_layer_ratio: float) -> tuple[int, ...]:
-    """Widths that a group may have when at most `max_layer_ratio` of it, 0..1, is removed; never none."""
+    """Return the widths of a group when at most `max_layer_ratio` of it, 0..1, is removed; never none."""
     full = table.widths[name]
     least = full * (1 - max_layer_ratio) - 1e-9
     return tuple(width for width in table.candidates[name] if width >= least) or (full,)
 
 
 def floor_ms(table: TimeTable, max_layer_ratio: float = 0.9) -> float:
-    """The least that the table's layers can take: every group at the narrowest width it may have.
+    """Return the total time with every group at its narrowest width.
 
     Where a narrower layer was measured to be slower, a little less can be reached.
     """
@@ -108,66 +108,24 @@ def floor_ms(table: TimeTable, max_layer_ratio: float = 0.9) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Calibration:
-    """The whole model's time as a straight line of the table's: `measured = slope * predicted + fixed_ms`."""
-
-    slope: float
-    fixed_ms: float
-    full_ms: float
-    """What the table predicts for the whole width."""
-
-    def whole_ms(self, predicted: float) -> float:
-        """The whole model's milliseconds for what the table predicts."""
-        return self.slope * predicted + self.fixed_ms
-
-    def fraction_for(self, target_ms: float) -> float:
-        """Fraction of the layers' time to aim at, for the whole model to take `target_ms`.
-
-        Zero or less when what is not in the table alone takes longer than that.
-        """
-        return (target_ms - self.fixed_ms) / (self.slope * self.full_ms)
-
-
-def calibrate(
-    table: TimeTable, measured_before_ms: float, measured_after_ms: float, widths: Mapping[str, int]
-) -> Calibration:
-    """Fit the table to two measurements of the whole model.
-
-    Args:
-        table: what was measured of the layers.
-        measured_before_ms: the whole model at full width.
-        measured_after_ms: the whole model at `widths`, measured in the same race.
-        widths: group to kept width.
-
-    Returns:
-        The line through both. Where it would not rise (the cut model was not faster, or the table tells no difference),
-        the slope is taken as 1, no more than all of the time being the layers'.
-    """
-    before, after = full_ms(table), predicted_ms(table, widths)
-    rise = (measured_before_ms - measured_after_ms) / (before - after) if before > after else 0.0
-    slope = rise if rise > 0 else min(1.0, measured_before_ms / before)
-    return Calibration(slope, measured_before_ms - slope * before, before)
-
-
-@dataclass(frozen=True, slots=True)
 class Aim:
-    """One cut, as fractions of what the uncut model takes, 0..1."""
+    """A measured cut, as fractions of the uncut model's times, 0..1."""
 
     wanted: float
-    """Fraction of the layers' time that was asked for."""
+    """Requested fraction of the layers' time."""
     predicted: float
-    """Fraction of the layers' time that the chosen widths take by the table."""
+    """Fraction of the layers' time at the chosen widths, by the table."""
     measured: float
-    """Fraction of the whole model's time, measured: 1 / speedup."""
+    """Measured fraction of the whole model's time: 1 / speedup."""
 
 
 def next_aim(history: Sequence[Aim], target: float) -> float:
-    """Fraction of the layers' time to ask for next, so that the whole model comes to take `target` of its time.
+    """Return the next fraction of the layers' time to request, so that the whole model takes `target` of its time.
 
-    The uncut model is a known point: all of the layers' time is all of the model's. The line through the two points
-    next to the target (the closest that holds it and the closest that misses it; else the two closest) says where the
-    target lies (secant). The aim stays strictly between a cut that missed and one that held, and never asks for less
-    than half of what was asked before, however steep the line.
+    Secant method: the uncut model is a known point (all of the layers' time is all of the model's), and the line
+    through the two points next to the target (the closest that reaches it and the closest that misses it; else the two
+    closest) gives the next value. It stays strictly between a cut that missed and one that reached it, and is never
+    below half of the previous one, however steep the line.
 
     Args:
         history: the cuts so far, in any order.
@@ -193,7 +151,7 @@ def next_aim(history: Sequence[Aim], target: float) -> float:
 
 
 def beyond_reach(reason: str, best: str) -> TechniqueError:
-    """The error of a target that no widths reach, with the best that can be had."""
+    """Return the error for a target that no widths reach, with the best possible value."""
     return TechniqueError(
         "pruning cannot reach the target",
         f"{reason}; {best}",
@@ -202,7 +160,7 @@ def beyond_reach(reason: str, best: str) -> TechniqueError:
 
 
 def _on_line(a: tuple[float, float], b: tuple[float, float], goal: float) -> float:
-    """Where the line through two (predicted, measured) points meets `goal`; in proportion to `b` if it is flat."""
+    """Return where the line through two (predicted, measured) points meets `goal`; proportional to `b` if flat."""
     rise = (a[1] - b[1]) / (a[0] - b[0]) if a[0] != b[0] else 0.0
     if rise <= 0:
         return b[0] * goal / b[1]
@@ -214,5 +172,5 @@ def _bounded(fraction: float) -> float:
 
 
 def _at_or_above(sizes: Sequence[int], size: int) -> int:
-    """Index of the first of ascending `sizes` that is no smaller; the last if all are."""
+    """Return the index of the first of ascending `sizes` that is no smaller; the last if all are."""
     return min(bisect_left(sizes, size), len(sizes) - 1)

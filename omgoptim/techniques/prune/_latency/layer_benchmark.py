@@ -25,9 +25,10 @@ BLOCKS = 4
 """Blocks of calls per visit; the fastest counts."""
 
 SHORTEST_BLOCK_S, LONGEST_BLOCK_S = 0.0015, 0.01
+"""Bounds of the seconds of a block: above the clock's and the scheduler's resolution, short enough for every point."""
 
 SWEEP = (33, 36, 40, 44, 48, 52, 56, 60, 64, 72, 80, 96)
-"""Output widths that tell blocks of 8, 16 and 32 channels apart."""
+"""Output widths that distinguish tile sizes of 8, 16 and 32 channels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Bench:
     seed: int
 
     def open(self, sized: SizedLayer) -> tuple[Session, Any]:
-        """A session of the layer alone, and an input for it."""
+        """Open a session of the layer alone, and an input for it."""
         dtype = "float32"
         if ENGINES[self.runtime].runs == "program":
             thing: Any = single_layer.write_program(sized, self.scratch / "layer.onnx", self.seed)
@@ -50,7 +51,7 @@ class Bench:
         return self._session(thing, sized.input_shape, dtype)
 
     def empty_call_ms(self) -> float:
-        """What calling the engine costs, to be taken off a node's time; for a module, that is part of its time."""
+        """Return the overhead of a call of the engine, to be subtracted from a node's time; 0 for a module."""
         if ENGINES[self.runtime].runs == "module":
             return 0.0
         program = single_layer.write_empty_program(self.scratch / "empty.onnx")
@@ -73,11 +74,11 @@ class Times:
         return min(self.by_point[point.key])
 
     def apart(self, point: SizedLayer) -> float:
-        """How far the second fastest visit is from the fastest, as a fraction."""
+        """Return the relative distance of the second fastest visit from the fastest."""
         return _apart(self.by_point[point.key])
 
     def scatter(self) -> float:
-        """How far apart the two fastest visits are, as a fraction: the 90 % quantile over the points."""
+        """Return the relative scatter of the two fastest visits: the 90 % quantile over the points."""
         spreads = sorted(_apart(some) for some in self.by_point.values() if len(some) > 1)
         return spreads[int(0.9 * (len(spreads) - 1))] if spreads else 0.0
 
@@ -89,7 +90,7 @@ def _apart(visits_ms: Sequence[float]) -> float:
 
 @contextmanager
 def bench_of(run: ModuleRun) -> Iterator[Bench]:
-    """A place to time layers in, the device held; torch's number of threads is put back."""
+    """Lock the device and yield a benchmark; torch's number of threads is restored."""
     runtime = "torch_eager" if run.runtime == "torch_compile" else run.runtime
     threads = torch.get_num_threads()
     try:
@@ -102,7 +103,7 @@ def bench_of(run: ModuleRun) -> Iterator[Bench]:
 def visits(
     points: Sequence[SizedLayer], bench: Bench, block_s: float, seed: int, end: float | None = None
 ) -> dict[tuple[Any, ...], float]:
-    """Milliseconds of each point by its key, in random order, one session open at a time.
+    """Return the milliseconds of each point by its key, in random order, one session open at a time.
 
     Args:
         points: layers at sizes, each once.
@@ -121,14 +122,14 @@ def visits(
 
 
 def blocks_ms(session: Session, prepared: Any, block_s: float) -> float:
-    """Milliseconds per call, the fastest of a few blocks after a warm-up."""
+    """Return the milliseconds per call, the fastest of a few blocks after a warm-up."""
     session.seconds(prepared, 2)
     calls = max(1, round(block_s / max(session.seconds(prepared, 1), 1e-7)))
     return 1e3 * min(session.seconds(prepared, calls) for _ in range(BLOCKS))
 
 
 def round_to_of(module: nn.Module, run: ModuleRun) -> int:
-    """The block of channels that this machine's kernels work in, measured by a sweep of twelve widths; else 8.
+    """Return this machine's tile size in channels, measured by a sweep of twelve widths; 8 if none is clear.
 
     A convolution on a 14x14 map where the module has convolutions, else a Linear on 64 rows; about a second.
     """

@@ -8,7 +8,7 @@ only ever adds. A point whose fastest visit none confirms, or that is slower tha
 there is time. Falls that stay and lie within the scatter between visits are smoothed (`smooth`).
 
 What a time alone cannot show: fusing with neighbours, and the change of memory layout at a program's ends, which a
-whole network does once and a single node does every time. `calibrate` takes up what of it is the same for all.
+whole network does once and a single node every time. The search corrects its target by times of the whole model.
 """
 
 from __future__ import annotations
@@ -44,27 +44,27 @@ from omgoptim.techniques.prune._latency.width_grid import side_of, sizes_of, wid
 from omgoptim.techniques.registry import ModuleRun
 
 PASSES, MOST_VISITS = 2, 6
-"""Visits of every point, and of a point that is in doubt."""
+"""Visits of every point, and of a point that is remeasured."""
 
 DOUBT = 0.05
-"""A point is in doubt when no other visit comes nearer to its fastest than this fraction."""
+"""Relative scatter of the two fastest visits above which a point is remeasured."""
 
 SHARE_OF_PASSES = 0.7
-"""Fraction of the time that the passes are planned to take; the rest is for points in doubt."""
+"""Fraction of the time for the passes; the rest is for remeasuring."""
 
 FEWEST_WIDTHS = 3
-"""Per side of a layer, however short the time."""
+"""Minimum number of widths per side of a layer, however short the time."""
 
 MOST_IS_NOISE = 0.25
-"""A fall of more than this fraction is never smoothed, whatever the passes scatter."""
+"""Maximum relative fall that is smoothed, whatever the scatter."""
 
 LEAST_OF_CALL = 0.05
-"""A node counts for at least this fraction of its call, however much the empty call took."""
+"""Minimum share of its call that a node counts for, however long the empty call took."""
 
 
 @dataclass(slots=True)
 class _Member:
-    """A layer of some groups, and where it is to be measured."""
+    """A layer of some groups, and the sizes at which it is measured."""
 
     path: str
     layer: TimedLayer
@@ -77,11 +77,11 @@ class _Member:
 
     @property
     def tied(self) -> bool:
-        """Whether its output's width decides its input's."""
+        """Whether its output's width determines its input's."""
         return is_depthwise(self.layer) or (bool(self.inside.parts) and self.inside.parts == self.outside.parts)
 
     def sized(self, shape: tuple[int, ...], inside: int | None, outside: int) -> SizedLayer:
-        """At an output width, and an input width unless the output decides it."""
+        """Return the layer at an output width, and an input width unless the output determines it."""
         if inside is None:
             whole_in, whole_out = sides(self.layer)
             inside = whole_in - (whole_out - outside)
@@ -104,7 +104,7 @@ def measure_layer_times(
     round_to: int | None = None,
     budget_s: float = 30.0,
 ) -> TimeTable:
-    """Time every layer that belongs to a group by its widths, on the run's engine, threads and device.
+    """Time every layer that belongs to a group at several widths, on the run's engine, threads and device.
 
     Args:
         module: not changed; run once in eval mode to see the shapes.
@@ -137,7 +137,7 @@ def measure_layer_times(
 
 
 def _input_shapes(module: nn.Module, run: ModuleRun) -> dict[str, Counter[tuple[int, ...]]]:
-    """Path of each layer that can be timed to the shapes it is called with in one forward at batch 1."""
+    """Return the shapes of each layer's calls in one forward at batch 1, for the layers that can be timed."""
     seen: dict[str, Counter[tuple[int, ...]]] = {}
 
     def watch(path: str) -> Any:
@@ -165,7 +165,7 @@ def _input_shapes(module: nn.Module, run: ModuleRun) -> dict[str, Counter[tuple[
 def _members(
     module: nn.Module, groups: Sequence[Group], shapes: Mapping[str, Counter[tuple[int, ...]]]
 ) -> tuple[list[_Member], list[str]]:
-    """The layers to measure, and those that cannot be; norms and bare parameters are neither."""
+    """Return the layers to measure, and those that cannot be measured; norms and parameters are neither."""
     parts = dict(module.named_modules())
     found: dict[str, dict[str, list[tuple[Group, Place]]]] = {}
     for group in groups:
@@ -192,7 +192,7 @@ def _thinned(
     bench: Bench,
     budget_s: float,
 ) -> list[_Member]:
-    """The members with as many sizes per side as the budget allows; opens each layer once, at full size, to know."""
+    """Return the members with as many sizes per side as the budget allows, estimated by one call of each."""
     cost: dict[tuple[Any, ...], float] = {}
     most = max(FEWEST_WIDTHS, *(len(some) for some in candidates.values()))
     for member in members:
@@ -237,7 +237,7 @@ def _fits(member: _Member, inside: int | None, outside: int) -> bool:
 
 
 def _measure(members: Sequence[_Member], bench: Bench, budget_s: float, run: ModuleRun) -> Times:
-    """Every point in every pass; then those that are in doubt, again and again while there is time."""
+    """Measure every point in every pass, then remeasure doubtful ones while there is time."""
     points = list({point.key: point for member in members for point in member.points()}.values())
     times = Times()
     end = time.perf_counter() + budget_s
@@ -257,7 +257,7 @@ def _measure(members: Sequence[_Member], bench: Bench, budget_s: float, run: Mod
 
 
 def _doubtful(members: Sequence[_Member], times: Times) -> list[SizedLayer]:
-    """Points whose fastest visit no other one confirms, and those that are slower than the next wider one."""
+    """Return the points without two close visits, and those that are slower than the next larger one."""
     doubtful: dict[tuple[Any, ...], SizedLayer] = {}
     for member in members:
         for shape in member.shapes:

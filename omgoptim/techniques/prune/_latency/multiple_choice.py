@@ -1,13 +1,14 @@
-"""The multiple-choice knapsack: one option of each group, the least loss that fits. Pure functions."""
+"""Multiple-choice knapsack: one option of each group, the least loss within a budget. Pure functions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 MOST_STATES = 20_000
-"""Partial choices that the exact knapsack keeps; beyond them it keeps the best of so many equal steps of time."""
+"""Maximum states of the exact knapsack; beyond it the best state of each of as many equal time steps is kept."""
 
 TINY = 1e-12
+"""Tolerance of comparisons of float64 sums of losses."""
 
 Choice = tuple[int, ...]
 """For each group, the index of an option."""
@@ -16,7 +17,7 @@ Choice = tuple[int, ...]
 def multiple_choice(
     times: Sequence[Sequence[float]], losses: Sequence[Sequence[float]], budget: float
 ) -> Choice | None:
-    """One option per group with the least total loss whose times add up to at most `budget`; None if there is none.
+    """Return one option per group with the least total loss within the budget; None if there is none.
 
     Exact (states that another beats in both time and loss are dropped) up to `MOST_STATES` states; times may be
     negative: they are differences to a point.
@@ -45,7 +46,7 @@ def multiple_choice(
 
 
 def _undominated(states: Sequence[tuple[float, float, Choice]]) -> list[tuple[float, float, Choice]]:
-    """Of states sorted by time, those that lose less than every faster one; thinned to `MOST_STATES`."""
+    """Return, of states sorted by time, those that lose less than every faster one; thinned to `MOST_STATES`."""
     kept: list[tuple[float, float, Choice]] = []
     for state in states:
         if not kept or state[1] < kept[-1][1] - TINY:

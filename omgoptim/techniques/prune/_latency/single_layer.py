@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     import onnx
 
 OPSET, IR_VERSION = 18, 8
-"""What every ONNX Runtime and OpenVINO that omgoptim takes can read."""
+"""ONNX opset that every supported ONNX Runtime and OpenVINO can read."""
 
 INPUT, OUTPUT = "x", "output"
 
 KINDS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
-"""The layers that can be timed by themselves."""
+"""Classes of layers that can be timed by themselves."""
 
 TimedLayer = nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.Linear
 
@@ -41,7 +41,7 @@ class SizedLayer:
 
     layer: TimedLayer
     shape: tuple[int, ...]
-    """Of the whole layer's input; its features are replaced by `inside`."""
+    """Shape of the whole layer's input; its features are replaced by `inside`."""
     inside: int
     outside: int
 
@@ -57,14 +57,14 @@ class SizedLayer:
 
     @property
     def groups(self) -> int:
-        """Convolution groups at these sizes: a depthwise layer has as many as channels, others keep theirs."""
+        """Return the convolution groups at these sizes: as many as channels if depthwise, else unchanged."""
         if isinstance(self.layer, nn.Linear):
             return 1
         return self.inside if is_depthwise(self.layer) else self.layer.groups
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        """As torch lays it out."""
+        """Return the weight's shape in torch's layout."""
         if isinstance(self.layer, nn.Linear):
             return (self.outside, self.inside)
         if isinstance(self.layer, _ConvTransposeNd):
@@ -73,7 +73,7 @@ class SizedLayer:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """The same for layers that take the same time."""
+        """Return a key that is equal for layers of equal time."""
         layer = self.layer
         if isinstance(layer, nn.Linear):
             how: tuple[Any, ...] = ("linear",)
@@ -85,14 +85,14 @@ class SizedLayer:
 
 
 def sides(layer: TimedLayer) -> tuple[int, int]:
-    """Input and output features of a layer."""
+    """Return the input and output features of a layer."""
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
     return layer.in_channels, layer.out_channels
 
 
 def fits(layer: TimedLayer, inside: int, outside: int) -> bool:
-    """Whether a layer can have these sizes: its convolution groups must divide both."""
+    """Return whether a layer can have these sizes: its convolution groups must divide both."""
     if isinstance(layer, nn.Linear) or layer.groups == 1:
         return True
     groups = inside if is_depthwise(layer) else layer.groups
@@ -100,7 +100,7 @@ def fits(layer: TimedLayer, inside: int, outside: int) -> bool:
 
 
 def as_module(sized: SizedLayer, device: str, seed: int) -> nn.Module:
-    """A fresh module of that size, in eval mode."""
+    """Create a module of that size, in eval mode."""
     layer, bias = sized.layer, sized.layer.bias is not None
     with torch.device("meta"):
         if isinstance(layer, nn.Linear):
@@ -126,7 +126,7 @@ def as_module(sized: SizedLayer, device: str, seed: int) -> nn.Module:
 
 
 def write_program(sized: SizedLayer, path: Path, seed: int) -> Path:
-    """An ONNX file of the layer alone: Conv, ConvTranspose, Gemm, or MatMul and Add on more than two dimensions."""
+    """Write an ONNX file of the layer alone: Conv, ConvTranspose, Gemm, or MatMul and Add above two dimensions."""
     from onnx import TensorProto, helper, numpy_helper
 
     random = np.random.default_rng(seed)
@@ -147,7 +147,7 @@ def write_program(sized: SizedLayer, path: Path, seed: int) -> Path:
 
 
 def write_empty_program(path: Path) -> Path:
-    """An ONNX file that does next to nothing: what a call of an engine costs by itself."""
+    """Write an ONNX file with a trivial operator: the overhead of a call."""
     from onnx import TensorProto, helper
 
     value = helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, (1, 1))
@@ -165,12 +165,12 @@ def save(graph: onnx.GraphProto, path: Path) -> Path:
 
 
 def signature_of(shape: Sequence[int], dtype: str = "float32") -> Signature:
-    """How a layer alone is called."""
+    """Return the signature of a single layer."""
     return Signature((InputTensor(INPUT, dtype, tuple(shape), False),), "tensor")
 
 
 def _nodes(sized: SizedLayer, weight: NDArray[np.float32]) -> tuple[list[onnx.NodeProto], NDArray[np.float32]]:
-    """The nodes, and the weight as they take it."""
+    """Return the nodes, and the weight in their layout."""
     from onnx import helper
 
     layer = sized.layer

@@ -9,11 +9,11 @@ from omgoptim.techniques.prune._channels.groups import Group, Place
 from omgoptim.techniques.prune._latency.latency_table import Side
 
 LEAST_KEPT = 0.1
-"""Fraction of a group's width below which nothing is measured."""
+"""Minimum measured width as a fraction of a group's width."""
 
 
 def widths_of(group: Group, count: int, round_to: int | None = None, least: float = LEAST_KEPT) -> tuple[int, ...]:
-    """At most `count` widths to choose from for a group, evenly spread, ascending; the full one is always the last.
+    """Return at most `count` candidate widths of a group, evenly spread, ascending, the last one full.
 
     Multiples of its unit and of `round_to` (as `Group.step` takes it), from the fraction `least` of its width on. Where
     that leaves nothing below the full width, multiples of the unit alone.
@@ -27,7 +27,7 @@ def widths_of(group: Group, count: int, round_to: int | None = None, least: floa
 
 
 def side_of(size: int, places: Sequence[tuple[Group, Place]]) -> Side:
-    """How a side of `size` features follows the groups that have places on it."""
+    """Return how a side of `size` features depends on the groups with places on it."""
     features: dict[str, int] = {}
     for group, place in places:
         features[group.name] = features.get(group.name, 0) + len(place.positions) // group.width
@@ -38,7 +38,7 @@ def side_of(size: int, places: Sequence[tuple[Group, Place]]) -> Side:
 def sizes_of(
     side: Side, candidates: Mapping[str, tuple[int, ...]], full: Mapping[str, int], count: int
 ) -> tuple[int, ...]:
-    """Sizes of a side when its groups shrink together, the full one last."""
+    """Return the sizes of a side when its groups shrink together, the full one last."""
     some = {name: spread(candidates[name], count) for name, _ in side.parts}
     steps = max((len(widths) for widths in some.values()), default=1)
     sizes = {
@@ -49,7 +49,7 @@ def sizes_of(
 
 
 def spread(values: Sequence[int], count: int) -> tuple[int, ...]:
-    """`count` of ascending values, evenly, the first and the last among them."""
+    """Return `count` of ascending values, evenly spread, with the first and the last."""
     if len(values) <= count:
         return tuple(values)
     return tuple(values[round(step * (len(values) - 1) / (count - 1))] for step in range(count))

@@ -23,14 +23,14 @@ from omgoptim.techniques.prune._unstructured.weight_matrix import is_linear_tran
 from omgoptim.techniques.registry import ModuleRun
 
 Squares = Callable[[tuple[Any, ...], dict[str, Any]], "Tensor | None"]
-"""From a layer's arguments to the sums of squares of its inputs, that broadcast to its weight's rows."""
+"""Function from a layer's arguments to sums of squares of its inputs, which broadcast to its weight's rows."""
 
 
 def input_norms(module: nn.Module, weights: Iterable[Weight], run: ModuleRun) -> dict[str, Tensor]:
-    """Norms by the weights' paths, of shape (I,) or (O, I) in the order of `to_rows`.
+    """Return the input norms by the weights' paths, of shape (I,) or (O, I) in the order of `to_rows`.
 
-    The root of the sum over all samples and positions of the squared input. A weight whose inputs were not seen is left
-    out: recurrent layers, whose states stay inside; a layer whose weight is used without calling it.
+    The root of the sum over all samples and positions of the squared input. Weights without visible inputs are left
+    out: those of recurrent layers, whose states are internal, and of layers whose weight is used without calling them.
     """
     sums: dict[str, Tensor] = {}
 
@@ -59,7 +59,7 @@ def input_norms(module: nn.Module, weights: Iterable[Weight], run: ModuleRun) ->
 
 
 def _squares_of(layer: nn.Module, path: str) -> Squares | None:
-    """How the squares of a layer's inputs are summed; None where they cannot be seen."""
+    """Return how the squares of a layer's inputs are summed; None where they are not visible."""
     if isinstance(layer, nn.MultiheadAttention):
         return _of_projections(path.rpartition(".")[2])
     if isinstance(layer, _ConvTransposeNd):
@@ -80,7 +80,7 @@ def _per_feature(x: Tensor) -> Tensor:
 
 
 def _of_projections(name: str) -> Squares:
-    """nn.MultiheadAttention: the rows of the packed weight read the query, the key and the value."""
+    """Sum for nn.MultiheadAttention: the rows of the packed weight read the query, the key and the value."""
 
     def squares(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         given = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
@@ -94,7 +94,7 @@ def _of_projections(name: str) -> Squares:
 
 
 def _per_position(layer: _ConvNd, x: Tensor) -> Tensor:
-    """Sums of squares (O, *k * I/g): for each output channel the inputs that its group reads."""
+    """Return sums of squares (O, *k * I/g): for each output channel the inputs that its group reads."""
     spatial = len(layer.kernel_size)
     x = x.detach().float()
     x = x.unsqueeze(0) if x.ndim == spatial + 1 else x
@@ -113,7 +113,7 @@ def _per_position(layer: _ConvNd, x: Tensor) -> Tensor:
 
 
 def _per_channel_in(layer: _ConvNd, x: Tensor) -> Tensor:
-    """Sums of squares (O, *k * I/g): every position of the kernel reads every place of its input channels.
+    """Return sums of squares (O, *k * I/g): every position of the kernel reads every place of its input channels.
 
     Places whose product padding cuts off are counted too.
     """
@@ -124,6 +124,6 @@ def _per_channel_in(layer: _ConvNd, x: Tensor) -> Tensor:
 
 
 def _for_each_output(sums_KI: Tensor, layer: _ConvNd) -> Tensor:
-    """From (K, I) to (O, K * I/g): each output's own group of channels, at each position of the kernel."""
+    """Expand (K, I) to (O, K * I/g): each output's own group of channels, at each position of the kernel."""
     grouped = sums_KI.reshape(len(sums_KI), layer.groups, -1).transpose(0, 1).flatten(1)  # (g, K * I/g)
     return grouped.repeat_interleave(layer.out_channels // layer.groups, dim=0)

@@ -15,7 +15,7 @@ from omgoptim.techniques.prune._unstructured.sparsity_allocation import allot
 
 
 def smallest(scores: Tensor, count: int) -> Tensor:
-    """A mask (N,) of the `count` smallest of scores (N,), without NaN."""
+    """Return a mask (N,) of the `count` smallest of scores (N,), without NaN."""
     if count <= 0:
         return torch.zeros_like(scores, dtype=torch.bool)
     limit = scores.kthvalue(count).values
@@ -26,9 +26,9 @@ def smallest(scores: Tensor, count: int) -> Tensor:
 
 
 def ranked(scores: Tensor, weights: Tensor) -> Tensor:
-    """Scores (N,) of one layer as they are ranked: its zeros first, its best weight after those of any layer.
+    """Return the scores (N,) of one layer for ranking: its zeros first, its best weight after those of any layer.
 
-    A layer without any weight lets nothing pass; so the best of each is the last to go.
+    A layer without any weight passes nothing on; so the best of each is removed last.
     """
     gone = weights == 0
     order = scores.masked_fill(gone, -torch.inf)
@@ -38,11 +38,12 @@ def ranked(scores: Tensor, weights: Tensor) -> Tensor:
 
 
 def together(scores: Sequence[Tensor], weights: Sequence[Tensor], total: int) -> list[Tensor]:
-    """Masks of several layers, ranked as one: `total` zeros in all, but never the last weight of a layer.
+    """Return masks of several layers, ranked together: `total` zeros, but never the last weight of a layer.
 
     Args:
         scores: one tensor per layer, of any shape.
         weights: of the same shapes.
+        total: zeros over all layers.
     """
     order = torch.cat(
         [ranked(s.flatten(), w.flatten()).to("cpu", torch.float32) for s, w in zip(scores, weights, strict=True)]
@@ -53,12 +54,12 @@ def together(scores: Sequence[Tensor], weights: Sequence[Tensor], total: int) ->
 
 
 def alone(scores: Tensor, weights: Tensor, count: int) -> Tensor:
-    """The mask of one layer, of any shape: `count` zeros."""
+    """Return the mask of one layer, of any shape: `count` zeros."""
     return smallest(ranked(scores.flatten(), weights.flatten()), count).view(weights.shape)
 
 
 def by_row(scores_OI: Tensor, weights_OI: Tensor, count: int) -> Tensor:
-    """The mask (O, I) of one layer with equally many zeros in each row, as near as whole numbers allow.
+    """Return the mask (O, I) of one layer with equally many zeros in each row, up to rounding.
 
     The first rows get one more where `count` does not divide; a row keeps its best weight.
     """
@@ -74,7 +75,7 @@ def by_row(scores_OI: Tensor, weights_OI: Tensor, count: int) -> Tensor:
 
 
 def keep_of_every(scores_OI: Tensor, weights_OI: Tensor, n: int, m: int) -> Tensor:
-    """The mask (O, I) that leaves the n best of every m neighbours of a row; m divides I."""
+    """Return the mask (O, I) that leaves the n best of every m neighbours of a row; m divides I."""
     grouped = scores_OI.masked_fill(weights_OI == 0, -torch.inf).reshape(-1, m)
     order = grouped.argsort(dim=1, stable=True)
     mask = torch.zeros_like(order, dtype=torch.bool)

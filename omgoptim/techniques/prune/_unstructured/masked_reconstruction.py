@@ -1,4 +1,4 @@
-"""Ridge regression of the weights that are not zero, towards the layers' outputs in the dense model.
+"""Ridge regression of the nonzero weights, to the layers' outputs in the dense model.
 
 Each output's kept weights D get min |U D' - R|^2 + l |D|^2, U being the inputs in the sparse model and R the difference
 of the outputs; D is zero where the weight is. Source: the reconstruction of layer-wise pruning (OBC arXiv:2208.11580,
@@ -22,21 +22,23 @@ from omgoptim.techniques.registry import ModuleRun, Outcome
 
 RIDGE = 1e-2
 MOST_FEATURES = 8192
-"""Most inputs of a layer that is fitted: its second moments take half a gigabyte."""
+"""Maximum inputs of a fitted layer: its second moments take half a gigabyte."""
 
 FEWEST_ROWS, ROWS_PER_FEATURE = 20_000, 30
-"""Rows that a layer is fitted on; where there are more, some are drawn."""
+"""Maximum rows that a layer is fitted on, a random subset of more."""
 
 
 def reconstructed(
     outcome: Outcome, module: nn.Module, before: nn.Module, params: Unstructured | SemiStructured, run: ModuleRun
 ) -> Outcome:
-    """Fit the weights that are not zero where there is real data, and return the outcome with a note on it.
+    """Fit the nonzero weights where there is real data, and return the outcome with a note on it.
 
     Args:
+        outcome: of the masking.
         module: after masking; changed.
         before: a copy from before it; not changed.
         params: of the technique; `reconstruct` False leaves the weights as they are.
+        run: how the module is called, and its batches.
     """
     if not run.real or not params.reconstruct:
         return outcome
@@ -49,12 +51,13 @@ def reconstructed(
 
 
 def reconstruct_kept_weights(module: nn.Module, before: nn.Module, paths: Sequence[str], run: ModuleRun) -> list[str]:
-    """Fit the weights that are not zero, of linear layers and of convolutions of one and two dimensions.
+    """Fit the nonzero weights of linear layers and of convolutions of one and two dimensions.
 
     Args:
         module: after masking; its kept weights and biases are changed, and no zero.
         before: the same module before; not changed.
         paths: of the masked layers.
+        run: how the module is called, and the batches to fit on.
 
     Returns:
         Paths of the fitted layers, in the order in which they run. Left out are those that run more than once or not at

@@ -1,8 +1,8 @@
 """Masking: zero the weights of lowest saliency and report the changes.
 
-The fraction asked for is one of all selected weights together, exactly: `round(sparsity * weights)` of them are zero at
-the end, whatever each layer gives. What was zero before counts and stays. Nothing but the values changes: no masks, no
-buffers, no renamed parameters; a zero is +0.0.
+The sparsity is that of all selected weights together, exactly: `round(sparsity * weights)` of them are zero at the end,
+however they are distributed over layers. Existing zeros count and stay. Only values change: no masks, no buffers, no
+renamed parameters; a zero is +0.0.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from omgoptim.techniques.prune._unstructured.weight_matrix import from_rows, to_
 from omgoptim.techniques.registry import Outcome
 
 Scope = Literal["global", "per_layer", "per_row", "erdos_renyi"]
-"""How many weights each layer gives: as one ranking of all says; a fraction of each, or of its rows; by its shape."""
+"""Scope of the ranking: all layers together, each layer, each row of a layer, or shares by the layers' shapes."""
 
-SPARED_REASON = "left dense: it holds {share:.2f} % of the selected weights, and the others make up for it"
-UNTOUCHED_REASON = "every weight of it scores above those that went"
+SPARED_REASON = "left dense: it holds {share:.2f} % of the selected weights, and other layers are pruned more"
+UNTOUCHED_REASON = "all of its weights score above the pruned ones"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,9 @@ class Aim:
     """Fraction of the selected weights that are zero at the end."""
     scope: Scope
     what: str
-    """For the report: by which score."""
+    """Name of the score, for the report."""
     spare_small: bool
-    """Whether layers that hold next to nothing stay dense."""
+    """Whether tiny layers stay dense."""
 
 
 def zero_lowest(selection: Selection, scores: Mapping[str, Tensor], aim: Aim) -> Outcome:
@@ -48,6 +48,7 @@ def zero_lowest(selection: Selection, scores: Mapping[str, Tensor], aim: Aim) ->
     Args:
         selection: the weights, and what was skipped before.
         scores: by the weights' paths, each of its weight's shape; larger matters more.
+        aim: target sparsity, and its allocation over layers.
 
     Raises:
         TechniqueError: no weight became zero.
@@ -66,7 +67,7 @@ def zero_lowest(selection: Selection, scores: Mapping[str, Tensor], aim: Aim) ->
 
 
 def zero_where(weight: Weight, mask: Tensor) -> None:
-    """Zero a weight where the mask (of its shape) says so; what was zero, -0.0 too, is +0.0 afterwards."""
+    """Zero a weight where the mask (of its shape) is True; existing zeros, -0.0 too, become +0.0."""
     with torch.no_grad():
         weight.parameter.masked_fill_(mask | (weight.parameter == 0), 0.0)
 
@@ -75,7 +76,9 @@ def outcome_of(selection: Selection, before: list[int], what: str, dense: set[st
     """Return the outcome of masking.
 
     Args:
-        before: how many of each were zero.
+        selection: the weights, as they are now.
+        before: zeros of each weight before masking.
+        what: the score, for the report.
         dense: paths of weights that were left dense on purpose.
     """
     changed, skipped = [], list(selection.skipped)
@@ -86,13 +89,13 @@ def outcome_of(selection: Selection, before: list[int], what: str, dense: set[st
             reason = SPARED_REASON.format(share=share) if weight.path in dense else UNTOUCHED_REASON
             skipped.append(Skip(path=weight.path, reason=reason))
             continue
-        told = [what, *(f"shared with {path}" for path, _ in weight.shared)]
+        what_changed = [what, *(f"shared with {path}" for path, _ in weight.shared)]
         if weight.count - zeros == 1 and weight.count > 1:
-            told.append("one weight kept, without which nothing would pass")
+            what_changed.append("one weight kept, so that the layer still passes its input on")
         changed.append(
             Change(
                 path=weight.path,
-                what=", ".join(told),
+                what=", ".join(what_changed),
                 before=f"{100 * zeros_before / weight.count:.1f} % zero" if zeros_before else "dense",
                 after=f"{100 * zeros / weight.count:.1f} % zero ({zeros:,} of {weight.count:,})",
             )
@@ -103,7 +106,7 @@ def outcome_of(selection: Selection, before: list[int], what: str, dense: set[st
 
 
 def nothing_zeroed(selection: Selection, sparsity: float) -> TechniqueError:
-    """The error where a technique would change nothing."""
+    """Return the error for a technique that would change nothing."""
     zeros, count = selection.zeros, selection.count
     if zeros:
         return TechniqueError(
@@ -145,7 +148,7 @@ def _by_row(weight: Weight, scores: Tensor, count: int) -> Tensor:
 
 
 def _most(weight: Weight, scope: Scope) -> int:
-    """Most zeros that leave one weight to each layer, or to each of its rows."""
+    """Return the most zeros that leave one weight to each layer, or to each of its rows."""
     return weight.count - (len(to_rows(weight.parameter.detach(), weight.layer)) if scope == "per_row" else 1)
 
 

@@ -25,13 +25,13 @@ EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 NO_WEIGHTS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, ParametrizationList)
 PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
-EMBEDDING_REASON = "an embedding is pruned only where targets name it: a row is one token's whole meaning"
+EMBEDDING_REASON = "an embedding is pruned only where targets name it: each row is the vector of one token"
 FROZEN_REASON = "frozen: requires_grad is False"
 
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A weight, once, however many layers share it."""
+    """A weight, listed once however many layers share it."""
 
     path: str
     """The layer's path, or the parameter's where the layer has several weights or is the model itself."""
@@ -66,12 +66,12 @@ class Selection:
 
     @property
     def zeros(self) -> int:
-        """How many are zero now."""
+        """Return how many weights are zero now."""
         return sum(int((weight.parameter.detach() == 0).sum()) for weight in self.weights)
 
 
 def select(module: nn.Module, targets: Sequence[str], ignore: Sequence[str]) -> Selection:
-    """The weights that `targets` names (all, if empty) less those that `ignore` names.
+    """Select the weights that `targets` names (all, if empty) less those that `ignore` names.
 
     A glob names a layer by its path, or by the path of a module around it: `encoder` is all of the encoder. A weight
     that several layers share is meant where any of them is.
@@ -101,7 +101,7 @@ def select(module: nn.Module, targets: Sequence[str], ignore: Sequence[str]) -> 
 
 
 def _reason(weight: Weight, targets: Sequence[str]) -> str | None:
-    """Why a weight that is meant is left alone, or None."""
+    """Return why a selected weight is skipped, or None."""
     parameter = weight.parameter
     embeddings = [
         path for path, layer in zip(weight.paths, weight.layers, strict=True) if isinstance(layer, EMBEDDINGS)
@@ -120,7 +120,7 @@ def _reason(weight: Weight, targets: Sequence[str]) -> str | None:
 
 
 def _find(module: nn.Module) -> tuple[list[Weight], list[Skip]]:
-    """Every weight, and every layer or parameter that looks like one and cannot be pruned."""
+    """Yield every weight, and every layer or parameter that looks like one and cannot be pruned."""
     owners: dict[tuple[int, int], list[tuple[str, nn.Module, nn.Parameter]]] = {}
     skipped: list[Skip] = []
     strange: list[tuple[str, nn.Module, nn.Parameter]] = []
@@ -139,7 +139,8 @@ def _find(module: nn.Module) -> tuple[list[Weight], list[Skip]]:
             strange += [(_join(path, name), layer, parameter) for name, parameter in own if parameter.ndim > 1]
     for label, layer, parameter in strange:
         if _place(parameter) not in owners:
-            skipped.append(Skip(path=label, reason=f"a parameter of {type(layer).__name__}, which is no known layer"))
+            reason = f"a parameter of {type(layer).__name__}, which is not a known layer"
+            skipped.append(Skip(path=label, reason=reason))
     weights = [
         Weight(label, parameter, layer, tuple((path, other) for path, other, _ in others))
         for (label, layer, parameter), *others in owners.values()
@@ -148,7 +149,7 @@ def _find(module: nn.Module) -> tuple[list[Weight], list[Skip]]:
 
 
 def _place(parameter: nn.Parameter) -> tuple[int, int]:
-    """What is the same for a weight under two names, even where the parameter objects differ."""
+    """Return a key that is the same for a weight under two names, even where the parameter objects differ."""
     return parameter.data_ptr(), parameter.numel()
 
 
@@ -157,7 +158,7 @@ def _join(path: str, name: str) -> str:
 
 
 def _weight_names(layer: nn.Module) -> list[str]:
-    """The attributes of a known layer that are weights."""
+    """Return the attributes of a known layer that are weights."""
     if isinstance(layer, (nn.Linear, _ConvNd, *EMBEDDINGS)) or is_linear_transposed(layer):
         return ["weight"]
     if isinstance(layer, nn.RNNBase):
@@ -170,5 +171,5 @@ def _weight_names(layer: nn.Module) -> list[str]:
 
 
 def _by_name(glob: str, path: str) -> bool:
-    """Whether a glob means this very layer, and does not merely mean everything."""
+    """Return whether a glob names this layer specifically, not only by matching everything."""
     return fnmatch.fnmatchcase(path, glob) and glob.strip("*?.") != ""

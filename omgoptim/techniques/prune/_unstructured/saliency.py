@@ -7,8 +7,9 @@ from torch import Tensor
 
 
 def lamp(weight: Tensor) -> Tensor:
-    """LAMP scores (arXiv:2010.07611, equation 3), any shape: comparable between layers, so that ranking all together
-    shares sparsity among them.
+    """Return the LAMP scores of a weight (arXiv:2010.07611, equation 3), of its shape.
+
+    They are comparable between layers, so that ranking all layers together allocates the sparsity among them:
 
         score(u) = w_u^2 / sum of w_v^2 over all v whose magnitude is not below that of u
 

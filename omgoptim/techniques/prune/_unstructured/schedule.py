@@ -1,7 +1,7 @@
-"""Sparsity schedule over rounds. Amounts are fractions of the original, so the last is the goal.
+"""Sparsity schedule over rounds.
 
-A round takes away what is missing to its level: levels 0.5, 0.75, 0.9 end at 0.9, where pruning 0.9 of what two rounds
-had left would end at 0.9875.
+Amounts are fractions of the original, so the last one is the target, and each round prunes up to its level: levels 0.5,
+0.75, 0.9 end at 0.9, while pruning 0.9 of what two rounds left would end at 0.9875.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ POWERS = {"linear": 1, "cubic": 3}
 
 
 def levels(shape: str, goal: float, rounds: int, start: float = 0.0) -> list[float]:
-    """The amount that each round reaches, rising; the last is exactly `goal`.
+    """Return the amount that each round reaches, rising; the last is exactly `goal`.
 
     Args:
         shape: one_shot: one round, however many are asked for, because a second would have nothing left to do. linear,
@@ -36,6 +36,6 @@ def levels(shape: str, goal: float, rounds: int, start: float = 0.0) -> list[flo
     if shape == "one_shot":
         return [goal]
     if shape not in POWERS:
-        raise RequestError(f"'{shape}' is no schedule", did_you_mean(shape, ["one_shot", *POWERS]))
+        raise RequestError(f"'{shape}' is not a schedule", did_you_mean(shape, ["one_shot", *POWERS]))
     span, power = goal - start, POWERS[shape]
     return [*(goal - span * (1 - t / rounds) ** power for t in range(1, rounds)), goal]

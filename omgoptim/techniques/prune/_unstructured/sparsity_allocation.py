@@ -9,18 +9,18 @@ import math
 from collections.abc import Sequence
 
 SMALL = 0.02
-"""A layer with less than this fraction of the largest layer's weights is small."""
+"""Maximum weights of a small layer, as a fraction of the largest layer's."""
 SPARED = 0.01
-"""Largest fraction of all weights that small layers, which are left dense, hold together."""
+"""Maximum share of all weights that the small layers, which are left dense, hold together."""
 SPARED_OF_KEPT = 0.1
-"""And largest fraction of the weights that stay: the others have to give so many more."""
+"""Maximum share of the kept weights that they hold: the other layers lose as many more."""
 
 
 def erdos_renyi(shapes: Sequence[tuple[int, ...]], sparsity: float) -> list[float]:
-    """Fraction of zeros per layer, so that layers with few weights per unit keep more of them.
+    """Return the sparsity of each layer by the Erdos-Renyi-kernel rule.
 
-    Density is in proportion to (n_out + n_in + k_1 + ...) / (n_out n_in k_1 ...), the Erdos-Renyi-kernel rule of RigL
-    (arXiv:1911.11134); a layer that would keep more than all of its weights keeps all, and the others share the rest.
+    Density is in proportion to (n_out + n_in + k_1 + ...) / (n_out n_in k_1 ...), as in RigL (arXiv:1911.11134); a
+    layer that would keep more than all of its weights keeps all, and the others share the rest.
 
     Args:
         shapes: of the weights: (out, in), or (out, in / groups, kernel...).
@@ -42,7 +42,7 @@ def erdos_renyi(shapes: Sequence[tuple[int, ...]], sparsity: float) -> list[floa
 
 
 def allot(wanted: Sequence[float], total: int, least: Sequence[int], most: Sequence[int]) -> list[int]:
-    """Whole numbers near `wanted` that add up to `total`, by largest remainder; of equals the first comes first.
+    """Return whole numbers near `wanted` that add up to `total`, by largest remainder; of equals the first comes first.
 
     Args:
         wanted: how many from each, a real number; where the bounds forbid it, the others share the difference in
@@ -68,10 +68,10 @@ def allot(wanted: Sequence[float], total: int, least: Sequence[int], most: Seque
 
 
 def spared(counts: Sequence[int], sparsity: float) -> set[int]:
-    """Positions of layers that are so small that they had better stay dense.
+    """Return the positions of layers that are so small that they stay dense.
 
     A first layer of one channel and a classifier of ten classes hold almost none of a network's weights, and every
-    output goes through each of those. The smallest are spared first, as long as they are small.
+    output passes through each of those. The smallest are spared first.
     """
     limit = min(SPARED, SPARED_OF_KEPT * (1 - sparsity)) * sum(counts)
     chosen: set[int] = set()

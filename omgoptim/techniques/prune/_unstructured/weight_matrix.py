@@ -1,4 +1,4 @@
-"""A layer's weight as a matrix with one row per output: what "per row" and "along the inputs" mean for every layer.
+"""A layer's weight as a matrix with one row per output: the meaning of "per row" and "along the inputs".
 
 A row holds what one output (a unit, a channel, a gate of a recurrent unit) reads. Its columns run over the kernel's
 positions, and at each over the input channels, so that neighbours in a row are neighbouring input channels at the same
@@ -19,12 +19,12 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 
 def is_linear_transposed(layer: nn.Module) -> bool:
-    """Whether it is Hugging Face's Conv1D: a Linear that stores its weight as (inputs, outputs)."""
+    """Return whether a layer is Hugging Face's Conv1D: a Linear that stores its weight as (inputs, outputs)."""
     return type(layer).__name__ == "Conv1D" and type(layer).__module__.startswith("transformers.")
 
 
 def to_rows(tensor: Tensor, layer: nn.Module) -> Tensor:
-    """A tensor of the shape of the layer's weight as (outputs, inputs that each reads)."""
+    """Return a tensor of the weight's shape as (outputs, inputs that each reads)."""
     if is_linear_transposed(layer):
         return tensor.T
     if isinstance(layer, _ConvTransposeNd):
@@ -37,7 +37,7 @@ def to_rows(tensor: Tensor, layer: nn.Module) -> Tensor:
 
 
 def from_rows(rows: Tensor, layer: nn.Module, shape: tuple[int, ...]) -> Tensor:
-    """The inverse of `to_rows`: (outputs, inputs) back into the shape of the layer's weight."""
+    """Return (outputs, inputs) in the shape of the layer's weight: the inverse of `to_rows`."""
     if is_linear_transposed(layer):
         return rows.T
     if isinstance(layer, _ConvTransposeNd):
@@ -50,7 +50,7 @@ def from_rows(rows: Tensor, layer: nn.Module, shape: tuple[int, ...]) -> Tensor:
 
 
 def channels_in(layer: nn.Module, shape: tuple[int, ...]) -> int:
-    """Input channels that one output reads: the length of the runs along a row that n:m groups lie in."""
+    """Return the input channels that one output reads: the length of the runs in a row that n:m groups lie in."""
     if isinstance(layer, _ConvTransposeNd):
         return shape[0] // layer.groups
     return shape[0] if is_linear_transposed(layer) else shape[1]

@@ -1,7 +1,8 @@
 """Diagnostics of activations and weights: known causes of int8 quantization error.
 
-Each signature says what was measured, what helps, and what a candidate must change so that its cost can be measured:
-parameters of the technique, or layers kept in float.
+Each states what was measured, what helps, and what a candidate must change so that its cost can be measured: parameters
+of the technique, or layers kept in float.
+
 Sources: channels of uneven range and folding, arXiv:1906.04721; outliers of activations, arXiv:2306.12929 and
 arXiv:2211.10438; swish and squeeze-excite, arXiv:2004.09602 (section 5).
 """
@@ -27,19 +28,24 @@ from omgoptim.techniques.quantize._diagnostics.simulation import Simulation
 Array = NDArray[Any]
 
 OUTLIERS = 4.0
-"""An activation's range over its 99.9th percentile: two bits are spent on one value in a thousand."""
+"""Ratio of an activation's range to its 99.9th percentile that counts as outliers: 4 means that two of the eight bits
+serve one value in a thousand.
+"""
 
 SPREAD = 8.0
-"""Widest over typical channel: three bits are lost to the typical one."""
+"""Ratio of the widest to the typical channel that counts as uneven: 8 leaves the typical channel five of the eight
+bits.
+"""
 
 UNLIKE = 1.5
-"""Range of what comes over the calibrated one, or under it."""
+"""Ratio between the range of evaluation inputs and the calibrated one, either way, that counts as different data."""
 
 
 def diagnose(simulation: Simulation, params: Any, evaluation: Sequence[Mapping[str, Array]] = ()) -> list[Diagnostic]:
     """Return the diagnostics of the simulated program, the likeliest cause first.
 
     Args:
+        simulation: of the program, with its ranges.
         params: of the technique: what they mend already is left out.
         evaluation: inputs as they will come, whose ranges are compared with the calibrated ones. Nothing is chosen by
             them.
@@ -81,7 +87,7 @@ def _outliers(simulation: Simulation, params: Any) -> Iterator[Diagnostic]:
 
 
 def _spread_weights(simulation: Simulation, params: Any) -> Iterator[Diagnostic]:
-    """One scale for a whole weight whose output channels differ."""
+    """Find per-tensor weights whose output channels have uneven ranges."""
     if getattr(params, "granularity", "per_channel") == "per_channel":
         return
     ratios = {}
@@ -141,8 +147,10 @@ def _typical_channel(channels: Array, powers: Array | None) -> float:
 
 
 def _column_powers(weight: Array, item: Quantizable, given: LayerStatistics) -> Array | None:
-    """(C,): for every input channel the sum of squares of the weights that read it. A depthwise layer has none: its
-    channels are not added up, so that none counts for more than another."""
+    """Return for every input channel the sum of squares of the weights that read it, shape (C,).
+
+    None for a depthwise layer: its channels are not added up, so that none counts for more than another.
+    """
     size = given.channels.size
     squares = np.square(weight, dtype=np.float64)
     if item.is_depthwise:
@@ -192,13 +200,13 @@ def _given(simulation: Simulation) -> Iterator[tuple[Quantizable, LayerStatistic
 
 
 def _spread(channels: Array) -> float:
-    """Widest channel over the median of those that are not dead."""
+    """Return the widest channel over the median of the channels that are not dead."""
     alive = channels[channels > 0]
     return float(alive.max() / np.median(alive)) if alive.size > 1 else 1.0
 
 
 def _worst(simulation: Simulation, ratios: Mapping[str, float]) -> tuple[list[str], list[str]]:
-    """Nodes and paths of the worst layers, the worst first."""
+    """Return nodes and paths of the worst layers, the worst first."""
     nodes = sorted(ratios, key=lambda node: -ratios[node])[:MAX_PATHS]
     paths = {item.layer.node: item.layer.path for item in simulation.layers}
     return nodes, [paths[node] for node in nodes]

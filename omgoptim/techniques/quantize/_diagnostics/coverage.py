@@ -20,7 +20,7 @@ EMBEDDING = "int8 weight, computed in float"
 NOT_TAKEN = "the quantizer left it in float"
 
 REPLACED_SUFFIXES = ("_quant", "_MatMul_quant", "_MatMul", "_quantized_rows")
-"""What a rewrite appends to the name of the node it replaces."""
+"""Suffixes that rewrites append to the name of the node they replace."""
 
 
 def outcome(

@@ -16,10 +16,10 @@ from omgoptim.models.onnx_graph import constant_roots
 from omgoptim.techniques.quantize._diagnostics.layer_statistics import Quantizable
 
 HUGE = 1e4
-"""A constant above this is no number to compute with, but a mask's fill."""
+"""Magnitude above which a constant is taken for the fill value of a mask."""
 
 MAX_PATHS = 8
-"""Places that a signature names."""
+"""Maximum number of layers that a diagnostic lists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Diagnostic:
 
     name: str
     paths: list[str]
-    """Where, the worst first."""
+    """Affected layers, the worst first."""
     evidence: str
     fix: str
     nodes: list[str] = field(default_factory=list)
@@ -38,7 +38,7 @@ class Diagnostic:
 
 
 def mask_fills(model: ModelProto) -> Iterator[Diagnostic]:
-    """Constants that are added, multiplied or filled in and dwarf everything else."""
+    """Find constants that dwarf all other values, such as the fill value of an attention mask."""
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     roots = constant_roots(model.graph)
     values: dict[str, float] = {}
@@ -63,7 +63,7 @@ def mask_fills(model: ModelProto) -> Iterator[Diagnostic]:
 
 
 def gates(model: ModelProto, layers: Sequence[Quantizable]) -> Iterator[Diagnostic]:
-    """Hard-swish and squeeze-excite: products of a value with its own gate."""
+    """Find hard-swish and squeeze-excite: products of a value and its own gate."""
     graph = model.graph
     producers = {name: node for node in graph.node for name in node.output}
     by_node = {item.layer.node: item for item in layers}

@@ -23,29 +23,29 @@ from omgoptim.techniques.quantize._ptq.calibration import ActivationReader
 Array = NDArray[Any]
 
 AT_ONCE = 8
-"""Samples that run together: what every layer is given is in memory at the same time."""
+"""Samples per run: the inputs of all layers are in memory at the same time."""
 
 KEPT_VALUES = 20_000
-"""Values of each layer's input per run from which its 99.9th percentile is read."""
+"""Values of a layer's input that are kept per run for the estimate of its 99.9th percentile."""
 
 OUTPUT_CHANNEL = {"Conv": 0, "ConvTranspose": 1, "MatMul": -1, "Gather": 0}
-"""The axis of a weight that has a scale per entry; of a Gemm it depends on `transB`."""
+"""Axis of the weight's output channels by operator; that of a Gemm depends on `transB`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quantizable:
-    """A layer that static quantization takes: its node, its weight, and what it is given."""
+    """A layer that static quantization can quantize: its node, weight, input and output."""
 
     layer: OnnxLayer
     weight_position: int
     axis: int
-    """Of the weight's output channels, from 0."""
+    """Axis of the weight's output channels."""
     activation: str | None
-    """Name of the tensor it is given; None for an embedding, which is given indices."""
+    """Name of its input tensor; None for an embedding, whose input is indices."""
     output: str
-    """Name of the tensor it gives, behind a ReLU or clip that nothing else stands before."""
+    """Name of its output tensor, after a fused ReLU or Clip."""
     channel_axis: int
-    """Of both tensors' channels."""
+    """Axis of the channels of both tensors."""
 
     @property
     def is_depthwise(self) -> bool:
@@ -158,7 +158,7 @@ def collect_statistics(
 
 
 def input_ranges(batches: Sequence[Mapping[str, Array]]) -> dict[str, tuple[float, float]]:
-    """Lowest and highest finite value of every floating input."""
+    """Return the lowest and highest finite value of every floating input."""
     ranges: dict[str, tuple[float, float]] = {}
     for batch in batches:
         for name, array in batch.items():
@@ -188,7 +188,7 @@ def _one(array: Array, channel_axis: int) -> LayerStatistics:
 
 
 def _merged(parts: Sequence[LayerStatistics]) -> LayerStatistics:
-    """Over all runs; the percentile is the median of theirs."""
+    """Combine the statistics of all runs; the percentile is the median of theirs."""
     same = all(part.channels.shape == parts[0].channels.shape for part in parts)
     return LayerStatistics(
         low=min(part.low for part in parts),

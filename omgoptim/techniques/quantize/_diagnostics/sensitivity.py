@@ -22,7 +22,7 @@ from omgoptim.techniques.quantize._onnx.qdq import quantization_parameters
 from omgoptim.techniques.quantize._ptq.sqnr import to_decibels
 
 MAX_LAYERS = 60
-"""Layers that are run one by one; of a larger model those whose own rounding is worst."""
+"""Maximum number of layers that are measured one by one; in a larger model those with the largest rounding error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +33,14 @@ class LayerSensitivity:
     alone_db: float
     """SQNR of the output with only this layer quantized."""
     measured: bool
-    """Or estimated from the layer's own rounding: for layers past `MAX_LAYERS` or past the time."""
+    """Whether it was estimated from the layer's rounding error, as for layers past `MAX_LAYERS` or the time limit.
+    """
     restored_db: float | None = None
     """SQNR of the output with all but this layer quantized."""
 
     @property
     def power(self) -> float:
-        """Noise over signal at the model's output."""
+        """Noise-to-signal ratio at the model's output."""
         return float(10 ** (-self.alone_db / 10))
 
 
@@ -68,9 +69,12 @@ def measure_sensitivity(
     """Measure the sensitivity of each layer.
 
     Args:
+        simulation: of the program, with its samples.
         restored: whether to measure the whole with one layer back in float, too: twice the work.
         limit_s: seconds after which layers are estimated instead: from their own rounding, on the scale of those
             measured.
+        clock: seconds from any start.
+        progress: `progress(fraction)` of the layers, 0..1.
     """
     start = clock()
     own = {item.layer.node: local_noise(simulation, item) for item in simulation.layers}

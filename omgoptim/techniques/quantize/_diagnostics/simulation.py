@@ -43,7 +43,7 @@ NON_FINITE_DB = 0.0
 """SQNR of an output that is not finite where the original is: all noise."""
 
 SWITCHES = "omgoptim.quantized"
-"""Name of the program's input that says which layers are quantized."""
+"""Name of the added program input: one bool per layer, True where it is quantized."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class SimulationConfig:
     weight_levels: int = 127
     """Largest integer of a weight."""
     outputs: bool = True
-    """Whether what a layer gives is rounded too, as ONNX Runtime's writer does, or only what it is given, as NNCF's."""
+    """Whether layer outputs are rounded too, as by ONNX Runtime's writer, or only inputs, as by NNCF's."""
 
     @classmethod
     def of(cls, params: Any) -> SimulationConfig:
@@ -98,11 +98,11 @@ class Simulation:
 
     @property
     def nodes(self) -> set[str]:
-        """Names of the nodes that have a switch."""
+        """Return the names of the nodes that have a switch."""
         return set(self._index)
 
     def weight(self, item: Quantizable) -> Array:
-        """A layer's float weight."""
+        """Return a layer's float weight."""
         found: Array = numpy_helper.to_array(
             next(tensor for tensor in self.model.graph.initializer if tensor.name == item.layer.weight)
         )
@@ -116,7 +116,7 @@ class Simulation:
             return list(self._session.run(None, {**batch, SWITCHES: switches}))
 
     def sqnr(self, nodes: Collection[str]) -> float:
-        """SQNR of the output, in dB, with the layers of these node names quantized."""
+        """Return the SQNR of the output, in dB, with the layers of these node names quantized."""
         return sqnr_db(self._original, [self.outputs(nodes, batch) for batch in self.batches], NON_FINITE_DB)
 
 
@@ -131,11 +131,15 @@ def build_simulation(
 ) -> Simulation:
     """Build the simulation of these params on the float program `source`.
 
-    Channels are scaled as the technique would, unless `params.equalize` is off or another's algorithm does it its own
-    way: of the program as it is and the ways of scaling it, the one that is quantized with the least noise.
+    Channels are equalized as the technique would do it, unless `params.equalize` is off or the algorithm has its own
+    method: of the original program and its equalized forms, the one with the highest SQNR is simulated.
 
     Args:
+        source: file of the float program.
+        batches: calibration inputs by name.
         params: of calibrated int8: `targets`, `ignore`, `granularity`, `symmetric`, `equalize`, those that it has.
+        samples: how many to keep for later measurements, at most.
+        threads: of ONNX Runtime.
         rounding: default: as params ask.
 
     Raises:
@@ -244,7 +248,7 @@ def _switch(
     stored: Mapping[str, TensorProto],
     statistics: Mapping[str, LayerStatistics],
 ) -> None:
-    """Let a layer's node read what its switch lets through."""
+    """Connect a layer's node to the switched tensors."""
     on = writer.add("Gather", [SWITCHES, writer.constant("index", np.array(index, np.int64))], "on")
     weight = numpy_helper.to_array(stored[item.layer.weight])
     rounded = writer.constant("weight", rounded_weight(weight, item.axis, writer.rounding))

@@ -60,7 +60,9 @@ def lower(given: LoweringInput, params: Params | None, target: Path) -> Outcome:
     """Write the `.pte` file `target`, and beside it which module each of its operators comes from.
 
     Args:
+        given: the module, with one sample and its calibration samples.
         params: Static or Dynamic; any other stays in float32.
+        target: the file to write.
 
     Raises:
         TechniqueError: torch or ExecuTorch cannot export the model.

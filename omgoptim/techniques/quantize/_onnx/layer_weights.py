@@ -27,7 +27,7 @@ class LayerWeight:
     weight: TensorProto
     groups: int
     transposed: bool
-    """Whether a stored matrix is (out, in): Gemm with transB."""
+    """Whether a stored matrix is (out, in), as of a Gemm with transB."""
 
     @property
     def name(self) -> str:
@@ -87,7 +87,7 @@ def find_layer_weights(model: ModelProto, chosen: Sequence[OnnxLayer]) -> list[L
 def bias_of(model: ModelProto, layer: LayerWeight) -> NDArray[np.float32] | None:
     """Return the bias (O,) of a layer: zeros if it has none, None if it cannot be changed.
 
-    A MatMul adds none: its bias is the Add after it, which the quantizer rounds by itself.
+    A MatMul has no bias input: its bias is the Add after it, which the quantizer rounds by itself.
     """
     outputs = layer.read().shape[0] * layer.read().shape[1]
     if layer.node.op_type == "MatMul":

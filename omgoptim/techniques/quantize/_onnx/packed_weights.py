@@ -78,11 +78,11 @@ def stored_matmuls(model: ModelProto, chosen: Collection[OnnxLayer]) -> dict[str
 
 
 OPSET = 21
-"""The first with blocks and 4-bit integers."""
+"""First ONNX opset with blocked DequantizeLinear and 4-bit integers."""
 
 
 def pack_nibbles(values: Bytes) -> bytes:
-    """Integers 0 .. 15 of any shape, in order, the first in the low half of a byte; an odd count ends with a 0."""
+    """Pack integers 0 .. 15 of any shape into bytes, the first in the low half; an odd count is padded with 0."""
     flat = np.append(values.reshape(-1), np.zeros(values.size % 2, np.uint8)) & 15  # of a signed one, its low half
     return (flat[0::2] | (flat[1::2] << 4)).astype(np.uint8).tobytes()
 

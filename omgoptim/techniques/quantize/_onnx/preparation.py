@@ -65,7 +65,7 @@ logger = logging.getLogger(__name__)
 
 
 def prepare(model: ModelProto, folder: Path) -> ModelProto:
-    """Infer shapes and fold, batch norms too, as the quantizer wants it; a step that fails is left out and logged.
+    """Infer shapes and fold constants and batch norms; a step that fails is skipped and logged.
 
     Symbolic shape inference fails on some transformers ("Incomplete symbolic shape inference"); without it most models
     quantize the same.
@@ -100,11 +100,11 @@ def infer_shapes(model: ModelProto) -> ModelProto:
 
 
 EPSILON = 1e-5
-"""Of BatchNormalization, where the node does not say."""
+"""Default epsilon of the operator BatchNormalization."""
 
 
 def fold_batch_norms(model: ModelProto) -> int:
-    """Fold every batch norm that is the only reader of a layer's output, in place; how many were folded."""
+    """Fold every batch norm that is the only consumer of a layer's output, in place; return how many."""
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     reads = Counter(name for node in model.graph.node for name in node.input)
     reads.update(value.name for value in model.graph.output)

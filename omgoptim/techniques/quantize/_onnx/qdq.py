@@ -76,7 +76,7 @@ def write_qdq(
 
 @contextlib.contextmanager
 def _quiet_log() -> Iterator[None]:
-    """Silence ONNX Runtime's quantizer, which warns on the root logger about every vector that is no weight."""
+    """Silence ONNX Runtime's quantizer, which warns on the root logger about every vector that is not a weight."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -87,20 +87,20 @@ def _quiet_log() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class StoredWeight:
-    """Int8 weight of a layer in a QDQ program."""
+    """Int8 weight of a layer in a QDQ program, with its scale."""
 
     integers: NDArray[np.int8]
     scales: NDArray[np.float32]
-    """In a shape that broadcasts to the weight's."""
+    """Scale, in a shape that broadcasts to the weight's."""
 
     @property
     def values(self) -> NDArray[np.float32]:
-        """Dequantized weight q * s, in the weight's own shape."""
+        """Return the dequantized weight q * s, in the weight's own shape."""
         return (self.integers * self.scales).astype(np.float32)
 
 
 def stored_weights(quantized: ModelProto) -> dict[str, StoredWeight]:
-    """Node name to its int8 weight, of the nodes of a QDQ program that have one."""
+    """Return the int8 weights of a QDQ program by node name."""
     tensors = {tensor.name: tensor for tensor in quantized.graph.initializer}
     makers = {name: node for node in quantized.graph.node for name in node.output}
     found = {}
@@ -120,7 +120,7 @@ def stored_weights(quantized: ModelProto) -> dict[str, StoredWeight]:
 
 
 def set_integers(quantized: ModelProto, node: str, integers: NDArray[np.int8]) -> None:
-    """Store other integers for a node's weight in a QDQ program, in place; the scale stays."""
+    """Replace the integers of a node's weight in a QDQ program, in place; the scale stays."""
     makers = {name: maker for maker in quantized.graph.node for name in maker.output}
     name = makers[nodes_by_name(quantized)[node].input[1]].input[0]
     tensor = next(t for t in quantized.graph.initializer if t.name == name)
@@ -128,12 +128,12 @@ def set_integers(quantized: ModelProto, node: str, integers: NDArray[np.int8]) -
 
 
 def nodes_by_name(model: ModelProto) -> dict[str, NodeProto]:
-    """Node name to node."""
+    """Return the nodes by name."""
     return {node.name: node for node in model.graph.node}
 
 
 def activation_parameters(quantized: ModelProto) -> dict[str, tuple[str, str]]:
-    """Float tensor name to the names of its stored scale and zero point, of the activations of a QDQ program.
+    """Return the names of each activation's scale and zero point in a QDQ program, by float tensor name.
 
     The writer names both after the tensor whose range they hold; tensors that share them are not listed.
     """
@@ -148,7 +148,7 @@ def activation_parameters(quantized: ModelProto) -> dict[str, tuple[str, str]]:
 
 
 def set_scale(quantized: ModelProto, names: tuple[str, str], bounds: Range, symmetric: bool) -> None:
-    """Give an activation of a QDQ program another range, in place: s and z as the writer computes them."""
+    """Set an activation's range in a QDQ program, in place: s and z as the writer computes them."""
     scale, zero = quantization_parameters(bounds, symmetric)
     for tensor in quantized.graph.initializer:
         if tensor.name == names[0]:
@@ -160,7 +160,7 @@ def set_scale(quantized: ModelProto, names: tuple[str, str], bounds: Range, symm
 
 
 def quantization_parameters(bounds: Range, symmetric: bool) -> tuple[float, int]:
-    """Scale and zero point of a range: s = (max - min) / 255, z = round(-min / s), 0 always inside.
+    """Return scale and zero point of a range: s = (max - min) / 255, z = round(-min / s), 0 always inside.
 
     Symmetric: s = 2 max(|min|, |max|) / 254, z = 0, for integers of -127..127.
     """

@@ -23,6 +23,8 @@ def open_program(model: ModelProto, threads: int, level: str = "ORT_ENABLE_ALL")
     """Open a session on a program in memory; a program over 2 GB goes through a temporary file.
 
     Args:
+        model: the program.
+        threads: of the session.
         level: name of ONNX Runtime's graph optimization level. At `ORT_ENABLE_BASIC` and below, pairs of
             QuantizeLinear and DequantizeLinear are computed as they are written.
     """
@@ -45,7 +47,7 @@ def open_program(model: ModelProto, threads: int, level: str = "ORT_ENABLE_ALL")
 
 
 def has_free_batch(model: ModelProto) -> bool:
-    """Whether the first dimension of every input and output is open, so that a batch may be cut into slices."""
+    """Return whether the first dimension of every input and output is dynamic, so that a batch can be sliced."""
 
     def free(value: onnx.ValueInfoProto) -> bool:
         dims = value.type.tensor_type.shape.dim
@@ -55,9 +57,10 @@ def has_free_batch(model: ModelProto) -> bool:
 
 
 def lacks_int8_dot_product() -> bool:
-    """Whether int8 products may saturate on this CPU, so that weights must be kept to 7 bits.
+    """Return whether int8 products may saturate on this CPU, so that weights must be kept to 7 bits.
 
-    x86 without VNNI (AVX-512 or AVX) adds pairs of products in 16 bits. Where the flags cannot be read, it is assumed.
+    x86 without VNNI (AVX-512 or AVX) adds pairs of products in 16 bits. Where the flags cannot be read, saturation is
+    assumed.
     """
     if platform.machine().lower() not in ("x86_64", "amd64", "i686", "x86"):
         return False
@@ -74,7 +77,7 @@ def weight_levels() -> int:
 
 @contextlib.contextmanager
 def as_technique_error(what: str, fix: str = "") -> Iterator[None]:
-    """Turn whatever a foreign library raises into a TechniqueError, which is a recorded candidate failure."""
+    """Convert any exception of a library to a TechniqueError, which is recorded as the candidate's failure."""
     try:
         yield
     except OmgoptimError:
@@ -85,7 +88,7 @@ def as_technique_error(what: str, fix: str = "") -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_stdout() -> Iterator[None]:
-    """Send everything that is written to descriptor 1, from C or Python, to descriptor 2; silence Python warnings."""
+    """Redirect descriptor 1 (C and Python) to descriptor 2 and silence Python warnings."""
     sys.stdout.flush()
     saved = os.dup(1)
     os.dup2(2, 1)

@@ -1,6 +1,6 @@
-"""Weight-only storage computed in float: 16-bit weights, int8 embeddings, int8 recurrent weights.
+"""Weight-only storage with float computation: 16-bit weights, int8 embeddings, int8 recurrent weights.
 
-16 bits: a Cast back to float32 takes the weight's name, so that no reader changes, bodies of control flow included.
+16 bits: a Cast back to float32 takes the weight's name, so that no reader changes, subgraphs of control flow included.
 Engines fold the Cast when they open the file.
 
 Embeddings: only the rows that are looked up are converted. ONNX Runtime's own quantizer has one scale per embedding; a
@@ -30,13 +30,13 @@ from omgoptim.reports import Change, Skip
 from omgoptim.techniques.registry import Outcome
 
 SMALLEST_BYTES = 1024
-"""Tensors up to this size stay: a Cast node costs more than they hold."""
+"""Maximum size of a tensor that stays float32: a Cast node takes more bytes than it saves."""
 
 Half = Literal["bfloat16", "float16"]
 
 
 def store_half(model: ModelProto, half: Half) -> Outcome:
-    """Rewrite the model's float32 weights in place; what does not fit the 16-bit range stays and is listed."""
+    """Rewrite the model's float32 weights in place; tensors that exceed the 16-bit range stay and are listed."""
     paths = {weight: layer.path for layer in find_layers(model) for weight in layer.weights}
     changed: list[Change] = []
     skipped: list[Skip] = []
@@ -77,7 +77,7 @@ def _elements(tensor: TensorProto) -> int:
 
 
 def _replace(tensor: TensorProto, bits: NDArray[np.uint16], half: Half) -> NodeProto:
-    """Turn the initializer into its 16-bit form under a name of its own; the Cast that gives its old name back."""
+    """Convert an initializer to 16 bits under a new name; return the Cast node that has the old name as its output."""
     name = tensor.name
     stored = TensorProto(
         name=f"{name}_{half}",
@@ -96,7 +96,7 @@ def _put_first(graph: GraphProto, nodes: list[NodeProto]) -> None:
 
 
 def quantize_rows(w: NDArray[np.float32], per_row: bool) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Symmetric int8 of an array (…, D) whose rows lie along its last axis.
+    """Quantize an array (…, D) to symmetric int8, along its last axis.
 
     Returns:
         Integers (…, D) and scales: (…, 1) if `per_row`, else a single one of as many dimensions. A row of zeros has
@@ -108,7 +108,7 @@ def quantize_rows(w: NDArray[np.float32], per_row: bool) -> tuple[NDArray[np.int
 
 
 def quantize_embeddings(model: ModelProto, chosen: Sequence[OnnxLayer], per_row: bool) -> None:
-    """Rewrite the chosen layers that are embeddings with a stored float32 matrix, in place; a shared one once."""
+    """Store the float32 matrices of the chosen embeddings in int8, in place; a shared one once."""
     wanted = {layer.node for layer in chosen if layer.op == "Gather"}
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     stored: set[str] = set()
@@ -144,11 +144,11 @@ def _nodes(node: NodeProto, weight: str, per_row: bool) -> list[NodeProto]:
 RECURRENT = ("GRU", "LSTM", "RNN")
 
 STORED = "int8 weight on disk, computed in float"
-"""What such a layer is then, for people."""
+"""Return the description of such a layer's precision."""
 
 
 def store_recurrent(model: ModelProto, chosen: Sequence[OnnxLayer], per_row: bool = True) -> None:
-    """Rewrite the chosen recurrent layers in place: every float32 weight (D, gates * H, K) that they read.
+    """Store every float32 weight (D, gates * H, K) of the chosen recurrent layers in int8, in place.
 
     Biases and initial states stay; a weight that several layers share is stored once. Layers whose weights are no
     stored tensors are left, and so are layers inside of a loop's body.

@@ -1,12 +1,13 @@
-"""AdaRound: round every weight up or down so that the error of the layer's output is least.
+"""AdaRound: choose between rounding up and down for each weight so that the error of the layer's output is least.
 
-Nearest is best for a weight alone; together, errors that point the same way add up. With v = s (floor(w / s) + h) the
-output error is a quadratic in h (`patch_moments.py`), minimized over h = clip(1.2 sigmoid(V) - 0.1, 0, 1) with a term
-1 - |2h - 1|^beta that drives h to 0 or 1 as beta falls; then single weights are flipped while that lowers the error.
-Of nearest, learned and carried over (one weight after another) the one with the least error on moments of other samples
-is kept, row by row.
-Source: arXiv:2004.10568. Differs: the loss leaves the activation function out, which makes it exact from second moments
-without data at hand; the flips after it; and the choice on other samples.
+Rounding to nearest is best for a single weight; the errors of several weights can add up. With v = s (floor(w / s) + h)
+the output error is quadratic in h (`patch_moments.py`). It is minimized over h = clip(1.2 sigmoid(V) - 0.1, 0, 1) with
+a regularizer 1 - |2h - 1|^beta that drives h to 0 or 1 as beta falls; then single weights are flipped while that lowers
+the error. Of rounding to nearest, AdaRound and sequential rounding (as GPTQ), the one with the least error on held-out
+moments is kept, row by row.
+
+Source: arXiv:2004.10568. Differs: the loss leaves the activation function out, which makes it exact from second
+moments without data at hand; the flips after it; and the choice on held-out samples.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from omgoptim.techniques.quantize._ptq.patch_moments import PatchMoments
 STEPS, RATE = 400, 0.05
 
 BUDGET = 5e11
-"""Multiply-accumulates that a layer's learning may take; a layer that could make few steps for it is only flipped."""
+"""Limit of the multiply-accumulates of one layer's optimization; a layer that could make only few steps within it is
+only flipped.
+"""
 
 PENALTY, WARM_UP = 0.05, 0.2
 """Weight of the rounding regularizer; share of the steps before it begins, as in arXiv:2004.10568."""
@@ -30,10 +33,11 @@ BETA_FROM, BETA_TO = 20.0, 2.0
 """Annealing of the regularizer's exponent, as in arXiv:2004.10568."""
 
 DAMPING = 0.01
-"""Of the mean of A's diagonal, added to it: what the samples don't say is as if inputs were independent."""
+"""Damping, as a fraction of the mean of A's diagonal: directions without samples count as uncorrelated.
+"""
 
 FLOOR = 1e-6
-"""Of the inputs' mean square, the least variance that counts: a single patch has none."""
+"""Minimum variance of an input, as a fraction of its mean square: the variance of a single patch is 0."""
 
 
 def round_weights(
@@ -49,7 +53,9 @@ def round_weights(
 
     Args:
         w_GOK: w / s; at most `highest` in size, and where it is that, it stays: the scale is read off it.
-        fit, held: moments to minimize the error on, and to choose by; y in units of the scale as well.
+        fit: moments to minimize the error on; y in units of the scale.
+        held: moments to choose by, in the same units.
+        highest: the largest integer, 2 ** (num_bits - 1) - 1.
         centred: whether the bias takes the mean error back.
         steps: of gradient descent; 0: weights are only carried over and flipped.
     """
@@ -75,7 +81,7 @@ def round_weights(
 
 
 def output_error(q_GOK: Tensor, a_GKK: Tensor, t_GOK: Tensor) -> Tensor:
-    """q A q^T - 2 q t of every row, (G, O): the output error less a constant."""
+    """Return q A q^T - 2 q t of every row, (G, O): the output error less a constant."""
     return ((q_GOK @ a_GKK - 2 * t_GOK) * q_GOK).sum(-1)
 
 
@@ -99,7 +105,7 @@ def round_sequentially(w_GOK: Tensor, fixed: Tensor, a_GKK: Tensor, t_GOK: Tenso
 
 
 def optimize_rounding(w: Tensor, fixed: Tensor, a_GKK: Tensor, t_GOK: Tensor, steps: int) -> Tensor:
-    """h in 0..1, (G, O, K), after `steps` of Adam."""
+    """Return h in 0..1, (G, O, K), after `steps` of Adam."""
     low = w.floor().float()
     fraction = (w - w.floor()).float().clamp(0.01, 0.99)
     logits = torch.logit((fraction + 0.1) / 1.2).requires_grad_()

@@ -23,7 +23,7 @@ from omgoptim.techniques.quantize._ptq.calibration import ActivationReader, Batc
 from omgoptim.techniques.quantize._ptq.state import PtqTask
 
 MAX_PASSES = 24
-"""Of the quantized program over the data: past as many layers, neighbours are corrected together."""
+"""Maximum number of passes over the data: with more layers than this, neighbours are corrected together."""
 
 
 def correct_biases(
@@ -38,6 +38,9 @@ def correct_biases(
     Args:
         model: the program that will be quantized with `ranges`.
         reference: the program whose means are wanted: the same nodes with the weights before rounding.
+        ranges: of the tensors, by name.
+        batches: calibration inputs by name.
+        task: layers, number format and threads.
     """
     result = ModelProto()
     result.CopyFrom(model)
@@ -66,7 +69,7 @@ def correct_biases(
 def output_means(
     model: ModelProto, tensors: Mapping[str, str], batches: Sequence[Batch], threads: int = 1
 ) -> dict[str, NDArray[np.float64]]:
-    """Mean over everything but the channels (axis 1) of named tensors, (O,) each, under the names' keys."""
+    """Return the mean of named tensors over everything but the channels (axis 1), (O,) each, by the names' keys."""
     sums: dict[str, NDArray[np.float64]] = {}
     counts: dict[str, int] = {}
     if not tensors:

@@ -64,7 +64,7 @@ def batches_for(model: ModelProto, run: ProgramRun, samples: int) -> list[Batch]
 
 
 def size_of(batch: Batch) -> int:
-    """Samples of a batch: the length of its longest input; an input without dimensions counts for nothing."""
+    """Return the number of samples in a batch: the length of its longest input; scalars are ignored."""
     return max((len(array) for array in batch.values() if array.ndim), default=0)
 
 
@@ -80,9 +80,11 @@ def subsample(batches: Sequence[Batch], samples: int, *, sliceable: bool = True)
 
 
 def split(batches: Sequence[Batch], every: int = 4, *, sliceable: bool = True) -> tuple[list[Batch], list[Batch]]:
-    """Batches to fit to and batches to choose by: every `every`-th sample is held out.
+    """Split batches into a fitting and a held-out part: every `every`-th sample is held out.
 
     Args:
+        batches: calibration inputs by name.
+        every: every how many samples one is held out.
         sliceable: whether the program takes batches of any size; if not, whole batches are held out.
 
     Returns:
@@ -107,7 +109,7 @@ def split(batches: Sequence[Batch], every: int = 4, *, sliceable: bool = True) -
 
 
 SLICE_BYTES = 2**28
-"""Bytes of watched tensors that may be held at once."""
+"""Maximum bytes of captured tensors that are held at once."""
 
 Values = dict[str, NDArray[Any]]
 
@@ -123,7 +125,7 @@ def float_tensors(model: ModelProto) -> list[str]:
 
 
 class ActivationReader:
-    """Session of a program that returns inner tensors.
+    """Session of a program that returns intermediate tensors.
 
     Args:
         model: the program; it is not changed.

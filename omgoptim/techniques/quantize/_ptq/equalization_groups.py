@@ -1,8 +1,8 @@
 """Equalization groups: tensors whose channels can be scaled together without changing the outputs.
 
-A channel can be divided by a positive factor where it is written and multiplied by it where it is read, if what lies
-between commutes with that: op(x / s) = op(x) / s, channel by channel. A tensor that anything else writes or reads, the
-program's own inputs and outputs among them, takes its whole set out.
+A channel can be divided by a positive factor where it is written and multiplied by it where it is read, if every
+operator between commutes with the scaling: op(x / s) = op(x) / s, channel by channel. A tensor with any other writer or
+reader, inputs and outputs of the program among them, excludes its whole group.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HOMOGENEOUS = {"Relu", "LeakyRelu", "PRelu", "Identity", "Dropout", "Abs", "Neg"
 """Ops on the elements of their first input with op(s x) = s op(x) for s > 0."""
 
 SPATIAL = {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "Resize", "Upsample"}
-"""The same for ops that mix what lies behind the channels of axis 1."""
+"""The same for operators that mix positions (the axes after the channels of axis 1)."""
 
 CHANNEL = 1
 """Axis of the channels of a convolution's tensors and of a matrix (batch, channels)."""
@@ -83,7 +83,7 @@ class _Finder:
             self.read.append((node.input[0], layer))
             for name in (node.output[0], node.input[0]):
                 self.axes.setdefault(self.root(name), set()).add(axis)
-            if node.op_type == "Gemm":  # its bias is an addend when it is no vector of its own
+            if node.op_type == "Gemm":  # its bias is an addend when it is not a vector of its own
                 self.refused.update(name for name in node.input[2:] if name not in self.constants)
             return
         if not self._joins(node):
@@ -108,7 +108,7 @@ class _Finder:
         return False
 
     def _adds_bias(self, node: NodeProto, constant: str) -> bool:
-        """Join what a MatMul's bias is added to, if it is a vector of the last axis that nobody else reads."""
+        """Join the operands of a MatMul's bias addition, if the bias is a vector of the last axis with one reader."""
         (value,), out = [name for name in node.input if name != constant], node.output[0]
         dims, shape = self.constants[constant].dims, self.shapes.get(out)
         if self.reads[constant] != 1 or not shape or list(dims) != [shape[-1]]:

@@ -1,7 +1,8 @@
 """Find the first layers of a program that are cheap enough to stay in float.
 
-What the first layers lose, all others carry on; in convolution networks they have few weights and, for their size, few
-multiply-accumulates. Engines are often no faster in integers there: three input channels fill no vector.
+Every later layer reads the quantization error of the first ones; in convolution networks these have few weights and,
+for their size, few multiply-accumulates. Integer kernels are often no faster there: three input channels do not fill a
+vector register.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from onnx import ModelProto, TensorProto
 from omgoptim.models.onnx_graph import OnnxLayer
 
 MAX_FLOAT_LAYERS = 3
-"""Layers from the beginning that may stay in float."""
+"""Maximum number of first layers that may stay in float."""
 
 MAX_WORK_SHARE = 0.04
-"""Of the multiply-accumulates, and of the weights, of all chosen layers, that those which stay may have."""
+"""Maximum share of the chosen layers' multiply-accumulates, and of their weights, that layers in float may have."""
 
 
 def affordable_prefixes(model: ModelProto, chosen: Sequence[OnnxLayer]) -> Iterator[list[OnnxLayer]]:

@@ -22,8 +22,9 @@ from omgoptim.techniques.quantize._onnx.runtime import as_technique_error, open_
 from omgoptim.techniques.quantize._ptq.group_quantization import Float, QuantizedGroups, integers, quantize_groups
 
 DAMPING = 0.01
-"""Of the mean of H's diagonal, added to the diagonal, as in arXiv:2210.17323: few samples determine some directions
-badly."""
+"""Damping, as a fraction of the mean of H's diagonal, as in arXiv:2210.17323: few samples determine some directions
+badly.
+"""
 
 
 def gptq_quantize(w_KN: Float, h_KK: Float, group_size: int, num_bits: int, symmetric: bool) -> QuantizedGroups:
@@ -55,13 +56,13 @@ def gptq_quantize(w_KN: Float, h_KK: Float, group_size: int, num_bits: int, symm
 
 
 def output_error(w_KN: Float, groups: QuantizedGroups, h_KK: Float) -> float:
-    """Mean squared error of the layer's output, summed over outputs: trace(D' H D)."""
+    """Return the mean squared error of the layer's output, summed over outputs: trace(D' H D)."""
     off_KN = groups.weight() - w_KN
     return float((off_KN * (h_KK @ off_KN)).sum())
 
 
 def _factor(h_KK: Float) -> NDArray[np.float64]:
-    """U, upper triangular, with inverse(H) = U' U; an input that is always 0 counts as one that nothing depends on."""
+    """Return U, upper triangular, with inverse(H) = U' U; an input that is always 0 is independent of all others."""
     damped = h_KK.astype(np.float64)
     diagonal = np.diagonal(damped)
     added = DAMPING * diagonal.mean() + 1e-12
@@ -74,15 +75,17 @@ Batches = Sequence[Mapping[str, NDArray[Any]]]
 Hessians = dict[str, NDArray[np.float32]]
 
 MAX_PASS_BYTES = 2**28
-"""Moments that one pass over the batches may hold."""
+"""Maximum bytes of the Hessians that one pass over the batches accumulates."""
 
 
 def input_hessians(model: ModelProto, widths: Mapping[str, int], batches: Batches, threads: int) -> Hessians:
-    """Sum of x x' over every position of every sample.
+    """Return the sum of x x' over every position of every sample.
 
     Args:
+        model: the float program.
         widths: tensor name to the size K of its last axis.
         batches: inputs of the program by name.
+        threads: of ONNX Runtime.
 
     Returns:
         Tensor name to (K, K).

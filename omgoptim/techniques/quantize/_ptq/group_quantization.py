@@ -21,10 +21,10 @@ Float = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 SHRINKS: dict[int, tuple[float, ...]] = {4: (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65), 8: ()}
-"""Ranges that are tried besides the whole one, as parts of it, by bits: with 256 levels cutting brings nothing."""
+"""Clipping ratios of a group's range that are tried besides 1, by bits: with 256 levels clipping brings nothing."""
 
 CHUNK = 2**17
-"""Weights that are worked on at once: what the search makes of them should stay in the processor's cache."""
+"""Weights per chunk: the temporary arrays of the search fit the processor's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +45,11 @@ class QuantizedGroups:
 def quantize_groups(
     w_KN: Float, group_size: int, num_bits: int, symmetric: bool, importance_K: Float | None = None
 ) -> QuantizedGroups:
-    """Round every group by itself.
+    """Quantize every group independently.
 
     Args:
         w_KN: the weight; K is a multiple of `group_size`.
+        group_size: consecutive inputs that share a scale and a zero point.
         num_bits: 4 or 8; integers are 0 .. 2 ** num_bits - 1.
         symmetric: whether every zero point is 2 ** (num_bits - 1).
         importance_K: what an error in a weight of each input costs, for instance the mean of the input's square.
@@ -97,7 +98,7 @@ def _better(known: tuple[Float, ...], tried: tuple[Float, ...]) -> tuple[Float, 
 
 
 def _range(w_GBN: Float, shrink: float, num_bits: int, symmetric: bool) -> tuple[Float, Float]:
-    """Scales and zero points, (G, N), of the groups' ranges, which include 0; a group of zeros has scale 1."""
+    """Return scales and zero points, (G, N), of the groups' ranges, which include 0; a group of zeros has scale 1."""
     levels, middle = 2**num_bits - 1, 2 ** (num_bits - 1)
     if symmetric:
         s_GN = np.abs(w_GBN).max(1) * np.float32(shrink / (middle - 1))

@@ -27,10 +27,10 @@ def is_installed() -> bool:
 def quantize(
     model: ModelProto, chosen: Sequence[OnnxLayer], batches: Sequence[Batch], params: Static, folder: Path
 ) -> tuple[ModelProto, list[str]]:
-    """Quantize the chosen layers and what lies between them; what was chosen, a sentence each.
+    """Quantize the chosen layers and what lies between them; return a sentence on each setting that was chosen.
 
-    NNCF writes progress bars and its log to stdout, past `contextlib.redirect_stdout`; descriptor 1 is led to 2 so that
-    a protocol or a JSON object on stdout stays whole.
+    NNCF writes progress bars and its log to stdout, past `contextlib.redirect_stdout`; descriptor 1 is redirected to 2,
+    so that a protocol or a JSON object on stdout stays whole.
 
     Raises:
         SetupError: nncf is not installed.
@@ -99,7 +99,7 @@ def _slowly_if_it_can(apply: Callable[[bool], ModelProto], notes: list[str]) -> 
 
 
 def _set_ranges(advanced: Any, params: Static) -> list[str]:
-    """Set NNCF's estimator of ranges that is nearest to what was asked for, in place; a note where it has none."""
+    """Set NNCF's range estimator that is nearest to the requested method, in place; return a note where it has none."""
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet as Estimators
 
     if params.range_method == "auto":
@@ -117,7 +117,7 @@ def _set_ranges(advanced: Any, params: Static) -> list[str]:
 
 
 def _keep_dims_of_means(model: ModelProto) -> None:
-    """Write a mean that drops its axes as a mean that keeps them and a Squeeze, in place.
+    """Replace a mean that drops its axes by one that keeps them and a Squeeze, in place.
 
     SmoothQuant may multiply the mean by a vector, and OpenVINO's CPU plugin (2026.4) fuses that product into the mean
     with the wrong axis, which ruins an encoder with mean pooling; with the Squeeze it does not.
@@ -144,7 +144,7 @@ def _keep_dims_of_means(model: ModelProto) -> None:
 
 
 def _import_without_telemetry() -> Any:
-    """NNCF reports its use over the network unless its environment says that it runs in continuous integration."""
+    """Disable NNCF's telemetry: it is off in an environment that looks like continuous integration."""
     names = {"NNCF_CI": "1", "CI": "true"}  # the first stubs NNCF's client, the second refuses the one underneath
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(names)

@@ -31,7 +31,7 @@ from omgoptim.techniques.quantize._ptq.calibration import ActivationReader, Batc
 Method = Literal["minmax", "moving_average", "percentile", "mse", "entropy"]
 
 BINS = 8192
-"""Histogram bins over [-span, span]: some 16 to 32 to a step of 255, whatever the span was when it began."""
+"""Histogram bins over [-span, span]: 16 to 32 per step of an 8-bit range, whatever the span was at the start."""
 
 OUTSIDE = 1e-5
 """Fraction of the values that `percentile` leaves out at each end."""
@@ -52,7 +52,7 @@ class RangeObserver:
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
 
     def add(self, values: NDArray[np.float32], *, histogram: bool, same_batch: bool = False) -> bool:
-        """Take the values of one slice, if all are finite; `same_batch` says that it is of the batch before it."""
+        """Observe the values of one slice if all are finite; `same_batch`: it continues the last slice's batch."""
         if values.size == 0:
             return True
         low, high = float(values.min()), float(values.max())
@@ -84,7 +84,7 @@ class RangeObserver:
         self.span *= 2
 
     def distribution(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Centres of the bins that hold something, ascending, and their counts."""
+        """Return the centres of the bins that are not empty, ascending, and their counts."""
         edges = (np.arange(BINS) + 0.5) * (2 * self.span / BINS) - self.span
         held = self.counts > 0
         return np.clip(edges[held], self.low, self.high), self.counts[held].astype(np.float64)
@@ -165,17 +165,17 @@ def search_range(
 
 
 def squared_error(values: NDArray[np.float64], counts: NDArray[np.float64], bounds: Range, symmetric: bool) -> float:
-    """Sum of squared errors of values that are rounded to the range's integers and clipped."""
+    """Return the sum of squared errors of values that are rounded to the range's integers and clipped."""
     _, scale, lowest, highest = _grid(bounds, symmetric)
     rounded = np.clip(np.rint(values / scale), lowest, highest) * scale
     return float(np.dot(counts, np.square(values - rounded)))
 
 
 def divergence(values: NDArray[np.float64], counts: NDArray[np.float64], bounds: Range, symmetric: bool) -> float:
-    """Kullback-Leibler divergence of the clipped values' distribution P from that of the quantized ones Q.
+    """Return the Kullback-Leibler divergence of the clipped values' distribution P from that of the quantized ones Q.
 
-    What is clipped counts for the outermost bins of P and for nothing of Q; Q spreads the mass of an integer evenly
-    over its bins that hold something.
+    Clipped values count for the outermost bins of P and not for Q; Q spreads the mass of an integer evenly over its
+    bins that are not empty.
     """
     (low, high), scale, lowest, highest = _grid(bounds, symmetric)
     inside = (values >= low) & (values <= high)

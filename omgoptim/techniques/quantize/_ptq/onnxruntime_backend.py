@@ -27,6 +27,10 @@ def quantize(
     Embeddings are left to `_onnx/weight_storage.py`. A program past what protobuf holds in memory gets plain ranges.
 
     Args:
+        model: the prepared float program.
+        batches: calibration inputs by name.
+        task: layers, number format and threads.
+        folder: an existing folder for the writer's files.
         kept: takes the chosen layers that stay in float.
 
     Returns:
@@ -41,7 +45,7 @@ def quantize(
 def _large(
     model: ModelProto, chosen: Sequence[OnnxLayer], batches: Sequence[Batch], params: Static, folder: Path
 ) -> ModelProto:
-    """ONNX Runtime's whole path, through files."""
+    """Quantize by ONNX Runtime's own file-based path, for programs above the size limit of protobuf."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     taken = {layer.node for layer in chosen if layer.op != "Gather"}

@@ -1,7 +1,7 @@
-"""Second moments of layer inputs: all that the output error of a layer depends on.
+"""Second moments of layer inputs: sufficient statistics for the error of a layer's output.
 
-With y = w x the output wanted (float weights on float inputs) and x^ the input that the layer will get (of the
-quantized program before it), the error of weights v is quadratic,
+With y = w x the wanted output (float weights on float inputs) and x^ the input that the layer will get (of the
+quantized program before it), the error of weights v is quadratic:
 
     E (v x^ - w x)^2 = v A v^T - 2 v t + const,   A_KK = E[x^ x^T^],   t_OK = E[y_O x^_K]
 
@@ -24,10 +24,10 @@ from omgoptim.techniques.quantize._onnx.qdq import nodes_by_name
 from omgoptim.techniques.quantize._ptq.calibration import ActivationReader, Batch, size_of
 
 MAX_PATCHES = 16384
-"""Patches of a layer that are read at most, drawn at random: enough for the moments of a patch of a few thousand."""
+"""Maximum number of patches per layer, drawn at random: enough for the moments of a patch of a few thousand values."""
 
 MIN_PATCHES = 1024
-"""Patches that are read whatever they cost."""
+"""Minimum number of patches per layer, whatever they cost."""
 
 
 @dataclass(slots=True)
@@ -54,7 +54,7 @@ class PatchMoments:
         self.count += len(x_PGK)
 
     def shift(self, v_GOK: NDArray[np.float64]) -> NDArray[np.float64]:
-        """E[y] - v E[x^], (G, O): what the bias has to take back."""
+        """Return E[y] - v E[x^], (G, O): the mean error that the bias has to correct."""
         sums: NDArray[np.float64] = self.y_GO - np.einsum("gok,gk->go", v_GOK, self.x_GK)
         return sums / max(self.count, 1)
 
@@ -72,6 +72,7 @@ def patches(layer: LayerWeight, x: NDArray[np.float32], keep: NDArray[np.int64] 
     """Extract the patches (P, G, K) that a layer multiplies with its weights.
 
     Args:
+        layer: its weight, strides, pads and groups.
         x: the layer's input: (N, C, *space) for a Conv, (..., K) for Gemm and MatMul.
         keep: numbers of the patches to take, counted over samples and then places; None: all.
     """
@@ -96,14 +97,14 @@ def patch_count(layer: LayerWeight, x: NDArray[np.float32]) -> int:
 
 
 def is_readable(layer: LayerWeight) -> bool:
-    """Whether patches of the layer can be read: explicit padding, no transposed convolution."""
+    """Return whether patches of the layer can be read: explicit padding, no transposed convolution."""
     pads = next((a.s.decode() for a in layer.node.attribute if a.name == "auto_pad"), "NOTSET")
     return layer.node.op_type != "ConvTranspose" and pads == "NOTSET"
 
 
 @dataclass(frozen=True, slots=True)
 class MomentOptions:
-    """How moments are collected."""
+    """Settings of the collection of moments."""
 
     alone: Collection[str] = ()
     """Layers whose y is computed from x^ instead, so that only their own rounding is an error: right for those whose
@@ -127,9 +128,12 @@ def collect_moments(
     """Collect the moments of every layer, by its node's name.
 
     Args:
+        layers: those to collect for.
         quantized: the QDQ program, from which x^ is read.
         reference: the float program, from which x is read.
         weights: the float weights w_GOIT that make y of x.
+        batches: inputs of the programs by name.
+        options: limits of samples and memory.
     """
     alone, threads = options.alone, options.threads
     ours = {layer.name: nodes_by_name(quantized)[layer.name].input[0] for layer in layers}

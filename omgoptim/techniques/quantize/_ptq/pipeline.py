@@ -47,22 +47,24 @@ from omgoptim.techniques.quantize._ptq.weight_rounding import (
 )
 
 SHARES_TRIED: dict[bool, tuple[float, ...]] = {False: SHARES, True: (1.0, 0.75, 0.5)}
-"""Of `equalize_channels`, to be tried without and with a learned rounding."""
+"""Values of `share` in `equalize_channels` that are tried without and with AdaRound."""
 
 ROUNDED = ("small_kernels", "adaround")
-"""Roundings that look at the layers' outputs."""
+"""Rounding methods that minimize the error of the layers' outputs."""
 
 MUCH_DB = 1.0
 """Smallest SQNR gain for which first layers stay in float."""
 
 BEGINNING_MACS = 5e10
-"""Multiply-accumulates of a run that scaled channels are judged by: of a large network it takes fewer samples."""
+"""Limit of the multiply-accumulates of a run that compares equalized programs: of a large network it takes fewer
+samples.
+"""
 
 FEWEST_SAMPLES = 16
-"""Read whatever they cost."""
+"""Minimum number of samples of such a run, whatever they cost."""
 
 CORRECTING_MACS, ROUNDING_MACS = 1e12, 2e12
-"""The same of all runs that biases are corrected by, and that learned rounding reads inputs from."""
+"""The same limit for all runs of bias correction and of AdaRound's inputs."""
 
 
 def quantize(
@@ -71,6 +73,9 @@ def quantize(
     """Return the QDQ program of a prepared float program, and what was done, a sentence each.
 
     Args:
+        model: the prepared float program.
+        batches: calibration inputs by name.
+        task: layers, number format and threads.
         kept: takes the layers of the task that stay in float.
     """
     chosen, params = task.chosen, task.params

@@ -30,7 +30,7 @@ from omgoptim.techniques.quantize._ptq.equalization_groups import EqualizationGr
 KEY = "omgoptim.learned"
 
 Peaks = Mapping[str, NDArray[np.float32]]
-"""Name of a tensor to the largest size of each of its channels."""
+"""Tensor name to the largest absolute value of each of its channels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +38,9 @@ class ChannelScaling:
     """Channel scaling of training and conversion."""
 
     peaks: Peaks = field(default_factory=dict)
-    """What scales the program's channels, as `equalize_channels` takes it."""
+    """Channel peaks from which `equalize_channels` derives the factors."""
     factors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    """Path of a layer to what that divides the channels of its input by."""
+    """Layer path to the factors that its input channels are divided by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +74,15 @@ def compute_scaling(
 ) -> ChannelScaling:
     """Compute the channel scaling that equalizes the ranges of a float program on these batches.
 
-    Read off as the ratio of what a channel reaches before and after. Empty for networks with attention and for those
-    past two gigabytes, which ONNX Runtime's path does not scale.
+    It is the ratio of a channel's largest value before and after. Empty for networks with attention and for those above
+    two gigabytes, which ONNX Runtime's path does not equalize.
 
     Args:
+        source: file of the float program.
+        params: number format and granularity.
+        batches: calibration inputs by name.
         scratch: an existing folder.
+        threads: of ONNX Runtime.
     """
     original = load(source)
     if is_large(original) or has_attention(original):
@@ -102,7 +106,7 @@ def compute_scaling(
 def apply_trained_scaling(
     model: ModelProto, chosen: Sequence[OnnxLayer], params: Static, learned: QatState
 ) -> ModelProto:
-    """Equalize the prepared float program as it was for training."""
+    """Equalize the prepared float program with the factors of the training."""
     needed = {name for group in _groups(model, chosen) for name in group.tensors}
     if not needed or not needed <= set(learned.peaks):
         return model

@@ -20,13 +20,13 @@ METHODS: dict[bool, tuple[Method, ...]] = {
     False: ("minmax", "percentile", "mse"),
     True: ("minmax", "moving_average", "percentile", "mse", "entropy"),
 }
-"""What a range method of auto tries."""
+"""Range methods that `auto` tries."""
 
 TENSORS_TRIED = 64
-"""Activations whose range `best` chooses one by one, those first whose methods differ most."""
+"""Maximum number of activations whose range effort `best` chooses one by one, those first whose methods differ most."""
 
 CHOOSING_MACS = 2e12
-"""Multiply-accumulates that choosing ranges one by one may take: about a minute on two cores."""
+"""Limit of the multiply-accumulates of choosing ranges one by one: about a minute on two cores."""
 
 
 def read_ranges(state: PtqState, settings: PtqSettings, notes: list[str]) -> PtqState:
@@ -61,8 +61,10 @@ def _choose_each(
     settings: PtqSettings,
     notes: list[str],
 ) -> dict[str, Method]:
-    """Tensor by tensor, the method whose range brings the outputs closest; in a program with float biases, whose
-    activations' scales can be set one by one."""
+    """Choose for each tensor the method whose range brings the outputs closest.
+
+    Compared in a program with float biases, in which the scale of an activation can be set by itself.
+    """
     symmetric, wanted, held = settings.params.symmetric, settings.data.wanted, settings.data.held
     simulated = write_qdq(state.model, settings.chosen, state.ranges, settings.params, float_biases=True)
     places = {name: at for name, at in activation_parameters(simulated).items() if name in methods}

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_SQNR_DB = 120.0
-"""SQNR of outputs without noise."""
+"""SQNR that is reported for outputs without noise."""
 
 
 Outputs = Mapping[str, NDArray[Any]] | Sequence[NDArray[Any]]
@@ -21,6 +21,8 @@ def sqnr_db(want: Sequence[Outputs], got: Sequence[Outputs], non_finite_db: floa
     """Return the SQNR of outputs in dB, batch by batch.
 
     Args:
+        want: reference outputs, batch by batch.
+        got: outputs for the same batches.
         non_finite_db: result where `got` is not finite and `want` is.
     """
     ratio = noise_to_signal(*([_arrays(batch) for batch in outputs] for outputs in (want, got)))
@@ -32,10 +34,10 @@ def _arrays(outputs: Outputs) -> list[NDArray[Any]]:
 
 
 def noise_to_signal(want: Sequence[Sequence[NDArray[Any]]], got: Sequence[Sequence[NDArray[Any]]]) -> float:
-    """E[(y - y')^2] / E[y^2] of outputs, batch by batch lists of arrays: the mean over outputs.
+    """Return E[(y - y')^2] / E[y^2] of outputs, given as one list of arrays per batch: the mean over outputs.
 
-    An output of integers counts for nothing, and so do positions that are not finite in `want` (a mask). Infinite where
-    `got` is not finite and `want` is.
+    An output of integers is ignored, and so are positions that are not finite in `want` (a mask). Infinite where `got`
+    is not finite and `want` is.
     """
     ratios = []
     for index, first in enumerate(want[0]):
@@ -54,7 +56,7 @@ def noise_to_signal(want: Sequence[Sequence[NDArray[Any]]], got: Sequence[Sequen
 
 
 def to_decibels(noise_over_signal: float) -> float:
-    """-10 log10 of it; at most `MAX_SQNR_DB`, and -inf for an infinite one."""
+    """Return -10 log10 of a noise-to-signal ratio; at most `MAX_SQNR_DB`, and -inf for an infinite one."""
     if math.isinf(noise_over_signal):
         return -math.inf
     return min(MAX_SQNR_DB, -10 * math.log10(noise_over_signal)) if noise_over_signal > 0 else MAX_SQNR_DB

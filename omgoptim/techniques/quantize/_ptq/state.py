@@ -15,18 +15,18 @@ from omgoptim.techniques.quantize._ptq.calibration import Batch, Values, outputs
 from omgoptim.techniques.quantize._ptq.sqnr import sqnr_db
 
 MIN_CHOICE_GAIN_DB = 0.3
-"""What the held-out samples must gain for anything but the program as it is and its plain ranges: less is chance."""
+"""Minimum SQNR gain on held-out samples for equalization or another range method: smaller gains are noise."""
 
 MIN_STEP_GAIN_DB = 0.05
-"""The same for a step that can do no harm elsewhere, and for the range of one tensor."""
+"""Minimum SQNR gain for bias correction, rounding, or the range of one tensor, which cannot harm elsewhere."""
 
 MIN_HELD_OUT = 32
-"""Held-out samples from which on ranges are chosen one by one: fewer would be fitted, not judged by."""
+"""Minimum number of held-out samples for choosing ranges one by one: with fewer the choice would overfit them."""
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationSplit:
-    """The calibration batches in their two parts, and the float program's outputs on the second."""
+    """Calibration batches, split into a fitting and a held-out part, and the float outputs on the latter."""
 
     fit: list[Batch]
     held: list[Batch]
@@ -41,14 +41,14 @@ class PtqState:
     ranges: Mapping[str, Range]
     sqnr_db: float
     reference: ModelProto
-    """The program before any rounding, with its channels scaled: what biases and rounding are compared with."""
+    """The program before any rounding, with its channels equalized: the reference of bias correction and rounding."""
     rounded: int = 0
-    """Small kernels that were rounded for their outputs."""
+    """Number of small kernels that were rounded for the least output error."""
 
 
 @dataclass(frozen=True, slots=True)
 class PtqTask:
-    """Layers to quantize, and how."""
+    """Layers to quantize, and the parameters."""
 
     chosen: Sequence[OnnxLayer]
     params: Static
@@ -64,7 +64,7 @@ class PtqSettings(PtqTask):
 
     data: CalibrationSplit
     macs: int | None
-    """Multiply-accumulates of one sample; None: unknown."""
+    """Multiply-accumulates of one sample; None where unknown."""
 
     def level(self, model: ModelProto, ranges: Mapping[str, Range]) -> float:
         """Return the SQNR of the QDQ program on the held-out samples, in dB."""
@@ -76,5 +76,5 @@ class PtqSettings(PtqTask):
         return replace(state, model=model, ranges=ranges, sqnr_db=self.level(model, ranges))
 
     def evaluations(self, macs: float, samples: int) -> float:
-        """Runs over `samples` samples that are within a budget; infinite where the cost of a run is unknown."""
+        """Return how many runs over `samples` samples are within a budget; infinite where their cost is unknown."""
         return macs / (self.macs * samples) if self.macs else math.inf

@@ -1,8 +1,8 @@
-"""Round the weights of a whole program for its layers' outputs, layer by layer (`adaround.py`).
+"""Round the weights of a program layer by layer for the least output error (`adaround.py`).
 
-Layers are rounded in graph order, each for the inputs that those before it give once they are rounded and their biases
-corrected. The result is a float program whose weights lie on the grid that they will be stored on, so that rounding to
-nearest gives exactly the integers that were chosen: the largest weight of a scale stays, and with it the scale.
+Layers are rounded in graph order, each on the inputs that the rounded and bias-corrected layers before it give. The
+result is a float program whose weights lie on the integer grid, so that rounding to nearest gives exactly the chosen
+integers: the largest weight of a scale stays, and with it the scale.
 """
 
 from __future__ import annotations
@@ -29,20 +29,21 @@ from omgoptim.techniques.quantize._ptq.patch_moments import MomentOptions, Patch
 from omgoptim.techniques.quantize._ptq.state import PtqTask
 
 MAX_PATCH = 4608
-"""Values of a patch up to which a layer's rounding is learned: its moments are the square of it."""
+"""Maximum values of a patch for AdaRound: the second moments have the square of it."""
 
 MAX_PASSES = 32
-"""Over the data: past as many layers, neighbours share a run; all but the first of them then heed their own rounding
-only, since what they will read is not known yet."""
+"""Maximum passes over the data. With more layers, neighbours share a pass; all but the first of them then account for
+their own rounding only, since their quantized inputs are not known yet.
+"""
 
 SMALL_PATCH = 64
-"""Values of a patch up to which a kernel is small: a few rounding errors that add up instead of cancelling out."""
+"""Values of a patch up to which a kernel counts as small: few rounding errors, which do not average out."""
 
 SMALL_VALUES = 2**23
-"""Of a layer's patches that are read for a small kernel: its few moments need no more."""
+"""Patch values of a layer that are read for a small kernel: its few moments need no more."""
 
 SMALL_SAMPLES = 64
-"""Samples that are enough for the moments of a small kernel."""
+"""Samples for the moments of a small kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +54,19 @@ class RoundingResult:
     changed: list[str]
     """Node names of layers with a weight that is not rounded to nearest."""
     left: list[str]
-    """Node names of layers that were not looked at: too large a patch, or an op whose patches are not read."""
+    """Node names of layers that were left out: too large a patch, or an operator without patches."""
 
 
 @dataclass(slots=True)
 class RoundingTask:
-    """Programs that are rounded together: float, its QDQ form if it is run, and the float reference."""
+    """Programs that are rounded together: float, its QDQ form if it is executed, and the float reference."""
 
     result: ModelProto
     simulated: ModelProto | None
     reference: ModelProto
     stored: Mapping[str, StoredWeight]
     biases: Mapping[str, NDArray[np.float32] | None]
-    """Of the reference; None: it has none that can be changed."""
+    """Bias of the reference; None where the layer has none that can be changed."""
 
 
 def apply_adaround(
@@ -81,7 +82,10 @@ def apply_adaround(
     Args:
         model: the program to round; its biases may be corrected already.
         reference: the float program with the weights and biases before any rounding.
-        fit, held: batches to learn from, and to choose between the ways of rounding by.
+        ranges: of the tensors, by name.
+        fit: batches to learn the rounding on.
+        held: batches to choose between the ways of rounding by.
+        task: layers, number format and threads.
     """
     chosen, params = task.chosen, task.params
     result = ModelProto()
@@ -156,7 +160,7 @@ def _round(
     held: PatchMoments,
     steps: int | None = None,
 ) -> NDArray[np.int32]:
-    """Round a layer and let its bias take the mean error back, in the float program and the lowered one."""
+    """Round a layer and correct the mean error through its bias, in the float and the QDQ program."""
     from omgoptim.techniques.quantize._ptq.adaround import (
         STEPS,
         round_weights,  # imports torch
@@ -186,7 +190,7 @@ def _restore_moved(
     integers: Mapping[str, NDArray[np.int32]],
     floats: Mapping[str, LayerWeight],
 ) -> list[str]:
-    """Give layers their float weights back where the writer stores other integers, in place: it moved their scale."""
+    """Restore layers' float weights where the writer stores other integers, because it moved their scale."""
     stored = stored_weights(lowered)
     moved = []
     for layer in layers:

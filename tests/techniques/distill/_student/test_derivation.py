@@ -113,6 +113,6 @@ def test_a_student_that_does_not_run_is_refused(run_of: RunOf, drawn: Any) -> No
 
 def test_a_student_that_would_be_its_teacher_is_refused_with_a_way_out(run_of: RunOf, resnet: Any) -> None:
     teacher = resnet(8, channels=3)
-    with pytest.raises(TechniqueError, match="nothing of this model can be narrowed") as refused:
+    with pytest.raises(TechniqueError, match="no layer of this model can be narrowed") as refused:
         apply_to_module(teacher, Narrow(width=1.0), run_of(teacher, IMAGES))
     assert "student fewer_layers" in refused.value.fix

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from omgoptim.techniques.distill._student.initialization import reinitialize
+from omgoptim.techniques.distill._student.derivation import reinitialize
 
 
 class Scale(nn.Module):

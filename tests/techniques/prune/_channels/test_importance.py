@@ -119,9 +119,9 @@ def test_channels_of_a_unit_have_the_mean_of_the_unit(run_of: RunOf) -> None:
         assert scores[group.name].mean() == pytest.approx(1.0, abs=1e-5)
 
 
-def test_a_loss_without_a_gradient_or_with_one_that_is_no_number_is_told(run_of: RunOf) -> None:
+def test_a_loss_without_a_gradient_or_with_one_that_is_not_a_number_is_an_error(run_of: RunOf) -> None:
     module = net()
     with pytest.raises(TechniqueError, match="no gradient"):
         ours(module, run_of(module, [IMAGES], loss=lambda outputs, _: outputs.detach().sum()), "taylor")
-    with pytest.raises(DataError, match="no number"):
+    with pytest.raises(DataError, match="not a number"):
         ours(module, run_of(module, [IMAGES], loss=lambda outputs, _: (outputs - outputs).sqrt().sum()), "taylor")

@@ -10,7 +10,6 @@ from omgoptim.techniques.prune._latency.latency_table import (
     Side,
     TimeTable,
     allowed,
-    calibrate,
     floor_ms,
     full_ms,
     next_aim,
@@ -61,26 +60,6 @@ def test_the_floor_is_every_group_at_its_narrowest_allowed_width() -> None:
 @pytest.mark.parametrize(("ratio", "widths"), [(0.75, (4, 8, 16)), (0.5, (8, 16)), (0.74, (8, 16)), (0.01, (16,))])
 def test_a_group_may_lose_at_most_the_ratio(ratio: float, widths: tuple[int, ...]) -> None:
     assert allowed(TABLE, "a", ratio) == widths
-
-
-def test_calibration_goes_through_both_measurements() -> None:
-    widths = {"a": 8, "b": 4}  # 2 + 1 + 0.5 of 9
-    fit = calibrate(TABLE, 20.0, 9.0, widths)
-    assert fit.slope == 2.0
-    assert fit.fixed_ms == 2.0
-    assert fit.whole_ms(full_ms(TABLE)) == 20.0
-    assert fit.whole_ms(predicted_ms(TABLE, widths)) == 9.0
-    assert fit.fraction_for(11.0) == pytest.approx(4.5 / 9)
-
-
-def test_what_is_beyond_the_table_leaves_no_fraction() -> None:
-    assert calibrate(TABLE, 20.0, 9.0, {"a": 8, "b": 4}).fraction_for(2.0) == 0.0
-
-
-@pytest.mark.parametrize("after", [20.0, 25.0])
-def test_a_cut_that_was_not_faster_leaves_the_slope_at_one(after: float) -> None:
-    fit = calibrate(TABLE, 20.0, after, {"a": 8})
-    assert (fit.slope, fit.fixed_ms) == (1.0, 11.0)
 
 
 def test_the_first_aim_is_the_target_with_a_margin() -> None:

@@ -55,7 +55,7 @@ def test_the_weights_of_known_layers_are_found_and_neither_biases_nor_norms() ->
 
 def test_what_looks_like_a_weight_and_is_none_is_told() -> None:
     told = reasons(select(Mixed(), [], []))
-    assert told == {"embed": EMBEDDING_REASON, "position": "a parameter of Mixed, which is no known layer"}
+    assert told == {"embed": EMBEDDING_REASON, "position": "a parameter of Mixed, which is not a known layer"}
 
 
 def test_globs_mean_layers_and_everything_under_a_module() -> None:
@@ -84,7 +84,7 @@ def test_a_glob_that_names_nothing_is_refused_with_what_was_meant() -> None:
 def test_a_glob_may_name_what_cannot_be_pruned_and_is_then_told_why() -> None:
     with pytest.raises(TechniqueError, match="no weight to prune") as error:
         select(Mixed(), ["position"], [])
-    assert "no known layer" in error.value.why
+    assert "not a known layer" in error.value.why
     assert "name other layers" in error.value.fix
 
 

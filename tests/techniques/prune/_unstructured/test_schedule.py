@@ -45,7 +45,7 @@ def test_the_last_amount_is_the_goal_to_the_last_bit(shape: str, goal: float, ro
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("spiral", 0.9, 3), "is no schedule"),
+        (("spiral", 0.9, 3), "is not a schedule"),
         (("linear", 0.9, 0), "0 rounds"),
         (("linear", 0.5, 3, 0.5), "cannot go from 0.5 to 0.5"),
         (("cubic", 0.5, 3, 0.9), "cannot go from 0.9 to 0.5"),

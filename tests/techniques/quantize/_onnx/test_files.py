@@ -96,3 +96,25 @@ def test_a_layer_known_by_its_weights_name_keeps_its_path_and_every_name_stays_r
     assert [tensor.name for tensor in made.graph.initializer] == [weight.name, scale.name]
     assert [node.name for node in made.graph.node] == ["w_DequantizeLinear", "node_MatMul_7"]
     assert [layer.path for layer in find_layers(made)] == ["body.linear"]
+
+
+def test_equal_scales_and_zero_points_are_stored_once_and_nothing_else_changes(program, apply, monkeypatch):
+    shared = load(apply(program("cnn"), Static(algorithm="onnxruntime"))[0])
+    monkeypatch.setattr(files, "_share_scales", lambda _model: None)
+    target, _ = apply(program("cnn"), Static(algorithm="onnxruntime"))
+    apart = load(target)
+
+    def contents(model):
+        return [
+            (tensor.data_type, tuple(tensor.dims), onnx.numpy_helper.to_array(tensor).tobytes())
+            for tensor in model.graph.initializer
+        ]
+
+    assert len(contents(shared)) < len(contents(apart))
+    assert set(contents(shared)) == set(contents(apart))
+    assert [node.name for node in shared.graph.node] == [node.name for node in apart.graph.node]
+    assert {tensor.name for tensor in shared.graph.initializer} < {tensor.name for tensor in apart.graph.initializer}
+    assert shared.ByteSize() < apart.ByteSize()
+    feeds = {shared.graph.input[0].name: program("cnn").sample(4, 3)}
+    outputs = [runtime.open_program(model, 1).run(None, feeds)[0] for model in (shared, apart)]
+    np.testing.assert_array_equal(*outputs)

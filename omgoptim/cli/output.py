@@ -1,0 +1,146 @@
+"""What a command prints, in the form that was asked for: results to standard output, all else to standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+import typer
+
+from omgoptim.cli import options
+from omgoptim.errors import OmgoptimError, RequestError, did_you_mean
+from omgoptim.jobs.folder import RunFolder
+from omgoptim.render import brief, markdown, shared
+from omgoptim.reports import DoctorReport, EfficiencyReport, RunState
+from omgoptim.requests.command import in_shell
+from omgoptim.text import clean_json
+
+Form = Literal["text", "markdown", "json"]
+FORMS: tuple[Form, ...] = ("text", "markdown", "json")
+_WIDTH_OF_A_PIPE = 110
+
+AS_JSON = typer.Option(
+    False,
+    "--json",
+    metavar="",
+    help="Print one JSON object and nothing else on stdout.",
+    rich_help_panel=options.OUTPUT,
+)
+FORMAT = typer.Option(
+    None,
+    "--format",
+    metavar="text|markdown|json",
+    help="Form of the result. markdown: for a pull request or $GITHUB_STEP_SUMMARY, without paths of this machine.",
+    rich_help_panel=options.OUTPUT,
+)
+DETAIL = typer.Option(
+    None, "--detail", metavar="brief|full", help="How much of the report to print.", rich_help_panel=options.OUTPUT
+)
+PROJECT = typer.Option(None, "--project", metavar="TEXT", help="Path of the project; default: the working directory.")
+
+
+def form_of(as_json: bool, given: str | None) -> Form:
+    """The form that was asked for.
+
+    Raises:
+        RequestError: there is no such form, or two of them were asked for.
+    """
+    found = next((form for form in FORMS if form == given), None)
+    if given is not None and found is None:
+        raise RequestError(f"unknown format '{given[:80]}'", did_you_mean(given, FORMS))
+    if as_json and found not in (None, "json"):
+        raise RequestError(f"--json and --format {found} exclude each other", "", "give one of them")
+    return "json" if as_json else found or "text"
+
+
+def form_in(arguments: Sequence[str]) -> Form:
+    """The form that a command line asks for, however wrong the rest of it is: its error is printed in that form."""
+    given = [after for before, after in pairwise(arguments) if before == "--format"]
+    given += [word.partition("=")[2] for word in arguments if word.startswith("--format=")]
+    if "--json" in arguments:
+        return "json"
+    return next((form for form in FORMS if form in given), "text")
+
+
+def wants_full(detail: str | None, form: Form) -> bool:
+    """Whether the whole report is asked for: the default of JSON alone."""
+    if detail not in (None, "brief", "full"):
+        raise RequestError(f"unknown detail '{detail}'", "Known: brief, full.")
+    return form == "json" if detail is None else detail == "full"
+
+
+def show_report(report: EfficiencyReport, folder: RunFolder, form: Form, full: bool) -> int:
+    """Print a report."""
+    if form == "markdown":
+        return print_text(shared.shared_markdown(report))
+    content = brief.to_json(report) if full else brief.brief_report(report, folder.path)
+    return show(content, lambda term: term.report_view(report, full=full, folder=folder.path), form)
+
+
+def show_state(state: RunState, form: Form) -> int:
+    """Print where a run stands."""
+    if form == "markdown":
+        return print_text(shared.without_paths_in(markdown.state_markdown(state)))
+    return show(brief.to_json(state), lambda term: term.state_view(state), form)
+
+
+def show_states(states: list[RunState], form: Form) -> int:
+    """Print a list of runs."""
+    if form == "markdown":
+        return print_text(shared.without_paths_in(markdown.runs_markdown(states, len(states))))
+    return show({"runs": [brief.to_json(state) for state in states]}, lambda term: term.runs_view(states), form)
+
+
+def show_doctor(report: DoctorReport, form: Form) -> int:
+    """Print what this machine can do."""
+    return show(brief.to_json(report), lambda term: term.doctor_view(report), form)
+
+
+def show(content: dict[str, Any], view: Callable[[Any], Any], form: Form) -> int:
+    """Print an answer: as JSON, or as what `view` makes of it with `omgoptim.render.terminal`."""
+    if form == "json":
+        print_json(content)
+    else:
+        from omgoptim.render import terminal
+
+        console(sys.stdout).print(view(terminal), crop=False)
+    return 0
+
+
+def print_text(text: str) -> int:
+    """Print a text as it is."""
+    typer.echo(text.rstrip("\n"))
+    return 0
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """Print one JSON object."""
+    typer.echo(json_text(content))
+
+
+def json_text(content: dict[str, Any]) -> str:
+    """An object as JSON whose every text is clean."""
+    return json.dumps(clean_json(content, ("load", "log")), indent=2)
+
+
+def print_error(error: OmgoptimError, form: Form) -> int:
+    """Print an error to standard error, and in another form than text to standard output too; return its exit code."""
+    from omgoptim.render.terminal import error_view
+
+    if form == "json":
+        record = error.to_dict()
+        print_json({"error": record | {"fix": in_shell(record["fix"])}})
+    if form == "markdown":
+        print_text(shared.error_to_share(error))
+    console(sys.stderr).print(error_view(error), soft_wrap=True)
+    return error.exit_code
+
+
+def console(stream: Any) -> Any:
+    """A console of a stream; of a fixed width where it is no terminal."""
+    from rich.console import Console
+
+    return Console(file=stream, width=None if stream.isatty() else _WIDTH_OF_A_PIPE, highlight=False)

@@ -1,0 +1,224 @@
+"""The commands about runs that are there: runs, pick, report."""
+
+from __future__ import annotations
+
+import sys
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import typer
+
+from omgoptim import requests
+from omgoptim.cli.output import (
+    AS_JSON,
+    DETAIL,
+    FORMAT,
+    PROJECT,
+    Form,
+    console,
+    form_of,
+    json_text,
+    print_error,
+    print_json,
+    print_text,
+    show,
+    show_report,
+    show_state,
+    show_states,
+    wants_full,
+)
+from omgoptim.errors import RequestError, RunError
+from omgoptim.jobs.cancel import cancel
+from omgoptim.jobs.folder import RunFolder, find_run, write_whole
+from omgoptim.jobs.follow import follow
+from omgoptim.jobs.pick import pick
+from omgoptim.jobs.project import find_project
+from omgoptim.jobs.resume import resume
+from omgoptim.jobs.states import ENDED, list_runs, load_report, read_state
+from omgoptim.render import side_by_side
+from omgoptim.render.brief import to_json
+from omgoptim.render.shared import shared_markdown
+from omgoptim.reports import EfficiencyReport
+
+GUARD_FAILED = 4
+INTERRUPTED = 130
+_HERE = ("open", "watch")
+"""Actions of the shell alone, for whoever sits before it."""
+_NEWEST = 10
+"""Runs that a report without ids shows."""
+_RUN_IDS = typer.Argument(
+    None, metavar="ID...", help=f"Runs to show; without any, the newest {_NEWEST}.", show_default=False
+)
+_ENDINGS = {".html": "html", ".md": "markdown", ".json": "json"}
+
+
+def runs(
+    action: str = typer.Argument(
+        "list", metavar="ACTION", help="One of list, show, watch, open, wait, cancel, resume, pick."
+    ),
+    run_id: str | None = typer.Argument(None, metavar="ID", help="Run id; its start or end is enough."),
+    name: str | None = typer.Argument(None, metavar="NAME", help="For pick: name of one of the report's alternatives."),
+    project: str | None = PROJECT,
+    as_json: bool = AS_JSON,
+    form: str | None = FORMAT,
+    detail: str | None = DETAIL,
+) -> int:
+    """List runs; show, watch, wait for, cancel or resume one; open its page; or pick another finalist.
+
+    Ctrl-C ends watching, and the run goes on; it cancels a run that is waited for.
+    """
+    shape = form_of(as_json, form)
+    if action in _HERE and not run_id:
+        raise RequestError(f"action '{action}' needs run_id", "action 'list' shows the ids")
+    given = {"action": "show" if action in _HERE else action, "run_id": run_id, "name": name, "project": project}
+    request = requests.parse("runs", {name: value for name, value in given.items() if value is not None})
+    assert isinstance(request, requests.RunsRequest)  # what parse gives for this verb
+    root = find_project(request.project)
+    if request.action == "list":
+        return show_states(list_runs(root), shape)
+    folder = find_run(root, request.run_id or "")
+    if request.action == "cancel":
+        return show_state(cancel(folder), shape)
+    full = wants_full(detail, shape)
+    if action == "open":
+        return _open(folder, shape)
+    if action == "watch":
+        return _watch(folder, shape, full)
+    if request.action == "pick":
+        report = pick(folder, request.name or "")
+        show_report(report, folder, shape, full)
+        return exit_code(report)
+    if request.action == "resume":
+        resume(folder)
+    if request.action in ("wait", "resume"):
+        return await_report(folder, shape, full)
+    state = read_state(folder)
+    if state.status not in ENDED:
+        return show_state(state, shape)
+    return show_report(load_report(folder), folder, shape, full)
+
+
+def pick_command(
+    run_id: str = typer.Argument(..., metavar="ID", help="Run id; its start or end is enough."),
+    name: str = typer.Argument(..., metavar="NAME", help="Name of one of the report's alternatives."),
+    project: str | None = PROJECT,
+    as_json: bool = AS_JSON,
+    form: str | None = FORMAT,
+    detail: str | None = DETAIL,
+) -> int:
+    """Replace a quantize run's artifact by another of its finalists; nothing is computed again."""
+    return runs("pick", run_id, name, project, as_json, form, detail)
+
+
+def report(
+    run_ids: list[str] | None = _RUN_IDS,
+    form: str | None = typer.Option(
+        None, "--format", metavar="text|markdown|json|html", help="Form of the report; default: by the file's ending."
+    ),
+    output: str | None = typer.Option(None, "--output", metavar="FILE", help="New file to write it to."),
+    project: str | None = PROJECT,
+    as_json: bool = AS_JSON,
+) -> int:
+    """Show one run, or put several side by side: a table in the terminal, or markdown, JSON or a page in a file."""
+    target = Path(output) if output else None
+    given = form or (_ENDINGS.get(target.suffix.lower()) if target else None)
+    shape: Form | Literal["html"] = "html" if given == "html" and not as_json else form_of(as_json, given)
+    if target is not None and target.exists():
+        raise RequestError(f"output '{output}' exists already", "nothing is overwritten", "name a new file")
+    root = find_project(project)
+    folders = [find_run(root, run_id) for run_id in dict.fromkeys(run_ids or [])]
+    folders = folders or [find_run(root, state.run_id) for state in list_runs(root)[:_NEWEST]]
+    if not folders:
+        raise RunError("there are no runs to report on", f"{root} has none yet", "start one: omgoptim --help")
+    if target is None and shape == "text":
+        return _show_runs(folders)
+    text = _runs_text(folders, shape)
+    if target is None:
+        return print_text(text)
+    try:
+        write_whole(target, text)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise RequestError(f"cannot write '{output}'", reason, "name a file in a folder that exists") from None
+    return print_text(str(target))
+
+
+def _show_runs(folders: Sequence[RunFolder]) -> int:
+    if len(folders) == 1:
+        return show_report(load_report(folders[0]), folders[0], "text", full=False)
+    section = side_by_side.runs_section(_runs_of(folders))
+    return show({}, lambda term: term.section_view(section), "text")
+
+
+def _runs_text(folders: Sequence[RunFolder], form: Form | Literal["html"]) -> str:
+    """The runs in a form that is no terminal's; plain text is markdown."""
+    if len(folders) > 1:
+        made = _runs_of(folders)
+        if form == "json":
+            return json_text(side_by_side.runs_json(made))
+        return side_by_side.runs_html(made) if form == "html" else side_by_side.runs_markdown(made)
+    report = load_report(folders[0])
+    if form == "html":
+        from omgoptim.render.html import report_html
+
+        return report_html(report)
+    return json_text(to_json(report)) if form == "json" else shared_markdown(report)
+
+
+def _runs_of(folders: Sequence[RunFolder]) -> list[side_by_side.Run]:
+    states = [(folder, read_state(folder)) for folder in folders]
+    return [
+        side_by_side.Run(state, load_report(folder) if state.status == "done" else None) for folder, state in states
+    ]
+
+
+def await_report(folder: RunFolder, form: Form, full: bool) -> int:
+    """Follow a run to its end, showing where it stands, and print its report. Ctrl-C cancels it."""
+    from omgoptim.cli.progress import display
+
+    screen = console(sys.stderr)
+    screen.print(f"run {folder.id}", style="dim", markup=False, highlight=False, soft_wrap=True)
+    try:
+        with display(screen) as shown:
+            for state in follow(folder, timeout_s=None):
+                shown.show(state)
+    except KeyboardInterrupt:
+        state = cancel(folder)
+        if state.status == "cancelled":
+            print_error(RunError(f"cancelled run {folder.id}", "it was interrupted", ""), form)
+            return INTERRUPTED
+    report = load_report(folder)
+    show_report(report, folder, form, full)
+    return exit_code(report)
+
+
+def exit_code(report: EfficiencyReport) -> int:
+    """The exit code of a run that is done."""
+    return GUARD_FAILED if report.outcome == "guard_failed" else 0
+
+
+def _watch(folder: RunFolder, form: Form, full: bool) -> int:
+    from omgoptim.cli.watch import watch
+
+    if not watch(folder, console(sys.stderr)):
+        return INTERRUPTED
+    report = load_report(folder)
+    show_report(report, folder, form, full)
+    return exit_code(report)
+
+
+def _open(folder: RunFolder, form: Form) -> int:
+    """Show the page in the browser, made anew from the report, so that it holds nothing else; print where it is."""
+    from omgoptim.render.html import report_html
+
+    page = report_html(load_report(folder))
+    write_whole(folder.html_file, page)
+    opened = webbrowser.open(folder.html_file.as_uri())
+    if form == "json":
+        print_json({"page": str(folder.html_file), "opened": opened})
+        return 0
+    if not opened:
+        console(sys.stderr).print("no browser was found; open this file", style="dim")
+    return print_text(str(folder.html_file))

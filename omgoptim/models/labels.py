@@ -1,0 +1,77 @@
+"""Forms in which data sets write labels, and their common form: class indices, or numbers. No torch.
+
+BCEWithLogitsLoss takes 0 and 1 as floats, soft cross-entropy one-hot rows, margin losses -1 and 1: all name classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omgoptim.errors import DataError
+
+IGNORED = -100
+"""Label of targets that do not count: the default `ignore_index` of torch.nn.CrossEntropyLoss."""
+
+FEWEST = 8
+"""Labels from which a form other than class indices is concluded."""
+
+LabelForm = Literal["index", "whole", "one_hot", "binary", "signed", "count"]
+
+EVIDENCE: dict[LabelForm, str] = {
+    "index": "the integer labels fit it",
+    "whole": "the labels, whole numbers, fit it",
+    "one_hot": "the one-hot labels fit it",
+    "binary": "the labels of 0 and 1 fit it",
+    "signed": "the labels of -1 and 1 fit it",
+    "count": "",
+}
+
+
+def label_form(targets: Sequence[NDArray[Any]]) -> LabelForm:
+    """Return the form of numeric labels, from the targets of several batches; `index` where there is no other sign."""
+    flat = np.concatenate([target.ravel() for target in targets])
+    values = {float(value) for value in np.unique(flat)} - {IGNORED}
+    if len(flat) < FEWEST or len(values) != 2:
+        return "index"
+    if values == {-1.0, 1.0}:
+        return "signed"
+    if values != {0.0, 1.0}:
+        return "index"
+    if all(target.ndim > 1 and target.shape[1] > 1 and bool((target.sum(1) == 1).all()) for target in targets):
+        return "one_hot"
+    return "binary" if flat.dtype.kind == "f" else "index"
+
+
+def plain_labels(target: Any, form: LabelForm) -> Any:
+    """Return labels as class indices (int64), of form `count` as numbers (float32), of form `index` as they are.
+
+    Args:
+        target: an array or a tensor; what is neither is returned as it is.
+        form: of `label_form`.
+    """
+    if form == "index" or not hasattr(target, "argmax"):
+        return target
+    if form == "count":
+        return target.astype(np.float32) if isinstance(target, np.ndarray) else target.float()
+    if form == "one_hot":
+        return target.argmax(1)
+    found = target if form == "whole" else target > (0.0 if form == "signed" else 0.5)
+    labels = found.astype(np.int64) if isinstance(found, np.ndarray) else found.long()
+    if form in ("binary", "signed"):
+        labels[target == IGNORED] = IGNORED
+    return labels
+
+
+def refuse_out_of_range(labels: Any, classes: int) -> None:
+    """Raise a DataError if a class index is none of the classes, -100 apart."""
+    wrong = labels[(labels != IGNORED) & ((labels < 0) | (labels >= classes))]
+    if len(wrong):
+        raise DataError(
+            f"label {int(wrong[0])} is out of range",
+            f"the model scores {classes} classes, so labels are 0 to {classes - 1} (or -100: left out)",
+            "check the labels of the data, or the number of outputs of the model",
+        )

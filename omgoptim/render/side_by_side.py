@@ -1,0 +1,182 @@
+"""Several runs in one table, each with its own verdict, interval and quality: as a section, and as a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from omgoptim.render.blocks import Block, Items, Line, Mark, Section, Table, Text, table_of
+from omgoptim.render.brief import to_json
+from omgoptim.render.claims import Row, Tone, comparison_rows, speed_undecided, verdict
+from omgoptim.render.numbers import plain, plural, progress_text
+from omgoptim.render.shared import section_markdown, without_paths, without_paths_in
+from omgoptim.reports import EfficiencyReport, RunState
+
+TITLE = "Runs side by side"
+NOTE = (
+    "Each ratio is of a run's own artifact to its own original. Times of two runs are not divided by each other: "
+    "omgoptim compare A B measures two artifacts in alternating turns."
+)
+_COLUMNS = ("run", "verdict", "model", "artifact", "size", "latency", "quality")
+MOST_WARNINGS = 3
+"""Warnings of each run that are shown."""
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:80rem;padding:0 1rem;color:#1d2530;background:#fff}
+.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%}
+th,td{text-align:left;vertical-align:top;padding:.4rem .7rem;border-bottom:1px solid #d5dae1}
+th{font-weight:600;white-space:nowrap}td{font-variant-numeric:tabular-nums}h2{font-size:1.1rem}
+code{font-size:.85em;white-space:nowrap}.better{color:#1b6e32}.worse{color:#a3201a}.open{color:#7a5600}
+.faded{opacity:.75}p{max-width:60rem}
+@media(prefers-color-scheme:dark){body{color:#e4e8ee;background:#14181e}th,td{border-color:#39424e}
+.better{color:#7bd08f}.worse{color:#ff9b93}.open{color:#e5be62}}
+@media print{body{margin:0;max-width:none}}
+"""
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run and its report; None where it has none."""
+
+    state: RunState
+    report: EfficiencyReport | None
+
+
+def runs_section(runs: Sequence[Run]) -> Section:
+    """One row for each run, in the order given; models and machines are named once where they are the same."""
+    rows = [_cells(run) for run in runs]
+    marks: list[Mark] = ["" if run.report else "faded" for run in runs]
+    lines = []
+    models = list(dict.fromkeys(row["model"].text for row in rows))
+    if len(models) == 1:
+        rows = [row | {"model": Text("")} for row in rows]
+        lines.append(Line("model", Text(models[0], limit=200)))
+    machines = list(dict.fromkeys(_machine(run.report) for run in runs if run.report))
+    if machines:
+        lines.append(Line("machine" if len(machines) == 1 else "machines", Text("; ".join(machines))))
+    table = table_of({name: [row[name] for row in rows] for name in _COLUMNS}, marks=marks)
+    remarks = tuple(Text(f"{run.state.run_id}: {text}", limit=300) for run in runs for text in _remarks(run))
+    return Section(TITLE, (table, *lines, *([Items("warnings", remarks)] if remarks else [])), NOTE)
+
+
+def runs_markdown(runs: Sequence[Run]) -> str:
+    """The runs as a table of markdown, without paths of the machine."""
+    return f"### {TITLE}\n\n{section_markdown(_section(runs), noted=True)}\n"
+
+
+def runs_json(runs: Sequence[Run]) -> dict[str, Any]:
+    """The runs as plain JSON values; what was not measured is null."""
+    names = ("outcome", "summary", "warnings", "next_steps", "before", "after", "gains")
+    each: list[dict[str, Any]] = []
+    for run in runs:
+        record = to_json(run.report) if run.report else {}
+        state: dict[str, Any] = {"run_id": run.state.run_id, "verb": run.state.verb, "status": run.state.status}
+        if run.report is None:
+            each.append(state | {"summary": run.state.summary, "error": run.state.error})
+        else:
+            each.append(state | {"verdict": verdict(run.report), **{name: record[name] for name in names}})
+    return {"note": NOTE, "runs": each}
+
+
+def runs_html(runs: Sequence[Run]) -> str:
+    """The runs as a page that loads nothing and runs nothing."""
+    body = "".join(_block(one) for one in _section(runs).blocks)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>omgoptim: {len(runs)} runs</title>\n<style>{_STYLE}</style>\n</head>\n"
+        f"<body><main><h1>{TITLE}</h1>{body}<p>{escape(NOTE)}</p></main></body>\n</html>\n"
+    )
+
+
+def _section(runs: Sequence[Run]) -> Section:
+    return runs_section([_without_paths(run) for run in runs])
+
+
+def _without_paths(run: Run) -> Run:
+    texts = {"model": without_paths_in(run.state.model), "summary": without_paths_in(_what(run.state))}
+    return Run(run.state.model_copy(update=texts), run.report and without_paths(run.report))
+
+
+def _what(state: RunState) -> str:
+    """How a run ended, or where it stands."""
+    return state.summary or (state.error or {}).get("what", "") or progress_text(state)
+
+
+def _machine(report: EfficiencyReport) -> str:
+    """`AMD EPYC 9R14, 2 threads`"""
+    here = report.environment
+    return f"{here.gpu if here.device == 'cuda' and here.gpu else here.cpu}, {plural(here.threads, 'thread')}"
+
+
+def _remarks(run: Run) -> list[str]:
+    if run.report is not None:
+        return run.report.warnings[:MOST_WARNINGS]
+    return [_what(run.state)]
+
+
+def _cells(run: Run) -> dict[str, Text]:
+    """The cells of a run by column; a column that is empty for every run is left out."""
+    report, state = run.report, run.state
+    if report is None:
+        tone: Tone = "worse" if state.status == "failed" else "same"
+        verdict_cell = Text(state.status.upper(), tone=tone)
+        texts = (Text(state.run_id, code=True), verdict_cell, Text(state.model, limit=80), *[Text("")] * 4)
+        return dict(zip(_COLUMNS, texts, strict=True))
+    rows = {row.label.partition(" (")[0]: row for row in comparison_rows(report)}
+    size, latency, quality = (rows.get(label, Row("", "", "")) for label in ("size", "latency p50", "quality"))
+    if speed_undecided(report):
+        latency = Row("", "", "", f"undecided: {rows['speed'].gain}", "open")
+    model = str(report.request.get("model") or " and ".join(str(report.request.get(name, "")) for name in ("a", "b")))
+    known = report.after or report.before
+    texts = (
+        Text(state.run_id, code=True),
+        Text(verdict(report), tone=_verdict_tone(report)),
+        Text(model, limit=80),
+        Text(f"{known.runtime} {known.precision}" if known else "", limit=80),
+        *(_with_gain(row) for row in (size, latency, quality)),
+    )
+    return dict(zip(_COLUMNS, texts, strict=True))
+
+
+def _with_gain(row: Row) -> Text:
+    """`232 kB, 3.84x smaller`"""
+    return Text(", ".join(filter(None, (row.after or row.before, row.gain))), tone=row.tone)
+
+
+def _verdict_tone(report: EfficiencyReport) -> Tone:
+    tones: dict[str, Tone] = {"ok": "better", "no_gain": "open", "guard_failed": "worse"}
+    return tones[report.outcome] if verdict(report) in ("OK", "NO GAIN", "GUARD FAILED") else "same"
+
+
+def _block(one: Block) -> str:
+    if isinstance(one, Line):
+        return f"<p>{_text(one.label.capitalize())}: {_shown(one.text)}</p>"
+    if isinstance(one, Items):
+        items = "".join(f"<li>{_shown(item)}</li>" for item in one.items)
+        return f"<h2>{_text(one.title.capitalize())}</h2><ul>{items}</ul>"
+    if not isinstance(one, Table):
+        return ""
+    head = "".join(f'<th scope="col">{_text(column.name)}</th>' for column in one.columns)
+    rows = []
+    for row in one.rows:
+        cells = "".join(f"<td{_class(cell.tone)}>{_shown(cell)}</td>" for cell in row.cells)
+        rows.append(f'<tr class="{row.mark}">{cells}</tr>')
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f'<div class="scroll" role="region" aria-label="{TITLE}" tabindex="0">{table}</div>'
+
+
+def _class(tone: Tone) -> str:
+    return "" if tone == "same" else f' class="{tone}"'
+
+
+def _shown(text: Text) -> str:
+    return f"<code>{_text(text.text, text.limit)}</code>" if text.code else _text(text.text, text.limit)
+
+
+def _text(value: str, limit: int = 400) -> str:
+    return escape(plain(value, limit))
