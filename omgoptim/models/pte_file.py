@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,9 @@ def _tensor(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _program(content: bytes) -> Any:
-    from executorch.exir._serialize._program import deserialize_pte_binary
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its import reads a resource in a deprecated way
+        from executorch.exir._serialize._program import deserialize_pte_binary
 
     read = deserialize_pte_binary(content)
     return getattr(read, "program", read)

@@ -86,11 +86,11 @@ def lower(given: LoweringInput, params: Params | None, target: Path) -> Outcome:
 
 
 def _write(exported: ExportedProgram, target: Path) -> None:
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import to_edge_transform_and_lower
-    from executorch.exir.lowered_backend_module import get_lowered_submodules
-
     with quiet_export():
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+        from executorch.exir.lowered_backend_module import get_lowered_submodules
+
         try:
             edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
             written = edge.to_executorch().buffer
