@@ -318,8 +318,17 @@ def _save_baseline(
 ) -> str | None:
     """Save the untouched model; returns why a live module could only be exported at batch 1, if so."""
     target = opened.program or opened.module
-    session = ENGINES[manifest.runtime].open(target, manifest.signature, SessionSettings(threads=threads))
-    check = OutputCheck(example, settled_outputs(session, example))
+    session = ENGINES[manifest.runtime].open(target, manifest.signature, SessionSettings(threads, manifest.device))
+
+    def recorded(batch: NamedBatch) -> OutputCheck:
+        if opened.module is not None:  # a GPU rounds in its own way: the record is of the device
+            opened.module.to(manifest.device)
+        check = OutputCheck(batch, settled_outputs(session, batch))
+        if opened.module is not None:
+            opened.module.cpu()
+        return check
+
+    check = recorded(example)
     if opened.program is not None:
         artifacts.save_program(folder, opened.program, manifest, check)
         return None
@@ -330,7 +339,7 @@ def _save_baseline(
         recipe, fixed = recipe_of_live(opened.module, manifest.signature, example, work / "live.pt2")
     if fixed:
         manifest = replace(manifest, signature=manifest.signature.at_batch(1))
-        check = OutputCheck(first_sample(example), settled_outputs(session, first_sample(example)))
+        check = recorded(first_sample(example))
     artifacts.save_module(folder, opened.module, recipe, manifest, check)
     return fixed
 

@@ -13,7 +13,7 @@ from omgoptim.errors import RequestError, argument, did_you_mean
 from omgoptim.requests.listing import RARE, Short
 
 Runtime = Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino"]
-AnyRuntime = Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino", "executorch"]
+AnyRuntime = Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino", "tensorrt", "executorch"]
 """Runtimes of profile and quantize; what other verbs make can be quantized for ExecuTorch afterwards."""
 Timing = Literal["quick", "standard", "careful"]
 

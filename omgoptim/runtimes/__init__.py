@@ -12,7 +12,10 @@ from omgoptim.runtimes.engine import Engine, Session, SessionSettings
 
 ENGINES: dict[str, Engine] = {
     engine.name: engine
-    for engine in (torch_eager.ENGINE, torch_compile.ENGINE, onnxruntime.ENGINE, openvino.ENGINE, executorch.ENGINE)
+    for engine in (
+        *(torch_eager.ENGINE, torch_compile.ENGINE, onnxruntime.ENGINE, onnxruntime.TENSORRT),
+        *(openvino.ENGINE, executorch.ENGINE),
+    )
 }
 
 __all__ = ["ENGINES", "Engine", "Session", "SessionSettings", "engine_named"]

@@ -12,7 +12,7 @@ from omgoptim.models.onnx_graph import GraphTraits
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.reports import Candidate
 from omgoptim.requests import Params, QuantizeRequest
-from omgoptim.requests.quantize import Auto, Bf16, Dynamic, Fp32, Static
+from omgoptim.requests.quantize import Auto, Bf16, Dynamic, Fp16, Fp32, Static
 from omgoptim.runtimes import ENGINES
 from omgoptim.techniques.quantize._ptq.presets import apply_preset
 from omgoptim.techniques.quantize.static import variants
@@ -128,6 +128,7 @@ def _schemes(request: QuantizeRequest, program: Program, skipped: list[Candidate
         static = apply_preset(Static(calibration_samples=asked.calibration_samples), request.effort)
         schemes += variants(static, program.path)
     schemes += [Dynamic(), Bf16(), Fp32()]
+    schemes += [Fp16()] if request.device == "cuda" else []
     skipped.append(
         Candidate(
             name="fp32 on torch_compile",
@@ -143,6 +144,8 @@ def _schemes(request: QuantizeRequest, program: Program, skipped: list[Candidate
 def _runtimes_of(params: Params, request: QuantizeRequest, loaded: LoadedModel) -> list[str]:
     technique = technique_of(params)
     runtimes = list(technique.runtimes)
+    if loaded.device == "cuda" and "onnxruntime" in runtimes:
+        runtimes.append("tensorrt")
     if loaded.module is not None:
         if technique.torch_precision is not None:
             runtimes.append("torch_eager")
@@ -172,6 +175,8 @@ def _skip_reason(spec: CandidateSpec, loaded: LoadedModel, program: Program, aut
         return "torch quantizes every layer of a kind: targets and ignore need another runtime"
     if spec.is_lowered and getattr(spec.params, "algorithm", "auto") != "auto":
         return "ExecuTorch's programs are written by its own quantizer: leave algorithm out"
+    if loaded.device == "cuda" and spec.on_module and isinstance(spec.params, Dynamic):
+        return "torch computes its dynamic int8 on the CPU only"
     if not automatic:
         return None
     return _no_benefit(spec, loaded, program.traits)
