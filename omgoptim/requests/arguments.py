@@ -62,11 +62,11 @@ class RecoveryArguments(TrainingArguments, total=False):
 
 
 class ProfileArguments(ModelArguments, total=False):
-    runtime: Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino"]
+    runtime: Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino", "tensorrt", "executorch"]
 
 
 class QuantizeArguments(ModelArguments, total=False):
-    runtime: Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino"]
+    runtime: Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino", "tensorrt", "executorch"]
     max_quality_drop: float
     prefer: Literal["balanced", "speed", "size"]
     effort: Literal["fast", "balanced", "best"]
