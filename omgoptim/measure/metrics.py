@@ -51,6 +51,10 @@ def resolve_metric(
         return builtin
     if ":" in name:
         function = load_callable(name, policy, "metric", limit_s)
+        if not callable(function):
+            raise DataError(
+                f"metric '{name}' is no callable", f"it is a {type(function).__name__}", "give metric(outputs, targets)"
+            )
         return _user_metric(name.rpartition(":")[2], function, signature, limit_s, outputs)
     return _torchmetric(name, original, targets, outputs)
 

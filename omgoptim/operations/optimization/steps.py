@@ -124,6 +124,11 @@ class Steps:
         self.context.publish(self.records()[len(self.taken) - 1])
         return point
 
+    def named(self, verb: str, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Return the key of a step that starts from the original, and all of its arguments."""
+        asked = self._arguments(None) | arguments
+        return self._key(verb, asked, None), asked
+
     def skip(self, name: str, verb: str, why: str) -> None:
         """Record that a step was not taken."""
         self._give_up(name, verb, None, "skipped", why, None)
