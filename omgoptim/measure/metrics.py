@@ -30,6 +30,12 @@ def resolve_metric(
     """Return the metric that a request names.
 
     Args:
+        name: of a built-in or torchmetrics metric, a source, or the user's callable.
+        signature: inputs and outputs of the model.
+        original: outputs of the original, per batch the flat list.
+        targets: of the same batches; None for one without labels.
+        policy: the files and modules whose code may run.
+        limit_s: seconds that a call of the user's metric may take.
         outputs: of the original model; default: read from `original`.
 
     Raises:
