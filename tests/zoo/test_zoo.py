@@ -7,6 +7,10 @@ Runs are made in this process, as a notebook makes them. On two cores that other
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,8 @@ import omgoptim
 from omgoptim.errors import OmgoptimError
 from omgoptim.render.brief import to_json
 from omgoptim.reports import EfficiencyReport, OutputRecord
+from omgoptim.requests import parse
+from omgoptim.requests.command import command_of
 from omgoptim.runtimes.signature import flatten
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -86,6 +92,24 @@ IN_EVERY_SUITE = (
     ("factorize", "residual"),
 )
 """Runs that `make test` makes too, one of a verb."""
+
+IN_A_SHELL = (
+    ("profile", "printing", 1.0, 0),
+    ("profile", "raises", 1.0, 3),
+    ("quantize", "dict_out", 1.0, 0),
+    ("quantize", "complex_output", 1.0, 3),
+    ("prune", "residual", 1.0, 0),
+    ("prune", "concatenated", 0.0, 4),
+    ("prune", "float64", 1.0, 2),
+    ("prune", "lstm", 1.0, 3),
+    ("factorize", "several_inputs", 0.0, 4),
+    ("factorize", "no_parameters", 1.0, 3),
+    ("distill", "namedtuple_out", 1.0, 0),
+    ("distill", "keyword_only", 0.0, 4),
+    ("distill", "bfloat16", 1.0, 2),
+    ("distill", "random_in_eval", 1.0, 3),
+)
+"""Runs of a shell: verb, entry, quality guard and exit code."""
 
 SAMPLE = ("dict_out", "none_in_tuple", "bfloat16", "tied_weights", "norm_without_stats", "gru_cell_with_state")
 """Entries that `make test` profiles too."""
@@ -224,6 +248,27 @@ def test_a_comparison_with_the_original_agrees_with_the_runs_own_report(name: st
     report = check_run(name, "quantize")
     assert report is not None
     check_comparison(name, report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("verb", "name", "guard", "code"), IN_A_SHELL)
+def test_a_shell_gets_one_json_object_and_the_exit_code_of_its_outcome(
+    verb: str, name: str, guard: float, code: int
+) -> None:
+    given = {**VERBS[verb], "model": f"nets.py:build_{name}", "data": f"nets.py:load_{name}"}
+    if "max_quality_drop" in given:
+        given["max_quality_drop"] = guard
+    words = shlex.split(command_of(verb, parse(verb, given)))[1:]
+    shell = [sys.executable, "-c", "from omgoptim.cli import main; main()", *words, "--json"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(shell, capture_output=True, text=True, timeout=300, env=environment)
+    assert ended.returncode == code, ended.stderr
+    answer = json.loads(ended.stdout)  # one object: a second would not parse
+    if code in (2, 3):
+        assert answer["error"]["what"]
+        assert "itself failed" not in answer["error"]["what"]
+    else:
+        assert (answer["outcome"] == "guard_failed") == (code == 4)
 
 
 @pytest.mark.slow
