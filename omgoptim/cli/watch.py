@@ -73,7 +73,7 @@ class LiveView:
 
 
 def live_view(run: LiveRun) -> RenderableType:
-    """What is known of a run that goes on."""
+    """Return the live view of a run in progress."""
     state = run.state
     bar = Table.grid(padding=(0, 1))
     bar.add_row(ProgressBar(1.0, state.progress or 0.0, width=40), Text(", ".join(progress_numbers(state))))

@@ -91,7 +91,7 @@ def _what(state: RunState) -> str:
 
 
 def _machine(report: EfficiencyReport) -> str:
-    """`AMD EPYC 9R14, 2 threads`."""
+    """Return `AMD EPYC 9R14, 2 threads`."""
     here = report.environment
     return f"{here.gpu if here.device == 'cuda' and here.gpu else here.cpu}, {plural(here.threads, 'thread')}"
 
@@ -127,7 +127,7 @@ def _cells(run: Run) -> dict[str, Text]:
 
 
 def _with_gain(row: Row) -> Text:
-    """`232 kB, 3.84x smaller`."""
+    """Return `232 kB, 3.84x smaller`."""
     return Text(", ".join(filter(None, (row.after or row.before, row.gain))), tone=row.tone)
 
 
