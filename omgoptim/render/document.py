@@ -190,8 +190,8 @@ def _cut(value: Any, most: tuple[int, int]) -> Any:
         return replace(value, rows=value.rows[:keep], left_out=more)
     if isinstance(value, Items):
         return replace(value, items=value.items[:others], left_out=value.left_out + max(0, len(value.items) - others))
-    if isinstance(value, Strip) and len(value.layers) > others:
-        return Strip(f"{value.title}; here are the first {others}", value.layers[:others])
+    if isinstance(value, Strip) and len(value.layers) > 3 * others:
+        return Strip(f"{value.title}, here are the first {3 * others}", value.layers[: 3 * others])
     if isinstance(value, Scatter):
         return replace(value, points=value.points[:others], front=value.front[:others])
     if isinstance(value, Chain):
