@@ -60,7 +60,7 @@ RESULTS = (
 DETAILS = (changed_section, environment_section)
 """Sections before and after the next steps and the artifact."""
 
-_CUTS = ((4000, 4000), (400, 4000), (200, 1000), (100, 400), (50, 200), (20, 100), (8, 40), (4, 12), (1, 4))
+_CUTS = ((4000, 4000), (400, 4000), (100, 2000), (40, 1000), (40, 400), (20, 200), (20, 100), (8, 40), (4, 12), (1, 4))
 """Most rows of folded tables and of all other lists, from the longest form to the shortest."""
 
 
