@@ -114,11 +114,11 @@ def _run(folder: RunFolder, run_verb: RunVerb, progress: Progress) -> Efficiency
         submission.project,
         submission.python,
         submission.found_by,
-        turns.report if turns else progress.report,
-        turns.measuring if turns else nullcontext,
-        steps,
-        progress.publish,
-        steps.begin,
+        progress=turns.report if turns else progress.report,
+        measuring=turns.measuring if turns else nullcontext,
+        run_step=steps,
+        begin_step=steps.begin,
+        publish=progress.publish,
     )
     folder.work.mkdir(exist_ok=True)
     return run_verb(submission.verb, request, context)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 from omgoptim.errors import RequestError, did_you_mean
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.target import on_target, with_target
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import REGISTRY, ModelRequest, Request
 from omgoptim.requests.execution import is_head
@@ -38,7 +39,9 @@ def run_verb(verb: str, request: Request, context: RunContext, live: Live | None
 
         return run_as_job(verb, cast(ModelRequest, request), context, live)
     operation = operation_of(verb)
-    report = operation(request, context, live) if REGISTRY[verb].on_model else operation(request, context)
+    with on_target(request, context) as (request, context):
+        report = operation(request, context, live) if REGISTRY[verb].on_model else operation(request, context)
+        report = with_target(report, context)
     from omgoptim.operations.chained_gains import with_total_gain
     from omgoptim.operations.next_steps import new_calls
 

@@ -64,6 +64,8 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     samples = named_samples([name_inputs(None, item.inputs, names[0]) for item in raw], raw)
     threads = request.threads or usable_cores()
     samples, notes, free_batch = comparable_samples(folders, samples, threads, policy)
+    if context.target is not None:
+        threads = request.threads or context.target.machine.cores
     bench = bench_of(context, samples, request.batch if free_batch else None, threads, manifests[0].device, policy)
     inputs = samples.write(context.work / "eval")
     targets = [context.work / "outputs" / str(index) for index in range(2)]

@@ -13,6 +13,7 @@ from omgoptim.reports import Candidate, EfficiencyReport, Epoch, Step
 from omgoptim.requests import Request
 
 if TYPE_CHECKING:
+    from omgoptim.measure.target.client import Target
     from omgoptim.operations.live_objects import Live
 
 LIVE = "(live {})"
@@ -58,10 +59,14 @@ class RunContext:
     """`progress(stage, fraction)`: current stage and completed fraction of the run, 0..1;
     `None` leaves the fraction unchanged."""
     measuring: Callable[[], AbstractContextManager[None]] = nullcontext
-    """`with measuring():` locks the device for measurements on this machine."""
+    """`with measuring():` locks the device for measurements on the machine that measures."""
     run_step: RunStep = _no_steps
     publish: Callable[[Candidate | Epoch | Step], None] = lambda _record: None
     """Show a part of the report to those who watch the run; the report itself does not come from it."""
+    target: Target | None = None
+    """The machine that measures; None: this one."""
+    measuring_here: Callable[[], AbstractContextManager[None]] | None = None
+    """With a target: locks the device of this machine."""
     begin_step: Callable[[str, str, Request], Path] = _no_steps
     """`begin_step(key, verb, request)`: the folder of a step's run, for another process to do; `run_step` goes on."""
 

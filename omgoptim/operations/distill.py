@@ -8,7 +8,6 @@ from pathlib import Path
 from torch import nn
 
 from omgoptim.errors import DataError, RequestError, argument
-from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.quality import compare_quality, read_outputs
 from omgoptim.models.memory_check import refuse_beyond_memory, training_bytes
 from omgoptim.operations.baseline import at_exportable_batch
@@ -179,11 +178,7 @@ def _control(
 
 
 def _run(job: Job[DistillRequest], folder: Path, target: Path) -> None:
-    bench = job.loaded.bench
-    process = MeasuringProcess(
-        folder, threads=bench.threads, batches={}, cwd=bench.cwd, device=job.loaded.device, policy=bench.policy
-    )
-    with process:
+    with job.loaded.bench.start(folder, {}) as process:
         process.begin_open()
         process.end_open()
         process.run_samples(job.loaded.eval_folder, target, fraction_progress(job.context, "evaluating the control"))

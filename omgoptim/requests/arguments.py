@@ -23,6 +23,7 @@ class ModelArguments(TypedDict, total=False):
     target_output: str | None
     ignore_outputs: list[str]
     device: Literal["auto", "cpu", "cuda"]
+    target: str | None
     timing: Literal["quick", "standard", "careful"]
     batch: int
     threads: int | None
@@ -61,11 +62,11 @@ class RecoveryArguments(TrainingArguments, total=False):
 
 
 class ProfileArguments(ModelArguments, total=False):
-    runtime: Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino"]
+    runtime: Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino", "tensorrt", "executorch"]
 
 
 class QuantizeArguments(ModelArguments, total=False):
-    runtime: Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino"]
+    runtime: Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino", "tensorrt", "executorch"]
     max_quality_drop: float
     prefer: Literal["balanced", "speed", "size"]
     effort: Literal["fast", "balanced", "best"]
@@ -178,6 +179,7 @@ class DistillArguments(TrainingArguments, total=False):
 class CompareArguments(TypedDict, total=False):
     data: str | None
     metric: str | None
+    target: str | None
     timing: Literal["quick", "standard", "careful"]
     batch: int
     threads: int | None

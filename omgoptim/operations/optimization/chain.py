@@ -209,6 +209,8 @@ class Chain:
         """Quantize a point with what is left of the guard; whether a result is within it.
 
         Args:
+            point: the float result to quantize.
+            name: of the step.
             level: that was measured untrained; None where none was.
         """
         steps, guard = self.steps, self.goal.max_quality_drop

@@ -79,9 +79,12 @@ class Steps:
         """Take a step, or read what it brought from the ledger; None where it gave nothing, with the reason recorded.
 
         Args:
+            name: of the step in the report.
+            verb: that does it.
             arguments: of the verb, beside those that every verb shares.
             parent: what it starts from; None for the original.
             span: fraction of the whole run that it takes.
+            expected_speedup: for the report.
             expected_seconds: a step that takes longer than what is left is not begun.
         """
         left = self.seconds_left
