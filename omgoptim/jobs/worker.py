@@ -117,6 +117,7 @@ def _run(folder: RunFolder, run_verb: RunVerb, progress: Progress) -> Efficiency
         turns.measuring if turns else nullcontext,
         StepRuns(folder, submission, progress.report, execute),
         progress.publish,
+        report_unpaused=progress.report,
     )
     folder.work.mkdir(exist_ok=True)
     return run_verb(submission.verb, request, context)
