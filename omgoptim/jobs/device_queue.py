@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from omgoptim.errors import SetupError
 from omgoptim.jobs.folder import WorkerProcess, write_whole
 from omgoptim.jobs.processes import is_alive, this_process
+from omgoptim.jobs.run_files import remove
 from omgoptim.requests import Request
 
 FOLDER_VARIABLE = "OMGOPTIM_LOCK_DIR"
@@ -101,7 +102,7 @@ class DeviceQueue:
         finally:
             self._depth -= 1
             if not self._depth and os.getpid() == owner:  # a forked child inherits the turn and must not end it
-                self._turn_file.unlink(missing_ok=True)
+                remove(self._turn_file)
                 self._lock.release()
 
     def measured_by(self) -> Ticket | None:
@@ -129,7 +130,7 @@ class DeviceQueue:
                 time.sleep(POLL_S)
             _write(self._turn_file, self._ticket())
         finally:
-            ticket.unlink(missing_ok=True)
+            remove(ticket)
 
     def _take(self) -> bool:
         try:
@@ -148,7 +149,7 @@ class DeviceQueue:
             if ticket is not None and is_alive(ticket.process):
                 ahead += 1
             else:
-                path.unlink(missing_ok=True)
+                remove(path)
         return ahead
 
     def _ticket(self) -> Ticket:

@@ -107,16 +107,18 @@ def _run(folder: RunFolder, run_verb: RunVerb, progress: Progress) -> Efficiency
     progress.start("getting ready", "" if resumed else _kind_of(submission.verb, request))
     device = device_of(request)
     turns = _Turns(DeviceQueue(device, folder.id), progress) if device else None
+    steps = StepRuns(folder, submission, progress.report, execute)
     context = RunContext(
         folder.path,
         folder.id,
         submission.project,
         submission.python,
         submission.found_by,
-        turns.report if turns else progress.report,
-        turns.measuring if turns else nullcontext,
-        StepRuns(folder, submission, progress.report, execute),
-        progress.publish,
+        progress=turns.report if turns else progress.report,
+        measuring=turns.measuring if turns else nullcontext,
+        run_step=steps,
+        begin_step=steps.begin,
+        publish=progress.publish,
         report_unpaused=progress.report,
     )
     folder.work.mkdir(exist_ok=True)

@@ -46,6 +46,7 @@ class MeasuringServer:
     def __init__(self) -> None:
         self.manifest: Manifest
         self.session: Session
+        self.device: str
         self.prepared: dict[str, Any] = {}
 
     def open(
@@ -68,6 +69,7 @@ class MeasuringServer:
         self.prepared = {}
         self.__dict__.pop("session", None)
         start = time.perf_counter()
+        self.device = device or Manifest.read(Path(artifact)).device
         self.manifest, self.session = open_session(Path(artifact), threads, PathPolicy.from_json(policy), device)
         opened = time.perf_counter() - start
         differences = verify_outputs(Path(artifact), self.manifest, self.session, same_machine=same_machine)
@@ -114,7 +116,8 @@ class MeasuringServer:
 
     def memory(self) -> dict[str, Any]:
         """Return the peak memory so far, in bytes."""
-        return {"peak_bytes": self.session.peak_device_bytes() or peak_resident_bytes()}
+        on_gpu = self.device == "cuda"  # whose memory not every engine reports: never the processor's in its place
+        return {"peak_bytes": self.session.peak_device_bytes() if on_gpu else peak_resident_bytes()}
 
     def outputs(self, inputs: str, target: str) -> dict[str, Any]:
         """Run the batch of the .npz file `inputs` and write its outputs to the .npz file `target`."""

@@ -49,11 +49,19 @@ class EngineNode(Protocol):
     """A `NodeTime` or a `Kernel` of one of the engine's nodes."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of the node."""
+        ...
+
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> str:
+        """Operator of the node."""
+        ...
+
     @property
-    def covers(self) -> tuple[str, ...]: ...
+    def covers(self) -> tuple[str, ...]:
+        """Names of the nodes that it was fused from."""
+        ...
 
 
 def query_layers(

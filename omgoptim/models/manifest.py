@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Version of the manifest's format; other versions are refused."""
-MANIFEST, PROGRAM, PROGRAM2, WEIGHTS, RECIPE = (
+MANIFEST, PROGRAM, PROGRAM2, LOWERED, WEIGHTS, RECIPE = (
     "manifest.json",
     "model.onnx",
     "model.pt2",
+    "model.pte",
     "weights.safetensors",
     "recipe.json",
 )

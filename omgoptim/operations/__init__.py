@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from omgoptim.errors import RequestError, did_you_mean
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.target import on_target, with_target
 from omgoptim.reports import EfficiencyReport
-from omgoptim.requests import REGISTRY, Request
+from omgoptim.requests import REGISTRY, ModelRequest, Request
+from omgoptim.requests.execution import is_head
 
 if TYPE_CHECKING:
     from omgoptim.operations.loaded_model import Live
@@ -33,6 +34,10 @@ def run_verb(verb: str, request: Request, context: RunContext, live: Live | None
     Raises:
         OmgoptimError: of the kind that fits: see `errors.py`.
     """
+    if is_head(getattr(request, "on", "local")):
+        from omgoptim.operations.ray_job import run_as_job
+
+        return run_as_job(verb, cast(ModelRequest, request), context, live)
     operation = operation_of(verb)
     with on_target(request, context) as (request, context):
         report = operation(request, context, live) if REGISTRY[verb].on_model else operation(request, context)

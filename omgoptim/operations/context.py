@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omgoptim.errors import RunError
 from omgoptim.reports import Candidate, EfficiencyReport, Epoch, Step
@@ -39,7 +39,7 @@ RunStep = Callable[[str, str, Request, "Live", tuple[float, float]], StepRun]
 the whole run that it takes. A run that was begun under this key goes on in its own folder. Raises what it raised."""
 
 
-def _no_steps(*_: object) -> StepRun:
+def _no_steps(*_: object) -> Any:
     raise RunError("this run cannot start others")
 
 
@@ -69,6 +69,8 @@ class RunContext:
     """With a target: locks the device of this machine."""
     report_unpaused: Callable[[str, float | None], None] | None = None
     """`progress` that does not pause while another run measures on this machine."""
+    begin_step: Callable[[str, str, Request], Path] = _no_steps
+    """`begin_step(key, verb, request)`: the folder of a step's run, for another process to do; `run_step` goes on."""
 
     @property
     def work(self) -> Path:

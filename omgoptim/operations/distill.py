@@ -18,6 +18,7 @@ from omgoptim.operations.distillation.plan import plan_report
 from omgoptim.operations.distillation.student import Student, derived_student, given_student
 from omgoptim.operations.distillation.student_search import search
 from omgoptim.operations.distillation.student_training import train, training_record
+from omgoptim.operations.execution import refuse_unreachable
 from omgoptim.operations.loaded_model import Live, LoadedModel, prepare
 from omgoptim.operations.output_folder import free_output
 from omgoptim.operations.reference_outputs import metric_of
@@ -41,6 +42,7 @@ NO_TARGETS_NOTE = (
 def distill(request: DistillRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
     """Train a student and measure it against its teacher. See `DistillRequest`."""
     live = live or Live()
+    refuse_unreachable(request, live)
     output = free_output(request.output, request.allow_path, context)
     loaded = prepare(request, context, live)
     teacher = require_module(loaded, "distill")

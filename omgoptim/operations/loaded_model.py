@@ -235,6 +235,12 @@ def _open_model(source: Source, policy: PathPolicy) -> _OpenedModel:
             module = artifacts.load_module(source.artifact, manifest, policy)
             # Fresh processes run it in half precision; this process exports and converts it from float32.
             return _OpenedModel(module.float() if manifest.precision in HALF else module, None, manifest.signature)
+        if ENGINES[manifest.runtime].runs == "lowered":
+            raise ModelError(
+                f"an artifact for {manifest.runtime} is the end of a chain",
+                f"{artifacts.LOWERED} holds no module and no ONNX program",
+                "give the model that it was made from; compare measures two artifacts, also of this kind",
+            )
         return _OpenedModel(None, source.artifact / artifacts.PROGRAM, manifest.signature)
     if source.program is not None:
         return _OpenedModel(None, source.program, declared_signature(source.program))
@@ -314,8 +320,17 @@ def _save_baseline(
 ) -> str | None:
     """Save the untouched model; returns why a live module could only be exported at batch 1, if so."""
     target = opened.program or opened.module
-    session = ENGINES[manifest.runtime].open(target, manifest.signature, SessionSettings(threads=threads))
-    check = OutputCheck(example, settled_outputs(session, example))
+    session = ENGINES[manifest.runtime].open(target, manifest.signature, SessionSettings(threads, manifest.device))
+
+    def recorded(batch: NamedBatch) -> OutputCheck:
+        if opened.module is not None:  # a GPU rounds in its own way: the record is of the device
+            opened.module.to(manifest.device)
+        check = OutputCheck(batch, settled_outputs(session, batch))
+        if opened.module is not None:
+            opened.module.cpu()
+        return check
+
+    check = recorded(example)
     if opened.program is not None:
         artifacts.save_program(folder, opened.program, manifest, check)
         return None
@@ -326,7 +341,7 @@ def _save_baseline(
         recipe, fixed = recipe_of_live(opened.module, manifest.signature, example, work / "live.pt2")
     if fixed:
         manifest = replace(manifest, signature=manifest.signature.at_batch(1))
-        check = OutputCheck(first_sample(example), settled_outputs(session, first_sample(example)))
+        check = recorded(first_sample(example))
     artifacts.save_module(folder, opened.module, recipe, manifest, check)
     return fixed
 

@@ -37,7 +37,7 @@ from omgoptim.render.sections.sensitivity import sensitivity_section
 from omgoptim.render.sections.steps import steps_section
 from omgoptim.render.sections.training import rounds_section, training_section
 from omgoptim.reports import EfficiencyReport, Gains, Measurement, NextStep
-from omgoptim.text import clean_block
+from omgoptim.text import clean_block, clean_exact
 
 Json = dict[str, Any]
 
@@ -110,6 +110,7 @@ def report_document(
     """Return a finished run as a document.
 
     Args:
+        report: of a finished run.
         actions: buttons of a page in a chat.
         ask: message that asks an assistant for a next step; None for a page outside of a chat.
     """
@@ -172,7 +173,10 @@ def _plain(value: Any, most: tuple[int, int]) -> Any:
         cells = [_plain(cell, most) for cell in value.cells]
         return {"mark": value.mark, "cells": cells} if value.mark else cells
     if isinstance(value, Code):
-        return {"type": "code", **_fields(value, most), "text": clean_block(value.text, 8000)}
+        ask = {"ask": clean_exact(value.ask)} if value.ask else {}
+        return {"type": "code", **_fields(value, most), **ask, "text": clean_block(value.text, 8000)}
+    if isinstance(value, Action):
+        return {**_fields(value, most), "message": clean_exact(value.message)}
     if is_dataclass(value) and not isinstance(value, type):
         return {"type": type(value).__name__.lower(), **_fields(_cut(value, most), most)}
     return value

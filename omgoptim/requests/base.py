@@ -15,6 +15,8 @@ from omgoptim.requests.listing import RARE, Short
 from omgoptim.requests.target import TargetAddress
 
 Runtime = Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino"]
+AnyRuntime = Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino", "tensorrt", "executorch"]
+"""Runtimes of profile and quantize; what other verbs make can be quantized for ExecuTorch afterwards."""
 Timing = Literal["quick", "standard", "careful"]
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")

@@ -45,6 +45,9 @@ def input_schema(verb: str, request: type[Request], face: Json, described: set[s
     """Return the schema of a verb's arguments, and of those that the server itself takes.
 
     Args:
+        verb: its name.
+        request: its request.
+        face: schema of the arguments that the server itself takes.
         described: arguments that an earlier tool describes; those of this verb are added to it.
     """
     key = technique_field(request)
