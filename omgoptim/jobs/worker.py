@@ -121,6 +121,7 @@ def _run(folder: RunFolder, run_verb: RunVerb, progress: Progress) -> Efficiency
         run_step=steps,
         begin_step=steps.begin,
         publish=progress.publish,
+        report_unpaused=progress.report,
     )
     folder.work.mkdir(exist_ok=True)
     return run_verb(submission.verb, request, context)
