@@ -78,6 +78,8 @@ def ray_library(part: str = "") -> Any:
     """
     import importlib
 
+    if os.environ.get("RAY_AUTH_TOKEN"):  # Ray takes no notice of it otherwise
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         return importlib.import_module(f"ray.{part}" if part else "ray")
     except ImportError as error:

@@ -73,13 +73,14 @@ def run_as_job(verb: str, request: ModelRequest, context: RunContext, live: Live
 
 
 def _client(head: str) -> Any:
+    library = ray_library("job_submission")
     try:
-        return ray_library("job_submission").JobSubmissionClient(head)
-    except (RuntimeError, ConnectionError) as error:
+        return library.JobSubmissionClient(head)
+    except Exception as error:  # Ray's kinds: of the connection, of its version, of the token
         raise SetupError(
             f"the Ray head {head} takes no jobs",
             str(error)[:300],
-            "start it with its dashboard; this side needs 'omgoptim[ray]'",
+            "start it with its dashboard, and give its token in RAY_AUTH_TOKEN; this side needs 'omgoptim[ray]'",
         ) from error
 
 
