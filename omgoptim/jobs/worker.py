@@ -58,6 +58,8 @@ def execute(folder: RunFolder, run_verb: RunVerb, *, owns_process: bool = True) 
     """Do the run of a folder with `run_verb`, and write how it ended.
 
     Args:
+        folder: of the run.
+        run_verb: does what the request asks.
         owns_process: False where the process is a caller's, whose signals and imports are left alone.
     """
     with FileLock(folder.worker_lock, timeout=LOCK_LIMIT_S):
