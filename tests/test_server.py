@@ -88,7 +88,7 @@ async def test_the_tool_list_is_small_complete_and_in_a_fixed_order(era: str, pr
         assert client.instructions is not None
         assert len(client.instructions) <= 2048
     assert [tool.name for tool in listed] == [*requests.VERBS, *requests.QUERIES]
-    assert sum(len(wire(tool)) + 1 for tool in listed) <= 11_800
+    assert sum(len(wire(tool)) + 1 for tool in listed) <= 12_000
     for tool in listed:
         assert tool.title
         assert tool.description

@@ -154,9 +154,8 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     if opened.module is not None:
         evaluation = float32_arrays(evaluation)
         example = {name: as_float32(array) for name, array in example.items()}
-    if context.target is not None:
-        threads = request.threads or context.target.machine.cores
-    bench = bench_of(context, evaluation, None if dependent else request.batch, threads, device, policy)
+    timed = request.threads or (context.target.machine.cores if context.target else threads)
+    bench = bench_of(context, evaluation, None if dependent else request.batch, timed, device, policy)
     evaluation = evaluation.one_by_one() if dependent else evaluation
     baseline, fixed = source.artifact, f"'{request.model}' was exported for a batch of 1" if stated else None
     if baseline is None:

@@ -56,7 +56,8 @@ def input_schema(verb: str, request: type[Request], face: Json, described: set[s
         properties |= _technique_properties(key, request)
     kept = {name: schema for name, schema in properties.items() if name not in (*SHELL_ONLY, *options_of(verb))}
     listed = {
-        name: _bare(schema) if name in described else _described(schema) for name, schema in (kept | face).items()
+        name: _bare(schema) if name in described and name not in NAMED_BY_TOOLS else _described(schema)
+        for name, schema in (kept | face).items()
     }
     if key is not None:
         listed[key] = properties[key]
