@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.hardware import other_load
+from omgoptim.hardware import LoadMeter, other_load
 from omgoptim.measure.timing import SCREENING_PLAN, Timing, time_artifacts
 from omgoptim.models.artifact import Manifest
 from omgoptim.operations.context import RunContext
@@ -227,10 +227,14 @@ def _timed(
     speeds: list[float | None] = [None] * len(artifacts)
     if other_load() <= OVERLOADED and len(levels) > 1:
         with probe.context.measuring():
+            meter = LoadMeter()
             timings = time_artifacts(
                 [probe.loaded.baseline, *artifacts], probe.loaded.bench, SCREENING_PLAN, probe.seed
             )
-        speeds = [one.speedup.value if isinstance(one, Timing) and one.speedup else None for one in timings[1:]]
+            quiet = meter.load() <= OVERLOADED
+        speeds = [
+            one.speedup.value if quiet and isinstance(one, Timing) and one.speedup else None for one in timings[1:]
+        ]
     ratio = size_ratio = None
     if factorized and LEVELS[0] in levels:
         first, last = levels.index(LEVELS[0]), len(levels)
