@@ -10,12 +10,12 @@ import pytest
 from float_programs import gemm, program
 
 from omgoptim.errors import ArtifactError
+from omgoptim.measure import launch
 from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.quality import read_outputs
 from omgoptim.measure.timing import TimingSetup
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.artifact import Manifest, OutputCheck
-from omgoptim.operations.quantization import candidate_evaluator as trial
 from omgoptim.operations.quantization.candidate_evaluator import Evaluators
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.signature import InputTensor, Signature
@@ -50,7 +50,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
             first.append(artifact)
             super().__init__(artifact, **specs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(trial, "MeasuringProcess", Noted)
+    monkeypatch.setattr(launch, "MeasuringProcess", Noted)
     return first
 
 
