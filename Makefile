@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all check coverage pictures docs arguments bench clean
+.PHONY: demo test test-all check coverage pictures docs arguments bench gpu-check clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -63,6 +63,9 @@ pictures: $(VENV)/.dev ## pictures of every page in a real Chromium, light and d
 docs: $(VENV)/.docs   ## the documentation site in site/; a broken link or docstring fails
 	$(BIN)/python -m mkdocs build --strict
 
+gpu-check: $(VENV)/.dev ## every CUDA path on the examples, with a table; without a GPU one line and status 3
+	$(BIN)/python benchmarks/gpu_check.py
+
 bench: $(VENV)/.bench ## the measured claims, about three hours on two cores
 	$(BIN)/python benchmarks/timing.py
 	$(BIN)/python benchmarks/quantize.py
@@ -81,6 +84,8 @@ bench: $(VENV)/.bench ## the measured claims, about three hours on two cores
 	$(BIN)/python benchmarks/distill.py
 	$(BIN)/python benchmarks/optimize.py
 	$(BIN)/python benchmarks/search.py --part table
+	$(BIN)/python benchmarks/target.py
+	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/server_start.py
 
 clean:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from typing_extensions import Unpack
 
-from omgoptim.api.artifacts import open_artifact, pick
+from omgoptim.api.artifacts import export_coreml, open_artifact, pick
 from omgoptim.api.live_call import copied, request_of, run, search_request
 from omgoptim.operations.context import LIVE
 from omgoptim.reports import EfficiencyReport
@@ -45,6 +45,7 @@ __all__ = [
     "compare",
     "derive_student",
     "distill",
+    "export_coreml",
     "factorize",
     "open_artifact",
     "optimize",

@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from omgoptim.errors import SetupError
 from omgoptim.jobs.folder import WorkerProcess, write_whole
 from omgoptim.jobs.processes import is_alive, this_process
+from omgoptim.jobs.run_files import remove
 from omgoptim.requests import Request
 
 FOLDER_VARIABLE = "OMGOPTIM_LOCK_DIR"
@@ -45,6 +46,7 @@ class Ticket:
 
     @property
     def process(self) -> WorkerProcess:
+        """The process that waits."""
         return WorkerProcess(self.pid, self.born)
 
 
@@ -58,7 +60,7 @@ class Wait:
     """Runs that asked earlier and wait too."""
 
     def text(self, device: str) -> str:
-        """`waiting for cpu: run prune-… measures since 12 s, 1 more is ahead`"""
+        """Return `waiting for cpu: run prune-… measures since 12 s, 1 more is ahead`."""
         who = "between two turns"
         if self.measuring is not None:
             who = f"run {self.measuring.run_id} measures since {max(0.0, time.time() - self.measuring.since):.0f} s"
@@ -101,7 +103,7 @@ class DeviceQueue:
         finally:
             self._depth -= 1
             if not self._depth and os.getpid() == owner:  # a forked child inherits the turn and must not end it
-                self._turn_file.unlink(missing_ok=True)
+                remove(self._turn_file)
                 self._lock.release()
 
     def measured_by(self) -> Ticket | None:
@@ -129,7 +131,7 @@ class DeviceQueue:
                 time.sleep(POLL_S)
             _write(self._turn_file, self._ticket())
         finally:
-            ticket.unlink(missing_ok=True)
+            remove(ticket)
 
     def _take(self) -> bool:
         try:
@@ -148,7 +150,7 @@ class DeviceQueue:
             if ticket is not None and is_alive(ticket.process):
                 ahead += 1
             else:
-                path.unlink(missing_ok=True)
+                remove(path)
         return ahead
 
     def _ticket(self) -> Ticket:

@@ -7,6 +7,7 @@ import os
 import secrets
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -36,14 +37,23 @@ def write_whole(path: Path, text: str) -> None:
     """Write a file that appears whole or not at all, and replaces what was there."""
     partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     partial.write_text(text, encoding="utf-8")
+    _with_patience(lambda: os.replace(partial, path))
+
+
+def remove(path: Path) -> None:
+    """Delete a file that others may be reading, if it is there."""
+    _with_patience(lambda: path.unlink(missing_ok=True))
+
+
+def _with_patience(act: Callable[[], None]) -> None:
     for _ in range(20 if sys.platform == "win32" else 0):  # Windows refuses while a reader has the file open
         try:
-            os.replace(partial, path)
+            act()
         except PermissionError:
             time.sleep(0.02)
         else:
             return
-    os.replace(partial, path)
+    act()
 
 
 def now() -> str:

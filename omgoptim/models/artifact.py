@@ -2,8 +2,8 @@
 
 - `manifest.json`: engine, signature and the sha256 of every file, sealed with a key of the user who saved it.
 - `check.npz`: a small random batch and the model's outputs for it before it was saved.
-- A program is `model.onnx`. A module is `recipe.json` (how the user's code builds it) and `weights.safetensors`, with
-  sparse weights packed (`bitmask.py`), or a `.pt2` file. There are no pickles.
+- A program is `model.onnx`, or `model.pte` for ExecuTorch. A module is `recipe.json` (how the user's code builds it)
+  and `weights.safetensors`, with sparse weights packed (`bitmask.py`), or a `.pt2` file. There are no pickles.
 - A reshaped module is also saved as ONNX and .pt2; an artifact's size is that of the files that its engine opens.
 
 This module imports no torch: an ONNX artifact opens without it.
@@ -23,6 +23,7 @@ from omgoptim.errors import ArtifactError, ModelError, OmgoptimError, RequestErr
 from omgoptim.models._artifact.recipe_file import RecipeRecord, read_record, refuse_foreign_recipe
 from omgoptim.models._artifact.recipe_file import code_project as code_project
 from omgoptim.models._artifact.recipe_file import read_recipe as read_recipe
+from omgoptim.models.manifest import LOWERED as LOWERED
 from omgoptim.models.manifest import MANIFEST as MANIFEST
 from omgoptim.models.manifest import PROGRAM as PROGRAM
 from omgoptim.models.manifest import PROGRAM2 as PROGRAM2
@@ -36,6 +37,7 @@ from omgoptim.models.output_check import TOLERANCE as TOLERANCE
 from omgoptim.models.output_check import OutputCheck as OutputCheck
 from omgoptim.models.output_check import max_difference as max_difference
 from omgoptim.models.output_check import verify_outputs as verify_outputs
+from omgoptim.models.pte_file import LAYERS
 from omgoptim.models.security.seal import add_seal
 from omgoptim.runtimes import Session, SessionSettings, engine_named
 from omgoptim.runtimes.engine import engine_message
@@ -49,6 +51,14 @@ if TYPE_CHECKING:
     from omgoptim.models.recipe import Recipe
     from omgoptim.models.security.path_policy import PathPolicy
 
+ON_DEVICE = (
+    "// Android, Kotlin, org.pytorch:executorch-android: "
+    'Module.load("model.pte").forward(EValue.from(Tensor.fromBlob(input, shape)))',
+    "// iOS, Swift, package executorch with backend_xnnpack: "
+    "let module = Module(filePath: path); let output = try module.forward(Tensor(input, shape: shape))",
+)
+"""Lines that load an ExecuTorch program in an app."""
+
 PACKABLE = ("float32", "float16", "bfloat16")
 """Precisions whose weights may be packed; int8 layers have a form of their own."""
 MIN_PACKING_GAIN = 0.02
@@ -56,9 +66,11 @@ MIN_PACKING_GAIN = 0.02
 
 
 def save_program(folder: Path, program: Path, manifest: Manifest, check: OutputCheck) -> None:
-    """Save an ONNX file, with its external data, as an artifact."""
+    """Save a program as an artifact: an ONNX file with its external data, or a lowered one with its layers."""
     with _whole(folder) as partial:
-        _copy_program(program, partial, PROGRAM)
+        _copy_program(program, partial, program_file(manifest.runtime))
+        if engine_named(manifest.runtime).runs == "lowered":
+            shutil.copy2(program.with_name(LAYERS), partial / LAYERS)
         _finish(partial, manifest, check)
 
 
@@ -68,6 +80,11 @@ def _copy_program(program: Path, partial: Path, name: str = "") -> None:
     for location in external_data(program) if program.suffix == ".onnx" else ():
         (partial / location).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(program.parent / location, partial / location)
+
+
+def program_file(runtime: str) -> str:
+    """Return the name of the file that an engine of programs opens."""
+    return LOWERED if engine_named(runtime).runs == "lowered" else PROGRAM
 
 
 def save_module(
@@ -125,7 +142,7 @@ def check_artifact(folder: Path, policy: PathPolicy) -> Manifest:
     verify_files(folder, manifest)
     if engine_named(manifest.runtime).runs == "module":
         refuse_foreign_recipe(folder, manifest, policy)
-    elif not manifest.made_here:
+    elif not manifest.made_here and engine_named(manifest.runtime).runs == "program":
         try:
             locations = external_data(listed_file(folder, manifest, PROGRAM))
         except (ModelError, MalformedProtobuf) as error:
@@ -153,10 +170,10 @@ def open_session(folder: Path, threads: int, policy: PathPolicy, device: str | N
         raise ArtifactError(f"artifact {folder} needs {manifest.runtime}", reason)
     settings = SessionSettings(threads=threads, device=place, precision=manifest.precision)
     target: Any
-    if engine.runs == "program":
-        target = listed_file(folder, manifest, PROGRAM)
-    else:
+    if engine.runs == "module":
         target = load_module(folder, manifest, policy).to(place)
+    else:
+        target = listed_file(folder, manifest, program_file(manifest.runtime))
     try:
         return manifest, engine.open(target, manifest.signature, settings)
     except OmgoptimError:
@@ -227,6 +244,12 @@ def loading_snippet(folder: Path, manifest: Manifest) -> str:
         lines.append(f"# without omgoptim: onnxruntime.InferenceSession({str(folder / PROGRAM)!r})")
     elif manifest.runtime == "openvino":
         lines.append(f"# without omgoptim: openvino.Core().compile_model({str(folder / PROGRAM)!r}, 'CPU')")
+    elif manifest.runtime == "executorch":
+        file = str(folder / LOWERED)
+        lines.append(
+            f"# without omgoptim: executorch.runtime.Runtime.get().load_program({file!r}).load_method('forward')"
+        )
+        lines += ON_DEVICE
     return "\n".join(lines)
 
 
@@ -291,6 +314,8 @@ def _finish(partial: Path, manifest: Manifest, check: OutputCheck, saved: int = 
 def _beside(names: Sequence[str], manifest: Manifest) -> set[str]:
     """Return the files that the manifest's engine does not open: programs of a module, or the module of a program."""
     module = {RECIPE, WEIGHTS} & set(names)
+    if engine_named(manifest.runtime).runs == "lowered":
+        return set(names) - {LOWERED}
     if engine_named(manifest.runtime).runs == "program":
         return module | ({PROGRAM2} & set(names))
     if WEIGHTS not in names:

@@ -11,9 +11,11 @@ from omgoptim.models.artifact import Manifest, OutputCheck
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.fixed_batch import at_batch_one
 from omgoptim.operations.loaded_model import LoadedModel, recipe_of
-from omgoptim.operations.quantization.build_candidates import float_program, in_memory
+from omgoptim.operations.quantization.build_candidates import build_lowered, float_program, in_memory
 from omgoptim.operations.quantization.candidates import Program
+from omgoptim.requests.quantize import Fp32
 from omgoptim.runtimes import ENGINES, SessionSettings
+from omgoptim.techniques.registry import ProgramRun
 
 
 def at_exportable_batch(runtime: str, loaded: LoadedModel, context: RunContext) -> LoadedModel:
@@ -60,6 +62,9 @@ def baseline_on(runtime: str, loaded: LoadedModel, context: RunContext, program:
         module = loaded.module
         outputs = in_memory(lambda: ENGINES["torch_eager"].open(module, loaded.signature, settings).run(loaded.example))
         artifacts.save_module(folder, loaded.module, recipe_of(loaded), other, OutputCheck(loaded.example, outputs))
+        return folder
+    if ENGINES[runtime].runs == "lowered":
+        build_lowered(Fp32(), folder, loaded, ProgramRun([], context.work / f"{runtime}.scratch"))
         return folder
     program = program or float_program(loaded, context)
     if program.path is None:

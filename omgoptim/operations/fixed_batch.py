@@ -60,14 +60,16 @@ def _batch_of_placeholders(module: fx.GraphModule) -> int | None:
     return sizes.pop() if len(sizes) == 1 and all(shape and isinstance(shape[0], int) for shape in shapes) else None
 
 
-def at_batch_one(loaded: LoadedModel, reason: str, work: Path) -> LoadedModel:
+def at_batch_one(loaded: LoadedModel, reason: str, work: Path, *, lowered: bool = False) -> LoadedModel:
     """Return the model with signature, example and samples at batch 1, without throughput.
 
     Args:
         loaded: the original; not changed.
         reason: why the batch cannot be dynamic.
         work: the folder for the evaluation samples as batches of 1.
+        lowered: the engine wants it so, whatever the model's code does with the batch.
     """
+    note = f"{reason}: everything is measured at batch 1, without throughput" if lowered else fixed_batch_note(reason)
     evaluation = loaded.evaluation.one_by_one()
     batches = {LATENCY: loaded.bench.batches[LATENCY]}
     return replace(
@@ -78,7 +80,7 @@ def at_batch_one(loaded: LoadedModel, reason: str, work: Path) -> LoadedModel:
         eval_folder=evaluation.write(work / "eval_at_1"),
         bench=replace(loaded.bench, batches=batches, batch=1),
         fixed_batch=reason,
-        notes=[*loaded.notes, fixed_batch_note(reason)],
+        notes=[*loaded.notes, note],
     )
 
 

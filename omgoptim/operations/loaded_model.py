@@ -126,9 +126,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     context.progress("loading the data", 0.03)
     data = _data(request, policy, live, source, opened)
     data = live.resplit(data) if live.resplit else data
-    raw = take_samples(data.batches("eval"), request.samples if data.real else 64)
-    if not raw:
-        raise DataError("the eval data is empty", "the data gave no batch for split 'eval'", "give at least one sample")
+    raw = data.evaluation(request.samples if data.real else 64)
     named = [name_inputs(opened.module, item.inputs, opened.input_names) for item in raw]
     evaluation = named_samples(named, raw)
     stated = stated_batch(opened.module, opened.signature, request)
@@ -156,6 +154,8 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     if opened.module is not None:
         evaluation = float32_arrays(evaluation)
         example = {name: as_float32(array) for name, array in example.items()}
+    if context.target is not None:
+        threads = request.threads or context.target.machine.cores
     bench = bench_of(context, evaluation, None if dependent else request.batch, threads, device, policy)
     evaluation = evaluation.one_by_one() if dependent else evaluation
     baseline, fixed = source.artifact, f"'{request.model}' was exported for a batch of 1" if stated else None
@@ -233,6 +233,12 @@ def _open_model(source: Source, policy: PathPolicy) -> _OpenedModel:
             module = artifacts.load_module(source.artifact, manifest, policy)
             # Fresh processes run it in half precision; this process exports and converts it from float32.
             return _OpenedModel(module.float() if manifest.precision in HALF else module, None, manifest.signature)
+        if ENGINES[manifest.runtime].runs == "lowered":
+            raise ModelError(
+                f"an artifact for {manifest.runtime} is the end of a chain",
+                f"{artifacts.LOWERED} holds no module and no ONNX program",
+                "give the model that it was made from; compare measures two artifacts, also of this kind",
+            )
         return _OpenedModel(None, source.artifact / artifacts.PROGRAM, manifest.signature)
     if source.program is not None:
         return _OpenedModel(None, source.program, declared_signature(source.program))
@@ -312,8 +318,17 @@ def _save_baseline(
 ) -> str | None:
     """Save the untouched model; returns why a live module could only be exported at batch 1, if so."""
     target = opened.program or opened.module
-    session = ENGINES[manifest.runtime].open(target, manifest.signature, SessionSettings(threads=threads))
-    check = OutputCheck(example, settled_outputs(session, example))
+    session = ENGINES[manifest.runtime].open(target, manifest.signature, SessionSettings(threads, manifest.device))
+
+    def recorded(batch: NamedBatch) -> OutputCheck:
+        if opened.module is not None:  # a GPU rounds in its own way: the record is of the device
+            opened.module.to(manifest.device)
+        check = OutputCheck(batch, settled_outputs(session, batch))
+        if opened.module is not None:
+            opened.module.cpu()
+        return check
+
+    check = recorded(example)
     if opened.program is not None:
         artifacts.save_program(folder, opened.program, manifest, check)
         return None
@@ -324,7 +339,7 @@ def _save_baseline(
         recipe, fixed = recipe_of_live(opened.module, manifest.signature, example, work / "live.pt2")
     if fixed:
         manifest = replace(manifest, signature=manifest.signature.at_batch(1))
-        check = OutputCheck(first_sample(example), settled_outputs(session, first_sample(example)))
+        check = recorded(first_sample(example))
     artifacts.save_module(folder, opened.module, recipe, manifest, check)
     return fixed
 

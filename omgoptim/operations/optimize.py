@@ -11,6 +11,7 @@ from omgoptim.models.artifact import Manifest
 from omgoptim.models.report_file import write_sealed
 from omgoptim.operations.baseline import at_exportable_batch
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.execution import refuse_unreachable
 from omgoptim.operations.final_measurement import doubts, guard_reasons, save_choice
 from omgoptim.operations.gain_attribution import waiting_warnings
 from omgoptim.operations.ledger import Ledger
@@ -38,6 +39,7 @@ from omgoptim.operations.output_folder import deliver as deliver_output
 from omgoptim.operations.output_folder import free_output
 from omgoptim.operations.quantization.selection import Preference
 from omgoptim.operations.report_records import artifact_record, environment, output_records, shown_request
+from omgoptim.operations.target import original_on_target
 from omgoptim.operations.timing import OVERLOADED, slow_warnings
 from omgoptim.operations.verdict import (
     Outcome,
@@ -60,7 +62,8 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
     began = time.monotonic()
     output = free_output(request.output, request.allow_path, context)
     live = live or Live()
-    loaded = prepare(request, context, live)
+    refuse_unreachable(request, live)
+    loaded = original_on_target(prepare(request, context, live), context)
     load_s = time.monotonic() - began
     _refuse_quantized(request, loaded)
     loaded = at_exportable_batch("onnxruntime" if request.runtime == "auto" else request.runtime, loaded, context)
@@ -117,7 +120,12 @@ def _points(
     """Take the steps; return everything that they made, and of that what quantization alone made.
 
     Args:
+        steps: takes and records the steps.
+        goal: the guard and the targets.
+        cost: measured seconds of a launch and of an epoch.
         problem: why nothing can be trained; None where it can.
+        loaded: the original.
+        preference: order by time and size.
 
     Raises:
         RequestError: no step gave a result.

@@ -26,6 +26,7 @@ from omgoptim.operations.verdict import load_warnings
 from omgoptim.reports import EfficiencyReport, Layer, Measurement
 from omgoptim.requests import ProfileRequest
 from omgoptim.runtimes import ENGINES
+from omgoptim.runtimes.executorch import ONE_SAMPLE
 from omgoptim.runtimes.torch_precision import HALF
 
 
@@ -37,11 +38,15 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
         program = float_program(loaded, context, or_at_one=True)
         if program.fixed_batch is not None:
             loaded = at_batch_one(loaded, program.fixed_batch, context.work)
+    elif request.runtime != "auto" and ENGINES[request.runtime].runs == "lowered":
+        loaded = at_batch_one(loaded, ONE_SAMPLE, context.work, lowered=True)
     folder = baseline_on(request.runtime, loaded, context, program)
     layers: list[Layer] = []
     unknown: list[str] = []
 
     def more(_: int, process: MeasuringProcess) -> None:
+        layers.clear()  # a launch that a lost connection cut is done again
+        unknown.clear()
         process.run_samples(
             loaded.eval_folder, context.work / "outputs", fraction_progress(context, "evaluating the model")
         )

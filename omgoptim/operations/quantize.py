@@ -33,10 +33,12 @@ from omgoptim.operations.quantization.selection import Preference, finalists
 from omgoptim.operations.quantization.splits import Splits, splits_of
 from omgoptim.operations.quantization.unrolled_loops import unrolled_note
 from omgoptim.operations.report_records import artifact_record
+from omgoptim.operations.target import original_on_target
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import QuantizeRequest
 from omgoptim.requests.quantize import Fp32, Qat
 from omgoptim.runtimes import ENGINES
+from omgoptim.runtimes.executorch import ONE_SAMPLE
 
 BUILD_LIMIT_S = 300.0
 """Time limit in seconds for building one of several candidates, except with effort best."""
@@ -59,8 +61,11 @@ def quantize(request: QuantizeRequest, context: RunContext, live: Live | None = 
     else:
         context.progress("exporting the model", 0.08)
     program = float_program(loaded, context, or_at_one=True)
-    if program.fixed_batch is not None:
+    if request.runtime != "auto" and ENGINES[request.runtime].runs == "lowered":
+        loaded = at_batch_one(loaded, ONE_SAMPLE, context.work, lowered=True)
+    elif program.fixed_batch is not None:
         loaded = at_batch_one(loaded, program.fixed_batch, context.work)
+    loaded = original_on_target(loaded, context, program)
     plan = plan_candidates(request, loaded, program)
     if request.plan:
         return plan_report(request, context, loaded, program, plan)
@@ -167,7 +172,7 @@ def build_progress(name: str, index: int, count: int) -> str:
 def _references(plan: CandidatePlan, loaded: LoadedModel, program: Program) -> list[CandidateSpec]:
     """Return float32 specs for the engines of program candidates, where float32 is not a candidate or the original."""
     original = Manifest.read(loaded.baseline)
-    engines = {o.runtime for o in plan.specs if ENGINES[o.runtime].runs == "program" and program.path}
+    engines = {o.runtime for o in plan.specs if o.is_lowered or (program.path and not o.on_module)}
     engines -= {spec.runtime for spec in plan.specs if isinstance(spec.params, Fp32)}
     engines -= {original.runtime} if original.precision == "float32" else set()
     return [CandidateSpec(Fp32(), runtime) for runtime in sorted(engines)]

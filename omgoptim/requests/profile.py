@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from omgoptim.requests.base import ModelRequest, Runtime
+from omgoptim.requests.base import AnyRuntime, ModelRequest
 from omgoptim.requests.listing import Short
 
 
@@ -15,6 +15,6 @@ class ProfileRequest(ModelRequest):
     """
 
     runtime: Annotated[
-        Runtime, Short("Engine. auto: the model's own for profile, the fastest for quantize, else torch_eager.")
+        AnyRuntime, Short("Engine. auto: the model's own for profile, the fastest for quantize, else torch_eager.")
     ] = "auto"
     """Engine to measure on; auto: that of the model (torch_eager for a module)."""

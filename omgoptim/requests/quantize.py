@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from omgoptim.requests.base import ModelRequest, Params, Runtime, bare_name
+from omgoptim.requests.base import AnyRuntime, ModelRequest, Params, bare_name
 from omgoptim.requests.listing import RARE, Short
 from omgoptim.requests.training import TrainingFields
 
@@ -192,8 +192,8 @@ class QuantizeRequest(ModelRequest):
         ),
     ] = Auto()
     """Quantization scheme: a name, or an object with its parameters; auto tries several."""
-    runtime: Runtime = "auto"
-    """Engine that runs the artifact; auto tries each that is installed."""
+    runtime: AnyRuntime = "auto"
+    """Engine that runs the artifact; auto tries each that is installed, except torch_compile and executorch."""
     max_quality_drop: Annotated[float, Short("Quality guard: largest allowed drop of the metric.")] = Field(
         0.01, ge=0, le=1
     )

@@ -7,11 +7,15 @@ asked for something.
 from __future__ import annotations
 
 from omgoptim.errors import RequestError, did_you_mean
-from omgoptim.runtimes import onnxruntime, openvino, torch_compile, torch_eager
+from omgoptim.runtimes import executorch, onnxruntime, openvino, torch_compile, torch_eager
 from omgoptim.runtimes.engine import Engine, Session, SessionSettings
 
 ENGINES: dict[str, Engine] = {
-    engine.name: engine for engine in (torch_eager.ENGINE, torch_compile.ENGINE, onnxruntime.ENGINE, openvino.ENGINE)
+    engine.name: engine
+    for engine in (
+        *(torch_eager.ENGINE, torch_compile.ENGINE, onnxruntime.ENGINE, onnxruntime.TENSORRT),
+        *(openvino.ENGINE, executorch.ENGINE),
+    )
 }
 
 __all__ = ["ENGINES", "Engine", "Session", "SessionSettings", "engine_named"]

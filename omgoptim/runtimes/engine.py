@@ -92,7 +92,8 @@ class Engine:
     """A registered engine."""
 
     name: str
-    runs: Literal["module", "program"]
+    runs: Literal["module", "program", "lowered"]
+    """A module; an ONNX program; or a program that was lowered from the module for this engine alone."""
     missing: Callable[[str], str | None]
     """For a device: None if this Python can use the engine on it, else why not and what to install."""
     open: Callable[[Any, Any, SessionSettings], Session]

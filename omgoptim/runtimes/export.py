@@ -24,12 +24,13 @@ from omgoptim.runtimes.dynamic_batch import (
     is_constraint_violation,
     symbolic_len,
 )
-from omgoptim.runtimes.signature import BATCH, Signature, flatten, holds_dataclass
+from omgoptim.runtimes.signature import BATCH, Signature, flatten, holds_class
 from omgoptim.runtimes.tied_weights import share_tied_weights
 from omgoptim.text import clean
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.export import ExportedProgram
 
 MAX_ONE_FILE_BYTES = 2**31 - 2**24
 """Protobuf's limit of a single file, 2 GiB less a margin; larger weights go to an external data file."""
@@ -60,7 +61,7 @@ def export_onnx(
             line of the user's code that fixes it.
     """
     size = sum(p.numel() * p.element_size() for p in module.parameters())
-    with _quiet(), _keywords_as_names(), _spelled_out(module, signature):
+    with quiet_export(), _keywords_as_names(), _spelled_out(module, signature):
         program = _onnx_program(module, batch, signature)
         if program is not None:
             for node in program.model.graph:  # the exporter notes the lines of the user's files on every node
@@ -123,26 +124,40 @@ def export_pt2(
             f"'{keywords}' has a keyword of Python as a name, and torch cannot load a program with it",
             "rename it, with its key in the checkpoint; ONNX programs and torch runtimes take the model as it is",
         )
-    args, kwargs = signature.to_call({name: tensor.clone() for name, tensor in batch.items()})
-    with _quiet(), _spelled_out(module, signature):
-        try:
-            shapes = _dynamic_shapes(module, signature)
-            program = torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
-        except Exception as error:
-            if not is_constraint_violation(error):
-                raise TechniqueError(
-                    "the model cannot be exported",
-                    _cause(error),
-                    "give it as file.py:callable instead of as a live module: then it is rebuilt from its own code",
-                ) from error
-        else:
-            torch.export.save(program, path)
-            return None
+    try:
+        program = exported_program(module, batch, signature)
+    except TechniqueError as error:
+        if not is_constraint_violation(error):
+            raise
+    else:
+        torch.export.save(program, path)
+        return None
     reason = _why_fixed(module, batch, signature)
     if not or_at_one:
         raise fixed_batch_error(reason)
     export_pt2(module, first_sample(batch), signature.at_batch(1), path)
     return reason
+
+
+def exported_program(module: nn.Module, batch: Mapping[str, Tensor], signature: Signature) -> ExportedProgram:
+    """Return the program that torch.export makes of a module.
+
+    Raises:
+        TechniqueError: torch cannot export the model, with torch's reason.
+    """
+    import torch
+
+    args, kwargs = signature.to_call({name: tensor.clone() for name, tensor in batch.items()})
+    with quiet_export(), _spelled_out(module, signature):
+        try:
+            shapes = _dynamic_shapes(module, signature)
+            return torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
+        except Exception as error:
+            raise TechniqueError(
+                "the model cannot be exported",
+                _cause(error),
+                "give it as file.py:callable instead of as a live module: then it is rebuilt from its own code",
+            ) from error
 
 
 def first_sample(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,7 +174,7 @@ def _why_fixed(module: nn.Module, batch: Mapping[str, Tensor], signature: Signat
         shapes = _dynamic_shapes(module, signature)
         return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
 
-    with _quiet(), _spelled_out(module, signature):
+    with quiet_export(), _spelled_out(module, signature):
         return fixed_batch_reason(signature.input_names[0], export)
 
 
@@ -193,8 +208,8 @@ def _spelled_out(module: nn.Module, signature: Signature) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _plain_outputs(module: nn.Module, signature: Signature) -> Iterator[None]:
-    """Wrap a forward that returns a dataclass to return a tuple: torch.export accepts only registered classes."""
-    if not holds_dataclass(signature.outputs):
+    """Wrap a forward that returns a dataclass or a named tuple to return a tuple: torch.export knows no such class."""
+    if not holds_class(signature.outputs):
         yield
         return
     forward, own = module.forward, module.__dict__.get("forward")
@@ -268,8 +283,8 @@ def _cause(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter's progress lines and its remarks on packages that are not needed."""
+def quiet_export() -> Iterator[None]:
+    """Silence torch's exporters: their progress lines, and remarks on packages that are not needed."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

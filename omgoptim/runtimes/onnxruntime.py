@@ -11,6 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from omgoptim.errors import ArtifactError
 from omgoptim.runtimes.engine import (
     WARM_UP,
     Engine,
@@ -27,6 +28,8 @@ from omgoptim.runtimes.external_data import external_data
 from omgoptim.runtimes.signature import Signature
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+TENSORRT_PROVIDER = "TensorrtExecutionProvider"
 
 KERNEL = "_kernel_time"
 """Suffix of a node's event in the profile."""
@@ -49,9 +52,25 @@ def missing(device: str) -> str | None:
     return None
 
 
+def missing_tensorrt(device: str) -> str | None:
+    """Return why ONNX Runtime's TensorRT provider cannot be used, or None."""
+    if device != "cuda":
+        return "TensorRT runs on CUDA devices only: ask for device cuda"
+    reason = missing(device)
+    if reason is not None:
+        return reason
+    import onnxruntime
+
+    if TENSORRT_PROVIDER not in onnxruntime.get_available_providers():
+        return f"this onnxruntime has no {TENSORRT_PROVIDER}: pip install onnxruntime-gpu tensorrt"
+    return None
+
+
 def open_session(program: Path, signature: Signature, settings: SessionSettings) -> Session:
     """Open an ONNX file in ONNX Runtime."""
     session = _session(program, settings)
+    if settings.device != "cpu":
+        return bound_session(session, settings.device)
     names = [tensor.name for tensor in session.get_inputs()]
     outputs = [tensor.name for tensor in session.get_outputs()]
     del signature  # the program carries its own
@@ -70,12 +89,55 @@ def open_session(program: Path, signature: Signature, settings: SessionSettings)
         call=call,
         to_numpy=lambda result: [as_float32(array) for array in result],
         seconds=wall_clock(call),
-        node_times=node_times if settings.device == "cpu" else None,  # a GPU's node returns before its work is done
+        node_times=node_times,
     )
 
 
-def _session(program: Path, settings: SessionSettings, profile: Path | None = None) -> Any:
-    """Open the program; `profile` is the path prefix of the profile file."""
+def open_tensorrt(program: Path, signature: Signature, settings: SessionSettings) -> Session:
+    """Open an ONNX file in TensorRT, which builds its engine now; what it cannot take runs in the CUDA provider."""
+    del signature
+    half = {"trt_fp16_enable": "1"} if settings.precision == "float16" else {}
+    providers = [(TENSORRT_PROVIDER, half), PROVIDERS["cuda"]]
+    return bound_session(_session(program, settings, providers=providers), "cuda")
+
+
+def bound_session(session: Any, device: str) -> Session:
+    """Return a session whose inputs and outputs stay on the device, so that a call's time has no transfer in it.
+
+    ONNX Runtime waits for the device at the end of a call. It does not report a node's time or its memory there.
+    """
+    import onnxruntime
+
+    names = [tensor.name for tensor in session.get_inputs()]
+    outputs = [tensor.name for tensor in session.get_outputs()]
+
+    def prepare(batch: NumpyBatch) -> Any:
+        binding = session.io_binding()
+        for name in names:
+            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(batch[name], device, 0))
+        for name in outputs:
+            binding.bind_output(name, device)
+        return binding
+
+    def call(binding: Any) -> Any:
+        session.run_with_iobinding(binding)
+        return binding
+
+    def to_numpy(binding: Any) -> list[NDArray[Any]]:
+        return [as_float32(array) for array in binding.copy_outputs_to_cpu()]
+
+    return Session(prepare, call, to_numpy, wall_clock(call))
+
+
+def _session(
+    program: Path, settings: SessionSettings, profile: Path | None = None, providers: list[Any] | None = None
+) -> Any:
+    """Open the program; `profile` is the path prefix of the profile file.
+
+    Raises:
+        ArtifactError: ONNX Runtime fell back to another provider, as it does where a library of the wanted one is
+            missing.
+    """
     import onnxruntime
 
     external_data(program)
@@ -86,7 +148,16 @@ def _session(program: Path, settings: SessionSettings, profile: Path | None = No
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile)
-    return onnxruntime.InferenceSession(str(program), options, providers=[PROVIDERS[settings.device]])
+    wanted = providers or [PROVIDERS[settings.device]]
+    session = onnxruntime.InferenceSession(str(program), options, providers=wanted)
+    first = wanted[0] if isinstance(wanted[0], str) else wanted[0][0]
+    if first not in session.get_providers():
+        raise ArtifactError(
+            f"ONNX Runtime could not use its {first}",
+            f"it fell back to {', '.join(session.get_providers())}: a library of the provider does not load",
+            "install the CUDA, cuDNN and TensorRT versions that this onnxruntime-gpu names",
+        )
+    return session
 
 
 def _node_times(
@@ -148,3 +219,4 @@ def _own_ms(nodes: list[dict[str, Any]]) -> dict[str, float]:
 
 
 ENGINE = Engine("onnxruntime", "program", missing, open_session)
+TENSORRT = Engine("tensorrt", "program", missing_tensorrt, open_tensorrt)

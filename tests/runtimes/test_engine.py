@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from omgoptim.errors import RequestError
 from omgoptim.runtimes import ENGINES, engine_named
@@ -96,3 +99,26 @@ def test_what_onnx_runtime_really_raises_has_no_place_of_its_source_in_it() -> N
     assert said
     assert ".cc:" not in said
     assert "[ONNXRuntimeError]" not in said
+
+
+def test_a_session_bound_to_a_device_gives_what_the_plain_one_gives(tmp_path: Path) -> None:
+    import onnxruntime
+
+    from omgoptim.runtimes.onnxruntime import bound_session
+
+    program = tmp_path / "model.onnx"
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 3])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "relu", [x], [y])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), program)
+    session = bound_session(onnxruntime.InferenceSession(str(program), providers=["CPUExecutionProvider"]), "cpu")
+    for rows in (2, 5):
+        batch = np.arange(3 * rows, dtype=np.float32).reshape(rows, 3) - 4
+        assert np.array_equal(session.run({"x": batch})[0], np.maximum(batch, 0))
+    assert session.seconds(session.prepare({"x": batch}), 3) > 0
+
+
+def test_tensorrt_is_for_gpus_and_says_what_to_install() -> None:
+    assert engine_named("tensorrt").missing("cpu") == "TensorRT runs on CUDA devices only: ask for device cuda"
+    if "TensorrtExecutionProvider" not in __import__("onnxruntime").get_available_providers():
+        assert "pip install onnxruntime-gpu" in str(engine_named("tensorrt").missing("cuda"))

@@ -64,7 +64,7 @@ def code_project(folder: Path) -> str | None:
         ArtifactError: it is not an artifact.
     """
     manifest = Manifest.read(folder)
-    if not manifest.made_here or engine_named(manifest.runtime).runs == "program":
+    if not manifest.made_here or engine_named(manifest.runtime).runs != "module":
         return None
     verify_files(folder, manifest)
     return read_recipe(folder, manifest).project

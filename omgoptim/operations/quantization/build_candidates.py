@@ -25,6 +25,7 @@ from omgoptim.requests import Params
 from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Fp32, Qat, Static, WeightOnly
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.engine import engine_message
+from omgoptim.runtimes.export import first_sample
 from omgoptim.runtimes.signature import BATCH
 from omgoptim.runtimes.tied_weights import tied_weights
 from omgoptim.techniques.registry import Outcome, ProgramRun, apply_to_program, technique_of
@@ -145,6 +146,8 @@ def build_candidate(
         run = ProgramRun(
             calibration.batches, folder.with_name(folder.name + ".scratch"), seed, loaded.bench.threads, report_stage
         )
+        if spec.is_lowered:
+            return BuiltCandidate(spec, folder, build_lowered(spec.params, folder, loaded, run))
         outcome = _build_program(spec, folder, loaded, program, run, twin)
         if loaded.module is not None and twin is None:
             outcome = with_tied_weight_notes(outcome, loaded.module, precision_of(spec.params))
@@ -231,6 +234,33 @@ def _build_program(
     settings = SessionSettings(loaded.bench.threads, loaded.device, manifest.precision)
     outputs = in_memory(lambda: ENGINES[spec.runtime].open(target, loaded.signature, settings).run(loaded.example))
     artifacts.save_program(folder, target, manifest, OutputCheck(loaded.example, outputs))
+    return outcome
+
+
+def build_lowered(params: Params, folder: Path, loaded: LoadedModel, run: ProgramRun) -> Outcome:
+    """Lower the model, loaded at batch 1, to an ExecuTorch program and save it as an artifact.
+
+    Raises:
+        OmgoptimError: it cannot be lowered or run, or no layer was quantized.
+    """
+    from omgoptim.measure.weight_storage import module_layers
+    from omgoptim.techniques.quantize._executorch.lowering import LoweringInput, lower
+
+    if loaded.module is None:
+        raise TechniqueError(
+            "the model is a program, and ExecuTorch starts from a module",
+            "an ONNX file cannot be lowered",
+            "give the module it was exported from: file.py:callable, with its weights as checkpoint",
+        )
+    run.scratch.mkdir(parents=True, exist_ok=True)
+    target = run.scratch / artifacts.LOWERED
+    layers = {layer.path: layer.op for layer in module_layers(loaded.module)}
+    example = first_sample(loaded.example)
+    outcome = lower(LoweringInput(loaded.module, loaded.signature, example, run, layers), params, target)
+    manifest = _manifest(CandidateSpec(params, "executorch"), loaded, precision_of(params))
+    settings = SessionSettings(loaded.bench.threads)
+    outputs = in_memory(lambda: ENGINES["executorch"].open(target, loaded.signature, settings).run(example))
+    artifacts.save_program(folder, target, manifest, OutputCheck(example, outputs))
     return outcome
 
 

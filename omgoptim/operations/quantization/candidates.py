@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Literal
 
 from omgoptim.errors import OmgoptimError, RequestError, SetupError
-from omgoptim.hardware import cpu_features
 from omgoptim.models.onnx_graph import GraphTraits
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.reports import Candidate
 from omgoptim.requests import Params, QuantizeRequest
-from omgoptim.requests.quantize import Auto, Bf16, Dynamic, Fp32, Static
+from omgoptim.requests.quantize import Auto, Bf16, Dynamic, Fp16, Fp32, Static
 from omgoptim.runtimes import ENGINES
 from omgoptim.techniques.quantize._ptq.presets import apply_preset
 from omgoptim.techniques.quantize.static import variants
@@ -20,6 +19,10 @@ from omgoptim.techniques.registry import technique_of
 
 BF16_UNITS = ("avx512_bf16", "amx_bf16", "bf16")
 """CPU features with bfloat16 instructions, by the names of /proc/cpuinfo."""
+
+
+LOWERED = (Static, Dynamic, Fp32)
+"""Techniques with a form for ExecuTorch, which is tried only where it is named: it is for another device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,11 @@ class CandidateSpec:
     def on_module(self) -> bool:
         """Whether its engine runs the PyTorch module instead of an ONNX file."""
         return ENGINES[self.runtime].runs == "module"
+
+    @property
+    def is_lowered(self) -> bool:
+        """Whether its engine runs programs that are lowered from the module."""
+        return ENGINES[self.runtime].runs == "lowered"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +115,19 @@ def _schemes(request: QuantizeRequest, program: Program, skipped: list[Candidate
     asked = request.scheme
     if isinstance(asked, Static):
         asked = apply_preset(asked, request.effort)
+        if request.runtime == "executorch":
+            return [asked]
         return [asked] if program.path is None else list(variants(asked, program.path))
     if not isinstance(asked, Auto):
         return [asked]
     schemes: list[Params] = []
-    if program.path is not None:
+    if request.runtime == "executorch":
+        schemes.append(Static(calibration_samples=asked.calibration_samples))
+    elif program.path is not None:
         static = apply_preset(Static(calibration_samples=asked.calibration_samples), request.effort)
         schemes += variants(static, program.path)
     schemes += [Dynamic(), Bf16(), Fp32()]
+    schemes += [Fp16()] if request.device == "cuda" else []
     skipped.append(
         Candidate(
             name="fp32 on torch_compile",
@@ -130,11 +143,15 @@ def _schemes(request: QuantizeRequest, program: Program, skipped: list[Candidate
 def _runtimes_of(params: Params, request: QuantizeRequest, loaded: LoadedModel) -> list[str]:
     technique = technique_of(params)
     runtimes = list(technique.runtimes)
+    if loaded.device == "cuda" and "onnxruntime" in runtimes:
+        runtimes.append("tensorrt")
     if loaded.module is not None:
         if technique.torch_precision is not None:
             runtimes.append("torch_eager")
         if request.runtime == "torch_compile" and technique.torch_precision != "int8_dynamic":
             runtimes.append("torch_compile")
+        if request.runtime == "executorch" and isinstance(params, LOWERED):
+            runtimes.append("executorch")
     if request.runtime == "auto":
         return runtimes
     if request.runtime not in runtimes and not isinstance(request.scheme, Auto):
@@ -148,16 +165,27 @@ def _runtimes_of(params: Params, request: QuantizeRequest, loaded: LoadedModel) 
 
 def _skip_reason(spec: CandidateSpec, loaded: LoadedModel, program: Program, automatic: bool) -> str | None:
     """Return the reason to skip a candidate, or None. One requested by name is skipped only if it cannot run."""
-    missing = ENGINES[spec.runtime].missing(loaded.device)
+    missing = ENGINES[spec.runtime].missing(loaded.device) or _missing_on_target(spec, loaded)
     if missing:
         return missing
-    if not spec.on_module and program.error is not None:
+    if not spec.on_module and not spec.is_lowered and program.error is not None:
         return f"{program.error.what}: {program.error.why}"
     if spec.on_module and (getattr(spec.params, "targets", []) or getattr(spec.params, "ignore", [])):
         return "torch quantizes every layer of a kind: targets and ignore need another runtime"
+    if spec.is_lowered and getattr(spec.params, "algorithm", "auto") != "auto":
+        return "ExecuTorch's programs are written by its own quantizer: leave algorithm out"
+    if loaded.device == "cuda" and spec.on_module and isinstance(spec.params, Dynamic):
+        return "torch computes its dynamic int8 on the CPU only"
     if not automatic:
         return None
     return _no_benefit(spec, loaded, program.traits)
+
+
+def _missing_on_target(spec: CandidateSpec, loaded: LoadedModel) -> str | None:
+    target = loaded.bench.target
+    if target is None or spec.runtime in target.machine.engines:
+        return None
+    return "only programs are measured on a target" if spec.on_module else f"{target.address} has no {spec.runtime}"
 
 
 def _no_benefit(spec: CandidateSpec, loaded: LoadedModel, traits: GraphTraits | None) -> str | None:
@@ -175,7 +203,7 @@ def _no_benefit(spec: CandidateSpec, loaded: LoadedModel, traits: GraphTraits | 
             return "most weights are in convolutions, which dynamic quantization slows down"
         if spec.on_module and traits and not traits.has_gru:
             return "torch's own dynamic int8 is slower than ONNX Runtime's, except that only it computes a GRU in int8"
-    if isinstance(params, Bf16) and loaded.device == "cpu" and not set(cpu_features()) & set(BF16_UNITS):
+    if isinstance(params, Bf16) and loaded.device == "cpu" and not set(loaded.bench.cpu_features) & set(BF16_UNITS):
         return "this processor has no bfloat16 instructions"
     return None
 

@@ -18,9 +18,10 @@ from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.program_macs import count_program
 from omgoptim.measure.timing import LATENCY
 from omgoptim.measure.weight_storage import StoredWeights, module_layers, saved_layers, stored_layers
-from omgoptim.models.artifact import PROGRAM, Manifest
+from omgoptim.models.artifact import LOWERED, PROGRAM, Manifest
 from omgoptim.models.onnx_file import load
 from omgoptim.models.output_check import read_check
+from omgoptim.models.pte_file import lowered_layers
 from omgoptim.reports import Coverage, LayerPrecision, Skip
 from omgoptim.runtimes import ENGINES
 from omgoptim.runtimes.engine import Kernel
@@ -86,13 +87,16 @@ def measure_coverage(
         The coverage; None where the scheme quantizes nothing or the float model is missing.
     """
     runtime = Manifest.read(artifact).runtime
-    of_module = ENGINES[runtime].runs == "module"
+    runs = ENGINES[runtime].runs
     if scheme == "fp32":
         return None
-    if of_module and module is not None:
+    if runs == "lowered" and module is not None:
+        pairs = _lowered_pairs(module, artifact / LOWERED)
+        work = dict(macs or {})
+    elif runs == "module" and module is not None:
         pairs = _module_pairs(module, artifact, kernels)
         work = dict(macs or {})
-    elif not of_module and program is not None:
+    elif runs == "program" and program is not None:
         pairs = _program_pairs(program, artifact / PROGRAM, kernels)
         work = _program_work(program, artifact, pairs)
     else:
@@ -165,6 +169,18 @@ def _module_pairs(module: nn.Module, artifact: Path, kernels: Sequence[Kernel]) 
     after = {layer.path: layer for layer in saved_layers(artifact, before)}
     numbers = {kernel.name: kernel.computed_in for kernel in kernels}
     return [_LayerPair(layer, after.get(layer.path, layer), numbers.get(layer.path)) for layer in before]
+
+
+def _lowered_pairs(module: nn.Module, program: Path) -> list[_LayerPair]:
+    """Pair the layers of a module with those of the program's delegates; a portable kernel computes the others."""
+    after = {layer.path: layer for layer in lowered_layers(program)}
+    pairs = []
+    for before in module_layers(module):
+        found = after.get(before.path)
+        stored = found is not None and found.dtype != before.dtype
+        now = replace(before, dtype=found.dtype, tensors={before.path: found.bytes}) if found and stored else before
+        pairs.append(_LayerPair(before, now, found.computed_in if found else None))
+    return pairs
 
 
 def _record(pair: _LayerPair, reasons: Mapping[str, str]) -> LayerPrecision:
