@@ -39,7 +39,7 @@ from omgoptim.techniques.registry import ProgramRun, apply_to_program
 
 HERE = Path(__file__).parent
 THREADS = 2
-CALIBRATION = 128
+CALIBRATION, EVALUATION = 128, 600
 SPEED, POINTS_OF_RECIPE, POINTS_OF_ONNX = 0.95, 0.0, 0.005
 """Least speed over the recipe's; most accuracy lost against the recipe, and against ours on ONNX Runtime."""
 
@@ -76,7 +76,7 @@ def build(name: str, folder: Path) -> tuple[dict[str, Path], list[torch.Tensor],
     """The artifacts of one model by contestant, and the evaluation data."""
     source = importlib.import_module(name)
     module, calibration = source.build(), tensors(source.load("calibration"), CALIBRATION)[0]
-    inputs, labels = tensors(source.load("eval"), 600)
+    inputs, labels = tensors(source.load("eval"), EVALUATION)
     signature = Signature((InputTensor("input", "float32", (1, *inputs[0].shape[1:]), False),), "tensor")
     example = {"input": inputs[0].numpy()}
     run = ProgramRun([{"input": x.numpy()} for x in calibration], folder, 0, THREADS)
@@ -93,7 +93,7 @@ def build(name: str, folder: Path) -> tuple[dict[str, Path], list[torch.Tensor],
     free = signature.at_batch("batch")
     onnx, batches = (
         folder / "float.onnx",
-        [{"input": torch.cat(calibration[i : i + 32]).numpy()} for i in (0, 32, 64, 96)],
+        [{"input": torch.cat(calibration[i : i + 32]).numpy()} for i in range(0, len(calibration), 32)],
     )
     export_onnx(module, {"input": torch.cat(inputs[:2])}, free, onnx)
     made["omgoptim, ONNX Runtime"] = (folder / "int8.onnx", "onnxruntime", "int8")

@@ -58,6 +58,8 @@ def execute(folder: RunFolder, run_verb: RunVerb, *, owns_process: bool = True) 
     """Do the run of a folder with `run_verb`, and write how it ended.
 
     Args:
+        folder: of the run.
+        run_verb: does what the request asks.
         owns_process: False where the process is a caller's, whose signals and imports are left alone.
     """
     with FileLock(folder.worker_lock, timeout=LOCK_LIMIT_S):
@@ -119,6 +121,7 @@ def _run(folder: RunFolder, run_verb: RunVerb, progress: Progress) -> Efficiency
         run_step=steps,
         begin_step=steps.begin,
         publish=progress.publish,
+        report_unpaused=progress.report,
     )
     folder.work.mkdir(exist_ok=True)
     return run_verb(submission.verb, request, context)

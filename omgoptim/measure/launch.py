@@ -70,6 +70,7 @@ class TimingSetup:
         """Start a measuring process for an artifact, on the machine of the setup.
 
         Args:
+            artifact: folder to open.
             batches: prepared batches by name, as .npz files.
         """
         if self.target is not None:
@@ -149,7 +150,11 @@ def run_launch(
     """Time artifacts against the first of them in fresh processes of this machine.
 
     Args:
+        artifacts: folders; the first is the reference.
+        setup: batches and settings of the timing.
+        plan: turns of a launch.
         seed: for the order of turns.
+        parts: what is measured beside the latency.
         on_open: called with each artifact's index and process after its timing.
 
     Raises:

@@ -136,6 +136,8 @@ class MeasuringProcess:
         """Run every batch file of the folder `inputs`, in name order, and write the outputs to `target`.
 
         Args:
+            inputs: folder of .npz files.
+            target: folder for the outputs, a file of the same name each.
             progress: called with the fraction done; each batch has the whole time limit to itself.
         """
         target.mkdir(parents=True, exist_ok=True)

@@ -63,7 +63,11 @@ class MeasuringServer:
         One that was open before is closed first: the two never take memory together.
 
         Args:
+            artifact: folder to open.
+            threads: of the engine.
+            device: default: the artifact's.
             policy: the files and modules whose code the artifact's recipe may name.
+            batches: name to path of a .npz file.
             same_machine: refuse outputs other than the recorded ones; NaN is refused everywhere.
         """
         self.prepared = {}

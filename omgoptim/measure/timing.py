@@ -151,6 +151,8 @@ def has_converged(log_ratios: Sequence[Sequence[float]], launches: int, plan: Ti
 
     Args:
         log_ratios: per candidate, one log ratio per launch.
+        launches: that were done.
+        plan: with the wanted width and the most launches.
     """
     if launches >= plan.most_launches or launches < plan.launches:
         return launches >= plan.most_launches

@@ -67,6 +67,8 @@ class RunContext:
     """The machine that measures; None: this one."""
     measuring_here: Callable[[], AbstractContextManager[None]] | None = None
     """With a target: locks the device of this machine."""
+    report_unpaused: Callable[[str, float | None], None] | None = None
+    """`progress` that does not pause while another run measures on this machine."""
     begin_step: Callable[[str, str, Request], Path] = _no_steps
     """`begin_step(key, verb, request)`: the folder of a step's run, for another process to do; `run_step` goes on."""
 

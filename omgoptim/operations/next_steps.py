@@ -220,7 +220,7 @@ def quantize_steps(
     if outcome == "ok" and real_data and needed and needed > request.samples and not all_used:
         larger = same_arguments(request) | {"samples": min(2 * needed, MOST_SAMPLES)}
         steps.append(step("quantize", larger, "more evaluation samples decide whether the quality guard passes"))
-    if outcome == "ok":
+    if outcome == "ok" and request.runtime != "executorch":  # whose programs only `compare` takes
         why = "profile the artifact on the hardware it will run on"
         steps.append(step("profile", result_arguments(request, run_id), why))
     return steps[:3]
@@ -228,6 +228,9 @@ def quantize_steps(
 
 def _to_lose_less(request: QuantizeRequest, arguments: dict[str, Any], loaded: LoadedModel) -> list[NextStep]:
     """Suggest steps after int8 failed the guard: better rounding, QAT, or bfloat16."""
+    if request.runtime == "executorch":  # which has none of them
+        plain = same_arguments(request) | {"scheme": "fp32"}
+        return [step("quantize", plain, "float32 in XNNPACK: the engine's speed without a loss")]
     steps = []
     scheme = request.scheme.scheme
     if scheme in ("auto", "static") and loaded.data.real:

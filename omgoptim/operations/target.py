@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from omgoptim.errors import ModelError, RunError
+from omgoptim.errors import ModelError, RequestError, RunError
 from omgoptim.operations.context import RunContext
-from omgoptim.reports import EfficiencyReport
-from omgoptim.requests import OptimizeRequest, QuantizeRequest, Request
+from omgoptim.reports import EfficiencyReport, NextStep
+from omgoptim.requests import VERBS, OptimizeRequest, QuantizeRequest, Request, parse
+from omgoptim.requests.command import command_of
 
 if TYPE_CHECKING:
     from omgoptim.operations.loaded_model import LoadedModel
@@ -38,7 +39,8 @@ def on_target(request: Request, context: RunContext) -> Iterator[tuple[Request, 
     from omgoptim.measure.target.client import Target, TargetGone
     from omgoptim.requests.target import TargetAddress
 
-    context.progress(f"connecting to {address}", 0.0)
+    unpaused = context.report_unpaused or context.progress
+    unpaused(f"connecting to {address}", 0.0)
     runtime = str(getattr(request, "runtime", "auto"))
     if not isinstance(request, QuantizeRequest | OptimizeRequest) and runtime == "auto" and hasattr(request, "runtime"):
         runtime = "onnxruntime"
@@ -50,10 +52,23 @@ def on_target(request: Request, context: RunContext) -> Iterator[tuple[Request, 
             runtime,
             context.run_id,
             context.work,
-            lambda doing: context.progress(doing, None),
+            lambda doing: unpaused(doing, None),
             kept,
         ) as target:
-            yield request, replace(context, target=target, measuring=target.measuring, measuring_here=context.measuring)
+
+            def report(stage: str, fraction: float | None) -> None:
+                (unpaused if target.is_held else context.progress)(stage, fraction)
+
+            yield (
+                request,
+                replace(
+                    context,
+                    target=target,
+                    measuring=target.measuring,
+                    measuring_here=context.measuring,
+                    progress=report,
+                ),
+            )
     except TargetGone as gone:
         raise RunError(
             f"the connection to {address} was lost",
@@ -89,10 +104,25 @@ def original_on_target(loaded: LoadedModel, context: RunContext, program: Progra
 
 
 def with_target(report: EfficiencyReport, context: RunContext) -> EfficiencyReport:
-    """Say in the report's summary where it was measured, and what could not be."""
+    """Say in the report where it was measured and what could not be; let its next steps measure there too."""
     if context.target is None or report.before is None:
         return report
     where = f"Measured on {context.target.address}: {context.target.machine.cpu}."
-    return report.model_copy(
-        update={"summary": f"{report.summary} {where}", "warnings": [*report.warnings, *context.target.notes]}
-    )
+    update = {
+        "summary": f"{report.summary} {where}",
+        "warnings": [*report.warnings, *context.target.notes],
+        "next_steps": [_there(step, str(context.target.address)) for step in report.next_steps],
+    }
+    return report.model_copy(update=update)
+
+
+def _there(step: NextStep, address: str) -> NextStep:
+    """Return a next step on the target, if a target can do it."""
+    if "target" not in VERBS[step.tool].model_fields:
+        return step
+    arguments = step.arguments | {"target": address}
+    try:
+        command = command_of(step.tool, parse(step.tool, arguments))
+    except RequestError:  # a torch engine
+        return step
+    return step.model_copy(update={"arguments": arguments, "command": command})

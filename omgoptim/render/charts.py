@@ -45,6 +45,8 @@ def candidate_scatter(report: EfficiencyReport) -> Scatter | None:
         low, high = intervals.get(one.name, (None, None))
         if chosen and report.gains is not None:
             low, high = report.gains.speedup_low, report.gains.speedup_high
+        if low is None or high is None or one.speedup is None or not low <= one.speedup <= high:
+            low = high = None  # the race of all did not give what the screening did
         points += _point(one, number, "kept" if chosen else "point", guard, (low, high))
     return _scatter("Candidates: speedup against quality", points, base, guard, _original(report.verb))
 

@@ -60,7 +60,7 @@ RESULTS = (
 DETAILS = (changed_section, environment_section)
 """Sections before and after the next steps and the artifact."""
 
-_CUTS = ((4000, 4000), (400, 4000), (200, 1000), (100, 400), (50, 200), (20, 100), (8, 40), (4, 12), (1, 4))
+_CUTS = ((4000, 4000), (400, 4000), (100, 2000), (40, 1000), (40, 400), (20, 200), (20, 100), (8, 40), (4, 12), (1, 4))
 """Most rows of folded tables and of all other lists, from the longest form to the shortest."""
 
 
@@ -191,8 +191,8 @@ def _cut(value: Any, most: tuple[int, int]) -> Any:
         return replace(value, rows=value.rows[:keep], left_out=more)
     if isinstance(value, Items):
         return replace(value, items=value.items[:others], left_out=value.left_out + max(0, len(value.items) - others))
-    if isinstance(value, Strip) and len(value.layers) > others:
-        return Strip(f"{value.title}; here are the first {others}", value.layers[:others])
+    if isinstance(value, Strip) and len(value.layers) > 3 * others:
+        return Strip(f"{value.title}, here are the first {3 * others}", value.layers[: 3 * others])
     if isinstance(value, Scatter):
         return replace(value, points=value.points[:others], front=value.front[:others])
     if isinstance(value, Chain):

@@ -22,6 +22,7 @@ PUBLIC = [
     "omgoptim.compare",
     "omgoptim.derive_student",
     "omgoptim.distill",
+    "omgoptim.export_coreml",
     "omgoptim.factorize",
     "omgoptim.open_artifact",
     "omgoptim.optimize",

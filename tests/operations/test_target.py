@@ -42,6 +42,8 @@ def check_where(report: EfficiencyReport, server: Server) -> None:
     assert f"Measured on {server.url}: " in report.summary
     assert {one.measured_on for one in (report.before, report.after) if one is not None} == {server.url}
     assert f"--target {server.url}" in report.repeat
+    assert report.next_steps or report.verb == "compare"
+    assert all(step.arguments["target"] == server.url and server.url in step.command for step in report.next_steps)
     assert server.gone()
 
 

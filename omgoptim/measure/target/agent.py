@@ -66,6 +66,7 @@ class Agent:
             write_frame(self._answers, answer, payload)
 
     def do_machine(self) -> Answer:
+        """Describe the machine."""
         machine = {
             "uname": self.uname,
             "cpu": cpu_name(),
@@ -82,19 +83,24 @@ class Agent:
         return machine, None
 
     def do_packages(self, names: list[str], wanted: str, imported: bool) -> Answer:
+        """Return the versions of packages."""
         return {"versions": find_packages(self.store, names, wanted, imported=imported)}, None
 
     def do_install(self, requirements: list[list[str]], wanted: str) -> Answer:
+        """Install packages into the cache."""
         return {"failed": install_packages(self.store, requirements, wanted)}, None
 
     def do_unpack(self, digest: str, wanted: str) -> Answer:
+        """Unpack sent packages into the cache."""
         unpack_packages(self.store, digest, wanted)
         return {}, None
 
     def do_missing(self, digests: list[str]) -> Answer:
+        """Return which contents the cache lacks."""
         return {"missing": [digest for digest in digests if not self.store.has(digest)]}, None
 
     def do_put(self, digest: str, payload: str | None, failure: str = "") -> Answer:
+        """Store sent content under its digest."""
         if payload is None:
             raise SetupError("the target has no space", failure, "free some, or let doctor clean the target's cache")
         scratch = Path(payload)
@@ -104,9 +110,11 @@ class Agent:
         return {}, None
 
     def do_artifact(self, name: str, files: dict[str, str]) -> Answer:
+        """Build an artifact's folder from stored contents."""
         return {"folder": str(self.store.artifact(name, files))}, None
 
     def do_start(self, artifact: str, threads: int, batches: dict[str, str]) -> Answer:
+        """Start a measuring process."""
         paths = {name: self.store.path(digest) for name, digest in batches.items()}
         process = MeasuringProcess(
             Path(artifact),
@@ -122,20 +130,25 @@ class Agent:
         return {"process": self._count}, None
 
     def do_opened(self, process: int) -> Answer:
+        """Wait until a process has opened its artifact."""
         return self.processes[process].end_open(), None
 
     def do_another(self, process: int, artifact: str) -> Answer:
+        """Open another artifact in a process."""
         return self.processes[process].open_another(Path(artifact)), None
 
     def do_ask(self, process: int, command: str, arguments: dict[str, Any]) -> Answer:
+        """Pass a command on to a process."""
         return self.processes[process].ask(command, **arguments), None
 
     def do_outputs(self, process: int, digest: str) -> Answer:
+        """Run a batch in a process and return the outputs."""
         target = self.store.session / "outputs.npz"
         self.processes[process].ask("outputs", inputs=str(self.store.path(digest)), target=str(target))
         return {}, target
 
     def do_close(self, process: int) -> Answer:
+        """Close a process."""
         self.processes.pop(process).close()
         return {}, None
 
@@ -149,6 +162,7 @@ class Agent:
         parts: dict[str, Any],
         more: bool,
     ) -> Answer:
+        """Time artifacts in one launch."""
         paths = {name: self.store.path(digest) for name, digest in batches.items()}
         setup = TimingSetup(paths, 1, threads, self.store.session, policy=self._policy, same_machine=False)
 
@@ -169,23 +183,29 @@ class Agent:
         }, None
 
     def do_load(self) -> Answer:
+        """Return the load by other processes."""
         return {"load": other_load()}, None
 
     def do_meter(self) -> Answer:
+        """Begin to watch the load by other processes."""
         self._meter = LoadMeter()
         return {}, None
 
     def do_metered(self) -> Answer:
+        """Return the load since `do_meter`."""
         return {"load": self._meter.load()}, None
 
     def do_hold(self, holder: str) -> Answer:
+        """Lock the machine for measurements."""
         return {"holder": self.store.hold(holder)}, None
 
     def do_release(self) -> Answer:
+        """Release the lock."""
         self.store.release()
         return {}, None
 
     def do_clean(self) -> Answer:
+        """Empty the cache."""
         return {"freed_bytes": self.store.clean()}, None
 
     @property

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -126,6 +126,11 @@ class Target:
                 time.sleep(POLL_S)
         raise TargetGone(why)
 
+    @property
+    def is_held(self) -> bool:
+        """Whether this run measures there now."""
+        return self._depth > 0
+
     @contextmanager
     def measuring(self) -> Iterator[None]:
         """Hold the target: one run at a time measures there; a turn within a turn is the same one."""
@@ -137,7 +142,8 @@ class Target:
         finally:
             self._depth -= 1
             if not self._depth:
-                self.again(lambda: self.connection.request("release"))
+                with suppress(TargetLost):  # which gave it back
+                    self.connection.request("release")
 
     def _hold(self) -> None:
         while (holder := self.connection.request("hold", holder=self._holder)["holder"]) is not None:

@@ -59,6 +59,7 @@ def prepare_machine(connection: Connection, runtime: str) -> tuple[Machine, list
     First by its own pip; without a network, by copying them from this Python, where the platform fits.
 
     Args:
+        connection: to the target.
         runtime: the engine of the run, or auto: all that this Python has.
 
     Returns:

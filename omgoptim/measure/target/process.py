@@ -31,6 +31,7 @@ class TargetProcess(MeasuringProcess):
         self._opened: dict[str, Any] | None = {} if self._of_launch else None
 
     def close(self) -> None:
+        """Close the process on the target."""
         if self._number is None or self._of_launch or self._generation != self._target.generation:
             return
         try:
@@ -42,12 +43,15 @@ class TargetProcess(MeasuringProcess):
         self.close()
 
     def begin_open(self) -> None:
+        """Start the process on the target, without waiting for it."""
         self._again(self._start)
 
     def end_open(self) -> dict[str, Any]:
+        """Wait until the artifact is open."""
         return self._again(self._opened_there)
 
     def open_another(self, artifact: Path) -> dict[str, Any]:
+        """Open another artifact in the same process."""
         self.artifact = artifact
 
         def change() -> dict[str, Any]:
@@ -59,6 +63,8 @@ class TargetProcess(MeasuringProcess):
         return self._again(change)
 
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
+        """Pass a command on to the process."""
+
         def ask() -> dict[str, Any]:
             self._opened_there()
             return self._target.connection.request("ask", process=self._number, command=command, arguments=arguments)
@@ -66,6 +72,7 @@ class TargetProcess(MeasuringProcess):
         return self._again(ask)
 
     def run_samples(self, inputs: Path, target: Path, progress: Callable[[float], None] = lambda _: None) -> None:
+        """Run every batch file of a folder on the target, and write the outputs here."""
         target.mkdir(parents=True, exist_ok=True)
         files = sorted(inputs.glob("*.npz"))
 

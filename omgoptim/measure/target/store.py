@@ -72,6 +72,7 @@ class Store:
         """Make a folder of contents, by links where the file system has them.
 
         Args:
+            name: of the folder.
             files: relative path to sha256.
         """
         folder = self.session / "artifacts" / name
@@ -188,6 +189,8 @@ def find_packages(store: Store, names: list[str], wanted: str, *, imported: bool
     """Return the versions of packages that are here, those of the cache folder before this Python's own.
 
     Args:
+        store: cache folder of the target.
+        names: of the distributions.
         wanted: name of their folder in the cache.
         imported: leave out what does not import.
     """
@@ -209,7 +212,9 @@ def install_packages(store: Store, requirements: list[list[str]], wanted: str) -
     """Install with this Python's pip into the cache folder; return None, or the last line of what pip said.
 
     Args:
+        store: cache folder of the target.
         requirements: lists to try in this order.
+        wanted: name of their folder in the cache.
     """
     said = ""
     for some in requirements:
