@@ -45,6 +45,9 @@ MOST_BYTES = 200 * 2**20
 """Of the files that come back through the log."""
 
 POLL_S = 1.0
+SUBMISSIONS = 15
+"""Times that a job is submitted, two seconds apart, before the head is given up."""
+
 FINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -99,11 +102,20 @@ def _submit(client: Any, verb: str, request: ModelRequest, context: RunContext) 
     record = json.dumps(
         {"verb": verb, "request": json.loads(text), "run_id": context.run_id, "folder": str(context.folder)}
     )
-    client.submit_job(
-        entrypoint=f"python -m omgoptim.jobs.ray_job {base64.urlsafe_b64encode(record.encode()).decode()}",
-        submission_id=context.run_id,
-        runtime_env=runtime_env(package.file),
-    )
+    job = {
+        "entrypoint": f"python -m omgoptim.jobs.ray_job {base64.urlsafe_b64encode(record.encode()).decode()}",
+        "submission_id": context.run_id,
+        "runtime_env": runtime_env(package.file),
+    }
+    for left in reversed(range(SUBMISSIONS)):  # the agents of a head that was just started are not there at once
+        try:
+            client.submit_job(**job)
+        except RuntimeError as error:
+            if not left:
+                raise SetupError("the Ray head did not take the job", str(error)[:300], "try again") from error
+            time.sleep(2 * POLL_S)
+        else:
+            return
 
 
 def _status(client: Any, job: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
@@ -36,23 +37,21 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder.mkdir()
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    before = {process.pid for process in rays()}
     yield folder
-    gone = [process for process in rays() if process.pid not in before]
-    _, left = psutil.wait_procs(gone, timeout=20)
+    _, left = psutil.wait_procs(rays(), timeout=20)
     assert left == []
     assert list(folder.rglob("*")) == []
 
 
 def rays() -> list[psutil.Process]:
-    """The processes of any Ray on this machine."""
+    """The processes that a Ray of this test started: they have its home folder."""
     found = []
-    for process in psutil.process_iter(["cmdline", "status"]):
-        line = " ".join(process.info["cmdline"] or [])
-        if process.info["status"] != psutil.STATUS_ZOMBIE and any(
-            name in line for name in ("raylet", "gcs_server", "ray::")
-        ):
-            found.append(process)
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            line = " ".join(process.cmdline())
+            own = process.environ().get("HOME") == os.environ["HOME"] and process.pid != os.getpid()
+            if own and any(name in line for name in ("raylet", "gcs_server", "ray::")):
+                found.append(process)
     return found
 
 
@@ -117,7 +116,8 @@ def test_a_removed_node_loses_no_task(home: Path, tmp_path: Path, monkeypatch: p
     cluster = Cluster(initialize_head=True, head_node_args=small | {"resources": {TIMING: 1}})
     other = cluster.add_node(num_cpus=1, object_store_memory=100 * 2**20)
     cluster.wait_for_nodes()
-    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    address = cluster.address
+    monkeypatch.setenv("RAY_ADDRESS", address)
     project = tmp_path / "project"
     project.mkdir()
     (project / "net.py").write_text("width = 8\n")
@@ -139,7 +139,7 @@ def test_a_removed_node_loses_no_task(home: Path, tmp_path: Path, monkeypatch: p
         cluster.shutdown()
     assert sorted(result.attempt for result in results) == [1, 1, 1, 2]
     assert len(starts(tmp_path)) == 6
-    assert said[0].startswith(f"sending the project to {cluster.address}: 0.0 MB in 1 files")
+    assert said[0].startswith(f"sending the project to {address}: 0.0 MB in 1 files")
 
 
 DRIVER = """
