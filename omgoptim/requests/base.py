@@ -17,6 +17,8 @@ from omgoptim.requests.target import TargetAddress
 Runtime = Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino"]
 AnyRuntime = Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino", "tensorrt", "executorch"]
 """Runtimes of profile and quantize; what other verbs make can be quantized for ExecuTorch afterwards."""
+ON_TARGETS = ("onnxruntime", "openvino")
+"""Engines that are measured on a target."""
 Timing = Literal["quick", "standard", "careful"]
 
 DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
@@ -119,8 +121,9 @@ class ModelRequest(Request):
     @model_validator(mode="after")
     def _target_runs_programs(self) -> Self:
         runtime = str(getattr(self, "runtime", "auto"))
-        if self.target is not None and (runtime.startswith("torch") or self.device == "cuda"):
-            given = argument("runtime", runtime) if runtime.startswith("torch") else argument("device", self.device)
+        is_known = runtime in ("auto", *ON_TARGETS)
+        if self.target is not None and (not is_known or self.device == "cuda"):
+            given = argument("device", self.device) if is_known else argument("runtime", runtime)
             raise RequestError(
                 f"{given} cannot be measured on a target",
                 "a target has numpy and an engine for ONNX files on its CPU: torch, the model's code and its packages "
