@@ -84,6 +84,8 @@ bench: $(VENV)/.bench ## the measured claims, about three hours on two cores
 	$(BIN)/python benchmarks/distill.py
 	$(BIN)/python benchmarks/optimize.py
 	$(BIN)/python benchmarks/search.py --part table
+	$(BIN)/python benchmarks/target.py
+	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/server_start.py
 
 clean:

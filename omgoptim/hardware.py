@@ -7,7 +7,10 @@ import platform
 import time
 from pathlib import Path
 
-import psutil
+try:
+    import psutil
+except ImportError:  # on a target, which has only what an engine needs
+    psutil = None
 
 FEATURES = {
     "avx2": "avx2",
@@ -42,6 +45,14 @@ def usable_cores() -> int:
     allowed = len(_allowed_cores())
     quota = _container_quota()
     return allowed if quota is None else max(1, min(allowed, int(quota)))
+
+
+def memory_bytes() -> int | None:
+    """The machine's memory; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def other_load(seconds: float = 0.3) -> float:
@@ -113,6 +124,8 @@ def _container_quota() -> float | None:
 def _cpu_seconds(cores: list[int]) -> tuple[float, float]:
     """Return busy and total seconds of the given cores since boot."""
     busy = total = 0.0
+    if psutil is None:
+        return _cpu_seconds_of_linux(cores)
     per_core = psutil.cpu_times(percpu=True)
     for core in cores:
         if core >= len(per_core):
@@ -124,8 +137,26 @@ def _cpu_seconds(cores: list[int]) -> tuple[float, float]:
     return busy, total
 
 
+def _cpu_seconds_of_linux(cores: list[int]) -> tuple[float, float]:
+    """The same from /proc/stat; zeros where there is none.
+
+    Source: proc_stat(5): user, nice, system, idle, iowait, irq, softirq, steal.
+    """
+    try:
+        lines = Path("/proc/stat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0.0, 0.0
+    rows = {line.split()[0]: [float(text) for text in line.split()[1:9]] for line in lines if line.startswith("cpu")}
+    found = [rows[f"cpu{core}"] for core in cores if f"cpu{core}" in rows]
+    total = sum(sum(times) for times in found)
+    ticks = os.sysconf("SC_CLK_TCK")
+    return (total - sum(times[3] + times[4] for times in found)) / ticks, total / ticks
+
+
 def _own_seconds() -> dict[int, float]:
     """Return the CPU seconds so far of every process of this process's group, by process id."""
+    if psutil is None:
+        return {os.getpid(): sum(os.times()[:4])}
     seconds = {}
     for pid in psutil.pids() if hasattr(os, "getpgid") else [os.getpid()]:
         try:

@@ -103,7 +103,9 @@ async def test_the_page_is_read_but_not_listed_and_loads_nothing(era: str, proje
 
 
 async def test_the_buttons_of_a_finished_run_say_the_exact_call(project: Path) -> None:
-    folder = by_hand.finished_run(project, by_hand.report("quantized"))
+    report = by_hand.report("quantized")
+    long = report.next_steps[0].model_copy(update={"arguments": {"a": "x" * 3000, "b": "y"}})
+    folder = by_hand.finished_run(project, report.model_copy(update={"next_steps": [long, report.next_steps[1]]}))
     async with connected("auto", APPS) as client:
         page = page_of(await client.call_tool("runs", {"action": "show", "run_id": folder.id}))
     (longer,) = [action for action in page["actions"] if action["label"] == "Repeat with effort best"]
@@ -119,7 +121,8 @@ async def test_the_buttons_of_a_finished_run_say_the_exact_call(project: Path) -
         for block in section["blocks"]
         if block["type"] == "code" and "ask" in block
     ]
-    assert [ask.split(" ")[3] for ask in asks] == [step.tool for step in by_hand.report("quantized").next_steps]
+    assert [ask.split(" ")[3] for ask in asks] == [step.tool for step in report.next_steps]
+    assert json.loads(asks[0].partition(" with ")[2]) == {**long.arguments, "project": str(project)}
 
 
 async def test_a_run_that_goes_on_shows_its_stages_its_candidates_and_the_call_to_look_again(project: Path) -> None:

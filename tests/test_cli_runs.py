@@ -16,10 +16,9 @@ import pytest
 from rich.console import Console
 
 from omgoptim import cli
-from omgoptim.cli.watch import curve_text, live_view, steps_of, watch
-from omgoptim.jobs.events import RunHistory, Stage
+from omgoptim.cli.watch import curve_text, live_view, watch
 from omgoptim.jobs.states import as_done, read_state
-from omgoptim.reports import RunState
+from omgoptim.reports import Epoch, LiveRun, RunState, StageTime, Step
 
 ROOT = Path(__file__).parents[1]
 
@@ -168,34 +167,45 @@ def test_a_run_has_to_be_named(action: str, project: Path, capsys: pytest.Captur
 # watch
 
 
-def state(**changes: object) -> RunState:
-    record = {"run_id": "r", "verb": "prune", "status": "running", "started": "t", "updated": "t", "folder": "/p"}
-    return RunState.model_validate(
-        record | {"stage": "training: epoch 4 of 8", "progress": 0.5, "eta_s": 20.0} | changes
-    )
-
-
-def test_the_live_view_has_stages_with_times_steps_the_learning_curve_and_the_time_left(tmp_path: Path) -> None:
-    folder = by_hand.running_run(tmp_path)
-    entry = {"step": "quantize", "verdict": "kept", "measured": {"speedup": 9.36, "size_bytes": 238_000}}
-    (folder.path / "ledger.jsonl").write_text(f"{json.dumps(entry)}\nno json\n[]\n{json.dumps({'step': 'prune'})}\n")
-    stages = [Stage(f"stage {number}", number, number + 1.0) for number in range(20)]
-    history = RunHistory(folder, [*stages, Stage("training", 20.0, 21.0)], [2.0, 1.0, 0.5])
+def shown(run: LiveRun) -> str:
     console = Console(file=io.StringIO(), width=120)
-    console.print(live_view(state(), history, steps_of(folder), now=27.0))
+    console.print(live_view(run))
     assert isinstance(console.file, io.StringIO)
-    text = console.file.getvalue()
-    for needed in (
-        "50%, 20 s left",
-        "9 earlier stages",
-        "1.0 s  stage 19",
-        "7 s  training: epoch 4 of 8",
-        "9.36x",
-        "238 kB",
-    ):
+    return console.file.getvalue()
+
+
+def test_the_live_view_has_stages_with_times_what_was_measured_the_curves_and_the_time_left() -> None:
+    record = {"run_id": "r", "verb": "prune", "status": "running", "started": "t", "updated": "t", "folder": "/p"}
+    now = {"stage": "training: epoch 4 of 8", "progress": 0.5, "eta_s": 20.0}
+    stages = [StageTime(name=f"stage {number}", seconds=1.0) for number in range(20)]
+    epochs = [
+        Epoch(epoch=number, loss=loss, quality=quality, learning_rate=0.1, seconds=1.0)
+        for number, loss, quality in ((1, 2.0, 0.5), (2, None, None), (3, 1.0, 0.8), (4, 0.5, 0.9))
+    ]
+    run = LiveRun(
+        state=RunState.model_validate(record | now),
+        stages=[*stages, StageTime(name="training", seconds=7.0)],
+        steps=[Step(name="quantize", verb="quantize", status="kept", speedup=9.36, size_bytes=238_000)],
+        epochs=epochs,
+    )
+    text = shown(run)
+    for needed in ("50%, 20 s left", "10 earlier stages", "1.0 s  stage 19", "7.0 s  training: epoch 4 of 8"):
         assert needed in text
-    assert "loss  █▃▁ 2 -> 0.5, 3 epochs" in text
-    assert "stage 3" not in text
+    assert "stage 9" not in text
+    waiting = run.state.model_copy(update={"stage": "stage 3: another run measures"})  # a stage that it was in before
+    assert "1.0 s  stage 3: another run measures" in shown(run.model_copy(update={"state": waiting}))
+    assert text.split("quantize")[1].split()[:3] == ["kept", "9.36x", "238"]
+    assert "loss    █▃▁ 2 -> 0.5, 3 epochs" in text
+    assert "quality ▁▆█ 0.5 -> 0.9, 3 epochs" in text
+
+
+def test_a_candidate_that_is_not_judged_yet_is_shown_with_what_was_done_to_it(tmp_path: Path) -> None:
+    told = by_hand.report().candidates[0]
+    candidate = told.model_copy(update={"status": "planned", "why": "screened with one launch", "speedup": 5.8})
+    state = read_state(by_hand.running_run(tmp_path))
+    text = shown(LiveRun(state=state, candidates=[candidate]))
+    assert "screened with one launch" in text
+    assert "5.80x" in text
 
 
 def test_a_curve_of_many_epochs_is_short_and_ends_with_the_last() -> None:

@@ -5,8 +5,10 @@ A trial that is too slow costs a measurement and does not count. After a kill, `
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,20 @@ from omgoptim.errors import RequestError, TechniqueError
 
 Trial = Callable[[TrialSpec, Path], TrialResult]
 """`trial(spec, folder)`: build, measure, train; a function of the spec alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A trial that was begun."""
+
+    wait: Callable[[], TrialResult]
+    """Waits for its end, and returns its result."""
+    rejected: bool = False
+    """Whether it ended already, because it misses a target."""
+
+
+Start = Callable[[TrialSpec], Started]
+"""Begins a trial."""
 
 REJECTED_PER_TRIAL = 10
 """Maximum rejected candidates per requested trial, before the search gives up."""
@@ -32,6 +48,12 @@ class Plan:
     parent: str
     data: str
     epochs: int
+    in_flight: int = 1
+    """Trials that are begun before the first of them has ended.
+
+    A trial is proposed from the results of all but the latest `in_flight - 1` before it, whichever of those have ended:
+    which trials a search has depends on this number, and not on how many workers run them.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +80,7 @@ def drive(
     progress: Callable[[str, float | None], None] = lambda _stage, _done: None,
     more: Callable[[], bool] = lambda: True,
     nearest: float | None = None,
+    start: Start | None = None,
 ) -> Driven:
     """Search a product of knobs by a proposal rule.
 
@@ -73,6 +96,7 @@ def drive(
         progress: `progress(stage, fraction)` of the search.
         more: whether another trial may begin: there is time left.
         nearest: smallest load measured before the search, for the error when nothing is predicted within the limits.
+        start: begins a trial elsewhere, in place of running `trial` here.
 
     Raises:
         TechniqueError: every trial failed, or every candidate was measured to be over the limits.
@@ -83,7 +107,8 @@ def drive(
         row = way(space, loads(results), search.observations(space), plan.seed, search.asked, rule)
         return None if row is None else search.ask(space, space.configuration(row))
 
-    return _loop(lambda search: search.ask_again(space), begin, trial, plan, folder, progress, more, nearest)
+    again = partial(Search.ask_again, space=space)
+    return _loop(again, begin, trial, plan, folder, progress, more, nearest, start)
 
 
 def drive_conditional(
@@ -94,6 +119,7 @@ def drive_conditional(
     folder: Path,
     progress: Callable[[str, float | None], None] = lambda _stage, _done: None,
     more: Callable[[], bool] = lambda: True,
+    start: Start | None = None,
 ) -> Driven:
     """Search a conditional space by TPE, rejecting what is predicted to be over the limits.
 
@@ -105,6 +131,7 @@ def drive_conditional(
         folder: of the run; a search that was begun there goes on.
         progress: `progress(stage, fraction)` of the search.
         more: whether another trial may begin: there is time left.
+        start: as for `drive`.
 
     Raises:
         TechniqueError: as for `drive`.
@@ -128,7 +155,7 @@ def drive_conditional(
         parameters(asked)
         return asked
 
-    return _loop(again, begin, trial, plan, folder, progress, more)
+    return _loop(again, begin, trial, plan, folder, progress, more, start=start)
 
 
 def _loop(
@@ -140,33 +167,47 @@ def _loop(
     progress: Callable[[str, float | None], None],
     more: Callable[[], bool],
     nearest: float | None = None,
+    start: Start | None = None,
 ) -> Driven:
     folders = TrialFolders(folder / "trials")
     folders.clear()
     search = Search(SearchSettings(seed=plan.seed, journal=folder / "study.log"))
     search.resume(lambda number: None if (found := folders.result(number)) is None else found.for_study())
     results = folders.results()
+    flying: deque[tuple[Any, Started]] = deque()
     exhausted = False
-    while len(search) < plan.trials and more():
-        asked = again(search) or begin(search, results)
-        if asked is None:
-            exhausted = True
+    while True:
+        counted = len(search) + sum(not each.rejected for _, each in flying)
+        asked = None
+        if counted < plan.trials and len(flying) < plan.in_flight and not exhausted and more():
+            asked = again(search) or begin(search, results)
+            exhausted = asked is None and not flying
+        if asked is not None:
+            progress(f"trial {counted + 1} of {plan.trials}", len(search) / plan.trials)
+            flying.append((asked, _start(plan, asked, folders, trial, start)))
+            continue
+        if not flying:
             break
-        progress(f"trial {len(search) + 1} of {plan.trials}", len(search) / plan.trials)
-        spec = TrialSpec(
-            number=asked.number,
-            configuration=dict(asked.params),
-            seed=plan.seed,
-            parent=plan.parent,
-            data=plan.data,
-            epochs=plan.epochs,
-        )
-        results[asked.number] = found = folders.run(spec, trial)
+        asked, started = flying.popleft()
+        results[asked.number] = found = started.wait()
         _tell(search, asked, found)
-        if len(results) >= plan.trials * (1 + REJECTED_PER_TRIAL):
-            exhausted = True
-            break
-    return _ended(search, results, exhausted, nearest)
+        exhausted = exhausted or len(results) >= plan.trials * (1 + REJECTED_PER_TRIAL)
+    return _ended(search, results, exhausted and len(search) < plan.trials, nearest)
+
+
+def _start(plan: Plan, asked: Any, folders: TrialFolders, trial: Trial, start: Start | None) -> Started:
+    spec = TrialSpec(
+        number=asked.number,
+        configuration=dict(asked.params),
+        seed=plan.seed,
+        parent=plan.parent,
+        data=plan.data,
+        epochs=plan.epochs,
+    )
+    if start is not None:
+        return start(spec)
+    found = folders.run(spec, trial)
+    return Started(lambda: found, found.outcome == "rejected")
 
 
 def _tell(search: Search, asked: Any, result: TrialResult) -> None:

@@ -7,6 +7,7 @@ its own, whose learning rate falls to its end, so that qualities at one rung com
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,9 @@ from omgoptim.training.loop import fit
 from omgoptim.training.losses import Loss
 
 WEIGHTS = "weights.safetensors"
+
+Train = Callable[[nn.Module, int, int, Path], float]
+"""`train(module, rung, epochs, checkpoints)`: train in place, return the quality on the selection samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +49,7 @@ class Steps:
     """Build a new module, with inherited weights where it has a parent."""
     measure: Callable[[nn.Module, Path], Cost]
     """`measure(module, folder)`: export into the folder in the final engine and precision, and measure that."""
-    train: Callable[[nn.Module, int, int, Path], float]
-    """`train(module, rung, epochs, checkpoints)`: train in place, return the quality on the selection samples."""
+    train: Train
     predict: Callable[[Configuration], float] | None = None
     """Predicted latency in ms."""
     limit_ms: float | None = None
@@ -67,6 +70,32 @@ def run_trial(steps: Steps, folders: TrialFolders, spec: TrialSpec, folder: Path
     Raises:
         OmgoptimError: as the steps do.
     """
+    screened = screen(steps, spec, folder)
+    if isinstance(screened, TrialResult):
+        return screened
+    module = screened.module
+    qualities = climb(steps.train, module, spec, folder / "checkpoints", list(folders.histories().values()))
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    save_weights(module, folder / WEIGHTS)
+    return conclude(steps, module, spec, qualities, screened.untrained, screened.predicted, folder)
+
+
+@dataclass(frozen=True, slots=True)
+class Screened:
+    """An untrained network within the limits."""
+
+    module: nn.Module
+    predicted: float | None
+    """Latency in ms."""
+    untrained: Cost
+
+
+def screen(steps: Steps, spec: TrialSpec, folder: Path) -> Screened | TrialResult:
+    """Build a network, predict and measure it untrained; the result of one that is rejected.
+
+    Raises:
+        OmgoptimError: as the steps do.
+    """
     module, predicted = steps.build(spec.configuration), _predicted(steps, spec.configuration)
     if predicted is not None and steps.limit_ms is not None and predicted > steps.limit_ms * (1 + steps.tolerance):
         loads = {"latency": predicted / steps.limit_ms}
@@ -74,23 +103,60 @@ def run_trial(steps: Steps, folders: TrialFolders, spec: TrialSpec, folder: Path
     untrained = steps.measure(copy.deepcopy(module), folder / "untrained")
     if max(untrained.loads.values(), default=0.0) > 1.0:
         return _result("rejected", (), untrained, predicted, "measured over a limit before training")
-    qualities = climb(steps, module, spec, folder, list(folders.histories().values()))
-    _save(module, folder / WEIGHTS)
+    return Screened(module, predicted, untrained)
+
+
+def conclude(
+    steps: Steps,
+    module: nn.Module,
+    spec: TrialSpec,
+    qualities: tuple[float, ...],
+    untrained: Cost,
+    predicted: float | None,
+    folder: Path,
+) -> TrialResult:
+    """Return the result of a training; a network that was trained to the end is measured again, and kept.
+
+    Raises:
+        OmgoptimError: as the steps do.
+    """
     if len(qualities) < len(rung_epochs(spec.epochs)):
         return _result("stopped", qualities, untrained, predicted, "not among the best third at its rung")
     return _result("trained", qualities, steps.measure(module, folder / "artifact"), predicted, "")
 
 
 def climb(
-    steps: Steps, module: nn.Module, spec: TrialSpec, folder: Path, others: Sequence[Sequence[float]]
+    train: Train,
+    module: nn.Module,
+    spec: TrialSpec,
+    checkpoints: Path,
+    others: Sequence[Sequence[float]] | None,
+    before: Sequence[float] = (),
 ) -> tuple[float, ...]:
-    """Train a module in place rung by rung; returns its quality at each rung that it reached."""
-    qualities: list[float] = []
-    for rung, epochs in enumerate(rung_epochs(spec.epochs)):
-        qualities.append(steps.train(module, rung, epochs, folder / "checkpoints"))
-        if not goes_on(qualities[-1], at_rung(others, rung)):
+    """Train a module in place rung by rung, while it is among the best; returns its quality at each rung.
+
+    Args:
+        train: of one rung.
+        module: in its state after the rungs of `before`.
+        spec: of the trial.
+        checkpoints: folder of the training's.
+        others: qualities at each rung of the trials that it is compared with; None to train it to the end.
+        before: its qualities at the rungs that its weights have behind them.
+    """
+    qualities = list(before)
+    for rung, epochs in list(enumerate(rung_epochs(spec.epochs)))[len(qualities) :]:
+        qualities.append(train(module, rung, epochs, checkpoints))
+        if others is not None and not goes_on(qualities[-1], at_rung(others, rung)):
             break
     return tuple(qualities)
+
+
+def unfinished(folders: TrialFolders, count: int = 3) -> list[tuple[TrialSpec, TrialResult]]:
+    """Return the trials that are to be trained to the end, the most promising first; some are already."""
+    histories = folders.histories()
+    numbers = list(histories)
+    chosen = [numbers[index] for index in best_of(list(histories.values()), count)]
+    return [(folders.spec(number), found) for number in chosen if (found := folders.result(number)) is not None]
 
 
 def finalists(
@@ -102,16 +168,12 @@ def finalists(
         ArtifactError: the weights of a trial are gone or not its own.
         OmgoptimError: as the steps do.
     """
-    histories = folders.histories()
-    numbers = list(histories)
     found = []
-    for index in best_of(list(histories.values()), count):
-        number = numbers[index]
-        spec, before = folders.spec(number), folders.result(number)
-        if before is None or before.outcome == "trained":
-            found += [] if before is None else [(spec, before)]
+    for spec, before in unfinished(folders, count):
+        if before.outcome == "trained":
+            found.append((spec, before))
             continue
-        weights = folders.path(number) / WEIGHTS
+        weights = folders.path(spec.number) / WEIGHTS
 
         def trial(spec: TrialSpec, folder: Path, before: TrialResult = before, weights: Path = weights) -> TrialResult:
             return _to_the_end(steps, spec, folder, before, weights)
@@ -127,7 +189,7 @@ def fitting(
     evaluator: Evaluator,
     teacher: nn.Module | None,
     distillation: DistillationLoss | None = None,
-) -> Callable[[nn.Module, int, int, Path], float]:
+) -> Train:
     """Return a `train` step on the training loop, with the original as the teacher where there is one.
 
     Args:
@@ -159,13 +221,12 @@ def fitting(
 
 def _to_the_end(steps: Steps, spec: TrialSpec, folder: Path, before: TrialResult, weights: Path) -> TrialResult:
     module = steps.build(spec.configuration)
-    _load(module, weights)
-    qualities = list(before.rungs)
-    for rung, epochs in list(enumerate(rung_epochs(spec.epochs)))[len(qualities) :]:
-        qualities.append(steps.train(module, rung, epochs, folder / "checkpoints"))
-    _save(module, folder / WEIGHTS)
+    load_weights(module, weights)
+    qualities = climb(steps.train, module, spec, folder / "checkpoints", None, before.rungs)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    save_weights(module, folder / WEIGHTS)
     cost = steps.measure(module, folder / "artifact")
-    return _result("trained", tuple(qualities), cost, before.predicted_ms, "")
+    return _result("trained", qualities, cost, before.predicted_ms, "")
 
 
 def _result(outcome: str, rungs: tuple[float, ...], cost: Cost, predicted: float | None, reason: str) -> TrialResult:
@@ -186,13 +247,19 @@ def _predicted(steps: Steps, configuration: Configuration) -> float | None:
     return None if steps.predict is None else steps.predict(configuration)
 
 
-def _save(module: nn.Module, file: Path) -> None:
+def save_weights(module: nn.Module, file: Path) -> None:
+    """Save the weights of a module."""
     from safetensors.torch import save_model
 
     save_model(module, str(file))
 
 
-def _load(module: nn.Module, file: Path) -> None:
+def load_weights(module: nn.Module, file: Path) -> None:
+    """Load the weights of a trial into a module of its configuration.
+
+    Raises:
+        ArtifactError: they are gone, or another module's.
+    """
     from safetensors.torch import load_model
 
     try:

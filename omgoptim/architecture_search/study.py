@@ -188,10 +188,11 @@ class Search:
         return sum(trial.state == optuna_library().trial.TrialState.WAITING for trial in self._trials())
 
     def observations(self, space: Space) -> Observations:
-        """Return what the proposal rule learns from: trained configurations, and those that are out."""
+        """Return what the proposal rule learns from: trained configurations, and those that are out or in flight."""
         rows, histories, out = [], [], []
         for trial in self._trials():
-            if not trial.state.is_finished() or LOST in trial.user_attrs:
+            begun = trial.state == optuna_library().trial.TrialState.RUNNING
+            if not (trial.state.is_finished() or begun) or LOST in trial.user_attrs:
                 continue
             if trial.user_attrs.get(COUNTS):
                 rows.append(space.row(trial.params))

@@ -5,7 +5,9 @@ trials/
 │   ├── spec.json
 │   ├── result.json
 │   └── artifact/ …        whatever the trial left
-└── 00013.partial-1f3a/    in the making, or lost to a kill: never read, removed on resuming
+├── 00013.partial-1f3a/    in the making, or lost to a kill: never read, removed on resuming
+├── 00014.trained/         trained by a task, and not measured yet: a resumed search measures it
+└── 00015.tmp-1/           a task's first attempt
 """
 
 from __future__ import annotations
@@ -140,7 +142,8 @@ class TrialFolders:
             except OmgoptimError as error:
                 why = f"{error.what}: {error.why}" if error.why else error.what
                 result = TrialResult(outcome="failed", reason=why)
-            result = result.model_copy(update={"seconds": time.monotonic() - began})
+            seconds = result.seconds or time.monotonic() - began  # of a task, its own
+            result = result.model_copy(update={"seconds": seconds})
             _write(partial / "spec.json", spec.model_dump_json(indent=1))
             _write(partial / "result.json", result.model_dump_json(indent=1))
             os.replace(partial, self.path(spec.number))
@@ -150,7 +153,7 @@ class TrialFolders:
 
     def clear(self) -> int:
         """Remove what killed trials left in the making; returns how many there were."""
-        lost = list(self.root.glob("*.partial-*"))
+        lost = [*self.root.glob("*.partial-*"), *self.root.glob("*.tmp-*")]
         for folder in lost:
             shutil.rmtree(folder, ignore_errors=True)
         return len(lost)

@@ -124,10 +124,12 @@ _FACE_PARAMETERS = [
 def _doctor(
     project: str | None = _PROJECT,
     python: str | None = typer.Option(None, "--python", metavar="TEXT", help="Python interpreter to check."),
+    target: str | None = typer.Option(None, "--target", metavar="TEXT", help="Machine to check: ssh://[user@]host."),
+    clean: bool = typer.Option(False, "--clean", help="Remove what omgoptim has stored on the target."),
     as_json: bool = _AS_JSON,
 ) -> int:
     """Report the engines, devices and optional packages of the project's Python, and how to install missing ones."""
-    given = {"project": project, "python": python}
+    given = {"project": project, "python": python, "target": target, "clean": clean or None}
     request = requests.parse("doctor", {name: value for name, value in given.items() if value is not None})
     assert isinstance(request, requests.DoctorRequest)  # what parse gives for this verb
     report: DoctorReport = doctor(request)

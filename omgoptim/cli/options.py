@@ -29,7 +29,7 @@ SHARED_PANELS = (TRAINING, MODEL, MEASUREMENT, PROJECT, OUTPUT)
 """Panels of the help after those of the verb and its techniques, in this order."""
 
 _PANELS = {
-    **dict.fromkeys(("device", "timing", "batch", "threads", "samples", "seed", "time_limit_s"), MEASUREMENT),
+    **dict.fromkeys(("device", "target", "timing", "batch", "threads", "samples", "seed", "time_limit_s"), MEASUREMENT),
     **dict.fromkeys(("project", "python", *GRANTS), PROJECT),
     **dict.fromkeys(("output", "plan", "explain", "sensitivity"), OUTPUT),
 }

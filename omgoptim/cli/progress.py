@@ -29,7 +29,9 @@ class Display(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def show(self, state: RunState) -> None: ...
+    def show(self, state: RunState) -> None:
+        """Show a new state of the run."""
+        ...
 
 
 def display(console: Console) -> Display:
@@ -42,6 +44,7 @@ def watching(folder: RunFolder, *, lines: bool = False) -> Iterator[None]:
     """Show on standard error where a run of this process stands, from a thread of its own.
 
     Args:
+        folder: of the run.
         lines: one line a stage even on a terminal, as a notebook shows best.
     """
     console = Console(file=sys.stderr, highlight=False, force_jupyter=False)
@@ -87,6 +90,7 @@ class LiveBar:
         self._progress.stop()
 
     def show(self, state: RunState) -> None:
+        """Show a new state of the run."""
         total, done = (None, None) if state.progress is None else (1.0, state.progress)
         shown = ", ".join(numbers.progress_numbers(state))
         stage = numbers.stage_text(state)
@@ -109,6 +113,7 @@ class StageLines:
         return None
 
     def show(self, state: RunState) -> None:
+        """Show a new state of the run."""
         stage = state.stage.partition(": ")[0]
         if stage != self._stage and state.status in ("starting", "queued", "running"):
             self._stage = stage

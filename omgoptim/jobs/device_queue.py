@@ -46,6 +46,7 @@ class Ticket:
 
     @property
     def process(self) -> WorkerProcess:
+        """The process that waits."""
         return WorkerProcess(self.pid, self.born)
 
 
@@ -59,7 +60,7 @@ class Wait:
     """Runs that asked earlier and wait too."""
 
     def text(self, device: str) -> str:
-        """`waiting for cpu: run prune-… measures since 12 s, 1 more is ahead`"""
+        """Return `waiting for cpu: run prune-… measures since 12 s, 1 more is ahead`."""
         who = "between two turns"
         if self.measuring is not None:
             who = f"run {self.measuring.run_id} measures since {max(0.0, time.time() - self.measuring.since):.0f} s"

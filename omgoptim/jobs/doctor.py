@@ -22,6 +22,7 @@ from omgoptim.jobs.interpreter import (
     is_new_enough,
 )
 from omgoptim.jobs.project import find_project
+from omgoptim.jobs.target_doctor import target_doctor
 from omgoptim.reports import DoctorReport, PackageState
 from omgoptim.requests import DoctorRequest
 from omgoptim.text import clean
@@ -61,8 +62,10 @@ def doctor(request: DoctorRequest) -> DoctorReport:
 
     Raises:
         RequestError: the project folder does not exist.
-        SetupError: there is no Python where one was named, or it does not run.
+        SetupError: there is no Python where one was named, or it does not run; or the target cannot be used.
     """
+    if request.target is not None:
+        return target_doctor(request, request.target)
     project = find_project(request.project)
     interpreter = find_interpreter(project, request.python)
     inspection = _inspect(interpreter, project)

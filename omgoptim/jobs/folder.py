@@ -49,6 +49,7 @@ class Submission:
     version: str
 
     def to_json(self) -> dict[str, Any]:
+        """Return the content of `request.json`."""
         python = {"path": self.python, "found_by": self.found_by, "version": self.version}
         return {"verb": self.verb, "request": self.request, "project": str(self.project), "python": python}
 
@@ -83,18 +84,22 @@ class RunFolder:
 
     @property
     def id(self) -> str:
+        """Id of the run: the name of its folder."""
         return self.path.name
 
     @property
     def request_file(self) -> Path:
+        """File of the submission."""
         return self.path / "request.json"
 
     @property
     def state_file(self) -> Path:
+        """File of the run's state."""
         return self.path / "state.json"
 
     @property
     def worker_file(self) -> Path:
+        """File that names the worker process."""
         return self.path / "worker.json"
 
     @property
@@ -104,14 +109,17 @@ class RunFolder:
 
     @property
     def events_file(self) -> Path:
+        """File of the run's events, one JSON object a line."""
         return self.path / "events.jsonl"
 
     @property
     def log_file(self) -> Path:
+        """Output of the worker and of the user's code."""
         return self.path / "log.txt"
 
     @property
     def work(self) -> Path:
+        """Scratch folder, removed when the run ends."""
         return self.path / "work"
 
     @property
@@ -121,6 +129,7 @@ class RunFolder:
 
     @property
     def artifact(self) -> Path:
+        """Folder of the artifact."""
         return self.path / "artifact"
 
     @property
@@ -130,14 +139,17 @@ class RunFolder:
 
     @property
     def report_file(self) -> Path:
+        """File of the report."""
         return self.path / "report.json"
 
     @property
     def html_file(self) -> Path:
+        """File of the report's page."""
         return self.path / "report.html"
 
     @property
     def badge_file(self) -> Path:
+        """File of the report's badge."""
         return self.path / "badge.svg"
 
     def read_request(self) -> Submission:
@@ -191,6 +203,7 @@ class RunFolder:
         return state.model_copy(update=truth)
 
     def write_state(self, state: RunState) -> None:
+        """Write a state, sealed and whole."""
         write_whole(self.state_file, json.dumps(add_seal("state", state.model_dump(mode="json")), indent=2))
 
     def read_report(self) -> tuple[EfficiencyReport, bool] | None:
@@ -219,6 +232,7 @@ class RunFolder:
         return WorkerProcess(pid, born) if own else None
 
     def write_worker(self, process: WorkerProcess) -> None:
+        """Write which process works on the run, sealed and whole."""
         record = {"pid": process.pid, "born": float(process.born), "run": self.id}
         write_whole(self.worker_file, json.dumps(add_seal("worker", record)))
 

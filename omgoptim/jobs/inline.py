@@ -33,6 +33,10 @@ def run_inline(
     """Do a run here and now.
 
     Args:
+        verb: of the run.
+        request: of that verb.
+        project: that the run's folder is made in.
+        operation: does what the request asks.
         watch: gives a context that is open while the run goes on, for instance to show where it stands.
 
     Raises:

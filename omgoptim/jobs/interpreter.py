@@ -116,6 +116,7 @@ def offered_python(project: Path, named: str, served: Sequence[Path]) -> Path:
     the Python that runs this code, and `python…` in a folder of the PATH that is absolute and outside of every project.
 
     Args:
+        project: of the call.
         named: a command (`python3.12`), or the path of a Python or of its environment's folder.
         served: the projects of the server.
 
@@ -187,6 +188,7 @@ def require(interpreter: Interpreter) -> None:
 
 
 def is_new_enough(interpreter: Interpreter) -> bool:
+    """Return whether an interpreter has a supported version of Python."""
     return _parsed(interpreter.version) >= OLDEST
 
 

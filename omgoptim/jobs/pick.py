@@ -22,6 +22,7 @@ def pick(folder: RunFolder, name: str) -> EfficiencyReport:
     """Make a finalist that was kept the artifact of its run; what was the artifact is kept in its place.
 
     Args:
+        folder: of the run.
         name: of an entry of the report's `alternatives`.
 
     Returns:

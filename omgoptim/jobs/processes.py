@@ -40,16 +40,21 @@ def birth(pid: int) -> float | None:
 
 
 def this_process() -> WorkerProcess:
+    """Return the process that calls."""
     return WorkerProcess(os.getpid(), birth(os.getpid()) or 0.0)
 
 
 def is_alive(process: WorkerProcess) -> bool:
+    """Return whether this very process is alive, and no other of its number."""
     return birth(process.pid) == process.born
 
 
 def family(worker: WorkerProcess, run: Path) -> list[psutil.Process]:
-    """The living processes of a run, except the one that asks: the worker, its process group, and whatever else it
-    started (children that left the group still carry the run's mark in their environment)."""
+    """Return the living processes of a run, except the one that asks.
+
+    These are the worker, its process group, and children that left the group: they carry the run's mark in their
+    environment.
+    """
     group_is_ours = birth(worker.pid) in (worker.born, None)
     members = []
     for process in psutil.process_iter():

@@ -59,6 +59,7 @@ class Progress:
         """Begin to run: starts the clock that the eta follows from.
 
         Args:
+            stage: that it begins with.
             kind: of run, such as `quantize auto`: earlier runs of it say how its time is shared between its stages.
         """
         with self._lock:
@@ -124,6 +125,7 @@ class Progress:
 
     @property
     def state(self) -> RunState:
+        """The state that was last set."""
         return self._state
 
     def _set(self, changes: dict[str, Any], write: bool) -> None:

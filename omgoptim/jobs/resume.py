@@ -57,10 +57,12 @@ def reopen(folder: RunFolder, state: RunState, submission: Submission) -> None:
 def _without_grants(folder: RunFolder, submission: Submission) -> Submission:
     """A request that this user did not write, as anybody may ask it: it runs in this project, in the project's Python.
 
-    What it says of further folders, modules, trust or a Python of its own grants nothing.
+    What it says of further folders, modules, trust, a Python of its own or another machine grants nothing.
     """
     project = folder.path.parents[2]
-    kept = {name: value for name, value in submission.request.items() if name not in (*GRANTS, "python", "project")}
+    kept = {
+        name: value for name, value in submission.request.items() if name not in (*GRANTS, "python", "project", "on")
+    }
     interpreter = find_interpreter(project, None)
     require(interpreter)
     python = str(interpreter.path)

@@ -102,6 +102,7 @@ def as_failed(state: RunState, error: OmgoptimError) -> RunState:
 
 
 def as_cancelled(state: RunState) -> RunState:
+    """Return the state of the same run after it was cancelled."""
     error = RunError("the run was cancelled", f"in stage '{state.stage}'" if state.stage else "before it began")
     return as_failed(state, error).model_copy(update={"status": "cancelled"})
 

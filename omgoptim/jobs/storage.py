@@ -49,6 +49,7 @@ def full_disk(run: Path, error: BaseException) -> SetupError | None:
 
     Args:
         run: the folder of the run, before what it left behind is removed.
+        error: the failure of the run.
     """
     found = next(((number, one) for one in _chain(error) if (number := _number(one))), None)
     places = [run, Path(tempfile.gettempdir())]
@@ -76,6 +77,7 @@ def keep_reserve(run: Path) -> None:
 
 
 def free_bytes(folder: Path) -> int:
+    """Return the free bytes of a folder's disk."""
     try:
         return shutil.disk_usage(folder).free
     except OSError:

@@ -79,7 +79,7 @@ def open_run(verb: str, request: Request, project: Path, interpreter: Interprete
     folder = None
     try:
         folder = new_run(project, verb)
-        _write_first(folder, verb, request, project, interpreter)
+        write_first(folder, verb, request, project, interpreter)
     except OSError as error:
         if folder is not None:
             shutil.rmtree(folder.path, ignore_errors=True)
@@ -87,7 +87,8 @@ def open_run(verb: str, request: Request, project: Path, interpreter: Interprete
     return folder
 
 
-def _write_first(folder: RunFolder, verb: str, request: Request, project: Path, interpreter: Interpreter) -> None:
+def write_first(folder: RunFolder, verb: str, request: Request, project: Path, interpreter: Interpreter) -> None:
+    """Write the request and the first state of a run."""
     arguments: dict[str, Any] = request.model_dump(mode="json")
     python = str(interpreter.path)
     folder.write_request(Submission(verb, arguments, project, python, interpreter.found_by, interpreter.version))

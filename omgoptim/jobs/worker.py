@@ -58,6 +58,8 @@ def execute(folder: RunFolder, run_verb: RunVerb, *, owns_process: bool = True) 
     """Do the run of a folder with `run_verb`, and write how it ended.
 
     Args:
+        folder: of the run.
+        run_verb: does what the request asks.
         owns_process: False where the process is a caller's, whose signals and imports are left alone.
     """
     with FileLock(folder.worker_lock, timeout=LOCK_LIMIT_S):
@@ -107,16 +109,19 @@ def _run(folder: RunFolder, run_verb: RunVerb, progress: Progress) -> Efficiency
     progress.start("getting ready", "" if resumed else _kind_of(submission.verb, request))
     device = device_of(request)
     turns = _Turns(DeviceQueue(device, folder.id), progress) if device else None
+    steps = StepRuns(folder, submission, progress.report, execute)
     context = RunContext(
         folder.path,
         folder.id,
         submission.project,
         submission.python,
         submission.found_by,
-        turns.report if turns else progress.report,
-        turns.measuring if turns else nullcontext,
-        StepRuns(folder, submission, progress.report, execute),
-        progress.publish,
+        progress=turns.report if turns else progress.report,
+        measuring=turns.measuring if turns else nullcontext,
+        run_step=steps,
+        begin_step=steps.begin,
+        publish=progress.publish,
+        report_unpaused=progress.report,
     )
     folder.work.mkdir(exist_ok=True)
     return run_verb(submission.verb, request, context)

@@ -1,0 +1,1 @@
+"""Measurement of artifacts in fresh processes: size, operations, time, memory and quality."""

@@ -64,7 +64,9 @@ def output_agreements(
     """Compute the agreement of each compared output.
 
     Args:
-        candidate, original: per batch the flat list of outputs, for the same samples.
+        outputs: description of the outputs.
+        candidate: per batch the flat list of outputs.
+        original: the same of the original, for the same samples.
         reads: indices of the outputs that the metric reads.
 
     Raises:
@@ -89,6 +91,9 @@ def worst_scores(
     """Compute the agreement of each sample on the output with the lowest mean agreement.
 
     Args:
+        outputs: description of the outputs.
+        candidate: per batch the flat list of outputs.
+        original: the same of the original, for the same samples.
         cosine: compare by cosine, on the outputs where it is defined.
         only: indices of the outputs to compare; default: all compared outputs.
     """

@@ -32,6 +32,7 @@ def batch_dependence(run: Run, samples: Samples, cause: str = "", coarse: bool =
 
     Args:
         run: returns a model's output arrays for a batch; an exception counts as no result.
+        samples: at least two.
         cause: a known cause, for the sentence.
         coarse: whether the model computes in half precision.
 

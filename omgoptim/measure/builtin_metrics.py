@@ -119,6 +119,9 @@ def builtin_metric(
     """Return the built-in metric of that name (`auto` chooses by the targets); None if there is none.
 
     Args:
+        name: of the metric, or auto.
+        original: outputs of the original, per batch the flat list.
+        targets: of the same batches; None for one without labels.
         outputs: of the original model; default: read from `original`.
 
     Raises:

@@ -39,8 +39,9 @@ def paired_interval(before: NDArray[np.float64], after: NDArray[np.float64]) -> 
     """Compute the 95 % interval of the mean of before - after.
 
     Args:
-        before, after: one score per sample, the same samples in the same order. Where both are 0 or 1 the interval is
-            Bonett and Price's, which also holds when few samples differ; else the normal one.
+        before: one score per sample.
+        after: scores of the same samples in the same order. Where all scores are 0 or 1 the interval is Bonett and
+            Price's, which also holds when few samples differ; else the normal one.
     """
     difference = before - after
     count = len(difference)

@@ -22,6 +22,9 @@ def token_log_likelihoods(
     targets (N, ...) of integers, -100 left out.
 
     Args:
+        outputs: per batch the flat list of outputs.
+        targets: token ids of the same batches.
+        original: outputs of the original, per batch.
         index: of the output that holds the scores.
 
     Raises:

@@ -38,6 +38,8 @@ class MeasuringProcess:
         device: overrides the artifact's own.
         policy: the files and modules whose code the recipe may name; default: the project only. The artifact is
             trusted: the caller saved it or checked its origin.
+        same_machine: the artifact was saved on this machine, so that it has to reproduce the recorded outputs; on
+            another, whose kernels round differently, the differences are only reported.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class MeasuringProcess:
         limit_s: float = 900.0,
         device: str | None = None,
         policy: PathPolicy | None = None,
+        same_machine: bool = True,
     ) -> None:
         self.artifact = artifact
         trusted = replace(policy or PathPolicy.of(cwd, []), trusted=True)
@@ -60,6 +63,7 @@ class MeasuringProcess:
             "device": device,
             "policy": trusted.to_json(),
             "batches": {name: str(path) for name, path in batches.items()},
+            "same_machine": same_machine,
         }
         environment = os.environ | {
             "OMP_NUM_THREADS": str(threads),
@@ -132,6 +136,8 @@ class MeasuringProcess:
         """Run every batch file of the folder `inputs`, in name order, and write the outputs to `target`.
 
         Args:
+            inputs: folder of .npz files.
+            target: folder for the outputs, a file of the same name each.
             progress: called with the fraction done; each batch has the whole time limit to itself.
         """
         target.mkdir(parents=True, exist_ok=True)

@@ -50,14 +50,25 @@ class MeasuringServer:
         self.prepared: dict[str, Any] = {}
 
     def open(
-        self, artifact: str, threads: int, device: str | None, policy: dict[str, Any], batches: dict[str, str]
+        self,
+        artifact: str,
+        threads: int,
+        device: str | None,
+        policy: dict[str, Any],
+        batches: dict[str, str],
+        same_machine: bool = True,
     ) -> dict[str, Any]:
         """Open the artifact, check it against its record, and prepare the named batches (.npz files).
 
         One that was open before is closed first: the two never take memory together.
 
         Args:
+            artifact: folder to open.
+            threads: of the engine.
+            device: default: the artifact's.
             policy: the files and modules whose code the artifact's recipe may name.
+            batches: name to path of a .npz file.
+            same_machine: refuse outputs other than the recorded ones; NaN is refused everywhere.
         """
         self.prepared = {}
         self.__dict__.pop("session", None)
@@ -65,7 +76,7 @@ class MeasuringServer:
         self.device = device or Manifest.read(Path(artifact)).device
         self.manifest, self.session = open_session(Path(artifact), threads, PathPolicy.from_json(policy), device)
         opened = time.perf_counter() - start
-        differences = verify_outputs(Path(artifact), self.manifest, self.session)
+        differences = verify_outputs(Path(artifact), self.manifest, self.session, same_machine=same_machine)
         for name, path in batches.items():
             self.prepared[name] = self.session.prepare(_read(Path(path)))
         return {"open_s": opened, "differences": differences}
@@ -126,20 +137,17 @@ class MeasuringServer:
         np.savez(target, **{str(index): array for index, array in enumerate(arrays)})  # type: ignore[arg-type]
         return {}
 
-    def layers(self, batch: str, macs_by_path: dict[str, int], parts: list[dict[str, Any]], top: int) -> dict[str, Any]:
-        """Return the slowest layers: of a program by its engine's profile, of a module by hooks."""
-        if self.session.node_times is not None:
-            from omgoptim.measure.program_layer_times import GraphNode, costliest_nodes
+    def nodes(self, batch: str) -> dict[str, Any]:
+        """Return the time of each node of a program, by its engine's profile; empty if the engine reports none."""
+        times = self.session.node_times(self.prepared[batch], LAYER_TIMING_S) if self.session.node_times else []
+        return {"nodes": [dataclasses.asdict(time) for time in times]}
 
-            times = self.session.node_times(self.prepared[batch], LAYER_TIMING_S)
-            found = costliest_nodes(times, [GraphNode(**part) for part in parts], top)
-        elif self.session.module is not None:
-            from omgoptim.measure.layer_times import costliest_layers
+    def layers(self, batch: str, macs_by_path: dict[str, int], top: int) -> dict[str, Any]:
+        """Return the slowest layers of a module, by hooks."""
+        from omgoptim.measure.layer_times import costliest_layers
 
-            args, kwargs = self.prepared[batch]
-            found = costliest_layers(self.session.module, args, kwargs, macs_by_path, top, LAYER_TIMING_S)
-        else:
-            found = []
+        args, kwargs = self.prepared[batch]
+        found = costliest_layers(self.session.module, args, kwargs, macs_by_path, top, LAYER_TIMING_S)
         return {"layers": [layer.model_dump() for layer in found]}
 
     def kernels(self, batch: str) -> dict[str, Any]:
@@ -185,8 +193,10 @@ def peak_resident_bytes() -> int | None:
     if status.is_file():
         line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM:")), None)
         return int(line.split()[1]) * 1024 if line else None
-    import psutil
-
+    try:
+        import psutil
+    except ImportError:  # on a target, which has only what an engine needs
+        return _maxrss()
     info = psutil.Process().memory_info()
     return int(getattr(info, "peak_wset", 0)) or _maxrss()
 

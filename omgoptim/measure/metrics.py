@@ -30,6 +30,12 @@ def resolve_metric(
     """Return the metric that a request names.
 
     Args:
+        name: of a built-in or torchmetrics metric, a source, or the user's callable.
+        signature: inputs and outputs of the model.
+        original: outputs of the original, per batch the flat list.
+        targets: of the same batches; None for one without labels.
+        policy: the files and modules whose code may run.
+        limit_s: seconds that a call of the user's metric may take.
         outputs: of the original model; default: read from `original`.
 
     Raises:
@@ -45,6 +51,10 @@ def resolve_metric(
         return builtin
     if ":" in name:
         function = load_callable(name, policy, "metric", limit_s)
+        if not callable(function):
+            raise DataError(
+                f"metric '{name}' is no callable", f"it is a {type(function).__name__}", "give metric(outputs, targets)"
+            )
         return _user_metric(name.rpartition(":")[2], function, signature, limit_s, outputs)
     return _torchmetric(name, original, targets, outputs)
 

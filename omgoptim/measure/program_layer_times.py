@@ -49,11 +49,19 @@ class EngineNode(Protocol):
     """A `NodeTime` or a `Kernel` of one of the engine's nodes."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of the node."""
+        ...
+
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> str:
+        """Operator of the node."""
+        ...
+
     @property
-    def covers(self) -> tuple[str, ...]: ...
+    def covers(self) -> tuple[str, ...]:
+        """Names of the nodes that it was fused from."""
+        ...
 
 
 def query_layers(
@@ -68,10 +76,14 @@ def query_layers(
         macs_by_path: `MacsCount.by_path` of a module; a program's are counted from its file.
         top: how many to give.
     """
-    is_program = ENGINES[Manifest.read(process.artifact).runtime].runs == "program"
-    parts = [dataclasses.asdict(part) for part in graph_nodes(process.artifact / PROGRAM, sample)] if is_program else []
-    answer = process.ask("layers", batch=batch, macs_by_path=dict(macs_by_path), parts=parts, top=top)
-    return [Layer.model_validate(record) for record in answer["layers"]]
+    if ENGINES[Manifest.read(process.artifact).runtime].runs == "module":
+        answer = process.ask("layers", batch=batch, macs_by_path=dict(macs_by_path), top=top)
+        return [Layer.model_validate(record) for record in answer["layers"]]
+    times = [
+        NodeTime(**record | {"covers": tuple(record["covers"])})
+        for record in process.ask("nodes", batch=batch)["nodes"]
+    ]
+    return costliest_nodes(times, graph_nodes(process.artifact / PROGRAM, sample), top)
 
 
 def graph_nodes(program: Path, sample: NumpyBatch) -> list[GraphNode]:

@@ -118,6 +118,10 @@ def compare_quality(
     """Compute the quality of `after` against `before` on the same samples.
 
     Args:
+        metric: as resolved for the original.
+        before: outputs of the reference, per batch.
+        after: outputs of the candidate for the same samples.
+        targets: of the same batches; None for one without labels.
         seed: for the resamples.
         original: outputs of the original model, the reference of an agreement; default: `before`.
 

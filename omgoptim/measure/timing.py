@@ -8,18 +8,20 @@ same model's time moves by tens of percent from one process to the next and is s
 from __future__ import annotations
 
 import math
-import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from omgoptim.errors import OmgoptimError
+from omgoptim.measure.launch import LATENCY as LATENCY
+from omgoptim.measure.launch import SLOW_S as SLOW_S
+from omgoptim.measure.launch import THROUGHPUT as THROUGHPUT
+from omgoptim.measure.launch import VERY_SLOW_S, LaunchParts, LaunchResult, run_launch
+from omgoptim.measure.launch import TimingPlan as TimingPlan
+from omgoptim.measure.launch import TimingSetup as TimingSetup
 from omgoptim.measure.measuring_process import MeasuringProcess
-from omgoptim.models.security.path_policy import PathPolicy
 
 # fmt: off
 T_975 = (
@@ -31,28 +33,6 @@ T_975 = (
 
 FAR_FROM_ONE = 3
 """An interval this many half-widths away from 1 decides without being narrow."""
-
-SLOW_S, VERY_SLOW_S = 0.1, 1.0
-"""Seconds a call above which a turn has two calls, one of them counted; and above which throughput is measured once."""
-
-LATENCY, THROUGHPUT = "latency", "throughput"
-
-
-@dataclass(frozen=True, slots=True)
-class TimingPlan:
-    """Number of launches, rounds and turns."""
-
-    launches: int
-    most_launches: int
-    rounds: int
-    turn_s: float = 0.12
-    throughput_launches: int = 2
-    throughput_rounds: int = 2
-    narrow: float = 0.03
-    """Half-width of a ratio's interval, in log units, that needs no more launches."""
-    limit_s: float = math.inf
-    """Seconds within which the launches after the second must end."""
-
 
 PLANS = {
     "quick": TimingPlan(launches=1, most_launches=1, rounds=4, throughput_launches=1),
@@ -100,66 +80,6 @@ class Timing:
     """Largest difference of each output of the opened artifact from the recorded one, relative to its scale."""
 
 
-@dataclass(frozen=True, slots=True)
-class TimingSetup:
-    """Inputs, threads and project of a timing."""
-
-    batches: Mapping[str, Path]
-    """.npz files under the names `latency` (batch 1) and `throughput`; without the second, throughput is not timed."""
-    batch: int
-    threads: int
-    cwd: Path
-    device: str | None = None
-    policy: PathPolicy | None = None
-    """Policy for the code of the artifacts' recipes; None: the project only."""
-
-
-@dataclass(slots=True, eq=False)
-class _TimedArtifact:
-    """One artifact and the results of its launches."""
-
-    artifact: Path
-    process: Any = None
-    error: OmgoptimError | None = None
-    p50: list[float] = field(default_factory=list)
-    p90: list[float] = field(default_factory=list)
-    per_s: list[float] = field(default_factory=list)
-    peak: list[int] = field(default_factory=list)
-    log_ratios: list[float] = field(default_factory=list)
-    log_throughput: list[float] = field(default_factory=list)
-    idle: list[float] = field(default_factory=list)
-    calls: int = 0
-    reopened: list[float] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class _TimingRun:
-    """State of a timing: an artifact that fails is left out with its error; the failure of the first is raised."""
-
-    setup: TimingSetup
-    plan: TimingPlan
-    order: random.Random
-    entries: list[_TimedArtifact]
-
-    @property
-    def first(self) -> _TimedArtifact:
-        return self.entries[0]
-
-    @property
-    def active(self) -> list[_TimedArtifact]:
-        return [entry for entry in self.entries if entry.error is None]
-
-    def each(self, action: Callable[[_TimedArtifact], object], shuffled: bool = False) -> None:
-        active = self.active
-        for entry in self.order.sample(active, len(active)) if shuffled else active:
-            try:
-                action(entry)
-            except OmgoptimError as error:
-                if entry is self.first:
-                    raise
-                entry.error = error
-
-
 def time_artifacts(
     artifacts: Sequence[Path],
     setup: TimingSetup,
@@ -172,7 +92,7 @@ def time_artifacts(
 
     Args:
         artifacts: at least one artifact folder; all ratios are against the first.
-        setup: inputs, threads, project.
+        setup: inputs, threads, project, and the machine to measure on.
         plan: launches, rounds and length of turns.
         seed: for the order of turns.
         progress: called with the fraction done.
@@ -185,92 +105,42 @@ def time_artifacts(
     Raises:
         OmgoptimError: the first artifact fails.
     """
-    run = _TimingRun(setup, plan, random.Random(seed), [_TimedArtifact(path) for path in artifacts])
-    began = time.monotonic()
-    launch = 0
+    launched: list[list[LaunchResult]] = [[] for _ in artifacts]
+    errors: dict[int, OmgoptimError] = {}
+    run = setup.target.launch if setup.target is not None else run_launch
+    began, launch = time.monotonic(), 0
     while True:
-        _launch(run, launch, on_first if launch == 0 else None)
+        active = [index for index in range(len(artifacts)) if index not in errors]
+        more = launch < plan.throughput_launches and _slowest_s([launched[index] for index in active]) <= VERY_SLOW_S
+        parts = LaunchParts(throughput=more and THROUGHPUT in setup.batches, memory=more)
+        on_open = _at(active, on_first) if on_first is not None and launch == 0 else None
+        results = run([artifacts[index] for index in active], setup, plan, f"{seed} {launch}", parts, on_open)
+        for index, result in zip(active, results, strict=True):
+            if isinstance(result, OmgoptimError):
+                errors[index] = result
+            else:
+                launched[index].append(result)
         launch += 1
         progress(min(1.0, launch / plan.launches))
+        candidates = [launched[index] for index in range(1, len(artifacts)) if index not in errors]
         over = launch >= 2 and (time.monotonic() - began) * (launch + 1) / launch > plan.limit_s
-        if over or has_converged([candidate.log_ratios for candidate in run.active[1:]], launch, plan):
-            return [c.error or _timing(c, first=index == 0) for index, c in enumerate(run.entries)]
+        if over or has_converged([[one.log_ratio for one in results] for results in candidates], launch, plan):
+            return [
+                errors.get(index) or _timing(results, setup.batch, first=index == 0)
+                for index, results in enumerate(launched)
+            ]
 
 
-def _launch(run: _TimingRun, launch: int, on_first: Callable[[int, MeasuringProcess], None] | None) -> None:
-    plan, order = run.plan, run.order
-    slowest = max((run.setup.batch / rate for c in run.active for rate in c.per_s), default=0.0)
-    more = launch < plan.throughput_launches and slowest <= VERY_SLOW_S
-    with_throughput = more and THROUGHPUT in run.setup.batches
-    batches = {name: run.setup.batches[name] for name in ((LATENCY, THROUGHPUT) if with_throughput else (LATENCY,))}
-    with ExitStack() as stack:
-        for entry in order.sample(run.active, len(run.active)):
-            setup = run.setup
-            process = MeasuringProcess(
-                entry.artifact,
-                threads=setup.threads,
-                batches=batches,
-                cwd=setup.cwd,
-                device=setup.device,
-                policy=setup.policy,
-            )
-            entry.process = stack.enter_context(process)
-            process.begin_open()
-        run.each(_end_open)
-        latency = _turns(run, LATENCY, plan.rounds)
-        for entry in run.active:
-            turns = latency[id(entry)]
-            entry.p50.append(statistics.median(turn["p50"] for turn in turns))
-            entry.p90.append(statistics.median(turn["p90"] for turn in turns))
-            entry.idle += [turn["idle"] for turn in turns if turn.get("idle") is not None]
-            entry.calls += sum(turn.get("calls", 0) for turn in turns)
-            entry.log_ratios.append(_median_log_ratio(latency[id(run.first)], turns))
-        if with_throughput:
-            throughput = _turns(run, THROUGHPUT, plan.throughput_rounds)
-            for entry in run.active:
-                turns = throughput[id(entry)]
-                entry.per_s.append(run.setup.batch / statistics.median(turn["p50"] for turn in turns))
-                entry.log_throughput.append(_median_log_ratio(throughput[id(run.first)], turns))
-        if more:
-            run.each(_read_peak)
-        if on_first:
-            run.each(lambda c: on_first(run.entries.index(c), c.process))
+def _at(
+    active: Sequence[int], on_first: Callable[[int, MeasuringProcess], None]
+) -> Callable[[int, MeasuringProcess], None]:
+    return lambda position, process: on_first(active[position], process)
 
 
-def _turns(run: _TimingRun, batch: str, rounds: int) -> dict[int, list[dict[str, Any]]]:
-    """Time every artifact round by round, each round in a new random order."""
-    turns: dict[int, list[dict[str, Any]]] = {id(entry): [] for entry in run.active}
-    lengths: dict[int, float] = {}
-
-    def warm(entry: _TimedArtifact) -> None:
-        call_s = entry.process.ask("warm", batch=batch)["call_s"]
-        lengths[id(entry)] = max(run.plan.turn_s, (4 if call_s < SLOW_S else 1) * call_s)
-
-    def turn(entry: _TimedArtifact) -> None:
-        answer = entry.process.ask("turn", batch=batch, seconds=lengths[id(entry)])
-        turns[id(entry)].append(answer)
-
-    run.each(warm)
-    very_slow = max(lengths.values(), default=0.0) > VERY_SLOW_S
-    for _ in range(1 if batch == THROUGHPUT and very_slow else rounds):
-        run.each(turn, shuffled=True)
-    return turns
-
-
-def _end_open(entry: _TimedArtifact) -> None:
-    differences = entry.process.end_open()["differences"]
-    before = entry.reopened or differences
-    entry.reopened = [max(pair) for pair in zip(before, differences, strict=True)]
-
-
-def _read_peak(entry: _TimedArtifact) -> None:
-    peak = entry.process.ask("memory")["peak_bytes"]
-    if peak:
-        entry.peak.append(peak)
-
-
-def _median_log_ratio(reference: list[dict[str, Any]], turns: list[dict[str, Any]]) -> float:
-    return statistics.median(math.log(a["p50"] / b["p50"]) for a, b in zip(reference, turns, strict=True))
+def _slowest_s(launched: Sequence[Sequence[LaunchResult]]) -> float:
+    """Return the longest call with the throughput's batch so far, in seconds; 0 if there was none."""
+    times = (one.throughput_p50 for results in launched for one in results)
+    return max((seconds for seconds in times if seconds is not None), default=0.0)
 
 
 def has_converged(log_ratios: Sequence[Sequence[float]], launches: int, plan: TimingPlan) -> bool:
@@ -281,6 +151,8 @@ def has_converged(log_ratios: Sequence[Sequence[float]], launches: int, plan: Ti
 
     Args:
         log_ratios: per candidate, one log ratio per launch.
+        launches: that were done.
+        plan: with the wanted width and the most launches.
     """
     if launches >= plan.most_launches or launches < plan.launches:
         return launches >= plan.most_launches
@@ -300,22 +172,26 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), quantile * statistics.stdev(values) / math.sqrt(count)
 
 
-def _timing(record: _TimedArtifact, first: bool) -> Timing:
-    centre, half = t_interval(record.log_ratios)
+def _timing(launched: Sequence[LaunchResult], batch: int, first: bool) -> Timing:
+    log_ratios = tuple(one.log_ratio for one in launched)
+    centre, half = t_interval(log_ratios)
     bounded = math.isfinite(half)
     speedup = Ratio(
         math.exp(centre), math.exp(centre - half) if bounded else None, math.exp(centre + half) if bounded else None
     )
+    per_s = [batch / one.throughput_p50 for one in launched if one.throughput_p50 is not None]
+    log_throughput = [one.log_throughput for one in launched if one.log_throughput is not None]
+    idle = [value for one in launched for value in one.idle]
     return Timing(
-        latency_ms_p50=statistics.median(record.p50) * 1000,
-        latency_ms_p90=statistics.median(record.p90) * 1000,
-        throughput_per_s=statistics.median(record.per_s) if record.per_s else None,
-        peak_memory_bytes=max(record.peak) if record.peak else None,
+        latency_ms_p50=statistics.median(one.p50 for one in launched) * 1000,
+        latency_ms_p90=statistics.median(one.p90 for one in launched) * 1000,
+        throughput_per_s=statistics.median(per_s) if per_s else None,
+        peak_memory_bytes=max((one.peak_bytes for one in launched if one.peak_bytes), default=None),
         speedup=None if first else speedup,
-        throughput_ratio=None if first or not record.per_s else math.exp(statistics.fmean(record.log_throughput)),
-        launches=len(record.p50),
-        log_ratios=() if first else tuple(record.log_ratios),
-        calls=record.calls or None,
-        idle=statistics.median(record.idle) if record.idle else None,
-        reopened=tuple(record.reopened),
+        throughput_ratio=None if first or not per_s else math.exp(statistics.fmean(log_throughput)),
+        launches=len(launched),
+        log_ratios=() if first else log_ratios,
+        calls=sum(one.calls for one in launched) or None,
+        idle=statistics.median(idle) if idle else None,
+        reopened=tuple(max(values) for values in zip(*(one.reopened for one in launched), strict=True)),
     )

@@ -56,6 +56,7 @@ class StoredWeights:
 
     @property
     def bytes(self) -> int:
+        """Bytes of the layer's stored tensors."""
         return sum(self.tensors.values())
 
 
@@ -63,6 +64,7 @@ def stored_layers(model: ModelProto, paths: Mapping[str, str] | None = None) -> 
     """Return the layers of a program by path, in the order of the program.
 
     Args:
+        model: the program; its external data need not be loaded.
         paths: node or output name to module path, if the program is a rewrite without them.
     """
     from omgoptim.models.onnx_file import graphs, tensor_bytes

@@ -40,6 +40,18 @@ class DataSource:
     real: bool
     notes: list[str] = field(default_factory=list)
 
+    def evaluation(self, samples: int) -> list[RawBatch]:
+        """Collect batches of the eval split until `samples` samples are reached.
+
+        Raises:
+            DataError: there are none.
+        """
+        found = take_samples(self.batches("eval"), samples)
+        if not found:
+            what, why = "the eval data is empty", "the data gave no batch for split 'eval'"
+            raise DataError(what, why, "give at least one sample")
+        return found
+
 
 def open_data(
     spec: str, policy: PathPolicy, batch: int, limit_s: float, seed: int, collation: Collation | None = None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from omgoptim.errors import RequestError, did_you_mean
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.target import on_target, with_target
 from omgoptim.reports import EfficiencyReport
-from omgoptim.requests import REGISTRY, Request
+from omgoptim.requests import REGISTRY, ModelRequest, Request
+from omgoptim.requests.execution import is_head
 
 if TYPE_CHECKING:
     from omgoptim.operations.loaded_model import Live
@@ -32,8 +34,14 @@ def run_verb(verb: str, request: Request, context: RunContext, live: Live | None
     Raises:
         OmgoptimError: of the kind that fits: see `errors.py`.
     """
+    if is_head(getattr(request, "on", "local")):
+        from omgoptim.operations.ray_job import run_as_job
+
+        return run_as_job(verb, cast(ModelRequest, request), context, live)
     operation = operation_of(verb)
-    report = operation(request, context, live) if REGISTRY[verb].on_model else operation(request, context)
+    with on_target(request, context) as (request, context):
+        report = operation(request, context, live) if REGISTRY[verb].on_model else operation(request, context)
+        report = with_target(report, context)
     from omgoptim.operations.chained_gains import with_total_gain
     from omgoptim.operations.next_steps import new_calls
 

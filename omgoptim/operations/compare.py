@@ -17,7 +17,7 @@ from omgoptim.measure.quality import Quality, StoredOutputs, compare_quality, de
 from omgoptim.models.artifact import Manifest, open_session
 from omgoptim.models.causal_lm import predicts_next_token, shifted
 from omgoptim.models.collate import Collation
-from omgoptim.models.data import DataSource, open_data, random_data, take_samples
+from omgoptim.models.data import DataSource, open_data, random_data
 from omgoptim.models.forward import name_inputs
 from omgoptim.models.manifest import read_json
 from omgoptim.models.output_check import read_check
@@ -58,12 +58,12 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
         raise ModelError("the two artifacts take different inputs", f"A takes {names[0]}, B takes {names[1]}")
     past = _past_request(folders[0], context)
     data = _data(request, past, policy, folders[0])
-    raw = take_samples(data.batches("eval"), request.samples if data.real else 256)
-    if not raw:
-        raise DataError("the eval data is empty", "the data gave no batch for split 'eval'", "give at least one sample")
+    raw = data.evaluation(request.samples if data.real else 256)
     samples = named_samples([name_inputs(None, item.inputs, names[0]) for item in raw], raw)
     threads = request.threads or usable_cores()
     samples, notes, free_batch = comparable_samples(folders, samples, threads, policy)
+    if context.target is not None:
+        threads = request.threads or context.target.machine.cores
     bench = bench_of(context, samples, request.batch if free_batch else None, threads, manifests[0].device, policy)
     inputs = samples.write(context.work / "eval")
     targets = [context.work / "outputs" / str(index) for index in range(2)]

@@ -53,7 +53,7 @@ class Job(Generic[Request]):
             real=self.loaded.data.real,
             runtime=self.runtime,
             progress=progress,
-            measuring=self.context.measuring,
+            measuring=self.context.measuring_here or self.context.measuring,
         )
 
     def span(self, number: int, part: tuple[float, float]) -> tuple[float, float]:

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omgoptim.errors import RunError
 from omgoptim.reports import Candidate, EfficiencyReport, Epoch, Step
 from omgoptim.requests import Request
 
 if TYPE_CHECKING:
+    from omgoptim.measure.target.client import Target
     from omgoptim.operations.live_objects import Live
 
 LIVE = "(live {})"
@@ -38,7 +39,7 @@ RunStep = Callable[[str, str, Request, "Live", tuple[float, float]], StepRun]
 the whole run that it takes. A run that was begun under this key goes on in its own folder. Raises what it raised."""
 
 
-def _no_steps(*_: object) -> StepRun:
+def _no_steps(*_: object) -> Any:
     raise RunError("this run cannot start others")
 
 
@@ -58,10 +59,18 @@ class RunContext:
     """`progress(stage, fraction)`: current stage and completed fraction of the run, 0..1;
     `None` leaves the fraction unchanged."""
     measuring: Callable[[], AbstractContextManager[None]] = nullcontext
-    """`with measuring():` locks the device for measurements on this machine."""
+    """`with measuring():` locks the device for measurements on the machine that measures."""
     run_step: RunStep = _no_steps
     publish: Callable[[Candidate | Epoch | Step], None] = lambda _record: None
     """Show a part of the report to those who watch the run; the report itself does not come from it."""
+    target: Target | None = None
+    """The machine that measures; None: this one."""
+    measuring_here: Callable[[], AbstractContextManager[None]] | None = None
+    """With a target: locks the device of this machine."""
+    report_unpaused: Callable[[str, float | None], None] | None = None
+    """`progress` that does not pause while another run measures on this machine."""
+    begin_step: Callable[[str, str, Request], Path] = _no_steps
+    """`begin_step(key, verb, request)`: the folder of a step's run, for another process to do; `run_step` goes on."""
 
     @property
     def work(self) -> Path:

@@ -8,7 +8,6 @@ from pathlib import Path
 from torch import nn
 
 from omgoptim.errors import DataError, RequestError, argument
-from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.quality import compare_quality, read_outputs
 from omgoptim.models.memory_check import refuse_beyond_memory, training_bytes
 from omgoptim.operations.baseline import at_exportable_batch
@@ -19,6 +18,7 @@ from omgoptim.operations.distillation.plan import plan_report
 from omgoptim.operations.distillation.student import Student, derived_student, given_student
 from omgoptim.operations.distillation.student_search import search
 from omgoptim.operations.distillation.student_training import train, training_record
+from omgoptim.operations.execution import refuse_unreachable
 from omgoptim.operations.loaded_model import Live, LoadedModel, prepare
 from omgoptim.operations.output_folder import free_output
 from omgoptim.operations.reference_outputs import metric_of
@@ -42,6 +42,7 @@ NO_TARGETS_NOTE = (
 def distill(request: DistillRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
     """Train a student and measure it against its teacher. See `DistillRequest`."""
     live = live or Live()
+    refuse_unreachable(request, live)
     output = free_output(request.output, request.allow_path, context)
     loaded = prepare(request, context, live)
     teacher = require_module(loaded, "distill")
@@ -177,11 +178,7 @@ def _control(
 
 
 def _run(job: Job[DistillRequest], folder: Path, target: Path) -> None:
-    bench = job.loaded.bench
-    process = MeasuringProcess(
-        folder, threads=bench.threads, batches={}, cwd=bench.cwd, device=job.loaded.device, policy=bench.policy
-    )
-    with process:
+    with job.loaded.bench.start(folder, {}) as process:
         process.begin_open()
         process.end_open()
         process.run_samples(job.loaded.eval_folder, target, fraction_progress(job.context, "evaluating the control"))

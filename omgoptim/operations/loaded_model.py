@@ -126,9 +126,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     context.progress("loading the data", 0.03)
     data = _data(request, policy, live, source, opened)
     data = live.resplit(data) if live.resplit else data
-    raw = take_samples(data.batches("eval"), request.samples if data.real else 64)
-    if not raw:
-        raise DataError("the eval data is empty", "the data gave no batch for split 'eval'", "give at least one sample")
+    raw = data.evaluation(request.samples if data.real else 64)
     named = [name_inputs(opened.module, item.inputs, opened.input_names) for item in raw]
     evaluation = named_samples(named, raw)
     stated = stated_batch(opened.module, opened.signature, request)
@@ -156,6 +154,8 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     if opened.module is not None:
         evaluation = float32_arrays(evaluation)
         example = {name: as_float32(array) for name, array in example.items()}
+    if context.target is not None:
+        threads = request.threads or context.target.machine.cores
     bench = bench_of(context, evaluation, None if dependent else request.batch, threads, device, policy)
     evaluation = evaluation.one_by_one() if dependent else evaluation
     baseline, fixed = source.artifact, f"'{request.model}' was exported for a batch of 1" if stated else None

@@ -11,13 +11,14 @@ from omgoptim.models.artifact import Manifest
 from omgoptim.models.report_file import write_sealed
 from omgoptim.operations.baseline import at_exportable_batch
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.execution import refuse_unreachable
 from omgoptim.operations.final_measurement import doubts, guard_reasons, save_choice
 from omgoptim.operations.gain_attribution import waiting_warnings
 from omgoptim.operations.ledger import Ledger
 from omgoptim.operations.live_objects import Live
 from omgoptim.operations.loaded_model import LoadedModel, prepare
 from omgoptim.operations.next_steps import new_calls, pick_step, repeat_of, result_arguments, same_arguments, step
-from omgoptim.operations.optimization.chain import UNTRAINED, UNTRAINED_SHARE, Chain, single
+from omgoptim.operations.optimization.chain import SHORT_EPOCHS, UNTRAINED, UNTRAINED_SHARE, Chain, single
 from omgoptim.operations.optimization.cost import Cost, epoch_seconds, measured_once
 from omgoptim.operations.optimization.final_choice import (
     FINALISTS,
@@ -38,6 +39,7 @@ from omgoptim.operations.output_folder import deliver as deliver_output
 from omgoptim.operations.output_folder import free_output
 from omgoptim.operations.quantization.selection import Preference
 from omgoptim.operations.report_records import artifact_record, environment, output_records, shown_request
+from omgoptim.operations.target import original_on_target
 from omgoptim.operations.timing import OVERLOADED, slow_warnings
 from omgoptim.operations.verdict import (
     Outcome,
@@ -60,7 +62,8 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
     began = time.monotonic()
     output = free_output(request.output, request.allow_path, context)
     live = live or Live()
-    loaded = prepare(request, context, live)
+    refuse_unreachable(request, live)
+    loaded = original_on_target(prepare(request, context, live), context)
     load_s = time.monotonic() - began
     _refuse_quantized(request, loaded)
     loaded = at_exportable_batch("onnxruntime" if request.runtime == "auto" else request.runtime, loaded, context)
@@ -117,14 +120,19 @@ def _points(
     """Take the steps; return everything that they made, and of that what quantization alone made.
 
     Args:
+        steps: takes and records the steps.
+        goal: the guard and the targets.
+        cost: measured seconds of a launch and of an epoch.
         problem: why nothing can be trained; None where it can.
+        loaded: the original.
+        preference: order by time and size.
 
     Raises:
         RequestError: no step gave a result.
     """
     alone = single(steps)
     if problem is None:
-        Chain(steps, goal, cost, preference, _level_speeds(steps, loaded, alone)).build()
+        Chain(steps, goal, cost, preference, _level_speeds(steps, cost, loaded, alone)).build()
     else:
         steps.skip("prune or distill", "prune", problem)
     singles = [alone, *steps.alternatives(alone)] if alone else []
@@ -136,11 +144,15 @@ def _points(
     return points, singles
 
 
-def _level_speeds(steps: Steps, loaded: LoadedModel, alone: Point | None) -> LevelSpeeds:
-    """Measure the levels untrained, within their share of the budget, which is charged for it."""
-    if alone is None:
-        return LevelSpeeds()
+def _level_speeds(steps: Steps, cost: Cost, loaded: LoadedModel, alone: Point | None) -> LevelSpeeds:
+    """Measure the levels untrained, within their share of the budget, which is charged for it.
+
+    Nothing is measured where no time would be left to train and quantize one of them.
+    """
     limit_s = UNTRAINED_SHARE * 60 * steps.request.budget_minutes
+    needed_s = cost.trained_s(steps.taken, SHORT_EPOCHS) + cost.quantize_s(steps.taken)
+    if alone is None or steps.seconds_left < limit_s + needed_s:
+        return LevelSpeeds()
     context, seed = steps.context, steps.request.seed
     speeds = measured_once(
         context.checkpoints / "levels.json",

@@ -45,6 +45,8 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
     unknown: list[str] = []
 
     def more(_: int, process: MeasuringProcess) -> None:
+        layers.clear()  # a launch that a lost connection cut is done again
+        unknown.clear()
         process.run_samples(
             loaded.eval_folder, context.work / "outputs", fraction_progress(context, "evaluating the model")
         )

@@ -33,6 +33,7 @@ from omgoptim.operations.quantization.selection import Preference, finalists
 from omgoptim.operations.quantization.splits import Splits, splits_of
 from omgoptim.operations.quantization.unrolled_loops import unrolled_note
 from omgoptim.operations.report_records import artifact_record
+from omgoptim.operations.target import original_on_target
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import QuantizeRequest
 from omgoptim.requests.quantize import Fp32, Qat
@@ -64,6 +65,7 @@ def quantize(request: QuantizeRequest, context: RunContext, live: Live | None = 
         loaded = at_batch_one(loaded, ONE_SAMPLE, context.work, lowered=True)
     elif program.fixed_batch is not None:
         loaded = at_batch_one(loaded, program.fixed_batch, context.work)
+    loaded = original_on_target(loaded, context, program)
     plan = plan_candidates(request, loaded, program)
     if request.plan:
         return plan_report(request, context, loaded, program, plan)

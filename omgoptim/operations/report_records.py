@@ -6,7 +6,7 @@ import importlib.metadata
 import math
 import platform
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import omgoptim
 from omgoptim.hardware import cpu_features, cpu_name
@@ -16,7 +16,10 @@ from omgoptim.models.artifact import Manifest, loading_snippet
 from omgoptim.models.outputs import ModelOutputs
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.timing import OVERLOADED
-from omgoptim.reports import Artifact, Environment, Gains, Measurement, OutputRecord
+from omgoptim.reports import Artifact, Environment, Gains, Measurement, OutputRecord, TargetMachine
+
+if TYPE_CHECKING:
+    from omgoptim.measure.target.client import Target
 
 VERSIONS = ("torch", "onnxruntime", "openvino", "nncf", "onnx", "numpy")
 """Packages whose versions a report lists."""
@@ -29,6 +32,7 @@ def measurement(
     manifest = Manifest.read(folder)
     return Measurement(
         runtime=manifest.runtime,
+        measured_on=str(bench.target.address) if bench.target else None,
         precision=manifest.precision,
         size_bytes=manifest.size_bytes,
         size_files=manifest.size_files,
@@ -130,6 +134,21 @@ def environment(context: RunContext, bench: TimingSetup, seed: int, device: str,
         versions=versions,
         seed=seed,
         load=load,
+        target=_target_machine(bench.target) if bench.target else None,
+    )
+
+
+def _target_machine(target: Target) -> TargetMachine:
+    machine = target.machine
+    return TargetMachine(
+        address=str(target.address),
+        cpu=machine.cpu,
+        cpu_features=list(machine.cpu_features),
+        cores=machine.cores,
+        memory_bytes=machine.memory_bytes,
+        system=machine.uname,
+        python=f"{machine.python} {machine.python_version}",
+        versions=machine.versions,
     )
 
 

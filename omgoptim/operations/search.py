@@ -14,6 +14,7 @@ from omgoptim.architecture_search.define_by_run import LOOKS
 from omgoptim.architecture_search.propose import DEFAULT
 from omgoptim.architecture_search.study import optuna_library
 from omgoptim.errors import DataError, RequestError, TechniqueError, argument
+from omgoptim.executors import Executor, executor_on
 from omgoptim.measure.size import count_params
 from omgoptim.models.report_file import write_sealed
 from omgoptim.models.security.path_policy import PathPolicy
@@ -43,6 +44,7 @@ from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import load_datasets
+from omgoptim.operations.execution import pausing, refuse_unreachable
 from omgoptim.operations.final_measurement import save_choice
 from omgoptim.operations.live_objects import Live
 from omgoptim.operations.loaded_model import LoadedModel, prepare
@@ -72,6 +74,7 @@ def search(request: SearchRequest, context: RunContext, live: Live | None = None
     """Search for an architecture. See `SearchRequest`."""
     began = time.monotonic()
     optuna_library()
+    refuse_unreachable(request, live)
     output = free_output(request.output, request.allow_path, context)
     live = live or Live()
     function = space_function(request, PathPolicy.of_request(context.project, request), live)
@@ -97,6 +100,23 @@ def search(request: SearchRequest, context: RunContext, live: Live | None = None
     searched = searched or automatic_space(job, (0.06, 0.1))
     if request.plan:
         return plan_report(job, searched)
+    with executor_on(request.on, request.workers, context.project, context.progress) as executor:
+        if executor is not None:
+            job = replace(job, context=pausing(context, executor))
+        return _searched(job, searched, executor, alone, function, began, output)
+
+
+def _searched(
+    job: Job[SearchRequest],
+    searched: Searched,
+    executor: Executor | None,
+    alone: bool,
+    function: SpaceFunction | None,
+    began: float,
+    output: Path | None,
+) -> EfficiencyReport:
+    """Search, measure the best, and deliver."""
+    request, context = job.request, job.context
     folder = context.folder / FOLDER
     folder.mkdir(exist_ok=True)
     if alone:
@@ -110,7 +130,7 @@ def search(request: SearchRequest, context: RunContext, live: Live | None = None
     elif function is not None:
         _refuse_all_too_slow(function, searched, costs, folder, request.seed)
     rule = replace(DEFAULT, hints=quality_hints(job, searched, folder))
-    trials = Trials(job, searched, costs, predictions, None if alone else job.original, began, rule)
+    trials = Trials(job, searched, costs, predictions, None if alone else job.original, began, rule, executor)
     found, control = search_both(trials, folder)
     chosen = measure_finalists(job, costs.baseline, _entries(found, control))
     return _delivered(job, searched, costs, predictions, found, control, chosen, output)

@@ -69,7 +69,7 @@ def bench_of(
     for name, size in sizes.items():
         batches[name] = context.work / f"{name}.npz"
         np.savez(batches[name], **repeat_to_size(samples, size))  # type: ignore[arg-type]
-    return TimingSetup(batches, batch or 1, threads, context.project, device, policy)
+    return TimingSetup(batches, batch or 1, threads, context.project, device, policy, context.target)
 
 
 def full_race(
@@ -100,7 +100,7 @@ def full_race(
     with context.measuring():
         began = time.monotonic()
         load = _quiet(context, doing, min(PATIENCE_S[timing], max(0.0, limit_s / 4)))
-        meter = LoadMeter()
+        meter = LoadMeter() if context.target is None else context.target.meter()
         timings = time_artifacts(
             artifacts,
             bench,
@@ -120,7 +120,8 @@ def fraction_progress(context: RunContext, doing: str) -> Callable[[float], None
 def _quiet(context: RunContext, doing: str, patience_s: float) -> float:
     """Wait for an idle machine and return the remaining load."""
     deadline = time.monotonic() + patience_s
-    while (load := other_load()) > BUSY and time.monotonic() < deadline:
+    watch = other_load if context.target is None else context.target.other_load
+    while (load := watch()) > BUSY and time.monotonic() < deadline:
         context.progress(f"{doing}: waiting for an idle machine, other processes use {load:.0%}", None)
     context.progress(doing, None)
     return load

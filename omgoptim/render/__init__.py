@@ -1,0 +1,1 @@
+"""Reports and states as terminal text, markdown and pages."""

@@ -130,6 +130,10 @@ def table_of(
         columns: header to cells.
         numeric: headers of the columns that hold numbers.
         marks: one for each row; none stands out where it is empty.
+        title: above the table.
+        note: below the table.
+        left_out: rows that were cut.
+        folded: whether a page shows it closed at first.
     """
     cells = {name: [_text(cell) for cell in column] for name, column in columns.items()}
     shown = {name: column for name, column in cells.items() if any(cell.text for cell in column)}

@@ -111,8 +111,10 @@ def brief_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
 
 
 def full_report(report: EfficiencyReport, folder: Path | None = None) -> Json:
-    """The whole report as in report.json; a giant one has its lists cut, and says so; the short form if that is not
-    enough."""
+    """Return the whole report as in report.json.
+
+    The lists of a very long one are cut, with a note; if that is not enough, the short form is returned.
+    """
     answer = to_json(report)
     if folder:
         answer["files"] = report_files(folder)

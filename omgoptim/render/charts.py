@@ -21,6 +21,8 @@ def live_scatter(records: Sequence[Candidate | Step], verb: str, allowed: float 
     """Speedup against quality of what a run that goes on has measured so far. None below two points.
 
     Args:
+        records: candidates or steps so far.
+        verb: of the run.
         allowed: largest drop in quality that the guard lets pass; None without a guard.
     """
     base = _quality_of_original(records)
@@ -43,6 +45,8 @@ def candidate_scatter(report: EfficiencyReport) -> Scatter | None:
         low, high = intervals.get(one.name, (None, None))
         if chosen and report.gains is not None:
             low, high = report.gains.speedup_low, report.gains.speedup_high
+        if low is None or high is None or one.speedup is None or not low <= one.speedup <= high:
+            low = high = None  # the race of all did not give what the screening did
         points += _point(one, number, "kept" if chosen else "point", guard, (low, high))
     return _scatter("Candidates: speedup against quality", points, base, guard, _original(report.verb))
 
@@ -110,6 +114,7 @@ def noise_bars(layers: Sequence[LayerNoise], whole_db: float | None = None) -> B
     """The signal-to-noise ratio of each layer as a bar, the most sensitive first. None without layers.
 
     Args:
+        layers: with their signal-to-noise ratio in dB.
         whole_db: that of the model with all layers quantized, a faded bar at the end.
     """
     bars = [

@@ -65,7 +65,7 @@ def sparsity_text(measured: Measurement) -> str:
 
 
 def size_words(measured: Measurement) -> str:
-    """`2.1 MB, 8.9 MB dense`: the packed size, and that with zeros stored as numbers"""
+    """Return the packed size, and that with zeros stored as numbers: `2.1 MB, 8.9 MB dense`."""
     if measured.size_bytes is None:
         return ""
     if measured.dense_size_bytes is None:
@@ -165,7 +165,7 @@ def comparison_rows(report: EfficiencyReport) -> list[Row]:
 
 
 def total_text(total: Total) -> str:
-    """`7.90x smaller, 2.10x fewer parameters, drop 0.0100; speed not measured against it`"""
+    """Return `7.90x smaller, 2.10x fewer parameters, drop 0.0100; speed not measured against it`."""
     parts = [
         _ratio(total.size_ratio, "smaller", "larger")[0],
         _of_count(total.params_ratio, "parameters"),
@@ -195,7 +195,7 @@ def _of_count(ratio: float | None, what: str) -> str:
 
 
 def quality_label(measured: Measurement | None) -> str:
-    """`quality (top1, 360 samples)`"""
+    """Return `quality (top1, 360 samples)`."""
     if measured is None or measured.metric is None:
         return "quality"
     samples = f", {measured.samples} samples" if measured.samples else ""
@@ -203,7 +203,7 @@ def quality_label(measured: Measurement | None) -> str:
 
 
 def side_title(name: str, measured: Measurement | None) -> str:
-    """`after: onnxruntime int8`"""
+    """Return `after: onnxruntime int8`."""
     return f"{name}: {measured.runtime} {measured.precision}" if measured else name
 
 

@@ -20,6 +20,7 @@ def learning_curve(
     """Loss and quality over all epochs, a panel each. None below two epochs.
 
     Args:
+        epochs: of the training.
         control: epochs of a second training, drawn on the same scales.
         description: what the picture says to those who cannot see it.
         names: of both trainings, for the legend.

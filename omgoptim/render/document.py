@@ -37,7 +37,7 @@ from omgoptim.render.sections.sensitivity import sensitivity_section
 from omgoptim.render.sections.steps import steps_section
 from omgoptim.render.sections.training import rounds_section, training_section
 from omgoptim.reports import EfficiencyReport, Gains, Measurement, NextStep
-from omgoptim.text import clean_block
+from omgoptim.text import clean_block, clean_exact
 
 Json = dict[str, Any]
 
@@ -60,7 +60,7 @@ RESULTS = (
 DETAILS = (changed_section, environment_section)
 """Sections before and after the next steps and the artifact."""
 
-_CUTS = ((4000, 4000), (400, 4000), (200, 1000), (100, 400), (50, 200), (20, 100), (8, 40), (4, 12), (1, 4))
+_CUTS = ((4000, 4000), (400, 4000), (100, 2000), (40, 1000), (40, 400), (20, 200), (20, 100), (8, 40), (4, 12), (1, 4))
 """Most rows of folded tables and of all other lists, from the longest form to the shortest."""
 
 
@@ -110,6 +110,7 @@ def report_document(
     """Return a finished run as a document.
 
     Args:
+        report: of a finished run.
         actions: buttons of a page in a chat.
         ask: message that asks an assistant for a next step; None for a page outside of a chat.
     """
@@ -172,7 +173,10 @@ def _plain(value: Any, most: tuple[int, int]) -> Any:
         cells = [_plain(cell, most) for cell in value.cells]
         return {"mark": value.mark, "cells": cells} if value.mark else cells
     if isinstance(value, Code):
-        return {"type": "code", **_fields(value, most), "text": clean_block(value.text, 8000)}
+        ask = {"ask": clean_exact(value.ask)} if value.ask else {}
+        return {"type": "code", **_fields(value, most), **ask, "text": clean_block(value.text, 8000)}
+    if isinstance(value, Action):
+        return {**_fields(value, most), "message": clean_exact(value.message)}
     if is_dataclass(value) and not isinstance(value, type):
         return {"type": type(value).__name__.lower(), **_fields(_cut(value, most), most)}
     return value
@@ -187,8 +191,8 @@ def _cut(value: Any, most: tuple[int, int]) -> Any:
         return replace(value, rows=value.rows[:keep], left_out=more)
     if isinstance(value, Items):
         return replace(value, items=value.items[:others], left_out=value.left_out + max(0, len(value.items) - others))
-    if isinstance(value, Strip) and len(value.layers) > others:
-        return Strip(f"{value.title}; here are the first {others}", value.layers[:others])
+    if isinstance(value, Strip) and len(value.layers) > 3 * others:
+        return Strip(f"{value.title}, here are the first {3 * others}", value.layers[: 3 * others])
     if isinstance(value, Scatter):
         return replace(value, points=value.points[:others], front=value.front[:others])
     if isinstance(value, Chain):

@@ -26,6 +26,7 @@ def page_html(document: Document, name: str) -> str:
     """Return the page of a document: works offline, and without scripts it still says the verdict.
 
     Args:
+        document: what the page shows.
         name: stands before the verdict in the page's title.
     """
     title = f"{name}: {document.verdict.lower()}" if document.verdict else name

@@ -101,18 +101,22 @@ def runs_markdown(states: list[RunState], total: int) -> str:
 def doctor_markdown(report: DoctorReport) -> str:
     """What this machine and the project's Python can do, and what to install for the rest."""
     features = f" ({safe(', '.join(report.cpu_features), 400)})" if report.cpu_features else ""
+    where = [f"- target: {code(report.target)}"] if report.target else []
+    memory = f", {report.memory_bytes / 2**30:.1f} GiB" if report.memory_bytes else ""
     lines = [
         f"**{report.outcome.upper()}** {safe(report.summary, 600)}",
         "",
+        *where,
         f"- python: {code(report.python)} {safe(report.python_version)}, {safe(report.python_found_by)}",
-        f"- cpu: {safe(report.cpu)}, {report.cores} cores{features}; gpu: {safe(report.gpu or 'none')}",
+        f"- cpu: {safe(report.cpu)}, {report.cores} cores{memory}{features}; gpu: {safe(report.gpu or 'none')}",
         f"- project: {code(report.project)}",
     ]
     for package in (*report.runtimes, *report.extras):
         version = f" {safe(package.version, 40)}" if package.version else ""
         fix = f"; {code(package.fix)}" if package.fix else ""
         lines.append(f"- {safe(package.name, 60)}{version}: {package.state} ({safe(package.unlocks, 120)}){fix}")
-    return "\n".join([*lines, "", f"MCP entry: {code(json.dumps(report.mcp_entry), 2000)}"])
+    entry = ["", f"MCP entry: {code(json.dumps(report.mcp_entry), 2000)}"] if report.mcp_entry else []
+    return "\n".join([*lines, *entry])
 
 
 def error_markdown(error: OmgoptimError) -> str:

@@ -9,7 +9,7 @@ from omgoptim.text import clean, clean_exact, clip
 _MARKS = re.compile(
     r"[*~$|\\]"  # emphasis, strikethrough, a fence, mathematics, a table, an escape
     r"|<(?=[A-Za-z/!?])|&(?=#|\w+;)"  # a tag, an entity
-    r"|\](?=[(:\[])|\[\^"  # an address of a link, its definition, a footnote
+    r"|\](?=[(:\[])|\[.*\]$|\[\^"  # an address of a link, its definition (the colon may be ours), a footnote
     r"|(?<![^\W_])_|_(?![^\W_])"  # emphasis; an underscore inside of a name is none
     r"|://|\bwww\.|\bmailto:|@[\w-]"  # what becomes a link or a mention by itself
     r"|#\d|\bGH-\d|(?<!\w)![0-9]|\b(?=\d*[a-f])(?=[a-f]*\d)[0-9a-f]{7,40}\b"  # issues and commits

@@ -33,6 +33,7 @@ def card_markdown(report: EfficiencyReport, base_model: str | None = None) -> st
     """The card of a report's artifact.
 
     Args:
+        report: of the run that saved it.
         base_model: id of the original on the Hugging Face hub, if it is there.
     """
     load = _load_lines(report)

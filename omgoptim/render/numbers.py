@@ -24,11 +24,12 @@ def block(text: str, limit: int = 2000) -> str:
 
 
 def progress_text(state: RunState) -> str:
-    """`measuring, 40%, 12 s left`"""
+    """Return `measuring, 40%, 12 s left`."""
     return ", ".join([stage_text(state), *progress_numbers(state)])
 
 
 def stage_text(state: RunState) -> str:
+    """Return the stage of a run, else its status."""
     return plain(state.stage or state.status, 120)
 
 
@@ -62,6 +63,7 @@ def wait_text(seconds: float) -> str:
 
 
 def ratio_text(ratio: float) -> str:
+    """Format a ratio: two decimals below 10, else one."""
     return f"{ratio:.2f}x" if ratio < 10 else f"{ratio:.1f}x"
 
 
@@ -81,7 +83,7 @@ def quality_text(quality: float | None) -> str:
 
 
 def plural(count: int, thing: str) -> str:
-    """`1 layer`, `3 layers`"""
+    """Return `1 layer`, `3 layers`."""
     return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 

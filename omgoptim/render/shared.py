@@ -89,6 +89,7 @@ def section_markdown(section: Section | None, *, noted: bool = False) -> str:
     """A section as blocks of markdown, its labelled lines as a list; empty where there is none.
 
     Args:
+        section: None gives an empty text.
         noted: with the note of the section, which is about its picture in most.
     """
     if section is None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from html import escape
+from dataclasses import dataclass, replace
 from typing import Any
 
-from omgoptim.render.blocks import Block, Items, Line, Mark, Section, Table, Text, table_of
+from omgoptim.render.blocks import Items, Line, Mark, Section, Text, table_of
 from omgoptim.render.brief import to_json
 from omgoptim.render.claims import Row, Tone, comparison_rows, speed_undecided, verdict
-from omgoptim.render.numbers import plain, plural, progress_text
+from omgoptim.render.document import Document
+from omgoptim.render.html import page_html
+from omgoptim.render.numbers import plural, progress_text
 from omgoptim.render.shared import section_markdown, without_paths, without_paths_in
 from omgoptim.reports import EfficiencyReport, RunState
 
@@ -22,18 +23,6 @@ NOTE = (
 _COLUMNS = ("run", "verdict", "model", "artifact", "size", "latency", "quality")
 MOST_WARNINGS = 3
 """Warnings of each run that are shown."""
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:80rem;padding:0 1rem;color:#1d2530;background:#fff}
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%}
-th,td{text-align:left;vertical-align:top;padding:.4rem .7rem;border-bottom:1px solid #d5dae1}
-th{font-weight:600;white-space:nowrap}td{font-variant-numeric:tabular-nums}h2{font-size:1.1rem}
-code{font-size:.85em;white-space:nowrap}.better{color:#1b6e32}.worse{color:#a3201a}.open{color:#7a5600}
-.faded{opacity:.75}p{max-width:60rem}
-@media(prefers-color-scheme:dark){body{color:#e4e8ee;background:#14181e}th,td{border-color:#39424e}
-.better{color:#7bd08f}.worse{color:#ff9b93}.open{color:#e5be62}}
-@media print{body{margin:0;max-width:none}}
-"""
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +70,10 @@ def runs_json(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def runs_html(runs: Sequence[Run]) -> str:
-    """The runs as a page that loads nothing and runs nothing."""
-    body = "".join(_block(one) for one in _section(runs).blocks)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>omgoptim: {len(runs)} runs</title>\n<style>{_STYLE}</style>\n</head>\n"
-        f"<body><main><h1>{TITLE}</h1>{body}<p>{escape(NOTE)}</p></main></body>\n</html>\n"
-    )
+    """Return the runs as one self-contained page, without paths of the machine."""
+    shown = "comparison"  # the kind of section that a page has without scripts too
+    table = replace(_section(runs), title=f"{len(runs)} runs", kind=shown, note="")
+    return page_html(Document(title=TITLE, lead=NOTE, sections=(table,)), "omgoptim")
 
 
 def _section(runs: Sequence[Run]) -> Section:
@@ -108,7 +91,7 @@ def _what(state: RunState) -> str:
 
 
 def _machine(report: EfficiencyReport) -> str:
-    """`AMD EPYC 9R14, 2 threads`"""
+    """Return `AMD EPYC 9R14, 2 threads`."""
     here = report.environment
     return f"{here.gpu if here.device == 'cuda' and here.gpu else here.cpu}, {plural(here.threads, 'thread')}"
 
@@ -144,39 +127,10 @@ def _cells(run: Run) -> dict[str, Text]:
 
 
 def _with_gain(row: Row) -> Text:
-    """`232 kB, 3.84x smaller`"""
+    """Return `232 kB, 3.84x smaller`."""
     return Text(", ".join(filter(None, (row.after or row.before, row.gain))), tone=row.tone)
 
 
 def _verdict_tone(report: EfficiencyReport) -> Tone:
     tones: dict[str, Tone] = {"ok": "better", "no_gain": "open", "guard_failed": "worse"}
     return tones[report.outcome] if verdict(report) in ("OK", "NO GAIN", "GUARD FAILED") else "same"
-
-
-def _block(one: Block) -> str:
-    if isinstance(one, Line):
-        return f"<p>{_text(one.label.capitalize())}: {_shown(one.text)}</p>"
-    if isinstance(one, Items):
-        items = "".join(f"<li>{_shown(item)}</li>" for item in one.items)
-        return f"<h2>{_text(one.title.capitalize())}</h2><ul>{items}</ul>"
-    if not isinstance(one, Table):
-        return ""
-    head = "".join(f'<th scope="col">{_text(column.name)}</th>' for column in one.columns)
-    rows = []
-    for row in one.rows:
-        cells = "".join(f"<td{_class(cell.tone)}>{_shown(cell)}</td>" for cell in row.cells)
-        rows.append(f'<tr class="{row.mark}">{cells}</tr>')
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    return f'<div class="scroll" role="region" aria-label="{TITLE}" tabindex="0">{table}</div>'
-
-
-def _class(tone: Tone) -> str:
-    return "" if tone == "same" else f' class="{tone}"'
-
-
-def _shown(text: Text) -> str:
-    return f"<code>{_text(text.text, text.limit)}</code>" if text.code else _text(text.text, text.limit)
-
-
-def _text(value: str, limit: int = 400) -> str:
-    return escape(plain(value, limit))

@@ -120,9 +120,11 @@ def doctor_view(report: DoctorReport) -> RenderableType:
     head = Panel(RichText(report.summary), title=RichText(report.outcome.upper(), f"bold {style}"), border_style=style)
     about = RichTable.grid(padding=(0, 2))
     features = f" ({', '.join(report.cpu_features)})" if report.cpu_features else ""
+    memory = f", {report.memory_bytes / 2**30:.1f} GiB" if report.memory_bytes else ""
     for label, value in (
+        *([("target", report.target)] if report.target else []),
         ("python", f"{report.python} ({report.python_version}, {report.python_found_by})"),
-        ("cpu", f"{report.cpu}, {report.cores} cores{features}"),
+        ("cpu", f"{report.cpu}, {report.cores} cores{memory}{features}"),
         ("gpu", report.gpu or "none"),
         ("project", report.project),
     ):
@@ -137,14 +139,8 @@ def doctor_view(report: DoctorReport) -> RenderableType:
     lines = [_to_copy("  ", (fix, "cyan"), (f"  # {name}", "dim")) for fix, name in reversed(fixes.items())]
     installs: list[RichText] = [RichText("to install", "bold"), *lines, RichText()] if lines else []
     entry = RichText(json.dumps(report.mcp_entry, indent=2), no_wrap=True, overflow="ignore")
-    return Group(
-        head,
-        Padding(about, (0, 1)),
-        table,
-        *installs,
-        RichText("for an MCP client", "bold"),
-        entry,
-    )
+    client = [RichText("for an MCP client", "bold"), entry] if report.mcp_entry else []
+    return Group(head, Padding(about, (0, 1)), table, *installs, *client)
 
 
 def _package_row(package: PackageState) -> list[RichText]:

@@ -20,6 +20,7 @@ from omgoptim.reports.measured import (
     MacsCheck,
     Measurement,
     Skip,
+    TargetMachine,
     Total,
 )
 from omgoptim.reports.outputs import OutputRecord
@@ -62,6 +63,7 @@ __all__ = [
     "Skip",
     "StageTime",
     "Step",
+    "TargetMachine",
     "TimeShare",
     "Total",
     "Training",

@@ -10,6 +10,20 @@ SMALLER = 1.02
 """Minimum ratio of sizes, memory or counts that is reported as a gain."""
 
 
+class TargetMachine(Record):
+    """A machine that measured for this one."""
+
+    address: str
+    cpu: str
+    cpu_features: list[str] = []
+    cores: int
+    memory_bytes: int | None = None
+    system: str
+    python: str
+    versions: dict[str, str]
+    """numpy and the engines there."""
+
+
 class Environment(Record):
     """Hardware and software of the measurements."""
 
@@ -24,13 +38,17 @@ class Environment(Record):
     versions: dict[str, str]
     seed: int
     load: float | None = None
-    """CPU time of other processes just before timing, as a fraction of the machine, 0..1."""
+    """CPU time other processes took just before timing, as a fraction of the machine that measured, 0..1."""
+    target: TargetMachine | None = None
+    """The machine that measured; null: this one."""
 
 
 class Measurement(Record):
     """One artifact, measured after it was opened in a fresh process."""
 
     runtime: str
+    measured_on: str | None = None
+    """Address of the machine that measured time, memory and outputs; null: this one."""
     precision: str = "float32"
     size_bytes: int | None = None
     """Bytes on disk of the files that the engine opens: `size_files`."""

@@ -25,7 +25,7 @@ class PackageState(Record):
 
 
 class DoctorReport(Record):
-    """Capabilities of this machine and this Python."""
+    """Capabilities of a machine and its Python."""
 
     exact: ClassVar[tuple[str, ...]] = ("python", "project")
 
@@ -38,11 +38,15 @@ class DoctorReport(Record):
     cpu_features: list[str]
     cores: int
     gpu: str | None
+    target: str | None = None
+    """Address of the machine that was looked at; null: this one."""
+    memory_bytes: int | None = None
+    """Memory of a target."""
     runtimes: list[PackageState]
     extras: list[PackageState]
     project: str
     mcp_entry: dict[str, Any]
-    """The entry to paste into an MCP client's configuration."""
+    """The entry to paste into an MCP client's configuration; empty for a target."""
 
 
 class RunState(Record):

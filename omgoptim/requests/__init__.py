@@ -203,7 +203,7 @@ def _rephrase(verb: str, error: ValidationError) -> RequestError:
             choices = [part.strip("' ") for part in problem["ctx"]["expected"].replace(" or ", ",").split(",")]
             fix = _who_takes(str(where[-1]), problem["input"], known[verb])
             given = str(problem["input"])
-            return RequestError(f"'{clean(given, 80)}' is not a {name}", did_you_mean(given, choices), fix)
+            return RequestError(f"'{clean(given, 80)}' is not a value of {name}", did_you_mean(given, choices), fix)
         case "value_error":
             return RequestError(problem["msg"].removeprefix("Value error, "))
     return RequestError(f"'{name}' of {verb} is not valid", f"{problem['msg']}; received {received}")

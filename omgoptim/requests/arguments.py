@@ -23,6 +23,7 @@ class ModelArguments(TypedDict, total=False):
     target_output: str | None
     ignore_outputs: list[str]
     device: Literal["auto", "cpu", "cuda"]
+    target: str | None
     timing: Literal["quick", "standard", "careful"]
     batch: int
     threads: int | None
@@ -148,6 +149,8 @@ class FactorizeArguments(RecoveryArguments, total=False):
 
 
 class DistillArguments(TrainingArguments, total=False):
+    on: str
+    workers: int
     output_loss: Literal["auto", "hinton", "mse", "dkd", "dist"]
     features: Literal["none", "fitnets", "attention", "relational", "minilm"]
     feature_weight: float
@@ -176,6 +179,7 @@ class DistillArguments(TrainingArguments, total=False):
 class CompareArguments(TypedDict, total=False):
     data: str | None
     metric: str | None
+    target: str | None
     timing: Literal["quick", "standard", "careful"]
     batch: int
     threads: int | None
@@ -191,6 +195,8 @@ class CompareArguments(TypedDict, total=False):
 
 
 class OptimizeArguments(ModelArguments, total=False):
+    on: str
+    workers: int
     max_quality_drop: float
     target_latency_ms: float | None
     target_size_mb: float | None
@@ -204,12 +210,15 @@ class OptimizeArguments(ModelArguments, total=False):
 
 
 class SearchArguments(TrainingArguments, total=False):
+    on: str
+    workers: int
     target_latency_ms: float | None
     target_speedup: float | None
     target_size_mb: float | None
     target_memory_mb: float | None
     trials: int
     budget_minutes: float | None
+    proposals: int | None
     control: Literal["none", "random"]
     precision: Literal["float32", "int8"]
     stages: int

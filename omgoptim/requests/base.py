@@ -7,10 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from typing_extensions import Self
 
 from omgoptim.errors import RequestError, argument, did_you_mean
 from omgoptim.requests.listing import RARE, Short
+from omgoptim.requests.target import TargetAddress
 
 Runtime = Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino"]
 AnyRuntime = Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino", "tensorrt", "executorch"]
@@ -42,6 +44,14 @@ class Params(Request):
     def bare(self, key: str) -> str:
         """Return the bare name of these params; `key` is the field that names the technique."""
         return str(getattr(self, "source" if self.by_source else key))
+
+
+def _valid_target(text: str | None) -> str | None:
+    return None if text is None else str(TargetAddress.parse(text))
+
+
+Target = Annotated[str | None, AfterValidator(_valid_target), RARE]
+"""A machine to measure on; None for this one."""
 
 
 class ModelRequest(Request):
@@ -79,6 +89,8 @@ class ModelRequest(Request):
     """Outputs to leave out of the comparison, such as auxiliary heads."""
     device: Annotated[Literal["auto", "cpu", "cuda"], RARE] = "auto"
     """Device to run and measure on; auto: cpu."""
+    target: Target = None
+    """Machine to measure on, ssh://[user@]host[:port], through the user's own OpenSSH; default: this machine."""
     timing: Annotated[Timing, RARE] = "standard"
     """Process launches per latency measurement. quick: one; standard: five, with an interval; careful: until narrow."""
     batch: Annotated[int, RARE] = Field(32, ge=1, le=4096)
@@ -103,6 +115,19 @@ class ModelRequest(Request):
     """Installed modules whose functions and classes may be used as model, data, metric or loss, such as timm.models."""
     trust_artifact: bool = False
     """Open an artifact from elsewhere even if loading it runs code of this project or of a model library."""
+
+    @model_validator(mode="after")
+    def _target_runs_programs(self) -> Self:
+        runtime = str(getattr(self, "runtime", "auto"))
+        if self.target is not None and (runtime.startswith("torch") or self.device == "cuda"):
+            given = argument("runtime", runtime) if runtime.startswith("torch") else argument("device", self.device)
+            raise RequestError(
+                f"{given} cannot be measured on a target",
+                "a target has numpy and an engine for ONNX files on its CPU: torch, the model's code and its packages "
+                "do not go over",
+                f"leave it out, or give {argument('runtime', 'onnxruntime')}",
+            )
+        return self
 
     @field_validator("inputs")
     @classmethod

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from omgoptim.requests.base import Request, Timing
+from omgoptim.requests.base import Request, Target, Timing
 from omgoptim.requests.listing import RARE, Short
 
 
@@ -21,6 +21,8 @@ class CompareRequest(Request):
     """Data source, as for the other commands; default: that of run A."""
     metric: str | None = None
     """Quality metric, as for the other commands; default: that of run A."""
+    target: Target = None
+    """Machine to measure on, ssh://[user@]host[:port], through the user's own OpenSSH; default: this machine."""
     timing: Annotated[Timing, RARE] = "standard"
     """Process launches per latency measurement. quick: one; standard: five, with an interval; careful: until narrow."""
     batch: Annotated[int, RARE] = Field(32, ge=1, le=4096)

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
 from omgoptim.requests.base import Params, Runtime, before_over_after
+from omgoptim.requests.execution import ExecutionFields
 from omgoptim.requests.listing import RARE, Short
 from omgoptim.requests.training import TrainingRequest
 
@@ -160,7 +161,7 @@ Student = Annotated[
 ]
 
 
-class DistillRequest(TrainingRequest):
+class DistillRequest(ExecutionFields, TrainingRequest):
     """Knowledge distillation: train a smaller student on the outputs of the model (the teacher), measure its artifact.
 
     For the largest savings. Needs training data; labels are optional. Runs code with the user's rights.

@@ -7,11 +7,12 @@ from typing import Annotated
 from pydantic import Field
 
 from omgoptim.requests.base import ModelRequest, Runtime
+from omgoptim.requests.execution import ExecutionFields
 from omgoptim.requests.listing import RARE, Short
 from omgoptim.requests.quantize import Prefer
 
 
-class OptimizeRequest(ModelRequest):
+class OptimizeRequest(ExecutionFields, ModelRequest):
     """Make a model as small and fast as it gets within a quality drop and a time budget.
 
     Quantizes first, then prunes or distills as far as the guard allows, quantizes that, and measures the best against

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from typing_extensions import Self
 
-from omgoptim.requests.base import Request
+from omgoptim.errors import RequestError, argument
+from omgoptim.requests.base import Request, Target
 from omgoptim.requests.listing import Short
 
 
@@ -43,3 +44,13 @@ class DoctorRequest(Request):
     """Absolute path of the project."""
     python: str | None = Field(None)
     """Python interpreter to check; default: the project's .venv, else the active environment."""
+    target: Annotated[Target, Short("ssh://[user@]host[:port]")] = None
+    """Check the machine ssh://[user@]host[:port] instead: processor, memory, Python and engines there."""
+    clean: Annotated[bool, Short("")] = False
+    """Remove what omgoptim has stored on the target."""
+
+    @model_validator(mode="after")
+    def _clean_needs_target(self) -> Self:
+        if self.clean and self.target is None:
+            raise RequestError("nothing to clean was named", "", f"give {argument('target', 'ssh://user@host')}")
+        return self

@@ -9,11 +9,12 @@ from typing_extensions import Self
 
 from omgoptim.errors import RequestError, argument
 from omgoptim.requests.base import Runtime
+from omgoptim.requests.execution import ExecutionFields
 from omgoptim.requests.listing import RARE, Short
 from omgoptim.requests.training import TrainingRequest
 
 
-class SearchRequest(TrainingRequest):
+class SearchRequest(ExecutionFields, TrainingRequest):
     """Search for the architecture of best quality that meets a target; trains many networks."""
 
     space: Annotated[
@@ -34,6 +35,8 @@ class SearchRequest(TrainingRequest):
     """Epochs of a training to the end; trials stop at 1/9 and 1/3 of them unless among the best third. Default: 9."""
     budget_minutes: float | None = Field(None, gt=0, le=10_080)
     """Minutes after which no trial begins, less the share of the final trainings; default: no limit."""
+    proposals: Annotated[int | None, RARE] = Field(None, ge=1, le=1000)
+    """Trials in flight: each is proposed without the results of the others; default: 1, or one more than workers."""
     control: Literal["none", "random"] = "none"
     """random: also run as many random trials with the same rejection and halving, and report both."""
     precision: Annotated[Literal["float32", "int8"], RARE] = "float32"
@@ -59,6 +62,11 @@ class SearchRequest(TrainingRequest):
                 f"give {argument('target_latency_ms', 4)}, target_speedup, target_size_mb or target_memory_mb",
             )
         return self
+
+    @property
+    def in_flight(self) -> int:
+        """Trials that are proposed before the first of them has ended."""
+        return self.proposals or (1 if self.workers == 1 and self.on == "local" else self.workers + 1)
 
     @property
     def whole_epochs(self) -> int:

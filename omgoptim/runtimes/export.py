@@ -24,7 +24,7 @@ from omgoptim.runtimes.dynamic_batch import (
     is_constraint_violation,
     symbolic_len,
 )
-from omgoptim.runtimes.signature import BATCH, Signature, flatten, holds_dataclass
+from omgoptim.runtimes.signature import BATCH, Signature, flatten, holds_class
 from omgoptim.runtimes.tied_weights import share_tied_weights
 from omgoptim.text import clean
 
@@ -208,8 +208,8 @@ def _spelled_out(module: nn.Module, signature: Signature) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _plain_outputs(module: nn.Module, signature: Signature) -> Iterator[None]:
-    """Wrap a forward that returns a dataclass to return a tuple: torch.export accepts only registered classes."""
-    if not holds_dataclass(signature.outputs):
+    """Wrap a forward that returns a dataclass or a named tuple to return a tuple: torch.export knows no such class."""
+    if not holds_class(signature.outputs):
         yield
         return
     forward, own = module.forward, module.__dict__.get("forward")

@@ -153,13 +153,13 @@ def dataclass_fields(value: Any) -> dict[str, Any] | None:
     return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
-def holds_dataclass(structure: Any) -> bool:
-    """Return whether a structure contains a dataclass, which torch.export does not accept as an output."""
+def holds_class(structure: Any) -> bool:
+    """Return whether a structure holds a dataclass or a named tuple, which torch.export does not accept or store."""
     if not isinstance(structure, Mapping):
         return False
     ((kind, items),) = structure.items()
     parts = items.values() if isinstance(items, Mapping) else items
-    return kind == "dataclass" or any(holds_dataclass(part) for part in parts)
+    return kind in ("dataclass", "named_tuple") or any(holds_class(part) for part in parts)
 
 
 def unflatten(structure: Any, leaves: Sequence[Any]) -> Any:

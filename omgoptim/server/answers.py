@@ -1,5 +1,7 @@
-"""What a tool answers, twice: as structured content and as text. Clients show a model one or the other, so each stands
-alone."""
+"""Answers of the tools, as structured content and as text.
+
+Clients show a model one or the other, so each is complete.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +41,9 @@ def unfinished_answer(state: RunState, project: Path, wait_s: float, cap: str | 
     """A run that is still going: where it stands, and the call that waits on.
 
     Args:
+        state: of the run.
+        project: that the run belongs to.
+        wait_s: seconds that were waited.
         cap: that the wait was shorter than asked, in words.
     """
     left = "" if state.eta_s is None else f", about {numbers.wait_text(state.eta_s)} left"
@@ -100,6 +105,7 @@ def runs_answer(states: Sequence[RunState], project: Path) -> CallToolResult:
 
 
 def doctor_answer(report: DoctorReport) -> CallToolResult:
+    """Return the answer of the tool doctor."""
     return _result(brief.to_json(report), markdown.doctor_markdown(report))
 
 

@@ -27,7 +27,8 @@ META = "omgoptim/page"
 """Key of an answer's `_meta` that holds the page's data."""
 LARGEST = 60_000
 """Bytes of the data of an answer."""
-MOST_POINTS = 5
+MOST_DELIVERED = 5
+"""Most buttons that deliver another finalist."""
 
 Context = ServerRequestContext[Any, Any]
 
@@ -70,7 +71,7 @@ def finished_document(report: EfficiencyReport, project: str) -> Document:
 
 def _actions(report: EfficiencyReport, project: str) -> list[Action]:
     """Return what else can be done with this run: deliver another finalist, search longer."""
-    kept = [one for one in report.alternatives if one.holds][:MOST_POINTS]
+    kept = [one for one in report.alternatives if one.holds][:MOST_DELIVERED]
     actions = [
         Action(
             f"Deliver {one.name}",

@@ -45,6 +45,7 @@ LONGEST_ARGUMENTS = 4_000
 
 
 async def list_prompts(_context: Context, _params: PaginatedRequestParams | None) -> ListPromptsResult:
+    """List the commands as prompts."""
     return ListPromptsResult(
         prompts=[
             Prompt(
@@ -58,6 +59,7 @@ async def list_prompts(_context: Context, _params: PaginatedRequestParams | None
 
 
 async def get_prompt(_context: Context, params: GetPromptRequestParams) -> GetPromptResult:
+    """Return the text of a command as a prompt."""
     known = {command.name: command for command in commands()}
     command = known.get(params.name)
     if command is None:
@@ -91,6 +93,7 @@ async def list_resources(_context: Context, _params: PaginatedRequestParams | No
 async def list_resource_templates(
     _context: Context, _params: PaginatedRequestParams | None
 ) -> ListResourceTemplatesResult:
+    """List the template of report resources."""
     template = ResourceTemplate(
         uri_template=REPORT_URI,
         name="report",
@@ -102,6 +105,7 @@ async def list_resource_templates(
 
 
 async def read_resource(_context: Context, params: ReadResourceRequestParams) -> ReadResourceResult:
+    """Return a run's report, or the page of the app."""
     uri = str(params.uri)
     if uri == app.URI:
         return ReadResourceResult(contents=[app.page_contents()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ from omgoptim.jobs.folder import RunFolder
 from omgoptim.jobs.interpreter import offered_python
 from omgoptim.jobs.project import served_project, served_projects
 from omgoptim.requests import Request
+from omgoptim.requests.execution import is_head
 from omgoptim.requests.limits import shown
 from omgoptim.server.schema import SHELL_ONLY
+
+HEAD = "RAY_API_SERVER_ADDRESS"
+"""Environment variable, Ray's own: the head that takes jobs."""
 
 
 def within_reach(request: Request) -> tuple[Path, Request]:
@@ -22,11 +27,26 @@ def within_reach(request: Request) -> tuple[Path, Request]:
             found.
     """
     project = served_project(getattr(request, "project", None))
+    _refuse_other_head(getattr(request, "on", "local"))
     python = getattr(request, "python", None)
     if python is None:
         return project, request
     found = offered_python(project, python, served_projects())
     return project, request.model_copy(update={"python": str(found)})
+
+
+def _refuse_other_head(on: str) -> None:
+    """Refuse a Ray head that the user did not name: the whole project is sent there.
+
+    Raises:
+        RequestError: it is another than that of RAY_API_SERVER_ADDRESS.
+    """
+    if is_head(on) and on.rstrip("/") != os.environ.get(HEAD, "").rstrip("/"):
+        raise RequestError(
+            f"the project is not sent to {on}",
+            "where it may be sent is the user's choice, not an agent's",
+            f"ask the user to run the command in a shell, or to set {HEAD}={on} in the server's environment",
+        )
 
 
 def refuse_shell_only(arguments: dict[str, Any]) -> None:
@@ -55,6 +75,7 @@ def refuse_to_resume(folder: RunFolder, project: Path) -> None:
     fix = f"ask the user to resume it in a shell: omgoptim runs resume {folder.id}"
     if submission.project.resolve() != project:
         raise RequestError(f"run {folder.id} is of another project", f"its request.json says {submission.project}", fix)
+    _refuse_other_head(str(submission.request.get("on", "local")))
     granted = [name for name in SHELL_ONLY if submission.request.get(name)]
     if granted:
         given = f"its request.json says {granted[0]}={shown(submission.request[granted[0]])}"

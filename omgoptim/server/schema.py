@@ -20,10 +20,10 @@ from omgoptim.requests.listing import is_rare, short_text
 
 Json = dict[str, Any]
 
-SHELL_ONLY = GRANTS
+SHELL_ONLY = (*GRANTS, "clean")
 """What an agent may not give itself: the user sets OMGOPTIM_ALLOW_PATH and OMGOPTIM_ALLOW_MODULE for the server."""
 
-NAMED_BY_TOOLS = ("weights",)
+NAMED_BY_TOOLS = ("weights", "target")
 """Rare arguments of every verb that only the first tool names: the instructions may have 2,048 characters."""
 
 MEASURING = tuple(
@@ -45,6 +45,9 @@ def input_schema(verb: str, request: type[Request], face: Json, described: set[s
     """Return the schema of a verb's arguments, and of those that the server itself takes.
 
     Args:
+        verb: its name.
+        request: its request.
+        face: schema of the arguments that the server itself takes.
         described: arguments that an earlier tool describes; those of this verb are added to it.
     """
     key = technique_field(request)

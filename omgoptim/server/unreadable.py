@@ -40,6 +40,7 @@ class AnsweredStream:
         return context
 
     async def receive(self) -> SessionMessage:
+        """Return the next readable message; answer an unreadable one with an error."""
         while True:
             item = await self._incoming.receive()
             if isinstance(item, SessionMessage):
@@ -57,6 +58,7 @@ class AnsweredStream:
             await self._outgoing.send(SessionMessage(answer_to(item)))
 
     async def aclose(self) -> None:
+        """Close the incoming stream."""
         await self._incoming.aclose()
 
     async def __aenter__(self) -> Self:

@@ -44,6 +44,7 @@ def longest_wait(progress: bool = False) -> float:
 
 
 def default_wait() -> float:
+    """Return the seconds that a call waits by default."""
     return min(DEFAULT_WAIT_S, longest_wait())
 
 

@@ -24,6 +24,7 @@ from omgoptim.training._loop.checkpoints import (
     write_checkpoint,
 )
 from omgoptim.training._loop.combined_loss import CombinedLoss
+from omgoptim.training._loop.data_parallel import from_first
 from omgoptim.training._loop.progress import Progress
 from omgoptim.training._loop.steps import Steps, prepared_steps
 from omgoptim.training._loop.training_state import TrainingState
@@ -150,7 +151,7 @@ def fit(
             if masks is not None:
                 masks.hold()
             state = TrainingState(module, steps, evaluator, round_number)
-            state.begin(score, read_checkpoint(path, identity) if path else None)
+            state.begin(score, from_first(read_checkpoint(path, identity) if path else None, steps.ranks))
             if first is not None and state.is_running:
                 state.cache_teacher_outputs(batches, count, first, progress)
             while state.is_running:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import drawings_of
 
 from omgoptim.render.html import report_html
 from omgoptim.reports import Candidate, Change, Coverage, EfficiencyReport, LayerPrecision
@@ -120,6 +121,8 @@ def test_every_page_is_whole_at_every_width_in_both_themes(drive: Any, tmp_path:
 def test_two_hundred_candidates_and_a_thousand_layers_are_painted_at_once(drive: Any, tmp_path: Path) -> None:
     file = written(tmp_path, "large", large_report())
     assert Path(file).stat().st_size <= 200_000
+    assert len(drawings_of(large_report(), "strip")[0]["layers"]) == 1000
+    assert len(drawings_of(large_report(), "scatter")[0]["points"]) == 201
     asked = {"pages": [file] * 5, "widths": [1400], "themes": ["light"], "axe": False}
     results = drive("page.mjs", asked)
     for result in results:

@@ -8,6 +8,9 @@ import pytest
 
 from omgoptim import cli
 from omgoptim.errors import DataError, RequestError
+from omgoptim.executors import RETRIES
+from omgoptim.executors.connection import PROBE_S
+from omgoptim.executors.package import MOST_BYTES
 from omgoptim.measure.timing import PLANS
 from omgoptim.models.causal_lm import IGNORED
 from omgoptim.operations.distillation.student_training import PRETRAINED_LEARNING_RATE
@@ -35,6 +38,9 @@ def default(request: type, name: str) -> object:
 QUICK, STANDARD, CAREFUL = (PLANS[timing] for timing in ("quick", "standard", "careful"))
 
 SENTENCES = [
+    ("docs/scaling.md", f"is an error after {WORDS[int(PROBE_S)]} seconds"),
+    ("docs/scaling.md", f"At most {MOST_BYTES / 2**20:.0f} MB"),
+    ("docs/scaling.md", f"begun again, {WORDS[RETRIES]} times at most"),
     ("docs/timing.md", f"Above {BUSY:.0%} of the machine a run first waits up to"),
     ("docs/timing.md", f"up to {PATIENCE_S['standard']:g} s (`careful`: {PATIENCE_S['careful']:g} s) for it to end"),
     ("docs/timing.md", f"Above {OVERLOADED:.0%} no ratio of times is given at all"),

@@ -104,10 +104,12 @@ def test_a_metric_that_gives_nan_is_refused(resolve):
 
 
 def test_a_metric_that_cannot_be_found_is_an_error(resolve, tmp_path: Path):
-    (tmp_path / "my_metrics_b.py").write_text("def accuracy(outputs, targets):\n    return 1.0\n")
+    (tmp_path / "my_metrics_b.py").write_text("def accuracy(outputs, targets):\n    return 1.0\nnumber = 3\n")
     with pytest.raises(OmgoptimError) as raised:
         resolve("my_metrics_b.py:acuracy")
     assert "accuracy" in raised.value.why
+    with pytest.raises(DataError, match=r"'my_metrics_b\.py:number' is no callable"):
+        resolve("my_metrics_b.py:number")
 
 
 def test_a_user_metric_that_fails_on_some_resamples_only_costs_them(resolve):

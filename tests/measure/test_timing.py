@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from omgoptim.errors import ArtifactError, ModelError
-from omgoptim.measure import timing
+from omgoptim.measure import launch, timing
 from omgoptim.measure.timing import (
     PLANS,
     SCREENING_PLAN,
@@ -157,7 +157,7 @@ class _Noted:
 def noted_timing(monkeypatch, bench):
     def run(artifacts, seconds, plan=TINY, seed=0, fails=None, **options):
         notes = Notes(seconds, fails)
-        monkeypatch.setattr(timing, "MeasuringProcess", notes.process)
+        monkeypatch.setattr(launch, "MeasuringProcess", notes.process)
         return time_artifacts(artifacts, bench, plan, seed, **options), notes
 
     return run
@@ -201,7 +201,7 @@ def test_the_interval_is_over_launches_and_turned_back_into_ratios(noted_timing)
 
     notes = Notes({"a": 0.008, "b": 0.008 / next(launches)})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timing, "MeasuringProcess", notes.process)
+        patch.setattr(launch, "MeasuringProcess", notes.process)
         timings = time_artifacts(["a", "b"], timing.TimingSetup({"latency": "x"}, 1, 1, "."), plan, 0, next_launch)
     half = 12.706 * math.log(2) / 2
     assert timings[1].speedup.value == pytest.approx(math.sqrt(8))
@@ -259,7 +259,7 @@ def test_a_turn_holds_four_calls_and_one_of_a_slow_model(noted_timing):
 def test_without_a_batch_for_it_throughput_is_not_timed_and_memory_is_read_all_the_same():
     notes = Notes({"a": 0.002, "b": 0.001})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timing, "MeasuringProcess", notes.process)
+        patch.setattr(launch, "MeasuringProcess", notes.process)
         timings = time_artifacts(["a", "b"], timing.TimingSetup({"latency": "x"}, 1, 1, "."), TINY, 0)
     assert [timing.throughput_per_s for timing in timings] == [None, None]
     assert timings[1].throughput_ratio is None

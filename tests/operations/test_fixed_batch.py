@@ -101,6 +101,19 @@ def test_a_live_module_with_a_fixed_batch_is_profiled_and_pruned_at_batch_1(home
 
 
 @pytest.mark.slow
+def test_a_model_that_trains_runs_on_an_onnx_engine_at_batch_1_and_its_result_trains_on(home: Path) -> None:
+    given: dict[str, Any] = {**COMMON, "data": "fixed_net.py:load", "epochs": 1, "max_quality_drop": 1.0}
+    pruned = omgoptim.prune("fixed_net.py:build", runtime="onnxruntime", method="magnitude", sparsity=0.3, **given)
+    assert pruned.training is not None
+    for report in (pruned, omgoptim.distill(pruned.run_id, student="narrow", **given)):
+        assert report.before is not None
+        assert report.after is not None
+        assert (report.after.runtime, report.after.batch) == ("onnxruntime", 1)
+        assert (report.before.throughput_per_s, report.after.throughput_per_s) == (None, None)
+    assert any(LINE in warning for warning in pruned.warnings)
+
+
+@pytest.mark.slow
 def test_a_pt2_of_batch_1_is_measured_at_it(home: Path) -> None:
     torch.export.save(torch.export.export(nn.Linear(3, 2).eval(), (torch.ones(1, 3),)), home / "one.pt2")
     report = omgoptim.profile("one.pt2", inputs=["1x3"], **COMMON)
@@ -122,6 +135,8 @@ def test_another_fixed_batch_than_1_is_refused_with_the_export_that_mends_it() -
     assert "dynamic_shapes" in error.value.fix
     with pytest.raises(ModelError, match="cannot be trained"):
         stated_batch(exported(1), None, pruned)  # type: ignore[arg-type]
+    one_at_a_time = Signature((InputTensor("input", "float32", (1, 3), False),), "tensor")
+    assert stated_batch(nn.Linear(3, 2), one_at_a_time, pruned) == 1  # only its program has that batch
 
 
 @pytest.mark.parametrize(("size", "taken"), [(BATCH, None), (1, 1)])

@@ -17,14 +17,12 @@ from markdown_it.token import Token
 from rich.console import Console, RenderableType
 
 from omgoptim.cli.watch import live_view
-from omgoptim.jobs.events import RunHistory, Stage
-from omgoptim.jobs.folder import RunFolder
 from omgoptim.render import markdown, side_by_side, terminal
 from omgoptim.render.badge import badge_svg
 from omgoptim.render.markdown_parts import cell, code, code_cell, safe
 from omgoptim.render.model_card import card_markdown
 from omgoptim.render.shared import shared_markdown
-from omgoptim.reports import EfficiencyReport, RunState
+from omgoptim.reports import EfficiencyReport, LiveRun, RunState, StageTime
 from omgoptim.text import clean
 
 REPORTS = Path(__file__).parent / "reports"
@@ -137,17 +135,21 @@ def test_the_badge_holds_no_name(hostile: str, every_kind: EfficiencyReport) -> 
 
 @hostile_names
 def test_a_terminal_gets_text_and_colours_and_a_recording_of_it_is_a_picture(
-    hostile: str, every_kind: EfficiencyReport, tmp_path: Path
+    hostile: str, every_kind: EfficiencyReport
 ) -> None:
     report = named(every_kind, hostile)
-    history = RunHistory(RunFolder(tmp_path), [Stage(hostile, 0.0, 1.0)] * 20, [2.0, 1.0])
-    step = {"step": hostile, "verdict": hostile, "measured": {"speedup": 2.0, "size_bytes": hostile}}
     state = run_of(report).state.model_copy(update={"stage": hostile, "model": hostile})
+    live = LiveRun(
+        state=state,
+        stages=[StageTime(name=hostile, seconds=1.0)] * 20,
+        candidates=report.candidates,
+        steps=report.steps,
+    )
     views: list[RenderableType] = [
         terminal.report_view(report, full=True, folder=Path("/run")),
         terminal.section_view(side_by_side.runs_section([run_of(report), side_by_side.Run(state, None)])),
         terminal.state_view(state),
-        live_view(state, history, [step, {"measured": [hostile]}, {}], now=2.0),
+        live_view(live),
     ]
     console = Console(file=io.StringIO(), width=200, force_terminal=True, color_system="truecolor", record=True)
     for view in views:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,14 @@ class OfFields(Linear):
         return Answer(y, (x + 1, y * 2))
 
 
+Pair = namedtuple("Pair", ["scores", "shifted"])
+
+
+class OfNames(Linear):
+    def forward(self, x: Tensor) -> Pair:
+        return Pair(self.fc(x), {"by": x + 1})
+
+
 class KeywordOnly(Linear):
     def forward(self, x: Tensor, unused: Tensor | None = None, *, scale: Tensor) -> Tensor:
         return self.fc(x) * scale
@@ -88,6 +97,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], list[Any]]] = {
     "one tensor": (lambda: nn.Linear(3, 2), [X]),
     "nested dict": (NestedDict, [X]),
     "dataclass": (OfFields, [X]),
+    "named tuple": (OfNames, [X]),
     "keyword inputs": (KeywordOnly, [{"scale": X[:, :2], "x": X, "unused": X}]),
     "anything by name": (Anything, [{"scale": X[:, :2], "x": X, "unused": X}]),
     "variadic": (Variadic, [(X, X + 1)]),

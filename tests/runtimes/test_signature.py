@@ -13,7 +13,7 @@ from omgoptim.runtimes.signature import (
     Outputs,
     Signature,
     flatten,
-    holds_dataclass,
+    holds_class,
     leaf_names,
     structure_of,
     unflatten,
@@ -113,6 +113,7 @@ def test_fields_of_named_tuples_and_dataclasses_are_the_names_of_outputs() -> No
     assert (boxes, scores) == (2, 3)
 
 
-def test_only_a_structure_with_a_dataclass_in_it_needs_plain_outputs() -> None:
-    assert holds_dataclass(structure_of({"a": (Answer(A, Found(B, C)),)}))
-    assert not holds_dataclass(structure_of({"a": (A, Found(B, C), None)}))
+def test_only_a_structure_with_a_class_in_it_needs_plain_outputs() -> None:
+    assert holds_class(structure_of({"a": (Answer(A, Found(B, C)),)}))
+    assert holds_class(structure_of({"a": (A, Found(B, C), None)}))
+    assert not holds_class(structure_of({"a": (A, [B, C], None)}))

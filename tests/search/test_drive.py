@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from omgoptim.architecture_search.drive import Plan, drive, drive_conditional
+from omgoptim.architecture_search.drive import Plan, Started, drive, drive_conditional
 from omgoptim.architecture_search.space import Knob, Space
 from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
 from omgoptim.errors import RunError, TechniqueError
@@ -105,6 +107,39 @@ def test_a_kill_loses_no_finished_trial_and_repeats_none(tmp_path: Path, dies_in
     assert log == configurations(folder) == configurations(whole)
     assert again.trained == ended.trained == 12
     assert not list(folder.glob("trials/*.partial-*"))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_which_trials_a_search_has_depends_on_those_in_flight_and_not_on_the_workers(
+    tmp_path: Path, workers: int
+) -> None:
+    plan = replace(PLAN, in_flight=3)
+    (tmp_path / "here").mkdir()
+    alone = drive(SPACE, loads, trained, plan, tmp_path / "here")
+    (tmp_path / "there").mkdir()
+    folders = TrialFolders(tmp_path / "there" / "trials")
+    most, running = [0], [0]
+
+    def run(spec: TrialSpec) -> TrialResult:
+        return folders.run(spec, trained)
+
+    def start(spec: TrialSpec) -> Started:
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        future = pool.submit(run, spec)
+
+        def wait() -> TrialResult:
+            running[0] -= 1
+            return future.result()
+
+        return Started(wait)
+
+    with ThreadPoolExecutor(workers) as pool:
+        shared = drive(SPACE, loads, trained, plan, tmp_path / "there", start=start)
+    assert shared == alone
+    assert most == [3]
+    assert configurations(tmp_path / "there") == configurations(tmp_path / "here")
+    assert len(set(configurations(tmp_path / "here"))) == 12
 
 
 def test_a_candidate_that_is_too_slow_does_not_count(tmp_path: Path) -> None:

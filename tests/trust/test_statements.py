@@ -101,6 +101,20 @@ PROOF = {
     "A pipe or a device that is named": [
         "trust/test_run_folders.py::test_a_pipe_that_is_named_as_a_model_is_refused_and_not_waited_for"
     ],
+    "A target is a host": [
+        "requests/test_target.py::test_what_is_no_address_is_refused",
+        "requests/test_target.py::test_every_verb_that_measures_takes_a_target_and_refuses_an_option_as_one",
+    ],
+    "ssh is your own and follows your configuration": [
+        "measure/target/test_connection.py::test_ssh_asks_nothing_forwards_nothing_and_takes_no_option_from_the_address",
+        "measure/target/test_connection.py::test_a_wrong_key_is_refused_without_a_question",
+        "measure/target/test_connection.py::test_an_unknown_host_key_is_refused_and_not_stored",
+    ],
+    "On a target nothing is written outside": [
+        "measure/target/test_client.py::test_what_is_measured_there_is_what_is_measured_here",
+        "measure/target/test_client.py::test_a_module_stays_here",
+        "measure/target/test_client.py::test_a_lost_connection_is_made_again_and_its_launch_done_again",
+    ],
     "The server serves only the projects": [
         "trust/test_tools.py::test_only_the_projects_that_the_user_gave_are_served_and_the_line_that_adds_one_is_named",
         "jobs/test_project.py::test_a_home_folder_the_root_and_the_plugins_own_are_no_projects_unless_named",

@@ -1,8 +1,9 @@
-"""Bounded, non-blocking reading of untrusted regular files. No torch."""
+"""Bounded, non-blocking reading of untrusted regular files, and their hashes. No torch."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 from pathlib import Path
@@ -24,3 +25,12 @@ def read_plain(path: Path, most_bytes: int) -> bytes:
     if max(found.st_size, len(content)) > most_bytes:
         raise ValueError(f"it is larger than {most_bytes} bytes")
     return content
+
+
+def sha256(path: Path) -> str:
+    """Return the sha256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

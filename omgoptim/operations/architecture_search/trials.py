@@ -8,19 +8,22 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from torch import nn
 
-from omgoptim.architecture_search.drive import Driven, Plan, drive, drive_conditional
+from omgoptim.architecture_search.drive import Driven, Plan, Start, drive, drive_conditional
 from omgoptim.architecture_search.propose import DEFAULT, Load, Proposal, Rule, propose, propose_random
 from omgoptim.architecture_search.runner import WEIGHTS, Steps, finalists, fitting, run_trial
 from omgoptim.architecture_search.space import Configuration
 from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
 from omgoptim.errors import TechniqueError
+from omgoptim.executors import Executor
 from omgoptim.operations.architecture_search.costs import Costs
 from omgoptim.operations.architecture_search.predictions import Predictions
 from omgoptim.operations.architecture_search.spaces import Searched
+from omgoptim.operations.architecture_search.tasks import TaskRunner, weights_hash
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.distillation.student_training import PRETRAINED_LEARNING_RATE
 from omgoptim.requests import SearchRequest
@@ -60,6 +63,8 @@ class Trials:
     teacher: nn.Module | None
     began: float
     rule: Rule = DEFAULT
+    executor: Executor | None = None
+    """Trains networks elsewhere; None: here, one after the other."""
 
     def run(self, folder: Path, way: Proposal, span: tuple[float, float], finals: int = FINALS) -> Found:
         """Search in a folder, or go on there, and train the best to the end.
@@ -72,18 +77,23 @@ class Trials:
         folders, ends = TrialFolders(folder / "trials"), TrialFolders(folder / "finals")
         ends.clear()
         steps = self._steps()
-        start, end = span
-        middle = end - 0.25 * (end - start)
+        first, end = span
+        middle = end - 0.25 * (end - first)
 
         def trial(spec: TrialSpec, into: Path) -> TrialResult:
             return run_trial(steps, folders, spec, into)
 
         def progress(stage: str, done: float | None) -> None:
-            self.job.context.progress(stage, None if done is None else start + (middle - start) * done)
+            self.job.context.progress(stage, None if done is None else first + (middle - first) * done)
 
-        driven = self._drive(trial, folders, folder, way, progress)
+        tasks = self._tasks(steps)
+        if tasks is not None:
+            tasks.conclude_left(folders)
+        start = None if tasks is None else partial(tasks.start, folders)
+        driven = self._drive(trial, folders, folder, way, progress, start)
         self.job.context.progress(f"training the best {finals} to the end", middle)
-        best = finalists(steps, folders, ends, finals)
+        shared = tasks is not None and tasks.executor is not None
+        best = tasks.finalists(folders, ends, finals) if tasks and shared else finalists(steps, folders, ends, finals)
         results = folders.results()
         artifacts: dict[int, Path] = {}
         specs = {number: folders.spec(number) for number in results}
@@ -106,13 +116,14 @@ class Trials:
         folder: Path,
         way: Proposal,
         progress: Callable[[str, float | None], None],
+        start: Start | None,
     ) -> Driven:
         request, predictions = self.job.request, self.predictions
         data = str(request.data)
-        plan = Plan(request.trials, request.seed, request.model, data, request.whole_epochs)
+        plan = Plan(request.trials, request.seed, request.model, data, request.whole_epochs, request.in_flight)
         if self.searched.product is None or predictions is None:
             assert self.searched.parameters is not None  # an automatic space is a product
-            return drive_conditional(self.searched.parameters, None, trial, plan, folder, progress, self._more)
+            return drive_conditional(self.searched.parameters, None, trial, plan, folder, progress, self._more, start)
 
         def loads(results: dict[int, TrialResult]) -> Load:
             known: dict[int, Configuration] = {number: folders.spec(number).configuration for number in results}
@@ -120,11 +131,16 @@ class Trials:
 
         nearest = min(predictions.measured_loads, default=None)
         product = self.searched.product
-        return drive(product, loads, trial, plan, folder, way, self.rule, progress, self._more, nearest)
+        return drive(product, loads, trial, plan, folder, way, self.rule, progress, self._more, nearest, start=start)
 
     def _more(self) -> bool:
         minutes = self.job.request.budget_minutes
         return minutes is None or time.monotonic() - self.began < (1 - FINAL_SHARE) * 60 * minutes
+
+    def _tasks(self, steps: Steps) -> TaskRunner | None:
+        if self.executor is None and self.job.request.in_flight == 1:
+            return None
+        return TaskRunner(self.executor, self.job, steps, "" if self.teacher is None else weights_hash(self.teacher))
 
     def _steps(self) -> Steps:
         predictions, limit = self.predictions, self.costs.limits.latency_ms
@@ -156,7 +172,6 @@ class Trials:
             distillation = DistillationLoss(request.temperature, request.alpha)
             fits = fitting(datasets.batches, datasets.loss, plan, datasets.evaluator, self.teacher, distillation)
             quality = fits(module, rung, epochs, checkpoints)
-            shutil.rmtree(checkpoints, ignore_errors=True)
             if not math.isfinite(quality):
                 raise TechniqueError(
                     "the network gives no usable numbers",
@@ -190,6 +205,7 @@ def train_reference(trials: Trials, module: nn.Module, folder: Path) -> nn.Modul
         return module.eval()
     trials.job.context.progress("training the largest network of the space", 0.1)
     trials.training()(module, 0, trials.job.request.whole_epochs, folder / "checkpoints")
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     scratch = file.with_suffix(".partial")
     save_model(module, str(scratch))
     scratch.replace(file)

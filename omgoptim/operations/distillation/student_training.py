@@ -11,6 +11,7 @@ from torch import nn
 from omgoptim.models.samples import as_tensors, repeat_to_size
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.distillation.student import Student
+from omgoptim.operations.distillation.workers import train_on_workers
 from omgoptim.operations.rounds.checkpoint import RoundState, read_round, record_training, training_of, write_round
 from omgoptim.reports import Round, Training
 from omgoptim.requests import DistillRequest
@@ -55,6 +56,12 @@ def train(
     if done is not None:
         return done
     module = copy.deepcopy(start or student.module)
+    if request.workers > 1:
+        job.context.progress(f"{name}, training on {request.workers} workers", span[0])
+        train_on_workers(job, student, module, name, teacher is not None, epochs or request.epochs)
+        done = read_round(folder / "done", student.base)
+        assert done is not None  # written by the line before
+        return done
     check = datasets.loss.check if datasets.loss is not None else lambda _target: None
     plan = config_for_data(_plan(job, student, epochs or request.epochs), request, datasets.batches, check)
 

@@ -11,6 +11,7 @@ from omgoptim.operations.optimization.goal import Goal
 from omgoptim.operations.optimization.level_speeds import FACTORIZED, LevelSpeeds
 from omgoptim.operations.optimization.levels import deepest_level
 from omgoptim.operations.optimization.points import Point, product, speeds
+from omgoptim.operations.optimization.singles import take_on_ray
 from omgoptim.operations.optimization.steps import Steps
 from omgoptim.operations.quantization.selection import Preference
 
@@ -101,6 +102,9 @@ class Chain:
     def build(self) -> None:
         """Take the steps."""
         steps, first = self.steps, self._first_level()
+        if steps.request.on == "ray":
+            trained = _training(steps, SHORT_EPOCHS)
+            take_on_ray(steps, [(route.verb, route.arguments(first) | trained) for route in (PRUNE, DISTILL)])
         begun: list[tuple[Route, Point]] = []
         for index, route in enumerate((PRUNE, DISTILL)):
             if index and begun and self.cost.trained_s(steps.taken, SHORT_EPOCHS) > DUEL_SHARE * steps.seconds_left:
@@ -205,6 +209,8 @@ class Chain:
         """Quantize a point with what is left of the guard; whether a result is within it.
 
         Args:
+            point: the float result to quantize.
+            name: of the step.
             level: that was measured untrained; None where none was.
         """
         steps, guard = self.steps, self.goal.max_quality_drop

@@ -82,7 +82,9 @@ def measured_once(file: Path, kind: Callable[..., Kept], measure: Callable[[], K
     """Return what was measured before the run was cut off; else measure it and write it down.
 
     Args:
+        file: JSON file in the run's folder.
         kind: its dataclass, of plain JSON values.
+        measure: measures it.
     """
     try:
         return kind(**json.loads(file.read_text(encoding="utf-8")))
@@ -99,6 +101,8 @@ def epoch_seconds(loaded: LoadedModel, data: DataSource, limit_s: float) -> floa
     An epoch that is not counted within `COUNTING_S` is as long as what was counted, at least.
 
     Args:
+        loaded: the original.
+        data: with the train split.
         limit_s: seconds that the user's code may take.
     """
     if loaded.module is None:

@@ -33,6 +33,10 @@ def pick_finalists(
     The best of what quantization alone gave is always among them, and so is the point that loses least.
 
     Args:
+        points: all results so far.
+        goal: the guard and the targets.
+        preference: order by time and size.
+        singles: results of quantization alone.
         most: as many as the time left allows; never fewer than the best, the best of `singles` and the safest.
     """
     merits = {
@@ -62,6 +66,12 @@ def measure_finalists(
     """Time the original and the finalists in turns, read the evaluation data once, and choose.
 
     Args:
+        request: with the guard, the timing and the seed.
+        context: of the run.
+        loaded: the original with its data.
+        points: the finalists.
+        goal: the guard and the targets.
+        preference: order by time and size.
         limit_s: seconds within which the launches after the second must end.
 
     Raises:

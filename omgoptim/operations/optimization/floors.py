@@ -41,6 +41,8 @@ def measure_floors(loaded: LoadedModel, context: RunContext, runtime: str) -> tu
     """Time an empty graph with the model's inputs on every engine that may be used; none where no program engine is.
 
     Args:
+        loaded: the original.
+        context: of the run.
         runtime: the engine of the result, or auto.
 
     Returns:
@@ -111,6 +113,8 @@ def refuse_size(goal: Goal, loaded: LoadedModel, problem: str | None) -> None:
     """Refuse a size that no number format reaches, where the number of parameters cannot change.
 
     Args:
+        goal: the guard and the targets.
+        loaded: the original.
         problem: why nothing can be trained, and so nothing pruned or distilled; None where it can.
 
     Raises:

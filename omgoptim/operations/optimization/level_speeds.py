@@ -123,7 +123,11 @@ def measure_levels(
     """Prune, quantize and time a network at every level that `limit_s` leaves time for; the first at least.
 
     Args:
+        loaded: the original.
+        context: of the run.
         alone: quantization of the original, whose scheme and engine are used.
+        seed: of the run.
+        limit_s: seconds for all levels.
         span: fractions of the whole run between which it moves the progress.
     """
     began = time.monotonic()

@@ -25,6 +25,8 @@ def deepest_level(
         result: does a level, 0..1, and returns what came of it; None where it failed, which counts as too deep.
         within: whether a result is within the guard.
         first: the level to begin with, between low and high.
+        low: a level that passes, 0..1.
+        high: a level that fails, 0..1.
         most: attempts.
         narrow: width of the bracket that ends the search.
         between: the next level between the deepest that holds and the shallowest that does not; None ends the search.

@@ -15,7 +15,8 @@ def refusal(before: str, after: str) -> str | None:
     """Return why `after` may not follow `before`; None where it may.
 
     Args:
-        before, after: verbs.
+        before: verb of the step that was done.
+        after: verb of the step that would follow.
     """
     if before in FORBIDDEN:
         return FORBIDDEN[before]

@@ -41,6 +41,11 @@ def plan_report(
     """Return the plan as a report, with the minutes that each step would take.
 
     Args:
+        request: of the run.
+        context: of the run.
+        loaded: the original.
+        floors: costs of an empty graph on each engine.
+        cost: measured seconds of a launch and of an epoch.
         problem: why nothing can be trained; None where it can.
     """
     quantize_s, short_s = cost.quantize_s([]), cost.trained_s([], SHORT_EPOCHS)

@@ -79,9 +79,12 @@ class Steps:
         """Take a step, or read what it brought from the ledger; None where it gave nothing, with the reason recorded.
 
         Args:
+            name: of the step in the report.
+            verb: that does it.
             arguments: of the verb, beside those that every verb shares.
             parent: what it starts from; None for the original.
             span: fraction of the whole run that it takes.
+            expected_speedup: for the report.
             expected_seconds: a step that takes longer than what is left is not begun.
         """
         left = self.seconds_left
@@ -120,6 +123,11 @@ class Steps:
         self.context.progress(done, span[1])
         self.context.publish(self.records()[len(self.taken) - 1])
         return point
+
+    def named(self, verb: str, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Return the key of a step that starts from the original, and all of its arguments."""
+        asked = self._arguments(None) | arguments
+        return self._key(verb, asked, None), asked
 
     def skip(self, name: str, verb: str, why: str) -> None:
         """Record that a step was not taken."""

@@ -50,10 +50,7 @@ class Evaluators:
     def begin(self, folder: Path, runtime: str) -> None:
         """Start the process of an engine in advance, without waiting for it."""
         if runtime not in self._started:
-            bench = self._bench
-            process = MeasuringProcess(
-                folder, threads=bench.threads, batches={}, cwd=bench.cwd, device=bench.device, policy=bench.policy
-            )
+            process = self._bench.start(folder, {})
             self._started[runtime] = _Evaluator(process)
             process.begin_open()
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 from omgoptim.errors import OmgoptimError, RequestError, SetupError
-from omgoptim.hardware import cpu_features
 from omgoptim.models.onnx_graph import GraphTraits
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.reports import Candidate
@@ -166,7 +165,7 @@ def _runtimes_of(params: Params, request: QuantizeRequest, loaded: LoadedModel) 
 
 def _skip_reason(spec: CandidateSpec, loaded: LoadedModel, program: Program, automatic: bool) -> str | None:
     """Return the reason to skip a candidate, or None. One requested by name is skipped only if it cannot run."""
-    missing = ENGINES[spec.runtime].missing(loaded.device)
+    missing = ENGINES[spec.runtime].missing(loaded.device) or _missing_on_target(spec, loaded)
     if missing:
         return missing
     if not spec.on_module and not spec.is_lowered and program.error is not None:
@@ -180,6 +179,13 @@ def _skip_reason(spec: CandidateSpec, loaded: LoadedModel, program: Program, aut
     if not automatic:
         return None
     return _no_benefit(spec, loaded, program.traits)
+
+
+def _missing_on_target(spec: CandidateSpec, loaded: LoadedModel) -> str | None:
+    target = loaded.bench.target
+    if target is None or spec.runtime in target.machine.engines:
+        return None
+    return "only programs are measured on a target" if spec.on_module else f"{target.address} has no {spec.runtime}"
 
 
 def _no_benefit(spec: CandidateSpec, loaded: LoadedModel, traits: GraphTraits | None) -> str | None:
@@ -197,7 +203,7 @@ def _no_benefit(spec: CandidateSpec, loaded: LoadedModel, traits: GraphTraits | 
             return "most weights are in convolutions, which dynamic quantization slows down"
         if spec.on_module and traits and not traits.has_gru:
             return "torch's own dynamic int8 is slower than ONNX Runtime's, except that only it computes a GRU in int8"
-    if isinstance(params, Bf16) and loaded.device == "cpu" and not set(cpu_features()) & set(BF16_UNITS):
+    if isinstance(params, Bf16) and loaded.device == "cpu" and not set(loaded.bench.cpu_features) & set(BF16_UNITS):
         return "this processor has no bfloat16 instructions"
     return None
 

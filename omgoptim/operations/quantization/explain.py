@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.hardware import cpu_features
-from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.time_shares import query_time_shares, speedup_bound
 from omgoptim.measure.timing import LATENCY
 from omgoptim.operations.context import RunContext
@@ -78,6 +76,7 @@ def explain(
     """
     request, loaded, screening = inputs.request, inputs.loaded, inputs.screening
     deadline = clock() + request.guard_time_s
+    features = loaded.bench.cpu_features
     times, unknown = _times(loaded, inputs.context)
     bound = speedup_bound(times)
     about = _candidate_to_explain(results, winner, mixed_precision)
@@ -86,7 +85,7 @@ def explain(
     )
     if about is None:
         nothing = "Only time is explained: there is no calibrated int8 candidate (scheme static, with data)."
-        return known.model_copy(update={"summary": f"{nothing} {_time_sentence(times, bound, unknown)}"})
+        return known.model_copy(update={"summary": f"{nothing} {_time_sentence(times, bound, unknown, features)}"})
     with Evaluators(loaded.bench) as evaluators:
         trials = CandidateEvaluator(
             evaluators,
@@ -115,6 +114,7 @@ def _explain_quality(
     context, loaded, program, clock = trials.context, trials.loaded, trials.program, trials.clock
     calibration, screening = trials.calibration, trials.screening
     times, bound, unknown = speed
+    features = loaded.bench.cpu_features
     if mixed_precision is not None and mixed_precision.screening is screening:
         trials.known.update(mixed_precision.known)
     try:
@@ -124,14 +124,14 @@ def _explain_quality(
         noise = measure_sensitivity(simulation, restored=True, limit_s=limit_s, clock=clock)
     except OmgoptimError as error:
         nothing = f"The layers could not be explained: {error.what}: {error.why}."
-        return known.model_copy(update={"summary": f"{nothing} {_time_sentence(times, bound, unknown)}"})
+        return known.model_copy(update={"summary": f"{nothing} {_time_sentence(times, bound, unknown, features)}"})
     layers = _layers(noise, about, trials)
     found = _findings(simulation, about, trials, loaded.evaluation.split(EVALUATION_SAMPLES)[0].batches)
     whole = _sqnr(about.result, screening)
     words = [_quality_sentence(about, screening, whole, noise, layers), _findings_sentence(found)]
     if trials.out_of_time():
         words.append(f"The explanation is incomplete: its time limit of {request.guard_time_s:g} s was reached.")
-    words.append(_time_sentence(times, bound, unknown))
+    words.append(_time_sentence(times, bound, unknown, features))
     update = {"summary": " ".join(filter(None, words)), "sqnr_db": whole, "layers": layers, "findings": found}
     return known.model_copy(update=update)
 
@@ -156,14 +156,7 @@ def _times(loaded: LoadedModel, context: RunContext) -> tuple[list[TimeShare], s
     try:
         with (
             context.measuring(),
-            MeasuringProcess(
-                context.artifact,
-                threads=bench.threads,
-                batches=batches,
-                cwd=bench.cwd,
-                device=bench.device,
-                policy=bench.policy,
-            ) as process,
+            bench.start(context.artifact, batches) as process,
         ):
             process.begin_open()
             process.end_open()
@@ -274,7 +267,7 @@ def _findings_sentence(found: Sequence[Finding]) -> str:
     return f"Causes of quality loss: {', '.join(parts)}."
 
 
-def _time_sentence(times: Sequence[TimeShare], bound: float | None, unknown: str) -> str:
+def _time_sentence(times: Sequence[TimeShare], bound: float | None, unknown: str, features: Sequence[str]) -> str:
     """Return a sentence on the time by kernel precision and the speedup bound."""
     if not times:
         return f"The time per layer is unknown: {unknown}."
@@ -285,7 +278,6 @@ def _time_sentence(times: Sequence[TimeShare], bound: float | None, unknown: str
         words += f", most of {'the rest' if integers else 'it'} in {floats.kind} ({floats.share:.0%})"
     if bound is not None:
         words += f"; faster integer kernels alone give at most {bound:.2f}x"
-    features = cpu_features()
     if integers and features and not set(features) & set(INT8_UNITS):
         words += "; this processor has no int8 dot product (VNNI), so int8 gains little over float"
     return words + "."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from omgoptim.render.blocks import Block, Columns, Line, Section, Text, table_of
-from omgoptim.render.claims import comparison_rows, side_title, sides, size_files_text, total_text
+from omgoptim.render.claims import comparison_rows, side_title, sides, size_files_text, speed_undecided, total_text
 from omgoptim.reports import EfficiencyReport
 
 
@@ -34,6 +34,7 @@ def comparison_section(report: EfficiencyReport, _full: bool) -> Section | None:
         blocks.append(Line("total", Text(text, limit=300)))
     launches = report.gains.launches if report.gains else None
     many = "launch" if launches == 1 else "launches"
-    notes = [f"latency ratio over {launches} fresh {many} of both"] if launches else []
+    decided = launches and not speed_undecided(report)
+    notes = [f"latency ratio over {launches} fresh {many} of both"] if decided else []
     notes += [f"size counts {files}"] if (files := size_files_text(report)) else []
     return Section(heading, tuple(blocks), "; ".join(notes), "comparison")

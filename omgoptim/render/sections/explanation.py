@@ -72,7 +72,7 @@ def noise_note(explanation: Explanation) -> str:
 
 
 def finding_text(finding: Finding) -> str:
-    """`spread channels in a, b: the ranges differ by 40x. Fix: … (recovered +0.0120)`"""
+    """Return `spread channels in a, b: the ranges differ by 40x. Fix: … (recovered +0.0120)`."""
     where = f" in {paths_text(finding.paths, 3)}" if finding.paths else ""
     brought = "" if finding.recovered is None else f" (recovered {finding.recovered:+.4f})"
     evidence = plain(finding.evidence, 200).rstrip(".")
@@ -80,7 +80,7 @@ def finding_text(finding: Finding) -> str:
 
 
 def time_text(time: TimeShare) -> str:
-    """`Conv 61% (integers)`"""
+    """Return `Conv 61% (integers)`."""
     return f"{plain(time.kind, 40)} {time.share:.0%} ({numbers_text(time)})"
 
 

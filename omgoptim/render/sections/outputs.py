@@ -39,12 +39,12 @@ def shown_outputs(report: EfficiencyReport, full: bool = False) -> list[OutputRe
 
 
 def shape_text(output: OutputRecord) -> str:
-    """`(batch, 4)`"""
+    """Return `(batch, 4)`."""
     return f"({', '.join(str(size) for size in output.shape)})"
 
 
 def kind_text(output: OutputRecord) -> str:
-    """`class scores, labelled`"""
+    """Return `class scores, labelled`."""
     return output.kind.replace("_", " ") + (", labelled" if output.labelled else "")
 
 

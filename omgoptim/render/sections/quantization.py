@@ -79,11 +79,12 @@ def _size_text(ratio: float) -> str:
 
 
 def coverage_text(coverage: Coverage) -> str:
-    """`REAL. 20 of 21 layers in int8, 99 % of the weight bytes; 20 computed in integers by onnxruntime.`"""
+    """Return `REAL. 20 of 21 layers in int8, 99 % of the weight bytes; 20 computed in integers by onnxruntime.`."""
     return f"{coverage.verdict}. {plain(coverage.why, 300)}"
 
 
 def coverage_tone(coverage: Coverage) -> Tone:
+    """Return the tone of the verdict."""
     return _TONES[coverage.verdict]
 
 

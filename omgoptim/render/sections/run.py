@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from omgoptim.render.blocks import Items, Line, Section, Text
-from omgoptim.reports import EfficiencyReport
+from omgoptim.reports import EfficiencyReport, TargetMachine
 
 BRIEF_WARNINGS = 6
 """Warnings that the short form shows."""
@@ -18,6 +18,13 @@ def warnings_section(report: EfficiencyReport, full: bool) -> Section | None:
     return Section("Warnings", (items,), kind="warnings")
 
 
+def _target_line(target: TargetMachine) -> str:
+    features = f" ({', '.join(target.cpu_features)})" if target.cpu_features else ""
+    versions = ", ".join(f"{name} {version}" for name, version in target.versions.items())
+    machine = f"{target.cpu}{features}, {target.cores} cores, {target.system}"
+    return f"{target.address}: {machine}, {target.python}, {versions}"
+
+
 def environment_section(report: EfficiencyReport, full: bool) -> Section | None:
     """Machine, versions and seed; only in full."""
     if not full:
@@ -27,6 +34,7 @@ def environment_section(report: EfficiencyReport, full: bool) -> Section | None:
     values = {
         "cpu": f"{here.cpu}{features}",
         "gpu": here.gpu or "none",
+        "measured on": _target_line(here.target) if here.target else "",
         "device": f"{here.device}, {here.threads} threads",
         "python": here.python,
         "versions": ", ".join(f"{name} {version}" for name, version in here.versions.items()),

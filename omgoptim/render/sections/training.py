@@ -163,6 +163,7 @@ def control_text(control: Control, trained: bool = True) -> str:
     """Return one line on the control: its quality, the effect of distillation, and which of the two is the artifact.
 
     Args:
+        control: the student trained without the teacher.
         trained: whether to include its training.
     """
     alone = "the same student, trained as long without the teacher"

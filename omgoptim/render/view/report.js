@@ -45,7 +45,7 @@
     const cells = Array.isArray(row) ? row : list(row.cells);
     return h("tr", { class: ["chosen", "faded"].includes(row.mark) ? row.mark : "" }, cells.map((cell, place) => {
       const column = table.columns[place] || {};
-      const long = textOf(cell).length > 60 ? "long" : "";
+      const long = textOf(cell).length > 60 ? "long" : /\S{15}/.test(textOf(cell)) ? "word" : "";
       const kinds = [column.numeric ? "n" : "", long, toneOf(cell)].filter(Boolean).join(" ");
       return h("td", { class: kinds, "data-label": column.name || "" }, shown(cell));
     }));
@@ -326,7 +326,7 @@
         return bar;
       }));
     };
-    return [h("p", { class: "note" }, "each layer with weights in order, wider with more bytes"), picture(make), h("ul", { class: "legend" },
+    return [h("p", { class: "note" }, `${drawing.title}: each in order, wider with more bytes`), picture(make), h("ul", { class: "legend" },
       counts.map(([kind, of]) => h("li", {}, h("i", { class: `l-${kind}` }), `${LAYERS[kind]}: ${of.length}`)))];
   };
 

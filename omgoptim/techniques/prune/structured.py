@@ -151,7 +151,7 @@ def nothing_to_remove(groups: Groups) -> TechniqueError:
     rank = {RefusalKind.FORWARD_FAILS: 0, RefusalKind.OTHER: 1, RefusalKind.MODEL_OUTPUT: 2}
     kinds = [groups.refusals.get(skip.path, RefusalKind.OTHER) for skip in groups.skipped]
     ranked = sorted(zip(kinds, groups.skipped, strict=True), key=lambda pair: rank[pair[0]])
-    why = f"{ranked[0][1].path}: {ranked[0][1].reason}" if ranked else "it has no convolution or Linear"
+    why = f"{ranked[0][1].path or 'the model'}: {ranked[0][1].reason}" if ranked else "it has no convolution or Linear"
     fix = WAY_OUT if RefusalKind.FORWARD_FAILS in kinds else "method magnitude zeroes single weights"
     return TechniqueError("structured pruning can remove nothing from this model", why, fix)
 

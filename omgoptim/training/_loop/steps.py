@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from omgoptim.errors import ModelError, SetupError, argument
 from omgoptim.training._loop.checkpoints import Checkpoint
 from omgoptim.training._loop.combined_loss import CombinedLoss
+from omgoptim.training._loop.data_parallel import average_buffers, share_of, sum_gradients
 from omgoptim.training._loop.optimizers import optimizer_of, scheduler_of
 from omgoptim.training.batches import Batch
 from omgoptim.training.config import TrainingConfig
@@ -57,6 +58,12 @@ class Steps:
         place: torch.device = self.accelerator.device
         return place
 
+    @property
+    def ranks(self) -> int:
+        """Processes that train this module together."""
+        ranks: int = self.accelerator.num_processes
+        return ranks
+
     def epoch(self, batches: Iterator[Batch], report: Callable[[int, float], None]) -> float:
         """Train for one pass over the batches.
 
@@ -71,14 +78,25 @@ class Steps:
         while group := list(islice(batches, self.config.accumulate)):
             counted = [self._check(batch) for batch in group]
             for index, (batch, count) in enumerate(zip(group, counted, strict=True)):
-                loss = self._backward(batch, count / max(sum(counted), 1), last=index == len(group) - 1)
+                share, last = count / max(sum(counted), 1), index == len(group) - 1
+                loss = self._backward(batch, share, last) if self.ranks == 1 else self._divided(batch, count, share)
                 if not math.isfinite(loss):
                     return loss
                 total, weight = total + loss * count, weight + count
             self._step()
             done += len(group)
             report(done, total / max(weight, 1))
+        if self.ranks > 1:
+            average_buffers(self.accelerator, self.called)
         return total / max(weight, 1)
+
+    def _divided(self, batch: Batch, count: int, share: float) -> float:
+        """Backward of this process's samples of a batch; returns the loss of the whole batch, the same in each."""
+        part, value = share_of(batch, self.accelerator.process_index, self.ranks), 0.0
+        if part is not None:
+            fraction = self._check(part) / max(count, 1)
+            value = fraction * self._backward(part, share * fraction, last=True)
+        return float(self.accelerator.reduce(torch.tensor(value, device=self.device), "sum"))
 
     def _check(self, batch: Batch) -> int:
         """Return how many targets of a batch count, or samples, where the loss is a mean over those."""
@@ -119,6 +137,8 @@ class Steps:
 
     def _step(self) -> None:
         optimizer, scheduler = self.prepared
+        if self.ranks > 1:
+            sum_gradients(self.accelerator, self.parameters)
         if self.masks is not None:
             self.masks.drop_gradients()
         if self.config.clip_norm:
@@ -179,8 +199,12 @@ def prepared_steps(
     for state in shared:
         state.clear()
     try:
-        accelerator = accelerate.Accelerator(cpu=config.device == "cpu", mixed_precision=config.mixed_precision)
-        called = accelerator.prepare_model(_Called(module))
+        whole = accelerate.DataLoaderConfiguration(split_batches=True)  # one step of the schedule for each batch
+        accelerator = accelerate.Accelerator(
+            cpu=config.device == "cpu", mixed_precision=config.mixed_precision, dataloader_config=whole
+        )
+        # Gradients of several processes are summed by `sum_gradients`, those of the adapters too.
+        called = accelerator.prepare_model(_Called(module), evaluation_mode=accelerator.num_processes > 1)
         if loss_fn.features is not None:
             loss_fn.features.to(accelerator.device)
         parameters = parameters or [nn.Parameter(torch.zeros(1))]  # nothing is trained for 0 epochs

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from omgoptim.reports import Epoch
 from omgoptim.training._distillation.teacher_outputs import EVERY, keep_outputs
 from omgoptim.training._loop.checkpoints import Checkpoint, all_tensors, put_tensors, trained_tensors
+from omgoptim.training._loop.data_parallel import from_first
 from omgoptim.training._loop.progress import Progress, ProgressReporter
 from omgoptim.training._loop.steps import Steps
 from omgoptim.training.batches import Batch, Batches
@@ -103,7 +104,7 @@ class TrainingState:
         elif not all(bool(torch.isfinite(parameter).all()) for parameter in self.steps.parameters):
             self.stopped = f"a weight was NaN or infinite after epoch {epoch}; the weights are those {self._of_best}"
         else:
-            score = self.evaluator.score(self.module) if self.evaluator else None
+            score = from_first(self.evaluator.score(self.module) if self.evaluator else None, self.steps.ranks)
             if score is None or self._competes(score):
                 self.best, self.best_epoch = trained_tensors(self.module), epoch
             if score is not None:

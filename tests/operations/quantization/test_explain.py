@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
 from omgoptim.measure.time_shares import speedup_bound, time_shares
-from omgoptim.operations.quantization import explain
 from omgoptim.operations.quantization.build_candidates import BuiltCandidate
 from omgoptim.operations.quantization.candidates import CandidateSpec
 from omgoptim.operations.quantization.explain import _candidate_to_explain, _spec_without, _time_sentence
@@ -46,20 +43,17 @@ def test_another_artifact_is_explained_by_the_static_candidate_that_lost_least()
     assert _candidate_to_explain([half], half, None) is None
 
 
-def test_the_time_is_told_with_its_bound_and_with_what_the_processor_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(explain, "cpu_features", lambda: ["avx2", "avx512_vnni"])
-    words = _time_sentence(TIMES, speedup_bound(TIMES), "")
+def test_the_time_is_told_with_its_bound_and_with_what_the_processor_lacks() -> None:
+    words = _time_sentence(TIMES, speedup_bound(TIMES), "", ["avx2", "avx512_vnni"])
     assert "75% of the artifact's time is in integer kernels" in words
     assert "Resize (25%)" in words
     assert "at most 4.00x" in words
     assert "VNNI" not in words
-    floats = _time_sentence(time_shares([("Conv", 1.0, "float32")]), None, "")
+    floats = _time_sentence(time_shares([("Conv", 1.0, "float32")]), None, "", [])
     assert floats == "0% of the artifact's time is in integer kernels, most of it in Conv (100%)."
-    monkeypatch.setattr(explain, "cpu_features", lambda: ["avx2"])
-    assert "no int8 dot product (VNNI)" in _time_sentence(TIMES, 4.0, "")
-    monkeypatch.setattr(explain, "cpu_features", list)  # the system does not tell
-    assert "VNNI" not in _time_sentence(TIMES, 4.0, "")
-    assert _time_sentence([], None, "a GPU") == "The time per layer is unknown: a GPU."
+    assert "no int8 dot product (VNNI)" in _time_sentence(TIMES, 4.0, "", ["avx2"])
+    assert "VNNI" not in _time_sentence(TIMES, 4.0, "", [])
+    assert _time_sentence([], None, "a GPU", []) == "The time per layer is unknown: a GPU."
 
 
 def test_a_cause_is_undone_by_parameters_where_the_technique_has_them_else_by_layers_in_float() -> None:

@@ -167,7 +167,7 @@ def test_a_run_that_was_cut_off_while_training_goes_on_after_its_last_whole_epoc
     [
         ({"train": []}, {}, "needs training data"),
         ({}, {"labelled": False, "distill": False}, "no training objective"),
-        ({"train": [(torch.zeros(8, 4), ["a"] * 8)] * 2}, {}, "no loss that suits"),
+        ({"train": [(torch.zeros(8, 4), ["a"] * 8)] * 2}, {}, "no default loss fits"),
         ({"train": [(torch.zeros(8, 4), torch.full((8,), 7))] * 2}, {}, "7"),
     ],
 )

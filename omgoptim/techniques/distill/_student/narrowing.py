@@ -50,7 +50,7 @@ class Narrowing:
     @property
     def why_not(self) -> str:
         """Return the reasons why nothing can shrink."""
-        reasons = dict.fromkeys(f"{skip.path}: {skip.reason}" for skip in self.skipped)
+        reasons = dict.fromkeys(f"{skip.path or 'the model'}: {skip.reason}" for skip in self.skipped)
         return "; ".join(list(reasons)[:3]) or "it has no convolution, Linear or recurrent layer"
 
 

@@ -143,8 +143,8 @@ def _reason(
             return f"its parameters are shared with another layer: {', '.join(owners[_place(parameter)].values())}"
     if not (weight.requires_grad or frozen_model or params.targets):
         return "it is frozen (requires_grad is False); name it in targets to factorize it all the same"
-    if min(weight.shape[0], weight[0].numel()) < 2:
-        return f"its weight of {_shape(weight)} has rank 1 as it is"
+    if weight.numel() == 0 or min(weight.shape[0], weight[0].numel()) < 2:
+        return f"its weight of {_shape(weight)} has at most rank 1 as it is"
     return _conv_reason(layer, params) if isinstance(layer, nn.Conv2d) else None
 
 

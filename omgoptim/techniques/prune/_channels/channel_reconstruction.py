@@ -20,11 +20,14 @@ from omgoptim.techniques.reconstruction.sequential import LayerFit, fit_in_order
 from omgoptim.techniques.registry import ModuleRun
 
 RIDGE = 0.1
+"""Damping. Digits example, half of the channels, 64 samples, no training: relative output error 0.20 at 0.001, 0.19 at
+0.01, 0.20 at 0.1 and 0.30 at 1; the largest value that does not hurt holds the weights best where samples are few.
+"""
 MOST_FEATURES = 8192
 """Maximum inputs of a fitted layer: its second moments take half a gigabyte."""
 
 FEWEST_ROWS, ROWS_PER_FEATURE = 10_000, 10
-"""Maximum rows that a layer is fitted on, a random subset of more."""
+"""Rows of a fit: at least the first number, the second times the features; drawn at random from more."""
 
 
 def reconstruct_channels(

@@ -187,7 +187,7 @@ def _places(graph: Any, hanging: Any, paths: dict[nn.Module, str]) -> tuple[list
         pairs = sorted(zip(item.idxs, item.root_idxs, strict=True), key=lambda pair: pair[0])
         if any(root is None for _, root in pairs):
             return [], reaches_output
-        positions, roots = (torch.tensor(values, dtype=torch.long) for values in zip(*pairs, strict=True))
+        positions, roots = (torch.tensor([pair[end] for pair in pairs], dtype=torch.long) for end in (0, 1))
         if is_parameter:
             axis = int(node.pruning_dim) % node.module.ndim
             places.append(Place(graph._param_to_name[node.module], "out", positions, roots, axis))

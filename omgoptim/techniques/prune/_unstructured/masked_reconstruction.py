@@ -21,11 +21,12 @@ from omgoptim.techniques.reconstruction.sequential import LayerFit, fit_in_order
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
 RIDGE = 1e-2
+"""Damping. Digits example, 90 % sparsity, 64 samples: relative output error 0.417 up to this value, 0.423 at 0.1."""
 MOST_FEATURES = 8192
 """Maximum inputs of a fitted layer: its second moments take half a gigabyte."""
 
 FEWEST_ROWS, ROWS_PER_FEATURE = 20_000, 30
-"""Maximum rows that a layer is fitted on, a random subset of more."""
+"""Rows of a fit: at least the first number, the second times the features; drawn at random from more."""
 
 
 def reconstructed(

@@ -37,6 +37,7 @@ class Odd(nn.Module):
         self.low = LowRankLinear(8, 8, 2)
         self.unused = nn.Linear(8, 8)
         self.one = nn.Linear(8, 1)
+        self.empty = nn.Linear(8, 0)
         self.frozen = nn.Linear(8, 8).requires_grad_(False)
         self.twin = nn.Linear(8, 8)
         self.other_twin = nn.Linear(8, 8, bias=False)
@@ -50,7 +51,7 @@ class Odd(nn.Module):
         for part in (self.good, self.own, self.normed, self.hooked, self.low, self.frozen, self.twin, self.other_twin):
             x = part(x)
         x = self.rnn(x)[0]
-        return self.head(x) + self.one(x)
+        return self.head(x) + self.one(x) + self.empty(x).sum()
 
 
 class Convs(nn.Module):
@@ -86,6 +87,7 @@ def test_each_kind_of_layer_that_stays_has_its_reason(run_of: RunOf) -> None:
         "low": "of low rank already",
         "unused": "does not call it",
         "one": "rank 1 as it is",
+        "empty": "rank 1 as it is",
         "frozen": "frozen",
         "twin": "shared with another layer: twin.weight, other_twin.weight",
         "other_twin": "shared with another layer",

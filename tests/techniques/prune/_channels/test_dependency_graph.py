@@ -28,6 +28,10 @@ def reasons(groups: Groups) -> dict[str, str]:
     return {skip.path: skip.reason for skip in groups.skipped}
 
 
+def test_layers_without_channels_form_no_group(run_of: RunOf) -> None:
+    assert found_in(nn.Sequential(nn.Linear(4, 0), nn.Linear(0, 3)), run_of, torch.randn(3, 4)).groups == []
+
+
 def test_channels_that_are_added_go_together_and_the_outputs_stay(run_of: RunOf) -> None:
     groups = found_in(nets.Residual(), run_of)
     assert [(group.name, group.width, group.unit) for group in groups.groups] == [("stem", 8, 1), ("conv1", 16, 1)]

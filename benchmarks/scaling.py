@@ -1,0 +1,183 @@
+"""How does `search` scale with workers: here with 1 and 2, by arithmetic and simulation up to 100?
+
+Each part is a search of its own on digits, with the same seed and trials in flight: by one worker, by two processes,
+and by two workers of a local Ray. From the trials' folders come the seconds of training and of timing; a simulation of
+many workers draws from those.
+
+    python benchmarks/scaling.py [--trials 8] [--epochs 54] [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from record import bar, console, keep, machine, table
+
+SPEEDUP = 1.7
+"""Bar: trials per minute of two workers over those of one."""
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+WORKERS = (1, 2, 4, 8, 16, 32, 64, 100)
+
+FIRST_TASK = """
+import os, sys, time
+from pathlib import Path
+folder = Path(sys.argv[1])
+(folder / "nothing.py").write_text("def run(payload, work): pass")
+os.environ["PYTHONPATH"] = str(folder)
+began = time.monotonic()
+from omgoptim.executors import Task
+from omgoptim.executors.ray import RayExecutor
+executor = RayExecutor(2, folder, lambda stage, done: None)
+times = [time.monotonic()]
+try:
+    for name in ("first", "second"):
+        executor.submit(Task("nothing:run", {}, folder / name)).result()
+        times.append(time.monotonic())
+finally:
+    executor.close()
+print(times[0] - began, times[1] - times[0], times[2] - times[1])
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """What a search took."""
+
+    seconds: float
+    """From the first trial's start to the last trial's end, as the study's journal has them."""
+    training_s: list[float]
+    sent_bytes: float
+    """Of a task: the request and the trial's spec, in JSON."""
+    returned_bytes: float
+    """Of a network, about its weights: what comes back where the run's folder is not shared."""
+    best: list[str]
+    """The configurations that were trained to the end, the delivered one first."""
+    configurations: list[str]
+
+
+def searched(place: Path, trials: int, epochs: int, options: list[str]) -> Searched:
+    """Search in a folder of its own by the command line."""
+    project = place / "-".join(option.strip("-") for option in options)
+    project.mkdir()
+    for name in ("digits_space.py", "digits_cnn.py"):
+        (project / name).write_text((EXAMPLES / name).read_text())
+    command = [sys.executable, "-m", "omgoptim.cli", "search", "digits_space.py:space", "--data", "digits_cnn.py:load"]
+    command += ["--target-size-mb", "0.2", "--trials", str(trials), "--epochs", str(epochs), "--threads", "1"]
+    command += ["--timing", "quick", "--proposals", "3", "--max-quality-drop", "1", *options]
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1):
+        raise RuntimeError(done.stderr[-2000:])
+    [run] = (project / ".omgoptim" / "runs").iterdir()
+    folders = sorted((run / "search" / "trials").glob("[0-9]" * 5))
+    results = [json.loads((folder / "result.json").read_text()) for folder in folders]
+    report = json.loads((run / "report.json").read_text())
+    chosen = [each["why"] for each in report["candidates"] if each["status"] in ("chosen", "finalist")]
+    asked = (run / "request.json").stat().st_size
+    return Searched(
+        seconds=_trials_seconds(run / "events.jsonl"),
+        training_s=[result["seconds"] for result in results],
+        sent_bytes=float(np.mean([asked + (folder / "spec.json").stat().st_size for folder in folders])),
+        returned_bytes=float(np.mean([result["size_bytes"] for result in results if result["size_bytes"]])),
+        best=[why.partition("; predicted")[0] for why in chosen],
+        configurations=[
+            json.dumps(json.loads((folder / "spec.json").read_text())["configuration"]) for folder in folders
+        ],
+    )
+
+
+def _trials_seconds(events: Path) -> float:
+    """Seconds from the first trial until the best ones begin to be trained to the end."""
+    entries = [json.loads(line) for line in events.read_text().splitlines()]
+    times: dict[str, list[datetime]] = {"trial": [], "end": []}
+    for entry in entries:
+        stage = str(entry.get("stage", ""))
+        kind = "trial" if stage.startswith("trial ") else "end" if stage.startswith("training the best") else None
+        if kind:
+            times[kind].append(datetime.fromisoformat(entry["t"]))
+    return (times["end"][0] - times["trial"][0]).total_seconds()
+
+
+def simulated(training_s: list[float], timing_s: float, workers: int, trials: int, seed: int) -> tuple[float, float]:
+    """Return the minutes of a search, and the share of them in which the timing device works.
+
+    Trials are proposed in order, `workers + 1` at a time; each is timed on the one device before its training.
+    """
+    random = np.random.default_rng(seed)
+    device = 0.0
+    free = [0.0] * workers
+    heapq.heapify(free)
+    ends: list[float] = []
+    for number in range(trials):
+        begin = max(device, ends[number - workers - 1] if number > workers else 0.0)
+        device = begin + timing_s
+        start = max(device, heapq.heappop(free))
+        end = start + float(random.choice(training_s))
+        heapq.heappush(free, end)
+        ends.append(max(end, ends[-1] if ends else 0.0))
+    return ends[-1] / 60, trials * timing_s / ends[-1]
+
+
+def started() -> list[float]:
+    """Seconds until Ray is there, its first task has ended, and its second."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", FIRST_TASK, folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [float(word) for word in done.stdout.split()[-3:]]
+
+
+def main() -> None:
+    """Measure, simulate, and keep the record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=54)
+    parser.add_argument("--quick", action="store_true")
+    asked = parser.parse_args()
+    trials, epochs = (4, 9) if asked.quick else (asked.trials, asked.epochs)
+    os.environ.setdefault("OMGOPTIM_STATE_DIR", tempfile.mkdtemp())
+    before = machine()
+    record: dict[str, Any] = {"trials": trials, "epochs": epochs}
+    with tempfile.TemporaryDirectory() as place:
+        ways = {"1 worker": ["--workers", "1"], "2 processes": ["--workers", "2"]}
+        ways["2 workers of Ray"] = ["--on", "ray", "--workers", "2"]
+        found = {}
+        for name, options in ways.items():
+            began = time.monotonic()
+            found[name] = searched(Path(place), trials, epochs, options)
+            console.print(f"{name}: {time.monotonic() - began:.0f} s in all")
+    rates = {name: 60 * trials / each.seconds for name, each in found.items()}
+    table("trials", ["", "trials/min", "ratio"], [[n, rate, rate / rates["1 worker"]] for n, rate in rates.items()])
+    alone = found["1 worker"]
+    record["rates"] = rates
+    record["same_trials"] = all(each.configurations == alone.configurations for each in found.values())
+    record["same_finalists"] = all(sorted(each.best) == sorted(alone.best) for each in found.values())
+    record["bar"] = bar("two processes over one", rates["2 processes"] / rates["1 worker"], SPEEDUP, at_least=True)
+    record["sent_bytes"], record["returned_bytes"] = alone.sent_bytes, alone.returned_bytes
+    names = ("until Ray is there", "first task", "second task")
+    record["ray_s"] = dict(zip(names, started(), strict=True))
+    training = found["2 processes"].training_s
+    timing = max(0.0, alone.seconds / trials - float(np.mean(training)))
+    record["training_s"], record["timing_s"] = training, timing
+    rows: list[list[Any]] = []
+    for workers in WORKERS:
+        minutes, busy = simulated(training, timing, workers, 400, seed=0)
+        rows.append([str(workers), minutes, (rows[0][1] if rows else minutes) / minutes, busy])
+    table("400 trials, simulated", ["workers", "minutes", "speed-up", "timing device busy"], rows)
+    record["simulated"] = rows
+    keep("scaling", 0, asked.quick, before, record)
+
+
+if __name__ == "__main__":
+    main()

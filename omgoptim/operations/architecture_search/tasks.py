@@ -1,0 +1,248 @@
+"""Trials as tasks: networks are screened and measured here, and trained by whichever worker is free.
+
+Latency is never measured inside a task: Ray gives it one thread and several share a machine. The driver times each
+network on the target device before its training and after, with the tasks of this machine stopped meanwhile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from omgoptim.architecture_search.drive import Started
+from omgoptim.architecture_search.runner import (
+    WEIGHTS,
+    Cost,
+    Screened,
+    Steps,
+    climb,
+    conclude,
+    load_weights,
+    save_weights,
+    screen,
+    unfinished,
+)
+from omgoptim.architecture_search.trials import MOST_BYTES, TrialFolders, TrialResult, TrialSpec
+from omgoptim.errors import OmgoptimError, RunError
+from omgoptim.executors import Executor, Task, TaskResult
+from omgoptim.executors.task import WORKER, Work
+from omgoptim.hardware import usable_cores
+from omgoptim.measure.size import count_params
+from omgoptim.models.security.bounded_read import read_plain
+from omgoptim.models.security.path_policy import PathPolicy
+from omgoptim.operations.architecture_search.costs import Costs, Limits
+from omgoptim.operations.architecture_search.spaces import (
+    automatic_space,
+    drawn_networks,
+    space_function,
+    users_space,
+)
+from omgoptim.operations.compression_job import Job
+from omgoptim.operations.datasets import load_datasets
+from omgoptim.operations.execution import request_here, sent
+from omgoptim.operations.live_objects import Live
+from omgoptim.operations.loaded_model import prepare
+from omgoptim.operations.save_and_measure import require_module
+from omgoptim.requests import SearchRequest
+
+TRAINED = ".trained"
+"""Suffix of the folder of a trial that a task trained, until it is measured here."""
+
+FUNCTION = f"{__name__}:train_trial"
+
+Training = Callable[[nn.Module, int, int, Path], float]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRunner:
+    """Runs the trainings of a search on an executor; without one here, when their results are waited for."""
+
+    executor: Executor | None
+    job: Job[SearchRequest]
+    steps: Steps
+    identity: str
+    """Hash of the weights that every worker must start from; empty without a model."""
+
+    def start(self, folders: TrialFolders, spec: TrialSpec) -> Started:
+        """Screen a network here, and submit its training; what it is compared with at its rungs is fixed now."""
+        scratch = self.job.context.work / "screened"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        try:
+            screened = screen(self.steps, spec, scratch)
+        except OmgoptimError as error:
+            failed = folders.run(spec, _raising(error))
+            return Started(lambda: failed)
+        if isinstance(screened, TrialResult):
+            rejected = folders.run(spec, lambda _spec, _folder: screened)
+            return Started(lambda: rejected, rejected=True)
+        others = list(folders.histories().values())
+        if self.executor is None:
+            return Started(lambda: folders.run(spec, partial(self._here, screened, others)))
+        future = self._submit(folders, spec, screened.untrained, screened.predicted, others, (), {})
+        return Started(lambda: folders.run(spec, lambda _spec, folder: self._concluded(future.result().folder, folder)))
+
+    def _here(self, screened: Screened, others: list[tuple[float, ...]], spec: TrialSpec, folder: Path) -> TrialResult:
+        qualities = climb(self.steps.train, screened.module, spec, folder / "checkpoints", others)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        save_weights(screened.module, folder / WEIGHTS)
+        untrained, predicted = screened.untrained, screened.predicted
+        return conclude(self.steps, screened.module, spec, qualities, untrained, predicted, folder)
+
+    def _trial_of(self, trained: Path, _spec: TrialSpec, folder: Path) -> TrialResult:
+        return self._concluded(trained, folder)
+
+    def conclude_left(self, folders: TrialFolders) -> None:
+        """Measure the trials that were trained before the search was cut off."""
+        for trained in sorted(folders.root.glob(f"*{TRAINED}")):
+            spec = TrialSpec.model_validate(_record(trained)["spec"])
+            folders.run(spec, partial(self._trial_of, trained))
+            shutil.rmtree(trained, ignore_errors=True)
+
+    def finalists(self, folders: TrialFolders, finals: TrialFolders, count: int) -> list[tuple[TrialSpec, TrialResult]]:
+        """Train the best trials to the end, all at the same time: see `runner.finalists`."""
+        chosen = unfinished(folders, count)
+        futures: dict[int, Future[TaskResult]] = {}
+        for spec, before in chosen:
+            if before.outcome != "trained" and finals.result(spec.number) is None:
+                weights = {"weights": folders.path(spec.number) / WEIGHTS}
+                futures[spec.number] = self._submit(
+                    finals, spec, Cost(), before.predicted_ms, None, before.rungs, weights
+                )
+        found = []
+        for spec, before in chosen:
+            if before.outcome == "trained":
+                found.append((spec, before))
+                continue
+
+            def trial(spec: TrialSpec, folder: Path) -> TrialResult:
+                return self._concluded(futures[spec.number].result().folder, folder)
+
+            found.append((spec, finals.run(spec, trial)))
+        return found
+
+    def _submit(
+        self,
+        folders: TrialFolders,
+        spec: TrialSpec,
+        untrained: Cost,
+        predicted: float | None,
+        others: list[tuple[float, ...]] | None,
+        before: tuple[float, ...],
+        inputs: Mapping[str, Path],
+    ) -> Future[TaskResult]:
+        assert self.executor is not None  # `start` and `finalists` see to it
+        request, context = self.job.request, self.job.context
+        threads = 1 if request.on == "ray" else max(1, usable_cores() // self.executor.workers)
+        screened = {"cost": asdict(untrained), "predicted": predicted}
+        payload = {
+            "problem": {
+                **sent("search", request, context, threads),
+                "runtime": self.job.runtime,
+                "identity": self.identity,
+            },
+            "spec": spec.model_dump(mode="json"),
+            "screened": screened,
+            "others": others,
+            "before": before,
+        }
+        key = hashlib.sha256(json.dumps([spec.configuration, spec.seed, spec.epochs]).encode()).hexdigest()[:16]
+        target = folders.root / f"{spec.number:05d}{TRAINED}"
+        return self.executor.submit(Task(FUNCTION, payload, target, f"{key}.checkpoints", inputs))
+
+    def _concluded(self, trained: Path, folder: Path) -> TrialResult:
+        record = _record(trained)
+        spec = TrialSpec.model_validate(record["spec"])
+        module = self.steps.build(spec.configuration)
+        load_weights(module, trained / WEIGHTS)
+        for name in (WEIGHTS, WORKER):
+            os.replace(trained / name, folder / name)
+        cost, predicted = Cost(**record["screened"]["cost"]), record["screened"]["predicted"]
+        result = conclude(self.steps, module, spec, tuple(record["qualities"]), cost, predicted, folder)
+        shutil.rmtree(trained, ignore_errors=True)
+        return result.model_copy(update={"seconds": record["seconds"]})
+
+
+def train_trial(payload: Mapping[str, Any], work: Work) -> None:
+    """Train a network rung by rung; the task of a worker."""
+    spec = TrialSpec.model_validate(payload["spec"])
+    build, train = _problem(json.dumps(payload["problem"], sort_keys=True))
+    began = time.monotonic()
+    module = build(spec.configuration)
+    if "weights" in work.inputs:
+        load_weights(module, work.inputs["weights"])
+    qualities = climb(train, module, spec, work.checkpoints, payload["others"], payload["before"])
+    save_weights(module, work.folder / WEIGHTS)
+    record = {
+        "spec": payload["spec"],
+        "screened": payload["screened"],
+        "qualities": qualities,
+        "seconds": time.monotonic() - began,
+    }
+    (work.folder / "trained.json").write_text(json.dumps(record), encoding="utf-8")
+
+
+@cache
+def _problem(record: str) -> tuple[Callable[[Mapping[str, Any]], nn.Module], Training]:
+    """Load the model, its data and the space of a search, once in a worker process.
+
+    Raises:
+        RunError: the model has other weights here than where the search was started.
+    """
+    from omgoptim.operations.architecture_search.trials import Trials
+
+    asked = json.loads(record)
+    request, context = request_here(asked)
+    assert isinstance(request, SearchRequest)
+    live = Live()
+    function = space_function(request, PathPolicy.of_request(context.project, request), live)
+    searched = None if function is None else users_space(function, request.seed)
+    alone = request.space is None
+    if alone and function is not None and searched is not None:
+        drawn = drawn_networks(function, searched, request.seed)
+        live = Live(module=max(drawn, key=lambda module: count_params(module)[0]))
+    loaded = prepare(request, context, live)
+    original = require_module(loaded, "search")
+    if asked["identity"] and weights_hash(original) != asked["identity"]:
+        raise RunError(
+            f"'{request.model}' has other weights on a worker",
+            "a search starts every network from the same model",
+            "let the model's function load its weights from a file of the project",
+        )
+    job = Job(request, context, loaded, load_datasets(request, loaded, original, live), original, asked["runtime"])
+    searched = searched or automatic_space(job, (0.0, 1.0))
+    costs = Costs(job, loaded.baseline, 1.0, Limits(None, None, None), None)
+    trials = Trials(job, searched, costs, None, None if alone else original, time.monotonic())
+    return searched.build, trials.training()
+
+
+def weights_hash(module: nn.Module) -> str:
+    """Return a hash of a module's parameters and buffers."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).float().numpy().tobytes())
+    return found.hexdigest()
+
+
+def _record(trained: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(read_plain(trained / "trained.json", MOST_BYTES))
+    return record
+
+
+def _raising(error: OmgoptimError) -> Callable[[TrialSpec, Path], TrialResult]:
+    def trial(_spec: TrialSpec, _folder: Path) -> TrialResult:
+        raise error
+
+    return trial

@@ -1,0 +1,43 @@
+"""What a final measurement says before any ratio, and why a result misses the goal."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from omgoptim.measure.agreement import OutputAgreement
+from omgoptim.measure.timing import Timing
+from omgoptim.models.outputs import OutputSpec
+from omgoptim.operations.final_measurement import doubts, guard_reasons
+
+BOXES = OutputSpec("boxes", 0, ("batch", 4), "float32", "values", "")
+RUINED = (OutputAgreement(BOXES, 0.1, relative_error=0.9, read=False),)
+
+
+def result(quality: float, drop: float = 0.0, ruined: tuple[OutputAgreement, ...] = ()) -> Any:
+    return SimpleNamespace(
+        before=SimpleNamespace(metric="top1_accuracy", quality=quality),
+        quality=SimpleNamespace(drop=drop, ruined=ruined),
+        timing=Timing(1.0, 1.0, None, None, None, None, 1, idle=0.0),
+        missed=["12 ms, target 4 ms"],
+    )
+
+
+def test_a_chance_level_and_a_model_that_waits_are_said_first() -> None:
+    labels = [np.array([0] * 30 + [1] * 70)]
+    loaded: Any = SimpleNamespace(evaluation=SimpleNamespace(targets=labels), device="cpu")
+    chosen: Any = SimpleNamespace(original=Timing(1.0, 1.0, None, None, None, None, 1, idle=0.97), load=0.9)
+    chance, waits = doubts(result(0.7), chosen, loaded)
+    assert chance.startswith("The original model is at chance level: its accuracy is 0.7000")
+    assert "the original waits 97% of its time" in waits
+    chosen.original = result(0.7).timing
+    assert doubts(result(0.95), chosen, loaded) == []
+
+
+def test_a_ruined_output_is_a_reason_though_the_metric_lost_nothing() -> None:
+    ruined, missed = guard_reasons(result(0.9, ruined=RUINED), 0.01)
+    assert ruined.startswith("Output 'boxes' (relative error 0.90")
+    assert missed == "12 ms, target 4 ms"
+    assert guard_reasons(result(0.9, drop=0.02), 0.01)[0] == "a drop of 0.0200, guard 0.01"
