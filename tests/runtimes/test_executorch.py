@@ -207,3 +207,29 @@ def test_an_artifact_is_its_program_and_a_fresh_process_gives_the_same(mixed: Lo
     lines = loading_snippet(folder, manifest)
     assert "executorch-android" in lines
     assert "Swift" in lines
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_installed")
+def test_the_reported_quality_is_that_of_the_program_opened_again(tmp_path: Path) -> None:
+    import omgoptim
+
+    torch.manual_seed(0)
+    images, labels = torch.randn(40, 3, 8, 8), torch.arange(40) % 4
+
+    def load(split: str) -> torch.utils.data.TensorDataset:
+        part = slice(0, 20) if split == "eval" else slice(20, 40)
+        return torch.utils.data.TensorDataset(images[part], labels[part])
+
+    report = omgoptim.quantize(
+        Mixed().eval(), data=load, runtime="executorch", scheme="static", timing="quick", max_quality_drop=1.0,
+        project=str(tmp_path),
+    )  # fmt: skip
+    assert report.coverage is not None
+    assert report.after is not None
+    assert report.artifact is not None
+    assert (report.coverage.verdict, report.coverage.integer) == ("REAL", 2)
+    model = omgoptim.open_artifact(report.artifact.path)
+    scores = torch.cat([model(x[None]) for x in images[:20]])
+    assert report.after.quality == pytest.approx(float((scores.argmax(1) == labels[:20]).float().mean()))
+    assert "executorch-android" in report.artifact.load
