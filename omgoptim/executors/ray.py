@@ -131,6 +131,8 @@ class RayExecutor:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+        if self._ours:
+            _forget_token()
         for folder in self._marked:
             (folder / self._mark).unlink(missing_ok=True)
         shutil.rmtree(self._scratch, ignore_errors=True)
@@ -145,6 +147,7 @@ class RayExecutor:
             (alone / "omgoptim").symlink_to(PACKAGE_FILE.parent, target_is_directory=True)
             path = [str(alone), os.environ.get("PYTHONPATH", "")]
             self._set({"RAY_AUTH_TOKEN": secrets.token_hex(32), "PYTHONPATH": os.pathsep.join(filter(None, path))})
+            _forget_token()
             options |= {"address": "local", "num_cpus": self.workers, "resources": {TIMING: 1}}
             options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
             options |= {"_temp_dir": str(self._scratch)}
@@ -215,6 +218,14 @@ class RayExecutor:
                     about = json.loads(file.read_text(encoding="utf-8"))
                     if about["host"] == socket.gethostname() and about["pid"] != os.getpid():
                         yield int(about["pid"])
+
+
+def _forget_token() -> None:
+    """Make Ray read its token from the environment again; it keeps the first one that a process had."""
+    with suppress(ImportError, AttributeError):
+        from ray._raylet import AuthenticationTokenLoader
+
+        AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _remove_abandoned() -> None:
