@@ -7,6 +7,7 @@ token that only its own processes know, so that nothing is written to the home f
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import secrets
@@ -223,9 +224,7 @@ class RayExecutor:
 def _forget_token() -> None:
     """Make Ray read its token from the environment again; it keeps the first one that a process had."""
     with suppress(ImportError, AttributeError):
-        from ray._raylet import AuthenticationTokenLoader
-
-        AuthenticationTokenLoader.instance().reset_cache()
+        importlib.import_module("ray._raylet").AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _remove_abandoned() -> None:
