@@ -98,11 +98,7 @@ def test_a_cancelled_search_on_ray_leaves_no_process(spaces: Path) -> None:
         assert folder.stored_state().status in ("starting", "queued", "running"), folder.log_file.read_text()
         time.sleep(0.05)
     assert cancel(folder).status == "cancelled"
-    left = []
-    for process in psutil.process_iter(["environ"]):
-        if (process.info["environ"] or {}).get("OMGOPTIM_RUN") == str(folder.path):
-            left.append(process)
-    _, alive = psutil.wait_procs(left, timeout=20)
+    _, alive = psutil.wait_procs(processes_of(folder.path), timeout=20)
     assert alive == []
 
 
@@ -184,3 +180,32 @@ def test_a_worker_of_one_training_that_is_lost_ends_it_and_a_resumed_run_goes_on
     report = json.loads(folder.report_file.read_text())
     assert report["training"]["resumed"] == 1
     assert len(report["training"]["epochs"]) == 40
+
+
+@pytest.mark.slow
+def test_ray_train_goes_on_from_the_last_epoch_when_a_worker_is_killed(spaces: Path) -> None:
+    pytest.importorskip("ray.train", reason="needs ray[train]", exc_type=ImportError)
+    words = [sys.executable, "-m", "omgoptim.cli", "distill", "net.py:net", "--student", "narrow", "--epochs", "40"]
+    words += ["--checkpoint", "net.pt", "--data", "net.py:load", "--timing", "quick", "--samples", "100"]
+    words += ["--threads", "1", "--max-quality-drop", "1", "--on", "ray", "--workers", "2"]
+    run_id = subprocess.run([*words, "--no-wait"], capture_output=True, text=True, check=True).stdout.strip()
+    folder = find_run(spaces, run_id)
+    while not list(folder.checkpoints.glob("student/shared/training/*.pt")):
+        assert folder.stored_state().status in ("starting", "queued", "running"), folder.log_file.read_text()
+        time.sleep(0.02)
+    workers = [each for each in processes_of(folder.path) if any("RayTrainWorker" in word for word in each.cmdline())]
+    assert len(workers) == 2
+    workers[-1].kill()
+    wait = [sys.executable, "-m", "omgoptim.cli", "runs", "wait", run_id, "--json"]
+    assert subprocess.run(wait, capture_output=True, text=True, check=False).returncode == 0, (
+        folder.log_file.read_text()
+    )
+    assert len(json.loads(folder.report_file.read_text())["training"]["epochs"]) == 40
+    _, alive = psutil.wait_procs(processes_of(folder.path), timeout=20)
+    assert alive == []
+
+
+def processes_of(run: Path) -> list[psutil.Process]:
+    """Return the processes that a run started and that still run."""
+    found = psutil.process_iter(["environ"])
+    return [each for each in found if (each.info["environ"] or {}).get("OMGOPTIM_RUN") == str(run)]
