@@ -50,7 +50,7 @@ def rays() -> list[psutil.Process]:
         with contextlib.suppress(psutil.Error, OSError):
             line = " ".join(process.cmdline())
             own = process.environ().get("HOME") == os.environ["HOME"] and process.pid != os.getpid()
-            if own and any(name in line for name in ("raylet", "gcs_server", "ray::")):
+            if own and any(name in line for name in ("/ray/", "ray::")):
                 found.append(process)
     return found
 

@@ -200,7 +200,8 @@ def test_ray_train_goes_on_from_the_last_epoch_when_a_worker_is_killed(spaces: P
     assert subprocess.run(wait, capture_output=True, text=True, check=False).returncode == 0, (
         folder.log_file.read_text()
     )
-    assert len(json.loads(folder.report_file.read_text())["training"]["epochs"]) == 40
+    training = json.loads(folder.report_file.read_text())["training"]
+    assert (training["resumed"], len(training["epochs"])) == (1, 40)
     _, alive = psutil.wait_procs(processes_of(folder.path), timeout=20)
     assert alive == []
 
