@@ -7,6 +7,7 @@ token that only its own processes know, so that nothing is written to the home f
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import secrets
@@ -131,6 +132,8 @@ class RayExecutor:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+        if self._ours:
+            _forget_token()
         for folder in self._marked:
             (folder / self._mark).unlink(missing_ok=True)
         shutil.rmtree(self._scratch, ignore_errors=True)
@@ -145,6 +148,7 @@ class RayExecutor:
             (alone / "omgoptim").symlink_to(PACKAGE_FILE.parent, target_is_directory=True)
             path = [str(alone), os.environ.get("PYTHONPATH", "")]
             self._set({"RAY_AUTH_TOKEN": secrets.token_hex(32), "PYTHONPATH": os.pathsep.join(filter(None, path))})
+            _forget_token()
             options |= {"address": "local", "num_cpus": self.workers, "resources": {TIMING: 1}}
             options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
             options |= {"_temp_dir": str(self._scratch)}
@@ -215,6 +219,12 @@ class RayExecutor:
                     about = json.loads(file.read_text(encoding="utf-8"))
                     if about["host"] == socket.gethostname() and about["pid"] != os.getpid():
                         yield int(about["pid"])
+
+
+def _forget_token() -> None:
+    """Make Ray read its token from the environment again; it keeps the first one that a process had."""
+    with suppress(ImportError, AttributeError):
+        importlib.import_module("ray._raylet").AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _remove_abandoned() -> None:

@@ -45,8 +45,8 @@ MOST_BYTES = 200 * 2**20
 """Of the files that come back through the log."""
 
 POLL_S = 1.0
-SUBMISSIONS = 15
-"""Times that a job is submitted, two seconds apart, before the head is given up."""
+SUBMISSIONS = 5
+"""Times that a job is submitted before the head is given up: it waits ten seconds for its agent each time."""
 
 FINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 
@@ -112,7 +112,8 @@ def _submit(client: Any, verb: str, request: ModelRequest, context: RunContext) 
             client.submit_job(**job)
         except RuntimeError as error:
             if not left:
-                raise SetupError("the Ray head did not take the job", str(error)[:300], "try again") from error
+                fix = "read dashboard_agent.log of the head: the port of its agent, 52365 by default, may be taken"
+                raise SetupError("the Ray head did not take the job", str(error)[:300], fix) from error
             time.sleep(2 * POLL_S)
         else:
             return

@@ -107,6 +107,15 @@ def test_an_address_where_nothing_answers_is_an_error_and_so_is_the_ray_client(m
 
 
 @pytest.mark.slow
+def test_a_process_can_start_one_ray_after_another(home: Path, tmp_path: Path) -> None:
+    for number in range(2):
+        executor = RayExecutor(1, tmp_path, quiet)
+        assert executor.submit(task(tmp_path, "square", number)).result(120).attempt == 1
+        executor.close()
+        assert "RAY_AUTH_TOKEN" not in os.environ
+
+
+@pytest.mark.slow
 def test_a_removed_node_loses_no_task(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ray.cluster_utils import Cluster
 

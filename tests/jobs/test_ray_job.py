@@ -13,9 +13,10 @@ import io
 import json
 import os
 import shlex
-import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import types
 import zipfile
@@ -223,30 +224,40 @@ def test_an_agent_sends_the_project_only_to_the_head_that_the_user_named(
 @pytest.mark.slow
 def test_a_head_of_ray_itself_does_the_run(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("aiohttp_cors", reason="the head's dashboard is in ray[default]")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "0" * 64)
     monkeypatch.setenv("HOME", str(tmp_path))
-    code = (
-        "import ray, sys\n"
-        "found = ray.init(address='local', num_cpus=2, include_dashboard=True, dashboard_port=0, log_to_driver=False)\n"
-        "print('http://' + found.dashboard_url, flush=True)\n"
-        "sys.stdin.read()\n"
-        "ray.shutdown()\n"
-    )
-    started = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert started.stdin is not None
-    assert started.stdout is not None
-    try:
-        url = next(line.strip() for line in started.stdout if line.startswith("http://"))
-        words = [sys.executable, "-m", "omgoptim.cli", "distill", "net.py:net", "--student", "narrow", "--on", url]
-        words += ["--data", "net.py:load", "--epochs", "1", "--timing", "quick", "--samples", "50", "--threads", "1"]
-        done = subprocess.run([*words, "--max-quality-drop", "1", "--json"], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr + done.stdout
-        assert omgoptim.open_artifact(json.loads(done.stdout)["run_id"]) is not None
-    finally:
-        started.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            started.wait(60)
-        if started.poll() is None:
-            started.send_signal(signal.SIGKILL)
-            started.wait()
-        started.stdout.close()
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    ports = free_ports(2)
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2"]
+    command += [f"--port={ports[0]}", f"--dashboard-port={ports[1]}", "--dashboard-agent-listen-port=0"]
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as short:
+        command += ["--include-dashboard=true", "--disable-usage-stats", f"--temp-dir={short}"]
+        started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert started.stdout is not None
+        try:
+            assert any("Ray runtime started" in line for line in started.stdout)
+            words = [sys.executable, "-m", "omgoptim.cli", "distill", "net.py:net", "--student", "narrow"]
+            words += ["--on", f"http://127.0.0.1:{ports[1]}", "--data", "net.py:load", "--epochs", "1", "--timing"]
+            words += ["quick", "--samples", "50", "--threads", "1", "--max-quality-drop", "1", "--json"]
+            done = subprocess.run(words, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr + done.stdout
+            assert omgoptim.open_artifact(json.loads(done.stdout)["run_id"]) is not None
+        finally:
+            started.terminate()
+            try:
+                started.wait(60)
+            except subprocess.TimeoutExpired:
+                started.kill()
+                started.wait()
+            started.stdout.close()
+
+
+def free_ports(number: int) -> list[int]:
+    """Return ports on which nothing listens now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
