@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -19,6 +20,9 @@ sys.path.append(str(Path(__file__).parent))
 os.environ["OMGOPTIM_STATE_DIR"] = tempfile.mkdtemp(prefix="omgoptim-state-")  # never the real home
 os.environ["OMGOPTIM_CACHE_DIR"] = os.environ["OMGOPTIM_STATE_DIR"]
 atexit.register(shutil.rmtree, os.environ["OMGOPTIM_STATE_DIR"], ignore_errors=True)
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background by a shell
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     worker = os.environ["PYTEST_XDIST_WORKER"]

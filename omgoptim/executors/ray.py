@@ -73,7 +73,7 @@ class RayExecutor:
         self.workers = workers
         self._ray = ray_library()
         _remove_abandoned()
-        self._scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-"))
+        self._scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-", dir=_short_folder()))
         self._before: dict[str, str | None] = {}
         self._mark = f".shared-{secrets.token_hex(8)}"
         self._marked: set[Path] = set()
@@ -227,9 +227,15 @@ def _forget_token() -> None:
         importlib.import_module("ray._raylet").AuthenticationTokenLoader.instance().reset_cache()
 
 
+def _short_folder() -> Path:
+    """Return /tmp where it can be written, else the folder for temporary files, whose name may be too long for Ray."""
+    short = Path("/tmp")
+    return short if os.access(short, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
+
+
 def _remove_abandoned() -> None:
     """Remove the folders of drivers that were killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*-*"):
+    for folder in _short_folder().glob(f"{SCRATCH}*-*"):
         pid = folder.name.removeprefix(SCRATCH).partition("-")[0]
         if pid.isdecimal() and not psutil.pid_exists(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)

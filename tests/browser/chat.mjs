@@ -41,6 +41,7 @@ await page.goto(host.origin);
 const until = (what, of, argument) => page.waitForFunction(what, argument, { timeout: of });
 const inside = () => page.frames().find((frame) => frame.url().startsWith(sandbox.origin));
 const picture = async (name) => { if (asked.pictures) await page.screenshot({ path: join(asked.pictures, `chat-${name}.png`), fullPage: true }); };
+const whole = () => inside().waitForFunction(() => window.innerHeight >= document.documentElement.scrollHeight, undefined, { timeout: 5_000 }); // the frame cuts nothing
 const said = (selector) => inside().locator(selector).first().innerText();
 
 const start = async (theme) => {
@@ -85,7 +86,7 @@ for (const stop = Date.now() + 150_000; Date.now() < stop && !(await ended.count
 }
 await page.evaluate(() => { window.frame.style.width = "900px"; });
 await ended.waitFor({ timeout: 1_000 });
-await page.waitForTimeout(400);
+await whole();
 await picture("finished");
 const watched = { calls: [...calls], verdict: await said(".badge"), title: await said("h1"), sizes: await page.evaluate(() => window.noted.sizes) };
 const found = [...looking];
@@ -93,7 +94,7 @@ for (const width of [360, 800, 1400]) {
   await page.setViewportSize({ width: Math.max(width, 400), height: 900 });
   await page.evaluate((width) => { window.frame.style.width = `${width}px`; }, width);
   await inside().waitForFunction((width) => window.innerWidth === width, width);
-  await page.waitForTimeout(300);
+  await whole();
   found.push(...(await boxes(inside())).map((one) => `${width} px ${one}`));
 }
 found.push(...(await accessibility(inside())).map((one) => `axe ${one}`));
@@ -110,6 +111,7 @@ const messages = await page.evaluate(() => window.noted.messages);
 const text = messages[1].content[0].text;
 await client.callTool({ name: "runs", arguments: JSON.parse(text.slice(text.indexOf(" with ") + 6)) });
 await inside().locator(".badge", { hasText: "CANCELLED" }).waitFor({ timeout: 20_000 });
+await whole();
 await picture("cancelled");
 const cancelled = { calls: [...calls], title: await said("h1"), verdict: await said(".badge") };
 

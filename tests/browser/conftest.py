@@ -49,7 +49,11 @@ def _installed() -> Path:
             folder.mkdir(exist_ok=True)
             (folder / "package.json").write_bytes(wanted)
             command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+            command += ["--fetch-retries=1", "--fetch-timeout=20000"]
+            try:
+                done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+            except subprocess.TimeoutExpired:
+                pytest.skip("npm cannot install the test's packages: no answer within 120 s")
             if done.returncode != 0:
                 pytest.skip(f"npm cannot install the test's packages: {done.stderr.strip()[-200:]}")
             (folder / "done").touch()

@@ -282,7 +282,7 @@ def test_what_cannot_work_is_refused_with_the_way_out(
 ) -> None:
     with (project / "net.py").open("a") as file:
         file.write(
-            "\ndef conv_only(): return nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())"
+            "\ndef conv_only(): return nn.Sequential(nn.Conv2d(1, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())"
             "\ndef nothing(split): return []"
             "\ndef no_calibration(split): return load(split) if split == 'eval' else []\n"
         )

@@ -6,13 +6,12 @@ import statistics
 from collections.abc import Sequence
 from typing import Literal
 
-from omgoptim.architecture_search.trials import TrialResult, TrialSpec
-from omgoptim.models.artifact import Manifest
+from omgoptim.architecture_search.trials import TrialResult
 from omgoptim.operations.architecture_search.costs import Costs
 from omgoptim.operations.architecture_search.final import Chosen, Finalist
 from omgoptim.operations.architecture_search.predictions import Predictions, first_rows
 from omgoptim.operations.architecture_search.spaces import Searched
-from omgoptim.operations.architecture_search.trials import FINALS, Found
+from omgoptim.operations.architecture_search.trials import FINALS, Found, trial_record
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.final_measurement import doubts, guard_reasons
 from omgoptim.operations.gain_attribution import waiting_warnings
@@ -199,37 +198,13 @@ def _candidates(
         if result.outcome == "rejected" and rejected > MOST_REJECTED:
             continue
         status = "chosen" if number == delivered else "finalist" if number in finalists else _STATUS[result.outcome]
-        candidates.append(_candidate(job, costs, f"{prefix} {number}", status, found.specs[number], result))
+        candidates.append(trial_record(job, costs, f"{prefix} {number}", status, found.specs[number], result))
     return candidates
 
 
 _Status = Literal["chosen", "finalist", "dropped", "failed", "skipped"]
 
 _STATUS: dict[str, _Status] = {"trained": "dropped", "stopped": "dropped", "rejected": "skipped", "failed": "failed"}
-
-
-def _candidate(
-    job: Job[SearchRequest], costs: Costs, name: str, status: str, spec: TrialSpec, result: TrialResult
-) -> Candidate:
-    baseline = Manifest.read(costs.baseline).size_bytes
-    quality = result.rungs[-1] if result.rungs else None
-    words = ", ".join(f"{knob} {option}" for knob, option in spec.configuration.items() if option != "keep")
-    times = [f"predicted {result.predicted_ms:.3g} ms"] if result.predicted_ms else []
-    times += [f"measured {result.measured_ms:.3g} ms"] if result.measured_ms else []
-    return Candidate.model_validate(
-        {
-            "name": name,
-            "scheme": "search",
-            "runtime": job.runtime,
-            "size_bytes": result.size_bytes,
-            "size_ratio": baseline / result.size_bytes if result.size_bytes else None,
-            "speedup": costs.baseline_ms / result.measured_ms if result.measured_ms else None,
-            "quality": quality,
-            "quality_drop": None if quality is None else job.datasets.evaluator.original - quality,
-            "status": status,
-            "why": "; ".join(part for part in (result.reason, words or "all kept", ", ".join(times)) if part),
-        }
-    )
 
 
 def _alternative(one: Finalist, job: Job[SearchRequest]) -> Alternative:

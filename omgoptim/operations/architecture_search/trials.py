@@ -20,16 +20,21 @@ from omgoptim.architecture_search.space import Configuration
 from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
 from omgoptim.errors import TechniqueError
 from omgoptim.executors import Executor
+from omgoptim.models.artifact import Manifest
 from omgoptim.operations.architecture_search.costs import Costs
 from omgoptim.operations.architecture_search.predictions import Predictions
 from omgoptim.operations.architecture_search.spaces import Searched
 from omgoptim.operations.architecture_search.tasks import TaskRunner, weights_hash
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.distillation.student_training import PRETRAINED_LEARNING_RATE
+from omgoptim.reports import Candidate
 from omgoptim.requests import SearchRequest
 from omgoptim.training.config import TrainingConfig
 from omgoptim.training.distillation import DistillationLoss
 from omgoptim.training.small_data import config_for_data
+
+_LIVE_STATUS = {"rejected": "skipped", "failed": "failed"}
+"""Of trials that nothing more happens to; the others are undecided until the end."""
 
 FINALS = 3
 """Trials that are trained to the end."""
@@ -83,7 +88,10 @@ class Trials:
         def trial(spec: TrialSpec, into: Path) -> TrialResult:
             return run_trial(steps, folders, spec, into)
 
+        shown: set[int] = set()
+
         def progress(stage: str, done: float | None) -> None:
+            self._publish(folders, shown, "trial" if way is propose else "random trial")
             self.job.context.progress(stage, None if done is None else first + (middle - first) * done)
 
         tasks = self._tasks(steps)
@@ -133,6 +141,17 @@ class Trials:
         product = self.searched.product
         return drive(product, loads, trial, plan, folder, way, self.rule, progress, self._more, nearest, start=start)
 
+    def _publish(self, folders: TrialFolders, shown: set[int], prefix: str) -> None:
+        """Show the trials that have ended to those who watch the run."""
+        for number, result in folders.results().items():
+            if number in shown:
+                continue
+            shown.add(number)
+            status = _LIVE_STATUS.get(result.outcome, "planned")
+            name = f"{prefix} {number}"
+            spec = folders.spec(number)
+            self.job.context.publish(trial_record(self.job, self.costs, name, status, spec, result))
+
     def _more(self) -> bool:
         minutes = self.job.request.budget_minutes
         return minutes is None or time.monotonic() - self.began < (1 - FINAL_SHARE) * 60 * minutes
@@ -180,6 +199,31 @@ class Trials:
             return quality
 
         return train
+
+
+def trial_record(
+    job: Job[SearchRequest], costs: Costs, name: str, status: str, spec: TrialSpec, result: TrialResult
+) -> Candidate:
+    """Return a trial as a candidate of the report."""
+    baseline = Manifest.read(costs.baseline).size_bytes
+    quality = result.rungs[-1] if result.rungs else None
+    words = ", ".join(f"{knob} {option}" for knob, option in spec.configuration.items() if option != "keep")
+    times = [f"predicted {result.predicted_ms:.3g} ms"] if result.predicted_ms else []
+    times += [f"measured {result.measured_ms:.3g} ms"] if result.measured_ms else []
+    return Candidate.model_validate(
+        {
+            "name": name,
+            "scheme": "search",
+            "runtime": job.runtime,
+            "size_bytes": result.size_bytes,
+            "size_ratio": baseline / result.size_bytes if result.size_bytes else None,
+            "speedup": costs.baseline_ms / result.measured_ms if result.measured_ms else None,
+            "quality": quality,
+            "quality_drop": None if quality is None else job.datasets.evaluator.original - quality,
+            "status": status,
+            "why": "; ".join(part for part in (result.reason, words or "all kept", ", ".join(times)) if part),
+        }
+    )
 
 
 def search_both(trials: Trials, folder: Path) -> tuple[Found, Found | None]:

@@ -72,6 +72,7 @@ def found(module: nn.Module, run: Any, **params: Any) -> tuple[list[str], dict[s
     return paths, {skip.path: skip.reason for skip in skipped}
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")  # torch's, of a layer without weights
 def test_each_kind_of_layer_that_stays_has_its_reason(run_of: RunOf) -> None:
     module = Odd().eval()
     paths, reasons = found(module, run_of(module, x=torch.ones(2, 5, dtype=torch.int64)))
@@ -112,6 +113,7 @@ def test_convolutions_without_an_exact_form_stay(run_of: RunOf) -> None:
     assert with_reasons[1]["good"] == "convolutions are left as they are (convolution=skip)"
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")  # torch's, of a layer without weights
 def test_a_frozen_layer_goes_if_it_is_named_or_if_all_are_frozen(run_of: RunOf) -> None:
     module = Odd().eval()
     run = run_of(module, x=torch.ones(2, 5, dtype=torch.int64))
