@@ -93,7 +93,7 @@ def comparable(value: Any) -> Any:
         ("profile", {"runtime": "onnxruntime"}),
         ("quantize", {"scheme": "static", "runtime": "onnxruntime", "algorithm": "onnxruntime"}),
         ("quantize", {"plan": True}),
-        ("prune", {"pruning_ratio": 0.5, "epochs": 1, "max_quality_drop": 0.5}),
+        pytest.param("prune", {"pruning_ratio": 0.5, "epochs": 1, "max_quality_drop": 0.5}, marks=pytest.mark.slow),
         pytest.param(
             "factorize",
             {"method": "whitened", "rank_ratio": 0.5, "epochs": 0, "max_quality_drop": 0.5},

@@ -8,6 +8,7 @@ import pytest
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 
+@pytest.mark.slow
 def test_a_student_is_taught_and_then_quantized(example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("digits_cnn.py", "digits_cnn.safetensors", "distill_digits.py"):
         shutil.copy(Path(example.__file__).with_name(name), tmp_path)

@@ -321,6 +321,7 @@ def test_a_derived_student_reopens_without_the_teachers_weights_and_gives_the_re
     assert report.after.quality == pytest.approx(accuracy(reopened(report), digits), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_auto_tries_several_ways_and_trains_the_best_within_the_target(digits_project: Path) -> None:
     report = distill("auto", target_compression=3, candidates=3, epochs=2)
     assert report.before is not None

@@ -81,6 +81,7 @@ def test_a_half_precision_artifact_is_profiled_and_an_int8_one_is_not_quantized_
         omgoptim.quantize(int8.run_id, data=load, timing="quick")
 
 
+@pytest.mark.slow
 def test_the_report_tells_of_calibration_on_evaluation_data_and_its_calls_can_be_made(project: Path) -> None:
     torch.set_num_threads(1)
     state = torch.get_rng_state()

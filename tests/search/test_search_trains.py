@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from small_training import batches_of, blobs, evaluator_of, net
 from torch import nn
@@ -37,6 +38,7 @@ def measure(module: nn.Module, folder: Path) -> Cost:
     return Cost(latency_ms=weights(module) / 100, loads={"latency": weights(module) / LIMIT})
 
 
+@pytest.mark.slow
 def test_a_search_trains_within_the_limit_and_its_finals_to_the_end(tmp_path: Path) -> None:
     x, y = blobs(192)
     teacher = net()
