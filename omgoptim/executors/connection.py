@@ -39,7 +39,7 @@ def cluster_address() -> str | None:
             raise SetupError(f"{ADDRESS} is auto, and no Ray runs on this machine", f"there is no {current}")
     host, _, port = named.rpartition(":")
     if not host or not port.isdecimal():
-        raise SetupError(f"{ADDRESS}={named} is no address", "it is host:port", "for instance head:6379")
+        raise SetupError(f"{ADDRESS}={named} is not an address", "it is host:port", "for instance head:6379")
     probe(host.strip("[]"), int(port), f"{ADDRESS}={named}")
     return named
 
