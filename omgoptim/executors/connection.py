@@ -36,10 +36,14 @@ def cluster_address() -> str | None:
         current = Path("/tmp/ray/ray_current_cluster")  # where `ray start` writes it
         named = current.read_text(encoding="utf-8").strip() if current.is_file() else ""
         if not named:
-            raise SetupError(f"{ADDRESS} is auto, and no Ray runs on this machine", f"there is no {current}")
+            raise SetupError(
+                f"{ADDRESS} is auto, and no Ray runs on this machine",
+                f"there is no {current}",
+                f"start it (`ray start --head`), or unset {ADDRESS} for a Ray of its own",
+            )
     host, _, port = named.rpartition(":")
     if not host or not port.isdecimal():
-        raise SetupError(f"{ADDRESS}={named} is no address", "it is host:port", "for instance head:6379")
+        raise SetupError(f"{ADDRESS}={named} is not an address", "it is host:port", "for instance head:6379")
     probe(host.strip("[]"), int(port), f"{ADDRESS}={named}")
     return named
 

@@ -39,7 +39,7 @@ class TargetAddress:
         port = int(found["port"]) if found and found["port"] else None
         if found is None or (port is not None and not 0 < port < 65536):
             raise RequestError(
-                f"'{text[:80]}' is no target",
+                f"'{text[:80]}' is not a target",
                 "a target is ssh://host, ssh://user@host or ssh://user@host:port: letters, digits, dots and dashes, "
                 "no path, no password, no options",
                 f"give {argument('target', 'ssh://user@host')}; jump hosts and keys belong to ~/.ssh/config",

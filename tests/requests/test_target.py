@@ -59,7 +59,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_what_is_no_address_is_refused(text):
-    with pytest.raises(RequestError, match="is no target"):
+    with pytest.raises(RequestError, match="is not a target"):
         TargetAddress.parse(text)
 
 
@@ -68,7 +68,7 @@ def test_every_verb_that_measures_takes_a_target_and_refuses_an_option_as_one(ve
     needs = {"compare": {"a": "x", "b": "y"}, "doctor": {}, "search": {"model": "net.py:build", "target_size_mb": 1}}
     given = needs.get(verb, {"model": "net.py:build"})
     assert parse(verb, given | {"target": "ssh://edge-box"}).target == "ssh://edge-box"
-    with pytest.raises(RequestError, match="is no target"):
+    with pytest.raises(RequestError, match="is not a target"):
         parse(verb, given | {"target": "ssh://-oProxyCommand=id"})
 
 

@@ -115,6 +115,9 @@ PROOF = {
         "measure/target/test_client.py::test_a_module_stays_here",
         "measure/target/test_client.py::test_a_lost_connection_is_made_again_and_its_launch_done_again",
     ],
+    "An assistant can have your project sent": [
+        "jobs/test_ray_job.py::test_an_agent_sends_the_project_only_to_the_head_that_the_user_named"
+    ],
     "The server serves only the projects": [
         "trust/test_tools.py::test_only_the_projects_that_the_user_gave_are_served_and_the_line_that_adds_one_is_named",
         "jobs/test_project.py::test_a_home_folder_the_root_and_the_plugins_own_are_no_projects_unless_named",
