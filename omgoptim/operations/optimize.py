@@ -8,16 +8,15 @@ import time
 from omgoptim.errors import RequestError, argument
 from omgoptim.measure.timing import PLANS
 from omgoptim.models.artifact import Manifest
-from omgoptim.models.report_file import write_sealed
 from omgoptim.operations.baseline import at_exportable_batch
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.execution import refuse_unreachable
-from omgoptim.operations.final_measurement import doubts, guard_reasons, save_choice
-from omgoptim.operations.gain_attribution import waiting_warnings
+from omgoptim.operations.final_measurement import guard_reasons
+from omgoptim.operations.final_report import deliver, final_report, outcome_of
 from omgoptim.operations.ledger import Ledger
 from omgoptim.operations.live_objects import Live
 from omgoptim.operations.loaded_model import LoadedModel, prepare
-from omgoptim.operations.next_steps import new_calls, pick_step, repeat_of, result_arguments, same_arguments, step
+from omgoptim.operations.next_steps import pick_step, result_arguments, same_arguments, step
 from omgoptim.operations.optimization.chain import SHORT_EPOCHS, UNTRAINED, UNTRAINED_SHARE, Chain, single
 from omgoptim.operations.optimization.cost import Cost, epoch_seconds, measured_once
 from omgoptim.operations.optimization.final_choice import (
@@ -35,23 +34,17 @@ from omgoptim.operations.optimization.plan import plan_report
 from omgoptim.operations.optimization.points import Point
 from omgoptim.operations.optimization.selection_data import identity_of, selection_as_evaluation, train_problem
 from omgoptim.operations.optimization.steps import Steps, weights_identity
-from omgoptim.operations.output_folder import deliver as deliver_output
 from omgoptim.operations.output_folder import free_output
 from omgoptim.operations.quantization.selection import Preference
-from omgoptim.operations.report_records import artifact_record, environment, output_records, shown_request
 from omgoptim.operations.target import original_on_target
-from omgoptim.operations.timing import OVERLOADED, slow_warnings
+from omgoptim.operations.timing import OVERLOADED
 from omgoptim.operations.verdict import (
-    Outcome,
-    is_gain,
-    load_warnings,
     passes,
     quality_sentence,
-    quality_warnings,
     size_phrase,
     speed_phrase,
 )
-from omgoptim.reports import Alternative, EfficiencyReport, NextStep
+from omgoptim.reports import EfficiencyReport, NextStep
 from omgoptim.requests import OptimizeRequest
 
 LEDGER = "ledger.jsonl"
@@ -103,15 +96,8 @@ def optimize(request: OptimizeRequest, context: RunContext, live: Live | None = 
     for point in steps.taken:
         if point.status != "kept":
             point.why = _why_not(point, goal)
-    places = save_choice(chosen, context)
-    reports = {one.slug: _report(request, context, loaded, steps, goal, chosen, one) for one in chosen.finalists}
-    for name, report in reports.items():
-        asked = report.model_copy(update={"next_steps": new_calls(report, request)})
-        write_sealed(context.alternatives / f"{name}.json", context.run_id, asked)
-    report = reports[chosen.winner.slug]
-    place, notes = deliver_output(places[chosen.winner.slug], output, chosen.holds)
-    update = {"warnings": [*report.warnings, *notes]}
-    return report.model_copy(update=update | ({"artifact": artifact_record(place)} if output else {}))
+    reports = {one.slug: _report(request, context, loaded, steps, chosen, one) for one in chosen.finalists}
+    return deliver(request, context, chosen, reports, output)
 
 
 def _points(
@@ -194,68 +180,37 @@ def _refuse_short(request: OptimizeRequest, cost: Cost) -> None:
 
 
 def _report(
-    request: OptimizeRequest,
-    context: RunContext,
-    loaded: LoadedModel,
-    steps: Steps,
-    goal: Goal,
-    chosen: Chosen,
-    one: Finalist,
+    request: OptimizeRequest, context: RunContext, loaded: LoadedModel, steps: Steps, chosen: Chosen, one: Finalist
 ) -> EfficiencyReport:
     """Return the report of a finalist as that of the run's artifact."""
-    outcome = _outcome(one, goal)
-    place = str(context.artifact)
-    artifact = artifact_record(one.entry.artifact)
-    load = artifact.load.replace(str(one.entry.artifact), place)
     last = one.entry.run.report
     chain = [point.run.report for point in one.entry.chain]
-    warnings = waiting_warnings(chosen.original, one.timing, chosen.load, loaded.device)
-    warnings += [*loaded.notes, *quality_warnings(one.quality, goal.max_quality_drop, loaded.data.real)]
-    warnings += [*load_warnings(chosen.load), *slow_warnings(one.timing)]
-    others = [_alternative(other, chosen, goal, context) for other in chosen.finalists if other is not one]
-    return EfficiencyReport(
-        outcome=outcome,
-        summary=" ".join([*doubts(one, chosen, loaded), _summary(one, goal, outcome, chosen)]),
-        warnings=warnings,
-        next_steps=_next_steps(request, context, goal, chosen, one),
-        verb="optimize",
-        run_id=context.run_id,
-        request=shown_request(request),
-        environment=environment(context, loaded.bench, request.seed, loaded.device, chosen.load),
-        before=one.before,
-        after=one.after,
-        gains=one.gains,
-        outputs=output_records(loaded.outputs, one.quality, one.timing),
-        changed=[change for report in chain for change in report.changed],
-        skipped=last.skipped,
-        steps=steps.records(),
-        alternatives=others,
-        delivered=one.slug,
-        coverage=last.coverage if last.verb == "quantize" and one.entry.artifact.name == "artifact" else None,
-        macs_check=loaded.macs.check if loaded.macs else None,
-        artifact=artifact.model_copy(update={"path": place, "load": load}),
-        lineage=[*Manifest.read(one.entry.artifact).lineage, context.run_id],
-        repeat=repeat_of("optimize", request),
+    report = final_report(request, context, loaded, chosen, one, _summary(request, chosen, one))
+    return report.model_copy(
+        update={
+            "next_steps": _next_steps(request, context, chosen, one),
+            "changed": [change for report in chain for change in report.changed],
+            "skipped": last.skipped,
+            "steps": steps.records(),
+            "coverage": last.coverage if last.verb == "quantize" and one.entry.artifact.name == "artifact" else None,
+            "lineage": [*Manifest.read(one.entry.artifact).lineage, context.run_id],
+        }
     )
 
 
-def _outcome(one: Finalist, goal: Goal) -> Outcome:
-    if not passes(one.quality, goal.max_quality_drop) or one.missed:
-        return "guard_failed"
-    return "ok" if is_gain(one.gains) else "no_gain"
-
-
-def _summary(one: Finalist, goal: Goal, outcome: Outcome, chosen: Chosen) -> str:
+def _summary(request: OptimizeRequest, chosen: Chosen, one: Finalist) -> str:
+    guard = request.max_quality_drop
     became = f"{size_phrase(one.gains)}, {speed_phrase(one.gains)}"
     how = " -> ".join(point.name for point in one.entry.chain[:-1]) if len(one.entry.chain) > 1 else ""
-    made = f"{how} -> {one.entry.name}" if how else one.entry.name
+    steps = f"{how} -> {one.entry.name}" if how else one.entry.name
     quality = quality_sentence(one.before, one.quality)
+    outcome = outcome_of(one, guard)
     if outcome == "guard_failed":
-        reasons = guard_reasons(one, goal.max_quality_drop)
-        return f"The goal was not met: {'; '.join(reasons)}. The nearest result is {became}. Made by: {made}. {quality}"
+        reasons = "; ".join(guard_reasons(one, guard))
+        return f"The goal was not met: {reasons}. The nearest result is {became}. Made by: {steps}. {quality}"
     first = "No gain. The best result is" if outcome == "no_gain" else "Optimized:"
     alone = _against_single(one, chosen)
-    return f"{first} {became}. Made by: {made}. {quality}{alone}"
+    return f"{first} {became}. Made by: {steps}. {quality}{alone}"
 
 
 def _against_single(one: Finalist, chosen: Chosen) -> str:
@@ -273,48 +228,12 @@ def _against_single(one: Finalist, chosen: Chosen) -> str:
     )
 
 
-def _alternative(one: Finalist, chosen: Chosen, goal: Goal, context: RunContext) -> Alternative:
-    return Alternative(
-        name=one.slug,
-        candidate=one.entry.name,
-        runtime=one.after.runtime,
-        precision=one.after.precision,
-        best_for=_strengths(one, chosen, goal),
-        size_bytes=one.after.size_bytes,
-        size_ratio=one.gains.size_ratio,
-        speedup=one.gains.speedup,
-        speedup_low=one.gains.speedup_low,
-        speedup_high=one.gains.speedup_high,
-        quality=one.quality.after,
-        quality_drop=one.quality.drop,
-        holds=passes(one.quality, goal.max_quality_drop),
-        path=str(context.alternatives / one.slug),
-        command=pick_step(context.run_id, one.slug, "").command,
-    )
-
-
-def _strengths(one: Finalist, chosen: Chosen, goal: Goal) -> list[str]:
-    holding = [other for other in chosen.finalists if passes(other.quality, goal.max_quality_drop)]
-    if not any(one is other for other in holding):
-        return []
-    strengths = []
-    if one.gains.speedup is not None and one is max(holding, key=lambda other: other.gains.speedup or 0.0):
-        strengths.append("speed")
-    if one is max(holding, key=lambda other: other.gains.size_ratio or 0.0):
-        strengths.append("size")
-    if one is min(holding, key=lambda other: other.quality.drop):
-        strengths.append("quality")
-    return strengths
-
-
-def _next_steps(
-    request: OptimizeRequest, context: RunContext, goal: Goal, chosen: Chosen, one: Finalist
-) -> list[NextStep]:
+def _next_steps(request: OptimizeRequest, context: RunContext, chosen: Chosen, one: Finalist) -> list[NextStep]:
     steps = []
-    outcome = _outcome(one, goal)
-    if outcome == "guard_failed":
-        holding = [o for o in chosen.finalists if o is not one and passes(o.quality, goal.max_quality_drop)]
-        if holding and not passes(one.quality, goal.max_quality_drop):
+    guard = request.max_quality_drop
+    if outcome_of(one, guard) == "guard_failed":
+        holding = [other for other in chosen.finalists if other is not one and passes(other.quality, guard)]
+        if holding and not passes(one.quality, guard):
             steps.append(pick_step(context.run_id, holding[0].slug, f"{holding[0].entry.name} holds the guard"))
         if request.budget_minutes < 240:
             longer = same_arguments(request) | {"budget_minutes": 3 * request.budget_minutes}

@@ -16,11 +16,10 @@ from omgoptim.architecture_search.study import optuna_library
 from omgoptim.errors import DataError, RequestError, TechniqueError, argument
 from omgoptim.executors import Executor, executor_on
 from omgoptim.measure.size import count_params
-from omgoptim.models.report_file import write_sealed
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.source import Recipe
 from omgoptim.operations.architecture_search.costs import Costs, Limits, costs_of
-from omgoptim.operations.architecture_search.final import Chosen, Entry, measure_finalists
+from omgoptim.operations.architecture_search.final import Entry, measure_finalists
 from omgoptim.operations.architecture_search.predictions import FEWEST, Predictions, first_rows, measured_first
 from omgoptim.operations.architecture_search.prior import quality_hints
 from omgoptim.operations.architecture_search.report import plan_report, search_report
@@ -45,16 +44,13 @@ from omgoptim.operations.compression_job import Job
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import load_datasets
 from omgoptim.operations.execution import pausing, refuse_unreachable
-from omgoptim.operations.final_measurement import save_choice
+from omgoptim.operations.final_report import deliver
 from omgoptim.operations.live_objects import Live
 from omgoptim.operations.loaded_model import LoadedModel, prepare
-from omgoptim.operations.next_steps import new_calls
 from omgoptim.operations.optimization.floors import measure_floors, refuse_below
 from omgoptim.operations.optimization.goal import MB, Goal
-from omgoptim.operations.output_folder import deliver as deliver_output
 from omgoptim.operations.output_folder import free_output
 from omgoptim.operations.quantization.build_candidates import float_program
-from omgoptim.operations.report_records import artifact_record
 from omgoptim.operations.save_and_measure import require_module, save
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import SearchRequest
@@ -133,34 +129,10 @@ def _searched(
     trials = Trials(job, searched, costs, predictions, None if alone else job.original, began, rule, executor)
     found, control = search_both(trials, folder)
     chosen = measure_finalists(job, costs.baseline, _entries(found, control))
-    return _delivered(job, searched, costs, predictions, found, control, chosen, output)
-
-
-def _delivered(
-    job: Job[SearchRequest],
-    searched: Searched,
-    costs: Costs,
-    predictions: Predictions | None,
-    found: Found,
-    control: Found | None,
-    chosen: Chosen,
-    output: Path | None,
-) -> EfficiencyReport:
-    """Put the finalists into the run's folder, each with its report; returns the winner's."""
-    request, context = job.request, job.context
-    places = save_choice(chosen, job.context)
-    reports = {
-        one.slug: search_report(job, searched, costs, predictions, found, control, chosen, one)
-        for one in chosen.finalists
-    }
-    for name, report in reports.items():
-        asked = report.model_copy(update={"next_steps": new_calls(report, request)})
-        write_sealed(context.alternatives / f"{name}.json", context.run_id, asked)
-    remove_weights(context.folder / FOLDER)
-    report = reports[chosen.winner.slug]
-    place, notes = deliver_output(places[chosen.winner.slug], output, chosen.holds)
-    update = {"warnings": [*report.warnings, *notes]}
-    return report.model_copy(update=update | ({"artifact": artifact_record(place)} if output else {}))
+    reports = {one.slug: search_report(trials, found, control, chosen, one) for one in chosen.finalists}
+    report = deliver(request, context, chosen, reports, output)
+    remove_weights(folder)
+    return report
 
 
 def _entries(found: Found, control: Found | None) -> list[Entry]:

@@ -7,28 +7,22 @@ from collections.abc import Sequence
 from typing import Literal
 
 from omgoptim.architecture_search.trials import TrialResult
-from omgoptim.operations.architecture_search.costs import Costs
 from omgoptim.operations.architecture_search.final import Chosen, Finalist
 from omgoptim.operations.architecture_search.predictions import Predictions, first_rows
 from omgoptim.operations.architecture_search.spaces import Searched
-from omgoptim.operations.architecture_search.trials import FINALS, Found, trial_record
+from omgoptim.operations.architecture_search.trials import FINALS, Found, Trials, trial_record
 from omgoptim.operations.compression_job import Job
-from omgoptim.operations.final_measurement import doubts, guard_reasons
-from omgoptim.operations.gain_attribution import waiting_warnings
-from omgoptim.operations.next_steps import pick_step, repeat_of, result_arguments, same_arguments, step
-from omgoptim.operations.report_records import artifact_record, environment, output_records, shown_request
-from omgoptim.operations.timing import slow_warnings
+from omgoptim.operations.final_measurement import guard_reasons
+from omgoptim.operations.final_report import final_report, outcome_of
+from omgoptim.operations.next_steps import repeat_of, result_arguments, same_arguments, step
+from omgoptim.operations.report_records import environment, shown_request
 from omgoptim.operations.verdict import (
     Outcome,
-    is_gain,
-    load_warnings,
-    passes,
     quality_sentence,
-    quality_warnings,
     size_phrase,
     speed_phrase,
 )
-from omgoptim.reports import Alternative, Candidate, EfficiencyReport, NextStep
+from omgoptim.reports import Candidate, EfficiencyReport, NextStep
 from omgoptim.requests import SearchRequest
 
 MOST_REJECTED = 20
@@ -75,56 +69,31 @@ def plan_report(job: Job[SearchRequest], searched: Searched) -> EfficiencyReport
 
 
 def search_report(
-    job: Job[SearchRequest],
-    searched: Searched,
-    costs: Costs,
-    predictions: Predictions | None,
-    found: Found,
-    control: Found | None,
-    chosen: Chosen,
-    one: Finalist,
+    trials: Trials, found: Found, control: Found | None, chosen: Chosen, one: Finalist
 ) -> EfficiencyReport:
     """Return the report of a finalist as that of the run's artifact."""
-    request, context, loaded = job.request, job.context, job.loaded
-    outcome = _outcome(one, request)
-    place = str(context.artifact)
-    artifact = artifact_record(one.entry.artifact)
-    load = artifact.load.replace(str(one.entry.artifact), place)
-    warnings = waiting_warnings(chosen.original, one.timing, chosen.load, loaded.device)
-    warnings += [*loaded.notes, *job.datasets.notes, *searched.notes]
-    warnings += [
-        *quality_warnings(one.quality, request.max_quality_drop, loaded.data.real),
-        *load_warnings(chosen.load),
-    ]
-    warnings += slow_warnings(one.timing)
-    if found.driven.exhausted and found.driven.trained < request.trials:
-        warnings.append(f"no further network is predicted to meet the targets: {found.driven.trained} were trained")
-    elif found.driven.trained < request.trials:
-        warnings.append(f"the budget allowed {found.driven.trained} of {request.trials} trials")
-    candidates = _candidates(job, costs, found, chosen, one, "trial")
+    job, request = trials.job, trials.job.request
+    report = final_report(request, job.context, job.loaded, chosen, one, _summary(trials, found, control, one))
+    candidates = _candidates(trials, found, chosen, one, "trial")
     if control is not None:
-        candidates += _candidates(job, costs, control, chosen, one, "random trial")
-    return EfficiencyReport(
-        outcome=outcome,
-        summary=" ".join([*doubts(one, chosen, loaded), _summary(job, found, control, predictions, one, outcome)]),
-        warnings=warnings,
-        next_steps=_next_steps(job, outcome),
-        verb="search",
-        run_id=context.run_id,
-        request=shown_request(request),
-        environment=environment(context, loaded.bench, request.seed, loaded.device, chosen.load),
-        before=one.before,
-        after=one.after,
-        gains=one.gains,
-        outputs=output_records(loaded.outputs, one.quality, one.timing),
-        candidates=candidates,
-        alternatives=[_alternative(other, job) for other in chosen.finalists if other is not one],
-        delivered=one.slug,
-        macs_check=loaded.macs.check if loaded.macs else None,
-        artifact=artifact.model_copy(update={"path": place, "load": load}),
-        lineage=[*loaded.lineage],
-        repeat=repeat_of("search", request),
+        candidates += _candidates(trials, control, chosen, one, "random trial")
+    return report.model_copy(
+        update={
+            "warnings": [*report.warnings, *job.datasets.notes, *trials.searched.notes, *_ended_early(request, found)],
+            "next_steps": _next_steps(job, report.outcome),
+            "candidates": candidates,
+        }
     )
+
+
+def _ended_early(request: SearchRequest, found: Found) -> list[str]:
+    """Return the warning on fewer trials than were asked for."""
+    trained = found.driven.trained
+    if trained >= request.trials:
+        return []
+    if found.driven.exhausted:
+        return [f"no further network is predicted to meet the targets: {trained} were trained"]
+    return [f"the budget allowed {trained} of {request.trials} trials"]
 
 
 def prediction_error(results: Sequence[TrialResult]) -> float | None:
@@ -137,32 +106,22 @@ def prediction_error(results: Sequence[TrialResult]) -> float | None:
     return statistics.median(errors) if errors else None
 
 
-def _outcome(one: Finalist, request: SearchRequest) -> Outcome:
-    if one.missed or not passes(one.quality, request.max_quality_drop):
-        return "guard_failed"
-    return "ok" if is_gain(one.gains) else "no_gain"
-
-
-def _summary(
-    job: Job[SearchRequest],
-    found: Found,
-    control: Found | None,
-    predictions: Predictions | None,
-    one: Finalist,
-    outcome: Outcome,
-) -> str:
-    request = job.request
+def _summary(trials: Trials, found: Found, control: Found | None, one: Finalist) -> str:
+    guard = trials.job.request.max_quality_drop
+    outcome = outcome_of(one, guard)
     became = f"{size_phrase(one.gains)}, {speed_phrase(one.gains)}"
     quality = quality_sentence(one.before, one.quality)
     if outcome == "guard_failed":
-        reasons = guard_reasons(one, request.max_quality_drop)
+        reasons = guard_reasons(one, guard)
         first = f"The goal was not met: {'; '.join(reasons)}. The nearest, {one.entry.name}, is {became}."
     else:
         first = f"{'No gain. ' if outcome == 'no_gain' else ''}{one.entry.name.capitalize()} is {became}."
     driven = found.driven
     counts = f"{driven.trained} networks were trained, {driven.rejected} missed a target before training"
     counts += f", {driven.failed} failed." if driven.failed else "."
-    return " ".join([first, quality, counts, *_prediction_words(found, predictions), *_control_words(found, control)])
+    return " ".join(
+        [first, quality, counts, *_prediction_words(found, trials.predictions), *_control_words(found, control)]
+    )
 
 
 def _prediction_words(found: Found, predictions: Predictions | None) -> list[str]:
@@ -184,9 +143,7 @@ def _control_words(found: Found, control: Found | None) -> list[str]:
     ]
 
 
-def _candidates(
-    job: Job[SearchRequest], costs: Costs, found: Found, chosen: Chosen, one: Finalist, prefix: str
-) -> list[Candidate]:
+def _candidates(trials: Trials, found: Found, chosen: Chosen, one: Finalist, prefix: str) -> list[Candidate]:
     """Return the trials of a search, the finalists first; of the rejected ones the first few."""
     by_rule = prefix == "trial"
     finalists = {other.entry.number for other in chosen.finalists if other.entry.by_rule == by_rule}
@@ -198,33 +155,14 @@ def _candidates(
         if result.outcome == "rejected" and rejected > MOST_REJECTED:
             continue
         status = "chosen" if number == delivered else "finalist" if number in finalists else _STATUS[result.outcome]
-        candidates.append(trial_record(job, costs, f"{prefix} {number}", status, found.specs[number], result))
+        record = trial_record(trials.job, trials.costs, f"{prefix} {number}", status, found.specs[number], result)
+        candidates.append(record)
     return candidates
 
 
 _Status = Literal["chosen", "finalist", "dropped", "failed", "skipped"]
 
 _STATUS: dict[str, _Status] = {"trained": "dropped", "stopped": "dropped", "rejected": "skipped", "failed": "failed"}
-
-
-def _alternative(one: Finalist, job: Job[SearchRequest]) -> Alternative:
-    return Alternative(
-        name=one.slug,
-        candidate=one.entry.name,
-        runtime=one.after.runtime,
-        precision=one.after.precision,
-        best_for=[],
-        size_bytes=one.after.size_bytes,
-        size_ratio=one.gains.size_ratio,
-        speedup=one.gains.speedup,
-        speedup_low=one.gains.speedup_low,
-        speedup_high=one.gains.speedup_high,
-        quality=one.quality.after,
-        quality_drop=one.quality.drop,
-        holds=passes(one.quality, job.request.max_quality_drop),
-        path=str(job.context.alternatives / one.slug),
-        command=pick_step(job.context.run_id, one.slug, "").command,
-    )
 
 
 def _next_steps(job: Job[SearchRequest], outcome: Outcome) -> list[NextStep]:
