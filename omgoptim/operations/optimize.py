@@ -215,7 +215,7 @@ def _summary(request: OptimizeRequest, chosen: Chosen, one: Finalist) -> str:
 
 def _against_single(one: Finalist, chosen: Chosen) -> str:
     """Return a sentence that compares the chain with the best quantization alone, from the same measurement."""
-    singles = [other for other in chosen.finalists if len(other.entry.chain) == 1 and other.entry.verb == "quantize"]
+    singles = [other for other in chosen.finalists if other.entry.quantized_alone]
     if not singles or any(one is other for other in singles) or chosen.load > OVERLOADED:
         return ""
     best = singles[0]

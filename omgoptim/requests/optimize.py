@@ -30,7 +30,7 @@ class OptimizeRequest(ExecutionFields, ModelRequest):
     budget_minutes: Annotated[float, Short("Longest minutes in all; it trains.")] = Field(30.0, gt=0, le=10_080)
     """Longest minutes that the whole run should take."""
     prefer: Annotated[Prefer, RARE] = "balanced"
-    """What is to be best among what reaches the goal: speedup times size ratio (balanced), speed or size."""
+    """Best among what reaches the goal: speedup x size ratio (balanced; no slower than quantization alone), speed or size."""  # noqa: E501
     runtime: Runtime = "auto"
     """Engine of the result; auto tries those that are installed."""
     loss: Annotated[str, RARE] = "auto"

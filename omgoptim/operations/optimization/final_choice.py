@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from omgoptim.measure.timing import Timing
 from omgoptim.models.artifact import Manifest
@@ -30,25 +31,24 @@ def pick_finalists(
 ) -> list[Point]:
     """Return the points worth measuring in full, by what the selection samples and single launches say.
 
-    The best of what quantization alone gave is always among them, and so is the point that loses least.
+    Always among them: the fastest, the best of what quantization alone gave, and the point that loses least.
 
     Args:
         points: all results so far.
         goal: the guard and the targets.
         preference: order by time and size.
         singles: results of quantization alone.
-        most: as many as the time left allows; never fewer than the best, the best of `singles` and the safest.
+        most: as many as the time left allows; never fewer than the best and those that are always among them.
     """
-    merits = {
-        id(point): _merit(speed, point.size_bytes, preference)
-        for speed, point in zip(speeds(points), points, strict=True)
-    }
+    speed_of = {id(point): speed for speed, point in zip(speeds(points), points, strict=True)}
+    merits = {id(point): _merit(speed_of[id(point)], point.size_bytes, preference) for point in points}
     within = [point for point in points if point.cautious_drop <= goal.max_quality_drop]
     ranked = sorted(within, key=lambda point: merits[id(point)], reverse=True)
-    chosen = ranked[: max(1, most - 2)]
+    chosen = ranked[: max(1, most - 3)]
+    fastest = sorted(within, key=lambda point: speed_of[id(point)], reverse=True)
     alone = [point for point in ranked if any(point is other for other in singles)]
     safest = max(points, key=lambda point: (-point.cautious_drop, merits[id(point)]))
-    for further in (*alone[:1], safest):
+    for further in (*fastest[:1], *alone[:1], safest):
         if not any(further is point for point in chosen):
             chosen.append(further)
     return chosen
@@ -78,27 +78,59 @@ def measure_finalists(
         OmgoptimError: no finalist could be measured.
     """
 
-    def place(point: Point, timing: Timing, raced: RaceResult) -> Place:
-        return _place(point, timing, loaded, goal, preference, raced)
-
     def missed(after: Measurement, _gains: Gains, _raced: RaceResult) -> list[Missed]:
         return goal.missed(after)
 
-    return measure_entries(request, context, loaded, loaded.baseline, points, place, missed, limit_s)
+    order = DeliveryOrder(loaded, goal, preference, points)
+    return measure_entries(request, context, loaded, loaded.baseline, points, order.place, missed, limit_s)
 
 
-def _place(
-    point: Point, timing: Timing, loaded: LoadedModel, goal: Goal, preference: Preference, raced: RaceResult
-) -> Place:
-    """The key of the order of delivery: targets first, then the guard on the selection samples, then merit."""
-    seen = measurement(point.artifact, timing, loaded.bench, None, None, None)
-    missed = goal.missed(seen)
-    furthest = missed[0].factor if missed else 1.0
-    within = point.cautious_drop <= goal.max_quality_drop
-    known = raced.load <= OVERLOADED and timing.speedup is not None
-    speedup = timing.speedup.value if known and timing.speedup else point.work_ratio
-    merit, size_ratio = _merit(speedup, Manifest.read(point.artifact).size_bytes, preference)
-    return not within, furthest, -merit if within else point.cautious_drop, -size_ratio
+@dataclass(frozen=True, slots=True)
+class DeliveryOrder:
+    """Order in which finalists are delivered, from times, sizes and selection samples."""
+
+    loaded: LoadedModel
+    goal: Goal
+    preference: Preference
+    finalists: Sequence[Point]
+
+    def place(self, point: Point, timing: Timing, raced: RaceResult) -> Place:
+        """Return the key of a finalist.
+
+        The guard comes first, then the targets, then whether it is slower than quantization alone, which the balanced
+        preference would accept for a smaller file, then merit.
+        """
+        seen = measurement(point.artifact, timing, self.loaded.bench, None, None, None)
+        missed = self.goal.missed(seen)
+        furthest = missed[0].factor if missed else 1.0
+        within = self._holds(point)
+        known = raced.load <= OVERLOADED and timing.speedup is not None
+        speedup = timing.speedup.value if known and timing.speedup else point.work_ratio
+        slower = known and self.preference.prefer == "balanced" and is_slower(timing, self._alone(raced))
+        merit, size_ratio = _merit(speedup, Manifest.read(point.artifact).size_bytes, self.preference)
+        return not within, furthest, slower, -merit if within else point.cautious_drop, -size_ratio
+
+    def _holds(self, point: Point) -> bool:
+        return point.cautious_drop <= self.goal.max_quality_drop
+
+    def _alone(self, raced: RaceResult) -> list[Timing]:
+        """Return the timings of quantization alone, within the guard on the selection samples."""
+        timed = zip(self.finalists, raced.timings[1:], strict=True)
+        return [
+            timing
+            for point, timing in timed
+            if isinstance(timing, Timing) and point.quantized_alone and self._holds(point)
+        ]
+
+
+def is_slower(timing: Timing, others: Sequence[Timing]) -> bool:
+    """Return whether an artifact is slower than the fastest of others: its interval lies below theirs.
+
+    Without intervals, as of a single launch, nothing is slower.
+    """
+    lows = [other.speedup.low for other in others if other.speedup and other.speedup.low is not None]
+    high = timing.speedup.high if timing.speedup else None
+    return high is not None and high < max(lows, default=0.0)
 
 
 def _merit(speed: float, size_bytes: int | None, preference: Preference) -> tuple[float, float]:

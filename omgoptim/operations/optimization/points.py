@@ -39,6 +39,11 @@ class Point:
         """The points it was made from, the first step first, itself last."""
         return [*(self.parent.chain if self.parent else []), self]
 
+    @property
+    def quantized_alone(self) -> bool:
+        """True if it is the original, quantized."""
+        return self.verb == "quantize" and self.parent is None
+
 
 def speeds(points: Sequence[Point]) -> list[float]:
     """Return how fast points are against the original: measured, or their work where one could not be measured."""
