@@ -118,7 +118,7 @@ def _points(
     """
     alone = single(steps)
     if problem is None:
-        Chain(steps, goal, cost, preference, _level_speeds(steps, cost, loaded, alone)).build()
+        Chain(steps, goal, cost, preference, _level_speeds(steps, cost, loaded, alone, preference)).build()
     else:
         steps.skip("prune or distill", "prune", problem)
     singles = [alone, *steps.alternatives(alone)] if alone else []
@@ -130,7 +130,9 @@ def _points(
     return points, singles
 
 
-def _level_speeds(steps: Steps, cost: Cost, loaded: LoadedModel, alone: Point | None) -> LevelSpeeds:
+def _level_speeds(
+    steps: Steps, cost: Cost, loaded: LoadedModel, alone: Point | None, preference: Preference
+) -> LevelSpeeds:
     """Measure the levels untrained, within their share of the budget, which is charged for it.
 
     Nothing is measured where no time would be left to train and quantize one of them.
@@ -143,7 +145,7 @@ def _level_speeds(steps: Steps, cost: Cost, loaded: LoadedModel, alone: Point | 
     speeds = measured_once(
         context.checkpoints / "levels.json",
         LevelSpeeds,
-        lambda: measure_levels(loaded, context, alone, seed, limit_s, UNTRAINED),
+        lambda: measure_levels(loaded, context, alone, preference, seed, limit_s, UNTRAINED),
     )
     steps.budget_s -= speeds.seconds
     return speeds

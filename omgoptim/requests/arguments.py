@@ -170,6 +170,7 @@ class DistillArguments(TrainingArguments, total=False):
     student_checkpoint: str | None
     student_kwargs: dict[str, Any]
     width: float
+    round_to: int | None
     depth: float
     initialize: Literal["teacher", "random"]
     expansion: float

@@ -32,6 +32,8 @@ class Derived(Params):
 
     width: Annotated[float, Short("Width multiplier, 0..1.")] = Field(1.0, gt=0, le=1)
     """Width multiplier: fraction of channels, heads and hidden units kept, 0..1."""
+    round_to: Annotated[int | None, RARE] = Field(None, ge=1, le=1024)
+    """Round widths to multiples of this; default: 8 from 64 channels on."""
     depth: Annotated[float, RARE] = Field(1.0, gt=0, le=1)
     """Depth multiplier: fraction of repeated layers (same input and output shape) kept, 0..1."""
     initialize: Annotated[Literal["teacher", "random"], RARE] = "teacher"

@@ -52,8 +52,8 @@ class Route:
 
     name: str
     verb: str
-    arguments: Callable[[float], dict[str, Any]]
-    """Arguments of the verb at a compression level, 0..1."""
+    arguments: Callable[[float, int | None], dict[str, Any]]
+    """Arguments of the verb at a compression level, 0..1, and a multiple of the widths."""
     work_ratio: Callable[[float], float]
     """Ratio of the work at a level, before / after."""
 
@@ -61,13 +61,19 @@ class Route:
 PRUNE = Route(
     "prune",
     "prune",
-    lambda level: {"method": "structured", "pruning_ratio": level, "max_quality_drop": 1.0},
+    lambda level, round_to: {
+        "method": {"method": "structured", "pruning_ratio": level, "round_to": round_to},
+        "max_quality_drop": 1.0,
+    },
     lambda level: 1 / (1 - level) ** 2,
 )
 DISTILL = Route(
     "distill",
     "distill",
-    lambda level: {"student": {"student": "narrow", "width": round(1 - level, 3)}, "max_quality_drop": 1.0},
+    lambda level, round_to: {
+        "student": {"student": "narrow", "width": round(1 - level, 3), "round_to": round_to},
+        "max_quality_drop": 1.0,
+    },
     lambda level: 1 / (1 - level) ** 2,
 )
 FIRST_LEVEL = 0.5
@@ -104,7 +110,7 @@ class Chain:
         steps, first = self.steps, self._first_level()
         if steps.request.on == "ray":
             trained = _training(steps, SHORT_EPOCHS)
-            take_on_ray(steps, [(route.verb, route.arguments(first) | trained) for route in (PRUNE, DISTILL)])
+            take_on_ray(steps, [(route.verb, self._arguments(route, first) | trained) for route in (PRUNE, DISTILL)])
         begun: list[tuple[Route, Point]] = []
         for index, route in enumerate((PRUNE, DISTILL)):
             if index and begun and self.cost.trained_s(steps.taken, SHORT_EPOCHS) > DUEL_SHARE * steps.seconds_left:
@@ -169,7 +175,7 @@ class Chain:
         start, end = COMPARED
         width = (end - start) / (LEVELS + 2)
         begin = min(start + index * width, end - width)
-        arguments = route.arguments(level) | _training(steps, SHORT_EPOCHS)
+        arguments = self._arguments(route, level) | _training(steps, SHORT_EPOCHS)
         needed = cost.trained_s(steps.taken, SHORT_EPOCHS) + cost.quantize_s(steps.taken)
         span = begin, begin + width
         expected = self._expected(route, level)
@@ -183,7 +189,7 @@ class Chain:
         epoch = cost.trained_s(steps.taken, 1) - overhead
         affordable = (RECOVERY_SHARE * (steps.seconds_left - after) - overhead) / max(epoch, 1e-3)
         epochs = int(min(MOST_EPOCHS, max(2 * SHORT_EPOCHS, affordable)))
-        arguments = route.arguments(level) | _training(steps, epochs)
+        arguments = self._arguments(route, level) | _training(steps, epochs)
         name = f"{_name(route, level)}, {epochs} epochs"
         needed = overhead + epochs * epoch + after
         return steps.take(name, route.verb, arguments, None, RECOVERED, self._expected(route, level), needed)
@@ -225,6 +231,9 @@ class Chain:
             quantized = steps.take(name, "quantize", arguments, point, QUANTIZED, expected, seconds)
         made = [point, *([quantized, *steps.alternatives(quantized)] if quantized else [])]
         return any(one.cautious_drop <= guard for one in made)
+
+    def _arguments(self, route: Route, level: float) -> dict[str, Any]:
+        return route.arguments(level, self.speeds.round_to)
 
     def _expected(self, route: Route, level: float) -> float:
         """Return the speedup that an untrained network of the level has in torch, or else the ratio of the work."""

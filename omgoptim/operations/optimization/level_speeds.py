@@ -42,6 +42,9 @@ from omgoptim.techniques.registry import ModuleRun, apply_to_module
 LEVELS = (0.5, 0.75, 0.25, 0.625, 0.375, 0.875)
 """In the order in which they are measured while there is time."""
 
+TILE = 16
+"""Multiple of widths that is compared with the default: int8 kernels compute whole tiles of channels."""
+
 BETTER = 1.03
 """Merit of a level over that of every shallower one, from which it is worth a training."""
 
@@ -78,6 +81,8 @@ class LevelSpeeds:
     quantized: list[float | None] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     """Of the quantized artifacts, in bytes."""
+    round_to: int | None = None
+    """Multiple of the widths that was better at the first level; None for the default of each technique."""
     factorized: float | None = None
     """Speed of the factorized and quantized first level over that of the quantized one."""
     factorized_size: float | None = None
@@ -118,7 +123,13 @@ class LevelSpeeds:
 
 
 def measure_levels(
-    loaded: LoadedModel, context: RunContext, alone: Point, seed: int, limit_s: float, span: tuple[float, float]
+    loaded: LoadedModel,
+    context: RunContext,
+    alone: Point,
+    preference: Preference,
+    seed: int,
+    limit_s: float,
+    span: tuple[float, float],
 ) -> LevelSpeeds:
     """Prune, quantize and time a network at every level that `limit_s` leaves time for; the first at least.
 
@@ -126,6 +137,7 @@ def measure_levels(
         loaded: the original.
         context: of the run.
         alone: quantization of the original, whose scheme and engine are used.
+        preference: decides between the default multiple of the widths and the tile of int8 kernels.
         seed: of the run.
         limit_s: seconds for all levels.
         span: fractions of the whole run between which it moves the progress.
@@ -137,20 +149,23 @@ def measure_levels(
         return LevelSpeeds(time.monotonic() - began)
     probe = _Probe(loaded, context, CandidateSpec(params, chosen.runtime), seed)
     folders, eager = {0.0: alone.artifact}, {0.0: 1.0 if loaded.device == "cpu" else None}
-    factorized = None
+    factorized = round_to = None
+    if isinstance(params, Static):
+        context.progress("comparing multiples of the widths untrained", span[0])
+        round_to = probe.better_multiple(loaded.module, preference)
     for number, level in enumerate(LEVELS):
         spent = time.monotonic() - began
         if number and spent * (number + 2) / number > limit_s:  # the launch takes about as long as a level
             break
         context.progress(f"measuring level {level:.0%} untrained", span[0] + (span[1] - span[0]) * number / len(LEVELS))
         try:
-            module = probe.changed(loaded.module, Structured(pruning_ratio=level, reconstruct=False))
+            module = probe.pruned(loaded.module, level, round_to)
             folders[level], eager[level] = probe.quantized(module, f"{level:g}"), probe.eager_ratio(module)
         except OmgoptimError:  # too deep for this model, or no export: the step itself will say why
             continue
         if number == 0:
             factorized = probe.factorized(module)
-    return _timed(probe, folders, eager, factorized, began)
+    return replace(_timed(probe, folders, eager, factorized, began), round_to=round_to)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +176,38 @@ class _Probe:
     context: RunContext
     spec: CandidateSpec
     seed: int
+
+    def pruned(self, module: nn.Module, level: float, round_to: int | None) -> nn.Module:
+        """Return a copy of a module without a fraction `level` of its channels."""
+        return self.changed(module, Structured(pruning_ratio=level, round_to=round_to, reconstruct=False))
+
+    def better_multiple(self, module: nn.Module, preference: Preference) -> int | None:
+        """Return the multiple of widths that the preference puts first at the first level; None for the default."""
+        try:
+            artifacts = [
+                self.quantized(self.pruned(module, LEVELS[0], round_to), f"widths {round_to}")
+                for round_to in (None, TILE)
+            ]
+        except OmgoptimError:  # the level itself will say why
+            return None
+        default, tiled = self.speeds(artifacts)
+        sizes = [Manifest.read(artifact).size_bytes for artifact in artifacts]
+        if default is None or tiled is None:
+            return None
+        return TILE if preference.merit_of(tiled / default, sizes[0] / sizes[1]) > BETTER else None
+
+    def speeds(self, artifacts: Sequence[Path]) -> list[float | None]:
+        """Time artifacts in one launch beside the original; None for each on an overloaded machine."""
+        unknown: list[float | None] = [None] * len(artifacts)
+        if other_load() > OVERLOADED:
+            return unknown
+        with self.context.measuring():
+            meter = LoadMeter()
+            timings = time_artifacts([self.loaded.baseline, *artifacts], self.loaded.bench, SCREENING_PLAN, self.seed)
+            quiet = meter.load() <= OVERLOADED
+        if not quiet:
+            return unknown
+        return [one.speedup.value if isinstance(one, Timing) and one.speedup else None for one in timings[1:]]
 
     def changed(self, module: nn.Module, params: Params) -> nn.Module:
         """Return a copy of a module with a technique applied."""
@@ -224,17 +271,8 @@ def _timed(
     levels = sorted(folders)
     artifacts = [folders[level] for level in levels] + ([factorized] if factorized else [])
     sizes = [Manifest.read(artifact).size_bytes for artifact in artifacts]
-    speeds: list[float | None] = [None] * len(artifacts)
-    if other_load() <= OVERLOADED and len(levels) > 1:
-        with probe.context.measuring():
-            meter = LoadMeter()
-            timings = time_artifacts(
-                [probe.loaded.baseline, *artifacts], probe.loaded.bench, SCREENING_PLAN, probe.seed
-            )
-            quiet = meter.load() <= OVERLOADED
-        speeds = [
-            one.speedup.value if quiet and isinstance(one, Timing) and one.speedup else None for one in timings[1:]
-        ]
+    unknown: list[float | None] = [None] * len(artifacts)
+    speeds = probe.speeds(artifacts) if len(levels) > 1 else unknown
     ratio = size_ratio = None
     if factorized and LEVELS[0] in levels:
         first, last = levels.index(LEVELS[0]), len(levels)

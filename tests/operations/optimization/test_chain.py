@@ -33,6 +33,7 @@ class World:
         self.root, self.holds, self.distill_drop, self.epoch_s = root, holds, distill_drop, epoch_s
         self.short_drop, self.now = short_drop, 0.0
         self.asked: list[tuple[str, float, int]] = []
+        self.multiples: set[int | None] = set()
 
     def __call__(self, key: str, verb: str, request: Request, live: Live, span: tuple[float, float]) -> StepRun:
         raw: dict[str, Any] = request.model_dump()
@@ -41,9 +42,11 @@ class World:
         before = 0.95
         if verb == "prune":
             level = raw["method"]["pruning_ratio"]
+            self.multiples.add(raw["method"]["round_to"])
             drop = 0.0 if level <= self.holds else self.short_drop if epochs <= 1 else 0.025
         elif verb == "distill":
             level, drop = 1 - raw["student"]["width"], self.distill_drop
+            self.multiples.add(raw["student"]["round_to"])
         else:
             drop = 0.001
         training = None
@@ -147,6 +150,14 @@ def test_what_untrained_networks_gave_is_what_is_expected_of_the_steps(tmp_path:
     expected = {point.name: point.expected_speedup for point in steps.taken}
     assert expected["prune 50%"] == 1.5
     assert expected["quantize after prune 50%"] == 6.0
+
+
+@pytest.mark.parametrize("multiple", [None, 16])
+def test_every_level_is_trained_at_the_multiple_of_widths_that_was_better(tmp_path: Path, multiple: int | None) -> None:
+    world = World(tmp_path / "runs", holds=0.6)
+    chained(tmp_path, world, 1e6, LevelSpeeds(round_to=multiple))
+    assert world.multiples == {multiple}
+    assert {"prune", "distill"} <= {verb for verb, _, _ in world.asked}
 
 
 @pytest.mark.parametrize(("factor", "tried"), [(0.8, False), (1.2, True)])

@@ -67,7 +67,7 @@ def derive(module: nn.Module, params: Derived, run: ModuleRun, replace: Replace 
     steps = [bridged(module, run.original, short, run) if fit else short.outcome]
     if params.width < 1:
         run.progress("finding narrowable channels", 0.1)
-        steps.append(narrow(module, find_narrowing(module, short.selection, run), params.width, run, fit))
+        steps.append(narrow(module, find_narrowing(module, short.selection, run), params, run, fit))
     if replace is not None:
         run.progress("replacing layers", 0.7)
         steps.append(replace(module, short.selection, run, fit))
@@ -183,11 +183,11 @@ def bridged(module: nn.Module, teacher: nn.Module, short: Shortened, run: Module
     return dataclasses.replace(short.outcome, notes=[*short.outcome.notes, note])
 
 
-def narrow(module: nn.Module, narrowing: Narrowing, width: float, run: ModuleRun, fit: bool) -> Outcome:
-    """Narrow everything that can shrink to the fraction `width`, in place."""
-    if not narrowing.is_possible or width >= 1:
+def narrow(module: nn.Module, narrowing: Narrowing, params: Derived, run: ModuleRun, fit: bool) -> Outcome:
+    """Narrow everything that can shrink to the width of `params`, in place."""
+    if not narrowing.is_possible or params.width >= 1:
         return Outcome([], list(narrowing.skipped))
-    return narrow_to(module, narrowing, width, run, fit=fit)
+    return narrow_to(module, narrowing, params.width, run, fit=fit, round_to=params.round_to)
 
 
 def joined(steps: Sequence[Outcome]) -> Outcome:

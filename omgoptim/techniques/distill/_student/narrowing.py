@@ -76,7 +76,15 @@ def find_narrowing(module: nn.Module, selection: LayerSelection, run: ModuleRun)
     return Narrowing(groups, importance_of(module, groups, asked, run), recurrent, skipped)
 
 
-def narrow_to(module: nn.Module, narrowing: Narrowing, width: float, run: ModuleRun, *, fit: bool) -> Outcome:
+def narrow_to(
+    module: nn.Module,
+    narrowing: Narrowing,
+    width: float,
+    run: ModuleRun,
+    *,
+    fit: bool,
+    round_to: int | None = None,
+) -> Outcome:
     """Keep the most important fraction `width` of every group's channels and units, at least one; in place.
 
     Args:
@@ -85,13 +93,14 @@ def narrow_to(module: nn.Module, narrowing: Narrowing, width: float, run: Module
         width: fraction of each group that stays, 0..1.
         run: how the module is called, and its batches.
         fit: whether layers that lost inputs are fitted to what they gave, where the run has real data.
+        round_to: what widths are multiples of; None for 8 from 64 channels on.
     """
     before = copy.deepcopy(module) if fit and run.real else None
-    counts = [(each, _units(each.width, width)) for each in narrowing.recurrent]
+    counts = [(each, _units(each.width, width, round_to)) for each in narrowing.recurrent]
     changed, left = narrow_units(module, [(each, count) for each, count in counts if count < each.width])
     kept_columns = {(path, "in"): columns for path, columns in left.items()}
     skipped = list(narrowing.skipped)
-    keep = best(narrowing.groups, narrowing.scores, _widths(module, narrowing, width))
+    keep = best(narrowing.groups, narrowing.scores, _widths(module, narrowing, width, round_to))
     if keep:
         outcome, sides = take_out(module, narrowing.groups, keep, run)
         changed, skipped = [*changed, *outcome.changed], [*skipped, *outcome.skipped]
@@ -101,21 +110,22 @@ def narrow_to(module: nn.Module, narrowing: Narrowing, width: float, run: Module
     return Outcome(_in_order(module, changed), skipped)
 
 
-def _units(full: int, width: float) -> int:
-    return max(1, _rounded(full * width))
+def _units(full: int, width: float, round_to: int | None) -> int:
+    wanted = full * width
+    step = round_to or (ROUND_TO if wanted >= ROUND_FROM else 1)
+    return min(full, max(math.floor(wanted / step + 0.5), 1) * step)
 
 
-def _rounded(wanted: float) -> int:
-    step = ROUND_TO if wanted >= ROUND_FROM else 1
-    return math.floor(wanted / step + 0.5) * step
-
-
-def _widths(module: nn.Module, narrowing: Narrowing, width: float) -> dict[str, int]:
+def _widths(module: nn.Module, narrowing: Narrowing, width: float, round_to: int | None) -> dict[str, int]:
     full = {group.name: group.width for group in narrowing.groups.groups}
     asked = Structured(max_layer_ratio=1 - LEAST)
-    fine, coarse = (
-        by_ratio(module, narrowing.groups, narrowing.scores, full, asked, 1 - width, step) for step in (1, ROUND_TO)
-    )
+
+    def rounded(step: int) -> dict[str, int]:
+        return by_ratio(module, narrowing.groups, narrowing.scores, full, asked, 1 - width, step)
+
+    if round_to is not None:
+        return rounded(round_to)
+    fine, coarse = rounded(1), rounded(ROUND_TO)
     return {name: coarse[name] if fine[name] >= ROUND_FROM else fine[name] for name in fine}
 
 

@@ -86,7 +86,7 @@ class StudentBuilder:
         if params.width < 1:
             if base.narrowing is None:
                 base.narrowing = find_narrowing(base.module, base.short.selection, self._run)
-            steps.append(narrow(module, base.narrowing, params.width, self._run, fit))
+            steps.append(narrow(module, base.narrowing, params, self._run, fit))
         replace = _replacement(params)
         if replace is not None:
             steps.append(replace(module, base.short.selection, self._run, fit))

@@ -26,6 +26,17 @@ def test_a_quarter_of_the_width_is_a_quarter_of_every_group(run_of: RunOf, drawn
     assert count_params(module)[0] == count_params(resnet(4))[0]
 
 
+def test_widths_are_multiples_of_what_was_asked_for_and_never_above_the_teachers(
+    run_of: RunOf, drawn: Any, resnet: Any
+) -> None:
+    module = resnet(24)
+    run = run_of(module, drawn(8, 1, 12, 12))
+    narrow_to(module, find_narrowing(module, ALL, run), 0.4, run, fit=False, round_to=16)
+    widths = {layer.out_channels for layer in module.modules() if isinstance(layer, nn.Conv2d)}
+    assert widths
+    assert all(width in (16, 32) for width in widths)
+
+
 def test_one_channel_stays_everywhere_at_the_smallest_width(run_of: RunOf, drawn: Any, resnet: Any) -> None:
     module = resnet(8)
     run = run_of(module, drawn(8, 1, 12, 12))
