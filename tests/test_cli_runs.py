@@ -105,6 +105,27 @@ def test_a_file_that_is_there_is_not_overwritten(project: Path, capsys: pytest.C
     assert "cannot write 'no/such/folder.html'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--format", "pdf"], "Known: html, json, markdown, text."),
+        (["--output", "week.pdf"], "one of .html, .md, .json, .txt"),
+    ],
+)
+def test_a_form_that_no_report_has_is_refused_with_those_there_are(
+    given: list[str], says: str, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = by_hand.finished_run(project, by_hand.report())
+    assert cli.run(["report", folder.id, *given]) == 2
+    assert says in capsys.readouterr().err
+    assert not (project / "week.pdf").exists()
+
+
+def test_an_unknown_action_is_refused_with_all_there_are(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["runs", "look", "--project", str(project)]) == 2
+    assert "Known: cancel, list, open, pick, resume, show, wait, watch." in capsys.readouterr().err
+
+
 def test_one_run_is_its_own_report_and_none_are_the_newest(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["report"]) == 3
     assert "there are no runs" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import sys
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import typer
 
@@ -29,7 +29,7 @@ from omgoptim.cli.output import (
     show_states,
     wants_full,
 )
-from omgoptim.errors import RequestError, RunError
+from omgoptim.errors import RequestError, RunError, did_you_mean
 from omgoptim.jobs.cancel import cancel
 from omgoptim.jobs.folder import RunFolder, find_run, write_whole
 from omgoptim.jobs.follow import follow
@@ -46,12 +46,14 @@ GUARD_FAILED = 4
 INTERRUPTED = 130
 _HERE = ("open", "watch")
 """Actions of the shell alone, for whoever sits before it."""
+_ACTIONS = (*get_args(requests.RunsRequest.model_fields["action"].annotation), *_HERE)
 _NEWEST = 10
 """Runs that a report without ids shows."""
 _RUN_IDS = typer.Argument(
     None, metavar="ID...", help=f"Runs to show; without any, the newest {_NEWEST}.", show_default=False
 )
-_ENDINGS = {".html": "html", ".md": "markdown", ".json": "json"}
+_ENDINGS = {".html": "html", ".md": "markdown", ".json": "json", ".txt": "text"}
+_FORMS: tuple[Form | Literal["html"], ...] = ("text", "markdown", "json", "html")
 
 
 def runs(
@@ -70,8 +72,10 @@ def runs(
     Ctrl-C ends watching, and the run goes on; it cancels a run that is waited for.
     """
     shape = form_of(as_json, form)
+    if action not in _ACTIONS:
+        raise RequestError(f"'{action}' is not a value of action", did_you_mean(action, _ACTIONS))
     if action in _HERE and not run_id:
-        raise RequestError(f"action '{action}' needs run_id", "action 'list' shows the ids")
+        raise RequestError(f"action '{action}' needs run_id", "it was not given", "action 'list' shows the ids")
     given = {"action": "show" if action in _HERE else action, "run_id": run_id, "name": name, "project": project}
     request = requests.parse("runs", {name: value for name, value in given.items() if value is not None})
     assert isinstance(request, requests.RunsRequest)  # what parse gives for this verb
@@ -123,8 +127,7 @@ def report(
 ) -> int:
     """Show one run, or put several side by side: a table in the terminal, or markdown, JSON or a page in a file."""
     target = Path(output) if output else None
-    given = form or (_ENDINGS.get(target.suffix.lower()) if target else None)
-    shape: Form | Literal["html"] = "html" if given == "html" and not as_json else form_of(as_json, given)
+    shape = _form_of_report(as_json, form, target)
     if target is not None and target.exists():
         raise RequestError(f"output '{output}' exists already", "nothing is overwritten", "name a new file")
     root = find_project(project)
@@ -143,6 +146,18 @@ def report(
         reason = error.strerror or str(error)
         raise RequestError(f"cannot write '{output}'", reason, "name a file in a folder that exists") from None
     return print_text(str(target))
+
+
+def _form_of_report(as_json: bool, form: str | None, target: Path | None) -> Form | Literal["html"]:
+    """The form that was asked for, else that of the file's ending."""
+    ending = target.suffix.lower() if target else ""
+    if form is None and not as_json and ending and ending not in _ENDINGS:
+        endings = f"a file's ending is one of {', '.join(_ENDINGS)}"
+        raise RequestError(f"no form of a report has the ending '{ending}'", endings, "give another, or the form")
+    given = form or (None if as_json else _ENDINGS.get(ending))
+    if given is not None and given not in _FORMS:
+        raise RequestError(f"unknown format '{given[:80]}'", did_you_mean(given, _FORMS))
+    return "html" if given == "html" and not as_json else form_of(as_json, given)
 
 
 def _show_runs(folders: Sequence[RunFolder]) -> int:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from omgoptim.render.claims import speed_undecided
 from omgoptim.render.drawings import Bar, Bars, Chain, LayerKind, Link, Point, PointKind, Scatter, Strip
 from omgoptim.render.lists import ranked_candidates
 from omgoptim.render.numbers import count_text, path_text, plain, ratio_text, size_text, time_text
@@ -48,7 +49,8 @@ def candidate_scatter(report: EfficiencyReport) -> Scatter | None:
         if low is None or high is None or one.speedup is None or not low <= one.speedup <= high:
             low = high = None  # the race of all did not give what the screening did
         points += _point(one, number, "kept" if chosen else "point", guard, (low, high))
-    return _scatter("Candidates: speedup against quality", points, base, guard, _original(report.verb))
+    picture = _scatter("Candidates: speedup against quality", points, base, guard, _original(report.verb))
+    return replace(picture, original_ms=_original_ms(report)) if picture else None
 
 
 def step_scatter(report: EfficiencyReport) -> Scatter | None:
@@ -63,7 +65,11 @@ def step_scatter(report: EfficiencyReport) -> Scatter | None:
         points += _point(one, number, "kept" if one.status == "kept" else "point", guard)
     front = sorted((one.speedup or 0.0, one.quality or 0.0) for one in report.steps if one.on_front)
     picture = _scatter("Steps: speedup against quality", points, base, guard, _original(report.verb))
-    return replace(picture, front=tuple(front)) if picture else None  # the steps' own: size counts in it too
+    if picture is None:
+        return None
+    return replace(
+        picture, front=tuple(front), original_ms=_original_ms(report)
+    )  # the steps' own: size counts in it too
 
 
 def step_chain(report: EfficiencyReport) -> Chain:
@@ -181,6 +187,11 @@ def _front(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], 
 
 def _original(verb: str) -> str:
     return "teacher" if verb == "distill" else "original"
+
+
+def _original_ms(report: EfficiencyReport) -> float | None:
+    """Median latency of the original in ms; None where the final measurement decided no speed."""
+    return None if report.before is None or speed_undecided(report) else report.before.latency_ms_p50
 
 
 def _quality_of_original(candidates: Sequence[Candidate | Step]) -> float | None:

@@ -257,7 +257,7 @@ def _measured_tiles(measured: Measurement | None) -> list[Tile]:
 
 def _next_steps(report: EfficiencyReport, ask: Callable[[NextStep], str] | None) -> Section | None:
     blocks = [Code(step.command, step.why, ask=ask(step) if ask else "") for step in report.next_steps[:8]]
-    return Section("Next", tuple(blocks)) if blocks else None
+    return Section("Next", tuple(blocks), kind="next") if blocks else None
 
 
 def _artifact(report: EfficiencyReport) -> Section | None:

@@ -40,6 +40,8 @@ class Scatter:
     guard: float | None = None
     front: tuple[tuple[float, float], ...] = ()
     """Points of the Pareto front, from left to right."""
+    original_ms: float | None = None
+    """Latency at speedup 1, in ms: the axis then gives the latency of each speedup too."""
 
 
 @dataclass(frozen=True, slots=True)

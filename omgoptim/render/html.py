@@ -9,11 +9,13 @@ from functools import cache
 from html import escape
 from importlib.resources import files
 
-from omgoptim.render.blocks import Items, Section, Table
+from omgoptim.render.blocks import Code, Items, Section, Table
 from omgoptim.render.document import Document, document_json, report_document
 from omgoptim.render.numbers import plain
 from omgoptim.reports import EfficiencyReport
 
+_WITHOUT_SCRIPT = ("warnings", "comparison", "next")
+"""Kinds of sections that a page without scripts has too."""
 _SLOT = re.compile(r"\{\{([a-z]+)\}\}")
 
 
@@ -60,9 +62,9 @@ def _file(name: str) -> str:
 
 
 def _without_script(document: Document) -> str:
-    """Return the verdict, the warnings and the before / after table as plain HTML."""
+    """Return the verdict, the warnings, the before / after table and the next steps as plain HTML."""
     head = f"<p><b>{_text(document.verdict)}</b></p><h1>{_text(document.title)}</h1><p>{_text(document.lead)}</p>"
-    sections = [_section(section) for section in document.sections if section.kind in ("warnings", "comparison")]
+    sections = [_section(section) for section in document.sections if section.kind in _WITHOUT_SCRIPT]
     return f"<noscript>{head}{''.join(sections)}<p>The whole report needs scripts.</p></noscript>"
 
 
@@ -71,6 +73,8 @@ def _section(section: Section) -> str:
     for block in section.blocks:
         if isinstance(block, Items):
             parts.append(f"<ul>{''.join(f'<li>{_text(item.text)}</li>' for item in block.items[:20])}</ul>")
+        elif isinstance(block, Code):
+            parts.append(f"<p>{_text(block.title)}</p><pre>{_text(block.text)}</pre>")
         elif isinstance(block, Table):
             head = "".join(f"<th>{_text(column.name)}</th>" for column in block.columns)
             rows = (f"<tr>{''.join(f'<td>{_text(c.text)}</td>' for c in row.cells)}</tr>" for row in block.rows[:40])

@@ -9,11 +9,14 @@ for (const file of asked.pages) {
     const { browser, context, noted } = await opened({ colorScheme: theme });
     const page = await context.newPage();
     const found = [];
+    const cut = [];
     for (const width of asked.widths) {
       await page.setViewportSize({ width, height: 900 });
       await page.goto(pathToFileURL(file).href);
       await page.evaluate(() => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve))));
       found.push(...(await boxes(page)).map((one) => `${width} px ${one}`));
+      const scrolled = await page.evaluate(() => [...document.querySelectorAll(".scroll")].filter((one) => one.scrollWidth > one.clientWidth + 1).map((one) => one.getAttribute("aria-label")));
+      cut.push(...scrolled.map((name) => `${width} px ${name}`));
       if (asked.pictures) await page.screenshot({ path: `${asked.pictures}/${basename(file, ".html")}-${theme}-${width}.png`, fullPage: true });
     }
     const paint = await page.evaluate(() => new Promise((resolve) => {
@@ -39,7 +42,7 @@ for (const file of asked.pages) {
     for (const summary of await page.$$("summary")) await summary.evaluate((one) => one.click());
     await page.waitForTimeout(50);
     if (asked.axe !== false) found.push(...(await accessibility(page)).map((one) => `axe ${one}`));
-    results.push({ file, theme, found, paint, printed, sorted, ...facts, errors: noted.errors, requests: noted.requests.filter((url) => !url.startsWith("file:")) });
+    results.push({ file, theme, found, cut, paint, printed, sorted, ...facts, errors: noted.errors, requests: noted.requests.filter((url) => !url.startsWith("file:")) });
     await browser.close();
   }
 }

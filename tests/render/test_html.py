@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from html import escape
 from html.parser import HTMLParser
 
 import pytest
@@ -63,10 +64,13 @@ def test_the_page_says_what_the_report_says(quantized: EfficiencyReport) -> None
     assert quantized.next_steps[0].command in text
 
 
-def test_without_scripts_the_page_says_the_verdict_the_warnings_and_the_table(quantized: EfficiencyReport) -> None:
+def test_without_scripts_the_page_says_the_verdict_the_warnings_the_table_and_the_next_step(
+    quantized: EfficiencyReport,
+) -> None:
     (rest,) = re.findall(r"<noscript>(.*?)</noscript>", report_html(quantized), re.DOTALL)
     for needed in ("<b>OK</b>", "5.79x faster", "<td>latency p50</td>", "<td>0.0712 ms</td>", quantized.warnings[0]):
         assert needed in rest
+    assert f"<pre>{escape(quantized.next_steps[0].command)}</pre>" in rest
 
 
 def test_no_text_of_a_model_becomes_markup(hostile: EfficiencyReport) -> None:

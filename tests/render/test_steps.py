@@ -42,6 +42,16 @@ def test_the_picture_has_a_point_for_each_measured_step_the_guard_and_the_front(
     assert step_scatter(optimized.model_copy(update={"steps": STEPS[:1]})) is None
 
 
+def test_the_picture_gives_latencies_where_the_speed_was_decided(optimized: EfficiencyReport) -> None:
+    assert optimized.before is not None
+    assert optimized.gains is not None
+    (scatter,) = drawings_of(optimized, "scatter")
+    assert scatter["original_ms"] == pytest.approx(optimized.before.latency_ms_p50, rel=1e-5)
+    undecided = optimized.gains.model_copy(update={"speedup": None, "launches": 5})
+    (scatter,) = drawings_of(optimized.model_copy(update={"gains": undecided}), "scatter")
+    assert "original_ms" not in scatter
+
+
 def test_expected_and_measured_speedups_stand_beside_each_other(optimized: EfficiencyReport) -> None:
     bars = expected_bars(optimized)
     assert bars is not None

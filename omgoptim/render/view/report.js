@@ -77,7 +77,7 @@
     const fill = () => body.replaceChildren(...tableRows(table, rows.slice(0, most)));
     fill();
     const four = table.columns.length === 4 && !table.columns[0].name;
-    const wide = table.columns.length > 4 ? "scroll wide" : four ? "scroll compare" : "scroll";
+    const wide = table.columns.length > 9 ? "scroll wide many" : table.columns.length > 4 ? "scroll wide" : four ? "scroll compare" : "scroll";
     const frame = h("div", { class: wide, tabindex: 0, role: "group", "aria-label": `table: ${name}` },
       h("table", {}, h("thead", {}, h("tr", {}, heads)), body));
     const cut = table.left_out ? h("p", { class: "note" }, `${table.left_out} more in report.json`) : null;
@@ -185,8 +185,9 @@
 
   const scatter = (drawing) => picture((width) => {
     const points = list(drawing.points);
-    const height = Math.round(Math.min(380, Math.max(260, width * 0.48)));
-    const [left, right, top, bottom] = [62, width - 16, 14, height - 42];
+    const original = drawing.original_ms > 0 ? drawing.original_ms : 0;
+    const height = Math.round(Math.min(380, Math.max(260, width * 0.48))) + (original ? 16 : 0);
+    const [left, right, top, bottom] = [62, width - 16, 14, height - (original ? 58 : 42)];
     const ys = points.map((p) => p.y).concat(Number.isFinite(drawing.guard) ? [drawing.guard] : []);
     const [low, high] = [Math.min(...ys), Math.max(...ys)];
     const margin = Math.max(0.12 * (high - low), 0.002);
@@ -194,8 +195,13 @@
     const x = scale(0, most, left, right);
     const y = scale(low - margin, high + margin, bottom, top);
     const parts = [vertical(drawing.y, ticks(low - margin, high + margin, 5), y, left, right)];
-    for (const tick of ticks(0, most, width < 420 ? 4 : 7)) parts.push(label(x(tick), bottom + 18, `${+tick.toPrecision(6)}x`, "", "middle"));
-    parts.push(label((left + right) / 2, height - 4, `${drawing.x} (area: size)`, "", "middle"));
+    for (const tick of ticks(0, most, width < 420 ? 4 : 7)) {
+      parts.push(label(x(tick), bottom + 18, `${+tick.toPrecision(6)}x`, "", "middle"));
+      const ms = original && tick > 0 ? `${+(original / tick).toPrecision(3)} ms` : "";
+      if (ms) parts.push(label(Math.min(x(tick), width - 3.6 * ms.length), bottom + 33, ms, "", "middle"));
+    }
+    const latency = !original ? "" : width < 420 ? " and latency" : ` and latency, ${+original.toPrecision(3)} ms / speedup`;
+    parts.push(label((left + right) / 2, height - 4, `${drawing.x}${latency} (area: size)`, "", "middle"));
     if (Number.isFinite(drawing.guard)) {
       const at = y(drawing.guard);
       parts.push(s("rect", { x: left, y: at, width: right - left, height: Math.max(0, bottom - at), class: "band" }));
