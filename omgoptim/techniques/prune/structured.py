@@ -34,11 +34,11 @@ from omgoptim.techniques.prune._channels.channel_allocation import (
     by_ratio,
     original_widths,
 )
-from omgoptim.techniques.prune._channels.channel_reconstruction import reconstruct_channels
 from omgoptim.techniques.prune._channels.dependency_graph import find_groups
 from omgoptim.techniques.prune._channels.groups import Groups, RefusalKind
 from omgoptim.techniques.prune._channels.importance import importance_of
 from omgoptim.techniques.prune._channels.removal import WAY_OUT, remove, take_out
+from omgoptim.techniques.prune._reconstruction import reconstruct_channels
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 CORRECTIONS = 5

@@ -30,20 +30,29 @@ from omgoptim.models.onnx_file import load
 from omgoptim.models.onnx_graph import CONV, OnnxLayer, find_layers, module_paths, select_layers
 from omgoptim.requests.quantize import WeightOnly
 from omgoptim.techniques.quantize._diagnostics.coverage import no_layer_left, outcome
-from omgoptim.techniques.quantize._onnx.files import finish
-from omgoptim.techniques.quantize._onnx.packed_weights import (
+from omgoptim.techniques.quantize._onnx.preparation import at_opset, fold_constants
+from omgoptim.techniques.quantize._onnx.program import finish, has_free_batch
+from omgoptim.techniques.quantize._onnx.weight_storage import (
     OPSET,
+    RECURRENT,
+    STORED,
     packed_tensors,
+    quantize_embeddings,
     split_gemms,
+    store_recurrent,
     stored_matmuls,
     unpacking_node,
 )
-from omgoptim.techniques.quantize._onnx.preparation import at_opset, fold_constants
-from omgoptim.techniques.quantize._onnx.runtime import has_free_batch
-from omgoptim.techniques.quantize._onnx.weight_storage import RECURRENT, STORED, quantize_embeddings, store_recurrent
 from omgoptim.techniques.quantize._ptq.calibration import batches_for, split
-from omgoptim.techniques.quantize._ptq.gptq import Hessians, gptq_quantize, input_hessians, output_error
-from omgoptim.techniques.quantize._ptq.group_quantization import Float, QuantizedGroups, quantize_groups
+from omgoptim.techniques.quantize._ptq.gptq import (
+    Float,
+    Hessians,
+    QuantizedGroups,
+    gptq_quantize,
+    input_hessians,
+    output_error,
+    quantize_groups,
+)
 from omgoptim.techniques.registry import Outcome, ProgramRun, technique
 
 SMALLEST_BYTES = 1024

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from omgoptim.errors import TechniqueError
 from omgoptim.requests.quantize import Dynamic
-from omgoptim.techniques.quantize._onnx.runtime import lacks_int8_dot_product
+from omgoptim.techniques.quantize._onnx.program import lacks_int8_dot_product
 
 
 def ops(path: Path) -> Counter[str]:

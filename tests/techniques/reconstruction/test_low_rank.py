@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from omgoptim.techniques.reconstruction.low_rank import (
+from omgoptim.techniques.reconstruction.least_squares import (
     cholesky,
     fit,
     projected,

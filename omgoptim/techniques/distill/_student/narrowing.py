@@ -17,14 +17,13 @@ from omgoptim.errors import TechniqueError
 from omgoptim.reports import Change, Skip
 from omgoptim.requests.prune import Structured
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection
-from omgoptim.techniques.distill._student.recurrent import find_recurrent
-from omgoptim.techniques.distill._student.recurrent_weights import Recurrent, narrow_units
+from omgoptim.techniques.distill._student.recurrent import Recurrent, find_recurrent, narrow_units
 from omgoptim.techniques.prune._channels.channel_allocation import best, by_ratio
-from omgoptim.techniques.prune._channels.channel_reconstruction import reconstruct_channels
 from omgoptim.techniques.prune._channels.dependency_graph import find_groups
 from omgoptim.techniques.prune._channels.groups import Groups
 from omgoptim.techniques.prune._channels.importance import importance_of
 from omgoptim.techniques.prune._channels.removal import take_out
+from omgoptim.techniques.prune._reconstruction import reconstruct_channels
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
 ROUND_TO, ROUND_FROM = 8, 64

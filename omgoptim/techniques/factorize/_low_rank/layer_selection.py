@@ -15,7 +15,7 @@ from omgoptim.models.samples import batch_length, forward_args
 from omgoptim.reports import Skip
 from omgoptim.requests.factorize import Factorization
 from omgoptim.techniques.probe import NOT_RUN
-from omgoptim.techniques.reconstruction.rows import DenseLayer, batches_of
+from omgoptim.techniques.reconstruction.inputs import DenseLayer, batches_of
 from omgoptim.techniques.registry import ModuleRun
 
 OTHER_KINDS: dict[type[nn.Module], str] = {

@@ -11,8 +11,7 @@ from omgoptim.errors import TechniqueError
 from omgoptim.measure.macs import count_macs
 from omgoptim.requests.prune import Structured
 from omgoptim.techniques.probe import Probe
-from omgoptim.techniques.prune._channels.groups import Group, Groups
-from omgoptim.techniques.prune._channels.layer_widths import width_of
+from omgoptim.techniques.prune._channels.groups import Group, Groups, width_of
 
 Widths = dict[str, int]
 """Name of a group to its width."""

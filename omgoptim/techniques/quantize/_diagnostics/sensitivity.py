@@ -19,7 +19,7 @@ from omgoptim.models.onnx_graph import OnnxLayer
 from omgoptim.techniques.quantize._diagnostics.layer_statistics import Quantizable
 from omgoptim.techniques.quantize._diagnostics.simulation import Simulation, rounded_weight
 from omgoptim.techniques.quantize._onnx.qdq import quantization_parameters
-from omgoptim.techniques.quantize._ptq.sqnr import to_decibels
+from omgoptim.techniques.quantize._ptq.state import to_decibels
 
 MAX_LAYERS = 60
 """Maximum number of layers that are measured one by one; in a larger model those with the largest rounding error."""

@@ -29,10 +29,10 @@ from omgoptim.techniques.quantize._diagnostics.layer_statistics import (
     quantizable_layers,
     take_samples,
 )
+from omgoptim.techniques.quantize._onnx.program import as_technique_error, open_program, weight_levels
 from omgoptim.techniques.quantize._onnx.qdq import quantization_parameters
-from omgoptim.techniques.quantize._onnx.runtime import as_technique_error, open_program, weight_levels
 from omgoptim.techniques.quantize._ptq.equalization import SHARES, equalize_channels
-from omgoptim.techniques.quantize._ptq.sqnr import sqnr_db
+from omgoptim.techniques.quantize._ptq.state import sqnr_db
 
 Array = NDArray[Any]
 

@@ -17,7 +17,7 @@ from omgoptim.requests.quantize import Dynamic, Static
 from omgoptim.runtimes.export import quiet_export
 from omgoptim.runtimes.signature import flatten
 from omgoptim.runtimes.torch_session import to_array
-from omgoptim.techniques.quantize._ptq.sqnr import sqnr_db
+from omgoptim.techniques.quantize._ptq.state import sqnr_db
 
 if TYPE_CHECKING:
     from torch import fx

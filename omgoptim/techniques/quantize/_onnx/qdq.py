@@ -17,7 +17,7 @@ from onnx import ModelProto, NodeProto, numpy_helper
 
 from omgoptim.models.onnx_graph import OnnxLayer, find_layers
 from omgoptim.requests.quantize import Static
-from omgoptim.techniques.quantize._onnx.runtime import as_technique_error, lacks_int8_dot_product, quiet_stdout
+from omgoptim.techniques.quantize._onnx.program import as_technique_error, lacks_int8_dot_product, quiet_stdout
 
 Range = tuple[float, float]
 """Lowest and highest value of an activation; values outside are clipped."""

@@ -16,7 +16,7 @@ from onnx import ModelProto
 
 from omgoptim.errors import DataError, argument
 from omgoptim.models.onnx_file import bodies, graphs
-from omgoptim.techniques.quantize._onnx.runtime import as_technique_error, has_free_batch, open_program
+from omgoptim.techniques.quantize._onnx.program import as_technique_error, has_free_batch, open_program
 from omgoptim.techniques.registry import ProgramRun
 
 Batch = dict[str, NDArray[Any]]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from omgoptim.techniques.distill._student.monotone_search import BUILDS, largest_within
+from omgoptim.techniques.distill._student.proposals import BUILDS, largest_within
 
 
 def channels(fixed: int = 0, full: int = 24) -> Callable[[float], int]:

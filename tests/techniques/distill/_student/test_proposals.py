@@ -12,8 +12,7 @@ from omgoptim.errors import TechniqueError
 from omgoptim.measure.macs import count_macs
 from omgoptim.measure.size import count_params
 from omgoptim.requests.distill import Auto, FewerLayers, LowRank, Narrow
-from omgoptim.techniques.distill._student.proposals import proposals
-from omgoptim.techniques.distill._student.student_builder import StudentBuilder
+from omgoptim.techniques.distill._student.proposals import StudentBuilder, proposals
 from omgoptim.techniques.registry import apply_to_module
 
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection
-from omgoptim.techniques.distill._student.recurrent import find_recurrent
-from omgoptim.techniques.distill._student.recurrent_weights import narrow_units
+from omgoptim.techniques.distill._student.recurrent import find_recurrent, narrow_units
 from omgoptim.techniques.registry import ModuleRun
 
 RunOf = Callable[..., ModuleRun]

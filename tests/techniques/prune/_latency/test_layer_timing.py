@@ -15,9 +15,8 @@ from omgoptim.techniques.prune._channels.groups import Group, Place
 from omgoptim.techniques.prune._latency import layer_timing as layer_times
 from omgoptim.techniques.prune._latency.knapsack import choose_widths
 from omgoptim.techniques.prune._latency.latency_table import full_ms, predicted_ms
-from omgoptim.techniques.prune._latency.layer_benchmark import Times
+from omgoptim.techniques.prune._latency.layer_benchmark import SizedLayer, Times
 from omgoptim.techniques.prune._latency.layer_timing import measure_layer_times
-from omgoptim.techniques.prune._latency.single_layer import SizedLayer
 from omgoptim.techniques.registry import ModuleRun
 
 

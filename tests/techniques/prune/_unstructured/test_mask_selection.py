@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from omgoptim.techniques.prune._unstructured.mask_selection import alone, by_row, keep_of_every, smallest, together
+from omgoptim.techniques.prune._unstructured.masking import alone, by_row, keep_of_every, smallest, together
 
 
 def test_exactly_so_many_of_the_smallest_are_chosen_and_of_equals_the_first() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from omgoptim.errors import TechniqueError
-from omgoptim.techniques.prune._unstructured.masking import Aim, Scope, zero_lowest
+from omgoptim.techniques.prune._unstructured.masking import Scope, SparsityTarget, zero_lowest
 from omgoptim.techniques.prune._unstructured.parameter_selection import select
 from omgoptim.techniques.registry import Outcome
 
@@ -24,7 +24,7 @@ def net() -> nn.Sequential:
 def prune(module: nn.Module, sparsity: float, scope: Scope = "global", spare: bool = True) -> Outcome:
     selection = select(module, [], [])
     scores = {weight.path: weight.parameter.detach().abs() for weight in selection.weights}
-    return zero_lowest(selection, scores, Aim(sparsity, scope, "by hand", spare))
+    return zero_lowest(selection, scores, SparsityTarget(sparsity, scope, "by hand", spare))
 
 
 def zeros(module: nn.Module) -> int:

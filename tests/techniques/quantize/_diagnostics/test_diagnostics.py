@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from omgoptim.requests.quantize import Static
-from omgoptim.techniques.quantize._diagnostics.activation_diagnostics import diagnose
-from omgoptim.techniques.quantize._diagnostics.graph_diagnostics import Diagnostic
+from omgoptim.techniques.quantize._diagnostics.diagnostics import Diagnostic, diagnose
 from omgoptim.techniques.quantize._diagnostics.simulation import build_simulation
 
 Array = NDArray[Any]

@@ -14,13 +14,11 @@ from omgoptim.models.onnx_graph import find_layers
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._onnx.qdq import stored_weights, write_qdq
 from omgoptim.techniques.quantize._ptq import pipeline
+from omgoptim.techniques.quantize._ptq.adaround import apply_adaround, round_small_kernels
 from omgoptim.techniques.quantize._ptq.bias_correction import correct_biases
 from omgoptim.techniques.quantize._ptq.calibration import outputs, size_of, split
 from omgoptim.techniques.quantize._ptq.observers import compute_ranges, observe_activations
-from omgoptim.techniques.quantize._ptq.presets import apply_preset
-from omgoptim.techniques.quantize._ptq.sqnr import sqnr_db
-from omgoptim.techniques.quantize._ptq.state import PtqTask
-from omgoptim.techniques.quantize._ptq.weight_rounding import apply_adaround, round_small_kernels
+from omgoptim.techniques.quantize._ptq.state import PtqTask, apply_preset, sqnr_db
 
 PLAIN = apply_preset(Static(algorithm="onnxruntime"), "fast")
 
