@@ -29,7 +29,7 @@ CPU; in half precision, and on GPUs, which may round the factors of float32 prod
 """
 
 NOT_RUN = "it did not run for the samples that were tried: the forward does not call it, or only for some inputs"
-"""Why a layer that a trace did not meet stays as it is."""
+"""Reason for skipping a layer that a trace did not meet."""
 
 NOT_THE_USERS = ("torch", "omgoptim", "torch_pruning")
 """Packages whose frames are left out of an error's location."""

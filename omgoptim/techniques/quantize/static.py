@@ -5,7 +5,7 @@ DequantizeLinear pairs around the layers, from which an engine makes integer ker
 s = (max - min) / 255 for activations; weights have s = max|w| / 127 over an output channel and no zero point.
 Before that the float program is rewritten to keep the accuracy: cross-layer equalization, ranges selected by output
 SQNR, bias correction, rounding of small kernels (effort best: AdaRound on all weights); up to three first layers stay
-in float where they have under 4 % of the work and made most of the noise. `_ptq/presets.py` says which effort does
+in float where they have under 4 % of the work and made most of the noise. `_ptq/state.py` says which effort does
 what, `_ptq/pipeline.py` in which order and when a step is kept.
 Two algorithms write the program: ONNX Runtime's writer with all of the above, and NNCF with scaled channels, its own
 ranges and bias correction, and for transformers its SmoothQuant and mixed preset; `auto` tries both.

@@ -13,7 +13,7 @@ at a time a layer bound by memory bandwidth can be faster, and the measured spee
 Limits: convolutions stay; a layer whose number of inputs no power of two from 16 to the group size divides stays;
 ONNX Runtime's fused product also rounds activations to 8 bits, a block at a time.
 Source: arXiv:2210.17323 (GPTQ); the format is ONNX opset 21 (blocked DequantizeLinear). Differs in the searched ranges
-(group_quantization.py) and in the check on held-out samples.
+(`_ptq/gptq.py`) and in the check on held-out samples.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def ridge(gram: Tensor, cross: Tensor, damping: float, prior: Tensor | None = No
 def masked_ridge(
     gram: Tensor, cross: Tensor, kept: Tensor, damping: float, *, steps: int = STEPS, tolerance: float = TOLERANCE
 ) -> Tensor:
-    """Return what `ridge` does under the condition that X is zero where `kept` is, output by output.
+    """Solve `ridge` under the condition that X is zero where `kept` is, output by output.
 
     All outputs are solved at once by conjugate gradients with a diagonal preconditioner, which needs no inverse for
     each output's own mask.

@@ -196,7 +196,7 @@ class BlockNames:
     what: str
     """`depthwise`, in a change."""
     kind: str
-    """What the block is: `a depth-separable one`."""
+    """Phrase for the block: `a depth-separable one`."""
 
 
 def replace_convolutions(

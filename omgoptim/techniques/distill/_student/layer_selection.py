@@ -37,7 +37,7 @@ class LayerSelection:
     """Globs or paths; empty for everything."""
     ignore: list[str]
     nothing: bool = False
-    """Whether everything that `targets` named was removed: empty targets would mean everything."""
+    """True once everything that `targets` named was removed: empty targets would mean everything."""
 
     @staticmethod
     def of(module: nn.Module, params: Derived | Auto) -> LayerSelection:

@@ -105,7 +105,7 @@ def largest_within(
 
 
 def _on_curve(low: int, high: int, at: dict[int, int], goal: float, power: float) -> int:
-    """Where the curve through two points reaches the goal, rounded down."""
+    """Return the x at which the curve through two points reaches the goal, rounded down."""
     if at[high] <= at[low]:
         return (low + high) // 2
     share = max((goal - at[low]) / (at[high] - at[low]), 0.0)
@@ -114,7 +114,7 @@ def _on_curve(low: int, high: int, at: dict[int, int], goal: float, power: float
 
 
 def _fixed_part(near: tuple[int, int], far: tuple[int, int], power: float) -> int:
-    """The count at 0 of the curve through two points: what does not fall with x."""
+    """Return the count at 0 of the curve through two points: the part that does not depend on x."""
     slope = (far[1] - near[1]) / (float(far[0]) ** power - float(near[0]) ** power)
     return max(0, int(near[1] - slope * float(near[0]) ** power))
 

@@ -54,7 +54,7 @@ class LayerOptions:
     options: tuple[Option, ...]
     """Pareto-optimal options in size and error, the smallest first; the full rank is among them."""
     comparable: bool
-    """Whether errors are those of the model's outputs, and so comparable between layers."""
+    """True if errors are those of the model's outputs, and so comparable between layers."""
 
     @property
     def smaller(self) -> list[Option]:

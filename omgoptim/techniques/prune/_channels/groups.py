@@ -211,9 +211,9 @@ class Group:
     kind: Literal["channels", "heads"]
     places: tuple[Place, ...]
     blocked: bool = True
-    """Whether a unit is a block of neighbours (a head), or one channel of each of `unit` equal blocks."""
+    """True if a unit is a block of neighbours (a head), False if it is one channel of each of `unit` equal blocks."""
     exact: bool = True
-    """Whether removal leaves the other channels unchanged: not where a normalization spans both."""
+    """True if removal leaves the other channels unchanged; False where a normalization spans both."""
     heads: int = 0
     """Attention heads per unit; several with grouped-query attention."""
     counts: tuple[Count, ...] = ()

@@ -123,7 +123,7 @@ class _Member:
 
     @property
     def tied(self) -> bool:
-        """Whether its output's width determines its input's."""
+        """True if the output's width determines the input's."""
         return is_depthwise(self.layer) or (bool(self.inside.parts) and self.inside.parts == self.outside.parts)
 
     def sized(self, shape: tuple[int, ...], inside: int | None, outside: int) -> SizedLayer:

@@ -38,7 +38,7 @@ class SparsityTarget:
     what: str
     """Name of the score, for the report."""
     spare_small: bool
-    """Whether tiny layers stay dense."""
+    """True to leave tiny layers dense."""
 
 
 def zero_lowest(selection: Selection, scores: Mapping[str, Tensor], aim: SparsityTarget) -> Outcome:

@@ -33,8 +33,7 @@ class LayerSensitivity:
     alone_db: float
     """SQNR of the output with only this layer quantized."""
     measured: bool
-    """Whether it was estimated from the layer's rounding error, as for layers past `MAX_LAYERS` or the time limit.
-    """
+    """False if estimated from the layer's rounding error: past `MAX_LAYERS` or the time limit."""
     restored_db: float | None = None
     """SQNR of the output with all but this layer quantized."""
 

@@ -48,15 +48,15 @@ SWITCHES = "omgoptim.quantized"
 
 @dataclass(frozen=True, slots=True)
 class SimulationConfig:
-    """How layers are quantized in the simulation."""
+    """Number format of the simulated layers."""
 
     per_channel: bool = True
     symmetric: bool = False
-    """Whether activations use a zero point of 0."""
+    """True for activations with a zero point of 0."""
     weight_levels: int = 127
     """Largest integer of a weight."""
     outputs: bool = True
-    """Whether layer outputs are rounded too, as by ONNX Runtime's writer, or only inputs, as by NNCF's."""
+    """True to round layer outputs too, as ONNX Runtime's writer does; False for inputs only, as NNCF's."""
 
     @classmethod
     def of(cls, params: Any) -> SimulationConfig:

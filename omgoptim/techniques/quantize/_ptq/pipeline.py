@@ -55,16 +55,18 @@ ROUNDED = ("small_kernels", "adaround")
 MUCH_DB = 1.0
 """Smallest SQNR gain for which first layers stay in float."""
 
-BEGINNING_MACS = 5e10
-"""Limit of the multiply-accumulates of a run that compares equalized programs: of a large network it takes fewer
-samples.
+COMPARISON_MACS = 5e10
+"""Limit of the multiply-accumulates of one comparison of equalized programs, which for a large network takes fewer
+samples: 1.5 s at the rate of `CHOOSING_MACS`.
 """
 
 FEWEST_SAMPLES = 16
 """Minimum number of samples of such a run, whatever they cost."""
 
-CORRECTING_MACS, ROUNDING_MACS = 1e12, 2e12
-"""The same limit for all runs of bias correction and of AdaRound's inputs."""
+CORRECTION_MACS, ROUNDING_MACS = 1e12, 2e12
+"""Limits of the multiply-accumulates of all runs of bias correction and of AdaRound: half a minute and a minute at the
+rate of `CHOOSING_MACS`.
+"""
 
 
 def affordable_prefixes(model: ModelProto, chosen: Sequence[OnnxLayer]) -> Iterator[list[OnnxLayer]]:
@@ -147,9 +149,9 @@ def quantize(
         observed = observe_activations(model, batches, histogram=histogram, threads=task.threads)
         return write_qdq(model, chosen, compute_ranges(observed, params.range_method, params.symmetric), params), []
     notes: list[str] = []
-    settings = _settings(model, batches, task, notes)
+    settings = _prepare_settings(model, batches, task, notes)
     state = _begin(model, settings)
-    state, settings = _keep_first(state, settings, notes)
+    state, settings = _keep_first_in_float(state, settings, notes)
     if kept is not None:
         taken = {layer.node for layer in settings.chosen}
         kept.extend(layer for layer in chosen if layer.node not in taken)
@@ -165,11 +167,11 @@ def quantize(
 def equalize(model: ModelProto, batches: Sequence[Batch], task: PtqTask) -> tuple[ModelProto, list[str]]:
     """Return the float program after cross-layer equalization alone, for another quantizer, and what was done."""
     notes: list[str] = []
-    settings = _settings(model, batches, task, notes)
+    settings = _prepare_settings(model, batches, task, notes)
     return _equalize(_begin(model, settings), settings, notes).model, notes
 
 
-def _settings(model: ModelProto, batches: Sequence[Batch], task: PtqTask, notes: list[str]) -> PtqSettings:
+def _prepare_settings(model: ModelProto, batches: Sequence[Batch], task: PtqTask, notes: list[str]) -> PtqSettings:
     fit, held = split(batches, sliceable=has_free_batch(model))
     if fit[0] is held[0]:
         count = sum(map(size_of, held))
@@ -186,12 +188,14 @@ def _begin(model: ModelProto, settings: PtqSettings) -> PtqState:
     """Create the state of a program with ranges from the fitting samples and small kernels rounded if that helps."""
     method: Method = "minmax" if settings.params.range_method == "auto" else settings.params.range_method
     histogram = method not in ("minmax", "moving_average")
-    observed = observe_activations(model, _beginning(settings, model), histogram=histogram, threads=settings.threads)
+    observed = observe_activations(
+        model, _comparison_samples(settings, model), histogram=histogram, threads=settings.threads
+    )
     ranges = compute_ranges(observed, method, settings.params.symmetric)
     return _round_small_kernels(PtqState(model, ranges, settings.level(model, ranges), model), settings)
 
 
-def _keep_first(state: PtqState, settings: PtqSettings, notes: list[str]) -> tuple[PtqState, PtqSettings]:
+def _keep_first_in_float(state: PtqState, settings: PtqSettings, notes: list[str]) -> tuple[PtqState, PtqSettings]:
     """Leave the first layers in float where they are cheap and make most of the noise."""
     if settings.params.rounding not in ROUNDED or settings.params.targets:
         return state, settings
@@ -262,7 +266,7 @@ def _note_small_kernels(state: PtqState, notes: list[str]) -> None:
 
 def _correct(state: PtqState, settings: PtqSettings, notes: list[str]) -> PtqState:
     fit = settings.data.fit
-    share = settings.evaluations(CORRECTING_MACS, sum(map(size_of, fit))) / CORRECTIONS
+    share = settings.evaluations(CORRECTION_MACS, sum(map(size_of, fit))) / CORRECTIONS
     some = _some(fit, share, state.model)
     model, count = correct_biases(state.model, state.reference, state.ranges, some, settings)
     better = settings.after(state, model, state.ranges)
@@ -292,9 +296,9 @@ def _round(state: PtqState, settings: PtqSettings, notes: list[str]) -> PtqState
     return after
 
 
-def _beginning(settings: PtqSettings, model: ModelProto) -> list[Batch]:
+def _comparison_samples(settings: PtqSettings, model: ModelProto) -> list[Batch]:
     fit = settings.data.fit
-    return _some(fit, settings.evaluations(BEGINNING_MACS, sum(map(size_of, fit))), model)
+    return _some(fit, settings.evaluations(COMPARISON_MACS, sum(map(size_of, fit))), model)
 
 
 def _some(batches: list[Batch], share: float, model: ModelProto) -> list[Batch]:

@@ -116,7 +116,7 @@ class PtqTask:
 
     chosen: Sequence[OnnxLayer]
     params: Static
-    """Resolved, see `presets.py`."""
+    """Resolved by `apply_preset`."""
     threads: int = 1
     seed: int = 0
     progress: Callable[[str, float | None], None] = lambda _stage, _done: None
