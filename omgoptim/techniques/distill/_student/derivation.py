@@ -264,7 +264,7 @@ def _unchanged(params: Derived, skipped: Sequence[Skip]) -> TechniqueError:
         return TechniqueError(
             "no layer can be left out of this model",
             "; ".join(reasons) or NO_REPEATS,
-            "student reduce_width for fewer channels, or depthwise or low_rank; or give a student of your own",
+            "student narrow for fewer channels, or depthwise or low_rank; or give a student of your own",
         )
     return TechniqueError(
         "no layer of this model can be narrowed",

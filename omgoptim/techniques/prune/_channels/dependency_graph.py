@@ -209,7 +209,7 @@ def _channel_groups(module: nn.Module, probe: Probe, claimed: frozenset[str]) ->
     recurrent = [layer for layer in twin.modules() if isinstance(layer, nn.RNNBase)]
     for path, layer in module.named_modules():
         if isinstance(layer, nn.RNNBase):
-            yield _Skipped(path, Refusal(f"the width of a recurrent layer ({type(layer).__name__}) skips_of_kept"))
+            yield _Skipped(path, Refusal(f"the width of a recurrent layer ({type(layer).__name__}) stays"))
     graph = traced("following the model's layers with torch-pruning", lambda: _graph(twin, probe, recurrent))
     paths = {layer: path for path, layer in twin.named_modules()}
     written: set[str] = set()

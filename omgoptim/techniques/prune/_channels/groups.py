@@ -322,7 +322,7 @@ def why_kept(module: nn.Module, places: Sequence[Place], owners: Mapping[int, li
             tied = owners.get(id(tensor), [])
             if len({layer_id for layer_id, _ in tied}) > 1:
                 others = [other for _, other in tied if other != name]
-                return f"{name} is tied to {', '.join(others)}, and skips_of_kept so"
+                return f"{name} is tied to {', '.join(others)}, and stays so"
     return ""
 
 
@@ -330,7 +330,7 @@ def _why_no_width(path: str, layer: nn.Module) -> str:
     kind = type(layer).__name__
     if isinstance(layer, nn.LayerNorm):
         return f"{path} ({kind}) normalizes over these channels: without some, the others would change"
-    return f"its channels are those of {path} ({kind}), whose width skips_of_kept"
+    return f"its channels are those of {path} ({kind}), whose width stays"
 
 
 def why_not_requested(places: Sequence[Place], params: Structured) -> str:

@@ -46,7 +46,7 @@ def remove(module: nn.Module, groups: Groups, keep: Mapping[str, Tensor], run: M
     Args:
         module: changed in place.
         groups: as `find_groups` found them in this module.
-        keep: name of a group to the root's channels (k,) that stay; a group that is not named skips_of_kept whole.
+        keep: name of a group to the root's channels (k,) that stay; a group that is not named stays whole.
         run: how the module is called; removals are proven on its samples.
 
     Returns:

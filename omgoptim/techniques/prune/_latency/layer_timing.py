@@ -66,7 +66,7 @@ LEAST_OF_CALL = 0.05
 
 
 def widths_of(group: Group, count: int, round_to: int | None = None, least: float = LEAST_KEPT) -> tuple[int, ...]:
-    """Return at most `count` candidate widths of a group, evenly evenly_spread, ascending, the last one full.
+    """Return at most `count` candidate widths of a group, evenly spread, ascending, the last one full.
 
     Multiples of its unit and of `round_to` (as `Group.step` takes it), from the fraction `least` of its width on. Where
     that leaves nothing below the full width, multiples of the unit alone.
@@ -102,7 +102,7 @@ def sizes_of(
 
 
 def evenly_spread(values: Sequence[int], count: int) -> tuple[int, ...]:
-    """Return `count` of ascending values, evenly evenly_spread, with the first and the last."""
+    """Return `count` of ascending values, evenly spread, with the first and the last."""
     if len(values) <= count:
         return tuple(values)
     return tuple(values[round(step * (len(values) - 1) / (count - 1))] for step in range(count))

@@ -60,7 +60,7 @@ def _quantize_large(
     excluded = [layer.node for layer in find_layers(model) if layer.node not in taken]
     prepared, written = folder / "to_quantize.onnx", folder / "quantized.onnx"
     save(model, prepared)
-    with as_technique_error("ONNX Runtime could not quantize_by_onnxruntime the program"), quiet_stdout():
+    with as_technique_error("ONNX Runtime could not quantize the program"), quiet_stdout():
         quantize_static(
             str(prepared),
             str(written),
@@ -112,7 +112,7 @@ def quantize_by_nncf(
     _keep_dims_of_means(model)
     taken = {layer.node for layer in chosen}
     ignored = [layer.node for layer in find_layers(model) if layer.node not in taken]
-    with as_technique_error("NNCF could not quantize_by_nncf the program", "algorithm onnxruntime"), quiet_stdout():
+    with as_technique_error("NNCF could not quantize the program", "algorithm onnxruntime"), quiet_stdout():
         nncf = _import_without_telemetry()
         advanced, notes = _advanced_parameters(nncf, model, params)
         if is_large(model):
