@@ -187,7 +187,7 @@ def _report(
     """Return the report of a finalist as that of the run's artifact."""
     last = one.entry.run.report
     chain = [point.run.report for point in one.entry.chain]
-    report = final_report(request, context, loaded, chosen, one, _summary(request, chosen, one))
+    report = final_report(request, context, loaded, chosen, one, _summary(request, chosen, one), last.gains_by)
     return report.model_copy(
         update={
             "next_steps": _next_steps(request, context, chosen, one),
