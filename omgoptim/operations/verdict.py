@@ -8,7 +8,7 @@ from typing import Literal
 
 from omgoptim.measure.agreement import RUINED_AGREEMENT, RUINED_ERROR, OutputAgreement
 from omgoptim.measure.quality import Quality
-from omgoptim.operations.timing import BUSY, OVERLOADED
+from omgoptim.operations.timing import AS_FAST_ONCE, BUSY, OVERLOADED
 from omgoptim.reports import Gains, Measurement
 from omgoptim.reports.measured import SMALLER
 
@@ -59,10 +59,11 @@ def quality_sentence(before: Measurement, quality: Quality | None) -> str:
 
 
 def is_gain(gains: Gains) -> bool:
-    """Return whether the artifact is smaller or faster."""
+    """Return whether the artifact is smaller or faster: beyond the noise of one launch where there is no interval."""
     smaller = gains.size_ratio is not None and gains.size_ratio >= SMALLER
-    low = gains.speedup_low if gains.speedup_low is not None else gains.speedup
-    return smaller or (low is not None and low > 1)
+    if gains.speedup_low is not None:
+        return smaller or gains.speedup_low > 1
+    return smaller or (gains.speedup is not None and gains.speedup > AS_FAST_ONCE)
 
 
 def holds(drop: float, guard: float) -> bool:

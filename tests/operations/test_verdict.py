@@ -142,6 +142,7 @@ def test_a_decided_guard_needs_no_warning(drop: float, low: float, high: float) 
         (gains(size=1.0), False),
         (gains(), False),
         (gains(1.5), True),
+        (gains(1.05), False),
     ],
 )
 def test_a_gain_is_smaller_or_faster_by_what_was_measured(found: Gains, gain: bool) -> None:
