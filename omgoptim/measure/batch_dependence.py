@@ -22,7 +22,9 @@ MAX_SAMPLES = 32
 MIN_SAMPLES, TIME_LIMIT_S = 8, 3.0
 """Samples that always run, and the time limit in seconds for the others: a slow model is checked on fewer."""
 TOLERANCE, COARSE = 1e-3, 5e-2
-"""Differences up to this fraction of an output's largest value are rounding, of float32 and half precision."""
+"""Differences up to this fraction of an output's scale are rounding, of float32 and half precision."""
+OFFSET = 1e-2
+"""Least scale of a float32 output as a fraction of its largest value: rounding grows with values, not their spread."""
 
 Run = Callable[[NamedBatch], Sequence[NDArray[Any]]]
 
@@ -53,15 +55,17 @@ def batch_dependence(run: Run, samples: Samples, cause: str = "", coarse: bool =
             singles.append(run({name: array[row : row + 1] for name, array in batch.items()}))
     except Exception:  # noqa: BLE001 - a batch size that the model does not take gives no result
         return None
+    scales = [_scale(many, coarse) for many in whole]
     apart = [
-        max((_apart(many, one[k], row) for k, many in enumerate(whole)), default=0.0) for row, one in enumerate(singles)
+        max((_apart(many, one[k], row, scales[k]) for k, many in enumerate(whole)), default=0.0)
+        for row, one in enumerate(singles)
     ]
     differing = [each for each in apart if each > (COARSE if coarse else TOLERANCE)]
     if not differing:
         return None
     return (
         f"the answer to a sample depends on the others of its batch: {len(differing)} of {len(singles)} samples give "
-        f"something else alone than in a batch of {size} (by up to {max(differing):.1%} of the largest output), as "
+        f"something else alone than in a batch of {size} (by up to {max(differing):.1%} of the outputs' scale), as "
         f"with {cause or 'a branch on values, or statistics over the batch'}"
     )
 
@@ -82,8 +86,18 @@ def _joined(samples: Samples) -> NamedBatch | None:
     return {name: np.concatenate([batch[name] for batch in batches]) for name in shapes}
 
 
-def _apart(many: NDArray[Any], one: NDArray[Any], row: int) -> float:
-    """Return the largest difference of a sample's output, over the batch's largest value; 0 without a batch axis."""
+def _scale(many: NDArray[Any], coarse: bool) -> float:
+    """Return the scale of a batch's output: its largest value, for float32 less what all values share."""
+    finite = many[np.isfinite(many)] if many.dtype.kind in "fc" else many[:0]
+    if not finite.size:
+        return 1.0
+    largest = float(np.abs(finite).max())
+    deviation = largest if coarse else float(np.abs(finite - finite.mean()).max())
+    return max(min(largest, deviation), OFFSET * largest, 1e-12)
+
+
+def _apart(many: NDArray[Any], one: NDArray[Any], row: int, scale: float) -> float:
+    """Return the largest difference of a sample's output, over the output's scale; 0 without a batch axis."""
     if many.dtype.kind not in "fc" or many.ndim != one.ndim:
         return 0.0
     differing = [axis for axis in range(many.ndim) if many.shape[axis] != one.shape[axis]]
@@ -93,5 +107,4 @@ def _apart(many: NDArray[Any], one: NDArray[Any], row: int) -> float:
     finite = np.isfinite(mine) & np.isfinite(alone)
     if not finite.any():
         return 0.0
-    scale = max(float(np.abs(many[np.isfinite(many)]).max()), 1e-12)
     return float(np.abs(mine[finite] - alone[finite]).max()) / scale

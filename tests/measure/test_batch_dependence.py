@@ -33,6 +33,12 @@ def test_statistics_over_the_batch_are_found_and_counted() -> None:
     assert note.endswith("as with batch statistics")
 
 
+def test_an_offset_does_not_hide_statistics_over_the_batch() -> None:
+    note = batch_dependence(lambda batch: [1000 + 0.01 * (batch["x"] - batch["x"].mean(0))], samples(8))
+    assert note is not None
+    assert batch_dependence(lambda batch: [np.float32(1000) + np.float32(0.01) * batch["x"]], samples(8)) is None
+
+
 def test_a_branch_that_few_samples_take_alone_is_found() -> None:
     def branching(batch: Any) -> list[NDArray[Any]]:
         return [batch["x"] * (2 if batch["x"].mean() > 3 else 1)]
