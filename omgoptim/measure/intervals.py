@@ -41,7 +41,8 @@ def paired_interval(before: NDArray[np.float64], after: NDArray[np.float64]) -> 
     Args:
         before: one score per sample.
         after: scores of the same samples in the same order. Where all scores are 0 or 1 the interval is Bonett and
-            Price's, which also holds when few samples differ; else the normal one.
+            Price's, which also holds when few samples differ; else the normal one. Where scores in steps (tokens of a
+            sample) do not differ at all, it is Bonett and Price's in units of their smallest step.
     """
     difference = before - after
     count = len(difference)
@@ -52,6 +53,10 @@ def paired_interval(before: NDArray[np.float64], after: NDArray[np.float64]) -> 
         return p - q - half, p - q + half
     if count < 2:
         return UNKNOWN
+    if not difference.any():
+        step = float(np.diff(np.unique(before)).min(initial=1.0))
+        half = step * Z_975 * math.sqrt(2) / (count + 2)
+        return -half, half
     half = Z_975 * float(difference.std(ddof=1)) / math.sqrt(count)
     return float(difference.mean()) - half, float(difference.mean()) + half
 
