@@ -1,4 +1,4 @@
-"""Test of whether the original model's quality is at chance level."""
+"""Tests of what a quality can mean: the original model at chance level, data with few of the classes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ from typing import Any
 import numpy as np
 
 from omgoptim.models.labels import IGNORED, label_form, plain_labels
+from omgoptim.models.outputs import ModelOutputs
 
 ABOVE_CHANCE = 0.99
 """Accuracy above this is never at chance level, even if almost all labels are the same."""
+
+FEW_CLASSES = 0.5
+"""Fraction of the expected number of classes up to which data is said to hold few."""
 
 
 def chance_level_reason(metric: str, value: float | None, targets: Sequence[Any]) -> str | None:
@@ -61,3 +65,31 @@ def chance_level_summary(metric: str | None, value: float | None, targets: Seque
     if why is None:
         return ""
     return f"{why[0].upper()}{why[1:]}. Its data, weights or metric are likely wrong, and the numbers mean little."
+
+
+def missing_classes_notes(outputs: ModelOutputs, targets: Sequence[Any]) -> list[str]:
+    """Return a note if labels of one class a sample name less than half of the classes that so many samples would.
+
+    Uniform classes are expected: n samples of C classes name C (1 - (1 - 1 / C)^n) of them.
+
+    Args:
+        outputs: of the original, with the output of the labels.
+        targets: per batch; -100 is ignored.
+    """
+    spec = outputs.labelled
+    arrays = [np.asarray(target) for target in targets if target is not None]
+    if spec is None or outputs.labels != "classes" or not arrays:
+        return []
+    labels = [np.asarray(plain_labels(array, outputs.label_form)) for array in arrays]
+    classes = 2 if spec.class_axis is None else spec.shape[spec.class_axis]
+    if any(each.ndim != 1 for each in labels) or not isinstance(classes, int):
+        return []
+    joined = np.concatenate(labels)
+    joined = joined[joined != IGNORED]
+    found = len(np.unique(joined))
+    if not joined.size or found > FEW_CLASSES * classes * (1 - (1 - 1 / classes) ** joined.size):
+        return []
+    return [
+        f"the {joined.size:,} evaluation samples hold {found} of {classes:,} classes: if the data is sorted by class, "
+        "shuffle it where it is loaded, since only its first samples are used"
+    ]

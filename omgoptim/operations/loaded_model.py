@@ -12,6 +12,7 @@ from torch import nn
 
 from omgoptim.errors import DataError, ModelError, SetupError, argument
 from omgoptim.hardware import usable_cores
+from omgoptim.measure.chance_level import missing_classes_notes
 from omgoptim.measure.macs import MacsCount, count_macs
 from omgoptim.measure.program_macs import count_program
 from omgoptim.measure.size import count_params
@@ -146,6 +147,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
         notes.append(f"{dependent}; quality is measured one sample at a time, and throughput not at all")
     metric = live.metric or request.metric
     outputs = outputs_of(request, metric, opened.module, opened.program, signature, data, evaluation, threads)
+    notes = [*notes, *missing_classes_notes(outputs, evaluation.targets)]
     macs, params = _counts(opened, signature, repeat_to_size(evaluation, 1))
     precision = "float32"
     if opened.module is not None and source.artifact is None:

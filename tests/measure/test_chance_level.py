@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from omgoptim.measure.chance_level import chance_level_reason, chance_level_summary
+from omgoptim.measure.chance_level import chance_level_reason, chance_level_summary, missing_classes_notes
+from omgoptim.models.outputs import ModelOutputs, OutputSpec
 
 
 @pytest.mark.parametrize(
@@ -39,3 +42,20 @@ def test_an_undecidable_chance_level_is_none() -> None:
     ]:
         assert chance_level_summary(metric, value, targets) == ""  # type: ignore[arg-type]
     assert chance_level_summary(None, 0.1, []) == ""
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "said"),
+    [
+        (np.zeros(200, np.int64), 10, "the 200 evaluation samples hold 1 of 10 classes"),
+        (np.arange(2000) // 50, 1000, "the 2,000 evaluation samples hold 40 of 1,000 classes"),
+        (np.arange(2000) % 700, 1000, ""),
+        (np.arange(20), 1000, ""),
+        (np.zeros((50, 4), np.int64), 10, ""),
+    ],
+)
+def test_data_sorted_by_class_is_noticed_by_the_classes_that_it_lacks(labels: Any, classes: int, said: str) -> None:
+    scores = OutputSpec("logits", 0, ("batch", classes), "float32", "class_scores", "", class_axis=-1)
+    notes = missing_classes_notes(ModelOutputs((scores,), "classes", 0), [labels])
+    assert " ".join(notes).startswith(said)
+    assert bool(notes) == bool(said)
