@@ -45,8 +45,8 @@ class Quality:
 
     @property
     def ruined(self) -> tuple[OutputAgreement, ...]:
-        """Return the ruined outputs that the metric does not read, the worst first."""
-        lost = [output for output in self.outputs if output.ruined and not output.read]
+        """Return the outputs that are ruined where the metric does not show it, the worst first."""
+        lost = [output for output in self.outputs if output.lost]
         return tuple(sorted(lost, key=lambda output: output.agreement))
 
     def decided(self, guard: float) -> bool:
@@ -175,10 +175,10 @@ def agreement_of_outputs(
 ) -> tuple[OutputAgreement, ...]:
     """Compute the agreement of each output with the original's, independent of the metric."""
     outputs = metric.outputs or detect_outputs(original)
-    reads = metric.reads
-    if reads is None:
-        reads = frozenset(range(len(outputs.specs))) if len(outputs.specs) == 1 else frozenset()
-    return output_agreements(outputs, candidate, original, reads)
+    if metric.reads is not None:
+        return output_agreements(outputs, candidate, original, metric.reads)
+    reads = frozenset(range(len(outputs.specs))) if len(outputs.specs) == 1 else frozenset()
+    return output_agreements(outputs, candidate, original, reads, whole=reads)
 
 
 def _finite(value: Any, name: str) -> float:

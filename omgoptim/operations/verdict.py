@@ -118,14 +118,19 @@ def ruined_sentence(ruined: Sequence[OutputAgreement]) -> str:
     """Return a sentence on the ruined outputs, each with its error."""
     parts = []
     for output in ruined:
-        if output.relative_error is not None:
+        if output.ruined_part is not None:
+            part = output.ruined_part
+            place = f"entries {part.first} to {part.last} of dimension {part.axis}"
+            error = f"{place}, of a smaller scale: relative error {part.relative_error:.2f}, above {RUINED_ERROR:g}"
+        elif output.relative_error is not None:
             error = f"relative error {output.relative_error:.2f}, above {RUINED_ERROR:g}"
         else:
             error = f"agreement {output.agreement:.0%}, below {RUINED_AGREEMENT:.0%}"
         parts.append(f"'{output.spec.name}' ({error})")
     one = "Output" if len(parts) == 1 else "Outputs"
     was = "was" if len(parts) == 1 else "were"
-    return f"{one} {', '.join(parts)} {was} ruined; the metric does not read {'it' if len(parts) == 1 else 'them'}."
+    unseen = "show" if any(output.ruined_part for output in ruined) else "read"
+    return f"{one} {', '.join(parts)} {was} ruined; the metric does not {unseen} {'it' if len(parts) == 1 else 'them'}."
 
 
 def quality_warnings(quality: Quality | None, guard: float, real_data: bool, labelled: bool = False) -> list[str]:
