@@ -101,6 +101,7 @@ class LoadedModel:
         samples = named_samples(named, raw)
         if self.module is not None:
             samples = float32_arrays(samples)
+            refuse_nan_samples(self.module, self.signature.inputs, samples, split=split)
         one_by_one = self.batch_dependent or self.fixed_batch
         return samples.one_by_one() if one_by_one and split != "train" else samples
 
@@ -143,8 +144,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
         data = with_shifted_labels(data, opened.module)
         evaluation = Samples(evaluation.batches, [shifted(target) for target in evaluation.targets])
     dependent = batch_dependence_of(opened.module, opened.program, signature, evaluation, threads)
-    if dependent:
-        notes.append(f"{dependent}; quality is measured one sample at a time, and throughput not at all")
+    notes += [f"{dependent}; quality is measured one sample at a time, and throughput not at all"] if dependent else []
     metric = live.metric or request.metric
     outputs = outputs_of(request, metric, opened.module, opened.program, signature, data, evaluation, threads)
     notes = [*notes, *missing_classes_notes(outputs, evaluation.targets)]
