@@ -152,6 +152,8 @@ def _level_speeds(
 
 
 def _why_not(point: Point, goal: Goal) -> str:
+    if point.ruined:
+        return "an output that the metric does not show was ruined on the selection samples"
     if point.cautious_drop <= goal.max_quality_drop:
         return "within the guard on the selection samples; the result builds on another step"
     margin = point.cautious_drop - point.drop
