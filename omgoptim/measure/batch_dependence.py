@@ -103,6 +103,8 @@ def _apart(many: NDArray[Any], one: NDArray[Any], row: int, scale: float) -> flo
     differing = [axis for axis in range(many.ndim) if many.shape[axis] != one.shape[axis]]
     if len(differing) != 1 or one.shape[differing[0]] != 1 or not one.size:
         return 0.0
+    if row >= many.shape[differing[0]]:  # no batch axis: as many entries as values of the samples decide
+        return 0.0
     mine, alone = np.take(many, [row], differing[0]), one
     finite = np.isfinite(mine) & np.isfinite(alone)
     if not finite.any():
