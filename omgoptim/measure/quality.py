@@ -22,7 +22,21 @@ from omgoptim.measure.builtin_metrics import Metric as Metric
 from omgoptim.measure.builtin_metrics import batch_lengths
 from omgoptim.measure.builtin_metrics import detect_outputs as detect_outputs
 from omgoptim.measure.intervals import Arrays, affordable_resamples, paired_interval, resampled_interval
-from omgoptim.models.labels import IGNORED
+from omgoptim.models.labels import IGNORED, plain_labels
+
+LOST_RECALL = 0.1
+"""Drop of a class's recall that its 95 % interval must exceed for the class to count as lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class LostClass:
+    """A class whose samples are recognized less often, which the accuracy over all classes can hide."""
+
+    label: int
+    samples: int
+    before: float
+    """Fraction of its samples that were right."""
+    after: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +56,8 @@ class Quality:
     """Each output against the original's."""
     is_agreement: bool = False
     """The metric itself is an agreement with the original model."""
+    lost_classes: tuple[LostClass, ...] = ()
+    """The worst first; empty where the metric is no accuracy of one label a sample."""
 
     @property
     def ruined(self) -> tuple[OutputAgreement, ...]:
@@ -128,12 +144,14 @@ def compare_quality(
     Raises:
         DataError: the metric cannot be computed on either, or is not finite.
     """
+    lost: tuple[LostClass, ...] = ()
     if metric.per_sample:
         reference = before if original is None else original
         scores = [_sample_scores(metric, side, targets, reference) for side in (before, after)]
         values = [_finite(side.mean(), metric.name) for side in scores]
         low, high = paired_interval(*scores)
         samples = len(scores[0])
+        lost = lost_classes(metric, scores[0], scores[1], targets)
     else:
         before, after = list(before), list(after)  # a whole metric takes all batches at once, again on each resample
         values, (low, high) = _resampled(metric, before, after, targets, seed)
@@ -151,7 +169,35 @@ def compare_quality(
         samples=samples,
         outputs=outputs,
         is_agreement=metric.agreement,
+        lost_classes=lost,
     )
+
+
+def lost_classes(
+    metric: Metric, before: NDArray[np.float64], after: NDArray[np.float64], targets: list[Any]
+) -> tuple[LostClass, ...]:
+    """Find the classes whose recall fell, the worst first.
+
+    Args:
+        metric: of the scores; only an accuracy of one label a sample has classes.
+        before: 1 for each sample that was right, else 0.
+        after: the same of the candidate.
+        targets: labels of the samples, per batch; -100 is left out of the scores.
+    """
+    described = metric.outputs
+    if described is None or metric.agreement or described.labels != "classes":
+        return ()
+    labels = [np.asarray(plain_labels(np.asarray(target), described.label_form)) for target in targets]
+    if any(each.ndim != 1 for each in labels) or not set(np.unique(before)) <= {0.0, 1.0}:
+        return ()
+    joined = np.concatenate(labels)
+    joined = joined[joined != IGNORED]
+    found = []
+    for label in np.unique(joined) if len(joined) == len(before) else ():
+        rows = joined == label
+        if paired_interval(before[rows], after[rows])[0] > LOST_RECALL:
+            found.append(LostClass(int(label), int(rows.sum()), float(before[rows].mean()), float(after[rows].mean())))
+    return tuple(sorted(found, key=lambda one: one.after - one.before))
 
 
 def _resampled(

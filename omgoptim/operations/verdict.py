@@ -20,6 +20,9 @@ ROUNDING = 1e-6
 MARGIN_SHARE = 0.5
 """Maximum margin for the uncertainty of selection samples, as a fraction of the guard."""
 
+MOST_CLASSES = 3
+"""Classes that are named as lost."""
+
 MOST_SAMPLES = 1_000_000
 """Bound of a request's evaluation samples."""
 
@@ -144,7 +147,11 @@ def quality_warnings(quality: Quality | None, guard: float, real_data: bool, lab
     """
     if quality is None:
         return []
-    warnings = []
+    warnings = [
+        f"class {lost.label} is recognized less: {lost.before:.0%} -> {lost.after:.0%} of its {lost.samples} samples; "
+        f"the accuracy over all {quality.samples:,} hides it"
+        for lost in quality.lost_classes[:MOST_CLASSES]
+    ]
     if not real_data:
         warnings.append(
             f"{quality.metric} was measured on random inputs: it is not accuracy. Give data to measure accuracy."
