@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from omgoptim.measure.agreement import RUINED_AGREEMENT, RUINED_ERROR, OutputAgreement
+from omgoptim.measure.agreement import RUINED_AGREEMENT, RUINED_ERROR, RUINED_PART, OutputAgreement
 from omgoptim.measure.quality import Quality
 from omgoptim.operations.timing import AS_FAST_ONCE, BUSY, OVERLOADED
 from omgoptim.reports import Gains, Measurement
@@ -124,7 +124,7 @@ def ruined_sentence(ruined: Sequence[OutputAgreement]) -> str:
         if output.ruined_part is not None:
             part = output.ruined_part
             place = f"entries {part.first} to {part.last} of dimension {part.axis}"
-            error = f"{place}, of a smaller scale: relative error {part.relative_error:.2f}, above {RUINED_ERROR:g}"
+            error = f"{place}, of a smaller scale: relative error {part.relative_error:.2f}, above {RUINED_PART:g}"
         elif output.relative_error is not None:
             error = f"relative error {output.relative_error:.2f}, above {RUINED_ERROR:g}"
         else:

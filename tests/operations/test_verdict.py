@@ -174,7 +174,7 @@ def test_a_ruined_output_that_the_metric_never_reads_fails_the_guard_and_is_name
     assert words.startswith(first)
     part = replace(boxes, relative_error=0.02, ruined_part=OutputPart(1, 4, 83, 4.18), read=True)
     words = verdict_sentence("guard_failed", "int8", gained, replace(quality(), outputs=(part,)), 0.01)
-    lost = "entries 4 to 83 of dimension 1, of a smaller scale: relative error 4.18, above 0.5"
+    lost = "entries 4 to 83 of dimension 1, of a smaller scale: relative error 4.18, above 0.9"
     assert words.startswith(f"Output 'boxes' ({lost}) was ruined; the metric does not show it.")
     read = replace(quality(), outputs=(replace(boxes, read=True),))
     assert outcome_of(gained, read, 0.01) == "ok"
