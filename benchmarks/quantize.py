@@ -28,7 +28,9 @@ from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import Quality, compare_quality, read_outputs
 from omgoptim.measure.timing import PLANS, Timing, time_artifacts
-from omgoptim.models.artifact import MANIFEST, PROGRAM, Manifest, OutputCheck, save_program
+from omgoptim.models.artifact import save_program
+from omgoptim.models.manifest import MANIFEST, PROGRAM, Manifest
+from omgoptim.models.output_check import OutputCheck
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import LoadedModel, prepare
 from omgoptim.requests import QuantizeRequest, parse

@@ -11,7 +11,7 @@ from omgoptim.errors import ArtifactError, SetupError, TechniqueError
 from omgoptim.jobs.folder import find_run, project_of, runs_root
 from omgoptim.jobs.pick import pick as pick_from
 from omgoptim.jobs.project import find_project
-from omgoptim.models.artifact import code_project
+from omgoptim.models._artifact.recipe_file import code_project
 from omgoptim.models.opened_model import OpenedModel
 from omgoptim.models.opened_model import open_artifact as open_folder
 from omgoptim.models.security.path_policy import PathPolicy
@@ -20,7 +20,7 @@ from omgoptim.reports import EfficiencyReport
 if TYPE_CHECKING:
     from torch import nn
 
-    from omgoptim.models.artifact import Manifest
+    from omgoptim.models.manifest import Manifest
     from omgoptim.models.output_check import OutputCheck
 
 
@@ -110,7 +110,8 @@ def export_coreml(
     """
     import importlib.util
 
-    from omgoptim.models.artifact import Manifest, check_artifact, has_module, load_module
+    from omgoptim.models.artifact import check_artifact, has_module, load_module
+    from omgoptim.models.manifest import Manifest
     from omgoptim.models.output_check import read_check
 
     if importlib.util.find_spec("coremltools") is None:

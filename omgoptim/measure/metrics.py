@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from omgoptim.errors import DataError, SetupError, argument, did_you_mean
 from omgoptim.measure.builtin_metrics import BUILTIN, CUSTOM_METRIC_FIX, Metric, builtin_metric, detect_outputs
-from omgoptim.measure.intervals import Arrays
-from omgoptim.models.outputs import ModelOutputs
+from omgoptim.models.outputs import Arrays, ModelOutputs
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.user_code import call_user, load_callable
 from omgoptim.runtimes.signature import Signature, unflatten

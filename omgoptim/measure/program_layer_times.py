@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from omgoptim.models.artifact import PROGRAM, Manifest
+from omgoptim.models.manifest import PROGRAM, Manifest
 from omgoptim.reports import Layer
 from omgoptim.runtimes import ENGINES
 from omgoptim.runtimes.engine import NodeTime, NumpyBatch

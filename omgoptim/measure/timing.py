@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.measure.launch import LATENCY as LATENCY
-from omgoptim.measure.launch import SLOW_S as SLOW_S
-from omgoptim.measure.launch import THROUGHPUT as THROUGHPUT
-from omgoptim.measure.launch import VERY_SLOW_S, LaunchParts, LaunchResult, run_launch
-from omgoptim.measure.launch import TimingPlan as TimingPlan
-from omgoptim.measure.launch import TimingSetup as TimingSetup
+from omgoptim.measure.launch import (
+    THROUGHPUT,
+    VERY_SLOW_S,
+    LaunchParts,
+    LaunchResult,
+    TimingPlan,
+    TimingSetup,
+    run_launch,
+)
 from omgoptim.measure.measuring_process import MeasuringProcess
 
 # fmt: off

@@ -20,24 +20,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omgoptim.errors import ArtifactError, ModelError, OmgoptimError, RequestError
-from omgoptim.models._artifact.recipe_file import RecipeRecord, read_record, refuse_foreign_recipe
-from omgoptim.models._artifact.recipe_file import code_project as code_project
-from omgoptim.models._artifact.recipe_file import read_recipe as read_recipe
-from omgoptim.models.manifest import LOWERED as LOWERED
-from omgoptim.models.manifest import MANIFEST as MANIFEST
-from omgoptim.models.manifest import PROGRAM as PROGRAM
-from omgoptim.models.manifest import PROGRAM2 as PROGRAM2
-from omgoptim.models.manifest import RECIPE as RECIPE
-from omgoptim.models.manifest import WEIGHTS as WEIGHTS
-from omgoptim.models.manifest import Manifest as Manifest
-from omgoptim.models.manifest import listed_file, sha256
-from omgoptim.models.manifest import verify_files as verify_files
-from omgoptim.models.output_check import CHECK, write_check
-from omgoptim.models.output_check import TOLERANCE as TOLERANCE
-from omgoptim.models.output_check import OutputCheck as OutputCheck
-from omgoptim.models.output_check import max_difference as max_difference
-from omgoptim.models.output_check import verify_outputs as verify_outputs
+from omgoptim.models._artifact.recipe_file import (
+    RecipeRecord,
+    read_record,
+    refuse_foreign_recipe,
+)
+from omgoptim.models.manifest import (
+    LOWERED,
+    MANIFEST,
+    PROGRAM,
+    PROGRAM2,
+    RECIPE,
+    WEIGHTS,
+    Manifest,
+    listed_file,
+    verify_files,
+)
+from omgoptim.models.output_check import CHECK, OutputCheck, write_check
 from omgoptim.models.pte_file import LAYERS
+from omgoptim.models.security.bounded_read import sha256
 from omgoptim.models.security.seal import add_seal
 from omgoptim.runtimes import Session, SessionSettings, engine_named
 from omgoptim.runtimes.engine import engine_message

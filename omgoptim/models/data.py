@@ -23,7 +23,7 @@ from omgoptim.models.security.user_code import call_user, load_callable
 from omgoptim.requests import InputSpec
 
 if TYPE_CHECKING:
-    from omgoptim.models.source import Recipe
+    from omgoptim.models.recipe import Recipe
 
 Split = Literal["train", "calibration", "eval"]
 

@@ -16,7 +16,7 @@ from omgoptim.errors import ArtifactError
 from omgoptim.runtimes import Session
 
 if TYPE_CHECKING:
-    from omgoptim.models.artifact import Manifest
+    from omgoptim.models.manifest import Manifest
 
 CHECK = "check.npz"
 """File name of the recorded batch and outputs."""

@@ -8,18 +8,17 @@ from typing import Any
 
 from omgoptim.errors import ArtifactError, DataError, ModelError
 from omgoptim.hardware import usable_cores
-from omgoptim.measure.batch_dependence import batch_dependence
-from omgoptim.measure.builtin_metrics import Metric
-from omgoptim.measure.chance_level import chance_level_summary
+from omgoptim.measure.builtin_metrics import Metric, detect_outputs
 from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.metrics import resolve_metric
-from omgoptim.measure.quality import Quality, StoredOutputs, compare_quality, detect_outputs, read_outputs
-from omgoptim.models.artifact import Manifest, open_session
+from omgoptim.measure.quality import Quality, StoredOutputs, compare_quality, read_outputs
+from omgoptim.measure.validity_checks import batch_dependence, chance_level_summary
+from omgoptim.models.artifact import open_session
 from omgoptim.models.causal_lm import predicts_next_token, shifted
 from omgoptim.models.collate import Collation
 from omgoptim.models.data import DataSource, open_data, random_data
 from omgoptim.models.forward import name_inputs
-from omgoptim.models.manifest import read_json
+from omgoptim.models.manifest import Manifest, read_json
 from omgoptim.models.output_check import read_check
 from omgoptim.models.outputs import ModelOutputs
 from omgoptim.models.samples import Samples, named_samples

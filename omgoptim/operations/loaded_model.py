@@ -12,24 +12,26 @@ from torch import nn
 
 from omgoptim.errors import DataError, ModelError, SetupError, argument
 from omgoptim.hardware import usable_cores
+from omgoptim.measure.launch import TimingSetup
 from omgoptim.measure.macs import MacsCount, count_macs
 from omgoptim.measure.program_macs import count_program
 from omgoptim.measure.size import count_params
-from omgoptim.measure.timing import TimingSetup
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.artifact import Manifest, OutputCheck
 from omgoptim.models.causal_lm import shifted
 from omgoptim.models.collate import Collation
 from omgoptim.models.data import DataSource, Split, adjacent_loader, from_callable, open_data, random_data, take_samples
 from omgoptim.models.forward import NamedBatch, first_forward, input_tensors, name_inputs
+from omgoptim.models.manifest import Manifest
 from omgoptim.models.onnx_graph import count_params as count_program_params
 from omgoptim.models.onnx_signature import declared_signature
+from omgoptim.models.output_check import OutputCheck
 from omgoptim.models.outputs import ModelOutputs
+from omgoptim.models.recipe import Recipe
 from omgoptim.models.samples import Samples, as_tensors, forward_args, named_samples, repeat_to_size, synthetic_like
 from omgoptim.models.security.hub_options import allow_remote_code
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.user_code import call_user
-from omgoptim.models.source import Recipe, Source, default_inputs, load_source
+from omgoptim.models.source import Source, default_inputs, load_source
 from omgoptim.operations.batch_check import batch_dependence_of
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.first_forward import (

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.measure.chance_level import chance_level_summary
+from omgoptim.measure.launch import LATENCY
 from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.program_layer_times import query_layers
 from omgoptim.measure.quality import read_outputs, score
-from omgoptim.measure.timing import LATENCY
-from omgoptim.models.artifact import Manifest
+from omgoptim.measure.validity_checks import chance_level_summary
+from omgoptim.models.manifest import Manifest
 from omgoptim.models.samples import repeat_to_size
 from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.context import RunContext

@@ -15,9 +15,11 @@ from omgoptim.measure.quality import Quality, compare_quality, read_outputs
 from omgoptim.measure.size import count_params
 from omgoptim.measure.timing import Timing
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.artifact import Manifest, OutputCheck
+from omgoptim.models.manifest import Manifest
+from omgoptim.models.output_check import OutputCheck
+from omgoptim.models.recipe import Recipe
 from omgoptim.models.samples import as_tensors
-from omgoptim.models.source import Recipe, build
+from omgoptim.models.source import build
 from omgoptim.models.structural_diff import compute_diff
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import one_sample

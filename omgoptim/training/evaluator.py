@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from omgoptim.errors import DataError
-from omgoptim.measure.intervals import Arrays
+from omgoptim.measure.builtin_metrics import Metric
 from omgoptim.measure.metrics import resolve_metric
-from omgoptim.measure.quality import Metric, score
-from omgoptim.models.outputs import ModelOutputs
+from omgoptim.measure.quality import score
+from omgoptim.models.outputs import Arrays, ModelOutputs
 from omgoptim.models.samples import Samples
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.user_code import call_user

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from omgoptim.measure.batch_dependence import batch_dependence
+from omgoptim.measure.validity_checks import batch_dependence
 from omgoptim.models.samples import Samples
 
 ROWS = np.arange(24, dtype=np.float32).reshape(8, 3)

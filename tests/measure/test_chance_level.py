@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from omgoptim.measure.chance_level import chance_level_reason, chance_level_summary
+from omgoptim.measure.validity_checks import chance_level_reason, chance_level_summary
 
 
 @pytest.mark.parametrize(

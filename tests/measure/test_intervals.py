@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from omgoptim.errors import DataError
-from omgoptim.measure.intervals import UNKNOWN, Z_975, paired_interval, resampled_interval
+from omgoptim.measure.quality import UNKNOWN, Z_975, paired_interval, resampled_interval
 
 
 def mean_drop(before, after, targets):

@@ -16,7 +16,9 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from omgoptim.bootstrap import IMPORT_OMGOPTIM, PACKAGE_FILE
 from omgoptim.measure.kernels import compute_dtypes
-from omgoptim.models.artifact import Manifest, OutputCheck, save_program
+from omgoptim.models.artifact import save_program
+from omgoptim.models.manifest import Manifest
+from omgoptim.models.output_check import OutputCheck
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.engine import Kernel
 from omgoptim.runtimes.onnxruntime import node_times_of

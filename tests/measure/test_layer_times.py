@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from omgoptim.measure.layer_times import costliest_layers
-from omgoptim.measure.self_time import ROOT
+from omgoptim.measure.self_time import ROOT, costliest_layers
 
 
 @pytest.fixture(autouse=True)

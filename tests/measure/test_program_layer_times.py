@@ -13,7 +13,9 @@ from torch import nn
 from omgoptim.bootstrap import IMPORT_OMGOPTIM, PACKAGE_FILE
 from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.program_layer_times import GraphNode, costliest_nodes, graph_nodes, query_layers
-from omgoptim.models.artifact import Manifest, OutputCheck, save_program
+from omgoptim.models.artifact import save_program
+from omgoptim.models.manifest import Manifest
+from omgoptim.models.output_check import OutputCheck
 from omgoptim.requests.quantize import Dynamic
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.engine import NodeTime

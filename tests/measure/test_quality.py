@@ -7,8 +7,7 @@ import pytest
 
 from omgoptim.errors import DataError
 from omgoptim.measure.builtin_metrics import Metric, agreement_metric, builtin_metric
-from omgoptim.measure.intervals import MIN_RESAMPLES, RESAMPLES
-from omgoptim.measure.quality import Quality, compare_quality, read_outputs, score
+from omgoptim.measure.quality import MIN_RESAMPLES, RESAMPLES, Quality, compare_quality, read_outputs, score
 
 
 def outputs(*batches):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from omgoptim.measure.time_shares import speedup_bound, time_shares
+from omgoptim.measure.kernels import speedup_bound, time_shares
 
 
 def test_times_of_a_kind_add_up_and_integers_stay_apart_from_floats() -> None:

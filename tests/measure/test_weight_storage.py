@@ -12,9 +12,11 @@ import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
-from omgoptim.measure.weight_storage import module_layers, saved_layers, stored_layers
-from omgoptim.models.artifact import Manifest, OutputCheck, save_module
-from omgoptim.models.source import Recipe
+from omgoptim.measure.size import module_layers, saved_layers, stored_layers
+from omgoptim.models.artifact import save_module
+from omgoptim.models.manifest import Manifest
+from omgoptim.models.output_check import OutputCheck
+from omgoptim.models.recipe import Recipe
 from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
 from omgoptim.runtimes.torch_precision import convert
 

@@ -20,12 +20,14 @@ from torch import nn
 from omgoptim.errors import ArtifactError
 from omgoptim.models import artifact as artifacts
 from omgoptim.models import opened_model as opened
-from omgoptim.models.artifact import Manifest, OutputCheck
 from omgoptim.models.forward import first_forward, input_tensors, name_inputs
+from omgoptim.models.manifest import Manifest
+from omgoptim.models.output_check import OutputCheck
+from omgoptim.models.recipe import Recipe
 from omgoptim.models.samples import synthetic_like
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.seal import add_seal
-from omgoptim.models.source import Recipe, build, load_source
+from omgoptim.models.source import build, load_source
 from omgoptim.reports import MacsCheck
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.export import export_onnx, export_pt2

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from omgoptim.errors import DataError
 from omgoptim.measure.builtin_metrics import builtin_metric
-from omgoptim.measure.chance_level import chance_level_reason
+from omgoptim.measure.validity_checks import chance_level_reason
 from omgoptim.models.labels import label_form, plain_labels, refuse_out_of_range
 from omgoptim.models.output_detection import OutputOptions, describe_outputs
 from omgoptim.models.outputs import ModelOutputs

@@ -15,7 +15,7 @@ import omgoptim
 from omgoptim.errors import ArtifactError, RunError, SetupError
 from omgoptim.measure.target import client
 from omgoptim.measure.target.connection import CONFIG_VARIABLE
-from omgoptim.models.artifact import PROGRAM
+from omgoptim.models.manifest import PROGRAM
 from omgoptim.reports import EfficiencyReport
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

@@ -31,13 +31,15 @@ from omgoptim.errors import ArtifactError, ModelError, RequestError
 from omgoptim.jobs.folder import RunFolder, Submission, new_run
 from omgoptim.jobs.resume import _without_grants
 from omgoptim.measure.measuring_process import MeasuringProcess
-from omgoptim.models.artifact import Manifest, OutputCheck, save_module, save_program
+from omgoptim.models.artifact import save_module, save_program
 from omgoptim.models.data import adjacent_loader
-from omgoptim.models.manifest import MAX_JSON_BYTES
+from omgoptim.models.manifest import MAX_JSON_BYTES, Manifest
 from omgoptim.models.onnx_signature import declared_signature
+from omgoptim.models.output_check import OutputCheck
+from omgoptim.models.recipe import Recipe
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.seal import add_seal
-from omgoptim.models.source import Recipe, load_source
+from omgoptim.models.source import load_source
 from omgoptim.operations.compare import _past_request
 from omgoptim.operations.context import RunContext
 from omgoptim.runtimes.signature import InputTensor, Signature

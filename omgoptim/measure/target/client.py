@@ -16,8 +16,9 @@ from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.target.connection import Connection, TargetLost
 from omgoptim.measure.target.machine import Machine, prepare_machine
 from omgoptim.measure.target.process import TargetProcess
-from omgoptim.models.manifest import MANIFEST, read_json, sha256
+from omgoptim.models.manifest import MANIFEST, read_json
 from omgoptim.models.output_check import CHECK
+from omgoptim.models.security.bounded_read import sha256
 from omgoptim.models.security.seal import SEAL
 from omgoptim.requests.target import TargetAddress
 from omgoptim.runtimes import engine_named

@@ -15,10 +15,11 @@ from omgoptim.errors import DataError, ModelError, OmgoptimError, RequestError, 
 from omgoptim.measure.macs import count_macs
 from omgoptim.measure.size import count_params
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.artifact import Manifest
 from omgoptim.models.forward import first_forward, input_tensors, name_inputs, to_numpy
+from omgoptim.models.manifest import Manifest
+from omgoptim.models.recipe import Recipe
 from omgoptim.models.samples import Samples, as_tensors, forward_args, repeat_to_size
-from omgoptim.models.source import Recipe, Source, load_source
+from omgoptim.models.source import Source, load_source
 from omgoptim.operations.compression_job import Job, applied
 from omgoptim.operations.datasets import one_sample, scoring_loss
 from omgoptim.operations.live_objects import Live, recipe_of_live

@@ -14,8 +14,9 @@ from torch import nn
 
 from omgoptim.errors import NoLayerChanged, OmgoptimError, TechniqueError
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.artifact import Manifest, OutputCheck
+from omgoptim.models.manifest import Manifest
 from omgoptim.models.onnx_graph import graph_traits
+from omgoptim.models.output_check import OutputCheck
 from omgoptim.models.samples import Samples, as_tensors
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import LoadedModel, recipe_of
@@ -243,7 +244,7 @@ def build_lowered(params: Params, folder: Path, loaded: LoadedModel, run: Progra
     Raises:
         OmgoptimError: it cannot be lowered or run, or no layer was quantized.
     """
-    from omgoptim.measure.weight_storage import module_layers
+    from omgoptim.measure.size import module_layers
     from omgoptim.techniques.quantize._executorch.lowering import LoweringInput, lower
 
     if loaded.module is None:

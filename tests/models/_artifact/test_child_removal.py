@@ -13,11 +13,15 @@ from torch import Tensor, nn
 
 from omgoptim.blocks.low_rank import LowRankLinear
 from omgoptim.errors import ArtifactError, TechniqueError
-from omgoptim.models.artifact import Manifest, OutputCheck, load_module, save_module
+from omgoptim.models._artifact.child_removal import keep_children
+from omgoptim.models.artifact import load_module, save_module
 from omgoptim.models.forward import first_forward, input_tensors, name_inputs
+from omgoptim.models.manifest import Manifest
+from omgoptim.models.output_check import OutputCheck
+from omgoptim.models.recipe import Recipe
 from omgoptim.models.security.path_policy import PathPolicy
-from omgoptim.models.source import Recipe, build
-from omgoptim.models.structural_diff import StructuralDiff, apply_diff, compute_diff, keep_children
+from omgoptim.models.source import build
+from omgoptim.models.structural_diff import StructuralDiff, apply_diff, compute_diff
 from omgoptim.runtimes.torch_precision import load_state, state_of
 
 

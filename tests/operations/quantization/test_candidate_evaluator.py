@@ -11,11 +11,12 @@ from float_programs import gemm, program
 
 from omgoptim.errors import ArtifactError
 from omgoptim.measure import launch
+from omgoptim.measure.launch import TimingSetup
 from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.quality import read_outputs
-from omgoptim.measure.timing import TimingSetup
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.artifact import Manifest, OutputCheck
+from omgoptim.models.manifest import Manifest
+from omgoptim.models.output_check import OutputCheck
 from omgoptim.operations.quantization.candidate_evaluator import Evaluators
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.signature import InputTensor, Signature

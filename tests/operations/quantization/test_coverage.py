@@ -14,8 +14,10 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
 from omgoptim.measure.measuring_process import MeasuringProcess
-from omgoptim.models.artifact import Manifest, OutputCheck, save_module, save_program
-from omgoptim.models.source import Recipe
+from omgoptim.models.artifact import save_module, save_program
+from omgoptim.models.manifest import Manifest
+from omgoptim.models.output_check import OutputCheck
+from omgoptim.models.recipe import Recipe
 from omgoptim.operations.quantization.coverage import coverage_warnings, measure_coverage, read_kernels
 from omgoptim.reports import Coverage, Skip
 from omgoptim.requests.quantize import Dynamic

@@ -1,12 +1,13 @@
-"""Test of batch dependence: outputs at batch 1 against outputs at batch n, on the same samples.
+"""Checks that the original model's numbers mean something: chance level, and dependence on the batch.
 
-Causes are batch statistics in eval mode, a branch on values of the whole batch (`if x.mean() > 0`), and padding to
-the batch's longest sample. Then a quality holds for one batch size only, and an exported program, which has one branch,
-is correct for some batches only.
+Causes of batch dependence are batch statistics in eval mode, a branch on values of the whole batch
+(`if x.mean() > 0`), and padding to the batch's longest sample. Then a quality holds for one batch size only, and an
+exported program, which has one branch, is correct for some batches only.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +16,61 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omgoptim.models.forward import NamedBatch
+from omgoptim.models.labels import IGNORED, label_form, plain_labels
 from omgoptim.models.samples import Samples, batch_length
+
+ABOVE_CHANCE = 0.99
+"""Accuracy above this is never at chance level, even if almost all labels are the same."""
+
+
+def chance_level_reason(metric: str, value: float | None, targets: Sequence[Any]) -> str | None:
+    """Return a sentence if a quality is at chance level; None if it is better, or unknown.
+
+    Accuracy is compared with that of the most frequent class, plus two standard errors for the number of samples; r2
+    with 0, that of the mean of the targets.
+
+    Args:
+        metric: name of the metric, as a report has it.
+        value: of the original model on these targets.
+        targets: per batch; -100 is ignored.
+
+    >>> chance_level_reason("r2", -0.2, [])
+    'the original model is at chance level: its r2 is -0.2000, and the mean of the targets alone gives 0'
+    """
+    if value is None or not math.isfinite(value):
+        return None
+    if metric == "r2":
+        if value > 0:
+            return None
+        return (
+            f"the original model is at chance level: its r2 is {value:.4f}, and the mean of the targets alone gives 0"
+        )
+    if metric != "top1_accuracy" or value >= ABOVE_CHANCE:
+        return None
+    labels = [np.asarray(target) for target in targets if target is not None]
+    if not labels or any(each.dtype.kind not in "iuf" for each in labels):
+        return None
+    form = label_form(labels)
+    joined = np.concatenate([plain_labels(each, form).ravel() for each in labels])
+    joined = joined[joined != IGNORED]
+    if not joined.size:
+        return None
+    most_frequent = float(np.unique(joined, return_counts=True)[1].max()) / joined.size
+    if value > most_frequent + 2 * math.sqrt(most_frequent * (1 - most_frequent) / joined.size):
+        return None
+    return (
+        f"the original model is at chance level: its accuracy is {value:.4f}, and the most frequent class "
+        f"alone gives {most_frequent:.4f} ({joined.size:,} labels)"
+    )
+
+
+def chance_level_summary(metric: str | None, value: float | None, targets: Sequence[Any]) -> str:
+    """Return the first sentences of a summary if the original is at chance level; else none."""
+    why = chance_level_reason(metric, value, targets) if metric else None
+    if why is None:
+        return ""
+    return f"{why[0].upper()}{why[1:]}. Its data, weights or metric are likely wrong, and the numbers mean little."
+
 
 MAX_SAMPLES = 32
 """Limit of the samples of the test, which runs each of them alone."""
