@@ -9,7 +9,7 @@ import torch
 from small_training import signature_of
 from torch import Tensor, nn
 
-from omgoptim.training._features.layer_trace import Trace, trace
+from omgoptim.training._distillation.layer_trace import Trace, trace
 from omgoptim.training.feature_losses import FeatureLoss
 
 

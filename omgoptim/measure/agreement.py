@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omgoptim.errors import DataError, argument
-from omgoptim.models.outputs import Arrays, ModelOutputs, OutputSpec
-from omgoptim.models.running_moments import RunningMoments, as_rows
+from omgoptim.models.outputs import Arrays, ModelOutputs, OutputSpec, RunningMoments, as_rows
 
 RUINED_ERROR = 0.5
 """Relative error above which an output counts as ruined."""

@@ -17,8 +17,7 @@ import numpy as np
 
 from omgoptim.errors import ArtifactError
 from omgoptim.models.output_check import TOLERANCE
-from omgoptim.models.security.bounded_read import read_plain, sha256
-from omgoptim.models.security.seal import SEAL, is_sealed
+from omgoptim.models.security.file_integrity import SEAL, is_sealed, read_plain, sha256
 from omgoptim.runtimes import ENGINES
 from omgoptim.runtimes.signature import Signature
 

@@ -17,11 +17,11 @@ from omgoptim.models.outputs import (
     Labels,
     ModelOutputs,
     OutputSpec,
+    RunningMoments,
     class_layout,
     output_index,
     sample_shape,
 )
-from omgoptim.models.running_moments import RunningMoments
 from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
 
 CLASS_NAMES = re.compile(r"(^|_)(logits?|scores?|probs?|probabilit(y|ies))(_|$)")

@@ -14,17 +14,17 @@ from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import Quality, StoredOutputs, compare_quality, read_outputs
 from omgoptim.measure.validity_checks import batch_dependence, chance_level_summary
 from omgoptim.models.artifact import open_session
-from omgoptim.models.causal_lm import predicts_next_token, shifted
-from omgoptim.models.collate import Collation
 from omgoptim.models.data import DataSource, open_data, random_data
 from omgoptim.models.forward import name_inputs
+from omgoptim.models.labels import predicts_next_token, shifted
 from omgoptim.models.manifest import Manifest, read_json
 from omgoptim.models.output_check import read_check
 from omgoptim.models.outputs import ModelOutputs
+from omgoptim.models.raw_batch import Collation
 from omgoptim.models.samples import Samples, named_samples
+from omgoptim.models.security.file_integrity import is_sealed
 from omgoptim.models.security.hub_options import allow_remote_code
 from omgoptim.models.security.path_policy import PathPolicy
-from omgoptim.models.security.seal import is_sealed
 from omgoptim.models.source import find_artifact
 from omgoptim.operations.context import RunContext, is_live
 from omgoptim.operations.fixed_batch import fixed_batch_note

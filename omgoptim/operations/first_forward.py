@@ -16,9 +16,9 @@ from omgoptim.errors import DataError, ModelError, OmgoptimError
 from omgoptim.measure.macs import MacsCount
 from omgoptim.measure.size import stored_precision
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.causal_lm import predicts_next_token, shifted
 from omgoptim.models.data import DataSource
 from omgoptim.models.forward import NamedBatch, first_forward
+from omgoptim.models.labels import predicts_next_token, shifted
 from omgoptim.models.raw_batch import RawBatch
 from omgoptim.models.samples import Samples, as_tensors, nan_samples
 from omgoptim.models.security.user_code import call_user

@@ -17,15 +17,15 @@ from omgoptim.measure.macs import MacsCount, count_macs
 from omgoptim.measure.program_macs import count_program
 from omgoptim.measure.size import count_params
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.causal_lm import shifted
-from omgoptim.models.collate import Collation
-from omgoptim.models.data import DataSource, Split, adjacent_loader, from_callable, open_data, random_data, take_samples
+from omgoptim.models.data import DataSource, Split, adjacent_loader, from_callable, open_data, random_data
 from omgoptim.models.forward import NamedBatch, first_forward, input_tensors, name_inputs
+from omgoptim.models.labels import shifted
 from omgoptim.models.manifest import Manifest
+from omgoptim.models.onnx_file import declared_signature
 from omgoptim.models.onnx_graph import count_params as count_program_params
-from omgoptim.models.onnx_signature import declared_signature
 from omgoptim.models.output_check import OutputCheck
 from omgoptim.models.outputs import ModelOutputs
+from omgoptim.models.raw_batch import Collation, take_samples
 from omgoptim.models.recipe import Recipe
 from omgoptim.models.samples import Samples, as_tensors, forward_args, named_samples, repeat_to_size, synthetic_like
 from omgoptim.models.security.hub_options import allow_remote_code

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from omgoptim.measure.builtin_metrics import CUSTOM_METRIC_FIX, Metric
 from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.quality import StoredOutputs
-from omgoptim.models.data import DataSource, take_samples
+from omgoptim.models.data import DataSource
 from omgoptim.models.forward import NamedBatch, name_inputs
 from omgoptim.models.labels import plain_labels, refuse_out_of_range
 from omgoptim.models.output_detection import OutputOptions, describe_outputs
 from omgoptim.models.outputs import Arrays, ModelOutputs, class_layout
+from omgoptim.models.raw_batch import take_samples
 from omgoptim.models.samples import Samples, batch_length, named_samples, repeat_to_size
 from omgoptim.requests import ModelRequest
 from omgoptim.runtimes import ENGINES, SessionSettings

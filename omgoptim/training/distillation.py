@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from omgoptim.errors import DataError, TechniqueError, argument
 from omgoptim.models.labels import IGNORED
 from omgoptim.models.outputs import ModelOutputs, OutputSpec
-from omgoptim.training._distillation.output_distances import (
+from omgoptim.training._distillation.distances import (
     correlation_distance,
     decoupled_divergence,
     relative_distance,

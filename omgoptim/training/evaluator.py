@@ -6,8 +6,7 @@ It never sees the evaluation data. In a report only the quality of rounds and ep
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +23,8 @@ from omgoptim.models.samples import Samples
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.user_code import call_user
 from omgoptim.runtimes.signature import Signature, flatten
-from omgoptim.runtimes.torch_session import to_array, to_tensor
+from omgoptim.runtimes.torch_engines import to_array, to_tensor
+from omgoptim.training.modes import eval_mode
 
 COLLAPSED = -math.inf
 """Score of a module whose outputs are not finite where the original's are, or whose metric is not a number: below any
@@ -143,28 +143,6 @@ def distance_to_original(evaluator: Evaluator, module: nn.Module) -> float:
         distances.append(float(np.sqrt(np.mean((own - original) ** 2))) / spread)
     distance = float(np.mean(distances)) if distances else 0.0
     return distance if math.isfinite(distance) else math.inf
-
-
-@contextmanager
-def eval_mode(module: nn.Module, device: str | torch.device) -> Iterator[None]:
-    """Put a module in eval mode on a device; restore every layer's mode and the device afterwards."""
-    modes = [(layer, layer.training) for layer in module.modules()]
-    home = device_of(module)
-    try:
-        for layer, _ in modes:
-            layer.training = False  # all that eval() does, and what opens a .pt2 does not accept eval()
-        module.to(device)
-        yield
-    finally:
-        module.to(home)
-        for layer, mode in modes:
-            layer.training = mode
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Return the device of the module's first tensor; the CPU for a module without any."""
-    first = next((tensor for tensors in (module.parameters(), module.buffers()) for tensor in tensors), None)
-    return torch.device("cpu") if first is None else first.device
 
 
 def _run(module: nn.Module, samples: Samples, signature: Signature, limit_s: float, device: str) -> list[Arrays]:

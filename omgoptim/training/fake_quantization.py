@@ -32,7 +32,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from omgoptim.errors import TechniqueError
 from omgoptim.models.globs import is_selected
-from omgoptim.training.evaluator import eval_mode
+from omgoptim.training.modes import eval_mode
 
 NORMS_FROZEN = 1 / 3
 """Fraction of the steps after which batch normalization uses its running statistics, as it does once it is folded."""

@@ -20,16 +20,15 @@ from torch import Tensor, nn
 
 from omgoptim.errors import DataError, RequestError, did_you_mean
 from omgoptim.runtimes.signature import Signature
-from omgoptim.training._features.attention_layers import attention_of
-from omgoptim.training._features.feature_distances import (
+from omgoptim.training._distillation.distances import (
     attention_distance,
     hint_distance,
     relation_divergence,
     relation_heads,
     relational_distance,
 )
-from omgoptim.training._features.layer_pairing import asked_pair, pairs_of, two_paths
-from omgoptim.training._features.layer_trace import LayerOutput, Side, Trace, capture_outputs, trace
+from omgoptim.training._distillation.layer_pairing import asked_pair, attention_of, pairs_of, two_paths
+from omgoptim.training._distillation.layer_trace import LayerOutput, Side, Trace, capture_outputs, trace
 
 Method = Literal["fitnets", "attention", "relational", "minilm"]
 

@@ -24,20 +24,16 @@ from omgoptim.training._loop.checkpoints import (
     write_checkpoint,
 )
 from omgoptim.training._loop.combined_loss import CombinedLoss
-from omgoptim.training._loop.data_parallel import from_first
-from omgoptim.training._loop.progress import Progress
-from omgoptim.training._loop.steps import Steps, prepared_steps
-from omgoptim.training._loop.training_state import TrainingState
+from omgoptim.training._loop.steps import Steps, from_first, prepared_steps
+from omgoptim.training._loop.training_state import Progress, TrainingState
 from omgoptim.training.batches import Batches
-from omgoptim.training.config import TrainingConfig
+from omgoptim.training.config import TrainingConfig, few_steps_note, optimizer_steps
 from omgoptim.training.distillation import DistillationLoss
 from omgoptim.training.evaluator import Evaluator
 from omgoptim.training.feature_losses import FeatureLoss
 from omgoptim.training.losses import Loss
-from omgoptim.training.modes import teaching, training
-from omgoptim.training.randomness import own_randomness
-from omgoptim.training.small_data import few_steps_note, optimizer_steps
-from omgoptim.training.zero_masks import ZeroMasks
+from omgoptim.training.modes import own_randomness, teaching, training
+from omgoptim.training.trainable_weights import ZeroMasks
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from omgoptim.models.outputs import ModelOutputs
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.user_code import call_user, load_callable
 from omgoptim.runtimes.signature import flatten
-from omgoptim.runtimes.torch_session import to_array
+from omgoptim.runtimes.torch_engines import to_array
 from omgoptim.training.class_scores import ClassScores
 
 OWN_LOSS_FIX = (

@@ -25,8 +25,8 @@ from omgoptim.models.manifest import Manifest
 from omgoptim.models.output_check import OutputCheck
 from omgoptim.models.recipe import Recipe
 from omgoptim.models.samples import synthetic_like
+from omgoptim.models.security.file_integrity import add_seal
 from omgoptim.models.security.path_policy import PathPolicy
-from omgoptim.models.security.seal import add_seal
 from omgoptim.models.source import build, load_source
 from omgoptim.reports import MacsCheck
 from omgoptim.runtimes import ENGINES, SessionSettings

@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from omgoptim.models.causal_lm import predicts_next_token, shifted
+from omgoptim.models.labels import predicts_next_token, shifted
 
 IDS = np.array([[1, 2, 3, 4], [4, 3, 2, 1]])
 

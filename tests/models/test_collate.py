@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from omgoptim.errors import DataError
-from omgoptim.models.collate import Collation
 from omgoptim.models.data import as_batches
-from omgoptim.models.raw_batch import RawBatch, split_target
+from omgoptim.models.raw_batch import Collation, RawBatch, split_target
 
 ROWS = torch.arange(15.0).reshape(5, 3)
 

@@ -13,12 +13,11 @@ from omgoptim.blocks.lora import LoRAConv, LoRALinear
 from omgoptim.blocks.low_rank import LowRankLinear
 from omgoptim.errors import RequestError, TechniqueError
 from omgoptim.models.security.path_policy import PathPolicy
-from omgoptim.training.adapters import adaptable, recovering
 from omgoptim.training.batches import Batches
 from omgoptim.training.config import TrainingConfig
 from omgoptim.training.loop import TrainingResult, fit
 from omgoptim.training.losses import loss_of
-from omgoptim.training.zero_masks import ZeroMasks
+from omgoptim.training.trainable_weights import ZeroMasks, adaptable, recovering
 
 X, Y = blobs()
 PLAN = TrainingConfig(epochs=3, batch=16, learning_rate=1e-2)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from omgoptim.errors import DataError, TechniqueError
 from omgoptim.runtimes.signature import Outputs
-from omgoptim.training._distillation.output_distances import (
+from omgoptim.training._distillation.distances import (
     correlation_distance,
     decoupled_divergence,
     relative_distance,

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from omgoptim.errors import DataError, RunError, TechniqueError
-from omgoptim.models.data import DataSource, RawBatch
+from omgoptim.models.data import DataSource
+from omgoptim.models.raw_batch import RawBatch
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.training._loop import training_state
 from omgoptim.training.batches import Batches

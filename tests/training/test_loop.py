@@ -19,14 +19,15 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from omgoptim.errors import DataError, ModelError, RequestError, RunError, SetupError, TechniqueError
-from omgoptim.models.data import DataSource, RawBatch, random_data
+from omgoptim.models.data import DataSource, random_data
+from omgoptim.models.raw_batch import RawBatch
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.training.batches import Batches
 from omgoptim.training.config import TrainingConfig
 from omgoptim.training.distillation import DistillationLoss
 from omgoptim.training.loop import TrainingResult, fit
 from omgoptim.training.losses import Loss, loss_of
-from omgoptim.training.zero_masks import ZeroMasks
+from omgoptim.training.trainable_weights import ZeroMasks
 
 X, Y = blobs()
 PLAN = TrainingConfig(epochs=2, batch=16)

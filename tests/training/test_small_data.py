@@ -12,12 +12,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.requests import PruneRequest
-from omgoptim.training.config import TrainingConfig
+from omgoptim.training.config import FEW_STEPS, TrainingConfig, config_for_data
 from omgoptim.training.distillation import DistillationLoss
 from omgoptim.training.evaluator import distance_to_original
 from omgoptim.training.loop import fit
 from omgoptim.training.losses import Loss, loss_of
-from omgoptim.training.small_data import FEW_STEPS, config_for_data
 
 
 def asked(**more: Any) -> PruneRequest:

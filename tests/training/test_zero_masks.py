@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from omgoptim.errors import TechniqueError
-from omgoptim.training.zero_masks import ZeroMasks
+from omgoptim.training.trainable_weights import ZeroMasks
 
 
 def made() -> nn.Sequential:

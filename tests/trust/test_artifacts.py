@@ -34,11 +34,11 @@ from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.models.artifact import save_module, save_program
 from omgoptim.models.data import adjacent_loader
 from omgoptim.models.manifest import MAX_JSON_BYTES, Manifest
-from omgoptim.models.onnx_signature import declared_signature
+from omgoptim.models.onnx_file import declared_signature
 from omgoptim.models.output_check import OutputCheck
 from omgoptim.models.recipe import Recipe
+from omgoptim.models.security.file_integrity import add_seal
 from omgoptim.models.security.path_policy import PathPolicy
-from omgoptim.models.security.seal import add_seal
 from omgoptim.models.source import load_source
 from omgoptim.operations.compare import _past_request
 from omgoptim.operations.context import RunContext

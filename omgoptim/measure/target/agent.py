@@ -26,7 +26,7 @@ from omgoptim.measure.launch import LaunchParts, TimingPlan, TimingSetup, run_la
 from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.target.frames import read_frame, write_frame
 from omgoptim.measure.target.store import Store, find_packages, install_packages, unpack_packages
-from omgoptim.models.security.bounded_read import sha256
+from omgoptim.models.security.file_integrity import sha256
 from omgoptim.models.security.path_policy import PathPolicy
 
 SILENCE_S = 60.0

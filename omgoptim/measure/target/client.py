@@ -18,8 +18,7 @@ from omgoptim.measure.target.machine import Machine, prepare_machine
 from omgoptim.measure.target.process import TargetProcess
 from omgoptim.models.manifest import MANIFEST, read_json
 from omgoptim.models.output_check import CHECK
-from omgoptim.models.security.bounded_read import sha256
-from omgoptim.models.security.seal import SEAL
+from omgoptim.models.security.file_integrity import SEAL, sha256
 from omgoptim.requests.target import TargetAddress
 from omgoptim.runtimes import engine_named
 

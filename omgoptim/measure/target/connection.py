@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from omgoptim.errors import OmgoptimError, SetupError
-from omgoptim.measure.target.bootstrap import MARK, OLDEST, remote_command
 from omgoptim.measure.target.frames import read_frame, write_frame
-from omgoptim.measure.target.package import MeasuringPackage, measuring_package
+from omgoptim.measure.target.package import MARK, OLDEST, MeasuringPackage, measuring_package, remote_command
 from omgoptim.requests.target import TargetAddress
 from omgoptim.text import clean
 

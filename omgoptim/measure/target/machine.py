@@ -12,7 +12,7 @@ from typing import Any
 from omgoptim.errors import OmgoptimError, SetupError
 from omgoptim.measure.target.connection import Connection
 from omgoptim.measure.target.package import installed_version, pack_installed, platform_key
-from omgoptim.models.security.bounded_read import sha256
+from omgoptim.models.security.file_integrity import sha256
 
 REQUIRED = ("numpy", "onnxruntime")
 ENGINES = ("onnxruntime", "openvino")

@@ -15,11 +15,10 @@ from omgoptim.operations.distillation.workers import train_on_workers
 from omgoptim.operations.rounds.checkpoint import RoundState, read_round, record_training, training_of, write_round
 from omgoptim.reports import Round, Training
 from omgoptim.requests import DistillRequest
-from omgoptim.training.config import TrainingConfig
+from omgoptim.training.config import TrainingConfig, config_for_data
 from omgoptim.training.distillation import DistillationLoss
 from omgoptim.training.feature_losses import FeatureLoss
 from omgoptim.training.loop import fit
-from omgoptim.training.small_data import config_for_data
 
 PRETRAINED_LEARNING_RATE = 3e-4
 """Peak learning rate of Adam for a student initialized with a transformer's weights; that for random initialization

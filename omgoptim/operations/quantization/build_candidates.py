@@ -26,9 +26,8 @@ from omgoptim.requests import Params
 from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Fp32, Qat, Static, WeightOnly
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.engine import engine_message
-from omgoptim.runtimes.export import first_sample
+from omgoptim.runtimes.export import first_sample, tied_weights
 from omgoptim.runtimes.signature import BATCH
-from omgoptim.runtimes.tied_weights import tied_weights
 from omgoptim.techniques.registry import Outcome, ProgramRun, apply_to_program, technique_of
 
 T = TypeVar("T")

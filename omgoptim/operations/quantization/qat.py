@@ -31,14 +31,13 @@ from omgoptim.techniques.quantize._ptq.qat_state import ChannelScaling, compute_
 from omgoptim.techniques.quantize.qat import static_of
 from omgoptim.techniques.registry import Outcome
 from omgoptim.training.batches import Batches
-from omgoptim.training.config import LEARNING_RATES, TrainingConfig
+from omgoptim.training.config import LEARNING_RATES, TrainingConfig, config_for_data
 from omgoptim.training.distillation import DistillationLoss
 from omgoptim.training.evaluator import Evaluator
 from omgoptim.training.fake_quantization import FakeQuantized, Simulation
 from omgoptim.training.loop import TrainingResult, fit
 from omgoptim.training.losses import Loss
-from omgoptim.training.randomness import own_randomness
-from omgoptim.training.small_data import config_for_data
+from omgoptim.training.modes import own_randomness
 
 FINE_TUNING_FACTOR = 0.1
 """Peak learning rate relative to training from scratch, since the weights are trained already."""

@@ -22,13 +22,11 @@ from omgoptim.operations.verdict import holds
 from omgoptim.reports import Change, Round, Training
 from omgoptim.requests import FactorizeRequest, PruneRequest
 from omgoptim.techniques.registry import Outcome
-from omgoptim.training.adapters import recovering
 from omgoptim.training.batch_norm import reestimate
-from omgoptim.training.config import TrainingConfig
+from omgoptim.training.config import TrainingConfig, config_for_data
 from omgoptim.training.distillation import DistillationLoss
 from omgoptim.training.loop import fit
-from omgoptim.training.small_data import config_for_data
-from omgoptim.training.zero_masks import ZeroMasks
+from omgoptim.training.trainable_weights import ZeroMasks, recovering
 
 COLLAPSE_DROP = 0.5
 """Quality drop, as a fraction of the original's quality, after which no further round runs."""

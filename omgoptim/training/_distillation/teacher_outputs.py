@@ -10,14 +10,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from omgoptim.training._loop.progress import Progress
 from omgoptim.training.batches import Batch, Batches
 from omgoptim.training.config import TrainingConfig
-from omgoptim.training.randomness import seed_everything
+from omgoptim.training.modes import seed_everything
+
+if TYPE_CHECKING:
+    from omgoptim.training._loop.training_state import Progress
 
 LIMIT_BYTES = 512 * 2**20
 """Memory limit of the cache: ImageNet's 1.28 M logits of 1,000 classes (5 GB) do not fit, CIFAR's and GLUE's do."""

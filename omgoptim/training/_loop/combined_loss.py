@@ -17,9 +17,9 @@ from omgoptim.runtimes.signature import Signature
 from omgoptim.training._distillation.teacher_outputs import TeacherOutput, TeacherOutputs
 from omgoptim.training.batches import Batch
 from omgoptim.training.distillation import DistillationLoss, other_outputs, same_shape
-from omgoptim.training.evaluator import eval_mode
 from omgoptim.training.feature_losses import FeatureLoss
 from omgoptim.training.losses import Loss, tensor_outputs
+from omgoptim.training.modes import eval_mode
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from omgoptim.errors import TechniqueError
-from omgoptim.training._loop.data_parallel import share_of
+from omgoptim.training._loop.steps import share_of
 from omgoptim.training.batches import Batch
 
 TESTS = Path(__file__).parents[2]

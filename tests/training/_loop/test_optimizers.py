@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from omgoptim.requests import PruneRequest
-from omgoptim.training._loop.optimizers import lr_factor, optimizer_of
-from omgoptim.training.config import LEARNING_RATES, TrainingConfig
+from omgoptim.training.config import LEARNING_RATES, TrainingConfig, lr_factor, optimizer_of
 
 
 def factors(steps: int, **config: Any) -> list[float]:

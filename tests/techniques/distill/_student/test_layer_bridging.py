@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from omgoptim.models._artifact.child_removal import keep_children
+from omgoptim.models.child_removal import keep_children
 from omgoptim.models.forward import first_forward, input_tensors, name_inputs
 from omgoptim.models.samples import Samples
 from omgoptim.requests.distill import FewerLayers

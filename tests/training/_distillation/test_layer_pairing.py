@@ -7,7 +7,7 @@ from small_training import net
 from torch import Tensor, nn
 
 from omgoptim.errors import RequestError, TechniqueError
-from omgoptim.training._features.layer_pairing import Pair, evenly, found_pairs, pairs_of
+from omgoptim.training._distillation.layer_pairing import Pair, evenly, found_pairs, pairs_of
 
 
 def paths(pairs: list[Pair]) -> list[tuple[str, str]]:

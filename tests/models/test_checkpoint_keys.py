@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.errors import ModelError
-from omgoptim.models._checkpoint.key_matching import match_keys
+from omgoptim.models.checkpoint import match_keys
 
 
 def net(seed: int = 0) -> nn.Sequential:

@@ -1,27 +1,25 @@
-"""Sessions of the torch engines: conversion from numpy, and timing. Imports torch when called."""
+"""Torch engines: eager, and torch.compile (Inductor), whose kernels are compiled in every new process.
+
+torch.compile needs a C++ compiler on a CPU. Its code cannot be shipped: the artifact is the module, compiled where it
+opens. Imports torch when called.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from omgoptim.runtimes.engine import NumpyBatch, Session, SessionSettings, as_float32, wall_clock
+from omgoptim.runtimes.engine import Engine, NumpyBatch, Session, SessionSettings, as_float32, wall_clock
 from omgoptim.runtimes.signature import Signature, flatten
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-
-def missing_device(device: str) -> str | None:
-    """Return why torch cannot use a device, or None."""
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        return "torch sees no CUDA device; install a CUDA build of torch or ask for device cpu"
-    return None
 
 
 def to_tensor(array: NDArray[Any], dtype: str, device: str = "cpu") -> Tensor:
@@ -42,9 +40,39 @@ def to_array(tensor: Tensor) -> NDArray[Any]:
     return as_float32(tensor.numpy())
 
 
-def open_module(
-    module: nn.Module, runner: Callable[..., Any], signature: Signature, settings: SessionSettings
-) -> Session:
+def missing(device: str) -> str | None:
+    """Return why torch cannot be used on a device, or None."""
+    if importlib.util.find_spec("torch") is None:
+        return "torch is not installed: pip install torch"
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        return "torch sees no CUDA device; install a CUDA build of torch or ask for device cpu"
+    return None
+
+
+def missing_compiler(device: str) -> str | None:
+    """Return why torch.compile cannot be used on a device, or None."""
+    if device == "cpu" and not any(map(shutil.which, ("g++", "clang++", "c++", "cl"))):
+        return "torch.compile needs a C++ compiler and none is on the PATH: install g++ or clang"
+    if sys.platform == "win32" and device == "cuda":
+        return "torch.compile on CUDA needs Triton, which torch does not ship for Windows"
+    return missing(device)
+
+
+def open_eager(module: nn.Module, signature: Signature, settings: SessionSettings) -> Session:
+    """Open a module as it is, in eager mode."""
+    return _open(module, module, signature, settings)
+
+
+def open_compiled(module: nn.Module, signature: Signature, settings: SessionSettings) -> Session:
+    """Compile a module by `torch.compile` and open it."""
+    import torch
+
+    return _open(module, torch.compile(module, dynamic=True), signature, settings)
+
+
+def _open(module: nn.Module, runner: Callable[..., Any], signature: Signature, settings: SessionSettings) -> Session:
     """Open a session that calls `runner` (the module, or its compiled form) in inference mode."""
     import torch
 
@@ -90,3 +118,7 @@ def _cuda_clock(call: Callable[[Any], Any]) -> Callable[[Any, int], float]:
         return float(start.elapsed_time(end)) / 1000 / calls
 
     return seconds
+
+
+ENGINE = Engine("torch_eager", "module", missing, open_eager)
+COMPILED = Engine("torch_compile", "module", missing_compiler, open_compiled)

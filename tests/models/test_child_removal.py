@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from omgoptim.blocks.low_rank import LowRankLinear
 from omgoptim.errors import ArtifactError, TechniqueError
-from omgoptim.models._artifact.child_removal import keep_children
 from omgoptim.models.artifact import load_module, save_module
+from omgoptim.models.child_removal import keep_children
 from omgoptim.models.forward import first_forward, input_tensors, name_inputs
 from omgoptim.models.manifest import Manifest
 from omgoptim.models.output_check import OutputCheck

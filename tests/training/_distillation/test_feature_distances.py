@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from omgoptim.training._features.feature_distances import (
+from omgoptim.training._distillation.distances import (
     ANGLE_ROWS,
     attention_distance,
     hint_distance,

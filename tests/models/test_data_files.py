@@ -11,7 +11,7 @@ import pytest
 
 from omgoptim.errors import DataError
 from omgoptim.models import memory_check
-from omgoptim.models.arrays import read_arrays
+from omgoptim.models.data import read_arrays
 
 
 def header(shape: tuple[int, ...], data: bytes = b"") -> bytes:

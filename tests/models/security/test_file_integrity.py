@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from omgoptim.models.security import seal as origin
+from omgoptim.models.security import file_integrity as origin
 
 RECORD = {"runtime": "onnxruntime", "files": {"b": 1, "a": [1.5, None, "é"]}}
 

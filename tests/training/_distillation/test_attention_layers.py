@@ -6,7 +6,7 @@ from learning_pairs import Encoder, made, sentences, traced
 from torch import Tensor, nn
 
 from omgoptim.errors import RequestError, TechniqueError
-from omgoptim.training._features.attention_layers import attention_of
+from omgoptim.training._distillation.layer_pairing import attention_of
 
 
 def test_the_last_self_attention_is_found_by_the_names_of_its_layers() -> None:

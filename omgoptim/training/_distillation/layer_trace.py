@@ -19,8 +19,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from omgoptim.errors import DataError
 from omgoptim.runtimes.signature import Signature
-from omgoptim.training.evaluator import device_of, eval_mode
 from omgoptim.training.losses import main_output
+from omgoptim.training.modes import device_of, eval_mode
 
 Side = Literal["output", "input"]
 

@@ -1,13 +1,14 @@
-"""Seals of files that omgoptim wrote: HMAC-SHA256 under a key that only this user can read. No torch.
+"""Integrity of files from untrusted folders: bounded reading, hashes, and seals. No torch.
 
-The key is created on first use in the user's state folder: OMGOPTIM_STATE_DIR, else XDG_STATE_HOME/omgoptim, else
-~/.local/state/omgoptim (on Windows LOCALAPPDATA/omgoptim). If it cannot be stored, nothing is sealed; unsealed
-files are treated as another user's.
+A seal is an HMAC-SHA256 under a key that only this user can read. The key is created on first use in the user's state
+folder: OMGOPTIM_STATE_DIR, else XDG_STATE_HOME/omgoptim, else ~/.local/state/omgoptim (on Windows
+LOCALAPPDATA/omgoptim). If it cannot be stored, nothing is sealed; unsealed files are treated as another user's.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import hmac
 import json
@@ -114,3 +115,30 @@ def _make_key(folder: Path) -> None:
                 partial.replace(folder / "key")
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_plain(path: Path, most_bytes: int) -> bytes:
+    """Read the content of a regular file.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe, a device, a folder.
+        ValueError: it is larger than `most_bytes`.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a pipe would wait for a writer
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        content = file.read(most_bytes + 1) if found.st_size <= most_bytes else b""
+    if max(found.st_size, len(content)) > most_bytes:
+        raise ValueError(f"it is larger than {most_bytes} bytes")
+    return content
+
+
+def sha256(path: Path) -> str:
+    """Return the sha256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from omgoptim.errors import ArtifactError
-from omgoptim.models._artifact.bitmask import dense_bytes, pack, unpack
+from omgoptim.models.weights_file import dense_bytes, pack, unpack
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 

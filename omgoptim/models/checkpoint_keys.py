@@ -1,8 +1,13 @@
-"""Grouping of a checkpoint's tensors by the prefix before a model's keys."""
+"""Keys of a checkpoint and of a model: grouping by prefix, spellings, and notes on what was dropped or filled.
+
+A file's keys are matched by the longest common suffix: the rest is a prefix, and one prefix must hold for the whole
+model. Components of wrappers (`module.`, `_orig_mod.`) are dropped, and parametrized and older spellings of a key are
+recognized.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +38,12 @@ COUNTER = "num_batches_tracked"
 AVERAGES = frozenset({"ema", "swa", "averaged", "shadow"})
 """Words in the name of a set of averaged weights: `state_dict_ema`, `swa_model`, `ema.shadow`."""
 
+LEFTOVERS = frozenset({"total_ops", "total_params", "masked_bias", "inv_freq"})
+"""Floating entries that are no weights: thop's counters, and buffers that transformers no longer saves."""
+
+NAMED = 5
+"""Number of keys that an error names before "and N more"."""
+
 
 @dataclass(slots=True)
 class EntrySet:
@@ -45,10 +56,12 @@ class EntrySet:
 
     @property
     def name(self) -> str:
+        """Return the nesting and the prefix as one dotted name."""
         return ".".join((*self.nest, *self.prefix)) or "the file's top level"
 
     @property
     def averaged(self) -> bool:
+        """Return whether the name says that these are averaged weights."""
         return any(word in AVERAGES for part in (*self.nest, *self.prefix) for word in part.lower().split("_"))
 
 
@@ -153,3 +166,96 @@ def needed_keys(own: Mapping[str, Tensor]) -> set[str]:
 def filled_keys(one: EntrySet, tied: Mapping[str, list[str]]) -> set[str]:
     """Return the model's keys that a set fills, tied keys included."""
     return {alias for key in one.found for alias in tied[key]}
+
+
+def prefix_notes(chosen: EntrySet) -> list[str]:
+    """Describe the nesting, the prefixes before every key, and the wrappers inside keys."""
+    notes = [f"the weights were under '{nest}'" for nest in chosen.nest]
+    keys = [(some[0][0].split("."), name.split(".")) for name, some in chosen.found.items()]
+    before = []
+    for raw, name in keys:
+        same = 0
+        while same < min(len(raw), len(name)) and raw[-1 - same] == name[-1 - same]:
+            same += 1
+        before.append(raw[: len(raw) - same])
+    common = min(before, key=len) if before else []
+    common = common if all(raw[: len(common)] == common for raw, _ in keys) else []
+    skip = len(common)
+    notes += [f"the prefix '{part}.' was dropped" for part in common]
+    inside = Counter(part for raw, name in keys for part in raw[skip:-1] if part in WRAPPERS and part not in name)
+    notes += [f"'{part}.' was dropped inside {count} keys" for part, count in inside.items()]
+    lacking = Counter(raw[-1] for raw, name in keys if raw[-1] != name[-1])
+    notes += [
+        f"'{ending}' is read as this model's spelling of it ({count} entries)" for ending, count in lacking.items()
+    ]
+    return notes
+
+
+def cast_notes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Count the tensors whose dtype the model changes."""
+    pairs = Counter(
+        (_dtype(tensor), _dtype(own[key])) for key, tensor in state.items() if tensor.dtype != own[key].dtype
+    )
+    return [f"{count} tensors were cast from {theirs} to the model's {ours}" for (theirs, ours), count in pairs.items()]
+
+
+def filling_notes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Name the entries that a tied weight or the model itself fills."""
+    tied = tied_keys(own)
+    notes = []
+    shared = [key for key in own if key not in state and any(alias in state for alias in tied[key])]
+    if shared:
+        notes.append(f"{listed(shared)} is stored once, with the weight that it is tied to")
+    counters = [key for key in own if key not in state and key not in shared]
+    if counters:
+        notes.append(f"the file has no {COUNTER} for {len(counters)} norms, which evaluation does not read")
+    return notes
+
+
+def left_out_notes(fitting: Sequence[EntrySet], entries: Sequence[Entry]) -> list[str]:
+    """Return the tensors that are in no set which fits the model."""
+    used = {(one.nest, key) for one in fitting for some in one.found.values() for key, _ in some}
+    others = [".".join((*nest, key)) for nest, key, _ in entries if (nest, key) not in used]
+    beside = [name for name in others if not _of_optimizer(name)]
+    return [f"left out, since the model has no such entry: {listed(beside)}"] if beside else []
+
+
+def _of_optimizer(name: str) -> bool:
+    return name.startswith(("optimizer", "scheduler", "lr_scheduler", "scaler", "rng", "callbacks", "loops"))
+
+
+def unexpected_keys(chosen: EntrySet, entries: Sequence[Entry], own: Mapping[str, Tensor]) -> list[str]:
+    """Return the file's keys beside the chosen ones that belong to layers which the model lacks."""
+    used = {key for some in chosen.found.values() for key, _ in some}
+    heads = {key_parts(name)[0] for name in own if "." in name}
+    found = []
+    for nest, key, tensor in entries:
+        parts = key_parts(key)
+        inner = parts[len(chosen.prefix) :]
+        if nest != chosen.nest or key in used or parts[: len(chosen.prefix)] != chosen.prefix or len(inner) < 2:
+            continue
+        known = inner[0] in heads or inner[0].isdigit()
+        if known and tensor.is_floating_point() and inner[-1] not in LEFTOVERS:
+            found.append(key)
+    return found
+
+
+def unlike_entries(one: EntrySet, own: Mapping[str, Tensor]) -> list[str]:
+    """Return the entries of a set whose shape differs, or that are integer on one side and floating on the other."""
+    unlike = []
+    for key, some in one.found.items():
+        theirs, ours = some[0][1], own[key]
+        if theirs.shape != ours.shape:
+            unlike.append(f"{key} is {tuple(theirs.shape)} in the file and {tuple(ours.shape)} in the model")
+        elif theirs.is_floating_point() != ours.is_floating_point():
+            unlike.append(f"{key} is {_dtype(theirs)} in the file and {_dtype(ours)} in the model")
+    return unlike
+
+
+def listed(keys: Sequence[str]) -> str:
+    """Join the first keys, and count the others."""
+    return ", ".join(keys[:NAMED]) + (f" and {len(keys) - NAMED} more" if len(keys) > NAMED else "")
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

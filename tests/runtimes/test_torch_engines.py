@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from omgoptim.runtimes import ENGINES, Session, SessionSettings
 from omgoptim.runtimes.signature import InputTensor, Signature
-from omgoptim.runtimes.torch_session import to_array, to_tensor
+from omgoptim.runtimes.torch_engines import to_array, to_tensor
 
 SIGNATURE = Signature((InputTensor("input", "float32", ("batch", 3), False),), "tensor")
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
