@@ -15,7 +15,8 @@ from onnx import ModelProto, helper, numpy_helper
 
 from omgoptim.errors import OmgoptimError
 from omgoptim.hardware import usable_cores
-from omgoptim.measure.launch import LATENCY, THROUGHPUT, TimingSetup
+from omgoptim.measure.launch import LATENCY, THROUGHPUT
+from omgoptim.measure.measuring_process import TimingSetup
 from omgoptim.measure.timing import PLANS, time_artifacts
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.manifest import Manifest

@@ -31,7 +31,8 @@ from torch import nn
 import omgoptim
 from omgoptim.errors import OmgoptimError
 from omgoptim.hardware import usable_cores
-from omgoptim.measure.launch import LATENCY, THROUGHPUT, TimingPlan, TimingSetup
+from omgoptim.measure.launch import LATENCY, THROUGHPUT, TimingPlan
+from omgoptim.measure.measuring_process import TimingSetup
 from omgoptim.measure.timing import time_artifacts
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.manifest import Manifest

@@ -23,8 +23,8 @@ from record import bar, keep, machine, table
 from torch import nn
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.measure.launch import LATENCY, TimingSetup
-from omgoptim.measure.measuring_process import MeasuringProcess
+from omgoptim.measure.launch import LATENCY
+from omgoptim.measure.measuring_process import MeasuringProcess, TimingSetup
 from omgoptim.measure.quality import read_outputs
 from omgoptim.measure.size import module_layers
 from omgoptim.measure.timing import PLANS, Timing, time_artifacts

@@ -32,7 +32,8 @@ from torch import Tensor, nn
 
 from omgoptim.errors import OmgoptimError
 from omgoptim.hardware import usable_cores
-from omgoptim.measure.launch import LATENCY, THROUGHPUT, TimingSetup
+from omgoptim.measure.launch import LATENCY, THROUGHPUT
+from omgoptim.measure.measuring_process import TimingSetup
 from omgoptim.measure.timing import PLANS, time_artifacts
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.manifest import PROGRAM, Manifest

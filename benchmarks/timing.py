@@ -34,7 +34,8 @@ from record import console, keep, machine, table
 
 from omgoptim.errors import OmgoptimError
 from omgoptim.hardware import usable_cores
-from omgoptim.measure.launch import LATENCY, TimingPlan, TimingSetup
+from omgoptim.measure.launch import LATENCY, TimingPlan
+from omgoptim.measure.measuring_process import TimingSetup
 from omgoptim.measure.timing import PLANS, SCREENING_PLAN, Timing, has_converged, t_interval, time_artifacts
 from omgoptim.models.artifact import save_module, save_program
 from omgoptim.models.manifest import Manifest

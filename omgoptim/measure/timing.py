@@ -15,16 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.measure.launch import (
-    THROUGHPUT,
-    VERY_SLOW_S,
-    LaunchParts,
-    LaunchResult,
-    TimingPlan,
-    TimingSetup,
-    run_launch,
-)
-from omgoptim.measure.measuring_process import MeasuringProcess
+from omgoptim.measure.launch import THROUGHPUT, VERY_SLOW_S, Launch, LaunchParts, LaunchResult, TimingPlan, run_launch
+from omgoptim.measure.measuring_process import MeasuringProcess, TimingSetup
 
 # fmt: off
 T_975 = (
@@ -117,7 +109,8 @@ def time_artifacts(
         more = launch < plan.throughput_launches and _slowest_s([launched[index] for index in active]) <= VERY_SLOW_S
         parts = LaunchParts(throughput=more and THROUGHPUT in setup.batches, memory=more)
         on_open = _at(active, on_first) if on_first is not None and launch == 0 else None
-        results = run([artifacts[index] for index in active], setup, plan, f"{seed} {launch}", parts, on_open)
+        chosen = [artifacts[index] for index in active]
+        results = run(Launch(chosen, setup, plan, f"{seed} {launch}", parts, on_open))
         for index, result in zip(active, results, strict=True):
             if isinstance(result, OmgoptimError):
                 errors[index] = result

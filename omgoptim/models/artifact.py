@@ -33,10 +33,7 @@ from omgoptim.models.manifest import (
 )
 from omgoptim.models.output_check import CHECK, OutputCheck, write_check
 from omgoptim.models.pte_file import LAYERS
-from omgoptim.models.recipe import (
-    read_record,
-    refuse_foreign_recipe,
-)
+from omgoptim.models.recipe import read_record, refuse_foreign_recipe
 from omgoptim.models.security.file_integrity import add_seal, sha256
 from omgoptim.runtimes import Session, SessionSettings, engine_named
 from omgoptim.runtimes.engine import engine_message

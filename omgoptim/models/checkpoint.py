@@ -213,10 +213,7 @@ def _completed(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str,
 
 
 def _misfit(
-    entries: Sequence[Entry],
-    sets: Sequence[EntrySet],
-    whole: Sequence[EntrySet],
-    own: Mapping[str, Tensor],
+    entries: Sequence[Entry], sets: Sequence[EntrySet], whole: Sequence[EntrySet], own: Mapping[str, Tensor]
 ) -> ModelError:
     """Return the error for the set that comes nearest."""
     nearest = max(whole or sets, key=lambda one: len(one.found), default=EntrySet((), ()))

@@ -90,9 +90,7 @@ def shifted(labels: Any) -> Any:
 
 
 def predicts_next_token(
-    inputs: Mapping[str, NDArray[Any]],
-    labels: Any,
-    run: Callable[[Mapping[str, NDArray[Any]]], list[NDArray[Any]]],
+    inputs: Mapping[str, NDArray[Any]], labels: Any, run: Callable[[Mapping[str, NDArray[Any]]], list[NDArray[Any]]]
 ) -> bool:
     """Return whether to shift labels: they repeat an integer input, and no score depends on a later token.
 

@@ -326,12 +326,7 @@ def _optional(package: str, extra: str) -> Any:
         ) from error
 
 
-_BUILDERS = {
-    "pt2": _build_pt2,
-    "hf": _build_hf,
-    "timm": _build_timm,
-    "torchvision": _build_torchvision,
-}
+_BUILDERS = {"pt2": _build_pt2, "hf": _build_hf, "timm": _build_timm, "torchvision": _build_torchvision}
 
 
 def default_inputs(recipe: Recipe | None, module: nn.Module | None) -> Sequence[str]:

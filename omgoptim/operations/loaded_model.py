@@ -12,8 +12,8 @@ from torch import nn
 
 from omgoptim.errors import DataError, ModelError, SetupError, argument
 from omgoptim.hardware import usable_cores
-from omgoptim.measure.launch import TimingSetup
 from omgoptim.measure.macs import MacsCount, count_macs
+from omgoptim.measure.measuring_process import TimingSetup
 from omgoptim.measure.program_macs import count_program
 from omgoptim.measure.size import count_params
 from omgoptim.models import artifact as artifacts

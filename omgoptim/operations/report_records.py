@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import omgoptim
 from omgoptim.hardware import cpu_features, cpu_name
-from omgoptim.measure.launch import TimingSetup
+from omgoptim.measure.measuring_process import TimingSetup
 from omgoptim.measure.quality import Quality
 from omgoptim.measure.timing import Timing
 from omgoptim.models.artifact import loading_snippet

@@ -32,12 +32,7 @@ MAX_ONE_FILE_BYTES = 2**31 - 2**24
 
 
 def export_onnx(
-    module: nn.Module,
-    batch: Mapping[str, Tensor],
-    signature: Signature,
-    path: Path,
-    *,
-    or_at_one: bool = False,
+    module: nn.Module, batch: Mapping[str, Tensor], signature: Signature, path: Path, *, or_at_one: bool = False
 ) -> str | None:
     """Write `module` as an ONNX file whose inputs and outputs carry the signature's names.
 
@@ -102,12 +97,7 @@ def _onnx_program(module: nn.Module, batch: Mapping[str, Tensor], signature: Sig
 
 
 def export_pt2(
-    module: nn.Module,
-    batch: Mapping[str, Tensor],
-    signature: Signature,
-    path: Path,
-    *,
-    or_at_one: bool = False,
+    module: nn.Module, batch: Mapping[str, Tensor], signature: Signature, path: Path, *, or_at_one: bool = False
 ) -> str | None:
     """Write `module` as a .pt2 file; arguments, result and errors as for `export_onnx`."""
     import torch

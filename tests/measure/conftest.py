@@ -11,7 +11,8 @@ import pytest
 import torch
 from onnx import helper
 
-from omgoptim.measure.launch import LATENCY, THROUGHPUT, TimingSetup
+from omgoptim.measure.launch import LATENCY, THROUGHPUT
+from omgoptim.measure.measuring_process import TimingSetup
 from omgoptim.models.artifact import save_module, save_program
 from omgoptim.models.manifest import Manifest
 from omgoptim.models.output_check import OutputCheck

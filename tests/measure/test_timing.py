@@ -13,7 +13,8 @@ from scipy import stats
 
 from omgoptim.errors import ArtifactError, ModelError
 from omgoptim.measure import launch
-from omgoptim.measure.launch import TimingPlan, TimingSetup
+from omgoptim.measure.launch import TimingPlan
+from omgoptim.measure.measuring_process import TimingSetup
 from omgoptim.measure.timing import (
     PLANS,
     SCREENING_PLAN,
@@ -115,7 +116,7 @@ class Notes:
         self.seconds, self.fails, self.asked = seconds, fails or {}, []
         self.opened = 0
 
-    def process(self, artifact, **options):
+    def process(self, artifact, setup, batches):
         return _Noted(self, artifact)
 
 

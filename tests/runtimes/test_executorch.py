@@ -195,7 +195,7 @@ def saved(given: LoweringInput, program: Path, folder: Path) -> Path:
 
 
 def test_an_artifact_is_its_program_and_a_fresh_process_gives_the_same(mixed: LoweringInput, tmp_path: Path) -> None:
-    from omgoptim.measure.measuring_process import MeasuringProcess
+    from omgoptim.measure.measuring_process import MeasuringProcess, TimingSetup
     from omgoptim.models.artifact import loading_snippet
     from omgoptim.models.manifest import Manifest
 
@@ -204,7 +204,7 @@ def test_an_artifact_is_its_program_and_a_fresh_process_gives_the_same(mixed: Lo
     manifest = Manifest.read(folder)
     assert manifest.size_files == ["model.pte"]
     assert manifest.size_bytes == program.stat().st_size
-    with MeasuringProcess(folder, threads=1, batches={}, cwd=tmp_path) as process:
+    with MeasuringProcess(folder, TimingSetup({}, 1, 1, tmp_path)) as process:
         process.begin_open()
         assert max(process.end_open()["differences"]) < 1e-6
     lines = loading_snippet(folder, manifest)

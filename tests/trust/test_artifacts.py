@@ -30,7 +30,7 @@ from omgoptim import requests
 from omgoptim.errors import ArtifactError, ModelError, RequestError
 from omgoptim.jobs.folder import RunFolder, Submission, new_run
 from omgoptim.jobs.resume import _without_grants
-from omgoptim.measure.measuring_process import MeasuringProcess
+from omgoptim.measure.measuring_process import MeasuringProcess, TimingSetup
 from omgoptim.models.artifact import save_module, save_program
 from omgoptim.models.data import adjacent_loader
 from omgoptim.models.manifest import MAX_JSON_BYTES, Manifest
@@ -478,7 +478,8 @@ def test_a_recipe_of_other_types_is_damaged(project: Path, change: dict[str, Any
 
 def test_a_measuring_process_opens_what_its_worker_vouches_for(project: Path) -> None:
     rewritten(project / "small", "manifest.json", lambda record: record.pop("origin"))
-    with MeasuringProcess(project / "small", threads=1, batches={}, cwd=project, policy=PathPolicy(project)) as process:
+    setup = TimingSetup({}, 1, 1, project, policy=PathPolicy(project))
+    with MeasuringProcess(project / "small", setup) as process:
         process.begin_open()
         assert max(process.end_open()["differences"]) < 1e-6
 

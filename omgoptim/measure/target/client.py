@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 from omgoptim.errors import OmgoptimError, SetupError
-from omgoptim.measure.launch import LaunchParts, LaunchResult, TimingPlan, TimingSetup
-from omgoptim.measure.measuring_process import MeasuringProcess
+from omgoptim.measure.launch import Launch, LaunchResult
+from omgoptim.measure.measuring_process import MeasuringProcess, TimingSetup
 from omgoptim.measure.target.connection import Connection, TargetLost
 from omgoptim.measure.target.machine import Machine, prepare_machine
 from omgoptim.measure.target.process import TargetProcess
@@ -24,8 +24,6 @@ from omgoptim.runtimes import engine_named
 
 T = TypeVar("T")
 
-RECONNECT_S = 120.0
-"""For how long a lost connection is made again."""
 MOST_LOSSES = 5
 """Losses during one launch or evaluation after which it is given up."""
 POLL_S = 1.0
@@ -52,11 +50,13 @@ class Target:
         scratch: folder for what is prepared to be sent.
         say: called with what is waited for.
         kept: file that gets the results of every launch as they come, one JSON object a line.
-        reconnect_s: for how long a lost connection is tried to be made again; default: `RECONNECT_S`.
 
     Raises:
         SetupError: it cannot be reached or used.
     """
+
+    reconnect_s = 120.0
+    """For how long a lost connection is made again: a restart of a router or a laptop that slept takes less."""
 
     def __init__(
         self,
@@ -66,11 +66,9 @@ class Target:
         scratch: Path,
         say: Callable[[str], None],
         kept: Path | None = None,
-        reconnect_s: float | None = None,
     ) -> None:
         self.address, self._runtime, self._holder, self._scratch = address, runtime, holder, scratch
         self._say, self._kept = say, kept
-        self._reconnect_s = RECONNECT_S if reconnect_s is None else reconnect_s
         self._digests: dict[tuple[Path, int], str] = {}
         self._depth = 0
         self.generation = 0
@@ -113,7 +111,7 @@ class Target:
 
     def _reconnect(self, lost: TargetLost) -> None:
         self.connection.close()
-        deadline, why = time.monotonic() + self._reconnect_s, str(lost)
+        deadline, why = time.monotonic() + self.reconnect_s, str(lost)
         while time.monotonic() < deadline:
             self._say(f"the connection to {self.address} was lost: trying again")
             try:
@@ -163,67 +161,50 @@ class Target:
         """Start a measuring process there, as `MeasuringProcess` does here."""
         return TargetProcess(self, artifact, setup.threads, batches)
 
-    def launch(
-        self,
-        artifacts: Sequence[Path],
-        setup: TimingSetup,
-        plan: TimingPlan,
-        seed: str,
-        parts: LaunchParts,
-        on_open: Callable[[int, MeasuringProcess], None] | None = None,
-    ) -> list[LaunchResult | OmgoptimError]:
+    def launch(self, launch: Launch) -> list[LaunchResult | OmgoptimError]:
         """Do there what `run_launch` does here. A launch that the connection does not survive is done again."""
-        results = self.again(lambda: self._launch(artifacts, setup, plan, seed, parts, on_open))
+        results = self.again(lambda: self._launch(launch))
         if isinstance(results[0], OmgoptimError):
             raise results[0]
         if self._kept is not None:
-            names = [artifact.name for artifact in artifacts]
+            names = [artifact.name for artifact in launch.artifacts]
             shown = [None if isinstance(one, OmgoptimError) else dataclasses.asdict(one) for one in results]
             with self._kept.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"target": str(self.address), "artifacts": names, "launch": shown}) + "\n")
         return results
 
-    def _launch(
-        self,
-        artifacts: Sequence[Path],
-        setup: TimingSetup,
-        plan: TimingPlan,
-        seed: str,
-        parts: LaunchParts,
-        on_open: Callable[[int, MeasuringProcess], None] | None,
-    ) -> list[LaunchResult | OmgoptimError]:
+    def _launch(self, launch: Launch) -> list[LaunchResult | OmgoptimError]:
         results: dict[int, LaunchResult | OmgoptimError] = {}
         folders: dict[int, str] = {}
-        for index, artifact in enumerate(artifacts):
+        for index, artifact in enumerate(launch.artifacts):
             try:
                 folders[index] = self.send_artifact(artifact)
             except OmgoptimError as error:
                 if not index:
                     raise
                 results[index] = error
-        places = list(folders)
+        places, threads = list(folders), launch.setup.threads
         self.connection.send(
             "launch",
             artifacts=list(folders.values()),
-            batches=self.send_files(setup.batches),
-            threads=setup.threads,
-            plan=dataclasses.asdict(plan),
-            seed=seed,
-            parts=dataclasses.asdict(parts),
-            more=on_open is not None,
+            setup={"threads": threads, "batches": self.send_files(launch.setup.batches)},
+            plan=dataclasses.asdict(launch.plan),
+            seed=launch.seed,
+            parts=dataclasses.asdict(launch.parts),
+            more=launch.on_open is not None,
         )
         while "event" in (frame := self.connection.receive()):
             index = places[frame["index"]]
             try:
-                if on_open is not None:
-                    on_open(index, TargetProcess(self, artifacts[index], setup.threads, {}, number=0))
+                if launch.on_open is not None:
+                    launch.on_open(index, TargetProcess(self, launch.artifacts[index], threads, {}, number=0))
             except OmgoptimError as error:
                 results[index] = error
             self.connection.send("go_on")
         for index, record in zip(places, frame["results"], strict=True):
             found = OmgoptimError.from_dict(record["error"]) if "error" in record else LaunchResult(**record)
             results.setdefault(index, found)
-        return [results[index] for index in range(len(artifacts))]
+        return [results[index] for index in range(len(launch.artifacts))]
 
     def send_artifact(self, folder: Path) -> str:
         """Send what an engine opens of an artifact, each content once; return its folder there.

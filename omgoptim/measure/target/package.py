@@ -22,11 +22,7 @@ from omgoptim.bootstrap import PACKAGE_FILE
 ROOTS = ("omgoptim.measure.target.agent", "omgoptim.measure.measuring_server")
 """What runs there; all that these import goes over."""
 
-DISTRIBUTIONS = {
-    "numpy": ("numpy",),
-    "onnxruntime": ("onnxruntime",),
-    "openvino": ("openvino",),
-}
+DISTRIBUTIONS = {"numpy": ("numpy",), "onnxruntime": ("onnxruntime",), "openvino": ("openvino",)}
 """Distributions that a package needs to be imported there."""
 
 

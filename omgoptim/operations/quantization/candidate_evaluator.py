@@ -8,8 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.measure.launch import TimingSetup
-from omgoptim.measure.measuring_process import MeasuringProcess
+from omgoptim.measure.measuring_process import MeasuringProcess, TimingSetup
 from omgoptim.measure.quality import read_outputs
 from omgoptim.models.samples import Samples
 from omgoptim.operations.context import RunContext

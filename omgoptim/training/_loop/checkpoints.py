@@ -122,10 +122,7 @@ def plain(config: Any) -> dict[str, Any]:
 
 def all_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Return parameters and buffers by name, non-persistent ones too; shared ones once. No copies."""
-    return {
-        **{name: parameter.data for name, parameter in module.named_parameters()},
-        **dict(module.named_buffers()),
-    }
+    return {**{name: parameter.data for name, parameter in module.named_parameters()}, **dict(module.named_buffers())}
 
 
 def trained_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -11,8 +11,7 @@ from float_programs import gemm, program
 
 from omgoptim.errors import ArtifactError
 from omgoptim.measure import launch
-from omgoptim.measure.launch import TimingSetup
-from omgoptim.measure.measuring_process import MeasuringProcess
+from omgoptim.measure.measuring_process import MeasuringProcess, TimingSetup
 from omgoptim.measure.quality import read_outputs
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.manifest import Manifest
