@@ -10,7 +10,7 @@ from omgoptim.errors import ArtifactError, DataError, ModelError
 from omgoptim.hardware import usable_cores
 from omgoptim.measure.builtin_metrics import Metric, detect_outputs
 from omgoptim.measure.measuring_process import MeasuringProcess
-from omgoptim.measure.metrics import resolve_metric
+from omgoptim.measure.metrics import RequestedFunction, resolve_metric
 from omgoptim.measure.quality import Quality, StoredOutputs, compare_quality, read_outputs
 from omgoptim.measure.validity_checks import batch_dependence, chance_level_summary
 from omgoptim.models.artifact import open_session
@@ -125,8 +125,8 @@ def _metric(
     name = request.metric or str(past.get("metric", "auto"))
     ignored = past.get("ignore_outputs", [])
     described = detect_outputs(original, targets, name, manifest.signature, past.get("target_output"), ignored)
-    resolved = resolve_metric(name, manifest.signature, original, targets, policy, request.time_limit_s, described)
-    return described, resolved
+    requested = RequestedFunction(name, policy, request.time_limit_s, described)
+    return described, resolve_metric(requested, manifest.signature, original, targets)
 
 
 def comparable_samples(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omgoptim.measure.builtin_metrics import CUSTOM_METRIC_FIX, Metric
-from omgoptim.measure.metrics import resolve_metric
+from omgoptim.measure.metrics import RequestedFunction, resolve_metric
 from omgoptim.measure.quality import StoredOutputs
 from omgoptim.models.data import DataSource
 from omgoptim.models.forward import NamedBatch, name_inputs
@@ -140,4 +140,5 @@ def metric_of(loaded: LoadedModel, original: StoredOutputs, targets: list[Any], 
         targets: of the same samples as `original`; None for one without a label.
         limit_s: time limit of the user's metric.
     """
-    return resolve_metric(loaded.metric, loaded.signature, original, targets, loaded.policy, limit_s, loaded.outputs)
+    requested = RequestedFunction(loaded.metric, loaded.policy, limit_s, loaded.outputs)
+    return resolve_metric(requested, loaded.signature, original, targets)

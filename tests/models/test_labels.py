@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from omgoptim.errors import DataError
 from omgoptim.measure.builtin_metrics import builtin_metric
+from omgoptim.measure.metrics import RequestedFunction
 from omgoptim.measure.validity_checks import chance_level_reason
 from omgoptim.models.labels import label_form, plain_labels, refuse_out_of_range
 from omgoptim.models.output_detection import OutputOptions, describe_outputs
@@ -121,7 +122,7 @@ def test_the_loss_is_torchs_own_for_labels_of_that_form(
     scores: np.ndarray, labels: np.ndarray, expected: torch.Tensor, policy: PathPolicy
 ) -> None:
     outputs, target = torch.from_numpy(scores), torch.from_numpy(labels)
-    loss = loss_of("auto", outputs, target, policy, 10, outputs=described(scores, labels))
+    loss = loss_of(RequestedFunction("auto", policy, 10, outputs=described(scores, labels)), outputs, target)
     assert loss is not None
     loss.check(target)
     torch.testing.assert_close(loss.function(outputs, target), expected)

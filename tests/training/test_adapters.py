@@ -6,16 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from small_training import batches_of, blobs, evaluator_of, net, same, signature_of, source, state
+from small_training import batches_of, blobs, evaluator_of, fit, net, same, signature_of, source, state
 from torch import nn
 
 from omgoptim.blocks.lora import LoRAConv, LoRALinear
 from omgoptim.blocks.low_rank import LowRankLinear
 from omgoptim.errors import RequestError, TechniqueError
+from omgoptim.measure.metrics import RequestedFunction
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.training.batches import Batches
 from omgoptim.training.config import TrainingConfig
-from omgoptim.training.loop import TrainingResult, fit
+from omgoptim.training.loop import TrainingResult
 from omgoptim.training.losses import loss_of
 from omgoptim.training.trainable_weights import ZeroMasks, adaptable, recovering
 
@@ -24,7 +25,7 @@ PLAN = TrainingConfig(epochs=3, batch=16, learning_rate=1e-2)
 
 
 def recovered(module: nn.Module, masks: ZeroMasks | None = None, **more: Any) -> TrainingResult:
-    loss = loss_of("auto", module(X[:8]).detach(), Y[:8], PathPolicy.of(Path.cwd(), []), 60.0)
+    loss = loss_of(RequestedFunction("auto", PathPolicy.of(Path.cwd(), []), 60.0), module(X[:8]).detach(), Y[:8])
     evaluator = evaluator_of(module, X, Y)
     with recovering(module, "lora", 2, 8.0, masks) as trainable:
         fitted = fit(trainable, batches_of(trainable, X, Y), loss, PLAN, evaluator, masks=masks, **more)
@@ -152,7 +153,7 @@ def test_attention_that_reads_weights_itself_works_with_adapters_around_it() -> 
 def test_convolutions_and_batch_norm_are_recovered() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)).eval()
     x = X.reshape(-1, 1, 2, 2).repeat(1, 1, 2, 2)
-    loss = loss_of("auto", model(x[:8]).detach(), Y[:8], PathPolicy.of(Path.cwd(), []), 60.0)
+    loss = loss_of(RequestedFunction("auto", PathPolicy.of(Path.cwd(), []), 60.0), model(x[:8]).detach(), Y[:8])
     with recovering(model, "lora", 2, 8.0) as trainable:
         assert isinstance(model[0], LoRAConv)
         fitted = fit(trainable, batches_of(trainable, x, Y), loss, PLAN, None)
@@ -190,7 +191,7 @@ def test_a_transformers_model_gets_pefts_adapters_and_is_plain_again_afterwards(
     before, kinds, attributes = copy.deepcopy(module), [type(m) for m in module.modules()], set(vars(module))
     ids = torch.arange(24).reshape(8, 3) % 20
     labels = ids[:, 0] % 3
-    loss = loss_of("auto", module(ids), labels, PathPolicy.of(Path.cwd(), []), 60.0, module=module)
+    loss = loss_of(RequestedFunction("auto", PathPolicy.of(Path.cwd(), []), 60.0), module(ids), labels, module=module)
     batches = Batches(
         source([{"input_ids": ids, "labels": labels}] * 3), module, signature_of(module, {"input_ids": ids})
     )

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-from small_training import batches_of, blobs, evaluator_of, net, same, state
+from small_training import batches_of, blobs, evaluator_of, fit, net, same, state
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from omgoptim.measure.metrics import RequestedFunction
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.requests import PruneRequest
 from omgoptim.training.config import FEW_STEPS, TrainingConfig, config_for_data
 from omgoptim.training.distillation import DistillationLoss
 from omgoptim.training.evaluator import distance_to_original
-from omgoptim.training.loop import fit
 from omgoptim.training.losses import Loss, loss_of
 
 
@@ -70,7 +70,7 @@ def test_the_random_state_of_the_caller_is_untouched() -> None:
 def test_a_training_of_few_steps_says_how_many() -> None:
     module = net()
     x, y = blobs(60)
-    loss = loss_of("auto", module(x[:8]), y[:8], PathPolicy.of(Path.cwd(), []), 60.0)
+    loss = loss_of(RequestedFunction("auto", PathPolicy.of(Path.cwd(), []), 60.0), module(x[:8]), y[:8])
     fitted = fit(module, batches_of(module, x, y), loss, TrainingConfig(epochs=2, batch=8), None)
     assert fitted.few_steps is not None
     assert "60 training samples give 16 optimizer steps" in fitted.few_steps

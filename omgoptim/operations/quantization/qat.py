@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from omgoptim.errors import DataError, TechniqueError
+from omgoptim.measure.metrics import RequestedFunction
 from omgoptim.models.memory_check import refuse_beyond_memory, training_bytes
 from omgoptim.models.samples import Samples, forward_args, shared_samples
 from omgoptim.operations.context import RunContext
@@ -35,7 +36,7 @@ from omgoptim.training.config import LEARNING_RATES, TrainingConfig, config_for_
 from omgoptim.training.distillation import DistillationLoss
 from omgoptim.training.evaluator import Evaluator
 from omgoptim.training.fake_quantization import FakeQuantized, Simulation
-from omgoptim.training.loop import TrainingResult, fit
+from omgoptim.training.loop import Objective, Trainer, TrainingResult, TrainingRound
 from omgoptim.training.losses import Loss
 from omgoptim.training.modes import own_randomness
 
@@ -112,18 +113,11 @@ def train(
     device = loaded.device
     module.calibrate((forward_args(loaded.signature, batch, device) for batch in splits.calibration.batches), device)
     evaluator = _converted_evaluator(request, params, context, loaded, program.path, splits, scaling)
-    fitted = fit(
-        module,
-        training_data.batches,
-        training_data.loss,
-        plan,
-        evaluator,
-        checkpoints=context.checkpoints / "qat",
-        progress=_progress(context),
-        teacher=original if training_data.distills else None,
-        distillation=DistillationLoss(params.temperature, params.alpha) if training_data.distills else None,
-        on_epoch=context.publish,
-    )
+    objective = Objective(training_data.loss)
+    if training_data.distills:
+        objective = Objective(training_data.loss, original, DistillationLoss(params.temperature, params.alpha))
+    trainer = Trainer(module, training_data.batches, objective, plan, evaluator)
+    fitted = trainer.fit(TrainingRound(checkpoints=context.checkpoints / "qat"), _progress(context), context.publish)
     return _trained(context, loaded, program, module, fitted, plan, evaluator, training_data.notes)
 
 
@@ -237,15 +231,8 @@ def _converted_evaluator(
 ) -> ConvertedEvaluator:
     limit_s = request.time_limit_s
     original = require_module(loaded, "quantize with scheme qat")
-    evaluator = Evaluator.of(
-        original,
-        splits.selection,
-        loaded.signature,
-        loaded.metric,
-        loaded.policy,
-        limit_s,
-        described=loaded.outputs,
-    )
+    metric = RequestedFunction(loaded.metric, loaded.policy, limit_s, loaded.outputs)
+    evaluator = Evaluator.of(original, splits.selection, loaded.signature, metric)
     return ConvertedEvaluator(
         samples=evaluator.samples,
         signature=evaluator.signature,

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from torch import nn
-
 from omgoptim.errors import RequestError, TechniqueError, did_you_mean
-from omgoptim.training._distillation.layer_trace import LayerOutput, Trace
+from omgoptim.training.layer_trace import LayerOutput, Trace
 
 DIGITS = "0123456789"
 
@@ -180,16 +178,12 @@ NAMES = (
 )
 """Names of the query, key and value layers of one attention."""
 
-FUSED = ("in_proj", "qkv", "c_attn", "Wqkv", "query_key_value", "qkv_proj")
-"""Names of fused layers that compute all three at once."""
 
 CROSS = ("cross", "encdec", "encoder_attn")
 """Parts of module paths that mark cross-attention."""
 
 
-def attention_of(
-    module: nn.Module, traced: Trace, asked: str | None, whose: str
-) -> tuple[LayerOutput, LayerOutput, LayerOutput]:
+def attention_of(traced: Trace, asked: str | None, whose: str) -> tuple[LayerOutput, LayerOutput, LayerOutput]:
     """Return the query, key and value layers of a module's last self-attention, or of the requested one.
 
     Raises:
@@ -207,11 +201,10 @@ def attention_of(
         )
     if found:
         return list(found.values())[-1]
-    fused = _fused(module)
     raise TechniqueError(
         f"minilm finds no queries, keys and values in the {whose}",
-        f"'{fused}' computes all three in one, which is not supported"
-        if fused is not None
+        f"'{traced.fused}' computes all three in one, which is not supported"
+        if traced.fused is not None
         else f"no layer of it has three layers called {', '.join('/'.join(names) for names in NAMES[:3])} or so",
         "use features fitnets or relational",
     )
@@ -229,14 +222,3 @@ def _attentions(traced: Trace) -> dict[str, tuple[LayerOutput, LayerOutput, Laye
         if query and key and value.sequence and query.grid == key.grid == value.grid:
             found[parent] = (query, key, value)
     return found
-
-
-def _fused(module: nn.Module) -> str | None:
-    """Return the path of the last layer that computes queries, keys and values in one."""
-    last = None
-    for path, layer in module.named_modules():
-        if isinstance(layer, nn.MultiheadAttention):
-            last = f"{path}.in_proj_weight" if path else "in_proj_weight"
-        elif path.rpartition(".")[2] in FUSED:
-            last = path
-    return last

@@ -22,10 +22,10 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import torch
-from small_training import batches_of, blobs, evaluator_of, net
+from small_training import batches_of, blobs, evaluator_of, net, fit
+from omgoptim.measure.metrics import RequestedFunction
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.training.config import TrainingConfig
-from omgoptim.training.loop import fit
 from omgoptim.training.losses import loss_of
 
 torch.set_num_threads(1)
@@ -33,7 +33,7 @@ module = net(dropout=0.0)
 if {plain}:
     module.norm = torch.nn.Identity()
 (x, y), policy = blobs(), PathPolicy.of(Path.cwd(), [])
-loss = loss_of("auto", module(x[:8]).detach(), y[:8], policy, 60.0)
+loss = loss_of(RequestedFunction("auto", policy, 60.0), module(x[:8]).detach(), y[:8])
 config = TrainingConfig(epochs=3, batch=20, optimizer="sgd")
 fitted = fit(module, batches_of(module, x, y), loss, config, evaluator_of(module, *blobs(seed=3)))
 torch.save((module.state_dict(), fitted.quality, [each.loss for each in fitted.epochs]), {target!r})

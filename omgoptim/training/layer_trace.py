@@ -24,6 +24,9 @@ from omgoptim.training.modes import device_of, eval_mode
 
 Side = Literal["output", "input"]
 
+FUSED = ("in_proj", "qkv", "c_attn", "Wqkv", "query_key_value", "qkv_proj")
+"""Names of fused layers that compute all three at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class LayerOutput:
@@ -45,6 +48,7 @@ class LayerOutput:
 
     @property
     def channels(self) -> int:
+        """Number of channels."""
         return self.shape[self.axis]
 
     @property
@@ -67,9 +71,12 @@ class Trace:
     """Linear layer whose output is the main output, if there is one."""
     output: tuple[int, ...]
     """Shape of the main output."""
+    fused: str | None
+    """Last layer that computes queries, keys and values in one, if there is one."""
 
     @property
     def by_path(self) -> dict[str, LayerOutput]:
+        """Outputs by the path of their layer."""
         return {seen.path: seen for seen in self.seen}
 
 
@@ -140,7 +147,7 @@ def trace(module: nn.Module, signature: Signature, inputs: Mapping[str, Tensor])
     final = {path for path, given in tracing.given.items() if given() is outputs}
     head = next((path for path in final if isinstance(module.get_submodule(path), nn.Linear)), None)
     seen = [replace(seen, final=seen.path in final or not seen.path) for seen in tracing.seen.values()]
-    return Trace(seen, head, tuple(outputs.shape))
+    return Trace(seen, head, tuple(outputs.shape), _fused(module))
 
 
 @contextmanager
@@ -198,3 +205,14 @@ def _width(layer: nn.Module) -> tuple[int, bool] | None:
     if isinstance(layer, nn.RNNBase):
         return (layer.proj_size or layer.hidden_size) * (1 + layer.bidirectional), False
     return None
+
+
+def _fused(module: nn.Module) -> str | None:
+    """Return the path of the last layer that computes queries, keys and values in one."""
+    last = None
+    for path, layer in module.named_modules():
+        if isinstance(layer, nn.MultiheadAttention):
+            last = f"{path}.in_proj_weight" if path else "in_proj_weight"
+        elif path.rpartition(".")[2] in FUSED:
+            last = path
+    return last

@@ -6,7 +6,7 @@ from learning_pairs import Conv, Encoder, images, inner_state, made, sentences, 
 from small_training import same, signature_of, state
 from torch import Tensor, nn
 
-from omgoptim.training._distillation.layer_trace import capture_outputs, trace
+from omgoptim.training.layer_trace import capture_outputs, trace
 
 
 def test_a_trace_tells_shapes_channels_and_the_layer_that_answers() -> None:
