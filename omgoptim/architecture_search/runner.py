@@ -200,7 +200,6 @@ def fitting(
         teacher: the original; None without.
         distillation: the distance to the teacher.
     """
-
     objective = Objective(loss, teacher, distillation if teacher is not None else None)
 
     def train(module: nn.Module, rung: int, epochs: int, checkpoints: Path) -> float:

@@ -112,7 +112,7 @@ class Trainer:
 
     def fit(
         self,
-        at: TrainingRound = TrainingRound(),  # noqa: B008  immutable
+        at: TrainingRound = TrainingRound(),
         progress: Progress = lambda _stage, _done: None,
         on_epoch: Callable[[Epoch], None] = lambda _epoch: None,
     ) -> TrainingResult:

@@ -16,7 +16,7 @@ from omgoptim.measure.size import count_params
 def test_it_gives_what_the_block_as_mobilenet_writes_it_gives(outputs: int, stride: int) -> None:
     torch.manual_seed(0)
     written = nets.Inverted(8, outputs, stride).eval()  # expansion 4
-    block = InvertedResidual(8, outputs, 3, stride, expansion=4).eval()
+    block = InvertedResidual(8, outputs, 3, stride=stride, expansion=4).eval()
     layers = [block.expand[0], block.expand[1], block.depthwise, block.norm, block.project, block.project_norm]
     for theirs, own in zip([written.layers[i] for i in (0, 1, 3, 4, 6, 7)], layers, strict=True):
         own.load_state_dict(theirs.state_dict())
