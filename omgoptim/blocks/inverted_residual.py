@@ -154,7 +154,7 @@ class InvertedResidual(nn.Module):
 
     @property
     def adds_input(self) -> bool:
-        """Whether the input is added to the block's output."""
+        """Return whether the input is added to the block's output."""
         steps = self.dilation if isinstance(self.padding, str) else self.padding
         kept = {"same": True, "valid": all(size == 1 for size in self.kernel_size)}.get(
             str(self.padding),

@@ -57,7 +57,7 @@ class LaunchResult:
 
 @dataclass(frozen=True, slots=True)
 class LaunchParts:
-    """What a launch measures beside the latency."""
+    """Quantities that a launch measures beside the latency."""
 
     throughput: bool
     memory: bool

@@ -39,7 +39,7 @@ SPIN_COUNT = 2_000_000
 """Additions that tell how much of a core is free: about 20 ms."""
 
 LAYER_TIMING_S = 1.0
-"""For how long a model is called to time its layers."""
+"""Seconds for which a model is called to time its layers: hundreds of calls of a small one, five of a slow one."""
 
 
 class MeasuringServer:

@@ -206,10 +206,10 @@ MIN_RESAMPLES = 40
 """The 2.5 % quantile of fewer is their smallest, which is no quantile."""
 
 BUDGET_S = 20.0
-"""Longest time, in seconds, that a metric is recomputed for the sake of its interval."""
+"""Longest time, in seconds, that a metric is recomputed for the sake of its interval: about that of one evaluation."""
 
 MAX_FAILING = 0.1
-"""Fraction of resamples on which a metric may fail (a class is missing, say) before nothing can be said."""
+"""Fraction of resamples on which a metric may fail (a class is missing, say) before the interval is unknown."""
 
 
 def paired_interval(before: NDArray[np.float64], after: NDArray[np.float64]) -> tuple[float, float]:

@@ -41,9 +41,6 @@ AVERAGES = frozenset({"ema", "swa", "averaged", "shadow"})
 LEFTOVERS = frozenset({"total_ops", "total_params", "masked_bias", "inv_freq"})
 """Floating entries that are no weights: thop's counters, and buffers that transformers no longer saves."""
 
-NAMED = 5
-"""Number of keys that an error names before "and N more"."""
-
 
 @dataclass(slots=True)
 class EntrySet:
@@ -252,9 +249,9 @@ def unlike_entries(one: EntrySet, own: Mapping[str, Tensor]) -> list[str]:
     return unlike
 
 
-def listed(keys: Sequence[str]) -> str:
-    """Join the first keys, and count the others."""
-    return ", ".join(keys[:NAMED]) + (f" and {len(keys) - NAMED} more" if len(keys) > NAMED else "")
+def listed(keys: Sequence[str], most: int = 5) -> str:
+    """Join the first keys, and count the others: an error of a whole ResNet would name hundreds."""
+    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
 
 
 def _dtype(tensor: Tensor) -> str:

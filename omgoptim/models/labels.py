@@ -19,7 +19,8 @@ IGNORED = -100
 """Label of targets that do not count: the default `ignore_index` of torch.nn.CrossEntropyLoss."""
 
 FEWEST = 8
-"""Labels from which a form other than class indices is concluded."""
+"""Labels from which a form other than class indices is concluded: of three classes, eight labels are all below 2 in 4 %
+of draws."""
 
 LabelForm = Literal["index", "whole", "one_hot", "binary", "signed", "count"]
 

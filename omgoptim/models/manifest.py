@@ -37,7 +37,7 @@ MANIFEST, PROGRAM, PROGRAM2, LOWERED, WEIGHTS, RECIPE = (
 MAX_JSON_BYTES = 16 * 2**20
 """Limit of a JSON file from an untrusted folder: 16 MiB, far above what omgoptim writes."""
 MAX_FILES = 1000
-"""Limit of the files in an artifact."""
+"""Limit of the files in an artifact, which has fewer than ten and the parts of external data."""
 
 
 @dataclass(frozen=True, slots=True)

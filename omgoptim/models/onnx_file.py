@@ -14,11 +14,9 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 from omgoptim.errors import ModelError
 from omgoptim.runtimes import ENGINES
 from omgoptim.runtimes.engine import engine_message
+from omgoptim.runtimes.export import MAX_ONE_FILE_BYTES
 from omgoptim.runtimes.external_data import external_data
 from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
-
-ONE_FILE_BYTES = 2**31 - 2**24
-"""Weights past this go beside the program: protobuf cannot hold a message of 2 GiB."""
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Node metadata in which torch's exporter keeps the module path."""
@@ -82,7 +80,7 @@ def tensor_bytes(tensor: TensorProto) -> int:
 
 def is_large(model: ModelProto) -> bool:
     """Return whether the model exceeds the 2 GiB limit of a single file."""
-    return sum(tensor_bytes(t) for graph in graphs(model.graph) for t in graph.initializer) > ONE_FILE_BYTES
+    return sum(tensor_bytes(t) for graph in graphs(model.graph) for t in graph.initializer) > MAX_ONE_FILE_BYTES
 
 
 def save(model: ModelProto, target: Path) -> None:

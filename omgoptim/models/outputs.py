@@ -56,7 +56,7 @@ class OutputSpec:
     spread: float = 1.0
     """Scale of floating outputs: root mean square about the mean on the reference samples, or about 0 if constant."""
     constant: bool = False
-    """The same for every reference sample."""
+    """Equal for every reference sample."""
 
     @property
     def compared_by(self) -> ComparedBy:
@@ -83,7 +83,7 @@ class ModelOutputs:
     label_shape: tuple[int, ...] = ()
     """Shape of the first batch's labels."""
     label_form: LabelForm = "index"
-    """How the data writes its labels; `plain_labels` gives class indices or numbers."""
+    """Form of the data's labels; `plain_labels` gives class indices or numbers."""
 
     @property
     def compared(self) -> tuple[OutputSpec, ...]:

@@ -102,7 +102,7 @@ def slice_samples(value: Any, start: int, stop: int | None = None) -> Any:
 MASK = "attention_mask"
 """Input name of Hugging Face's attention masks."""
 MAX_EXAMINED = 16
-"""Entries of a list that are examined to distinguish samples from batches."""
+"""Entries of a list that are examined to distinguish samples from batches; each may be a file that is read."""
 
 
 @dataclass(slots=True)

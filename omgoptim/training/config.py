@@ -26,10 +26,12 @@ Schedule = Literal["cosine", "linear", "constant", "one_cycle"]
 Precision = Literal["no", "bf16", "fp16"]
 
 LEARNING_RATES: dict[Optimizer, float] = {"adamw": 1e-3, "adam": 1e-3, "sgd": 1e-2, "rmsprop": 3e-4}
-"""Default peak learning rates for the recovery of a compressed network; sgd's is for momentum 0.9."""
+"""Default peak learning rates for the recovery of a compressed network. Adam's is torch's default; sgd's, with momentum
+0.9, a tenth of that for training from scratch (arXiv:1512.03385); RMSprop's first step is ten times its rate (its
+average begins at 0, without correction)."""
 
 BATCH = 64
-"""Default batch size with enough data; `small_data` lowers it for few samples."""
+"""Default batch size with enough data; `config_for_data` lowers it for few samples."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,7 +152,7 @@ class FeatureLoss(nn.Module):
 
     @property
     def names(self) -> list[str]:
-        """Return the pairs in words."""
+        """Describe the pairs for the report."""
         names = []
         for one, other in self.pairs:
             words = f"{one} of both" if str(one) == str(other) else f"{one} after the teacher's {other}"
@@ -171,24 +171,24 @@ class FeatureLoss(nn.Module):
         ):
             yield Features(own, theirs)
 
-    def forward(self, heard: Features, real: Tensor | None = None) -> Tensor:
+    def forward(self, captured: Features, real: Tensor | None = None) -> Tensor:
         """Return the distance, without its weight: a scalar with the gradient of the student's features.
 
         Args:
-            heard: values of the paired layers in one forward of each module.
+            captured: values of the paired layers in one forward of each module.
             real: (batch, length), nonzero where a token is not padding.
 
         Raises:
             DataError: a layer was not called, or its values cannot be compared.
         """
-        distances = [self._distance(index, heard, real) for index in range(len(self.pairs))]
+        distances = [self._distance(index, captured, real) for index in range(len(self.pairs))]
         total = torch.stack(distances).sum()
         return total if self.method == "minilm" else total / len(distances)
 
-    def _distance(self, index: int, heard: Features, real: Tensor | None) -> Tensor:
+    def _distance(self, index: int, captured: Features, real: Tensor | None) -> Tensor:
         one, other = self.pairs[index]
-        student = _values(heard.student, one, "student")
-        teacher = _values(heard.teacher, other, "teacher").detach()
+        student = _values(captured.student, one, "student")
+        teacher = _values(captured.teacher, other, "teacher").detach()
         if self.method == "relational":
             return relational_distance(_pooled(student, real), _pooled(teacher, real))
         if self.method == "minilm":
@@ -217,9 +217,9 @@ def _attention_pairs(student: Trace, teacher: Trace, asked: Sequence[str]) -> li
     return pairs
 
 
-def _values(heard: Mapping[tuple[str, Side], Tensor], place: LayerPlace, whose: str) -> Tensor:
+def _values(captured: Mapping[tuple[str, Side], Tensor], place: LayerPlace, whose: str) -> Tensor:
     """Return the features captured at a place, in float32, channels last."""
-    found = heard.get((place.path, place.side))
+    found = captured.get((place.path, place.side))
     if found is None:
         raise DataError(
             f"the layer '{place.path}' of the {whose} was not called",

@@ -40,11 +40,11 @@ class LayerOutput:
     axis: int
     """Axis of the channels: 1, as convolutions have it, or the last."""
     final: bool
-    """Whether it is the module's main output itself."""
+    """It is the module's main output itself."""
     leaf: bool
-    """Whether it is a leaf module with parameters."""
+    """It is a leaf module with parameters."""
     block: bool
-    """Whether it is a container of layers."""
+    """It is a container of layers."""
 
     @property
     def channels(self) -> int:
@@ -89,7 +89,7 @@ class _Tracing:
     width: int = 0
     """Channel count of the last layer with parameters."""
     first: bool = False
-    """Whether that layer has them on axis 1."""
+    """That layer has them on axis 1."""
     given: dict[str, weakref.ref[Tensor]] = field(default_factory=dict)
     """Weak references to the outputs, by which the main output is identified."""
 
@@ -156,26 +156,26 @@ def capture_outputs(module: nn.Module, places: Iterable[tuple[str, Side]]) -> It
 
     The captured tensors keep their gradient; outputs are copied, since later layers may work in place.
     """
-    heard: dict[tuple[str, Side], Tensor] = {}
+    captured: dict[tuple[str, Side], Tensor] = {}
 
-    def hear(path: str, side: Side, value: Any) -> None:
+    def capture(path: str, side: Side, value: Any) -> None:
         tensor = _tensor(value)
         if tensor is None:
             raise DataError(f"layer '{path}' gives no tensor to learn from", f"it gave a {type(value).__name__}")
-        heard[path, side] = tensor.clone()
+        captured[path, side] = tensor.clone()
 
     hooks = []
     try:
         for path, side in dict.fromkeys(places):
             layer = module.get_submodule(path)
             if side == "output":
-                hook = layer.register_forward_hook(lambda _m, _args, out, path=path: hear(path, "output", out))
+                hook = layer.register_forward_hook(lambda _m, _args, out, path=path: capture(path, "output", out))
             else:
                 hook = layer.register_forward_pre_hook(
-                    lambda _m, args, kwargs, path=path: hear(path, "input", (args, kwargs)), with_kwargs=True
+                    lambda _m, args, kwargs, path=path: capture(path, "input", (args, kwargs)), with_kwargs=True
                 )
             hooks.append(hook)
-        yield heard
+        yield captured
     finally:
         for hook in hooks:
             hook.remove()

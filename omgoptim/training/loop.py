@@ -57,13 +57,11 @@ class TrainingResult:
     total_params: int
     seconds: float
     stopped: str | None = None
-    """Why the training ended before its last epoch."""
+    """Reason for an end before the last epoch."""
     resumed: int = 0
-    """How often it was resumed from a checkpoint."""
+    """Number of resumes from a checkpoint."""
     teacher_outputs: str | None = None
-    """Whether the teacher's outputs were cached or computed for every batch, in words; None where the loss does not use
-    them.
-    """
+    """Note on caching of the teacher's outputs; None where the loss does not use them."""
     few_steps: str | None = None
     """Warning about few training samples, with the number of steps; None where there were enough."""
     notes: list[str] = field(default_factory=list)
@@ -154,7 +152,7 @@ class Trainer:
             total = optimizer_steps(config, count)
             with prepared_steps(module, [*parameters, *adapters], config, total, loss_fn, at.masks) as steps:
                 if first is not None:
-                    loss_fn.settle(module, first.to(steps.device))
+                    loss_fn.resolve(module, first.to(steps.device))
                 identity = _identity(module, steps, self.evaluator, at.number, count)
                 path = checkpoint_file(at.checkpoints, at.number) if at.checkpoints else None
                 if at.masks is not None:

@@ -41,7 +41,7 @@ class Loss:
     check: Callable[[Any], None] = _accept
     """Raise a DataError on a target that does not fit the outputs."""
     by_the_model: bool = False
-    """Whether the module computes the loss itself, when it is called with `labels`."""
+    """The module computes the loss itself, when it is called with `labels`."""
 
     @staticmethod
     def counted(target: Any) -> int | None:
@@ -144,7 +144,7 @@ class _Place:
     name: str = ""
     """Name of the output, where there are several."""
     form: LabelForm = "index"
-    """How the data writes its labels."""
+    """Form of the data's labels."""
 
     def of(self, outputs: Any) -> Tensor:
         return tensor_outputs(outputs, self.count)[self.index]

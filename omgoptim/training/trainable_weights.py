@@ -127,13 +127,13 @@ def recovering(
         return
     wanted = {parameter: parameter.requires_grad for parameter in module.parameters()}
     restore: Callable[[bool], None] = lambda _merge: None  # noqa: E731
-    learnt = False
+    succeeded = False
     try:
         restore = _adapt(module, rank, alpha, masks, seed) if kind == "lora" else _freeze(module)
         yield module
-        learnt = True
+        succeeded = True
     finally:
-        restore(learnt)
+        restore(succeeded)
         for parameter, requires_grad in wanted.items():
             parameter.requires_grad_(requires_grad)
 

@@ -77,7 +77,7 @@ def test_an_expansion_that_narrows_is_refused() -> None:
 def test_with_as_many_kernels_as_a_channel_has_it_begins_as_the_convolution(
     outputs: int, expansion: int, dims: int
 ) -> None:
-    """Of inputs as a ReLU gives them."""
+    """Inputs are not negative, as after a ReLU."""
     torch.manual_seed(0)
     conv = (nn.Conv1d if dims == 1 else nn.Conv2d)(4, outputs, 3, padding=1).eval()
     block = InvertedResidual.from_conv(conv, expansion)

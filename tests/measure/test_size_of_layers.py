@@ -1,4 +1,4 @@
-"""What layers are stored in, of programs written by hand and of modules, counted by hand."""
+"""Storage dtype and bytes of layers, of programs written by hand and of modules, counted by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a data file claims is checked before any of it is read."""
+"""Data files: their headers are checked before any array is read."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from omgoptim.training.losses import loss_of
 
 X, Y = blobs()
 BATCHES = 6
-"""Of 16 samples, in an epoch."""
+"""Batches of 16 samples in an epoch."""
 
 
 def calls(count: int = 4) -> list[Any]:

@@ -1,7 +1,7 @@
-"""The side of the target: starts measuring processes and times them, as this side would on its own machine.
+"""Agent on a target: starts measuring processes and times them.
 
 It reads frames from its input and answers on its output. When the input ends, or nothing comes for `SILENCE_S`, it
-ends, and every process that it started with it.
+ends, with every process that it started.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Agent:
         self._count = 0
 
     def serve(self, until: str | None = None) -> None:
-        """Answer frames, forever or until one says so."""
+        """Answer frames until one of the name `until` comes."""
         while True:
             frame = self.frames.get()
             name = str(frame.pop("do"))
@@ -106,7 +106,9 @@ class Agent:
         scratch = Path(payload)
         if sha256(scratch) != digest:
             raise ArtifactError(
-                "a file was changed on its way to the target", f"its sha256 is not {digest}", "try again"
+                "a file was changed on its way to the target",
+                f"its sha256 is not {digest}",
+                "start the run again; if the error comes back, check the disk and the memory of the target",
             )
         scratch.replace(self.store.path(digest))
         return {}, None

@@ -1,4 +1,4 @@
-"""A target from the side of a run: what is measured there, over a connection that may be lost and made again."""
+"""Client of a target: measuring there, over a connection that may be lost and made again."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ from omgoptim.runtimes import engine_named
 T = TypeVar("T")
 
 MOST_LOSSES = 5
-"""Losses during one launch or evaluation after which it is given up."""
+"""Losses during one launch or evaluation after which it is given up: a connection that breaks so often ends none."""
 POLL_S = 1.0
+"""Seconds between two attempts to connect or to take the lock."""
 
 
 class TargetGone(Exception):
-    """A lost connection that could not be made again; no OmgoptimError, which a candidate would be blamed for."""
+    """A lost connection that could not be made again; no OmgoptimError, which would count as a candidate's failure."""
 
 
 @dataclasses.dataclass(slots=True)
 class _Sent:
-    """What the agent of this connection has: folders of artifacts by folder and manifest."""
+    """Artifacts sent over this connection: folder there, by folder here and manifest."""
 
     artifacts: dict[tuple[Path, str], str] = dataclasses.field(default_factory=dict)
 
@@ -89,7 +90,11 @@ class Target:
             self.machine, self.notes = prepare_machine(self.connection, self._runtime)
         except TargetLost as lost:
             self.connection.close()
-            raise SetupError(f"the connection to {self.address} ended", str(lost), "try again") from None
+            raise SetupError(
+                f"the connection to {self.address} ended",
+                str(lost),
+                "keep the target awake and its ssh server up (ssh to it and wait a minute), then start the run again",
+            ) from None
         except OmgoptimError:
             self.connection.close()
             raise
@@ -97,7 +102,7 @@ class Target:
         self.generation += 1
 
     def again(self, action: Callable[[], T]) -> T:
-        """Do something; if the connection is lost meanwhile, make it again and begin anew.
+        """Run an action; if the connection is lost meanwhile, reconnect and run it again.
 
         Raises:
             TargetGone: it could not be made again in time.
@@ -113,7 +118,7 @@ class Target:
         self.connection.close()
         deadline, why = time.monotonic() + self.reconnect_s, str(lost)
         while time.monotonic() < deadline:
-            self._say(f"the connection to {self.address} was lost: trying again")
+            self._say(f"the connection to {self.address} was lost: reconnecting")
             try:
                 self._connect()
                 if self._depth:
@@ -126,12 +131,12 @@ class Target:
 
     @property
     def is_held(self) -> bool:
-        """Whether this run measures there now."""
+        """Return whether this run holds the target now."""
         return self._depth > 0
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Hold the target: one run at a time measures there; a turn within a turn is the same one."""
+        """Hold the lock of the target, on which one run at a time measures; nested holds share one lock."""
         if not self._depth:
             self.again(self._hold)
         self._depth += 1
@@ -149,7 +154,7 @@ class Target:
             time.sleep(POLL_S)
 
     def other_load(self) -> float:
-        """Return the fraction of the target's cores that others use now."""
+        """Return the fraction of the target's cores that other processes use now."""
         return float(self.again(lambda: self.connection.request("load"))["load"])
 
     def meter(self) -> TargetMeter:
@@ -158,11 +163,11 @@ class Target:
         return TargetMeter(self)
 
     def start(self, artifact: Path, setup: TimingSetup, batches: Mapping[str, Path]) -> MeasuringProcess:
-        """Start a measuring process there, as `MeasuringProcess` does here."""
+        """Start a measuring process on the target."""
         return TargetProcess(self, artifact, setup.threads, batches)
 
     def launch(self, launch: Launch) -> list[LaunchResult | OmgoptimError]:
-        """Do there what `run_launch` does here. A launch that the connection does not survive is done again."""
+        """Run a launch on the target; one that the connection does not survive is repeated."""
         results = self.again(lambda: self._launch(launch))
         if isinstance(results[0], OmgoptimError):
             raise results[0]
@@ -207,7 +212,7 @@ class Target:
         return [results[index] for index in range(len(launch.artifacts))]
 
     def send_artifact(self, folder: Path) -> str:
-        """Send what an engine opens of an artifact, each content once; return its folder there.
+        """Send the files that an engine opens of an artifact, each content once; return the folder on the target.
 
         Raises:
             SetupError: its engine runs modules, which need torch and the user's code.
@@ -242,7 +247,7 @@ class Target:
         return digests
 
     def send_contents(self, contents: Mapping[str, Path]) -> None:
-        """Send those contents that the target does not have, by sha256."""
+        """Send the contents that the target lacks, by sha256."""
         for digest in self.connection.request("missing", digests=list(contents))["missing"]:
             self.connection.request("put", contents[digest], digest=digest)
 
@@ -255,10 +260,10 @@ class Target:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TargetMeter:
-    """A `LoadMeter` of a target."""
+    """Monitor of the load by other processes on a target, as `LoadMeter`."""
 
     target: Target
 
     def load(self) -> float:
-        """Return the fraction of the cores that others used since it was made."""
+        """Return the fraction of the target's cores that others used since its creation."""
         return float(self.target.again(lambda: self.target.connection.request("metered"))["load"])

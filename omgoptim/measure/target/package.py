@@ -20,7 +20,7 @@ from pathlib import Path
 from omgoptim.bootstrap import PACKAGE_FILE
 
 ROOTS = ("omgoptim.measure.target.agent", "omgoptim.measure.measuring_server")
-"""What runs there; all that these import goes over."""
+"""Modules that run on a target; everything they import is sent with them."""
 
 DISTRIBUTIONS = {"numpy": ("numpy",), "onnxruntime": ("onnxruntime",), "openvino": ("openvino",)}
 """Distributions that a package needs to be imported there."""
@@ -106,6 +106,7 @@ MARK = "omgoptim-target "
 """Begin of the line that answers; a login shell may print others before it."""
 
 OLDEST = (3, 10)
+"""Oldest Python of the package (`requires-python` in pyproject.toml)."""
 
 FIND_PYTHON = r"""
 name=$(uname -sm 2>/dev/null) || name=unknown

@@ -20,9 +20,9 @@ Validator = Callable[[Any, str], Any]
 """Takes a value and its location; returns a checked copy or raises `RejectedProgram`."""
 
 MAX_LIST = 10_000_000
-"""Limit of a list's length, against memory exhaustion."""
+"""Limit of a list's length, against memory exhaustion: a program has one entry for each operator and tensor."""
 MAX_TEXT = 10_000
-"""Limit of a text's length, in characters."""
+"""Limit of a text's length, in characters: module paths and einsum equations have hundreds."""
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 """ASCII identifiers of Python."""
 PATH = re.compile(r"[\w\-/ :+@,]+(\.[\w\-/ :+@,]+)*")

@@ -48,7 +48,7 @@ class Checkpoint:
     adapters: dict[str, Tensor] = field(default_factory=dict)
     """Adapters of the feature loss: trained, and not part of the module."""
     teacher_outputs: str | None = None
-    """Whether the teacher's outputs were cached, in words."""
+    """Note on caching of the teacher's outputs."""
 
     @property
     def records(self) -> list[Epoch]:

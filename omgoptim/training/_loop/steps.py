@@ -112,9 +112,9 @@ class Steps:
     def _backward(self, batch: Batch, share: float, last: bool) -> float:
         with nullcontext() if last else self.accelerator.no_sync(self.called):
             kept = self.loss_fn.kept
-            taught = kept.of(batch) if kept is not None else None
-            taught = None if taught is None else taught.to(self.device)
-            loss: Tensor = self.loss_fn(self.called, batch.to(self.device), taught)
+            teacher_outputs = kept.of(batch) if kept is not None else None
+            teacher_outputs = None if teacher_outputs is None else teacher_outputs.to(self.device)
+            loss: Tensor = self.loss_fn(self.called, batch.to(self.device), teacher_outputs)
             value = float(loss.detach())
             if math.isfinite(value):
                 self._gradients(loss * share)

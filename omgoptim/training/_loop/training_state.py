@@ -106,7 +106,7 @@ class TrainingState:
                 self.steps.config,
                 count,
                 first,
-                lambda batch: loss_fn.learnt(batch.to(self.steps.device)),
+                lambda batch: loss_fn.learned_outputs(batch.to(self.steps.device)),
                 progress,
             )
         self.seconds += time.perf_counter() - started

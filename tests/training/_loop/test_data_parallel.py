@@ -41,7 +41,7 @@ torch.save((module.state_dict(), fitted.quality, [each.loss for each in fitted.e
 
 
 def trained(folder: Path, ranks: int, plain: bool) -> list[tuple[dict[str, torch.Tensor], float, list[float]]]:
-    """What each of several processes ends with."""
+    """Weights at the end of each of several processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
