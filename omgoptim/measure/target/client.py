@@ -34,13 +34,6 @@ class TargetGone(Exception):
     """A lost connection that could not be made again; no OmgoptimError, which would count as a candidate's failure."""
 
 
-@dataclasses.dataclass(slots=True)
-class _Sent:
-    """Artifacts sent over this connection: folder there, by folder here and manifest."""
-
-    artifacts: dict[tuple[Path, str], str] = dataclasses.field(default_factory=dict)
-
-
 class Target:
     """A machine to measure on, for one run; a context manager that ends the connection.
 
@@ -71,6 +64,7 @@ class Target:
         self.address, self._runtime, self._holder, self._scratch = address, runtime, holder, scratch
         self._say, self._kept = say, kept
         self._digests: dict[tuple[Path, int], str] = {}
+        self._sent: dict[tuple[Path, str], str] = {}  # folders on the target, by folder here and manifest
         self._depth = 0
         self.generation = 0
         """Number of the connection: what a process of an earlier one held is gone."""
@@ -98,7 +92,7 @@ class Target:
         except OmgoptimError:
             self.connection.close()
             raise
-        self._sent = _Sent()
+        self._sent.clear()
         self.generation += 1
 
     def again(self, action: Callable[[], T]) -> T:
@@ -227,7 +221,7 @@ class Target:
         opened = {name: entry for name, entry in record["files"].items() if not entry.get("beside") or name == CHECK}
         record = {name: value for name, value in record.items() if name != SEAL}
         text = json.dumps(record | {"files": opened, "macs_check": None, "lineage": []})
-        known = self._sent.artifacts.get((folder, text))
+        known = self._sent.get((folder, text))
         if known is not None:
             return known
         manifest = self._scratch / "sent" / "manifest.json"
@@ -235,9 +229,9 @@ class Target:
         manifest.write_text(text, encoding="utf-8")
         files = {name: entry["sha256"] for name, entry in opened.items()} | {MANIFEST: sha256(manifest)}
         self.send_contents({digest: manifest if name == MANIFEST else folder / name for name, digest in files.items()})
-        number = str(len(self._sent.artifacts))
+        number = str(len(self._sent))
         place = str(self.connection.request("artifact", name=number, files=files)["folder"])
-        self._sent.artifacts[folder, text] = place
+        self._sent[folder, text] = place
         return place
 
     def send_files(self, files: Mapping[str, Path]) -> dict[str, str]:
