@@ -28,7 +28,7 @@ from omgoptim.jobs.run_files import now as now
 from omgoptim.jobs.run_files import read_record
 from omgoptim.jobs.run_files import write_whole as write_whole
 from omgoptim.models.report_file import read_report, seal_report
-from omgoptim.models.security.seal import SEAL, SealKind, add_seal, can_seal, is_sealed
+from omgoptim.models.security.file_integrity import SEAL, SealKind, add_seal, can_seal, is_sealed
 from omgoptim.reports import EfficiencyReport, RunState
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")

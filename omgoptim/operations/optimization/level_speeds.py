@@ -23,7 +23,7 @@ from torch import nn
 from omgoptim.errors import OmgoptimError
 from omgoptim.hardware import LoadMeter, other_load
 from omgoptim.measure.timing import SCREENING_PLAN, Timing, time_artifacts
-from omgoptim.models.artifact import Manifest
+from omgoptim.models.manifest import Manifest
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import one_sample
 from omgoptim.operations.loaded_model import LoadedModel
