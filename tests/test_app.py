@@ -23,8 +23,8 @@ from omgoptim.jobs.progress import Progress
 from omgoptim.render.brief import brief_report
 from omgoptim.render.claims import speed_claim, verdict
 from omgoptim.render.document import document_json, report_document
-from omgoptim.render.live import live_document
 from omgoptim.render.markdown import report_markdown
+from omgoptim.render.runs import live_document
 from omgoptim.reports import Candidate, Epoch, Step
 from omgoptim.server import app
 from omgoptim.server.handlers import build_server
