@@ -17,7 +17,7 @@ from mcp.client import advertise
 from mcp.types import CallToolResult, TextResourceContents
 
 from omgoptim.jobs.folder import RunFolder, Submission, new_run
-from omgoptim.jobs.live import read_live
+from omgoptim.jobs.follow import read_live
 from omgoptim.jobs.processes import this_process
 from omgoptim.jobs.progress import Progress
 from omgoptim.render.brief import brief_report

@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 
 from omgoptim import requests
 from omgoptim.errors import RequestError
-from omgoptim.jobs.cancel import cancel
+from omgoptim.jobs.actions import cancel
 from omgoptim.jobs.folder import find_run
 from omgoptim.jobs.states import list_runs, read_state
 from omgoptim.reports import NextStep

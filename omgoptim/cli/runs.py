@@ -30,13 +30,12 @@ from omgoptim.cli.output import (
     wants_full,
 )
 from omgoptim.errors import RequestError, RunError, did_you_mean
-from omgoptim.jobs.cancel import cancel
-from omgoptim.jobs.folder import RunFolder, find_run, write_whole
+from omgoptim.jobs.actions import cancel, pick, resume
+from omgoptim.jobs.folder import RunFolder, find_run
 from omgoptim.jobs.follow import follow
-from omgoptim.jobs.pick import pick
 from omgoptim.jobs.project import find_project
-from omgoptim.jobs.resume import resume
 from omgoptim.jobs.states import ENDED, list_runs, load_report, read_state
+from omgoptim.jobs.storage import write_whole
 from omgoptim.render.brief import to_json
 from omgoptim.render.runs import Run, runs_html, runs_json, runs_markdown, runs_section
 from omgoptim.render.shared import shared_markdown

@@ -16,8 +16,7 @@ from typing_extensions import Self
 
 from omgoptim.cli.progress import StageLines
 from omgoptim.jobs.folder import RunFolder
-from omgoptim.jobs.follow import follow
-from omgoptim.jobs.live import read_live
+from omgoptim.jobs.follow import follow, read_live
 from omgoptim.render.numbers import (
     bars,
     drop_text,

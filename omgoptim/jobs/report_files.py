@@ -6,7 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.jobs.folder import NAME, RunFolder, is_run, write_whole
+from omgoptim.jobs.folder import NAME, RunFolder, is_run
+from omgoptim.jobs.storage import write_whole
 from omgoptim.models.report_file import read_report
 from omgoptim.models.security.hub_options import REPOSITORY
 from omgoptim.reports import EfficiencyReport

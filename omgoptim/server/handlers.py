@@ -14,12 +14,10 @@ from mcp.types import CallToolRequestParams, CallToolResult, ListToolsResult, Pa
 
 from omgoptim import __version__, requests
 from omgoptim.errors import OmgoptimError, RequestError, did_you_mean
-from omgoptim.jobs.cancel import cancel
+from omgoptim.jobs.actions import cancel, pick, resume
 from omgoptim.jobs.doctor import doctor
 from omgoptim.jobs.folder import RunFolder, find_run
-from omgoptim.jobs.live import read_live
-from omgoptim.jobs.pick import pick
-from omgoptim.jobs.resume import resume
+from omgoptim.jobs.follow import read_live
 from omgoptim.jobs.states import ENDED, list_runs, load_report
 from omgoptim.jobs.submit import submit
 from omgoptim.render import runs
