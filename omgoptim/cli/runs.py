@@ -212,7 +212,7 @@ def exit_code(report: EfficiencyReport) -> int:
 
 
 def _watch(folder: RunFolder, form: Form, full: bool) -> int:
-    from omgoptim.cli.watch import watch
+    from omgoptim.cli.progress import watch
 
     if not watch(folder, console(sys.stderr)):
         return INTERRUPTED

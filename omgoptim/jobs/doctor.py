@@ -26,7 +26,7 @@ from omgoptim.measure.target import machine as target_machine
 from omgoptim.measure.target.connection import Connection, TargetLost
 from omgoptim.reports import DoctorReport, PackageState
 from omgoptim.requests import DoctorRequest
-from omgoptim.requests.target import TargetAddress
+from omgoptim.requests.base import TargetAddress
 from omgoptim.text import clean
 
 INSPECT_LIMIT_S = 180.0

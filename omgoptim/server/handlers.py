@@ -25,8 +25,7 @@ from omgoptim.reports import EfficiencyReport
 from omgoptim.requests.limits import shown
 from omgoptim.server import answers, app, documents
 from omgoptim.server.granted import refuse_shell_only, refuse_to_resume, within_reach
-from omgoptim.server.schema import SHELL_ONLY, options_of
-from omgoptim.server.tools import INSTRUCTIONS, tools
+from omgoptim.server.tools import INSTRUCTIONS, SHELL_ONLY, options_of, tools
 from omgoptim.server.waiting import cap_words, longest_wait, wait_for, wait_seconds
 from omgoptim.text import clean
 

@@ -16,7 +16,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from rich.console import Console, RenderableType
 
-from omgoptim.cli.watch import live_view
+from omgoptim.cli.progress import live_view
 from omgoptim.render import markdown, runs, terminal
 from omgoptim.render.markdown import cell, code, code_cell, safe
 from omgoptim.render.shared import badge_svg, card_markdown, shared_markdown

@@ -19,7 +19,7 @@ from omgoptim.measure.target.process import TargetProcess
 from omgoptim.models.manifest import MANIFEST, read_json, sha256
 from omgoptim.models.output_check import CHECK
 from omgoptim.models.security.seal import SEAL
-from omgoptim.requests.target import TargetAddress
+from omgoptim.requests.base import TargetAddress
 from omgoptim.runtimes import engine_named
 
 T = TypeVar("T")

@@ -23,7 +23,7 @@ from omgoptim.errors import OmgoptimError, SetupError
 from omgoptim.measure.target.bootstrap import MARK, OLDEST, remote_command
 from omgoptim.measure.target.frames import read_frame, write_frame
 from omgoptim.measure.target.package import MeasuringPackage, measuring_package
-from omgoptim.requests.target import TargetAddress
+from omgoptim.requests.base import TargetAddress
 from omgoptim.text import clean
 
 CONFIG_VARIABLE = "OMGOPTIM_SSH_CONFIG"
