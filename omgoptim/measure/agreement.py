@@ -17,15 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omgoptim.errors import DataError, argument
-from omgoptim.measure.intervals import Arrays
-from omgoptim.models.outputs import ModelOutputs, OutputSpec
-from omgoptim.models.running_moments import ROUNDING, RunningMoments, as_rows
+from omgoptim.models.outputs import ROUNDING, Arrays, ModelOutputs, OutputSpec, RunningMoments, as_rows
 
 RUINED_ERROR = 0.5
-"""Relative error above which an output counts as ruined."""
+"""Relative error above which an output counts as ruined: a quarter of its variance is lost (R^2 below 0.75)."""
 
 RUINED_AGREEMENT = 0.5
-"""Fraction of equal classes or integers below which an output counts as ruined."""
+"""Fraction of equal classes or integers below which an output counts as ruined: most answers are other ones."""
 
 RUINED_PART = 0.9
 """Relative error above which entries of a far smaller scale count as ruined: little better than always their mean."""

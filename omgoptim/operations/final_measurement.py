@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from omgoptim.errors import OmgoptimError, TechniqueError
-from omgoptim.measure.chance_level import chance_level_summary
 from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.quality import Quality, compare_quality, read_outputs
 from omgoptim.measure.timing import Timing
+from omgoptim.measure.validity_checks import chance_level_summary
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.gain_attribution import implausible_sentence
 from omgoptim.operations.loaded_model import LoadedModel

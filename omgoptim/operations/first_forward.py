@@ -15,10 +15,10 @@ from torch import nn
 from omgoptim.errors import DataError, ModelError, OmgoptimError
 from omgoptim.measure.macs import MacsCount
 from omgoptim.measure.size import stored_precision
-from omgoptim.models import artifact as artifacts
-from omgoptim.models.causal_lm import predicts_next_token, shifted
 from omgoptim.models.data import DataSource, Split
 from omgoptim.models.forward import NamedBatch, first_forward
+from omgoptim.models.labels import predicts_next_token, shifted
+from omgoptim.models.output_check import TOLERANCE, max_difference
 from omgoptim.models.raw_batch import RawBatch
 from omgoptim.models.samples import Samples, as_tensors, nan_samples
 from omgoptim.models.security.user_code import call_user
@@ -159,8 +159,8 @@ def settled_outputs(session: Session, example: NamedBatch) -> list[NDArray[Any]]
         raise
     except Exception as error:  # engines raise kinds of their own without a common base
         raise ModelError("the model does not run on a batch of two samples", engine_message(error)) from error
-    difference = artifacts.max_difference(outputs, again)
-    if difference > artifacts.TOLERANCE["float32"]:
+    difference = max_difference(outputs, again)
+    if difference > TOLERANCE["float32"]:
         changed = [name for name, array in kept.items() if array.tobytes() != example[name].tobytes()]
         if changed:
             raise ModelError(

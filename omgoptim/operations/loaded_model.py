@@ -12,25 +12,27 @@ from torch import nn
 
 from omgoptim.errors import DataError, ModelError, SetupError, argument
 from omgoptim.hardware import usable_cores
-from omgoptim.measure.chance_level import missing_classes_notes
 from omgoptim.measure.macs import MacsCount, count_macs
+from omgoptim.measure.measuring_process import TimingSetup
 from omgoptim.measure.program_macs import count_program
 from omgoptim.measure.size import count_params
-from omgoptim.measure.timing import TimingSetup
+from omgoptim.measure.validity_checks import missing_classes_notes
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.artifact import Manifest, OutputCheck
-from omgoptim.models.causal_lm import shifted
-from omgoptim.models.collate import Collation
-from omgoptim.models.data import DataSource, Split, adjacent_loader, from_callable, open_data, random_data, take_samples
+from omgoptim.models.data import DataSource, Split, adjacent_loader, from_callable, open_data, random_data
 from omgoptim.models.forward import NamedBatch, first_forward, input_tensors, name_inputs
+from omgoptim.models.labels import shifted
+from omgoptim.models.manifest import LOWERED, PROGRAM, Manifest
+from omgoptim.models.onnx_file import declared_signature
 from omgoptim.models.onnx_graph import count_params as count_program_params
-from omgoptim.models.onnx_signature import declared_signature
+from omgoptim.models.output_check import OutputCheck
 from omgoptim.models.outputs import ModelOutputs
+from omgoptim.models.raw_batch import Collation, take_samples
+from omgoptim.models.recipe import Recipe, read_recipe
 from omgoptim.models.samples import Samples, as_tensors, forward_args, named_samples, repeat_to_size, synthetic_like
 from omgoptim.models.security.hub_options import allow_remote_code
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.user_code import call_user
-from omgoptim.models.source import Recipe, Source, default_inputs, load_source
+from omgoptim.models.source import Source, default_inputs, load_source
 from omgoptim.operations.batch_check import batch_dependence_of
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.first_forward import (
@@ -129,7 +131,8 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     data = _data(request, policy, live, source, opened)
     data = live.resplit(data) if live.resplit else data
     raw = data.evaluation(request.samples if data.real else 64)
-    named = [name_inputs(opened.module, item.inputs, opened.input_names) for item in raw]
+    names = opened.signature.input_names if opened.signature else []
+    named = [name_inputs(opened.module, item.inputs, names) for item in raw]
     evaluation = named_samples(named, raw)
     stated = stated_batch(opened.module, opened.signature, request)
     evaluation = evaluation.one_by_one() if stated else evaluation
@@ -209,10 +212,6 @@ class _OpenedModel:
     program: Path | None
     signature: Signature | None
 
-    @property
-    def input_names(self) -> list[str]:
-        return self.signature.input_names if self.signature else []
-
 
 def _load(request: ModelRequest, policy: PathPolicy, live: Live) -> Source:
     if live.module is not None:
@@ -237,10 +236,10 @@ def _open_model(source: Source, policy: PathPolicy) -> _OpenedModel:
         if ENGINES[manifest.runtime].runs == "lowered":
             raise ModelError(
                 f"an artifact for {manifest.runtime} is the end of a chain",
-                f"{artifacts.LOWERED} holds no module and no ONNX program",
+                f"{LOWERED} holds no module and no ONNX program",
                 "give the model that it was made from; compare measures two artifacts, also of this kind",
             )
-        return _OpenedModel(None, source.artifact / artifacts.PROGRAM, manifest.signature)
+        return _OpenedModel(None, source.artifact / PROGRAM, manifest.signature)
     if source.program is not None:
         return _OpenedModel(None, source.program, declared_signature(source.program))
     return _OpenedModel(source.module, None, None)
@@ -347,4 +346,4 @@ def _save_baseline(
 
 def recipe_of(loaded: LoadedModel) -> Recipe:
     """Return the recipe of the model from its baseline artifact."""
-    return artifacts.read_recipe(loaded.baseline)
+    return read_recipe(loaded.baseline)

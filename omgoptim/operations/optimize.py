@@ -7,7 +7,7 @@ import time
 
 from omgoptim.errors import RequestError, argument
 from omgoptim.measure.timing import PLANS
-from omgoptim.models.artifact import Manifest
+from omgoptim.models.manifest import Manifest
 from omgoptim.operations.baseline import at_exportable_batch
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.execution import refuse_unreachable

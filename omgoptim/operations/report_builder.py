@@ -9,8 +9,8 @@ from pathlib import Path
 
 from torch import nn
 
-from omgoptim.measure.chance_level import chance_level_summary
-from omgoptim.models.source import Recipe
+from omgoptim.measure.validity_checks import chance_level_summary
+from omgoptim.models.recipe import Recipe
 from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.compression_job import AnyJob
 from omgoptim.operations.gain_attribution import implausible_sentence, waiting_warnings

@@ -16,7 +16,7 @@ from omgoptim.models.forward import name_inputs
 from omgoptim.models.outputs import ModelOutputs
 from omgoptim.models.raw_batch import RawBatch
 from omgoptim.runtimes.signature import Signature
-from omgoptim.training.randomness import seed_everything
+from omgoptim.training.modes import seed_everything
 
 MOST_BATCHES = 200_000
 """Batches of one pass over the train data after which it counts as endless."""

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import omgoptim
 from omgoptim.errors import OmgoptimError, RunError, SetupError
-from omgoptim.models.artifact import Manifest
+from omgoptim.models.manifest import Manifest
 from omgoptim.models.report_file import read_report
 from omgoptim.operations.context import RunContext, StepRun
 from omgoptim.operations.ledger import Amounts, Entry, Ledger, key_of
