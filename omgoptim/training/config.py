@@ -78,7 +78,7 @@ class TrainingConfig:
         )
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """Return the optimizer with its settings, as "adamw, learning rate 0.001, cosine"."""
         parts = [self.optimizer, f"learning rate {self.learning_rate:.3g}", self.lr_schedule]
         if self.accumulate > 1:

@@ -111,8 +111,8 @@ class Steps:
 
     def _backward(self, batch: Batch, share: float, last: bool) -> float:
         with nullcontext() if last else self.accelerator.no_sync(self.called):
-            kept = self.loss_fn.kept
-            teacher_outputs = kept.of(batch) if kept is not None else None
+            cache = self.loss_fn.cache
+            teacher_outputs = cache.of(batch) if cache is not None else None
             teacher_outputs = None if teacher_outputs is None else teacher_outputs.to(self.device)
             loss: Tensor = self.loss_fn(self.called, batch.to(self.device), teacher_outputs)
             value = float(loss.detach())
