@@ -59,7 +59,7 @@ def load_checkpoint(module: nn.Module, path: Path, weights: WeightSet = "auto") 
 
 
 def read_tensors(path: Path) -> Mapping[str, Any]:
-    """Whatever mapping the file holds.
+    """Read the mapping that the file holds.
 
     Raises:
         ModelError: an unknown ending, a damaged file, or a pickle that holds more than tensors.

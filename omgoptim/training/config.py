@@ -88,22 +88,25 @@ class TrainingConfig:
         return ", ".join(parts)
 
 
-STEPS_AN_EPOCH = 8
+MIN_STEPS_PER_EPOCH = 8
 """Minimum optimizer steps per epoch while the batch can shrink."""
-SMALLEST_BATCH = 8
+MIN_BATCH = 8
 """Lower bound of the shrunk batch: batch normalization estimates its statistics from one batch."""
 FEW_STEPS = 100
 """Total steps below which the default peak learning rate is scaled by sqrt(steps / 100)."""
 
 
 def config_for_data(
-    config: TrainingConfig, asked: TrainingFields, batches: Batches, check: Callable[[Any], None] = lambda _target: None
+    config: TrainingConfig,
+    request: TrainingFields,
+    batches: Batches,
+    check: Callable[[Any], None] = lambda _target: None,
 ) -> TrainingConfig:
     """Return the config with a batch size and a peak learning rate that fit the amount of data.
 
     Args:
         config: as the request asks.
-        asked: whose `train_batch` and `learning_rate` are kept where they are given.
+        request: whose `train_batch` and `learning_rate` are kept where they are given.
         batches: of the train split.
         check: shown each target while the data is read, as for `Batches.survey`.
 
@@ -113,21 +116,21 @@ def config_for_data(
     if not config.epochs:
         return config
     with own_randomness():
-        return _fitted(config, asked, batches, check)
+        return _fitted(config, request, batches, check)
 
 
 def _fitted(
-    config: TrainingConfig, asked: TrainingFields, batches: Batches, check: Callable[[Any], None]
+    config: TrainingConfig, request: TrainingFields, batches: Batches, check: Callable[[Any], None]
 ) -> TrainingConfig:
     count, _ = batches.survey(config.batch, config.seed, check)
-    if asked.train_batch is None and count * config.epochs < FEW_STEPS and count < STEPS_AN_EPOCH:
+    if request.train_batch is None and count * config.epochs < FEW_STEPS and count < MIN_STEPS_PER_EPOCH:
         samples = batches.samples(config.batch)
-        smaller = max(SMALLEST_BATCH, samples // STEPS_AN_EPOCH)
+        smaller = max(MIN_BATCH, samples // MIN_STEPS_PER_EPOCH)
         if smaller < config.batch:
             config = replace(config, batch=smaller)
             count, _ = batches.survey(config.batch, config.seed, check)
     steps = optimizer_steps(config, count)
-    if asked.learning_rate is None and steps < FEW_STEPS:
+    if request.learning_rate is None and steps < FEW_STEPS:
         config = replace(config, learning_rate=config.learning_rate * math.sqrt(steps / FEW_STEPS))
     return config
 

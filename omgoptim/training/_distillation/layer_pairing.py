@@ -89,11 +89,11 @@ def found_pairs(student: Trace, teacher: Trace, positions: bool = False) -> list
     for way in ways:
         pairs = [(one, other) for one, other in way(student, teacher) if one.grid or not positions]
         if pairs:
-            return [pair for pair in pairs if not _answers(*pair)] or pairs
+            return [pair for pair in pairs if not _is_output_pair(*pair)] or pairs
     return []
 
 
-def _answers(one: LayerOutput, other: LayerOutput) -> bool:
+def _is_output_pair(one: LayerOutput, other: LayerOutput) -> bool:
     """Return whether both layers are the main outputs, which the output loss compares anyway."""
     return one.final and other.final and one.shape == other.shape
 

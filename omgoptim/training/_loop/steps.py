@@ -54,7 +54,7 @@ class Steps:
     config: TrainingConfig
     masks: ZeroMasks | None
     last_rate: float = 0.0
-    """Return the learning rate of the last step."""
+    """Learning rate of the last step."""
 
     @property
     def device(self) -> torch.device:
@@ -288,7 +288,7 @@ def average_buffers(accelerator: Any, module: nn.Module) -> None:
 
 
 def from_first(value: Any, ranks: int) -> Any:
-    """Return what the first process has."""
+    """Return the value of the first process."""
     if ranks == 1:
         return value
     values = [value]
