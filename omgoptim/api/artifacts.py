@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omgoptim.errors import ArtifactError, SetupError, TechniqueError
+from omgoptim.jobs.actions import pick as pick_from
 from omgoptim.jobs.folder import find_run, project_of, runs_root
-from omgoptim.jobs.pick import pick as pick_from
 from omgoptim.jobs.project import find_project
 from omgoptim.models.opened_model import OpenedModel
 from omgoptim.models.opened_model import open_artifact as open_folder

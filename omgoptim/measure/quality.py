@@ -44,8 +44,8 @@ class Quality:
 
     @property
     def ruined(self) -> tuple[OutputAgreement, ...]:
-        """Return the ruined outputs that the metric does not read, the worst first."""
-        lost = [output for output in self.outputs if output.ruined and not output.read]
+        """Return the outputs that are ruined where the metric does not show it, the worst first."""
+        lost = [output for output in self.outputs if output.lost]
         return tuple(sorted(lost, key=lambda output: output.agreement))
 
     def decided(self, guard: float) -> bool:
@@ -174,10 +174,10 @@ def agreement_of_outputs(
 ) -> tuple[OutputAgreement, ...]:
     """Compute the agreement of each output with the original's, independent of the metric."""
     outputs = metric.outputs or detect_outputs(original)
-    reads = metric.reads
-    if reads is None:
-        reads = frozenset(range(len(outputs.specs))) if len(outputs.specs) == 1 else frozenset()
-    return output_agreements(outputs, candidate, original, reads)
+    if metric.reads is not None:
+        return output_agreements(outputs, candidate, original, metric.reads)
+    reads = frozenset(range(len(outputs.specs))) if len(outputs.specs) == 1 else frozenset()
+    return output_agreements(outputs, candidate, original, reads, whole=reads)
 
 
 def _finite(value: Any, name: str) -> float:
@@ -218,7 +218,8 @@ def paired_interval(before: NDArray[np.float64], after: NDArray[np.float64]) -> 
     Args:
         before: one score per sample.
         after: scores of the same samples in the same order. Where all scores are 0 or 1 the interval is Bonett and
-            Price's, which also holds when few samples differ; else the normal one.
+            Price's, which also holds when few samples differ; else the normal one. Where scores in steps (tokens of a
+            sample) do not differ at all, it is Bonett and Price's in units of their smallest step.
     """
     difference = before - after
     count = len(difference)
@@ -229,6 +230,10 @@ def paired_interval(before: NDArray[np.float64], after: NDArray[np.float64]) -> 
         return p - q - half, p - q + half
     if count < 2:
         return UNKNOWN
+    if not difference.any():
+        step = float(np.diff(np.unique(before)).min(initial=1.0))
+        half = step * Z_975 * math.sqrt(2) / (count + 2)
+        return -half, half
     half = Z_975 * float(difference.std(ddof=1)) / math.sqrt(count)
     return float(difference.mean()) - half, float(difference.mean()) + half
 

@@ -17,10 +17,14 @@ from numpy.typing import NDArray
 
 from omgoptim.models.forward import NamedBatch
 from omgoptim.models.labels import IGNORED, label_form, plain_labels
+from omgoptim.models.outputs import ModelOutputs
 from omgoptim.models.samples import Samples, batch_length
 
 ABOVE_CHANCE = 0.99
 """Accuracy above this is never at chance level, even if almost all labels are the same."""
+
+FEW_CLASSES = 0.5
+"""Fraction of the expected number of classes up to which data is said to hold few."""
 
 
 def chance_level_reason(metric: str, value: float | None, targets: Sequence[Any]) -> str | None:
@@ -72,12 +76,42 @@ def chance_level_summary(metric: str | None, value: float | None, targets: Seque
     return f"{why[0].upper()}{why[1:]}. Its data, weights or metric are likely wrong, and the numbers mean little."
 
 
+def missing_classes_notes(outputs: ModelOutputs, targets: Sequence[Any]) -> list[str]:
+    """Return a note if labels of one class a sample name less than half of the classes that so many samples would.
+
+    Uniform classes are expected: n samples of C classes name C (1 - (1 - 1 / C)^n) of them.
+
+    Args:
+        outputs: of the original, with the output of the labels.
+        targets: per batch; -100 is ignored.
+    """
+    spec = outputs.labelled
+    arrays = [np.asarray(target) for target in targets if target is not None]
+    if spec is None or outputs.labels != "classes" or not arrays:
+        return []
+    labels = [np.asarray(plain_labels(array, outputs.label_form)) for array in arrays]
+    classes = 2 if spec.class_axis is None else spec.shape[spec.class_axis]
+    if any(each.ndim != 1 for each in labels) or not isinstance(classes, int):
+        return []
+    joined = np.concatenate(labels)
+    joined = joined[joined != IGNORED]
+    found = len(np.unique(joined))
+    if not joined.size or found > FEW_CLASSES * classes * (1 - (1 - 1 / classes) ** joined.size):
+        return []
+    return [
+        f"the {joined.size:,} evaluation samples hold {found} of {classes:,} classes: if the data is sorted by class, "
+        "shuffle it where it is loaded, since only its first samples are used"
+    ]
+
+
 MAX_SAMPLES = 32
 """Limit of the samples of the test, which runs each of them alone."""
 MIN_SAMPLES, TIME_LIMIT_S = 8, 3.0
 """Samples that always run, and the time limit in seconds for the others: a slow model is checked on fewer."""
 TOLERANCE, COARSE = 1e-3, 5e-2
-"""Differences up to this fraction of an output's largest value are rounding, of float32 and half precision."""
+"""Differences up to this fraction of an output's scale are rounding, of float32 and half precision."""
+OFFSET = 1e-2
+"""Least scale of a float32 output as a fraction of its largest value: rounding grows with values, not their spread."""
 
 Run = Callable[[NamedBatch], Sequence[NDArray[Any]]]
 
@@ -108,15 +142,17 @@ def batch_dependence(run: Run, samples: Samples, cause: str = "", coarse: bool =
             singles.append(run({name: array[row : row + 1] for name, array in batch.items()}))
     except Exception:  # noqa: BLE001 - a batch size that the model does not take gives no result
         return None
+    scales = [_scale(many, coarse) for many in whole]
     apart = [
-        max((_apart(many, one[k], row) for k, many in enumerate(whole)), default=0.0) for row, one in enumerate(singles)
+        max((_apart(many, one[k], row, scales[k]) for k, many in enumerate(whole)), default=0.0)
+        for row, one in enumerate(singles)
     ]
     differing = [each for each in apart if each > (COARSE if coarse else TOLERANCE)]
     if not differing:
         return None
     return (
         f"the answer to a sample depends on the others of its batch: {len(differing)} of {len(singles)} samples give "
-        f"something else alone than in a batch of {size} (by up to {max(differing):.1%} of the largest output), as "
+        f"something else alone than in a batch of {size} (by up to {max(differing):.1%} of the outputs' scale), as "
         f"with {cause or 'a branch on values, or statistics over the batch'}"
     )
 
@@ -137,8 +173,18 @@ def _joined(samples: Samples) -> NamedBatch | None:
     return {name: np.concatenate([batch[name] for batch in batches]) for name in shapes}
 
 
-def _apart(many: NDArray[Any], one: NDArray[Any], row: int) -> float:
-    """Return the largest difference of a sample's output, over the batch's largest value; 0 without a batch axis."""
+def _scale(many: NDArray[Any], coarse: bool) -> float:
+    """Return the scale of a batch's output: its largest value, for float32 less what all values share."""
+    finite = many[np.isfinite(many)] if many.dtype.kind in "fc" else many[:0]
+    if not finite.size:
+        return 1.0
+    largest = float(np.abs(finite).max())
+    deviation = largest if coarse else float(np.abs(finite - finite.mean()).max())
+    return max(min(largest, deviation), OFFSET * largest, 1e-12)
+
+
+def _apart(many: NDArray[Any], one: NDArray[Any], row: int, scale: float) -> float:
+    """Return the largest difference of a sample's output, over the output's scale; 0 without a batch axis."""
     if many.dtype.kind not in "fc" or many.ndim != one.ndim:
         return 0.0
     differing = [axis for axis in range(many.ndim) if many.shape[axis] != one.shape[axis]]
@@ -148,5 +194,4 @@ def _apart(many: NDArray[Any], one: NDArray[Any], row: int) -> float:
     finite = np.isfinite(mine) & np.isfinite(alone)
     if not finite.any():
         return 0.0
-    scale = max(float(np.abs(many[np.isfinite(many)]).max()), 1e-12)
     return float(np.abs(mine[finite] - alone[finite]).max()) / scale

@@ -16,6 +16,7 @@ from omgoptim.measure.macs import MacsCount, count_macs
 from omgoptim.measure.measuring_process import TimingSetup
 from omgoptim.measure.program_macs import count_program
 from omgoptim.measure.size import count_params
+from omgoptim.measure.validity_checks import missing_classes_notes
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.data import DataSource, Split, adjacent_loader, from_callable, open_data, random_data
 from omgoptim.models.forward import NamedBatch, first_forward, input_tensors, name_inputs
@@ -102,6 +103,7 @@ class LoadedModel:
         samples = named_samples(named, raw)
         if self.module is not None:
             samples = float32_arrays(samples)
+            refuse_nan_samples(self.module, self.signature.inputs, samples, split=split)
         one_by_one = self.batch_dependent or self.fixed_batch
         return samples.one_by_one() if one_by_one and split != "train" else samples
 
@@ -144,10 +146,10 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
         data = with_shifted_labels(data, opened.module)
         evaluation = Samples(evaluation.batches, [shifted(target) for target in evaluation.targets])
     dependent = batch_dependence_of(opened.module, opened.program, signature, evaluation, threads)
-    if dependent:
-        notes.append(f"{dependent}; quality is measured one sample at a time, and throughput not at all")
+    notes += [f"{dependent}; quality is measured one sample at a time, and throughput not at all"] if dependent else []
     metric = live.metric or request.metric
     outputs = outputs_of(request, metric, opened.module, opened.program, signature, data, evaluation, threads)
+    notes = [*notes, *missing_classes_notes(outputs, evaluation.targets)]
     macs, params = _counts(opened, signature, repeat_to_size(evaluation, 1))
     precision = "float32"
     if opened.module is not None and source.artifact is None:

@@ -34,7 +34,7 @@ from omgoptim.operations.output_folder import deliver, free_output
 from omgoptim.operations.report_records import artifact_record
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import ModelRequest
-from omgoptim.requests.execution import ExecutionFields
+from omgoptim.requests.training import ExecutionFields
 
 PROGRESS, RESULT, FAILED = "omgoptim-progress ", "omgoptim-result ", "omgoptim-failed "
 """First words of the lines of a job's log that are for the one who submitted it."""

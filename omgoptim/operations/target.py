@@ -37,7 +37,7 @@ def on_target(request: Request, context: RunContext) -> Iterator[tuple[Request, 
         yield request, context
         return
     from omgoptim.measure.target.client import Target, TargetGone
-    from omgoptim.requests.target import TargetAddress
+    from omgoptim.requests.base import TargetAddress
 
     unpaused = context.report_unpaused or context.progress
     unpaused(f"connecting to {address}", 0.0)

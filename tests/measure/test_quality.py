@@ -341,6 +341,13 @@ def test_no_difference_at_all_still_has_a_width_where_scores_are_hits():
     assert high == pytest.approx(Z_975 * math.sqrt(2 / 52 / 52))
 
 
+def test_tokens_that_do_not_differ_have_the_width_of_one_token_and_not_none():
+    scores = np.tile([0.0, 0.25, 0.5, 1.0], 12) + 0.5
+    low, high = paired_interval(scores, scores)
+    assert low == pytest.approx(-high)
+    assert high == pytest.approx(0.25 * Z_975 * math.sqrt(2) / 50)
+
+
 def test_the_same_samples_are_drawn_for_both_sides():
     """The drop is 0.25 on every sample: were the sides drawn apart, it would vary."""
     values = np.random.default_rng(0).normal(size=60) * 100

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from omgoptim.measure.validity_checks import batch_dependence, chance_level_reason, chance_level_summary
+from omgoptim.measure.validity_checks import (
+    batch_dependence,
+    chance_level_reason,
+    chance_level_summary,
+    missing_classes_notes,
+)
+from omgoptim.models.outputs import ModelOutputs, OutputSpec
 from omgoptim.models.samples import Samples
 
 
@@ -71,6 +77,12 @@ def test_statistics_over_the_batch_are_found_and_counted() -> None:
     assert note.endswith("as with batch statistics")
 
 
+def test_an_offset_does_not_hide_statistics_over_the_batch() -> None:
+    note = batch_dependence(lambda batch: [1000 + 0.01 * (batch["x"] - batch["x"].mean(0))], samples(8))
+    assert note is not None
+    assert batch_dependence(lambda batch: [np.float32(1000) + np.float32(0.01) * batch["x"]], samples(8)) is None
+
+
 def test_a_branch_that_few_samples_take_alone_is_found() -> None:
     def branching(batch: Any) -> list[NDArray[Any]]:
         return [batch["x"] * (2 if batch["x"].mean() > 3 else 1)]
@@ -108,3 +120,20 @@ def test_one_by_one_keeps_every_sample_with_its_target() -> None:
     single = both.one_by_one()
     assert [batch["x"].tolist() for batch in single.batches] == [[row] for row in ROWS[:5].tolist()]
     assert [target.tolist() for target in single.targets] == [[0], [1], [2], [3], [4]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "said"),
+    [
+        (np.zeros(200, np.int64), 10, "the 200 evaluation samples hold 1 of 10 classes"),
+        (np.arange(2000) // 50, 1000, "the 2,000 evaluation samples hold 40 of 1,000 classes"),
+        (np.arange(2000) % 700, 1000, ""),
+        (np.arange(20), 1000, ""),
+        (np.zeros((50, 4), np.int64), 10, ""),
+    ],
+)
+def test_data_sorted_by_class_is_noticed_by_the_classes_that_it_lacks(labels: Any, classes: int, said: str) -> None:
+    scores = OutputSpec("logits", 0, ("batch", classes), "float32", "class_scores", "", class_axis=-1)
+    notes = missing_classes_notes(ModelOutputs((scores,), "classes", 0), [labels])
+    assert " ".join(notes).startswith(said)
+    assert bool(notes) == bool(said)

@@ -16,9 +16,9 @@ from torch import nn
 
 import omgoptim
 from omgoptim.errors import DataError, ModelError, OmgoptimError, RequestError, TechniqueError
+from omgoptim.jobs.actions import resume
 from omgoptim.jobs.folder import find_run
 from omgoptim.jobs.follow import follow
-from omgoptim.jobs.resume import resume
 from omgoptim.jobs.states import load_report
 from omgoptim.models.artifact import load_module
 from omgoptim.models.manifest import Manifest

@@ -28,8 +28,8 @@ from torch import nn
 import omgoptim
 from omgoptim import requests
 from omgoptim.errors import ArtifactError, ModelError, RequestError
+from omgoptim.jobs.actions import _without_grants
 from omgoptim.jobs.folder import RunFolder, Submission, new_run
-from omgoptim.jobs.resume import _without_grants
 from omgoptim.measure.measuring_process import MeasuringProcess, TimingSetup
 from omgoptim.models.artifact import save_module, save_program
 from omgoptim.models.data import adjacent_loader

@@ -19,7 +19,7 @@ from omgoptim.measure.target.process import TargetProcess
 from omgoptim.models.manifest import MANIFEST, read_json
 from omgoptim.models.output_check import CHECK
 from omgoptim.models.security.file_integrity import SEAL, sha256
-from omgoptim.requests.target import TargetAddress
+from omgoptim.requests.base import TargetAddress
 from omgoptim.runtimes import engine_named
 
 T = TypeVar("T")

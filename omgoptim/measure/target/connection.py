@@ -22,7 +22,7 @@ from typing import Any
 from omgoptim.errors import OmgoptimError, SetupError
 from omgoptim.measure.target.frames import read_frame, write_frame
 from omgoptim.measure.target.package import MARK, OLDEST, MeasuringPackage, measuring_package, remote_command
-from omgoptim.requests.target import TargetAddress
+from omgoptim.requests.base import TargetAddress
 from omgoptim.text import clean
 
 CONFIG_VARIABLE = "OMGOPTIM_SSH_CONFIG"

@@ -81,7 +81,7 @@ class ScreeningReference:
                 result.quality, result.high = compared.after, compared.high
             result.drop = self.quality - result.quality
             found = agreement_of_outputs(self.metric, outputs, self.original)
-            result.ruined = tuple(output.spec.name for output in found if output.ruined and not output.read)
+            result.ruined = tuple(output.spec.name for output in found if output.lost)
         except OmgoptimError as error:  # infinite outputs, or a metric that is NaN for them
             result.error = error
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omgoptim.errors import DataError, TechniqueError
+from omgoptim.errors import DataError, TechniqueError, argument
 from omgoptim.models.labels import plain_labels
 from omgoptim.models.outputs import ModelOutputs
 from omgoptim.runtimes.signature import Signature
@@ -91,7 +91,11 @@ class CombinedLoss:
                 self.distillation = self.distillation.resolved(teacher_outputs, self._labels(batch), self.outputs)
             value = self(module, batch)
         if not value.requires_grad:
-            raise DataError("the loss has no gradient", "no trained parameter affects the outputs")
+            raise DataError(
+                "the loss has no gradient",
+                "no trained parameter affects the outputs: all are frozen, or forward runs under no_grad or detaches",
+                f"let forward keep its graph, or do not train: {argument('epochs', 0)}",
+            )
 
     def __call__(self, called: nn.Module, batch: Batch, teacher_outputs: Any = None) -> Tensor:
         """Return the loss of a batch, a scalar with a gradient.

@@ -11,7 +11,7 @@ from ssh_server import Server, running_server
 
 from omgoptim.measure.target.client import Target
 from omgoptim.measure.target.connection import CONFIG_VARIABLE
-from omgoptim.requests.target import TargetAddress
+from omgoptim.requests.base import TargetAddress
 
 Connect = Callable[..., Target]
 

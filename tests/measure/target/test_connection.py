@@ -12,7 +12,7 @@ from omgoptim.errors import SetupError
 from omgoptim.measure.target import connection
 from omgoptim.measure.target.connection import Connection, ssh_command
 from omgoptim.measure.target.machine import look_at, prepare_machine
-from omgoptim.requests.target import TargetAddress
+from omgoptim.requests.base import TargetAddress
 
 
 def refusal(server: Server) -> SetupError:

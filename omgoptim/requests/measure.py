@@ -1,4 +1,4 @@
-"""Request of `compare`."""
+"""Requests that only measure: profile and compare."""
 
 from __future__ import annotations
 
@@ -6,8 +6,19 @@ from typing import Annotated
 
 from pydantic import Field
 
-from omgoptim.requests.base import Request, Target, Timing
-from omgoptim.requests.listing import RARE, Short
+from omgoptim.requests.base import RARE, AnyRuntime, ModelRequest, Request, Short, Target, Timing
+
+
+class ProfileRequest(ModelRequest):
+    """Measure a model: size, parameters, MACs, latency, throughput, peak memory, quality and cost per layer.
+
+    Start here; changes nothing. Runs code with the user's rights.
+    """
+
+    runtime: Annotated[
+        AnyRuntime, Short("Engine. auto: the model's own for profile, the fastest for quantize, else torch_eager.")
+    ] = "auto"
+    """Engine to measure on; auto: that of the model (torch_eager for a module)."""
 
 
 class CompareRequest(Request):
