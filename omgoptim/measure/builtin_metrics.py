@@ -21,6 +21,15 @@ from omgoptim.models.output_detection import OutputOptions, describe_outputs, la
 from omgoptim.models.outputs import Arrays, ModelOutputs, OutputSpec, class_layout
 from omgoptim.runtimes.signature import Signature
 
+BUILTIN = ("top1", "r2", "cosine", "top1_agreement", "perplexity", "kl")
+"""Names of the built-in metrics, besides `auto`."""
+
+OUTPUT_DETECTION_BATCHES = 8
+"""Batches from which outputs are detected, if they were not described before: enough to see labels and batch lengths of
+all kinds, while the outputs of a whole set may exceed the memory."""
+
+CUSTOM_METRIC_FIX = f"give a metric of your own: {argument('metric', 'file.py:callable')}"
+
 
 def token_log_likelihoods(
     outputs: Sequence[Arrays], targets: list[Any], original: Sequence[Arrays], index: int = 0
@@ -87,17 +96,6 @@ def _log_probabilities(scores: NDArray[Any]) -> NDArray[np.float64]:
         return np.asarray(np.log(np.maximum(rows, 1e-12)))
     rows = rows - rows.max(-1, keepdims=True)
     return np.asarray(rows - np.log(np.exp(rows).sum(-1, keepdims=True)))
-
-
-BUILTIN = ("top1", "r2", "cosine", "top1_agreement", "perplexity", "kl")
-"""Names of the built-in metrics, besides `auto`."""
-
-
-OUTPUT_DETECTION_BATCHES = 8
-"""Batches from which outputs are detected, if they were not described before: enough to see labels and batch lengths of
-all kinds, while the outputs of a whole set may exceed the memory."""
-
-CUSTOM_METRIC_FIX = f"give a metric of your own: {argument('metric', 'file.py:callable')}"
 
 
 @dataclass(frozen=True, slots=True)

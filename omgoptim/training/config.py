@@ -33,6 +33,24 @@ average begins at 0, without correction)."""
 BATCH = 64
 """Default batch size with enough data; `config_for_data` lowers it for few samples."""
 
+MIN_STEPS_PER_EPOCH = 8
+"""Minimum optimizer steps per epoch while the batch can shrink."""
+
+MIN_BATCH = 8
+"""Lower bound of the shrunk batch: batch normalization estimates its statistics from one batch."""
+
+FEW_STEPS = 100
+"""Total steps below which the default peak learning rate is scaled by sqrt(steps / 100)."""
+
+MOMENTUM = 0.9
+"""Momentum of SGD: the value of the ResNet recipe, arXiv:1512.03385, section 3.4."""
+
+ONE_CYCLE_RISE = 0.3
+"""Minimum rising fraction of a one_cycle schedule: `pct_start` of torch's OneCycleLR."""
+
+START, END = 25.0, 1e4
+"""`div_factor` and `final_div_factor` of torch's OneCycleLR."""
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingConfig:
@@ -86,14 +104,6 @@ class TrainingConfig:
         if self.mixed_precision != "no":
             parts.append(f"{self.mixed_precision} mixed precision")
         return ", ".join(parts)
-
-
-MIN_STEPS_PER_EPOCH = 8
-"""Minimum optimizer steps per epoch while the batch can shrink."""
-MIN_BATCH = 8
-"""Lower bound of the shrunk batch: batch normalization estimates its statistics from one batch."""
-FEW_STEPS = 100
-"""Total steps below which the default peak learning rate is scaled by sqrt(steps / 100)."""
 
 
 def config_for_data(
@@ -160,14 +170,6 @@ def few_steps_note(steps: int, samples: int, config: TrainingConfig) -> str | No
         f"little training data: {samples:,} training samples give {number} in total, at a peak learning rate of "
         f"{config.learning_rate:.2g}; more epochs or more training data let training do more"
     )
-
-
-MOMENTUM = 0.9
-"""Momentum of SGD: the value of the ResNet recipe, arXiv:1512.03385, section 3.4."""
-ONE_CYCLE_RISE = 0.3
-"""Minimum rising fraction of a one_cycle schedule: `pct_start` of torch's OneCycleLR."""
-START, END = 25.0, 1e4
-"""`div_factor` and `final_div_factor` of torch's OneCycleLR."""
 
 
 def optimizer_of(config: TrainingConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

@@ -17,6 +17,22 @@ DIGITS = "0123456789"
 Pair = tuple[LayerOutput, LayerOutput]
 """Layer of the student, layer of the teacher."""
 
+NAMES = (
+    ("query", "key", "value"),
+    ("q_proj", "k_proj", "v_proj"),
+    ("q_lin", "k_lin", "v_lin"),
+    ("to_q", "to_k", "to_v"),
+    ("linear_q", "linear_k", "linear_v"),
+    ("query_proj", "key_proj", "value_proj"),
+    ("wq", "wk", "wv"),
+    ("Wq", "Wk", "Wv"),
+    ("q", "k", "v"),
+)
+"""Names of the query, key and value layers of one attention."""
+
+CROSS = ("cross", "encdec", "encoder_attn")
+"""Parts of module paths that mark cross-attention."""
+
 
 def pairs_of(student: Trace, teacher: Trace, requested: Sequence[str], positions: bool = False) -> list[Pair]:
     """Return the requested pairs, or else pairs by path and shape.
@@ -163,24 +179,6 @@ def _placed(student: Trace, teacher: Trace) -> list[Pair]:
         return same
     pairs = [(seen, theirs[evenly(index, len(mine), len(theirs))]) for index, seen in enumerate(mine)]
     return [(one, other) for one, other in pairs if (len(one.grid), one.sequence) == (len(other.grid), other.sequence)]
-
-
-NAMES = (
-    ("query", "key", "value"),
-    ("q_proj", "k_proj", "v_proj"),
-    ("q_lin", "k_lin", "v_lin"),
-    ("to_q", "to_k", "to_v"),
-    ("linear_q", "linear_k", "linear_v"),
-    ("query_proj", "key_proj", "value_proj"),
-    ("wq", "wk", "wv"),
-    ("Wq", "Wk", "Wv"),
-    ("q", "k", "v"),
-)
-"""Names of the query, key and value layers of one attention."""
-
-
-CROSS = ("cross", "encdec", "encoder_attn")
-"""Parts of module paths that mark cross-attention."""
 
 
 def attention_of(traced: Trace, requested: str | None, whose: str) -> tuple[LayerOutput, LayerOutput, LayerOutput]:
