@@ -23,6 +23,27 @@ from omgoptim.measure.builtin_metrics import Metric, batch_lengths, detect_outpu
 from omgoptim.models.labels import IGNORED, plain_labels
 from omgoptim.models.outputs import Arrays
 
+Drop = Callable[[Sequence[Arrays], Sequence[Arrays], list[Any]], float]
+"""`drop(before, after, targets)`: the metric before minus the metric after."""
+
+UNKNOWN = (-math.inf, math.inf)
+"""Interval if nothing is known."""
+
+Z_975 = 1.959964
+"""97.5 % quantile of the standard normal distribution."""
+
+RESAMPLES = 200
+"""Bootstrap resamples; Efron and Tibshirani (1993) find 50 to 200 enough for a standard error."""
+
+MIN_RESAMPLES = 40
+"""The 2.5 % quantile of fewer is their smallest, which is no quantile."""
+
+BUDGET_S = 20.0
+"""Longest time, in seconds, that a metric is recomputed for the sake of its interval: about that of one evaluation."""
+
+MAX_FAILING = 0.1
+"""Fraction of resamples on which a metric may fail (a class is missing, say) before the interval is unknown."""
+
 LOST_RECALL = 0.1
 """Drop of a class's recall that its 95 % interval must exceed for the class to count as lost."""
 
@@ -236,26 +257,6 @@ def _finite(value: Any, name: str) -> float:
 def sample_count(outputs: Sequence[Arrays], targets: Sequence[Any] = ()) -> int:
     """Return the samples over all batches."""
     return sum(batch_lengths(outputs, targets))
-
-
-Drop = Callable[[Sequence[Arrays], Sequence[Arrays], list[Any]], float]
-"""`drop(before, after, targets)`: the metric before minus the metric after."""
-
-UNKNOWN = (-math.inf, math.inf)
-"""Interval if nothing is known."""
-Z_975 = 1.959964
-"""97.5 % quantile of the standard normal distribution."""
-
-RESAMPLES = 200
-"""Bootstrap resamples; Efron and Tibshirani (1993) find 50 to 200 enough for a standard error."""
-MIN_RESAMPLES = 40
-"""The 2.5 % quantile of fewer is their smallest, which is no quantile."""
-
-BUDGET_S = 20.0
-"""Longest time, in seconds, that a metric is recomputed for the sake of its interval: about that of one evaluation."""
-
-MAX_FAILING = 0.1
-"""Fraction of resamples on which a metric may fail (a class is missing, say) before the interval is unknown."""
 
 
 def paired_interval(before: NDArray[np.float64], after: NDArray[np.float64]) -> tuple[float, float]:

@@ -22,6 +22,12 @@ from omgoptim.models.labels import IGNORED
 TARGET_KEYS = ("labels", "label", "target", "targets", "y")
 """Keys under which data sets yield their targets, in order of preference."""
 
+MASK = "attention_mask"
+"""Input name of Hugging Face's attention masks."""
+
+MAX_EXAMINED = 16
+"""Entries of a list that are examined to distinguish samples from batches; each may be a file that is read."""
+
 
 @dataclass(frozen=True, slots=True)
 class RawBatch:
@@ -97,12 +103,6 @@ def slice_samples(value: Any, start: int, stop: int | None = None) -> Any:
     if isinstance(value, tuple):
         return tuple(slice_samples(item, start, stop) for item in value)
     return value[window]
-
-
-MASK = "attention_mask"
-"""Input name of Hugging Face's attention masks."""
-MAX_EXAMINED = 16
-"""Entries of a list that are examined to distinguish samples from batches; each may be a file that is read."""
 
 
 @dataclass(slots=True)

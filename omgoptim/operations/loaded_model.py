@@ -109,11 +109,7 @@ class LoadedModel:
 
 
 def prepare(request: ModelRequest, context: RunContext, live: Live | None = None) -> LoadedModel:
-    """Load the model and its data, run it once, and save the unchanged model as the baseline artifact.
-
-    Raises:
-        OmgoptimError: of the kind that fits: see `errors.py`.
-    """
+    """Load the model and its data, run it once, and save the unchanged model as the baseline artifact."""
     live = live or Live()
     torch.manual_seed(request.seed)
     allow_remote_code(request.allow_remote_code)
