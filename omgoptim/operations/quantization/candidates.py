@@ -121,10 +121,10 @@ def _schemes(request: QuantizeRequest, program: Program, skipped: list[Candidate
     if not isinstance(asked, Auto):
         return [asked]
     schemes: list[Params] = []
+    static = apply_preset(Static(calibration_samples=asked.calibration_samples), request.effort)
     if request.runtime == "executorch":
-        schemes.append(Static(calibration_samples=asked.calibration_samples))
+        schemes.append(static)
     elif program.path is not None:
-        static = apply_preset(Static(calibration_samples=asked.calibration_samples), request.effort)
         schemes += variants(static, program.path)
     schemes += [Dynamic(), Bf16(), Fp32()]
     schemes += [Fp16()] if request.device == "cuda" else []
