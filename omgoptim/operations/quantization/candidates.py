@@ -140,6 +140,15 @@ def _schemes(request: QuantizeRequest, program: Program, skipped: list[Candidate
     return schemes
 
 
+def runtimes_of(params: Params) -> tuple[str, ...]:
+    """Return the engines that a scheme's artifacts may run on; none for auto, which has several schemes."""
+    if isinstance(params, Auto):
+        return ()
+    technique = technique_of(params)
+    eager = ("torch_eager",) if technique.torch_precision is not None else ()
+    return (*technique.runtimes, *eager, *(("executorch",) if isinstance(params, LOWERED) else ()))
+
+
 def _runtimes_of(params: Params, request: QuantizeRequest, loaded: LoadedModel) -> list[str]:
     technique = technique_of(params)
     runtimes = list(technique.runtimes)

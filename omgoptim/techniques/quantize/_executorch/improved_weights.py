@@ -95,7 +95,7 @@ def _copy_weights(module: fx.GraphModule, program: ModelProto, layers: Sequence[
         stored = numpy_helper.to_array(layer.weight)
         matrix = layer.node.op_type in ("Gemm", "MatMul")
         weight = stored.T if matrix and not layer.transposed else stored
-        if tuple(weight.shape) != tuple(found[0].args[1].meta["val"].shape):
+        if tuple(weight.shape) != tuple(_argument(found[0], 1).meta["val"].shape):
             return False
         _set_argument(module, found[0], 1, weight)
         bias = _bias(program, layer)

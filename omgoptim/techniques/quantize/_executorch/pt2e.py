@@ -201,7 +201,7 @@ def _converted(prepared: fx.GraphModule, method: Method = "minmax") -> fx.GraphM
     prepared = copy.deepcopy(prepared)
     for observer in prepared.modules():
         if hasattr(observer, "range_method"):
-            observer.range_method = method
+            setattr(observer, "range_method", method)  # noqa: B010  of the class below
     converted: fx.GraphModule = convert_pt2e(prepared)
     return converted
 
@@ -214,7 +214,8 @@ def _range_observer(symmetric: bool) -> Any:
     class Observer(UniformQuantizationObserverBase):  # type: ignore[misc]
         def __init__(self, **options: Any) -> None:
             super().__init__(**options)
-            self.seen, self.range_method = RangeObserver(), "minmax"
+            self.seen = RangeObserver()
+            self.range_method: Method = "minmax"
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             if not self.seen.add(x.detach().numpy(), histogram=True):
