@@ -239,20 +239,20 @@ def quantize_steps(
 
 
 def _to_lose_less(request: QuantizeRequest, arguments: dict[str, Any], loaded: LoadedModel) -> list[NextStep]:
-    """Suggest steps after int8 failed the guard: better rounding, QAT, or bfloat16."""
-    if request.runtime == "executorch":  # which has none of them
-        plain = same_arguments(request) | {"scheme": "fp32"}
-        return [step("quantize", plain, "float32 in XNNPACK: the engine's speed without a loss")]
+    """Suggest steps after int8 failed the guard: better rounding, then QAT and bfloat16, or float32 on ExecuTorch."""
     steps = []
-    scheme = request.scheme.scheme
+    scheme, on_device = request.scheme.scheme, request.runtime == "executorch"
     if scheme in ("auto", "static") and loaded.data.real:
         if request.effort != "best":
             best = same_arguments(request) | {"effort": "best"}
             steps.append(step("quantize", best, "AdaRound optimizes the rounding of each weight, which takes minutes"))
-        if loaded.module is not None:
+        if loaded.module is not None and not on_device:
             trained = arguments | _goal(request) | engine_argument(request.runtime, "qat") | {"scheme": "qat"}
             steps.append(step("quantize", trained, "quantization-aware training; needs training data and a few epochs"))
-    if scheme != "bf16":
+    if on_device and scheme != "fp32":
+        plain = arguments | _goal(request) | {"scheme": "fp32", "runtime": request.runtime}
+        steps.append(step("quantize", plain, "float32 in XNNPACK: the engine's speed without a loss"))
+    elif not on_device and scheme != "bf16":
         half = arguments | _goal(request) | engine_argument(request.runtime, "bf16") | {"scheme": "bf16"}
         steps.append(step("quantize", half, "bfloat16 loses far less quality than int8 at half the float32 size"))
     return steps

@@ -78,6 +78,14 @@ def test_another_scheme_keeps_the_preference_and_the_engine_where_that_has_the_s
         assert {"scheme": scheme, "runtime": "openvino", "prefer": "size"}.items() <= found.arguments.items()
 
 
+def test_what_loses_too_much_on_executorch_is_rounded_better_or_stays_in_float() -> None:
+    asked = request(runtime="executorch", scheme="static", range_method="mse")
+    loaded: Any = SimpleNamespace(**vars(SUBJECT), module=object())
+    best, plain = quantize_steps(asked, "guard_failed", "run-1", has_interval=True, needed=None, loaded=loaded)
+    assert {"effort": "best", "scheme": "static", "range_method": "mse"}.items() <= best.arguments.items()
+    assert (plain.arguments["scheme"], plain.arguments["runtime"]) == ("fp32", "executorch")
+
+
 @pytest.mark.parametrize(
     ("kind", "macs", "waits", "why"),
     [
