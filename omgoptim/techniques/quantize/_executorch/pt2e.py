@@ -91,29 +91,31 @@ def _static(module: fx.GraphModule, given: LoweringInput, params: Static) -> tup
     wanted = _outputs(module, given, held)
     forms, notes = _float_forms(module, given, params, batches, held)
     methods = METHODS[params.rounding == "adaround"] if params.range_method == "auto" else (params.range_method,)
-    levels: list[dict[Method, float]] = []
-    prepared = []
+    calibrated, levels = [], []
     for form, in_float in forms:
         given.run.progress("calibrating", None)
         observed = _prepared(form, params, in_float)
         _observe(observed, given, fit)
-        prepared.append(observed)
-        levels.append({m: sqnr_db(wanted, _outputs(_converted(observed, m), given, held)) for m in methods})
-    chosen = [max(found, key=lambda m: found[m] + (MIN_CHOICE_GAIN_DB if m == methods[0] else 0)) for found in levels]
-    best = [found[method] for found, method in zip(levels, chosen, strict=True)]
+        calibrated.append(observed)
+        level: dict[Method, float] = {}
+        for method in methods:
+            model = _converted(_prepared(form, params, in_float, observed), method)
+            level[method] = sqnr_db(wanted, _outputs(model, given, held))
+        levels.append(level)
+    chosen = [max(level, key=lambda m: level[m] + MIN_CHOICE_GAIN_DB * (m == methods[0])) for level in levels]
+    best = [level[method] for level, method in zip(levels, chosen, strict=True)]
     index = len(best) - 1 if best[-1] > best[0] + MIN_STEP_GAIN_DB else 0
     notes.append(f"Activation ranges by {chosen[index]}: SQNR {best[index]:.1f} dB.")
     if len(best) > 1:
-        did = (
-            f"raised SQNR from {best[0]:.1f} to {best[1]:.1f} dB"
-            if index
-            else "did not raise the SQNR and were left out"
-        )
-        notes.append(f"Equalization, bias correction and rounding of the weights {did}.")
-        notes += [f"In float32: {', '.join(forms[index][1])}."] if forms[index][1] else []
+        gain = f"raised SQNR from {best[0]:.1f} to {best[1]:.1f} dB"
+        result = gain if index else "did not raise the SQNR and were left out"
+        notes.append(f"Equalization, bias correction and rounding of the weights {result}.")
+    form, in_float = forms[index]
+    if in_float:
+        notes.append(f"In float32, as most of the noise came from there: {', '.join(in_float)}.")
     if fit[0] is not held[0]:
-        _observe(prepared[index], given, held)
-    return _converted(prepared[index], chosen[index]), notes
+        _observe(calibrated[index], given, held)
+    return _converted(_prepared(form, params, in_float, calibrated[index]), chosen[index]), notes
 
 
 def _float_forms(
@@ -161,8 +163,13 @@ def _observe(prepared: fx.GraphModule, given: LoweringInput, batches: Sequence[N
             prepared(*args, **kwargs)
 
 
-def _prepared(module: fx.GraphModule, params: Static | Dynamic, in_float: Sequence[str] = ()) -> fx.GraphModule:
-    """Return a copy of the module with observers."""
+def _prepared(
+    module: fx.GraphModule,
+    params: Static | Dynamic,
+    in_float: Sequence[str] = (),
+    observed: fx.GraphModule | None = None,
+) -> fx.GraphModule:
+    """Return a copy of the module with observers: new ones, or those of `observed`, which a conversion uses up."""
     import torch
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
@@ -191,14 +198,16 @@ def _prepared(module: fx.GraphModule, params: Static | Dynamic, in_float: Sequen
 
     quantizer.set_filter_function(is_chosen)
     prepared: fx.GraphModule = prepare_pt2e(copy.deepcopy(module), quantizer)
+    for name, observer in [] if observed is None else observed._modules.items():  # a shared one has several names
+        if name.startswith("activation_post_process"):
+            prepared.add_module(name, observer)
     return prepared
 
 
 def _converted(prepared: fx.GraphModule, method: Method = "minmax") -> fx.GraphModule:
-    """Return the quantized form of a copy of an observed module."""
+    """Return the quantized form of an observed module, which is used up."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-    prepared = copy.deepcopy(prepared)
     for observer in prepared.modules():
         if hasattr(observer, "range_method"):
             setattr(observer, "range_method", method)  # noqa: B010  of the class below
