@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import json
 import subprocess
 import sys
@@ -128,13 +129,14 @@ def contestants(name: str, folder: Path) -> tuple[dict[str, Path], list[torch.Te
     source = importlib.import_module(name)
     module, calibration = source.build(), tensors(source.load("calibration"), CALIBRATION)[0]
     inputs, labels = tensors(source.load("eval"), EVALUATION)
-    signature = Signature((InputTensor("input", "float32", (1, *inputs[0].shape[1:]), False),), "tensor")
-    example = {"input": inputs[0].numpy()}
-    run = ProgramRun([{"input": x.numpy()} for x in calibration], folder, 0, THREADS)
+    at = next(iter(inspect.signature(module.forward).parameters))
+    signature = Signature((InputTensor(at, "float32", (1, *inputs[0].shape[1:]), False),), "tensor")
+    example = {at: inputs[0].numpy()}
+    run = ProgramRun([{at: x.numpy()} for x in calibration], folder, 0, THREADS)
     layers = {layer.path: layer.op for layer in module_layers(module)}
     made: dict[str, tuple[Path, str, str]] = {}
     onnx = folder / "float.onnx"
-    export_onnx(module, {"input": torch.cat(inputs[:2])}, signature.at_batch("batch"), onnx)
+    export_onnx(module, {at: torch.cat(inputs[:2])}, signature.at_batch("batch"), onnx)
     for contestant, params in (("float, ExecuTorch", None), ("omgoptim, ExecuTorch", Static())):
         target = folder / contestant.split(",")[0] / "model.pte"
         target.parent.mkdir()
@@ -143,7 +145,7 @@ def contestants(name: str, folder: Path) -> tuple[dict[str, Path], list[torch.Te
     made["ExecuTorch's recipe"] = (folder / "recipe" / "model.pte", "executorch", "int8")
     made["ExecuTorch's recipe"][0].parent.mkdir()
     recipe(module, calibration, made["ExecuTorch's recipe"][0])
-    batches = [{"input": torch.cat(calibration[i : i + 32]).numpy()} for i in range(0, len(calibration), 32)]
+    batches = [{at: torch.cat(calibration[i : i + 32]).numpy()} for i in range(0, len(calibration), 32)]
     made["omgoptim, ONNX Runtime"] = (folder / "int8.onnx", "onnxruntime", "int8")
     apply_to_program(onnx, folder / "int8.onnx", Static(algorithm="onnxruntime"), ProgramRun(batches, folder))
     saved = {}
@@ -157,10 +159,11 @@ def contestants(name: str, folder: Path) -> tuple[dict[str, Path], list[torch.Te
 
 def compare(name: str, quick: bool, folder: Path) -> dict[str, Any]:
     """Time and judge the contestants on one model."""
-    artifacts, inputs, labels, _ = contestants(name, folder)
-    samples = Samples([{"input": x.numpy()} for x in inputs], labels)
+    artifacts, inputs, labels, signature = contestants(name, folder)
+    at = signature.input_names[0]
+    samples = Samples([{at: x.numpy()} for x in inputs], labels)
     evaluation, latency = samples.write(folder / "eval"), folder / "latency.npz"
-    np.savez(latency, input=inputs[0].numpy())
+    np.savez(latency, **{at: inputs[0].numpy()})
     setup = TimingSetup({LATENCY: latency}, 1, THREADS, folder)
 
     def outputs(index: int, process: MeasuringProcess) -> None:
