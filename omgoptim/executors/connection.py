@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +21,9 @@ PROBE_S = 2.0
 """Seconds that a head may take to accept a connection."""
 
 ADDRESS = "RAY_ADDRESS"
+
+MODE = "RAY_AUTH_MODE"
+"""Environment variable without which Ray takes no notice of a token, when it is imported and in what it starts."""
 
 
 def cluster_address() -> str | None:
@@ -82,13 +87,25 @@ def ray_library(part: str = "") -> Any:
     """
     import importlib
 
-    if os.environ.get("RAY_AUTH_TOKEN"):  # Ray takes no notice of it otherwise
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
-        return importlib.import_module(f"ray.{part}" if part else "ray")
+        with token_mode():
+            return importlib.import_module(f"ray.{part}" if part else "ray")
     except ImportError as error:
         raise SetupError(
             "running on Ray needs the package ray",
             f"{str(error).splitlines()[0]} ({sys.executable})",
             "pip install 'omgoptim[ray]'",
         ) from error
+
+
+@contextmanager
+def token_mode() -> Iterator[None]:
+    """Let Ray and the processes that it starts meanwhile read RAY_AUTH_TOKEN, where one is given."""
+    given = bool(os.environ.get("RAY_AUTH_TOKEN")) and MODE not in os.environ
+    if given:
+        os.environ[MODE] = "token"
+    try:
+        yield
+    finally:
+        if given:
+            os.environ.pop(MODE, None)

@@ -27,13 +27,10 @@ import psutil
 from omgoptim.bootstrap import PACKAGE_FILE
 from omgoptim.errors import OmgoptimError, SetupError
 from omgoptim.executors import RETRIES, Task, TaskResult, lost
-from omgoptim.executors.connection import cluster_address, ray_library
+from omgoptim.executors.connection import cluster_address, ray_library, token_mode
 from omgoptim.executors.local import result_of, stopped
 from omgoptim.executors.package import pack
 from omgoptim.executors.task import WORKER, run_task, to_record
-
-TIMING = "omgoptim_timing"
-"""Custom resource of a machine that may measure time: one task at a time holds it, with all of the machine's cores."""
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Environment variable that Ray sets for the driver of a job."""
@@ -74,6 +71,7 @@ class RayExecutor:
         self._ray = ray_library()
         _remove_abandoned()
         self._scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-", dir=_short_folder()))
+        self._hold = self._scratch / "hold"
         self._before: dict[str, str | None] = {}
         self._mark = f".shared-{secrets.token_hex(8)}"
         self._marked: set[Path] = set()
@@ -95,10 +93,8 @@ class RayExecutor:
         """See `Executor.submit`."""
         (task.target.parent / self._mark).touch()
         self._marked.add(task.target.parent)
-        resources: dict[str, Any] = {"num_cpus": 1, "max_retries": RETRIES}
-        if task.timing:
-            resources |= {"num_cpus": self._timing_cpus(), "resources": {TIMING: 1}}
-        reference = self._task.options(**resources).remote(to_record(task, self._mark), self._put(task.inputs))
+        options = self._task.options(num_cpus=1, max_retries=RETRIES)
+        reference = options.remote(to_record(task, self._mark, self._hold), self._put(task.inputs))
         self._running[task.target] = 1
         future: Future[TaskResult] = Future()
         future.set_running_or_notify_cancel()
@@ -118,8 +114,12 @@ class RayExecutor:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """See `Executor.paused`."""
-        with stopped(list(self._pids())):
-            yield
+        self._hold.touch()
+        try:
+            with stopped(list(self._pids())):
+                yield
+        finally:
+            self._hold.unlink()
 
     def close(self) -> None:
         """See `Executor.close`."""
@@ -149,7 +149,7 @@ class RayExecutor:
             path = [str(alone), os.environ.get("PYTHONPATH", "")]
             self._set({"RAY_AUTH_TOKEN": secrets.token_hex(32), "PYTHONPATH": os.pathsep.join(filter(None, path))})
             _forget_token()
-            options |= {"address": "local", "num_cpus": self.workers, "resources": {TIMING: 1}}
+            options |= {"address": "local", "num_cpus": self.workers}
             options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
             options |= {"_temp_dir": str(self._scratch)}
         elif JOB in os.environ:  # a Ray job's tasks have what the job was sent
@@ -161,26 +161,11 @@ class RayExecutor:
         if address is None:
             self._guard = subprocess.Popen([sys.executable, "-c", GUARD, str(self._scratch)], stdin=subprocess.PIPE)
         try:
-            self._ray.init(**options)
+            with token_mode():
+                self._ray.init(**options)
         except Exception as error:  # Ray raises kinds of its own, of versions, tokens, files and time-outs
             what = "Ray does not start" if address is None else f"no connection to the Ray cluster at {address}"
             raise SetupError(what, f"{type(error).__name__}: {str(error)[:300]}", "read the run's log") from error
-
-    def _timing_cpus(self) -> float:
-        """Return the CPUs of the smallest machine that may measure time.
-
-        Raises:
-            SetupError: there is none.
-        """
-        machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        cpus = [float(each.get("CPU", 0)) for each in machines if each.get(TIMING)]
-        if not cpus:
-            raise SetupError(
-                "no machine of the Ray cluster may measure time",
-                f"none of {len(machines)} has the custom resource {TIMING}",
-                f"start one of them with the resource {TIMING}: 1, and let nothing else run there",
-            )
-        return min(cpus)
 
     def _set(self, variables: Mapping[str, str]) -> None:
         for name, value in variables.items():

@@ -9,7 +9,7 @@ import math
 import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +60,8 @@ class TimingSetup:
     """The machine to measure on; None: this one."""
     same_machine: bool = True
     """The artifacts were saved on this machine: its kernels reproduce the recorded outputs."""
+    hold: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Entered while a launch measures: its processes have opened their artifacts before, and end after."""
 
     @property
     def cpu_features(self) -> Sequence[str]:
@@ -176,12 +178,13 @@ def run_launch(
             entry.process = stack.enter_context(process)
             process.begin_open()
         run.each(_end_open)
-        latency = _turns(run, LATENCY, plan.rounds)
-        throughput = _turns(run, THROUGHPUT, plan.throughput_rounds) if parts.throughput else {}
-        if parts.memory:
-            run.each(_read_peak)
-        if on_open:
-            run.each(lambda entry: on_open(run.entries.index(entry), entry.process))
+        with setup.hold():
+            latency = _turns(run, LATENCY, plan.rounds)
+            throughput = _turns(run, THROUGHPUT, plan.throughput_rounds) if parts.throughput else {}
+            if parts.memory:
+                run.each(_read_peak)
+            if on_open:
+                run.each(lambda entry: on_open(run.entries.index(entry), entry.process))
     return [entry.error or _result(run, entry, latency, throughput) for entry in run.entries]
 
 

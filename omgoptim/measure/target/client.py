@@ -173,7 +173,8 @@ class Target:
         on_open: Callable[[int, MeasuringProcess], None] | None = None,
     ) -> list[LaunchResult | OmgoptimError]:
         """Do there what `run_launch` does here. A launch that the connection does not survive is done again."""
-        results = self.again(lambda: self._launch(artifacts, setup, plan, seed, parts, on_open))
+        with setup.hold():
+            results = self.again(lambda: self._launch(artifacts, setup, plan, seed, parts, on_open))
         if isinstance(results[0], OmgoptimError):
             raise results[0]
         if self._kept is not None:
