@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,7 +24,7 @@ PROBE_S = 2.0
 ADDRESS = "RAY_ADDRESS"
 
 MODE = "RAY_AUTH_MODE"
-"""Environment variable without which Ray takes no notice of a token, when it is imported and in what it starts."""
+"""Environment variable without which Ray takes no notice of a token."""
 
 
 def cluster_address() -> str | None:
@@ -85,11 +86,8 @@ def ray_library(part: str = "") -> Any:
     Raises:
         SetupError: it is not installed.
     """
-    import importlib
-
     try:
-        with token_mode():
-            return importlib.import_module(f"ray.{part}" if part else "ray")
+        return importlib.import_module(f"ray.{part}" if part else "ray")
     except ImportError as error:
         raise SetupError(
             "running on Ray needs the package ray",
@@ -100,12 +98,22 @@ def ray_library(part: str = "") -> Any:
 
 @contextmanager
 def token_mode() -> Iterator[None]:
-    """Let Ray and the processes that it starts meanwhile read RAY_AUTH_TOKEN, where one is given."""
+    """Let Ray and the processes that it starts meanwhile authenticate by RAY_AUTH_TOKEN, where one is given."""
     given = bool(os.environ.get("RAY_AUTH_TOKEN")) and MODE not in os.environ
     if given:
         os.environ[MODE] = "token"
+    read_again()
     try:
         yield
     finally:
         if given:
             os.environ.pop(MODE, None)
+        read_again()
+
+
+def read_again() -> None:
+    """Make Ray read mode and token from the environment again; it keeps those that it was imported with."""
+    with suppress(ImportError, AttributeError):
+        compiled = importlib.import_module("ray._raylet")
+        compiled.Config.initialize("")
+        compiled.AuthenticationTokenLoader.instance().reset_cache()

@@ -7,7 +7,6 @@ token that only its own processes know, so that nothing is written to the home f
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 import secrets
@@ -18,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ import psutil
 from omgoptim.bootstrap import PACKAGE_FILE
 from omgoptim.errors import OmgoptimError, SetupError
 from omgoptim.executors import RETRIES, Task, TaskResult, lost
-from omgoptim.executors.connection import cluster_address, ray_library, token_mode
+from omgoptim.executors.connection import cluster_address, ray_library, read_again, token_mode
 from omgoptim.executors.local import result_of, stopped
 from omgoptim.executors.package import pack
 from omgoptim.executors.task import WORKER, run_task, to_record
@@ -72,6 +71,7 @@ class RayExecutor:
         _remove_abandoned()
         self._scratch = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-", dir=_short_folder()))
         self._hold = self._scratch / "hold"
+        self._authenticated = ExitStack()
         self._before: dict[str, str | None] = {}
         self._mark = f".shared-{secrets.token_hex(8)}"
         self._marked: set[Path] = set()
@@ -125,6 +125,7 @@ class RayExecutor:
         """See `Executor.close`."""
         if self._ours:
             self._ray.shutdown()
+        self._authenticated.close()
         if self._guard is not None:
             self._guard.communicate(b"done")
         for name, value in self._before.items():
@@ -133,7 +134,7 @@ class RayExecutor:
             else:
                 os.environ[name] = value
         if self._ours:
-            _forget_token()
+            read_again()
         for folder in self._marked:
             (folder / self._mark).unlink(missing_ok=True)
         shutil.rmtree(self._scratch, ignore_errors=True)
@@ -148,7 +149,6 @@ class RayExecutor:
             (alone / "omgoptim").symlink_to(PACKAGE_FILE.parent, target_is_directory=True)
             path = [str(alone), os.environ.get("PYTHONPATH", "")]
             self._set({"RAY_AUTH_TOKEN": secrets.token_hex(32), "PYTHONPATH": os.pathsep.join(filter(None, path))})
-            _forget_token()
             options |= {"address": "local", "num_cpus": self.workers}
             options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
             options |= {"_temp_dir": str(self._scratch)}
@@ -160,9 +160,9 @@ class RayExecutor:
             options |= {"address": address, "runtime_env": runtime_env(package.file)}
         if address is None:
             self._guard = subprocess.Popen([sys.executable, "-c", GUARD, str(self._scratch)], stdin=subprocess.PIPE)
+        self._authenticated.enter_context(token_mode())
         try:
-            with token_mode():
-                self._ray.init(**options)
+            self._ray.init(**options)
         except Exception as error:  # Ray raises kinds of its own, of versions, tokens, files and time-outs
             what = "Ray does not start" if address is None else f"no connection to the Ray cluster at {address}"
             raise SetupError(what, f"{type(error).__name__}: {str(error)[:300]}", "read the run's log") from error
@@ -204,12 +204,6 @@ class RayExecutor:
                     about = json.loads(file.read_text(encoding="utf-8"))
                     if about["host"] == socket.gethostname() and about["pid"] != os.getpid():
                         yield int(about["pid"])
-
-
-def _forget_token() -> None:
-    """Make Ray read its token from the environment again; it keeps the first one that a process had."""
-    with suppress(ImportError, AttributeError):
-        importlib.import_module("ray._raylet").AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _short_folder() -> Path:

@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from omgoptim.errors import OmgoptimError
 from omgoptim.executors import Task, executor_on
 from omgoptim.executors.task import Work
 from omgoptim.hardware import usable_cores
@@ -60,9 +59,8 @@ def make_together(steps: Steps, asked: Sequence[tuple[str, dict[str, Any]]], art
             executor.submit(Task(FUNCTION, sent(verb, step, context, threads), place / key, inputs=inputs))
             for key, (verb, step) in waiting.items()
         ]
-        for future in futures:
-            with suppress(OmgoptimError):
-                future.result()
+        made = sum(future.exception() is None for future in futures)
+        context.progress(f"{made} of {len(futures)} steps made by {request.workers} workers", None)
 
 
 class _Made(Exception):
