@@ -112,7 +112,7 @@ from ray._raylet import GcsClient
 try:
     GcsClient(address=sys.argv[1])
 except Exception as error:
-    print("no token" if "Unauthenticated" in str(error) else error)
+    print(error)
 """
 
 
@@ -127,7 +127,7 @@ def test_a_process_can_start_one_ray_after_another_and_each_knows_only_its_own(h
         assert executor.submit(task(tmp_path, "square", number)).result(120).attempt == 1
         address = ray.get_runtime_context().gcs_address
         stranger = subprocess.run([sys.executable, "-c", STRANGER, address], env=without_token(), capture_output=True)
-        assert b"no token" in stranger.stdout
+        assert b"InvalidAuthToken" in stranger.stdout
         executor.close()
         assert without_token() == os.environ
 
