@@ -19,7 +19,7 @@ from omgoptim.models.manifest import MANIFEST
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.live_objects import Live
 from omgoptim.requests import ModelRequest, Request, parse
-from omgoptim.requests.execution import ExecutionFields
+from omgoptim.requests.training import ExecutionFields
 
 PARENT = "parent/"
 """Prefix of a task's inputs: the files of the artifact that the model is."""
