@@ -195,7 +195,7 @@ def test_weights_of_the_ptq_pipeline_keep_what_spread_channels_lose(tmp_path: Pa
 
 @pytest.mark.usefixtures("_installed")
 def test_equalization_alone_leaves_the_outputs_of_the_module_as_they_are(tmp_path: Path) -> None:
-    from omgoptim.runtimes.export import quiet_export
+    from omgoptim.runtimes.export_patches import quiet_export
     from omgoptim.techniques.quantize._executorch.improved_weights import improve_weights
 
     torch.manual_seed(0)

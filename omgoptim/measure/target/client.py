@@ -162,7 +162,8 @@ class Target:
 
     def launch(self, launch: Launch) -> list[LaunchResult | OmgoptimError]:
         """Run a launch on the target; one that the connection does not survive is repeated."""
-        results = self.retry(lambda: self._launch(launch))
+        with launch.setup.hold():
+            results = self.retry(lambda: self._launch(launch))
         if isinstance(results[0], OmgoptimError):
             raise results[0]
         if self._kept is not None:
