@@ -1,4 +1,4 @@
-"""What this machine and the project's Python can do, and what to install for the rest."""
+"""Check of this machine, the project's Python and a target: what works, and what to install for the rest."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ from omgoptim.jobs.interpreter import (
     is_new_enough,
 )
 from omgoptim.jobs.project import find_project
-from omgoptim.jobs.target_doctor import target_doctor
+from omgoptim.measure.target import machine as target_machine
+from omgoptim.measure.target.connection import Connection, TargetLost
 from omgoptim.reports import DoctorReport, PackageState
 from omgoptim.requests import DoctorRequest
+from omgoptim.requests.base import TargetAddress
 from omgoptim.text import clean
 
 INSPECT_LIMIT_S = 180.0
@@ -34,14 +36,25 @@ INSPECT = (
 )
 """The working directory leaves the path before anything is imported: it is the project."""
 
-ENGINES = {"onnxruntime": "running ONNX programs, int8 included", "openvino": "the OpenVINO engine, often the fastest"}
+ENGINES = {
+    "onnxruntime": "running ONNX programs, int8 included",
+    "openvino": "the OpenVINO engine, often the fastest",
+    "executorch": "programs for Android and iOS: runtime executorch",
+    "tensorrt": "the TensorRT engine on NVIDIA GPUs, with onnxruntime-gpu",
+}
 EXTRAS = {
     "nncf": "static quantization with NNCF, which keeps more quality on transformers and depthwise convolutions",
     "transformers": "models from Hugging Face: hf:FOLDER",
     "timm": "models from timm: timm:NAME",
     "torchvision": "models from torchvision: torchvision:NAME",
     "torchmetrics": "torchmetrics names as metric",
+    "peft": "LoRA on models of transformers, by PEFT",
+    "optuna": "search with Optuna's samplers",
+    "ray": "independent work and training on Ray: on ray",
+    "coremltools": "export to Core ML",
 }
+INSTALLED_WITH = {"executorch": ("executorch", "torchao", "ruamel.yaml", "flatbuffers", "tabulate")}
+"""What a package is installed with where its own requirements were left out (docs/devices.md)."""
 DRAGGED_DOWN = ("torchmetrics", "transformers", "timm", "peft")
 """Packages that import torchvision where it is installed, and so break when it is broken."""
 
@@ -158,7 +171,8 @@ def _runtimes(interpreter: Interpreter, inspection: Inspection) -> list[PackageS
         compiled = compiled.model_copy(
             update={"state": "missing", "unlocks": f"{compiled.unlocks}. Not usable: {problem}", "fix": advice}
         )
-    return [eager, compiled, *(_state(interpreter, inspection, name, what) for name, what in ENGINES.items())]
+    shown = [name for name in ENGINES if name != "tensorrt" or inspection.cuda_devices]
+    return [eager, compiled, *(_state(interpreter, inspection, name, ENGINES[name]) for name in shown)]
 
 
 def _state(
@@ -167,7 +181,7 @@ def _state(
     found = inspection.packages.get(name, {"state": "missing", "version": None, "error": None})
     state, fix = found["state"], None
     if state == "missing":
-        fix = interpreter.install_command(name)
+        fix = interpreter.install_command(*INSTALLED_WITH.get(name, (name,)))
     elif state == "broken":
         fix = _repair(interpreter, inspection, name)
         unlocks = f"{unlocks}. Broken: {clean(found['error'] or '', 400)}"
@@ -216,3 +230,64 @@ def _summary(
     if inspection.crash:
         parts.append(f"Importing its packages crashed this Python ({inspection.crash}); states are by file only.")
     return " ".join(parts)
+
+
+TARGET_UNLOCKS = {
+    "numpy": "every measurement",
+    "onnxruntime": "measuring ONNX programs there, int8 included",
+    "openvino": "the OpenVINO engine, often the fastest on x86",
+}
+
+
+def target_doctor(request: DoctorRequest, target: str) -> DoctorReport:
+    """Look at a target, or remove what omgoptim has stored there.
+
+    Raises:
+        SetupError: it cannot be reached or has no Python; to clean: a run measures there.
+    """
+    address = TargetAddress.parse(target)
+    connection = Connection(address)
+    try:
+        machine = target_machine.look_at(connection)
+        freed = int(connection.request("clean")["freed_bytes"]) if request.clean else None
+    except TargetLost as lost:
+        raise SetupError(f"the connection to {address} ended", str(lost), "try again") from None
+    finally:
+        connection.close()
+    packages = [_target_state(machine, name) for name in TARGET_UNLOCKS]
+    missing = [name for name in target_machine.REQUIRED if name not in machine.versions]
+    engines = f"Engines: {', '.join(machine.engines) or 'none'}."
+    ready = "Runs can measure there."
+    if missing:
+        ready = f"It lacks {' and '.join(missing)}; the first run installs them into its cache folder."
+    stored = f"omgoptim stores {machine.cache_bytes / 1e6:.0f} MB there, in {machine.cache}."
+    if freed is not None:
+        stored = f"Removed {freed / 1e6:.0f} MB from {machine.cache}."
+    return DoctorReport(
+        outcome="incomplete" if missing else "ok",
+        summary=f"{address} answers ({machine.uname}). {ready} {engines} {stored}",
+        python=machine.python,
+        python_found_by="the target's PATH",
+        python_version=machine.python_version,
+        cpu=machine.cpu,
+        cpu_features=list(machine.cpu_features),
+        cores=machine.cores,
+        gpu=None,
+        target=str(address),
+        memory_bytes=machine.memory_bytes,
+        runtimes=[one for one in packages if one.name in target_machine.ENGINES],
+        extras=[one for one in packages if one.name not in target_machine.ENGINES],
+        project=str(find_project(request.project)),
+        mcp_entry={},
+    )
+
+
+def _target_state(machine: target_machine.Machine, name: str) -> PackageState:
+    version = machine.versions.get(name)
+    return PackageState(
+        name=name,
+        state="missing" if version is None else "ok",
+        version=version,
+        unlocks=TARGET_UNLOCKS[name],
+        fix=None if version else f"{machine.python} -m pip install {name}  # on the target; else a run does it",
+    )

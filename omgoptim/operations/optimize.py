@@ -7,7 +7,7 @@ import time
 
 from omgoptim.errors import RequestError, argument
 from omgoptim.measure.timing import PLANS
-from omgoptim.models.artifact import Manifest
+from omgoptim.models.manifest import Manifest
 from omgoptim.operations.baseline import at_exportable_batch
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.execution import refuse_unreachable
@@ -33,6 +33,7 @@ from omgoptim.operations.optimization.order import refusal
 from omgoptim.operations.optimization.plan import plan_report
 from omgoptim.operations.optimization.points import Point
 from omgoptim.operations.optimization.selection_data import identity_of, selection_as_evaluation, train_problem
+from omgoptim.operations.optimization.singles import make_together
 from omgoptim.operations.optimization.steps import Steps, weights_identity
 from omgoptim.operations.output_folder import free_output
 from omgoptim.operations.quantization.selection import Preference
@@ -118,7 +119,10 @@ def _points(
     """
     alone = single(steps)
     if problem is None:
-        Chain(steps, goal, cost, preference, _level_speeds(steps, cost, loaded, alone, preference)).build()
+        chain = Chain(steps, goal, cost, preference, _level_speeds(steps, cost, loaded, alone, preference))
+        if steps.request.on == "ray" or steps.request.workers > 1:
+            make_together(steps, chain.compared(), loaded.source.artifact)
+        chain.build()
     else:
         steps.skip("prune or distill", "prune", problem)
     singles = [alone, *steps.alternatives(alone)] if alone else []
@@ -152,6 +156,8 @@ def _level_speeds(
 
 
 def _why_not(point: Point, goal: Goal) -> str:
+    if point.ruined:
+        return "an output that the metric does not show was ruined on the selection samples"
     if point.cautious_drop <= goal.max_quality_drop:
         return "within the guard on the selection samples; the result builds on another step"
     margin = point.cautious_drop - point.drop
@@ -187,7 +193,7 @@ def _report(
     """Return the report of a finalist as that of the run's artifact."""
     last = one.entry.run.report
     chain = [point.run.report for point in one.entry.chain]
-    report = final_report(request, context, loaded, chosen, one, _summary(request, chosen, one))
+    report = final_report(request, context, loaded, chosen, one, _summary(request, chosen, one), last.gains_by)
     return report.model_copy(
         update={
             "next_steps": _next_steps(request, context, chosen, one),

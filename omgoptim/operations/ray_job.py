@@ -22,19 +22,19 @@ from types import FrameType
 from typing import Any
 
 from omgoptim.errors import OmgoptimError, RunError, SetupError
-from omgoptim.executors.connection import probe_head, ray_library
+from omgoptim.executors.connection import probe_head, ray_library, token_mode
 from omgoptim.executors.package import pack
 from omgoptim.executors.ray import runtime_env
 from omgoptim.models.manifest import MANIFEST
 from omgoptim.models.report_file import write_sealed
-from omgoptim.models.security.seal import add_seal
+from omgoptim.models.security.file_integrity import add_seal
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.live_objects import Live
 from omgoptim.operations.output_folder import deliver, free_output
 from omgoptim.operations.report_records import artifact_record
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import ModelRequest
-from omgoptim.requests.execution import ExecutionFields
+from omgoptim.requests.training import ExecutionFields
 
 PROGRESS, RESULT, FAILED = "omgoptim-progress ", "omgoptim-result ", "omgoptim-failed "
 """First words of the lines of a job's log that are for the one who submitted it."""
@@ -65,10 +65,11 @@ def run_as_job(verb: str, request: ModelRequest, context: RunContext, live: Live
     refuse_unreachable(request, live)
     probe_head(request.on)
     output = free_output(request.output, request.allow_path, context) if hasattr(request, "output") else None
-    client = _client(request.on)
-    with _stopped_with_this(client, context.run_id):
-        _submit(client, verb, request, context)
-        log = _followed(client, context)
+    with token_mode():
+        client = _client(request.on)
+        with _stopped_with_this(client, context.run_id):
+            _submit(client, verb, request, context)
+            log = _followed(client, context)
     report = fetched(log, context)
     place, notes = deliver(context.artifact, output, report.outcome != "guard_failed")
     update: dict[str, Any] = {"warnings": [*report.warnings, *notes]}

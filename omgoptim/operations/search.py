@@ -16,8 +16,8 @@ from omgoptim.architecture_search.study import optuna_library
 from omgoptim.errors import DataError, RequestError, TechniqueError, argument
 from omgoptim.executors import Executor, executor_on
 from omgoptim.measure.size import count_params
+from omgoptim.models.recipe import Recipe
 from omgoptim.models.security.path_policy import PathPolicy
-from omgoptim.models.source import Recipe
 from omgoptim.operations.architecture_search.costs import Costs, Limits, costs_of
 from omgoptim.operations.architecture_search.final import Entry, measure_finalists
 from omgoptim.operations.architecture_search.predictions import FEWEST, Predictions, first_rows, measured_first
@@ -31,6 +31,7 @@ from omgoptim.operations.architecture_search.spaces import (
     space_function,
     users_space,
 )
+from omgoptim.operations.architecture_search.tasks import load_workers, weights_hash
 from omgoptim.operations.architecture_search.trials import (
     FINAL_SHARE,
     Found,
@@ -99,6 +100,7 @@ def search(request: SearchRequest, context: RunContext, live: Live | None = None
     with executor_on(request.on, request.workers, context.project, context.progress) as executor:
         if executor is not None:
             job = replace(job, context=pausing(context, executor))
+            load_workers(executor, job, "" if alone else weights_hash(original))
         return _searched(job, searched, executor, alone, function, began, output)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,7 +14,7 @@ from typing import Any, Literal
 
 import omgoptim
 from omgoptim.errors import OmgoptimError, RunError, SetupError
-from omgoptim.models.artifact import Manifest
+from omgoptim.models.manifest import Manifest
 from omgoptim.models.report_file import read_report
 from omgoptim.operations.context import RunContext, StepRun
 from omgoptim.operations.ledger import Amounts, Entry, Ledger, key_of
@@ -23,10 +25,13 @@ from omgoptim.operations.optimization.selection_data import selection_as_evaluat
 from omgoptim.operations.report_records import VERSIONS
 from omgoptim.operations.verdict import with_margin
 from omgoptim.reports import Alternative, EfficiencyReport, Step
-from omgoptim.requests import ModelRequest, OptimizeRequest, parse
+from omgoptim.requests import ModelRequest, OptimizeRequest, Request, parse
 
 PASSING = (SetupError, RunError)
 """Errors of the machine, such as a full disk: a step that failed by one is taken again when the run is resumed."""
+
+MADE, MADE_S = "made", "seconds"
+"""In the checkpoints of a run: folder of what workers made of steps, by key; and the file of a step's seconds there."""
 
 PLACE = ("project", "python", "timing")
 """Arguments of a request that decide nothing of a step's result."""
@@ -102,9 +107,10 @@ class Steps:
         run = self._finished(known) if known else None
         seconds = known.seconds if known and run else 0.0
         if run is None:
-            began = self.clock()
+            began, step = self.clock(), parse(verb, asked)
             try:
-                run = self.context.run_step(key, verb, parse(verb, asked), self._live(parent), span)
+                began -= self._made_s(key, verb, step)
+                run = self.context.run_step(key, verb, step, self._live(parent), span)
             except OmgoptimError as error:
                 why = f"{error.what}: {error.why}" if error.why else error.what
                 seconds = round(self.clock() - began, 2)
@@ -164,6 +170,17 @@ class Steps:
             for point in self.taken
         ]
         return [*done, *self.without_result]
+
+    def _made_s(self, key: str, verb: str, step: Request) -> float:
+        """Put what a worker made of a step into its run; return the seconds that took there, 0 where no worker did."""
+        made = self.context.checkpoints / MADE / key
+        if not made.is_dir():
+            return 0.0
+        folder = self.context.begin_step(key, verb, step)
+        shutil.copytree(
+            made / self.context.checkpoints.name, folder / self.context.checkpoints.name, dirs_exist_ok=True
+        )
+        return float((made / MADE_S).read_text(encoding="utf-8"))
 
     def _arguments(self, parent: Point | None) -> dict[str, Any]:
         shared = {name: getattr(self.request, name) for name in ModelRequest.model_fields}
@@ -262,6 +279,7 @@ class Steps:
     ) -> Point:
         report = run.report
         drop, cautious, quality = self._drops(report)
+        ruined = any(output.ruined and not output.labelled for output in report.outputs)
         return Point(
             name=name,
             verb=verb,
@@ -273,9 +291,10 @@ class Steps:
             size_bytes=(report.after.size_bytes if report.after else None) or 0,
             quality=quality,
             drop=drop,
-            cautious_drop=cautious,
+            cautious_drop=math.inf if ruined else cautious,
             seconds=seconds,
             expected_speedup=expected,
+            ruined=ruined,
         )
 
     def _drops(self, report: EfficiencyReport) -> tuple[float, float, float]:
@@ -295,7 +314,9 @@ class Steps:
     def _alternative(self, point: Point, one: Alternative, folder: Path) -> Point:
         quality = one.quality or 0.0
         drop = (self.original_quality or quality) - quality
-        margin = point.cautious_drop - point.drop
+        margin = 0.0 if point.ruined else point.cautious_drop - point.drop
+        guard = float(point.run.report.request.get("max_quality_drop", math.inf))
+        ruined = not one.holds and (one.quality_drop or 0.0) <= guard
         return Point(
             name=f"{point.name}: {one.candidate}",
             verb=point.verb,
@@ -307,8 +328,9 @@ class Steps:
             size_bytes=one.size_bytes or 0,
             quality=quality,
             drop=drop,
-            cautious_drop=drop + margin,
+            cautious_drop=math.inf if ruined else drop + margin,
             seconds=0.0,
+            ruined=ruined,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,12 +11,12 @@ import pytest
 from float_programs import gemm, program
 
 from omgoptim.errors import ArtifactError
-from omgoptim.measure import launch
-from omgoptim.measure.measuring_process import MeasuringProcess
+from omgoptim.measure import measuring_process
+from omgoptim.measure.measuring_process import MeasuringProcess, TimingSetup
 from omgoptim.measure.quality import read_outputs
-from omgoptim.measure.timing import TimingSetup
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.artifact import Manifest, OutputCheck
+from omgoptim.models.manifest import PROGRAM, Manifest
+from omgoptim.models.output_check import OutputCheck
 from omgoptim.operations.quantization.candidate_evaluator import Evaluators
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.signature import InputTensor, Signature
@@ -46,11 +47,11 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     first: list[Path] = []
 
     class Noted(MeasuringProcess):
-        def __init__(self, artifact: Path, **specs: object) -> None:
+        def __init__(self, artifact: Path, *setup: Any) -> None:
             first.append(artifact)
-            super().__init__(artifact, **specs)  # type: ignore[arg-type]
+            super().__init__(artifact, *setup)
 
-    monkeypatch.setattr(launch, "MeasuringProcess", Noted)
+    monkeypatch.setattr(measuring_process, "MeasuringProcess", Noted)
     return first
 
 
@@ -68,7 +69,7 @@ def test_one_process_evaluates_all_candidates_of_an_engine_and_a_broken_one_harm
             (given,) = read_outputs(target)[0]
             assert np.array_equal(given, factor * np.arange(6).reshape(2, 3))
         assert started == [folders[0]]
-        (folders[1] / artifacts.PROGRAM).write_bytes(b"damaged")
+        (folders[1] / PROGRAM).write_bytes(b"damaged")
         with pytest.raises(ArtifactError, match="damaged"):
             evaluators.run(folders[1], "onnxruntime", inputs, tmp_path / "none")
         assert started == [folders[0], folders[1]]  # tried once more, in a fresh process

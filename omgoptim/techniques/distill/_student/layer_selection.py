@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from omgoptim.models.child_removal import keep_children
 from omgoptim.models.globs import is_selected, refuse_unknown
-from omgoptim.models.structural_diff import keep_children
 from omgoptim.reports import Change
 from omgoptim.requests.distill import Auto, Derived
 from omgoptim.techniques.probe import Probe

@@ -21,6 +21,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto
 
 from omgoptim.models.onnx_graph import OnnxLayer, find_layers
+from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._onnx.layer_weights import find_layer_weights
 from omgoptim.techniques.quantize._onnx.program import has_free_batch
 from omgoptim.techniques.quantize._onnx.qdq import write_qdq
@@ -142,26 +143,48 @@ def quantize(
         task: layers, number format and threads.
         kept: takes the layers of the task that stay in float.
     """
-    chosen, params = task.chosen, task.params
-    plain = not (params.equalize or params.bias_correction or params.rounding in ROUNDED)
-    if plain and params.range_method != "auto":
+    params = task.params
+    if not rewrites(params) and params.range_method != "auto":
         histogram = params.range_method not in ("minmax", "moving_average")
         observed = observe_activations(model, batches, histogram=histogram, threads=task.threads)
-        return write_qdq(model, chosen, compute_ranges(observed, params.range_method, params.symmetric), params), []
+        return write_qdq(
+            model, task.chosen, compute_ranges(observed, params.range_method, params.symmetric), params
+        ), []
+    state, settings, notes = _improve(model, batches, task)
+    if kept is not None:
+        kept.extend(_left_out(task, settings))
+    return write_qdq(state.model, settings.chosen, state.ranges, params), notes
+
+
+def rewrites(params: Static) -> bool:
+    """Return whether the pipeline changes the float program, beyond observing its ranges."""
+    return bool(params.equalize or params.bias_correction or params.rounding in ROUNDED)
+
+
+def rewrite(model: ModelProto, batches: Sequence[Batch], task: PtqTask) -> tuple[ModelProto, list[OnnxLayer]]:
+    """Return the float program after every step, for another quantizer, and the layers that stay in float."""
+    state, settings, _ = _improve(model, batches, task)
+    return state.model, _left_out(task, settings)
+
+
+def _improve(model: ModelProto, batches: Sequence[Batch], task: PtqTask) -> tuple[PtqState, PtqSettings, list[str]]:
+    """Run the steps; the settings returned have the layers that are quantized."""
     notes: list[str] = []
     settings = _prepare_settings(model, batches, task, notes)
     state = _begin(model, settings)
     state, settings = _keep_first_in_float(state, settings, notes)
-    if kept is not None:
-        taken = {layer.node for layer in settings.chosen}
-        kept.extend(layer for layer in chosen if layer.node not in taken)
     state = _equalize(state, settings, notes)
     state = read_ranges(state, settings, notes)
-    if params.bias_correction:
+    if task.params.bias_correction:
         state = _correct(state, settings, notes)
-    if params.rounding == "adaround":
+    if task.params.rounding == "adaround":
         state = _round(state, settings, notes)
-    return write_qdq(state.model, settings.chosen, state.ranges, params), notes
+    return state, settings, notes
+
+
+def _left_out(task: PtqTask, settings: PtqSettings) -> list[OnnxLayer]:
+    taken = {layer.node for layer in settings.chosen}
+    return [layer for layer in task.chosen if layer.node not in taken]
 
 
 def equalize(model: ModelProto, batches: Sequence[Batch], task: PtqTask) -> tuple[ModelProto, list[str]]:
