@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -179,16 +180,10 @@ def _pack(
             node.input[1] = unpacking.output[0]
             precisions[node.name] = f"int{params.num_bits} weight in groups of {size}, dequantized at run time"
     nodes = [each for node in model.graph.node for each in (before.get(node.name), node) if each is not None]
-    nodes = [_copy(node) for node in nodes]
+    nodes = [deepcopy(node) for node in nodes]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     return precisions, improved
-
-
-def _copy(node: NodeProto) -> NodeProto:
-    copied = NodeProto()
-    copied.CopyFrom(node)
-    return copied
 
 
 def _rounded(

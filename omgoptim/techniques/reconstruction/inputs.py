@@ -19,7 +19,7 @@ from torch.nn import functional
 from omgoptim.measure.self_time import evaluation_mode
 from omgoptim.models.forward import NamedBatch
 from omgoptim.models.samples import Samples, as_tensors, batch_length, forward_args
-from omgoptim.techniques.probe import Probe
+from omgoptim.techniques.probe import Probe, attached
 from omgoptim.techniques.registry import ModuleRun
 
 DenseLayer = nn.Linear | nn.Conv2d
@@ -169,16 +169,10 @@ def forward_hooks(module: nn.Module, hooks: Mapping[str, Hook], *, before: bool 
 
         return act
 
-    handles = []
-    try:
-        for path, hook in hooks.items():
-            layer = module.get_submodule(path)
-            register = layer.register_forward_pre_hook if before else layer.register_forward_hook
-            handles.append(register(adapted(hook), with_kwargs=True))
+    kind = "register_forward_pre_hook" if before else "register_forward_hook"
+    register = [(getattr(module.get_submodule(path), kind), adapted(hook)) for path, hook in hooks.items()]
+    with attached(each(hook, with_kwargs=True) for each, hook in register):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def run_until_stopped(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -200,11 +194,8 @@ def one_batch(module: nn.Module, run: ModuleRun) -> Probe:
             largest = max(largest, output[0].numel())
 
     hooks = [layer.register_forward_hook(look) for layer in module.modules()]
-    try:
+    with attached(hooks):
         Probe.of(run).outputs(module)
-    finally:
-        for hook in hooks:
-            hook.remove()
     probed = _padded_length(run.statistics.batches[0])
 
     def samples_at(length: int) -> int:

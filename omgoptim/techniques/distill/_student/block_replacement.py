@@ -26,7 +26,7 @@ from omgoptim.measure.size import count_params
 from omgoptim.reports import Change, Skip
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection
 from omgoptim.techniques.factorize._low_rank.problem import replace_layer
-from omgoptim.techniques.probe import NOT_RUN, Probe, quiet
+from omgoptim.techniques.probe import NOT_RUN, Probe, attached, quiet
 from omgoptim.techniques.prune._channels.groups import owned_parameters
 from omgoptim.techniques.prune._reconstruction import reconstruct_channels
 from omgoptim.techniques.registry import ModuleRun, Outcome
@@ -156,13 +156,9 @@ def _input_statistics(
         sums[layer] = sums[layer] + each if layer in sums else each
 
     hooks = [layer.register_forward_pre_hook(add) for layer in layers]
-    try:
-        with evaluation_mode(module), quiet():
-            for args, kwargs, _ in run.calls():
-                module(*args, **kwargs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with attached(hooks), evaluation_mode(module), quiet():
+        for args, kwargs, _ in run.calls():
+            module(*args, **kwargs)
     found = {}
     for layer, (count, total, squares) in sums.items():
         mean = total / count
@@ -306,9 +302,6 @@ def _called_convolutions(module: nn.Module, run: ModuleRun) -> set[nn.Module]:
     seen: set[nn.Module] = set()
     convs = [layer for layer in module.modules() if isinstance(layer, _ConvNd)]
     hooks = [layer.register_forward_pre_hook(lambda layer, _args: seen.add(layer)) for layer in convs]
-    try:
+    with attached(hooks):
         Probe.of(run).outputs(module)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return seen

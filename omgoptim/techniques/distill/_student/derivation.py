@@ -30,7 +30,7 @@ from omgoptim.techniques.distill._student.layer_selection import (
     paths_of,
 )
 from omgoptim.techniques.distill._student.narrowing import Narrowing, find_narrowing, narrow_to
-from omgoptim.techniques.probe import Probe, error_location, quiet
+from omgoptim.techniques.probe import Probe, attached, error_location, quiet
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
 Shapes = list[tuple[int, ...]]
@@ -65,7 +65,7 @@ def output_shapes(module: nn.Module, run: ModuleRun) -> Shapes:
     for path, layer in module.named_modules():
         hooks += [layer.register_forward_pre_hook(enter(path)), layer.register_forward_hook(leave)]
     try:
-        with evaluation_mode(module), quiet(), torch.random.fork_rng(devices=[]):
+        with attached(hooks), evaluation_mode(module), quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             result = module(*probe.args, **probe.kwargs)
     except Exception as error:  # whatever a user's forward raises without what it expects
@@ -76,9 +76,6 @@ def output_shapes(module: nn.Module, run: ModuleRun) -> Shapes:
             "name that layer, or what the forward takes from it, in ignore; sizes are best written from the tensors "
             "themselves (x.flatten(1), x.shape, len(self.layers)); or give a student of your own",
         ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
     return [tuple(leaf.shape) for leaf in flatten(result) if isinstance(leaf, Tensor)]
 
 

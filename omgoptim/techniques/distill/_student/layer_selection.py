@@ -22,7 +22,7 @@ from omgoptim.models.child_removal import keep_children
 from omgoptim.models.globs import is_selected, refuse_unknown
 from omgoptim.reports import Change
 from omgoptim.requests.distill import Auto, Derived
-from omgoptim.techniques.probe import Probe
+from omgoptim.techniques.probe import Probe, attached
 from omgoptim.techniques.registry import ModuleRun
 
 LONGEST_UNIT = 6
@@ -220,11 +220,8 @@ def _calls(module: nn.Module, containers: Mapping[str, list[nn.Module]], run: Mo
     children = {id(child): child for each in containers.values() for child in each}
     hooks = [child.register_forward_pre_hook(enter, with_kwargs=True) for child in children.values()]
     hooks += [child.register_forward_hook(leave, with_kwargs=True) for child in children.values()]
-    try:
+    with attached(hooks):
         Probe.of(run).outputs(module)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return calls
 
 

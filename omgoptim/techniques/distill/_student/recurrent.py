@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map
 
 from omgoptim.reports import Change, Skip
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection
-from omgoptim.techniques.probe import DoesNotRun, Probe, difference, tolerance_of
+from omgoptim.techniques.probe import DoesNotRun, Probe, attached, difference, tolerance_of
 from omgoptim.techniques.prune._channels.groups import narrowed, owned_parameters
 from omgoptim.techniques.registry import ModuleRun
 
@@ -304,12 +304,10 @@ def _numbers_by_column(module: nn.Module, layer: Any, numbers: Tensor, run: Modu
         if isinstance(part, (nn.Linear, nn.RNNBase)) and part is not layer:
             hooks.append(part.register_forward_pre_hook(look(path), with_kwargs=True))
     try:
-        Probe.of(run).outputs(module)
+        with attached(hooks):
+            Probe.of(run).outputs(module)
     except DoesNotRun:
         return {}
-    finally:
-        for hook in hooks:
-            hook.remove()
     return read
 
 

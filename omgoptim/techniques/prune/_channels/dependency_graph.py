@@ -25,7 +25,7 @@ from omgoptim.models.samples import batch_length, forward_args
 from omgoptim.reports import Skip
 from omgoptim.requests.prune import Structured
 from omgoptim.runtimes.signature import flatten
-from omgoptim.techniques.probe import DoesNotRun, Probe, error_location, quiet, traced
+from omgoptim.techniques.probe import DoesNotRun, Probe, attached, error_location, quiet, traced
 from omgoptim.techniques.prune._channels.attention_heads import find_heads
 from omgoptim.techniques.prune._channels.groups import (
     Group,
@@ -108,22 +108,18 @@ def coverage(module: nn.Module, run: ModuleRun) -> Coverage:
 
     hooks = [layer.register_forward_pre_hook(note(path)) for path, layer in layers.items()]
     count = 0
-    try:
-        with evaluation_mode(module), quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(0)
-            for args, kwargs in _one_by_one(run):
-                ran.clear()
-                try:
-                    module(*args, **kwargs)
-                except Exception:  # noqa: BLE001 - a forward that does not take this sample alone says nothing here
-                    continue
-                count += 1
-                for path in ran:
-                    runs[path] += 1
-                ways.setdefault(frozenset(ran), (args, kwargs))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with attached(hooks), evaluation_mode(module), quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        for args, kwargs in _one_by_one(run):
+            ran.clear()
+            try:
+                module(*args, **kwargs)
+            except Exception:  # noqa: BLE001 - a forward that does not take this sample alone says nothing here
+                continue
+            count += 1
+            for path in ran:
+                runs[path] += 1
+            ways.setdefault(frozenset(ran), (args, kwargs))
     return Coverage(count, runs, list(ways.values())[:MOST_WAYS] if len(ways) > 1 else [])
 
 

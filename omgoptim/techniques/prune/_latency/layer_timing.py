@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from omgoptim.errors import TechniqueError
 from omgoptim.measure.self_time import evaluation_mode
 from omgoptim.models.samples import forward_args, repeat_to_size
+from omgoptim.techniques.probe import attached
 from omgoptim.techniques.prune._channels.groups import Group, Place, is_depthwise
 from omgoptim.techniques.prune._latency import layer_benchmark
 from omgoptim.techniques.prune._latency.latency_table import LayerTimes, Side, TimeTable, smooth
@@ -199,12 +200,8 @@ def _input_shapes(module: nn.Module, run: ModuleRun) -> dict[str, Counter[tuple[
         for path, part in module.named_modules()
         if isinstance(part, layer_benchmark.KINDS)
     ]
-    try:
-        with evaluation_mode(module):
-            module(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with attached(handles), evaluation_mode(module):
+        module(*args, **kwargs)
     return seen
 
 

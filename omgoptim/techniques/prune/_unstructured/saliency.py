@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from omgoptim.measure.self_time import evaluation_mode
+from omgoptim.techniques.probe import attached
 from omgoptim.techniques.prune._unstructured.parameter_selection import Weight, is_linear_transposed
 from omgoptim.techniques.registry import ModuleRun
 
@@ -68,19 +69,16 @@ def input_norms(module: nn.Module, weights: Iterable[Weight], run: ModuleRun) ->
 
         return hook
 
-    hooks = []
-    try:
-        for weight in weights:
-            for layer, path in zip(weight.layers, weight.paths, strict=True):
-                squares = _squares_of(layer, path)
-                if squares is not None:
-                    hooks.append(layer.register_forward_pre_hook(record(weight.path, squares), with_kwargs=True))
-        with evaluation_mode(module):
-            for args, kwargs, _ in run.calls():
-                module(*args, **kwargs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    readers = [
+        (layer, record(weight.path, squares))
+        for weight in weights
+        for layer, path in zip(weight.layers, weight.paths, strict=True)
+        if (squares := _squares_of(layer, path)) is not None
+    ]
+    hooks = (layer.register_forward_pre_hook(hook, with_kwargs=True) for layer, hook in readers)
+    with attached(hooks), evaluation_mode(module):
+        for args, kwargs, _ in run.calls():
+            module(*args, **kwargs)
     return {path: total.sqrt() for path, total in sums.items()}
 
 

@@ -10,6 +10,7 @@ ranks; candidates are judged by themselves.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,8 +186,7 @@ def switchable(
     rounding: SimulationConfig,
 ) -> ModelProto:
     """Add an input to the program: a bool per layer, whether that layer is quantized."""
-    result = ModelProto()
-    result.CopyFrom(model)
+    result = deepcopy(model)
     graph = result.graph
     graph.input.append(helper.make_tensor_value_info(SWITCHES, TensorProto.BOOL, [max(1, len(found))]))
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -194,8 +194,7 @@ def switchable(
     rounds = {item.output: f"omgoptim.{index}." for index, item in enumerate(found) if rounding.outputs}
     nodes: list[NodeProto] = []
     for node in model.graph.node:
-        copy = NodeProto()
-        copy.CopyFrom(node)
+        copy = deepcopy(node)
         if node.name in items:
             index, item = items[node.name]
             _switch(copy, _Writer(graph, nodes, f"omgoptim.{index}.", rounding), index, item, stored, statistics)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,8 +55,7 @@ def write_qdq(
     excluded = [layer.node for layer in find_layers(model) if layer.node not in taken]
     excluded += float_tail(model, ranges)
     data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()}
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = deepcopy(model)
     with as_technique_error("ONNX Runtime could not quantize the program"), quiet_stdout(), _quiet_log():
         quantizer = QDQQuantizer(
             copy,

@@ -17,6 +17,7 @@ moments without data at hand; the flips after it; and the choice on held-out sam
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -228,8 +229,7 @@ def apply_adaround(
         task: layers, number format and threads.
     """
     chosen, params = task.chosen, task.params
-    result = ModelProto()
-    result.CopyFrom(model)
+    result = deepcopy(model)
     simulated = write_qdq(model, chosen, ranges, params, float_biases=True)
     stored = stored_weights(simulated)
     floats = {layer.name: layer for layer in find_layer_weights(reference, chosen)}
@@ -268,8 +268,7 @@ def round_small_kernels(
     their taps often cancel out, so that an error of the sum of nine weights is large beside what is left.
     """
     chosen, params = task.chosen, task.params
-    result = ModelProto()
-    result.CopyFrom(model)
+    result = deepcopy(model)
     stored = stored_weights(write_qdq(model, chosen, ranges, params))
     layers = [
         layer

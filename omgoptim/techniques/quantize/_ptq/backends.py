@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -122,8 +123,7 @@ def quantize_by_nncf(
         preset = nncf.QuantizationPreset.PERFORMANCE if params.symmetric else nncf.QuantizationPreset.MIXED
 
         def apply(fast: bool) -> ModelProto:
-            copy = ModelProto()
-            copy.CopyFrom(model)
+            copy = deepcopy(model)
             quantized: ModelProto = nncf.quantize(
                 copy,
                 nncf.Dataset(batches, dict),

@@ -7,6 +7,7 @@ that memory does not grow with the calibration set.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -177,8 +178,7 @@ def outputs(model: ModelProto, batches: Sequence[Batch], threads: int = 1) -> li
 
 def _only(model: ModelProto, names: Sequence[str]) -> ModelProto:
     """Return a copy of the program that computes the named tensors only."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = deepcopy(model)
     known = {value.name: value for value in model.graph.output}
     needed, kept = set(names), []
     for node in reversed(model.graph.node):

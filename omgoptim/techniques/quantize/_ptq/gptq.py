@@ -19,6 +19,7 @@ Legend: K inputs, N outputs, B weights of a group, G = K / B groups.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -233,8 +234,7 @@ def input_hessians(model: ModelProto, widths: Mapping[str, int], batches: Batche
 
 
 def _one_pass(model: ModelProto, widths: Mapping[str, int], batches: Batches, threads: int) -> Hessians:
-    watched = ModelProto()
-    watched.CopyFrom(model)
+    watched = deepcopy(model)
     for index, (name, width) in enumerate(widths.items()):
         stem = f"omgoptim_moments_{index}"
         shape = numpy_helper.from_array(np.array([-1, width], np.int64), f"{stem}_shape")

@@ -15,6 +15,7 @@ see (a quarter of them, held out). Evaluation data plays no part.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -98,8 +99,7 @@ def multiply_accumulates(model: ModelProto, chosen: Sequence[OnnxLayer]) -> int 
 
 def restore_float_layers(model: ModelProto, reference: ModelProto, kept: Sequence[OnnxLayer]) -> ModelProto:
     """Return a copy of the program with some layers' weights and biases from the reference."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = deepcopy(model)
     nodes = {node.name: node for node in copy.graph.node}
     tensors = {tensor.name: tensor for tensor in copy.graph.initializer}
     floats: dict[str, TensorProto] = {tensor.name: tensor for tensor in reference.graph.initializer}
@@ -283,8 +283,7 @@ def _round_small_kernels(state: PtqState, settings: PtqSettings) -> PtqState:
 
 def _note_small_kernels(state: PtqState, notes: list[str]) -> None:
     if state.rounded:
-        layers = "1 layer" if state.rounded == 1 else f"{state.rounded} layers"
-        notes.append(f"Small kernels of {layers} were rounded for the least output error.")
+        notes.append(f"Small kernels of {_layers(state.rounded)} were rounded for the least output error.")
 
 
 def _correct(state: PtqState, settings: PtqSettings, notes: list[str]) -> PtqState:
@@ -296,8 +295,7 @@ def _correct(state: PtqState, settings: PtqSettings, notes: list[str]) -> PtqSta
     if count == 0 or better.sqnr_db <= state.sqnr_db + MIN_STEP_GAIN_DB:
         notes.append("Bias correction did not raise the SQNR and was left out.")
         return state
-    layers = "1 layer" if count == 1 else f"{count} layers"
-    notes.append(f"Bias correction of {layers} {_raised(state.sqnr_db, better.sqnr_db)}.")
+    notes.append(f"Bias correction of {_layers(count)} {_raised(state.sqnr_db, better.sqnr_db)}.")
     return better
 
 
@@ -311,11 +309,9 @@ def _round(state: PtqState, settings: PtqSettings, notes: list[str]) -> PtqState
     if after.sqnr_db <= state.sqnr_db + MIN_STEP_GAIN_DB:
         notes.append("AdaRound did not raise the SQNR and was left out.")
         return state
-    layers = "1 layer" if len(found.changed) == 1 else f"{len(found.changed)} layers"
-    notes.append(f"AdaRound on {layers} {_raised(state.sqnr_db, after.sqnr_db)}.")
+    notes.append(f"AdaRound on {_layers(len(found.changed))} {_raised(state.sqnr_db, after.sqnr_db)}.")
     if found.left:
-        layers = "1 layer" if len(found.left) == 1 else f"{len(found.left)} layers"
-        notes.append(f"AdaRound does not support {layers}: too large or transposed.")
+        notes.append(f"AdaRound does not support {_layers(len(found.left))}: too large or transposed.")
     return after
 
 
@@ -329,6 +325,10 @@ def _some(batches: list[Batch], share: float, model: ModelProto) -> list[Batch]:
     samples = sum(map(size_of, batches))
     wanted = max(FEWEST_SAMPLES, share * samples)
     return batches if wanted >= samples else subsample(batches, round(wanted), sliceable=has_free_batch(model))
+
+
+def _layers(count: int) -> str:
+    return "1 layer" if count == 1 else f"{count} layers"
 
 
 def _raised(before_db: float, after_db: float) -> str:

@@ -110,7 +110,7 @@ def test_layers_are_fitted_in_the_order_in_which_they_run_and_portions_change_no
     assert (once(x) - expected).square().mean() < 0.2 * (cut(x) - expected).square().mean()
 
 
-def test_padding_has_no_say(run_of: RunOf) -> None:
+def test_padding_does_not_change_the_fit(run_of: RunOf) -> None:
     class Text(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -85,7 +85,7 @@ def test_every_layer_has_a_time_at_every_width(runtime: str, module: nn.Module, 
     assert predicted_ms(table, widths) <= full_ms(table)
 
 
-def test_torch_compile_is_told_by_the_times_of_torch_eager(module: nn.Module, tmp_path: Path) -> None:
+def test_torch_compile_is_predicted_by_the_times_of_torch_eager(module: nn.Module, tmp_path: Path) -> None:
     table = measure_layer_times(module, [HIDDEN], run_on("torch_compile", module, tmp_path), 2, budget_s=0.2)
     assert table.runtime == "torch_eager"
 
@@ -114,7 +114,7 @@ def test_a_layer_that_is_called_twice_costs_twice(
     )
 
 
-def test_a_member_that_is_never_called_is_told(module: nn.Module, tmp_path: Path) -> None:
+def test_a_member_that_is_never_called_is_listed_as_unmeasured(module: nn.Module, tmp_path: Path) -> None:
     hidden = Group("hidden", 16, 1, "channels", (*HIDDEN.places, place("unused", "in", 16)))
     table = measure_layer_times(module, [hidden], run_on("torch_eager", module, tmp_path), 2, budget_s=0.2)
     assert table.unmeasured == ("unused",)

@@ -116,7 +116,7 @@ def test_inputs_that_are_no_numbers_change_nothing(run_of: RunOf, drawn: Drawn) 
     assert torch.equal(sparse[0].weight, before)
 
 
-def test_without_real_data_nothing_is_fitted_and_nothing_is_said(run_of: RunOf, drawn: Drawn) -> None:
+def test_without_real_data_nothing_is_fitted_or_noted(run_of: RunOf, drawn: Drawn) -> None:
     from omgoptim.requests.prune import Magnitude
 
     net = nn.Sequential(nn.Linear(6, 4))

@@ -54,7 +54,7 @@ def test_the_last_amount_is_the_goal_to_the_last_bit(shape: str, goal: float, ro
         (("linear", float("nan"), 3), "cannot go"),
     ],
 )
-def test_a_schedule_that_cannot_be_is_refused(arguments: tuple[str, float, int], said: str) -> None:
+def test_an_impossible_schedule_is_refused(arguments: tuple[str, float, int], said: str) -> None:
     with pytest.raises(RequestError, match=said):
         levels(*arguments)
 

@@ -208,7 +208,7 @@ def test_steps_that_were_switched_off_are_not_done():
     assert notes[0].startswith("Bias correction")
 
 
-def test_one_calibration_sample_is_enough_and_it_is_said_that_it_chose_as_well():
+def test_one_calibration_sample_is_enough_and_the_note_says_that_it_also_chose():
     rng = np.random.default_rng(0)
     model = two_layers(rng.standard_normal((6, 8)), np.zeros(6), rng.standard_normal((3, 6)), np.zeros(3))
     params = apply_preset(Static(algorithm="onnxruntime"), "best")
