@@ -23,7 +23,7 @@ from omgoptim.techniques.reconstruction.least_squares import ridge
 from omgoptim.techniques.registry import ModuleRun
 
 HELD = 1e-3
-"""Damping of the fitted weight towards the one before, as a fraction of the mean energy of an input."""
+"""Damping towards the former weight, as a fraction of an input's mean energy: holds directions without samples only."""
 
 CLOSE = 1e-3
 """Relative difference of two float32 sums that differ only in the order of additions."""

@@ -45,7 +45,7 @@ from omgoptim.techniques.probe import Probe
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
 ON_THE_CURVE = 3
-"""Interpolation steps before bisection."""
+"""Interpolation steps before bisection: the curve's two unknowns are known after two, the third corrects rounding."""
 BUILDS = ON_THE_CURVE + 10
 """Maximum evaluations beside that at the upper end: ten bisections end a search over 1,000 steps."""
 CLOSE = 0.97
@@ -54,15 +54,15 @@ STEPS = 1000
 """Resolution of the search: x is a multiple of 1/1000."""
 
 LEAST = 0.02
-"""Minimum width and rank ratio that is tried: a fiftieth of a layer."""
+"""Minimum width and rank ratio that is tried: a fiftieth of a layer, one channel of most."""
 MOST_RANK = 0.9
 """Maximum rank ratio: above it two factors save less than 10 % of the parameters and cost time."""
 LARGE = 32
-"""Minimum inputs and outputs of a Linear layer that is worth factorizing."""
+"""Minimum inputs and outputs of a Linear layer that is factorized: a smaller one has under 1,024 weights to save."""
 DEEPER, WIDER = math.log(1.2), math.log(1.1)
 """Logarithms of depth and width per step of compound scaling: arXiv:1905.11946 (1.2 and 1.1)."""
 PLAIN_WIDTHS = (1.0, 0.75)
-"""Widths that are tried when `keep_layers` decides the student's size."""
+"""Widths that are tried when `keep_layers` decides the size: all channels, and about half of their weights."""
 FOR_SPEED = (2.0, 4.0)
 """Compressions per unit of requested speedup, when speedup is the only target: time falls by less than parameters."""
 

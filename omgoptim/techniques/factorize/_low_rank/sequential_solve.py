@@ -65,7 +65,9 @@ KEPT_BYTES = 1_000_000_000
 """Bytes for the inputs of the original's layers in float32, as much as for moments."""
 
 HELD = 0.1
-"""Damping of the refitted weight towards the original, as a fraction of the mean energy of an input."""
+"""Damping towards the original weight, as a fraction of an input's mean energy: as measured for channels in
+`prune/_reconstruction.py`.
+"""
 
 Rows = dict[str, list[Tensor]]
 """Rows of each call of a layer in one batch by path, (groups, rows, in) each."""
