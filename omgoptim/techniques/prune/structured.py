@@ -38,7 +38,7 @@ from omgoptim.techniques.prune._channels.channel_allocation import (
 from omgoptim.techniques.prune._channels.dependency_graph import find_groups
 from omgoptim.techniques.prune._channels.groups import Groups, RefusalKind
 from omgoptim.techniques.prune._channels.importance import importance_of
-from omgoptim.techniques.prune._channels.removal import WAY_OUT, remove, take_out
+from omgoptim.techniques.prune._channels.removal import WAY_OUT, remove, remove_with_positions
 from omgoptim.techniques.prune._reconstruction import reconstruct_channels
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
@@ -104,7 +104,7 @@ def keep_only(
         TechniqueError: nothing could be removed.
     """
     before = copy.deepcopy(module)
-    outcome, left = take_out(module, groups, keep, run)
+    outcome, left = remove_with_positions(module, groups, keep, run)
     if not (params.reconstruct and run.real):
         return outcome
     fitted = reconstruct_channels(module, before, left, run)

@@ -55,10 +55,10 @@ def remove(module: nn.Module, groups: Groups, keep: Mapping[str, Tensor], run: M
     Raises:
         TechniqueError: nothing could be removed.
     """
-    return take_out(module, groups, keep, run)[0]
+    return remove_with_positions(module, groups, keep, run)[0]
 
 
-def take_out(
+def remove_with_positions(
     module: nn.Module, groups: Groups, keep: Mapping[str, Tensor], run: ModuleRun
 ) -> tuple[Outcome, dict[Key, Tensor]]:
     """Do what `remove` does; return the outcome, and the positions left of each cut side, counted as before."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from omgoptim.requests.prune import Structured
 from omgoptim.techniques.prune import _reconstruction
 from omgoptim.techniques.prune._channels.dependency_graph import find_groups
-from omgoptim.techniques.prune._channels.removal import take_out
+from omgoptim.techniques.prune._channels.removal import remove_with_positions
 from omgoptim.techniques.reconstruction import inputs, sequential
 from omgoptim.techniques.registry import ModuleRun
 
@@ -23,7 +23,7 @@ RunOf = Callable[..., ModuleRun]
 def cut_and_fit(module: nn.Module, run: ModuleRun, keep: dict[str, Tensor]) -> tuple[nn.Module, list[str]]:
     """The smaller module before fitting, and the paths that were fitted."""
     before = copy.deepcopy(module)
-    _, left = take_out(module, find_groups(module, Structured(), run), keep, run)
+    _, left = remove_with_positions(module, find_groups(module, Structured(), run), keep, run)
     cut = copy.deepcopy(module)
     return cut, _reconstruction.reconstruct_channels(module, before, left, run)
 
