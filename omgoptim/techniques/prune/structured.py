@@ -38,7 +38,7 @@ from omgoptim.techniques.prune._channels.channel_allocation import (
 from omgoptim.techniques.prune._channels.dependency_graph import find_groups
 from omgoptim.techniques.prune._channels.groups import Groups, RefusalKind
 from omgoptim.techniques.prune._channels.importance import importance_of
-from omgoptim.techniques.prune._channels.removal import WAY_OUT, remove, remove_with_positions
+from omgoptim.techniques.prune._channels.removal import SIZES_FIX, remove, remove_with_positions
 from omgoptim.techniques.prune._reconstruction import reconstruct_channels
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
@@ -154,7 +154,7 @@ def nothing_to_remove(groups: Groups) -> TechniqueError:
     kinds = [groups.refusals.get(skip.path, RefusalKind.OTHER) for skip in groups.skipped]
     ranked = sorted(zip(kinds, groups.skipped, strict=True), key=lambda pair: rank[pair[0]])
     why = f"{ranked[0][1].path or 'the model'}: {ranked[0][1].reason}" if ranked else "it has no convolution or Linear"
-    fix = WAY_OUT if RefusalKind.FORWARD_FAILS in kinds else "method magnitude zeroes single weights"
+    fix = SIZES_FIX if RefusalKind.FORWARD_FAILS in kinds else "method magnitude zeroes single weights"
     return TechniqueError("structured pruning can remove nothing from this model", why, fix)
 
 

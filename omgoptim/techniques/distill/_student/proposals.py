@@ -260,11 +260,11 @@ def proposals(
             if params is None:
                 passed_over.append((way.name, why))
                 continue
-            made = _proposal(builder, params, run)
+            proposal = _proposal(builder, params, run)
         except OmgoptimError as error:
             passed_over.append((way.name, f"{error.what}: {error.why}" if error.why else error.what))
             continue
-        found.setdefault(tuple((name, tensor.shape) for name, tensor in made.module.state_dict().items()), made)
+        found.setdefault(tuple((name, tensor.shape) for name, tensor in proposal.module.state_dict().items()), proposal)
     likeliest = sorted(found.values(), key=lambda each: (-(each.macs or 0), -each.params_count))
     return likeliest[: auto.candidates], list(dict.fromkeys(passed_over))
 
@@ -294,27 +294,27 @@ def _at_width(way: _Method, width: float, _: float) -> Derived:
 
 def _methods(builder: StudentBuilder, auto: Auto, compression: float) -> Iterator[_Method]:
     """Return the ways that suit the teacher; with layers to keep, every one keeps them."""
-    whose = {"targets": auto.targets, "ignore": auto.ignore}
+    globs = {"targets": auto.targets, "ignore": auto.ignore}
     shares = {round(auto.keep_layers / len(stack.units), 4) for stack in builder.stacks} if auto.keep_layers else {1.0}
     depth = min(1.0, *shares)
     if auto.keep_layers is not None:
-        kept = partial(FewerLayers, keep_layers=auto.keep_layers, **whose)
+        kept = partial(FewerLayers, keep_layers=auto.keep_layers, **globs)
         yield _Method("fewer layers", lambda width: kept(width=width))
     else:
-        yield _Method("narrow", lambda width: Narrow(width=width, **whose))
+        yield _Method("narrow", lambda width: Narrow(width=width, **globs))
         if builder.stacks:
             steps = math.log(compression) / (DEEPER + 2 * WIDER)
             shallow = round(math.exp(-steps * DEEPER), 3)
-            yield _Method("narrow with fewer layers", lambda width: Narrow(width=width, depth=shallow, **whose))
+            yield _Method("narrow with fewer layers", lambda width: Narrow(width=width, depth=shallow, **globs))
             few = _layers_for(builder, builder.params / compression)
-            yield _Method("fewer layers", lambda width: FewerLayers(keep_layers=few, width=width, **whose))
+            yield _Method("fewer layers", lambda width: FewerLayers(keep_layers=few, width=width, **globs))
     if len(shares) > 1:  # one fraction of the depth would not keep so many layers of every stack
         return
     if builder.has_convolutions:
-        yield _Method("depthwise", lambda width: Depthwise(width=width, depth=depth, **whose))
-        yield _Method("inverted residual", lambda width: InvertedResidual(width=width, depth=depth, **whose))
+        yield _Method("depthwise", lambda width: Depthwise(width=width, depth=depth, **globs))
+        yield _Method("inverted residual", lambda width: InvertedResidual(width=width, depth=depth, **globs))
     if builder.has_linear_of(LARGE):
-        at = partial(LowRank, depth=depth, **whose)
+        at = partial(LowRank, depth=depth, **globs)
         if compression > 1:
             yield _Method("low rank", lambda share: at(rank_ratio=share), 1, MOST_RANK)
         yield _Method("low rank, narrower", lambda width: at(width=width))

@@ -66,7 +66,9 @@ def pareto(options: Sequence[Option]) -> list[Option]:
     return best
 
 
-def share_out(layers: Mapping[str, RankChoice], elsewhere: int, total: int, compression: float) -> dict[str, Option]:
+def allocate_ranks(
+    layers: Mapping[str, RankChoice], elsewhere: int, total: int, compression: float
+) -> dict[str, Option]:
     """Return the option of each layer that is factorized, by path.
 
     Args:
