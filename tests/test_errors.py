@@ -1,4 +1,4 @@
-"""What an error is called where it crosses a process boundary."""
+"""Tests of the kind of an error that crosses a process boundary."""
 
 from __future__ import annotations
 

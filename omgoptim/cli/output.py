@@ -1,4 +1,4 @@
-"""What a command prints, in the form that was asked for: results to standard output, all else to standard error."""
+"""Output of the commands: results to standard output, everything else to standard error."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def print_error(error: OmgoptimError, form: Form) -> int:
 
 
 def console(stream: Any) -> Any:
-    """A console of a stream; of a fixed width where it is no terminal."""
+    """Return a console for a stream; of a fixed width unless it is a terminal."""
     from rich.console import Console
 
     return Console(file=stream, width=None if stream.isatty() else _WIDTH_OF_A_PIPE, highlight=False)

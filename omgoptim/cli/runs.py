@@ -160,7 +160,7 @@ def _show_runs(folders: Sequence[RunFolder]) -> int:
 
 
 def _runs_text(folders: Sequence[RunFolder], form: Form | Literal["html"]) -> str:
-    """The runs in a form that is no terminal's; plain text is markdown."""
+    """Return the runs as JSON, a page or markdown; plain text is markdown."""
     if len(folders) > 1:
         made = _runs_of(folders)
         if form == "json":

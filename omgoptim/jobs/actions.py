@@ -83,7 +83,7 @@ def resume(folder: RunFolder, program: str = WORKER) -> RunState:
         raise RunError(f"run {folder.id} is {state.status} already", state.stage, wait)
     submission = folder.read_request()
     if submission.verb not in VERBS:
-        raise RunError(f"run {folder.id} has no readable request.json", f"there is no verb '{submission.verb}'")
+        raise RunError(f"run {folder.id} has no readable request.json", f"unknown command '{submission.verb}'")
     if not folder.is_own_request():
         submission = _without_grants(folder, submission)
     with _locked(folder):

@@ -37,7 +37,7 @@ ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """What `request.json` holds: what was asked, for which project, and which Python does it."""
+    """Content of `request.json`: verb, request, project, and the Python that runs it."""
 
     verb: str
     request: dict[str, Any]
@@ -122,7 +122,7 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """What a run that was cut off goes on from."""
+        """Folder of the checkpoints from which an interrupted run resumes."""
         return self.path / "checkpoints"
 
     @property
@@ -151,7 +151,7 @@ class RunFolder:
         return self.path / "badge.svg"
 
     def read_request(self) -> Submission:
-        """What was asked.
+        """Return the submission of the run.
 
         Raises:
             RunError: request.json is missing or damaged.
@@ -289,7 +289,7 @@ def new_run(project: Path, verb: str) -> RunFolder:
 def run_folders(project: Path) -> list[RunFolder]:
     """Every run of a project, by name.
 
-    A link is none, nor is a folder with a link or a pipe in it: what is written to a run stays in the project.
+    Links, and folders that hold a link or a pipe, are left out: what is written to a run stays in the project.
     """
     root = runs_root(project)
     if not root.is_dir():

@@ -33,7 +33,7 @@ class StepRuns:
     """Does verbs as steps of a run: see `RunStep`."""
 
     folder: RunFolder
-    """Of the run that the steps belong to."""
+    """Folder of the run that the steps belong to."""
     submission: Submission
     report: Callable[[str, float | None], None]
     execute: Callable[..., None]

@@ -97,7 +97,7 @@ def step_scatter(report: EfficiencyReport) -> Scatter | None:
 
 
 def step_chain(report: EfficiencyReport) -> Chain:
-    """What each step brought, and whether the result builds on it."""
+    """Return the steps with their speedup, size and drop, and whether each was kept."""
     links = []
     for step in report.steps:
         speed = if_known(ratio_text, step.speedup)
@@ -240,7 +240,7 @@ def _layer_text(layer: Layer) -> str:
 
 
 MOST_LAYERS = 24
-"""How many layers or groups get a curve of their own, the most sensitive first."""
+"""Most layers or groups that get a curve, the most sensitive first."""
 
 
 def learning_curve(

@@ -75,12 +75,12 @@ class Action:
     label: str
     message: str
     confirm: str = ""
-    """What is asked before."""
+    """Question of the confirmation dialog; empty for none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What a page shows, from top to bottom."""
+    """Content of a page, from top to bottom."""
 
     title: str
     lead: str = ""
@@ -139,8 +139,8 @@ def call_text(tool: str, arguments: Json) -> str:
 def document_json(document: Document, limit: int = LARGEST) -> str:
     """Return a document as JSON of at most `limit` bytes that may stand in a script element.
 
-    Texts are cleaned; what is no number is left out; of lists that are too long the first entries are kept, and how
-    many are left out is said.
+    Texts are cleaned; NaN and infinite numbers become null; lists that are too long are cut, with the number
+    of entries left out.
     """
     for folded, others in _CUTS:
         text = json.dumps(_plain(document, (folded, others)), ensure_ascii=False, separators=(",", ":"))

@@ -86,7 +86,7 @@ def _actions(report: EfficiencyReport, project: str) -> list[Action]:
 
 
 def _with_most_effort(report: EfficiencyReport) -> dict[str, Any] | None:
-    """Return the arguments of the same run with the most effort; None where there is no such call for an agent."""
+    """Return the arguments of the same run with the most effort; None if an agent cannot make such a call."""
     if report.verb != "quantize" or not report.repeat.startswith("omgoptim quantize "):
         return None
     try:

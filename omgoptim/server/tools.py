@@ -33,7 +33,7 @@ from omgoptim.server.waiting import default_wait
 Json = dict[str, Any]
 
 SHELL_ONLY = (*GRANTS, "clean")
-"""What an agent may not give itself: the user sets OMGOPTIM_ALLOW_PATH and OMGOPTIM_ALLOW_MODULE for the server."""
+"""Arguments that an agent cannot give: the user sets OMGOPTIM_ALLOW_PATH and OMGOPTIM_ALLOW_MODULE for the server."""
 
 NAMED_BY_TOOLS = ("weights", "target")
 """Rare arguments of every verb that only the first tool names: the instructions may have 2,048 characters."""

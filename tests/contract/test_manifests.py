@@ -110,7 +110,7 @@ def page(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def arguments_of(request: type[Request]) -> set[str]:
-    """What a verb accepts: its own arguments and those of its techniques, which may stand beside them."""
+    """Return the arguments of a verb: its own, and those of its techniques."""
     return {*request.model_fields, *(name for kind in techniques(request).values() for name in kind.model_fields)}
 
 

@@ -1,4 +1,4 @@
-"""Tests of how coverage, guard and explanation of a quantization are told, in every form of a report."""
+"""Tests of coverage, guard and explanation of a quantization in every form of a report."""
 
 from __future__ import annotations
 
@@ -178,14 +178,14 @@ def test_what_a_gain_comes_from_and_what_else_was_kept_is_told_with_the_call_tha
                     best_for=["speed", "quality"], quality_drop=0.0, holds=True, path="p", command="omgoptim pick r f"),
     ]  # fmt: skip
     report = quantized.model_copy(update={"gains_by": parts, "alternatives": kept})
-    told = "engine alone 3.10x (3.00 to 3.21), fewer bits on it 1.42x (point estimate)"
-    assert parts_text(parts) == told
+    expected = "engine alone 3.10x (3.00 to 3.21), fewer bits on it 1.42x (point estimate)"
+    assert parts_text(parts) == expected
     assert alternative_texts(report) == [
         "fp32-on-x: 1.09x larger, drop 0.0000; best speed and quality; omgoptim pick r f",
         "bf16-on-x: 1.90x smaller, 2.00x the speed, drop 0.0000; omgoptim pick r bf16-on-x",
     ]
     for text in (report_markdown(report, "brief"), page_text(report)):
-        assert told in text
+        assert expected in text
         assert "omgoptim pick r bf16-on-x" in text
     answer = brief.brief_report(report)
     assert [one["name"] for one in answer["alternatives"]] == ["bf16-on-x", "fp32-on-x"]

@@ -105,9 +105,8 @@ class Agent:
             raise SetupError("the target has no space", failure, "free some, or let doctor clean the target's cache")
         scratch = Path(payload)
         if sha256(scratch) != digest:
-            raise ArtifactError(
-                "a file was changed on its way to the target", f"its sha256 is not {digest}", "try again"
-            )
+            fix = "repeat the command: the file is sent again"
+            raise ArtifactError("a file was changed on its way to the target", f"its sha256 is not {digest}", fix)
         scratch.replace(self.store.path(digest))
         return {}, None
 

@@ -91,7 +91,8 @@ class Target:
             self.machine, self.notes = prepare_machine(self.connection, self._runtime)
         except TargetLost as lost:
             self.connection.close()
-            raise SetupError(f"the connection to {self.address} ended", str(lost), "try again") from None
+            fix = f"check that `ssh {self.address.login}` connects, then repeat the command"
+            raise SetupError(f"the connection to {self.address} ended", str(lost), fix) from None
         except OmgoptimError:
             self.connection.close()
             raise

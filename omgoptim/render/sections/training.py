@@ -111,7 +111,7 @@ def _judged(one: Round) -> bool:
 
 
 def _left_text(one: Round) -> str:
-    """Parameters that are left: those that are no zero, where some are."""
+    """Return the remaining parameters; the non-zero ones if some are zero."""
     left = one.params if one.nonzero_params is None else one.nonzero_params
     return if_known(count_text, left)
 
@@ -185,7 +185,7 @@ def control_text(control: Control, trained: bool = True) -> str:
     if control.kept:
         parts.append("this one is the artifact: it was better on the selection samples than the distilled one")
     else:
-        parts.append("the distilled one is the artifact: it was no worse on the selection samples")
+        parts.append("the distilled one is the artifact: it was not worse on the selection samples")
     if trained and control.training is not None:
         parts.append(training_text(control.training))
     return "; ".join(parts)
