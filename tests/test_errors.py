@@ -1,4 +1,4 @@
-"""Tests of the kind of an error that crosses a process boundary."""
+"""Kinds of errors across a process boundary."""
 
 from __future__ import annotations
 

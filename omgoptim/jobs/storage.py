@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from omgoptim.errors import OmgoptimError, SetupError
-from omgoptim.models.security.bounded_read import read_plain
+from omgoptim.models.security.file_integrity import read_plain
 from omgoptim.text import clean_block
 
 MOST_RECORD_BYTES = 16 * 2**20

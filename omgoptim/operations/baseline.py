@@ -7,7 +7,8 @@ from pathlib import Path
 
 from omgoptim.errors import ModelError, RequestError, SetupError
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.artifact import Manifest, OutputCheck
+from omgoptim.models.manifest import Manifest
+from omgoptim.models.output_check import OutputCheck
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.fixed_batch import at_batch_one
 from omgoptim.operations.loaded_model import LoadedModel, recipe_of

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from omgoptim.measure.batch_dependence import batch_dependence
+from omgoptim.measure.validity_checks import batch_dependence
 from omgoptim.models.samples import Samples
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.signature import Signature

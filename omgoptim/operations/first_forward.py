@@ -15,10 +15,10 @@ from torch import nn
 from omgoptim.errors import DataError, ModelError, OmgoptimError
 from omgoptim.measure.macs import MacsCount
 from omgoptim.measure.size import stored_precision
-from omgoptim.models import artifact as artifacts
-from omgoptim.models.causal_lm import predicts_next_token, shifted
-from omgoptim.models.data import DataSource
+from omgoptim.models.data import DataSource, Split
 from omgoptim.models.forward import NamedBatch, first_forward
+from omgoptim.models.labels import predicts_next_token, shifted
+from omgoptim.models.output_check import TOLERANCE, max_difference
 from omgoptim.models.raw_batch import RawBatch
 from omgoptim.models.samples import Samples, as_tensors, nan_samples
 from omgoptim.models.security.user_code import call_user
@@ -35,13 +35,17 @@ DOING = "running the model once"
 
 
 def refuse_nan_samples(
-    module: nn.Module | None, inputs: Sequence[InputTensor], evaluation: Samples, limit_s: float
+    module: nn.Module | None,
+    inputs: Sequence[InputTensor],
+    samples: Samples,
+    limit_s: float = 300.0,
+    split: Split = "eval",
 ) -> None:
-    """Raise a DataError with the number, from 0, of the first sample that holds NaN.
+    """Raise a DataError with the number, from 0, of the first sample of a split that holds NaN.
 
     Not where the module's outputs for it are finite: it may support missing values.
     """
-    for number, name, sample in nan_samples(evaluation)[:1]:
+    for number, name, sample in nan_samples(samples)[:1]:
         if module is not None:
             tensors = as_tensors(sample, Signature(tuple(inputs), None).dtypes)
             try:
@@ -51,7 +55,7 @@ def refuse_nan_samples(
             else:
                 return
         raise DataError(
-            f"sample {number} of the eval data holds NaN",
+            f"sample {number} of the {split} data holds NaN",
             f"its input '{name}' holds it, and the model's outputs for it are NaN too",
             "remove such samples, or replace their missing values, where the data is loaded",
         )
@@ -155,8 +159,8 @@ def settled_outputs(session: Session, example: NamedBatch) -> list[NDArray[Any]]
         raise
     except Exception as error:  # engines raise kinds of their own without a common base
         raise ModelError("the model does not run on a batch of two samples", engine_message(error)) from error
-    difference = artifacts.max_difference(outputs, again)
-    if difference > artifacts.TOLERANCE["float32"]:
+    difference = max_difference(outputs, again)
+    if difference > TOLERANCE["float32"]:
         changed = [name for name, array in kept.items() if array.tobytes() != example[name].tobytes()]
         if changed:
             raise ModelError(

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 from torch import fx, nn
 
 from omgoptim.errors import ModelError
-from omgoptim.measure.timing import LATENCY
+from omgoptim.measure.launch import LATENCY
 from omgoptim.requests import ModelRequest, TrainingRequest
-from omgoptim.runtimes.dynamic_batch import DYNAMIC_BATCH_FIX
-from omgoptim.runtimes.export import first_sample
+from omgoptim.runtimes.export import DYNAMIC_BATCH_FIX, first_sample
 from omgoptim.runtimes.signature import Signature
 
 if TYPE_CHECKING:

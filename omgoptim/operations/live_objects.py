@@ -12,8 +12,8 @@ from torch import nn
 from omgoptim.errors import RequestError
 from omgoptim.models.data import DataSource
 from omgoptim.models.forward import NamedBatch
+from omgoptim.models.recipe import Recipe
 from omgoptim.models.samples import as_tensors
-from omgoptim.models.source import Recipe
 from omgoptim.runtimes.signature import Signature
 
 

@@ -13,23 +13,26 @@ from torch import nn
 from omgoptim.errors import DataError, ModelError, SetupError, argument
 from omgoptim.hardware import usable_cores
 from omgoptim.measure.macs import MacsCount, count_macs
+from omgoptim.measure.measuring_process import TimingSetup
 from omgoptim.measure.program_macs import count_program
 from omgoptim.measure.size import count_params
-from omgoptim.measure.timing import TimingSetup
+from omgoptim.measure.validity_checks import missing_classes_notes
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.artifact import Manifest, OutputCheck
-from omgoptim.models.causal_lm import shifted
-from omgoptim.models.collate import Collation
-from omgoptim.models.data import DataSource, Split, adjacent_loader, from_callable, open_data, random_data, take_samples
+from omgoptim.models.data import DataSource, Split, adjacent_loader, from_callable, open_data, random_data
 from omgoptim.models.forward import NamedBatch, first_forward, input_tensors, name_inputs
+from omgoptim.models.labels import shifted
+from omgoptim.models.manifest import LOWERED, PROGRAM, Manifest
+from omgoptim.models.onnx_file import declared_signature
 from omgoptim.models.onnx_graph import count_params as count_program_params
-from omgoptim.models.onnx_signature import declared_signature
+from omgoptim.models.output_check import OutputCheck
 from omgoptim.models.outputs import ModelOutputs
+from omgoptim.models.raw_batch import Collation, take_samples
+from omgoptim.models.recipe import Recipe, read_recipe
 from omgoptim.models.samples import Samples, as_tensors, forward_args, named_samples, repeat_to_size, synthetic_like
 from omgoptim.models.security.hub_options import allow_remote_code
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.user_code import call_user
-from omgoptim.models.source import Recipe, Source, default_inputs, load_source
+from omgoptim.models.source import Source, default_inputs, load_source
 from omgoptim.operations.batch_check import batch_dependence_of
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.first_forward import (
@@ -100,6 +103,7 @@ class LoadedModel:
         samples = named_samples(named, raw)
         if self.module is not None:
             samples = float32_arrays(samples)
+            refuse_nan_samples(self.module, self.signature.inputs, samples, split=split)
         one_by_one = self.batch_dependent or self.fixed_batch
         return samples.one_by_one() if one_by_one and split != "train" else samples
 
@@ -142,10 +146,10 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
         data = with_shifted_labels(data, opened.module)
         evaluation = Samples(evaluation.batches, [shifted(target) for target in evaluation.targets])
     dependent = batch_dependence_of(opened.module, opened.program, signature, evaluation, threads)
-    if dependent:
-        notes.append(f"{dependent}; quality is measured one sample at a time, and throughput not at all")
+    notes += [f"{dependent}; quality is measured one sample at a time, and throughput not at all"] if dependent else []
     metric = live.metric or request.metric
     outputs = outputs_of(request, metric, opened.module, opened.program, signature, data, evaluation, threads)
+    notes = [*notes, *missing_classes_notes(outputs, evaluation.targets)]
     macs, params = _counts(opened, signature, repeat_to_size(evaluation, 1))
     precision = "float32"
     if opened.module is not None and source.artifact is None:
@@ -235,10 +239,10 @@ def _open_model(source: Source, policy: PathPolicy) -> _OpenedModel:
         if ENGINES[manifest.runtime].runs == "lowered":
             raise ModelError(
                 f"an artifact for {manifest.runtime} is the end of a chain",
-                f"{artifacts.LOWERED} holds no module and no ONNX program",
+                f"{LOWERED} holds no module and no ONNX program",
                 "give the model that it was made from; compare measures two artifacts, also of this kind",
             )
-        return _OpenedModel(None, source.artifact / artifacts.PROGRAM, manifest.signature)
+        return _OpenedModel(None, source.artifact / PROGRAM, manifest.signature)
     if source.program is not None:
         return _OpenedModel(None, source.program, declared_signature(source.program))
     return _OpenedModel(source.module, None, None)
@@ -345,4 +349,4 @@ def _save_baseline(
 
 def recipe_of(loaded: LoadedModel) -> Recipe:
     """Return the recipe of the model from its baseline artifact."""
-    return artifacts.read_recipe(loaded.baseline)
+    return read_recipe(loaded.baseline)

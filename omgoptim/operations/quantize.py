@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from omgoptim.errors import RequestError
-from omgoptim.models.artifact import Manifest
+from omgoptim.models.manifest import Manifest
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.fixed_batch import at_batch_one
 from omgoptim.operations.loaded_model import Live, LoadedModel, prepare

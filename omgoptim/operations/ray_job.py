@@ -27,7 +27,7 @@ from omgoptim.executors.package import pack
 from omgoptim.executors.ray import runtime_env
 from omgoptim.models.manifest import MANIFEST
 from omgoptim.models.report_file import write_sealed
-from omgoptim.models.security.seal import add_seal
+from omgoptim.models.security.file_integrity import add_seal
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.live_objects import Live
 from omgoptim.operations.output_folder import deliver, free_output

@@ -88,7 +88,7 @@ def original_on_target(loaded: LoadedModel, context: RunContext, program: Progra
     Raises:
         ModelError: it has none.
     """
-    from omgoptim.models.artifact import Manifest
+    from omgoptim.models.manifest import Manifest
     from omgoptim.operations.baseline import baseline_on
     from omgoptim.runtimes import ENGINES
 

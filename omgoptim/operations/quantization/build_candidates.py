@@ -14,8 +14,9 @@ from torch import nn
 
 from omgoptim.errors import NoLayerChanged, OmgoptimError, TechniqueError
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.artifact import Manifest, OutputCheck
+from omgoptim.models.manifest import LOWERED, PROGRAM, Manifest
 from omgoptim.models.onnx_graph import graph_traits
+from omgoptim.models.output_check import TOLERANCE, OutputCheck, max_difference
 from omgoptim.models.samples import Samples, as_tensors
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import LoadedModel, recipe_of
@@ -25,9 +26,8 @@ from omgoptim.requests import Params
 from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Fp32, Qat, Static, WeightOnly
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.engine import engine_message
-from omgoptim.runtimes.export import first_sample
+from omgoptim.runtimes.export import first_sample, tied_weights
 from omgoptim.runtimes.signature import BATCH
-from omgoptim.runtimes.tied_weights import tied_weights
 from omgoptim.techniques.registry import Outcome, ProgramRun, apply_to_program, technique_of
 
 T = TypeVar("T")
@@ -78,7 +78,7 @@ def float_program(loaded: LoadedModel, context: RunContext, name: str = "float",
         raise TechniqueError("there is neither a module nor a program")
     from omgoptim.runtimes.export import export_onnx
 
-    path = context.work / name / artifacts.PROGRAM
+    path = context.work / name / PROGRAM
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         example = as_tensors(loaded.example, loaded.signature.dtypes)
@@ -98,8 +98,8 @@ def _check_export(loaded: LoadedModel, path: Path) -> None:
         actual = ENGINES["onnxruntime"].open(path, loaded.signature, settings).run(one)
     except Exception as error:  # ONNX Runtime's errors have no common base
         raise TechniqueError("ONNX Runtime cannot run the exported model", engine_message(error)) from error
-    worst = artifacts.max_difference(expected, actual)
-    if not worst <= artifacts.TOLERANCE["float32"]:
+    worst = max_difference(expected, actual)
+    if not worst <= TOLERANCE["float32"]:
         raise TechniqueError(
             "the outputs of the exported model differ from the module's",
             f"the maximum difference on one sample is {worst:.3g} of the outputs' scale",
@@ -225,10 +225,10 @@ def _build_program(
     if program.path is None:
         raise program.error or TechniqueError("the model has no program")
     if twin is not None and twin.folder is not None and twin.outcome is not None:
-        target, outcome = twin.folder / artifacts.PROGRAM, twin.outcome
+        target, outcome = twin.folder / PROGRAM, twin.outcome
     else:
         run.scratch.mkdir(parents=True, exist_ok=True)
-        target = run.scratch / artifacts.PROGRAM
+        target = run.scratch / PROGRAM
         outcome = apply_to_program(program.path, target, spec.params, run)
     manifest = _manifest(spec, loaded, precision_of(spec.params))
     settings = SessionSettings(loaded.bench.threads, loaded.device, manifest.precision)
@@ -243,7 +243,7 @@ def build_lowered(params: Params, folder: Path, loaded: LoadedModel, run: Progra
     Raises:
         OmgoptimError: it cannot be lowered or run, or no layer was quantized.
     """
-    from omgoptim.measure.weight_storage import module_layers
+    from omgoptim.measure.size import module_layers
     from omgoptim.techniques.quantize._executorch.lowering import LoweringInput, lower
 
     if loaded.module is None:
@@ -253,7 +253,7 @@ def build_lowered(params: Params, folder: Path, loaded: LoadedModel, run: Progra
             "give the module it was exported from: file.py:callable, with its weights as checkpoint",
         )
     run.scratch.mkdir(parents=True, exist_ok=True)
-    target = run.scratch / artifacts.LOWERED
+    target = run.scratch / LOWERED
     layers = {layer.path: layer.op for layer in module_layers(loaded.module)}
     example = first_sample(loaded.example)
     outcome = lower(LoweringInput(loaded.module, loaded.signature, example, run, layers), params, target)

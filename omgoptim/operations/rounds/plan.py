@@ -15,8 +15,7 @@ from omgoptim.operations.report_records import environment, shown_request
 from omgoptim.operations.rounds.loop import RoundsJob
 from omgoptim.reports import EfficiencyReport, Round
 from omgoptim.requests import Params
-from omgoptim.training.config import TrainingConfig
-from omgoptim.training.small_data import STEPS_AN_EPOCH, config_for_data
+from omgoptim.training.config import STEPS_AN_EPOCH, TrainingConfig, config_for_data
 
 MOST_BATCHES = 100_000
 """Maximum number of batches of an epoch that are counted."""

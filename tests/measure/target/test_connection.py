@@ -1,4 +1,4 @@
-"""What can be wrong with a target: each its own error, within seconds; and how ssh is called."""
+"""Failures of a target, each with its own error within seconds, and the ssh command line."""
 
 from __future__ import annotations
 
