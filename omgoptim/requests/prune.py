@@ -58,7 +58,7 @@ class Structured(Params):
         goals = ("pruning_ratio", "target_speedup", "target_latency_ms", "target_macs_ratio")
         given = [name for name in goals if getattr(self, name) is not None]
         if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} are two goals; give one")
+            raise ValueError(f"{' and '.join(given)} exclude each other; give one")
         return self
 
     @property

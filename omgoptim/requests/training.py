@@ -69,7 +69,7 @@ class ExecutionFields(Request):
     on: Annotated[str, RARE] = "local"
     """Place of the work: local (processes of this machine), ray (a local Ray instance, or the cluster at RAY_ADDRESS), or http://HEAD:8265 (the whole run as a Ray job there)."""  # noqa: E501
     workers: Annotated[int, RARE] = Field(1, ge=1, le=1000)
-    """Tasks that run at a time; with ray, each has one CPU."""
+    """Number of parallel tasks: processes of this machine, or with ray tasks of one CPU each."""
 
     @field_validator("on")
     @classmethod

@@ -201,14 +201,14 @@ def _one_line(text: str | None) -> str:
 _RUNS_CODE = "Runs code with the user's rights."
 
 OUTPUT_SCHEMA: dict[str, Any] = {"type": "object"}
-"""Every answer is an object whose `summary` says it in words; an error has `error` instead."""
+"""Schema of every answer: an object with a `summary`, or with an `error`."""
 
 INSTRUCTIONS = f"""\
-omgoptim makes a PyTorch model smaller and faster, and proves it: every number is measured on the saved artifact,
-reopened in a fresh process. For a goal, or as far as it gets: optimize. By hand: profile, then quantize (scheme and
+omgoptim makes a PyTorch model smaller and faster. Every number is measured on the saved artifact, reopened in a fresh
+process. As small and fast as possible, or to a target: optimize. Step by step: profile, then quantize (scheme and
 runtime auto); if not enough, prune, factorize or distill, and quantize the result. An answer begins with outcome and
 summary: report both, with warnings and intervals, and follow next_steps. Always give project, the absolute
-path of the user's project. Its code runs with the user's rights in the project's Python.
+path of the project. Its code runs with the user's rights in the project's Python.
 
 If a run takes longer than the call, the answer has its status and a run_id: call runs with action wait. The run goes on
 if the client disconnects. Something missing: call doctor.
