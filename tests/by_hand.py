@@ -1,4 +1,4 @@
-"""A project with runs that were written by hand, for the tests of the faces."""
+"""A project with runs that were written by hand, for the tests of the interfaces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of the shell face: what it accepts, what goes to which stream, and its exit codes."""
+"""Tests of the command line: what it accepts, what goes to which stream, and its exit codes."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_technique_and_a_field_that_nobody_has_heard_of_become_options() -> No
     assert raw == {"strength": 0.25, "names": ["a", "b"], "sizes": {"x": 1, "y": "z"}, "careful": False}
 
 
-def test_options_reach_the_request_as_they_would_from_any_face() -> None:
+def test_options_reach_the_request_as_they_would_from_any_interface() -> None:
     given = {
         "model": "net.py:build",
         "model_kwargs": ["width=64", "name=big", "deep=true"],

@@ -1,4 +1,4 @@
-"""Both faces give the same report for the same request; only ids, times and measured numbers may differ."""
+"""Shell and MCP server give the same report for the same request; only ids, times and measured numbers may differ."""
 
 from __future__ import annotations
 

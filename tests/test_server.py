@@ -1,4 +1,4 @@
-"""Tests of the MCP face, over real stdio and HTTP with the SDK's own client, in both protocol eras."""
+"""Tests of the MCP server, over real stdio and HTTP with the SDK's own client, in both protocol eras."""
 
 from __future__ import annotations
 
@@ -111,11 +111,11 @@ def test_the_schema_of_a_tool_has_every_argument_that_the_request_takes() -> Non
             loaded = {"source"} if params.by_source else set()
             one_choice = {name for name, field in params.model_fields.items() if len(get_args(field.annotation)) == 1}
             known |= set(params.model_fields) - (one_choice - {"targets", "ignore"}) - loaded
-        face = set() if tool.name == "doctor" else {"wait_s", "detail"}
+        own = set() if tool.name == "doctor" else {"wait_s", "detail"}
         rare = set(tools.options_of(tool.name))
         assert rare <= known
         options = {"options"} if rare else set()
-        assert set(tool.input_schema["properties"]) == (known - rare) | face | options
+        assert set(tool.input_schema["properties"]) == (known - rare) | own | options
         assert tool.input_schema.get("required", []) == [
             name for name, field in request.model_fields.items() if field.is_required()
         ]

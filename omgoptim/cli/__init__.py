@@ -1,4 +1,4 @@
-"""The shell face: parse, submit, follow, print. No logic of its own.
+"""Command line: parse, submit, follow, print. No logic of its own.
 
 Exit codes: 0 ok and no gain, 2 a bad request, 3 the model, the data, the set-up or the run, 4 the quality guard failed,
 130 interrupted. Results go to standard output, everything else to standard error.

@@ -1,7 +1,7 @@
 """The options of a verb, read off its request: a new field or technique needs no edit here.
 
 Values stay text where a request reads text, and only what was given is passed on, so that `requests.parse` refuses in
-the same words as for every other face.
+the same words everywhere.
 """
 
 from __future__ import annotations

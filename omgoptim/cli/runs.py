@@ -65,7 +65,7 @@ def runs(
 ) -> int:
     """List runs; show, watch, wait for, cancel or resume one; open its page; or pick another finalist.
 
-    Ctrl-C ends watching, and the run goes on; it cancels a run that is waited for.
+    Ctrl-C ends `watch`, and the run continues; with `wait` and `resume` it cancels the run.
     """
     if action not in _ACTIONS:
         raise RequestError(f"'{action}' is not a value of action", did_you_mean(action, _ACTIONS))
@@ -206,7 +206,7 @@ def _watch(folder: RunFolder, shape: Shape) -> int:
 
 
 def _open(folder: RunFolder, form: Form) -> int:
-    """Show the page in the browser, made anew from the report, so that it holds nothing else; print where it is."""
+    """Write the page again from the report, show it in the browser, and print its path."""
     from omgoptim.render.html import report_html
 
     page = report_html(load_report(folder))

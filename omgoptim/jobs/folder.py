@@ -3,7 +3,7 @@
     .omgoptim/runs/<id>/
         request.json  state.json  worker.json  worker.lock  events.jsonl  log.txt
         work/         scratch, gone when the run has ended
-        checkpoints/  what a run that was cut off can be resumed from, gone when the run is done
+        checkpoints/  checkpoints of an interrupted run, removed when the run is done
         alternatives/ other finalists of a quantize run, each NAME/ with its report NAME.json
         artifact/     report.json  report.html  badge.svg      only of a run that ended well
 

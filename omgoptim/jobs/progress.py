@@ -29,7 +29,7 @@ HEARTBEAT_S = 5.0
 SHORTEST_STEP_S = 0.2
 """A state that only moved its fraction is written at most this often."""
 MOST_PUBLISHED = 2_000
-"""Most records that a run shows while it goes on."""
+"""Most records that a run publishes while it runs."""
 
 
 class Progress:

@@ -132,7 +132,7 @@ def repeat_hint(folder: RunFolder) -> str:
     """Return the fix for a run without a result: its log, and the command that resumes or repeats it."""
     hint = f"see {folder.log_file}" if folder.log_file.exists() else ""
     if folder.checkpoints.is_dir():
-        go_on = f"go on from its last checkpoint: omgoptim runs resume {folder.id} (tool: runs, action resume)"
+        go_on = f"resume it from its last checkpoint: omgoptim runs resume {folder.id} (tool: runs, action resume)"
         return f"{hint}; {go_on}" if hint else go_on
     if not folder.is_own_request():
         return hint

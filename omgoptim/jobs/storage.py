@@ -113,7 +113,7 @@ CLOSED = {
     errno.ENAMETOOLONG: "that path is too long",
 }
 RESERVED_BYTES = 65_536
-"""Kept while a run goes on, so that how it ended can still be written on a full disk."""
+"""Reserved during a run, so that its final state can be written on a full disk."""
 
 NOTHING_LEFT_BYTES = 65_536
 

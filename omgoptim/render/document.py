@@ -93,9 +93,9 @@ class Document:
     sections: tuple[Section, ...] = ()
     actions: tuple[Action, ...] = ()
     progress: float | None = None
-    """Fraction done of a run that goes on, 0..1."""
+    """Fraction done of a running run, 0..1."""
     poll: tuple[tuple[str, str], ...] = ()
-    """Arguments of the read-only call that says how the run goes on; empty once it has ended."""
+    """Arguments of the call that polls a running run; empty once it has ended."""
 
 
 def report_document(

@@ -29,7 +29,7 @@ from omgoptim.reports import EfficiencyReport, LiveRun, RunState
 
 
 def live_document(run: LiveRun, project: str) -> Document:
-    """Return a run that goes on: where it stands, its stages, what it has measured, and how it learns."""
+    """Return a running run: its progress, stages, measurements so far, and learning curve."""
     state = run.state
     left = "" if state.eta_s is None else f"about {wait_text(state.eta_s)} left"
     ask = call_text("runs", {"action": "cancel", "run_id": state.run_id, "project": project})

@@ -47,7 +47,7 @@ def unfinished_answer(state: RunState, project: Path, wait_s: float, cap: str | 
         cap: that the wait was shorter than asked, in words.
     """
     left = "" if state.eta_s is None else f", about {numbers.wait_text(state.eta_s)} left"
-    summary = f"The run goes on by itself: {numbers.stage_text(state)}{left}. Wait for it with the call in next_steps."
+    summary = f"The run continues: {numbers.stage_text(state)}{left}. Wait for it with the call in next_steps."
     arguments = {"action": "wait", "run_id": state.run_id, "project": str(project), "wait_s": wait_s}
     wait = NextStep(
         tool="runs",

@@ -61,7 +61,7 @@ async def answer_with(context: Context, result: CallToolResult, document: Callab
 
 
 def finished_document(report: EfficiencyReport, project: str) -> Document:
-    """Return a report with the buttons that go on from it."""
+    """Return a report with buttons for its next steps."""
 
     def ask(step: NextStep) -> str:
         return call_text(step.tool, {**step.arguments, "project": project})

@@ -85,13 +85,13 @@ async def _answer(context: Context, name: str, arguments: dict[str, Any]) -> Cal
         raise RequestError(f"there is no tool '{clean(name, 80)}'", did_you_mean(name, known))
     requests.refuse_unusable(arguments)
     _spread_options(arguments)
-    face = {key: arguments.pop(key) for key in ("wait_s", "detail") if name != "doctor" and key in arguments}
+    own = {key: arguments.pop(key) for key in ("wait_s", "detail") if name != "doctor" and key in arguments}
     refuse_shell_only(arguments)
     _refuse_unknown(name, arguments)
     request = requests.parse(name, arguments)
     progress = "progress_token" in (context.meta or {})
-    wait_s, detail = wait_seconds(face.get("wait_s"), progress), _detail(face.get("detail"))
-    cap = cap_words(face.get("wait_s"), progress)
+    wait_s, detail = wait_seconds(own.get("wait_s"), progress), _detail(own.get("detail"))
+    cap = cap_words(own.get("wait_s"), progress)
     project, request = await run_sync(within_reach, request)
     if isinstance(request, requests.DoctorRequest):
         found = request.model_copy(update={"project": str(project)})
@@ -153,7 +153,7 @@ async def _reported(
 
 
 def _spread_options(arguments: dict[str, Any]) -> None:
-    """Put what stands in `options` beside the other arguments, where every other face has it."""
+    """Put what stands in `options` beside the other arguments, where `requests.parse` expects it."""
     options = arguments.pop("options", None) or {}
     if not isinstance(options, dict):
         fix = "give an object of arguments, or leave it out"

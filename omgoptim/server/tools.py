@@ -53,13 +53,13 @@ TRAINING = tuple(
 _SAYS_LITTLE = {"title", "minLength", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
 
 
-def input_schema(verb: str, request: type[Request], face: Json, described: set[str]) -> Json:
+def input_schema(verb: str, request: type[Request], own: Json, described: set[str]) -> Json:
     """Return the schema of a verb's arguments, and of those that the server itself takes.
 
     Args:
         verb: its name.
         request: its request.
-        face: schema of the arguments that the server itself takes.
+        own: schema of the arguments that the server itself takes.
         described: arguments that an earlier tool describes; those of this verb are added to it.
     """
     key = technique_field(request)
@@ -69,7 +69,7 @@ def input_schema(verb: str, request: type[Request], face: Json, described: set[s
     kept = {name: schema for name, schema in properties.items() if name not in (*SHELL_ONLY, *options_of(verb))}
     listed = {
         name: _bare(schema) if name in described and name not in NAMED_BY_TOOLS else _described(schema)
-        for name, schema in (kept | face).items()
+        for name, schema in (kept | own).items()
     }
     if key is not None:
         listed[key] = properties[key]
@@ -210,8 +210,8 @@ runtime auto); if not enough, prune, factorize or distill, and quantize the resu
 summary: report both, with warnings and intervals, and follow next_steps. Always give project, the absolute
 path of the project. Its code runs with the user's rights in the project's Python.
 
-If a run takes longer than the call, the answer has its status and a run_id: call runs with action wait. The run goes on
-if the client disconnects. Something missing: call doctor.
+If a run takes longer than the call, the answer has its status and a run_id: call runs with action wait. The run
+continues if the client disconnects. Something missing: call doctor.
 
 An argument without description means the same as in an earlier tool; the first choice is the default.
 wait_s: seconds to wait for the result. detail: full for the whole report. options: rarely needed arguments (=default):
@@ -234,7 +234,7 @@ def _tool(name: str, described: set[str]) -> Tool:
         name=name,
         title=TITLES[name],
         description=description,
-        input_schema=input_schema(name, request, {} if name == "doctor" else _face_arguments(), described),
+        input_schema=input_schema(name, request, {} if name == "doctor" else _own_arguments(), described),
         output_schema=OUTPUT_SCHEMA,
         annotations=ToolAnnotations(
             read_only_hint=name == "doctor",
@@ -244,7 +244,7 @@ def _tool(name: str, described: set[str]) -> Tool:
     )
 
 
-def _face_arguments() -> dict[str, Any]:
+def _own_arguments() -> dict[str, Any]:
     return {
         "wait_s": {"type": "number", "default": default_wait()},
         "detail": {"type": "string", "enum": ["brief", "full"], "default": "brief"},

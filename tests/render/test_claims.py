@@ -152,10 +152,10 @@ def test_every_face_tells_the_total_beside_the_step_s_own_gain() -> None:
     total = {"from_run": "prune-1", "size_ratio": 7.9, "params_ratio": 2.1, "quality_drop": 0.01}
     report = _sized(Gains(size_ratio=3.9)).model_copy(update={"total": Total.model_validate(total)})
     expected = "7.90x smaller, 2.10x fewer parameters, drop 0.0100; speed not measured against it"
-    for face in (in_terminal(report), report_markdown(report), page_text(report)):
-        assert expected in face
-        assert "prune-1" in face
-        assert "3.90x smaller" in face
+    for text in (in_terminal(report), report_markdown(report), page_text(report)):
+        assert expected in text
+        assert "prune-1" in text
+        assert "3.90x smaller" in text
     assert brief_report(report)["total"] == total
 
 

@@ -68,7 +68,7 @@ def test_a_column_that_nothing_is_known_of_is_left_out() -> None:
 
 
 def test_the_note_names_only_the_steps_that_there_were() -> None:
-    assert rounds_note([Round(number=1, quality_taken=0.5)]).endswith("right after weights were taken away")
+    assert rounds_note([Round(number=1, quality_taken=0.5)]).endswith("right after pruning or factorization")
     trained = rounds_note([Round(number=1, quality_reestimated=0.5, quality_trained=0.0)])
     assert trained.endswith("after batch-norm statistics were estimated again, after training")
     assert rounds_note([Round(number=1, params=10)]) == ""

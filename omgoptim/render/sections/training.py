@@ -101,7 +101,7 @@ def rounds_note(rounds: Sequence[Round]) -> str:
         return ""
     reestimated = ", after batch-norm statistics were estimated again" * any(r.quality_reestimated for r in rounds)
     trained = ", after training" * any(one.quality_trained is not None for one in rounds)
-    return f"quality on the selection samples: right after weights were taken away{reestimated}{trained}"
+    return f"quality on the selection samples: right after pruning or factorization{reestimated}{trained}"
 
 
 def _judged(one: Round) -> bool:
@@ -196,13 +196,13 @@ def curve_lines(report: EfficiencyReport) -> list[str]:
 
     `▂▅▇█ 0.8113 -> 0.9667 with the teacher, best in the last epoch`
     """
-    shown = [arm for arm in student_trainings(report) if len(arm.qualities) > 1]
-    every = [quality for arm in shown for quality in arm.qualities]
+    shown = [one for one in student_trainings(report) if len(one.qualities) > 1]
+    every = [quality for one in shown for quality in one.qualities]
     lines = []
-    for arm in shown:
-        ends = " -> ".join(quality_text(quality) for quality in (arm.qualities[0], arm.qualities[-1]))
-        rising = ", best in the last epoch" if best_at_the_end(arm.training) else ""
-        lines.append(f"{_bars(arm.qualities, min(every), max(every))} {ends} {arm.name}{rising}")
+    for one in shown:
+        ends = " -> ".join(quality_text(quality) for quality in (one.qualities[0], one.qualities[-1]))
+        rising = ", best in the last epoch" if best_at_the_end(one.training) else ""
+        lines.append(f"{_bars(one.qualities, min(every), max(every))} {ends} {one.name}{rising}")
     return lines
 
 
