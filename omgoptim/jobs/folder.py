@@ -74,81 +74,53 @@ class WorkerProcess:
     born: float
 
 
+class _Entry:
+    """Path of an entry of a run folder, as an attribute."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, run: RunFolder, owner: type[RunFolder]) -> Path:
+        return run.path / self._name
+
+
 @dataclass(frozen=True, slots=True)
 class RunFolder:
     """The paths of one run, and how its files are read and written."""
 
     path: Path
 
+    request_file = _Entry("request.json")
+    """File of the submission."""
+    state_file = _Entry("state.json")
+    """File of the run's state."""
+    worker_file = _Entry("worker.json")
+    """File that names the worker process."""
+    worker_lock = _Entry("worker.lock")
+    """Lock that the worker holds for its whole life. Its holder may write the state."""
+    events_file = _Entry("events.jsonl")
+    """File of the run's events, one JSON object a line."""
+    log_file = _Entry("log.txt")
+    """Output of the worker and of the user's code."""
+    work = _Entry("work")
+    """Scratch folder, removed when the run ends."""
+    checkpoints = _Entry("checkpoints")
+    """Folder of the checkpoints from which an interrupted run resumes."""
+    artifact = _Entry("artifact")
+    """Folder of the artifact."""
+    alternatives = _Entry("alternatives")
+    """Finalists that were not chosen: see `actions.pick`."""
+    report_file = _Entry("report.json")
+    """File of the report."""
+    html_file = _Entry("report.html")
+    """File of the report's page."""
+    badge_file = _Entry("badge.svg")
+    """File of the report's badge."""
+
     @property
     def id(self) -> str:
         """Id of the run: the name of its folder."""
         return self.path.name
-
-    @property
-    def request_file(self) -> Path:
-        """File of the submission."""
-        return self.path / "request.json"
-
-    @property
-    def state_file(self) -> Path:
-        """File of the run's state."""
-        return self.path / "state.json"
-
-    @property
-    def worker_file(self) -> Path:
-        """File that names the worker process."""
-        return self.path / "worker.json"
-
-    @property
-    def worker_lock(self) -> Path:
-        """Held by the worker for its whole life. Who holds it may write the state."""
-        return self.path / "worker.lock"
-
-    @property
-    def events_file(self) -> Path:
-        """File of the run's events, one JSON object a line."""
-        return self.path / "events.jsonl"
-
-    @property
-    def log_file(self) -> Path:
-        """Output of the worker and of the user's code."""
-        return self.path / "log.txt"
-
-    @property
-    def work(self) -> Path:
-        """Scratch folder, removed when the run ends."""
-        return self.path / "work"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints from which an interrupted run resumes."""
-        return self.path / "checkpoints"
-
-    @property
-    def artifact(self) -> Path:
-        """Folder of the artifact."""
-        return self.path / "artifact"
-
-    @property
-    def alternatives(self) -> Path:
-        """Finalists that were not delivered: see `pick.py`."""
-        return self.path / "alternatives"
-
-    @property
-    def report_file(self) -> Path:
-        """File of the report."""
-        return self.path / "report.json"
-
-    @property
-    def html_file(self) -> Path:
-        """File of the report's page."""
-        return self.path / "report.html"
-
-    @property
-    def badge_file(self) -> Path:
-        """File of the report's badge."""
-        return self.path / "badge.svg"
 
     def read_request(self) -> Submission:
         """Return the submission of the run.
