@@ -124,7 +124,8 @@ def offered_python(project: Path, named: str, served: Sequence[Path]) -> Path:
         RequestError: it is none of those; `why` lists them.
     """
     found, asked = _found_pythons(project), None
-    on_path = [folder for folder in _folders_on_path() if not any(map(folder.resolve().is_relative_to, served))]
+    on_path = [Path(text) for text in os.environ.get("PATH", "").split(os.pathsep) if os.path.isabs(text)]
+    on_path = [folder for folder in on_path if not any(map(folder.resolve().is_relative_to, served))]
     if "/" not in named and os.sep not in named:
         asked = shutil.which(named, path=os.pathsep.join(map(str, on_path))) if _COMMAND.fullmatch(named) else None
     else:
@@ -153,11 +154,6 @@ def _found_pythons(project: Path) -> list[Path]:
         with suppress(SetupError):
             found.append(_named(project, variable, "OMGOPTIM_PYTHON"))
     return list(dict.fromkeys(Path(os.path.abspath(python)) for python in found))
-
-
-def _folders_on_path() -> list[Path]:
-    """The folders of the PATH that are absolute."""
-    return [Path(text) for text in os.environ.get("PATH", "").split(os.pathsep) if os.path.isabs(text)]
 
 
 def require(interpreter: Interpreter) -> None:

@@ -179,14 +179,12 @@ def total_text(total: Total) -> str:
 
 def size_files_text(report: EfficiencyReport) -> str:
     """Return the files that a size counts: `model.onnx`, or both sides if they differ; empty if unknown."""
-    names = [", ".join(plain(name, 80) for name in side.size_files[:8]) for side in _sides(report)]
+    names = [
+        ", ".join(plain(name, 80) for name in side.size_files[:8]) for side in (report.before, report.after) if side
+    ]
     if len(names) == 2 and names[0] and names[1] and names[0] != names[1]:
         return f"{names[0]} -> {names[1]}"
     return names[-1] if names else ""
-
-
-def _sides(report: EfficiencyReport) -> list[Measurement]:
-    return [side for side in (report.before, report.after) if side is not None]
 
 
 def _of_count(ratio: float | None, what: str) -> str:

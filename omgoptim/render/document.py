@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Any
 
 from omgoptim.render.blocks import Block, Chain, Code, Curve, Items, Line, Row, Scatter, Section, Strip, Table, Text
@@ -199,11 +199,10 @@ def _cut(value: Any, most: tuple[int, int]) -> Any:
 
 def _fields(value: Any, most: tuple[int, int]) -> Json:
     given = ((field, getattr(value, field.name)) for field in fields(value))
-    return {field.name: _plain(item, most) for field, item in given if item != _default(field)}
-
-
-def _default(field: Field[Any]) -> Any:
-    return None if field.default is MISSING else field.default
+    kept = (
+        (field.name, item) for field, item in given if item != (None if field.default is MISSING else field.default)
+    )
+    return {name: _plain(item, most) for name, item in kept}
 
 
 def _gain_tiles(report: EfficiencyReport) -> list[Tile]:

@@ -94,7 +94,7 @@ def option_descriptions() -> str:
     for name in MEASURING:
         field = ModelRequest.model_fields[name]
         default = "" if field.default in (None, {}, []) else f"={field.default}"
-        shared.append(f"- {name}{default}: {_one_line(short_text(field))}")
+        shared.append(f"- {name}{default}: {' '.join(short_text(field).split())}")
     training = []
     for name in TRAINING:
         choices = typing.get_args(RecoveryRequest.model_fields[name].annotation)
@@ -192,10 +192,6 @@ def _small(schema: Json) -> Json:
     if schema.get("additionalProperties") is True:
         del schema["additionalProperties"]
     return schema
-
-
-def _one_line(text: str | None) -> str:
-    return " ".join((text or "").split())
 
 
 _RUNS_CODE = "Runs code with the user's rights."

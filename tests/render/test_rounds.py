@@ -21,7 +21,7 @@ def training(*epochs: Epoch, **more: object) -> Training:
     return Training.model_validate(record | {"epochs": epochs} | more)
 
 
-def test_training_is_told_in_one_line() -> None:
+def test_training_is_one_line() -> None:
     record = training(epoch(1, 2.0, quality=0.5), epoch(2, 0.5, quality=0.75, best=True), metric="top1_accuracy")
     assert training_text(record) == (
         "2 epochs; sgd, cross-entropy; loss 2 -> 0.5; kept epoch 2 (top1_accuracy 0.7500); 7 s; all 10 parameters"

@@ -41,8 +41,8 @@ def quantization_section(report: EfficiencyReport, full: bool) -> Section | None
     if report.gains_by is not None and (parts := parts_text(report.gains_by)):
         blocks.append(Line("speedup", Text(parts, limit=300)))
     if report.coverage is not None:
-        verdict, _, why = coverage_text(report.coverage).partition(" ")
-        blocks.append(Line("coverage", Text(why, limit=500), Text(verdict, tone=coverage_tone(report.coverage))))
+        verdict = Text(f"{report.coverage.verdict}.", tone=coverage_tone(report.coverage))
+        blocks.append(Line("coverage", Text(plain(report.coverage.why, 300), limit=500), verdict))
     if full and (strip := coverage_strip(report.coverage)):
         blocks.append(Chart(strip))
     if report.guard is not None:
@@ -97,11 +97,6 @@ def _size_text(ratio: float) -> str:
     if abs(ratio - 1) < SAME:
         return "same size"
     return f"{ratio_text(ratio)} smaller" if ratio > 1 else f"{ratio_text(1 / ratio)} larger"
-
-
-def coverage_text(coverage: Coverage) -> str:
-    """Return `REAL. 20 of 21 layers in int8, 99 % of the weight bytes; 20 computed in integers by onnxruntime.`."""
-    return f"{coverage.verdict}. {plain(coverage.why, 300)}"
 
 
 def coverage_tone(coverage: Coverage) -> Tone:
