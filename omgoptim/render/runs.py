@@ -97,12 +97,7 @@ def _measured(run: LiveRun) -> Section | None:
         "drop": [if_known(drop_text, one.quality_drop) for one in records],
         "what": [Text(one.why or one.status.replace("_", " "), limit=200) for one in records],
     }
-    table = Table(
-        *cells_of(
-            columns,
-            numeric=["speedup", "size", "drop"],
-        )
-    )
+    table = Table(*cells_of(columns, numeric=["speedup", "size", "drop"]))
     picture = live_scatter(records, run.state.verb, run.max_quality_drop)
     charts = (Chart(picture),) if picture else ()
     title = "Steps so far" if run.steps else "Candidates so far"

@@ -118,7 +118,7 @@ def test_the_page_has_every_layer_every_finding_and_a_bar_for_each_sensitive_lay
     assert [kind for _, _, kind in strip["layers"]] == ["integer", "integer", "left"]
 
 
-def test_a_simulated_quantization_and_a_guard_that_fails_are_not_told_as_successes(explained: EfficiencyReport) -> None:
+def test_a_simulated_quantization_and_a_failed_guard_are_not_successes(explained: EfficiencyReport) -> None:
     coverage = changed(explained, "coverage", verdict="SIMULATED", why="4 layers in int8, but only in storage.")
     assert "Coverage: SIMULATED. 4 layers in int8, but only in storage." in report_markdown(coverage)
     assert {"text": "SIMULATED.", "tone": "open"} in [b.get("head") for b in blocks_of(coverage, "Coverage and guard")]

@@ -57,13 +57,13 @@ def test_training_that_ended_before_its_first_epoch_says_why() -> None:
 
 def test_a_column_that_nothing_is_known_of_is_left_out() -> None:
     bare = [Round(number=1, quality_taken=0.5), Round(number=2, quality_taken=0.25, kept=True)]
-    assert round_columns(bare) == {"round": ["1", "2"], "taken": ["0.5000", "0.2500"], "kept": ["", "✓"]}
+    assert round_columns(bare) == {"round": ["1", "2"], "compressed": ["0.5000", "0.2500"], "kept": ["", "✓"]}
     timed = [Round(number=1, amount=0.325, speedup=2.0, params=1000)]
     assert round_columns(timed) == {
         "round": ["1"],
         "amount": ["32.5%"],
         "speedup": ["2.00x"],
-        "left": ["1 k"],
+        "parameters": ["1 k"],
     }
 
 

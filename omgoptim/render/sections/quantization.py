@@ -52,7 +52,7 @@ def quantization_section(report: EfficiencyReport, full: bool) -> Section | None
     if alternatives := alternative_texts(report):
         shown = alternatives if full else alternatives[: BRIEF["alternatives"]]
         texts = tuple(Text(text, limit=300) for text in shown)
-        blocks.append(Items("kept beside it", texts, len(alternatives) - len(shown)))
+        blocks.append(Items("other finalists", texts, len(alternatives) - len(shown)))
     if full and report.coverage is not None and report.coverage.layers:
         cells = [precision_cells(layer) for layer in report.coverage.layers]
         columns = {name: [Text(cell[name], code=name == "layer") for cell in cells] for name in cells[0]}
@@ -142,9 +142,9 @@ def explanation_section(report: EfficiencyReport, full: bool) -> Section | None:
     explanation = report.explanation
     if explanation is None:
         return None
-    blocks: list[Block] = [Line("explained", Text(explanation.summary, limit=1200))]
+    blocks: list[Block] = [Line("explanation", Text(explanation.summary, limit=1200))]
     findings = explanation.findings if full else explanation.findings[: BRIEF["findings"]]
-    blocks += [Line("found", Text(finding_text(one), tone="open", limit=900)) for one in findings]
+    blocks += [Line("finding", Text(finding_text(one), tone="open", limit=900)) for one in findings]
     blocks += _sensitive(explanation, full)
     times = explanation.times if full else explanation.times[: BRIEF["times"]]
     if times:

@@ -84,12 +84,12 @@ def round_columns(rounds: Sequence[Round]) -> dict[str, list[str]]:
     columns = {
         "round": [str(one.number) for one in rounds],
         "amount": [amount_text(one.amount) for one in rounds],
-        "taken": [quality_text(one.quality_taken) for one in rounds],
+        "compressed": [quality_text(one.quality_taken) for one in rounds],
         "re-estimated": [quality_text(one.quality_reestimated) for one in rounds],
         "trained": [quality_text(one.quality_trained) for one in rounds],
         "drop": [quality_text(one.quality_drop) for one in rounds],
         "speedup": [if_known(ratio_text, one.speedup) for one in rounds],
-        "left": [_left_text(one) for one in rounds],
+        "parameters": [_left_text(one) for one in rounds],
         "kept": [KEPT if one.kept else "" for one in rounds],
     }
     return {name: cells for name, cells in columns.items() if any(cells)}
