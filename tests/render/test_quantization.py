@@ -94,7 +94,7 @@ def test_the_terminal_has_the_same_facts_and_the_layers_only_in_full(explained: 
     text = shown(explained)
     assert f"coverage {LINE}" in text
     assert "guard holds, drop 0.0031 on the selection samples after 4 full evaluations" in text
-    assert "found spread channels in block.0, block.1" in text
+    assert "finding spread channels in block.0, block.1" in text
     assert "and 2 more: --detail full" in text
     assert "body.0" not in text
     full = shown(explained, full=True)
