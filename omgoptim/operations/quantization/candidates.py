@@ -13,7 +13,7 @@ from omgoptim.reports import Candidate
 from omgoptim.requests import Params, QuantizeRequest
 from omgoptim.requests.quantize import Auto, Bf16, Dynamic, Fp16, Fp32, Static
 from omgoptim.runtimes import ENGINES
-from omgoptim.techniques.quantize._ptq.presets import apply_preset
+from omgoptim.techniques.quantize._ptq.state import apply_preset
 from omgoptim.techniques.quantize.static import variants
 from omgoptim.techniques.registry import technique_of
 

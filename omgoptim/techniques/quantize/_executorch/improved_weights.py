@@ -48,7 +48,7 @@ def improve_weights(
         module: exported, in float.
         program: the float ONNX program of the same module.
         batches: calibration inputs by name.
-        params: resolved, see `_ptq/presets.py`.
+        params: resolved, see `_ptq/state.py`.
         run: threads, seed and progress.
 
     Returns:

@@ -19,12 +19,9 @@ from omgoptim.runtimes.signature import flatten
 from omgoptim.runtimes.torch_engines import to_array
 from omgoptim.techniques.quantize._executorch.improved_weights import improve_weights, module_path
 from omgoptim.techniques.quantize._ptq.calibration import Batch, split
-from omgoptim.techniques.quantize._ptq.observers import Method, RangeObserver
+from omgoptim.techniques.quantize._ptq.observers import METHODS, Method, RangeObserver
 from omgoptim.techniques.quantize._ptq.pipeline import rewrites
-from omgoptim.techniques.quantize._ptq.presets import apply_preset
-from omgoptim.techniques.quantize._ptq.range_selection import METHODS
-from omgoptim.techniques.quantize._ptq.sqnr import sqnr_db
-from omgoptim.techniques.quantize._ptq.state import MIN_CHOICE_GAIN_DB, MIN_STEP_GAIN_DB
+from omgoptim.techniques.quantize._ptq.state import MIN_CHOICE_GAIN_DB, MIN_STEP_GAIN_DB, apply_preset, sqnr_db
 
 if TYPE_CHECKING:
     from torch import fx
