@@ -42,10 +42,9 @@ OF_THE_ORIGINAL = ("checkpoint", "weights", "model_kwargs")
 
 @dataclass(slots=True)
 class Steps:
-    """Takes steps, and knows what they brought.
+    """Take steps within a time budget, and keep their results.
 
-    Time is an account: what is left is the budget less the seconds of the steps so far, those that were read from the
-    ledger too. So a run that was cut off decides as it would have without that.
+    Steps that were read from the ledger count with their seconds, so a resumed run decides as an uninterrupted one.
     """
 
     request: OptimizeRequest
@@ -112,8 +111,7 @@ class Steps:
                 began -= self._made_s(key, verb, step)
                 run = self.context.run_step(key, verb, step, self._live(parent), span)
             except OmgoptimError as error:
-                why = f"{error.what}: {error.why}" if error.why else error.what
-                seconds = round(self.clock() - began, 2)
+                why, seconds = ": ".join(filter(None, (error.what, error.why))), round(self.clock() - began, 2)
                 if not isinstance(error, PASSING):
                     self._note(key, verb, asked, parent, None, seconds, why)
                 self._give_up(name, verb, parent, "failed", why, seconds)
