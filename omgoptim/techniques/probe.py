@@ -95,13 +95,13 @@ def attached(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
 
 def error_location(error: BaseException) -> str:
     """Return the location and text of an error in the user's code: `net.py line 12: x.view(-1, 7200) (shape …)`."""
-    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    message = (str(error).strip() or type(error).__name__).splitlines()[0]
     place = ""
     for frame in traceback.extract_tb(error.__traceback__):
         if not _is_of_a_library(frame.filename):
             line = (frame.line or linecache.getline(frame.filename, frame.lineno or 0)).strip()
             place = f"{Path(frame.filename).name} line {frame.lineno}: {line}"
-    return f"{place} ({said})" if place else said
+    return f"{place} ({message})" if place else message
 
 
 def _is_of_a_library(filename: str) -> bool:

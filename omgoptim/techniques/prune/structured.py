@@ -38,12 +38,12 @@ from omgoptim.techniques.prune._channels.channel_allocation import (
 from omgoptim.techniques.prune._channels.dependency_graph import find_groups
 from omgoptim.techniques.prune._channels.groups import Groups, RefusalKind
 from omgoptim.techniques.prune._channels.importance import importance_of
-from omgoptim.techniques.prune._channels.removal import WAY_OUT, remove, take_out
+from omgoptim.techniques.prune._channels.removal import SIZES_FIX, remove, remove_with_positions
 from omgoptim.techniques.prune._reconstruction import reconstruct_channels
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 CORRECTIONS = 5
-"""Maximum corrections when predicted and counted MACs disagree."""
+"""Maximum corrections when predicted and counted MACs disagree; each scales the target by their ratio."""
 
 
 @module_technique(Structured, needs_data=False, source="arXiv:2301.12900")
@@ -104,7 +104,7 @@ def keep_only(
         TechniqueError: nothing could be removed.
     """
     before = copy.deepcopy(module)
-    outcome, left = take_out(module, groups, keep, run)
+    outcome, left = remove_with_positions(module, groups, keep, run)
     if not (params.reconstruct and run.real):
         return outcome
     fitted = reconstruct_channels(module, before, left, run)
@@ -154,7 +154,7 @@ def nothing_to_remove(groups: Groups) -> TechniqueError:
     kinds = [groups.refusals.get(skip.path, RefusalKind.OTHER) for skip in groups.skipped]
     ranked = sorted(zip(kinds, groups.skipped, strict=True), key=lambda pair: rank[pair[0]])
     why = f"{ranked[0][1].path or 'the model'}: {ranked[0][1].reason}" if ranked else "it has no convolution or Linear"
-    fix = WAY_OUT if RefusalKind.FORWARD_FAILS in kinds else "method magnitude zeroes single weights"
+    fix = SIZES_FIX if RefusalKind.FORWARD_FAILS in kinds else "method magnitude zeroes single weights"
     return TechniqueError("structured pruning can remove nothing from this model", why, fix)
 
 

@@ -36,7 +36,7 @@ Conv = nn.Conv1d | nn.Conv2d
 Block = DepthSeparableConv | InvertedResidual
 
 FITS = 2
-"""Sweeps of fitting all blocks, each on inputs of blocks that were fitted before."""
+"""Sweeps over all blocks: the second fits on the inputs that the weights of the first give."""
 
 
 LEAST_VARIANCE = 0.01

@@ -244,8 +244,8 @@ def _find_readers(module: nn.Module, path: str, run: ModuleRun) -> Recurrent:
     rows = layer.num_layers * (2 if layer.bidirectional else 1)
     count = rows * layer.hidden_size
     numbers = torch.arange(1, count + 1)
-    deals = [numbers, numbers.flip(0) + count]
-    seen = [_numbers_by_column(module, layer, deal.view(rows, -1), run) for deal in deals]
+    assignments = [numbers, numbers.flip(0) + count]
+    seen = [_numbers_by_column(module, layer, assignment.view(rows, -1), run) for assignment in assignments]
     readers = []
     for name in seen[0]:
         one, other = (values.get(name) for values in seen)
@@ -265,12 +265,12 @@ def _numbers_by_column(module: nn.Module, layer: Any, numbers: Tensor, run: Modu
     Args:
         module: that holds the layer.
         layer: the recurrent layer whose units are followed.
-        numbers: (layers * directions, hidden units): dealt out to the units.
+        numbers: (layers * directions, hidden units): assigned to the units.
         run: how the module is called.
     """
     read: dict[str, Tensor] = {}
 
-    def deal(_: nn.Module, _args: Any, output: Any) -> Any:
+    def assign(_: nn.Module, _args: Any, output: Any) -> Any:
         sequence, state = output
         directions = 2 if layer.bidirectional else 1
         last = numbers[-directions:].flatten()
@@ -299,7 +299,7 @@ def _numbers_by_column(module: nn.Module, layer: Any, numbers: Tensor, run: Modu
 
         return hook
 
-    hooks = [layer.register_forward_hook(deal)]
+    hooks = [layer.register_forward_hook(assign)]
     for path, part in module.named_modules():
         if isinstance(part, (nn.Linear, nn.RNNBase)) and part is not layer:
             hooks.append(part.register_forward_pre_hook(look(path), with_kwargs=True))

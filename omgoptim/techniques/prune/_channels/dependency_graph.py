@@ -46,9 +46,9 @@ from omgoptim.techniques.prune._channels.removal import OUTPUTS, Removal
 from omgoptim.techniques.registry import ModuleRun
 
 MOST_SAMPLES = 64
-"""Samples that are run one by one."""
+"""Samples that are run one by one: a path that 5 % of the inputs take is met with a probability of 96 %."""
 MOST_WAYS = 8
-"""Maximum number of execution paths of which a sample is kept for verification."""
+"""Maximum execution paths of which a sample is kept: each adds a forward to every verification."""
 
 Call = tuple[tuple[Tensor, ...], dict[str, Tensor]]
 

@@ -37,7 +37,7 @@ Key = tuple[str, str]
 OUTPUTS = "its channels are the model's outputs"
 DOES_NOT_RUN = "with fewer channels the model does not run"
 ENOUGH = "no channel was removed: the target needs none of them, or rounding of the width keeps them"
-WAY_OUT = "write sizes from the tensors themselves: x.flatten(1) or x.shape, instead of numbers fixed for full width"
+SIZES_FIX = "write sizes from the tensors themselves: x.flatten(1) or x.shape, instead of numbers fixed for full width"
 
 
 def remove(module: nn.Module, groups: Groups, keep: Mapping[str, Tensor], run: ModuleRun) -> Outcome:
@@ -55,10 +55,10 @@ def remove(module: nn.Module, groups: Groups, keep: Mapping[str, Tensor], run: M
     Raises:
         TechniqueError: nothing could be removed.
     """
-    return take_out(module, groups, keep, run)[0]
+    return remove_with_positions(module, groups, keep, run)[0]
 
 
-def take_out(
+def remove_with_positions(
     module: nn.Module, groups: Groups, keep: Mapping[str, Tensor], run: ModuleRun
 ) -> tuple[Outcome, dict[Key, Tensor]]:
     """Do what `remove` does; return the outcome, and the positions left of each cut side, counted as before."""
@@ -72,7 +72,7 @@ def take_out(
             skipped += skips_of_kept(module, group.name, group.writers, refusal.reason)
     changed = removal.changes()
     if asked and not changed:
-        raise TechniqueError("no channel could be removed", skipped[0].reason, WAY_OUT)
+        raise TechniqueError("no channel could be removed", skipped[0].reason, SIZES_FIX)
     names = {group.name for group in asked}
     for group in groups.groups:
         if group.name not in names:
