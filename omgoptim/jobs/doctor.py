@@ -36,14 +36,25 @@ INSPECT = (
 )
 """The working directory leaves the path before anything is imported: it is the project."""
 
-ENGINES = {"onnxruntime": "running ONNX programs, int8 included", "openvino": "the OpenVINO engine, often the fastest"}
+ENGINES = {
+    "onnxruntime": "running ONNX programs, int8 included",
+    "openvino": "the OpenVINO engine, often the fastest",
+    "executorch": "programs for Android and iOS: runtime executorch",
+    "tensorrt": "the TensorRT engine on NVIDIA GPUs, with onnxruntime-gpu",
+}
 EXTRAS = {
     "nncf": "static quantization with NNCF, which keeps more quality on transformers and depthwise convolutions",
     "transformers": "models from Hugging Face: hf:FOLDER",
     "timm": "models from timm: timm:NAME",
     "torchvision": "models from torchvision: torchvision:NAME",
     "torchmetrics": "torchmetrics names as metric",
+    "peft": "LoRA on models of transformers, by PEFT",
+    "optuna": "search with Optuna's samplers",
+    "ray": "independent work and training on Ray: on ray",
+    "coremltools": "export to Core ML",
 }
+INSTALLED_WITH = {"executorch": ("executorch", "torchao", "ruamel.yaml", "flatbuffers", "tabulate")}
+"""What a package is installed with where its own requirements were left out (docs/devices.md)."""
 DRAGGED_DOWN = ("torchmetrics", "transformers", "timm", "peft")
 """Packages that import torchvision where it is installed, and so break when it is broken."""
 
@@ -160,7 +171,8 @@ def _runtimes(interpreter: Interpreter, inspection: Inspection) -> list[PackageS
         compiled = compiled.model_copy(
             update={"state": "missing", "unlocks": f"{compiled.unlocks}. Not usable: {problem}", "fix": advice}
         )
-    return [eager, compiled, *(_state(interpreter, inspection, name, what) for name, what in ENGINES.items())]
+    shown = [name for name in ENGINES if name != "tensorrt" or inspection.cuda_devices]
+    return [eager, compiled, *(_state(interpreter, inspection, name, ENGINES[name]) for name in shown)]
 
 
 def _state(
@@ -169,7 +181,7 @@ def _state(
     found = inspection.packages.get(name, {"state": "missing", "version": None, "error": None})
     state, fix = found["state"], None
     if state == "missing":
-        fix = interpreter.install_command(name)
+        fix = interpreter.install_command(*INSTALLED_WITH.get(name, (name,)))
     elif state == "broken":
         fix = _repair(interpreter, inspection, name)
         unlocks = f"{unlocks}. Broken: {clean(found['error'] or '', 400)}"

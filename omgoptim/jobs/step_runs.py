@@ -6,14 +6,11 @@ interrupted run resumes its step instead of starting another.
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from omgoptim.errors import RunError
-from omgoptim.executors.task import Work
 from omgoptim.jobs.actions import reopen
 from omgoptim.jobs.folder import NAME, RunFolder, Submission, is_run
 from omgoptim.jobs.interpreter import Interpreter
@@ -88,28 +85,6 @@ class StepRuns:
             )
             reopen(folder, state, again)
         return folder
-
-
-def run_step_task(payload: Mapping[str, Any], _work: Work) -> None:
-    """Do the run of a step in a worker process; how it ended is in its own folder."""
-    from omgoptim.jobs.worker import execute
-    from omgoptim.operations import run_verb
-    from omgoptim.operations.live_objects import Live
-    from omgoptim.operations.optimization.selection_data import selection_as_evaluation
-
-    live = Live(resplit=selection_as_evaluation)
-
-    def operation(verb: str, request: Request, context: RunContext) -> EfficiencyReport:
-        return run_verb(verb, request, context, live)
-
-    folder = RunFolder(Path(payload["folder"]))
-    if not folder.request_file.is_file():
-        raise RunError(
-            "a worker does not see the run's folder",
-            f"there is no {folder.path} on {socket.gethostname()}",
-            "keep the project on storage that the cluster shares",
-        )
-    execute(folder, operation, owns_process=False)
 
 
 def settle_steps(folder: RunFolder) -> None:

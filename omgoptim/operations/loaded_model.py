@@ -109,11 +109,7 @@ class LoadedModel:
 
 
 def prepare(request: ModelRequest, context: RunContext, live: Live | None = None) -> LoadedModel:
-    """Load the model and its data, run it once, and save the unchanged model as the baseline artifact.
-
-    Raises:
-        OmgoptimError: of the kind that fits: see `errors.py`.
-    """
+    """Load the model and its data, run it once, and save the unchanged model as the baseline artifact."""
     live = live or Live()
     torch.manual_seed(request.seed)
     allow_remote_code(request.allow_remote_code)
@@ -131,7 +127,8 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     data = _data(request, policy, live, source, opened)
     data = live.resplit(data) if live.resplit else data
     raw = data.evaluation(request.samples if data.real else 64)
-    named = [name_inputs(opened.module, item.inputs, opened.input_names) for item in raw]
+    names = opened.signature.input_names if opened.signature else []
+    named = [name_inputs(opened.module, item.inputs, names) for item in raw]
     evaluation = named_samples(named, raw)
     stated = stated_batch(opened.module, opened.signature, request)
     evaluation = evaluation.one_by_one() if stated else evaluation
@@ -210,10 +207,6 @@ class _OpenedModel:
     module: nn.Module | None
     program: Path | None
     signature: Signature | None
-
-    @property
-    def input_names(self) -> list[str]:
-        return self.signature.input_names if self.signature else []
 
 
 def _load(request: ModelRequest, policy: PathPolicy, live: Live) -> Source:

@@ -7,13 +7,14 @@ import linecache
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from omgoptim.errors import OmgoptimError, TechniqueError
 from omgoptim.measure.self_time import evaluation_mode
@@ -29,7 +30,7 @@ CPU; in half precision, and on GPUs, which may round the factors of float32 prod
 """
 
 NOT_RUN = "it did not run for the samples that were tried: the forward does not call it, or only for some inputs"
-"""Why a layer that a trace did not meet stays as it is."""
+"""Reason for skipping a layer that a trace did not meet."""
 
 NOT_THE_USERS = ("torch", "omgoptim", "torch_pruning")
 """Packages whose frames are left out of an error's location."""
@@ -79,6 +80,17 @@ def quiet() -> Any:
     with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
         warnings.simplefilter("ignore")
         yield
+
+
+@contextlib.contextmanager
+def attached(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Remove hooks at the end of the block."""
+    handles = list(hooks)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def error_location(error: BaseException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,10 +25,13 @@ from omgoptim.operations.optimization.selection_data import selection_as_evaluat
 from omgoptim.operations.report_records import VERSIONS
 from omgoptim.operations.verdict import with_margin
 from omgoptim.reports import Alternative, EfficiencyReport, Step
-from omgoptim.requests import ModelRequest, OptimizeRequest, parse
+from omgoptim.requests import ModelRequest, OptimizeRequest, Request, parse
 
 PASSING = (SetupError, RunError)
 """Errors of the machine, such as a full disk: a step that failed by one is taken again when the run is resumed."""
+
+MADE, MADE_S = "made", "seconds"
+"""In the checkpoints of a run: folder of what workers made of steps, by key; and the file of a step's seconds there."""
 
 PLACE = ("project", "python", "timing")
 """Arguments of a request that decide nothing of a step's result."""
@@ -103,9 +107,10 @@ class Steps:
         run = self._finished(known) if known else None
         seconds = known.seconds if known and run else 0.0
         if run is None:
-            began = self.clock()
+            began, step = self.clock(), parse(verb, asked)
             try:
-                run = self.context.run_step(key, verb, parse(verb, asked), self._live(parent), span)
+                began -= self._made_s(key, verb, step)
+                run = self.context.run_step(key, verb, step, self._live(parent), span)
             except OmgoptimError as error:
                 why = f"{error.what}: {error.why}" if error.why else error.what
                 seconds = round(self.clock() - began, 2)
@@ -165,6 +170,17 @@ class Steps:
             for point in self.taken
         ]
         return [*done, *self.without_result]
+
+    def _made_s(self, key: str, verb: str, step: Request) -> float:
+        """Put what a worker made of a step into its run; return the seconds that took there, 0 where no worker did."""
+        made = self.context.checkpoints / MADE / key
+        if not made.is_dir():
+            return 0.0
+        folder = self.context.begin_step(key, verb, step)
+        shutil.copytree(
+            made / self.context.checkpoints.name, folder / self.context.checkpoints.name, dirs_exist_ok=True
+        )
+        return float((made / MADE_S).read_text(encoding="utf-8"))
 
     def _arguments(self, parent: Point | None) -> dict[str, Any]:
         shared = {name: getattr(self.request, name) for name in ModelRequest.model_fields}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from omgoptim.errors import NoLayerChanged, OmgoptimError, TechniqueError, call
 from omgoptim.operations.context import is_live
-from omgoptim.operations.next_steps import same_arguments, step
+from omgoptim.operations.next_steps import engine_argument, same_arguments, step
 from omgoptim.requests import QuantizeRequest, parse
 from omgoptim.requests.quantize import Auto
 from omgoptim.techniques.registry import technique_of
@@ -47,6 +47,7 @@ def with_suggested_call(error: OmgoptimError, request: QuantizeRequest) -> Omgop
         return error
     common = same_arguments(request.model_copy(update={"scheme": Auto()}))
     arguments = {name: value for name, value in common.items() if name != "runtime"} | scheme
+    arguments |= engine_argument(request.runtime, scheme["scheme"])
     live = any(is_live(value) for value in arguments.values())
     ready = step("quantize", arguments, "").command if live else call("quantize", arguments)
     return TechniqueError(error.what, error.why, f"{error.fix}: {ready}" if error.fix else ready)

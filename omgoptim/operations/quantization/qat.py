@@ -27,7 +27,7 @@ from omgoptim.reports import Round, Training
 from omgoptim.requests import ModelRequest, QuantizeRequest, TrainingRequest
 from omgoptim.requests.quantize import Qat
 from omgoptim.requests.training import TrainingFields
-from omgoptim.techniques.quantize._onnx.runtime import weight_levels
+from omgoptim.techniques.quantize._onnx.program import weight_levels
 from omgoptim.techniques.quantize._ptq.qat_state import ChannelScaling, compute_scaling
 from omgoptim.techniques.quantize.qat import static_of
 from omgoptim.techniques.registry import Outcome

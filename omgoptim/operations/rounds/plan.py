@@ -15,7 +15,7 @@ from omgoptim.operations.report_records import environment, shown_request
 from omgoptim.operations.rounds.loop import RoundsJob
 from omgoptim.reports import EfficiencyReport, Round
 from omgoptim.requests import Params
-from omgoptim.training.config import STEPS_AN_EPOCH, TrainingConfig, config_for_data
+from omgoptim.training.config import MIN_STEPS_PER_EPOCH, TrainingConfig, config_for_data
 
 MOST_BATCHES = 100_000
 """Maximum number of batches of an epoch that are counted."""
@@ -62,7 +62,7 @@ def batches_in_epoch(job: AnyJob) -> int:
     batches, loss = job.datasets.batches, job.datasets.loss
     plan = TrainingConfig.of(job.request, 1, job.loaded.device, job.request.seed)
     count = sum(1 for _ in itertools.islice(batches.epoch(plan.batch), MOST_BATCHES))
-    if count >= STEPS_AN_EPOCH:
+    if count >= MIN_STEPS_PER_EPOCH:
         return count
     plan = config_for_data(plan, job.request, batches, loss.check if loss is not None else lambda _target: None)
     return batches.survey(plan.batch, plan.seed, lambda _target: None)[0]

@@ -19,9 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.techniques.probe import Probe, quiet
-from omgoptim.techniques.reconstruction.batch import one_batch
-from omgoptim.techniques.reconstruction.capture import Hook, StopForward, forward_hooks, run_until_stopped
-from omgoptim.techniques.reconstruction.rows import padded, padding_mask, patches_of
+from omgoptim.techniques.reconstruction.inputs import (
+    Hook,
+    StopForward,
+    forward_hooks,
+    one_batch,
+    padded,
+    padding_mask,
+    patches_of,
+    run_until_stopped,
+)
 from omgoptim.techniques.registry import ModuleRun
 
 MOST_TARGETS = 2**26

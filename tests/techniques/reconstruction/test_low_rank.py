@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from omgoptim.techniques.reconstruction.low_rank import (
+from omgoptim.techniques.reconstruction.least_squares import (
     cholesky,
     fit,
     projected,
@@ -48,7 +48,9 @@ def test_outputs_that_matter_more_count_more() -> None:
 @pytest.mark.parametrize("with_inputs", [False, True])
 @pytest.mark.parametrize("with_influence", [False, True])
 @pytest.mark.parametrize("rank", [1, 3, 5])
-def test_the_error_is_what_the_cut_off_singular_values_say(with_inputs: bool, with_influence: bool, rank: int) -> None:
+def test_the_error_is_the_sum_of_squares_of_the_cut_off_singular_values(
+    with_inputs: bool, with_influence: bool, rank: int
+) -> None:
     weight = drawn(5, 7)
     inputs = cholesky(moment(7), 1e-6) if with_inputs else None
     influence = cholesky(moment(5, seed=2), 1e-2) if with_influence else None

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from omgoptim.models.forward import NamedBatch
 from omgoptim.models.samples import Samples
 from omgoptim.runtimes.signature import InputTensor, Signature
-from omgoptim.techniques.reconstruction import batch as batch_module
-from omgoptim.techniques.reconstruction.batch import one_batch, to_one_length
+from omgoptim.techniques.reconstruction import inputs as batch_module
+from omgoptim.techniques.reconstruction.inputs import one_batch, pad_to_one_length
 from omgoptim.techniques.registry import ModuleRun
 
 
@@ -27,7 +27,7 @@ def all_fit(_length: int) -> int:
 
 
 def test_shorter_batches_are_padded_behind_their_end() -> None:
-    short, long = to_one_length([padded(2, 3, length=3), padded(5, length=5)], all_fit)
+    short, long = pad_to_one_length([padded(2, 3, length=3), padded(5, length=5)], all_fit)
     assert short["ids"].tolist() == [[1, 2, 0, 0, 0], [1, 2, 3, 0, 0]]
     assert short["attention_mask"].tolist() == [[1, 1, 0, 0, 0], [1, 1, 1, 0, 0]]
     assert short["features"].shape == (2, 5, 2)
@@ -36,7 +36,7 @@ def test_shorter_batches_are_padded_behind_their_end() -> None:
 
 def test_one_long_batch_does_not_crowd_out_the_others() -> None:
     batches = [padded(*[4] * 10, length=4), padded(100, length=100), padded(*[4] * 10, length=4)]
-    cut = to_one_length(batches, lambda length: max(1, 100 // length))  # 21 samples of length 4, or one of 100
+    cut = pad_to_one_length(batches, lambda length: max(1, 100 // length))  # 21 samples of length 4, or one of 100
     assert [batch["ids"].shape for batch in cut] == [(10, 4), (1, 4), (10, 4)]
     assert cut[1]["attention_mask"].tolist() == [[1, 1, 1, 1]]
 
@@ -51,7 +51,7 @@ def test_one_long_batch_does_not_crowd_out_the_others() -> None:
     ],
 )
 def test_what_cannot_be_masked_stays_as_it_is(batches: list[NamedBatch]) -> None:
-    assert to_one_length(batches, all_fit) is batches
+    assert pad_to_one_length(batches, all_fit) is batches
 
 
 class Masked(nn.Module):

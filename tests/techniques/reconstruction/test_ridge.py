@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from omgoptim.techniques.reconstruction.ridge import masked_ridge, ridge
+from omgoptim.techniques.reconstruction.least_squares import masked_ridge, ridge
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from omgoptim.measure.self_time import evaluation_mode
-from omgoptim.techniques.reconstruction.capture import StopForward, run_until_stopped
-from omgoptim.techniques.reconstruction.ridge import ridge
-from omgoptim.techniques.reconstruction.rows import padding_mask, unpadded_rows
+from omgoptim.techniques.reconstruction.inputs import StopForward, padding_mask, run_until_stopped, unpadded_rows
+from omgoptim.techniques.reconstruction.least_squares import ridge
 from omgoptim.techniques.registry import ModuleRun
 
 HELD = 1e-3

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from omgoptim.measure.self_time import evaluation_mode
 from omgoptim.runtimes.signature import flatten
 from omgoptim.techniques.factorize._low_rank.layer_selection import Use, uses_of, with_same_rows
-from omgoptim.techniques.reconstruction.capture import Hook, forward_hooks
-from omgoptim.techniques.reconstruction.rows import (
+from omgoptim.techniques.reconstruction.inputs import (
     DenseLayer,
+    Hook,
     batches_of,
     call_tensors,
+    forward_hooks,
     input_rows,
     output_rows,
     padding_mask,

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 
 from omgoptim.techniques.factorize._low_rank.factor_forms import solve
 from omgoptim.techniques.factorize._low_rank.layer_selection import Use, uses_of
-from omgoptim.techniques.factorize._low_rank.problem import Option, Problem
-from omgoptim.techniques.factorize._low_rank.replacement import (
+from omgoptim.techniques.factorize._low_rank.problem import (
     Block,
+    Option,
+    Problem,
     block_of,
     problem_of,
     product_of,
-    put,
+    replace_layer,
     unusable,
     weight_of,
 )
@@ -40,16 +41,19 @@ from omgoptim.techniques.factorize._low_rank.second_moments import (
     leaders_of,
     moments_bytes,
 )
-from omgoptim.techniques.reconstruction.capture import Hook, StopForward, forward_hooks, run_until_stopped
-from omgoptim.techniques.reconstruction.low_rank import fit
-from omgoptim.techniques.reconstruction.rows import (
+from omgoptim.techniques.reconstruction.inputs import (
     DenseLayer,
+    Hook,
+    StopForward,
     batches_of,
     call_tensors,
+    forward_hooks,
     input_rows,
     padding_mask,
     rows_of_shape,
+    run_until_stopped,
 )
+from omgoptim.techniques.reconstruction.least_squares import fit
 from omgoptim.techniques.registry import ModuleRun
 
 MOST_STAGES = 32
@@ -167,7 +171,7 @@ def solve_in_order(
             for path in stage:
                 option, given = chosen[path], pairs[leaders[path]]
                 block, errors[path] = _solved(layers[path], option, given, influence.get(path), energies[path])
-                put(module, path, block)
+                replace_layer(module, path, block)
             run.progress("fitting low ranks", 0.5 + 0.5 * len(errors) / len(layers))
     return errors
 

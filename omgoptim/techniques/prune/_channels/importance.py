@@ -19,8 +19,7 @@ from omgoptim.errors import DataError, TechniqueError
 from omgoptim.measure.self_time import evaluation_mode
 from omgoptim.requests.prune import Structured
 from omgoptim.techniques.probe import quiet
-from omgoptim.techniques.prune._channels.groups import Group, Groups, Place
-from omgoptim.techniques.prune._channels.layer_widths import as_rows
+from omgoptim.techniques.prune._channels.groups import Group, Groups, Place, as_rows
 from omgoptim.techniques.prune._unstructured.saliency import lamp_of_squares
 from omgoptim.techniques.registry import ModuleRun
 

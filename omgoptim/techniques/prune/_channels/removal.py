@@ -17,8 +17,18 @@ from torch import Tensor, nn
 from omgoptim.errors import TechniqueError
 from omgoptim.reports import Change, Skip
 from omgoptim.techniques.probe import DoesNotRun, Probe, difference, tolerance_of
-from omgoptim.techniques.prune._channels.groups import Group, Groups, Place, Refusal, RefusalKind, stays
-from omgoptim.techniques.prune._channels.layer_widths import cut, narrowed, silenced, width_of
+from omgoptim.techniques.prune._channels.groups import (
+    Group,
+    Groups,
+    Place,
+    Refusal,
+    RefusalKind,
+    cut,
+    narrowed,
+    silenced,
+    skips_of_kept,
+    width_of,
+)
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
 Key = tuple[str, str]
@@ -59,14 +69,14 @@ def take_out(
         run.progress(f"removing channels: {group.name}", index / len(asked))
         refusal = removal.attempt(group, keep[group.name])
         if refusal:
-            skipped += stays(module, group.name, group.writers, refusal.reason)
+            skipped += skips_of_kept(module, group.name, group.writers, refusal.reason)
     changed = removal.changes()
     if asked and not changed:
         raise TechniqueError("no channel could be removed", skipped[0].reason, WAY_OUT)
     names = {group.name for group in asked}
     for group in groups.groups:
         if group.name not in names:
-            skipped += stays(module, group.name, group.writers, ENOUGH)
+            skipped += skips_of_kept(module, group.name, group.writers, ENOUGH)
     return Outcome(changed, [*groups.skipped, *skipped]), removal.left
 
 

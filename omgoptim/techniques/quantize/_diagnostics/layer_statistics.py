@@ -49,7 +49,7 @@ class Quantizable:
 
     @property
     def is_depthwise(self) -> bool:
-        """Whether it is a depthwise convolution."""
+        """True for a depthwise convolution."""
         return self.layer.op == "Conv" and len(self.layer.shape) > 2 and self.layer.shape[1] == 1 < self.layer.shape[0]
 
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from omgoptim.blocks import DepthSeparableConv, InvertedResidual
 from omgoptim.measure.size import count_params
-from omgoptim.techniques.distill._student.block_replacement import MakeBlock, Words, replace_convolutions
+from omgoptim.techniques.distill._student.block_replacement import BlockNames, MakeBlock, replace_convolutions
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection
 from omgoptim.techniques.registry import ModuleRun
 
 RunOf = Callable[..., ModuleRun]
-ALL, WORDS = LayerSelection([], []), Words("block", "a block")
+ALL, WORDS = LayerSelection([], []), BlockNames("block", "a block")
 BLOCKS: list[MakeBlock] = [DepthSeparableConv.from_conv, InvertedResidual.from_conv]
 
 

@@ -9,12 +9,12 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from omgoptim.blocks import DepthSeparableConv, InvertedResidual
 from omgoptim.errors import TechniqueError
-from omgoptim.techniques.distill._student.block_replacement import Words, replace_convolutions
+from omgoptim.techniques.distill._student.block_replacement import BlockNames, replace_convolutions
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection
 from omgoptim.techniques.registry import ModuleRun
 
 RunOf = Callable[..., ModuleRun]
-ALL, WORDS = LayerSelection([], []), Words("block", "a block")
+ALL, WORDS = LayerSelection([], []), BlockNames("block", "a block")
 
 
 def own_forward(*sizes: int) -> nn.Module:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.errors import TechniqueError
-from omgoptim.techniques.distill._student.compatibility import output_shapes, refuse_other_shapes
+from omgoptim.techniques.distill._student.derivation import output_shapes, refuse_other_shapes
 from omgoptim.techniques.registry import ModuleRun
 
 RunOf = Callable[..., ModuleRun]

@@ -1,4 +1,4 @@
-"""What every way to a student has in common."""
+"""Steps that all derivations of a student share."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_glob_that_names_no_layer_is_refused(
 
 
 class Counted(nn.Module):
-    """Its code counts the layers in its own words."""
+    """Encoder whose forward has a fixed number of layers."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from omgoptim.techniques.distill._student.monotone_search import BUILDS, largest_within
+from omgoptim.techniques.distill._student.proposals import BUILDS, largest_within
 
 
 def channels(fixed: int = 0, full: int = 24) -> Callable[[float], int]:
@@ -36,7 +36,7 @@ def test_everything_is_within_a_large_goal() -> None:
     assert largest_within(channels(), 1e9, 0.01, most=0.5) == (0.5, 300 * 12**2)
 
 
-def test_a_goal_below_the_least_is_out_of_reach_and_the_least_is_told() -> None:
+def test_a_goal_below_the_minimum_gives_none_and_the_minimum() -> None:
     assert largest_within(channels(10_000), 9_000, 0.02) == (None, 10_300)
 
 

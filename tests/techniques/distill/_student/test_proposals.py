@@ -12,8 +12,7 @@ from omgoptim.errors import TechniqueError
 from omgoptim.measure.macs import count_macs
 from omgoptim.measure.size import count_params
 from omgoptim.requests.distill import Auto, FewerLayers, LowRank, Narrow
-from omgoptim.techniques.distill._student.proposals import proposals
-from omgoptim.techniques.distill._student.student_builder import StudentBuilder
+from omgoptim.techniques.distill._student.proposals import StudentBuilder, proposals
 from omgoptim.techniques.registry import apply_to_module
 
 
@@ -96,7 +95,7 @@ def test_a_recurrent_teacher_gets_narrower(run_of: Any, drawn: Any) -> None:
     assert 10 * only.params_count <= count_params(teacher)[0]
 
 
-def test_what_cannot_get_there_is_told_with_its_smallest_student(run_of: Any, drawn: Any) -> None:
+def test_a_method_above_the_budget_is_reported_with_its_smallest_student(run_of: Any, drawn: Any) -> None:
     teacher = vit()
     run = run_of(teacher, drawn(4, 3, 16, 16))
     found, passed_over = proposals(copy.deepcopy(teacher), Auto(target_compression=100), run, 100)
@@ -125,7 +124,7 @@ def test_only_so_many_candidates_and_none_twice(run_of: Any, drawn: Any) -> None
     assert len(set(shapes)) == 2
 
 
-def test_layers_to_keep_of_a_teacher_without_repeats_are_told(run_of: Any, drawn: Any, resnet: Any) -> None:
+def test_keep_layers_for_a_teacher_without_repeats_is_reported(run_of: Any, drawn: Any, resnet: Any) -> None:
     teacher = resnet(8)
     found, ((name, why),) = proposals(teacher, Auto(keep_layers=2), run_of(teacher, drawn(4, 1, 12, 12)), None)
     assert found == []

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from omgoptim.techniques.distill._student.layer_selection import LayerSelection
-from omgoptim.techniques.distill._student.repeated_layers import Stack, drop, find_stacks
+from omgoptim.techniques.distill._student.layer_selection import LayerSelection, Stack, drop_layers, find_stacks
 from omgoptim.techniques.registry import ModuleRun
 
 RunOf = Callable[..., ModuleRun]
@@ -70,7 +69,7 @@ def test_neighbours_that_come_again_and_again_are_one_unit(run_of: RunOf, drawn:
     (stack,) = find_stacks(module, ALL, run_of(module, drawn(2, 3, 6, 6)))
     assert stack == Stack(("",), ((1, 2, 3), (4, 5, 6), (7, 8, 9)))
     whole = copy.deepcopy(module)
-    (change,) = drop(module, [stack], {stack: 2})
+    (change,) = drop_layers(module, [stack], {stack: 2})
     assert (change.before, change.after) == ("11", "8: 0, 1, 2, 3, 7, 8, 9, 10")
     x = drawn(2, 3, 6, 6)
     kept = [whole[index] for index in (0, 1, 2, 3, 7, 8, 9, 10)]
@@ -83,7 +82,7 @@ def test_lists_that_run_side_by_side_lose_the_same_places_and_others_go_alone(ru
     stacks = find_stacks(module, ALL, run_of(module, x))
     together, alone = Stack(("convs", "norms"), ((1,), (2,), (3,))), Stack(("after",), ((0,), (1,), (2,), (3,)))
     assert stacks == [together, alone]
-    changes = drop(module, stacks, {together: 1, alone: 3})
+    changes = drop_layers(module, stacks, {together: 1, alone: 3})
     assert [change.path for change in changes] == ["after", "convs", "norms"]
     assert [len(module.convs), len(module.norms), len(module.after)] == [2, 2, 3]
     assert module(x).shape == (2, 4, 6)
@@ -131,7 +130,7 @@ def test_inner_stacks_go_by_their_old_paths_when_outer_layers_go_too(run_of: Run
     module = chain(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Tanh(), inner)
     stacks = find_stacks(module, ALL, run_of(module, drawn(2, 4)))
     assert [stack.paths for stack in stacks] == [("",), ("4",)]
-    drop(module, stacks, dict.fromkeys(stacks, 1))
+    drop_layers(module, stacks, dict.fromkeys(stacks, 1))
     assert module[2] is inner
     assert len(inner) == 2
 

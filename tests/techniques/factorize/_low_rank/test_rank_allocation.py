@@ -69,7 +69,7 @@ def test_a_target_out_of_reach_names_the_best_and_the_reason() -> None:
     assert "need 20 at their smallest ranks" in raised.value.why
 
 
-def test_ranks_too_coarse_for_a_target_are_told() -> None:
+def test_ranks_too_coarse_for_a_target_are_an_error() -> None:
     """By hand: 100 weights at 45 a rank leave 45 or 90; a compression of 2 within 2 % needs 49 to 50."""
     with pytest.raises(TechniqueError, match="cannot be met within 2%") as raised:
         share_out({"a": layered(100, 45, [1.0, 1.0])}, 0, 100, 2.0)

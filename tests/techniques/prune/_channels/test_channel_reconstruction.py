@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.requests.prune import Structured
-from omgoptim.techniques.prune._channels import channel_reconstruction
+from omgoptim.techniques.prune import _reconstruction
 from omgoptim.techniques.prune._channels.dependency_graph import find_groups
 from omgoptim.techniques.prune._channels.removal import take_out
-from omgoptim.techniques.reconstruction import batch, sequential
+from omgoptim.techniques.reconstruction import inputs, sequential
 from omgoptim.techniques.registry import ModuleRun
 
 RunOf = Callable[..., ModuleRun]
@@ -25,7 +25,7 @@ def cut_and_fit(module: nn.Module, run: ModuleRun, keep: dict[str, Tensor]) -> t
     before = copy.deepcopy(module)
     _, left = take_out(module, find_groups(module, Structured(), run), keep, run)
     cut = copy.deepcopy(module)
-    return cut, channel_reconstruction.reconstruct_channels(module, before, left, run)
+    return cut, _reconstruction.reconstruct_channels(module, before, left, run)
 
 
 class Twins(nn.Module):
@@ -56,7 +56,7 @@ TWINS: list[tuple[Callable[[], nn.Module], tuple[int, ...]]] = [
 def test_what_the_other_channels_know_is_brought_back(
     build: Callable[[], nn.Module], shape: tuple[int, ...], run_of: RunOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channel_reconstruction, "RIDGE", 1e-7)
+    monkeypatch.setattr(_reconstruction, "CHANNEL_DAMPING", 1e-7)
     torch.manual_seed(0)
     module, x = build().eval(), torch.randn(shape)
     expected = module(x)
@@ -68,7 +68,7 @@ def test_what_the_other_channels_know_is_brought_back(
 
 
 def test_it_is_the_least_squares_solution(run_of: RunOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel_reconstruction, "RIDGE", 1e-9)
+    monkeypatch.setattr(_reconstruction, "CHANNEL_DAMPING", 1e-9)
     torch.manual_seed(0)
     module, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), torch.randn(200, 4)
     with torch.no_grad():
@@ -81,7 +81,7 @@ def test_it_is_the_least_squares_solution(run_of: RunOf, monkeypatch: pytest.Mon
 
 
 def test_a_grouped_convolution_is_fitted_group_by_group(run_of: RunOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel_reconstruction, "RIDGE", 1e-7)
+    monkeypatch.setattr(_reconstruction, "CHANNEL_DAMPING", 1e-7)
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 3, padding=1, groups=2), nn.Conv2d(6, 2, 1)).eval()
     with torch.no_grad():
@@ -110,7 +110,7 @@ def test_layers_are_fitted_in_the_order_in_which_they_run_and_portions_change_no
     assert (once(x) - expected).square().mean() < 0.2 * (cut(x) - expected).square().mean()
 
 
-def test_padding_has_no_say(run_of: RunOf) -> None:
+def test_padding_does_not_change_the_fit(run_of: RunOf) -> None:
     class Text(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -154,7 +154,7 @@ def test_what_runs_twice_has_no_one_target(run_of: RunOf) -> None:
 
 
 def test_what_reads_too_much_is_left_as_it_is(run_of: RunOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel_reconstruction, "MOST_FEATURES", 3)
+    monkeypatch.setattr(_reconstruction, "MOST_FEATURES", 3)
     module = nets.Residual().eval()
     run = run_of(module, [torch.randn(4, 3, 8, 8)])
     assert cut_and_fit(module, run, {"stem": torch.arange(4)})[1] == []
@@ -173,6 +173,6 @@ def test_batches_of_other_lengths_are_cut_to_the_one_in_the_middle() -> None:
     batches = [
         {"ids": np.full((2, length), length), "mask": np.ones((2, length), np.int64)} for length in (3, 9, 5, 7, 5)
     ]
-    one = batch.joined(batches, 7)
+    one = inputs.join_batches(batches, 7)
     assert one["ids"].shape == one["mask"].shape == (7, 5)
     assert one["ids"][:, 0].tolist() == [9, 9, 5, 5, 7, 7, 5]

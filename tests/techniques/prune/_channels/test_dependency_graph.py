@@ -94,7 +94,7 @@ def test_the_module_is_as_it_was_and_nothing_is_printed(run_of: RunOf, capsys: p
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
-def test_a_reshape_to_a_number_is_told_by_its_line_and_the_rest_goes_on(run_of: RunOf) -> None:
+def test_a_reshape_to_a_number_is_reported_with_its_line_and_other_groups_shrink(run_of: RunOf) -> None:
     groups = found_in(nets.HardCoded(), run_of)
     assert [group.name for group in groups.groups] == ["first"]
     lines = Path(nets.__file__).read_text().splitlines()
@@ -231,7 +231,9 @@ def test_targets_and_ignore_name_layers_or_what_is_around_them(run_of: RunOf) ->
         found_in(module, run_of, x, targets=["nothing"])
 
 
-def test_a_missing_torch_pruning_is_said_with_its_install_line(run_of: RunOf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_torch_pruning_is_an_error_with_the_install_line(
+    run_of: RunOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     with pytest.raises(SetupError) as refused:
         found_in(nets.Residual(), run_of)

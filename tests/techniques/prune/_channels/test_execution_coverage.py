@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from omgoptim.errors import TechniqueError
 from omgoptim.requests.prune import Structured
-from omgoptim.techniques.prune._channels.dependency_graph import find_groups
-from omgoptim.techniques.prune._channels.execution_coverage import coverage, covering
+from omgoptim.techniques.prune._channels.dependency_graph import coverage, covering, find_groups
 from omgoptim.techniques.registry import apply_to_module
 
 

@@ -4,14 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from omgoptim.techniques.prune._channels.layer_widths import (
-    as_rows,
-    channel_groups,
-    cut,
-    is_depthwise,
-    silenced,
-    width_of,
-)
+from omgoptim.techniques.prune._channels.groups import as_rows, channel_groups, cut, is_depthwise, silenced, width_of
 
 KEEP = torch.tensor([0, 2])
 

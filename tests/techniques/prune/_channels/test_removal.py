@@ -103,7 +103,7 @@ def test_a_group_that_fails_is_put_back_and_the_others_go_on(run_of: RunOf) -> N
     assert module.first.out_channels == 5
 
 
-def test_when_everything_fails_the_first_reason_and_a_way_out_are_told(run_of: RunOf) -> None:
+def test_when_every_removal_fails_the_error_has_the_first_reason_and_a_fix(run_of: RunOf) -> None:
     module = nets.HardCoded().eval()
     run = run_of(module, [IMAGES])
     everything = channels(0, 8)

@@ -133,7 +133,7 @@ def test_a_group_that_no_measured_layer_reads_or_writes_stays_whole() -> None:
     assert choose_widths(table, {"a": torch.ones(16), "b": torch.ones(16)}, 0.5) == {"a": 8, "b": 16}
 
 
-def test_beyond_reach_the_error_says_what_can_be_reached() -> None:
+def test_an_unreachable_target_is_refused_with_the_best_possible_speed() -> None:
     table = TimeTable("torch_eager", {"a": 16}, {"a": WIDTHS}, (one_sided("a", (2.0, 3.0, 4.0, 5.0)),))
     with pytest.raises(TechniqueError) as error:
         choose_widths(table, {"a": torch.ones(16)}, 0.3)

@@ -10,8 +10,7 @@ from torch import nn
 from omgoptim.models.samples import Samples
 from omgoptim.runtimes.signature import InputTensor, Signature
 from omgoptim.techniques.prune._latency import layer_benchmark as layer_bench
-from omgoptim.techniques.prune._latency.layer_benchmark import bench_of, round_to_of, visits
-from omgoptim.techniques.prune._latency.single_layer import SizedLayer
+from omgoptim.techniques.prune._latency.layer_benchmark import SizedLayer, bench_of, measure_tile_size, visits
 from omgoptim.techniques.registry import ModuleRun
 
 
@@ -26,7 +25,7 @@ def test_the_rounding_is_a_block_that_kernels_work_in(
     module: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(layer_bench, "LONGEST_BLOCK_S", 0.0005)
-    assert round_to_of(module, run_on("torch_eager", tmp_path)) in (8, 16, 32)
+    assert measure_tile_size(module, run_on("torch_eager", tmp_path)) in (8, 16, 32)
 
 
 def test_the_rounding_follows_the_measured_stairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +33,7 @@ def test_the_rounding_follows_the_measured_stairs(tmp_path: Path, monkeypatch: p
         return {point.key: 1.0 + -(-point.outside // 16) for point in points}
 
     monkeypatch.setattr(layer_bench, "visits", of_sixteen)
-    assert round_to_of(nn.Linear(4, 4), run_on("torch_eager", tmp_path)) == 16
+    assert measure_tile_size(nn.Linear(4, 4), run_on("torch_eager", tmp_path)) == 16
 
 
 def test_a_program_pays_for_its_call_and_a_module_does_not(tmp_path: Path) -> None:

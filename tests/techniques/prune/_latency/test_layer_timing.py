@@ -15,9 +15,8 @@ from omgoptim.techniques.prune._channels.groups import Group, Place
 from omgoptim.techniques.prune._latency import layer_timing as layer_times
 from omgoptim.techniques.prune._latency.knapsack import choose_widths
 from omgoptim.techniques.prune._latency.latency_table import full_ms, predicted_ms
-from omgoptim.techniques.prune._latency.layer_benchmark import Times
+from omgoptim.techniques.prune._latency.layer_benchmark import SizedLayer, Times
 from omgoptim.techniques.prune._latency.layer_timing import measure_layer_times
-from omgoptim.techniques.prune._latency.single_layer import SizedLayer
 from omgoptim.techniques.registry import ModuleRun
 
 
@@ -86,7 +85,7 @@ def test_every_layer_has_a_time_at_every_width(runtime: str, module: nn.Module, 
     assert predicted_ms(table, widths) <= full_ms(table)
 
 
-def test_torch_compile_is_told_by_the_times_of_torch_eager(module: nn.Module, tmp_path: Path) -> None:
+def test_torch_compile_is_predicted_by_the_times_of_torch_eager(module: nn.Module, tmp_path: Path) -> None:
     table = measure_layer_times(module, [HIDDEN], run_on("torch_compile", module, tmp_path), 2, budget_s=0.2)
     assert table.runtime == "torch_eager"
 
@@ -115,7 +114,7 @@ def test_a_layer_that_is_called_twice_costs_twice(
     )
 
 
-def test_a_member_that_is_never_called_is_told(module: nn.Module, tmp_path: Path) -> None:
+def test_a_member_that_is_never_called_is_listed_as_unmeasured(module: nn.Module, tmp_path: Path) -> None:
     hidden = Group("hidden", 16, 1, "channels", (*HIDDEN.places, place("unused", "in", 16)))
     table = measure_layer_times(module, [hidden], run_on("torch_eager", module, tmp_path), 2, budget_s=0.2)
     assert table.unmeasured == ("unused",)

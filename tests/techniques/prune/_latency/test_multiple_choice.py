@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from omgoptim.techniques.prune._latency import multiple_choice as knapsack
-from omgoptim.techniques.prune._latency.multiple_choice import multiple_choice
+from omgoptim.techniques.prune._latency import knapsack as knapsack
+from omgoptim.techniques.prune._latency.knapsack import multiple_choice
 
 
 def best_of_all(times: list[list[float]], losses: list[list[float]], budget: float) -> float | None:

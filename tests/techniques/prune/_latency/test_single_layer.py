@@ -10,7 +10,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from omgoptim.runtimes import ENGINES, SessionSettings
-from omgoptim.techniques.prune._latency.single_layer import (
+from omgoptim.techniques.prune._latency.layer_benchmark import (
     INPUT,
     SizedLayer,
     TimedLayer,

@@ -4,7 +4,7 @@ import torch
 
 from omgoptim.techniques.prune._channels.groups import Group, Place
 from omgoptim.techniques.prune._latency.latency_table import Side
-from omgoptim.techniques.prune._latency.width_grid import side_of, sizes_of, spread, widths_of
+from omgoptim.techniques.prune._latency.layer_timing import evenly_spread, side_of, sizes_of, widths_of
 
 
 def group(width: int, unit: int = 1, name: str = "g") -> Group:
@@ -39,8 +39,8 @@ def test_a_group_of_one_unit_has_its_full_width_alone() -> None:
 
 
 def test_spread_keeps_both_ends() -> None:
-    assert spread(range(10), 4) == (0, 3, 6, 9)
-    assert spread((1, 2), 4) == (1, 2)
+    assert evenly_spread(range(10), 4) == (0, 3, 6, 9)
+    assert evenly_spread((1, 2), 4) == (1, 2)
 
 
 def test_a_side_is_made_of_its_groups_and_what_is_fixed() -> None:

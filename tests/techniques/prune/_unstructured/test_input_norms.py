@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from omgoptim.techniques.prune._unstructured.input_norms import input_norms
 from omgoptim.techniques.prune._unstructured.parameter_selection import select
+from omgoptim.techniques.prune._unstructured.saliency import input_norms
 
 Drawn = Callable[..., Tensor]
 

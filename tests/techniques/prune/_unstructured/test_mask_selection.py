@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from omgoptim.techniques.prune._unstructured.mask_selection import alone, by_row, keep_of_every, smallest, together
+from omgoptim.techniques.prune._unstructured.masking import alone, by_row, keep_of_every, smallest, together
 
 
 def test_exactly_so_many_of_the_smallest_are_chosen_and_of_equals_the_first() -> None:
@@ -22,7 +22,7 @@ def test_the_choice_is_that_of_a_stable_sort() -> None:
         assert torch.equal(smallest(scores, count), expected)
 
 
-def test_layers_ranked_together_give_what_their_scores_say() -> None:
+def test_layers_ranked_together_are_pruned_by_their_scores() -> None:
     weights = [torch.ones(2, 2), torch.ones(3)]
     scores = [torch.tensor([[1.0, 9.0], [2.0, 8.0]]), torch.tensor([3.0, 7.0, 0.5])]
     masks = together(scores, weights, 3)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from omgoptim.techniques.prune._unstructured import masked_reconstruction
-from omgoptim.techniques.prune._unstructured.masked_reconstruction import reconstruct_kept_weights
+from omgoptim.techniques.prune import _reconstruction
+from omgoptim.techniques.prune._reconstruction import reconstruct_kept_weights
 from omgoptim.techniques.registry import Outcome
 
 RunOf = Callable[..., Any]
@@ -116,14 +116,14 @@ def test_inputs_that_are_no_numbers_change_nothing(run_of: RunOf, drawn: Drawn) 
     assert torch.equal(sparse[0].weight, before)
 
 
-def test_without_real_data_nothing_is_fitted_and_nothing_is_said(run_of: RunOf, drawn: Drawn) -> None:
+def test_without_real_data_nothing_is_fitted_or_noted(run_of: RunOf, drawn: Drawn) -> None:
     from omgoptim.requests.prune import Magnitude
 
     net = nn.Sequential(nn.Linear(6, 4))
     sparse = zeroed(net, 0.5)
     run = replace(run_of(sparse, [drawn(16, 6)]), real=False)
     outcome = Outcome([])
-    assert masked_reconstruction.reconstructed(outcome, sparse, net, Magnitude(), run) is outcome
+    assert _reconstruction.reconstructed(outcome, sparse, net, Magnitude(), run) is outcome
 
 
 def test_a_layer_whose_branch_is_not_taken_keeps_its_weights(run_of: RunOf, drawn: Drawn) -> None:

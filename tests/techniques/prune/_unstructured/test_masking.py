@@ -1,4 +1,4 @@
-"""The zeros that any score leaves: how many, where they stay, and what is told."""
+"""Masking by any score: number and place of zeros, and the report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from omgoptim.errors import TechniqueError
-from omgoptim.techniques.prune._unstructured.masking import Aim, Scope, zero_lowest
+from omgoptim.techniques.prune._unstructured.masking import Scope, SparsityTarget, zero_lowest
 from omgoptim.techniques.prune._unstructured.parameter_selection import select
 from omgoptim.techniques.registry import Outcome
 
@@ -24,7 +24,7 @@ def net() -> nn.Sequential:
 def prune(module: nn.Module, sparsity: float, scope: Scope = "global", spare: bool = True) -> Outcome:
     selection = select(module, [], [])
     scores = {weight.path: weight.parameter.detach().abs() for weight in selection.weights}
-    return zero_lowest(selection, scores, Aim(sparsity, scope, "by hand", spare))
+    return zero_lowest(selection, scores, SparsityTarget(sparsity, scope, "by hand", spare))
 
 
 def zeros(module: nn.Module) -> int:
@@ -139,7 +139,7 @@ def test_the_outcome_tells_each_layer_and_what_all_make_together() -> None:
     assert outcome.notes == ["30.00 % of the selected weights are zero (330 of 1,100)."]
 
 
-def test_small_layers_stay_dense_the_count_is_exact_and_it_is_told() -> None:
+def test_small_layers_stay_dense_and_are_reported_and_the_count_is_exact() -> None:
     module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 400, 3), nn.Linear(400, 10))
     count = 36 + 14_400 + 4_000
     outcome = prune(module, 0.9, "per_layer")
@@ -154,7 +154,7 @@ def test_small_layers_stay_dense_the_count_is_exact_and_it_is_told() -> None:
     assert zeros(module) == round(0.9 * count)
 
 
-def test_a_layer_keeps_its_best_weight_and_it_is_told() -> None:
+def test_a_layer_keeps_its_best_weight_and_the_report_says_so() -> None:
     module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 16))
     module[0].weight.data.copy_(torch.arange(1.0, 17).reshape(4, 4) / 1000)
     module[1].weight.data.fill_(1.0)

@@ -1,4 +1,4 @@
-"""Which weights are found, which are chosen, and what is told of the others."""
+"""Selection of weights, and the reasons for the others."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_weights_of_known_layers_are_found_and_neither_biases_nor_norms() ->
     assert len(found) == len(expected)
 
 
-def test_what_looks_like_a_weight_and_is_none_is_told() -> None:
+def test_parameters_that_are_no_weights_are_skipped_with_the_reason() -> None:
     told = reasons(select(Mixed(), [], []))
     assert told == {"embed": EMBEDDING_REASON, "position": "a parameter of Mixed, which is not a known layer"}
 
@@ -81,7 +81,7 @@ def test_a_glob_that_names_nothing_is_refused_with_what_was_meant() -> None:
         assert "'head'" in error.value.why
 
 
-def test_a_glob_may_name_what_cannot_be_pruned_and_is_then_told_why() -> None:
+def test_a_glob_may_name_a_layer_that_cannot_be_pruned_and_gets_the_reason() -> None:
     with pytest.raises(TechniqueError, match="no weight to prune") as error:
         select(Mixed(), ["position"], [])
     assert "not a known layer" in error.value.why

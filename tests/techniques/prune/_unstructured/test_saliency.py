@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from omgoptim.techniques.prune._unstructured.saliency import by_input, lamp
+from omgoptim.techniques.prune._unstructured.saliency import lamp, wanda
 
 
 def test_lamp_divides_by_the_energy_of_what_is_not_smaller() -> None:
@@ -31,6 +31,6 @@ def test_lamp_keeps_the_order_of_magnitudes_within_a_layer(drawn) -> None:  # ty
 
 def test_wanda_multiplies_magnitude_and_input_norm() -> None:
     rows = torch.tensor([[1.0, -2.0], [3.0, 0.5]])
-    assert by_input(rows, torch.tensor([10.0, 2.0])).tolist() == [[10.0, 4.0], [30.0, 1.0]]
+    assert wanda(rows, torch.tensor([10.0, 2.0])).tolist() == [[10.0, 4.0], [30.0, 1.0]]
     each = torch.tensor([[1.0, 1.0], [0.0, 4.0]])
-    assert by_input(rows, each).tolist() == [[1.0, 2.0], [0.0, 2.0]]
+    assert wanda(rows, each).tolist() == [[1.0, 2.0], [0.0, 2.0]]

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from omgoptim.errors import RequestError
-from omgoptim.techniques.prune._unstructured.schedule import levels
+from omgoptim.techniques.prune._unstructured.sparsity_allocation import levels
 
 
 def test_a_linear_schedule_takes_the_same_each_round() -> None:
@@ -54,12 +54,14 @@ def test_the_last_amount_is_the_goal_to_the_last_bit(shape: str, goal: float, ro
         (("linear", float("nan"), 3), "cannot go"),
     ],
 )
-def test_a_schedule_that_cannot_be_is_refused(arguments: tuple[str, float, int], said: str) -> None:
+def test_an_impossible_schedule_is_refused(arguments: tuple[str, float, int], said: str) -> None:
     with pytest.raises(RequestError, match=said):
         levels(*arguments)
 
 
 def test_it_needs_no_torch() -> None:
-    code = "import sys; import omgoptim.techniques.prune._unstructured.schedule; print('torch' in sys.modules)"
+    code = (
+        "import sys; import omgoptim.techniques.prune._unstructured.sparsity_allocation; print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from omgoptim.techniques.prune._unstructured.weight_matrix import channels_in, from_rows, to_rows
+from omgoptim.techniques.prune._unstructured.parameter_selection import channels_in, from_rows, to_rows
 
 LAYERS = [
     nn.Linear(6, 4),

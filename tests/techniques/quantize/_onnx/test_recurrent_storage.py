@@ -127,7 +127,7 @@ def test_an_lstm_that_is_batch_first_in_the_file_is_stored_in_int8_and_keeps_its
 
 
 @pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell])
-def test_a_cell_in_a_loop_is_quantized_once_and_told_once_a_weight(exported, apply, cosine, infer, kind):
+def test_a_cell_in_a_loop_is_quantized_once_and_reported_once_a_weight(exported, apply, cosine, infer, kind):
     source = exported(Stepper(kind), series)
     target, outcome = apply(source, Dynamic())
     model = load(target)

@@ -9,9 +9,8 @@ from omgoptim.models.onnx_graph import OnnxLayer, find_layers
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._onnx.qdq import stored_weights
 from omgoptim.techniques.quantize._ptq import pipeline
-from omgoptim.techniques.quantize._ptq.float_prefix import affordable_prefixes, restore_float_layers
-from omgoptim.techniques.quantize._ptq.presets import apply_preset
-from omgoptim.techniques.quantize._ptq.state import PtqTask
+from omgoptim.techniques.quantize._ptq.pipeline import affordable_prefixes, restore_float_layers
+from omgoptim.techniques.quantize._ptq.state import PtqTask, apply_preset
 
 
 def chain() -> onnx.ModelProto:

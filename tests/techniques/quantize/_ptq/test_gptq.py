@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from omgoptim.techniques.quantize._ptq.gptq import gptq_quantize, output_error
-from omgoptim.techniques.quantize._ptq.group_quantization import QuantizedGroups, quantize_groups
+from omgoptim.techniques.quantize._ptq.gptq import QuantizedGroups, gptq_quantize, output_error, quantize_groups
 
 
 def correlated(rows: int, width: int) -> np.ndarray:

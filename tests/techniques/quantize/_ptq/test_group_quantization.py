@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from omgoptim.techniques.quantize._ptq.group_quantization import CHUNK, QuantizedGroups, quantize_groups
+from omgoptim.techniques.quantize._ptq.gptq import CHUNK, QuantizedGroups, quantize_groups
 
 
 def test_a_group_of_two_has_the_scale_and_zero_point_computed_by_hand():

@@ -14,13 +14,11 @@ from omgoptim.models.onnx_graph import find_layers
 from omgoptim.requests.quantize import Static
 from omgoptim.techniques.quantize._onnx.qdq import stored_weights, write_qdq
 from omgoptim.techniques.quantize._ptq import pipeline
+from omgoptim.techniques.quantize._ptq.adaround import apply_adaround, round_small_kernels
 from omgoptim.techniques.quantize._ptq.bias_correction import correct_biases
 from omgoptim.techniques.quantize._ptq.calibration import outputs, size_of, split
 from omgoptim.techniques.quantize._ptq.observers import compute_ranges, observe_activations
-from omgoptim.techniques.quantize._ptq.presets import apply_preset
-from omgoptim.techniques.quantize._ptq.sqnr import sqnr_db
-from omgoptim.techniques.quantize._ptq.state import PtqTask
-from omgoptim.techniques.quantize._ptq.weight_rounding import apply_adaround, round_small_kernels
+from omgoptim.techniques.quantize._ptq.state import PtqTask, apply_preset, sqnr_db
 
 PLAIN = apply_preset(Static(algorithm="onnxruntime"), "fast")
 
@@ -210,7 +208,7 @@ def test_steps_that_were_switched_off_are_not_done():
     assert notes[0].startswith("Bias correction")
 
 
-def test_one_calibration_sample_is_enough_and_it_is_said_that_it_chose_as_well():
+def test_one_calibration_sample_is_enough_and_the_note_says_that_it_also_chose():
     rng = np.random.default_rng(0)
     model = two_layers(rng.standard_normal((6, 8)), np.zeros(6), rng.standard_normal((3, 6)), np.zeros(3))
     params = apply_preset(Static(algorithm="onnxruntime"), "best")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from omgoptim.requests.quantize import Static
-from omgoptim.techniques.quantize._ptq.presets import apply_preset
+from omgoptim.techniques.quantize._ptq.state import apply_preset
 
 
 @pytest.mark.parametrize(

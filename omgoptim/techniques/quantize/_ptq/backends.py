@@ -1,10 +1,14 @@
-"""Static quantization by NNCF: bias correction, and SmoothQuant for transformers."""
+"""Static quantization by a library: ONNX Runtime's QDQ writer with the PTQ pipeline, or NNCF.
+
+NNCF brings its own bias correction, and SmoothQuant for transformers.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +17,87 @@ import onnx
 from onnx import ModelProto
 
 from omgoptim.errors import SetupError
-from omgoptim.models.onnx_file import is_large, save
+from omgoptim.models.onnx_file import is_large, load, save
 from omgoptim.models.onnx_graph import OnnxLayer, find_layers, has_attention
 from omgoptim.requests.quantize import Static
-from omgoptim.techniques.quantize._onnx.runtime import as_technique_error, lacks_int8_dot_product, quiet_stdout
+from omgoptim.techniques.quantize._onnx import preparation
+from omgoptim.techniques.quantize._onnx.program import as_technique_error, lacks_int8_dot_product, quiet_stdout
+from omgoptim.techniques.quantize._ptq import pipeline
 from omgoptim.techniques.quantize._ptq.calibration import Batch
+from omgoptim.techniques.quantize._ptq.state import PtqTask
 
 
-def is_installed() -> bool:
+def quantize_by_onnxruntime(
+    model: ModelProto, batches: Sequence[Batch], task: PtqTask, folder: Path, kept: list[OnnxLayer] | None = None
+) -> tuple[ModelProto, list[str]]:
+    """Quantize the chosen layers of a prepared model and what lies between them.
+
+    Activations are unsigned with a zero point, or signed without one if `params.symmetric`; weights are signed int8.
+    Embeddings are left to `_onnx/weight_storage.py`. A program past what protobuf holds in memory gets plain ranges.
+
+    Args:
+        model: the prepared float program.
+        batches: calibration inputs by name.
+        task: layers, number format and threads.
+        folder: an existing folder for the writer's files.
+        kept: takes the chosen layers that stay in float.
+
+    Returns:
+        The QDQ program, and what was done, a sentence each.
+    """
+    if is_large(model):
+        quantized = _quantize_large(model, task.chosen, batches, task.params, folder)
+        return quantized, ["Programs over 2 GB get min/max ranges only."]
+    return pipeline.quantize(preparation.infer_shapes(model), batches, task, kept)
+
+
+def _quantize_large(
+    model: ModelProto, chosen: Sequence[OnnxLayer], batches: Sequence[Batch], params: Static, folder: Path
+) -> ModelProto:
+    """Quantize by ONNX Runtime's own file-based path, for programs above the size limit of protobuf."""
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+    taken = {layer.node for layer in chosen if layer.op != "Gather"}
+    excluded = [layer.node for layer in find_layers(model) if layer.node not in taken]
+    prepared, written = folder / "to_quantize.onnx", folder / "quantized.onnx"
+    save(model, prepared)
+    with as_technique_error("ONNX Runtime could not quantize the program"), quiet_stdout():
+        quantize_static(
+            str(prepared),
+            str(written),
+            _reader(batches),
+            quant_format=QuantFormat.QDQ,
+            per_channel=params.granularity == "per_channel",
+            reduce_range=lacks_int8_dot_product(),
+            activation_type=QuantType.QInt8 if params.symmetric else QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=excluded,
+            calibrate_method=CalibrationMethod.MinMax,
+            use_external_data_format=True,
+            extra_options={"ActivationSymmetric": params.symmetric, "WeightSymmetric": True},
+        )
+    return load(written)
+
+
+def _reader(batches: Sequence[Batch]) -> Any:
+    """Create a calibration data reader; its base class comes from the optional import."""
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.range = iter(batches)
+
+        def get_next(self) -> Batch | None:
+            return next(self.range, None)
+
+    return Reader()
+
+
+def has_nncf() -> bool:
     return importlib.util.find_spec("nncf") is not None
 
 
-def quantize(
+def quantize_by_nncf(
     model: ModelProto, chosen: Sequence[OnnxLayer], batches: Sequence[Batch], params: Static, folder: Path
 ) -> tuple[ModelProto, list[str]]:
     """Quantize the chosen layers and what lies between them; return a sentence on each setting that was chosen.
@@ -35,7 +108,7 @@ def quantize(
     Raises:
         SetupError: nncf is not installed.
     """
-    if not is_installed():
+    if not has_nncf():
         raise SetupError("algorithm nncf needs nncf", "it is not installed", 'pip install "omgoptim[openvino]"')
     _keep_dims_of_means(model)
     taken = {layer.node for layer in chosen}
@@ -50,8 +123,7 @@ def quantize(
         preset = nncf.QuantizationPreset.PERFORMANCE if params.symmetric else nncf.QuantizationPreset.MIXED
 
         def apply(fast: bool) -> ModelProto:
-            copy = ModelProto()
-            copy.CopyFrom(model)
+            copy = deepcopy(model)
             quantized: ModelProto = nncf.quantize(
                 copy,
                 nncf.Dataset(batches, dict),

@@ -1,11 +1,12 @@
-"""Best low-rank approximation of a weight under a weighted norm, in closed form.
+"""Least-squares solutions from second moments: ridge regression, and the best approximation of low rank.
 
-With inputs x of second moment C = E[x xᵀ] = S Sᵀ (S its Cholesky factor) and outputs whose changes matter by
+With inputs U (rows, n) and targets Y (rows, o), the Gram matrix is G = U'U and the cross moment C = U'Y. The damping is
+a fraction of the mean of G's diagonal, which makes it independent of the scale and the number of rows.
+
+Low rank: with inputs x of second moment C = E[x xᵀ] = S Sᵀ (S its Cholesky factor) and outputs whose changes matter by
 G = R Rᵀ, the expected cost of putting W' for W is E|Rᵀ (W - W') x|² = |Rᵀ (W - W') S|², a Frobenius norm. So the best
-W' of rank k is the truncated SVD of Rᵀ W S taken back, and what it costs is exactly the sum of the squares of the
-singular values that were cut off. Without C and G that is the plain SVD of W.
-
-Everything is float64. C is damped by a small multiple of its mean diagonal, so that it has a factor at all.
+W' of rank k is the truncated SVD of Rᵀ W S taken back, and its cost is the sum of the squares of the singular values
+that were cut off. Without C and G that is the plain SVD of W. C is damped, so that it has a factor at all.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from omgoptim.techniques.reconstruction.ridge import ridge
+SMALLEST = 1e-30
+"""Lower bound of denominators and of the damping: no float32 moment of a layer that is not silent lies below it."""
+
+STEPS, TOLERANCE = 30, 1e-4
+"""Maximum conjugate gradient steps, and the residual relative to the right side at which they end: the damping of 1e-2
+bounds the condition number, and the weights change by less than their float32 rounding noise on data after that."""
 
 INPUT_DAMPING = 1e-6
 """Damping of an input's second moment, as a fraction of its mean diagonal."""
@@ -25,6 +31,63 @@ INFLUENCE_DAMPING = 1.0
 
 DAMPING_STEPS = 12
 """Attempts at a Cholesky factor, each with ten times the damping, where rounding left a moment indefinite."""
+
+
+def ridge(gram: Tensor, cross: Tensor, damping: float, prior: Tensor | None = None) -> Tensor:
+    """Return the X that minimizes |U X - Y|^2 + l |X - prior|^2, l being `damping` times the mean of G's diagonal.
+
+    Args:
+        gram: G (..., n, n), symmetric and positive semidefinite; not changed.
+        cross: C (..., n, o).
+        damping: fraction of the mean diagonal.
+        prior: X that the solution is held at, (..., n, o); None for zero.
+
+    Returns:
+        (..., n, o); NaN where the moments are not finite.
+    """
+    strength = damping * gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None].clamp_min(SMALLEST)
+    damped = gram + strength * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    factor, failed = torch.linalg.cholesky_ex(damped)
+    right = cross if prior is None else cross + strength * prior
+    solved = torch.cholesky_solve(right, factor)
+    return solved.masked_fill((failed != 0)[..., None, None], torch.nan)
+
+
+def masked_ridge(
+    gram: Tensor, cross: Tensor, kept: Tensor, damping: float, *, steps: int = STEPS, tolerance: float = TOLERANCE
+) -> Tensor:
+    """Solve `ridge` under the condition that X is zero where `kept` is, output by output.
+
+    All outputs are solved at once by conjugate gradients with a diagonal preconditioner, which needs no inverse for
+    each output's own mask.
+
+    Args:
+        gram: G (groups, n, n).
+        cross: C (groups, n, o).
+        kept: 1 where X may differ from zero, (groups, n, o), of the dtype of G.
+        damping: fraction of the mean diagonal.
+        steps: most steps.
+        tolerance: residual, relative to C, at which the steps end.
+    """
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    strength = damping * diagonal.mean(1)[:, None, None].clamp_min(SMALLEST)
+    preconditioner = kept / (diagonal[:, :, None] + strength)
+    solution = torch.zeros_like(cross)
+    residual = cross * kept
+    goal = tolerance * residual.norm()
+    direction = preconditioner * residual
+    energy = (residual * direction).sum(1, keepdim=True)
+    for _ in range(steps):
+        if residual.norm() <= goal:
+            break
+        moved = (gram @ direction + strength * direction) * kept
+        length = energy / (direction * moved).sum(1, keepdim=True).clamp_min(SMALLEST)
+        solution += length * direction
+        residual = residual - length * moved
+        turned = preconditioner * residual
+        energy, last = (residual * turned).sum(1, keepdim=True), energy
+        direction = turned + energy / last.clamp_min(SMALLEST) * direction
+    return solution
 
 
 @dataclass(frozen=True, slots=True)
