@@ -105,8 +105,10 @@ _NO_WAIT = typer.Option(
 def _doctor(
     project: str | None = output.PROJECT,
     python: str | None = typer.Option(None, "--python", metavar="TEXT", help="Python interpreter to check."),
-    target: str | None = typer.Option(None, "--target", metavar="TEXT", help="Machine to check: ssh://[user@]host."),
-    clean: bool = typer.Option(False, "--clean", help="Remove what omgoptim has stored on the target."),
+    target: str | None = typer.Option(
+        None, "--target", metavar="TEXT", help="Machine to check: ssh://\\[user@]host\\[:port]."
+    ),
+    clean: bool = typer.Option(False, "--clean", metavar="", help="Remove what omgoptim has stored on the target."),
     as_json: bool = output.AS_JSON,
 ) -> int:
     """Report the engines, devices and optional packages of the project's Python, and how to install missing ones."""
@@ -121,7 +123,9 @@ def _mcp(
     http: bool = typer.Option(
         False, "--http", metavar="", help="Serve HTTP on the loopback interface instead of stdio."
     ),
-    port: int = typer.Option(8377, "--port", help="Port for --http; 0 takes a free one.", min=0, max=65535),
+    port: int = typer.Option(
+        8377, "--port", metavar="PORT", help="Port for --http; 0 takes a free one.", min=0, max=65535
+    ),
 ) -> None:
     """Start the MCP server: over stdio, or over HTTP with a bearer token ($OMGOPTIM_TOKEN, else a new one)."""
     from omgoptim import server  # the one command that needs mcp
