@@ -20,6 +20,8 @@ class OptimizeRequest(ExecutionFields, ModelRequest):
     the original. Never worse than quantization alone. Runs code with the user's rights.
     """
 
+    workers: Annotated[int, RARE] = Field(1, ge=1, le=1000)
+    """Workers that train the two compared steps (prune, distill) at the same time; all else follows each other."""
     max_quality_drop: float = Field(0.01, ge=0, le=1)
     """The guard: most quality that may be lost, before minus after."""
     target_latency_ms: float | None = Field(None, gt=0)
