@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import shutil
 import time
@@ -14,12 +12,10 @@ from typing import Any, Literal
 
 import omgoptim
 from omgoptim.errors import OmgoptimError, RunError, SetupError
-from omgoptim.models.manifest import Manifest
 from omgoptim.models.report_file import read_report
 from omgoptim.operations.context import RunContext, StepRun
 from omgoptim.operations.ledger import Amounts, Entry, Ledger, key_of
 from omgoptim.operations.live_objects import Live
-from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.optimization.points import Point, pareto_points, product
 from omgoptim.operations.optimization.selection_data import selection_as_evaluation
 from omgoptim.operations.report_records import VERSIONS
@@ -342,9 +338,3 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def weights_identity(loaded: LoadedModel) -> str:
-    """Return a hash of the files of the original's artifact: what tells two models of one name apart."""
-    files = Manifest.read(loaded.baseline).files
-    return hashlib.sha256(json.dumps(files, sort_keys=True, default=str).encode()).hexdigest()[:16]
