@@ -61,13 +61,13 @@ DRAGGED_DOWN = ("torchmetrics", "transformers", "timm", "peft")
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What a Python answered about itself."""
+    """Packages, compiler and devices of a Python, as it reported them."""
 
     packages: dict[str, dict[str, str | None]]
     compiler: dict[str, str | None]
     cuda_devices: list[str]
     crash: str | None = None
-    """How it ended when it imported everything, if it did not survive that."""
+    """Exit status and log, if importing all packages crashed the Python."""
 
 
 def doctor(request: DoctorRequest) -> DoctorReport:
@@ -155,7 +155,7 @@ def _ask(interpreter: Interpreter, project: Path, *arguments: str) -> subprocess
 
 
 def _unusable(interpreter: Interpreter, inspection: Inspection) -> list[str]:
-    """What every run needs and cannot be used; torch and onnxruntime stand among the runtimes already."""
+    """Return the required packages that are missing or broken; torch and onnxruntime are listed as runtimes."""
     states = inspection.packages
     broken = [name for name in REQUIRED if states.get(name, {}).get("state") == "broken"]
     wanted = dict.fromkeys([*interpreter.missing, *broken])
@@ -251,7 +251,8 @@ def target_doctor(request: DoctorRequest, target: str) -> DoctorReport:
         machine = target_machine.look_at(connection)
         freed = int(connection.request("clean")["freed_bytes"]) if request.clean else None
     except TargetLost as lost:
-        raise SetupError(f"the connection to {address} ended", str(lost), "try again") from None
+        fix = f"check that `ssh {address.login}` connects, then run doctor again"
+        raise SetupError(f"the connection to {address} ended", str(lost), fix) from None
     finally:
         connection.close()
     packages = [_target_state(machine, name) for name in TARGET_UNLOCKS]

@@ -1,7 +1,7 @@
 """Runs that are steps of another run: each has a folder of its own and is done in the process of the run it belongs to.
 
-`checkpoints/steps/KEY` in the folder of that run names the run that was begun under a key, so that a run that was cut
-off goes on with the step it was in instead of beginning another.
+`checkpoints/steps/KEY` in the folder of that run names the run that was begun under a key, so that an
+interrupted run resumes its step instead of starting another.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class StepRuns:
     """Does verbs as steps of a run: see `RunStep`."""
 
     folder: RunFolder
-    """Of the run that the steps belong to."""
+    """Folder of the run that the steps belong to."""
     submission: Submission
     report: Callable[[str, float | None], None]
     execute: Callable[..., None]
     """`worker.execute`."""
 
     def __call__(self, key: str, verb: str, request: Request, live: Live, span: tuple[float, float]) -> StepRun:
-        """Do the run of a key, or go on with it, and return it; its progress moves this run's within `span`.
+        """Do or resume the run of a key and return it; its progress moves this run's within `span`.
 
         Raises:
             OmgoptimError: what the run raised.
@@ -73,7 +73,7 @@ class StepRuns:
         return folder
 
     def _begun(self, key: str, verb: str, request: Request) -> RunFolder | None:
-        """Return the run that was begun under a key, ready to go on unless it is done; None where there is none."""
+        """Return the run that was begun under a key, ready to resume unless it is done; None if there is none."""
         folder = _named(self.folder, _steps_of(self.folder) / key)
         if folder is None:
             return None

@@ -126,10 +126,10 @@ class Collation:
     def batches(self, samples: Any, batch: int, shuffled: bool) -> Iterator[RawBatch]:
         """Yield batches of a Dataset or list of samples.
 
-        Uses the data set's own `collate_fn` if it has one. Samples of different lengths are padded, with an attention
-        mask, if the model takes one; else each batch holds samples of one length.
+        Uses the `collate_fn` of the data set, or else of the model, if it has one. Samples of different lengths are
+        padded, with an attention mask, if the model takes one; else each batch holds samples of one length.
         """
-        own = getattr(samples, "collate_fn", None)
+        own = getattr(samples, "collate_fn", None) or getattr(self.module, "collate_fn", None)
         if callable(own):
             loader: Iterable[Any] = DataLoader(samples, batch_size=batch, shuffle=shuffled, collate_fn=own)
             yield from map(split_target, loader)

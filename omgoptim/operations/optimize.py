@@ -32,9 +32,14 @@ from omgoptim.operations.optimization.level_speeds import LevelSpeeds, measure_l
 from omgoptim.operations.optimization.order import refusal
 from omgoptim.operations.optimization.plan import plan_report
 from omgoptim.operations.optimization.points import Point
-from omgoptim.operations.optimization.selection_data import identity_of, selection_as_evaluation, train_problem
+from omgoptim.operations.optimization.selection_data import (
+    identity_of,
+    selection_as_evaluation,
+    train_problem,
+    weights_identity,
+)
 from omgoptim.operations.optimization.singles import make_together
-from omgoptim.operations.optimization.steps import Steps, weights_identity
+from omgoptim.operations.optimization.steps import Steps
 from omgoptim.operations.output_folder import free_output
 from omgoptim.operations.quantization.selection import Preference
 from omgoptim.operations.target import original_on_target

@@ -111,7 +111,7 @@ def given_of(module: nn.Module, x: torch.Tensor, scratch: Path, *, keyword: bool
 
 
 def with_program(given: LoweringInput, folder: Path) -> LoweringInput:
-    """The same with the module's ONNX program, as a run has it."""
+    """Add the module's ONNX program to the input of a lowering, as a run does."""
     from omgoptim.runtimes.export import export_onnx
 
     program = folder / "float.onnx"
