@@ -33,7 +33,7 @@ from omgoptim.techniques.prune._unstructured.parameter_selection import Selectio
 from omgoptim.techniques.registry import ModuleRun, Outcome, module_technique
 
 STEP = 0.01
-"""Learning rate of movement's steps, small as the gradients of a trained model; the weights are restored afterwards."""
+"""Learning rate of the gradient descent steps of movement, after which the weights are restored."""
 
 UNREACHED = "no gradient of the loss reaches it"
 

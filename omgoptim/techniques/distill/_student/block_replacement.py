@@ -246,9 +246,6 @@ def _nothing_to_replace(words: BlockNames, skipped: list[Skip]) -> TechniqueErro
     )
 
 
-# Which
-
-
 def _find_replaceable(
     module: nn.Module, selection: LayerSelection, run: ModuleRun
 ) -> tuple[dict[str, Conv], list[Skip]]:

@@ -54,7 +54,7 @@ STEPS = 1000
 """Resolution of the search: x is a multiple of 1/1000."""
 
 LEAST = 0.02
-"""Minimum width and rank ratio that is tried: a fiftieth of a layer, one channel of most."""
+"""Minimum width and rank ratio that is tried: a fiftieth of a layer."""
 MOST_RANK = 0.9
 """Maximum rank ratio: above it two factors save less than 10 % of the parameters and cost time."""
 LARGE = 32

@@ -41,6 +41,7 @@ from omgoptim.techniques.quantize._ptq.patch_moments import MomentOptions, Patch
 from omgoptim.techniques.quantize._ptq.state import PtqTask
 
 STEPS, RATE = 400, 0.05
+"""Steps of Adam and its learning rate for the logits of the rounding; not tuned per network."""
 
 BUDGET = 5e11
 """Limit of the multiply-accumulates of one layer's optimization; a layer that could make only few steps within it is
