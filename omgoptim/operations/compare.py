@@ -27,6 +27,7 @@ from omgoptim.models.security.hub_options import allow_remote_code
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.source import find_artifact
 from omgoptim.operations.context import RunContext, is_live
+from omgoptim.operations.first_forward import float32_arrays
 from omgoptim.operations.fixed_batch import fixed_batch_note
 from omgoptim.operations.gain_attribution import implausible_sentence
 from omgoptim.operations.report_records import environment, gains, measurement, output_records, shown_request
@@ -59,6 +60,8 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     data = _data(request, past, policy, folders[0])
     raw = data.evaluation(request.samples if data.real else 256)
     samples = named_samples([name_inputs(None, item.inputs, names[0]) for item in raw], raw)
+    if any(tensor.dtype == "float32" for manifest in manifests for tensor in manifest.signature.inputs):
+        samples = float32_arrays(samples)  # programs take no other; a module of another precision converts them
     threads = request.threads or usable_cores()
     samples, notes, free_batch = comparable_samples(folders, samples, threads, policy)
     if context.target is not None:
