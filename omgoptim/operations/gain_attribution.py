@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from omgoptim.measure.timing import Timing, t_interval
-from omgoptim.operations.timing import OVERLOADED
+from omgoptim.operations.timing import AS_FAST_ONCE, OVERLOADED
 from omgoptim.reports import Gain, GainsBy
 
 WAITING, WAITING_UNDER_LOAD = 0.5, 0.8
@@ -72,18 +72,25 @@ def gain_split_sentence(parts: GainsBy, engine: str, precision: str) -> str:
     )
 
 
-def slower_sentence(parts: GainsBy, engine: str, precision: str) -> str:
+def is_slower(parts: GainsBy | None, precision: str) -> bool:
+    """Return whether lower precision is slower than float32 on the same engine."""
+    if parts is None or parts.precision.speedup is None or precision == "float32":
+        return False
+    high = parts.precision.speedup_high
+    return high < 1 if high is not None else parts.precision.speedup < 1 / AS_FAST_ONCE
+
+
+def slower_sentence(parts: GainsBy | None, engine: str, precision: str) -> str:
     """Return a sentence where lower precision is slower than float32 on the same engine; else nothing."""
+    if parts is None or parts.precision.speedup is None or not is_slower(parts, precision):
+        return ""
     part = parts.precision
-    if part.speedup is None or precision == "float32":
-        return ""
-    slower = part.speedup_high < 1 if part.speedup_high is not None else part.speedup < 1 / 1.1
-    if not slower:
-        return ""
     interval = ""
     if part.speedup_low is not None and part.speedup_high is not None:
         interval = f" ({1 / part.speedup_high:.2f} to {1 / part.speedup_low:.2f})"
-    return f"{precision} is {1 / part.speedup:.2f}x slower{interval} than float32 on {engine}, the same engine."
+    return (
+        f"{precision} is {1 / parts.precision.speedup:.2f}x slower{interval} than float32 on {engine}, the same engine."
+    )
 
 
 def waiting_share(timing: Timing, load: float) -> float | None:

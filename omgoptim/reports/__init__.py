@@ -20,6 +20,7 @@ from omgoptim.reports.measured import (
     MacsCheck,
     Measurement,
     Skip,
+    SkipReason,
     TargetMachine,
     Total,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "RunState",
     "SensitivityPoint",
     "Skip",
+    "SkipReason",
     "StageTime",
     "Step",
     "TargetMachine",

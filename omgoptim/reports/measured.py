@@ -121,6 +121,25 @@ class Change(Record):
     what: str
     before: str
     after: str
+    indirect: bool = False
+    """True for a layer that only reads fewer channels, since another layer was changed."""
+
+
+SkipReason = Literal[
+    "excluded",
+    "already_compressed",
+    "unsupported",
+    "not_run",
+    "no_benefit",
+    "tied",
+    "model_output",
+    "forward_fails",
+    "other",
+]
+"""Kind of reason for leaving a layer unchanged: left out by `targets` or `ignore`; compressed before; of a kind that
+the technique does not take; not called, or not reached by inputs or gradients; not smaller or faster afterwards; in a
+group with another layer that stays; its channels are outputs of the model; the model does not run without its channels.
+"""
 
 
 class Skip(Record):
@@ -128,6 +147,8 @@ class Skip(Record):
 
     path: str
     reason: str
+    """The reason as text; decisions read `kind`."""
+    kind: SkipReason = "other"
 
 
 class Layer(Record):

@@ -203,7 +203,7 @@ def with_layers_that_never_ran(outcome: Outcome, loaded: LoadedModel) -> Outcome
         return outcome
     named = [change.path for change in outcome.changed] + [skip.path for skip in outcome.skipped]
     left = [
-        Skip(path=path, reason="it did not run when the model was called once")
+        Skip(path=path, reason="it did not run when the model was called once", kind="not_run")
         for path, layer in loaded.module.named_modules()
         if path
         and path not in ran
@@ -300,7 +300,7 @@ def _module_outcome(module: nn.Module, precision: str) -> Outcome:
             )
         done = {change.path for change in changed}
         left = [
-            Skip(path=path, reason=f"torch has no dynamic int8 {type(layer).__name__}")
+            Skip(path=path, reason=f"torch has no dynamic int8 {type(layer).__name__}", kind="unsupported")
             for path, layer in module.named_modules()
             if path not in done and "weight" in layer._parameters
         ]

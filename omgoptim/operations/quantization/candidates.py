@@ -32,7 +32,9 @@ class CandidateSpec:
     params: Params
     runtime: str
     note: str = ""
-    """Difference from other candidates of its technique, such as `3 layers in float`."""
+    """Difference from other candidates of its technique, such as `3 layers in float`; part of the name only."""
+    float_layers: int = 0
+    """Number of layers that a mixed precision search keeps in float."""
 
     @property
     def scheme(self) -> str:

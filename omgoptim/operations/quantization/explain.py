@@ -26,6 +26,7 @@ from omgoptim.operations.quantization.mixed_precision import (
     with_float_layers,
 )
 from omgoptim.operations.quantization.screening import CandidateResult, ScreeningReference
+from omgoptim.operations.quantization.selection import is_mixed
 from omgoptim.operations.verdict import ROUNDING
 from omgoptim.reports import Explanation, Finding, LayerNoise, TimeShare
 from omgoptim.requests import QuantizeRequest
@@ -140,10 +141,10 @@ def _candidate_to_explain(
     results: Sequence[CandidateResult], winner: CandidateResult, mixed_precision: MixedPrecision | None
 ) -> ExplainedCandidate | None:
     if winner.built.spec.scheme in CALIBRATED:
-        if mixed_precision is not None and winner.built.spec.note:
+        if mixed_precision is not None and is_mixed(winner):
             return ExplainedCandidate(mixed_precision.base, True, len(mixed_precision.ignore))
         return ExplainedCandidate(winner, True, 0)
-    evaluated = [a for a in results if a.built.spec.scheme in CALIBRATED and not a.built.spec.note]
+    evaluated = [a for a in results if a.built.spec.scheme in CALIBRATED and not is_mixed(a)]
     alive = [a for a in evaluated if a.drop is not None and a.error is None]
     return ExplainedCandidate(min(alive, key=lambda a: a.drop or 0.0), False, 0) if alive else None
 

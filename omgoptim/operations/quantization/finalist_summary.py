@@ -66,7 +66,7 @@ def finalist_summary(
     spec, changes = finalist.result.built.spec, finalist.result.built.outcome
     parts, precision = finalist.parts, kept.after.precision
     implausible = implausible_speedup_sentence(run, kept)
-    slower = slower_sentence(parts, spec.runtime, precision) if parts else ""
+    slower = slower_sentence(parts, spec.runtime, precision)
     verdict = verdict_sentence(outcome, spec.name, kept.gained, finalist.quality, guard)
     split = gain_split_sentence(parts, spec.runtime, precision) if parts else ""
     qualified = [f"{implausible}." if implausible else "", slower, _float_only_sentence(run, kept, everyone)]

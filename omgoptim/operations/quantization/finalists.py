@@ -10,7 +10,7 @@ from typing import Literal
 
 from omgoptim.errors import ArtifactError
 from omgoptim.models.report_file import write_sealed
-from omgoptim.operations.gain_attribution import slower_sentence, waiting_warnings
+from omgoptim.operations.gain_attribution import is_slower, waiting_warnings
 from omgoptim.operations.next_steps import new_calls, pick_step, quantize_steps, repeat_of
 from omgoptim.operations.quantization.candidate_records import candidate_records
 from omgoptim.operations.quantization.coverage import coverage_warnings, measure_coverage
@@ -187,7 +187,6 @@ def _pick_steps(
     context, finalist = run.context, kept.finalist
     runtime = finalist.result.built.spec.runtime
     others = [other for other in everyone if other is not kept]
-    parts = finalist.parts
     steps = []
     if outcome == "guard_failed":
         holding = [o for o in others if passes(o.finalist.quality, run.request.max_quality_drop)]
@@ -197,7 +196,7 @@ def _pick_steps(
             steps.append(
                 pick_step(context.run_id, best.finalist.slug, f"{name} passes the quality guard and was saved")
             )
-    elif parts and slower_sentence(parts, runtime, kept.after.precision):
+    elif is_slower(finalist.parts, kept.after.precision):
         for other in others:
             spec = other.finalist.result.built.spec
             if spec.scheme == "fp32" and spec.runtime == runtime:

@@ -254,9 +254,8 @@ def with_float_layers(spec: CandidateSpec, kept: Sequence[str]) -> CandidateSpec
     if not kept:
         return spec
     ignore = [*getattr(spec.params, "ignore", []), *kept]
-    return CandidateSpec(
-        spec.params.model_copy(update={"ignore": ignore}), spec.runtime, f"{layer_count(len(kept))} in float"
-    )
+    params, count = spec.params.model_copy(update={"ignore": ignore}), len(kept)
+    return CandidateSpec(params, spec.runtime, f"{layer_count(count)} in float", count)
 
 
 def _note_reasons(evaluated: Sequence[CandidateResult], guard: float) -> None:

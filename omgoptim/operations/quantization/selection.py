@@ -85,7 +85,7 @@ def is_float(result: CandidateResult) -> bool:
 
 def is_mixed(result: CandidateResult) -> bool:
     """Return whether the result is from a mixed precision search."""
-    return bool(result.built.spec.note)
+    return result.built.spec.float_layers > 0
 
 
 def alive(results: Sequence[CandidateResult]) -> list[CandidateResult]:

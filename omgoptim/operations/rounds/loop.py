@@ -183,7 +183,7 @@ def merged(states: list[RoundState], kept: RoundState) -> Outcome:
         for change in state.outcome.changed:
             first = changes.get((change.path, change.what), change)
             changes[change.path, change.what] = change.model_copy(update={"before": first.before})
-    touched = {path for path, what in changes if what != "input channels"}
+    touched = {change.path for change in changes.values() if not change.indirect}
     skipped = [skip for skip in kept.outcome.skipped if skip.path not in touched]
     return Outcome(list(changes.values()), skipped, kept.outcome.notes)
 

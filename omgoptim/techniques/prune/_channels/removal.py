@@ -17,16 +17,18 @@ from torch import Tensor, nn
 from omgoptim.errors import TechniqueError
 from omgoptim.reports import Change, Skip
 from omgoptim.techniques.probe import DoesNotRun, Probe, difference, tolerance_of
-from omgoptim.techniques.prune._channels.groups import Group, Groups, Place, Refusal, RefusalKind, stays
+from omgoptim.techniques.prune._channels.groups import Group, Groups, Place, Refusal, stays
 from omgoptim.techniques.prune._channels.layer_widths import cut, narrowed, silenced, width_of
 from omgoptim.techniques.registry import ModuleRun, Outcome
 
 Key = tuple[str, str]
 """Path and side of a layer, or a parameter."""
 
-OUTPUTS = "its channels are the model's outputs"
+OUTPUTS = Refusal("its channels are the model's outputs", "model_output")
 DOES_NOT_RUN = "with fewer channels the model does not run"
-ENOUGH = "no channel was removed: the target needs none of them, or rounding of the width keeps them"
+ENOUGH = Refusal(
+    "no channel was removed: the target needs none of them, or rounding of the width keeps them", "no_benefit"
+)
 WAY_OUT = "write sizes from the tensors themselves: x.flatten(1) or x.shape, instead of numbers fixed for full width"
 
 
@@ -59,7 +61,7 @@ def take_out(
         run.progress(f"removing channels: {group.name}", index / len(asked))
         refusal = removal.attempt(group, keep[group.name])
         if refusal:
-            skipped += stays(module, group.name, group.writers, refusal.reason)
+            skipped += stays(module, group.name, group.writers, refusal)
     changed = removal.changes()
     if asked and not changed:
         raise TechniqueError("no channel could be removed", skipped[0].reason, WAY_OUT)
@@ -112,7 +114,7 @@ class Removal:
             self._cut(group, gone)
             refusal = _refusal_of(self._probe.outputs(self.module), expected, group)
         except DoesNotRun as error:
-            refusal = Refusal(f"{DOES_NOT_RUN}: {error}", RefusalKind.FORWARD_FAILS)
+            refusal = Refusal(f"{DOES_NOT_RUN}: {error}", "forward_fails")
         except ValueError as error:
             refusal = Refusal(str(error))
         if refusal:
@@ -132,6 +134,7 @@ class Removal:
                 what="input channels" if side == "in" else "channels",
                 before=str(self._full[path, side]),
                 after=str(len(left)),
+                indirect=side == "in",
             )
             for (path, side), left in self.left.items()
             if len(left) < self._full[path, side]
@@ -184,7 +187,7 @@ def _refusal_of(outputs: list[Tensor], expected: list[Tensor], group: Group) -> 
     try:
         apart = difference(outputs, expected)
     except ValueError:
-        return Refusal(OUTPUTS, RefusalKind.MODEL_OUTPUT)
+        return OUTPUTS
     if group.exact and apart > tolerance_of(expected):
         return Refusal(
             "removing channels changes what the others compute: an operation in between mixes channels "
