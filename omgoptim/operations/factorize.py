@@ -12,8 +12,7 @@ from omgoptim.operations.datasets import load_datasets
 from omgoptim.operations.loaded_model import Live, prepare
 from omgoptim.operations.output_folder import free_output
 from omgoptim.operations.report_builder import build_report
-from omgoptim.operations.rounds.final_model import CompressionGoal, final_model_of
-from omgoptim.operations.rounds.loop import choose_round, run_round
+from omgoptim.operations.rounds.loop import CompressionGoal, choose_round, final_model_of, run_round
 from omgoptim.operations.rounds.plan import plan_report
 from omgoptim.operations.rounds.sensitivity import layer_sensitivity
 from omgoptim.operations.save_and_measure import engine_for, require_module

@@ -30,9 +30,9 @@ from omgoptim.models.security.hub_options import allow_remote_code
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.user_code import call_user
 from omgoptim.models.source import Recipe, Source, default_inputs, load_source
-from omgoptim.operations.batch_check import batch_dependence_of
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.first_forward import (
+    batch_dependence_of,
     count_notes,
     float32_arrays,
     float32_copy,

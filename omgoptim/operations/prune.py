@@ -15,8 +15,7 @@ from omgoptim.operations.loaded_model import Live, LoadedModel, prepare
 from omgoptim.operations.output_folder import free_output
 from omgoptim.operations.report_builder import build_report
 from omgoptim.operations.rounds.checkpoint import RoundState
-from omgoptim.operations.rounds.final_model import CompressionGoal, final_model_of
-from omgoptim.operations.rounds.loop import choose_round, collapsed, run_round
+from omgoptim.operations.rounds.loop import CompressionGoal, choose_round, collapsed, final_model_of, run_round
 from omgoptim.operations.rounds.plan import plan_report
 from omgoptim.operations.rounds.sensitivity import layer_sensitivity
 from omgoptim.operations.rounds.speed_target import SpeedGoal, missed_speed, prune_to_speed

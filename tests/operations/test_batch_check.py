@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from omgoptim.operations.batch_check import batch_dependence_of
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.first_forward import batch_dependence_of
 from omgoptim.operations.loaded_model import Live, LoadedModel, prepare
 from omgoptim.requests import PruneRequest, parse
 
