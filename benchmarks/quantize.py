@@ -30,7 +30,8 @@ from omgoptim.measure.quality import Quality, compare_quality, read_outputs
 from omgoptim.measure.timing import PLANS, Timing, time_artifacts
 from omgoptim.models.artifact import MANIFEST, PROGRAM, Manifest, OutputCheck, save_program
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.loaded_model import LoadedModel, prepare
+from omgoptim.operations.loaded_model import LoadedModel
+from omgoptim.operations.prepare import prepare
 from omgoptim.requests import QuantizeRequest, parse
 from omgoptim.runtimes import ENGINES, SessionSettings
 

@@ -24,7 +24,7 @@ from omgoptim.requests import Request
 
 if TYPE_CHECKING:
     from omgoptim.operations.context import RunContext, StepRun
-    from omgoptim.operations.live_objects import Live
+    from omgoptim.operations.loaded_model import Live
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def run_step_task(payload: Mapping[str, Any], _work: Work) -> None:
     """Do the run of a step in a worker process; how it ended is in its own folder."""
     from omgoptim.jobs.worker import execute
     from omgoptim.operations import run_verb
-    from omgoptim.operations.live_objects import Live
+    from omgoptim.operations.loaded_model import Live
     from omgoptim.operations.optimization.selection_data import selection_as_evaluation
 
     live = Live(resplit=selection_as_evaluation)

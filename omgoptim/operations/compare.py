@@ -28,8 +28,8 @@ from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.seal import is_sealed
 from omgoptim.models.source import find_artifact
 from omgoptim.operations.context import RunContext, is_live
-from omgoptim.operations.fixed_batch import fixed_batch_note
 from omgoptim.operations.gain_attribution import implausible_sentence
+from omgoptim.operations.loaded_model import fixed_batch_note
 from omgoptim.operations.report_records import environment, gains, measurement, output_records, shown_request
 from omgoptim.operations.timing import bench_of, fraction_progress, full_race, slow_warnings
 from omgoptim.operations.verdict import (

@@ -14,7 +14,7 @@ from omgoptim.requests import Request
 
 if TYPE_CHECKING:
     from omgoptim.measure.target.client import Target
-    from omgoptim.operations.live_objects import Live
+    from omgoptim.operations.loaded_model import Live
 
 LIVE = "(live {})"
 """Placeholder in a request for a Python object of the caller: `(live module)`, `(live data)`."""

@@ -19,8 +19,9 @@ from omgoptim.operations.distillation.student import Student, derived_student, g
 from omgoptim.operations.distillation.student_search import search
 from omgoptim.operations.distillation.student_training import train, training_record
 from omgoptim.operations.execution import refuse_unreachable
-from omgoptim.operations.loaded_model import Live, LoadedModel, prepare
+from omgoptim.operations.loaded_model import Live, LoadedModel
 from omgoptim.operations.output_folder import free_output
+from omgoptim.operations.prepare import prepare
 from omgoptim.operations.reference_outputs import metric_of
 from omgoptim.operations.report_builder import FinalModel, build_report
 from omgoptim.operations.report_records import finite

@@ -14,7 +14,7 @@ from typing import Any
 from omgoptim.errors import RequestError, argument
 from omgoptim.executors import Executor
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.live_objects import Live
+from omgoptim.operations.loaded_model import Live
 from omgoptim.requests import ModelRequest, Request, parse
 from omgoptim.requests.execution import ExecutionFields
 

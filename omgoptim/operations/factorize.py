@@ -9,8 +9,9 @@ from omgoptim.operations.baseline import at_exportable_batch
 from omgoptim.operations.compression_job import Job, applied
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import load_datasets
-from omgoptim.operations.loaded_model import Live, prepare
+from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.output_folder import free_output
+from omgoptim.operations.prepare import prepare
 from omgoptim.operations.report_builder import build_report
 from omgoptim.operations.rounds.loop import CompressionGoal, choose_round, final_model_of, run_round
 from omgoptim.operations.rounds.plan import plan_report

@@ -8,9 +8,9 @@ from dataclasses import replace
 from omgoptim.errors import RequestError
 from omgoptim.models.artifact import Manifest
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.fixed_batch import at_batch_one
-from omgoptim.operations.loaded_model import Live, LoadedModel, prepare
+from omgoptim.operations.loaded_model import Live, LoadedModel, at_batch_one
 from omgoptim.operations.output_folder import deliver, free_output
+from omgoptim.operations.prepare import prepare
 from omgoptim.operations.quantization.build_candidates import BuiltCandidate, build_candidate, float_program
 from omgoptim.operations.quantization.candidates import CandidatePlan, CandidateSpec, Program, plan_candidates
 from omgoptim.operations.quantization.explain import explain

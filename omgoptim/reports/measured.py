@@ -1,4 +1,4 @@
-"""Measurements, their environment, and the changes of layers."""
+"""Measurements, outputs, gains and alternatives, and the changes of layers."""
 
 from __future__ import annotations
 
@@ -214,3 +214,80 @@ class Artifact(Record):
     """Size in bytes by file name."""
     load: str
     """Python code that opens the artifact."""
+
+
+class OutputRecord(Record):
+    """One output of the model, compared with the original's on the evaluation data."""
+
+    name: str
+    shape: list[int | str]
+    """Sizes, or the names of dynamic dimensions (`batch`)."""
+    dtype: str
+    kind: Literal["class_scores", "number", "values", "state", "integers"]
+    evidence: str
+    """Evidence for the kind."""
+    compared_by: Literal["top1_agreement", "r2_agreement", "exact_agreement", "not compared"]
+    """`r2_agreement` is 1 - (relative error)^2."""
+    weight: float = 1.0
+    """Weight in the comparison and in distillation; 0 for an ignored output, or a single number for a whole batch."""
+    labelled: bool = False
+    """Whether the labels belong to it."""
+    agreement: float | None = None
+    """Agreement with the original, 0..1; null where it was not measured."""
+    relative_error: float | None = None
+    """Relative error of numbers, values and states: root mean square of the difference, over that of the original about
+    its mean.
+    """
+    cosine: float | None = None
+    """Mean cosine similarity over samples, for vector outputs; informative only."""
+    ruined: bool = False
+    """Whether the output is ruined: relative error above 0.5, or fewer than half of the classes or integers equal. A
+    run whose metric does not read a ruined output ends as `guard_failed`.
+    """
+    reopened: float | None = None
+    """Largest difference between the artifact, reopened in fresh processes, and the model in memory on the samples in
+    `check.npz`, relative to the output's largest value.
+    """
+
+
+class Gain(Record):
+    """One factor of a gain. Low and high are the ends of a 95 % interval over launches."""
+
+    speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    size_ratio: float | None = None
+
+
+class GainsBy(Record):
+    """A gain as the product of two factors."""
+
+    engine: Gain
+    """Gain of the float32 model on the artifact's engine over the original."""
+    precision: Gain
+    """Gain of the artifact over the float32 model on the same engine: the effect of fewer bits."""
+
+
+class Alternative(Record):
+    """Another finalist, measured in the same race and kept: `pick` selects it without computing again."""
+
+    name: str
+    """Name that `pick` takes."""
+    candidate: str
+    runtime: str
+    precision: str
+    best_for: list[Literal["speed", "size", "quality"]] = []
+    """Properties in which it is the best of all finalists that pass the quality guard."""
+    size_bytes: int | None = None
+    size_ratio: float | None = None
+    speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    quality: float | None = None
+    """Quality on the evaluation data."""
+    quality_drop: float | None = None
+    holds: bool
+    """Whether it passes the quality guard on the evaluation data."""
+    path: str
+    command: str
+    """The call that selects it."""

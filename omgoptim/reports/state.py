@@ -8,8 +8,7 @@ from pydantic import Field
 
 from omgoptim.reports.base import Record
 from omgoptim.reports.measured import Candidate
-from omgoptim.reports.steps import Step
-from omgoptim.reports.training import Epoch
+from omgoptim.reports.training import Epoch, Step
 
 
 class PackageState(Record):

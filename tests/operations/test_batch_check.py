@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.first_forward import batch_dependence_of
-from omgoptim.operations.loaded_model import Live, LoadedModel, prepare
+from omgoptim.operations.loaded_model import Live, LoadedModel
+from omgoptim.operations.prepare import prepare
 from omgoptim.requests import PruneRequest, parse
 
 

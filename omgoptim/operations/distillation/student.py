@@ -21,8 +21,7 @@ from omgoptim.models.samples import Samples, as_tensors, forward_args, repeat_to
 from omgoptim.models.source import Recipe, Source, load_source
 from omgoptim.operations.compression_job import Job, applied
 from omgoptim.operations.datasets import one_sample, scoring_loss
-from omgoptim.operations.live_objects import Live, recipe_of_live
-from omgoptim.operations.loaded_model import LoadedModel
+from omgoptim.operations.loaded_model import Live, LoadedModel, recipe_of_live
 from omgoptim.operations.per_sample_check import refuse_partial
 from omgoptim.reports import Change
 from omgoptim.requests import DistillRequest, Params

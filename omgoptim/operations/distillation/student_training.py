@@ -29,8 +29,8 @@ from omgoptim.operations.compression_job import Job
 from omgoptim.operations.datasets import load_datasets, loss_for
 from omgoptim.operations.distillation.student import Student, given_student
 from omgoptim.operations.execution import request_here, sent
-from omgoptim.operations.live_objects import Live
-from omgoptim.operations.loaded_model import prepare
+from omgoptim.operations.loaded_model import Live
+from omgoptim.operations.prepare import prepare
 from omgoptim.operations.rounds.checkpoint import RoundState, read_round, record_training, training_of, write_round
 from omgoptim.operations.save_and_measure import require_module
 from omgoptim.reports import Round, Training

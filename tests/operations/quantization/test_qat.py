@@ -19,7 +19,8 @@ from omgoptim.errors import DataError, RequestError, TechniqueError
 from omgoptim.models.onnx_file import load as load_program
 from omgoptim.models.onnx_graph import find_layers
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.loaded_model import Live, prepare
+from omgoptim.operations.loaded_model import Live
+from omgoptim.operations.prepare import prepare
 from omgoptim.operations.quantization import qat
 from omgoptim.operations.quantization.build_candidates import float_program
 from omgoptim.operations.quantization.candidates import Program, plan_candidates
