@@ -14,10 +14,10 @@ from omgoptim.operations.baseline import at_exportable_batch
 from omgoptim.operations.compression_job import WORK, Job
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import load_datasets, loss_for
-from omgoptim.operations.distillation.plan import plan_report
 from omgoptim.operations.distillation.student import Student, derived_student, given_student
 from omgoptim.operations.distillation.student_search import search
 from omgoptim.operations.distillation.student_training import train, training_record
+from omgoptim.operations.dry_run import plan_distill
 from omgoptim.operations.execution import refuse_unreachable
 from omgoptim.operations.loaded_model import Live, LoadedModel
 from omgoptim.operations.output_folder import free_output
@@ -54,7 +54,7 @@ def distill(request: DistillRequest, context: RunContext, live: Live | None = No
     datasets = load_datasets(request, loaded, teacher, live)
     job = Job(request, context, loaded, datasets, teacher, runtime)
     if request.plan:
-        return plan_report(job, live)
+        return plan_distill(job, live)
     start, end = WORK
     middle = start + (end - start) * (SEARCH_SHARE if isinstance(request.student, Auto) else DERIVING)
     student, candidates = _student(job, live, (start, middle))

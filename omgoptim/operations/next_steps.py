@@ -10,7 +10,17 @@ from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.verdict import ROUNDING
 from omgoptim.reports import Candidate, EfficiencyReport, Layer, NextStep
 from omgoptim.reports.measured import SMALLER
-from omgoptim.requests import GRANTS, ModelRequest, QuantizeRequest, Request, parse, technique_field
+from omgoptim.requests import (
+    GRANTS,
+    DistillRequest,
+    FactorizeRequest,
+    ModelRequest,
+    PruneRequest,
+    QuantizeRequest,
+    Request,
+    parse,
+    technique_field,
+)
 from omgoptim.requests.command import command_of, technique_arguments
 
 AS_THEY_ARE = ("bf16", "fp16", "fp32", "dynamic")
@@ -184,10 +194,10 @@ def _gained(one: Candidate) -> bool:
     return (one.speedup or 0.0) > 1 or (one.size_ratio or 0.0) >= SMALLER
 
 
-def plan_step(request: QuantizeRequest) -> NextStep:
+def plan_step(verb: str, request: QuantizeRequest | PruneRequest | FactorizeRequest | DistillRequest) -> NextStep:
     """Suggest the planned run after a dry run."""
     output = {"output": request.output} if request.output else {}
-    return step("quantize", same_arguments(request) | output, "run what was planned")
+    return step(verb, same_arguments(request) | output, "run what was planned")
 
 
 def quantize_steps(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from omgoptim.errors import RequestError
 from omgoptim.models.artifact import Manifest
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.dry_run import plan_quantize
 from omgoptim.operations.loaded_model import Live, LoadedModel, at_batch_one
 from omgoptim.operations.output_folder import deliver, free_output
 from omgoptim.operations.prepare import prepare
@@ -26,7 +27,6 @@ from omgoptim.operations.quantization.mixed_precision import (
 from omgoptim.operations.quantization.mixed_precision_report import with_mixed_precision
 from omgoptim.operations.quantization.mixed_precision_retry import retry_mixed_precision
 from omgoptim.operations.quantization.no_op import no_candidate_error
-from omgoptim.operations.quantization.plan import plan_report
 from omgoptim.operations.quantization.qat import TRAINED_AT, TrainedModel, train
 from omgoptim.operations.quantization.screening import CandidateResult, ScreeningReference, live_candidate, screen
 from omgoptim.operations.quantization.selection import Preference, finalists
@@ -68,7 +68,7 @@ def quantize(request: QuantizeRequest, context: RunContext, live: Live | None = 
     loaded = original_on_target(loaded, context, program)
     plan = plan_candidates(request, loaded, program)
     if request.plan:
-        return plan_report(request, context, loaded, program, plan)
+        return plan_quantize(request, context, loaded, program, plan)
     splits = splits_of(request, loaded, plan)
     trained: TrainedModel | None = None
     if isinstance(request.scheme, Qat):

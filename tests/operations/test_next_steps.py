@@ -22,7 +22,7 @@ def request(**given: object) -> QuantizeRequest:
 
 
 def test_after_a_plan_comes_the_same_request_for_real() -> None:
-    told = plan_step(request(plan=True, scheme="static", max_quality_drop=0.03, output="out"))
+    told = plan_step("quantize", request(plan=True, scheme="static", max_quality_drop=0.03, output="out"))
     assert told.arguments == {
         "model": "net.py:build",
         "data": "net.py:load",
