@@ -9,9 +9,9 @@ from omgoptim.errors import ModelError, RequestError, SetupError
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.artifact import Manifest, OutputCheck
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.float_program import Program, float_program, in_memory
 from omgoptim.operations.loaded_model import LoadedModel, at_batch_one, recipe_of
-from omgoptim.operations.quantization.build_candidates import build_lowered, float_program, in_memory
-from omgoptim.operations.quantization.candidates import Program
+from omgoptim.operations.quantization.build_candidates import build_lowered
 from omgoptim.requests.quantize import Fp32
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.techniques.registry import ProgramRun

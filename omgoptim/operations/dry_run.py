@@ -18,9 +18,10 @@ from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import one_sample
 from omgoptim.operations.distillation.student import Student, derived_student, given_student
 from omgoptim.operations.distillation.student_search import derive_students, planned
+from omgoptim.operations.float_program import Program
 from omgoptim.operations.loaded_model import Live, LoadedModel
 from omgoptim.operations.next_steps import plan_step, repeat_of
-from omgoptim.operations.quantization.candidates import CandidatePlan, Program
+from omgoptim.operations.quantization.candidates import CandidatePlan
 from omgoptim.operations.report_records import environment, shown_request
 from omgoptim.operations.rounds.loop import RoundsJob
 from omgoptim.reports import Candidate, Change, EfficiencyReport, Round

@@ -15,11 +15,11 @@ from omgoptim.models.artifact import Manifest
 from omgoptim.models.samples import repeat_to_size
 from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.float_program import float_program
 from omgoptim.operations.gain_attribution import waiting_sentence, waiting_share
 from omgoptim.operations.loaded_model import Live, LoadedModel, at_batch_one
 from omgoptim.operations.next_steps import profile_steps, repeat_of
 from omgoptim.operations.prepare import prepare
-from omgoptim.operations.quantization.build_candidates import float_program
 from omgoptim.operations.report_records import environment, measurement, output_records, shown_request
 from omgoptim.operations.timing import fraction_progress, full_race, slow_warnings
 from omgoptim.operations.verdict import load_warnings

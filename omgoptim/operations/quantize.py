@@ -9,11 +9,12 @@ from omgoptim.errors import RequestError
 from omgoptim.models.artifact import Manifest
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.dry_run import plan_quantize
+from omgoptim.operations.float_program import Program, float_program, unrolled_note
 from omgoptim.operations.loaded_model import Live, LoadedModel, at_batch_one
 from omgoptim.operations.output_folder import deliver, free_output
 from omgoptim.operations.prepare import prepare
-from omgoptim.operations.quantization.build_candidates import BuiltCandidate, build_candidate, float_program
-from omgoptim.operations.quantization.candidates import CandidatePlan, CandidateSpec, Program, plan_candidates
+from omgoptim.operations.quantization.build_candidates import BuiltCandidate, build_candidate
+from omgoptim.operations.quantization.candidates import CandidatePlan, CandidateSpec, plan_candidates
 from omgoptim.operations.quantization.explain import explain
 from omgoptim.operations.quantization.final_race import FinalRace, final_race
 from omgoptim.operations.quantization.finalist_summary import QuantizeRun
@@ -31,7 +32,6 @@ from omgoptim.operations.quantization.qat import TRAINED_AT, TrainedModel, train
 from omgoptim.operations.quantization.screening import CandidateResult, ScreeningReference, live_candidate, screen
 from omgoptim.operations.quantization.selection import Preference, finalists
 from omgoptim.operations.quantization.splits import Splits, splits_of
-from omgoptim.operations.quantization.unrolled_loops import unrolled_note
 from omgoptim.operations.report_records import artifact_record
 from omgoptim.operations.target import original_on_target
 from omgoptim.reports import EfficiencyReport

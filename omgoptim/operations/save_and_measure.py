@@ -21,9 +21,9 @@ from omgoptim.models.source import Recipe, build
 from omgoptim.models.structural_diff import compute_diff
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import one_sample
+from omgoptim.operations.float_program import float_program, in_memory
 from omgoptim.operations.loaded_model import LoadedModel, recipe_of
 from omgoptim.operations.optimization.order import refusal
-from omgoptim.operations.quantization.build_candidates import float_program, in_memory
 from omgoptim.operations.reference_outputs import metric_of
 from omgoptim.operations.report_records import gains, measurement
 from omgoptim.operations.timing import fraction_progress, full_race

@@ -45,12 +45,12 @@ from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import load_datasets
 from omgoptim.operations.execution import pausing, refuse_unreachable
 from omgoptim.operations.final_report import deliver
+from omgoptim.operations.float_program import float_program
 from omgoptim.operations.loaded_model import Live, LoadedModel
 from omgoptim.operations.optimization.floors import measure_floors, refuse_below
 from omgoptim.operations.optimization.goal import MB, Goal
 from omgoptim.operations.output_folder import free_output
 from omgoptim.operations.prepare import prepare
-from omgoptim.operations.quantization.build_candidates import float_program
 from omgoptim.operations.save_and_measure import require_module, save
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import SearchRequest

@@ -14,8 +14,8 @@ from omgoptim.requests import VERBS, OptimizeRequest, QuantizeRequest, Request, 
 from omgoptim.requests.command import command_of
 
 if TYPE_CHECKING:
+    from omgoptim.operations.float_program import Program
     from omgoptim.operations.loaded_model import LoadedModel
-    from omgoptim.operations.quantization.candidates import Program
 
 MEASURED = "measured.jsonl"
 """File of a run's folder: the launches on a target, kept also where the run fails."""

@@ -17,8 +17,9 @@ from omgoptim.measure.timing import PLANS, SCREENING_PLAN, Timing, time_artifact
 from omgoptim.models.artifact import Manifest
 from omgoptim.models.source import Recipe
 from omgoptim.operations.compression_job import Job
+from omgoptim.operations.float_program import float_program
 from omgoptim.operations.optimization.goal import MB
-from omgoptim.operations.quantization.build_candidates import build_candidate, float_program
+from omgoptim.operations.quantization.build_candidates import build_candidate
 from omgoptim.operations.quantization.candidates import CandidateSpec
 from omgoptim.operations.save_and_measure import save
 from omgoptim.requests import SearchRequest

@@ -26,9 +26,10 @@ from omgoptim.measure.timing import SCREENING_PLAN, Timing, time_artifacts
 from omgoptim.models.artifact import Manifest
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import one_sample
+from omgoptim.operations.float_program import float_program
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.optimization.points import Point
-from omgoptim.operations.quantization.build_candidates import build_candidate, float_program
+from omgoptim.operations.quantization.build_candidates import build_candidate
 from omgoptim.operations.quantization.candidates import CandidateSpec
 from omgoptim.operations.quantization.selection import Preference
 from omgoptim.operations.timing import OVERLOADED

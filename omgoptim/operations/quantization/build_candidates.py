@@ -5,32 +5,27 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 from torch import nn
 
 from omgoptim.errors import NoLayerChanged, OmgoptimError, TechniqueError
 from omgoptim.models import artifact as artifacts
 from omgoptim.models.artifact import Manifest, OutputCheck
-from omgoptim.models.onnx_graph import graph_traits
-from omgoptim.models.samples import Samples, as_tensors
+from omgoptim.models.samples import Samples
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.float_program import Program, in_memory
 from omgoptim.operations.loaded_model import LoadedModel, recipe_of
-from omgoptim.operations.quantization.candidates import CandidateSpec, Program
+from omgoptim.operations.quantization.candidates import CandidateSpec
 from omgoptim.reports import Change, Skip
 from omgoptim.requests import Params
 from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Fp32, Qat, Static, WeightOnly
 from omgoptim.runtimes import ENGINES, SessionSettings
-from omgoptim.runtimes.engine import engine_message
 from omgoptim.runtimes.export import first_sample
 from omgoptim.runtimes.signature import BATCH
 from omgoptim.runtimes.tied_weights import tied_weights
 from omgoptim.techniques.registry import Outcome, ProgramRun, apply_to_program, technique_of
-
-T = TypeVar("T")
 
 PRECISIONS: dict[type[Params], str] = {
     Static: "int8",
@@ -61,50 +56,6 @@ class BuiltCandidate:
     def size_bytes(self) -> int | None:
         """Size of the saved artifact; None where there is none."""
         return Manifest.read(self.folder).size_bytes if self.folder else None
-
-
-def float_program(loaded: LoadedModel, context: RunContext, name: str = "float", *, or_at_one: bool = False) -> Program:
-    """Export the model as a float32 ONNX file and check it against its module.
-
-    Args:
-        loaded: the original.
-        context: of the run.
-        name: of the folder that it is put in.
-        or_at_one: export at batch 1 where the batch cannot be free; the caller goes on with `at_batch_one`.
-    """
-    if loaded.program is not None:
-        return Program(loaded.program, graph_traits(loaded.program))
-    if loaded.module is None:
-        raise TechniqueError("there is neither a module nor a program")
-    from omgoptim.runtimes.export import export_onnx
-
-    path = context.work / name / artifacts.PROGRAM
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        example = as_tensors(loaded.example, loaded.signature.dtypes)
-        fixed = export_onnx(loaded.module, example, loaded.signature, path, or_at_one=or_at_one)
-        _check_export(loaded, path)
-    except OmgoptimError as error:
-        return Program(None, None, error)
-    return Program(path, graph_traits(path), fixed_batch=fixed)
-
-
-def _check_export(loaded: LoadedModel, path: Path) -> None:
-    """Compare program and module on one real sample, a batch size other than that of the export."""
-    settings = SessionSettings(threads=loaded.bench.threads)
-    one = {name: array[:1] for name, array in loaded.evaluation.batches[0].items()}
-    expected = ENGINES["torch_eager"].open(loaded.module, loaded.signature, settings).run(one)
-    try:
-        actual = ENGINES["onnxruntime"].open(path, loaded.signature, settings).run(one)
-    except Exception as error:  # ONNX Runtime's errors have no common base
-        raise TechniqueError("ONNX Runtime cannot run the exported model", engine_message(error)) from error
-    worst = artifacts.max_difference(expected, actual)
-    if not worst <= artifacts.TOLERANCE["float32"]:
-        raise TechniqueError(
-            "the outputs of the exported model differ from the module's",
-            f"the maximum difference on one sample is {worst:.3g} of the outputs' scale",
-            "the forward likely branches on values or keeps state; torch runtimes still work",
-        )
 
 
 def build_candidate(
@@ -325,13 +276,3 @@ def _manifest(spec: CandidateSpec, loaded: LoadedModel, precision: str) -> Manif
         device=loaded.device,
         files={},
     )
-
-
-def in_memory(action: Callable[[], T]) -> T:
-    """Run an engine in this process and convert its exceptions to a TechniqueError."""
-    try:
-        return action()
-    except OmgoptimError:
-        raise
-    except Exception as error:  # engines raise kinds of their own without a common base
-        raise TechniqueError("the engine cannot run it", f"{type(error).__name__}: {engine_message(error)}") from error

@@ -13,9 +13,10 @@ from omgoptim.measure.quality import read_outputs
 from omgoptim.measure.timing import TimingSetup
 from omgoptim.models.samples import Samples
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.float_program import Program
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.quantization.build_candidates import BuiltCandidate, build_candidate
-from omgoptim.operations.quantization.candidates import CandidateSpec, Program
+from omgoptim.operations.quantization.candidates import CandidateSpec
 from omgoptim.operations.quantization.screening import CandidateResult, ScreeningReference
 
 CALIBRATED = ("static", "qat")

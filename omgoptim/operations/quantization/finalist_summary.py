@@ -7,9 +7,10 @@ from pathlib import Path
 
 from omgoptim.measure.chance_level import chance_level_summary
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.float_program import Program
 from omgoptim.operations.gain_attribution import gain_split_sentence, implausible_sentence, slower_sentence
 from omgoptim.operations.loaded_model import LoadedModel
-from omgoptim.operations.quantization.candidates import CandidatePlan, Program
+from omgoptim.operations.quantization.candidates import CandidatePlan
 from omgoptim.operations.quantization.final_race import FinalistResult, FinalRace, replacement_sentence
 from omgoptim.operations.quantization.qat import TrainedModel
 from omgoptim.operations.quantization.screening import CandidateResult

@@ -20,9 +20,10 @@ from omgoptim.models.globs import matches
 from omgoptim.models.onnx_graph import OnnxLayer
 from omgoptim.models.samples import Samples, repeat_to_size
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.float_program import Program
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.quantization.candidate_evaluator import CALIBRATED, CandidateEvaluator, Evaluators
-from omgoptim.operations.quantization.candidates import CandidateSpec, Program
+from omgoptim.operations.quantization.candidates import CandidateSpec
 from omgoptim.operations.quantization.layer_search import SearchLayer, search
 from omgoptim.operations.quantization.mixed_precision_report import SearchOutcome, layer_count, mixed_precision_record
 from omgoptim.operations.quantization.screening import CandidateResult, ScreeningReference, within, within_with_margin

@@ -15,9 +15,8 @@ from omgoptim.models.memory_check import refuse_beyond_memory, training_bytes
 from omgoptim.models.samples import Samples, forward_args, shared_samples
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import OVERLAP, STATISTICS_SAMPLES, loss_for, overlap_notes
+from omgoptim.operations.float_program import Program, float_program
 from omgoptim.operations.loaded_model import Live, LoadedModel
-from omgoptim.operations.quantization.build_candidates import float_program
-from omgoptim.operations.quantization.candidates import Program
 from omgoptim.operations.quantization.converted_evaluator import ConvertedEvaluator, was_trained, write_learned_state
 from omgoptim.operations.quantization.splits import Splits
 from omgoptim.operations.rounds.checkpoint import RoundState, record_training, training_of

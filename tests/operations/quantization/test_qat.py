@@ -19,11 +19,11 @@ from omgoptim.errors import DataError, RequestError, TechniqueError
 from omgoptim.models.onnx_file import load as load_program
 from omgoptim.models.onnx_graph import find_layers
 from omgoptim.operations.context import RunContext
+from omgoptim.operations.float_program import Program, float_program
 from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.prepare import prepare
 from omgoptim.operations.quantization import qat
-from omgoptim.operations.quantization.build_candidates import float_program
-from omgoptim.operations.quantization.candidates import Program, plan_candidates
+from omgoptim.operations.quantization.candidates import plan_candidates
 from omgoptim.operations.quantization.converted_evaluator import ConvertedEvaluator
 from omgoptim.operations.quantization.splits import splits_of
 from omgoptim.requests import QuantizeRequest, parse
