@@ -19,7 +19,7 @@ from omgoptim.models.source import Recipe
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.float_program import float_program
 from omgoptim.operations.optimization.goal import MB
-from omgoptim.operations.quantization.build_candidates import build_candidate
+from omgoptim.operations.quantization.build_candidates import CandidateBuilder
 from omgoptim.operations.quantization.candidates import CandidateSpec
 from omgoptim.operations.save_and_measure import save
 from omgoptim.requests import SearchRequest
@@ -118,9 +118,8 @@ class Costs:
             raise program.error or ModelError("the network has no program")
         calibration = changed.samples("calibration", CALIBRATION)
         shutil.rmtree(job.context.work / "candidates", ignore_errors=True)
-        built = build_candidate(
-            CandidateSpec(Static(), job.runtime), changed, program, calibration, job.context, job.request.seed
-        )
+        builder = CandidateBuilder(job.context, changed, program, calibration, job.request.seed)
+        built = builder.build(CandidateSpec(Static(), job.runtime))
         if built.folder is None:
             raise built.error or ModelError("the network could not be quantized")
         os.replace(built.folder, folder)

@@ -58,54 +58,53 @@ class BuiltCandidate:
         return Manifest.read(self.folder).size_bytes if self.folder else None
 
 
-def build_candidate(
-    spec: CandidateSpec,
-    loaded: LoadedModel,
-    program: Program,
-    calibration: Samples,
-    context: RunContext,
-    seed: int,
-    twin: BuiltCandidate | None = None,
-    *,
-    doing: str = "",
-    limit_s: float = math.inf,
-) -> BuiltCandidate:
-    """Build one candidate and save its artifact; a technique or engine that fails is recorded as its error.
+@dataclass(frozen=True, slots=True)
+class CandidateBuilder:
+    """Builder of the candidates of one model: applies the technique and saves the artifact."""
 
-    Args:
-        spec: scheme, engine and settings of the candidate.
-        loaded: the original.
-        program: its float32 export.
-        calibration: samples for the observers.
-        context: of the run.
-        seed: of whatever the technique draws.
-        twin: the same technique built for another engine; its program is reused.
-        doing: progress message; default: from the name of the spec.
-        limit_s: seconds after which no further step begins.
-    """
-    folder = context.work / "candidates" / spec.name.replace(" ", "_")
-    began, doing = time.monotonic(), doing or f"building {spec.name}"
-    try:
-        if spec.on_module:
-            outcome = with_layers_that_never_ran(_build_module(spec, folder, loaded), loaded)
-            return BuiltCandidate(spec, folder, in_original_precision(outcome, loaded.precision))
+    context: RunContext
+    loaded: LoadedModel
+    """The original."""
+    program: Program
+    """Its float32 export."""
+    calibration: Samples
+    """Samples for the observers."""
+    seed: int
+
+    def build(
+        self, spec: CandidateSpec, twin: BuiltCandidate | None = None, *, doing: str = "", limit_s: float = math.inf
+    ) -> BuiltCandidate:
+        """Build one candidate; a technique or engine that fails is recorded as its error.
+
+        Args:
+            spec: scheme, engine and settings of the candidate.
+            twin: the same technique built for another engine; its program is reused.
+            doing: progress message; default: from the name of the spec.
+            limit_s: seconds after which no further step begins.
+        """
+        loaded = self.loaded
+        folder = self.context.work / "candidates" / spec.name.replace(" ", "_")
+        scratch = folder.with_name(folder.name + ".scratch")
+        began, doing = time.monotonic(), doing or f"building {spec.name}"
 
         def report_stage(stage: str, _done: float | None) -> None:
             refuse_beyond_limit(time.monotonic() - began, limit_s)
-            context.progress(f"{doing}: {stage}", None)
+            self.context.progress(f"{doing}: {stage}", None)
 
-        run = ProgramRun(
-            calibration.batches, folder.with_name(folder.name + ".scratch"), seed, loaded.bench.threads, report_stage
-        )
-        if spec.is_lowered:
-            return BuiltCandidate(spec, folder, build_lowered(spec.params, folder, loaded, run))
-        outcome = _build_program(spec, folder, loaded, program, run, twin)
-        if loaded.module is not None and twin is None:
-            outcome = with_tied_weight_notes(outcome, loaded.module, precision_of(spec.params))
-            outcome = with_layers_that_never_ran(outcome, loaded)
-        return BuiltCandidate(spec, folder, in_original_precision(outcome, loaded.precision))
-    except OmgoptimError as error:
-        return BuiltCandidate(spec, error=error)
+        run = ProgramRun(self.calibration.batches, scratch, self.seed, loaded.bench.threads, report_stage)
+        try:
+            if spec.is_lowered:
+                return BuiltCandidate(spec, folder, build_lowered(spec.params, folder, loaded, run))
+            if spec.on_module:
+                outcome = with_layers_that_never_ran(_build_module(spec, folder, loaded), loaded)
+            else:
+                outcome = _build_program(spec, folder, loaded, self.program, run, twin)
+                if loaded.module is not None and twin is None:
+                    outcome = with_tied_weight_notes(outcome, loaded.module, precision_of(spec.params))
+                    outcome = with_layers_that_never_ran(outcome, loaded)
+            return BuiltCandidate(spec, folder, in_original_precision(outcome, loaded.precision))
+        except OmgoptimError as error:
+            return BuiltCandidate(spec, error=error)
 
 
 def refuse_beyond_limit(seconds: float, limit_s: float) -> None:

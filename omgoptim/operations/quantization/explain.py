@@ -75,10 +75,10 @@ def explain(
     Explained is the artifact if it is calibrated int8 (with all layers quantized, to show their noise), else the
     calibrated candidate with the smallest loss. Without one, only time is explained.
     """
-    request, loaded, screening = inputs.request, inputs.loaded, inputs.screening
+    request, loaded, screening = inputs.request, inputs.builder.loaded, inputs.screening
     deadline = clock() + request.guard_time_s
     features = loaded.bench.cpu_features
-    times, unknown = _times(loaded, inputs.context)
+    times, unknown = _times(loaded, inputs.builder.context)
     bound = speedup_bound(times)
     about = _candidate_to_explain(results, winner, mixed_precision)
     known = Explanation(
@@ -90,12 +90,8 @@ def explain(
     with Evaluators(loaded.bench) as evaluators:
         trials = CandidateEvaluator(
             evaluators,
-            inputs.context,
-            loaded,
-            inputs.program,
-            inputs.calibration,
+            inputs.builder,
             screening,
-            request.seed,
             deadline,
             clock,
             reserved_names={result.built.spec.name for result in results},
@@ -112,15 +108,14 @@ def _explain_quality(
     mixed_precision: MixedPrecision | None,
 ) -> Explanation:
     """Explain layers and findings, each with the quality recovered without it."""
-    context, loaded, program, clock = trials.context, trials.loaded, trials.program, trials.clock
-    calibration, screening = trials.calibration, trials.screening
+    loaded, screening, clock = trials.builder.loaded, trials.screening, trials.clock
     times, bound, unknown = speed
     features = loaded.bench.cpu_features
     if mixed_precision is not None and mixed_precision.screening is screening:
         trials.known.update(mixed_precision.known)
     try:
-        context.progress("explaining: the noise of each layer", None)
-        simulation = simulate(about.result.built.spec.params, loaded, program, calibration)
+        trials.builder.context.progress("explaining: the noise of each layer", None)
+        simulation = simulate(about.result.built.spec.params, trials.builder)
         limit_s = request.guard_time_s * NOISE_SHARE
         noise = measure_sensitivity(simulation, restored=True, limit_s=limit_s, clock=clock)
     except OmgoptimError as error:

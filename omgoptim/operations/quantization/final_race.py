@@ -71,7 +71,6 @@ def final_race(
     loaded: LoadedModel,
     chosen: Sequence[CandidateResult],
     results: Sequence[CandidateResult],
-    preference: Preference,
     first: CandidateResult | None = None,
 ) -> FinalRace:
     """Measure the original and the finalists in full and choose the artifact.
@@ -86,12 +85,11 @@ def final_race(
         loaded: the original with its data.
         chosen: the finalists.
         results: all candidates, any of which may dominate a finalist.
-        preference: order of candidates by time and size.
         first: the finalist to prefer over all others: the result of a further search.
     """
     screened = {id(result): result.speedup for result in chosen}
     raced, finished = _measure_finalists(request, context, loaded, chosen)
-    known = replace(preference, speed_known=raced.load <= OVERLOADED, load=raced.load)
+    known = replace(Preference.of(request, loaded), speed_known=raced.load <= OVERLOADED, load=raced.load)
     order = _delivery_order([result for result, *_ in finished], results, request.max_quality_drop, known, first)
     quality = _FinalEvaluator(request, loaded, _target(context, 0))
     measured = {id(entry[0]): entry for entry in finished}

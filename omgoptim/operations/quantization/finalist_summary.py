@@ -7,9 +7,9 @@ from pathlib import Path
 
 from omgoptim.measure.chance_level import chance_level_summary
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.float_program import Program
 from omgoptim.operations.gain_attribution import gain_split_sentence, implausible_sentence, slower_sentence
 from omgoptim.operations.loaded_model import LoadedModel
+from omgoptim.operations.quantization.build_candidates import CandidateBuilder
 from omgoptim.operations.quantization.candidates import CandidatePlan
 from omgoptim.operations.quantization.final_race import FinalistResult, FinalRace, replacement_sentence
 from omgoptim.operations.quantization.qat import TrainedModel
@@ -32,14 +32,22 @@ class QuantizeRun:
     """State of a quantize run after the final measurement."""
 
     request: QuantizeRequest
-    context: RunContext
-    loaded: LoadedModel
-    program: Program
+    builder: CandidateBuilder
     plan: CandidatePlan
     results: list[CandidateResult]
     final: FinalRace
     notes: list[str]
     trained: TrainedModel | None = None
+
+    @property
+    def context(self) -> RunContext:
+        """Context of the run."""
+        return self.builder.context
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The original."""
+        return self.builder.loaded
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,7 +122,7 @@ def _report(run: QuantizeRun, kept: SavedFinalist, everyone: list[SavedFinalist]
     before = _before(run, finalist)
     skipped = changes.skipped if changes else []
     coverage = measure_coverage(
-        *(run.program.path, loaded.module, kept.folder, spec.scheme, skipped, finalist.kernels),
+        *(run.builder.program.path, loaded.module, kept.folder, spec.scheme, skipped, finalist.kernels),
         precision=loaded.precision,
         macs=loaded.macs.by_path if loaded.macs else None,
     )

@@ -70,7 +70,6 @@ class _TrainingData:
 
 def train(
     request: QuantizeRequest,
-    params: Qat,
     context: RunContext,
     loaded: LoadedModel,
     program: Program,
@@ -80,8 +79,7 @@ def train(
     """Train a copy of the model with int8 simulated; an interrupted training is resumed.
 
     Args:
-        request: of the run.
-        params: of the technique.
+        request: of the run, with scheme qat.
         context: of the run.
         loaded: the original, which is not changed.
         program: of the untrained module.
@@ -93,6 +91,7 @@ def train(
         DataError: there is no training data, or neither targets nor distillation.
         TechniqueError: no layer can be trained in int8, or the module cannot be converted.
     """
+    params = _params_of(request)
     original = require_module(loaded, "quantize with scheme qat")
     if program.path is None:
         raise program.error or TechniqueError("the model has no program")
@@ -111,7 +110,7 @@ def train(
     module = FakeQuantized(copy.deepcopy(original), _simulation(params, scaling), count * plan.epochs)
     device = loaded.device
     module.calibrate((forward_args(loaded.signature, batch, device) for batch in splits.calibration.batches), device)
-    evaluator = _converted_evaluator(request, params, context, loaded, program.path, splits, scaling)
+    evaluator = _converted_evaluator(request, context, loaded, program.path, splits, scaling)
     fitted = fit(
         module,
         training_data.batches,
@@ -124,37 +123,34 @@ def train(
         distillation=DistillationLoss(params.temperature, params.alpha) if training_data.distills else None,
         on_epoch=context.publish,
     )
-    return _trained(context, loaded, program, module, fitted, plan, evaluator, training_data.notes)
-
-
-def _trained(
-    context: RunContext,
-    loaded: LoadedModel,
-    program: Program,
-    module: FakeQuantized,
-    fitted: TrainingResult,
-    plan: TrainingConfig,
-    evaluator: ConvertedEvaluator,
-    notes: list[str],
-) -> TrainedModel:
-    """Export the trained module and record its training."""
     trained = replace(loaded, module=module.module.eval(), program=None)
-    if was_trained(module):
-        program = float_program(trained, context, "trained")
-        if program.path is None:
-            raise program.error or TechniqueError("the trained model has no program")
-        write_learned_state(module, program.path, evaluator.peaks)
+    program = _trained_program(module, trained, context, evaluator) if was_trained(module) else program
     state = RoundState(module.module, Round(number=1), Outcome([]))
     record_training(state, fitted)
-    record = training_of([state], plan, evaluator.metric.name)
-    warnings = [
-        *notes,
-        *([fitted.few_steps] if fitted.few_steps else []),
-        *([f"training ended early: {fitted.stopped}"] if fitted.stopped else []),
-    ]
-    return TrainedModel(
-        trained, program, record, training_effect(fitted, evaluator.metric.name, evaluator.samples.count), warnings
-    )
+    metric = evaluator.metric.name
+    record, effect = training_of([state], plan, metric), training_effect(fitted, metric, evaluator.samples.count)
+    return TrainedModel(trained, program, record, effect, [*training_data.notes, *_training_warnings(fitted)])
+
+
+def _params_of(request: QuantizeRequest) -> Qat:
+    assert isinstance(request.scheme, Qat)  # what trains has this scheme
+    return request.scheme
+
+
+def _trained_program(
+    module: FakeQuantized, trained: LoadedModel, context: RunContext, evaluator: ConvertedEvaluator
+) -> Program:
+    """Export the trained module, with its learned ranges."""
+    program = float_program(trained, context, "trained")
+    if program.path is None:
+        raise program.error or TechniqueError("the trained model has no program")
+    write_learned_state(module, program.path, evaluator.peaks)
+    return program
+
+
+def _training_warnings(fitted: TrainingResult) -> list[str]:
+    stopped = [f"training ended early: {fitted.stopped}"] if fitted.stopped else []
+    return [*([fitted.few_steps] if fitted.few_steps else []), *stopped]
 
 
 def training_effect(fitted: TrainingResult, metric: str, samples: int) -> str:
@@ -228,7 +224,6 @@ def _simulation(params: Qat, scaling: ChannelScaling) -> Simulation:
 
 def _converted_evaluator(
     request: QuantizeRequest,
-    params: Qat,
     context: RunContext,
     loaded: LoadedModel,
     untrained: Path,
@@ -253,7 +248,7 @@ def _converted_evaluator(
         outputs=evaluator.outputs,
         original=evaluator.original,
         limit_s=limit_s,
-        params=params,
+        params=_params_of(request),
         untrained=untrained,
         peaks=scaling.peaks,
         calibration=splits.calibration.batches,

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from omgoptim.errors import TechniqueError
+from omgoptim.models.artifact import Manifest
+from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.quantization.screening import CandidateResult, within, within_with_margin
 from omgoptim.operations.timing import as_fast
 from omgoptim.reports.measured import SMALLER
+from omgoptim.requests import QuantizeRequest
 from omgoptim.requests.quantize import Prefer
 
 FLOATS = ("fp32", "bf16", "fp16")
@@ -34,6 +37,11 @@ class Preference:
     speed_known: bool = True
     """False on an overloaded machine: size alone decides then."""
     load: float = 0.0
+
+    @staticmethod
+    def of(request: QuantizeRequest, loaded: LoadedModel) -> Preference:
+        """Return the preference of a request for candidates of a model."""
+        return Preference(request.prefer, Manifest.read(loaded.baseline).size_bytes)
 
     def size_ratio(self, result: CandidateResult) -> float:
         """Return the original's bytes over the candidate's; 1 for one without an artifact."""

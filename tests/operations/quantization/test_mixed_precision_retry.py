@@ -45,9 +45,9 @@ def search_again(
     monkeypatch.setattr(mixed_precision_retry, "_new_reference", new_reference)
     monkeypatch.setattr(mixed_precision_retry, "search_mixed_precision", search_mixed_precision)
     request = SimpleNamespace(max_quality_drop=GUARD)
-    context = SimpleNamespace(progress=lambda *_: None)
+    builder = SimpleNamespace(context=SimpleNamespace(progress=lambda *_: None), loaded=None)
     preference = Preference("balanced", 1000)
-    search = mixed_precision_retry.MixedPrecisionSearch(request, context, None, None, None, None, preference)  # type: ignore[arg-type]
+    search = mixed_precision_retry.MixedPrecisionSearch(request, builder, None, preference)  # type: ignore[arg-type]
     splits: Any = SimpleNamespace(selection=samples)
     final: Any = SimpleNamespace(rejected=[SimpleNamespace(result=one) for one in failed])
     return mixed_precision_retry.retry_mixed_precision(search, splits, [], final, None)

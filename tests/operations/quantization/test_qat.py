@@ -74,7 +74,7 @@ class QatRun:
     def run(self) -> qat.TrainedModel:
         program = float_program(self.loaded, self.context)
         splits = splits_of(self.request, self.loaded, plan_candidates(self.request, self.loaded, program))
-        return qat.train(self.request, self.params, self.context, self.loaded, program, splits, self.live)
+        return qat.train(self.request, self.context, self.loaded, program, splits, self.live)
 
 
 def test_training_that_hurts_is_undone_and_the_weights_from_before_compete(tmp_path: Path) -> None:
