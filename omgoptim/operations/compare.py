@@ -27,8 +27,8 @@ from omgoptim.models.security.hub_options import allow_remote_code
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.seal import is_sealed
 from omgoptim.models.source import find_artifact
-from omgoptim.operations.context import RunContext, is_live
-from omgoptim.operations.gain_attribution import implausible_sentence
+from omgoptim.operations.context import RunContext, Stage, is_live
+from omgoptim.operations.gain_attribution import wait_removed_sentence
 from omgoptim.operations.loaded_model import fixed_batch_note
 from omgoptim.operations.report_records import environment, gains, measurement, output_records, shown_request
 from omgoptim.operations.timing import bench_of, fraction_progress, full_race, slow_warnings
@@ -71,9 +71,7 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     def outputs(index: int, process: MeasuringProcess) -> None:
         process.run_samples(inputs, targets[index], fraction_progress(context, f"evaluating {'AB'[index]}"))
 
-    raced = full_race(
-        folders, bench, request.timing, request.seed, context, (0.05, 0.98), "measuring in turns", outputs
-    )
+    raced = full_race(folders, bench, request, Stage(context, "measuring in turns", (0.05, 0.98)), outputs)
     timing = raced.timing(1)  # raises the error if the evaluation of B failed
     original = read_outputs(targets[0])
     described, metric = _metric(request, past, manifests[0], original, samples.targets, policy)
@@ -82,7 +80,7 @@ def compare(request: CompareRequest, context: RunContext) -> EfficiencyReport:
     after = measurement(folders[1], timing, bench, quality.after, quality.metric, samples.count)
     gained = gains(before, after, timing, quality, raced.load)
     doubt = chance_level_summary(before.metric, before.quality, samples.targets)
-    implausible = implausible_sentence(None, raced.timing(0), "", manifests[0].device, raced.load, timing, original="A")
+    implausible = wait_removed_sentence(raced.timing(0), timing, raced.load, manifests[0].device, "A")
     origin = "" if lineage else lineage_sentence(past, _past_request(folders[1], context))
     return EfficiencyReport(
         outcome="guard_failed" if quality.ruined else "ok" if is_gain(gained) else "no_gain",

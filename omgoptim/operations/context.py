@@ -44,6 +44,20 @@ def _no_steps(*_: object) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """Named part of a run, with the fractions of the run's progress at its start and end."""
+
+    context: RunContext
+    doing: str
+    span: tuple[float, float]
+
+    def report(self, done: float) -> None:
+        """Report the completed fraction of the stage, 0..1."""
+        start, end = self.span
+        self.context.progress(self.doing, start + (end - start) * done)
+
+
+@dataclass(frozen=True, slots=True)
 class RunContext:
     """Context of one run."""
 

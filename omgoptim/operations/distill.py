@@ -130,7 +130,6 @@ def _final_model(
         module=kept.module,
         loaded=student.loaded,
         changes=student.changes,
-        recipe=student.recipe,
         warnings=warnings,
         control=measure_control if control is not None else None,
         training=training_record(job, student, distilled),
@@ -158,7 +157,7 @@ def _control(
     """
     request, loaded, context = job.request, job.loaded, job.context
     folder = context.work / "other"
-    save(other, student.loaded, job.runtime, folder, context, recipe=student.recipe)
+    save(other, student.loaded, job.runtime, folder, context)
     outputs = context.work / "final" / "other"
     _run(job, folder, outputs)
     original = read_outputs(measured.outputs[0])

@@ -121,17 +121,33 @@ def waiting_warnings(before: Timing, after: Timing, load: float, device: str) ->
     waits = waiting_share(before, load) if device == "cpu" else None
     if waits is None:
         return []
-    return [implausible_sentence(None, before, "", device, load, after) or waiting_sentence(waits)]
+    return [wait_removed_sentence(before, after, load, device) or waiting_sentence(waits)]
+
+
+def wait_removed_sentence(
+    before: Timing, after: Timing | None, load: float, device: str, original: str = "the original"
+) -> str:
+    """Return a sentence where the original waits and the artifact does not; else nothing.
+
+    Args:
+        before: timing of the original.
+        after: timing of the artifact; if it waits too, leaving the wait out explains no gain.
+        load: of other processes.
+        device: that both ran on.
+        original: name of the original in the sentence.
+    """
+    waits = waiting_share(before, load) if device == "cpu" else None
+    if waits is None or (after is not None and waiting_share(after, load) is not None):
+        return ""
+    doubt = "Implausible speedup" if load <= OVERLOADED else "Any speedup would be implausible"
+    return (
+        f"{doubt}: {original} waits {waits:.0%} of its time (sleeping, reading, a lock) "
+        "instead of computing, and the artifact does not wait"
+    )
 
 
 def implausible_sentence(
-    parts: GainsBy | None,
-    before: Timing,
-    engine: str,
-    device: str,
-    load: float,
-    after: Timing | None = None,
-    original: str = "the original",
+    parts: GainsBy | None, before: Timing, engine: str, device: str, load: float, after: Timing | None = None
 ) -> str:
     """Return a sentence on a speedup that computation cannot explain; nothing where it is plausible.
 
@@ -142,17 +158,10 @@ def implausible_sentence(
         device: that both ran on.
         load: of other processes.
         after: timing of the artifact; if it waits too, leaving the wait out explains no gain.
-        original: name of the original in the sentence.
     """
-    waits = waiting_share(before, load) if device == "cpu" else None
-    if waits is not None and (after is None or waiting_share(after, load) is None):
-        doubt = "Implausible speedup" if load <= OVERLOADED else "Any speedup would be implausible"
-        return (
-            f"{doubt}: {original} waits {waits:.0%} of its time (sleeping, reading, a lock) "
-            "instead of computing, and the artifact does not wait"
-        )
-    if load > OVERLOADED or parts is None:
-        return ""
+    waiting = wait_removed_sentence(before, after, load, device)
+    if waiting or load > OVERLOADED or parts is None:
+        return waiting
     alone, bits = parts.engine.speedup, parts.precision.speedup
     if alone is not None and alone > PLAUSIBLE_ENGINE:
         return (

@@ -80,6 +80,8 @@ class LoadedModel:
     """Reason why the output for a sample depends on its batch; evaluation and selection use batches of 1 then."""
     fixed_batch: str | None = None
     """Reason for a fixed batch in an export; all samples except training samples are batches of 1 then."""
+    recipe: Recipe | None = None
+    """Recipe of another module than the original, without its structural diff; None: that of the baseline."""
 
     def samples(self, split: Split, count: int) -> Samples:
         """Return the first `count` samples of a split, with the model's input names.
@@ -102,8 +104,8 @@ def float32_arrays(samples: Samples) -> Samples:
 
 
 def recipe_of(loaded: LoadedModel) -> Recipe:
-    """Return the recipe of the model from its baseline artifact."""
-    return artifacts.read_recipe(loaded.baseline)
+    """Return the recipe of the module, by default from the baseline artifact."""
+    return loaded.recipe or artifacts.read_recipe(loaded.baseline)
 
 
 @dataclass(frozen=True, slots=True)

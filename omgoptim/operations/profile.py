@@ -14,7 +14,7 @@ from omgoptim.measure.timing import LATENCY
 from omgoptim.models.artifact import Manifest
 from omgoptim.models.samples import repeat_to_size
 from omgoptim.operations.baseline import baseline_on
-from omgoptim.operations.context import RunContext
+from omgoptim.operations.context import RunContext, Stage
 from omgoptim.operations.float_program import float_program
 from omgoptim.operations.gain_attribution import waiting_sentence, waiting_share
 from omgoptim.operations.loaded_model import Live, LoadedModel, at_batch_one
@@ -55,7 +55,7 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
         layers.extend(found)
         unknown.extend([problem] if problem else [])
 
-    raced = full_race([folder], loaded.bench, request.timing, request.seed, context, (0.2, 0.95), "measuring", more)
+    raced = full_race([folder], loaded.bench, request, Stage(context, "measuring", (0.2, 0.95)), more)
     timing = raced.timing(0)
     quality, metric_name = _quality(request, loaded, context)
     samples = loaded.evaluation.count if metric_name else None

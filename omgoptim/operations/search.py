@@ -156,7 +156,7 @@ def _with_trained_reference(
     reference = train_reference(Trials(job, searched, unlimited, None, None, began), job.original, folder)
     loaded = replace(job.loaded, module=reference)
     shutil.rmtree(loaded.baseline)
-    save(reference, loaded, "torch_eager", loaded.baseline, job.context, recipe=Recipe("pt2", ""))
+    save(reference, replace(loaded, recipe=Recipe("pt2", "")), "torch_eager", loaded.baseline, job.context)
     evaluator = replace(job.datasets.evaluator, original=job.datasets.evaluator.score(reference))
     return replace(job, loaded=loaded, original=reference, datasets=replace(job.datasets, evaluator=evaluator))
 

@@ -110,7 +110,14 @@ class Costs:
         job = self.job
         folder.parent.mkdir(parents=True, exist_ok=True)
         if job.request.precision == "float32":
-            save(module, job.loaded, job.runtime, folder, job.context, recipe=self.recipe, to_time_only=to_time_only)
+            save(
+                module,
+                replace(job.loaded, recipe=self.recipe),
+                job.runtime,
+                folder,
+                job.context,
+                to_time_only=to_time_only,
+            )
             return
         changed = replace(job.loaded, module=module, program=None)
         program = float_program(changed, job.context, "changed")

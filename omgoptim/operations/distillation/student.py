@@ -18,7 +18,7 @@ from omgoptim.models import artifact as artifacts
 from omgoptim.models.artifact import Manifest
 from omgoptim.models.forward import first_forward, input_tensors, name_inputs, to_numpy
 from omgoptim.models.samples import Samples, as_tensors, forward_args, repeat_to_size
-from omgoptim.models.source import Recipe, Source, load_source
+from omgoptim.models.source import Source, load_source
 from omgoptim.operations.compression_job import Job, applied
 from omgoptim.operations.datasets import one_sample, scoring_loss
 from omgoptim.operations.loaded_model import Live, LoadedModel, recipe_of_live
@@ -44,8 +44,6 @@ class Student:
     loaded: LoadedModel
     """The teacher's, with the student's module and signature."""
     changes: Outcome
-    recipe: Recipe | None = None
-    """None for the teacher's recipe."""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -152,7 +150,7 @@ def given_student(job: Job[DistillRequest], params: Given, live: Live) -> Studen
     if recipe is None:
         recipe, _ = recipe_of_live(module, signature, teacher.example, job.context.work / "live_student.pt2")
     runs = tuple(dict.fromkeys((*lineage, *teacher.lineage)))
-    loaded = replace(teacher, module=module, program=None, signature=signature, lineage=runs)
+    loaded = replace(teacher, module=module, program=None, signature=signature, lineage=runs, recipe=recipe)
     return Student(
         name=params.source,
         scheme=params.student,
@@ -160,7 +158,6 @@ def given_student(job: Job[DistillRequest], params: Given, live: Live) -> Studen
         base=copy.deepcopy(module),
         loaded=loaded,
         changes=_replacement(job.original, module),
-        recipe=recipe,
         notes=list(source.notes),
     )
 

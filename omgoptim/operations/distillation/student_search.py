@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
@@ -169,12 +169,11 @@ def _successive_halving(
             part = tuple(span[0] + (span[1] - span[0]) * (done + each) / total for each in (0, 1))
             state = train(
                 job,
-                trial.student,
+                trial.student if trial.trained is None else replace(trial.student, module=trial.trained),
                 number,
                 (part[0], part[1]),
                 teacher=job.original,
                 epochs=epochs,
-                start=trial.trained,
             )
             trial.trained, trial.quality = state.module, state.quality
             trial.epochs += epochs

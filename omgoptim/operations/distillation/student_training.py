@@ -55,7 +55,6 @@ def train(
     *,
     teacher: nn.Module | None,
     epochs: int | None = None,
-    start: nn.Module | None = None,
 ) -> RoundState:
     """Train a copy of the student; an interrupted training is resumed.
 
@@ -66,7 +65,6 @@ def train(
         span: start and end of its progress as fractions of the run.
         teacher: None to train on the targets only.
         epochs: default: those of the request.
-        start: the initial weights; default: the student's own.
 
     Raises:
         OmgoptimError: as `fit` does.
@@ -76,7 +74,7 @@ def train(
     done = read_round(folder / "done", student.base)
     if done is not None:
         return done
-    module = copy.deepcopy(start or student.module)
+    module = copy.deepcopy(student.module)
     if request.workers > 1:
         job.context.progress(f"{name}, training on {request.workers} workers", span[0])
         train_on_workers(job, student, module, name, teacher is not None, epochs or request.epochs)
@@ -120,7 +118,7 @@ def _plan(job: Job[DistillRequest], student: Student, epochs: int) -> TrainingCo
     request = job.request
     plan = TrainingConfig.of(request, epochs, job.loaded.device, request.seed)
     adaptive = request.learning_rate is None and request.optimizer in ("adam", "adamw")
-    goes_on = student.recipe is None and getattr(request.student, "initialize", "teacher") == "teacher"
+    goes_on = student.loaded.recipe is None and getattr(request.student, "initialize", "teacher") == "teacher"
     normalized = any(isinstance(layer, nn.LayerNorm) for layer in student.module.modules())
     return replace(plan, learning_rate=PRETRAINED_LEARNING_RATE) if adaptive and goes_on and normalized else plan
 

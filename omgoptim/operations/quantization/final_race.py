@@ -12,7 +12,7 @@ from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.quality import Quality, StoredOutputs, compare_quality, read_outputs
 from omgoptim.measure.timing import Timing
 from omgoptim.models.artifact import Manifest
-from omgoptim.operations.context import RunContext
+from omgoptim.operations.context import RunContext, Stage
 from omgoptim.operations.gain_attribution import TimedModel, gains_by
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.quantization.coverage import read_kernels
@@ -152,9 +152,8 @@ def _measure_finalists(
 
     folders = [result.built.folder for result in chosen if result.built.folder]
     doing = f"measuring {', '.join(result.built.spec.name for result in chosen)} against the original"
-    raced = full_race(
-        [loaded.baseline, *folders], loaded.bench, request.timing, request.seed, context, (0.55, 0.95), doing, outputs
-    )
+    stage = Stage(context, doing, (0.55, 0.95))
+    raced = full_race([loaded.baseline, *folders], loaded.bench, request, stage, outputs)
     finished: list[Finished] = []
     for result, timing, target, ran in zip(chosen, raced.timings[1:], targets[1:], kernels[1:], strict=True):
         if isinstance(timing, Timing):

@@ -13,7 +13,7 @@ from omgoptim.errors import ArtifactError
 from omgoptim.models.report_file import write_sealed
 from omgoptim.operations.gain_attribution import is_slower, waiting_warnings
 from omgoptim.operations.next_steps import new_calls, pick_step, quantize_steps, repeat_of
-from omgoptim.operations.quantization.coverage import coverage_warnings, measure_coverage
+from omgoptim.operations.quantization.coverage import FloatModel, coverage_warnings, measure_coverage
 from omgoptim.operations.quantization.final_race import FinalistResult, FinalRace
 from omgoptim.operations.quantization.finalist_summary import (
     QuantizeRun,
@@ -121,11 +121,9 @@ def _report(run: QuantizeRun, kept: SavedFinalist, everyone: list[SavedFinalist]
     outcome = outcome_of(gained, quality, guard)
     before = _before(run, finalist)
     skipped = changes.skipped if changes else []
-    coverage = measure_coverage(
-        *(run.builder.program.path, loaded.module, kept.folder, spec.scheme, skipped, finalist.kernels),
-        precision=loaded.precision,
-        macs=loaded.macs.by_path if loaded.macs else None,
-    )
+    macs = loaded.macs.by_path if loaded.macs else {}
+    original = FloatModel(run.builder.program.path, loaded.module, loaded.precision, macs)
+    coverage = measure_coverage(original, kept.folder, spec.scheme, skipped, finalist.kernels)
     needed = samples_needed(quality, guard)
     others = [_alternative(run, other, everyone) for other in everyone if other is not kept]
     artifact = artifact_record(kept.folder)

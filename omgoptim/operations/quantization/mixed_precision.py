@@ -22,7 +22,7 @@ from omgoptim.models.samples import repeat_to_size
 from omgoptim.operations.quantization.build_candidates import CandidateBuilder
 from omgoptim.operations.quantization.candidate_evaluator import CALIBRATED, CandidateEvaluator, Evaluators
 from omgoptim.operations.quantization.candidates import CandidateSpec
-from omgoptim.operations.quantization.layer_search import SearchLayer, search
+from omgoptim.operations.quantization.layer_search import LayerSets, SearchLayer, search
 from omgoptim.operations.quantization.mixed_precision_report import SearchOutcome, layer_count, mixed_precision_record
 from omgoptim.operations.quantization.screening import CandidateResult, ScreeningReference, within, within_with_margin
 from omgoptim.operations.quantization.selection import MIXED_PRECISION_FACTOR, Preference, alive, is_float
@@ -121,7 +121,7 @@ def search_mixed_precision(
 
         worthwhile = _worthwhile(given, base, results, noise) if noise else (lambda _: True)
         cautious = base.cautious_drop(guard)
-        found = search(layers, cautious, guard, evaluate, trials.out_of_time, holds, predict, worthwhile)
+        found = search(layers, cautious, guard, LayerSets(evaluate, trials.out_of_time, predict, worthwhile), holds)
         best = trials.of(option_of(found.best.kept), "mixed precision") if found.best.kept else base
         _note_reasons(trials.results, guard)
         if best is not base:
