@@ -56,10 +56,10 @@ Place = tuple[float, ...]
 class DeliveryRule(Protocol[RuledEntry]):
     """Order of preference of the entries, and the targets that they must meet."""
 
-    def place(self, entry: RuledEntry, timing: Timing, raced: RaceResult) -> Place:
+    def place(self, entry: RuledEntry, timing: Timing, raced: RaceResult, /) -> Place:
         """Return the key of an entry in the order, from times and selection samples alone."""
 
-    def missed(self, after: Measurement, gained: Gains, raced: RaceResult) -> list[Missed]:
+    def missed(self, after: Measurement, gained: Gains, raced: RaceResult, /) -> list[Missed]:
         """Return the targets that a measured entry does not meet."""
 
 

@@ -33,14 +33,7 @@ from omgoptim.runtimes.torch_precision import HALF
 def profile(request: ProfileRequest, context: RunContext, live: Live | None = None) -> EfficiencyReport:
     """Measure a model unchanged. See `ProfileRequest`."""
     loaded = prepare(request, context, live)
-    program = None
-    if request.runtime != "auto" and ENGINES[request.runtime].runs == "program" and loaded.precision == "float32":
-        program = float_program(loaded, context, or_at_one=True)
-        if program.fixed_batch is not None:
-            loaded = at_batch_one(loaded, program.fixed_batch, context.work)
-    elif request.runtime != "auto" and ENGINES[request.runtime].runs == "lowered":
-        loaded = at_batch_one(loaded, ONE_SAMPLE, context.work, lowered=True)
-    folder = baseline_on(request.runtime, loaded, context, program)
+    loaded, folder = _on_engine(request.runtime, loaded, context)
     layers: list[Layer] = []
     unknown: list[str] = []
 
@@ -88,6 +81,18 @@ def profile(request: ProfileRequest, context: RunContext, live: Live | None = No
         lineage=list(loaded.lineage[:-1]),
         repeat=repeat_of("profile", request),
     )
+
+
+def _on_engine(runtime: str, loaded: LoadedModel, context: RunContext) -> tuple[LoadedModel, Path]:
+    """Return the model as the engine takes it, and its artifact there."""
+    program = None
+    if runtime != "auto" and ENGINES[runtime].runs == "program" and loaded.precision == "float32":
+        program = float_program(loaded, context, or_at_one=True)
+        if program.fixed_batch is not None:
+            loaded = at_batch_one(loaded, program.fixed_batch, context.work)
+    elif runtime != "auto" and ENGINES[runtime].runs == "lowered":
+        loaded = at_batch_one(loaded, ONE_SAMPLE, context.work, lowered=True)
+    return loaded, baseline_on(runtime, loaded, context, program)
 
 
 def _timed_layers(process: MeasuringProcess, loaded: LoadedModel, folder: Path) -> tuple[list[Layer], str | None]:

@@ -89,13 +89,12 @@ class DeliveryOrder:
     preference: Preference
     finalists: Sequence[Point]
 
-    def place(self, entry: Point, timing: Timing, raced: RaceResult) -> Place:
+    def place(self, point: Point, timing: Timing, raced: RaceResult) -> Place:
         """Return the key of a finalist.
 
         The guard comes first, then the targets, then whether it is slower than quantization alone, which the balanced
         preference would accept for a smaller file, then merit.
         """
-        point = entry
         seen = measurement(point.artifact, timing, self.loaded.bench, None, None, None)
         missed = self.goal.missed(seen)
         furthest = missed[0].factor if missed else 1.0
@@ -106,9 +105,8 @@ class DeliveryOrder:
         merit, size_ratio = _merit(speedup, Manifest.read(point.artifact).size_bytes, self.preference)
         return not within, furthest, slower, -merit if within else point.cautious_drop, -size_ratio
 
-    def missed(self, after: Measurement, gained: Gains, raced: RaceResult) -> list[Missed]:
+    def missed(self, after: Measurement, _gained: Gains, _raced: RaceResult) -> list[Missed]:
         """Return the targets that a measured finalist does not meet."""
-        del gained, raced
         return self.goal.missed(after)
 
     def _holds(self, point: Point) -> bool:
