@@ -27,7 +27,7 @@ class Separable(nn.Module):
 
     def __init__(self, inside: int, outside: int, stride: int):
         super().__init__()
-        self.conv = DepthSeparableConv(inside, outside, 3, stride, 1, bias=False)
+        self.conv = DepthSeparableConv(inside, outside, 3, stride=stride, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(outside)
         self.keeps = stride == 1 and inside == outside
 

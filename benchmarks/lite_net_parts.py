@@ -15,10 +15,13 @@ from onnx import ModelProto, helper, numpy_helper
 
 from omgoptim.errors import OmgoptimError
 from omgoptim.hardware import usable_cores
-from omgoptim.measure.timing import LATENCY, PLANS, THROUGHPUT, TimingSetup, time_artifacts
+from omgoptim.measure.launch import LATENCY, THROUGHPUT
+from omgoptim.measure.measuring_process import TimingSetup
+from omgoptim.measure.timing import PLANS, time_artifacts
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.artifact import Manifest, OutputCheck
+from omgoptim.models.manifest import Manifest
 from omgoptim.models.onnx_file import load
+from omgoptim.models.output_check import OutputCheck
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.signature import Signature
 from omgoptim.techniques.quantize._onnx import preparation

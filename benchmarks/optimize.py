@@ -24,7 +24,9 @@ from record import RESULTS, bar, console, keep, machine, table
 
 import omgoptim
 from omgoptim.errors import OmgoptimError
-from omgoptim.models.artifact import Manifest, OutputCheck, save_program
+from omgoptim.models.artifact import save_program
+from omgoptim.models.manifest import Manifest
+from omgoptim.models.output_check import OutputCheck
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.runtimes import ENGINES, SessionSettings
 

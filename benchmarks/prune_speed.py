@@ -31,11 +31,15 @@ from torch import nn
 import omgoptim
 from omgoptim.errors import OmgoptimError
 from omgoptim.hardware import usable_cores
-from omgoptim.measure.timing import LATENCY, THROUGHPUT, TimingPlan, TimingSetup, time_artifacts
+from omgoptim.measure.launch import LATENCY, THROUGHPUT, TimingPlan
+from omgoptim.measure.measuring_process import TimingSetup
+from omgoptim.measure.timing import time_artifacts
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.artifact import Manifest, OutputCheck
+from omgoptim.models.manifest import Manifest
+from omgoptim.models.output_check import OutputCheck
+from omgoptim.models.recipe import Recipe
 from omgoptim.models.security.path_policy import PathPolicy
-from omgoptim.models.source import Recipe, build
+from omgoptim.models.source import build
 from omgoptim.models.structural_diff import compute_diff
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.export import export_onnx

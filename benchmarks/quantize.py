@@ -25,10 +25,12 @@ from record import bar, console, keep, machine, table
 
 from omgoptim.errors import OmgoptimError
 from omgoptim.measure.measuring_process import MeasuringProcess
-from omgoptim.measure.metrics import resolve_metric
+from omgoptim.measure.metrics import RequestedFunction, resolve_metric
 from omgoptim.measure.quality import Quality, compare_quality, read_outputs
 from omgoptim.measure.timing import PLANS, Timing, time_artifacts
-from omgoptim.models.artifact import MANIFEST, PROGRAM, Manifest, OutputCheck, save_program
+from omgoptim.models.artifact import save_program
+from omgoptim.models.manifest import MANIFEST, PROGRAM, Manifest
+from omgoptim.models.output_check import OutputCheck
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.prepare import prepare
@@ -190,7 +192,7 @@ def race_all(case: Case, loaded: LoadedModel, folders: dict[str, Path], quick: b
     plan = PLANS["quick" if quick else "standard"]
     timings = time_artifacts(list(folders.values()), loaded.bench, plan, seed, on_first=outputs)
     original, labels = read_outputs(targets[0]), loaded.evaluation.targets
-    metric = resolve_metric("auto", loaded.signature, original, labels, loaded.policy, 300)
+    metric = resolve_metric(RequestedFunction("auto", loaded.policy, 300), loaded.signature, original, labels)
     ended = []
     for (name, folder), timing, target in zip(folders.items(), timings, targets, strict=True):
         if isinstance(timing, OmgoptimError):

@@ -23,11 +23,14 @@ from record import bar, keep, machine, table
 from torch import nn
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.measure.measuring_process import MeasuringProcess
+from omgoptim.measure.launch import LATENCY
+from omgoptim.measure.measuring_process import MeasuringProcess, TimingSetup
 from omgoptim.measure.quality import read_outputs
-from omgoptim.measure.timing import LATENCY, PLANS, Timing, TimingSetup, time_artifacts
-from omgoptim.measure.weight_storage import module_layers
-from omgoptim.models.artifact import Manifest, OutputCheck, save_program
+from omgoptim.measure.size import module_layers
+from omgoptim.measure.timing import PLANS, Timing, time_artifacts
+from omgoptim.models.artifact import save_program
+from omgoptim.models.manifest import Manifest
+from omgoptim.models.output_check import OutputCheck
 from omgoptim.models.pte_file import LAYERS
 from omgoptim.models.samples import Samples
 from omgoptim.requests.quantize import Static

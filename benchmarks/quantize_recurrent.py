@@ -32,10 +32,13 @@ from torch import Tensor, nn
 
 from omgoptim.errors import OmgoptimError
 from omgoptim.hardware import usable_cores
-from omgoptim.measure.timing import LATENCY, PLANS, THROUGHPUT, TimingSetup, time_artifacts
+from omgoptim.measure.launch import LATENCY, THROUGHPUT
+from omgoptim.measure.measuring_process import TimingSetup
+from omgoptim.measure.timing import PLANS, time_artifacts
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.artifact import PROGRAM, Manifest, OutputCheck
+from omgoptim.models.manifest import PROGRAM, Manifest
 from omgoptim.models.onnx_file import load, tensor_bytes
+from omgoptim.models.output_check import OutputCheck
 from omgoptim.requests import Params
 from omgoptim.requests.quantize import Dynamic, WeightOnly
 from omgoptim.runtimes import ENGINES, SessionSettings

@@ -34,19 +34,13 @@ from record import console, keep, machine, table
 
 from omgoptim.errors import OmgoptimError
 from omgoptim.hardware import usable_cores
-from omgoptim.measure.timing import (
-    LATENCY,
-    PLANS,
-    SCREENING_PLAN,
-    Timing,
-    TimingPlan,
-    TimingSetup,
-    has_converged,
-    t_interval,
-    time_artifacts,
-)
-from omgoptim.models.artifact import Manifest, OutputCheck, save_module, save_program
-from omgoptim.models.source import Recipe
+from omgoptim.measure.launch import LATENCY, TimingPlan
+from omgoptim.measure.measuring_process import TimingSetup
+from omgoptim.measure.timing import PLANS, SCREENING_PLAN, Timing, has_converged, t_interval, time_artifacts
+from omgoptim.models.artifact import save_module, save_program
+from omgoptim.models.manifest import Manifest
+from omgoptim.models.output_check import OutputCheck
+from omgoptim.models.recipe import Recipe
 from omgoptim.runtimes.export import export_onnx
 from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
 

@@ -1,4 +1,4 @@
-"""How a fresh Python process gets omgoptim: by its file, whichever Python and whichever packages it runs with."""
+"""Import of omgoptim in a fresh process: by its file, whatever Python and packages the process has."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def usable_cores() -> int:
 
 
 def memory_bytes() -> int | None:
-    """The machine's memory; None where the system does not say."""
+    """Return the machine's memory; None where the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -138,7 +138,7 @@ def _cpu_seconds(cores: list[int]) -> tuple[float, float]:
 
 
 def _cpu_seconds_of_linux(cores: list[int]) -> tuple[float, float]:
-    """The same from /proc/stat; zeros where there is none.
+    """Return busy and total seconds from /proc/stat; zeros where there is none.
 
     Source: proc_stat(5): user, nice, system, idle, iowait, irq, softirq, steal.
     """

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 from omgoptim.errors import ModelError
-from omgoptim.jobs.folder import RunFolder, Submission, new_run, now
+from omgoptim.jobs.folder import RunFolder, Submission, new_run
 from omgoptim.jobs.processes import this_process
 from omgoptim.jobs.states import as_done, as_failed
+from omgoptim.jobs.storage import now
 from omgoptim.reports import EfficiencyReport, RunState
 
 REPORTS = Path(__file__).parent / "render" / "reports"

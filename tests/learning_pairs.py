@@ -9,8 +9,8 @@ import torch
 from small_training import signature_of
 from torch import Tensor, nn
 
-from omgoptim.training._features.layer_trace import Trace, trace
 from omgoptim.training.feature_losses import FeatureLoss
+from omgoptim.training.layer_trace import Trace, trace
 
 
 class Conv(nn.Module):
@@ -100,10 +100,8 @@ def traced(module: nn.Module, inputs: Any) -> Trace:
 
 
 def features_of(method: str, student: nn.Module, teacher: nn.Module, inputs: Any, *pairs: str) -> FeatureLoss:
-    return FeatureLoss.of(
-        method, 1.0, pairs, student=student, teacher=teacher, signature=signature_of(student, inputs),
-        inputs=named(student, inputs),
-    )  # fmt: skip
+    signature, batch = signature_of(student, inputs), named(student, inputs)
+    return FeatureLoss.of(method, 1.0, pairs, trace(student, signature, batch), trace(teacher, signature, batch))
 
 
 def heard_by(loss: FeatureLoss, student: nn.Module, teacher: nn.Module, inputs: Any) -> Tensor:

@@ -11,13 +11,18 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from omgoptim.measure.metrics import RequestedFunction
 from omgoptim.models.data import DataSource, from_callable
 from omgoptim.models.forward import first_forward, input_tensors, name_inputs
 from omgoptim.models.samples import Samples
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.runtimes.signature import Signature
 from omgoptim.training.batches import Batches
+from omgoptim.training.config import TrainingConfig
 from omgoptim.training.evaluator import Evaluator
+from omgoptim.training.loop import Objective, Trainer, TrainingResult, TrainingRound
+from omgoptim.training.losses import Loss
+from omgoptim.training.trainable_weights import ZeroMasks
 
 LIMIT_S = 60.0
 
@@ -77,7 +82,10 @@ def evaluator_of(
     (tensor,) = signature_of(module, inputs[:2]).inputs
     samples = Samples([{tensor.name: inputs.numpy()}], [None if target is None else target.numpy()])
     return Evaluator.of(
-        module, samples, signature_of(module, inputs[:2]), metric, PathPolicy.of(Path.cwd(), []), LIMIT_S
+        module,
+        samples,
+        signature_of(module, inputs[:2]),
+        RequestedFunction(metric, PathPolicy.of(Path.cwd(), []), LIMIT_S),
     )
 
 
@@ -88,3 +96,23 @@ def state(module: nn.Module) -> dict[str, torch.Tensor]:
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     """Bit for bit."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def fit(
+    module: nn.Module,
+    batches: Batches,
+    loss: Loss | None,
+    config: TrainingConfig,
+    evaluator: Evaluator | None,
+    *,
+    progress: Callable[..., None] = lambda _stage, _done: None,
+    on_epoch: Callable[..., None] = lambda _epoch: None,
+    checkpoints: Path | None = None,
+    masks: ZeroMasks | None = None,
+    round_number: int = 1,
+    score: float | None = None,
+    **taught: Any,
+) -> TrainingResult:
+    """Train a module; `taught` are the teacher, the distillation and the features of the objective."""
+    trainer = Trainer(module, batches, Objective(loss, **taught), config, evaluator)
+    return trainer.fit(TrainingRound(round_number, checkpoints, masks, score), progress, on_epoch)

@@ -63,7 +63,7 @@ class Server:
         return found
 
     def gone(self) -> bool:
-        """Whether every process there ends within some seconds."""
+        """Return whether every process there ends within some seconds."""
         deadline = time.monotonic() + 20
         while self.processes() and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -17,14 +17,14 @@ from mcp.client import advertise
 from mcp.types import CallToolResult, TextResourceContents
 
 from omgoptim.jobs.folder import RunFolder, Submission, new_run
-from omgoptim.jobs.live import read_live
+from omgoptim.jobs.follow import read_live
 from omgoptim.jobs.processes import this_process
 from omgoptim.jobs.progress import Progress
 from omgoptim.render.brief import brief_report
 from omgoptim.render.claims import speed_claim, verdict
 from omgoptim.render.document import document_json, report_document
-from omgoptim.render.live import live_document
 from omgoptim.render.markdown import report_markdown
+from omgoptim.render.runs import live_document
 from omgoptim.reports import Candidate, Epoch, Step
 from omgoptim.server import app
 from omgoptim.server.handlers import build_server

@@ -19,7 +19,7 @@ from rich.console import Console
 from omgoptim import cli, requests
 from omgoptim.cli import options, progress
 from omgoptim.errors import RequestError
-from omgoptim.jobs.cancel import cancel
+from omgoptim.jobs.actions import cancel
 from omgoptim.jobs.folder import find_run
 from omgoptim.jobs.states import list_runs, read_state
 from omgoptim.reports import RunState

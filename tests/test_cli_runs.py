@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from omgoptim import cli
-from omgoptim.cli.watch import curve_text, live_view, watch
+from omgoptim.cli.progress import curve_text, live_view, watch
 from omgoptim.jobs.states import as_done, read_state
 from omgoptim.reports import Epoch, LiveRun, RunState, StageTime, Step
 

@@ -10,7 +10,9 @@ import pytest
 
 import omgoptim
 from omgoptim.errors import ArtifactError, SetupError
-from omgoptim.models.artifact import Manifest, OutputCheck, save_module
+from omgoptim.models.artifact import save_module
+from omgoptim.models.manifest import Manifest
+from omgoptim.models.output_check import OutputCheck
 from omgoptim.models.recipe import Recipe
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.source import load_source

@@ -1,4 +1,4 @@
-"""What an error is called where it crosses a process boundary."""
+"""Kinds of errors across a process boundary."""
 
 from __future__ import annotations
 

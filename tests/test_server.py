@@ -24,13 +24,13 @@ from pydantic.fields import FieldInfo
 
 from omgoptim import requests
 from omgoptim.errors import RequestError
-from omgoptim.jobs.cancel import cancel
+from omgoptim.jobs.actions import cancel
 from omgoptim.jobs.folder import find_run
 from omgoptim.jobs.states import list_runs, read_state
 from omgoptim.reports import NextStep
-from omgoptim.requests.listing import is_rare, short_text
-from omgoptim.server import schema, tools, waiting
-from omgoptim.server.prompts import Command, commands
+from omgoptim.requests.base import is_rare, short_text
+from omgoptim.server import tools, waiting
+from omgoptim.server.documents import Command, commands
 
 ROOT = Path(__file__).parents[1]
 ERAS = ("legacy", "auto")
@@ -106,13 +106,13 @@ async def test_the_tool_list_is_small_complete_and_in_a_fixed_order(era: str, pr
 def test_the_schema_of_a_tool_has_every_argument_that_the_request_takes() -> None:
     for tool in tools.tools():
         request = (requests.VERBS | requests.QUERIES)[tool.name]
-        known = set(request.model_fields) - set(schema.SHELL_ONLY)
+        known = set(request.model_fields) - set(tools.SHELL_ONLY)
         for params in requests.techniques(request).values():
             loaded = {"source"} if params.by_source else set()
             one_choice = {name for name, field in params.model_fields.items() if len(get_args(field.annotation)) == 1}
             known |= set(params.model_fields) - (one_choice - {"targets", "ignore"}) - loaded
         face = set() if tool.name == "doctor" else {"wait_s", "detail"}
-        rare = set(schema.options_of(tool.name))
+        rare = set(tools.options_of(tool.name))
         assert rare <= known
         options = {"options"} if rare else set()
         assert set(tool.input_schema["properties"]) == (known - rare) | face | options
@@ -131,7 +131,7 @@ def test_the_schema_of_a_tool_is_valid_and_names_the_type_of_what_is_no_single_v
 
 
 def test_an_argument_is_described_once_in_the_first_tool_that_has_it_or_in_the_instructions() -> None:
-    described = {*schema.MEASURING, *schema.TRAINING}
+    described = {*tools.MEASURING, *tools.TRAINING}
     for tool in tools.tools():
         request = (requests.VERBS | requests.QUERIES)[tool.name]
         for name, listed in tool.input_schema["properties"].items():
@@ -147,8 +147,8 @@ def test_a_rare_argument_is_named_in_the_options_of_a_tool_or_in_the_instruction
     named = " ".join(
         tool.input_schema["properties"].get("options", {}).get("description", "") for tool in tools.tools()
     )
-    for name in schema.options_of(verb):
-        shown = tools.INSTRUCTIONS if name in (*schema.MEASURING, *schema.TRAINING) else named
+    for name in tools.options_of(verb):
+        shown = tools.INSTRUCTIONS if name in (*tools.MEASURING, *tools.TRAINING) else named
         assert re.search(rf"(- |[ ,]){name}[=:, (.]", shown), name
 
 

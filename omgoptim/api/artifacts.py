@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omgoptim.errors import ArtifactError, SetupError, TechniqueError
+from omgoptim.jobs.actions import pick as pick_from
 from omgoptim.jobs.folder import find_run, project_of, runs_root
-from omgoptim.jobs.pick import pick as pick_from
 from omgoptim.jobs.project import find_project
-from omgoptim.models.artifact import code_project
 from omgoptim.models.opened_model import OpenedModel
 from omgoptim.models.opened_model import open_artifact as open_folder
+from omgoptim.models.recipe import code_project
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.reports import EfficiencyReport
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from omgoptim.models.artifact import Manifest
+    from omgoptim.models.manifest import Manifest
     from omgoptim.models.output_check import OutputCheck
 
 
@@ -110,7 +110,8 @@ def export_coreml(
     """
     import importlib.util
 
-    from omgoptim.models.artifact import Manifest, check_artifact, has_module, load_module
+    from omgoptim.models.artifact import check_artifact, has_module, load_module
+    from omgoptim.models.manifest import Manifest
     from omgoptim.models.output_check import read_check
 
     if importlib.util.find_spec("coremltools") is None:
@@ -134,7 +135,8 @@ def _write_coreml(module: nn.Module, manifest: Manifest, check: OutputCheck, pla
     import coremltools
 
     from omgoptim.models.samples import as_tensors
-    from omgoptim.runtimes.export import exported_program, first_sample, quiet_export
+    from omgoptim.runtimes.export import exported_program, first_sample
+    from omgoptim.runtimes.export_patches import quiet_export
 
     signature = manifest.signature.at_batch(1)
     program = exported_program(module, as_tensors(first_sample(check.batch), signature.dtypes), signature)

@@ -1,17 +1,23 @@
-"""From a call in Python to a request, and back: live objects are named in the request and kept beside it."""
+"""Calls in Python as requests, run in this process: live objects are named in the request and kept beside it."""
 
 from __future__ import annotations
 
+import platform
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omgoptim.errors import ModelError, RequestError
 from omgoptim.jobs.folder import RunFolder
-from omgoptim.jobs.inline import run_inline
+from omgoptim.jobs.interpreter import Interpreter
 from omgoptim.jobs.project import find_project
+from omgoptim.jobs.states import load_report
+from omgoptim.jobs.submit import open_run
+from omgoptim.jobs.worker import execute
 from omgoptim.operations import run_verb
-from omgoptim.operations.context import LIVE, RunContext
+from omgoptim.operations.context import LIVE
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import Request, parse
 
@@ -22,13 +28,29 @@ if TYPE_CHECKING:
 
 
 def run(verb: str, request: Request, live: Live | None, progress: bool | None) -> EfficiencyReport:
-    """Run a verb in this process, in a run folder of its own."""
-    project = find_project(getattr(request, "project", None))
+    """Run a verb in this process, in a run folder of its own.
 
-    def operation(resolved: Request, context: RunContext) -> EfficiencyReport:
-        return run_verb(verb, resolved, context, live)
+    Raises:
+        OmgoptimError: what the operation raised; the run's folder has it too.
+    """
+    here = Interpreter(Path(sys.executable), "the caller's own process", platform.python_version(), ())
+    folder = open_run(verb, request, find_project(getattr(request, "project", None)), here)
+    with _callers_torch(), shown(folder, progress):
+        execute(folder, lambda name, resolved, context: run_verb(name, resolved, context, live), owns_process=False)
+    return load_report(folder)
 
-    return run_inline(verb, request, project, operation, lambda folder: shown(folder, progress))
+
+@contextmanager
+def _callers_torch() -> Iterator[None]:
+    """Leave torch's random state and its number of threads as the caller had them: a run sets both."""
+    import torch
+
+    threads, random = torch.get_num_threads(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_rng_state(random)
 
 
 def shown(folder: RunFolder, progress: bool | None) -> AbstractContextManager[None]:

@@ -22,7 +22,7 @@ from omgoptim.training.batches import Batches
 from omgoptim.training.config import TrainingConfig
 from omgoptim.training.distillation import DistillationLoss
 from omgoptim.training.evaluator import Evaluator
-from omgoptim.training.loop import fit
+from omgoptim.training.loop import Objective, Trainer, TrainingRound
 from omgoptim.training.losses import Loss
 
 WEIGHTS = "weights.safetensors"
@@ -200,20 +200,12 @@ def fitting(
         teacher: the original; None without.
         distillation: the distance to the teacher.
     """
+    objective = Objective(loss, teacher, distillation if teacher is not None else None)
 
     def train(module: nn.Module, rung: int, epochs: int, checkpoints: Path) -> float:
         checkpoints.mkdir(parents=True, exist_ok=True)
-        fitted = fit(
-            module,
-            batches,
-            loss,
-            plan(epochs),
-            evaluator,
-            checkpoints=checkpoints,
-            teacher=teacher,
-            distillation=distillation if teacher is not None else None,
-            round_number=rung + 1,
-        )
+        trainer = Trainer(module, batches, objective, plan(epochs), evaluator)
+        fitted = trainer.fit(TrainingRound(rung + 1, checkpoints))
         return float("nan") if fitted.quality is None else fitted.quality
 
     return train

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from omgoptim.architecture_search.space import Option
 from omgoptim.architecture_search.study import Finished, Rejected
 from omgoptim.errors import OmgoptimError, RunError
-from omgoptim.models.security.bounded_read import read_plain
+from omgoptim.models.security.file_integrity import read_plain
 
 MOST_BYTES = 2**20
 """Limit of a trial's JSON files, 1 MiB: far above what a trial writes, against memory exhaustion."""

@@ -6,19 +6,25 @@ Source: MobileNets, arXiv:1704.04861; Xception, arXiv:1610.02357.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-CONVS: dict[int, type[nn.Conv1d] | type[nn.Conv2d]] = {1: nn.Conv1d, 2: nn.Conv2d}
-NORMS: dict[int, type[nn.BatchNorm1d] | type[nn.BatchNorm2d]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
-"""Normalizations by the number of spatial dimensions."""
-
-GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
-
-Numbers = int | Sequence[int]
+from omgoptim.blocks.geometry import (
+    CONVS,
+    NORMS,
+    ConvOptions,
+    Numbers,
+    check_dims,
+    geometry_config,
+    geometry_of,
+    placement,
+    refuse_others,
+    sizes,
+)
 
 
 class DepthSeparableConv(nn.Module):
@@ -43,6 +49,15 @@ class DepthSeparableConv(nn.Module):
         >>> block(torch.randn(2, 64, 8, 8)).shape
         torch.Size([2, 128, 8, 8])
 
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        kernel_size: of `depthwise`.
+        norm: batch normalization between the two.
+        activation: ReLU between the two.
+        dims: 1 or 2.
+        **options: stride, padding, dilation, bias, device and dtype, as of a convolution.
+
     Raises:
         ValueError: dims is neither 1 nor 2, or a kernel, stride or dilation has another number of sizes.
     """
@@ -52,22 +67,20 @@ class DepthSeparableConv(nn.Module):
         in_channels: int,
         out_channels: int,
         kernel_size: Numbers,
-        stride: Numbers = 1,
-        padding: Numbers | str = 0,
-        dilation: Numbers = 1,
-        bias: bool = True,
+        *,
         norm: bool = False,
         activation: bool = False,
         dims: int = 2,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[ConvOptions],
     ) -> None:
         super().__init__()
+        refuse_others(options, ["bias"])
         self.in_channels, self.out_channels, self.dims = in_channels, out_channels, check_dims(dims)
+        stride, dilation, padding = options.get("stride", 1), options.get("dilation", 1), options.get("padding", 0)
         self.kernel_size, self.stride, self.dilation = (sizes(n, dims) for n in (kernel_size, stride, dilation))
         self.padding: tuple[int, ...] | str = padding if isinstance(padding, str) else sizes(padding, dims)
         self.has_norm, self.has_activation = norm, activation
-        placed: dict[str, Any] = {"device": device, "dtype": dtype}
+        placed = placement(options)
         conv = CONVS[dims]
         self.depthwise = conv(
             in_channels,
@@ -82,14 +95,13 @@ class DepthSeparableConv(nn.Module):
         )
         self.norm = NORMS[dims](in_channels, **placed) if norm else nn.Identity()
         self.activation = nn.ReLU() if activation else nn.Identity()
-        self.pointwise = conv(in_channels, out_channels, 1, bias=bias, **placed)
+        self.pointwise = conv(in_channels, out_channels, 1, bias=options.get("bias", True), **placed)
 
     @classmethod
     def like(cls, conv: nn.Conv1d | nn.Conv2d, norm: bool = False, activation: bool = False) -> DepthSeparableConv:
         """Build a block of the same geometry as `conv`; weights are not copied."""
-        return cls(**geometry_of(conv), bias=conv.bias is not None, norm=norm, activation=activation).train(
-            conv.training
-        )
+        own: dict[str, Any] = {"bias": conv.bias is not None, "norm": norm, "activation": activation}
+        return cls(**geometry_of(conv), **own, dims=len(conv.kernel_size)).train(conv.training)
 
     @classmethod
     def from_conv(cls, conv: nn.Conv1d | nn.Conv2d, norm: bool = False, activation: bool = False) -> DepthSeparableConv:
@@ -149,35 +161,3 @@ class DepthSeparableConv(nn.Module):
     def extra_repr(self) -> str:
         """Return channels, kernel size and stride for the module's repr."""
         return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
-
-
-def sizes(value: Numbers, dims: int) -> tuple[int, ...]:
-    """Return one size for each dimension.
-
-    Raises:
-        ValueError: there are more or fewer.
-    """
-    if isinstance(value, int):
-        return (value,) * dims
-    if len(value) != dims:
-        raise ValueError(f"{list(value)} are not {dims} sizes")
-    return tuple(int(each) for each in value)
-
-
-def check_dims(dims: int) -> int:
-    """Return the number of spatial dimensions, if there is such a convolution here."""
-    if dims not in CONVS:
-        raise ValueError(f"dims {dims} is neither 1 nor 2")
-    return dims
-
-
-def geometry_config(block: Any) -> dict[str, Any]:
-    """Return the geometry of a block in place of a convolution, as JSON."""
-    geometry = {name: getattr(block, name) for name in GEOMETRY}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in geometry.items()}
-
-
-def geometry_of(conv: nn.Conv1d | nn.Conv2d) -> dict[str, Any]:
-    """Return the arguments, without bias and groups, that a convolution was built with."""
-    placed = {"device": conv.weight.device, "dtype": conv.weight.dtype, "dims": len(conv.kernel_size)}
-    return {name: getattr(conv, name) for name in GEOMETRY} | placed

@@ -11,8 +11,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from omgoptim.blocks.depth_separable import CONVS, NORMS, Numbers, check_dims, geometry_config, geometry_of, sizes
+from omgoptim.blocks.geometry import (
+    CONVS,
+    NORMS,
+    ConvOptions,
+    Numbers,
+    check_dims,
+    geometry_config,
+    geometry_of,
+    placement,
+    refuse_others,
+    sizes,
+)
 
 MIDDLE = 3.0
 """Midpoint of ReLU6's linear range 0..6."""
@@ -38,6 +50,15 @@ class InvertedResidual(nn.Module):
         >>> block(torch.randn(2, 16, 8, 8)).shape
         torch.Size([2, 16, 8, 8])
 
+    Args:
+        in_channels: of the input.
+        out_channels: of the output.
+        kernel_size: of `depthwise`.
+        expansion: hidden channels over input channels.
+        residual: whether the input is added where it fits.
+        dims: 1 or 2.
+        **options: stride, padding (1 by default), dilation, device and dtype, as of a convolution.
+
     Raises:
         ValueError: dims is neither 1 nor 2, a kernel, stride or dilation has another number of sizes, or expansion is
             below 1.
@@ -48,24 +69,23 @@ class InvertedResidual(nn.Module):
         in_channels: int,
         out_channels: int,
         kernel_size: Numbers = 3,
-        stride: Numbers = 1,
-        padding: Numbers | str = 1,
-        dilation: Numbers = 1,
+        *,
         expansion: float = 6.0,
         residual: bool = True,
         dims: int = 2,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[ConvOptions],
     ) -> None:
         super().__init__()
+        refuse_others(options, [])
         if not expansion >= 1:
             raise ValueError(f"expansion {expansion} is below 1")
         self.in_channels, self.out_channels, self.dims = in_channels, out_channels, check_dims(dims)
+        stride, dilation, padding = options.get("stride", 1), options.get("dilation", 1), options.get("padding", 1)
         self.kernel_size, self.stride, self.dilation = (sizes(n, dims) for n in (kernel_size, stride, dilation))
         self.padding: tuple[int, ...] | str = padding if isinstance(padding, str) else sizes(padding, dims)
         self.expansion, self.hidden = float(expansion), round(expansion * in_channels)
         self.residual = residual
-        placed: dict[str, Any] = {"device": device, "dtype": dtype}
+        placed = placement(options)
         conv, norm = CONVS[dims], NORMS[dims]
         self.expand = nn.Sequential()
         if self.hidden > in_channels:
@@ -91,7 +111,9 @@ class InvertedResidual(nn.Module):
     @classmethod
     def like(cls, conv: nn.Conv1d | nn.Conv2d, expansion: float = 2.0, residual: bool = False) -> InvertedResidual:
         """Build a block of the same geometry as `conv`; weights are not copied."""
-        block = cls(**geometry_of(conv), expansion=expansion, residual=residual).train(conv.training)
+        block = cls(**geometry_of(conv), dims=len(conv.kernel_size), expansion=expansion, residual=residual).train(
+            conv.training
+        )
         return block.requires_grad_(conv.weight.requires_grad)
 
     @classmethod
@@ -132,7 +154,7 @@ class InvertedResidual(nn.Module):
 
     @property
     def adds_input(self) -> bool:
-        """Whether the input is added to the block's output."""
+        """Return whether the input is added to the block's output."""
         steps = self.dilation if isinstance(self.padding, str) else self.padding
         kept = {"same": True, "valid": all(size == 1 for size in self.kernel_size)}.get(
             str(self.padding),

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
+from typing_extensions import Self, Unpack
+
+from omgoptim.blocks.geometry import ConvOptions, Numbers, geometry_config, geometry_of, placement, refuse_others, sizes
 
 Pair = tuple[int, int]
 
@@ -105,18 +107,14 @@ class _LowRankConv2d(nn.Module):
 
     b: nn.Conv2d
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | Pair | list[int],
-        stride: int | Pair | list[int] = 1,
-        padding: int | Pair | list[int] | str = 0,
-        dilation: int | Pair | list[int] = 1,
-        groups: int = 1,
-        padding_mode: str = "zeros",
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: Numbers, options: ConvOptions) -> None:
         super().__init__()
+        refuse_others(options, ["bias", "groups", "padding_mode"])
+        groups, padding_mode, padding = (
+            options.get("groups", 1),
+            options.get("padding_mode", "zeros"),
+            options.get("padding", 0),
+        )
         if padding_mode != "zeros":
             raise ValueError(f"padding_mode '{padding_mode}' has no exact form as a product: only zeros has")
         if groups < 1 or in_channels % groups or out_channels % groups:
@@ -124,6 +122,7 @@ class _LowRankConv2d(nn.Module):
         if groups > 1 and in_channels == groups:
             raise ValueError(f"a depthwise convolution (groups {groups} = in_channels) has no low-rank form")
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        stride, dilation = options.get("stride", 1), options.get("dilation", 1)
         self.kernel_size, self.stride, self.dilation = _pair(kernel_size), _pair(stride), _pair(dilation)
         self.padding: Pair | str = padding if isinstance(padding, str) else _pair(padding)
         if isinstance(self.padding, str):
@@ -157,16 +156,7 @@ class _LowRankConv2d(nn.Module):
         return cls(**config)
 
     def _geometry(self) -> dict[str, Any]:
-        return {
-            "in_channels": self.in_channels,
-            "out_channels": self.out_channels,
-            "kernel_size": list(self.kernel_size),
-            "stride": list(self.stride),
-            "padding": self.padding if isinstance(self.padding, str) else list(self.padding),
-            "dilation": list(self.dilation),
-            "groups": self.groups,
-            "bias": self.b.bias is not None,
-        }
+        return geometry_config(self, "groups") | {"bias": self.b.bias is not None}
 
     def extra_repr(self) -> str:
         """Return sizes and rank for the module's repr."""
@@ -198,38 +188,23 @@ class SpatialConv2d(_LowRankConv2d):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | Pair | list[int],
-        rank: int,
-        stride: int | Pair | list[int] = 1,
-        padding: int | Pair | list[int] | str = 0,
-        dilation: int | Pair | list[int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        self, in_channels: int, out_channels: int, kernel_size: Numbers, rank: int, **options: Unpack[ConvOptions]
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
+        super().__init__(in_channels, out_channels, kernel_size, options)
         o, i, kh, kw = self.group_shape
         _check_rank("rank", rank, min(i * kh, o * kw))
         self.rank = rank
         (sh, sw), (dh, dw), padded = self.stride, self.dilation, self.padding
         pads = (padded, padded) if isinstance(padded, str) else ((padded[0], 0), (0, padded[1]))
-        between = rank * groups
-        self.a = nn.Conv2d(
-            in_channels, between, (kh, 1), (sh, 1), pads[0], (dh, 1), groups, False, device=device, dtype=dtype
-        )
-        self.b = nn.Conv2d(
-            between, out_channels, (1, kw), (1, sw), pads[1], (1, dw), groups, bias, device=device, dtype=dtype
-        )
+        between, of = rank * self.groups, {"groups": self.groups, **placement(options)}
+        bias = options.get("bias", True)
+        self.a = nn.Conv2d(in_channels, between, (kh, 1), (sh, 1), pads[0], (dh, 1), bias=False, **of)
+        self.b = nn.Conv2d(between, out_channels, (1, kw), (1, sw), pads[1], (1, dw), bias=bias, **of)
 
     @classmethod
     def like(cls, layer: nn.Conv2d, rank: int) -> SpatialConv2d:
         """Build a layer of the same geometry as `layer`; weights are not copied."""
-        return cls(**_geometry_of(layer), rank=rank).train(layer.training)
+        return cls(**_arguments(layer), rank=rank).train(layer.training)
 
     def dense_weight(self) -> Tensor:
         """Return the product as the weight (out, in / groups, kh, kw) of one Conv2d."""
@@ -275,43 +250,28 @@ class Tucker2Conv2d(_LowRankConv2d):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int | Pair | list[int],
+        kernel_size: Numbers,
         rank_in: int,
         rank_out: int,
-        stride: int | Pair | list[int] = 1,
-        padding: int | Pair | list[int] | str = 0,
-        dilation: int | Pair | list[int] = 1,
-        groups: int = 1,
-        bias: bool = True,
-        padding_mode: str = "zeros",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        **options: Unpack[ConvOptions],
     ) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, padding_mode)
+        super().__init__(in_channels, out_channels, kernel_size, options)
         o, i, _, _ = self.group_shape
         _check_rank("rank_in", rank_in, i)
         _check_rank("rank_out", rank_out, o)
         self.rank_in, self.rank_out = rank_in, rank_out
-        g, of = groups, {"device": device, "dtype": dtype}
-        padded = self.padding
-        self.a = nn.Conv2d(in_channels, g * rank_in, 1, groups=g, bias=False, **of)  # type: ignore[arg-type]
+        inside, outside = self.groups * rank_in, self.groups * rank_out
+        of = {"groups": self.groups, **placement(options)}
+        self.a = nn.Conv2d(in_channels, inside, 1, bias=False, **of)
         self.core = nn.Conv2d(
-            g * rank_in,
-            g * rank_out,
-            self.kernel_size,
-            self.stride,
-            padded,
-            self.dilation,
-            g,
-            False,
-            **of,  # type: ignore[arg-type]
+            inside, outside, self.kernel_size, self.stride, self.padding, self.dilation, bias=False, **of
         )
-        self.b = nn.Conv2d(g * rank_out, out_channels, 1, groups=g, bias=bias, **of)  # type: ignore[arg-type]
+        self.b = nn.Conv2d(outside, out_channels, 1, bias=options.get("bias", True), **of)
 
     @classmethod
     def like(cls, layer: nn.Conv2d, rank_in: int, rank_out: int) -> Tucker2Conv2d:
         """Build a layer of the same geometry as `layer`; weights are not copied."""
-        return cls(**_geometry_of(layer), rank_in=rank_in, rank_out=rank_out).train(layer.training)
+        return cls(**_arguments(layer), rank_in=rank_in, rank_out=rank_out).train(layer.training)
 
     def dense_weight(self) -> Tensor:
         """Return the product as the weight (out, in / groups, kh, kw) of one Conv2d."""
@@ -330,8 +290,9 @@ class Tucker2Conv2d(_LowRankConv2d):
         return output
 
 
-def _pair(value: int | Pair | list[int]) -> Pair:
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+def _pair(value: Numbers) -> Pair:
+    height, width = sizes(value, 2)
+    return height, width
 
 
 def _check_rank(name: str, rank: int, most: int) -> None:
@@ -339,8 +300,6 @@ def _check_rank(name: str, rank: int, most: int) -> None:
         raise ValueError(f"{name} {rank} is not in 1..{most}")
 
 
-def _geometry_of(layer: nn.Conv2d) -> dict[str, Any]:
+def _arguments(layer: nn.Conv2d) -> dict[str, Any]:
     """Return the arguments that a convolution was built with."""
-    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-    placed = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-    return {**{name: getattr(layer, name) for name in names}, "bias": layer.bias is not None, **placed}
+    return geometry_of(layer, "groups", "padding_mode") | {"bias": layer.bias is not None}

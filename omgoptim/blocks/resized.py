@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from omgoptim.blocks.geometry import geometry_config
+
 
 class ResizedConv2d(nn.Conv2d):
     """A Conv2d that scales its input's height and width first, bilinearly.
@@ -38,13 +40,13 @@ class ResizedConv2d(nn.Conv2d):
     @classmethod
     def like(cls, layer: nn.Conv2d, scale: float) -> ResizedConv2d:
         """Build a layer with the geometry and the very weights of a convolution."""
-        resized = cls.from_config({**_geometry(layer), "scale": scale})
+        resized = cls.from_config({**_config(layer), "scale": scale})
         resized.weight, resized.bias = layer.weight, layer.bias
         return resized.train(layer.training)
 
     def config(self) -> dict[str, Any]:
         """Return the arguments of `from_config`, as JSON."""
-        return {**_geometry(self), "scale": self.scale}
+        return {**_config(self), "scale": self.scale}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> ResizedConv2d:
@@ -64,15 +66,5 @@ class ResizedConv2d(nn.Conv2d):
         return f"{super().extra_repr()}, scale={self.scale}"  # type: ignore[no-untyped-call]
 
 
-def _geometry(layer: nn.Conv2d) -> dict[str, Any]:
-    return {
-        "in_channels": layer.in_channels,
-        "out_channels": layer.out_channels,
-        "kernel_size": list(layer.kernel_size),
-        "stride": list(layer.stride),
-        "padding": layer.padding if isinstance(layer.padding, str) else list(layer.padding),
-        "dilation": list(layer.dilation),
-        "groups": layer.groups,
-        "bias": layer.bias is not None,
-        "padding_mode": layer.padding_mode,
-    }
+def _config(layer: nn.Conv2d) -> dict[str, Any]:
+    return geometry_config(layer, "groups", "padding_mode") | {"bias": layer.bias is not None}

@@ -1,23 +1,40 @@
-"""Where a run stands, on standard error: a live bar on a terminal, one line a stage elsewhere."""
+"""Progress of a run in a terminal: a live bar, one line per stage, or a live view of all measurements."""
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Protocol
 
-from rich.console import Console
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 from typing_extensions import Self
 
 from omgoptim.errors import OmgoptimError
 from omgoptim.jobs.folder import RunFolder
-from omgoptim.jobs.follow import follow
+from omgoptim.jobs.follow import follow, read_live
 from omgoptim.render import numbers
-from omgoptim.reports import RunState
+from omgoptim.render.numbers import (
+    bars,
+    drop_text,
+    plain,
+    plural,
+    progress_numbers,
+    ratio_text,
+    size_text,
+    stage_text,
+    wait_text,
+)
+from omgoptim.reports import Candidate, LiveRun, RunState, Step
 
 
 class Display(Protocol):
@@ -118,3 +135,108 @@ class StageLines:
         if stage != self._stage and state.status in ("starting", "queued", "running"):
             self._stage = stage
             self._console.print(numbers.progress_text(state), markup=False, highlight=False, soft_wrap=True)
+
+
+MOST_STAGES, MOST_RECORDS, MOST_BARS = 10, 10, 40
+_STYLE = {"kept": "green", "rolled_back": "yellow", "failed": "red"}
+
+
+def watch(folder: RunFolder, console: Console) -> bool:
+    """Show a run until it ends, and return True; False where the user stopped watching. The run goes on then.
+
+    A terminal shows a live view; elsewhere it is one line a stage.
+    """
+    try:
+        with LiveView(console, folder) if console.is_terminal else StageLines(console) as shown:
+            for state in follow(folder):
+                shown.show(state)
+    except KeyboardInterrupt:
+        console.print(f"run {folder.id} goes on: omgoptim runs watch {folder.id}", markup=False, soft_wrap=True)
+        return False
+    return True
+
+
+class LiveView:
+    """The display of a run on a terminal, drawn once a second; it goes away when the run ends."""
+
+    def __init__(self, console: Console, folder: RunFolder) -> None:
+        self._live = Live(
+            console=console, get_renderable=lambda: live_view(read_live(folder)), refresh_per_second=1, transient=True
+        )
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def show(self, state: RunState) -> None:  # noqa: ARG002 it reads the folder itself, between two states too
+        """Show a new state of the run."""
+        self._live.refresh()
+
+
+def live_view(run: LiveRun) -> RenderableType:
+    """Return the live view of a run in progress."""
+    state = run.state
+    bar = Table.grid(padding=(0, 1))
+    bar.add_row(ProgressBar(1.0, state.progress or 0.0, width=40), Text(", ".join(progress_numbers(state))))
+    parts: list[RenderableType] = [
+        Text.assemble((state.run_id, "bold"), f"  {plain(state.model, 60)}  ", (state.status, "cyan")),
+        bar,
+        _stages(run),
+    ]
+    if records := run.steps or run.candidates:
+        parts.append(_records(records))
+    for name in ("loss", "quality"):
+        values = [value for epoch in run.epochs if (value := getattr(epoch, name)) is not None and math.isfinite(value)]
+        parts += [Text(f"{name:<8}{curve_text(values)}")] if values else []
+    return Group(*parts, Text("Ctrl-C ends the watching, not the run", "dim"))
+
+
+def curve_text(values: Sequence[float]) -> str:
+    """`▇▅▃▁ 1.21 -> 0.31, 4 epochs`: evenly spread epochs on one scale, the last among them."""
+    count = min(len(values), MOST_BARS)
+    shown = [values[round(place * (len(values) - 1) / max(1, count - 1))] for place in range(count)]
+    low, high = min(values), max(values)
+    drawn = bars([(value - low) / (high - low) if high > low else 0.0 for value in shown])
+    epochs = "1 epoch" if len(values) == 1 else f"{len(values)} epochs"
+    return f"{drawn} {values[0]:.3g} -> {values[-1]:.3g}, {epochs}"
+
+
+def _stages(run: LiveRun) -> RenderableType:
+    """The last stages with the time each has taken, then the one that goes on, with its detail."""
+    table = Table(box=None, show_header=False, padding=(0, 1))
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column()
+    now = stage_text(run.state)
+    others = [stage for stage in run.stages if stage.name != now.partition(": ")[0]]
+    earlier = others[:-MOST_STAGES]
+    if earlier:
+        spent = wait_text(sum(stage.seconds for stage in earlier))
+        table.add_row(Text(spent, "dim"), Text(plural(len(earlier), "earlier stage"), "dim"))
+    for stage in others[-MOST_STAGES:]:
+        table.add_row(Text(f"{stage.seconds:.1f} s", "dim"), Text(plain(stage.name, 100)))
+    seconds = sum(stage.seconds for stage in run.stages if stage not in others)
+    table.add_row(Text(f"{seconds:.1f} s", "cyan"), Text(now, "bold"))
+    return table
+
+
+def _records(records: Sequence[Candidate | Step]) -> RenderableType:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for header in ("measured so far", "status", "speedup", "size", "drop"):
+        table.add_column(header, justify="left" if header in ("measured so far", "status") else "right")
+    for one in records[-MOST_RECORDS:]:
+        table.add_row(
+            Text(plain(one.name, 60)),
+            Text(
+                plain(one.why, 40) if one.status == "planned" else one.status.replace("_", " "),
+                _STYLE.get(one.status, ""),
+            ),
+            Text("" if one.speedup is None else ratio_text(one.speedup)),
+            Text("" if one.size_bytes is None else size_text(one.size_bytes)),
+            Text("" if one.quality_drop is None else drop_text(one.quality_drop)),
+        )
+    return table

@@ -30,15 +30,14 @@ from omgoptim.cli.output import (
     wants_full,
 )
 from omgoptim.errors import RequestError, RunError, did_you_mean
-from omgoptim.jobs.cancel import cancel
-from omgoptim.jobs.folder import RunFolder, find_run, write_whole
+from omgoptim.jobs.actions import cancel, pick, resume
+from omgoptim.jobs.folder import RunFolder, find_run
 from omgoptim.jobs.follow import follow
-from omgoptim.jobs.pick import pick
 from omgoptim.jobs.project import find_project
-from omgoptim.jobs.resume import resume
 from omgoptim.jobs.states import ENDED, list_runs, load_report, read_state
-from omgoptim.render import side_by_side
+from omgoptim.jobs.storage import write_whole
 from omgoptim.render.brief import to_json
+from omgoptim.render.runs import Run, runs_html, runs_json, runs_markdown, runs_section
 from omgoptim.render.shared import shared_markdown
 from omgoptim.reports import EfficiencyReport
 
@@ -163,7 +162,7 @@ def _form_of_report(as_json: bool, form: str | None, target: Path | None) -> For
 def _show_runs(folders: Sequence[RunFolder]) -> int:
     if len(folders) == 1:
         return show_report(load_report(folders[0]), folders[0], "text", full=False)
-    section = side_by_side.runs_section(_runs_of(folders))
+    section = runs_section(_runs_of(folders))
     return show({}, lambda term: term.section_view(section), "text")
 
 
@@ -172,8 +171,8 @@ def _runs_text(folders: Sequence[RunFolder], form: Form | Literal["html"]) -> st
     if len(folders) > 1:
         made = _runs_of(folders)
         if form == "json":
-            return json_text(side_by_side.runs_json(made))
-        return side_by_side.runs_html(made) if form == "html" else side_by_side.runs_markdown(made)
+            return json_text(runs_json(made))
+        return runs_html(made) if form == "html" else runs_markdown(made)
     report = load_report(folders[0])
     if form == "html":
         from omgoptim.render.html import report_html
@@ -182,11 +181,9 @@ def _runs_text(folders: Sequence[RunFolder], form: Form | Literal["html"]) -> st
     return json_text(to_json(report)) if form == "json" else shared_markdown(report)
 
 
-def _runs_of(folders: Sequence[RunFolder]) -> list[side_by_side.Run]:
+def _runs_of(folders: Sequence[RunFolder]) -> list[Run]:
     states = [(folder, read_state(folder)) for folder in folders]
-    return [
-        side_by_side.Run(state, load_report(folder) if state.status == "done" else None) for folder, state in states
-    ]
+    return [Run(state, load_report(folder) if state.status == "done" else None) for folder, state in states]
 
 
 def await_report(folder: RunFolder, form: Form, full: bool) -> int:
@@ -215,7 +212,7 @@ def exit_code(report: EfficiencyReport) -> int:
 
 
 def _watch(folder: RunFolder, form: Form, full: bool) -> int:
-    from omgoptim.cli.watch import watch
+    from omgoptim.cli.progress import watch
 
     if not watch(folder, console(sys.stderr)):
         return INTERRUPTED

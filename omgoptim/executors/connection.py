@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from omgoptim.errors import SetupError, argument
-from omgoptim.requests.execution import refuse_ray_client
+from omgoptim.requests.training import refuse_ray_client
 
 PROBE_S = 2.0
 """Seconds that a head may take to accept a connection."""

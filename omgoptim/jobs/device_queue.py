@@ -23,9 +23,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from omgoptim.errors import SetupError
-from omgoptim.jobs.folder import WorkerProcess, write_whole
+from omgoptim.jobs.folder import WorkerProcess
 from omgoptim.jobs.processes import is_alive, this_process
-from omgoptim.jobs.run_files import remove
+from omgoptim.jobs.storage import remove, write_whole
 from omgoptim.requests import Request
 
 FOLDER_VARIABLE = "OMGOPTIM_LOCK_DIR"

@@ -13,7 +13,7 @@ from typing import Any
 
 from omgoptim.errors import ArtifactError, ModelError, RequestError, UnknownModelError, argument, did_you_mean
 from omgoptim.jobs.folder import run_folders, runs_root
-from omgoptim.models.security.bounded_read import read_plain
+from omgoptim.models.security.file_integrity import read_plain
 from omgoptim.models.security.path_policy import PathPolicy, error_about
 from omgoptim.requests import Request, technique_field
 

@@ -6,7 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.jobs.folder import NAME, RunFolder, is_run, write_whole
+from omgoptim.jobs.folder import NAME, RunFolder, is_run
+from omgoptim.jobs.storage import write_whole
 from omgoptim.models.report_file import read_report
 from omgoptim.models.security.hub_options import REPOSITORY
 from omgoptim.reports import EfficiencyReport
@@ -17,8 +18,8 @@ def write_report_files(folder: RunFolder, report: EfficiencyReport) -> None:
 
     A card is no file of its artifact's manifest: what is measured, sealed and opened does not change with it.
     """
-    from omgoptim.render.badge import badge_svg
     from omgoptim.render.html import report_html
+    from omgoptim.render.shared import badge_svg
 
     write_whole(folder.html_file, report_html(report))
     write_whole(folder.badge_file, badge_svg(report))
@@ -32,7 +33,7 @@ def write_report_files(folder: RunFolder, report: EfficiencyReport) -> None:
 
 
 def _write_card(folder: RunFolder, artifact: Path, report: EfficiencyReport) -> None:
-    from omgoptim.render.model_card import CARD, card_markdown
+    from omgoptim.render.shared import CARD, card_markdown
 
     if artifact.is_dir() and not artifact.is_symlink():
         with suppress(OSError):  # a folder of the user's that may no longer be written

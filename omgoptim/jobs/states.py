@@ -14,10 +14,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from omgoptim.errors import OmgoptimError, RunError
-from omgoptim.jobs.folder import RunFolder, now, run_folders
-from omgoptim.jobs.logs import log_tail
+from omgoptim.jobs.folder import RunFolder, run_folders
 from omgoptim.jobs.processes import end_family, is_alive
-from omgoptim.models.security.seal import can_seal
+from omgoptim.jobs.storage import log_tail, now
+from omgoptim.models.security.file_integrity import can_seal
 from omgoptim.reports import EfficiencyReport, RunState
 from omgoptim.requests import parse
 from omgoptim.requests.command import command_of

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from omgoptim.errors import RunError
 from omgoptim.executors.task import Work
-from omgoptim.jobs.folder import NAME, RunFolder, Submission, is_run, write_whole
+from omgoptim.jobs.actions import reopen
+from omgoptim.jobs.folder import NAME, RunFolder, Submission, is_run
 from omgoptim.jobs.interpreter import Interpreter
-from omgoptim.jobs.resume import reopen
 from omgoptim.jobs.states import ENDED, as_cancelled, load_report, read_state, settle
+from omgoptim.jobs.storage import write_whole
 from omgoptim.jobs.submit import open_run
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import Request

@@ -1,17 +1,104 @@
-"""Errors of a full, over-quota or read-only disk, recognized wherever in a run they were raised."""
+"""Files of a run: atomic writes, bounded reads, the log, and errors of a full or read-only disk."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
+import secrets
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from omgoptim.errors import OmgoptimError, SetupError
+from omgoptim.models.security.file_integrity import read_plain
+from omgoptim.text import clean_block
+
+MOST_RECORD_BYTES = 16 * 2**20
+
+
+def read_record(file: Path) -> dict[str, Any]:
+    """The object in a file of a run's folder, which may come from anybody.
+
+    Raises:
+        ValueError: it holds none, or more than a run writes.
+        OSError: it cannot be read.
+    """
+    try:
+        record = json.loads(read_plain(file, MOST_RECORD_BYTES))
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    if not isinstance(record, dict):
+        raise ValueError("it holds no object")
+    return record
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all, and replaces what was there."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    partial.write_text(text, encoding="utf-8")
+    _with_patience(lambda: os.replace(partial, path))
+
+
+def remove(path: Path) -> None:
+    """Delete a file that others may be reading, if it is there."""
+    _with_patience(lambda: path.unlink(missing_ok=True))
+
+
+def _with_patience(act: Callable[[], None]) -> None:
+    for _ in range(20 if sys.platform == "win32" else 0):  # Windows refuses while a reader has the file open
+        try:
+            act()
+        except PermissionError:
+            time.sleep(0.02)
+        else:
+            return
+    act()
+
+
+def now() -> str:
+    """The time as every file of a run writes it: ISO 8601, UTC."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
+LARGEST_LOG = 64 * 2**20
+KEPT_OF_A_LARGE_LOG = 2**20
+
+
+def log_tail(log: Path, lines: int = 20, characters: int = 1200) -> str:
+    """The last lines of a log, safe to show; empty if there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 4 * characters))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ""
+    shown = clean_block(text, 8 * characters).rstrip().splitlines()[-lines:]
+    return "\n".join(shown)[-characters:]
+
+
+def trim(log: Path, largest: int = LARGEST_LOG, kept: int = KEPT_OF_A_LARGE_LOG) -> None:
+    """Cut a log that grew past `largest` bytes down to its last `kept`, so that printing cannot fill the disk.
+
+    Safe while others write: they append.
+    """
+    if not log.exists() or log.stat().st_size <= largest:
+        return
+    with log.open("rb") as file:
+        file.seek(-kept, os.SEEK_END)
+        end = file.read()
+    with log.open("r+b") as file:
+        file.truncate(0)
+    with log.open("ab") as file:
+        file.write(b"[omgoptim: the log grew too large; its beginning was removed]\n" + end)
+
 
 FULL = {
     errno.ENOSPC: "the disk is full",

@@ -11,7 +11,7 @@ from typing import Any
 
 from omgoptim.bootstrap import IMPORT_OMGOPTIM, PACKAGE_FILE
 from omgoptim.errors import SetupError
-from omgoptim.jobs.folder import RunFolder, Submission, WorkerProcess, new_run, now, runs_root
+from omgoptim.jobs.folder import RunFolder, Submission, WorkerProcess, new_run, runs_root
 from omgoptim.jobs.interpreter import (
     Interpreter,
     clean_environment,
@@ -21,7 +21,7 @@ from omgoptim.jobs.interpreter import (
 from omgoptim.jobs.preflight import check_named
 from omgoptim.jobs.processes import MARK, birth
 from omgoptim.jobs.states import as_failed
-from omgoptim.jobs.storage import cannot_write
+from omgoptim.jobs.storage import cannot_write, now
 from omgoptim.reports import RunState
 from omgoptim.requests import Request
 

@@ -17,15 +17,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omgoptim.errors import DataError, argument
-from omgoptim.measure.intervals import Arrays
-from omgoptim.models.outputs import ModelOutputs, OutputSpec
-from omgoptim.models.running_moments import RunningMoments, as_rows
+from omgoptim.models.outputs import ROUNDING, Arrays, ModelOutputs, OutputSpec, RunningMoments, as_rows
 
 RUINED_ERROR = 0.5
-"""Relative error above which an output counts as ruined."""
+"""Relative error above which an output counts as ruined: a quarter of its variance is lost (R^2 below 0.75)."""
 
 RUINED_AGREEMENT = 0.5
-"""Fraction of equal classes or integers below which an output counts as ruined."""
+"""Fraction of equal classes or integers below which an output counts as ruined: most answers are other ones."""
+
+
+SCALE_GAP = 10.0
+"""Ratio of spreads between neighbours in size from which entries of an output are of another scale."""
+
+MOST_SLICES, FEW_SLICES = 512, 16
+"""Longest axis whose slices are compared; up to the second they need not be neighbours to be of one scale."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputPart:
+    """Entries of an output of a far smaller scale than the others, such as the scores beside boxes in pixels."""
+
+    axis: int
+    """With the batch as axis 0."""
+    first: int
+    last: int
+    relative_error: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +57,19 @@ class OutputAgreement:
     """Mean over samples, of outputs that are vectors; nothing is judged by it unless the metric is cosine."""
     read: bool = True
     """The metric reads this output."""
+    ruined_part: OutputPart | None = None
+    """Entries of a far smaller scale that are ruined, which no error of the whole output shows."""
+
+    @property
+    def lost(self) -> bool:
+        """Return whether it is ruined, wholly or in part, where the metric does not show it."""
+        return self.ruined_part is not None or (self.ruined and not self.read)
 
     @property
     def ruined(self) -> bool:
-        """Return whether its error exceeds the limit."""
+        """Return whether its error, or that of a part, exceeds the limit."""
+        if self.ruined_part is not None:
+            return True
         if self.relative_error is not None:
             return self.relative_error > RUINED_ERROR
         return self.agreement < RUINED_AGREEMENT
@@ -56,10 +81,16 @@ class _Scores:
 
     per_sample: NDArray[np.float64]
     relative_error: float | None = None
+    part: OutputPart | None = None
+    """Entries of a far smaller scale."""
 
 
 def output_agreements(
-    outputs: ModelOutputs, candidate: Sequence[Arrays], original: Sequence[Arrays], reads: frozenset[int] = frozenset()
+    outputs: ModelOutputs,
+    candidate: Sequence[Arrays],
+    original: Sequence[Arrays],
+    reads: frozenset[int] = frozenset(),
+    whole: frozenset[int] = frozenset(),
 ) -> tuple[OutputAgreement, ...]:
     """Compute the agreement of each compared output.
 
@@ -68,6 +99,7 @@ def output_agreements(
         candidate: per batch the flat list of outputs.
         original: the same of the original, for the same samples.
         reads: indices of the outputs that the metric reads.
+        whole: indices of the outputs that a metric of the user reads: it may know which entries matter.
 
     Raises:
         DataError: an output is missing, or infinite where the original's is not.
@@ -77,7 +109,9 @@ def output_agreements(
         scores = _scores(spec, candidate, original)
         cosine = float(cosines(spec, candidate, original).mean()) if spec.is_vector else None
         mean = float(scores.per_sample.mean())
-        found.append(OutputAgreement(spec, mean, scores.relative_error, cosine, spec.index in reads))
+        part = scores.part if spec.index not in whole and scores.part else None
+        ruined = part if part is not None and part.relative_error > RUINED_ERROR else None
+        found.append(OutputAgreement(spec, mean, scores.relative_error, cosine, spec.index in reads, ruined))
     return tuple(found)
 
 
@@ -143,22 +177,66 @@ def _scores(spec: OutputSpec, candidate: Sequence[Arrays], original: Sequence[Ar
         equal = [_equal(spec, m[spec.index], o[spec.index]) for m, o in zip(candidate, original, strict=True)]
         return _Scores(np.concatenate(equal))
     squared, moments = [], RunningMoments.over(spec.shape, spec.batch_axis, spec.dtype)
+    by_entry: NDArray[np.float64] | float = 0.0
     for batch, reference in zip(candidate, original, strict=True):
         array, truth = batch[spec.index], reference[spec.index]
         moments.add(truth)
-        squared.append(_squared_errors(spec, array, truth))
+        rows = _squared_differences(spec, array, truth)
+        squared.append(rows.mean(1) if rows.shape[1] else np.zeros(len(rows)))
+        if rows.shape[1] == moments.width:
+            by_entry = by_entry + rows.sum(0)
     errors = np.concatenate(squared) / moments.scale**2
     errors = np.where(np.isnan(errors), 1.0, errors)  # of another size: no answer, as good as always giving the mean
-    return _Scores(1 - errors, math.sqrt(float(errors.mean())))
+    part = small_part(spec, moments.squares, np.asarray(by_entry))
+    return _Scores(1 - errors, math.sqrt(float(errors.mean())), part)
 
 
-def _squared_errors(spec: OutputSpec, candidate: NDArray[Any], truth: NDArray[Any]) -> NDArray[np.float64]:
-    """Compute the mean squared difference of each sample; NaN if the sizes differ."""
+def _squared_differences(spec: OutputSpec, candidate: NDArray[Any], truth: NDArray[Any]) -> NDArray[np.float64]:
+    """Compute the squared differences, one row a sample; NaN if the sizes differ."""
     if candidate.shape != truth.shape:
         count = 1 if spec.batch_axis is None else truth.shape[spec.batch_axis]
-        return np.full(count, np.nan)
+        return np.full((count, 1), np.nan)
     a, b = _finite_rows(spec, candidate, truth)
-    return ((a - b) ** 2).mean(1) if a.shape[1] else np.zeros(len(a))
+    return np.asarray((a - b) ** 2)
+
+
+def small_part(spec: OutputSpec, squares: NDArray[np.float64], errors: NDArray[np.float64]) -> OutputPart | None:
+    """Return the entries of a far smaller scale along one axis, with their own relative error; None without any.
+
+    The error of a whole output is that of its largest entries: of boxes in pixels and scores in 0..1 in one tensor it
+    stays small where every score is lost. Only axes that hold quantities are compared: the last of (N, C) and
+    (N, T, C), the first after the batch, not height and width.
+
+    Args:
+        spec: the output.
+        squares: squared differences of the original from its mean, summed over samples, for each entry of a sample.
+        errors: squared differences of the candidate from the original, in the same form.
+    """
+    shape = [size for size in spec.shape[1:] if isinstance(size, int)]
+    fixed = spec.batch_axis == 0 and len(shape) == len(spec.shape) - 1
+    if not fixed or squares.shape != errors.shape or squares.shape != (math.prod(shape),):
+        return None
+    found = []
+    for axis in (0, 1)[: len(shape) if len(shape) < 3 else 1]:
+        others = tuple(other for other in range(len(shape)) if other != axis)
+        spreads = squares.reshape(shape).sum(others)
+        small = _small_slices(spreads) if 1 < shape[axis] <= MOST_SLICES else None
+        if small is not None:
+            error = math.sqrt(float(errors.reshape(shape).sum(others)[small].sum() / spreads[small].sum()))
+            found.append(OutputPart(axis + 1, int(small[0]), int(small[-1]), error))
+    return max(found, key=lambda part: part.relative_error, default=None)
+
+
+def _small_slices(squares: NDArray[np.float64]) -> NDArray[np.intp] | None:
+    """Return the indices of slices below the first gap in the sizes of their spreads, in order; None without one."""
+    order = np.argsort(-squares)
+    order = order[squares[order] > ROUNDING**2 * squares.max()]  # without constants
+    gaps = np.flatnonzero(squares[order[:-1]] >= SCALE_GAP**2 * squares[order[1:]])
+    if not gaps.size:
+        return None
+    large, small = order[: gaps[0] + 1], np.sort(order[gaps[0] + 1 :])
+    apart = ((large > small[0]) & (large < small[-1])).any()
+    return None if apart and len(squares) > FEW_SLICES else small
 
 
 def _finite_rows(

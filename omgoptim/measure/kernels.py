@@ -1,4 +1,4 @@
-"""Compute dtype of a program's layers, reported by the engine that runs them.
+"""Kernels of an engine: the compute dtype of each layer, and the share of each kind in a call's time.
 
 The storage dtype of a weight is not the compute dtype: an engine that cannot fuse the quantization around a layer
 unpacks the weight and computes in float. So the process that measured an artifact reports its kernels.
@@ -6,11 +6,13 @@ unpacks the weight and computes in float. So the process that measured an artifa
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from omgoptim.measure.program_layer_times import RECURRENT, GraphNode, anchor_nodes
 from omgoptim.models.onnx_file import graphs
+from omgoptim.reports import TimeShare
 from omgoptim.runtimes.engine import Kernel
 
 if TYPE_CHECKING:
@@ -90,3 +92,36 @@ def _of_all_recurrent(op: str, kernels: Sequence[Kernel]) -> list[str]:
     kind = next((kind for kind in RECURRENT if op.endswith(kind)), None)
     numbers = {kernel.computed_in for kernel in kernels if kind and kernel.kind.startswith((kind, "RNNSeq"))}
     return [number for number in numbers if number] if len(numbers) == 1 else []
+
+
+def query_time_shares(process: MeasuringProcess, batch: str) -> list[TimeShare]:
+    """Return the time shares of the artifact in a measuring process, the costliest kind first.
+
+    Args:
+        process: the process, its artifact opened. A program is called in a second session with profiling on.
+        batch: name of the prepared batch.
+
+    Returns:
+        None if the engine does not report them (a GPU).
+    """
+    answer = process.ask("kinds", batch=batch)["kinds"]
+    return time_shares((entry["kind"], entry["ms"], entry["computed_in"]) for entry in answer)
+
+
+def time_shares(nodes: Iterable[tuple[str, float, str | None]]) -> list[TimeShare]:
+    """Sum the time of an engine's nodes by kind: kind, ms, and compute dtype, `int8` among them."""
+    spent: dict[tuple[str, bool], float] = defaultdict(float)
+    for kind, ms, numbers in nodes:
+        spent[kind, numbers == "int8"] += ms
+    whole = sum(spent.values())
+    return [
+        TimeShare(kind=kind, time_ms=ms, share=ms / whole, quantized=quantized)
+        for (kind, quantized), ms in sorted(spent.items(), key=lambda entry: -entry[1])
+        if whole > 0
+    ]
+
+
+def speedup_bound(times: Sequence[TimeShare]) -> float | None:
+    """Return Amdahl's bound: total time over the time not spent in integers. None if it does not apply."""
+    integers = sum(time.share for time in times if time.quantized)
+    return 1 / (1 - integers) if 0 < integers < 1 - 1e-9 else None

@@ -8,19 +8,14 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.hardware import cpu_features
-from omgoptim.measure.measuring_process import MeasuringProcess
-from omgoptim.models.security.path_policy import PathPolicy
-
-if TYPE_CHECKING:
-    from omgoptim.measure.target.client import Target
+from omgoptim.measure.measuring_process import MeasuringProcess, TimingSetup
 
 SLOW_S, VERY_SLOW_S = 0.1, 1.0
 """Seconds a call above which a turn has two calls, one of them counted; and above which throughput is measured once."""
@@ -45,42 +40,6 @@ class TimingPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class TimingSetup:
-    """Inputs, threads and project of a timing."""
-
-    batches: Mapping[str, Path]
-    """.npz files under the names `latency` (batch 1) and `throughput`; without the second, throughput is not timed."""
-    batch: int
-    threads: int
-    cwd: Path
-    device: str | None = None
-    policy: PathPolicy | None = None
-    """Policy for the code of the artifacts' recipes; None: the project only."""
-    target: Target | None = None
-    """The machine to measure on; None: this one."""
-    same_machine: bool = True
-    """The artifacts were saved on this machine: its kernels reproduce the recorded outputs."""
-
-    @property
-    def cpu_features(self) -> Sequence[str]:
-        """Instruction sets of the machine that measures."""
-        return cpu_features() if self.target is None else self.target.machine.cpu_features
-
-    def start(self, artifact: Path, batches: Mapping[str, Path]) -> MeasuringProcess:
-        """Start a measuring process for an artifact, on the machine of the setup.
-
-        Args:
-            artifact: folder to open.
-            batches: prepared batches by name, as .npz files.
-        """
-        if self.target is not None:
-            return self.target.start(artifact, self, batches)
-        return MeasuringProcess(
-            artifact, threads=self.threads, batches=batches, cwd=self.cwd, device=self.device, policy=self.policy
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class LaunchResult:
     """Times of one artifact in one launch, in seconds."""
 
@@ -98,10 +57,25 @@ class LaunchResult:
 
 @dataclass(frozen=True, slots=True)
 class LaunchParts:
-    """What a launch measures beside the latency."""
+    """Quantities that a launch measures beside the latency."""
 
     throughput: bool
     memory: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One launch of a timing, on this machine or on a target."""
+
+    artifacts: Sequence[Path]
+    """Folders; the first is the reference."""
+    setup: TimingSetup
+    plan: TimingPlan
+    seed: str
+    """Seed of the order of turns."""
+    parts: LaunchParts
+    on_open: Callable[[int, MeasuringProcess], None] | None = None
+    """Called with each artifact's index and process after its timing."""
 
 
 @dataclass(slots=True, eq=False)
@@ -116,10 +90,9 @@ class _Entry:
 
 
 @dataclass(slots=True)
-class _Launch:
+class _Running:
     """State of a launch: an artifact that fails is left out with its error; the failure of the first is raised."""
 
-    setup: TimingSetup
     plan: TimingPlan
     order: random.Random
     entries: list[_Entry]
@@ -139,48 +112,26 @@ class _Launch:
                 entry.error = error
 
 
-def run_launch(
-    artifacts: Sequence[Path],
-    setup: TimingSetup,
-    plan: TimingPlan,
-    seed: str,
-    parts: LaunchParts,
-    on_open: Callable[[int, MeasuringProcess], None] | None = None,
-) -> list[LaunchResult | OmgoptimError]:
-    """Time artifacts against the first of them in fresh processes of this machine.
-
-    Args:
-        artifacts: folders; the first is the reference.
-        setup: batches and settings of the timing.
-        plan: turns of a launch.
-        seed: for the order of turns.
-        parts: what is measured beside the latency.
-        on_open: called with each artifact's index and process after its timing.
+def run_launch(launch: Launch) -> list[LaunchResult | OmgoptimError]:
+    """Time the artifacts of a launch against the first of them in fresh processes of this machine.
 
     Raises:
         OmgoptimError: the first artifact fails.
     """
-    run = _Launch(setup, plan, random.Random(seed), [_Entry(path) for path in artifacts])
-    batches = {name: setup.batches[name] for name in ((LATENCY, THROUGHPUT) if parts.throughput else (LATENCY,))}
+    plan, parts = launch.plan, launch.parts
+    run = _Running(plan, random.Random(launch.seed), [_Entry(path) for path in launch.artifacts])
+    names = (LATENCY, THROUGHPUT) if parts.throughput else (LATENCY,)
+    batches = {name: launch.setup.batches[name] for name in names}
     with ExitStack() as stack:
         for entry in run.order.sample(run.entries, len(run.entries)):
-            process = MeasuringProcess(
-                entry.artifact,
-                threads=setup.threads,
-                batches=batches,
-                cwd=setup.cwd,
-                device=setup.device,
-                policy=setup.policy,
-                same_machine=setup.same_machine,
-            )
-            entry.process = stack.enter_context(process)
-            process.begin_open()
+            entry.process = stack.enter_context(MeasuringProcess(entry.artifact, launch.setup, batches))
+            entry.process.begin_open()
         run.each(_end_open)
         latency = _turns(run, LATENCY, plan.rounds)
         throughput = _turns(run, THROUGHPUT, plan.throughput_rounds) if parts.throughput else {}
         if parts.memory:
             run.each(_read_peak)
-        if on_open:
+        if on_open := launch.on_open:
             run.each(lambda entry: on_open(run.entries.index(entry), entry.process))
     return [entry.error or _result(run, entry, latency, throughput) for entry in run.entries]
 
@@ -189,7 +140,7 @@ Turns = dict[int, list[dict[str, Any]]]
 """Answers of the turns of each artifact, by the id of its entry."""
 
 
-def _turns(run: _Launch, batch: str, rounds: int) -> Turns:
+def _turns(run: _Running, batch: str, rounds: int) -> Turns:
     """Time every artifact round by round, each round in a new random order."""
     turns: Turns = {id(entry): [] for entry in run.active}
     lengths: dict[int, float] = {}
@@ -217,7 +168,7 @@ def _read_peak(entry: _Entry) -> None:
     entry.peak_bytes = entry.process.ask("memory")["peak_bytes"] or None
 
 
-def _result(run: _Launch, entry: _Entry, latency: Turns, throughput: Turns) -> LaunchResult:
+def _result(run: _Running, entry: _Entry, latency: Turns, throughput: Turns) -> LaunchResult:
     first, turns, samples = id(run.entries[0]), latency[id(entry)], throughput.get(id(entry))
     return LaunchResult(
         p50=statistics.median(turn["p50"] for turn in turns),

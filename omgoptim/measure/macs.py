@@ -77,7 +77,7 @@ class _OperatorCount:
     dispatched: dict[str, int]
     """Path to multiply-accumulates as the dispatcher sees them."""
     full: dict[str, int]
-    """The same with recurrent layers by formula."""
+    """Path to multiply-accumulates, recurrent layers by formula."""
 
 
 def count_macs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> MacsCount:

@@ -1,4 +1,4 @@
-"""Measuring processes: start and communication, on the comparing side; `measuring_server.py` is the other."""
+"""Measuring processes on the comparing side: setup, start and communication; `measuring_server.py` is the other."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omgoptim.bootstrap import IMPORT_OMGOPTIM, PACKAGE_FILE
 from omgoptim.errors import ArtifactError, OmgoptimError
+from omgoptim.hardware import cpu_features
 from omgoptim.models.security.path_policy import PathPolicy
+
+if TYPE_CHECKING:
+    from omgoptim.measure.target.client import Target
 
 PIPE_TIMEOUT_S = 2.0
 """Seconds that a leftover of the user's code may hold the pipe of a process that has ended."""
@@ -26,57 +30,79 @@ PIPE_TIMEOUT_S = 2.0
 START = IMPORT_OMGOPTIM + "from omgoptim.measure.measuring_server import main\nmain()\n"
 
 
+@dataclass(frozen=True, slots=True)
+class TimingSetup:
+    """Inputs, threads and project of a measurement, and the machine that it runs on."""
+
+    batches: Mapping[str, Path]
+    """.npz files under the names `latency` (batch 1) and `throughput`; without the second, throughput is not timed."""
+    batch: int
+    threads: int
+    cwd: Path
+    """The user's project, from which their code is imported."""
+    device: str | None = None
+    """Overrides the artifact's own."""
+    policy: PathPolicy | None = None
+    """The files and modules whose code the artifacts' recipes may name; None: the project only. The artifacts are
+    trusted: the caller saved them or checked their origin."""
+    target: Target | None = None
+    """The machine to measure on; None: this one."""
+    same_machine: bool = True
+    """The artifacts were saved on this machine, so that they have to reproduce the recorded outputs; on another, whose
+    kernels round differently, the differences are only reported."""
+
+    @property
+    def cpu_features(self) -> Sequence[str]:
+        """Instruction sets of the machine that measures."""
+        return cpu_features() if self.target is None else self.target.machine.cpu_features
+
+    def start(self, artifact: Path, batches: Mapping[str, Path]) -> MeasuringProcess:
+        """Start a measuring process for an artifact, on the machine of the setup.
+
+        Args:
+            artifact: folder to open.
+            batches: prepared batches by name, as .npz files.
+        """
+        if self.target is not None:
+            return self.target.start(artifact, self, batches)
+        return MeasuringProcess(artifact, self, batches)
+
+
 class MeasuringProcess:
     """One fresh process with one opened artifact at a time; a context manager that ends the process.
 
     Args:
         artifact: the artifact folder.
-        threads: CPU threads for the engine.
-        batches: prepared batches by name, as .npz files.
-        cwd: the user's project, from which their code is imported.
+        setup: threads, project, device and policy.
+        batches: prepared batches by name, as .npz files; default: those of the setup.
         limit_s: longest time one command may take.
-        device: overrides the artifact's own.
-        policy: the files and modules whose code the recipe may name; default: the project only. The artifact is
-            trusted: the caller saved it or checked its origin.
-        same_machine: the artifact was saved on this machine, so that it has to reproduce the recorded outputs; on
-            another, whose kernels round differently, the differences are only reported.
     """
 
     def __init__(
         self,
         artifact: Path,
-        *,
-        threads: int,
-        batches: Mapping[str, Path],
-        cwd: Path,
+        setup: TimingSetup,
+        batches: Mapping[str, Path] | None = None,
         limit_s: float = 900.0,
-        device: str | None = None,
-        policy: PathPolicy | None = None,
-        same_machine: bool = True,
     ) -> None:
-        self.artifact = artifact
-        trusted = replace(policy or PathPolicy.of(cwd, []), trusted=True)
-        self._limit_s = limit_s
+        self.artifact, self._limit_s = artifact, limit_s
+        trusted = replace(setup.policy or PathPolicy.of(setup.cwd, []), trusted=True)
         self._open = {
             "artifact": str(artifact),
-            "threads": threads,
-            "device": device,
+            "threads": setup.threads,
+            "device": setup.device,
             "policy": trusted.to_json(),
-            "batches": {name: str(path) for name, path in batches.items()},
-            "same_machine": same_machine,
+            "batches": {name: str(path) for name, path in (setup.batches if batches is None else batches).items()},
+            "same_machine": setup.same_machine,
         }
-        environment = os.environ | {
-            "OMP_NUM_THREADS": str(threads),
-            "MKL_NUM_THREADS": str(threads),
-            "TOKENIZERS_PARALLELISM": "false",
-        }
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(setup.threads))
         self._process = subprocess.Popen(
             [sys.executable, "-c", START, str(PACKAGE_FILE)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            cwd=cwd,
-            env=environment,
+            cwd=setup.cwd,
+            env=os.environ | threads | {"TOKENIZERS_PARALLELISM": "false"},
         )
         self._answers: queue.Queue[str] = queue.Queue()
         self._reader = threading.Thread(target=self._read_answers, daemon=True)

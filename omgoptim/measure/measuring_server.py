@@ -19,7 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omgoptim.errors import ArtifactError, ModelError, OmgoptimError
-from omgoptim.models.artifact import Manifest, open_session, verify_outputs
+from omgoptim.models.artifact import open_session
+from omgoptim.models.manifest import Manifest
+from omgoptim.models.output_check import verify_outputs
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.runtimes import Session
 from omgoptim.runtimes.engine import Kernel, engine_message
@@ -37,7 +39,7 @@ SPIN_COUNT = 2_000_000
 """Additions that tell how much of a core is free: about 20 ms."""
 
 LAYER_TIMING_S = 1.0
-"""For how long a model is called to time its layers."""
+"""Seconds for which a model is called to time its layers: hundreds of calls of a small one, five of a slow one."""
 
 
 class MeasuringServer:
@@ -144,7 +146,7 @@ class MeasuringServer:
 
     def layers(self, batch: str, macs_by_path: dict[str, int], top: int) -> dict[str, Any]:
         """Return the slowest layers of a module, by hooks."""
-        from omgoptim.measure.layer_times import costliest_layers
+        from omgoptim.measure.self_time import costliest_layers
 
         args, kwargs = self.prepared[batch]
         found = costliest_layers(self.session.module, args, kwargs, macs_by_path, top, LAYER_TIMING_S)
@@ -173,7 +175,7 @@ class MeasuringServer:
                 (t.kind, t.ms, t.computed_in) for t in self.session.node_times(self.prepared[batch], LAYER_TIMING_S)
             ]
         elif self.session.module is not None:
-            from omgoptim.measure.layer_times import costliest_layers
+            from omgoptim.measure.self_time import costliest_layers
             from omgoptim.runtimes.torch_precision import kernels_of
 
             numbers = {kernel.name: kernel.computed_in for kernel in kernels_of(self.session.module)}

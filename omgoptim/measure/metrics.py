@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,37 +12,42 @@ from numpy.typing import NDArray
 
 from omgoptim.errors import DataError, SetupError, argument, did_you_mean
 from omgoptim.measure.builtin_metrics import BUILTIN, CUSTOM_METRIC_FIX, Metric, builtin_metric, detect_outputs
-from omgoptim.measure.intervals import Arrays
-from omgoptim.models.outputs import ModelOutputs
+from omgoptim.models.outputs import Arrays, ModelOutputs
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.user_code import call_user, load_callable
 from omgoptim.runtimes.signature import Signature, unflatten
 
 
+@dataclass(frozen=True, slots=True)
+class RequestedFunction:
+    """A metric or a loss as a request names it, what its code may do, and the outputs that it reads."""
+
+    spec: str | Callable[..., Any]
+    """Name of a built-in or torchmetrics function, a source `file.py:callable`, or the user's callable."""
+    policy: PathPolicy
+    """The files and modules whose code may run."""
+    limit_s: float
+    """Seconds that a call of the user's function may take."""
+    outputs: ModelOutputs | None = None
+    """Outputs of the original model, and which one the labels belong to; None: detected from examples."""
+
+
 def resolve_metric(
-    name: str | Callable[..., Any],
-    signature: Signature,
-    original: Sequence[Arrays],
-    targets: list[Any],
-    policy: PathPolicy,
-    limit_s: float,
-    outputs: ModelOutputs | None = None,
+    requested: RequestedFunction, signature: Signature, original: Sequence[Arrays], targets: list[Any]
 ) -> Metric:
     """Return the metric that a request names.
 
     Args:
-        name: of a built-in or torchmetrics metric, a source, or the user's callable.
+        requested: the metric.
         signature: inputs and outputs of the model.
         original: outputs of the original, per batch the flat list.
         targets: of the same batches; None for one without labels.
-        policy: the files and modules whose code may run.
-        limit_s: seconds that a call of the user's metric may take.
-        outputs: of the original model; default: read from `original`.
 
     Raises:
         DataError: it needs targets that the data lacks, or that fit no output or several; there is no such metric.
         SetupError: it is one of torchmetrics and that is not installed.
     """
+    name, limit_s, outputs = requested.spec, requested.limit_s, requested.outputs
     if outputs is None:
         outputs = detect_outputs(original, targets, name if isinstance(name, str) else "auto", signature)
     if callable(name):
@@ -50,7 +56,7 @@ def resolve_metric(
     if builtin is not None:
         return builtin
     if ":" in name:
-        function = load_callable(name, policy, "metric", limit_s)
+        function = load_callable(name, requested.policy, "metric", limit_s)
         if not callable(function):
             raise DataError(
                 f"metric '{name}' is no callable", f"it is a {type(function).__name__}", "give metric(outputs, targets)"

@@ -12,12 +12,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from omgoptim.models.artifact import PROGRAM, Manifest
+from omgoptim.models.manifest import PROGRAM, Manifest
 from omgoptim.reports import Layer
 from omgoptim.runtimes import ENGINES
-from omgoptim.runtimes.engine import NodeTime, NumpyBatch
+from omgoptim.runtimes.engine import Kernel, NodeTime, NumpyBatch
 
 if TYPE_CHECKING:
     from omgoptim.measure.measuring_process import MeasuringProcess
@@ -29,6 +29,10 @@ WITH_PRODUCTS = ("conv", "gemm", "matmul", "fullyconnected", "attention")
 """Parts of the names of engines' operators that hold a product, whatever was fused into it."""
 
 RECURRENT = ("LSTM", "GRU", "RNN")
+"""Recurrent operators of ONNX, with which the names of engines' own begin."""
+
+EngineNode = NodeTime | Kernel
+"""One of the engine's nodes, with its time or with its kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,25 +47,6 @@ class GraphNode:
     macs: int | None
     weights: dict[str, int]
     """The stored tensors it reads, to their bytes."""
-
-
-class EngineNode(Protocol):
-    """A `NodeTime` or a `Kernel` of one of the engine's nodes."""
-
-    @property
-    def name(self) -> str:
-        """Name of the node."""
-        ...
-
-    @property
-    def kind(self) -> str:
-        """Operator of the node."""
-        ...
-
-    @property
-    def covers(self) -> tuple[str, ...]:
-        """Names of the nodes that it was fused from."""
-        ...
 
 
 def query_layers(

@@ -3,7 +3,7 @@
 - `manifest.json`: engine, signature and the sha256 of every file, sealed with a key of the user who saved it.
 - `check.npz`: a small random batch and the model's outputs for it before it was saved.
 - A program is `model.onnx`, or `model.pte` for ExecuTorch. A module is `recipe.json` (how the user's code builds it)
-  and `weights.safetensors`, with sparse weights packed (`bitmask.py`), or a `.pt2` file. There are no pickles.
+  and `weights.safetensors`, with sparse weights packed (`weights_file.py`), or a `.pt2` file. There are no pickles.
 - A reshaped module is also saved as ONNX and .pt2; an artifact's size is that of the files that its engine opens.
 
 This module imports no torch: an ONNX artifact opens without it.
@@ -20,25 +20,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omgoptim.errors import ArtifactError, ModelError, OmgoptimError, RequestError
-from omgoptim.models._artifact.recipe_file import RecipeRecord, read_record, refuse_foreign_recipe
-from omgoptim.models._artifact.recipe_file import code_project as code_project
-from omgoptim.models._artifact.recipe_file import read_recipe as read_recipe
-from omgoptim.models.manifest import LOWERED as LOWERED
-from omgoptim.models.manifest import MANIFEST as MANIFEST
-from omgoptim.models.manifest import PROGRAM as PROGRAM
-from omgoptim.models.manifest import PROGRAM2 as PROGRAM2
-from omgoptim.models.manifest import RECIPE as RECIPE
-from omgoptim.models.manifest import WEIGHTS as WEIGHTS
-from omgoptim.models.manifest import Manifest as Manifest
-from omgoptim.models.manifest import listed_file, sha256
-from omgoptim.models.manifest import verify_files as verify_files
-from omgoptim.models.output_check import CHECK, write_check
-from omgoptim.models.output_check import TOLERANCE as TOLERANCE
-from omgoptim.models.output_check import OutputCheck as OutputCheck
-from omgoptim.models.output_check import max_difference as max_difference
-from omgoptim.models.output_check import verify_outputs as verify_outputs
+from omgoptim.models.manifest import (
+    LOWERED,
+    MANIFEST,
+    PROGRAM,
+    PROGRAM2,
+    RECIPE,
+    WEIGHTS,
+    Manifest,
+    listed_file,
+    verify_files,
+)
+from omgoptim.models.output_check import CHECK, OutputCheck, write_check
 from omgoptim.models.pte_file import LAYERS
-from omgoptim.models.security.seal import add_seal
+from omgoptim.models.recipe import read_record, refuse_foreign_recipe
+from omgoptim.models.security.file_integrity import add_seal, sha256
 from omgoptim.runtimes import Session, SessionSettings, engine_named
 from omgoptim.runtimes.engine import engine_message
 from omgoptim.runtimes.external_data import MalformedProtobuf, external_data
@@ -46,7 +42,7 @@ from omgoptim.runtimes.external_data import MalformedProtobuf, external_data
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from torch import Tensor, nn
+    from torch import nn
 
     from omgoptim.models.recipe import Recipe
     from omgoptim.models.security.path_policy import PathPolicy
@@ -61,8 +57,6 @@ ON_DEVICE = (
 
 PACKABLE = ("float32", "float16", "bfloat16")
 """Precisions whose weights may be packed; int8 layers have a form of their own."""
-MIN_PACKING_GAIN = 0.02
-"""Smallest fraction of the weights' bytes that packing has to save: every reader has to unpack them."""
 
 
 def save_program(folder: Path, program: Path, manifest: Manifest, check: OutputCheck) -> None:
@@ -106,26 +100,18 @@ def save_module(
         programs: the same model as `model.onnx` or `model.pt2`, put beside it; the ONNX file is what a manifest with
             the runtime of a program opens.
     """
-    from omgoptim.runtimes.torch_precision import state_of
+    from omgoptim.models.weights_file import distinct_tensors, save_weights
 
     with _whole(folder) as partial:
         if recipe.kind == "pt2":
             shutil.copy2(recipe.spec, partial / PROGRAM2)
         for program in programs:
             _copy_program(program, partial)
-        tensors, aliases = {}, {}
-        by_storage: dict[tuple[Any, ...], str] = {}
-        for name, tensor in state_of(module).items():
-            place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
-            if tensor.numel() and place in by_storage:  # tied weights are stored once
-                aliases[name] = by_storage[place]
-            else:
-                by_storage[place] = name
-                tensors[name] = tensor.detach().cpu().contiguous().clone()
+        tensors, aliases = distinct_tensors(module)
         shapes: dict[str, list[int]] = {}
         saved = 0
         if recipe.kind != "pt2" or manifest.precision != "float32":
-            shapes, saved = _save_weights(partial / WEIGHTS, tensors, may_pack=manifest.precision in PACKABLE)
+            shapes, saved = save_weights(partial / WEIGHTS, tensors, may_pack=manifest.precision in PACKABLE)
         built = {"recipe": recipe.to_json(), "aliases": aliases, "packed": shapes}
         (partial / RECIPE).write_text(json.dumps(built, indent=1))
         _finish(partial, manifest, check, saved)
@@ -212,29 +198,10 @@ def load_module(folder: Path, manifest: Manifest, policy: PathPolicy) -> nn.Modu
         raise ArtifactError(f"artifact {folder} cannot run its code: {error.what}", error.why, error.fix) from error
     module = convert(module, manifest.precision)
     if WEIGHTS in manifest.files:
-        _load_weights(folder, manifest, module, built)
+        from omgoptim.models.weights_file import load_weights
+
+        load_weights(folder, manifest, module, built)
     return module
-
-
-def _load_weights(folder: Path, manifest: Manifest, module: nn.Module, built: RecipeRecord) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    from omgoptim.models._artifact.bitmask import unpack
-    from omgoptim.runtimes.torch_precision import load_state
-
-    try:
-        state = unpack(load_file(listed_file(folder, manifest, WEIGHTS)), built.packed)
-    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
-        raise ArtifactError(f"artifact {folder} is damaged", f"{WEIGHTS} cannot be read: {error}") from error
-    try:
-        load_state(module, state | {name: state[kept] for name, kept in built.aliases.items()})
-    except (KeyError, RuntimeError) as error:
-        raise ArtifactError(
-            f"the weights of artifact {folder} do not fit the module that {built.recipe.spec} builds now",
-            str(error),
-            "the model's code changed since the run: restore it, or run again",
-        ) from error
 
 
 def loading_snippet(folder: Path, manifest: Manifest) -> str:
@@ -271,27 +238,6 @@ def _whole(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-
-
-def _save_weights(path: Path, tensors: dict[str, Tensor], *, may_pack: bool) -> tuple[dict[str, list[int]], int]:
-    """Save the weights, as bitmask and values where that is smaller.
-
-    Returns:
-        The shapes of the packed tensors, and the bytes saved.
-    """
-    from safetensors.torch import save_file
-
-    from omgoptim.models._artifact.bitmask import dense_bytes, pack
-
-    stored, shapes = pack(tensors) if may_pack else (tensors, {})
-    if dense_bytes(stored) > (1 - MIN_PACKING_GAIN) * dense_bytes(tensors):
-        shapes = {}
-    save_file(tensors, path)
-    if not shapes:
-        return {}, 0
-    dense = path.stat().st_size  # of a real file: the header counts too
-    save_file(stored, path)
-    return shapes, dense - path.stat().st_size
 
 
 def _finish(partial: Path, manifest: Manifest, check: OutputCheck, saved: int = 0) -> None:

@@ -1,17 +1,37 @@
-"""Reading weights: .safetensors, and .pt/.pth state dicts without running anything that a pickle could hold."""
+"""Weights from a checkpoint: .safetensors, and .pt/.pth state dicts without running anything that a pickle could hold.
+
+Several sets of weights that fit a model are an error, except that averaged weights (EMA, SWA) take precedence over the
+plain ones; `weights` selects between them and the notes report it.
+"""
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from omgoptim.errors import ModelError
-from omgoptim.models._checkpoint.key_matching import WeightSet, match_keys
+from omgoptim.errors import ModelError, argument
+from omgoptim.models.checkpoint_keys import (
+    Entry,
+    EntrySet,
+    cast_notes,
+    entry_sets,
+    filled_keys,
+    filling_notes,
+    iterate_tensors,
+    left_out_notes,
+    listed,
+    needed_keys,
+    prefix_notes,
+    tied_keys,
+    unexpected_keys,
+    unlike_entries,
+)
 
 
 def load_checkpoint(module: nn.Module, path: Path, weights: WeightSet = "auto") -> list[str]:
@@ -78,4 +98,138 @@ def read_tensors(path: Path) -> Mapping[str, Any]:
 def _unreadable(path: Path, why: str) -> ModelError:
     return ModelError(
         f"checkpoint {path.name} cannot be read", why, "save it again: torch.save(model.state_dict(), 'weights.pt')"
+    )
+
+
+WeightSet = Literal["auto", "ema", "plain"]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyMatch:
+    """State dict of a model from a checkpoint."""
+
+    state: dict[str, Tensor]
+    """Every entry of the model's state dict that the file or a tied entry fills."""
+    notes: list[str]
+    """Notes on prefixes, casts, filled and ignored entries."""
+
+
+def match_keys(loaded: Mapping[Any, Any], own: Mapping[str, Tensor], weights: WeightSet = "auto") -> KeyMatch:
+    """Match a checkpoint's tensors with a model's.
+
+    Args:
+        loaded: what the file holds; mappings may be nested.
+        own: the model's state dict, tensors only; entries that share memory are one weight.
+        weights: which of a file's averaged and plain weights are meant; auto: averaged where there are any.
+
+    Raises:
+        ModelError: entries are missing or have other shapes, the file has weights for layers that the model lacks,
+            several sets of weights fit, or there is none of the kind that `weights` asks for.
+    """
+    entries = list(iterate_tensors(loaded))
+    tied, needed = tied_keys(own), needed_keys(own)
+    sets = entry_sets(entries, own)
+    whole = [one for one in sets if needed <= filled_keys(one, tied)]
+    fitting = [one for one in whole if not unlike_entries(one, own)]
+    if not fitting:
+        raise _misfit(entries, sets, whole, own)
+    chosen, notes = _choose(fitting, weights)
+    state = {key: _only(key, some) for key, some in chosen.found.items()}
+    unknown = unexpected_keys(chosen, entries, own)
+    if unknown:  # another architecture
+        raise _does_not_fit([("unexpected", unknown)])
+    left = left_out_notes(fitting, entries)
+    notes = [*prefix_notes(chosen), *notes, *cast_notes(state, own), *filling_notes(state, own), *left]
+    return KeyMatch(_completed(state, own), notes)
+
+
+def _choose(fitting: list[EntrySet], weights: WeightSet) -> tuple[EntrySet, list[str]]:
+    averaged = [one for one in fitting if one.averaged]
+    plain = [one for one in fitting if not one.averaged]
+    if weights != "auto" and not (averaged if weights == "ema" else plain):
+        kind = "averaged (EMA)" if weights == "ema" else "plain"
+        raise ModelError(
+            f"the checkpoint holds no {kind} weights",
+            f"the weights that fit the model are under {listed([one.name for one in fitting])}",
+            "leave weights out to take these",
+        )
+    among = plain if weights == "plain" else averaged or plain
+    exact = [one for one in among if not one.nest and not one.prefix]
+    different = exact or [one for i, one in enumerate(among) if not any(_equal(one, other) for other in among[:i])]
+    if len(different) > 1:
+        names = [f"'{one.name}'" for one in different]
+        raise ModelError(
+            "several sets of weights in the checkpoint fit the model",
+            f"they are under {listed(names)} and are not the same",
+            "save only the intended weights: torch.save(model.state_dict(), 'weights.pt')",
+        )
+    chosen = different[0]
+    if chosen.averaged and plain:
+        return chosen, [
+            f"the averaged weights (EMA) were used; weights=plain takes the plain ones under '{plain[0].name}'"
+        ]
+    if chosen.averaged:
+        return chosen, ["these are averaged weights (EMA); the file has no others"]
+    if averaged:
+        return chosen, [f"the plain weights were used, not the averaged ones (EMA) under '{averaged[0].name}'"]
+    return chosen, []
+
+
+def _equal(one: EntrySet, other: EntrySet) -> bool:
+    return one.found.keys() == other.found.keys() and all(
+        torch.equal(some[0][1], other.found[key][0][1]) for key, some in one.found.items()
+    )
+
+
+def _only(key: str, some: list[tuple[str, Tensor]]) -> Tensor:
+    """Return the tensor of a key; several file keys for it must agree."""
+    if any(tensor.shape != some[0][1].shape or not torch.equal(tensor, some[0][1]) for _, tensor in some[1:]):
+        raise ModelError(
+            f"the checkpoint holds several tensors for '{key}'",
+            f"{listed([name for name, _ in some])} are not the same",
+            "save only the intended weights: torch.save(model.state_dict(), 'weights.pt')",
+        )
+    return some[0][1]
+
+
+def _completed(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Fill tied entries from each other, and counters that the file lacks from the model.
+
+    Raises:
+        ModelError: the file has different tensors for entries that are one weight in the model.
+    """
+    whole = {}
+    for key, aliases in tied_keys(own).items():
+        given = {alias: state[alias] for alias in aliases if alias in state}
+        first = next(iter(given.values()), own[key])
+        if any(not torch.equal(first, other) for other in given.values()):
+            raise ModelError(
+                "the checkpoint unties weights that the model shares",
+                f"{listed(list(given))} are one weight in the model, and differ in the file",
+                "build the model without the tie, or give the checkpoint of the tied model",
+            )
+        whole[key] = first
+    return whole
+
+
+def _misfit(
+    entries: Sequence[Entry], sets: Sequence[EntrySet], whole: Sequence[EntrySet], own: Mapping[str, Tensor]
+) -> ModelError:
+    """Return the error for the set that comes nearest."""
+    nearest = max(whole or sets, key=lambda one: len(one.found), default=EntrySet((), ()))
+    missing = [key for key in own if key in needed_keys(own) and key not in filled_keys(nearest, tied_keys(own))]
+    used = {key for some in nearest.found.values() for key, _ in some}
+    unexpected = [key for nest, key, _ in entries if nest == nearest.nest and key not in used]
+    unlike = unlike_entries(nearest, own)
+    return _does_not_fit(
+        [("missing", missing), ("unexpected", unexpected if missing else []), ("shapes differ", unlike)]
+    )
+
+
+def _does_not_fit(problems: Sequence[tuple[str, Sequence[str]]]) -> ModelError:
+    return ModelError(
+        "the checkpoint does not fit the model",
+        "; ".join(f"{label}: {listed(keys)}" for label, keys in problems if keys),
+        f"give the model's own arguments, {argument('model_kwargs', {'width': 64})} for instance, "
+        "or the checkpoint of this architecture",
     )

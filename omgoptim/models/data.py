@@ -1,10 +1,15 @@
-"""The user's data as three splits of batches, or random inputs if there is none."""
+"""The user's data as three splits of batches: from a callable or a file of arrays, or random inputs if there is none.
+
+The arrays of a file, `.npz` or `.safetensors`, are read only after their headers were checked.
+"""
 
 from __future__ import annotations
 
 import inspect
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,15 +20,14 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
 from omgoptim.errors import DataError, RequestError
-from omgoptim.models.arrays import read_arrays
-from omgoptim.models.collate import Collation
-from omgoptim.models.raw_batch import TARGET_KEYS, RawBatch, split_target
+from omgoptim.models.memory_check import refuse_beyond_memory
+from omgoptim.models.raw_batch import TARGET_KEYS, Collation, RawBatch, split_target, take_samples
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.user_code import call_user, load_callable
 from omgoptim.requests import InputSpec
 
 if TYPE_CHECKING:
-    from omgoptim.models.source import Recipe
+    from omgoptim.models.recipe import Recipe
 
 Split = Literal["train", "calibration", "eval"]
 
@@ -264,43 +268,58 @@ def _same_length(where: str, arrays: Mapping[str, NDArray[Any]]) -> None:
         raise DataError(f"data {where} does not hold arrays of one length", f"lengths: {lengths}")
 
 
-def take_samples(batches: Iterable[RawBatch], samples: int) -> list[RawBatch]:
-    """Collect batches until `samples` samples are reached; the last batch is cut."""
-    collected: list[RawBatch] = []
-    count = 0
-    for raw in batches:
-        size = batch_size(raw.inputs)
-        if not size:
-            continue
-        keep = min(size, samples - count)
-        collected.append(
-            raw if keep == size else RawBatch(slice_samples(raw.inputs, keep), slice_samples(raw.target, keep))
-        )
-        count += keep
-        if count >= samples:
-            break
-    return collected
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read the arrays of a file by name; bfloat16 as float32.
+
+    Raises:
+        DataError: it is damaged, holds Python objects, claims more than its entries hold, or does not fit into memory.
+    """
+    if path.suffix == ".npz":
+        try:
+            refuse_beyond_memory(_claimed_bytes(path), f"reading data {path.name}", kind=DataError)
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+            raise DataError(f"data {path.name} cannot be read", str(error)) from error
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        refuse_beyond_memory(path.stat().st_size, f"reading data {path.name}", kind=DataError)
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"data {path.name} cannot be read", str(error)) from error
+    import torch
+
+    return {name: (t.float() if t.dtype is torch.bfloat16 else t).numpy() for name, t in tensors.items()}
 
 
-def batch_size(inputs: Any) -> int:
-    """Return the samples in a batch: the length of its first input."""
-    first = inputs
-    while isinstance(first, (Mapping, tuple, list)):
-        if not first:
-            raise DataError("a batch of the data holds no inputs")
-        first = next(iter(first.values())) if isinstance(first, Mapping) else first[0]
-    if not hasattr(first, "shape") or not first.shape:
-        raise DataError(f"a batch's first input is a {type(first).__name__}", "a tensor with the batch first is needed")
-    return int(first.shape[0])
+def _claimed_bytes(path: Path) -> int:
+    """Return the bytes of all arrays of an .npz file, as the headers of its entries declare them.
 
-
-def slice_samples(value: Any, start: int, stop: int | None = None) -> Any:
-    """Return the first `start` samples of a part of a batch, or samples start..stop."""
-    window = slice(start) if stop is None else slice(start, stop)
-    if value is None:
-        return None
-    if isinstance(value, Mapping):
-        return {key: slice_samples(item, start, stop) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return tuple(slice_samples(item, start, stop) for item in value)
-    return value[window]
+    Raises:
+        DataError: an entry is not an array, holds objects, or is shorter than its header says.
+    """
+    total = 0
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            with archive.open(entry) as member:
+                version = np.lib.format.read_magic(member)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(member)
+            name = entry.filename.removesuffix(".npy")
+            if dtype.hasobject:
+                raise DataError(
+                    f"array '{name}' of {path.name} holds Python objects",
+                    "reading them would run code: they are pickled",
+                    "save arrays of numbers: np.savez('data.npz', x=np.asarray(rows, dtype=np.float32))",
+                )
+            size = prod(shape) * dtype.itemsize
+            if size > entry.file_size:
+                raise DataError(
+                    f"array '{name}' of {path.name} does not match its header",
+                    f"a shape of {shape} in {dtype} takes {size:,} bytes, and the entry has {entry.file_size:,}",
+                    "write the file again",
+                )
+            total += size
+    return total

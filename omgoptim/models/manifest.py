@@ -17,9 +17,7 @@ import numpy as np
 
 from omgoptim.errors import ArtifactError
 from omgoptim.models.output_check import TOLERANCE
-from omgoptim.models.security.bounded_read import read_plain
-from omgoptim.models.security.bounded_read import sha256 as sha256
-from omgoptim.models.security.seal import SEAL, is_sealed
+from omgoptim.models.security.file_integrity import SEAL, is_sealed, read_plain, sha256
 from omgoptim.runtimes import ENGINES
 from omgoptim.runtimes.signature import Signature
 
@@ -39,7 +37,7 @@ MANIFEST, PROGRAM, PROGRAM2, LOWERED, WEIGHTS, RECIPE = (
 MAX_JSON_BYTES = 16 * 2**20
 """Limit of a JSON file from an untrusted folder: 16 MiB, far above what omgoptim writes."""
 MAX_FILES = 1000
-"""Limit of the files in an artifact."""
+"""Limit of the files in an artifact, which has fewer than ten and the parts of external data."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Reading and writing of ONNX files: every node named, constants as initializers, external data. No torch.
+"""ONNX files, read and written: every node named, constants as initializers, external data. No torch.
 
 Above protobuf's limit of a single file, the weights go to `<name>.data` beside it.
 """
@@ -12,10 +12,11 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from omgoptim.errors import ModelError
+from omgoptim.runtimes import ENGINES
+from omgoptim.runtimes.engine import engine_message
+from omgoptim.runtimes.export import MAX_ONE_FILE_BYTES
 from omgoptim.runtimes.external_data import external_data
-
-ONE_FILE_BYTES = 2**31 - 2**24
-"""Weights past this go beside the program: protobuf cannot hold a message of 2 GiB."""
+from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Node metadata in which torch's exporter keeps the module path."""
@@ -79,7 +80,7 @@ def tensor_bytes(tensor: TensorProto) -> int:
 
 def is_large(model: ModelProto) -> bool:
     """Return whether the model exceeds the 2 GiB limit of a single file."""
-    return sum(tensor_bytes(t) for graph in graphs(model.graph) for t in graph.initializer) > ONE_FILE_BYTES
+    return sum(tensor_bytes(t) for graph in graphs(model.graph) for t in graph.initializer) > MAX_ONE_FILE_BYTES
 
 
 def save(model: ModelProto, target: Path) -> None:
@@ -115,3 +116,41 @@ def _name_nodes(model: ModelProto) -> None:
                 name += "_"
             node.name = name
             used.add(name)
+
+
+def declared_signature(program: Path) -> Signature:
+    """Return the signature that an ONNX file declares: dimensions without a fixed size are dynamic.
+
+    Raises:
+        ModelError: ONNX Runtime cannot open it, its weights lie outside its folder, or its batch is
+            fixed at another number than 1.
+    """
+    import onnxruntime
+
+    reason = ENGINES["onnxruntime"].missing("cpu")
+    if reason:
+        raise ModelError(f"{program.name} cannot be opened", reason)
+    try:
+        external_data(program)
+        session = onnxruntime.InferenceSession(str(program), providers=["CPUExecutionProvider"])
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{program.name} cannot be opened", engine_message(error)) from error
+    kinds = {"float": "float32", "double": "float64"}
+    inputs = []
+    for tensor in session.get_inputs():
+        kind = tensor.type.removeprefix("tensor(").removesuffix(")")
+        if not tensor.shape or (isinstance(tensor.shape[0], int) and tensor.shape[0] != 1):
+            raise ModelError(
+                f"{program.name} takes no batch of any size",
+                f"the first dimension of input '{tensor.name}' is {tensor.shape[0] if tensor.shape else 'missing'}; "
+                "latency is measured at batch 1, throughput and quality at others",
+                "export a dynamic batch: torch.onnx.export(…, dynamic_shapes=({0: torch.export.Dim('batch')},))",
+            )
+        shape = [size if isinstance(size, int) else f"{tensor.name}_{axis}" for axis, size in enumerate(tensor.shape)]
+        inputs.append(
+            InputTensor(tensor.name, kinds.get(kind, kind), (1 if tensor.shape[0] == 1 else BATCH, *shape[1:]), False)
+        )
+    names = [tensor.name for tensor in session.get_outputs()]
+    return Signature(tuple(inputs), "tensor" if len(names) == 1 else {"dict": dict.fromkeys(names, "tensor")})

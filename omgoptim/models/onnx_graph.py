@@ -77,7 +77,7 @@ class OnnxLayer:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether the weight is stored as integers."""
+        """Return whether the weight is stored as integers."""
         return self.data_type in INT_TYPES
 
     @property

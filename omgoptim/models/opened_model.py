@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from omgoptim.errors import ModelError
 from omgoptim.hardware import usable_cores
-from omgoptim.models.artifact import Manifest, check_artifact, open_session, verify_outputs
+from omgoptim.models.artifact import check_artifact, open_session
+from omgoptim.models.manifest import Manifest
+from omgoptim.models.output_check import verify_outputs
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.runtimes import Session
 from omgoptim.runtimes.signature import InputTensor, unflatten

@@ -17,11 +17,11 @@ from omgoptim.models.outputs import (
     Labels,
     ModelOutputs,
     OutputSpec,
+    RunningMoments,
     class_layout,
     output_index,
     sample_shape,
 )
-from omgoptim.models.running_moments import RunningMoments
 from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
 
 CLASS_NAMES = re.compile(r"(^|_)(logits?|scores?|probs?|probabilit(y|ies))(_|$)")
@@ -160,11 +160,7 @@ def _is_distribution(rows: NDArray[Any], axis: int = -1) -> bool:
 
 
 def _with_labels(
-    specs: tuple[OutputSpec, ...],
-    reference: Sequence[Arrays],
-    targets: Sequence[Any],
-    chosen: int | None,
-    metric: str,
+    specs: tuple[OutputSpec, ...], reference: Sequence[Arrays], targets: Sequence[Any], chosen: int | None, metric: str
 ) -> ModelOutputs:
     """Add the information in the labels to the specs, and the output that the labels belong to."""
     labels = labels_kind(targets)
@@ -247,11 +243,7 @@ def _fits_values(output: NDArray[Any], labels: NDArray[Any]) -> bool:
 
 
 def _narrowed(
-    specs: Sequence[OutputSpec],
-    fitting: tuple[int, ...],
-    reference: Sequence[Arrays],
-    shape: tuple[int, ...],
-    top: int,
+    specs: Sequence[OutputSpec], fitting: tuple[int, ...], reference: Sequence[Arrays], shape: tuple[int, ...], top: int
 ) -> tuple[int, ...]:
     """Narrow the outputs that labels fit to those with enough classes, and these to those that look like scores."""
     enough = tuple(index for index in fitting if top < _classes(reference[0][index], shape)) or fitting

@@ -1,4 +1,4 @@
-"""Description of a model's outputs: kind, comparison with the original, and the output of the labels. No torch.
+"""Description of a model's outputs: kind, comparison with the original, statistics, and the labels' output. No torch.
 
 `output_detection` detects them once, from the original's outputs for samples that are not evaluated.
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
 from omgoptim.errors import DataError, RequestError, argument, did_you_mean
@@ -55,7 +56,7 @@ class OutputSpec:
     spread: float = 1.0
     """Scale of floating outputs: root mean square about the mean on the reference samples, or about 0 if constant."""
     constant: bool = False
-    """The same for every reference sample."""
+    """Equal for every reference sample."""
 
     @property
     def compared_by(self) -> ComparedBy:
@@ -82,7 +83,7 @@ class ModelOutputs:
     label_shape: tuple[int, ...] = ()
     """Shape of the first batch's labels."""
     label_form: LabelForm = "index"
-    """How the data writes its labels; `plain_labels` gives class indices or numbers."""
+    """Form of the data's labels; `plain_labels` gives class indices or numbers."""
 
     @property
     def compared(self) -> tuple[OutputSpec, ...]:
@@ -171,3 +172,93 @@ def sample_shape(shape: Sequence[int | str], batch_axis: int | None) -> list[int
 
 def _shape_words(shape: Sequence[int | str]) -> str:
     return f"({', '.join(str(size) for size in shape)})"
+
+
+ROUNDING = 1e-6
+"""Root mean square about the mean, over that about zero, at which an output is constant: the rounding of float32."""
+
+
+@dataclass(slots=True)
+class RunningMoments:
+    """Mean and variance of each entry of an output over samples, merged batch by batch (Chan et al. 1979)."""
+
+    width: int
+    """Entries that have a mean of their own."""
+    batch_axis: int | None = 0
+    count: int = 0
+    mean: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    squares: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    """Sums of squared differences from the mean."""
+
+    @staticmethod
+    def over(shape: Sequence[int | str], batch_axis: int | None, dtype: str = "float32") -> RunningMoments:
+        """Create the moments for outputs of a shape.
+
+        Each entry of a sample has a mean of its own if samples have one size; else each entry of the last dimension;
+        else there is one mean for all.
+        """
+        own = [size for axis, size in enumerate(shape) if axis != batch_axis]
+        parts = 2 if dtype.startswith("complex") else 1
+        if all(isinstance(size, int) for size in own):
+            return RunningMoments(parts * math.prod(size for size in own if isinstance(size, int)), batch_axis)
+        return RunningMoments(parts * own[-1] if isinstance(own[-1], int) else 1, batch_axis)
+
+    def add(self, array: NDArray[Any]) -> None:
+        """Add the outputs of one batch; values that are not finite count as 0."""
+        rows = as_rows(array, self.batch_axis)
+        if not rows.size:
+            return
+        if rows.size % self.width:
+            self._merge_all()
+        rows = np.where(np.isfinite(rows), rows, 0.0).reshape(-1, self.width)
+        count, mean = len(rows), rows.mean(0)
+        squares = ((rows - mean) ** 2).sum(0)
+        if not self.count:
+            self.count, self.mean, self.squares = count, mean, squares
+            return
+        total, difference = self.count + count, mean - self.mean
+        self.squares = self.squares + squares + difference**2 * self.count * count / total
+        self.mean = self.mean + difference * count / total
+        self.count = total
+
+    def _merge_all(self) -> None:
+        """Continue with one mean for all entries: samples have several sizes."""
+        if self.count:
+            between = self.count * float(((self.mean - self.mean.mean()) ** 2).sum())
+            self.squares = np.array([float(self.squares.sum()) + between])
+            self.mean = np.array([float(self.mean.mean())])
+        self.count, self.width = self.count * self.width, 1
+
+    @property
+    def rms(self) -> float:
+        """Return the root mean square about zero."""
+        if not self.count:
+            return 0.0
+        return math.sqrt(float((self.squares / self.count + self.mean**2).mean()))
+
+    @property
+    def spread(self) -> float:
+        """Return the root mean square about the means; of a single sample about its own mean."""
+        if self.count > 1:
+            return math.sqrt(float(self.squares.mean()) / (self.count - 1))
+        return float(self.mean.std()) if self.width > 1 else 0.0
+
+    @property
+    def constant(self) -> bool:
+        """Return whether the output is constant up to rounding."""
+        return self.spread <= ROUNDING * self.rms
+
+    @property
+    def scale(self) -> float:
+        """Return the scale of differences: the spread; of a constant output its size, or 1 if it is zero."""
+        return (self.rms or 1.0) if self.constant else self.spread
+
+
+def as_rows(array: NDArray[Any], batch_axis: int | None) -> NDArray[np.float64]:
+    """Return one row per sample in float64, a complex number as two entries; one row in all without a batch axis."""
+    if np.iscomplexobj(array):
+        array = np.stack([array.real, array.imag], -1)
+    if batch_axis is None:
+        return array.reshape(1, -1).astype(np.float64)
+    moved = np.moveaxis(array, batch_axis, 0)
+    return moved.reshape(len(moved), math.prod(moved.shape[1:])).astype(np.float64)

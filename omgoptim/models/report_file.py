@@ -7,8 +7,7 @@ import json
 import secrets
 from pathlib import Path
 
-from omgoptim.models.security.bounded_read import read_plain
-from omgoptim.models.security.seal import add_seal, can_seal, is_sealed
+from omgoptim.models.security.file_integrity import add_seal, can_seal, is_sealed, read_plain
 from omgoptim.reports import EfficiencyReport
 
 MAX_REPORT_BYTES = 256 * 2**20

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from omgoptim.errors import DataError
-from omgoptim.models.data import slice_samples
 from omgoptim.models.forward import NamedBatch, to_numpy
-from omgoptim.models.raw_batch import RawBatch
+from omgoptim.models.raw_batch import RawBatch, slice_samples
 from omgoptim.runtimes.signature import Signature
 
 

@@ -15,14 +15,13 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from omgoptim.errors import ModelError, SetupError, UnknownModelError, argument
-from omgoptim.models._checkpoint.key_matching import WeightSet
 from omgoptim.models._pt2.archive import open_pt2
-from omgoptim.models.artifact import MANIFEST, check_artifact
-from omgoptim.models.checkpoint import load_checkpoint
+from omgoptim.models.artifact import check_artifact
+from omgoptim.models.checkpoint import WeightSet, load_checkpoint
+from omgoptim.models.manifest import MANIFEST
 from omgoptim.models.memory_check import refuse_beyond_memory, weight_bytes
-from omgoptim.models.recipe import Recipe as Recipe
-from omgoptim.models.recipe import exists, is_file, is_local, portable_path, resolve_policy
-from omgoptim.models.security.bounded_read import read_plain
+from omgoptim.models.recipe import Recipe, exists, is_file, is_local, portable_path, resolve_policy
+from omgoptim.models.security.file_integrity import read_plain
 from omgoptim.models.security.hub_options import check_config, check_folder, check_options, is_remote_code_allowed
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.user_code import call_user, load_callable
@@ -327,12 +326,7 @@ def _optional(package: str, extra: str) -> Any:
         ) from error
 
 
-_BUILDERS = {
-    "pt2": _build_pt2,
-    "hf": _build_hf,
-    "timm": _build_timm,
-    "torchvision": _build_torchvision,
-}
+_BUILDERS = {"pt2": _build_pt2, "hf": _build_hf, "timm": _build_timm, "torchvision": _build_torchvision}
 
 
 def default_inputs(recipe: Recipe | None, module: nn.Module | None) -> Sequence[str]:

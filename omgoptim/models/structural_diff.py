@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from omgoptim.blocks.registry import BLOCKS
 from omgoptim.errors import ArtifactError, TechniqueError
-from omgoptim.models._artifact.child_removal import keep_children as keep_children
-from omgoptim.models._artifact.child_removal import kept_children
+from omgoptim.models.child_removal import keep_children, kept_children
 
 SAME_AS = "same_as"
 """In a block's record: the path of the block that is shared with this place."""

@@ -11,7 +11,7 @@ from omgoptim.operations.context import RunContext
 from omgoptim.operations.target import on_target, with_target
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import REGISTRY, ModelRequest, Request
-from omgoptim.requests.execution import is_head
+from omgoptim.requests.training import is_head
 
 if TYPE_CHECKING:
     from omgoptim.operations.loaded_model import Live

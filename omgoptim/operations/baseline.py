@@ -7,7 +7,8 @@ from pathlib import Path
 
 from omgoptim.errors import ModelError, RequestError, SetupError
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.artifact import Manifest, OutputCheck
+from omgoptim.models.manifest import Manifest
+from omgoptim.models.output_check import OutputCheck
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.float_program import Program, float_program, in_memory
 from omgoptim.operations.loaded_model import LoadedModel, at_batch_one, recipe_of

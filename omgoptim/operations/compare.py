@@ -8,24 +8,23 @@ from typing import Any
 
 from omgoptim.errors import ArtifactError, DataError, ModelError
 from omgoptim.hardware import usable_cores
-from omgoptim.measure.batch_dependence import batch_dependence
-from omgoptim.measure.builtin_metrics import Metric
-from omgoptim.measure.chance_level import chance_level_summary
+from omgoptim.measure.builtin_metrics import Metric, detect_outputs
 from omgoptim.measure.measuring_process import MeasuringProcess
-from omgoptim.measure.metrics import resolve_metric
-from omgoptim.measure.quality import Quality, StoredOutputs, compare_quality, detect_outputs, read_outputs
-from omgoptim.models.artifact import Manifest, open_session
-from omgoptim.models.causal_lm import predicts_next_token, shifted
-from omgoptim.models.collate import Collation
+from omgoptim.measure.metrics import RequestedFunction, resolve_metric
+from omgoptim.measure.quality import Quality, StoredOutputs, compare_quality, read_outputs
+from omgoptim.measure.validity_checks import batch_dependence, chance_level_summary
+from omgoptim.models.artifact import open_session
 from omgoptim.models.data import DataSource, open_data, random_data
 from omgoptim.models.forward import name_inputs
-from omgoptim.models.manifest import read_json
+from omgoptim.models.labels import predicts_next_token, shifted
+from omgoptim.models.manifest import Manifest, read_json
 from omgoptim.models.output_check import read_check
 from omgoptim.models.outputs import ModelOutputs
+from omgoptim.models.raw_batch import Collation
 from omgoptim.models.samples import Samples, named_samples
+from omgoptim.models.security.file_integrity import is_sealed
 from omgoptim.models.security.hub_options import allow_remote_code
 from omgoptim.models.security.path_policy import PathPolicy
-from omgoptim.models.security.seal import is_sealed
 from omgoptim.models.source import find_artifact
 from omgoptim.operations.context import RunContext, Stage, is_live
 from omgoptim.operations.gain_attribution import wait_removed_sentence
@@ -133,8 +132,8 @@ def _metric(
     name = request.metric or str(past.get("metric", "auto"))
     ignored = past.get("ignore_outputs", [])
     described = detect_outputs(original, targets, name, manifest.signature, past.get("target_output"), ignored)
-    resolved = resolve_metric(name, manifest.signature, original, targets, policy, request.time_limit_s, described)
-    return described, resolved
+    requested = RequestedFunction(name, policy, request.time_limit_s, described)
+    return described, resolve_metric(requested, manifest.signature, original, targets)
 
 
 def comparable_samples(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.errors import DataError
+from omgoptim.measure.metrics import RequestedFunction
 from omgoptim.models.outputs import ModelOutputs
 from omgoptim.models.samples import Samples, batch_length, forward_args, repeat_to_size, shared_samples
 from omgoptim.operations.loaded_model import Live, LoadedModel
@@ -74,11 +75,8 @@ def load_datasets(request: TrainingRequest, loaded: LoadedModel, module: nn.Modu
             "the training data has no targets, and distillation is off",
             "let the batches carry targets, or leave distill on",
         )
-    limit_s = request.time_limit_s
-    device, described = loaded.device, loaded.outputs
-    evaluator = Evaluator.of(
-        module, selection, loaded.signature, loaded.metric, loaded.policy, limit_s, device, described
-    )
+    metric = RequestedFunction(loaded.metric, loaded.policy, request.time_limit_s, loaded.outputs)
+    evaluator = Evaluator.of(module, selection, loaded.signature, metric, loaded.device)
     batches = Batches(loaded.data, module, loaded.signature, loaded.outputs)
     return Datasets(statistics, selection, batches, evaluator, loss, epochs, notes)
 
@@ -110,8 +108,8 @@ def loss_for(
         outputs = module(*args, **kwargs)
     given: Any = live.loss or request.loss
     example = None if target is None else as_target(target, batch_length(first))
-    limit_s, described = request.time_limit_s, loaded.outputs
-    return loss_of(given, outputs, example, loaded.policy, limit_s, module=module, outputs=described)
+    requested = RequestedFunction(given, loaded.policy, request.time_limit_s, loaded.outputs)
+    return loss_of(requested, outputs, example, module)
 
 
 def scoring_loss(loss: Loss | None, described: ModelOutputs | None = None) -> Callable[[Any, Any], Tensor]:

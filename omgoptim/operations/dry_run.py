@@ -29,8 +29,7 @@ from omgoptim.requests import DistillRequest, FactorizeRequest, Params, PruneReq
 from omgoptim.requests.distill import Auto, Given
 from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Qat, Static, WeightOnly
 from omgoptim.techniques.registry import Outcome
-from omgoptim.training.config import TrainingConfig
-from omgoptim.training.small_data import STEPS_AN_EPOCH, config_for_data
+from omgoptim.training.config import STEPS_AN_EPOCH, TrainingConfig, config_for_data
 
 INT8_OPS: dict[type[Params], tuple[str, ...]] = {
     Static: ("Conv", "ConvTranspose", "MatMul", "Gemm"),

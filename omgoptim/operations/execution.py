@@ -16,7 +16,7 @@ from omgoptim.executors import Executor
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import Live
 from omgoptim.requests import ModelRequest, Request, parse
-from omgoptim.requests.execution import ExecutionFields
+from omgoptim.requests.training import ExecutionFields
 
 
 def refuse_unreachable(request: ExecutionFields, live: Live | None) -> None:

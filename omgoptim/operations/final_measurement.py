@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 from omgoptim.errors import OmgoptimError, TechniqueError
-from omgoptim.measure.chance_level import chance_level_summary
 from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.quality import Quality, compare_quality, read_outputs
 from omgoptim.measure.timing import Timing
+from omgoptim.measure.validity_checks import chance_level_summary
 from omgoptim.operations.context import RunContext, Stage
-from omgoptim.operations.gain_attribution import wait_removed_sentence
+from omgoptim.operations.gain_attribution import implausible_sentence
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.optimization.goal import Missed
 from omgoptim.operations.reference_outputs import metric_of
 from omgoptim.operations.report_records import gains, measurement
 from omgoptim.operations.timing import RaceResult, fraction_progress, full_race
 from omgoptim.operations.verdict import holds, passes, ruined_sentence
-from omgoptim.reports import Gains, Measurement
+from omgoptim.reports import Gains, GainsBy, Measurement
 from omgoptim.requests import OptimizeRequest, SearchRequest
 
 SPAN = (0.82, 0.97)
@@ -153,11 +153,21 @@ def measure_entries(
     return FinalChoice(finalists, (reaching or passing or finalists)[0], bool(reaching), raced.timing(0), raced.load)
 
 
-def doubts(one: MeasuredEntry[AnyEntry], chosen: FinalChoice[AnyEntry], loaded: LoadedModel) -> list[str]:
-    """Return the sentences that come before any ratio: an original at chance level, or one that waits."""
+def doubts(
+    one: MeasuredEntry[AnyEntry], chosen: FinalChoice[AnyEntry], loaded: LoadedModel, parts: GainsBy | None = None
+) -> list[str]:
+    """Return the sentences that come before any ratio: an original at chance level, an implausible speedup."""
     chance = chance_level_summary(one.before.metric, one.before.quality, loaded.evaluation.targets)
-    implausible = wait_removed_sentence(chosen.original, one.timing, chosen.load, loaded.device)
+    implausible = implausible_speedup(one, chosen, loaded, parts)
     return [text for text in (chance, implausible and f"{implausible}.") if text]
+
+
+def implausible_speedup(
+    one: MeasuredEntry[AnyEntry], chosen: FinalChoice[AnyEntry], loaded: LoadedModel, parts: GainsBy | None
+) -> str:
+    """Return the sentence on an implausible speedup; `parts` are the gains that its quantization measured."""
+    runtime = one.after.runtime
+    return implausible_sentence(parts, chosen.original, runtime, loaded.device, chosen.load, one.timing)
 
 
 def guard_reasons(one: MeasuredEntry[AnyEntry], guard: float) -> list[str]:

@@ -8,7 +8,14 @@ from typing import Literal
 
 from omgoptim.models.report_file import write_sealed
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.final_measurement import AnyEntry, FinalChoice, MeasuredEntry, doubts, save_choice
+from omgoptim.operations.final_measurement import (
+    AnyEntry,
+    FinalChoice,
+    MeasuredEntry,
+    doubts,
+    implausible_speedup,
+    save_choice,
+)
 from omgoptim.operations.gain_attribution import waiting_warnings
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.next_steps import new_calls, pick_step, repeat_of
@@ -16,7 +23,7 @@ from omgoptim.operations.output_folder import deliver as deliver_output
 from omgoptim.operations.report_records import artifact_record, environment, output_records, shown_request
 from omgoptim.operations.timing import slow_warnings
 from omgoptim.operations.verdict import Outcome, is_gain, load_warnings, passes, quality_warnings
-from omgoptim.reports import Alternative, EfficiencyReport
+from omgoptim.reports import Alternative, EfficiencyReport, GainsBy
 from omgoptim.requests import OptimizeRequest, SearchRequest
 
 Request = OptimizeRequest | SearchRequest
@@ -36,17 +43,23 @@ def final_report(
     chosen: FinalChoice[AnyEntry],
     one: MeasuredEntry[AnyEntry],
     summary: str,
+    parts: GainsBy | None = None,
 ) -> EfficiencyReport:
-    """Return the report of an entry as that of the run's artifact, without what only its verb knows."""
+    """Return the report of an entry as that of the run's artifact, without what only its verb knows.
+
+    `parts` are the gains by engine and precision that the entry's quantization measured; they show implausible ones.
+    """
     verb: Literal["optimize", "search"] = "optimize" if isinstance(request, OptimizeRequest) else "search"
     guard, place = request.max_quality_drop, str(context.artifact)
     artifact = artifact_record(one.entry.artifact)
     load = artifact.load.replace(str(one.entry.artifact), place)
+    implausible = implausible_speedup(one, chosen, loaded, parts)
+    waits = waiting_warnings(chosen.original, one.timing, chosen.load, loaded.device)
     return EfficiencyReport(
         outcome=outcome_of(one, guard),
-        summary=" ".join([*doubts(one, chosen, loaded), summary]),
+        summary=" ".join([*doubts(one, chosen, loaded, parts), summary]),
         warnings=[
-            *waiting_warnings(chosen.original, one.timing, chosen.load, loaded.device),
+            *([implausible] if implausible else waits),
             *loaded.notes,
             *quality_warnings(one.quality, guard, loaded.data.real),
             *load_warnings(chosen.load),

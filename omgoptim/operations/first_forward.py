@@ -14,25 +14,24 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from omgoptim.errors import DataError, ModelError, OmgoptimError
-from omgoptim.measure.batch_dependence import batch_dependence
 from omgoptim.measure.macs import MacsCount
 from omgoptim.measure.size import stored_precision
-from omgoptim.models import artifact as artifacts
-from omgoptim.models.causal_lm import predicts_next_token, shifted
+from omgoptim.measure.validity_checks import batch_dependence
 from omgoptim.models.data import DataSource
 from omgoptim.models.forward import NamedBatch, first_forward, input_tensors, name_inputs
+from omgoptim.models.labels import predicts_next_token, shifted
+from omgoptim.models.output_check import TOLERANCE, max_difference
 from omgoptim.models.raw_batch import RawBatch
 from omgoptim.models.samples import (
     Samples,
     as_tensors,
     named_samples,
-    nan_samples,
     repeat_to_size,
     synthetic_like,
 )
 from omgoptim.models.security.user_code import call_user
 from omgoptim.operations.context import RunContext
-from omgoptim.operations.loaded_model import OpenedModel, float32_arrays, stated_batch
+from omgoptim.operations.loaded_model import DOING, OpenedModel, float32_arrays, refuse_nan_samples, stated_batch
 from omgoptim.requests import ModelRequest
 from omgoptim.runtimes import ENGINES, Session, SessionSettings
 from omgoptim.runtimes.engine import as_float32, engine_message
@@ -44,9 +43,6 @@ RANDOM_SAMPLES = 64
 
 REDUCED = tuple(HALF)
 """Half precisions."""
-
-DOING = "running the model once"
-"""Progress message of the first forward pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,29 +110,6 @@ def _example_and_signature(
     except ModelError:  # inputs with constraints, such as lengths and offsets
         return real, signature, ["the model does not run on random inputs: check.npz holds evaluation samples"]
     return example, signature, []
-
-
-def refuse_nan_samples(
-    module: nn.Module | None, inputs: Sequence[InputTensor], evaluation: Samples, limit_s: float
-) -> None:
-    """Raise a DataError with the number, from 0, of the first sample that holds NaN.
-
-    Not where the module's outputs for it are finite: it may support missing values.
-    """
-    for number, name, sample in nan_samples(evaluation)[:1]:
-        if module is not None:
-            tensors = as_tensors(sample, Signature(tuple(inputs), None).dtypes)
-            try:
-                call_user(DOING, limit_s, first_forward, module, tuple(inputs), tensors)
-            except ModelError:
-                pass
-            else:
-                return
-        raise DataError(
-            f"sample {number} of the eval data holds NaN",
-            f"its input '{name}' holds it, and the model's outputs for it are NaN too",
-            "remove such samples, or replace their missing values, where the data is loaded",
-        )
 
 
 def is_causal(target: nn.Module | Path | None, signature: Signature, evaluation: Samples, limit_s: float) -> bool:
@@ -231,8 +204,8 @@ def settled_outputs(session: Session, example: NamedBatch) -> list[NDArray[Any]]
         raise
     except Exception as error:  # engines raise kinds of their own without a common base
         raise ModelError("the model does not run on a batch of two samples", engine_message(error)) from error
-    difference = artifacts.max_difference(outputs, again)
-    if difference > artifacts.TOLERANCE["float32"]:
+    difference = max_difference(outputs, again)
+    if difference > TOLERANCE["float32"]:
         changed = [name for name, array in kept.items() if array.tobytes() != example[name].tobytes()]
         if changed:
             raise ModelError(

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from omgoptim.errors import OmgoptimError, TechniqueError, argument
-from omgoptim.models import artifact as artifacts
+from omgoptim.models.manifest import PROGRAM
 from omgoptim.models.onnx_graph import GraphTraits, graph_traits
+from omgoptim.models.output_check import TOLERANCE, max_difference
 from omgoptim.models.samples import as_tensors, forward_args, repeat_to_size
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import LoadedModel
@@ -51,7 +52,7 @@ def float_program(loaded: LoadedModel, context: RunContext, name: str = "float",
         return Program(loaded.program, graph_traits(loaded.program))
     if loaded.module is None:
         raise TechniqueError("there is neither a module nor a program")
-    path = context.work / name / artifacts.PROGRAM
+    path = context.work / name / PROGRAM
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         example = as_tensors(loaded.example, loaded.signature.dtypes)
@@ -71,8 +72,8 @@ def _check_export(loaded: LoadedModel, path: Path) -> None:
         actual = ENGINES["onnxruntime"].open(path, loaded.signature, settings).run(one)
     except Exception as error:  # ONNX Runtime's errors have no common base
         raise TechniqueError("ONNX Runtime cannot run the exported model", engine_message(error)) from error
-    worst = artifacts.max_difference(expected, actual)
-    if not worst <= artifacts.TOLERANCE["float32"]:
+    worst = max_difference(expected, actual)
+    if not worst <= TOLERANCE["float32"]:
         raise TechniqueError(
             "the outputs of the exported model differ from the module's",
             f"the maximum difference on one sample is {worst:.3g} of the outputs' scale",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omgoptim.errors import OmgoptimError
 from omgoptim.measure.timing import Timing, t_interval
-from omgoptim.models.artifact import Manifest
+from omgoptim.models.manifest import Manifest
 from omgoptim.models.report_file import read_report
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.source import RUNS, find_artifact

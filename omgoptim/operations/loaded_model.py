@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import fx, nn
 
-from omgoptim.errors import ModelError, RequestError
+from omgoptim.errors import DataError, ModelError, RequestError
+from omgoptim.measure.launch import LATENCY
 from omgoptim.measure.macs import MacsCount
-from omgoptim.measure.timing import LATENCY, TimingSetup
-from omgoptim.models import artifact as artifacts
-from omgoptim.models.data import DataSource, Split, take_samples
-from omgoptim.models.forward import NamedBatch, name_inputs
+from omgoptim.measure.measuring_process import TimingSetup
+from omgoptim.models.data import DataSource, Split
+from omgoptim.models.forward import NamedBatch, first_forward, name_inputs
 from omgoptim.models.outputs import ModelOutputs
-from omgoptim.models.samples import Samples, as_tensors, named_samples
+from omgoptim.models.raw_batch import take_samples
+from omgoptim.models.recipe import Recipe, read_recipe
+from omgoptim.models.samples import Samples, as_tensors, named_samples, nan_samples
 from omgoptim.models.security.path_policy import PathPolicy
-from omgoptim.models.source import Recipe, Source
+from omgoptim.models.security.user_code import call_user
+from omgoptim.models.source import Source
 from omgoptim.requests import ModelRequest, TrainingRequest
-from omgoptim.runtimes.dynamic_batch import DYNAMIC_BATCH_FIX
 from omgoptim.runtimes.engine import as_float32
-from omgoptim.runtimes.export import export_pt2, first_sample
-from omgoptim.runtimes.signature import Signature
+from omgoptim.runtimes.export import DYNAMIC_BATCH_FIX, export_pt2, first_sample
+from omgoptim.runtimes.signature import InputTensor, Signature
+
+DOING = "running the model once"
+"""Progress message of the first forward pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +98,36 @@ class LoadedModel:
         samples = named_samples(named, raw)
         if self.module is not None:
             samples = float32_arrays(samples)
+            refuse_nan_samples(self.module, self.signature.inputs, samples, split=split)
         one_by_one = self.batch_dependent or self.fixed_batch
         return samples.one_by_one() if one_by_one and split != "train" else samples
+
+
+def refuse_nan_samples(
+    module: nn.Module | None,
+    inputs: Sequence[InputTensor],
+    samples: Samples,
+    limit_s: float = 300.0,
+    split: Split = "eval",
+) -> None:
+    """Raise a DataError with the number, from 0, of the first sample of a split that holds NaN.
+
+    Not where the module's outputs for it are finite: it may support missing values.
+    """
+    for number, name, sample in nan_samples(samples)[:1]:
+        if module is not None:
+            tensors = as_tensors(sample, Signature(tuple(inputs), None).dtypes)
+            try:
+                call_user(DOING, limit_s, first_forward, module, tuple(inputs), tensors)
+            except ModelError:
+                pass
+            else:
+                return
+        raise DataError(
+            f"sample {number} of the {split} data holds NaN",
+            f"its input '{name}' holds it, and the model's outputs for it are NaN too",
+            "remove such samples, or replace their missing values, where the data is loaded",
+        )
 
 
 def float32_arrays(samples: Samples) -> Samples:
@@ -105,7 +138,7 @@ def float32_arrays(samples: Samples) -> Samples:
 
 def recipe_of(loaded: LoadedModel) -> Recipe:
     """Return the recipe of the module, by default from the baseline artifact."""
-    return loaded.recipe or artifacts.read_recipe(loaded.baseline)
+    return loaded.recipe or read_recipe(loaded.baseline)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import time
 
 from omgoptim.errors import RequestError, argument
 from omgoptim.measure.timing import PLANS
-from omgoptim.models.artifact import Manifest
+from omgoptim.models.manifest import Manifest
 from omgoptim.operations.baseline import at_exportable_batch
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.execution import refuse_unreachable
@@ -152,6 +152,8 @@ def _level_speeds(
 
 
 def _why_not(point: Point, goal: Goal) -> str:
+    if point.ruined:
+        return "an output that the metric does not show was ruined on the selection samples"
     if point.cautious_drop <= goal.max_quality_drop:
         return "within the guard on the selection samples; the result builds on another step"
     margin = point.cautious_drop - point.drop
@@ -187,7 +189,7 @@ def _report(
     """Return the report of a finalist as that of the run's artifact."""
     last = one.entry.run.report
     chain = [point.run.report for point in one.entry.chain]
-    report = final_report(request, context, loaded, chosen, one, _summary(request, chosen, one))
+    report = final_report(request, context, loaded, chosen, one, _summary(request, chosen, one), last.gains_by)
     return report.model_copy(
         update={
             "next_steps": _next_steps(request, context, chosen, one),

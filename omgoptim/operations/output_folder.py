@@ -7,8 +7,8 @@ from pathlib import Path
 
 from omgoptim.errors import RequestError, argument
 from omgoptim.models import artifact as artifacts
+from omgoptim.models.security.file_integrity import can_seal
 from omgoptim.models.security.path_policy import PathPolicy
-from omgoptim.models.security.seal import can_seal
 from omgoptim.operations.context import RunContext
 from omgoptim.requests import ModelRequest
 

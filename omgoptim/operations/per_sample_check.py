@@ -15,7 +15,7 @@ from omgoptim.models.forward import NamedBatch
 from omgoptim.models.samples import Samples, batch_length, forward_args
 from omgoptim.runtimes.signature import Signature, flatten
 from omgoptim.techniques.probe import error_location, quiet
-from omgoptim.training.evaluator import eval_mode
+from omgoptim.training.modes import eval_mode
 
 LONGEST_S, FEWEST = 20.0, 32
 """Time limit in seconds, once the minimum number of samples was run; for slow models."""

@@ -10,16 +10,18 @@ import torch
 from omgoptim.errors import DataError, ModelError, SetupError, argument
 from omgoptim.hardware import usable_cores
 from omgoptim.measure.macs import MacsCount, count_macs
+from omgoptim.measure.measuring_process import TimingSetup
 from omgoptim.measure.program_macs import count_program
 from omgoptim.measure.size import count_params
-from omgoptim.measure.timing import TimingSetup
+from omgoptim.measure.validity_checks import missing_classes_notes
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.artifact import Manifest, OutputCheck
-from omgoptim.models.collate import Collation
 from omgoptim.models.data import DataSource, adjacent_loader, from_callable, open_data, random_data
 from omgoptim.models.forward import NamedBatch
+from omgoptim.models.manifest import LOWERED, PROGRAM, Manifest
+from omgoptim.models.onnx_file import declared_signature
 from omgoptim.models.onnx_graph import count_params as count_program_params
-from omgoptim.models.onnx_signature import declared_signature
+from omgoptim.models.output_check import OutputCheck
+from omgoptim.models.raw_batch import Collation
 from omgoptim.models.samples import forward_args, repeat_to_size
 from omgoptim.models.security.hub_options import allow_remote_code
 from omgoptim.models.security.path_policy import PathPolicy
@@ -64,6 +66,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     first = first_run(request, opened, live.resplit(data) if live.resplit else data, threads, context)
     metric = live.metric or request.metric
     outputs = outputs_of(request, metric, opened.target, first.signature, first.data, first.evaluation)
+    classes = missing_classes_notes(outputs, first.evaluation.targets)
     macs, params = _counts(opened, first.signature, repeat_to_size(first.evaluation, 1))
     precision, precision_notes = _precision(source, opened, first)
     first = first if opened.module is None else first.in_float32()
@@ -97,7 +100,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
         metric=metric,
         eval_folder=evaluation.write(context.work / "eval"),
         outputs=outputs,
-        notes=[*notes, *precision_notes, *count_notes(macs), *not_sealed(request)],
+        notes=[*notes, *classes, *precision_notes, *count_notes(macs), *not_sealed(request)],
         batch_dependent=first.dependent,
     )
     return at_batch_one(loaded, fixed, context.work) if fixed else loaded
@@ -147,10 +150,10 @@ def _open_model(source: Source, policy: PathPolicy) -> OpenedModel:
         if ENGINES[manifest.runtime].runs == "lowered":
             raise ModelError(
                 f"an artifact for {manifest.runtime} is the end of a chain",
-                f"{artifacts.LOWERED} holds no module and no ONNX program",
+                f"{LOWERED} holds no module and no ONNX program",
                 "give the model that it was made from; compare measures two artifacts, also of this kind",
             )
-        return OpenedModel(None, source.artifact / artifacts.PROGRAM, manifest.signature)
+        return OpenedModel(None, source.artifact / PROGRAM, manifest.signature)
     if source.program is not None:
         return OpenedModel(None, source.program, declared_signature(source.program))
     return OpenedModel(source.module, None, None)

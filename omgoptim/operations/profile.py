@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.measure.chance_level import chance_level_summary
+from omgoptim.measure.launch import LATENCY
 from omgoptim.measure.measuring_process import MeasuringProcess
-from omgoptim.measure.metrics import resolve_metric
 from omgoptim.measure.program_layer_times import query_layers
 from omgoptim.measure.quality import read_outputs, score
-from omgoptim.measure.timing import LATENCY
-from omgoptim.models.artifact import Manifest
+from omgoptim.measure.validity_checks import chance_level_summary
+from omgoptim.models.manifest import Manifest
 from omgoptim.models.samples import repeat_to_size
 from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.context import RunContext, Stage
@@ -20,6 +19,7 @@ from omgoptim.operations.gain_attribution import waiting_sentence, waiting_share
 from omgoptim.operations.loaded_model import Live, LoadedModel, at_batch_one
 from omgoptim.operations.next_steps import profile_steps, repeat_of
 from omgoptim.operations.prepare import prepare
+from omgoptim.operations.reference_outputs import metric_of
 from omgoptim.operations.report_records import environment, measurement, output_records, shown_request
 from omgoptim.operations.timing import fraction_progress, full_race, slow_warnings
 from omgoptim.operations.verdict import load_warnings
@@ -112,12 +112,9 @@ def _quality(request: ProfileRequest, loaded: LoadedModel, context: RunContext) 
     """Return the quality where the data has targets; agreement with itself is meaningless."""
     outputs = read_outputs(context.work / "outputs")
     targets = loaded.evaluation.targets
-    name = loaded.metric
-    if targets[0] is None and name == "auto":
+    if targets[0] is None and loaded.metric == "auto":
         return None, None
-    metric = resolve_metric(
-        name, loaded.signature, outputs, targets, loaded.policy, request.time_limit_s, loaded.outputs
-    )
+    metric = metric_of(loaded, outputs, targets, request.time_limit_s)
     if metric.agreement:
         return None, None
     return score(metric, outputs, targets, outputs), metric.name

@@ -27,14 +27,14 @@ from omgoptim.executors.package import pack
 from omgoptim.executors.ray import runtime_env
 from omgoptim.models.manifest import MANIFEST
 from omgoptim.models.report_file import write_sealed
-from omgoptim.models.security.seal import add_seal
+from omgoptim.models.security.file_integrity import add_seal
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.output_folder import deliver, free_output
 from omgoptim.operations.report_records import artifact_record
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import ModelRequest
-from omgoptim.requests.execution import ExecutionFields
+from omgoptim.requests.training import ExecutionFields
 
 PROGRESS, RESULT, FAILED = "omgoptim-progress ", "omgoptim-result ", "omgoptim-failed "
 """First words of the lines of a job's log that are for the one who submitted it."""

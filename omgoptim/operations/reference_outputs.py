@@ -9,15 +9,15 @@ from typing import Any
 from torch import nn
 
 from omgoptim.hardware import usable_cores
-from omgoptim.measure.builtin_metrics import CUSTOM_METRIC_FIX
-from omgoptim.measure.intervals import Arrays
-from omgoptim.measure.metrics import resolve_metric
-from omgoptim.measure.quality import Metric, StoredOutputs
-from omgoptim.models.data import DataSource, take_samples
+from omgoptim.measure.builtin_metrics import CUSTOM_METRIC_FIX, Metric
+from omgoptim.measure.metrics import RequestedFunction, resolve_metric
+from omgoptim.measure.quality import StoredOutputs
+from omgoptim.models.data import DataSource
 from omgoptim.models.forward import NamedBatch, name_inputs
 from omgoptim.models.labels import plain_labels, refuse_out_of_range
 from omgoptim.models.output_detection import OutputOptions, describe_outputs
-from omgoptim.models.outputs import ModelOutputs, class_layout
+from omgoptim.models.outputs import Arrays, ModelOutputs, class_layout
+from omgoptim.models.raw_batch import take_samples
 from omgoptim.models.samples import Samples, batch_length, named_samples, repeat_to_size
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.requests import ModelRequest
@@ -139,4 +139,5 @@ def metric_of(loaded: LoadedModel, original: StoredOutputs, targets: list[Any], 
         targets: of the same samples as `original`; None for one without a label.
         limit_s: time limit of the user's metric.
     """
-    return resolve_metric(loaded.metric, loaded.signature, original, targets, loaded.policy, limit_s, loaded.outputs)
+    requested = RequestedFunction(loaded.metric, loaded.policy, limit_s, loaded.outputs)
+    return resolve_metric(requested, loaded.signature, original, targets)

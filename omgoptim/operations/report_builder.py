@@ -9,10 +9,10 @@ from pathlib import Path
 
 from torch import nn
 
-from omgoptim.measure.chance_level import chance_level_summary
+from omgoptim.measure.validity_checks import chance_level_summary
 from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.compression_job import AnyJob
-from omgoptim.operations.gain_attribution import waiting_warnings
+from omgoptim.operations.gain_attribution import implausible_sentence, waiting_warnings
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.next_steps import repeat_of
 from omgoptim.operations.output_folder import deliver
@@ -117,7 +117,7 @@ def _summary(
     guard: float,
     control: Control | None,
 ) -> str:
-    """Return the summary: chance level, verdict, facts, remaining size, quality and control."""
+    """Return the summary: chance level, an implausible speedup, verdict, facts, remaining size, quality and control."""
     fits = outcome_of(measured.gains, measured.quality, guard) != "guard_failed"
     if outcome == "guard_failed" and missed and fits:
         first = f"The goal was missed: {missed}. " + verdict_sentence(
@@ -126,8 +126,11 @@ def _summary(
     else:
         first = verdict_sentence(outcome, final_model.name, measured.gains, measured.quality, guard)
         first += f" {missed[0].upper()}{missed[1:]}." if missed else ""
+    device = final_model.loaded.device
+    implausible = implausible_sentence(None, measured.original, "", device, measured.load, measured.timing)
     parts = [
         chance_level_summary(measured.before.metric, measured.before.quality, final_model.loaded.evaluation.targets),
+        f"{implausible}." if implausible else "",
         first,
         *final_model.changes.notes,
         *final_model.facts,

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import omgoptim
 from omgoptim.hardware import cpu_features, cpu_name
+from omgoptim.measure.measuring_process import TimingSetup
 from omgoptim.measure.quality import Quality
-from omgoptim.measure.timing import Timing, TimingSetup
-from omgoptim.models.artifact import Manifest, loading_snippet
+from omgoptim.measure.timing import Timing
+from omgoptim.models.artifact import loading_snippet
+from omgoptim.models.manifest import Manifest
 from omgoptim.models.outputs import ModelOutputs
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.timing import OVERLOADED

@@ -15,9 +15,11 @@ from omgoptim.measure.quality import Quality, compare_quality, read_outputs
 from omgoptim.measure.size import count_params
 from omgoptim.measure.timing import Timing
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.artifact import Manifest, OutputCheck
+from omgoptim.models.manifest import PROGRAM, PROGRAM2, Manifest
+from omgoptim.models.output_check import OutputCheck
+from omgoptim.models.recipe import Recipe
 from omgoptim.models.samples import as_tensors
-from omgoptim.models.source import Recipe, build
+from omgoptim.models.source import build
 from omgoptim.models.structural_diff import compute_diff
 from omgoptim.operations.context import RunContext, Stage
 from omgoptim.operations.datasets import one_sample
@@ -103,11 +105,11 @@ def save(
         elif on_program:
             raise program.error or OmgoptimError("the changed model has no program")
         elif program.error is not None:
-            notes.append(f"there is no {artifacts.PROGRAM} beside the artifact: {program.error.what}")
+            notes.append(f"there is no {PROGRAM} beside the artifact: {program.error.what}")
     recipe = recipe_of(loaded)
     as_pt2 = recipe.kind == "pt2"
     if as_pt2 or not to_time_only:
-        path = context.work / "changed" / artifacts.PROGRAM2
+        path = context.work / "changed" / PROGRAM2
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             export_pt2(module, as_tensors(loaded.example, loaded.signature.dtypes), loaded.signature, path)
@@ -115,7 +117,7 @@ def save(
         except OmgoptimError as error:
             if as_pt2:
                 raise
-            notes.append(f"there is no {artifacts.PROGRAM2} beside the artifact: {error.what}")
+            notes.append(f"there is no {PROGRAM2} beside the artifact: {error.what}")
         recipe = Recipe("pt2", str(path)) if as_pt2 else recipe
     if not as_pt2:
         base = replace(recipe, surgery=None)

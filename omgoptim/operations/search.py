@@ -16,8 +16,8 @@ from omgoptim.architecture_search.study import optuna_library
 from omgoptim.errors import DataError, RequestError, TechniqueError, argument
 from omgoptim.executors import Executor, executor_on
 from omgoptim.measure.size import count_params
+from omgoptim.models.recipe import Recipe
 from omgoptim.models.security.path_policy import PathPolicy
-from omgoptim.models.source import Recipe
 from omgoptim.operations.architecture_search.costs import Costs, Limits, costs_of
 from omgoptim.operations.architecture_search.final import Entry, measure_finalists
 from omgoptim.operations.architecture_search.predictions import FEWEST, Predictions, first_rows, measured_first

@@ -37,7 +37,7 @@ def on_target(request: Request, context: RunContext) -> Iterator[tuple[Request, 
         yield request, context
         return
     from omgoptim.measure.target.client import Target, TargetGone
-    from omgoptim.requests.target import TargetAddress
+    from omgoptim.requests.base import TargetAddress
 
     unpaused = context.report_unpaused or context.progress
     unpaused(f"connecting to {address}", 0.0)
@@ -88,7 +88,7 @@ def original_on_target(loaded: LoadedModel, context: RunContext, program: Progra
     Raises:
         ModelError: it has none.
     """
-    from omgoptim.models.artifact import Manifest
+    from omgoptim.models.manifest import Manifest
     from omgoptim.operations.baseline import baseline_on
     from omgoptim.runtimes import ENGINES
 

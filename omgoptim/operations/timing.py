@@ -13,8 +13,9 @@ import numpy as np
 
 from omgoptim.errors import OmgoptimError
 from omgoptim.hardware import LoadMeter, other_load
-from omgoptim.measure.measuring_process import MeasuringProcess
-from omgoptim.measure.timing import LATENCY, PLANS, SLOW_S, THROUGHPUT, Timing, TimingPlan, TimingSetup, time_artifacts
+from omgoptim.measure.launch import LATENCY, SLOW_S, THROUGHPUT, TimingPlan
+from omgoptim.measure.measuring_process import MeasuringProcess, TimingSetup
+from omgoptim.measure.timing import PLANS, Timing, time_artifacts
 from omgoptim.models.samples import Samples, repeat_to_size
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.operations.context import RunContext, Stage

@@ -8,7 +8,7 @@ from typing import Literal
 
 from omgoptim.measure.agreement import RUINED_AGREEMENT, RUINED_ERROR, OutputAgreement
 from omgoptim.measure.quality import Quality
-from omgoptim.operations.timing import BUSY, OVERLOADED
+from omgoptim.operations.timing import AS_FAST_ONCE, BUSY, OVERLOADED
 from omgoptim.reports import Gains, Measurement
 from omgoptim.reports.measured import SMALLER
 
@@ -59,10 +59,11 @@ def quality_sentence(before: Measurement, quality: Quality | None) -> str:
 
 
 def is_gain(gains: Gains) -> bool:
-    """Return whether the artifact is smaller or faster."""
+    """Return whether the artifact is smaller or faster: beyond the noise of one launch where there is no interval."""
     smaller = gains.size_ratio is not None and gains.size_ratio >= SMALLER
-    low = gains.speedup_low if gains.speedup_low is not None else gains.speedup
-    return smaller or (low is not None and low > 1)
+    if gains.speedup_low is not None:
+        return smaller or gains.speedup_low > 1
+    return smaller or (gains.speedup is not None and gains.speedup > AS_FAST_ONCE)
 
 
 def holds(drop: float, guard: float) -> bool:
@@ -117,14 +118,19 @@ def ruined_sentence(ruined: Sequence[OutputAgreement]) -> str:
     """Return a sentence on the ruined outputs, each with its error."""
     parts = []
     for output in ruined:
-        if output.relative_error is not None:
+        if output.ruined_part is not None:
+            part = output.ruined_part
+            place = f"entries {part.first} to {part.last} of dimension {part.axis}"
+            error = f"{place}, of a smaller scale: relative error {part.relative_error:.2f}, above {RUINED_ERROR:g}"
+        elif output.relative_error is not None:
             error = f"relative error {output.relative_error:.2f}, above {RUINED_ERROR:g}"
         else:
             error = f"agreement {output.agreement:.0%}, below {RUINED_AGREEMENT:.0%}"
         parts.append(f"'{output.spec.name}' ({error})")
     one = "Output" if len(parts) == 1 else "Outputs"
     was = "was" if len(parts) == 1 else "were"
-    return f"{one} {', '.join(parts)} {was} ruined; the metric does not read {'it' if len(parts) == 1 else 'them'}."
+    unseen = "show" if any(output.ruined_part for output in ruined) else "read"
+    return f"{one} {', '.join(parts)} {was} ruined; the metric does not {unseen} {'it' if len(parts) == 1 else 'them'}."
 
 
 def quality_warnings(quality: Quality | None, guard: float, real_data: bool, labelled: bool = False) -> list[str]:

@@ -1,7 +1,7 @@
-"""What a section of a report consists of: typed blocks, which each writer turns into its own form.
+"""Typed blocks of a report's sections, and the drawings among them; each writer turns them into its own form.
 
-A section says what is shown; `terminal.py`, `markdown.py` and `html.py` say how. Texts are as they came: a writer
-bounds and escapes them.
+A section says what is shown; `terminal.py`, `markdown.py` and `html.py` say how. `view/report.js` draws a drawing.
+Texts are unescaped: a writer bounds and escapes them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,148 @@ from dataclasses import dataclass
 from typing import Literal
 
 from omgoptim.render.claims import Tone
-from omgoptim.render.drawings import Drawing
+
+PointKind = Literal["point", "kept", "outside", "original"]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One point of a scatter."""
+
+    x: float
+    y: float
+    kind: PointKind
+    label: str
+    """Number or word beside it."""
+    text: str
+    """What it says when it is pointed at."""
+    size: int | None = None
+    """Bytes: the area of the point."""
+    x_low: float | None = None
+    x_high: float | None = None
+    """Ends of a 95 % interval."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scatter:
+    """Points over two axes; below `guard` the quality is too low."""
+
+    title: str
+    x: str
+    y: str
+    points: tuple[Point, ...]
+    guard: float | None = None
+    front: tuple[tuple[float, float], ...] = ()
+    """Points of the Pareto front, from left to right."""
+    original_ms: float | None = None
+    """Latency at speedup 1, in ms: the axis then gives the latency of each speedup too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A labelled bar; `expected` is a second, thinner one."""
+
+    label: str
+    value: float
+    text: str
+    whole: str = ""
+    """What it says when it is pointed at."""
+    expected: float | None = None
+    faded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """Bars on one scale that begins at 0."""
+
+    title: str
+    bars: tuple[Bar, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A value for each epoch, None where there is no number."""
+
+    values: tuple[float | None, ...]
+    rounds: tuple[int, ...]
+    """The round of each epoch: a line ends with its round."""
+    kept: tuple[int, ...]
+    """Places of the epochs whose weights were kept, from 0."""
+    name: str = ""
+    control: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """Curves on one axis."""
+
+    name: str
+    curves: tuple[Curve, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """Panels over the same epochs."""
+
+    title: str
+    text: str
+    x: str
+    panels: tuple[Panel, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One small curve: pairs of amount and drop in quality."""
+
+    name: str
+    points: tuple[tuple[float, float], ...]
+    text: str
+    over: bool = False
+    """Whether its worst drop is above the guard."""
+
+
+@dataclass(frozen=True, slots=True)
+class Multiples:
+    """Small curves on the same scales."""
+
+    title: str
+    cells: tuple[Cell, ...]
+    guard: float | None = None
+
+
+LayerKind = Literal["integer", "stored", "float", "left"]
+"""Computed in integers; stored in fewer bits; in float on purpose; left as it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """The layers in order, each as wide as its share of the bytes: name, bytes and kind."""
+
+    title: str
+    layers: tuple[tuple[str, int, LayerKind], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One step of a chain."""
+
+    name: str
+    status: str
+    kept: bool
+    text: str
+    parent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Steps in the order in which they were taken."""
+
+    title: str
+    links: tuple[Link, ...]
+
+
+Drawing = Scatter | Bars | Curves | Multiples | Strip | Chain
+
 
 Mark = Literal["", "chosen", "faded"]
 """Emphasis of a row."""
@@ -114,35 +255,21 @@ Columns = Mapping[str, Sequence[str | Text]]
 """Header to cells, all of one length."""
 
 
-def table_of(
-    columns: Columns,
-    *,
-    numeric: Sequence[str] = (),
-    marks: Sequence[Mark] = (),
-    title: str = "",
-    note: str = "",
-    left_out: int = 0,
-    folded: bool = False,
-) -> Table:
-    """Return a table from its columns; a column that is empty in every row is left out.
+def cells_of(
+    columns: Columns, numeric: Sequence[str] = (), marks: Sequence[Mark] = ()
+) -> tuple[tuple[Column, ...], tuple[Row, ...]]:
+    """Return the headers and rows of a table from its columns; a column that is empty in every row is left out.
 
     Args:
         columns: header to cells.
         numeric: headers of the columns that hold numbers.
-        marks: one for each row; none stands out where it is empty.
-        title: above the table.
-        note: below the table.
-        left_out: rows that were cut.
-        folded: whether a page shows it closed at first.
+        marks: emphasis of each row; empty for none.
     """
     cells = {name: [_text(cell) for cell in column] for name, column in columns.items()}
     shown = {name: column for name, column in cells.items() if any(cell.text for cell in column)}
     count = len(next(iter(cells.values()), []))
-    rows = tuple(
-        Row(tuple(column[index] for column in shown.values()), marks[index] if marks else "") for index in range(count)
-    )
-    headers = tuple(Column(name, name in numeric) for name in shown)
-    return Table(headers, rows, title, note, left_out, folded)
+    rows = (Row(tuple(column[i] for column in shown.values()), marks[i] if marks else "") for i in range(count))
+    return tuple(Column(name, name in numeric) for name in shown), tuple(rows)
 
 
 def _text(cell: str | Text) -> Text:

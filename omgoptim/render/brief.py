@@ -22,9 +22,8 @@ from omgoptim.render.lists import (
     skip_groups,
 )
 from omgoptim.render.numbers import path_text, plain
-from omgoptim.render.sections.explanation import time_text
-from omgoptim.render.sections.outputs import shown_outputs
-from omgoptim.render.sections.quantization import guard_texts
+from omgoptim.render.sections.quantization import guard_texts, time_share_text
+from omgoptim.render.sections.results import shown_outputs
 from omgoptim.render.sections.training import control_text, curve_lines, shown_rounds, training_text
 from omgoptim.reports import Candidate, Control, EfficiencyReport, Explanation, Finding, Guard, LayerNoise, Record
 
@@ -245,7 +244,7 @@ def _explanation(explanation: Explanation) -> Json:
         "explanation": {"summary": plain(explanation.summary, 600)} | known,
         "findings": [_finding(finding) for finding in explanation.findings[:4]],
         "noisiest_layers": [_noise(layer) for layer in explanation.layers[:5]],
-        "times": [time_text(time) for time in explanation.times[:4]],
+        "times": [time_share_text(time) for time in explanation.times[:4]],
     }
 
 

@@ -1,4 +1,4 @@
-"""The drawings of candidates, steps and layers: scatter, bars, chain and the strip of what was quantized."""
+"""Drawings of a report: candidates, steps, layers, training and sensitivity."""
 
 from __future__ import annotations
 
@@ -6,11 +6,35 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from omgoptim.render.blocks import (
+    Bar,
+    Bars,
+    Cell,
+    Chain,
+    Curve,
+    Curves,
+    LayerKind,
+    Link,
+    Multiples,
+    Panel,
+    Point,
+    PointKind,
+    Scatter,
+    Strip,
+)
 from omgoptim.render.claims import speed_undecided
-from omgoptim.render.drawings import Bar, Bars, Chain, LayerKind, Link, Point, PointKind, Scatter, Strip
-from omgoptim.render.lists import ranked_candidates
-from omgoptim.render.numbers import count_text, path_text, plain, ratio_text, size_text, time_text
-from omgoptim.reports import Candidate, Coverage, EfficiencyReport, Layer, LayerNoise, LayerPrecision, Step
+from omgoptim.render.lists import Sensitivity, ranked_candidates
+from omgoptim.render.numbers import (
+    amount_text,
+    count_text,
+    if_known,
+    path_text,
+    plain,
+    ratio_text,
+    size_text,
+    time_text,
+)
+from omgoptim.reports import Candidate, Coverage, EfficiencyReport, Epoch, Layer, LayerNoise, LayerPrecision, Step
 
 MOST_BARS = 15
 """Most layers in a bar chart; the table has all."""
@@ -76,7 +100,7 @@ def step_chain(report: EfficiencyReport) -> Chain:
     """What each step brought, and whether the result builds on it."""
     links = []
     for step in report.steps:
-        speed = "" if step.speedup is None else ratio_text(step.speedup)
+        speed = if_known(ratio_text, step.speedup)
         drop = "" if step.quality_drop is None else f"drop {step.quality_drop:.4f}"
         text = ", ".join(filter(None, [speed, size_text(step.size_bytes) if step.size_bytes else "", drop]))
         status = step.status.replace("_", " ")
@@ -213,3 +237,61 @@ def _layer_text(layer: Layer) -> str:
     if layer.time_ms is not None:
         return time_text(layer.time_ms) + (f", {layer.time_share:.0%}" if layer.time_share is not None else "")
     return f"{count_text(layer.macs)} MACs" if layer.macs else size_text(layer.size_bytes or 0)
+
+
+MOST_LAYERS = 24
+"""How many layers or groups get a curve of their own, the most sensitive first."""
+
+
+def learning_curve(
+    epochs: Sequence[Epoch], control: Sequence[Epoch], description: str, names: tuple[str, str]
+) -> Curves | None:
+    """Loss and quality over all epochs, a panel each. None below two epochs.
+
+    Args:
+        epochs: of the training.
+        control: epochs of a second training, drawn on the same scales.
+        description: what the picture says to those who cannot see it.
+        names: of both trainings, for the legend.
+    """
+    both = [epochs, *([control] if control else [])]
+    if max(len(each) for each in both) < 2:
+        return None
+    panels = []
+    for name in ("loss", "quality"):
+        curves = tuple(
+            Curve(
+                tuple(_finite(getattr(epoch, name)) for epoch in each),
+                tuple(epoch.round for epoch in each),
+                tuple(place for place, epoch in enumerate(each) if epoch.best),
+                names[place] if len(both) > 1 else "",
+                place == 1,
+            )
+            for place, each in enumerate(both)
+        )
+        if name == "loss" or any(value is not None for curve in curves for value in curve.values):
+            panels.append(Panel(name, curves))
+    title = "Loss and quality over the epochs" if len(panels) == 2 else "Loss over the epochs"
+    title += ", with the teacher and without" if len(both) > 1 else ""
+    x = "epoch, over all rounds" if len({epoch.round for epoch in epochs}) > 1 else "epoch"
+    return Curves(title, description, x, tuple(panels))
+
+
+def sensitivity_multiples(found: Sequence[Sensitivity], guard: float | None) -> Multiples | None:
+    """One small curve per layer or group: the drop in quality against the amount, all on the same scales."""
+    cells = tuple(_cell(one, guard) for one in found[:MOST_LAYERS] if one.points)
+    return Multiples("Drop in quality against the amount, for each layer alone", cells, guard) if cells else None
+
+
+def _cell(one: Sensitivity, guard: float | None) -> Cell:
+    worst = one.worst
+    return Cell(
+        path_text(one.path, 200),
+        ((0.0, 0.0), *((point.amount, point.quality_drop) for point in one.points)),
+        f"{worst.quality_drop:.4f} at {amount_text(worst.amount)}",
+        guard is not None and worst.quality_drop > guard,
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from omgoptim.render.numbers import SAME, count_text, drop_text, plain, ratio_text, size_text, time_text
+from omgoptim.render.numbers import SAME, count_text, drop_text, if_known, plain, ratio_text, size_text, time_text
 from omgoptim.reports import Control, EfficiencyReport, Gains, Measurement, Total
 from omgoptim.reports.measured import SMALLER
 
@@ -252,5 +252,5 @@ def _dense_size(before: Measurement | None, after: Measurement | None) -> list[R
     if not any(side and side.dense_size_bytes is not None for side in (before, after)):
         return []
     dense = [None if side is None else side.dense_size_bytes or side.size_bytes for side in (before, after)]
-    shown = ["" if size is None else size_text(size) for size in dense]
+    shown = [if_known(size_text, size) for size in dense]
     return [Row("dense size", shown[0], shown[1])]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
 from typing import Any
 
-from omgoptim.render.blocks import Block, Code, Items, Line, Row, Section, Table, Text
+from omgoptim.render.blocks import Block, Chain, Code, Curve, Items, Line, Row, Scatter, Section, Strip, Table, Text
 from omgoptim.render.claims import (
     Tone,
     claimed,
@@ -24,17 +24,11 @@ from omgoptim.render.claims import (
     speed_claim,
     verdict,
 )
-from omgoptim.render.drawings import Chain, Curve, Scatter, Strip
 from omgoptim.render.numbers import count_text, plain, size_text, time_text
-from omgoptim.render.sections.candidates import candidates_section
-from omgoptim.render.sections.comparison import comparison_section
-from omgoptim.render.sections.explanation import explanation_section
-from omgoptim.render.sections.layers import changed_section, costliest_section
-from omgoptim.render.sections.outputs import outputs_section
-from omgoptim.render.sections.quantization import quantization_section
-from omgoptim.render.sections.run import environment_section, warnings_section
-from omgoptim.render.sections.sensitivity import sensitivity_section
-from omgoptim.render.sections.steps import steps_section
+from omgoptim.render.sections.candidates import candidates_section, steps_section
+from omgoptim.render.sections.layers import changed_section, costliest_section, sensitivity_section
+from omgoptim.render.sections.quantization import explanation_section, quantization_section
+from omgoptim.render.sections.results import comparison_section, environment_section, outputs_section, warnings_section
 from omgoptim.render.sections.training import rounds_section, training_section
 from omgoptim.reports import EfficiencyReport, Gains, Measurement, NextStep
 from omgoptim.text import clean_block, clean_exact

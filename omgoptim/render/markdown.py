@@ -1,31 +1,26 @@
 """A report as markdown for an agent: the same facts as the structured answer, complete on its own.
 
-Text that comes from a model, a log or a data set is put on one line, bounded, and made inert: `markdown_parts.py`.
+Text of a model, a log or a data set is put on one line, bounded, and escaped.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Literal
 
 from omgoptim.errors import OmgoptimError
 from omgoptim.render.blocks import Block, Items, Line, Section, Table, Text
 from omgoptim.render.claims import size_files_text, verdict
-from omgoptim.render.markdown_parts import cell, code, code_cell, safe
-from omgoptim.render.numbers import progress_text
-from omgoptim.render.sections.candidates import candidates_section
-from omgoptim.render.sections.comparison import comparison_section
-from omgoptim.render.sections.explanation import explanation_section
-from omgoptim.render.sections.layers import changed_section, costliest_section
-from omgoptim.render.sections.outputs import outputs_section
-from omgoptim.render.sections.quantization import quantization_section
-from omgoptim.render.sections.run import environment_section, warnings_section
-from omgoptim.render.sections.sensitivity import sensitivity_section
-from omgoptim.render.sections.steps import steps_section
+from omgoptim.render.numbers import progress_text, state_text
+from omgoptim.render.sections.candidates import candidates_section, steps_section
+from omgoptim.render.sections.layers import changed_section, costliest_section, sensitivity_section
+from omgoptim.render.sections.quantization import explanation_section, quantization_section
+from omgoptim.render.sections.results import comparison_section, environment_section, outputs_section, warnings_section
 from omgoptim.render.sections.training import rounds_section, training_section
 from omgoptim.reports import DoctorReport, EfficiencyReport, RunState
-from omgoptim.text import LONGEST_LINE
+from omgoptim.text import LONGEST_LINE, clean, clean_exact, clip
 
 Detail = Literal["brief", "full"]
 
@@ -91,9 +86,10 @@ def runs_markdown(states: list[RunState], total: int) -> str:
         return "No runs yet in this project."
     lines = []
     for state in states:
-        what = state.summary or (state.error or {}).get("what", "") or progress_text(state)
         model = f" {safe(state.model, 60)}" if state.model else ""
-        lines.append(f"- {code(state.run_id)} {safe(state.outcome or state.status, 40)}{model}: {safe(what, 140)}")
+        lines.append(
+            f"- {code(state.run_id)} {safe(state.outcome or state.status, 40)}{model}: {safe(state_text(state), 140)}"
+        )
     more = [f"… {total - len(states)} older ones in .omgoptim/runs"] if total > len(states) else []
     return "\n".join(lines + more)
 
@@ -188,3 +184,48 @@ def _places(report: EfficiencyReport, folder: Path | None) -> list[str]:
     if folder:
         lines.append(f"Whole report: {code(str(folder / 'report.json'), 400)}, as a page: report.html beside it")
     return lines
+
+
+_MARKS = re.compile(
+    r"[*~$|\\]"  # emphasis, strikethrough, a fence, mathematics, a table, an escape
+    r"|<(?=[A-Za-z/!?])|&(?=#|\w+;)"  # a tag, an entity
+    r"|\](?=[(:\[])|\[.*\]$|\[\^"  # an address of a link, its definition (the colon may be ours), a footnote
+    r"|(?<![^\W_])_|_(?![^\W_])"  # emphasis; an underscore inside of a name is none
+    r"|://|\bwww\.|\bmailto:|@[\w-]"  # what becomes a link or a mention by itself
+    r"|#\d|\bGH-\d|(?<!\w)![0-9]|\b(?=\d*[a-f])(?=[a-f]*\d)[0-9a-f]{7,40}\b"  # issues and commits
+    r"|:[a-z0-9_+-]+(?::|$)",  # an emoji, also with a colon of ours after it
+    re.IGNORECASE,
+)
+"""What markdown, as GitHub and Hugging Face read it, would take for more than text."""
+_OPENING = re.compile(r"[>=\[#]|[-+]+$|\d+[.)]$")
+"""What opens a block at the beginning of a line: quote, heading, task, list, rule."""
+_WORD = re.compile(r"\S+")
+
+
+def safe(text: str, limit: int = 200) -> str:
+    """Bounded text on one line outside of code spans, which may stand at its beginning."""
+    words = _inert(text, limit)
+    first, space, rest = words.partition(" ")
+    return f"`{first}`{space}{rest}" if _OPENING.match(first) else words
+
+
+def code(text: str, limit: int = 200) -> str:
+    """Bounded text on one line as a code span, which it cannot close."""
+    shown = clip(clean_exact(text), limit).replace("`", "'")
+    return f"`{shown or ' '}`"
+
+
+def cell(text: str, limit: int = 200) -> str:
+    """`safe` text for a table."""
+    return _inert(text.replace("|", "/"), limit)
+
+
+def code_cell(text: str, limit: int = 200) -> str:
+    """A code span for a table."""
+    return code(text.replace("|", "/"), limit)
+
+
+def _inert(text: str, limit: int) -> str:
+    """Bounded text on one line in which a word that holds a mark of markdown is a code span."""
+    shown = clean(text, limit).replace("`", "'")
+    return _WORD.sub(lambda word: f"`{word[0]}`" if _MARKS.search(word[0]) else word[0], shown)

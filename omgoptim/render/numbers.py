@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from omgoptim.reports import RunState
 from omgoptim.text import clean, clean_block
+
+T = TypeVar("T")
 
 SAME = 0.005
 """A ratio nearer to 1 than this is written as no change."""
@@ -28,6 +31,11 @@ def progress_text(state: RunState) -> str:
     return ", ".join([stage_text(state), *progress_numbers(state)])
 
 
+def state_text(state: RunState) -> str:
+    """Return how a run ended, or its stage and progress."""
+    return state.summary or (state.error or {}).get("what", "") or progress_text(state)
+
+
 def stage_text(state: RunState) -> str:
     """Return the stage of a run, else its status."""
     return plain(state.stage or state.status, 120)
@@ -37,6 +45,11 @@ def progress_numbers(state: RunState) -> list[str]:
     """Return percent done and time left, as far as they are known."""
     done = [] if state.progress is None else [f"{state.progress:.0%}"]
     return done if state.eta_s is None else [*done, f"{wait_text(state.eta_s)} left"]
+
+
+def if_known(show: Callable[[T], str], value: T | None) -> str:
+    """Return the text of a number; empty where it was not measured."""
+    return "" if value is None else show(value)
 
 
 def size_text(size: int) -> str:

@@ -20,15 +20,10 @@ from omgoptim.errors import OmgoptimError
 from omgoptim.render.blocks import Block, Items, Line, Section, Table, Text
 from omgoptim.render.claims import size_files_text, verdict
 from omgoptim.render.numbers import block, plain, progress_text
-from omgoptim.render.sections.candidates import candidates_section
-from omgoptim.render.sections.comparison import comparison_section
-from omgoptim.render.sections.explanation import explanation_section
-from omgoptim.render.sections.layers import changed_section, costliest_section
-from omgoptim.render.sections.outputs import outputs_section
-from omgoptim.render.sections.quantization import quantization_section
-from omgoptim.render.sections.run import warnings_section
-from omgoptim.render.sections.sensitivity import sensitivity_section
-from omgoptim.render.sections.steps import steps_section
+from omgoptim.render.sections.candidates import candidates_section, steps_section
+from omgoptim.render.sections.layers import changed_section, costliest_section, sensitivity_section
+from omgoptim.render.sections.quantization import explanation_section, quantization_section
+from omgoptim.render.sections.results import comparison_section, outputs_section, warnings_section
 from omgoptim.render.sections.training import rounds_section, training_section
 from omgoptim.reports import DoctorReport, EfficiencyReport, PackageState, RunState
 from omgoptim.requests.command import in_shell

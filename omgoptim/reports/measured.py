@@ -241,8 +241,9 @@ class OutputRecord(Record):
     cosine: float | None = None
     """Mean cosine similarity over samples, for vector outputs; informative only."""
     ruined: bool = False
-    """Whether the output is ruined: relative error above 0.5, or fewer than half of the classes or integers equal. A
-    run whose metric does not read a ruined output ends as `guard_failed`.
+    """True for a ruined output: relative error above 0.5, or fewer than half of the classes or integers equal; or
+    relative error above 0.5 of entries whose scale is a tenth of the others' or less, such as scores beside boxes. A
+    run whose metric does not show it ends as `guard_failed`.
     """
     reopened: float | None = None
     """Largest difference between the artifact, reopened in fresh processes, and the model in memory on the samples in

@@ -15,17 +15,15 @@ from pydantic.fields import FieldInfo
 
 from omgoptim.errors import OmgoptimError, RequestError, argument, did_you_mean
 from omgoptim.requests.base import DTYPES, GRANTS, InputSpec, ModelRequest, Params, Request
-from omgoptim.requests.compare import CompareRequest
 from omgoptim.requests.distill import DistillRequest
 from omgoptim.requests.factorize import FactorizeRequest
 from omgoptim.requests.limits import refuse_unusable, shown
-from omgoptim.requests.optimize import OptimizeRequest
-from omgoptim.requests.profile import ProfileRequest
+from omgoptim.requests.measure import CompareRequest, ProfileRequest
+from omgoptim.requests.optimize import OptimizeRequest, SearchRequest
 from omgoptim.requests.prune import PruneRequest
 from omgoptim.requests.quantize import QuantizeRequest
 from omgoptim.requests.registry import QUERIES, REGISTRY, TITLES, VERBS, Verb
 from omgoptim.requests.runs import DoctorRequest, RunsRequest
-from omgoptim.requests.search import SearchRequest
 from omgoptim.requests.training import RecoveryRequest, TrainingRequest
 from omgoptim.text import clean
 

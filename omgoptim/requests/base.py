@@ -1,18 +1,101 @@
-"""Base of all requests: the common arguments and the shape of an input."""
+"""Base of all requests: the common arguments, the shape of an input, and the address of a target.
+
+The annotation of a field says how the MCP server lists it. A tool list is paid for in every conversation: a field's
+description is its text there unless `Short` gives another, and a `RARE` argument is only named, in the object
+`options`. `omgoptim VERB --help` has the full descriptions.
+
+    symmetric: Annotated[bool, RARE] = False
+    checkpoint: Annotated[str | None, Short("Weights: .safetensors, or .pt/.pth state dict.")] = None
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from typing_extensions import Self
 
 from omgoptim.errors import RequestError, argument, did_you_mean
-from omgoptim.requests.listing import RARE, Short
-from omgoptim.requests.target import TargetAddress
+
+
+@dataclass(frozen=True, slots=True)
+class Short:
+    """Text of an argument in the tool list, in place of its description; empty where its name says it."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rare:
+    """Marker of a rarely needed argument: the tool takes it in `options`."""
+
+
+RARE: Final = Rare()
+
+
+def is_rare(field: FieldInfo) -> bool:
+    """Return whether the tool takes an argument in `options`."""
+    return RARE in field.metadata
+
+
+def short_text(field: FieldInfo) -> str:
+    """Return the text of an argument in the tool list."""
+    marker = next((one for one in field.metadata if isinstance(one, Short)), None)
+    return field.description or "" if marker is None else marker.text
+
+
+ADDRESS = re.compile(
+    r"ssh://(?:(?P<user>[A-Za-z0-9_][A-Za-z0-9_.-]{0,63})@)?"
+    r"(?:(?P<host>[A-Za-z0-9][A-Za-z0-9._-]{0,252})|\[(?P<ipv6>[0-9A-Fa-f:.]{2,45})\])"
+    r"(?::(?P<port>[0-9]{1,5}))?"
+)
+"""A user or a host never begins with a dash, which ssh would read as an option."""
+
+
+@dataclass(frozen=True, slots=True)
+class TargetAddress:
+    """Host, and the user and port where they are given; else the user's SSH configuration decides."""
+
+    host: str
+    user: str | None = None
+    port: int | None = None
+
+    @staticmethod
+    def parse(text: str) -> TargetAddress:
+        """Read `ssh://[user@]host[:port]`; an IPv6 address stands in brackets.
+
+        Raises:
+            RequestError: it is anything else, such as a path, a password, a shell character or an option of ssh.
+
+        Example:
+            >>> from omgoptim.requests.base import TargetAddress
+            >>> TargetAddress.parse("ssh://pi@192.0.2.7:2222")
+            TargetAddress(host='192.0.2.7', user='pi', port=2222)
+        """
+        found = ADDRESS.fullmatch(text)
+        port = int(found["port"]) if found and found["port"] else None
+        if found is None or (port is not None and not 0 < port < 65536):
+            raise RequestError(
+                f"'{text[:80]}' is not a target",
+                "a target is ssh://host, ssh://user@host or ssh://user@host:port: letters, digits, dots and dashes, "
+                "no path, no password, no options",
+                f"give {argument('target', 'ssh://user@host')}; jump hosts and keys belong to ~/.ssh/config",
+            )
+        return TargetAddress(found["host"] or found["ipv6"], found["user"], port)
+
+    @property
+    def login(self) -> str:
+        """`user@host`, as ssh takes it."""
+        return f"{self.user}@{self.host}" if self.user else self.host
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"ssh://{f'{self.user}@' if self.user else ''}{host}{f':{self.port}' if self.port else ''}"
+
 
 Runtime = Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino"]
 AnyRuntime = Literal["auto", "torch_eager", "torch_compile", "onnxruntime", "openvino", "tensorrt", "executorch"]

@@ -7,10 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from typing_extensions import Self
 
-from omgoptim.requests.base import Params, Runtime, before_over_after
-from omgoptim.requests.execution import ExecutionFields
-from omgoptim.requests.listing import RARE, Short
-from omgoptim.requests.training import TrainingRequest
+from omgoptim.requests.base import RARE, Params, Runtime, Short, before_over_after
+from omgoptim.requests.training import ExecutionFields, TrainingRequest
 
 
 class Given(Params):

@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from typing_extensions import Self
 
-from omgoptim.requests.base import Params, Runtime, bare_name, before_over_after
-from omgoptim.requests.listing import RARE, Short
+from omgoptim.requests.base import RARE, Params, Runtime, Short, bare_name, before_over_after
 from omgoptim.requests.training import RecoveryRequest
 
 

@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from omgoptim.requests.base import AnyRuntime, ModelRequest, Params, bare_name
-from omgoptim.requests.listing import RARE, Short
+from omgoptim.requests.base import RARE, AnyRuntime, ModelRequest, Params, Short, bare_name
 from omgoptim.requests.training import TrainingFields
 
 Effort = Literal["fast", "balanced", "best"]

@@ -8,15 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from omgoptim.requests.base import ModelRequest, Request
-from omgoptim.requests.compare import CompareRequest
 from omgoptim.requests.distill import DistillRequest
 from omgoptim.requests.factorize import FactorizeRequest
-from omgoptim.requests.optimize import OptimizeRequest
-from omgoptim.requests.profile import ProfileRequest
+from omgoptim.requests.measure import CompareRequest, ProfileRequest
+from omgoptim.requests.optimize import OptimizeRequest, SearchRequest
 from omgoptim.requests.prune import PruneRequest
 from omgoptim.requests.quantize import QuantizeRequest
 from omgoptim.requests.runs import DoctorRequest, RunsRequest
-from omgoptim.requests.search import SearchRequest
 
 TRAINABLE = ("prune", "factorize", "distill")
 """Verbs whose artifact is a torch module: it can be changed and trained further."""

@@ -8,8 +8,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from omgoptim.errors import RequestError, argument
-from omgoptim.requests.base import Request, Target
-from omgoptim.requests.listing import Short
+from omgoptim.requests.base import Request, Short, Target
 
 
 class RunsRequest(Request):

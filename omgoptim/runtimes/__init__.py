@@ -7,13 +7,13 @@ asked for something.
 from __future__ import annotations
 
 from omgoptim.errors import RequestError, did_you_mean
-from omgoptim.runtimes import executorch, onnxruntime, openvino, torch_compile, torch_eager
+from omgoptim.runtimes import executorch, onnxruntime, openvino, torch_engines
 from omgoptim.runtimes.engine import Engine, Session, SessionSettings
 
 ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (
-        *(torch_eager.ENGINE, torch_compile.ENGINE, onnxruntime.ENGINE, onnxruntime.TENSORRT),
+        *(torch_engines.ENGINE, torch_engines.COMPILED, onnxruntime.ENGINE, onnxruntime.TENSORRT),
         *(openvino.ENGINE, executorch.ENGINE),
     )
 }

@@ -59,7 +59,7 @@ def open_session(program: Path, signature: Signature, settings: SessionSettings)
 
         _C._unsafe_reset_threadpool(settings.threads)
         method = _C._load_for_executorch(str(program))
-    from omgoptim.runtimes.torch_session import to_array, to_tensor
+    from omgoptim.runtimes.torch_engines import to_array, to_tensor
 
     inputs = sorted(signature.inputs, key=lambda tensor: tensor.keyword)  # stable: as torch.export flattens them
 

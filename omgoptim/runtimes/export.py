@@ -6,43 +6,33 @@ fresh tensors, since an exported program would otherwise store the whole storage
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import inspect
 import keyword
-import logging
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from omgoptim.errors import TechniqueError
-from omgoptim.runtimes.dynamic_batch import (
-    fixed_batch_error,
-    fixed_batch_reason,
-    has_fixed_batch,
-    is_constraint_violation,
-    symbolic_len,
-)
-from omgoptim.runtimes.signature import BATCH, Signature, flatten, holds_class
-from omgoptim.runtimes.tied_weights import share_tied_weights
+from omgoptim.runtimes.export_patches import exportable_forward, keywords_as_names, quiet_export, specializing_line
+from omgoptim.runtimes.signature import BATCH, Signature
 from omgoptim.text import clean
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.export import ExportedProgram
 
+DYNAMIC_BATCH_FIX = "take the batch from x.shape[0] and pass it on as it is, without int(), range() or a branch on it"
+"""Advice for a line that fixes the batch."""
+
 MAX_ONE_FILE_BYTES = 2**31 - 2**24
 """Protobuf's limit of a single file, 2 GiB less a margin; larger weights go to an external data file."""
 
 
 def export_onnx(
-    module: nn.Module,
-    batch: Mapping[str, Tensor],
-    signature: Signature,
-    path: Path,
-    *,
-    or_at_one: bool = False,
+    module: nn.Module, batch: Mapping[str, Tensor], signature: Signature, path: Path, *, or_at_one: bool = False
 ) -> str | None:
     """Write `module` as an ONNX file whose inputs and outputs carry the signature's names.
 
@@ -61,7 +51,7 @@ def export_onnx(
             line of the user's code that fixes it.
     """
     size = sum(p.numel() * p.element_size() for p in module.parameters())
-    with quiet_export(), _keywords_as_names(), _spelled_out(module, signature):
+    with quiet_export(), keywords_as_names(), exportable_forward(module, signature):
         program = _onnx_program(module, batch, signature)
         if program is not None:
             for node in program.model.graph:  # the exporter notes the lines of the user's files on every node
@@ -107,12 +97,7 @@ def _onnx_program(module: nn.Module, batch: Mapping[str, Tensor], signature: Sig
 
 
 def export_pt2(
-    module: nn.Module,
-    batch: Mapping[str, Tensor],
-    signature: Signature,
-    path: Path,
-    *,
-    or_at_one: bool = False,
+    module: nn.Module, batch: Mapping[str, Tensor], signature: Signature, path: Path, *, or_at_one: bool = False
 ) -> str | None:
     """Write `module` as a .pt2 file; arguments, result and errors as for `export_onnx`."""
     import torch
@@ -148,7 +133,7 @@ def exported_program(module: nn.Module, batch: Mapping[str, Tensor], signature: 
     import torch
 
     args, kwargs = signature.to_call({name: tensor.clone() for name, tensor in batch.items()})
-    with quiet_export(), _spelled_out(module, signature):
+    with quiet_export(), exportable_forward(module, signature):
         try:
             shapes = _dynamic_shapes(module, signature)
             return torch.export.export(module, args, kwargs, dynamic_shapes=shapes)
@@ -174,7 +159,7 @@ def _why_fixed(module: nn.Module, batch: Mapping[str, Tensor], signature: Signat
         shapes = _dynamic_shapes(module, signature)
         return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
 
-    with quiet_export(), _spelled_out(module, signature):
+    with quiet_export(), exportable_forward(module, signature):
         return fixed_batch_reason(signature.input_names[0], export)
 
 
@@ -196,84 +181,6 @@ def _dynamic_shapes(module: nn.Module, signature: Signature) -> dict[str, Any]:
     return gathered
 
 
-@contextlib.contextmanager
-def _spelled_out(module: nn.Module, signature: Signature) -> Iterator[None]:
-    """Wrap a forward that takes `**kwargs` with named parameters, which torch.export needs for dynamic dimensions.
-
-    Models of transformers have such forwards. `len` of a tensor is symbolic while the context is open.
-    """
-    with symbolic_len(module), _spelled_out_forward(module, signature), _plain_outputs(module, signature):
-        yield
-
-
-@contextlib.contextmanager
-def _plain_outputs(module: nn.Module, signature: Signature) -> Iterator[None]:
-    """Wrap a forward that returns a dataclass or a named tuple to return a tuple: torch.export knows no such class."""
-    if not holds_class(signature.outputs):
-        yield
-        return
-    forward, own = module.forward, module.__dict__.get("forward")
-
-    @functools.wraps(forward)
-    def plain(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        return tuple(flatten(forward(*args, **kwargs)))
-
-    module.forward = plain
-    try:
-        yield
-    finally:
-        del module.forward
-        if own is not None:
-            module.forward = own
-
-
-@contextlib.contextmanager
-def _spelled_out_forward(module: nn.Module, signature: Signature) -> Iterator[None]:
-    forward = module.forward
-    parameters = inspect.signature(forward).parameters
-    anything = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-    if not anything or all(tensor.name in parameters for tensor in signature.inputs):
-        yield
-        return
-
-    def spelled_out(*args: Any, **kwargs: Any) -> Any:
-        return forward(*args, **kwargs)
-
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    named = [inspect.Parameter(tensor.name, kind) for tensor in signature.inputs]
-    spelled_out.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
-    own = module.__dict__.get("forward")
-    module.forward = spelled_out
-    try:
-        yield
-    finally:
-        del module.forward
-        if own is not None:
-            module.forward = own
-
-
-@contextlib.contextmanager
-def _keywords_as_names() -> Iterator[None]:
-    """Let torch.fx write code for submodules that are named by a keyword of Python, such as `ModuleDict({"in": …})`.
-
-    torch.fx 2.9 to 2.13 writes `self.parts.in`, which is a syntax error.
-    """
-    import torch.fx.graph
-
-    own = torch.fx.graph._format_target
-
-    def format_target(base: str, target: str) -> str:
-        for name in target.split("."):
-            base = f"getattr({base}, {name!r})" if keyword.iskeyword(name) else own(base, name)
-        return base
-
-    torch.fx.graph._format_target = format_target
-    try:
-        yield
-    finally:
-        torch.fx.graph._format_target = own
-
-
 def _cause(error: BaseException) -> str:
     """Return the innermost cause's message: the exporter wraps the reason in pages of advice."""
     while error.__cause__ is not None:
@@ -282,17 +189,122 @@ def _cause(error: BaseException) -> str:
     return clean(f"{type(error).__name__}: {' '.join(lines[:4])}", 600)
 
 
-@contextlib.contextmanager
-def quiet_export() -> Iterator[None]:
-    """Silence torch's exporters: their progress lines, and remarks on packages that are not needed."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+# Fixed batch
+
+
+def has_fixed_batch(shapes: Mapping[str, Sequence[Any]], signature: Signature) -> bool:
+    """Return whether an input's dynamic batch became a constant in an exported program.
+
+    Args:
+        shapes: the program's own inputs: name to sizes, integers where they are fixed.
+        signature: the module's inputs, with the axes that are dynamic.
+    """
+    return any(
+        tensor.shape[0] == BATCH and shapes.get(tensor.name) and isinstance(shapes[tensor.name][0], int)
+        for tensor in signature.inputs
+    )
+
+
+def is_constraint_violation(error: BaseException | None) -> bool:
+    """Return whether torch.export rejected a model because a dynamic dimension is a constant in it."""
+    from torch._dynamo.exc import UserError, UserErrorType
+
+    while error is not None:
+        if isinstance(error, UserError) and error.error_type is UserErrorType.CONSTRAINT_VIOLATION:
+            return True
+        error = error.__cause__
+    return False
+
+
+def fixed_batch_reason(name: str, export: Callable[[], Any]) -> str:
+    """Return the input that fixes the batch and, if torch.export reports it, the line of the user's code.
+
+    Args:
+        name: of the input whose batch became a constant.
+        export: exports the model again.
+    """
+    line = specializing_line(export)
+    where = f"the batch becomes a Python number in {line}" if line else f"the batch of input '{name}' becomes a number"
+    return f"torch.export fixes the batch to that of the example: {where}"
+
+
+def fixed_batch_error(reason: str) -> TechniqueError:
+    """Return the error for a model that needs a dynamic batch."""
+    return TechniqueError(
+        "the export fixes the batch to that of the example, so no engine can run it at another",
+        reason,
+        f"{DYNAMIC_BATCH_FIX}; torch runtimes still work",
+    )
+
+
+# Tied weights
+
+
+def tied_weights(module: nn.Module) -> list[list[str]]:
+    """Return the names of each parameter that has several, in the module's order."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [found for found in names.values() if len(found) > 1]
+
+
+def share_tied_weights(program: Any, module: nn.Module) -> int:
+    """Replace the copies of a tied weight in a program, transposed or not, by one initializer.
+
+    A transposed copy becomes a `Transpose` of the kept one, which ONNX Runtime and OpenVINO fold when they open the
+    file; equal weights that are not tied stay separate.
+
+    Args:
+        program: an `onnx_ir` model, which is changed.
+        module: whose parameters say which weights are tied.
+
+    Returns:
+        The bytes saved.
+    """
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    graph = program.graph
+    saved = 0
+    for names in tied_weights(module):
+        if not _fits(parameters[names[0]]):
+            continue
+        array = parameters[names[0]].detach().cpu().numpy()
+        copies = [value for value in graph.initializers.values() if _same_size(value, array)]
+        plain = [value for value in copies if _equal(value, array)]
+        turned = [value for value in copies if value not in plain and array.ndim == 2 and _equal(value, array.T)]
+        if not plain and len(turned) > 1:  # only ever read transposed
+            plain, turned = turned, []
+        for value in plain[1:]:
+            value.replace_all_uses_with(plain[0])
+        for value in turned if plain else []:
+            _read_transposed(graph, plain[0], value)
+        gone = [*plain[1:], *(turned if plain else [])]
+        for value in gone:
+            del graph.initializers[value.name]
+        saved += len(gone) * array.nbytes
+    return saved
+
+
+def _fits(parameter: Any) -> bool:
+    return bool(parameter.numel()) and str(parameter.dtype) in ("torch.float32", "torch.float64", "torch.float16")
+
+
+def _same_size(value: Any, array: NDArray[Any]) -> bool:
+    tensor = value.const_value
+    return tensor is not None and tensor.size == array.size and not value.is_graph_output()
+
+
+def _equal(value: Any, array: NDArray[Any]) -> bool:
+    stored = value.const_value.numpy()
+    return stored.dtype == array.dtype and bool(np.array_equal(stored, array))
+
+
+def _read_transposed(graph: Any, kept: Any, value: Any) -> None:
+    """Insert a `Transpose` of the kept initializer where the other one was read."""
+    import onnx_ir
+
+    name = f"{kept.name}_Transposed"  # `onnx_graph.WEIGHT_NAME` reads the module from it
+    node = onnx_ir.node("Transpose", [kept], {"perm": [1, 0]}, name=name)
+    output = node.outputs[0]
+    output.name, output.shape, output.type = name, value.shape, value.type
+    graph.insert_before(graph[0], node)
+    value.replace_all_uses_with(output)

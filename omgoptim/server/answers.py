@@ -16,9 +16,9 @@ from omgoptim.errors import OmgoptimError
 from omgoptim.jobs.folder import RunFolder
 from omgoptim.jobs.states import ENDED
 from omgoptim.render import brief, markdown, numbers
-from omgoptim.render.markdown_parts import code, safe
+from omgoptim.render.markdown import code, safe
 from omgoptim.reports import DoctorReport, EfficiencyReport, NextStep, RunState
-from omgoptim.server.schema import options_of
+from omgoptim.server.tools import options_of
 from omgoptim.text import clean_block, clean_json
 
 Json = dict[str, Any]

@@ -1,7 +1,10 @@
-"""What the server lets a client read beside its tools: the slash commands as prompts, the reports as resources."""
+"""Prompts and resources of the server: the slash commands, commands/*.md, and the reports."""
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from anyio.to_thread import run_sync
@@ -26,6 +29,7 @@ from mcp.types import (
     TextResourceContents,
 )
 
+import omgoptim
 from omgoptim.errors import OmgoptimError, did_you_mean
 from omgoptim.jobs.folder import find_run
 from omgoptim.jobs.project import served_project
@@ -33,7 +37,6 @@ from omgoptim.jobs.states import list_runs, load_report
 from omgoptim.render.markdown import MAX_FULL, report_markdown
 from omgoptim.reports import RunState
 from omgoptim.server import app
-from omgoptim.server.prompts import commands
 from omgoptim.text import clean, clean_block
 
 Context = ServerRequestContext[Any, Any]
@@ -125,3 +128,39 @@ def _report_of(run_id: str) -> str:
 
 def _runs() -> list[RunState]:
     return list_runs(served_project(None))
+
+
+_PACKAGE = Path(omgoptim.__file__).resolve().parent
+_FRONTMATTER = re.compile(r"---\n(.*?)\n---\n(.*)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One slash command."""
+
+    name: str
+    description: str
+    argument_hint: str
+    body: str
+
+    def text(self, arguments: str) -> str:
+        """The command as it is sent, its arguments put in."""
+        if "$ARGUMENTS" in self.body:
+            return self.body.replace("$ARGUMENTS", arguments)
+        return f"{self.body}\n\nARGUMENTS: {arguments}" if arguments else self.body
+
+
+def commands() -> list[Command]:
+    """Every command, by name. In an installed package they lie in it, in a checkout beside it."""
+    inside, beside = _PACKAGE / "_commands", _PACKAGE.parent / "commands"
+    folder = inside if inside.is_dir() else beside
+    return [_read(path) for path in sorted(folder.glob("*.md"))]
+
+
+def _read(path: Path) -> Command:
+    text = path.read_text(encoding="utf-8")
+    match = _FRONTMATTER.fullmatch(text)
+    head, body = (match[1], match[2]) if match else ("", text)
+    values = dict(re.findall(r"^([a-z-]+):[ ]*(.*)$", head, re.MULTILINE))
+    header = {name: value.strip().strip("\"'") for name, value in values.items()}
+    return Command(path.stem, header.get("description", ""), header.get("argument-hint", ""), body.strip())

@@ -11,9 +11,9 @@ from omgoptim.jobs.folder import RunFolder
 from omgoptim.jobs.interpreter import offered_python
 from omgoptim.jobs.project import served_project, served_projects
 from omgoptim.requests import Request
-from omgoptim.requests.execution import is_head
 from omgoptim.requests.limits import shown
-from omgoptim.server.schema import SHELL_ONLY
+from omgoptim.requests.training import is_head
+from omgoptim.server.tools import SHELL_ONLY
 
 HEAD = "RAY_API_SERVER_ADDRESS"
 """Environment variable, Ray's own: the head that takes jobs."""

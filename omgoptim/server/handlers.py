@@ -14,21 +14,18 @@ from mcp.types import CallToolRequestParams, CallToolResult, ListToolsResult, Pa
 
 from omgoptim import __version__, requests
 from omgoptim.errors import OmgoptimError, RequestError, did_you_mean
-from omgoptim.jobs.cancel import cancel
+from omgoptim.jobs.actions import cancel, pick, resume
 from omgoptim.jobs.doctor import doctor
 from omgoptim.jobs.folder import RunFolder, find_run
-from omgoptim.jobs.live import read_live
-from omgoptim.jobs.pick import pick
-from omgoptim.jobs.resume import resume
+from omgoptim.jobs.follow import read_live
 from omgoptim.jobs.states import ENDED, list_runs, load_report
 from omgoptim.jobs.submit import submit
-from omgoptim.render import live
+from omgoptim.render import runs
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests.limits import shown
 from omgoptim.server import answers, app, documents
 from omgoptim.server.granted import refuse_shell_only, refuse_to_resume, within_reach
-from omgoptim.server.schema import SHELL_ONLY, options_of
-from omgoptim.server.tools import INSTRUCTIONS, tools
+from omgoptim.server.tools import INSTRUCTIONS, SHELL_ONLY, options_of, tools
 from omgoptim.server.waiting import cap_words, longest_wait, wait_for, wait_seconds
 from omgoptim.text import clean
 
@@ -79,7 +76,7 @@ async def _failed(
     context: Context, error: OmgoptimError, run_id: str | None = None, status: str = "failed"
 ) -> CallToolResult:
     answer = answers.error_answer(error, run_id)
-    return await app.answer_with(context, answer, lambda: live.error_document(error, run_id, status))
+    return await app.answer_with(context, answer, lambda: runs.error_document(error, run_id, status))
 
 
 async def _answer(context: Context, name: str, arguments: dict[str, Any]) -> CallToolResult:
@@ -117,12 +114,12 @@ async def _runs(
         states = await run_sync(list_runs, project)
         answer = answers.runs_answer(states, project)
         return await app.answer_with(
-            context, answer, lambda: live.runs_document(states[: answers.LISTED], str(project))
+            context, answer, lambda: runs.runs_document(states[: answers.LISTED], str(project))
         )
     folder = await run_sync(find_run, project, request.run_id or "")
     if request.action == "cancel":
         ended = await run_sync(cancel, folder)
-        return await app.answer_with(context, answers.cancelled_answer(ended), lambda: live.ended_document(ended))
+        return await app.answer_with(context, answers.cancelled_answer(ended), lambda: runs.ended_document(ended))
     if request.action == "resume":
         await run_sync(refuse_to_resume, folder, project)
         await run_sync(resume, folder)
@@ -140,7 +137,7 @@ async def _wait_and_answer(
     if state.status not in ENDED:
         project = folder.path.parents[2]
         answer = answers.unfinished_answer(state, project, longest_wait(), cap)
-        return await app.answer_with(context, answer, lambda: live.live_document(read_live(folder), str(project)))
+        return await app.answer_with(context, answer, lambda: runs.live_document(read_live(folder), str(project)))
     try:
         return await _reported(context, await run_sync(load_report, folder), folder, detail)
     except OmgoptimError as error:

@@ -108,7 +108,7 @@ class Technique:
     """Paper or documentation it follows."""
     torch_precision: str | None = None
     """Mode in which the torch engines run the module instead of the program, if they can: see
-    `runtimes/torch_eager.py`.
+    `runtimes/torch_engines.py`.
     """
 
 

@@ -16,7 +16,10 @@ from omgoptim.models.forward import name_inputs
 from omgoptim.models.outputs import ModelOutputs
 from omgoptim.models.raw_batch import RawBatch
 from omgoptim.runtimes.signature import Signature
-from omgoptim.training.randomness import seed_everything
+from omgoptim.training.modes import seed_everything
+
+MOST_BATCHES = 200_000
+"""Batches of one pass over the train data after which it counts as endless."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,12 @@ class Batches:
             for batch in self.epoch(batch_size):
                 check(batch.target)
                 first, count, samples = first or batch, count + 1, samples + batch.size
+                if count > MOST_BATCHES:
+                    raise DataError(
+                        "the train data does not end",
+                        f"it gave more than {MOST_BATCHES:,} batches, and an epoch is one pass over it",
+                        "let load('train') end after each sample once: itertools.islice(batches, count)",
+                    )
             if first is None:
                 raise DataError(
                     "the train data is empty",

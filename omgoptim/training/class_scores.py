@@ -30,7 +30,7 @@ class ClassScores:
     classes: int
     axis: int | None
     probabilities: bool
-    """Whether the scores are probabilities: after a softmax or sigmoid."""
+    """The scores are probabilities: after a softmax or sigmoid."""
 
     @staticmethod
     def of(output: Tensor, target: Tensor) -> ClassScores | None:

@@ -1,21 +1,37 @@
-"""Training configuration as plain values: a request with its defaults filled in. No torch."""
+"""Training configuration: hyperparameters, adapted to few training samples, and their optimizer and schedule.
+
+Adam moves every weight by about the learning rate in each of its first steps, whatever the gradient's size. One such
+step at the full rate of 1e-3 on a trained network is a jump, not a correction. So with few samples the batch shrinks
+until an epoch has several steps, and with few steps in all the peak rate falls with the square root of their number.
+Values that the request names are kept.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from omgoptim.requests.training import TrainingRequest
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from omgoptim.requests.training import TrainingFields, TrainingRequest
+from omgoptim.training.batches import Batches
+from omgoptim.training.modes import own_randomness
 
 Optimizer = Literal["adamw", "adam", "sgd", "rmsprop"]
 Schedule = Literal["cosine", "linear", "constant", "one_cycle"]
 Precision = Literal["no", "bf16", "fp16"]
 
 LEARNING_RATES: dict[Optimizer, float] = {"adamw": 1e-3, "adam": 1e-3, "sgd": 1e-2, "rmsprop": 3e-4}
-"""Default peak learning rates for the recovery of a compressed network; sgd's is for momentum 0.9."""
+"""Default peak learning rates for the recovery of a compressed network. Adam's is torch's default; sgd's, with momentum
+0.9, a tenth of that for training from scratch (arXiv:1512.03385); RMSprop's first step is ten times its rate (its
+average begins at 0, without correction)."""
 
 BATCH = 64
-"""Default batch size with enough data; `small_data` lowers it for few samples."""
+"""Default batch size with enough data; `config_for_data` lowers it for few samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +86,142 @@ class TrainingConfig:
         if self.mixed_precision != "no":
             parts.append(f"{self.mixed_precision} mixed precision")
         return ", ".join(parts)
+
+
+STEPS_AN_EPOCH = 8
+"""Minimum optimizer steps per epoch while the batch can shrink."""
+SMALLEST_BATCH = 8
+"""Lower bound of the shrunk batch: batch normalization estimates its statistics from one batch."""
+FEW_STEPS = 100
+"""Total steps below which the default peak learning rate is scaled by sqrt(steps / 100)."""
+
+
+def config_for_data(
+    config: TrainingConfig, asked: TrainingFields, batches: Batches, check: Callable[[Any], None] = lambda _target: None
+) -> TrainingConfig:
+    """Return the config with a batch size and a peak learning rate that fit the amount of data.
+
+    Args:
+        config: as the request asks.
+        asked: whose `train_batch` and `learning_rate` are kept where they are given.
+        batches: of the train split.
+        check: shown each target while the data is read, as for `Batches.survey`.
+
+    Raises:
+        DataError: the train data is empty, or whatever `check` raises.
+    """
+    if not config.epochs:
+        return config
+    with own_randomness():
+        return _fitted(config, asked, batches, check)
+
+
+def _fitted(
+    config: TrainingConfig, asked: TrainingFields, batches: Batches, check: Callable[[Any], None]
+) -> TrainingConfig:
+    count, _ = batches.survey(config.batch, config.seed, check)
+    if asked.train_batch is None and count * config.epochs < FEW_STEPS and count < STEPS_AN_EPOCH:
+        samples = batches.samples(config.batch)
+        smaller = max(SMALLEST_BATCH, samples // STEPS_AN_EPOCH)
+        if smaller < config.batch:
+            config = replace(config, batch=smaller)
+            count, _ = batches.survey(config.batch, config.seed, check)
+    steps = optimizer_steps(config, count)
+    if asked.learning_rate is None and steps < FEW_STEPS:
+        config = replace(config, learning_rate=config.learning_rate * math.sqrt(steps / FEW_STEPS))
+    return config
+
+
+def optimizer_steps(config: TrainingConfig, batches: int) -> int:
+    """Return the optimizer steps of a whole training.
+
+    Args:
+        config: epochs and batch size.
+        batches: in an epoch.
+    """
+    return math.ceil(batches / config.accumulate) * config.epochs
+
+
+def few_steps_note(steps: int, samples: int, config: TrainingConfig) -> str | None:
+    """Return a warning for a training of few steps; None for any other.
+
+    Args:
+        steps: optimizer steps of the training.
+        samples: in an epoch.
+        config: epochs and batch size.
+    """
+    if not 0 < steps < FEW_STEPS:
+        return None
+    number = "1 optimizer step" if steps == 1 else f"{steps} optimizer steps"
+    return (
+        f"little training data: {samples:,} training samples give {number} in total, at a peak learning rate of "
+        f"{config.learning_rate:.2g}; more epochs or more training data let training do more"
+    )
+
+
+MOMENTUM = 0.9
+"""Momentum of SGD: the value of the ResNet recipe, arXiv:1512.03385, section 3.4."""
+ONE_CYCLE_RISE = 0.3
+"""Minimum rising fraction of a one_cycle schedule: `pct_start` of torch's OneCycleLR."""
+START, END = 25.0, 1e4
+"""`div_factor` and `final_div_factor` of torch's OneCycleLR."""
+
+
+def optimizer_of(config: TrainingConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Return the config's optimizer on parameters; biases and normalization (one dimension) do not decay."""
+    parameters = list(parameters)
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    filled: list[dict[str, Any]] = [group for group in groups if group["params"]]
+    rate = config.learning_rate
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(filled, lr=rate)
+    if config.optimizer == "adam":
+        return torch.optim.Adam(filled, lr=rate)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(filled, lr=rate, momentum=MOMENTUM)
+    return torch.optim.RMSprop(filled, lr=rate)
+
+
+def scheduler_of(config: TrainingConfig, optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
+    """Return the config's schedule over `steps` optimizer steps."""
+    return LambdaLR(optimizer, lr_factor(config, steps))
+
+
+def lr_factor(config: TrainingConfig, steps: int) -> Callable[[int], float]:
+    """Return `factor(step)`, by which the peak learning rate is multiplied at a step, 0 <= step < steps.
+
+    Of w = round(warmup x steps) warmup steps, at least one where there are two steps or more, step i has
+    (i + 1) / (w + 1). From step w on, with p the fraction of the rest that is done: cosine (1 + cos(pi p)) / 2, linear
+    1 - p, constant 1. one_cycle is torch's OneCycleLR, its rise at least 0.3 of the steps.
+    """
+    if config.lr_schedule == "one_cycle":
+        return lambda step: _one_cycle(step, steps, max(config.warmup, ONE_CYCLE_RISE))
+    warmup = round(config.warmup * steps)
+    if config.warmup > 0 and steps > 1:
+        warmup = max(warmup, 1)  # Adam's first step is as large as its rate, whatever the gradient
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        done = min((step - warmup) / max(steps - warmup, 1), 1.0)
+        if config.lr_schedule == "cosine":
+            return (1 + math.cos(math.pi * done)) / 2
+        return 1 - done if config.lr_schedule == "linear" else 1.0
+
+    return factor
+
+
+def _one_cycle(step: int, steps: int, rise: float) -> float:
+    top = rise * steps - 1
+    if step <= top and top > 0:
+        return _between(1 / START, 1.0, step / top)
+    fall = steps - 1 - max(top, 0.0)
+    return _between(1.0, 1 / START / END, min((step - max(top, 0.0)) / fall, 1.0) if fall > 0 else 0.0)
+
+
+def _between(start: float, end: float, done: float) -> float:
+    """Interpolate from start to end along half a cosine."""
+    return end + (start - end) * (1 + math.cos(math.pi * done)) / 2

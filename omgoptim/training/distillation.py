@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from omgoptim.errors import DataError, TechniqueError, argument
 from omgoptim.models.labels import IGNORED
 from omgoptim.models.outputs import ModelOutputs, OutputSpec
-from omgoptim.training._distillation.output_distances import (
+from omgoptim.training._distillation.distances import (
     correlation_distance,
     decoupled_divergence,
     relative_distance,
@@ -78,18 +78,19 @@ class DistillationLoss(nn.Module):
 
     @property
     def teaches_others(self) -> bool:
-        """Whether outputs beside the main one are learnt; known once the loss is resolved."""
+        """Return whether outputs beside the main one are learned; known once the loss is resolved."""
         return bool(self._others)
 
     @property
     def indices(self) -> frozenset[int]:
-        """Positions of the learnt outputs; known once the loss is resolved."""
-        return frozenset(taught.index for taught in (self._main, *self._others) if taught is not None)
+        """Positions of the learned outputs; known once the loss is resolved."""
+        return frozenset(learned.index for learned in (self._main, *self._others) if learned is not None)
 
     @property
     def others_name(self) -> str:
         """Description of the losses on the other outputs; empty without any."""
-        return f"distance to the teacher's {', '.join(taught.name for taught in self._others)}" if self._others else ""
+        names = ", ".join(learned.name for learned in self._others)
+        return f"distance to the teacher's {names}" if names else ""
 
     @property
     def name(self) -> str:
@@ -102,7 +103,7 @@ class DistillationLoss(nn.Module):
         words = distance.get(self.form, "KL divergence to")
         return f"{words} the teacher's outputs at temperature {self.temperature:g}"
 
-    def decided(self, teacher: Any, targets: Any = None, outputs: ModelOutputs | None = None) -> DistillationLoss:
+    def resolved(self, teacher: Any, targets: Any = None, outputs: ModelOutputs | None = None) -> DistillationLoss:
         """Return this loss with its kinds resolved on one batch, so that they cannot change between batches.
 
         Args:
@@ -118,8 +119,8 @@ class DistillationLoss(nn.Module):
         leaves = tensor_outputs(teacher, None if outputs is None else len(outputs.specs))
         main_output(leaves)  # raises where there is none at all
         outputs = outputs or described_tensors(leaves, targets)
-        learnt = [spec for spec in outputs.compared if spec.kind != "integers" and "complex" not in spec.dtype]
-        main = outputs.labelled if outputs.labelled in learnt else learnt[0] if learnt else None
+        learnable = [spec for spec in outputs.compared if spec.kind != "integers" and "complex" not in spec.dtype]
+        main = outputs.labelled if outputs.labelled in learnable else learnable[0] if learnable else None
         if main is None:
             raise TechniqueError(
                 "the teacher has no floating output to learn from",
@@ -134,7 +135,7 @@ class DistillationLoss(nn.Module):
         made._main = _LearnedOutput(main.index, main.name, scores, None)
         made._others = tuple(
             _LearnedOutput(spec.index, spec.name, ClassScores.of_spec(spec, leaves[spec.index]), spec.spread)
-            for spec in learnt
+            for spec in learnable
             if spec is not main
         )
         made.kind = "classes" if scores is not None else "values"
@@ -167,13 +168,13 @@ class DistillationLoss(nn.Module):
         Returns:
             A scalar.
         """
-        settled = self if self._main is not None else self.decided(teacher, targets)
+        resolved = self if self._main is not None else self.resolved(teacher, targets)
         if targets is None:
-            return settled.soft(student, teacher)
-        return settled.mixed(
-            lambda: (hard or settled._hard)(student, targets),
-            lambda: settled.main(student, teacher, targets),
-            lambda: settled.others(student, teacher),
+            return resolved.soft(student, teacher)
+        return resolved.mixed(
+            lambda: (hard or resolved._hard)(student, targets),
+            lambda: resolved.main(student, teacher, targets),
+            lambda: resolved.others(student, teacher),
         )
 
     def mixed(
@@ -199,17 +200,17 @@ class DistillationLoss(nn.Module):
 
         Raises:
             DataError: the outputs are of two shapes; dkd without labels.
-            TechniqueError: as `decided`.
+            TechniqueError: as `resolved`.
         """
         if self._main is None:
-            return self.decided(teacher, targets).soft(student, teacher, targets, real)
+            return self.resolved(teacher, targets).soft(student, teacher, targets, real)
         value = self.main(student, teacher, targets, real)
         return value + self.others(student, teacher, real) if self._others else value
 
     def main(self, student: Any, teacher: Any, targets: Any = None, real: Tensor | None = None) -> Tensor:
         """Return the distance to the teacher in the main output, as `soft`; the loss must be resolved."""
         if self._main is None:
-            raise ValueError("this loss is not settled")
+            raise ValueError("this loss is not resolved")
         output, goal = self._pair(self._main, student, teacher)
         scores = self._main.scores
         if scores is None:
@@ -231,26 +232,26 @@ class DistillationLoss(nn.Module):
     def others(self, student: Any, teacher: Any, real: Tensor | None = None) -> Tensor:
         """Return the sum of the distances to the teacher in the other outputs; 0 without any."""
         total = torch.zeros(())
-        for taught in self._others:
-            output, goal = self._pair(taught, student, teacher)
-            if taught.scores is not None:
-                rows, goals = taught.scores.rows(output), taught.scores.rows(goal)
+        for learned in self._others:
+            output, goal = self._pair(learned, student, teacher)
+            if learned.scores is not None:
+                rows, goals = learned.scores.rows(output), learned.scores.rows(goal)
                 distance = softened_divergence(rows, goals, self.temperature)
             else:
                 keep = _counting(goal.shape[:-1], None, real)
-                distance = relative_distance(output.float(), goal.float(), keep, cosine=False, spread=taught.spread)
+                distance = relative_distance(output.float(), goal.float(), keep, cosine=False, spread=learned.spread)
             total = total.to(distance.device) + distance
         return total
 
-    def _pair(self, taught: _LearnedOutput, student: Any, teacher: Any) -> tuple[Tensor, Tensor]:
+    def _pair(self, learned: _LearnedOutput, student: Any, teacher: Any) -> tuple[Tensor, Tensor]:
         """Return an output of both, the teacher's without a gradient."""
-        output, goal = (tensor_outputs(each, self._count)[taught.index] for each in (student, teacher))
+        output, goal = (tensor_outputs(each, self._count)[learned.index] for each in (student, teacher))
         same_shape(output, goal)
         return output, goal.detach()
 
     def _hard(self, student: Any, targets: Any) -> Tensor:
         if self._main is None:
-            raise ValueError("this loss is not settled")
+            raise ValueError("this loss is not resolved")
         output = tensor_outputs(student, self._count)[self._main.index]
         if targets.is_floating_point():
             return F.mse_loss(output.reshape(targets.shape).float(), targets)
@@ -262,7 +263,7 @@ class DistillationLoss(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class _LearnedOutput:
-    """A learnt output."""
+    """An output that the student learns."""
 
     index: int
     name: str

@@ -6,8 +6,7 @@ It never sees the evaluation data. In a report only the quality of rounds and ep
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +15,15 @@ import torch
 from torch import nn
 
 from omgoptim.errors import DataError
-from omgoptim.measure.intervals import Arrays
-from omgoptim.measure.metrics import resolve_metric
-from omgoptim.measure.quality import Metric, score
-from omgoptim.models.outputs import ModelOutputs
+from omgoptim.measure.builtin_metrics import Metric
+from omgoptim.measure.metrics import RequestedFunction, resolve_metric
+from omgoptim.measure.quality import score
+from omgoptim.models.outputs import Arrays
 from omgoptim.models.samples import Samples
-from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.user_code import call_user
 from omgoptim.runtimes.signature import Signature, flatten
-from omgoptim.runtimes.torch_session import to_array, to_tensor
+from omgoptim.runtimes.torch_engines import to_array, to_tensor
+from omgoptim.training.modes import eval_mode
 
 COLLAPSED = -math.inf
 """Score of a module whose outputs are not finite where the original's are, or whose metric is not a number: below any
@@ -48,14 +47,7 @@ class Evaluator:
 
     @staticmethod
     def of(
-        module: nn.Module,
-        samples: Samples,
-        signature: Signature,
-        metric: str | Callable[..., Any],
-        policy: PathPolicy,
-        limit_s: float,
-        device: str = "cpu",
-        described: ModelOutputs | None = None,
+        module: nn.Module, samples: Samples, signature: Signature, metric: RequestedFunction, device: str = "cpu"
     ) -> Evaluator:
         """Create an evaluator with the request's metric and `module` as the original.
 
@@ -63,11 +55,8 @@ class Evaluator:
             module: the original, in eval mode.
             samples: to evaluate on.
             signature: how modules are called.
-            metric: name, or the user's callable.
-            policy: the files and modules whose code may run.
-            limit_s: seconds that a call of the user's metric may take.
+            metric: of the request.
             device: that modules are evaluated on.
-            described: what the original's outputs are; default: read from what it gives for the samples.
 
         Raises:
             DataError: there are no samples, or the metric does not suit them.
@@ -75,10 +64,10 @@ class Evaluator:
         """
         if not samples.batches:
             raise DataError("there are no samples to evaluate quality on", "the selection samples are empty")
-        outputs = _run(module, samples, signature, limit_s, device)
-        resolved = resolve_metric(metric, signature, outputs, samples.targets, policy, limit_s, described)
+        outputs = _run(module, samples, signature, metric.limit_s, device)
+        resolved = resolve_metric(metric, signature, outputs, samples.targets)
         original = score(resolved, outputs, samples.targets, outputs)
-        return Evaluator(samples, signature, resolved, outputs, original, limit_s, device)
+        return Evaluator(samples, signature, resolved, outputs, original, metric.limit_s, device)
 
     def score(self, module: nn.Module) -> float:
         """Return the metric's value, higher is better; `COLLAPSED` where the module gives no usable numbers.
@@ -143,28 +132,6 @@ def distance_to_original(evaluator: Evaluator, module: nn.Module) -> float:
         distances.append(float(np.sqrt(np.mean((own - original) ** 2))) / spread)
     distance = float(np.mean(distances)) if distances else 0.0
     return distance if math.isfinite(distance) else math.inf
-
-
-@contextmanager
-def eval_mode(module: nn.Module, device: str | torch.device) -> Iterator[None]:
-    """Put a module in eval mode on a device; restore every layer's mode and the device afterwards."""
-    modes = [(layer, layer.training) for layer in module.modules()]
-    home = device_of(module)
-    try:
-        for layer, _ in modes:
-            layer.training = False  # all that eval() does, and what opens a .pt2 does not accept eval()
-        module.to(device)
-        yield
-    finally:
-        module.to(home)
-        for layer, mode in modes:
-            layer.training = mode
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Return the device of the module's first tensor; the CPU for a module without any."""
-    first = next((tensor for tensors in (module.parameters(), module.buffers()) for tensor in tensors), None)
-    return torch.device("cpu") if first is None else first.device
 
 
 def _run(module: nn.Module, samples: Samples, signature: Signature, limit_s: float, device: str) -> list[Arrays]:

@@ -19,17 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from omgoptim.errors import DataError, RequestError, did_you_mean
-from omgoptim.runtimes.signature import Signature
-from omgoptim.training._features.attention_layers import attention_of
-from omgoptim.training._features.feature_distances import (
+from omgoptim.training._distillation.distances import (
     attention_distance,
     hint_distance,
     relation_divergence,
     relation_heads,
     relational_distance,
 )
-from omgoptim.training._features.layer_pairing import asked_pair, pairs_of, two_paths
-from omgoptim.training._features.layer_trace import LayerOutput, Side, Trace, capture_outputs, trace
+from omgoptim.training._distillation.layer_pairing import asked_pair, attention_of, pairs_of, two_paths
+from omgoptim.training.layer_trace import LayerOutput, Side, Trace, capture_outputs
 
 Method = Literal["fitnets", "attention", "relational", "minilm"]
 
@@ -113,17 +111,9 @@ class FeatureLoss(nn.Module):
 
     @staticmethod
     def of(
-        method: str,
-        weight: float,
-        pairs: Sequence[str] = (),
-        *,
-        student: nn.Module,
-        teacher: nn.Module,
-        signature: Signature,
-        inputs: Mapping[str, Tensor],
-        seed: int = 0,
+        method: str, weight: float, pairs: Sequence[str], student: Trace, teacher: Trace, seed: int = 0
     ) -> FeatureLoss:
-        """Create the loss between two modules; each is run once, and neither is kept.
+        """Create the loss between the layers of two modules.
 
         Args:
             method: fitnets, attention, relational or minilm.
@@ -131,10 +121,8 @@ class FeatureLoss(nn.Module):
             pairs: `STUDENT=TEACHER` by module path, or one path for both; empty: found by path and shape. For minilm
                 the module around queries, keys and values; for relational any layer, its positions averaged, instead
                 of the input of the last Linear (or, where that is not what answers, the output).
-            student: run once, in eval mode.
-            teacher: run once, in eval mode.
-            signature: of both.
-            inputs: a batch by input name.
+            student: its layers and their outputs for a batch.
+            teacher: its layers, for the same batch.
             seed: of the adapters between layers of different width.
 
         Raises:
@@ -144,15 +132,14 @@ class FeatureLoss(nn.Module):
         if method not in get_args(Method):
             raise RequestError(f"features '{method}' are unknown", did_you_mean(method, get_args(Method)))
         made: Method = method  # type: ignore[assignment]
-        own, theirs = trace(student, signature, inputs), trace(teacher, signature, inputs)
         if made == "relational" and not pairs:
-            return FeatureLoss(made, weight, [(_embedding(own), _embedding(theirs))])
+            return FeatureLoss(made, weight, [(_embedding(student), _embedding(teacher))])
         if made == "minilm":
-            found = _attention_pairs(student, own, teacher, theirs, pairs)
+            found = _attention_pairs(student, teacher, pairs)
         elif made == "relational":
-            found = [asked_pair(text, own, theirs) for text in pairs]
+            found = [asked_pair(text, student, teacher) for text in pairs]
         else:
-            found = pairs_of(own, theirs, pairs, positions=made == "attention")
+            found = pairs_of(student, teacher, pairs, positions=made == "attention")
         widths = [(one.channels, other.channels) for one, other in found] if made == "fitnets" else []
         return FeatureLoss(
             made, weight, [(LayerPlace.of(one), LayerPlace.of(other)) for one, other in found], widths, seed
@@ -165,7 +152,7 @@ class FeatureLoss(nn.Module):
 
     @property
     def names(self) -> list[str]:
-        """Return the pairs in words."""
+        """Describe the pairs for the report."""
         names = []
         for one, other in self.pairs:
             words = f"{one} of both" if str(one) == str(other) else f"{one} after the teacher's {other}"
@@ -184,24 +171,24 @@ class FeatureLoss(nn.Module):
         ):
             yield Features(own, theirs)
 
-    def forward(self, heard: Features, real: Tensor | None = None) -> Tensor:
+    def forward(self, captured: Features, real: Tensor | None = None) -> Tensor:
         """Return the distance, without its weight: a scalar with the gradient of the student's features.
 
         Args:
-            heard: values of the paired layers in one forward of each module.
+            captured: values of the paired layers in one forward of each module.
             real: (batch, length), nonzero where a token is not padding.
 
         Raises:
             DataError: a layer was not called, or its values cannot be compared.
         """
-        distances = [self._distance(index, heard, real) for index in range(len(self.pairs))]
+        distances = [self._distance(index, captured, real) for index in range(len(self.pairs))]
         total = torch.stack(distances).sum()
         return total if self.method == "minilm" else total / len(distances)
 
-    def _distance(self, index: int, heard: Features, real: Tensor | None) -> Tensor:
+    def _distance(self, index: int, captured: Features, real: Tensor | None) -> Tensor:
         one, other = self.pairs[index]
-        student = _values(heard.student, one, "student")
-        teacher = _values(heard.teacher, other, "teacher").detach()
+        student = _values(captured.student, one, "student")
+        teacher = _values(captured.teacher, other, "teacher").detach()
         if self.method == "relational":
             return relational_distance(_pooled(student, real), _pooled(teacher, real))
         if self.method == "minilm":
@@ -221,21 +208,18 @@ def _embedding(traced: Trace) -> LayerPlace:
     return LayerPlace("", "output") if traced.head is None else LayerPlace(traced.head, "input")
 
 
-def _attention_pairs(
-    student: nn.Module, own: Trace, teacher: nn.Module, theirs: Trace, asked: Sequence[str]
-) -> list[tuple[LayerOutput, LayerOutput]]:
+def _attention_pairs(student: Trace, teacher: Trace, asked: Sequence[str]) -> list[tuple[LayerOutput, LayerOutput]]:
     """Pair queries, keys and values of the last self-attentions, or of the requested ones."""
     paths: list[tuple[str | None, str | None]] = [two_paths(text) for text in asked] or [(None, None)]
     pairs: list[tuple[LayerOutput, LayerOutput]] = []
     for one, other in paths:
-        mine = attention_of(student, own, one, "student")
-        pairs += zip(mine, attention_of(teacher, theirs, other, "teacher"), strict=True)
+        pairs += zip(attention_of(student, one, "student"), attention_of(teacher, other, "teacher"), strict=True)
     return pairs
 
 
-def _values(heard: Mapping[tuple[str, Side], Tensor], place: LayerPlace, whose: str) -> Tensor:
+def _values(captured: Mapping[tuple[str, Side], Tensor], place: LayerPlace, whose: str) -> Tensor:
     """Return the features captured at a place, in float32, channels last."""
-    found = heard.get((place.path, place.side))
+    found = captured.get((place.path, place.side))
     if found is None:
         raise DataError(
             f"the layer '{place.path}' of the {whose} was not called",

@@ -24,20 +24,16 @@ from omgoptim.training._loop.checkpoints import (
     write_checkpoint,
 )
 from omgoptim.training._loop.combined_loss import CombinedLoss
-from omgoptim.training._loop.data_parallel import from_first
-from omgoptim.training._loop.progress import Progress
-from omgoptim.training._loop.steps import Steps, prepared_steps
-from omgoptim.training._loop.training_state import TrainingState
+from omgoptim.training._loop.steps import Steps, from_first, prepared_steps
+from omgoptim.training._loop.training_state import Progress, TrainingState
 from omgoptim.training.batches import Batches
-from omgoptim.training.config import TrainingConfig
+from omgoptim.training.config import TrainingConfig, few_steps_note, optimizer_steps
 from omgoptim.training.distillation import DistillationLoss
 from omgoptim.training.evaluator import Evaluator
 from omgoptim.training.feature_losses import FeatureLoss
 from omgoptim.training.losses import Loss
-from omgoptim.training.modes import teaching, training
-from omgoptim.training.randomness import own_randomness
-from omgoptim.training.small_data import few_steps_note, optimizer_steps
-from omgoptim.training.zero_masks import ZeroMasks
+from omgoptim.training.modes import own_randomness, teaching, training
+from omgoptim.training.trainable_weights import ZeroMasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,110 +57,133 @@ class TrainingResult:
     total_params: int
     seconds: float
     stopped: str | None = None
-    """Why the training ended before its last epoch."""
+    """Reason for an end before the last epoch."""
     resumed: int = 0
-    """How often it was resumed from a checkpoint."""
+    """Number of resumes from a checkpoint."""
     teacher_outputs: str | None = None
-    """Whether the teacher's outputs were cached or computed for every batch, in words; None where the loss does not use
-    them.
-    """
+    """Note on caching of the teacher's outputs; None where the loss does not use them."""
     few_steps: str | None = None
     """Warning about few training samples, with the number of steps; None where there were enough."""
     notes: list[str] = field(default_factory=list)
 
 
-def fit(
-    module: nn.Module,
-    batches: Batches,
-    loss: Loss | None,
-    config: TrainingConfig,
-    evaluator: Evaluator | None,
-    *,
-    checkpoints: Path | None = None,
-    progress: Progress = lambda _stage, _done: None,
-    teacher: nn.Module | None = None,
-    distillation: DistillationLoss | None = None,
-    features: FeatureLoss | None = None,
-    masks: ZeroMasks | None = None,
-    round_number: int = 1,
-    score: float | None = None,
-    on_epoch: Callable[[Epoch], None] = lambda _epoch: None,
-) -> TrainingResult:
-    """Train a module in place; it comes back on the CPU, in its former modes, with the best weights.
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """The minimized loss: on the targets, of distances to a teacher, or a sum of both."""
 
-    Best is the highest score of the evaluator, among the weights before training and after each epoch; of equal scores
-    the latest, but one that only equals the score before training has to be as near to the outputs of the original,
-    too. Without an evaluator the weights after the last epoch are kept. A loss or a weight that is not finite ends the
-    training with the best weights so far. Parameters that do not require a gradient stay as they are, and batch
-    normalization with frozen parameters keeps its mode.
+    loss: Loss | None = None
+    """Loss on the targets; None to learn from the teacher alone."""
+    teacher: nn.Module | None = None
+    """Not changed. Its outputs are computed once for each sample where the inputs are the same in every epoch, and
+    there are several."""
+    distillation: DistillationLoss | None = None
+    """Distance to the teacher's outputs; None: the default one, if there is a teacher."""
+    features: FeatureLoss | None = None
+    """Distance to the teacher's layers; its adapters are trained, and stay in it."""
 
-    Each epoch begins with torch, numpy and random seeded from the config's seed, the round and the epoch; the caller's
-    random state is restored at the end. Data with a random state of its own (a DataLoader's `generator`) starts anew
-    in a resumed process.
 
-    Args:
-        module: trained in place.
-        batches: of the train split.
-        loss: on the targets; None to learn from the teacher alone.
-        config: epochs, optimizer, precision and seed.
-        evaluator: what best weights and early stopping go by.
-        checkpoints: a folder for one file per round; a training found there goes on after its last whole epoch.
-        progress: called about once a second, with the loss and the time left.
-        teacher: learnt from with `distillation`; not changed. Its outputs are computed once for each sample where the
-            inputs are the same in every epoch, and there are several.
-        distillation: the distance to the teacher's outputs.
-        features: what is learnt from the teacher's layers too; its adapters are trained, and stay in it.
-        masks: weights that stay zero.
-        round_number: of the rounds of compression and training, from 1; part of the seed.
-        score: the evaluator's score of the module as it is, where that is known.
-        on_epoch: called after each epoch with its record.
+@dataclass(frozen=True, slots=True)
+class TrainingRound:
+    """The round of compression that a training belongs to."""
 
-    Raises:
-        RequestError: fp16 on a CPU.
-        DataError: the train data does not fit the model or the loss, or the teacher's outputs not the module's; found
-            on the first pass, before any step.
-        TechniqueError: nothing can be trained: no parameter requires a gradient, or there is no loss and no teacher;
-            the distance to the teacher is of a kind that its outputs are not for.
-        RunError, ArtifactError: the checkpoint belongs to another training, or is damaged.
-        SetupError: accelerate is not installed.
-        UserCodeError: the user's data or loss failed.
-    """
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    _refuse(config, parameters, loss, teacher)
-    if features is not None and teacher is None:
+    number: int = 1
+    """Number of the round, from 1; part of the seed."""
+    checkpoints: Path | None = None
+    """Folder for one file per round; a training found there goes on after its last whole epoch."""
+    masks: ZeroMasks | None = None
+    """Weights that stay zero."""
+    score: float | None = None
+    """The evaluator's score of the module as it is, where that is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trainer:
+    """Training of a module in place."""
+
+    module: nn.Module
+    batches: Batches
+    """Batches of the train split."""
+    objective: Objective
+    config: TrainingConfig
+    evaluator: Evaluator | None = None
+    """Metric that best weights and early stopping go by."""
+
+    def fit(
+        self,
+        at: TrainingRound = TrainingRound(),
+        progress: Progress = lambda _stage, _done: None,
+        on_epoch: Callable[[Epoch], None] = lambda _epoch: None,
+    ) -> TrainingResult:
+        """Train the module; it comes back on the CPU, in its former modes, with the best weights.
+
+        Best is the highest score of the evaluator, among the weights before training and after each epoch; of equal
+        scores the latest, but one that only equals the score before training has to be as near to the outputs of the
+        original, too. Without an evaluator the weights after the last epoch are kept. A loss or a weight that is not
+        finite ends the training with the best weights so far. Parameters that do not require a gradient stay as they
+        are, and batch normalization with frozen parameters keeps its mode.
+
+        Each epoch begins with torch, numpy and random seeded from the config's seed, the round and the epoch; the
+        caller's random state is restored at the end. Data with a random state of its own (a DataLoader's `generator`)
+        starts anew in a resumed process.
+
+        Args:
+            at: the round of compression and training.
+            progress: called about once a second, with the loss and the time left.
+            on_epoch: called after each epoch with its record.
+
+        Raises:
+            RequestError: fp16 on a CPU.
+            DataError: the train data does not fit the model or the loss, or the teacher's outputs not the module's;
+                found on the first pass, before any step.
+            TechniqueError: nothing can be trained: no parameter requires a gradient, or there is no loss and no
+                teacher; the distance to the teacher is of a kind that its outputs are not for.
+            RunError, ArtifactError: the checkpoint belongs to another training, or is damaged.
+            SetupError: accelerate is not installed.
+            UserCodeError: the user's data or loss failed.
+        """
+        module, batches, objective, config = self.module, self.batches, self.objective, self.config
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        _refuse(config, parameters, objective)
+        adapters = [] if objective.features is None else list(objective.features.parameters())
+        with own_randomness(), training(module), teaching(objective.teacher, config.device):
+            loss_fn = _combined(objective, module, batches)
+            check = objective.loss.check if objective.loss is not None else lambda _target: None
+            count, first = batches.survey(config.batch, config.seed, check) if config.epochs else (0, None)
+            total = optimizer_steps(config, count)
+            with prepared_steps(module, [*parameters, *adapters], config, total, loss_fn, at.masks) as steps:
+                if first is not None:
+                    loss_fn.resolve(module, first.to(steps.device))
+                identity = _identity(module, steps, self.evaluator, at.number, count)
+                path = checkpoint_file(at.checkpoints, at.number) if at.checkpoints else None
+                if at.masks is not None:
+                    at.masks.hold()
+                state = TrainingState(module, steps, self.evaluator, at.number)
+                state.begin(at.score, from_first(read_checkpoint(path, identity) if path else None, steps.ranks))
+                if first is not None and state.is_running:
+                    state.cache_teacher_outputs(batches, count, first, progress)
+                while state.is_running:
+                    state.one_epoch(batches, count, progress)
+                    on_epoch(state.records[-1])
+                    if path:
+                        write_checkpoint(path, state.checkpoint(identity))
+                if state.best_epoch != state.epoch or state.stopped:
+                    put_tensors(module, state.best)
+        for parameter in [*module.parameters(), *adapters]:
+            parameter.grad = None
+        note = few_steps_note(total, batches.samples(config.batch), config) if config.epochs else None
+        return _fitted(module, state, config, loss_fn.name, parameters, note)
+
+
+def _combined(objective: Objective, module: nn.Module, batches: Batches) -> CombinedLoss:
+    """Return the loss of a batch as a function of the module."""
+    teacher, distillation = objective.teacher, objective.distillation
+    if objective.features is not None and teacher is None:
         raise ValueError("features are learnt from a teacher, and there is none")
     if teacher is not None and distillation is None:
         distillation = DistillationLoss()
-    adapters = [] if features is None else list(features.parameters())
-    with own_randomness(), training(module), teaching(teacher, config.device):
-        loss_fn = CombinedLoss(
-            batches.signature, loss, teacher, distillation, features, module, outputs=batches.outputs
-        )
-        check = loss.check if loss is not None else lambda _target: None
-        count, first = batches.survey(config.batch, config.seed, check) if config.epochs else (0, None)
-        total = optimizer_steps(config, count)
-        with prepared_steps(module, [*parameters, *adapters], config, total, loss_fn, masks) as steps:
-            if first is not None:
-                loss_fn.settle(module, first.to(steps.device))
-            identity = _identity(module, steps, evaluator, round_number, count)
-            path = checkpoint_file(checkpoints, round_number) if checkpoints else None
-            if masks is not None:
-                masks.hold()
-            state = TrainingState(module, steps, evaluator, round_number)
-            state.begin(score, from_first(read_checkpoint(path, identity) if path else None, steps.ranks))
-            if first is not None and state.is_running:
-                state.cache_teacher_outputs(batches, count, first, progress)
-            while state.is_running:
-                state.one_epoch(batches, count, progress)
-                on_epoch(state.records[-1])
-                if path:
-                    write_checkpoint(path, state.checkpoint(identity))
-            if state.best_epoch != state.epoch or state.stopped:
-                put_tensors(module, state.best)
-    for parameter in [*module.parameters(), *adapters]:
-        parameter.grad = None
-    note = few_steps_note(total, batches.samples(config.batch), config) if config.epochs else None
-    return _fitted(module, state, config, loss_fn.name, parameters, note)
+    return CombinedLoss(
+        batches.signature, objective.loss, teacher, distillation, objective.features, module, outputs=batches.outputs
+    )
 
 
 def _identity(
@@ -193,9 +212,7 @@ def _identity(
     }
 
 
-def _refuse(
-    config: TrainingConfig, parameters: list[nn.Parameter], loss: Loss | None, teacher: nn.Module | None
-) -> None:
+def _refuse(config: TrainingConfig, parameters: list[nn.Parameter], objective: Objective) -> None:
     if config.mixed_precision == "fp16" and config.device == "cpu":
         raise RequestError(
             "fp16 mixed precision does not train on a CPU",
@@ -208,7 +225,7 @@ def _refuse(
             "none of its parameters requires a gradient",
             f"unfreeze some (parameter.requires_grad_(True)), or use {argument('epochs', 0)}",
         )
-    if config.epochs and loss is None and teacher is None:
+    if config.epochs and objective.loss is None and objective.teacher is None:
         raise TechniqueError(
             "there is nothing to learn from",
             "the train data has no targets, and the original model's outputs are not used",

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from omgoptim.errors import DataError, argument
 from omgoptim.measure.builtin_metrics import detect_outputs
+from omgoptim.measure.metrics import RequestedFunction
 from omgoptim.models.labels import IGNORED, LabelForm, plain_labels
 from omgoptim.models.outputs import ModelOutputs
-from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.security.user_code import call_user, load_callable
 from omgoptim.runtimes.signature import flatten
-from omgoptim.runtimes.torch_session import to_array
+from omgoptim.runtimes.torch_engines import to_array
 from omgoptim.training.class_scores import ClassScores
 
 OWN_LOSS_FIX = (
@@ -41,7 +41,7 @@ class Loss:
     check: Callable[[Any], None] = _accept
     """Raise a DataError on a target that does not fit the outputs."""
     by_the_model: bool = False
-    """Whether the module computes the loss itself, when it is called with `labels`."""
+    """The module computes the loss itself, when it is called with `labels`."""
 
     @staticmethod
     def counted(target: Any) -> int | None:
@@ -93,13 +93,7 @@ def main_output(outputs: Any) -> Tensor:
 
 
 def loss_of(
-    spec: str | Callable[[Any, Any], Tensor],
-    outputs_example: Any,
-    target_example: Any,
-    policy: PathPolicy,
-    limit_s: float,
-    module: nn.Module | None = None,
-    outputs: ModelOutputs | None = None,
+    requested: RequestedFunction, outputs_example: Any, target_example: Any, module: nn.Module | None = None
 ) -> Loss | None:
     """Return the loss that a request names; None for `auto` without targets.
 
@@ -109,29 +103,27 @@ def loss_of(
     Outputs that are probabilities already are taken as such.
 
     Args:
-        spec: `auto`, `file.py:callable`, or the callable itself: `loss(outputs, targets)`.
+        requested: `auto`, `file.py:callable`, or the callable itself: `loss(outputs, targets)`.
         outputs_example: what the module returned for a batch.
         target_example: the target of the same batch, as `Batch` has it.
-        policy: the files and modules whose code may run.
-        limit_s: seconds after which one call of the user's loss counts as hanging.
         module: that the loss is for; None where it is not known.
-        outputs: what the original's outputs are, and which one the labels belong to; default: read from the examples.
 
     Raises:
         DataError: the targets fit no output, or several; `auto` knows no loss for such outputs and targets; a label is
             out of range.
         ModelError, UserCodeError, SetupError: the user's loss cannot be imported.
     """
+    spec, limit_s = requested.spec, requested.limit_s
     if callable(spec):
         return _user_loss(getattr(spec, "__name__", type(spec).__name__), spec, limit_s)
     if spec != "auto":
-        function = load_callable(spec, policy, "loss", limit_s)
+        function = load_callable(spec, requested.policy, "loss", limit_s)
         if not callable(function):
             raise DataError(f"loss '{spec}' is a {type(function).__name__}", "loss(outputs, targets) is needed")
         return _user_loss(spec.rpartition(":")[2], function, limit_s)
     if target_example is None:
         return None
-    place = _labelled(outputs_example, target_example, outputs)
+    place = _labelled(outputs_example, target_example, requested.outputs)
     if module is not None and isinstance(outputs_example, Mapping) and takes_labels(module):
         return _own_loss(module, outputs_example, target_example, place)
     return _inferred(place.of(outputs_example), target_example, place)
@@ -152,7 +144,7 @@ class _Place:
     name: str = ""
     """Name of the output, where there are several."""
     form: LabelForm = "index"
-    """How the data writes its labels."""
+    """Form of the data's labels."""
 
     def of(self, outputs: Any) -> Tensor:
         return tensor_outputs(outputs, self.count)[self.index]

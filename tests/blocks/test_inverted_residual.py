@@ -16,7 +16,7 @@ from omgoptim.measure.size import count_params
 def test_it_gives_what_the_block_as_mobilenet_writes_it_gives(outputs: int, stride: int) -> None:
     torch.manual_seed(0)
     written = nets.Inverted(8, outputs, stride).eval()  # expansion 4
-    block = InvertedResidual(8, outputs, 3, stride, expansion=4).eval()
+    block = InvertedResidual(8, outputs, 3, stride=stride, expansion=4).eval()
     layers = [block.expand[0], block.expand[1], block.depthwise, block.norm, block.project, block.project_norm]
     for theirs, own in zip([written.layers[i] for i in (0, 1, 3, 4, 6, 7)], layers, strict=True):
         own.load_state_dict(theirs.state_dict())
@@ -77,7 +77,7 @@ def test_an_expansion_that_narrows_is_refused() -> None:
 def test_with_as_many_kernels_as_a_channel_has_it_begins_as_the_convolution(
     outputs: int, expansion: int, dims: int
 ) -> None:
-    """Of inputs as a ReLU gives them."""
+    """Inputs are not negative, as after a ReLU."""
     torch.manual_seed(0)
     conv = (nn.Conv1d if dims == 1 else nn.Conv2d)(4, outputs, 3, padding=1).eval()
     block = InvertedResidual.from_conv(conv, expansion)

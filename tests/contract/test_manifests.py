@@ -18,9 +18,8 @@ import yaml
 import omgoptim
 from omgoptim import blocks, cli
 from omgoptim.requests import QUERIES, VERBS, Request, techniques
-from omgoptim.server.schema import SHELL_ONLY
-from omgoptim.server.schema import options_of as options_of_tool
-from omgoptim.server.tools import tools
+from omgoptim.server.tools import SHELL_ONLY, tools
+from omgoptim.server.tools import options_of as options_of_tool
 
 ROOT = Path(__file__).parents[2]
 ALL = VERBS | QUERIES

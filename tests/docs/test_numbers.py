@@ -12,7 +12,7 @@ from omgoptim.executors import RETRIES
 from omgoptim.executors.connection import PROBE_S
 from omgoptim.executors.package import MOST_BYTES
 from omgoptim.measure.timing import PLANS
-from omgoptim.models.causal_lm import IGNORED
+from omgoptim.models.labels import IGNORED
 from omgoptim.operations.distillation.student_training import PRETRAINED_LEARNING_RATE
 from omgoptim.operations.timing import BUSY, OVERLOADED, PATIENCE_S
 from omgoptim.reports.measured import SMALLER
@@ -23,9 +23,9 @@ from omgoptim.requests.prune import Structured
 from omgoptim.requests.quantize import Static
 from omgoptim.requests.training import TrainingFields
 from omgoptim.techniques.distill._student.derivation import HALF
-from omgoptim.training._distillation.output_distances import OTHERS_WEIGHT
+from omgoptim.training._distillation.distances import OTHERS_WEIGHT
 from omgoptim.training._distillation.teacher_outputs import LIMIT_BYTES
-from omgoptim.training._loop.optimizers import MOMENTUM
+from omgoptim.training.config import MOMENTUM
 
 ROOT = Path(__file__).parents[2]
 WORDS = {1: "one", 2: "two", 3: "three", 5: "five", 8: "eight"}

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from omgoptim.bootstrap import IMPORT_OMGOPTIM
-from omgoptim.jobs.cancel import cancel
+from omgoptim.jobs.actions import cancel
 from omgoptim.jobs.folder import RunFolder
 from omgoptim.jobs.follow import follow
 from omgoptim.jobs.interpreter import Interpreter

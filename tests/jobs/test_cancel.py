@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from omgoptim.errors import RunError
-from omgoptim.jobs.cancel import cancel
-from omgoptim.jobs.folder import RunFolder, new_run, now
+from omgoptim.jobs.actions import cancel
+from omgoptim.jobs.folder import RunFolder, new_run
 from omgoptim.jobs.states import load_report, read_state
+from omgoptim.jobs.storage import now
 from omgoptim.reports import RunState
 
 Launch = Callable[..., RunFolder]

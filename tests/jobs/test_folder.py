@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from omgoptim.errors import RunError
-from omgoptim.jobs.folder import RunFolder, Submission, find_run, new_run, runs_root, write_whole
+from omgoptim.jobs.folder import RunFolder, Submission, find_run, new_run, runs_root
+from omgoptim.jobs.storage import write_whole
 
 
 def test_a_new_run_has_a_folder_of_its_own_that_git_does_not_see(project: Path) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from omgoptim.jobs.logs import log_tail, trim
+from omgoptim.jobs.storage import log_tail, trim
 
 
 def test_the_tail_is_bounded_in_lines_and_characters(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from omgoptim import cli
 from omgoptim.errors import RunError
+from omgoptim.jobs.actions import pick
 from omgoptim.jobs.folder import RunFolder
-from omgoptim.jobs.pick import pick
 from omgoptim.jobs.states import load_report, read_state
 from omgoptim.reports import Alternative
 

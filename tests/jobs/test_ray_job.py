@@ -29,7 +29,7 @@ import pytest
 
 import omgoptim
 from omgoptim.errors import ModelError, RequestError, RunError
-from omgoptim.models.security.seal import is_sealed
+from omgoptim.models.security.file_integrity import is_sealed
 from omgoptim.operations.ray_job import RESULT, result_lines
 from omgoptim.server.granted import within_reach
 

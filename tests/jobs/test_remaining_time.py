@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from omgoptim.jobs.remaining_time import GRID, RemainingTime, interpolate, learn_shares, read_shares, shares_file
+from omgoptim.jobs.progress import GRID, RemainingTime, interpolate, learn_shares, read_shares, shares_file
 
 
 def test_without_earlier_runs_time_follows_the_fraction() -> None:

@@ -9,9 +9,8 @@ import pytest
 
 from omgoptim.bootstrap import IMPORT_OMGOPTIM
 from omgoptim.errors import RunError
-from omgoptim.jobs.cancel import cancel
+from omgoptim.jobs.actions import cancel, resume
 from omgoptim.jobs.folder import RunFolder
-from omgoptim.jobs.resume import resume
 from omgoptim.jobs.states import load_report, read_state
 from omgoptim.reports import RunState
 

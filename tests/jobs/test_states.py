@@ -10,9 +10,10 @@ import pytest
 from filelock import FileLock
 
 from omgoptim.errors import RunError
-from omgoptim.jobs.folder import RunFolder, WorkerProcess, new_run, now
+from omgoptim.jobs.folder import RunFolder, WorkerProcess, new_run
 from omgoptim.jobs.processes import birth, this_process
 from omgoptim.jobs.states import list_runs, load_report, read_state
+from omgoptim.jobs.storage import now
 from omgoptim.reports import RunState
 
 Launch = Callable[..., RunFolder]

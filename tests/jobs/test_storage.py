@@ -12,10 +12,10 @@ import pytest
 
 from omgoptim.errors import ModelError, SetupError
 from omgoptim.jobs import states, storage
-from omgoptim.jobs.folder import RunFolder, new_run, now
+from omgoptim.jobs.folder import RunFolder, new_run
 from omgoptim.jobs.interpreter import Interpreter
 from omgoptim.jobs.states import read_state
-from omgoptim.jobs.storage import full_disk
+from omgoptim.jobs.storage import full_disk, now
 from omgoptim.jobs.submit import open_run
 from omgoptim.reports import RunState
 from omgoptim.requests import parse

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from omgoptim.errors import SetupError
-from omgoptim.jobs.cancel import cancel
+from omgoptim.jobs.actions import cancel
 from omgoptim.jobs.folder import RunFolder, runs_root
 from omgoptim.jobs.interpreter import Interpreter
 from omgoptim.jobs.submit import launch, submit
@@ -125,7 +125,7 @@ def test_a_submitter_that_ends_leaves_no_warning_behind(project: Path, program: 
 def test_the_submit_side_imports_neither_torch_nor_numpy() -> None:
     code = (
         "import json, sys\n"
-        "import omgoptim.jobs.submit, omgoptim.jobs.follow, omgoptim.jobs.cancel, omgoptim.jobs.project\n"
+        "import omgoptim.jobs.submit, omgoptim.jobs.follow, omgoptim.jobs.actions, omgoptim.jobs.project\n"
         "import omgoptim.jobs.doctor, omgoptim.jobs.device_queue\n"
         "print(json.dumps([name for name in ('torch', 'numpy') if name in sys.modules]))"
     )

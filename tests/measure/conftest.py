@@ -11,9 +11,12 @@ import pytest
 import torch
 from onnx import helper
 
-from omgoptim.measure.timing import LATENCY, THROUGHPUT, TimingSetup
-from omgoptim.models.artifact import Manifest, OutputCheck, save_module, save_program
-from omgoptim.models.source import Recipe
+from omgoptim.measure.launch import LATENCY, THROUGHPUT
+from omgoptim.measure.measuring_process import TimingSetup
+from omgoptim.models.artifact import save_module, save_program
+from omgoptim.models.manifest import Manifest
+from omgoptim.models.output_check import OutputCheck
+from omgoptim.models.recipe import Recipe
 from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
 
 SIGNATURE = Signature((InputTensor("x", "float32", (BATCH, 4), False),), "tensor")

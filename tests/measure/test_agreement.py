@@ -143,3 +143,45 @@ def test_a_state_with_its_batch_second_is_compared_sample_by_sample():
     scores = worst_scores(outputs, candidate, original)
     assert scores.shape == (10,)
     assert scores.mean() < 0
+
+
+def detections(boxes: float, scores: float):
+    """100 samples of four boxes in pixels and two scores beside each, with errors of these sizes."""
+    random = np.random.default_rng(3)
+    truth = np.concatenate([random.normal(300, 100, (100, 4, 4)), random.uniform(0, 1, (100, 2, 4))], 1)
+    noise = random.normal(0, 1, truth.shape) * np.array([boxes] * 4 + [scores] * 2)[:, None]
+    return batches(truth), batches(truth + noise)
+
+
+@pytest.mark.parametrize(("boxes", "scores", "ruined"), [(5.0, 0.01, False), (0.0, 1.0, True), (5.0, 0.4, True)])
+def test_scores_that_are_lost_beside_boxes_in_pixels_are_ruined_though_the_whole_error_is_small(boxes, scores, ruined):
+    original, candidate = detections(boxes, scores)
+    found = compare_quality(builtin_metric("auto", original, [None] * 2), original, candidate, [None] * 2, 0)
+    (output,) = found.outputs
+    assert output.relative_error < 0.1
+    assert bool(found.ruined) is ruined
+    if ruined:
+        assert (output.ruined_part.axis, output.ruined_part.first, output.ruined_part.last) == (1, 4, 5)
+
+
+def test_a_metric_of_the_users_own_knows_which_entries_of_the_only_output_matter():
+    original, candidate = detections(0.0, 1.0)
+    own = Metric("mean_box", whole=lambda outputs, targets: float(np.mean([one[0][:, :4].mean() for one in outputs])))
+    assert not compare_quality(own, original, candidate, [None] * 2, 0).ruined
+
+
+def test_scattered_small_entries_of_many_are_no_part_of_another_scale():
+    random = np.random.default_rng(4)
+    truth = random.normal(0, 1, (100, 64)) * np.where(np.arange(64) % 2, 1.0, 0.01)
+    original, candidate = batches(truth), batches(truth + random.normal(0, 0.05, truth.shape))
+    (output,) = output_agreements(detect_outputs(original), candidate, original)
+    assert output.ruined_part is None
+
+
+def test_rows_of_a_map_are_places_and_not_quantities():
+    truth = np.random.default_rng(5).normal(0, 1, (100, 3, 8, 8))
+    truth[:, :, :2] *= 0.001
+    original = batches(truth)
+    candidate = batches(np.where(np.arange(8)[:, None] < 2, 0, truth))
+    (output,) = output_agreements(detect_outputs(original), candidate, original)
+    assert not output.ruined

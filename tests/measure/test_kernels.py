@@ -1,4 +1,4 @@
-"""Compute dtypes of a program's layers, as two engines and torch report them for programs written by hand."""
+"""Compute dtype of each layer of a program, and shares of the time by kind."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from omgoptim.bootstrap import IMPORT_OMGOPTIM, PACKAGE_FILE
-from omgoptim.measure.kernels import compute_dtypes
-from omgoptim.models.artifact import Manifest, OutputCheck, save_program
+from omgoptim.measure.kernels import compute_dtypes, speedup_bound, time_shares
+from omgoptim.models.artifact import save_program
+from omgoptim.models.manifest import Manifest
+from omgoptim.models.output_check import OutputCheck
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.engine import Kernel
 from omgoptim.runtimes.onnxruntime import node_times_of
@@ -243,3 +245,23 @@ def test_the_measuring_process_reports_it_without_torch_and_without_onnx(tmp_pat
     assert "'int8'" in numbers
     assert "'float32'" in numbers
     assert not {"torch", "onnx"} & set(modules.split())
+
+
+def test_times_of_a_kind_add_up_and_integers_stay_apart_from_floats() -> None:
+    nodes = [("Conv", 1.0, "int8"), ("Conv", 2.0, "float32"), ("Add", 0.5, None), ("Conv", 0.5, "int8")]
+    found = time_shares(nodes)
+    assert [(time.kind, time.time_ms, time.quantized) for time in found] == [
+        ("Conv", 2.0, False),
+        ("Conv", 1.5, True),
+        ("Add", 0.5, False),
+    ]
+    assert [time.share for time in found] == pytest.approx([0.5, 0.375, 0.125])
+
+
+def test_the_bound_is_amdahls_and_none_where_it_does_not_apply() -> None:
+    half = time_shares([("Conv", 3.0, "int8"), ("Add", 1.0, "float32")])
+    assert speedup_bound(half) == pytest.approx(4.0)
+    assert speedup_bound(time_shares([("Add", 1.0, "float32")])) is None
+    assert speedup_bound(time_shares([("Conv", 1.0, "int8")])) is None
+    assert time_shares([]) == []
+    assert speedup_bound([]) is None

@@ -8,8 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from omgoptim.errors import DataError
-from omgoptim.measure.builtin_metrics import builtin_metric
-from omgoptim.measure.language_metrics import negative_kl, token_log_likelihoods
+from omgoptim.measure.builtin_metrics import builtin_metric, negative_kl, token_log_likelihoods
 
 SCORES = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
 OTHER = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(1))

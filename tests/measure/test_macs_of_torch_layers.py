@@ -20,7 +20,7 @@ x = torch.ones
 IDS = torch.zeros(2, 6, dtype=torch.long)
 
 ATTENTION = 4 * 6 * 8 * 8 + 2 * 6 * 6 * 8
-"""Of one sample with 6 tokens of width 8: four projections, the scores and their product with the values."""
+"""MACs of one sample with 6 tokens of width 8: four projections, the scores and their product with the values."""
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[Any, ...], int]] = {
     "Linear": (lambda: nn.Linear(3, 4), (x(2, 3),), 3 * 4),

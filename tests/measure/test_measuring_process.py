@@ -14,7 +14,7 @@ import pytest
 
 from omgoptim.bootstrap import PACKAGE_FILE
 from omgoptim.errors import ArtifactError, ModelError, UserCodeError
-from omgoptim.measure.measuring_process import MeasuringProcess
+from omgoptim.measure.measuring_process import MeasuringProcess, TimingSetup
 
 MIB = 1 << 20
 
@@ -25,7 +25,7 @@ def start(batches, tmp_path):
     started = []
 
     def opened(artifact, limit_s=60.0, **options):
-        process = MeasuringProcess(artifact, threads=1, batches=batches, cwd=tmp_path, limit_s=limit_s, **options)
+        process = MeasuringProcess(artifact, TimingSetup(batches, 1, 1, tmp_path, **options), limit_s=limit_s)
         started.append(process.__enter__())
         process.begin_open()
         process.end_open()
@@ -46,7 +46,7 @@ def is_alive(pid):
 
 def test_it_opens_the_artifact_in_a_process_of_its_own_and_is_gone_afterwards(make_module, batches, tmp_path):
     artifact = make_module("artifact", name="a")
-    with MeasuringProcess(artifact, threads=1, batches=batches, cwd=tmp_path) as process:
+    with MeasuringProcess(artifact, TimingSetup(batches, 1, 1, tmp_path)) as process:
         process.begin_open()
         assert process.end_open()["differences"] == [0]
         pid, parent = json.loads((tmp_path / "calls.jsonl").read_text().splitlines()[0])[1:3]
@@ -57,7 +57,7 @@ def test_it_opens_the_artifact_in_a_process_of_its_own_and_is_gone_afterwards(ma
 
 def test_it_is_gone_after_an_error_in_the_caller_even_if_it_hangs(make_module, batches, tmp_path):
     artifact = make_module("artifact", does="hang")
-    process = MeasuringProcess(artifact, threads=1, batches=batches, cwd=tmp_path).__enter__()
+    process = MeasuringProcess(artifact, TimingSetup(batches, 1, 1, tmp_path)).__enter__()
     process.begin_open()
     process.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
     assert not is_alive(process._process.pid)
@@ -104,7 +104,7 @@ def test_a_process_that_exits_is_an_error_that_names_its_code(make_module, start
 
 def test_a_process_that_does_not_answer_in_time_is_ended(make_program, batches, tmp_path):
     """Stopped, it can answer nothing, however long it is waited for."""
-    with MeasuringProcess(make_program("artifact"), threads=1, batches=batches, cwd=tmp_path, limit_s=0.2) as process:
+    with MeasuringProcess(make_program("artifact"), TimingSetup(batches, 1, 1, tmp_path), limit_s=0.2) as process:
         pid = process._process.pid
         os.kill(pid, signal.SIGSTOP)
         process.begin_open()
@@ -137,7 +137,7 @@ def test_user_code_may_print_a_lot_and_read_standard_input(make_module, start, c
 def test_a_child_that_user_code_leaves_behind_does_not_hold_up_the_end(make_module, batches, tmp_path):
     """It holds the other end of the pipe. The check batch is the only call here, so that one child is left."""
     artifact = make_module("artifact", does="leave_a_child")
-    with MeasuringProcess(artifact, threads=1, batches=batches, cwd=tmp_path) as process:
+    with MeasuringProcess(artifact, TimingSetup(batches, 1, 1, tmp_path)) as process:
         process.begin_open()
         process.end_open()
         children = Path(f"/proc/{process._process.pid}/task/{process._process.pid}/children").read_text().split()
@@ -177,8 +177,8 @@ HOLD_AND_MEASURE = """
 import sys
 from pathlib import Path
 held = b"x" * (500 * 1024 * 1024)
-from omgoptim.measure.measuring_process import MeasuringProcess
-with MeasuringProcess(Path(sys.argv[1]), threads=1, batches={}, cwd=Path(sys.argv[2])) as process:
+from omgoptim.measure.measuring_process import MeasuringProcess, TimingSetup
+with MeasuringProcess(Path(sys.argv[1]), TimingSetup({}, 1, 1, Path(sys.argv[2]))) as process:
     process.begin_open()
     process.end_open()
     print(process.ask("memory")["peak_bytes"])

@@ -1,4 +1,4 @@
-"""What the measuring process does with an opened artifact."""
+"""Commands of the measuring process on an opened artifact."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from omgoptim.errors import DataError, OmgoptimError, UserCodeError
-from omgoptim.measure.metrics import resolve_metric
+from omgoptim.measure.metrics import RequestedFunction, resolve_metric
 from omgoptim.measure.quality import compare_quality, score
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.runtimes.signature import Signature
@@ -21,7 +21,7 @@ TARGETS = [np.array([0, 2]), np.array([2])]
 @pytest.fixture
 def resolve(tmp_path):
     def resolved(name, scores=SCORES, targets=TARGETS, signature=ONE):
-        return resolve_metric(name, signature, scores, targets, PathPolicy(tmp_path), 60)
+        return resolve_metric(RequestedFunction(name, PathPolicy(tmp_path), 60), signature, scores, targets)
 
     return resolved
 

@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from omgoptim.bootstrap import IMPORT_OMGOPTIM, PACKAGE_FILE
-from omgoptim.measure.measuring_process import MeasuringProcess
+from omgoptim.measure.measuring_process import MeasuringProcess, TimingSetup
 from omgoptim.measure.program_layer_times import GraphNode, costliest_nodes, graph_nodes, query_layers
-from omgoptim.models.artifact import Manifest, OutputCheck, save_program
+from omgoptim.models.artifact import save_program
+from omgoptim.models.manifest import Manifest
+from omgoptim.models.output_check import OutputCheck
 from omgoptim.requests.quantize import Dynamic
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.engine import NodeTime
@@ -69,7 +71,7 @@ def batch(tmp_path):
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_each_timed_layer_has_its_module_path_macs_and_bytes_the_slowest_first(artifact, batch, tmp_path, runtime):
-    with MeasuringProcess(artifact(runtime), threads=1, batches={"one": batch}, cwd=tmp_path) as process:
+    with MeasuringProcess(artifact(runtime), TimingSetup({"one": batch}, 1, 1, tmp_path)) as process:
         process.begin_open()
         process.end_open()
         layers = query_layers(process, "one", SAMPLE, {}, top=10)

@@ -12,14 +12,15 @@ import pytest
 from scipy import stats
 
 from omgoptim.errors import ArtifactError, ModelError
-from omgoptim.measure import launch, timing
+from omgoptim.measure import launch
+from omgoptim.measure.launch import TimingPlan
+from omgoptim.measure.measuring_process import TimingSetup
 from omgoptim.measure.timing import (
     PLANS,
     SCREENING_PLAN,
     T_975,
     Ratio,
     Timing,
-    TimingPlan,
     has_converged,
     t_interval,
     time_artifacts,
@@ -115,7 +116,7 @@ class Notes:
         self.seconds, self.fails, self.asked = seconds, fails or {}, []
         self.opened = 0
 
-    def process(self, artifact, **options):
+    def process(self, artifact, setup, batches):
         return _Noted(self, artifact)
 
 
@@ -202,7 +203,7 @@ def test_the_interval_is_over_launches_and_turned_back_into_ratios(noted_timing)
     notes = Notes({"a": 0.008, "b": 0.008 / next(launches)})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "MeasuringProcess", notes.process)
-        timings = time_artifacts(["a", "b"], timing.TimingSetup({"latency": "x"}, 1, 1, "."), plan, 0, next_launch)
+        timings = time_artifacts(["a", "b"], TimingSetup({"latency": "x"}, 1, 1, "."), plan, 0, next_launch)
     half = 12.706 * math.log(2) / 2
     assert timings[1].speedup.value == pytest.approx(math.sqrt(8))
     assert timings[1].speedup.low == pytest.approx(math.sqrt(8) / math.exp(half), rel=1e-4)
@@ -260,7 +261,7 @@ def test_without_a_batch_for_it_throughput_is_not_timed_and_memory_is_read_all_t
     notes = Notes({"a": 0.002, "b": 0.001})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(launch, "MeasuringProcess", notes.process)
-        timings = time_artifacts(["a", "b"], timing.TimingSetup({"latency": "x"}, 1, 1, "."), TINY, 0)
+        timings = time_artifacts(["a", "b"], TimingSetup({"latency": "x"}, 1, 1, "."), TINY, 0)
     assert [timing.throughput_per_s for timing in timings] == [None, None]
     assert timings[1].throughput_ratio is None
     assert all(timing.peak_memory_bytes for timing in timings)

@@ -35,7 +35,7 @@ number = 3
 
 @pytest.fixture(autouse=True)
 def _forget_user_modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What a test imports from a project is gone after it: names and import paths repeat between tests.
+    """Remove modules that a test imported from its project: names and import paths repeat between tests.
 
     A project is known by pytest's own folder, which `--basetemp` may put anywhere.
     """

@@ -20,12 +20,14 @@ from torch import nn
 from omgoptim.errors import ArtifactError
 from omgoptim.models import artifact as artifacts
 from omgoptim.models import opened_model as opened
-from omgoptim.models.artifact import Manifest, OutputCheck
 from omgoptim.models.forward import first_forward, input_tensors, name_inputs
+from omgoptim.models.manifest import Manifest
+from omgoptim.models.output_check import OutputCheck, verify_outputs
+from omgoptim.models.recipe import Recipe, code_project, read_recipe
 from omgoptim.models.samples import synthetic_like
+from omgoptim.models.security.file_integrity import add_seal
 from omgoptim.models.security.path_policy import PathPolicy
-from omgoptim.models.security.seal import add_seal
-from omgoptim.models.source import Recipe, build, load_source
+from omgoptim.models.source import build, load_source
 from omgoptim.reports import MacsCheck
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.export import export_onnx, export_pt2
@@ -80,7 +82,7 @@ def reach_of(recipe: Recipe) -> PathPolicy:
 
 def open_artifact(folder: Path, threads: int | None = None) -> opened.OpenedModel:
     """Open it as the person who made it does."""
-    return opened.open_artifact(folder, PathPolicy.of(Path(artifacts.code_project(folder) or folder), []), threads)
+    return opened.open_artifact(folder, PathPolicy.of(Path(code_project(folder) or folder), []), threads)
 
 
 def manifest_of(signature: Signature, runtime: str, precision: str) -> Manifest:
@@ -167,7 +169,7 @@ def test_a_module_comes_back_bit_for_bit(
     x = X.to({"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision, torch.float32))
     with torch.inference_mode():
         assert torch.equal(session.module(x), saved(x))
-    assert artifacts.verify_outputs(folder, manifest, session) == [0.0]
+    assert verify_outputs(folder, manifest, session) == [0.0]
     assert (manifest.runtime, manifest.precision, manifest.lineage) == ("torch_eager", precision, ("run-1",))
     assert sorted(path.name for path in folder.iterdir()) == [
         "check.npz",
@@ -214,7 +216,7 @@ def test_a_program_opens_on_each_engine_and_gives_what_it_gave(
 ) -> None:
     save_program(tmp_path / "artifact", *exported, runtime=runtime)
     manifest, session = artifacts.open_session(tmp_path / "artifact", 1, PathPolicy(home))
-    assert max(artifacts.verify_outputs(tmp_path / "artifact", manifest, session)) <= 1e-6
+    assert max(verify_outputs(tmp_path / "artifact", manifest, session)) <= 1e-6
     assert list(manifest.files) == ["check.npz", "model.onnx"]
     assert manifest.size_bytes == (tmp_path / "artifact" / "model.onnx").stat().st_size
     assert "open_artifact" in artifacts.loading_snippet(tmp_path / "artifact", manifest)
@@ -404,7 +406,7 @@ def test_a_program_opens_in_a_fresh_process_that_never_imports_torch(program_art
 def test_a_source_that_names_an_artifact_leads_back_to_its_recipe(home: Path, module_artifact: Path) -> None:
     source = load_source("module", PathPolicy.of(home, []))
     assert source.artifact == module_artifact
-    assert artifacts.read_recipe(module_artifact) == recipe_for(home, "Net")
+    assert read_recipe(module_artifact) == recipe_for(home, "Net")
 
 
 def saved_with_zeros(folder: Path, home: Path, precision: str, zeros: int) -> nn.Module:
@@ -444,7 +446,7 @@ def test_a_module_with_many_zeros_is_packed_and_comes_back_bit_for_bit(
     assert saved == pytest.approx(1382 * element - 1536 / 8, abs=128)  # a bit each; and the header of one more tensor
     assert json.loads((tmp_path / "artifact" / "recipe.json").read_text())["packed"] == {"fc.weight": [512, 3]}
     opened, session = artifacts.open_session(tmp_path / "artifact", 1, PathPolicy(home))
-    assert artifacts.verify_outputs(tmp_path / "artifact", opened, session) == [0.0]
+    assert verify_outputs(tmp_path / "artifact", opened, session) == [0.0]
     again = artifacts.load_module(tmp_path / "artifact", manifest, PathPolicy(home)).state_dict()
     assert again.keys() == module.state_dict().keys()
     assert all(torch.equal(again[name], value) for name, value in module.state_dict().items())

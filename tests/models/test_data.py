@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from omgoptim.errors import DataError, RequestError, UserCodeError
-from omgoptim.models.data import batch_size, from_callable, open_data, random_data, slice_samples, take_samples
-from omgoptim.models.raw_batch import RawBatch, split_target
+from omgoptim.models.data import from_callable, open_data, random_data
+from omgoptim.models.raw_batch import RawBatch, batch_size, slice_samples, split_target, take_samples
 from omgoptim.models.security.path_policy import PathPolicy
 
 X, Y = torch.arange(30.0).reshape(10, 3), torch.arange(10)

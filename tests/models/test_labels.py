@@ -1,16 +1,21 @@
-"""Labels as losses of torch take them: one-hot rows, 0 and 1 as floats, -1 and 1, counts."""
+"""Labels as losses of torch take them: one-hot rows, 0 and 1 as floats, -1 and 1, counts; and those of next tokens."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from omgoptim.errors import DataError
 from omgoptim.measure.builtin_metrics import builtin_metric
-from omgoptim.measure.chance_level import chance_level_reason
-from omgoptim.models.labels import label_form, plain_labels, refuse_out_of_range
+from omgoptim.measure.metrics import RequestedFunction
+from omgoptim.measure.validity_checks import chance_level_reason
+from omgoptim.models.labels import label_form, plain_labels, predicts_next_token, refuse_out_of_range, shifted
 from omgoptim.models.output_detection import OutputOptions, describe_outputs
 from omgoptim.models.outputs import ModelOutputs
 from omgoptim.models.security.path_policy import PathPolicy
@@ -121,7 +126,7 @@ def test_the_loss_is_torchs_own_for_labels_of_that_form(
     scores: np.ndarray, labels: np.ndarray, expected: torch.Tensor, policy: PathPolicy
 ) -> None:
     outputs, target = torch.from_numpy(scores), torch.from_numpy(labels)
-    loss = loss_of("auto", outputs, target, policy, 10, outputs=described(scores, labels))
+    loss = loss_of(RequestedFunction("auto", policy, 10, outputs=described(scores, labels)), outputs, target)
     assert loss is not None
     loss.check(target)
     torch.testing.assert_close(loss.function(outputs, target), expected)
@@ -139,3 +144,44 @@ def test_the_chance_level_of_labels_in_other_forms_is_that_of_their_classes() ->
     labels = np.repeat(np.eye(2, dtype=np.float32), [30, 70], axis=0)
     assert "alone gives 0.7000 (100 labels)" in str(chance_level_reason("top1_accuracy", 0.69, [labels]))
     assert chance_level_reason("top1_accuracy", 0.95, [labels]) is None
+
+
+IDS = np.array([[1, 2, 3, 4], [4, 3, 2, 1]])
+
+
+def causal(batch: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    """Scores that say: the same token again."""
+    return [np.eye(5, dtype=np.float32)[batch["ids"]]]
+
+
+def bidirectional(batch: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    scores = causal(batch)[0]
+    return [scores + scores.sum(1, keepdims=True)]
+
+
+def test_labels_become_the_next_positions_with_nothing_after_the_last() -> None:
+    expected = [[2, 3, 4, -100], [3, 2, 1, -100]]
+    assert shifted(IDS).tolist() == expected
+    assert shifted(torch.from_numpy(IDS)).tolist() == expected
+
+
+def test_labels_that_repeat_the_input_of_a_causal_model_are_shifted() -> None:
+    assert predicts_next_token({"ids": IDS}, IDS, causal)
+    padded = IDS.copy()
+    padded[1, 3] = -100
+    assert predicts_next_token({"ids": IDS, "mask": np.ones_like(IDS)}, padded, causal)
+
+
+@pytest.mark.parametrize(
+    ("labels", "run"),
+    [
+        (IDS + 1, causal),  # labels of their own
+        (IDS, bidirectional),  # an autoencoder of tokens
+        (IDS, lambda batch: [causal(batch)[0][:, 0]]),  # one row of scores a sample
+        (IDS.astype(np.float32), causal),
+        (None, causal),
+        (IDS[:, 0], causal),
+    ],
+)
+def test_anything_else_is_not(labels: Any, run: Any) -> None:
+    assert not predicts_next_token({"ids": IDS}, labels, run)

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from omgoptim.errors import ModelError
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.artifact import Manifest, OutputCheck
 from omgoptim.models.forward import first_forward, input_tensors, name_inputs, to_numpy
+from omgoptim.models.manifest import Manifest
 from omgoptim.models.opened_model import OpenedModel, open_artifact
+from omgoptim.models.output_check import OutputCheck
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.export import export_onnx

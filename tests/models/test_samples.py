@@ -9,7 +9,7 @@ import torch
 from numpy.testing import assert_array_equal
 
 from omgoptim.errors import DataError
-from omgoptim.models.data import RawBatch
+from omgoptim.models.raw_batch import RawBatch
 from omgoptim.models.samples import Samples, as_tensors, named_samples, repeat_to_size, synthetic_like
 
 X = torch.arange(12.0).reshape(4, 3)

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from omgoptim.errors import ModelError, RequestError, SetupError, UserCodeError
-from omgoptim.models.manifest import Manifest
+from omgoptim.models.manifest import MANIFEST, Manifest
+from omgoptim.models.recipe import Recipe
+from omgoptim.models.security.file_integrity import add_seal
 from omgoptim.models.security.path_policy import PathPolicy
-from omgoptim.models.security.seal import add_seal
-from omgoptim.models.source import MANIFEST, Recipe, build, default_inputs, find_artifact, load_source
+from omgoptim.models.source import build, default_inputs, find_artifact, load_source
 from omgoptim.runtimes.signature import Signature
 
 Write = Callable[..., Path]

@@ -208,7 +208,7 @@ CASES: list[tuple[Callable[[], nn.Module], Tensor]] = [
 
 
 def reopened(fresh: nn.Module, changed: nn.Module) -> nn.Module:
-    """What an artifact does: the record through JSON, a fresh module, the saved state."""
+    """Rebuild a module as an artifact does: the record through JSON, a fresh module, the saved state."""
     surgery = compute_diff(fresh, changed)
     assert surgery is not None
     apply_diff(fresh, StructuralDiff.from_json(json.loads(json.dumps(surgery.to_json()))))

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from omgoptim.jobs.folder import RunFolder
-from omgoptim.models.artifact import Manifest
-from omgoptim.models.security.seal import add_seal
+from omgoptim.models.manifest import Manifest
+from omgoptim.models.security.file_integrity import add_seal
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.gain_attribution import with_total_gain
 from omgoptim.reports import EfficiencyReport, Measurement

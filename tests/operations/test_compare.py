@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from omgoptim.models.artifact import Manifest
+from omgoptim.models.manifest import Manifest
 from omgoptim.models.samples import Samples
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.operations.compare import common_lineage, comparable_samples, lineage_sentence

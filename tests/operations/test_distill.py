@@ -16,11 +16,12 @@ from torch import nn
 
 import omgoptim
 from omgoptim.errors import DataError, ModelError, OmgoptimError, RequestError, TechniqueError
+from omgoptim.jobs.actions import resume
 from omgoptim.jobs.folder import find_run
 from omgoptim.jobs.follow import follow
-from omgoptim.jobs.resume import resume
 from omgoptim.jobs.states import load_report
-from omgoptim.models.artifact import Manifest, load_module
+from omgoptim.models.artifact import load_module
+from omgoptim.models.manifest import Manifest
 from omgoptim.models.security.path_policy import PathPolicy
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

@@ -11,7 +11,8 @@ import torch
 import omgoptim
 from omgoptim.blocks.low_rank import LowRankLinear
 from omgoptim.errors import DataError, TechniqueError
-from omgoptim.models.artifact import Manifest, load_module
+from omgoptim.models.artifact import load_module
+from omgoptim.models.manifest import Manifest
 from omgoptim.models.security.path_policy import PathPolicy
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

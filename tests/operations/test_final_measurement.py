@@ -11,6 +11,7 @@ from omgoptim.measure.agreement import OutputAgreement
 from omgoptim.measure.timing import Timing
 from omgoptim.models.outputs import OutputSpec
 from omgoptim.operations.final_measurement import doubts, guard_reasons
+from omgoptim.reports import Gain, GainsBy
 
 BOXES = OutputSpec("boxes", 0, ("batch", 4), "float32", "values", "")
 RUINED = (OutputAgreement(BOXES, 0.1, relative_error=0.9, read=False),)
@@ -19,6 +20,7 @@ RUINED = (OutputAgreement(BOXES, 0.1, relative_error=0.9, read=False),)
 def result(quality: float, drop: float = 0.0, ruined: tuple[OutputAgreement, ...] = ()) -> Any:
     return SimpleNamespace(
         before=SimpleNamespace(metric="top1_accuracy", quality=quality),
+        after=SimpleNamespace(runtime="onnxruntime"),
         quality=SimpleNamespace(drop=drop, ruined=ruined),
         timing=Timing(1.0, 1.0, None, None, None, None, 1, idle=0.0),
         missed=["12 ms, target 4 ms"],
@@ -34,6 +36,14 @@ def test_a_chance_level_and_a_model_that_waits_are_said_first() -> None:
     assert "the original waits 97% of its time" in waits
     chosen.original = result(0.7).timing
     assert doubts(result(0.95), chosen, loaded) == []
+
+
+def test_a_speedup_of_the_engine_alone_that_kernels_cannot_explain_is_said_first() -> None:
+    loaded: Any = SimpleNamespace(evaluation=SimpleNamespace(targets=[]), device="cpu")
+    chosen: Any = SimpleNamespace(original=result(0.95).timing, load=0.0)
+    parts = GainsBy(engine=Gain(speedup=200.0), precision=Gain(speedup=1.5))
+    (first,) = doubts(result(0.95), chosen, loaded, parts)
+    assert first.startswith("Implausible speedup: float32 on onnxruntime alone is 200x faster")
 
 
 def test_a_ruined_output_is_a_reason_though_the_metric_lost_nothing() -> None:

@@ -16,10 +16,10 @@ from omgoptim.operations.first_forward import (
     float32_signature,
     is_causal,
     precision_of_module,
-    refuse_nan_samples,
     settled_outputs,
     with_shifted_labels,
 )
+from omgoptim.operations.loaded_model import refuse_nan_samples
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.signature import InputTensor, Signature
 
@@ -41,6 +41,8 @@ def test_nan_in_the_data_is_told_with_the_samples_number() -> None:
     with pytest.raises(DataError, match="sample 5 of the eval data holds NaN") as error:
         refuse_nan_samples(nn.Linear(3, 2), INPUTS, samples_with_nan_in(5), 60)
     assert "input 'input'" in error.value.why
+    with pytest.raises(DataError, match="sample 2 of the train data holds NaN"):
+        refuse_nan_samples(nn.Linear(3, 2), INPUTS, samples_with_nan_in(2), split="train")
 
 
 def test_a_model_that_takes_missing_values_may_have_them() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import omgoptim
 from omgoptim.errors import ModelError
-from omgoptim.models.onnx_signature import declared_signature
+from omgoptim.models.onnx_file import declared_signature
 from omgoptim.operations.loaded_model import stated_batch
 from omgoptim.requests import parse
 from omgoptim.runtimes.export import export_onnx

@@ -10,7 +10,7 @@ import torch
 
 import omgoptim
 from omgoptim.errors import OmgoptimError
-from omgoptim.models.artifact import PROGRAM
+from omgoptim.models.manifest import PROGRAM
 from omgoptim.reports import EfficiencyReport
 from omgoptim.runtimes.export import export_onnx
 from omgoptim.runtimes.signature import BATCH, InputTensor, Signature

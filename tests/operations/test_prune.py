@@ -17,10 +17,11 @@ from torch import nn
 import omgoptim
 from omgoptim.bootstrap import IMPORT_OMGOPTIM, PACKAGE_FILE
 from omgoptim.errors import DataError, RequestError, TechniqueError
+from omgoptim.jobs.actions import resume
 from omgoptim.jobs.folder import find_run
-from omgoptim.jobs.resume import resume
 from omgoptim.jobs.states import load_report
-from omgoptim.models.artifact import Manifest, load_module
+from omgoptim.models.artifact import load_module
+from omgoptim.models.manifest import Manifest
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.reports import EfficiencyReport
 

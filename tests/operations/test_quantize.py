@@ -15,6 +15,7 @@ import omgoptim
 from omgoptim.bootstrap import IMPORT_OMGOPTIM, PACKAGE_FILE
 from omgoptim.errors import ArtifactError, DataError, RequestError, RunError, TechniqueError
 from omgoptim.models import artifact as artifacts
+from omgoptim.models.manifest import Manifest
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -80,7 +81,7 @@ def test_float32_is_delivered_where_the_named_scheme_fails_the_guard_and_that_is
     assert report.gains is not None
     assert report.gains.quality_drop == pytest.approx(0, abs=1e-6)
     assert report.artifact is not None
-    assert artifacts.Manifest.read(Path(report.artifact.path)).precision == "float32"
+    assert Manifest.read(Path(report.artifact.path)).precision == "float32"
     assert [step.tool for step in report.next_steps] == ["runs", "quantize", "quantize"]
     assert report.next_steps[-1].arguments["guard_time_s"] == pytest.approx(4e-3)
     assert report.guard is not None
@@ -137,7 +138,7 @@ def test_auto_keeps_every_candidate_in_the_report_and_chooses_one_within_the_gua
     assert report.delivered in {one.name for one in picked.alternatives}
     assert picked.artifact is not None
     assert picked.artifact.path == str(run / "artifact")
-    assert artifacts.Manifest.read(run / "artifact").runtime == other.runtime
+    assert Manifest.read(run / "artifact").runtime == other.runtime
     assert json.loads((run / "report.json").read_text()) == picked.model_dump(mode="json")
     assert json.loads((run / "state.json").read_text())["summary"] == picked.summary
     assert not Path(other.path).exists()

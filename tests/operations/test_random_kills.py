@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from omgoptim.jobs.actions import resume
 from omgoptim.jobs.folder import RunFolder
-from omgoptim.jobs.resume import resume
 from omgoptim.jobs.states import ENDED, load_report, read_state
 from omgoptim.jobs.submit import submit
 from omgoptim.reports import EfficiencyReport

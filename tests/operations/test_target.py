@@ -15,7 +15,7 @@ import omgoptim
 from omgoptim.errors import ArtifactError, RunError, SetupError
 from omgoptim.measure.target import client
 from omgoptim.measure.target.connection import CONFIG_VARIABLE
-from omgoptim.models.artifact import PROGRAM
+from omgoptim.models.manifest import PROGRAM
 from omgoptim.reports import EfficiencyReport
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -112,7 +112,7 @@ def test_a_run_whose_target_is_gone_fails_and_keeps_its_launches(
         return result
 
     monkeypatch.setattr(client.Target, "launch", cut)
-    monkeypatch.setattr(client, "RECONNECT_S", 0.5)
+    monkeypatch.setattr(client.Target, "reconnect_s", 0.5)
     with pytest.raises(RunError, match="was lost") as raised:
         omgoptim.profile(
             "net.py:net", checkpoint="net.pt", target=server.url, data="net.py:load", timing="standard", samples=50

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from omgoptim.measure.agreement import OutputAgreement
+from omgoptim.measure.agreement import OutputAgreement, OutputPart
 from omgoptim.measure.quality import Quality
 from omgoptim.models.outputs import OutputSpec
 from omgoptim.operations.timing import BUSY, OVERLOADED
@@ -142,6 +142,7 @@ def test_a_decided_guard_needs_no_warning(drop: float, low: float, high: float) 
         (gains(size=1.0), False),
         (gains(), False),
         (gains(1.5), True),
+        (gains(1.05), False),
     ],
 )
 def test_a_gain_is_smaller_or_faster_by_what_was_measured(found: Gains, gain: bool) -> None:
@@ -165,5 +166,9 @@ def test_a_ruined_output_that_the_metric_never_reads_fails_the_guard_and_is_name
     words = verdict_sentence("guard_failed", "pruning", gained, ruined, 0.01)
     first = "Output 'boxes' (relative error 0.83, above 0.5) was ruined; the metric does not read it."
     assert words.startswith(first)
+    part = replace(boxes, relative_error=0.02, ruined_part=OutputPart(1, 4, 83, 4.18), read=True)
+    words = verdict_sentence("guard_failed", "int8", gained, replace(quality(), outputs=(part,)), 0.01)
+    lost = "entries 4 to 83 of dimension 1, of a smaller scale: relative error 4.18, above 0.5"
+    assert words.startswith(f"Output 'boxes' ({lost}) was ruined; the metric does not show it.")
     read = replace(quality(), outputs=(replace(boxes, read=True),))
     assert outcome_of(gained, read, 0.01) == "ok"

@@ -18,7 +18,7 @@ import omgoptim
 from omgoptim.errors import RequestError, SetupError
 from omgoptim.executors import Task
 from omgoptim.executors.local import LocalExecutor
-from omgoptim.jobs.cancel import cancel
+from omgoptim.jobs.actions import cancel
 from omgoptim.jobs.folder import find_run
 
 pytestmark = pytest.mark.filterwarnings(

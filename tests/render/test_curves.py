@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-from omgoptim.render import curves
-from omgoptim.render.drawings import Curves
+from omgoptim.render import charts
+from omgoptim.render.blocks import Curves
 from omgoptim.render.lists import sensitivities
 from omgoptim.reports import EfficiencyReport, Epoch, Training
 
 
 def drawn(training: Training, control: list[Epoch] | None = None) -> Curves:
-    picture = curves.learning_curve(training.epochs, control or [], "how it went", ("with the teacher", "without"))
+    picture = charts.learning_curve(training.epochs, control or [], "how it went", ("with the teacher", "without"))
     assert picture is not None
     return picture
 
@@ -40,18 +40,18 @@ def test_quality_without_numbers_has_no_panel_and_a_loss_that_is_none_is_a_gap(p
 
 def test_one_epoch_is_no_picture(pruned: EfficiencyReport) -> None:
     assert pruned.training
-    assert curves.learning_curve(pruned.training.epochs[:1], [], "", ("", "")) is None
+    assert charts.learning_curve(pruned.training.epochs[:1], [], "", ("", "")) is None
 
 
 def test_small_curves_begin_at_no_drop_and_the_most_sensitive_are_drawn(pruned: EfficiencyReport) -> None:
     found = sensitivities(pruned)
-    picture = curves.sensitivity_multiples(found * 3, 0.01)
+    picture = charts.sensitivity_multiples(found * 3, 0.01)
     assert picture is not None
-    assert len(picture.cells) == curves.MOST_LAYERS
+    assert len(picture.cells) == charts.MOST_LAYERS
     for cell, one in zip(picture.cells, found, strict=False):
         assert cell.points == ((0.0, 0.0), *((point.amount, point.quality_drop) for point in one.points))
         assert cell.over == (one.worst.quality_drop > 0.01)
-    assert curves.sensitivity_multiples([], 0.01) is None
+    assert charts.sensitivity_multiples([], 0.01) is None
 
 
 def test_a_control_is_a_second_curve_with_a_name_and_may_be_shorter(distilled: EfficiencyReport) -> None:

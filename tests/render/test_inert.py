@@ -16,12 +16,10 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from rich.console import Console, RenderableType
 
-from omgoptim.cli.watch import live_view
-from omgoptim.render import markdown, side_by_side, terminal
-from omgoptim.render.badge import badge_svg
-from omgoptim.render.markdown_parts import cell, code, code_cell, safe
-from omgoptim.render.model_card import card_markdown
-from omgoptim.render.shared import shared_markdown
+from omgoptim.cli.progress import live_view
+from omgoptim.render import markdown, runs, terminal
+from omgoptim.render.markdown import cell, code, code_cell, safe
+from omgoptim.render.shared import badge_svg, card_markdown, shared_markdown
 from omgoptim.reports import EfficiencyReport, LiveRun, RunState, StageTime
 from omgoptim.text import clean
 
@@ -76,7 +74,7 @@ FORMS = {
     "full": lambda report: markdown.report_markdown(report, "full", Path("/run")),
     "shared": shared_markdown,
     "card": lambda report: card_markdown(report).partition("\n---\n")[2],
-    "side by side": lambda report: side_by_side.runs_markdown([run_of(report), run_of(report)]),
+    "side by side": lambda report: runs.runs_markdown([run_of(report), run_of(report)]),
 }
 
 PLAIN_MARKS: dict[str, list[str]] = {}
@@ -147,7 +145,7 @@ def test_a_terminal_gets_text_and_colours_and_a_recording_of_it_is_a_picture(
     )
     views: list[RenderableType] = [
         terminal.report_view(report, full=True, folder=Path("/run")),
-        terminal.section_view(side_by_side.runs_section([run_of(report), side_by_side.Run(state, None)])),
+        terminal.section_view(runs.runs_section([run_of(report), runs.Run(state, None)])),
         terminal.state_view(state),
         live_view(live),
     ]
@@ -179,10 +177,10 @@ class Tags(HTMLParser):
 def test_the_page_of_several_runs_has_the_same_tags_whatever_things_are_called(
     hostile: str, every_kind: EfficiencyReport
 ) -> None:
-    pages = [side_by_side.runs_html([run_of(named(every_kind, name))] * 2) for name in (hostile, BENIGN)]
+    pages = [runs.runs_html([run_of(named(every_kind, name))] * 2) for name in (hostile, BENIGN)]
     assert Tags(pages[0]).found == Tags(pages[1]).found
 
 
-def run_of(report: EfficiencyReport) -> side_by_side.Run:
+def run_of(report: EfficiencyReport) -> runs.Run:
     record = {"run_id": report.run_id, "verb": report.verb, "status": "done", "started": "t", "updated": "t"}
-    return side_by_side.Run(RunState.model_validate(record | {"folder": "/p"}), report)
+    return runs.Run(RunState.model_validate(record | {"folder": "/p"}), report)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from omgoptim.errors import ModelError
-from omgoptim.render import markdown, markdown_parts
+from omgoptim.render import markdown
 from omgoptim.reports import EfficiencyReport, Round, RunState
 
 
@@ -133,6 +133,6 @@ def _state(status: str) -> RunState:
 
 
 def test_a_code_span_holds_a_command_as_it_is() -> None:
-    assert markdown_parts.code("omgoptim profile 'a  b.py:<x>[0](y)'") == "`omgoptim profile 'a  b.py:<x>[0](y)'`"
-    assert markdown_parts.code("a`b") == "`a'b`"
-    assert markdown_parts.code("") == "` `"
+    assert markdown.code("omgoptim profile 'a  b.py:<x>[0](y)'") == "`omgoptim profile 'a  b.py:<x>[0](y)'`"
+    assert markdown.code("a`b") == "`a'b`"
+    assert markdown.code("") == "` `"

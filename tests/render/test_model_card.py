@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from omgoptim.render.badge import badge_text
-from omgoptim.render.model_card import card_markdown
+from omgoptim.render.shared import badge_text, card_markdown
 from omgoptim.reports import EfficiencyReport
 
 

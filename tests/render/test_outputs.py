@@ -8,7 +8,7 @@ from rich.console import Console
 
 from omgoptim.render.brief import brief_report
 from omgoptim.render.markdown import report_markdown
-from omgoptim.render.sections.outputs import agreement_text
+from omgoptim.render.sections.results import agreement_text
 from omgoptim.render.terminal import report_view
 from omgoptim.reports import EfficiencyReport, OutputRecord
 

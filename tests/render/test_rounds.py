@@ -7,7 +7,7 @@ import math
 import pytest
 
 from omgoptim.render.lists import Sensitivity, extremes, sensitivities
-from omgoptim.render.sections.sensitivity import drop_bars, within_text
+from omgoptim.render.sections.layers import drop_bars, within_text
 from omgoptim.render.sections.training import round_columns, rounds_note, training_text
 from omgoptim.reports import EfficiencyReport, Epoch, Round, SensitivityPoint, Training
 

@@ -6,9 +6,9 @@ import io
 
 from rich.console import Console
 
-from omgoptim.render import side_by_side, terminal
+from omgoptim.render import terminal
 from omgoptim.render.blocks import Line, Table
-from omgoptim.render.side_by_side import Run, runs_html, runs_json, runs_markdown, runs_section
+from omgoptim.render.runs import TITLE, Run, runs_html, runs_json, runs_markdown, runs_section
 from omgoptim.reports import EfficiencyReport, RunState
 
 
@@ -78,4 +78,4 @@ def test_the_page_and_the_markdown_name_no_path_of_the_machine(quantized: Effici
     runs.append(run_of(None, "failed", error=error, model="/home/me/project/net.py:build"))
     assert "/home" not in runs_html(runs) + runs_markdown(runs)
     assert "see log.txt" in runs_html(runs)
-    assert side_by_side.TITLE in runs_html(runs)
+    assert TITLE in runs_html(runs)

@@ -6,7 +6,7 @@ import pytest
 from pages import drawings_of, page_text
 
 from omgoptim.render.charts import expected_bars, step_scatter
-from omgoptim.render.sections.steps import expectation_error, steps_section
+from omgoptim.render.sections.candidates import expectation_error, steps_section
 from omgoptim.reports import EfficiencyReport, Step
 
 STEPS = [

@@ -6,8 +6,8 @@ import pytest
 
 from omgoptim.errors import RequestError
 from omgoptim.requests import parse
-from omgoptim.requests.execution import is_head
-from omgoptim.requests.search import SearchRequest
+from omgoptim.requests.optimize import SearchRequest
+from omgoptim.requests.training import is_head
 
 
 @pytest.mark.parametrize("on", ["local", "ray", "http://head:8265", "https://ray.example.org"])

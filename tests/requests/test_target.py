@@ -6,7 +6,7 @@ import pytest
 
 from omgoptim.errors import RequestError
 from omgoptim.requests import VERBS, parse
-from omgoptim.requests.target import TargetAddress
+from omgoptim.requests.base import TargetAddress
 
 
 @pytest.mark.parametrize(

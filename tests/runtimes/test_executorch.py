@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from omgoptim.errors import NoLayerChanged, TechniqueError
-from omgoptim.measure.weight_storage import module_layers
+from omgoptim.measure.size import module_layers
 from omgoptim.models.pte_file import lowered_layers, portable_operators
 from omgoptim.operations.quantization.coverage import FloatModel, measure_coverage
 from omgoptim.requests.quantize import Dynamic, Static
@@ -186,7 +186,9 @@ def test_what_has_no_form_there_is_refused_with_the_reason_and_another_scheme(tm
 
 
 def saved(given: LoweringInput, program: Path, folder: Path) -> Path:
-    from omgoptim.models.artifact import Manifest, OutputCheck, save_program
+    from omgoptim.models.artifact import save_program
+    from omgoptim.models.manifest import Manifest
+    from omgoptim.models.output_check import OutputCheck
 
     session = ENGINES["executorch"].open(program, given.signature, SessionSettings(1))
     check = OutputCheck(given.example, session.run(given.example))
@@ -195,15 +197,16 @@ def saved(given: LoweringInput, program: Path, folder: Path) -> Path:
 
 
 def test_an_artifact_is_its_program_and_a_fresh_process_gives_the_same(mixed: LoweringInput, tmp_path: Path) -> None:
-    from omgoptim.measure.measuring_process import MeasuringProcess
-    from omgoptim.models.artifact import Manifest, loading_snippet
+    from omgoptim.measure.measuring_process import MeasuringProcess, TimingSetup
+    from omgoptim.models.artifact import loading_snippet
+    from omgoptim.models.manifest import Manifest
 
     _, program = lowered(mixed, Static(), tmp_path)
     folder = saved(mixed, program, tmp_path / "artifact")
     manifest = Manifest.read(folder)
     assert manifest.size_files == ["model.pte"]
     assert manifest.size_bytes == program.stat().st_size
-    with MeasuringProcess(folder, threads=1, batches={}, cwd=tmp_path) as process:
+    with MeasuringProcess(folder, TimingSetup({}, 1, 1, tmp_path)) as process:
         process.begin_open()
         assert max(process.end_open()["differences"]) < 1e-6
     lines = loading_snippet(folder, manifest)

@@ -39,7 +39,7 @@ class NestedDict(Linear):
 
 @dataclass
 class Answer:
-    """What torch.export takes as an output only where it was registered."""
+    """An output class that torch.export takes only where it was registered."""
 
     logits: Tensor
     parts: tuple[Tensor, Tensor]

@@ -1,4 +1,4 @@
-"""What is read from ONNX Runtime's profile, from events written by hand."""
+"""Node times from ONNX Runtime's profile, with events written by hand."""
 
 from __future__ import annotations
 

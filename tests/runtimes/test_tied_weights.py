@@ -12,9 +12,8 @@ from numpy.testing import assert_allclose
 from torch import Tensor, nn
 
 from omgoptim.runtimes import ENGINES, SessionSettings
-from omgoptim.runtimes.export import export_onnx
+from omgoptim.runtimes.export import export_onnx, tied_weights
 from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
-from omgoptim.runtimes.tied_weights import tied_weights
 
 IDS = Signature((InputTensor("ids", "int64", (BATCH, 5), False),), "tensor")
 

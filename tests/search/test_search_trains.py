@@ -15,6 +15,7 @@ from omgoptim.architecture_search.define_by_run import build, look
 from omgoptim.architecture_search.drive import Plan, drive
 from omgoptim.architecture_search.runner import Cost, Steps, finalists, fitting, run_trial
 from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
+from omgoptim.measure.metrics import RequestedFunction
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.training.config import TrainingConfig
 from omgoptim.training.distillation import DistillationLoss
@@ -46,7 +47,7 @@ def test_a_search_trains_within_the_limit_and_its_finals_to_the_end(tmp_path: Pa
     assert found is not None
     train = fitting(
         batches_of(teacher, x, y),
-        loss_of("auto", teacher(x[:8]), y[:8], PathPolicy.of(Path.cwd(), []), 60.0),
+        loss_of(RequestedFunction("auto", PathPolicy.of(Path.cwd(), []), 60.0), teacher(x[:8]), y[:8]),
         lambda epochs: TrainingConfig(epochs=epochs, learning_rate=1e-2, batch=32),
         evaluator_of(teacher, x, y),
         teacher,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,12 @@ def test_a_survey_counts_once_and_shows_every_target() -> None:
     assert sum(len(target) for target in seen) == 16
     assert made.survey(4, 0, seen.append)[1] is first
     assert len(seen) == 4
+
+
+def test_train_data_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omgoptim.training.batches.MOST_BATCHES", 50)
+    with pytest.raises(DataError, match="the train data does not end"):
+        batches(itertools.repeat((X[:4], Y[:4]))).survey(4, 0, lambda _target: None)
 
 
 def test_train_data_that_is_empty_or_lacks_an_input_is_refused() -> None:

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from omgoptim.errors import DataError, TechniqueError
 from omgoptim.runtimes.signature import Outputs
-from omgoptim.training._distillation.output_distances import (
+from omgoptim.training._distillation.distances import (
     correlation_distance,
     decoupled_divergence,
     relative_distance,
@@ -66,14 +66,14 @@ def test_padding_is_left_out_of_hidden_states() -> None:
 
 def test_what_is_learnt_is_chosen_by_targets_and_as_agreement_is_measured() -> None:
     unit = F.normalize(drawn(6, 4), dim=1)
-    assert DistillationLoss().decided(TEACHER).kind == "values"
-    assert DistillationLoss().decided(TEACHER, LABELS).kind == "classes"
-    assert DistillationLoss().decided(TEACHER.softmax(1)).kind == "classes"
-    assert DistillationLoss().decided(unit).kind == "values"
-    assert DistillationLoss().decided(drawn(2, 5, 4)).kind == "values"
-    assert DistillationLoss().decided(drawn(2, 5, 4), torch.zeros(2, 5, dtype=torch.long)).kind == "classes"
-    assert DistillationLoss().decided(TEACHER, torch.zeros(6, 4)).kind == "values"
-    assert DistillationLoss(kind="classes").decided(unit).kind == "classes"
+    assert DistillationLoss().resolved(TEACHER).kind == "values"
+    assert DistillationLoss().resolved(TEACHER, LABELS).kind == "classes"
+    assert DistillationLoss().resolved(TEACHER.softmax(1)).kind == "classes"
+    assert DistillationLoss().resolved(unit).kind == "values"
+    assert DistillationLoss().resolved(drawn(2, 5, 4)).kind == "values"
+    assert DistillationLoss().resolved(drawn(2, 5, 4), torch.zeros(2, 5, dtype=torch.long)).kind == "classes"
+    assert DistillationLoss().resolved(TEACHER, torch.zeros(6, 4)).kind == "values"
+    assert DistillationLoss(kind="classes").resolved(unit).kind == "classes"
 
 
 def test_probabilities_and_single_scores_are_softened_as_the_scores_they_came_from() -> None:
@@ -130,12 +130,12 @@ def test_every_form_leaves_out_tokens_without_a_target_and_padding(form: Form) -
     loss = DistillationLoss(2.0, form=form)
     expected = loss.soft(student[keep], teacher[keep], labels[keep])
     student[~keep] = 1e4
-    torch.testing.assert_close(loss.decided(teacher, labels).soft(student, teacher, labels, real), expected)
+    torch.testing.assert_close(loss.resolved(teacher, labels).soft(student, teacher, labels, real), expected)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_settled_form_stays_and_is_named_for_the_report(form: Form) -> None:
-    settled = DistillationLoss(2.0, form=form).decided(TEACHER, LABELS)
+    settled = DistillationLoss(2.0, form=form).resolved(TEACHER, LABELS)
     assert (settled.kind, settled.form) == ("classes", form)
     word = {"auto": "KL", "hinton": "KL", "mse": "squared error", "dkd": "decoupled", "dist": "DIST"}[form]
     assert word in settled.name
@@ -144,22 +144,22 @@ def test_a_settled_form_stays_and_is_named_for_the_report(form: Form) -> None:
 
 def test_values_have_a_form_without_cosine_and_refuse_those_for_classes() -> None:
     student, teacher = drawn(2, 5, 4), drawn(2, 5, 4, seed=1)
-    settled = DistillationLoss(form="mse").decided(teacher)
+    settled = DistillationLoss(form="mse").resolved(teacher)
     assert settled.kind == "values"
     torch.testing.assert_close(settled.soft(student, teacher), relative_distance(student, teacher, cosine=False))
     for form in ("hinton", "dkd", "dist"):
         with pytest.raises(TechniqueError, match=form) as error:
-            DistillationLoss(form=form).decided(teacher)
+            DistillationLoss(form=form).resolved(teacher)
         assert "auto or mse" in error.value.fix
 
 
 @pytest.mark.parametrize("targets", [None, LABELS[:3]])
 def test_decoupled_distillation_without_a_label_for_each_row_says_what_to_use(targets: Tensor | None) -> None:
     with pytest.raises(DataError, match="label of each row") as error:
-        DistillationLoss(form="dkd").decided(TEACHER, targets)
+        DistillationLoss(form="dkd").resolved(TEACHER, targets)
     assert "hinton" in error.value.fix
     with pytest.raises(DataError, match="out of range"):
-        DistillationLoss(form="dkd").decided(TEACHER, LABELS + 1)
+        DistillationLoss(form="dkd").resolved(TEACHER, LABELS + 1)
 
 
 @pytest.mark.parametrize("teacher", [drawn(6, 5), drawn(5, 4), drawn(6, 4, 4)])
@@ -192,8 +192,8 @@ def soft_without_labels(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]
 
 def test_outputs_beside_the_main_one_are_named_and_integers_are_not_learnt() -> None:
     outputs = {"boxes": BOXES, "logits": TEACHER, "ids": torch.arange(6)}
-    settled = DistillationLoss().decided(outputs, LABELS)
+    settled = DistillationLoss().resolved(outputs, LABELS)
     assert settled.indices == {0, 1}
     assert settled.others_name == "distance to the teacher's output_0"
     assert settled.teaches_others
-    assert not DistillationLoss().decided(TEACHER, LABELS).teaches_others
+    assert not DistillationLoss().resolved(TEACHER, LABELS).teaches_others

@@ -8,6 +8,7 @@ from small_training import blobs, evaluator_of, net, same, state
 from torch import nn
 
 from omgoptim.errors import DataError, UserCodeError
+from omgoptim.measure.metrics import RequestedFunction
 from omgoptim.models.samples import Samples
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.training.evaluator import COLLAPSED, Evaluator
@@ -74,4 +75,4 @@ def test_a_module_that_fails_is_said() -> None:
 def test_no_samples_are_refused(policy: PathPolicy) -> None:
     evaluator = evaluator_of(net(), X, Y)
     with pytest.raises(DataError, match="no samples"):
-        Evaluator.of(net(), Samples([], []), evaluator.signature, "auto", policy, 60.0)
+        Evaluator.of(net(), Samples([], []), evaluator.signature, RequestedFunction("auto", policy, 60.0))

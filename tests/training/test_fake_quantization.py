@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from small_training import batches_of, blobs, evaluator_of, net, same, state
+from small_training import batches_of, blobs, evaluator_of, fit, net, same, state
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from omgoptim.errors import TechniqueError
+from omgoptim.measure.metrics import RequestedFunction
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.training._loop.checkpoints import all_tensors
 from omgoptim.training.config import TrainingConfig
@@ -23,12 +24,12 @@ from omgoptim.training.fake_quantization import (
     input_scale,
     weight_scale,
 )
-from omgoptim.training.loop import TrainingResult, fit
+from omgoptim.training.loop import TrainingResult
 from omgoptim.training.losses import loss_of
 
 X, Y = blobs()
 BATCHES = 6
-"""Of 16 samples, in an epoch."""
+"""Batches of 16 samples in an epoch."""
 
 
 def calls(count: int = 4) -> list[Any]:
@@ -44,7 +45,7 @@ def calibrated(module: nn.Module, steps: int = 12, **simulation: Any) -> FakeQua
 def learnt(module: nn.Module, epochs: int, eval_mode: bool = True, **more: Any) -> TrainingResult:
     inside = module.module if isinstance(module, FakeQuantized) else module
     assert isinstance(inside, nn.Module)
-    loss = loss_of("auto", inside(X[:8]), Y[:8], PathPolicy.of(Path.cwd(), []), 60.0)
+    loss = loss_of(RequestedFunction("auto", PathPolicy.of(Path.cwd(), []), 60.0), inside(X[:8]), Y[:8])
     evaluator = evaluator_of(inside, X, Y) if eval_mode else None
     return fit(module, batches_of(inside, X, Y), loss, TrainingConfig(epochs=epochs, batch=16), evaluator, **more)
 

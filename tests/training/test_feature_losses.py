@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omgoptim.errors import DataError, RequestError, TechniqueError
-from omgoptim.training._features.feature_distances import (
+from omgoptim.training._distillation.distances import (
     attention_distance,
     hint_distance,
     relation_divergence,

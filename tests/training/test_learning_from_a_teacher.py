@@ -13,19 +13,21 @@ from typing import Any
 import pytest
 import torch
 from learning_pairs import Conv, Encoder, features_of, heard_by, inner_state, made
-from small_training import batches_of, blobs, evaluator_of, net, same, signature_of, source, state
+from small_training import batches_of, blobs, evaluator_of, fit, net, same, signature_of, source, state
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from omgoptim.errors import DataError, RunError, TechniqueError
-from omgoptim.models.data import DataSource, RawBatch
+from omgoptim.measure.metrics import RequestedFunction
+from omgoptim.models.data import DataSource
+from omgoptim.models.raw_batch import RawBatch
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.training._loop import training_state
 from omgoptim.training.batches import Batches
 from omgoptim.training.config import TrainingConfig
 from omgoptim.training.distillation import DistillationLoss
 from omgoptim.training.feature_losses import FeatureLoss
-from omgoptim.training.loop import TrainingResult, fit
+from omgoptim.training.loop import TrainingResult
 from omgoptim.training.losses import Loss, loss_of
 
 X, Y = blobs()
@@ -49,7 +51,7 @@ P, L = pictures()
 
 def cross_entropy(module: nn.Module, inputs: Tensor, target: Tensor) -> Loss:
     with torch.no_grad():
-        found = loss_of("auto", module(inputs[:8]), target[:8], PathPolicy.of(Path.cwd(), []), 60.0)
+        found = loss_of(RequestedFunction("auto", PathPolicy.of(Path.cwd(), []), 60.0), module(inputs[:8]), target[:8])
     assert found is not None
     return found
 

@@ -14,19 +14,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_training import Net, batches_of, blobs, evaluator_of, net, same, signature_of, source, state
+from small_training import Net, batches_of, blobs, evaluator_of, fit, net, same, signature_of, source, state
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from omgoptim.errors import DataError, ModelError, RequestError, RunError, SetupError, TechniqueError
-from omgoptim.models.data import DataSource, RawBatch, random_data
+from omgoptim.measure.metrics import RequestedFunction
+from omgoptim.models.data import DataSource, random_data
+from omgoptim.models.raw_batch import RawBatch
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.training.batches import Batches
 from omgoptim.training.config import TrainingConfig
 from omgoptim.training.distillation import DistillationLoss
-from omgoptim.training.loop import TrainingResult, fit
+from omgoptim.training.loop import TrainingResult
 from omgoptim.training.losses import Loss, loss_of
-from omgoptim.training.zero_masks import ZeroMasks
+from omgoptim.training.trainable_weights import ZeroMasks
 
 X, Y = blobs()
 PLAN = TrainingConfig(epochs=2, batch=16)
@@ -35,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 
 def cross_entropy(module: nn.Module, inputs: torch.Tensor = X, target: torch.Tensor = Y) -> Loss:
     with torch.no_grad():
-        found = loss_of("auto", module(inputs[:8]), target[:8], PathPolicy.of(Path.cwd(), []), 60.0)
+        found = loss_of(RequestedFunction("auto", PathPolicy.of(Path.cwd(), []), 60.0), module(inputs[:8]), target[:8])
     assert found is not None
     return found
 
@@ -360,7 +362,7 @@ def test_a_label_out_of_range_in_the_last_batch_stops_before_the_first_step() ->
 def test_a_loss_that_fails_does_so_before_the_first_step(policy: PathPolicy) -> None:
     module = net()
     before = state(module)
-    detached = loss_of(lambda outputs, target: outputs.detach().sum(), None, None, policy, 60.0)
+    detached = loss_of(RequestedFunction(lambda outputs, target: outputs.detach().sum(), policy, 60.0), None, None)
     with pytest.raises(DataError, match="without a gradient"):
         fit(module, batches_of(module, X, Y), detached, PLAN, None)
     assert same(state(module), before)

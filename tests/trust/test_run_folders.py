@@ -16,15 +16,13 @@ import by_hand
 import pytest
 
 from omgoptim.errors import ArtifactError, ModelError, OmgoptimError, RunError
-from omgoptim.jobs.cancel import cancel
+from omgoptim.jobs.actions import cancel, pick, resume
 from omgoptim.jobs.folder import RunFolder, run_folders, runs_root
-from omgoptim.jobs.pick import pick
 from omgoptim.jobs.preflight import check_named
 from omgoptim.jobs.processes import birth
-from omgoptim.jobs.resume import resume
 from omgoptim.jobs.states import FOREIGN, list_runs, load_report
-from omgoptim.models._artifact.recipe_file import read_recipe
 from omgoptim.models.manifest import Manifest, sha256_of
+from omgoptim.models.recipe import read_recipe
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.models.source import find_artifact
 from omgoptim.requests import parse

@@ -26,7 +26,7 @@ from mcp.types import CallToolResult, TextResourceContents
 from omgoptim import requests
 from omgoptim.errors import RequestError
 from omgoptim.models.report_file import seal_report
-from omgoptim.models.security.seal import add_seal
+from omgoptim.models.security.file_integrity import add_seal
 from omgoptim.reports import EfficiencyReport, RunState
 from omgoptim.server import handlers
 from omgoptim.server.handlers import build_server

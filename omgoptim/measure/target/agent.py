@@ -1,7 +1,7 @@
-"""The side of the target: starts measuring processes and times them, as this side would on its own machine.
+"""Agent on a target: starts measuring processes and times them.
 
 It reads frames from its input and answers on its output. When the input ends, or nothing comes for `SILENCE_S`, it
-ends, and every process that it started with it.
+ends, with every process that it started.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from typing import Any, BinaryIO
 
 from omgoptim.errors import ArtifactError, OmgoptimError, SetupError
 from omgoptim.hardware import LoadMeter, cpu_features, cpu_name, memory_bytes, other_load, usable_cores
-from omgoptim.measure.launch import LaunchParts, TimingPlan, TimingSetup, run_launch
-from omgoptim.measure.measuring_process import MeasuringProcess
+from omgoptim.measure.launch import Launch, LaunchParts, TimingPlan, run_launch
+from omgoptim.measure.measuring_process import MeasuringProcess, TimingSetup
 from omgoptim.measure.target.frames import read_frame, write_frame
 from omgoptim.measure.target.store import Store, find_packages, install_packages, unpack_packages
-from omgoptim.models.security.bounded_read import sha256
+from omgoptim.models.security.file_integrity import sha256
 from omgoptim.models.security.path_policy import PathPolicy
 
 SILENCE_S = 60.0
@@ -46,7 +46,7 @@ class Agent:
         self._count = 0
 
     def serve(self, until: str | None = None) -> None:
-        """Answer frames, forever or until one says so."""
+        """Answer frames until one of the name `until` comes."""
         while True:
             frame = self.frames.get()
             name = str(frame.pop("do"))
@@ -106,7 +106,9 @@ class Agent:
         scratch = Path(payload)
         if sha256(scratch) != digest:
             raise ArtifactError(
-                "a file was changed on its way to the target", f"its sha256 is not {digest}", "try again"
+                "a file was changed on its way to the target",
+                f"its sha256 is not {digest}",
+                "start the run again; if the error comes back, check the disk and the memory of the target",
             )
         scratch.replace(self.store.path(digest))
         return {}, None
@@ -115,17 +117,9 @@ class Agent:
         """Build an artifact's folder from stored contents."""
         return {"folder": str(self.store.artifact(name, files))}, None
 
-    def do_start(self, artifact: str, threads: int, batches: dict[str, str]) -> Answer:
+    def do_start(self, artifact: str, setup: dict[str, Any]) -> Answer:
         """Start a measuring process."""
-        paths = {name: self.store.path(digest) for name, digest in batches.items()}
-        process = MeasuringProcess(
-            Path(artifact),
-            threads=threads,
-            batches=paths,
-            cwd=self.store.session,
-            policy=self._policy,
-            same_machine=False,
-        )
+        process = MeasuringProcess(Path(artifact), self._setup(**setup))
         self._count += 1
         self.processes[self._count] = process
         process.begin_open()
@@ -155,32 +149,24 @@ class Agent:
         return {}, None
 
     def do_launch(
-        self,
-        artifacts: list[str],
-        batches: dict[str, str],
-        threads: int,
-        plan: dict[str, Any],
-        seed: str,
-        parts: dict[str, Any],
+        self, artifacts: list[str], setup: dict[str, Any], plan: dict[str, Any], seed: str, parts: dict[str, Any],
         more: bool,
-    ) -> Answer:
-        """Time artifacts in one launch."""
-        paths = {name: self.store.path(digest) for name, digest in batches.items()}
-        setup = TimingSetup(paths, 1, threads, self.store.session, policy=self._policy, same_machine=False)
+    ) -> Answer:  # fmt: skip
+        """Time artifacts in one launch; with `more` each process answers further commands after its timing."""
 
         def on_open(index: int, process: MeasuringProcess) -> None:
             self.processes[0] = process
             write_frame(self._answers, {"event": "open", "index": index})
             self.serve(until="go_on")
 
-        results = run_launch(
-            [Path(artifact) for artifact in artifacts], setup, TimingPlan(**plan), seed, LaunchParts(**parts),
-            on_open if more else None,
+        launch = Launch(
+            [Path(artifact) for artifact in artifacts], self._setup(**setup), TimingPlan(**plan), seed,
+            LaunchParts(**parts), on_open if more else None,
         )  # fmt: skip
         return {
             "results": [
                 {"error": one.to_dict()} if isinstance(one, OmgoptimError) else dataclasses.asdict(one)
-                for one in results
+                for one in run_launch(launch)
             ]
         }, None
 
@@ -210,9 +196,12 @@ class Agent:
         """Empty the cache."""
         return {"freed_bytes": self.store.clean()}, None
 
-    @property
-    def _policy(self) -> PathPolicy:
-        return PathPolicy(self.store.session, trusted=True)
+    def _setup(self, threads: int, batches: dict[str, str]) -> TimingSetup:
+        paths, policy = (
+            {name: self.store.path(digest) for name, digest in batches.items()},
+            PathPolicy(self.store.session),
+        )
+        return TimingSetup(paths, 1, threads, self.store.session, policy=policy, same_machine=False)
 
     def end(self) -> None:
         """End every process of this connection, this one too."""

@@ -1,45 +1,37 @@
-"""A target from the side of a run: what is measured there, over a connection that may be lost and made again."""
+"""Client of a target: measuring there, over a connection that may be lost and made again."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 from omgoptim.errors import OmgoptimError, SetupError
-from omgoptim.measure.launch import LaunchParts, LaunchResult, TimingPlan, TimingSetup
-from omgoptim.measure.measuring_process import MeasuringProcess
+from omgoptim.measure.launch import Launch, LaunchResult
+from omgoptim.measure.measuring_process import MeasuringProcess, TimingSetup
 from omgoptim.measure.target.connection import Connection, TargetLost
 from omgoptim.measure.target.machine import Machine, prepare_machine
 from omgoptim.measure.target.process import TargetProcess
-from omgoptim.models.manifest import MANIFEST, read_json, sha256
+from omgoptim.models.manifest import MANIFEST, read_json
 from omgoptim.models.output_check import CHECK
-from omgoptim.models.security.seal import SEAL
-from omgoptim.requests.target import TargetAddress
+from omgoptim.models.security.file_integrity import SEAL, sha256
+from omgoptim.requests.base import TargetAddress
 from omgoptim.runtimes import engine_named
 
 T = TypeVar("T")
 
-RECONNECT_S = 120.0
-"""For how long a lost connection is made again."""
 MOST_LOSSES = 5
-"""Losses during one launch or evaluation after which it is given up."""
+"""Losses during one launch or evaluation after which it is given up: a connection that breaks so often ends none."""
 POLL_S = 1.0
+"""Seconds between two attempts to connect or to take the lock."""
 
 
 class TargetGone(Exception):
-    """A lost connection that could not be made again; no OmgoptimError, which a candidate would be blamed for."""
-
-
-@dataclasses.dataclass(slots=True)
-class _Sent:
-    """What the agent of this connection has: folders of artifacts by folder and manifest."""
-
-    artifacts: dict[tuple[Path, str], str] = dataclasses.field(default_factory=dict)
+    """A lost connection that could not be made again; no OmgoptimError, which would count as a candidate's failure."""
 
 
 class Target:
@@ -52,11 +44,13 @@ class Target:
         scratch: folder for what is prepared to be sent.
         say: called with what is waited for.
         kept: file that gets the results of every launch as they come, one JSON object a line.
-        reconnect_s: for how long a lost connection is tried to be made again; default: `RECONNECT_S`.
 
     Raises:
         SetupError: it cannot be reached or used.
     """
+
+    reconnect_s = 120.0
+    """For how long a lost connection is made again: a restart of a router or a laptop that slept takes less."""
 
     def __init__(
         self,
@@ -66,12 +60,11 @@ class Target:
         scratch: Path,
         say: Callable[[str], None],
         kept: Path | None = None,
-        reconnect_s: float | None = None,
     ) -> None:
         self.address, self._runtime, self._holder, self._scratch = address, runtime, holder, scratch
         self._say, self._kept = say, kept
-        self._reconnect_s = RECONNECT_S if reconnect_s is None else reconnect_s
         self._digests: dict[tuple[Path, int], str] = {}
+        self._sent: dict[tuple[Path, str], str] = {}  # folders on the target, by folder here and manifest
         self._depth = 0
         self.generation = 0
         """Number of the connection: what a process of an earlier one held is gone."""
@@ -91,15 +84,19 @@ class Target:
             self.machine, self.notes = prepare_machine(self.connection, self._runtime)
         except TargetLost as lost:
             self.connection.close()
-            raise SetupError(f"the connection to {self.address} ended", str(lost), "try again") from None
+            raise SetupError(
+                f"the connection to {self.address} ended",
+                str(lost),
+                "keep the target awake and its ssh server up (ssh to it and wait a minute), then start the run again",
+            ) from None
         except OmgoptimError:
             self.connection.close()
             raise
-        self._sent = _Sent()
+        self._sent.clear()
         self.generation += 1
 
     def again(self, action: Callable[[], T]) -> T:
-        """Do something; if the connection is lost meanwhile, make it again and begin anew.
+        """Run an action; if the connection is lost meanwhile, reconnect and run it again.
 
         Raises:
             TargetGone: it could not be made again in time.
@@ -113,9 +110,9 @@ class Target:
 
     def _reconnect(self, lost: TargetLost) -> None:
         self.connection.close()
-        deadline, why = time.monotonic() + self._reconnect_s, str(lost)
+        deadline, why = time.monotonic() + self.reconnect_s, str(lost)
         while time.monotonic() < deadline:
-            self._say(f"the connection to {self.address} was lost: trying again")
+            self._say(f"the connection to {self.address} was lost: reconnecting")
             try:
                 self._connect()
                 if self._depth:
@@ -128,12 +125,12 @@ class Target:
 
     @property
     def is_held(self) -> bool:
-        """Whether this run measures there now."""
+        """Return whether this run holds the target now."""
         return self._depth > 0
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Hold the target: one run at a time measures there; a turn within a turn is the same one."""
+        """Hold the lock of the target, on which one run at a time measures; nested holds share one lock."""
         if not self._depth:
             self.again(self._hold)
         self._depth += 1
@@ -151,7 +148,7 @@ class Target:
             time.sleep(POLL_S)
 
     def other_load(self) -> float:
-        """Return the fraction of the target's cores that others use now."""
+        """Return the fraction of the target's cores that other processes use now."""
         return float(self.again(lambda: self.connection.request("load"))["load"])
 
     def meter(self) -> TargetMeter:
@@ -160,73 +157,56 @@ class Target:
         return TargetMeter(self)
 
     def start(self, artifact: Path, setup: TimingSetup, batches: Mapping[str, Path]) -> MeasuringProcess:
-        """Start a measuring process there, as `MeasuringProcess` does here."""
+        """Start a measuring process on the target."""
         return TargetProcess(self, artifact, setup.threads, batches)
 
-    def launch(
-        self,
-        artifacts: Sequence[Path],
-        setup: TimingSetup,
-        plan: TimingPlan,
-        seed: str,
-        parts: LaunchParts,
-        on_open: Callable[[int, MeasuringProcess], None] | None = None,
-    ) -> list[LaunchResult | OmgoptimError]:
-        """Do there what `run_launch` does here. A launch that the connection does not survive is done again."""
-        results = self.again(lambda: self._launch(artifacts, setup, plan, seed, parts, on_open))
+    def launch(self, launch: Launch) -> list[LaunchResult | OmgoptimError]:
+        """Run a launch on the target; one that the connection does not survive is repeated."""
+        results = self.again(lambda: self._launch(launch))
         if isinstance(results[0], OmgoptimError):
             raise results[0]
         if self._kept is not None:
-            names = [artifact.name for artifact in artifacts]
+            names = [artifact.name for artifact in launch.artifacts]
             shown = [None if isinstance(one, OmgoptimError) else dataclasses.asdict(one) for one in results]
             with self._kept.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"target": str(self.address), "artifacts": names, "launch": shown}) + "\n")
         return results
 
-    def _launch(
-        self,
-        artifacts: Sequence[Path],
-        setup: TimingSetup,
-        plan: TimingPlan,
-        seed: str,
-        parts: LaunchParts,
-        on_open: Callable[[int, MeasuringProcess], None] | None,
-    ) -> list[LaunchResult | OmgoptimError]:
+    def _launch(self, launch: Launch) -> list[LaunchResult | OmgoptimError]:
         results: dict[int, LaunchResult | OmgoptimError] = {}
         folders: dict[int, str] = {}
-        for index, artifact in enumerate(artifacts):
+        for index, artifact in enumerate(launch.artifacts):
             try:
                 folders[index] = self.send_artifact(artifact)
             except OmgoptimError as error:
                 if not index:
                     raise
                 results[index] = error
-        places = list(folders)
+        places, threads = list(folders), launch.setup.threads
         self.connection.send(
             "launch",
             artifacts=list(folders.values()),
-            batches=self.send_files(setup.batches),
-            threads=setup.threads,
-            plan=dataclasses.asdict(plan),
-            seed=seed,
-            parts=dataclasses.asdict(parts),
-            more=on_open is not None,
+            setup={"threads": threads, "batches": self.send_files(launch.setup.batches)},
+            plan=dataclasses.asdict(launch.plan),
+            seed=launch.seed,
+            parts=dataclasses.asdict(launch.parts),
+            more=launch.on_open is not None,
         )
         while "event" in (frame := self.connection.receive()):
             index = places[frame["index"]]
             try:
-                if on_open is not None:
-                    on_open(index, TargetProcess(self, artifacts[index], setup.threads, {}, number=0))
+                if launch.on_open is not None:
+                    launch.on_open(index, TargetProcess(self, launch.artifacts[index], threads, {}, number=0))
             except OmgoptimError as error:
                 results[index] = error
             self.connection.send("go_on")
         for index, record in zip(places, frame["results"], strict=True):
             found = OmgoptimError.from_dict(record["error"]) if "error" in record else LaunchResult(**record)
             results.setdefault(index, found)
-        return [results[index] for index in range(len(artifacts))]
+        return [results[index] for index in range(len(launch.artifacts))]
 
     def send_artifact(self, folder: Path) -> str:
-        """Send what an engine opens of an artifact, each content once; return its folder there.
+        """Send the files that an engine opens of an artifact, each content once; return the folder on the target.
 
         Raises:
             SetupError: its engine runs modules, which need torch and the user's code.
@@ -241,7 +221,7 @@ class Target:
         opened = {name: entry for name, entry in record["files"].items() if not entry.get("beside") or name == CHECK}
         record = {name: value for name, value in record.items() if name != SEAL}
         text = json.dumps(record | {"files": opened, "macs_check": None, "lineage": []})
-        known = self._sent.artifacts.get((folder, text))
+        known = self._sent.get((folder, text))
         if known is not None:
             return known
         manifest = self._scratch / "sent" / "manifest.json"
@@ -249,9 +229,9 @@ class Target:
         manifest.write_text(text, encoding="utf-8")
         files = {name: entry["sha256"] for name, entry in opened.items()} | {MANIFEST: sha256(manifest)}
         self.send_contents({digest: manifest if name == MANIFEST else folder / name for name, digest in files.items()})
-        number = str(len(self._sent.artifacts))
+        number = str(len(self._sent))
         place = str(self.connection.request("artifact", name=number, files=files)["folder"])
-        self._sent.artifacts[folder, text] = place
+        self._sent[folder, text] = place
         return place
 
     def send_files(self, files: Mapping[str, Path]) -> dict[str, str]:
@@ -261,7 +241,7 @@ class Target:
         return digests
 
     def send_contents(self, contents: Mapping[str, Path]) -> None:
-        """Send those contents that the target does not have, by sha256."""
+        """Send the contents that the target lacks, by sha256."""
         for digest in self.connection.request("missing", digests=list(contents))["missing"]:
             self.connection.request("put", contents[digest], digest=digest)
 
@@ -274,10 +254,10 @@ class Target:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TargetMeter:
-    """A `LoadMeter` of a target."""
+    """Monitor of the load by other processes on a target, as `LoadMeter`."""
 
     target: Target
 
     def load(self) -> float:
-        """Return the fraction of the cores that others used since it was made."""
+        """Return the fraction of the target's cores that others used since its creation."""
         return float(self.target.again(lambda: self.target.connection.request("metered"))["load"])

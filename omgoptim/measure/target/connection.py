@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from omgoptim.errors import OmgoptimError, SetupError
-from omgoptim.measure.target.bootstrap import MARK, OLDEST, remote_command
 from omgoptim.measure.target.frames import read_frame, write_frame
-from omgoptim.measure.target.package import MeasuringPackage, measuring_package
-from omgoptim.requests.target import TargetAddress
+from omgoptim.measure.target.package import MARK, OLDEST, MeasuringPackage, measuring_package, remote_command
+from omgoptim.requests.base import TargetAddress
 from omgoptim.text import clean
 
 CONFIG_VARIABLE = "OMGOPTIM_SSH_CONFIG"
@@ -40,14 +39,17 @@ OPTIONS = (
 """`ClearAllForwardings` and -a -x: the target gets no way back to this machine, whatever the configuration says."""
 
 HELLO_LIMIT_S = 30.0
+"""Limit of connecting, logging in and starting Python: jump hosts and slow boards take some ten seconds."""
 PING_S = 5.0
+"""Interval of pings, well below the agent's `SILENCE_S`."""
 SPACE_BYTES = 64 * 2**20
 """Free space without which nothing is begun: the package, and results on their way back."""
 MOST_BANNER_LINES = 1000
+"""Lines that a login shell may print before the agent's answer."""
 
 
 class TargetLost(Exception):
-    """The connection ended in the middle of something, which is done again over a new one."""
+    """The connection ended during an action, which is repeated over a new one."""
 
 
 class Connection:
@@ -61,7 +63,7 @@ class Connection:
         self.address = address
         self._scratch = tempfile.TemporaryDirectory(prefix="omgoptim-target-")
         self._frames: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        self._said: deque[str] = deque(maxlen=20)
+        self._stderr_lines: deque[str] = deque(maxlen=20)
         self._writing, self._ended = threading.Lock(), threading.Event()
         package = measuring_package()
         try:
@@ -72,7 +74,7 @@ class Connection:
         except OSError as error:
             self._scratch.cleanup()
             raise SetupError("ssh cannot be started", str(error), "install OpenSSH's client") from None
-        self._threads = [threading.Thread(target=task, daemon=True) for task in (self._read, self._hear)]
+        self._threads = [threading.Thread(target=task, daemon=True) for task in (self._read, self._log_stderr)]
         for thread in self._threads:
             thread.start()
         try:
@@ -107,7 +109,7 @@ class Connection:
         frame = self._frames.get()
         if frame is None:
             self._frames.put(None)
-            raise TargetLost(self._last_words())
+            raise TargetLost(self._last_lines())
         if "failure" in frame:
             raise OSError(f"what {self.address} answered cannot be stored: {frame['failure']}")
         if "error" in frame:
@@ -116,7 +118,7 @@ class Connection:
         return frame
 
     def close(self) -> None:
-        """End the connection, and with it everything that runs there."""
+        """End the connection and every process on the target that belongs to it."""
         self._ended.set()
         with contextlib.suppress(OSError, ValueError):
             if self._process.stdin:
@@ -140,7 +142,7 @@ class Connection:
             self._process.kill()
             raise self._unreachable(f"it did not answer within {HELLO_LIMIT_S:g} s") from None
         if hello is None:
-            raise self._unreachable(self._last_words() or f"ssh ended with status {self._process.wait()}")
+            raise self._unreachable(self._last_lines() or f"ssh ended with status {self._process.wait()}")
         if hello.get("refused") == "python":
             oldest = ".".join(map(str, OLDEST))
             found = f"it has {hello['found']}, too old" if hello["found"] else "it has none on the PATH of a command"
@@ -177,11 +179,11 @@ class Connection:
             "connecting once by hand)",
         )
 
-    def _last_words(self) -> str:
+    def _last_lines(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=5)
         self._threads[1].join(1)
-        return "; ".join(list(self._said)[-3:])
+        return "; ".join(list(self._stderr_lines)[-3:])
 
     def _read(self) -> None:
         """Put the greeting and then every frame into the queue; None at the end."""
@@ -202,15 +204,15 @@ class Connection:
                     return
                 self._frames.put(frame)
         except (OSError, ValueError) as error:
-            self._said.append(str(error))
+            self._stderr_lines.append(str(error))
         finally:
             self._frames.put(None)
 
-    def _hear(self) -> None:
-        """Write what is said there to the run's log."""
+    def _log_stderr(self) -> None:
+        """Write the target's standard error to the run's log."""
         for line in self._process.stderr or ():
             text = clean(line.decode("utf-8", errors="replace"), 500)
-            self._said.append(text)
+            self._stderr_lines.append(text)
             with contextlib.suppress(OSError, ValueError):
                 print(text, file=sys.stderr)  # noqa: T201
 

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 LONGEST_LINE = 64 * 2**20
 """Limit of a line: far above an answer with the times of every node."""
 BLOCK = 2**20
+"""Bytes that are read or written at once: the memory of a transfer."""
 SIZE = "payload_bytes"
 """Key of a payload's length."""
 

@@ -1,4 +1,4 @@
-"""What a target is, and the engines there. No torch, no numpy."""
+"""Description of a target, and installation of the engines on it. No torch, no numpy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from omgoptim.errors import OmgoptimError, SetupError
 from omgoptim.measure.target.connection import Connection
 from omgoptim.measure.target.package import installed_version, pack_installed, platform_key
-from omgoptim.models.security.bounded_read import sha256
+from omgoptim.models.security.file_integrity import sha256
 
 REQUIRED = ("numpy", "onnxruntime")
 ENGINES = ("onnxruntime", "openvino")
@@ -22,7 +22,7 @@ NEEDED = {"numpy": "2.0", "onnxruntime": "1.22", "openvino": "2025.2"}
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A target's hardware, Python, and packages that can be imported there."""
+    """Hardware, Python and importable packages of a target."""
 
     cpu: str
     cpu_features: tuple[str, ...]
@@ -49,12 +49,12 @@ def packages_folder() -> str:
 
 
 def look_at(connection: Connection) -> Machine:
-    """Return what a target is, without changing it."""
+    """Describe a target without changing it."""
     return _machine(connection.request("machine"), _versions(connection))
 
 
 def prepare_machine(connection: Connection, runtime: str) -> tuple[Machine, list[str]]:
-    """Return what a target is, with numpy and the engine of a run installed in its cache folder where they are missing.
+    """Describe a target, and install numpy and the engine of a run in its cache folder where they are missing.
 
     First by its own pip; without a network, by copying them from this Python, where the platform fits.
 
@@ -74,9 +74,9 @@ def prepare_machine(connection: Connection, runtime: str) -> tuple[Machine, list
     wanted = list(dict.fromkeys([*REQUIRED, *engines] if runtime == "auto" else ["numpy", *engines]))
     needed = list(REQUIRED) if runtime == "auto" else wanted
     if any(found.get(name) is None for name in wanted):
-        problem = _give(connection, record, wanted)
+        problem = _install(connection, record, wanted)
         if problem and wanted != needed and any(found.get(name) is None for name in needed):
-            problem = _give(connection, record, needed)
+            problem = _install(connection, record, needed)
         found = _versions(connection, imported=True)
         missing = [name for name in needed if found.get(name) is None]
         if missing:
@@ -115,8 +115,8 @@ def _machine(record: dict[str, Any], found: dict[str, str | None]) -> Machine:
     )
 
 
-def _give(connection: Connection, record: dict[str, Any], names: list[str]) -> str | None:
-    """Install packages there; return why that failed, if it did."""
+def _install(connection: Connection, record: dict[str, Any], names: list[str]) -> str | None:
+    """Install packages on the target; return the reason of a failure, else None."""
     exact = [f"{name}=={version}" for name in names if (version := installed_version(name))]
     oldest = [f"{name}>={NEEDED[name]}" for name in names]
     failed = connection.request("install", requirements=[exact, oldest], wanted=packages_folder())["failed"]

@@ -93,7 +93,8 @@ class TargetProcess(MeasuringProcess):
         connection = self._target.connection
         folder = self._target.send_artifact(self.artifact)
         batches = self._target.send_files(self._batches)
-        self._number = connection.request("start", artifact=folder, threads=self._threads, batches=batches)["process"]
+        setup = {"threads": self._threads, "batches": batches}
+        self._number = connection.request("start", artifact=folder, setup=setup)["process"]
         self._generation, self._opened = self._target.generation, None
 
     def _opened_there(self) -> dict[str, Any]:

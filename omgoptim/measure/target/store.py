@@ -1,4 +1,4 @@
-"""The cache folder of a target: contents by hash, packages, and a scratch folder for each connection. Runs there."""
+"""Cache folder of a target: contents by hash, packages, and a scratch folder for each connection. Runs there."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from typing import Any, TextIO
 from omgoptim.errors import SetupError
 
 MOST_BYTES = 4 * 2**30
-"""Bound of the contents; the least recently used go first."""
+"""Bound of the contents, the size of some ten large models; the least recently used go first."""
 
 KEPT = 3
-"""Versions of the measuring package and sets of packages that are kept."""
+"""Versions of the measuring package and sets of packages that are kept, for runs of several omgoptim versions."""
 
 LOCK = "measuring.lock"
 
@@ -44,14 +44,14 @@ class Store:
         self._clear()
 
     def close(self) -> None:
-        """Remove what belongs to this connection, and give its locks back."""
+        """Remove the scratch folder of this connection and release its locks."""
         shutil.rmtree(self.session, ignore_errors=True)
         self.release()
         if self._alive is not None:
             self._alive.close()
 
     def path(self, digest: str) -> Path:
-        """Return the place of a content.
+        """Return the path of a content.
 
         Raises:
             ValueError: it is not a sha256 in hexadecimal digits.
@@ -88,7 +88,7 @@ class Store:
         return folder
 
     def hold(self, holder: str) -> str | None:
-        """Take the lock of the target without waiting; return None, or who has it."""
+        """Take the lock of the target without waiting; return None, or a note on its holder."""
         if self._measuring is not None:
             return None
         taken = _locked(self.folder / LOCK)
@@ -104,7 +104,7 @@ class Store:
         return None
 
     def release(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         if self._measuring is not None:
             self._measuring.close()
             self._measuring = None
@@ -114,7 +114,7 @@ class Store:
         return sum(path.lstat().st_size for path in self.folder.rglob("*") if path.is_file() and not path.is_symlink())
 
     def clean(self) -> int:
-        """Remove everything; return the bytes.
+        """Remove the cache folder; return the freed bytes.
 
         Raises:
             SetupError: a run measures there.
@@ -183,6 +183,7 @@ print(json.dumps(found))
 """
 PIP = ("-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--no-cache-dir", "--only-binary=:all:")
 PIP_LIMIT_S = 900.0
+"""Limit of an installation: numpy and two engines are 100 MB, fifteen minutes at 1 Mbit/s."""
 
 
 def find_packages(store: Store, names: list[str], wanted: str, *, imported: bool) -> dict[str, str | None]:

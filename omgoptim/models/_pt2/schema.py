@@ -1,20 +1,22 @@
-"""Schema of an exported program's JSON, as composed validators.
+"""Schema of an exported program's JSON and of the pytrees in it, as composed validators.
 
 torch's own reader evaluates parts of this text: symbolic expressions go through `eval`, operator names through
-`getattr`, names of nodes and arguments into generated Python. Here every value is checked and copied into a new object,
-so that torch reads only checked values. Written for schema version 8, that of torch 2.9 to 2.13.
+`getattr`, names of nodes and arguments into generated Python, and modules that a pytree names are imported. Here every
+value is checked and copied into a new object, so that torch reads only checked values. Accepted pytrees are tuples,
+lists and dictionaries with plain keys, and the output classes that transformers registers. Written for schema version
+8, that of torch 2.9 to 2.13.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from omgoptim.models._pt2.pytrees import tree
-from omgoptim.models._pt2.symbols import RejectedProgram
+from omgoptim.models._pt2.symbols import RejectedProgram, check_expression
 from omgoptim.models._pt2.validators import (
     Validator,
+    check_operator,
     cleaned,
-    expression,
     flag,
     integer,
     list_of,
@@ -24,7 +26,6 @@ from omgoptim.models._pt2.validators import (
     number,
     object_of,
     one_of,
-    operator,
     optional,
     path,
     replaced_by,
@@ -33,12 +34,75 @@ from omgoptim.models._pt2.validators import (
     unnamed_or,
 )
 
+LEAF: dict[str, Any] = {"type": None, "context": None, "children_spec": []}
+CONTAINERS = ("builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict", "collections.deque")
+"""Containers of Python that torch's pytree registers and that hold no code."""
+PYTREE_DEPTH = 100
+"""Limit of nesting, well below Python's recursion limit of 1000."""
+
+
+def tree(root: str) -> Validator:
+    """Validate a pytree's structure. Its contexts can name modules to import: plain keys only.
+
+    Args:
+        root: "inputs", whose second part holds keyword arguments, or "outputs".
+    """
+
+    def check(value: Any, where: str) -> str:
+        if not isinstance(value, str):
+            raise RejectedProgram(where, "it is not text")
+        try:
+            version, tree = json.loads(value)
+        except (ValueError, TypeError) as error:
+            raise RejectedProgram(where, "it is not a structure of inputs or outputs") from error
+        if version != 1:
+            raise RejectedProgram(where, "its structure is of another version")
+        return json.dumps([1, _node(tree, where, 0, () if root == "inputs" else (None,))])
+
+    return check
+
+
+def _node(value: Any, where: str, depth: int, place: tuple[int | None, ...]) -> dict[str, Any]:
+    """Validate one level of a pytree; `place` are the indices from the root, to find the keyword arguments."""
+    if value == LEAF:
+        return dict(LEAF)
+    kind, context, children = (mapping(value, where).get(part) for part in LEAF)
+    if depth > PYTREE_DEPTH or not isinstance(children, list) or not isinstance(context, str):
+        raise RejectedProgram(where, "its structure is not understood")
+    if kind not in CONTAINERS and not _is_output_record(kind):
+        raise RejectedProgram(
+            where, f"inputs or outputs in a {str(kind)[:80]!r}: tuples, lists and dictionaries are read"
+        )
+    try:
+        keys = json.loads(context)
+    except ValueError as error:
+        raise RejectedProgram(where, "its structure is not understood") from error
+    for key in keys if isinstance(keys, list) else [keys]:
+        if place == (1,) and kind == "builtins.dict":
+            name(key, f"{where}: a keyword argument")
+        elif not isinstance(key, (int, float, type(None))):
+            text(key, f"{where}: a key")
+    inner = [_node(child, where, depth + 1, (*place, index)) for index, child in enumerate(children)]
+    return {"type": kind, "context": json.dumps(keys), "children_spec": inner}
+
+
+def _is_output_record(kind: Any) -> bool:
+    """Return whether the class is an output of transformers that the library registered, without a custom reader."""
+    from torch.utils import _pytree
+
+    if not isinstance(kind, str) or not kind.startswith("transformers."):
+        return False
+    registered = _pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE.get(kind)
+    reader = _pytree.SUPPORTED_SERIALIZED_TYPES.get(registered) if registered else None
+    return reader is not None and reader.from_dumpable_context is None
+
+
 SCHEMA_MAJOR = 8
 """Major version of torch's export schema (torch/_export/serde/schema.py)."""
 
 DEVICE = object_of(type=name, index=optional(integer))
 _HINT = one_of(as_int=integer, as_bool=flag, as_float=number)
-_SYMBOLIC = object_of(expr_str=expression, hint=optional(_HINT))
+_SYMBOLIC = object_of(expr_str=check_expression, hint=optional(_HINT))
 SYM_INT = one_of(as_expr=_SYMBOLIC, as_int=integer)
 _SYM_FLOAT = one_of(as_expr=_SYMBOLIC, as_float=number)
 _SYM_BOOL = one_of(as_expr=_SYMBOLIC, as_bool=flag)
@@ -89,7 +153,7 @@ ARGUMENT = one_of(
     as_sym_bools=list_of(_BOOL_ARGUMENT),
     as_graph=object_of(name=name, graph=_graph),
     as_optional_tensors=list_of(_OPTIONAL_TENSOR),
-    as_operator=operator,
+    as_operator=check_operator,
     as_sym_float=_FLOAT_ARGUMENT,
     as_sym_floats=list_of(_FLOAT_ARGUMENT),
     as_optional_tensor=_OPTIONAL_TENSOR,
@@ -121,7 +185,7 @@ def _module_stack(value: Any, where: str) -> dict[str, str]:
 
 _ARGUMENT_OF_NODE = object_of(name=unnamed_or(name), arg=ARGUMENT, kind=optional(integer))
 NODE = object_of(
-    target=operator,
+    target=check_operator,
     inputs=list_of(_named_argument),
     outputs=list_of(ARGUMENT),
     metadata=_module_stack,

@@ -14,7 +14,8 @@ from typing import Any
 MAX_LENGTH = 20_000
 """Limit of an expression's text, in characters, against slow parsing."""
 MAX_BITS = 20_000
-"""Largest size, in bits, that a number of an expression could have if it were computed."""
+"""Largest size, in bits, that a number of an expression could have if it were computed: microseconds of work, and far
+above the 64 bits of a dimension."""
 
 SYMBOL = re.compile(r"[A-Za-z]{1,8}\d{1,6}|[A-Za-z][A-Za-z0-9_]{0,60}")
 FREE_SYMBOL = re.compile(r"[a-z]{1,4}\d{1,6}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from omgoptim.errors import ModelError
-from omgoptim.models.security.bounded_read import read_plain
+from omgoptim.models.security.file_integrity import read_plain
 
 REMOTE_CODE_VARIABLE = "OMGOPTIM_REMOTE_CODE_GRANTED"
 """Set in the environment of a run that may run a repository's code, so that its measuring processes may too."""

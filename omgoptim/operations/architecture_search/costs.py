@@ -14,8 +14,8 @@ from torch import nn
 from omgoptim.architecture_search.runner import Cost
 from omgoptim.errors import ModelError, OmgoptimError
 from omgoptim.measure.timing import PLANS, SCREENING_PLAN, Timing, time_artifacts
-from omgoptim.models.artifact import Manifest
-from omgoptim.models.source import Recipe
+from omgoptim.models.manifest import Manifest
+from omgoptim.models.recipe import Recipe
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.float_program import float_program
 from omgoptim.operations.optimization.goal import MB

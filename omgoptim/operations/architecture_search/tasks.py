@@ -39,7 +39,7 @@ from omgoptim.executors import Executor, Task, TaskResult
 from omgoptim.executors.task import WORKER, Work
 from omgoptim.hardware import usable_cores
 from omgoptim.measure.size import count_params
-from omgoptim.models.security.bounded_read import read_plain
+from omgoptim.models.security.file_integrity import read_plain
 from omgoptim.models.security.path_policy import PathPolicy
 from omgoptim.operations.architecture_search.costs import Costs, Limits
 from omgoptim.operations.architecture_search.spaces import (

@@ -20,7 +20,7 @@ from omgoptim.architecture_search.space import Configuration
 from omgoptim.architecture_search.trials import TrialFolders, TrialResult, TrialSpec
 from omgoptim.errors import TechniqueError
 from omgoptim.executors import Executor
-from omgoptim.models.artifact import Manifest
+from omgoptim.models.manifest import Manifest
 from omgoptim.operations.architecture_search.costs import Costs
 from omgoptim.operations.architecture_search.predictions import Predictions
 from omgoptim.operations.architecture_search.spaces import Searched
@@ -29,9 +29,8 @@ from omgoptim.operations.compression_job import Job
 from omgoptim.operations.distillation.student_training import PRETRAINED_LEARNING_RATE
 from omgoptim.reports import Candidate
 from omgoptim.requests import SearchRequest
-from omgoptim.training.config import TrainingConfig
+from omgoptim.training.config import TrainingConfig, config_for_data
 from omgoptim.training.distillation import DistillationLoss
-from omgoptim.training.small_data import config_for_data
 
 _LIVE_STATUS = {"rejected": "skipped", "failed": "failed"}
 """Of trials that nothing more happens to; the others are undecided until the end."""

@@ -15,8 +15,9 @@ from omgoptim.errors import DataError, ModelError, OmgoptimError, RequestError, 
 from omgoptim.measure.macs import count_macs
 from omgoptim.measure.size import count_params
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.artifact import Manifest
 from omgoptim.models.forward import first_forward, input_tensors, name_inputs, to_numpy
+from omgoptim.models.manifest import Manifest
+from omgoptim.models.recipe import read_recipe
 from omgoptim.models.samples import Samples, as_tensors, forward_args, repeat_to_size
 from omgoptim.models.source import Source, load_source
 from omgoptim.operations.compression_job import Job, applied
@@ -139,7 +140,7 @@ def given_student(job: Job[DistillRequest], params: Given, live: Live) -> Studen
                 "distill the float student first, then quantize the result",
             )
         module = artifacts.load_module(source.artifact, manifest, teacher.policy)
-        recipe, lineage = artifacts.read_recipe(source.artifact), manifest.lineage
+        recipe, lineage = read_recipe(source.artifact), manifest.lineage
     if module is None:
         raise RequestError(
             "the student is a program, and training changes modules",

@@ -36,11 +36,11 @@ from omgoptim.operations.save_and_measure import require_module
 from omgoptim.reports import Round, Training
 from omgoptim.requests import DistillRequest
 from omgoptim.requests.distill import Given
-from omgoptim.training.config import TrainingConfig
+from omgoptim.training.config import TrainingConfig, config_for_data
 from omgoptim.training.distillation import DistillationLoss
 from omgoptim.training.feature_losses import FeatureLoss
-from omgoptim.training.loop import fit
-from omgoptim.training.small_data import config_for_data
+from omgoptim.training.layer_trace import trace
+from omgoptim.training.loop import Objective, Trainer, TrainingRound
 
 PRETRAINED_LEARNING_RATE = 3e-4
 """Peak learning rate of Adam for a student initialized with a transformer's weights; that for random initialization
@@ -88,19 +88,11 @@ def train(
         doing = f"{name}, {stage}" if request.control or name != "student" else stage
         job.context.progress(doing, None if fraction is None else span[0] + (span[1] - span[0]) * fraction)
 
-    fitted = fit(
-        module,
-        datasets.batches,
-        datasets.loss,
-        plan,
-        datasets.evaluator,
-        checkpoints=folder / "training",
-        progress=progress,
-        teacher=teacher,
-        distillation=None if teacher is None else _distillation(request),
-        features=None if teacher is None else _features(job, module, teacher),
-        on_epoch=job.context.publish,
-    )
+    objective = Objective(datasets.loss)
+    if teacher is not None:
+        objective = Objective(datasets.loss, teacher, _distillation(request), _features(job, module, teacher))
+    trainer = Trainer(module, datasets.batches, objective, plan, datasets.evaluator)
+    fitted = trainer.fit(TrainingRound(checkpoints=folder / "training"), progress, job.context.publish)
     state = RoundState(module, Round(number=1, quality_trained=fitted.quality), student.changes)
     record_training(state, fitted)
     write_round(folder / "done", state, student.base)
@@ -131,15 +123,10 @@ def _features(job: Job[DistillRequest], module: nn.Module, teacher: nn.Module) -
     request, loaded = job.request, job.loaded
     if request.features == "none":
         return None
+    inputs = as_tensors(repeat_to_size(job.datasets.statistics, 2), loaded.signature.dtypes)
+    own, theirs = (trace(each, loaded.signature, inputs) for each in (module, teacher))
     return FeatureLoss.of(
-        request.features,
-        request.feature_weight,
-        request.feature_layers,
-        student=module,
-        teacher=teacher,
-        signature=loaded.signature,
-        inputs=as_tensors(repeat_to_size(job.datasets.statistics, 2), loaded.signature.dtypes),
-        seed=request.seed,
+        request.features, request.feature_weight, request.feature_layers, own, theirs, seed=request.seed
     )
 
 

@@ -24,7 +24,7 @@ from omgoptim.runtimes.signature import Signature
 from omgoptim.training.batches import Batches
 from omgoptim.training.config import BATCH
 from omgoptim.training.losses import tensor_outputs
-from omgoptim.training.randomness import own_randomness
+from omgoptim.training.modes import own_randomness
 
 COUNTING_S = 10.0
 """Longest time in which the samples of an epoch are counted."""

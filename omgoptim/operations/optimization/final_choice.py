@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from omgoptim.measure.timing import Timing
-from omgoptim.models.artifact import Manifest
+from omgoptim.models.manifest import Manifest
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.final_measurement import FinalChoice, MeasuredEntry, Place, measure_entries
 from omgoptim.operations.loaded_model import LoadedModel

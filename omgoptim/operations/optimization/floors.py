@@ -12,7 +12,9 @@ import onnx
 
 from omgoptim.errors import OmgoptimError, RequestError
 from omgoptim.measure.timing import PLANS, Timing, time_artifacts
-from omgoptim.models.artifact import Manifest, OutputCheck, save_program
+from omgoptim.models.artifact import save_program
+from omgoptim.models.manifest import Manifest
+from omgoptim.models.output_check import OutputCheck
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.optimization.goal import MB, Goal

@@ -23,7 +23,7 @@ from torch import nn
 from omgoptim.errors import OmgoptimError
 from omgoptim.hardware import LoadMeter, other_load
 from omgoptim.measure.timing import SCREENING_PLAN, Timing, time_artifacts
-from omgoptim.models.artifact import Manifest
+from omgoptim.models.manifest import Manifest
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import one_sample
 from omgoptim.operations.float_program import float_program
@@ -150,23 +150,34 @@ def measure_levels(
         return LevelSpeeds(time.monotonic() - began)
     probe = _Probe(loaded, context, CandidateSpec(params, chosen.runtime), seed)
     folders, eager = {0.0: alone.artifact}, {0.0: 1.0 if loaded.device == "cpu" else None}
-    factorized = round_to = None
+    factorized = first = None
     if isinstance(params, Static):
         context.progress("comparing multiples of the widths untrained", span[0])
-        round_to = probe.better_multiple(loaded.module, preference)
+        first = probe.better_multiple(loaded.module, preference)
+    round_to = first.round_to if first else None
+    compared = time.monotonic() - began
     for number, level in enumerate(LEVELS):
-        spent = time.monotonic() - began
-        if number and spent * (number + 2) / number > limit_s:  # the launch takes about as long as a level
+        spent = time.monotonic() - began - compared
+        if number and compared + spent * (number + 2) / number > limit_s:  # the launch takes about as long as a level
             break
         context.progress(f"measuring level {level:.0%} untrained", span[0] + (span[1] - span[0]) * number / len(LEVELS))
         try:
-            module = probe.pruned(loaded.module, level, round_to)
-            folders[level], eager[level] = probe.quantized(module, f"{level:g}"), probe.eager_ratio(module)
+            narrowed = first if first and number == 0 else probe.narrowed(loaded.module, level, round_to)
+            folders[level], eager[level] = narrowed.artifact, probe.eager_ratio(narrowed.module)
         except OmgoptimError:  # too deep for this model, or no export: the step itself will say why
             continue
         if number == 0:
-            factorized = probe.factorized(module)
+            factorized = probe.factorized(narrowed.module)
     return replace(_timed(probe, folders, eager, factorized, began), round_to=round_to)
+
+
+@dataclass(frozen=True, slots=True)
+class _Narrowed:
+    """An untrained network without some of its channels, and its quantized artifact."""
+
+    round_to: int | None
+    module: nn.Module
+    artifact: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,24 +189,25 @@ class _Probe:
     spec: CandidateSpec
     seed: int
 
-    def pruned(self, module: nn.Module, level: float, round_to: int | None) -> nn.Module:
-        """Return a copy of a module without a fraction `level` of its channels."""
-        return self.changed(module, Structured(pruning_ratio=level, round_to=round_to, reconstruct=False))
+    def narrowed(self, module: nn.Module, level: float, round_to: int | None) -> _Narrowed:
+        """Remove a fraction `level` of the channels from a copy of a module, and quantize it."""
+        narrow = self.changed(module, Structured(pruning_ratio=level, round_to=round_to, reconstruct=False))
+        return _Narrowed(round_to, narrow, self.quantized(narrow, f"{level:g} {round_to}"))
 
-    def better_multiple(self, module: nn.Module, preference: Preference) -> int | None:
-        """Return the multiple of widths that the preference puts first at the first level; None for the default."""
+    def better_multiple(self, module: nn.Module, preference: Preference) -> _Narrowed | None:
+        """Return the first level with the multiple of widths that the preference puts first.
+
+        None where it cannot be made. The default multiple, where the machine is overloaded.
+        """
         try:
-            artifacts = [
-                self.quantized(self.pruned(module, LEVELS[0], round_to), f"widths {round_to}")
-                for round_to in (None, TILE)
-            ]
+            default, tiled = (self.narrowed(module, LEVELS[0], round_to) for round_to in (None, TILE))
         except OmgoptimError:  # the level itself will say why
             return None
-        default, tiled = self.speeds(artifacts)
-        sizes = [Manifest.read(artifact).size_bytes for artifact in artifacts]
-        if default is None or tiled is None:
-            return None
-        return TILE if preference.merit_of(tiled / default, sizes[0] / sizes[1]) > BETTER else None
+        speeds = self.speeds([default.artifact, tiled.artifact])
+        sizes = [Manifest.read(one.artifact).size_bytes for one in (default, tiled)]
+        if speeds[0] is None or speeds[1] is None:
+            return default
+        return tiled if preference.merit_of(speeds[1] / speeds[0], sizes[0] / sizes[1]) > BETTER else default
 
     def speeds(self, artifacts: Sequence[Path]) -> list[float | None]:
         """Time artifacts in one launch beside the original; None for each on an overloaded machine."""

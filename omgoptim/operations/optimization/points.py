@@ -33,6 +33,8 @@ class Point:
     expected_speedup: float | None = None
     status: Literal["kept", "rolled_back"] = "rolled_back"
     why: str = ""
+    ruined: bool = False
+    """An output is ruined that the metric does not show; the cautious drop is then above any guard."""
 
     @property
     def chain(self) -> list[Point]:

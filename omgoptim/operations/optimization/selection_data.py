@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from omgoptim.errors import DataError, OmgoptimError
-from omgoptim.models.data import DataSource, Split, batch_size, slice_samples, take_samples
-from omgoptim.models.raw_batch import RawBatch
-from omgoptim.training.randomness import own_randomness, seed_everything
+from omgoptim.models.data import DataSource, Split
+from omgoptim.models.raw_batch import RawBatch, batch_size, slice_samples, take_samples
+from omgoptim.training.modes import own_randomness, seed_everything
 
 MOST_SELECTION = 2000
 MOST_CALIBRATION = 2000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any, Literal
 
 import omgoptim
 from omgoptim.errors import OmgoptimError, RunError, SetupError
-from omgoptim.models.artifact import Manifest
+from omgoptim.models.manifest import Manifest
 from omgoptim.models.report_file import read_report
 from omgoptim.operations.context import RunContext, StepRun
 from omgoptim.operations.ledger import Amounts, Entry, Ledger, key_of
@@ -261,6 +262,7 @@ class Steps:
     ) -> Point:
         report = run.report
         drop, cautious, quality = self._drops(report)
+        ruined = any(output.ruined and not output.labelled for output in report.outputs)
         return Point(
             name=name,
             verb=verb,
@@ -272,9 +274,10 @@ class Steps:
             size_bytes=(report.after.size_bytes if report.after else None) or 0,
             quality=quality,
             drop=drop,
-            cautious_drop=cautious,
+            cautious_drop=math.inf if ruined else cautious,
             seconds=seconds,
             expected_speedup=expected,
+            ruined=ruined,
         )
 
     def _drops(self, report: EfficiencyReport) -> tuple[float, float, float]:
@@ -294,7 +297,9 @@ class Steps:
     def _alternative(self, point: Point, one: Alternative, folder: Path) -> Point:
         quality = one.quality or 0.0
         drop = (self.original_quality or quality) - quality
-        margin = point.cautious_drop - point.drop
+        margin = 0.0 if point.ruined else point.cautious_drop - point.drop
+        guard = float(point.run.report.request.get("max_quality_drop", math.inf))
+        ruined = not one.holds and (one.quality_drop or 0.0) <= guard
         return Point(
             name=f"{point.name}: {one.candidate}",
             verb=point.verb,
@@ -306,8 +311,9 @@ class Steps:
             size_bytes=one.size_bytes or 0,
             quality=quality,
             drop=drop,
-            cautious_drop=drop + margin,
+            cautious_drop=math.inf if ruined else drop + margin,
             seconds=0.0,
+            ruined=ruined,
         )
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from omgoptim.errors import NoLayerChanged, OmgoptimError, TechniqueError, call
-from omgoptim.models.artifact import Manifest
+from omgoptim.models.manifest import Manifest
 from omgoptim.operations.context import is_live
 from omgoptim.operations.float_program import Program
 from omgoptim.operations.loaded_model import LoadedModel

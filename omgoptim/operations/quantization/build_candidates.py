@@ -12,7 +12,8 @@ from torch import nn
 
 from omgoptim.errors import NoLayerChanged, OmgoptimError, TechniqueError
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.artifact import Manifest, OutputCheck
+from omgoptim.models.manifest import LOWERED, PROGRAM, Manifest
+from omgoptim.models.output_check import OutputCheck
 from omgoptim.models.samples import Samples
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.float_program import Program, in_memory
@@ -22,9 +23,8 @@ from omgoptim.reports import Change, Skip
 from omgoptim.requests import Params
 from omgoptim.requests.quantize import Bf16, Dynamic, Fp16, Fp32, Qat, Static, WeightOnly
 from omgoptim.runtimes import ENGINES, SessionSettings
-from omgoptim.runtimes.export import first_sample
+from omgoptim.runtimes.export import first_sample, tied_weights
 from omgoptim.runtimes.signature import BATCH
-from omgoptim.runtimes.tied_weights import tied_weights
 from omgoptim.techniques.registry import Outcome, ProgramRun, apply_to_program, technique_of
 
 PRECISIONS: dict[type[Params], str] = {
@@ -175,10 +175,10 @@ def _build_program(
     if program.path is None:
         raise program.error or TechniqueError("the model has no program")
     if twin is not None and twin.folder is not None and twin.outcome is not None:
-        target, outcome = twin.folder / artifacts.PROGRAM, twin.outcome
+        target, outcome = twin.folder / PROGRAM, twin.outcome
     else:
         run.scratch.mkdir(parents=True, exist_ok=True)
-        target = run.scratch / artifacts.PROGRAM
+        target = run.scratch / PROGRAM
         outcome = apply_to_program(program.path, target, spec.params, run)
     manifest = _manifest(spec, loaded, precision_of(spec.params))
     settings = SessionSettings(loaded.bench.threads, loaded.device, manifest.precision)
@@ -193,7 +193,7 @@ def build_lowered(params: Params, folder: Path, loaded: LoadedModel, run: Progra
     Raises:
         OmgoptimError: it cannot be lowered or run, or no layer was quantized.
     """
-    from omgoptim.measure.weight_storage import module_layers
+    from omgoptim.measure.size import module_layers
     from omgoptim.techniques.quantize._executorch.lowering import LoweringInput, lower
 
     if loaded.module is None:
@@ -203,7 +203,7 @@ def build_lowered(params: Params, folder: Path, loaded: LoadedModel, run: Progra
             "give the module it was exported from: file.py:callable, with its weights as checkpoint",
         )
     run.scratch.mkdir(parents=True, exist_ok=True)
-    target = run.scratch / artifacts.LOWERED
+    target = run.scratch / LOWERED
     layers = {layer.path: layer.op for layer in module_layers(loaded.module)}
     example = first_sample(loaded.example)
     outcome = lower(LoweringInput(loaded.module, loaded.signature, example, run, layers), params, target)

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.measure.measuring_process import MeasuringProcess
+from omgoptim.measure.measuring_process import MeasuringProcess, TimingSetup
 from omgoptim.measure.quality import read_outputs
-from omgoptim.measure.timing import TimingSetup
 from omgoptim.operations.quantization.build_candidates import BuiltCandidate, CandidateBuilder
 from omgoptim.operations.quantization.candidates import CandidateSpec
 from omgoptim.operations.quantization.screening import CandidateResult, ScreeningReference

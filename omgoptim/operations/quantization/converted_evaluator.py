@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from omgoptim.models import artifact as artifacts
+from omgoptim.models.manifest import PROGRAM
 from omgoptim.models.samples import as_tensors
 from omgoptim.requests.quantize import Qat
 from omgoptim.runtimes import ENGINES, SessionSettings
@@ -55,7 +55,7 @@ class ConvertedEvaluator(Evaluator):
         """Return the outputs of the converted program."""
         from omgoptim.runtimes.export import export_onnx
 
-        exported, converted = self.untrained, folder / artifacts.PROGRAM
+        exported, converted = self.untrained, folder / PROGRAM
         if was_trained(module):
             exported = folder / "float.onnx"
             export_onnx(plain, as_tensors(self.example, self.signature.dtypes), self.signature, exported)

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Literal
 
 from omgoptim.errors import OmgoptimError
 from omgoptim.measure.kernels import compute_dtypes, query_kernels
+from omgoptim.measure.launch import LATENCY
 from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.program_macs import count_program
-from omgoptim.measure.timing import LATENCY
-from omgoptim.measure.weight_storage import StoredWeights, module_layers, saved_layers, stored_layers
-from omgoptim.models.artifact import LOWERED, PROGRAM, Manifest
+from omgoptim.measure.size import StoredWeights, module_layers, saved_layers, stored_layers
+from omgoptim.models.manifest import LOWERED, PROGRAM, Manifest
 from omgoptim.models.onnx_file import load
 from omgoptim.models.output_check import read_check
 from omgoptim.models.pte_file import lowered_layers

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.measure.time_shares import query_time_shares, speedup_bound
-from omgoptim.measure.timing import LATENCY
+from omgoptim.measure.kernels import query_time_shares, speedup_bound
+from omgoptim.measure.launch import LATENCY
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.quantization.candidate_evaluator import CALIBRATED, CandidateEvaluator, Evaluators

@@ -11,7 +11,7 @@ from omgoptim.errors import OmgoptimError
 from omgoptim.measure.measuring_process import MeasuringProcess
 from omgoptim.measure.quality import Quality, StoredOutputs, compare_quality, read_outputs
 from omgoptim.measure.timing import Timing
-from omgoptim.models.artifact import Manifest
+from omgoptim.models.manifest import Manifest
 from omgoptim.operations.context import RunContext, Stage
 from omgoptim.operations.gain_attribution import TimedModel, gains_by
 from omgoptim.operations.loaded_model import LoadedModel

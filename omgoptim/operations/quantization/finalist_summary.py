@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from omgoptim.measure.chance_level import chance_level_summary
+from omgoptim.measure.validity_checks import chance_level_summary
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.gain_attribution import gain_split_sentence, implausible_sentence, slower_sentence
 from omgoptim.operations.loaded_model import LoadedModel

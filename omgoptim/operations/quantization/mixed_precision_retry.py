@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from omgoptim.errors import OmgoptimError
 from omgoptim.measure.quality import read_outputs, score
-from omgoptim.models.artifact import Manifest
+from omgoptim.models.manifest import Manifest
 from omgoptim.models.samples import Samples
 from omgoptim.operations.quantization.candidate_evaluator import CALIBRATED, Evaluators
 from omgoptim.operations.quantization.final_race import FinalRace

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from omgoptim.errors import DataError, TechniqueError
+from omgoptim.measure.metrics import RequestedFunction
 from omgoptim.models.memory_check import refuse_beyond_memory, training_bytes
 from omgoptim.models.samples import Samples, forward_args, shared_samples
 from omgoptim.operations.context import RunContext
@@ -30,14 +31,13 @@ from omgoptim.techniques.quantize._ptq.qat_state import ChannelScaling, compute_
 from omgoptim.techniques.quantize.qat import static_of
 from omgoptim.techniques.registry import Outcome
 from omgoptim.training.batches import Batches
-from omgoptim.training.config import LEARNING_RATES, TrainingConfig
+from omgoptim.training.config import LEARNING_RATES, TrainingConfig, config_for_data
 from omgoptim.training.distillation import DistillationLoss
 from omgoptim.training.evaluator import Evaluator
 from omgoptim.training.fake_quantization import FakeQuantized, Simulation
-from omgoptim.training.loop import TrainingResult, fit
+from omgoptim.training.loop import Objective, Trainer, TrainingResult, TrainingRound
 from omgoptim.training.losses import Loss
-from omgoptim.training.randomness import own_randomness
-from omgoptim.training.small_data import config_for_data
+from omgoptim.training.modes import own_randomness
 
 FINE_TUNING_FACTOR = 0.1
 """Peak learning rate relative to training from scratch, since the weights are trained already."""
@@ -111,18 +111,11 @@ def train(
     device = loaded.device
     module.calibrate((forward_args(loaded.signature, batch, device) for batch in splits.calibration.batches), device)
     evaluator = _converted_evaluator(request, context, loaded, program.path, splits, scaling)
-    fitted = fit(
-        module,
-        training_data.batches,
-        training_data.loss,
-        plan,
-        evaluator,
-        checkpoints=context.checkpoints / "qat",
-        progress=_progress(context),
-        teacher=original if training_data.distills else None,
-        distillation=DistillationLoss(params.temperature, params.alpha) if training_data.distills else None,
-        on_epoch=context.publish,
-    )
+    objective = Objective(training_data.loss)
+    if training_data.distills:
+        objective = Objective(training_data.loss, original, DistillationLoss(params.temperature, params.alpha))
+    trainer = Trainer(module, training_data.batches, objective, plan, evaluator)
+    fitted = trainer.fit(TrainingRound(checkpoints=context.checkpoints / "qat"), _progress(context), context.publish)
     trained = replace(loaded, module=module.module.eval(), program=None)
     program = _trained_program(module, trained, context, evaluator) if was_trained(module) else program
     state = RoundState(module.module, Round(number=1), Outcome([]))
@@ -232,15 +225,8 @@ def _converted_evaluator(
 ) -> ConvertedEvaluator:
     limit_s = request.time_limit_s
     original = require_module(loaded, "quantize with scheme qat")
-    evaluator = Evaluator.of(
-        original,
-        splits.selection,
-        loaded.signature,
-        loaded.metric,
-        loaded.policy,
-        limit_s,
-        described=loaded.outputs,
-    )
+    metric = RequestedFunction(loaded.metric, loaded.policy, limit_s, loaded.outputs)
+    evaluator = Evaluator.of(original, splits.selection, loaded.signature, metric)
     return ConvertedEvaluator(
         samples=evaluator.samples,
         signature=evaluator.signature,

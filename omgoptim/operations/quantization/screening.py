@@ -8,17 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from omgoptim.errors import OmgoptimError
+from omgoptim.measure.builtin_metrics import Metric
 from omgoptim.measure.measuring_process import MeasuringProcess
-from omgoptim.measure.quality import (
-    Metric,
-    StoredOutputs,
-    agreement_of_outputs,
-    compare_quality,
-    read_outputs,
-    score,
-)
+from omgoptim.measure.quality import StoredOutputs, agreement_of_outputs, compare_quality, read_outputs, score
 from omgoptim.measure.timing import SCREENING_PLAN, Timing, time_artifacts
-from omgoptim.models.artifact import Manifest
+from omgoptim.models.manifest import Manifest
 from omgoptim.models.samples import Samples
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.loaded_model import LoadedModel
@@ -90,7 +84,7 @@ class ScreeningReference:
                 result.quality, result.high = compared.after, compared.high
             result.drop = self.quality - result.quality
             found = agreement_of_outputs(self.metric, outputs, self.original)
-            result.ruined = tuple(output.spec.name for output in found if output.ruined and not output.read)
+            result.ruined = tuple(output.spec.name for output in found if output.lost)
         except OmgoptimError as error:  # infinite outputs, or a metric that is NaN for them
             result.error = error
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from omgoptim.errors import TechniqueError
-from omgoptim.models.artifact import Manifest
+from omgoptim.models.manifest import Manifest
 from omgoptim.operations.loaded_model import LoadedModel
 from omgoptim.operations.quantization.screening import CandidateResult, within, within_with_margin
 from omgoptim.operations.timing import as_fast

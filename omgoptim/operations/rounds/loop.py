@@ -24,13 +24,11 @@ from omgoptim.operations.verdict import holds
 from omgoptim.reports import Change, Round, SensitivityPoint, Training
 from omgoptim.requests import FactorizeRequest, PruneRequest
 from omgoptim.techniques.registry import Outcome
-from omgoptim.training.adapters import recovering
 from omgoptim.training.batch_norm import reestimate
-from omgoptim.training.config import TrainingConfig
+from omgoptim.training.config import TrainingConfig, config_for_data
 from omgoptim.training.distillation import DistillationLoss
-from omgoptim.training.loop import fit
-from omgoptim.training.small_data import config_for_data
-from omgoptim.training.zero_masks import ZeroMasks
+from omgoptim.training.loop import Objective, Trainer, TrainingRound
+from omgoptim.training.trainable_weights import ZeroMasks, recovering
 
 COLLAPSE_DROP = 0.5
 """Quality drop, as a fraction of the original's quality, after which no further round runs."""
@@ -115,21 +113,11 @@ def _train(job: RoundsJob, state: RoundState, number: int, folder: Path, keep_ze
         job.context.progress(doing, None if done is None else start + (end - start) * done)
 
     with recovering(state.module, request.recover, request.lora_rank, request.lora_alpha, masks) as trainable:
-        fitted = fit(
-            trainable,
-            datasets.batches,
-            datasets.loss,
-            plan,
-            datasets.evaluator,
-            checkpoints=folder,
-            progress=progress,
-            teacher=job.original if request.distill else None,
-            distillation=DistillationLoss(request.temperature, request.alpha) if request.distill else None,
-            masks=masks,
-            round_number=number,
-            score=state.quality,
-            on_epoch=job.context.publish,
-        )
+        objective = Objective(datasets.loss)
+        if request.distill:
+            objective = Objective(datasets.loss, job.original, DistillationLoss(request.temperature, request.alpha))
+        trainer = Trainer(trainable, datasets.batches, objective, plan, datasets.evaluator)
+        fitted = trainer.fit(TrainingRound(number, folder, masks, state.quality), progress, job.context.publish)
     record_training(state, fitted)
     if request.recover == "lora" or fitted.quality is None:  # adapters were merged since: the sum is another one
         state.quality = datasets.evaluator.score(state.module)

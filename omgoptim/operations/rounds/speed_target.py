@@ -10,7 +10,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from omgoptim.errors import OmgoptimError
-from omgoptim.measure.timing import Timing, TimingPlan, time_artifacts
+from omgoptim.measure.launch import TimingPlan
+from omgoptim.measure.timing import Timing, time_artifacts
 from omgoptim.operations.baseline import baseline_on
 from omgoptim.operations.compression_job import Job
 from omgoptim.operations.save_and_measure import MeasuredArtifact, save

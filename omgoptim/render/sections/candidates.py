@@ -1,13 +1,16 @@
-"""The candidates of a run, with what was measured of each and why it was chosen or not."""
+"""Candidates of a run, and the steps of a chain, with measurements and reasons."""
 
 from __future__ import annotations
 
-from omgoptim.render.blocks import Block, Chart, Columns, Mark, Section, Text, table_of
-from omgoptim.render.charts import candidate_scatter
+import statistics
+from collections.abc import Sequence
+
+from omgoptim.render.blocks import Block, Chart, Columns, Mark, Section, Table, Text, cells_of
+from omgoptim.render.charts import candidate_scatter, expected_bars, step_chain, step_scatter
 from omgoptim.render.claims import Tone
 from omgoptim.render.lists import ranked_candidates
-from omgoptim.render.numbers import drop_text, ratio_text, size_text
-from omgoptim.reports import Candidate, EfficiencyReport
+from omgoptim.render.numbers import drop_text, if_known, ratio_text, size_text, wait_text
+from omgoptim.reports import Candidate, EfficiencyReport, Step
 
 BRIEF = 8
 """Candidates that the short form shows."""
@@ -24,15 +27,15 @@ def candidates_section(report: EfficiencyReport, full: bool) -> Section | None:
         "#": [str(number) if picture and full else "" for number in range(1, len(shown) + 1)],
         "candidate": [Text(one.name, limit=60) for one in shown],
         "status": [Text(one.status, tone=_tone(one, report)) for one in shown],
-        "speedup": ["" if one.speedup is None else ratio_text(one.speedup) for one in shown],
-        "size": ["" if one.size_bytes is None else size_text(one.size_bytes) for one in shown],
-        "drop": ["" if one.quality_drop is None else drop_text(one.quality_drop) for one in shown],
+        "speedup": [if_known(ratio_text, one.speedup) for one in shown],
+        "size": [if_known(size_text, one.size_bytes) for one in shown],
+        "drop": [if_known(drop_text, one.quality_drop) for one in shown],
         "why": [Text(one.why, limit=400 if full else 160) for one in shown],
     }
     numeric = ["speedup", "size", "drop"]
     left_out = len(candidates) - len(shown)
     marks = [_mark(one) for one in shown]
-    table = table_of(columns, numeric=numeric, marks=marks, title="candidates", left_out=left_out)
+    table = Table(*cells_of(columns, numeric=numeric, marks=marks), title="candidates", left_out=left_out)
     trial = ", after a short trial" if report.verb == "distill" else ""
     note = f"quality on the selection split{trial}" if picture else ""
     blocks: tuple[Block, ...] = (Chart(picture), table) if picture else (table,)
@@ -49,3 +52,59 @@ def _tone(one: Candidate, report: EfficiencyReport) -> Tone:
     if one.status == "chosen" and report.outcome == "ok":
         return "better"
     return "worse" if one.status == "failed" else "same"
+
+
+def steps_section(report: EfficiencyReport, full: bool) -> Section | None:
+    """In the order in which they were taken; those that the result was made by stand out."""
+    steps = report.steps
+    if not steps:
+        return None
+    picture = step_scatter(report)
+    front = ["yes" if step.on_front else "" for step in steps]
+    columns: Columns = {
+        "#": [str(number) if picture and full else "" for number in range(1, len(steps) + 1)],
+        "step": [Text(step.name, limit=80) for step in steps],
+        "from": [Text(step.parent or "", limit=80) for step in steps],
+        "status": [Text(step.status.replace("_", " "), tone=_step_tone(step)) for step in steps],
+        "speedup": [if_known(ratio_text, step.speedup) for step in steps],
+        "expected": [if_known(ratio_text, step.expected_speedup) for step in steps],
+        "size": ["" if not step.size_bytes else size_text(step.size_bytes) for step in steps],
+        "drop": [if_known(drop_text, step.quality_drop) for step in steps],
+        "front": front,
+        "took": [if_known(wait_text, step.seconds) for step in steps],
+        "takes about": [if_known(wait_text, step.expected_seconds) for step in steps],
+        "why": [Text(step.why, limit=400 if full else 120) for step in steps],
+        "run": [Text(step.run_id or "", code=True, limit=60) if full else "" for step in steps],
+    }
+    table = Table(
+        *cells_of(
+            columns,
+            numeric=["speedup", "expected", "size", "drop", "took", "takes about"],
+            marks=["chosen" if step.status == "kept" else "" for step in steps],
+        ),
+        title="steps",
+        note=_steps_note(steps),
+    )
+    expected = expected_bars(report)
+    charts: list[Block] = [Chart(step_chain(report))] if len(steps) > 1 else []
+    charts += [Chart(drawing) for drawing in (picture, expected) if drawing is not None]
+    return Section("Steps", (*charts, table))
+
+
+def expectation_error(steps: Sequence[Step]) -> float | None:
+    """Return the median of |expected / measured - 1| over the steps with both speedups; None without any."""
+    errors = [abs(step.expected_speedup / step.speedup - 1) for step in steps if step.expected_speedup and step.speedup]
+    return statistics.median(errors) if errors else None
+
+
+def _steps_note(steps: Sequence[Step]) -> str:
+    if all(step.speedup is None and step.quality_drop is None for step in steps):
+        return ""
+    note = "speedup and drop against the original, from single launches and on the selection samples; "
+    note += "front: no other step is as fast, as small and as good at once"
+    error = expectation_error(steps)
+    return note if error is None else f"{note}; expected speedups were {error:.0%} off in the median"
+
+
+def _step_tone(step: Step) -> Tone:
+    return "better" if step.status == "kept" else "worse" if step.status == "failed" else "same"

@@ -1,11 +1,22 @@
-"""The layers: the costliest, those that were changed, and those that were left alone."""
+"""Layers: the costliest, the changed and the skipped ones, and their sensitivity."""
 
 from __future__ import annotations
 
-from omgoptim.render.blocks import Block, Chart, Items, Line, Section, Text, table_of
-from omgoptim.render.charts import layer_bars
-from omgoptim.render.lists import changed_paths, changed_title, skip_groups
-from omgoptim.render.numbers import count_text, path_text, paths_text, plain, plural, size_text, time_text
+from omgoptim.render.blocks import Block, Chart, Columns, Items, Line, Section, Table, Text, cells_of
+from omgoptim.render.charts import MOST_LAYERS, layer_bars, sensitivity_multiples
+from omgoptim.render.lists import Sensitivity, changed_paths, changed_title, extremes, sensitivities, skip_groups
+from omgoptim.render.numbers import (
+    amount_text,
+    bars,
+    count_text,
+    if_known,
+    path_text,
+    paths_text,
+    plain,
+    plural,
+    size_text,
+    time_text,
+)
 from omgoptim.reports import EfficiencyReport
 
 BRIEF = {"costliest": 8, "skipped": 3}
@@ -17,16 +28,19 @@ def costliest_section(report: EfficiencyReport, full: bool) -> Section | None:
     if not report.layers:
         return None
     shown = report.layers if full else report.layers[: BRIEF["costliest"]]
-    table = table_of(
-        {
-            "layer": [Text(layer.path or "the model itself", code=True, limit=80) for layer in shown],
-            "kind": [Text(layer.kind, limit=40) for layer in shown],
-            "time": ["" if layer.time_ms is None else time_text(layer.time_ms) for layer in shown],
-            "share": ["" if layer.time_share is None else f"{layer.time_share:.0%}" for layer in shown],
-            "MACs": ["" if layer.macs is None else count_text(layer.macs) for layer in shown],
-            "size": ["" if layer.size_bytes is None else size_text(layer.size_bytes) for layer in shown],
-        },
-        numeric=["time", "share", "MACs", "size"],
+    columns: Columns = {
+        "layer": [Text(layer.path or "the model itself", code=True, limit=80) for layer in shown],
+        "kind": [Text(layer.kind, limit=40) for layer in shown],
+        "time": [if_known(time_text, layer.time_ms) for layer in shown],
+        "share": ["" if layer.time_share is None else f"{layer.time_share:.0%}" for layer in shown],
+        "MACs": [if_known(count_text, layer.macs) for layer in shown],
+        "size": [if_known(size_text, layer.size_bytes) for layer in shown],
+    }
+    table = Table(
+        *cells_of(
+            columns,
+            numeric=["time", "share", "MACs", "size"],
+        ),
         title="costliest layers",
         left_out=len(report.layers) - len(shown),
         folded=True,
@@ -54,7 +68,7 @@ def changed_section(report: EfficiencyReport, full: bool) -> Section | None:
             "before": [Text(one.before, limit=120) for one in changes],
             "after": [Text(one.after, limit=120) for one in changes],
         }
-        blocks.append(table_of(columns, title=f"{title}: {plural(len(paths), 'layer')}", folded=True))
+        blocks.append(Table(*cells_of(columns), title=f"{title}: {plural(len(paths), 'layer')}", folded=True))
     groups = skip_groups(report.skipped)
     shown = groups if full else groups[: BRIEF["skipped"]]
     texts = tuple(
@@ -64,3 +78,48 @@ def changed_section(report: EfficiencyReport, full: bool) -> Section | None:
     if texts:
         blocks.append(Items(f"skipped: {plural(len(report.skipped), 'layer')}", texts, len(groups) - len(shown)))
     return Section("Layers", tuple(blocks)) if blocks else None
+
+
+def sensitivity_section(report: EfficiencyReport, full: bool) -> Section | None:
+    """The most sensitive layers first; the short form has the five most and the five least sensitive."""
+    found = sensitivities(report)
+    if not found:
+        return None
+    highest = max(one.worst.quality_drop for one in found)
+    shown = found if full else extremes(found)
+    amounts = ", ".join(amount_text(point.amount) for point in found[0].points)
+    left_out = len(found) - len(shown)
+    between = f"; {left_out} between the fifth and the last five are left out" if left_out else ""
+    columns: Columns = {
+        "layer or group": [Text(one.path or "the model itself", code=True, limit=80) for one in shown],
+        "drop": [drop_bars(one, highest) for one in shown],
+        "largest": [f"{one.worst.quality_drop:.4f}" for one in shown],
+        "at": [amount_text(one.worst.amount) for one in shown],
+        "within the guard up to": [within_text(one) for one in shown],
+    }
+    table = Table(
+        *cells_of(
+            columns,
+            numeric=["largest", "at", "within the guard up to"],
+        ),
+        title=f"sensitivity ({len(found)} layers or groups)",
+        note=f"each alone, at {amounts}: one bar for each{between}",
+        folded=True,
+    )
+    guard = report.request.get("max_quality_drop")
+    picture = sensitivity_multiples(found, float(guard) if isinstance(guard, (int, float)) else None)
+    most = f"the {MOST_LAYERS} most sensitive of {len(found)}; " if len(found) > MOST_LAYERS else ""
+    note = f"{most}drop in quality when this alone is compressed; dashes: the guard"
+    blocks: tuple[Block, ...] = (Chart(picture), table) if picture else (table,)
+    return Section("Sensitivity", blocks, note)
+
+
+def drop_bars(one: Sensitivity, highest: float) -> str:
+    """The drops of one layer as a row of bars; `highest` is the drop of a full bar."""
+    top = max(highest, 1e-12)
+    return bars([point.quality_drop / top for point in one.points])
+
+
+def within_text(one: Sensitivity) -> str:
+    """`75%`: how much may be taken from this layer alone; `nothing` where the smallest amount is too much."""
+    return "nothing" if one.within == 0 else if_known(amount_text, one.within)

@@ -1,15 +1,36 @@
-"""Quantization: what the gain comes from, which layers were quantized, the guard, and what else was kept."""
+"""Quantization: gains by cause, coverage, guard, alternatives, and the explanation of the quality loss."""
 
 from __future__ import annotations
 
-from omgoptim.render.blocks import Block, Chart, Items, Line, Section, Text, table_of
-from omgoptim.render.charts import coverage_strip
+from omgoptim.render.blocks import Block, Chart, Columns, Items, Line, Section, Table, Text, cells_of
+from omgoptim.render.charts import coverage_strip, noise_bars
 from omgoptim.render.claims import Tone
-from omgoptim.render.numbers import SAME, path_text, paths_text, plain, plural, ratio_text, size_text, wait_text
-from omgoptim.reports import Alternative, Coverage, EfficiencyReport, Gain, GainsBy, Guard, LayerPrecision
+from omgoptim.render.numbers import (
+    SAME,
+    path_text,
+    paths_text,
+    plain,
+    plural,
+    ratio_text,
+    size_text,
+    time_text,
+    wait_text,
+)
+from omgoptim.reports import (
+    Alternative,
+    Coverage,
+    EfficiencyReport,
+    Explanation,
+    Finding,
+    Gain,
+    GainsBy,
+    Guard,
+    LayerPrecision,
+    TimeShare,
+)
 
-BRIEF = 5
-"""Alternatives that the short form shows."""
+BRIEF = {"alternatives": 5, "findings": 3, "layers": 5, "times": 4}
+"""Most entries of each kind in the short form."""
 
 _TONES: dict[str, Tone] = {"REAL": "better", "SIMULATED": "open", "NO-OP": "worse"}
 
@@ -29,14 +50,14 @@ def quantization_section(report: EfficiencyReport, full: bool) -> Section | None
         blocks.append(Line("guard", Text(first, tone="same" if report.guard.holds else "worse", limit=600)))
         blocks += [Line("", Text(line, limit=600)) for line in kept]
     if alternatives := alternative_texts(report):
-        shown = alternatives if full else alternatives[:BRIEF]
+        shown = alternatives if full else alternatives[: BRIEF["alternatives"]]
         texts = tuple(Text(text, limit=300) for text in shown)
         blocks.append(Items("kept beside it", texts, len(alternatives) - len(shown)))
     if full and report.coverage is not None and report.coverage.layers:
         cells = [precision_cells(layer) for layer in report.coverage.layers]
         columns = {name: [Text(cell[name], code=name == "layer") for cell in cells] for name in cells[0]}
         title = f"layers with weights ({len(cells)})"
-        blocks.append(table_of(columns, numeric=["bytes"], title=title, folded=True))
+        blocks.append(Table(*cells_of(columns, numeric=["bytes"]), title=title, folded=True))
     return Section("Coverage and guard" if report.guard else "Coverage", tuple(blocks)) if blocks else None
 
 
@@ -119,3 +140,86 @@ def guard_texts(guard: Guard) -> list[str]:
 
 def _then(before: str, after: str) -> str:
     return before if before == after else f"{before} -> {after}"
+
+
+def explanation_section(report: EfficiencyReport, full: bool) -> Section | None:
+    """Findings, the most sensitive layers, and the time of one call by kind of operator."""
+    explanation = report.explanation
+    if explanation is None:
+        return None
+    blocks: list[Block] = [Line("explained", Text(explanation.summary, limit=1200))]
+    findings = explanation.findings if full else explanation.findings[: BRIEF["findings"]]
+    blocks += [Line("found", Text(finding_text(one), tone="open", limit=900)) for one in findings]
+    blocks += _sensitive(explanation, full)
+    times = explanation.times if full else explanation.times[: BRIEF["times"]]
+    if times:
+        columns: Columns = {
+            "kind": [Text(one.kind, limit=60) for one in times],
+            "time": [time_text(one.time_ms) for one in times],
+            "share": [f"{one.share:.0%}" for one in times],
+            "computed in": [numbers_text(one) for one in times],
+        }
+        note, left_out = bound_text(explanation), len(explanation.times) - len(times)
+        title = "time of one call"
+        blocks.append(Table(*cells_of(columns, numeric=["time", "share"]), title=title, note=note, left_out=left_out))
+    return Section("Explanation", tuple(blocks))
+
+
+def _sensitive(explanation: Explanation, full: bool) -> list[Block]:
+    layers = explanation.layers if full else explanation.layers[: BRIEF["layers"]]
+    if not layers:
+        return []
+    columns: Columns = {
+        "layer": [Text(layer.path or "the model itself", code=True, limit=80) for layer in layers],
+        "kind": [Text(layer.kind, limit=40) for layer in layers],
+        "alone": [f"{layer.sqnr_db:.1f} dB" for layer in layers],
+        "gain in float": ["" if layer.sqnr_gain_db is None else f"{layer.sqnr_gain_db:+.1f} dB" for layer in layers],
+        "recovered": ["" if layer.recovered is None else f"{layer.recovered:+.4f}" for layer in layers],
+        "float weights": [size_text(layer.bytes) for layer in layers],
+    }
+    numeric = ["alone", "gain in float", "recovered", "float weights"]
+    table = Table(
+        *cells_of(columns, numeric=numeric),
+        title="most sensitive layers",
+        note=noise_note(explanation),
+        left_out=len(explanation.layers) - len(layers),
+        folded=True,
+    )
+    picture = noise_bars(explanation.layers, explanation.sqnr_db)
+    note = "SQNR of the output with only this layer quantized; short bars hurt"
+    return [Chart(picture, note), table] if picture else [table]
+
+
+def noise_note(explanation: Explanation) -> str:
+    """Return the legend of the table of sensitive layers."""
+    whole = "" if explanation.sqnr_db is None else f", {explanation.sqnr_db:.1f} dB with all quantized"
+    return (
+        f"alone: signal-to-noise of the output with only this layer quantized{whole}; gain in float, recovered: signal "
+        f"and {plain(explanation.metric, 40)} that come back with only this layer in float, "
+        f"on {explanation.samples} samples"
+    )
+
+
+def finding_text(finding: Finding) -> str:
+    """Return `spread channels in a, b: the ranges differ by 40x. Fix: … (recovered +0.0120)`."""
+    where = f" in {paths_text(finding.paths, 3)}" if finding.paths else ""
+    brought = "" if finding.recovered is None else f" (recovered {finding.recovered:+.4f})"
+    evidence = plain(finding.evidence, 200).rstrip(".")
+    return f"{plain(finding.name, 60)}{where}: {evidence}. Fix: {plain(finding.fix, 200)}{brought}"
+
+
+def time_share_text(time: TimeShare) -> str:
+    """Return `Conv 61% (integers)`."""
+    return f"{plain(time.kind, 40)} {time.share:.0%} ({numbers_text(time)})"
+
+
+def numbers_text(time: TimeShare) -> str:
+    """Return the arithmetic of its kernels."""
+    return "integers" if time.quantized else "float"
+
+
+def bound_text(explanation: Explanation) -> str:
+    """Amdahl's bound; empty where it is not known."""
+    if explanation.speedup_bound is None:
+        return ""
+    return f"at most {ratio_text(explanation.speedup_bound)} faster if what computes in integers took no time"

@@ -6,10 +6,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from omgoptim.render.blocks import Block, Chart, Columns, Items, Line, Mark, Section, Text, table_of
+from omgoptim.render.blocks import Block, Chart, Columns, Items, Line, Mark, Section, Table, Text, cells_of
+from omgoptim.render.charts import learning_curve
 from omgoptim.render.claims import control_claim
-from omgoptim.render.curves import learning_curve
-from omgoptim.render.numbers import amount_text, bars, count_text, plain, plural, quality_text, ratio_text, wait_text
+from omgoptim.render.numbers import (
+    amount_text,
+    bars,
+    count_text,
+    if_known,
+    plain,
+    plural,
+    quality_text,
+    ratio_text,
+    wait_text,
+)
 from omgoptim.reports import Control, EfficiencyReport, Epoch, Round, Training
 
 BRIEF_ROUNDS = 8
@@ -31,7 +41,9 @@ def rounds_section(report: EfficiencyReport, full: bool) -> Section | None:
     numeric = [name for name in numbers if name != "kept"]
     left_out = len(shown_rounds(report)) - len(shown)
     marks: list[Mark] = ["chosen" if one.kept else "" for one in shown]
-    table = table_of(columns, numeric=numeric, marks=marks, title="rounds", left_out=left_out, note=rounds_note(shown))
+    table = Table(
+        *cells_of(columns, numeric=numeric, marks=marks), title="rounds", left_out=left_out, note=rounds_note(shown)
+    )
     return Section("Rounds", (table,))
 
 
@@ -76,7 +88,7 @@ def round_columns(rounds: Sequence[Round]) -> dict[str, list[str]]:
         "re-estimated": [quality_text(one.quality_reestimated) for one in rounds],
         "trained": [quality_text(one.quality_trained) for one in rounds],
         "drop": [quality_text(one.quality_drop) for one in rounds],
-        "speedup": ["" if one.speedup is None else ratio_text(one.speedup) for one in rounds],
+        "speedup": [if_known(ratio_text, one.speedup) for one in rounds],
         "left": [_left_text(one) for one in rounds],
         "kept": [KEPT if one.kept else "" for one in rounds],
     }
@@ -101,7 +113,7 @@ def _judged(one: Round) -> bool:
 def _left_text(one: Round) -> str:
     """Parameters that are left: those that are no zero, where some are."""
     left = one.params if one.nonzero_params is None else one.nonzero_params
-    return "" if left is None else count_text(left)
+    return if_known(count_text, left)
 
 
 def training_text(training: Training) -> str:

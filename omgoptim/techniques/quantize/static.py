@@ -13,7 +13,8 @@ Use when: convolution nets, and Linear where dynamic quantization costs too much
 What you really get: storage and memory about a quarter; the most speed on a CPU with VNNI, in ONNX
 Runtime and OpenVINO alike; effort changes neither. NNCF's transformer program is fast in OpenVINO only.
 Limits: LSTM and GRU stay float (scheme dynamic); networks with attention are refused by algorithm onnxruntime, since
-plain ranges over all of their ops leave nothing of the output, and their channels are not scaled. A Clip whose upper
+plain ranges over all of their ops leave nothing of the output, and their channels are not scaled. What follows the last
+layers stays float where it joins tensors of very different ranges, such as boxes and scores. A Clip whose upper
 bound no calibration sample comes near is taken for a ReLU when channels are scaled. Embeddings are stored in int8 and
 computed in float.
 Source: arXiv:1712.05877, arXiv:1906.04721, arXiv:2004.10568, onnxruntime.quantization and nncf.quantize; differs in

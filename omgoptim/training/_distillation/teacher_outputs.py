@@ -10,14 +10,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from omgoptim.training._loop.progress import Progress
 from omgoptim.training.batches import Batch, Batches
 from omgoptim.training.config import TrainingConfig
-from omgoptim.training.randomness import seed_everything
+from omgoptim.training.modes import seed_everything
+
+if TYPE_CHECKING:
+    from omgoptim.training._loop.training_state import Progress
 
 LIMIT_BYTES = 512 * 2**20
 """Memory limit of the cache: ImageNet's 1.28 M logits of 1,000 classes (5 GB) do not fit, CIFAR's and GLUE's do."""
@@ -29,14 +32,14 @@ EVERY = "computed for every batch"
 
 
 class TeacherOutput(list[Tensor]):
-    """The teacher's outputs for a batch, by position; empty where an output is not learnt."""
+    """The teacher's outputs for a batch, by position; empty where an output is not learned."""
 
     def to(self, device: str | torch.device) -> TeacherOutput:
         """Return the outputs on a device."""
         return TeacherOutput(tensor.to(device) for tensor in self)
 
     def has_rows(self, count: int) -> bool:
-        """Return whether each learnt output has one row for each of `count` samples."""
+        """Return whether each learned output has one row for each of `count` samples."""
         return all(len(tensor) == count for tensor in self if tensor.numel())
 
     @property
@@ -103,7 +106,7 @@ def keep_outputs(
     config: TrainingConfig,
     count: int,
     first: Batch,
-    taught: Callable[[Batch], TeacherOutput],
+    compute: Callable[[Batch], TeacherOutput],
     progress: Progress = lambda _stage, _done: None,
 ) -> tuple[TeacherOutputs | None, str]:
     """Compute a teacher's outputs for all train samples if they are used more than once, and describe the decision.
@@ -113,7 +116,7 @@ def keep_outputs(
         config: number of epochs, batch size and seed.
         count: batches in an epoch.
         first: a batch of another pass over the data. Unless its samples come again, the inputs are augmented.
-        taught: the teacher's outputs for a batch, which may be on the CPU.
+        compute: the teacher's outputs for a batch, which may be on the CPU.
         progress: `progress(stage, fraction)`.
 
     Returns:
@@ -121,7 +124,7 @@ def keep_outputs(
     """
     if config.epochs < 2:
         return None, f"{EVERY}: there is one epoch"
-    example = taught(first)
+    example = compute(first)
     if not example.has_rows(first.size):
         return None, f"{EVERY}: there is not one for each sample"
     if example.nbytes * count > LIMIT_BYTES:
@@ -132,7 +135,7 @@ def keep_outputs(
     seed_everything(config.seed, 0, PASS)
     for number, batch in enumerate(batches.epoch(config.batch), 1):
         if not kept.holds(batch):
-            outputs = taught(batch)
+            outputs = compute(batch)
             if not outputs.has_rows(batch.size):
                 return None, f"{EVERY}: there is not one for each sample"
             kept.add(batch, outputs)
@@ -157,7 +160,7 @@ def _changing(batches: Batches, config: TrainingConfig, first: Batch) -> bool:
 
 
 def _size(size_bytes: int) -> str:
-    """Return a size in words, in units of 1000 bytes, as reports have it."""
+    """Format a size in units of 1000 bytes, as reports do."""
     value = float(size_bytes)
     for unit in ("bytes", "kB", "MB"):
         if value < 1000:

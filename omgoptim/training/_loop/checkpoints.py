@@ -48,7 +48,7 @@ class Checkpoint:
     adapters: dict[str, Tensor] = field(default_factory=dict)
     """Adapters of the feature loss: trained, and not part of the module."""
     teacher_outputs: str | None = None
-    """Whether the teacher's outputs were cached, in words."""
+    """Note on caching of the teacher's outputs."""
 
     @property
     def records(self) -> list[Epoch]:
@@ -122,10 +122,7 @@ def plain(config: Any) -> dict[str, Any]:
 
 def all_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Return parameters and buffers by name, non-persistent ones too; shared ones once. No copies."""
-    return {
-        **{name: parameter.data for name, parameter in module.named_parameters()},
-        **dict(module.named_buffers()),
-    }
+    return {**{name: parameter.data for name, parameter in module.named_parameters()}, **dict(module.named_buffers())}
 
 
 def trained_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from omgoptim.errors import DataError, TechniqueError
+from omgoptim.errors import DataError, TechniqueError, argument
 from omgoptim.models.labels import plain_labels
 from omgoptim.models.outputs import ModelOutputs
 from omgoptim.runtimes.signature import Signature
 from omgoptim.training._distillation.teacher_outputs import TeacherOutput, TeacherOutputs
 from omgoptim.training.batches import Batch
 from omgoptim.training.distillation import DistillationLoss, other_outputs, same_shape
-from omgoptim.training.evaluator import eval_mode
 from omgoptim.training.feature_losses import FeatureLoss
 from omgoptim.training.losses import Loss, tensor_outputs
+from omgoptim.training.modes import eval_mode
 
 
 @dataclass(slots=True)
@@ -47,7 +47,7 @@ class CombinedLoss:
 
     @property
     def learns_outputs(self) -> bool:
-        """Whether the teacher's outputs have a part in the loss.
+        """Return whether the teacher's outputs have a part in the loss.
 
         At alpha 1 the main output has none, unless there is nothing else to learn from.
         """
@@ -70,8 +70,8 @@ class CombinedLoss:
             parts.append(f"{self.features.weight:g} x {self.features.name}")
         return " + ".join(parts)
 
-    def settle(self, module: nn.Module, batch: Batch) -> None:
-        """Resolve on one batch what is learnt of each output, and check that the loss can be computed.
+    def resolve(self, module: nn.Module, batch: Batch) -> None:
+        """Resolve on one batch the loss of each output, and check that it can be computed.
 
         Raises:
             DataError: the loss cannot be computed, or has no gradient; the teacher's outputs are of another shape.
@@ -81,46 +81,50 @@ class CombinedLoss:
             if self.distillation is not None and self.learns_outputs:
                 self._refuse_shifted_labels(module, self.distillation)
                 args, kwargs = self.signature.to_call(batch.inputs)
-                taught = self.taught(batch)
+                teacher_outputs = self.teacher_forward(batch)
                 with torch.no_grad():
-                    pairs = [tensor_outputs(given) for given in (module(*args, **kwargs), taught)]
+                    pairs = [tensor_outputs(given) for given in (module(*args, **kwargs), teacher_outputs)]
                 if len(pairs[0]) != len(pairs[1]):
                     raise other_outputs(*map(len, pairs))
                 for student, teacher in zip(*pairs, strict=True):
                     same_shape(student, teacher)
-                self.distillation = self.distillation.decided(taught, self._labels(batch), self.outputs)
+                self.distillation = self.distillation.resolved(teacher_outputs, self._labels(batch), self.outputs)
             value = self(module, batch)
         if not value.requires_grad:
-            raise DataError("the loss has no gradient", "no trained parameter affects the outputs")
+            raise DataError(
+                "the loss has no gradient",
+                "no trained parameter affects the outputs: all are frozen, or forward runs under no_grad or detaches",
+                f"let forward keep its graph, or do not train: {argument('epochs', 0)}",
+            )
 
-    def __call__(self, called: nn.Module, batch: Batch, taught: Any = None) -> Tensor:
+    def __call__(self, called: nn.Module, batch: Batch, teacher_outputs: Any = None) -> Tensor:
         """Return the loss of a batch, a scalar with a gradient.
 
         Args:
             called: the module, or what Accelerate wraps it in.
             batch: on the module's device.
-            taught: the teacher's outputs for the batch, where they are known.
+            teacher_outputs: the teacher's outputs for the batch, where they are known.
         """
         args, kwargs = self.signature.to_call(batch.inputs)
         if self.loss is not None and self.loss.by_the_model and batch.target is not None:
             kwargs = {**kwargs, "labels": batch.target}
         if self.features is None or self.teacher is None or self.student is None:
-            return self._on_outputs(called(*args, **kwargs), batch, taught)
-        with self.features.capturing(self.student, self.teacher) as heard:
+            return self._on_outputs(called(*args, **kwargs), batch, teacher_outputs)
+        with self.features.capturing(self.student, self.teacher) as captured:
             outputs = called(*args, **kwargs)
-            taught = self.taught(batch)
-        inside: Tensor = self.features.weight * self.features(heard, batch.inputs.get("attention_mask"))
+            teacher_outputs = self.teacher_forward(batch)
+        inside: Tensor = self.features.weight * self.features(captured, batch.inputs.get("attention_mask"))
         if self.loss is None and not self.learns_outputs:
             return inside
-        return self._on_outputs(outputs, batch, taught) + inside
+        return self._on_outputs(outputs, batch, teacher_outputs) + inside
 
-    def learnt(self, batch: Batch) -> TeacherOutput:
-        """Return the teacher's outputs for a batch that are learnt, by position."""
-        leaves = tensor_outputs(self.taught(batch))
+    def learned_outputs(self, batch: Batch) -> TeacherOutput:
+        """Return the teacher's outputs that the student learns from a batch, by position."""
+        leaves = tensor_outputs(self.teacher_forward(batch))
         indices = self.distillation.indices if self.distillation is not None else frozenset()
         return TeacherOutput(leaf if index in indices else leaf.new_empty(0) for index, leaf in enumerate(leaves))
 
-    def taught(self, batch: Batch) -> Any:
+    def teacher_forward(self, batch: Batch) -> Any:
         """Run the teacher on a batch."""
         args, kwargs = self.signature.to_call(batch.inputs)
         if self.teacher is None:
@@ -128,19 +132,19 @@ class CombinedLoss:
         with torch.no_grad(), self.autocast():
             return self.teacher(*args, **kwargs)
 
-    def _on_outputs(self, outputs: Any, batch: Batch, taught: Any) -> Tensor:
+    def _on_outputs(self, outputs: Any, batch: Batch, teacher_outputs: Any) -> Tensor:
         distillation = self.distillation
         if distillation is None or not self.learns_outputs:
             return self._hard(outputs, batch)
         if self.loss is None:
-            return self._soft(outputs, batch, distillation, taught)
+            return self._soft(outputs, batch, distillation, teacher_outputs)
         if distillation.alpha != 1 or distillation.teaches_others:
-            taught = self.taught(batch) if taught is None else taught
+            teacher_outputs = self.teacher_forward(batch) if teacher_outputs is None else teacher_outputs
         real = batch.inputs.get("attention_mask")
         return distillation.mixed(
             lambda: self._hard(outputs, batch),
-            lambda: distillation.main(outputs, taught, self._labels(batch), real),
-            lambda: distillation.others(outputs, taught, real),
+            lambda: distillation.main(outputs, teacher_outputs, self._labels(batch), real),
+            lambda: distillation.others(outputs, teacher_outputs, real),
         )
 
     def _hard(self, outputs: Any, batch: Batch) -> Tensor:
@@ -151,9 +155,10 @@ class CombinedLoss:
     def _labels(self, batch: Batch) -> Any:
         return batch.target if self.outputs is None else plain_labels(batch.target, self.outputs.label_form)
 
-    def _soft(self, outputs: Any, batch: Batch, distillation: DistillationLoss, taught: Any) -> Tensor:
+    def _soft(self, outputs: Any, batch: Batch, distillation: DistillationLoss, teacher_outputs: Any) -> Tensor:
         real = batch.inputs.get("attention_mask")
-        return distillation.soft(outputs, self.taught(batch) if taught is None else taught, self._labels(batch), real)
+        goals = self.teacher_forward(batch) if teacher_outputs is None else teacher_outputs
+        return distillation.soft(outputs, goals, self._labels(batch), real)
 
     def _refuse_shifted_labels(self, module: nn.Module, distillation: DistillationLoss) -> None:
         """Raise for dkd on a causal language model: its row i predicts label i + 1, and dkd would take label i."""

@@ -1,10 +1,15 @@
-"""The steps of an epoch: gradients over a group of batches, then one step, through Hugging Face Accelerate."""
+"""The steps of an epoch: gradients over a group of batches, then one step, through Hugging Face Accelerate.
+
+Data-parallel training gives each process its share of every batch, and sums gradients before each step. The steps are
+those of one process, with the same batches, learning rates and epochs, except that batch normalization sees a share at
+a time. Processes are those that Accelerate finds in the environment (RANK, WORLD_SIZE).
+"""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
@@ -14,15 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from omgoptim.errors import ModelError, SetupError, argument
+from omgoptim.errors import ModelError, SetupError, TechniqueError, argument
 from omgoptim.training._loop.checkpoints import Checkpoint
 from omgoptim.training._loop.combined_loss import CombinedLoss
-from omgoptim.training._loop.data_parallel import average_buffers, share_of, sum_gradients
-from omgoptim.training._loop.optimizers import optimizer_of, scheduler_of
 from omgoptim.training.batches import Batch
-from omgoptim.training.config import TrainingConfig
+from omgoptim.training.config import TrainingConfig, optimizer_of, scheduler_of
 from omgoptim.training.losses import Loss
-from omgoptim.training.zero_masks import ZeroMasks
+from omgoptim.training.trainable_weights import ZeroMasks
 
 
 class _Called(nn.Module):
@@ -109,9 +112,9 @@ class Steps:
     def _backward(self, batch: Batch, share: float, last: bool) -> float:
         with nullcontext() if last else self.accelerator.no_sync(self.called):
             kept = self.loss_fn.kept
-            taught = kept.of(batch) if kept is not None else None
-            taught = None if taught is None else taught.to(self.device)
-            loss: Tensor = self.loss_fn(self.called, batch.to(self.device), taught)
+            teacher_outputs = kept.of(batch) if kept is not None else None
+            teacher_outputs = None if teacher_outputs is None else teacher_outputs.to(self.device)
+            loss: Tensor = self.loss_fn(self.called, batch.to(self.device), teacher_outputs)
             value = float(loss.detach())
             if math.isfinite(value):
                 self._gradients(loss * share)
@@ -238,3 +241,56 @@ def _accelerate() -> Any:
             f'{sys.executable} -m pip install --upgrade "accelerate>=1.6"',
         ) from error
     return accelerate
+
+
+def share_of(batch: Batch, rank: int, ranks: int) -> Batch | None:
+    """Return the samples of a batch that a process computes; None where it has none.
+
+    A batch of fewer than two samples for each process stays whole, and is the first process's.
+
+    Raises:
+        TechniqueError: the target cannot be divided by samples.
+    """
+    if batch.size < 2 * ranks:
+        return batch if rank == 0 else None
+    start, end = (batch.size * place // ranks for place in (rank, rank + 1))
+    target = batch.target
+    if isinstance(target, (Tensor, list, tuple)) and len(target) == batch.size:
+        target = target[start:end]
+    elif target is not None:
+        raise TechniqueError(
+            "the training data cannot be divided among workers",
+            f"the target of a batch is a {type(target).__name__}, not one value for each sample",
+            "train with one worker, or give targets as tensors",
+        )
+    return Batch({name: tensor[start:end] for name, tensor in batch.inputs.items()}, target)
+
+
+def sum_gradients(accelerator: Any, parameters: Iterable[nn.Parameter]) -> None:
+    """Sum gradients over the processes; a parameter without one in any process keeps none."""
+    parameters = list(parameters)
+    present = torch.tensor([float(each.grad is not None) for each in parameters], device=accelerator.device)
+    flat = torch.cat(
+        [(each.grad if each.grad is not None else torch.zeros_like(each)).reshape(-1) for each in parameters]
+    )
+    present, flat = accelerator.reduce(present, "sum"), accelerator.reduce(flat, "sum")
+    sizes = [each.numel() for each in parameters]
+    for each, some, summed in zip(parameters, present.tolist(), flat.split(sizes), strict=True):
+        each.grad = summed.view_as(each).to(each.dtype).clone() if some else None
+
+
+def average_buffers(accelerator: Any, module: nn.Module) -> None:
+    """Give every process the mean of the floating-point buffers, such as the statistics of batch normalization."""
+    with torch.no_grad():
+        for buffer in module.buffers():
+            if buffer.is_floating_point():
+                buffer.copy_(accelerator.reduce(buffer, "mean"))
+
+
+def from_first(value: Any, ranks: int) -> Any:
+    """Return what the first process has."""
+    if ranks == 1:
+        return value
+    values = [value]
+    torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]

@@ -1,9 +1,10 @@
-"""State of one training: its epochs, the best weights so far, and the checkpoint to resume from."""
+"""State of one training: its epochs, the best weights so far, the checkpoint to resume from, and its progress."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,12 +14,35 @@ from torch import Tensor, nn
 from omgoptim.reports import Epoch
 from omgoptim.training._distillation.teacher_outputs import EVERY, keep_outputs
 from omgoptim.training._loop.checkpoints import Checkpoint, all_tensors, put_tensors, trained_tensors
-from omgoptim.training._loop.data_parallel import from_first
-from omgoptim.training._loop.progress import Progress, ProgressReporter
-from omgoptim.training._loop.steps import Steps
+from omgoptim.training._loop.steps import Steps, from_first
 from omgoptim.training.batches import Batch, Batches
 from omgoptim.training.evaluator import Evaluator, distance_to_original
-from omgoptim.training.randomness import seed_everything
+from omgoptim.training.modes import seed_everything
+
+Progress = Callable[[str, "float | None"], None]
+"""`progress(stage, fraction of this training)`."""
+
+
+@dataclass(slots=True)
+class ProgressReporter:
+    """Progress reporter of one epoch: at most one message a second, with the loss and the time left."""
+
+    progress: Progress
+    epochs: int
+    epoch: int
+    count: int
+    started: float = field(default_factory=time.perf_counter)
+    last: float = 0.0
+
+    def __call__(self, done: int, loss: float) -> None:
+        now = time.perf_counter()
+        if done < self.count and now - self.last < 1.0:
+            return
+        self.last = now
+        fraction = min(done / max(self.count, 1), 1.0)
+        eta = (now - self.started) / max(fraction, 1e-9) * (self.epochs - self.epoch + 1 - fraction)
+        text = f"training: epoch {self.epoch} of {self.epochs}, loss {loss:.4g}, eta {eta:.0f} s"
+        self.progress(text, (self.epoch - 1 + fraction) / self.epochs)
 
 
 @dataclass(slots=True)
@@ -82,7 +106,7 @@ class TrainingState:
                 self.steps.config,
                 count,
                 first,
-                lambda batch: loss_fn.learnt(batch.to(self.steps.device)),
+                lambda batch: loss_fn.learned_outputs(batch.to(self.steps.device)),
                 progress,
             )
         self.seconds += time.perf_counter() - started

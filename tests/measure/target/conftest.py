@@ -11,7 +11,7 @@ from ssh_server import Server, running_server
 
 from omgoptim.measure.target.client import Target
 from omgoptim.measure.target.connection import CONFIG_VARIABLE
-from omgoptim.requests.target import TargetAddress
+from omgoptim.requests.base import TargetAddress
 
 Connect = Callable[..., Target]
 
@@ -46,7 +46,8 @@ def connect(tmp_path: Path) -> Iterator[Connect]:
         def make(server: Server, holder: str = "run-1", reconnect_s: float = 20.0) -> Target:
             said: list[str] = []
             address, kept = TargetAddress.parse(server.url), tmp_path / "measured.jsonl"
-            target = Target(address, "onnxruntime", holder, tmp_path, said.append, kept, reconnect_s)
+            target = Target(address, "onnxruntime", holder, tmp_path, said.append, kept)
+            target.reconnect_s = reconnect_s
             return stack.enter_context(target)
 
         yield make

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from omgoptim.errors import ArtifactError, SetupError
-from omgoptim.measure import timing
+from omgoptim.measure.launch import LATENCY, TimingPlan
 from omgoptim.measure.target import client
 from omgoptim.measure.target.client import TargetGone
 from omgoptim.measure.target.connection import Connection
-from omgoptim.measure.timing import PLANS, Timing, TimingPlan, time_artifacts
+from omgoptim.measure.timing import PLANS, Timing, time_artifacts
 
 TINY = TimingPlan(launches=1, most_launches=1, rounds=2, turn_s=0.01, throughput_rounds=1)
 TWO = replace(TINY, launches=2, most_launches=2)
@@ -105,7 +105,7 @@ def test_a_process_there_opens_another_artifact_and_answers(there, make_program,
         process.begin_open()
         assert process.end_open()["differences"] == [0.0]
         assert process.ask("memory")["peak_bytes"] > 0
-        assert process.ask("kernels", batch=timing.LATENCY)["kernels"]
+        assert process.ask("kernels", batch=LATENCY)["kernels"]
         process.open_another(make_program("b", factor=-1.0))
         process.run_samples(inputs, tmp_path / "outputs")
     x = np.load(inputs / "0.npz")["x"]

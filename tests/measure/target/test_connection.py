@@ -1,4 +1,4 @@
-"""What can be wrong with a target: each its own error, within seconds; and how ssh is called."""
+"""Failures of a target, each with its own error within seconds, and the ssh command line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from omgoptim.errors import SetupError
 from omgoptim.measure.target import connection
 from omgoptim.measure.target.connection import Connection, ssh_command
 from omgoptim.measure.target.machine import look_at, prepare_machine
-from omgoptim.requests.target import TargetAddress
+from omgoptim.requests.base import TargetAddress
 
 
 def refusal(server: Server) -> SetupError:

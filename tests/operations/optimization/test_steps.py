@@ -16,7 +16,7 @@ from omgoptim.operations.ledger import Ledger
 from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.optimization.points import speeds
 from omgoptim.operations.optimization.steps import Steps
-from omgoptim.reports import EfficiencyReport, Environment, Gains, Measurement
+from omgoptim.reports import EfficiencyReport, Environment, Gains, Measurement, OutputRecord
 from omgoptim.requests import OptimizeRequest, Request
 
 ENVIRONMENT = Environment(cpu="c", threads=1, python="p", versions={}, seed=0)
@@ -41,6 +41,7 @@ class Runs:
             after=Measurement(runtime="onnxruntime", quality=result["after"], size_bytes=result["size"]),
             gains=Gains(speedup=result["speedup"], macs_ratio=result.get("macs"),
                         quality_drop=0.0, quality_drop_high=result.get("high", 0.0)),
+            outputs=result.get("outputs", []),
         )  # fmt: skip
         write_sealed(folder / "report.json", folder.name, report)
         return StepRun(folder.name, folder, report)
@@ -71,6 +72,22 @@ def test_a_chain_multiplies_speedups_and_counts_its_drop_from_the_original(tmp_p
     assert second.chain == [first, second]
     record = steps.records()[1]
     assert (record.parent, record.expected_speedup, record.run_id) == ("prune 50%", 5.0, "quantize-2")
+
+
+def test_a_result_with_a_ruined_output_is_above_any_guard_though_the_metric_lost_nothing(tmp_path: Path) -> None:
+    boxes = OutputRecord(
+        name="boxes", shape=["batch", 4], dtype="float32", kind="values", evidence="", compared_by="r2_agreement",
+        ruined=True,
+    )  # fmt: skip
+    scores = boxes.model_copy(update={"name": "scores", "ruined": False, "labelled": True})
+    runs = Runs(tmp_path / "runs", [FIRST | {"outputs": [boxes, scores]}, FIRST | {"outputs": [scores]}])
+    steps = steps_with(tmp_path, runs)
+    ruined = steps.take("prune 50%", "prune", {"epochs": 1}, None, (0, 1))
+    kept = steps.take("prune 25%", "prune", {"epochs": 2}, None, (0, 1))
+    assert ruined is not None
+    assert kept is not None
+    assert (ruined.ruined, kept.ruined) == (True, False)
+    assert kept.cautious_drop < 1.0 < ruined.cautious_drop
 
 
 def test_the_original_is_built_by_its_checkpoint_and_an_artifact_by_itself(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ from float_programs import gemm, program
 
 from omgoptim.errors import ArtifactError
 from omgoptim.measure import launch
-from omgoptim.measure.measuring_process import MeasuringProcess
+from omgoptim.measure.measuring_process import MeasuringProcess, TimingSetup
 from omgoptim.measure.quality import read_outputs
-from omgoptim.measure.timing import TimingSetup
 from omgoptim.models import artifact as artifacts
-from omgoptim.models.artifact import Manifest, OutputCheck
+from omgoptim.models.manifest import PROGRAM, Manifest
+from omgoptim.models.output_check import OutputCheck
 from omgoptim.operations.quantization.candidate_evaluator import Evaluators
 from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.signature import InputTensor, Signature
@@ -68,7 +68,7 @@ def test_one_process_evaluates_all_candidates_of_an_engine_and_a_broken_one_harm
             (given,) = read_outputs(target)[0]
             assert np.array_equal(given, factor * np.arange(6).reshape(2, 3))
         assert started == [folders[0]]
-        (folders[1] / artifacts.PROGRAM).write_bytes(b"damaged")
+        (folders[1] / PROGRAM).write_bytes(b"damaged")
         with pytest.raises(ArtifactError, match="damaged"):
             evaluators.run(folders[1], "onnxruntime", inputs, tmp_path / "none")
         assert started == [folders[0], folders[1]]  # tried once more, in a fresh process

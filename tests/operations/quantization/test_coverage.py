@@ -13,9 +13,11 @@ import torch
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import nn
 
-from omgoptim.measure.measuring_process import MeasuringProcess
-from omgoptim.models.artifact import Manifest, OutputCheck, save_module, save_program
-from omgoptim.models.source import Recipe
+from omgoptim.measure.measuring_process import MeasuringProcess, TimingSetup
+from omgoptim.models.artifact import save_module, save_program
+from omgoptim.models.manifest import Manifest
+from omgoptim.models.output_check import OutputCheck
+from omgoptim.models.recipe import Recipe
 from omgoptim.operations.quantization.coverage import FloatModel, coverage_warnings, measure_coverage, read_kernels
 from omgoptim.reports import Coverage, Skip
 from omgoptim.requests.quantize import Dynamic
@@ -222,9 +224,8 @@ def test_a_measuring_process_is_asked_and_one_that_is_gone_says_nothing(source: 
     outputs = ENGINES["onnxruntime"].open(source, SIGNATURE, SessionSettings(1)).run(SAMPLE)
     save_program(tmp_path / "a", source, Manifest("onnxruntime", "float32", SIGNATURE), OutputCheck(SAMPLE, outputs))
     np.savez(tmp_path / "one.npz", x=SAMPLE["x"])
-    with MeasuringProcess(
-        tmp_path / "a", threads=1, batches={"latency": tmp_path / "one.npz"}, cwd=tmp_path
-    ) as process:
+    setup = TimingSetup({"latency": tmp_path / "one.npz"}, 1, 1, tmp_path)
+    with MeasuringProcess(tmp_path / "a", setup) as process:
         process.begin_open()
         process.end_open()
         kinds = {kernel.kind: kernel.computed_in for kernel in read_kernels(process)}

@@ -16,6 +16,7 @@ from torch import nn
 
 import omgoptim
 from omgoptim.errors import DataError, RequestError, TechniqueError
+from omgoptim.measure.metrics import RequestedFunction
 from omgoptim.models.onnx_file import load as load_program
 from omgoptim.models.onnx_graph import find_layers
 from omgoptim.operations.context import RunContext
@@ -123,7 +124,7 @@ def test_a_module_without_numbers_scores_below_any_other(tmp_path: Path) -> None
     trial = QatRun(tmp_path)
     loaded, samples = trial.loaded, trial.loaded.samples("calibration", 64)
     original = module()
-    evaluator = Evaluator.of(original, samples, loaded.signature, "auto", loaded.policy, 60.0)
+    evaluator = Evaluator.of(original, samples, loaded.signature, RequestedFunction("auto", loaded.policy, 60.0))
     converted = ConvertedEvaluator(
         samples=samples,
         signature=loaded.signature,

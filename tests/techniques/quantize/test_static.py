@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
+from torch import nn
 
 import omgoptim
 from omgoptim.errors import DataError, SetupError, TechniqueError
@@ -219,3 +221,27 @@ def test_a_users_program_of_an_old_opset_without_node_names_works(program, apply
     target, outcome = apply(source, Static(algorithm=algorithm))
     assert [change.path for change in outcome.changed] == ["Conv_0"]
     assert cosine(source, target) > 0.99
+
+
+class Detector(nn.Module):
+    """Boxes in pixels and scores of classes in one tensor, as exported detectors give them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.box, self.score = nn.Conv2d(1, 8, 3, 2, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.body(x).relu()
+        return torch.cat([self.box(hidden).sigmoid() * 640, (9 * self.score(hidden)).sigmoid()], 1).flatten(2)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_scores_beside_boxes_in_pixels_do_not_share_their_scale(exported, apply, infer, algorithm):
+    source = exported(
+        Detector(),
+        lambda batch, seed: 2 * np.random.default_rng(seed).standard_normal((batch, 1, 16, 16), dtype=np.float32),
+    )
+    target, _ = apply(source, Static(algorithm=algorithm))
+    x = source.sample(32, 5)
+    want, got = (infer(path, x, "onnxruntime")[:, 4:] for path in (source.path, target))
+    assert np.sqrt(((got - want) ** 2).mean()) < 0.2 * want.std()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from omgoptim.training._distillation.output_distances import (
+from omgoptim.training._distillation.distances import (
     correlation_distance,
     decoupled_divergence,
     relative_distance,

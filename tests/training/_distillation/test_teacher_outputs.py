@@ -8,7 +8,8 @@ from small_training import batches_of, blobs, net, signature_of, source
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from omgoptim.models.data import DataSource, RawBatch
+from omgoptim.models.data import DataSource
+from omgoptim.models.raw_batch import RawBatch
 from omgoptim.training._distillation import teacher_outputs
 from omgoptim.training._distillation.teacher_outputs import TeacherOutput, TeacherOutputs, digests, keep_outputs
 from omgoptim.training.batches import Batch, Batches

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from omgoptim.models.structural_diff import keep_children
+from omgoptim.models.child_removal import keep_children
 from omgoptim.reports import Change
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection
 from omgoptim.techniques.probe import Probe

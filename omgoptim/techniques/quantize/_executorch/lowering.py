@@ -22,7 +22,8 @@ from omgoptim.models.samples import as_tensors
 from omgoptim.reports import Change, Skip
 from omgoptim.requests import Params
 from omgoptim.requests.quantize import Dynamic, Static
-from omgoptim.runtimes.export import exported_program, quiet_export
+from omgoptim.runtimes.export import exported_program
+from omgoptim.runtimes.export_patches import quiet_export
 from omgoptim.runtimes.signature import Signature
 from omgoptim.techniques.registry import Outcome, ProgramRun
 

@@ -14,9 +14,9 @@ from omgoptim.models.forward import NamedBatch
 from omgoptim.models.globs import is_selected
 from omgoptim.models.samples import forward_args
 from omgoptim.requests.quantize import Dynamic, Static
-from omgoptim.runtimes.export import quiet_export
+from omgoptim.runtimes.export_patches import quiet_export
 from omgoptim.runtimes.signature import flatten
-from omgoptim.runtimes.torch_session import to_array
+from omgoptim.runtimes.torch_engines import to_array
 from omgoptim.techniques.quantize._ptq.sqnr import sqnr_db
 
 if TYPE_CHECKING:

@@ -17,10 +17,14 @@ from onnx import ModelProto, NodeProto, numpy_helper
 
 from omgoptim.models.onnx_graph import OnnxLayer, find_layers
 from omgoptim.requests.quantize import Static
+from omgoptim.techniques.quantize._onnx.layer_weights import OPS
 from omgoptim.techniques.quantize._onnx.runtime import as_technique_error, lacks_int8_dot_product, quiet_stdout
 
 Range = tuple[float, float]
 """Lowest and highest value of an activation; values outside are clipped."""
+
+CONCAT_RATIO = 4.0
+"""Ratio of ranges above which one scale for both costs the smaller one more than two bits."""
 
 
 def write_qdq(
@@ -48,6 +52,7 @@ def write_qdq(
 
     taken = {layer.node for layer in chosen if layer.op != "Gather"}
     excluded = [layer.node for layer in find_layers(model) if layer.node not in taken]
+    excluded += float_tail(model, ranges)
     data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()}
     copy = ModelProto()
     copy.CopyFrom(model)
@@ -72,6 +77,30 @@ def write_qdq(
         quantizer.model.topological_sort()
     quantized: ModelProto = quantizer.model.model
     return quantized
+
+
+def float_tail(model: ModelProto, ranges: Mapping[str, Range]) -> list[str]:
+    """Return the nodes after the last layers if they concatenate tensors of very different ranges; else none.
+
+    A quantized Concat gives all its inputs one scale: beside boxes in pixels, scores in 0..1 would all be zero. Before
+    another layer its input has one scale anyway.
+
+    Args:
+        model: the float program, its nodes in order.
+        ranges: of its float tensors.
+    """
+    read: set[str] = set()  # by a layer, directly or not
+    tail = []
+    for node in reversed(model.graph.node):
+        if node.op_type in OPS or read.intersection(node.output):
+            read.update(node.input)
+        else:
+            tail.append(node)
+    for node in tail:
+        widths = [high - low for low, high in (ranges[name] for name in node.input if name in ranges)]
+        if node.op_type == "Concat" and widths and max(widths) > CONCAT_RATIO * min(widths):
+            return [one.name for one in tail]
+    return []
 
 
 @contextlib.contextmanager

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from omgoptim.models.child_removal import keep_children
 from omgoptim.models.forward import first_forward, input_tensors, name_inputs
 from omgoptim.models.samples import Samples
-from omgoptim.models.structural_diff import keep_children
 from omgoptim.requests.distill import FewerLayers
 from omgoptim.techniques.distill._student.layer_bridging import Span, fit_spans
 from omgoptim.techniques.distill.fewer_layers import apply

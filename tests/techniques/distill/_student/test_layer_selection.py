@@ -4,7 +4,7 @@ import pytest
 from torch import nn
 
 from omgoptim.errors import TechniqueError
-from omgoptim.models.structural_diff import keep_children
+from omgoptim.models.child_removal import keep_children
 from omgoptim.requests.distill import Narrow
 from omgoptim.techniques.distill._student.layer_selection import LayerSelection, paths_of
 

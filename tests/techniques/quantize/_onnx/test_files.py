@@ -21,7 +21,7 @@ if nncf_backend.is_installed():
 
 @pytest.mark.parametrize("params", SCHEMES, ids=str)
 def test_a_model_past_the_limit_of_one_file_keeps_its_weights_beside_it(program, apply, cosine, monkeypatch, params):
-    monkeypatch.setattr("omgoptim.models.onnx_file.ONE_FILE_BYTES", 2000)  # the real limit is 2 GiB
+    monkeypatch.setattr("omgoptim.models.onnx_file.MAX_ONE_FILE_BYTES", 2000)  # the real limit is 2 GiB
     target, outcome = apply(program("mlp"), params)
     assert target.with_name("target.onnx.data").stat().st_size > 4000
     assert outcome.changed

@@ -1,1 +1,0 @@
-"""Parts of an artifact: its recipe, packed weights and removed layers."""

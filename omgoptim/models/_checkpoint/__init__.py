@@ -1,1 +1,0 @@
-"""Matching of checkpoints with state dicts."""

@@ -1,0 +1,175 @@
+"""Temporary changes of a module and of torch's exporter while an export runs: what torch.export does not accept.
+
+Each is a context manager that puts back what it changed, also on an error.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import functools
+import inspect
+import keyword
+import logging
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omgoptim.runtimes.signature import Signature, flatten, holds_class
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@contextlib.contextmanager
+def exportable_forward(module: nn.Module, signature: Signature) -> Iterator[None]:
+    """Wrap a forward that takes `**kwargs` with named parameters, which torch.export needs for dynamic dimensions.
+
+    Models of transformers have such forwards. `len` of a tensor is symbolic while the context is open.
+    """
+    with _symbolic_len(module), _named_parameters(module, signature), _plain_outputs(module, signature):
+        yield
+
+
+@contextlib.contextmanager
+def _symbolic_len(module: nn.Module) -> Iterator[None]:
+    """Replace `len(tensor)` in the model's own forwards by `tensor.shape[0]` while the context is open.
+
+    Python's `len` returns an integer, so that torch.export makes the example's batch a constant; the shape is symbolic.
+    """
+    import torch
+
+    def length(sized: Any) -> Any:
+        return sized.shape[0] if isinstance(sized, torch.Tensor) and sized.ndim else builtins.len(sized)
+
+    changed: list[dict[str, Any]] = []
+    for part in module.modules():
+        forward = getattr(part.forward, "__func__", part.forward)
+        names = getattr(forward, "__globals__", None)
+        if names is None or "len" in names or str(names.get("__name__", "")).partition(".")[0] == "torch":
+            continue
+        names["len"] = length
+        changed.append(names)
+    try:
+        yield
+    finally:
+        for names in changed:
+            names.pop("len", None)
+
+
+@contextlib.contextmanager
+def _plain_outputs(module: nn.Module, signature: Signature) -> Iterator[None]:
+    """Wrap a forward that returns a dataclass or a named tuple to return a tuple: torch.export knows no such class."""
+    if not holds_class(signature.outputs):
+        yield
+        return
+    forward, own = module.forward, module.__dict__.get("forward")
+
+    @functools.wraps(forward)
+    def plain(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        return tuple(flatten(forward(*args, **kwargs)))
+
+    module.forward = plain
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
+@contextlib.contextmanager
+def _named_parameters(module: nn.Module, signature: Signature) -> Iterator[None]:
+    forward = module.forward
+    parameters = inspect.signature(forward).parameters
+    anything = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    if not anything or all(tensor.name in parameters for tensor in signature.inputs):
+        yield
+        return
+
+    def spelled_out(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    named = [inspect.Parameter(tensor.name, kind) for tensor in signature.inputs]
+    spelled_out.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
+    own = module.__dict__.get("forward")
+    module.forward = spelled_out
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
+@contextlib.contextmanager
+def keywords_as_names() -> Iterator[None]:
+    """Let torch.fx write code for submodules that are named by a keyword of Python, such as `ModuleDict({"in": …})`.
+
+    torch.fx 2.9 to 2.13 writes `self.parts.in`, which is a syntax error.
+    """
+    import torch.fx.graph
+
+    own = torch.fx.graph._format_target
+
+    def format_target(base: str, target: str) -> str:
+        for name in target.split("."):
+            base = f"getattr({base}, {name!r})" if keyword.iskeyword(name) else own(base, name)
+        return base
+
+    torch.fx.graph._format_target = format_target
+    try:
+        yield
+    finally:
+        torch.fx.graph._format_target = own
+
+
+@contextlib.contextmanager
+def quiet_export() -> Iterator[None]:
+    """Silence torch's exporters: their progress lines, and remarks on packages that are not needed."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def specializing_line(export: Callable[[], Any]) -> str | None:
+    """Return the line, `net.py, line 12: …`, where torch.export first fixed a symbolic size; None if unreported."""
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    replace = getattr(ShapeEnv, "_set_replacement", None)  # private to torch: without it there is no line
+    if replace is None:
+        return None
+    found: list[str] = []
+
+    def record_line(*args: Any, **kwargs: Any) -> Any:
+        if not found and len(args) > 2 and getattr(args[2], "is_number", False):
+            frames = [frame for frame in traceback.extract_stack() if not _is_library(frame.filename)]
+            if frames:
+                last = frames[-1]
+                found.append(f"{Path(last.filename).name}, line {last.lineno}: {last.line}")
+        return replace(*args, **kwargs)
+
+    ShapeEnv._set_replacement = record_line  # type: ignore[method-assign]
+    try:
+        with contextlib.suppress(Exception):  # the failure is known; only its place is needed
+            export()
+    finally:
+        ShapeEnv._set_replacement = replace  # type: ignore[method-assign]
+    return found[0] if found else None
+
+
+def _is_library(filename: str) -> bool:
+    package = Path(__file__).parent.parent
+    path = Path(filename)
+    return package in path.parents or "site-packages" in path.parts or filename.startswith("<")

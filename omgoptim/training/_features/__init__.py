@@ -1,1 +1,0 @@
-"""Distances between layers of a student and of its teacher, and which layers are compared."""
