@@ -1,4 +1,4 @@
-"""Where a run's work may run: checked before anything else, sent as JSON, stopped while something is timed."""
+"""Place of a run's work: checked before anything else, sent as JSON, stopped while something is timed."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ from omgoptim.runtimes.signature import InputTensor, Signature
 from omgoptim.runtimes.torch_precision import HALF
 
 RANDOM_SAMPLES = 64
-"""Number of random evaluation samples without data: agreement on them is no estimate of quality, so few are enough."""
+"""Number of random evaluation samples without data: agreement on them does not estimate quality, so few are enough."""
 
 REDUCED = tuple(HALF)
 """Half precisions."""

@@ -46,7 +46,7 @@ class OpenedModel:
 
     @property
     def target(self) -> nn.Module | Path:
-        """What an engine of this process opens."""
+        """Module or program for an engine of this process."""
         if self.program is not None:
             return self.program
         if self.module is None:

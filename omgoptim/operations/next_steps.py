@@ -36,7 +36,7 @@ QUANTIZABLE_SHARE = 0.1
 """Minimum share of time in layers with int8 kernels for suggesting to quantize: less allows at most 1.11x."""
 
 MOST_SAMPLES = 1_000_000
-"""Bound of the request."""
+"""Largest number of evaluation samples that a request may ask for."""
 
 
 def step(tool: str, arguments: dict[str, Any], why: str) -> NextStep:

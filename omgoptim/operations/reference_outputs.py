@@ -25,7 +25,7 @@ from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.runtimes.signature import Signature
 
 REFERENCE_SAMPLES = 64
-"""Number of samples for the description of outputs."""
+"""Number of samples for the description of outputs: shapes and kinds show in a few; more would only take time."""
 
 ON_LABELS = ("auto", "top1", "r2")
 """Built-in metrics that compare labels with their output."""

@@ -32,7 +32,7 @@ class NextStep(Record):
     tool: str
     arguments: dict[str, Any]
     command: str
-    """The same call as a shell command."""
+    """Shell command of the call."""
     why: str
 
 

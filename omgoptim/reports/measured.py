@@ -231,7 +231,7 @@ class OutputRecord(Record):
     weight: float = 1.0
     """Weight in the comparison and in distillation; 0 for an ignored output, or a single number for a whole batch."""
     labelled: bool = False
-    """Whether the labels belong to it."""
+    """True if the labels belong to it."""
     agreement: float | None = None
     """Agreement with the original, 0..1; null where it was not measured."""
     relative_error: float | None = None
@@ -288,7 +288,7 @@ class Alternative(Record):
     """Quality on the evaluation data."""
     quality_drop: float | None = None
     holds: bool
-    """Whether it passes the quality guard on the evaluation data."""
+    """True if it passes the quality guard on the evaluation data."""
     path: str
     command: str
     """The call that selects it."""

@@ -29,7 +29,7 @@ class Round(Record):
     quality_drop: float | None = None
     """Quality of the original on the same samples, minus the last of these."""
     kept: bool = False
-    """Whether this round's model is the artifact."""
+    """True if this round's model is the artifact."""
     why: str = ""
 
 
@@ -45,7 +45,7 @@ class Epoch(Record):
     learning_rate: float
     seconds: float
     best: bool = False
-    """Whether the epoch's weights were kept."""
+    """True if the epoch's weights were kept."""
 
 
 class Training(Record):
@@ -61,11 +61,11 @@ class Training(Record):
     metric: str | None = None
     seconds: float
     resumed: int = 0
-    """How often training was resumed from a checkpoint."""
+    """Number of times that training was resumed from a checkpoint."""
     stopped: str | None = None
     """Reason for an early end: patience, or a loss that was not finite."""
     teacher_outputs: str | None = None
-    """Whether the teacher's outputs were cached or computed for every batch, in words; null without a teacher."""
+    """Source of the teacher's outputs in words: cached, or computed for every batch; null without a teacher."""
 
 
 class Control(Record):
@@ -80,7 +80,7 @@ class Control(Record):
     gain_high: float | None = None
     """Upper end of its 95 % interval."""
     kept: bool = False
-    """Whether the control is the artifact: it was better on the selection samples."""
+    """True if the control is the artifact: it was better on the selection samples."""
     training: Training | None = None
 
 

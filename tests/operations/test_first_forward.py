@@ -1,4 +1,4 @@
-"""What is learnt when the data is first run."""
+"""First run of a model on its data."""
 
 from __future__ import annotations
 

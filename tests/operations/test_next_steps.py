@@ -12,7 +12,7 @@ from omgoptim.reports import Layer
 from omgoptim.requests import ModelRequest, QuantizeRequest, parse
 
 SUBJECT: Any = SimpleNamespace(data=SimpleNamespace(real=True), evaluation=SimpleNamespace(count=100))
-"""What the advice reads of a subject: its data is real, and 100 samples of it were used."""
+"""Fields of a loaded model that next steps read: real data, 100 evaluation samples."""
 
 
 def request(**given: object) -> QuantizeRequest:

@@ -50,12 +50,12 @@ class CandidateSpec:
 
     @property
     def on_module(self) -> bool:
-        """Whether its engine runs the PyTorch module instead of an ONNX file."""
+        """True if its engine runs the PyTorch module instead of an ONNX file."""
         return ENGINES[self.runtime].runs == "module"
 
     @property
     def is_lowered(self) -> bool:
-        """Whether its engine runs programs that are lowered from the module."""
+        """True if its engine runs programs that are lowered from the module."""
         return ENGINES[self.runtime].runs == "lowered"
 
 

@@ -57,7 +57,7 @@ class FinalRace:
     """In order of preference, fixed before the evaluation data was read; references come last."""
     winner: FinalistResult
     holds: bool
-    """Whether the winner passes the quality guard on the evaluation data."""
+    """True if the winner passes the quality guard on the evaluation data."""
     rejected: list[FinalistResult]
     """Preferred finalists that failed the quality guard on the evaluation data."""
     scale: float

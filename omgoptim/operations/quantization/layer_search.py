@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 REQUANTIZE_EVALUATIONS = 3
-"""Maximum evaluations for quantizing layers again; each saves less than the one before."""
+"""Maximum evaluations for quantizing layers again, costliest first: each saves less than the one before."""
 
 MIN_REQUANTIZE_COST = 0.1
 """Share of the cost of all layers in float below which a layer is not worth an evaluation."""
@@ -30,7 +30,7 @@ class SearchLayer:
     """Its name in `ignore`."""
     path: str
     size_bytes: int
-    """Of its float weights."""
+    """Bytes of its float weights."""
     noise: float
     """Predicted noise-to-signal power ratio at the output."""
 
@@ -65,7 +65,7 @@ class LayerSearchResult:
     trials: list[EvaluatedSet] = field(default_factory=list)
     out_of_time: bool = False
     not_worthwhile: bool = False
-    """Whether it ended because more layers in float are not worthwhile."""
+    """True if it ended because more layers in float are not worthwhile."""
 
 
 def costs(layers: Sequence[SearchLayer]) -> dict[str, float]:

@@ -39,7 +39,7 @@ Predict = Callable[[tuple[str, ...]], float]
 """Noise-to-signal power ratio at the output with the layers of these names in float."""
 
 FLOAT_BYTES = 4
-"""Bytes of a float32 weight, whose int8 takes one."""
+"""Bytes of a float32 weight; its int8 form takes one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ class CandidateResult:
     status: Literal["chosen", "finalist", "dropped", "failed"] = "dropped"
     why: str = ""
     reference: bool = False
-    """Whether it is a float32 reference, for the gain of the engine alone."""
+    """True for a float32 reference, which shows the gain of the engine alone."""
 
     @property
     def speedup(self) -> float:
@@ -70,7 +70,7 @@ class ScreeningReference:
     metric: Metric
     original: StoredOutputs
     quality: float
-    """The original's."""
+    """Quality of the original."""
     samples: int
 
     def evaluate(self, result: CandidateResult, outputs: StoredOutputs) -> None:

@@ -22,10 +22,10 @@ NEAR_BEST_FACTOR = 1.25
 percent between launches, and screening uses one."""
 
 FINALISTS = 2
-"""Maximum number of candidates near the best that are measured in full, each in several launches."""
+"""Maximum number of candidates near the best that are measured in full: each takes several launches."""
 
-MIXED_PRECISION_FACTOR = 1.25
-"""Minimum advantage of mixed precision over float, which loses no quality."""
+MIXED_PRECISION_FACTOR = NEAR_BEST_FACTOR
+"""Minimum advantage of mixed precision over float, which loses no quality: the scatter of screening."""
 
 
 @dataclass(frozen=True, slots=True)

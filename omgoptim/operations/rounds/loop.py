@@ -31,7 +31,8 @@ from omgoptim.training.loop import Objective, Trainer, TrainingRound
 from omgoptim.training.trainable_weights import ZeroMasks, recovering
 
 COLLAPSE_DROP = 0.5
-"""Quality drop, as a fraction of the original's quality, after which no further round runs."""
+"""Quality drop, as a fraction of the original's quality, after which no further round runs: more compression only
+loses more, and no guard allows half of the quality."""
 
 RoundsJob = Job[PruneRequest | FactorizeRequest]
 """A run of prune or factorize."""
@@ -131,7 +132,7 @@ class ChosenRound:
     state: RoundState
     states: list[RoundState]
     rewound: bool
-    """Whether later rounds were discarded because they fail the quality guard."""
+    """True if later rounds were discarded because they fail the quality guard."""
 
 
 def choose_round(job: RoundsJob, states: list[RoundState]) -> ChosenRound:

@@ -1,4 +1,4 @@
-"""What is proved of a quantization, of programs written by hand that two engines really run, and of a torch module."""
+"""Quantization coverage of programs written by hand, run by two engines, and of a torch module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a search is made again and what of it is delivered, with the search and its samples stood in for."""
+"""Second mixed precision search: its condition and its result, with a substitute for search and samples."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def result(params: Any, drop: float, timed: bool = True) -> CandidateResult:
 def search_again(
     monkeypatch: pytest.MonkeyPatch, failed: list[CandidateResult], seen: float, found: CandidateResult | None
 ) -> Any:
-    """What a search again ends with where the new samples show a drop of `seen` and the search finds `found`."""
+    """Result of a second search, where the new samples show a drop of `seen` and the search finds `found`."""
     samples = SimpleNamespace(batches=[], targets=[], count=64)
 
     def new_reference(_search: Any, _samples: Any, base: CandidateResult) -> Any:

@@ -1,4 +1,4 @@
-"""Which round is kept, and what the rounds changed together; no model is run."""
+"""Choice of a round and merged changes of rounds; no model is run."""
 
 from __future__ import annotations
 
