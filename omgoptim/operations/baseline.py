@@ -73,3 +73,25 @@ def baseline_on(runtime: str, loaded: LoadedModel, context: RunContext, program:
     outputs = in_memory(lambda: engine.open(path, loaded.signature, settings).run(loaded.example))
     artifacts.save_program(folder, path, other, OutputCheck(loaded.example, outputs))
     return folder
+
+
+def original_on_target(loaded: LoadedModel, context: RunContext, program: Program | None = None) -> LoadedModel:
+    """Return the model with its original as a float32 program: the baseline of everything that is measured on a target.
+
+    Args:
+        loaded: the model as loaded.
+        context: context of the run.
+        program: the model's export, if it exists already.
+
+    Raises:
+        ModelError: it has none.
+    """
+    if context.target is None or ENGINES[Manifest.read(loaded.baseline).runtime].runs == "program":
+        return loaded
+    if program is not None and program.error is not None:
+        raise ModelError(
+            "the model cannot be measured on a target",
+            f"only programs run there, and {program.error.what}: {program.error.why}",
+            program.error.fix,
+        )
+    return replace(loaded, baseline=baseline_on("onnxruntime", loaded, context, program))

@@ -8,7 +8,7 @@ import time
 from omgoptim.errors import RequestError, argument
 from omgoptim.measure.timing import PLANS
 from omgoptim.models.manifest import Manifest
-from omgoptim.operations.baseline import at_exportable_batch
+from omgoptim.operations.baseline import at_exportable_batch, original_on_target
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.execution import refuse_unreachable
 from omgoptim.operations.final_measurement import guard_reasons
@@ -36,7 +36,6 @@ from omgoptim.operations.optimization.steps import Steps, weights_identity
 from omgoptim.operations.output_folder import free_output
 from omgoptim.operations.prepare import prepare
 from omgoptim.operations.quantization.selection import Preference
-from omgoptim.operations.target import original_on_target
 from omgoptim.operations.timing import OVERLOADED
 from omgoptim.operations.verdict import (
     passes,

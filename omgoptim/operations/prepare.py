@@ -66,9 +66,10 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     first = first_run(request, opened, live.resplit(data) if live.resplit else data, threads, context)
     metric = live.metric or request.metric
     outputs = outputs_of(request, metric, opened.target, first.signature, first.data, first.evaluation)
-    classes = missing_classes_notes(outputs, first.evaluation.targets)
     macs, params = _counts(opened, first.signature, repeat_to_size(first.evaluation, 1))
     precision, precision_notes = _precision(source, opened, first)
+    classes = missing_classes_notes(outputs, first.evaluation.targets)
+    notes = [*first.notes, *classes, *precision_notes, *count_notes(macs)]
     first = first if opened.module is None else first.in_float32()
     bench = _bench(request, context, first, device, policy, threads)
     evaluation = first.evaluation.one_by_one() if first.dependent else first.evaluation
@@ -80,7 +81,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     signature = first.signature
     if opened.module is not None and precision != "float32":
         opened, signature = replace(opened, module=float32_copy(opened.module)), float32_signature(signature)
-    saved, notes = Manifest.read(baseline), [*source.notes, *first.data.notes, *first.notes]
+    saved = Manifest.read(baseline)
     loaded = LoadedModel(
         source=source,
         module=opened.module,
@@ -100,7 +101,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
         metric=metric,
         eval_folder=evaluation.write(context.work / "eval"),
         outputs=outputs,
-        notes=[*notes, *classes, *precision_notes, *count_notes(macs), *not_sealed(request)],
+        notes=[*source.notes, *first.data.notes, *notes, *not_sealed(request)],
         batch_dependent=first.dependent,
     )
     return at_batch_one(loaded, fixed, context.work) if fixed else loaded

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from omgoptim.errors import RequestError
+from omgoptim.operations.baseline import original_on_target
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.dry_run import plan_quantize
 from omgoptim.operations.float_program import float_program, unrolled_note
@@ -31,7 +32,6 @@ from omgoptim.operations.quantization.screening import CandidateResult, Screenin
 from omgoptim.operations.quantization.selection import Preference, finalists
 from omgoptim.operations.quantization.splits import Splits, splits_of
 from omgoptim.operations.report_records import artifact_record
-from omgoptim.operations.target import original_on_target
 from omgoptim.reports import EfficiencyReport
 from omgoptim.requests import QuantizeRequest
 from omgoptim.requests.quantize import Qat

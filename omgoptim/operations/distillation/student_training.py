@@ -163,17 +163,17 @@ def train_on_workers(
         "start": str(folder / "start"),
         "checkpoints": str(folder / "shared"),
     }
-    made = folder / "made"
+    trained = folder / "trained"
     if (folder / "shared" / "done").is_dir():  # trained before the run was cut off
-        os.replace(folder / "shared" / "done", made)
+        os.replace(folder / "shared" / "done", trained)
     elif request.on == "ray":
         with executor_on("ray", request.workers, context.project, context.progress):
-            _on_ray_train(payload, made, context.work / "train")
+            _on_ray_train(payload, trained, context.work / "train")
     else:
         _here(payload, folder)
-        os.replace(folder / "rank-0", made)
+        os.replace(folder / "rank-0", trained)
     shutil.rmtree(folder / "done", ignore_errors=True)
-    os.replace(made, folder / "done")
+    os.replace(trained, folder / "done")
     for left in (*folder.glob("rank-*"), folder / "shared", folder / "start"):
         shutil.rmtree(left, ignore_errors=True)
 
@@ -196,7 +196,7 @@ def _here(payload: dict[str, Any], folder: Path) -> None:
         executor.close()
 
 
-def _on_ray_train(payload: dict[str, Any], made: Path, storage: Path) -> None:
+def _on_ray_train(payload: dict[str, Any], trained: Path, storage: Path) -> None:
     """Train by Ray Train, which starts all processes again, from the last epoch, when one of them is lost."""
     train, torch_train = ray_library("train"), ray_library("train.torch")
     storage.mkdir(parents=True, exist_ok=True)
@@ -214,8 +214,8 @@ def _on_ray_train(payload: dict[str, Any], made: Path, storage: Path) -> None:
         result = trainer.fit()
     except Exception as error:  # Ray Train's kinds: of the loop, of a worker, of the start
         raise RunError("Ray Train ended without a result", str(error)[:300], "read the run's log") from error
-    shutil.rmtree(made, ignore_errors=True)
-    result.checkpoint.to_directory(str(made))
+    shutil.rmtree(trained, ignore_errors=True)
+    result.checkpoint.to_directory(str(trained))
 
 
 def _ray_train_loop(payload: dict[str, Any]) -> None:

@@ -48,7 +48,7 @@ NAMED_LAYERS = 3
 
 @dataclass(frozen=True, slots=True)
 class FloatModel:
-    """The model before quantization, as the program, the module or both that artifacts were made from."""
+    """The model before quantization, as a program, a module or both."""
 
     program: Path | None
     module: nn.Module | None

@@ -1,8 +1,10 @@
-"""Quantization-aware training of a quantize run with scheme qat, before its candidates are built."""
+"""Quantization-aware training of a quantize run, and the evaluator of the program that a module converts to."""
 
 from __future__ import annotations
 
 import copy
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,13 @@ from torch import nn
 
 from omgoptim.errors import DataError, TechniqueError
 from omgoptim.measure.metrics import RequestedFunction
+from omgoptim.models.manifest import PROGRAM
 from omgoptim.models.memory_check import refuse_beyond_memory, training_bytes
-from omgoptim.models.samples import Samples, forward_args, shared_samples
+from omgoptim.models.samples import Samples, as_tensors, forward_args, shared_samples
 from omgoptim.operations.context import RunContext
 from omgoptim.operations.datasets import OVERLAP, STATISTICS_SAMPLES, loss_for, overlap_notes
 from omgoptim.operations.float_program import Program, float_program
 from omgoptim.operations.loaded_model import Live, LoadedModel
-from omgoptim.operations.quantization.converted_evaluator import ConvertedEvaluator, was_trained, write_learned_state
 from omgoptim.operations.quantization.splits import Splits
 from omgoptim.operations.rounds.checkpoint import RoundState, record_training, training_of
 from omgoptim.operations.save_and_measure import require_module
@@ -26,14 +28,21 @@ from omgoptim.reports import Round, Training
 from omgoptim.requests import ModelRequest, QuantizeRequest, TrainingRequest
 from omgoptim.requests.quantize import Qat
 from omgoptim.requests.training import TrainingFields
+from omgoptim.runtimes import ENGINES, SessionSettings
 from omgoptim.techniques.quantize._onnx.runtime import weight_levels
-from omgoptim.techniques.quantize._ptq.qat_state import ChannelScaling, compute_scaling
+from omgoptim.techniques.quantize._ptq.qat_state import (
+    ChannelScaling,
+    Peaks,
+    QatState,
+    compute_scaling,
+    write_qat_state,
+)
 from omgoptim.techniques.quantize.qat import static_of
-from omgoptim.techniques.registry import Outcome
+from omgoptim.techniques.registry import Outcome, ProgramRun, apply_to_program
 from omgoptim.training.batches import Batches
 from omgoptim.training.config import LEARNING_RATES, TrainingConfig, config_for_data
 from omgoptim.training.distillation import DistillationLoss
-from omgoptim.training.evaluator import Evaluator
+from omgoptim.training.evaluator import COLLAPSED, Evaluator
 from omgoptim.training.fake_quantization import FakeQuantized, Simulation
 from omgoptim.training.loop import Objective, Trainer, TrainingResult, TrainingRound
 from omgoptim.training.losses import Loss
@@ -256,3 +265,65 @@ def _progress(context: RunContext) -> Any:
         context.progress(stage, None if done is None else STARTED_AT + (TRAINED_AT - STARTED_AT) * done)
 
     return report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertedEvaluator(Evaluator):
+    """Evaluator that exports and quantizes a module and runs the program in ONNX Runtime on the CPU."""
+
+    params: Qat
+    untrained: Path
+    """Program of the module before training."""
+    peaks: Peaks
+    """Peaks that cross-layer equalization scales channels by."""
+    calibration: Sequence[Any]
+    """Batches for calibration."""
+    example: dict[str, Any]
+    """Two samples, for the export."""
+    scratch: Path
+    """An existing folder."""
+    threads: int = 1
+    seed: int = 0
+
+    def score(self, module: nn.Module) -> float:
+        """Return the metric of the converted program; `COLLAPSED` where the module's outputs are not finite.
+
+        Raises:
+            OmgoptimError: it cannot be converted, or as `Evaluator.score`.
+        """
+        plain = plain_of(module)
+        if not self.usable(self.outputs_of(plain)):  # no range could be calibrated: the training failed, not the run
+            return COLLAPSED
+        with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
+            return self.value_of(self._converted(module, plain, Path(folder)))
+
+    def _converted(self, module: nn.Module, plain: nn.Module, folder: Path) -> list[Any]:
+        """Return the outputs of the converted program."""
+        from omgoptim.runtimes.export import export_onnx
+
+        exported, converted = self.untrained, folder / PROGRAM
+        if was_trained(module):
+            exported = folder / "float.onnx"
+            export_onnx(plain, as_tensors(self.example, self.signature.dtypes), self.signature, exported)
+            write_learned_state(module, exported, self.peaks)
+        run = ProgramRun(self.calibration, folder, self.seed, self.threads)
+        apply_to_program(exported, converted, self.params, run)
+        session = ENGINES["onnxruntime"].open(converted, self.signature, SessionSettings(self.threads))
+        return [session.run(batch) for batch in self.samples.batches]
+
+
+def was_trained(module: nn.Module) -> bool:
+    """Return whether training has changed a module's weights."""
+    return not isinstance(module, FakeQuantized) or int(module.steps_done) > 0
+
+
+def write_learned_state(module: nn.Module, program: Path, peaks: Peaks) -> None:
+    """Store the learned ranges and scales of a trained module in its program."""
+    if isinstance(module, FakeQuantized):
+        write_qat_state(program, QatState(module.ranges(), peaks))
+
+
+def plain_of(module: nn.Module) -> nn.Module:
+    """Return a copy of the wrapped module on the CPU in eval mode."""
+    inside = module.module if isinstance(module, FakeQuantized) else module
+    return copy.deepcopy(inside).cpu().eval()

@@ -25,7 +25,7 @@ from omgoptim.operations.loaded_model import Live
 from omgoptim.operations.prepare import prepare
 from omgoptim.operations.quantization import qat
 from omgoptim.operations.quantization.candidates import plan_candidates
-from omgoptim.operations.quantization.converted_evaluator import ConvertedEvaluator
+from omgoptim.operations.quantization.qat import ConvertedEvaluator
 from omgoptim.operations.quantization.splits import splits_of
 from omgoptim.requests import QuantizeRequest, parse
 from omgoptim.requests.quantize import Qat
