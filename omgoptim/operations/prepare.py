@@ -54,8 +54,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     Raises:
         OmgoptimError: of the kind that fits: see `errors.py`.
     """
-    live = live or Live()
-    threads = _use_settings(request)
+    live, threads = live or Live(), _use_settings(request)
     policy = PathPolicy.of_request(context.project, request)
     context.progress("loading the model", 0.01)
     source = _load(request, policy, live)
