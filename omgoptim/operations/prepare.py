@@ -67,8 +67,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
     outputs = outputs_of(request, metric, opened.target, first.signature, first.data, first.evaluation)
     macs, params = _counts(opened, first.signature, repeat_to_size(first.evaluation, 1))
     precision, precision_notes = _precision(source, opened, first)
-    classes = missing_classes_notes(outputs, first.evaluation.targets)
-    notes = [*first.notes, *classes, *precision_notes, *count_notes(macs)]
+    notes = [*first.notes, *missing_classes_notes(outputs, first.evaluation.targets), *precision_notes]
     first = first if opened.module is None else first.in_float32()
     bench = _bench(request, context, first, device, policy, threads)
     evaluation = first.evaluation.one_by_one() if first.dependent else first.evaluation
@@ -100,7 +99,7 @@ def prepare(request: ModelRequest, context: RunContext, live: Live | None = None
         metric=metric,
         eval_folder=evaluation.write(context.work / "eval"),
         outputs=outputs,
-        notes=[*source.notes, *first.data.notes, *notes, *not_sealed(request)],
+        notes=[*source.notes, *first.data.notes, *notes, *count_notes(macs), *not_sealed(request)],
         batch_dependent=first.dependent,
     )
     return at_batch_one(loaded, fixed, context.work) if fixed else loaded
